@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+import struct
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,12 +61,23 @@ def tokens_of(text: str) -> types_pb2.Tokens:
     return types_pb2.Tokens(ids=range(len(pieces)), pieces=pieces, roles=[int(role) for role in roles])  # pyright: ignore[reportArgumentType]
 
 
-def code_of(text: str) -> types_pb2.SparseCode:
+def code_of(text: str) -> inference_pb2.PackedCode:
     n = len(text.split(" ")) + 1
-    return types_pb2.SparseCode(
+    return packed_code(
         row_starts=[2 * t for t in range(n + 1)],
         latents=[latent for t in range(n) for latent in (t, t + 1)],
         activations=[float(value) for t in range(n) for value in (2 * (t + 1), t + 1)],
+    )
+
+
+def packed_code(
+    row_starts: Sequence[int], latents: Sequence[int], activations: Sequence[float]
+) -> inference_pb2.PackedCode:
+    """A code as a worker sends it."""
+    return inference_pb2.PackedCode(
+        row_starts=struct.pack(f"<{len(row_starts)}I", *row_starts),
+        latents=struct.pack(f"<{len(latents)}I", *latents),
+        activations=struct.pack(f"<{len(activations)}f", *activations),
     )
 
 

@@ -57,11 +57,11 @@ class Cache:
         self._count("miss" if value is None else "hit")
         return value if isinstance(value, bytes) else None
 
-    def put(self, key: str, value: bytes, ttl_s: int) -> None:
-        """Stores a value in the background."""
-        if not self.is_up or len(self._writes) >= _MAX_PENDING_WRITES or len(value) > _MAX_VALUE_BYTES:
+    def put(self, key: str, pack: Callable[[], bytes], ttl_s: int) -> None:
+        """Stores a value in the background. It is packed there too: whoever waits for an answer goes first."""
+        if not self.is_up or len(self._writes) >= _MAX_PENDING_WRITES:
             return
-        task = asyncio.create_task(self._put(key, value, ttl_s))
+        task = asyncio.create_task(self._put(key, pack, ttl_s))
         self._writes.add(task)
         task.add_done_callback(self._writes.discard)
 
@@ -77,7 +77,10 @@ class Cache:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._redis.aclose()
 
-    async def _put(self, key: str, value: bytes, ttl_s: int) -> None:
+    async def _put(self, key: str, pack: Callable[[], bytes], ttl_s: int) -> None:
+        value = pack()
+        if len(value) > _MAX_VALUE_BYTES:
+            return
         try:
             async with asyncio.timeout(1.0):
                 await self._redis.set(key, value, ex=ttl_s)

@@ -8,11 +8,11 @@ import zlib
 from dataclasses import dataclass
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from crosscope_proto.v1 import types_pb2
 from crosscope_proto.worker.v1 import inference_pb2
-from crosscope_server.examples import Tokens
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Prompt:
 class Encoding:
     """The tokens of a prompt and their sparse code."""
 
-    tokens: Tokens
+    tokens: types_pb2.Tokens
     row_starts: NDArray[np.uint32]
     """[pos + 1]; the latents of token t are latents[row_starts[t] : row_starts[t + 1]], strongest first."""
     latents: NDArray[np.uint32]
@@ -73,19 +73,14 @@ def prompt_message(prompt: Prompt) -> types_pb2.Prompt:
     return types_pb2.Prompt(conversation=conversation, parse_control_tokens=prompt.parse_control_tokens)
 
 
-def read_tokens(message: types_pb2.Tokens) -> Tokens:
-    """Tokens as a worker sent them."""
-    return Tokens(list(message.ids), list(message.pieces), list(message.roles))
-
-
 def read_encoding(message: inference_pb2.EncodeResponse) -> Encoding:
-    """A code as a worker sent it; raises ValueError if its lists do not fit together."""
+    """A code as a worker sent it; raises ValueError if its arrays do not fit together."""
     code = message.code
     encoding = Encoding(
-        read_tokens(message.tokens),
-        np.array(code.row_starts, np.uint32),
-        np.array(code.latents, np.uint32),
-        np.array(code.activations, np.float32),
+        message.tokens,
+        np.frombuffer(code.row_starts, "<u4"),
+        np.frombuffer(code.latents, "<u4"),
+        np.frombuffer(code.activations, "<f4"),
         message.compute_ms,
     )
     _check_shape(encoding)
@@ -93,38 +88,27 @@ def read_encoding(message: inference_pb2.EncodeResponse) -> Encoding:
 
 
 def pack_encoding(encoding: Encoding, key: str) -> bytes:
-    """An encoding as it is cached: a checksum of key and content, the sizes, the arrays, the pieces."""
-    tokens = encoding.tokens
-    sizes = np.array([len(tokens.ids), len(encoding.latents)], "<u4")
-    parts = (
-        sizes.tobytes(),
-        np.array([encoding.compute_ms], "<f4").tobytes(),
-        np.array(tokens.ids, "<u4").tobytes(),
-        np.array(tokens.roles, "<u4").tobytes(),
-        encoding.row_starts.astype("<u4").tobytes(),
-        encoding.latents.astype("<u4").tobytes(),
-        encoding.activations.astype("<f4").tobytes(),
-        json.dumps(tokens.pieces).encode(),
+    """An encoding as it is cached: a checksum of key and content, then what the worker sent."""
+    code = inference_pb2.PackedCode(
+        row_starts=encoding.row_starts.astype("<u4").tobytes(),
+        latents=encoding.latents.astype("<u4").tobytes(),
+        activations=encoding.activations.astype("<f4").tobytes(),
     )
-    body = b"".join(parts)
+    message = inference_pb2.EncodeResponse(tokens=encoding.tokens, code=code, compute_ms=encoding.compute_ms)
+    body = message.SerializeToString()
     return _checksum(key, body) + body
 
 
 def unpack_encoding(data: bytes, key: str) -> Encoding:
     """Reads what pack_encoding wrote for the same key; raises ValueError if it is anything else."""
     body = data[4:]
-    if len(body) < 12 or _checksum(key, body) != data[:4]:
+    if _checksum(key, body) != data[:4]:
         raise ValueError(f"{len(data)} bytes that are no cached encoding")
-    num_tokens, num_pairs = np.frombuffer(body, "<u4", 2).tolist()
-    words = 3 + 3 * num_tokens + 1 + num_pairs
-    numbers = np.frombuffer(body, "<u4", words)
-    ids, roles, row_starts, latents = np.split(numbers[3:], np.cumsum([num_tokens, num_tokens, num_tokens + 1]))
-    activations = np.frombuffer(body, "<f4", num_pairs, 4 * words)
-    pieces = json.loads(body[4 * (words + num_pairs) :])
-    tokens = Tokens(ids.tolist(), pieces, roles.tolist())
-    encoding = Encoding(tokens, row_starts, latents, activations, float(np.frombuffer(body, "<f4", 1, 8)[0]))
-    _check_shape(encoding)
-    return encoding
+    try:
+        message = inference_pb2.EncodeResponse.FromString(body)
+    except DecodeError as error:
+        raise ValueError(f"a cached encoding of another layout: {error}") from error
+    return read_encoding(message)
 
 
 def _checksum(key: str, body: bytes) -> bytes:

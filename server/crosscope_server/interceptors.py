@@ -3,6 +3,7 @@
 Knows nothing about services; it never looks into a message, and logs no text of one.
 """
 
+import asyncio
 import hmac
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -112,8 +113,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             await _abort(context, status)
         finally:
             seconds = time.perf_counter() - started
-            self._metrics.called(method, outcome.name, seconds)
-            log.info("call", method=method, status=outcome.name, ms=round(seconds * 1000, 2))
+            # Soon, not now: whoever waits for the reply goes first.
+            asyncio.get_running_loop().call_soon(self._record, method, outcome, seconds)
+
+    def _record(self, method: str, outcome: grpc.StatusCode, seconds: float) -> None:
+        self._metrics.called(method, outcome.name, seconds)
+        log.info("call", method=method, status=outcome.name, ms=round(seconds * 1000, 2))
 
 
 def _checked(request: Message | DecodeError) -> Message:

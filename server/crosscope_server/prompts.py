@@ -7,6 +7,7 @@ import asyncio
 from dataclasses import dataclass
 
 from crosscope_proto.keys import ENCODE_TTL_S, encode_key
+from crosscope_proto.v1 import types_pb2
 from crosscope_proto.worker.v1 import inference_pb2
 from crosscope_server.cache import Cache
 from crosscope_server.catalogue import Catalogue
@@ -16,11 +17,9 @@ from crosscope_server.encodings import (
     pack_encoding,
     prompt_message,
     read_encoding,
-    read_tokens,
     unpack_encoding,
 )
 from crosscope_server.errors import InvalidRequest, Violation
-from crosscope_server.examples import Tokens
 from crosscope_server.workers import Workers
 
 MAX_PROMPT_BYTES = 1_048_576
@@ -45,6 +44,8 @@ class _Flight:
     task: asyncio.Task[Encoding]
     deadline: float
     num_waiting: int = 0
+    is_kept: bool = False
+    """Whether the result is in the cache or on its way there."""
 
 
 class Prompts:
@@ -56,13 +57,13 @@ class Prompts:
         self._cache = cache
         self._flights: dict[str, _Flight] = {}
 
-    async def tokenize(self, crosscoder: str, prompt: Prompt, timeout_s: float | None) -> Tokens:
+    async def tokenize(self, crosscoder: str, prompt: Prompt, timeout_s: float | None) -> types_pb2.Tokens:
         """The tokens of a prompt. Raises CallError."""
         check_prompt(prompt)
         request = inference_pb2.TokenizeRequest(
             crosscoder=crosscoder, version_id=self._catalogue.current(crosscoder), prompt=prompt_message(prompt)
         )
-        return read_tokens((await self._workers.tokenize(request, timeout_s)).tokens)
+        return (await self._workers.tokenize(request, timeout_s)).tokens
 
     async def encode(self, crosscoder: str, prompt: Prompt, timeout_s: float | None) -> Encoded:
         """Every latent that fires on every token of a prompt. Raises CallError."""
@@ -91,27 +92,28 @@ class Prompts:
         deadline = loop.time() + timeout_s
         flight = self._flights.get(key)
         if flight is None or flight.task.done() or flight.deadline < deadline - 0.05:
-            task = loop.create_task(self._compute(key, request, timeout_s))
+            task = loop.create_task(self._compute(request, timeout_s))
             flight = self._flights[key] = _Flight(task, deadline)
             task.add_done_callback(lambda _, flight=flight: self._land(key, flight))
         flight.num_waiting += 1
         try:
-            return await asyncio.shield(flight.task)
+            encoding = await asyncio.shield(flight.task)
         finally:
             flight.num_waiting -= 1
             if flight.num_waiting == 0 and not flight.task.done():
                 self._land(key, flight)  # nobody may join what is about to be cancelled
                 flight.task.cancel()
+        if self._cache is not None and not flight.is_kept:
+            flight.is_kept = True
+            self._cache.put(key, lambda: pack_encoding(encoding, key), ENCODE_TTL_S)
+        return encoding
 
     def _land(self, key: str, flight: _Flight) -> None:
         if self._flights.get(key) is flight:
             del self._flights[key]
 
-    async def _compute(self, key: str, request: inference_pb2.EncodeRequest, timeout_s: float) -> Encoding:
-        encoding = read_encoding(await self._workers.encode(request, timeout_s))
-        if self._cache is not None:
-            self._cache.put(key, pack_encoding(encoding, key), ENCODE_TTL_S)
-        return encoding
+    async def _compute(self, request: inference_pb2.EncodeRequest, timeout_s: float) -> Encoding:
+        return read_encoding(await self._workers.encode(request, timeout_s))
 
 
 def check_prompt(prompt: Prompt) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 import pytest
+from fixtures_server import packed_code
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
 from google.rpc.status_pb2 import Status
@@ -187,7 +188,8 @@ class ScriptedWorker(inference_pb2_grpc.InferenceServicer):
 
     def Encode(self, request, context):
         encoded = ScriptedPrompts().encode(prompts_pb2.EncodeRequest(prompt=request.prompt))
-        return inference_pb2.EncodeResponse(tokens=encoded.tokens, code=encoded.code, compute_ms=1.5)
+        code = packed_code(encoded.code.row_starts, encoded.code.latents, encoded.code.activations)
+        return inference_pb2.EncodeResponse(tokens=encoded.tokens, code=code, compute_ms=1.5)
 
 
 @pytest.fixture(scope="session")

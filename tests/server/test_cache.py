@@ -18,7 +18,7 @@ async def test_what_was_put_is_there_for_its_time(cache_socket):
     counts = Counts()
     cache = Cache(f"unix://{cache_socket}", counts)
     assert await cache.get("k") is None
-    cache.put("k", b"\x00\xff", 100)
+    cache.put("k", lambda: b"\x00\xff", 100)
     await cache.written()
     assert await cache.get("k") == b"\x00\xff"
     assert counts == ["miss", "hit"]
@@ -41,7 +41,7 @@ async def test_a_cache_that_is_away_is_asked_once_and_then_left_alone(url):
     cache = Cache(url, counts)
     for _ in range(3):
         assert await cache.get("k") is None
-    cache.put("k", b"v", 100)
+    cache.put("k", lambda: b"v", 100)
     await cache.written()
     assert counts == ["failed", "skipped", "skipped"]
     assert not cache.is_up
@@ -64,7 +64,7 @@ async def test_a_cache_that_comes_back_is_used_again(tmp_path):
     async with run_cache(path), asyncio.timeout(10):
         while not cache.is_up:
             await asyncio.sleep(0.02)
-        cache.put("k", b"v", 100)
+        cache.put("k", lambda: b"v", 100)
         await cache.written()
         assert await cache.get("k") == b"v"
         await cache.close()

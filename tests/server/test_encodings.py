@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
+from fixtures_server import packed_code
 from hypothesis import given
 from hypothesis import strategies as st
 
 from crosscope_proto.v1 import types_pb2
 from crosscope_proto.worker.v1 import inference_pb2
 from crosscope_server.encodings import Encoding, Prompt, Turn, pack_encoding, read_encoding, unpack_encoding
-from crosscope_server.examples import Tokens
 
 
 def encoding(counts: list[int]) -> Encoding:
@@ -14,7 +14,7 @@ def encoding(counts: list[int]) -> Encoding:
     row_starts = np.cumsum([0, *counts]).astype(np.uint32)
     total = int(row_starts[-1])
     pieces = [f"ä{i}\x00\ufffd" for i in range(n)]
-    tokens = Tokens(list(range(n)), pieces, [1] * n)
+    tokens = types_pb2.Tokens(ids=range(n), pieces=pieces, roles=[types_pb2.TOKEN_ROLE_TEXT] * n)
     return Encoding(tokens, row_starts, np.arange(total, dtype=np.uint32), np.arange(total, 0, -1, np.float32), 2.5)
 
 
@@ -63,7 +63,7 @@ def test_strongest_cuts_each_token():
 
 def test_a_workers_code_that_does_not_fit_together_is_a_bug():
     tokens = types_pb2.Tokens(ids=[1], pieces=["a"], roles=[types_pb2.TOKEN_ROLE_TEXT])
-    code = types_pb2.SparseCode(row_starts=[0, 2], latents=[1], activations=[1.0])
+    code = packed_code([0, 2], [1], [1.0])
     with pytest.raises(ValueError, match="do not fit together"):
         read_encoding(inference_pb2.EncodeResponse(tokens=tokens, code=code))
 

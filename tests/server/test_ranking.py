@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from crosscope_proto.roles import TokenRole
+from crosscope_proto.v1 import types_pb2
 from crosscope_server.encodings import Encoding
 from crosscope_server.errors import InvalidRequest
-from crosscope_server.examples import Tokens
 from crosscope_server.ranking import Rank, TokenRange, rank_latents
 
 # Token:      0 BOS       1 user            2 user          3 turn end
@@ -15,7 +15,7 @@ ROLES = [TokenRole.BOS, TokenRole.USER, TokenRole.USER, TokenRole.TURN_END]
 def encoding(rows=ROWS, roles=ROLES) -> Encoding:
     n = len(rows)
     return Encoding(
-        Tokens(list(range(n)), [""] * n, [int(role) for role in roles]),
+        types_pb2.Tokens(ids=range(n), pieces=[""] * n, roles=[int(role) for role in roles]),  # pyright: ignore[reportArgumentType]
         np.cumsum([0, *map(len, rows)]).astype(np.uint32),
         np.array([latent for row in rows for latent, _ in row], np.uint32),
         np.array([value for row in rows for _, value in row], np.float32),

@@ -30,7 +30,7 @@ def encode_message(encoded: Encoded, top_k: int | None) -> prompts_pb2.EncodeRes
         activations=encoding.activations.astype(np.float32).tolist(),
     )
     return prompts_pb2.EncodeResponse(
-        tokens=tokens_message(encoding.tokens),
+        tokens=encoding.tokens,
         code=code,
         version_id=encoded.version_id,
         cached=encoded.cached,

@@ -39,7 +39,7 @@ class PromptsService(prompts_pb2_grpc.PromptsServicer):
         tokens = await self._prompts.tokenize(
             request.crosscoder, decode.prompt(request.prompt), context.time_remaining()
         )
-        return prompts_pb2.TokenizeResponse(tokens=decode.tokens_message(tokens))
+        return prompts_pb2.TokenizeResponse(tokens=tokens)
 
     async def Encode(self, request: prompts_pb2.EncodeRequest, context: Context) -> prompts_pb2.EncodeResponse:
         """The sparse code of a prompt."""
@@ -70,7 +70,7 @@ class PromptsService(prompts_pb2_grpc.PromptsServicer):
         )
         return prompts_pb2.TopLatentsResponse(
             entries=_entries(ranked),
-            tokens=decode.tokens_message(encoded.encoding.tokens),
+            tokens=encoded.encoding.tokens,
             version_id=encoded.version_id,
             num_latents=ranked.num_latents,
             cached=encoded.cached,

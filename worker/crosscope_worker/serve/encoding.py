@@ -13,6 +13,8 @@ from crosscope_worker.sparse import places, sparse_code
 
 _MAX_CODE_ELEMENTS = 1 << 26
 """Entries of the dense code that is held at once."""
+_MIN_PARALLEL_ELEMENTS = 1 << 15
+"""Tokens times width from which on more than one thread of the CPU pays; torch's own grain of work."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,17 +32,21 @@ class PromptCode:
 class Encoder:
     """Encodes prompts with one crosscoder and its pair."""
 
-    def __init__(self, crosscoder: Crosscoder, activations: PairActivations) -> None:
+    def __init__(self, crosscoder: Crosscoder, activations: PairActivations, num_threads: int) -> None:
+        """Uses up to `num_threads` of the CPU, fewer where that is faster."""
         self._crosscoder = crosscoder
         self._activations = activations
         # Crosscoder computes them from the decoder each time, since training moves it; here it stands still.
         self._norms = crosscoder.code_norms()
+        self._num_threads = num_threads
 
     @torch.inference_mode()
     def __call__(self, prompts: Sequence[np.ndarray]) -> list[PromptCode]:
         """prompts: each [pos] int64 ids. Every token is encoded, BOS included; the token policy is for training."""
         lengths = np.array([len(ids) for ids in prompts])
         padded = np.zeros((len(prompts), int(lengths.max())), dtype=np.int64)
+        is_small = padded.size * max(self._activations.d_model) < _MIN_PARALLEL_ELEMENTS
+        torch.set_num_threads(1 if is_small else self._num_threads)
         inside = np.arange(padded.shape[1]) < lengths[:, None]
         padded[inside] = np.concatenate(prompts)
         x = self._activations(torch.from_numpy(padded), torch.from_numpy(lengths))

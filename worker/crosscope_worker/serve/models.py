@@ -12,6 +12,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 import structlog
+import torch
 
 from crosscope_proto.artefacts import NAME_PATTERN, CrosscoderManifest, PairManifest, crosscoder_folder, version_folder
 from crosscope_worker.activations import PairActivations
@@ -62,6 +63,7 @@ class Models:
         self._device = device
         self._max_crosscoders = max_crosscoders
         self._device_executor = device_executor
+        self._num_threads = torch.get_num_threads()
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
         self._loaded: OrderedDict[tuple[str, str], LoadedCrosscoder] = OrderedDict()
         self._loading: dict[tuple[str, str], asyncio.Task[LoadedCrosscoder]] = {}
@@ -117,7 +119,7 @@ class Models:
                 f"crosscoder {name!r} reads widths {crosscoder.d_model}, its pair {manifest.pair.name!r} has "
                 f"{pair.pair.d_model}; the models have changed since, so train it again"
             )
-        encoder = Encoder(crosscoder, PairActivations(pair.pair, manifest.layer))
+        encoder = Encoder(crosscoder, PairActivations(pair.pair, manifest.layer), self._num_threads)
         seconds = round(time.perf_counter() - started, 3)
         log.info("loaded a crosscoder", crosscoder=name, version=version_id, seconds=seconds)
         return LoadedCrosscoder(name, version_id, pair, encoder)

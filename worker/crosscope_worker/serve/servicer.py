@@ -21,6 +21,9 @@ Reply = TypeVar("Reply")
 Context = grpc.aio.ServicerContext[Any, Any]
 EncodeBatcher = Batcher[LoadedCrosscoder, np.ndarray, PromptCode]
 
+_SHORT_PROMPT_BYTES = 4096
+"""Tokenised within a millisecond or so, less than two changes of threads beside a busy device may take."""
+
 
 def encode_batch(crosscoder: LoadedCrosscoder, prompts: Sequence[np.ndarray]) -> list[PromptCode]:
     """What the batcher runs on the device's thread."""
@@ -28,7 +31,7 @@ def encode_batch(crosscoder: LoadedCrosscoder, prompts: Sequence[np.ndarray]) ->
 
 
 class Inference(inference_pb2_grpc.InferenceServicer):
-    """Tokenises on threads of its own, so that a busy device delays nobody who only types."""
+    """Tokenises long prompts on threads of its own, so that they hold up nobody else; short ones at once."""
 
     def __init__(self, models: Models, batcher: EncodeBatcher, tokenising: Executor, max_prompt_tokens: int) -> None:
         self._models = models
@@ -86,8 +89,10 @@ class Inference(inference_pb2_grpc.InferenceServicer):
     async def _tokens(
         self, crosscoder: LoadedCrosscoder, prompt: types_pb2.Prompt
     ) -> tuple[TokenisedText, types_pb2.Tokens]:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._tokenising, _tokenise, crosscoder.pair.tokenizer, prompt)
+        tokenizer = crosscoder.pair.tokenizer
+        if prompt.ByteSize() <= _SHORT_PROMPT_BYTES:
+            return _tokenise(tokenizer, prompt)
+        return await asyncio.get_running_loop().run_in_executor(self._tokenising, _tokenise, tokenizer, prompt)
 
     def _check_length(self, crosscoder: LoadedCrosscoder, num_tokens: int) -> None:
         limit = min(self._max_prompt_tokens, crosscoder.max_positions or self._max_prompt_tokens)
@@ -110,9 +115,9 @@ def _tokenise(tokenizer: TextTokenizer, prompt: types_pb2.Prompt) -> tuple[Token
     return text, types_pb2.Tokens(ids=text.ids.tolist(), pieces=pieces, roles=roles)
 
 
-def _code_message(code: PromptCode) -> types_pb2.SparseCode:
-    return types_pb2.SparseCode(
-        row_starts=code.row_starts.tolist(),
-        latents=code.latents.tolist(),
-        activations=code.activations.tolist(),
+def _code_message(code: PromptCode) -> inference_pb2.PackedCode:
+    return inference_pb2.PackedCode(
+        row_starts=code.row_starts.astype("<u4").tobytes(),
+        latents=code.latents.astype("<u4").tobytes(),
+        activations=code.activations.astype("<f4").tobytes(),
     )
