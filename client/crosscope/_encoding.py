@@ -39,7 +39,7 @@ class Encoding:
     """[active] float32, scaled activations, all > 0."""
     cached: bool
     compute_ms: float
-    """Time in the models and the crosscoder when this code was computed."""
+    """What tokeniser, models and crosscoder took when this code was computed."""
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -50,7 +50,7 @@ class Encoding:
     activations: NDArray[np.float32]
     """Scaled (math §1), all > 0."""
     compute_ms: float
-    """Time that the worker spent on its batch."""
+    """What the worker computed: tokenising, then its batch."""
 
     def strongest(self, top_k: int) -> "Encoding":
         """The same with at most top_k latents a token."""

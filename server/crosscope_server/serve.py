@@ -27,6 +27,8 @@ from crosscope_server.workers import Workers
 
 GRACE_S = 1.5
 """How long calls under way may go on once the server was told to stop."""
+_CANCEL_S = 0.02
+"""How long grpc takes to cancel the calls that it cuts off."""
 _OPTIONS = [
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", 4 * 1024 * 1024),
@@ -113,7 +115,8 @@ async def _stop(server: grpc.aio.Server) -> None:
     """
     before = asyncio.all_tasks()
     await server.stop(GRACE_S)
-    cut_off = {task for task in before if task.get_name() == "rpc_task" and not task.done()}
+    await asyncio.sleep(_CANCEL_S)
+    cut_off = {task for task in before if task.get_name() == "rpc_task" and task.cancelling() and not task.done()}
     if cut_off:
         await asyncio.wait(cut_off, timeout=1)
 

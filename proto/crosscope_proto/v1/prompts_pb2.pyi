@@ -155,8 +155,8 @@ class EncodeResponse(_message.Message):
     cached: _builtins.bool
     """The reply came from the cache."""
     compute_ms: _builtins.float
-    """Time that the worker spent on the models and the crosscoder for the batch with this prompt; the time when it
-    was first computed if cached.
+    """Time that the worker computed: tokenising the prompt, then the models and the crosscoder for the batch that it was
+    part of. Of the first computation if cached.
     """
     @_builtins.property
     def tokens(self) -> _types_pb2.Tokens:

@@ -1,6 +1,7 @@
 """The service `crosscope.worker.v1.Inference`: decode, call, reply."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Sequence
 from concurrent.futures import Executor
 from typing import Any, TypeVar
@@ -76,13 +77,15 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         self, request: inference_pb2.EncodeRequest, timeout_s: float | None
     ) -> inference_pb2.EncodeResponse:
         crosscoder = await self._models.get(request.crosscoder, request.version_id)
+        started = time.perf_counter()
         text, tokens = await self._tokens(crosscoder, request.prompt)
+        tokenise_s = time.perf_counter() - started
         self._check_length(crosscoder, len(text.ids))
         answer = await self._batcher.submit(crosscoder, text.ids, len(text.ids), timeout_s)
         return inference_pb2.EncodeResponse(
             tokens=tokens,
             code=_code_message(answer.result),
-            compute_ms=answer.compute_s * 1000,
+            compute_ms=(tokenise_s + answer.compute_s) * 1000,
             queue_ms=answer.queue_s * 1000,
         )
 

@@ -149,7 +149,7 @@ class EncodeResponse(_message.Message):
     COMPUTE_MS_FIELD_NUMBER: _builtins.int
     QUEUE_MS_FIELD_NUMBER: _builtins.int
     compute_ms: _builtins.float
-    """Time spent on the models and the crosscoder for the batch with this prompt."""
+    """Time spent on tokenising the prompt, then on the models and the crosscoder for the batch that it was part of."""
     queue_ms: _builtins.float
     """Time from the request's arrival until its batch started."""
     @_builtins.property
