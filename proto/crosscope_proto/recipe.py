@@ -130,32 +130,76 @@ class TokenPolicy:
     """Every n-th text of each data set is never trained on and is what the analysis reads."""
 
 
+Variant = Literal["batch_topk", "l1", "designated_shared", "dfc", "delta", "diff_sae"]
+
+_NEEDED: dict[str, tuple[str, ...]] = {
+    "batch_topk": ("k",),
+    "l1": ("mu",),
+    "designated_shared": ("mu", "num_shared", "shared_penalty"),
+    "dfc": ("k", "num_base_only", "num_chat_only"),
+    "delta": ("k", "num_delta", "k_delta", "delta_weight"),
+    "diff_sae": ("k",),
+}
+"""The fields that a variant needs; it takes none of the others' that are not its own."""
+
+
 @dataclass(config=_STRICT)
 class CrosscoderSpec:
     """The dictionary."""
 
-    variant: Literal["batch_topk", "l1"]
+    variant: Variant
     """Training objective (math §2)."""
     num_latents: Count
     """Number of latents."""
     k: Count | None = None
-    """Latents a token, on average; batch_topk only."""
+    """Latents a token, on average; of delta, those that are not delta latents. All variants but l1 and
+    designated_shared need it."""
     mu: Positive | None = None
-    """Weight of the sparsity penalty; l1 only."""
+    """Weight of the sparsity penalty; l1 and designated_shared need it."""
+    num_shared: Count | None = None
+    """designated_shared: the first so many latents have one decoder row for both models."""
+    shared_penalty: Share | None = None
+    """designated_shared: the penalty of those latents, as a share of mu."""
+    num_base_only: Count | None = None
+    """dfc: the first so many latents neither read nor write the chat model."""
+    num_chat_only: Count | None = None
+    """dfc: so many latents behind them neither read nor write the base model."""
+    num_delta: Count | None = None
+    """delta: the first so many latents have a budget of their own."""
+    k_delta: Count | None = None
+    """delta: latents a token, on average, of those."""
+    delta_weight: Positive | None = None
+    """delta: weight of the reconstruction of the chat model's activation less the base model's."""
     squared: bool = False
     """Square the norm of the reconstruction error."""
-    code_normalisation: Literal["crosscoder", "sae", "mixed", "none"] = "crosscoder"
-    """Scale of the code (math §1)."""
+    cross_term: Annotated[float, Field(ge=-1, le=0)] = 0.0
+    """Weight lambda of twice the inner product of the two models' errors (math §2); needs squared."""
+    code_normalisation: Literal["crosscoder", "sae", "mixed", "none", "decoupled"] = "crosscoder"
+    """Scale of the code (math §1). decoupled: the models select latents apart; batch_topk and dfc only."""
 
     @model_validator(mode="after")
     def _variant_fields(self) -> Self:
-        if self.variant == "batch_topk" and (self.k is None or self.mu is not None):
-            raise ValueError("batch_topk needs k and takes no mu")
-        if self.variant == "l1" and (self.mu is None or self.k is not None):
-            raise ValueError("l1 needs mu and takes no k")
-        if self.k is not None and self.k > self.num_latents:
-            raise ValueError(f"k {self.k} is more than num_latents {self.num_latents}")
+        needed = _NEEDED[self.variant]
+        for name in sorted(set().union(*_NEEDED.values())):
+            if (getattr(self, name) is not None) != (name in needed):
+                takes = f"{self.variant} needs {', '.join(needed)}"
+                raise ValueError(f"{takes}; {name} is missing" if name in needed else f"{takes} and takes no {name}")
+        self._check_counts()
+        if self.cross_term and not (self.squared and self.variant != "diff_sae"):
+            raise ValueError("cross_term needs squared: true, and two errors, which diff_sae has not")
+        if self.code_normalisation == "decoupled" and self.variant not in ("batch_topk", "dfc"):
+            raise ValueError(f"decoupled selects for each model apart; {self.variant} cannot, batch_topk and dfc can")
         return self
+
+    def _check_counts(self) -> None:
+        own = (self.num_shared or 0) + (self.num_base_only or 0) + (self.num_chat_only or 0) + (self.num_delta or 0)
+        if own > self.num_latents:
+            raise ValueError(f"{own} latents are set apart, but num_latents is {self.num_latents}")
+        rest = self.num_latents - (self.num_delta or 0)
+        if self.k is not None and self.k > rest:
+            raise ValueError(f"k {self.k} is more than the {rest} latents that it chooses from")
+        if self.k_delta is not None and self.k_delta > (self.num_delta or 0):
+            raise ValueError(f"k_delta {self.k_delta} is more than num_delta {self.num_delta}")
 
 
 @dataclass(config=_STRICT)
@@ -169,7 +213,13 @@ class TrainingSpec:
     warmup_steps: Annotated[int, Field(ge=0)] = 1000
     """Steps over which the learning rate rises linearly."""
     decay_share: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Last share of the steps over which the learning rate falls linearly to zero; 0: constant."""
+    """Last share of the steps over which the learning rate falls to zero; 0: constant."""
+    decay: Literal["linear", "cosine"] = "linear"
+    """How it falls."""
+    sparsity_warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps over which mu rises linearly from 0, or k falls linearly from k_start."""
+    k_start: Count | None = None
+    """Latents a token at the first step; needs sparsity_warmup_steps and a variant with k."""
     epochs: Count = 1
     """Passes over the training texts."""
     max_steps: Count | None = None
@@ -181,15 +231,18 @@ class TrainingSpec:
     max_grad_norm: Positive | None = 1.0
     """Clip the gradient's norm; null: do not."""
     dead_after_tokens: Count = 10_000_000
-    """A latent that has not fired for this many tokens is dead; batch_topk only."""
+    """A latent that has not fired for this many tokens is dead; for variants with k only."""
     aux_weight: Annotated[float, Field(ge=0)] = 1 / 32
-    """Weight of the auxiliary loss that revives dead latents; batch_topk only."""
+    """Weight of the auxiliary loss that revives dead latents; for variants with k only."""
     seed: int = 0
     """Seed of the initial weights and of the shuffle buffer."""
     log_every: Count = 50
     """Steps between measurements."""
     checkpoint_every: Count = 1000
     """Steps between checkpoints."""
+    cache: bool = False
+    """Keep the activations below activations/ in the home folder, for further epochs and trainings on the same data;
+    off: run the models again. Takes 4 bytes a value: `tokens · (d_model base + d_model chat) · 4`."""
 
 
 @dataclass(config=_STRICT)
@@ -214,6 +267,9 @@ class AnalysisSpec:
     """Its initial theta; the published runs used 0 and -10."""
     uselessness_floor: Positive = 1e-5
     """Smallest scalar of the least-squares score, so that its logarithm is finite."""
+    spliced_tokens: Annotated[int, Field(ge=0)] = 16_384
+    """Held-out tokens on which both models run with reconstructions spliced in, for cross-entropy and KL recovered,
+    and on which chat-specific latents are patched into the base model's activations; 0: not measured."""
 
 
 @dataclass(config=_STRICT)
@@ -231,6 +287,19 @@ class CrosscoderRecipe:
     tokens: TokenPolicy = TokenPolicy()
     training: TrainingSpec = TrainingSpec()
     analysis: AnalysisSpec = AnalysisSpec()
+
+    @model_validator(mode="after")
+    def _k_start(self) -> Self:
+        training, spec = self.training, self.crosscoder
+        if training.k_start is not None:
+            if spec.k is None or not training.sparsity_warmup_steps:
+                raise ValueError("training.k_start needs training.sparsity_warmup_steps and crosscoder.k")
+            if not spec.k <= training.k_start <= spec.num_latents:
+                raise ValueError(
+                    f"training.k_start {training.k_start} must lie between crosscoder.k {spec.k} and "
+                    f"num_latents {spec.num_latents}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
