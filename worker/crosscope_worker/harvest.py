@@ -15,7 +15,8 @@ from crosscope_proto.roles import MODEL_NAMES, TokenRole
 from crosscope_worker.activations import PairActivations
 from crosscope_worker.texts import Text
 
-_WINDOW_FORWARDS = 8
+TOKENS_PER_FORWARD = 8192
+WINDOW_FORWARDS = 8
 """Forwards whose texts are sorted by length together."""
 
 
@@ -44,7 +45,7 @@ def harvest(
     texts: Iterable[Text],
     activations: PairActivations,
     policy: TokenPolicy,
-    tokens_per_forward: int = 8192,
+    tokens_per_forward: int = TOKENS_PER_FORWARD,
     norms: "NormLimit | None" = None,
     num_before: int = 0,
 ) -> Iterator[Harvest]:
@@ -57,7 +58,7 @@ def harvest(
     """
     norms = norms or NormLimit(policy.max_norm_ratio, activations.d_model)
     num_texts, kept = num_before, 0
-    for window in _windows(texts, _WINDOW_FORWARDS * tokens_per_forward):
+    for window in _windows(texts, WINDOW_FORWARDS * tokens_per_forward):
         found = _harvest_window(window, num_texts, activations, policy, norms, tokens_per_forward)
         num_texts += len(window)
         kept += len(found.x)
@@ -131,11 +132,11 @@ def _harvest_window(
         for row, index in enumerate(forward):
             padded[row, : len(window[index].ids)] = window[index].ids
         x = activations(torch.from_numpy(padded), lengths)
-        candidates = [_kept_positions(window[index], policy) for index in forward]
+        candidates = [policy_positions(window[index], policy) for index in forward]
         row_of = np.repeat(np.arange(len(forward)), [len(positions) for positions in candidates])
         position_of = np.concatenate(candidates)
         flat = x[torch.from_numpy(row_of), torch.from_numpy(position_of)]
-        _check_finite(flat, activations.d_model, [first_text + forward[row] for row in row_of], position_of)
+        check_finite(flat, activations.d_model, [first_text + forward[row] for row in row_of], position_of)
         stay = norms(flat)
         num_kept = np.bincount(row_of[stay.cpu().numpy()], minlength=len(forward)).tolist()
         kept_positions = position_of[stay.cpu().numpy()]
@@ -145,12 +146,14 @@ def _harvest_window(
     return _joined(window, [row for row in rows if row is not None])
 
 
-def _kept_positions(text: Text, policy: TokenPolicy) -> np.ndarray:
+def policy_positions(text: Text, policy: TokenPolicy) -> np.ndarray:
+    """Positions that the policy keeps, ascending; outliers, which only activations tell, are among them."""
     positions = np.arange(policy.skip_first, len(text.ids))
     return positions[text.roles[positions] != TokenRole.BOS] if policy.skip_bos else positions
 
 
-def _check_finite(x: Tensor, d_model: tuple[int, int], texts: list[int], positions: np.ndarray) -> None:
+def check_finite(x: Tensor, d_model: tuple[int, int], texts: list[int], positions: np.ndarray) -> None:
+    """Raises HarvestError that names the first of `x: [token, both]` that is not finite, by text and position."""
     if torch.isfinite(x).all():
         return
     for name, part in zip(MODEL_NAMES, x.split(d_model, dim=-1), strict=True):
