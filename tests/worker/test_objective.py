@@ -10,9 +10,10 @@ from torch import Tensor
 from crosscope_proto.recipe import CrosscoderSpec
 from crosscope_worker.training import objective
 from crosscope_worker.training.objective import Weights, compute_step
+from crosscope_worker.training.variants import absent_weights, budgets, needs_equal_widths, widths
 
 
-def make_weights(d_model: tuple[int, int], latents: int, seed: int = 0) -> Weights:
+def make_weights(d_model: tuple[int, ...], latents: int, seed: int = 0) -> Weights:
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:
@@ -21,30 +22,57 @@ def make_weights(d_model: tuple[int, int], latents: int, seed: int = 0) -> Weigh
     return Weights(draw(latents, sum(d_model)), 0.1 * draw(latents), draw(latents, sum(d_model)), draw(sum(d_model)))
 
 
+def kept(scaled: Tensor, k: int) -> Tensor:
+    """The `k · batch` largest entries, by sorting them all."""
+    smallest = scaled.reshape(-1).sort(descending=True).values[k * len(scaled) - 1]
+    return (scaled >= smallest) & (scaled > 0)
+
+
+def code_parts(relu: Tensor, D: Tensor, n: Tensor, spec: CrosscoderSpec, split: int) -> list[Tensor]:
+    """The code that each column of `both` is decoded from, as one code for base's columns and one for chat's."""
+    if not spec.k:
+        return [relu, relu]
+    if spec.code_normalisation == "decoupled":
+        return [relu * kept(relu * half.norm(dim=1), spec.k) for half in (D[:, :split], D[:, split:])]
+    keep = torch.zeros_like(relu, dtype=torch.bool)
+    own = spec.num_delta or 0
+    for latents, k in ((slice(0, own), spec.k_delta), (slice(own, None), spec.k)):
+        if k:
+            keep[:, latents] = kept((relu * n)[:, latents], k)
+    return [relu * keep] * 2
+
+
 def autograd(
     weights: Weights,
     x: Tensor,
     spec: CrosscoderSpec,
-    d_model: tuple[int, int],
+    d_model: tuple[int, ...],
     dead: Tensor | None,
     aux_weight: float,
 ) -> tuple[Tensor, Weights]:
     E, b_enc, D, b_dec = leaves = [w.clone().requires_grad_() for w in weights]
     split = d_model[0]
+    if spec.num_shared:  # one row for both models, of which the gradient is asked
+        tied = D[: spec.num_shared, :split].detach().requires_grad_()
+        D = torch.cat([tied.repeat(1, 2), D[spec.num_shared :]])
     base, chat, whole = D[:, :split].norm(dim=1), D[:, split:].norm(dim=1), D.norm(dim=1)
-    sums = {"crosscoder": base + chat, "sae": whole, "mixed": whole + 0.1 * (base + chat)}
+    sums = {"crosscoder": base + chat, "decoupled": base + chat, "sae": whole, "mixed": whole + 0.1 * (base + chat)}
     n = sums.get(spec.code_normalisation, torch.ones_like(base))
     relu = (x @ E.T + b_enc).relu()
-    f = relu
-    if spec.k:
-        scaled = (relu * n).detach()
-        smallest = scaled.reshape(-1).sort(descending=True).values[spec.k * len(x) - 1]
-        f = relu * (scaled >= smallest)
-    e = x - f @ D - b_dec
+    parts = code_parts(relu, D.detach(), n.detach(), spec, split)
+    halves = [f @ D[:, columns] for f, columns in zip(parts, (slice(0, split), slice(split, None)), strict=True)]
+    e = x - torch.cat(halves, 1) - b_dec
     power = 2 if spec.squared else 1
-    loss = torch.stack([part.norm(dim=1) ** power for part in (e[:, :split], e[:, split:])]).mean()
+    errors = e.split(d_model, dim=1)
+    loss = torch.stack([part.norm(dim=1) ** power for part in errors]).mean()
+    if spec.cross_term:
+        loss = loss + spec.cross_term * (errors[0] * errors[1]).sum(1).mean()
+    if spec.delta_weight:
+        loss = loss + spec.delta_weight * ((errors[1] - errors[0]).norm(dim=1) ** power).mean()
     if spec.mu:
-        loss = loss + spec.mu * (f * n).sum(1).mean()
+        share = torch.ones_like(n)
+        share[: spec.num_shared or 0] = spec.shared_penalty or 1.0
+        loss = loss + spec.mu * (parts[0] * n * share).sum(1).mean()
     if dead is not None and dead.any():
         hidden = torch.where(dead, relu * n, torch.tensor(-1.0, dtype=x.dtype)).detach()
         top = hidden.topk(min(max(d_model) // 2, int(dead.sum())), dim=1).indices
@@ -52,23 +80,42 @@ def autograd(
         target = e.detach()
         variance = (target - target.mean(0)).square().sum(1).mean()
         loss = loss + aux_weight * (target - aux @ D).square().sum(1).mean() / variance
-    gradients = torch.autograd.grad(loss, leaves)
-    return loss.detach(), Weights(*gradients)
+    if spec.num_shared:
+        by_tied, *others = torch.autograd.grad(loss, [tied, *leaves])
+        others[2][: spec.num_shared] = by_tied.repeat(1, 2)
+        return loss.detach(), Weights(*others)
+    gradients = Weights(*torch.autograd.grad(loss, leaves))
+    for absent in (gradients.encoder, gradients.decoder):
+        first, second = spec.num_base_only or 0, (spec.num_base_only or 0) + (spec.num_chat_only or 0)
+        absent[:first, split:] = 0
+        absent[first:second, :split] = 0
+    return loss.detach(), gradients
 
 
-SPECS = [
+NORMALISATIONS = ("crosscoder", "sae", "mixed", "none")
+VARIANTS: list[dict[str, Any]] = [
     {"variant": "batch_topk", "k": 3},
-    {"variant": "batch_topk", "k": 3, "squared": True},
-    {"variant": "batch_topk", "k": 2, "code_normalisation": "sae"},
     {"variant": "l1", "mu": 0.3},
-    {"variant": "l1", "mu": 0.3, "squared": True, "code_normalisation": "sae"},
-    {"variant": "l1", "mu": 0.3, "code_normalisation": "mixed"},
-    {"variant": "l1", "mu": 0.3, "code_normalisation": "none"},
+    {"variant": "designated_shared", "mu": 0.3, "num_shared": 5, "shared_penalty": 0.2},
+    {"variant": "dfc", "k": 3, "num_base_only": 4, "num_chat_only": 5},
+    {"variant": "delta", "k": 2, "num_delta": 6, "k_delta": 1, "delta_weight": 0.7},
+    {"variant": "diff_sae", "k": 3},
 ]
+SPECS: list[dict[str, Any]] = [
+    *({**variant, "code_normalisation": each} for variant in VARIANTS for each in NORMALISATIONS),
+    *({**variant, "squared": True} for variant in VARIANTS),
+    *({**variant, "squared": True, "cross_term": -0.6} for variant in VARIANTS if variant["variant"] != "diff_sae"),
+    *({**VARIANTS[i], "code_normalisation": "decoupled"} for i in (0, 3)),
+]
+EQUAL_WIDTHS = ("designated_shared", "delta")
+
+
+def name_of(options: dict[str, Any]) -> str:
+    return "-".join(str(value) for key, value in options.items() if not key.startswith(("k", "mu", "num_")))
 
 
 @pytest.mark.parametrize("dense_above", [-1.0, 2.0], ids=["dense", "pairs"])
-@pytest.mark.parametrize("options", SPECS, ids=lambda options: "-".join(str(value) for value in options.values()))
+@pytest.mark.parametrize("options", SPECS, ids=name_of)
 @pytest.mark.parametrize(("d_model", "latents", "batch"), [((4, 4), 16, 8), ((3, 7), 21, 13)])
 def test_gradients_equal_autograd(
     monkeypatch: pytest.MonkeyPatch,
@@ -80,15 +127,23 @@ def test_gradients_equal_autograd(
 ):
     monkeypatch.setattr(objective, "DENSE_ABOVE", dense_above)
     spec = CrosscoderSpec(num_latents=latents, **options)
-    weights = make_weights(d_model, latents)
-    x = torch.randn(batch, sum(d_model), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    parts = widths(spec, d_model)
+    if needs_equal_widths(spec):
+        parts = tuple(max(parts) for _ in parts)
+    weights = make_weights(parts, latents)
+    absent_weights(spec, parts, weights.encoder, weights.decoder)
+    if spec.num_shared:
+        weights.decoder[: spec.num_shared, parts[0] :] = weights.decoder[: spec.num_shared, : parts[0]]
+    x = torch.randn(batch, sum(parts), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     dead = torch.arange(latents) % 3 == 0 if spec.k else None
-    loss, gradients = autograd(weights, x, spec, d_model, dead, 1 / 32)
-    step = compute_step(weights, x, spec, d_model, dead=dead, aux_weight=1 / 32, floor=0.4)
+    loss, gradients = autograd(weights, x, spec, parts, dead, 1 / 32)
+    floors = [0.4] * len(budgets(spec))
+    step = compute_step(weights, x, spec, parts, dead=dead, aux_weight=1 / 32, floors=floors)
     assert step.loss == pytest.approx(float(loss), rel=1e-10)
     for name, found, expected in zip(Weights._fields, step.gradients, gradients, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}")
-    assert step.num_active == (spec.k * batch if spec.k else int(((x @ weights.encoder.T + weights.b_enc) > 0).sum()))
+    positive = int(((x @ weights.encoder.T + weights.b_enc) > 0).sum())
+    assert step.num_active == ((spec.k + (spec.k_delta or 0)) * batch if spec.k else positive)
 
 
 def test_nothing_dead_means_no_auxiliary_loss():
@@ -106,7 +161,7 @@ def test_a_batch_in_which_nothing_fires_trains_the_bias_only(options: dict[str, 
     spec = CrosscoderSpec(num_latents=12, **options)
     step = compute_step(weights, torch.randn(6, 8, dtype=torch.float64), spec, (4, 4))
     assert step.num_active == 0
-    assert step.smallest_kept == 0.0
+    assert not any(step.smallest_kept)
     assert not step.fired.any()
     assert step.gradients.b_dec.abs().sum() > 0
     for gradient in (step.gradients.encoder, step.gradients.b_enc, step.gradients.decoder):
@@ -144,4 +199,4 @@ def test_figures_of_a_step_by_hand():
     assert step.loss == pytest.approx((3 + 4) / 2)
     assert step.squared_error == (9.0, 16.0)
     assert step.fired.tolist() == [True, False]
-    assert step.smallest_kept == pytest.approx(2 * (1 + 2))
+    assert step.smallest_kept == pytest.approx((2 * (1 + 2),))

@@ -18,11 +18,14 @@ from torch import Tensor
 
 from crosscope_proto.artefacts import MANIFEST, SCHEMA_VERSION, WEIGHTS, CrosscoderManifest, PairManifest
 from crosscope_proto.roles import BASE, CHAT
-from crosscope_worker.sparse import SparseCode, places, sparse_code
+from crosscope_worker.selection import Selection, cuts
+from crosscope_worker.sparse import SparseCode, decode_pairs, places, sparse_code
 
 CODE_NORMALISATIONS = ("crosscoder", "sae", "mixed", "none", "decoupled")
 TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
-OPTIONAL_TENSORS = ("input_mean", "model_thresholds")
+OPTIONAL_TENSORS = ("input_mean", "latent_thresholds", "model_thresholds")
+DIFFERENCE = "diff_sae"
+"""The variant whose input and target are `x^chat - x^base` (math §2)."""
 
 
 class CrosscoderError(ValueError):
@@ -35,6 +38,9 @@ class Crosscoder:
 
     All methods take `x: [batch, both]` or `[batch, model, d_model]` as the models gave it; the input normaliser
     `(x - input_mean) * input_scale` is applied inside and undone by `decode`.
+
+    A dictionary of differences (variant "diff_sae") is one whose encoder reads base with the opposite sign of chat and
+    whose decoder writes nothing for base: what `decode` gives for chat is the reconstruction of `x^chat - x^base`.
     """
 
     W_enc: Tensor
@@ -53,6 +59,8 @@ class Crosscoder:
     input_scale: tuple[float, float] = (1.0, 1.0)
     input_mean: Tensor | None = None
     """[both], in the models' own scale; None: nothing is subtracted."""
+    latent_thresholds: Tensor | None = None
+    """[latent], instead of `threshold` where latents have different ones."""
     model_thresholds: Tensor | None = None
     """[model, latent], of a decoupled code alone: model m decodes `f_j` where `f_j ‖D_j^m‖` is above it (math §1)."""
 
@@ -71,6 +79,11 @@ class Crosscoder:
             raise CrosscoderError(f"input_mean has shape {tuple(self.input_mean.shape)}, not ({both},)")
         if (self.code_normalisation == "decoupled") != (self.model_thresholds is not None):
             raise CrosscoderError("a decoupled code, and no other, has thresholds for each model")
+        if self.latent_thresholds is not None:
+            if self.threshold is not None or self.model_thresholds is not None:
+                raise CrosscoderError("there are thresholds for each latent beside others; only one kind can hold")
+            if (found := tuple(self.latent_thresholds.shape)) != (num_latents,):
+                raise CrosscoderError(f"latent_thresholds has shape {found}, not ({num_latents},)")
         if self.model_thresholds is not None:
             if self.threshold is not None:
                 raise CrosscoderError("a decoupled code has a threshold for each model, not one for both")
@@ -100,22 +113,14 @@ class Crosscoder:
         return self.W_dec[:, self.model_slice(model)]
 
     def code_norms(self) -> Tensor:
-        """The code normalisation `n: [latent]` (math §1).
-
-        Raises CrosscoderError for a decoupled code, whose normalisation differs between the models.
-        """
-        if self.model_thresholds is not None:
-            raise CrosscoderError(
-                "a decoupled code has a normalisation for each model, and this needs one for both; "
-                "only encode, scaled and decode can be used with it"
-            )
+        """The code normalisation `n: [latent]` (math §1); of a decoupled code where both models keep an entry."""
         return code_norms(self.W_dec, self.d_model, self.code_normalisation)
 
     def scale_inputs(self, x: Tensor) -> Tensor:
         """`x` as the encoder reads it, [batch, both]: flattened, float32, normalised."""
         x = x.reshape(x.shape[0], -1).to(self.W_enc.dtype)
         x = x if self.input_mean is None else x - self.input_mean
-        return x if self.input_scale == (1.0, 1.0) else x * self._scale()
+        return scale_inputs(x, self.d_model, self.input_scale)
 
     def pre_activations(self, x: Tensor) -> Tensor:
         """`sum_m x^m W_enc^m + b_enc`, [batch, latent]."""
@@ -127,54 +132,50 @@ class Crosscoder:
         Of a decoupled code, the entries that at least one model keeps; `decode` drops for each model what it does not.
         """
         code = self.pre_activations(x).relu_()
-        if self.model_thresholds is not None:
-            return code * (self._keeps(code, BASE) | self._keeps(code, CHAT))
-        return code if self.threshold is None else code * (code * self.code_norms() > self.threshold)
+        return code * (code > self.selection().cuts)
 
     def encode_sparse(self, x: Tensor) -> SparseCode:
         """The non-zero entries of `encode(x)`; values are raw, not scaled."""
         code = self.pre_activations(x).relu_()
-        return sparse_code(places(code * self.code_norms() > (self.threshold or 0.0)), code)
+        return sparse_code(places(code > self.selection().cuts), code)
 
     def scaled(self, x: Tensor) -> Tensor:
         """Scaled activations `a = f n`, [batch, latent] (math §1); summed over the models that keep a decoupled `f`."""
-        if self.model_thresholds is not None:
-            code = self.encode(x)
-            base, chat = (self._model_code(code, model) * self._row_norms(model) for model in (BASE, CHAT))
-            return base + chat
-        return self.encode(x) * self.code_norms()
+        return self.selection().scaled(self.encode(x))
+
+    def selection(self) -> Selection:
+        """What is kept and how it is scaled. Reads the whole decoder; hold on to it where the weights stand still."""
+        if self.model_thresholds is None:
+            norms = self.code_norms()
+            threshold = self.threshold if self.latent_thresholds is None else self.latent_thresholds
+            return Selection(torch.zeros_like(norms) if threshold is None else cuts(threshold, norms), norms)
+        base_norm, chat_norm = (self.decoder(model).norm(dim=1) for model in (BASE, CHAT))
+        base, chat = cuts(self.model_thresholds[BASE], base_norm), cuts(self.model_thresholds[CHAT], chat_norm)
+        return Selection(torch.minimum(base, chat), base_norm + chat_norm, (base, chat), (base_norm, chat_norm))
 
     def decode(self, code: Tensor) -> Tensor:
         """Reconstructions `x_hat: [batch, both]` of a raw code `[batch, latent]`, in the models' own scale."""
-        if self.model_thresholds is None:
+        if (model_cuts := self.selection().model_cuts) is None:
             x_hat = torch.addmm(self.b_dec, code, self.W_dec)
         else:
-            parts = [self._model_code(code, model) @ self.decoder(model) for model in (BASE, CHAT)]
+            parts = [(code * (code > model_cuts[model])) @ self.decoder(model) for model in (BASE, CHAT)]
             x_hat = torch.cat(parts, dim=1) + self.b_dec
-        x_hat = x_hat if self.input_scale == (1.0, 1.0) else x_hat / self._scale()
+        x_hat = scale_inputs(x_hat, self.d_model, (1 / self.input_scale[BASE], 1 / self.input_scale[CHAT]))
         return x_hat if self.input_mean is None else x_hat + self.input_mean
 
-    def _row_norms(self, model: int) -> Tensor:
-        return self.decoder(model).norm(dim=1)
-
-    def _keeps(self, code: Tensor, model: int) -> Tensor:
-        """Where a model keeps a decoupled code, [batch, latent] bool."""
-        assert self.model_thresholds is not None
-        return code * self._row_norms(model) > self.model_thresholds[model]
-
-    def _model_code(self, code: Tensor, model: int) -> Tensor:
-        return code * self._keeps(code, model)
+    def decode_sparse(self, code: SparseCode, kept_by: tuple[Tensor, Tensor]) -> Tensor:
+        """What rows and bias add up to, [batch, both], in the crosscoder's input space; see `Selection.kept_by`."""
+        if self.model_thresholds is None:
+            return decode_pairs(code, self.W_dec) + self.b_dec
+        parts = [
+            decode_pairs(code._replace(values=code.values * keep), self.decoder(model).contiguous())
+            for model, keep in enumerate(kept_by)
+        ]
+        return torch.cat(parts, dim=1) + self.b_dec
 
     def _tensors(self) -> dict[str, Tensor]:
         present = {name: getattr(self, name) for name in (*TENSORS, *OPTIONAL_TENSORS)}
         return {name: tensor for name, tensor in present.items() if tensor is not None}
-
-    def _scale(self) -> Tensor:
-        base, chat = (
-            torch.full((width,), scale, device=self.device)
-            for width, scale in zip(self.d_model, self.input_scale, strict=True)
-        )
-        return torch.cat([base, chat])
 
     def save(self, folder: Path, manifest: CrosscoderManifest) -> None:
         """Writes the weights and the manifest into an existing folder.
@@ -263,11 +264,19 @@ def read_manifest(folder: Path) -> CrosscoderManifest:
         raise CrosscoderError(f"{path} lacks a field or holds one of the wrong kind: {error}") from error
 
 
-def code_norms(W_dec: Tensor, d_model: tuple[int, int], normalisation: str) -> Tensor:
-    """The code normalisation `n: [latent]` of `W_dec: [latent, both]` (math §1)."""
+def scale_inputs(x: Tensor, d_model: tuple[int, int], input_scale: tuple[float, float]) -> Tensor:
+    """`x: [batch, both]` with each model's part times its scale."""
+    if input_scale == (1.0, 1.0):
+        return x
+    factors = [x.new_full((width,), scale) for width, scale in zip(d_model, input_scale, strict=True)]
+    return x * torch.cat(factors)
+
+
+def code_norms(W_dec: Tensor, d_model: tuple[int, ...], normalisation: str) -> Tensor:
+    """The code normalisation `n: [latent]` of `W_dec: [latent, both]` (math §1); `both` may be one part alone."""
     base, chat = W_dec[:, : d_model[BASE]].norm(dim=1), W_dec[:, d_model[BASE] :].norm(dim=1)
     match normalisation:
-        case "crosscoder":
+        case "crosscoder" | "decoupled":
             return base + chat
         case "sae":
             return torch.hypot(base, chat)
@@ -278,6 +287,11 @@ def code_norms(W_dec: Tensor, d_model: tuple[int, int], normalisation: str) -> T
 
 
 def relative_norms(crosscoder: Crosscoder) -> Tensor:
-    """`rel_norm: [latent]`, 0 base only to 1 chat only; NaN where both rows are zero (math §6)."""
+    """`rel_norm: [latent]`, 0 base only to 1 chat only (math §6).
+
+    NaN where both rows are zero, and for a dictionary of differences, to which it does not apply.
+    """
+    if crosscoder.variant == DIFFERENCE:
+        return torch.full_like(crosscoder.b_enc, torch.nan)
     base, chat = (crosscoder.decoder(model).norm(dim=1) for model in (BASE, CHAT))
     return 0.5 * ((chat - base) / torch.maximum(chat, base) + 1)

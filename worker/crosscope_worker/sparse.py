@@ -1,10 +1,14 @@
 """Sparse codes as (token, latent, value) pairs, and the few operations that training and analysis need on them.
 
-Every operation costs work per active pair, not per entry of the dense code (math §3). Plain torch; the reference
-for each is the dense formula in its docstring, and tests/worker/test_sparse.py compares the two.
+Every operation costs work per active pair, not per entry of the dense code (math §3). Plain torch, and on CUDA the
+kernels of `sparse_triton` where Triton is installed; the reference for each is the dense formula in its docstring, and
+tests/worker/test_sparse.py and test_kernels.py compare them. Products of bfloat16 are summed and returned in float32.
 """
 
+import importlib
 import warnings
+from importlib.util import find_spec
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -48,10 +52,14 @@ def places(keep: Tensor) -> Tensor:
 
 def decode_pairs(code: SparseCode, rows: Tensor) -> Tensor:
     """`f @ rows` for `rows: [latent, width]`; returns [batch, width]."""
+    starts = code.row_starts()[:-1]
+    if kernels := _kernels(rows):
+        return kernels.weighted_sums(code.latents, rows, starts, code.values)
+    rows = _summable(rows)
     return torch.nn.functional.embedding_bag(
         code.latents,
         rows,
-        code.row_starts()[:-1],
+        starts,
         mode="sum",
         per_sample_weights=code.values.to(rows.dtype),
     )
@@ -59,11 +67,15 @@ def decode_pairs(code: SparseCode, rows: Tensor) -> Tensor:
 
 def pair_products(code: SparseCode, tokens: Tensor, rows: Tensor) -> Tensor:
     """`(tokens @ rows.T)[t, j]` at every active pair; `tokens: [batch, width]`, `rows: [latent, width]`; [pair]."""
+    starts = code.row_starts()
+    if kernels := _kernels(tokens, rows):
+        return kernels.pair_products(starts, code.latents, tokens, rows)
+    tokens, rows = _summable(tokens), _summable(rows)
     with warnings.catch_warnings():
         # Says that sparse CSR tensors are in beta; the tests compare every result with the dense one.
         warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)
         pattern = torch.sparse_csr_tensor(
-            code.row_starts(),
+            starts,
             code.latents,
             torch.zeros_like(code.values, dtype=tokens.dtype),
             (code.num_tokens, len(rows)),
@@ -84,13 +96,33 @@ class ByLatent(NamedTuple):
 
     def products(self, values: Tensor, tokens: Tensor) -> Tensor:
         """`f.T @ tokens` for `values: [pair]` in the code's order and `tokens: [batch, width]`; [latent, width]."""
+        values = values[self.order]
+        if kernels := _kernels(tokens):
+            return kernels.weighted_sums(self.tokens, tokens, self.starts, values)
+        tokens = _summable(tokens)
         return torch.nn.functional.embedding_bag(
             self.tokens,
             tokens,
             self.starts,
             mode="sum",
-            per_sample_weights=values[self.order].to(tokens.dtype),
+            per_sample_weights=values.to(tokens.dtype),
         )
+
+
+def _kernels(*tables: Tensor) -> ModuleType | None:
+    """`sparse_triton` where it takes these rows, else nothing.
+
+    It takes float32 and bfloat16 on CUDA and has no autograd; Triton comes with torch's CUDA builds for Linux.
+    """
+    taken = (x.is_cuda and x.dtype in (torch.float32, torch.bfloat16) and not x.requires_grad for x in tables)
+    if not all(taken) or find_spec("triton") is None:
+        return None
+    return importlib.import_module("crosscope_worker.sparse_triton")
+
+
+def _summable(x: Tensor) -> Tensor:
+    """`x` in the kind of number that its sums are taken in."""
+    return x.float() if x.dtype == torch.bfloat16 else x
 
 
 def by_latent(code: SparseCode, num_latents: int) -> ByLatent:
@@ -102,19 +134,26 @@ def by_latent(code: SparseCode, num_latents: int) -> ByLatent:
     return ByLatent(order, code.tokens[order], starts)
 
 
-def batch_topk(code: Tensor, norms: Tensor, count: int, floor: float = 0.0) -> Tensor:
+def batch_topk(
+    code: Tensor, norms: Tensor, count: int, floor: float = 0.0, latents: slice | None = None
+) -> tuple[Tensor, float]:
     """Places of the `count` largest positive entries of `code * norms`, exact, ties to the lower place.
 
-    `code: [batch, latent]` raw and not negative, `norms: [latent]`; returns ascending places in the flattened code.
-    `floor` is a guess at the smallest value that will be kept: entries below it are looked at only if fewer than
-    `count` lie above, so a good guess (a little below the last step's) spares looking at most of the batch twice.
+    `code: [batch, latent]` raw and not negative, `norms: [latent]`; with `latents` only those compete. Returns
+    ascending places in the flattened code and the smallest kept value, 0 if nothing is positive. `floor` is a guess at
+    that value: entries below it are looked at only if fewer than `count` lie above, so a good guess (a little below the
+    last step's) spares looking at most of the batch twice.
     """
+    if latents is not None and (own := range(code.shape[1])[latents]) != range(code.shape[1]):
+        kept, smallest = batch_topk(code[:, latents].contiguous(), norms[latents], count, floor)
+        tokens = torch.div(kept, len(own), rounding_mode="floor")
+        return kept + tokens * (code.shape[1] - len(own)) + own.start, smallest
     if floor > 0:
         kept, smallest = _largest(code, norms, count, code > floor / norms)
         # Near the floor itself rounding might have hidden an entry.
         if len(kept) == count and smallest > floor * (1 + 1e-5):
-            return kept
-    return _largest(code, norms, count, code > 0)[0]
+            return kept, smallest
+    return _largest(code, norms, count, code > 0)
 
 
 def _largest(code: Tensor, norms: Tensor, count: int, keep: Tensor) -> tuple[Tensor, float]:
@@ -125,7 +164,7 @@ def _largest(code: Tensor, norms: Tensor, count: int, keep: Tensor) -> tuple[Ten
     if not bool(positive.all()):
         candidates, values = candidates[positive], values[positive]
     if len(candidates) <= count:
-        return candidates, 0.0
+        return candidates, float(values.min()) if len(values) else 0.0
     smallest = torch.topk(values, count, sorted=False).values.min()
     above = values > smallest
     ties = (values == smallest).nonzero().squeeze(1)[: count - int(above.sum())]

@@ -35,9 +35,20 @@ class World:
         cc = self.crosscoder
         x = block.x.double()
         code = torch.relu(x @ cc.W_enc.double() + cc.b_enc.double())
-        code = code * (code * cc.code_norms().double() > (cc.threshold or 0.0))
-        error = x - code @ cc.W_dec.double() - cc.b_dec.double()
-        return code.numpy(), x.numpy(), error.numpy()
+        if cc.model_thresholds is not None:
+            kept = [self._kept(code, model) for model in (0, 1)]
+            decoded = torch.cat([code * keep @ cc.decoder(model).double() for model, keep in enumerate(kept)], 1)
+            code = code * (kept[0] | kept[1])
+        else:
+            code = code * (code * cc.code_norms().double() > (cc.threshold or 0.0))
+            decoded = code @ cc.W_dec.double()
+        return code.numpy(), x.numpy(), (x - decoded - cc.b_dec.double()).numpy()
+
+    def _kept(self, code: torch.Tensor, model: int) -> torch.Tensor:
+        """Where a model keeps a decoupled code, [token, latent] bool."""
+        cc = self.crosscoder
+        assert cc.model_thresholds is not None
+        return code * cc.decoder(model).double().norm(dim=1) > cc.model_thresholds[model].double()
 
     def all(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """The same over all blocks, and the shard of each token."""

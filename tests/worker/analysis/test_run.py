@@ -1,5 +1,7 @@
 """analyse: every column, on a small random world, against dense float64 loops."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -28,6 +30,35 @@ def test_tables_have_every_column_and_row(make_world, tokenizer):
     assert analysis.metrics["dead_share"] == pytest.approx(2 / 13)
     assert sum(analysis.class_counts.values()) == 13
     assert analysis.class_counts["dead"] == 2
+
+
+def test_a_dictionary_of_differences(make_world, tokenizer):
+    world = make_world(threshold=None)
+    cc = world.crosscoder
+    reads, writes = cc.W_enc[5:] / 2, cc.W_dec.clone()
+    writes[:, :5] = 0
+    b_dec = torch.cat([torch.zeros(5), cc.b_dec[5:]])
+    parts = {"W_enc": torch.cat([-reads, reads]), "W_dec": writes, "b_dec": b_dec, "input_scale": (1.0, 1.0)}
+    world.crosscoder = dataclasses.replace(cc, variant="diff_sae", **parts)
+    analysis = run(world, tokenizer)
+    x = torch.cat([harvest.x for harvest in world.harvests]).double()
+    base, chat = x[:, :5], x[:, 5:]
+    code = torch.relu((chat - base) @ reads.double() + cc.b_enc.double())
+    error = chat - base - code @ writes[:, 5:].double() - b_dec[5:].double()
+    spread = (chat - base - (chat - base).mean(0)).square().sum()
+    assert analysis.metrics["fve_difference"] == pytest.approx(float(1 - error.square().sum() / spread), rel=1e-4)
+    assert "fve_base" not in analysis.metrics
+    table = analysis.latents.to_pydict()
+    for j in range(13):
+        assert np.isnan(table["rel_norm"][j])
+        assert np.isnan(table["beta_err_chat"][j])
+        if not (code[:, j] > 0).any():
+            assert table["latent_class"][j] == "dead"
+            continue
+        along = [float(code[:, j] @ (part @ writes[j, 5:].double())) for part in (base, chat)]
+        assert table["beta_act_base"][j] / table["beta_act_chat"][j] == pytest.approx(along[0] / along[1], rel=1e-3)
+        assert table["latent_class"][j] == ("chat_only" if abs(along[0] / along[1]) < 0.3 else "other")
+    assert set(table["latent_class"]) == {"chat_only", "other", "dead"}
 
 
 def test_statistics_equal_a_loop(make_world, tokenizer):

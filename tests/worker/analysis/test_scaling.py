@@ -1,5 +1,6 @@
 """Latent scaling: against a loop over latents in float64, planted truth, and a brute-force jackknife."""
 
+import dataclasses
 import time
 
 import numpy as np
@@ -61,6 +62,24 @@ def test_all_coefficients_equal_a_pass_per_target(make_world, num_latents, d_mod
             assert value[name][j] == pytest.approx(expected, rel=2e-4, abs=1e-5, nan_ok=True), (name, j)
 
 
+def test_in_a_decoupled_code_each_model_gets_back_what_it_kept(make_world):
+    world = make_world(threshold=None)
+    cc = world.crosscoder
+    thresholds = torch.stack([torch.full((13,), 0.3), torch.full((13,), 0.8)])
+    world.crosscoder = dataclasses.replace(cc, code_normalisation="decoupled", model_thresholds=thresholds)
+    value, _ = measure(world)
+    code, _, error, _ = world.all()
+    kept = [world._kept(torch.from_numpy(code), model).numpy() for model in (0, 1)]
+    assert (kept[0] != kept[1]).any()
+    for j in (1, 2, 3, 4):
+        f, v = code[:, j], cc.decoder(1)[j].double().numpy()
+        for model, name in enumerate(MODEL_NAMES):
+            own = np.outer(f * kept[model][:, j], cc.decoder(model)[j].double().numpy())
+            y = error[:, cc.model_slice(model)] + own
+            expected = np.einsum("i,id,d->", f, y, v) / ((f @ f) * (v @ v))
+            assert value[beta_column("", "err", name)][j] == pytest.approx(expected, rel=2e-4, abs=1e-5), (name, j)
+
+
 def test_standard_errors_equal_a_brute_force_jackknife(make_world):
     world = make_world(num_texts=60)
     _, errors = measure(world)
@@ -84,7 +103,9 @@ def one_latent_sums(code_by_shard):
     code = np.array([[sum(each)] for each in code_by_shard], float)
     squared = np.array([[sum(f * f for f in each)] for each in code_by_shard], float)
     products = np.broadcast_to(code[:, None, None, :], (len(code), 2, 2, 1)).copy()
-    return ShardSums(np.full(len(code), 10.0), count, code, code, squared, products, 0.5 * products)
+    return ShardSums(
+        np.full(len(code), 10.0), count, code, code, squared, np.stack([squared, squared], 1), products, 0.5 * products
+    )
 
 
 def one_latent(norm=1.0):
@@ -190,7 +211,20 @@ def test_speed_of_all_targets_in_both_directions():
     latents = torch.randint(num_latents, (num_tokens * k,), generator=generator).sort().values
     tokens = torch.randint(num_tokens, (num_tokens * k,), generator=generator)
     values = torch.rand(num_tokens * k, generator=generator)
-    block = type(silent_block)(x, x, zeros, zeros, zeros, zeros, 0, tokens, latents, values, values)
+    block = type(silent_block)(
+        x,
+        x,
+        zeros,
+        zeros,
+        zeros,
+        zeros,
+        0,
+        tokens,
+        latents,
+        values,
+        values,
+        torch.ones(2, num_tokens * k, dtype=torch.bool),
+    )
     moments = Moments(crosscoder, 20, 1)
     moments.add(block)
     begin = time.perf_counter()

@@ -62,8 +62,14 @@ def test_decoupled_models_keep_different_codes(tmp_path: Path):
     tensors = hub_tensors(p) | sparsifier([1.5, 4.0]) | {"code_normalization_id": torch.tensor(5)}
     crosscoder = Crosscoder.load(write_hub(tmp_path, tensors))
     assert_equal(crosscoder, p)
-    with pytest.raises(CrosscoderError, match="only encode, scaled and decode"):
-        crosscoder.encode_sparse(torch.randn(3, 2 * WIDTH))
+    x = torch.randn(9, 2 * WIDTH)
+    code, selection = crosscoder.encode_sparse(x), crosscoder.selection()
+    torch.testing.assert_close(code.dense(LATENTS), crosscoder.encode(x))
+    kept_by = selection.kept_by(code)
+    assert not torch.equal(*kept_by)
+    torch.testing.assert_close(crosscoder.decode_sparse(code, kept_by), crosscoder.decode(crosscoder.encode(x)))
+    scaled = code._replace(values=selection.scaled_pairs(code)).dense(LATENTS)
+    torch.testing.assert_close(scaled, crosscoder.scaled(x))
 
 
 def test_the_string_in_the_config_wins_over_the_id(tmp_path: Path):

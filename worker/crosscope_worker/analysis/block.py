@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from crosscope_worker.crosscoder import Crosscoder
-from crosscope_worker.sparse import decode_pairs
+from crosscope_proto.roles import BASE, CHAT
+from crosscope_worker.crosscoder import DIFFERENCE, Crosscoder
 
 ROW_SUM_BYTES = 64 << 20
 """Memory for row sums at a time; latents are cut into pieces that fit."""
@@ -29,7 +29,8 @@ class Block:
     x: Tensor
     """[token, both] float32, scaled inputs."""
     error: Tensor
-    """[token, both] float32, `x - x_hat`."""
+    """[token, both] float32, `x - x_hat`. Of a dictionary of differences: NaN for base, and for chat the error of the
+    reconstructed difference."""
     text: Tensor
     """[token] int64, the analysis's number of the text, ascending."""
     position: Tensor
@@ -48,6 +49,8 @@ class Block:
     """[pair] float32, raw code."""
     scaled: Tensor
     """[pair] float32, scaled activations (math §1)."""
+    kept: Tensor
+    """[model, pair] bool, whether the model's reconstruction has the pair; false only in a decoupled code."""
 
     @property
     def num_tokens(self) -> int:
@@ -61,7 +64,9 @@ def encode_block(
     """Encodes `x: [token, both]`, activations as the models gave them, and orders the pairs by latent."""
     code = crosscoder.encode_sparse(x)
     x = crosscoder.scale_inputs(x)
-    error = x - (decode_pairs(code, crosscoder.W_dec) + crosscoder.b_dec)
+    selection = crosscoder.selection()
+    scaled, kept_by = selection.scaled_pairs(code), selection.kept_by(code)
+    error = _error(crosscoder, x, crosscoder.decode_sparse(code, kept_by))
     order = torch.argsort(code.latents, stable=True)
     latents, values = code.latents[order], code.values[order]
     return Block(
@@ -75,8 +80,17 @@ def encode_block(
         tokens=code.tokens[order],
         latents=latents,
         values=values,
-        scaled=values * crosscoder.code_norms()[latents],
+        scaled=scaled[order],
+        kept=torch.stack(kept_by)[:, order],
     )
+
+
+def _error(crosscoder: Crosscoder, x: Tensor, x_hat: Tensor) -> Tensor:
+    if crosscoder.variant != DIFFERENCE:
+        return x - x_hat
+    base, chat = (x[:, crosscoder.model_slice(model)] for model in (BASE, CHAT))
+    difference = chat - base - x_hat[:, crosscoder.model_slice(CHAT)]
+    return torch.cat([torch.full_like(base, torch.nan), difference], dim=1)
 
 
 def row_sums(block: Block, dense: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

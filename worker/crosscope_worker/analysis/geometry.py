@@ -23,6 +23,8 @@ NUM_LOGIT_TOKENS = 8
 CHUNK_BYTES = 128 << 20
 """Memory for a chunk of cosines or logits."""
 CHAT_ONLY_ABOVE, BASE_ONLY_BELOW, SHARED_WITHIN = 0.9, 0.1, 0.1
+DIFFERENCE_RATIO = 0.3
+"""In a dictionary of differences a latent is chat's own if beta_act of base is less than this much of chat's."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,14 @@ def classes(rel_norm: NDArray[np.floating], num_active: NDArray[np.integer]) -> 
     result[np.abs(rel_norm - 0.5) < SHARED_WITHIN] = str(LatentClass.SHARED)
     result[rel_norm > CHAT_ONLY_ABOVE] = str(LatentClass.CHAT_ONLY)
     result[rel_norm < BASE_ONLY_BELOW] = str(LatentClass.BASE_ONLY)
+    result[num_active == 0] = str(LatentClass.DEAD)
+    return result.astype(str)
+
+
+def difference_classes(beta_ratio: NDArray[np.floating], num_active: NDArray[np.integer]) -> NDArray[np.str_]:
+    """The LatentClass of each latent of a dictionary of differences, by `beta_act` of base over chat's (math §2)."""
+    result = np.full(len(beta_ratio), str(LatentClass.OTHER), dtype=object)
+    result[np.abs(beta_ratio) < DIFFERENCE_RATIO] = str(LatentClass.CHAT_ONLY)
     result[num_active == 0] = str(LatentClass.DEAD)
     return result.astype(str)
 

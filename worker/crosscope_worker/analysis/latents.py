@@ -13,11 +13,11 @@ from crosscope_proto.artefacts import LATENT_COLUMNS, arrow_schema, beta_column
 from crosscope_proto.recipe import AnalysisSpec
 from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
 from crosscope_worker.analysis.columns import chosen, lists, matrix
-from crosscope_worker.analysis.geometry import classes, geometry, logit_lens, neighbours
+from crosscope_worker.analysis.geometry import classes, difference_classes, geometry, logit_lens, neighbours
 from crosscope_worker.analysis.moments import Moments, ShardSums
-from crosscope_worker.analysis.scaling import directions, estimates, jackknife
+from crosscope_worker.analysis.scaling import Estimates, directions, estimates, jackknife
 from crosscope_worker.analysis.uselessness import ChatOnlySums, score
-from crosscope_worker.crosscoder import Crosscoder
+from crosscope_worker.crosscoder import DIFFERENCE, Crosscoder
 
 if TYPE_CHECKING:
     from crosscope_worker.pair import Pair
@@ -51,7 +51,7 @@ def latent_table(
     nearest, cosines = neighbours(crosscoder.W_dec)
     columns: dict[str, Any] = {
         "id": np.arange(crosscoder.num_latents, dtype=np.uint32),
-        "latent_class": classes(rel_norm, num_active),
+        "latent_class": _classes(crosscoder, values, rel_norm, num_active),
         "norm_base": shape.norm_base.cpu().numpy(),
         "norm_chat": shape.norm_chat.cpu().numpy(),
         "rel_norm": rel_norm,
@@ -74,6 +74,16 @@ def latent_table(
         columns[f"logit_tokens_{name}"] = _pieces(*_lens(crosscoder, model, pair), tokenizer)
     schema = arrow_schema(LATENT_COLUMNS)
     return pa.table({name: columns[name] for name in schema.names}, schema=schema), useless.facts
+
+
+def _classes(
+    crosscoder: Crosscoder, values: Estimates, rel_norm: NDArray[np.floating], num_active: NDArray[np.integer]
+) -> NDArray[np.str_]:
+    if crosscoder.variant != DIFFERENCE:
+        return classes(rel_norm, num_active)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = values[beta_column("", "act", "base")] / values[beta_column("", "act", "chat")]
+    return difference_classes(ratio, num_active)
 
 
 def _lens(crosscoder: Crosscoder, model: int, pair: "Pair | None") -> tuple[Ints, Ints]:

@@ -1,6 +1,6 @@
 """Sums per latent over the held-out tokens, and the first statistics that follow from them.
 
-Memory: `(4 + 8) · shards + bins + roles + data sets + 1` eight-byte numbers a latent, for instance 220 MB for 73 728
+Memory: `(6 + 8) · shards + bins + roles + data sets + 1` eight-byte numbers a latent, for instance 250 MB for 73 728
 latents, 20 shards and 2 data sets, and ROW_SUM_BYTES of scratch; independent of the number of tokens.
 
 Knows nothing about decoder geometry beyond the rows it is given; coefficients and their errors are in scaling.py.
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from crosscope_proto.roles import BASE, CHAT, NUM_ROLES, TEMPLATE_ROLES
 from crosscope_worker.analysis.block import Block, row_sums
-from crosscope_worker.crosscoder import Crosscoder
+from crosscope_worker.crosscoder import DIFFERENCE, Crosscoder
 
 Floats = NDArray[np.float64]
 
@@ -38,10 +38,14 @@ class ShardSums:
     """[shard, latent] `sum_i f_ij`."""
     code_squared: Floats
     """[shard, latent] C, `sum_i f_ij²`."""
+    code_kept: Floats
+    """[shard, model, latent] `sum_i f_ij²` over the tokens at which the model's reconstruction has the latent; C but in
+    a decoupled code."""
     activation: Floats
     """[shard, direction, model, latent] P, `sum_i f_ij <x_i^m, v_j>`; NaN where the models' widths differ."""
     error: Floats
-    """[shard, direction, model, latent] P - R, `sum_i f_ij <e_i^m, v_j>`, summed as such: it is small against both."""
+    """[shard, direction, model, latent] P - R, `sum_i f_ij <e_i^m, v_j>`, summed as such: it is small against both. NaN
+    in a dictionary of differences."""
 
     @property
     def num_shards(self) -> int:
@@ -69,7 +73,10 @@ class Moments:
         self._crosscoder = crosscoder
         self._num_tokens = zeros(num_shards)
         self._sums = zeros(4, num_shards, latents)
+        self._kept = zeros(num_shards, 2, latents)
         self._products = zeros(2, num_shards, 2, 2, latents)
+        if crosscoder.variant == DIFFERENCE:  # no model has a reconstruction of its own
+            self._products[1] = torch.nan
         if crosscoder.d_model[BASE] != crosscoder.d_model[CHAT]:
             self._products[:, :, BASE, CHAT] = self._products[:, :, CHAT, BASE] = torch.nan
         self._max = zeros(latents, dtype=torch.float32)
@@ -87,6 +94,8 @@ class Moments:
         self._num_tokens[shard] += block.num_tokens
         for sums, values in zip(self._sums, (torch.ones_like(raw), scaled, raw, raw * raw), strict=True):
             sums[shard].index_add_(0, latents, values)
+        for model in (BASE, CHAT):
+            self._kept[shard, model].index_add_(0, latents, raw * raw * block.kept[model])
         self._max.scatter_reduce_(0, latents, block.scaled, "amax")
         _add_at(self._role_mass, latents, block.role[block.tokens], scaled)
         _add_at(self._dataset_mass, latents, block.dataset[block.tokens], scaled)
@@ -113,7 +122,8 @@ class Moments:
         used = self._num_tokens > 0
         count, scaled, code, code_squared = (sums[used].cpu().numpy() for sums in self._sums)
         activation, error = (products[used].cpu().numpy() for products in self._products)
-        return ShardSums(self._num_tokens[used].cpu().numpy(), count, scaled, code, code_squared, activation, error)
+        kept, num_tokens = self._kept[used].cpu().numpy(), self._num_tokens[used].cpu().numpy()
+        return ShardSums(num_tokens, count, scaled, code, code_squared, kept, activation, error)
 
     def largest(self) -> NDArray[np.float32]:
         """Largest scaled activation, [latent]; 0 where it never fired."""

@@ -60,7 +60,7 @@ def estimates(sums: ShardSums, rows: Directions) -> Estimates:
                 "act": activation / (squared * norm),
                 "act_no_bias": (activation - sums.code * rows.bias[along, model]) / (squared * norm),
                 "rec": (activation - error) / (squared * norm),
-                "err": error / (squared * norm) + rows.own[along, model] / norm,
+                "err": error / (squared * norm) + rows.own[along, model] * (sums.code_kept[model] / squared) / norm,
             }
             result |= {beta_column(prefix, target, model_name): beta for target, beta in targets.items()}
         other = MODEL_NAMES[1 - along]

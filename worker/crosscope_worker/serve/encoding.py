@@ -36,8 +36,8 @@ class Encoder:
         """Uses up to `num_threads` of the CPU, fewer where that is faster."""
         self._crosscoder = crosscoder
         self._activations = activations
-        # Crosscoder computes them from the decoder each time, since training moves it; here it stands still.
-        self._norms = crosscoder.code_norms()
+        # Crosscoder computes it from the decoder each time, since training moves it; here it stands still.
+        self._selection = crosscoder.selection()
         self._num_threads = num_threads
 
     @torch.inference_mode()
@@ -55,16 +55,13 @@ class Encoder:
         return _split(lengths, tokens, latents, activations)
 
     def _pairs(self, x: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Token, latent and scaled activation of every active pair, by token, strongest first.
-
-        The same as `Crosscoder.encode_sparse` times the code norms.
-        """
+        """Token, latent and scaled activation of every active pair, by token, strongest first."""
         rows = max(1, _MAX_CODE_ELEMENTS // self._crosscoder.num_latents)
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         for start in range(0, len(x), rows):
-            scaled = self._crosscoder.pre_activations(x[start : start + rows]).relu_().mul_(self._norms)
-            code = sparse_code(places(scaled > (self._crosscoder.threshold or 0.0)), scaled)
-            parts.append((code.tokens + start, code.latents, code.values))
+            raw = self._crosscoder.pre_activations(x[start : start + rows]).relu_()
+            code = sparse_code(places(raw > self._selection.cuts), raw)
+            parts.append((code.tokens + start, code.latents, self._selection.scaled_pairs(code)))
         tokens, latents, activations = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
         order = np.lexsort((-activations, tokens))
         return tokens[order], latents[order], activations[order]

@@ -5,6 +5,7 @@ The same formulas run on a dense code while it is too full for that to pay, as i
 tests/worker/test_objective.py checks every gradient against autograd in float64.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -12,8 +13,10 @@ import torch
 from torch import Tensor
 
 from crosscope_proto.recipe import CrosscoderSpec
+from crosscope_proto.roles import BASE
 from crosscope_worker.crosscoder import code_norms
 from crosscope_worker.sparse import SparseCode, batch_topk, by_latent, decode_pairs, pair_products, places, sparse_code
+from crosscope_worker.training.variants import Widths, budgets, constrain, penalties
 
 DENSE_ABOVE = 0.05
 """Share of active entries above which the dense formulas are faster (two CPU cores, width 512 to 1 024)."""
@@ -40,12 +43,12 @@ class Step:
     gradients: Weights
     fired: Tensor
     """[latent] bool: fired in this batch."""
-    smallest_kept: float
-    """Smallest scaled activation that was kept; 0 if nothing fired."""
+    smallest_kept: tuple[float, ...]
+    """Smallest scaled activation that was kept, of each budget; 0 where nothing fired."""
     num_active: int
     """Active entries of the code."""
-    squared_error: tuple[float, float]
-    """Sum of squared errors of each model."""
+    squared_error: tuple[float, ...]
+    """Sum of squared errors of each part of the reconstruction."""
 
 
 class ActiveCode(Protocol):
@@ -132,21 +135,52 @@ class DenseCode:
         return latents * self._active
 
 
-def active_code(relu: Tensor, norms: Tensor, kept: int | None, floor: float) -> ActiveCode:
-    """The code after sparsification: the `kept` largest of the batch, or all of `relu: [batch, latent]`.
+@dataclass(frozen=True)
+class Selected:
+    """A batch's code after sparsification, as far as it decodes to some of the columns of the axis `both`."""
+
+    code: ActiveCode
+    columns: slice
+    norms: Tensor
+    """[latent]; what its entries were scaled with."""
+
+
+def select(
+    relu: Tensor, weights: Weights, spec: CrosscoderSpec, d_model: Widths, floors: Sequence[float]
+) -> tuple[list[Selected], tuple[float, ...]]:
+    """The code of `relu: [batch, latent]`, one for each model if decoupled, and each budget's smallest kept value."""
+    whole = slice(0, sum(d_model))
+    norms = code_norms(weights.decoder, d_model, spec.code_normalisation)
+    shares = budgets(spec)
+    if not shares:
+        return [Selected(active_code(relu, None), whole, norms)], ()
+    kept, smallest = [], []
+    for budget, floor in zip(shares, floors or (0.0,) * len(shares), strict=True):
+        columns, own_norms = whole, norms
+        if budget.model is not None:
+            columns = slice(0, d_model[BASE]) if budget.model == BASE else slice(d_model[BASE], None)
+            own_norms = weights.decoder[:, columns].norm(dim=1)
+        flat, least = batch_topk(relu, own_norms, budget.k * len(relu), floor, budget.latents)
+        smallest.append(least)
+        kept.append((flat, columns, own_norms))
+    if len(kept) > 1 and shares[0].model is None:
+        kept = [(torch.cat([flat for flat, _, _ in kept]).sort().values, whole, norms)]
+    return [Selected(active_code(relu, flat), columns, own) for flat, columns, own in kept], tuple(smallest)
+
+
+def active_code(relu: Tensor, flat: Tensor | None) -> ActiveCode:
+    """The entries of `relu: [batch, latent]` at ascending flattened places, or all that are positive.
 
     In whichever form is faster at its density.
     """
-    if kept is not None:
-        flat = batch_topk(relu, norms, kept, floor)
-        if len(flat) > DENSE_ABOVE * relu.numel():
-            dense = torch.zeros_like(relu)
-            dense.reshape(-1)[flat] = relu.reshape(-1)[flat]
-            return DenseCode(dense)
-    elif int(torch.count_nonzero(relu)) > DENSE_ABOVE * relu.numel():
-        return DenseCode(relu)
-    else:
+    if flat is None:
+        if int(torch.count_nonzero(relu)) > DENSE_ABOVE * relu.numel():
+            return DenseCode(relu)
         flat = places(relu > 0)
+    elif len(flat) > DENSE_ABOVE * relu.numel():
+        dense = torch.zeros_like(relu)
+        dense.reshape(-1)[flat] = relu.reshape(-1)[flat]
+        return DenseCode(dense)
     return PairCode(sparse_code(flat, relu), relu.shape[1])
 
 
@@ -154,69 +188,121 @@ def compute_step(
     weights: Weights,
     x: Tensor,
     spec: CrosscoderSpec,
-    d_model: tuple[int, int],
+    d_model: Widths,
     *,
     dead: Tensor | None = None,
     aux_weight: float = 0.0,
-    floor: float = 0.0,
+    floors: Sequence[float] = (),
 ) -> Step:
     """Loss and gradients of one batch.
 
-    `x: [batch, both]` float32, input scale applied. `dead: [latent]` bool and `aux_weight` are the auxiliary loss of
-    batch_topk. `floor` is a guess at the smallest kept scaled activation; it changes the speed, not the result.
+    `x: [batch, both]` float32, as the dictionary reads it; `d_model` are the widths of its parts. `dead: [latent]` bool
+    and `aux_weight` are the auxiliary loss of variants with k. `floors` are guesses at each budget's smallest kept
+    scaled activation; they change the speed, not the result.
     """
-    batch = x.shape[0]
-    norms = code_norms(weights.decoder, d_model, spec.code_normalisation)
     relu = torch.addmm(weights.b_enc, x, weights.encoder.T).relu_()
-    code = active_code(relu, norms, None if spec.k is None else spec.k * batch, floor)
-    error = x - code.decode(weights.decoder) - weights.b_dec
-    reconstruction, grad = reconstruction_loss(error, d_model, squared=spec.squared)
-    code_grad = code.products(grad, weights.decoder)
-    decoder_grad = code.per_latent(code.values, grad)
-    loss = reconstruction
-    if spec.mu is not None:
-        weight = spec.mu / batch
-        code_grad += code.spread(weight * norms)
-        totals = code.sums(code.values)
-        decoder_grad += norm_gradient(weights.decoder, d_model, spec.code_normalisation, weight * totals)
-        loss += weight * float(totals @ norms)
+    selected, smallest = select(relu, weights, spec, d_model, floors)
+    error = x - weights.b_dec
+    for each in selected:
+        error[:, each.columns] -= each.code.decode(_columns(weights.decoder, each.columns))
+    loss, grad = reconstruction_loss(error, d_model, spec)
+    found = [_code_gradients(each, weights, x, grad, spec, d_model) for each in selected]
+    loss += sum(each.penalty for each in found)
     gradients = Weights(
-        encoder=code.per_latent(code_grad, x),
-        b_enc=code.sums(code_grad),
-        decoder=decoder_grad,
+        encoder=_sum([each.encoder for each in found]),
+        b_enc=_sum([each.b_enc for each in found]),
+        decoder=found[0].decoder if len(found) == 1 else torch.cat([each.decoder for each in found], 1),
         b_dec=grad.sum(0),
     )
     if aux_weight > 0 and dead is not None and bool(dead.any()):
+        norms = code_norms(weights.decoder, d_model, spec.code_normalisation)
         loss += aux_weight * add_aux_gradients(gradients, weights, x, relu, error, norms, dead, d_model, aux_weight)
-    active = code.values[code.values > 0]
-    kept = code.values * code.spread(norms)
-    return Step(
-        loss=loss,
-        gradients=gradients,
-        fired=code.sums((code.values > 0).to(x.dtype)) > 0,
-        smallest_kept=float(kept[kept > 0].min()) if len(active) else 0.0,
-        num_active=len(active),
-        squared_error=(
-            float(error[:, : d_model[0]].square().sum(dtype=torch.float64)),
-            float(error[:, d_model[0] :].square().sum(dtype=torch.float64)),
-        ),
-    )
+    constrain(spec, d_model, gradients.encoder, gradients.decoder)
+    fired, num_active = _activity(selected)
+    squares = [float(part.square().sum(dtype=torch.float64)) for part in error.split(d_model, dim=1)]
+    return Step(loss, gradients, fired, smallest, num_active, tuple(squares))
 
 
-def reconstruction_loss(error: Tensor, d_model: tuple[int, int], *, squared: bool) -> tuple[float, Tensor]:
-    """`mean over batch and model of ‖e‖`, or of its square, and its gradient by x_hat, [batch, both]."""
-    errors = error.split(d_model, dim=1)
+class _CodeGradients(NamedTuple):
+    """What one selected code adds to the gradients, and its sparsity penalty."""
+
+    encoder: Tensor
+    b_enc: Tensor
+    decoder: Tensor
+    """[latent, width of its columns]."""
+    penalty: float
+
+
+def _code_gradients(
+    selected: Selected, weights: Weights, x: Tensor, grad: Tensor, spec: CrosscoderSpec, d_model: Widths
+) -> _CodeGradients:
+    code, own_grad = selected.code, _columns(grad, selected.columns)
+    code_grad = code.products(own_grad, _columns(weights.decoder, selected.columns))
+    decoder, loss = code.per_latent(code.values, own_grad), 0.0
+    if (penalty := penalties(spec, weights.b_enc)) is not None:
+        penalty /= len(x)
+        code_grad += code.spread(penalty * selected.norms)
+        totals = penalty * code.sums(code.values)
+        decoder += norm_gradient(weights.decoder, d_model, spec.code_normalisation, totals)
+        loss = float(totals @ selected.norms)
+    return _CodeGradients(code.per_latent(code_grad, x), code.sums(code_grad), decoder, loss)
+
+
+def _sum(tensors: Sequence[Tensor]) -> Tensor:
+    first, *others = tensors
+    for other in others:
+        first += other
+    return first
+
+
+def _columns(rows: Tensor, columns: slice) -> Tensor:
+    return rows[:, columns].contiguous()
+
+
+def _activity(selected: list[Selected]) -> tuple[Tensor, int]:
+    """Which latents fired, [latent], and the number of active entries; an entry of both models of a decoupled code
+    counts once for each, halved.
+    """
+    active = [(each.code.values > 0).to(each.code.values.dtype) for each in selected]
+    counts = torch.stack([each.code.sums(ones) for each, ones in zip(selected, active, strict=True)])
+    return counts.sum(0) > 0, round(float(counts.sum()) / len(selected))
+
+
+def reconstruction_loss(error: Tensor, d_model: Widths, spec: CrosscoderSpec) -> tuple[float, Tensor]:
+    """The reconstruction's loss and its gradient by x_hat, [batch, both].
+
+    `mean over batch and part of ‖e‖`, or of its square if `spec.squared`; and, with a cross term lambda, the mean over
+    the batch of `lambda <e^chat, e^base>`; of a delta crosscoder also `delta_weight · mean ‖e^chat - e^base‖`, squared
+    like the rest.
+    """
+    loss, grad = _mean_size(error, d_model, squared=spec.squared)
+    if spec.cross_term or spec.delta_weight is not None:
+        base, chat = error.split(d_model, dim=1)
+        if spec.cross_term:
+            loss += spec.cross_term * float((base * chat).sum()) / len(error)
+            grad -= torch.cat([chat, base], 1).mul_(spec.cross_term / len(error))
+        if spec.delta_weight is not None:
+            size, by_delta = _mean_size(chat - base, d_model[:1], squared=spec.squared)
+            loss += spec.delta_weight * size
+            grad += torch.cat([-by_delta, by_delta], 1).mul_(spec.delta_weight)
+    return loss, grad
+
+
+def _mean_size(error: Tensor, parts: Widths, *, squared: bool) -> tuple[float, Tensor]:
+    """`mean over batch and part of ‖e‖`, or of its square, and its gradient by x_hat, in the shape of `error`."""
+    count = len(parts) * len(error)
     if squared:
-        loss = sum(float(e.square().sum()) for e in errors)
-        return loss / (2 * len(error)), error * (-1 / len(error))
-    norms = [e.norm(dim=1, keepdim=True) for e in errors]
-    loss = sum(float(n.sum()) for n in norms)
-    # The gradient of a norm at zero is taken as zero.
-    grads = [e / n.clamp_min(torch.finfo(e.dtype).tiny) for e, n in zip(errors, norms, strict=True)]
-    return loss / (2 * len(error)), torch.cat(grads, 1).mul_(-1 / (2 * len(error)))
+        return float(error.square().sum()) / count, error * (-2 / count)
+    grad, loss = torch.empty_like(error), 0.0
+    for e, out in zip(error.split(parts, dim=1), grad.split(parts, dim=1), strict=True):
+        norms = e.norm(dim=1, keepdim=True)
+        loss += float(norms.sum())
+        # The gradient of a norm at zero is taken as zero.
+        torch.mul(e, (-1 / count) / norms.clamp_min(torch.finfo(e.dtype).tiny), out=out)
+    return loss / count, grad
 
 
-def norm_gradient(decoder: Tensor, d_model: tuple[int, int], normalisation: str, by_norm: Tensor) -> Tensor:
+def norm_gradient(decoder: Tensor, d_model: Widths, normalisation: str, by_norm: Tensor) -> Tensor:
     """Gradient by the decoder, [latent, both], of `sum_j by_norm_j n_j`."""
     if normalisation == "none":
         return torch.zeros_like(decoder)
@@ -240,7 +326,7 @@ def add_aux_gradients(
     error: Tensor,
     norms: Tensor,
     dead: Tensor,
-    d_model: tuple[int, int],
+    d_model: Widths,
     aux_weight: float,
 ) -> float:
     """Adds the auxiliary loss's gradients in place and returns the loss, unweighted (math §2).

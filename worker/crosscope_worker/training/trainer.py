@@ -4,6 +4,7 @@ Only `Trainer.step` changes weights, counters and the threshold; measuring reads
 Knows nothing about models or texts: activations come from an ActivationSource.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -14,10 +15,20 @@ import torch
 from torch import Tensor
 
 from crosscope_proto.recipe import CrosscoderRecipe, CrosscoderSpec, TrainingSpec, recipe_dict
-from crosscope_worker.crosscoder import Crosscoder
+from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
+from crosscope_worker.crosscoder import DIFFERENCE, Crosscoder, scale_inputs
 from crosscope_worker.training.buffer import ShuffleBuffer
 from crosscope_worker.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from crosscope_worker.training.objective import Step, Weights, compute_step
+from crosscope_worker.training.variants import (
+    Widths,
+    absent_weights,
+    at_step,
+    budgets,
+    first_weights,
+    needs_equal_widths,
+    widths,
+)
 from crosscope_worker.work import Progress
 
 STAGE = "train"
@@ -74,9 +85,10 @@ class Counters:
 
     step: int = 0
     tokens: int = 0
-    threshold: float = 0.0
+    thresholds: list[float] = field(default_factory=list)
+    """Moving average of the smallest kept scaled activation, of each budget."""
     threshold_updates: int = 0
-    last_smallest: float = 0.0
+    last_smallest: tuple[float, ...] = ()
     input_scale: tuple[float, float] = (1.0, 1.0)
     curves: list[tuple[int, str, float]] = field(default_factory=list)
 
@@ -91,16 +103,20 @@ class Trainer:
         d_model: tuple[int, int],
         device: torch.device | str = "cpu",
     ) -> None:
+        """Raises TrainingError where the recipe needs models of equal width and these are not."""
+        if (what := needs_equal_widths(spec)) and d_model[BASE] != d_model[CHAT]:
+            raise TrainingError(f"{what} needs models of equal width; these have {d_model[BASE]} and {d_model[CHAT]}")
         self.spec = spec
         self.training = training
         self.d_model = d_model
+        self.widths = widths(spec, d_model)
         self.counters = Counters()
-        self.weights = initial_weights(spec.num_latents, d_model, training.seed, device)
+        self.weights = initial_weights(spec, self.widths, training.seed, device)
         self.since_fired = torch.zeros(spec.num_latents, dtype=torch.int64, device=device)
         self.optimiser = torch.optim.Adam(self.weights, lr=training.lr, fused=True)
 
     def step(self, x: Tensor, lr: float) -> Step:
-        """Trains on `x: [batch, both]`, scaled; returns what the batch said before the update.
+        """Trains on `x: [batch, both]`, from `inputs`; returns what the batch said before the update.
 
         Raises TrainingError if the loss is no longer finite.
         """
@@ -108,11 +124,11 @@ class Trainer:
         outcome = compute_step(
             self.weights,
             x,
-            self.spec,
-            self.d_model,
+            at_step(self.spec, self.training, counters.step),
+            self.widths,
             dead=self.since_fired >= self.training.dead_after_tokens,
             aux_weight=self.training.aux_weight if self.spec.k is not None else 0.0,
-            floor=FLOOR_SHARE * counters.last_smallest,
+            floors=[FLOOR_SHARE * smallest for smallest in counters.last_smallest],
         )
         if not torch.isfinite(torch.tensor(outcome.loss)):
             raise TrainingError(f"the loss is {outcome.loss} at step {counters.step}; try training.lr below {lr:g}")
@@ -120,8 +136,8 @@ class Trainer:
         self.since_fired += len(x)
         self.since_fired[outcome.fired] = 0
         counters.last_smallest = outcome.smallest_kept
-        if self.spec.k is not None and counters.step >= self.training.warmup_steps:
-            self._update_threshold(outcome.smallest_kept)
+        if counters.step >= max(self.training.warmup_steps, self.training.sparsity_warmup_steps):
+            self._update_thresholds(outcome.smallest_kept)
         counters.step += 1
         counters.tokens += len(x)
         return outcome
@@ -138,16 +154,25 @@ class Trainer:
             group["lr"] = lr
         self.optimiser.step()
 
-    def _update_threshold(self, smallest: float) -> None:
+    def _update_thresholds(self, smallest: tuple[float, ...]) -> None:
         # A plain mean until the average has seen enough for its memory, so that short runs have no start to forget.
         counters = self.counters
         counters.threshold_updates += 1
         memory = min(THRESHOLD_MEMORY, 1 - 1 / counters.threshold_updates)
-        counters.threshold = memory * counters.threshold + (1 - memory) * smallest
+        before = counters.thresholds or [0.0] * len(smallest)
+        counters.thresholds = [memory * old + (1 - memory) * new for old, new in zip(before, smallest, strict=True)]
+
+    def inputs(self, tokens: Tensor) -> Tensor:
+        """`tokens: [batch, both]` as the models gave them, to what the dictionary reads and reconstructs."""
+        x = scale_inputs(tokens, self.d_model, self.counters.input_scale)
+        return x if self.spec.variant != DIFFERENCE else x[:, self.d_model[BASE] :] - x[:, : self.d_model[BASE]]
 
     def crosscoder(self) -> Crosscoder:
-        """The crosscoder as it stands; shares memory with the weights."""
+        """The crosscoder as it stands; shares memory with the weights where it can."""
         encoder, b_enc, decoder, b_dec = (weight.detach() for weight in self.weights)
+        if self.spec.variant == DIFFERENCE:
+            encoder = torch.cat([-encoder, encoder], 1)
+            decoder, b_dec = (torch.cat([torch.zeros_like(each), each], -1) for each in (decoder, b_dec))
         return Crosscoder(
             W_enc=encoder.T,
             b_enc=b_enc,
@@ -156,14 +181,23 @@ class Trainer:
             d_model=self.d_model,
             variant=self.spec.variant,
             code_normalisation=self.spec.code_normalisation,
-            threshold=self._threshold() if self.spec.k is not None else None,
             input_scale=self.counters.input_scale,
+            **self._thresholds(),
         )
 
-    def _threshold(self) -> float:
-        """The average; the last batch's value where training has ended before the average began."""
-        counters = self.counters
-        return counters.threshold if counters.threshold_updates else counters.last_smallest
+    def _thresholds(self) -> dict[str, Any]:
+        """The averages; the last batch's values where training has ended before the averages began."""
+        counters, shares = self.counters, budgets(self.spec)
+        values = counters.thresholds or counters.last_smallest or (0.0,) * len(shares)
+        like = self.weights.b_enc.detach()
+        if len(shares) < 2:
+            return {"threshold": next(iter(values), None), "model_thresholds": None}
+        if shares[0].model is not None:
+            return {"model_thresholds": torch.stack([torch.full_like(like, value) for value in values])}
+        thresholds = torch.zeros_like(like)
+        for budget, value in zip(shares, values, strict=True):
+            thresholds[budget.latents] = value
+        return {"latent_thresholds": thresholds}
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights, optimiser state and counters of latents, for a checkpoint."""
@@ -184,20 +218,21 @@ class Trainer:
             }
         curves = [(int(step), str(name), float(value)) for step, name, value in counters["curves"]]
         base, chat = counters["input_scale"]
-        self.counters = Counters(**counters | {"curves": curves, "input_scale": (base, chat)})
+        smallest = tuple(float(value) for value in counters["last_smallest"])
+        plain = {"curves": curves, "input_scale": (base, chat), "last_smallest": smallest}
+        self.counters = Counters(**counters | plain)
 
 
-def initial_weights(num_latents: int, d_model: tuple[int, int], seed: int, device: torch.device | str) -> Weights:
-    """Random unit directions, scaled; equal for both models where their widths agree; the encoder is the decoder."""
-    generator = torch.Generator().manual_seed(seed)
-    widest = torch.randn(num_latents, max(d_model), generator=generator)
-    halves = [torch.nn.functional.normalize(widest[:, :width], dim=1) for width in d_model]
-    decoder = (INITIAL_ROW_NORM * torch.cat(halves, 1)).to(device)
+def initial_weights(spec: CrosscoderSpec, parts: Widths, seed: int, device: torch.device | str) -> Weights:
+    """Random directions, equal for both models where their widths agree; the encoder is the decoder."""
+    encoder = first_weights(spec.num_latents, INITIAL_ROW_NORM, parts, seed)
+    decoder = encoder.clone()
+    absent_weights(spec, parts, encoder, decoder)
     return Weights(
-        encoder=decoder.clone(),
-        b_enc=torch.zeros(num_latents, device=device),
-        decoder=decoder,
-        b_dec=torch.zeros(sum(d_model), device=device),
+        encoder=encoder.to(device),
+        b_enc=torch.zeros(spec.num_latents, device=device),
+        decoder=decoder.to(device),
+        b_dec=torch.zeros(sum(parts), device=device),
     )
 
 
@@ -221,11 +256,26 @@ def input_scales(tokens: Tensor, d_model: tuple[int, int]) -> tuple[float, float
     return float((d_model[0] / base).sqrt()), float((d_model[1] / chat).sqrt())
 
 
+def difference_scale(tokens: Tensor, d_model: tuple[int, int]) -> tuple[float, float]:
+    """The factor, for both models, that brings `x^chat - x^base` to a mean squared norm of `d_model`.
+
+    Raises TrainingError where the models' activations are the same.
+    """
+    size = (tokens[:, d_model[BASE] :] - tokens[:, : d_model[BASE]]).double().square().sum(1).mean()
+    if not size > 0:
+        raise TrainingError("the models' activations do not differ; a dictionary of differences has nothing to learn")
+    factor = float((d_model[BASE] / size).sqrt())
+    return factor, factor
+
+
 def learning_rate(training: TrainingSpec, step: int, fraction: float) -> float:
-    """Linear warm-up, then constant, then a linear fall to zero over the last `decay_share` of training."""
+    """Linear warm-up, then constant, then a linear or cosine fall to zero over the last `decay_share` of training."""
     rise = min(1.0, (step + 1) / training.warmup_steps) if training.warmup_steps else 1.0
     fall = min(1.0, (1 - fraction) / training.decay_share) if training.decay_share else 1.0
-    return training.lr * rise * max(fall, 0.0)
+    fall = max(fall, 0.0)
+    if training.decay == "cosine":
+        fall = 0.5 * (1 - math.cos(math.pi * fall))
+    return training.lr * rise * fall
 
 
 def train(
@@ -254,11 +304,10 @@ def train(
     else:
         _start(trainer, buffer.fill(), training, d_model)
     clock, tokens_before = time.monotonic(), trainer.counters.tokens
-    scale = trainer.crosscoder()
     for tokens in buffer:
         counters = trainer.counters
         fraction = _fraction(training, counters, source, buffer.held + len(tokens))
-        x = scale.scale_inputs(tokens)
+        x = trainer.inputs(tokens)
         outcome = trainer.step(x, learning_rate(training, counters.step, fraction))
         metrics: dict[str, float] = {}
         if counters.step % training.log_every == 0:
@@ -279,10 +328,11 @@ def _start(trainer: Trainer, tokens: Tensor, training: TrainingSpec, d_model: tu
     if len(tokens) == 0:
         return
     if training.normalise_inputs:
-        trainer.counters.input_scale = input_scales(tokens, d_model)
+        scales = difference_scale if trainer.spec.variant == DIFFERENCE else input_scales
+        trainer.counters.input_scale = scales(tokens, d_model)
     if trainer.spec.k is not None:
-        scaled = trainer.crosscoder().scale_inputs(tokens[: training.batch_size])
-        parts = [geometric_median(part) for part in scaled.split(d_model, dim=1)]
+        x = trainer.inputs(tokens[: training.batch_size])
+        parts = [geometric_median(part) for part in x.split(trainer.widths, dim=1)]
         trainer.weights.b_dec.copy_(torch.cat(parts))
 
 
@@ -293,17 +343,18 @@ def _fraction(training: TrainingSpec, counters: Counters, source: ActivationSour
 
 
 def measure(trainer: Trainer, outcome: Step, x: Tensor) -> dict[str, float]:
-    """Figures of one batch: loss, FVE per model, L0, dead share, threshold (math §7)."""
-    total = [float((p - p.mean(0)).square().sum(dtype=torch.float64)) for p in x.split(trainer.d_model, dim=1)]
+    """Figures of one batch: loss, FVE of each part, L0, dead share, thresholds (math §7)."""
+    total = [float((p - p.mean(0)).square().sum(dtype=torch.float64)) for p in x.split(trainer.widths, dim=1)]
     fve = [1 - e / t if t else float("nan") for e, t in zip(outcome.squared_error, total, strict=True)]
     dead = trainer.since_fired >= trainer.training.dead_after_tokens
+    names = MODEL_NAMES if len(fve) > 1 else ("difference",)
+    thresholds = trainer.counters.thresholds
     return {
         "loss": outcome.loss,
-        "fve_base": fve[0],
-        "fve_chat": fve[1],
+        **{f"fve_{name}": value for name, value in zip(names, fve, strict=True)},
         "l0": outcome.num_active / len(x),
         "dead_share": float(dead.float().mean()),
-        "threshold": trainer.counters.threshold,
+        **{f"threshold_{i}" if i else "threshold": value for i, value in enumerate(thresholds)},
     }
 
 
