@@ -1,0 +1,293 @@
+"""How faithful a crosscoder is to what its models do: spliced reconstructions and the causal patch test (math §7).
+
+*Splicing*: the output of the layer is replaced by the reconstruction (or by zeros) and the rest of that model runs.
+*Causal patch*: the rest of the chat model runs on `h = x^base + sum_{j in S} f_j (D_j^chat - D_j^base)`.
+Only tokens that the token policy keeps are replaced; the others keep their own model's activation. A prediction counts
+if it is made at such a token and there is a next token. Each model runs once to the layer; only the rest runs again.
+
+Memory: a forward of at most BATCH_TOKENS tokens and its hidden states for each replacement; codes in pieces of
+CODE_BYTES, of which three lie in memory at a time, and logits in pieces of LOGIT_BYTES, of which about five do.
+
+Knows nothing about single latents.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crosscope_proto.artefacts import LatentClass
+from crosscope_proto.recipe import AnalysisSpec, TokenPolicy
+from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES, TEMPLATE_ROLES, TokenRole
+from crosscope_worker.activations import PairActivations
+from crosscope_worker.analysis.behaviours import assistant_turns
+from crosscope_worker.analysis.run import STAGE
+from crosscope_worker.analysis.upper_half import UpperHalf
+from crosscope_worker.crosscoder import DIFFERENCE, Crosscoder
+from crosscope_worker.harvest import NormLimit, check_finite, policy_positions
+from crosscope_worker.pair import Pair
+from crosscope_worker.texts import Text
+from crosscope_worker.work import Progress
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+BATCH_TOKENS = 2048
+"""Tokens of one forward, padding counted; a longer text runs alone."""
+CODE_BYTES = LOGIT_BYTES = 64 << 20
+FIRST_TOKENS = 9
+"""Tokens of an assistant turn that the figures ending in first9 are about."""
+FALLBACK_SHARE = 0.05
+"""Share of the living latents that is patched where no latent is chat-specific."""
+CHAT_BETA_RATIO = 0.3
+"""Latents of a dictionary of differences are chat-specific below this |beta_act^base / beta_act^chat| (math §2)."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """Texts side by side, right-padded; all of them conversations or none. Tensors are [batch, pos]."""
+
+    ids: Tensor
+    x: Tensor
+    """[batch, pos, both] float32."""
+    kept: Tensor
+    """bool: the policy keeps the token."""
+    predicts: Tensor
+    """bool: kept, and there is a next token."""
+    groups: dict[str, Tensor]
+    """bool, of `predicts`: predictions of assistant content, of its first tokens, and those made at template tokens.
+    Empty if these are no conversations."""
+
+
+class _Means:
+    """Means of figures over tokens, in float64."""
+
+    def __init__(self) -> None:
+        self._sums: defaultdict[str, float] = defaultdict(float)
+        self._counts: defaultdict[str, int] = defaultdict(int)
+
+    def add(self, name: str, values: Tensor) -> None:
+        self._sums[name] += float(values.sum(dtype=torch.float64))
+        self._counts[name] += values.numel()
+
+    def found(self) -> dict[str, float]:
+        """The mean of every figure that has a token."""
+        return {name: self._sums[name] / count for name, count in self._counts.items() if count}
+
+
+def fidelity(
+    crosscoder: Crosscoder,
+    pair: Pair,
+    layer: int,
+    texts: Iterable[Text],
+    patched: Tensor,
+    spec: AnalysisSpec,
+    policy: TokenPolicy,
+    progress: Progress,
+) -> dict[str, float]:
+    """Runs both models on whole texts until `spec.spliced_tokens` of their tokens were kept; figures by name.
+
+    For each model m, means over all predictions, in nats: ce_clean_m, ce_spliced_m, ce_zero_m, and
+    `ce_recovered_m = (zero - spliced) / (zero - clean)`; kl_spliced_m = KL(clean ‖ spliced),
+    kl_zero_m = KL(clean ‖ zero), and `kl_recovered_m = 1 - kl_spliced_m / kl_zero_m`. None of these for a dictionary
+    of differences, which reconstructs neither model.
+
+    `patched: [any]` are the ids of S. Means of KL(chat ‖ patched) over conversations, in nats: kl_patch_…, and with
+    S empty kl_base_…, with every latent in S kl_full_…; each with _all: predictions of assistant content, _first9: of
+    the first nine tokens of each assistant turn, _template: made at template tokens. patch_latents is the size of S.
+    None of these where there are no conversations or the models' widths differ.
+
+    A ratio with denominator 0 is left out. Raises HarvestError for an activation that is not finite and AnalysisError
+    for a model that cannot be run from the layer on; what `progress` raises passes through.
+    """
+    if spec.spliced_tokens == 0:
+        return {}
+    activations = PairActivations(pair, layer)
+    uppers = [UpperHalf(model, layer) for model in pair.models]
+    norms = NormLimit(policy.max_norm_ratio, pair.d_model)
+    same_width = pair.d_model[BASE] == pair.d_model[CHAT]
+    means, seen, num_texts = _Means(), 0, 0
+    with torch.inference_mode():
+        for group in _batches(texts, spec.spliced_tokens, policy):
+            batch = _read(group, num_texts, activations, policy, norms)
+            num_texts += len(group)
+            seen += int(batch.kept.sum())
+            x_hat, chosen, every = _decoded(crosscoder, batch.x[batch.kept], patched)
+            for model, upper in enumerate(uppers):
+                inputs: dict[str, Tensor] = {}
+                if crosscoder.variant != DIFFERENCE:
+                    reconstruction = x_hat[:, crosscoder.model_slice(model)]
+                    inputs |= {"spliced": reconstruction, "zero": torch.zeros_like(reconstruction)}
+                if model == CHAT and same_width and batch.groups:
+                    base = batch.x[batch.kept][:, crosscoder.model_slice(BASE)]
+                    inputs |= {"base": base, "patch": base + chosen, "full": base + every}
+                if inputs:
+                    clean = batch.x[:, :, crosscoder.model_slice(model)]
+                    _add(means, MODEL_NAMES[model], batch, *_predictions(upper, batch, clean, inputs))
+            share = min(1.0, seen / spec.spliced_tokens)
+            progress(STAGE, 0.99 + 0.01 * share, f"{seen} tokens spliced")
+    return _figures(means.found(), len(patched))
+
+
+def patched_latents(latents: "pa.Table") -> Tensor:
+    """Ids of the latents that the causal patch is about, from a table of LATENT_COLUMNS.
+
+    The living chat-only latents by relative norm; of a dictionary of differences those with
+    |beta_act^base / beta_act^chat| below CHAT_BETA_RATIO. Where there are none: the FALLBACK_SHARE of the living
+    latents that come nearest to it, at least one.
+    """
+
+    def column(name: str) -> np.ndarray:
+        return latents.column(name).to_numpy(zero_copy_only=False)
+
+    living = column("num_active") > 0
+    rel_norm = column("rel_norm").astype(np.float64)
+    if np.isfinite(rel_norm).any():
+        order, specific = rel_norm, column("latent_class") == str(LatentClass.CHAT_ONLY)
+    else:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            order = -np.abs(column("beta_act_base").astype(np.float64) / column("beta_act_chat"))
+        specific = order > -CHAT_BETA_RATIO
+    found = np.flatnonzero(living & specific)
+    if len(found) == 0 and living.any():
+        order = np.where(living & ~np.isnan(order), order, -np.inf)
+        found = np.sort(np.argsort(-order, kind="stable")[: max(1, int(FALLBACK_SHARE * living.sum()))])
+    return torch.from_numpy(found)
+
+
+def _batches(texts: Iterable[Text], num_tokens: int, policy: TokenPolicy) -> Iterator[list[Text]]:
+    """Whole texts with at least `num_tokens` tokens that the policy keeps, outliers counted; conversations apart."""
+    waiting: dict[bool, list[Text]] = {True: [], False: []}
+    seen = 0
+    for text in texts:
+        is_chat = bool((text.roles == TokenRole.ASSISTANT).any())
+        longest = max(len(each.ids) for each in [*waiting[is_chat], text])
+        if waiting[is_chat] and longest * (len(waiting[is_chat]) + 1) > BATCH_TOKENS:
+            yield waiting[is_chat]
+            waiting[is_chat] = []
+        waiting[is_chat].append(text)
+        seen += len(policy_positions(text, policy))
+        if seen >= num_tokens:
+            break
+    yield from filter(None, waiting.values())
+
+
+def _read(
+    texts: list[Text], num_before: int, activations: PairActivations, policy: TokenPolicy, norms: NormLimit
+) -> _Batch:
+    lengths = [len(text.ids) for text in texts]
+    shape = (len(texts), max(lengths))
+    ids, roles, kept = np.zeros(shape, np.int64), np.zeros(shape, np.uint8), np.zeros(shape, bool)
+    assistant, first = np.zeros(shape, bool), np.zeros(shape, bool)
+    for row, text in enumerate(texts):
+        ids[row, : lengths[row]], roles[row, : lengths[row]] = text.ids, text.roles
+        kept[row, policy_positions(text, policy)] = True
+        for start, end in assistant_turns(text.roles):
+            assistant[row, start:end] = True
+            first[row, start : min(end, start + FIRST_TOKENS)] = True
+    rows, positions = kept.nonzero()
+    x = activations(torch.from_numpy(ids), torch.tensor(lengths))
+    flat = x[torch.from_numpy(rows), torch.from_numpy(positions)]
+    check_finite(flat, activations.d_model, (rows + num_before).tolist(), positions)
+    stay = norms(flat).cpu().numpy()
+    kept[rows[~stay], positions[~stay]] = False
+    predicts = kept & (np.arange(shape[1]) < np.array(lengths)[:, None] - 1)
+    template = np.isin(roles, [*TEMPLATE_ROLES])
+    made_at = {"all": _predicting(assistant), "first9": _predicting(first), "template": template}
+
+    def tensor(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(x.device)
+
+    groups = {name: tensor(where & predicts) for name, where in made_at.items()} if assistant.any() else {}
+    return _Batch(tensor(ids), x, tensor(kept), tensor(predicts), groups)
+
+
+def _predicting(tokens: np.ndarray) -> np.ndarray:
+    """Where the next token is one of `tokens`: [batch, pos] bool."""
+    result = np.zeros_like(tokens)
+    result[:, :-1] = tokens[:, 1:]
+    return result
+
+
+def _decoded(crosscoder: Crosscoder, x: Tensor, patched: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Reconstructions [token, both] of `x: [token, both]`, and what S and all latents add to chat less what to base.
+
+    The latter two are `sum_j f_j (D_j^chat - D_j^base)`, [token, d_model], in the models' own scale, without biases;
+    empty where the models' widths differ.
+    """
+    pieces = x.to(crosscoder.device).split(max(1, CODE_BYTES // (4 * crosscoder.num_latents)))
+    nothing = crosscoder.decode(crosscoder.b_enc.new_zeros(1, crosscoder.num_latents))
+    base, chat = (crosscoder.model_slice(model) for model in (BASE, CHAT))
+    in_set = torch.zeros_like(crosscoder.b_enc)
+    in_set[patched.to(crosscoder.device)] = 1.0
+
+    def difference(x_hat: Tensor) -> Tensor:
+        if crosscoder.d_model[BASE] != crosscoder.d_model[CHAT]:
+            return x_hat[:, :0]
+        added = x_hat - nothing
+        return added[:, chat] - added[:, base]
+
+    found: list[tuple[Tensor, ...]] = []
+    for piece in pieces:
+        code = crosscoder.encode(piece)
+        x_hat = crosscoder.decode(code)
+        found.append((x_hat, difference(crosscoder.decode(code * in_set)), difference(x_hat)))
+    x_hat, chosen, every = (torch.cat(parts).to(x.device) for parts in zip(*found, strict=True))
+    return x_hat, chosen, every
+
+
+def _predictions(
+    upper: UpperHalf, batch: _Batch, clean: Tensor, inputs: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Cross-entropies of a model as it is ("clean") and with each replacement, and KL(clean ‖ replaced), in nats.
+
+    clean: [batch, pos, d_model]; inputs: [kept token, d_model] each. Values are [prediction] float32, on the CPU.
+    """
+    hidden = {"clean": upper.hidden(batch.ids, clean)[batch.predicts]}
+    for name, replacement in inputs.items():
+        x = clean.clone()
+        x[batch.kept] = replacement
+        hidden[name] = upper.hidden(batch.ids, x)[batch.predicts]
+    next_ids = batch.ids.roll(-1, dims=1)[batch.predicts]
+    ce = {name: torch.empty(len(next_ids)) for name in hidden}
+    kl = {name: torch.empty(len(next_ids)) for name in inputs}
+    rows = max(1, LOGIT_BYTES // (4 * upper.vocabulary))
+    for start in range(0, len(next_ids), rows):
+        at = slice(start, start + rows)
+        reference = upper.logits(hidden["clean"][at]).log_softmax(dim=1)
+        probability = reference.exp()
+        ce["clean"][at] = -reference.gather(1, next_ids[at, None])[:, 0].cpu()
+        for name in inputs:
+            log = upper.logits(hidden[name][at]).log_softmax(dim=1)
+            ce[name][at] = -log.gather(1, next_ids[at, None])[:, 0].cpu()
+            kl[name][at] = log.neg_().add_(reference).mul_(probability).sum(dim=1).cpu()
+    return ce, kl
+
+
+def _add(means: _Means, model: str, batch: _Batch, ce: dict[str, Tensor], kl: dict[str, Tensor]) -> None:
+    for kind in ("clean", "spliced", "zero") if "spliced" in ce else ():
+        means.add(f"ce_{kind}_{model}", ce[kind])
+    for kind, values in kl.items():
+        if kind in ("spliced", "zero"):
+            means.add(f"kl_{kind}_{model}", values)
+        else:
+            for group, where in batch.groups.items():
+                means.add(f"kl_{kind}_{group}", values[where[batch.predicts].cpu()])
+
+
+def _figures(means: dict[str, float], num_patched: int) -> dict[str, float]:
+    """Means and the shares recovered."""
+    figures = dict(means)
+    for model in MODEL_NAMES if "ce_clean_base" in means else ():
+        clean, spliced, zero = (means[f"ce_{kind}_{model}"] for kind in ("clean", "spliced", "zero"))
+        if zero != clean:
+            figures[f"ce_recovered_{model}"] = (zero - spliced) / (zero - clean)
+        if (to_zero := means[f"kl_zero_{model}"]) != 0:
+            figures[f"kl_recovered_{model}"] = 1 - means[f"kl_spliced_{model}"] / to_zero
+    if "kl_base_all" in means:
+        figures["patch_latents"] = float(num_patched)
+    return figures

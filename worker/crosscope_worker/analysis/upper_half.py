@@ -1,0 +1,105 @@
+"""The part of a causal language model above one decoder layer, run on any output of that layer.
+
+Works by standing in for modules' `forward` while a model runs: the layers up to the one in question hand on the given
+activations without computing, and the head is given hidden states in pieces, so that logits of a whole text never lie
+in memory. So everything else (masks, positions, final norm, soft-capping) stays the model's own.
+
+Does not know what the activations are.
+"""
+
+import copy
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from crosscope_worker.analysis.errors import AnalysisError
+from crosscope_worker.pair import decoder_layers
+
+_PROBE_TOKENS = 8
+_PROBE_TOLERANCE = 0.02
+"""Largest difference from the whole model's logits, as a share of the largest logit; half precision rounds."""
+_RUN_ERRORS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+"""What a model raises that needs more of its lower layers than their output."""
+
+
+class UpperHalf:
+    """What a model makes of given outputs of its decoder layer `layer`. Not for several threads."""
+
+    def __init__(self, model: PreTrainedModel, layer: int) -> None:
+        """Runs the whole model once on a few tokens, to see whether this gives the same logits.
+
+        Raises AnalysisError if it does not.
+        """
+        self._model = model
+        self._decoder: nn.Module = model.get_decoder()
+        self._below = list(decoder_layers(model)[: layer + 1])
+        self._as_tuple = False
+        self._output: Any = None
+        self._probe(layer)
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of logits."""
+        return cast("nn.Linear", self._model.get_output_embeddings()).weight.shape[0]
+
+    @torch.inference_mode()
+    def hidden(self, ids: Tensor, x: Tensor) -> Tensor:
+        """What the head reads if the layer's output is `x`: [batch, pos, d_model], in the model's data type.
+
+        ids: [batch, pos] int64, right-padded. x: [batch, pos, d_model] float.
+        """
+        x = x.to(self._model.dtype)
+        given = (x,) if self._as_tuple else x
+        with ExitStack() as stack:
+            for layer in self._below:
+                stack.enter_context(_standing_in(layer, lambda *_, **__: given))
+            self._output = self._decoder(input_ids=ids, use_cache=False)
+        return self._output.last_hidden_state
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [token, vocabulary] float32 of some of `hidden`'s tokens, [token, d_model]."""
+        output = copy.copy(self._output)
+        output.last_hidden_state = hidden[None]
+        ids = torch.zeros(1, len(hidden), dtype=torch.int64, device=hidden.device)
+        with _standing_in(self._decoder, lambda *_, **__: output):
+            return self._model(input_ids=ids, use_cache=False).logits[0].float()
+
+    @torch.inference_mode()
+    def _probe(self, layer: int) -> None:
+        ids = torch.arange(min(_PROBE_TOKENS, self.vocabulary), device=self._model.device)[None]
+        found: list[Tensor] = []
+
+        def keep(_module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+            self._as_tuple = not isinstance(output, Tensor)
+            found.append(output if isinstance(output, Tensor) else output[0])
+
+        with self._below[-1].register_forward_hook(keep):
+            expected = self._model(input_ids=ids, use_cache=False).logits[0].float()
+        named = f"{type(self._model).__name__} cannot be run from the output of layer {layer} on"
+        way_out = "set analysis.spliced_tokens to 0 to do without cross-entropy and KL recovered"
+        try:
+            logits = self.logits(self.hidden(ids, found[0])[0])
+        except _RUN_ERRORS as error:
+            raise AnalysisError(f"{named}: {' '.join(str(error).split())}; {way_out}") from error
+        difference = float((logits - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+        if not difference <= _PROBE_TOLERANCE:
+            raise AnalysisError(f"{named}: its logits differ by {difference:.2g} of the largest; {way_out}")
+
+
+@contextmanager
+def _standing_in(module: nn.Module, forward: Callable[..., Any]) -> Generator[None]:
+    """Calls of `module` call `forward` instead."""
+    own = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
