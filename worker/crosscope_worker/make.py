@@ -3,81 +3,31 @@
 Everything that it writes lies in the job's folder until one rename publishes it.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from crosscope_proto.artefacts import CrosscoderManifest, crosscoder_folder, pair_folder
 from crosscope_proto.recipe import CrosscoderRecipe, recipe_dict
 from crosscope_worker.activations import PairActivations
 from crosscope_worker.analysis import analyse
 from crosscope_worker.crosscoder import CrosscoderError, read_manifest
-from crosscope_worker.harvest import NormLimit, harvest
+from crosscope_worker.harvest import harvest
 from crosscope_worker.pair import load_pair, pair_hashes, resolve_pair
 from crosscope_worker.publish import Provenance, make_current, publish
-from crosscope_worker.texts import Text, TextStream
+from crosscope_worker.sources import open_source
+from crosscope_worker.texts import TextStream
 from crosscope_worker.tokens import TextTokenizer
 from crosscope_worker.training import train
 from crosscope_worker.work import Progress, Workspace
-
-
-class HarvestSource:
-    """Activations of a recipe's training texts, epoch after epoch: the ActivationSource of a training.
-
-    One harvest runs over all epochs, so blocks do not depend on where a resumed training took over.
-    """
-
-    def __init__(self, stream: TextStream, activations: PairActivations, recipe: CrosscoderRecipe) -> None:
-        self.num_epochs = recipe.training.epochs
-        self._stream = stream
-        self._activations = activations
-        self._policy = recipe.tokens
-        self._norms = NormLimit(recipe.tokens.max_norm_ratio, activations.d_model)
-        self._epoch = self._num_texts = 0
-
-    def blocks(self) -> Iterator[Tensor]:
-        """See ActivationSource."""
-        texts, before = self._texts(), self._num_texts
-        for found in harvest(texts, self._activations, self._policy, norms=self._norms, num_before=before):
-            yield found.x
-
-    def _texts(self) -> Iterator[Text]:
-        while self._epoch < self.num_epochs:
-            for text in self._stream:
-                self._num_texts += 1
-                yield text
-            self._epoch += 1
-
-    def fraction(self) -> float:
-        """See ActivationSource."""
-        return min(1.0, (self._epoch + self._stream.fraction()) / self.num_epochs)
-
-    def state(self) -> dict[str, Any]:
-        """See ActivationSource."""
-        return {
-            "epoch": self._epoch,
-            "num_texts": self._num_texts,
-            "stream": self._stream.state(),
-            "norm_limits": self._norms.limits,
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """See ActivationSource."""
-        self._epoch = state["epoch"]
-        self._num_texts = state["num_texts"]
-        self._stream.restore(state["stream"])
-        self._norms.limits = state["norm_limits"]
 
 
 def make_crosscoder(recipe: CrosscoderRecipe, workspace: Workspace, progress: Progress) -> CrosscoderManifest:
     """Trains a crosscoder by a recipe, measures it on held-out texts and publishes it.
 
     Goes on from the job's newest checkpoint; if this job has already published, answers with what it published.
-    Raises PairError, DataError, HarvestError, TrainingError, CheckpointError, AnalysisError (all ValueError),
-    PublishError (OSError), and what `progress` and `workspace.fence` raise.
+    Raises PairError, DataError, CacheError, HarvestError, TrainingError, CheckpointError, AnalysisError (all
+    ValueError), CacheFull, PublishError (OSError), and what `progress` and `workspace.fence` raise.
     """
     if (published := find_published(workspace.home, recipe.name, workspace.folder.name)) is not None:
         make_current(workspace.home, published, workspace.fence)
@@ -91,7 +41,13 @@ def make_crosscoder(recipe: CrosscoderRecipe, workspace: Workspace, progress: Pr
     training = TextStream(recipe.data, tokenizer, recipe.tokens, folders, "train")
     held_out = TextStream(recipe.data, tokenizer, recipe.tokens, folders, "held_out")
 
-    source = HarvestSource(training, activations, recipe)
+    progress("load", 0.7, "hashing the models' files" + (" and the data" if recipe.training.cache else ""))
+    hashes = pair_hashes(pair.manifest)
+
+    def tell(message: str) -> None:
+        progress("cache", 0.0, message)
+
+    source = open_source(recipe, training, activations, workspace.home, hashes, tell)
     with torch.no_grad():
         trained = train(recipe, source, pair.d_model, workspace.checkpoints, progress, workspace.device)
 
@@ -116,7 +72,7 @@ def make_crosscoder(recipe: CrosscoderRecipe, workspace: Workspace, progress: Pr
             training_tokens=trained.tokens,
             skipped_texts=training.num_skipped + held_out.num_skipped,
             job=workspace.folder.name,
-            hashes=pair_hashes(pair.manifest),
+            hashes=hashes,
         ),
         analysis,
         trained.curves,

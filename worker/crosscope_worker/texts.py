@@ -85,6 +85,11 @@ class TextStream:
         """Texts that were refused and left out (DataSpec.skip_refused), those of every pass counted."""
         self._start()
 
+    @property
+    def files(self) -> list[list[Path]]:
+        """Files of each data set in the order in which they are read; none for a hub data set."""
+        return self._files
+
     def _start(self) -> None:
         self._next_row = [0] * len(self._data)
         self._num_tokens = [0] * len(self._data)

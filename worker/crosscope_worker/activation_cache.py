@@ -1,0 +1,219 @@
+"""Activations on disk, named by everything that decides their bytes.
+
+    <home>/activations/<key>/
+        key.json                    what the key is a hash of, for people
+        shard-000000.safetensors …  a block of the source each, and where the source stands behind it
+        complete.json               written last: how many shards there are, and where the source stands behind them
+
+A file appears whole, by one rename, or not at all. Trainings of one key write the same bytes, so several may fill a
+cache at once, or read what others write, without locks. Does not run models and does not know what a state means.
+"""
+
+import hashlib
+import json
+import shutil
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from crosscope_proto.recipe import CrosscoderRecipe, recipe_dict
+from crosscope_worker.activations import PairActivations
+from crosscope_worker.disk import is_no_room, sync
+from crosscope_worker.harvest import WINDOW_FORWARDS
+
+ACTIVATIONS = "activations"
+KEY = "key.json"
+COMPLETE = "complete.json"
+GRACE_S = 3600.0
+"""A half-written file of a dead attempt goes after this long."""
+_PARTIAL = ".partial-"
+_SOFTWARE = ("crosscope-worker", "torch", "transformers")
+_DAMAGED = (OSError, SafetensorError, ValueError, KeyError, TypeError)
+"""What reading a file raises that is cut short, damaged, or holds something else."""
+
+State = dict[str, Any]
+"""Where a source stands, as plain JSON values."""
+
+
+class CacheError(ValueError):
+    """Activations that cannot be cached, because nothing says whether a later training would get the same."""
+
+
+class CacheFull(OSError):
+    """A shard that found no room; the message names the folder, the bytes needed and the bytes free."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """One block of a source."""
+
+    x: Tensor
+    """[token, both] float32"""
+    state: State
+    """Where the source stands behind it."""
+
+
+@dataclass(frozen=True)
+class End:
+    """The end of an epoch, behind its last shard."""
+
+    num_shards: int
+    state: State
+
+
+def cache_key(
+    recipe: CrosscoderRecipe,
+    activations: PairActivations,
+    files: Sequence[Sequence[Path]],
+    hashes: dict[str, str],
+    tokens_per_forward: int,
+) -> dict[str, Any]:
+    """Everything that decides the activations of a recipe's training texts, as plain JSON values.
+
+    files: those of each data set. hashes: `pair_hashes` of the pair. Reads every data file once.
+    Raises CacheError for a data set or model of the hub whose content nothing fixes.
+    """
+    for spec in recipe.data:
+        if spec.source == "hub":
+            raise CacheError(
+                f"training.cache: data set {spec.name!r} ({spec.path}) comes from the hub and may change there; "
+                "save it to files and name those, or set training.cache: false"
+            )
+    for name, content in hashes.items():
+        if content == "commit:None":
+            raise CacheError(
+                f"training.cache: the commit of the {name} ({recipe.pair.name}) is not known; "
+                "use a folder of a saved model, or set training.cache: false"
+            )
+    document = recipe_dict(recipe)
+    return {
+        "pair": hashes,
+        "layer": activations.layer,
+        "dtype": activations.pair.manifest.dtype,
+        "device": activations.pair.device.type,
+        "data": document["data"],
+        "data_sha256": [[_sha256(path) for path in paths] for paths in files],
+        "tokens": document["tokens"],
+        "split": "train",
+        "tokens_per_forward": tokens_per_forward,
+        "window_forwards": WINDOW_FORWARDS,
+        "software": {package: ".".join(version(package).split(".")[:2]) for package in _SOFTWARE},
+    }
+
+
+class ActivationCache:
+    """The shards of one key below a home folder."""
+
+    def __init__(
+        self,
+        home: Path,
+        key: dict[str, Any],
+        width: int,
+        device: torch.device | str = "cpu",
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`width` of a block's rows. Shards are read onto `device`; `tell` hears of those that have to be made again.
+
+        Touches no disk.
+        """
+        self._key, self._home = key, home
+        self._width, self._device, self._tell = width, device, tell
+        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        self.folder = home / ACTIVATIONS / name
+
+    def read(self, index: int) -> Shard | None:
+        """A shard; None if it has to be made. Says so where that is no matter of course."""
+        path = self.folder / _shard_name(index)
+        try:
+            return self._load(path)
+        except FileNotFoundError:
+            if (end := self.end()) is not None and index < end.num_shards:
+                self._tell(f"{path} is missing and is made again")
+        except _DAMAGED as error:
+            self._tell(f"{path} is damaged or cut short and is made again ({' '.join(str(error).split())})")
+        return None
+
+    def _load(self, path: Path) -> Shard:
+        with safe_open(path, framework="pt", device=str(self._device)) as file:
+            content = json.loads(file.metadata()["shard"])
+            x = file.get_tensor("x")
+        expected = (content["num_tokens"], self._width)
+        if x.shape != expected or x.dtype != torch.float32:
+            raise ValueError(f"it holds {x.dtype} of shape {tuple(x.shape)}, not torch.float32 of shape {expected}")
+        return Shard(x, dict(content["state"]))
+
+    def write(self, index: int, shard: Shard) -> None:
+        """Writes a shard, over one that is there. Raises CacheFull, or another OSError; then nothing of it is left."""
+        # One entry: the library writes several in a new order each time.
+        metadata = {"shard": json.dumps({"num_tokens": len(shard.x), "state": shard.state}, sort_keys=True)}
+        tensors = {"x": shard.x.cpu().contiguous()}
+        self._remember_key()
+        self._put(_shard_name(index), shard.x.nbytes, lambda path: save_file(tensors, path, metadata))
+
+    def end(self) -> End | None:
+        """What was said by `finish`; None if nobody has got that far."""
+        try:
+            content = json.loads((self.folder / COMPLETE).read_text(encoding="utf-8"))
+            return End(int(content["num_shards"]), dict(content["state"]))
+        except _DAMAGED:
+            return None  # The training that gets to the end writes it again.
+
+    def finish(self, end: End) -> None:
+        """Says that every shard has been written. Raises OSError."""
+        self._remember_key()
+        self._put_json(COMPLETE, {"num_shards": end.num_shards, "state": end.state})
+
+    def _remember_key(self) -> None:
+        if (self.folder / KEY).exists():
+            return
+        self._put_json(KEY, self._key)
+
+    def remove_partial(self, now: float) -> list[str]:
+        """Removes half-written files of attempts that died more than GRACE_S before `now` (seconds since 1970)."""
+        old = [path for path in self.folder.glob(f"{_PARTIAL}*") if now - path.stat().st_mtime > GRACE_S]
+        for path in old:
+            path.unlink(missing_ok=True)
+        return [path.name for path in old]
+
+    def _put_json(self, name: str, content: dict[str, Any]) -> None:
+        text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+        self._put(name, len(text), lambda path: path.write_text(text, encoding="utf-8"))
+
+    def _put(self, name: str, size_bytes: int, save: Callable[[Path], object]) -> None:
+        """Writes a file beside, syncs it and renames it."""
+        partial = self.folder / f"{_PARTIAL}{name}-{uuid.uuid4().hex}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save(partial)
+            sync(partial)
+            partial.replace(self.folder / name)
+            sync(self.folder)
+        except (OSError, SafetensorError) as error:
+            if is_no_room(error):
+                raise CacheFull(
+                    f"no room for activations in {self.folder}: {size_bytes} bytes are needed for {name}, "
+                    f"{shutil.disk_usage(self._home).free} are free ({error}); free space, or set "
+                    "training.cache: false in the recipe"
+                ) from error
+            if isinstance(error, SafetensorError):
+                raise OSError(f"{self.folder / name} cannot be written: {error}") from error
+            raise
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def _shard_name(index: int) -> str:
+    return f"shard-{index:06d}.safetensors"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,177 @@
+"""Where a training's activations come from: both models run over its texts, or shards of an earlier run.
+
+Both sources give bit for bit the same blocks in the same order and stand at the same place behind each, so that neither
+weights nor learning rates tell which it was. Does not know what the activations are used for.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from torch import Tensor
+
+from crosscope_proto.recipe import CrosscoderRecipe
+from crosscope_worker.activation_cache import ActivationCache, End, Shard, State, cache_key
+from crosscope_worker.activations import PairActivations
+from crosscope_worker.harvest import TOKENS_PER_FORWARD, NormLimit, harvest
+from crosscope_worker.texts import Text, TextStream
+from crosscope_worker.training.trainer import ActivationSource
+
+
+class HarvestSource:
+    """Runs both models over a recipe's training texts in every epoch: the ActivationSource of a training.
+
+    No block crosses the end of an epoch, and blocks do not depend on where a resumed training took over.
+    """
+
+    def __init__(
+        self,
+        stream: TextStream,
+        activations: PairActivations,
+        recipe: CrosscoderRecipe,
+        tokens_per_forward: int = TOKENS_PER_FORWARD,
+    ) -> None:
+        self.num_epochs = recipe.training.epochs
+        self.epoch = 0
+        """The epoch that is being read; num_epochs behind the last one."""
+        self._stream = stream
+        self._activations = activations
+        self._policy = recipe.tokens
+        self._tokens_per_forward = tokens_per_forward
+        self._norms = NormLimit(recipe.tokens.max_norm_ratio, activations.d_model)
+        self._num_texts = 0
+
+    def blocks(self) -> Iterator[Tensor]:
+        """See ActivationSource."""
+        while self.epoch < self.num_epochs:
+            yield from self.rest_of_epoch()
+
+    def rest_of_epoch(self) -> Iterator[Tensor]:
+        """Yields `[token, both]` float32 of the texts that are left in this epoch.
+
+        The last block may come when `epoch` says the next already. To be given up once `restore` is called.
+        """
+        harvests = harvest(
+            self._texts(), self._activations, self._policy, self._tokens_per_forward, self._norms, self._num_texts
+        )
+        for found in harvests:
+            yield found.x
+
+    def _texts(self) -> Iterator[Text]:
+        for text in self._stream:
+            self._num_texts += 1
+            yield text
+        self._num_texts = 0
+        self.epoch += 1
+
+    def fraction(self) -> float:
+        """See ActivationSource."""
+        return min(1.0, (self.epoch + self._stream.fraction()) / self.num_epochs)
+
+    def state(self) -> State:
+        """See ActivationSource. "num_texts" were read in this epoch."""
+        return {
+            "epoch": self.epoch,
+            "num_texts": self._num_texts,
+            "stream": self._stream.state(),
+            "norm_limits": self._norms.limits,
+        }
+
+    def restore(self, state: State) -> None:
+        """See ActivationSource."""
+        self.epoch = state["epoch"]
+        self._num_texts = state["num_texts"]
+        self._stream.restore(state["stream"])
+        self._norms.limits = state["norm_limits"]
+
+
+class CachedSource:
+    """The blocks of a HarvestSource, from a cache as far as that goes; writes those that were not there.
+
+    A shard's state is relative: its epoch counts from the shard's own, its skipped texts from the shard before.
+    """
+
+    def __init__(self, source: HarvestSource, cache: ActivationCache) -> None:
+        self.num_epochs = source.num_epochs
+        self._source = source
+        self._cache = cache
+        self._next_shard = 0
+
+    def blocks(self) -> Iterator[Tensor]:
+        """See ActivationSource. Raises CacheFull or another OSError if a shard cannot be written."""
+        while self._source.epoch < self.num_epochs:
+            yield from self._rest_of_epoch()
+
+    def _rest_of_epoch(self) -> Iterator[Tensor]:
+        source, cache, epoch = self._source, self._cache, self._source.epoch
+        fresh: Iterator[Tensor] | None = None
+        while source.epoch == epoch:
+            before = source.state()
+            if (shard := cache.read(self._next_shard)) is not None:
+                fresh, x = None, shard.x
+                source.restore(_sum(before, shard.state))
+            elif (end := cache.end()) is not None and end.num_shards == self._next_shard:
+                fresh, x = None, None
+                source.restore(_sum(before, end.state))
+            else:
+                fresh = fresh or source.rest_of_epoch()
+                x = next(fresh, None)
+                if x is not None:
+                    cache.write(self._next_shard, Shard(x, _difference(source.state(), before)))
+            self._next_shard += x is not None
+            if source.epoch > epoch:
+                if cache.end() is None:
+                    cache.finish(End(self._next_shard, _difference(source.state(), before)))
+                self._next_shard = 0
+            if x is not None:
+                yield x
+
+    def fraction(self) -> float:
+        """See ActivationSource."""
+        return self._source.fraction()
+
+    def state(self) -> State:
+        """See ActivationSource."""
+        return {"harvest": self._source.state(), "next_shard": self._next_shard}
+
+    def restore(self, state: State) -> None:
+        """See ActivationSource."""
+        self._source.restore(state["harvest"])
+        self._next_shard = state["next_shard"]
+
+
+def _difference(state: State, before: State) -> State:
+    """A HarvestSource's state with what it counts over all epochs taken relative to another."""
+    return _shifted(state, before, -1)
+
+
+def _sum(before: State, difference: State) -> State:
+    """The state whose difference from `before` that is."""
+    return _shifted(difference, before, 1)
+
+
+def _shifted(state: State, by: State, sign: int) -> State:
+    num_skipped = state["stream"]["num_skipped"] + sign * by["stream"]["num_skipped"]
+    stream = state["stream"] | {"num_skipped": num_skipped}
+    return state | {"epoch": state["epoch"] + sign * by["epoch"], "stream": stream}
+
+
+def open_source(
+    recipe: CrosscoderRecipe,
+    stream: TextStream,
+    activations: PairActivations,
+    home: Path,
+    hashes: dict[str, str],
+    tell: Callable[[str], None],
+) -> ActivationSource:
+    """The source that a recipe asks for. `hashes`: `pair_hashes`; `tell` hears of damaged shards.
+
+    Raises CacheError where activations cannot be cached, and OSError where a data file cannot be read.
+    """
+    source = HarvestSource(stream, activations, recipe)
+    if not recipe.training.cache:
+        return source
+    key = cache_key(recipe, activations, stream.files, hashes, TOKENS_PER_FORWARD)
+    cache = ActivationCache(home, key, sum(activations.d_model), activations.pair.device, tell)
+    cache.remove_partial(time.time())
+    return CachedSource(source, cache)
