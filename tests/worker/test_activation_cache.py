@@ -410,6 +410,20 @@ def test_what_may_change_unseen_is_not_cached(opened: Open, recipe: CrosscoderRe
         cache_key(recipe, one.activations, one.stream.files, {"base": "b", "chat": "commit:None"}, UNEVEN)
 
 
+@pytest.mark.parametrize(("part", "file"), [("base", r"\*.safetensors"), ("tokenizer", "tokenizer.json")])
+def test_a_model_whose_files_are_not_hashed_is_not_cached(
+    opened: Open, recipe: CrosscoderRecipe, tiny_pair: Pair, tmp_path: Path, part: str, file: str
+):
+    """Hashes would be the same for other weights in another file format."""
+    one = opened(recipe, cached=False)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "pytorch_model.bin").touch()
+    manifest = replace(tiny_pair.manifest, **{part: str(tmp_path / "other")})
+    activations = PairActivations(replace(tiny_pair, manifest=manifest), 1)
+    with pytest.raises(CacheError, match=rf"no {file} in {tmp_path}/other, and other files are not hashed"):
+        cache_key(recipe, activations, one.stream.files, {"base": "b"}, UNEVEN)
+
+
 def test_a_job_fills_the_cache_and_the_next_reads_it(home: Path, recipe: CrosscoderRecipe, tiny_pair: Pair):
     said: list[tuple[str, str]] = []
 

@@ -9,6 +9,7 @@ A file appears whole, by one rename, or not at all. Trainings of one key write t
 cache at once, or read what others write, without locks. Does not run models and does not know what a state means.
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -24,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from crosscope_proto.artefacts import PairManifest
 from crosscope_proto.recipe import CrosscoderRecipe, recipe_dict
 from crosscope_worker.activations import PairActivations
 from crosscope_worker.disk import is_no_room, sync
@@ -32,9 +34,12 @@ from crosscope_worker.harvest import WINDOW_FORWARDS
 ACTIVATIONS = "activations"
 KEY = "key.json"
 COMPLETE = "complete.json"
+FORMAT = 1
+"""Part of every key; to be raised when the same texts give other blocks, or a shard is laid out in another way."""
 GRACE_S = 3600.0
 """A half-written file of a dead attempt goes after this long."""
 _PARTIAL = ".partial-"
+_TOKENIZER = "tokenizer.json"
 _SOFTWARE = ("crosscope-worker", "torch", "transformers")
 _DAMAGED = (OSError, SafetensorError, ValueError, KeyError, TypeError)
 """What reading a file raises that is cut short, damaged, or holds something else."""
@@ -79,22 +84,12 @@ def cache_key(
     """Everything that decides the activations of a recipe's training texts, as plain JSON values.
 
     files: those of each data set. hashes: `pair_hashes` of the pair. Reads every data file once.
-    Raises CacheError for a data set or model of the hub whose content nothing fixes.
+    Raises CacheError for data or models of which nothing says whether they are still the same.
     """
-    for spec in recipe.data:
-        if spec.source == "hub":
-            raise CacheError(
-                f"training.cache: data set {spec.name!r} ({spec.path}) comes from the hub and may change there; "
-                "save it to files and name those, or set training.cache: false"
-            )
-    for name, content in hashes.items():
-        if content == "commit:None":
-            raise CacheError(
-                f"training.cache: the commit of the {name} ({recipe.pair.name}) is not known; "
-                "use a folder of a saved model, or set training.cache: false"
-            )
+    _check_known(recipe, activations.pair.manifest, hashes)
     document = recipe_dict(recipe)
     return {
+        "format": FORMAT,
         "pair": hashes,
         "layer": activations.layer,
         "dtype": activations.pair.manifest.dtype,
@@ -107,6 +102,28 @@ def cache_key(
         "window_forwards": WINDOW_FORWARDS,
         "software": {package: ".".join(version(package).split(".")[:2]) for package in _SOFTWARE},
     }
+
+
+def _check_known(recipe: CrosscoderRecipe, pair: PairManifest, hashes: dict[str, str]) -> None:
+    """Raises CacheError unless hashes of files and commits cover everything that is read."""
+    for spec in recipe.data:
+        if spec.source == "hub":
+            raise CacheError(
+                f"training.cache: data set {spec.name!r} ({spec.path}) comes from the hub and may change there; "
+                "save it to files and name those, or set training.cache: false"
+            )
+    for name, content in hashes.items():
+        if content == "commit:None":
+            raise CacheError(
+                f"training.cache: the commit of the {name} ({recipe.pair.name}) is not known; "
+                "use a folder of a saved model, or set training.cache: false"
+            )
+    for source, hashed in ((pair.base, "*.safetensors"), (pair.chat, "*.safetensors"), (pair.tokenizer, _TOKENIZER)):
+        if Path(source).is_absolute() and not any(Path(source).glob(hashed)):
+            raise CacheError(
+                f"training.cache: there is no {hashed} in {source}, and other files are not hashed; "
+                "save it with save_pretrained, or set training.cache: false"
+            )
 
 
 class ActivationCache:
@@ -151,7 +168,10 @@ class ActivationCache:
         return Shard(x, dict(content["state"]))
 
     def write(self, index: int, shard: Shard) -> None:
-        """Writes a shard, over one that is there. Raises CacheFull, or another OSError; then nothing of it is left."""
+        """Writes a shard, over one that is there.
+
+        Raises CacheFull or another OSError; what was there before is then as it was.
+        """
         # One entry: the library writes several in a new order each time.
         metadata = {"shard": json.dumps({"num_tokens": len(shard.x), "state": shard.state}, sort_keys=True)}
         tensors = {"x": shard.x.cpu().contiguous()}
@@ -178,10 +198,13 @@ class ActivationCache:
 
     def remove_partial(self, now: float) -> list[str]:
         """Removes half-written files of attempts that died more than GRACE_S before `now` (seconds since 1970)."""
-        old = [path for path in self.folder.glob(f"{_PARTIAL}*") if now - path.stat().st_mtime > GRACE_S]
-        for path in old:
-            path.unlink(missing_ok=True)
-        return [path.name for path in old]
+        removed: list[str] = []
+        for path in self.folder.glob(f"{_PARTIAL}*"):
+            with contextlib.suppress(FileNotFoundError):  # another training has just renamed or removed it
+                if now - path.stat().st_mtime > GRACE_S:
+                    path.unlink()
+                    removed.append(path.name)
+        return removed
 
     def _put_json(self, name: str, content: dict[str, Any]) -> None:
         text = json.dumps(content, indent=2, sort_keys=True) + "\n"
