@@ -52,8 +52,8 @@ proto-check: $(DEV) ## Lint the .proto files, look for breaking changes and stal
 compose-check: $(DEV) ## Check docker-compose.yml against the Compose schema
 	@scripts/check-compose
 
-bench: $(DEV) ## Measure what bench/ measures
-	@for file in bench/*.py; do echo "== $$file"; $(BIN)/python $$file $(ARGS) || exit 1; done
+bench: $(DEV) ## Measure against references (ARGS="--list": what; ARGS="--quick": only to see it run)
+	@$(BIN)/python -m bench $(ARGS)
 
 truth: $(RUN) ## Train on planted latents and score what is found (ARGS="--seeds 1 --steps 1500": a quick one)
 	@$(BIN)/python -m crosscope_worker.truth $(ARGS)

@@ -1,30 +1,65 @@
-"""Latencies of prompts on a running system, `make demo` for instance, as the Python client sees them.
+"""Prompts on a running system, `make demo` for instance, as the Python client sees them.
 
-    python bench/prompts.py [CROSSCODER]        server: CROSSCOPE_ADDRESS, else localhost:50051
-
-A prompt has 64 tokens or a few more. "added" is what client, server and transport add to what the worker says that it
-computed.
+A prompt has 64 tokens or a few more, and each is new. Its reference is what the worker says that it computed; that of
+the same prompt asked again, which the cache answers, is the first answer.
 """
 
 import random
 import statistics
-import sys
 import time
+from collections.abc import Iterator
+from itertools import chain
 
+from bench.measure import Ratio
+from bench.rows import Figure, Row
 from crosscope import Client, CrosscopeError
 
+CROSSCODER = "demo"
 NUM_TOKENS = 64
-REPEATS = 200
+WARMUP = 10
 
 
-def prompts(client: Client, crosscoder: str) -> list[str]:
+def rows(quick: bool) -> Iterator[Row]:
+    """A row for new prompts and one for cached ones, or one that says why there are none."""
+    rounds, calls = (2, 2) if quick else (5, 40)
+    try:
+        with Client() as client:
+            texts = prompts(client, WARMUP + rounds * calls)
+            for text in texts[:WARMUP]:
+                client.crosscoder(CROSSCODER).encode(text)
+            warm, computed, cached = measure(client, texts[WARMUP:], calls)
+    except CrosscopeError as error:
+        yield Row("prompts", "on a running system", {"num_tokens": NUM_TOKENS}, not_measured=str(error))
+        return
+    for case, ours, reference, what in (
+        ("encode, new", warm, computed, "what the worker computed"),
+        ("encode, cached", cached, warm, "the same prompt when new"),
+    ):
+        everything = list(chain(*ours))
+        medians, others = ([statistics.median(each) for each in took] for took in (ours, reference))
+        yield Row(
+            name="prompts",
+            case=case,
+            sizes={
+                "num_tokens": NUM_TOKENS,
+                "calls": len(everything),
+                "p95_ms": statistics.quantiles(everything, n=20, method="inclusive")[-1],
+            },
+            ours=Figure(statistics.median(medians), "ms"),
+            reference=Figure(statistics.median(others), "ms", what),
+            ratio=Ratio.of(medians, others),
+            ratio_is="times as much",
+        )
+
+
+def prompts(client: Client, count: int) -> list[str]:
     """Different prompts of NUM_TOKENS tokens or a few more, of words at which latents peak."""
-    found = client.crosscoder(crosscoder)
+    found = client.crosscoder(CROSSCODER)
     pieces = {piece.strip() for latent in found.latents(limit=50) for piece in latent.top_tokens}
     words = sorted(piece for piece in pieces if piece.isalpha())
     draw = random.Random()  # new prompts each time: none may be in the cache
     made: list[str] = []
-    for _ in range(REPEATS + 10):
+    for _ in range(count):
         text = " ".join(draw.choices(words, k=NUM_TOKENS // 2))
         while len(found.tokenize(text)) < NUM_TOKENS:
             text += f" {draw.choice(words)}"
@@ -32,35 +67,21 @@ def prompts(client: Client, crosscoder: str) -> list[str]:
     return made
 
 
-def say(name: str, took: list[float]) -> None:
-    print(f"{name:40} p50 {statistics.median(took):7.2f}  p95 {statistics.quantiles(took, n=20)[-1]:7.2f} ms")
-
-
-def main(name: str) -> int:
-    client = Client()
-    try:
-        texts = prompts(client, name)
-    except CrosscopeError as error:
-        print(f"prompts on a running system: not measured: {error}")
-        return 0
-    crosscoder = client.crosscoder(name)
-    for text in texts[REPEATS:]:
-        crosscoder.encode(text)
-    warm, added, cached = [], [], []
-    for text in texts[:REPEATS]:
+def measure(client: Client, texts: list[str], calls: int) -> tuple[list[list[float]], ...]:
+    """Milliseconds of new prompts, of the worker's part in them, and of the same again, in rounds of `calls`."""
+    crosscoder = client.crosscoder(CROSSCODER)
+    warm: list[float] = []
+    computed: list[float] = []
+    cached: list[float] = []
+    for text in texts:
         started = time.perf_counter()
         code = crosscoder.encode(text)
         warm.append((time.perf_counter() - started) * 1000)
-        assert not code.cached
-        added.append(warm[-1] - code.compute_ms)
+        assert not code.cached, "a new prompt was in the cache"
+        computed.append(code.compute_ms)
         started = time.perf_counter()
-        assert crosscoder.encode(text).cached
+        assert crosscoder.encode(text).cached, "the cache did not keep a prompt"
         cached.append((time.perf_counter() - started) * 1000)
-    say(f"encode {NUM_TOKENS} tokens, warm", warm)
-    say("  added to the worker's compute", added)
-    say(f"encode {NUM_TOKENS} tokens, cached", cached)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else "demo"))
+    return tuple(
+        [took[first : first + calls] for first in range(0, len(took), calls)] for took in (warm, computed, cached)
+    )

@@ -1,0 +1,54 @@
+"""`make bench`: measures, writes a line for people and, with --json, a line of JSON for every ratio.
+
+Knows the benches' names; what is measured and against what stands in their modules and in docs/benchmarks.md.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from bench.rows import Row, as_text, heading, provenance, write_json
+
+BENCHES = {
+    "train_step": "a training step against a dense autograd step, and against its floor",
+    "harvest": "activations of texts against whole models, and against a bare truncated forward",
+    "latent_scaling": "all coefficients of every latent in one pass against a dense pass per target",
+    "examples": "choosing examples of every latent against a Python heap per latent",
+    "memory": "peak memory of a training step and of an analysis against the bytes of the weights",
+    "server": "calls of the server against the worker alone, and against an empty call",
+    "prompts": "prompts on a running system against what its worker computes; server: CROSSCOPE_ADDRESS",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the benches that `arguments`, else the command line, ask for.
+
+    Returns the exit status: 0 whether targets are met or not. Raises SystemExit(2) for an unknown name.
+    """
+    parser = argparse.ArgumentParser(prog="make bench", description="Measure; every line is a ratio of one run.")
+    parser.add_argument(
+        "--only", nargs="+", choices=BENCHES, default=list(BENCHES), metavar="NAME", help="some benches"
+    )
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that everything runs, has no targets")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="append a line of JSON for every row to FILE")
+    parser.add_argument("--list", action="store_true", help="say what there is, and end")
+    options = parser.parse_args(arguments)
+    if options.list:
+        for name, what in BENCHES.items():
+            print(f"{name:16}{what}")
+        return 0
+    print(heading(run := provenance()), flush=True)
+    for name in BENCHES:
+        if name in options.only:
+            measure: Callable[[bool], Iterator[Row]] = importlib.import_module(f"bench.{name}").rows
+            for row in measure(options.quick):
+                print(as_text(row), flush=True)
+                if options.json:
+                    write_json(options.json, row, run)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""Timing of contestants that take turns, and the ratios of what they took. Knows nothing about what they do."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times one series of rounds is another."""
+
+    number: float
+    """Of the medians."""
+    lowest: float
+    """Of one round."""
+    highest: float
+
+    @classmethod
+    def of(cls, above: Sequence[float], below: Sequence[float]) -> Self:
+        """`above / below`; both hold a value for every round."""
+        rounds = [a / b for a, b in zip(above, below, strict=True)]
+        return cls(statistics.median(above) / statistics.median(below), min(rounds), max(rounds))
+
+
+def interleave(contestants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds that every contestant took in every round.
+
+    They take turns, so that what else the machine does meets all of them; a first round is not counted.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for counted in [False] + [True] * rounds:
+        for name, work in contestants.items():
+            started = time.perf_counter()
+            work()
+            if counted:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
