@@ -41,20 +41,21 @@ def test_row_starts_cover_tokens_without_pairs():
 
 def test_batch_topk_breaks_ties_by_place():
     code, norms = torch.tensor([[1.0, 1.0, 2.0], [2.0, 0.0, 3.0]]), torch.tensor([1.0, 2.0, 1.0])
-    kept, smallest = batch_topk(code, norms, 2)
+    kept, smallest = batch_topk(code, torch.zeros(3), norms, 2)
     assert kept.tolist() == [1, 5]
     assert smallest == 2.0
 
 
 def test_batch_topk_among_some_latents_only():
     code = torch.tensor([[9.0, 1.0, 4.0, 9.0], [9.0, 3.0, 2.0, 9.0]])
-    kept, smallest = batch_topk(code, torch.tensor([1.0, 2.0, 1.0, 1.0]), 2, latents=slice(1, 3))
+    kept, smallest = batch_topk(code, torch.zeros(4), torch.tensor([1.0, 2.0, 1.0, 1.0]), 2, latents=slice(1, 3))
     assert kept.tolist() == [2, 5]
     assert smallest == 4.0
 
 
 def test_batch_topk_never_keeps_what_does_not_fire():
-    assert batch_topk(torch.tensor([[0.0, 1.0], [2.0, 0.0]]), torch.tensor([0.0, 1.0]), 3)[0].tolist() == [1]
+    code, norms = torch.tensor([[0.0, 1.0], [2.0, 0.0]]), torch.tensor([0.0, 1.0])
+    assert batch_topk(code, torch.zeros(2), norms, 3)[0].tolist() == [1]
 
 
 @settings(max_examples=100, deadline=None)
@@ -65,8 +66,8 @@ def test_batch_topk_never_keeps_what_does_not_fire():
 )
 def test_batch_topk_equals_a_stable_sort_whatever_the_floor(values: list[float], count: int, floor: float):
     values = values[: len(values) // 2 * 2]
-    norms = torch.tensor([1.0, 3.0])
+    norms, bias = torch.tensor([1.0, 3.0]), torch.tensor([-0.5, 2.0])
     scaled = [value * float(norms[i % 2]) for i, value in enumerate(values)]
     order = sorted(range(len(scaled)), key=lambda i: (-scaled[i], i))
     expected = sorted(i for i in order[:count] if scaled[i] > 0)
-    assert batch_topk(torch.tensor(values).reshape(-1, 2), norms, count, floor)[0].tolist() == expected
+    assert batch_topk(torch.tensor(values).reshape(-1, 2) - bias, bias, norms, count, floor)[0].tolist() == expected

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,15 +46,23 @@ def sparse_code(flat: Tensor, code: Tensor) -> SparseCode:
     return SparseCode(tokens, flat - tokens * code.shape[1], code.reshape(-1)[flat], code.shape[0])
 
 
+def sparse_relu(flat: Tensor, pre: Tensor, bias: Tensor) -> SparseCode:
+    """The same of the code `relu(pre + bias)`, `pre: [batch, latent]`, at places where it is positive."""
+    code = sparse_code(flat, pre)
+    return code._replace(values=code.values + bias[code.latents])
+
+
 def places(keep: Tensor) -> Tensor:
-    """Ascending places, in the flattened mask, where `keep: [batch, latent]` is true."""
+    """Ascending places, in the flattened mask, where `keep` (any shape) is true."""
+    if keep.device.type == "cpu":  # several times faster than torch's own on sparse masks
+        return torch.from_numpy(np.flatnonzero(keep.numpy()))
     return keep.reshape(-1).nonzero().squeeze(1)
 
 
 def decode_pairs(code: SparseCode, rows: Tensor) -> Tensor:
     """`f @ rows` for `rows: [latent, width]`; returns [batch, width]."""
     starts = code.row_starts()[:-1]
-    if kernels := _kernels(rows):
+    if kernels := _kernels(rows, code.values):
         return kernels.weighted_sums(code.latents, rows, starts, code.values)
     rows = _summable(rows)
     return torch.nn.functional.embedding_bag(
@@ -97,7 +106,7 @@ class ByLatent(NamedTuple):
     def products(self, values: Tensor, tokens: Tensor) -> Tensor:
         """`f.T @ tokens` for `values: [pair]` in the code's order and `tokens: [batch, width]`; [latent, width]."""
         values = values[self.order]
-        if kernels := _kernels(tokens):
+        if kernels := _kernels(tokens, values):
             return kernels.weighted_sums(self.tokens, tokens, self.starts, values)
         tokens = _summable(tokens)
         return torch.nn.functional.embedding_bag(
@@ -109,12 +118,12 @@ class ByLatent(NamedTuple):
         )
 
 
-def _kernels(*tables: Tensor) -> ModuleType | None:
-    """`sparse_triton` where it takes these rows, else nothing.
+def _kernels(*operands: Tensor) -> ModuleType | None:
+    """`sparse_triton` where it takes these operands, else nothing.
 
     It takes float32 and bfloat16 on CUDA and has no autograd; Triton comes with torch's CUDA builds for Linux.
     """
-    taken = (x.is_cuda and x.dtype in (torch.float32, torch.bfloat16) and not x.requires_grad for x in tables)
+    taken = (x.is_cuda and x.dtype in (torch.float32, torch.bfloat16) and not x.requires_grad for x in operands)
     if not all(taken) or find_spec("triton") is None:
         return None
     return importlib.import_module("crosscope_worker.sparse_triton")
@@ -135,31 +144,33 @@ def by_latent(code: SparseCode, num_latents: int) -> ByLatent:
 
 
 def batch_topk(
-    code: Tensor, norms: Tensor, count: int, floor: float = 0.0, latents: slice | None = None
+    pre: Tensor, bias: Tensor, norms: Tensor, count: int, floor: float = 0.0, latents: slice | None = None
 ) -> tuple[Tensor, float]:
-    """Places of the `count` largest positive entries of `code * norms`, exact, ties to the lower place.
+    """Places of the `count` largest positive entries of `(pre + bias) * norms`, exact, ties to the lower place.
 
-    `code: [batch, latent]` raw and not negative, `norms: [latent]`; with `latents` only those compete. Returns
-    ascending places in the flattened code and the smallest kept value, 0 if nothing is positive. `floor` is a guess at
-    that value: entries below it are looked at only if fewer than `count` lie above, so a good guess (a little below the
-    last step's) spares looking at most of the batch twice.
+    `pre: [batch, latent]`, `bias, norms: [latent]`; with `latents` only those compete. Returns ascending places in the
+    flattened code and the smallest kept value, 0 if nothing is positive. `floor` is a guess at that value: entries
+    below it are looked at only if fewer than `count` lie above, so a good guess (a little below the last step's) spares
+    looking at most of the batch twice. Neither the sum nor the product is ever built for the whole batch.
     """
-    if latents is not None and (own := range(code.shape[1])[latents]) != range(code.shape[1]):
-        kept, smallest = batch_topk(code[:, latents].contiguous(), norms[latents], count, floor)
+    if latents is not None and (own := range(pre.shape[1])[latents]) != range(pre.shape[1]):
+        kept, smallest = batch_topk(pre[:, latents].contiguous(), bias[latents], norms[latents], count, floor)
         tokens = torch.div(kept, len(own), rounding_mode="floor")
-        return kept + tokens * (code.shape[1] - len(own)) + own.start, smallest
+        return kept + tokens * (pre.shape[1] - len(own)) + own.start, smallest
     if floor > 0:
-        kept, smallest = _largest(code, norms, count, code > floor / norms)
-        # Near the floor itself rounding might have hidden an entry.
-        if len(kept) == count and smallest > floor * (1 + 1e-5):
+        kept, smallest = _largest(pre, bias, norms, count, pre > floor / norms - bias)
+        # Rounding of the comparison might have hidden an entry near the floor.
+        rounding = 1e-6 * (floor + float((bias.abs() * norms).max()))
+        if len(kept) == count and smallest > floor + rounding:
             return kept, smallest
-    return _largest(code, norms, count, code > 0)
+    return _largest(pre, bias, norms, count, pre > -bias)
 
 
-def _largest(code: Tensor, norms: Tensor, count: int, keep: Tensor) -> tuple[Tensor, float]:
-    """The `count` largest of `code * norms` where `keep`, or all of them, and the smallest one's value."""
+def _largest(pre: Tensor, bias: Tensor, norms: Tensor, count: int, keep: Tensor) -> tuple[Tensor, float]:
+    """The `count` largest of `(pre + bias) * norms` where `keep`, or all of them, and the smallest one's value."""
     candidates = places(keep)
-    values = code.reshape(-1)[candidates] * norms[candidates % code.shape[1]]
+    latents = candidates % pre.shape[1]
+    values = (pre.reshape(-1)[candidates] + bias[latents]) * norms[latents]
     positive = values > 0
     if not bool(positive.all()):
         candidates, values = candidates[positive], values[positive]
@@ -167,6 +178,6 @@ def _largest(code: Tensor, norms: Tensor, count: int, keep: Tensor) -> tuple[Ten
         return candidates, float(values.min()) if len(values) else 0.0
     smallest = torch.topk(values, count, sorted=False).values.min()
     above = values > smallest
-    ties = (values == smallest).nonzero().squeeze(1)[: count - int(above.sum())]
+    ties = places(values == smallest)[: count - int(above.sum())]
     above[ties] = True
     return candidates[above], float(smallest)

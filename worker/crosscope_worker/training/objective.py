@@ -15,7 +15,7 @@ from torch import Tensor
 from crosscope_proto.recipe import CrosscoderSpec
 from crosscope_proto.roles import BASE
 from crosscope_worker.crosscoder import code_norms
-from crosscope_worker.sparse import SparseCode, batch_topk, by_latent, decode_pairs, pair_products, places, sparse_code
+from crosscope_worker.sparse import SparseCode, batch_topk, by_latent, decode_pairs, pair_products, places, sparse_relu
 from crosscope_worker.training.variants import Widths, budgets, constrain, penalties
 
 DENSE_ABOVE = 0.05
@@ -146,42 +146,43 @@ class Selected:
 
 
 def select(
-    relu: Tensor, weights: Weights, spec: CrosscoderSpec, d_model: Widths, floors: Sequence[float]
+    pre: Tensor, weights: Weights, spec: CrosscoderSpec, d_model: Widths, floors: Sequence[float]
 ) -> tuple[list[Selected], tuple[float, ...]]:
-    """The code of `relu: [batch, latent]`, one for each model if decoupled, and each budget's smallest kept value."""
+    """The code of `relu(pre + b_enc)`, one for each model if decoupled, and each budget's smallest kept value."""
     whole = slice(0, sum(d_model))
     norms = code_norms(weights.decoder, d_model, spec.code_normalisation)
     shares = budgets(spec)
     if not shares:
-        return [Selected(active_code(relu, None), whole, norms)], ()
+        return [Selected(active_code(pre, weights.b_enc, None), whole, norms)], ()
     kept, smallest = [], []
     for budget, floor in zip(shares, floors or (0.0,) * len(shares), strict=True):
         columns, own_norms = whole, norms
         if budget.model is not None:
             columns = slice(0, d_model[BASE]) if budget.model == BASE else slice(d_model[BASE], None)
             own_norms = weights.decoder[:, columns].norm(dim=1)
-        flat, least = batch_topk(relu, own_norms, budget.k * len(relu), floor, budget.latents)
+        flat, least = batch_topk(pre, weights.b_enc, own_norms, budget.k * len(pre), floor, budget.latents)
         smallest.append(least)
         kept.append((flat, columns, own_norms))
     if len(kept) > 1 and shares[0].model is None:
         kept = [(torch.cat([flat for flat, _, _ in kept]).sort().values, whole, norms)]
-    return [Selected(active_code(relu, flat), columns, own) for flat, columns, own in kept], tuple(smallest)
+    codes = [Selected(active_code(pre, weights.b_enc, flat), columns, own) for flat, columns, own in kept]
+    return codes, tuple(smallest)
 
 
-def active_code(relu: Tensor, flat: Tensor | None) -> ActiveCode:
-    """The entries of `relu: [batch, latent]` at ascending flattened places, or all that are positive.
+def active_code(pre: Tensor, bias: Tensor, flat: Tensor | None) -> ActiveCode:
+    """The entries of `relu(pre + bias)`, `[batch, latent]`, at ascending flattened places, or all that are positive.
 
     In whichever form is faster at its density.
     """
     if flat is None:
-        if int(torch.count_nonzero(relu)) > DENSE_ABOVE * relu.numel():
-            return DenseCode(relu)
-        flat = places(relu > 0)
-    elif len(flat) > DENSE_ABOVE * relu.numel():
-        dense = torch.zeros_like(relu)
-        dense.reshape(-1)[flat] = relu.reshape(-1)[flat]
-        return DenseCode(dense)
-    return PairCode(sparse_code(flat, relu), relu.shape[1])
+        positive = pre > -bias
+        if int(torch.count_nonzero(positive)) > DENSE_ABOVE * pre.numel():
+            return DenseCode((pre + bias).relu_())
+        flat = places(positive)
+    code = sparse_relu(flat, pre, bias)
+    if len(flat) > DENSE_ABOVE * pre.numel():
+        return DenseCode(code.dense(pre.shape[1]))
+    return PairCode(code, pre.shape[1])
 
 
 def compute_step(
@@ -200,8 +201,8 @@ def compute_step(
     and `aux_weight` are the auxiliary loss of variants with k. `floors` are guesses at each budget's smallest kept
     scaled activation; they change the speed, not the result.
     """
-    relu = torch.addmm(weights.b_enc, x, weights.encoder.T).relu_()
-    selected, smallest = select(relu, weights, spec, d_model, floors)
+    pre = x @ weights.encoder.T
+    selected, smallest = select(pre, weights, spec, d_model, floors)
     error = x - weights.b_dec
     for each in selected:
         error[:, each.columns] -= each.code.decode(_columns(weights.decoder, each.columns))
@@ -216,7 +217,7 @@ def compute_step(
     )
     if aux_weight > 0 and dead is not None and bool(dead.any()):
         norms = code_norms(weights.decoder, d_model, spec.code_normalisation)
-        loss += aux_weight * add_aux_gradients(gradients, weights, x, relu, error, norms, dead, d_model, aux_weight)
+        loss += aux_weight * add_aux_gradients(gradients, weights, x, pre, error, norms, dead, d_model, aux_weight)
     constrain(spec, d_model, gradients.encoder, gradients.decoder)
     fired, num_active = _activity(selected)
     squares = [float(part.square().sum(dtype=torch.float64)) for part in error.split(d_model, dim=1)]
@@ -322,7 +323,7 @@ def add_aux_gradients(
     gradients: Weights,
     weights: Weights,
     x: Tensor,
-    relu: Tensor,
+    pre: Tensor,
     error: Tensor,
     norms: Tensor,
     dead: Tensor,
@@ -337,7 +338,7 @@ def add_aux_gradients(
     """
     latents = dead.nonzero().squeeze(1)
     count = min(max(d_model) // 2, len(latents))
-    values = relu[:, latents]
+    values = (pre[:, latents] + weights.b_enc[latents]).relu_()
     top = torch.topk(values * norms[latents], count, dim=1, sorted=False).indices
     code = torch.zeros_like(values).scatter_(1, top, values.gather(1, top))
     rows = weights.decoder[latents]

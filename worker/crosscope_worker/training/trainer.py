@@ -144,10 +144,9 @@ class Trainer:
 
     def _update(self, gradients: Weights, lr: float) -> None:
         if (limit := self.training.max_grad_norm) is not None:
-            norm = float(torch.stack([gradient.norm() for gradient in gradients]).norm())
-            if norm > limit:
-                for gradient in gradients:
-                    gradient.mul_(limit / norm)
+            norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+            # The fused optimiser divides as it reads: clipping costs no pass of its own.
+            self.optimiser.grad_scale = (norm / limit).clamp_min_(1.0)  # pyright: ignore[reportAttributeAccessIssue]
         for weight, gradient in zip(self.weights, gradients, strict=True):
             weight.grad = gradient
         for group in self.optimiser.param_groups:
