@@ -8,7 +8,7 @@ import pytest
 from crosscope_worker.truth.__main__ import main
 from crosscope_worker.truth.planted import PlantedSpec
 from crosscope_worker.truth.report import Result, cell, report, table
-from crosscope_worker.truth.run import Sizes, Variant, same_in_both
+from crosscope_worker.truth.run import Sizes, Variant, run, same_in_both
 
 SMALL = PlantedSpec(d_model=24, num_shared=10, num_rotated=4, num_weak=4, num_base_only=4, num_chat_only=4)
 SIZES = Sizes(
@@ -24,7 +24,7 @@ SIZES = Sizes(
 
 def test_a_small_run_finds_most_of_what_was_planted():
     written: list[str] = []
-    report([Variant("batch_topk", k=1)], [0], SIZES, SMALL, written.append)
+    report([Variant("batch_topk", {"variant": "batch_topk", "k": 1})], [0], SIZES, SMALL, written.append)
     line = json.loads(written[0])
     assert (line["name"], line["variant"], line["seed"]) == ("truth", "batch_topk", 0)
     assert line["sizes"]["steps"] == 1200
@@ -42,6 +42,18 @@ def test_a_small_run_finds_most_of_what_was_planted():
     text = "".join(written[1:])
     assert "| recovered_all" in text
     assert "26 planted latents, width 24 per model; 52 latents, 1200 steps of 256" in text
+
+
+def test_a_dictionary_of_differences_finds_what_differs_and_sees_nothing_of_the_shared():
+    spec = PlantedSpec(d_model=24, num_shared=4, num_rotated=0, num_weak=8, num_base_only=8, num_chat_only=8)
+    figures = run(Variant("diff_sae", {"variant": "diff_sae", "k": 1}), 0, SIZES, spec)
+    assert "recovered_shared" not in figures
+    assert figures["recovered_chat_only"] >= 0.75
+    assert figures["recovered_base_only"] >= 0.75
+    assert figures["auroc_chat_only_ratio"] >= 0.95
+    assert math.isnan(figures["auroc_chat_only_rel_norm"])
+    assert figures["fve_difference"] > 0.9
+    assert "null_chat_only" not in figures
 
 
 def test_the_null_test_plants_as_many_latents_all_shared():
@@ -67,7 +79,9 @@ def test_the_table_has_a_row_a_figure_and_a_column_a_variant():
     assert rows[2:] == [["x", "1.5 [1, 2]", "3"], ["y", "-", "2"]]
 
 
-@pytest.mark.parametrize("arguments", [["--seeds", "0"], ["--steps", "-1"], ["--variants", "dense"]])
+@pytest.mark.parametrize(
+    "arguments", [["--seeds", "0"], ["--processes", "0"], ["--steps", "-1"], ["--variants", "dense"]]
+)
 def test_arguments_that_make_no_run_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         main(arguments)

@@ -58,7 +58,7 @@ def test_the_nearest_living_latent():
 
 def test_recovered_from_a_cosine_of_nine_tenths():
     found = Matches(np.zeros(4, np.int64), np.array([0.9, 0.89, 1.0, -1.0]))
-    assert score.recovered(TRUTH, found) == {
+    assert score.recovered(TRUTH, found, TRUTH.rows) == {
         "recovered_all": 0.5,
         "recovered_shared": 1.0,
         "recovered_weak": 0.0,
@@ -95,6 +95,7 @@ def test_exclusive_kinds_by_norm_against_all_and_by_nu_against_those_of_both_mod
         rel_norm=[0.5, 0.95, 0.0, 0.9],  # the shrunk weak latent looks more chat-only than the true one
         nu_err=[1.0, 0.25, -50.0, 0.01],
         mirror_nu_err=[1.0, 4.0, 0.0, -50.0],
+        beta_ratio=[1.0, 0.25, -9.0, -0.02],
     )
     found = Matches(np.arange(4), np.ones(4))
     assert score.exclusive_aurocs(TRUTH, found, learned) == {
@@ -102,6 +103,7 @@ def test_exclusive_kinds_by_norm_against_all_and_by_nu_against_those_of_both_mod
         "auroc_base_only_rel_norm": 1.0,
         "auroc_chat_only_nu_err": 1.0,
         "auroc_base_only_nu_err": 1.0,
+        "auroc_chat_only_ratio": 1.0,
     }
 
 

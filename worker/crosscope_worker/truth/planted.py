@@ -93,6 +93,11 @@ class Planted:
     partner: Tensor
     """[planted] int64, the latent that it follows; -1 where it is not correlated."""
 
+    def differences(self) -> Tensor:
+        """[planted, d_model] chat's rows less base's; zero for shared latents, which no difference shows."""
+        base, chat = self.rows.split(self.spec.d_model, dim=1)
+        return chat - base
+
     def draw(self, num_tokens: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Codes `[token, planted]` and activations `[token, both]` of independent tokens."""
         spec, shape = self.spec, (num_tokens, len(self.rows))

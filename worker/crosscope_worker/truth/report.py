@@ -5,10 +5,12 @@ Knows nothing about how a figure comes about.
 
 import json
 import math
+import multiprocessing
 import os
 import platform
 import subprocess
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,11 +19,18 @@ import torch
 from crosscope_worker.truth.planted import PlantedSpec
 from crosscope_worker.truth.run import Sizes, Variant, run
 
+_DFC = {"variant": "dfc", "k": 8, "num_base_only": 40, "num_chat_only": 40}
+_DELTA = {"variant": "delta", "k": 6, "num_delta": 128, "k_delta": 2, "delta_weight": 1.0}
+_DESIGNATED = {"variant": "designated_shared", "mu": 0.1, "num_shared": 64, "shared_penalty": 0.2}
 VARIANTS = (
-    Variant("batch_topk", k=8),
-    Variant("l1-0.05", mu=0.05),
-    Variant("l1-0.1", mu=0.1),
-    Variant("l1-0.15", mu=0.15),
+    Variant("batch_topk", {"variant": "batch_topk", "k": 8}),
+    Variant("l1-0.05", {"variant": "l1", "mu": 0.05}),
+    Variant("l1-0.1", {"variant": "l1", "mu": 0.1}),
+    Variant("l1-0.15", {"variant": "l1", "mu": 0.15}),
+    Variant("designated", _DESIGNATED),
+    Variant("dfc", _DFC),
+    Variant("delta", _DELTA),
+    Variant("diff_sae", {"variant": "diff_sae", "k": 4}),
 )
 
 
@@ -35,24 +44,38 @@ class Result:
 
 
 def report(
-    variants: Sequence[Variant], seeds: Sequence[int], sizes: Sizes, spec: PlantedSpec, write: Callable[[str], object]
+    variants: Sequence[Variant],
+    seeds: Sequence[int],
+    sizes: Sizes,
+    spec: PlantedSpec,
+    write: Callable[[str], object],
+    num_processes: int = 1,
 ) -> None:
-    """Makes all runs, writes a line of JSON as each ends (null where a figure is undefined), then the table."""
-    where = {"commit": commit(), "hardware": hardware()}
+    """Makes all runs, writes a line of JSON for each in turn (null where a figure is undefined), then the table.
+
+    Runs are made in processes of one thread each: at these sizes a second thread gains less than a second run.
+    """
+    where = {"commit": commit(), "hardware": hardware(num_processes)}
     results: list[Result] = []
-    for seed in seeds:
-        for variant in variants:
-            result = Result(variant.name, seed, run(variant, seed, sizes, spec))
-            results.append(result)
-            figures = {name: None if math.isnan(value) else value for name, value in result.figures.items()}
+    runs = [(variant, seed) for seed in seeds for variant in variants]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_processes, context, torch.set_num_threads, (1,)) as pool:
+        figures_of = pool.map(_run, [(variant, seed, sizes, spec) for variant, seed in runs])
+        for (variant, seed), figures in zip(runs, figures_of, strict=True):
+            results.append(Result(variant.name, seed, figures))
+            plain = {name: None if math.isnan(value) else value for name, value in figures.items()}
             head = {"name": "truth", "variant": variant.name, "seed": seed}
-            write(json.dumps(head | figures | {"sizes": asdict(sizes), "planted": asdict(spec)} | where) + "\n")
+            write(json.dumps(head | plain | {"sizes": asdict(sizes), "planted": asdict(spec)} | where) + "\n")
     write("\n" + "\n".join(table(results)) + "\n")
     write(
         f"\nMeans over {len(seeds)} seed(s), least and most in brackets. {spec.num_latents} planted latents, width "
         f"{spec.d_model} per model; {sizes.num_latents} latents, {sizes.steps} steps of {sizes.batch_size}; "
         f"{sizes.analysis_tokens} held-out tokens. Commit {where['commit']}; {where['hardware']}.\n"
     )
+
+
+def _run(arguments: tuple[Variant, int, Sizes, PlantedSpec]) -> dict[str, float]:
+    return run(*arguments)
 
 
 def table(results: Sequence[Result]) -> list[str]:
@@ -92,6 +115,6 @@ def commit() -> str:
     return head.stdout.strip() + "+" * bool(changed)
 
 
-def hardware() -> str:
-    """Processor, cores and threads that torch uses."""
-    return f"{platform.machine()} CPU, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads"
+def hardware(num_processes: int) -> str:
+    """Processor, cores and how many of them the runs use."""
+    return f"{platform.machine()} CPU, {os.cpu_count()} cores, {num_processes} runs of one thread at a time"

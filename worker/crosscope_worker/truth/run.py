@@ -7,18 +7,20 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from crosscope_proto.artefacts import beta_column
 from crosscope_proto.recipe import AnalysisSpec, CrosscoderRecipe, CrosscoderSpec, DataSpec, PairSpec, TrainingSpec
+from crosscope_proto.roles import CHAT
 from crosscope_worker.analysis.geometry import geometry
 from crosscope_worker.analysis.intake import blocks
 from crosscope_worker.analysis.moments import Moments
 from crosscope_worker.analysis.quality import Quality
 from crosscope_worker.analysis.scaling import directions, estimates
-from crosscope_worker.crosscoder import Crosscoder
+from crosscope_worker.crosscoder import DIFFERENCE, Crosscoder
 from crosscope_worker.training import train
 from crosscope_worker.truth import score
 from crosscope_worker.truth.planted import Planted, PlantedSource, PlantedSpec, plant
@@ -46,13 +48,12 @@ class Variant:
     """A dictionary to try, and its name in the report."""
 
     name: str
-    k: int | None = None
-    mu: float | None = None
+    options: dict[str, Any]
+    """Fields of CrosscoderSpec, all but the number of latents."""
 
     def spec(self, num_latents: int) -> CrosscoderSpec:
-        """The recipe's part; with mu it is L1, else BatchTopK."""
-        variant = "batch_topk" if self.mu is None else "l1"
-        return CrosscoderSpec(variant=variant, num_latents=num_latents, k=self.k, mu=self.mu)
+        """The recipe's part."""
+        return CrosscoderSpec(num_latents=num_latents, **self.options)
 
 
 def run(variant: Variant, seed: int, sizes: Sizes, spec: PlantedSpec) -> dict[str, float]:
@@ -66,16 +67,19 @@ def run(variant: Variant, seed: int, sizes: Sizes, spec: PlantedSpec) -> dict[st
     crosscoder = trained(variant, planted, sizes)
     train_s = time.monotonic() - started
     measured, quality = measure(crosscoder, planted, sizes.analysis_tokens)
-    matches = score.best_matches(planted.rows, measured)
-    null = plant(same_in_both(spec), seed)
-    null_measured, _ = measure(trained(variant, null, sizes), null, sizes.analysis_tokens)
+    rows = planted.rows if crosscoder.variant != DIFFERENCE else planted.differences()
+    matches = score.best_matches(rows, measured)
+    null_shares: dict[str, float] = {}
+    if crosscoder.variant != DIFFERENCE:  # which there has nothing but noise to learn
+        null = plant(same_in_both(spec), seed)
+        null_shares = score.null_shares(measure(trained(variant, null, sizes), null, sizes.analysis_tokens)[0])
     return (
-        score.recovered(planted, matches)
+        score.recovered(planted, matches, rows)
         | score.exclusive_aurocs(planted, matches, measured)
         | score.label_counts(score.chat_only_labels(planted, measured), measured)
         | score.weak_ratio(planted, matches, measured)
-        | score.null_shares(null_measured)
-        | {name: quality[name] for name in ("fve_base", "fve_chat", "l0")}
+        | null_shares
+        | {name: quality[name] for name in ("fve_base", "fve_chat", "fve_difference", "l0") if name in quality}
         | {"dead_share": float(1 - measured.living.mean()), "train_s": train_s}
     )
 
@@ -125,9 +129,11 @@ def measure(crosscoder: Crosscoder, planted: Planted, num_tokens: int) -> tuple[
     sums = moments.shard_sums().total()
     with np.errstate(divide="ignore", invalid="ignore"):
         found = estimates(sums, directions(crosscoder))
-        ratio = found[beta_column("", "act_no_bias", "base")] / found[beta_column("", "act_no_bias", "chat")]
+        # The bias of a dictionary of differences is no part of either model's activation.
+        target = "act" if crosscoder.variant == DIFFERENCE else "act_no_bias"
+        ratio = found[beta_column("", target, "base")] / found[beta_column("", target, "chat")]
     measured = score.Measured(
-        rows=crosscoder.W_dec,
+        rows=crosscoder.W_dec if crosscoder.variant != DIFFERENCE else crosscoder.decoder(CHAT),
         living=sums.count > 0,
         rel_norm=geometry(crosscoder).rel_norm.double().numpy(),
         nu_err=found["nu_err"],

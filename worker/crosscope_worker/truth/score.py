@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from crosscope_worker.analysis.geometry import BASE_ONLY_BELOW, CHAT_ONLY_ABOVE
+from crosscope_worker.analysis.geometry import BASE_ONLY_BELOW, CHAT_ONLY_ABOVE, DIFFERENCE_RATIO
 from crosscope_worker.analysis.uselessness import ranks
 from crosscope_worker.truth.planted import Kind, Planted
 
@@ -32,14 +32,15 @@ class Measured:
     """A crosscoder's rows and what the analysis measured; arrays are [latent], NaN where undefined."""
 
     rows: Tensor
-    """[latent, both]."""
+    """[latent, both]; [latent, d_model] of a dictionary of differences."""
     living: Bools
     rel_norm: Floats
     nu_err: Floats
     nu_rec: Floats
     mirror_nu_err: Floats
     beta_ratio: Floats
-    """`beta_act_no_bias` of base over that of chat, along the chat row (math §4)."""
+    """`beta_act_no_bias` of base over that of chat, along the chat row (math §4); `beta_act` in a dictionary of
+    differences."""
 
 
 @dataclass(frozen=True)
@@ -71,18 +72,22 @@ def cosines(a: Tensor, b: Tensor) -> Tensor:
 
 
 def best_matches(planted: Tensor, measured: Measured) -> Matches:
-    """The living latent with the largest cosine of the concatenated rows, for `planted: [planted, both]`."""
+    """The living latent with the largest cosine, for `planted` rows of the same kind as the measured ones."""
     table = cosines(planted, measured.rows).numpy()
     table[:, ~measured.living] = -1.0
     latent = table.argmax(axis=1)
     return Matches(latent, table[np.arange(len(table)), latent])
 
 
-def recovered(planted: Planted, matches: Matches) -> dict[str, float]:
-    """Share of the planted latents that were found: of all, per kind, of the rare and of the correlated ones."""
-    groups = {"all": np.ones(len(planted.kind), dtype=bool)}
-    groups |= {str(kind): planted.kind == kind for kind in Kind}
-    groups |= {"rare": planted.rare.numpy(), "correlated": (planted.partner >= 0).numpy()}
+def recovered(planted: Planted, matches: Matches, rows: Tensor) -> dict[str, float]:
+    """Share of the planted latents that were found: of all, per kind, of the rare and of the correlated ones.
+
+    Latents without a row among `rows: [planted, width]`, as shared ones in a dictionary of differences, do not count.
+    """
+    findable = (rows.norm(dim=1) > 0).numpy()
+    groups = {"all": findable}
+    groups |= {str(kind): findable & (planted.kind == kind) for kind in Kind}
+    groups |= {"rare": findable & planted.rare.numpy(), "correlated": findable & (planted.partner >= 0).numpy()}
     found = matches.cosine >= RECOVERED_COSINE
     return {f"recovered_{name}": float(found[group].mean()) for name, group in groups.items() if group.any()}
 
@@ -104,28 +109,33 @@ def auroc(score: Floats, positive: Bools) -> float:
 def exclusive_aurocs(planted: Planted, matches: Matches, measured: Measured) -> dict[str, float]:
     """How well the nearest latents of the exclusive kinds stand out, found or not.
 
-    By relative norm against all other kinds. By nu against the kinds that both models have, since along a row that is
-    all but zero nu says nothing; base-only by the mirrored nu.
+    By relative norm against all other kinds. By nu, and by the ratio of activations, against the kinds that both
+    models have, since along a row that is all but zero they say nothing; base-only by the mirrored nu.
     """
     chat_only, base_only = planted.kind == Kind.CHAT_ONLY, planted.kind == Kind.BASE_ONLY
     rel_norm = measured.rel_norm[matches.latent]
     nu, mirror = measured.nu_err[matches.latent], measured.mirror_nu_err[matches.latent]
+    ratio = measured.beta_ratio[matches.latent]
     return {
         "auroc_chat_only_rel_norm": auroc(rel_norm, chat_only),
         "auroc_base_only_rel_norm": auroc(-rel_norm, base_only),
         "auroc_chat_only_nu_err": auroc(-nu[~base_only], chat_only[~base_only]),
         "auroc_base_only_nu_err": auroc(-mirror[~chat_only], base_only[~chat_only]),
+        "auroc_chat_only_ratio": auroc(-np.abs(ratio[~base_only]), chat_only[~base_only]),
     }
 
 
 def chat_only_labels(planted: Planted, measured: Measured) -> Labels:
     """Judges every living latent with a relative norm above 0.9 by its chat row alone.
 
+    In a dictionary of differences, which has no relative norm, the published mark takes its place: |beta_ratio| < 0.3.
     A label that is neither genuine nor an artefact has a chat row that no planted latent has: a mixture.
     """
-    latent = np.flatnonzero(measured.living & (measured.rel_norm > CHAT_ONLY_ABOVE))
     width = planted.spec.d_model
-    table = cosines(measured.rows[latent, width:], planted.rows[:, width:]).numpy()
+    is_difference = measured.rows.shape[1] == width
+    called = np.abs(measured.beta_ratio) < DIFFERENCE_RATIO if is_difference else measured.rel_norm > CHAT_ONLY_ABOVE
+    latent = np.flatnonzero(measured.living & called)
+    table = cosines(measured.rows[latent, -width:], planted.rows[:, width:]).numpy()
     nearest = table.argmax(axis=1)
     matched = table[np.arange(len(latent)), nearest] >= RECOVERED_COSINE
     chat_only = planted.kind[nearest] == Kind.CHAT_ONLY
