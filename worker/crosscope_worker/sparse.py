@@ -5,9 +5,14 @@ kernels of `sparse_triton` where Triton is installed; the reference for each is 
 tests/worker/test_sparse.py and test_kernels.py compare them. Products of bfloat16 are summed and returned in float32.
 """
 
+import functools
 import importlib
+import os
+import shutil
+import sysconfig
 import warnings
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
@@ -119,12 +124,22 @@ class ByLatent(NamedTuple):
 
 
 def _kernels(*operands: Tensor) -> ModuleType | None:
-    """`sparse_triton` where it takes these operands, else nothing.
-
-    It takes float32 and bfloat16 on CUDA and has no autograd; Triton comes with torch's CUDA builds for Linux.
-    """
+    """`sparse_triton` where it takes these operands, float32 and bfloat16 on CUDA outside autograd; else nothing."""
     taken = (x.is_cuda and x.dtype in (torch.float32, torch.bfloat16) and not x.requires_grad for x in operands)
-    if not all(taken) or find_spec("triton") is None:
+    return _sparse_triton() if all(taken) else None
+
+
+@functools.cache
+def _sparse_triton() -> ModuleType | None:
+    """The kernels, where Triton is installed and can launch them: it compiles a small C extension for that."""
+    if find_spec("triton") is None:
+        return None
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    headers = Path(sysconfig.get_config_var("INCLUDEPY"), "Python.h")
+    if not compiler or not headers.exists():
+        missing = str(headers) if compiler else "a C compiler"
+        message = f"Triton cannot launch kernels without {missing}; sparse operations take plain torch."
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
         return None
     return importlib.import_module("crosscope_worker.sparse_triton")
 

@@ -1,0 +1,88 @@
+"""The Triton kernels: what they compute (kernel_comparisons.py), and that they compile for a GPU that is not there."""
+
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from crosscope_worker import sparse
+from crosscope_worker.sparse import by_latent, decode_pairs, pair_products, places, sparse_code
+
+COMPARISONS = Path(__file__).with_name("kernel_comparisons.py")
+
+needs_triton = pytest.mark.skipif(
+    find_spec("triton") is None,
+    reason="no package triton: it comes with torch's CUDA builds, or by pip install triton (1 GB)",
+)
+
+
+def compare(interpret: str) -> None:
+    command = [sys.executable, "-m", "pytest", "--noconftest", "-p", "no:cacheprovider", "-q", str(COMPARISONS)]
+    environment = {**os.environ, "TRITON_INTERPRET": interpret}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_triton
+def test_kernels_equal_dense_formulas_in_the_interpreter():
+    compare(interpret="1")
+
+
+@needs_triton
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_kernels_equal_dense_formulas_on_a_gpu():
+    compare(interpret="0")
+
+
+@needs_triton
+@pytest.mark.parametrize("kernel", ["_weighted_sums", "_pair_products"])
+@pytest.mark.parametrize("rows", ["*fp32", "*bf16"])
+def test_kernels_compile_for_a_gpu(kernel: str, rows: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """For compute capability 9.0, down to machine code, without sums in an order that is left to chance."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from crosscope_worker import sparse_triton
+
+    function = getattr(sparse_triton, kernel)
+    tiles = {"TILE_PAIRS": sparse_triton.TILE_PAIRS, "TILE_COLUMNS": sparse_triton.MAX_TILE_COLUMNS}
+    kinds = {"indices": "*i64", "latents": "*i64", "starts": "*i64", "rows": rows, "tokens": rows}
+    kinds |= {"weights": "*fp32", "sums": "*fp32", "products": "*fp32"} | dict.fromkeys(tiles, "constexpr")
+    signature = {name: kinds.get(name, "i32") for name in function.arg_names}
+    target, options = GPUTarget("cuda", 90, 32), {"enable_fp_fusion": True}
+    compiled = triton.compile(ASTSource(function, signature, tiles), target=target, options=options)
+    assert compiled.asm["cubin"].startswith(b"\x7fELF")
+    assert not re.search(r"\b(atom|red)\.", compiled.asm["ptx"])
+
+
+def test_the_cpu_takes_plain_torch():
+    assert sparse._kernels(torch.ones(1, 1)) is None
+
+
+def test_triton_is_left_alone_where_it_cannot_compile_its_launcher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(sparse, "find_spec", lambda name: "found")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.warns(RuntimeWarning, match="without a C compiler"):
+        assert sparse._sparse_triton.__wrapped__() is None
+
+
+def test_without_kernels_products_of_bfloat16_are_float32_too():
+    dense = torch.tensor([[0.0, 1.5, 0.0], [2.0, 0.0, 0.25]])
+    code = sparse_code(places(dense > 0), dense)
+    rows = torch.tensor([[1.0, 2.0], [256.0, 1.0], [1.0, -1.0]]).bfloat16()
+    tokens = torch.tensor([[256.0, 1.0], [0.5, 3.0]]).bfloat16()
+    # 65537 needs more bits than bfloat16 has.
+    assert decode_pairs(code, rows).tolist() == [[384.0, 1.5], [2.25, 3.75]]
+    assert pair_products(code, tokens, rows).tolist() == [65537.0, 6.5, -2.5]
+    products = by_latent(code, 3).products(torch.tensor([1.0, 1.0, 1.0]), tokens)
+    assert products.tolist() == [[0.5, 3.0], [256.0, 1.0], [0.5, 3.0]]
+    assert {decode_pairs(code, rows).dtype, products.dtype} == {torch.float32}
