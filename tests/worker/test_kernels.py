@@ -17,7 +17,7 @@ COMPARISONS = Path(__file__).with_name("kernel_comparisons.py")
 
 needs_triton = pytest.mark.skipif(
     find_spec("triton") is None,
-    reason="no package triton: it comes with torch's CUDA builds, or by pip install triton (1 GB)",
+    reason="no package triton: it comes with torch's CUDA builds, or by pip install 'triton>=3.7' (1 GB)",
 )
 
 
