@@ -50,7 +50,7 @@ def test_a_dictionary_of_differences_finds_what_differs_and_sees_nothing_of_the_
     assert "recovered_shared" not in figures
     assert figures["recovered_chat_only"] >= 0.75
     assert figures["recovered_base_only"] >= 0.75
-    assert figures["auroc_chat_only_ratio"] >= 0.95
+    assert figures["auroc_chat_only_ratio"] >= 0.8
     assert math.isnan(figures["auroc_chat_only_rel_norm"])
     assert figures["fve_difference"] > 0.9
     assert "null_chat_only" not in figures
