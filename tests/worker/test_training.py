@@ -18,6 +18,7 @@ from crosscope_worker.training import checkpoint as checkpoints
 from crosscope_worker.training import trainer as trainers
 from crosscope_worker.training.buffer import ShuffleBuffer
 from crosscope_worker.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from crosscope_worker.training.objective import Weights, compute_step
 from crosscope_worker.work import Cancelled
 
 
@@ -238,3 +239,25 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Pat
     assert found.step == 1
     assert torch.equal(found.tensors["a"], torch.ones(2))
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000001"]
+
+
+@pytest.mark.parametrize("limit", [0.05, 1e6, None])
+def test_clipping_and_optimiser_are_torchs_own(limit: float | None):
+    recipe = make_recipe(max_grad_norm=limit, aux_weight=0.0)
+    batches = list(PlantedSource(num_blocks=20).blocks())
+    with torch.no_grad():
+        trainer = trainers.Trainer(recipe.crosscoder, recipe.training, (8, 8))
+        plain = [weight.clone() for weight in trainer.weights]
+        optimiser = torch.optim.Adam(plain, lr=3e-3)
+        clipped = 0
+        for x in batches:
+            step = compute_step(Weights(*plain), x, recipe.crosscoder, (8, 8))
+            for weight, gradient in zip(plain, step.gradients, strict=True):
+                weight.grad = gradient
+            if limit is not None:
+                clipped += int(torch.nn.utils.clip_grad_norm_(plain, limit) > limit)
+            optimiser.step()
+            trainer.step(x, 3e-3)
+    for found, expected in zip(trainer.weights, plain, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    assert clipped == (20 if limit == 0.05 else 0)
