@@ -99,6 +99,41 @@ def version_folder(home: Path, manifest: CrosscoderManifest) -> Path:
     return home / "crosscoders" / manifest.name / "versions" / manifest.version_id
 
 
+OTHERS: dict[str, dict[str, Any]] = {
+    "designated_shared": {"k": None, "mu": 0.02, "num_shared": 8, "shared_penalty": 0.2},
+    "dfc": {"num_base_only": 8, "num_chat_only": 8},
+    "delta": {"num_delta": 16, "k_delta": 1, "delta_weight": 1.0},
+    "diff_sae": {},
+}
+
+
+@pytest.mark.parametrize("variant", OTHERS)
+def test_every_dictionary_is_trained_analysed_and_published(home: Path, recipe: CrosscoderRecipe, variant: str):
+    spec = replace(recipe.crosscoder, variant=variant, **OTHERS[variant])
+    manifest = make_crosscoder(replace(recipe, crosscoder=spec), workspace(home), silent)
+    folder = version_folder(home, manifest)
+    crosscoder = Crosscoder.load(folder)
+    assert crosscoder.variant == manifest.variant == variant
+    assert ("fve_difference" in manifest.metrics) == (variant == "diff_sae")
+    latents = pq.read_table(folder / "latents.parquet")
+    classes = latents["latent_class"].to_pylist()
+    if variant == "dfc":
+        assert {*classes[:8]} <= {"base_only", "dead"}
+        assert {*classes[8:16]} <= {"chat_only", "dead"}
+    if variant == "designated_shared":
+        assert {*classes[:8]} <= {"shared", "dead"}
+    if variant == "delta":
+        assert crosscoder.latent_thresholds is not None
+    assert set(manifest.class_counts) >= {*classes}
+
+
+def test_a_decoupled_code_is_trained_analysed_and_published(home: Path, recipe: CrosscoderRecipe):
+    recipe = replace(recipe, crosscoder=replace(recipe.crosscoder, code_normalisation="decoupled"))
+    crosscoder = Crosscoder.load(version_folder(home, make_crosscoder(recipe, workspace(home), silent)))
+    assert crosscoder.model_thresholds is not None
+    assert (crosscoder.encode(torch.randn(5, sum(crosscoder.d_model))) >= 0).all()
+
+
 @pytest.mark.parametrize("variant", [{}, {"variant": "l1", "mu": 0.02, "k": None}])
 def test_a_recipe_becomes_a_published_crosscoder(home: Path, recipe: CrosscoderRecipe, variant: dict[str, Any]):
     recipe = replace(recipe, crosscoder=replace(recipe.crosscoder, **variant))

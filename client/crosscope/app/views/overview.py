@@ -71,8 +71,7 @@ def card(info: CrosscoderInfo) -> None:
     metrics = info.metrics
     panels.facts(
         [
-            ("FVE base", text.number(metrics.get("fve_base"))),
-            ("FVE chat", text.number(metrics.get("fve_chat"))),
+            *_fve(metrics),
             ("L0", text.number(metrics.get("l0")), "latents a token"),
             ("dead", f"{metrics['dead_share']:.1%}" if "dead_share" in metrics else "–", "of all latents"),
             ("latents", text.count(info.num_latents)),
@@ -85,6 +84,13 @@ def card(info: CrosscoderInfo) -> None:
     with st.expander("Models, version and manifest"):
         st.table({"base": info.base_model, "chat": info.chat_model, "version": info.version_id})
         st.json(json.loads(info.manifest_json or "{}"), expanded=1)
+
+
+def _fve(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Fractions of variance explained: of both models, or of their difference where that is all that is rebuilt."""
+    if "fve_difference" in metrics:
+        return [("FVE difference", text.number(metrics["fve_difference"]))]
+    return [(f"FVE {model}", text.number(metrics.get(f"fve_{model}"))) for model in ("base", "chat")]
 
 
 def norms(info: CrosscoderInfo) -> None:
