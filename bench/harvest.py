@@ -40,8 +40,8 @@ class Sizes:
     vocab_size: int = 8192
     shortest: int = 20
     longest: int = 512
-    num_tokens: int = 32_768
-    tokens_per_forward: int = 8192
+    num_tokens: int = 16_384
+    tokens_per_forward: int = 4096
     texts_a_batch: int = 16
     """Of the models run whole."""
     rounds: int = 5

@@ -26,7 +26,7 @@ class AnalysisSizes:
     d_model: int = 256
     num_latents: int = 8192
     k: int = 32
-    num_texts: int = 160
+    num_texts: int = 96
     longest: int = 192
     """The shortest has a quarter of it."""
     rounds: int = 5

@@ -8,12 +8,10 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
-
-import torch
 
 from bench.measure import Ratio
 
@@ -93,19 +91,21 @@ class Provenance:
     torch_version: str
     date: str
     """UTC, ISO 8601."""
-    threads: int = field(default_factory=torch.get_num_threads)
+    threads: int
     """Threads that torch computes with."""
 
 
 def provenance() -> Provenance:
     """This run's."""
+    import torch  # not before arguments were read
+
     commit = _git("rev-parse", "--short", "HEAD") or "unknown"
     changed = "+" if _git("status", "--porcelain", "--untracked-files=no") else ""
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     hardware = f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB{gpu}"
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Provenance(f"{commit}{changed}", hardware, str(torch.__version__), now)
+    return Provenance(f"{commit}{changed}", hardware, str(torch.__version__), now, torch.get_num_threads())
 
 
 def _git(*arguments: str) -> str:

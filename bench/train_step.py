@@ -17,7 +17,6 @@ from bench.dense_step import DenseStep
 from bench.measure import Ratio, interleave
 from bench.rows import Figure, Floor, Row, Target
 from crosscope_proto.recipe import CrosscoderSpec, TrainingSpec
-from crosscope_proto.roles import CHAT
 from crosscope_worker.training.trainer import Trainer
 
 ACTIVE_SHARE = 0.005
@@ -76,9 +75,8 @@ def targets(batch: int) -> tuple[Target, ...]:
 
 def measure(name: str, spec: CrosscoderSpec, sizes: Sizes, batch: int, bounds: tuple[Target, ...]) -> Row:
     """One row."""
-    torch.manual_seed(0)
     trainer = Trainer(spec, TrainingSpec(batch_size=batch, lr=LR), (sizes.d_model, sizes.d_model))
-    inputs = [activations(trainer, spec, sizes, batch) for _ in range(NUM_BATCHES)]
+    inputs = [activations(trainer, spec, sizes, batch, seed) for seed in range(NUM_BATCHES)]
     if spec.mu is not None:
         _thin_out(trainer, inputs[0])
     dense = DenseStep(spec, *trainer.weights, lr=LR)
@@ -139,26 +137,25 @@ class FloorStep:
         self.optimiser.step()
 
 
-def activations(trainer: Trainer, spec: CrosscoderSpec, sizes: Sizes, batch: int) -> Tensor:
+def activations(trainer: Trainer, spec: CrosscoderSpec, sizes: Sizes, batch: int, seed: int) -> Tensor:
     """What the dictionary reads, [batch, width]: on every token k rows fire with strengths of 0.5 to 1.5, and noise.
 
     How often a row fires spans three orders of magnitude. The base model has each with a share of 0 to 1 of the
     strength, which is the row's own.
     """
-    draw = torch.Generator().manual_seed(len(sizes.batches) + batch + int(torch.randint(1 << 30, ())))
-    fixed = torch.Generator().manual_seed(0)
-    rows = trainer.weights.decoder[:, -sizes.d_model :].detach()
-    frequency = 10 ** (-3 * torch.rand(len(rows), generator=fixed))
-    base_share = torch.rand(len(rows), generator=fixed)
+    fixed, draw = torch.Generator().manual_seed(0), torch.Generator().manual_seed(1 + seed)
+    rows = trainer.weights.decoder.split(sizes.d_model, dim=1)  # one of diff_sae
+    frequency = 10 ** (-3 * torch.rand(sizes.num_latents, generator=fixed))
+    base_share = torch.rand(sizes.num_latents, generator=fixed)
     fires = torch.multinomial(frequency, batch * sizes.k, replacement=True, generator=draw).view(batch, sizes.k)
     strength = 0.5 + torch.rand(batch, sizes.k, generator=draw)
 
-    def summed(weights: Tensor) -> Tensor:
+    def summed(rows: Tensor, weights: Tensor) -> Tensor:
         noise = 0.02 * torch.randn(batch, sizes.d_model, generator=draw)
         return torch.nn.functional.embedding_bag(fires, rows, mode="sum", per_sample_weights=weights) + noise
 
-    both = [summed(strength * base_share[fires]), summed(strength)]
-    return both[CHAT] - both[1 - CHAT] if spec.variant == "diff_sae" else torch.cat(both, 1)
+    base, chat = summed(rows[0], strength * base_share[fires]), summed(rows[-1], strength)
+    return chat - base if spec.variant == "diff_sae" else torch.cat([base, chat], 1)
 
 
 def _thin_out(trainer: Trainer, x: Tensor) -> None:

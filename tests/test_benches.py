@@ -77,6 +77,12 @@ def test_the_dense_step_computes_the_same_loss_for_every_variant(rows: list[dict
 
 
 @pytest.mark.slow
+def test_a_pass_per_target_finds_the_same_coefficients(rows: list[dict[str, Any]]) -> None:
+    (sizes,) = [row["sizes"] for row in rows if row["name"] == "latent_scaling"]
+    assert sizes["beta_difference"] < 1e-4
+
+
+@pytest.mark.slow
 def test_padding_is_counted(rows: list[dict[str, Any]]) -> None:
     sizes = {row["case"]: row["sizes"] for row in rows if row["name"] == "harvest"}
     assert 0 < sizes["mixed lengths, to whole"]["padding_whole"] < 1
