@@ -171,3 +171,12 @@ def test_a_loaded_crosscoder_is_analysed(tmp_path: Path, tiny_pair):
     centred = x.double()[:, :WIDTH] - x.double()[:, :WIDTH].mean(dim=0)
     fve = 1 - error.square().sum() / centred.square().sum()
     assert analysis.metrics["fve_base"] == pytest.approx(float(fve), rel=1e-4)
+
+
+def test_what_the_layout_has_no_place_for_is_refused(tmp_path: Path):
+    budgets = make_crosscoder(threshold=None, latent_thresholds=torch.arange(float(LATENTS)))
+    with pytest.raises(CrosscoderError, match="one threshold; this crosscoder has one for every latent"):
+        export_hub(budgets, tmp_path / "out", k=5)
+    with pytest.raises(CrosscoderError, match="no dictionaries of differences"):
+        export_hub(make_crosscoder(variant="diff_sae"), tmp_path / "out", k=5)
+    assert not (tmp_path / "out").exists()

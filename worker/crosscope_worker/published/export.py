@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from crosscope_proto.roles import BASE, CHAT
-from crosscope_worker.crosscoder import Crosscoder, CrosscoderError, read_manifest
+from crosscope_worker.crosscoder import DIFFERENCE, Crosscoder, CrosscoderError, read_manifest
 from crosscope_worker.published.dictionary_learning import BATCH_TOPK_CLASS, L1_CLASS, NORMALISATIONS
 
 _SPARSIFIED = "batch_topk"
@@ -61,6 +61,10 @@ def _tensors(crosscoder: Crosscoder, k: int | None) -> dict[str, Tensor]:
     base, chat = crosscoder.d_model
     if base != chat:
         raise CrosscoderError(f"the hub layout has one width for both models; this crosscoder has {base} and {chat}")
+    if crosscoder.latent_thresholds is not None:
+        raise CrosscoderError("the hub layout has one threshold; this crosscoder has one for every latent")
+    if crosscoder.variant == DIFFERENCE:
+        raise CrosscoderError("the hub layout has no dictionaries of differences: it would read as a crosscoder")
     split = [crosscoder.model_slice(model) for model in (BASE, CHAT)]
     number = NORMALISATIONS[crosscoder.code_normalisation.upper()]
     tensors = {
