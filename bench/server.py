@@ -46,7 +46,7 @@ class Sizes:
     """Calls a round, of the quick ones."""
 
 
-QUICK = Sizes(num_latents=256, rounds=2, calls=2)
+QUICK = Sizes(num_latents=2048, rounds=2, calls=2)
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def wide_code(text: str) -> inference_pb2.PackedCode:
     n = len(text.split(" ")) + 1
     return packed_code(
         row_starts=[LATENTS_A_TOKEN * t for t in range(n + 1)],
-        latents=[(31 * t + 7 * k) % 200 for t in range(n) for k in range(LATENTS_A_TOKEN)],
+        latents=[(31 * t + 7 * k) % 2000 for t in range(n) for k in range(LATENTS_A_TOKEN)],
         activations=[20.0 - 0.1 * k for _ in range(n) for k in range(LATENTS_A_TOKEN)],
     )
 
