@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where `make bench` runs
+
 from bench.__main__ import BENCHES
 from bench.measure import Ratio, interleave
-from bench.rows import Figure, Floor, Row, Target
+from bench.rows import ROOT, Figure, Floor, Row, Target
 
-ROOT = Path(__file__).parents[1]
 FIELDS = {
     *("name", "case", "sizes", "ours", "reference", "ratio", "ratio_is", "spread", "floor", "target", "met"),
     *("not_measured", "commit", "hardware", "torch_version", "threads", "date"),
