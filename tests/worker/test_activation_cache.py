@@ -1,10 +1,11 @@
 """The cache of activations: a training cannot tell where its blocks came from, whatever happened to the files."""
 
+import contextlib
 import json
 import os
 import random
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,10 +60,10 @@ class Opened:
         self.cache = ActivationCache(home, key, sum(pair.d_model), tell=self.told.append)
         self.source = CachedSource(self.harvests, self.cache) if cached else self.harvests
 
-    def seen(self) -> Iterator[tuple[bytes, float, int, int]]:
-        """Bytes of each block, and behind it the source's share, epoch and skipped texts."""
+    def seen(self) -> Iterator[tuple[bytes, float, dict[str, Any]]]:
+        """Bytes of each block, and behind it the source's share and where the models' run stands."""
         for x in self.source.blocks():
-            yield x.numpy().tobytes(), self.source.fraction(), self.harvests.epoch, self.stream.num_skipped
+            yield x.numpy().tobytes(), self.source.fraction(), self.harvests.state()
 
     def shards(self) -> list[Path]:
         return sorted(self.cache.folder.glob("shard-*"))
@@ -158,15 +159,19 @@ def test_blocks_and_places_are_the_same_with_and_without_cache(
     assert [x for x, *_ in expected[:per_epoch]] == [x for x, *_ in expected[per_epoch:]]
     if case == "ends with a window":
         assert per_epoch == 9
-        assert [epoch for _, _, epoch, _ in expected[8:10]] == [0, 1], "the end shows only when more is asked for"
-        assert [skipped for *_, skipped in expected[8:10]] == [8, 9], "one was refused behind the last block"
+        last, first = (state for *_, state in expected[8:10])
+        assert (last["epoch"], first["epoch"]) == (0, 1), "the end shows only when more is asked for"
+        skipped = [state["stream"]["num_skipped"] for state in (last, first)]
+        assert skipped == [8, 9], "one was refused behind the last block"
     else:
         assert per_epoch > 3
-        assert expected[per_epoch - 1][2] == 1, "the last block comes once the texts have ended"
+        state = expected[per_epoch - 1][2]
+        assert (state["epoch"], state["num_texts"]) == (1, 0), "the last block comes once the texts have ended"
     for one in (filling, reading):
         assert list(one.seen()) == expected
         assert one.source.fraction() == plain.source.fraction() == 1.0
-        assert one.stream.num_skipped == plain.stream.num_skipped > 0
+        assert one.harvests.state() == plain.harvests.state()
+        assert one.stream.num_skipped == 18
         assert len(one.shards()) == per_epoch
     assert reading.activations.forwards == 0
 
@@ -208,11 +213,11 @@ def test_an_unfinished_cache_is_taken_up_by_another_training(opened: Open, recip
     for _ in range(3):
         next(blocks)
     assert len(begun.shards()) == 3
-    assert begun.cache.end() is None
+    assert begun.cache.num_shards() is None
     other = opened(recipe)
     assert list(other.seen()) == expected
     assert begun.activations.forwards + other.activations.forwards == whole.activations.forwards / 2
-    assert other.cache.end() is not None
+    assert other.cache.num_shards() is not None
 
 
 @pytest.mark.parametrize("size", [UNEVEN, EVEN])
@@ -305,8 +310,10 @@ def test_the_same_shard_has_the_same_bytes_whoever_writes_it(tmp_path: Path):
     state = {f"key{i}": i for i in range(20)}
     for home in ("a", "b", "c", "d"):
         ActivationCache(tmp_path / home, {}, 2).write(0, Shard(torch.arange(6.0).reshape(3, 2), state))
-    files = {path.read_bytes() for path in tmp_path.glob("*/activations/*/shard-000000.safetensors")}
-    assert len(files) == 1
+    paths = list(tmp_path.glob("*/activations/*/shard-000000.safetensors"))
+    assert len(paths) == 4
+    assert len({path.read_bytes() for path in paths}) == 1
+    assert {path.stat().st_mode & 0o777 for path in paths} == {0o644}, "another user's training may read it"
 
 
 def test_a_block_without_tokens_is_a_shard_too(tmp_path: Path):
@@ -318,20 +325,25 @@ def test_a_block_without_tokens_is_a_shard_too(tmp_path: Path):
     assert shard.state == {"epoch": 1}
 
 
-def test_a_full_disk_says_what_is_needed_and_leaves_nothing(opened: Open, recipe: CrosscoderRecipe):
+@contextlib.contextmanager
+def largest_file(size_bytes: int) -> Generator[None]:
     """The kernel refuses bytes beyond a file-size limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_says_what_is_needed_and_leaves_nothing(opened: Open, recipe: CrosscoderRecipe):
     expected = list(opened(recipe, cached=False).seen())
     filling = opened(recipe)
     blocks = filling.source.blocks()
     next(blocks)
     (shard,) = filling.shards()
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (shard.stat().st_size // 2, hard))
-    try:
-        with pytest.raises(CacheFull) as caught:
-            next(blocks)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with largest_file(shard.stat().st_size // 2), pytest.raises(CacheFull) as caught:
+        next(blocks)
     sentence = str(caught.value)
     needed = len(expected[1][0])
     assert f"{filling.cache.folder}: {needed} bytes are needed for shard-000001" in sentence
@@ -342,12 +354,20 @@ def test_a_full_disk_says_what_is_needed_and_leaves_nothing(opened: Open, recipe
     assert list(opened(recipe).seen()) == expected
 
 
+def test_a_disk_that_is_full_from_the_start(opened: Open, recipe: CrosscoderRecipe):
+    filling = opened(recipe)
+    with largest_file(10), pytest.raises(CacheFull, match=r"needed for key\.json"):
+        next(filling.source.blocks())
+    assert not list(filling.cache.folder.iterdir())
+
+
 def test_what_a_dead_attempt_has_half_written_goes_after_a_while(tmp_path: Path):
     cache = ActivationCache(tmp_path, {}, 5)
     cache.write(0, Shard(torch.zeros(1, 5), {}))
     for name, age in (("old", GRACE_S + 1), ("young", GRACE_S - 1)):
         path = cache.folder / f".partial-{name}"
-        path.touch()
+        path.mkdir()
+        (path / ".tmp-of-the-library").touch()
         os.utime(path, (1e9 - age, 1e9 - age))
     os.utime(cache.folder / "shard-000000.safetensors", (0, 0))
     assert cache.remove_partial(now=1e9) == [".partial-old"]

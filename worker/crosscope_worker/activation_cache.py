@@ -3,7 +3,8 @@
     <home>/activations/<key>/
         key.json                    what the key is a hash of, for people
         shard-000000.safetensors …  a block of the source each, and where the source stands behind it
-        complete.json               written last: how many shards there are, and where the source stands behind them
+        complete.json               written last: how many shards there are
+        .partial-…/                 a file that is being written
 
 A file appears whole, by one rename, or not at all. Trainings of one key write the same bytes, so several may fill a
 cache at once, or read what others write, without locks. Does not run models and does not know what a state means.
@@ -64,14 +65,6 @@ class Shard:
     """[token, both] float32"""
     state: State
     """Where the source stands behind it."""
-
-
-@dataclass(frozen=True)
-class End:
-    """The end of an epoch, behind its last shard."""
-
-    num_shards: int
-    state: State
 
 
 def cache_key(
@@ -152,7 +145,7 @@ class ActivationCache:
         try:
             return self._load(path)
         except FileNotFoundError:
-            if (end := self.end()) is not None and index < end.num_shards:
+            if index < (self.num_shards() or 0):
                 self._tell(f"{path} is missing and is made again")
         except _DAMAGED as error:
             self._tell(f"{path} is damaged or cut short and is made again ({' '.join(str(error).split())})")
@@ -178,18 +171,18 @@ class ActivationCache:
         self._remember_key()
         self._put(_shard_name(index), shard.x.nbytes, lambda path: save_file(tensors, path, metadata))
 
-    def end(self) -> End | None:
-        """What was said by `finish`; None if nobody has got that far."""
+    def num_shards(self) -> int | None:
+        """How many shards an epoch has; None if no training has got to the end of one."""
         try:
-            content = json.loads((self.folder / COMPLETE).read_text(encoding="utf-8"))
-            return End(int(content["num_shards"]), dict(content["state"]))
+            return int(json.loads((self.folder / COMPLETE).read_text(encoding="utf-8"))["num_shards"])
         except _DAMAGED:
-            return None  # The training that gets to the end writes it again.
+            return None  # The next training that gets there writes it again.
 
-    def finish(self, end: End) -> None:
-        """Says that every shard has been written. Raises OSError."""
-        self._remember_key()
-        self._put_json(COMPLETE, {"num_shards": end.num_shards, "state": end.state})
+    def finish(self, num_shards: int) -> None:
+        """Says that every shard has been written. Raises CacheFull or another OSError."""
+        if self.num_shards() != num_shards:
+            self._remember_key()
+            self._put_json(COMPLETE, {"num_shards": num_shards})
 
     def _remember_key(self) -> None:
         if (self.folder / KEY).exists():
@@ -197,12 +190,12 @@ class ActivationCache:
         self._put_json(KEY, self._key)
 
     def remove_partial(self, now: float) -> list[str]:
-        """Removes half-written files of attempts that died more than GRACE_S before `now` (seconds since 1970)."""
+        """Removes what attempts that died more than GRACE_S before `now` (seconds since 1970) had half written."""
         removed: list[str] = []
         for path in self.folder.glob(f"{_PARTIAL}*"):
-            with contextlib.suppress(FileNotFoundError):  # another training has just renamed or removed it
+            with contextlib.suppress(FileNotFoundError):  # another training has just ended or removed it
                 if now - path.stat().st_mtime > GRACE_S:
-                    path.unlink()
+                    shutil.rmtree(path)
                     removed.append(path.name)
         return removed
 
@@ -212,12 +205,14 @@ class ActivationCache:
 
     def _put(self, name: str, size_bytes: int, save: Callable[[Path], object]) -> None:
         """Writes a file beside, syncs it and renames it."""
-        partial = self.folder / f"{_PARTIAL}{name}-{uuid.uuid4().hex}"
+        # In a folder of its own, for the library writes by way of a file whose name it chooses.
+        partial = self.folder / f"{_PARTIAL}{uuid.uuid4().hex}"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save(partial)
-            sync(partial)
-            partial.replace(self.folder / name)
+            partial.mkdir(parents=True)
+            save(partial / name)
+            (partial / name).chmod(0o644)
+            sync(partial / name)
+            (partial / name).replace(self.folder / name)
             sync(self.folder)
         except (OSError, SafetensorError) as error:
             if is_no_room(error):
@@ -230,7 +225,7 @@ class ActivationCache:
                 raise OSError(f"{self.folder / name} cannot be written: {error}") from error
             raise
         finally:
-            partial.unlink(missing_ok=True)
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _shard_name(index: int) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from crosscope_proto.recipe import CrosscoderRecipe
-from crosscope_worker.activation_cache import ActivationCache, End, Shard, State, cache_key
+from crosscope_worker.activation_cache import ActivationCache, Shard, State, cache_key
 from crosscope_worker.activations import PairActivations
 from crosscope_worker.harvest import TOKENS_PER_FORWARD, NormLimit, harvest
 from crosscope_worker.texts import Text, TextStream
@@ -110,9 +110,6 @@ class CachedSource:
             if (shard := cache.read(self._next_shard)) is not None:
                 fresh, x = None, shard.x
                 source.restore(_sum(before, shard.state))
-            elif (end := cache.end()) is not None and end.num_shards == self._next_shard:
-                fresh, x = None, None
-                source.restore(_sum(before, end.state))
             else:
                 fresh = fresh or source.rest_of_epoch()
                 x = next(fresh, None)
@@ -120,8 +117,7 @@ class CachedSource:
                     cache.write(self._next_shard, Shard(x, _difference(source.state(), before)))
             self._next_shard += x is not None
             if source.epoch > epoch:
-                if cache.end() is None:
-                    cache.finish(End(self._next_shard, _difference(source.state(), before)))
+                cache.finish(self._next_shard)
                 self._next_shard = 0
             if x is not None:
                 yield x
