@@ -3,6 +3,7 @@
 Everything that it writes lies in the job's folder until one rename publishes it.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from crosscope_proto.artefacts import CrosscoderManifest, crosscoder_folder, pai
 from crosscope_proto.recipe import CrosscoderRecipe, recipe_dict
 from crosscope_worker.activations import PairActivations
 from crosscope_worker.analysis import analyse
+from crosscope_worker.analysis.fidelity import fidelity, patched_latents
 from crosscope_worker.crosscoder import CrosscoderError, read_manifest
 from crosscope_worker.harvest import harvest
 from crosscope_worker.pair import load_pair, pair_hashes, resolve_pair
@@ -60,6 +62,12 @@ def make_crosscoder(recipe: CrosscoderRecipe, workspace: Workspace, progress: Pr
         pair,
         progress,
     )
+    spliced = TextStream(recipe.data, tokenizer, recipe.tokens, folders, "held_out")
+    patched = patched_latents(analysis.latents)
+    figures = fidelity(
+        trained.crosscoder, pair, recipe.layer, spliced, patched, recipe.analysis, recipe.tokens, progress
+    )
+    analysis = replace(analysis, metrics=analysis.metrics | figures)
     progress("publish", 0.0, "writing the version")
     return publish(
         workspace.home,

@@ -325,10 +325,7 @@ def test_without_chat_only_latents_the_nearest_of_the_living_are_patched():
     assert patched_latents(latents.slice(1, 1)).tolist() == []
 
 
-def test_of_differences_those_with_a_small_base_share_are_patched():
+def test_of_differences_those_with_the_smallest_base_share_are_patched():
     columns = {"latent_class": ["other"] * 4, "rel_norm": [float("nan")] * 4, "num_active": [1, 1, 1, 0]}
-    columns["beta_act_chat"] = [1.0, -2.0, 0.0, 1.0]
-    latents = table(**columns, beta_act_base=[0.2, 0.5, 0.0, 0.0])
-    assert patched_latents(latents).tolist() == [0, 1]
-    latents = table(**columns, beta_act_base=[0.9, 0.8, 0.0, 0.0])
+    latents = table(**columns, beta_act_chat=[1.0, -2.0, 0.0, 1.0], beta_act_base=[0.9, 0.8, 0.0, 0.0])
     assert patched_latents(latents).tolist() == [1]

@@ -43,8 +43,6 @@ FIRST_TOKENS = 9
 """Tokens of an assistant turn that the figures ending in first9 are about."""
 FALLBACK_SHARE = 0.05
 """Share of the living latents that is patched where no latent is chat-specific."""
-CHAT_BETA_RATIO = 0.3
-"""Latents of a dictionary of differences are chat-specific below this |beta_act^base / beta_act^chat| (math §2)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,9 +134,9 @@ def fidelity(
 def patched_latents(latents: "pa.Table") -> Tensor:
     """Ids of the latents that the causal patch is about, from a table of LATENT_COLUMNS.
 
-    The living chat-only latents by relative norm; of a dictionary of differences those with
-    |beta_act^base / beta_act^chat| below CHAT_BETA_RATIO. Where there are none: the FALLBACK_SHARE of the living
-    latents that come nearest to it, at least one.
+    Those of class chat_only. Where there are none: the FALLBACK_SHARE of the living latents, at least one, with the
+    largest relative norm; of a dictionary of differences, to which that does not apply, with the smallest
+    |beta_act^base / beta_act^chat| (math §2).
     """
 
     def column(name: str) -> np.ndarray:
@@ -146,14 +144,12 @@ def patched_latents(latents: "pa.Table") -> Tensor:
 
     living = column("num_active") > 0
     rel_norm = column("rel_norm").astype(np.float64)
-    if np.isfinite(rel_norm).any():
-        order, specific = rel_norm, column("latent_class") == str(LatentClass.CHAT_ONLY)
-    else:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            order = -np.abs(column("beta_act_base").astype(np.float64) / column("beta_act_chat"))
-        specific = order > -CHAT_BETA_RATIO
-    found = np.flatnonzero(living & specific)
+    found = np.flatnonzero(column("latent_class") == str(LatentClass.CHAT_ONLY))
     if len(found) == 0 and living.any():
+        order = rel_norm
+        if not np.isfinite(rel_norm).any():
+            with np.errstate(divide="ignore", invalid="ignore"):
+                order = -np.abs(column("beta_act_base").astype(np.float64) / column("beta_act_chat"))
         order = np.where(living & ~np.isnan(order), order, -np.inf)
         found = np.sort(np.argsort(-order, kind="stable")[: max(1, int(FALLBACK_SHARE * living.sum()))])
     return torch.from_numpy(found)
