@@ -190,6 +190,8 @@ def _list_columns(rng: np.random.Generator, n: int, dead: NDArray[np.bool_]) -> 
         "logit_tokens_chat": np.array(VOCABULARY)[rng.integers(len(_SPECIAL), len(VOCABULARY), (n, 5))],
         "neighbours": (np.arange(n)[:, None] + np.arange(1, 6)) % n,
         "neighbour_cosines": cosines,
+        "coactive": (np.arange(n)[:, None] + np.arange(2, 5)) % n,
+        "coactive_indices": cosines[:, :3] / 2,
     }
 
 

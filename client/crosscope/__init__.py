@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from crosscope._latents import Example, ExampleList, Latent, LatentList
     from crosscope._transport import Tls
     from crosscope._types import (
+        CoActive,
         CrosscoderInfo,
         Detector,
         Estimate,
@@ -77,6 +78,7 @@ _MODULES = {
     "crosscope._latents": ("Example", "ExampleList", "Latent", "LatentList"),
     "crosscope._transport": ("Tls",),
     "crosscope._types": (
+        "CoActive",
         "CrosscoderInfo",
         "Detector",
         "Estimate",
@@ -98,6 +100,7 @@ __all__ = [
     "CHAT",
     "Busy",
     "Client",
+    "CoActive",
     "Conflict",
     "Crosscoder",
     "CrosscoderInfo",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, overload
 
 from crosscope import _html, _tables
-from crosscope._types import Estimate, LatentScaling, Neighbour, Tokens
+from crosscope._types import CoActive, Estimate, LatentScaling, Neighbour, Tokens
 from crosscope_proto.artefacts import ExampleGroup, LatentClass
 from crosscope_proto.roles import TokenRole
 
@@ -100,6 +100,8 @@ class Latent:
     logit_tokens_base: tuple[str, ...]
     logit_tokens_chat: tuple[str, ...]
     neighbours: tuple[Neighbour, ...]
+    coactive: tuple[CoActive, ...]
+    """Latents that fire on the same tokens most."""
     source: "Crosscoder" = field(repr=False, compare=False)
     """The handle that it came from."""
 

@@ -133,6 +133,7 @@ def latent_facts(latent: "Latent") -> list[tuple[str, str]]:
         ("base raises", " ".join(map(visible, latent.logit_tokens_base))),
         ("chat raises", " ".join(map(visible, latent.logit_tokens_chat))),
         ("nearest", ", ".join(f"{n.latent} ({n.cosine:.2f})" for n in latent.neighbours)),
+        ("fires with", ", ".join(f"{other.latent} ({other.index:.2f})" for other in latent.coactive)),
     ]
 
 

@@ -52,6 +52,15 @@ class Neighbour:
 
 
 @dataclass(frozen=True)
+class CoActive:
+    """A latent that fires on the same tokens."""
+
+    latent: int
+    index: float
+    """Tokens on which both fire, as a share of those on which either does (Jaccard index)."""
+
+
+@dataclass(frozen=True)
 class Tokens:
     """The tokens of one text; all three have one entry a token."""
 

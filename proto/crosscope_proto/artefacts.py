@@ -189,6 +189,8 @@ LATENT_COLUMNS: tuple[Column, ...] = (
     Column("logit_tokens_chat", "list<string>", "tokens that its chat row raises most through the chat unembedding"),
     Column("neighbours", "list<uint32>", "nearest latents by cosine of concatenated decoder rows"),
     Column("neighbour_cosines", "list<float32>", "their cosines"),
+    Column("coactive", "list<uint32>", "latents that fire on the same tokens most, by Jaccard index on a sample"),
+    Column("coactive_indices", "list<float32>", "their Jaccard indices"),
 )
 """latents.parquet. Activations are scaled (math §1)."""
 

@@ -69,6 +69,8 @@ def test_lists_of_a_latent_arrive(demo: Crosscoder, table: pa.Table) -> None:
     assert latent.role_shares == pytest.approx(row["role_shares"])
     assert latent.dataset_shares == pytest.approx(row["dataset_shares"])
     assert [n.latent for n in latent.neighbours] == row["neighbours"]
+    assert [other.latent for other in latent.coactive] == row["coactive"]
+    assert [other.index for other in latent.coactive] == pytest.approx(row["coactive_indices"])
     assert latent.role_share(TokenRole.USER) == pytest.approx(row["role_shares"][TokenRole.USER])
     assert latent.nu_err == pytest.approx(row["nu_err"])
     assert latent == demo.latent(7)

@@ -12,6 +12,7 @@ def test_all_is_exact() -> None:
         "CHAT",
         "Busy",
         "Client",
+        "CoActive",
         "Conflict",
         "Crosscoder",
         "CrosscoderInfo",

@@ -90,6 +90,8 @@ async def test_every_field_of_a_latent_comes_from_its_column(front, planted_home
         "mean_se": latent.mean.se,
         "neighbours": [neighbour.latent for neighbour in latent.neighbours],
         "neighbour_cosines": [neighbour.cosine for neighbour in latent.neighbours],
+        "coactive": [other.latent for other in latent.coactive],
+        "coactive_indices": [other.index for other in latent.coactive],
     }
     names = {"act": "activation", "act_no_bias": "activation_no_bias", "rec": "reconstruction", "err": "error"}
     for prefix, scaling in {"": latent.chat_direction, "mirror_": latent.base_direction}.items():

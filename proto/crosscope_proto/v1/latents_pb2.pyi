@@ -354,6 +354,32 @@ class Neighbour(_message.Message):
 Global___Neighbour: _TypeAlias = Neighbour  # noqa: Y015
 
 @_typing.final
+class CoActive(_message.Message):
+    """A latent that fires together with another."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LATENT_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    latent: _builtins.int
+    """Latent id."""
+    index: _builtins.float
+    """Tokens on which both fire, as a share of those on which either does (Jaccard index)."""
+    def __init__(
+        self,
+        *,
+        latent: _builtins.int = ...,
+        index: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "latent", b"latent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CoActive: _TypeAlias = CoActive  # noqa: Y015
+
+@_typing.final
 class Latent(_message.Message):
     """One latent's statistics. Activations are scaled (math §1)."""
 
@@ -382,6 +408,7 @@ class Latent(_message.Message):
     LOGIT_TOKENS_BASE_FIELD_NUMBER: _builtins.int
     LOGIT_TOKENS_CHAT_FIELD_NUMBER: _builtins.int
     NEIGHBOURS_FIELD_NUMBER: _builtins.int
+    COACTIVE_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Its id, 0 to num_latents - 1."""
     latent_class: Global___LatentClass.ValueType
@@ -450,6 +477,10 @@ class Latent(_message.Message):
     def neighbours(self) -> _containers.RepeatedCompositeFieldContainer[Global___Neighbour]:
         """Nearest latents by decoder cosine."""
 
+    @_builtins.property
+    def coactive(self) -> _containers.RepeatedCompositeFieldContainer[Global___CoActive]:
+        """Latents that fire on the same tokens most."""
+
     def __init__(
         self,
         *,
@@ -476,10 +507,11 @@ class Latent(_message.Message):
         logit_tokens_base: _abc.Iterable[_builtins.str] | None = ...,
         logit_tokens_chat: _abc.Iterable[_builtins.str] | None = ...,
         neighbours: _abc.Iterable[Global___Neighbour] | None = ...,
+        coactive: _abc.Iterable[Global___CoActive] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_base_uselessness", b"_base_uselessness", "_base_uselessness_ls", b"_base_uselessness_ls", "_base_uselessness_single", b"_base_uselessness_single", "base_direction", b"base_direction", "base_uselessness", b"base_uselessness", "base_uselessness_ls", b"base_uselessness_ls", "base_uselessness_single", b"base_uselessness_single", "chat_direction", b"chat_direction", "frequency", b"frequency", "mean", b"mean"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_base_uselessness", b"_base_uselessness", "_base_uselessness_ls", b"_base_uselessness_ls", "_base_uselessness_single", b"_base_uselessness_single", "base_direction", b"base_direction", "base_uselessness", b"base_uselessness", "base_uselessness_ls", b"base_uselessness_ls", "base_uselessness_single", b"base_uselessness_single", "chat_direction", b"chat_direction", "cosine", b"cosine", "dataset_shares", b"dataset_shares", "frequency", b"frequency", "histogram", b"histogram", "id", b"id", "latent_class", b"latent_class", "logit_tokens_base", b"logit_tokens_base", "logit_tokens_chat", b"logit_tokens_chat", "max", b"max", "mean", b"mean", "neighbours", b"neighbours", "norm_base", b"norm_base", "norm_chat", b"norm_chat", "num_active", b"num_active", "rel_norm", b"rel_norm", "role_shares", b"role_shares", "template_share", b"template_share", "top_tokens", b"top_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_base_uselessness", b"_base_uselessness", "_base_uselessness_ls", b"_base_uselessness_ls", "_base_uselessness_single", b"_base_uselessness_single", "base_direction", b"base_direction", "base_uselessness", b"base_uselessness", "base_uselessness_ls", b"base_uselessness_ls", "base_uselessness_single", b"base_uselessness_single", "chat_direction", b"chat_direction", "coactive", b"coactive", "cosine", b"cosine", "dataset_shares", b"dataset_shares", "frequency", b"frequency", "histogram", b"histogram", "id", b"id", "latent_class", b"latent_class", "logit_tokens_base", b"logit_tokens_base", "logit_tokens_chat", b"logit_tokens_chat", "max", b"max", "mean", b"mean", "neighbours", b"neighbours", "norm_base", b"norm_base", "norm_chat", b"norm_chat", "num_active", b"num_active", "rel_norm", b"rel_norm", "role_shares", b"role_shares", "template_share", b"template_share", "top_tokens", b"top_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__base_uselessness: _TypeAlias = _typing.Literal["base_uselessness"]  # noqa: Y015
     _WhichOneofArgType__base_uselessness: _TypeAlias = _typing.Literal["_base_uselessness", b"_base_uselessness"]  # noqa: Y015

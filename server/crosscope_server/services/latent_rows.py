@@ -31,11 +31,13 @@ def _latent(rows: Rows, i: int) -> latents_pb2.Latent:
     values |= {name: value for name in _OPTIONAL if not math.isnan(value := rows[name][i])}
     values |= {f"{of}_direction": _scaling(rows, i, prefix) for prefix, of in SCALING_DIRECTIONS.items()}
     neighbours = zip(rows["neighbours"][i], rows["neighbour_cosines"][i], strict=True)
+    coactive = zip(rows["coactive"][i], rows["coactive_indices"][i], strict=True)
     return latents_pb2.Latent(
         **values,
         frequency=_estimate(rows, i, "frequency"),
         mean=_estimate(rows, i, "mean"),
         neighbours=[latents_pb2.Neighbour(latent=latent, cosine=cosine) for latent, cosine in neighbours],
+        coactive=[latents_pb2.CoActive(latent=latent, index=index) for latent, index in coactive],
     )
 
 

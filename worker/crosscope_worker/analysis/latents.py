@@ -3,6 +3,7 @@
 Knows which module computes which column; no formulas.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from crosscope_proto.artefacts import LATENT_COLUMNS, arrow_schema, beta_column
 from crosscope_proto.recipe import AnalysisSpec
 from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
+from crosscope_worker.analysis.coactivation import CoActivation
 from crosscope_worker.analysis.columns import chosen, lists, matrix
 from crosscope_worker.analysis.geometry import classes, difference_classes, geometry, logit_lens, neighbours
 from crosscope_worker.analysis.moments import Moments, ShardSums
@@ -31,6 +33,7 @@ def latent_table(
     moments: Moments,
     sums: ShardSums,
     chat_only: ChatOnlySums,
+    coactivation: CoActivation,
     peaks: tuple[Ints, Ints],
     spec: AnalysisSpec,
     tokenizer: "TextTokenizer",
@@ -49,6 +52,7 @@ def latent_table(
     shape = geometry(crosscoder)
     rel_norm = shape.rel_norm.cpu().numpy()
     nearest, cosines = neighbours(crosscoder.W_dec)
+    together, indices = coactivation.strongest(crosscoder.num_latents)
     columns: dict[str, Any] = {
         "id": np.arange(crosscoder.num_latents, dtype=np.uint32),
         "latent_class": _classes(crosscoder, values, rel_norm, num_active),
@@ -68,12 +72,18 @@ def latent_table(
         "top_tokens": _pieces(*peaks, tokenizer),
         "neighbours": matrix(nearest.cpu().numpy()),
         "neighbour_cosines": matrix(cosines.cpu().numpy()),
+        "coactive": _ragged(together, np.uint32),
+        "coactive_indices": _ragged(indices, np.float32),
     }
     columns |= values | {f"{name}_se": error for name, error in errors.items()}
     for model, name in enumerate(MODEL_NAMES):
         columns[f"logit_tokens_{name}"] = _pieces(*_lens(crosscoder, model, pair), tokenizer)
     schema = arrow_schema(LATENT_COLUMNS)
     return pa.table({name: columns[name] for name in schema.names}, schema=schema), useless.facts
+
+
+def _ragged(rows: "Sequence[NDArray[Any]]", dtype: type[np.generic]) -> "pa.Array[Any]":
+    return lists(np.array([len(row) for row in rows]), pa.array(np.concatenate([*rows, []]).astype(dtype)))
 
 
 def _classes(

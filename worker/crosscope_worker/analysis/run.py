@@ -14,6 +14,7 @@ import torch
 from crosscope_proto.artefacts import LatentClass
 from crosscope_proto.recipe import AnalysisSpec
 from crosscope_worker.analysis.behaviours import behaviour_table
+from crosscope_worker.analysis.coactivation import CoActivation
 from crosscope_worker.analysis.errors import AnalysisError
 from crosscope_worker.analysis.examples import choose, example_table, sequence_table, top_tokens
 from crosscope_worker.analysis.geometry import CHAT_ONLY_ABOVE, geometry
@@ -70,8 +71,8 @@ def analyse(
 
     `datasets` names the data sets that `Harvest.dataset` counts; `pair` gives the unembeddings for the logit lens,
     which is empty without it. All statistics are in the crosscoder's own input space (analysis/block.py).
-    Memory beyond the weights: see moments.py, uselessness.py and store.py. Raises AnalysisError when there is no token,
-    or an activation is not finite; whatever `progress` raises passes through.
+    Memory beyond the weights: see moments.py, uselessness.py, coactivation.py and store.py. Raises AnalysisError when
+    there is no token, or an activation is not finite; whatever `progress` raises passes through.
     """
     if not datasets:
         raise AnalysisError("the analysis has no data set; name at least one")
@@ -79,13 +80,13 @@ def analyse(
     moments = Moments(crosscoder, spec.num_shards, len(datasets))
     quality = Quality(crosscoder)
     chat_only = ChatOnlySums(crosscoder, shape.rel_norm > CHAT_ONLY_ABOVE)
-    store = Store()
+    coactivation, store = CoActivation(), Store()
     try:
         num_tokens = 0
         for intake in blocks(crosscoder, harvests, spec, datasets):
             for text in intake.texts:
                 store.add_text(text)
-            for accumulator in (moments, quality, chat_only, store):
+            for accumulator in (moments, quality, chat_only, coactivation, store):
                 accumulator.add(intake.block)
             num_tokens += intake.block.num_tokens
             progress(STAGE, _PASS_SHARE * min(1.0, num_tokens / spec.max_tokens), f"{num_tokens} tokens")
@@ -94,7 +95,8 @@ def analyse(
                 "no held-out token is left to analyse: the held-out texts are empty or the token policy dropped them "
                 "all; add data, lower tokens.held_out_every, or loosen the policy"
             )
-        return _finish(crosscoder, moments, quality, chat_only, store, spec, datasets, tokenizer, pair, progress)
+        accumulators = moments, quality, chat_only, coactivation, store
+        return _finish(crosscoder, *accumulators, spec, datasets, tokenizer, pair, progress)
     finally:
         store.close()
 
@@ -104,6 +106,7 @@ def _finish(
     moments: Moments,
     quality: Quality,
     chat_only: ChatOnlySums,
+    coactivation: CoActivation,
     store: Store,
     spec: AnalysisSpec,
     datasets: Sequence[str],
@@ -120,7 +123,7 @@ def _finish(
     progress(STAGE, 0.94, "behaviours scored")
     sums = moments.shard_sums()
     peaks = top_tokens(choice, segments, store, crosscoder.num_latents)
-    latents, useless = latent_table(crosscoder, moments, sums, chat_only, peaks, spec, tokenizer, pair)
+    latents, useless = latent_table(crosscoder, moments, sums, chat_only, coactivation, peaks, spec, tokenizer, pair)
     progress(STAGE, 0.99, "latents scored")
     found = latents.column("latent_class").to_pylist()
     num_living = len(found) - found.count(str(LatentClass.DEAD))

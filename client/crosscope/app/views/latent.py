@@ -147,6 +147,7 @@ def statistics(latent: Latent, info: CrosscoderInfo) -> None:
         scaling_table("", latent.base_direction)
     uselessness(latent)
     neighbours(latent, info)
+    coactive(latent, info)
 
 
 def share(name: str, value: float) -> tuple[str, float, str, str]:
@@ -194,6 +195,20 @@ def neighbours(latent: Latent, info: CrosscoderInfo) -> None:
     row = tables.table(f"neighbours-{latent.id}", rows, {"cosine": "%.3f"})
     if row is not None:
         session.go("latent", crosscoder=info.name, latent=latent.neighbours[row].latent)
+
+
+def coactive(latent: Latent, info: CrosscoderInfo) -> None:
+    """The latents that fire on the same tokens."""
+    if not latent.coactive:
+        return
+    st.subheader("Fires with")
+    rows = {
+        "latent": [other.latent for other in latent.coactive],
+        "Jaccard index": [other.index for other in latent.coactive],
+    }
+    row = tables.table(f"coactive-{latent.id}", rows, {"Jaccard index": "%.3f"})
+    if row is not None:
+        session.go("latent", crosscoder=info.name, latent=latent.coactive[row].latent)
 
 
 def histogram(latent: Latent, info: CrosscoderInfo) -> None:
