@@ -7,7 +7,6 @@ Memory beyond the weights: a copy of the living rows of both and CHUNK_BYTES of 
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -159,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         report((options.a, options.b), options.device, sys.stdout.write)
-    except (CrosscoderError, OSError, json.JSONDecodeError) as error:
+    except (CrosscoderError, OSError) as error:
         parser.exit(2, f"{error}\n")
 
 
