@@ -13,7 +13,23 @@ from crosscope_worker.make import make_crosscoder
 from crosscope_worker.work import Workspace, silent
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "demo-null.yaml"
-WORDS = "the a small red fox cat bird sees likes finds house one two and not".split()
+WORDS = [
+    "the",
+    "a",
+    "small",
+    "red",
+    "fox",
+    "cat",
+    "bird",
+    "sees",
+    "likes",
+    "finds",
+    "house",
+    "one",
+    "two",
+    "and",
+    "not",
+]
 
 
 @pytest.fixture
