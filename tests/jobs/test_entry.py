@@ -75,6 +75,7 @@ def test_odd_messages_are_stored(bare_rig: Rig, queue: redis.Redis) -> None:
         (OSError(errno.ENOSPC, "No space left on device"), "The disk is full (/j): free some space and submit"),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), "Permission denied: /x"),
         (MemoryError(), "Out of memory: a smaller batch_size"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 GB"), "Out of memory: a smaller batch_size"),
         (ValueError("layer 9 does not exist"), "layer 9 does not exist"),
         (
             ZeroDivisionError("by zero"),

@@ -261,3 +261,14 @@ def test_clipping_and_optimiser_are_torchs_own(limit: float | None):
     for found, expected in zip(trainer.weights, plain, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     assert clipped == (20 if limit == 0.05 else 0)
+
+
+def test_activations_that_never_change_are_refused(tmp_path: Path):
+    class Constant(PlantedSource):
+        def blocks(self) -> Iterator[Tensor]:
+            for block in super().blocks():
+                block[:, 8:] = 3.0
+                yield block
+
+    with pytest.raises(public.TrainingError, match="the chat model's activations are the same on all of the first 600"):
+        run(make_recipe(), tmp_path, Constant())

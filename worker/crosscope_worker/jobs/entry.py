@@ -119,11 +119,17 @@ def sentence(error: Exception, folder: Path) -> str:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return f"The disk is full ({error.filename or folder}): free some space and submit the job again."
         return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if _is_out_of_memory(error):
         return "Out of memory: a smaller batch_size, buffer_tokens or num_latents needs less."
     if isinstance(error, ValueError) and str(error):
         return str(error)
     return f"Unexpected {type(error).__name__}: {error}. The traceback is in {folder / JOURNAL}."
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Python's own, torch's for devices, and what torch raises on the CPU."""
+    is_torchs = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError) or is_torchs
 
 
 def _published(folder: Path) -> str | None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from crosscope_proto.recipe import CrosscoderRecipe, CrosscoderSpec, TrainingSpec, recipe_dict
 from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
 from crosscope_worker.crosscoder import DIFFERENCE, Crosscoder, scale_inputs
+from crosscope_worker.training import memory
 from crosscope_worker.training.buffer import ShuffleBuffer
 from crosscope_worker.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from crosscope_worker.training.objective import Step, Weights, compute_step
@@ -290,6 +291,7 @@ def train(
     Raises TrainingError, CheckpointError, Cancelled (from `progress`) and OSError (a full disk).
     """
     training = recipe.training
+    _check_memory(recipe.crosscoder, training, d_model, torch.device(device))
     trainer = Trainer(recipe.crosscoder, training, d_model, device)
     checkpoint = load_checkpoint(folder, recipe_dict(recipe), device)
     if checkpoint is not None:
@@ -323,9 +325,22 @@ def train(
     return TrainingResult(trainer.crosscoder(), trainer.counters.curves, trainer.counters.tokens, trainer.counters.step)
 
 
+def _check_memory(spec: CrosscoderSpec, training: TrainingSpec, d_model: tuple[int, int], device: torch.device) -> None:
+    free = memory.free_bytes(device)
+    parts = memory.needed(spec, training, sum(widths(spec, d_model)))
+    if free is not None and (sentence := memory.shortage(parts, memory.values_of(spec, training), free)):
+        raise TrainingError(sentence)
+
+
 def _start(trainer: Trainer, tokens: Tensor, training: TrainingSpec, d_model: tuple[int, int]) -> None:
     if len(tokens) == 0:
         return
+    for name, part in zip(MODEL_NAMES, tokens.split(d_model, dim=1), strict=True):
+        if len(part) > 1 and bool((part == part[0]).all()):
+            raise TrainingError(
+                f"the {name} model's activations are the same on all of the first {len(part)} tokens; "
+                "is the layer right, and are the model's weights?"
+            )
     if training.normalise_inputs:
         scales = difference_scale if trainer.spec.variant == DIFFERENCE else input_scales
         trainer.counters.input_scale = scales(tokens, d_model)
