@@ -13,23 +13,7 @@ from crosscope_worker.make import make_crosscoder
 from crosscope_worker.work import Workspace, silent
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "demo-null.yaml"
-WORDS = [
-    "the",
-    "a",
-    "small",
-    "red",
-    "fox",
-    "cat",
-    "bird",
-    "sees",
-    "likes",
-    "finds",
-    "house",
-    "one",
-    "two",
-    "and",
-    "not",
-]
+WORDS = ("the", "a", "small", "red", "fox", "cat", "sees", "likes", "finds", "house", "one", "two", "and", "not")
 
 
 @pytest.fixture
