@@ -465,6 +465,9 @@ def test_a_job_fills_the_cache_and_the_next_reads_it(home: Path, recipe: Crossco
     assert not [message for stage, message in said if stage == "cache"]
     before = path.read_bytes()
     cut_short(path)
+    (dead := path.parent / ".partial-dead").mkdir()
+    os.utime(dead, (0, 0))
     assert_equal(made("mending", cache=True), expected)
     assert [str(path) in message for stage, message in said if stage == "cache"] == [True]
     assert path.read_bytes() == before
+    assert not dead.exists()
