@@ -231,7 +231,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Pat
     def full(path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(checkpoints, "_sync", full)
+    monkeypatch.setattr(checkpoints, "sync", full)
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(tmp_path, Checkpoint(2, {"a": torch.zeros(2)}, {"recipe": {}}))
     found = load_checkpoint(tmp_path, {})

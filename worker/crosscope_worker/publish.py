@@ -9,7 +9,6 @@ that are still busy, older ones go after a grace period. Knows nothing about how
 """
 
 import contextlib
-import errno
 import hashlib
 import itertools
 import json
@@ -32,12 +31,12 @@ from crosscope_proto import artefacts as layout
 from crosscope_proto.artefacts import CrosscoderManifest, PairManifest
 from crosscope_worker.analysis import Analysis
 from crosscope_worker.crosscoder import TENSORS, Crosscoder
+from crosscope_worker.disk import is_no_room, sync
 
 KEPT_VERSIONS = 2
 GRACE_S = 600.0
 """A version beyond the newest KEPT_VERSIONS goes this long after it was superseded; so does a dead attempt's folder."""
 _TEMPORARY = ".tmp-"
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SOFTWARE = ("crosscope-worker", "torch", "transformers", "numpy", "pyarrow")
 _MAX_ROWS_PER_GROUP = 1 << 16
 
@@ -97,14 +96,14 @@ def publish(
         (temporary / layout.MANIFEST).write_text(text + "\n", encoding="utf-8")
         _sync_tree(temporary)
         pointer.write_text(f"{manifest.version_id}\n", encoding="utf-8")
-        _sync(pointer)
+        sync(pointer)
         fence()
         temporary.rename(versions / manifest.version_id)
         pointer.replace(versions.parent / layout.CURRENT)
         for folder in (versions, versions.parent, versions.parent.parent):
-            _sync(folder)
+            sync(folder)
     except (OSError, SafetensorError) as error:
-        if _is_no_room(error):
+        if is_no_room(error):
             raise _no_room(versions, crosscoder, analysis, error) from error
         raise
     finally:
@@ -127,10 +126,10 @@ def make_current(home: Path, manifest: CrosscoderManifest, fence: Callable[[], N
     pointer = folder / f"{_TEMPORARY}{layout.CURRENT}-{manifest.version_id}-{os.getpid()}"
     try:
         pointer.write_text(f"{manifest.version_id}\n", encoding="utf-8")
-        _sync(pointer)
+        sync(pointer)
         fence()
         pointer.replace(folder / layout.CURRENT)
-        _sync(folder)
+        sync(folder)
     finally:
         pointer.unlink(missing_ok=True)
 
@@ -246,23 +245,8 @@ def _sha256(path: Path) -> str:
 
 def _sync_tree(folder: Path) -> None:
     for path in sorted(folder.rglob("*"), reverse=True):
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    """Waits until a file's content, or a folder's entries, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _is_no_room(error: OSError | SafetensorError) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in _NO_ROOM
-    return any(f"os error {code}" in str(error) for code in _NO_ROOM)
+        sync(path)
+    sync(folder)
 
 
 def _no_room(

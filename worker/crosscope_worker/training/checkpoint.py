@@ -5,7 +5,6 @@ newest folder is whole. Knows nothing of what the tensors mean.
 """
 
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from crosscope_worker.disk import sync
 
 TENSORS = "tensors.safetensors"
 STATE = "state.json"
@@ -46,14 +47,14 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         save_file({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}, partial / TENSORS)
         (partial / STATE).write_text(json.dumps(checkpoint.state | {"step": checkpoint.step}), encoding="utf-8")
         for path in (partial / TENSORS, partial / STATE, partial):
-            _sync(path)
+            sync(path)
         if target.exists():
             shutil.rmtree(target)
         partial.rename(target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    _sync(folder)
+    sync(folder)
     for old in _checkpoints(folder):
         if old != target:
             shutil.rmtree(old)
@@ -88,11 +89,3 @@ def _first_difference(found: Any, wanted: Any, path: str = "") -> str | None:
                 return difference
         return None
     return None if found == wanted else f"{path} was {found!r} and is {wanted!r}"
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
