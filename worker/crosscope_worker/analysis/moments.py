@@ -1,7 +1,8 @@
 """Sums per latent over the held-out tokens, and the first statistics that follow from them.
 
-Memory: `(6 + 8) · shards + bins + roles + data sets + 1` eight-byte numbers a latent, for instance 250 MB for 73 728
-latents, 20 shards and 2 data sets, and ROW_SUM_BYTES of scratch; independent of the number of tokens.
+Memory: `(4 + 8) · shards + bins + roles + data sets + 1` eight-byte numbers a latent, for instance 220 MB for 73 728
+latents, 20 shards and 2 data sets (a sixth more for a decoupled code), and ROW_SUM_BYTES of scratch; independent of
+the number of tokens.
 
 Knows nothing about decoder geometry beyond the rows it is given; coefficients and their errors are in scaling.py.
 """
@@ -73,7 +74,7 @@ class Moments:
         self._crosscoder = crosscoder
         self._num_tokens = zeros(num_shards)
         self._sums = zeros(4, num_shards, latents)
-        self._kept = zeros(num_shards, 2, latents)
+        self._kept = zeros(num_shards, 2, latents) if crosscoder.model_thresholds is not None else None
         self._products = zeros(2, num_shards, 2, 2, latents)
         if crosscoder.variant == DIFFERENCE:  # no model has a reconstruction of its own
             self._products[1] = torch.nan
@@ -94,8 +95,9 @@ class Moments:
         self._num_tokens[shard] += block.num_tokens
         for sums, values in zip(self._sums, (torch.ones_like(raw), scaled, raw, raw * raw), strict=True):
             sums[shard].index_add_(0, latents, values)
-        for model in (BASE, CHAT):
-            self._kept[shard, model].index_add_(0, latents, raw * raw * block.kept[model])
+        if self._kept is not None:
+            for model in (BASE, CHAT):
+                self._kept[shard, model].index_add_(0, latents, raw * raw * block.kept[model])
         self._max.scatter_reduce_(0, latents, block.scaled, "amax")
         _add_at(self._role_mass, latents, block.role[block.tokens], scaled)
         _add_at(self._dataset_mass, latents, block.dataset[block.tokens], scaled)
@@ -122,7 +124,8 @@ class Moments:
         used = self._num_tokens > 0
         count, scaled, code, code_squared = (sums[used].cpu().numpy() for sums in self._sums)
         activation, error = (products[used].cpu().numpy() for products in self._products)
-        kept, num_tokens = self._kept[used].cpu().numpy(), self._num_tokens[used].cpu().numpy()
+        num_tokens = self._num_tokens[used].cpu().numpy()
+        kept = np.stack([code_squared] * 2, axis=1) if self._kept is None else self._kept[used].cpu().numpy()
         return ShardSums(num_tokens, count, scaled, code, code_squared, kept, activation, error)
 
     def largest(self) -> NDArray[np.float32]:
