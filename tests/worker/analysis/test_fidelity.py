@@ -233,6 +233,16 @@ def test_sizes_of_pieces_do_not_matter(tiny_pair, documents, chats, monkeypatch:
     assert measure(random_crosscoder(), tiny_pair, texts, [0, 5]) == pytest.approx(at_once, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_gives_the_same(tiny_pair, documents, chats):
+    base, chat = (copy.deepcopy(model).to("cuda") for model in tiny_pair.models)
+    pair = Pair(tiny_pair.manifest, (base, chat), tiny_pair.tokenizer, torch.device("cuda"))
+    expected = measure(random_crosscoder(), tiny_pair, documents + chats, [0, 5])
+    found = measure(random_crosscoder().to("cuda"), pair, documents + chats, [0, 5])
+    assert found == pytest.approx(expected, rel=1e-2, abs=1e-4)
+
+
 def test_outliers_keep_their_own_activation(tiny_pair, documents):
     crosscoder = perfect()
     zero = replace(crosscoder, W_dec=torch.zeros_like(crosscoder.W_dec))

@@ -168,3 +168,21 @@ def test_other_dictionaries_have_no_relative_norm():
     difference = replace(crosscoder(ROWS), variant="diff_sae")
     matches = match_latents(difference, difference, everyone(6), everyone(6))
     assert set(matches.classes) == {"other"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as caught:
+        main([str(tmp_path), str(tmp_path), "--device", "cuda"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "no CUDA device is available; leave --device out\n"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_a_gpu_finds_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folders = [str(write(tmp_path / name, rows, None)) for name, rows in (("a", ROWS), ("b", ROWS.flip(0) + 0.1))]
+    main(folders)
+    expected = capsys.readouterr().out
+    main([*folders, "--device", "cuda"])
+    assert capsys.readouterr().out == expected

@@ -154,8 +154,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m crosscope_worker.analysis.stability", description=__doc__)
     parser.add_argument("a", type=Path, help="a crosscoder's folder, or one of its versions")
     parser.add_argument("b", type=Path, help="the other one")
-    parser.add_argument("--device", default="cpu", help="where cosines are computed (default cpu)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where cosines are computed")
     options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.exit(2, "no CUDA device is available; leave --device out\n")
     try:
         report((options.a, options.b), options.device, sys.stdout.write)
     except (CrosscoderError, OSError) as error:
