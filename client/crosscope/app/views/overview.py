@@ -72,6 +72,7 @@ def card(info: CrosscoderInfo) -> None:
     panels.facts(
         [
             *_fve(metrics),
+            *_recovered(metrics),
             ("L0", text.number(metrics.get("l0")), "latents a token"),
             ("dead", f"{metrics['dead_share']:.1%}" if "dead_share" in metrics else "–", "of all latents"),
             ("latents", text.count(info.num_latents)),
@@ -91,6 +92,14 @@ def _fve(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
     if "fve_difference" in metrics:
         return [("FVE difference", text.number(metrics["fve_difference"]))]
     return [(f"FVE {model}", text.number(metrics.get(f"fve_{model}"))) for model in ("base", "chat")]
+
+
+def _recovered(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
+    """KL recovered where reconstructions were spliced into the models."""
+    if "kl_recovered_chat" not in metrics:
+        return []
+    base, chat = (text.number(metrics.get(f"kl_recovered_{model}")) for model in ("base", "chat"))
+    return [("KL recovered", f"{base} · {chat}", "base · chat, reconstructions spliced in")]
 
 
 def norms(info: CrosscoderInfo) -> None:
