@@ -269,6 +269,13 @@ def test_texts_are_read_until_enough_tokens_were_kept(tiny_pair, documents):
     assert set(figures) == SPLICING
 
 
+def test_a_forward_is_no_larger_than_it_may_be(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "BATCH_TOKENS", 30)
+    texts = [Text(0, np.arange(length), np.ones(length, np.uint8)) for length in (20, 5, 5, 16, 40, 10, 10, 10)]
+    lengths = [[len(text.ids) for text in batch] for batch in module._batches(texts, 10_000, TokenPolicy())]
+    assert lengths == [[20], [5, 5], [16], [40], [10, 10, 10]]
+
+
 def test_nothing_is_measured_where_nothing_is_asked(tiny_pair, documents):
     given = iter(documents)
     assert measure(perfect(), tiny_pair, given, spec=AnalysisSpec(spliced_tokens=0)) == {}

@@ -150,7 +150,7 @@ def patched_latents(latents: "pa.Table") -> Tensor:
         if not np.isfinite(rel_norm).any():
             with np.errstate(divide="ignore", invalid="ignore"):
                 order = -np.abs(column("beta_act_base").astype(np.float64) / column("beta_act_chat"))
-        order = np.where(living & ~np.isnan(order), order, -np.inf)
+        order = np.where(living, order, -np.inf)  # NaN sorts last
         found = np.sort(np.argsort(-order, kind="stable")[: max(1, int(FALLBACK_SHARE * living.sum()))])
     return torch.from_numpy(found)
 
