@@ -6,6 +6,7 @@ from crosscope import _types as types
 from crosscope._encoding import Encoding, Rank, TopLatent, TopLatents
 from crosscope._latents import Example, Latent
 from crosscope_proto.artefacts import ExampleGroup, LatentClass
+from crosscope_proto.codes import sparse_code_arrays
 from crosscope_proto.roles import TokenRole
 from crosscope_proto.v1 import jobs_pb2, latents_pb2, prompts_pb2, types_pb2
 
@@ -131,16 +132,13 @@ def latent(message: latents_pb2.Latent, source: "Crosscoder", version_id: str) -
     )
 
 
-def _role(number: int) -> TokenRole:
-    try:
-        return TokenRole(number)
-    except ValueError:
-        return TokenRole.TEXT
+_ROLES = {role.value: role for role in TokenRole}
 
 
 def tokens(message: types_pb2.Tokens) -> types.Tokens:
     """A text's tokens; a role that this version does not know reads as plain text."""
-    return types.Tokens(tuple(message.ids), tuple(message.pieces), tuple(map(_role, message.roles)))
+    roles = tuple(_ROLES.get(number, TokenRole.TEXT) for number in message.roles)
+    return types.Tokens(tuple(message.ids), tuple(message.pieces), roles)
 
 
 def example(message: latents_pb2.Example) -> Example:
@@ -166,13 +164,14 @@ def encoding(message: prompts_pb2.EncodeResponse, crosscoder: str) -> Encoding:
     """A prompt's sparse codes."""
     import numpy as np
 
+    row_starts, latents, activations = sparse_code_arrays(message.code)
     return Encoding(
         crosscoder=crosscoder,
         version_id=message.version_id,
         tokens=tokens(message.tokens),
-        row_starts=np.array(message.code.row_starts, dtype=np.int64),
-        latents=np.array(message.code.latents, dtype=np.int64),
-        activations=np.array(message.code.activations, dtype=np.float32),
+        row_starts=np.frombuffer(row_starts, "<u4").astype(np.int64),
+        latents=np.frombuffer(latents, "<u4").astype(np.int64),
+        activations=np.frombuffer(activations, "<f4").astype(np.float32),
         cached=message.cached,
         compute_ms=message.compute_ms,
     )
