@@ -78,12 +78,12 @@ def card(info: CrosscoderInfo) -> None:
             ("latents", text.count(info.num_latents)),
             ("pair", info.pair, f"layer {info.layer}"),
             ("variant", info.variant, "width " + " · ".join(str(width) for width in dict.fromkeys(info.d_model))),
-            ("trained on", text.count(info.training_tokens), "tokens"),
-            ("analysed on", text.count(info.analysis_tokens), "tokens of " + ", ".join(info.datasets)),
+            ("tokens", text.count(info.training_tokens), f"{text.count(info.analysis_tokens)} more analysed"),
         ]
     )
     with st.expander("Models, version and manifest"):
-        st.table({"base": info.base_model, "chat": info.chat_model, "version": info.version_id})
+        data = ", ".join(info.datasets)
+        st.table({"base": info.base_model, "chat": info.chat_model, "data": data, "version": info.version_id})
         st.json(json.loads(info.manifest_json or "{}"), expanded=1)
 
 
@@ -99,7 +99,7 @@ def _recovered(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
     if "kl_recovered_chat" not in metrics:
         return []
     base, chat = (text.number(metrics.get(f"kl_recovered_{model}")) for model in ("base", "chat"))
-    return [("KL recovered", f"{base} · {chat}", "base · chat, reconstructions spliced in")]
+    return [("KL recovered", chat, f"in chat; {base} in base")]
 
 
 def norms(info: CrosscoderInfo) -> None:
