@@ -68,7 +68,7 @@ def running_jobs() -> None:
 
 def card(info: CrosscoderInfo) -> None:
     """Pair, layer, variant, data and quality."""
-    metrics = info.metrics
+    metrics, data = info.metrics, ", ".join(info.datasets)
     panels.facts(
         [
             *_fve(metrics),
@@ -78,12 +78,11 @@ def card(info: CrosscoderInfo) -> None:
             ("latents", text.count(info.num_latents)),
             ("pair", info.pair, f"layer {info.layer}"),
             ("variant", info.variant, "width " + " · ".join(str(width) for width in dict.fromkeys(info.d_model))),
-            ("tokens", text.count(info.training_tokens), f"{text.count(info.analysis_tokens)} more analysed"),
+            ("tokens", text.count(info.training_tokens), f"{text.count(info.analysis_tokens)} analysed of {data}"),
         ]
     )
     with st.expander("Models, version and manifest"):
-        data = ", ".join(info.datasets)
-        st.table({"base": info.base_model, "chat": info.chat_model, "data": data, "version": info.version_id})
+        st.table({"base": info.base_model, "chat": info.chat_model, "version": info.version_id})
         st.json(json.loads(info.manifest_json or "{}"), expanded=1)
 
 
