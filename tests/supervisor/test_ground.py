@@ -3,6 +3,8 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,22 +46,29 @@ def test_a_home_that_is_no_folder_is_refused(tmp_path: Path) -> None:
         ground.prepare_home(tmp_path / "file" / "home")
 
 
-def test_the_runtime_folder_is_private_short_and_steady(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / ("x" * 90)))
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    folder = ground.runtime_folder(tmp_path / "home")
-    assert folder.parent == tmp_path
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder whose name leaves room for a socket's path, as those of pytest need not."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        yield Path(name)
+
+
+def test_the_runtime_folder_is_private_short_and_steady(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_path / ("x" * 90)))
+    monkeypatch.setattr("tempfile.tempdir", str(short_path))
+    folder = ground.runtime_folder(short_path / "home")
+    assert folder.parent == short_path
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert ground.runtime_folder(tmp_path / "home") == folder
-    assert ground.runtime_folder(tmp_path / "other") != folder
+    assert ground.runtime_folder(short_path / "home") == folder
+    assert ground.runtime_folder(short_path / "other") != folder
 
 
-def test_a_runtime_folder_that_others_can_enter_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    folder = ground.runtime_folder(tmp_path / "home")
+def test_a_runtime_folder_that_others_can_enter_is_not_used(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_path))
+    monkeypatch.setattr("tempfile.tempdir", str(short_path))
+    folder = ground.runtime_folder(short_path / "home")
     folder.chmod(0o777)
-    elsewhere = ground.runtime_folder(tmp_path / "home")
+    elsewhere = ground.runtime_folder(short_path / "home")
     assert elsewhere.parent == Path("/tmp")
     elsewhere.rmdir()
 
