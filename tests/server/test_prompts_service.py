@@ -258,6 +258,7 @@ async def test_the_worker_hears_that_the_last_caller_left(online, running_worker
     async with asyncio.timeout(5):
         while not worker.cancelled:
             await asyncio.sleep(0)
+    assert worker.cancelled == 1
 
 
 async def test_the_callers_deadline_is_the_workers(online, running_worker):

@@ -134,10 +134,10 @@ class Crosscoder:
         code = self.pre_activations(x).relu_()
         return code * (code > self.selection().cuts)
 
-    def encode_sparse(self, x: Tensor) -> SparseCode:
-        """The non-zero entries of `encode(x)`; values are raw, not scaled."""
+    def encode_sparse(self, x: Tensor, selection: Selection | None = None) -> SparseCode:
+        """The non-zero entries of `encode(x)`; values are raw, not scaled. `selection` spares working it out."""
         code = self.pre_activations(x).relu_()
-        return sparse_code(places(code > self.selection().cuts), code)
+        return sparse_code(places(code > (selection or self.selection()).cuts), code)
 
     def scaled(self, x: Tensor) -> Tensor:
         """Scaled activations `a = f n`, [batch, latent] (math §1); summed over the models that keep a decoupled `f`."""
@@ -155,9 +155,11 @@ class Crosscoder:
 
     def decode(self, code: Tensor) -> Tensor:
         """Reconstructions `x_hat: [batch, both]` of a raw code `[batch, latent]`, in the models' own scale."""
-        if (model_cuts := self.selection().model_cuts) is None:
+        if self.model_thresholds is None:
             x_hat = torch.addmm(self.b_dec, code, self.W_dec)
         else:
+            model_cuts = self.selection().model_cuts
+            assert model_cuts is not None, "a decoupled code has cuts for each model"
             parts = [(code * (code > model_cuts[model])) @ self.decoder(model) for model in (BASE, CHAT)]
             x_hat = torch.cat(parts, dim=1) + self.b_dec
         x_hat = scale_inputs(x_hat, self.d_model, (1 / self.input_scale[BASE], 1 / self.input_scale[CHAT]))

@@ -22,7 +22,7 @@ class Selection:
     """[latent] each: norms of the models' decoder rows, of a decoupled code alone."""
 
     def scaled(self, code: Tensor) -> Tensor:
-        """Scaled activations, [batch, latent], of a raw code after `keep`."""
+        """Scaled activations, [batch, latent], of a raw code without what is cut."""
         if self.model_cuts is None or self.model_norms is None:
             return code * self.norms
         (base, chat), (base_norm, chat_norm) = self.model_cuts, self.model_norms

@@ -62,9 +62,9 @@ def encode_block(
     crosscoder: Crosscoder, x: Tensor, text: Tensor, position: Tensor, role: Tensor, dataset: Tensor, shard: int
 ) -> Block:
     """Encodes `x: [token, both]`, activations as the models gave them, and orders the pairs by latent."""
-    code = crosscoder.encode_sparse(x)
-    x = crosscoder.scale_inputs(x)
     selection = crosscoder.selection()
+    code = crosscoder.encode_sparse(x, selection)
+    x = crosscoder.scale_inputs(x)
     scaled, kept_by = selection.scaled_pairs(code), selection.kept_by(code)
     error = _error(crosscoder, x, crosscoder.decode_sparse(code, kept_by))
     order = torch.argsort(code.latents, stable=True)

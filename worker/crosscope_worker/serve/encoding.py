@@ -9,7 +9,6 @@ from torch import Tensor
 
 from crosscope_worker.activations import PairActivations
 from crosscope_worker.crosscoder import Crosscoder
-from crosscope_worker.sparse import places, sparse_code
 
 _MAX_CODE_ELEMENTS = 1 << 26
 """Entries of the dense code that is held at once."""
@@ -59,8 +58,7 @@ class Encoder:
         rows = max(1, _MAX_CODE_ELEMENTS // self._crosscoder.num_latents)
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         for start in range(0, len(x), rows):
-            raw = self._crosscoder.pre_activations(x[start : start + rows]).relu_()
-            code = sparse_code(places(raw > self._selection.cuts), raw)
+            code = self._crosscoder.encode_sparse(x[start : start + rows], self._selection)
             parts.append((code.tokens + start, code.latents, self._selection.scaled_pairs(code)))
         tokens, latents, activations = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
         order = np.lexsort((-activations, tokens))
