@@ -112,7 +112,7 @@ class DenseCode:
 
     def __init__(self, values: Tensor) -> None:
         self.values = values
-        self._active = (values > 0).to(values.dtype)
+        self._active = values > 0
 
     def decode(self, rows: Tensor) -> Tensor:
         """See ActiveCode."""
@@ -120,7 +120,7 @@ class DenseCode:
 
     def products(self, tokens: Tensor, rows: Tensor) -> Tensor:
         """See ActiveCode."""
-        return (tokens @ rows.T) * self._active
+        return (tokens @ rows.T).mul_(self._active)
 
     def per_latent(self, values: Tensor, tokens: Tensor) -> Tensor:
         """See ActiveCode."""
@@ -244,7 +244,7 @@ def _code_gradients(
         penalty /= len(x)
         code_grad += code.spread(penalty * selected.norms)
         totals = penalty * code.sums(code.values)
-        decoder += norm_gradient(weights.decoder, d_model, spec.code_normalisation, totals)
+        add_norm_gradient(decoder, weights.decoder, d_model, spec.code_normalisation, totals)
         loss = float(totals @ selected.norms)
     return _CodeGradients(code.per_latent(code_grad, x), code.sums(code_grad), decoder, loss)
 
@@ -303,20 +303,16 @@ def _mean_size(error: Tensor, parts: Widths, *, squared: bool) -> tuple[float, T
     return loss / count, grad
 
 
-def norm_gradient(decoder: Tensor, d_model: Widths, normalisation: str, by_norm: Tensor) -> Tensor:
-    """Gradient by the decoder, [latent, both], of `sum_j by_norm_j n_j`."""
-    if normalisation == "none":
-        return torch.zeros_like(decoder)
+def add_norm_gradient(gradient: Tensor, decoder: Tensor, d_model: Widths, normalisation: str, by_norm: Tensor) -> None:
+    """Adds the gradient by the decoder of `sum_j by_norm_j n_j` to `gradient: [latent, both]`, in place."""
+    per_model, together = {"crosscoder": (1.0, 0.0), "sae": (0.0, 1.0), "mixed": (0.1, 1.0), "none": (0.0, 0.0)}[
+        normalisation
+    ]
     tiny = torch.finfo(decoder.dtype).tiny
-    rows = decoder.split(d_model, dim=1)
-    per_model = torch.cat([row / row.norm(dim=1, keepdim=True).clamp_min(tiny) for row in rows], 1)
-    together = decoder / decoder.norm(dim=1, keepdim=True).clamp_min(tiny)
-    direction = {
-        "crosscoder": lambda: per_model,
-        "sae": lambda: together,
-        "mixed": lambda: together + 0.1 * per_model,
-    }[normalisation]()
-    return by_norm[:, None] * direction
+    halves = [half.norm(dim=1).clamp_min(tiny) for half in decoder.split(d_model, dim=1)]
+    whole = torch.stack(halves).norm(dim=0)
+    for out, rows, norms in zip(gradient.split(d_model, dim=1), decoder.split(d_model, dim=1), halves, strict=True):
+        out.addcmul_(rows, (by_norm * (per_model / norms + together / whole))[:, None])
 
 
 def add_aux_gradients(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from crosscope_proto.roles import TokenRole
 from crosscope_worker.harvest import Harvest
+from crosscope_worker.sparse import SparseCode, decode_pairs, places
 from crosscope_worker.texts import Text
 
 BLOCK_TOKENS = 4096
@@ -98,17 +99,38 @@ class Planted:
         base, chat = self.rows.split(self.spec.d_model, dim=1)
         return chat - base
 
-    def draw(self, num_tokens: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Codes `[token, planted]` and activations `[token, both]` of independent tokens."""
-        spec, shape = self.spec, (num_tokens, len(self.rows))
-        active = torch.rand(shape, generator=generator) < self.frequency
-        followers = (self.partner >= 0).nonzero().squeeze(1)
-        led = torch.rand(num_tokens, len(followers), generator=generator) < spec.follows
-        active[:, followers] |= active[:, self.partner[followers]] & led
+    def draw(self, num_tokens: int, generator: torch.Generator) -> tuple[SparseCode, Tensor]:
+        """The code and the activations `[token, both]` of independent tokens."""
+        spec, num_latents = self.spec, len(self.rows)
+        active = self._fire(num_tokens, generator)
+        follower = self.partner >= 0
+        token, place = active[:, self.partner[follower]].nonzero(as_tuple=True)
+        led = torch.rand(len(token), generator=generator) < spec.follows
+        active[token[led], follower.nonzero().squeeze(1)[place[led]]] = True
+        flat = places(active)
         low, high = spec.strength
-        code = active * (low + (high - low) * torch.rand(shape, generator=generator))
+        values = low + (high - low) * torch.rand(len(flat), generator=generator)
+        tokens = flat // num_latents
+        code = SparseCode(tokens, flat - tokens * num_latents, values, num_tokens)
         noise = spec.noise * torch.randn(num_tokens, self.rows.shape[1], generator=generator)
-        return code, code @ self.rows + noise
+        return code, decode_pairs(code, self.rows) + noise
+
+    def _fire(self, num_tokens: int, generator: torch.Generator) -> Tensor:
+        """Which latents fire by themselves, [token, planted] bool.
+
+        Few do, so only those places are drawn that the most frequent latent would fire at; others keep their share.
+        """
+        most, num_places = float(self.frequency.max()), num_tokens * len(self.rows)
+        candidates = torch.tensor([-1])
+        while candidates[-1] < num_places:
+            gaps = torch.empty(int(most * num_places) + 64, dtype=torch.int64).geometric_(most, generator=generator)
+            candidates = torch.cat([candidates, candidates[-1] + gaps.cumsum(0)])
+        candidates = candidates[1:][candidates[1:] < num_places]
+        share = self.frequency[candidates % len(self.rows)] / most
+        fired = candidates[torch.rand(len(candidates), generator=generator) < share]
+        active = torch.zeros(num_places, dtype=torch.bool)
+        active[fired] = True
+        return active.view(num_tokens, -1)
 
     def held_out(self, num_tokens: int) -> Iterator[Harvest]:
         """Harvests of whole texts for the analysis, about `num_tokens` tokens that training never sees."""
