@@ -41,9 +41,9 @@ class Counted(PairActivations):
 
     forwards = 0
 
-    def __call__(self, ids: Tensor, lengths: Tensor) -> Tensor:
+    def rows(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
         self.forwards += 1
-        return super().__call__(ids, lengths)
+        return super().rows(ids, positions)
 
 
 class Opened:
@@ -57,6 +57,7 @@ class Opened:
         self.told: list[str] = []
         self.harvests = HarvestSource(self.stream, self.activations, recipe, tokens_per_forward)
         key = cache_key(recipe, self.activations, self.stream.files, {"base": "b"}, tokens_per_forward)
+        self.activations.forwards = 0  # The key asks whether texts may share rows, which is tried.
         self.cache = ActivationCache(home, key, sum(pair.d_model), tell=self.told.append)
         self.source = CachedSource(self.harvests, self.cache) if cached else self.harvests
 

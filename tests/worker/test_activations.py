@@ -1,3 +1,4 @@
+import warnings
 from collections.abc import Callable
 from typing import cast
 
@@ -12,12 +13,14 @@ from transformers import (
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     PreTrainedModel,
 )
 
 from crosscope_proto.artefacts import PairManifest
 from crosscope_worker.activations import PairActivations
-from crosscope_worker.pair import Pair, PairError
+from crosscope_worker.pair import BLOCK_SPARSE, Pair, PairError
 
 VOCAB = 61
 MakeGemma = Callable[..., Gemma2ForCausalLM]
@@ -131,3 +134,36 @@ def test_half_precision_models_give_float32(tiny_pair: Pair) -> None:
 def test_a_layer_that_does_not_exist(tiny_pair: Pair, layer: int) -> None:
     with pytest.raises(PairError, match=f"layer {layer}: the base model has 4 layers, 0 to 3"):
         PairActivations(tiny_pair, layer)
+
+
+def shared_row(texts: list[Tensor]) -> tuple[Tensor, Tensor]:
+    return torch.cat(texts)[None], torch.cat([torch.arange(len(text)) for text in texts])[None]
+
+
+@pytest.mark.parametrize("attention", ["own", BLOCK_SPARSE])
+def test_texts_that_share_a_row_do_not_see_each_other(make: Make, tiny_pair: Pair, attention: str) -> None:
+    torch.manual_seed(0)
+    pair = pair_of(make(), make(), tiny_pair)
+    activations = PairActivations(pair, 1)
+    texts = [torch.randint(VOCAB, (length,)) for length in (1, 5, 17, POS)]
+    alone = torch.cat([activations(text[None], torch.tensor([len(text)]))[0] for text in texts])
+    if attention == BLOCK_SPARSE:
+        if not all(model._supports_flex_attn for model in pair.models):  # pyright: ignore[reportPrivateUsage]
+            pytest.skip("transformers has no flex attention for it")
+        for model in pair.models:
+            model.set_attn_implementation(BLOCK_SPARSE)
+    # Compiling would take half a minute; torch's plain flex attention has the same masks and soft-capping.
+    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "flex_attention called without torch.compile", UserWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch's and transformers' own
+        assert activations.shares_rows
+        assert activations.long_rows == (attention == BLOCK_SPARSE)
+        together = activations.rows(*shared_row(texts))[0]
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_whose_state_runs_on_from_text_to_text_has_rows_to_itself(tiny_pair: Pair) -> None:
+    torch.manual_seed(0)
+    config = MambaConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=3, state_size=4)
+    activations = PairActivations(pair_of(MambaForCausalLM(config), llama(), tiny_pair), 1)
+    assert not activations.shares_rows

@@ -58,13 +58,16 @@ def test_forwards_hold_at_most_the_budget(activations: PairActivations) -> None:
     sizes: list[tuple[int, int]] = []
 
     class Watched(PairActivations):
-        def __call__(self, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        def rows(self, ids: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
             sizes.append((ids.shape[0], ids.shape[1]))
-            return super().__call__(ids, lengths)
+            return super().rows(ids, positions)
 
-    list(harvest(make_texts(), Watched(activations.pair, 2), TokenPolicy(), tokens_per_forward=20))
-    assert sum(texts for texts, _ in sizes) == len(LENGTHS)
-    assert all(texts * length <= 20 or texts == 1 for texts, length in sizes)
+    watched = Watched(activations.pair, 2)
+    assert watched.shares_rows
+    sizes.clear()
+    list(harvest(make_texts(), watched, TokenPolicy(), tokens_per_forward=20))
+    # 30; 17; 9 beside 5, 3 and 1; 2.
+    assert sizes == [(1, 30), (1, 17), (2, 9), (1, 2)]
 
 
 def test_bos_is_kept_when_asked(activations: PairActivations) -> None:
@@ -88,11 +91,12 @@ def test_outlying_norms_are_left_out_by_the_median_of_the_first_forward(activati
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_an_activation_that_is_not_finite_is_named(activations: PairActivations, value: float) -> None:
     texts = make_texts((6, 4))
+    poison = int(texts[0].ids[3])
 
     class Broken(PairActivations):
-        def __call__(self, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-            x = super().__call__(ids, lengths).clone()
-            x[lengths == 6, 3, 40] = value
+        def rows(self, ids: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+            x = super().rows(ids, positions).clone()
+            x[ids == poison] = torch.where(torch.arange(x.shape[2]) == 40, value, 0.0)
             return x
 
     with pytest.raises(HarvestError, match="text 2, token 3: the chat model's activation is not finite"):
@@ -110,8 +114,8 @@ def test_a_harvest_that_goes_on_may_have_nothing_left_and_counts_its_texts_on(ac
     assert len(rest.x) == 0
 
     class Broken(PairActivations):
-        def __call__(self, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-            return super().__call__(ids, lengths).clone().fill_(torch.nan)
+        def rows(self, ids: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+            return super().rows(ids, positions).clone().fill_(torch.nan)
 
     with pytest.raises(HarvestError, match="text 3, token 1: "):
         list(harvest(make_texts((4,)), Broken(activations.pair, 1), TokenPolicy(), num_before=3))

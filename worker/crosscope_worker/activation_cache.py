@@ -35,7 +35,7 @@ from crosscope_worker.harvest import WINDOW_FORWARDS
 ACTIVATIONS = "activations"
 KEY = "key.json"
 COMPLETE = "complete.json"
-FORMAT = 1
+FORMAT = 2
 """Part of every key; to be raised when the same texts give other blocks, or a shard is laid out in another way."""
 GRACE_S = 3600.0
 """A half-written file of a dead attempt goes after this long."""
@@ -87,6 +87,7 @@ def cache_key(
         "layer": activations.layer,
         "dtype": activations.pair.manifest.dtype,
         "device": activations.pair.device.type,
+        "rows": {"shared": activations.shares_rows, "long": activations.long_rows},
         "data": document["data"],
         "data_sha256": [[_sha256(path) for path in paths] for paths in files],
         "tokens": document["tokens"],

@@ -13,11 +13,12 @@ from torch import Tensor
 from crosscope_proto.recipe import TokenPolicy
 from crosscope_proto.roles import MODEL_NAMES, TokenRole
 from crosscope_worker.activations import PairActivations
+from crosscope_worker.packing import pack
 from crosscope_worker.texts import Text
 
 TOKENS_PER_FORWARD = 8192
 WINDOW_FORWARDS = 8
-"""Forwards whose texts are sorted by length together."""
+"""Forwards whose texts are packed together."""
 
 
 class HarvestError(ValueError):
@@ -51,8 +52,8 @@ def harvest(
 ) -> Iterator[Harvest]:
     """Runs both models over a stream of texts and yields the kept tokens of each window of texts.
 
-    A window is a run of texts of about eight forwards; within it texts of like length share a forward, and every
-    forward holds at most `tokens_per_forward` tokens, padding counted, or a single longer text.
+    A window is a run of texts of about eight forwards; within it texts are packed (`packing.pack`) into forwards of at
+    most `tokens_per_forward` tokens, padding counted, or of a single longer text.
     To go on with an earlier harvest: `norms` are its outlier limits, `num_before` the texts that it has read.
     Raises HarvestError for a NaN or infinite activation and when the policy keeps no token of the whole stream.
     """
@@ -105,18 +106,6 @@ def _windows(texts: Iterable[Text], num_tokens: int) -> Iterator[list[Text]]:
         yield window
 
 
-def _forwards(window: list[Text], tokens_per_forward: int) -> Iterator[list[int]]:
-    """Indices of the texts of each forward, of like length."""
-    forward: list[int] = []
-    for index in sorted(range(len(window)), key=lambda index: len(window[index].ids)):
-        if forward and (len(forward) + 1) * len(window[index].ids) > tokens_per_forward:
-            yield forward
-            forward = []
-        forward.append(index)
-    if forward:
-        yield forward
-
-
 def _harvest_window(
     window: list[Text],
     first_text: int,
@@ -126,22 +115,23 @@ def _harvest_window(
     tokens_per_forward: int,
 ) -> Harvest:
     rows: list[tuple[Tensor, np.ndarray] | None] = [None] * len(window)
-    for forward in _forwards(window, tokens_per_forward):
-        lengths = torch.tensor([len(window[index].ids) for index in forward])
-        padded = np.zeros((len(forward), int(lengths.max())), dtype=np.int64)
-        for row, index in enumerate(forward):
-            padded[row, : len(window[index].ids)] = window[index].ids
-        x = activations(torch.from_numpy(padded), lengths)
-        candidates = [policy_positions(window[index], policy) for index in forward]
-        row_of = np.repeat(np.arange(len(forward)), [len(positions) for positions in candidates])
+    lengths = [len(text.ids) for text in window]
+    for forward in pack(lengths, tokens_per_forward, activations.shares_rows, activations.long_rows):
+        x = activations.rows(*forward.fill([window[index].ids for index in forward.texts]))
+        candidates = [policy_positions(window[index], policy) for index in forward.texts]
+        num_candidates = [len(positions) for positions in candidates]
+        text_of = np.repeat(np.arange(len(forward.texts)), num_candidates)
         position_of = np.concatenate(candidates)
-        flat = x[torch.from_numpy(row_of), torch.from_numpy(position_of)]
-        check_finite(flat, activations.d_model, [first_text + forward[row] for row in row_of], position_of)
+        column = torch.from_numpy(forward.starts[text_of] + position_of)
+        flat = x[torch.from_numpy(forward.rows[text_of]), column]
+        check_finite(flat, activations.d_model, (first_text + forward.texts[text_of]).tolist(), position_of)
         stay = norms(flat)
-        num_kept = np.bincount(row_of[stay.cpu().numpy()], minlength=len(forward)).tolist()
-        kept_positions = position_of[stay.cpu().numpy()]
-        parts = zip(flat[stay].split(num_kept), np.split(kept_positions, np.cumsum(num_kept)[:-1]), strict=True)
-        for index, part in zip(forward, parts, strict=True):
+        stays = stay.cpu().numpy()
+        num_kept = np.bincount(text_of[stays], minlength=len(forward.texts))
+        parts = zip(
+            flat[stay].split(num_kept.tolist()), np.split(position_of[stays], np.cumsum(num_kept)[:-1]), strict=True
+        )
+        for index, part in zip(forward.texts, parts, strict=True):
             rows[index] = part
     return _joined(window, [row for row in rows if row is not None])
 

@@ -18,6 +18,7 @@ from crosscope_worker.harvest import harvest
 from crosscope_worker.pair import load_pair, pair_hashes, resolve_pair
 from crosscope_worker.publish import Provenance, make_current, publish
 from crosscope_worker.sources import open_source
+from crosscope_worker.sparse import launches_kernels
 from crosscope_worker.texts import TextStream
 from crosscope_worker.tokens import TextTokenizer
 from crosscope_worker.training import train
@@ -35,7 +36,10 @@ def make_crosscoder(recipe: CrosscoderRecipe, workspace: Workspace, progress: Pr
         make_current(workspace.home, published, workspace.fence)
         return published
     progress("load", 0.0, f"loading the pair {recipe.pair.name}")
-    pair = load_pair(resolve_pair(recipe.pair, workspace.home), workspace.device)
+    on_gpu = torch.device(workspace.device).type == "cuda"
+    pair = load_pair(
+        resolve_pair(recipe.pair, workspace.home), workspace.device, long_rows=on_gpu and launches_kernels()
+    )
     activations = PairActivations(pair, recipe.layer)
     tokenizer = TextTokenizer(pair.tokenizer)
     folders = (Path(pair_folder(workspace.home, recipe.pair.name)), workspace.home)

@@ -21,6 +21,8 @@ from crosscope_proto.artefacts import PAIR_MANIFEST, SCHEMA_VERSION, PairManifes
 from crosscope_proto.recipe import PairSpec
 from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
 
+BLOCK_SPARSE = "flex_attention"
+"""transformers' name of an attention that skips blocks of tokens that do not look at each other."""
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 _LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
@@ -127,10 +129,11 @@ def write_pair_manifest(home: Path, manifest: PairManifest) -> Path:
     return path
 
 
-def load_pair(manifest: PairManifest, device: str | torch.device = "cpu") -> Pair:
+def load_pair(manifest: PairManifest, device: str | torch.device = "cpu", long_rows: bool = False) -> Pair:
     """Loads both models and the tokenizer and checks that they fit together.
 
-    Folders are never looked up on a network; anything else is a hub id.
+    Folders are never looked up on a network; anything else is a hub id. With `long_rows`, models that can take an
+    attention that is fast on long rows of several texts, and is compiled when it first runs.
     Raises PairError that names the model or file and what is wrong with it.
     """
     tokenizers = {
@@ -139,8 +142,8 @@ def load_pair(manifest: PairManifest, device: str | torch.device = "cpu") -> Pai
     }
     tokenizer = tokenizers[manifest.tokenizer]
     _check_same_vocabulary(manifest, tokenizers)
-    base = _load_model(manifest, BASE, device)
-    chat = _load_model(manifest, CHAT, device)
+    base = _load_model(manifest, BASE, device, long_rows)
+    chat = _load_model(manifest, CHAT, device, long_rows)
     _check_embeddings(manifest, (base, chat), tokenizer)
     return Pair(manifest, (base, chat), tokenizer, torch.device(device))
 
@@ -246,7 +249,7 @@ def _check_same_vocabulary(manifest: PairManifest, tokenizers: dict[str, PreTrai
         )
 
 
-def _load_model(manifest: PairManifest, model: int, device: str | torch.device) -> PreTrainedModel:
+def _load_model(manifest: PairManifest, model: int, device: str | torch.device, long_rows: bool) -> PreTrainedModel:
     source = (manifest.base, manifest.chat)[model]
     revision = (manifest.revision_base, manifest.revision_chat)[model]
     named = f"pair {manifest.name!r}: the {MODEL_NAMES[model]} model {source}"
@@ -267,6 +270,8 @@ def _load_model(manifest: PairManifest, model: int, device: str | torch.device) 
             attn_implementation="eager" if capped else None,
             output_loading_info=True,
         )
+        if long_rows and loaded._supports_flex_attn:  # pyright: ignore[reportPrivateUsage]
+            loaded.set_attn_implementation(BLOCK_SPARSE)
     except _LOAD_ERRORS as error:
         raise PairError(f"{named} is not a causal language model that can be loaded: {_sentence(error)}") from error
     if report["missing_keys"]:

@@ -129,19 +129,23 @@ def _kernels(*operands: Tensor) -> ModuleType | None:
     return _sparse_triton() if all(taken) else None
 
 
-@functools.cache
 def _sparse_triton() -> ModuleType | None:
-    """The kernels, where Triton is installed and can launch them: it compiles a small C extension for that."""
+    return importlib.import_module("crosscope_worker.sparse_triton") if launches_kernels() else None
+
+
+@functools.cache
+def launches_kernels() -> bool:
+    """Whether Triton is installed and can launch kernels: it compiles a small C extension for that. Warns if not."""
     if find_spec("triton") is None:
-        return None
+        return False
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
     headers = Path(sysconfig.get_config_var("INCLUDEPY"), "Python.h")
-    if not compiler or not headers.exists():
-        missing = str(headers) if compiler else "a C compiler"
-        message = f"Triton cannot launch kernels without {missing}; sparse operations take plain torch."
-        warnings.warn(message, RuntimeWarning, stacklevel=2)
-        return None
-    return importlib.import_module("crosscope_worker.sparse_triton")
+    if compiler and headers.exists():
+        return True
+    missing = str(headers) if compiler else "a C compiler"
+    message = f"Triton cannot launch kernels without {missing}; sparse operations take plain torch."
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
+    return False
 
 
 def _summable(x: Tensor) -> Tensor:

@@ -1,0 +1,71 @@
+"""Which texts share a forward, and where in its rows they lie. Knows lengths and ids, no models.
+
+A row holds one text or several, one behind the other; each counts its own positions from 0, by which a model tells
+them apart. What is left of a row is padding.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Forward:
+    """Where each text of one forward lies."""
+
+    texts: np.ndarray
+    """[text] int64: index of the text."""
+    rows: np.ndarray
+    """[text] int64: the row that it lies in."""
+    starts: np.ndarray
+    """[text] int64: where in the row its first token lies."""
+    shape: tuple[int, int]
+    """Rows, and positions of each."""
+
+    @property
+    def shares_rows(self) -> bool:
+        """Whether a row holds more than one text."""
+        return len(self.texts) > self.shape[0]
+
+    def fill(self, ids: Sequence[np.ndarray]) -> tuple[Tensor, Tensor | None]:
+        """Rows of `ids`, each [pos] int64 in the order of `texts`, and their positions: both [row, pos] int64.
+
+        Padding has id 0 and position 0: every token of it is a text of its own, and nothing looks at it. There are no
+        positions where no row is shared.
+        """
+        filled, positions = np.zeros((2, *self.shape), dtype=np.int64)
+        for row, start, text in zip(self.rows, self.starts, ids, strict=True):
+            filled[row, start : start + len(text)] = text
+            positions[row, start : start + len(text)] = np.arange(len(text))
+        return torch.from_numpy(filled), torch.from_numpy(positions) if self.shares_rows else None
+
+
+def pack(
+    lengths: Sequence[int], tokens_per_forward: int, share_rows: bool, long_rows: bool = False
+) -> Iterator[Forward]:
+    """Divides texts of these lengths into forwards of at most `tokens_per_forward` tokens, or a single longer text.
+
+    Longest first, so that rows of a forward are of like length. With `share_rows`, what a row has left takes the
+    longest texts that fit. Rows are as long as the longest text of their forward, since attention costs a token as
+    much as its row is long; with `long_rows`, for attention that skips what a text does not look at, a forward is one
+    row. Equal lengths give equal forwards.
+    """
+    left = sorted(range(len(lengths)), key=lambda index: (lengths[index], -index))
+    sizes = [lengths[index] for index in left]
+    while left:
+        length = max(sizes[-1], tokens_per_forward) if share_rows and long_rows else sizes[-1]
+        placed: list[tuple[int, int, int]] = []
+        ends: list[int] = []
+        while left and len(ends) < max(1, tokens_per_forward // length):
+            row, end = len(ends), 0
+            while (fitting := bisect_right(sizes, length - end)) and (share_rows or end == 0):
+                size = sizes.pop(fitting - 1)
+                placed.append((left.pop(fitting - 1), row, end))
+                end += size
+            ends.append(end)
+        texts, rows, starts = np.array(placed).T
+        yield Forward(texts, rows, starts, (len(ends), max(ends)))
