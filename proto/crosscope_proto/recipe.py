@@ -228,6 +228,9 @@ class TrainingSpec:
     """Tokens in the shuffle buffer."""
     normalise_inputs: bool = False
     """Scale each model's activations to a mean squared norm of d_model, measured on the first buffer."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Data type that products are made in. Weights, sums, losses and the optimiser are float32 either way; bfloat16
+    pays on GPUs."""
     max_grad_norm: Positive | None = 1.0
     """Clip the gradient's norm; null: do not."""
     dead_after_tokens: Count = 10_000_000

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from crosscope_proto.recipe import CrosscoderSpec
-from crosscope_worker.training import objective
-from crosscope_worker.training.objective import Weights, compute_step
+from crosscope_worker.training import active_code
+from crosscope_worker.training.active_code import Weights
+from crosscope_worker.training.objective import compute_step
 from crosscope_worker.training.variants import absent_weights, budgets, needs_equal_widths, widths
 
 
@@ -125,7 +126,7 @@ def test_gradients_equal_autograd(
     latents: int,
     batch: int,
 ):
-    monkeypatch.setattr(objective, "DENSE_ABOVE", dense_above)
+    monkeypatch.setattr(active_code, "DENSE_ABOVE", dense_above)
     spec = CrosscoderSpec(num_latents=latents, **options)
     parts = widths(spec, d_model)
     if needs_equal_widths(spec):
@@ -144,6 +145,27 @@ def test_gradients_equal_autograd(
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}")
     positive = int(((x @ weights.encoder.T + weights.b_enc) > 0).sum())
     assert step.num_active == ((spec.k + (spec.k_delta or 0)) * batch if spec.k else positive)
+
+
+@pytest.mark.parametrize("dense_above", [-1.0, 2.0], ids=["dense", "pairs"])
+@pytest.mark.parametrize("options", [*VARIANTS, {**VARIANTS[0], "code_normalisation": "decoupled"}], ids=name_of)
+def test_products_in_bfloat16_come_close_and_everything_else_stays_float32(
+    monkeypatch: pytest.MonkeyPatch, dense_above: float, options: dict[str, Any]
+):
+    monkeypatch.setattr(active_code, "DENSE_ABOVE", dense_above)
+    spec = CrosscoderSpec(num_latents=64, **options)
+    parts = widths(spec, (16, 16))
+    weights = Weights(*(weight.float() for weight in make_weights(parts, 64)))
+    x = torch.randn(40, sum(parts), generator=torch.Generator().manual_seed(1))
+    dead = torch.arange(64) % 3 == 0 if spec.k else None
+    exact = compute_step(weights, x, spec, parts, dead=dead, aux_weight=1 / 32)
+    step = compute_step(weights, x, spec, parts, dead=dead, aux_weight=1 / 32, dtype=torch.bfloat16)
+    assert step.loss == pytest.approx(exact.loss, rel=5e-3)
+    assert step.loss != exact.loss
+    for name, found, expected in zip(Weights._fields, step.gradients, exact.gradients, strict=True):
+        assert found.dtype == torch.float32
+        # Values of 8 bits move a hundredth of the k largest entries, and a gradient by the root of twice that.
+        assert float((found - expected).norm() / expected.norm()) < 0.2, name
 
 
 def test_nothing_dead_means_no_auxiliary_loss():

@@ -16,9 +16,10 @@ from crosscope_proto.recipe import TrainingSpec
 from crosscope_worker import training as public
 from crosscope_worker.training import checkpoint as checkpoints
 from crosscope_worker.training import trainer as trainers
+from crosscope_worker.training.active_code import Weights
 from crosscope_worker.training.buffer import ShuffleBuffer
 from crosscope_worker.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
-from crosscope_worker.training.objective import Weights, compute_step
+from crosscope_worker.training.objective import compute_step
 from crosscope_worker.work import Cancelled
 
 
@@ -70,16 +71,19 @@ def test_buffer_state_continues_with_the_same_batches():
 
 
 @pytest.mark.parametrize(
-    "crosscoder",
+    ("crosscoder", "dtype"),
     [
-        {"variant": "batch_topk", "num_latents": 24, "k": 2},
-        {"variant": "l1", "num_latents": 24, "mu": 0.02},
-        {"variant": "l1", "num_latents": 24, "mu": 0.02, "squared": True, "code_normalisation": "sae"},
+        ({"variant": "batch_topk", "num_latents": 24, "k": 2}, "float32"),
+        ({"variant": "batch_topk", "num_latents": 24, "k": 2}, "bfloat16"),
+        ({"variant": "l1", "num_latents": 24, "mu": 0.02}, "float32"),
+        ({"variant": "l1", "num_latents": 24, "mu": 0.02}, "bfloat16"),
+        ({"variant": "l1", "num_latents": 24, "mu": 0.02, "squared": True, "code_normalisation": "sae"}, "float32"),
     ],
 )
-def test_training_recovers_planted_directions(tmp_path: Path, crosscoder: dict[str, Any]):
+def test_training_recovers_planted_directions(tmp_path: Path, crosscoder: dict[str, Any], dtype: str):
     source = PlantedSource(num_blocks=400)
-    result = run(make_recipe(crosscoder, lr=1e-2, buffer_tokens=4096), tmp_path, source)
+    result = run(make_recipe(crosscoder, lr=1e-2, buffer_tokens=4096, dtype=dtype), tmp_path, source)
+    assert result.crosscoder.W_dec.dtype == torch.float32
     rows = torch.nn.functional.normalize(result.crosscoder.W_dec, dim=1)
     best = (source.directions @ rows.T).max(1).values
     assert (best > 0.9).float().mean() >= 0.75

@@ -1,38 +1,22 @@
 """Losses of the crosscoder and their gradients, written out (math §2, §3). Pure: nothing here keeps or moves state.
 
 After the encoder's product all work is on active pairs: where a code entry is zero, so is every gradient through it.
-The same formulas run on a dense code while it is too full for that to pay, as it is in the first steps of an L1 run.
+Products may be made in bfloat16; what they give, sums, losses and gradients stay float32.
 tests/worker/test_objective.py checks every gradient against autograd in float64.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from crosscope_proto.recipe import CrosscoderSpec
-from crosscope_proto.roles import BASE
 from crosscope_worker.crosscoder import code_norms
-from crosscope_worker.sparse import SparseCode, batch_topk, by_latent, decode_pairs, pair_products, places, sparse_relu
-from crosscope_worker.training.variants import Widths, budgets, constrain, penalties
-
-DENSE_ABOVE = 0.05
-"""Share of active entries above which the dense formulas are faster (two CPU cores, width 512 to 1 024)."""
-
-
-class Weights(NamedTuple):
-    """A crosscoder's parameters, or their gradients; encoder and decoder one row a latent."""
-
-    encoder: Tensor
-    """[latent, both]."""
-    b_enc: Tensor
-    """[latent]."""
-    decoder: Tensor
-    """[latent, both]."""
-    b_dec: Tensor
-    """[both]."""
+from crosscope_worker.training.active_code import Selected, Weights, product, select
+from crosscope_worker.training.auxiliary import auxiliary_loss
+from crosscope_worker.training.variants import Widths, constrain, penalties
 
 
 @dataclass(frozen=True)
@@ -51,138 +35,26 @@ class Step:
     """Sum of squared errors of each part of the reconstruction."""
 
 
-class ActiveCode(Protocol):
-    """A code with the products that gradients need; sparse or dense."""
+class Dead(NamedTuple):
+    """What the auxiliary loss asks of dead latents."""
 
-    def decode(self, rows: Tensor) -> Tensor:
-        """`f @ rows`, [batch, width]."""
-        ...
-
-    def products(self, tokens: Tensor, rows: Tensor) -> Tensor:
-        """`tokens @ rows.T` where the code is active, in the shape of its values."""
-        ...
-
-    def per_latent(self, values: Tensor, tokens: Tensor) -> Tensor:
-        """`values.T @ tokens`, [latent, width]."""
-        ...
-
-    def sums(self, values: Tensor) -> Tensor:
-        """`values` summed over tokens, [latent]."""
-        ...
-
-    def spread(self, latents: Tensor) -> Tensor:
-        """`latents: [latent]` at every active entry, in the shape of its values."""
-        ...
-
-    values: Tensor
+    latents: Tensor
+    """[dead] int64."""
+    count: int
+    """Of them that a token takes."""
+    weight: float
+    """Of the loss."""
 
 
-class PairCode:
-    """An ActiveCode of (token, latent, value) pairs."""
+class Operands(NamedTuple):
+    """What products read, in the data type that they are made in."""
 
-    def __init__(self, code: SparseCode, num_latents: int) -> None:
-        self.code = code
-        self.values = code.values
-        self._num_latents = num_latents
-        self._by_latent = by_latent(code, num_latents)
-
-    def decode(self, rows: Tensor) -> Tensor:
-        """See ActiveCode."""
-        return decode_pairs(self.code, rows)
-
-    def products(self, tokens: Tensor, rows: Tensor) -> Tensor:
-        """See ActiveCode."""
-        return pair_products(self.code, tokens, rows)
-
-    def per_latent(self, values: Tensor, tokens: Tensor) -> Tensor:
-        """See ActiveCode."""
-        return self._by_latent.products(values, tokens)
-
-    def sums(self, values: Tensor) -> Tensor:
-        """See ActiveCode."""
-        return values.new_zeros(self._num_latents).index_add_(0, self.code.latents, values)
-
-    def spread(self, latents: Tensor) -> Tensor:
-        """See ActiveCode."""
-        return latents[self.code.latents]
-
-
-class DenseCode:
-    """An ActiveCode that holds every entry."""
-
-    def __init__(self, values: Tensor) -> None:
-        self.values = values
-        self._active = values > 0
-
-    def decode(self, rows: Tensor) -> Tensor:
-        """See ActiveCode."""
-        return self.values @ rows
-
-    def products(self, tokens: Tensor, rows: Tensor) -> Tensor:
-        """See ActiveCode."""
-        return (tokens @ rows.T).mul_(self._active)
-
-    def per_latent(self, values: Tensor, tokens: Tensor) -> Tensor:
-        """See ActiveCode."""
-        return values.T @ tokens
-
-    def sums(self, values: Tensor) -> Tensor:
-        """See ActiveCode."""
-        return values.sum(0)
-
-    def spread(self, latents: Tensor) -> Tensor:
-        """See ActiveCode."""
-        return latents * self._active
-
-
-@dataclass(frozen=True)
-class Selected:
-    """A batch's code after sparsification, as far as it decodes to some of the columns of the axis `both`."""
-
-    code: ActiveCode
-    columns: slice
-    norms: Tensor
-    """[latent]; what its entries were scaled with."""
-
-
-def select(
-    pre: Tensor, weights: Weights, spec: CrosscoderSpec, d_model: Widths, floors: Sequence[float]
-) -> tuple[list[Selected], tuple[float, ...]]:
-    """The code of `relu(pre + b_enc)`, one for each model if decoupled, and each budget's smallest kept value."""
-    whole = slice(0, sum(d_model))
-    norms = code_norms(weights.decoder, d_model, spec.code_normalisation)
-    shares = budgets(spec)
-    if not shares:
-        return [Selected(active_code(pre, weights.b_enc, None), whole, norms)], ()
-    kept, smallest = [], []
-    for budget, floor in zip(shares, floors or (0.0,) * len(shares), strict=True):
-        columns, own_norms = whole, norms
-        if budget.model is not None:
-            columns = slice(0, d_model[BASE]) if budget.model == BASE else slice(d_model[BASE], None)
-            own_norms = weights.decoder[:, columns].norm(dim=1)
-        flat, least = batch_topk(pre, weights.b_enc, own_norms, budget.k * len(pre), floor, budget.latents)
-        smallest.append(least)
-        kept.append((flat, columns, own_norms))
-    if len(kept) > 1 and shares[0].model is None:
-        kept = [(torch.cat([flat for flat, _, _ in kept]).sort().values, whole, norms)]
-    codes = [Selected(active_code(pre, weights.b_enc, flat), columns, own) for flat, columns, own in kept]
-    return codes, tuple(smallest)
-
-
-def active_code(pre: Tensor, bias: Tensor, flat: Tensor | None) -> ActiveCode:
-    """The entries of `relu(pre + bias)`, `[batch, latent]`, at ascending flattened places, or all that are positive.
-
-    In whichever form is faster at its density.
-    """
-    if flat is None:
-        positive = pre > -bias
-        if int(torch.count_nonzero(positive)) > DENSE_ABOVE * pre.numel():
-            return DenseCode((pre + bias).relu_())
-        flat = places(positive)
-    code = sparse_relu(flat, pre, bias)
-    if len(flat) > DENSE_ABOVE * pre.numel():
-        return DenseCode(code.dense(pre.shape[1]))
-    return PairCode(code, pre.shape[1])
+    x: Tensor
+    """[batch, both]."""
+    encoder: Tensor
+    """[latent, both]."""
+    decoder: Tensor
+    """[latent, both]."""
 
 
 def compute_step(
@@ -194,20 +66,23 @@ def compute_step(
     dead: Tensor | None = None,
     aux_weight: float = 0.0,
     floors: Sequence[float] = (),
+    dtype: torch.dtype | None = None,
 ) -> Step:
     """Loss and gradients of one batch.
 
     `x: [batch, both]` float32, as the dictionary reads it; `d_model` are the widths of its parts. `dead: [latent]` bool
     and `aux_weight` are the auxiliary loss of variants with k. `floors` are guesses at each budget's smallest kept
-    scaled activation; they change the speed, not the result.
+    scaled activation; they change the speed, not the result. Products are made in `dtype`, that of `x` unless given.
     """
-    pre = x @ weights.encoder.T
+    dtype = dtype or x.dtype
+    operands = Operands(x.to(dtype), weights.encoder.to(dtype), weights.decoder.to(dtype))
+    pre = product(operands.x, operands.encoder.T)
     selected, smallest = select(pre, weights, spec, d_model, floors)
     error = x - weights.b_dec
     for each in selected:
-        error[:, each.columns] -= each.code.decode(_columns(weights.decoder, each.columns))
+        error[:, each.columns] -= each.code.decode(_columns(operands.decoder, each.columns))
     loss, grad = reconstruction_loss(error, d_model, spec)
-    found = [_code_gradients(each, weights, x, grad, spec, d_model) for each in selected]
+    found = [_code_gradients(each, weights, operands, grad, spec, d_model) for each in selected]
     loss += sum(each.penalty for each in found)
     gradients = Weights(
         encoder=_sum([each.encoder for each in found]),
@@ -217,7 +92,8 @@ def compute_step(
     )
     if aux_weight > 0 and dead is not None and bool(dead.any()):
         norms = code_norms(weights.decoder, d_model, spec.code_normalisation)
-        loss += aux_weight * add_aux_gradients(gradients, weights, x, pre, error, norms, dead, d_model, aux_weight)
+        found_dead = Dead(dead.nonzero().squeeze(1), max(d_model) // 2, aux_weight)
+        loss += _add_auxiliary(gradients, weights, operands, pre, norms, error, found_dead)
     constrain(spec, d_model, gradients.encoder, gradients.decoder)
     fired, num_active = _activity(selected)
     squares = [float(part.square().sum(dtype=torch.float64)) for part in error.split(d_model, dim=1)]
@@ -235,18 +111,18 @@ class _CodeGradients(NamedTuple):
 
 
 def _code_gradients(
-    selected: Selected, weights: Weights, x: Tensor, grad: Tensor, spec: CrosscoderSpec, d_model: Widths
+    selected: Selected, weights: Weights, operands: Operands, grad: Tensor, spec: CrosscoderSpec, d_model: Widths
 ) -> _CodeGradients:
-    code, own_grad = selected.code, _columns(grad, selected.columns)
-    code_grad = code.products(own_grad, _columns(weights.decoder, selected.columns))
+    code, own_grad = selected.code, _columns(grad, selected.columns).to(operands.x.dtype)
+    code_grad = code.products(own_grad, _columns(operands.decoder, selected.columns))
     decoder, loss = code.per_latent(code.values, own_grad), 0.0
     if (penalty := penalties(spec, weights.b_enc)) is not None:
-        penalty /= len(x)
+        penalty /= len(grad)
         code_grad += code.spread(penalty * selected.norms)
         totals = penalty * code.sums(code.values)
         add_norm_gradient(decoder, weights.decoder, d_model, spec.code_normalisation, totals)
         loss = float(totals @ selected.norms)
-    return _CodeGradients(code.per_latent(code_grad, x), code.sums(code_grad), decoder, loss)
+    return _CodeGradients(code.per_latent(code_grad, operands.x), code.sums(code_grad), decoder, loss)
 
 
 def _sum(tensors: Sequence[Tensor]) -> Tensor:
@@ -315,34 +191,14 @@ def add_norm_gradient(gradient: Tensor, decoder: Tensor, d_model: Widths, normal
         out.addcmul_(rows, (by_norm * (per_model / norms + together / whole))[:, None])
 
 
-def add_aux_gradients(
-    gradients: Weights,
-    weights: Weights,
-    x: Tensor,
-    pre: Tensor,
-    error: Tensor,
-    norms: Tensor,
-    dead: Tensor,
-    d_model: Widths,
-    aux_weight: float,
+def _add_auxiliary(
+    gradients: Weights, weights: Weights, operands: Operands, pre: Tensor, norms: Tensor, error: Tensor, dead: Dead
 ) -> float:
-    """Adds the auxiliary loss's gradients in place and returns the loss, unweighted (math §2).
-
-    For every token the `d_model // 2` largest dead latents reconstruct the detached error without bias; the squared
-    error of that is divided by the error's variance. Dense over the dead latents: four products of
-    `batch · both · dead` and a few `[batch, dead]` blocks, so a step with most latents dead costs about a dense one.
-    """
-    latents = dead.nonzero().squeeze(1)
-    count = min(max(d_model) // 2, len(latents))
-    values = (pre[:, latents] + weights.b_enc[latents]).relu_()
-    top = torch.topk(values * norms[latents], count, dim=1, sorted=False).indices
-    code = torch.zeros_like(values).scatter_(1, top, values.gather(1, top))
-    rows = weights.decoder[latents]
-    rest = error - code @ rows
-    variance = (error - error.mean(0)).square().sum().clamp_min(torch.finfo(error.dtype).tiny)
-    grad = rest * (-2 * aux_weight / variance)
-    code_grad = (grad @ rows.T) * (code > 0)
-    gradients.encoder.index_add_(0, latents, code_grad.T @ x)
-    gradients.b_enc.index_add_(0, latents, code_grad.sum(0))
-    gradients.decoder.index_add_(0, latents, code.T @ grad)
-    return float(rest.square().sum() / variance)
+    """Adds the auxiliary loss's gradients in place and returns the loss, both weighted."""
+    code = (pre[:, dead.latents] + weights.b_enc[dead.latents]).relu_()
+    rows = operands.decoder[dead.latents]
+    found = auxiliary_loss(code, norms[dead.latents], rows, operands.x, error, dead.count)
+    gradients.encoder.index_add_(0, dead.latents, found.encoder, alpha=dead.weight)
+    gradients.b_enc.index_add_(0, dead.latents, found.b_enc, alpha=dead.weight)
+    gradients.decoder.index_add_(0, dead.latents, found.decoder, alpha=dead.weight)
+    return dead.weight * found.loss

@@ -18,9 +18,10 @@ from crosscope_proto.recipe import CrosscoderRecipe, CrosscoderSpec, TrainingSpe
 from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
 from crosscope_worker.crosscoder import DIFFERENCE, Crosscoder, scale_inputs
 from crosscope_worker.training import memory
+from crosscope_worker.training.active_code import Weights
 from crosscope_worker.training.buffer import ShuffleBuffer
 from crosscope_worker.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from crosscope_worker.training.objective import Step, Weights, compute_step
+from crosscope_worker.training.objective import Step, compute_step
 from crosscope_worker.training.variants import (
     Widths,
     absent_weights,
@@ -130,6 +131,7 @@ class Trainer:
             dead=self.since_fired >= self.training.dead_after_tokens,
             aux_weight=self.training.aux_weight if self.spec.k is not None else 0.0,
             floors=[FLOOR_SHARE * smallest for smallest in counters.last_smallest],
+            dtype=getattr(torch, self.training.dtype),
         )
         if not torch.isfinite(torch.tensor(outcome.loss)):
             raise TrainingError(f"the loss is {outcome.loss} at step {counters.step}; try training.lr below {lr:g}")

@@ -1,0 +1,178 @@
+"""The code of a training batch, and the products with it that losses and gradients need (math §3).
+
+A sparse code works on its active pairs alone; one that is too full for that to pay, as in the first steps of an L1
+run, takes the dense formulas, with the same results. Knows no loss.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from crosscope_proto.recipe import CrosscoderSpec
+from crosscope_proto.roles import BASE
+from crosscope_worker.crosscoder import code_norms
+from crosscope_worker.sparse import SparseCode, batch_topk, by_latent, decode_pairs, pair_products, places, sparse_relu
+from crosscope_worker.training.variants import Widths, budgets
+
+DENSE_ABOVE = 0.05
+"""Share of active entries above which the dense formulas are faster (two CPU cores, width 512 to 1 024)."""
+
+
+class Weights(NamedTuple):
+    """A crosscoder's parameters, or their gradients; encoder and decoder one row a latent."""
+
+    encoder: Tensor
+    """[latent, both]."""
+    b_enc: Tensor
+    """[latent]."""
+    decoder: Tensor
+    """[latent, both]."""
+    b_dec: Tensor
+    """[both]."""
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """`a @ b` of equal data types; that of bfloat16 is summed and returned in float32, as sparse products are."""
+    if a.dtype != torch.bfloat16:
+        return a @ b
+    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else (a @ b).float()
+
+
+class ActiveCode(Protocol):
+    """A code with the products that gradients need; sparse or dense.
+
+    Its values are float32 (or float64 throughout), `rows` and `tokens` in the data type that products are made in.
+    """
+
+    def decode(self, rows: Tensor) -> Tensor:
+        """`f @ rows`, [batch, width]."""
+        ...
+
+    def products(self, tokens: Tensor, rows: Tensor) -> Tensor:
+        """`tokens @ rows.T` where the code is active, in the shape of its values."""
+        ...
+
+    def per_latent(self, values: Tensor, tokens: Tensor) -> Tensor:
+        """`values.T @ tokens`, [latent, width]."""
+        ...
+
+    def sums(self, values: Tensor) -> Tensor:
+        """`values` summed over tokens, [latent]."""
+        ...
+
+    def spread(self, latents: Tensor) -> Tensor:
+        """`latents: [latent]` at every active entry, in the shape of its values."""
+        ...
+
+    values: Tensor
+
+
+class PairCode:
+    """An ActiveCode of (token, latent, value) pairs."""
+
+    def __init__(self, code: SparseCode, num_latents: int) -> None:
+        self.code = code
+        self.values = code.values
+        self._num_latents = num_latents
+        self._by_latent = by_latent(code, num_latents)
+
+    def decode(self, rows: Tensor) -> Tensor:
+        """See ActiveCode."""
+        return decode_pairs(self.code, rows)
+
+    def products(self, tokens: Tensor, rows: Tensor) -> Tensor:
+        """See ActiveCode."""
+        return pair_products(self.code, tokens, rows)
+
+    def per_latent(self, values: Tensor, tokens: Tensor) -> Tensor:
+        """See ActiveCode."""
+        return self._by_latent.products(values, tokens)
+
+    def sums(self, values: Tensor) -> Tensor:
+        """See ActiveCode."""
+        return values.new_zeros(self._num_latents).index_add_(0, self.code.latents, values)
+
+    def spread(self, latents: Tensor) -> Tensor:
+        """See ActiveCode."""
+        return latents[self.code.latents]
+
+
+class DenseCode:
+    """An ActiveCode that holds every entry."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+        self._active = values > 0
+
+    def decode(self, rows: Tensor) -> Tensor:
+        """See ActiveCode."""
+        return product(self.values.to(rows.dtype), rows)
+
+    def products(self, tokens: Tensor, rows: Tensor) -> Tensor:
+        """See ActiveCode."""
+        return product(tokens, rows.T).mul_(self._active)
+
+    def per_latent(self, values: Tensor, tokens: Tensor) -> Tensor:
+        """See ActiveCode."""
+        return product(values.to(tokens.dtype).T, tokens)
+
+    def sums(self, values: Tensor) -> Tensor:
+        """See ActiveCode."""
+        return values.sum(0)
+
+    def spread(self, latents: Tensor) -> Tensor:
+        """See ActiveCode."""
+        return latents * self._active
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A batch's code after sparsification, as far as it decodes to some of the columns of the axis `both`."""
+
+    code: ActiveCode
+    columns: slice
+    norms: Tensor
+    """[latent]; what its entries were scaled with."""
+
+
+def select(
+    pre: Tensor, weights: Weights, spec: CrosscoderSpec, d_model: Widths, floors: Sequence[float]
+) -> tuple[list[Selected], tuple[float, ...]]:
+    """The code of `relu(pre + b_enc)`, one for each model if decoupled, and each budget's smallest kept value."""
+    whole = slice(0, sum(d_model))
+    norms = code_norms(weights.decoder, d_model, spec.code_normalisation)
+    shares = budgets(spec)
+    if not shares:
+        return [Selected(active_code(pre, weights.b_enc, None), whole, norms)], ()
+    kept, smallest = [], []
+    for budget, floor in zip(shares, floors or (0.0,) * len(shares), strict=True):
+        columns, own_norms = whole, norms
+        if budget.model is not None:
+            columns = slice(0, d_model[BASE]) if budget.model == BASE else slice(d_model[BASE], None)
+            own_norms = weights.decoder[:, columns].norm(dim=1)
+        flat, least = batch_topk(pre, weights.b_enc, own_norms, budget.k * len(pre), floor, budget.latents)
+        smallest.append(least)
+        kept.append((flat, columns, own_norms))
+    if len(kept) > 1 and shares[0].model is None:
+        kept = [(torch.cat([flat for flat, _, _ in kept]).sort().values, whole, norms)]
+    codes = [Selected(active_code(pre, weights.b_enc, flat), columns, own) for flat, columns, own in kept]
+    return codes, tuple(smallest)
+
+
+def active_code(pre: Tensor, bias: Tensor, flat: Tensor | None) -> ActiveCode:
+    """The entries of `relu(pre + bias)`, `[batch, latent]`, at ascending flattened places, or all that are positive.
+
+    In whichever form is faster at its density.
+    """
+    if flat is None:
+        positive = pre > -bias
+        if int(torch.count_nonzero(positive)) > DENSE_ABOVE * pre.numel():
+            return DenseCode((pre + bias).relu_())
+        flat = places(positive)
+    code = sparse_relu(flat, pre, bias)
+    if len(flat) > DENSE_ABOVE * pre.numel():
+        return DenseCode(code.dense(pre.shape[1]))
+    return PairCode(code, pre.shape[1])
