@@ -1,6 +1,6 @@
 """A source of planted activations and recipes for tests of training."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from crosscope_proto.recipe import CrosscoderRecipe, CrosscoderSpec, DataSpec, PairSpec, TrainingSpec
 from crosscope_worker import training as public
+from crosscope_worker.training.source import ActivationSource
 from crosscope_worker.work import silent
 
 
@@ -23,7 +24,7 @@ class PlantedSource:
         self.directions = torch.nn.functional.normalize(torch.randn(12, sum(d_model), generator=generator), dim=1)
         self.next = 0
 
-    def blocks(self) -> Iterator[Tensor]:
+    def blocks(self) -> Generator[Tensor]:
         while self.next < self.num_blocks:
             generator = torch.Generator().manual_seed(1000 + self.next)
             active = torch.rand(self.block_tokens, 12, generator=generator) < 0.15
@@ -55,5 +56,5 @@ def make_recipe(crosscoder: dict[str, Any] | None = None, **training: Any) -> Cr
     )
 
 
-def run(recipe: CrosscoderRecipe, folder: Path, source: PlantedSource | None = None, progress: Any = silent):
+def run(recipe: CrosscoderRecipe, folder: Path, source: ActivationSource | None = None, progress: Any = silent):
     return public.train(recipe, source or PlantedSource(), (8, 8), folder, progress)

@@ -306,11 +306,41 @@ class CrosscoderRecipe:
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
-        names = [data.name for data in self.data]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"two data sets have the name {twice[0]!r}")
+        _check_names(self.data)
         return self
+
+
+@dataclass(config=_STRICT)
+class PublishedRecipe:
+    """Measures and publishes a crosscoder that someone else trained."""
+
+    kind: Literal["published"]
+    name: Name
+    """The crosscoder's name here."""
+    pair: PairSpec
+    layer: Annotated[int, Field(ge=0)]
+    """Index of the decoder layer whose output the crosscoder reads."""
+    path: Annotated[str, Field(min_length=1)]
+    """Hub id, or the folder or file of its weights (docs/published.md); a relative one is looked up in the home."""
+    data: Annotated[tuple[DataSpec, ...], Field(min_length=1, max_length=32)]
+    revision: str | None = None
+    """Hub revision of the crosscoder."""
+    input_scale: tuple[Positive, Positive] | None = None
+    """Factors on the base and the chat model's activations, for files that do not hold them."""
+    tokens: TokenPolicy = TokenPolicy()
+    """Only held-out texts are read: every `held_out_every`-th."""
+    analysis: AnalysisSpec = AnalysisSpec()
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        _check_names(self.data)
+        return self
+
+
+def _check_names(data: tuple[DataSpec, ...]) -> None:
+    names = [each.name for each in data]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"two data sets have the name {twice[0]!r}")
 
 
 @dataclass(config=_STRICT)
@@ -336,11 +366,12 @@ class DemoPairRecipe:
     """Seed of the world and of both trainings."""
 
 
-Recipe = Annotated[CrosscoderRecipe | DemoPairRecipe, Field(discriminator="kind")]
-_ADAPTER: TypeAdapter[CrosscoderRecipe | DemoPairRecipe] = TypeAdapter(Recipe)
+Recipe = CrosscoderRecipe | PublishedRecipe | DemoPairRecipe
+_KINDS = ("crosscoder", "published", "demo-pair")
+_ADAPTER: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe, Field(discriminator="kind")])
 
 
-def parse_recipe(text: str) -> CrosscoderRecipe | DemoPairRecipe:
+def parse_recipe(text: str) -> Recipe:
     """Parses and checks a recipe.
 
     Raises RecipeError that names every field that is wrong, what it holds and what it may hold.
@@ -359,8 +390,7 @@ def parse_recipe(text: str) -> CrosscoderRecipe | DemoPairRecipe:
 
 def _violation(detail: dict[str, Any]) -> tuple[str, str]:
     location: tuple[str | int, ...] = detail["loc"]
-    kinds = {"crosscoder", "demo-pair"}
-    path = ".".join(str(part) for i, part in enumerate(location) if not (i == 0 and part in kinds))
+    path = ".".join(str(part) for i, part in enumerate(location) if not (i == 0 and part in _KINDS))
     value = _SHORT.repr(detail.get("input"))
     text = str(detail["msg"]).removeprefix("Value error, ")
     known = {
@@ -374,7 +404,7 @@ def _violation(detail: dict[str, Any]) -> tuple[str, str]:
     return path, text if kind == "value_error" else f"{text}, but is {value}"
 
 
-def recipe_dict(recipe: CrosscoderRecipe | DemoPairRecipe) -> dict[str, object]:
+def recipe_dict(recipe: Recipe) -> dict[str, object]:
     """The recipe with every default written out, as plain JSON values."""
     return _ADAPTER.dump_python(recipe, mode="json")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import redis
+import torch
 
 from crosscope_proto import keys
 from crosscope_worker.jobs.entry import RESULT, Attempt, run, sentence
@@ -85,6 +86,17 @@ def test_odd_messages_are_stored(bare_rig: Rig, queue: redis.Redis) -> None:
 )
 def test_sentences(error: Exception, said: str) -> None:
     assert sentence(error, Path("/j")).startswith(said)
+
+
+def test_whoever_runs_out_of_memory_a_device_or_the_machine_is_told_what_to_lower() -> None:
+    """torch's error for devices, and the machine's refusal of 2 to the power of 60 bytes."""
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    for error in (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB"), refused.value):
+        said = sentence(error, Path("/j"))
+        assert said.startswith("Out of memory: ")
+        for field in ("batch_size", "buffer_tokens", "num_latents"):
+            assert field in said
 
 
 def test_only_listed_kinds_run() -> None:

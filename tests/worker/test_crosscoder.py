@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from crosscope_proto.artefacts import CrosscoderManifest, PairManifest
-from crosscope_worker.crosscoder import Crosscoder, CrosscoderError, relative_norms
+from crosscope_worker.crosscoder import Crosscoder, CrosscoderError, code_norms, relative_norms
 
 
 def make_crosscoder(d_model=(3, 5), latents=11, seed=0, **options) -> Crosscoder:
@@ -109,3 +110,89 @@ def test_broken_files_are_named(tmp_path: Path):
     manifest.write_text(json.dumps(document))
     with pytest.raises(CrosscoderError, match="lacks a field"):
         Crosscoder.load(tmp_path)
+
+
+CONTRADICTIONS: dict[str, dict[str, object]] = {
+    r"unknown code normalisation 'loud'; known are crosscoder, sae": {"code_normalisation": "loud"},
+    r"b_enc has shape \(3,\), but W_enc \(8, 11\) asks for \(11,\)": {"b_enc": torch.zeros(3)},
+    r"W_dec has shape \(11, 3\), but": {"W_dec": torch.zeros(11, 3)},
+    r"b_dec has shape \(9,\), but": {"b_dec": torch.zeros(9)},
+    r"W_enc reads 8 values a token, but d_model \(3, 4\) adds up to another": {"d_model": (3, 4)},
+    r"input_mean has shape \(7,\), not \(8,\)": {"input_mean": torch.zeros(7)},
+    "a decoupled code, and no other, has thresholds for each model": {"model_thresholds": torch.zeros(2, 11)},
+    "a decoupled code, and no other, has": {"code_normalisation": "decoupled"},
+    "a threshold for each model, not one for both": {
+        "code_normalisation": "decoupled",
+        "model_thresholds": torch.zeros(2, 11),
+        "threshold": 1.0,
+    },
+    r"model_thresholds has shape \(2, 3\), not \(2, 11\)": {
+        "code_normalisation": "decoupled",
+        "model_thresholds": torch.zeros(2, 3),
+    },
+    "only one kind can hold": {"threshold": 1.0, "latent_thresholds": torch.zeros(11)},
+    r"latent_thresholds has shape \(4,\), not \(11,\)": {"latent_thresholds": torch.zeros(4)},
+}
+
+
+@pytest.mark.parametrize("message", CONTRADICTIONS)
+def test_parts_that_contradict_each_other_are_named(message: str):
+    with pytest.raises(CrosscoderError, match=message):
+        dataclasses.replace(make_crosscoder(), **CONTRADICTIONS[message])
+
+
+def test_a_file_without_a_tensor_is_named(tmp_path: Path):
+    crosscoder = make_crosscoder()
+    crosscoder.save(tmp_path, make_manifest(crosscoder))
+    save_file({"W_enc": torch.zeros(8, 11), "noise": torch.zeros(1)}, tmp_path / "crosscoder.safetensors")
+    with pytest.raises(CrosscoderError, match=r"crosscoder\.safetensors has no tensor b_enc; it holds W_enc, noise"):
+        Crosscoder.load(tmp_path)
+    (tmp_path / "crosscoder.safetensors").unlink()
+    with pytest.raises(CrosscoderError, match=r"crosscoder\.safetensors is missing"):
+        Crosscoder.load(tmp_path)
+
+
+def test_a_decoupled_code_by_hand():
+    """Rows (3 | 1) and (1 | 4), both read 2; base keeps above 4, chat above 3.
+
+    Scaled by base's norms they are 6 and 2, by chat's 2 and 8: base decodes the first, chat the second.
+    """
+    crosscoder = Crosscoder(
+        W_enc=torch.tensor([[1.0, 1.0], [0.0, 0.0]]),
+        b_enc=torch.zeros(2),
+        W_dec=torch.tensor([[3.0, 1.0], [1.0, 4.0]]),
+        b_dec=torch.tensor([0.5, -0.5]),
+        d_model=(1, 1),
+        variant="batch_topk",
+        code_normalisation="decoupled",
+        model_thresholds=torch.tensor([[4.0, 4.0], [3.0, 3.0]]),
+    )
+    x = torch.tensor([[2.0, 9.0]])
+    code = crosscoder.encode(x)
+    assert code.tolist() == [[2.0, 2.0]]
+    assert crosscoder.scaled(x).tolist() == [[6.0, 8.0]]
+    assert crosscoder.decode(code).tolist() == [[6.5, 7.5]]
+
+
+def test_code_norms_by_hand():
+    """Rows (3, 4 | 0, 12): norms 5 and 12, together 13."""
+    row = torch.tensor([[3.0, 4.0, 0.0, 12.0]])
+    found = {name: float(code_norms(row, (2, 2), name)) for name in ("crosscoder", "sae", "mixed", "none")}
+    assert found == pytest.approx({"crosscoder": 17, "sae": 13, "mixed": 13 + 1.7, "none": 1})
+
+
+def test_inputs_are_centred_and_scaled_by_hand():
+    """Mean (1 | 2) and scales 2 and 0.5: (3 | 6) is read as (4 | 2), and (4 | 2) is decoded to (3 | 6)."""
+    crosscoder = Crosscoder(
+        W_enc=torch.eye(2),
+        b_enc=torch.zeros(2),
+        W_dec=torch.eye(2),
+        b_dec=torch.zeros(2),
+        d_model=(1, 1),
+        variant="l1",
+        input_scale=(2.0, 0.5),
+        input_mean=torch.tensor([1.0, 2.0]),
+    )
+    x = torch.tensor([[3.0, 6.0]])
+    assert crosscoder.encode(x).tolist() == [[4.0, 2.0]]
+    assert crosscoder.decode(crosscoder.encode(x)).tolist() == [[3.0, 6.0]]

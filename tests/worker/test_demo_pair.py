@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -84,6 +84,15 @@ def test_the_pair_loads_as_any_other(made: tuple[Path, Recorder, PairManifest]) 
     weights = [model.state_dict() for model in models]
     assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert len(answer(models[1], tokenizers[1], ["Hello!", "Who are you, please?"], max_new_tokens=2)) == 2
+
+
+def test_a_recipe_decides_depth_and_width(made: tuple[Path, Recorder, PairManifest]) -> None:
+    defaults = {field.name: field.default for field in fields(DemoPairRecipe)}
+    assert (defaults["num_layers"], defaults["hidden_size"]) != (2, 16)
+    for name in ("base", "chat"):
+        model = AutoModelForCausalLM.from_pretrained(made[0] / name)
+        assert len(model.model.layers) == 2
+        assert model.get_input_embeddings().embedding_dim == model.config.hidden_size == 16
 
 
 def test_its_texts_lie_beside_it(made: tuple[Path, Recorder, PairManifest]) -> None:

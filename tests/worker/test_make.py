@@ -241,3 +241,33 @@ def test_what_cannot_be_made_is_said_before_training(
         change = {"data": (replace(recipe.data[0], path=change["data"][0]),)}
     with pytest.raises(ValueError, match=sentence):
         make_crosscoder(replace(recipe, **change), workspace(home), silent)
+
+
+def test_layer_and_token_policy_reach_every_part_of_a_job(home: Path, recipe: CrosscoderRecipe):
+    """Without the first tokens there are fewer to train on, to analyse and to splice; another layer gives others."""
+    quick = replace(
+        recipe,
+        training=replace(recipe.training, epochs=1, max_steps=6),
+        analysis=replace(recipe.analysis, max_tokens=300, spliced_tokens=200, uselessness_steps=1),
+    )
+    changes: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "layer": {"layer": 2},
+        "skip_first": {"tokens": replace(quick.tokens, skip_first=4)},
+    }
+    found: dict[str, tuple[CrosscoderManifest, Crosscoder, list[list[int]]]] = {}
+    for name, change in changes.items():
+        manifest = make_crosscoder(replace(quick, name=name, **change), workspace(home, name), silent)
+        folder = version_folder(home, manifest)
+        positions = pq.read_table(folder / "examples")["positions"].to_pylist()
+        found[name] = manifest, Crosscoder.load(folder), positions
+    plain, weights, positions = found["plain"]
+    assert (plain.layer, found["layer"][0].layer) == (1, 2)
+    assert min(map(min, positions)) == 1
+    for name in ("layer", "skip_first"):
+        manifest, other, _ = found[name]
+        assert not torch.isclose(other.W_dec, weights.W_dec).all(), "trained on other activations"
+        for figure in ("fve_base", "ce_spliced_base", "ce_zero_chat", "kl_base_all"):
+            assert manifest.metrics[figure] != plain.metrics[figure], figure
+    assert found["layer"][0].metrics["ce_clean_base"] == pytest.approx(plain.metrics["ce_clean_base"], rel=1e-5)
+    assert min(map(min, found["skip_first"][2])) == 4

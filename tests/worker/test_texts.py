@@ -234,3 +234,21 @@ def test_refused_texts_end_the_stream_or_are_counted(read, tokenizer: TextTokeni
     resumed.restore(json.loads(json.dumps(first.state())))
     assert len(list(resumed)) == 2
     assert resumed.num_skipped == 1
+
+
+def test_configuration_and_split_of_a_hub_data_set(read: Read, tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    """A folder in the hub's layout: configurations en and de, each with its own splits."""
+    hub = tmp_path / "hub"
+    lines = ["---", "configs:"]
+    for config in ("en", "de"):
+        lines += [f"- config_name: {config}", "  data_files:"]
+        for split in ("train", "test"):
+            lines += [f"  - split: {split}", f"    path: {config}/{split}.jsonl"]
+            write_jsonl(hub / config / f"{split}.jsonl", [{"text": f"{config} {split}"}])
+    (hub / "README.md").write_text("\n".join([*lines, "---", ""]))
+    spec = DataSpec(name="docs", source="hub", path=str(hub), text_column="text", config="en")
+    assert said(tokenizer, list(read(spec))) == ["en train"]
+    assert said(tokenizer, list(read(replace(spec, config="de")))) == ["de train"]
+    assert said(tokenizer, list(read(replace(spec, split="test")))) == ["en test"]
+    with pytest.raises(DataError, match=r"'docs': .* cannot be read from the hub"):
+        list(read(replace(spec, config="fr")))

@@ -15,11 +15,13 @@ from torch import Tensor
 from crosscope_proto.recipe import TrainingSpec
 from crosscope_worker import training as public
 from crosscope_worker.training import checkpoint as checkpoints
-from crosscope_worker.training import trainer as trainers
 from crosscope_worker.training.active_code import Weights
 from crosscope_worker.training.buffer import ShuffleBuffer
 from crosscope_worker.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from crosscope_worker.training.loop import learning_rate
 from crosscope_worker.training.objective import compute_step
+from crosscope_worker.training.start import geometric_median, initial_weights
+from crosscope_worker.training.trainer import Trainer
 from crosscope_worker.work import Cancelled
 
 
@@ -49,11 +51,11 @@ def test_the_buffer_goes_on_mixing_new_tokens_and_stays_bounded():
     buffer, drawn = ShuffleBuffer(blocks(), capacity=100, batch_size=10, seed=0), 0
     order = []
     for batch in buffer:
-        assert seen - drawn <= 100 + 10
+        assert seen - drawn <= 100
         drawn += len(batch)
         order += batch.squeeze(1).tolist()
     assert order != sorted(order)
-    assert max(order[:100]) < 150  # a bounded window, not a global shuffle
+    assert max(order[:100]) < 200  # a bounded window, not a global shuffle
     assert min(order[-50:]) > 500
 
 
@@ -154,26 +156,29 @@ def test_logging_changes_nothing(tmp_path: Path):
 
 
 def test_dead_latents_are_revived_by_the_auxiliary_loss(tmp_path: Path):
-    last = []
+    x = torch.cat(list(PlantedSource(num_blocks=20).blocks()))
+    dead, fve = [], []
     for weight in (0.0, 1.0):
         spec = {"variant": "batch_topk", "num_latents": 24, "k": 1}
         recipe = make_recipe(spec, dead_after_tokens=500, aux_weight=weight, lr=1e-2)
-        result = run(recipe, tmp_path / str(weight), PlantedSource(num_blocks=100))
-        last.append({name: value for _, name, value in result.curves})
-    without, revived = last
-    assert without["dead_share"] >= 0.4
-    assert revived["dead_share"] < 0.75 * without["dead_share"]
-    assert revived["fve_base"] > without["fve_base"] + 0.02
+        crosscoder = run(recipe, tmp_path / str(weight), PlantedSource(num_blocks=100)).crosscoder
+        code = crosscoder.encode(x)
+        dead.append(int((code.sum(0) == 0).sum()))
+        rest = (x - crosscoder.decode(code)).square().sum()
+        fve.append(float(1 - rest / (x - x.mean(0)).square().sum()))
+    assert dead[0] >= 10
+    assert dead[1] <= 0.75 * dead[0]
+    assert fve[1] > fve[0] + 0.02
 
 
 def test_max_steps_and_decay_end_a_training():
     training = TrainingSpec(lr=1.0, warmup_steps=10, decay_share=0.5)
-    rates = [trainers.learning_rate(training, step, fraction) for step, fraction in [(0, 0), (4, 0), (20, 0.5)]]
+    rates = [learning_rate(training, step, fraction) for step, fraction in [(0, 0), (4, 0), (20, 0.5)]]
     assert rates == [0.1, 0.5, 1.0]
-    assert trainers.learning_rate(training, 50, 0.75) == 0.5
-    assert trainers.learning_rate(training, 99, 1.0) == 0.0
+    assert learning_rate(training, 50, 0.75) == 0.5
+    assert learning_rate(training, 99, 1.0) == 0.0
     cosine = TrainingSpec(lr=1.0, warmup_steps=0, decay_share=0.5, decay="cosine")
-    rates = [trainers.learning_rate(cosine, 50, fraction) for fraction in (0.5, 0.75, 2 / 3, 1.0)]
+    rates = [learning_rate(cosine, 50, fraction) for fraction in (0.5, 0.75, 2 / 3, 1.0)]
     assert rates == pytest.approx([1.0, 0.5, 0.75, 0.0])
 
 
@@ -187,7 +192,7 @@ def test_the_fraction_counts_what_was_trained_on_and_not_what_waits_in_the_buffe
     recipe = make_recipe(buffer_tokens=buffer_tokens, decay_share=1.0, warmup_steps=0)
     result = run(recipe, tmp_path, progress=note)
     assert fractions == pytest.approx([64 * step / 4000 for step in range(63)])
-    start = trainers.initial_weights(recipe.crosscoder, (8, 8), recipe.training.seed, "cpu").decoder
+    start = initial_weights(recipe.crosscoder, (8, 8), recipe.training.seed, "cpu").decoder
     assert not torch.allclose(result.crosscoder.W_dec, start, atol=0.01)  # the learning rate was not zero throughout
 
 
@@ -210,7 +215,7 @@ def test_max_steps_stops(tmp_path: Path):
 
 def test_geometric_median_is_the_median_in_one_dimension_and_ignores_an_outlier():
     points = torch.tensor([[0.0], [1.0], [2.0], [3.0], [1000.0]])
-    assert trainers.geometric_median(points, 2000).item() == pytest.approx(2.0, abs=0.01)
+    assert geometric_median(points, 2000).item() == pytest.approx(2.0, abs=0.01)
 
 
 def test_no_tokens_is_said_in_a_sentence(tmp_path: Path):
@@ -250,7 +255,7 @@ def test_clipping_and_optimiser_are_torchs_own(limit: float | None):
     recipe = make_recipe(max_grad_norm=limit, aux_weight=0.0)
     batches = list(PlantedSource(num_blocks=20).blocks())
     with torch.no_grad():
-        trainer = trainers.Trainer(recipe.crosscoder, recipe.training, (8, 8))
+        trainer = Trainer(recipe.crosscoder, recipe.training, (8, 8))
         plain = [weight.clone() for weight in trainer.weights]
         optimiser = torch.optim.Adam(plain, lr=3e-3)
         clipped = 0
@@ -274,5 +279,5 @@ def test_activations_that_never_change_are_refused(tmp_path: Path):
                 block[:, 8:] = 3.0
                 yield block
 
-    with pytest.raises(public.TrainingError, match="the chat model's activations are the same on all of the first 600"):
+    with pytest.raises(public.TrainingError, match="the chat model's activations are the same on all of the first 512"):
         run(make_recipe(), tmp_path, Constant())

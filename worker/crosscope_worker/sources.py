@@ -5,7 +5,7 @@ weights nor learning rates tell which it was. Does not know what the activations
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 from torch import Tensor
@@ -14,8 +14,9 @@ from crosscope_proto.recipe import CrosscoderRecipe
 from crosscope_worker.activation_cache import ActivationCache, Shard, State, cache_key
 from crosscope_worker.activations import PairActivations
 from crosscope_worker.harvest import TOKENS_PER_FORWARD, NormLimit, harvest
+from crosscope_worker.prefetch import PrefetchedSource
 from crosscope_worker.texts import Text, TextStream
-from crosscope_worker.training.trainer import ActivationSource
+from crosscope_worker.training.source import ActivationSource
 
 
 class HarvestSource:
@@ -41,7 +42,7 @@ class HarvestSource:
         self._norms = NormLimit(recipe.tokens.max_norm_ratio, activations.d_model)
         self._num_texts = 0
 
-    def blocks(self) -> Iterator[Tensor]:
+    def blocks(self) -> Generator[Tensor]:
         """See ActivationSource."""
         while self.epoch < self.num_epochs:
             yield from self.rest_of_epoch()
@@ -97,7 +98,7 @@ class CachedSource:
         self._cache = cache
         self._next_shard = 0
 
-    def blocks(self) -> Iterator[Tensor]:
+    def blocks(self) -> Generator[Tensor]:
         """See ActivationSource. Raises CacheFull or another OSError if a shard cannot be written."""
         while self._source.epoch < self.num_epochs:
             yield from self._rest_of_epoch()
@@ -160,13 +161,29 @@ def open_source(
     hashes: dict[str, str],
     tell: Callable[[str], None],
 ) -> ActivationSource:
-    """The source that a recipe asks for. `hashes`: `pair_hashes`; `tell` hears of damaged shards.
+    """The source that a recipe asks for; on a GPU one that works ahead.
 
-    Raises CacheError where activations cannot be cached, and OSError where a data file cannot be read.
+    `hashes`: `pair_hashes`; `tell` hears of damaged shards. Raises CacheError where activations cannot be cached, and
+    OSError where a data file cannot be read.
     """
-    source = HarvestSource(stream, activations, recipe)
-    if not recipe.training.cache:
-        return source
+    harvested = HarvestSource(stream, activations, recipe)
+    source: ActivationSource = harvested
+    if recipe.training.cache:
+        source = _cached(harvested, recipe, stream, activations, home, hashes, tell)
+    device = activations.pair.device
+    # Without a GPU, models and trainer would share the cores that each of them alone keeps busy.
+    return PrefetchedSource(source, device) if device.type == "cuda" else source
+
+
+def _cached(
+    source: HarvestSource,
+    recipe: CrosscoderRecipe,
+    stream: TextStream,
+    activations: PairActivations,
+    home: Path,
+    hashes: dict[str, str],
+    tell: Callable[[str], None],
+) -> CachedSource:
     key = cache_key(recipe, activations, stream.files, hashes, TOKENS_PER_FORWARD)
     cache = ActivationCache(home, key, sum(activations.d_model), activations.pair.device, tell)
     cache.remove_partial(time.time())

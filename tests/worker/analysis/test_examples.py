@@ -154,3 +154,19 @@ def test_top_tokens_are_those_at_the_peaks(make_world, tokenizer):
     world.harvests = [Harvest(texts, torch.cat(x), index, position, zeros + 1, zeros)]
     tokens = run(world, tokenizer).latents["top_tokens"].to_pylist()
     assert tokens == [[], tokenizer.pieces([50, 60]), [], []]
+
+
+@pytest.mark.parametrize(
+    ("quantiles", "expected"),
+    [
+        (1, [(0, 4)]),
+        (2, [(0, 2), (1, 7)]),
+        (5, [(0, 0), (1, 2), (2, 4), (3, 6), (4, 8)]),
+    ],
+)
+def test_as_many_bands_as_are_asked_for(make_world, quantiles, expected):
+    """Ten texts of maxima 0 to 9: bands of ten, five and two, of which the upper middle one or the middle is taken."""
+    spec = make_world(top_examples=1, quantiles=quantiles, examples_per_quantile=1).spec
+    choice = choose(segments([float(i) for i in range(10)]), np.zeros(10, np.int64), ("documents",), spec)
+    banded = choice.group == 0
+    assert list(zip(choice.quantile[banded].tolist(), choice.segment[banded].tolist(), strict=True)) == expected

@@ -232,3 +232,51 @@ def test_speed_of_all_targets_in_both_directions():
         moments.add(block)
     elapsed = (time.perf_counter() - begin) / 4
     assert elapsed * 1e6 / (num_latents * num_tokens / 1000) < 20
+
+
+def test_every_target_in_both_directions_by_hand():
+    """Rows (0, 1) and (2, 1), bias (1, 0) and (3, 5); two shards, the code 1, 2 and 3.
+
+    F = 6, C = 14. Along chat: ‖v‖² = 5, <D^base, v> = 1, <b^base, v> = 2, <b^chat, v> = 11. Along base: ‖v‖² = 1,
+    <D^chat, v> = 1, <b^base, v> = 0, <b^chat, v> = 5. P is 6 and P - R is 3 throughout.
+    """
+    rows, bias = torch.tensor([[0.0, 1.0, 2.0, 1.0]]), torch.tensor([1.0, 0.0, 3.0, 5.0])
+    crosscoder = Crosscoder(torch.zeros(4, 1), torch.zeros(1), rows, bias, (2, 2), "l1")
+    sums = one_latent_sums([[1.0, 2.0], [3.0]])
+    value, errors = jackknife(sums, lambda each: estimates(each, directions(crosscoder)))
+    expected = {
+        "beta_act_base": 6 / 70,
+        "beta_act_chat": 6 / 70,
+        "beta_act_no_bias_base": (6 - 6 * 2) / 70,
+        "beta_act_no_bias_chat": (6 - 6 * 11) / 70,
+        "beta_rec_base": 3 / 70,
+        "beta_rec_chat": 3 / 70,
+        "beta_err_base": 3 / 70 + 1 / 5,
+        "beta_err_chat": 3 / 70 + 1,
+        "nu_err": (3 / 70 + 1 / 5) / (3 / 70 + 1),
+        "nu_rec": 1.0,
+        "mirror_beta_act_base": 6 / 14,
+        "mirror_beta_act_no_bias_base": 6 / 14,
+        "mirror_beta_act_no_bias_chat": (6 - 6 * 5) / 14,
+        "mirror_beta_err_base": 3 / 14 + 1,
+        "mirror_beta_err_chat": 3 / 14 + 1,
+        "mirror_nu_err": 1.0,
+    }
+    assert {name: value[name][0] for name in expected} == pytest.approx(expected)
+    # Without either shard mirror_beta_act_base is 3 / 9 and 3 / 5; of two, the standard error is half of what they
+    # differ by.
+    assert errors["mirror_beta_act_base"][0] == pytest.approx((3 / 5 - 3 / 9) / 2)
+
+
+def test_the_share_that_a_model_keeps_by_hand():
+    """Base keeps the latent on the tokens of 1 and 2 only: 5 of C = 14; `<D^base, v> / ‖v‖²` is 1/5."""
+    rows = torch.tensor([[0.0, 1.0, 2.0, 1.0]])
+    crosscoder = Crosscoder(torch.zeros(4, 1), torch.zeros(1), rows, torch.zeros(4), (2, 2), "l1")
+    sums = one_latent_sums([[1.0, 2.0], [3.0]])
+    kept = sums.code_kept.copy()
+    kept[1, 0] = 0
+    value, _ = jackknife(
+        dataclasses.replace(sums, code_kept=kept), lambda each: estimates(each, directions(crosscoder))
+    )
+    assert value["beta_err_base"][0] == pytest.approx(3 / 70 + 1 / 5 * 5 / 14)
+    assert value["beta_err_chat"][0] == pytest.approx(3 / 70 + 1)

@@ -11,6 +11,7 @@ JobFunction = Callable[[Any, Workspace, Progress], Manifest]
 
 KINDS: Mapping[str, str] = {
     "crosscoder": "crosscope_worker.make:make_crosscoder",
+    "published": "crosscope_worker.make_published:make_published",
     "demo-pair": "crosscope_worker.demo.pair:make_demo_pair",
 }
 """A recipe's kind and its function, as module:name."""

@@ -1,5 +1,6 @@
 """Training a crosscoder from a stream of activations."""
 
-from crosscope_worker.training.trainer import TrainingError, TrainingResult, train
+from crosscope_worker.training.errors import TrainingError
+from crosscope_worker.training.loop import TrainingResult, train
 
 __all__ = ["TrainingError", "TrainingResult", "train"]

@@ -1,21 +1,22 @@
 """A bounded shuffle buffer: blocks of activations in, random batches out, every token exactly once.
 
-It holds at most `capacity` tokens of `4 · both` bytes each, plus one block; while it is filled again, up to three times
-that: the old tokens and blocks, their concatenation, and its shuffled copy. Knows nothing about models: a block is a
-tensor. Its state can be saved and restored, so that a resumed training draws the same batches.
+It holds `capacity` tokens of `4 · both` bytes each, and of one block what has found no room yet. Knows nothing about
+models: a block is a tensor. Its state can be saved and restored, so that a resumed training draws the same batches.
 """
 
+import json
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
 
 class ShuffleBuffer:
-    """Draws batches at random from a window over a stream of blocks.
+    """Draws each batch at random from all that it holds, and fills the places with what comes next.
 
-    Filled to `capacity` at the start; filled again, and shuffled with what is left, whenever half of it has been
-    drawn. When the stream ends the rest is drawn, so every token comes out exactly once; the last batch may be smaller.
+    So a step takes as many tokens from the stream as it trains on, and a token stays for `capacity / batch_size` steps
+    on average. When the stream has ended the rest is drawn; the last batch may be smaller.
     """
 
     def __init__(self, blocks: Iterator[Tensor], capacity: int, batch_size: int, seed: int) -> None:
@@ -23,60 +24,65 @@ class ShuffleBuffer:
         self._blocks = blocks
         self._capacity = max(capacity, 2 * batch_size)
         self._batch_size = batch_size
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = np.random.default_rng(seed)
         self._tokens: Tensor | None = None
-        self._next = 0
-        self._ended = False
+        """[capacity, both], of which the first `_size` rows are held."""
+        self._size = 0
+        self._waiting: Tensor | None = None
+        """[token, both]: what is left of the last block."""
 
     def fill(self) -> Tensor:
-        """Fills the buffer if it is empty and returns what it holds, [token, both]; for measuring before training."""
-        if self.held == 0:
-            self._refill()
-        return self._tokens[self._next :] if self._tokens is not None else torch.empty(0, 0)
+        """Fills the buffer and returns what it holds, [token, both]; for measuring before training."""
+        while self._size < self._capacity:
+            if self._waiting is None or len(self._waiting) == 0:
+                self._waiting = next(self._blocks, None)
+                if self._waiting is None:
+                    break
+            if self._tokens is None:
+                self._tokens = self._waiting.new_empty(self._capacity, self._waiting.shape[1])
+            room = self._capacity - self._size
+            taken, self._waiting = self._waiting[:room], self._waiting[room:]
+            self._tokens[self._size : self._size + len(taken)] = taken
+            self._size += len(taken)
+        return torch.empty(0, 0) if self._tokens is None else self._tokens[: self._size]
 
     def __iter__(self) -> Iterator[Tensor]:
         """Yields batches `[batch, both]`."""
-        while True:
-            if not self._ended and self.held <= max(self._capacity // 2, self._batch_size):
-                self._refill()
-            if self.held == 0 or self._tokens is None:
-                return
-            batch = self._tokens[self._next : self._next + self._batch_size]
-            self._next += len(batch)
-            yield batch
+        while len(held := self.fill()):
+            yield self._draw(held)
+
+    def _draw(self, held: Tensor) -> Tensor:
+        """Takes a batch out; tokens at the end move to the places that become free before it."""
+        drawn = self._generator.choice(len(held), min(self._batch_size, len(held)), replace=False)
+        self._size = len(held) - len(drawn)
+        stays = np.ones(len(drawn), dtype=bool)
+        stays[drawn[drawn >= self._size] - self._size] = False
+        batch = held[torch.from_numpy(drawn)]
+        free, moved = drawn[drawn < self._size], self._size + np.flatnonzero(stays)
+        held[torch.from_numpy(free)] = held[torch.from_numpy(moved)]
+        return batch
 
     @property
-    def held(self) -> int:
-        """Tokens that are yet to be drawn."""
-        return 0 if self._tokens is None else len(self._tokens) - self._next
-
-    def _refill(self) -> None:
-        parts = [] if self._tokens is None else [self._tokens[self._next :]]
-        held = sum(len(part) for part in parts)
-        while held < self._capacity:
-            block = next(self._blocks, None)
-            if block is None:
-                self._ended = True
-                break
-            parts.append(block)
-            held += len(block)
-        if parts:
-            tokens = torch.cat(parts)
-            self._tokens = tokens[torch.randperm(len(tokens), generator=self._generator).to(tokens.device)]
-            self._next = 0
+    def num_waiting(self) -> int:
+        """Tokens that were read from the stream and are yet to be drawn."""
+        return self._size + (0 if self._waiting is None else len(self._waiting))
 
     def state(self) -> dict[str, Tensor]:
         """Everything that decides the next batches, but for the stream."""
-        tokens = torch.empty(0, 0) if self._tokens is None else self._tokens[self._next :]
+        none = torch.empty(0, 0)
+        generator = json.dumps(self._generator.bit_generator.state).encode()
         return {
-            "tokens": tokens.contiguous(),
-            "generator": self._generator.get_state(),
-            "ended": torch.tensor(self._ended),
+            "tokens": none if self._tokens is None else self._tokens[: self._size],
+            "waiting": none if self._waiting is None else self._waiting,
+            "generator": torch.frombuffer(bytearray(generator), dtype=torch.uint8),
         }
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Takes on a saved state; the stream must stand where it stood then."""
-        self._tokens = state["tokens"] if state["tokens"].numel() else None
-        self._next = 0
-        self._generator.set_state(state["generator"].cpu())
-        self._ended = bool(state["ended"])
+        held = state["tokens"]
+        self._size, self._tokens = len(held), None
+        if held.numel():
+            self._tokens = held.new_empty(self._capacity, held.shape[1])
+            self._tokens[: len(held)] = held
+        self._waiting = state["waiting"] if state["waiting"].numel() else None
+        self._generator.bit_generator.state = json.loads(bytes(state["generator"].cpu().numpy()))

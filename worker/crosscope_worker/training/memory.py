@@ -14,8 +14,6 @@ _COPIES_OF_WEIGHTS = 4
 """Weights, gradients and Adam's two moments."""
 _BYTES_A_CODE_ENTRY = 5
 """A pre-activation and its mark in a mask."""
-_COPIES_OF_BUFFER = 3
-"""While it is filled: old tokens and blocks, their concatenation, its shuffled copy."""
 
 
 def needed(spec: CrosscoderSpec, training: TrainingSpec, both: int) -> dict[str, int]:
@@ -24,7 +22,7 @@ def needed(spec: CrosscoderSpec, training: TrainingSpec, both: int) -> dict[str,
     return {
         "crosscoder.num_latents": _COPIES_OF_WEIGHTS * 4 * (2 * spec.num_latents * both + spec.num_latents + both),
         "training.batch_size": _BYTES_A_CODE_ENTRY * training.batch_size * spec.num_latents,
-        "training.buffer_tokens": _COPIES_OF_BUFFER * 4 * buffer_tokens * both,
+        "training.buffer_tokens": 4 * buffer_tokens * both,
     }
 
 

@@ -1,84 +1,24 @@
-"""The training loop: batches from the shuffle buffer, one step each, checkpoints and curves.
+"""The state of a training, and the one step that moves it. Knows no loop, no data and no disk."""
 
-Only `Trainer.step` changes weights, counters and the threshold; measuring reads what a step has computed anyway.
-Knows nothing about models or texts: activations come from an ActivationSource.
-"""
-
-import math
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from crosscope_proto.recipe import CrosscoderRecipe, CrosscoderSpec, TrainingSpec, recipe_dict
-from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
+from crosscope_proto.recipe import CrosscoderSpec, TrainingSpec
+from crosscope_proto.roles import BASE, CHAT
 from crosscope_worker.crosscoder import DIFFERENCE, Crosscoder, scale_inputs
-from crosscope_worker.training import memory
 from crosscope_worker.training.active_code import Weights
-from crosscope_worker.training.buffer import ShuffleBuffer
-from crosscope_worker.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from crosscope_worker.training.errors import TrainingError
 from crosscope_worker.training.objective import Step, compute_step
-from crosscope_worker.training.variants import (
-    Widths,
-    absent_weights,
-    at_step,
-    budgets,
-    first_weights,
-    needs_equal_widths,
-    widths,
-)
-from crosscope_worker.work import Progress
+from crosscope_worker.training.start import initial_weights
+from crosscope_worker.training.variants import at_step, budgets, needs_equal_widths, widths
 
-STAGE = "train"
-INITIAL_ROW_NORM = 0.4
-"""Norm of each model's half of a decoder row at the start."""
 THRESHOLD_MEMORY = 0.999
 """Decay of the moving average that becomes the inference threshold (math §2)."""
 FLOOR_SHARE = 0.8
 """The guess at a batch's smallest kept activation, as a share of the last one."""
-
-
-class TrainingError(ValueError):
-    """A training that cannot go on; the message says why and what to change."""
-
-
-class ActivationSource(Protocol):
-    """A stream of activations that can be continued where it stood."""
-
-    num_epochs: int
-    """Passes that it will make."""
-
-    def blocks(self) -> Iterator[Tensor]:
-        """Yields `[token, both]` float32; call once."""
-        ...
-
-    def fraction(self) -> float:
-        """Share of all passes that has been read, 0 to 1; an estimate where the length is unknown."""
-        ...
-
-    def state(self) -> dict[str, Any]:
-        """Plain values that say where the stream stands."""
-        ...
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from a saved state; called before `blocks`."""
-        ...
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """A trained crosscoder and how training went."""
-
-    crosscoder: Crosscoder
-    curves: list[tuple[int, str, float]]
-    """(step, name, value)."""
-    tokens: int
-    """Tokens trained on, each epoch counted."""
-    steps: int
 
 
 @dataclass
@@ -223,168 +163,3 @@ class Trainer:
         smallest = tuple(float(value) for value in counters["last_smallest"])
         plain = {"curves": curves, "input_scale": (base, chat), "last_smallest": smallest}
         self.counters = Counters(**counters | plain)
-
-
-def initial_weights(spec: CrosscoderSpec, parts: Widths, seed: int, device: torch.device | str) -> Weights:
-    """Random directions, equal for both models where their widths agree; the encoder is the decoder."""
-    encoder = first_weights(spec.num_latents, INITIAL_ROW_NORM, parts, seed)
-    decoder = encoder.clone()
-    absent_weights(spec, parts, encoder, decoder)
-    return Weights(
-        encoder=encoder.to(device),
-        b_enc=torch.zeros(spec.num_latents, device=device),
-        decoder=decoder.to(device),
-        b_dec=torch.zeros(sum(parts), device=device),
-    )
-
-
-def geometric_median(tokens: Tensor, iterations: int = 50) -> Tensor:
-    """The point `[width]` with the smallest sum of distances to `tokens: [token, width]` (Weiszfeld's algorithm)."""
-    point = tokens.mean(0)
-    for _ in range(iterations):
-        weights = 1 / (tokens - point).norm(dim=1, keepdim=True).clamp_min(1e-6)
-        point = (weights * tokens).sum(0) / weights.sum()
-    return point
-
-
-def input_scales(tokens: Tensor, d_model: tuple[int, int]) -> tuple[float, float]:
-    """Factors that bring each model's `tokens: [token, both]` to a mean squared norm of `d_model`.
-
-    Raises TrainingError for activations that are zero everywhere.
-    """
-    base, chat = (part.double().square().sum(1).mean() for part in tokens.split(d_model, dim=1))
-    if not (base > 0 and chat > 0):
-        raise TrainingError("the activations of a model are zero everywhere; is the layer right?")
-    return float((d_model[0] / base).sqrt()), float((d_model[1] / chat).sqrt())
-
-
-def difference_scale(tokens: Tensor, d_model: tuple[int, int]) -> tuple[float, float]:
-    """The factor, for both models, that brings `x^chat - x^base` to a mean squared norm of `d_model`.
-
-    Raises TrainingError where the models' activations are the same.
-    """
-    size = (tokens[:, d_model[BASE] :] - tokens[:, : d_model[BASE]]).double().square().sum(1).mean()
-    if not size > 0:
-        raise TrainingError("the models' activations do not differ; a dictionary of differences has nothing to learn")
-    factor = float((d_model[BASE] / size).sqrt())
-    return factor, factor
-
-
-def learning_rate(training: TrainingSpec, step: int, fraction: float) -> float:
-    """Linear warm-up, then constant, then a linear or cosine fall to zero over the last `decay_share` of training."""
-    rise = min(1.0, (step + 1) / training.warmup_steps) if training.warmup_steps else 1.0
-    fall = min(1.0, (1 - fraction) / training.decay_share) if training.decay_share else 1.0
-    fall = max(fall, 0.0)
-    if training.decay == "cosine":
-        fall = 0.5 * (1 - math.cos(math.pi * fall))
-    return training.lr * rise * fall
-
-
-def train(
-    recipe: CrosscoderRecipe,
-    source: ActivationSource,
-    d_model: tuple[int, int],
-    folder: Path,
-    progress: Progress,
-    device: torch.device | str = "cpu",
-) -> TrainingResult:
-    """Trains a crosscoder, from the newest checkpoint below `folder` if there is one.
-
-    Raises TrainingError, CheckpointError, Cancelled (from `progress`) and OSError (a full disk).
-    """
-    training = recipe.training
-    _check_memory(recipe.crosscoder, training, d_model, torch.device(device))
-    trainer = Trainer(recipe.crosscoder, training, d_model, device)
-    checkpoint = load_checkpoint(folder, recipe_dict(recipe), device)
-    if checkpoint is not None:
-        source.restore(checkpoint.state["source"])
-        trainer.restore(checkpoint.tensors, checkpoint.state["counters"])
-    buffer = ShuffleBuffer(source.blocks(), training.buffer_tokens, training.batch_size, training.seed)
-    if checkpoint is not None:
-        prefix = "buffer."
-        saved = {n.removeprefix(prefix): t for n, t in checkpoint.tensors.items() if n.startswith(prefix)}
-        buffer.restore(saved)
-    else:
-        _start(trainer, buffer.fill(), training, d_model)
-    clock, tokens_before = time.monotonic(), trainer.counters.tokens
-    for tokens in buffer:
-        counters = trainer.counters
-        fraction = _fraction(training, counters, source, buffer.held + len(tokens))
-        x = trainer.inputs(tokens)
-        outcome = trainer.step(x, learning_rate(training, counters.step, fraction))
-        metrics: dict[str, float] = {}
-        if counters.step % training.log_every == 0:
-            rate = (counters.tokens - tokens_before) / max(time.monotonic() - clock, 1e-9)
-            metrics = measure(trainer, outcome, x) | {"tokens_per_second": rate}
-            counters.curves += [(counters.step, name, value) for name, value in metrics.items()]
-        progress(STAGE, fraction, step=counters.step, metrics=metrics)
-        if counters.step % training.checkpoint_every == 0:
-            _save(folder, recipe, trainer, buffer, source)
-        if counters.step == training.max_steps:
-            break
-    if trainer.counters.step == 0:
-        raise TrainingError("no token is left to train on after the token policy; check data and tokens in the recipe")
-    return TrainingResult(trainer.crosscoder(), trainer.counters.curves, trainer.counters.tokens, trainer.counters.step)
-
-
-def _check_memory(spec: CrosscoderSpec, training: TrainingSpec, d_model: tuple[int, int], device: torch.device) -> None:
-    free = memory.free_bytes(device)
-    parts = memory.needed(spec, training, sum(widths(spec, d_model)))
-    if free is not None and (sentence := memory.shortage(parts, memory.values_of(spec, training), free)):
-        raise TrainingError(sentence)
-
-
-def _start(trainer: Trainer, tokens: Tensor, training: TrainingSpec, d_model: tuple[int, int]) -> None:
-    if len(tokens) == 0:
-        return
-    for name, part in zip(MODEL_NAMES, tokens.split(d_model, dim=1), strict=True):
-        if len(part) > 1 and bool((part == part[0]).all()):
-            raise TrainingError(
-                f"the {name} model's activations are the same on all of the first {len(part)} tokens; "
-                "is the layer right, and are the model's weights?"
-            )
-    if training.normalise_inputs:
-        scales = difference_scale if trainer.spec.variant == DIFFERENCE else input_scales
-        trainer.counters.input_scale = scales(tokens, d_model)
-    if trainer.spec.k is not None:
-        x = trainer.inputs(tokens[: training.batch_size])
-        parts = [geometric_median(part) for part in x.split(trainer.widths, dim=1)]
-        trainer.weights.b_dec.copy_(torch.cat(parts))
-
-
-def _fraction(training: TrainingSpec, counters: Counters, source: ActivationSource, held: int) -> float:
-    """Share of the training that is done; `held` tokens have been read from the source and not yet trained on."""
-    by_steps = counters.step / training.max_steps if training.max_steps else 0.0
-    return max(by_steps, source.fraction() * counters.tokens / (counters.tokens + held))
-
-
-def measure(trainer: Trainer, outcome: Step, x: Tensor) -> dict[str, float]:
-    """Figures of one batch: loss, FVE of each part, L0, dead share, thresholds (math §7)."""
-    total = [float((p - p.mean(0)).square().sum(dtype=torch.float64)) for p in x.split(trainer.widths, dim=1)]
-    fve = [1 - e / t if t else float("nan") for e, t in zip(outcome.squared_error, total, strict=True)]
-    dead = trainer.since_fired >= trainer.training.dead_after_tokens
-    names = MODEL_NAMES if len(fve) > 1 else ("difference",)
-    thresholds = trainer.counters.thresholds
-    return {
-        "loss": outcome.loss,
-        **{f"fve_{name}": value for name, value in zip(names, fve, strict=True)},
-        "l0": outcome.num_active / len(x),
-        "dead_share": float(dead.float().mean()),
-        **{f"threshold_{i}" if i else "threshold": value for i, value in enumerate(thresholds)},
-    }
-
-
-def _save(
-    folder: Path,
-    recipe: CrosscoderRecipe,
-    trainer: Trainer,
-    buffer: ShuffleBuffer,
-    source: ActivationSource,
-) -> None:
-    state = {
-        "recipe": recipe_dict(recipe),
-        "counters": asdict(trainer.counters),
-        "source": source.state(),
-    }
-    tensors = trainer.tensors() | {f"buffer.{name}": tensor for name, tensor in buffer.state().items()}
-    save_checkpoint(folder, Checkpoint(trainer.counters.step, tensors, state))

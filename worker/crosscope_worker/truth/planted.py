@@ -4,7 +4,7 @@ A token's activations are `x^m = sum_j f_j D_j^m + noise` (math §1) with rows D
 about crosscoders, training or scores.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -149,7 +149,7 @@ class PlantedSource:
         self._num_blocks = -(-num_tokens // BLOCK_TOKENS)
         self._next = 0
 
-    def blocks(self) -> Iterator[Tensor]:
+    def blocks(self) -> Generator[Tensor]:
         """Yields `[token, both]` float32."""
         while self._next < self._num_blocks:
             generator = _generator(self._planted.seed, _TRAINING, self._next)

@@ -1,0 +1,92 @@
+"""Recipes that contradict themselves are refused with a sentence that names the field and its limit."""
+
+from typing import Any
+
+import pytest
+
+from crosscope_proto.recipe import RecipeError, parse_recipe
+
+RECIPE = (
+    "{{kind: crosscoder, name: a, layer: 1, pair: {{name: p}}, data: [{data}], "
+    "crosscoder: {{{crosscoder}}}, training: {{{training}}}}}"
+)
+
+
+def refusal(crosscoder: str, training: str = "", data: str = "{name: web, source: text, path: x}") -> str:
+    with pytest.raises(RecipeError) as refused:
+        parse_recipe(RECIPE.format(crosscoder=crosscoder, training=training, data=data))
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("crosscoder", "says"),
+    [
+        (
+            "variant: batch_topk, num_latents: 8, k: 9",
+            "crosscoder: k 9 is more than the 8 latents that it chooses from",
+        ),
+        ("variant: diff_sae, num_latents: 8, k: 9", "crosscoder: k 9 is more than the 8 latents"),
+        (
+            "variant: delta, num_latents: 8, k: 6, num_delta: 3, k_delta: 1, delta_weight: 1",
+            "crosscoder: k 6 is more than the 5 latents that it chooses from",
+        ),
+        (
+            "variant: delta, num_latents: 8, k: 2, num_delta: 3, k_delta: 4, delta_weight: 1",
+            "crosscoder: k_delta 4 is more than num_delta 3",
+        ),
+        (
+            "variant: dfc, num_latents: 8, k: 2, num_base_only: 5, num_chat_only: 4",
+            "crosscoder: 9 latents are set apart, but num_latents is 8",
+        ),
+        ("variant: batch_topk, num_latents: 8", "crosscoder: batch_topk needs k; k is missing"),
+        ("variant: l1, num_latents: 8, mu: 1, k: 2", "crosscoder: l1 needs mu and takes no k"),
+        ("variant: l1, num_latents: 8, mu: 1, cross_term: -0.5", "crosscoder: cross_term needs squared: true"),
+        (
+            "variant: l1, num_latents: 8, mu: 1, code_normalisation: decoupled",
+            "crosscoder: decoupled selects for each model apart; l1 cannot",
+        ),
+        ("variant: l1, num_latents: 8, mu: .nan", "crosscoder.mu: Input should be a finite number, but is nan"),
+    ],
+)
+def test_a_dictionary_that_contradicts_itself_is_refused(crosscoder: str, says: str) -> None:
+    assert says in refusal(crosscoder)
+
+
+@pytest.mark.parametrize(
+    ("crosscoder", "training", "says"),
+    [
+        ("k: 4", "k_start: 9, sparsity_warmup_steps: 5", "must lie between crosscoder.k 4 and num_latents 8"),
+        ("k: 4", "k_start: 3, sparsity_warmup_steps: 5", "must lie between crosscoder.k 4 and num_latents 8"),
+        ("k: 4", "k_start: 6", "training.k_start needs training.sparsity_warmup_steps"),
+    ],
+)
+def test_a_first_k_that_is_none_is_refused(crosscoder: str, training: str, says: str) -> None:
+    assert says in refusal(f"variant: batch_topk, num_latents: 8, {crosscoder}", training)
+
+
+def test_two_data_sets_of_one_name_are_refused() -> None:
+    twice = "{name: web, source: text, path: x}, {name: web, source: text, path: y}"
+    assert refusal("variant: l1, num_latents: 8, mu: 1", data=twice) == "two data sets have the name 'web'"
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ("{name: a, source: jsonl, path: x}", "exactly one of text_column and chat_column must be given"),
+        ("{name: a, source: jsonl, path: x, text_column: b, chat_column: c}", "exactly one of text_column"),
+        ("{name: a, source: text, path: x, text_column: b}", "a text source has no columns"),
+        ("{name: a, source: jsonl, path: x, text_column: b, behaviours_column: c}", "behaviours_column needs chat"),
+    ],
+)
+def test_columns_that_do_not_fit_are_refused(data: str, says: str) -> None:
+    assert says in refusal("variant: l1, num_latents: 8, mu: 1", data=data)
+
+
+@pytest.mark.parametrize("given", ["base", "chat"])
+def test_half_a_pair_is_refused(given: str) -> None:
+    document: dict[str, Any] = {"name": "p", given: "some/model"}
+    with pytest.raises(RecipeError, match="base and chat must be given together"):
+        parse_recipe(
+            f"{{kind: crosscoder, name: a, layer: 1, pair: {document}, "
+            "crosscoder: {variant: l1, num_latents: 8, mu: 1}, data: [{name: w, source: text, path: x}]}"
+        )

@@ -1,0 +1,135 @@
+"""Someone else's crosscoder, from its own files to a published version that says where it came from."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from crosscope_proto.recipe import PublishedRecipe, RecipeError, parse_recipe
+from crosscope_worker.crosscoder import Crosscoder, CrosscoderError
+from crosscope_worker.make_published import find_weights, make_published
+from crosscope_worker.work import Workspace, silent
+
+D_MODEL, NUM_LATENTS = 32, 48
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    rows = [{"text": " ".join(["the", "red", "fox", "sees", "a", "cat"][: 2 + i % 5])} for i in range(100)]
+    (tmp_path / "web.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def write_published(folder: Path, d_model: int = D_MODEL) -> Path:
+    """As the forks of dictionary_learning write them to the hub."""
+    folder.mkdir(parents=True)
+    draw = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=draw)
+
+    save_file(
+        {
+            "encoder.weight": normal(2, d_model, NUM_LATENTS),
+            "encoder.bias": normal(NUM_LATENTS),
+            "decoder.weight": normal(2, NUM_LATENTS, d_model),
+            "decoder.bias": normal(2, d_model),
+        },
+        folder / "model.safetensors",
+    )
+    (folder / "config.json").write_text(json.dumps({"activation_dim": d_model, "dict_size": NUM_LATENTS}))
+    return folder
+
+
+@pytest.fixture
+def recipe_of(tiny_pair_folder: Path) -> Callable[[str], PublishedRecipe]:
+    def parsed(path: str) -> PublishedRecipe:
+        recipe = parse_recipe(f"""
+kind: published
+name: theirs
+pair: {{name: tiny, base: {tiny_pair_folder / "base"}, chat: {tiny_pair_folder / "chat"}}}
+layer: 1
+path: {path}
+data: [{{name: web, source: jsonl, path: web.jsonl, text_column: text}}]
+tokens: {{held_out_every: 2}}
+analysis: {{max_tokens: 400, num_shards: 2, uselessness_steps: 3}}
+""")
+        assert isinstance(recipe, PublishedRecipe)
+        return recipe
+
+    return parsed
+
+
+def workspace(home: Path) -> Workspace:
+    (folder := home / "jobs" / "job-1").mkdir(parents=True, exist_ok=True)
+    return Workspace(home=home, folder=folder, fence=lambda: None)
+
+
+def test_a_published_crosscoder_is_measured_and_published_as_it_is(home: Path, recipe_of: Callable):
+    write_published(home / "theirs")
+    manifest = make_published(recipe_of("theirs"), workspace(home), silent)
+    folder = home / "crosscoders" / "theirs" / "versions" / manifest.version_id
+    theirs, ours = Crosscoder.load(home / "theirs"), Crosscoder.load(folder)
+    x = torch.randn(7, 2 * D_MODEL)
+    assert torch.equal(ours.encode(x), theirs.encode(x))
+    assert torch.equal(ours.decode(ours.encode(x)), theirs.decode(theirs.encode(x)))
+    assert (manifest.variant, manifest.training_tokens, manifest.layer) == ("l1", 0, 1)
+    assert manifest.recipe["path"] == "theirs"
+    assert manifest.analysis_tokens > 0
+    assert {"fve_base", "ce_recovered_chat"} <= manifest.metrics.keys()
+    assert pq.read_table(folder / "latents.parquet").num_rows == NUM_LATENTS
+    assert pq.read_table(folder / "metrics.parquet").num_rows == 0
+    again = make_published(recipe_of("theirs"), workspace(home), silent)
+    assert again.version_id == manifest.version_id, "an attempt that comes late publishes nothing twice"
+
+
+def test_a_crosscoder_of_other_widths_is_refused(home: Path, recipe_of: Callable):
+    write_published(home / "theirs", d_model=8)
+    with pytest.raises(
+        CrosscoderError, match="reads models of width 8 and 8, but those of the pair tiny have 32 and 32"
+    ):
+        make_published(recipe_of("theirs"), workspace(home), silent)
+    assert not (home / "crosscoders").exists()
+
+
+def test_a_hub_id_is_taken_from_the_hubs_own_cache(
+    home: Path, recipe_of: Callable, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+):
+    cache = tmp_path_factory.mktemp("hub")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    repository = cache / "models--someone--crosscoder"
+    written = write_published(repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    assert find_weights(recipe_of("someone/crosscoder"), home) == written
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [("/nowhere/theirs", "there is no crosscoder /nowhere/theirs"), ("./theirs", "there is no crosscoder .*theirs")],
+)
+def test_a_crosscoder_that_is_not_there_is_named(home: Path, recipe_of: Callable, path: str, says: str):
+    with pytest.raises(CrosscoderError, match=says):
+        find_weights(recipe_of(path), home)
+
+
+def test_neither_here_nor_at_the_hub(home: Path, recipe_of: Callable, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(CrosscoderError, match="and the hub gave no someone/nothing: "):
+        find_weights(recipe_of("someone/nothing"), home)
+
+
+def test_a_recipe_of_one_takes_no_training(recipe_of: Callable):
+    with pytest.raises(RecipeError) as refused:
+        parse_recipe(
+            "{kind: published, name: x, pair: {name: p}, layer: 1, path: x, training: {lr: 1},"
+            " data: [{name: web, source: text, path: x}, {name: web, source: text, path: y}]}"
+        )
+    assert refused.value.violations == [("training", "no such key; check its spelling")]

@@ -1,0 +1,205 @@
+"""Every field of a recipe that decides a training changes what comes out of it."""
+
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fixtures_training import PlantedSource, make_recipe, run
+from safetensors.torch import load_file
+from torch import Tensor
+
+from crosscope_proto.recipe import CrosscoderSpec, DataSpec, TokenPolicy, TrainingSpec
+from crosscope_worker.activations import PairActivations
+from crosscope_worker.pair import Pair
+from crosscope_worker.sources import HarvestSource, open_source
+from crosscope_worker.texts import TextStream
+from crosscope_worker.tokens import TextTokenizer
+from crosscope_worker.training import train
+from crosscope_worker.training.buffer import ShuffleBuffer
+from crosscope_worker.training.checkpoint import TENSORS
+from crosscope_worker.training.start import initial_weights
+from crosscope_worker.work import silent
+
+SPARSE = {"variant": "batch_topk", "num_latents": 24, "k": 1}
+TRAINING: dict[str, Any] = {
+    "decay_share": 0.5,
+    "sparsity_warmup_steps": 20,
+    "k_start": 8,
+    "dead_after_tokens": 200,
+    "checkpoint_every": 40,
+    "max_steps": 50,
+}
+CHANGES: dict[str, Any] = {
+    "batch_size": 48,
+    "lr": 2e-3,
+    "warmup_steps": 9,
+    "decay_share": 0.25,
+    "decay": "cosine",
+    "sparsity_warmup_steps": 12,
+    "k_start": 12,
+    "max_steps": 45,
+    "buffer_tokens": 1024,
+    "normalise_inputs": True,
+    "max_grad_norm": 0.1,
+    "dead_after_tokens": 400,
+    "aux_weight": 0.5,
+    "dtype": "bfloat16",
+    "seed": 1,
+    "log_every": 7,
+    "checkpoint_every": 30,
+}
+OF_A_SOURCE = {"epochs", "cache"}
+"""Fields of TrainingSpec that a planted source knows nothing of."""
+
+
+def outcome(folder: Path, **training: Any) -> tuple[list[bytes], list[Any], list[str]]:
+    """Weights and threshold, curves but for the speed, and names of checkpoints."""
+    result = run(make_recipe(SPARSE, **TRAINING | training), folder)
+    crosscoder = result.crosscoder
+    weights = [crosscoder.W_enc, crosscoder.b_enc, crosscoder.W_dec, crosscoder.b_dec]
+    curves = [row for row in result.curves if row[1] != "tokens_per_second"]
+    return [each.numpy().tobytes() for each in weights], curves, sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def unchanged(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[bytes], list[Any], list[str]]:
+    return outcome(tmp_path_factory.mktemp("unchanged"))
+
+
+def test_every_field_of_a_training_is_looked_at():
+    assert CHANGES.keys() | OF_A_SOURCE == {field.name for field in fields(TrainingSpec)}
+
+
+def test_the_same_training_again_gives_the_same(tmp_path: Path, unchanged: tuple[Any, ...]):
+    assert outcome(tmp_path) == unchanged
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_field_changes_a_training(tmp_path: Path, unchanged: tuple[Any, ...], name: str):
+    weights, curves, checkpoints = outcome(tmp_path, **{name: CHANGES[name]})
+    assert (weights != unchanged[0]) == (name not in ("log_every", "checkpoint_every"))
+    assert (checkpoints != unchanged[2]) == (name == "checkpoint_every")
+    assert (curves != unchanged[1]) == (name != "checkpoint_every")
+
+
+def test_the_buffer_holds_as_many_tokens_as_the_recipe_says(tmp_path: Path):
+    for tokens, blocks in ((512, 6), (1000, 10), (4000, 40)):
+        read: list[int] = []
+        source = PlantedSource()
+
+        def note(*_: Any, source: PlantedSource = source, read: list[int] = read, **__: Any) -> None:
+            read.append(source.next)
+
+        run(make_recipe(buffer_tokens=tokens), tmp_path / str(tokens), source, note)
+        assert read[0] == blocks
+
+
+def test_a_seed_decides_the_first_weights_and_the_order_of_the_tokens(tmp_path: Path):
+    spec = CrosscoderSpec(**SPARSE)
+    first, again, other = (initial_weights(spec, (8, 8), seed, "cpu").decoder for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.isclose(first, other).any()
+
+    def drawn(seed: int) -> list[float]:
+        blocks = iter(torch.arange(100.0)[:, None].split(10))
+        return torch.cat(list(ShuffleBuffer(blocks, 50, 10, seed))).squeeze(1).tolist()
+
+    assert drawn(0) == drawn(0) != drawn(1)
+    # What waits in the buffer does not depend on weights, only on what was drawn before.
+    waiting = []
+    for seed in (0, 0, 1):
+        folder = tmp_path / str(len(waiting))
+        run(make_recipe(SPARSE, seed=seed, max_steps=4, checkpoint_every=4), folder)
+        waiting.append(load_file(folder / "step-000000004" / TENSORS)["buffer.tokens"])
+    assert torch.equal(waiting[0], waiting[1])
+    assert not torch.equal(waiting[0], waiting[2])
+
+
+class TwoColumns:
+    """Five tokens of two models with one dimension each; three of five are the same, so they are the median."""
+
+    num_epochs = 1
+
+    def blocks(self) -> Iterator[Tensor]:
+        yield torch.tensor([[7.0, -2.0], [7.0, 50.0], [0.0, -2.0], [7.0, -2.0], [100.0, 9.0]])
+
+    def fraction(self) -> float:
+        return 1.0
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("spec", "bias"),
+    [(SPARSE, [7.0, -2.0]), ({"variant": "l1", "num_latents": 24, "mu": 0.1}, [0.0, 0.0])],
+    ids=["k", "mu"],
+)
+def test_the_decoders_bias_starts_at_the_median_where_there_is_a_k(tmp_path: Path, spec: dict[str, Any], bias: Any):
+    recipe = make_recipe(spec, lr=1e-30, batch_size=5)
+    with torch.no_grad():
+        found = train(recipe, TwoColumns(), (1, 1), tmp_path, silent).crosscoder.b_dec
+    assert found.tolist() == pytest.approx(bias, abs=1e-3)
+
+
+@pytest.mark.parametrize("normalisation", ["crosscoder", "sae", "mixed", "none"])
+def test_a_trained_dictionary_scales_its_code_as_the_recipe_says(tmp_path: Path, normalisation: str):
+    spec = SPARSE | {"code_normalisation": normalisation}
+    crosscoder = run(make_recipe(spec, max_steps=20), tmp_path).crosscoder
+    base, chat = (crosscoder.decoder(model).double().norm(dim=1) for model in (0, 1))
+    both = (base**2 + chat**2) ** 0.5
+    norms = {"crosscoder": base + chat, "sae": both, "mixed": both + 0.1 * (base + chat), "none": torch.ones(24)}
+    torch.testing.assert_close(crosscoder.code_norms().double(), norms[normalisation].double(), rtol=1e-5, atol=0)
+    assert crosscoder.variant == "batch_topk"
+    assert crosscoder.num_latents == 24
+
+
+@pytest.fixture
+def harvested(tiny_pair: Pair, tmp_path: Path) -> Any:
+    """What a training reads of 20 texts of 4 to 13 tokens, BOS counted, by tokens policy and other changes."""
+    random = np.random.default_rng(0)
+    words = ["the", "red", "fox", "old", "river", "bread"]
+    lines = [" ".join(random.choice(words, size=3 + i // 2)) for i in range(20)]
+    (tmp_path / "a.txt").write_text("".join(f"{line}\n" for line in lines))
+
+    def read(layer: int = 1, epochs: int = 1, **tokens: Any) -> Tensor:
+        recipe = replace(
+            make_recipe(epochs=epochs),
+            data=(DataSpec(name="a", source="text", path="a.txt"),),
+            tokens=TokenPolicy(**{"held_out_every": 10} | tokens),
+            layer=layer,
+        )
+        stream = TextStream(recipe.data, TextTokenizer(tiny_pair.tokenizer), recipe.tokens, [tmp_path], "train")
+        source = open_source(recipe, stream, PairActivations(tiny_pair, layer), tmp_path, {}, lambda _: None)
+        assert isinstance(source, HarvestSource)
+        return torch.cat(list(source.blocks()))
+
+    return read
+
+
+def test_the_token_policy_and_epochs_decide_what_a_training_reads(harvested: Any):
+    every = harvested()
+    lengths = [len(harvested(skip_first=n)) for n in (1, 2, 4)]
+    assert lengths[0] == len(every) == lengths[1] + 18, "BOS counts as the first, and is left out anyway"
+    assert lengths[2] == len(every) - 3 * 18
+    assert len(harvested(skip_bos=False)) == len(every) + 18
+    assert len(harvested(max_length=3)) == 2 * 18
+    assert len(harvested(held_out_every=2)) < 0.6 * len(every)
+    assert len(harvested(epochs=3)) == 3 * len(every)
+    norms = [part.norm(dim=1) for part in every.split(32, dim=1)]
+    stay = (norms[0] <= 1.05 * norms[0].median()) & (norms[1] <= 1.05 * norms[1].median())
+    assert 0 < stay.sum() < len(every)
+    torch.testing.assert_close(harvested(max_norm_ratio=1.05), every[stay])
+
+
+def test_the_layer_decides_what_a_training_reads(harvested: Any):
+    first, second = harvested(layer=1), harvested(layer=2)
+    assert first.shape == second.shape
+    assert not torch.isclose(first, second).all(dim=1).any()

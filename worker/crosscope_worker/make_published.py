@@ -1,0 +1,51 @@
+"""The job that measures and publishes a crosscoder that someone else trained. Knows no file layout and no formula."""
+
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from crosscope_proto.artefacts import CrosscoderManifest
+from crosscope_proto.recipe import PublishedRecipe
+from crosscope_worker.crosscoder import Crosscoder, CrosscoderError
+from crosscope_worker.measure import Material, Trained, already_published, measure_and_publish
+from crosscope_worker.work import Progress, Workspace
+
+_FILES = ("*.json", "*.safetensors", "*.pt", "*.pth")
+
+
+def make_published(recipe: PublishedRecipe, workspace: Workspace, progress: Progress) -> CrosscoderManifest:
+    """Loads a published crosscoder, measures it on held-out texts and publishes it here.
+
+    If this job has already published, answers with what it published. Raises CrosscoderError for a crosscoder that is
+    not there, cannot be loaded, or does not fit the pair; else as make_crosscoder.
+    """
+    if (published := already_published(recipe, workspace)) is not None:
+        return published
+    progress("load", 0.0, f"loading the crosscoder {recipe.path}")
+    path = find_weights(recipe, workspace.home)
+    crosscoder = Crosscoder.load(path, workspace.device, recipe.input_scale)
+    material = Material.load(recipe, workspace, progress)
+    if crosscoder.d_model != material.pair.d_model:
+        raise CrosscoderError(
+            f"{path} reads models of width {crosscoder.d_model[0]} and {crosscoder.d_model[1]}, but those of the pair "
+            f"{recipe.pair.name} have {material.pair.d_model[0]} and {material.pair.d_model[1]}"
+        )
+    return measure_and_publish(material, Trained(crosscoder))
+
+
+def find_weights(recipe: PublishedRecipe, home: Path) -> Path:
+    """The folder or file that `recipe.path` names, downloaded if it is a hub id.
+
+    Raises CrosscoderError if there is none.
+    """
+    path = home / Path(recipe.path).expanduser()
+    if path.exists():
+        return path
+    if Path(recipe.path).expanduser().is_absolute() or recipe.path.startswith("."):
+        raise CrosscoderError(f"there is no crosscoder {path}")
+    try:
+        return Path(snapshot_download(recipe.path, revision=recipe.revision, allow_patterns=list(_FILES)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CrosscoderError(f"there is no {path}, and the hub gave no {recipe.path}: {reason}") from error

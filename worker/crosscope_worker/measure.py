@@ -1,0 +1,132 @@
+"""What every job does with a crosscoder, whoever trained it: measure it on held-out texts and publish the result.
+
+Everything that it writes lies in the job's folder until one rename publishes it. Knows no formula.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import torch
+
+from crosscope_proto.artefacts import CrosscoderManifest, crosscoder_folder, pair_folder
+from crosscope_proto.recipe import CrosscoderRecipe, PublishedRecipe, recipe_dict
+from crosscope_worker.activations import PairActivations
+from crosscope_worker.analysis import Analysis, analyse
+from crosscope_worker.analysis.fidelity import fidelity, patched_latents
+from crosscope_worker.crosscoder import Crosscoder, CrosscoderError, read_manifest
+from crosscope_worker.harvest import harvest
+from crosscope_worker.pair import Pair, load_pair, pair_hashes, resolve_pair
+from crosscope_worker.publish import Provenance, make_current, publish
+from crosscope_worker.sparse import launches_kernels
+from crosscope_worker.texts import Split, TextStream
+from crosscope_worker.tokens import TextTokenizer
+from crosscope_worker.work import Progress, Workspace
+
+Recipe = CrosscoderRecipe | PublishedRecipe
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A crosscoder, and how it was trained as far as this job knows."""
+
+    crosscoder: Crosscoder
+    curves: Sequence[tuple[int, str, float]] = ()
+    """(step, name, value)."""
+    tokens: int = 0
+    """Tokens trained on, each epoch counted."""
+    num_skipped: int = 0
+    """Texts that were left out of the training."""
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """What a recipe's pair and data are, loaded."""
+
+    recipe: Recipe
+    workspace: Workspace
+    progress: Progress
+    pair: Pair
+    activations: PairActivations
+    tokenizer: TextTokenizer
+    hashes: dict[str, str]
+    """`pair_hashes` of the pair."""
+
+    @classmethod
+    def load(cls, recipe: Recipe, workspace: Workspace, progress: Progress) -> Self:
+        """Loads the pair. Raises PairError."""
+        progress("load", 0.0, f"loading the pair {recipe.pair.name}")
+        on_gpu = torch.device(workspace.device).type == "cuda"
+        manifest = resolve_pair(recipe.pair, workspace.home)
+        pair = load_pair(manifest, workspace.device, long_rows=on_gpu and launches_kernels())
+        activations = PairActivations(pair, recipe.layer)
+        caches = isinstance(recipe, CrosscoderRecipe) and recipe.training.cache
+        progress("load", 0.7, "hashing the models' files" + (" and the data" if caches else ""))
+        tokenizer = TextTokenizer(pair.tokenizer)
+        return cls(recipe, workspace, progress, pair, activations, tokenizer, pair_hashes(manifest))
+
+    def texts(self, split: Split) -> TextStream:
+        """The recipe's texts of a split, from their beginning."""
+        home = self.workspace.home
+        folders = (Path(pair_folder(home, self.recipe.pair.name)), home)
+        return TextStream(self.recipe.data, self.tokenizer, self.recipe.tokens, folders, split)
+
+
+def measure_and_publish(material: Material, trained: Trained) -> CrosscoderManifest:
+    """Measures a crosscoder on the held-out texts and publishes it.
+
+    Raises DataError, HarvestError, AnalysisError (all ValueError), PublishError (OSError), and what `progress` and
+    `workspace.fence` raise.
+    """
+    recipe, workspace = material.recipe, material.workspace
+    held_out = material.texts("held_out")
+    analysis = _measure(material, trained.crosscoder, held_out)
+    material.progress("publish", 0.0, "writing the version")
+    return publish(
+        workspace.home,
+        recipe.name,
+        trained.crosscoder,
+        Provenance(
+            pair=material.pair.manifest,
+            layer=recipe.layer,
+            recipe=recipe_dict(recipe),
+            training_tokens=trained.tokens,
+            skipped_texts=trained.num_skipped + held_out.num_skipped,
+            job=workspace.folder.name,
+            hashes=material.hashes,
+        ),
+        analysis,
+        trained.curves,
+        workspace.fence,
+    )
+
+
+def _measure(material: Material, crosscoder: Crosscoder, held_out: TextStream) -> Analysis:
+    recipe, pair, progress = material.recipe, material.pair, material.progress
+    harvests = harvest(held_out, material.activations, recipe.tokens)
+    names = [data.name for data in recipe.data]
+    analysis = analyse(crosscoder, harvests, recipe.analysis, names, material.tokenizer, pair, progress)
+    spliced, patched = material.texts("held_out"), patched_latents(analysis.latents)
+    figures = fidelity(crosscoder, pair, recipe.layer, spliced, patched, recipe.analysis, recipe.tokens, progress)
+    return replace(analysis, metrics=analysis.metrics | figures)
+
+
+def already_published(recipe: Recipe, workspace: Workspace) -> CrosscoderManifest | None:
+    """What this job has published in an earlier attempt, made the current version, or None."""
+    if (published := find_published(workspace.home, recipe.name, workspace.folder.name)) is not None:
+        make_current(workspace.home, published, workspace.fence)
+    return published
+
+
+def find_published(home: Path, name: str, job: str) -> CrosscoderManifest | None:
+    """The newest version of crosscoder `name` that `job` has published, or None."""
+    versions = Path(crosscoder_folder(home, name)) / "versions"
+    for folder in sorted(versions.glob("[!.]*"), reverse=True):
+        try:
+            manifest = read_manifest(folder)
+        except CrosscoderError:
+            continue  # A damaged version of another time is none of this job's business; whoever reads it is told.
+        if manifest.job == job:
+            return manifest
+    return None

@@ -1,0 +1,175 @@
+"""The training loop: batches from the shuffle buffer, one step each, checkpoints and curves.
+
+Only `Trainer.step` changes weights, counters and thresholds; measuring reads what a step has computed anyway. Knows
+nothing about models or texts: activations come from an ActivationSource.
+"""
+
+import math
+import time
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from crosscope_proto.recipe import CrosscoderRecipe, CrosscoderSpec, TrainingSpec, recipe_dict
+from crosscope_proto.roles import MODEL_NAMES
+from crosscope_worker.crosscoder import DIFFERENCE, Crosscoder
+from crosscope_worker.training import memory
+from crosscope_worker.training.buffer import ShuffleBuffer
+from crosscope_worker.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from crosscope_worker.training.errors import TrainingError
+from crosscope_worker.training.objective import Step
+from crosscope_worker.training.source import ActivationSource
+from crosscope_worker.training.start import difference_scale, geometric_median, input_scales
+from crosscope_worker.training.trainer import Counters, Trainer
+from crosscope_worker.training.variants import widths
+from crosscope_worker.work import Progress
+
+STAGE = "train"
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A trained crosscoder and how training went."""
+
+    crosscoder: Crosscoder
+    curves: list[tuple[int, str, float]]
+    """(step, name, value)."""
+    tokens: int
+    """Tokens trained on, each epoch counted."""
+    steps: int
+
+
+def learning_rate(training: TrainingSpec, step: int, fraction: float) -> float:
+    """Linear warm-up, then constant, then a linear or cosine fall to zero over the last `decay_share` of training."""
+    rise = min(1.0, (step + 1) / training.warmup_steps) if training.warmup_steps else 1.0
+    fall = min(1.0, (1 - fraction) / training.decay_share) if training.decay_share else 1.0
+    fall = max(fall, 0.0)
+    if training.decay == "cosine":
+        fall = 0.5 * (1 - math.cos(math.pi * fall))
+    return training.lr * rise * fall
+
+
+def train(
+    recipe: CrosscoderRecipe,
+    source: ActivationSource,
+    d_model: tuple[int, int],
+    folder: Path,
+    progress: Progress,
+    device: torch.device | str = "cpu",
+) -> TrainingResult:
+    """Trains a crosscoder, from the newest checkpoint below `folder` if there is one.
+
+    Raises TrainingError, CheckpointError, Cancelled (from `progress`) and OSError (a full disk).
+    """
+    training = recipe.training
+    _check_memory(recipe.crosscoder, training, d_model, torch.device(device))
+    trainer = Trainer(recipe.crosscoder, training, d_model, device)
+    checkpoint = load_checkpoint(folder, recipe_dict(recipe), device)
+    if checkpoint is not None:
+        source.restore(checkpoint.state["source"])
+        trainer.restore(checkpoint.tensors, checkpoint.state["counters"])
+    with closing(source.blocks()) as blocks:
+        buffer = ShuffleBuffer(blocks, training.buffer_tokens, training.batch_size, training.seed)
+        if checkpoint is not None:
+            prefix = "buffer."
+            saved = {n.removeprefix(prefix): t for n, t in checkpoint.tensors.items() if n.startswith(prefix)}
+            buffer.restore(saved)
+        else:
+            _start(trainer, buffer.fill(), training, d_model)
+        _steps(recipe, trainer, buffer, source, folder, progress)
+    if trainer.counters.step == 0:
+        raise TrainingError("no token is left to train on after the token policy; check data and tokens in the recipe")
+    return TrainingResult(trainer.crosscoder(), trainer.counters.curves, trainer.counters.tokens, trainer.counters.step)
+
+
+def _steps(
+    recipe: CrosscoderRecipe,
+    trainer: Trainer,
+    buffer: ShuffleBuffer,
+    source: ActivationSource,
+    folder: Path,
+    progress: Progress,
+) -> None:
+    training = recipe.training
+    clock, tokens_before = time.monotonic(), trainer.counters.tokens
+    for tokens in buffer:
+        counters = trainer.counters
+        fraction = _fraction(training, counters, source, buffer.num_waiting + len(tokens))
+        x = trainer.inputs(tokens)
+        outcome = trainer.step(x, learning_rate(training, counters.step, fraction))
+        metrics: dict[str, float] = {}
+        if counters.step % training.log_every == 0:
+            rate = (counters.tokens - tokens_before) / max(time.monotonic() - clock, 1e-9)
+            metrics = measure(trainer, outcome, x) | {"tokens_per_second": rate}
+            counters.curves += [(counters.step, name, value) for name, value in metrics.items()]
+        progress(STAGE, fraction, step=counters.step, metrics=metrics)
+        if counters.step % training.checkpoint_every == 0:
+            _save(folder, recipe, trainer, buffer, source)
+        if counters.step == training.max_steps:
+            break
+
+
+def _check_memory(spec: CrosscoderSpec, training: TrainingSpec, d_model: tuple[int, int], device: torch.device) -> None:
+    free = memory.free_bytes(device)
+    parts = memory.needed(spec, training, sum(widths(spec, d_model)))
+    if free is not None and (sentence := memory.shortage(parts, memory.values_of(spec, training), free)):
+        raise TrainingError(sentence)
+
+
+def _start(trainer: Trainer, tokens: Tensor, training: TrainingSpec, d_model: tuple[int, int]) -> None:
+    if len(tokens) == 0:
+        return
+    for name, part in zip(MODEL_NAMES, tokens.split(d_model, dim=1), strict=True):
+        if len(part) > 1 and bool((part == part[0]).all()):
+            raise TrainingError(
+                f"the {name} model's activations are the same on all of the first {len(part)} tokens; "
+                "is the layer right, and are the model's weights?"
+            )
+    if training.normalise_inputs:
+        scales = difference_scale if trainer.spec.variant == DIFFERENCE else input_scales
+        trainer.counters.input_scale = scales(tokens, d_model)
+    if trainer.spec.k is not None:
+        x = trainer.inputs(tokens[: training.batch_size])
+        parts = [geometric_median(part) for part in x.split(trainer.widths, dim=1)]
+        trainer.weights.b_dec.copy_(torch.cat(parts))
+
+
+def _fraction(training: TrainingSpec, counters: Counters, source: ActivationSource, num_waiting: int) -> float:
+    """Share of the training that is done; `num_waiting` tokens were read from the source and not yet trained on."""
+    by_steps = counters.step / training.max_steps if training.max_steps else 0.0
+    return max(by_steps, source.fraction() * counters.tokens / (counters.tokens + num_waiting))
+
+
+def measure(trainer: Trainer, outcome: Step, x: Tensor) -> dict[str, float]:
+    """Figures of one batch: loss, FVE of each part, L0, dead share, thresholds (math §7)."""
+    total = [float((p - p.mean(0)).square().sum(dtype=torch.float64)) for p in x.split(trainer.widths, dim=1)]
+    fve = [1 - e / t if t else float("nan") for e, t in zip(outcome.squared_error, total, strict=True)]
+    dead = trainer.since_fired >= trainer.training.dead_after_tokens
+    names = MODEL_NAMES if len(fve) > 1 else ("difference",)
+    thresholds = trainer.counters.thresholds
+    return {
+        "loss": outcome.loss,
+        **{f"fve_{name}": value for name, value in zip(names, fve, strict=True)},
+        "l0": outcome.num_active / len(x),
+        "dead_share": float(dead.float().mean()),
+        **{f"threshold_{i}" if i else "threshold": value for i, value in enumerate(thresholds)},
+    }
+
+
+def _save(
+    folder: Path,
+    recipe: CrosscoderRecipe,
+    trainer: Trainer,
+    buffer: ShuffleBuffer,
+    source: ActivationSource,
+) -> None:
+    state = {
+        "recipe": recipe_dict(recipe),
+        "counters": asdict(trainer.counters),
+        "source": source.state(),
+    }
+    tensors = trainer.tensors() | {f"buffer.{name}": tensor for name, tensor in buffer.state().items()}
+    save_checkpoint(folder, Checkpoint(trainer.counters.step, tensors, state))
