@@ -219,7 +219,7 @@ class TrainingSpec:
     sparsity_warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps over which mu rises linearly from 0, or k falls linearly from k_start."""
     k_start: Count | None = None
-    """Latents a token at the first step; needs sparsity_warmup_steps and a variant with k."""
+    """Latents a token at the first step, from which k falls; needs sparsity_warmup_steps and a variant with k."""
     epochs: Count = 1
     """Passes over the training texts."""
     max_steps: Count | None = None

@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from crosscope_proto.artefacts import LATENT_COLUMNS, CrosscoderManifest, arrow_schema
-from crosscope_proto.recipe import CrosscoderRecipe, parse_recipe
+from crosscope_proto.recipe import CrosscoderRecipe, PublishedRecipe, parse_recipe, recipe_dict
+from crosscope_worker.analysis import AnalysisError
 from crosscope_worker.crosscoder import Crosscoder, read_manifest
 from crosscope_worker.make import make_crosscoder
+from crosscope_worker.make_published import make_published
 from crosscope_worker.training import checkpoint
 from crosscope_worker.work import Cancelled, LostClaim, Workspace, silent
 
@@ -271,3 +273,46 @@ def test_layer_and_token_policy_reach_every_part_of_a_job(home: Path, recipe: Cr
             assert manifest.metrics[figure] != plain.metrics[figure], figure
     assert found["layer"][0].metrics["ce_clean_base"] == pytest.approx(plain.metrics["ce_clean_base"], rel=1e-5)
     assert min(map(min, found["skip_first"][2])) == 4
+
+
+def test_a_crosscoder_that_cannot_be_measured_is_kept_and_can_be_measured_later(
+    home: Path, recipe: CrosscoderRecipe, monkeypatch: pytest.MonkeyPatch
+):
+    def run_out(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("crosscope_worker.measure.analyse", run_out)
+        with pytest.raises(AnalysisError, match=r"memory ran out .* analysis.num_shards from 4 to 2") as refused:
+            make_crosscoder(recipe, workspace(home), silent)
+    assert refused.value.__notes__ == [
+        "The trained crosscoder is kept: a recipe of kind published with path jobs/job-1/trained measures it."
+    ]
+    document = {name: value for name, value in recipe_dict(recipe).items() if name not in ("crosscoder", "training")}
+    text = json.dumps(document | {"kind": "published", "path": "jobs/job-1/trained"})
+    later = parse_recipe(text)
+    assert isinstance(later, PublishedRecipe)
+    kept = Crosscoder.load(version_folder(home, make_published(later, workspace(home, "job-2"), silent)))
+    whole = Crosscoder.load(version_folder(home, make_crosscoder(recipe, workspace(home, "job-3"), silent)))
+    assert torch.equal(kept.W_dec, whole.W_dec)
+    assert kept.threshold == whole.threshold
+
+
+def test_an_attempt_after_a_death_in_the_analysis_trains_no_step_again(
+    home: Path, recipe: CrosscoderRecipe, monkeypatch: pytest.MonkeyPatch
+):
+    def die(*_: Any) -> Any:
+        raise Stop
+
+    with monkeypatch.context() as patched:
+        patched.setattr("crosscope_worker.measure.analyse", die)
+        with pytest.raises(Stop):
+            make_crosscoder(recipe, workspace(home), silent)
+    stages: list[str] = []
+
+    def note(stage: str, *_: Any, **__: Any) -> None:
+        stages.append(stage)
+
+    manifest = make_crosscoder(recipe, workspace(home), note)
+    assert "train" not in stages
+    assert manifest.training_tokens > 0

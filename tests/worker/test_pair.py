@@ -11,6 +11,7 @@ from transformers import Gemma2ForCausalLM
 
 from crosscope_proto.artefacts import PAIR_MANIFEST, PairManifest
 from crosscope_proto.recipe import PairSpec
+from crosscope_worker.jobs.entry import sentence
 from crosscope_worker.pair import Pair, PairError, load_pair, pair_hashes, resolve_pair, write_pair_manifest
 
 
@@ -130,6 +131,38 @@ def test_something_else_than_a_causal_model(folder: Path) -> None:
         load_pair(manifest_of(folder))
 
 
+def test_a_model_too_large_for_the_machine_says_so(folder: Path) -> None:
+    """Weights of 2 to the power of 60 bytes, which transformers makes before it says that they are missing."""
+    path, weights = folder / "base" / "config.json", folder / "base" / "model.safetensors"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"intermediate_size": 1 << 53}))
+    tensors = {name: tensor for name, tensor in load_file(weights).items() if ".mlp." not in name}
+    save_file(tensors, weights, {"format": "pt"})
+    with pytest.raises(RuntimeError, match="can't allocate memory") as refused:
+        load_pair(manifest_of(folder))
+    assert sentence(refused.value, folder).startswith("Out of memory: ")
+
+
+@pytest.mark.parametrize("method", ["from_pretrained", "to"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes. Error code 12"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+    ],
+)
+def test_running_out_of_memory_is_no_fault_of_the_model(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, method: str, error: RuntimeError
+) -> None:
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Gemma2ForCausalLM, method, refuse)
+    with pytest.raises(type(error)) as refused:
+        load_pair(manifest_of(folder))
+    assert refused.value is error
+
+
 def test_vocabularies_of_different_size(folder: Path, make_gemma: Callable[..., Gemma2ForCausalLM]) -> None:
     make_gemma(410).save_pretrained(folder / "chat")
     with pytest.raises(PairError, match="vocabulary sizes differ, base 400 and chat 410"):
@@ -141,15 +174,18 @@ def test_vocabularies_of_different_size(folder: Path, make_gemma: Callable[..., 
 
 
 def test_tokenizers_with_different_tokens(folder: Path) -> None:
-    path = folder / "base" / "tokenizer.json"
-    document = json.loads(path.read_text())
-    vocabulary = document["model"]["vocab"]
-    vocabulary["!"], vocabulary["."] = vocabulary["."], vocabulary["!"]
-    path.write_text(json.dumps(document))
+    swap_tokens(folder / "base" / "tokenizer.json")
     with pytest.raises(PairError, match=r"different vocabularies \(400 and 400 tokens, first different at id \d+"):
         load_pair(manifest_of(folder))
     (folder / "base" / "tokenizer_config.json").unlink()
     assert load_pair(manifest_of(folder)).num_layers == 4, "a model without a tokenizer of its own reads the pair's"
+
+
+def swap_tokens(tokenizer: Path) -> None:
+    document = json.loads(tokenizer.read_text())
+    vocabulary = document["model"]["vocab"]
+    vocabulary["!"], vocabulary["."] = vocabulary["."], vocabulary["!"]
+    tokenizer.write_text(json.dumps(document))
 
 
 def test_a_folder_without_a_tokenizer(folder: Path) -> None:
@@ -160,3 +196,78 @@ def test_a_folder_without_a_tokenizer(folder: Path) -> None:
         path.unlink()
     with pytest.raises(PairError, match=r"'tiny': there is no tokenizer\.json in .*chat"):
         load_pair(manifest_of(folder))
+
+
+def test_a_spec_decides_tokenizer_dtype_and_revisions(folder: Path) -> None:
+    home = folder.parent.parent
+    named = {"name": "new", "base": str(folder / "base"), "chat": str(folder / "chat")}
+    plain = resolve_pair(PairSpec(**named), home)
+    assert (plain.tokenizer, plain.dtype) == (str(folder / "chat"), "float32")
+    assert plain.revision_base is plain.revision_chat is None
+    assert load_pair(plain).models[0].dtype == torch.float32
+    changed = PairSpec(**named, tokenizer="pairs/tiny/base", dtype="float16", revision_base="one", revision_chat="two")
+    manifest = resolve_pair(changed, home)
+    assert manifest.tokenizer == str(folder / "base")
+    assert (manifest.revision_base, manifest.revision_chat) == ("one", "two")
+    for path in folder.glob("chat/*token*"):
+        path.unlink()
+    pair = load_pair(manifest)
+    assert {model.dtype for model in pair.models} == {torch.float16}
+    assert pair.tokenizer.name_or_path == str(folder / "base")
+
+
+@pytest.fixture
+def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The hub's cache without a network: the base model as revision "one" of org/tiny, the chat model as "two"."""
+    cache = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    repository = cache / "models--org--tiny"
+    (repository / "refs").mkdir(parents=True)
+    for model, (revision, commit) in (("base", ("one", "1" * 40)), ("chat", ("two", "2" * 40))):
+        shutil.copytree(folder / model, repository / "snapshots" / commit)
+        (repository / "refs" / revision).write_text(commit)
+    (repository / "refs" / "main").write_text("2" * 40)
+    return "org/tiny"
+
+
+def embeddings(path: Path) -> torch.Tensor:
+    return load_file(path / "model.safetensors")["model.embed_tokens.weight"]
+
+
+@pytest.mark.parametrize("revisions", [("one", "two"), ("two", "one"), (None, "one")])
+def test_models_are_loaded_at_their_revisions(hub: str, folder: Path, revisions: tuple[str | None, str]) -> None:
+    spec = PairSpec(name="x", base=hub, chat=hub, revision_base=revisions[0], revision_chat=revisions[1])
+    pair = load_pair(resolve_pair(spec, folder.parent))
+    for model, revision in zip(pair.models, revisions, strict=True):
+        expected = embeddings(folder / ("base" if revision == "one" else "chat"))
+        torch.testing.assert_close(model.get_input_embeddings().weight.detach(), expected)
+
+
+@pytest.mark.parametrize("revisions", [("one", "two"), ("two", "one")])
+def test_hashes_follow_the_revision_of_each_model(hub: str, folder: Path, revisions: tuple[str, str]) -> None:
+    spec = PairSpec(name="x", base=hub, chat=hub, revision_base=revisions[0], revision_chat=revisions[1])
+    hashes = pair_hashes(resolve_pair(spec, folder.parent))
+    commits = {"one": f"commit:{'1' * 40}", "two": f"commit:{'2' * 40}"}
+    assert hashes["chat"] == commits[revisions[1]]
+    assert hashes["base"] == commits[revisions[0]]
+    assert hashes["tokenizer"] == hashes["chat"]
+
+
+def test_a_hash_says_only_what_the_cache_knows(hub: str, folder: Path) -> None:
+    spec = PairSpec(name="x", base=hub, chat=hub, tokenizer="org/gone", revision_chat="three")
+    hashes = pair_hashes(resolve_pair(spec, folder.parent))
+    assert hashes == {"tokenizer": "commit:None", "base": f"commit:{'2' * 40}", "chat": "commit:None"}
+
+
+def test_a_tokenizer_alone_has_a_commit(hub: str, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "hub" / "models--org--tiny" / "snapshots" / ("2" * 40) / "tokenizer.json").unlink()
+    spec = PairSpec(name="x", base=str(folder / "base"), chat=str(folder / "chat"), tokenizer=hub)
+    assert pair_hashes(resolve_pair(spec, folder.parent))["tokenizer"] == f"commit:{'2' * 40}"
+
+
+def test_tokenizers_of_two_revisions_must_agree(hub: str, folder: Path, tmp_path: Path) -> None:
+    swap_tokens(tmp_path / "hub" / "models--org--tiny" / "snapshots" / ("1" * 40) / "tokenizer.json")
+    spec = PairSpec(name="x", base=hub, chat=hub, revision_base="one", revision_chat="two")
+    with pytest.raises(PairError, match="of org/tiny at revision one and org/tiny at revision two have different voc"):
+        load_pair(resolve_pair(spec, folder.parent))

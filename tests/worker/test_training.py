@@ -203,7 +203,7 @@ def test_a_training_that_ends_within_the_warm_up_has_a_threshold(tmp_path: Path)
 
 
 def test_a_checkpoint_is_loaded_onto_the_device_of_the_training(tmp_path: Path):
-    save_checkpoint(tmp_path, Checkpoint(1, {"a": torch.ones(2)}, {"recipe": {}}))
+    save_checkpoint(tmp_path, Checkpoint(1, {"a": torch.ones(2)}, recipe={}, counters={}, source={}))
     found = load_checkpoint(tmp_path, {}, torch.device("meta"))
     assert found is not None
     assert found.tensors["a"].device.type == "meta"
@@ -235,14 +235,14 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path):
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    save_checkpoint(tmp_path, Checkpoint(1, {"a": torch.ones(2)}, {"recipe": {}}))
+    save_checkpoint(tmp_path, Checkpoint(1, {"a": torch.ones(2)}, recipe={}, counters={}, source={}))
 
     def full(path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     monkeypatch.setattr(checkpoints, "sync", full)
     with pytest.raises(OSError, match="No space left"):
-        save_checkpoint(tmp_path, Checkpoint(2, {"a": torch.zeros(2)}, {"recipe": {}}))
+        save_checkpoint(tmp_path, Checkpoint(2, {"a": torch.zeros(2)}, recipe={}, counters={}, source={}))
     found = load_checkpoint(tmp_path, {})
     assert found is not None
     assert found.step == 1

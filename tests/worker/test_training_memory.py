@@ -16,7 +16,7 @@ TRAINING = TrainingSpec(batch_size=100, buffer_tokens=10_000)
 def test_bytes_by_hand():
     assert memory.needed(SPEC, TRAINING, 50) == {
         "crosscoder.num_latents": 4 * 4 * (2 * 1000 * 50 + 1000 + 50),  # 1 616 800
-        "training.batch_size": 5 * 100 * 1000,
+        "training.batch_size": 26 * 100 * 1000,  # 2 600 000
         "training.buffer_tokens": 4 * 10_000 * 50,  # 2 000 000
     }
 
@@ -24,9 +24,9 @@ def test_bytes_by_hand():
 @pytest.mark.parametrize(
     ("free", "says"),
     [
-        (4_200_000, None),
-        (3_116_800, "4.1 MB of memory .* 3.1 MB are free; lower training.buffer_tokens to 5000$"),
-        (1_200_000, "lower crosscoder.num_latents to about 140, or use a machine with more"),
+        (6_300_000, None),
+        (5_216_800, "6.2 MB of memory .* 5.2 MB are free; lower training.buffer_tokens to 5000$"),
+        (1_200_000, "lower crosscoder.num_latents to about 96, or use a machine with more"),
     ],
 )
 def test_what_to_lower(free: int, says: str | None):
@@ -41,9 +41,9 @@ def test_what_to_lower(free: int, says: str | None):
 def test_a_batch_that_is_too_large():
     training = TrainingSpec(batch_size=10_000, buffer_tokens=20_000)
     parts, values = memory.needed(SPEC, training, 50), memory.values_of(SPEC, training)
-    found = memory.shortage(parts, values, 40_000_000)
+    found = memory.shortage(parts, values, 140_000_000)
     assert found is not None
-    assert found.endswith("lower training.batch_size to 6800")
+    assert found.endswith("lower training.batch_size to 5100")
 
 
 def test_the_machine_says_what_is_free():
@@ -53,5 +53,27 @@ def test_the_machine_says_what_is_free():
 
 def test_a_training_that_cannot_fit_does_not_start(tmp_path: Path):
     spec = {"variant": "l1", "num_latents": 2_000_000_000, "mu": 0.1}
-    with pytest.raises(TrainingError, match=r"needs about 1696.0 GB .*; lower crosscoder.num_latents to about"):
+    with pytest.raises(TrainingError, match=r"needs about 4384.0 GB .*; lower crosscoder.num_latents to about"):
         run(make_recipe(spec), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB"), MemoryError()],
+    ids=["device", "python"],
+)
+def test_memory_that_runs_out_in_the_middle_is_said_with_what_to_lower(tmp_path: Path, error: Exception):
+    def run_out(*_: object, step: int = 0, **__: object) -> None:
+        if step == 3:
+            raise error
+
+    with pytest.raises(TrainingError, match=r"^memory ran out; .* lower training.batch_size to 32, or use a machine"):
+        run(make_recipe({"variant": "batch_topk", "num_latents": 512, "k": 2}), tmp_path, progress=run_out)
+
+
+def test_another_error_stays_what_it_is(tmp_path: Path):
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a kernel failed")
+
+    with pytest.raises(RuntimeError, match="a kernel failed"):
+        run(make_recipe(), tmp_path, progress=fail)

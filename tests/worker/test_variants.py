@@ -124,7 +124,7 @@ def test_what_needs_models_of_equal_width_says_so(tmp_path: Path, spec: dict[str
 def test_k_falls_and_mu_rises():
     training = TrainingSpec(sparsity_warmup_steps=4, k_start=10)
     spec = CrosscoderSpec(variant="batch_topk", num_latents=24, k=2)
-    assert [at_step(spec, training, step).k for step in range(6)] == [8, 6, 4, 2, 2, 2]
+    assert [at_step(spec, training, step).k for step in range(6)] == [10, 8, 6, 4, 2, 2]
     rising = CrosscoderSpec(variant="l1", num_latents=24, mu=0.4)
     steps = [at_step(rising, TrainingSpec(sparsity_warmup_steps=4), step).mu for step in range(5)]
     assert steps == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4])

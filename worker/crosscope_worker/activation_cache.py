@@ -87,7 +87,7 @@ def cache_key(
         "layer": activations.layer,
         "dtype": activations.pair.manifest.dtype,
         "device": activations.pair.device.type,
-        "rows": {"shared": activations.shares_rows, "long": activations.long_rows},
+        "rows": {"shared": activations.shares_rows, "long": activations.pair.long_rows},
         "data": document["data"],
         "data_sha256": [[_sha256(path) for path in paths] for paths in files],
         "tokens": document["tokens"],

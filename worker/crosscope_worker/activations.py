@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from crosscope_worker.pair import BLOCK_SPARSE, Pair, check_layer, decoder_layers
+from crosscope_worker.pair import Pair, check_layer, decoder_layers
 
 _PROBE_TOKENS = 12
 _PROBE_TOLERANCE = 0.02
@@ -75,11 +75,6 @@ class PairActivations:
         except (RuntimeError, TypeError, ValueError):
             return False  # A model that takes no positions.
         return bool((together - alone).abs().max() <= _PROBE_TOLERANCE * alone.abs().max())
-
-    @property
-    def long_rows(self) -> bool:
-        """Whether attention skips what a text does not look at, so that a row may be long at no cost."""
-        return all(model.config.get_text_config()._attn_implementation == BLOCK_SPARSE for model in self.pair.models)
 
 
 def _output(model: PreTrainedModel, layer: nn.Module, ids: Tensor, positions: Tensor | None) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 
 from crosscope_proto.artefacts import CrosscoderManifest
 from crosscope_proto.recipe import CrosscoderRecipe
-from crosscope_worker.measure import Material, Trained, already_published, measure_and_publish
+from crosscope_worker.measure import Material, Trained, already_published, keep, measure_and_publish
 from crosscope_worker.sources import open_source
 from crosscope_worker.training import train
 from crosscope_worker.work import Progress, Workspace
@@ -28,4 +28,9 @@ def make_crosscoder(recipe: CrosscoderRecipe, workspace: Workspace, progress: Pr
     source = open_source(recipe, texts, material.activations, workspace.home, material.hashes, tell)
     with torch.no_grad():
         result = train(recipe, source, material.pair.d_model, workspace.checkpoints, progress, workspace.device)
-    return measure_and_publish(material, Trained(result.crosscoder, result.curves, result.tokens, texts.num_skipped))
+    trained = Trained(result.crosscoder, result.curves, result.tokens, texts.num_skipped)
+    try:
+        return measure_and_publish(material, trained)
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        keep(material, trained, error)
+        raise

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Self
 
 import torch
+from safetensors import SafetensorError
 
 from crosscope_proto.artefacts import CrosscoderManifest, crosscoder_folder, pair_folder
 from crosscope_proto.recipe import CrosscoderRecipe, PublishedRecipe, recipe_dict
 from crosscope_worker.activations import PairActivations
-from crosscope_worker.analysis import Analysis, analyse
+from crosscope_worker.analysis import Analysis, AnalysisError, analyse
 from crosscope_worker.analysis.fidelity import fidelity, patched_latents
 from crosscope_worker.crosscoder import Crosscoder, CrosscoderError, read_manifest
 from crosscope_worker.harvest import harvest
@@ -22,9 +23,11 @@ from crosscope_worker.publish import Provenance, make_current, publish
 from crosscope_worker.sparse import launches_kernels
 from crosscope_worker.texts import Split, TextStream
 from crosscope_worker.tokens import TextTokenizer
-from crosscope_worker.work import Progress, Workspace
+from crosscope_worker.work import Progress, Workspace, is_out_of_memory
 
 Recipe = CrosscoderRecipe | PublishedRecipe
+TRAINED = "trained"
+"""Below a job's folder: a crosscoder that could not be measured."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +84,16 @@ def measure_and_publish(material: Material, trained: Trained) -> CrosscoderManif
     """
     recipe, workspace = material.recipe, material.workspace
     held_out = material.texts("held_out")
-    analysis = _measure(material, trained.crosscoder, held_out)
+    try:
+        analysis = _measure(material, trained.crosscoder, held_out)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        shards = recipe.analysis.num_shards
+        raise AnalysisError(
+            f"memory ran out while {trained.crosscoder.num_latents} latents were measured; lower "
+            f"analysis.num_shards from {shards} to {max(2, shards // 2)}, or use a machine with more"
+        ) from error
     material.progress("publish", 0.0, "writing the version")
     return publish(
         workspace.home,
@@ -100,6 +112,35 @@ def measure_and_publish(material: Material, trained: Trained) -> CrosscoderManif
         trained.curves,
         workspace.fence,
     )
+
+
+def keep(material: Material, trained: Trained, error: Exception) -> None:
+    """Writes a trained crosscoder that could not be measured into the job's folder, and adds to `error` where it is."""
+    recipe, crosscoder, folder = material.recipe, trained.crosscoder, material.workspace.folder / TRAINED
+    manifest = CrosscoderManifest(
+        name=recipe.name,
+        version_id="",
+        pair=material.pair.manifest,
+        layer=recipe.layer,
+        d_model=crosscoder.d_model,
+        num_latents=crosscoder.num_latents,
+        variant=crosscoder.variant,
+        code_normalisation=crosscoder.code_normalisation,
+        threshold=crosscoder.threshold,
+        input_scale=crosscoder.input_scale,
+        recipe=recipe_dict(recipe),
+        training_tokens=trained.tokens,
+        skipped_texts=trained.num_skipped,
+        hashes=material.hashes,
+        job=material.workspace.folder.name,
+    )
+    try:
+        folder.mkdir(exist_ok=True)
+        crosscoder.save(folder, manifest)
+    except (OSError, SafetensorError):
+        return  # A full disk, say: the error itself is what people must hear of.
+    place = folder.relative_to(material.workspace.home)
+    error.add_note(f"The trained crosscoder is kept: a recipe of kind published with path {place} measures it.")
 
 
 def _measure(material: Material, crosscoder: Crosscoder, held_out: TextStream) -> Analysis:

@@ -7,12 +7,14 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -20,10 +22,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from crosscope_proto.artefacts import PAIR_MANIFEST, SCHEMA_VERSION, PairManifest, pair_folder
 from crosscope_proto.recipe import PairSpec
 from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
+from crosscope_worker.work import is_out_of_memory
 
 BLOCK_SPARSE = "flex_attention"
 """transformers' name of an attention that skips blocks of tokens that do not look at each other."""
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_MODEL_FILES = ("config.json", "*.safetensors")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 _LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
 """What transformers raises for a model that is absent, of another kind, or whose files do not fit together."""
@@ -31,6 +35,16 @@ _LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, Safete
 
 class PairError(ValueError):
     """Two models that cannot be loaded or compared; the sentence says which and why."""
+
+
+class _Place(NamedTuple):
+    """Where a model or tokenizer lies: a folder, or a hub id and its revision."""
+
+    source: str
+    revision: str | None
+
+    def __str__(self) -> str:
+        return self.source if self.revision is None else f"{self.source} at revision {self.revision}"
 
 
 @dataclass(frozen=True)
@@ -41,6 +55,8 @@ class Pair:
     models: tuple[PreTrainedModel, PreTrainedModel]
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
+    long_rows: bool = False
+    """Attention of both models skips what a token does not look at, so that a row may be long at no cost."""
 
     @property
     def d_model(self) -> tuple[int, int]:
@@ -133,40 +149,43 @@ def load_pair(manifest: PairManifest, device: str | torch.device = "cpu", long_r
     """Loads both models and the tokenizer and checks that they fit together.
 
     Folders are never looked up on a network; anything else is a hub id. With `long_rows`, models that can take an
-    attention that is fast on long rows of several texts, and is compiled when it first runs.
-    Raises PairError that names the model or file and what is wrong with it.
+    attention that skips what a token does not look at, and is compiled when it first runs.
+    Raises PairError that names the model or file and what is wrong with it; where memory runs out, torch's own error.
     """
-    tokenizers = {
-        source: _load_tokenizer(source, revision, manifest.name)
-        for source, revision in _tokenizer_sources(manifest).items()
-    }
-    tokenizer = tokenizers[manifest.tokenizer]
+    tokenizers = {place: _load_tokenizer(place, manifest.name) for place in _tokenizer_places(manifest)}
+    tokenizer = tokenizers[_tokenizer_place(manifest)]
     _check_same_vocabulary(manifest, tokenizers)
     base = _load_model(manifest, BASE, device, long_rows)
     chat = _load_model(manifest, CHAT, device, long_rows)
     _check_embeddings(manifest, (base, chat), tokenizer)
-    return Pair(manifest, (base, chat), tokenizer, torch.device(device))
+    is_block_sparse = all(model.config.get_text_config()._attn_implementation == BLOCK_SPARSE for model in (base, chat))  # pyright: ignore[reportPrivateUsage]
+    return Pair(manifest, (base, chat), tokenizer, torch.device(device), is_block_sparse)
 
 
 def pair_hashes(manifest: PairManifest) -> dict[str, str]:
     """Content hashes "tokenizer", "base" and "chat".
 
-    SHA-256 over a folder's tokenizer or configuration and weight files; for a hub id "commit:" and its commit.
+    SHA-256 over a folder's tokenizer or configuration and weight files; for a hub id "commit:" and the commit of its
+    revision in the hub's cache, which is what was loaded last, or "None" where the cache does not say it.
     """
-    revision = {manifest.base: manifest.revision_base, manifest.chat: manifest.revision_chat}
-
-    def digest(source: str, patterns: tuple[str, ...]) -> str:
-        if Path(source).is_absolute():
-            return _hash_files(Path(source), patterns)
-        config = AutoConfig.from_pretrained(source, revision=revision.get(source))
-        return f"commit:{getattr(config, '_commit_hash', None)}"
-
-    weights = ("config.json", "*.safetensors")
+    base, chat = _model_places(manifest)
     return {
-        "tokenizer": digest(manifest.tokenizer, _TOKENIZER_FILES),
-        "base": digest(manifest.base, weights),
-        "chat": digest(manifest.chat, weights),
+        "tokenizer": _hash_place(_tokenizer_place(manifest), _TOKENIZER_FILES),
+        "base": _hash_place(base, _MODEL_FILES),
+        "chat": _hash_place(chat, _MODEL_FILES),
     }
+
+
+def _hash_place(place: _Place, patterns: tuple[str, ...]) -> str:
+    if Path(place.source).is_absolute():
+        return _hash_files(Path(place.source), patterns)
+    return f"commit:{_cached_commit(place, (name for name in patterns if '*' not in name))}"
+
+
+def _cached_commit(place: _Place, names: Iterable[str]) -> str | None:
+    """The commit at which the hub's cache holds one of these files, as `snapshots/<commit>/<name>`."""
+    paths = (try_to_load_from_cache(place.source, name, revision=place.revision) for name in names)
+    return next((Path(path).parent.name for path in paths if isinstance(path, str)), None)
 
 
 def _hash_files(folder: Path, patterns: tuple[str, ...]) -> str:
@@ -210,18 +229,34 @@ def _resolve_source(source: str, folder: Path, pair: str) -> str:
     return source
 
 
-def _tokenizer_sources(manifest: PairManifest) -> dict[str, str | None]:
-    """Where tokenizers lie that must agree, and their revisions: the pair's, and each model's own if it has one."""
-    models = ((manifest.base, manifest.revision_base), (manifest.chat, manifest.revision_chat))
-    own = {
-        source: revision
-        for source, revision in models
-        if not Path(source).is_absolute() or (Path(source) / "tokenizer_config.json").exists()
-    }
-    return {manifest.tokenizer: None} | own
+def _model_places(manifest: PairManifest) -> tuple[_Place, _Place]:
+    """Where the models lie, base first. A folder has no revisions."""
+    base, chat = (
+        _Place(source, None if Path(source).is_absolute() else revision)
+        for source, revision in ((manifest.base, manifest.revision_base), (manifest.chat, manifest.revision_chat))
+    )
+    return base, chat
 
 
-def _load_tokenizer(source: str, revision: str | None, pair: str) -> PreTrainedTokenizerBase:
+def _tokenizer_place(manifest: PairManifest) -> _Place:
+    """Where the pair's tokenizer lies: with the model of that name, the chat model if both have it, or by itself."""
+    base, chat = _model_places(manifest)
+    own = _Place(manifest.tokenizer, None)
+    return next((model for model in (chat, base) if model.source == manifest.tokenizer), own)
+
+
+def _tokenizer_places(manifest: PairManifest) -> list[_Place]:
+    """Where tokenizers lie that must agree: the pair's, and each model's own if it has one, without repeats."""
+    own = (
+        place
+        for place in _model_places(manifest)
+        if not Path(place.source).is_absolute() or (Path(place.source) / "tokenizer_config.json").exists()
+    )
+    return list(dict.fromkeys((_tokenizer_place(manifest), *own)))
+
+
+def _load_tokenizer(place: _Place, pair: str) -> PreTrainedTokenizerBase:
+    source, revision = place
     _check_folder(source, "tokenizer", pair)
     local = Path(source).is_absolute()
     if local and not any((Path(source) / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
@@ -229,29 +264,29 @@ def _load_tokenizer(source: str, revision: str | None, pair: str) -> PreTrainedT
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, local_files_only=local)
     except Exception as error:  # tokenizers raises Exception itself for a damaged file
-        raise PairError(f"pair {pair!r}: no tokenizer can be loaded from {source}: {_sentence(error)}") from error
+        raise PairError(f"pair {pair!r}: no tokenizer can be loaded from {place}: {_sentence(error)}") from error
     if not tokenizer.is_fast:
-        raise PairError(f"pair {pair!r}: the tokenizer of {source} has no fast version, which token offsets need")
+        raise PairError(f"pair {pair!r}: the tokenizer of {place} has no fast version, which token offsets need")
     return tokenizer
 
 
-def _check_same_vocabulary(manifest: PairManifest, tokenizers: dict[str, PreTrainedTokenizerBase]) -> None:
-    expected = tokenizers[manifest.tokenizer].get_vocab()
-    for source, tokenizer in tokenizers.items():
+def _check_same_vocabulary(manifest: PairManifest, tokenizers: dict[_Place, PreTrainedTokenizerBase]) -> None:
+    shared = _tokenizer_place(manifest)
+    expected = tokenizers[shared].get_vocab()
+    for place, tokenizer in tokenizers.items():
         vocabulary = tokenizer.get_vocab()
         if vocabulary == expected:
             continue
         different = min(vocabulary.items() ^ expected.items(), key=lambda item: (item[1], item[0]))
         raise PairError(
-            f"pair {manifest.name!r}: the tokenizers of {source} and {manifest.tokenizer} have different vocabularies "
+            f"pair {manifest.name!r}: the tokenizers of {place} and {shared} have different vocabularies "
             f"({len(vocabulary)} and {len(expected)} tokens, first different at id {different[1]}: {different[0]!r}); "
             "both models must read the same ids"
         )
 
 
 def _load_model(manifest: PairManifest, model: int, device: str | torch.device, long_rows: bool) -> PreTrainedModel:
-    source = (manifest.base, manifest.chat)[model]
-    revision = (manifest.revision_base, manifest.revision_chat)[model]
+    source, revision = _model_places(manifest)[model]
     named = f"pair {manifest.name!r}: the {MODEL_NAMES[model]} model {source}"
     _check_folder(source, f"{MODEL_NAMES[model]} model", manifest.name)
     local = Path(source).is_absolute()
@@ -273,6 +308,8 @@ def _load_model(manifest: PairManifest, model: int, device: str | torch.device, 
         if long_rows and loaded._supports_flex_attn:  # pyright: ignore[reportPrivateUsage]
             loaded.set_attn_implementation(BLOCK_SPARSE)
     except _LOAD_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
         raise PairError(f"{named} is not a causal language model that can be loaded: {_sentence(error)}") from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])

@@ -27,7 +27,7 @@ class _Made:
     x: Tensor | None
     state: dict[str, Any]
     fraction: float
-    ready: torch.cuda.Event | None = None
+    ready: torch.Event | None = None
     error: BaseException | None = None
 
 

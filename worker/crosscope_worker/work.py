@@ -62,6 +62,12 @@ class Workspace:
         return self.folder / CHECKPOINTS
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Python's own, torch's for devices, and what torch raises on the CPU."""
+    says_so = any(phrase in str(error) for phrase in ("can't allocate memory", "not enough memory"))
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or says_so
+
+
 def silent(
     stage: str,
     fraction: float,

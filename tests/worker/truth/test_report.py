@@ -2,6 +2,8 @@
 
 import json
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -81,9 +83,33 @@ def test_the_table_has_a_row_a_figure_and_a_column_a_variant():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--seeds", "0"], ["--processes", "0"], ["--steps", "-1"], ["--variants", "dense"]]
+    "arguments",
+    [
+        ["--seeds", "0"],
+        ["--processes", "0"],
+        ["--steps", "-1"],
+        ["--first-seed", "-1"],
+        ["--variants", "dense"],
+        ["--latents", "100", "--variants", "delta"],
+        ["--table", "nowhere.jsonl"],
+    ],
 )
 def test_arguments_that_make_no_run_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         main(arguments)
     assert arguments[0] in capsys.readouterr().err
+
+
+def test_lines_that_were_written_make_the_same_table_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    written: list[str] = []
+    sizes = replace(SIZES, steps=20, analysis_tokens=4096)
+    variants = [Variant("batch_topk", {"variant": "batch_topk", "k": 1}), Variant("l1", {"variant": "l1", "mu": 0.1})]
+    report(variants, [3, 4], sizes, SMALL, written.append)
+    path = tmp_path / "lines.jsonl"
+    path.write_text("".join(written))
+    main(["--table", str(path)])
+    assert capsys.readouterr().out.strip() in "".join(written)
+    path.write_text('{"name": "truth"}\n')
+    with pytest.raises(SystemExit):
+        main(["--table", str(path)])
+    assert "line 1 is no result of a report" in capsys.readouterr().err

@@ -26,7 +26,7 @@ from crosscope_worker.jobs.journal import JOURNAL, Journal
 from crosscope_worker.jobs.kinds import load_kind
 from crosscope_worker.jobs.lifeline import die_with_parent
 from crosscope_worker.jobs.reporter import Reporter
-from crosscope_worker.work import Cancelled, LostClaim, Manifest, Workspace
+from crosscope_worker.work import Cancelled, LostClaim, Manifest, Workspace, is_out_of_memory
 
 RESULT = "result.json"
 """Left in the job's folder once its work is published, so that an attempt that died before saying so isn't repeated."""
@@ -114,22 +114,21 @@ def _work(attempt: Attempt, claim: Claim, folder: Path, stopping: threading.Even
 
 
 def sentence(error: Exception, folder: Path) -> str:
-    """What a job's record says about the error it failed with. Errors that nobody foresaw point to the log."""
+    """What a job's record says about the error it failed with, with the error's notes."""
+    return " ".join([_cause(error, folder), *getattr(error, "__notes__", ())])
+
+
+def _cause(error: Exception, folder: Path) -> str:
+    """Errors that nobody foresaw point to the log."""
     if isinstance(error, OSError):
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return f"The disk is full ({error.filename or folder}): free some space and submit the job again."
         return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return "Out of memory: a smaller batch_size, buffer_tokens or num_latents needs less."
     if isinstance(error, ValueError) and str(error):
         return str(error)
     return f"Unexpected {type(error).__name__}: {error}. The traceback is in {folder / JOURNAL}."
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Python's own, torch's for devices, and what torch raises on the CPU."""
-    is_torchs = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
-    return isinstance(error, MemoryError) or is_torchs
 
 
 def _published(folder: Path) -> str | None:

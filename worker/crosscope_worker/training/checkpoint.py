@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from crosscope_worker.disk import sync
 
 TENSORS = "tensors.safetensors"
 STATE = "state.json"
+_IN_STATE = ("step", "recipe", "counters", "source")
 
 
 class CheckpointError(ValueError):
@@ -26,12 +28,14 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A training's whole state."""
+    """A training's whole state. All but the tensors are plain JSON values."""
 
     step: int
     tensors: dict[str, Tensor]
-    state: dict[str, Any]
-    """Plain JSON values."""
+    recipe: dict[str, Any]
+    counters: dict[str, Any]
+    source: dict[str, Any]
+    """Where the activations' source stands."""
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
@@ -45,7 +49,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     partial.mkdir(parents=True)
     try:
         save_file({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}, partial / TENSORS)
-        (partial / STATE).write_text(json.dumps(checkpoint.state | {"step": checkpoint.step}), encoding="utf-8")
+        state = {name: getattr(checkpoint, name) for name in _IN_STATE}
+        (partial / STATE).write_text(json.dumps(state), encoding="utf-8")
         for path in (partial / TENSORS, partial / STATE, partial):
             sync(path)
         if target.exists():
@@ -63,18 +68,38 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 def load_checkpoint(folder: Path, recipe: dict[str, Any], device: torch.device | str = "cpu") -> Checkpoint | None:
     """The newest checkpoint below `folder`, its tensors on `device`, or None.
 
-    Raises CheckpointError if it was made by another recipe (`state["recipe"]`), naming the first field that differs.
+    Raises CheckpointError if it is damaged, or was made by another recipe; that names the first field that differs.
     """
     found = _checkpoints(folder)
     if not found:
         return None
-    state = json.loads((found[-1] / STATE).read_text(encoding="utf-8"))
-    if (difference := _first_difference(state.get("recipe"), recipe)) is not None:
+    state = _read_state(found[-1])
+    if (difference := _first_difference(state["recipe"], recipe)) is not None:
         raise CheckpointError(
             f"{found[-1]} was made by another recipe: {difference}; give the job another name or remove the folder"
         )
-    tensors = {name: tensor.to(device) for name, tensor in load_file(found[-1] / TENSORS).items()}
-    return Checkpoint(state["step"], tensors, state)
+    try:
+        tensors = load_file(found[-1] / TENSORS)
+    except (OSError, SafetensorError) as error:
+        raise _damaged(found[-1] / TENSORS, f"is missing, damaged or cut short ({error})") from error
+    return Checkpoint(tensors={name: tensor.to(device) for name, tensor in tensors.items()}, **state)
+
+
+def _read_state(checkpoint: Path) -> dict[str, Any]:
+    path = checkpoint / STATE
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(path, f"is missing, damaged or cut short ({error})") from error
+    if not isinstance(state, dict):
+        raise _damaged(path, "is damaged: it holds no JSON object")
+    if missing := [key for key in _IN_STATE if key not in state]:
+        raise _damaged(path, f"lacks {missing[0]}")
+    return {key: state[key] for key in _IN_STATE}
+
+
+def _damaged(path: Path, what: str) -> CheckpointError:
+    return CheckpointError(f"{path} {what}; remove {path.parent} to go on from the checkpoint before or to start over")
 
 
 def _checkpoints(folder: Path) -> list[Path]:

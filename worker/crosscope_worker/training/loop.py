@@ -25,7 +25,7 @@ from crosscope_worker.training.source import ActivationSource
 from crosscope_worker.training.start import difference_scale, geometric_median, input_scales
 from crosscope_worker.training.trainer import Counters, Trainer
 from crosscope_worker.training.variants import widths
-from crosscope_worker.work import Progress
+from crosscope_worker.work import Progress, is_out_of_memory
 
 STAGE = "train"
 
@@ -60,17 +60,36 @@ def train(
     progress: Progress,
     device: torch.device | str = "cpu",
 ) -> TrainingResult:
-    """Trains a crosscoder, from the newest checkpoint below `folder` if there is one.
+    """Trains a crosscoder, from the newest checkpoint below `folder` if there is one; the last holds its end.
 
-    Raises TrainingError, CheckpointError, Cancelled (from `progress`) and OSError (a full disk).
+    Raises TrainingError, also where memory runs out, CheckpointError, Cancelled (from `progress`) and OSError (a full
+    disk).
     """
+    try:
+        return _train(recipe, source, d_model, folder, progress, device)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        parts = memory.needed(recipe.crosscoder, recipe.training, sum(widths(recipe.crosscoder, d_model)))
+        values = memory.values_of(recipe.crosscoder, recipe.training)
+        raise TrainingError(memory.ran_out(parts, values)) from error
+
+
+def _train(
+    recipe: CrosscoderRecipe,
+    source: ActivationSource,
+    d_model: tuple[int, int],
+    folder: Path,
+    progress: Progress,
+    device: torch.device | str,
+) -> TrainingResult:
     training = recipe.training
     _check_memory(recipe.crosscoder, training, d_model, torch.device(device))
     trainer = Trainer(recipe.crosscoder, training, d_model, device)
     checkpoint = load_checkpoint(folder, recipe_dict(recipe), device)
     if checkpoint is not None:
-        source.restore(checkpoint.state["source"])
-        trainer.restore(checkpoint.tensors, checkpoint.state["counters"])
+        source.restore(checkpoint.source)
+        trainer.restore(checkpoint.tensors, checkpoint.counters)
     with closing(source.blocks()) as blocks:
         buffer = ShuffleBuffer(blocks, training.buffer_tokens, training.batch_size, training.seed)
         if checkpoint is not None:
@@ -80,6 +99,8 @@ def train(
         else:
             _start(trainer, buffer.fill(), training, d_model)
         _steps(recipe, trainer, buffer, source, folder, progress)
+        if trainer.counters.step % training.checkpoint_every:
+            _save(folder, recipe, trainer, buffer, source)  # So that what comes next may fail and be tried again.
     if trainer.counters.step == 0:
         raise TrainingError("no token is left to train on after the token policy; check data and tokens in the recipe")
     return TrainingResult(trainer.crosscoder(), trainer.counters.curves, trainer.counters.tokens, trainer.counters.step)
@@ -95,8 +116,8 @@ def _steps(
 ) -> None:
     training = recipe.training
     clock, tokens_before = time.monotonic(), trainer.counters.tokens
-    for tokens in buffer:
-        counters = trainer.counters
+    batches, counters = iter(buffer), trainer.counters
+    while counters.step != training.max_steps and (tokens := next(batches, None)) is not None:
         fraction = _fraction(training, counters, source, buffer.num_waiting + len(tokens))
         x = trainer.inputs(tokens)
         outcome = trainer.step(x, learning_rate(training, counters.step, fraction))
@@ -108,8 +129,6 @@ def _steps(
         progress(STAGE, fraction, step=counters.step, metrics=metrics)
         if counters.step % training.checkpoint_every == 0:
             _save(folder, recipe, trainer, buffer, source)
-        if counters.step == training.max_steps:
-            break
 
 
 def _check_memory(spec: CrosscoderSpec, training: TrainingSpec, d_model: tuple[int, int], device: torch.device) -> None:
@@ -166,10 +185,6 @@ def _save(
     buffer: ShuffleBuffer,
     source: ActivationSource,
 ) -> None:
-    state = {
-        "recipe": recipe_dict(recipe),
-        "counters": asdict(trainer.counters),
-        "source": source.state(),
-    }
     tensors = trainer.tensors() | {f"buffer.{name}": tensor for name, tensor in buffer.state().items()}
-    save_checkpoint(folder, Checkpoint(trainer.counters.step, tensors, state))
+    counters = asdict(trainer.counters)
+    save_checkpoint(folder, Checkpoint(trainer.counters.step, tensors, recipe_dict(recipe), counters, source.state()))

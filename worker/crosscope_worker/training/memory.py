@@ -12,8 +12,9 @@ from crosscope_proto.recipe import CrosscoderSpec, TrainingSpec
 
 _COPIES_OF_WEIGHTS = 4
 """Weights, gradients and Adam's two moments."""
-_BYTES_A_CODE_ENTRY = 5
-"""A pre-activation and its mark in a mask."""
+_BYTES_A_CODE_ENTRY = 26
+"""A pre-activation, its mark in a mask, and the places, latents and values of the half that is positive: at the first
+step all of them are looked at. 878 MB were measured for 2 048 tokens and 16 384 latents."""
 
 
 def needed(spec: CrosscoderSpec, training: TrainingSpec, both: int) -> dict[str, int]:
@@ -34,14 +35,24 @@ def shortage(parts: Mapping[str, int], values: Mapping[str, int], free: int) -> 
     total = sum(parts.values())
     if total <= free:
         return None
-    largest = ", ".join(f"{_size(size)} for {name} {values[name]}" for name, size in parts.items())
-    problem = f"training needs about {_size(total)} of memory ({largest}), and {_size(free)} are free"
+    listed = ", ".join(f"{_size(size)} for {name} {values[name]}" for name, size in parts.items())
+    problem = f"training needs about {_size(total)} of memory ({listed}), and {_size(free)} are free"
     for name in ("training.buffer_tokens", "training.batch_size"):
         room = free - (total - parts[name])
         if room > parts[name] // 8:
             return f"{problem}; lower {name} to {_round(values[name] * room // parts[name])}"
     fitting = _round(values["crosscoder.num_latents"] * free // (2 * total))
     return f"{problem}; lower crosscoder.num_latents to about {fitting}, or use a machine with more"
+
+
+def ran_out(parts: Mapping[str, int], values: Mapping[str, int]) -> str:
+    """A sentence for a training whose memory ran out after all: halve what takes most."""
+    most = max(parts, key=lambda name: parts[name])
+    listed = ", ".join(f"{_size(size)} for {name} {values[name]}" for name, size in parts.items())
+    return (
+        f"memory ran out; training takes about {_size(sum(parts.values()))} ({listed}) beside the models; "
+        f"lower {most} to {max(1, values[most] // 2)}, or use a machine with more"
+    )
 
 
 def values_of(spec: CrosscoderSpec, training: TrainingSpec) -> dict[str, int]:

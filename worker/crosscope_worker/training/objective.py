@@ -40,8 +40,8 @@ class Dead(NamedTuple):
 
     latents: Tensor
     """[dead] int64."""
-    count: int
-    """Of them that a token takes."""
+    num_taken: int
+    """Of them, by each token."""
     weight: float
     """Of the loss."""
 
@@ -197,7 +197,7 @@ def _add_auxiliary(
     """Adds the auxiliary loss's gradients in place and returns the loss, both weighted."""
     code = (pre[:, dead.latents] + weights.b_enc[dead.latents]).relu_()
     rows = operands.decoder[dead.latents]
-    found = auxiliary_loss(code, norms[dead.latents], rows, operands.x, error, dead.count)
+    found = auxiliary_loss(code, norms[dead.latents], rows, operands.x, error, dead.num_taken)
     gradients.encoder.index_add_(0, dead.latents, found.encoder, alpha=dead.weight)
     gradients.b_enc.index_add_(0, dead.latents, found.b_enc, alpha=dead.weight)
     gradients.decoder.index_add_(0, dead.latents, found.decoder, alpha=dead.weight)

@@ -60,13 +60,13 @@ def penalties(spec: CrosscoderSpec, like: Tensor) -> Tensor | None:
 
 
 def at_step(spec: CrosscoderSpec, training: TrainingSpec, step: int) -> CrosscoderSpec:
-    """The recipe's dictionary with the k or mu of a step: mu rises linearly from 0, k falls from k_start."""
-    if step + 1 >= training.sparsity_warmup_steps:
+    """The recipe's dictionary with the k or mu of a step: mu rises linearly from nearly 0, k falls from k_start."""
+    if step >= training.sparsity_warmup_steps:
         return spec
-    share = (step + 1) / training.sparsity_warmup_steps
     if spec.mu is not None:
-        return replace(spec, mu=share * spec.mu)
+        return replace(spec, mu=(step + 1) / training.sparsity_warmup_steps * spec.mu)
     if spec.k is not None and training.k_start is not None:
+        share = step / training.sparsity_warmup_steps
         return replace(spec, k=round(training.k_start + share * (spec.k - training.k_start)))
     return spec
 

@@ -34,6 +34,10 @@ VARIANTS = (
 )
 
 
+_ABOUT = ("name", "variant", "seed", "sizes", "planted", "commit", "hardware")
+"""Keys of a line that are no figures."""
+
+
 @dataclass(frozen=True)
 class Result:
     """The figures of one variant and seed."""
@@ -76,6 +80,25 @@ def report(
 
 def _run(arguments: tuple[Variant, int, Sizes, PlantedSpec]) -> dict[str, float]:
     return run(*arguments)
+
+
+def read_results(path: Path) -> list[Result]:
+    """The results of the JSON lines that a report has written; its other lines are passed over.
+
+    Raises OSError for a file that cannot be read and ValueError, which names the line, for one that is no result.
+    """
+    found: list[Result] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.startswith("{"):
+            continue
+        try:
+            values = json.loads(line)
+            variant, seed = values["variant"], values["seed"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number} is no result of a report: {error}") from error
+        figures = {name: math.nan if value is None else value for name, value in values.items() if name not in _ABOUT}
+        found.append(Result(variant, seed, figures))
+    return found
 
 
 def table(results: Sequence[Result]) -> list[str]:
