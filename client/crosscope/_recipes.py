@@ -38,28 +38,34 @@ def _file(path: Path) -> str:
         raise InvalidInput.of("recipe", f"cannot read {str(path)!r}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InvalidInput.of("recipe", f"{str(path)!r} is not UTF-8 at byte {error.start}") from error
-    return _with_absolute_data(text, path.expanduser().resolve().parent)
+    return _with_absolute_paths(text, path.expanduser().resolve().parent)
 
 
-def _with_absolute_data(text: str, folder: Path) -> str:
-    """The recipe with data paths made absolute where the file lies beside the recipe; otherwise as it was written."""
+def _with_absolute_paths(text: str, folder: Path) -> str:
+    """The recipe with paths of what lies beside it made absolute: data, a crosscoder; otherwise as it was written."""
     try:
         document = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError):
         return text
-    data = document.get("data") if isinstance(document, dict) else None
+    if not isinstance(document, dict):
+        return text
     changed = False
-    for spec in data if isinstance(data, list) else ():
-        if not (isinstance(spec, dict) and spec.get("source") in _FILE_SOURCES and isinstance(spec.get("path"), str)):
-            continue
-        if not Path(spec["path"]).is_absolute() and _exists(folder, spec["path"]):
-            spec["path"] = str(folder / spec["path"])
+    data = document.get("data")
+    places = [spec for spec in data if _is_of_files(spec)] if isinstance(data, list) else []
+    for place in [document, *places]:
+        path = place.get("path")
+        if isinstance(path, str) and not Path(path).is_absolute() and _exists(folder, path):
+            place["path"] = str(folder / path)
             changed = True
     return _dump(document) if changed else text
 
 
+def _is_of_files(spec: object) -> bool:
+    return isinstance(spec, dict) and spec.get("source") in _FILE_SOURCES
+
+
 def _exists(folder: Path, pattern: str) -> bool:
-    if (folder / pattern).is_file():
+    if (folder / pattern).exists():
         return True
     try:
         return any(folder.glob(pattern))

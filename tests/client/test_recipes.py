@@ -27,6 +27,14 @@ def test_data_beside_the_recipe_becomes_absolute(tmp_path: Path) -> None:
         assert paths == [f"{tmp_path}/texts.jsonl", f"{tmp_path}/parts/*.parquet", "missing.txt", "texts.jsonl"]
 
 
+def test_a_crosscoder_beside_the_recipe_becomes_absolute(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    path = tmp_path / "recipe.yaml"
+    for given, sent in (("theirs", f"{tmp_path}/theirs"), ("someone/theirs", "someone/theirs")):
+        path.write_text(f"kind: published\npath: {given}\n")
+        assert yaml.safe_load(recipe_text(path))["path"] == sent
+
+
 def test_a_file_with_nothing_to_change_travels_as_written(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     assert recipe_text(tmp_path / "recipe.yaml") == RECIPE

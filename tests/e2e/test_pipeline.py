@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from crosscope import Client, InvalidInput, Job, JobCancelled, JobState, NotFound, TokenRole
+from crosscope_worker.published.export import export_version
 
 from .conftest import ROOT, Stack, wait_until_prompts_are_served
 
@@ -88,6 +89,25 @@ def test_a_published_version_is_complete_and_says_where_it_came_from(stack: Stac
     assert manifest["job"] == made[1].id
     assert manifest["recipe"]["crosscoder"]["k"] == 16
     assert [path.name for path in (folder / "versions").iterdir()] == [version]
+
+
+def test_a_crosscoder_in_others_files_is_measured_and_encodes_like_ours(
+    stack: Stack, made: tuple[Job, Job], tmp_path: Path
+):
+    ours = stack.client.crosscoder("demo")
+    export_version(stack.home / "crosscoders/demo/versions" / ours.info.version_id, tmp_path / "theirs")
+    recipe = json.loads(ours.info.manifest_json)["recipe"]
+    shared = {name: recipe[name] for name in ("pair", "layer", "data", "tokens", "analysis")}
+    job = stack.client.jobs.submit(shared | {"kind": "published", "name": "theirs", "path": str(tmp_path / "theirs")})
+    job.wait(timeout_s=120)
+    theirs = stack.client.crosscoder("theirs")
+    assert theirs.info.training_tokens == 0
+    assert theirs.info.metrics == pytest.approx(ours.info.metrics)
+    assert theirs.info.class_counts == ours.info.class_counts
+    assert len(theirs.training_curves().steps) == 0
+    expected, found = (each.encode(turns=TURNS) for each in (ours, theirs))
+    assert np.array_equal(found.latents, expected.latents)
+    np.testing.assert_allclose(found.activations, expected.activations, rtol=1e-5)
 
 
 def test_bad_input_is_answered_in_a_sentence_and_harms_nothing(stack: Stack, made: tuple[Job, Job]):

@@ -43,11 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _write("\n".join(table(results)) + "\n")
         return
     chosen = [variant for variant in VARIANTS if variant.name in options.variants]
-    try:
-        for variant in chosen:
+    for variant in chosen:
+        try:
             variant.spec(options.latents)
-    except ValidationError as error:
-        parser.error(f"--latents is {options.latents}, which {variant.name} cannot have: {error.errors()[0]['msg']}")
+        except ValidationError as error:
+            parser.error(f"--latents is {options.latents}, too few for {variant.name}: {error.errors()[0]['msg']}")
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     sizes = Sizes(steps=options.steps, num_latents=options.latents)
     report(chosen, seeds, sizes, PlantedSpec(), _write, options.processes)

@@ -16,6 +16,8 @@ LIST_WIDTHS = {"state": 130, "done": 60, "took": 70}
 """Of columns whose texts grow while the list is shown, in pixels."""
 FIGURES = (("loss", "Loss"), ("fve", "Variance explained"), ("l0", "L0, latents a token"))
 """What is drawn: names of figures begin with the first, the chart is called the second."""
+MAKES_CROSSCODERS = ("crosscoder", "published")
+"""Kinds of jobs that end with a crosscoder to browse."""
 STAGES = ("load", "train", "analyse", "publish")
 RECIPE = """\
 kind: crosscoder
@@ -100,7 +102,7 @@ def detail(job: JobInfo) -> None:
             session.client().jobs.cancel(job.id)
             session.jobs.clear()
             st.rerun()
-        if job.state is JobState.SUCCEEDED and job.kind == "crosscoder":
+        if job.state is JobState.SUCCEEDED and job.kind in MAKES_CROSSCODERS:
             session.link("overview", f"Open {job.name}", crosscoder=job.name)
             session.link("atlas", "Atlas", crosscoder=job.name)
     if job.stage_seconds:

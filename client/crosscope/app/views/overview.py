@@ -69,6 +69,7 @@ def running_jobs() -> None:
 def card(info: CrosscoderInfo) -> None:
     """Pair, layer, variant, data and quality."""
     metrics, data = info.metrics, ", ".join(info.datasets)
+    trained_on = text.count(info.training_tokens) if info.training_tokens else "trained elsewhere"
     panels.facts(
         [
             *_fve(metrics),
@@ -78,7 +79,7 @@ def card(info: CrosscoderInfo) -> None:
             ("latents", text.count(info.num_latents)),
             ("pair", info.pair, f"layer {info.layer}"),
             ("variant", info.variant, "width " + " · ".join(str(width) for width in dict.fromkeys(info.d_model))),
-            ("tokens", text.count(info.training_tokens), f"{text.count(info.analysis_tokens)} analysed of {data}"),
+            ("tokens", trained_on, f"{text.count(info.analysis_tokens)} analysed of {data}"),
         ]
     )
     with st.expander("Models, version and manifest"):
