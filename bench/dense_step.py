@@ -7,7 +7,7 @@ the same. Knows only the recipe.
 import torch
 from torch import Tensor, nn
 
-from crosscope_proto.recipe import CrosscoderSpec
+from crosscope_proto.specs import CrosscoderSpec
 
 
 class DenseStep:

@@ -13,7 +13,7 @@ import numpy as np
 from bench.material import DATASETS, QUICK, AnalysisSizes, crosscoder, held_out
 from bench.measure import Ratio, interleave
 from bench.rows import Figure, Row
-from crosscope_proto.recipe import AnalysisSpec
+from crosscope_proto.specs import AnalysisSpec
 from crosscope_worker.analysis.examples import choose, example_table
 from crosscope_worker.analysis.intake import Intake, blocks
 from crosscope_worker.analysis.store import Store

@@ -19,8 +19,8 @@ from bench.material import tokenizer
 from bench.measure import Ratio, interleave
 from bench.rows import Figure, Row, Target
 from crosscope_proto.artefacts import PairManifest
-from crosscope_proto.recipe import TokenPolicy
 from crosscope_proto.roles import TokenRole
+from crosscope_proto.specs import TokenPolicy
 from crosscope_worker.activations import PairActivations
 from crosscope_worker.harvest import harvest
 from crosscope_worker.pair import Pair

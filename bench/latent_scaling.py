@@ -17,8 +17,8 @@ from bench.material import DATASETS, QUICK, AnalysisSizes, crosscoder, held_out
 from bench.measure import Ratio, interleave
 from bench.rows import Figure, Row, Target
 from crosscope_proto.artefacts import SCALING_DIRECTIONS, beta_column
-from crosscope_proto.recipe import AnalysisSpec
 from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
+from crosscope_proto.specs import AnalysisSpec
 from crosscope_worker.analysis.intake import blocks
 from crosscope_worker.analysis.moments import Moments
 from crosscope_worker.analysis.scaling import directions as decoder_products

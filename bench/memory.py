@@ -15,7 +15,7 @@ from typing import Any
 
 from bench.measure import Ratio
 from bench.rows import ROOT, Figure, Row
-from crosscope_proto.recipe import AnalysisSpec, TrainingSpec
+from crosscope_proto.specs import AnalysisSpec, TrainingSpec
 
 MIB = 2**20
 CASES = {"train": "a training step, batch_topk", "analyse": "an analysis"}

@@ -16,7 +16,7 @@ from torch import Tensor
 from bench.dense_step import DenseStep
 from bench.measure import Ratio, interleave
 from bench.rows import Figure, Floor, Row, Target
-from crosscope_proto.recipe import CrosscoderSpec, TrainingSpec
+from crosscope_proto.specs import CrosscoderSpec, TrainingSpec
 from crosscope_worker.training.trainer import Trainer
 
 ACTIVE_SHARE = 0.005

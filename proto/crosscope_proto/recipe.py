@@ -1,24 +1,27 @@
 """Recipes: the YAML files that say what a job makes. Parsed and checked here, run by the worker.
 
-Knows nothing about torch or files: paths are strings. Every field changes what is made.
+Their parts are in `specs`.
 """
 
 import reprlib
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from crosscope_proto.artefacts import NAME_PATTERN
-
-_STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
-Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(gt=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-
+from crosscope_proto.specs import (
+    STRICT,
+    AnalysisSpec,
+    Count,
+    CrosscoderSpec,
+    DataSpec,
+    Name,
+    PairSpec,
+    Positive,
+    TokenPolicy,
+    TrainingSpec,
+)
 
 _SHORT = reprlib.Repr()
 """Shows a value by its beginning, without walking through all of it: YAML aliases can make one of astronomic size."""
@@ -36,246 +39,7 @@ class RecipeError(ValueError):
         super().__init__("; ".join(f"{path}: {text}" if path else text for path, text in violations))
 
 
-@dataclass(config=_STRICT)
-class PairSpec:
-    """Two causal language models that share a tokenizer."""
-
-    name: Name
-    """The pair's name. With nothing else: a pair that exists already, below pairs/."""
-    base: str | None = None
-    """Hub id or folder of the base model."""
-    chat: str | None = None
-    """Hub id or folder of the chat model."""
-    tokenizer: str | None = None
-    """Hub id or folder of the tokenizer with the chat template; unset: the chat model's."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Data type that both models run in."""
-    revision_base: str | None = None
-    """Hub revision of the base model."""
-    revision_chat: str | None = None
-    """Hub revision of the chat model."""
-
-    @model_validator(mode="after")
-    def _both_or_neither(self) -> Self:
-        if (self.base is None) != (self.chat is None):
-            raise ValueError("base and chat must be given together, or neither for a pair that exists already")
-        if self.base is None and (
-            self.tokenizer or self.revision_base or self.revision_chat or self.dtype != "float32"
-        ):
-            raise ValueError(
-                "a pair that exists already has its own tokenizer, dtype and revisions; give only its name"
-            )
-        return self
-
-
-@dataclass(config=_STRICT)
-class DataSpec:
-    """One data set of documents or conversations."""
-
-    name: Name
-    """Its name in statistics and examples."""
-    source: Literal["hub", "jsonl", "parquet", "text"]
-    """Where it comes from; "text" is one document a line."""
-    path: str
-    """Hub id, or a file or glob. A relative one is looked up in the pair's folder, then in the home folder."""
-    config: str | None = None
-    """Configuration of a hub data set."""
-    split: str = "train"
-    """Split of a hub data set."""
-    text_column: str | None = None
-    """Column with a document's text. Exactly one of text_column and chat_column, except for "text"."""
-    chat_column: str | None = None
-    """Column with a conversation: a list of objects with role and content."""
-    role_key: str = "role"
-    """Key of a turn's role in chat_column."""
-    content_key: str = "content"
-    """Key of a turn's content in chat_column."""
-    behaviours_column: str | None = None
-    """Column that tags behaviours in chat_column: a list of objects with turn (index), start and end (characters of
-    that turn's content) and behaviour (a name). The analysis finds the latent that detects each best."""
-    skip_refused: bool = False
-    """Leave out texts that the tokenizer or the chat template refuses (an empty turn, roles that do not alternate)
-    and count them in the manifest; off: such a text ends the job, named by file and line."""
-    max_tokens: Count | None = None
-    """Stop after this many tokens of training; unset: the whole set."""
-
-    @model_validator(mode="after")
-    def _one_column(self) -> Self:
-        if self.source != "hub" and (self.config is not None or self.split != "train"):
-            raise ValueError("only a hub data set has a config and splits; name the files in path")
-        if self.source == "text":
-            if self.text_column or self.chat_column:
-                raise ValueError("a text source has no columns: leave out text_column and chat_column")
-        elif (self.text_column is None) == (self.chat_column is None):
-            raise ValueError("exactly one of text_column and chat_column must be given")
-        if self.behaviours_column and not self.chat_column:
-            raise ValueError("behaviours_column needs chat_column")
-        return self
-
-
-@dataclass(config=_STRICT)
-class TokenPolicy:
-    """Which tokens are trained on and analysed. Recorded with every crosscoder."""
-
-    max_length: Annotated[int, Field(ge=2, le=8192)] = 1024
-    """Texts are cut to this many tokens."""
-    skip_bos: bool = True
-    """Leave out the BOS token, whose activation norm is an outlier."""
-    skip_first: Annotated[int, Field(ge=0)] = 0
-    """Leave out the first n tokens of every text, BOS counted."""
-    max_norm_ratio: Positive | None = None
-    """Leave out tokens whose activation norm, in either model, is more than this many times the median norm of the
-    first batch; unset: keep all."""
-    held_out_every: Annotated[int, Field(ge=2)] = 20
-    """Every n-th text of each data set is never trained on and is what the analysis reads."""
-
-
-Variant = Literal["batch_topk", "l1", "designated_shared", "dfc", "delta", "diff_sae"]
-
-_NEEDED: dict[str, tuple[str, ...]] = {
-    "batch_topk": ("k",),
-    "l1": ("mu",),
-    "designated_shared": ("mu", "num_shared", "shared_penalty"),
-    "dfc": ("k", "num_base_only", "num_chat_only"),
-    "delta": ("k", "num_delta", "k_delta", "delta_weight"),
-    "diff_sae": ("k",),
-}
-"""The fields that a variant needs; it takes none of the others' that are not its own."""
-
-
-@dataclass(config=_STRICT)
-class CrosscoderSpec:
-    """The dictionary."""
-
-    variant: Variant
-    """Training objective (math §2)."""
-    num_latents: Count
-    """Number of latents."""
-    k: Count | None = None
-    """Latents a token, on average; of delta, those that are not delta latents. All variants but l1 and
-    designated_shared need it."""
-    mu: Positive | None = None
-    """Weight of the sparsity penalty; l1 and designated_shared need it."""
-    num_shared: Count | None = None
-    """designated_shared: the first so many latents have one decoder row for both models."""
-    shared_penalty: Share | None = None
-    """designated_shared: the penalty of those latents, as a share of mu."""
-    num_base_only: Count | None = None
-    """dfc: the first so many latents neither read nor write the chat model."""
-    num_chat_only: Count | None = None
-    """dfc: so many latents behind them neither read nor write the base model."""
-    num_delta: Count | None = None
-    """delta: the first so many latents have a budget of their own."""
-    k_delta: Count | None = None
-    """delta: latents a token, on average, of those."""
-    delta_weight: Positive | None = None
-    """delta: weight of the reconstruction of the chat model's activation less the base model's."""
-    squared: bool = False
-    """Square the norm of the reconstruction error."""
-    cross_term: Annotated[float, Field(ge=-1, le=0)] = 0.0
-    """Weight lambda of twice the inner product of the two models' errors (math §2); needs squared."""
-    code_normalisation: Literal["crosscoder", "sae", "mixed", "none", "decoupled"] = "crosscoder"
-    """Scale of the code (math §1). decoupled: the models select latents apart; batch_topk and dfc only."""
-
-    @model_validator(mode="after")
-    def _variant_fields(self) -> Self:
-        needed = _NEEDED[self.variant]
-        for name in sorted(set().union(*_NEEDED.values())):
-            if (getattr(self, name) is not None) != (name in needed):
-                takes = f"{self.variant} needs {', '.join(needed)}"
-                raise ValueError(f"{takes}; {name} is missing" if name in needed else f"{takes} and takes no {name}")
-        self._check_counts()
-        if self.cross_term and not (self.squared and self.variant != "diff_sae"):
-            raise ValueError("cross_term needs squared: true, and two errors, which diff_sae has not")
-        if self.code_normalisation == "decoupled" and self.variant not in ("batch_topk", "dfc"):
-            raise ValueError(f"decoupled selects for each model apart; {self.variant} cannot, batch_topk and dfc can")
-        return self
-
-    def _check_counts(self) -> None:
-        own = (self.num_shared or 0) + (self.num_base_only or 0) + (self.num_chat_only or 0) + (self.num_delta or 0)
-        if own > self.num_latents:
-            raise ValueError(f"{own} latents are set apart, but num_latents is {self.num_latents}")
-        rest = self.num_latents - (self.num_delta or 0)
-        if self.k is not None and self.k > rest:
-            raise ValueError(f"k {self.k} is more than the {rest} latents that it chooses from")
-        if self.k_delta is not None and self.k_delta > (self.num_delta or 0):
-            raise ValueError(f"k_delta {self.k_delta} is more than num_delta {self.num_delta}")
-
-
-@dataclass(config=_STRICT)
-class TrainingSpec:
-    """How the dictionary is trained."""
-
-    batch_size: Count = 2048
-    """Tokens a step."""
-    lr: Positive = 1e-4
-    """Adam's learning rate."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 1000
-    """Steps over which the learning rate rises linearly."""
-    decay_share: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Last share of the steps over which the learning rate falls to zero; 0: constant."""
-    decay: Literal["linear", "cosine"] = "linear"
-    """How it falls."""
-    sparsity_warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """Steps over which mu rises linearly from 0, or k falls linearly from k_start."""
-    k_start: Count | None = None
-    """Latents a token at the first step, from which k falls; needs sparsity_warmup_steps and a variant with k."""
-    epochs: Count = 1
-    """Passes over the training texts."""
-    max_steps: Count | None = None
-    """Stop after this many steps; unset: when the texts end."""
-    buffer_tokens: Count = 131072
-    """Tokens in the shuffle buffer."""
-    normalise_inputs: bool = False
-    """Scale each model's activations to a mean squared norm of d_model, measured on the first buffer."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Data type that products are made in. Weights, sums, losses and the optimiser are float32 either way; bfloat16
-    pays on GPUs."""
-    max_grad_norm: Positive | None = 1.0
-    """Clip the gradient's norm; null: do not."""
-    dead_after_tokens: Count = 10_000_000
-    """A latent that has not fired for this many tokens is dead; for variants with k only."""
-    aux_weight: Annotated[float, Field(ge=0)] = 1 / 32
-    """Weight of the auxiliary loss that revives dead latents; for variants with k only."""
-    seed: int = 0
-    """Seed of the initial weights and of the shuffle buffer."""
-    log_every: Count = 50
-    """Steps between measurements."""
-    checkpoint_every: Count = 1000
-    """Steps between checkpoints."""
-    cache: bool = False
-    """Keep the activations below activations/ in the home folder, for further epochs and trainings on the same data;
-    off: run the models again. Takes 4 bytes a value: `tokens · (d_model base + d_model chat) · 4`."""
-
-
-@dataclass(config=_STRICT)
-class AnalysisSpec:
-    """What is measured on held-out texts."""
-
-    max_tokens: Count = 1_000_000
-    """Stop after this many tokens, divided evenly among the data sets."""
-    num_shards: Annotated[int, Field(ge=2, le=1000)] = 20
-    """Shards of the jackknife."""
-    top_examples: Count = 20
-    """Examples a latent and data set in group top."""
-    quantiles: Count = 4
-    """Bands of the sequence maximum."""
-    examples_per_quantile: Annotated[int, Field(ge=0)] = 5
-    """Examples a latent, data set and band."""
-    uselessness_steps: Count = 500
-    """Steps of the published base-uselessness recipe."""
-    uselessness_lr: Positive = 0.01
-    """Its learning rate."""
-    uselessness_start: float = 0.0
-    """Its initial theta; the published runs used 0 and -10."""
-    uselessness_floor: Positive = 1e-5
-    """Smallest scalar of the least-squares score, so that its logarithm is finite."""
-    spliced_tokens: Annotated[int, Field(ge=0)] = 16_384
-    """Held-out tokens on which both models run with reconstructions spliced in, for cross-entropy and KL recovered,
-    and on which chat-specific latents are patched into the base model's activations; 0: not measured."""
-
-
-@dataclass(config=_STRICT)
+@dataclass(config=STRICT)
 class CrosscoderRecipe:
     """Trains, measures and publishes a crosscoder."""
 
@@ -310,7 +74,7 @@ class CrosscoderRecipe:
         return self
 
 
-@dataclass(config=_STRICT)
+@dataclass(config=STRICT)
 class PublishedRecipe:
     """Measures and publishes a crosscoder that someone else trained."""
 
@@ -343,7 +107,7 @@ def _check_names(data: tuple[DataSpec, ...]) -> None:
         raise ValueError(f"two data sets have the name {twice[0]!r}")
 
 
-@dataclass(config=_STRICT)
+@dataclass(config=STRICT)
 class DemoPairRecipe:
     """Trains the demo's pair of small Gemma 2 models on a generated world."""
 

@@ -9,7 +9,7 @@ import torch
 from fixtures_training import PlantedSource, make_recipe, run
 from torch import Tensor
 
-from crosscope_proto.recipe import CrosscoderSpec, TrainingSpec
+from crosscope_proto.specs import CrosscoderSpec, TrainingSpec
 from crosscope_worker.crosscoder import Crosscoder
 from crosscope_worker.training import TrainingError
 from crosscope_worker.training.trainer import Trainer

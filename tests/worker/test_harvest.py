@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from crosscope_proto.recipe import TokenPolicy
 from crosscope_proto.roles import TokenRole
+from crosscope_proto.specs import TokenPolicy
 from crosscope_worker.activations import PairActivations
 from crosscope_worker.harvest import Harvest, HarvestError, harvest
 from crosscope_worker.pair import Pair

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from crosscope_proto.recipe import CrosscoderSpec, TrainingSpec
+from crosscope_proto.specs import CrosscoderSpec, TrainingSpec
 from crosscope_worker.training.objective import Step
 from crosscope_worker.training.start import difference_scale, input_scales
 from crosscope_worker.training.trainer import Trainer

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from crosscope_proto.recipe import CrosscoderSpec
+from crosscope_proto.specs import CrosscoderSpec
 from crosscope_worker.training import active_code
 from crosscope_worker.training.active_code import Weights
 from crosscope_worker.training.objective import compute_step

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Gemma2ForCausalLM
 
 from crosscope_proto.artefacts import PAIR_MANIFEST, PairManifest
-from crosscope_proto.recipe import PairSpec
+from crosscope_proto.specs import PairSpec
 from crosscope_worker.jobs.entry import sentence
 from crosscope_worker.pair import Pair, PairError, load_pair, pair_hashes, resolve_pair, write_pair_manifest
 

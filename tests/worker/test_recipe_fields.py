@@ -12,7 +12,7 @@ from fixtures_training import PlantedSource, make_recipe, run
 from safetensors.torch import load_file
 from torch import Tensor
 
-from crosscope_proto.recipe import CrosscoderSpec, DataSpec, TokenPolicy, TrainingSpec
+from crosscope_proto.specs import CrosscoderSpec, DataSpec, TokenPolicy, TrainingSpec
 from crosscope_worker.activations import PairActivations
 from crosscope_worker.pair import Pair
 from crosscope_worker.sources import HarvestSource, open_source

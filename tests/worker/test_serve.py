@@ -22,8 +22,8 @@ import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from crosscope_proto.artefacts import CURRENT, MANIFEST, WEIGHTS, CrosscoderManifest, crosscoder_folder, version_folder
-from crosscope_proto.recipe import PairSpec
 from crosscope_proto.roles import TokenRole
+from crosscope_proto.specs import PairSpec
 from crosscope_proto.v1 import types_pb2
 from crosscope_proto.worker.v1 import inference_pb2, inference_pb2_grpc
 from crosscope_worker.activations import PairActivations

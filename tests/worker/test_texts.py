@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from crosscope_proto.recipe import DataSpec, TokenPolicy
 from crosscope_proto.roles import TokenRole
+from crosscope_proto.specs import DataSpec, TokenPolicy
 from crosscope_worker.pair import Pair
 from crosscope_worker.texts import DataError, Split, Text, TextStream
 from crosscope_worker.tokens import TextTokenizer

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from crosscope_proto.recipe import TrainingSpec
+from crosscope_proto.specs import TrainingSpec
 from crosscope_worker import training as public
 from crosscope_worker.training import checkpoint as checkpoints
 from crosscope_worker.training.active_code import Weights

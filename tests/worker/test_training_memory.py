@@ -6,7 +6,7 @@ import pytest
 import torch
 from fixtures_training import make_recipe, run
 
-from crosscope_proto.recipe import CrosscoderSpec, TrainingSpec
+from crosscope_proto.specs import CrosscoderSpec, TrainingSpec
 from crosscope_worker.training import TrainingError, memory
 
 SPEC = CrosscoderSpec(variant="batch_topk", num_latents=1000, k=8)

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crosscope_proto.recipe import TokenPolicy
 from crosscope_proto.roles import MODEL_NAMES, TokenRole
+from crosscope_proto.specs import TokenPolicy
 from crosscope_worker.activations import PairActivations
 from crosscope_worker.packing import pack
 from crosscope_worker.texts import Text

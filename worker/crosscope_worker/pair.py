@@ -20,8 +20,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from crosscope_proto.artefacts import PAIR_MANIFEST, SCHEMA_VERSION, PairManifest, pair_folder
-from crosscope_proto.recipe import PairSpec
 from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
+from crosscope_proto.specs import PairSpec
 from crosscope_worker.work import is_out_of_memory
 
 BLOCK_SPARSE = "flex_attention"

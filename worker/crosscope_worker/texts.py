@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crosscope_proto.recipe import DataSpec, TokenPolicy
+from crosscope_proto.specs import DataSpec, TokenPolicy
 from crosscope_worker.tokens import PromptError, TextTokenizer, TokenisedText, Turn
 
 Split = Literal["train", "held_out"]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from crosscope_proto.recipe import AnalysisSpec
 from crosscope_proto.roles import TokenRole
+from crosscope_proto.specs import AnalysisSpec
 from crosscope_worker.analysis.block import Block
 from crosscope_worker.analysis.intake import blocks
 from crosscope_worker.crosscoder import Crosscoder

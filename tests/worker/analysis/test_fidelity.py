@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from crosscope_proto.artefacts import PairManifest
-from crosscope_proto.recipe import AnalysisSpec, TokenPolicy
 from crosscope_proto.roles import TEMPLATE_ROLES, TokenRole
+from crosscope_proto.specs import AnalysisSpec, TokenPolicy
 from crosscope_worker.analysis import fidelity as module
 from crosscope_worker.analysis.fidelity import fidelity, patched_latents
 from crosscope_worker.crosscoder import Crosscoder

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from crosscope_proto import artefacts as layout
 from crosscope_proto.artefacts import CrosscoderManifest, PairManifest
-from crosscope_proto.recipe import AnalysisSpec
 from crosscope_proto.roles import TokenRole
+from crosscope_proto.specs import AnalysisSpec
 from crosscope_worker.analysis import analyse
 from crosscope_worker.crosscoder import Crosscoder, CrosscoderError
 from crosscope_worker.harvest import Harvest

@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from crosscope_proto.artefacts import EXAMPLE_COLUMNS, SEQUENCE_COLUMNS, ExampleGroup, arrow_schema
-from crosscope_proto.recipe import AnalysisSpec
+from crosscope_proto.specs import AnalysisSpec
 from crosscope_worker.analysis.columns import chosen, lists, plain
 from crosscope_worker.analysis.store import Segments, Store
 

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from crosscope_proto.artefacts import LatentClass
-from crosscope_proto.recipe import AnalysisSpec, TokenPolicy
 from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES, TEMPLATE_ROLES, TokenRole
+from crosscope_proto.specs import AnalysisSpec, TokenPolicy
 from crosscope_worker.activations import PairActivations
 from crosscope_worker.analysis.behaviours import assistant_turns
 from crosscope_worker.analysis.run import STAGE

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from crosscope_proto.recipe import AnalysisSpec
 from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
+from crosscope_proto.specs import AnalysisSpec
 from crosscope_worker.analysis.block import Block, encode_block
 from crosscope_worker.analysis.errors import AnalysisError
 from crosscope_worker.crosscoder import Crosscoder

@@ -11,8 +11,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from crosscope_proto.artefacts import LATENT_COLUMNS, arrow_schema, beta_column
-from crosscope_proto.recipe import AnalysisSpec
 from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
+from crosscope_proto.specs import AnalysisSpec
 from crosscope_worker.analysis.coactivation import CoActivation
 from crosscope_worker.analysis.columns import chosen, lists, matrix
 from crosscope_worker.analysis.geometry import classes, difference_classes, geometry, logit_lens, neighbours

@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 
 from crosscope_proto.artefacts import LatentClass
-from crosscope_proto.recipe import AnalysisSpec
+from crosscope_proto.specs import AnalysisSpec
 from crosscope_worker.analysis.behaviours import behaviour_table
 from crosscope_worker.analysis.coactivation import CoActivation
 from crosscope_worker.analysis.errors import AnalysisError

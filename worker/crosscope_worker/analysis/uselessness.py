@@ -25,8 +25,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from crosscope_proto.recipe import AnalysisSpec
 from crosscope_proto.roles import BASE, CHAT
+from crosscope_proto.specs import AnalysisSpec
 from crosscope_worker.analysis.block import Block
 from crosscope_worker.analysis.nnls import nnls
 from crosscope_worker.crosscoder import Crosscoder

@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from crosscope_proto.recipe import CrosscoderRecipe, CrosscoderSpec, TrainingSpec, recipe_dict
+from crosscope_proto.recipe import CrosscoderRecipe, recipe_dict
 from crosscope_proto.roles import MODEL_NAMES
+from crosscope_proto.specs import CrosscoderSpec, TrainingSpec
 from crosscope_worker.crosscoder import DIFFERENCE, Crosscoder
 from crosscope_worker.training import memory
 from crosscope_worker.training.buffer import ShuffleBuffer

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from crosscope_proto.recipe import CrosscoderSpec, TrainingSpec
+from crosscope_proto.specs import CrosscoderSpec, TrainingSpec
 
 _COPIES_OF_WEIGHTS = 4
 """Weights, gradients and Adam's two moments."""

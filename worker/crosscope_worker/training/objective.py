@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from crosscope_proto.recipe import CrosscoderSpec
+from crosscope_proto.specs import CrosscoderSpec
 from crosscope_worker.crosscoder import code_norms
 from crosscope_worker.training.active_code import Selected, Weights, product, select
 from crosscope_worker.training.auxiliary import auxiliary_loss

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from crosscope_proto.recipe import CrosscoderSpec
 from crosscope_proto.roles import BASE
+from crosscope_proto.specs import CrosscoderSpec
 from crosscope_worker.training.active_code import Weights
 from crosscope_worker.training.errors import TrainingError
 from crosscope_worker.training.variants import Widths, absent_weights, first_weights

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crosscope_proto.recipe import CrosscoderSpec, TrainingSpec
 from crosscope_proto.roles import BASE, CHAT
+from crosscope_proto.specs import CrosscoderSpec, TrainingSpec
 from crosscope_worker.crosscoder import DIFFERENCE, Crosscoder, scale_inputs
 from crosscope_worker.training.active_code import Weights
 from crosscope_worker.training.errors import TrainingError

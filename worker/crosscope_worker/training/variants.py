@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from crosscope_proto.recipe import CrosscoderSpec, TrainingSpec
 from crosscope_proto.roles import BASE, CHAT
+from crosscope_proto.specs import CrosscoderSpec, TrainingSpec
 from crosscope_worker.crosscoder import DIFFERENCE
 
 Widths = tuple[int, ...]

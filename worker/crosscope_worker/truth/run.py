@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from crosscope_proto.artefacts import beta_column
-from crosscope_proto.recipe import AnalysisSpec, CrosscoderRecipe, CrosscoderSpec, DataSpec, PairSpec, TrainingSpec
+from crosscope_proto.recipe import CrosscoderRecipe
 from crosscope_proto.roles import CHAT
+from crosscope_proto.specs import AnalysisSpec, CrosscoderSpec, DataSpec, PairSpec, TrainingSpec
 from crosscope_worker.analysis.geometry import geometry
 from crosscope_worker.analysis.intake import blocks
 from crosscope_worker.analysis.moments import Moments
