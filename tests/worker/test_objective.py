@@ -9,7 +9,7 @@ from torch import Tensor
 
 from crosscope_proto.specs import CrosscoderSpec
 from crosscope_worker.training import active_code
-from crosscope_worker.training.active_code import Weights
+from crosscope_worker.training.active_code import Scratch, Weights
 from crosscope_worker.training.objective import compute_step
 from crosscope_worker.training.variants import absent_weights, budgets, needs_equal_widths, widths
 
@@ -145,6 +145,26 @@ def test_gradients_equal_autograd(
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}")
     positive = int(((x @ weights.encoder.T + weights.b_enc) > 0).sum())
     assert step.num_active == ((spec.k + (spec.k_delta or 0)) * batch if spec.k else positive)
+
+
+@pytest.mark.parametrize("dense_above", [-1.0, 2.0], ids=["dense", "pairs"])
+@pytest.mark.parametrize("options", [*VARIANTS, {**VARIANTS[0], "code_normalisation": "decoupled"}], ids=name_of)
+def test_memory_that_is_taken_again_changes_no_bit(
+    monkeypatch: pytest.MonkeyPatch, dense_above: float, options: dict[str, Any]
+):
+    monkeypatch.setattr(active_code, "DENSE_ABOVE", dense_above)
+    spec = CrosscoderSpec(num_latents=30, **options)
+    parts = widths(spec, (5, 5))
+    weights, scratch = make_weights(parts, 30), Scratch()
+    taken: list[int] = []
+    for seed, batch in ((1, 9), (2, 9), (3, 4)):
+        x = torch.randn(batch, sum(parts), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        expected = compute_step(weights, x, spec, parts)
+        step = compute_step(weights, x, spec, parts, scratch=scratch)
+        assert step.loss == expected.loss
+        assert all(torch.equal(a, b) for a, b in zip(step.gradients, expected.gradients, strict=True))
+        taken.append(step.gradients.encoder.data_ptr())
+    assert len(set(taken)) == 1
 
 
 @pytest.mark.parametrize("dense_above", [-1.0, 2.0], ids=["dense", "pairs"])

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crosscope_worker import sparse
 from crosscope_worker.sparse import batch_topk, by_latent, decode_pairs, pair_products, places, sparse_code
 
 
@@ -25,6 +26,19 @@ def test_operations_equal_dense_ones(batch: int, latents: int, width: int, densi
     torch.testing.assert_close(decode_pairs(code, rows), dense @ rows)
     torch.testing.assert_close(by_latent(code, latents).products(code.values, tokens), dense.T @ tokens)
     torch.testing.assert_close(pair_products(code, tokens, rows), (tokens @ rows.T)[code.tokens, code.latents])
+
+
+@pytest.mark.parametrize("latents_a_piece", [1, 4, 13, 100])
+@pytest.mark.parametrize("density", [0.0, 0.02, 0.3])
+def test_products_by_latent_in_pieces_are_the_same_to_the_last_bit(
+    monkeypatch: pytest.MonkeyPatch, latents_a_piece: int, density: float
+):
+    _, code = random_code(7, 13, density)
+    tokens, out = torch.randn(7, 5), torch.full((13, 5), torch.nan)
+    expected = by_latent(code, 13).products(code.values, tokens)
+    monkeypatch.setattr(sparse, "_PIECE_BYTES", latents_a_piece * 4 * 5)
+    assert by_latent(code, 13).products(code.values, tokens, out) is out
+    assert torch.equal(out, expected)
 
 
 def test_operations_take_a_code_in_which_nothing_fires():

@@ -34,10 +34,29 @@ class Weights(NamedTuple):
     """[both]."""
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """`a @ b` of equal data types; that of bfloat16 is summed and returned in float32, as sparse products are."""
+class Scratch:
+    """Memory for large results that is taken again at every step. Memory that is given back must be cleared by the
+    system before it comes again, which takes as long as filling it.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+
+    def take(self, name: str, like: Tensor, *shape: int) -> Tensor:
+        """Memory of a shape, kind and device like `like`; what was taken by this name before is overwritten."""
+        held = self._held.get(name)
+        if held is None or held.shape != shape or held.dtype != like.dtype or held.device != like.device:
+            held = self._held[name] = like.new_empty(shape)
+        return held
+
+
+def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """`a @ b` of equal data types; that of bfloat16 is summed and returned in float32, as sparse products are.
+
+    Written to `out` where that is given and nothing need be converted.
+    """
     if a.dtype != torch.bfloat16:
-        return a @ b
+        return torch.mm(a, b, out=out)
     return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else (a @ b).float()
 
 
@@ -55,8 +74,8 @@ class ActiveCode(Protocol):
         """`tokens @ rows.T` where the code is active, in the shape of its values."""
         ...
 
-    def per_latent(self, values: Tensor, tokens: Tensor) -> Tensor:
-        """`values.T @ tokens`, [latent, width]."""
+    def per_latent(self, values: Tensor, tokens: Tensor, out: Tensor | None = None) -> Tensor:
+        """`values.T @ tokens`, [latent, width], in `out` if that is given and fits the way it is made."""
         ...
 
     def sums(self, values: Tensor) -> Tensor:
@@ -87,9 +106,9 @@ class PairCode:
         """See ActiveCode."""
         return pair_products(self.code, tokens, rows)
 
-    def per_latent(self, values: Tensor, tokens: Tensor) -> Tensor:
+    def per_latent(self, values: Tensor, tokens: Tensor, out: Tensor | None = None) -> Tensor:
         """See ActiveCode."""
-        return self._by_latent.products(values, tokens)
+        return self._by_latent.products(values, tokens, out)
 
     def sums(self, values: Tensor) -> Tensor:
         """See ActiveCode."""
@@ -115,9 +134,9 @@ class DenseCode:
         """See ActiveCode."""
         return product(tokens, rows.T).mul_(self._active)
 
-    def per_latent(self, values: Tensor, tokens: Tensor) -> Tensor:
+    def per_latent(self, values: Tensor, tokens: Tensor, out: Tensor | None = None) -> Tensor:
         """See ActiveCode."""
-        return product(values.to(tokens.dtype).T, tokens)
+        return product(values.to(tokens.dtype).T, tokens, out)
 
     def sums(self, values: Tensor) -> Tensor:
         """See ActiveCode."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from crosscope_proto.specs import CrosscoderSpec
 from crosscope_worker.crosscoder import code_norms
-from crosscope_worker.training.active_code import Selected, Weights, product, select
+from crosscope_worker.training.active_code import Scratch, Selected, Weights, product, select
 from crosscope_worker.training.auxiliary import auxiliary_loss
 from crosscope_worker.training.variants import Widths, constrain, penalties
 
@@ -67,22 +67,25 @@ def compute_step(
     aux_weight: float = 0.0,
     floors: Sequence[float] = (),
     dtype: torch.dtype | None = None,
+    scratch: Scratch | None = None,
 ) -> Step:
     """Loss and gradients of one batch.
 
     `x: [batch, both]` float32, as the dictionary reads it; `d_model` are the widths of its parts. `dead: [latent]` bool
     and `aux_weight` are the auxiliary loss of variants with k. `floors` are guesses at each budget's smallest kept
     scaled activation; they change the speed, not the result. Products are made in `dtype`, that of `x` unless given.
+    With `scratch`, gradients lie in it and are overwritten by the next step that is given it.
     """
     dtype = dtype or x.dtype
     operands = Operands(x.to(dtype), weights.encoder.to(dtype), weights.decoder.to(dtype))
-    pre = product(operands.x, operands.encoder.T)
+    scratch = scratch or Scratch()
+    pre = product(operands.x, operands.encoder.T, scratch.take("pre", x, len(x), len(weights.b_enc)))
     selected, smallest = select(pre, weights, spec, d_model, floors)
     error = x - weights.b_dec
     for each in selected:
         error[:, each.columns] -= each.code.decode(_columns(operands.decoder, each.columns))
     loss, grad = reconstruction_loss(error, d_model, spec)
-    found = [_code_gradients(each, weights, operands, grad, spec, d_model) for each in selected]
+    found = [_code_gradients(each, weights, operands, grad, spec, d_model, scratch) for each in selected]
     loss += sum(each.penalty for each in found)
     gradients = Weights(
         encoder=_sum([each.encoder for each in found]),
@@ -111,18 +114,29 @@ class _CodeGradients(NamedTuple):
 
 
 def _code_gradients(
-    selected: Selected, weights: Weights, operands: Operands, grad: Tensor, spec: CrosscoderSpec, d_model: Widths
+    selected: Selected,
+    weights: Weights,
+    operands: Operands,
+    grad: Tensor,
+    spec: CrosscoderSpec,
+    d_model: Widths,
+    scratch: Scratch,
 ) -> _CodeGradients:
     code, own_grad = selected.code, _columns(grad, selected.columns).to(operands.x.dtype)
     code_grad = code.products(own_grad, _columns(operands.decoder, selected.columns))
-    decoder, loss = code.per_latent(code.values, own_grad), 0.0
+    for_encoder, for_decoder = (
+        scratch.take(f"{name} from column {selected.columns.start}", weights.b_enc, len(weights.b_enc), width)
+        for name, width in (("encoder", operands.x.shape[1]), ("decoder", own_grad.shape[1]))
+    )
+    decoder, loss = code.per_latent(code.values, own_grad, for_decoder), 0.0
     if (penalty := penalties(spec, weights.b_enc)) is not None:
         penalty /= len(grad)
         code_grad += code.spread(penalty * selected.norms)
         totals = penalty * code.sums(code.values)
         add_norm_gradient(decoder, weights.decoder, d_model, spec.code_normalisation, totals)
         loss = float(totals @ selected.norms)
-    return _CodeGradients(code.per_latent(code_grad, operands.x), code.sums(code_grad), decoder, loss)
+    encoder = code.per_latent(code_grad, operands.x, for_encoder)
+    return _CodeGradients(encoder, code.sums(code_grad), decoder, loss)
 
 
 def _sum(tensors: Sequence[Tensor]) -> Tensor:

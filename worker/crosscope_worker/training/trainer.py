@@ -9,7 +9,7 @@ from torch import Tensor
 from crosscope_proto.roles import BASE, CHAT
 from crosscope_proto.specs import CrosscoderSpec, TrainingSpec
 from crosscope_worker.crosscoder import DIFFERENCE, Crosscoder, scale_inputs
-from crosscope_worker.training.active_code import Weights
+from crosscope_worker.training.active_code import Scratch, Weights
 from crosscope_worker.training.errors import TrainingError
 from crosscope_worker.training.objective import Step, compute_step
 from crosscope_worker.training.start import initial_weights
@@ -56,9 +56,12 @@ class Trainer:
         self.weights = initial_weights(spec, self.widths, training.seed, device)
         self.since_fired = torch.zeros(spec.num_latents, dtype=torch.int64, device=device)
         self.optimiser = torch.optim.Adam(self.weights, lr=training.lr, fused=True)
+        self._scratch = Scratch()
 
     def step(self, x: Tensor, lr: float) -> Step:
         """Trains on `x: [batch, both]`, from `inputs`; returns what the batch said before the update.
+
+        Its gradients last until the next step.
 
         Raises TrainingError if the loss is no longer finite.
         """
@@ -72,6 +75,7 @@ class Trainer:
             aux_weight=self.training.aux_weight if self.spec.k is not None else 0.0,
             floors=[FLOOR_SHARE * smallest for smallest in counters.last_smallest],
             dtype=getattr(torch, self.training.dtype),
+            scratch=self._scratch,
         )
         if not torch.isfinite(torch.tensor(outcome.loss)):
             raise TrainingError(f"the loss is {outcome.loss} at step {counters.step}; try training.lr below {lr:g}")
