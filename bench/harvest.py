@@ -85,6 +85,7 @@ def measure(
     """The rows of some texts."""
     num_tokens = sum(len(text.ids) for text in texts)
     activations, position_count = PairActivations(pair, sizes.layer), Positions(pair.models[0])
+    assert activations.shares_rows, "tried once, before anything is counted"
 
     def ours() -> None:
         kept = sum(len(one.x) for one in harvest(texts, activations, KEEP_ALL, sizes.tokens_per_forward))

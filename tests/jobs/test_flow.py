@@ -221,9 +221,9 @@ def test_only_checking_queues_nothing(rig: Rig) -> None:
     assert all(other.name != "dry" for other in rig.jobs.ListJobs(jobs_pb2.ListJobsRequest()).jobs)
 
 
-def test_the_schema_names_both_kinds(rig: Rig) -> None:
+def test_the_schema_names_every_kind(rig: Rig) -> None:
     schema = json.loads(rig.jobs.GetRecipeSchema(jobs_pb2.GetRecipeSchemaRequest()).json_schema)
-    assert set(schema["discriminator"]["mapping"]) == {"crosscoder", "demo-pair"}
+    assert set(schema["discriminator"]["mapping"]) == {"crosscoder", "published", "demo-pair"}
 
 
 def test_an_attempt_that_lost_its_job_publishes_nothing(rig: Rig) -> None:

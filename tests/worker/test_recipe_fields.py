@@ -82,8 +82,19 @@ def test_the_same_training_again_gives_the_same(tmp_path: Path, unchanged: tuple
 def test_a_field_changes_a_training(tmp_path: Path, unchanged: tuple[Any, ...], name: str):
     weights, curves, checkpoints = outcome(tmp_path, **{name: CHANGES[name]})
     assert (weights != unchanged[0]) == (name not in ("log_every", "checkpoint_every"))
-    assert (checkpoints != unchanged[2]) == (name == "checkpoint_every")
+    assert (checkpoints != unchanged[2]) == (name == "max_steps")  # the last one is that of the end
     assert (curves != unchanged[1]) == (name != "checkpoint_every")
+
+
+@pytest.mark.parametrize(("every", "newest"), [(7, "step-000000028"), (10, "step-000000030")])
+def test_checkpoints_come_as_often_as_the_recipe_says(tmp_path: Path, every: int, newest: str):
+    def stop(*_: Any, step: int = 0, **__: Any) -> None:
+        if step == 31:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(make_recipe(checkpoint_every=every), tmp_path, progress=stop)
+    assert [path.name for path in tmp_path.iterdir()] == [newest]
 
 
 def test_the_buffer_holds_as_many_tokens_as_the_recipe_says(tmp_path: Path):
