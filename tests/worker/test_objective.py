@@ -10,7 +10,7 @@ from torch import Tensor
 from crosscope_proto.specs import CrosscoderSpec
 from crosscope_worker.training import active_code
 from crosscope_worker.training.active_code import Scratch, Weights
-from crosscope_worker.training.objective import compute_step
+from crosscope_worker.training.objective import add_norm_gradient, compute_step
 from crosscope_worker.training.variants import absent_weights, budgets, needs_equal_widths, widths
 
 
@@ -208,6 +208,14 @@ def test_a_batch_in_which_nothing_fires_trains_the_bias_only(options: dict[str, 
     assert step.gradients.b_dec.abs().sum() > 0
     for gradient in (step.gradients.encoder, step.gradients.b_enc, step.gradients.decoder):
         assert not gradient.any()
+
+
+@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+def test_a_row_of_zeros_has_no_gradient_by_its_norm(normalisation: str):
+    gradient, decoder = torch.zeros(2, 4), torch.tensor([[0.0] * 4, [3.0, 4.0, 0.0, 0.0]])
+    add_norm_gradient(gradient, decoder, (2, 2), normalisation, torch.ones(2))
+    size = {"crosscoder": 1.0, "sae": 1.0, "mixed": 1.1, "none": 0.0}[normalisation]
+    torch.testing.assert_close(gradient, size * torch.tensor([[0.0] * 4, [0.6, 0.8, 0.0, 0.0]]))
 
 
 def test_the_loss_is_pure():

@@ -19,7 +19,7 @@ from crosscope_worker.analysis.fidelity import fidelity, patched_latents
 from crosscope_worker.crosscoder import Crosscoder, CrosscoderError, read_manifest
 from crosscope_worker.harvest import harvest
 from crosscope_worker.pair import Pair, load_pair, pair_hashes, resolve_pair
-from crosscope_worker.publish import Provenance, make_current, publish
+from crosscope_worker.publish import Provenance, make_current, manifest_of, publish
 from crosscope_worker.sparse import launches_kernels
 from crosscope_worker.texts import Split, TextStream
 from crosscope_worker.tokens import TextTokenizer
@@ -99,15 +99,7 @@ def measure_and_publish(material: Material, trained: Trained) -> CrosscoderManif
         workspace.home,
         recipe.name,
         trained.crosscoder,
-        Provenance(
-            pair=material.pair.manifest,
-            layer=recipe.layer,
-            recipe=recipe_dict(recipe),
-            training_tokens=trained.tokens,
-            skipped_texts=trained.num_skipped + held_out.num_skipped,
-            job=workspace.folder.name,
-            hashes=material.hashes,
-        ),
+        _provenance(material, trained, held_out.num_skipped),
         analysis,
         trained.curves,
         workspace.fence,
@@ -116,31 +108,28 @@ def measure_and_publish(material: Material, trained: Trained) -> CrosscoderManif
 
 def keep(material: Material, trained: Trained, error: Exception) -> None:
     """Writes a trained crosscoder that could not be measured into the job's folder, and adds to `error` where it is."""
-    recipe, crosscoder, folder = material.recipe, trained.crosscoder, material.workspace.folder / TRAINED
-    manifest = CrosscoderManifest(
-        name=recipe.name,
-        version_id="",
-        pair=material.pair.manifest,
-        layer=recipe.layer,
-        d_model=crosscoder.d_model,
-        num_latents=crosscoder.num_latents,
-        variant=crosscoder.variant,
-        code_normalisation=crosscoder.code_normalisation,
-        threshold=crosscoder.threshold,
-        input_scale=crosscoder.input_scale,
-        recipe=recipe_dict(recipe),
-        training_tokens=trained.tokens,
-        skipped_texts=trained.num_skipped,
-        hashes=material.hashes,
-        job=material.workspace.folder.name,
-    )
+    folder = material.workspace.folder / TRAINED
+    manifest = manifest_of(material.recipe.name, trained.crosscoder, _provenance(material, trained))
     try:
         folder.mkdir(exist_ok=True)
-        crosscoder.save(folder, manifest)
+        trained.crosscoder.save(folder, manifest)
     except (OSError, SafetensorError):
         return  # A full disk, say: the error itself is what people must hear of.
     place = folder.relative_to(material.workspace.home)
     error.add_note(f"The trained crosscoder is kept: a recipe of kind published with path {place} measures it.")
+
+
+def _provenance(material: Material, trained: Trained, num_skipped: int = 0) -> Provenance:
+    """`num_skipped`: texts that were left out of the analysis."""
+    return Provenance(
+        pair=material.pair.manifest,
+        layer=material.recipe.layer,
+        recipe=recipe_dict(material.recipe),
+        training_tokens=trained.tokens,
+        skipped_texts=trained.num_skipped + num_skipped,
+        job=material.workspace.folder.name,
+        hashes=material.hashes,
+    )
 
 
 def _measure(material: Material, crosscoder: Crosscoder, held_out: TextStream) -> Analysis:

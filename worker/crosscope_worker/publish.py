@@ -85,7 +85,7 @@ def publish(
     try:
         temporary.mkdir()
         hashes = _write_tables(temporary, analysis, curves, crosscoder.num_latents)
-        manifest = _manifest(name, crosscoder, provenance, analysis, now)
+        manifest = _measured(manifest_of(name, crosscoder, provenance), analysis, now)
         crosscoder.save(temporary, manifest)
         hashes |= {layout.WEIGHTS: _sha256(temporary / layout.WEIGHTS)}
         content = hashlib.sha256("".join(f"{file}:{hashes[file]}\n" for file in sorted(hashes)).encode()).hexdigest()
@@ -169,9 +169,8 @@ def read_current(folder: Path) -> str | None:
         return None
 
 
-def _manifest(
-    name: str, crosscoder: Crosscoder, provenance: Provenance, analysis: Analysis, now: float
-) -> CrosscoderManifest:
+def manifest_of(name: str, crosscoder: Crosscoder, provenance: Provenance) -> CrosscoderManifest:
+    """The manifest of a crosscoder that is neither measured nor published yet."""
     return CrosscoderManifest(
         name=name,
         version_id="",
@@ -184,18 +183,24 @@ def _manifest(
         threshold=crosscoder.threshold,
         input_scale=crosscoder.input_scale,
         recipe=provenance.recipe,
-        datasets=analysis.datasets,
         training_tokens=provenance.training_tokens,
         skipped_texts=provenance.skipped_texts,
+        hashes=dict(provenance.hashes or {}),
+        job=provenance.job,
+    )
+
+
+def _measured(manifest: CrosscoderManifest, analysis: Analysis, now: float) -> CrosscoderManifest:
+    return replace(
+        manifest,
+        datasets=analysis.datasets,
         analysis_tokens=analysis.num_tokens,
         analysis_shards=analysis.num_shards,
         metrics={figure: value for figure, value in analysis.metrics.items() if math.isfinite(value)},
         class_counts=analysis.class_counts,
         histogram_edges=analysis.histogram_edges,
         uselessness=analysis.uselessness,
-        hashes=dict(provenance.hashes or {}),
         software={package: version(package) for package in _SOFTWARE},
-        job=provenance.job,
         created_at=now,
     )
 

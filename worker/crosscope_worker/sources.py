@@ -169,22 +169,10 @@ def open_source(
     harvested = HarvestSource(stream, activations, recipe)
     source: ActivationSource = harvested
     if recipe.training.cache:
-        source = _cached(harvested, recipe, stream, activations, home, hashes, tell)
+        key = cache_key(recipe, activations, stream.files, hashes, TOKENS_PER_FORWARD)
+        cache = ActivationCache(home, key, sum(activations.d_model), activations.pair.device, tell)
+        cache.remove_partial(time.time())
+        source = CachedSource(harvested, cache)
     device = activations.pair.device
     # Without a GPU, models and trainer would share the cores that each of them alone keeps busy.
     return PrefetchedSource(source, device) if device.type == "cuda" else source
-
-
-def _cached(
-    source: HarvestSource,
-    recipe: CrosscoderRecipe,
-    stream: TextStream,
-    activations: PairActivations,
-    home: Path,
-    hashes: dict[str, str],
-    tell: Callable[[str], None],
-) -> CachedSource:
-    key = cache_key(recipe, activations, stream.files, hashes, TOKENS_PER_FORWARD)
-    cache = ActivationCache(home, key, sum(activations.d_model), activations.pair.device, tell)
-    cache.remove_partial(time.time())
-    return CachedSource(source, cache)

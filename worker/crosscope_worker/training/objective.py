@@ -200,7 +200,7 @@ def add_norm_gradient(gradient: Tensor, decoder: Tensor, d_model: Widths, normal
     ]
     tiny = torch.finfo(decoder.dtype).tiny
     halves = [half.norm(dim=1).clamp_min(tiny) for half in decoder.split(d_model, dim=1)]
-    whole = torch.stack(halves).norm(dim=0)
+    whole = torch.stack(halves).norm(dim=0).clamp_min(tiny)  # squares of what is tiny are 0
     for out, rows, norms in zip(gradient.split(d_model, dim=1), decoder.split(d_model, dim=1), halves, strict=True):
         out.addcmul_(rows, (by_norm * (per_model / norms + together / whole))[:, None])
 
