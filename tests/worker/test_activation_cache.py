@@ -20,7 +20,8 @@ from crosscope_worker.activation_cache import GRACE_S, ActivationCache, CacheErr
 from crosscope_worker.activations import PairActivations
 from crosscope_worker.crosscoder import Crosscoder
 from crosscope_worker.make import make_crosscoder
-from crosscope_worker.pair import Pair, pair_hashes
+from crosscope_worker.pair import Pair
+from crosscope_worker.pair_source import pair_hashes
 from crosscope_worker.sources import CachedSource, HarvestSource
 from crosscope_worker.texts import TextStream
 from crosscope_worker.tokens import TextTokenizer

@@ -20,7 +20,8 @@ from transformers import (
 
 from crosscope_proto.artefacts import PairManifest
 from crosscope_worker.activations import PairActivations
-from crosscope_worker.pair import BLOCK_SPARSE, Pair, PairError
+from crosscope_worker.pair import BLOCK_SPARSE, Pair
+from crosscope_worker.pair_source import PairError
 
 VOCAB = 61
 MakeGemma = Callable[..., Gemma2ForCausalLM]

@@ -12,7 +12,8 @@ from transformers import Gemma2ForCausalLM
 from crosscope_proto.artefacts import PAIR_MANIFEST, PairManifest
 from crosscope_proto.specs import PairSpec
 from crosscope_worker.jobs.entry import sentence
-from crosscope_worker.pair import Pair, PairError, load_pair, pair_hashes, resolve_pair, write_pair_manifest
+from crosscope_worker.pair import Pair, load_pair
+from crosscope_worker.pair_source import PairError, pair_hashes, resolve_pair, write_pair_manifest
 
 
 @pytest.fixture

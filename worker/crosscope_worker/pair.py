@@ -1,50 +1,26 @@
-"""Two causal language models that share a tokenizer: found, loaded and checked.
+"""Two causal language models that share a tokenizer, loaded and checked; pair_source.py finds them.
 
 Does not know what is done with them: no text, no layer's activations, no crosscoder.
 """
 
-import hashlib
-import json
-import os
-import re
-from collections.abc import Iterable
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import NamedTemporaryFile
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from crosscope_proto.artefacts import PAIR_MANIFEST, SCHEMA_VERSION, PairManifest, pair_folder
+from crosscope_proto.artefacts import PairManifest
 from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
-from crosscope_proto.specs import PairSpec
+from crosscope_worker.pair_source import PairError, Place, model_places, tokenizer_place, tokenizer_places
 from crosscope_worker.work import is_out_of_memory
 
 BLOCK_SPARSE = "flex_attention"
 """transformers' name of an attention that skips blocks of tokens that do not look at each other."""
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_MODEL_FILES = ("config.json", "*.safetensors")
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 _LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
 """What transformers raises for a model that is absent, of another kind, or whose files do not fit together."""
-
-
-class PairError(ValueError):
-    """Two models that cannot be loaded or compared; the sentence says which and why."""
-
-
-class _Place(NamedTuple):
-    """Where a model or tokenizer lies: a folder, or a hub id and its revision."""
-
-    source: str
-    revision: str | None
-
-    def __str__(self) -> str:
-        return self.source if self.revision is None else f"{self.source} at revision {self.revision}"
 
 
 @dataclass(frozen=True)
@@ -96,55 +72,6 @@ def check_layer(pair: Pair, layer: int) -> None:
             raise PairError(f"layer {layer}: the {name} model has {num_layers} layers, 0 to {num_layers - 1}")
 
 
-def resolve_pair(spec: PairSpec, home: Path) -> PairManifest:
-    """The manifest of a pair, with absolute folders or hub ids. Loads and writes nothing.
-
-    A spec with only a name is read from `<home>/pairs/<name>/pair.json`. A relative folder of a spec is looked up in
-    the home folder. Raises PairError if the pair or a folder does not exist.
-    """
-    if spec.base is None or spec.chat is None:
-        return _read_pair_manifest(Path(pair_folder(home, spec.name)))
-    chat = _resolve_source(spec.chat, home, spec.name)
-    return PairManifest(
-        name=spec.name,
-        base=_resolve_source(spec.base, home, spec.name),
-        chat=chat,
-        tokenizer=_resolve_source(spec.tokenizer, home, spec.name) if spec.tokenizer else chat,
-        dtype=spec.dtype,
-        revision_base=spec.revision_base,
-        revision_chat=spec.revision_chat,
-    )
-
-
-def find_pair(manifest: PairManifest, home: Path) -> PairManifest:
-    """The same pair where it lies now: as the manifest says, or in `home` if that was moved since it was written."""
-    sources = [Path(source) for source in (manifest.base, manifest.chat, manifest.tokenizer)]
-    if all(source.is_dir() for source in sources if source.is_absolute()):
-        return manifest
-    try:
-        return resolve_pair(PairSpec(name=manifest.name), home)
-    except PairError:
-        return manifest  # Loading it says which folder is missing.
-
-
-def write_pair_manifest(home: Path, manifest: PairManifest) -> Path:
-    """Writes `<home>/pairs/<name>/pair.json` in one step and returns its path."""
-    path = Path(pair_folder(home, manifest.name)) / PAIR_MANIFEST
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile("w", dir=path.parent, prefix=f".{PAIR_MANIFEST}.", delete=False, encoding="utf-8") as file:
-        written = Path(file.name)
-        try:
-            json.dump(asdict(manifest), file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-            written.chmod(0o644)
-            written.replace(path)
-        except BaseException:
-            written.unlink(missing_ok=True)
-            raise
-    return path
-
-
 def load_pair(manifest: PairManifest, device: str | torch.device = "cpu", long_rows: bool = False) -> Pair:
     """Loads both models and the tokenizer and checks that they fit together.
 
@@ -152,8 +79,8 @@ def load_pair(manifest: PairManifest, device: str | torch.device = "cpu", long_r
     attention that skips what a token does not look at, and is compiled when it first runs.
     Raises PairError that names the model or file and what is wrong with it; where memory runs out, torch's own error.
     """
-    tokenizers = {place: _load_tokenizer(place, manifest.name) for place in _tokenizer_places(manifest)}
-    tokenizer = tokenizers[_tokenizer_place(manifest)]
+    tokenizers = {place: _load_tokenizer(place, manifest.name) for place in tokenizer_places(manifest)}
+    tokenizer = tokenizers[tokenizer_place(manifest)]
     _check_same_vocabulary(manifest, tokenizers)
     base = _load_model(manifest, BASE, device, long_rows)
     chat = _load_model(manifest, CHAT, device, long_rows)
@@ -162,100 +89,7 @@ def load_pair(manifest: PairManifest, device: str | torch.device = "cpu", long_r
     return Pair(manifest, (base, chat), tokenizer, torch.device(device), is_block_sparse)
 
 
-def pair_hashes(manifest: PairManifest) -> dict[str, str]:
-    """Content hashes "tokenizer", "base" and "chat".
-
-    SHA-256 over a folder's tokenizer or configuration and weight files; for a hub id "commit:" and the commit of its
-    revision in the hub's cache, which is what was loaded last, or "None" where the cache does not say it.
-    """
-    base, chat = _model_places(manifest)
-    return {
-        "tokenizer": _hash_place(_tokenizer_place(manifest), _TOKENIZER_FILES),
-        "base": _hash_place(base, _MODEL_FILES),
-        "chat": _hash_place(chat, _MODEL_FILES),
-    }
-
-
-def _hash_place(place: _Place, patterns: tuple[str, ...]) -> str:
-    if Path(place.source).is_absolute():
-        return _hash_files(Path(place.source), patterns)
-    return f"commit:{_cached_commit(place, (name for name in patterns if '*' not in name))}"
-
-
-def _cached_commit(place: _Place, names: Iterable[str]) -> str | None:
-    """The commit at which the hub's cache holds one of these files, as `snapshots/<commit>/<name>`."""
-    paths = (try_to_load_from_cache(place.source, name, revision=place.revision) for name in names)
-    return next((Path(path).parent.name for path in paths if isinstance(path, str)), None)
-
-
-def _hash_files(folder: Path, patterns: tuple[str, ...]) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
-        with path.open("rb") as file:
-            digest.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return digest.hexdigest()
-
-
-def _read_pair_manifest(folder: Path) -> PairManifest:
-    path = folder / PAIR_MANIFEST
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        known = sorted(entry.parent.name for entry in folder.parent.glob(f"*/{PAIR_MANIFEST}"))
-        raise PairError(
-            f"no pair {folder.name!r} below {folder.parent} (there: {', '.join(known) or 'none'}); "
-            "make it first, or give base and chat"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise PairError(f"{path} cannot be read: {error}") from error
-    known_keys = {key.name for key in fields(PairManifest)}
-    needed = {key.name for key in fields(PairManifest) if key.default is MISSING}
-    if not isinstance(document, dict) or not needed <= document.keys() <= known_keys:
-        raise PairError(f"{path} is no pair manifest: it needs {sorted(needed)} and may hold {sorted(known_keys)}")
-    manifest = PairManifest(**document)
-    if manifest.schema_version > SCHEMA_VERSION:
-        raise PairError(f"{path} has schema {manifest.schema_version}, newer than {SCHEMA_VERSION}: update crosscope")
-    sources = {key: _resolve_source(document[key], folder, manifest.name) for key in ("base", "chat", "tokenizer")}
-    return replace(manifest, **sources)
-
-
-def _resolve_source(source: str, folder: Path, pair: str) -> str:
-    """An absolute folder, or a hub id as it stands."""
-    path = folder / Path(source).expanduser()
-    if path.is_dir():
-        return str(path.resolve())
-    if Path(source).expanduser().is_absolute() or not _HUB_ID.fullmatch(source) or source.startswith("."):
-        raise PairError(f"pair {pair!r}: there is no folder {path}; give a hub id or the folder of a saved model")
-    return source
-
-
-def _model_places(manifest: PairManifest) -> tuple[_Place, _Place]:
-    """Where the models lie, base first. A folder has no revisions."""
-    base, chat = (
-        _Place(source, None if Path(source).is_absolute() else revision)
-        for source, revision in ((manifest.base, manifest.revision_base), (manifest.chat, manifest.revision_chat))
-    )
-    return base, chat
-
-
-def _tokenizer_place(manifest: PairManifest) -> _Place:
-    """Where the pair's tokenizer lies: with the model of that name, the chat model if both have it, or by itself."""
-    base, chat = _model_places(manifest)
-    own = _Place(manifest.tokenizer, None)
-    return next((model for model in (chat, base) if model.source == manifest.tokenizer), own)
-
-
-def _tokenizer_places(manifest: PairManifest) -> list[_Place]:
-    """Where tokenizers lie that must agree: the pair's, and each model's own if it has one, without repeats."""
-    own = (
-        place
-        for place in _model_places(manifest)
-        if not Path(place.source).is_absolute() or (Path(place.source) / "tokenizer_config.json").exists()
-    )
-    return list(dict.fromkeys((_tokenizer_place(manifest), *own)))
-
-
-def _load_tokenizer(place: _Place, pair: str) -> PreTrainedTokenizerBase:
+def _load_tokenizer(place: Place, pair: str) -> PreTrainedTokenizerBase:
     source, revision = place
     _check_folder(source, "tokenizer", pair)
     local = Path(source).is_absolute()
@@ -270,8 +104,8 @@ def _load_tokenizer(place: _Place, pair: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _check_same_vocabulary(manifest: PairManifest, tokenizers: dict[_Place, PreTrainedTokenizerBase]) -> None:
-    shared = _tokenizer_place(manifest)
+def _check_same_vocabulary(manifest: PairManifest, tokenizers: dict[Place, PreTrainedTokenizerBase]) -> None:
+    shared = tokenizer_place(manifest)
     expected = tokenizers[shared].get_vocab()
     for place, tokenizer in tokenizers.items():
         vocabulary = tokenizer.get_vocab()
@@ -286,7 +120,7 @@ def _check_same_vocabulary(manifest: PairManifest, tokenizers: dict[_Place, PreT
 
 
 def _load_model(manifest: PairManifest, model: int, device: str | torch.device, long_rows: bool) -> PreTrainedModel:
-    source, revision = _model_places(manifest)[model]
+    source, revision = model_places(manifest)[model]
     named = f"pair {manifest.name!r}: the {MODEL_NAMES[model]} model {source}"
     _check_folder(source, f"{MODEL_NAMES[model]} model", manifest.name)
     local = Path(source).is_absolute()

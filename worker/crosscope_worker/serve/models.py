@@ -17,7 +17,8 @@ import torch
 from crosscope_proto.artefacts import NAME_PATTERN, CrosscoderManifest, PairManifest, crosscoder_folder, version_folder
 from crosscope_worker.activations import PairActivations
 from crosscope_worker.crosscoder import Crosscoder, read_manifest
-from crosscope_worker.pair import Pair, PairError, find_pair, load_pair, pair_hashes
+from crosscope_worker.pair import Pair, load_pair
+from crosscope_worker.pair_source import PairError, find_pair, pair_hashes
 from crosscope_worker.serve.encoding import Encoder
 from crosscope_worker.serve.errors import UnknownCrosscoder
 from crosscope_worker.tokens import TextTokenizer
