@@ -9,7 +9,7 @@ import pytest
 
 from crosscope_worker.truth.__main__ import main
 from crosscope_worker.truth.planted import PlantedSpec
-from crosscope_worker.truth.report import Result, cell, report, table
+from crosscope_worker.truth.report import VARIANTS, Result, cell, report, table
 from crosscope_worker.truth.run import Sizes, Variant, run, same_in_both
 
 SMALL = PlantedSpec(d_model=24, num_shared=10, num_rotated=4, num_weak=4, num_base_only=4, num_chat_only=4)
@@ -64,6 +64,13 @@ def test_the_null_test_plants_as_many_latents_all_shared():
     assert null.num_latents == null.num_shared == 26
 
 
+def test_shares_grow_with_the_dictionary():
+    specs = {variant.name: [variant.spec(latents) for latents in (512, 192)] for variant in VARIANTS}
+    assert [spec.num_delta for spec in specs["delta"]] == [128, 48]
+    assert [spec.num_shared for spec in specs["designated"]] == [64, 24]
+    assert [spec.num_chat_only for spec in specs["dfc"]] == [40, 40], "by how many there are to find"
+
+
 def test_a_cell_is_the_mean_of_what_is_defined():
     assert cell([0.5]) == "0.5"
     assert cell([0.5, 0.5]) == "0.5"
@@ -90,7 +97,7 @@ def test_the_table_has_a_row_a_figure_and_a_column_a_variant():
         ["--steps", "-1"],
         ["--first-seed", "-1"],
         ["--variants", "dense"],
-        ["--latents", "100", "--variants", "delta"],
+        ["--latents", "79", "--variants", "dfc"],
         ["--table", "nowhere.jsonl"],
     ],
 )

@@ -20,16 +20,16 @@ from crosscope_worker.truth.planted import PlantedSpec
 from crosscope_worker.truth.run import Sizes, Variant, run
 
 _DFC = {"variant": "dfc", "k": 8, "num_base_only": 40, "num_chat_only": 40}
-_DELTA = {"variant": "delta", "k": 6, "num_delta": 128, "k_delta": 2, "delta_weight": 1.0}
-_DESIGNATED = {"variant": "designated_shared", "mu": 0.1, "num_shared": 64, "shared_penalty": 0.2}
+_DELTA = {"variant": "delta", "k": 6, "k_delta": 2, "delta_weight": 1.0}
+_DESIGNATED = {"variant": "designated_shared", "mu": 0.1, "shared_penalty": 0.2}
 VARIANTS = (
     Variant("batch_topk", {"variant": "batch_topk", "k": 8}),
     Variant("l1-0.05", {"variant": "l1", "mu": 0.05}),
     Variant("l1-0.1", {"variant": "l1", "mu": 0.1}),
     Variant("l1-0.15", {"variant": "l1", "mu": 0.15}),
-    Variant("designated", _DESIGNATED),
+    Variant("designated", _DESIGNATED, {"num_shared": 1 / 8}),
     Variant("dfc", _DFC),
-    Variant("delta", _DELTA),
+    Variant("delta", _DELTA, {"num_delta": 1 / 4}),
     Variant("diff_sae", {"variant": "diff_sae", "k": 4}),
 )
 

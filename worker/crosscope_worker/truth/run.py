@@ -5,7 +5,8 @@ Knows the order of the work; formulas are in score.py and in the analysis.
 
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,13 @@ class Variant:
     name: str
     options: dict[str, Any]
     """Fields of CrosscoderSpec, all but the number of latents."""
+    shares: Mapping[str, float] = field(default_factory=dict)
+    """Fields that are a share of the number of latents."""
 
     def spec(self, num_latents: int) -> CrosscoderSpec:
         """The recipe's part."""
-        return CrosscoderSpec(num_latents=num_latents, **self.options)
+        counts: dict[str, Any] = {name: round(share * num_latents) for name, share in self.shares.items()}
+        return CrosscoderSpec(num_latents=num_latents, **self.options, **counts)
 
 
 def run(variant: Variant, seed: int, sizes: Sizes, spec: PlantedSpec) -> dict[str, float]:
