@@ -19,6 +19,7 @@ from crosscope_proto.specs import (
     Name,
     PairSpec,
     Positive,
+    Seed,
     TokenPolicy,
     TrainingSpec,
 )
@@ -61,11 +62,24 @@ class CrosscoderRecipe:
         if training.k_start is not None:
             if spec.k is None or not training.sparsity_warmup_steps:
                 raise ValueError("training.k_start needs training.sparsity_warmup_steps and crosscoder.k")
-            if not spec.k <= training.k_start <= spec.num_latents:
+            rest = spec.num_latents - (spec.num_delta or 0)
+            if not spec.k <= training.k_start <= rest:
                 raise ValueError(
-                    f"training.k_start {training.k_start} must lie between crosscoder.k {spec.k} and "
-                    f"num_latents {spec.num_latents}"
+                    f"training.k_start {training.k_start} must lie between crosscoder.k {spec.k} and the {rest} "
+                    "latents that it chooses from"
                 )
+        elif spec.k is not None and training.sparsity_warmup_steps:
+            raise ValueError("training.sparsity_warmup_steps needs training.k_start where crosscoder.k is fixed")
+        return self
+
+    @model_validator(mode="after")
+    def _length_is_known(self) -> Self:
+        endless = [each.name for each in self.data if each.source == "hub" and each.max_tokens is None]
+        if self.training.decay_share and self.training.max_steps is None and endless:
+            raise ValueError(
+                "training.decay_share needs to know where training ends: give training.max_steps, or max_tokens of "
+                f"the data set {endless[0]!r}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -126,7 +140,7 @@ class DemoPairRecipe:
     """Generated documents."""
     conversations: Count = 4000
     """Generated conversations."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the world and of both trainings."""
 
 

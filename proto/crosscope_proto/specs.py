@@ -16,6 +16,7 @@ Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 @dataclass(config=STRICT)
@@ -58,7 +59,7 @@ class DataSpec:
     """Its name in statistics and examples."""
     source: Literal["hub", "jsonl", "parquet", "text"]
     """Where it comes from; "text" is one document a line."""
-    path: str
+    path: Annotated[str, Field(min_length=1)]
     """Hub id, or a file or glob. A relative one is looked up in the pair's folder, then in the home folder."""
     config: str | None = None
     """Configuration of a hub data set."""
@@ -100,7 +101,7 @@ class TokenPolicy:
     """Which tokens are trained on and analysed. Recorded with every crosscoder."""
 
     max_length: Annotated[int, Field(ge=2, le=8192)] = 1024
-    """Texts are cut to this many tokens."""
+    """Texts are cut to this many tokens, or to what both models can read if that is less."""
     skip_bos: bool = True
     """Leave out the BOS token, whose activation norm is an outlier."""
     skip_first: Annotated[int, Field(ge=0)] = 0
@@ -195,7 +196,8 @@ class TrainingSpec:
     warmup_steps: Annotated[int, Field(ge=0)] = 1000
     """Steps over which the learning rate rises linearly."""
     decay_share: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Last share of the steps over which the learning rate falls to zero; 0: constant."""
+    """Last share of the training over which the learning rate falls to zero; 0: constant. Needs a known length: of a
+    hub data set, max_tokens, or else max_steps."""
     decay: Literal["linear", "cosine"] = "linear"
     """How it falls."""
     sparsity_warmup_steps: Annotated[int, Field(ge=0)] = 0
@@ -216,10 +218,11 @@ class TrainingSpec:
     max_grad_norm: Positive | None = 1.0
     """Clip the gradient's norm; null: do not."""
     dead_after_tokens: Count = 10_000_000
-    """A latent that has not fired for this many tokens is dead; for variants with k only."""
+    """A latent that has not fired for this many tokens is dead: the curves count it, and in variants with k the
+    auxiliary loss revives it."""
     aux_weight: Annotated[float, Field(ge=0)] = 1 / 32
     """Weight of the auxiliary loss that revives dead latents; for variants with k only."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the initial weights and of the shuffle buffer."""
     log_every: Count = 50
     """Steps between measurements."""

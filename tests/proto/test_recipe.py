@@ -55,13 +55,36 @@ def test_a_dictionary_that_contradicts_itself_is_refused(crosscoder: str, says: 
 @pytest.mark.parametrize(
     ("crosscoder", "training", "says"),
     [
-        ("k: 4", "k_start: 9, sparsity_warmup_steps: 5", "must lie between crosscoder.k 4 and num_latents 8"),
-        ("k: 4", "k_start: 3, sparsity_warmup_steps: 5", "must lie between crosscoder.k 4 and num_latents 8"),
-        ("k: 4", "k_start: 6", "training.k_start needs training.sparsity_warmup_steps"),
+        ("batch_topk, k: 4", "k_start: 9, sparsity_warmup_steps: 5", "between crosscoder.k 4 and the 8 latents"),
+        ("batch_topk, k: 4", "k_start: 3, sparsity_warmup_steps: 5", "between crosscoder.k 4 and the 8 latents"),
+        (
+            "delta, k: 4, num_delta: 2, k_delta: 1, delta_weight: 1",
+            "k_start: 7, sparsity_warmup_steps: 5",
+            "between crosscoder.k 4 and the 6 latents",
+        ),
+        ("batch_topk, k: 4", "k_start: 6", "training.k_start needs training.sparsity_warmup_steps"),
+        ("batch_topk, k: 4", "sparsity_warmup_steps: 5", "training.sparsity_warmup_steps needs training.k_start"),
     ],
 )
 def test_a_first_k_that_is_none_is_refused(crosscoder: str, training: str, says: str) -> None:
-    assert says in refusal(f"variant: batch_topk, num_latents: 8, {crosscoder}", training)
+    assert says in refusal(f"num_latents: 8, variant: {crosscoder}", training)
+
+
+def test_a_fall_of_the_learning_rate_needs_an_end() -> None:
+    hub, l1 = "{name: web, source: hub, path: some/texts, text_column: text%s}", "variant: l1, num_latents: 8, mu: 1"
+    says = "give training.max_steps, or max_tokens of the data set 'web'"
+    assert says in refusal(l1, "decay_share: 0.5", hub % "")
+    for training, data in [
+        ("decay_share: 0.5, max_steps: 9", ""),
+        ("decay_share: 0.5", ", max_tokens: 9"),
+        ("lr: 1", ""),
+    ]:
+        parse_recipe(RECIPE.format(crosscoder=l1, training=training, data=hub % data))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_that_no_generator_takes_is_refused(seed: int) -> None:
+    assert "training.seed: Input should be" in refusal("variant: l1, num_latents: 8, mu: 1", f"seed: {seed}")
 
 
 def test_two_data_sets_of_one_name_are_refused() -> None:

@@ -1,6 +1,8 @@
 """A checkpoint that was damaged on the disk is named before anything is trained."""
 
+import gc
 import json
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,6 +96,43 @@ def test_the_newest_of_several_is_taken_and_what_is_half_written_is_not(tmp_path
     assert found is not None
     assert found.step == 10
     assert found.tensors["a"].tolist() == [10, 10]
+
+
+def test_a_training_that_has_ended_is_not_written_again(tmp_path: Path):
+    recipe = make_recipe(checkpoint_every=40)
+    first = run(recipe, tmp_path)
+    (end,) = tmp_path.iterdir()
+    assert end.name == "step-000000063"
+    written = (end / TENSORS).stat()
+    again = run(recipe, tmp_path)
+    assert torch.equal(again.crosscoder.W_dec, first.crosscoder.W_dec)
+    assert list(tmp_path.iterdir()) == [end]
+    assert ((end / TENSORS).stat().st_ino, (end / TENSORS).stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
+
+
+def test_no_room_for_the_tensors_is_said_and_leaves_the_one_before(tmp_path: Path):
+    save(tmp_path, Checkpoint(1, {"a": torch.ones(2)}, recipe={}, counters={}, source={}))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"no room for the checkpoint of step 2 in .*: it takes 0\.4 MB, and .* free"):
+            save(tmp_path, Checkpoint(2, {"a": torch.zeros(100_000)}, recipe={}, counters={}, source={}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000001"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system does not say which files are mapped")
+def test_a_resumed_training_gives_the_checkpoint_up(newest: Path):
+    seen: list[bool] = []
+
+    def look(*_: object, step: int = 0, **__: object) -> None:
+        if step == 9:
+            gc.collect()
+            seen.append(newest.name in Path("/proc/self/maps").read_text())
+
+    run(RECIPE, newest.parent, progress=look)
+    assert seen == [False]
 
 
 def test_a_checkpoint_of_another_recipe_is_refused_and_stays(newest: Path):

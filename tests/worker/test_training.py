@@ -1,7 +1,7 @@
 """The shuffle buffer, checkpoints and the training loop on planted activations."""
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +202,27 @@ def test_a_training_that_ends_within_the_warm_up_has_a_threshold(tmp_path: Path)
     assert result.crosscoder.threshold > 0
 
 
+@pytest.mark.parametrize("warmup_steps", [1, 1000])
+def test_a_batch_of_a_few_tokens_moves_no_threshold_unless_it_is_the_first(warmup_steps: int):
+    recipe = make_recipe(warmup_steps=warmup_steps)
+    trainer = Trainer(recipe.crosscoder, recipe.training, (8, 8))
+    first, *full = (block[:64] for block in PlantedSource(num_blocks=4).blocks())
+
+    def says() -> tuple[float | None, tuple[float, ...]]:
+        return trainer.crosscoder().threshold, trainer.counters.last_smallest
+
+    with torch.no_grad():
+        trainer.step(first[:2], 3e-3)
+        fragment = says()
+        assert fragment[0] == fragment[1][0] > 0
+        for x in full:
+            trainer.step(x, 3e-3)
+        before = says()
+        assert before != fragment
+        trainer.step(100 * first[:1], 3e-3)
+    assert says() == before
+
+
 def test_a_checkpoint_is_loaded_onto_the_device_of_the_training(tmp_path: Path):
     save_checkpoint(tmp_path, Checkpoint(1, {"a": torch.ones(2)}, recipe={}, counters={}, source={}))
     found = load_checkpoint(tmp_path, {}, torch.device("meta"))
@@ -241,7 +262,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Pat
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     monkeypatch.setattr(checkpoints, "sync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="no room for the checkpoint of step 2"):
         save_checkpoint(tmp_path, Checkpoint(2, {"a": torch.zeros(2)}, recipe={}, counters={}, source={}))
     found = load_checkpoint(tmp_path, {})
     assert found is not None
@@ -281,3 +302,16 @@ def test_activations_that_never_change_are_refused(tmp_path: Path):
 
     with pytest.raises(public.TrainingError, match="the chat model's activations are the same on all of the first 512"):
         run(make_recipe(), tmp_path, Constant())
+
+
+@pytest.mark.parametrize("normalise_inputs", [False, True])
+def test_models_that_do_not_differ_have_no_dictionary_of_differences(tmp_path: Path, normalise_inputs: bool):
+    class Same(PlantedSource):
+        def blocks(self) -> Generator[Tensor]:
+            for block in super().blocks():
+                block[:, 8:] = block[:, :8]
+                yield block
+
+    recipe = make_recipe({"variant": "diff_sae", "num_latents": 24, "k": 2}, normalise_inputs=normalise_inputs)
+    with pytest.raises(public.TrainingError, match="activations do not differ"):
+        run(recipe, tmp_path, Same())

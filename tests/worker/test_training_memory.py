@@ -46,6 +46,28 @@ def test_a_batch_that_is_too_large():
     assert found.endswith("lower training.batch_size to 5100")
 
 
+def test_a_buffer_is_never_lowered_below_two_batches():
+    training = TrainingSpec(batch_size=10_000, buffer_tokens=1000)
+    values = memory.values_of(SPEC, training)
+    assert values["training.buffer_tokens"] == 20_000
+    found = memory.shortage(dict.fromkeys(values, 3000000), values, 8_000_000)
+    assert found is not None
+    assert found.endswith("lower training.batch_size to 6600")
+    sizes = {"crosscoder.num_latents": 1, "training.batch_size": 1, "training.buffer_tokens": 2}
+    assert "lower training.batch_size to 5000, or use" in memory.ran_out(sizes, values)
+
+
+def test_what_a_container_has_read_from_files_counts_as_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(memory, "_CONTAINER", tmp_path)
+    machine = memory.free_bytes(torch.device("cpu"))
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("900\n")
+    (tmp_path / "memory.stat").write_text("anon 200\nfile 700\nactive_file 300\ninactive_file 250\n")
+    assert memory.free_bytes(torch.device("cpu")) == 1000 - 900 + 300 + 250
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.free_bytes(torch.device("cpu")) == pytest.approx(machine, rel=0.2)
+
+
 def test_the_machine_says_what_is_free():
     free = memory.free_bytes(torch.device("cpu"))
     assert free is None or free > 100_000_000
@@ -59,8 +81,13 @@ def test_a_training_that_cannot_fit_does_not_start(tmp_path: Path):
 
 @pytest.mark.parametrize(
     "error",
-    [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB"), MemoryError()],
-    ids=["device", "python"],
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        MemoryError(),
+    ],
+    ids=["device", "driver", "library", "python"],
 )
 def test_memory_that_runs_out_in_the_middle_is_said_with_what_to_lower(tmp_path: Path, error: Exception):
     def run_out(*_: object, step: int = 0, **__: object) -> None:

@@ -16,6 +16,14 @@ CHECKPOINTS = "checkpoints"
 """Below a job's folder: what a later attempt goes on from. Removed once the job has ended."""
 
 
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+
+
 class Cancelled(Exception):
     """Someone asked the job to stop. Raised by Progress; a job lets it pass and cleans up what it had begun."""
 
@@ -38,7 +46,7 @@ class Progress(Protocol):
     ) -> None:
         """Reports that `fraction` (0 to 1) of `stage` is done.
 
-        Raises Cancelled when the job was asked to stop.
+        Raises Cancelled when the job was asked to stop, and LostClaim when another attempt has taken over.
         """
         ...
 
@@ -63,8 +71,8 @@ class Workspace:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Python's own, torch's for devices, and what torch raises on the CPU."""
-    says_so = any(phrase in str(error) for phrase in ("can't allocate memory", "not enough memory"))
+    """Python's own, torch's for devices, and what torch raises on the CPU and CUDA's libraries by themselves."""
+    says_so = any(phrase in str(error) for phrase in _OUT_OF_MEMORY)
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or says_so
 
 

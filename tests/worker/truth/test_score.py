@@ -98,13 +98,33 @@ def test_exclusive_kinds_by_norm_against_all_and_by_nu_against_those_of_both_mod
         beta_ratio=[1.0, 0.25, -9.0, -0.02],
     )
     found = Matches(np.arange(4), np.ones(4))
-    assert score.exclusive_aurocs(TRUTH, found, learned) == {
+    assert score.exclusive_aurocs(TRUTH, found, TRUTH.rows, learned) == {
         "auroc_chat_only_rel_norm": pytest.approx(2 / 3),
         "auroc_base_only_rel_norm": 1.0,
         "auroc_chat_only_nu_err": 1.0,
         "auroc_base_only_nu_err": 1.0,
         "auroc_chat_only_ratio": 1.0,
     }
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0]])
+def test_latents_without_a_difference_do_not_count_wherever_the_others_lie(order: list[int]):
+    differences = torch.tensor([[0.0, 0.0], [0.0, 0.75], [-0.6, -0.8], [0.6, 0.8]])
+    rows, ratios = [[0.0, 0.75], [-0.6, -0.8], [0.6, 0.8]], [0.25, -9.0, 0.01]
+    learned = measured([rows[i] for i in order], beta_ratio=[ratios[i] for i in order])
+    found = score.best_matches(differences, learned)
+    assert score.exclusive_aurocs(TRUTH, found, differences, learned)["auroc_chat_only_ratio"] == 1.0
+
+
+def test_what_is_undefined_is_no_count():
+    rows = [[0.0, 1.0], [0.6, 0.8]]
+    learned = measured(rows, beta_ratio=[0.25, 0.01])
+    counts = score.label_counts(score.chat_only_labels(TRUTH, learned), learned)
+    assert (counts["labels"], counts["labels_artefact"], counts["artefacts_flagged_ratio"]) == (2, 1, 1)
+    assert math.isnan(counts["artefacts_flagged_published"])
+    assert math.isnan(counts["genuine_flagged_published"])
+    found = Matches(np.array([0, 0, 1, 1]), np.ones(4))
+    assert all(math.isnan(value) for value in score.weak_ratio(TRUTH, found, learned).values())
 
 
 def labelled() -> Measured:

@@ -4,7 +4,6 @@ Reads what to do from the job's record, does it, and writes how it ended; knows 
 ending from the record, so that nothing depends on how this process exits.
 """
 
-import errno
 import json
 import os
 import signal
@@ -21,6 +20,7 @@ from redis.retry import Retry
 from crosscope_proto import job_record
 from crosscope_proto.artefacts import CrosscoderManifest, job_folder
 from crosscope_proto.recipe import parse_recipe
+from crosscope_worker.disk import is_no_room
 from crosscope_worker.jobs.claim import Claim, QueueAway
 from crosscope_worker.jobs.journal import JOURNAL, Journal
 from crosscope_worker.jobs.kinds import load_kind
@@ -121,7 +121,7 @@ def sentence(error: Exception, folder: Path) -> str:
 def _cause(error: Exception, folder: Path) -> str:
     """Errors that nobody foresaw point to the log."""
     if isinstance(error, OSError):
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_no_room(error):
             return f"The disk is full ({error.filename or folder}): free some space and submit the job again."
         return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
     if is_out_of_memory(error):

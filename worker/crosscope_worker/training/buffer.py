@@ -78,11 +78,11 @@ class ShuffleBuffer:
         }
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Takes on a saved state; the stream must stand where it stood then."""
+        """Takes on a copy of a saved state; the stream must stand where it stood then."""
         held = state["tokens"]
         self._size, self._tokens = len(held), None
         if held.numel():
             self._tokens = held.new_empty(self._capacity, held.shape[1])
             self._tokens[: len(held)] = held
-        self._waiting = state["waiting"] if state["waiting"].numel() else None
+        self._waiting = state["waiting"].clone() if state["waiting"].numel() else None
         self._generator.bit_generator.state = json.loads(bytes(state["generator"].cpu().numpy()))

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from crosscope_worker.disk import sync
+from crosscope_worker.disk import is_no_room, sync
 
 TENSORS = "tensors.safetensors"
 STATE = "state.json"
@@ -39,11 +39,13 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Writes `folder/step-N` and removes older ones.
+    """Writes `folder/step-N` and removes older ones; one that is there is whole and stays.
 
     Raises OSError, for instance when the disk is full; the checkpoint before then stays.
     """
     target = folder / f"step-{checkpoint.step:09d}"
+    if target.exists():
+        return
     partial = folder / f".partial-{target.name}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -53,11 +55,15 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         (partial / STATE).write_text(json.dumps(state), encoding="utf-8")
         for path in (partial / TENSORS, partial / STATE, partial):
             sync(path)
-        if target.exists():
-            shutil.rmtree(target)
         partial.rename(target)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError | SafetensorError) and is_no_room(error):
+            size = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
+            raise OSError(
+                f"no room for the checkpoint of step {checkpoint.step} in {folder}: it takes {size / 1e6:.1f} MB, and "
+                f"{shutil.disk_usage(folder).free / 1e6:.1f} MB are free"
+            ) from error
         raise
     sync(folder)
     for old in _checkpoints(folder):

@@ -29,6 +29,8 @@ from crosscope_worker.training.variants import widths
 from crosscope_worker.work import Progress, is_out_of_memory
 
 STAGE = "train"
+_BUFFER = "buffer."
+"""Begins the names of the buffer's tensors in a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ def train(
 ) -> TrainingResult:
     """Trains a crosscoder, from the newest checkpoint below `folder` if there is one; the last holds its end.
 
-    Raises TrainingError, also where memory runs out, CheckpointError, Cancelled (from `progress`) and OSError (a full
-    disk).
+    Raises TrainingError, also where memory runs out, CheckpointError, OSError (a full disk), and what `progress` and
+    the source raise.
     """
     try:
         return _train(recipe, source, d_model, folder, progress, device)
@@ -94,11 +96,10 @@ def _train(
     with closing(source.blocks()) as blocks:
         buffer = ShuffleBuffer(blocks, training.buffer_tokens, training.batch_size, training.seed)
         if checkpoint is not None:
-            prefix = "buffer."
-            saved = {n.removeprefix(prefix): t for n, t in checkpoint.tensors.items() if n.startswith(prefix)}
-            buffer.restore(saved)
+            buffer.restore(_of_buffer(checkpoint.tensors))
         else:
             _start(trainer, buffer.fill(), training, d_model)
+        del checkpoint  # Else its tensors would take memory to the end of the training.
         _steps(recipe, trainer, buffer, source, folder, progress)
         if trainer.counters.step % training.checkpoint_every:
             _save(folder, recipe, trainer, buffer, source)  # So that what comes next may fail and be tried again.
@@ -148,9 +149,11 @@ def _start(trainer: Trainer, tokens: Tensor, training: TrainingSpec, d_model: tu
                 f"the {name} model's activations are the same on all of the first {len(part)} tokens; "
                 "is the layer right, and are the model's weights?"
             )
+    # Also where the scales are not asked for: models that do not differ have none.
+    scales = difference_scale if trainer.spec.variant == DIFFERENCE else input_scales
+    found = scales(tokens, d_model)
     if training.normalise_inputs:
-        scales = difference_scale if trainer.spec.variant == DIFFERENCE else input_scales
-        trainer.counters.input_scale = scales(tokens, d_model)
+        trainer.counters.input_scale = found
     if trainer.spec.k is not None:
         x = trainer.inputs(tokens[: training.batch_size])
         parts = [geometric_median(part) for part in x.split(trainer.widths, dim=1)]
@@ -179,6 +182,10 @@ def measure(trainer: Trainer, outcome: Step, x: Tensor) -> dict[str, float]:
     }
 
 
+def _of_buffer(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(_BUFFER): tensor for name, tensor in tensors.items() if name.startswith(_BUFFER)}
+
+
 def _save(
     folder: Path,
     recipe: CrosscoderRecipe,
@@ -186,6 +193,6 @@ def _save(
     buffer: ShuffleBuffer,
     source: ActivationSource,
 ) -> None:
-    tensors = trainer.tensors() | {f"buffer.{name}": tensor for name, tensor in buffer.state().items()}
+    tensors = trainer.tensors() | {f"{_BUFFER}{name}": tensor for name, tensor in buffer.state().items()}
     counters = asdict(trainer.counters)
     save_checkpoint(folder, Checkpoint(trainer.counters.step, tensors, recipe_dict(recipe), counters, source.state()))

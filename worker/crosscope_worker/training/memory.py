@@ -10,6 +10,7 @@ import torch
 
 from crosscope_proto.specs import CrosscoderSpec, TrainingSpec
 
+_CONTAINER = Path("/sys/fs/cgroup")
 _COPIES_OF_WEIGHTS = 4
 """Weights, gradients and Adam's two moments."""
 _BYTES_A_CODE_ENTRY = 26
@@ -19,11 +20,10 @@ step all of them are looked at. 878 MB were measured for 2 048 tokens and 16 384
 
 def needed(spec: CrosscoderSpec, training: TrainingSpec, both: int) -> dict[str, int]:
     """Bytes, by the field of the recipe that they grow with; `both` is the sum of the models' widths."""
-    buffer_tokens = max(training.buffer_tokens, 2 * training.batch_size)
     return {
         "crosscoder.num_latents": _COPIES_OF_WEIGHTS * 4 * (2 * spec.num_latents * both + spec.num_latents + both),
         "training.batch_size": _BYTES_A_CODE_ENTRY * training.batch_size * spec.num_latents,
-        "training.buffer_tokens": 4 * buffer_tokens * both,
+        "training.buffer_tokens": 4 * _buffer_tokens(training) * both,
     }
 
 
@@ -37,10 +37,11 @@ def shortage(parts: Mapping[str, int], values: Mapping[str, int], free: int) -> 
         return None
     listed = ", ".join(f"{_size(size)} for {name} {values[name]}" for name, size in parts.items())
     problem = f"training needs about {_size(total)} of memory ({listed}), and {_size(free)} are free"
-    for name in ("training.buffer_tokens", "training.batch_size"):
+    for name, least in (("training.buffer_tokens", 2 * values["training.batch_size"]), ("training.batch_size", 1)):
         room = free - (total - parts[name])
-        if room > parts[name] // 8:
-            return f"{problem}; lower {name} to {_round(values[name] * room // parts[name])}"
+        fitting = _round(values[name] * room // parts[name])
+        if room > parts[name] // 8 and fitting >= least:
+            return f"{problem}; lower {name} to {fitting}"
     fitting = _round(values["crosscoder.num_latents"] * free // (2 * total))
     return f"{problem}; lower crosscoder.num_latents to about {fitting}, or use a machine with more"
 
@@ -48,6 +49,8 @@ def shortage(parts: Mapping[str, int], values: Mapping[str, int], free: int) -> 
 def ran_out(parts: Mapping[str, int], values: Mapping[str, int]) -> str:
     """A sentence for a training whose memory ran out after all: halve what takes most."""
     most = max(parts, key=lambda name: parts[name])
+    if most == "training.buffer_tokens" and values[most] < 4 * values["training.batch_size"]:
+        most = "training.batch_size"  # The buffer holds at least two batches.
     listed = ", ".join(f"{_size(size)} for {name} {values[name]}" for name, size in parts.items())
     return (
         f"memory ran out; training takes about {_size(sum(parts.values()))} ({listed}) beside the models; "
@@ -56,12 +59,17 @@ def ran_out(parts: Mapping[str, int], values: Mapping[str, int]) -> str:
 
 
 def values_of(spec: CrosscoderSpec, training: TrainingSpec) -> dict[str, int]:
-    """The fields that `needed` speaks of."""
+    """The fields that `needed` speaks of, as they take effect."""
     return {
         "crosscoder.num_latents": spec.num_latents,
         "training.batch_size": training.batch_size,
-        "training.buffer_tokens": training.buffer_tokens,
+        "training.buffer_tokens": _buffer_tokens(training),
     }
+
+
+def _buffer_tokens(training: TrainingSpec) -> int:
+    """At least two batches (buffer.py)."""
+    return max(training.buffer_tokens, 2 * training.batch_size)
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -81,11 +89,13 @@ def _free_of_machine() -> int | None:
 
 
 def _free_of_container() -> int | None:
-    folder = Path("/sys/fs/cgroup")
     try:
-        limit, used = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        return None if limit == "max" else max(0, int(limit) - int(used))
-    except (OSError, ValueError):
+        limit, used = ((_CONTAINER / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        stat = dict(line.split() for line in (_CONTAINER / "memory.stat").read_text().splitlines())
+        # What was read from files counts as used, but is given up for whoever asks.
+        files = int(stat["active_file"]) + int(stat["inactive_file"])
+        return None if limit == "max" else max(0, int(limit) - int(used) + files)
+    except (OSError, ValueError, KeyError):
         return None
 
 

@@ -1,9 +1,12 @@
 """Where a training starts: first weights, and what its first tokens say of scales and biases."""
 
+import math
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
-from crosscope_proto.roles import BASE
+from crosscope_proto.roles import BASE, CHAT
 from crosscope_proto.specs import CrosscoderSpec
 from crosscope_worker.training.active_code import Weights
 from crosscope_worker.training.errors import TrainingError
@@ -11,6 +14,8 @@ from crosscope_worker.training.variants import Widths, absent_weights, first_wei
 
 INITIAL_ROW_NORM = 0.4
 """Norm of each model's half of a decoder row at the start."""
+_AT_ONCE = 4096
+"""Tokens that are measured at once, so that measuring takes little memory beside the buffer."""
 
 
 def initial_weights(spec: CrosscoderSpec, parts: Widths, seed: int, device: torch.device | str) -> Weights:
@@ -40,10 +45,10 @@ def input_scales(tokens: Tensor, d_model: tuple[int, int]) -> tuple[float, float
 
     Raises TrainingError for activations that are zero everywhere.
     """
-    base, chat = (part.double().square().sum(1).mean() for part in tokens.split(d_model, dim=1))
+    base, chat = (_mean_square(part.split(_AT_ONCE)) for part in tokens.split(d_model, dim=1))
     if not (base > 0 and chat > 0):
         raise TrainingError("the activations of a model are zero everywhere; is the layer right?")
-    return float((d_model[0] / base).sqrt()), float((d_model[1] / chat).sqrt())
+    return math.sqrt(d_model[BASE] / base), math.sqrt(d_model[CHAT] / chat)
 
 
 def difference_scale(tokens: Tensor, d_model: tuple[int, int]) -> tuple[float, float]:
@@ -51,8 +56,18 @@ def difference_scale(tokens: Tensor, d_model: tuple[int, int]) -> tuple[float, f
 
     Raises TrainingError where the models' activations are the same.
     """
-    size = (tokens[:, d_model[BASE] :] - tokens[:, : d_model[BASE]]).double().square().sum(1).mean()
+    pieces = (piece.split(d_model, dim=1) for piece in tokens.split(_AT_ONCE))
+    size = _mean_square(chat - base for base, chat in pieces)
     if not size > 0:
         raise TrainingError("the models' activations do not differ; a dictionary of differences has nothing to learn")
-    factor = float((d_model[BASE] / size).sqrt())
+    factor = math.sqrt(d_model[BASE] / size)
     return factor, factor
+
+
+def _mean_square(pieces: Iterable[Tensor]) -> float:
+    """The mean of `‖x‖²` over the rows of all `pieces: [token, width]`."""
+    total, count = 0.0, 0
+    for piece in pieces:
+        total += float(piece.double().square().sum())
+        count += len(piece)
+    return total / count

@@ -82,9 +82,11 @@ class Trainer:
         self._update(outcome.gradients, lr)
         self.since_fired += len(x)
         self.since_fired[outcome.fired] = 0
-        counters.last_smallest = outcome.smallest_kept
-        if counters.step >= max(self.training.warmup_steps, self.training.sparsity_warmup_steps):
-            self._update_thresholds(outcome.smallest_kept)
+        # The last batch of a stream may be a few tokens, whose smallest kept activation says little of the others'.
+        if len(x) == self.training.batch_size or not counters.last_smallest:
+            counters.last_smallest = outcome.smallest_kept
+            if counters.step >= max(self.training.warmup_steps, self.training.sparsity_warmup_steps):
+                self._update_thresholds(outcome.smallest_kept)
         counters.step += 1
         counters.tokens += len(x)
         return outcome
@@ -154,13 +156,13 @@ class Trainer:
         return out
 
     def restore(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
-        """Takes on a checkpoint's tensors and counters."""
+        """Takes on a copy of a checkpoint's tensors and counters."""
         self.since_fired.copy_(tensors["since_fired"])
         for name, weight in zip(Weights._fields, self.weights, strict=True):
             weight.copy_(tensors[name])
             prefix = f"adam.{name}."
             self.optimiser.state[weight] = {
-                key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
+                key.removeprefix(prefix): value.clone() for key, value in tensors.items() if key.startswith(prefix)
             }
         curves = [(int(step), str(name), float(value)) for step, name, value in counters["curves"]]
         base, chat = counters["input_scale"]

@@ -80,7 +80,7 @@ def run(variant: Variant, seed: int, sizes: Sizes, spec: PlantedSpec) -> dict[st
         null_shares = score.null_shares(measure(trained(variant, null, sizes), null, sizes.analysis_tokens)[0])
     return (
         score.recovered(planted, matches, rows)
-        | score.exclusive_aurocs(planted, matches, measured)
+        | score.exclusive_aurocs(planted, matches, rows, measured)
         | score.label_counts(score.chat_only_labels(planted, measured), measured)
         | score.weak_ratio(planted, matches, measured)
         | null_shares

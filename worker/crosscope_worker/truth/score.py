@@ -84,12 +84,17 @@ def recovered(planted: Planted, matches: Matches, rows: Tensor) -> dict[str, flo
 
     Latents without a row among `rows: [planted, width]`, as shared ones in a dictionary of differences, do not count.
     """
-    findable = (rows.norm(dim=1) > 0).numpy()
+    findable = has_row(rows)
     groups = {"all": findable}
     groups |= {str(kind): findable & (planted.kind == kind) for kind in Kind}
     groups |= {"rare": findable & planted.rare.numpy(), "correlated": findable & (planted.partner >= 0).numpy()}
     found = matches.cosine >= RECOVERED_COSINE
     return {f"recovered_{name}": float(found[group].mean()) for name, group in groups.items() if group.any()}
+
+
+def has_row(rows: Tensor) -> Bools:
+    """[planted]: which of `rows: [planted, width]` are not zero, as shared ones are in a dictionary of differences."""
+    return (rows.norm(dim=1) > 0).numpy()
 
 
 def auroc(score: Floats, positive: Bools) -> float:
@@ -106,16 +111,18 @@ def auroc(score: Floats, positive: Bools) -> float:
     return float(above / (num_positive * num_negative))
 
 
-def exclusive_aurocs(planted: Planted, matches: Matches, measured: Measured) -> dict[str, float]:
+def exclusive_aurocs(planted: Planted, matches: Matches, rows: Tensor, measured: Measured) -> dict[str, float]:
     """How well the nearest latents of the exclusive kinds stand out, found or not.
 
     By relative norm against all other kinds. By nu, and by the ratio of activations, against the kinds that both
-    models have, since along a row that is all but zero they say nothing; base-only by the mirrored nu.
+    models have, since along a row that is all but zero they say nothing; base-only by the mirrored nu. Latents without
+    a row among `rows: [planted, width]` have no nearest one and do not count.
     """
-    chat_only, base_only = planted.kind == Kind.CHAT_ONLY, planted.kind == Kind.BASE_ONLY
-    rel_norm = measured.rel_norm[matches.latent]
-    nu, mirror = measured.nu_err[matches.latent], measured.mirror_nu_err[matches.latent]
-    ratio = measured.beta_ratio[matches.latent]
+    counted = has_row(rows)
+    kind, latent = planted.kind[counted], matches.latent[counted]
+    chat_only, base_only = kind == Kind.CHAT_ONLY, kind == Kind.BASE_ONLY
+    rel_norm, ratio = measured.rel_norm[latent], measured.beta_ratio[latent]
+    nu, mirror = measured.nu_err[latent], measured.mirror_nu_err[latent]
     return {
         "auroc_chat_only_rel_norm": auroc(rel_norm, chat_only),
         "auroc_base_only_rel_norm": auroc(-rel_norm, base_only),
@@ -153,25 +160,33 @@ def ratio_flag(measured: Measured) -> Bools:
 
 
 def label_counts(labels: Labels, measured: Measured) -> dict[str, float]:
-    """Labels by what lies behind them, and what each flag says of the artefacts and of the genuine ones."""
+    """Labels by what lies behind them, and what each flag says of the artefacts and of the genuine ones.
+
+    What a flag says is NaN where nothing that it asks is defined, as the nus in a dictionary of differences.
+    """
     counts = {
         "labels": len(labels.latent),
         "labels_genuine": labels.genuine.sum(),
         "labels_artefact": labels.artefact.sum(),
         "labels_mixture": (~labels.genuine & ~labels.artefact).sum(),
     }
-    for name, flag in (("published", published_flag(measured)), ("ratio", ratio_flag(measured))):
-        flagged = flag[labels.latent]
-        counts[f"artefacts_flagged_{name}"] = (flagged & labels.artefact).sum()
-        counts[f"genuine_flagged_{name}"] = (flagged & labels.genuine).sum()
+    for name, flag, asked in (
+        ("published", published_flag(measured), (measured.nu_err, measured.nu_rec)),
+        ("ratio", ratio_flag(measured), (measured.beta_ratio,)),
+    ):
+        flagged, defined = flag[labels.latent], any(np.isfinite(each).any() for each in asked)
+        counts[f"artefacts_flagged_{name}"] = (flagged & labels.artefact).sum() if defined else np.nan
+        counts[f"genuine_flagged_{name}"] = (flagged & labels.genuine).sum() if defined else np.nan
     return {name: float(count) for name, count in counts.items()}
 
 
 def weak_ratio(planted: Planted, matches: Matches, measured: Measured) -> dict[str, float]:
-    """nu_err of the weak latents' nearest ones against the planted ratio."""
+    """nu_err of the weak latents' nearest ones against the planted ratio; NaN where none is defined."""
     nu = measured.nu_err[matches.latent][planted.kind == Kind.WEAK]
     if len(nu) == 0:
         return {}
+    if not np.isfinite(nu).any():
+        return {"weak_nu_err_median": float("nan"), "weak_nu_err_right": float("nan")}
     right = np.abs(nu - planted.spec.weak_ratio) <= WEAK_WITHIN
     return {"weak_nu_err_median": float(np.median(nu)), "weak_nu_err_right": float(right.mean())}
 
