@@ -62,7 +62,7 @@ def collect(intakes: list[Intake], spec: AnalysisSpec) -> int:
             store.add(intake.block)
         segments = store.segments()
         datasets = np.array([text.dataset for text in store.texts], dtype=np.int64)
-        choice = choose(segments, datasets[segments.text], DATASETS, spec)
+        choice = choose(segments, datasets, DATASETS, spec)
         return example_table(choice, segments, store, DATASETS)[0].num_rows
     finally:
         store.close()

@@ -17,8 +17,6 @@ from crosscope_worker.work import silent
 class PlantedSource:
     """Sparse combinations of planted directions, in blocks; block i is the same whenever it is asked for."""
 
-    num_epochs = 1
-
     def __init__(self, num_blocks: int = 40, block_tokens: int = 100, d_model: tuple[int, int] = (8, 8)) -> None:
         self.num_blocks, self.block_tokens = num_blocks, block_tokens
         generator = torch.Generator().manual_seed(7)

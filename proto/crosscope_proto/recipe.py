@@ -99,7 +99,8 @@ class PublishedRecipe:
     layer: Annotated[int, Field(ge=0)]
     """Index of the decoder layer whose output the crosscoder reads."""
     path: Annotated[str, Field(min_length=1)]
-    """Hub id, or the folder or file of its weights (docs/published.md); a relative one is looked up in the home."""
+    """Folder or file of its weights, a relative one below the home; or hub id, which may go on to a folder inside the
+    repository (docs/published.md)."""
     data: Annotated[tuple[DataSpec, ...], Field(min_length=1, max_length=32)]
     revision: str | None = None
     """Hub revision of the crosscoder."""

@@ -425,7 +425,7 @@ def test_the_key_holds_the_content_of_files_models_and_the_size_of_a_forward(
 
 def test_what_may_change_unseen_is_not_cached(opened: Open, recipe: CrosscoderRecipe):
     one = opened(recipe, cached=False)
-    hub = replace(recipe, data=(replace(recipe.data[0], source="hub", path="some/set"),))
+    hub = replace(recipe, data=(replace(recipe.data[0], source="hub", path="some/set", max_tokens=99),))
     with pytest.raises(CacheError, match=r"data set 'web' \(some/set\) comes from the hub .* training.cache: false"):
         cache_key(hub, one.activations, [[]], {}, UNEVEN)
     with pytest.raises(CacheError, match=r"the commit of the chat \(tiny\) is not known"):

@@ -16,6 +16,8 @@ from crosscope_worker.analysis import AnalysisError
 from crosscope_worker.crosscoder import Crosscoder, read_manifest
 from crosscope_worker.make import make_crosscoder
 from crosscope_worker.make_published import make_published
+from crosscope_worker.measure import Material
+from crosscope_worker.texts import DataError
 from crosscope_worker.training import checkpoint
 from crosscope_worker.work import Cancelled, LostClaim, Workspace, silent
 
@@ -95,6 +97,25 @@ def workspace(home: Path, job: str = "job-1", fence: Any = allow) -> Workspace:
     folder = home / "jobs" / job
     folder.mkdir(parents=True, exist_ok=True)
     return Workspace(home=home, folder=folder, fence=fence)
+
+
+def test_texts_are_cut_to_what_both_models_can_read(home: Path, recipe: CrosscoderRecipe):
+    (home / "web.jsonl").write_text(5 * (json.dumps({"text": 400 * "fox "}) + "\n"))
+    longer = replace(recipe, data=recipe.data[:1], tokens=replace(recipe.tokens, max_length=1024))
+    material = Material.load(longer, workspace(home), silent)
+    assert [len(text.ids) for text in material.texts("train")] == [256] * 4
+
+
+def test_a_set_without_held_out_texts_ends_the_job_before_its_training(home: Path, recipe: CrosscoderRecipe):
+    stages: list[str] = []
+
+    def note(stage: str, *_: object, **__: object) -> None:
+        stages.append(stage)
+
+    (home / "chat.jsonl").write_text("".join((home / "chat.jsonl").read_text().splitlines(keepends=True)[:4]))
+    with pytest.raises(DataError, match="'chat' has 4 texts, none of them held out"):
+        make_crosscoder(recipe, workspace(home), note)
+    assert set(stages) == {"load"}
 
 
 def version_folder(home: Path, manifest: CrosscoderManifest) -> Path:

@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -44,6 +46,16 @@ def write_published(folder: Path, d_model: int = D_MODEL) -> Path:
     )
     (folder / "config.json").write_text(json.dumps({"activation_dim": d_model, "dict_size": NUM_LATENTS}))
     return folder
+
+
+def cached_snapshot(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the hub's own cache, which is all that there is, keeps the files of someone/crosscoder."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    repository = cache / "models--someone--crosscoder"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    return repository / "snapshots" / COMMIT
 
 
 @pytest.fixture
@@ -100,14 +112,45 @@ def test_a_crosscoder_of_other_widths_is_refused(home: Path, recipe_of: Callable
 def test_a_hub_id_is_taken_from_the_hubs_own_cache(
     home: Path, recipe_of: Callable, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ):
-    cache = tmp_path_factory.mktemp("hub")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    repository = cache / "models--someone--crosscoder"
-    written = write_published(repository / "snapshots" / COMMIT)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(COMMIT)
+    snapshot = cached_snapshot(tmp_path_factory.mktemp("hub"), monkeypatch)
+    written = write_published(snapshot)
     assert find_weights(recipe_of("someone/crosscoder"), home) == written
+
+
+def test_a_hub_id_may_name_a_folder_inside_the_repository(
+    home: Path, recipe_of: Callable, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+):
+    snapshot = cached_snapshot(tmp_path_factory.mktemp("hub"), monkeypatch)
+    written = write_published(snapshot / "blocks.14" / "run")
+    assert find_weights(recipe_of("someone/crosscoder/blocks.14/run"), home) == written
+    assert find_weights(recipe_of("someone/crosscoder/blocks.14/run/"), home) == written
+    with pytest.raises(CrosscoderError, match=r"crosscoder at the hub has no folder blocks\.15/run with weights"):
+        find_weights(recipe_of("someone/crosscoder/blocks.15/run"), home)
+
+
+@pytest.mark.parametrize(
+    ("path", "repository", "prefix"), [("someone/cc", "someone/cc", ""), ("someone/cc/a/b", "someone/cc", "a/b/")]
+)
+def test_only_the_named_folder_is_asked_of_the_hub(
+    home: Path, recipe_of: Callable, monkeypatch: pytest.MonkeyPatch, path: str, repository: str, prefix: str
+):
+    asked: list[Any] = []
+
+    def download(*arguments: str, **options: Any) -> str:
+        asked.append((arguments, options))
+        (home / "snapshot" / prefix).mkdir(parents=True)
+        return str(home / "snapshot")
+
+    monkeypatch.setattr("crosscope_worker.make_published.snapshot_download", download)
+    find_weights(recipe_of(path), home)
+    patterns = [f"{prefix}{pattern}" for pattern in ("*.json", "*.safetensors", "*.pt", "*.pth")]
+    assert asked == [((repository,), {"revision": None, "allow_patterns": patterns})]
+
+
+def test_a_folder_of_this_machine_has_no_revision(home: Path, recipe_of: Callable):
+    write_published(home / "theirs")
+    with pytest.raises(CrosscoderError, match="theirs lies here, and a folder has no revisions"):
+        find_weights(replace(recipe_of("theirs"), revision="main"), home)
 
 
 @pytest.mark.parametrize(

@@ -199,17 +199,22 @@ def test_a_folder_without_a_tokenizer(folder: Path) -> None:
         load_pair(manifest_of(folder))
 
 
-def test_a_spec_decides_tokenizer_dtype_and_revisions(folder: Path) -> None:
+@pytest.mark.parametrize("model", ["base", "chat"])
+def test_a_folder_has_no_revisions(folder: Path, model: str) -> None:
+    places = {"base": "some/base", "chat": "some/chat", model: str(folder / model), f"revision_{model}": "main"}
+    with pytest.raises(PairError, match=rf"'new': .*/{model} is a folder and has no revisions; drop revision_{model}"):
+        resolve_pair(PairSpec(name="new", **places), folder)
+
+
+def test_a_spec_decides_tokenizer_and_dtype(folder: Path) -> None:
     home = folder.parent.parent
     named = {"name": "new", "base": str(folder / "base"), "chat": str(folder / "chat")}
     plain = resolve_pair(PairSpec(**named), home)
     assert (plain.tokenizer, plain.dtype) == (str(folder / "chat"), "float32")
     assert plain.revision_base is plain.revision_chat is None
     assert load_pair(plain).models[0].dtype == torch.float32
-    changed = PairSpec(**named, tokenizer="pairs/tiny/base", dtype="float16", revision_base="one", revision_chat="two")
-    manifest = resolve_pair(changed, home)
+    manifest = resolve_pair(PairSpec(**named, tokenizer="pairs/tiny/base", dtype="float16"), home)
     assert manifest.tokenizer == str(folder / "base")
-    assert (manifest.revision_base, manifest.revision_chat) == ("one", "two")
     for path in folder.glob("chat/*token*"):
         path.unlink()
     pair = load_pair(manifest)

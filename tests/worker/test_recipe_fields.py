@@ -133,8 +133,6 @@ def test_a_seed_decides_the_first_weights_and_the_order_of_the_tokens(tmp_path: 
 class TwoColumns:
     """Five tokens of two models with one dimension each; three of five are the same, so they are the median."""
 
-    num_epochs = 1
-
     def blocks(self) -> Iterator[Tensor]:
         yield torch.tensor([[7.0, -2.0], [7.0, 50.0], [0.0, -2.0], [7.0, -2.0], [100.0, 9.0]])
 

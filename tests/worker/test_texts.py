@@ -147,6 +147,7 @@ def test_the_pairs_folder_comes_first_and_absolute_paths_stay(
     [
         ('{"text": "a"', "broken.jsonl, line 2: not JSON"),
         ("[1]", "line 2: not a JSON object but list"),
+        (100_000 * "[", "line 2: not JSON"),
         ('{"txt": "a"}', "line 2: there is no column 'text'; there are txt"),
         ('{"text": 3}', "line 2: column 'text' holds int"),
         ('{"text": ""}', "line 2: the text is empty"),
@@ -171,6 +172,7 @@ def test_broken_documents_are_named(read: Read, tmp_path: Path, line: str, messa
         ),
         ([], [], "line 1: the conversation is empty"),
         ([{"role": "user", "content": "a"}], [{"turn": 0}], "line 1: a tagged behaviour needs turn"),
+        ([{"role": "user", "content": "a"}], 5, "line 1: column 'tags' holds int, not a list"),
         (
             [{"role": "user", "content": "a"}],
             [{"turn": 0, "start": 0, "end": 2, "behaviour": "wish"}],
@@ -178,7 +180,7 @@ def test_broken_documents_are_named(read: Read, tmp_path: Path, line: str, messa
         ),
     ],
 )
-def test_broken_conversations_are_named(read: Read, tmp_path: Path, chat: Any, tags: list[Any], message: str) -> None:
+def test_broken_conversations_are_named(read: Read, tmp_path: Path, chat: Any, tags: Any, message: str) -> None:
     write_jsonl(tmp_path / "chats.jsonl", [{"chat": chat, "tags": tags}])
     spec = DataSpec(name="chats", source="jsonl", path="chats.jsonl", chat_column="chat", behaviours_column="tags")
     with pytest.raises(DataError, match=message):
@@ -208,6 +210,18 @@ def test_a_hub_data_set_in_a_local_folder_streams(read: Read, tokenizer: TextTok
     assert said(tokenizer, list(read(spec))) == ["a 0", "a 1", "a 2"]
     with pytest.raises(DataError, match=r"'docs': .* cannot be read from the hub"):
         list(read(replace(spec, split="gone")))
+
+
+def test_a_set_without_a_held_out_text_is_refused(read: Read, tmp_path: Path) -> None:
+    enough, few = lines(tmp_path, "enough", 5), lines(tmp_path, "few", 4)
+    read(enough).check_held_out()
+    with pytest.raises(DataError, match=r"'few' has 4 texts, .* lower tokens.held_out_every \(5\) or add texts"):
+        read(enough, few).check_held_out()
+
+
+def test_a_text_knows_its_place(read: Read, tmp_path: Path) -> None:
+    texts = list(read(lines(tmp_path, "a", 6)))
+    assert [text.place for text in texts] == [f"{tmp_path / 'a.txt'}, line {i}" for i in (1, 2, 3, 4, 6)]
 
 
 def test_fraction_is_that_of_the_slowest_set(read: Read, tmp_path: Path) -> None:

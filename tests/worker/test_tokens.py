@@ -1,6 +1,6 @@
-import numpy as np
 import pytest
-from transformers import PreTrainedTokenizerBase
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from crosscope_proto.roles import TokenRole
 from crosscope_worker.pair import Pair
@@ -150,8 +150,8 @@ def test_refused_texts(tokenise: TextTokenizer) -> None:
         tokenise.text("a\udfffb")
 
 
-def test_thousands_of_turns(tokenise: TextTokenizer) -> None:
-    turns = [Turn("assistant" if index % 2 else "user", f"hi {index}") for index in range(3000)]
-    tokens = tokenise.conversation(turns)
-    assert len(tokens.content_spans) == 3000
-    assert np.all(np.diff(tokens.content_spans, axis=1) > 0)
+def test_a_text_that_gives_no_token_is_refused() -> None:
+    words = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    with pytest.raises(PromptError, match="gives no token"):
+        TextTokenizer(PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")).text("  \n")

@@ -29,7 +29,7 @@ from torch import Tensor
 from crosscope_proto.artefacts import PairManifest
 from crosscope_proto.recipe import CrosscoderRecipe, recipe_dict
 from crosscope_worker.activations import PairActivations
-from crosscope_worker.disk import is_no_room, sync
+from crosscope_worker.disk import is_no_room, sha256, sync
 from crosscope_worker.harvest import WINDOW_FORWARDS
 
 ACTIVATIONS = "activations"
@@ -89,7 +89,7 @@ def cache_key(
         "device": activations.pair.device.type,
         "rows": {"shared": activations.shares_rows, "long": activations.pair.long_rows},
         "data": document["data"],
-        "data_sha256": [[_sha256(path) for path in paths] for paths in files],
+        "data_sha256": [[sha256(path) for path in paths] for paths in files],
         "tokens": document["tokens"],
         "split": "train",
         "tokens_per_forward": tokens_per_forward,
@@ -231,8 +231,3 @@ class ActivationCache:
 
 def _shard_name(index: int) -> str:
     return f"shard-{index:06d}.safetensors"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

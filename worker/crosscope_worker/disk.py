@@ -1,6 +1,7 @@
-"""What writing a file whole needs from the disk. Knows nothing about what is written."""
+"""What writing files whole, and knowing them again, needs from the disk. Knows nothing about what is written."""
 
 import errno
+import hashlib
 import os
 from pathlib import Path
 
@@ -16,6 +17,12 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_no_room(error: OSError | SafetensorError) -> bool:

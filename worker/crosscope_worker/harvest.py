@@ -3,7 +3,7 @@
 Does not know where texts come from or what activations are used for. Writes no files.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ WINDOW_FORWARDS = 8
 
 
 class HarvestError(ValueError):
-    """Activations that cannot be used; the sentence names the text."""
+    """Activations that cannot be used; the sentence names the text by its place in the data."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ def harvest(
     norms = norms or NormLimit(policy.max_norm_ratio, activations.d_model)
     num_texts, kept = num_before, 0
     for window in _windows(texts, WINDOW_FORWARDS * tokens_per_forward):
-        found = _harvest_window(window, num_texts, activations, policy, norms, tokens_per_forward)
+        found = _harvest_window(window, activations, policy, norms, tokens_per_forward)
         num_texts += len(window)
         kept += len(found.x)
         yield found
@@ -108,7 +108,6 @@ def _windows(texts: Iterable[Text], num_tokens: int) -> Iterator[list[Text]]:
 
 def _harvest_window(
     window: list[Text],
-    first_text: int,
     activations: PairActivations,
     policy: TokenPolicy,
     norms: NormLimit,
@@ -124,7 +123,7 @@ def _harvest_window(
         position_of = np.concatenate(candidates)
         column = torch.from_numpy(forward.starts[text_of] + position_of)
         flat = x[torch.from_numpy(forward.rows[text_of]), column]
-        check_finite(flat, activations.d_model, (first_text + forward.texts[text_of]).tolist(), position_of)
+        check_finite(flat, activations, window, forward.texts[text_of], position_of)
         stay = norms(flat)
         stays = stay.cpu().numpy()
         num_kept = np.bincount(text_of[stays], minlength=len(forward.texts))
@@ -142,16 +141,21 @@ def policy_positions(text: Text, policy: TokenPolicy) -> np.ndarray:
     return positions[text.roles[positions] != TokenRole.BOS] if policy.skip_bos else positions
 
 
-def check_finite(x: Tensor, d_model: tuple[int, int], texts: list[int], positions: np.ndarray) -> None:
-    """Raises HarvestError that names the first of `x: [token, both]` that is not finite, by text and position."""
+def check_finite(
+    x: Tensor, activations: PairActivations, texts: Sequence[Text], text: np.ndarray, position: np.ndarray
+) -> None:
+    """Raises HarvestError that names the first of `x: [token, both]` that is not finite.
+
+    `text, position: [token]` say which of `texts` a token is of, and where in it.
+    """
     if torch.isfinite(x).all():
         return
-    for name, part in zip(MODEL_NAMES, x.split(d_model, dim=-1), strict=True):
+    dtype = activations.pair.manifest.dtype
+    wider = "" if dtype == "float32" else f"run the pair in float32 instead of {dtype}, or "
+    for name, part in zip(MODEL_NAMES, x.split(activations.d_model, dim=-1), strict=True):
         for token in torch.nonzero(~torch.isfinite(part).all(dim=-1))[:1].flatten().tolist():
-            raise HarvestError(
-                f"text {texts[token]}, token {positions[token]}: the {name} model's activation is not finite; "
-                "run the pair in float32 or bfloat16, or leave the text out"
-            )
+            place = f"{texts[int(text[token])].place}, token {position[token]}"
+            raise HarvestError(f"{place}: the {name} model's activation is not finite; {wider}leave the text out")
 
 
 def _joined(window: list[Text], rows: list[tuple[Tensor, np.ndarray]]) -> Harvest:

@@ -35,17 +35,25 @@ def make_published(recipe: PublishedRecipe, workspace: Workspace, progress: Prog
 
 
 def find_weights(recipe: PublishedRecipe, home: Path) -> Path:
-    """The folder or file that `recipe.path` names, downloaded if it is a hub id.
+    """The folder or file that `recipe.path` names, downloaded if it is a hub id, or a hub id and a folder in it.
 
-    Raises CrosscoderError if there is none.
+    Raises CrosscoderError if there is none, or if a folder or file of this machine is given a revision.
     """
     path = home / Path(recipe.path).expanduser()
     if path.exists():
+        if recipe.revision is not None:
+            raise CrosscoderError(f"{path} lies here, and a folder has no revisions; drop revision")
         return path
     if Path(recipe.path).expanduser().is_absolute() or recipe.path.startswith("."):
         raise CrosscoderError(f"there is no crosscoder {path}")
+    owner, *names = recipe.path.strip("/").split("/")
+    repository, folder = "/".join([owner, *names[:1]]), "/".join(names[1:])
+    patterns = [f"{folder}/{pattern}" if folder else pattern for pattern in _FILES]
     try:
-        return Path(snapshot_download(recipe.path, revision=recipe.revision, allow_patterns=list(_FILES)))
+        found = Path(snapshot_download(repository, revision=recipe.revision, allow_patterns=patterns)) / folder
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise CrosscoderError(f"there is no {path}, and the hub gave no {recipe.path}: {reason}") from error
+        raise CrosscoderError(f"there is no {path}, and the hub gave no {repository}: {reason}") from error
+    if not found.is_dir():
+        raise CrosscoderError(f"there is no {path}, and {repository} at the hub has no folder {folder} with weights")
+    return found

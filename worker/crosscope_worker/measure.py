@@ -71,10 +71,17 @@ class Material:
         return cls(recipe, workspace, progress, pair, activations, tokenizer, pair_hashes(manifest))
 
     def texts(self, split: Split) -> TextStream:
-        """The recipe's texts of a split, from their beginning."""
-        home = self.workspace.home
+        """The recipe's texts of a split, from their beginning, cut to what both models can read.
+
+        Raises DataError, also where a data set has no held-out text.
+        """
+        home, policy, limit = self.workspace.home, self.recipe.tokens, self.pair.max_positions
+        if limit is not None:
+            policy = replace(policy, max_length=min(limit, policy.max_length))
         folders = (Path(pair_folder(home, self.recipe.pair.name)), home)
-        return TextStream(self.recipe.data, self.tokenizer, self.recipe.tokens, folders, split)
+        stream = TextStream(self.recipe.data, self.tokenizer, policy, folders, split)
+        stream.check_held_out()
+        return stream
 
 
 def measure_and_publish(material: Material, trained: Trained) -> CrosscoderManifest:

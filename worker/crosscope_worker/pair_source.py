@@ -17,6 +17,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from crosscope_proto.artefacts import PAIR_MANIFEST, SCHEMA_VERSION, PairManifest, pair_folder
 from crosscope_proto.specs import PairSpec
+from crosscope_worker.disk import sha256
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _MODEL_FILES = ("config.json", "*.safetensors")
@@ -45,10 +46,13 @@ def resolve_pair(spec: PairSpec, home: Path) -> PairManifest:
     """
     if spec.base is None or spec.chat is None:
         return _read_pair_manifest(Path(pair_folder(home, spec.name)))
-    chat = _resolve_source(spec.chat, home, spec.name)
+    base, chat = (_resolve_source(source, home, spec.name) for source in (spec.base, spec.chat))
+    for model, source in (("base", base), ("chat", chat)):
+        if Path(source).is_absolute() and getattr(spec, f"revision_{model}") is not None:
+            raise PairError(f"pair {spec.name!r}: {source} is a folder and has no revisions; drop revision_{model}")
     return PairManifest(
         name=spec.name,
-        base=_resolve_source(spec.base, home, spec.name),
+        base=base,
         chat=chat,
         tokenizer=_resolve_source(spec.tokenizer, home, spec.name) if spec.tokenizer else chat,
         dtype=spec.dtype,
@@ -115,8 +119,7 @@ def _cached_commit(place: Place, names: Iterable[str]) -> str | None:
 def _hash_files(folder: Path, patterns: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
     for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
-        with path.open("rb") as file:
-            digest.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        digest.update(f"{path.name}\0{sha256(path)}\n".encode())
     return digest.hexdigest()
 
 

@@ -35,7 +35,6 @@ class PrefetchedSource:
     """The blocks of another ActivationSource, bit for bit. Where it stands is where the trainer stands with it."""
 
     def __init__(self, source: ActivationSource, device: torch.device) -> None:
-        self.num_epochs = source.num_epochs
         self._source = source
         self._device = device
         self._state = copy.deepcopy(source.state())

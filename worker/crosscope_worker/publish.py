@@ -31,7 +31,7 @@ from crosscope_proto import artefacts as layout
 from crosscope_proto.artefacts import CrosscoderManifest, PairManifest
 from crosscope_worker.analysis import Analysis
 from crosscope_worker.crosscoder import TENSORS, Crosscoder
-from crosscope_worker.disk import is_no_room, sync
+from crosscope_worker.disk import is_no_room, sha256, sync
 
 KEPT_VERSIONS = 2
 GRACE_S = 600.0
@@ -87,7 +87,7 @@ def publish(
         hashes = _write_tables(temporary, analysis, curves, crosscoder.num_latents)
         manifest = _measured(manifest_of(name, crosscoder, provenance), analysis, now)
         crosscoder.save(temporary, manifest)
-        hashes |= {layout.WEIGHTS: _sha256(temporary / layout.WEIGHTS)}
+        hashes |= {layout.WEIGHTS: sha256(temporary / layout.WEIGHTS)}
         content = hashlib.sha256("".join(f"{file}:{hashes[file]}\n" for file in sorted(hashes)).encode()).hexdigest()
         manifest = replace(
             manifest, version_id=f"{stamp}-{content[:12]}", hashes=manifest.hashes | hashes | {"content": content}
@@ -219,7 +219,7 @@ def _write_tables(
     (folder / layout.EXAMPLES).mkdir()
     _write_examples(folder / layout.EXAMPLES, analysis.examples, num_latents)
     files = sorted(path for path in folder.rglob("*.parquet"))
-    return {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
 
 
 def _write_table(path: Path, table: pa.Table) -> None:
@@ -241,11 +241,6 @@ def _write_examples(folder: Path, examples: pa.Table, num_latents: int) -> None:
             for begin, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
                 if end > begin:
                     writer.write_table(examples.slice(begin, end - begin), row_group_size=end - begin)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync_tree(folder: Path) -> None:

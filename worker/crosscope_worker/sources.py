@@ -32,9 +32,9 @@ class HarvestSource:
         recipe: CrosscoderRecipe,
         tokens_per_forward: int = TOKENS_PER_FORWARD,
     ) -> None:
-        self.num_epochs = recipe.training.epochs
+        self._num_epochs = recipe.training.epochs
         self.epoch = 0
-        """The epoch that is being read; num_epochs behind the last one."""
+        """The epoch that is being read; the number of epochs behind the last one."""
         self._stream = stream
         self._activations = activations
         self._policy = recipe.tokens
@@ -42,9 +42,14 @@ class HarvestSource:
         self._norms = NormLimit(recipe.tokens.max_norm_ratio, activations.d_model)
         self._num_texts = 0
 
+    @property
+    def ended(self) -> bool:
+        """Whether every epoch has been read."""
+        return self.epoch >= self._num_epochs
+
     def blocks(self) -> Generator[Tensor]:
         """See ActivationSource."""
-        while self.epoch < self.num_epochs:
+        while not self.ended:
             yield from self.rest_of_epoch()
 
     def rest_of_epoch(self) -> Iterator[Tensor]:
@@ -67,7 +72,7 @@ class HarvestSource:
 
     def fraction(self) -> float:
         """See ActivationSource."""
-        return min(1.0, (self.epoch + self._stream.fraction()) / self.num_epochs)
+        return min(1.0, (self.epoch + self._stream.fraction()) / self._num_epochs)
 
     def state(self) -> State:
         """See ActivationSource. "num_texts" were read in this epoch."""
@@ -93,14 +98,13 @@ class CachedSource:
     """
 
     def __init__(self, source: HarvestSource, cache: ActivationCache) -> None:
-        self.num_epochs = source.num_epochs
         self._source = source
         self._cache = cache
         self._next_shard = 0
 
     def blocks(self) -> Generator[Tensor]:
         """See ActivationSource. Raises CacheFull or another OSError if a shard cannot be written."""
-        while self._source.epoch < self.num_epochs:
+        while not self._source.ended:
             yield from self._rest_of_epoch()
 
     def _rest_of_epoch(self) -> Iterator[Tensor]:

@@ -3,6 +3,8 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,6 +50,8 @@ class Text:
     roles: np.ndarray
     """[pos] uint8, TokenRole"""
     behaviours: tuple[Behaviour, ...] = ()
+    place: str = "a text"
+    """File and line, for messages."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,6 @@ class TextStream:
         self._policy = policy
         self._split: Split = split
         self._files = [_files(spec, folders) for spec in self._data]
-        self._num_rows = [_num_rows(spec, files) for spec, files in zip(self._data, self._files, strict=True)]
         self.num_skipped = 0
         """Texts that were refused and left out (DataSpec.skip_refused), those of every pass counted."""
         self._start()
@@ -89,6 +92,22 @@ class TextStream:
     def files(self) -> list[list[Path]]:
         """Files of each data set in the order in which they are read; none for a hub data set."""
         return self._files
+
+    @cached_property
+    def _num_rows(self) -> list[int | None]:
+        """Of each data set; counting them reads all files."""
+        return [_num_rows(spec, files) for spec, files in zip(self._data, self._files, strict=True)]
+
+    def check_held_out(self) -> None:
+        """Raises DataError if a data set is too small for a held-out text; of a hub data set only its end tells."""
+        every = self._policy.held_out_every
+        for spec, files in zip(self._data, self._files, strict=True):
+            num_rows = _num_rows(spec, files, every)
+            if num_rows is not None and num_rows < every:
+                raise DataError(
+                    f"data set {spec.name!r} has {num_rows} texts, none of them held out for the analysis; "
+                    f"lower tokens.held_out_every ({every}) or add texts"
+                )
 
     def _start(self) -> None:
         self._next_row = [0] * len(self._data)
@@ -180,7 +199,7 @@ class TextStream:
             raise RefusedText(f"{row.place}: {error}") from error
         length = self._policy.max_length
         kept = tuple(behaviour for behaviour in behaviours if behaviour.end <= length)
-        return Text(index, tokens.ids[:length], tokens.roles[:length], kept)
+        return Text(index, tokens.ids[:length], tokens.roles[:length], kept, row.place)
 
 
 def _files(spec: DataSpec, folders: Sequence[Path]) -> list[Path]:
@@ -197,13 +216,13 @@ def _files(spec: DataSpec, folders: Sequence[Path]) -> list[Path]:
     raise DataError(f"data set {spec.name!r}: no file matches {spec.path} in {places}")
 
 
-def _num_rows(spec: DataSpec, files: list[Path]) -> int | None:
-    """Rows of a data set; None for a hub data set, whose length only its end tells."""
+def _num_rows(spec: DataSpec, files: list[Path], at_most: int | None = None) -> int | None:
+    """Rows of a data set, or of its first `at_most`; None for a hub data set, whose length only its end tells."""
     if spec.source == "hub":
         return None
     if spec.source == "parquet":
         return sum(_parquet(file).metadata.num_rows for file in files)
-    return sum(1 for file in files for _ in _lines(file))
+    return sum(1 for _ in islice(chain.from_iterable(map(_lines, files)), at_most))
 
 
 def _rows(spec: DataSpec, files: list[Path]) -> Iterator[_Row]:
@@ -232,7 +251,7 @@ def _jsonl_rows(file: Path, columns: list[str]) -> Iterator[_Row]:
     for number, line in _lines(file):
         try:
             values = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{file}, line {number}: not JSON ({error}); mend or remove the line") from error
         if not isinstance(values, dict):
             raise DataError(f"{file}, line {number}: not a JSON object but {type(values).__name__}")
@@ -310,7 +329,10 @@ def _behaviours(spec: DataSpec, row: _Row, turns: list[Turn], tokens: TokenisedT
     if spec.behaviours_column is None:
         return ()
     result: list[Behaviour] = []
-    for tag in _value(row, spec.behaviours_column) or ():
+    tags = _value(row, spec.behaviours_column) or ()
+    if not isinstance(tags, Sequence) or isinstance(tags, str):
+        raise DataError(f"{row.place}: column {spec.behaviours_column!r} holds {type(tags).__name__}, not a list")
+    for tag in tags:
         try:
             name, turn, start, end = str(tag["behaviour"]), int(tag["turn"]), int(tag["start"]), int(tag["end"])
         except (KeyError, TypeError, ValueError) as error:

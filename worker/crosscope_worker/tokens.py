@@ -174,6 +174,8 @@ class TextTokenizer:
             ids += encoding.ids
             offsets += [(at + start, at + end) for start, end in encoding.offsets]
             at += len(text)
+        if not ids:
+            raise PromptError("the text gives no token")
         spans = np.array(offsets, dtype=np.int64).reshape(-1, 2)
         # A token that reaches over a border belongs to the side with its middle character.
         middle = np.maximum.accumulate(spans.sum(axis=1) // 2)

@@ -7,6 +7,7 @@ import torch
 from crosscope_worker.analysis import coactivation
 from crosscope_worker.analysis.block import Block
 from crosscope_worker.analysis.coactivation import CoActivation
+from crosscope_worker.analysis.store import ranges
 
 
 def block(active: list[list[int]]) -> Block:
@@ -46,6 +47,36 @@ def test_equals_sets_of_tokens(monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
         expected = sorted(index, key=lambda j: (-index[j], j))[:3]
         assert ids[latent].tolist() == expected
         assert scores[latent].tolist() == pytest.approx([index[j] for j in expected])
+
+
+def test_a_chunk_expands_no_more_partners_than_it_may(monkeypatch: pytest.MonkeyPatch):
+    limit = 400
+    monkeypatch.setattr(coactivation, "CHUNK_BYTES", limit * coactivation._PARTNER_BYTES)
+    expanded = []
+
+    def watched(start: np.ndarray, length: np.ndarray) -> np.ndarray:
+        expanded.append((len(length), int(length.sum())))
+        return ranges(start, length)
+
+    monkeypatch.setattr(coactivation, "ranges", watched)
+    rng = np.random.default_rng(2)
+    active = [sorted({0, *rng.integers(0, 40, rng.integers(0, 9)).tolist()}) for _ in range(300)]
+    found = CoActivation()
+    found.add(block(active))
+    found.strongest(41)
+    (alone, all_of_0), *others = expanded
+    assert (alone, all_of_0) == (300, sum(map(len, active))), "latent 0 has more than a chunk takes"
+    assert 2 < len(others) < 39
+    assert max(partners for _, partners in others) <= limit
+
+
+def test_a_sample_holds_what_it_says():
+    found = CoActivation(sample_pairs=200)
+    for _ in range(20):
+        found.add(block([[0, 1, 2]] * 50))
+    parts = (found._keys, found._tokens, found._latents)
+    assert 0 < found._num_pairs <= 200
+    assert sum(each.nbytes for part in parts for each in part) == 24 * found._num_pairs
 
 
 def test_a_bounded_sample_says_nearly_the_same():

@@ -1,14 +1,15 @@
 """Examples: exact top and quantile groups against brute force, values against dense codes, duplicates once."""
 
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from crosscope_worker.analysis import analyse
+from crosscope_worker.analysis import analyse, examples
 from crosscope_worker.analysis.examples import choose
-from crosscope_worker.analysis.store import Segments
+from crosscope_worker.analysis.store import Segments, Store, runs
 from crosscope_worker.harvest import Harvest
 from crosscope_worker.texts import Text
 from crosscope_worker.work import silent
@@ -114,6 +115,54 @@ def segments(maxima):
         start=np.arange(n, dtype=np.uint64),
         length=np.ones(n, np.uint32),
     )
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 100])
+def test_pieces_of_latents_give_the_same_choice(make_world, monkeypatch, at_once):
+    """Latents 0 to 8 of 0 to 40 texts each, in the order of a pass: whole latents, more or fewer at a time."""
+    rng = np.random.default_rng(0)
+    pairs = np.array([(j, text) for j in range(9) for text in rng.choice(40, 5 * j, replace=False)])
+    pairs = pairs[rng.permutation(len(pairs))]
+    found = replace(
+        segments(rng.integers(0, 5, len(pairs))),
+        latent=pairs[:, 0].astype(np.uint32),
+        text=pairs[:, 1].astype(np.uint32),
+    )
+    names, dataset, spec = ("web", "chat", "more"), rng.integers(0, 3, 40), make_world().spec
+    whole = choose(found, dataset, names, spec)
+    monkeypatch.setattr(examples, "SEGMENTS_AT_ONCE", at_once)
+    for name, expected in vars(whole).items():
+        np.testing.assert_array_equal(getattr(choose(found, dataset, names, spec), name), expected)
+    assert len(np.unique(found.latent[whole.segment])) == 8
+
+
+def test_segments_are_joined_once(make_world):
+    world, store = make_world(), Store()
+    for harvest in world.harvests:
+        for text in harvest.texts:
+            store.add_text(text)
+    blocks = world.blocks()
+    for block in blocks:
+        store.add(block)
+    found = store.segments()
+    firing = [torch.unique(torch.stack([block.latents, block.text[block.tokens]], 1), dim=0) for block in blocks]
+    assert np.array_equal(np.stack([found.latent, found.text], 1), torch.cat(firing))
+    assert all(
+        np.shares_memory(one, other)
+        for one, other in zip(vars(found).values(), vars(store.segments()).values(), strict=True)
+    )
+    store.close()
+
+
+def test_nothing_is_chosen_of_nothing(make_world):
+    choice = choose(Segments.empty(), np.empty(0, np.int64), ("documents",), make_world().spec)
+    assert [len(array) for array in vars(choice).values()] == [0] * 5
+
+
+def test_runs_by_hand():
+    assert list(runs(np.array([3, 4, 9, 0, 0, 1]), 7)) == [(0, 2), (2, 3), (3, 6)]
+    assert list(runs(np.array([3, 4, 9, 0, 0, 1]), 7, most=2)) == [(0, 2), (2, 3), (3, 5), (5, 6)]
+    assert list(runs(np.array([], np.int64), 7)) == []
 
 
 def test_bands_by_hand(make_world):

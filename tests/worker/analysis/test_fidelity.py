@@ -319,8 +319,9 @@ def test_an_activation_that_is_not_finite_is_named(tiny_pair, documents):
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.clone(), requires_grad=False)
     model.model.embed_tokens.weight[documents[1].ids[1]] = torch.nan
     pair = Pair(tiny_pair.manifest, (tiny_pair.models[0], model), tiny_pair.tokenizer, torch.device("cpu"))
-    with pytest.raises(HarvestError, match=r"text 1, token 1: the chat model's activation is not finite"):
-        measure(perfect(), pair, documents[:2])
+    texts = [documents[0], replace(documents[1], place="web.txt, line 2")]
+    with pytest.raises(HarvestError, match=r"web.txt, line 2, token 1: the chat model's activation is not finite"):
+        measure(perfect(), pair, texts)
 
 
 def table(**columns: list[float] | list[str]) -> pa.Table:

@@ -155,6 +155,25 @@ def test_start_steps_rate_and_floor_are_used_and_recorded(make_world, tokenizer)
     assert (facts["steps"], facts["lr"], facts["start"], facts["floor"]) == (1, 1e-6, -10, 1e-3)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5])
+def test_a_latent_that_no_training_step_met_has_no_trained_score(make_world, tokenizer, monkeypatch, steps):
+    """Steps of one token each, on which one latent in five fires."""
+    monkeypatch.setattr(uselessness, "BATCH_TOKENS", 1)
+    world = planted(make_world, [0.5] * 6, uselessness_steps=steps)
+    draw = torch.Generator().manual_seed(0)
+    for harvest in world.harvests:
+        fires = torch.rand(len(harvest.x), 6, generator=draw) < 0.2
+        harvest.x[:, :6] *= fires
+        harvest.x[:, 8:14] *= fires
+    fires = world.all()[0] > 0
+    fires = fires[fires.any(axis=1)]
+    met = fires[torch.randperm(len(fires), generator=torch.Generator().manual_seed(0))[:steps].numpy()].any(axis=0)
+    assert 0 < met.sum() < 6
+    table, _ = run(world, tokenizer)
+    np.testing.assert_array_equal(np.isfinite(table["base_uselessness"]), met)
+    assert np.isfinite(table["base_uselessness_ls"]).all()
+
+
 def test_without_chat_only_latents_the_joint_scores_are_undefined(make_world, tokenizer):
     world = make_world()
     rows = world.crosscoder.W_dec.clone()

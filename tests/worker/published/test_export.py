@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import resource
 import sqlite3
 import subprocess
 import sys
@@ -144,6 +145,21 @@ def test_examples_for_the_dashboard(tmp_path: Path):
         export_dashboard(tmp_path, tmp_path / "other.db")
     assert sorted(path.name for path in tmp_path.glob("*.db*")) == ["examples.db"]
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_dashboard_that_cannot_be_written_is_an_error(tmp_path: Path):
+    manifest = write_crosscoder(tmp_path, "demo", 64)
+    version = Path(layout.version_folder(tmp_path, "demo", manifest.version_id))
+    with pytest.raises(CrosscoderError, match=r"missing/examples.db cannot be written: unable to open database file"):
+        export_dashboard(version, tmp_path / "missing" / "examples.db")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))  # as a disk that is full after a page
+    try:
+        with pytest.raises(CrosscoderError, match=r"examples.db cannot be written: "):
+            export_dashboard(version, tmp_path / "examples.db")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.glob("*.db")) + list(tmp_path.glob(".*"))
 
 
 def test_a_loaded_crosscoder_is_analysed(tmp_path: Path, tiny_pair):

@@ -142,7 +142,7 @@ def span_scores(store: Store, segments: Segments, spans: Spans, segments_at_once
     order = np.argsort(spans.text, kind="stable")
     per_text = np.bincount(spans.text, minlength=len(store.texts))
     first_span = np.cumsum(per_text) - per_text
-    relevant = np.flatnonzero(per_text[segments.text] > 0)
+    relevant = np.flatnonzero((per_text > 0)[segments.text])
     parts: list[tuple[Ints, Ints, NDArray[np.float64]]] = []
     for begin in range(0, len(relevant), segments_at_once):
         chosen = relevant[begin : begin + segments_at_once]

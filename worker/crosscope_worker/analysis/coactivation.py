@@ -1,7 +1,8 @@
 """Which latents fire together: the largest Jaccard indices between the sets of tokens on which latents fire.
 
 Counted on a uniform sample of the tokens with at most SAMPLE_PAIRS active pairs, whole tokens at a time. Memory: 24
-bytes a sampled pair, and CHUNK_BYTES of scratch; time grows with the sum of squares of the tokens' active latents.
+bytes a sampled pair, about 100 in `strongest`, and there at most twice CHUNK_BYTES of scratch; time grows with the sum
+of squares of the tokens' active latents.
 
 Knows nothing about decoder rows or strengths of activations.
 """
@@ -10,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crosscope_worker.analysis.block import Block
-from crosscope_worker.analysis.store import ranges
+from crosscope_worker.analysis.store import ranges, runs
 
 SAMPLE_PAIRS = 1 << 21
 CHUNK_BYTES = 128 << 20
+"""Memory for a chunk of latents' counts, and as much for the partners that are counted."""
+_PARTNER_BYTES = 40
 NUM_COACTIVE = 10
 
 Ints = NDArray[np.int64]
@@ -33,12 +36,12 @@ class CoActivation:
 
     def add(self, block: Block) -> None:
         """Adds the tokens of a block."""
-        keys = self._random.random(block.num_tokens)
         tokens = block.tokens.cpu().numpy()
-        kept = keys[tokens] < self._share
+        keys = self._random.random(block.num_tokens)[tokens]
+        kept = keys < self._share
+        self._keys.append(keys[kept])
         self._tokens.append(tokens[kept] + self._num_tokens)
         self._latents.append(block.latents.cpu().numpy()[kept])
-        self._keys.append(keys)
         self._num_tokens += block.num_tokens
         self._num_pairs += int(kept.sum())
         while self._num_pairs > self._sample_pairs and self._share > 2**-30:
@@ -48,8 +51,8 @@ class CoActivation:
         """Draws half of the sampled tokens: those with the smaller keys, so that the sample stays uniform."""
         self._share /= 2
         keys, tokens, latents = np.concatenate(self._keys), np.concatenate(self._tokens), np.concatenate(self._latents)
-        kept = keys[tokens] < self._share
-        self._keys, self._tokens, self._latents = [keys], [tokens[kept]], [latents[kept]]
+        kept = keys < self._share
+        self._keys, self._tokens, self._latents = [keys[kept]], [tokens[kept]], [latents[kept]]
         self._num_pairs = int(kept.sum())
 
     def strongest(self, num_latents: int, count: int = NUM_COACTIVE) -> tuple[list[Ints], list[NDArray[np.float32]]]:
@@ -64,11 +67,10 @@ class CoActivation:
         row_starts = np.cumsum(row_sizes) - row_sizes
         sizes = np.bincount(latents, minlength=num_latents)
         starts = np.cumsum(sizes) - sizes
+        partners_of = np.bincount(latents, weights=row_sizes[row_of], minlength=num_latents).astype(np.int64)
         ids: list[Ints] = []
         scores: list[NDArray[np.float32]] = []
-        at_once = max(1, CHUNK_BYTES // (8 * num_latents))
-        for first in range(0, num_latents, at_once):
-            last = min(first + at_once, num_latents)
+        for first, last in runs(partners_of, CHUNK_BYTES // _PARTNER_BYTES, CHUNK_BYTES // (8 * num_latents)):
             own = by_latent[starts[first] : starts[last - 1] + sizes[last - 1]]
             rows = row_of[own]
             partners = latents[by_token[ranges(row_starts[rows], row_sizes[rows])]]

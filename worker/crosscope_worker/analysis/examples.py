@@ -5,7 +5,7 @@ Knows nothing about models.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 from crosscope_proto.artefacts import EXAMPLE_COLUMNS, SEQUENCE_COLUMNS, ExampleGroup, arrow_schema
 from crosscope_proto.specs import AnalysisSpec
 from crosscope_worker.analysis.columns import chosen, lists, plain
-from crosscope_worker.analysis.store import Segments, Store
+from crosscope_worker.analysis.store import Segments, Store, runs
 
 if TYPE_CHECKING:
     from crosscope_worker.tokens import TextTokenizer
 
 Ints = NDArray[np.int64]
 NUM_TOP_TOKENS = 10
+SEGMENTS_AT_ONCE = 1 << 20
+"""Segments that are ordered at a time, about 160 bytes each; a latent that has more is alone."""
 _GROUPS = (ExampleGroup.QUANTILE, ExampleGroup.TOP)
 """In the order of their names, as the table is sorted."""
 
@@ -40,12 +42,28 @@ class Choice:
 
 
 def choose(segments: Segments, dataset: Ints, names: Sequence[str], spec: AnalysisSpec) -> Choice:
-    """Chooses examples; `dataset: [segment]` indexes `names`.
+    """Chooses examples; `dataset: [text]` indexes `names`.
 
     top: the `top_examples` largest maxima of each latent and data set, ties to the earlier text. quantile: the texts,
     ordered by maximum, fall into `quantiles` bands of equal size (band q holds those of ascending rank r with
     `r·quantiles // n = q`), and each band gives `examples_per_quantile` of them at even distances, strongest first.
+    Memory: 12 bytes a segment, 80 a chosen example, and what SEGMENTS_AT_ONCE take.
     """
+    sizes = np.bincount(segments.latent)
+    by_latent = np.argsort(segments.latent, kind="stable")
+    ends = np.cumsum(sizes)
+    parts: list[Choice] = []
+    for first, last in runs(sizes, SEGMENTS_AT_ONCE):
+        own = by_latent[ends[first] - sizes[first] : ends[last - 1]]
+        part = _choose(segments.at(own), dataset, names, spec)
+        parts.append(replace(part, segment=own[part.segment]))
+    columns = ([getattr(part, name) for part in parts] for name in Choice.__dataclass_fields__)
+    return Choice(*(np.concatenate([np.empty(0, np.int64), *column]) for column in columns))
+
+
+def _choose(segments: Segments, dataset: Ints, names: Sequence[str], spec: AnalysisSpec) -> Choice:
+    """`choose`, of all segments at a time."""
+    dataset = dataset[segments.text]
     key = segments.latent.astype(np.int64) * max(1, len(names)) + dataset
     order = np.lexsort((segments.text, -segments.max, key))
     key = key[order]

@@ -108,11 +108,10 @@ def fidelity(
     uppers = [UpperHalf(model, layer) for model in pair.models]
     norms = NormLimit(policy.max_norm_ratio, pair.d_model)
     same_width = pair.d_model[BASE] == pair.d_model[CHAT]
-    means, seen, num_texts = _Means(), 0, 0
+    means, seen = _Means(), 0
     with torch.inference_mode():
         for group in _batches(texts, spec.spliced_tokens, policy):
-            batch = _read(group, num_texts, activations, policy, norms)
-            num_texts += len(group)
+            batch = _read(group, activations, policy, norms)
             seen += int(batch.kept.sum())
             x_hat, chosen, every = _decoded(crosscoder, batch.x[batch.kept], patched)
             for model, upper in enumerate(uppers):
@@ -172,9 +171,7 @@ def _batches(texts: Iterable[Text], num_tokens: int, policy: TokenPolicy) -> Ite
     yield from filter(None, waiting.values())
 
 
-def _read(
-    texts: list[Text], num_before: int, activations: PairActivations, policy: TokenPolicy, norms: NormLimit
-) -> _Batch:
+def _read(texts: list[Text], activations: PairActivations, policy: TokenPolicy, norms: NormLimit) -> _Batch:
     lengths = [len(text.ids) for text in texts]
     shape = (len(texts), max(lengths))
     ids, roles, kept = np.zeros(shape, np.int64), np.zeros(shape, np.uint8), np.zeros(shape, bool)
@@ -188,7 +185,7 @@ def _read(
     rows, positions = kept.nonzero()
     x = activations(torch.from_numpy(ids), torch.tensor(lengths))
     flat = x[torch.from_numpy(rows), torch.from_numpy(positions)]
-    check_finite(flat, activations.d_model, (rows + num_before).tolist(), positions)
+    check_finite(flat, activations, texts, rows, positions)
     stay = norms(flat).cpu().numpy()
     kept[rows[~stay], positions[~stay]] = False
     predicts = kept & (np.arange(shape[1]) < np.array(lengths)[:, None] - 1)

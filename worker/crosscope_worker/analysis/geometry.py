@@ -3,6 +3,7 @@
 Knows nothing about activations, except that dead latents are told to it.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 NUM_NEIGHBOURS = 10
 NUM_LOGIT_TOKENS = 8
 CHUNK_BYTES = 128 << 20
-"""Memory for a chunk of cosines or logits."""
+"""Memory for a chunk of inner products, cosines or logits."""
 CHAT_ONLY_ABOVE, BASE_ONLY_BELOW, SHARED_WITHIN = 0.9, 0.1, 0.1
 DIFFERENCE_RATIO = 0.3
 """In a dictionary of differences a latent is chat's own if beta_act of base is less than this much of chat's."""
@@ -42,10 +43,20 @@ def geometry(crosscoder: Crosscoder) -> Geometry:
     base, chat = (crosscoder.decoder(model) for model in (BASE, CHAT))
     norm_base, norm_chat = base.norm(dim=1), chat.norm(dim=1)
     if base.shape == chat.shape:
-        cosine = torch.linalg.vecdot(base.double(), chat.double()) / (norm_base.double() * norm_chat.double())
+        cosine = inner_products(base, chat) / (norm_base.double() * norm_chat.double())
     else:
         cosine = torch.full_like(norm_base, torch.nan)
     return Geometry(norm_base, norm_chat, relative_norms(crosscoder), cosine)
+
+
+def inner_products(rows: Tensor, others: Tensor) -> Tensor:
+    """`<rows_j, others_j>: [latent]` in float64, from copies of CHUNK_BYTES at a time.
+
+    `rows: [latent, d_model]`; `others` of the same shape, or `[d_model]`, one vector for all rows.
+    """
+    at_once = max(1, CHUNK_BYTES // (16 * max(1, rows.shape[1])))
+    pieces = zip(rows.split(at_once), others.expand_as(rows).split(at_once), strict=True)
+    return torch.cat([torch.linalg.vecdot(piece.double(), other.double()) for piece, other in pieces])
 
 
 def classes(rel_norm: NDArray[np.floating], num_active: NDArray[np.integer]) -> NDArray[np.str_]:
@@ -85,37 +96,33 @@ def neighbours(W_dec: Tensor, count: int = NUM_NEIGHBOURS) -> tuple[Tensor, Tens
     return torch.cat(ids), torch.cat(cosines)
 
 
+@torch.no_grad()
 def logit_lens(rows: Tensor, model: "PreTrainedModel", count: int = NUM_LOGIT_TOKENS) -> Tensor:
     """Token ids whose logits a decoder row raises most, `[latent, count]`, most first.
 
-    `rows: [latent, d_model]`. The row is multiplied by the gain of the model's final norm, where the model has one
-    under a usual name, and by the unembedding. Centring, the norm's division by the residual's size and soft-capping
-    leave out: the first is none for RMSNorm, the others keep the order.
+    `rows: [latent, d_model]`. A row goes through the model's final norm, where the model has one under a usual name,
+    and the unembedding; biases are left out. What the norm of a residual stream divides by, and soft-capping, would
+    keep the order.
     """
-    unembedding = cast("nn.Linear", model.get_output_embeddings()).weight.detach()
-    gain = final_norm_gain(model)
-    directions = rows.to(unembedding.device, torch.float32)
-    directions = directions if gain is None else directions * gain
-    vocabulary = len(unembedding)
-    pieces = directions.split(max(1, CHUNK_BYTES // (4 * vocabulary)))
+    unembedding = cast("nn.Linear", model.get_output_embeddings()).weight
     weights = unembedding.to(torch.float32).T
-    return torch.cat([(piece @ weights).topk(min(count, vocabulary), dim=1).indices for piece in pieces])
+    norm = final_norm(model)
+    pieces = rows.split(max(1, CHUNK_BYTES // (4 * len(unembedding))))
+    logits = (through(norm, piece.to(unembedding.device, torch.float32)) @ weights for piece in pieces)
+    return torch.cat([piece.topk(min(count, len(unembedding)), dim=1).indices for piece in logits])
 
 
-def final_norm_gain(model: "PreTrainedModel") -> Tensor | None:
-    """The factor that the final norm puts on each dimension, [d_model], or None if it has none.
-
-    An RMSNorm maps the all-ones vector to its gain, whether it stores the gain (Llama) or the gain less one (Gemma).
-    """
-    decoder = model.base_model
-    norms = (getattr(decoder, name, None) for name in ("norm", "final_layernorm", "final_layer_norm", "ln_f"))
+def final_norm(model: "PreTrainedModel") -> nn.Module:
+    """A float32 copy of the norm in front of the unembedding; the identity if none has a usual name."""
+    norms = (getattr(model.base_model, name, None) for name in ("norm", "final_layernorm", "final_layer_norm", "ln_f"))
     norm = next((each for each in norms if isinstance(each, nn.Module)), None)
-    if norm is None:
-        return None
-    if isinstance(norm, nn.LayerNorm):
-        return norm.weight.detach().float() if norm.elementwise_affine else None
-    weight = next(norm.parameters(), None)
-    if weight is None:
-        return None
-    with torch.no_grad():
-        return norm(torch.ones(1, weight.shape[0], dtype=weight.dtype, device=weight.device))[0].float()
+    return nn.Identity() if norm is None else deepcopy(norm).float()
+
+
+def through(norm: nn.Module, rows: Tensor) -> Tensor:
+    """What a norm makes of `rows: [row, d_model]`, without its bias; each row up to a positive factor.
+
+    A LayerNorm centres the row and multiplies it by the gain, an RMSNorm multiplies only. The norm itself is asked, for
+    some store the gain (Llama) and others the gain less one (Gemma).
+    """
+    return norm(rows) - norm(torch.zeros_like(rows[:1]))

@@ -116,7 +116,7 @@ def _finish(
 ) -> Analysis:
     segments = store.segments()
     text_dataset = torch.tensor([text.dataset for text in store.texts], dtype=torch.int64).numpy()
-    choice = choose(segments, text_dataset[segments.text], datasets, spec)
+    choice = choose(segments, text_dataset, datasets, spec)
     examples, texts = example_table(choice, segments, store, datasets)
     progress(STAGE, 0.92, "examples chosen")
     behaviours = behaviour_table(store, segments)

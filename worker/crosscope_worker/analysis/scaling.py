@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from crosscope_proto.artefacts import SCALING_DIRECTIONS, beta_column
 from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
+from crosscope_worker.analysis.geometry import inner_products
 from crosscope_worker.analysis.moments import ShardSums
 from crosscope_worker.crosscoder import Crosscoder
 
@@ -34,15 +34,15 @@ class Directions:
 
 def directions(crosscoder: Crosscoder) -> Directions:
     """The inner products of a crosscoder's decoder rows."""
-    rows = [crosscoder.decoder(model).double() for model in (BASE, CHAT)]
-    bias = [crosscoder.b_dec[crosscoder.model_slice(model)].double() for model in (BASE, CHAT)]
+    rows = [crosscoder.decoder(model) for model in (BASE, CHAT)]
+    bias = [crosscoder.b_dec[crosscoder.model_slice(model)] for model in (BASE, CHAT)]
     own = np.full((2, 2, crosscoder.num_latents), np.nan)
     along = own.copy()
     for direction in (BASE, CHAT):
         for model in (BASE, CHAT):
             if crosscoder.d_model[direction] == crosscoder.d_model[model]:
-                own[direction, model] = torch.linalg.vecdot(rows[direction], rows[model]).cpu().numpy()
-                along[direction, model] = (rows[direction] @ bias[model]).cpu().numpy()
+                own[direction, model] = inner_products(rows[direction], rows[model]).cpu().numpy()
+                along[direction, model] = inner_products(rows[direction], bias[model]).cpu().numpy()
     return Directions(np.stack([own[BASE, BASE], own[CHAT, CHAT]]), own, along)
 
 

@@ -1,16 +1,17 @@
 """What the pass keeps of the texts: each distinct text once, and where every latent fires in it.
 
 A segment is one latent in one text: its largest activation, the position of it, and a run of (position, value) pairs.
-Memory: 22 bytes a segment and 5 bytes a token of text; the pairs, 4 bytes each, lie in a temporary file that has no
-name and vanishes with the process. A text whose tokens equal those of an earlier one of the same data set is left out:
-it would fire the same latents in the same way.
+Memory: 22 bytes a segment, for a moment 30 while `segments` joins them, and 5 bytes a token of text; the pairs, 4 bytes
+each, lie in a temporary file that has no name and vanishes with the process. A text whose tokens equal those of an
+earlier one of the same data set is left out: it would fire the same latents in the same way.
 
 Knows nothing about which segments are shown.
 """
 
 import hashlib
 import tempfile
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import numpy as np
@@ -54,6 +55,10 @@ class Segments:
             np.empty(0, np.uint32),
         )
 
+    def at(self, places: NDArray[np.integer[Any]]) -> "Segments":
+        """Some of the segments, in the given order."""
+        return Segments(**{name: array[places] for name, array in vars(self).items()})
+
 
 class Store:
     """Collects texts and segments during the pass, and gives them back after it."""
@@ -64,7 +69,7 @@ class Store:
         self._kept: list[int] = []
         self._file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         self._num_pairs = 0
-        self._parts: list[Segments] = []
+        self._parts = {name: [array] for name, array in vars(Segments.empty()).items()}
 
     def add_text(self, text: "Text") -> None:
         """Registers the next text; `Block.text` counts the texts in this order."""
@@ -98,16 +103,16 @@ class Store:
         length = np.diff(np.append(begins, len(latent)))
         largest = np.maximum.reduceat(value, begins)
         at_peak = np.where(value == np.repeat(largest, length), position, MAX_LENGTH)
-        self._parts.append(
-            Segments(
-                latent=latent[begins].astype(np.uint32),
-                text=text[begins].astype(np.uint32),
-                max=largest.astype(np.float32),
-                peak=np.minimum.reduceat(at_peak, begins).astype(np.uint16),
-                start=(begins + self._num_pairs).astype(np.uint64),
-                length=length.astype(np.uint32),
-            )
+        part = Segments(
+            latent=latent[begins].astype(np.uint32),
+            text=text[begins].astype(np.uint32),
+            max=largest.astype(np.float32),
+            peak=np.minimum.reduceat(at_peak, begins).astype(np.uint16),
+            start=(begins + self._num_pairs).astype(np.uint64),
+            length=length.astype(np.uint32),
         )
+        for name, array in vars(part).items():
+            self._parts[name].append(array)
         pairs = np.empty(len(value), PAIR)
         pairs["position"], pairs["value"] = position, np.minimum(value, _LARGEST_HALF)
         try:
@@ -122,9 +127,9 @@ class Store:
 
     def segments(self) -> Segments:
         """All segments, in the order in which they came."""
-        parts = self._parts or [Segments.empty()]
-        names = (each.name for each in fields(Segments))
-        return Segments(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+        for name, arrays in self._parts.items():
+            self._parts[name] = [np.concatenate(arrays)] if len(arrays) > 1 else arrays
+        return Segments(**{name: array for name, (array,) in self._parts.items()})
 
     def pairs(self, start: NDArray[np.integer[Any]], length: NDArray[np.integer[Any]]) -> NDArray[np.void]:
         """The PAIRs of some segments, one segment's after the other."""
@@ -144,3 +149,18 @@ def ranges(start: NDArray[np.integer[Any]], length: NDArray[np.integer[Any]]) ->
     start, length = start.astype(np.int64), length.astype(np.int64)
     ends = np.cumsum(length)
     return np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(start - (ends - length), length)
+
+
+def runs(sizes: NDArray[np.integer[Any]], limit: int, most: int | None = None) -> Iterator[tuple[int, int]]:
+    """Cuts things of the given sizes, in their order, into runs `first, last` that add up to at most `limit`.
+
+    A run has at least one thing, which may be larger than `limit`, and at most `most`.
+    """
+    ends = np.cumsum(sizes)
+    first = 0
+    while first < len(sizes):
+        done = ends[first - 1] if first else 0
+        last = int(np.searchsorted(ends, done + limit, side="right"))
+        last = max(first + 1, last if most is None else min(last, first + most))
+        yield first, last
+        first = last

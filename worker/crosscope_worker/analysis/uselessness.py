@@ -14,8 +14,8 @@ the scalars minimise the mean of `‖r_i - sum_j s_j f_ij D_j^chat‖₂` (publi
 which is `beta_err^base` of math §4, clipped at zero.
 
 Memory for n = |S|, at most MAX_SET: `8 n²` bytes for the normal matrix, about four times that for a moment while a
-block is added and while it is solved, and twice RESERVOIR_BYTES for the tokens kept for training. Where the models'
-widths differ nothing is defined, and everything is NaN.
+block is added and while it is solved, `4 n d_model` for the base rows of S, and twice RESERVOIR_BYTES for the tokens
+kept for training. Where the models' widths differ nothing is defined, and everything is NaN.
 """
 
 from dataclasses import dataclass, field
@@ -63,7 +63,8 @@ class ChatOnlySums:
         members = chat_only.nonzero().squeeze(1)
         self.set_size = len(members)
         self.members = members if is_defined and len(members) <= MAX_SET else members[:0]
-        self._crosscoder = crosscoder
+        self._base = crosscoder.model_slice(BASE)
+        self._rows = crosscoder.decoder(BASE)[self.members]
         device = crosscoder.device
         self._place = torch.full((crosscoder.num_latents,), -1, dtype=torch.int64, device=device)
         self._place[self.members] = torch.arange(len(self.members), device=device)
@@ -89,14 +90,10 @@ class ChatOnlySums:
             compact, codes, starts, mode="sum", per_sample_weights=raw
         ).double()
         order = torch.argsort(compact, stable=True)
-        residual = block.error[tokens][:, self._crosscoder.model_slice(BASE)]
+        residual = block.error[tokens][:, self._base]
         own = torch.bincount(compact, minlength=len(tokens))
         residual = residual + torch.nn.functional.embedding_bag(
-            self.members[place[order]],
-            self._crosscoder.decoder(BASE),
-            own.cumsum(0) - own,
-            mode="sum",
-            per_sample_weights=raw[order],
+            place[order], self._rows, own.cumsum(0) - own, mode="sum", per_sample_weights=raw[order]
         )
         keys = torch.rand(len(tokens), generator=self._keys).to(raw.device)
         self._sample = self._sample.joined(_Sample(keys, residual, own, place[order], raw[order]))
@@ -174,8 +171,8 @@ def score(
         target = error[members] + (moments * (chat @ base.T)).sum(axis=1)
         scalars = nnls(gram[np.ix_(living, living)], target[living])
         solved[members[living]] = -np.log(np.maximum(scalars, spec.uselessness_floor))
-        seen = np.bincount(sample.places.cpu().numpy(), minlength=len(members)) > 0
-        thetas = train_scalars(sample, crosscoder.decoder(CHAT)[sums.members], spec)
+        thetas, visited = train_scalars(sample, crosscoder.decoder(CHAT)[sums.members], spec)
+        seen = visited.numpy()
         trained[members[seen]] = -np.log((torch.nn.functional.elu(thetas) + 1).numpy())[seen]
     single = -np.log(np.maximum(beta_err_base, spec.uselessness_floor))
     facts = {
@@ -196,16 +193,18 @@ def score(
     return Uselessness(trained, solved, single, facts)
 
 
-def train_scalars(sample: _Sample, rows: Tensor, spec: AnalysisSpec) -> Tensor:
-    """The published recipe: `theta: [member]` float64 after Adam on `mean_i ‖r_i - sum_j (elu(theta_j)+1) f_ij v_j‖₂`.
+def train_scalars(sample: _Sample, rows: Tensor, spec: AnalysisSpec) -> tuple[Tensor, Tensor]:
+    """The published recipe: `theta` after Adam on `mean_i ‖r_i - sum_j (elu(theta_j)+1) f_ij v_j‖₂`.
 
     `rows: [member, d_model]` are the chat decoder rows. Steps walk through the sample in a shuffled order, epoch
-    after epoch, from a fixed seed.
+    after epoch, from a fixed seed. Returns (theta [member] float64, visited [member] bool): a member that fires on no
+    token of any step keeps the theta that it started from.
     """
     theta = torch.full(
         (len(rows),), spec.uselessness_start, dtype=torch.float64, device=rows.device, requires_grad=True
     )
     optimiser = torch.optim.Adam([theta], lr=spec.uselessness_lr)
+    visited = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
     generator = torch.Generator(device="cpu").manual_seed(0)
     num_tokens = len(sample.keys)
     order = torch.randperm(num_tokens, generator=generator)
@@ -215,6 +214,7 @@ def train_scalars(sample: _Sample, rows: Tensor, spec: AnalysisSpec) -> Tensor:
             order, at = torch.randperm(num_tokens, generator=generator), 0
         batch = sample.chosen(order[at : at + BATCH_TOKENS].to(rows.device))
         at += BATCH_TOKENS
+        visited[batch.places] = True
         with torch.enable_grad():
             scalars = (torch.nn.functional.elu(theta) + 1)[batch.places].to(rows.dtype)
             starts = batch.num_pairs.cumsum(0) - batch.num_pairs
@@ -225,7 +225,7 @@ def train_scalars(sample: _Sample, rows: Tensor, spec: AnalysisSpec) -> Tensor:
             optimiser.zero_grad()
             loss.backward()
         optimiser.step()
-    return theta.detach().cpu()
+    return theta.detach().cpu(), visited.cpu()
 
 
 def pearson(a: Floats, b: Floats) -> float:

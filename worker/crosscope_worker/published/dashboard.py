@@ -8,6 +8,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -27,8 +28,8 @@ def export_dashboard(version: Path, target: Path) -> int:
     """Writes the strongest examples of every latent of a version folder into the new file `target`.
 
     Activations are scaled (math §1); a token without one has 0. Tokens are the pieces that people see. Latents without
-    examples have no row. Returns the number of rows. Raises CrosscoderError when `target` exists or `version` has no
-    examples.
+    examples have no row. Returns the number of rows. Raises CrosscoderError when `target` exists or cannot be written,
+    or `version` has no examples.
     """
     if target.exists():
         raise CrosscoderError(f"{target} exists; name a new file")
@@ -38,18 +39,17 @@ def export_dashboard(version: Path, target: Path) -> int:
         raise CrosscoderError(f"{version} has no {layout.EXAMPLES}/ or no {layout.SEQUENCES}: is it a version folder?")
     temporary = target.with_name(f".{target.name}-{os.getpid()}")
     temporary.unlink(missing_ok=True)
-    connection = sqlite3.connect(temporary)
+    pieces = cast("list[list[str]]", pq.read_table(sequences, columns=["pieces"])["pieces"].to_pylist())
     try:
-        pieces = cast("list[list[str]]", pq.read_table(sequences, columns=["pieces"])["pieces"].to_pylist())
-        with connection:
+        with closing(sqlite3.connect(temporary)) as connection, connection:
             connection.execute("CREATE TABLE data_table (key INTEGER PRIMARY KEY, examples TEXT NOT NULL)")
             rows = (row for part in parts for row in _rows(part, pieces))
             connection.executemany("INSERT INTO data_table VALUES (?, ?)", rows)
             (count,) = connection.execute("SELECT COUNT(*) FROM data_table").fetchone()
-        connection.close()
         temporary.rename(target)
+    except sqlite3.Error as error:
+        raise CrosscoderError(f"{target} cannot be written: {error}") from error
     finally:
-        connection.close()
         temporary.unlink(missing_ok=True)
     return count
 

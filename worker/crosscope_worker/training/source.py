@@ -9,9 +9,6 @@ from torch import Tensor
 class ActivationSource(Protocol):
     """A stream of activations that can be continued where it stood."""
 
-    num_epochs: int
-    """Passes that it will make."""
-
     def blocks(self) -> Generator[Tensor]:
         """Yields `[token, both]` float32; call once, and close it when no more are wanted."""
         ...

@@ -141,8 +141,6 @@ class Planted:
 class PlantedSource:
     """An ActivationSource: a block is the same whenever it is read."""
 
-    num_epochs = 1
-
     def __init__(self, planted: Planted, num_tokens: int) -> None:
         """Gives at least `num_tokens` tokens."""
         self._planted = planted
