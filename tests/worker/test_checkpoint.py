@@ -135,6 +135,19 @@ def test_a_resumed_training_gives_the_checkpoint_up(newest: Path):
     assert seen == [False]
 
 
+@pytest.mark.parametrize(
+    ("made_with", "says"),
+    [
+        ({"training": {"lr": 1}}, "another version of crosscope made it, without training.new"),
+        ({"training": {"lr": 1, "new": 2, "old": 3}}, "another version of crosscope made it, with training.old"),
+    ],
+)
+def test_a_checkpoint_of_another_version_says_so(tmp_path: Path, made_with: dict[str, Any], says: str):
+    save(tmp_path, Checkpoint(1, {"a": torch.ones(2)}, made_with, counters={}, source={}))
+    with pytest.raises(CheckpointError, match=says):
+        load_checkpoint(tmp_path, {"training": {"lr": 1, "new": 2}})
+
+
 def test_a_checkpoint_of_another_recipe_is_refused_and_stays(newest: Path):
     other = make_recipe({"variant": "batch_topk", "num_latents": 32, "k": 2}, checkpoint_every=4)
     with pytest.raises(CheckpointError, match=rf"{newest.name} was .* crosscoder.num_latents was 24 and is 32"):

@@ -115,8 +115,10 @@ def _checkpoints(folder: Path) -> list[Path]:
 def _first_difference(found: Any, wanted: Any, path: str = "") -> str | None:
     if isinstance(found, dict) and isinstance(wanted, dict):
         for key in sorted(found.keys() | wanted.keys()):
-            difference = _first_difference(found.get(key), wanted.get(key), f"{path}.{key}" if path else key)
-            if difference is not None:
+            name = f"{path}.{key}" if path else key
+            if key not in found or key not in wanted:
+                return f"another version of crosscope made it, {'without' if key in wanted else 'with'} {name}"
+            if (difference := _first_difference(found[key], wanted[key], name)) is not None:
                 return difference
         return None
     return None if found == wanted else f"{path} was {found!r} and is {wanted!r}"
