@@ -14,11 +14,13 @@ from crosscope_proto.artefacts import LATENT_COLUMNS, CrosscoderManifest, arrow_
 from crosscope_proto.recipe import CrosscoderRecipe, PublishedRecipe, parse_recipe, recipe_dict
 from crosscope_worker.analysis import AnalysisError
 from crosscope_worker.crosscoder import Crosscoder, read_manifest
+from crosscope_worker.harvest import HarvestError
 from crosscope_worker.make import make_crosscoder
 from crosscope_worker.make_published import make_published
 from crosscope_worker.measure import Material
 from crosscope_worker.texts import DataError
 from crosscope_worker.training import checkpoint
+from crosscope_worker.training.trainer import Trainer
 from crosscope_worker.work import Cancelled, LostClaim, Workspace, silent
 
 WORDS = (
@@ -317,6 +319,49 @@ def test_a_crosscoder_that_cannot_be_measured_is_kept_and_can_be_measured_later(
     whole = Crosscoder.load(version_folder(home, make_crosscoder(recipe, workspace(home, "job-3"), silent)))
     assert torch.equal(kept.W_dec, whole.W_dec)
     assert kept.threshold == whole.threshold
+
+
+def test_a_training_that_fails_leaves_what_its_last_checkpoint_holds(
+    home: Path, recipe: CrosscoderRecipe, monkeypatch: pytest.MonkeyPatch
+):
+    step = Trainer.step
+
+    def fail_at_ten(trainer: Trainer, x: torch.Tensor, lr: float) -> Any:
+        if trainer.counters.step == 10:
+            raise HarvestError("web.jsonl, line 9, token 3: the chat model's activation is not finite")
+        return step(trainer, x, lr)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "step", fail_at_ten)
+        with pytest.raises(HarvestError, match="line 9, token 3") as refused:
+            make_crosscoder(recipe, workspace(home), silent)
+    [note] = refused.value.__notes__
+    assert note.startswith("The crosscoder as of step 7, the last checkpoint, is kept: a recipe of kind published with")
+    kept = Crosscoder.load(home / "jobs" / "job-1" / "trained")
+    seven = make_crosscoder(
+        replace(recipe, training=replace(recipe.training, max_steps=7)), workspace(home, "job-2"), silent
+    )
+    assert torch.equal(kept.W_dec, Crosscoder.load(version_folder(home, seven)).W_dec)
+    assert read_manifest(home / "jobs" / "job-1" / "trained").training_tokens == 7 * 128
+
+
+@pytest.mark.parametrize("damage", ["none", "cut"])
+def test_a_training_that_fails_without_a_whole_checkpoint_says_only_why(
+    home: Path, recipe: CrosscoderRecipe, damage: str
+):
+    class Full(OSError):
+        pass
+
+    def fail(stage: str, *_: Any, step: int = 0, **__: Any) -> None:
+        if step == 8 - (damage == "none") * 5:
+            for tensors in home.glob("jobs/*/checkpoints/*/tensors.safetensors"):
+                tensors.write_bytes(tensors.read_bytes()[:-9])
+            raise Full("no room")
+
+    with pytest.raises(Full) as refused:
+        make_crosscoder(recipe, workspace(home), fail)
+    assert not hasattr(refused.value, "__notes__")
+    assert not (home / "jobs" / "job-1" / "trained").exists()
 
 
 def test_an_attempt_after_a_death_in_the_analysis_trains_no_step_again(

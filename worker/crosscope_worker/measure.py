@@ -28,7 +28,7 @@ from crosscope_worker.work import Progress, Workspace, is_out_of_memory
 
 Recipe = CrosscoderRecipe | PublishedRecipe
 TRAINED = "trained"
-"""Below a job's folder: a crosscoder that could not be measured."""
+"""Below a job's folder: a crosscoder that was not measured, since its training or analysis failed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,8 +114,8 @@ def measure_and_publish(material: Material, trained: Trained) -> CrosscoderManif
     )
 
 
-def keep(material: Material, trained: Trained, error: Exception) -> None:
-    """Writes a trained crosscoder that could not be measured into the job's folder, and adds to `error` where it is."""
+def keep(material: Material, trained: Trained, error: Exception, what: str = "The trained crosscoder") -> None:
+    """Writes a crosscoder that was not measured into the job's folder, and adds to `error` where it is."""
     folder = material.workspace.folder / TRAINED
     manifest = manifest_of(material.recipe.name, trained.crosscoder, _provenance(material, trained))
     try:
@@ -124,7 +124,7 @@ def keep(material: Material, trained: Trained, error: Exception) -> None:
     except (OSError, SafetensorError):
         return  # A full disk, say: the error itself is what people must hear of.
     place = folder.relative_to(material.workspace.home)
-    error.add_note(f"The trained crosscoder is kept: a recipe of kind published with path {place} measures it.")
+    error.add_note(f"{what} is kept: a recipe of kind published with path {place} measures it.")
 
 
 def _provenance(material: Material, trained: Trained, num_skipped: int = 0) -> Provenance:

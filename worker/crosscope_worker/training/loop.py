@@ -78,6 +78,20 @@ def train(
         raise TrainingError(memory.ran_out(parts, values)) from error
 
 
+def saved_result(recipe: CrosscoderRecipe, d_model: tuple[int, int], folder: Path) -> TrainingResult | None:
+    """What the newest checkpoint below `folder` holds, on the CPU; None without one. Raises CheckpointError."""
+    if (checkpoint := load_checkpoint(folder, recipe_dict(recipe))) is None:
+        return None
+    trainer = Trainer(recipe.crosscoder, recipe.training, d_model)
+    trainer.restore(checkpoint.tensors, checkpoint.counters)
+    return _result(trainer)
+
+
+def _result(trainer: Trainer) -> TrainingResult:
+    counters = trainer.counters
+    return TrainingResult(trainer.crosscoder(), counters.curves, counters.tokens, counters.step)
+
+
 def _train(
     recipe: CrosscoderRecipe,
     source: ActivationSource,
@@ -105,7 +119,7 @@ def _train(
             _save(folder, recipe, trainer, buffer, source)  # So that what comes next may fail and be tried again.
     if trainer.counters.step == 0:
         raise TrainingError("no token is left to train on after the token policy; check data and tokens in the recipe")
-    return TrainingResult(trainer.crosscoder(), trainer.counters.curves, trainer.counters.tokens, trainer.counters.step)
+    return _result(trainer)
 
 
 def _steps(
