@@ -161,7 +161,7 @@ def test_a_decoupled_code_by_hand():
 @torch.no_grad()
 def test_the_threshold_is_a_mean_until_it_is_a_moving_average():
     """One token that reads 1, 2 and 6 with a row of norm 3: kept at 3, 6 and 18."""
-    one = trainer()
+    one = trainer(batch_size=1)
     set_weights(one)
     found = []
     for reading in (1.0, 2.0, 6.0):
@@ -178,7 +178,7 @@ def test_the_threshold_is_a_mean_until_it_is_a_moving_average():
 @torch.no_grad()
 @pytest.mark.parametrize("schedule", [{"warmup_steps": 2}, {"sparsity_warmup_steps": 2, "k_start": 1}])
 def test_the_threshold_begins_after_both_warm_ups(schedule: dict):
-    one = trainer(**schedule)
+    one = trainer(batch_size=1, **schedule)
     set_weights(one)
     for reading in (100.0, 50.0, 1.0, 3.0):
         one.step(torch.tensor([[reading, 0.0, 0.0, 0.0]]), lr=0.0)
