@@ -48,12 +48,12 @@ def test_a_small_run_finds_most_of_what_was_planted():
 
 def test_a_dictionary_of_differences_finds_what_differs_and_sees_nothing_of_the_shared():
     spec = PlantedSpec(d_model=24, num_shared=4, num_rotated=0, num_weak=8, num_base_only=8, num_chat_only=8)
-    # Of seeds 0 to 5 this one has the median ratio AUROC, 0.974; they lie between 0.77 and 1.
+    # Of seeds 0 to 5 this one has the smallest ratio AUROC, 0.96.
     figures = run(Variant("diff_sae", {"variant": "diff_sae", "k": 1}), 4, SIZES, spec)
     assert "recovered_shared" not in figures
     assert figures["recovered_chat_only"] >= 0.75
     assert figures["recovered_base_only"] >= 0.75
-    assert figures["auroc_chat_only_ratio"] >= 0.8
+    assert figures["auroc_chat_only_ratio"] >= 0.9
     assert math.isnan(figures["auroc_chat_only_rel_norm"])
     assert figures["fve_difference"] > 0.9
     assert "null_chat_only" not in figures
