@@ -11,7 +11,7 @@ DEV := .venv/installed-dev
 PROJECTS := proto/pyproject.toml server/pyproject.toml worker/pyproject.toml client/pyproject.toml
 SOURCES := proto server worker client tests bench scripts deploy
 
-.PHONY: help setup demo test check lint type format proto proto-check compose-check bench truth lock clean
+.PHONY: help setup demo test check lint type format proto proto-check compose-check bench peers truth lock clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,10 @@ compose-check: $(DEV) ## Check docker-compose.yml against the Compose schema
 
 bench: $(DEV) ## Measure against references (ARGS="--list": what; ARGS="--quick": only to see it run)
 	@$(BIN)/python -m bench $(ARGS)
+
+peers: $(DEV) ## Measure a training step against published trainers, which it installs apart
+	@$(BIN)/pip install --quiet --no-deps --upgrade --target .venv/peers -r bench/peers.txt
+	@$(BIN)/python -m bench --only peers $(ARGS)
 
 truth: $(RUN) ## Train on planted latents and score what is found (ARGS="--seeds 1 --steps 1500": a quick one)
 	@$(BIN)/python -m crosscope_worker.truth $(ARGS)
