@@ -7,9 +7,11 @@ are the same. What a step of theirs does besides is part of it: the gradient's p
 import itertools
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +19,7 @@ from torch import Tensor
 from bench import train_step
 from bench.measure import Ratio, interleave
 from bench.rows import Figure, Row, Target
-from bench.train_step import LR, NUM_BATCHES, Sizes
-from crosscope_proto.specs import TrainingSpec
-from crosscope_worker.training.trainer import Trainer
+from bench.train_step import LR, Sizes
 
 PLACE = Path(sys.prefix) / "peers"
 """Where `make peers` puts the packages of peers.txt."""
@@ -27,29 +27,40 @@ Step = Callable[[Tensor], object]
 """Trains on `[batch, both]`."""
 
 
+@dataclass(frozen=True)
+class Peer:
+    """A published trainer, and which of ours does the same."""
+
+    name: str
+    variant: str
+    make: Callable[[Sizes], Step]
+    """Raises ImportError where its package is not installed."""
+    at_least: float
+    """How many times as fast ours has to be at a batch of 1 024."""
+
+
 def rows(quick: bool) -> Iterator[Row]:
-    """A row for every package and batch size, or one that says that a package is not there."""
+    """A row for every trainer and batch size, or one that says that its package is not there."""
     sizes = train_step.QUICK if quick else Sizes()
     sys.path.append(str(PLACE))
-    for name, make in PEERS.items():
+    for peer in PEERS:
         for batch in sizes.batches:
             try:
                 with redirect_stdout(sys.stderr):  # they print what they lack
-                    step = make(sizes)
+                    step = peer.make(sizes)
             except ImportError as error:
-                yield Row("peers", f"{name}, batch {batch}", {}, not_measured=f"{error}; `make peers` installs it")
+                yield Row("peers", f"{peer.name}, batch {batch}", {}, not_measured=f"{error}; `make peers` installs it")
                 continue
-            at_least = AT_LEAST[name] if batch == 1024 and not quick else None
-            yield measure(name, step, sizes, batch, at_least)
+            bounds = (Target("ratio", "at_least", peer.at_least),) if batch == 1024 and not quick else ()
+            yield measure(peer, step, sizes, batch, bounds)
 
 
-def measure(name: str, theirs: Step, sizes: Sizes, batch: int, at_least: float | None) -> Row:
+def measure(peer: Peer, theirs: Step, sizes: Sizes, batch: int, bounds: tuple[Target, ...]) -> Row:
     """One row."""
-    spec = train_step.specs(sizes)["batch_topk"]
-    trainer = Trainer(spec, TrainingSpec(batch_size=batch, lr=LR), (sizes.d_model, sizes.d_model))
-    inputs = [train_step.activations(trainer, spec, sizes, batch, seed) for seed in range(NUM_BATCHES)]
+    spec = train_step.specs(sizes)[peer.variant]
+    trainer, inputs = train_step.prepared(spec, sizes, batch)
     for x in inputs:
-        trainer.step(x, LR)
+        outcome = trainer.step(x, LR)
     ours, others = itertools.cycle(inputs), itertools.cycle(inputs)
     took = interleave(
         {"ours": lambda: trainer.step(next(ours), LR), "theirs": lambda: theirs(next(others))}, sizes.rounds
@@ -57,30 +68,46 @@ def measure(name: str, theirs: Step, sizes: Sizes, batch: int, at_least: float |
     rate = {who: batch / statistics.median(seconds) for who, seconds in took.items()}
     return Row(
         name="peers",
-        case=f"{name}, batch {batch}",
-        sizes={"batch": batch, "d_model": [sizes.d_model] * 2, "num_latents": sizes.num_latents, "k": spec.k},
+        case=f"{peer.name}, batch {batch}",
+        sizes={
+            "variant": peer.variant,
+            "batch": batch,
+            "d_model": [sizes.d_model] * 2,
+            "num_latents": sizes.num_latents,
+            "k": spec.k,
+            "active_a_token": outcome.num_active / batch,
+        },
         ours=Figure(rate["ours"], "tokens/s"),
-        reference=Figure(rate["theirs"], "tokens/s", f"{name}, {WHAT[name]}"),
+        reference=Figure(rate["theirs"], "tokens/s", peer.name),
         ratio=Ratio.of(took["theirs"], took["ours"]),
-        targets=() if at_least is None else (Target("ratio", "at_least", at_least),),
+        targets=bounds,
     )
 
 
-def dictionary_learning(sizes: Sizes) -> Step:
-    """The trainer that the published crosscoders' own grew from."""
+def batch_topk(sizes: Sizes) -> Step:
+    """The trainer from which those of the published BatchTopK crosscoders grew."""
     from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer  # pyright: ignore[reportMissingImports]
 
-    trainer = BatchTopKTrainer(
-        steps=1_000_000,
-        activation_dim=2 * sizes.d_model,
-        dict_size=sizes.num_latents,
-        k=sizes.k,
-        layer=0,
-        lm_name="none",
-        lr=LR,
-        device="cpu",
-    )
-    numbers = itertools.count(1)  # at step 0 it takes the geometric median
+    return updates(BatchTopKTrainer(k=sizes.k, **arguments(sizes)))
+
+
+def l1(sizes: Sizes) -> Step:
+    """The same for L1."""
+    from dictionary_learning.trainers.standard import StandardTrainer  # pyright: ignore[reportMissingImports]
+
+    return updates(StandardTrainer(**arguments(sizes)))
+
+
+def arguments(sizes: Sizes) -> dict[str, Any]:
+    """What dictionary-learning's trainers take alike."""
+    width, latents = 2 * sizes.d_model, sizes.num_latents
+    model = {"layer": 0, "lm_name": "none", "device": "cpu"}
+    return {"steps": 1_000_000, "activation_dim": width, "dict_size": latents, "lr": LR} | model
+
+
+def updates(trainer: Any) -> Step:
+    """Its steps, from the second on: the first measures the geometric median."""
+    numbers = itertools.count(1)
     return lambda x: trainer.update(next(numbers), x)
 
 
@@ -101,7 +128,8 @@ def sparsify(sizes: Sizes) -> Step:
     return step
 
 
-PEERS: Mapping[str, Callable[[Sizes], Step]] = {"dictionary-learning": dictionary_learning, "sparsify": sparsify}
-WHAT = {"dictionary-learning": "BatchTopK", "sparsify": "TopK, Adam"}
-AT_LEAST = {"dictionary-learning": 5.0, "sparsify": 1.8}
-"""How many times as fast a step has to be at batch 1 024."""
+PEERS = (
+    Peer("dictionary-learning, BatchTopK", "batch_topk", batch_topk, 5.0),
+    Peer("dictionary-learning, L1", "l1", l1, 4.5),
+    Peer("sparsify, TopK with Adam", "batch_topk", sparsify, 1.8),
+)

@@ -75,10 +75,7 @@ def targets(batch: int) -> tuple[Target, ...]:
 
 def measure(name: str, spec: CrosscoderSpec, sizes: Sizes, batch: int, bounds: tuple[Target, ...]) -> Row:
     """One row."""
-    trainer = Trainer(spec, TrainingSpec(batch_size=batch, lr=LR), (sizes.d_model, sizes.d_model))
-    inputs = [activations(trainer, spec, sizes, batch, seed) for seed in range(NUM_BATCHES)]
-    if spec.mu is not None:
-        _thin_out(trainer, inputs[0])
+    trainer, inputs = prepared(spec, sizes, batch)
     dense = DenseStep(spec, *trainer.weights, lr=LR)
     floor = FloorStep(trainer)
     outcome = trainer.step(inputs[0], LR)
@@ -120,6 +117,15 @@ def measure(name: str, spec: CrosscoderSpec, sizes: Sizes, batch: int, bounds: t
         ),
         targets=bounds,
     )
+
+
+def prepared(spec: CrosscoderSpec, sizes: Sizes, batch: int) -> tuple[Trainer, list[Tensor]]:
+    """A trainer, and NUM_BATCHES batches whose codes look like those of a training under way."""
+    trainer = Trainer(spec, TrainingSpec(batch_size=batch, lr=LR), (sizes.d_model, sizes.d_model))
+    inputs = [activations(trainer, spec, sizes, batch, seed) for seed in range(NUM_BATCHES)]
+    if spec.mu is not None:
+        _thin_out(trainer, inputs[0])
+    return trainer, inputs
 
 
 class FloorStep:
