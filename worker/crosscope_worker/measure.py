@@ -59,7 +59,7 @@ class Material:
 
     @classmethod
     def load(cls, recipe: Recipe, workspace: Workspace, progress: Progress) -> Self:
-        """Loads the pair. Raises PairError."""
+        """Loads the pair and opens the data. Raises PairError, and DataError, also where a set has no held-out text."""
         progress("load", 0.0, f"loading the pair {recipe.pair.name}")
         on_gpu = torch.device(workspace.device).type == "cuda"
         manifest = resolve_pair(recipe.pair, workspace.home)
@@ -68,20 +68,20 @@ class Material:
         caches = isinstance(recipe, CrosscoderRecipe) and recipe.training.cache
         progress("load", 0.7, "hashing the models' files" + (" and the data" if caches else ""))
         tokenizer = TextTokenizer(pair.tokenizer)
-        return cls(recipe, workspace, progress, pair, activations, tokenizer, pair_hashes(manifest))
+        material = cls(recipe, workspace, progress, pair, activations, tokenizer, pair_hashes(manifest))
+        material.texts("held_out").check_held_out()
+        return material
 
     def texts(self, split: Split) -> TextStream:
         """The recipe's texts of a split, from their beginning, cut to what both models can read.
 
-        Raises DataError, also where a data set has no held-out text.
+        Raises DataError if a file is missing.
         """
         home, policy, limit = self.workspace.home, self.recipe.tokens, self.pair.max_positions
         if limit is not None:
             policy = replace(policy, max_length=min(limit, policy.max_length))
         folders = (Path(pair_folder(home, self.recipe.pair.name)), home)
-        stream = TextStream(self.recipe.data, self.tokenizer, policy, folders, split)
-        stream.check_held_out()
-        return stream
+        return TextStream(self.recipe.data, self.tokenizer, policy, folders, split)
 
 
 def measure_and_publish(material: Material, trained: Trained) -> CrosscoderManifest:

@@ -163,11 +163,11 @@ def _start(trainer: Trainer, tokens: Tensor, training: TrainingSpec, d_model: tu
                 f"the {name} model's activations are the same on all of the first {len(part)} tokens; "
                 "is the layer right, and are the model's weights?"
             )
-    # Also where the scales are not asked for: models that do not differ have none.
-    scales = difference_scale if trainer.spec.variant == DIFFERENCE else input_scales
-    found = scales(tokens, d_model)
-    if training.normalise_inputs:
-        trainer.counters.input_scale = found
+    is_difference = trainer.spec.variant == DIFFERENCE
+    if is_difference or training.normalise_inputs:  # models that do not differ are refused either way
+        scales = (difference_scale if is_difference else input_scales)(tokens, d_model)
+        if training.normalise_inputs:
+            trainer.counters.input_scale = scales
     if trainer.spec.k is not None:
         x = trainer.inputs(tokens[: training.batch_size])
         parts = [geometric_median(part) for part in x.split(trainer.widths, dim=1)]
