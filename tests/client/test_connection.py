@@ -1,6 +1,7 @@
 """How a client reaches its server: addresses, tokens, threads, TLS."""
 
 import shutil
+import socket
 import subprocess
 from concurrent import futures
 from pathlib import Path
@@ -33,7 +34,11 @@ def test_where_the_address_comes_from(monkeypatch) -> None:
 
 
 def test_making_a_client_connects_to_nothing() -> None:
-    Client("127.0.0.1:1").close()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.3)
+        client = Client(f"127.0.0.1:{listener.getsockname()[1]}")
+        with client, pytest.raises(TimeoutError):
+            listener.accept()
 
 
 def test_unix_socket(serve, tmp_path: Path, monkeypatch) -> None:

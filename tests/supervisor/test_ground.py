@@ -88,8 +88,8 @@ def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
         "import pathlib, sys; from crosscope.supervisor import ground as g; g.HomeLock(pathlib.Path(sys.argv[1]), '')"
     )
     subprocess.run([sys.executable, "-c", source, str(tmp_path)], check=True)
-    with ground.HomeLock(tmp_path, "b"):
-        pass
+    with ground.HomeLock(tmp_path, "b"), pytest.raises(GroundError, match="server at b;"):
+        ground.HomeLock(tmp_path, "c")
 
 
 def test_parts_that_are_not_installed_are_named() -> None:
