@@ -6,9 +6,11 @@ nothing about models or texts: activations come from an ActivationSource.
 
 import math
 import time
+from collections.abc import Iterable
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,18 +21,21 @@ from crosscope_proto.specs import CrosscoderSpec, TrainingSpec
 from crosscope_worker.crosscoder import DIFFERENCE, Crosscoder
 from crosscope_worker.training import memory
 from crosscope_worker.training.buffer import ShuffleBuffer
+from crosscope_worker.training.calibration import TokenSample, calibrate
 from crosscope_worker.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from crosscope_worker.training.errors import TrainingError
 from crosscope_worker.training.objective import Step
 from crosscope_worker.training.source import ActivationSource
 from crosscope_worker.training.start import difference_scale, geometric_median, input_scales
 from crosscope_worker.training.trainer import Counters, Trainer
-from crosscope_worker.training.variants import widths
+from crosscope_worker.training.variants import budgets, widths
 from crosscope_worker.work import Progress, is_out_of_memory
 
 STAGE = "train"
 _BUFFER = "buffer."
 """Begins the names of the buffer's tensors in a checkpoint."""
+_SAMPLE = "sample"
+"""Name of the tokens that the thresholds are calibrated on, in a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,11 @@ class TrainingResult:
     tokens: int
     """Tokens trained on, each epoch counted."""
     steps: int
+    source: dict[str, Any] = field(default_factory=dict)
+    """Where the activations' source stood at the end."""
+    figures: dict[str, float] = field(default_factory=dict)
+    """Of variants with k: threshold, calibrated; threshold_running, the average over batches; each budget after the
+    first has its number behind the name. calibration_tokens: tokens of the sample."""
 
 
 def learning_rate(training: TrainingSpec, step: int, fraction: float) -> float:
@@ -84,12 +94,24 @@ def saved_result(recipe: CrosscoderRecipe, d_model: tuple[int, int], folder: Pat
         return None
     trainer = Trainer(recipe.crosscoder, recipe.training, d_model)
     trainer.restore(checkpoint.tensors, checkpoint.counters)
-    return _result(trainer)
+    return _result(trainer, checkpoint.tensors.get(_SAMPLE, torch.empty(0, 0)), checkpoint.source)
 
 
-def _result(trainer: Trainer) -> TrainingResult:
-    counters = trainer.counters
-    return TrainingResult(trainer.crosscoder(), counters.curves, counters.tokens, counters.step)
+def _result(trainer: Trainer, sample: Tensor, source: dict[str, Any]) -> TrainingResult:
+    """The crosscoder as it stands, its thresholds calibrated on `sample: [token, both]`."""
+    counters, figures = trainer.counters, {}
+    crosscoder = trainer.crosscoder()
+    if (shares := budgets(trainer.spec)) and len(sample):
+        calibrated = calibrate(crosscoder, shares, sample)
+        figures = {"calibration_tokens": float(len(sample))}
+        figures |= _numbered("threshold", calibrated) | _numbered("threshold_running", trainer.running_thresholds())
+        crosscoder = trainer.crosscoder(calibrated)
+    return TrainingResult(crosscoder, counters.curves, counters.tokens, counters.step, source, figures)
+
+
+def _numbered(name: str, values: Iterable[float]) -> dict[str, float]:
+    """A figure for each budget, the first by the plain name."""
+    return {f"{name}_{index}" if index else name: value for index, value in enumerate(values)}
 
 
 def _train(
@@ -103,10 +125,13 @@ def _train(
     training = recipe.training
     _check_memory(recipe.crosscoder, training, d_model, torch.device(device))
     trainer = Trainer(recipe.crosscoder, training, d_model, device)
+    sample = TokenSample() if recipe.crosscoder.k is not None else None
     checkpoint = load_checkpoint(folder, recipe_dict(recipe), device)
     if checkpoint is not None:
         source.restore(checkpoint.source)
         trainer.restore(checkpoint.tensors, checkpoint.counters)
+        if sample is not None and _SAMPLE in checkpoint.tensors:
+            sample.restore(checkpoint.tensors[_SAMPLE])
     with closing(source.blocks()) as blocks:
         buffer = ShuffleBuffer(blocks, training.buffer_tokens, training.batch_size, training.seed)
         if checkpoint is not None:
@@ -114,18 +139,21 @@ def _train(
         else:
             _start(trainer, buffer.fill(), training, d_model)
         del checkpoint  # Else its tensors would take memory to the end of the training.
-        _steps(recipe, trainer, buffer, source, folder, progress)
+        _steps(recipe, trainer, buffer, sample, source, folder, progress)
         if trainer.counters.step % training.checkpoint_every:
-            _save(folder, recipe, trainer, buffer, source)  # So that what comes next may fail and be tried again.
+            _save(
+                folder, recipe, trainer, buffer, sample, source
+            )  # So that what comes next may fail and be tried again.
     if trainer.counters.step == 0:
         raise TrainingError("no token is left to train on after the token policy; check data and tokens in the recipe")
-    return _result(trainer)
+    return _result(trainer, torch.empty(0, 0) if sample is None else sample.tokens(), source.state())
 
 
 def _steps(
     recipe: CrosscoderRecipe,
     trainer: Trainer,
     buffer: ShuffleBuffer,
+    sample: TokenSample | None,
     source: ActivationSource,
     folder: Path,
     progress: Progress,
@@ -135,6 +163,8 @@ def _steps(
     batches, counters = iter(buffer), trainer.counters
     while counters.step != training.max_steps and (tokens := next(batches, None)) is not None:
         fraction = _fraction(training, counters, source, buffer.num_waiting + len(tokens))
+        if sample is not None:
+            sample.add(counters.tokens, tokens)
         x = trainer.inputs(tokens)
         outcome = trainer.step(x, learning_rate(training, counters.step, fraction))
         metrics: dict[str, float] = {}
@@ -144,7 +174,7 @@ def _steps(
             counters.curves += [(counters.step, name, value) for name, value in metrics.items()]
         progress(STAGE, fraction, step=counters.step, metrics=metrics)
         if counters.step % training.checkpoint_every == 0:
-            _save(folder, recipe, trainer, buffer, source)
+            _save(folder, recipe, trainer, buffer, sample, source)
 
 
 def _check_memory(spec: CrosscoderSpec, training: TrainingSpec, d_model: tuple[int, int], device: torch.device) -> None:
@@ -186,13 +216,12 @@ def measure(trainer: Trainer, outcome: Step, x: Tensor) -> dict[str, float]:
     fve = [1 - e / t if t else float("nan") for e, t in zip(outcome.squared_error, total, strict=True)]
     dead = trainer.since_fired >= trainer.training.dead_after_tokens
     names = MODEL_NAMES if len(fve) > 1 else ("difference",)
-    thresholds = trainer.counters.thresholds
     return {
         "loss": outcome.loss,
         **{f"fve_{name}": value for name, value in zip(names, fve, strict=True)},
         "l0": outcome.num_active / len(x),
         "dead_share": float(dead.float().mean()),
-        **{f"threshold_{i}" if i else "threshold": value for i, value in enumerate(thresholds)},
+        **_numbered("threshold", trainer.counters.thresholds),
     }
 
 
@@ -205,8 +234,11 @@ def _save(
     recipe: CrosscoderRecipe,
     trainer: Trainer,
     buffer: ShuffleBuffer,
+    sample: TokenSample | None,
     source: ActivationSource,
 ) -> None:
     tensors = trainer.tensors() | {f"{_BUFFER}{name}": tensor for name, tensor in buffer.state().items()}
+    if sample is not None:
+        tensors[_SAMPLE] = sample.tokens()
     counters = asdict(trainer.counters)
     save_checkpoint(folder, Checkpoint(trainer.counters.step, tensors, recipe_dict(recipe), counters, source.state()))
