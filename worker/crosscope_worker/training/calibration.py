@@ -1,4 +1,4 @@
-"""The inference thresholds of a trained dictionary with k, from a sample of the tokens that it was trained on (math §2).
+"""Inference thresholds of a trained dictionary with k, from a sample of the tokens that it was trained on (math §2).
 
 Reads a finished crosscoder; moves nothing. Does not know how the tokens came or how the dictionary was trained.
 """

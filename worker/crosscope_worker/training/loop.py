@@ -21,7 +21,7 @@ from crosscope_proto.specs import CrosscoderSpec, TrainingSpec
 from crosscope_worker.crosscoder import DIFFERENCE, Crosscoder
 from crosscope_worker.training import memory
 from crosscope_worker.training.buffer import ShuffleBuffer
-from crosscope_worker.training.calibration import TokenSample, calibrate
+from crosscope_worker.training.calibration import calibrate
 from crosscope_worker.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from crosscope_worker.training.errors import TrainingError
 from crosscope_worker.training.objective import Step
@@ -34,8 +34,6 @@ from crosscope_worker.work import Progress, is_out_of_memory
 STAGE = "train"
 _BUFFER = "buffer."
 """Begins the names of the buffer's tensors in a checkpoint."""
-_SAMPLE = "sample"
-"""Name of the tokens that the thresholds are calibrated on, in a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +92,13 @@ def saved_result(recipe: CrosscoderRecipe, d_model: tuple[int, int], folder: Pat
         return None
     trainer = Trainer(recipe.crosscoder, recipe.training, d_model)
     trainer.restore(checkpoint.tensors, checkpoint.counters)
-    return _result(trainer, checkpoint.tensors.get(_SAMPLE, torch.empty(0, 0)), checkpoint.source)
+    return _result(trainer, checkpoint.source)
 
 
-def _result(trainer: Trainer, sample: Tensor, source: dict[str, Any]) -> TrainingResult:
-    """The crosscoder as it stands, its thresholds calibrated on `sample: [token, both]`."""
+def _result(trainer: Trainer, source: dict[str, Any]) -> TrainingResult:
+    """The crosscoder as it stands, its thresholds calibrated."""
     counters, figures = trainer.counters, {}
-    crosscoder = trainer.crosscoder()
+    crosscoder, sample = trainer.crosscoder(), trainer.sample.tokens()
     if (shares := budgets(trainer.spec)) and len(sample):
         calibrated = calibrate(crosscoder, shares, sample)
         figures = {"calibration_tokens": float(len(sample))}
@@ -125,13 +123,10 @@ def _train(
     training = recipe.training
     _check_memory(recipe.crosscoder, training, d_model, torch.device(device))
     trainer = Trainer(recipe.crosscoder, training, d_model, device)
-    sample = TokenSample() if recipe.crosscoder.k is not None else None
     checkpoint = load_checkpoint(folder, recipe_dict(recipe), device)
     if checkpoint is not None:
         source.restore(checkpoint.source)
         trainer.restore(checkpoint.tensors, checkpoint.counters)
-        if sample is not None and _SAMPLE in checkpoint.tensors:
-            sample.restore(checkpoint.tensors[_SAMPLE])
     with closing(source.blocks()) as blocks:
         buffer = ShuffleBuffer(blocks, training.buffer_tokens, training.batch_size, training.seed)
         if checkpoint is not None:
@@ -139,21 +134,18 @@ def _train(
         else:
             _start(trainer, buffer.fill(), training, d_model)
         del checkpoint  # Else its tensors would take memory to the end of the training.
-        _steps(recipe, trainer, buffer, sample, source, folder, progress)
+        _steps(recipe, trainer, buffer, source, folder, progress)
         if trainer.counters.step % training.checkpoint_every:
-            _save(
-                folder, recipe, trainer, buffer, sample, source
-            )  # So that what comes next may fail and be tried again.
+            _save(folder, recipe, trainer, buffer, source)  # So that what comes next may fail and be tried again.
     if trainer.counters.step == 0:
         raise TrainingError("no token is left to train on after the token policy; check data and tokens in the recipe")
-    return _result(trainer, torch.empty(0, 0) if sample is None else sample.tokens(), source.state())
+    return _result(trainer, source.state())
 
 
 def _steps(
     recipe: CrosscoderRecipe,
     trainer: Trainer,
     buffer: ShuffleBuffer,
-    sample: TokenSample | None,
     source: ActivationSource,
     folder: Path,
     progress: Progress,
@@ -163,8 +155,8 @@ def _steps(
     batches, counters = iter(buffer), trainer.counters
     while counters.step != training.max_steps and (tokens := next(batches, None)) is not None:
         fraction = _fraction(training, counters, source, buffer.num_waiting + len(tokens))
-        if sample is not None:
-            sample.add(counters.tokens, tokens)
+        if recipe.crosscoder.k is not None:
+            trainer.sample.add(counters.tokens, tokens)
         x = trainer.inputs(tokens)
         outcome = trainer.step(x, learning_rate(training, counters.step, fraction))
         metrics: dict[str, float] = {}
@@ -174,7 +166,7 @@ def _steps(
             counters.curves += [(counters.step, name, value) for name, value in metrics.items()]
         progress(STAGE, fraction, step=counters.step, metrics=metrics)
         if counters.step % training.checkpoint_every == 0:
-            _save(folder, recipe, trainer, buffer, sample, source)
+            _save(folder, recipe, trainer, buffer, source)
 
 
 def _check_memory(spec: CrosscoderSpec, training: TrainingSpec, d_model: tuple[int, int], device: torch.device) -> None:
@@ -234,11 +226,8 @@ def _save(
     recipe: CrosscoderRecipe,
     trainer: Trainer,
     buffer: ShuffleBuffer,
-    sample: TokenSample | None,
     source: ActivationSource,
 ) -> None:
     tensors = trainer.tensors() | {f"{_BUFFER}{name}": tensor for name, tensor in buffer.state().items()}
-    if sample is not None:
-        tensors[_SAMPLE] = sample.tokens()
     counters = asdict(trainer.counters)
     save_checkpoint(folder, Checkpoint(trainer.counters.step, tensors, recipe_dict(recipe), counters, source.state()))

@@ -11,6 +11,7 @@ from crosscope_proto.roles import BASE, CHAT
 from crosscope_proto.specs import CrosscoderSpec, TrainingSpec
 from crosscope_worker.crosscoder import DIFFERENCE, Crosscoder, scale_inputs
 from crosscope_worker.training.active_code import Scratch, Weights
+from crosscope_worker.training.calibration import TokenSample
 from crosscope_worker.training.errors import TrainingError
 from crosscope_worker.training.objective import Step, compute_step
 from crosscope_worker.training.start import initial_weights
@@ -57,6 +58,8 @@ class Trainer:
         self.weights = initial_weights(spec, self.widths, training.seed, device)
         self.since_fired = torch.zeros(spec.num_latents, dtype=torch.int64, device=device)
         self.optimiser = torch.optim.Adam(self.weights, lr=training.lr, fused=True)
+        self.sample = TokenSample()
+        """Tokens that thresholds are calibrated on at the end; stays empty without a k."""
         self._scratch = Scratch()
 
     def step(self, x: Tensor, lr: float) -> Step:
@@ -156,8 +159,8 @@ class Trainer:
         return {"latent_thresholds": thresholds}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights, optimiser state and counters of latents, for a checkpoint."""
-        out = {"since_fired": self.since_fired}
+        """Weights, optimiser state, counters of latents and the sample, for a checkpoint."""
+        out = {"since_fired": self.since_fired, "sample": self.sample.tokens()}
         for name, weight in zip(Weights._fields, self.weights, strict=True):
             out[name] = weight
             out |= {f"adam.{name}.{key}": value for key, value in self.optimiser.state[weight].items()}
@@ -172,6 +175,7 @@ class Trainer:
             self.optimiser.state[weight] = {
                 key.removeprefix(prefix): value.clone() for key, value in tensors.items() if key.startswith(prefix)
             }
+        self.sample.restore(tensors.get("sample", torch.empty(0, 0)))
         curves = [(int(step), str(name), float(value)) for step, name, value in counters["curves"]]
         base, chat = counters["input_scale"]
         smallest = tuple(float(value) for value in counters["last_smallest"])
