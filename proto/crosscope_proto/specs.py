@@ -106,9 +106,10 @@ class TokenPolicy:
     """Leave out the BOS token, whose activation norm is an outlier."""
     skip_first: Annotated[int, Field(ge=0)] = 0
     """Leave out the first n tokens of every text, BOS counted."""
-    max_norm_ratio: Positive | None = None
-    """Leave out tokens whose activation norm, in either model, is more than this many times the median norm of the
-    first batch; unset: keep all."""
+    max_norm_ratio: Positive | None = 10.0
+    """Leave out tokens whose activation norm, in either model, is more than this many times the median norm, and early
+    positions where the median norm itself is (attention sinks; math §7). Medians are those of the first 65 536 tokens
+    or so that are read. null: keep all."""
     held_out_every: Annotated[int, Field(ge=2)] = 20
     """Every n-th text of each data set is never trained on and is what the analysis reads."""
 
