@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crosscope_proto.roles import MODEL_NAMES, TokenRole
+from crosscope_proto.roles import MODEL_NAMES, LeftOut, TokenRole
 from crosscope_proto.specs import TokenPolicy
 from crosscope_worker.activations import PairActivations
 from crosscope_worker.norms import NormFilter
@@ -139,8 +139,16 @@ def _kept(found: _Found, norms: NormFilter) -> Iterator[tuple[Tensor, np.ndarray
 
 def policy_positions(text: Text, policy: TokenPolicy) -> np.ndarray:
     """Positions that the policy keeps, ascending; outliers, which only activations tell, are among them."""
-    positions = np.arange(policy.skip_first, len(text.ids))
-    return positions[text.roles[positions] != TokenRole.BOS] if policy.skip_bos else positions
+    return np.flatnonzero(policy_reasons(text.roles, policy) == LeftOut.KEPT)
+
+
+def policy_reasons(roles: np.ndarray, policy: TokenPolicy) -> np.ndarray:
+    """Why the policy leaves out the tokens of a text, whatever their norm: [pos] uint8, LeftOut; `roles: [pos]`."""
+    reasons = np.full(len(roles), LeftOut.KEPT, dtype=np.uint8)
+    reasons[: policy.skip_first] = LeftOut.FIRST
+    if policy.skip_bos:
+        reasons[roles == TokenRole.BOS] = LeftOut.BOS
+    return reasons
 
 
 def check_finite(
