@@ -103,7 +103,7 @@ class TokenPolicy:
     max_length: Annotated[int, Field(ge=2, le=8192)] = 1024
     """Texts are cut to this many tokens, or to what both models can read if that is less."""
     skip_bos: bool = True
-    """Leave out the BOS token, whose activation norm is an outlier."""
+    """Leave out BOS tokens, whose activation norm is an outlier; to keep them takes max_norm_ratio: null too."""
     skip_first: Annotated[int, Field(ge=0)] = 0
     """Leave out the first n tokens of every text, BOS counted."""
     max_norm_ratio: Positive | None = 10.0
