@@ -26,7 +26,7 @@ from crosscope_worker.harvest import harvest
 from crosscope_worker.pair import Pair
 from crosscope_worker.texts import Text
 
-KEEP_ALL = TokenPolicy(skip_bos=False)
+KEEP_ALL = TokenPolicy(skip_bos=False, max_norm_ratio=None)
 """So that kept tokens are the tokens that a bare forward runs on."""
 
 

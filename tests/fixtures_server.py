@@ -13,7 +13,7 @@ import grpc.aio
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from crosscope_proto.roles import TokenRole
+from crosscope_proto.roles import LeftOut, TokenRole
 from crosscope_proto.v1 import latents_pb2_grpc, prompts_pb2_grpc, types_pb2
 from crosscope_proto.worker.v1 import inference_pb2, inference_pb2_grpc
 from crosscope_server.redis import find_binary
@@ -22,7 +22,10 @@ from crosscope_server.settings import Settings
 
 
 class CountingWorker(inference_pb2_grpc.InferenceServicer):
-    """Splits at spaces behind a BOS token. Token t fires latents t and t + 1, with 2 (t + 1) and t + 1."""
+    """Splits at spaces behind a BOS token. Token t fires latents t and t + 1, with 2 (t + 1) and t + 1.
+
+    Training left out the word "sink".
+    """
 
     def __init__(self) -> None:
         self.prompts: list[str] = []
@@ -48,7 +51,9 @@ class CountingWorker(inference_pb2_grpc.InferenceServicer):
             raise
         if self.fails_with:
             await context.abort(*self.fails_with)
-        return inference_pb2.EncodeResponse(tokens=tokens_of(text), code=code_of(text), compute_ms=1.5)
+        tokens = tokens_of(text)
+        tokens.left_out.extend(LeftOut.NORM if piece == "sink" else LeftOut.KEPT for piece in tokens.pieces)
+        return inference_pb2.EncodeResponse(tokens=tokens, code=code_of(text), compute_ms=1.5)
 
 
 def text_of(prompt: types_pb2.Prompt) -> str:

@@ -17,8 +17,11 @@ from crosscope_worker.work import silent
 class PlantedSource:
     """Sparse combinations of planted directions, in blocks; block i is the same whenever it is asked for."""
 
-    def __init__(self, num_blocks: int = 40, block_tokens: int = 100, d_model: tuple[int, int] = (8, 8)) -> None:
-        self.num_blocks, self.block_tokens = num_blocks, block_tokens
+    def __init__(
+        self, num_blocks: int = 40, block_tokens: int = 100, d_model: tuple[int, int] = (8, 8), share: float = 0.15
+    ) -> None:
+        """`share` of the 12 directions is active on a token."""
+        self.num_blocks, self.block_tokens, self.share = num_blocks, block_tokens, share
         generator = torch.Generator().manual_seed(7)
         self.directions = torch.nn.functional.normalize(torch.randn(12, sum(d_model), generator=generator), dim=1)
         self.next = 0
@@ -26,7 +29,7 @@ class PlantedSource:
     def blocks(self) -> Generator[Tensor]:
         while self.next < self.num_blocks:
             generator = torch.Generator().manual_seed(1000 + self.next)
-            active = torch.rand(self.block_tokens, 12, generator=generator) < 0.15
+            active = torch.rand(self.block_tokens, 12, generator=generator) < self.share
             strength = 1 + torch.rand(self.block_tokens, 12, generator=generator)
             self.next += 1
             yield 3 * (active * strength) @ self.directions

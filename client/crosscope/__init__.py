@@ -50,13 +50,13 @@ if TYPE_CHECKING:
         TrainingCurves,
     )
     from crosscope_proto.artefacts import ExampleGroup, LatentClass
-    from crosscope_proto.roles import BASE, CHAT, TokenRole
+    from crosscope_proto.roles import BASE, CHAT, LeftOut, TokenRole
 
 __version__ = "0.1.0"
 
 _MODULES = {
     "crosscope_proto.artefacts": ("ExampleGroup", "LatentClass"),
-    "crosscope_proto.roles": ("BASE", "CHAT", "TokenRole"),
+    "crosscope_proto.roles": ("BASE", "CHAT", "LeftOut", "TokenRole"),
     "crosscope._client": ("Client",),
     "crosscope._crosscoder": ("Crosscoder",),
     "crosscope._encoding": ("Encoding", "LatentActivation", "TopLatent", "TopLatents"),
@@ -127,6 +127,7 @@ __all__ = [
     "LatentClass",
     "LatentList",
     "LatentScaling",
+    "LeftOut",
     "ModelEstimates",
     "Neighbour",
     "NotFound",

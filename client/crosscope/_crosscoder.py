@@ -8,7 +8,7 @@ from crosscope._encoding import Encoding, Rank, TopLatents
 from crosscope._errors import CrosscopeError, InvalidInput, ServerError
 from crosscope._filters import Condition, build_filters
 from crosscope._latents import ExampleList, Latent, LatentList, LatentPage
-from crosscope._prompts import Turns, build_prompt, check_count, check_flag, check_number, check_text
+from crosscope._prompts import Turns, build_prompt, check_count, check_flag, check_number, check_text, check_whole
 from crosscope._streaming import encode_stream
 from crosscope._transport import Transport
 from crosscope._types import CrosscoderInfo, Detector, Tokens, TrainingCurves
@@ -240,6 +240,7 @@ class Crosscoder:
         limit: int = 20,
         max_frequency: float | None = None,
         skip_template_tokens: bool = False,
+        include_left_out: bool = False,
         tokens: slice | None = None,
         add_generation_prompt: bool = False,
         parse_control_tokens: bool = False,
@@ -247,7 +248,10 @@ class Crosscoder:
         """The latents that a prompt fires, ranked by max, sum, count or share_of_max.
 
         `max_frequency` leaves out latents that fire on a larger share of tokens in the analysis, before the cut;
-        `skip_template_tokens` leaves out BOS, role headers and turn ends; `tokens` looks at a range only.
+        `skip_template_tokens` leaves out BOS, role headers and turn ends, but not the last token of an assistant's
+        header, where the model decides; `tokens` looks at a range only, for instance slice(3, 10) or slice(-1, None).
+        Tokens that training left out (`Tokens.left_out`) are not ranked unless `include_left_out`: latents fire there
+        as they do nowhere else.
         """
         if rank not in _RANKS:
             raise InvalidInput.of("rank", f"{rank!r} is no ranking; use one of {', '.join(_RANKS)}")
@@ -260,12 +264,28 @@ class Crosscoder:
             rank=_RANKS[rank],
             limit=check_count(limit, "limit", low=1),
             skip_template_tokens=check_flag(skip_template_tokens, "skip_template_tokens"),
+            include_left_out=check_flag(include_left_out, "include_left_out"),
         )
         if max_frequency is not None:
             request.max_frequency = check_number(max_frequency, "max_frequency")
         if tokens is not None:
-            _set_range(request, tokens)
+            self._set_range(request, tokens)
         return _decode.top_latents(self._transport.unary(self._prompts.TopLatents, request), self.name, rank)
+
+    def _set_range(self, request: prompts_pb2.TopLatentsRequest, tokens: slice) -> None:
+        """A range as slices have it. Negative ends count from the prompt's last token, so they ask for its tokens."""
+        if tokens.step not in (None, 1):
+            raise InvalidInput.of("tokens", f"a range has step 1, not {tokens.step!r}")
+        ends = {"start": tokens.start, "stop": tokens.stop}
+        given = {name: check_whole(end, f"tokens.{name}") for name, end in ends.items() if end is not None}
+        if any(end < 0 for end in given.values()):
+            asked = prompts_pb2.TokenizeRequest(crosscoder=self.name, prompt=request.prompt)
+            num_tokens = len(self._transport.unary(self._prompts.Tokenize, asked).tokens.ids)
+            given = {name: max(0, end + num_tokens) if end < 0 else end for name, end in given.items()}
+        if "start" in given:
+            request.token_start = check_count(given["start"], "tokens.start")
+        if "stop" in given:
+            request.token_end = check_count(given["stop"], "tokens.stop")
 
     def __repr__(self) -> str:
         return _tables.crosscoder_line(self.info)
@@ -275,12 +295,3 @@ class Crosscoder:
 
     def _repr_html_(self) -> str:
         return _html.page(_html.crosscoder(self.info))
-
-
-def _set_range(request: prompts_pb2.TopLatentsRequest, tokens: slice) -> None:
-    if tokens.step not in (None, 1):
-        raise InvalidInput.of("tokens", f"a range has step 1, not {tokens.step!r}")
-    if tokens.start is not None:
-        request.token_start = check_count(tokens.start, "tokens.start")
-    if tokens.stop is not None:
-        request.token_end = check_count(tokens.stop, "tokens.stop")

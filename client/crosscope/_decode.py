@@ -7,7 +7,7 @@ from crosscope._encoding import Encoding, Rank, TopLatent, TopLatents
 from crosscope._latents import Example, Latent
 from crosscope_proto.artefacts import NAN, ExampleGroup, LatentClass
 from crosscope_proto.codes import sparse_code_arrays
-from crosscope_proto.roles import TokenRole
+from crosscope_proto.roles import LeftOut, TokenRole
 from crosscope_proto.v1 import jobs_pb2, latents_pb2, prompts_pb2, types_pb2
 
 if TYPE_CHECKING:
@@ -136,12 +136,17 @@ def latent(message: latents_pb2.Latent, source: "Crosscoder", version_id: str) -
 
 
 _ROLES = {role.value: role for role in TokenRole}
+_LEFT_OUT = {reason.value: reason for reason in LeftOut}
 
 
 def tokens(message: types_pb2.Tokens) -> types.Tokens:
-    """A text's tokens; a role that this version does not know reads as plain text."""
+    """A text's tokens.
+
+    A role that this version does not know reads as plain text, a reason for leaving out as the norm.
+    """
     roles = tuple(_ROLES.get(number, TokenRole.TEXT) for number in message.roles)
-    return types.Tokens(tuple(message.ids), tuple(message.pieces), roles)
+    left_out = tuple(_LEFT_OUT.get(number, LeftOut.NORM) for number in message.left_out)
+    return types.Tokens(tuple(message.ids), tuple(message.pieces), roles, left_out)
 
 
 def example(message: latents_pb2.Example) -> Example:
@@ -194,6 +199,7 @@ def top_latents(message: prompts_pb2.TopLatentsResponse, crosscoder: str, rank: 
         tokens=tokens(message.tokens),
         num_latents=message.num_latents,
         cached=message.cached,
+        num_left_out=message.num_left_out,
     )
 
 

@@ -77,7 +77,7 @@ class Encoding:
         return np.repeat(np.arange(len(self)), np.diff(self.row_starts))
 
     def to_pandas(self) -> "pd.DataFrame":
-        """A row an active latent: token, piece, role, latent, activation; needs pandas."""
+        """A row an active latent: token, piece, role, left_out, latent, activation; needs pandas."""
         import pandas as pd
 
         token = self.token_index()
@@ -86,6 +86,7 @@ class Encoding:
                 "token": token,
                 "piece": [self.tokens.pieces[t] for t in token],
                 "role": [self.tokens.roles[t].name.lower() for t in token],
+                "left_out": [self.tokens.left_out[t].name.lower() if self.tokens.left_out else "" for t in token],
                 "latent": self.latents,
                 "activation": self.activations,
             }
@@ -127,6 +128,8 @@ class TopLatents(Sequence[TopLatent]):
     num_latents: int
     """Latents that fired before the limit was applied."""
     cached: bool
+    num_left_out: int = 0
+    """Tokens that were not ranked because training left them out: BOS, attention sinks."""
 
     def __len__(self) -> int:
         return len(self.entries)

@@ -10,6 +10,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from crosscope import _tables
+from crosscope_proto.roles import LeftOut
 
 if TYPE_CHECKING:
     from crosscope._encoding import Encoding, TopLatents
@@ -25,7 +26,7 @@ _STYLE = (
     "<style>.crosscope{font-size:13px;line-height:1.7}"
     ".crosscope table{border-collapse:collapse}.crosscope td,.crosscope th{text-align:left;padding:1px 8px}"
     ".crosscope .text{white-space:pre-wrap;overflow-wrap:anywhere;font-family:monospace}"
-    ".crosscope .template{opacity:.75}</style>"
+    ".crosscope .template{opacity:.75}.crosscope .left-out{opacity:.6;text-decoration:line-through}</style>"
 )
 
 
@@ -35,22 +36,26 @@ def page(body: str) -> str:
 
 
 def tokens(tokens: "Tokens", values: Sequence[float], maximum: float, titles: Sequence[str]) -> str:
-    """Tokens washed in proportion to their values, 0 to `maximum`."""
+    """Tokens washed in proportion to their values, 0 to `maximum`; those that training left out are struck through."""
+    kinds = ["template" if is_template else "" for is_template in tokens.is_template]
+    for i, reason in enumerate(tokens.left_out):
+        kinds[i] = kinds[i] if reason == LeftOut.KEPT else "left-out"
     spans = (
-        _token(piece, value / maximum if maximum > 0 else 0.0, title, is_template)
-        for piece, value, title, is_template in zip(tokens.pieces, values, titles, tokens.is_template, strict=True)
+        _token(piece, value / maximum if maximum > 0 else 0.0, title, kind)
+        for piece, value, title, kind in zip(tokens.pieces, values, titles, kinds, strict=True)
     )
     return f'<div class="text">{"".join(spans)}</div>'
 
 
-def _token(piece: str, share: float, title: str, is_template: bool) -> str:
+def _token(piece: str, share: float, title: str, kind: str) -> str:
     share = min(max(share, 0.0), 1.0)
     red, green, blue = WASH
     wash = f"background:rgba({red},{green},{blue},{share * MAX_ALPHA:.3f})"
     style = f"{wash};border-bottom:{1 + 2 * share:.1f}px solid currentColor" if share > 0 else ""
     shown = escape(piece.replace("\n", "↵\n"))
-    kind = ' class="template"' if is_template and share == 0 else ""
-    return f'<span{kind} title="{escape(title)}" style="{style}">{shown}</span>'
+    shows_kind = kind == "left-out" or (kind and share == 0)
+    marked = f' class="{kind}"' if shows_kind else ""
+    return f'<span{marked} title="{escape(title)}" style="{style}">{shown}</span>'
 
 
 def table(headers: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -85,15 +90,17 @@ def examples(found: "Sequence[Example]") -> str:
 
 def encoding(encoding: "Encoding") -> str:
     """The prompt, each token coloured by its strongest latent."""
-    values = encoding.strongest().tolist()
+    values, reasons = encoding.strongest().tolist(), encoding.tokens.left_out or (LeftOut.KEPT,) * len(encoding)
+    # What training left out may be hundreds of times as strong and would leave all else pale.
+    strongest = max((v for v, reason in zip(values, reasons, strict=True) if reason == LeftOut.KEPT), default=0.0)
     titles = [_token_title(encoding, i) for i in range(len(encoding))]
     head = escape(f"{len(encoding)} tokens in {encoding.crosscoder}, coloured by each token's strongest latent")
-    return f"<small>{head}</small>{tokens(encoding.tokens, values, max(values, default=0.0), titles)}"
+    return f"<small>{head}</small>{tokens(encoding.tokens, values, strongest, titles)}"
 
 
 def _token_title(encoding: "Encoding", i: int) -> str:
     strongest = ", ".join(f"latent {latent}: {activation:.3f}" for latent, activation in encoding.top(i, 5))
-    return f"token {i}, {encoding.tokens.roles[i].name.lower()}: {strongest or 'no latent'}"
+    return f"token {i}, {_tables.role_name(encoding.tokens, i)}: {strongest or 'no latent'}"
 
 
 def latent(latent: "Latent") -> str:
@@ -115,7 +122,8 @@ def remarks(sentences: Iterable[str]) -> str:
 
 def top_latents(top: "TopLatents") -> str:
     """A row a latent, best first."""
-    return table(_tables.TOP_LATENT_HEADERS, _tables.top_latent_rows(top))
+    left_out = escape(_tables.left_out_line(top))
+    return table(_tables.TOP_LATENT_HEADERS, _tables.top_latent_rows(top)) + (left_out and f"<small>{left_out}</small>")
 
 
 def crosscoder(info: "CrosscoderInfo") -> str:

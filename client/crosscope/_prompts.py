@@ -32,13 +32,17 @@ def check_text(value: object, field: str) -> str:
 
 def check_count(value: object, field: str, low: int = 0) -> int:
     """The value if it is a whole number that fits the wire; raises InvalidInput."""
-    try:
-        number = value.__index__()  # pyright: ignore[reportAttributeAccessIssue]
-    except AttributeError:
-        raise InvalidInput.of(field, f"a whole number is needed, but {value!r} was given") from None
-    if isinstance(value, bool) or not low <= number <= _UINT32:
+    number = check_whole(value, field)
+    if not low <= number <= _UINT32:
         raise InvalidInput.of(field, f"must be {low} to {_UINT32}, but is {value!r}")
     return number
+
+
+def check_whole(value: object, field: str) -> int:
+    """The value if it is a whole number; raises InvalidInput."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise InvalidInput.of(field, f"a whole number is needed, but {value!r} was given")
+    return value.__index__()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def check_number(value: object, field: str) -> float:

@@ -1,17 +1,17 @@
 """Results as plain text: aligned tables and short cards. Colours and widths of a terminal are the CLI's matter."""
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from crosscope_proto.artefacts import SCALING_DIRECTIONS, SCALING_TARGETS, beta_column
-from crosscope_proto.roles import MODEL_NAMES
+from crosscope_proto.roles import MODEL_NAMES, LeftOut
 
 if TYPE_CHECKING:
     from crosscope._encoding import Encoding, TopLatents
     from crosscope._latents import Example, Latent
-    from crosscope._types import CrosscoderInfo, Estimate, JobInfo, LatentScaling
+    from crosscope._types import CrosscoderInfo, Estimate, JobInfo, LatentScaling, Tokens
 
 MOST_ROWS = 50
 """Rows that a printed table shows before it says how many there are."""
@@ -31,6 +31,11 @@ def visible(text: str) -> str:
 def printable(text: str) -> str:
     """A sentence or a text on one line, control characters as their code, so that no text moves the cursor."""
     return "".join(c if unicodedata.category(c)[0] != "C" else f"\\u{ord(c):04x}" for c in text.replace("\n", "↵"))
+
+
+def inlier_fve(metrics: Mapping[str, float], model: str) -> float | None:
+    """The headline FVE of a model: without tokens of an outlying norm (math §7); the plain one in older versions."""
+    return metrics.get(f"fve_{model}_inliers", metrics.get(f"fve_{model}"))
 
 
 def number(value: float | None) -> str:
@@ -173,11 +178,26 @@ def token_rows(encoding: "Encoding", limit: int | None = None) -> list[tuple[str
         (
             str(i),
             visible(piece),
-            role.name.lower(),
+            role_name(encoding.tokens, i),
             "  ".join(f"{latent}:{activation:.2f}" for latent, activation in encoding.top(i, 5)),
         )
-        for i, (_, piece, role) in islice(enumerate(encoding.tokens), limit)
+        for i, (_, piece, _) in islice(enumerate(encoding.tokens), limit)
     ]
+
+
+def role_name(tokens: "Tokens", token: int) -> str:
+    """What a token is for, and why training left out tokens like it."""
+    role = tokens.roles[token].name.lower()
+    reason = tokens.left_out[token] if tokens.left_out else LeftOut.KEPT
+    return role if reason == LeftOut.KEPT else f"{role}, left out: {reason.name.lower()}"
+
+
+def left_out_line(top: "TopLatents") -> str:
+    """Says how many tokens were not ranked; empty where all were."""
+    if not top.num_left_out:
+        return ""
+    is_are = "token is" if top.num_left_out == 1 else "tokens are"
+    return f"{top.num_left_out} {is_are} not ranked, as training left such tokens out (BOS, outlying norms)."
 
 
 def encoding_table(encoding: "Encoding") -> str:
@@ -203,10 +223,12 @@ def top_latent_rows(top: "TopLatents") -> list[tuple[str, ...]]:
 
 def top_latents_table(top: "TopLatents") -> str:
     """A row a latent, best first."""
-    if not len(top):
-        return "no latent fires"
     rows = top_latent_rows(top)
-    return _with_rest(aligned(TOP_LATENT_HEADERS, rows[:MOST_ROWS]), min(len(rows), MOST_ROWS), top.num_latents)
+    table = "no latent fires"
+    if rows:
+        table = aligned(TOP_LATENT_HEADERS, rows[:MOST_ROWS])
+        table = _with_rest(table, min(len(rows), MOST_ROWS), top.num_latents)
+    return "\n".join(filter(None, [table, left_out_line(top)]))
 
 
 def crosscoder_facts(info: "CrosscoderInfo") -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from crosscope_proto.roles import TEMPLATE_ROLES, TokenRole
+from crosscope_proto.roles import TEMPLATE_ROLES, LeftOut, TokenRole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,11 +62,13 @@ class CoActive:
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokens of one text; all three have one entry a token."""
+    """The tokens of one text; all lists have one entry a token, but for left_out, which may have none."""
 
     ids: tuple[int, ...]
     pieces: tuple[str, ...]
     roles: tuple[TokenRole, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    """Why training left out tokens like these, LeftOut.KEPT (0) where it did not. Of encoded prompts; else empty."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -104,7 +106,8 @@ class CrosscoderInfo:
     analysis_tokens: int
     training_tokens: int
     metrics: Mapping[str, float]
-    """fve_base, fve_chat, l0, dead_share, …"""
+    """fve_base_inliers and fve_chat_inliers, the headline: without tokens of an outlying norm; outlier_share, their
+    share; l0, dead_share, threshold, … (math §2, §7)."""
     class_counts: Mapping[str, int]
     """Latents of each LatentClass."""
     histogram_edges: tuple[float, ...]

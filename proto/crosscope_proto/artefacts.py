@@ -301,6 +301,14 @@ class CrosscoderManifest:
     """Tokens trained on, those of every epoch counted."""
     skipped_texts: int = 0
     """Texts that the tokenizer or template refused (DataSpec.skip_refused), those of every epoch counted."""
+    norm_limits: tuple[float, float] | None = None
+    """Largest norm of an activation of each model that the token policy keeps (math §7); None: it keeps all."""
+    norm_positions: tuple[int, ...] = ()
+    """Positions of a text that it leaves out because their median norm is larger."""
+    norm_left_out: int = 0
+    """Tokens left out by norm, of every epoch of the training; of the analysis where there was no training here."""
+    warnings: tuple[str, ...] = ()
+    """Sentences about what was left out or is unusual, for people."""
     analysis_tokens: int = 0
     analysis_shards: int = 0
     metrics: dict[str, float] = field(default_factory=dict)

@@ -21,6 +21,16 @@ class TokenRole(IntEnum):
     ASSISTANT = 7
 
 
+class LeftOut(IntEnum):
+    """Why the token policy left a token out. The numbers are those of `crosscope.v1.TokenLeftOut`."""
+
+    KEPT = 0
+    BOS = 1
+    FIRST = 2
+    NORM = 3
+    PAD = 4
+
+
 NUM_ROLES = 8
 """Length of arrays indexed by TokenRole (index 0 stays empty)."""
 

@@ -103,12 +103,13 @@ class TokenPolicy:
     max_length: Annotated[int, Field(ge=2, le=8192)] = 1024
     """Texts are cut to this many tokens, or to what both models can read if that is less."""
     skip_bos: bool = True
-    """Leave out the BOS token, whose activation norm is an outlier."""
+    """Leave out BOS tokens, whose activation norm is an outlier; to keep them takes max_norm_ratio: null too."""
     skip_first: Annotated[int, Field(ge=0)] = 0
     """Leave out the first n tokens of every text, BOS counted."""
-    max_norm_ratio: Positive | None = None
-    """Leave out tokens whose activation norm, in either model, is more than this many times the median norm of the
-    first batch; unset: keep all."""
+    max_norm_ratio: Positive | None = 10.0
+    """Leave out tokens whose activation norm, in either model, is more than this many times the median norm, and early
+    positions where the median norm itself is (attention sinks; math §7). Medians are those of the first 65 536 tokens
+    or so that are read. null: keep all."""
     held_out_every: Annotated[int, Field(ge=2)] = 20
     """Every n-th text of each data set is never trained on and is what the analysis reads."""
 

@@ -119,6 +119,7 @@ def _check_shape(encoding: Encoding) -> None:
     n, starts = len(encoding.tokens.ids), encoding.row_starts
     fits = (
         len(encoding.tokens.pieces) == n == len(encoding.tokens.roles)
+        and len(encoding.tokens.left_out) in (0, n)
         and len(starts) == n + 1
         and starts[0] == 0
         and starts[-1] == len(encoding.latents) == len(encoding.activations)

@@ -24,6 +24,8 @@ from crosscope_server.workers import Workers
 
 MAX_PROMPT_BYTES = 1_048_576
 """UTF-8 bytes of all turns of a conversation."""
+_METHOD = "encode-2"
+"""Names what is cached; the number rises when a reply says more, so that older ones are computed again."""
 _MAX_WAIT_S = 120.0
 """For callers without a deadline."""
 
@@ -69,7 +71,7 @@ class Prompts:
         """Every latent that fires on every token of a prompt. Raises CallError."""
         check_prompt(prompt)
         version_id = self._catalogue.current(crosscoder)
-        key = encode_key(crosscoder, version_id, "encode", prompt.canonical())
+        key = encode_key(crosscoder, version_id, _METHOD, prompt.canonical())
         if (encoding := await self._from_cache(key)) is not None:
             return Encoded(encoding, version_id, cached=True)
         request = inference_pb2.EncodeRequest(

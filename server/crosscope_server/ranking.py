@@ -6,7 +6,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from crosscope_proto.roles import TEMPLATE_ROLES
+from crosscope_proto.roles import TEMPLATE_ROLES, LeftOut, TokenRole
 from crosscope_server.encodings import Encoding
 from crosscope_server.errors import InvalidRequest, Violation
 
@@ -28,7 +28,9 @@ class TokenRange:
     end: int | None = None
     """One past the last; None for the end."""
     skip_template: bool = False
-    """Leave out BOS, role headers and turn ends."""
+    """Leave out BOS, role headers and turn ends, but not where the model decides how an assistant turn begins."""
+    include_left_out: bool = False
+    """Rank tokens too that training left out."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Ranked:
     """Token with the largest activation, the first of equal ones."""
     num_latents: int
     """Latents that were ranked, before the cut."""
+    num_left_out: int
+    """Tokens that were not ranked because training left them out."""
 
 
 def rank_latents(
@@ -62,7 +66,7 @@ def rank_latents(
     cut. The share of a latent that never fired in the analysis is undefined: NaN, which comes last. Raises
     InvalidRequest if the token range does not lie in the prompt.
     """
-    counted = _counted(encoding, tokens)
+    counted, num_left_out = _counted(encoding, tokens)
     token = np.repeat(np.arange(len(counted)), np.diff(encoding.row_starts.astype(np.int64)))
     keep = counted[token]
     if max_frequency is not None:
@@ -96,11 +100,12 @@ def rank_latents(
         counts=counts[best].astype(np.uint32),
         peaks=token[first][best].astype(np.uint32),
         num_latents=len(latents),
+        num_left_out=num_left_out,
     )
 
 
-def _counted(encoding: Encoding, tokens: TokenRange) -> NDArray[np.bool_]:
-    """Whether each token counts: [pos]."""
+def _counted(encoding: Encoding, tokens: TokenRange) -> tuple[NDArray[np.bool_], int]:
+    """Whether each token counts, [pos], and how many do not for the only reason that training left them out."""
     num_tokens = len(encoding.tokens.ids)
     end = num_tokens if tokens.end is None else tokens.end
     if end > num_tokens:
@@ -111,5 +116,17 @@ def _counted(encoding: Encoding, tokens: TokenRange) -> NDArray[np.bool_]:
     counted = np.zeros(num_tokens, bool)
     counted[tokens.start : end] = True
     if tokens.skip_template:
-        counted &= ~np.isin(encoding.tokens.roles, sorted(TEMPLATE_ROLES))
-    return counted
+        counted &= ~_template(np.array(encoding.tokens.roles))
+    if tokens.include_left_out or not encoding.tokens.left_out:
+        return counted, 0
+    trained = np.array(encoding.tokens.left_out) == LeftOut.KEPT
+    return counted & trained, int(np.count_nonzero(counted & ~trained))
+
+
+def _template(roles: NDArray[np.int_]) -> NDArray[np.bool_]:
+    """Tokens that the template adds, but for the last of a header where an assistant turn or the prompt's end follows.
+
+    There the model decides how its answer begins: [pos], as `roles: [pos]`.
+    """
+    before_answer = np.append(roles[1:] == TokenRole.ASSISTANT, True)
+    return np.isin(roles, sorted(TEMPLATE_ROLES)) & ~((roles == TokenRole.HEADER) & before_answer)

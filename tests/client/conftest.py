@@ -23,7 +23,7 @@ from grpc_health.v1.health import HealthServicer
 from grpc_status import rpc_status
 
 from crosscope import Client, Unavailable
-from crosscope_proto.roles import TokenRole
+from crosscope_proto.roles import LeftOut, TokenRole
 from crosscope_proto.v1 import jobs_pb2_grpc, latents_pb2, latents_pb2_grpc, prompts_pb2, prompts_pb2_grpc, types_pb2
 from crosscope_proto.worker.v1 import inference_pb2, inference_pb2_grpc
 
@@ -181,13 +181,15 @@ def server_address(home: Path) -> Iterator[str]:
 
 
 class ScriptedWorker(inference_pb2_grpc.InferenceServicer):
-    """An inference worker whose codes are those of ScriptedPrompts."""
+    """An inference worker whose codes are those of ScriptedPrompts. Training left out "!" where there is one."""
 
     def Tokenize(self, request, context):
         return inference_pb2.TokenizeResponse(tokens=ScriptedPrompts.tokens(request.prompt))
 
     def Encode(self, request, context):
         encoded = ScriptedPrompts().encode(prompts_pb2.EncodeRequest(prompt=request.prompt))
+        if "!" in encoded.tokens.pieces:
+            encoded.tokens.left_out.extend(LeftOut.NORM if p == "!" else LeftOut.KEPT for p in encoded.tokens.pieces)
         code = packed_code(encoded.code.row_starts, encoded.code.latents, encoded.code.activations)
         return inference_pb2.EncodeResponse(tokens=encoded.tokens, code=code, compute_ms=1.5)
 

@@ -179,6 +179,27 @@ def test_prompts(scripted: Client) -> None:
     assert b"Traceback" not in done.stderr
 
 
+def test_ranges_and_tokens_that_were_left_out(online: Client, online_address: str) -> None:
+    def run(*options: str) -> tuple[list[bytes], str]:
+        done = process("top", "demo", "ab!", *options, address=online_address)
+        return [line.split()[0] for line in done.stdout.splitlines()[1:]], done.stderr.decode()
+
+    says = "1 token is not ranked, as training left such tokens out (BOS, outlying norms). --include-left-out ranks"
+    latents, told = run()
+    assert (latents, told.startswith(says)) == ([b"2", b"1", b"3"], True)
+    assert run("--include-left-out") == ([b"3", b"2", b"1"], "")
+    assert run("--tokens", "1:2") == ([b"1", b"3"], "")
+    assert run("--tokens", "-2:-1")[0] == [b"2", b"3"]
+    assert run("--tokens", "-1")[0] == []
+    assert run("--tokens=-1", "--include-left-out")[0] == [b"3"]
+    for wrong in ("a:b", "", "1:2:3"):
+        done = process("top", "demo", "ab!", "--tokens", wrong, address=online_address)
+        assert done.returncode == 2
+        assert b"range" in done.stderr
+    done = process("encode", "demo", "ab!", address=online_address)
+    assert b"text, left out: norm" in done.stdout.splitlines()[-1]
+
+
 def test_a_reader_that_goes_away(server_address: str) -> None:
     command = [sys.executable, "-c", "from crosscope.cli import main; main()", "latents", "demo", "--limit", "1200"]
     environment = {**os.environ, "CROSSCOPE_ADDRESS": server_address}

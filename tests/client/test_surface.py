@@ -39,6 +39,7 @@ def test_all_is_exact() -> None:
         "LatentClass",
         "LatentList",
         "LatentScaling",
+        "LeftOut",
         "ModelEstimates",
         "Neighbour",
         "NotFound",

@@ -5,14 +5,14 @@ import os
 import threading
 from pathlib import Path
 
-from crosscope_proto.artefacts import PairManifest
+from crosscope_proto.artefacts import CrosscoderManifest, PairManifest
 from crosscope_proto.recipe import DemoPairRecipe
-from crosscope_worker.work import Progress, Workspace
+from crosscope_worker.work import Manifest, Progress, Workspace
 
 KINDS = {"demo-pair": "job_kinds:run_by_name"}
 
 
-def run_by_name(recipe: DemoPairRecipe, workspace: Workspace, progress: Progress) -> PairManifest:
+def run_by_name(recipe: DemoPairRecipe, workspace: Workspace, progress: Progress) -> Manifest:
     kind = recipe.name.partition("-")[0]
     home = workspace.home
     (home / f"{recipe.name}.pid").write_text(str(os.getpid()))
@@ -37,7 +37,12 @@ def run_by_name(recipe: DemoPairRecipe, workspace: Workspace, progress: Progress
     workspace.fence()
     with (home / f"{recipe.name}.published").open("a") as file:
         file.write(f"{os.getpid()}\n")
-    return PairManifest(recipe.name, "base", "chat", "chat")
+    pair = PairManifest(recipe.name, "base", "chat", "chat")
+    if kind != "warned":
+        return pair
+    shape = {"layer": 0, "d_model": (1, 1), "num_latents": 1, "variant": "l1", "code_normalisation": "crosscoder"}
+    others = {"threshold": None, "input_scale": (1.0, 1.0), "recipe": {}, "warnings": ("Half of it was left out.",)}
+    return CrosscoderManifest(recipe.name, "v1", pair, **shape | others)
 
 
 def _hold(go: Path, workspace: Workspace, progress: Progress) -> None:

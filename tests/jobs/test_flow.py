@@ -39,6 +39,10 @@ def test_a_job_runs_and_reports(rig: Rig) -> None:
     assert [line["event"] for line in lines] == ["start", "stage", "stage", "stage", "end"]
 
 
+def test_what_a_job_warns_of_stands_in_its_last_message(rig: Rig) -> None:
+    assert rig.wait(rig.submit("warned").id).message == "Done. Half of it was left out."
+
+
 @pytest.mark.parametrize(("name", "goes"), [("hold-kept", True), ("hold-cancelled", False)])
 def test_checkpoints_go_when_the_job_has_ended(rig: Rig, name: str, goes: bool) -> None:
     job = rig.submit(name)

@@ -5,9 +5,12 @@ import grpc
 import grpc.aio
 import pytest
 import redis.asyncio
-from fixtures_server import details_of, run_cache, run_front, run_worker
+from fixtures_server import code_of, details_of, run_cache, run_front, run_worker, tokens_of
 
+from crosscope_proto.keys import encode_key
 from crosscope_proto.v1 import prompts_pb2, types_pb2
+from crosscope_proto.worker.v1 import inference_pb2
+from crosscope_server.encodings import Prompt, pack_encoding, read_encoding
 
 pytestmark = pytest.mark.asyncio
 
@@ -62,6 +65,31 @@ async def test_top_latents(online, planted_home):
     assert (reply.num_latents, reply.version_id) == (3, planted_home[1].version_id)
     request.rank, request.max_frequency = prompts_pb2.RANK_SHARE_OF_MAX, 1e-9
     assert all(entry.latent == 0 or entry.score > 0 for entry in (await online.prompts.TopLatents(request)).entries)
+
+
+async def test_what_training_left_out_is_marked_and_not_ranked(online):
+    encoded = await online.prompts.Encode(encode("a sink b"))
+    kept, norm = types_pb2.TOKEN_LEFT_OUT_UNSPECIFIED, types_pb2.TOKEN_LEFT_OUT_NORM
+    assert list(encoded.tokens.left_out) == [kept, kept, norm, kept]
+    request = prompts_pb2.TopLatentsRequest(crosscoder="demo", prompt=text("a sink b"), token_start=2, token_end=3)
+    reply = await online.prompts.TopLatents(request)
+    assert (len(reply.entries), reply.num_latents, reply.num_left_out) == (0, 0, 1)
+    request.include_left_out = True
+    reply = await online.prompts.TopLatents(request)
+    assert ([entry.latent for entry in reply.entries], reply.num_left_out) == ([2, 3], 0)
+    assert reply.tokens == encoded.tokens
+
+
+async def test_replies_cached_before_tokens_were_marked_are_computed_again(planted_home, running_worker, cache_socket):
+    url, version_id = f"unix://{cache_socket}", planted_home[1].version_id
+    old = encode_key("demo", version_id, "encode", Prompt("a sink").canonical())
+    reply = inference_pb2.EncodeResponse(tokens=tokens_of("a sink"), code=code_of("a sink"))
+    async with redis.asyncio.Redis.from_url(url) as client:
+        await client.set(old, pack_encoding(read_encoding(reply), old))
+        async with run_front(home=planted_home[0], workers=running_worker.target, cache_url=url) as front:
+            await front.prompts_serve()
+            found = await front.prompts.Encode(encode("a sink"))
+    assert (found.cached, list(found.tokens.left_out)) == (False, [0, 0, types_pb2.TOKEN_LEFT_OUT_NORM])
 
 
 async def test_control_characters_and_whitespace_are_text(online, running_worker):

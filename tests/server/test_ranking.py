@@ -1,7 +1,9 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
-from crosscope_proto.roles import TokenRole
+from crosscope_proto.roles import LeftOut, TokenRole
 from crosscope_proto.v1 import types_pb2
 from crosscope_server.encodings import Encoding
 from crosscope_server.errors import InvalidRequest
@@ -71,6 +73,29 @@ def test_template_tokens_and_tokens_outside_the_range_do_not_count():
     assert ranked(Rank.SUM, tokens=TokenRange(start=0, end=1, skip_template=True)) == []
 
 
+def test_tokens_that_training_left_out_are_not_ranked_unless_asked_for():
+    marked = encoding()
+    marked.tokens.left_out.extend([LeftOut.BOS, LeftOut.KEPT, LeftOut.NORM, LeftOut.KEPT])
+    result = rank_latents(marked, Rank.SUM, 10, TokenRange())
+    assert list(zip(result.latents.tolist(), result.scores.tolist(), strict=True)) == [(3, 5.0), (5, 3.0), (2, 0.5)]
+    assert result.num_left_out == 2
+    everything = rank_latents(marked, Rank.SUM, 10, TokenRange(include_left_out=True))
+    assert (everything.latents.tolist(), everything.num_left_out) == ([7, 5, 3, 2], 0)
+    assert rank_latents(marked, Rank.SUM, 10, TokenRange(start=1)).num_left_out == 1
+    assert rank_latents(marked, Rank.SUM, 10, TokenRange(skip_template=True)).num_left_out == 1, "BOS goes anyway"
+    assert rank_latents(encoding(), Rank.SUM, 10, TokenRange()).num_left_out == 0, "a worker that does not tell"
+
+
+def test_the_token_where_an_answer_is_decided_is_no_template_to_skip():
+    """<bos> <user> \\n hi <end> <model> \\n sorry <end> <model> \\n: token i fires latent i."""
+    header, end = TokenRole.HEADER, TokenRole.TURN_END
+    user, assistant = [header, header, TokenRole.USER, end], [header, header, TokenRole.ASSISTANT, end]
+    roles = [TokenRole.BOS, *user, *assistant, header, header]
+    rows = [[(token, 1.0)] for token in range(len(roles))]
+    found = rank_latents(encoding(rows, roles), Rank.MAX, 99, TokenRange(skip_template=True))
+    assert found.latents.tolist() == [3, 6, 7, 10]
+
+
 @pytest.mark.parametrize(
     ("tokens", "says"),
     [
@@ -93,8 +118,9 @@ def test_agrees_with_a_plain_loop_on_random_codes():
     roles = rng.choice([int(role) for role in TokenRole], 23)
     result = rank_latents(encoding(rows, roles), Rank.SUM, 100, TokenRange(3, 20, skip_template=True))
     totals: dict[int, list[float]] = {}
-    for row, role in list(zip(rows, roles, strict=True))[3:20]:
-        if role not in (TokenRole.BOS, TokenRole.HEADER, TokenRole.TURN_END):
+    decides = [role == TokenRole.HEADER and after == TokenRole.ASSISTANT for role, after in pairwise(roles)]
+    for place, (row, role) in list(enumerate(zip(rows, roles, strict=True)))[3:20]:
+        if role not in (TokenRole.BOS, TokenRole.HEADER, TokenRole.TURN_END) or decides[place]:
             for latent, value in row:
                 totals.setdefault(latent, []).append(value)
     expected = sorted(totals, key=lambda latent: (-sum(totals[latent]), latent))

@@ -20,7 +20,7 @@ DEMO = CrosscoderSummary(
     num_latents=1024,
     training_tokens=2_000_000,
     analysis_tokens=60_000,
-    metrics={"fve_base": 0.98765, "l0": 12.0},
+    metrics={"fve_base": 0.99999, "fve_base_inliers": 0.98765, "l0": 12.0},
     class_counts={"chat_only": 3},
     detectors=(
         row("refusal", "decision", 0.9, 0.1),
@@ -48,7 +48,7 @@ def test_the_tables_say_what_was_found_and_what_is_not_known() -> None:
     query = Query("demo", "who are you ?", ((7, 3.5),), 16, 4.0, 1.5)
     Console(file=out, width=140).print(render(Summary((DEMO,), stages, query)))
     text = " ".join(out.getvalue().replace("│", " ").split())
-    assert "FVE base 0.988 FVE chat –" in text
+    assert "FVE base, inliers 0.988 FVE chat, inliers –" in text
     assert "≥ 80% on chats 17 of 20" in text
     assert "behaviours found on the decision token 1 of 3" in text
     assert "refusal decision 7 0.900 0.100 12 0.800 0.100 – – yes" in text

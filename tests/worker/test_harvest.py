@@ -80,7 +80,7 @@ def test_bos_is_kept_when_asked(activations: PairActivations) -> None:
     assert kept(list(harvest(texts, activations, TokenPolicy()))) == [(0, 1), (0, 2), (1, 1)]
 
 
-def test_outlying_norms_are_left_out_by_the_median_of_the_first_forward(activations: PairActivations) -> None:
+def test_outlying_norms_are_left_out_by_the_median_of_the_first_window(activations: PairActivations) -> None:
     texts = make_texts()
     everything = torch.cat([one.x for one in harvest(texts, activations, TokenPolicy())])
     base, chat = (part.norm(dim=-1) for part in everything.split(activations.d_model, dim=-1))

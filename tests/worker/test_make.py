@@ -19,6 +19,7 @@ from crosscope_worker.harvest import HarvestError
 from crosscope_worker.make import make_crosscoder
 from crosscope_worker.make_published import make_published
 from crosscope_worker.measure import Material
+from crosscope_worker.norms import NormBounds, NormFilter
 from crosscope_worker.texts import DataError
 from crosscope_worker.training import checkpoint
 from crosscope_worker.training.trainer import Trainer
@@ -181,6 +182,10 @@ def test_a_recipe_becomes_a_published_crosscoder(home: Path, recipe: CrosscoderR
     assert manifest.datasets == ("web", "chat")
     assert manifest.training_tokens > 0
     assert set(manifest.metrics) >= {"fve_base", "fve_chat", "l0", "dead_share"}
+    assert (manifest.metrics.get("threshold"), "threshold_running" in manifest.metrics) == (
+        manifest.threshold,
+        manifest.threshold is not None,
+    )
     assert set(manifest.hashes) >= {"tokenizer", "base", "chat"}
     assert pq.read_schema(folder / "latents.parquet").equals(arrow_schema(LATENT_COLUMNS))
     detectors = pq.read_table(folder / "behaviours.parquet").to_pylist()
@@ -261,6 +266,41 @@ def test_outlier_limits_survive_a_cut(home: Path, recipe: CrosscoderRecipe):
     assert resumed.training_tokens == whole.training_tokens
     weights = [Crosscoder.load(version_folder(home, manifest)).W_dec for manifest in (whole, resumed)]
     assert torch.equal(*weights)
+    assert (resumed.norm_limits, resumed.norm_left_out) == (whole.norm_limits, whole.norm_left_out)
+    assert resumed.norm_positions == whole.norm_positions
+
+
+def test_outliers_are_recorded_and_told_and_the_analysis_has_the_trainings_limits(
+    home: Path, recipe: CrosscoderRecipe, monkeypatch: pytest.MonkeyPatch
+):
+    made: list[NormFilter] = []
+    filters = NormFilter.__init__
+
+    def note(self: NormFilter, *arguments: Any) -> None:
+        filters(self, *arguments)
+        made.append(self)
+
+    monkeypatch.setattr(NormFilter, "__init__", note)
+    told: list[str] = []
+
+    def listen(stage: str, _: float, message: str = "", **__: Any) -> None:
+        if stage == "analyse" and message:
+            told.append(message)
+
+    strict = replace(recipe, tokens=replace(recipe.tokens, max_norm_ratio=1.1))
+    manifest = make_crosscoder(strict, workspace(home), listen)
+    assert manifest.norm_left_out > 0
+    assert {each.bounds for each in made} == {NormBounds(manifest.norm_limits or (0, 0), manifest.norm_positions)}
+    assert len(made) >= 4, "of the training as it was read and as it is recorded, of analysis and spliced tokens"
+    assert 0 < manifest.metrics["outlier_share"] < 1
+    assert told[0] == manifest.warnings[0]
+    total = manifest.norm_left_out + manifest.training_tokens
+    assert f"tokens ({manifest.norm_left_out} of {total}) were left out: norm above 1.1 ×" in told[0]
+    assert read_manifest(version_folder(home, manifest)) == manifest
+    everything = replace(recipe, tokens=replace(recipe.tokens, max_norm_ratio=None), name="all")
+    manifest = make_crosscoder(everything, workspace(home, "all"), silent)
+    assert (manifest.norm_limits, manifest.norm_left_out, manifest.warnings) == (None, 0, ())
+    assert manifest.training_tokens == total
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from crosscope_proto.artefacts import CURRENT, MANIFEST, WEIGHTS, CrosscoderManifest, crosscoder_folder, version_folder
-from crosscope_proto.roles import TokenRole
+from crosscope_proto.roles import LeftOut, TokenRole
 from crosscope_proto.specs import PairSpec
 from crosscope_proto.v1 import types_pb2
 from crosscope_proto.worker.v1 import inference_pb2, inference_pb2_grpc
@@ -52,7 +52,7 @@ def random_crosscoder(seed: int = 0) -> Crosscoder:
     )
 
 
-def write_version(home: Path, name: str, crosscoder: Crosscoder, version_id: str = VERSION) -> Path:
+def write_version(home: Path, name: str, crosscoder: Crosscoder, version_id: str = VERSION, **fields: Any) -> Path:
     """Writes a crosscoder on the pair "tiny" as publishing does."""
     pair = resolve_pair(PairSpec(name="tiny"), home)
     manifest = CrosscoderManifest(
@@ -66,8 +66,8 @@ def write_version(home: Path, name: str, crosscoder: Crosscoder, version_id: str
         code_normalisation=crosscoder.code_normalisation,
         threshold=crosscoder.threshold,
         input_scale=crosscoder.input_scale,
-        recipe={},
         hashes=pair_hashes(pair),
+        **{"recipe": {}} | fields,
     )
     folder = Path(version_folder(home, name, version_id))
     folder.mkdir(parents=True)
@@ -169,7 +169,43 @@ async def test_conversations(served: Served, tiny_pair: Pair) -> None:
     encoded = await served.inference.Encode(
         inference_pb2.EncodeRequest(crosscoder="demo", version_id=VERSION, prompt=prompt)
     )
+    assert list(encoded.tokens.left_out) == [LeftOut.KEPT] * len(reply.tokens.ids), "its recipe says nothing"
+    encoded.tokens.ClearField("left_out")
     assert encoded.tokens == reply.tokens
+
+
+@pytest.mark.asyncio
+async def test_tokens_that_training_left_out_are_marked_with_the_reason(served: Served, tiny_pair: Pair) -> None:
+    """BOS by its role, the second token of the text by its place, one by its norm, the fifth by its position."""
+    text = "the baker tells a story about the old river"
+    ids = torch.from_numpy(TextTokenizer(tiny_pair.tokenizer).text(text).ids)[None]
+    x = PairActivations(tiny_pair, LAYER)(ids, torch.tensor([ids.shape[1]]))[0]
+    base, chat = x[:, :32].norm(dim=1), x[:, 32:].norm(dim=1)
+    limit = float(base[2:].topk(2).values.mean())  # between the largest norm and the one below
+    largest = 2 + int(base[2:].argmax())
+    sink = 4 if largest != 4 else 5
+    limits, tokens = (limit, 2 * float(chat.max())), {"skip_bos": True, "skip_first": 2, "of_another_time": 1}
+    fields = {"norm_limits": limits, "norm_positions": (sink,), "recipe": {"tokens": tokens}}
+    write_version(served.home, "marked", random_crosscoder(), **fields)
+    write_version(served.home, "old", random_crosscoder(), recipe={"tokens": {"skip_bos": True}})
+    expected = [LeftOut.BOS, LeftOut.FIRST] + [LeftOut.KEPT] * (len(x) - 2)
+    expected[largest] = expected[sink] = LeftOut.NORM
+    reply, other = await asyncio.gather(
+        served.inference.Encode(encode_request(text, "marked")),
+        served.inference.Encode(encode_request("river", "marked")),
+    )
+    assert list(reply.tokens.left_out) == expected
+    assert list(other.tokens.left_out)[:2] == [LeftOut.BOS, LeftOut.FIRST]
+    reply = await served.inference.Encode(encode_request(text, "old"))
+    assert list(reply.tokens.left_out) == [LeftOut.BOS] + [LeftOut.KEPT] * (len(x) - 1)
+
+
+@pytest.mark.asyncio
+async def test_a_recipe_whose_token_policy_cannot_be_read_is_named(served: Served) -> None:
+    write_version(served.home, "odd", random_crosscoder(), recipe={"tokens": {"skip_first": "two"}})
+    code, sentence = await refusal(served.inference.Encode(encode_request("a", "odd")))
+    assert code == grpc.StatusCode.DATA_LOSS
+    assert "the recipe of crosscoder 'odd' holds tokens.skip_first: Input should be a valid integer" in sentence
 
 
 @pytest.mark.asyncio

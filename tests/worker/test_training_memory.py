@@ -15,6 +15,7 @@ TRAINING = TrainingSpec(batch_size=100, buffer_tokens=10_000)
 
 def test_bytes_by_hand():
     assert memory.needed(SPEC, TRAINING, 50) == {
+        "the threshold's sample, tokens:": 4 * 32_768 * 50,  # 6 553 600
         "crosscoder.num_latents": 4 * 4 * (2 * 1000 * 50 + 1000 + 50),  # 1 616 800
         "training.batch_size": 26 * 100 * 1000,  # 2 600 000
         "training.buffer_tokens": 4 * 10_000 * 50,  # 2 000 000
@@ -24,9 +25,9 @@ def test_bytes_by_hand():
 @pytest.mark.parametrize(
     ("free", "says"),
     [
-        (6_300_000, None),
-        (5_216_800, "6.2 MB of memory .* 5.2 MB are free; lower training.buffer_tokens to 5000$"),
-        (1_200_000, "lower crosscoder.num_latents to about 96, or use a machine with more"),
+        (12_900_000, None),
+        (11_770_400, "12.8 MB of memory .* 11.8 MB are free; lower training.buffer_tokens to 5000$"),
+        (2_460_000, "lower crosscoder.num_latents to about 96, or use a machine with more"),
     ],
 )
 def test_what_to_lower(free: int, says: str | None):
@@ -41,7 +42,7 @@ def test_what_to_lower(free: int, says: str | None):
 def test_a_batch_that_is_too_large():
     training = TrainingSpec(batch_size=10_000, buffer_tokens=20_000)
     parts, values = memory.needed(SPEC, training, 50), memory.values_of(SPEC, training)
-    found = memory.shortage(parts, values, 140_000_000)
+    found = memory.shortage(parts, values, 146_553_600)
     assert found is not None
     assert found.endswith("lower training.batch_size to 5100")
 
@@ -50,7 +51,8 @@ def test_a_buffer_is_never_lowered_below_two_batches():
     training = TrainingSpec(batch_size=10_000, buffer_tokens=1000)
     values = memory.values_of(SPEC, training)
     assert values["training.buffer_tokens"] == 20_000
-    found = memory.shortage(dict.fromkeys(values, 3000000), values, 8_000_000)
+    fields = memory.needed(CrosscoderSpec(variant="l1", num_latents=1000, mu=0.1), training, 50)
+    found = memory.shortage(dict.fromkeys(fields, 3000000), values, 8_000_000)
     assert found is not None
     assert found.endswith("lower training.batch_size to 6600")
     sizes = {"crosscoder.num_latents": 1, "training.batch_size": 1, "training.buffer_tokens": 2}

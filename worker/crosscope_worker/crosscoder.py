@@ -260,6 +260,9 @@ def read_manifest(folder: Path) -> CrosscoderManifest:
         values: dict[str, Any] = {name: value for name, value in document.items() if name in known}
         for name in ("d_model", "input_scale", "datasets", "histogram_edges"):
             values[name] = tuple(values[name])
+        for name in ("norm_limits", "norm_positions", "warnings"):  # younger than the first versions
+            if values.get(name) is not None:
+                values[name] = tuple(values[name])
         values["pair"] = PairManifest(**values["pair"])
         return CrosscoderManifest(**values)
     except (TypeError, KeyError) as error:

@@ -5,14 +5,16 @@ Does not know where texts come from or what activations are used for. Writes no 
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from crosscope_proto.roles import MODEL_NAMES, TokenRole
+from crosscope_proto.roles import MODEL_NAMES, LeftOut, TokenRole
 from crosscope_proto.specs import TokenPolicy
 from crosscope_worker.activations import PairActivations
+from crosscope_worker.norms import NormFilter
 from crosscope_worker.packing import pack
 from crosscope_worker.texts import Text
 
@@ -47,17 +49,18 @@ def harvest(
     activations: PairActivations,
     policy: TokenPolicy,
     tokens_per_forward: int = TOKENS_PER_FORWARD,
-    norms: "NormLimit | None" = None,
+    norms: NormFilter | None = None,
     num_before: int = 0,
 ) -> Iterator[Harvest]:
     """Runs both models over a stream of texts and yields the kept tokens of each window of texts.
 
     A window is a run of texts of about eight forwards; within it texts are packed (`packing.pack`) into forwards of at
     most `tokens_per_forward` tokens, padding counted, or of a single longer text.
-    To go on with an earlier harvest: `norms` are its outlier limits, `num_before` the texts that it has read.
+    To go on with an earlier harvest: `norms` is its filter, `num_before` the texts that it has read. A new filter takes
+    its bounds from the first window.
     Raises HarvestError for a NaN or infinite activation and when the policy keeps no token of the whole stream.
     """
-    norms = norms or NormLimit(policy.max_norm_ratio, activations.d_model)
+    norms = norms or NormFilter(policy.max_norm_ratio, activations.d_model)
     num_texts, kept = num_before, 0
     for window in _windows(texts, WINDOW_FORWARDS * tokens_per_forward):
         found = _harvest_window(window, activations, policy, norms, tokens_per_forward)
@@ -69,28 +72,6 @@ def harvest(
             f"the token policy keeps no token of {num_texts} texts; lower skip_first ({policy.skip_first}) "
             f"or raise max_norm_ratio ({policy.max_norm_ratio})"
         )
-
-
-class NormLimit:
-    """Leaves out tokens with an outlying norm, measured against the median of the first forward."""
-
-    def __init__(self, ratio: float | None, d_model: tuple[int, int]) -> None:
-        self._ratio = ratio
-        self._d_model = d_model
-        self.limits: list[float] | None = None
-        """Largest norm of each model; None until the first forward, or set to go on from an earlier harvest."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """x: [token, both]. Returns which tokens stay, [token] bool."""
-        if self._ratio is None:
-            return torch.ones(len(x), dtype=torch.bool, device=x.device)
-        norms = [part.norm(dim=-1) for part in x.split(self._d_model, dim=-1)]
-        if self.limits is None and len(x):
-            self.limits = [self._ratio * float(norm.median()) for norm in norms]
-        stay = torch.ones(len(x), dtype=torch.bool, device=x.device)
-        for norm, limit in zip(norms, self.limits or (), strict=False):
-            stay &= norm <= limit
-        return stay
 
 
 def _windows(texts: Iterable[Text], num_tokens: int) -> Iterator[list[Text]]:
@@ -110,35 +91,64 @@ def _harvest_window(
     window: list[Text],
     activations: PairActivations,
     policy: TokenPolicy,
-    norms: NormLimit,
+    norms: NormFilter,
     tokens_per_forward: int,
 ) -> Harvest:
-    rows: list[tuple[Tensor, np.ndarray] | None] = [None] * len(window)
+    found: list[_Found] = []
     lengths = [len(text.ids) for text in window]
     for forward in pack(lengths, tokens_per_forward, activations.shares_rows, activations.pair.long_rows):
         x = activations.rows(*forward.fill([window[index].ids for index in forward.texts]))
         candidates = [policy_positions(window[index], policy) for index in forward.texts]
-        num_candidates = [len(positions) for positions in candidates]
-        text_of = np.repeat(np.arange(len(forward.texts)), num_candidates)
+        text_of = np.repeat(np.arange(len(forward.texts)), [len(positions) for positions in candidates])
         position_of = np.concatenate(candidates)
         column = torch.from_numpy(forward.starts[text_of] + position_of)
         flat = x[torch.from_numpy(forward.rows[text_of]), column]
         check_finite(flat, activations, window, forward.texts[text_of], position_of)
-        stay = norms(flat)
-        stays = stay.cpu().numpy()
-        num_kept = np.bincount(text_of[stays], minlength=len(forward.texts))
-        parts = zip(
-            flat[stay].split(num_kept.tolist()), np.split(position_of[stays], np.cumsum(num_kept)[:-1]), strict=True
-        )
-        for index, part in zip(forward.texts, parts, strict=True):
+        found.append(_Found(forward.texts, flat, text_of, position_of))
+    norms.measure([(each.x, each.position) for each in found])
+    rows: list[tuple[Tensor, np.ndarray] | None] = [None] * len(window)
+    while found:
+        forward = found.pop()
+        for index, part in zip(forward.texts, _kept(forward, norms), strict=True):
             rows[index] = part
     return _joined(window, [row for row in rows if row is not None])
 
 
+class _Found(NamedTuple):
+    """Tokens of the texts of one forward."""
+
+    texts: np.ndarray
+    """[text]: index into the window."""
+    x: Tensor
+    """[token, both]."""
+    text: np.ndarray
+    """[token]: index into `texts`, ascending."""
+    position: np.ndarray
+    """[token]: position in its text."""
+
+
+def _kept(found: _Found, norms: NormFilter) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """Activations and positions of the tokens of each text that the filter keeps."""
+    stay = norms(found.x, found.position)
+    stays = stay.cpu().numpy()
+    num_kept = np.bincount(found.text[stays], minlength=len(found.texts))
+    x = found.x if stays.all() else found.x[stay]
+    positions = np.split(found.position[stays], np.cumsum(num_kept)[:-1])
+    return zip(x.split(num_kept.tolist()), positions, strict=True)
+
+
 def policy_positions(text: Text, policy: TokenPolicy) -> np.ndarray:
     """Positions that the policy keeps, ascending; outliers, which only activations tell, are among them."""
-    positions = np.arange(policy.skip_first, len(text.ids))
-    return positions[text.roles[positions] != TokenRole.BOS] if policy.skip_bos else positions
+    return np.flatnonzero(policy_reasons(text.roles, policy) == LeftOut.KEPT)
+
+
+def policy_reasons(roles: np.ndarray, policy: TokenPolicy) -> np.ndarray:
+    """Why the policy leaves out the tokens of a text, whatever their norm: [pos] uint8, LeftOut; `roles: [pos]`."""
+    reasons = np.full(len(roles), LeftOut.KEPT, dtype=np.uint8)
+    reasons[: policy.skip_first] = LeftOut.FIRST
+    if policy.skip_bos:
+        reasons[roles == TokenRole.BOS] = LeftOut.BOS
+    return reasons
 
 
 def check_finite(

@@ -5,8 +5,8 @@ import torch
 from crosscope_proto.artefacts import CrosscoderManifest
 from crosscope_proto.recipe import CrosscoderRecipe
 from crosscope_worker.measure import Material, Trained, already_published, keep, measure_and_publish
-from crosscope_worker.sources import open_source
-from crosscope_worker.training import saved_result, train
+from crosscope_worker.sources import norms_of, open_source
+from crosscope_worker.training import TrainingResult, saved_result, train
 from crosscope_worker.work import Progress, Workspace
 
 _FAILURES = (ValueError, OSError, RuntimeError, MemoryError)
@@ -34,7 +34,7 @@ def make_crosscoder(recipe: CrosscoderRecipe, workspace: Workspace, progress: Pr
     except _FAILURES as error:
         _keep_saved(material, error)
         raise
-    trained = Trained(result.crosscoder, result.curves, result.tokens, texts.num_skipped)
+    trained = _trained(material, result, texts.num_skipped)
     try:
         return measure_and_publish(material, trained)
     except _FAILURES as error:
@@ -53,4 +53,9 @@ def _keep_saved(material: Material, error: Exception) -> None:
         return  # Damaged, or no memory for it: the error itself is what people must hear of.
     if saved is not None:
         what = f"The crosscoder as of step {saved.steps}, the last checkpoint,"
-        keep(material, Trained(saved.crosscoder, saved.curves, saved.tokens), error, what)
+        keep(material, _trained(material, saved), error, what)
+
+
+def _trained(material: Material, result: TrainingResult, num_skipped: int = 0) -> Trained:
+    norms = norms_of(result.source, material.recipe.tokens, material.pair.d_model)
+    return Trained(result.crosscoder, result.curves, result.tokens, num_skipped, norms, result.figures)

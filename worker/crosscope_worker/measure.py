@@ -3,8 +3,8 @@
 Everything that it writes lies in the job's folder until one rename publishes it. Knows no formula.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -16,8 +16,10 @@ from crosscope_proto.recipe import CrosscoderRecipe, PublishedRecipe, recipe_dic
 from crosscope_worker.activations import PairActivations
 from crosscope_worker.analysis import Analysis, AnalysisError, analyse
 from crosscope_worker.analysis.fidelity import fidelity, patched_latents
+from crosscope_worker.analysis.run import STAGE
 from crosscope_worker.crosscoder import Crosscoder, CrosscoderError, read_manifest
 from crosscope_worker.harvest import harvest
+from crosscope_worker.norms import NormFilter
 from crosscope_worker.pair import Pair, load_pair
 from crosscope_worker.pair_source import pair_hashes, resolve_pair
 from crosscope_worker.publish import Provenance, make_current, manifest_of, publish
@@ -43,6 +45,10 @@ class Trained:
     """Tokens trained on, each epoch counted."""
     num_skipped: int = 0
     """Texts that were left out of the training."""
+    norms: NormFilter | None = None
+    """What was left out of the training by norm; None where it was not made here."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """Metrics of the training itself, for instance the thresholds (math §2)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,8 +99,9 @@ def measure_and_publish(material: Material, trained: Trained) -> CrosscoderManif
     """
     recipe, workspace = material.recipe, material.workspace
     held_out = material.texts("held_out")
+    norms = _held_out_norms(material, trained)
     try:
-        analysis = _measure(material, trained.crosscoder, held_out)
+        analysis = _measure(material, trained, held_out, norms)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -108,7 +115,7 @@ def measure_and_publish(material: Material, trained: Trained) -> CrosscoderManif
         workspace.home,
         recipe.name,
         trained.crosscoder,
-        _provenance(material, trained, held_out.num_skipped),
+        _provenance(material, replace(trained, norms=trained.norms or norms), held_out.num_skipped),
         analysis,
         trained.curves,
         workspace.fence,
@@ -130,7 +137,12 @@ def keep(material: Material, trained: Trained, error: Exception, what: str = "Th
 
 def _provenance(material: Material, trained: Trained, num_skipped: int = 0) -> Provenance:
     """`num_skipped`: texts that were left out of the analysis."""
+    norms = trained.norms or NormFilter(None, material.pair.d_model)
+    warning = norms.sentence()
     return Provenance(
+        norms=norms.bounds,
+        norm_left_out=norms.num_left_out,
+        warnings=(warning,) if warning else (),
         pair=material.pair.manifest,
         layer=material.recipe.layer,
         recipe=recipe_dict(material.recipe),
@@ -141,15 +153,27 @@ def _provenance(material: Material, trained: Trained, num_skipped: int = 0) -> P
     )
 
 
-def _measure(material: Material, crosscoder: Crosscoder, held_out: TextStream) -> Analysis:
-    recipe, pair, progress = material.recipe, material.pair, material.progress
-    harvests = harvest(held_out, material.activations, recipe.tokens)
+def _held_out_norms(material: Material, trained: Trained) -> NormFilter:
+    """The filter of the training's bounds, or a new one where there was no training."""
+    bounds = None if trained.norms is None else trained.norms.bounds
+    return NormFilter(material.recipe.tokens.max_norm_ratio, material.pair.d_model, bounds)
+
+
+def _measure(material: Material, trained: Trained, held_out: TextStream, norms: NormFilter) -> Analysis:
+    recipe, pair, progress, crosscoder = material.recipe, material.pair, material.progress, trained.crosscoder
+    if trained.norms is not None:
+        progress(STAGE, 0.0, trained.norms.sentence())
+    harvests = harvest(held_out, material.activations, recipe.tokens, norms=norms)
     names = [data.name for data in recipe.data]
     apart = parts(recipe.crosscoder) if isinstance(recipe, CrosscoderRecipe) else ()
     analysis = analyse(crosscoder, harvests, recipe.analysis, names, material.tokenizer, pair, progress, apart)
     spliced, patched = material.texts("held_out"), patched_latents(analysis.latents)
-    figures = fidelity(crosscoder, pair, recipe.layer, spliced, patched, recipe.analysis, recipe.tokens, progress)
-    return replace(analysis, metrics=analysis.metrics | figures)
+    tokens, bounds = recipe.tokens, norms.bounds
+    figures = fidelity(crosscoder, pair, recipe.layer, spliced, patched, recipe.analysis, tokens, progress, bounds)
+    left_out = norms.num_left_out / max(1, norms.num_tokens)
+    outliers = left_out + (1 - left_out) * analysis.metrics["outlier_share"]
+    metrics = analysis.metrics | {"outlier_share": outliers} | figures | dict(trained.figures)
+    return replace(analysis, metrics=metrics)
 
 
 def already_published(recipe: Recipe, workspace: Workspace) -> CrosscoderManifest | None:

@@ -32,6 +32,7 @@ from crosscope_proto.artefacts import CrosscoderManifest, PairManifest
 from crosscope_worker.analysis import Analysis
 from crosscope_worker.crosscoder import TENSORS, Crosscoder
 from crosscope_worker.disk import is_no_room, sha256, sync
+from crosscope_worker.norms import NormBounds
 
 KEPT_VERSIONS = 2
 GRACE_S = 600.0
@@ -57,6 +58,12 @@ class Provenance:
     skipped_texts: int = 0
     job: str = ""
     """Id of the job that publishes."""
+    norms: NormBounds | None = None
+    """Which tokens count as outliers."""
+    norm_left_out: int = 0
+    """Tokens that were left out for it."""
+    warnings: tuple[str, ...] = ()
+    """Sentences about what was left out or is unusual."""
     hashes: dict[str, str] | None = None
     """SHA-256 by name, for instance of the tokenizer and of both models; those of the written files are added."""
 
@@ -185,6 +192,10 @@ def manifest_of(name: str, crosscoder: Crosscoder, provenance: Provenance) -> Cr
         recipe=provenance.recipe,
         training_tokens=provenance.training_tokens,
         skipped_texts=provenance.skipped_texts,
+        norm_limits=None if provenance.norms is None else provenance.norms.limits,
+        norm_positions=() if provenance.norms is None else provenance.norms.positions,
+        norm_left_out=provenance.norm_left_out,
+        warnings=provenance.warnings,
         hashes=dict(provenance.hashes or {}),
         job=provenance.job,
     )

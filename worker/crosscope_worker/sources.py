@@ -11,9 +11,11 @@ from pathlib import Path
 from torch import Tensor
 
 from crosscope_proto.recipe import CrosscoderRecipe
+from crosscope_proto.specs import TokenPolicy
 from crosscope_worker.activation_cache import ActivationCache, Shard, State, cache_key
 from crosscope_worker.activations import PairActivations
-from crosscope_worker.harvest import TOKENS_PER_FORWARD, NormLimit, harvest
+from crosscope_worker.harvest import TOKENS_PER_FORWARD, harvest
+from crosscope_worker.norms import NormFilter
 from crosscope_worker.prefetch import PrefetchedSource
 from crosscope_worker.texts import Text, TextStream
 from crosscope_worker.training.source import ActivationSource
@@ -39,7 +41,7 @@ class HarvestSource:
         self._activations = activations
         self._policy = recipe.tokens
         self._tokens_per_forward = tokens_per_forward
-        self._norms = NormLimit(recipe.tokens.max_norm_ratio, activations.d_model)
+        self._norms = NormFilter(recipe.tokens.max_norm_ratio, activations.d_model)
         self._num_texts = 0
 
     @property
@@ -80,7 +82,7 @@ class HarvestSource:
             "epoch": self.epoch,
             "num_texts": self._num_texts,
             "stream": self._stream.state(),
-            "norm_limits": self._norms.limits,
+            "norms": self._norms.state(),
         }
 
     def restore(self, state: State) -> None:
@@ -88,13 +90,13 @@ class HarvestSource:
         self.epoch = state["epoch"]
         self._num_texts = state["num_texts"]
         self._stream.restore(state["stream"])
-        self._norms.limits = state["norm_limits"]
+        self._norms.restore(state["norms"])
 
 
 class CachedSource:
     """The blocks of a HarvestSource, from a cache as far as that goes; writes those that were not there.
 
-    A shard's state is relative: its epoch counts from the shard's own, its skipped texts from the shard before.
+    A shard's state is relative: its epoch counts from the shard's own, skipped texts and tokens from the shard before.
     """
 
     def __init__(self, source: HarvestSource, cache: ActivationCache) -> None:
@@ -153,8 +155,20 @@ def _sum(before: State, difference: State) -> State:
 
 def _shifted(state: State, by: State, sign: int) -> State:
     num_skipped = state["stream"]["num_skipped"] + sign * by["stream"]["num_skipped"]
-    stream = state["stream"] | {"num_skipped": num_skipped}
-    return state | {"epoch": state["epoch"] + sign * by["epoch"], "stream": stream}
+    norms, others = state["norms"], by["norms"]
+    left_out = [one + sign * other for one, other in zip(norms["left_out"], others["left_out"], strict=True)]
+    return state | {
+        "epoch": state["epoch"] + sign * by["epoch"],
+        "stream": state["stream"] | {"num_skipped": num_skipped},
+        "norms": norms | {"num_tokens": norms["num_tokens"] + sign * others["num_tokens"], "left_out": left_out},
+    }
+
+
+def norms_of(state: State, policy: TokenPolicy, d_model: tuple[int, int]) -> NormFilter:
+    """What the source whose state that is has left out by norm."""
+    norms = NormFilter(policy.max_norm_ratio, d_model)
+    norms.restore((state.get("harvest") or state)["norms"])
+    return norms
 
 
 def open_source(

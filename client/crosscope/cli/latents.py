@@ -29,11 +29,12 @@ def crosscoders(session: Session, name: str | None) -> None:
             str(info.num_latents),
             info.pair,
             str(info.layer),
-            *(_tables.number(info.metrics.get(metric)) for metric in ("fve_base", "fve_chat", "l0")),
+            *(_tables.number(_tables.inlier_fve(info.metrics, model)) for model in ("base", "chat")),
+            _tables.number(info.metrics.get("l0")),
         )
         for info in infos
     ]
-    print_table(("name", "variant", "latents", "pair", "layer", "fve_base", "fve_chat", "l0"), rows)
+    print_table(("name", "variant", "latents", "pair", "layer", "fve_base, inliers", "fve_chat, inliers", "l0"), rows)
 
 
 @click.command()

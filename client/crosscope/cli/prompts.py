@@ -41,6 +41,25 @@ def _stdin() -> str:
     return sys.stdin.buffer.read().decode("utf-8", "surrogateescape").removesuffix("\n").removesuffix("\r")
 
 
+class _Range(click.ParamType):
+    """A slice as Python writes it, or a single token; negative ends count from the prompt's last token."""
+
+    name = "START:END"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> slice:
+        """The slice; fails for anything else."""
+        start, colon, end = str(value).partition(":")
+        try:
+            first, last = (int(each) if each.strip() else None for each in (start, end))
+        except ValueError:
+            self.fail(f'{value!r} is no range; write START:END, for instance "3:10", "-5:" or "-1"', param, ctx)
+        if colon:
+            return slice(first, last)
+        if first is None:
+            self.fail("a range is empty", param, ctx)
+        return slice(first, None if first == -1 else first + 1)
+
+
 @click.command()
 @click.option("--top-k", type=click.IntRange(min=1), help="Latents a token, the strongest [all that fire].")
 @_takes_prompt
@@ -67,7 +86,13 @@ def encode(
 @click.option("--rank", type=click.Choice(["max", "sum", "count", "share_of_max"]), default="max", show_default=True)
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most this many.")
 @click.option("--max-frequency", type=float, help="Leave out latents that fire on a larger share of tokens.")
-@click.option("--skip-template", is_flag=True, help="Leave out BOS, role headers and turn ends.")
+@click.option(
+    "--skip-template",
+    is_flag=True,
+    help="Leave out BOS, role headers and turn ends; the last token before an answer stays.",
+)
+@click.option("--tokens", type=_Range(), help='Tokens to look at, for instance "3:10", "-5:" or "-1".')
+@click.option("--include-left-out", is_flag=True, help="Rank tokens too that training left out (BOS, outlying norms).")
 @_takes_prompt
 def top(
     session: Session,
@@ -80,18 +105,28 @@ def top(
     limit: int,
     max_frequency: float | None,
     skip_template: bool,
+    tokens: slice | None,
+    include_left_out: bool,
 ) -> None:
     """Rank the latents of CROSSCODER that TEXT fires; "-" reads TEXT from stdin."""
     prompt = _prompt(text, turns, generation_prompt, control_tokens)
     with session.client() as client:
         found = client.crosscoder(crosscoder).top_latents(
-            **prompt, rank=rank, limit=limit, max_frequency=max_frequency, skip_template_tokens=skip_template
+            **prompt,
+            rank=rank,
+            limit=limit,
+            max_frequency=max_frequency,
+            skip_template_tokens=skip_template,
+            include_left_out=include_left_out,
+            tokens=tokens,
         )
     if session.as_json:
         print_json(found)
         return
     rows = _tables.top_latent_rows(found)
     print_table(_tables.TOP_LATENT_HEADERS, rows, rest=found.num_latents - len(rows))
+    if line := _tables.left_out_line(found):
+        click.echo(f"{line} --include-left-out ranks them.", err=True)
 
 
 @click.command()

@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from crosscope._tables import inlier_fve
 from crosscope.supervisor.summary import (
     CHAT_SHARE,
     MAX_FALSE_RATE,
@@ -18,7 +19,7 @@ from crosscope.supervisor.summary import (
     Summary,
 )
 
-_METRICS = {"fve_base": "FVE base", "fve_chat": "FVE chat", "l0": "L0", "dead_share": "dead share"}
+_METRICS = {"l0": "L0", "dead_share": "dead share"}
 _STAGES = ("world", "base", "chat", "load", "train", "analyse", "publish")
 """Stages in the order in which jobs go through them."""
 
@@ -45,6 +46,9 @@ def _cards(crosscoders: Sequence[CrosscoderSummary]) -> Table:
         "tokens trained on": [f"{each.training_tokens:,}" for each in crosscoders],
         "tokens analysed": [f"{each.analysis_tokens:,}" for each in crosscoders],
     }
+    for model in ("base", "chat"):
+        values = [inlier_fve(each.metrics, model) for each in crosscoders]
+        rows[f"FVE {model}, inliers"] = [number(math.nan if value is None else value) for value in values]
     for metric, title in _METRICS.items():
         rows[title] = [number(each.metrics.get(metric, math.nan)) for each in crosscoders]
     for name in crosscoders[0].class_counts if crosscoders else ():

@@ -197,6 +197,7 @@ class TopLatentsRequest(_message.Message):
     MAX_FREQUENCY_FIELD_NUMBER: _builtins.int
     TOKEN_START_FIELD_NUMBER: _builtins.int
     TOKEN_END_FIELD_NUMBER: _builtins.int
+    INCLUDE_LEFT_OUT_FIELD_NUMBER: _builtins.int
     crosscoder: _builtins.str
     """Name of the crosscoder."""
     rank: Global___Rank.ValueType
@@ -204,13 +205,19 @@ class TopLatentsRequest(_message.Message):
     limit: _builtins.int
     """At most this many latents; unset: 20."""
     skip_template_tokens: _builtins.bool
-    """Leave out BOS, role headers and turn ends."""
+    """Leave out BOS, role headers and turn ends, but not the last token of an assistant's header: there the model decides
+    how its answer begins.
+    """
     max_frequency: _builtins.float
     """Leave out latents that fire on a larger share of tokens in the analysis. Acts before the cut. Unset: none."""
     token_start: _builtins.int
     """First token to look at."""
     token_end: _builtins.int
     """One past the last token to look at; unset: the end."""
+    include_left_out: _builtins.bool
+    """Rank tokens too that training left out (Tokens.left_out): BOS and attention sinks, say, where latents may be
+    hundreds of times as strong as anywhere else.
+    """
     @_builtins.property
     def prompt(self) -> _types_pb2.Prompt:
         """The prompt."""
@@ -226,10 +233,11 @@ class TopLatentsRequest(_message.Message):
         max_frequency: _builtins.float | None = ...,
         token_start: _builtins.int = ...,
         token_end: _builtins.int | None = ...,
+        include_left_out: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_max_frequency", b"_max_frequency", "_token_end", b"_token_end", "limit", b"limit", "max_frequency", b"max_frequency", "prompt", b"prompt", "token_end", b"token_end"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_max_frequency", b"_max_frequency", "_token_end", b"_token_end", "crosscoder", b"crosscoder", "limit", b"limit", "max_frequency", b"max_frequency", "prompt", b"prompt", "rank", b"rank", "skip_template_tokens", b"skip_template_tokens", "token_end", b"token_end", "token_start", b"token_start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_max_frequency", b"_max_frequency", "_token_end", b"_token_end", "crosscoder", b"crosscoder", "include_left_out", b"include_left_out", "limit", b"limit", "max_frequency", b"max_frequency", "prompt", b"prompt", "rank", b"rank", "skip_template_tokens", b"skip_template_tokens", "token_end", b"token_end", "token_start", b"token_start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
     _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
@@ -297,12 +305,15 @@ class TopLatentsResponse(_message.Message):
     VERSION_ID_FIELD_NUMBER: _builtins.int
     NUM_LATENTS_FIELD_NUMBER: _builtins.int
     CACHED_FIELD_NUMBER: _builtins.int
+    NUM_LEFT_OUT_FIELD_NUMBER: _builtins.int
     version_id: _builtins.str
     """The version of the crosscoder that answered."""
     num_latents: _builtins.int
     """Latents that fired before the limit was applied."""
     cached: _builtins.bool
     """The codes came from the cache."""
+    num_left_out: _builtins.int
+    """Tokens of the range that were not ranked because training left them out; 0 with include_left_out."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___TopLatentsResponse.Entry]:
         """The latents."""
@@ -319,10 +330,11 @@ class TopLatentsResponse(_message.Message):
         version_id: _builtins.str = ...,
         num_latents: _builtins.int = ...,
         cached: _builtins.bool = ...,
+        num_left_out: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "entries", b"entries", "num_latents", b"num_latents", "tokens", b"tokens", "version_id", b"version_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "entries", b"entries", "num_latents", b"num_latents", "num_left_out", b"num_left_out", "tokens", b"tokens", "version_id", b"version_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -64,6 +64,38 @@ TOKEN_ROLE_ASSISTANT: TokenRole.ValueType  # 7
 """What the assistant says."""
 Global___TokenRole: _TypeAlias = TokenRole  # noqa: Y015
 
+class _TokenLeftOut:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TokenLeftOutEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TokenLeftOut.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TOKEN_LEFT_OUT_UNSPECIFIED: _TokenLeftOut.ValueType  # 0
+    """It was not left out."""
+    TOKEN_LEFT_OUT_BOS: _TokenLeftOut.ValueType  # 1
+    """A beginning-of-sequence token (skip_bos)."""
+    TOKEN_LEFT_OUT_FIRST: _TokenLeftOut.ValueType  # 2
+    """One of the first tokens of a text (skip_first)."""
+    TOKEN_LEFT_OUT_NORM: _TokenLeftOut.ValueType  # 3
+    """Its activation norm is an outlier in a model, or it stands where the median norm is one (max_norm_ratio)."""
+    TOKEN_LEFT_OUT_PAD: _TokenLeftOut.ValueType  # 4
+    """Padding."""
+
+class TokenLeftOut(_TokenLeftOut, metaclass=_TokenLeftOutEnumTypeWrapper):
+    """Why training and analysis left a token out (the recipe's token policy)."""
+
+TOKEN_LEFT_OUT_UNSPECIFIED: TokenLeftOut.ValueType  # 0
+"""It was not left out."""
+TOKEN_LEFT_OUT_BOS: TokenLeftOut.ValueType  # 1
+"""A beginning-of-sequence token (skip_bos)."""
+TOKEN_LEFT_OUT_FIRST: TokenLeftOut.ValueType  # 2
+"""One of the first tokens of a text (skip_first)."""
+TOKEN_LEFT_OUT_NORM: TokenLeftOut.ValueType  # 3
+"""Its activation norm is an outlier in a model, or it stands where the median norm is one (max_norm_ratio)."""
+TOKEN_LEFT_OUT_PAD: TokenLeftOut.ValueType  # 4
+"""Padding."""
+Global___TokenLeftOut: _TypeAlias = TokenLeftOut  # noqa: Y015
+
 @_typing.final
 class Turn(_message.Message):
     """One turn of a conversation."""
@@ -154,13 +186,14 @@ Global___Prompt: _TypeAlias = Prompt  # noqa: Y015
 
 @_typing.final
 class Tokens(_message.Message):
-    """The tokens of one text. All lists have one entry a token."""
+    """The tokens of one text. All lists have one entry a token, left_out one or none."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     IDS_FIELD_NUMBER: _builtins.int
     PIECES_FIELD_NUMBER: _builtins.int
     ROLES_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Ids in the pair's vocabulary."""
@@ -173,16 +206,23 @@ class Tokens(_message.Message):
     def roles(self) -> _containers.RepeatedScalarFieldContainer[Global___TokenRole.ValueType]:
         """What each token is for."""
 
+    @_builtins.property
+    def left_out(self) -> _containers.RepeatedScalarFieldContainer[Global___TokenLeftOut.ValueType]:
+        """Whether the crosscoder's training left tokens like this one out, and why. What a latent does there was never
+        trained or measured. Of encoded prompts; empty where no model was run, and from workers that do not tell.
+        """
+
     def __init__(
         self,
         *,
         ids: _abc.Iterable[_builtins.int] | None = ...,
         pieces: _abc.Iterable[_builtins.str] | None = ...,
         roles: _abc.Iterable[Global___TokenRole.ValueType] | None = ...,
+        left_out: _abc.Iterable[Global___TokenLeftOut.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "pieces", b"pieces", "roles", b"roles"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "left_out", b"left_out", "pieces", b"pieces", "roles", b"roles"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -63,7 +63,7 @@ class PromptsService(prompts_pb2_grpc.PromptsServicer):
             encoded.encoding,
             rank,
             request.limit if request.HasField("limit") else _DEFAULT_LIMIT,
-            TokenRange(request.token_start, end, request.skip_template_tokens),
+            TokenRange(request.token_start, end, request.skip_template_tokens, request.include_left_out),
             frequency=frequency,
             max_frequency=max_frequency,
             maximum=maximum,
@@ -73,6 +73,7 @@ class PromptsService(prompts_pb2_grpc.PromptsServicer):
             tokens=encoded.encoding.tokens,
             version_id=encoded.version_id,
             num_latents=ranked.num_latents,
+            num_left_out=ranked.num_left_out,
             cached=encoded.cached,
         )
 

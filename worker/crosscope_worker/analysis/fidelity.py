@@ -28,7 +28,8 @@ from crosscope_worker.analysis.behaviours import assistant_turns
 from crosscope_worker.analysis.run import STAGE
 from crosscope_worker.analysis.upper_half import UpperHalf
 from crosscope_worker.crosscoder import DIFFERENCE, Crosscoder
-from crosscope_worker.harvest import NormLimit, check_finite, policy_positions
+from crosscope_worker.harvest import check_finite, policy_positions
+from crosscope_worker.norms import NormBounds, NormFilter
 from crosscope_worker.pair import Pair
 from crosscope_worker.texts import Text
 from crosscope_worker.work import Progress
@@ -86,6 +87,7 @@ def fidelity(
     spec: AnalysisSpec,
     policy: TokenPolicy,
     progress: Progress,
+    bounds: NormBounds | None = None,
 ) -> dict[str, float]:
     """Runs both models on whole texts until `spec.spliced_tokens` of their tokens were kept; figures by name.
 
@@ -99,6 +101,7 @@ def fidelity(
     the first nine tokens of each assistant turn, _template: made at template tokens. patch_latents is the size of S.
     None of these where there are no conversations or the models' widths differ.
 
+    `bounds` are those by which the analysis leaves tokens out; unset: measured on the first batch.
     A ratio with denominator 0 is left out. Raises HarvestError for an activation that is not finite and AnalysisError
     for a model that cannot be run from the layer on; what `progress` raises passes through.
     """
@@ -106,7 +109,7 @@ def fidelity(
         return {}
     activations = PairActivations(pair, layer)
     uppers = [UpperHalf(model, layer) for model in pair.models]
-    norms = NormLimit(policy.max_norm_ratio, pair.d_model)
+    norms = NormFilter(policy.max_norm_ratio, pair.d_model, bounds)
     same_width = pair.d_model[BASE] == pair.d_model[CHAT]
     means, seen = _Means(), 0
     with torch.inference_mode():
@@ -171,7 +174,7 @@ def _batches(texts: Iterable[Text], num_tokens: int, policy: TokenPolicy) -> Ite
     yield from filter(None, waiting.values())
 
 
-def _read(texts: list[Text], activations: PairActivations, policy: TokenPolicy, norms: NormLimit) -> _Batch:
+def _read(texts: list[Text], activations: PairActivations, policy: TokenPolicy, norms: NormFilter) -> _Batch:
     lengths = [len(text.ids) for text in texts]
     shape = (len(texts), max(lengths))
     ids, roles, kept = np.zeros(shape, np.int64), np.zeros(shape, np.uint8), np.zeros(shape, bool)
@@ -186,7 +189,8 @@ def _read(texts: list[Text], activations: PairActivations, policy: TokenPolicy, 
     x = activations(torch.from_numpy(ids), torch.tensor(lengths))
     flat = x[torch.from_numpy(rows), torch.from_numpy(positions)]
     check_finite(flat, activations, texts, rows, positions)
-    stay = norms(flat).cpu().numpy()
+    norms.measure([(flat, positions)])
+    stay = norms(flat, positions).cpu().numpy()
     kept[rows[~stay], positions[~stay]] = False
     predicts = kept & (np.arange(shape[1]) < np.array(lengths)[:, None] - 1)
     template = np.isin(roles, [*TEMPLATE_ROLES])

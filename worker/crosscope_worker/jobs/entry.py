@@ -93,13 +93,14 @@ def _work(attempt: Attempt, claim: Claim, folder: Path, stopping: threading.Even
     try:
         _keep_recipe(folder, text)
         journal.write("start", device=attempt.device)
-        version_id = _published(folder)
+        version_id, warnings = _published(folder), ()
         if version_id is None:
             recipe = parse_recipe(text)
             job = load_kind(attempt.kinds, recipe.kind)
             workspace = Workspace(Path(attempt.home), folder, fence, attempt.device)
-            version_id = _keep_result(folder, job(recipe, workspace, reporter))
-        ending = job_record.SUCCEEDED, "Done.", version_id
+            manifest = job(recipe, workspace, reporter)
+            version_id, warnings = _keep_result(folder, manifest), getattr(manifest, "warnings", ())
+        ending = job_record.SUCCEEDED, " ".join(["Done.", *warnings]), version_id
     except Cancelled:
         ending = job_record.CANCELLED, "Cancelled.", ""
     except (LostClaim, QueueAway):

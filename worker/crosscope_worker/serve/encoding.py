@@ -9,6 +9,7 @@ from torch import Tensor
 
 from crosscope_worker.activations import PairActivations
 from crosscope_worker.crosscoder import Crosscoder
+from crosscope_worker.norms import NormBounds
 
 _MAX_CODE_ELEMENTS = 1 << 26
 """Entries of the dense code that is held at once."""
@@ -26,13 +27,18 @@ class PromptCode:
     """[pair] int64"""
     activations: np.ndarray
     """[pair] float32, scaled"""
+    outlying: np.ndarray
+    """[pos] bool: the training leaves such a token out by its norm"""
 
 
 class Encoder:
     """Encodes prompts with one crosscoder and its pair."""
 
-    def __init__(self, crosscoder: Crosscoder, activations: PairActivations, num_threads: int) -> None:
-        """Uses up to `num_threads` of the CPU, fewer where that is faster."""
+    def __init__(
+        self, crosscoder: Crosscoder, activations: PairActivations, num_threads: int, bounds: NormBounds | None = None
+    ) -> None:
+        """Uses up to `num_threads` of the CPU, fewer where that is faster. `bounds`: those of the training."""
+        self._bounds = bounds
         self._crosscoder = crosscoder
         self._activations = activations
         # Crosscoder computes it from the decoder each time, since training moves it; here it stands still.
@@ -41,7 +47,7 @@ class Encoder:
 
     @torch.inference_mode()
     def __call__(self, prompts: Sequence[np.ndarray]) -> list[PromptCode]:
-        """prompts: each [pos] int64 ids. Every token is encoded, BOS included; the token policy is for training."""
+        """prompts: each [pos] int64 ids. Every token is encoded, those that the training leaves out included."""
         lengths = np.array([len(ids) for ids in prompts])
         padded = np.zeros((len(prompts), int(lengths.max())), dtype=np.int64)
         is_small = padded.size * max(self._activations.d_model) < _MIN_PARALLEL_ELEMENTS
@@ -51,7 +57,15 @@ class Encoder:
         x = self._activations(torch.from_numpy(padded), torch.from_numpy(lengths))
         x = x.flatten(0, 1) if inside.all() else x[torch.from_numpy(inside).to(x.device)]
         tokens, latents, activations = self._pairs(x)
-        return _split(lengths, tokens, latents, activations)
+        outlying = self._outlying(x, np.concatenate([np.arange(length) for length in lengths]))
+        return _split(lengths, tokens, latents, activations, outlying)
+
+    def _outlying(self, x: Tensor, position: np.ndarray) -> np.ndarray:
+        """[token] bool; `x: [token, both]`, `position: [token]`."""
+        if self._bounds is None:
+            return np.zeros(len(x), dtype=bool)
+        where = torch.from_numpy(position).to(x.device)
+        return self._bounds.outlying(x, where, self._activations.d_model).cpu().numpy()
 
     def _pairs(self, x: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Token, latent and scaled activation of every active pair, by token, strongest first."""
@@ -65,12 +79,15 @@ class Encoder:
         return tokens[order], latents[order], activations[order]
 
 
-def _split(lengths: np.ndarray, tokens: np.ndarray, latents: np.ndarray, activations: np.ndarray) -> list[PromptCode]:
+def _split(
+    lengths: np.ndarray, tokens: np.ndarray, latents: np.ndarray, activations: np.ndarray, outlying: np.ndarray
+) -> list[PromptCode]:
     ends = np.cumsum(lengths)
     starts = np.searchsorted(tokens, np.arange(ends[-1] + 1))
     codes: list[PromptCode] = []
     for end, length in zip(ends, lengths, strict=True):
         rows = starts[end - length : end + 1]
         pairs = slice(rows[0], rows[-1])
-        codes.append(PromptCode(rows - rows[0], latents[pairs], activations[pairs]))
+        own = outlying[end - length : end]
+        codes.append(PromptCode(rows - rows[0], latents[pairs], activations[pairs], own))
     return codes

@@ -6,17 +6,20 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from weakref import WeakValueDictionary
 
 import numpy as np
 import structlog
 import torch
+from pydantic import ValidationError
 
 from crosscope_proto.artefacts import NAME_PATTERN, CrosscoderManifest, PairManifest, crosscoder_folder, version_folder
+from crosscope_proto.specs import TokenPolicy
 from crosscope_worker.activations import PairActivations
-from crosscope_worker.crosscoder import Crosscoder, read_manifest
+from crosscope_worker.crosscoder import Crosscoder, CrosscoderError, read_manifest
+from crosscope_worker.norms import NormBounds
 from crosscope_worker.pair import Pair, load_pair
 from crosscope_worker.pair_source import PairError, find_pair, pair_hashes
 from crosscope_worker.serve.encoding import Encoder
@@ -48,6 +51,8 @@ class LoadedCrosscoder:
     version_id: str
     pair: LoadedPair
     encoder: Encoder
+    policy: TokenPolicy
+    """Which tokens the training left out."""
 
     @property
     def max_positions(self) -> int | None:
@@ -120,10 +125,13 @@ class Models:
                 f"crosscoder {name!r} reads widths {crosscoder.d_model}, its pair {manifest.pair.name!r} has "
                 f"{pair.pair.d_model}; the models have changed since, so train it again"
             )
-        encoder = Encoder(crosscoder, PairActivations(pair.pair, manifest.layer), self._num_threads)
+        policy = _policy(manifest)
+        limits = manifest.norm_limits
+        bounds = None if limits is None else NormBounds(limits, manifest.norm_positions)
+        encoder = Encoder(crosscoder, PairActivations(pair.pair, manifest.layer), self._num_threads, bounds)
         seconds = round(time.perf_counter() - started, 3)
         log.info("loaded a crosscoder", crosscoder=name, version=version_id, seconds=seconds)
-        return LoadedCrosscoder(name, version_id, pair, encoder)
+        return LoadedCrosscoder(name, version_id, pair, encoder, policy)
 
     def _pair(self, manifest: CrosscoderManifest) -> LoadedPair:
         """The pair of a crosscoder, shared with others trained on the very same files."""
@@ -134,6 +142,23 @@ class Models:
             _check_unchanged(manifest)
             pair = self._pairs[key] = LoadedPair(loaded, TextTokenizer(loaded.tokenizer))
         return pair
+
+
+def _policy(manifest: CrosscoderManifest) -> TokenPolicy:
+    """The token policy of a crosscoder's recipe; one that keeps every token where its recipe says nothing.
+
+    Raises CrosscoderError for one that cannot be read.
+    """
+    tokens = manifest.recipe.get("tokens")
+    if not isinstance(tokens, dict):
+        return TokenPolicy(skip_bos=False, max_norm_ratio=None)
+    known = {field.name for field in fields(TokenPolicy)}
+    try:
+        return TokenPolicy(**{key: tokens[key] for key in tokens if key in known})
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in ("tokens", *first["loc"]))
+        raise CrosscoderError(f"the recipe of crosscoder {manifest.name!r} holds {field}: {first['msg']}") from error
 
 
 def _version_folder(home: Path, name: str, version_id: str) -> Path:

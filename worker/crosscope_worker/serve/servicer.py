@@ -10,8 +10,10 @@ import grpc
 import grpc.aio
 import numpy as np
 
+from crosscope_proto.roles import LeftOut
 from crosscope_proto.v1 import types_pb2
 from crosscope_proto.worker.v1 import inference_pb2, inference_pb2_grpc
+from crosscope_worker.harvest import policy_reasons
 from crosscope_worker.serve.batching import Batcher
 from crosscope_worker.serve.encoding import PromptCode
 from crosscope_worker.serve.errors import status_of
@@ -82,6 +84,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         tokenise_s = time.perf_counter() - started
         self._check_length(crosscoder, len(text.ids))
         answer = await self._batcher.submit(crosscoder, text.ids, len(text.ids), timeout_s)
+        tokens.left_out.extend(left_out(crosscoder, text, answer.result.outlying).tolist())
         return inference_pb2.EncodeResponse(
             tokens=tokens,
             code=_code_message(answer.result),
@@ -116,6 +119,15 @@ def _tokenise(tokenizer: TextTokenizer, prompt: types_pb2.Prompt) -> tuple[Token
             raise PromptError("the prompt holds neither text nor a conversation; give one of them")
     pieces, roles = tokenizer.pieces(text.ids), text.roles.tolist()
     return text, types_pb2.Tokens(ids=text.ids.tolist(), pieces=pieces, roles=roles)
+
+
+def left_out(crosscoder: LoadedCrosscoder, text: TokenisedText, outlying: np.ndarray) -> np.ndarray:
+    """Why the training leaves out tokens such as these, [pos] uint8 (LeftOut); `outlying: [pos]` bool."""
+    reasons = policy_reasons(text.roles, crosscoder.policy)
+    padding = crosscoder.pair.pair.tokenizer.pad_token_id
+    reasons[(reasons == LeftOut.BOS) & (text.ids == (-1 if padding is None else padding))] = LeftOut.PAD
+    reasons[(reasons == LeftOut.KEPT) & outlying] = LeftOut.NORM
+    return reasons
 
 
 def _code_message(code: PromptCode) -> inference_pb2.PackedCode:

@@ -6,9 +6,11 @@ nothing about models or texts: activations come from an ActivationSource.
 
 import math
 import time
+from collections.abc import Iterable
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,13 +21,14 @@ from crosscope_proto.specs import CrosscoderSpec, TrainingSpec
 from crosscope_worker.crosscoder import DIFFERENCE, Crosscoder
 from crosscope_worker.training import memory
 from crosscope_worker.training.buffer import ShuffleBuffer
+from crosscope_worker.training.calibration import calibrate
 from crosscope_worker.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from crosscope_worker.training.errors import TrainingError
 from crosscope_worker.training.objective import Step
 from crosscope_worker.training.source import ActivationSource
 from crosscope_worker.training.start import difference_scale, geometric_median, input_scales
 from crosscope_worker.training.trainer import Counters, Trainer
-from crosscope_worker.training.variants import widths
+from crosscope_worker.training.variants import budgets, widths
 from crosscope_worker.work import Progress, is_out_of_memory
 
 STAGE = "train"
@@ -43,6 +46,11 @@ class TrainingResult:
     tokens: int
     """Tokens trained on, each epoch counted."""
     steps: int
+    source: dict[str, Any] = field(default_factory=dict)
+    """Where the activations' source stood at the end."""
+    figures: dict[str, float] = field(default_factory=dict)
+    """Of variants with k: threshold, calibrated; threshold_running, the average over batches; each budget after the
+    first has its number behind the name. calibration_tokens: tokens of the sample."""
 
 
 def learning_rate(training: TrainingSpec, step: int, fraction: float) -> float:
@@ -84,12 +92,24 @@ def saved_result(recipe: CrosscoderRecipe, d_model: tuple[int, int], folder: Pat
         return None
     trainer = Trainer(recipe.crosscoder, recipe.training, d_model)
     trainer.restore(checkpoint.tensors, checkpoint.counters)
-    return _result(trainer)
+    return _result(trainer, checkpoint.source)
 
 
-def _result(trainer: Trainer) -> TrainingResult:
-    counters = trainer.counters
-    return TrainingResult(trainer.crosscoder(), counters.curves, counters.tokens, counters.step)
+def _result(trainer: Trainer, source: dict[str, Any]) -> TrainingResult:
+    """The crosscoder as it stands, its thresholds calibrated."""
+    counters, figures = trainer.counters, {}
+    crosscoder, sample = trainer.crosscoder(), trainer.sample.tokens()
+    if (shares := budgets(trainer.spec)) and len(sample):
+        calibrated = calibrate(crosscoder, shares, sample)
+        figures = {"calibration_tokens": float(len(sample))}
+        figures |= _numbered("threshold", calibrated) | _numbered("threshold_running", trainer.running_thresholds())
+        crosscoder = trainer.crosscoder(calibrated)
+    return TrainingResult(crosscoder, counters.curves, counters.tokens, counters.step, source, figures)
+
+
+def _numbered(name: str, values: Iterable[float]) -> dict[str, float]:
+    """A figure for each budget, the first by the plain name."""
+    return {f"{name}_{index}" if index else name: value for index, value in enumerate(values)}
 
 
 def _train(
@@ -119,7 +139,7 @@ def _train(
             _save(folder, recipe, trainer, buffer, source)  # So that what comes next may fail and be tried again.
     if trainer.counters.step == 0:
         raise TrainingError("no token is left to train on after the token policy; check data and tokens in the recipe")
-    return _result(trainer)
+    return _result(trainer, source.state())
 
 
 def _steps(
@@ -135,6 +155,8 @@ def _steps(
     batches, counters = iter(buffer), trainer.counters
     while counters.step != training.max_steps and (tokens := next(batches, None)) is not None:
         fraction = _fraction(training, counters, source, buffer.num_waiting + len(tokens))
+        if recipe.crosscoder.k is not None:
+            trainer.sample.add(counters.tokens, tokens)
         x = trainer.inputs(tokens)
         outcome = trainer.step(x, learning_rate(training, counters.step, fraction))
         metrics: dict[str, float] = {}
@@ -186,13 +208,12 @@ def measure(trainer: Trainer, outcome: Step, x: Tensor) -> dict[str, float]:
     fve = [1 - e / t if t else float("nan") for e, t in zip(outcome.squared_error, total, strict=True)]
     dead = trainer.since_fired >= trainer.training.dead_after_tokens
     names = MODEL_NAMES if len(fve) > 1 else ("difference",)
-    thresholds = trainer.counters.thresholds
     return {
         "loss": outcome.loss,
         **{f"fve_{name}": value for name, value in zip(names, fve, strict=True)},
         "l0": outcome.num_active / len(x),
         "dead_share": float(dead.float().mean()),
-        **{f"threshold_{i}" if i else "threshold": value for i, value in enumerate(thresholds)},
+        **_numbered("threshold", trainer.counters.thresholds),
     }
 
 

@@ -1,5 +1,6 @@
 """The state of a training, and the one step that moves it. Knows no loop, no data and no disk."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,13 +11,14 @@ from crosscope_proto.roles import BASE, CHAT
 from crosscope_proto.specs import CrosscoderSpec, TrainingSpec
 from crosscope_worker.crosscoder import DIFFERENCE, Crosscoder, scale_inputs
 from crosscope_worker.training.active_code import Scratch, Weights
+from crosscope_worker.training.calibration import TokenSample
 from crosscope_worker.training.errors import TrainingError
 from crosscope_worker.training.objective import Step, compute_step
 from crosscope_worker.training.start import initial_weights
 from crosscope_worker.training.variants import at_step, budgets, needs_equal_widths, widths
 
 THRESHOLD_MEMORY = 0.999
-"""Decay of the moving average that becomes the inference threshold (math §2)."""
+"""Decay of the moving average of thresholds (math §2)."""
 FLOOR_SHARE = 0.8
 """The guess at a batch's smallest kept activation, as a share of the last one."""
 
@@ -56,6 +58,8 @@ class Trainer:
         self.weights = initial_weights(spec, self.widths, training.seed, device)
         self.since_fired = torch.zeros(spec.num_latents, dtype=torch.int64, device=device)
         self.optimiser = torch.optim.Adam(self.weights, lr=training.lr, fused=True)
+        self.sample = TokenSample()
+        """Tokens that thresholds are calibrated on at the end; stays empty without a k."""
         self._scratch = Scratch()
 
     def step(self, x: Tensor, lr: float) -> Step:
@@ -115,8 +119,11 @@ class Trainer:
         x = scale_inputs(tokens, self.d_model, self.counters.input_scale)
         return x if self.spec.variant != DIFFERENCE else x[:, self.d_model[BASE] :] - x[:, : self.d_model[BASE]]
 
-    def crosscoder(self) -> Crosscoder:
-        """The crosscoder as it stands; shares memory with the weights where it can."""
+    def crosscoder(self, thresholds: Sequence[float] | None = None) -> Crosscoder:
+        """The crosscoder as it stands; shares memory with the weights where it can.
+
+        `thresholds`, one a budget, are its inference thresholds; unset: the running averages.
+        """
         encoder, b_enc, decoder, b_dec = (weight.detach() for weight in self.weights)
         if self.spec.variant == DIFFERENCE:
             encoder = torch.cat([-encoder, encoder], 1)
@@ -130,13 +137,17 @@ class Trainer:
             variant=self.spec.variant,
             code_normalisation=self.spec.code_normalisation,
             input_scale=self.counters.input_scale,
-            **self._thresholds(),
+            **self._thresholds(self.running_thresholds() if thresholds is None else thresholds),
         )
 
-    def _thresholds(self) -> dict[str, Any]:
-        """The averages; the last batch's values where training has ended before the averages began."""
-        counters, shares = self.counters, budgets(self.spec)
-        values = counters.thresholds or counters.last_smallest or (0.0,) * len(shares)
+    def running_thresholds(self) -> tuple[float, ...]:
+        """The average of each budget; the last batch's values until the averages begin."""
+        counters = self.counters
+        return tuple(counters.thresholds or counters.last_smallest or (0.0,) * len(budgets(self.spec)))
+
+    def _thresholds(self, values: Sequence[float]) -> dict[str, Any]:
+        """The thresholds, one a budget, as a crosscoder has them."""
+        shares = budgets(self.spec)
         like = self.weights.b_enc.detach()
         if len(shares) < 2:
             return {"threshold": next(iter(values), None), "model_thresholds": None}
@@ -148,8 +159,8 @@ class Trainer:
         return {"latent_thresholds": thresholds}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights, optimiser state and counters of latents, for a checkpoint."""
-        out = {"since_fired": self.since_fired}
+        """Weights, optimiser state, counters of latents and the sample, for a checkpoint."""
+        out = {"since_fired": self.since_fired, "sample": self.sample.tokens()}
         for name, weight in zip(Weights._fields, self.weights, strict=True):
             out[name] = weight
             out |= {f"adam.{name}.{key}": value for key, value in self.optimiser.state[weight].items()}
@@ -164,6 +175,7 @@ class Trainer:
             self.optimiser.state[weight] = {
                 key.removeprefix(prefix): value.clone() for key, value in tensors.items() if key.startswith(prefix)
             }
+        self.sample.restore(tensors.get("sample", torch.empty(0, 0)))
         curves = [(int(step), str(name), float(value)) for step, name, value in counters["curves"]]
         base, chat = counters["input_scale"]
         smallest = tuple(float(value) for value in counters["last_smallest"])

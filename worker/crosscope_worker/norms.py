@@ -1,0 +1,134 @@
+"""Tokens whose activation norm is an outlier, attention sinks above all: found from the data, then left out (math §7).
+
+Does not know where activations come from.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crosscope_proto.roles import MODEL_NAMES
+
+SINK_POSITIONS = 16
+"""Positions from a text's beginning that may be sinks as such."""
+MIN_TEXTS = 8
+"""Texts that must reach a position before its median says anything."""
+
+
+@dataclass(frozen=True)
+class NormBounds:
+    """What counts as an outlier at one layer of a pair."""
+
+    limits: tuple[float, float]
+    """Largest norm of each model's activation that is none."""
+    positions: tuple[int, ...] = ()
+    """Positions whose median norm is an outlier in a model: there every token is one."""
+
+    def outlying(self, x: Tensor, position: Tensor, d_model: tuple[int, int]) -> Tensor:
+        """Which tokens are outliers, [token] bool; `x: [token, both]`, `position: [token]` in the text."""
+        found = torch.isin(position, position.new_tensor(self.positions))
+        for part, limit in zip(x.split(d_model, dim=-1), self.limits, strict=True):
+            found |= part.norm(dim=-1) > limit
+        return found
+
+
+def measured_bounds(
+    pieces: Sequence[tuple[Tensor, np.ndarray]], d_model: tuple[int, int], ratio: float
+) -> NormBounds | None:
+    """The bounds at `ratio` times the median norm, each model apart; None where there is no token.
+
+    `pieces` are activations `[token, both]` and the tokens' positions `[token]`.
+    """
+    norms = [
+        torch.cat([part.norm(dim=-1) for part in parts])
+        for parts in zip(*(x.split(d_model, dim=-1) for x, _ in pieces), strict=True)
+    ]
+    if not norms or len(norms[0]) == 0:
+        return None
+    limits = [ratio * float(norm.median()) for norm in norms]
+    position = torch.from_numpy(np.concatenate([each for _, each in pieces])).to(norms[0].device)
+    sinks: list[int] = []
+    for place in range(SINK_POSITIONS):
+        at = position == place
+        if int(at.sum()) >= MIN_TEXTS and any(
+            float(norm[at].median()) > limit for norm, limit in zip(norms, limits, strict=True)
+        ):
+            sinks.append(place)
+    return NormBounds((limits[0], limits[1]), tuple(sinks))
+
+
+class NormFilter:
+    """Leaves out tokens with an outlying norm and counts them. Measures its bounds on the first window that it sees."""
+
+    def __init__(self, ratio: float | None, d_model: tuple[int, int], bounds: NormBounds | None = None) -> None:
+        """`ratio` None keeps every token; `bounds` are those of an earlier filter."""
+        self.ratio = ratio
+        self._d_model = d_model
+        self.bounds = bounds
+        self.num_tokens = 0
+        """Tokens that it was asked about."""
+        self.left_out = np.zeros(SINK_POSITIONS + 1, dtype=np.int64)
+        """Tokens that it has left out, by position; the last entry counts all further positions."""
+
+    def measure(self, window: Sequence[tuple[Tensor, np.ndarray]]) -> None:
+        """Takes its bounds from the tokens of a window, activations `[token, both]` and positions, if it has none."""
+        if self.ratio is not None and self.bounds is None:
+            self.bounds = measured_bounds(window, self._d_model, self.ratio)
+
+    def __call__(self, x: Tensor, position: np.ndarray) -> Tensor:
+        """Which of `x: [token, both]` stay, [token] bool; `position: [token]` in the text."""
+        self.num_tokens += len(x)
+        if self.ratio is None or self.bounds is None:
+            return torch.ones(len(x), dtype=torch.bool, device=x.device)
+        outlying = self.bounds.outlying(x, torch.from_numpy(position).to(x.device), self._d_model)
+        places = np.minimum(position[outlying.cpu().numpy()], SINK_POSITIONS)
+        self.left_out += np.bincount(places, minlength=SINK_POSITIONS + 1)
+        return ~outlying
+
+    @property
+    def num_left_out(self) -> int:
+        """Tokens that it has left out."""
+        return int(self.left_out.sum())
+
+    def state(self) -> dict[str, Any]:
+        """Bounds and counts as plain JSON values."""
+        limits, positions = (None, []) if self.bounds is None else (self.bounds.limits, self.bounds.positions)
+        return {
+            "limits": None if limits is None else list(limits),
+            "positions": list(positions),
+            "num_tokens": self.num_tokens,
+            "left_out": self.left_out.tolist(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from a saved state."""
+        limits = state["limits"]
+        self.bounds = None if limits is None else NormBounds((limits[0], limits[1]), tuple(state["positions"]))
+        self.num_tokens = state["num_tokens"]
+        self.left_out = np.array(state["left_out"], dtype=np.int64)
+
+    def sentence(self) -> str:
+        """What was left out and why; empty where nothing was."""
+        if not self.num_left_out or self.bounds is None:
+            return ""
+        share = f"{100 * self.num_left_out / self.num_tokens:.2g} %"
+        limits = ", ".join(
+            f"{limit:.4g} in the {name} model" for name, limit in zip(MODEL_NAMES, self.bounds.limits, strict=True)
+        )
+        return (
+            f"{share} of the tokens ({self.num_left_out} of {self.num_tokens}) were left out: norm above "
+            f"{self.ratio:g} × the median ({limits}); {self._places()}."
+        )
+
+    def _places(self) -> str:
+        early = np.flatnonzero(self.left_out[:-1])
+        if len(early) == 1 and self.left_out[early[0]] == self.num_left_out:
+            return f"all at position {early[0]}"
+        most = early[np.argsort(-self.left_out[early], kind="stable")][:3]
+        named = [f"{self.left_out[place]} at position {place}" for place in most]
+        rest = self.num_left_out - int(self.left_out[most].sum())
+        return ", ".join([*named, *([f"{rest} elsewhere"] if rest else [])])

@@ -1,0 +1,101 @@
+"""Inference thresholds of a trained dictionary with k, from a sample of the tokens that it was trained on (math §2).
+
+Reads a finished crosscoder; moves nothing. Does not know how the tokens came or how the dictionary was trained.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from crosscope_worker.crosscoder import Crosscoder
+from crosscope_worker.training.variants import Budget
+
+SAMPLE_TOKENS = 32_768
+"""Tokens that the sample holds at most, `4 · both` bytes each; half of them where it was just thinned."""
+_BLOCK_ENTRIES = 1 << 24
+"""Entries of the code that are looked at at once, about 16 bytes each."""
+
+
+class TokenSample:
+    """Every n-th token of a training, in the order in which they were trained on; n doubles when there are too many.
+
+    Batches are drawn at random, so every token of the training is in it with the same chance, whichever data set and
+    epoch it is of. What it holds is a function of the tokens and their number, so a resumed training has the same.
+    """
+
+    def __init__(self, capacity: int = SAMPLE_TOKENS) -> None:
+        self._capacity = capacity
+        self._held: Tensor | None = None
+        """[capacity, both], of which the first `_size` rows are held."""
+        self._size = 0
+
+    def add(self, before: int, batch: Tensor) -> None:
+        """`batch: [token, both]` comes after `before` earlier tokens."""
+        if self._held is None:
+            self._held = batch.new_empty(self._capacity, batch.shape[1])
+        stride, thinner = self._stride(before), self._stride(before + len(batch))
+        if thinner > stride:
+            stays = self._held[: self._size : thinner // stride].clone()
+            self._held[: len(stays)], self._size = stays, len(stays)
+        taken = batch[-before % thinner :: thinner]
+        self._held[self._size : self._size + len(taken)] = taken
+        self._size += len(taken)
+
+    def _stride(self, num_tokens: int) -> int:
+        """The n of every n-th token, a power of two, behind so many tokens."""
+        return 1 << (max(1, -(-num_tokens // self._capacity)) - 1).bit_length()
+
+    def tokens(self) -> Tensor:
+        """The sample, [token, both]."""
+        return torch.empty(0, 0) if self._held is None else self._held[: self._size]
+
+    def restore(self, tokens: Tensor) -> None:
+        """Takes on a copy of a saved sample."""
+        self._held, self._size = None, len(tokens)
+        if len(tokens):
+            self._held = tokens.new_empty(self._capacity, tokens.shape[1])
+            self._held[: self._size] = tokens
+
+
+def calibrate(crosscoder: Crosscoder, shares: Sequence[Budget], tokens: Tensor) -> tuple[float, ...]:
+    """The threshold of each budget that keeps `k` entries a token on average over `tokens: [token, both]`.
+
+    It is the `k · token + 1`-th largest scaled activation, so that exactly `k · token` lie above it, or 0 where fewer
+    are positive. Costs one encoder product of the tokens, in pieces; `k · token` values are held for each budget.
+    """
+    norms = [_norms(crosscoder, budget) for budget in shares]
+    found = [_Largest(budget.k * len(tokens) + 1) for budget in shares]
+    for piece in tokens.split(max(1, _BLOCK_ENTRIES // crosscoder.num_latents)):
+        code = crosscoder.pre_activations(piece).relu_()
+        for budget, norm, largest in zip(shares, norms, found, strict=True):
+            largest.add(code[:, budget.latents] * norm)
+    return tuple(largest.smallest() for largest in found)
+
+
+def _norms(crosscoder: Crosscoder, budget: Budget) -> Tensor:
+    """What scales the code of a budget's latents, [latent of the budget]."""
+    whole = crosscoder.code_norms() if budget.model is None else crosscoder.decoder(budget.model).norm(dim=1)
+    return whole[budget.latents]
+
+
+class _Largest:
+    """The `count` largest positive values of all that were added."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._values: Tensor | None = None
+        self._floor = 0.0
+        """Only values above it can still be among them."""
+
+    def add(self, values: Tensor) -> None:
+        fresh = values[values > self._floor]
+        held = fresh if self._values is None else torch.cat([self._values, fresh])
+        if len(held) >= self._count:
+            held = held.topk(self._count, sorted=False).values
+            self._floor = float(held.min())
+        self._values = held
+
+    def smallest(self) -> float:
+        """The `count`-th largest; 0 where fewer were positive."""
+        return self._floor
