@@ -106,6 +106,10 @@ class PublishedRecipe:
     """Hub revision of the crosscoder."""
     input_scale: tuple[Positive, Positive] | None = None
     """Factors on the base and the chat model's activations, for files that do not hold them."""
+    swap: bool = False
+    """Model 0 of the file is the chat model."""
+    reads: Literal["both", "difference", "base", "chat"] = "both"
+    """What it was trained on: both models, or one stream of activations: chat less base, base alone or chat alone."""
     tokens: TokenPolicy = TokenPolicy()
     """Only held-out texts are read: every `held_out_every`-th."""
     analysis: AnalysisSpec = AnalysisSpec()

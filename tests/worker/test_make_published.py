@@ -143,7 +143,8 @@ def test_only_the_named_folder_is_asked_of_the_hub(
 
     monkeypatch.setattr("crosscope_worker.make_published.snapshot_download", download)
     find_weights(recipe_of(path), home)
-    patterns = [f"{prefix}{pattern}" for pattern in ("*.json", "*.safetensors", "*.pt", "*.pth")]
+    kinds = "*.json", "*.yaml", "*.safetensors", "*.pt", "*.pth", "pytorch_model*.bin"
+    patterns = [f"{prefix}{pattern}" for pattern in kinds]
     assert asked == [((repository,), {"revision": None, "allow_patterns": patterns})]
 
 
