@@ -104,7 +104,7 @@ class Crosscoder:
                 raise CrosscoderError(f"model_thresholds has shape {found}, not (2, {num_latents})")
 
     def _check_numbers(self) -> None:
-        if not all(math.isfinite(scale) and scale > 0 for scale in self.input_scale):
+        if len(self.input_scale) != 2 or not all(math.isfinite(scale) and scale > 0 for scale in self.input_scale):
             raise CrosscoderError(f"input_scale must be two positive, finite numbers, not {self.input_scale}")
         if self.threshold is not None and not math.isfinite(self.threshold):
             raise CrosscoderError(f"threshold must be a finite number, not {self.threshold}")
@@ -333,9 +333,13 @@ def read_manifest(folder: Path) -> CrosscoderManifest:
         for name in ("d_model", "input_scale", "datasets", "histogram_edges"):
             values[name] = tuple(values[name])
         values["notes"] = tuple(values.get("notes", ()))
+        values["input_scale"] = tuple(map(float, values["input_scale"]))
+        for name, kind in (("threshold", float), ("token_k", int)):
+            if (value := values.get(name)) is not None and (isinstance(value, bool) or value != kind(value)):
+                raise TypeError(f"{name} is {value!r}")
         values["pair"] = PairManifest(**values["pair"])
         return CrosscoderManifest(**values)
-    except (TypeError, KeyError) as error:
+    except (TypeError, ValueError, KeyError) as error:
         raise CrosscoderError(f"{path} lacks a field or holds one of the wrong kind: {error}") from error
 
 
