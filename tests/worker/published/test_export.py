@@ -23,6 +23,7 @@ from crosscope_proto.specs import AnalysisSpec
 from crosscope_worker.analysis import analyse
 from crosscope_worker.crosscoder import Crosscoder, CrosscoderError
 from crosscope_worker.harvest import Harvest
+from crosscope_worker.published.__main__ import main
 from crosscope_worker.published.dashboard import export_dashboard
 from crosscope_worker.published.export import export_hub, export_version
 from crosscope_worker.texts import Text
@@ -170,14 +171,16 @@ def test_a_dictionary_of_one_stream_there_and_back(tmp_path: Path, variant: str,
     assert 0.05 < float((scaled > 0).float().mean()) < 0.95
 
 
-def test_a_difference_version_is_exported_by_the_command(tmp_path: Path):
+def test_a_difference_version_is_exported_by_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     crosscoder = one_stream("diff_sae", normalised=False)
     (tmp_path / "v1").mkdir()
     crosscoder.save(tmp_path / "v1", make_manifest(crosscoder, {"crosscoder": {"k": 7}}))
-    command = [sys.executable, "-m", "crosscope_worker.published", "hub", str(tmp_path / "v1"), str(tmp_path / "hub")]
-    done = subprocess.run([*command, "--dialect", "one-scale"], capture_output=True, text=True)
-    assert done.returncode == 0
-    assert "a dictionary of the difference, chat less base: say so beside it." in done.stderr
+    places = str(tmp_path / "v1"), str(tmp_path / "hub")
+    monkeypatch.setattr(sys, "argv", ["published", "hub", *places, "--dialect", "one-scale"])
+    assert main() == 0
+    assert "a dictionary of the difference, chat less base: say so beside it." in capsys.readouterr().err
     x = torch.randn(9, 2 * WIDTH)
     back = Crosscoder.load(tmp_path / "hub", reads="difference")
     torch.testing.assert_close(back.scaled(x), crosscoder.scaled(x), rtol=1e-4, atol=1e-5)

@@ -102,6 +102,9 @@ def test_the_tool_use_sweep(tmp_path: Path, masks: bool):
     assert any("enc_mask covers 5 encoder columns" in note for note in crosscoder.notes) == masks
     with pytest.raises(CrosscoderError, match="leave input_scale out"):
         Crosscoder.load(tmp_path, input_scale=(1.0, 2.0))
+    for change, message in (({"k": None}, "tensor says k"), ({"k": None, "act_fn": "relu"}, "keep the k largest")):
+        with pytest.raises(CrosscoderError, match=message):
+            Crosscoder.load(write(tmp_path, tensors, config=SWEEP | change))
 
 
 def test_model_0_is_the_fine_tuned_one_there(tmp_path: Path):

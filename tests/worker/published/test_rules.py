@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from layouts import WIDTH, assert_equal, float32, hub_tensors, planted, replication_tensors, write_hub
+from layouts import LATENTS, WIDTH, assert_equal, float32, hub_tensors, planted, replication_tensors, write_hub
 from safetensors.torch import save_file
 
 from crosscope_worker.crosscoder import Crosscoder, CrosscoderError
@@ -93,6 +93,22 @@ def test_rules_that_are_refused(tmp_path: Path, message: str):
     write_configs(tmp_path, configs)
     with pytest.raises(CrosscoderError, match=message):
         Crosscoder.load(tmp_path)
+
+
+def test_a_tensor_that_nobody_reads_must_be_finite_too(tmp_path: Path):
+    masks = {"enc_mask": torch.ones(2, LATENTS), "dec_mask": torch.ones(LATENTS, 2)}
+    masks["enc_mask"][0, 3] = torch.inf
+    torch.save(replication_tensors(planted()) | masks, tmp_path / "model.pt")
+    write_configs(tmp_path, {"config.json": {"k": K}})
+    with pytest.raises(CrosscoderError, match="enc_mask holds values that are not finite"):
+        Crosscoder.load(tmp_path)
+    statistics = {f"activation_{name}": torch.full((2, WIDTH), torch.nan) for name in ("mean", "std")}
+    statistics |= {"target_rms": torch.tensor(torch.nan), "activation_global_scale": torch.tensor(torch.nan)}
+    folder = write_hub(tmp_path / "hub", hub_tensors(planted()) | statistics)
+    assert Crosscoder.load(folder).input_mean is None
+    statistics["activation_mean"][0, 1] = 0.5
+    with pytest.raises(CrosscoderError, match="activation_mean is NaN in 11 of 12 places; NaN means off only"):
+        Crosscoder.load(write_hub(folder, hub_tensors(planted()) | statistics))
 
 
 def test_an_assumed_relu_is_said(tmp_path: Path):

@@ -43,7 +43,8 @@ def load_published(
     source = read_source(path)
     rule = find_rule(source)
     if swap and input_scale is not None:
-        input_scale = input_scale[::-1]  # In the order of the file's models.
+        base, chat = input_scale
+        input_scale = chat, base  # In the order of the file's models.
     if one_model.recognises(source):
         fields = one_model.fields(source, rule, input_scale, reads)
     else:
@@ -57,5 +58,6 @@ def load_published(
         if reads != "both":
             raise source.error(f"it reads two models; leave reads out, or say both, not {reads!r}")
         fields = family.fields(source, rule, input_scale)
+    source.check_unread()
     loaded = kind(**fields, notes=tuple(source.notes))
     return swapped(loaded) if swap else loaded

@@ -100,7 +100,8 @@ def _selection(source: Source, rule: Rule, normalisation: str, latents: int) -> 
     if rule.name == RELU and sparsified:
         raise source.error(f"{rule.said}, which has no {' and no '.join(sparsified)}")
     if "threshold" in source.tensors and rule.name != TOPK:
-        count(source, rule, latents)
+        if "k" in source.tensors:
+            count(source, rule, latents)
         return {"variant": "batch_topk"} | _thresholds(source, is_decoupled, latents)
     if sparsified or rule.counts or rule.name in (TOPK, BATCH_TOPK):
         return token_k(source, rule, latents) | ({"model_thresholds": everything} if is_decoupled else {})

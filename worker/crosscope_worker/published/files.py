@@ -30,6 +30,8 @@ _FOLDER_WEIGHTS = (
 """Names of weights in a folder, the first found is taken; where there is none of them, the only file of its kind."""
 _NO_WEIGHTS = ("optimizer", "scheduler", "rng_state", "training_args", "sparsity")
 """How files begin that lie beside weights and hold none."""
+_STATISTICS = ("activation_", "target_rms", "dataset_average_activation_norm.")
+"""How tensors begin that describe the inputs, and mean that there is no normaliser where they are NaN."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Source:
     """JSON and YAML objects beside the weights, by file name; `{stem}_cfg.json` is under cfg.json."""
     notes: list[str] = field(default_factory=list)
     """What is assumed or left out while it is read; a sentence each."""
+    read: set[str] = field(default_factory=set)
+    """Names of the tensors that `tensor` has given."""
 
     def error(self, message: str) -> CrosscoderError:
         """An error that names the file."""
@@ -85,6 +89,7 @@ class Source:
 
         Raises CrosscoderError when it is missing, of another shape, or not finite.
         """
+        self.read.add(name)
         if name not in self.tensors:
             raise self.error(f"there is no tensor {name}; it holds {', '.join(sorted(self.tensors))}")
         found = self.tensors[name].to(torch.float32)
@@ -94,6 +99,15 @@ class Source:
         if not torch.isfinite(found).all():
             raise self.error(f"{name} holds values that are not finite")
         return found
+
+    def check_unread(self) -> None:
+        """Raises CrosscoderError if a tensor that nobody asked for holds values that are not finite.
+
+        Statistics of inputs may: where they are off, or were never set, they hold NaN or whatever lay in memory.
+        """
+        for name in sorted(self.tensors.keys() - self.read):
+            if not name.startswith(_STATISTICS) and self.tensors[name].is_floating_point():
+                self.tensor(name)
 
 
 def read_source(path: Path) -> Source:

@@ -57,6 +57,12 @@ def fields(source: Source, rule: Rule, input_scale: tuple[float, float] | None, 
     if input_scale is not None and (reads == "difference" and input_scale[BASE] != input_scale[CHAT]):
         raise source.error(f"a difference has one scale for both models, not {input_scale}")
     factor = None if input_scale is None else input_scale[BASE if reads == "base" else CHAT]
+    if reads != "difference":
+        other = "chat" if reads == "base" else "base"
+        source.note(
+            f"It reads {reads} alone: figures of {other}'s reconstruction, relative norms and the causal patch are "
+            "undefined."
+        )
     if "encoder.weight" in source.tensors:
         if factor is not None:
             raise source.error("this layout holds its input normaliser, or has none; leave input_scale out")
@@ -121,7 +127,8 @@ def _linear_selection(source: Source, rule: Rule, bias: str, latents: int) -> di
         raise source.error(f"{rule.said}, which has no {' and no '.join(sparsified)}")
     threshold = float(source.tensor("threshold", (), (1,))) if "threshold" in source.tensors else -1.0
     if rule.name != TOPK and (threshold >= 0 or (rule.name == BATCH_TOPK and "threshold" in source.tensors)):
-        count(source, rule, latents)
+        if "k" in source.tensors:
+            count(source, rule, latents)
         if rule.name is None:
             source.note("No configuration says topk or batchtopk: the threshold is taken, as of BatchTopK.")
         if threshold < 0:

@@ -34,10 +34,14 @@ def fields(source: Source, rule: Rule, input_scale: tuple[float, float] | None) 
     d_model, latents = sizes(source, "W_enc")
     source.check_sizes(d_in=d_model, activation_dim=d_model, dict_size=latents, n_models=2)
     W_dec = source.tensor("W_dec", (latents, 2, d_model))
+    selection = None
     if _is_sweep(source, rule):
         W_dec = _masked(source, W_dec, latents)
         _say_about_the_sweep(source, input_scale)
         input_scale = (1.0, 1.0)
+        if rule.name in (RELU, JUMPRELU):
+            raise source.error(f"{rule.said}, but files of this sweep keep the k largest of each token")
+        selection = token_k(source, rule, latents) | {"code_normalisation": "none"}
     scale = torch.tensor(_scales(source, input_scale))
     weights = weight_fields(
         W_enc=source.tensor("W_enc") * scale[:, None, None],
@@ -45,7 +49,7 @@ def fields(source: Source, rule: Rule, input_scale: tuple[float, float] | None) 
         W_dec=W_dec.transpose(0, 1) / scale[:, None, None],
         b_dec=source.tensor("b_dec", (2, d_model)) / scale[:, None],
     )
-    return weights | unscaled_selection(source, rule, latents)
+    return weights | (selection or unscaled_selection(source, rule, latents))
 
 
 def unscaled_selection(source: Source, rule: Rule, latents: int) -> dict[str, Any]:

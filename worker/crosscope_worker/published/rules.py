@@ -34,7 +34,7 @@ _CLASSES = {
     "batchtopkcrosscoder": BATCH_TOPK,
 }
 """dict_class of the dictionary_learning forks."""
-_UNSAID = ("standard", "crosscoder", "dfc", "sae")
+_UNSAID = ("standard", "crosscoder", "acausalcrosscoder", "dfc", "dfccrosscoder", "sae")
 """Architectures that leave the rule to another word."""
 
 

@@ -20,12 +20,12 @@ def swapped(crosscoder: AnyCrosscoder) -> AnyCrosscoder:
     if crosscoder.variant in ONE_MODEL:
         raise CrosscoderError("a dictionary of one model has nothing to swap; say which one it reads")
     fields = _difference(crosscoder) if crosscoder.variant == DIFFERENCE else _exchanged(crosscoder)
-    base_scale, chat_scale = crosscoder.input_scale
+    (base, chat), (base_scale, chat_scale) = crosscoder.d_model, crosscoder.input_scale
     return replace(
         crosscoder,
         **fields,
         W_enc=_halves(crosscoder, crosscoder.W_enc.T, 1).T,
-        d_model=crosscoder.d_model[::-1],
+        d_model=(chat, base),
         input_scale=(chat_scale, base_scale),
     )
 
