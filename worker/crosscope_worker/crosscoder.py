@@ -21,7 +21,7 @@ from torch import Tensor
 from crosscope_proto.artefacts import MANIFEST, SCHEMA_VERSION, WEIGHTS, CrosscoderManifest, PairManifest
 from crosscope_proto.roles import BASE, CHAT
 from crosscope_worker.disk import sha256
-from crosscope_worker.selection import Selection, cuts
+from crosscope_worker.selection import Selection, code_norms, cuts
 from crosscope_worker.sparse import SparseCode, decode_pairs, places, sparse_code
 
 CODE_NORMALISATIONS = ("crosscoder", "sae", "mixed", "none", "decoupled")
@@ -349,20 +349,6 @@ def scale_inputs(x: Tensor, d_model: tuple[int, int], input_scale: tuple[float, 
         return x
     factors = [x.new_full((width,), scale) for width, scale in zip(d_model, input_scale, strict=True)]
     return x * torch.cat(factors)
-
-
-def code_norms(W_dec: Tensor, d_model: tuple[int, ...], normalisation: str) -> Tensor:
-    """The code normalisation `n: [latent]` of `W_dec: [latent, both]` (math §1); `both` may be one part alone."""
-    base, chat = W_dec[:, : d_model[BASE]].norm(dim=1), W_dec[:, d_model[BASE] :].norm(dim=1)
-    match normalisation:
-        case "crosscoder" | "decoupled":
-            return base + chat
-        case "sae":
-            return torch.hypot(base, chat)
-        case "mixed":
-            return torch.hypot(base, chat) + 0.1 * (base + chat)
-        case _:
-            return torch.ones_like(base)
 
 
 def relative_norms(crosscoder: Crosscoder) -> Tensor:

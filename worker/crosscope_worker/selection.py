@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from crosscope_proto.roles import BASE
 from crosscope_worker.sparse import SparseCode
 
 
@@ -74,6 +75,20 @@ class Selection:
             for keep, norms in zip((base, chat), self.model_norms, strict=True):
                 keep &= _largest_pairs(code, code.values * norms[code.latents], self.token_k)
         return base, chat
+
+
+def code_norms(W_dec: Tensor, d_model: tuple[int, ...], normalisation: str) -> Tensor:
+    """The code normalisation `n: [latent]` of `W_dec: [latent, both]` (math §1); `both` may be one part alone."""
+    base, chat = W_dec[:, : d_model[BASE]].norm(dim=1), W_dec[:, d_model[BASE] :].norm(dim=1)
+    match normalisation:
+        case "crosscoder" | "decoupled":
+            return base + chat
+        case "sae":
+            return torch.hypot(base, chat)
+        case "mixed":
+            return torch.hypot(base, chat) + 0.1 * (base + chat)
+        case _:
+            return torch.ones_like(base)
 
 
 def cuts(threshold: float | Tensor, norms: Tensor) -> Tensor:
