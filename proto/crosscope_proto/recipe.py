@@ -115,6 +115,12 @@ class PublishedRecipe:
     analysis: AnalysisSpec = AnalysisSpec()
 
     @model_validator(mode="after")
+    def _one_model_has_nothing_to_swap(self) -> Self:
+        if self.swap and self.reads in ("base", "chat"):
+            raise ValueError(f"swap exchanges two models, but reads says {self.reads} alone; leave swap out")
+        return self
+
+    @model_validator(mode="after")
     def _names_differ(self) -> Self:
         _check_names(self.data)
         return self

@@ -221,6 +221,14 @@ def test_neither_here_nor_at_the_hub(home: Path, recipe_of: Callable, monkeypatc
         find_weights(recipe_of("someone/nothing"), home)
 
 
+def test_one_model_has_nothing_to_swap():
+    with pytest.raises(RecipeError, match="swap exchanges two models, but reads says chat alone"):
+        parse_recipe(
+            "{kind: published, name: x, pair: {name: p}, layer: 1, path: x, swap: true, reads: chat,"
+            " data: [{name: web, source: text, path: x}]}"
+        )
+
+
 def test_a_recipe_of_one_takes_no_training(recipe_of: Callable):
     with pytest.raises(RecipeError) as refused:
         parse_recipe(

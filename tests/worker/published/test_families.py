@@ -97,7 +97,9 @@ def test_the_tool_use_sweep(tmp_path: Path, masks: bool):
     tensors = sweep_tensors(masks)
     crosscoder = Crosscoder.load(write(tmp_path, tensors, config=SWEEP))
     assert_forward(crosscoder, *sweep_forward(tensors, inputs()), l0=K)
-    assert any("Model 0 of files of this sweep is the fine-tuned one" in note for note in crosscoder.notes)
+    assert any(
+        "Model 0 of files of this sweep is the fine-tuned one, and is read as base" in note for note in crosscoder.notes
+    )
     assert any("z-scored" in note for note in crosscoder.notes)
     assert any("enc_mask covers 5 encoder columns" in note for note in crosscoder.notes) == masks
     with pytest.raises(CrosscoderError, match="leave input_scale out"):
@@ -112,6 +114,7 @@ def test_model_0_is_the_fine_tuned_one_there(tmp_path: Path):
     crosscoder = Crosscoder.load(write(tmp_path, tensors, config=SWEEP), swap=True)
     code, x_hat = sweep_forward(tensors, inputs()[:, ::-1])
     assert_forward(crosscoder, code, x_hat[:, ::-1], l0=K)
+    assert not any("is read as base" in note for note in crosscoder.notes)
 
 
 # --- crosscode

@@ -40,7 +40,7 @@ def load_published(
     missing, unknown or contradictory.
     """
     gemma_scope.check(path)
-    source = read_source(path)
+    source = read_source(path, swap)
     rule = find_rule(source)
     if swap and input_scale is not None:
         base, chat = input_scale

@@ -46,6 +46,8 @@ class Source:
     """JSON and YAML objects beside the weights, by file name; `{stem}_cfg.json` is under cfg.json."""
     notes: list[str] = field(default_factory=list)
     """What is assumed or left out while it is read; a sentence each."""
+    swap: bool = False
+    """Whoever loads it says that its model 0 is the chat model."""
     read: set[str] = field(default_factory=set)
     """Names of the tensors that `tensor` has given."""
 
@@ -110,11 +112,11 @@ class Source:
                 self.tensor(name)
 
 
-def read_source(path: Path) -> Source:
+def read_source(path: Path, swap: bool = False) -> Source:
     """Reads a weights file, or the one that a folder holds, and the configurations beside it."""
     weights = _weights(path)
     tensors, notes = read_tensors(weights)
-    return Source(weights, tensors, read_configs(weights), notes)
+    return Source(weights, tensors, read_configs(weights), notes, swap)
 
 
 def _weights(path: Path) -> Path:

@@ -111,7 +111,10 @@ def _masked(source: Source, W_dec: Tensor, latents: int) -> Tensor:
 def _say_about_the_sweep(source: Source, input_scale: tuple[float, float] | None) -> None:
     if input_scale is not None:
         raise source.error("files of this sweep read activations as they are; leave input_scale out")
-    source.note("Model 0 of files of this sweep is the fine-tuned one: give swap, if this one's is.")
+    if not source.swap:
+        source.note(
+            "Model 0 of files of this sweep is the fine-tuned one, and is read as base; give swap to read it as chat."
+        )
     source.note(
         "The card of these files speaks of z-scored inputs; their statistics are in no file, and their evaluation "
         "feeds activations as they are, as is done here."
