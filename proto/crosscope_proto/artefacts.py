@@ -319,6 +319,10 @@ class CrosscoderManifest:
     hashes: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the tokenizer, of both models and of the weights."""
     software: dict[str, str] = field(default_factory=dict)
+    token_k: int | None = None
+    """Inference keeps so many of a token's largest scaled activations; None where a threshold or ReLU is the rule."""
+    notes: tuple[str, ...] = ()
+    """What was assumed, or left out, when someone else's crosscoder was read; a sentence each."""
     job: str = ""
     """Id of the job that published it, so that a job that is run again publishes nothing twice."""
     created_at: float = 0.0

@@ -106,9 +106,19 @@ class PublishedRecipe:
     """Hub revision of the crosscoder."""
     input_scale: tuple[Positive, Positive] | None = None
     """Factors on the base and the chat model's activations, for files that do not hold them."""
+    swap: bool = False
+    """Model 0 of the file is the chat model."""
+    reads: Literal["both", "difference", "base", "chat"] = "both"
+    """What it was trained on: both models, or one stream of activations: chat less base, base alone or chat alone."""
     tokens: TokenPolicy = TokenPolicy()
     """Only held-out texts are read: every `held_out_every`-th."""
     analysis: AnalysisSpec = AnalysisSpec()
+
+    @model_validator(mode="after")
+    def _one_model_has_nothing_to_swap(self) -> Self:
+        if self.swap and self.reads in ("base", "chat"):
+            raise ValueError(f"swap exchanges two models, but reads says {self.reads} alone; leave swap out")
+        return self
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:

@@ -1,6 +1,7 @@
 """Someone else's crosscoder, from its own files to a published version that says where it came from."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -60,8 +61,8 @@ def cached_snapshot(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def recipe_of(tiny_pair_folder: Path) -> Callable[[str], PublishedRecipe]:
-    def parsed(path: str) -> PublishedRecipe:
-        recipe = parse_recipe(f"""
+    def parsed(path: str, more: str = "") -> PublishedRecipe:
+        recipe = parse_recipe(f"""{more}
 kind: published
 name: theirs
 pair: {{name: tiny, base: {tiny_pair_folder / "base"}, chat: {tiny_pair_folder / "chat"}}}
@@ -98,6 +99,56 @@ def test_a_published_crosscoder_is_measured_and_published_as_it_is(home: Path, r
     assert pq.read_table(folder / "metrics.parquet").num_rows == 0
     again = make_published(recipe_of("theirs"), workspace(home), silent)
     assert again.version_id == manifest.version_id, "an attempt that comes late publishes nothing twice"
+
+
+def test_a_top_k_crosscoder_whose_model_0_is_chat(home: Path, recipe_of: Callable):
+    folder = write_published(home / "theirs")
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"k": 4}))
+    said: list[str] = []
+
+    def progress(stage: str, fraction: float, message: str = "", **more: Any) -> None:
+        said.append(message)
+
+    manifest = make_published(recipe_of("theirs", "swap: true"), workspace(home), progress)
+    assert (manifest.variant, manifest.token_k, manifest.metrics["l0"]) == ("topk", 4, 4.0)
+    note = "No configuration says an activation rule, but k is 4: the 4 largest of each token are kept."
+    assert manifest.notes == (note,)
+    assert f"note: {note}" in said
+    ours = Crosscoder.load(home / "crosscoders" / "theirs" / "versions" / manifest.version_id)
+    theirs = Crosscoder.load(folder)
+    x = torch.randn(7, 2, D_MODEL)
+    torch.testing.assert_close(ours.scaled(x), theirs.scaled(x.flip(1)))
+    assert ours.notes == (note,)
+
+
+def test_a_dictionary_of_chat_alone_says_nothing_of_base(home: Path, recipe_of: Callable):
+    draw = torch.Generator().manual_seed(0)
+    (home / "theirs").mkdir()
+    save_file(
+        {
+            "encoder.weight": torch.randn(NUM_LATENTS, D_MODEL, generator=draw),
+            "encoder.bias": torch.zeros(NUM_LATENTS),
+            "decoder.weight": torch.randn(D_MODEL, NUM_LATENTS, generator=draw) / D_MODEL**0.5,
+            "b_dec": torch.zeros(D_MODEL),
+            "k": torch.tensor(5),
+        },
+        home / "theirs" / "model.safetensors",
+    )
+    (home / "theirs" / "config.json").write_text(json.dumps({"dict_class": "AutoEncoderTopK"}))
+    manifest = make_published(recipe_of("theirs", "reads: chat"), workspace(home), silent)
+    assert (manifest.variant, manifest.metrics["l0"]) == ("chat_sae", 5.0)
+    assert {"fve_chat", "ce_recovered_chat", "kl_spliced_chat"} <= manifest.metrics.keys()
+    assert not {name for name in manifest.metrics if "base" in name or "patch" in name}
+    folder = home / "crosscoders" / "theirs" / "versions" / manifest.version_id
+    table = pq.read_table(folder / "latents.parquet").to_pydict()
+    living = [j for j in range(NUM_LATENTS) if table["num_active"][j]]
+    assert len(living) > 5
+    for name in ("rel_norm", "nu_err", "nu_rec", "beta_err_base", "base_uselessness_single"):
+        assert all(math.isnan(table[name][j]) for j in living), name
+    assert all(math.isfinite(table[name][j]) for name in ("beta_act_base", "beta_err_chat") for j in living)
+    assert set(table["latent_class"]) <= {"other", "dead"}
+    assert all(norm == 0 for norm in table["norm_base"])
 
 
 def test_a_crosscoder_of_other_widths_is_refused(home: Path, recipe_of: Callable):
@@ -143,7 +194,8 @@ def test_only_the_named_folder_is_asked_of_the_hub(
 
     monkeypatch.setattr("crosscope_worker.make_published.snapshot_download", download)
     find_weights(recipe_of(path), home)
-    patterns = [f"{prefix}{pattern}" for pattern in ("*.json", "*.safetensors", "*.pt", "*.pth")]
+    kinds = "*.json", "*.yaml", "*.safetensors", "*.pt", "*.pth", "pytorch_model*.bin"
+    patterns = [f"{prefix}{pattern}" for pattern in kinds]
     assert asked == [((repository,), {"revision": None, "allow_patterns": patterns})]
 
 
@@ -167,6 +219,14 @@ def test_neither_here_nor_at_the_hub(home: Path, recipe_of: Callable, monkeypatc
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(CrosscoderError, match="and the hub gave no someone/nothing: "):
         find_weights(recipe_of("someone/nothing"), home)
+
+
+def test_one_model_has_nothing_to_swap():
+    with pytest.raises(RecipeError, match="swap exchanges two models, but reads says chat alone"):
+        parse_recipe(
+            "{kind: published, name: x, pair: {name: p}, layer: 1, path: x, swap: true, reads: chat,"
+            " data: [{name: web, source: text, path: x}]}"
+        )
 
 
 def test_a_recipe_of_one_takes_no_training(recipe_of: Callable):

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from crosscope_proto.v1 import types_pb2
 from crosscope_proto.worker.v1 import inference_pb2, inference_pb2_grpc
 from crosscope_worker.activations import PairActivations
 from crosscope_worker.crosscoder import Crosscoder
+from crosscope_worker.disk import sha256
 from crosscope_worker.pair import Pair
 from crosscope_worker.pair_source import pair_hashes, resolve_pair
 from crosscope_worker.serve.process import InferenceProcess, StartError
@@ -65,6 +66,7 @@ def write_version(home: Path, name: str, crosscoder: Crosscoder, version_id: str
         variant=crosscoder.variant,
         code_normalisation=crosscoder.code_normalisation,
         threshold=crosscoder.threshold,
+        token_k=crosscoder.token_k,
         input_scale=crosscoder.input_scale,
         hashes=pair_hashes(pair),
         **{"recipe": {}} | fields,
@@ -239,11 +241,34 @@ async def test_unknown_and_broken_crosscoders(served: Served) -> None:
     code, sentence = await refusal(served.inference.Encode(encode_request("a", "cut")))
     assert code == grpc.StatusCode.DATA_LOSS
     assert WEIGHTS in sentence
+    folder = write_version(served.home, "flipped", random_crosscoder())
+    weights, manifest = folder / WEIGHTS, folder / MANIFEST
+    document = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(document | {"hashes": document["hashes"] | {WEIGHTS: sha256(weights)}}))
+    damaged = bytearray(weights.read_bytes())
+    damaged[-5] ^= 0x40
+    weights.write_bytes(damaged)
+    code, sentence = await refusal(served.inference.Encode(encode_request("a", "flipped")))
+    assert code == grpc.StatusCode.DATA_LOSS
+    assert f"{WEIGHTS} is damaged or was changed: its SHA-256 is" in sentence
     layer = write_version(served.home, "layer", random_crosscoder()) / MANIFEST
     layer.write_text(json.dumps(json.loads(layer.read_text()) | {"layer": 17}))
     code, sentence = await refusal(served.inference.Encode(encode_request("a", "layer")))
     assert code == grpc.StatusCode.FAILED_PRECONDITION
     assert "layer 17: the base model has 4 layers" in sentence
+
+
+@pytest.mark.asyncio
+async def test_the_k_largest_of_each_token(served: Served, tiny_pair: Pair) -> None:
+    crosscoder = replace(random_crosscoder(), threshold=None, token_k=7)
+    write_version(served.home, "topk", crosscoder)
+    text = "the baker tells a story about the old river"
+    reply = await served.inference.Encode(encode_request(text, "topk"))
+    ids = torch.from_numpy(TextTokenizer(tiny_pair.tokenizer).text(text).ids)[None]
+    scaled = crosscoder.scaled(PairActivations(tiny_pair, LAYER)(ids, torch.tensor([ids.shape[1]]))[0])
+    for row, expected in zip(rows(reply.code), scaled, strict=True):
+        assert len(row) == 7
+        assert row.keys() == set(expected.nonzero().flatten().tolist())
 
 
 @pytest.mark.asyncio

@@ -7,6 +7,8 @@ Axis `both`: the models' residual streams side by side, base's `d_model` first. 
 """
 
 import json
+import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
@@ -18,7 +20,8 @@ from torch import Tensor
 
 from crosscope_proto.artefacts import MANIFEST, SCHEMA_VERSION, WEIGHTS, CrosscoderManifest, PairManifest
 from crosscope_proto.roles import BASE, CHAT
-from crosscope_worker.selection import Selection, cuts
+from crosscope_worker.disk import sha256
+from crosscope_worker.selection import Selection, code_norms, cuts
 from crosscope_worker.sparse import SparseCode, decode_pairs, places, sparse_code
 
 CODE_NORMALISATIONS = ("crosscoder", "sae", "mixed", "none", "decoupled")
@@ -26,6 +29,10 @@ TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
 OPTIONAL_TENSORS = ("input_mean", "latent_thresholds", "model_thresholds")
 DIFFERENCE = "diff_sae"
 """The variant whose input and target are `x^chat - x^base` (math §2)."""
+ONE_MODEL = {"base_sae": BASE, "chat_sae": CHAT}
+"""Variants that read and reconstruct one model alone: a sparse autoencoder of it (docs/published.md)."""
+_SLOW_BYTES = 1 << 30
+"""From which size on reading a file for its hash is announced."""
 
 
 class CrosscoderError(ValueError):
@@ -41,6 +48,7 @@ class Crosscoder:
 
     A dictionary of differences (variant "diff_sae") is one whose encoder reads base with the opposite sign of chat and
     whose decoder writes nothing for base: what `decode` gives for chat is the reconstruction of `x^chat - x^base`.
+    A dictionary of one model (variant "base_sae" or "chat_sae") has zeros in the other model's place.
     """
 
     W_enc: Tensor
@@ -63,6 +71,10 @@ class Crosscoder:
     """[latent], instead of `threshold` where latents have different ones."""
     model_thresholds: Tensor | None = None
     """[model, latent], of a decoupled code alone: model m decodes `f_j` where `f_j ‖D_j^m‖` is above it (math §1)."""
+    token_k: int | None = None
+    """Only so many of a token's largest scaled activations are kept, of a decoupled code by each model for itself."""
+    notes: tuple[str, ...] = ()
+    """What was assumed, or left out, when it was read from someone else's files; a sentence each."""
 
     def __post_init__(self) -> None:
         both, num_latents = self.W_enc.shape
@@ -79,6 +91,7 @@ class Crosscoder:
             raise CrosscoderError(f"input_mean has shape {tuple(self.input_mean.shape)}, not ({both},)")
         if (self.code_normalisation == "decoupled") != (self.model_thresholds is not None):
             raise CrosscoderError("a decoupled code, and no other, has thresholds for each model")
+        self._check_numbers()
         if self.latent_thresholds is not None:
             if self.threshold is not None or self.model_thresholds is not None:
                 raise CrosscoderError("there are thresholds for each latent beside others; only one kind can hold")
@@ -90,6 +103,17 @@ class Crosscoder:
             if (found := tuple(self.model_thresholds.shape)) != (2, num_latents):
                 raise CrosscoderError(f"model_thresholds has shape {found}, not (2, {num_latents})")
 
+    def _check_numbers(self) -> None:
+        if len(self.input_scale) != 2 or not all(math.isfinite(scale) and scale > 0 for scale in self.input_scale):
+            raise CrosscoderError(f"input_scale must be two positive, finite numbers, not {self.input_scale}")
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise CrosscoderError(f"threshold must be a finite number, not {self.threshold}")
+        if self.token_k is not None:
+            if not 0 < self.token_k <= self.num_latents:
+                raise CrosscoderError(f"token_k is {self.token_k}, but there are {self.num_latents} latents")
+            if self.threshold is not None or self.latent_thresholds is not None:
+                raise CrosscoderError("there is a threshold beside token_k; only one of them can hold")
+
     @property
     def num_latents(self) -> int:
         """Number of latents."""
@@ -99,6 +123,13 @@ class Crosscoder:
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.W_enc.device
+
+    @property
+    def reconstructs(self) -> tuple[int, ...]:
+        """The models whose own activations it reconstructs: both, one, or, of a dictionary of differences, none."""
+        if self.variant in ONE_MODEL:
+            return (ONE_MODEL[self.variant],)
+        return () if self.variant == DIFFERENCE else (BASE, CHAT)
 
     def to(self, device: torch.device | str) -> Self:
         """The same crosscoder with its weights on another device."""
@@ -132,12 +163,12 @@ class Crosscoder:
         Of a decoupled code, the entries that at least one model keeps; `decode` drops for each model what it does not.
         """
         code = self.pre_activations(x).relu_()
-        return code * (code > self.selection().cuts)
+        return code * self.selection().kept(code)
 
     def encode_sparse(self, x: Tensor, selection: Selection | None = None) -> SparseCode:
         """The non-zero entries of `encode(x)`; values are raw, not scaled. `selection` spares working it out."""
         code = self.pre_activations(x).relu_()
-        return sparse_code(places(code > (selection or self.selection()).cuts), code)
+        return sparse_code(places((selection or self.selection()).kept(code)), code)
 
     def scaled(self, x: Tensor) -> Tensor:
         """Scaled activations `a = f n`, [batch, latent] (math §1); summed over the models that keep a decoupled `f`."""
@@ -148,19 +179,25 @@ class Crosscoder:
         if self.model_thresholds is None:
             norms = self.code_norms()
             threshold = self.threshold if self.latent_thresholds is None else self.latent_thresholds
-            return Selection(torch.zeros_like(norms) if threshold is None else cuts(threshold, norms), norms)
+            above = torch.zeros_like(norms) if threshold is None else cuts(threshold, norms)
+            return Selection(above, norms, token_k=self.token_k)
         base_norm, chat_norm = (self.decoder(model).norm(dim=1) for model in (BASE, CHAT))
         base, chat = cuts(self.model_thresholds[BASE], base_norm), cuts(self.model_thresholds[CHAT], chat_norm)
-        return Selection(torch.minimum(base, chat), base_norm + chat_norm, (base, chat), (base_norm, chat_norm))
+        parts = (base, chat), (base_norm, chat_norm)
+        return Selection(torch.minimum(base, chat), base_norm + chat_norm, *parts, self.token_k)
 
-    def decode(self, code: Tensor) -> Tensor:
-        """Reconstructions `x_hat: [batch, both]` of a raw code `[batch, latent]`, in the models' own scale."""
+    def decode(self, code: Tensor, only: Tensor | None = None) -> Tensor:
+        """Reconstructions `x_hat: [batch, both]` of a raw code `[batch, latent]`, in the models' own scale.
+
+        With `only: [latent]`, 1 or 0, those latents alone are added up; which entries a model keeps is asked of the
+        whole code.
+        """
+        chosen = code if only is None else code * only
         if self.model_thresholds is None:
-            x_hat = torch.addmm(self.b_dec, code, self.W_dec)
+            x_hat = torch.addmm(self.b_dec, chosen, self.W_dec)
         else:
-            model_cuts = self.selection().model_cuts
-            assert model_cuts is not None, "a decoupled code has cuts for each model"
-            parts = [(code * (code > model_cuts[model])) @ self.decoder(model) for model in (BASE, CHAT)]
+            kept = self.selection().kept_by_models(code)
+            parts = [(chosen * kept[model]) @ self.decoder(model) for model in (BASE, CHAT)]
             x_hat = torch.cat(parts, dim=1) + self.b_dec
         x_hat = scale_inputs(x_hat, self.d_model, (1 / self.input_scale[BASE], 1 / self.input_scale[CHAT]))
         return x_hat if self.input_mean is None else x_hat + self.input_mean
@@ -194,26 +231,43 @@ class Crosscoder:
         path: Path | str,
         device: torch.device | str = "cpu",
         input_scale: tuple[float, float] | None = None,
+        swap: bool = False,
+        reads: str = "both",
+        tell: Callable[[str], None] | None = None,
     ) -> Self:
         """Loads a version folder of the artefact, or a published crosscoder: a folder or a file (docs/published.md).
 
-        `input_scale` is for published files that do not hold the scales of their inputs. Raises CrosscoderError that
-        names what is missing, cut short, unknown or contradictory.
+        `input_scale` (base, chat) is for published files that do not hold the scales of their inputs. `swap`: model 0
+        of the file is the chat model. `reads` "difference", "base" or "chat" says what a published dictionary of one
+        stream of activations was trained on. `tell` is told what takes long.
+
+        Raises CrosscoderError that names what is missing, cut short, damaged, not finite, unknown or contradictory.
         """
+        from crosscope_worker.published import load_published, swapped
+
         folder = Path(path)
         if folder.name in (MANIFEST, WEIGHTS):
             folder = folder.parent
         if not (folder / MANIFEST).is_file():
-            from crosscope_worker.published import load_published
-
-            return load_published(cls, folder, input_scale).to(device)
+            return load_published(cls, folder, input_scale, swap, reads).to(device)
         if input_scale is not None:
             raise CrosscoderError(f"{folder / MANIFEST} holds the scales of its inputs; leave input_scale out")
+        if reads != "both":
+            raise CrosscoderError(f"{folder / MANIFEST} says what it reads; leave reads out")
+        loaded = cls._load_version(folder, device, tell)
+        return swapped(loaded) if swap else loaded
+
+    @classmethod
+    def _load_version(cls, folder: Path, device: torch.device | str, tell: Callable[[str], None] | None) -> Self:
         manifest = read_manifest(folder)
         weights = folder / WEIGHTS
+        check_hash(weights, manifest.hashes.get(WEIGHTS), tell)
         tensors = read_safetensors(weights, device)
         if missing := [name for name in TENSORS if name not in tensors]:
             raise CrosscoderError(f"{weights} has no tensor {missing[0]}; it holds {', '.join(sorted(tensors))}")
+        for name in (*TENSORS, *OPTIONAL_TENSORS):
+            if name in tensors and not bool(torch.isfinite(tensors[name]).all()):
+                raise CrosscoderError(f"{weights} is damaged: {name} holds values that are not finite; make it again")
         return cls(
             W_enc=tensors["W_enc"].T.contiguous().T,
             b_enc=tensors["b_enc"],
@@ -224,6 +278,8 @@ class Crosscoder:
             code_normalisation=manifest.code_normalisation,
             threshold=manifest.threshold,
             input_scale=manifest.input_scale,
+            token_k=manifest.token_k,
+            notes=manifest.notes,
             **{name: tensors.get(name) for name in OPTIONAL_TENSORS},
         )
 
@@ -239,6 +295,22 @@ def read_safetensors(path: Path, device: torch.device | str = "cpu") -> dict[str
         raise CrosscoderError(f"{path} is missing") from error
     except (SafetensorError, OSError) as error:
         raise CrosscoderError(f"{path} cannot be read as safetensors (cut short?): {error}") from error
+
+
+def check_hash(path: Path, expected: str | None, tell: Callable[[str], None] | None = None) -> None:
+    """Raises CrosscoderError if a file's SHA-256 is not the one that its manifest has; None: the manifest has none.
+
+    The file is read piece by piece. `tell` hears of it where that takes more than a moment.
+    """
+    if expected is None or not path.is_file():
+        return
+    if tell is not None and (size := path.stat().st_size) >= _SLOW_BYTES:
+        tell(f"checking the {size / 1e9:.1f} GB of {path.name} against their hash")
+    if (found := sha256(path)) != expected:
+        raise CrosscoderError(
+            f"{path} is damaged or was changed: its SHA-256 is {found[:12]}…, and its manifest says {expected[:12]}…; "
+            "restore the file, or make the version again"
+        )
 
 
 def read_manifest(folder: Path) -> CrosscoderManifest:
@@ -263,9 +335,14 @@ def read_manifest(folder: Path) -> CrosscoderManifest:
         for name in ("norm_limits", "norm_positions", "warnings"):  # younger than the first versions
             if values.get(name) is not None:
                 values[name] = tuple(values[name])
+        values["notes"] = tuple(values.get("notes", ()))
+        values["input_scale"] = tuple(map(float, values["input_scale"]))
+        for name, kind in (("threshold", float), ("token_k", int)):
+            if (value := values.get(name)) is not None and (isinstance(value, bool) or value != kind(value)):
+                raise TypeError(f"{name} is {value!r}")
         values["pair"] = PairManifest(**values["pair"])
         return CrosscoderManifest(**values)
-    except (TypeError, KeyError) as error:
+    except (TypeError, ValueError, KeyError) as error:
         raise CrosscoderError(f"{path} lacks a field or holds one of the wrong kind: {error}") from error
 
 
@@ -277,26 +354,12 @@ def scale_inputs(x: Tensor, d_model: tuple[int, int], input_scale: tuple[float, 
     return x * torch.cat(factors)
 
 
-def code_norms(W_dec: Tensor, d_model: tuple[int, ...], normalisation: str) -> Tensor:
-    """The code normalisation `n: [latent]` of `W_dec: [latent, both]` (math §1); `both` may be one part alone."""
-    base, chat = W_dec[:, : d_model[BASE]].norm(dim=1), W_dec[:, d_model[BASE] :].norm(dim=1)
-    match normalisation:
-        case "crosscoder" | "decoupled":
-            return base + chat
-        case "sae":
-            return torch.hypot(base, chat)
-        case "mixed":
-            return torch.hypot(base, chat) + 0.1 * (base + chat)
-        case _:
-            return torch.ones_like(base)
-
-
 def relative_norms(crosscoder: Crosscoder) -> Tensor:
     """`rel_norm: [latent]`, 0 base only to 1 chat only (math §6).
 
-    NaN where both rows are zero, and for a dictionary of differences, to which it does not apply.
+    NaN where both rows are zero, and for dictionaries of differences or of one model, to which it does not apply.
     """
-    if crosscoder.variant == DIFFERENCE:
+    if len(crosscoder.reconstructs) < 2:
         return torch.full_like(crosscoder.b_enc, torch.nan)
     base, chat = (crosscoder.decoder(model).norm(dim=1) for model in (BASE, CHAT))
     return 0.5 * ((chat - base) / torch.maximum(chat, base) + 1)

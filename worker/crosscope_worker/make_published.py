@@ -11,7 +11,7 @@ from crosscope_worker.crosscoder import Crosscoder, CrosscoderError
 from crosscope_worker.measure import Material, Trained, already_published, measure_and_publish
 from crosscope_worker.work import Progress, Workspace
 
-_FILES = ("*.json", "*.safetensors", "*.pt", "*.pth")
+_FILES = ("*.json", "*.yaml", "*.safetensors", "*.pt", "*.pth", "pytorch_model*.bin")
 
 
 def make_published(recipe: PublishedRecipe, workspace: Workspace, progress: Progress) -> CrosscoderManifest:
@@ -24,7 +24,13 @@ def make_published(recipe: PublishedRecipe, workspace: Workspace, progress: Prog
         return published
     progress("load", 0.0, f"loading the crosscoder {recipe.path}")
     path = find_weights(recipe, workspace.home)
-    crosscoder = Crosscoder.load(path, workspace.device, recipe.input_scale)
+
+    def tell(message: str) -> None:
+        progress("load", 0.0, message)
+
+    crosscoder = Crosscoder.load(path, workspace.device, recipe.input_scale, recipe.swap, recipe.reads, tell)
+    for note in crosscoder.notes:
+        progress("load", 0.0, f"note: {note}")
     material = Material.load(recipe, workspace, progress)
     if crosscoder.d_model != material.pair.d_model:
         raise CrosscoderError(

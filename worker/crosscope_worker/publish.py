@@ -188,6 +188,8 @@ def manifest_of(name: str, crosscoder: Crosscoder, provenance: Provenance) -> Cr
         variant=crosscoder.variant,
         code_normalisation=crosscoder.code_normalisation,
         threshold=crosscoder.threshold,
+        token_k=crosscoder.token_k,
+        notes=crosscoder.notes,
         input_scale=crosscoder.input_scale,
         recipe=provenance.recipe,
         training_tokens=provenance.training_tokens,

@@ -88,6 +88,7 @@ def openmoss_tensors(p: Planted) -> dict[str, torch.Tensor]:
 
 
 def write_hub(folder: Path, tensors: dict[str, torch.Tensor], **config) -> Path:
+    folder.mkdir(exist_ok=True)
     save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config))
     return folder

@@ -23,6 +23,7 @@ from crosscope_proto.specs import AnalysisSpec
 from crosscope_worker.analysis import analyse
 from crosscope_worker.crosscoder import Crosscoder, CrosscoderError
 from crosscope_worker.harvest import Harvest
+from crosscope_worker.published.__main__ import main
 from crosscope_worker.published.dashboard import export_dashboard
 from crosscope_worker.published.export import export_hub, export_version
 from crosscope_worker.texts import Text
@@ -32,17 +33,45 @@ from crosscope_worker.work import silent
 
 def make_crosscoder(**options) -> Crosscoder:
     torch.manual_seed(0)
-    return Crosscoder(
-        W_enc=torch.randn(LATENTS, 2 * WIDTH).T,
-        b_enc=torch.randn(LATENTS),
-        W_dec=torch.randn(LATENTS, 2 * WIDTH),
-        b_dec=torch.randn(2 * WIDTH),
-        **{"d_model": (WIDTH, WIDTH), "variant": "batch_topk", "threshold": 2.5} | options,
-    )
+    random = {
+        "W_enc": torch.randn(LATENTS, 2 * WIDTH).T,
+        "b_enc": torch.randn(LATENTS),
+        "W_dec": torch.randn(LATENTS, 2 * WIDTH),
+        "b_dec": torch.randn(2 * WIDTH),
+    }
+    return Crosscoder(**random | {"d_model": (WIDTH, WIDTH), "variant": "batch_topk", "threshold": 2.5} | options)
 
 
 def decoupled(thresholds: torch.Tensor) -> Crosscoder:
     return make_crosscoder(code_normalisation="decoupled", threshold=None, model_thresholds=thresholds)
+
+
+def one_stream(variant: str, normalised: bool) -> Crosscoder:
+    """A dictionary of the difference or of one model, with rows of different norms."""
+    first = variant == "base_sae"
+    generator = torch.Generator().manual_seed(3)
+    reads, writes = (torch.randn(LATENTS, WIDTH, generator=generator) for _ in range(2))
+    nothing, b_dec = torch.zeros(LATENTS, WIDTH), torch.randn(WIDTH, generator=generator)
+    base = {"diff_sae": -reads, "base_sae": reads, "chat_sae": nothing}[variant]
+    mean = torch.randn(WIDTH, generator=generator)
+
+    def halves(part: torch.Tensor) -> torch.Tensor:
+        return torch.cat([part, torch.zeros_like(part)] if first else [torch.zeros_like(part), part], dim=-1)
+
+    scale = {"diff_sae": (0.25, 0.25), "base_sae": (0.25, 1.0), "chat_sae": (1.0, 0.25)}[variant]
+    options = {"input_scale": scale, "input_mean": halves(mean)} if normalised else {}
+    return make_crosscoder(
+        W_enc=torch.cat([base, nothing if first else reads], dim=1).T,
+        W_dec=halves(writes),
+        b_dec=halves(b_dec),
+        variant=variant,
+        threshold=1.5,
+        **options,
+    )
+
+
+def difference(**options) -> Crosscoder:
+    return dataclasses.replace(one_stream("diff_sae", normalised=False), **options)
 
 
 def make_manifest(crosscoder: Crosscoder, recipe: dict[str, object]) -> CrosscoderManifest:
@@ -88,6 +117,75 @@ def test_to_the_hub_layout_and_back(tmp_path: Path, crosscoder: Crosscoder):
         torch.testing.assert_close(scale, torch.tensor([0.25, 0.5]))
 
 
+def test_the_dialect_of_one_scale(tmp_path: Path):
+    crosscoder = make_crosscoder(input_scale=(0.25, 0.25), input_mean=torch.randn(2 * WIDTH))
+    export_hub(crosscoder, tmp_path / "hub", k=7, dialect="one-scale")
+    stored = load_file(tmp_path / "hub" / "model.safetensors")
+    assert stored["activation_global_scale"].shape == ()
+    assert "dict_class" not in json.loads((tmp_path / "hub" / "config.json").read_text())
+    assert_same(Crosscoder.load(tmp_path / "hub"), crosscoder)
+
+
+@pytest.mark.parametrize("dialect", ["two-scales", "one-scale"])
+def test_a_decoupled_code_of_normalised_inputs_is_written_as_the_forks_apply_it(tmp_path: Path, dialect: str):
+    scales = (0.25, 0.5) if dialect == "two-scales" else (0.25, 0.25)
+    thresholds = torch.tensor([[0.5], [0.7]]).repeat(1, LATENTS)
+    mean = torch.randn(2 * WIDTH)
+    crosscoder = dataclasses.replace(decoupled(thresholds), input_scale=scales, input_mean=mean)
+    export_hub(crosscoder, tmp_path / "hub", k=7, dialect=dialect)
+    stored = {name: each.double().numpy() for name, each in load_file(tmp_path / "hub" / "model.safetensors").items()}
+    x = torch.randn(40, 2, WIDTH)
+    y, scale = x.double().numpy(), np.array(scales)[:, None]
+    for _ in range(2):
+        y = (y - stored["activation_mean"]) * scale
+    post = np.maximum(np.einsum("bmd,mdf->bf", y, stored["encoder.weight"]) + stored["encoder.bias"], 0)
+    kept = post[:, None] * np.linalg.norm(stored["decoder.weight"], axis=2) > stored["threshold"][:, None]
+    code = crosscoder.encode(x)
+    np.testing.assert_allclose(code.numpy(), post * kept.any(axis=1), rtol=1e-4, atol=1e-5)
+    assert 0.1 < float((code > 0).float().mean()) < 0.9
+    back = Crosscoder.load(tmp_path / "hub")
+    torch.testing.assert_close(back.encode(x), code, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(back.decode(back.encode(x)), crosscoder.decode(code), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+@pytest.mark.parametrize("dialect", ["two-scales", "one-scale"])
+@pytest.mark.parametrize("variant", ["diff_sae", "base_sae", "chat_sae"])
+def test_a_dictionary_of_one_stream_there_and_back(tmp_path: Path, variant: str, dialect: str, normalised: bool):
+    crosscoder = one_stream(variant, normalised)
+    sentences = export_hub(crosscoder, tmp_path / "hub", k=7, dialect=dialect)
+    reads = {"diff_sae": "difference", "base_sae": "base", "chat_sae": "chat"}[variant]
+    assert reads in sentences[1]
+    back = Crosscoder.load(tmp_path / "hub", reads=reads)
+    assert back.variant == variant
+    x = torch.randn(50, 2 * WIDTH)
+    scaled = crosscoder.scaled(x)
+    torch.testing.assert_close(back.scaled(x), scaled, rtol=1e-4, atol=1e-5)
+    assert torch.equal(back.scaled(x) > 0, scaled > 0)
+    torch.testing.assert_close(
+        back.decode(back.encode(x)), crosscoder.decode(crosscoder.encode(x)), rtol=1e-4, atol=1e-5
+    )
+    stored = load_file(tmp_path / "hub" / "model.safetensors")
+    assert {"encoder.weight", "encoder.bias", "decoder.weight", "b_dec", "k", "threshold"} <= stored.keys()
+    torch.testing.assert_close(stored["decoder.weight"].norm(dim=0), torch.ones(LATENTS))
+    assert 0.05 < float((scaled > 0).float().mean()) < 0.95
+
+
+def test_a_difference_version_is_exported_by_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    crosscoder = one_stream("diff_sae", normalised=False)
+    (tmp_path / "v1").mkdir()
+    crosscoder.save(tmp_path / "v1", make_manifest(crosscoder, {"crosscoder": {"k": 7}}))
+    places = str(tmp_path / "v1"), str(tmp_path / "hub")
+    monkeypatch.setattr(sys, "argv", ["published", "hub", *places, "--dialect", "one-scale"])
+    assert main() == 0
+    assert "a dictionary of the difference, chat less base: say so beside it." in capsys.readouterr().err
+    x = torch.randn(9, 2 * WIDTH)
+    back = Crosscoder.load(tmp_path / "hub", reads="difference")
+    torch.testing.assert_close(back.scaled(x), crosscoder.scaled(x), rtol=1e-4, atol=1e-5)
+
+
 def test_what_the_hub_layout_cannot_hold_is_said(tmp_path: Path):
     with pytest.raises(CrosscoderError, match="stores k beside a threshold"):
         export_hub(make_crosscoder(), tmp_path / "hub")
@@ -107,7 +205,8 @@ def test_a_version_folder_is_exported_by_the_command(tmp_path: Path):
     assert_same(Crosscoder.load(tmp_path / "v1"), crosscoder)
     command = [sys.executable, "-m", "crosscope_worker.published", "hub", str(tmp_path / "v1"), str(tmp_path / "hub")]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    assert done.stderr == "The folder says nothing of the pair, the layer, the recipe and the analysis.\n"
     assert_same(Crosscoder.load(tmp_path / "hub"), crosscoder)
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 1
@@ -193,6 +292,12 @@ def test_what_the_layout_has_no_place_for_is_refused(tmp_path: Path):
     budgets = make_crosscoder(threshold=None, latent_thresholds=torch.arange(float(LATENTS)))
     with pytest.raises(CrosscoderError, match="one threshold; this crosscoder has one for every latent"):
         export_hub(budgets, tmp_path / "out", k=5)
-    with pytest.raises(CrosscoderError, match="no dictionaries of differences"):
-        export_hub(make_crosscoder(variant="diff_sae"), tmp_path / "out", k=5)
+    with pytest.raises(CrosscoderError, match="keeps what lies above a threshold; this crosscoder keeps k of each"):
+        export_hub(make_crosscoder(threshold=None, token_k=3), tmp_path / "out", k=5)
+    with pytest.raises(CrosscoderError, match="written with a threshold; this one has none"):
+        export_hub(difference(threshold=None), tmp_path / "out", k=5)
+    with pytest.raises(CrosscoderError, match="unknown dialect 'latin'; known are two-scales, one-scale"):
+        export_hub(make_crosscoder(), tmp_path / "out", k=5, dialect="latin")
+    with pytest.raises(CrosscoderError, match=r"one input scale for both models, not 0\.25 and 0\.5"):
+        export_hub(make_crosscoder(input_scale=(0.25, 0.5)), tmp_path / "out", k=5, dialect="one-scale")
     assert not (tmp_path / "out").exists()

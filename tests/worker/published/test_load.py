@@ -21,6 +21,7 @@ from layouts import (
 from safetensors.torch import save_file
 
 from crosscope_worker.crosscoder import Crosscoder, CrosscoderError
+from crosscope_worker.published.files import Source
 from crosscope_worker.published.replication import public_scales
 
 IDS = {"CROSSCODER": 1, "SAE": 2, "MIXED": 3, "NONE": 4, "DECOUPLED": 5}
@@ -118,7 +119,7 @@ def test_what_the_trainer_says_counts_where_nothing_else_does(tmp_path: Path):
     (tmp_path / "trainer_config.json").write_text(json.dumps({"trainer": trainer}))
     assert_equal(Crosscoder.load(folder), p)
     (tmp_path / "trainer_config.json").write_text(json.dumps({"trainer": trainer | {"dict_class": "CrossCoder"}}))
-    with pytest.raises(CrosscoderError, match="dict_class is CrossCoder, which has no k and no threshold"):
+    with pytest.raises(CrosscoderError, match="dict_class 'CrossCoder', which has no k and no threshold"):
         Crosscoder.load(folder)
 
 
@@ -138,13 +139,17 @@ def test_scales_that_the_file_does_not_hold(tmp_path: Path, names: tuple[str, st
 
 def test_the_public_file_is_known_by_its_cfg(tmp_path: Path):
     cfg = {"model_name": "gemma-2-2b", "hook_point": "blocks.14.hook_resid_pre", "site": "resid_pre"}
-    assert public_scales(cfg | {"d_in": 2304, "dict_size": 16384}) == (0.2758961493232058, 0.24422852496546169)
-    assert public_scales(cfg | {"dict_size": 32768}) is None
-    assert public_scales(cfg | {"hook_point": "blocks.13.hook_resid_pre"}) is None
-    assert public_scales({"hook_point": "blocks.14.hook_resid_pre"}) is None
+
+    def scales(**config: object) -> tuple[float, float] | None:
+        return public_scales(Source(tmp_path / "cc_weights.pt", {}, {"cfg.json": config}))
+
+    assert scales(**cfg, d_in=2304, dict_size=16384) == (0.2758961493232058, 0.24422852496546169)
+    assert scales(**cfg, dict_size=32768) is None
+    assert scales(**cfg | {"hook_point": "blocks.13.hook_resid_pre"}) is None
+    assert scales(hook_point="blocks.14.hook_resid_pre") is None
     torch.save(replication_tensors(planted()), tmp_path / "cc_weights.pt")
     (tmp_path / "cfg.json").write_text(json.dumps(cfg))
-    by_cfg, by_hand = Crosscoder.load(tmp_path), Crosscoder.load(tmp_path, input_scale=public_scales(cfg))
+    by_cfg, by_hand = Crosscoder.load(tmp_path), Crosscoder.load(tmp_path, input_scale=scales(**cfg))
     torch.testing.assert_close(by_cfg.W_dec, by_hand.W_dec, rtol=0, atol=0)
 
 
@@ -173,11 +178,20 @@ def test_openmoss_jumprelu_is_a_decoupled_code(tmp_path: Path):
     assert_equal(Crosscoder.load(tmp_path), p)
 
 
-@pytest.mark.parametrize("rule", ["topk", "batchtopk", None, "jumprelu"])
+OPENMOSS_RULES = {
+    "topk": "act_fn 'topk', but no configuration and no tensor says k",
+    "batchtopk": "act_fn 'batchtopk', but no configuration and no tensor says k",
+    "jumprelu": "act_fn 'jumprelu', without thresholds; known are relu",
+    "layertopk": "act_fn 'layertopk' is not known; known activation rules are relu, jumprelu",
+    None: "no configuration says an activation rule, without thresholds; known are relu",
+}
+
+
+@pytest.mark.parametrize("rule", OPENMOSS_RULES)
 def test_openmoss_with_an_unknown_rule(tmp_path: Path, rule: str | None):
     save_file(openmoss_tensors(planted()), tmp_path / "sae_weights.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"act_fn": rule}))
-    with pytest.raises(CrosscoderError, match=f"act_fn {rule!r} without thresholds"):
+    with pytest.raises(CrosscoderError, match=OPENMOSS_RULES[rule]):
         Crosscoder.load(tmp_path)
 
 
@@ -191,7 +205,7 @@ REFUSED = {
     "unknown tensors mask": ({"mask": torch.ones(3)}, {}),
     "config.json says dict_size 99": ({}, {"dict_size": 99}),
     "dict_class 'Sparse' is not known": ({}, {"dict_class": "Sparse"}),
-    "dict_class is CrossCoder, which has no k": (sparsifier(1.0), {"dict_class": "CrossCoder"}),
+    "dict_class 'CrossCoder', which has no k": (sparsifier(1.0), {"dict_class": "CrossCoder"}),
     "keep_relative_variance false": ({}, {"keep_relative_variance": False}),
     "only one of activation_mean": ({"activation_mean": torch.ones(2, WIDTH)}, {}),
     "activation_global_scale is": (normaliser()[0] | {"activation_global_scale": torch.tensor([5.0, 5.0])}, {}),
@@ -213,7 +227,7 @@ def test_contradictions_are_named(tmp_path: Path, message: str):
 def test_unknown_layouts_and_places(tmp_path: Path):
     with pytest.raises(CrosscoderError, match="nowhere is missing"):
         Crosscoder.load(tmp_path / "nowhere")
-    save_file({"encoder.weight": torch.ones(3, 4), "decoder.weight": torch.ones(4, 3)}, tmp_path / "a.safetensors")
+    save_file({"encoder.kernel": torch.ones(3, 4), "decoder.weight": torch.ones(4, 3)}, tmp_path / "a.safetensors")
     with pytest.raises(CrosscoderError, match=r"unknown layout: it holds decoder.weight \(4, 3\)"):
         Crosscoder.load(tmp_path)
     save_file({"x": torch.ones(1)}, tmp_path / "b.safetensors")

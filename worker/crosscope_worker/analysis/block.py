@@ -30,7 +30,7 @@ class Block:
     """[token, both] float32, scaled inputs."""
     error: Tensor
     """[token, both] float32, `x - x_hat`. Of a dictionary of differences: NaN for base, and for chat the error of the
-    reconstructed difference."""
+    reconstructed difference. Of a dictionary of one model: NaN for the other."""
     text: Tensor
     """[token] int64, the analysis's number of the text, ascending."""
     position: Tensor
@@ -97,7 +97,10 @@ def encode_block(
 
 def _error(crosscoder: Crosscoder, x: Tensor, x_hat: Tensor) -> Tensor:
     if crosscoder.variant != DIFFERENCE:
-        return x - x_hat
+        error = x - x_hat
+        for model in {BASE, CHAT} - set(crosscoder.reconstructs):
+            error[:, crosscoder.model_slice(model)] = torch.nan
+        return error
     base, chat = (x[:, crosscoder.model_slice(model)] for model in (BASE, CHAT))
     difference = chat - base - x_hat[:, crosscoder.model_slice(CHAT)]
     return torch.cat([torch.full_like(base, torch.nan), difference], dim=1)

@@ -27,7 +27,7 @@ from crosscope_worker.activations import PairActivations
 from crosscope_worker.analysis.behaviours import assistant_turns
 from crosscope_worker.analysis.run import STAGE
 from crosscope_worker.analysis.upper_half import UpperHalf
-from crosscope_worker.crosscoder import DIFFERENCE, Crosscoder
+from crosscope_worker.crosscoder import ONE_MODEL, Crosscoder
 from crosscope_worker.harvest import check_finite, policy_positions
 from crosscope_worker.norms import NormBounds, NormFilter
 from crosscope_worker.pair import Pair
@@ -94,12 +94,12 @@ def fidelity(
     For each model m, means over all predictions, in nats: ce_clean_m, ce_spliced_m, ce_zero_m, and
     `ce_recovered_m = (zero - spliced) / (zero - clean)`; kl_spliced_m = KL(clean ‖ spliced),
     kl_zero_m = KL(clean ‖ zero), and `kl_recovered_m = 1 - kl_spliced_m / kl_zero_m`. None of these for a dictionary
-    of differences, which reconstructs neither model.
+    of differences, which reconstructs neither model, and only one model's for a dictionary of that one.
 
     `patched: [any]` are the ids of S. Means of KL(chat ‖ patched) over conversations, in nats: kl_patch_…, and with
     S empty kl_base_…, with every latent in S kl_full_…; each with _all: predictions of assistant content, _first9: of
     the first nine tokens of each assistant turn, _template: made at template tokens. patch_latents is the size of S.
-    None of these where there are no conversations or the models' widths differ.
+    None of these where there are no conversations, the models' widths differ, or one model alone is reconstructed.
 
     `bounds` are those by which the analysis leaves tokens out; unset: measured on the first batch.
     A ratio with denominator 0 is left out. Raises HarvestError for an activation that is not finite and AnalysisError
@@ -110,7 +110,7 @@ def fidelity(
     activations = PairActivations(pair, layer)
     uppers = [UpperHalf(model, layer) for model in pair.models]
     norms = NormFilter(policy.max_norm_ratio, pair.d_model, bounds)
-    same_width = pair.d_model[BASE] == pair.d_model[CHAT]
+    patches = pair.d_model[BASE] == pair.d_model[CHAT] and crosscoder.variant not in ONE_MODEL
     means, seen = _Means(), 0
     with torch.inference_mode():
         for group in _batches(texts, spec.spliced_tokens, policy):
@@ -119,10 +119,10 @@ def fidelity(
             x_hat, chosen, every = _decoded(crosscoder, batch.x[batch.kept], patched)
             for model, upper in enumerate(uppers):
                 inputs: dict[str, Tensor] = {}
-                if crosscoder.variant != DIFFERENCE:
+                if model in crosscoder.reconstructs:
                     reconstruction = x_hat[:, crosscoder.model_slice(model)]
                     inputs |= {"spliced": reconstruction, "zero": torch.zeros_like(reconstruction)}
-                if model == CHAT and same_width and batch.groups:
+                if model == CHAT and patches and batch.groups:
                     base = batch.x[batch.kept][:, crosscoder.model_slice(BASE)]
                     inputs |= {"base": base, "patch": base + chosen, "full": base + every}
                 if inputs:
@@ -232,7 +232,7 @@ def _decoded(crosscoder: Crosscoder, x: Tensor, patched: Tensor) -> tuple[Tensor
     for piece in pieces:
         code = crosscoder.encode(piece)
         x_hat = crosscoder.decode(code)
-        found.append((x_hat, difference(crosscoder.decode(code * in_set)), difference(x_hat)))
+        found.append((x_hat, difference(crosscoder.decode(code, in_set)), difference(x_hat)))
     x_hat, chosen, every = (torch.cat(parts).to(x.device) for parts in zip(*found, strict=True))
     return x_hat, chosen, every
 
@@ -279,7 +279,7 @@ def _add(means: _Means, model: str, batch: _Batch, ce: dict[str, Tensor], kl: di
 def _figures(means: dict[str, float], num_patched: int) -> dict[str, float]:
     """Means and the shares recovered."""
     figures = dict(means)
-    for model in MODEL_NAMES if "ce_clean_base" in means else ():
+    for model in [each for each in MODEL_NAMES if f"ce_clean_{each}" in means]:
         clean, spliced, zero = (means[f"ce_{kind}_{model}"] for kind in ("clean", "spliced", "zero"))
         if zero != clean:
             figures[f"ce_recovered_{model}"] = (zero - spliced) / (zero - clean)

@@ -50,8 +50,9 @@ class Quality:
         return torch.cat([base, chat - base], dim=1)
 
     def metrics(self) -> dict[str, float]:
-        """fve_base and fve_chat, or fve_difference, the same `_inliers`, outlier_share and l0."""
-        names = {CHAT: "difference"} if self._crosscoder.variant == DIFFERENCE else dict(enumerate(MODEL_NAMES))
+        """fve_base and fve_chat, of what it reconstructs, or fve_difference; the same `_inliers`, outlier_share, l0."""
+        names = {model: MODEL_NAMES[model] for model in self._crosscoder.reconstructs}
+        names = {CHAT: "difference"} if self._crosscoder.variant == DIFFERENCE else names
         result = {
             "l0": self._num_active / self._tokens[0],
             "outlier_share": 1 - self._tokens[1] / self._tokens[0],

@@ -8,29 +8,56 @@ from pathlib import Path
 from typing import TypeVar
 
 from crosscope_worker.crosscoder import Crosscoder, CrosscoderError
-from crosscope_worker.published import dictionary_learning, openmoss, replication
+from crosscope_worker.published import (
+    crosscode,
+    dictionary_learning,
+    gemma_scope,
+    one_model,
+    openmoss,
+    replication,
+)
 from crosscope_worker.published.files import read_source
+from crosscope_worker.published.rules import find_rule
+from crosscope_worker.published.swap import swapped
 
-__all__ = ["load_published"]
+__all__ = ["load_published", "swapped"]
 
 AnyCrosscoder = TypeVar("AnyCrosscoder", bound=Crosscoder)
-_FAMILIES = (dictionary_learning, replication, openmoss)
+_FAMILIES = (dictionary_learning, replication, openmoss, crosscode)
 
 
 def load_published(
-    kind: type[AnyCrosscoder], path: Path, input_scale: tuple[float, float] | None = None
+    kind: type[AnyCrosscoder],
+    path: Path,
+    input_scale: tuple[float, float] | None = None,
+    swap: bool = False,
+    reads: str = "both",
 ) -> AnyCrosscoder:
     """A published crosscoder as a `kind`, on the CPU, from a folder or a file that one of the families recognises.
 
-    `input_scale` are the factors (base, chat) on the inputs, for files that do not hold them. Raises CrosscoderError
-    that names what is missing, unknown or contradictory.
+    `input_scale` are the factors (base, chat) on the inputs, for files that do not hold them; `swap`: model 0 of the
+    file is chat; `reads`: what a dictionary of one stream was trained on. Raises CrosscoderError that names what is
+    missing, unknown or contradictory.
     """
-    source = read_source(path)
-    for family in _FAMILIES:
-        if family.recognises(source):
-            return kind(**family.fields(source, input_scale))
-    held = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in sorted(source.tensors.items())[:12])
-    raise CrosscoderError(
-        f"{source.weights} is of an unknown layout: it holds {held or 'no tensor'}; known are encoder.weight and "
-        "decoder.weight, W_enc and W_dec, W_E and W_D, each with a model axis"
-    )
+    gemma_scope.check(path)
+    source = read_source(path, swap)
+    rule = find_rule(source)
+    if swap and input_scale is not None:
+        base, chat = input_scale
+        input_scale = chat, base  # In the order of the file's models.
+    if one_model.recognises(source):
+        fields = one_model.fields(source, rule, input_scale, reads)
+    else:
+        family = next((each for each in _FAMILIES if each.recognises(source)), None)
+        if family is None:
+            held = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in sorted(source.tensors.items())[:12])
+            raise CrosscoderError(
+                f"{source.weights} is of an unknown layout: it holds {held or 'no tensor'}; known are encoder.weight "
+                "and decoder.weight, W_enc and W_dec, W_E and W_D, _W_enc_XiDiL and _W_dec_LXoDo"
+            )
+        if reads != "both":
+            raise source.error(f"it reads two models; leave reads out, or say both, not {reads!r}")
+        fields = family.fields(source, rule, input_scale)
+    source.check_unread()
+    loaded = kind(**fields, notes=tuple(source.notes))
+    return swapped(loaded) if swap else loaded

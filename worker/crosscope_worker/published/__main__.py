@@ -1,6 +1,7 @@
 """`python -m crosscope_worker.published hub|dashboard VERSION_FOLDER TARGET` writes a version in others' layouts.
 
-hub: a folder with config.json and model.safetensors; dashboard: a SQLite file of examples (docs/published.md).
+hub: a folder with config.json and model.safetensors, in one of the forks' dialects; dashboard: a SQLite file of
+examples (docs/published.md). What the layout cannot say is written to standard error.
 """
 
 import argparse
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from crosscope_worker.crosscoder import CrosscoderError
 from crosscope_worker.published.dashboard import export_dashboard
-from crosscope_worker.published.export import export_version
+from crosscope_worker.published.export import DIALECTS, export_version
 
 
 def main() -> int:
@@ -18,10 +19,14 @@ def main() -> int:
     parser.add_argument("layout", choices=("hub", "dashboard"))
     parser.add_argument("version", type=Path)
     parser.add_argument("target", type=Path)
+    parser.add_argument("--dialect", choices=DIALECTS, default=DIALECTS[0], help="of the hub layout's forks")
     arguments = parser.parse_args()
-    export = export_version if arguments.layout == "hub" else export_dashboard
     try:
-        export(arguments.version, arguments.target)
+        if arguments.layout == "hub":
+            for sentence in export_version(arguments.version, arguments.target, arguments.dialect):
+                sys.stderr.write(f"{sentence}\n")
+        else:
+            export_dashboard(arguments.version, arguments.target)
     except (CrosscoderError, OSError) as error:
         parser.exit(1, f"{error}\n")
     return 0

@@ -10,21 +10,15 @@ from typing import Any
 import torch
 
 from crosscope_worker.published.axes import per_head_bias, sizes, weight_fields
-from crosscope_worker.published.files import Config, Source
+from crosscope_worker.published.files import Source
+from crosscope_worker.published.rules import BATCH_TOPK, JUMPRELU, RELU, TOPK, Rule, count, token_k
 
 WEIGHTS = ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias")
 NORMALISATIONS = {"CROSSCODER": 1, "SAE": 2, "MIXED": 3, "NONE": 4, "DECOUPLED": 5}
 """The forks' names and ids (math §1); ours are the same in small letters."""
 L1_CLASS, BATCH_TOPK_CLASS = "CrossCoder", "BatchTopKCrossCoder"
-_OPTIONS = {
-    "k",
-    "threshold",
-    "code_normalization_id",
-    "target_rms",
-    "activation_mean",
-    "activation_std",
-    "activation_global_scale",
-}
+SPARSIFIERS = ("k", "threshold")
+NORMALISER = ("target_rms", "activation_mean", "activation_std", "activation_global_scale")
 _EPSILON = 1e-8
 _MIXTURE = {"code_normalization_alpha_sae": 1.0, "code_normalization_alpha_cc": 0.1}
 _SCALE_TOLERANCE = 1e-3
@@ -36,7 +30,7 @@ def recognises(source: Source) -> bool:
     return {"encoder.weight", "decoder.weight"} <= source.tensors.keys() and source.tensors["encoder.weight"].ndim == 3
 
 
-def fields(source: Source, input_scale: tuple[float, float] | None) -> dict[str, Any]:
+def fields(source: Source, rule: Rule, input_scale: tuple[float, float] | None) -> dict[str, Any]:
     """The Crosscoder's fields.
 
     Raises CrosscoderError when tensors are missing, unknown or contradictory, or the configuration asks for what is
@@ -44,98 +38,158 @@ def fields(source: Source, input_scale: tuple[float, float] | None) -> dict[str,
     """
     if input_scale is not None:
         raise source.error("this layout holds its input normaliser, or has none; leave input_scale out")
-    if unknown := sorted(source.tensors.keys() - {*WEIGHTS, *_OPTIONS}):
-        raise source.error(
-            f"unknown tensors {', '.join(unknown)}; known are {', '.join([*WEIGHTS, *sorted(_OPTIONS)])}"
-        )
+    source.check_tensors({*WEIGHTS, *SPARSIFIERS, *NORMALISER, "code_normalization_id"})
     d_model, latents = sizes(source, "encoder.weight")
-    config = source.configs.get("config.json", {})
-    # A training folder's config.json holds {"trainer", "buffer"}; on the hub the trainer's part may lie beside it.
-    trainer = {**source.configs.get("trainer_config.json", {}), **config}.get("trainer")
-    trainer = trainer if isinstance(trainer, dict) else {}
-    _check_config(source, config, d_model, latents)
+    source.check_sizes(activation_dim=d_model, dict_size=latents, num_layers=2)
+    _check_config(source)
     weights = weight_fields(
         W_enc=source.tensor("encoder.weight"),
         b_enc=per_head_bias(source.tensor("encoder.bias", (latents,), (2, latents))),
         W_dec=source.tensor("decoder.weight", (2, latents, d_model)),
         b_dec=source.tensor("decoder.bias", (2, d_model)),
     )
-    normalisation = _normalisation(source, config, trainer)
-    variant = _variant(source, config.get("dict_class", trainer.get("dict_class")), latents)
-    thresholds = _thresholds(source, normalisation, latents)
-    options = {"variant": variant, "code_normalisation": normalisation.lower()}
-    return weights | options | thresholds | _input_normaliser(source, d_model)
+    normalisation = _normalisation(source)
+    options = {"code_normalisation": normalisation.lower()} | _selection(source, rule, normalisation, latents)
+    normaliser = _input_normaliser(source, d_model)
+    if normalisation == "DECOUPLED" and options["variant"] != "l1" and normaliser:
+        weights |= normalised_twice(weights, normaliser)
+    return weights | options | normaliser
 
 
-def _check_config(source: Source, config: Config, d_model: int, latents: int) -> None:
-    for key, found in (("activation_dim", d_model), ("dict_size", latents), ("num_layers", 2)):
-        if config.get(key, found) != found:
-            raise source.error(f"config.json says {key} {config[key]}, the tensors {found}")
-    if config.get("keep_relative_variance", True) is not True:
+def _check_config(source: Source) -> None:
+    if source.word("keep_relative_variance") not in (None, True):
         raise source.error("config.json says keep_relative_variance false: inputs scaled dimension by dimension")
     for key in ("latent_processor", "encoder_layers"):
-        if config.get(key) not in (None, [0, 1]):
-            raise source.error(f"config.json says {key} {config[key]!r}, which is not known")
+        if (value := source.word(key)) not in (None, [0, 1]):
+            raise source.error(f"config.json says {key} {value!r}, which is not known")
 
 
-def _normalisation(source: Source, config: Config, trainer: Config) -> str:
-    """The forks' name of the code normalisation: config.json's word, else the tensor's, else CROSSCODER."""
-    said = config.get("code_normalization")
+def _normalisation(source: Source) -> str:
+    """The forks' name of the code normalisation: a configuration's word, else the tensor's, else the trainer's."""
+    words = source.said("code_normalization")
+    own = [each for each in words if each.key == "code_normalization"]
+    if other := [each for each in own if str(each.value).upper() != str(own[0].value).upper()]:
+        raise source.error(f"{own[0]} and {other[0]} contradict each other")
+    said: object = own[0].value if own else None
     if said is None and "code_normalization_id" in source.tensors:
         number = int(source.tensor("code_normalization_id", (), (1,)))
         names = [name for name, each in NORMALISATIONS.items() if each == number]
         if not names:
             raise source.error(f"code_normalization_id is {number}; known are {NORMALISATIONS}")
         said = names[0]
-    said = said if said is not None else trainer.get("code_normalization", "CROSSCODER")
+    said = said if said is not None else next((each.value for each in words), "CROSSCODER")
     name = str(said).upper()
     if name not in NORMALISATIONS:
         raise source.error(f"code_normalization is {said!r}; known are {', '.join(NORMALISATIONS)}")
-    other = {key: config[key] for key, known in _MIXTURE.items() if config.get(key, known) != known}
+    other = {key: value for key, known in _MIXTURE.items() if (value := source.word(key)) not in (None, known)}
     if name == "MIXED" and other:
         raise source.error(f"config.json mixes code normalisations by {other}; only {_MIXTURE} is known")
     return name
 
 
-def _variant(source: Source, dict_class: object, latents: int) -> str:
-    """Our name of the training's objective; believes the tensors, and refuses a class that contradicts them."""
-    sparsified = {"k", "threshold"} & source.tensors.keys()
-    if "k" in source.tensors and not 0 < (k := int(source.tensor("k", (), (1,)))) <= latents:
-        raise source.error(f"k is {k}, but there are {latents} latents")
-    if dict_class not in (None, L1_CLASS, BATCH_TOPK_CLASS):
-        raise source.error(f"dict_class {dict_class!r} is not known; known are {L1_CLASS} and {BATCH_TOPK_CLASS}")
-    if dict_class == L1_CLASS and sparsified:
-        raise source.error(f"dict_class is {L1_CLASS}, which has no {' and no '.join(sorted(sparsified))}")
-    return "batch_topk" if sparsified or dict_class == BATCH_TOPK_CLASS else "l1"
+def _selection(source: Source, rule: Rule, normalisation: str, latents: int) -> dict[str, Any]:
+    """Variant and inference rule: a threshold, the k largest of a token, or ReLU.
+
+    A negative threshold, the forks' value before training sets it, keeps every positive code.
+    """
+    everything = torch.full((2, latents), -1.0)
+    is_decoupled = normalisation == "DECOUPLED"
+    sparsified = sorted(source.tensors.keys() & set(SPARSIFIERS))
+    if rule.name == JUMPRELU:
+        raise source.error(f"{rule.said}, but crosscoders of this layout have no threshold for each latent")
+    if rule.name == RELU and sparsified:
+        raise source.error(f"{rule.said}, which has no {' and no '.join(sparsified)}")
+    if "threshold" in source.tensors and rule.name != TOPK:
+        if "k" in source.tensors:
+            count(source, rule, latents)
+        return {"variant": "batch_topk"} | _thresholds(source, is_decoupled, latents)
+    if sparsified or rule.counts or rule.name in (TOPK, BATCH_TOPK):
+        return token_k(source, rule, latents) | ({"model_thresholds": everything} if is_decoupled else {})
+    if rule.name is None:
+        source.note(
+            "No configuration says an activation rule, and the file holds no k and no threshold: ReLU is assumed, as "
+            "crosscoders of this layout are without them."
+        )
+    return {"variant": "l1"} | ({"model_thresholds": everything} if is_decoupled else {})
 
 
-def _thresholds(source: Source, normalisation: str, latents: int) -> dict[str, Any]:
-    """The inference rule. A negative threshold, the forks' value before training sets it, keeps every positive code."""
-    decoupled = normalisation == "DECOUPLED"
-    if "threshold" not in source.tensors:
-        return {"model_thresholds": torch.full((2, latents), -1.0)} if decoupled else {}
+def _thresholds(source: Source, is_decoupled: bool, latents: int) -> dict[str, Any]:
     threshold = source.tensor("threshold")
-    if decoupled:
-        if threshold.shape != (2,):
-            raise source.error(f"a DECOUPLED code has 2 thresholds, but threshold has shape {tuple(threshold.shape)}")
-        return {"model_thresholds": threshold[:, None].repeat(1, latents)}
-    if threshold.numel() != 1:
+    if is_decoupled and threshold.shape != (2,):
+        raise source.error(f"a DECOUPLED code has 2 thresholds, but threshold has shape {tuple(threshold.shape)}")
+    if not is_decoupled and threshold.numel() != 1:
         raise source.error(f"threshold has shape {tuple(threshold.shape)}, but only a DECOUPLED code has one a model")
+    if bool((threshold < 0).any()):
+        source.note(
+            f"The threshold is {threshold.tolist()}, as before training sets it: every positive code is kept there, as "
+            "in the forks."
+        )
+    if is_decoupled:
+        return {"model_thresholds": threshold[:, None].repeat(1, latents)}
     return {"threshold": float(threshold)} if threshold >= 0 else {}
 
 
+def normalised_twice(weights: dict[str, Any], normaliser: dict[str, Any]) -> dict[str, Any]:
+    """Encoder weights and bias of a code whose inputs the forks normalise twice, for inputs normalised once.
+
+    With `y = (x - mean) s` the forks encode `(y - mean) s`, in training too, and undo it once.
+    """
+    scale, mean = _both(weights, normaliser)
+    W_enc = weights["W_enc"].double() * scale[:, None]
+    b_enc = weights["b_enc"].double() - mean @ W_enc
+    return {"W_enc": W_enc.to(torch.float32).T.contiguous().T, "b_enc": b_enc.to(torch.float32)}
+
+
+def normalised_once(weights: dict[str, Any], normaliser: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `normalised_twice`: weights that encode the same where inputs are normalised twice."""
+    scale, mean = _both(weights, normaliser)
+    W_enc = weights["W_enc"].double()
+    b_enc = weights["b_enc"].double() + mean @ W_enc
+    W_enc = (W_enc / scale[:, None]).to(torch.float32)
+    return {"W_enc": W_enc.T.contiguous().T, "b_enc": b_enc.to(torch.float32)}
+
+
+def _both(weights: dict[str, Any], normaliser: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and mean of the normaliser along the axis `both`, float64."""
+    scales = [
+        torch.full((width,), scale) for width, scale in zip(weights["d_model"], normaliser["input_scale"], strict=True)
+    ]
+    scale = torch.cat(scales).double()
+    mean = normaliser.get("input_mean")
+    return scale, torch.zeros_like(scale) if mean is None else mean.double()
+
+
+def is_off(source: Source, name: str) -> bool:
+    """Whether a statistic of the normaliser is missing or NaN throughout, which means that there is none.
+
+    Raises CrosscoderError where a part of it is NaN: then it is damaged.
+    """
+    statistic = source.tensors.get(name)
+    if statistic is None:
+        return True
+    nan = torch.isnan(statistic)
+    if bool(nan.any()) and not bool(nan.all()):
+        raise source.error(f"{name} is NaN in {int(nan.sum())} of {nan.numel()} places; NaN means off only throughout")
+    return bool(nan.any())
+
+
 def _input_normaliser(source: Source, d_model: int) -> dict[str, Any]:
-    """`(x - mean) target_rms / sqrt(sum_d std² + 1e-8)`; none where either statistic is missing or NaN."""
-    statistics = [source.tensors.get(f"activation_{name}") for name in ("mean", "std")]
-    if any(each is None or bool(torch.isnan(each).any()) for each in statistics):
-        if any(each is not None and not torch.isnan(each).any() for each in statistics):
+    """`(x - mean) target_rms / sqrt(sum_d std² + 1e-8)`; none where the statistics are missing or NaN."""
+    off = [is_off(source, f"activation_{name}") for name in ("mean", "std")]
+    if any(off):
+        if not all(off):
             raise source.error("only one of activation_mean and activation_std is given; the normaliser needs both")
         return {}
     mean = source.tensor("activation_mean", (2, d_model))
     std = source.tensor("activation_std", (2, d_model)).double()
-    target = float(source.tensor("target_rms", (), (1,))) if "target_rms" in source.tensors else 1.0
+    target = target_rms(source)
     base, chat = (target / math.sqrt(float(each) + _EPSILON) for each in std.square().sum(dim=1))
     return {"input_mean": mean.reshape(-1), "input_scale": _checked_scale(source, (base, chat))}
+
+
+def target_rms(source: Source) -> float:
+    """The root mean square that the normaliser aims at; 1 where the file is silent."""
+    return float(source.tensor("target_rms", (), (1,))) if "target_rms" in source.tensors else 1.0
 
 
 def _checked_scale(source: Source, formula: tuple[float, float]) -> tuple[float, float]:

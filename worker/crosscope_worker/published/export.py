@@ -1,6 +1,7 @@
 """Writes a crosscoder in the dictionary_learning forks' hub layout: config.json and model.safetensors.
 
-Lossless for what that layout can hold; what it cannot hold is refused with a sentence, nothing is approximated.
+Lossless for what that layout can hold; what it cannot hold is refused with a sentence, nothing is approximated. The
+forks differ in two places (`DIALECTS`). Dictionaries of the difference, or of one model, become their BatchTopKSAE.
 """
 
 import json
@@ -12,27 +13,40 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from crosscope_proto.roles import BASE, CHAT
-from crosscope_worker.crosscoder import DIFFERENCE, Crosscoder, CrosscoderError, read_manifest
-from crosscope_worker.published.dictionary_learning import BATCH_TOPK_CLASS, L1_CLASS, NORMALISATIONS
+from crosscope_worker.crosscoder import DIFFERENCE, ONE_MODEL, Crosscoder, CrosscoderError, read_manifest
+from crosscope_worker.published.dictionary_learning import (
+    BATCH_TOPK_CLASS,
+    L1_CLASS,
+    NORMALISATIONS,
+    normalised_once,
+)
 
-_SPARSIFIED = "batch_topk"
+DIALECTS = ("two-scales", "one-scale")
+"""two-scales: `dict_class` in config.json, and a scale for each model. one-scale: the fork that refuses both; it has
+one number for both models."""
+_ONE_STREAM_CLASS = "BatchTopKSAE"
 
 
-def export_version(version: Path, target: Path) -> None:
+def export_version(version: Path, target: Path, dialect: str = DIALECTS[0]) -> list[str]:
     """Exports a version folder of the artefact; see `export_hub`."""
     recipe = read_manifest(version).recipe.get("crosscoder")
     k = recipe.get("k") if isinstance(recipe, dict) else None
-    export_hub(Crosscoder.load(version), target, k if isinstance(k, int) else None)
+    return export_hub(Crosscoder.load(version), target, k if isinstance(k, int) else None, dialect)
 
 
-def export_hub(crosscoder: Crosscoder, target: Path, k: int | None = None) -> None:
+def export_hub(crosscoder: Crosscoder, target: Path, k: int | None = None, dialect: str = DIALECTS[0]) -> list[str]:
     """Writes config.json and model.safetensors into the new folder `target`.
 
     `k` is the mean number of active latents that training aimed at, which the layout stores of a thresholded code.
-    Raises CrosscoderError when the layout cannot hold the crosscoder or `target` exists; OSError when it cannot be
-    written.
+    Returns sentences about what whoever reads the folder must know or say. Raises CrosscoderError when the layout
+    cannot hold the crosscoder or `target` exists; OSError when it cannot be written.
     """
-    tensors, config = _tensors(crosscoder, k), _config(crosscoder)
+    if dialect not in DIALECTS:
+        raise CrosscoderError(f"unknown dialect {dialect!r}; known are {', '.join(DIALECTS)}")
+    is_one_stream = crosscoder.variant == DIFFERENCE or crosscoder.variant in ONE_MODEL
+    tensors, config = _one_stream(crosscoder, k) if is_one_stream else _two_models(crosscoder, k, dialect)
+    if dialect == "one-scale":
+        del config["dict_class"]
     try:
         target.mkdir(parents=True)
     except FileExistsError as error:
@@ -41,46 +55,65 @@ def export_hub(crosscoder: Crosscoder, target: Path, k: int | None = None) -> No
         {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, target / "model.safetensors"
     )
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return _to_know(crosscoder, is_one_stream)
+
+
+def _to_know(crosscoder: Crosscoder, is_one_stream: bool) -> list[str]:
+    known = ["The folder says nothing of the pair, the layer, the recipe and the analysis."]
+    if is_one_stream:
+        reads = {DIFFERENCE: "the difference, chat less base", "base_sae": "base alone", "chat_sae": "chat alone"}
+        known.append(f"Nor does it say that it is a dictionary of {reads[crosscoder.variant]}: say so beside it.")
+    return known
 
 
 def _is_thresholded(crosscoder: Crosscoder) -> bool:
     return crosscoder.threshold is not None or crosscoder.model_thresholds is not None
 
 
-def _config(crosscoder: Crosscoder) -> dict[str, Any]:
-    return {
-        "activation_dim": crosscoder.d_model[BASE],
+def _two_models(crosscoder: Crosscoder, k: int | None, dialect: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    base, chat = crosscoder.d_model
+    if base != chat:
+        raise CrosscoderError(f"the hub layout has one width for both models; this crosscoder has {base} and {chat}")
+    split = [crosscoder.model_slice(model) for model in (BASE, CHAT)]
+    W_enc, b_enc = _encoder(crosscoder)
+    number = NORMALISATIONS[crosscoder.code_normalisation.upper()]
+    tensors = {
+        "encoder.weight": torch.stack([W_enc[part] for part in split]),
+        "encoder.bias": b_enc,
+        "decoder.weight": torch.stack([crosscoder.W_dec[:, part] for part in split]),
+        "decoder.bias": crosscoder.b_dec.reshape(2, base),
+        "code_normalization_id": torch.tensor(number, dtype=torch.int64),
+    }
+    config = {
+        "activation_dim": base,
         "dict_size": crosscoder.num_latents,
         "num_layers": 2,
         "code_normalization": crosscoder.code_normalisation.upper(),
         "dict_class": BATCH_TOPK_CLASS if _is_thresholded(crosscoder) else L1_CLASS,
     }
+    return tensors | _selection(crosscoder, k) | _normaliser(crosscoder, dialect), config
 
 
-def _tensors(crosscoder: Crosscoder, k: int | None) -> dict[str, Tensor]:
-    base, chat = crosscoder.d_model
-    if base != chat:
-        raise CrosscoderError(f"the hub layout has one width for both models; this crosscoder has {base} and {chat}")
+def _encoder(crosscoder: Crosscoder) -> tuple[Tensor, Tensor]:
+    """Encoder weights and bias as the forks apply them: to inputs normalised twice where the code is decoupled."""
+    if crosscoder.model_thresholds is None or not _normalises(crosscoder):
+        return crosscoder.W_enc, crosscoder.b_enc
+    weights = {"W_enc": crosscoder.W_enc, "b_enc": crosscoder.b_enc, "d_model": crosscoder.d_model}
+    normaliser = {"input_scale": crosscoder.input_scale, "input_mean": crosscoder.input_mean}
+    undone = normalised_once(weights, normaliser)
+    return undone["W_enc"], undone["b_enc"]
+
+
+def _selection(crosscoder: Crosscoder, k: int | None) -> dict[str, Tensor]:
+    if crosscoder.token_k is not None:
+        raise CrosscoderError("the hub layout keeps what lies above a threshold; this crosscoder keeps k of each token")
     if crosscoder.latent_thresholds is not None:
         raise CrosscoderError("the hub layout has one threshold; this crosscoder has one for every latent")
-    if crosscoder.variant == DIFFERENCE:
-        raise CrosscoderError("the hub layout has no dictionaries of differences: it would read as a crosscoder")
-    split = [crosscoder.model_slice(model) for model in (BASE, CHAT)]
-    number = NORMALISATIONS[crosscoder.code_normalisation.upper()]
-    tensors = {
-        "encoder.weight": torch.stack([crosscoder.W_enc[part] for part in split]),
-        "encoder.bias": crosscoder.b_enc,
-        "decoder.weight": torch.stack([crosscoder.W_dec[:, part] for part in split]),
-        "decoder.bias": crosscoder.b_dec.reshape(2, base),
-        "code_normalization_id": torch.tensor(number, dtype=torch.int64),
-    }
-    if _is_thresholded(crosscoder):
-        if k is None:
-            raise CrosscoderError(
-                "the hub layout stores k beside a threshold, and this crosscoder's is unknown; pass k"
-            )
-        tensors |= {"k": torch.tensor(k, dtype=torch.int32), "threshold": _threshold(crosscoder)}
-    return tensors | _normaliser(crosscoder)
+    if not _is_thresholded(crosscoder):
+        return {}
+    if k is None:
+        raise CrosscoderError("the hub layout stores k beside a threshold, and this crosscoder's is unknown; pass k")
+    return {"k": torch.tensor(k, dtype=torch.int32), "threshold": _threshold(crosscoder)}
 
 
 def _threshold(crosscoder: Crosscoder) -> Tensor:
@@ -91,23 +124,69 @@ def _threshold(crosscoder: Crosscoder) -> Tensor:
     return thresholds[:, 0].clone()
 
 
-def _normaliser(crosscoder: Crosscoder) -> dict[str, Tensor]:
-    """The input normaliser, as the statistics that give it by the layout's formula.
+def _one_stream(crosscoder: Crosscoder, k: int | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """As BatchTopKSAE: `relu(W (x - b_dec) + b)`, a threshold on unscaled activations, and decoder rows of norm 1.
 
-    Nothing but the sum of the variances enters the formula, so it lies evenly on the dimensions.
+    Codes are scaled activations there, since rows and encoder are divided and multiplied by the code normalisation.
     """
-    width = crosscoder.d_model[BASE]
-    if crosscoder.input_mean is None and crosscoder.input_scale == (1.0, 1.0):
+    model = ONE_MODEL.get(crosscoder.variant, CHAT)
+    part = crosscoder.model_slice(model)
+    width = crosscoder.d_model[model]
+    if not _is_thresholded(crosscoder):
+        raise CrosscoderError("a dictionary of one stream is written with a threshold; this one has none")
+    norms = crosscoder.code_norms().double()
+    if bool((norms == 0).any()):
+        raise CrosscoderError(
+            f"{int((norms == 0).sum())} decoder rows are zero; their codes could not be told from others"
+        )
+    b_dec = crosscoder.b_dec[part]
+    weight = (crosscoder.W_enc[part].double() * norms).T
+    bias = crosscoder.b_enc.double() * norms + weight @ b_dec.double()
+    tensors = {
+        "encoder.weight": weight.to(torch.float32),
+        "encoder.bias": bias.to(torch.float32),
+        "decoder.weight": (crosscoder.W_dec[:, part].double() / norms[:, None]).T.to(torch.float32),
+        "b_dec": b_dec,
+    }
+    config = {"activation_dim": width, "dict_size": crosscoder.num_latents, "k": k, "dict_class": _ONE_STREAM_CLASS}
+    scales, mean = crosscoder.input_scale[model : model + 1], crosscoder.input_mean
+    statistics = _statistics(scales, None if mean is None else mean[part], width)
+    one = {name: each if name == "target_rms" else each[0] for name, each in statistics.items()}
+    return tensors | _selection(crosscoder, k) | one, config
+
+
+def _normalises(crosscoder: Crosscoder) -> bool:
+    return crosscoder.input_mean is not None or crosscoder.input_scale != (1.0, 1.0)
+
+
+def _normaliser(crosscoder: Crosscoder, dialect: str) -> dict[str, Tensor]:
+    """The input normaliser, as the statistics that give it by the layout's formula; nothing where there is none."""
+    statistics = _statistics(crosscoder.input_scale, crosscoder.input_mean, crosscoder.d_model[BASE])
+    if statistics and dialect == "one-scale":
+        base, chat = crosscoder.input_scale
+        if base != chat:
+            raise CrosscoderError(f"the one-scale dialect has one input scale for both models, not {base} and {chat}")
+        statistics["activation_global_scale"] = statistics["activation_global_scale"][0]
+    return statistics
+
+
+def _statistics(scales: tuple[float, ...], mean: Tensor | None, width: int) -> dict[str, Tensor]:
+    """`activation_mean`, `activation_std` [stream, width], `activation_global_scale` [stream] and `target_rms`.
+
+    None of them for the identity. Only the sum of the variances enters the formula, so it lies evenly on dimensions.
+    """
+    if mean is None and all(scale == 1.0 for scale in scales):
         return {}
-    mean = torch.zeros(2 * width) if crosscoder.input_mean is None else crosscoder.input_mean
-    scale = torch.tensor(crosscoder.input_scale, dtype=torch.float64)
+    streams = len(scales)
+    mean = torch.zeros(streams * width) if mean is None else mean
+    scale = torch.tensor(scales, dtype=torch.float64)
     variance = scale.pow(-2) - 1e-8
     if bool((variance <= 0).any()):
-        raise CrosscoderError(f"the hub layout cannot hold input scales of 1e4 and more: {crosscoder.input_scale}")
-    std = (variance / width).sqrt()[:, None].expand(2, width)
+        raise CrosscoderError(f"the hub layout cannot hold input scales of 1e4 and more: {scales}")
+    std = (variance / width).sqrt()[:, None].expand(streams, width)
     return {
         "target_rms": torch.tensor(1.0),
-        "activation_mean": mean.reshape(2, width),
+        "activation_mean": mean.reshape(streams, width),
         "activation_std": std.to(torch.float32),
         "activation_global_scale": scale.to(torch.float32),
     }

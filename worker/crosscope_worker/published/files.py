@@ -1,30 +1,37 @@
-"""Finds the weights and the JSON files of a published crosscoder and reads them; knows no family's keys.
+"""Finds the weights and the configurations of a published crosscoder and reads them; knows no family's keys.
 
-Nothing in a file is ever executed: safetensors, JSON, and `torch.load(weights_only=True)`.
+Nothing in a file is ever executed: safetensors, JSON, plain YAML, and `torch.load(weights_only=True)`.
 """
 
-import json
-import pickle
-import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from crosscope_proto.artefacts import MANIFEST
-from crosscope_worker.crosscoder import CrosscoderError, read_safetensors
+from crosscope_worker.crosscoder import CrosscoderError
+from crosscope_worker.published.configs import Config, Said, read_configs, said
+from crosscope_worker.published.containers import SUFFIXES, read_tensors
 
-_FOLDER_WEIGHTS = ("model.safetensors", "sae_weights.safetensors", "model_final.pt", "ae.pt", "cc_weights.pt")
+_FOLDER_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "sae_weights.safetensors",
+    "params.safetensors",
+    "model_final.pt",
+    "ae.pt",
+    "cc_weights.pt",
+    "model.pt",
+    "sae_weights.pt",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 """Names of weights in a folder, the first found is taken; where there is none of them, the only file of its kind."""
-_SUFFIXES = (".safetensors", ".pt", ".pth")
-_CONFIGS = ("config.json", "trainer_config.json", "cfg.json", "hyperparams.json")
-_COMPILED = "_orig_mod."
-_MAX_CONFIG_BYTES = 16 << 20
-
-Config = dict[str, Any]
+_NO_WEIGHTS = ("optimizer", "scheduler", "rng_state", "training_args", "sparsity")
+"""How files begin that lie beside weights and hold none."""
+_STATISTICS = ("activation_", "target_rms", "dataset_average_activation_norm.")
+"""How tensors begin that describe the inputs, and mean that there is no normaliser where they are NaN."""
 
 
 @dataclass(frozen=True)
@@ -32,21 +39,59 @@ class Source:
     """What was read."""
 
     weights: Path
-    """File of the tensors."""
+    """File of the tensors, or the index of several."""
     tensors: dict[str, Tensor]
-    """By name, without the prefix that torch.compile puts before each."""
+    """By name, without the prefixes that wrappers put before each."""
     configs: dict[str, Config]
-    """JSON objects beside the weights, by file name; `{stem}_cfg.json` is under cfg.json."""
+    """JSON and YAML objects beside the weights, by file name; `{stem}_cfg.json` is under cfg.json."""
+    notes: list[str] = field(default_factory=list)
+    """What is assumed or left out while it is read; a sentence each."""
+    swap: bool = False
+    """Whoever loads it says that its model 0 is the chat model."""
+    read: set[str] = field(default_factory=set)
+    """Names of the tensors that `tensor` has given."""
 
     def error(self, message: str) -> CrosscoderError:
         """An error that names the file."""
         return CrosscoderError(f"{self.weights}: {message}")
+
+    def note(self, sentence: str) -> None:
+        """Notes what is assumed or left out, once."""
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+
+    def said(self, *keys: str) -> list[Said]:
+        """What the configurations say under any of `keys`, in whichever of them; null says nothing."""
+        return said(self.configs, keys)
+
+    def word(self, *keys: str) -> object:
+        """The one value that the configurations have for `keys`; None where none says one.
+
+        Raises CrosscoderError if they contradict each other.
+        """
+        found = self.said(*keys)
+        if other := [each for each in found if each.value != found[0].value]:
+            raise self.error(f"{found[0]} and {other[0]} contradict each other")
+        return found[0].value if found else None
+
+    def check_sizes(self, **sizes: int) -> None:
+        """Raises CrosscoderError if a configuration says another size than the tensors have."""
+        for key, found in sizes.items():
+            for each in self.said(key):
+                if each.value != found:
+                    raise self.error(f"{each.file} says {key} {each.value}, the tensors {found}")
+
+    def check_tensors(self, known: set[str]) -> None:
+        """Raises CrosscoderError for a tensor that the family does not know."""
+        if unknown := sorted(self.tensors.keys() - known):
+            raise self.error(f"unknown tensors {', '.join(unknown[:12])}; known are {', '.join(sorted(known))}")
 
     def tensor(self, name: str, *shapes: tuple[int, ...]) -> Tensor:
         """A tensor as float32, on the CPU, of one of the shapes.
 
         Raises CrosscoderError when it is missing, of another shape, or not finite.
         """
+        self.read.add(name)
         if name not in self.tensors:
             raise self.error(f"there is no tensor {name}; it holds {', '.join(sorted(self.tensors))}")
         found = self.tensors[name].to(torch.float32)
@@ -57,71 +102,38 @@ class Source:
             raise self.error(f"{name} holds values that are not finite")
         return found
 
+    def check_unread(self) -> None:
+        """Raises CrosscoderError if a tensor that nobody asked for holds values that are not finite.
 
-def read_source(path: Path) -> Source:
-    """Reads a weights file, or the one that a folder holds, and the JSON files beside it."""
+        Statistics of inputs may: where they are off, or were never set, they hold NaN or whatever lay in memory.
+        """
+        for name in sorted(self.tensors.keys() - self.read):
+            if not name.startswith(_STATISTICS) and self.tensors[name].is_floating_point():
+                self.tensor(name)
+
+
+def read_source(path: Path, swap: bool = False) -> Source:
+    """Reads a weights file, or the one that a folder holds, and the configurations beside it."""
     weights = _weights(path)
-    tensors = read_safetensors(weights) if weights.suffix == ".safetensors" else _read_torch(weights)
-    configs = {name: _read_json(weights.parent / name) for name in _CONFIGS if (weights.parent / name).is_file()}
-    if (own := weights.with_name(f"{weights.stem}_cfg.json")).is_file():
-        configs["cfg.json"] = _read_json(own)
-    return Source(weights, {_uncompiled(name): tensor for name, tensor in tensors.items()}, configs)
+    tensors, notes = read_tensors(weights)
+    return Source(weights, tensors, read_configs(weights), notes, swap)
 
 
 def _weights(path: Path) -> Path:
     if not path.exists():
         raise CrosscoderError(f"{path} is missing")
     if path.is_file():
-        if path.suffix in _SUFFIXES:
+        if path.suffix in SUFFIXES or path.name.endswith(".index.json"):
             return path
-        raise CrosscoderError(f"{path} is neither a folder nor a file of {', '.join(_SUFFIXES)}")
+        raise CrosscoderError(f"{path} is neither a folder nor a file of {', '.join(SUFFIXES)}")
     for name in _FOLDER_WEIGHTS:
         if (path / name).is_file():
             return path / name
-    found = sorted(each for each in path.iterdir() if each.suffix in _SUFFIXES and each.is_file())
+    files = (each for each in path.iterdir() if each.suffix in SUFFIXES and each.is_file())
+    found = sorted(each for each in files if not each.name.startswith(_NO_WEIGHTS))
     if len(found) == 1:
         return found[0]
     if found:
         names = ", ".join(each.name for each in found)
         raise CrosscoderError(f"{path} holds several files of weights ({names}); name the one to load")
-    raise CrosscoderError(f"{path / MANIFEST} is missing, and no file of {', '.join(_SUFFIXES)} is in its place")
-
-
-def _read_torch(path: Path) -> dict[str, Tensor]:
-    try:
-        with warnings.catch_warnings():
-            # Of another pickle protocol than torch's own, which the restricted reader either reads or refuses.
-            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
-            document = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CrosscoderError(
-            f"{path} is cut short, or its pickle holds more than tensors and plain values; it was not opened, "
-            "since loading it could run code"
-        ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, IndexError) as error:
-        raise CrosscoderError(f"{path} cannot be read as a torch file (cut short?): {error}") from error
-    if not isinstance(document, Mapping):
-        raise CrosscoderError(f"{path} holds a {type(document).__name__}, not tensors by name")
-    entries = cast("Mapping[Any, Any]", document)
-    if strange := [str(name) for name, value in entries.items() if not isinstance(value, Tensor)]:
-        raise CrosscoderError(
-            f"{path} holds {', '.join(strange[:5])} beside or instead of tensors: an unknown layout; save the "
-            "dictionary's state_dict() alone"
-        )
-    return {str(name): value for name, value in entries.items()}
-
-
-def _uncompiled(name: str) -> str:
-    return name.replace(_COMPILED, "")
-
-
-def _read_json(path: Path) -> Config:
-    if path.stat().st_size > _MAX_CONFIG_BYTES:
-        raise CrosscoderError(f"{path} is larger than {_MAX_CONFIG_BYTES >> 20} MiB, too much for a configuration")
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CrosscoderError(f"{path} is not JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise CrosscoderError(f"{path} does not hold a JSON object")
-    return cast("Config", document)
+    raise CrosscoderError(f"{path / MANIFEST} is missing, and no file of {', '.join(SUFFIXES)} is in its place")

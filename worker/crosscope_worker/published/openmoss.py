@@ -1,7 +1,7 @@
-"""The OpenMOSS family: W_E, b_E, W_D, b_D with a head for each model.
+"""The OpenMOSS family (Language-Model-SAEs, Llamascopium): W_E, b_E, W_D, b_D with a head for each model.
 
 The pre-activation is summed over heads with their biases, then each head applies the activation rule to it times its
-own decoder norm. For ReLU that is one code for both; for JumpReLU it is a decoupled code with a threshold per latent.
+own decoder norm. For ReLU that is one code for both; for JumpReLU and top-k it is a decoupled code.
 """
 
 import math
@@ -10,12 +10,15 @@ from typing import Any
 import torch
 
 from crosscope_worker.published.axes import per_head_bias, sizes, weight_fields
-from crosscope_worker.published.files import Config, Source
+from crosscope_worker.published.files import Source
+from crosscope_worker.published.rules import BATCH_TOPK, JUMPRELU, RELU, TOPK, Rule, token_k
 
 _KEYS = {"W_E", "b_E", "W_D", "b_D"}
 _THRESHOLDS = ("activation_function.log_jumprelu_threshold", "log_jumprelu_threshold")
 _AVERAGE_NORM = "dataset_average_activation_norm."
 _UNSCALED = (None, "inference", "none")
+_PLAUSIBLE = 1e-3, 1e6
+"""Average norms of activations lie between; what was never set is saved as whatever lay in memory."""
 
 
 def recognises(source: Source) -> bool:
@@ -23,51 +26,45 @@ def recognises(source: Source) -> bool:
     return source.tensors.keys() >= {"W_E", "W_D"} and source.tensors["W_E"].ndim == 3
 
 
-def fields(source: Source, input_scale: tuple[float, float] | None) -> dict[str, Any]:
+def fields(source: Source, rule: Rule, input_scale: tuple[float, float] | None) -> dict[str, Any]:
     """The Crosscoder's fields.
 
     Raises CrosscoderError when the activation rule or the input normalisation is not known, or tensors contradict.
     """
-    config = source.configs.get("config.json", source.configs.get("hyperparams.json", {}))
     norms = {name for name in source.tensors if name.startswith(_AVERAGE_NORM)}
-    if unknown := sorted(source.tensors.keys() - _KEYS - norms - set(_THRESHOLDS)):
-        raise source.error(f"unknown tensors {', '.join(unknown)}; known are {', '.join(sorted(_KEYS))}")
+    source.check_tensors(_KEYS | norms | set(_THRESHOLDS))
     d_model, latents = sizes(source, "W_E")
-    for key, found in (("d_model", d_model), ("d_sae", latents), ("n_heads", 2)):
-        if config.get(key, found) != found:
-            raise source.error(f"its configuration says {key} {config[key]}, the tensors {found}")
+    source.check_sizes(d_model=d_model, d_sae=latents, n_heads=2)
     weights = weight_fields(
         W_enc=source.tensor("W_E"),
         b_enc=per_head_bias(source.tensor("b_E", (2, latents))),
         W_dec=source.tensor("W_D", (2, latents, d_model)),
         b_dec=source.tensor("b_D", (2, d_model)),
     )
-    return weights | _rule(source, config, latents) | {"input_scale": _scale(source, config, d_model, input_scale)}
+    return weights | _selection(source, rule, latents) | {"input_scale": _scale(source, d_model, input_scale)}
 
 
-def _rule(source: Source, config: Config, latents: int) -> dict[str, Any]:
-    if config.get("sparsity_include_decoder_norm", True) is not True:
+def _selection(source: Source, rule: Rule, latents: int) -> dict[str, Any]:
+    if source.word("sparsity_include_decoder_norm") not in (None, True):
         raise source.error("its configuration says sparsity_include_decoder_norm false: an unknown activation rule")
-    rule = str(config.get("act_fn")).lower()
     threshold = next((name for name in _THRESHOLDS if name in source.tensors), None)
-    if rule == "relu" and threshold is None:
+    decoupled = {"code_normalisation": "decoupled", "model_thresholds": torch.full((2, latents), -1.0)}
+    if rule.name == RELU and threshold is None:
         return {"variant": "l1"}
-    if rule == "jumprelu" and threshold is not None:
+    if rule.name in (TOPK, BATCH_TOPK) and threshold is None:
+        return token_k(source, rule, latents) | decoupled
+    if rule.name == JUMPRELU and threshold is not None:
         thresholds = source.tensor(threshold, (latents,), (2, latents)).exp()
-        return {
+        return decoupled | {
             "variant": "jumprelu",
-            "code_normalisation": "decoupled",
             "model_thresholds": torch.broadcast_to(thresholds, (2, latents)).contiguous(),
         }
-    beside = f" with the tensor {threshold}" if threshold else " without thresholds"
-    raise source.error(
-        f"its configuration says act_fn {config.get('act_fn')!r}{beside}; known are relu, and jumprelu with thresholds "
-        "(top-k rules choose among a token's or batch's latents, which a threshold cannot repeat)"
-    )
+    beside = f"with the tensor {threshold}" if threshold else "without thresholds"
+    raise source.error(f"{rule.said}, {beside}; known are relu, topk and batchtopk, and jumprelu with thresholds")
 
 
-def _scale(source: Source, config: Config, d_model: int, given: tuple[float, float] | None) -> tuple[float, float]:
-    norm = config.get("norm_activation")
+def _scale(source: Source, d_model: int, given: tuple[float, float] | None) -> tuple[float, float]:
+    norm = source.word("norm_activation")
     if norm in _UNSCALED:
         if given is not None:
             raise source.error(f"its configuration says norm_activation {norm!r}: no scale; leave input_scale out")
@@ -79,12 +76,25 @@ def _scale(source: Source, config: Config, d_model: int, given: tuple[float, flo
         )
     if given is not None:
         return given
-    hooks = config.get("hook_points") or []
-    keys = [f"{_AVERAGE_NORM}{hook}" for hook in hooks]
+    hooks = source.word("hook_points")
+    keys = [f"{_AVERAGE_NORM}{hook}" for hook in hooks] if isinstance(hooks, list) else []
     if len(keys) != 2 or any(key not in source.tensors for key in keys):
         raise source.error(
             "its inputs were scaled by the data set's average norms, which the file does not hold; pass "
             "input_scale=(base, chat), each sqrt(d_model) / average norm"
         )
-    base, chat = (math.sqrt(d_model) / float(source.tensor(key, (), (1,))) for key in keys)
+    base, chat = (math.sqrt(d_model) / _average_norm(source, key) for key in keys)
     return base, chat
+
+
+def _average_norm(source: Source, key: str) -> float:
+    """Raises CrosscoderError for a norm that was never set: it is saved as whatever lay in memory."""
+    if source.tensors[key].numel() != 1:
+        raise source.error(f"{key} has shape {tuple(source.tensors[key].shape)}; one number is known")
+    value = float(source.tensors[key])
+    if not _PLAUSIBLE[0] <= value <= _PLAUSIBLE[1]:
+        raise source.error(
+            f"{key} is {value:g}, which is no average norm of activations: it was never set; pass "
+            "input_scale=(base, chat), each sqrt(d_model) / average norm"
+        )
+    return value

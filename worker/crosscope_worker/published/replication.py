@@ -1,20 +1,23 @@
 """The family of crosscoder-model-diff-replication and Crosscoders: W_dec has its model axis in the middle.
 
-Their inputs were multiplied by a scale per model that no file holds; it is folded into the weights.
+Their inputs were multiplied by a scale per model that no file holds; it is folded into the weights. Files of an RL
+tool-use sweep (arXiv 2606.26474) have the same tensors, and read activations as they are.
 """
 
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from crosscope_worker.published.axes import sizes, weight_fields
-from crosscope_worker.published.files import Config, Source
+from crosscope_worker.published.files import Source
+from crosscope_worker.published.rules import BATCH_TOPK, JUMPRELU, RELU, TOPK, Rule, token_k
 
 _KEYS = {"W_enc", "b_enc", "W_dec", "b_dec"}
+_MASKS = {"enc_mask", "dec_mask"}
 _PUBLIC_CFG = {"model_name": {"gemma-2-2b", "google/gemma-2-2b"}, "d_in": {2304}, "dict_size": {16384}}
 _PUBLIC_SITE = "blocks.14.hook_resid_pre"
 _PUBLIC_SCALES = (0.2758961493232058, 0.24422852496546169)
-_RULES = ("activation", "act_fn", "k", "top_k")
 
 
 def recognises(source: Source) -> bool:
@@ -22,40 +25,61 @@ def recognises(source: Source) -> bool:
     return {"W_enc", "W_dec"} <= source.tensors.keys() and source.tensors["W_dec"].ndim == 3
 
 
-def fields(source: Source, input_scale: tuple[float, float] | None) -> dict[str, Any]:
-    """The Crosscoder's fields; the code is a plain ReLU.
+def fields(source: Source, rule: Rule, input_scale: tuple[float, float] | None) -> dict[str, Any]:
+    """The Crosscoder's fields; the code is a ReLU or the k largest of a token, on unscaled activations.
 
     Raises CrosscoderError when tensors are missing, unknown or contradictory, or the scales are not known.
     """
-    if unknown := sorted(source.tensors.keys() - _KEYS):
-        raise source.error(f"unknown tensors {', '.join(unknown)}; known are {', '.join(sorted(_KEYS))}")
+    source.check_tensors(_KEYS | _MASKS)
     d_model, latents = sizes(source, "W_enc")
-    cfg = source.configs.get("cfg.json", {})
-    _check(source, cfg, d_model, latents)
-    scale = torch.tensor(_scales(source, cfg, input_scale))
+    source.check_sizes(d_in=d_model, activation_dim=d_model, dict_size=latents, n_models=2)
+    W_dec = source.tensor("W_dec", (latents, 2, d_model))
+    selection = None
+    if _is_sweep(source, rule):
+        W_dec = _masked(source, W_dec, latents)
+        _say_about_the_sweep(source, input_scale)
+        input_scale = (1.0, 1.0)
+        if rule.name in (RELU, JUMPRELU):
+            raise source.error(f"{rule.said}, but files of this sweep keep the k largest of each token")
+        selection = token_k(source, rule, latents) | {"code_normalisation": "none"}
+    scale = torch.tensor(_scales(source, input_scale))
     weights = weight_fields(
         W_enc=source.tensor("W_enc") * scale[:, None, None],
         b_enc=source.tensor("b_enc", (latents,)),
-        W_dec=source.tensor("W_dec", (latents, 2, d_model)).transpose(0, 1) / scale[:, None, None],
+        W_dec=W_dec.transpose(0, 1) / scale[:, None, None],
         b_dec=source.tensor("b_dec", (2, d_model)) / scale[:, None],
     )
-    return weights | {"variant": "l1"}
+    return weights | (selection or unscaled_selection(source, rule, latents))
 
 
-def public_scales(cfg: Config) -> tuple[float, float] | None:
-    """The input scales (base, chat) of the public gemma-2-2b file, if this is its cfg.
+def unscaled_selection(source: Source, rule: Rule, latents: int) -> dict[str, Any]:
+    """Variant and inference rule of files whose classes choose among unscaled activations: ReLU or top-k.
 
-    What the cfg says must all agree; it must say the model and the site.
+    ReLU is assumed, and noted, where no configuration says a rule.
     """
-    site = cfg.get("hook_point", cfg.get("site"))
-    if site != _PUBLIC_SITE or "model_name" not in cfg:
+    if rule.name == JUMPRELU:
+        raise source.error(f"{rule.said}, but the file holds no threshold for each latent")
+    if rule.name in (TOPK, BATCH_TOPK) or (rule.name is None and rule.counts):
+        return token_k(source, rule, latents) | {"code_normalisation": "none"}
+    if rule.name != RELU:
+        source.note("No configuration says an activation rule: ReLU is assumed, which files of this layout had.")
+    return {"variant": "l1"}
+
+
+def public_scales(source: Source) -> tuple[float, float] | None:
+    """The input scales (base, chat) of the public gemma-2-2b file, if the configurations are its cfg.
+
+    What they say must all agree; they must say the model and the site.
+    """
+    site = source.word("hook_point") or source.word("site")
+    if site != _PUBLIC_SITE or source.word("model_name") is None:
         return None
-    agree = all(cfg[key] in allowed for key, allowed in _PUBLIC_CFG.items() if key in cfg)
+    agree = all(each.value in allowed for key, allowed in _PUBLIC_CFG.items() for each in source.said(key))
     return _PUBLIC_SCALES if agree else None
 
 
-def _scales(source: Source, cfg: Config, given: tuple[float, float] | None) -> tuple[float, float]:
-    if (scales := given or public_scales(cfg)) is None:
+def _scales(source: Source, given: tuple[float, float] | None) -> tuple[float, float]:
+    if (scales := given or public_scales(source)) is None:
         raise source.error(
             "its inputs were multiplied by a scale for each model that the file does not hold; pass them as "
             "input_scale=(base, chat), or (1.0, 1.0) if its inputs were not scaled"
@@ -65,9 +89,33 @@ def _scales(source: Source, cfg: Config, given: tuple[float, float] | None) -> t
     return scales
 
 
-def _check(source: Source, cfg: Config, d_model: int, latents: int) -> None:
-    for key, found in (("d_in", d_model), ("dict_size", latents), ("n_models", 2)):
-        if cfg.get(key, found) != found:
-            raise source.error(f"cfg.json says {key} {cfg[key]}, the tensors {found}")
-    if rules := [f"{key} {cfg[key]!r}" for key in _RULES if cfg.get(key) not in (None, "relu")]:
-        raise source.error(f"cfg.json says {', '.join(rules)}: an activation rule that is not known; relu is")
+def _is_sweep(source: Source, rule: Rule) -> bool:
+    has_parts = bool(source.said("n_a", "n_b")) or bool(_MASKS & source.tensors.keys())
+    return has_parts or (bool(rule.counts) and bool(source.said("activation_dim")))
+
+
+def _masked(source: Source, W_dec: Tensor, latents: int) -> Tensor:
+    """`W_dec: [latent, 2, d_model]` times its mask; what of the encoder lies under its own mask is said."""
+    if "enc_mask" in source.tensors:
+        masked = source.tensor("enc_mask", (2, latents)) == 0
+        if hidden := int((source.tensor("W_enc").abs().amax(dim=1) * masked > 0).sum()):
+            source.note(
+                f"enc_mask covers {hidden} encoder columns that are not zero; it was not applied, as in the evaluation "
+                "of these files."
+            )
+    if "dec_mask" not in source.tensors:
+        return W_dec
+    return W_dec * source.tensor("dec_mask", (latents, 2))[:, :, None]
+
+
+def _say_about_the_sweep(source: Source, input_scale: tuple[float, float] | None) -> None:
+    if input_scale is not None:
+        raise source.error("files of this sweep read activations as they are; leave input_scale out")
+    if not source.swap:
+        source.note(
+            "Model 0 of files of this sweep is the fine-tuned one, and is read as base; give swap to read it as chat."
+        )
+    source.note(
+        "The card of these files speaks of z-scored inputs; their statistics are in no file, and their evaluation "
+        "feeds activations as they are, as is done here."
+    )

@@ -118,7 +118,7 @@ class Models:
         folder = _version_folder(self._home, name, version_id)
         manifest = read_manifest(folder)
         manifest = replace(manifest, pair=find_pair(manifest.pair, self._home))
-        crosscoder = Crosscoder.load(folder, self._device)
+        crosscoder = Crosscoder.load(folder, self._device, tell=log.info)
         pair = self._pair(manifest)
         if pair.pair.d_model != crosscoder.d_model:
             raise PairError(

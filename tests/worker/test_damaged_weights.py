@@ -1,0 +1,95 @@
+"""Weights that are not what was published are refused by a sentence, never computed with."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fixtures_crosscoders import make_crosscoder, make_manifest
+from safetensors.torch import load_file, save_file
+
+from crosscope_worker import crosscoder as module
+from crosscope_worker.crosscoder import Crosscoder, CrosscoderError
+from crosscope_worker.disk import sha256
+
+
+def write(folder: Path, hashed: bool = True, **options: object) -> Path:
+    crosscoder = make_crosscoder(threshold=1.5, **options)
+    manifest = make_manifest(crosscoder)
+    crosscoder.save(folder, manifest)
+    weights = folder / "crosscoder.safetensors"
+    if hashed:
+        crosscoder.save(folder, dataclasses.replace(manifest, hashes={weights.name: sha256(weights)}))
+    return weights
+
+
+def test_200_flipped_bits_are_each_seen(tmp_path: Path):
+    weights = write(tmp_path)
+    whole = np.frombuffer(weights.read_bytes(), np.uint8)
+    bits = np.random.default_rng(0).choice(8 * len(whole), 200, replace=False)
+    for bit in bits:
+        damaged = whole.copy()
+        damaged[bit // 8] ^= 1 << (bit % 8)
+        weights.write_bytes(damaged.tobytes())
+        with pytest.raises(CrosscoderError, match=r"crosscoder\.safetensors is damaged or was changed: its SHA-256 is"):
+            Crosscoder.load(tmp_path)
+    weights.write_bytes(whole.tobytes())
+    assert Crosscoder.load(tmp_path).threshold == 1.5
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["W_enc", "b_enc", "W_dec", "b_dec"])
+def test_weights_without_a_hash_must_be_finite(tmp_path: Path, name: str, value: float):
+    weights = write(tmp_path, hashed=False)
+    tensors = load_file(weights)
+    tensors[name].view(-1)[3] = value
+    save_file(tensors, weights)
+    with pytest.raises(CrosscoderError, match=rf"is damaged: {name} holds values that are not finite"):
+        Crosscoder.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["latent_thresholds", "model_thresholds", "input_mean"])
+def test_so_must_thresholds_and_means(tmp_path: Path, name: str):
+    shapes = {"latent_thresholds": (11,), "model_thresholds": (2, 11), "input_mean": (8,)}
+    options = {name: torch.full(shapes[name], torch.nan)}
+    normalisation = "decoupled" if name == "model_thresholds" else "crosscoder"
+    crosscoder = make_crosscoder(code_normalisation=normalisation, **options)
+    crosscoder.save(tmp_path, make_manifest(crosscoder))
+    with pytest.raises(CrosscoderError, match=rf"is damaged: {name} holds values"):
+        Crosscoder.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"input_scale": [float("nan"), 1.0]}, "input_scale must be two positive, finite numbers, not .nan, 1.0"),
+        ({"input_scale": [1.0, 0.0]}, "input_scale must be two positive"),
+        ({"input_scale": [1.0, float("inf")]}, "input_scale must be two positive"),
+        ({"input_scale": [-1.0, 1.0]}, "input_scale must be two positive"),
+        ({"threshold": float("nan")}, "threshold is nan"),
+        ({"threshold": float("inf")}, "threshold must be a finite number"),
+        ({"input_scale": [1.0, 1.0, 1.0]}, "input_scale must be two positive"),
+        ({"input_scale": ["a", 1.0]}, "holds one of the wrong kind"),
+        ({"threshold": "high"}, "holds one of the wrong kind"),
+        ({"token_k": 2.5, "threshold": None}, "holds one of the wrong kind"),
+        ({"notes": 3}, "holds one of the wrong kind"),
+    ],
+)
+def test_a_manifest_with_impossible_numbers(tmp_path: Path, fields: dict[str, object], message: str):
+    write(tmp_path)
+    path = tmp_path / "crosscoder.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    with pytest.raises(CrosscoderError, match=message):
+        Crosscoder.load(tmp_path)
+
+
+def test_a_long_check_is_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write(tmp_path)
+    told: list[str] = []
+    Crosscoder.load(tmp_path, tell=told.append)
+    assert told == []
+    monkeypatch.setattr(module, "_SLOW_BYTES", 100)
+    Crosscoder.load(tmp_path, tell=told.append)
+    assert told == ["checking the 0.0 GB of crosscoder.safetensors against their hash"]

@@ -1,0 +1,99 @@
+"""The k largest of a token: exact counts, ties by latent, dense and sparse alike, saved and loaded."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from fixtures_crosscoders import make_crosscoder, make_manifest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crosscope_worker.crosscoder import Crosscoder, CrosscoderError
+from crosscope_worker.selection import largest
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(st.lists(st.integers(0, 4), min_size=6, max_size=6), min_size=1, max_size=5),
+    k=st.integers(1, 8),
+)
+def test_the_largest_are_exactly_k_and_ties_go_to_the_lower_latent(rows: list[list[int]], k: int):
+    keep = largest(torch.tensor(rows, dtype=torch.float32), k)
+    for row, kept in zip(rows, keep.tolist(), strict=True):
+        best = sorted((i for i in range(6) if row[i] > 0), key=lambda i: (-row[i], i))[:k]
+        assert [i for i in range(6) if kept[i]] == sorted(best)
+
+
+def test_equal_activations_by_hand():
+    """All rows have norm 2, so codes 3, 3, 3, 1 are scaled to 6, 6, 6, 2; two are kept: the first two."""
+    crosscoder = Crosscoder(
+        W_enc=torch.tensor([[3.0, 3.0, 3.0, 1.0], [0.0, 0.0, 0.0, 0.0]]),
+        b_enc=torch.zeros(4),
+        W_dec=torch.tensor([[1.0, 1.0]] * 4),
+        b_dec=torch.zeros(2),
+        d_model=(1, 1),
+        variant="topk",
+        token_k=2,
+    )
+    x = torch.tensor([[1.0, 5.0], [-1.0, 5.0]])
+    assert crosscoder.encode(x).tolist() == [[3.0, 3.0, 0.0, 0.0], [0.0] * 4]
+    assert crosscoder.scaled(x).tolist() == [[6.0, 6.0, 0.0, 0.0], [0.0] * 4]
+    assert crosscoder.decode(crosscoder.encode(x)).tolist() == [[6.0, 6.0], [0.0, 0.0]]
+    code = crosscoder.encode_sparse(x)
+    assert (code.tokens.tolist(), code.latents.tolist(), code.values.tolist()) == ([0, 0], [0, 1], [3.0, 3.0])
+
+
+@pytest.mark.parametrize("normalisation", ["crosscoder", "none", "decoupled"])
+def test_dense_and_sparse_agree_where_many_are_equal(normalisation: str):
+    decoupled = {"model_thresholds": torch.full((2, 11), -1.0)} if normalisation == "decoupled" else {}
+    crosscoder = make_crosscoder(code_normalisation=normalisation, token_k=3, **decoupled)
+    for weights in (crosscoder.W_enc, crosscoder.W_dec, crosscoder.b_enc):
+        weights.copy_(weights.round())
+    x = torch.randn(200, 8, generator=torch.Generator().manual_seed(5)).round()
+    selection, code = crosscoder.selection(), crosscoder.encode(x)
+    sparse = crosscoder.encode_sparse(x)
+    assert torch.equal(sparse.dense(11), code)
+    pairs = sparse._replace(values=selection.scaled_pairs(sparse)).dense(11)
+    torch.testing.assert_close(pairs, crosscoder.scaled(x))
+    kept_by = [sparse._replace(values=keep.float()).dense(11).bool() & (code > 0) for keep in selection.kept_by(sparse)]
+    for model, kept in enumerate(selection.kept_by_models(code)):
+        assert torch.equal(kept_by[model], kept)
+        assert int(kept.sum(dim=1).max()) == 3
+    parts = crosscoder.decode_sparse(sparse, selection.kept_by(sparse))
+    torch.testing.assert_close(parts, crosscoder.decode(code))
+
+
+def test_it_is_saved_and_loaded(tmp_path: Path):
+    crosscoder = make_crosscoder(token_k=3, notes=("A sentence.",))
+    manifest = dataclasses.replace(make_manifest(crosscoder), token_k=3, notes=crosscoder.notes)
+    crosscoder.save(tmp_path, manifest)
+    loaded = Crosscoder.load(tmp_path)
+    assert (loaded.token_k, loaded.notes) == (3, ("A sentence.",))
+    x = torch.randn(20, 8)
+    assert torch.equal(loaded.encode(x), crosscoder.encode(x))
+
+
+def test_a_manifest_of_before_loads(tmp_path: Path):
+    crosscoder = make_crosscoder(threshold=1.5)
+    crosscoder.save(tmp_path, make_manifest(crosscoder))
+    path = tmp_path / "crosscoder.json"
+    lines = [line for line in path.read_text().splitlines() if '"token_k"' not in line and '"notes"' not in line]
+    assert len(lines) == len(path.read_text().splitlines()) - 2
+    path.write_text("\n".join(lines))
+    loaded = Crosscoder.load(tmp_path)
+    assert (loaded.token_k, loaded.notes, loaded.threshold) == (None, (), 1.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"token_k": 0}, "token_k is 0, but there are 11 latents"),
+        ({"token_k": 12}, "token_k is 12, but there are 11 latents"),
+        ({"token_k": 3, "threshold": 1.0}, "a threshold beside token_k"),
+        ({"token_k": 3, "latent_thresholds": torch.ones(11)}, "a threshold beside token_k"),
+    ],
+)
+def test_what_cannot_hold_is_refused(options: dict[str, object], message: str):
+    with pytest.raises(CrosscoderError, match=message):
+        make_crosscoder(**options)

@@ -1,0 +1,108 @@
+"""Tensors by name out of the containers that people save them in: one file, several with an index, a checkpoint.
+
+Only weights are taken from a checkpoint; what else it holds is said. A pickle is opened by
+`torch.load(weights_only=True)` alone.
+"""
+
+import pickle
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from crosscope_worker.crosscoder import CrosscoderError, read_safetensors
+from crosscope_worker.published.configs import read_config
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+_INDEX = ".index.json"
+_WEIGHTS_OF = ("sae", "model", "state_dict", "model_state_dict")
+"""Under which of these a checkpoint keeps its weights."""
+_COMPILED = "_orig_mod."
+_PARALLEL = "module."
+_MAX_PARTS = 1024
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of a file, or of the files that an index names, and sentences about what was left out.
+
+    Prefixes are dropped that torch.compile (`_orig_mod.`) and data parallelism (`module.`) put before names. Raises
+    CrosscoderError for a file that is missing, cut short, not an index, or holds no tensors by name.
+    """
+    tensors, notes = _read_index(path) if path.name.endswith(_INDEX) else _read_file(path)
+    tensors = {name.replace(_COMPILED, ""): tensor for name, tensor in tensors.items()}
+    if tensors and all(name.startswith(_PARALLEL) for name in tensors):
+        tensors = {name.removeprefix(_PARALLEL): tensor for name, tensor in tensors.items()}
+    return tensors, notes
+
+
+def _read_file(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    return (read_safetensors(path), []) if path.suffix == ".safetensors" else _read_torch(path)
+
+
+def _read_index(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    places = read_config(path).get("weight_map")
+    if not isinstance(places, Mapping) or not places or not all(isinstance(each, str) for each in places.values()):
+        raise CrosscoderError(f"{path} has no weight_map of names and files: it is no index of weights")
+    places = cast("Mapping[str, str]", places)
+    parts = sorted(set(places.values()))
+    if len(parts) > _MAX_PARTS:
+        raise CrosscoderError(f"{path} names {len(parts)} files; {_MAX_PARTS} are allowed")
+    tensors: dict[str, Tensor] = {}
+    notes: list[str] = []
+    for part in parts:
+        file = path.parent / part
+        if file.parent != path.parent or file.suffix not in SUFFIXES:
+            raise CrosscoderError(f"{path} names {part!r}, which is no file of weights beside it")
+        if not file.is_file():
+            raise CrosscoderError(f"{file} is missing, of which {path.name} says that it holds weights")
+        found, more = _read_file(file)
+        tensors |= found
+        notes += more
+    if missing := sorted(places.keys() - tensors.keys()):
+        raise CrosscoderError(f"{path} names the tensor {missing[0]}, which none of its {len(parts)} files holds")
+    return tensors, notes
+
+
+def _read_torch(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    try:
+        with warnings.catch_warnings():
+            # Of another pickle protocol than torch's own, which the restricted reader either reads or refuses.
+            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+            document = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CrosscoderError(
+            f"{path} is cut short, or its pickle holds more than tensors and plain values; it was not opened, "
+            "since loading it could run code"
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, IndexError) as error:
+        raise CrosscoderError(f"{path} cannot be read as a torch file (cut short?): {error}") from error
+    if not isinstance(document, Mapping):
+        raise CrosscoderError(f"{path} holds a {type(document).__name__}, not tensors by name")
+    return _weights_of(path, cast("Mapping[Any, Any]", document))
+
+
+def _weights_of(path: Path, document: Mapping[Any, Any]) -> tuple[dict[str, Tensor], list[str]]:
+    """A bare dictionary of tensors, or the one that a checkpoint keeps under a name of _WEIGHTS_OF."""
+    strange = [str(name) for name, value in document.items() if not isinstance(value, Tensor)]
+    if not strange:
+        return {str(name): value for name, value in document.items()}, []
+    inside = [name for name in _WEIGHTS_OF if _holds_tensors(document.get(name))]
+    if len(inside) > 1:
+        raise CrosscoderError(f"{path} holds weights under {' and '.join(inside)}; save the one to load by itself")
+    if not inside:
+        raise CrosscoderError(
+            f"{path} holds {', '.join(strange[:5])} beside or instead of tensors: an unknown layout; save the "
+            "dictionary's state_dict() alone"
+        )
+    rest = sorted(str(name) for name in document if name != inside[0])
+    left = [f"{path.name} is a checkpoint: {', '.join(rest[:8])} beside its weights were not read."] if rest else []
+    return {str(name): value for name, value in document[inside[0]].items()}, left
+
+
+def _holds_tensors(value: object) -> bool:
+    if not isinstance(value, Mapping) or not value:
+        return False
+    return all(isinstance(each, Tensor) for each in cast("Mapping[Any, Any]", value).values())
