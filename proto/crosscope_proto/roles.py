@@ -19,6 +19,9 @@ class TokenRole(IntEnum):
     SYSTEM = 5
     USER = 6
     ASSISTANT = 7
+    REASONING = 8
+    TOOL = 9
+    PAD = 10
 
 
 class LeftOut(IntEnum):
@@ -31,8 +34,8 @@ class LeftOut(IntEnum):
     PAD = 4
 
 
-NUM_ROLES = 8
-"""Length of arrays indexed by TokenRole (index 0 stays empty)."""
+NUM_ROLES = 11
+"""Length of arrays indexed by TokenRole (index 0 stays empty). Files of earlier versions have 8."""
 
-TEMPLATE_ROLES = frozenset({TokenRole.BOS, TokenRole.HEADER, TokenRole.TURN_END})
+TEMPLATE_ROLES = frozenset({TokenRole.BOS, TokenRole.HEADER, TokenRole.TURN_END, TokenRole.PAD})
 """Roles of tokens that a chat template or tokenizer adds."""

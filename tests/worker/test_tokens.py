@@ -130,9 +130,8 @@ def test_a_template_with_a_system_turn(tokenizer: PreTrainedTokenizerBase) -> No
     [
         ([], "empty; give at least one turn"),
         ([("system", "a"), ("user", "b")], r"turn 0: .*System role not supported.*first user turn"),
-        ([("user", "a"), ("system", "b")], "turn 1: .*comes first"),
-        ([("system", "a"), ("system", "b")], "turn 1: .*already, turn 0"),
-        ([("user", "a"), ("tool", "b")], "turn 1: the role is 'tool'"),
+        ([("system", "a"), ("system", "b")], "turn 0: .*takes no system turn"),
+        ([("user", "a"), ("function", "b")], "turn 1: the role is 'function'; it must be one of system, developer"),
         ([("user", "a"), ("user", "b")], "turn 1: .*refuses a user turn.*must be assistant"),
         ([("user", "a"), ("assistant", " \n")], r"turn 1 \(assistant\) is empty"),
         ([("user", "\ud800")], "lone surrogate"),

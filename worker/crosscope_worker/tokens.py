@@ -1,35 +1,31 @@
 """Texts and conversations to token ids, with the role of every token.
 
-Does not know models, lengths that they can read, or where texts come from.
+Does not know models, lengths that they can read, or where texts come from. What a template prints is in
+chat_template.py, whose each character is in printed.py, and typed control tokens are in control_tokens.py.
 """
 
 import copy
-import re
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, Self
 
-import jinja2
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
 from crosscope_proto.roles import TokenRole
+from crosscope_proto.template_kwargs import check_template_kwargs
+from crosscope_worker.chat_template import ChatTemplate, TemplateRefusal, TemplateSettings, Turn, messages_of
+from crosscope_worker.control_tokens import ControlTokens, PromptError
+from crosscope_worker.printed import THINKING, Printed, Saying, Sayings, character_roles, places_in, saying_roles
+from crosscope_worker.refusals import check_printed, check_turns, not_found, refused
 
-_CONTENT_ROLES = {"system": TokenRole.SYSTEM, "user": TokenRole.USER, "assistant": TokenRole.ASSISTANT}
+__all__ = ["PromptError", "TemplateSettings", "TextTokenizer", "TokenisedText", "Turn"]
 
-
-class PromptError(ValueError):
-    """A prompt that cannot be tokenised; the sentence says what to change."""
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One turn of a conversation."""
-
-    role: str
-    """"system", "user" or "assistant"."""
-    content: str
+_REASONING_MARKS = tuple(mark for pair in THINKING for mark in pair)
+_SAMPLE = (Turn("user", "Why?"), Turn("assistant", "Because."))
+"""Shows what a template prints behind an assistant turn."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,70 +37,212 @@ class TokenisedText:
     roles: np.ndarray
     """[pos] uint8, TokenRole"""
     content_spans: tuple[tuple[int, int], ...]
-    """For each turn the first token of its content and one past the last; one span for a plain text."""
+    """For each turn the first token of its content, reasoning left out, and one past the last; one span for a plain
+    text."""
     offsets: np.ndarray
-    """[pos, 2] int64: characters of the rendered text that each token covers."""
-    content_origins: tuple[int, ...]
-    """For each turn where its content's character 0 is, or would be had the template not stripped it."""
+    """[pos, 2] int64: characters of the rendered text that each token covers; none for tokens that are put around a
+    plain text."""
+    places: tuple[np.ndarray, ...]
+    """For each turn and character of its content the character of the rendered text, -1 where it is not printed."""
+    dropped_reasoning: tuple[int, ...] = ()
+    """Turns whose reasoning the template does not print, or prints in part."""
 
     def token_span(self, turn: int, start: int, end: int) -> tuple[int, int]:
-        """First token that covers any of the characters `start` to `end` of a turn's content, and one past the last."""
-        origin = self.content_origins[turn]
-        first = int(np.searchsorted(self.offsets[:, 1], origin + start, side="right"))
-        last = int(np.searchsorted(self.offsets[:, 0], origin + end, side="left"))
-        low, high = self.content_spans[turn]
-        first = min(max(first, low), high)
-        return first, min(max(last, first), high)
+        """First token that covers any of the characters `start` to `end` of a turn's content, and one past the last.
 
-
-@dataclass(frozen=True)
-class _Segment:
-    """A piece of a rendered conversation, all of one role."""
-
-    text: str
-    role: TokenRole
-    turn: int | None = None
+        An empty span at the content's first token where none of them is printed.
+        """
+        printed = self.places[turn][start:end]
+        printed = printed[printed >= 0]
+        if not len(printed):
+            return (self.content_spans[turn][0],) * 2
+        first = int(np.searchsorted(self.offsets[:, 1], printed.min(), side="right"))
+        return first, max(first, int(np.searchsorted(self.offsets[:, 0], printed.max() + 1, side="left")))
 
 
 class TextTokenizer:
-    """Tokenises with one tokenizer. Safe to call from several threads."""
+    """Tokenises with one tokenizer and its chat template. Safe to call from several threads."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: TemplateSettings | None = None) -> None:
         self._tokenizer = tokenizer
-        backend = cast("Tokenizer", tokenizer.backend_tokenizer)
-        # Own copies: whether control tokens are read is a state of the backend, not an argument.
-        self._reading, self._literal = _copy(backend), _copy(backend)
-        self._literal.encode_special_tokens = True
-        control = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-        self._control = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or r"(?!)")
-        self._bos = _front_token(tokenizer, self._reading)
+        self._control = ControlTokens(tokenizer)
+        self._template = ChatTemplate(tokenizer, settings or TemplateSettings())
+        self._bos, self._pad = _control_id(tokenizer, "bos"), _control_id(tokenizer, "pad")
+        own = {_control_id(tokenizer, name) for name in ("bos", "eos", "unk")}
+        self._pad = None if self._pad in own else self._pad
+        self._adds_bos = _template_alone_has_bos(tokenizer, self._control, self._bos)
         self._pieces: dict[int, str] = {}
+        self._turn_ends: dict[str, str | None] = {}
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The chat template and its settings."""
+        return self._template
+
+    def with_settings(self, settings: TemplateSettings) -> Self:
+        """The same tokenizer with other settings of its template; both share what is costly to make."""
+        other = copy.copy(self)
+        other._template = ChatTemplate(self._tokenizer, settings)
+        other._turn_ends = {}
+        return other
 
     def text(self, text: str, parse_control_tokens: bool = False) -> TokenisedText:
-        """Tokens of a plain text, BOS in front where the tokenizer puts one.
+        """Tokens of a plain text: those of the tokenizer's own call, with all that it puts around a text.
 
+        They differ in three cases. Control tokens typed in the text stay text unless `parse_control_tokens`. A
+        tokenizer whose own call adds no BOS while its chat template prints one gets it in front, so that documents
+        begin as conversations do. A BOS that is typed in front, and parsed, is not doubled.
         Raises PromptError if there is no text.
         """
         if not text:
             raise PromptError("the text is empty; give at least one character")
-        bos = self._bos
-        if bos and parse_control_tokens:
-            text = text.removeprefix(bos)
-        front = [_Segment(bos, TokenRole.BOS)] if bos else []
-        return self._tokenise([*front, _Segment(text, TokenRole.TEXT, turn=0)], [len(bos)], parse_control_tokens)
+        typed = not parse_control_tokens and self._control.found_in(text)
+        encoding = self._control.encode(self._control.disguise(text) if typed else text, typed, add_special_tokens=True)
+        ids = np.array(encoding.ids, dtype=np.int64)
+        around = np.array(encoding.special_tokens_mask, dtype=bool)
+        spans = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        if around.all():
+            raise PromptError("the text gives no token")
+        inside = np.flatnonzero(~around)
+        first, last = int(inside[0]), int(inside[-1])
+        roles = np.full(len(ids), TokenRole.TEXT, np.uint8)
+        roles[:first], roles[last + 1 :] = TokenRole.BOS, TokenRole.TURN_END
+        spans[last + 1 :] = len(text)
+        has_bos = first > 0 and ids[first - 1] == self._bos
+        if has_bos and ids[first] == self._bos:
+            ids, roles, spans = (np.delete(each, first - 1, axis=0) for each in (ids, roles, spans))
+        elif self._adds_bos and ids[0] != self._bos:
+            ids, roles = np.insert(ids, 0, self._bos or 0), np.insert(roles, 0, TokenRole.BOS)
+            spans, first, last = np.insert(spans, 0, 0, axis=0), first + 1, last + 1
+        roles = self._with_control_roles(ids, roles)
+        return TokenisedText(ids, roles, (_span_of(roles == TokenRole.TEXT),), spans, (np.arange(len(text)),))
 
     def conversation(
-        self, turns: Sequence[Turn], add_generation_prompt: bool = False, parse_control_tokens: bool = False
+        self,
+        turns: Sequence[Turn],
+        add_generation_prompt: bool = False,
+        parse_control_tokens: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> TokenisedText:
         """Tokens of a conversation in the chat template.
 
-        The ids are those of `apply_chat_template`, except that control tokens typed in a turn stay text unless
-        `parse_control_tokens`. Raises PromptError that names the turn at fault.
+        The ids are those of `apply_chat_template`, except that control tokens typed in a turn or an argument stay text
+        unless `parse_control_tokens`; `<think>` and `</think>` in an assistant turn are always read. `template_kwargs`
+        go before those of the settings. Raises PromptError that names the turn at fault.
         """
-        _check_turns(turns)
-        rendered = self._render(turns, add_generation_prompt)
-        segments, origins = self._segments(turns, rendered)
-        return self._tokenise(segments, origins, parse_control_tokens)
+        check_turns(turns)
+        kwargs = {**self._template.settings.kwargs, **(template_kwargs or {})}
+        try:
+            check_template_kwargs(kwargs)
+        except ValueError as error:
+            raise PromptError(f"chat_template_kwargs: {error}") from error
+        sayings = Sayings()
+        messages = messages_of(turns, sayings)
+        is_disguised = not parse_control_tokens and self._types_control_tokens(messages, kwargs)
+        if is_disguised:
+            sayings, kwargs = Sayings(), self._control.disguise(kwargs)
+            messages = messages_of(turns, self._disguising(turns, sayings))
+        try:
+            printed = self._template.render(messages, add_generation_prompt, kwargs)
+            found = self._printed(printed, turns, sayings.all, add_generation_prompt, kwargs)
+        except TemplateRefusal as error:
+            raise PromptError(refused(turns, str(error))) from error
+        if found is None:
+            raise PromptError(not_found(turns, sayings.all, printed))
+        dropped = check_printed(turns, sayings.all, found)
+        roles = character_roles(found, sayings.all, turns, self._turn_end(found, sayings.all, kwargs))
+        encoding = self._control.encode(printed, is_disguised)
+        return self._tokenised(encoding, found, roles, sayings.all, len(turns), dropped)
+
+    def _types_control_tokens(self, messages: list[dict[str, Any]], kwargs: Mapping[str, Any]) -> bool:
+        def texts(value: Any) -> bool:
+            if isinstance(value, Mapping):
+                return any(texts(each) for each in value.values())
+            if isinstance(value, list | tuple):
+                return any(texts(each) for each in value)
+            return isinstance(value, str) and self._control.found_in(value)
+
+        return texts(messages) or texts(kwargs)
+
+    def _disguising(self, turns: Sequence[Turn], sayings: Sayings) -> Callable[[int, str, str], str]:
+        def say(turn: int, field: str, text: str) -> str:
+            kept = _REASONING_MARKS if turns[turn].role == "assistant" else ()
+            return sayings(turn, field, self._control.disguise(text, kept))
+
+        return say
+
+    def _printed(
+        self,
+        printed: str,
+        turns: Sequence[Turn],
+        sayings: Sequence[Saying],
+        add_generation_prompt: bool,
+        kwargs: Mapping[str, Any],
+    ) -> Printed | None:
+        def render(texts: Sequence[str]) -> str:
+            rest = iter(texts)
+            messages = messages_of(turns, lambda *_: next(rest))
+            return self._template.render(messages, add_generation_prompt, kwargs)
+
+        return places_in(printed, sayings, self._template.source(kwargs), render)
+
+    def _turn_end(self, found: Printed, sayings: Sequence[Saying], kwargs: Mapping[str, Any]) -> str:
+        """What the template prints behind an assistant turn; where it cannot print one alone, behind the last turn."""
+        key = json.dumps(kwargs, sort_keys=True, default=str)
+        if key not in self._turn_ends:
+            if len(self._turn_ends) >= 64:
+                self._turn_ends.clear()
+            self._turn_ends[key] = self._sample_end(kwargs)
+        known = self._turn_ends[key]
+        return found.text[int(np.flatnonzero(found.places >= 0)[-1]) + 1 :] if known is None else known
+
+    def _sample_end(self, kwargs: Mapping[str, Any]) -> str | None:
+        sayings = Sayings()
+        try:
+            printed = self._template.render(messages_of(_SAMPLE, sayings), False, kwargs)
+            found = self._printed(printed, _SAMPLE, sayings.all, False, kwargs)
+        except TemplateRefusal:
+            return None
+        if found is None or not len(places := np.flatnonzero(found.places == sayings.num_characters - 1)):
+            return None
+        return printed[int(places[-1]) + 1 :]
+
+    def _tokenised(
+        self,
+        encoding: Encoding,
+        found: Printed,
+        character_roles: np.ndarray,
+        sayings: Sequence[Saying],
+        num_turns: int,
+        dropped: tuple[int, ...],
+    ) -> TokenisedText:
+        if not encoding.ids:
+            raise PromptError("the text gives no token")
+        ids = np.array(encoding.ids, dtype=np.int64)
+        spans = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        # A token that reaches over a border belongs to the side with its middle character.
+        middle = np.minimum(np.maximum.accumulate(spans.sum(axis=1) // 2), len(found.text) - 1)
+        roles = self._with_control_roles(ids, character_roles[middle])
+        contents = {saying.turn: saying for saying in sayings if saying.field == "content"}
+        places = tuple(_places(found, contents[turn]) for turn in range(num_turns))
+        content_spans: list[tuple[int, int]] = []
+        for turn in range(num_turns):
+            printed = places[turn][places[turn] >= 0]
+            printed = printed[character_roles[printed] != TokenRole.REASONING]
+            if len(printed):
+                first = int(np.searchsorted(middle, printed.min()))
+                content_spans.append((first, int(np.searchsorted(middle, printed.max(), side="right"))))
+            else:
+                content_spans.append((content_spans[-1][1] if content_spans else 0,) * 2)
+        return TokenisedText(ids, roles, tuple(content_spans), spans, places, dropped)
+
+    def _with_control_roles(self, ids: np.ndarray, roles: np.ndarray) -> np.ndarray:
+        """BOS and padding are that wherever they stand: names that are only text do not get their ids."""
+        roles = np.array(roles, np.uint8)
+        for id_, role in ((self._bos, TokenRole.BOS), (self._pad, TokenRole.PAD)):
+            if id_ is not None:
+                roles[ids == id_] = role
+        return roles
 
     def pieces(self, ids: Sequence[int] | np.ndarray) -> list[str]:
         """The text of each token; joined, they show the text. A part of a character shows as U+FFFD."""
@@ -119,152 +257,31 @@ class TextTokenizer:
 
     def _piece(self, id_: int) -> str:
         # A decoder may strip the space in front of a text's first token, so the second of two is read.
-        once = self._reading.decode([id_], skip_special_tokens=False)
-        twice = self._reading.decode([id_, id_], skip_special_tokens=False)
+        once = self._control.reading.decode([id_], skip_special_tokens=False)
+        twice = self._control.reading.decode([id_, id_], skip_special_tokens=False)
         return twice[len(once) :]
 
-    def _render(self, turns: Sequence[Turn], add_generation_prompt: bool) -> str:
-        if not self._tokenizer.chat_template:
-            raise PromptError("the pair's tokenizer has no chat template; send plain text instead of a conversation")
-        messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-        try:
-            rendered = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        except jinja2.TemplateError as error:
-            raise PromptError(_refusal(turns, str(error))) from error
-        assert isinstance(rendered, str)
-        return rendered
 
-    def _segments(self, turns: Sequence[Turn], rendered: str) -> tuple[list[_Segment], list[int]]:
-        """The rendered text cut into template parts and contents, and the place of each content's character 0."""
-        marks = [f"\ue000{index}\ue001" for index in range(len(turns))]
-        marked = self._render([Turn(turn.role, mark) for turn, mark in zip(turns, marks, strict=True)], False)
-        between = re.split("\ue000[0-9]+\ue001", marked)
-        if len(between) != len(turns) + 1:
-            index = next((i for i, mark in enumerate(marks) if marked.count(mark) != 1), 0)
-            raise PromptError(f"the chat template does not print turn {index} ({turns[index].role}) exactly once")
-        turn_end = between[-1]
-        segments, origins, at = [], [], 0
-        for index, turn in enumerate(turns):
-            segments += self._template_part(between[index], turn_end if index else "")
-            at += len(between[index])
-            printed = _printed(turn.content, rendered, at, between[index + 1])
-            if printed is None:
-                raise PromptError(f"the chat template changes the text of turn {index} ({turn.role})")
-            origins.append(at - turn.content.index(printed))
-            segments.append(_Segment(printed, _CONTENT_ROLES[turn.role], index))
-            at += len(printed)
-        return segments + self._template_part(rendered[at:], turn_end), origins
-
-    def _template_part(self, text: str, turn_end: str) -> list[_Segment]:
-        """What a template prints between two contents: the end of one turn, then the header of the next."""
-        bos = self._tokenizer.bos_token
-        front = bos if not turn_end and isinstance(bos, str) and text.startswith(bos) else ""
-        end = turn_end if text.startswith(turn_end) else ""
-        parts = (front, TokenRole.BOS), (end, TokenRole.TURN_END), (text[len(front + end) :], TokenRole.HEADER)
-        return [_Segment(part, role) for part, role in parts if part]
-
-    def _tokenise(self, segments: list[_Segment], origins: list[int], parse_control_tokens: bool) -> TokenisedText:
-        ids: list[int] = []
-        offsets: list[tuple[int, int]] = []
-        at = 0
-        for text, literal in self._runs(segments, parse_control_tokens):
-            encoding = _encode(self._literal if literal else self._reading, text)
-            ids += encoding.ids
-            offsets += [(at + start, at + end) for start, end in encoding.offsets]
-            at += len(text)
-        if not ids:
-            raise PromptError("the text gives no token")
-        spans = np.array(offsets, dtype=np.int64).reshape(-1, 2)
-        # A token that reaches over a border belongs to the side with its middle character.
-        middle = np.maximum.accumulate(spans.sum(axis=1) // 2)
-        ends = np.cumsum([len(segment.text) for segment in segments])
-        segment_of = np.minimum(np.searchsorted(ends, middle, side="right"), len(segments) - 1)
-        roles = np.array([segment.role for segment in segments], dtype=np.uint8)[segment_of]
-        content_spans = tuple(
-            (int(np.searchsorted(segment_of, index)), int(np.searchsorted(segment_of, index, side="right")))
-            for index, segment in enumerate(segments)
-            if segment.turn is not None
-        )
-        return TokenisedText(np.array(ids, dtype=np.int64), roles, content_spans, spans, tuple(origins))
-
-    def _runs(self, segments: list[_Segment], parse_control_tokens: bool) -> list[tuple[str, bool]]:
-        """Texts to encode one by one, and whether control tokens in them are text.
-
-        One run wherever possible, because merges may reach over the borders of segments.
-        """
-        runs: list[tuple[str, bool]] = []
-        for segment in segments:
-            content = segment.turn is not None and not parse_control_tokens
-            literal = content and self._control.search(segment.text) is not None
-            if runs and not runs[-1][1] and not literal:
-                runs[-1] = (runs[-1][0] + segment.text, False)
-            else:
-                runs.append((segment.text, literal))
-        return runs
+def _control_id(tokenizer: PreTrainedTokenizerBase, name: str) -> int | None:
+    id_ = getattr(tokenizer, f"{name}_token_id", None)
+    return id_ if isinstance(id_, int) else None
 
 
-def _copy(backend: Tokenizer) -> Tokenizer:
-    copied = copy.deepcopy(backend)
-    copied.no_truncation()
-    copied.no_padding()
-    copied.encode_special_tokens = False
-    return copied
+def _template_alone_has_bos(tokenizer: PreTrainedTokenizerBase, control: ControlTokens, bos: int | None) -> bool:
+    """Whether the chat template prints a BOS while the tokenizer's own call adds none."""
+    if bos is None:
+        return False
+    return "bos_token" in str(tokenizer.chat_template) and bos not in control.encode("", False, True).ids
 
 
-def _front_token(tokenizer: PreTrainedTokenizerBase, backend: Tokenizer) -> str:
-    """The BOS token if this tokenizer, or else its chat template, puts one in front; otherwise ""."""
-    bos = tokenizer.bos_token
-    if not isinstance(bos, str):
-        return ""
-    added = backend.encode("", add_special_tokens=True).ids
-    template = tokenizer.chat_template
-    printed = isinstance(template, str) and "bos_token" in template
-    return bos if printed or tokenizer.bos_token_id in added[:1] else ""
+def _span_of(flags: np.ndarray) -> tuple[int, int]:
+    where = np.flatnonzero(flags)
+    return (int(where[0]), int(where[-1]) + 1) if len(where) else (0, 0)
 
 
-def _encode(backend: Tokenizer, text: str):
-    try:
-        return backend.encode(text, add_special_tokens=False)
-    except (TypeError, UnicodeEncodeError) as error:
-        raise PromptError("the text holds a lone surrogate, which is no character; remove it") from error
-
-
-def _check_turns(turns: Sequence[Turn]) -> None:
-    if not turns:
-        raise PromptError("the conversation is empty; give at least one turn")
-    for index, turn in enumerate(turns):
-        if turn.role not in _CONTENT_ROLES:
-            raise PromptError(f"turn {index}: the role is {turn.role!r}; it must be system, user or assistant")
-        if turn.role == "system" and index:
-            twice = turns[0].role == "system"
-            hint = "there is one already, turn 0" if twice else "a system turn comes first"
-            raise PromptError(f"turn {index}: a system turn cannot stand here; {hint}")
-        if not turn.content.strip():
-            raise PromptError(f"turn {index} ({turn.role}) is empty; give it text or leave it out")
-
-
-def _refusal(turns: Sequence[Turn], message: str) -> str:
-    """A sentence for a template that raised an error of its own."""
-    message = " ".join(message.split())
-    if turns[0].role == "system" and "system" in message.lower():
-        return f"turn 0: the chat template takes no system turn ({message}); put its text into the first user turn"
-    roles = [turn.role for turn in turns if turn.role != "system"]
-    first = len(turns) - len(roles)
-    for index, role in enumerate(roles):
-        expected = "assistant" if index % 2 else "user"
-        if role != expected:
-            return (
-                f"turn {first + index}: the chat template refuses an {role} turn here ({message}); "
-                f"turns must alternate, so this one must be {expected}"
-            ).replace("an user", "a user")
-    return f"the chat template refuses these turns: {message}"
-
-
-def _printed(content: str, rendered: str, at: int, following: str) -> str | None:
-    """A content as the template printed it, stripped or not."""
-    for printed in (content, content.strip(), content.rstrip(), content.lstrip()):
-        if rendered.startswith(printed + following, at):
-            return printed
-    return None
+def _places(found: Printed, saying: Saying) -> np.ndarray:
+    """[character of the saying] int64: the character that prints it, the last one if several do; -1 for none."""
+    places = np.full(len(saying.text), -1, np.int64)
+    where = np.flatnonzero((found.places >= saying.start) & (found.places < saying.start + len(saying.text)))
+    places[found.places[where] - saying.start] = where
+    return places

@@ -35,13 +35,19 @@ class _TokenRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TokenRole.V
     TOKEN_ROLE_HEADER: _TokenRole.ValueType  # 3
     """A chat template's role header, for instance "<start_of_turn>user\\n"."""
     TOKEN_ROLE_TURN_END: _TokenRole.ValueType  # 4
-    """A chat template's end of turn, for instance "<end_of_turn>\\n"."""
+    """A chat template's end of turn, for instance "<end_of_turn>\\n", or what a tokenizer puts behind a text."""
     TOKEN_ROLE_SYSTEM: _TokenRole.ValueType  # 5
-    """What the system turn says."""
+    """What a system or developer turn says."""
     TOKEN_ROLE_USER: _TokenRole.ValueType  # 6
     """What the user says."""
     TOKEN_ROLE_ASSISTANT: _TokenRole.ValueType  # 7
     """What the assistant says."""
+    TOKEN_ROLE_REASONING: _TokenRole.ValueType  # 8
+    """What the assistant thinks before it answers, with the marks around it."""
+    TOKEN_ROLE_TOOL: _TokenRole.ValueType  # 9
+    """What a tool answers."""
+    TOKEN_ROLE_PAD: _TokenRole.ValueType  # 10
+    """A padding token."""
 
 class TokenRole(_TokenRole, metaclass=_TokenRoleEnumTypeWrapper):
     """What a token is for in its text. Stored per token in sequences.parquet under the same numbers."""
@@ -55,13 +61,19 @@ TOKEN_ROLE_BOS: TokenRole.ValueType  # 2
 TOKEN_ROLE_HEADER: TokenRole.ValueType  # 3
 """A chat template's role header, for instance "<start_of_turn>user\\n"."""
 TOKEN_ROLE_TURN_END: TokenRole.ValueType  # 4
-"""A chat template's end of turn, for instance "<end_of_turn>\\n"."""
+"""A chat template's end of turn, for instance "<end_of_turn>\\n", or what a tokenizer puts behind a text."""
 TOKEN_ROLE_SYSTEM: TokenRole.ValueType  # 5
-"""What the system turn says."""
+"""What a system or developer turn says."""
 TOKEN_ROLE_USER: TokenRole.ValueType  # 6
 """What the user says."""
 TOKEN_ROLE_ASSISTANT: TokenRole.ValueType  # 7
 """What the assistant says."""
+TOKEN_ROLE_REASONING: TokenRole.ValueType  # 8
+"""What the assistant thinks before it answers, with the marks around it."""
+TOKEN_ROLE_TOOL: TokenRole.ValueType  # 9
+"""What a tool answers."""
+TOKEN_ROLE_PAD: TokenRole.ValueType  # 10
+"""A padding token."""
 Global___TokenRole: _TypeAlias = TokenRole  # noqa: Y015
 
 class _TokenLeftOut:
@@ -104,19 +116,35 @@ class Turn(_message.Message):
 
     ROLE_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
+    REASONING_FIELD_NUMBER: _builtins.int
+    TOOL_CALLS_JSON_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    TOOL_CALL_ID_FIELD_NUMBER: _builtins.int
     role: _builtins.str
-    """"system", "user" or "assistant"."""
+    """"system", "developer", "user", "assistant" or "tool"; which of them may stand where, the chat template says."""
     content: _builtins.str
     """What is said, as plain text."""
+    reasoning: _builtins.str
+    """What an assistant turn thinks first, for templates that read it apart from the content ("reasoning_content")."""
+    tool_calls_json: _builtins.str
+    """Tool calls of an assistant turn: a JSON list of {"type": "function", "function": {"name", "arguments"}}."""
+    name: _builtins.str
+    """Who speaks, or which tool answers, for templates that print it."""
+    tool_call_id: _builtins.str
+    """The call that a tool turn answers, for templates that ask for it."""
     def __init__(
         self,
         *,
         role: _builtins.str = ...,
         content: _builtins.str = ...,
+        reasoning: _builtins.str = ...,
+        tool_calls_json: _builtins.str = ...,
+        name: _builtins.str = ...,
+        tool_call_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "name", b"name", "reasoning", b"reasoning", "role", b"role", "tool_call_id", b"tool_call_id", "tool_calls_json", b"tool_calls_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -130,21 +158,27 @@ class Conversation(_message.Message):
 
     TURNS_FIELD_NUMBER: _builtins.int
     ADD_GENERATION_PROMPT_FIELD_NUMBER: _builtins.int
+    CHAT_TEMPLATE_KWARGS_JSON_FIELD_NUMBER: _builtins.int
     add_generation_prompt: _builtins.bool
     """Append the header of an assistant turn, so that the last token is the one that decides how the answer begins."""
+    chat_template_kwargs_json: _builtins.str
+    """What else the chat template is told, a JSON object: enable_thinking, tools, documents, … They go before those of the
+    crosscoder's recipe.
+    """
     @_builtins.property
     def turns(self) -> _containers.RepeatedCompositeFieldContainer[Global___Turn]:
-        """The turns in order; a system turn only at the start, where the template knows one."""
+        """The turns in order."""
 
     def __init__(
         self,
         *,
         turns: _abc.Iterable[Global___Turn] | None = ...,
         add_generation_prompt: _builtins.bool = ...,
+        chat_template_kwargs_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_generation_prompt", b"add_generation_prompt", "turns", b"turns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_generation_prompt", b"add_generation_prompt", "chat_template_kwargs_json", b"chat_template_kwargs_json", "turns", b"turns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -194,6 +228,7 @@ class Tokens(_message.Message):
     PIECES_FIELD_NUMBER: _builtins.int
     ROLES_FIELD_NUMBER: _builtins.int
     LEFT_OUT_FIELD_NUMBER: _builtins.int
+    DROPPED_REASONING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Ids in the pair's vocabulary."""
@@ -212,6 +247,10 @@ class Tokens(_message.Message):
         trained or measured. Of encoded prompts; empty where no model was run, and from workers that do not tell.
         """
 
+    @_builtins.property
+    def dropped_reasoning(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Turns of the conversation whose reasoning the chat template does not print, or not as a whole."""
+
     def __init__(
         self,
         *,
@@ -219,10 +258,11 @@ class Tokens(_message.Message):
         pieces: _abc.Iterable[_builtins.str] | None = ...,
         roles: _abc.Iterable[Global___TokenRole.ValueType] | None = ...,
         left_out: _abc.Iterable[Global___TokenLeftOut.ValueType] | None = ...,
+        dropped_reasoning: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "left_out", b"left_out", "pieces", b"pieces", "roles", b"roles"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped_reasoning", b"dropped_reasoning", "ids", b"ids", "left_out", b"left_out", "pieces", b"pieces", "roles", b"roles"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,298 @@
+"""Which characters of a printed conversation are whose.
+
+A template is printed a second time with every character that is said replaced by a private one that tells its place.
+What is not such a character is the template's own. So a template may strip, split, move, drop, or print as JSON what it
+is given. White space stays as it is, and so do names that the template itself looks for, such as `</think>`.
+
+Knows nothing about tokens. Roles are those of characters here.
+"""
+
+import itertools
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crosscope_proto.roles import TokenRole
+from crosscope_worker.chat_template import Turn
+
+Ints = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+
+_FIRST, _NUM_PLACES = 0xF0000, 0xF000
+"""The private characters that stand for places; places behind the last begin anew."""
+_TAGS = re.compile(r"<[^<>\s]{1,60}>|\[[^\[\]\s]{1,60}\]")
+_LITERALS = re.compile(r"'((?:[^'\\\n]|\\.)*)'|\"((?:[^\"\\\n]|\\.)*)\"")
+_ESCAPED = r'["\\\x00-\x1f\x7f-\x9f]'
+THINKING = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
+"""Marks around an assistant's reasoning."""
+_OPENS = re.compile(r"(<think>|\[THINK\])\s*\Z")
+_CLOSES = re.compile(r"\s*(</think>|\[/THINK\])\s*")
+_CONTENT_ROLES = {
+    "system": TokenRole.SYSTEM,
+    "developer": TokenRole.SYSTEM,
+    "user": TokenRole.USER,
+    "assistant": TokenRole.ASSISTANT,
+    "tool": TokenRole.TOOL,
+}
+
+
+@dataclass(frozen=True)
+class Saying:
+    """One text that a turn says."""
+
+    turn: int
+    field: str
+    """"content", "reasoning", or "call" for a name or an argument of a tool call."""
+    text: str
+    start: int
+    """Its first character's place among the characters of all sayings."""
+
+
+class Sayings:
+    """The texts of a conversation in the order in which a template is given them."""
+
+    def __init__(self) -> None:
+        self.all: list[Saying] = []
+        self.num_characters = 0
+
+    def __call__(self, turn: int, field: str, text: str) -> str:
+        """Adds a text; returns it."""
+        self.all.append(Saying(turn, field, text, self.num_characters))
+        self.num_characters += len(text)
+        return text
+
+
+@dataclass(frozen=True, eq=False)
+class Printed:
+    """A printed conversation."""
+
+    text: str
+    places: Ints
+    """For each character the place of the character that it prints, among those of all sayings; -1: the template's."""
+
+
+def places_in(
+    printed: str, sayings: Sequence[Saying], template: str, render: Callable[[Sequence[str]], str]
+) -> Printed | None:
+    """Finds what is whose in `printed`; None where the template changes texts beyond stripping, moving and dropping.
+
+    `template` is its program; `render` prints the conversation with other texts in place of the sayings.
+    """
+    for pattern in (_looked_for(template, tags_only=True), _looked_for(template, tags_only=False)):
+        marks = [_Mark(saying, pattern) for saying in sayings]
+        found = _compare(printed, render([mark.text for mark in marks]), marks)
+        if found is not None:
+            return found
+    return None
+
+
+def _looked_for(template: str, *, tags_only: bool) -> re.Pattern[str]:
+    """What stays as it is in a text: tags that the template names, or whatever it names and JSON escapes."""
+    literals = {first or second for first, second in _LITERALS.findall(template)}
+    if tags_only:
+        names = {tag for literal in literals for tag in _TAGS.findall(literal)}
+        return re.compile("|".join([r"\s", *_longest_first(names)]))
+    names = {literal.replace("\\n", "\n").replace("\\'", "'") for literal in literals}
+    return re.compile("|".join([*_longest_first({name for name in names if len(name.strip()) > 1}), r"\s", _ESCAPED]))
+
+
+def _longest_first(names: set[str]) -> list[str]:
+    return [re.escape(name) for name in sorted(names, key=lambda name: (-len(name), name))]
+
+
+class _Mark:
+    """A saying without white space at its ends, as private characters."""
+
+    def __init__(self, saying: Saying, kept: re.Pattern[str]) -> None:
+        self.saying = saying
+        stripped = saying.text.strip() if saying.field != "call" else saying.text
+        self.before = saying.text[: saying.text.find(stripped)] if stripped else ""
+        self.after = saying.text[len(self.before) + len(stripped) :]
+        self.start = saying.start + len(self.before)
+        self.original = _codes(stripped)
+        self.units = [match.span() for match in kept.finditer(stripped) if match[0]]
+        is_kept = np.zeros(len(stripped), bool)
+        for first, end in self.units:
+            is_kept[first:end] = True
+        if is_kept.all():  # nothing would tell where it is
+            is_kept = np.array([character.isspace() for character in stripped], bool)
+            self.units = [(i, i + 1) for i in np.flatnonzero(is_kept).tolist()]
+        places = self.start + np.arange(len(stripped))
+        self.text = _text(np.where(is_kept, self.original, _FIRST + places % _NUM_PLACES))
+
+
+def _compare(printed: str, marked: str, marks: Sequence[_Mark]) -> Printed | None:
+    """Places of the characters of `printed`, from the same conversation printed with marks."""
+    said = np.full(sum(len(mark.saying.text) for mark in marks), ord(" "), np.int64)
+    owner = np.repeat(np.arange(len(marks)), [len(mark.saying.text) for mark in marks])
+    for mark in marks:
+        said[mark.start : mark.start + len(mark.original)] = mark.original
+    seen = _codes(marked)
+    at = np.flatnonzero((seen >= _FIRST) & (seen < _FIRST + _NUM_PLACES))
+    places = seen[at] - _FIRST
+    if len(said) > _NUM_PLACES:
+        places = places + _NUM_PLACES * np.cumsum(np.diff(places, prepend=places[:1]) < 0)
+    if len(places) and places.max() >= len(said):
+        return None
+    labels = np.full(len(seen), -1, np.int64)
+    labels[at] = places
+    plain = seen.copy()
+    plain[at] = said[places]
+    _fill(labels, plain, at, places, said, owner, marks)
+    return _with_ends(printed, _text(plain), labels, marks)
+
+
+def _fill(labels: Ints, seen: Ints, at: Ints, places: Ints, said: Ints, owner: Ints, marks: Sequence[_Mark]) -> None:
+    """Labels kept characters beside marked ones, where they are those that stand there in the saying."""
+    gap, step = np.diff(at), np.diff(places)
+    same = owner[places[1:]] == owner[places[:-1]]
+    between = np.flatnonzero(same & (gap == step) & (gap > 1))
+    for length in np.unique(gap[between]).tolist():
+        runs = between[gap[between] == length]
+        inside = at[runs][:, None] + np.arange(1, length)
+        those = places[runs][:, None] + np.arange(1, length)
+        whole = (seen[inside] == said[those]).all(axis=1)
+        labels[inside[whole]] = those[whole]
+    broken = np.flatnonzero(~(same & (gap == step)))
+    for i in [*broken.tolist(), len(at) - 1] if len(at) else []:
+        _extend(labels, seen, int(at[i]), int(places[i]), marks[int(owner[places[i]])], 1)
+    for i in [0, *(broken + 1).tolist()] if len(at) else []:
+        _extend(labels, seen, int(at[i]), int(places[i]), marks[int(owner[places[i]])], -1)
+    for i in np.flatnonzero(same & (gap > 1) & (step > 0)).tolist():
+        _fill_escaped(labels, seen, int(at[i]), int(at[i + 1]), said)
+
+
+def _extend(labels: Ints, seen: Ints, at: int, place: int, mark: _Mark, side: int) -> None:
+    """Labels what is kept of a saying before (`side` -1) or behind (1) a marked character, up to a name or its end."""
+    units = {first: end for first, end in mark.units} if side > 0 else {end: first for first, end in mark.units}
+    shift = at - (place - mark.start)  # from the saying's characters to the printed ones
+    begun = edge = reached = at - shift + (side > 0)
+    while (far := units.get(edge)) is not None:
+        low, high = sorted((edge, far))
+        there = slice(low + shift, high + shift)
+        if low + shift < 0 or not np.array_equal(seen[there], mark.original[low:high]) or (labels[there] >= 0).any():
+            break
+        edge = far
+        # White space in front of what the template has dropped is more likely the template's own.
+        if edge in (0, len(mark.original)) or not chr(int(mark.original[low])).isspace():
+            reached = edge
+    low, high = sorted((begun, reached))
+    labels[low + shift : high + shift] = mark.start + np.arange(low, high)
+
+
+def _fill_escaped(labels: Ints, seen: Ints, left: int, right: int, said: Ints) -> None:
+    """Labels what JSON makes of the characters between two that are marked."""
+    free = np.flatnonzero(labels[left:right] < 0) + left
+    if not len(free):
+        return
+    first, end = int(labels[free[0] - 1]) + 1, int(labels[free[-1] + 1])
+    if end > first and json.dumps(_text(said[first:end]), ensure_ascii=False)[1:-1] == _text(
+        seen[free[0] : free[-1] + 1]
+    ):
+        labels[free] = np.minimum(first + np.arange(len(free)), end - 1)
+
+
+def _with_ends(printed: str, plain: str, labels: Ints, marks: Sequence[_Mark]) -> Printed | None:
+    """The same where sayings have white space at their ends, which a template may print or not."""
+    first_at, last_at = {}, {}
+    for mark in marks:
+        if (mark.before or mark.after) and len(mark.original):
+            where = np.flatnonzero((labels >= mark.start) & (labels < mark.start + len(mark.original)))
+            if len(where):
+                first_at[int(where[0])], last_at[int(where[-1]) + 1] = mark, mark
+    cuts = sorted({*first_at, *last_at})
+    at = cuts[0] if cuts else len(plain)
+    result = [labels[:at]]
+    if not printed.startswith(plain[:at]):
+        return None
+    for cut, following in itertools.pairwise([*cuts, len(plain)] if cuts else []):
+        ended, begun, rest = last_at.get(cut), first_at.get(cut), plain[cut:following]
+        after, before = ended.after if ended else "", begun.before if begun else ""
+        for tail, head in itertools.product(_kept(after, str.rstrip), _kept(before, str.lstrip)):
+            if printed.startswith(after[:tail] + before[len(before) - head :] + rest, at):
+                break
+        else:
+            return None
+        if ended:
+            behind = ended.start + len(ended.original)
+            result.append(np.arange(behind, behind + tail))
+        if begun:
+            result.append(np.arange(begun.start - head, begun.start))
+        result.append(labels[cut:following])
+        at += tail + head + len(rest)
+    return Printed(printed, np.concatenate(result)) if at == len(printed) else None
+
+
+def _kept(space: str, strip: Callable[[str, str], str]) -> list[int]:
+    """How much of white space at an end a template may print, most first."""
+    return sorted({len(space), len(strip(space, "\n")), len(strip(space, " ")), 0}, reverse=True)
+
+
+def saying_roles(sayings: Sequence[Saying], turns: Sequence[Turn]) -> NDArray[np.uint8]:
+    """The role of every character of all sayings."""
+    roles: list[NDArray[np.uint8]] = [np.empty(0, np.uint8)]
+    for saying in sayings:
+        role = TokenRole.REASONING if saying.field == "reasoning" else _CONTENT_ROLES[turns[saying.turn].role]
+        own = np.full(len(saying.text), role, np.uint8)
+        if saying.field == "content" and role == TokenRole.ASSISTANT:
+            first, end = reasoning_span(saying.text)
+            own[first:end] = TokenRole.REASONING
+        roles.append(own)
+    return np.concatenate(roles)
+
+
+def reasoning_span(content: str) -> tuple[int, int]:
+    """First character of the reasoning in an assistant's content with its marks, and one past the last."""
+    for opens, closes in THINKING:
+        if (end := content.rfind(closes)) >= 0:
+            begun = content.find(opens)
+            past = end + len(closes)
+            return max(begun, 0), past + len(content[past:]) - len(content[past:].lstrip())
+    return 0, 0
+
+
+def character_roles(
+    found: Printed, sayings: Sequence[Saying], turns: Sequence[Turn], turn_end: str
+) -> NDArray[np.uint8]:
+    """The role of each character of a printed conversation; `turn_end` is what is printed behind an assistant turn."""
+    roles = np.full(len(found.text), TokenRole.HEADER, np.uint8)
+    is_said = found.places >= 0
+    roles[is_said] = saying_roles(sayings, turns)[found.places[is_said]]
+    owner = np.repeat(np.arange(len(sayings)), [len(saying.text) for saying in sayings])
+    pattern = _end_pattern(turn_end)
+    edges = np.flatnonzero(np.diff(is_said.astype(np.int8), prepend=1, append=1))
+    for start, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+        left = sayings[int(owner[found.places[start - 1]])] if start else None
+        right = sayings[int(owner[found.places[end]])] if end < len(is_said) else None
+        text = found.text[start:end]
+        if start and roles[start - 1] == TokenRole.REASONING and (closes := _CLOSES.match(text)):
+            roles[start : start + closes.end()] = TokenRole.REASONING
+        if right and roles[end] == TokenRole.REASONING and (opens := _OPENS.search(text)):
+            roles[start + opens.start() : end] = TokenRole.REASONING
+        ends = [match.span() for match in pattern.finditer(text)] if turn_end.strip() else []
+        if not turn_end.strip() and left and text.startswith(turn_end):
+            ends = [(0, len(turn_end))]
+        if left and left.field == "call":
+            until = len(text) if right and right.turn == left.turn else ends[0][0] if ends else 0
+            roles[start : start + until] = TokenRole.ASSISTANT
+        for first, past in ends:
+            roles[start + first : start + past] = TokenRole.TURN_END
+    return roles
+
+
+def _end_pattern(turn_end: str) -> re.Pattern[str]:
+    core = turn_end.strip()
+    before, _, after = turn_end.partition(core) if core else ("", "", "")
+    return re.compile(f"(?:{re.escape(before)})?{re.escape(core)}(?:{re.escape(after)})?")
+
+
+def _codes(text: str) -> Ints:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4").astype(np.int64)
+
+
+def _text(codes: Ints) -> str:
+    return codes.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
