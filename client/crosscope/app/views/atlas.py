@@ -47,11 +47,13 @@ def page() -> None:
     # Once open for what the URL says, it stays open when the last filter goes.
     if not set(st.query_params).isdisjoint(PARAMS):
         st.session_state[FILTERS_OPEN] = True
-    with st.expander("Filters and axes", expanded=st.session_state.get(FILTERS_OPEN, False)):
+    is_open = st.session_state.get(FILTERS_OPEN, False)
+    with st.expander("Filters and axes", expanded=is_open), st.container(key="wrap-controls"):
         colour = controls(selection)
     if "rel" in st.query_params:
         st.button("Show every relative norm again", on_click=url.keep, args=("rel", None))
-    left, right = st.columns(2, gap="medium")
+    with st.container(key="wrap-atlas"):
+        left, right = st.columns(2, gap="medium")
     with left:
         plot(chosen, columns, selection, colour)
     with right:

@@ -24,7 +24,8 @@ RECIPE, KEPT_RECIPE = "recipe", "jobs-recipe"
 def page() -> None:
     """Draws the page."""
     st.title("Jobs")
-    left, right = st.columns([2, 3], gap="large")
+    with st.container(key="wrap-page"):
+        left, right = st.columns([2, 3], gap="large")
     with left:
         submit()
     with right, session.shown_errors():

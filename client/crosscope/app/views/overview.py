@@ -31,13 +31,15 @@ def page() -> None:
         return
     st.title(chosen.name)
     card(chosen)
-    left, right = st.columns([3, 2], gap="large")
+    with st.container(key="wrap-norms"):
+        left, right = st.columns([3, 2], gap="large")
     with left:
         norms(chosen)
     with right:
         classes(chosen)
     telling(chosen)
-    left, right = st.columns([3, 2], gap="large")
+    with st.container(key="wrap-jobs"):
+        left, right = st.columns([3, 2], gap="large")
     with left:
         behaviours(chosen)
     with right:
