@@ -221,7 +221,7 @@ SEQUENCE_COLUMNS: tuple[Column, ...] = (
     Column("id", "uint32", "row number"),
     Column("dataset", "string", "name of its data set"),
     Column("token_ids", "list<uint32>", "token ids, template tokens and BOS included"),
-    Column("pieces", "list<string>", "the text of each token, as shown to people"),
+    Column("pieces", "list<string>", "the text of each token; joined, they are the text"),
     Column("roles", "list<uint8>", "TokenRole of each token"),
 )
 """sequences.parquet."""

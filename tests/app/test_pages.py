@@ -58,7 +58,7 @@ def test_atlas_filters_from_its_url_and_counts(stack: Stack, open_page: OpenPage
         page.get_by_role("button", name="CSV", exact=True).click()
     lines = download.value.path().read_text().splitlines()
     assert len(lines) == matching + 1
-    assert lines[0].startswith("latent,class,")
+    assert lines[0].startswith("id,latent_class,")
 
 
 PLACES = """(chart) => {

@@ -245,7 +245,7 @@ class TextTokenizer:
         return roles
 
     def pieces(self, ids: Sequence[int] | np.ndarray) -> list[str]:
-        """The text of each token; joined, they show the text. A part of a character shows as U+FFFD."""
+        """The text of each token by itself; a part of a character is U+FFFD. `pieces.text_pieces` joins such parts."""
         known = self._pieces
         pieces: list[str] = []
         for id_ in map(int, ids):
@@ -254,6 +254,10 @@ class TextTokenizer:
                 piece = known[id_] = self._piece(id_)
             pieces.append(piece)
         return pieces
+
+    def token(self, id_: int) -> str:
+        """A token as the vocabulary spells it, for instance "<0xE2>" or "âĢ"; "" where there is no such id."""
+        return self._reading.id_to_token(id_) or ""
 
     def _piece(self, id_: int) -> str:
         # A decoder may strip the space in front of a text's first token, so the second of two is read.

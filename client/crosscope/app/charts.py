@@ -1,11 +1,13 @@
 """Plotly figures. Pure functions of numbers; both themes share them, since Streamlit restyles text and paper."""
 
+import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 import plotly.graph_objects as go
 
-from crosscope.app.columns import AXES, CLASS_OF_NUMBER
+from crosscope.app.columns import AXES, CLASS_OF_NUMBER, FLOORED
 from crosscope.app.palette import CLASS_COLOURS, CLASS_NAMES, MODEL_COLOURS, REL_NORM_SCALE
 from crosscope.app.selection import on_axis
 
@@ -16,7 +18,10 @@ _MARGIN = {"l": 8, "r": 8, "t": 8, "b": 8}
 
 
 def relative_norms(rel_norm: np.ndarray, classes: np.ndarray) -> go.Figure:
-    """Histogram of the relative norm, bars in class colours; dead latents are left out."""
+    """Histogram of the relative norm, bars in class colours; dead latents are left out.
+
+    `customdata` holds each bar's range as `Selection.from_params` reads it.
+    """
     edges = np.linspace(0, 1, NUM_BINS + 1)
     centres = (edges[:-1] + edges[1:]) / 2
     figure = go.Figure()
@@ -27,6 +32,7 @@ def relative_norms(rel_norm: np.ndarray, classes: np.ndarray) -> go.Figure:
                 x=centres,
                 y=counts,
                 width=edges[1],
+                customdata=[f"{low:.2f}~{high:.2f}" for low, high in pairwise(edges)],
                 name=CLASS_NAMES[name],
                 marker={"color": CLASS_COLOURS[name], "line": {"width": 0}},
                 hovertemplate="relative norm %{x:.2f}<br>%{y:,} latents<extra>" + CLASS_NAMES[name] + "</extra>",
@@ -53,8 +59,9 @@ def scatter(
     y: str,
     colour: str,
     area: Sequence[tuple[float, float]] = (),
+    floor: float = math.inf,
 ) -> go.Figure:
-    """Every kept latent as a point; `customdata` holds its id. `area` is outlined."""
+    """Every kept latent as a point; `customdata` holds its id. `area` is outlined; values at `floor` say "at least"."""
     xs, ys = on_axis(x, columns[x]), on_axis(y, columns[y])
     ids = np.flatnonzero(keep & np.isfinite(xs) & np.isfinite(ys))
     shades = on_axis(colour, columns[colour])[ids]
@@ -67,6 +74,7 @@ def scatter(
         "colorbar": {"title": {"text": axis_title(colour), "side": "right"}, "thickness": 10, "len": 0.9},
         **({"cmin": 0, "cmax": 1} if is_norm else {}),
     }
+    at_floor = _at_floor(columns, ids, (x, y, colour), floor)
     kind = go.Scattergl if len(ids) > WEBGL_FROM else go.Scatter
     figure = go.Figure(
         kind(
@@ -75,21 +83,35 @@ def scatter(
             mode="markers",
             marker=marker,
             customdata=ids,
+            text=at_floor,
             selected={"marker": {"opacity": 1}},
             unselected={"marker": {"opacity": 0.25}},
             hovertemplate=(
                 f"latent %{{customdata}}<br>{axis_title(x)} %{{x:.3g}}<br>{axis_title(y)} %{{y:.3g}}"
-                f"<br>{axis_title(colour)} %{{marker.color:.3g}}<extra></extra>"
+                f"<br>{axis_title(colour)} %{{marker.color:.3g}}{'%{text}' if at_floor else ''}<extra></extra>"
             ),
         )
     )
     if area:
         path = "M" + "L".join(f"{px},{py}" for px, py in area) + "Z"
         figure.add_shape(type="path", path=path, line={"width": 1.5, "dash": "dot", "color": "#8a8f98"})
-    figure.update_layout(height=520, margin=_MARGIN, dragmode="pan", showlegend=False)
+    figure.update_layout(height=520, margin=_MARGIN, dragmode="select", showlegend=False)
     figure.update_xaxes(title=axis_title(x), zeroline=False)
     figure.update_yaxes(title=axis_title(y), zeroline=False)
     return figure
+
+
+def _at_floor(
+    columns: Mapping[str, np.ndarray], ids: np.ndarray, names: Sequence[str], floor: float
+) -> list[str] | None:
+    """What the hovered point of each latent adds where a value has reached the floor of the analysis."""
+    reached = [(name, columns[name][ids] >= floor - 1e-3) for name in dict.fromkeys(names) if name in FLOORED]
+    if not any(where.any() for _, where in reached):
+        return None
+    notes = np.full(len(ids), "", dtype=object)
+    for name, where in reached:
+        notes[where] += f"<br>{AXES[name].name} ≥ {floor:.2f}"
+    return notes.tolist()
 
 
 def axis_title(column: str) -> str:

@@ -15,40 +15,62 @@ class Axis:
     """For the head of a table."""
     is_log: bool = False
     help: str = ""
+    format: str = "%.3f"
+    """Of a cell of a table, as printf has it."""
 
 
 AXES = {
-    "frequency": Axis("firing frequency", "frequency", True, "share of the analysis's tokens on which it fired"),
+    "frequency": Axis(
+        "firing frequency", "frequency", True, "Share of the analysis's tokens on which it fired.", "%.2e"
+    ),
     "base_uselessness_single": Axis(
         "base uselessness, alone",
         "useless alone",
-        False,
-        "−ln of the scale at which its chat direction helps the base model, on its own; high: useless to base",
+        help="−ln of the scale at which its chat direction helps the base model, on its own; high: useless to base.",
+        format="%.2f",
     ),
     "base_uselessness": Axis(
-        "base uselessness", "uselessness", False, "published recipe, joint over the chat-only latents"
+        "base uselessness",
+        "uselessness",
+        help="The same by the published recipe, joint over the chat-only latents.",
+        format="%.2f",
     ),
     "base_uselessness_ls": Axis(
-        "base uselessness, least squares", "useless (ls)", False, "joint non-negative least squares"
+        "base uselessness, least squares",
+        "useless (ls)",
+        help="The same by joint non-negative least squares over the chat-only latents.",
+        format="%.2f",
     ),
-    "rel_norm": Axis("relative norm", "rel. norm", False, "0 base only, ½ shared, 1 chat only"),
-    "nu_err": Axis("ν error", "ν err", False, "high: the base model has it too, sparsity hid it"),
-    "nu_rec": Axis("ν reconstruction", "ν rec", False, "high: other latents carry it in base"),
-    "cosine": Axis("cosine of decoders", "cosine", False, "between its two decoder rows"),
-    "num_active": Axis("active tokens", "active", True, "tokens of the analysis on which it fired"),
-    "mean": Axis("mean activation", "mean", False, "scaled activation where it fired"),
-    "max": Axis("max activation", "max", False, "largest scaled activation"),
+    "rel_norm": Axis("relative norm", "rel. norm", help="Of its decoder rows: 0 base only, ½ shared, 1 chat only."),
+    "nu_err": Axis("ν error", "ν err", help="High: the base model has it too, sparsity hid it."),
+    "nu_rec": Axis("ν reconstruction", "ν rec", help="High: other latents carry it in the base model."),
+    "cosine": Axis("cosine of decoders", "cosine", help="Cosine between its two decoder rows."),
+    "num_active": Axis(
+        "active tokens",
+        "active",
+        True,
+        "Tokens of the analysis on which it fired; with few, all is rough.",
+        "%d",
+    ),
+    "mean": Axis("mean activation", "mean", help="Mean scaled activation where it fired."),
+    "max": Axis("max activation", "max", help="Largest scaled activation."),
     "template_share": Axis(
-        "template share", "template", False, "share of activation mass on BOS, role headers and turn ends"
+        "template share", "template", help="Share of its activation on BOS, role headers and turn ends."
     ),
 }
 """Columns that can be an axis or an order."""
 
-ERRORS = {"nu_err_se": "± err", "nu_rec_se": "± rec"}
-"""Standard errors that stand beside their column in tables, and their heads there."""
+ERRORS = {"nu_err_se": "± err", "nu_rec_se": "± rec", "frequency_se": "± frequency", "mean_se": "± mean"}
+"""Standard errors that stand beside their column, and their heads in tables."""
+ERROR_HELP = "Standard error of the column to its left."
+
+FLOORED = ("base_uselessness_single", "base_uselessness_ls")
+"""Columns that are -ln of a scale that is cut off below (math §5): their largest value means "at least"."""
 
 EVIDENCE = ("rel_norm", "base_uselessness_single", "nu_err", "nu_err_se", "nu_rec", "nu_rec_se", "num_active")
 """What a class is never shown without."""
 
 ATLAS_COLUMNS = (*AXES, *ERRORS, "latent_class")
 """What the app fetches once a version."""
+CSV_COLUMNS = tuple(name for axis in AXES for name in (axis, f"{axis}_se") if name in AXES or name in ERRORS)
+"""Columns of a downloaded table, under their own names, each followed by its standard error."""

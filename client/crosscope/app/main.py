@@ -1,20 +1,24 @@
 """The script that Streamlit runs: navigation, the choice of a crosscoder, and what every page has around it."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import streamlit as st
 
 from crosscope import CrosscoderInfo, CrosscopeError
-from crosscope.app import panels, session, text
+from crosscope.app import address, panels, session, text, url
 from crosscope.app.views import atlas, jobs, lab, latent, overview
 
 TITLES = {"overview": "Overview", "atlas": "Atlas", "latent": "Latent", "lab": "Prompt lab", "jobs": "Jobs"}
+# A file of our own: Streamlit's named icons come from another host.
+ICON = Path(__file__).with_name("icon.svg")
 
 
 def main() -> None:
     """Draws the page that the URL names."""
-    st.set_page_config(page_title="crosscope", page_icon=":material/compare_arrows:", layout="wide")
+    st.set_page_config(page_title="crosscope", page_icon=ICON, layout="wide")
     st.html(panels.style())
+    st.session_state[url.FILLED_IN] = {}
     views = {"overview": overview, "atlas": atlas, "latent": latent, "lab": lab, "jobs": jobs}
     pages = {
         name: st.Page(
@@ -36,34 +40,47 @@ def main() -> None:
         current.run()
     except CrosscopeError as error:
         session.show_error(error)
+    address.settle()
 
 
 def sidebar(published: list[CrosscoderInfo], pages: Iterable[str]) -> CrosscoderInfo | None:
     """Links to the pages and the choice of a crosscoder, which is the URL's `crosscoder`."""
     with st.sidebar:
         st.markdown("**crosscope**")
-        names = [info.name for info in published]
-        chosen = None
-        if names:
-            wanted = st.query_params.get("crosscoder", names[0])
-            if wanted not in names:
-                st.warning(f"There is no crosscoder {text.plain(wanted)}; showing {names[0]}.")
-                wanted = names[0]
-            picked = st.selectbox("Crosscoder", names, index=names.index(wanted), key=f"crosscoder-{wanted}")
-            if picked != wanted or "crosscoder" not in st.query_params:
-                st.query_params["crosscoder"] = picked
-            if picked != wanted:
-                st.rerun()
-            chosen = published[names.index(picked)]
+        chosen = choice(published) if published else None
         for name in pages:
             session.link(name, TITLES[name], crosscoder=chosen.name if chosen else None)
+    return chosen
+
+
+def choice(published: list[CrosscoderInfo]) -> CrosscoderInfo:
+    """The crosscoder of the URL, else the newest, in the version that this session found first."""
+    names = [info.name for info in published]
+    wanted = st.query_params.get("crosscoder", names[0])
+    if wanted not in names:
+        st.warning(f"There is no crosscoder {text.plain(wanted)}; showing {text.plain(names[0])}.")
+        wanted = names[0]
+    key = f"crosscoder-{wanted}"
+    st.selectbox(
+        "Crosscoder",
+        names,
+        index=names.index(wanted),
+        key=key,
+        on_change=lambda: url.keep("crosscoder", st.session_state[key]),
+    )
+    url.fill_in(crosscoder=wanted)
+    current = published[names.index(wanted)]
+    chosen = session.pin(current)
+    if chosen.version_id != current.version_id:
+        st.info("A newer version was published. This page still shows the one that you opened.")
+        st.button("Reload", on_click=session.unpin, args=(wanted,))
     return chosen
 
 
 def no_server(error: CrosscopeError) -> None:
     """The page while no server answers."""
     st.title("No server answers")
-    st.markdown(text.plain(str(error)))
+    st.markdown(text.plain(text.without_paths(str(error))))
     st.markdown("Start everything with `crosscope up`, or point the app elsewhere with `CROSSCOPE_ADDRESS`.")
     if st.button("Try again", type="primary"):
         session.crosscoders.clear()

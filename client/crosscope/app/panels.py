@@ -4,7 +4,7 @@ Text that comes from data is escaped here before it becomes HTML.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -14,8 +14,9 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from crosscope import JobInfo, JobState, Latent
+from crosscope.app.columns import AXES, FLOORED
 from crosscope.app.palette import CLASS_COLOURS, CLASS_NAMES, DARK, LIGHT, css_variables
-from crosscope.app.text import count, number, plain, visible, with_error
+from crosscope.app.text import count, duration, number, plain, visible, with_error, without_paths
 
 
 @cache
@@ -32,19 +33,23 @@ def class_chip(latent_class: str) -> str:
     return f'<span class="xs-class"><i style="background:{colour}"></i>{name}</span>'
 
 
-def evidence(latent: Latent) -> None:
-    """The class of a latent beside what it rests on."""
+def evidence(latent: Latent, floor: float) -> None:
+    """The class of a latent beside what it rests on; `floor` is `session.uselessness_floor`."""
     scaling = latent.chat_direction
-    uselessness = latent.base_uselessness if latent.base_uselessness is not None else latent.base_uselessness_single
-    alone = "" if latent.base_uselessness is not None else " (alone)"
+    name = "base_uselessness" if latent.base_uselessness is not None else "base_uselessness_single"
+    uselessness = number(getattr(latent, name), floor=floor if name in FLOORED else math.inf)
     pairs = (
-        ("relative norm", number(latent.rel_norm)),
-        ("ν error", with_error(scaling.nu_err.value, scaling.nu_err.se)),
-        ("ν reconstruction", with_error(scaling.nu_rec.value, scaling.nu_rec.se)),
-        (f"base uselessness{alone}", number(uselessness)),
-        ("active tokens", count(latent.num_active)),
+        ("rel_norm", number(latent.rel_norm)),
+        ("nu_err", with_error(scaling.nu_err.value, scaling.nu_err.se)),
+        ("nu_rec", with_error(scaling.nu_rec.value, scaling.nu_rec.se)),
+        (name, uselessness),
+        ("num_active", count(latent.num_active)),
     )
-    items = "".join(f'<span><span class="k">{escape(k)}</span> {escape(v)}</span>' for k, v in pairs)
+    items = "".join(
+        f'<span title="{escape(AXES[column].help)}"><span class="k">{escape(AXES[column].name)}</span> '
+        f"{escape(value)}</span>"
+        for column, value in pairs
+    )
     st.html(f'<div class="xs-evidence">{class_chip(latent.latent_class)}{items}</div>')
 
 
@@ -95,17 +100,56 @@ def job_state(job: JobInfo) -> str:
     return f"{_STATES[job.state]}{attempt}"
 
 
-def job_progress(job: JobInfo) -> None:
-    """One line about a job, with a bar while it runs."""
-    title = f"**{job.name}** · {job.kind} · {job_state(job)}"
+STAGES: Mapping[str, float] = {"load": 0.05, "cache": 0.15, "train": 0.5, "analyse": 0.25, "publish": 0.05}
+"""Stages of a job that makes a crosscoder, with their usual shares of its time."""
+PAIR_STAGES: Mapping[str, float] = {"world": 0.05, "base": 0.65, "chat": 0.3}
+"""The same of a job that makes the demo's pair."""
+
+
+def total_fraction(job: JobInfo) -> float:
+    """How much of a whole job is done, 0 to 1; never less than before, whichever stage it is in.
+
+    What the server says, where it says it; else by usual shares of the stages.
+    """
+    if job.state is JobState.SUCCEEDED:
+        return 1.0
+    said = getattr(job, "total_fraction", None)
+    if said:
+        return min(1.0, max(0.0, said))
+    shares = next((shares for shares in (STAGES, PAIR_STAGES) if job.stage in shares), {job.stage: 1.0})
+    names = list(shares)
+    before = sum(shares[name] for name in names[: names.index(job.stage)])
+    return min(1.0, max(0.0, before + shares[job.stage] * job.fraction))
+
+
+def job_title(job: JobInfo) -> str:
+    """A job on a line, as Markdown."""
+    return f"**{plain(job.name)}** · {plain(job.kind)} · {job_state(job)}"
+
+
+def job_line(job: JobInfo) -> None:
+    """A job in a list of several: a failed one is a line like the others, its reason is on its own page."""
     if job.state is JobState.RUNNING:
-        st.progress(min(1.0, max(0.0, job.fraction)), text=f"{title} · {job.stage} {job.fraction:.0%}")
+        st.progress(total_fraction(job), text=_running(job))
     else:
-        st.markdown(title)
-    if job.message and job.state is JobState.FAILED:
-        st.error(plain(job.message))
-    elif job.message and not job.state.is_over:
-        st.caption(plain(job.message))
+        st.markdown(job_title(job))
+
+
+def job_progress(job: JobInfo) -> None:
+    """One job as what the page is about, with a bar while it runs and with its message."""
+    job_line(job)
+    message = plain(without_paths(job.message, job.recipe_yaml))
+    if message and job.state is JobState.FAILED:
+        st.error(message)
+    elif message and not job.state.is_over:
+        st.caption(message)
+
+
+def _running(job: JobInfo) -> str:
+    """A running job on a line: its whole and its stage, and how long it may take where the server says so."""
+    eta_s = getattr(job, "eta_s", None)
+    left = f" · about {duration(eta_s)} left" if eta_s else ""
+    return f"{job_title(job)} · {total_fraction(job):.0%}{left} · {plain(job.stage)}"
 
 
 def plot(figure: go.Figure, key: str, alt: str, *, zooms: bool = False, **options: Any) -> Any:

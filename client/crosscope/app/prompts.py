@@ -4,7 +4,8 @@ Knows nothing about Streamlit.
 """
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -14,6 +15,7 @@ from crosscope import TokenRole, Tokens
 ROLES = ("system", "user", "assistant")
 MAX_URL_CHARACTERS = 6000
 """A longer prompt stays out of the URL."""
+_TURN = re.compile(r"\bturn (\d{1,4})\b|\b(?:prompt\.)?(?:conversation\.)?turns\[(\d{1,4})\]")
 _CONTENT = {TokenRole.SYSTEM: "system", TokenRole.USER: "user", TokenRole.ASSISTANT: "assistant"}
 
 
@@ -36,7 +38,7 @@ class LabPrompt:
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to run."""
-        return not self.text and not any(turn.content for turn in self.turns)
+        return not self.text and not self.spoken
 
     def params(self) -> dict[str, str | None]:
         """The parameters of a URL that says the same; None takes one out."""
@@ -51,11 +53,16 @@ class LabPrompt:
         """Whether its parameters are short enough for a URL."""
         return sum(len(value or "") for value in self.params().values()) <= MAX_URL_CHARACTERS
 
+    @property
+    def spoken(self) -> tuple[int, ...]:
+        """Places of the turns that say something; a turn that is still empty is not run."""
+        return tuple(place for place, turn in enumerate(self.turns) if turn.content.strip())
+
     def arguments(self) -> dict[str, Any]:
-        """Arguments of `Crosscoder.encode` and `Crosscoder.top_latents`."""
+        """Arguments of `Crosscoder.encode` and `Crosscoder.top_latents`; turns without content are left out."""
         if not self.turns:
             return {"text": self.text}
-        turns = [{"role": turn.role, "content": turn.content} for turn in self.turns]
+        turns = [{"role": self.turns[place].role, "content": self.turns[place].content} for place in self.spoken]
         return {"turns": turns, "add_generation_prompt": self.add_generation_prompt}
 
     def with_turn(self, index: int, turn: Turn | None) -> "LabPrompt":
@@ -95,6 +102,16 @@ def python_code(prompt: LabPrompt, address: str, crosscoder: str, ranking: Mappi
         f"top = crosscoder.top_latents(\n{lines})\n"
         "print(top)\n"
     )
+
+
+def as_on_page(sentence: str, spoken: Sequence[int]) -> str:
+    """A sentence of the server with turns as the page numbers them: from 1, and with those that were not run."""
+
+    def renumbered(found: re.Match[str]) -> str:
+        place = int(found[1] or found[2])
+        return f"turn {spoken[place] + 1}" if place < len(spoken) else found[0]
+
+    return _TURN.sub(renumbered, sentence)
 
 
 def decimal(text: str | None, default: int) -> int:

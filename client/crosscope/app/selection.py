@@ -130,6 +130,9 @@ def _number(text: str | None, default: float) -> float:
 
 
 def _pair(texts: Sequence[str], default: tuple[float, float]) -> tuple[float, float]:
+    """A range, written as two values of the parameter or as one, "low~high"."""
+    texts = [part for text in texts for part in text.split("~")]
     if len(texts) != 2:
         return default
-    return (_number(texts[0], default[0]), _number(texts[1], default[1]))
+    low, high = sorted((_number(texts[0], default[0]), _number(texts[1], default[1])))
+    return (low, high)

@@ -1,12 +1,13 @@
-"""What every page shares: the client, cached answers of the server, and how errors and links look.
+"""What every page shares: the client, one version of the chosen crosscoder, cached answers, and how errors look.
 
-Caches are keyed by version id, so a new version of a crosscoder shows at once and an old answer never does. Widgets
-and URLs belong to the pages.
+A session keeps the version of a crosscoder that it found first until a person asks for the newer one, so that no page
+mixes two. Caches are keyed by version id. Widgets and URLs belong to the pages.
 """
 
 import json
+import math
 import os
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,11 +30,14 @@ from crosscope import (
     TrainingCurves,
     Unavailable,
 )
+from crosscope.app import address
 from crosscope.app.columns import ATLAS_COLUMNS
-from crosscope.app.text import plain
+from crosscope.app.text import plain, without_paths
 
 CHOSEN = "crosscope-chosen"
 """Key of the session state with the card of the chosen crosscoder, or None."""
+PINNED = "crosscope-pinned"
+"""Key of the session state with the card of each crosscoder that this session has opened, by name."""
 PAGES = "crosscope-pages"
 """Key of the session state with the app's pages by name."""
 
@@ -58,9 +62,20 @@ def jobs(limit: int = 50) -> list[JobInfo]:
 
 @st.cache_resource(max_entries=16, show_spinner=False)
 def crosscoder(name: str, version_id: str) -> Crosscoder:
-    """The handle of one version."""
+    """The handle of one version. Made here alone; every answer about a crosscoder is asked through it."""
     del version_id
     return client().crosscoder(name)
+
+
+def pin(published: CrosscoderInfo) -> CrosscoderInfo:
+    """The card of the version that this session shows: the one found first, whatever is published meanwhile."""
+    return st.session_state.setdefault(PINNED, {}).setdefault(published.name, published)
+
+
+def unpin(name: str) -> None:
+    """Lets the version of a crosscoder go, so that the next run shows the newest."""
+    st.session_state.setdefault(PINNED, {}).pop(name, None)
+    crosscoders.clear()
 
 
 @st.cache_resource(max_entries=4, show_spinner="Reading the atlas …")
@@ -110,42 +125,37 @@ def top_latents(name: str, version_id: str, prompt_json: str, ranking_json: str)
     return crosscoder(name, version_id).top_latents(**json.loads(prompt_json), **json.loads(ranking_json))
 
 
-def show_error(error: CrosscopeError) -> None:
-    """Says what happened, at which fields, and offers to try again where that may help."""
+def show_error(error: CrosscopeError, said: str = "", place: Callable[[str], str] = str) -> None:
+    """Says what happened, at which fields, and offers to try again where that may help.
+
+    Folders of the server's machine stay out, but for paths in `said`, which is what the person wrote. `place` names
+    what a sentence is about as the page does.
+    """
+
+    def sentence(text: str) -> str:
+        return plain(without_paths(place(text), said))
+
     if isinstance(error, InvalidInput) and error.violations:
-        lines = [f"- `{field or 'whole'}`: {plain(text)}" for field, text in error.violations]
+        lines = [f"- `{place(field) or 'whole'}`: {sentence(text)}" for field, text in error.violations]
         st.error("\n".join(["This cannot be used as it is:", "", *lines]))
     else:
-        st.error(plain(str(error)))
+        st.error(sentence(str(error)))
     if isinstance(error, Unavailable | Busy):
         st.button("Try again", key=f"retry-{type(error).__name__}-{hash(str(error))}")
 
 
 @contextmanager
-def shown_errors() -> Generator[None]:
-    """Shows the SDK's errors in place of what the block would have drawn."""
+def shown_errors(said: str = "") -> Generator[None]:
+    """Shows the SDK's errors in place of what the block would have drawn; `said` as in `show_error`."""
     try:
         yield
     except CrosscopeError as error:
-        show_error(error)
+        show_error(error, said)
 
 
 def link(page: str, label: str, **params: Any) -> None:
     """A link to a page of the app with parameters in its URL; None leaves one out."""
-    st.page_link(st.session_state[PAGES][page], label=label, query_params=_texts(params))
-
-
-def go(page: str, **params: Any) -> None:
-    """Shows another page."""
-    st.switch_page(st.session_state[PAGES][page], query_params=_texts(params))
-
-
-def _texts(params: Mapping[str, Any]) -> dict[str, str | list[str]]:
-    return {
-        name: [str(v) for v in value] if isinstance(value, list | tuple) else str(value)
-        for name, value in params.items()
-        if value is not None and value != "" and value != [] and value != ()
-    }
+    st.page_link(st.session_state[PAGES][page], label=label, query_params=address.texts(params))
 
 
 def chosen() -> CrosscoderInfo | None:
@@ -160,10 +170,18 @@ def nothing_published(title: str) -> None:
     link("overview", "Overview")
 
 
-def keep_param(name: str, value: str | None) -> None:
-    """Writes a parameter of the URL, or takes it out; leaves the URL alone where nothing changes."""
-    if value is None:
-        if name in st.query_params:
-            del st.query_params[name]
-    elif st.query_params.get(name) != value:
-        st.query_params[name] = value
+def manifest(info: CrosscoderInfo) -> dict[str, Any]:
+    """What was published with a version; empty where the server says nothing."""
+    return json.loads(info.manifest_json or "{}")
+
+
+def uselessness_floor(info: CrosscoderInfo) -> float:
+    """The largest value of the columns FLOORED: -ln of the smallest scale told apart (math §5); inf where unknown."""
+    floor = (manifest(info).get("uselessness") or {}).get("floor")
+    return -math.log(floor) if isinstance(floor, int | float) and floor > 0 else math.inf
+
+
+def bos_left_out(info: CrosscoderInfo) -> bool:
+    """Whether the token policy kept BOS out of training and analysis."""
+    policy = (manifest(info).get("recipe") or {}).get("tokens") or {}
+    return bool(policy.get("skip_bos")) or int(policy.get("skip_first") or 0) > 0

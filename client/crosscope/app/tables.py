@@ -1,81 +1,61 @@
-"""Tables of the app: figures with their format, and a click on a cell that names its row. Built from whole columns."""
+"""Latents as tables: cells as people read them, and the same as CSV for programs. Built from whole columns."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import pandas as pd
-import streamlit as st
 
-from crosscope.app.columns import AXES, CLASS_OF_NUMBER, ERRORS
+from crosscope.app.columns import AXES, CLASS_OF_NUMBER, CSV_COLUMNS, ERROR_HELP, ERRORS, FLOORED
 from crosscope.app.palette import CLASS_NAMES
+from crosscope.app.table_view import Column
+from crosscope.app.text import UNDEFINED, at_least
 
-_FORMATS = {"num_active": "%d", "frequency": "%.2e", "base_uselessness": "%.2f", "base_uselessness_single": "%.2f"}
-PERCENT = "%.0f %%"
-ROW_HEIGHT = 30
-MAX_HEIGHT = 500
-
-
-def table(
-    key: str,
-    rows: Mapping[str, Sequence[Any]] | pd.DataFrame,
-    formats: Mapping[str, str],
-    *,
-    max_height: int = MAX_HEIGHT,
-    widths: Mapping[str, int] | None = None,
-) -> int | None:
-    """Draws a table; the row whose click caused this run, or None.
-
-    `formats` are printf formats by column; `widths` pixels by column, where they should not follow the first texts.
-    """
-    frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(rows)
-    clicked = f"{key}-clicked"
-    config: dict[str, Any] = {name: st.column_config.Column(width=width) for name, width in (widths or {}).items()}
-    for name, text in formats.items():
-        config[name] = st.column_config.NumberColumn(format=text, width=(widths or {}).get(name))
-    state = st.dataframe(
-        frame,
-        key=key,
-        hide_index=True,
-        height=min(max_height, ROW_HEIGHT * (len(frame) + 1) + 4),
-        row_height=ROW_HEIGHT,
-        column_config=config,
-        on_select=lambda: st.session_state.update({clicked: True}),
-        selection_mode="single-cell",
-    )
-    cells = state["selection"]["cells"]
-    return int(cells[0][0]) if st.session_state.pop(clicked, False) and cells else None
+CLASS_HELP = "By relative norm alone; the columns beside it say what the label rests on."
 
 
-def head(column: str) -> str:
-    """What a column of the atlas is called at the head of a table."""
-    return ERRORS[column] if column in ERRORS else AXES[column].short
+def figures(values: Sequence[float] | np.ndarray, text: str, floor: float = math.inf) -> list[str]:
+    """Cells of figures by a printf format; "–" where undefined, "≥" where a value only says "at least this"."""
+    cells = []
+    for value in values:
+        if value is None or math.isnan(value):
+            cells.append(UNDEFINED)
+        else:
+            cells.append(at_least(text % value, value, floor))
+    return cells
 
 
-def formats_of(names: Sequence[str]) -> dict[str, str]:
-    """How columns of the atlas are written, by their heads."""
-    return {head(name): _FORMATS.get(name, "%.3f") for name in names}
-
-
-def latent_frame(
+def of_latents(
     ids: np.ndarray,
     columns: Mapping[str, np.ndarray],
     names: Sequence[str],
-    more: Mapping[str, Sequence[Any] | np.ndarray] | None = None,
-) -> pd.DataFrame:
-    """A row a latent: its id, its class, what `more` says of it, and columns of the atlas."""
-    classes = np.array([CLASS_NAMES.get(name, "") for name in CLASS_OF_NUMBER])
-    return pd.DataFrame(
-        {
-            "latent": ids,
-            "class": classes[columns["latent_class"][ids].astype(int)],
-            **(more or {}),
-            **{head(name): columns[name][ids] for name in names},
-        }
-    )
+    *,
+    floor: float,
+    more: Sequence[Column] = (),
+    order: Callable[[str], tuple[str, str]] | None = None,
+) -> list[Column]:
+    """A row a latent: its id, its class, what `more` says of it, and columns of the atlas.
+
+    `order` gives a column's link and its present direction. `floor` is `session.uselessness_floor`.
+    """
+    classes = [CLASS_NAMES.get(CLASS_OF_NUMBER[int(number)], "") for number in columns["latent_class"][ids]]
+    found = [Column("latent", [str(latent) for latent in ids]), Column("class", classes, CLASS_HELP, is_text=True)]
+    found += more
+    for name in names:
+        axis = AXES.get(name)
+        limit = floor if name in FLOORED else math.inf
+        cells = figures(columns[name][ids], axis.format if axis else "%.3f", limit)
+        link, direction = order(name) if order and axis else ("", "")
+        head, help_ = (axis.short, axis.help) if axis else (ERRORS[name], ERROR_HELP)
+        if limit < math.inf:
+            help_ += f" {at_least(f'{limit:.2f}', limit, limit)} is the largest value that the analysis can give."
+        found.append(Column(head, cells, help_, order=link, ordered=direction))
+    return found
 
 
-def latent_table(key: str, ids: np.ndarray, columns: Mapping[str, np.ndarray], names: Sequence[str]) -> int | None:
-    """A table of latents; the one that was just clicked, or None."""
-    row = table(key, latent_frame(ids, columns, names), formats_of(names))
-    return None if row is None else int(ids[row])
+def csv(ids: np.ndarray, columns: Mapping[str, np.ndarray]) -> str:
+    """Latents as CSV under the names of latents.parquet's columns, standard errors included; undefined is empty."""
+    import pandas as pd
+
+    classes = np.array(CLASS_OF_NUMBER)[columns["latent_class"][ids].astype(int)]
+    frame = {"id": ids, "latent_class": classes, **{name: columns[name][ids] for name in CSV_COLUMNS}}
+    return pd.DataFrame(frame).to_csv(index=False)

@@ -1,13 +1,27 @@
 """Figures and texts as people read them. Pure functions."""
 
 import math
+import re
+
+UNDEFINED = "–"
+"""What stands for a value that is undefined."""
+PART = "⋯"
+"""What stands for a token that only goes on with the character of the token before it."""
+_PATH = re.compile(r"(?<![\w/.:~-])(?:unix:)?(?:/[^\s/'\",;:()<>\[\]]+){2,}/?|(?<=unix:)/[^\s'\",;()]+")
+_LAYOUT = ("jobs", "crosscoders", "pairs")
+"""Folders of the home folder; what lies in them is named from there."""
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    """A figure for people; "–" where undefined."""
+def number(value: float | None, digits: int = 3, floor: float = math.inf) -> str:
+    """A figure for people; "–" where undefined, "≥" where it has reached a `floor` of the measurement."""
     if value is None or math.isnan(value):
-        return "–"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
+        return UNDEFINED
+    return at_least(f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}", value, floor)
+
+
+def at_least(shown: str, value: float, floor: float) -> str:
+    """A figure that has reached the floor of what can be measured says so."""
+    return f"≥ {shown}" if value >= floor - 1e-3 else shown
 
 
 def with_error(value: float, se: float) -> str:
@@ -28,10 +42,27 @@ def duration(seconds: float) -> str:
 
 
 def visible(text: str) -> str:
-    """A token's text with white space made visible."""
-    return text.replace("\n", "↵").replace("\t", "⇥").replace(" ", "␣")
+    """A token's text with white space made visible; a token that is the rest of a character shows as "⋯"."""
+    return text.replace("\n", "↵").replace("\t", "⇥").replace(" ", "␣") or PART
 
 
 def plain(text: str) -> str:
     """A text as Markdown that shows it as it is."""
     return "".join(f"\\{c}" if c in "\\`*_{}[]()<>#+-.!|$~:" else c for c in text).replace("\n", "  \n")
+
+
+def without_paths(sentence: str, said: str = "") -> str:
+    """A sentence without folders of the server's machine, but for paths that stand in `said`, which a person wrote.
+
+    A path is named from its folder in the home folder on, else by its last part.
+    """
+
+    def short(found: re.Match[str]) -> str:
+        path = found[0]
+        if path in said:
+            return path
+        parts = path.rstrip("/").split("/")
+        start = next((i for i, part in enumerate(parts) if part in _LAYOUT and i + 1 < len(parts)), len(parts) - 1)
+        return "…/" + "/".join(parts[start:])
+
+    return _PATH.sub(short, sentence)

@@ -19,7 +19,8 @@ function button(text, onClick) {
 }
 
 const number = (value) => (value >= 100 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toFixed(2));
-const visible = (piece) => piece.replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll(" ", "␣");
+const visible = (piece) => piece.replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll(" ", "␣")
+  || "(rest of the character before)";
 
 class TokenView {
   constructor(root) {
@@ -125,6 +126,8 @@ class TokenView {
   token(strip, index, piece, position) {
     const node = element("span", "token", piece);
     if (TEMPLATE.has(strip.roles[position])) node.classList.add("template");
+    if (strip.left_out.includes(position)) node.classList.add("left-out");
+    if (piece === "") node.classList.add("part");
     if (piece.includes("\n")) node.classList.add("break");
     else if (piece !== "" && piece.trim() === "") node.classList.add("blank");
     node.setAttribute("role", "button");
@@ -206,15 +209,20 @@ class TokenView {
     node.setAttribute("aria-pressed", String(locked));
     const value = entry ? `activation ${number(entry[1])} of latent ${entry[0]}` : "not active";
     node.setAttribute("aria-label", `${visible(strip.pieces[position])}, token ${strip.token_start + position}, `
-      + `${ROLES[strip.roles[position]]}, ${value}`);
+      + `${ROLES[strip.roles[position]]}${this.leftOut(strip, position, ", ")}, ${value}`);
+  }
+
+  leftOut(strip, position, before) {
+    return strip.left_out.includes(position) ? `${before}left out of training and analysis` : "";
   }
 
   show(index, position) {
     const strip = this.data.strips[index];
     const tip = this.tip;
     tip.replaceChildren(
-      element("div", "", visible(strip.pieces[position]) || "(part of a character)"),
-      element("div", "where", `token ${strip.token_start + position} · ${ROLES[strip.roles[position]]}`));
+      element("div", "", visible(strip.pieces[position])),
+      element("div", "where", `token ${strip.token_start + position} · ${ROLES[strip.roles[position]]}`
+        + this.leftOut(strip, position, " · ")));
     const start = strip.row_starts[position], end = strip.row_starts[position + 1];
     const chosen = this.entry(strip, position);
     for (let i = start; i < Math.min(end, start + SHOWN_LATENTS); i++) tip.append(this.tipRow(strip, i, chosen));

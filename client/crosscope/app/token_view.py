@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from streamlit.components import v2
 
+from crosscope import Tokens
 from crosscope.app.palette import css_variables
 
 _FOLDER = Path(__file__).parent
@@ -26,6 +27,7 @@ class Strip:
     """One text. The latents of token t are `latents[row_starts[t]:row_starts[t + 1]]`, strongest first."""
 
     pieces: Sequence[str]
+    """Joined, they are the text; a token that only goes on with a character has the empty piece."""
     roles: Sequence[int]
     """TokenRole of each token."""
     row_starts: Sequence[int]
@@ -40,6 +42,8 @@ class Strip:
     """Tokens of the whole text; 0: this is all of it."""
     peak: int | None = None
     """Token to bring into view and to focus first."""
+    left_out: Sequence[bool] = ()
+    """Whether training and analysis left each token out; empty: none, or not known."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,11 @@ class TokenEvent:
     strip: int
     position: int
     """Token index in the strip; the latent for "latent"; -1 for "open"."""
+
+
+def left_out(tokens: Tokens) -> Sequence[bool]:
+    """Whether training and analysis left each token out, where the server says so."""
+    return getattr(tokens, "left_out", ())
 
 
 def strip_of_latent(
@@ -87,6 +96,7 @@ def _packed(strip: Strip) -> dict[str, Any]:
         "token_start": strip.token_start,
         "num_tokens": strip.num_tokens or len(strip.pieces),
         "peak": strip.peak,
+        "left_out": [position for position, is_out in enumerate(strip.left_out) if is_out],
     }
 
 

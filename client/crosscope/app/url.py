@@ -1,17 +1,55 @@
-"""Widgets whose value stands in the URL under the names of the code, whatever people read on them.
+"""Widgets whose value stands in the URL under the names of the code, and the one place that writes the URL.
 
-The URL is the truth: each run puts its value into the widget, and a change writes the URL before the next run.
+The URL is the truth: each run puts its value into the widget, and a change writes the URL before the next run. No
+widget is bound to a parameter by Streamlit, so any other code may write that parameter too. One step of a person is
+one write, and so one entry of the browser's history.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from crosscope.app.session import keep_param
-
 Option = TypeVar("Option")
+Value = str | Sequence[str] | None
+FILLED_IN = "url-filled-in"
+"""Key of the session state with the parameters that a page fills in where its URL lacks them."""
+
+
+def params() -> dict[str, list[str]]:
+    """The URL's parameters; one that is repeated has several values."""
+    return {name: st.query_params.get_all(name) for name in st.query_params}
+
+
+def canonical() -> dict[str, list[str]]:
+    """The URL's parameters with those that the page filled in."""
+    return {**st.session_state.get(FILLED_IN, {}), **params()}
+
+
+def write(changes: Mapping[str, Value]) -> None:
+    """Changes parameters of the URL at once; None or nothing takes one out. Does nothing where nothing changes."""
+    before = canonical()
+    after = {**before, **{name: _texts(value) for name, value in changes.items()}}
+    after = {name: values for name, values in after.items() if values}
+    if after != before:
+        st.query_params.from_dict(after)
+
+
+def keep(name: str, value: Value) -> None:
+    """Writes one parameter."""
+    write({name: value})
+
+
+def fill_in(**values: str) -> None:
+    """Names what the page shows and its URL does not say; the browser's address follows (`address.settle`)."""
+    st.session_state.setdefault(FILLED_IN, {}).update({name: [value] for name, value in values.items()})
+
+
+def _texts(value: Value) -> list[str]:
+    if value is None or value == "":
+        return []
+    return [value] if isinstance(value, str) else list(value)
 
 
 def choice(
@@ -25,35 +63,65 @@ def choice(
 ) -> Option:
     """One of several options, in a list to open; `name` is what people read."""
     current = _current(options, default, param)
-    st.session_state[f"url-{param}"] = current
-    place.selectbox(
-        label, options, key=f"url-{param}", format_func=name, on_change=_write, args=(param, default), **layout
-    )
+    key = _key(param, current)
+    place.selectbox(label, options, key=key, format_func=name, on_change=_write, args=(param, default), **layout)
     return current
 
 
 def segments(place: DeltaGenerator, label: str, options: Sequence[Option], default: Option, param: str) -> Option:
     """One of a few options side by side."""
     current = _current(options, default, param)
-    st.session_state[f"url-{param}"] = current
-    place.segmented_control(label, options, required=True, key=f"url-{param}", on_change=_write, args=(param, default))
+    key = _key(param, current)
+    place.segmented_control(label, options, required=True, key=key, on_change=_write, args=(param, default))
     return current
 
 
 def several(label: str, options: Sequence[str], param: str, name: Callable[[str], str], **layout: Any) -> list[str]:
     """Any number of options; the URL repeats the parameter."""
-    current = [option for option in options if option in st.query_params.get_all(param)]
-    st.session_state[f"url-{param}"] = current
+    given = st.query_params.get_all(param)
+    current = [option for option in options if option in given]
+    key = _key(param, current)
     st.pills(
-        label,
-        options,
-        selection_mode="multi",
-        key=f"url-{param}",
-        format_func=name,
-        on_change=_write_several,
-        args=(param,),
-        **layout,
+        label, options, selection_mode="multi", key=key, format_func=name, on_change=_write, args=(param, []), **layout
     )
+    return current
+
+
+def slider(
+    place: DeltaGenerator,
+    label: str,
+    ends: tuple[float, float],
+    step: float,
+    current: float | tuple[float, float],
+    param: str,
+    **layout: Any,
+) -> None:
+    """A limit, or a range: two values of the parameter. `current` is what the URL says; the ends filter nothing."""
+    low, high = ends
+    if isinstance(current, tuple):
+        shown: Any = tuple(min(max(value, low), high) for value in current)
+        default: Any = ends
+    else:
+        shown, default = min(max(current, low), high), high
+    key = _key(param, shown)
+    place.slider(label, low, high, step=step, key=key, on_change=_write, args=(param, default), **layout)
+
+
+def whole_number(place: DeltaGenerator, label: str, ends: tuple[int, int], default: int, param: str, width: int) -> int:
+    """A whole number within `ends`."""
+    text = st.query_params.get(param, "")
+    found = int(text) if text.isdecimal() and len(text) < 10 else default
+    current = min(max(found, ends[0]), ends[1])
+    key = _key(param, current)
+    place.number_input(label, *ends, key=key, width=width, on_change=_write, args=(param, default))
+    return current
+
+
+def toggle(place: DeltaGenerator, label: str, param: str, **layout: Any) -> bool:
+    """On or off; off stands in no URL."""
+    current = st.query_params.get(param) == "true"
+    key = _key(param, current)
+    place.toggle(label, key=key, on_change=_write, args=(param, False), **layout)
     return current
 
 
@@ -62,14 +130,24 @@ def _current(options: Sequence[Option], default: Option, param: str) -> Option:
     return next((option for option in options if str(option) == found), default)
 
 
+def _key(param: str, current: object) -> str:
+    """The key of a parameter's widget, whose state is made what the URL says."""
+    key = f"url-{param}"
+    st.session_state[key] = current
+    return key
+
+
 def _write(param: str, default: object) -> None:
     value = st.session_state[f"url-{param}"]
-    keep_param(param, None if value is None or value == default else str(value))
-
-
-def _write_several(param: str) -> None:
-    value = st.session_state[f"url-{param}"]
-    if value:
-        st.query_params[param] = list(value)
+    if value is None or value == default:
+        keep(param, None)
+    elif isinstance(value, list | tuple):
+        keep(param, [_text(part) for part in value])
     else:
-        keep_param(param, None)
+        keep(param, _text(value))
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -235,7 +235,10 @@ class Tokens(_message.Message):
 
     @_builtins.property
     def pieces(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The text of each token; joined, they show the text (a token that is part of a character shows as U+FFFD)."""
+        """The text of each token; joined, they are the text. A character that is several tokens stands on the first of them,
+        and the others have "". Bytes that are no character are U+FFFD, and so are parts of characters in versions that
+        were published before pieces were joined.
+        """
 
     @_builtins.property
     def roles(self) -> _containers.RepeatedScalarFieldContainer[Global___TokenRole.ValueType]:

@@ -11,6 +11,7 @@ from crosscope_worker.analysis import analyse, examples
 from crosscope_worker.analysis.examples import TextFacts, choose
 from crosscope_worker.analysis.store import Segments, Store, runs
 from crosscope_worker.harvest import Harvest
+from crosscope_worker.pieces import lone_pieces, text_pieces
 from crosscope_worker.texts import Text
 from crosscope_worker.work import silent
 
@@ -92,7 +93,7 @@ def test_sequences_show_their_pieces_and_roles(make_world, tokenizer):
         text = by_ids[tuple(row["token_ids"])]
         assert row["roles"] == text.roles.tolist()
         assert row["dataset"] == world.datasets[text.dataset]
-        assert row["pieces"] == tokenizer.pieces(row["token_ids"])
+        assert row["pieces"] == text_pieces(tokenizer, row["token_ids"])
 
 
 def test_equal_texts_count_once(make_world, tokenizer):
@@ -213,7 +214,7 @@ def test_top_tokens_are_those_at_the_peaks(make_world, tokenizer):
     position, zeros = torch.arange(4).repeat(3), torch.zeros(12, dtype=torch.uint8)
     world.harvests = [Harvest(texts, torch.cat(x), index, position, zeros + 1, zeros)]
     tokens = run(world, tokenizer).latents["top_tokens"].to_pylist()
-    assert tokens == [[], tokenizer.pieces([50, 60]), [], []]
+    assert tokens == [[], lone_pieces(tokenizer, [50, 60]), [], []]
 
 
 @pytest.mark.parametrize(

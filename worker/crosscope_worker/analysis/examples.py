@@ -19,6 +19,7 @@ from crosscope_proto.specs import AnalysisSpec
 from crosscope_worker.analysis.columns import chosen, lists, plain
 from crosscope_worker.analysis.repeats import Hashes, WindowHashes
 from crosscope_worker.analysis.store import Segments, Store, runs
+from crosscope_worker.pieces import text_pieces
 
 if TYPE_CHECKING:
     from crosscope_worker.tokens import TextTokenizer
@@ -174,7 +175,7 @@ def sequence_table(store: Store, texts: Ints, names: Sequence[str], tokenizer: "
         "id": np.arange(len(found), dtype=np.uint32),
         "dataset": [names[text.dataset] for text in found],
         "token_ids": [each.astype(np.uint32) for each in ids],
-        "pieces": [tokenizer.pieces(each.tolist()) for each in ids],
+        "pieces": [text_pieces(tokenizer, each) for each in ids],
         "roles": [np.asarray(text.roles, dtype=np.uint8) for text in found],
     }
     return pa.table(columns, schema=arrow_schema(SEQUENCE_COLUMNS))

@@ -20,6 +20,7 @@ from crosscope_worker.analysis.moments import Moments, ShardSums
 from crosscope_worker.analysis.scaling import Estimates, directions, estimates, jackknife
 from crosscope_worker.analysis.uselessness import ChatOnlySums, score
 from crosscope_worker.crosscoder import DIFFERENCE, Crosscoder
+from crosscope_worker.pieces import lone_pieces
 
 if TYPE_CHECKING:
     from crosscope_worker.pair import Pair
@@ -112,4 +113,4 @@ def _lens(crosscoder: Crosscoder, model: int, pair: "Pair | None") -> tuple[Ints
 
 def _pieces(ids: Ints, counts: Ints, tokenizer: "TextTokenizer") -> "pa.Array[Any]":
     vocabulary, inverse = np.unique(ids, return_inverse=True)
-    return lists(counts, chosen(tokenizer.pieces(vocabulary.tolist()), inverse.reshape(-1)))
+    return lists(counts, chosen(lone_pieces(tokenizer, vocabulary), inverse.reshape(-1)))

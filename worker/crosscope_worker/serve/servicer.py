@@ -14,6 +14,7 @@ from crosscope_proto.roles import LeftOut
 from crosscope_proto.v1 import types_pb2
 from crosscope_proto.worker.v1 import inference_pb2, inference_pb2_grpc
 from crosscope_worker.harvest import policy_reasons
+from crosscope_worker.pieces import text_pieces
 from crosscope_worker.serve.batching import Batcher
 from crosscope_worker.serve.encoding import PromptCode
 from crosscope_worker.serve.errors import status_of
@@ -117,7 +118,7 @@ def _tokenise(tokenizer: TextTokenizer, prompt: types_pb2.Prompt) -> tuple[Token
             text = tokenizer.conversation(turns, conversation.add_generation_prompt, prompt.parse_control_tokens)
         case _:
             raise PromptError("the prompt holds neither text nor a conversation; give one of them")
-    pieces, roles = tokenizer.pieces(text.ids), text.roles.tolist()
+    pieces, roles = text_pieces(tokenizer, text.ids), text.roles.tolist()
     return text, types_pb2.Tokens(ids=text.ids.tolist(), pieces=pieces, roles=roles)
 
 

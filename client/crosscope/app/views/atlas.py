@@ -7,8 +7,8 @@ import numpy as np
 import streamlit as st
 
 from crosscope import CrosscoderInfo
-from crosscope.app import charts, panels, session, tables, url
-from crosscope.app.columns import AXES, CLASS_OF_NUMBER, EVIDENCE
+from crosscope.app import address, charts, panels, session, tables, url
+from crosscope.app.columns import AXES, CLASS_OF_NUMBER, EVIDENCE, FLOORED
 from crosscope.app.palette import CLASS_NAMES
 from crosscope.app.selection import (
     DEFAULT_ORDER,
@@ -20,10 +20,12 @@ from crosscope.app.selection import (
     Selection,
     polygon_text,
 )
+from crosscope.app.table_view import table_view
 
 MAX_ROWS = 500
 TABLE_COLUMNS = (*EVIDENCE, "frequency", "template_share")
 CHART = "atlas-chart"
+FILTERS_OPEN = "atlas-filters-open"
 ORDERS = [f"{sign}{name}" for name in AXES for sign in ("-", "")]
 _CHART_CONFIG: dict[str, Any] = {
     "displaylogo": False,
@@ -41,19 +43,24 @@ def page() -> None:
         return
     st.title("Atlas")
     columns = session.atlas(chosen.name, chosen.version_id)
-    with st.expander("Filters and axes", expanded=not set(st.query_params).isdisjoint(PARAMS)):
-        colour = controls()
-    if "rel" in st.query_params and st.button("Show every relative norm again"):
-        session.keep_param("rel", None)
     selection = Selection.from_params({name: st.query_params.get_all(name) for name in PARAMS})
-    left, right = st.columns(2, gap="medium")
+    # Once open for what the URL says, it stays open when the last filter goes.
+    if not set(st.query_params).isdisjoint(PARAMS):
+        st.session_state[FILTERS_OPEN] = True
+    is_open = st.session_state.get(FILTERS_OPEN, False)
+    with st.expander("Filters and axes", expanded=is_open), st.container(key="wrap-controls"):
+        colour = controls(selection)
+    if "rel" in st.query_params:
+        st.button("Show every relative norm again", on_click=url.keep, args=("rel", None))
+    with st.container(key="wrap-atlas"):
+        left, right = st.columns(2, gap="medium")
     with left:
-        plot(columns, selection, colour)
+        plot(chosen, columns, selection, colour)
     with right:
         listing(chosen, columns, selection)
 
 
-def controls() -> str:
+def controls(selection: Selection) -> str:
     """Filters, order and axes; they stand in the URL. Returns the column of the colour."""
     url.several(
         "Class",
@@ -63,16 +70,26 @@ def controls() -> str:
         help="By relative norm alone. None chosen: all.",
     )
     filters = st.columns(4)
-    filters[0].slider("log₁₀ firing frequency", *FREQUENCY_RANGE, FREQUENCY_RANGE, 0.1, key="freq", bind="query-params")
-    filters[1].slider("ν error at most", 0.0, NU_LIMIT, NU_LIMIT, 0.05, key="nu_err", bind="query-params")
-    filters[2].slider("ν reconstruction at most", 0.0, NU_LIMIT, NU_LIMIT, 0.05, key="nu_rec", bind="query-params")
-    filters[3].slider("template share at most", 0.0, 1.0, 1.0, 0.05, key="template", bind="query-params")
+    url.slider(
+        filters[0],
+        "log₁₀ firing frequency",
+        FREQUENCY_RANGE,
+        0.1,
+        selection.frequency,
+        "freq",
+        help=AXES["frequency"].help,
+    )
+    nu = (0.0, NU_LIMIT)
+    url.slider(filters[1], "ν error at most", nu, 0.05, selection.nu_err, "nu_err", help=AXES["nu_err"].help)
+    url.slider(filters[2], "ν reconstruction at most", nu, 0.05, selection.nu_rec, "nu_rec", help=AXES["nu_rec"].help)
+    share = AXES["template_share"]
+    url.slider(filters[3], "template share at most", (0.0, 1.0), 0.05, selection.template, "template", help=share.help)
     axes = st.columns(4)
     names = list(AXES)
-    url.choice(axes[0], "Across", names, DEFAULT_X, "x", axis_name)
-    url.choice(axes[1], "Up", names, DEFAULT_Y, "y", axis_name)
-    colour = url.choice(axes[2], "Colour", names, "rel_norm", "colour", axis_name)
-    order_help = "The order of the table, and of previous and next on a latent's page."
+    url.choice(axes[0], "Across", names, DEFAULT_X, "x", axis_name, help=AXES[selection.x].help)
+    url.choice(axes[1], "Up", names, DEFAULT_Y, "y", axis_name, help=AXES[selection.y].help)
+    colour = url.choice(axes[2], "Colour", names, "rel_norm", "colour", axis_name, help="What the colour stands for.")
+    order_help = "The order of the table, and of previous and next on a latent's page. A click on a head sets it too."
     url.choice(axes[3], "Order", ORDERS, DEFAULT_ORDER, "order", order_name, help=order_help)
     return colour
 
@@ -84,13 +101,16 @@ def axis_name(column: str) -> str:
 
 def order_name(order: str) -> str:
     """An order for people."""
+    if order == "id":
+        return "by id"
     return f"{AXES[order.removeprefix('-')].name}, {'highest' if order.startswith('-') else 'lowest'} first"
 
 
-def plot(columns: Mapping[str, np.ndarray], selection: Selection, colour: str) -> None:
+def plot(info: CrosscoderInfo, columns: Mapping[str, np.ndarray], selection: Selection, colour: str) -> None:
     """The scatter plot. A box or lasso becomes the URL's area; a click opens a latent."""
     keep = selection.mask(columns)
-    figure = charts.scatter(columns, keep, selection.x, selection.y, colour, selection.area)
+    floor = session.uselessness_floor(info)
+    figure = charts.scatter(columns, keep, selection.x, selection.y, colour, selection.area, floor)
     panels.plot(
         figure,
         CHART,
@@ -102,14 +122,16 @@ def plot(columns: Mapping[str, np.ndarray], selection: Selection, colour: str) -
         config=_CHART_CONFIG,
     )
     hidden = int(keep.sum()) - len(figure.data[0].customdata)  # pyright: ignore[reportAttributeAccessIssue]
-    note = f" {hidden:,} have no value on these axes and are not drawn." if hidden else ""
-    st.caption(
-        f"{int(keep.sum()):,} of {len(keep):,} latents.{note} "
-        "A click opens a latent; box and lasso are in the chart's bar."
-    )
-    clicked = st.session_state.pop("atlas-clicked", None)
-    if clicked is not None:
-        open_latent(clicked)
+    notes = [f"{int(keep.sum()):,} of {len(keep):,} latents."]
+    if hidden:
+        notes.append(f"{hidden:,} have no value on these axes and are not drawn.")
+    for name in {selection.x, selection.y, colour} & set(FLOORED):
+        at_floor = int((columns[name][keep] >= floor - 1e-3).sum())
+        if at_floor:
+            notes.append(f"{at_floor:,} lie at {floor:.2f} in {axis_name(name)}, which reads ≥ {floor:.2f}.")
+    notes.append("A click opens a latent; dragging draws a box, and a lasso is in the chart's bar.")
+    st.caption(" ".join(notes))
+    address.clicks(CHART, "latent", {"crosscoder": info.name, "latent": "PLACE", **kept()})
 
 
 def take_selection() -> None:
@@ -121,15 +143,19 @@ def take_selection() -> None:
         corners = list(zip(xs, ys, strict=True))
         if chosen["box"]:
             corners = [(xs[0], ys[0]), (xs[1], ys[0]), (xs[1], ys[1]), (xs[0], ys[1])]
-        session.keep_param("area", polygon_text(corners))
-    elif len(chosen["points"]) == 1:
-        st.session_state["atlas-clicked"] = int(np.ravel(chosen["points"][0]["customdata"])[0])
+        url.keep("area", polygon_text(corners))
 
 
-def open_latent(latent: int) -> None:
-    """Shows a latent, with the set and the order that it was found in."""
-    kept = {name: st.query_params.get_all(name) for name in PARAMS}
-    session.go("latent", crosscoder=st.query_params.get("crosscoder"), latent=latent, **kept)
+def kept() -> dict[str, list[str]]:
+    """The set and the order, as they travel to a latent's page."""
+    return {name: st.query_params.get_all(name) for name in PARAMS}
+
+
+def ordered_by(selection: Selection, column: str) -> tuple[str, str]:
+    """The link that orders by a column, largest first and then the other way, and how it is ordered now."""
+    now = {f"-{column}": "descending", column: "ascending"}.get(selection.order, "")
+    order = column if now == "descending" else f"-{column}"
+    return address.here({"order": None if order == DEFAULT_ORDER else order}), now
 
 
 def listing(info: CrosscoderInfo, columns: Mapping[str, np.ndarray], selection: Selection) -> None:
@@ -137,12 +163,11 @@ def listing(info: CrosscoderInfo, columns: Mapping[str, np.ndarray], selection: 
     ids = selection.ids(columns)
     row = st.container(horizontal=True, vertical_alignment="center")
     row.markdown(f"**{len(ids):,} latents** · {order_name(selection.order)}")
-    if selection.area and row.button("Clear the area"):
-        session.keep_param("area", None)
-        st.rerun()
+    if selection.area:
+        row.button("Clear the area", on_click=url.keep, args=("area", None))
     row.download_button(
         "CSV",
-        lambda: tables.latent_frame(ids, columns, list(AXES)).to_csv(index=False),
+        lambda: tables.csv(ids, columns),
         file_name=f"{info.name}-{info.version_id}-latents.csv",
         mime="text/csv",
         on_click="ignore",
@@ -150,10 +175,20 @@ def listing(info: CrosscoderInfo, columns: Mapping[str, np.ndarray], selection: 
     if not len(ids):
         st.markdown("No latent meets these conditions. Widen a filter or clear the area.")
         return
-    picked = tables.latent_table("atlas-table", ids[:MAX_ROWS], columns, TABLE_COLUMNS)
-    if len(ids) > MAX_ROWS:
-        st.caption(f"The first {MAX_ROWS}; the CSV holds all. A click opens a latent.")
-    else:
-        st.caption("A click opens a latent.")
-    if picked is not None:
-        open_latent(picked)
+    by = selection.order.removeprefix("-")
+    if by != "id" and not np.isfinite(columns[by][ids]).any():
+        st.info(f"None of these latents has a {axis_name(by)}, so they are listed by id.")
+    shown = ids[:MAX_ROWS]
+    rows = tables.of_latents(
+        shown,
+        columns,
+        TABLE_COLUMNS,
+        floor=session.uselessness_floor(info),
+        order=lambda column: ordered_by(selection, column),
+    )
+    links = [address.href("latent", {"crosscoder": info.name, "latent": latent, **kept()}) for latent in shown.tolist()]
+    table_view("atlas-table", "Latents", rows, links)
+    cut = f"The first {MAX_ROWS} in this order; the CSV holds all. " if len(ids) > MAX_ROWS else ""
+    st.caption(f"{cut}A row opens its latent; a head orders all {len(ids):,} by its column.")
+    with st.popover("What the columns say"):
+        st.markdown("\n".join(f"- **{axis.short}**, {axis.name}: {axis.help}" for axis in AXES.values()))

@@ -1,45 +1,31 @@
 """Jobs: what is queued, running and done; one job's progress and figures; submitting a recipe."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 
 import numpy as np
 import streamlit as st
 
 from crosscope import JobInfo, JobState
-from crosscope.app import charts, follow, panels, session, tables, text
+from crosscope.app import address, charts, follow, panels, session, starter, text, url
+from crosscope.app.table_view import Column, table_view
 
 REFRESH_S = 2
 LIST_HEIGHT = 214
 """Height of the list of jobs in pixels: six rows."""
-LIST_WIDTHS = {"state": 130, "done": 60, "took": 70}
-"""Of columns whose texts grow while the list is shown, in pixels."""
 FIGURES = (("loss", "Loss"), ("fve", "Variance explained"), ("l0", "L0, latents a token"))
 """What is drawn: names of figures begin with the first, the chart is called the second."""
 MAKES_CROSSCODERS = ("crosscoder", "published")
 """Kinds of jobs that end with a crosscoder to browse."""
-STAGES = ("load", "train", "analyse", "publish")
-RECIPE = """\
-kind: crosscoder
-name: my-crosscoder
-pair: {name: demo}
-layer: 2
-data:
-  - name: documents
-    source: jsonl
-    path: documents.jsonl
-    text_column: text
-crosscoder:
-  variant: batch_topk
-  num_latents: 1024
-  k: 12
-"""
+RECIPE, KEPT_RECIPE = "recipe", "jobs-recipe"
+"""Keys of the field of the recipe, and of its text, which outlives the page."""
 
 
 def page() -> None:
     """Draws the page."""
     st.title("Jobs")
-    left, right = st.columns([2, 3], gap="large")
+    with st.container(key="wrap-page"):
+        left, right = st.columns([2, 3], gap="large")
     with left:
         submit()
     with right, session.shown_errors():
@@ -75,22 +61,20 @@ def chosen_job(jobs: list[JobInfo]) -> JobInfo:
 
 
 def listing(jobs: list[JobInfo], shown: JobInfo) -> None:
-    """Jobs, newest first; a click shows one."""
-    rows = {
-        "name": [job.name for job in jobs],
-        "kind": [job.kind for job in jobs],
-        "state": [panels.job_state(job) for job in jobs],
-        "done": [100.0 if job.state is JobState.SUCCEEDED else 100 * job.fraction for job in jobs],
-        "queued at": [f"{datetime.fromtimestamp(job.created_at):%d %b %H:%M}" for job in jobs],
-        "took": [
-            text.duration(job.ended_at - job.started_at) if job.ended_at and job.started_at else "" for job in jobs
-        ],
-        "id": [job.id for job in jobs],
-    }
-    row = tables.table("jobs", rows, {"done": tables.PERCENT}, max_height=LIST_HEIGHT, widths=LIST_WIDTHS)
-    if row is not None and jobs[row].id != shown.id:
-        st.query_params["job"] = jobs[row].id
-        st.rerun()
+    """Jobs, newest first; a row shows its job."""
+    took = [text.duration(job.ended_at - job.started_at) if job.ended_at and job.started_at else "" for job in jobs]
+    columns = [
+        Column("name", [job.name for job in jobs], is_text=True),
+        Column("kind", [job.kind for job in jobs], is_text=True),
+        Column("state", [panels.job_state(job) for job in jobs], is_text=True),
+        Column("done", [f"{panels.total_fraction(job):.0%}" for job in jobs], "Of the whole job."),
+        Column("queued at", [f"{datetime.fromtimestamp(job.created_at):%d %b %H:%M}" for job in jobs]),
+        Column("took", took, "Of its latest attempt."),
+        Column("id", [job.id for job in jobs], is_text=True),
+    ]
+    links = [address.here({"job": job.id}) for job in jobs]
+    chosen = next((place for place, job in enumerate(jobs) if job.id == shown.id), None)
+    table_view("jobs", "Jobs", columns, links, chosen=chosen, max_height=LIST_HEIGHT)
 
 
 def detail(job: JobInfo) -> None:
@@ -102,6 +86,9 @@ def detail(job: JobInfo) -> None:
             session.client().jobs.cancel(job.id)
             session.jobs.clear()
             st.rerun()
+        if job.state is JobState.FAILED and (retry := getattr(session.client().jobs, "retry", None)):
+            st.button("Retry from its checkpoints", key=f"retry-{job.id}", on_click=again, args=(retry, job.id))
+        st.button("Start from its recipe", key=f"reuse-{job.id}", on_click=reuse, args=(job.recipe_yaml,))
         if job.state is JobState.SUCCEEDED and job.kind in MAKES_CROSSCODERS:
             session.link("overview", f"Open {job.name}", crosscoder=job.name)
             session.link("atlas", "Atlas", crosscoder=job.name)
@@ -114,9 +101,22 @@ def detail(job: JobInfo) -> None:
         st.code(job.recipe_yaml, language="yaml")
 
 
+def again(retry: Callable[[str], object], job_id: str) -> None:
+    """Queues a failed job again."""
+    with session.shown_errors():
+        retry(job_id)
+        session.jobs.clear()
+
+
+def reuse(recipe: str) -> None:
+    """Puts a recipe into the field."""
+    st.session_state[KEPT_RECIPE] = recipe
+
+
 def in_order(stage_seconds: Mapping[str, float]) -> list[tuple[str, float]]:
     """Stages in the order in which a job goes through them, others first."""
-    return sorted(stage_seconds.items(), key=lambda pair: STAGES.index(pair[0]) if pair[0] in STAGES else -1)
+    order = [*panels.STAGES]
+    return sorted(stage_seconds.items(), key=lambda pair: order.index(pair[0]) if pair[0] in order else -1)
 
 
 def figures(job: JobInfo) -> None:
@@ -146,18 +146,34 @@ def measured(steps: list[int], series: Mapping[str, np.ndarray]) -> tuple[list[f
 def submit() -> None:
     """A field for a recipe, checked by the server at every submission."""
     st.subheader("Submit a recipe")
-    recipe = st.text_area("Recipe, YAML", RECIPE, key="recipe", height=320)
+    if KEPT_RECIPE not in st.session_state:
+        st.session_state[KEPT_RECIPE] = first_recipe()
+    st.session_state[RECIPE] = st.session_state[KEPT_RECIPE]
+    recipe = st.text_area("Recipe, YAML", key=RECIPE, height=320, on_change=lambda: reuse(st.session_state[RECIPE]))
     row = st.container(horizontal=True)
     check = row.button("Check")
     send = row.button("Submit", type="primary")
     if not (check or send):
         return
-    with session.shown_errors():
+    with session.shown_errors(recipe):
         # A line break makes it YAML to the SDK, never the path of a file on the app's machine.
         job = session.client().jobs.submit(recipe if "\n" in recipe else f"{recipe}\n", validate_only=not send)
+        for warning in getattr(job.info, "warnings", ()):
+            st.warning(text.plain(text.without_paths(warning, recipe)))
         if check and not send:
-            st.success(f"The recipe is sound: a job {job.info.kind} named {job.info.name}.")
+            st.success(f"The recipe is sound: a job {job.info.kind} named {text.plain(job.info.name)}.")
             return
         session.jobs.clear()
-        st.query_params["job"] = job.id
+        url.keep("job", job.id)
         st.success(f"Queued as {job.id}.", icon=None)
+
+
+def first_recipe() -> str:
+    """What the field holds at first: a recipe that has run here, else a form to fill in."""
+    chosen = session.chosen()
+    if chosen is None:
+        return starter.FORM
+    with session.shown_errors():
+        made = next((job.recipe_yaml for job in session.jobs() if job.version_id == chosen.version_id), "")
+        return starter.of_published(made, session.manifest(chosen))
+    return starter.of_published("", session.manifest(chosen))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,16 +10,18 @@ import numpy as np
 import streamlit as st
 
 from crosscope import CrosscoderInfo, CrosscopeError, Encoding, TopLatents
-from crosscope.app import panels, prompts, session, tables, text, url
+from crosscope.app import address, panels, prompts, session, tables, text, url
 from crosscope.app.columns import EVIDENCE
 from crosscope.app.prompts import ROLES, LabPrompt, Turn
-from crosscope.app.token_view import Strip, TokenEvent, token_view
+from crosscope.app.table_view import Column, table_view
+from crosscope.app.token_view import Strip, TokenEvent, left_out, token_view
 
 LONG_PROMPT = "lab-long-prompt"
 """Key of the session state with a prompt that is too long for a URL."""
 RANKS = {"max": "largest", "sum": "sum", "count": "tokens", "share_of_max": "share of own largest"}
 FREQUENCIES = (1.0, 0.1, 0.03, 0.01, 0.003, 0.001)
 LEGEND_LATENTS = 12
+OWN_HELP = "Largest activation as a share of the largest in the analysis; above 100 %: on a token like none there."
 
 
 def page() -> None:
@@ -33,13 +36,14 @@ def page() -> None:
         st.markdown("Write a turn or a text; every token's latents appear as soon as you leave the field.")
         session.link("latent", "Or take an example of a latent: each has a button for it", crosscoder=chosen.name)
         return
+    arguments = json.dumps(prompt.arguments())
     try:
-        arguments = json.dumps(prompt.arguments())
         encoding = session.encode(chosen.name, chosen.version_id, arguments)
     except CrosscopeError as error:
-        session.show_error(error)
+        session.show_error(error, arguments, lambda sentence: prompts.as_on_page(sentence, prompt.spoken))
         return
-    left, right = st.columns(2, gap="large")
+    with st.container(key="wrap-lab"):
+        left, right = st.columns(2, gap="large")
     with right:
         ranking = ranking_controls()
         top = session.top_latents(chosen.name, chosen.version_id, arguments, json.dumps(ranking))
@@ -64,9 +68,7 @@ def current() -> LabPrompt:
 def store(prompt: LabPrompt) -> None:
     """Makes a prompt the current one; a locked token of the old one is let go."""
     fits = prompt.fits_url()
-    for name, value in prompt.params().items():
-        session.keep_param(name, value if fits else None)
-    session.keep_param("token", None)
+    url.write({"token": None, **{name: value if fits else None for name, value in prompt.params().items()}})
     if fits:
         st.session_state.pop(LONG_PROMPT, None)
     else:
@@ -102,6 +104,9 @@ def composer(prompt: LabPrompt) -> LabPrompt:
             replace(prompt, text="", turns=turns, add_generation_prompt=not prompt.add_generation_prompt)
         ),
     )
+    silent = [str(place + 1) for place in range(len(turns)) if place not in prompt.spoken]
+    if prompt.spoken and silent:
+        row.caption(f"Still empty and not run: turn {', '.join(silent)}.")
     if not prompt.fits_url():
         row.caption("Too long for the link: the link restores the page without it.")
     return replace(prompt, text="", turns=prompt.turns)
@@ -157,9 +162,9 @@ def ranking_controls() -> dict[str, Any]:
     row = st.container(horizontal=True, vertical_alignment="bottom")
     rank = url.choice(row, "Rank by", list(RANKS), "max", "rank", RANKS.__getitem__, width=150)
     frequency = url.choice(row, "Frequency", FREQUENCIES, 1.0, "frequency", frequency_name, width=150)
-    limit = row.number_input("At most", 1, 500, 20, key="limit", bind="query-params", width=110)
-    template = row.toggle("Template tokens", False, key="with_template", bind="query-params")
-    ranking: dict[str, Any] = {"rank": rank, "limit": int(limit), "skip_template_tokens": not template}
+    limit = url.whole_number(row, "At most", (1, 500), 20, "limit", 110)
+    template = url.toggle(row, "Template tokens", "with_template")
+    ranking: dict[str, Any] = {"rank": rank, "limit": limit, "skip_template_tokens": not template}
     return ranking if frequency == 1 else {**ranking, "max_frequency": frequency}
 
 
@@ -188,6 +193,7 @@ def strip(encoding: Encoding, top: TopLatents) -> None:
                 encoding.activations.tolist(),
                 title=f"{len(encoding)} tokens",
                 note=f"{len(np.unique(encoding.latents))} latents fire · {cached}",
+                left_out=left_out(encoding.tokens),
             )
         ],
         key="lab-strip",
@@ -212,9 +218,9 @@ def scale_of(encoding: Encoding, chosen: int | None) -> float | None:
 def react(event: TokenEvent) -> None:
     """Writes a click on the strip into the URL."""
     if event.kind in ("lock", "unlock"):
-        session.keep_param("token", str(event.position) if event.kind == "lock" else None)
+        url.keep("token", str(event.position) if event.kind == "lock" else None)
     elif event.kind == "latent":
-        session.keep_param("by", str(event.position) if event.position >= 0 else None)
+        url.keep("by", str(event.position) if event.position >= 0 else None)
     st.rerun()
 
 
@@ -231,42 +237,49 @@ def locked_token(encoding: Encoding, info: CrosscoderInfo) -> None:
         st.markdown("No latent fires on it.")
         return
     ids = np.array([entry.latent for entry in found])
-    activations = {"activation": [entry.activation for entry in found]}
-    frame = tables.latent_frame(ids, session.atlas(info.name, info.version_id), EVIDENCE, activations)
-    row = tables.table(f"token-{token}", frame, {"activation": "%.3f", **tables.formats_of(EVIDENCE)})
-    choose(None if row is None else int(ids[row]))
+    activation = Column("activation", tables.figures([entry.activation for entry in found], "%.3f"))
+    listed(f"token-{token}", f"Latents of token {token}", ids, EVIDENCE, [activation], info)
 
 
 def ranked(top: TopLatents, info: CrosscoderInfo) -> None:
-    """The ranked latents; a click colours the tokens by one."""
+    """The ranked latents; a row colours the tokens by its latent, a head ranks by its figure."""
     if not top.entries:
         st.markdown("No latent fires in this choice. Let template tokens in or raise the frequency.")
         return
     ids = np.array([entry.latent for entry in top.entries])
-    columns = session.atlas(info.name, info.version_id)
     largest = np.array([entry.max for entry in top.entries])
-    rows = {
-        "largest": largest,
-        "at": [f"{entry.peak_token} {text.visible(top.tokens.pieces[entry.peak_token])}" for entry in top.entries],
-        "sum": [entry.sum for entry in top.entries],
-        "tokens": [entry.count for entry in top.entries],
-        "of own": 100 * largest / np.maximum(columns["max"][ids], 1e-12),
-    }
-    frame = tables.latent_frame(ids, columns, (*EVIDENCE, "frequency"), rows)
-    row = tables.table(
-        "ranked",
-        frame,
-        {"largest": "%.2f", "sum": "%.2f", "of own": tables.PERCENT, **tables.formats_of((*EVIDENCE, "frequency"))},
+    share = 100 * largest / np.maximum(session.atlas(info.name, info.version_id)["max"][ids], 1e-12)
+    at = [f"{entry.peak_token} {text.visible(top.tokens.pieces[entry.peak_token])}" for entry in top.entries]
+    rows = [
+        ranking_column("largest", "max", tables.figures(largest, "%.2f"), "Largest activation in the prompt.", top),
+        Column("at", at, "Token with the largest activation.", is_text=True),
+        ranking_column("sum", "sum", tables.figures([e.sum for e in top.entries], "%.2f"), "Sum over tokens.", top),
+        ranking_column("tokens", "count", [text.count(e.count) for e in top.entries], "Tokens on which it fires.", top),
+        ranking_column("of own", "share_of_max", tables.figures(share, "%.0f %%"), OWN_HELP, top),
+    ]
+    listed("ranked", "Latents of the prompt", ids, (*EVIDENCE, "frequency"), rows, info)
+    st.caption(
+        f"{len(ids)} of {top.num_latents} latents that fire. A row colours the tokens by its latent; "
+        f"largest, sum, tokens and of own rank all {top.num_latents}."
     )
-    st.caption(f"{len(ids)} of {top.num_latents} latents that fire. A click colours the tokens by one.")
-    choose(None if row is None else int(ids[row]))
 
 
-def choose(latent: int | None) -> None:
-    """Colours by a latent that was just clicked."""
-    if latent is not None:
-        st.query_params["by"] = str(latent)
-        st.rerun()
+def ranking_column(head: str, rank: str, cells: Sequence[str], help_: str, top: TopLatents) -> Column:
+    """A figure of the prompt by which all its latents can be ranked."""
+    link = address.here({"rank": None if rank == "max" else rank})
+    return Column(head, cells, help_, order=link, ordered="descending" if top.rank == rank else "")
+
+
+def listed(
+    key: str, label: str, ids: np.ndarray, names: Sequence[str], more: Sequence[Column], info: CrosscoderInfo
+) -> None:
+    """A table of latents, each a link that colours the tokens by it."""
+    columns = session.atlas(info.name, info.version_id)
+    rows = tables.of_latents(ids, columns, names, floor=session.uselessness_floor(info), more=more)
+    links = [address.here({"by": latent}) for latent in ids.tolist()]
+    by = prompts.decimal(st.query_params.get("by"), -1)
+    chosen = int(np.flatnonzero(ids == by)[0]) if by in ids else None
+    table_view(key, label, rows, links, chosen=chosen)
 
 
 def chosen_latent(info: CrosscoderInfo) -> None:
@@ -276,11 +289,9 @@ def chosen_latent(info: CrosscoderInfo) -> None:
         return
     st.subheader(f"Latent {by}")
     latent = session.latent(info.name, info.version_id, by)
-    panels.evidence(latent)
+    panels.evidence(latent, session.uselessness_floor(info))
     panels.chips(latent.top_tokens)
     row = st.container(horizontal=True)
     with row:
         session.link("latent", f"Open latent {by}", crosscoder=info.name, latent=by)
-        if st.button("Colour by the strongest"):
-            session.keep_param("by", None)
-            st.rerun()
+        st.button("Colour by the strongest", on_click=url.keep, args=("by", None))

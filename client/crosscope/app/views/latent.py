@@ -6,10 +6,12 @@ import numpy as np
 import streamlit as st
 
 from crosscope import CrosscoderInfo, ExampleGroup, Latent, LatentScaling, TokenRole
-from crosscope.app import charts, panels, prompts, session, tables, text, url
+from crosscope.app import address, charts, panels, prompts, session, tables, text, url
+from crosscope.app.columns import AXES
 from crosscope.app.palette import MODEL_COLOURS
 from crosscope.app.selection import PARAMS, Selection
-from crosscope.app.token_view import strip_of_latent, token_view
+from crosscope.app.table_view import Column, table_view
+from crosscope.app.token_view import left_out, strip_of_latent, token_view
 from crosscope.app.views.atlas import order_name
 
 EXAMPLES_A_PAGE = 10
@@ -42,9 +44,11 @@ def page() -> None:
     header(latent_id, ids, chosen, selection)
     if latent_id is None:
         return
+    url.fill_in(latent=str(latent_id))
     latent = session.latent(chosen.name, chosen.version_id, latent_id)
-    panels.evidence(latent)
-    left, right = st.columns([2, 3], gap="large")
+    panels.evidence(latent, session.uselessness_floor(chosen))
+    with st.container(key="wrap-latent"):
+        left, right = st.columns([2, 3], gap="large")
     with left:
         statistics(latent, chosen)
     with right:
@@ -86,7 +90,7 @@ def header(latent_id: int | None, ids: np.ndarray, info: CrosscoderInfo, selecti
         on_change=lambda: show(st.session_state[f"goto-{latent_id}"]),
     )
     where = f"{at + 1:,} of {len(ids):,}" if at is not None else f"not among the {len(ids):,} chosen"
-    st.caption(f"{where} · {order_name(selection.order) if selection.order != 'id' else 'by id'}")
+    st.caption(f"{where} · {order_name(selection.order)}")
 
 
 def neighbours_in(ids: np.ndarray, at: int | None) -> tuple[int | None, int | None]:
@@ -98,9 +102,7 @@ def neighbours_in(ids: np.ndarray, at: int | None) -> tuple[int | None, int | No
 
 def show(latent_id: int | None) -> None:
     """Goes to another latent and starts its examples from the top."""
-    session.keep_param("latent", str(latent_id))
-    session.keep_param("n", None)
-    session.keep_param("token", None)
+    url.write({"latent": str(latent_id), "n": None, "token": None})
 
 
 def context_name(tokens: int) -> str:
@@ -138,16 +140,25 @@ def statistics(latent: Latent, info: CrosscoderInfo) -> None:
         panels.chips(found)
     st.subheader("Share of activation")
     st.caption("by role")
-    panels.bars([share(ROLE_NAMES[role], latent.role_share(role)) for role in TokenRole], largest=1.0)
+    panels.bars(role_bars(latent, session.bos_left_out(info)), largest=1.0)
     st.caption("by data set")
     panels.bars([share(*pair) for pair in zip(info.datasets, latent.dataset_shares, strict=False)], largest=1.0)
     st.subheader("Latent scaling")
     scaling_table("Along the chat decoder row (the published choice)", latent.chat_direction)
     with st.expander("Along the base decoder row"):
         scaling_table("", latent.base_direction)
-    uselessness(latent)
+    uselessness(latent, session.uselessness_floor(info))
     neighbours(latent, info)
     coactive(latent, info)
+
+
+def role_bars(latent: Latent, bos_left_out: bool) -> list[tuple[str, float, str, str]]:
+    """A bar a role. Where BOS was kept out of the analysis, its bar says that instead of a share of nothing."""
+    bars = [share(ROLE_NAMES[role], latent.role_share(role)) for role in TokenRole]
+    if bos_left_out:
+        at = list(TokenRole).index(TokenRole.BOS)
+        bars[at] = (ROLE_NAMES[TokenRole.BOS], 0.0, "left out by the token policy", NEUTRAL)
+    return bars
 
 
 def share(name: str, value: float) -> tuple[str, float, str, str]:
@@ -174,41 +185,43 @@ def scaling_table(caption: str, scaling: LatentScaling) -> None:
     st.markdown(f"ν error {nu_err} · ν reconstruction {nu_rec}")
 
 
-def uselessness(latent: Latent) -> None:
+def uselessness(latent: Latent, floor: float) -> None:
     """Base uselessness in its three definitions."""
     st.subheader("Base uselessness")
     panels.facts(
         [
             ("published recipe", text.number(latent.base_uselessness)),
-            ("least squares", text.number(latent.base_uselessness_ls)),
-            ("alone", text.number(latent.base_uselessness_single)),
+            ("least squares", text.number(latent.base_uselessness_ls, floor=floor)),
+            ("alone", text.number(latent.base_uselessness_single, floor=floor)),
         ]
     )
+    st.caption(AXES["base_uselessness_single"].help)
 
 
 def neighbours(latent: Latent, info: CrosscoderInfo) -> None:
     """The nearest latents by decoder cosine."""
-    if not latent.neighbours:
-        return
-    st.subheader("Nearest latents")
-    rows = {"latent": [n.latent for n in latent.neighbours], "cosine": [n.cosine for n in latent.neighbours]}
-    row = tables.table(f"neighbours-{latent.id}", rows, {"cosine": "%.3f"})
-    if row is not None:
-        session.go("latent", crosscoder=info.name, latent=latent.neighbours[row].latent)
+    found = [(other.latent, other.cosine) for other in latent.neighbours]
+    others("Nearest latents", "cosine", "Of both models' decoder rows side by side.", found, info)
 
 
 def coactive(latent: Latent, info: CrosscoderInfo) -> None:
     """The latents that fire on the same tokens."""
-    if not latent.coactive:
+    found = [(other.latent, other.index) for other in latent.coactive]
+    help_ = "Tokens on which both fire, as a share of those on which either does."
+    others("Fires with", "Jaccard index", help_, found, info)
+
+
+def others(title: str, measure: str, help_: str, found: list[tuple[int, float]], info: CrosscoderInfo) -> None:
+    """Other latents and a measure of how near they are; a row opens one."""
+    if not found:
         return
-    st.subheader("Fires with")
-    rows = {
-        "latent": [other.latent for other in latent.coactive],
-        "Jaccard index": [other.index for other in latent.coactive],
-    }
-    row = tables.table(f"coactive-{latent.id}", rows, {"Jaccard index": "%.3f"})
-    if row is not None:
-        session.go("latent", crosscoder=info.name, latent=latent.coactive[row].latent)
+    st.subheader(title)
+    columns = [
+        Column("latent", [str(latent) for latent, _ in found]),
+        Column(measure, tables.figures([value for _, value in found], "%.3f"), help_),
+    ]
+    links = [address.href("latent", {"crosscoder": info.name, "latent": latent}) for latent, _ in found]
+    table_view(measure, title, columns, links)
 
 
 def histogram(latent: Latent, info: CrosscoderInfo) -> None:
@@ -255,6 +268,7 @@ def examples(latent: Latent, info: CrosscoderInfo) -> None:
             token_start=example.token_start,
             num_tokens=example.num_tokens,
             peak=example.peak,
+            left_out=left_out(example.tokens),
         )
         for example in shown
     ]
@@ -267,12 +281,11 @@ def examples(latent: Latent, info: CrosscoderInfo) -> None:
         action="Prompt lab",
     )
     if event and event.kind in ("lock", "unlock"):
-        session.keep_param("token", f"{event.strip}.{event.position}" if event.kind == "lock" else None)
+        url.keep("token", f"{event.strip}.{event.position}" if event.kind == "lock" else None)
     if event and event.kind == "open":
         whole = session.examples(
             info.name, info.version_id, latent.id, limit + 1, GROUPS[group], None if dataset == "all" else dataset, None
         )[event.strip]
-        session.go("lab", crosscoder=info.name, by=latent.id, **prompts.of_tokens(whole.tokens).params())
-    if len(found) > limit and limit < MAX_EXAMPLES and st.button("More examples"):
-        session.keep_param("n", str(limit + EXAMPLES_A_PAGE))
-        st.rerun(scope="fragment")
+        address.go("lab", crosscoder=info.name, by=latent.id, **prompts.of_tokens(whole.tokens).params())
+    if len(found) > limit and limit < MAX_EXAMPLES:
+        st.button("More examples", on_click=url.keep, args=("n", str(limit + EXAMPLES_A_PAGE)))

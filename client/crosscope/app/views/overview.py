@@ -1,15 +1,15 @@
 """Overview: what a crosscoder is, how good it is, and where to look first."""
 
-import json
 from collections.abc import Mapping
 
 import numpy as np
 import streamlit as st
 
 from crosscope import CrosscoderInfo
-from crosscope.app import charts, panels, session, tables, text
+from crosscope.app import address, charts, panels, session, tables, text
 from crosscope.app.columns import AXES, CLASS_OF_NUMBER, EVIDENCE
 from crosscope.app.palette import CLASS_NAMES
+from crosscope.app.table_view import Column, table_view
 
 NUM_TELLING = 12
 NUM_PEAKS = 6
@@ -18,6 +18,8 @@ PUBLISHED, ALONE = "base_uselessness", "base_uselessness_single"
 NU_ERR_LIMIT = 0.2
 """Genuinely chat-specific latents lie below it (math §4)."""
 NUM_JOBS = 4
+NORMS = "norms"
+"""Key of the histogram."""
 REFRESH_S = 2
 
 
@@ -29,13 +31,15 @@ def page() -> None:
         return
     st.title(chosen.name)
     card(chosen)
-    left, right = st.columns([3, 2], gap="large")
+    with st.container(key="wrap-norms"):
+        left, right = st.columns([3, 2], gap="large")
     with left:
         norms(chosen)
     with right:
         classes(chosen)
     telling(chosen)
-    left, right = st.columns([3, 2], gap="large")
+    with st.container(key="wrap-jobs"):
+        left, right = st.columns([3, 2], gap="large")
     with left:
         behaviours(chosen)
     with right:
@@ -46,10 +50,14 @@ def nothing_yet() -> None:
     """The page before anything is published."""
     st.title("No crosscoder yet")
     with session.shown_errors():
-        if session.jobs():
+        jobs = session.jobs()
+        if any(not job.state.is_over for job in jobs):
             st.markdown("These jobs make the first one; this page fills when it is published.")
             running_jobs()
             return
+        if jobs:
+            st.markdown("No job has made one yet. Each job's page says how it ended.")
+            running_jobs()
     st.markdown(
         "Make the demo with `crosscope demo`, or submit a recipe of your own. It takes a few minutes and shows here."
     )
@@ -61,7 +69,7 @@ def running_jobs() -> None:
     """Progress of all jobs, refreshed until a crosscoder is there."""
     with session.shown_errors():
         for job in session.jobs():
-            panels.job_progress(job)
+            panels.job_line(job)
         if session.crosscoders():
             st.rerun()
 
@@ -84,7 +92,7 @@ def card(info: CrosscoderInfo) -> None:
     )
     with st.expander("Models, version and manifest"):
         st.table({"base": info.base_model, "chat": info.chat_model, "version": info.version_id})
-        st.json(json.loads(info.manifest_json or "{}"), expanded=1)
+        st.json(session.manifest(info), expanded=1)
 
 
 def _fve(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
@@ -108,12 +116,8 @@ def norms(info: CrosscoderInfo) -> None:
     columns = session.atlas(info.name, info.version_id)
     figure = charts.relative_norms(columns["rel_norm"], columns["latent_class"])
     alt = "Histogram of the relative norm of all latents, in class colours"
-    event = panels.plot(figure, "norms", alt, on_select="rerun", selection_mode="points")
-    points = event["selection"]["points"]
-    if points:
-        half = 0.5 / charts.NUM_BINS
-        low, high = float(points[0]["x"]) - half, float(points[0]["x"]) + half
-        session.go("atlas", crosscoder=info.name, rel=[f"{max(0, low):.2f}", f"{min(1, high):.2f}"])
+    panels.plot(figure, NORMS, alt)
+    address.clicks(NORMS, "atlas", {"crosscoder": info.name, "rel": "PLACE"})
     st.caption("A click on a bar opens the atlas there. Dead latents are not drawn.")
 
 
@@ -126,13 +130,20 @@ def telling(info: CrosscoderInfo) -> None:
     if not len(ids):
         st.markdown(f"No latent has a base uselessness and ν error below {NU_ERR_LIMIT}.")
         return
-    st.caption(f"By {AXES[by].name}; only latents with ν error below {NU_ERR_LIMIT}. A click opens one.")
+    st.caption(f"By {AXES[by].name}; only latents with ν error below {NU_ERR_LIMIT}. A row opens its latent.")
     peaks = [session.latent(info.name, info.version_id, int(latent)).top_tokens[:NUM_PEAKS] for latent in ids]
-    rows = {"tokens at its peaks": ["  ".join(text.visible(token) for token in tokens) for tokens in peaks]}
+    tokens = ["  ".join(map(text.visible, peak)) for peak in peaks]
     names = (by, *(name for name in EVIDENCE if name != ALONE))
-    row = tables.table("telling", tables.latent_frame(ids, columns, names, rows), tables.formats_of(names))
-    if row is not None:
-        session.go("latent", crosscoder=info.name, latent=int(ids[row]), order=f"-{by}", nu_err=NU_ERR_LIMIT)
+    rows = tables.of_latents(
+        ids,
+        columns,
+        names,
+        floor=session.uselessness_floor(info),
+        more=[Column("tokens at its peaks", tokens, "Of its strongest examples, most frequent first.", is_text=True)],
+    )
+    about = {"crosscoder": info.name, "order": f"-{by}", "nu_err": NU_ERR_LIMIT}
+    links = [address.href("latent", {**about, "latent": latent}) for latent in ids.tolist()]
+    table_view("telling", "Most telling latents", rows, links)
 
 
 def most_telling(columns: Mapping[str, np.ndarray], by: str) -> np.ndarray:
@@ -163,18 +174,21 @@ def behaviours(info: CrosscoderInfo) -> None:
     if not found:
         return
     st.subheader("Planted behaviours")
-    rows = {
-        "behaviour": [d.behaviour for d in found],
-        "place": [d.place for d in found],
-        "latent": [d.latent for d in found],
-        "recall": [d.recall for d in found],
-        "false rate": [d.false_rate for d in found],
-        "of": [d.num_positive for d in found],
-    }
-    row = tables.table("behaviours", rows, {"recall": "%.2f", "false rate": "%.2f"})
+    rows = [
+        Column("behaviour", [d.behaviour for d in found], is_text=True),
+        Column("place", [d.place for d in found], "The token that decides it, or its own tokens.", is_text=True),
+        Column("latent", [str(d.latent) for d in found]),
+        Column("recall", tables.figures([d.recall for d in found], "%.2f"), "Share of its occurrences that it finds."),
+        Column(
+            "false rate",
+            tables.figures([d.false_rate for d in found], "%.2f"),
+            "Share of the other assistant turns on which it says yes.",
+        ),
+        Column("of", [text.count(d.num_positive) for d in found], "Occurrences of the behaviour."),
+    ]
+    links = [address.href("latent", {"crosscoder": info.name, "latent": d.latent}) for d in found]
+    table_view("behaviours", "Planted behaviours", rows, links)
     st.caption("The single latent that tells each behaviour best, on the token that decides it or within it.")
-    if row is not None:
-        session.go("latent", crosscoder=info.name, latent=found[row].latent)
 
 
 def recent_jobs(info: CrosscoderInfo) -> None:
@@ -191,7 +205,7 @@ def job_lines(was_active: bool) -> None:
     with session.shown_errors():
         jobs = session.jobs()
         for job in jobs[:NUM_JOBS]:
-            panels.job_progress(job)
+            panels.job_line(job)
         if not jobs:
             st.caption("None since the queue was started.")
         if was_active and all(job.state.is_over for job in jobs):

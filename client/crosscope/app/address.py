@@ -1,0 +1,108 @@
+"""The browser's address, moved by the page itself: a step to elsewhere is one entry of its history, never two.
+
+Streamlit's own `switch_page` writes the new page's parameters onto the old page first, which leaves an entry that
+nobody visited. Here the browser gets the whole address at once and tells Streamlit that it has moved, as its Back
+button would. Knows pages by name only.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, NoReturn
+from urllib.parse import urlencode
+from uuid import uuid4
+
+import streamlit as st
+from streamlit.components import v2
+
+from crosscope.app import url
+
+SCRIPT = """
+export function follow(href) {
+  const target = new URL(href, window.location.href);
+  if (target.href === window.location.href) return;
+  window.history.pushState({}, "", target);
+  window.dispatchEvent(new PopStateEvent("popstate"));
+}
+"""
+"""How a script of the page goes elsewhere; other components include it."""
+
+_MOUNT = """
+const done = (window.crosscopeMoves ??= new Set());
+const query = (text) => new URLSearchParams(text).toString();
+export default function ({ data }) {
+  if (!data || done.has(data.move)) return;
+  done.add(data.move);
+  if (data.seen === null) follow(data.href);
+  else if (query(data.seen) === query(window.location.search)) {
+    window.history.replaceState(window.history.state, "", data.href);
+  }
+}
+"""
+
+_CLICKS = """
+const plots = new WeakMap();
+export default function ({ data }) {
+  const attach = (tries) => {
+    const plot = document.querySelector(`.st-key-${data.plot} .js-plotly-plot`);
+    if (!plot?.on) { if (tries) setTimeout(attach, 50, tries - 1); return; }
+    if (!plots.has(plot)) {
+      plot.on("plotly_click", ({ points }) => {
+        const place = [points[0]?.customdata].flat()[0];
+        if (place !== undefined) follow(plots.get(plot).replace("PLACE", encodeURIComponent(place)));
+      });
+    }
+    plots.set(plot, data.href);
+  };
+  attach(200);
+}
+"""
+"""Streamlit tells of a clicked point only while a drag moves the chart; here a drag draws a box."""
+
+
+@cache
+def _component() -> Any:
+    return v2.component("crosscope_address", html="<span hidden></span>", js=SCRIPT + _MOUNT)
+
+
+@cache
+def _clicks() -> Any:
+    return v2.component("crosscope_clicks", html="<span hidden></span>", js=SCRIPT + _CLICKS)
+
+
+def clicks(plot: str, page: str, params: Mapping[str, Any]) -> None:
+    """Makes a click on a point of the chart with the key `plot` go to a page; its customdata stands for PLACE."""
+    _clicks()(key=f"{plot}-clicks", data={"plot": plot, "href": href(page, params)})
+
+
+def href(page: str, params: Mapping[str, Any]) -> str:
+    """A link from any page of the app to another one, relative, so that it holds below any path."""
+    query = urlencode(texts(params), doseq=True)
+    path = "./" if page == "overview" else page
+    return f"{path}?{query}" if query else path
+
+
+def here(changes: Mapping[str, Any]) -> str:
+    """A link to this page with other parameters; None takes one out."""
+    merged = {**url.canonical(), **changes}
+    return "?" + urlencode(texts(merged), doseq=True)
+
+
+def texts(params: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Parameters as a URL takes them, without those that say nothing."""
+    lists = {name: value if isinstance(value, list | tuple) else [value] for name, value in params.items()}
+    found = {name: [str(one) for one in values if one is not None and one != ""] for name, values in lists.items()}
+    return {name: values for name, values in found.items() if values}
+
+
+def go(page: str, **params: Any) -> NoReturn:
+    """Shows another page; the rest of this run is not drawn."""
+    _component()(key="address-go", data={"href": href(page, params), "seen": None, "move": uuid4().hex})
+    st.stop()
+
+
+def settle() -> None:
+    """Makes the address say what the page filled in, without an entry in the history."""
+    seen = url.params()
+    if url.canonical() != seen:
+        data = {"href": here({}), "seen": urlencode(seen, doseq=True), "move": uuid4().hex}
+        _component()(key="address-settle", data=data)

@@ -1,0 +1,149 @@
+// A table whose rows and heads are links. Cells are set through textContent only. See table_view.py for the data.
+const views = new WeakMap();
+
+function element(tag, className, text) {
+  const node = document.createElement(tag);
+  if (className) node.className = className;
+  if (text !== undefined) node.textContent = text;
+  return node;
+}
+
+function link(text, href) {
+  const node = element("a", "", text);
+  node.href = href;
+  node.addEventListener("click", (event) => {
+    event.stopPropagation();
+    if (event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
+    event.preventDefault();
+    follow(href);
+  });
+  return node;
+}
+
+class TableView {
+  constructor(root) { this.root = root; }
+
+  update(data) {
+    if (this.data?.revision !== data.revision) this.build(data);
+    this.data = data;
+    this.rows.forEach((row, index) => {
+      if (index === data.chosen) row.setAttribute("aria-current", "true");
+      else row.removeAttribute("aria-current");
+    });
+  }
+
+  build(data) {
+    const held = this.root.getRootNode().activeElement;
+    const head = this.heads?.indexOf(held) ?? -1, row = this.rows ? this.anchors().indexOf(held) : -1;
+    const scrolled = this.root.querySelector(".scroll")?.scrollTop ?? 0;
+    const scroll = element("div", "scroll");
+    scroll.style.maxHeight = `${data.max_height}px`;
+    const table = element("table");
+    table.setAttribute("aria-label", data.label);
+    this.tip = element("div", "tip");
+    this.tip.hidden = true;
+    this.tip.setAttribute("aria-hidden", "true");
+    table.append(this.head(data), this.body(data));
+    scroll.append(table);
+    scroll.addEventListener("scroll", () => { this.tip.hidden = true; });
+    this.root.replaceChildren(scroll, this.tip);
+    scroll.scrollTop = scrolled;
+    this.hold(head >= 0 ? this.heads[head] : row < 0 ? undefined : this.anchors().find((a) => a.href === held.href));
+  }
+
+  // Keeps the focus where it was when the table is drawn again.
+  hold(node) {
+    if (!node) return;
+    if (!this.heads.includes(node)) {
+      for (const anchor of this.anchors()) anchor.tabIndex = anchor === node ? 0 : -1;
+    }
+    node.focus({ preventScroll: true });
+  }
+
+  head(data) {
+    const head = element("thead"), line = element("tr");
+    line.style.height = `${data.row_height}px`;
+    this.heads = data.columns.map((column) => {
+      const cell = element("th", column.text ? "text" : "");
+      cell.scope = "col";
+      const mark = { ascending: " ↑", descending: " ↓" }[column.ordered] ?? "";
+      if (column.ordered) cell.setAttribute("aria-sort", column.ordered);
+      if (column.help) cell.setAttribute("aria-description", column.help);
+      const inner = column.order ? link(column.head + mark, column.order) : element("span", "", column.head + mark);
+      cell.append(inner);
+      line.append(cell);
+      const hide = () => { this.tip.hidden = true; };
+      cell.addEventListener("pointerenter", () => this.explain(cell, column.help));
+      cell.addEventListener("pointerleave", hide);
+      inner.addEventListener("focus", () => this.explain(cell, column.help));
+      inner.addEventListener("blur", hide);
+      return inner;
+    });
+    head.append(line);
+    return head;
+  }
+
+  body(data) {
+    const body = element("tbody");
+    this.rows = data.rows.map((cells, index) => {
+      const row = element("tr");
+      row.style.height = `${data.row_height}px`;
+      cells.forEach((text, place) => {
+        const cell = element("td", data.columns[place].text ? "text" : "");
+        if (data.columns[place].text) cell.title = text;
+        if (place === 0 && data.links.length) cell.append(link(text, data.links[index]));
+        else cell.textContent = text;
+        row.append(cell);
+      });
+      if (data.links.length) this.linked(row, data.links[index]);
+      return row;
+    });
+    const first = this.anchors()[data.chosen ?? 0] ?? this.anchors()[0];
+    if (first) first.tabIndex = 0;
+    body.append(...this.rows);
+    body.addEventListener("keydown", (event) => this.key(event));
+    return body;
+  }
+
+  linked(row, href) {
+    row.classList.add("linked");
+    row.querySelector("a").tabIndex = -1;
+    row.addEventListener("click", (event) => {
+      if (window.getSelection()?.toString()) return;
+      if (event.ctrlKey || event.metaKey) window.open(href, "_blank");
+      else follow(href);
+    });
+  }
+
+  anchors() { return this.rows.map((row) => row.querySelector("a")).filter(Boolean); }
+
+  // The rows are one stop of the Tab key; arrows move among them, Enter follows the link as everywhere.
+  key(event) {
+    const anchors = this.anchors(), at = anchors.indexOf(event.target);
+    const moves = {
+      ArrowDown: at + 1, ArrowUp: at - 1, PageDown: at + 10, PageUp: at - 10, Home: 0, End: anchors.length - 1,
+    };
+    if (at < 0 || !(event.key in moves)) return;
+    const next = anchors[Math.max(0, Math.min(anchors.length - 1, moves[event.key]))];
+    anchors[at].tabIndex = -1;
+    next.tabIndex = 0;
+    next.focus();
+    event.preventDefault();
+    event.stopPropagation();
+  }
+
+  explain(cell, help) {
+    if (!help) return;
+    this.tip.textContent = help;
+    this.tip.hidden = false;
+    const box = this.root.getBoundingClientRect(), at = cell.getBoundingClientRect();
+    this.tip.style.left = `${Math.max(0, Math.min(at.left - box.left, box.width - this.tip.offsetWidth))}px`;
+    this.tip.style.top = `${at.bottom - box.top + 4}px`;
+  }
+}
+
+export default function ({ data, parentElement }) {
+  const root = parentElement.querySelector(".root");
+  if (!views.has(root)) views.set(root, new TableView(root));
+  views.get(root).update(data);
+}
