@@ -9,10 +9,11 @@ import dataclasses
 import json
 import re
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -25,6 +26,8 @@ from crosscope_server.tables import read_table
 
 _KEPT_VERSIONS = 8
 _NAME = re.compile(layout.NAME_PATTERN)
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -154,29 +157,47 @@ class Catalogue:
             self._cards[name, version_id] = card
         return card
 
-    async def open(self, name: str, version_id: str | None = None) -> Version:
-        """A version's contents, the current one's by default.
+    def resolve(self, name: str, version_id: str | None) -> str:
+        """The id of a version that is there: the one that was asked for, else the current one.
 
-        Raises NotFound, BrokenArtefact, or VersionGone for a named version that was removed.
+        Raises NotFound, BrokenArtefact, or VersionGone.
         """
         current = self.current(name)
+        if version_id is None or version_id == current:
+            return current
+        if not _NAME.fullmatch(version_id) or not self._folder(name, version_id).is_dir():
+            raise VersionGone(name, version_id, current)
+        return version_id
+
+    async def open(self, name: str, version_id: str | None = None) -> Version:
+        """A version's contents, the current one's by default. Raises NotFound, BrokenArtefact, or VersionGone.
+
+        One that was opened before is answered from memory, also when its folder has gone since.
+        """
+        current = self.current(name)  # first: a crosscoder that was taken away whole has no versions either
         key = name, version_id or current
         task = self._versions.get(key)
         if task is None:
-            folder = self._folder(*key)
-            if key[1] != current and not (_NAME.fullmatch(key[1]) and folder.is_dir()):
-                raise VersionGone(
-                    f"version {key[1][:60]!r} of {name} is gone; the current one is {current}, start again"
-                )
+            folder = self._folder(name, self.resolve(*key))
             task = self._versions[key] = asyncio.create_task(asyncio.to_thread(_read_version, folder))
             while len(self._versions) > _KEPT_VERSIONS:
                 self._versions.popitem(last=False)
         self._versions.move_to_end(key)
         try:
             return await asyncio.shield(task)
-        except Exception:
+        except Exception as error:
             if self._versions.get(key) is task:
                 del self._versions[key]  # it may be mended without a new version
+            if isinstance(error, BrokenArtefact):
+                self.resolve(*key)  # it may have gone while it was read
+            raise
+
+    async def read(self, version: Version, read: Callable[[], T]) -> T:
+        """What a thread reads of a version's files. Raises BrokenArtefact, or VersionGone where they have gone."""
+        try:
+            return await asyncio.to_thread(read)
+        except BrokenArtefact:
+            self.resolve(version.card.manifest.name, version.version_id)
             raise
 
     def _folder(self, name: str, version_id: str) -> Path:

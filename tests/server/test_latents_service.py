@@ -160,8 +160,8 @@ async def test_a_listing_stays_with_its_version_until_that_is_gone(tmp_path):
     _remove(layout.version_folder(tmp_path, "demo", first.version_id))
     async with run_front(home=tmp_path) as front:
         error = await failure(front.latents.ListLatents(listing(page_token=page.next_page_token)))
-    assert error.code() is grpc.StatusCode.ABORTED
-    assert f"is gone; the current one is {second.version_id}" in (error.details() or "")
+    assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert f"the newest is {second.version_id}" in (error.details() or "")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@
 import asyncio
 import dataclasses
 from collections.abc import AsyncIterator
+from functools import partial
+from typing import Protocol
 
 import grpc
 import grpc.aio
@@ -41,6 +43,13 @@ _GROUPS = {
 _GROUP_NUMBERS = {group: number for number, group in _GROUPS.items()}
 
 
+class _OfVersion(Protocol):
+    """A request that may name a version."""
+
+    crosscoder: str
+    version_id: str
+
+
 class LatentsService(latents_pb2_grpc.LatentsServicer):
     """Offline questions."""
 
@@ -58,8 +67,8 @@ class LatentsService(latents_pb2_grpc.LatentsServicer):
         self, request: latents_pb2.GetCrosscoderRequest, context: Context
     ) -> latents_pb2.GetCrosscoderResponse:
         """One crosscoder's card."""
-        version = await self._catalogue.open(request.crosscoder)
-        detectors = await asyncio.to_thread(lambda: version.detectors)
+        version = await self._version(request)
+        detectors = await self._catalogue.read(version, lambda: version.detectors)
         return latents_pb2.GetCrosscoderResponse(
             crosscoder=_card_message(version.card),
             detectors=[latents_pb2.BehaviourDetector(**dataclasses.asdict(detector)) for detector in detectors],
@@ -69,11 +78,13 @@ class LatentsService(latents_pb2_grpc.LatentsServicer):
         self, request: latents_pb2.GetTrainingCurvesRequest, context: Context
     ) -> latents_pb2.GetTrainingCurvesResponse:
         """Training curves."""
-        version = await self._catalogue.open(request.crosscoder)
-        curves = await asyncio.to_thread(lambda: version.curves)
+        version = await self._version(request)
+        curves = await self._catalogue.read(version, lambda: version.curves)
         message = latents_pb2.GetTrainingCurvesResponse.Curve
         return latents_pb2.GetTrainingCurvesResponse(
-            steps=curves.steps, curves=[message(name=name, values=values) for name, values in curves.values.items()]
+            steps=curves.steps,
+            curves=[message(name=name, values=values) for name, values in curves.values.items()],
+            version_id=version.version_id,
         )
 
     async def ListLatents(
@@ -83,7 +94,7 @@ class LatentsService(latents_pb2_grpc.LatentsServicer):
         filters = [_filter(condition) for condition in request.filters]
         query = [request.crosscoder, [dataclasses.astuple(condition) for condition in filters], request.order_by]
         token = decode_token(request.page_token, query) if request.page_token else None
-        version = await self._version(request.crosscoder, token)
+        version = await self._version(request, token)
         after = None if token is None else _last_latent(token, version)
         size = request.page_size if request.HasField("page_size") else _DEFAULT_LATENTS
         page = version.table.page(filters, request.order_by, after, size)
@@ -97,7 +108,7 @@ class LatentsService(latents_pb2_grpc.LatentsServicer):
 
     async def GetLatent(self, request: latents_pb2.GetLatentRequest, context: Context) -> latents_pb2.GetLatentResponse:
         """One latent."""
-        version = await self._catalogue.open(request.crosscoder)
+        version = await self._version(request)
         version.table.check_id(request.latent)
         [message] = await _latents(version, [request.latent])
         return latents_pb2.GetLatentResponse(latent=message, version_id=version.version_id)
@@ -108,13 +119,13 @@ class LatentsService(latents_pb2_grpc.LatentsServicer):
         """A page of a latent's examples."""
         query = [request.crosscoder, request.latent, request.group, request.dataset]
         token = decode_token(request.page_token, query) if request.page_token else None
-        version = await self._version(request.crosscoder, token)
+        version = await self._version(request, token)
         version.table.check_id(request.latent)
         datasets = version.card.manifest.datasets
         if request.dataset and request.dataset not in datasets:
             sentence = f"no data set {request.dataset!r}; there are {', '.join(datasets)}"
             raise InvalidRequest([Violation("dataset", sentence)])
-        examples, is_last = await asyncio.to_thread(
+        read = partial(
             version.examples.page,
             request.latent,
             _GROUPS.get(request.group),
@@ -123,6 +134,7 @@ class LatentsService(latents_pb2_grpc.LatentsServicer):
             request.page_size if request.HasField("page_size") else _DEFAULT_EXAMPLES,
             request.context if request.HasField("context") else None,
         )
+        examples, is_last = await self._catalogue.read(version, read)
         return latents_pb2.ListExamplesResponse(
             examples=[_example_message(example) for example in examples],
             next_page_token="" if is_last else encode_token(version.version_id, [*examples[-1].key], query),
@@ -133,7 +145,7 @@ class LatentsService(latents_pb2_grpc.LatentsServicer):
         self, request: latents_pb2.GetAtlasRequest, context: Context
     ) -> AsyncIterator[latents_pb2.GetAtlasResponse]:
         """Packed columns."""
-        version = await self._catalogue.open(request.crosscoder)
+        version = await self._version(request)
         for column, start, values in version.table.pack(request.columns):
             yield latents_pb2.GetAtlasResponse(
                 column=column,
@@ -143,8 +155,15 @@ class LatentsService(latents_pb2_grpc.LatentsServicer):
                 version_id=version.version_id,
             )
 
-    async def _version(self, crosscoder: str, token: PageToken | None) -> Version:
-        return await self._catalogue.open(crosscoder, token.version_id if token else None)
+    async def _version(self, request: _OfVersion, token: PageToken | None = None) -> Version:
+        """The version that a request or its page token names, else the current one."""
+        wanted = request.version_id or None
+        if token is not None:
+            if wanted not in (None, token.version_id):
+                sentence = f"belongs to version {token.version_id[:60]!r}, but version_id is {wanted!r}"
+                raise InvalidRequest([Violation("page_token", sentence)])
+            wanted = token.version_id
+        return await self._catalogue.open(request.crosscoder, wanted)
 
 
 def _filter(message: latents_pb2.LatentFilter) -> Filter:
