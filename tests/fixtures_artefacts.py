@@ -145,6 +145,7 @@ def _latents(rng: np.random.Generator, n: int) -> dict[str, Array]:
     values: dict[str, Array] = {
         "id": np.arange(n),
         "latent_class": _classes(rel_norm, dead),
+        "part": np.full(n, ""),
         "norm_base": norm_base,
         "norm_chat": norm_chat,
         "rel_norm": rel_norm,
@@ -170,6 +171,9 @@ def _latents(rng: np.random.Generator, n: int) -> dict[str, Array]:
             )
             values[f"{prefix}nu_{ratio_of}"] = np.divide(*over)
             values[f"{prefix}nu_{ratio_of}_se"] = np.where(dead, np.nan, 0.02)
+    values["beta_ratio"] = np.divide(*(values[layout.beta_column("", "act", model)] for model in ("base", "chat")))
+    values["beta_ratio_se"] = np.where(dead, np.nan, 0.02)
+    values["repeat_share"] = np.where(dead, np.nan, rng.random(n))
     outside = dead | (rel_norm <= 0.9)
     values["base_uselessness"] = np.where(outside, np.nan, rng.uniform(-0.5, 9, n))
     values["base_uselessness_ls"] = np.where(outside, np.nan, rng.uniform(-0.5, 11, n))
@@ -234,7 +238,8 @@ def _examples(
         "sequence": sequence,
         "max": maximum,
         "positions": peak[:, None] + np.arange(-1, 2),
-        "values": (maximum[:, None] * np.array([0.5, 1.0, 0.4])).astype(np.float16),
+        "values": (maximum[:, None] * np.array([0.5, 1.0, 0.4])).astype(np.float32),
+        "repeats": np.zeros(n, np.int64),
     }
     peak_tokens = np.array(VOCABULARY)[tokens[starts[sequence] + peak]].reshape(len(living), per_latent)
     top_tokens = np.full((len(np.asarray(latents["id"])), 3), "", dtype=peak_tokens.dtype)

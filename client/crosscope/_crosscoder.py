@@ -7,7 +7,7 @@ from crosscope import _decode, _html, _tables
 from crosscope._encoding import Encoding, Rank, TopLatents
 from crosscope._errors import CrosscopeError, InvalidInput, ServerError, VersionGone
 from crosscope._filters import Condition, build_filters
-from crosscope._latents import ExampleList, Latent, LatentList
+from crosscope._latents import ExampleList, Latent, LatentList, LatentPage
 from crosscope._prompts import Turns, build_prompt, check_count, check_flag, check_number, check_text
 from crosscope._streaming import encode_stream
 from crosscope._transport import Transport
@@ -89,16 +89,19 @@ class Crosscoder:
         order_by: str = "",
         limit: int | None = 50,
     ) -> LatentList:
-        """Latents that meet all conditions, a column in front with "-" for descending, undefined values last.
+        """Latents that meet all conditions, ordered by a column, "-" in front for descending, undefined values last.
 
+        Columns are those of `Latent.to_row`, and the shares "dataset_share_NAME" and "role_share_ROLE"; a condition may
+        also compare "top_tokens", "logit_tokens_base" or "logit_tokens_chat" with the text of a token.
         `limit=None` lists all of them, page by page as they are reached.
+        Raises InvalidInput for an unknown column, and for an order that is undefined for every latent that matches.
         """
         filters = build_filters(where)
         order = check_text(order_by, "order_by")
         if limit is not None:
             check_count(limit, "limit", low=1)
 
-        def read_page(page_token: str, page_size: int) -> tuple[list[Latent], str, int]:
+        def read_page(page_token: str, page_size: int) -> LatentPage:
             request = latents_pb2.ListLatentsRequest(
                 crosscoder=self.name,
                 version_id=self._version,
@@ -110,7 +113,7 @@ class Crosscoder:
             reply = self._transport.unary(self._latents.ListLatents, request)
             version_id = self._checked(reply.version_id)
             found = [_decode.latent(message, self, version_id) for message in reply.latents]
-            return found, reply.next_page_token, reply.num_matching
+            return LatentPage(found, reply.next_page_token, reply.num_matching, reply.num_undefined, tuple(reply.notes))
 
         return LatentList(read_page, limit, _LATENTS_A_PAGE)
 

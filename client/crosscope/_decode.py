@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from crosscope import _types as types
 from crosscope._encoding import Encoding, Rank, TopLatent, TopLatents
 from crosscope._latents import Example, Latent
-from crosscope_proto.artefacts import ExampleGroup, LatentClass
+from crosscope_proto.artefacts import NAN, ExampleGroup, LatentClass
 from crosscope_proto.codes import sparse_code_arrays
 from crosscope_proto.roles import TokenRole
 from crosscope_proto.v1 import jobs_pb2, latents_pb2, prompts_pb2, types_pb2
@@ -108,6 +108,7 @@ def latent(message: latents_pb2.Latent, source: "Crosscoder", version_id: str) -
         version_id=version_id,
         id=message.id,
         latent_class=_CLASSES.get(message.latent_class, LatentClass.OTHER),
+        part=message.part,
         norm_base=message.norm_base,
         norm_chat=message.norm_chat,
         rel_norm=message.rel_norm,
@@ -118,12 +119,14 @@ def latent(message: latents_pb2.Latent, source: "Crosscoder", version_id: str) -
         max=message.max,
         chat_direction=_scaling(message.chat_direction),
         base_direction=_scaling(message.base_direction),
+        beta_ratio=_estimate(message.beta_ratio) if message.HasField("beta_ratio") else types.Estimate(NAN, NAN),
         base_uselessness=_optional(message, "base_uselessness"),
         base_uselessness_ls=_optional(message, "base_uselessness_ls"),
         base_uselessness_single=_optional(message, "base_uselessness_single"),
         role_shares=tuple(message.role_shares),
         dataset_shares=tuple(message.dataset_shares),
         template_share=message.template_share,
+        repeat_share=_optional(message, "repeat_share"),
         histogram=tuple(message.histogram),
         top_tokens=tuple(message.top_tokens),
         logit_tokens_base=tuple(message.logit_tokens_base),
@@ -159,6 +162,7 @@ def example(message: latents_pb2.Example) -> Example:
         activations=tuple(message.activations),
         max=message.max,
         peak=message.peak,
+        repeats=message.repeats,
     )
 
 

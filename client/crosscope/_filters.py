@@ -8,7 +8,7 @@ from crosscope._prompts import check_number, check_text
 from crosscope_proto.v1 import latents_pb2 as pb
 
 Condition = str | tuple[str, str, float | str]
-"""A column, one of < <= > >= = !=, and a number or the name of a class."""
+"""A column, one of < <= > >= = !=, and a number or a text (a class, a part, a token of a list of tokens)."""
 
 _OPS = {
     "<": pb.LatentFilter.OP_LT,
@@ -19,7 +19,7 @@ _OPS = {
     "==": pb.LatentFilter.OP_EQ,
     "!=": pb.LatentFilter.OP_NE,
 }
-_TEXT = re.compile(r"\s*([A-Za-z_]\w*)\s*(<=|>=|==|!=|<|>|=)\s*(.+?)\s*", re.DOTALL)
+_TEXT = re.compile(r"\s*([A-Za-z_][\w.-]*)\s*(<=|>=|==|!=|<|>|=)\s*(.+?)\s*", re.DOTALL)
 _HOW = 'write it as "nu_err < 0.2", "latent_class = chat_only" or ("nu_err", "<", 0.2)'
 
 

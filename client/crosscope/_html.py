@@ -73,7 +73,8 @@ def example(example: "Example") -> str:
         for i, (value, role) in enumerate(zip(values, example.tokens.roles, strict=True))
     ]
     band = f", band {example.quantile}" if example.group == "quantile" else ""
-    head = escape(f"{example.max:.3f} · {example.dataset} · {example.group}{band}")
+    times = f" · {example.repeats + 1} texts" if example.repeats else ""
+    head = escape(f"{example.max:.3f} · {example.dataset} · {example.group}{band}{times}")
     return f"<div><small>{head}</small>{tokens(example.tokens, values, example.max, titles)}</div>"
 
 
@@ -105,6 +106,11 @@ def latent_table(latents: "Sequence[Latent]") -> str:
     shown = latents[: _tables.MOST_ROWS]
     rest = f"<small>… {len(latents) - len(shown)} more</small>" if len(shown) < len(latents) else ""
     return table(_tables.LATENT_HEADERS, map(_tables.latent_cells, shown)) + rest if shown else "no latents"
+
+
+def remarks(sentences: Iterable[str]) -> str:
+    """Sentences below a table."""
+    return "".join(f"<div><small>{escape(sentence)}</small></div>" for sentence in sentences)
 
 
 def top_latents(top: "TopLatents") -> str:

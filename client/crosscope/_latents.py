@@ -39,6 +39,8 @@ class Example:
     """Largest activation in the whole text."""
     peak: int
     """Index of the largest activation in `tokens`."""
+    repeats: int = 0
+    """Further texts that it stands for: their tokens around the peak are the same."""
 
     def values(self) -> list[float]:
         """The scaled activation of every token, 0 where the latent is silent."""
@@ -73,6 +75,8 @@ class Latent:
     id: int
     latent_class: LatentClass
     """By relative norm (math §6): read it beside nu_err, nu_rec and num_active."""
+    part: str
+    """Part of the dictionary that it belongs to, for instance "delta"; empty in a dictionary without parts."""
     norm_base: float
     norm_chat: float
     rel_norm: float
@@ -86,6 +90,8 @@ class Latent:
     """Along the chat model's decoder row: the published choice."""
     base_direction: LatentScaling
     """Along the base model's decoder row."""
+    beta_ratio: Estimate
+    """Activation coefficient of base over that of chat, by which difference dictionaries are read (math §2)."""
     base_uselessness: float | None
     base_uselessness_ls: float | None
     base_uselessness_single: float | None
@@ -94,6 +100,8 @@ class Latent:
     dataset_shares: tuple[float, ...]
     """Share of activation mass, in the order of `CrosscoderInfo.datasets`."""
     template_share: float
+    repeat_share: float | None
+    """Share of its active tokens that repeat an earlier text; None where it never fired or was not measured."""
     histogram: tuple[int, ...]
     """Active tokens, in the bins of `CrosscoderInfo.histogram_edges`."""
     top_tokens: tuple[str, ...]
@@ -143,8 +151,20 @@ class Latent:
         return _html.page(_html.latent(self))
 
 
-PageReader = Callable[[str, int], tuple[list[Latent], str, int]]
-"""(page token, page size) to (latents, next page token, number of matching latents)."""
+@dataclass(frozen=True)
+class LatentPage:
+    """A page of a listing."""
+
+    latents: list[Latent]
+    next_token: str
+    """Empty on the last page."""
+    num_matching: int
+    num_undefined: int
+    notes: tuple[str, ...]
+
+
+PageReader = Callable[[str, int], LatentPage]
+"""(page token, page size) to a page."""
 
 
 class LatentList(Sequence[Latent]):
@@ -152,13 +172,19 @@ class LatentList(Sequence[Latent]):
 
     num_matching: int
     """Latents that meet the conditions, whatever the limit."""
+    num_undefined: int
+    """Of these, the latents whose value of `order_by` is undefined; they come last."""
+    notes: tuple[str, ...]
+    """What a reader must know, for instance that a condition's column is undefined for every latent."""
 
     def __init__(self, read_page: PageReader, limit: int | None, page_size: int) -> None:
         self._read_page = read_page
         self._page_size = page_size
         self._lock = threading.Lock()
         first = page_size if limit is None else min(limit, page_size)
-        self._fetched, self._next_token, self.num_matching = read_page("", max(first, 1))
+        page = read_page("", max(first, 1))
+        self._fetched, self._next_token, self.num_matching = page.latents, page.next_token, page.num_matching
+        self.num_undefined, self.notes = page.num_undefined, page.notes
         self._length = self.num_matching if limit is None else min(limit, self.num_matching)
 
     def __len__(self) -> int:
@@ -183,8 +209,9 @@ class LatentList(Sequence[Latent]):
     def _fetch(self, count: int) -> None:
         with self._lock:
             while len(self._fetched) < count and self._next_token:
-                latents, self._next_token, _ = self._read_page(self._next_token, self._page_size)
-                self._fetched += latents
+                page = self._read_page(self._next_token, self._page_size)
+                self._next_token = page.next_token
+                self._fetched += page.latents
             if len(self._fetched) < count:
                 self._length = len(self._fetched)
 
@@ -194,10 +221,16 @@ class LatentList(Sequence[Latent]):
 
         return pd.DataFrame([latent.to_row() for latent in self]).set_index("id") if self else pd.DataFrame()
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """`notes`, and how many latents have no value of the order."""
+        without = f"{self.num_undefined} of {self.num_matching} latents have no value of this order; they come last"
+        return (*self.notes, *([without] if self.num_undefined else []))
+
     def __str__(self) -> str:
-        return _tables.latent_table(self)
+        return "\n".join([_tables.latent_table(self), *self.remarks])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return _html.page(_html.latent_table(self))
+        return _html.page(_html.latent_table(self) + _html.remarks(self.remarks))

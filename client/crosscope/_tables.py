@@ -86,6 +86,7 @@ def latent_row(latent: "Latent") -> dict[str, object]:
     row: dict[str, object] = {
         "id": latent.id,
         "latent_class": str(latent.latent_class),
+        "part": latent.part,
         "norm_base": latent.norm_base,
         "norm_chat": latent.norm_chat,
         "rel_norm": latent.rel_norm,
@@ -98,7 +99,8 @@ def latent_row(latent: "Latent") -> dict[str, object]:
     for prefix, direction in SCALING_DIRECTIONS.items():
         scaling = latent.chat_direction if direction == "chat" else latent.base_direction
         _put_scaling(row, prefix, scaling)
-    for name in ("base_uselessness", "base_uselessness_ls", "base_uselessness_single"):
+    _put(row, "beta_ratio", latent.beta_ratio)
+    for name in ("base_uselessness", "base_uselessness_ls", "base_uselessness_single", "repeat_share"):
         value = getattr(latent, name)
         row[name] = float("nan") if value is None else value
     row["template_share"] = latent.template_share
@@ -122,13 +124,16 @@ def latent_facts(latent: "Latent") -> list[tuple[str, str]]:
     """What a latent's card says, as (what, value)."""
     return [
         ("class", f"{latent.latent_class} (relative norm {number(latent.rel_norm)})"),
+        *([("part", latent.part)] if latent.part else []),
         ("norms", f"base {number(latent.norm_base)}, chat {number(latent.norm_chat)}, cosine {number(latent.cosine)}"),
         ("nu_err", str(latent.chat_direction.nu_err)),
         ("nu_rec", str(latent.chat_direction.nu_rec)),
+        ("beta_ratio", str(latent.beta_ratio)),
         ("base uselessness", number(latent.base_uselessness)),
         ("active tokens", f"{latent.num_active} (frequency {latent.frequency})"),
         ("activation", f"mean {latent.mean}, max {number(latent.max)}"),
         ("template share", number(latent.template_share)),
+        ("repeats", f"{number(latent.repeat_share)} of its active tokens repeat an earlier text"),
         ("top tokens", " ".join(map(visible, latent.top_tokens))),
         ("base raises", " ".join(map(visible, latent.logit_tokens_base))),
         ("chat raises", " ".join(map(visible, latent.logit_tokens_chat))),
@@ -154,7 +159,8 @@ def example_line(example: "Example") -> str:
     text = printable("".join(pieces))
     cut = ("…" if example.token_start else "", "…" if _ends_early(example) else "")
     where = example.group if example.group == "top" else f"{example.group} {example.quantile}"
-    return f"{example.max:7.3f}  {example.dataset}/{where}  {cut[0]}{text}{cut[1]}"
+    times = f" ({example.repeats + 1} texts)" if example.repeats else ""
+    return f"{example.max:7.3f}  {example.dataset}/{where}{times}  {cut[0]}{text}{cut[1]}"
 
 
 def _ends_early(example: "Example") -> bool:

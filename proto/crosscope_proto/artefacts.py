@@ -85,6 +85,21 @@ class LatentClass(StrEnum):
     DEAD = "dead"
 
 
+class LatentPart(StrEnum):
+    """Parts of a dictionary that training sets apart (math §2)."""
+
+    BASE_EXCLUSIVE = "base_exclusive"
+    """dfc: neither reads nor writes the chat model."""
+    CHAT_EXCLUSIVE = "chat_exclusive"
+    """dfc: neither reads nor writes the base model."""
+    DELTA = "delta"
+    """delta: has the budget of the difference."""
+    DESIGNATED = "designated"
+    """designated_shared: one decoder row for both models."""
+    REST = "rest"
+    """The latents that none of these are."""
+
+
 class ExampleGroup(StrEnum):
     """Why an example was chosen."""
 
@@ -100,10 +115,12 @@ class Column:
     type: str
     """An Arrow type: uint8, uint16, uint32, uint64, float16, float32, float64, string, or list<one of these>."""
     doc: str
+    absent: float | str | None = None
+    """What readers take where a version was published before the column existed; None: every version has it."""
 
     @property
     def is_scalar(self) -> bool:
-        """Whether the column can be filtered by and ordered by."""
+        """Whether the column holds one value a row."""
         return not self.type.startswith("list<")
 
 
@@ -128,10 +145,10 @@ def arrow_schema(columns: tuple[Column, ...]) -> "pyarrow.Schema":
     return pa.schema([pa.field(column.name, arrow_type(column.type)) for column in columns])
 
 
-def _estimate(name: str, doc: str) -> tuple[Column, Column]:
+def _estimate(name: str, doc: str, absent: float | None = None) -> tuple[Column, Column]:
     return (
-        Column(name, "float32", f"{doc}; NaN where undefined"),
-        Column(f"{name}_se", "float32", f"standard error of {name}, jackknife over shards"),
+        Column(name, "float32", f"{doc}; NaN where undefined", absent),
+        Column(f"{name}_se", "float32", f"standard error of {name}, jackknife over shards", absent),
     )
 
 
@@ -145,6 +162,9 @@ SCALING_TARGETS = {
 
 SCALING_DIRECTIONS = {"": "chat", "mirror_": "base"}
 """Prefix of the scaling columns, and whose decoder row is the direction. The published choice has no prefix."""
+
+
+NAN = float("nan")
 
 
 def beta_column(prefix: str, target: str, model: str) -> str:
@@ -168,6 +188,7 @@ def _scaling_columns() -> tuple[Column, ...]:
 LATENT_COLUMNS: tuple[Column, ...] = (
     Column("id", "uint32", "latent id"),
     Column("latent_class", "string", "a LatentClass (math §6)"),
+    Column("part", "string", "a LatentPart: the part of the dictionary that it belongs to; empty without parts", ""),
     Column("norm_base", "float32", "norm of the base decoder row"),
     Column("norm_chat", "float32", "norm of the chat decoder row"),
     Column("rel_norm", "float32", "relative norm, 0 base only to 1 chat only (math §6)"),
@@ -176,7 +197,9 @@ LATENT_COLUMNS: tuple[Column, ...] = (
     *_estimate("frequency", "share of tokens on which it fired"),
     *_estimate("mean", "mean scaled activation where it fired"),
     Column("max", "float32", "largest scaled activation"),
+    Column("repeat_share", "float32", "share of its active tokens that repeat an earlier text (math §4)", NAN),
     *_scaling_columns(),
+    *_estimate("beta_ratio", "beta_act^base / beta_act^chat along the chat row, for difference dictionaries", NAN),
     Column("base_uselessness", "float32", "published recipe (math §5); NaN outside its set"),
     Column("base_uselessness_ls", "float32", "joint non-negative least squares (math §5); NaN outside its set"),
     Column("base_uselessness_single", "float32", "of this latent alone (math §5); NaN if it never fired"),
@@ -212,7 +235,8 @@ EXAMPLE_COLUMNS: tuple[Column, ...] = (
     Column("sequence", "uint32", "id in sequences.parquet"),
     Column("max", "float32", "largest scaled activation in the sequence"),
     Column("positions", "list<uint16>", "token positions with an activation, ascending"),
-    Column("values", "list<float16>", "their scaled activations"),
+    Column("values", "list<float32>", "their scaled activations; float16 in versions published before November 2026"),
+    Column("repeats", "uint32", "further texts that it stands for, whose tokens around the peak are the same", 0),
 )
 """examples/part-NN.parquet."""
 

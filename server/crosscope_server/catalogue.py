@@ -214,7 +214,7 @@ def _read_version(folder: Path) -> Version:
             f"{path} has {table.num_rows} rows, but {layout.MANIFEST} says {manifest.num_latents} latents"
         )
     try:
-        latents = LatentTable(manifest.name, table)
+        latents = LatentTable(manifest.name, table, manifest.datasets)
     except ValueError as error:
         raise BrokenArtefact(f"{path}: {error}; publish the crosscoder again") from error
     return Version(card, latents, ExampleReader(folder, manifest.num_latents))

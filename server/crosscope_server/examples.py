@@ -49,6 +49,8 @@ class Example:
     activations: list[float]
     max: float
     peak: int
+    repeats: int
+    """Further texts that it stands for."""
 
     @property
     def key(self) -> Key:
@@ -145,6 +147,7 @@ class ExampleReader:
             activations=[value for _, value in inside],
             max=row["max"],
             peak=peak - start,
+            repeats=row.get("repeats", 0),
         )
 
     def _texts(self) -> dict[str, pa.Array]:

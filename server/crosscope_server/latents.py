@@ -12,17 +12,24 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from crosscope_proto.artefacts import LATENT_COLUMNS, LatentClass
+from crosscope_proto.roles import TokenRole
 from crosscope_server.errors import InvalidRequest, NotFound, Violation
 
 CLASS_COLUMN = "latent_class"
 CLASSES = tuple(LatentClass)
 """The code of a class is its place here, from 1: the numbers of crosscope.v1.LatentClass."""
+PART_COLUMN = "part"
+TOKEN_COLUMNS = ("top_tokens", "logit_tokens_base", "logit_tokens_chat")
+"""Lists of tokens, which can be compared with a text."""
 _KEPT_ORDERS = 16
 _CHUNK = 250_000
 """Values of a column in one piece of the atlas: 1 MB of float32."""
+_NAMED_COLUMNS = 12
+"""Columns that a sentence names before it says that there are more."""
 
 SCALAR_COLUMNS = tuple(column.name for column in LATENT_COLUMNS if column.is_scalar)
 _LIST_COLUMNS = tuple(column.name for column in LATENT_COLUMNS if not column.is_scalar)
@@ -55,26 +62,37 @@ class Page:
     num_matching: int
     """Latents that meet the filters, over all pages."""
     is_last: bool
+    num_undefined: int
+    """Of the matching latents, those whose value of the order is undefined."""
+    notes: tuple[str, ...]
+    """What a reader of the listing must know: filters whose column is undefined for every latent."""
 
 
 class LatentTable:
     """latents.parquet in memory."""
 
-    def __init__(self, name: str, table: pa.Table) -> None:
-        """Takes a table with LATENT_COLUMNS, sorted by id, no cell empty. Raises ValueError on a wrong id or class."""
+    def __init__(self, name: str, table: pa.Table, datasets: Sequence[str] = ()) -> None:
+        """Takes a table with LATENT_COLUMNS, sorted by id, no cell empty, and the names behind dataset_shares.
+
+        Raises ValueError on a wrong id or class.
+        """
         self._name = name
         self.num_latents = table.num_rows
-        numeric = [column for column in SCALAR_COLUMNS if column != CLASS_COLUMN]
+        numeric = [column for column in SCALAR_COLUMNS if column not in (CLASS_COLUMN, PART_COLUMN)]
         # Not through pa.array or to_numpy: where pandas is installed, they import it.
         self._scalars: dict[str, NDArray[Any]] = {
             column: np.from_dlpack(table[column].combine_chunks()) for column in numeric
         }
-        classes = table[CLASS_COLUMN].combine_chunks().dictionary_encode()
-        codes = np.array([CLASSES.index(LatentClass(name)) + 1 for name in classes.dictionary.to_pylist()], np.uint8)
-        self._scalars[CLASS_COLUMN] = codes[np.from_dlpack(classes.indices).astype(np.int64)]
+        self._scalars[CLASS_COLUMN] = _codes(table[CLASS_COLUMN], {str(each): i for i, each in enumerate(CLASSES, 1)})
         if not np.array_equal(self._scalars["id"], np.arange(self.num_latents)):
             raise ValueError("the ids are not 0, 1, 2, …")
-        self._lists = {column: table[column].combine_chunks() for column in _LIST_COLUMNS}
+        parts = sorted(str(part) for part in table[PART_COLUMN].unique().to_pylist() if part)
+        self._scalars[PART_COLUMN] = _codes(table[PART_COLUMN], {part: i for i, part in enumerate(["", *parts])})
+        self._categories = {CLASS_COLUMN: [str(each) for each in CLASSES], PART_COLUMN: parts}
+        self._lists: dict[str, Any] = {column: table[column].combine_chunks() for column in _LIST_COLUMNS}
+        # Shares of activation mass: a column for each data set and role, read from the lists when first asked for.
+        self._shares = {f"dataset_share_{dataset}": ("dataset_shares", i) for i, dataset in enumerate(datasets)}
+        self._shares |= {f"role_share_{role.name.lower()}": ("role_shares", int(role)) for role in TokenRole}
         self._order = lru_cache(_KEPT_ORDERS)(self._sort)
 
     def check_id(self, latent: int) -> None:
@@ -83,14 +101,17 @@ class LatentTable:
             raise NotFound(f"{self._name} has no latent {latent}; its latents are 0 to {self.num_latents - 1}")
 
     def column(self, name: str) -> NDArray[Any]:
-        """A scalar column: [latent]."""
+        """A scalar column or share: [latent]; categories as their codes."""
+        if name not in self._scalars:
+            self._scalars[name] = self._share(*self._shares[name])
         return self._scalars[name]
 
     def page(self, filters: Sequence[Filter], order_by: str, after: int | None, size: int) -> Page:
         """A page of the latents that meet all filters, after the latent `after` in the order.
 
-        `order_by` is a scalar column, with "-" in front for descending, or empty for ids. Undefined values come last
-        either way; equal ones by id. Raises InvalidRequest.
+        `order_by` is a scalar column or share, with "-" in front for descending, or empty for ids. Undefined values
+        come last either way; equal ones by id. Raises InvalidRequest, also where the order is undefined for every
+        latent that meets the filters.
         """
         descending = order_by.startswith("-")
         column = order_by.removeprefix("-") or "id"
@@ -98,40 +119,78 @@ class LatentTable:
         keep = np.ones(self.num_latents, bool)
         for i, condition in enumerate(filters):
             keep &= self._meets(i, condition)
+        num_matching = int(np.count_nonzero(keep))
+        num_undefined = int(np.count_nonzero(keep & self._is_undefined(column)))
+        if num_matching and num_undefined == num_matching:
+            raise InvalidRequest([Violation("order_by", self._undefined_order(column, keep, bool(filters)))])
         order = self._order(column, descending)
         start = 0 if after is None else int(np.flatnonzero(order == after)[0]) + 1
         rest = order[start:]
         found = rest[keep[rest]]
-        return Page(found[:size].tolist(), int(np.count_nonzero(keep)), len(found) <= size)
+        return Page(found[:size].tolist(), num_matching, len(found) <= size, num_undefined, self._notes(filters))
 
     def rows(self, ids: Sequence[int]) -> dict[str, list[Any]]:
         """Every column of some latents, as lists of plain values in the order of ids."""
         taken = np.asarray(ids, np.int64)
-        values = {column: array[taken].tolist() for column, array in self._scalars.items()}
+        values = {column: self._scalars[column][taken].tolist() for column in SCALAR_COLUMNS}
+        parts = ["", *self._categories[PART_COLUMN]]
+        values[PART_COLUMN] = [parts[code] for code in values[PART_COLUMN]]
         return values | {column: [array[i].as_py() for i in ids] for column, array in self._lists.items()}
 
     def pack(self, columns: Sequence[str]) -> Iterator[tuple[str, int, bytes]]:
         """Whole columns as (column, first latent, little-endian float32 values), in pieces of at most 1 MB."""
         for i, column in enumerate(columns):
             self._check_column(f"columns[{i}]", column)
+            if column == PART_COLUMN:
+                raise InvalidRequest([Violation(f"columns[{i}]", "part holds texts; filter by it instead")])
         return self._pieces(columns)
 
     def _pieces(self, columns: Sequence[str]) -> Iterator[tuple[str, int, bytes]]:
         for column in columns:
-            values = self._scalars[column].astype("<f4")
+            values = self.column(column).astype("<f4")
             for start in range(0, self.num_latents, _CHUNK):
                 yield column, start, values[start : start + _CHUNK].tobytes()
 
+    def _share(self, column: str, index: int) -> NDArray[np.float64]:
+        """One entry of a list column; NaN where the list is shorter, as of versions that knew fewer roles."""
+        lists = self._lists[column]
+        offsets = _offsets(lists)
+        starts, ends = offsets[:-1], offsets[1:]
+        values = np.append(np.from_dlpack(lists.values), np.nan)
+        has = starts + index < ends
+        return np.where(has, values[np.where(has, starts + index, -1)], np.nan)
+
     def _sort(self, column: str, descending: bool) -> NDArray[np.int64]:
-        values = self._scalars[column].astype(np.float64)
+        values = self.column(column).astype(np.float64)
         return np.argsort(-values if descending else values, kind="stable")
+
+    def _is_undefined(self, column: str) -> NDArray[np.bool_]:
+        values = self.column(column)
+        return values == 0 if column == PART_COLUMN else np.isnan(values)
+
+    def _undefined_order(self, column: str, keep: NDArray[np.bool_], has_filters: bool) -> str:
+        which = "each latent that meets the filters" if has_filters else f"every latent of {self._name}"
+        named = [each for each in SCALAR_COLUMNS if not each.endswith("_se") and each not in ("id", PART_COLUMN)]
+        defined = [each for each in named if not self._is_undefined(each)[keep].all()]
+        more = ", …" if len(defined) > _NAMED_COLUMNS else ""
+        return f"{column} is undefined for {which}; defined are {', '.join(defined[:_NAMED_COLUMNS])}{more}"
+
+    def _notes(self, filters: Sequence[Filter]) -> tuple[str, ...]:
+        columns = dict.fromkeys(each.column for each in filters if each.column not in TOKEN_COLUMNS)
+        return tuple(
+            f"{column} is undefined for every latent of {self._name}, so none meets a condition on it"
+            for column in columns
+            if self.num_latents and self._is_undefined(column).all()
+        )
 
     def _meets(self, index: int, condition: Filter) -> NDArray[np.bool_]:
         field, value = f"filters[{index}]", condition.value
+        if condition.column in TOKEN_COLUMNS:
+            return self._has_token(field, condition)
         self._check_column(f"{field}.column", condition.column)
-        values = self._scalars[condition.column]
-        if condition.column == CLASS_COLUMN:
-            return _COMPARISONS[condition.comparison](values, _class_code(field, condition))
+        values = self.column(condition.column)
+        if (known := self._categories.get(condition.column)) is not None:
+            return _COMPARISONS[condition.comparison](values, _category_code(field, condition, known))
         if isinstance(value, str):
             sentence = f"{condition.column} holds numbers, but is compared with the text {value!r}"
             raise InvalidRequest([Violation(f"{field}.text", sentence)])
@@ -139,26 +198,63 @@ class LatentTable:
             met = _COMPARISONS[condition.comparison](values, value)
         return met & ~np.isnan(values)
 
+    def _has_token(self, field: str, condition: Filter) -> NDArray[np.bool_]:
+        """Whether one of a latent's tokens equals a text, blanks around it not counted."""
+        text = _checked_text(field, condition)
+        lists = self._lists[condition.column]
+        tokens = pc.utf8_trim_whitespace(lists.values) if text.strip() else lists.values
+        equal = pc.equal(tokens, pa.scalar(text.strip() or text))
+        counts = np.concatenate([[0], np.cumsum(np.asarray(equal.to_pylist(), dtype=np.int64))])
+        offsets = _offsets(lists)
+        found = counts[offsets[1:]] > counts[offsets[:-1]]
+        return found if condition.comparison == "=" else ~found
+
     def _check_column(self, field: str, column: str) -> None:
-        if column in self._scalars:
+        if column in self._scalars or column in self._shares:
             return
-        if column in _LIST_COLUMNS:
+        if column in TOKEN_COLUMNS:
+            sentence = f"{column} holds lists of tokens; it can be compared with a text in a filter, and nothing else"
+        elif column in _LIST_COLUMNS:
             sentence = f"{column} holds lists; only columns with one number a latent can be used here"
+            if shares := [name for name, (of, _) in self._shares.items() if of == column]:
+                sentence = f"{column} holds lists; use one of {', '.join(shares)}"
         else:
-            near = difflib.get_close_matches(column, SCALAR_COLUMNS, 3, 0.6)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(SCALAR_COLUMNS[:12])}, …"
+            known = (*SCALAR_COLUMNS, *self._shares, *TOKEN_COLUMNS)
+            near = difflib.get_close_matches(column, known, 3, 0.6)
+            named = ", ".join(SCALAR_COLUMNS[:_NAMED_COLUMNS])
+            hint = f"did you mean {' or '.join(near)}?" if near else f"there are {named}, …"
             sentence = f"no column {column!r}; {hint}"
         raise InvalidRequest([Violation(field, sentence)])
 
 
-def _class_code(field: str, condition: Filter) -> int:
-    names = ", ".join(CLASSES)
+def _offsets(lists: Any) -> NDArray[np.int64]:
+    """Where the entries of each row begin, and where the last ones end: [row + 1]."""
+    return np.from_dlpack(lists.offsets).astype(np.int64)
+
+
+def _codes(column: pa.ChunkedArray, codes: dict[str, int]) -> NDArray[np.uint8]:
+    """The code of each text. Raises ValueError for a text that has none."""
+    encoded = column.combine_chunks().dictionary_encode()
+    found = [str(name) for name in encoded.dictionary.to_pylist()]
+    if unknown := [name for name in found if name not in codes]:
+        raise ValueError(f"{unknown[0]!r} is none of {', '.join(codes)}")
+    return np.array([codes[name] for name in found], np.uint8)[np.from_dlpack(encoded.indices).astype(np.int64)]
+
+
+def _checked_text(field: str, condition: Filter) -> str:
+    """The text that a column is compared with for equality. Raises InvalidRequest."""
     if condition.comparison not in ("=", "!="):
-        sentence = f"{CLASS_COLUMN} can only be compared for equality, not by {condition.comparison}"
+        sentence = f"{condition.column} can only be compared for equality, not by {condition.comparison}"
         raise InvalidRequest([Violation(f"{field}.op", sentence)])
     if not isinstance(condition.value, str):
-        sentence = f"{CLASS_COLUMN} is compared with a text, one of {names}, but is compared with {condition.value!r}"
+        sentence = f"{condition.column} is compared with a text, but is compared with {condition.value!r}"
         raise InvalidRequest([Violation(f"{field}.number", sentence)])
-    if condition.value not in CLASSES:
-        raise InvalidRequest([Violation(f"{field}.text", f"no class {condition.value!r}; there are {names}")])
-    return CLASSES.index(LatentClass(condition.value)) + 1
+    return condition.value
+
+
+def _category_code(field: str, condition: Filter, known: Sequence[str]) -> int:
+    value = _checked_text(field, condition)
+    if value not in known:
+        there = f"there are {', '.join(known)}" if known else "this dictionary has no parts"
+        raise InvalidRequest([Violation(f"{field}.text", f"no {condition.column} {value!r}; {there}")])
+    return list(known).index(value) + 1

@@ -56,7 +56,7 @@ def test_every_scalar_column_arrives(demo: Crosscoder, table: pa.Table) -> None:
     assert set(scalars) <= set(frame.columns)
     for name in scalars:
         expected = table[name].to_pylist()
-        if name == "latent_class":
+        if name in ("latent_class", "part"):
             assert frame[name].tolist() == expected
         else:
             np.testing.assert_allclose(frame[name], np.array(expected, dtype=float), rtol=1e-6, err_msg=name)
@@ -119,6 +119,27 @@ def test_pages_are_fetched_when_reached_and_once_among_threads(demo: Crosscoder,
         listed = list(pool.map(lambda i: found[i].id, range(1200)))
     assert listed == list(range(1200))
     assert len(calls) == 3
+
+
+def test_what_a_listing_leaves_undefined_is_said(demo: Crosscoder, table: pa.Table) -> None:
+    """A column without a value for some, for all that match, and a condition that nothing can meet."""
+    undefined = sum(map(math.isnan, table["base_uselessness"].to_pylist()))
+    found = demo.latents(order_by="-base_uselessness", limit=5)
+    assert found.num_undefined == undefined > 0
+    assert str(found).endswith(f"{undefined} of 1200 latents have no value of this order; they come last")
+    assert found._repr_html_().count("they come last") == 1
+    assert not demo.latents(order_by="-max").remarks
+    with pytest.raises(InvalidInput, match="undefined for each latent that meets the filters; defined are"):
+        demo.latents(where="latent_class = shared", order_by="-base_uselessness")
+
+
+def test_shares_and_tokens_are_conditions(demo: Crosscoder, table: pa.Table) -> None:
+    shares = np.array(table["dataset_shares"].to_pylist())[:, 1]
+    found = demo.latents(where="dataset_share_chats > 0.5", order_by="-dataset_share_chats", limit=None)
+    assert [latent.id for latent in found] == sorted(np.flatnonzero(shares > 0.5), key=lambda i: (-shares[i], i))
+    token = next(tokens[0] for tokens in table["top_tokens"].to_pylist() if tokens[0].strip())
+    with_token = [i for i, tokens in enumerate(table["top_tokens"].to_pylist()) if token in tokens]
+    assert [latent.id for latent in demo.latents(where=("top_tokens", "=", token), limit=None)] == with_token
 
 
 def test_empty_listing(demo: Crosscoder) -> None:

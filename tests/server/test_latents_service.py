@@ -88,6 +88,8 @@ async def test_every_field_of_a_latent_comes_from_its_column(front, planted_home
         "frequency_se": latent.frequency.se,
         "mean": latent.mean.value,
         "mean_se": latent.mean.se,
+        "beta_ratio": latent.beta_ratio.value,
+        "beta_ratio_se": latent.beta_ratio.se,
         "neighbours": [neighbour.latent for neighbour in latent.neighbours],
         "neighbour_cosines": [neighbour.cosine for neighbour in latent.neighbours],
         "coactive": [other.latent for other in latent.coactive],
@@ -104,13 +106,38 @@ async def test_every_field_of_a_latent_comes_from_its_column(front, planted_home
             estimate = getattr(scaling, ratio)
             flat |= {f"{prefix}{ratio}": estimate.value, f"{prefix}{ratio}_se": estimate.se}
     for column in row:
-        optional = column.startswith("base_uselessness")
+        optional = column.startswith("base_uselessness") or column == "repeat_share"
         if optional and np.isnan(row[column]):
             assert not latent.HasField(column), column
             continue
         found = flat[column] if column in flat else getattr(latent, column)
         found = found if isinstance(found, (str, int, float)) else list(found)
         assert found == pytest.approx(row[column], nan_ok=True) if not isinstance(found, str) else found == row[column]
+
+
+async def test_a_version_from_before_the_newer_columns_is_served(tmp_path):
+    """Tables without part, beta_ratio, repeat_share and repeats, and with activations in half precision."""
+    manifest = write_crosscoder(tmp_path, "demo", 40)
+    folder = layout.version_folder(tmp_path, "demo", manifest.version_id)
+    newer = [column.name for column in layout.LATENT_COLUMNS if column.absent is not None]
+    assert {"part", "beta_ratio", "beta_ratio_se", "repeat_share"} <= set(newer)
+    pq.write_table(pq.read_table(folder / layout.LATENTS).drop(newer), folder / layout.LATENTS)
+    for path in (folder / layout.EXAMPLES).iterdir():
+        table = pq.read_table(path).drop(["repeats"])
+        index = table.schema.get_field_index("values")
+        table = table.set_column(index, "values", table["values"].cast(pa.list_(pa.float16())))
+        pq.write_table(table, path, row_group_size=64)
+    async with run_front(home=tmp_path) as front:
+        latents = (await front.latents.ListLatents(listing(order_by="-max", page_size=3))).latents
+        examples = await front.latents.ListExamples(
+            latents_pb2.ListExamplesRequest(crosscoder="demo", latent=latents[0].id)
+        )
+    assert latents[0].part == ""
+    assert np.isnan(latents[0].beta_ratio.value)
+    assert not latents[0].HasField("repeat_share")
+    assert examples.examples[0].max == pytest.approx(latents[0].max)
+    assert max(examples.examples[0].activations) == pytest.approx(latents[0].max, rel=1e-3)
+    assert examples.examples[0].repeats == 0
 
 
 async def test_pages_of_a_listing_follow_each_other(front):
@@ -289,7 +316,7 @@ async def test_a_broken_file_is_named_and_the_others_still_answer(tmp_path, name
     ("columns", "says"),
     [
         ({"id": np.arange(40)[::-1]}, "the ids are not 0, 1, 2"),
-        ({"latent_class": np.array(["chatty"] * 40)}, "'chatty' is not a valid LatentClass"),
+        ({"latent_class": np.array(["chatty"] * 40)}, "'chatty' is none of chat_only, base_only"),
         ({"max": pa.array([None] + [1.0] * 39)}, "column max has 1 empty cells"),
     ],
 )

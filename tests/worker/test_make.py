@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,14 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 
 
+PARTS = {
+    "designated_shared": {"designated": 8, "rest": 56},
+    "dfc": {"base_exclusive": 8, "chat_exclusive": 8, "rest": 48},
+    "delta": {"delta": 16, "rest": 48},
+    "diff_sae": {"": 64},
+}
+
+
 @pytest.mark.parametrize("variant", OTHERS)
 def test_every_dictionary_is_trained_analysed_and_published(home: Path, recipe: CrosscoderRecipe, variant: str):
     spec = replace(recipe.crosscoder, variant=variant, **OTHERS[variant])
@@ -150,6 +159,8 @@ def test_every_dictionary_is_trained_analysed_and_published(home: Path, recipe: 
     if variant == "delta":
         assert crosscoder.latent_thresholds is not None
     assert set(manifest.class_counts) >= {*classes}
+    assert Counter(latents["part"].to_pylist()) == PARTS[variant]
+    assert latents["part"][0].as_py() == next(iter(PARTS[variant])), "the latents that are set apart come first"
 
 
 def test_a_decoupled_code_is_trained_analysed_and_published(home: Path, recipe: CrosscoderRecipe):

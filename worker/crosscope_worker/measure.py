@@ -24,6 +24,7 @@ from crosscope_worker.publish import Provenance, make_current, manifest_of, publ
 from crosscope_worker.sparse import launches_kernels
 from crosscope_worker.texts import Split, TextStream
 from crosscope_worker.tokens import TextTokenizer
+from crosscope_worker.training.variants import parts
 from crosscope_worker.work import Progress, Workspace, is_out_of_memory
 
 Recipe = CrosscoderRecipe | PublishedRecipe
@@ -144,7 +145,8 @@ def _measure(material: Material, crosscoder: Crosscoder, held_out: TextStream) -
     recipe, pair, progress = material.recipe, material.pair, material.progress
     harvests = harvest(held_out, material.activations, recipe.tokens)
     names = [data.name for data in recipe.data]
-    analysis = analyse(crosscoder, harvests, recipe.analysis, names, material.tokenizer, pair, progress)
+    apart = parts(recipe.crosscoder) if isinstance(recipe, CrosscoderRecipe) else ()
+    analysis = analyse(crosscoder, harvests, recipe.analysis, names, material.tokenizer, pair, progress, apart)
     spliced, patched = material.texts("held_out"), patched_latents(analysis.latents)
     figures = fidelity(crosscoder, pair, recipe.layer, spliced, patched, recipe.analysis, recipe.tokens, progress)
     return replace(analysis, metrics=analysis.metrics | figures)

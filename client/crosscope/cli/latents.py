@@ -56,10 +56,19 @@ def latents(session: Session, crosscoder: str, where: tuple[str, ...], order_by:
     with session.client() as client:
         found = session.crosscoder(client, crosscoder).latents(list(where), order_by, limit)
         if session.as_json:
-            print_json({"num_matching": found.num_matching, "latents": found})
+            print_json(
+                {
+                    "num_matching": found.num_matching,
+                    "num_undefined": found.num_undefined,
+                    "notes": found.notes,
+                    "latents": found,
+                }
+            )
             return
         cells = [_tables.latent_cells(latent) for latent in found]
     print_table(_tables.LATENT_HEADERS, cells, rest=found.num_matching - len(cells))
+    for remark in found.remarks:
+        click.echo(remark, err=True)
 
 
 @click.command()

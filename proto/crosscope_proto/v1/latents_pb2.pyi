@@ -415,6 +415,9 @@ class Latent(_message.Message):
     LOGIT_TOKENS_CHAT_FIELD_NUMBER: _builtins.int
     NEIGHBOURS_FIELD_NUMBER: _builtins.int
     COACTIVE_FIELD_NUMBER: _builtins.int
+    BETA_RATIO_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
+    REPEAT_SHARE_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Its id, 0 to num_latents - 1."""
     latent_class: Global___LatentClass.ValueType
@@ -439,6 +442,10 @@ class Latent(_message.Message):
     """Base uselessness of this latent alone. Unset if it never fired."""
     template_share: _builtins.float
     """Share of its activation mass on BOS, role headers and turn ends."""
+    part: _builtins.str
+    """The part of the dictionary that it belongs to, for instance "delta" or "rest"; empty in a dictionary without parts."""
+    repeat_share: _builtins.float
+    """Share of its active tokens that repeat an earlier text. Unset where it never fired or was not measured."""
     @_builtins.property
     def frequency(self) -> Global___Estimate:
         """Share of the analysis's tokens on which it fired."""
@@ -487,6 +494,12 @@ class Latent(_message.Message):
     def coactive(self) -> _containers.RepeatedCompositeFieldContainer[Global___CoActive]:
         """Latents that fire on the same tokens most."""
 
+    @_builtins.property
+    def beta_ratio(self) -> Global___Estimate:
+        """Activation coefficient of base over that of chat along the chat row: below 0.3 in size, a difference dictionary's
+        latent is chat-specific (math §2).
+        """
+
     def __init__(
         self,
         *,
@@ -514,10 +527,13 @@ class Latent(_message.Message):
         logit_tokens_chat: _abc.Iterable[_builtins.str] | None = ...,
         neighbours: _abc.Iterable[Global___Neighbour] | None = ...,
         coactive: _abc.Iterable[Global___CoActive] | None = ...,
+        beta_ratio: Global___Estimate | None = ...,
+        part: _builtins.str = ...,
+        repeat_share: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_base_uselessness", b"_base_uselessness", "_base_uselessness_ls", b"_base_uselessness_ls", "_base_uselessness_single", b"_base_uselessness_single", "base_direction", b"base_direction", "base_uselessness", b"base_uselessness", "base_uselessness_ls", b"base_uselessness_ls", "base_uselessness_single", b"base_uselessness_single", "chat_direction", b"chat_direction", "frequency", b"frequency", "mean", b"mean"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_base_uselessness", b"_base_uselessness", "_base_uselessness_ls", b"_base_uselessness_ls", "_base_uselessness_single", b"_base_uselessness_single", "_repeat_share", b"_repeat_share", "base_direction", b"base_direction", "base_uselessness", b"base_uselessness", "base_uselessness_ls", b"base_uselessness_ls", "base_uselessness_single", b"base_uselessness_single", "beta_ratio", b"beta_ratio", "chat_direction", b"chat_direction", "frequency", b"frequency", "mean", b"mean", "repeat_share", b"repeat_share"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_base_uselessness", b"_base_uselessness", "_base_uselessness_ls", b"_base_uselessness_ls", "_base_uselessness_single", b"_base_uselessness_single", "base_direction", b"base_direction", "base_uselessness", b"base_uselessness", "base_uselessness_ls", b"base_uselessness_ls", "base_uselessness_single", b"base_uselessness_single", "chat_direction", b"chat_direction", "coactive", b"coactive", "cosine", b"cosine", "dataset_shares", b"dataset_shares", "frequency", b"frequency", "histogram", b"histogram", "id", b"id", "latent_class", b"latent_class", "logit_tokens_base", b"logit_tokens_base", "logit_tokens_chat", b"logit_tokens_chat", "max", b"max", "mean", b"mean", "neighbours", b"neighbours", "norm_base", b"norm_base", "norm_chat", b"norm_chat", "num_active", b"num_active", "rel_norm", b"rel_norm", "role_shares", b"role_shares", "template_share", b"template_share", "top_tokens", b"top_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_base_uselessness", b"_base_uselessness", "_base_uselessness_ls", b"_base_uselessness_ls", "_base_uselessness_single", b"_base_uselessness_single", "_repeat_share", b"_repeat_share", "base_direction", b"base_direction", "base_uselessness", b"base_uselessness", "base_uselessness_ls", b"base_uselessness_ls", "base_uselessness_single", b"base_uselessness_single", "beta_ratio", b"beta_ratio", "chat_direction", b"chat_direction", "coactive", b"coactive", "cosine", b"cosine", "dataset_shares", b"dataset_shares", "frequency", b"frequency", "histogram", b"histogram", "id", b"id", "latent_class", b"latent_class", "logit_tokens_base", b"logit_tokens_base", "logit_tokens_chat", b"logit_tokens_chat", "max", b"max", "mean", b"mean", "neighbours", b"neighbours", "norm_base", b"norm_base", "norm_chat", b"norm_chat", "num_active", b"num_active", "part", b"part", "rel_norm", b"rel_norm", "repeat_share", b"repeat_share", "role_shares", b"role_shares", "template_share", b"template_share", "top_tokens", b"top_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__base_uselessness: _TypeAlias = _typing.Literal["base_uselessness"]  # noqa: Y015
     _WhichOneofArgType__base_uselessness: _TypeAlias = _typing.Literal["_base_uselessness", b"_base_uselessness"]  # noqa: Y015
@@ -525,12 +541,16 @@ class Latent(_message.Message):
     _WhichOneofArgType__base_uselessness_ls: _TypeAlias = _typing.Literal["_base_uselessness_ls", b"_base_uselessness_ls"]  # noqa: Y015
     _WhichOneofReturnType__base_uselessness_single: _TypeAlias = _typing.Literal["base_uselessness_single"]  # noqa: Y015
     _WhichOneofArgType__base_uselessness_single: _TypeAlias = _typing.Literal["_base_uselessness_single", b"_base_uselessness_single"]  # noqa: Y015
+    _WhichOneofReturnType__repeat_share: _TypeAlias = _typing.Literal["repeat_share"]  # noqa: Y015
+    _WhichOneofArgType__repeat_share: _TypeAlias = _typing.Literal["_repeat_share", b"_repeat_share"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__base_uselessness) -> _WhichOneofReturnType__base_uselessness | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__base_uselessness_ls) -> _WhichOneofReturnType__base_uselessness_ls | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__base_uselessness_single) -> _WhichOneofReturnType__base_uselessness_single | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__repeat_share) -> _WhichOneofReturnType__repeat_share | None: ...
 
 Global___Latent: _TypeAlias = Latent  # noqa: Y015
 
@@ -821,13 +841,18 @@ class LatentFilter(_message.Message):
     NUMBER_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     column: _builtins.str
-    """A scalar column of latents.parquet, for instance "nu_err", "frequency" or "latent_class"."""
+    """A scalar column of latents.parquet, for instance "nu_err", "frequency", "latent_class" or "part"; or one share of
+    activation mass, "dataset_share_NAME" or "role_share_ROLE" (role_share_user); or, with a text, one of the lists of
+    tokens "top_tokens", "logit_tokens_base" and "logit_tokens_chat".
+    """
     op: Global___LatentFilter.Op.ValueType
     """The comparison. A latent whose value is undefined (NaN) meets no condition."""
     number: _builtins.float
     """A number."""
     text: _builtins.str
-    """A text, for the column latent_class."""
+    """A text, for latent_class, part and the lists of tokens. A list equals a text if one of its tokens does, blanks
+    around it not counted.
+    """
     def __init__(
         self,
         *,
@@ -861,7 +886,9 @@ class ListLatentsRequest(_message.Message):
     crosscoder: _builtins.str
     """Name of the crosscoder."""
     order_by: _builtins.str
-    """A scalar column, with "-" in front for descending; empty: by id. Undefined values come last either way."""
+    """A scalar column or share, with "-" in front for descending; empty: by id. Undefined values come last either way; a
+    column that is undefined for every latent that meets the filters is refused.
+    """
     page_size: _builtins.int
     """Latents a page; unset: 50."""
     page_token: _builtins.str
@@ -907,15 +934,25 @@ class ListLatentsResponse(_message.Message):
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     NUM_MATCHING_FIELD_NUMBER: _builtins.int
     VERSION_ID_FIELD_NUMBER: _builtins.int
+    NUM_UNDEFINED_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Empty on the last page."""
     num_matching: _builtins.int
     """Latents that meet the filters, over all pages."""
     version_id: _builtins.str
     """The version that answered; all pages of a listing come from one version."""
+    num_undefined: _builtins.int
+    """Of the latents that meet the filters, those whose value of order_by is undefined; they come last."""
     @_builtins.property
     def latents(self) -> _containers.RepeatedCompositeFieldContainer[Global___Latent]:
         """The latents."""
+
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Sentences about the listing that a reader must know, for instance that a filter's column is undefined for every
+        latent of this crosscoder.
+        """
 
     def __init__(
         self,
@@ -924,10 +961,12 @@ class ListLatentsResponse(_message.Message):
         next_page_token: _builtins.str = ...,
         num_matching: _builtins.int = ...,
         version_id: _builtins.str = ...,
+        num_undefined: _builtins.int = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["latents", b"latents", "next_page_token", b"next_page_token", "num_matching", b"num_matching", "version_id", b"version_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["latents", b"latents", "next_page_token", b"next_page_token", "notes", b"notes", "num_matching", b"num_matching", "num_undefined", b"num_undefined", "version_id", b"version_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1011,6 +1050,7 @@ class Example(_message.Message):
     ACTIVATIONS_FIELD_NUMBER: _builtins.int
     MAX_FIELD_NUMBER: _builtins.int
     PEAK_FIELD_NUMBER: _builtins.int
+    REPEATS_FIELD_NUMBER: _builtins.int
     sequence_id: _builtins.int
     """Its row in sequences.parquet."""
     dataset: _builtins.str
@@ -1029,6 +1069,8 @@ class Example(_message.Message):
     """Largest activation in the whole text."""
     peak: _builtins.int
     """Position of the largest activation, relative to token_start."""
+    repeats: _builtins.int
+    """Further texts that it stands for: their tokens around the peak are the same, so they are not shown."""
     @_builtins.property
     def tokens(self) -> _types_pb2.Tokens:
         """The text's tokens, or the window of them that was asked for."""
@@ -1056,10 +1098,11 @@ class Example(_message.Message):
         activations: _abc.Iterable[_builtins.float] | None = ...,
         max: _builtins.float = ...,
         peak: _builtins.int = ...,
+        repeats: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activations", b"activations", "dataset", b"dataset", "group", b"group", "max", b"max", "num_tokens", b"num_tokens", "peak", b"peak", "positions", b"positions", "quantile", b"quantile", "rank", b"rank", "sequence_id", b"sequence_id", "token_start", b"token_start", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activations", b"activations", "dataset", b"dataset", "group", b"group", "max", b"max", "num_tokens", b"num_tokens", "peak", b"peak", "positions", b"positions", "quantile", b"quantile", "rank", b"rank", "repeats", b"repeats", "sequence_id", b"sequence_id", "token_start", b"token_start", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1173,7 +1216,7 @@ class GetAtlasRequest(_message.Message):
     """The version to answer from; unset: the current one. One that is gone answers FAILED_PRECONDITION."""
     @_builtins.property
     def columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Scalar columns of latents.parquet; latent_class comes as the numbers of LatentClass."""
+        """Scalar columns of latents.parquet but part, and shares; latent_class comes as the numbers of LatentClass."""
 
     def __init__(
         self,

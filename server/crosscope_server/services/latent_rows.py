@@ -6,7 +6,18 @@ from typing import Any
 from crosscope_proto.artefacts import SCALING_DIRECTIONS, beta_column
 from crosscope_proto.v1 import latents_pb2
 
-_PLAIN = ("id", "latent_class", "norm_base", "norm_chat", "rel_norm", "cosine", "num_active", "max", "template_share")
+_PLAIN = (
+    "id",
+    "latent_class",
+    "part",
+    "norm_base",
+    "norm_chat",
+    "rel_norm",
+    "cosine",
+    "num_active",
+    "max",
+    "template_share",
+)
 _LISTS = (
     "role_shares",
     "dataset_shares",
@@ -15,7 +26,7 @@ _LISTS = (
     "logit_tokens_base",
     "logit_tokens_chat",
 )
-_OPTIONAL = ("base_uselessness", "base_uselessness_ls", "base_uselessness_single")
+_OPTIONAL = ("base_uselessness", "base_uselessness_ls", "base_uselessness_single", "repeat_share")
 _TARGETS = {"activation": "act", "activation_no_bias": "act_no_bias", "reconstruction": "rec", "error": "err"}
 
 Rows = dict[str, list[Any]]
@@ -36,6 +47,7 @@ def _latent(rows: Rows, i: int) -> latents_pb2.Latent:
         **values,
         frequency=_estimate(rows, i, "frequency"),
         mean=_estimate(rows, i, "mean"),
+        beta_ratio=_estimate(rows, i, "beta_ratio"),
         neighbours=[latents_pb2.Neighbour(latent=latent, cosine=cosine) for latent, cosine in neighbours],
         coactive=[latents_pb2.CoActive(latent=latent, index=index) for latent, index in coactive],
     )

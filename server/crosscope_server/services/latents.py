@@ -104,6 +104,8 @@ class LatentsService(latents_pb2_grpc.LatentsServicer):
             next_page_token="" if page.is_last else encode_token(version.version_id, [page.ids[-1]], query),
             num_matching=page.num_matching,
             version_id=version.version_id,
+            num_undefined=page.num_undefined,
+            notes=page.notes,
         )
 
     async def GetLatent(self, request: latents_pb2.GetLatentRequest, context: Context) -> latents_pb2.GetLatentResponse:
@@ -207,6 +209,7 @@ def _example_message(example: Example) -> latents_pb2.Example:
         activations=example.activations,
         max=example.max,
         peak=example.peak,
+        repeats=example.repeats,
     )
 
 

@@ -54,7 +54,7 @@ class World:
         """The same over all blocks, and the shard of each token."""
         everything = self.blocks()
         code, x, error = (np.concatenate(part) for part in zip(*map(self.dense, everything), strict=True))
-        return code, x, error, np.concatenate([np.full(block.num_tokens, block.shard) for block in everything])
+        return code, x, error, np.concatenate([block.shard.numpy() for block in everything])
 
 
 def make_crosscoder(

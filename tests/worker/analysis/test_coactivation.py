@@ -16,9 +16,7 @@ def block(active: list[list[int]]) -> Block:
     nothing = torch.zeros(0)
     tokens, latents = torch.tensor([token for _, token in pairs]), torch.tensor([latent for latent, _ in pairs])
     x = torch.zeros(len(active), 2)
-    return Block(
-        x, x, nothing, nothing, nothing, nothing, 0, tokens, latents, nothing, nothing, torch.ones(2, len(pairs))
-    )
+    return Block(x, x, *[nothing] * 6, tokens, latents, nothing, nothing, torch.ones(2, len(pairs)))
 
 
 def test_jaccard_indices_by_hand():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from crosscope_worker.analysis import analyse, examples
-from crosscope_worker.analysis.examples import choose
+from crosscope_worker.analysis.examples import TextFacts, choose
 from crosscope_worker.analysis.store import Segments, Store, runs
 from crosscope_worker.harvest import Harvest
 from crosscope_worker.texts import Text
@@ -100,7 +100,8 @@ def test_equal_texts_count_once(make_world, tokenizer):
     once = run(world, tokenizer)
     world.harvests += world.harvests
     twice = run(world, tokenizer)
-    assert twice.examples.drop(["sequence"]).equals(once.examples.drop(["sequence"]))
+    assert twice.examples.drop(["sequence", "repeats"]).equals(once.examples.drop(["sequence", "repeats"]))
+    assert twice.examples["repeats"].to_pylist() == [2 * n + 1 for n in once.examples["repeats"].to_pylist()]
     assert twice.sequences.num_rows == once.sequences.num_rows
     assert twice.num_tokens == 2 * once.num_tokens
 
@@ -117,6 +118,13 @@ def segments(maxima):
     )
 
 
+def choose_of(maxima, spec, windows=None, copies=None):
+    """Of one latent and data set; every text says something else unless `windows` are given."""
+    n = len(maxima)
+    texts = TextFacts(np.zeros(n, np.int64), np.array(copies or [1] * n))
+    return choose(segments(maxima), np.array(windows or range(n), np.uint64), texts, ("documents",), spec)
+
+
 @pytest.mark.parametrize("at_once", [1, 7, 100])
 def test_pieces_of_latents_give_the_same_choice(make_world, monkeypatch, at_once):
     """Latents 0 to 8 of 0 to 40 texts each, in the order of a pass: whole latents, more or fewer at a time."""
@@ -128,11 +136,13 @@ def test_pieces_of_latents_give_the_same_choice(make_world, monkeypatch, at_once
         latent=pairs[:, 0].astype(np.uint32),
         text=pairs[:, 1].astype(np.uint32),
     )
-    names, dataset, spec = ("web", "chat", "more"), rng.integers(0, 3, 40), make_world().spec
-    whole = choose(found, dataset, names, spec)
+    names, spec = ("web", "chat", "more"), make_world().spec
+    texts = TextFacts(rng.integers(0, 3, 40), np.ones(40, np.int64))
+    windows = rng.integers(0, 30, len(pairs)).astype(np.uint64)
+    whole = choose(found, windows, texts, names, spec)
     monkeypatch.setattr(examples, "SEGMENTS_AT_ONCE", at_once)
     for name, expected in vars(whole).items():
-        np.testing.assert_array_equal(getattr(choose(found, dataset, names, spec), name), expected)
+        np.testing.assert_array_equal(getattr(choose(found, windows, texts, names, spec), name), expected)
     assert len(np.unique(found.latent[whole.segment])) == 8
 
 
@@ -155,8 +165,9 @@ def test_segments_are_joined_once(make_world):
 
 
 def test_nothing_is_chosen_of_nothing(make_world):
-    choice = choose(Segments.empty(), np.empty(0, np.int64), ("documents",), make_world().spec)
-    assert [len(array) for array in vars(choice).values()] == [0] * 5
+    texts = TextFacts(np.empty(0, np.int64), np.empty(0, np.int64))
+    choice = choose(Segments.empty(), np.empty(0, np.uint64), texts, ("documents",), make_world().spec)
+    assert [len(array) for array in vars(choice).values()] == [0] * 6
 
 
 def test_runs_by_hand():
@@ -168,7 +179,7 @@ def test_runs_by_hand():
 def test_bands_by_hand(make_world):
     """Ten texts, four bands: ascending ranks 0-2, 3-4, 5-7, 8-9; the middle one of three, of two the weaker."""
     spec = make_world(top_examples=2, examples_per_quantile=1).spec
-    choice = choose(segments([float(i) for i in range(10)]), np.zeros(10, np.int64), ("documents",), spec)
+    choice = choose_of([float(i) for i in range(10)], spec)
     picked = list(zip(choice.group.tolist(), choice.quantile.tolist(), choice.segment.tolist(), strict=True))
     assert picked == [(0, 0, 1), (0, 1, 3), (0, 2, 6), (0, 3, 8), (1, 0, 9), (1, 0, 8)]
 
@@ -180,7 +191,7 @@ def test_no_quantile_examples_when_none_are_asked_for(make_world, tokenizer):
 
 def test_ties_go_to_the_earlier_text(make_world):
     spec = make_world(top_examples=2, examples_per_quantile=0).spec
-    choice = choose(segments([1.0, 5.0, 5.0, 5.0]), np.zeros(4, np.int64), ("documents",), spec)
+    choice = choose_of([1.0, 5.0, 5.0, 5.0], spec)
     assert choice.segment.tolist() == [1, 2]
 
 
@@ -216,6 +227,6 @@ def test_top_tokens_are_those_at_the_peaks(make_world, tokenizer):
 def test_as_many_bands_as_are_asked_for(make_world, quantiles, expected):
     """Ten texts of maxima 0 to 9: bands of ten, five and two, of which the upper middle one or the middle is taken."""
     spec = make_world(top_examples=1, quantiles=quantiles, examples_per_quantile=1).spec
-    choice = choose(segments([float(i) for i in range(10)]), np.zeros(10, np.int64), ("documents",), spec)
+    choice = choose_of([float(i) for i in range(10)], spec)
     banded = choice.group == 0
     assert list(zip(choice.quantile[banded].tolist(), choice.segment[banded].tolist(), strict=True)) == expected

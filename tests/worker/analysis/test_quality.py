@@ -14,7 +14,7 @@ def measured(x: Tensor, crosscoder: Crosscoder, num_blocks: int = 1) -> dict[str
     quality = Quality(crosscoder)
     for part in x.chunk(num_blocks):
         index = torch.arange(len(part))
-        quality.add(encode_block(crosscoder, part, index, *[torch.zeros(len(part), dtype=torch.int64)] * 3, 0))
+        quality.add(encode_block(crosscoder, part, index, *[torch.zeros(len(part), dtype=torch.int64)] * 5))
     return quality.metrics()
 
 

@@ -63,6 +63,18 @@ def test_hand_computed_shares():
     assert matches.shares(LatentClass.SHARED) == Shares(2, (1.0, 0.0), 0.0, pytest.approx(0.5**0.5))
 
 
+def test_a_crosscoder_and_a_dictionary_of_differences_are_compared_by_their_differences():
+    """The difference dictionary has rows for chat alone; by concatenated rows its latent 0 is nearest to latent 0."""
+    rows = torch.tensor([[0.0, 0.0, 1.0, 0.0], [-2.0, 0.0, 0.0, 0.0], [0.0, 4.0, 0.0, 8.0]])
+    one = crosscoder(rows, input_scale=(2.0, 4.0))  # differences in the models' scale: (¼, 0), (1, 0), (0, 0)
+    difference = replace(crosscoder(torch.tensor([[0.0, 0.0, 3.0, 0.0], [0.0, 0.0, 0.0, 1.0]])), variant="diff_sae")
+    matches = match_latents(one, difference, everyone(3), everyone(2))
+    assert matches.nearest.tolist()[:2] == [0, 0]
+    assert matches.cosines.tolist() == pytest.approx([1, 1, 0])
+    back = match_latents(difference, one, everyone(2), everyone(3))
+    assert (back.nearest.tolist()[0], back.cosines.tolist()) == (0, pytest.approx([1, 0]))
+
+
 def test_dead_latents_take_no_part():
     living_a = torch.tensor([False, True, True, True, False, True])
     living_b = torch.tensor([True, False, True, True, True, True])
@@ -141,6 +153,16 @@ def failure(capsys: pytest.CaptureFixture[str], *arguments: Path) -> str:
     assert captured.out == ""
     assert captured.err.count("\n") == 1
     return captured.err
+
+
+def test_the_map_names_the_nearest_latent_of_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folders = [str(write(tmp_path / name, rows, None)) for name, rows in (("a", ROWS), ("b", ROWS.flip(0)))]
+    main([*folders, "--map", str(tmp_path / "map.csv")])
+    assert "nearest in B" in capsys.readouterr().out
+    lines = (tmp_path / "map.csv").read_text().splitlines()
+    assert lines[0] == "latent,nearest,cosine,mutual,latent_class"
+    assert lines[1] == "0,5,1.000000,true,chat_only"
+    assert [line.split(",")[1] for line in lines[1:]] == ["5", "4", "3", "2", "1", "0"]
 
 
 def test_folders_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -6,7 +6,7 @@ without the behaviour it is the activation at that turn's decision token, or the
 token that the token policy left out counts as zero. Only data sets in which something is tagged take part, and of
 equal texts one.
 
-Values are the float16 ones of the store. Knows nothing about models.
+Knows nothing about models.
 """
 
 from collections.abc import Iterator, Sequence

@@ -39,8 +39,10 @@ class Block:
     """[token] int64."""
     dataset: Tensor
     """[token] int64."""
-    shard: int
-    """Shard of the jackknife; a text lies in one shard."""
+    shard: Tensor
+    """[token] int64, shard of the jackknife: that of its text, or of the earlier text that it repeats (math §4)."""
+    repeats: Tensor
+    """[token] bool, whether it repeats an earlier text."""
     tokens: Tensor
     """[pair] int64."""
     latents: Tensor
@@ -59,7 +61,14 @@ class Block:
 
 
 def encode_block(
-    crosscoder: Crosscoder, x: Tensor, text: Tensor, position: Tensor, role: Tensor, dataset: Tensor, shard: int
+    crosscoder: Crosscoder,
+    x: Tensor,
+    text: Tensor,
+    position: Tensor,
+    role: Tensor,
+    dataset: Tensor,
+    shard: Tensor,
+    repeats: Tensor,
 ) -> Block:
     """Encodes `x: [token, both]`, activations as the models gave them, and orders the pairs by latent."""
     selection = crosscoder.selection()
@@ -77,6 +86,7 @@ def encode_block(
         role=role,
         dataset=dataset,
         shard=shard,
+        repeats=repeats,
         tokens=code.tokens[order],
         latents=latents,
         values=values,
@@ -93,13 +103,15 @@ def _error(crosscoder: Crosscoder, x: Tensor, x_hat: Tensor) -> Tensor:
     return torch.cat([torch.full_like(base, torch.nan), difference], dim=1)
 
 
-def row_sums(block: Block, dense: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """`sum_i f_ij dense_i` for the latents that fire in the block, a piece at a time.
+def row_sums(block: Block, dense: Tensor, ours: Tensor | slice) -> Iterator[tuple[Tensor, Tensor]]:
+    """`sum_i f_ij dense_i` for the latents that fire in some pairs of the block, a piece at a time.
 
-    `dense: [token, width]`. Yields (latent ids [row], sums [row, width]). An inner product of a sum with `v_j` equals
-    the sum of the inner products of all active pairs with `v_j`, at a fraction of the memory traffic.
+    `dense: [token, width]`; `ours` chooses pairs. Yields (latent ids [row], sums [row, width]). An inner product of a
+    sum with `v_j` equals the sum of the inner products of all active pairs with `v_j`, at a fraction of the memory
+    traffic.
     """
-    latents, counts = torch.unique_consecutive(block.latents, return_counts=True)
+    tokens, values = block.tokens[ours], block.values[ours]
+    latents, counts = torch.unique_consecutive(block.latents[ours], return_counts=True)
     ends = counts.cumsum(0)
     rows_at_once = max(1, ROW_SUM_BYTES // (dense.shape[1] * dense.element_size()))
     for first in range(0, len(latents), rows_at_once):
@@ -107,10 +119,10 @@ def row_sums(block: Block, dense: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         start = int(ends[first] - counts[first])
         pairs = slice(start, int(ends[piece][-1]))
         sums = torch.nn.functional.embedding_bag(
-            block.tokens[pairs],
+            tokens[pairs],
             dense,
             ends[piece] - counts[piece] - start,
             mode="sum",
-            per_sample_weights=block.values[pairs].to(dense.dtype),
+            per_sample_weights=values[pairs].to(dense.dtype),
         )
         yield latents[piece], sums

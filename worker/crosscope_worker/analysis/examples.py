@@ -1,6 +1,8 @@
 """Choosing examples: the strongest texts of every latent and data set, and texts from bands of their maxima.
 
-Both are exact over all held-out texts: every (latent, text) maximum is kept through the pass (store.py).
+Both are exact over all held-out texts: every (latent, text) maximum is kept through the pass (store.py). Of texts that
+say the same around a latent's peak (repeats.WINDOW tokens on each side), the strongest stands for all and says how many
+there are.
 Knows nothing about models.
 """
 
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 from crosscope_proto.artefacts import EXAMPLE_COLUMNS, SEQUENCE_COLUMNS, ExampleGroup, arrow_schema
 from crosscope_proto.specs import AnalysisSpec
 from crosscope_worker.analysis.columns import chosen, lists, plain
+from crosscope_worker.analysis.repeats import Hashes, WindowHashes
 from crosscope_worker.analysis.store import Segments, Store, runs
 
 if TYPE_CHECKING:
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 Ints = NDArray[np.int64]
 NUM_TOP_TOKENS = 10
 SEGMENTS_AT_ONCE = 1 << 20
-"""Segments that are ordered at a time, about 160 bytes each; a latent that has more is alone."""
+"""Segments that are ordered at a time, about 220 bytes each; a latent that has more is alone."""
 _GROUPS = (ExampleGroup.QUANTILE, ExampleGroup.TOP)
 """In the order of their names, as the table is sorted."""
 
@@ -39,15 +42,39 @@ class Choice:
     """Index into _GROUPS."""
     quantile: Ints
     rank: Ints
+    repeats: Ints
+    """Further texts that it stands for."""
 
 
-def choose(segments: Segments, dataset: Ints, names: Sequence[str], spec: AnalysisSpec) -> Choice:
-    """Chooses examples; `dataset: [text]` indexes `names`.
+@dataclass(frozen=True)
+class TextFacts:
+    """What choosing needs of the texts; arrays are [text]."""
 
+    dataset: Ints
+    """Index into the names of the data sets."""
+    copies: Ints
+    """How often the text came."""
+
+    @classmethod
+    def of(cls, store: Store) -> "TextFacts":
+        """Those of a store's texts."""
+        dataset = np.array([text.dataset for text in store.texts], dtype=np.int64)
+        return cls(dataset, np.array(store.copies, dtype=np.int64))
+
+
+def peak_windows(segments: Segments, store: Store) -> Hashes:
+    """A hash of the tokens around each segment's peak, [segment]."""
+    return WindowHashes([np.asarray(text.ids) for text in store.texts]).around(segments.text, segments.peak)
+
+
+def choose(segments: Segments, windows: Hashes, texts: TextFacts, names: Sequence[str], spec: AnalysisSpec) -> Choice:
+    """Chooses examples; `windows: [segment]` as from peak_windows.
+
+    Segments of one latent and data set with equal windows count as one, with the largest maximum of them.
     top: the `top_examples` largest maxima of each latent and data set, ties to the earlier text. quantile: the texts,
     ordered by maximum, fall into `quantiles` bands of equal size (band q holds those of ascending rank r with
     `r·quantiles // n = q`), and each band gives `examples_per_quantile` of them at even distances, strongest first.
-    Memory: 12 bytes a segment, 80 a chosen example, and what SEGMENTS_AT_ONCE take.
+    Memory: 12 bytes a segment, 88 a chosen example, and what SEGMENTS_AT_ONCE take.
     """
     sizes = np.bincount(segments.latent)
     by_latent = np.argsort(segments.latent, kind="stable")
@@ -55,17 +82,19 @@ def choose(segments: Segments, dataset: Ints, names: Sequence[str], spec: Analys
     parts: list[Choice] = []
     for first, last in runs(sizes, SEGMENTS_AT_ONCE):
         own = by_latent[ends[first] - sizes[first] : ends[last - 1]]
-        part = _choose(segments.at(own), dataset, names, spec)
+        part = _choose(segments.at(own), windows[own], texts, names, spec)
         parts.append(replace(part, segment=own[part.segment]))
     columns = ([getattr(part, name) for part in parts] for name in Choice.__dataclass_fields__)
     return Choice(*(np.concatenate([np.empty(0, np.int64), *column]) for column in columns))
 
 
-def _choose(segments: Segments, dataset: Ints, names: Sequence[str], spec: AnalysisSpec) -> Choice:
+def _choose(segments: Segments, windows: Hashes, texts: TextFacts, names: Sequence[str], spec: AnalysisSpec) -> Choice:
     """`choose`, of all segments at a time."""
-    dataset = dataset[segments.text]
+    dataset = texts.dataset[segments.text]
     key = segments.latent.astype(np.int64) * max(1, len(names)) + dataset
     order = np.lexsort((segments.text, -segments.max, key))
+    first, repeats = _distinct(key[order], windows[order], texts.copies[segments.text][order])
+    order = order[first]
     key = key[order]
     begins = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]])) if len(key) else np.empty(0, np.int64)
     size = np.diff(np.append(begins, len(key)))
@@ -84,9 +113,23 @@ def _choose(segments: Segments, dataset: Ints, names: Sequence[str], spec: Analy
     group = np.repeat([0, 1], [len(banded), len(top)])
     quantile = np.concatenate([band[banded], np.zeros(len(top), np.int64)])
     rank = np.concatenate([drawn[banded], rank[top]])
+    repeats = repeats[np.concatenate([banded, top])]
     by_name = np.argsort(np.argsort(np.asarray(names, dtype=str), kind="stable"), kind="stable")
     rows = np.lexsort((rank, quantile, group, by_name[dataset[segment]], segments.latent[segment]))
-    return Choice(segment[rows], dataset[segment][rows], group[rows], quantile[rows], rank[rows])
+    return Choice(segment[rows], dataset[segment][rows], group[rows], quantile[rows], rank[rows], repeats[rows])
+
+
+def _distinct(key: Ints, windows: Hashes, copies: Ints) -> tuple[Ints, Ints]:
+    """The places of the first entry of each (key, window), ascending, and how many more texts it stands for."""
+    if len(key) == 0:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    together = np.lexsort((windows, key))
+    key, windows = key[together], windows[together]
+    begins = np.flatnonzero(np.concatenate([[True], (key[1:] != key[:-1]) | (windows[1:] != windows[:-1])]))
+    repeats = np.add.reduceat(copies[together], begins) - 1
+    first = together[begins]
+    order = np.argsort(first)
+    return first[order], repeats[order]
 
 
 def _evenly(place: Ints, members: Ints, count: int) -> Ints:
@@ -118,6 +161,7 @@ def example_table(choice: Choice, segments: Segments, store: Store, names: Seque
         "max": segments.max[segment],
         "positions": lists(length, plain(np.ascontiguousarray(pairs["position"]))),
         "values": lists(length, plain(np.ascontiguousarray(pairs["value"]))),
+        "repeats": choice.repeats.astype(np.uint32),
     }
     return pa.table(columns, schema=arrow_schema(EXAMPLE_COLUMNS)), texts
 

@@ -14,6 +14,7 @@ from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
 from crosscope_proto.specs import AnalysisSpec
 from crosscope_worker.analysis.block import Block, encode_block
 from crosscope_worker.analysis.errors import AnalysisError
+from crosscope_worker.analysis.repeats import FirstShards, WindowHashes
 from crosscope_worker.crosscoder import Crosscoder
 
 if TYPE_CHECKING:
@@ -39,11 +40,13 @@ def blocks(
     """Blocks of whole texts until every data set has had its even share of `spec.max_tokens`.
 
     A data set's last text is taken whole, so its share may be passed by less than one text. Block b belongs to shard
-    `b % spec.num_shards`. Raises AnalysisError that names the first activation that is not finite.
+    `b % spec.num_shards`; a token of it that repeats an earlier text belongs to the shard in which that was first read
+    (math §4). Raises AnalysisError that names the first activation that is not finite.
     """
     budget = [max(1, spec.max_tokens // len(datasets))] * len(datasets)
     block_tokens = min(BLOCK_TOKENS, max(1, spec.max_tokens // spec.num_shards))
     num_texts = num_blocks = 0
+    first_shards = FirstShards()
     for harvest in harvests:
         x = harvest.x
         _check_finite(x, harvest, crosscoder)
@@ -54,14 +57,19 @@ def blocks(
             number = torch.full((len(harvest.texts),), -1, dtype=torch.int64)
             number[wanted] = torch.arange(num_texts, num_texts + len(group))
             keep = (number[text] >= 0).nonzero().squeeze(1)
+            position = _column(harvest.position, keep)
+            windows = WindowHashes([harvest.texts[each].ids for each in group])
+            local = number[text[keep]] - num_texts
+            shard, repeats = first_shards(windows.before(local.numpy(), position.numpy()), num_blocks % spec.num_shards)
             block = encode_block(
                 crosscoder,
                 x=x[keep.to(x.device)].to(crosscoder.device),
                 text=number[text[keep]].to(crosscoder.device),
-                position=_column(harvest.position, keep).to(crosscoder.device),
+                position=position.to(crosscoder.device),
                 role=_column(harvest.role, keep).to(crosscoder.device),
                 dataset=_column(harvest.dataset, keep).to(crosscoder.device),
-                shard=num_blocks % spec.num_shards,
+                shard=torch.from_numpy(shard).long().to(crosscoder.device),
+                repeats=torch.from_numpy(repeats).to(crosscoder.device),
             )
             yield Intake([harvest.texts[each] for each in group], block)
             num_texts, num_blocks = num_texts + len(group), num_blocks + 1

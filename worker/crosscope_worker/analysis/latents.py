@@ -38,10 +38,11 @@ def latent_table(
     spec: AnalysisSpec,
     tokenizer: "TextTokenizer",
     pair: "Pair | None",
+    parts: Sequence[str],
 ) -> tuple[pa.Table, dict[str, float]]:
     """The table of LATENT_COLUMNS, a row a latent by id, and the facts about base uselessness.
 
-    `peaks` are the ids and counts of examples.top_tokens.
+    `peaks` are the ids and counts of examples.top_tokens; `parts: [latent]` are empty where the dictionary has none.
     """
     rows = directions(crosscoder)
     values, errors = jackknife(sums, lambda each: estimates(each, rows))
@@ -56,12 +57,14 @@ def latent_table(
     columns: dict[str, Any] = {
         "id": np.arange(crosscoder.num_latents, dtype=np.uint32),
         "latent_class": _classes(crosscoder, values, rel_norm, num_active),
+        "part": list(parts) or [""] * crosscoder.num_latents,
         "norm_base": shape.norm_base.cpu().numpy(),
         "norm_chat": shape.norm_chat.cpu().numpy(),
         "rel_norm": rel_norm,
         "cosine": shape.cosine.cpu().numpy(),
         "num_active": num_active,
         "max": moments.largest(),
+        "repeat_share": moments.repeat_shares(),
         "base_uselessness": useless.trained,
         "base_uselessness_ls": useless.least_squares,
         "base_uselessness_single": useless.single,
@@ -91,9 +94,7 @@ def _classes(
 ) -> NDArray[np.str_]:
     if crosscoder.variant != DIFFERENCE:
         return classes(rel_norm, num_active)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = values[beta_column("", "act", "base")] / values[beta_column("", "act", "chat")]
-    return difference_classes(ratio, num_active)
+    return difference_classes(values["beta_ratio"], num_active)
 
 
 def _lens(crosscoder: Crosscoder, model: int, pair: "Pair | None") -> tuple[Ints, Ints]:

@@ -74,13 +74,15 @@ class Moments:
         self._crosscoder = crosscoder
         self._num_tokens = zeros(num_shards)
         self._sums = zeros(4, num_shards, latents)
-        self._kept = zeros(num_shards, 2, latents) if crosscoder.model_thresholds is not None else None
+        self._kept = zeros(2, num_shards, latents) if crosscoder.model_thresholds is not None else None
         self._products = zeros(2, num_shards, 2, 2, latents)
         if crosscoder.variant == DIFFERENCE:  # no model has a reconstruction of its own
             self._products[1] = torch.nan
         if crosscoder.d_model[BASE] != crosscoder.d_model[CHAT]:
             self._products[:, :, BASE, CHAT] = self._products[:, :, CHAT, BASE] = torch.nan
         self._max = zeros(latents, dtype=torch.float32)
+        self._repeats = zeros(latents)
+        self._num_repeats = 0
         self._role_mass = zeros(latents, NUM_ROLES)
         self._dataset_mass = zeros(latents, num_datasets)
         self._edges = torch.logspace(
@@ -90,14 +92,16 @@ class Moments:
 
     def add(self, block: Block) -> None:
         """Adds the tokens of a block."""
-        shard, latents, scaled = block.shard, block.latents, block.scaled.double()
+        shard, latents, scaled = block.shard[block.tokens], block.latents, block.scaled.double()
         raw = block.values.double()
-        self._num_tokens[shard] += block.num_tokens
+        self._num_tokens += torch.bincount(block.shard, minlength=len(self._num_tokens))
         for sums, values in zip(self._sums, (torch.ones_like(raw), scaled, raw, raw * raw), strict=True):
-            sums[shard].index_add_(0, latents, values)
+            _add_at(sums, shard, latents, values)
         if self._kept is not None:
             for model in (BASE, CHAT):
-                self._kept[shard, model].index_add_(0, latents, raw * raw * block.kept[model])
+                _add_at(self._kept[model], shard, latents, raw * raw * block.kept[model])
+        self._num_repeats += int(block.repeats.sum())
+        self._repeats.index_add_(0, latents, block.repeats[block.tokens].double())
         self._max.scatter_reduce_(0, latents, block.scaled, "amax")
         _add_at(self._role_mass, latents, block.role[block.tokens], scaled)
         _add_at(self._dataset_mass, latents, block.dataset[block.tokens], scaled)
@@ -107,17 +111,25 @@ class Moments:
 
     def _add_products(self, block: Block) -> None:
         crosscoder, both = self._crosscoder, block.x.shape[1]
+        dense = torch.cat([block.x, block.error], dim=1)
+        shard_of = block.shard[block.tokens]
+        for shard in torch.unique(shard_of).tolist():
+            for latents, sums in row_sums(block, dense, shard_of == shard):
+                directions = [crosscoder.decoder(direction)[latents] for direction in (BASE, CHAT)]
+                for target, offset in enumerate((0, both)):
+                    products = self._products[target, shard]
+                    self._add_inner_products(products, latents, sums[:, offset : offset + both], directions)
+
+    def _add_inner_products(self, products: Tensor, latents: Tensor, sums: Tensor, directions: list[Tensor]) -> None:
+        """`products: [direction, model, latent]` of one target and shard; `sums: [row, both]`."""
+        crosscoder = self._crosscoder
         same_width = crosscoder.d_model[BASE] == crosscoder.d_model[CHAT]
-        for latents, sums in row_sums(block, torch.cat([block.x, block.error], dim=1)):
-            directions = [crosscoder.decoder(direction)[latents] for direction in (BASE, CHAT)]
-            for target, offset in enumerate((0, both)):
-                target_sums = sums[:, offset : offset + both]
-                for model in (BASE, CHAT):
-                    model_sums = target_sums[:, crosscoder.model_slice(model)]
-                    for direction in (BASE, CHAT):
-                        if same_width or direction == model:
-                            products = torch.linalg.vecdot(model_sums, directions[direction])
-                            self._products[target, block.shard, direction, model, latents] += products.double()
+        for model in (BASE, CHAT):
+            model_sums = sums[:, crosscoder.model_slice(model)]
+            for direction in (BASE, CHAT):
+                if same_width or direction == model:
+                    found = torch.linalg.vecdot(model_sums, directions[direction])
+                    products[direction, model, latents] += found.double()
 
     def shard_sums(self) -> ShardSums:
         """The sums of the shards that have tokens."""
@@ -125,12 +137,21 @@ class Moments:
         count, scaled, code, code_squared = (sums[used].cpu().numpy() for sums in self._sums)
         activation, error = (products[used].cpu().numpy() for products in self._products)
         num_tokens = self._num_tokens[used].cpu().numpy()
-        kept = np.stack([code_squared] * 2, axis=1) if self._kept is None else self._kept[used].cpu().numpy()
+        both = torch.stack([self._sums[3]] * 2) if self._kept is None else self._kept
+        kept = both[:, used].transpose(0, 1).cpu().numpy()
         return ShardSums(num_tokens, count, scaled, code, code_squared, kept, activation, error)
 
     def largest(self) -> NDArray[np.float32]:
         """Largest scaled activation, [latent]; 0 where it never fired."""
         return self._max.cpu().numpy()
+
+    def repeat_share(self) -> float:
+        """Share of all tokens that repeat an earlier text."""
+        return self._num_repeats / max(1.0, float(self._num_tokens.sum()))
+
+    def repeat_shares(self) -> Floats:
+        """Share of its active tokens that repeat an earlier text, [latent]; NaN where it never fired."""
+        return (self._repeats / self._sums[0].sum(dim=0)).cpu().numpy()
 
     def role_shares(self) -> Floats:
         """Share of activation mass by TokenRole, [latent, role]; NaN where it never fired."""

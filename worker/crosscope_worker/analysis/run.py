@@ -16,7 +16,14 @@ from crosscope_proto.specs import AnalysisSpec
 from crosscope_worker.analysis.behaviours import behaviour_table
 from crosscope_worker.analysis.coactivation import CoActivation
 from crosscope_worker.analysis.errors import AnalysisError
-from crosscope_worker.analysis.examples import choose, example_table, sequence_table, top_tokens
+from crosscope_worker.analysis.examples import (
+    TextFacts,
+    choose,
+    example_table,
+    peak_windows,
+    sequence_table,
+    top_tokens,
+)
 from crosscope_worker.analysis.geometry import CHAT_ONLY_ABOVE, geometry
 from crosscope_worker.analysis.intake import blocks
 from crosscope_worker.analysis.latents import latent_table
@@ -66,11 +73,13 @@ def analyse(
     tokenizer: "TextTokenizer",
     pair: "Pair | None",
     progress: Progress,
+    parts: Sequence[str] = (),
 ) -> Analysis:
     """Measures every latent of a crosscoder on held-out activations.
 
     `datasets` names the data sets that `Harvest.dataset` counts; `pair` gives the unembeddings for the logit lens,
-    which is empty without it. All statistics are in the crosscoder's own input space (analysis/block.py).
+    which is empty without it; `parts` are the parts of the dictionary, [latent], none where it has none.
+    All statistics are in the crosscoder's own input space (analysis/block.py).
     Memory beyond the weights: see moments.py, uselessness.py, coactivation.py and store.py. Raises AnalysisError when
     there is no token, or an activation is not finite; whatever `progress` raises passes through.
     """
@@ -96,7 +105,7 @@ def analyse(
                 "all; add data, lower tokens.held_out_every, or loosen the policy"
             )
         accumulators = moments, quality, chat_only, coactivation, store
-        return _finish(crosscoder, *accumulators, spec, datasets, tokenizer, pair, progress)
+        return _finish(crosscoder, *accumulators, spec, datasets, tokenizer, pair, progress, parts)
     finally:
         store.close()
 
@@ -113,17 +122,19 @@ def _finish(
     tokenizer: "TextTokenizer",
     pair: "Pair | None",
     progress: Progress,
+    parts: Sequence[str],
 ) -> Analysis:
     segments = store.segments()
-    text_dataset = torch.tensor([text.dataset for text in store.texts], dtype=torch.int64).numpy()
-    choice = choose(segments, text_dataset, datasets, spec)
+    choice = choose(segments, peak_windows(segments, store), TextFacts.of(store), datasets, spec)
     examples, texts = example_table(choice, segments, store, datasets)
     progress(STAGE, 0.92, "examples chosen")
     behaviours = behaviour_table(store, segments)
     progress(STAGE, 0.94, "behaviours scored")
     sums = moments.shard_sums()
     peaks = top_tokens(choice, segments, store, crosscoder.num_latents)
-    latents, useless = latent_table(crosscoder, moments, sums, chat_only, coactivation, peaks, spec, tokenizer, pair)
+    latents, useless = latent_table(
+        crosscoder, moments, sums, chat_only, coactivation, peaks, spec, tokenizer, pair, parts
+    )
     progress(STAGE, 0.99, "latents scored")
     found = latents.column("latent_class").to_pylist()
     num_living = len(found) - found.count(str(LatentClass.DEAD))
@@ -136,7 +147,7 @@ def _finish(
         datasets=tuple(datasets),
         num_tokens=int(sums.num_tokens.sum()),
         num_shards=sums.num_shards,
-        metrics=quality.metrics() | living,
+        metrics=quality.metrics() | living | {"repeat_share": moments.repeat_share()},
         class_counts={str(each): found.count(str(each)) for each in LatentClass},
         histogram_edges=moments.histogram()[1],
         uselessness=useless,

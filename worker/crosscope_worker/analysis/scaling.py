@@ -47,7 +47,7 @@ def directions(crosscoder: Crosscoder) -> Directions:
 
 
 def estimates(sums: ShardSums, rows: Directions) -> Estimates:
-    """Frequency, mean, all betas and nus from sums without a shard axis."""
+    """Frequency, mean, all betas, nus and beta_ratio from sums without a shard axis."""
     count = np.where(sums.count > 0, sums.count, np.nan)
     result = {"frequency": sums.count / sums.num_tokens, "mean": sums.scaled / count}
     squared = np.where(sums.count > 0, sums.code_squared, np.nan)
@@ -69,7 +69,8 @@ def estimates(sums: ShardSums, rows: Directions) -> Estimates:
             result[f"{prefix}nu_{target}"] = result[beta_column(prefix, target, other)] / np.where(
                 own == 0, np.nan, own
             )
-    return result
+    base, chat = (result[beta_column("", "act", model)] for model in MODEL_NAMES)
+    return result | {"beta_ratio": base / np.where(chat == 0, np.nan, chat)}
 
 
 def jackknife(sums: ShardSums, estimator: Callable[[ShardSums], Estimates]) -> tuple[Estimates, Estimates]:

@@ -1,12 +1,15 @@
 """`python -m crosscope_worker.analysis.stability A B`: how many latents of one training another one finds again.
 
 A and B are version folders, or crosscoder folders, whose current version is taken; usually of one recipe with two
-seeds. For each living latent of A: the nearest of B by cosine of concatenated decoder rows (math §7).
+seeds. For each living latent of A: the nearest of B by cosine of concatenated decoder rows (math §7). Where one of the
+two is a dictionary of differences, the other one's rows count as chat's less base's. `--map FILE` writes the nearest
+latent of each as CSV.
 
 Memory beyond the weights: a copy of the living rows of both and CHUNK_BYTES of cosines. Knows no data.
 """
 
 import argparse
+import csv
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,8 +22,9 @@ import torch
 from torch import Tensor
 
 from crosscope_proto.artefacts import CURRENT, LATENTS, MANIFEST, LatentClass
+from crosscope_proto.roles import BASE, CHAT
 from crosscope_worker.analysis.geometry import classes
-from crosscope_worker.crosscoder import Crosscoder, CrosscoderError, relative_norms
+from crosscope_worker.crosscoder import DIFFERENCE, Crosscoder, CrosscoderError, relative_norms
 
 CHUNK_BYTES = 128 << 20
 """Memory for a chunk of cosines."""
@@ -69,7 +73,8 @@ def match_latents(a: Crosscoder, b: Crosscoder, living_a: Tensor, living_b: Tens
     """The nearest living latent of `b` for each living latent of `a`, by cosine of concatenated decoder rows.
 
     living_…: [latent] bool. Rows are compared in `a`'s input space, in which `a` was trained: rows of `b` are brought
-    there by the ratio of the two input scales, so that normalising inputs does not change what is found.
+    there by the ratio of the two input scales, so that normalising inputs does not change what is found. Of a
+    dictionary of differences and a crosscoder, what is compared is `D^chat - D^base` in the models' own scale.
     Raises CrosscoderError if the widths differ or one has no living latent.
     """
     if a.d_model != b.d_model:
@@ -77,10 +82,13 @@ def match_latents(a: Crosscoder, b: Crosscoder, living_a: Tensor, living_b: Tens
     ids, other_ids = (living.nonzero().squeeze(1).to(a.device) for living in (living_a, living_b))
     if not len(ids) or not len(other_ids):
         raise CrosscoderError(f"there are {len(ids)} and {len(other_ids)} living latents; both need at least one")
-    ratio = torch.tensor([one / other for one, other in zip(a.input_scale, b.input_scale, strict=True)])
-    scale = ratio.repeat_interleave(torch.tensor(b.d_model)).to(a.device)
-    rows = torch.nn.functional.normalize(a.W_dec[ids], dim=1)
-    others = torch.nn.functional.normalize(b.W_dec.to(a.device)[other_ids] * scale, dim=1)
+    if is_mixed(a, b):
+        of_a, of_b = _difference_rows(a), _difference_rows(b).to(a.device)
+    else:
+        ratio = torch.tensor([one / other for one, other in zip(a.input_scale, b.input_scale, strict=True)])
+        of_a, of_b = a.W_dec, b.W_dec.to(a.device) * ratio.repeat_interleave(torch.tensor(b.d_model)).to(a.device)
+    rows = torch.nn.functional.normalize(of_a[ids], dim=1)
+    others = torch.nn.functional.normalize(of_b[other_ids], dim=1)
     nearest, cosines = torch.empty_like(ids), rows.new_empty(len(ids))
     back, back_cosines = torch.zeros_like(other_ids), rows.new_full((len(other_ids),), -torch.inf)
     num_rows = max(1, CHUNK_BYTES // (4 * len(others)))
@@ -95,6 +103,17 @@ def match_latents(a: Crosscoder, b: Crosscoder, living_a: Tensor, living_b: Tens
     living = living_a.cpu().numpy()
     found = classes(relative_norms(a).cpu().numpy(), living.astype(np.int64))[living]
     return Matches(ids.cpu(), other_ids[nearest].cpu(), cosines.cpu(), mutual.cpu(), tuple(map(str, found)))
+
+
+def is_mixed(a: Crosscoder, b: Crosscoder) -> bool:
+    """Whether one is a dictionary of differences and the other is not."""
+    return (a.variant == DIFFERENCE) != (b.variant == DIFFERENCE)
+
+
+def _difference_rows(crosscoder: Crosscoder) -> Tensor:
+    """`D^chat - D^base` in the models' own scale, [latent, d_model]; a dictionary of differences has no base rows."""
+    base, chat = (crosscoder.decoder(model) / crosscoder.input_scale[model] for model in (BASE, CHAT))
+    return chat - base
 
 
 def living_latents(folder: Path, num_latents: int) -> Tensor:
@@ -129,14 +148,29 @@ def find_version(folder: Path) -> Path:
     return version
 
 
-def report(folders: Sequence[Path], device: str, write: Callable[[str], object]) -> None:
-    """Matches two crosscoders and writes a table. Raises CrosscoderError, OSError."""
+def write_map(path: Path, matches: Matches) -> None:
+    """Writes a row a living latent as CSV: latent, nearest, cosine, whether mutual, class. Raises OSError."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(("latent", "nearest", "cosine", "mutual", "latent_class"))
+        columns = [each.tolist() for each in (matches.ids, matches.nearest, matches.cosines, matches.mutual)]
+        for latent, nearest, cosine, mutual, of in zip(*columns, matches.classes, strict=True):
+            rows.writerow((latent, nearest, f"{cosine:.6f}", str(mutual).lower(), of))
+
+
+def report(folders: Sequence[Path], device: str, write: Callable[[str], object], map_file: Path | None = None) -> None:
+    """Matches two crosscoders, writes a table and, if asked for, the map. Raises CrosscoderError, OSError."""
     versions = [find_version(folder) for folder in folders]
     one, other = (Crosscoder.load(version, device) for version in versions)
     living = [living_latents(version, cc.num_latents) for version, cc in zip(versions, (one, other), strict=True)]
     matches = match_latents(one, other, living[0], living[1])
     for letter, version, found in zip("AB", versions, living, strict=True):
         write(f"{letter}  {version}: {int(found.sum())} of {len(found)} latents living\n")
+    if is_mixed(one, other):
+        letter = "A" if one.variant == DIFFERENCE else "B"
+        write(f"{letter} is a dictionary of differences: rows of the other one count as chat's less base's\n")
+    if map_file is not None:
+        write_map(map_file, matches)
     heads = (*(f"cos >= {each}" for each in THRESHOLDS), "mutual", "mean cos")
     write(f"\n{'nearest in B':14}{'latents':>9}" + "".join(f"{head:>12}" for head in heads) + "\n")
     for of in (None, *_CLASSES):
@@ -155,11 +189,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("a", type=Path, help="a crosscoder's folder, or one of its versions")
     parser.add_argument("b", type=Path, help="the other one")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where cosines are computed")
+    parser.add_argument("--map", type=Path, metavar="FILE", help="write the nearest latent of each as CSV")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.exit(2, "no CUDA device is available; leave --device out\n")
     try:
-        report((options.a, options.b), options.device, sys.stdout.write)
+        report((options.a, options.b), options.device, sys.stdout.write, options.map)
     except (CrosscoderError, OSError) as error:
         parser.exit(2, f"{error}\n")
 

@@ -1,9 +1,9 @@
 """What the pass keeps of the texts: each distinct text once, and where every latent fires in it.
 
 A segment is one latent in one text: its largest activation, the position of it, and a run of (position, value) pairs.
-Memory: 22 bytes a segment, for a moment 30 while `segments` joins them, and 5 bytes a token of text; the pairs, 4 bytes
+Memory: 22 bytes a segment, for a moment 30 while `segments` joins them, and 5 bytes a token of text; the pairs, 6 bytes
 each, lie in a temporary file that has no name and vanishes with the process. A text whose tokens equal those of an
-earlier one of the same data set is left out: it would fire the same latents in the same way.
+earlier one of the same data set is counted there and left out: it would fire the same latents in the same way.
 
 Knows nothing about which segments are shown.
 """
@@ -23,9 +23,8 @@ from crosscope_worker.analysis.errors import AnalysisError
 if TYPE_CHECKING:
     from crosscope_worker.texts import Text
 
-PAIR = np.dtype([("position", "<u2"), ("value", "<f2")])
+PAIR = np.dtype([("position", "<u2"), ("value", "<f4")])
 MAX_LENGTH = 1 << 16
-_LARGEST_HALF = 65504.0
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,9 @@ class Store:
 
     def __init__(self) -> None:
         self.texts: list[Text] = []
-        self._seen: set[tuple[int, bytes]] = set()
+        self.copies: list[int] = []
+        """How often each of the texts came."""
+        self._seen: dict[tuple[int, bytes], int] = {}
         self._kept: list[int] = []
         self._file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         self._num_pairs = 0
@@ -77,12 +78,14 @@ class Store:
         if len(ids) > MAX_LENGTH:
             raise AnalysisError(f"a text has {len(ids)} tokens, more than {MAX_LENGTH}; lower tokens.max_length")
         key = (int(text.dataset), hashlib.blake2b(ids.tobytes(), digest_size=16).digest())
-        if key in self._seen:
+        if (known := self._seen.get(key)) is not None:
             self._kept.append(-1)
+            self.copies[known] += 1
             return
-        self._seen.add(key)
+        self._seen[key] = len(self.texts)
         self._kept.append(len(self.texts))
         self.texts.append(text)
+        self.copies.append(1)
 
     def add(self, block: Block) -> None:
         """Adds a block's pairs.
@@ -114,7 +117,7 @@ class Store:
         for name, array in vars(part).items():
             self._parts[name].append(array)
         pairs = np.empty(len(value), PAIR)
-        pairs["position"], pairs["value"] = position, np.minimum(value, _LARGEST_HALF)
+        pairs["position"], pairs["value"] = position, value
         try:
             self._file.write(pairs.tobytes())
         except OSError as error:

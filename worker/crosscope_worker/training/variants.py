@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from crosscope_proto.artefacts import LatentPart
 from crosscope_proto.roles import BASE, CHAT
 from crosscope_proto.specs import CrosscoderSpec, TrainingSpec
 from crosscope_worker.crosscoder import DIFFERENCE
@@ -69,6 +70,18 @@ def at_step(spec: CrosscoderSpec, training: TrainingSpec, step: int) -> Crosscod
         share = step / training.sparsity_warmup_steps
         return replace(spec, k=round(training.k_start + share * (spec.k - training.k_start)))
     return spec
+
+
+def parts(spec: CrosscoderSpec) -> tuple[LatentPart, ...]:
+    """The part of the dictionary that each latent belongs to, [latent]; none where it has no parts."""
+    apart = (
+        (LatentPart.DESIGNATED, spec.num_shared),
+        (LatentPart.BASE_EXCLUSIVE, spec.num_base_only),
+        (LatentPart.CHAT_EXCLUSIVE, spec.num_chat_only),
+        (LatentPart.DELTA, spec.num_delta),
+    )
+    first = [part for part, count in apart for _ in range(count or 0)]
+    return (*first, *[LatentPart.REST] * (spec.num_latents - len(first))) if first else ()
 
 
 def constrain(spec: CrosscoderSpec, d_model: Widths, encoder: Tensor, decoder: Tensor) -> None:
