@@ -305,8 +305,10 @@ async def test_a_broken_file_is_named_and_the_others_still_answer(tmp_path, name
         assert error.code() is grpc.StatusCode.DATA_LOSS
         assert str(path) in (error.details() or "")
         reply = await front.latents.ListCrosscoders(latents_pb2.ListCrosscodersRequest())
-        listed = {"whole"} if name == layout.MANIFEST else {"whole", "broken"}
-        assert {crosscoder.name for crosscoder in reply.crosscoders} == listed
+        reasons = {crosscoder.name: crosscoder.broken for crosscoder in reply.crosscoders}
+        assert set(reasons) == {"whole", "broken"}
+        assert not reasons["whole"]
+        assert (str(path) in reasons["broken"]) == (name == layout.MANIFEST)
         path.write_bytes(content)
         reply = await front.latents.ListExamples(latents_pb2.ListExamplesRequest(crosscoder="broken", latent=0))
         assert reply.examples

@@ -13,7 +13,7 @@ import grpc.aio
 
 from crosscope_proto.artefacts import ExampleGroup
 from crosscope_proto.v1 import latents_pb2, latents_pb2_grpc
-from crosscope_server.catalogue import Card, Catalogue, Version
+from crosscope_server.catalogue import Broken, Card, Catalogue, Version
 from crosscope_server.errors import InvalidRequest, Violation
 from crosscope_server.examples import Example, Key
 from crosscope_server.latents import Filter
@@ -60,8 +60,9 @@ class LatentsService(latents_pb2_grpc.LatentsServicer):
         self, request: latents_pb2.ListCrosscodersRequest, context: Context
     ) -> latents_pb2.ListCrosscodersResponse:
         """All published crosscoders."""
-        cards = await self._catalogue.cards()
-        return latents_pb2.ListCrosscodersResponse(crosscoders=[_card_message(card) for card in cards])
+        cards, broken = await self._catalogue.cards()
+        messages = [*map(_card_message, cards), *map(_broken_message, broken)]
+        return latents_pb2.ListCrosscodersResponse(crosscoders=messages)
 
     async def GetCrosscoder(
         self, request: latents_pb2.GetCrosscoderRequest, context: Context
@@ -210,6 +211,15 @@ def _example_message(example: Example) -> latents_pb2.Example:
         max=example.max,
         peak=example.peak,
         repeats=example.repeats,
+    )
+
+
+def _broken_message(broken: Broken) -> latents_pb2.Crosscoder:
+    return latents_pb2.Crosscoder(
+        name=broken.name,
+        version_id=broken.version_id,
+        manifest_json=broken.manifest_json,
+        broken=broken.sentence,
     )
 
 
