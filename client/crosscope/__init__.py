@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         ServerError,
         Unauthorized,
         Unavailable,
+        VersionGone,
     )
     from crosscope._jobs import Job, Jobs
     from crosscope._latents import Example, ExampleList, Latent, LatentList
@@ -73,6 +74,7 @@ _MODULES = {
         "ServerError",
         "Unauthorized",
         "Unavailable",
+        "VersionGone",
     ),
     "crosscope._jobs": ("Job", "Jobs"),
     "crosscope._latents": ("Example", "ExampleList", "Latent", "LatentList"),
@@ -140,6 +142,7 @@ __all__ = [
     "TrainingCurves",
     "Unauthorized",
     "Unavailable",
+    "VersionGone",
     "__version__",
 ]
 

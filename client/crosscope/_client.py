@@ -5,10 +5,9 @@ from types import TracebackType
 from typing import Self
 
 from crosscope import _decode
-from crosscope._crosscoder import Crosscoder
+from crosscope._crosscoder import Crosscoder, open_crosscoder
 from crosscope._errors import NotFound
 from crosscope._jobs import Jobs
-from crosscope._prompts import check_text
 from crosscope._transport import Tls, Transport
 from crosscope_proto.v1 import latents_pb2
 from crosscope_proto.v1.latents_pb2_grpc import LatentsStub
@@ -50,17 +49,20 @@ class Client:
         return Client, self._transport.settings
 
     def crosscoders(self) -> list[Crosscoder]:
-        """All published crosscoders, newest first."""
+        """All published crosscoders, newest first, each bound to its current version.
+
+        One that the server cannot read comes last; `info.broken` says why, and what is asked of it fails.
+        """
         stub = self._transport.stub(LatentsStub)
         reply = self._transport.unary(stub.ListCrosscoders, latents_pb2.ListCrosscodersRequest())
         return [Crosscoder(self._transport, _decode.crosscoder_info(message)) for message in reply.crosscoders]
 
-    def crosscoder(self, name: str) -> Crosscoder:
-        """One crosscoder; raises NotFound."""
-        stub = self._transport.stub(LatentsStub)
-        request = latents_pb2.GetCrosscoderRequest(crosscoder=check_text(name, "name"))
-        reply = self._transport.unary(stub.GetCrosscoder, request)
-        return Crosscoder(self._transport, _decode.crosscoder_info(reply.crosscoder))
+    def crosscoder(self, name: str, version: str | None = None) -> Crosscoder:
+        """One version of a crosscoder: the one with the id `version`, else the current one.
+
+        The handle stays with the version that it found, whatever is published later. Raises NotFound, or VersionGone.
+        """
+        return open_crosscoder(self._transport, name, version)
 
     def health(self) -> dict[str, bool]:
         """Which services answer: latents (browsing), prompts (needs an inference worker), jobs (needs the queue)."""

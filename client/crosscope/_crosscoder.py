@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 from crosscope import _decode, _html, _tables
 from crosscope._encoding import Encoding, Rank, TopLatents
-from crosscope._errors import CrosscopeError, InvalidInput, ServerError
+from crosscope._errors import CrosscopeError, InvalidInput, ServerError, VersionGone
 from crosscope._filters import Condition, build_filters
 from crosscope._latents import ExampleList, Latent, LatentList, LatentPage
 from crosscope._prompts import Turns, build_prompt, check_count, check_flag, check_number, check_text, check_whole
@@ -36,7 +36,12 @@ _GROUPS: dict[str | None, latents_pb2.ExampleGroup.ValueType] = {
 
 
 class Crosscoder:
-    """One published crosscoder. Made by `Client.crosscoder` and `Client.crosscoders`; safe to share among threads."""
+    """One version of a published crosscoder. Made by `Client.crosscoder` and `Client.crosscoders`; safe to share among
+    threads.
+
+    Whatever is published later, every call is answered from this version, or raises VersionGone once the server has
+    removed it. `current()` goes on with the newest.
+    """
 
     def __init__(self, transport: Transport, info: CrosscoderInfo) -> None:
         self.info = info
@@ -48,8 +53,27 @@ class Crosscoder:
         """Its name."""
         return self.info.name
 
+    @property
+    def version_id(self) -> str:
+        """The version that every call is answered from."""
+        return self.info.version_id
+
+    def current(self) -> "Crosscoder":
+        """A handle of the version that is the current one now; this handle stays as it is. Raises NotFound."""
+        return open_crosscoder(self._transport, self.name)
+
     def __reduce__(self) -> tuple[object, ...]:
         return Crosscoder, (self._transport, self.info)
+
+    @property
+    def _version(self) -> str | None:
+        """What requests name; None where the server did not say which version this is."""
+        return self.version_id or None
+
+    def _checked(self, version_id: str) -> str:
+        """The version that a reply names. Raises VersionGone if it is another: old servers cannot be asked for one."""
+        _check_version(self.name, self._version, version_id, self._transport.address)
+        return version_id
 
     @property
     def _latents(self) -> LatentsStub:
@@ -79,19 +103,27 @@ class Crosscoder:
 
         def read_page(page_token: str, page_size: int) -> LatentPage:
             request = latents_pb2.ListLatentsRequest(
-                crosscoder=self.name, filters=filters, order_by=order, page_size=page_size, page_token=page_token
+                crosscoder=self.name,
+                version_id=self._version,
+                filters=filters,
+                order_by=order,
+                page_size=page_size,
+                page_token=page_token,
             )
             reply = self._transport.unary(self._latents.ListLatents, request)
-            found = [_decode.latent(message, self, reply.version_id) for message in reply.latents]
+            version_id = self._checked(reply.version_id)
+            found = [_decode.latent(message, self, version_id) for message in reply.latents]
             return LatentPage(found, reply.next_page_token, reply.num_matching, reply.num_undefined, tuple(reply.notes))
 
         return LatentList(read_page, limit, _LATENTS_A_PAGE)
 
     def latent(self, latent: int) -> Latent:
         """One latent's statistics."""
-        request = latents_pb2.GetLatentRequest(crosscoder=self.name, latent=check_count(latent, "latent"))
+        request = latents_pb2.GetLatentRequest(
+            crosscoder=self.name, version_id=self._version, latent=check_count(latent, "latent")
+        )
         reply = self._transport.unary(self._latents.GetLatent, request)
-        return _decode.latent(reply.latent, self, reply.version_id)
+        return _decode.latent(reply.latent, self, self._checked(reply.version_id))
 
     def examples(
         self,
@@ -107,6 +139,7 @@ class Crosscoder:
             raise InvalidInput.of("group", f"{group!r} is no group of examples; use 'top', 'quantile' or None for both")
         request = latents_pb2.ListExamplesRequest(
             crosscoder=self.name,
+            version_id=self._version,
             latent=check_count(latent, "latent"),
             group=_GROUPS[group],
             dataset=check_text(dataset, "dataset") if dataset is not None else "",
@@ -117,6 +150,7 @@ class Crosscoder:
         found = ExampleList()
         while len(found) < limit:
             reply = self._transport.unary(self._latents.ListExamples, request)
+            self._checked(reply.version_id)
             found.extend(map(_decode.example, reply.examples))
             if not reply.next_page_token:
                 break
@@ -132,12 +166,12 @@ class Crosscoder:
         import numpy as np
 
         names = [check_text(column, "columns") for column in ([columns] if isinstance(columns, str) else columns)]
-        request = latents_pb2.GetAtlasRequest(crosscoder=self.name, columns=names)
+        request = latents_pb2.GetAtlasRequest(crosscoder=self.name, version_id=self._version, columns=names)
         pieces: dict[str, list[np.ndarray]] = {name: [] for name in names}
         versions: set[str] = set()
         for reply in self._transport.stream(self._latents.GetAtlas, request, self._transport.timeout_s):
             pieces.setdefault(reply.column, []).append(np.frombuffer(reply.values, dtype="<f4"))
-            versions.add(reply.version_id)
+            versions.add(self._checked(reply.version_id))
         atlas = {name: np.concatenate(parts) if parts else np.empty(0, np.float32) for name, parts in pieces.items()}
         if len(versions) > 1 or len({len(column) for column in atlas.values()}) > 1:
             raise ServerError(f"the atlas of {self.name} came in pieces that do not fit together; ask again")
@@ -145,13 +179,17 @@ class Crosscoder:
 
     def training_curves(self) -> TrainingCurves:
         """Loss, FVE, L0, … over training."""
-        request = latents_pb2.GetTrainingCurvesRequest(crosscoder=self.name)
-        return _decode.training_curves(self._transport.unary(self._latents.GetTrainingCurves, request))
+        request = latents_pb2.GetTrainingCurvesRequest(crosscoder=self.name, version_id=self._version)
+        reply = self._transport.unary(self._latents.GetTrainingCurves, request)
+        self._checked(reply.version_id)
+        return _decode.training_curves(reply)
 
     def detectors(self) -> list[Detector]:
         """For each tagged behaviour of the analysis's conversations, the latents that detect it best."""
-        request = latents_pb2.GetCrosscoderRequest(crosscoder=self.name)
-        return [_decode.detector(d) for d in self._transport.unary(self._latents.GetCrosscoder, request).detectors]
+        request = latents_pb2.GetCrosscoderRequest(crosscoder=self.name, version_id=self._version)
+        reply = self._transport.unary(self._latents.GetCrosscoder, request)
+        self._checked(reply.crosscoder.version_id)
+        return [_decode.detector(message) for message in reply.detectors]
 
     def tokenize(
         self,
@@ -165,8 +203,10 @@ class Crosscoder:
         prompt = build_prompt(
             text, turns, add_generation_prompt=add_generation_prompt, parse_control_tokens=parse_control_tokens
         )
-        request = prompts_pb2.TokenizeRequest(crosscoder=self.name, prompt=prompt)
-        return _decode.tokens(self._transport.unary(self._prompts.Tokenize, request).tokens)
+        request = prompts_pb2.TokenizeRequest(crosscoder=self.name, version_id=self._version, prompt=prompt)
+        reply = self._transport.unary(self._prompts.Tokenize, request)
+        self._checked(reply.version_id)
+        return _decode.tokens(reply.tokens)
 
     def encode(
         self,
@@ -187,10 +227,12 @@ class Crosscoder:
             text, turns, add_generation_prompt=add_generation_prompt, parse_control_tokens=parse_control_tokens
         )
         request = self._encode_request(prompt, top_k)
-        return _decode.encoding(self._transport.unary(self._prompts.Encode, request), self.name)
+        reply = self._transport.unary(self._prompts.Encode, request)
+        self._checked(reply.version_id)
+        return _decode.encoding(reply, self.name)
 
     def _encode_request(self, prompt: types_pb2.Prompt, top_k: int | None) -> prompts_pb2.EncodeRequest:
-        request = prompts_pb2.EncodeRequest(crosscoder=self.name, prompt=prompt)
+        request = prompts_pb2.EncodeRequest(crosscoder=self.name, version_id=self._version, prompt=prompt)
         if top_k is not None:
             request.top_k = check_count(top_k, "top_k", low=1)
         return request
@@ -225,6 +267,7 @@ class Crosscoder:
 
         for outcome in encode_stream(self._transport, requests(), in_flight):
             if not isinstance(outcome, CrosscopeError):
+                self._checked(outcome.version_id)
                 yield _decode.encoding(outcome, self.name)
             elif on_error == "return":
                 yield outcome
@@ -260,6 +303,7 @@ class Crosscoder:
         )
         request = prompts_pb2.TopLatentsRequest(
             crosscoder=self.name,
+            version_id=self._version,
             prompt=prompt,
             rank=_RANKS[rank],
             limit=check_count(limit, "limit", low=1),
@@ -270,7 +314,9 @@ class Crosscoder:
             request.max_frequency = check_number(max_frequency, "max_frequency")
         if tokens is not None:
             self._set_range(request, tokens)
-        return _decode.top_latents(self._transport.unary(self._prompts.TopLatents, request), self.name, rank)
+        reply = self._transport.unary(self._prompts.TopLatents, request)
+        self._checked(reply.version_id)
+        return _decode.top_latents(reply, self.name, rank)
 
     def _set_range(self, request: prompts_pb2.TopLatentsRequest, tokens: slice) -> None:
         """A range as slices have it. Negative ends count from the prompt's last token, so they ask for its tokens."""
@@ -279,7 +325,9 @@ class Crosscoder:
         ends = {"start": tokens.start, "stop": tokens.stop}
         given = {name: check_whole(end, f"tokens.{name}") for name, end in ends.items() if end is not None}
         if any(end < 0 for end in given.values()):
-            asked = prompts_pb2.TokenizeRequest(crosscoder=self.name, prompt=request.prompt)
+            asked = prompts_pb2.TokenizeRequest(
+                crosscoder=self.name, version_id=self._version, prompt=request.prompt
+            )
             num_tokens = len(self._transport.unary(self._prompts.Tokenize, asked).tokens.ids)
             given = {name: max(0, end + num_tokens) if end < 0 else end for name, end in given.items()}
         if "start" in given:
@@ -295,3 +343,21 @@ class Crosscoder:
 
     def _repr_html_(self) -> str:
         return _html.page(_html.crosscoder(self.info))
+
+
+def open_crosscoder(transport: Transport, name: str, version: str | None = None) -> Crosscoder:
+    """A handle of the version with this id, else of the current one. Raises NotFound, or VersionGone."""
+    wanted = version if version is None else check_text(version, "version")
+    request = latents_pb2.GetCrosscoderRequest(crosscoder=check_text(name, "name"), version_id=wanted)
+    reply = transport.unary(transport.stub(LatentsStub).GetCrosscoder, request)
+    _check_version(name, wanted, reply.crosscoder.version_id, transport.address)
+    return Crosscoder(transport, _decode.crosscoder_info(reply.crosscoder))
+
+
+def _check_version(name: str, wanted: str | None, found: str, address: str) -> None:
+    if wanted and found and found != wanted:
+        raise VersionGone(
+            f"{address} was asked for version {wanted} of {name} and answered from {found}: its software is older than "
+            "this client's and knows the current version only; take a new handle with client.crosscoder(name)",
+            found,
+        )

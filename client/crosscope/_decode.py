@@ -49,6 +49,7 @@ def crosscoder_info(message: latents_pb2.Crosscoder) -> types.CrosscoderInfo:
         histogram_edges=tuple(message.histogram_edges),
         created_at=message.created_at,
         manifest_json=message.manifest_json,
+        broken=message.broken,
     )
 
 
@@ -73,6 +74,7 @@ def training_curves(message: latents_pb2.GetTrainingCurvesResponse) -> types.Tra
     return types.TrainingCurves(
         steps=np.array(message.steps, dtype=np.int64),
         curves={curve.name: np.array(curve.values, dtype=np.float32) for curve in message.curves},
+        version_id=message.version_id,
     )
 
 

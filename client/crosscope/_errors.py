@@ -3,7 +3,8 @@
 CrosscopeError
 ├── InvalidInput       what was asked cannot be asked; `.violations` names the fields
 ├── NotFound           no such crosscoder, latent, job
-├── Conflict           it does not fit how things stand, for instance a listing whose version is gone
+├── Conflict           it does not fit how things stand
+│   └── VersionGone    the version that was asked for is gone; `.newest` says which one there is
 ├── Unauthorized       the token is missing or wrong, or TLS refused
 ├── Unavailable        nobody answers: no server, no inference worker, no queue
 ├── Busy               too much is waiting; `.retry_after_s` says when to come back
@@ -50,6 +51,15 @@ class NotFound(CrosscopeError, LookupError):
 
 class Conflict(CrosscopeError):
     """The request is sound but does not fit how things stand."""
+
+
+class VersionGone(Conflict):
+    """The version that a handle or a listing is bound to is not there any more."""
+
+    def __init__(self, message: str, newest: str = "") -> None:
+        super().__init__(message)
+        self.newest = newest
+        """Id of the crosscoder's current version; empty where the server did not say."""
 
 
 class Unauthorized(CrosscopeError, PermissionError):

@@ -7,6 +7,7 @@ import yaml
 
 from crosscope._errors import InvalidInput
 from crosscope._prompts import check_text
+from crosscope_proto.recipe_yaml import YamlTextError, load_yaml
 
 _FILE_SOURCES = frozenset({"jsonl", "parquet", "text"})
 
@@ -44,9 +45,9 @@ def _file(path: Path) -> str:
 def _with_absolute_paths(text: str, folder: Path) -> str:
     """The recipe with paths of what lies beside it made absolute: data, a crosscoder; otherwise as it was written."""
     try:
-        document = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError):
-        return text
+        document = load_yaml(text)
+    except YamlTextError:
+        return text  # the server says what is wrong
     if not isinstance(document, dict):
         return text
     changed = False

@@ -16,9 +16,11 @@ from crosscope._errors import (
     ServerError,
     Unauthorized,
     Unavailable,
+    VersionGone,
 )
 
 if TYPE_CHECKING:
+    from google.rpc.error_details_pb2 import ErrorInfo
     from google.rpc.status_pb2 import Status
 
 _INVALID = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE}
@@ -56,6 +58,9 @@ def error_of_code(code: grpc.StatusCode, message: str, rich: "Status | None" = N
     if code is grpc.StatusCode.NOT_FOUND:
         return NotFound(message)
     if code in _CONFLICT:
+        info = _info(rich)
+        if info.reason == "VERSION_GONE":
+            return VersionGone(message, info.metadata["newest_version"])
         return Conflict(message)
     if code in _UNAUTHORIZED:
         return Unauthorized(f"{message} (give Client(token=…) or set CROSSCOPE_TOKEN)")
@@ -97,17 +102,32 @@ def _said_by_server(error: grpc.RpcError) -> bool:
 
 
 def _rich(error: grpc.RpcError) -> "Status | None":
-    from google.protobuf.message import DecodeError
-    from google.rpc.status_pb2 import Status
-
     trailers: Any = (error.trailing_metadata() or ()) if isinstance(error, grpc.Call) else ()
     for key, value in trailers:
         if key == "grpc-status-details-bin" and isinstance(value, bytes):
-            try:
-                return Status.FromString(value)
-            except DecodeError:
-                return None
+            return read_status(value)
     return None
+
+
+def read_status(data: bytes) -> "Status | None":
+    """A rich status from its bytes; None if they are none."""
+    from google.protobuf.message import DecodeError
+    from google.rpc.status_pb2 import Status
+
+    try:
+        return Status.FromString(data)
+    except DecodeError:
+        return None
+
+
+def _info(rich: "Status | None") -> "ErrorInfo":
+    from google.rpc.error_details_pb2 import ErrorInfo
+
+    info = ErrorInfo()
+    for detail in rich.details if rich else ():
+        if detail.Unpack(info):
+            break
+    return info
 
 
 def _violations(rich: "Status | None") -> tuple[FieldViolation, ...]:

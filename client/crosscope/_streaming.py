@@ -7,7 +7,7 @@ from itertools import islice
 import grpc
 
 from crosscope._errors import CrosscopeError, ServerError
-from crosscope._status import error_of, error_of_code
+from crosscope._status import error_of, error_of_code, read_status
 from crosscope._transport import Transport
 from crosscope_proto.v1 import prompts_pb2
 from crosscope_proto.v1.prompts_pb2_grpc import PromptsStub
@@ -47,4 +47,5 @@ def encode_stream(
 def _outcome(reply: prompts_pb2.EncodeStreamResponse) -> prompts_pb2.EncodeResponse | CrosscopeError:
     if reply.WhichOneof("outcome") == "response":
         return reply.response
-    return error_of_code(_CODES.get(reply.error.code, grpc.StatusCode.UNKNOWN), reply.error.message)
+    code = _CODES.get(reply.error.code, grpc.StatusCode.UNKNOWN)
+    return error_of_code(code, reply.error.message, read_status(reply.error.status))

@@ -233,6 +233,8 @@ def top_latents_table(top: "TopLatents") -> str:
 
 def crosscoder_facts(info: "CrosscoderInfo") -> list[tuple[str, str]]:
     """What a crosscoder's card says."""
+    if info.broken:
+        return [("version", info.version_id), ("broken", info.broken)]
     metrics = ", ".join(f"{name} {number(value)}" for name, value in sorted(info.metrics.items()))
     classes = ", ".join(f"{count} {name}" for name, count in info.class_counts.items())
     return [
@@ -247,6 +249,8 @@ def crosscoder_facts(info: "CrosscoderInfo") -> list[tuple[str, str]]:
 
 def crosscoder_line(info: "CrosscoderInfo") -> str:
     """One crosscoder on a line."""
+    if info.broken:
+        return f"Crosscoder({info.name!r}, broken: {info.broken})"
     return (
         f"Crosscoder({info.name!r}, {info.variant}, {info.num_latents} latents, pair {info.pair!r}, layer {info.layer})"
     )

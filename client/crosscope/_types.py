@@ -115,6 +115,8 @@ class CrosscoderInfo:
     created_at: float
     """Seconds since 1970."""
     manifest_json: str = field(repr=False)
+    broken: str = ""
+    """Why the server cannot read it; empty for one that can be read. All figures of a broken one are 0 or empty."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,8 @@ class TrainingCurves:
     """[step] int64."""
     curves: Mapping[str, "np.ndarray"]
     """Name to [step] float32, NaN where not measured."""
+    version_id: str = ""
+    """The version that they are of."""
 
 
 class JobState(StrEnum):

@@ -6,14 +6,13 @@ Their parts are in `specs`.
 import reprlib
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
+from crosscope_proto.recipe_yaml import YamlTextError, load_yaml
 from crosscope_proto.specs import (
     STRICT,
     AnalysisSpec,
-    Count,
     CrosscoderSpec,
     DataSpec,
     Name,
@@ -24,8 +23,12 @@ from crosscope_proto.specs import (
     TrainingSpec,
 )
 
+Layer = Annotated[int, Field(ge=0, lt=10_000)]
+DemoCount = Annotated[int, Field(ge=1, le=10_000_000)]
+"""The demo's texts are made in memory, and its models are trained for minutes."""
+
 _SHORT = reprlib.Repr()
-"""Shows a value by its beginning, without walking through all of it: YAML aliases can make one of astronomic size."""
+"""Shows a value by its beginning."""
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 80, 80
 
 
@@ -48,7 +51,7 @@ class CrosscoderRecipe:
     name: Name
     """The crosscoder's name."""
     pair: PairSpec
-    layer: Annotated[int, Field(ge=0)]
+    layer: Layer
     """Index of the decoder layer whose output is read."""
     data: Annotated[tuple[DataSpec, ...], Field(min_length=1, max_length=32)]
     crosscoder: CrosscoderSpec
@@ -96,7 +99,7 @@ class PublishedRecipe:
     name: Name
     """The crosscoder's name here."""
     pair: PairSpec
-    layer: Annotated[int, Field(ge=0)]
+    layer: Layer
     """Index of the decoder layer whose output the crosscoder reads."""
     path: Annotated[str, Field(min_length=1)]
     """Folder or file of its weights, a relative one below the home; or hub id, which may go on to a folder inside the
@@ -143,13 +146,13 @@ class DemoPairRecipe:
     """Decoder layers."""
     hidden_size: Annotated[int, Field(ge=16, le=1024, multiple_of=16)] = 64
     """Residual-stream width."""
-    base_steps: Count = 1500
+    base_steps: DemoCount = 1500
     """Training steps of the base model."""
-    chat_steps: Count = 700
+    chat_steps: DemoCount = 700
     """Steps of chat-tuning."""
-    documents: Count = 6000
+    documents: DemoCount = 6000
     """Generated documents."""
-    conversations: Count = 4000
+    conversations: DemoCount = 4000
     """Generated conversations."""
     seed: Seed = 0
     """Seed of the world and of both trainings."""
@@ -166,9 +169,9 @@ def parse_recipe(text: str) -> Recipe:
     Raises RecipeError that names every field that is wrong, what it holds and what it may hold.
     """
     try:
-        document = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise RecipeError([("", f"not valid YAML: {' '.join(str(error).split())}")]) from error
+        document = load_yaml(text)
+    except YamlTextError as error:
+        raise RecipeError([("", str(error))]) from error
     if not isinstance(document, dict):
         raise RecipeError([("", "a recipe is a YAML mapping with the keys kind, name, …")])
     try:

@@ -13,7 +13,10 @@ from crosscope_proto.artefacts import NAME_PATTERN
 STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
-Count = Annotated[int, Field(ge=1)]
+MAX_COUNT = 10**12
+"""Of steps, tokens, texts: far beyond any use, and far below where arithmetic on them overflows."""
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+Natural = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -104,13 +107,13 @@ class TokenPolicy:
     """Texts are cut to this many tokens, or to what both models can read if that is less."""
     skip_bos: bool = True
     """Leave out BOS tokens, whose activation norm is an outlier; to keep them takes max_norm_ratio: null too."""
-    skip_first: Annotated[int, Field(ge=0)] = 0
+    skip_first: Natural = 0
     """Leave out the first n tokens of every text, BOS counted."""
     max_norm_ratio: Positive | None = 10.0
     """Leave out tokens whose activation norm, in either model, is more than this many times the median norm, and early
     positions where the median norm itself is (attention sinks; math §7). Medians are those of the first 65 536 tokens
     or so that are read. null: keep all."""
-    held_out_every: Annotated[int, Field(ge=2)] = 20
+    held_out_every: Annotated[int, Field(ge=2, le=MAX_COUNT)] = 20
     """Every n-th text of each data set is never trained on and is what the analysis reads."""
 
 
@@ -133,7 +136,7 @@ class CrosscoderSpec:
 
     variant: Variant
     """Training objective (math §2)."""
-    num_latents: Count
+    num_latents: Annotated[int, Field(ge=1, le=2**31 - 1)]
     """Number of latents."""
     k: Count | None = None
     """Latents a token, on average; of delta, those that are not delta latents. All variants but l1 and
@@ -194,14 +197,14 @@ class TrainingSpec:
     """Tokens a step."""
     lr: Positive = 1e-4
     """Adam's learning rate."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 1000
+    warmup_steps: Natural = 1000
     """Steps over which the learning rate rises linearly."""
     decay_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Last share of the training over which the learning rate falls to zero; 0: constant. Needs a known length: of a
     hub data set, max_tokens, or else max_steps."""
     decay: Literal["linear", "cosine"] = "linear"
     """How it falls."""
-    sparsity_warmup_steps: Annotated[int, Field(ge=0)] = 0
+    sparsity_warmup_steps: Natural = 0
     """Steps over which mu rises linearly from 0, or k falls linearly from k_start."""
     k_start: Count | None = None
     """Latents a token at the first step, from which k falls; needs sparsity_warmup_steps and a variant with k."""
@@ -244,9 +247,9 @@ class AnalysisSpec:
     """Shards of the jackknife."""
     top_examples: Count = 20
     """Examples a latent and data set in group top."""
-    quantiles: Count = 4
+    quantiles: Annotated[int, Field(ge=1, le=256)] = 4
     """Bands of the sequence maximum."""
-    examples_per_quantile: Annotated[int, Field(ge=0)] = 5
+    examples_per_quantile: Natural = 5
     """Examples a latent, data set and band."""
     uselessness_steps: Count = 500
     """Steps of the published base-uselessness recipe."""
@@ -256,6 +259,6 @@ class AnalysisSpec:
     """Its initial theta; the published runs used 0 and -10."""
     uselessness_floor: Positive = 1e-5
     """Smallest scalar of the least-squares score, so that its logarithm is finite."""
-    spliced_tokens: Annotated[int, Field(ge=0)] = 16_384
+    spliced_tokens: Natural = 16_384
     """Held-out tokens on which both models run with reconstructions spliced in, for cross-entropy and KL recovered,
     and on which chat-specific latents are patched into the base model's activations; 0: not measured."""

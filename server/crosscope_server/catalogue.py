@@ -5,26 +5,30 @@ latest few are kept. Knows nothing about protobuf. The artefact folder may chang
 """
 
 import asyncio
-import dataclasses
-import json
+import contextlib
+import os
 import re
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import structlog
 
 from crosscope_proto import artefacts as layout
-from crosscope_proto.artefacts import CrosscoderManifest, PairManifest
-from crosscope_server.errors import BrokenArtefact, NotFound, VersionGone
+from crosscope_proto.artefacts import CrosscoderManifest
+from crosscope_proto.manifest import MAX_BYTES, ManifestError, parse_manifest
+from crosscope_server.errors import BrokenArtefact, CallError, NotFound, VersionGone
 from crosscope_server.examples import ExampleReader
 from crosscope_server.latents import LatentTable
-from crosscope_server.tables import read_table
+from crosscope_server.tables import TableFolder
 
 _KEPT_VERSIONS = 8
 _NAME = re.compile(layout.NAME_PATTERN)
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -33,9 +37,22 @@ log = structlog.get_logger(__name__)
 class Card:
     """A version's manifest."""
 
-    folder: Path
+    tables: TableFolder
     manifest: CrosscoderManifest
     manifest_json: str
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A crosscoder whose card cannot be read, with what is known of it all the same."""
+
+    name: str
+    """As its folder is called, signs that are no characters as escapes."""
+    version_id: str
+    """Empty where CURRENT cannot be read."""
+    sentence: str
+    manifest_json: str
+    """Empty where the file is missing, no text, or too long for a list."""
 
 
 @dataclass(frozen=True)
@@ -77,15 +94,15 @@ class Version:
     @cached_property
     def detectors(self) -> list[Detector]:
         """Rows of behaviours.parquet; empty where texts carried no tags. Blocking, raises BrokenArtefact."""
-        path = self.card.folder / layout.BEHAVIOURS
-        if not path.exists():
+        tables = self.card.tables
+        if layout.BEHAVIOURS not in tables.hashes and not (tables.folder / layout.BEHAVIOURS).exists():
             return []
-        return [Detector(**row) for row in read_table(path, layout.BEHAVIOUR_COLUMNS).to_pylist()]
+        return [Detector(**row) for row in tables.read(layout.BEHAVIOURS, layout.BEHAVIOUR_COLUMNS).to_pylist()]
 
     @cached_property
     def curves(self) -> Curves:
         """metrics.parquet. Blocking, raises BrokenArtefact."""
-        rows = read_table(self.card.folder / layout.METRICS, layout.METRIC_COLUMNS).to_pydict()
+        rows = self.card.tables.read(layout.METRICS, layout.METRIC_COLUMNS).to_pydict()
         steps = sorted(set(rows["step"]))
         place = {step: i for i, step in enumerate(steps)}
         values = {name: [float("nan")] * len(steps) for name in rows["name"]}
@@ -101,15 +118,23 @@ class Catalogue:
         self._home = home
         self._current: dict[str, tuple[tuple[int, int], str]] = {}
         self._cards: dict[tuple[str, str], Card] = {}
+        self._told: set[Broken] = set()
+        """What the log has named as broken."""
         self._versions: OrderedDict[tuple[str, str], asyncio.Task[Version]] = OrderedDict()
 
     def names(self) -> list[str]:
         """Names of all published crosscoders, sorted."""
+        return [name for name in self._folders() if _NAME.fullmatch(name)]
+
+    def _folders(self) -> list[str]:
+        """Names of all folders with a CURRENT, also such as are no crosscoder's name, sorted. Raises BrokenArtefact."""
         folder = self._home / "crosscoders"
         try:
-            return sorted(entry.name for entry in folder.iterdir() if (entry / layout.CURRENT).is_file())
+            return sorted(entry.name for entry in folder.iterdir() if os.path.lexists(entry / layout.CURRENT))
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise BrokenArtefact(f"{folder} cannot be read: {error.strerror}") from error
 
     def current(self, name: str) -> str:
         """The id of a crosscoder's current version; raises NotFound or BrokenArtefact."""
@@ -134,86 +159,122 @@ class Catalogue:
         self._current[name] = seen, version_id
         return version_id
 
-    async def cards(self) -> list[Card]:
-        """All crosscoders' cards, newest first. One that is broken is logged and left out."""
+    async def cards(self) -> tuple[list[Card], list[Broken]]:
+        """All crosscoders' cards, newest first, and those whose card cannot be read. Raises BrokenArtefact."""
         cards: list[Card] = []
-        for name in self.names():
+        broken: list[Broken] = []
+        for name in self._folders():
             try:
                 cards.append(await self.card(name))
             except (BrokenArtefact, NotFound) as error:
-                log.error("crosscoder left out", crosscoder=name, error=error.sentence)
-        return sorted(cards, key=lambda card: (-card.manifest.created_at, card.manifest.name))
+                broken.append(await asyncio.to_thread(self._broken, name, error.sentence))
+        for each in set(broken) - self._told:
+            log.error("broken crosscoder", crosscoder=each.name, error=each.sentence)
+        self._told = set(broken)
+        return sorted(cards, key=lambda card: (-card.manifest.created_at, card.manifest.name)), broken
+
+    def _broken(self, name: str, sentence: str) -> Broken:
+        shown = name.encode("utf-8", "backslashreplace").decode()
+        if not _NAME.fullmatch(name):
+            sentence = f"a crosscoder's name looks like {layout.NAME_PATTERN}; rename the folder"
+        version_id = manifest_json = ""
+        with contextlib.suppress(CallError, OSError, UnicodeDecodeError):
+            version_id = self.current(name)
+            data = (self._folder(name, version_id) / layout.MANIFEST).read_bytes()
+            manifest_json = data.decode() if len(data) <= MAX_BYTES else ""
+        return Broken(shown, version_id, sentence, manifest_json)
 
     async def card(self, name: str) -> Card:
         """The current version's card; raises NotFound or BrokenArtefact."""
         version_id = self.current(name)
         if (card := self._cards.get((name, version_id))) is None:
-            card = await asyncio.to_thread(_read_card, self._folder(name, version_id))
+            card = await asyncio.to_thread(_read_card, self._folder(name, version_id), name)
             for known in [key for key in self._cards if key[0] == name]:
                 del self._cards[known]
             self._cards[name, version_id] = card
         return card
 
-    async def open(self, name: str, version_id: str | None = None) -> Version:
-        """A version's contents, the current one's by default.
+    def resolve(self, name: str, version_id: str | None) -> str:
+        """The id of a version that is there: the one that was asked for, else the current one.
 
-        Raises NotFound, BrokenArtefact, or VersionGone for a named version that was removed.
+        Raises NotFound, BrokenArtefact, or VersionGone.
         """
         current = self.current(name)
+        if version_id is None or version_id == current:
+            return current
+        if not _NAME.fullmatch(version_id) or not self._folder(name, version_id).is_dir():
+            raise VersionGone(name, version_id, current)
+        return version_id
+
+    async def open(self, name: str, version_id: str | None = None) -> Version:
+        """A version's contents, the current one's by default. Raises NotFound, BrokenArtefact, or VersionGone.
+
+        One that was opened before is answered from memory, also when its folder has gone since.
+        """
+        current = self.current(name)  # first: a crosscoder that was taken away whole has no versions either
         key = name, version_id or current
         task = self._versions.get(key)
         if task is None:
-            folder = self._folder(*key)
-            if key[1] != current and not (_NAME.fullmatch(key[1]) and folder.is_dir()):
-                raise VersionGone(
-                    f"version {key[1][:60]!r} of {name} is gone; the current one is {current}, start again"
-                )
-            task = self._versions[key] = asyncio.create_task(asyncio.to_thread(_read_version, folder))
+            folder = self._folder(name, self.resolve(*key))
+            task = self._versions[key] = asyncio.create_task(asyncio.to_thread(_read_version, folder, name))
             while len(self._versions) > _KEPT_VERSIONS:
                 self._versions.popitem(last=False)
         self._versions.move_to_end(key)
         try:
             return await asyncio.shield(task)
-        except Exception:
+        except Exception as error:
             if self._versions.get(key) is task:
                 del self._versions[key]  # it may be mended without a new version
+            if isinstance(error, BrokenArtefact):
+                self.resolve(*key)  # it may have gone while it was read
+            raise
+
+    async def read(self, version: Version, read: Callable[[], T]) -> T:
+        """What a thread reads of a version's files. Raises BrokenArtefact, or VersionGone where they have gone."""
+        try:
+            return await asyncio.to_thread(read)
+        except BrokenArtefact:
+            self.resolve(version.card.manifest.name, version.version_id)
             raise
 
     def _folder(self, name: str, version_id: str) -> Path:
         return Path(layout.version_folder(self._home, name, version_id))
 
 
-def _read_version(folder: Path) -> Version:
-    card = _read_card(folder)
+def _read_version(folder: Path, name: str) -> Version:
+    card = _read_card(folder, name)
     manifest = card.manifest
     path = folder / layout.LATENTS
-    table = read_table(path, layout.LATENT_COLUMNS)
+    table = card.tables.read(layout.LATENTS, layout.LATENT_COLUMNS)
     if table.num_rows != manifest.num_latents:
         raise BrokenArtefact(
             f"{path} has {table.num_rows} rows, but {layout.MANIFEST} says {manifest.num_latents} latents"
         )
+    lengths = {"dataset_shares": len(manifest.datasets), "histogram": max(0, len(manifest.histogram_edges) - 1)}
+    for column, expected in lengths.items():
+        if (found := len(table[column][0])) != expected:
+            sentence = f"{path}: the lists of {column} have {found} values, but {layout.MANIFEST} asks for {expected}"
+            raise BrokenArtefact(f"{sentence}; publish the crosscoder again")
     try:
         latents = LatentTable(manifest.name, table, manifest.datasets)
     except ValueError as error:
         raise BrokenArtefact(f"{path}: {error}; publish the crosscoder again") from error
-    return Version(card, latents, ExampleReader(folder, manifest.num_latents))
+    return Version(card, latents, ExampleReader(card.tables, manifest.num_latents))
 
 
-def _read_card(folder: Path) -> Card:
+def _read_card(folder: Path, name: str) -> Card:
+    """The card of a version's folder, which must be that of a version of `name`. Raises BrokenArtefact."""
     path = folder / layout.MANIFEST
     try:
-        text = path.read_text()
-        values: dict[str, Any] = json.loads(text)
-        schema = values["schema_version"]
-        if schema > layout.SCHEMA_VERSION:
-            raise BrokenArtefact(
-                f"{path} has schema version {schema}, but this server knows up to {layout.SCHEMA_VERSION}; update it"
-            )
-        known = {field.name for field in dataclasses.fields(CrosscoderManifest)}
-        manifest = CrosscoderManifest(**{key: value for key, value in values.items() if key in known})
-        manifest = dataclasses.replace(manifest, pair=PairManifest(**values["pair"]))
+        data = path.read_bytes()
+        manifest = parse_manifest(data)
     except FileNotFoundError as error:
         raise BrokenArtefact(f"{path} is missing; publish the crosscoder again") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BrokenArtefact(f"{path} is not a manifest: {error!r}; publish the crosscoder again") from error
-    return Card(folder, manifest, text)
+    except OSError as error:
+        raise BrokenArtefact(f"{path} cannot be read: {error.strerror}") from error
+    except ManifestError as error:
+        raise BrokenArtefact(f"{path}: {error}; publish the crosscoder again") from error
+    for what, found, expected in (("name", manifest.name, name), ("version_id", manifest.version_id, folder.name)):
+        if found != expected:
+            raise BrokenArtefact(f"{path}: {what} is {found!r}, but its folder is called {expected!r}; make them equal")
+    return Card(TableFolder(folder, manifest.hashes), manifest, data.decode())

@@ -6,7 +6,7 @@ the traceback. Knows nothing about services.
 """
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,9 +20,9 @@ from crosscope_proto.recipe import RecipeError
 
 DOMAIN = "crosscope"
 STATUS_DETAILS = "grpc-status-details-bin"
-_MAX_SENTENCE = 2000
-"""Characters of a sentence; details travel in headers, which are limited to 8 KiB."""
-_MAX_VIOLATIONS = 10
+_MAX_SENTENCE_BYTES = 1200
+"""Of a sentence, as it travels: it stands in the headers twice, and all headers together may have 8 KiB."""
+_MAX_VIOLATIONS, _MAX_FIELD_BYTES, _MAX_VIOLATION_BYTES = 10, 80, 200
 
 log = structlog.get_logger(__name__)
 
@@ -49,6 +49,8 @@ class CallError(Exception):
         self.sentence = sentence
         self.retry_after_s = retry_after_s
         self.violations: tuple[Violation, ...] = ()
+        self.facts: Mapping[str, str] = {}
+        """What programs may want to know, in ErrorInfo.metadata."""
 
 
 class InvalidRequest(CallError):
@@ -79,10 +81,17 @@ class Conflict(CallError):
 
 
 class VersionGone(CallError):
-    """A listing whose version was removed while it was being read; start again."""
+    """A version that was asked for by its id and is not there, or not any more."""
 
-    status = grpc.StatusCode.ABORTED
+    status = grpc.StatusCode.FAILED_PRECONDITION
     reason = "VERSION_GONE"
+
+    def __init__(self, crosscoder: str, version_id: str, newest: str) -> None:
+        super().__init__(
+            f"version {version_id[:60]!r} of {crosscoder} is gone or never was; the newest is {newest}: ask for that "
+            "one, or for none, which means the current one"
+        )
+        self.facts = {"crosscoder": crosscoder, "newest_version": newest}
 
 
 class Unavailable(CallError):
@@ -140,11 +149,12 @@ def status_of(error: Exception, method: str) -> status_pb2.Status:
             f"the server has a bug; its log tells more under bug id {bug_id}",
             [error_details_pb2.ErrorInfo(reason="BUG", domain=DOMAIN, metadata={"bug_id": bug_id})],
         )
-    details: list[Message] = [error_details_pb2.ErrorInfo(reason=known.reason, domain=DOMAIN)]
+    details: list[Message] = [error_details_pb2.ErrorInfo(reason=known.reason, domain=DOMAIN, metadata=known.facts)]
     if known.violations:
         bad_request = error_details_pb2.BadRequest()
         for violation in known.violations[:_MAX_VIOLATIONS]:
-            bad_request.field_violations.add(field=violation.field, description=violation.sentence[:300])
+            sentence = _cut(violation.sentence, _MAX_VIOLATION_BYTES)
+            bad_request.field_violations.add(field=_cut(violation.field, _MAX_FIELD_BYTES), description=sentence)
         details.append(bad_request)
     if known.retry_after_s is not None:
         retry = error_details_pb2.RetryInfo()
@@ -154,12 +164,23 @@ def status_of(error: Exception, method: str) -> status_pb2.Status:
 
 
 def _status(code: grpc.StatusCode, sentence: str, details: Sequence[Message]) -> status_pb2.Status:
-    status = status_pb2.Status(code=code.value[0], message=sentence[:_MAX_SENTENCE])
+    status = status_pb2.Status(code=code.value[0], message=_cut(sentence, _MAX_SENTENCE_BYTES))
     for detail in details:
         packed = Any()
         packed.Pack(detail)
         status.details.append(packed)
     return status
+
+
+def _cut(text: str, max_bytes: int) -> str:
+    """The beginning of a text that fits, as it travels: a byte that is not ASCII takes three. No lone surrogates."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    room = max_bytes
+    for place, character in enumerate(text):
+        room -= 1 if " " <= character <= "~" else 3 * len(character.encode())
+        if room < 0:
+            return f"{text[:place]}…"
+    return text
 
 
 def status_code(status: status_pb2.Status) -> grpc.StatusCode:

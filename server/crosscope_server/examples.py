@@ -6,7 +6,6 @@ Blocking reads: call from a thread. Knows nothing about protobuf.
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,9 @@ import pyarrow as pa
 from crosscope_proto import artefacts as layout
 from crosscope_proto.artefacts import ExampleGroup
 from crosscope_server.errors import BrokenArtefact
-from crosscope_server.tables import open_table, read_table
+from crosscope_server.tables import TableFolder
+
+_MAX_LATENT = 2**32 - 1
 
 Key = tuple[str, int, str, int]
 """Group, quantile, data set, rank: unique within a latent."""
@@ -61,9 +62,9 @@ class Example:
 class ExampleReader:
     """Reads examples/ and sequences.parquet. Files stay open, so a version that is removed can still be read."""
 
-    def __init__(self, folder: Path, num_latents: int) -> None:
+    def __init__(self, tables: TableFolder, num_latents: int) -> None:
         """Takes a version's folder; reads nothing yet."""
-        self._folder = folder
+        self._tables = tables
         self._num_latents = num_latents
         self._parts: dict[str, _Part] = {}
         self._sequences: dict[str, pa.Array] | None = None
@@ -92,11 +93,11 @@ class ExampleReader:
         return [self._example(row, context) for row in chosen], start + size >= len(rows)
 
     def _rows(self, latent: int, group: ExampleGroup | None, dataset: str | None) -> list[dict[str, Any]]:
-        name = layout.example_part(latent, self._num_latents)
+        name = f"{layout.EXAMPLES}/{layout.example_part(latent, self._num_latents)}"
         with self._lock:
             part = self._parts.get(name)
             if part is None:
-                part = self._parts[name] = _Part(self._folder / layout.EXAMPLES / name)
+                part = self._parts[name] = _Part(self._tables, name)
         rows = [
             row
             for row in part.rows(latent)
@@ -116,11 +117,11 @@ class ExampleReader:
     def _example(self, row: dict[str, Any], context: int | None) -> Example:
         sequences = self._texts()
         sequence = row["sequence"]
-        if sequence >= len(sequences["token_ids"]):
-            sentence = f"an example of latent {row['latent']} names sequence {sequence}, which {layout.SEQUENCES} lacks"
-            raise BrokenArtefact(f"{self._folder}: {sentence}")
         positions: Sequence[int] = row["positions"]
         values: Sequence[float] = row["values"]
+        if wrong := _what_is_wrong(row, sequences["token_ids"]):
+            sentence = f"an example of latent {row['latent']} {wrong}; publish the crosscoder again"
+            raise BrokenArtefact(f"{self._tables.folder / layout.EXAMPLES}: {sentence}")
         peak = positions[max(range(len(values)), key=values.__getitem__)]
         ids = sequences["token_ids"][sequence].values
         start, end = 0, len(ids)
@@ -153,18 +154,39 @@ class ExampleReader:
     def _texts(self) -> dict[str, pa.Array]:
         with self._lock:
             if self._sequences is None:
-                table = read_table(self._folder / layout.SEQUENCES, layout.SEQUENCE_COLUMNS)
+                table = self._tables.read(layout.SEQUENCES, layout.SEQUENCE_COLUMNS)
                 self._sequences = {name: table[name].combine_chunks() for name in ("token_ids", "pieces", "roles")}
+                lengths = [column.value_lengths() for column in self._sequences.values()]
+                if any(other != lengths[0] for other in lengths):
+                    self._sequences = None
+                    path = self._tables.folder / layout.SEQUENCES
+                    raise BrokenArtefact(f"{path}: a text has not as many ids as pieces and roles; publish it again")
             return self._sequences
+
+
+def _what_is_wrong(row: dict[str, Any], texts: pa.Array) -> str:
+    """Why an example cannot be shown; empty for one that can."""
+    positions, values = row["positions"], row["values"]
+    if row["sequence"] >= len(texts):
+        return f"names sequence {row['sequence']}, which {layout.SEQUENCES} lacks"
+    if row["group"] not in set(ExampleGroup):
+        return f"is of the group {row['group'][:40]!r}, which there is not"
+    if not positions or len(positions) != len(values):
+        return f"has {len(positions)} positions and {len(values)} values"
+    length = len(texts[row["sequence"]].values)
+    if max(positions) >= length:
+        return f"names position {max(positions)} of a text of {length} tokens"
+    return ""
 
 
 class _Part:
     """One example file, kept open."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, tables: TableFolder, name: str) -> None:
+        self._tables = tables
+        self._name = name
         self._lock = threading.Lock()
-        self._file = open_table(path, layout.EXAMPLE_COLUMNS)
+        self._file = tables.open(name, layout.EXAMPLE_COLUMNS)
         metadata = self._file.metadata
         column = metadata.schema.names.index("latent")
         self._ranges: list[tuple[int, int, int]] = []
@@ -172,18 +194,21 @@ class _Part:
         for index in range(metadata.num_row_groups):
             group = metadata.row_group(index)
             statistics = group.column(column).statistics
-            if group.num_rows and statistics is not None and statistics.has_min_max:
+            low, high = 0, _MAX_LATENT
+            if statistics is not None and statistics.has_min_max:
                 low, high = int(statistics.min or 0), int(statistics.max or 0)
+            if group.num_rows:
                 self._ranges.append((low, high, index))
 
     def rows(self, latent: int) -> list[dict[str, Any]]:
         groups = [index for first, last, index in self._ranges if first <= latent <= last]
         if not groups:
             return []
-        try:
-            with self._lock:
-                table = self._file.read_row_groups(groups, use_threads=False)
-        except (OSError, pa.ArrowException) as error:
-            raise BrokenArtefact(f"{self._path} cannot be read: {error}; publish the crosscoder again") from error
-        start, end = np.searchsorted(np.from_dlpack(table["latent"].combine_chunks()), [latent, latent + 1])
+        with self._lock:
+            table = self._tables.read_groups(self._name, self._file, layout.EXAMPLE_COLUMNS, groups)
+        latents = np.from_dlpack(table["latent"].combine_chunks())
+        if np.any(latents[1:] < latents[:-1]):
+            path = self._tables.folder / self._name
+            raise BrokenArtefact(f"{path} is not sorted by latent; publish the crosscoder again")
+        start, end = np.searchsorted(latents, [latent, latent + 1])
         return table.slice(start, end - start).to_pylist()

@@ -5,8 +5,9 @@ Knows nothing about services; it never looks into a message, and logs no text of
 
 import asyncio
 import hmac
+import inspect
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, NoReturn
 
@@ -69,8 +70,9 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Checks requests, maps errors, logs and counts calls of our services.
 
-    A client stream's messages are handed on unchecked: there a bad message is answered on its own instead of ending
-    the stream, so the servicer calls `check` on each.
+    A client stream's messages are handed on without a look at the rules: there a message that breaks one is answered
+    on its own instead of ending the stream, so the servicer calls `check` on each. Bytes that are no message end every
+    call, of others' services too, with INVALID_ARGUMENT.
     """
 
     def __init__(self, metrics: Metrics) -> None:
@@ -79,23 +81,29 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> Handler:
-        """Wraps the handlers of our services."""
+        """Wraps the handler."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or not method.startswith(OURS):
+        if handler is None:
             return handler
         inner: Any = handler.unary_unary or handler.unary_stream or handler.stream_stream
         assert inner is not None, f"{method}: client streaming with one reply is not wired"
-        streams_requests = handler.request_streaming
+        is_ours = method.startswith(OURS)
+        around = self._around if is_ours else _around_others
+        read: Any = _messages if handler.request_streaming else _checked if is_ours else _message
 
         async def unary(request: Message | DecodeError, context: Context) -> Message:
-            async with self._around(method, context):
-                return await inner(_checked(request), context)
+            async with around(method, context):
+                return await inner(read(request), context)
             raise AssertionError("unreachable: the context manager never swallows")
 
         async def stream(request: Any, context: Context) -> AsyncIterator[Message]:
-            async with self._around(method, context):
-                async for reply in inner(request if streams_requests else _checked(request), context):
+            async with around(method, context):
+                replies = inner(read(request), context)
+                if inspect.isawaitable(replies):  # a handler that writes its replies itself
+                    await replies
+                    return
+                async for reply in replies:
                     yield reply
 
         return _with_behaviour(handler, unary, stream)
@@ -121,11 +129,30 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         log.info("call", method=method, status=outcome.name, ms=round(seconds * 1000, 2))
 
 
-def _checked(request: Message | DecodeError) -> Message:
+@asynccontextmanager
+async def _around_others(method: str, context: Context) -> AsyncGenerator[None]:
+    """Health and reflection answer by themselves; only what `_message` raises is ours."""
+    try:
+        yield
+    except InvalidRequest as error:
+        await _abort(context, status_of(error, method))
+
+
+def _message(request: Message | DecodeError) -> Message:
     if isinstance(request, DecodeError):
         raise InvalidRequest([Violation("", f"the request is not a valid message: {request}")])
-    check(request)
     return request
+
+
+def _checked(request: Message | DecodeError) -> Message:
+    message = _message(request)
+    check(message)
+    return message
+
+
+async def _messages(requests: AsyncIterable[Message | DecodeError]) -> AsyncIterator[Message]:
+    async for request in requests:
+        yield _message(request)
 
 
 def _with_behaviour(handler: Any, unary: Any, stream: Any) -> Handler:

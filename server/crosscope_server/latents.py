@@ -90,10 +90,21 @@ class LatentTable:
         self._scalars[PART_COLUMN] = _codes(table[PART_COLUMN], {part: i for i, part in enumerate(["", *parts])})
         self._categories = {CLASS_COLUMN: [str(each) for each in CLASSES], PART_COLUMN: parts}
         self._lists: dict[str, Any] = {column: table[column].combine_chunks() for column in _LIST_COLUMNS}
+        self._check_lengths()
         # Shares of activation mass: a column for each data set and role, read from the lists when first asked for.
         self._shares = {f"dataset_share_{dataset}": ("dataset_shares", i) for i, dataset in enumerate(datasets)}
         self._shares |= {f"role_share_{role.name.lower()}": ("role_shares", int(role)) for role in TokenRole}
         self._order = lru_cache(_KEPT_ORDERS)(self._sort)
+
+    def _check_lengths(self) -> None:
+        """Raises ValueError where lists that belong together differ in length."""
+        lengths = {column: values.value_lengths() for column, values in self._lists.items()}
+        for one, other in (("neighbours", "neighbour_cosines"), ("coactive", "coactive_indices")):
+            if lengths[one] != lengths[other]:
+                raise ValueError(f"a latent has not as many {one} as {other}")
+        for column in ("role_shares", "dataset_shares", "histogram"):
+            if len(lengths[column].unique()) > 1:
+                raise ValueError(f"the lists of column {column} differ in length")
 
     def check_id(self, latent: int) -> None:
         """Raises NotFound if there is no such latent."""

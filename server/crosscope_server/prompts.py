@@ -4,7 +4,9 @@ Knows nothing about protobuf's public messages or about ranking.
 """
 
 import asyncio
+from collections.abc import Awaitable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from crosscope_proto.keys import ENCODE_TTL_S, encode_key
 from crosscope_proto.v1 import types_pb2
@@ -19,8 +21,10 @@ from crosscope_server.encodings import (
     read_encoding,
     unpack_encoding,
 )
-from crosscope_server.errors import InvalidRequest, Violation
+from crosscope_server.errors import InvalidRequest, NotFound, Violation
 from crosscope_server.workers import Workers
+
+T = TypeVar("T")
 
 MAX_PROMPT_BYTES = 1_048_576
 """UTF-8 bytes of all turns of a conversation."""
@@ -59,18 +63,25 @@ class Prompts:
         self._cache = cache
         self._flights: dict[str, _Flight] = {}
 
-    async def tokenize(self, crosscoder: str, prompt: Prompt, timeout_s: float | None) -> types_pb2.Tokens:
-        """The tokens of a prompt. Raises CallError."""
+    async def tokenize(
+        self, crosscoder: str, wanted: str | None, prompt: Prompt, timeout_s: float | None
+    ) -> tuple[types_pb2.Tokens, str]:
+        """The tokens of a prompt, and the version that was asked: the wanted one, or the current. Raises CallError."""
         check_prompt(prompt)
+        version_id = self._catalogue.resolve(crosscoder, wanted)
         request = inference_pb2.TokenizeRequest(
-            crosscoder=crosscoder, version_id=self._catalogue.current(crosscoder), prompt=prompt_message(prompt)
+            crosscoder=crosscoder, version_id=version_id, prompt=prompt_message(prompt)
         )
-        return (await self._workers.tokenize(request, timeout_s)).tokens
+        reply = await self._of_version(request, self._workers.tokenize(request, timeout_s))
+        return reply.tokens, version_id
 
-    async def encode(self, crosscoder: str, prompt: Prompt, timeout_s: float | None) -> Encoded:
-        """Every latent that fires on every token of a prompt. Raises CallError."""
+    async def encode(self, crosscoder: str, wanted: str | None, prompt: Prompt, timeout_s: float | None) -> Encoded:
+        """Every latent that fires on every token of a prompt, in the wanted version or the current.
+
+        Raises CallError.
+        """
         check_prompt(prompt)
-        version_id = self._catalogue.current(crosscoder)
+        version_id = self._catalogue.resolve(crosscoder, wanted)
         key = encode_key(crosscoder, version_id, _METHOD, prompt.canonical())
         if (encoding := await self._from_cache(key)) is not None:
             return Encoded(encoding, version_id, cached=True)
@@ -115,7 +126,17 @@ class Prompts:
             del self._flights[key]
 
     async def _compute(self, request: inference_pb2.EncodeRequest, timeout_s: float) -> Encoding:
-        return read_encoding(await self._workers.encode(request, timeout_s))
+        return read_encoding(await self._of_version(request, self._workers.encode(request, timeout_s)))
+
+    async def _of_version(
+        self, request: inference_pb2.EncodeRequest | inference_pb2.TokenizeRequest, answer: Awaitable[T]
+    ) -> T:
+        """A worker's answer. Raises VersionGone where the worker did not find a version that has gone meanwhile."""
+        try:
+            return await answer
+        except NotFound:
+            self._catalogue.resolve(request.crosscoder, request.version_id)
+            raise
 
 
 def check_prompt(prompt: Prompt) -> None:

@@ -1,5 +1,11 @@
-"""Parquet files of the artefact folder, opened with their schema checked. Knows nothing about their meaning."""
+"""Parquet files of a version's folder, opened with checksum, schema and content checked.
 
+Knows nothing about what the tables mean.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,47 +14,94 @@ import pyarrow.parquet as pq
 from crosscope_proto.artefacts import Column, arrow_schema
 from crosscope_server.errors import BrokenArtefact
 
-
-def open_table(path: Path, columns: tuple[Column, ...]) -> pq.ParquetFile:
-    """Opens a file, which may lack columns that came later (Column.absent).
-
-    Raises BrokenArtefact, naming it, if it is missing, truncated or has another schema.
-    """
-    try:
-        file = pq.ParquetFile(path, memory_map=True)
-    except FileNotFoundError as error:
-        raise BrokenArtefact(f"{path} is missing; publish the crosscoder again") from error
-    except (OSError, pa.ArrowException) as error:
-        sentence = " ".join(str(error).split())[:300]
-        raise BrokenArtefact(f"{path} cannot be read: {sentence}; publish the crosscoder again") from error
-    for column, field in zip(columns, arrow_schema(columns), strict=True):
-        index = file.schema_arrow.get_field_index(field.name)
-        if index < 0 and column.absent is not None:
-            continue
-        if index < 0:
-            raise BrokenArtefact(f"{path} has no column {field.name}; publish the crosscoder again")
-        if not _alike(found := file.schema_arrow.field(index).type, field.type):
-            raise BrokenArtefact(f"{path}: column {field.name} is {found}, not {field.type}; publish it again")
-    return file
+_MEND = "publish the crosscoder again"
 
 
-def read_table(path: Path, columns: tuple[Column, ...]) -> pa.Table:
-    """Reads the columns of a file, absent ones filled; raises BrokenArtefact like open_table."""
-    file = open_table(path, columns)
-    try:
+@dataclass(frozen=True)
+class TableFolder:
+    """The folder of a version. Everything here blocks."""
+
+    folder: Path
+    hashes: Mapping[str, str]
+    """SHA-256 by the name of a file below the folder. A file that is not named is not checked."""
+
+    def open(self, name: str, columns: tuple[Column, ...]) -> pq.ParquetFile:
+        """Opens a file, which may lack columns that came later (Column.absent).
+
+        Raises BrokenArtefact, naming it, if it is missing, truncated, other than its checksum says, or of another
+        schema.
+        """
+        path = self.folder / name
+        try:
+            self._check_sum(path, name)
+            file = pq.ParquetFile(path, memory_map=True)
+        except FileNotFoundError as error:
+            raise BrokenArtefact(f"{path} is missing; {_MEND}") from error
+        except (OSError, pa.ArrowException) as error:
+            raise _unreadable(path, error) from error
+        for column, field in zip(columns, arrow_schema(columns), strict=True):
+            index = file.schema_arrow.get_field_index(field.name)
+            if index < 0 and column.absent is not None:
+                continue
+            if index < 0:
+                raise BrokenArtefact(f"{path} has no column {field.name}; {_MEND}")
+            if not _alike(found := file.schema_arrow.field(index).type, field.type):
+                raise BrokenArtefact(f"{path}: column {field.name} is {found}, not {field.type}; publish it again")
+        return file
+
+    def read(self, name: str, columns: tuple[Column, ...]) -> pa.Table:
+        """Reads the columns of a file, absent ones filled; raises BrokenArtefact like `open`."""
+        path, file = self.folder / name, self.open(name, columns)
+        try:
+            there = set(file.schema_arrow.names)
+            table = file.read([column.name for column in columns if column.name in there], use_threads=False)
+        except (OSError, pa.ArrowException) as error:
+            raise _unreadable(path, error) from error
+        finally:
+            file.close()
+        for column, field in zip(columns, arrow_schema(columns), strict=True):
+            if column.name not in there:
+                table = table.append_column(field, pa.repeat(pa.scalar(column.absent, field.type), table.num_rows))
+        self._check(name, table)
+        return table
+
+    def read_groups(self, name: str, file: pq.ParquetFile, columns: tuple[Column, ...], groups: list[int]) -> pa.Table:
+        """The columns, as far as they are there, of row groups of an open file; raises BrokenArtefact like `read`."""
         there = set(file.schema_arrow.names)
-        table = file.read([column.name for column in columns if column.name in there], use_threads=False)
-    except (OSError, pa.ArrowException) as error:
-        sentence = " ".join(str(error).split())[:300]
-        raise BrokenArtefact(f"{path} cannot be read: {sentence}; publish the crosscoder again") from error
-    finally:
-        file.close()
-    for column, field in zip(columns, arrow_schema(columns), strict=True):
-        if column.name not in there:
-            table = table.append_column(field, pa.repeat(pa.scalar(column.absent, field.type), table.num_rows))
-        if count := table[column.name].null_count:
-            raise BrokenArtefact(f"{path}: column {column.name} has {count} empty cells; publish the crosscoder again")
-    return table
+        wanted = [column.name for column in columns if column.name in there]
+        try:
+            table = file.read_row_groups(groups, wanted, use_threads=False)
+        except (OSError, pa.ArrowException) as error:
+            raise _unreadable(self.folder / name, error) from error
+        self._check(name, table)
+        return table
+
+    def _check(self, name: str, table: pa.Table) -> None:
+        """Raises BrokenArtefact if a cell is empty, or a text is not UTF-8."""
+        path = self.folder / name
+        try:
+            table.validate(full=True)
+        except pa.ArrowException as error:
+            raise _unreadable(path, error) from error
+        for column in table.column_names:
+            count = table[column].null_count
+            if pa.types.is_list(table[column].type):
+                count += sum(chunk.flatten().null_count for chunk in table[column].chunks)
+            if count:
+                raise BrokenArtefact(f"{path}: column {column} has {count} empty cells; {_MEND}")
+
+    def _check_sum(self, path: Path, name: str) -> None:
+        if (expected := self.hashes.get(name)) is None:
+            return
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != expected:
+            sentence = f"{path} has the SHA-256 {found[:16]}…, but was published with {expected[:16]}…"
+            raise BrokenArtefact(f"{sentence}; restore the file, or {_MEND}")
+
+
+def _unreadable(path: Path, error: Exception) -> BrokenArtefact:
+    return BrokenArtefact(f"{path} cannot be read: {' '.join(str(error).split())[:300]}; {_MEND}")
 
 
 def _alike(found: pa.DataType, expected: pa.DataType) -> bool:

@@ -52,6 +52,7 @@ def test_all_is_exact() -> None:
         "TrainingCurves",
         "Unauthorized",
         "Unavailable",
+        "VersionGone",
         "__version__",
     ]
     assert all(getattr(crosscope, name) is not None for name in crosscope.__all__)
@@ -67,7 +68,7 @@ def test_every_error_stands_in_the_tree_and_in_the_docs() -> None:
     import crosscope._errors as module
 
     errors = [e for e in vars(module).values() if inspect.isclass(e) and issubclass(e, Exception)]
-    assert len(errors) == 11
+    assert len(errors) == 12
     for error in errors:
         assert issubclass(error, CrosscopeError)
         assert error.__name__ in crosscope.__all__

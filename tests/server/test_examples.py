@@ -7,6 +7,7 @@ from crosscope_proto import artefacts as layout
 from crosscope_proto.artefacts import ExampleGroup
 from crosscope_server.errors import BrokenArtefact
 from crosscope_server.examples import ExampleReader
+from crosscope_server.tables import TableFolder
 
 # One text of 10 tokens; latent 5 fires at 2 and 7 (its peak), latent 6 at 0.
 EXAMPLES = [
@@ -24,7 +25,7 @@ SEQUENCES = [
 
 @pytest.fixture
 def folder(tmp_path):
-    rows = [{**row, "values": np.array(row["values"], np.float16)} for row in EXAMPLES]
+    rows = [{**row, "repeats": 0, "values": np.array(row["values"], np.float16)} for row in EXAMPLES]
     (tmp_path / layout.EXAMPLES).mkdir()
     examples = pa.Table.from_pylist(rows, layout.arrow_schema(layout.EXAMPLE_COLUMNS))
     pq.write_table(examples, tmp_path / layout.EXAMPLES / "part-00.parquet")
@@ -40,7 +41,7 @@ def only(reader, latent, context):
 
 
 def test_a_whole_text(folder):
-    example = only(ExampleReader(folder, 16), 5, None)
+    example = only(ExampleReader(TableFolder(folder, {}), 16), 5, None)
     assert example.tokens.ids == list(range(100, 110))
     assert (example.token_start, example.num_tokens, example.peak, example.max) == (0, 10, 7, 3.0)
     assert (example.positions, example.activations, example.group) == ([2, 7], [1.0, 3.0], ExampleGroup.TOP)
@@ -57,7 +58,7 @@ def test_a_whole_text(folder):
     ],
 )
 def test_a_window_around_the_peak(folder, latent, context, ids, peak, positions):
-    example = only(ExampleReader(folder, 16), latent, context)
+    example = only(ExampleReader(TableFolder(folder, {}), 16), latent, context)
     assert example.tokens.ids == ids
     assert example.tokens.pieces == [f"p{token - 100}" for token in ids]
     assert (example.token_start, example.peak, example.positions) == (ids[0] - 100, peak, positions)
@@ -65,7 +66,7 @@ def test_a_window_around_the_peak(folder, latent, context, ids, peak, positions)
 
 
 def test_a_version_that_was_removed_can_still_be_read(folder):
-    reader = ExampleReader(folder, 16)
+    reader = ExampleReader(TableFolder(folder, {}), 16)
     before = only(reader, 5, None)
     for path in (folder / layout.SEQUENCES, folder / layout.EXAMPLES / "part-00.parquet"):
         path.unlink()
@@ -76,4 +77,4 @@ def test_an_example_of_a_text_that_is_not_there_names_the_file(folder):
     sequences = pa.Table.from_pylist(SEQUENCES[:1], layout.arrow_schema(layout.SEQUENCE_COLUMNS))
     pq.write_table(sequences, folder / layout.SEQUENCES)
     with pytest.raises(BrokenArtefact, match="latent 5 names sequence 1"):
-        only(ExampleReader(folder, 16), 5, None)
+        only(ExampleReader(TableFolder(folder, {}), 16), 5, None)

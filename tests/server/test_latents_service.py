@@ -187,8 +187,8 @@ async def test_a_listing_stays_with_its_version_until_that_is_gone(tmp_path):
     _remove(layout.version_folder(tmp_path, "demo", first.version_id))
     async with run_front(home=tmp_path) as front:
         error = await failure(front.latents.ListLatents(listing(page_token=page.next_page_token)))
-    assert error.code() is grpc.StatusCode.ABORTED
-    assert f"is gone; the current one is {second.version_id}" in (error.details() or "")
+    assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert f"the newest is {second.version_id}" in (error.details() or "")
 
 
 @pytest.mark.parametrize(
@@ -305,8 +305,10 @@ async def test_a_broken_file_is_named_and_the_others_still_answer(tmp_path, name
         assert error.code() is grpc.StatusCode.DATA_LOSS
         assert str(path) in (error.details() or "")
         reply = await front.latents.ListCrosscoders(latents_pb2.ListCrosscodersRequest())
-        listed = {"whole"} if name == layout.MANIFEST else {"whole", "broken"}
-        assert {crosscoder.name for crosscoder in reply.crosscoders} == listed
+        reasons = {crosscoder.name: crosscoder.broken for crosscoder in reply.crosscoders}
+        assert set(reasons) == {"whole", "broken"}
+        assert not reasons["whole"]
+        assert (str(path) in reasons["broken"]) == (name == layout.MANIFEST)
         path.write_bytes(content)
         reply = await front.latents.ListExamples(latents_pb2.ListExamplesRequest(crosscoder="broken", latent=0))
         assert reply.examples

@@ -78,7 +78,7 @@ def test_broken_files_are_named(tmp_path: Path):
         Crosscoder.load(tmp_path)
     del document["pair"]
     manifest.write_text(json.dumps(document))
-    with pytest.raises(CrosscoderError, match="lacks a field"):
+    with pytest.raises(CrosscoderError, match="is missing"):
         Crosscoder.load(tmp_path)
 
 

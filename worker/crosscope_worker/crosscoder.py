@@ -9,16 +9,17 @@ Axis `both`: the models' residual streams side by side, base's `d_model` first. 
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from crosscope_proto.artefacts import MANIFEST, SCHEMA_VERSION, WEIGHTS, CrosscoderManifest, PairManifest
+from crosscope_proto.artefacts import MANIFEST, WEIGHTS, CrosscoderManifest
+from crosscope_proto.manifest import ManifestError, parse_manifest
 from crosscope_proto.roles import BASE, CHAT
 from crosscope_worker.disk import sha256
 from crosscope_worker.selection import Selection, code_norms, cuts
@@ -316,34 +317,15 @@ def check_hash(path: Path, expected: str | None, tell: Callable[[str], None] | N
 def read_manifest(folder: Path) -> CrosscoderManifest:
     """Reads crosscoder.json of a version folder.
 
-    Raises CrosscoderError when it is missing, not JSON, of a newer schema, or lacks a field.
+    Raises CrosscoderError when it is missing, not JSON, of a newer schema, or when a field is not what it must be.
     """
     path = folder / MANIFEST
     try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return parse_manifest(path.read_bytes())
     except FileNotFoundError as error:
         raise CrosscoderError(f"{path} is missing: is {folder} a crosscoder's version folder?") from error
-    except ValueError as error:
-        raise CrosscoderError(f"{path} is not JSON: {error}") from error
-    if (version := document.get("schema_version")) != SCHEMA_VERSION:
-        raise CrosscoderError(f"{path} has schema version {version}; this program reads {SCHEMA_VERSION}")
-    known = {field.name for field in fields(CrosscoderManifest)}
-    try:
-        values: dict[str, Any] = {name: value for name, value in document.items() if name in known}
-        for name in ("d_model", "input_scale", "datasets", "histogram_edges"):
-            values[name] = tuple(values[name])
-        for name in ("norm_limits", "norm_positions", "warnings"):  # younger than the first versions
-            if values.get(name) is not None:
-                values[name] = tuple(values[name])
-        values["notes"] = tuple(values.get("notes", ()))
-        values["input_scale"] = tuple(map(float, values["input_scale"]))
-        for name, kind in (("threshold", float), ("token_k", int)):
-            if (value := values.get(name)) is not None and (isinstance(value, bool) or value != kind(value)):
-                raise TypeError(f"{name} is {value!r}")
-        values["pair"] = PairManifest(**values["pair"])
-        return CrosscoderManifest(**values)
-    except (TypeError, ValueError, KeyError) as error:
-        raise CrosscoderError(f"{path} lacks a field or holds one of the wrong kind: {error}") from error
+    except ManifestError as error:
+        raise CrosscoderError(f"{path}: {error}") from error
 
 
 def scale_inputs(x: Tensor, d_model: tuple[int, int], input_scale: tuple[float, float]) -> Tensor:

@@ -3,18 +3,20 @@
 import click
 
 from crosscope import _tables
-from crosscope.cli.output import print_json, print_table, print_text
-from crosscope.cli.session import Session, with_session
+from crosscope.cli.output import print_broken, print_json, print_table, print_text
+from crosscope.cli.session import Session, with_version
 
 
 @click.command()
 @click.argument("name", required=False)
-@with_session
+@with_version
 def crosscoders(session: Session, name: str | None) -> None:
     """List published crosscoders, or show the one called NAME."""
+    if session.version_id is not None and name is None:
+        raise click.UsageError("--version goes with the NAME of a crosscoder")
     with session.client() as client:
         if name is not None:
-            crosscoder = client.crosscoder(name)
+            crosscoder = session.crosscoder(client, name)
             found = {"crosscoder": crosscoder.info, "detectors": crosscoder.detectors()}
             print_json(found) if session.as_json else print_text(str(crosscoder))
             return
@@ -31,10 +33,14 @@ def crosscoders(session: Session, name: str | None) -> None:
             str(info.layer),
             *(_tables.number(_tables.inlier_fve(info.metrics, model)) for model in ("base", "chat")),
             _tables.number(info.metrics.get("l0")),
+            info.version_id,
         )
         for info in infos
+        if not info.broken
     ]
-    print_table(("name", "variant", "latents", "pair", "layer", "fve_base, inliers", "fve_chat, inliers", "l0"), rows)
+    fves = ("fve_base, inliers", "fve_chat, inliers")
+    print_table(("name", "variant", "latents", "pair", "layer", *fves, "l0", "version"), rows)
+    print_broken(infos)
 
 
 @click.command()
@@ -42,7 +48,7 @@ def crosscoders(session: Session, name: str | None) -> None:
 @click.option("--where", multiple=True, metavar="CONDITION", help='For instance "nu_err < 0.2"; all must hold.')
 @click.option("--order-by", default="", metavar="COLUMN", help='A column; "-" in front for descending.')
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most this many.")
-@with_session
+@with_version
 def latents(session: Session, crosscoder: str, where: tuple[str, ...], order_by: str, limit: int) -> None:
     """List latents of CROSSCODER by conditions.
 
@@ -50,7 +56,7 @@ def latents(session: Session, crosscoder: str, where: tuple[str, ...], order_by:
     crosscope latents demo --where "latent_class = chat_only" --where "nu_err < 0.2" --order-by=-base_uselessness
     """  # noqa: D301 (click wants the backspace itself)
     with session.client() as client:
-        found = client.crosscoder(crosscoder).latents(list(where), order_by, limit)
+        found = session.crosscoder(client, crosscoder).latents(list(where), order_by, limit)
         if session.as_json:
             print_json(
                 {
@@ -74,7 +80,7 @@ def latents(session: Session, crosscoder: str, where: tuple[str, ...], order_by:
 @click.option("--group", type=click.Choice(["top", "quantile"]), help="Only this group of examples.")
 @click.option("--dataset", help="Only examples of this data set.")
 @click.option("--context", type=click.IntRange(min=0), help="Tokens on each side of the peak [the whole text].")
-@with_session
+@with_version
 def latent(
     session: Session,
     crosscoder: str,
@@ -86,7 +92,7 @@ def latent(
 ) -> None:
     """Show one latent of CROSSCODER and texts on which it fires."""
     with session.client() as client:
-        found = client.crosscoder(crosscoder).latent(latent_id)
+        found = session.crosscoder(client, crosscoder).latent(latent_id)
         examples = found.examples(limit, group, dataset, context) if limit else []
     if session.as_json:
         print_json({"latent": found, "examples": examples})

@@ -15,6 +15,8 @@ from crosscope._tables import aligned
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from crosscope import CrosscoderInfo
+
 _LEAST_COLUMNS = 16
 """A table's last column folds down to this many before it is left out."""
 _SERVER_ERROR, _WRONG_INPUT, _UNAVAILABLE, _JOB_FAILED = 1, 2, 3, 4
@@ -91,6 +93,13 @@ def print_text(text: str) -> None:
     """Plain text; signs that the terminal's encoding lacks are shown as escapes."""
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def print_broken(infos: Iterable["CrosscoderInfo"]) -> None:
+    """A line on stderr for every crosscoder that the server cannot read."""
+    for info in infos:
+        if info.broken:
+            click.echo(f"{info.name} is broken: {info.broken}".encode("utf-8", "backslashreplace").decode(), err=True)
 
 
 def report_usage(error: click.ClickException, *, as_json: bool) -> None:

@@ -8,7 +8,7 @@ import click
 
 from crosscope import _tables
 from crosscope.cli.output import print_json, print_table
-from crosscope.cli.session import Option, Session, apply, with_session
+from crosscope.cli.session import Option, Session, apply, with_version
 
 _PROMPT_OPTIONS: tuple[Option, ...] = (
     click.argument("crosscoder"),
@@ -20,7 +20,7 @@ _PROMPT_OPTIONS: tuple[Option, ...] = (
 
 
 def _takes_prompt(function: Callable[..., None]) -> Callable[..., Any]:
-    return apply(_PROMPT_OPTIONS, with_session(function))
+    return apply(_PROMPT_OPTIONS, with_version(function))
 
 
 def _prompt(text: str | None, turns: tuple[str, ...], generation_prompt: bool, control_tokens: bool) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def encode(
     """Show which latents of CROSSCODER every token of TEXT fires; "-" reads TEXT from stdin."""
     prompt = _prompt(text, turns, generation_prompt, control_tokens)
     with session.client() as client:
-        encoding = client.crosscoder(crosscoder).encode(**prompt, top_k=top_k)
+        encoding = session.crosscoder(client, crosscoder).encode(**prompt, top_k=top_k)
     if session.as_json:
         print_json(encoding)
         return
@@ -111,7 +111,7 @@ def top(
     """Rank the latents of CROSSCODER that TEXT fires; "-" reads TEXT from stdin."""
     prompt = _prompt(text, turns, generation_prompt, control_tokens)
     with session.client() as client:
-        found = client.crosscoder(crosscoder).top_latents(
+        found = session.crosscoder(client, crosscoder).top_latents(
             **prompt,
             rank=rank,
             limit=limit,
@@ -142,7 +142,7 @@ def tokenize(
     """Show the tokens of TEXT and their roles; "-" reads TEXT from stdin."""
     prompt = _prompt(text, turns, generation_prompt, control_tokens)
     with session.client() as client:
-        tokens = client.crosscoder(crosscoder).tokenize(**prompt)
+        tokens = session.crosscoder(client, crosscoder).tokenize(**prompt)
     if session.as_json:
         print_json(tokens)
         return

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from crosscope import Client
+    from crosscope import Client, Crosscoder
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,8 @@ class Session:
     address: str | None = None
     token: str | None = None
     timeout_s: float | None = None
+    version_id: str | None = None
+    """The version that a command about one crosscoder asks; None for the current one."""
 
     def client(self) -> "Client":
         """A client of the server that was asked for."""
@@ -27,6 +29,10 @@ class Session:
         if self.timeout_s is None:
             return Client(self.address, self.token)
         return Client(self.address, self.token, self.timeout_s)
+
+    def crosscoder(self, client: "Client", name: str) -> "Crosscoder":
+        """The crosscoder that was asked for, in the version that was asked for."""
+        return client.crosscoder(name, self.version_id)
 
 
 Option = Callable[[Any], Any]
@@ -74,14 +80,22 @@ def with_session(function: Callable[..., Any]) -> Callable[..., Any]:
         address: str | None,
         token: str | None,
         timeout_s: float | None,
+        version_id: str | None = None,
         **options: Any,
     ) -> Any:
         root = ctx.find_root().obj
         session = root if isinstance(root, Session) else Session()
-        given = {"address": address, "token": token, "timeout_s": timeout_s}
+        given = {"address": address, "token": token, "timeout_s": timeout_s, "version_id": version_id}
         session = replace(
             session, as_json=as_json or session.as_json, **{k: v for k, v in given.items() if v is not None}
         )
         return function(session, *arguments, **options)
 
     return apply(ROOT_OPTIONS, command)
+
+
+def with_version(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Like with_session, for a command about one crosscoder: takes the id of the version to ask."""
+    return click.option("--version", "version_id", metavar="ID", help="Ask this version [the current one].")(
+        with_session(function)
+    )

@@ -2,7 +2,7 @@
 
 import click
 
-from crosscope.cli.output import print_json, print_table, print_text
+from crosscope.cli.output import print_broken, print_json, print_table, print_text
 from crosscope.cli.session import Session, with_session
 
 
@@ -27,5 +27,10 @@ def status(session: Session) -> None:
         print_text("\nNothing is published yet. `crosscope demo` makes a first pair of crosscoders.")
         return
     print_text("")
-    rows = [(info.name, info.variant, str(info.num_latents), info.pair, info.version_id) for info in infos]
+    rows = [
+        (info.name, info.variant, str(info.num_latents), info.pair, info.version_id)
+        for info in infos
+        if not info.broken
+    ]
     print_table(("crosscoder", "variant", "latents", "pair", "version"), rows)
+    print_broken(infos)

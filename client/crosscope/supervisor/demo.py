@@ -93,7 +93,7 @@ class Demo:
         return [follower.outcome() for follower in followers]
 
     def _begin(self) -> dict[str, Job | None]:
-        published = {crosscoder.name for crosscoder in self._client.crosscoders()}
+        published = {each.name for each in self._client.crosscoders() if not each.info.broken}
         open_jobs = [job for job in self._client.jobs.list(limit=_JOBS_LOOKED_AT) if not job.state.is_over]
         jobs: dict[str, Job | None] = {}
         pair: Job | None = None

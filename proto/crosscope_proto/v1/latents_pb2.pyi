@@ -144,10 +144,11 @@ class Crosscoder(_message.Message):
     HISTOGRAM_EDGES_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     MANIFEST_JSON_FIELD_NUMBER: _builtins.int
+    BROKEN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     version_id: _builtins.str
-    """The version that CURRENT points at."""
+    """The version that this card is of: the current one, unless another was asked for."""
     pair: _builtins.str
     """Name of the model pair."""
     base_model: _builtins.str
@@ -168,6 +169,10 @@ class Crosscoder(_message.Message):
     """When this version was published, seconds since 1970."""
     manifest_json: _builtins.str
     """The whole manifest, crosscoder.json."""
+    broken: _builtins.str
+    """Why this crosscoder cannot be read; empty for one that can. Of a broken one only name, version_id and manifest_json
+    are set, as far as they are known.
+    """
     @_builtins.property
     def d_model(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Residual-stream width of each model, base first."""
@@ -208,10 +213,11 @@ class Crosscoder(_message.Message):
         histogram_edges: _abc.Iterable[_builtins.float] | None = ...,
         created_at: _builtins.float = ...,
         manifest_json: _builtins.str = ...,
+        broken: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysis_tokens", b"analysis_tokens", "base_model", b"base_model", "chat_model", b"chat_model", "class_counts", b"class_counts", "created_at", b"created_at", "d_model", b"d_model", "datasets", b"datasets", "histogram_edges", b"histogram_edges", "layer", b"layer", "manifest_json", b"manifest_json", "metrics", b"metrics", "name", b"name", "num_latents", b"num_latents", "pair", b"pair", "training_tokens", b"training_tokens", "variant", b"variant", "version_id", b"version_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysis_tokens", b"analysis_tokens", "base_model", b"base_model", "broken", b"broken", "chat_model", b"chat_model", "class_counts", b"class_counts", "created_at", b"created_at", "d_model", b"d_model", "datasets", b"datasets", "histogram_edges", b"histogram_edges", "layer", b"layer", "manifest_json", b"manifest_json", "metrics", b"metrics", "name", b"name", "num_latents", b"num_latents", "pair", b"pair", "training_tokens", b"training_tokens", "variant", b"variant", "version_id", b"version_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -574,7 +580,7 @@ class ListCrosscodersResponse(_message.Message):
     CROSSCODERS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def crosscoders(self) -> _containers.RepeatedCompositeFieldContainer[Global___Crosscoder]:
-        """Newest first."""
+        """Newest first, broken ones last."""
 
     def __init__(
         self,
@@ -596,18 +602,24 @@ class GetCrosscoderRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CROSSCODER_FIELD_NUMBER: _builtins.int
+    VERSION_ID_FIELD_NUMBER: _builtins.int
     crosscoder: _builtins.str
     """Its name."""
+    version_id: _builtins.str
+    """The version to answer from; unset: the current one. One that is gone answers FAILED_PRECONDITION."""
     def __init__(
         self,
         *,
         crosscoder: _builtins.str = ...,
+        version_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_version_id", b"_version_id", "version_id", b"version_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["crosscoder", b"crosscoder"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version_id", b"_version_id", "crosscoder", b"crosscoder", "version_id", b"version_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__version_id: _TypeAlias = _typing.Literal["version_id"]  # noqa: Y015
+    _WhichOneofArgType__version_id: _TypeAlias = _typing.Literal["_version_id", b"_version_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__version_id) -> _WhichOneofReturnType__version_id | None: ...
 
 Global___GetCrosscoderRequest: _TypeAlias = GetCrosscoderRequest  # noqa: Y015
 
@@ -698,18 +710,24 @@ class GetTrainingCurvesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CROSSCODER_FIELD_NUMBER: _builtins.int
+    VERSION_ID_FIELD_NUMBER: _builtins.int
     crosscoder: _builtins.str
     """Name of the crosscoder."""
+    version_id: _builtins.str
+    """The version to answer from; unset: the current one. One that is gone answers FAILED_PRECONDITION."""
     def __init__(
         self,
         *,
         crosscoder: _builtins.str = ...,
+        version_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_version_id", b"_version_id", "version_id", b"version_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["crosscoder", b"crosscoder"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version_id", b"_version_id", "crosscoder", b"crosscoder", "version_id", b"version_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__version_id: _TypeAlias = _typing.Literal["version_id"]  # noqa: Y015
+    _WhichOneofArgType__version_id: _TypeAlias = _typing.Literal["_version_id", b"_version_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__version_id) -> _WhichOneofReturnType__version_id | None: ...
 
 Global___GetTrainingCurvesRequest: _TypeAlias = GetTrainingCurvesRequest  # noqa: Y015
 
@@ -747,6 +765,9 @@ class GetTrainingCurvesResponse(_message.Message):
 
     STEPS_FIELD_NUMBER: _builtins.int
     CURVES_FIELD_NUMBER: _builtins.int
+    VERSION_ID_FIELD_NUMBER: _builtins.int
+    version_id: _builtins.str
+    """The version that answered."""
     @_builtins.property
     def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Training steps at which the values were measured."""
@@ -760,10 +781,11 @@ class GetTrainingCurvesResponse(_message.Message):
         *,
         steps: _abc.Iterable[_builtins.int] | None = ...,
         curves: _abc.Iterable[Global___GetTrainingCurvesResponse.Curve] | None = ...,
+        version_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["curves", b"curves", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["curves", b"curves", "steps", b"steps", "version_id", b"version_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -860,6 +882,7 @@ class ListLatentsRequest(_message.Message):
     ORDER_BY_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    VERSION_ID_FIELD_NUMBER: _builtins.int
     crosscoder: _builtins.str
     """Name of the crosscoder."""
     order_by: _builtins.str
@@ -870,6 +893,8 @@ class ListLatentsRequest(_message.Message):
     """Latents a page; unset: 50."""
     page_token: _builtins.str
     """Empty for the first page, then next_page_token of the last reply."""
+    version_id: _builtins.str
+    """The version to answer from; unset: the current one. One that is gone answers FAILED_PRECONDITION."""
     @_builtins.property
     def filters(self) -> _containers.RepeatedCompositeFieldContainer[Global___LatentFilter]:
         """All must hold."""
@@ -882,14 +907,20 @@ class ListLatentsRequest(_message.Message):
         order_by: _builtins.str = ...,
         page_size: _builtins.int | None = ...,
         page_token: _builtins.str = ...,
+        version_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "page_size", b"page_size"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "_version_id", b"_version_id", "page_size", b"page_size", "version_id", b"version_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "crosscoder", b"crosscoder", "filters", b"filters", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "_version_id", b"_version_id", "crosscoder", b"crosscoder", "filters", b"filters", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "version_id", b"version_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__page_size: _TypeAlias = _typing.Literal["page_size"]  # noqa: Y015
     _WhichOneofArgType__page_size: _TypeAlias = _typing.Literal["_page_size", b"_page_size"]  # noqa: Y015
+    _WhichOneofReturnType__version_id: _TypeAlias = _typing.Literal["version_id"]  # noqa: Y015
+    _WhichOneofArgType__version_id: _TypeAlias = _typing.Literal["_version_id", b"_version_id"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__page_size) -> _WhichOneofReturnType__page_size | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__version_id) -> _WhichOneofReturnType__version_id | None: ...
 
 Global___ListLatentsRequest: _TypeAlias = ListLatentsRequest  # noqa: Y015
 
@@ -949,21 +980,27 @@ class GetLatentRequest(_message.Message):
 
     CROSSCODER_FIELD_NUMBER: _builtins.int
     LATENT_FIELD_NUMBER: _builtins.int
+    VERSION_ID_FIELD_NUMBER: _builtins.int
     crosscoder: _builtins.str
     """Name of the crosscoder."""
     latent: _builtins.int
     """Its id."""
+    version_id: _builtins.str
+    """The version to answer from; unset: the current one. One that is gone answers FAILED_PRECONDITION."""
     def __init__(
         self,
         *,
         crosscoder: _builtins.str = ...,
         latent: _builtins.int = ...,
+        version_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_version_id", b"_version_id", "version_id", b"version_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["crosscoder", b"crosscoder", "latent", b"latent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version_id", b"_version_id", "crosscoder", b"crosscoder", "latent", b"latent", "version_id", b"version_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__version_id: _TypeAlias = _typing.Literal["version_id"]  # noqa: Y015
+    _WhichOneofArgType__version_id: _TypeAlias = _typing.Literal["_version_id", b"_version_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__version_id) -> _WhichOneofReturnType__version_id | None: ...
 
 Global___GetLatentRequest: _TypeAlias = GetLatentRequest  # noqa: Y015
 
@@ -1084,6 +1121,7 @@ class ListExamplesRequest(_message.Message):
     CONTEXT_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    VERSION_ID_FIELD_NUMBER: _builtins.int
     crosscoder: _builtins.str
     """Name of the crosscoder."""
     latent: _builtins.int
@@ -1098,6 +1136,8 @@ class ListExamplesRequest(_message.Message):
     """Examples a page; unset: 10."""
     page_token: _builtins.str
     """Empty for the first page, then next_page_token of the last reply."""
+    version_id: _builtins.str
+    """The version to answer from; unset: the current one. One that is gone answers FAILED_PRECONDITION."""
     def __init__(
         self,
         *,
@@ -1108,19 +1148,24 @@ class ListExamplesRequest(_message.Message):
         context: _builtins.int | None = ...,
         page_size: _builtins.int | None = ...,
         page_token: _builtins.str = ...,
+        version_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_context", b"_context", "_page_size", b"_page_size", "context", b"context", "page_size", b"page_size"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_context", b"_context", "_page_size", b"_page_size", "_version_id", b"_version_id", "context", b"context", "page_size", b"page_size", "version_id", b"version_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_context", b"_context", "_page_size", b"_page_size", "context", b"context", "crosscoder", b"crosscoder", "dataset", b"dataset", "group", b"group", "latent", b"latent", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_context", b"_context", "_page_size", b"_page_size", "_version_id", b"_version_id", "context", b"context", "crosscoder", b"crosscoder", "dataset", b"dataset", "group", b"group", "latent", b"latent", "page_size", b"page_size", "page_token", b"page_token", "version_id", b"version_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__context: _TypeAlias = _typing.Literal["context"]  # noqa: Y015
     _WhichOneofArgType__context: _TypeAlias = _typing.Literal["_context", b"_context"]  # noqa: Y015
     _WhichOneofReturnType__page_size: _TypeAlias = _typing.Literal["page_size"]  # noqa: Y015
     _WhichOneofArgType__page_size: _TypeAlias = _typing.Literal["_page_size", b"_page_size"]  # noqa: Y015
+    _WhichOneofReturnType__version_id: _TypeAlias = _typing.Literal["version_id"]  # noqa: Y015
+    _WhichOneofArgType__version_id: _TypeAlias = _typing.Literal["_version_id", b"_version_id"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__context) -> _WhichOneofReturnType__context | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__page_size) -> _WhichOneofReturnType__page_size | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__version_id) -> _WhichOneofReturnType__version_id | None: ...
 
 Global___ListExamplesRequest: _TypeAlias = ListExamplesRequest  # noqa: Y015
 
@@ -1164,8 +1209,11 @@ class GetAtlasRequest(_message.Message):
 
     CROSSCODER_FIELD_NUMBER: _builtins.int
     COLUMNS_FIELD_NUMBER: _builtins.int
+    VERSION_ID_FIELD_NUMBER: _builtins.int
     crosscoder: _builtins.str
     """Name of the crosscoder."""
+    version_id: _builtins.str
+    """The version to answer from; unset: the current one. One that is gone answers FAILED_PRECONDITION."""
     @_builtins.property
     def columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Scalar columns of latents.parquet but part, and shares; latent_class comes as the numbers of LatentClass."""
@@ -1175,12 +1223,15 @@ class GetAtlasRequest(_message.Message):
         *,
         crosscoder: _builtins.str = ...,
         columns: _abc.Iterable[_builtins.str] | None = ...,
+        version_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_version_id", b"_version_id", "version_id", b"version_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "crosscoder", b"crosscoder"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version_id", b"_version_id", "columns", b"columns", "crosscoder", b"crosscoder", "version_id", b"version_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__version_id: _TypeAlias = _typing.Literal["version_id"]  # noqa: Y015
+    _WhichOneofArgType__version_id: _TypeAlias = _typing.Literal["_version_id", b"_version_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__version_id) -> _WhichOneofReturnType__version_id | None: ...
 
 Global___GetAtlasRequest: _TypeAlias = GetAtlasRequest  # noqa: Y015
 

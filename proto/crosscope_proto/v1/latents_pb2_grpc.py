@@ -78,7 +78,7 @@ class LatentsServicer:
     """
 
     def ListCrosscoders(self, request, context):
-        """All published crosscoders, newest first.
+        """All published crosscoders, newest first, then those that cannot be read, with the reason.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -35,7 +35,7 @@ class LatentsStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> LatentsAsyncStub: ...
     ListCrosscoders: _grpc.UnaryUnaryMultiCallable[_latents_pb2.ListCrosscodersRequest, _latents_pb2.ListCrosscodersResponse]
-    """All published crosscoders, newest first."""
+    """All published crosscoders, newest first, then those that cannot be read, with the reason."""
     GetCrosscoder: _grpc.UnaryUnaryMultiCallable[_latents_pb2.GetCrosscoderRequest, _latents_pb2.GetCrosscoderResponse]
     """One crosscoder's card."""
     GetTrainingCurves: _grpc.UnaryUnaryMultiCallable[_latents_pb2.GetTrainingCurvesRequest, _latents_pb2.GetTrainingCurvesResponse]
@@ -55,7 +55,7 @@ class LatentsAsyncStub(LatentsStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListCrosscoders: _aio.UnaryUnaryMultiCallable[_latents_pb2.ListCrosscodersRequest, _latents_pb2.ListCrosscodersResponse]  # type: ignore[assignment]
-    """All published crosscoders, newest first."""
+    """All published crosscoders, newest first, then those that cannot be read, with the reason."""
     GetCrosscoder: _aio.UnaryUnaryMultiCallable[_latents_pb2.GetCrosscoderRequest, _latents_pb2.GetCrosscoderResponse]  # type: ignore[assignment]
     """One crosscoder's card."""
     GetTrainingCurves: _aio.UnaryUnaryMultiCallable[_latents_pb2.GetTrainingCurvesRequest, _latents_pb2.GetTrainingCurvesResponse]  # type: ignore[assignment]
@@ -78,7 +78,7 @@ class LatentsServicer(metaclass=_abc_1.ABCMeta):
         request: _latents_pb2.ListCrosscodersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_latents_pb2.ListCrosscodersResponse, _abc.Awaitable[_latents_pb2.ListCrosscodersResponse]]:
-        """All published crosscoders, newest first."""
+        """All published crosscoders, newest first, then those that cannot be read, with the reason."""
 
     @_abc_1.abstractmethod
     def GetCrosscoder(

@@ -61,8 +61,11 @@ class TokenizeRequest(_message.Message):
 
     CROSSCODER_FIELD_NUMBER: _builtins.int
     PROMPT_FIELD_NUMBER: _builtins.int
+    VERSION_ID_FIELD_NUMBER: _builtins.int
     crosscoder: _builtins.str
     """Name of the crosscoder whose pair's tokenizer to use."""
+    version_id: _builtins.str
+    """The version to answer from; unset: the current one. One that is gone answers FAILED_PRECONDITION."""
     @_builtins.property
     def prompt(self) -> _types_pb2.Prompt:
         """The prompt."""
@@ -72,12 +75,15 @@ class TokenizeRequest(_message.Message):
         *,
         crosscoder: _builtins.str = ...,
         prompt: _types_pb2.Prompt | None = ...,
+        version_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_version_id", b"_version_id", "prompt", b"prompt", "version_id", b"version_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["crosscoder", b"crosscoder", "prompt", b"prompt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version_id", b"_version_id", "crosscoder", b"crosscoder", "prompt", b"prompt", "version_id", b"version_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__version_id: _TypeAlias = _typing.Literal["version_id"]  # noqa: Y015
+    _WhichOneofArgType__version_id: _TypeAlias = _typing.Literal["_version_id", b"_version_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__version_id) -> _WhichOneofReturnType__version_id | None: ...
 
 Global___TokenizeRequest: _TypeAlias = TokenizeRequest  # noqa: Y015
 
@@ -88,6 +94,9 @@ class TokenizeResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TOKENS_FIELD_NUMBER: _builtins.int
+    VERSION_ID_FIELD_NUMBER: _builtins.int
+    version_id: _builtins.str
+    """The version of the crosscoder that answered."""
     @_builtins.property
     def tokens(self) -> _types_pb2.Tokens:
         """The tokens."""
@@ -96,10 +105,11 @@ class TokenizeResponse(_message.Message):
         self,
         *,
         tokens: _types_pb2.Tokens | None = ...,
+        version_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens", "version_id", b"version_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -114,10 +124,13 @@ class EncodeRequest(_message.Message):
     CROSSCODER_FIELD_NUMBER: _builtins.int
     PROMPT_FIELD_NUMBER: _builtins.int
     TOP_K_FIELD_NUMBER: _builtins.int
+    VERSION_ID_FIELD_NUMBER: _builtins.int
     crosscoder: _builtins.str
     """Name of the crosscoder."""
     top_k: _builtins.int
     """Keep at most this many latents a token, the strongest. Unset: all that fire."""
+    version_id: _builtins.str
+    """The version to answer from; unset: the current one. One that is gone answers FAILED_PRECONDITION."""
     @_builtins.property
     def prompt(self) -> _types_pb2.Prompt:
         """The prompt."""
@@ -128,14 +141,20 @@ class EncodeRequest(_message.Message):
         crosscoder: _builtins.str = ...,
         prompt: _types_pb2.Prompt | None = ...,
         top_k: _builtins.int | None = ...,
+        version_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_top_k", b"_top_k", "prompt", b"prompt", "top_k", b"top_k"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_top_k", b"_top_k", "_version_id", b"_version_id", "prompt", b"prompt", "top_k", b"top_k", "version_id", b"version_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_k", b"_top_k", "crosscoder", b"crosscoder", "prompt", b"prompt", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_k", b"_top_k", "_version_id", b"_version_id", "crosscoder", b"crosscoder", "prompt", b"prompt", "top_k", b"top_k", "version_id", b"version_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__top_k: _TypeAlias = _typing.Literal["top_k"]  # noqa: Y015
     _WhichOneofArgType__top_k: _TypeAlias = _typing.Literal["_top_k", b"_top_k"]  # noqa: Y015
+    _WhichOneofReturnType__version_id: _TypeAlias = _typing.Literal["version_id"]  # noqa: Y015
+    _WhichOneofArgType__version_id: _TypeAlias = _typing.Literal["_version_id", b"_version_id"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top_k) -> _WhichOneofReturnType__top_k | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__version_id) -> _WhichOneofReturnType__version_id | None: ...
 
 Global___EncodeRequest: _TypeAlias = EncodeRequest  # noqa: Y015
 
@@ -198,6 +217,7 @@ class TopLatentsRequest(_message.Message):
     TOKEN_START_FIELD_NUMBER: _builtins.int
     TOKEN_END_FIELD_NUMBER: _builtins.int
     INCLUDE_LEFT_OUT_FIELD_NUMBER: _builtins.int
+    VERSION_ID_FIELD_NUMBER: _builtins.int
     crosscoder: _builtins.str
     """Name of the crosscoder."""
     rank: Global___Rank.ValueType
@@ -218,6 +238,8 @@ class TopLatentsRequest(_message.Message):
     """Rank tokens too that training left out (Tokens.left_out): BOS and attention sinks, say, where latents may be
     hundreds of times as strong as anywhere else.
     """
+    version_id: _builtins.str
+    """The version to answer from; unset: the current one. One that is gone answers FAILED_PRECONDITION."""
     @_builtins.property
     def prompt(self) -> _types_pb2.Prompt:
         """The prompt."""
@@ -234,10 +256,11 @@ class TopLatentsRequest(_message.Message):
         token_start: _builtins.int = ...,
         token_end: _builtins.int | None = ...,
         include_left_out: _builtins.bool = ...,
+        version_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_max_frequency", b"_max_frequency", "_token_end", b"_token_end", "limit", b"limit", "max_frequency", b"max_frequency", "prompt", b"prompt", "token_end", b"token_end"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_max_frequency", b"_max_frequency", "_token_end", b"_token_end", "_version_id", b"_version_id", "limit", b"limit", "max_frequency", b"max_frequency", "prompt", b"prompt", "token_end", b"token_end", "version_id", b"version_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_max_frequency", b"_max_frequency", "_token_end", b"_token_end", "crosscoder", b"crosscoder", "include_left_out", b"include_left_out", "limit", b"limit", "max_frequency", b"max_frequency", "prompt", b"prompt", "rank", b"rank", "skip_template_tokens", b"skip_template_tokens", "token_end", b"token_end", "token_start", b"token_start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_max_frequency", b"_max_frequency", "_token_end", b"_token_end", "_version_id", b"_version_id", "crosscoder", b"crosscoder", "include_left_out", b"include_left_out", "limit", b"limit", "max_frequency", b"max_frequency", "prompt", b"prompt", "rank", b"rank", "skip_template_tokens", b"skip_template_tokens", "token_end", b"token_end", "token_start", b"token_start", "version_id", b"version_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
     _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
@@ -245,12 +268,16 @@ class TopLatentsRequest(_message.Message):
     _WhichOneofArgType__max_frequency: _TypeAlias = _typing.Literal["_max_frequency", b"_max_frequency"]  # noqa: Y015
     _WhichOneofReturnType__token_end: _TypeAlias = _typing.Literal["token_end"]  # noqa: Y015
     _WhichOneofArgType__token_end: _TypeAlias = _typing.Literal["_token_end", b"_token_end"]  # noqa: Y015
+    _WhichOneofReturnType__version_id: _TypeAlias = _typing.Literal["version_id"]  # noqa: Y015
+    _WhichOneofArgType__version_id: _TypeAlias = _typing.Literal["_version_id", b"_version_id"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__limit) -> _WhichOneofReturnType__limit | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_frequency) -> _WhichOneofReturnType__max_frequency | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__token_end) -> _WhichOneofReturnType__token_end | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__version_id) -> _WhichOneofReturnType__version_id | None: ...
 
 Global___TopLatentsRequest: _TypeAlias = TopLatentsRequest  # noqa: Y015
 
@@ -412,19 +439,23 @@ class StreamError(_message.Message):
 
     CODE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
     code: _builtins.int
     """A gRPC status code, for instance 3 for INVALID_ARGUMENT."""
     message: _builtins.str
     """A sentence with the value and the limit."""
+    status: _builtins.bytes
+    """The google.rpc.Status of the error, serialised: the details that a call of its own would get."""
     def __init__(
         self,
         *,
         code: _builtins.int = ...,
         message: _builtins.str = ...,
+        status: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

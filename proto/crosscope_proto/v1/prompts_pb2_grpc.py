@@ -87,7 +87,7 @@ class PromptsServicer:
 
     def EncodeStream(self, request_iterator, context):
         """Encodes many prompts; replies come in the order of the requests, and a slow reader slows the reading of requests.
-        A prompt that fails gets a reply with its error; the stream goes on.
+        A prompt that fails gets a reply with its error; the stream goes on. Bytes that are no message end it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -44,7 +44,7 @@ class PromptsStub:
     """The latents that a prompt fires, ranked."""
     EncodeStream: _grpc.StreamStreamMultiCallable[_prompts_pb2.EncodeStreamRequest, _prompts_pb2.EncodeStreamResponse]
     """Encodes many prompts; replies come in the order of the requests, and a slow reader slows the reading of requests.
-    A prompt that fails gets a reply with its error; the stream goes on.
+    A prompt that fails gets a reply with its error; the stream goes on. Bytes that are no message end it.
     """
 
 @_typing.type_check_only
@@ -62,7 +62,7 @@ class PromptsAsyncStub(PromptsStub):
     """The latents that a prompt fires, ranked."""
     EncodeStream: _aio.StreamStreamMultiCallable[_prompts_pb2.EncodeStreamRequest, _prompts_pb2.EncodeStreamResponse]  # type: ignore[assignment]
     """Encodes many prompts; replies come in the order of the requests, and a slow reader slows the reading of requests.
-    A prompt that fails gets a reply with its error; the stream goes on.
+    A prompt that fails gets a reply with its error; the stream goes on. Bytes that are no message end it.
     """
 
 class PromptsServicer(metaclass=_abc_1.ABCMeta):
@@ -101,7 +101,7 @@ class PromptsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_prompts_pb2.EncodeStreamResponse], _abc.AsyncIterator[_prompts_pb2.EncodeStreamResponse]]:
         """Encodes many prompts; replies come in the order of the requests, and a slow reader slows the reading of requests.
-        A prompt that fails gets a reply with its error; the stream goes on.
+        A prompt that fails gets a reply with its error; the stream goes on. Bytes that are no message end it.
         """
 
 def add_PromptsServicer_to_server(servicer: PromptsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

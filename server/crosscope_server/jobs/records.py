@@ -4,6 +4,7 @@ Reads and changes records only through `crosscope_proto.job_record`. Knows nothi
 """
 
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -168,6 +169,13 @@ class JobRecords:
         """Changes whenever Redis starts anew."""
         info = await self._redis.info("server")
         return str(info["run_id"])
+
+
+def is_event_id(text: str) -> bool:
+    """Whether a text is an id of an event: one or two numbers of 64 bits, as Redis writes them."""
+    if not re.fullmatch(r"[0-9]{1,20}(-[0-9]{1,20})?", text):
+        return False
+    return all(int(part) < 2**64 for part in text.split("-"))
 
 
 async def _await(value: Any) -> Any:  # redis-py types its shared commands as maybe awaitable

@@ -5,13 +5,15 @@
 import asyncio
 import dataclasses
 from collections.abc import AsyncIterator
+from functools import partial
+from typing import Protocol
 
 import grpc
 import grpc.aio
 
 from crosscope_proto.artefacts import ExampleGroup
 from crosscope_proto.v1 import latents_pb2, latents_pb2_grpc
-from crosscope_server.catalogue import Card, Catalogue, Version
+from crosscope_server.catalogue import Broken, Card, Catalogue, Version
 from crosscope_server.errors import InvalidRequest, Violation
 from crosscope_server.examples import Example, Key
 from crosscope_server.latents import Filter
@@ -41,6 +43,13 @@ _GROUPS = {
 _GROUP_NUMBERS = {group: number for number, group in _GROUPS.items()}
 
 
+class _OfVersion(Protocol):
+    """A request that may name a version."""
+
+    crosscoder: str
+    version_id: str
+
+
 class LatentsService(latents_pb2_grpc.LatentsServicer):
     """Offline questions."""
 
@@ -51,15 +60,16 @@ class LatentsService(latents_pb2_grpc.LatentsServicer):
         self, request: latents_pb2.ListCrosscodersRequest, context: Context
     ) -> latents_pb2.ListCrosscodersResponse:
         """All published crosscoders."""
-        cards = await self._catalogue.cards()
-        return latents_pb2.ListCrosscodersResponse(crosscoders=[_card_message(card) for card in cards])
+        cards, broken = await self._catalogue.cards()
+        messages = [*map(_card_message, cards), *map(_broken_message, broken)]
+        return latents_pb2.ListCrosscodersResponse(crosscoders=messages)
 
     async def GetCrosscoder(
         self, request: latents_pb2.GetCrosscoderRequest, context: Context
     ) -> latents_pb2.GetCrosscoderResponse:
         """One crosscoder's card."""
-        version = await self._catalogue.open(request.crosscoder)
-        detectors = await asyncio.to_thread(lambda: version.detectors)
+        version = await self._version(request)
+        detectors = await self._catalogue.read(version, lambda: version.detectors)
         return latents_pb2.GetCrosscoderResponse(
             crosscoder=_card_message(version.card),
             detectors=[latents_pb2.BehaviourDetector(**dataclasses.asdict(detector)) for detector in detectors],
@@ -69,11 +79,13 @@ class LatentsService(latents_pb2_grpc.LatentsServicer):
         self, request: latents_pb2.GetTrainingCurvesRequest, context: Context
     ) -> latents_pb2.GetTrainingCurvesResponse:
         """Training curves."""
-        version = await self._catalogue.open(request.crosscoder)
-        curves = await asyncio.to_thread(lambda: version.curves)
+        version = await self._version(request)
+        curves = await self._catalogue.read(version, lambda: version.curves)
         message = latents_pb2.GetTrainingCurvesResponse.Curve
         return latents_pb2.GetTrainingCurvesResponse(
-            steps=curves.steps, curves=[message(name=name, values=values) for name, values in curves.values.items()]
+            steps=curves.steps,
+            curves=[message(name=name, values=values) for name, values in curves.values.items()],
+            version_id=version.version_id,
         )
 
     async def ListLatents(
@@ -83,7 +95,7 @@ class LatentsService(latents_pb2_grpc.LatentsServicer):
         filters = [_filter(condition) for condition in request.filters]
         query = [request.crosscoder, [dataclasses.astuple(condition) for condition in filters], request.order_by]
         token = decode_token(request.page_token, query) if request.page_token else None
-        version = await self._version(request.crosscoder, token)
+        version = await self._version(request, token)
         after = None if token is None else _last_latent(token, version)
         size = request.page_size if request.HasField("page_size") else _DEFAULT_LATENTS
         page = version.table.page(filters, request.order_by, after, size)
@@ -99,7 +111,7 @@ class LatentsService(latents_pb2_grpc.LatentsServicer):
 
     async def GetLatent(self, request: latents_pb2.GetLatentRequest, context: Context) -> latents_pb2.GetLatentResponse:
         """One latent."""
-        version = await self._catalogue.open(request.crosscoder)
+        version = await self._version(request)
         version.table.check_id(request.latent)
         [message] = await _latents(version, [request.latent])
         return latents_pb2.GetLatentResponse(latent=message, version_id=version.version_id)
@@ -110,13 +122,13 @@ class LatentsService(latents_pb2_grpc.LatentsServicer):
         """A page of a latent's examples."""
         query = [request.crosscoder, request.latent, request.group, request.dataset]
         token = decode_token(request.page_token, query) if request.page_token else None
-        version = await self._version(request.crosscoder, token)
+        version = await self._version(request, token)
         version.table.check_id(request.latent)
         datasets = version.card.manifest.datasets
         if request.dataset and request.dataset not in datasets:
             sentence = f"no data set {request.dataset!r}; there are {', '.join(datasets)}"
             raise InvalidRequest([Violation("dataset", sentence)])
-        examples, is_last = await asyncio.to_thread(
+        read = partial(
             version.examples.page,
             request.latent,
             _GROUPS.get(request.group),
@@ -125,6 +137,7 @@ class LatentsService(latents_pb2_grpc.LatentsServicer):
             request.page_size if request.HasField("page_size") else _DEFAULT_EXAMPLES,
             request.context if request.HasField("context") else None,
         )
+        examples, is_last = await self._catalogue.read(version, read)
         return latents_pb2.ListExamplesResponse(
             examples=[_example_message(example) for example in examples],
             next_page_token="" if is_last else encode_token(version.version_id, [*examples[-1].key], query),
@@ -135,7 +148,7 @@ class LatentsService(latents_pb2_grpc.LatentsServicer):
         self, request: latents_pb2.GetAtlasRequest, context: Context
     ) -> AsyncIterator[latents_pb2.GetAtlasResponse]:
         """Packed columns."""
-        version = await self._catalogue.open(request.crosscoder)
+        version = await self._version(request)
         for column, start, values in version.table.pack(request.columns):
             yield latents_pb2.GetAtlasResponse(
                 column=column,
@@ -145,8 +158,15 @@ class LatentsService(latents_pb2_grpc.LatentsServicer):
                 version_id=version.version_id,
             )
 
-    async def _version(self, crosscoder: str, token: PageToken | None) -> Version:
-        return await self._catalogue.open(crosscoder, token.version_id if token else None)
+    async def _version(self, request: _OfVersion, token: PageToken | None = None) -> Version:
+        """The version that a request or its page token names, else the current one."""
+        wanted = request.version_id or None
+        if token is not None:
+            if wanted not in (None, token.version_id):
+                sentence = f"belongs to version {token.version_id[:60]!r}, but version_id is {wanted!r}"
+                raise InvalidRequest([Violation("page_token", sentence)])
+            wanted = token.version_id
+        return await self._catalogue.open(request.crosscoder, wanted)
 
 
 def _filter(message: latents_pb2.LatentFilter) -> Filter:
@@ -191,6 +211,15 @@ def _example_message(example: Example) -> latents_pb2.Example:
         max=example.max,
         peak=example.peak,
         repeats=example.repeats,
+    )
+
+
+def _broken_message(broken: Broken) -> latents_pb2.Crosscoder:
+    return latents_pb2.Crosscoder(
+        name=broken.name,
+        version_id=broken.version_id,
+        manifest_json=broken.manifest_json,
+        broken=broken.sentence,
     )
 
 

@@ -36,10 +36,10 @@ class PromptsService(prompts_pb2_grpc.PromptsServicer):
 
     async def Tokenize(self, request: prompts_pb2.TokenizeRequest, context: Context) -> prompts_pb2.TokenizeResponse:
         """The tokens of a prompt."""
-        tokens = await self._prompts.tokenize(
-            request.crosscoder, decode.prompt(request.prompt), context.time_remaining()
+        tokens, version_id = await self._prompts.tokenize(
+            request.crosscoder, request.version_id or None, decode.prompt(request.prompt), context.time_remaining()
         )
-        return prompts_pb2.TokenizeResponse(tokens=tokens)
+        return prompts_pb2.TokenizeResponse(tokens=tokens, version_id=version_id)
 
     async def Encode(self, request: prompts_pb2.EncodeRequest, context: Context) -> prompts_pb2.EncodeResponse:
         """The sparse code of a prompt."""
@@ -50,7 +50,7 @@ class PromptsService(prompts_pb2_grpc.PromptsServicer):
     ) -> prompts_pb2.TopLatentsResponse:
         """The latents that a prompt fires."""
         encoded = await self._prompts.encode(
-            request.crosscoder, decode.prompt(request.prompt), context.time_remaining()
+            request.crosscoder, request.version_id or None, decode.prompt(request.prompt), context.time_remaining()
         )
         rank = _RANKS[request.rank]
         max_frequency = request.max_frequency if request.HasField("max_frequency") else None
@@ -88,7 +88,9 @@ class PromptsService(prompts_pb2_grpc.PromptsServicer):
                 response = await self._encode(request.request, context)
             except Exception as error:
                 status = status_of(error, "EncodeStream")
-                outcome = prompts_pb2.StreamError(code=status.code, message=status.message)
+                outcome = prompts_pb2.StreamError(
+                    code=status.code, message=status.message, status=status.SerializeToString()
+                )
                 return prompts_pb2.EncodeStreamResponse(sequence=request.sequence, error=outcome)
             return prompts_pb2.EncodeStreamResponse(sequence=request.sequence, response=response)
 
@@ -97,7 +99,7 @@ class PromptsService(prompts_pb2_grpc.PromptsServicer):
 
     async def _encode(self, request: prompts_pb2.EncodeRequest, context: Context) -> prompts_pb2.EncodeResponse:
         encoded = await self._prompts.encode(
-            request.crosscoder, decode.prompt(request.prompt), context.time_remaining()
+            request.crosscoder, request.version_id or None, decode.prompt(request.prompt), context.time_remaining()
         )
         return decode.encode_message(encoded, request.top_k if request.HasField("top_k") else None)
 
