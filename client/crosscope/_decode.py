@@ -1,6 +1,7 @@
 """Messages to results. The only module that reads reply messages field by field; knows nothing about channels."""
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
 from crosscope import _types as types
 from crosscope._encoding import Encoding, Rank, TopLatent, TopLatents
@@ -49,7 +50,17 @@ def crosscoder_info(message: latents_pb2.Crosscoder) -> types.CrosscoderInfo:
         histogram_edges=tuple(message.histogram_edges),
         created_at=message.created_at,
         manifest_json=message.manifest_json,
+        **_losses(message.manifest_json),
     )
+
+
+def _losses(manifest_json: str) -> dict[str, Any]:
+    """Counts of texts in a manifest; those that an older version or another program left out are not there."""
+    try:
+        manifest = json.loads(manifest_json or "{}")
+    except ValueError:
+        return {}
+    return {name: manifest[name] for name in ("skipped", "texts") if isinstance(manifest.get(name), dict)}
 
 
 def detector(message: latents_pb2.BehaviourDetector) -> types.Detector:

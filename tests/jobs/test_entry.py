@@ -44,7 +44,11 @@ def test_what_is_published_is_not_made_again(bare_rig: Rig, queue: redis.Redis) 
 
 def test_a_result_is_kept(bare_rig: Rig, queue: redis.Redis) -> None:
     run(attempt(bare_rig, queue, "plain"))
-    assert json.loads((bare_rig.home / "jobs" / "j" / RESULT).read_text()) == {"name": "plain", "version_id": ""}
+    assert json.loads((bare_rig.home / "jobs" / "j" / RESULT).read_text()) == {
+        "name": "plain",
+        "version_id": "",
+        "message": "Done.",
+    }
 
 
 def test_a_recipe_of_another_version_fails_with_its_sentence(bare_rig: Rig, queue: redis.Redis) -> None:

@@ -47,7 +47,8 @@ class Stop(Exception):
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
+def home(tmp_path: Path, tiny_pair_folder: Path) -> Path:
+    (tmp_path / "pairs").symlink_to(tiny_pair_folder.parent)
     draw = random.Random(0)
 
     def sentence() -> str:
@@ -96,9 +97,10 @@ def allow() -> None:
 
 
 def workspace(home: Path, job: str = "job-1", fence: Any = allow) -> Workspace:
+    """With the session's pair, which lies beside the home, among what may be read."""
     folder = home / "jobs" / job
     folder.mkdir(parents=True, exist_ok=True)
-    return Workspace(home=home, folder=folder, fence=fence)
+    return Workspace(home=home, folder=folder, fence=fence, data_roots=(home / "pairs",))
 
 
 def test_texts_are_cut_to_what_both_models_can_read(home: Path, recipe: CrosscoderRecipe):

@@ -34,8 +34,9 @@ def make_crosscoder(recipe: CrosscoderRecipe, workspace: Workspace, progress: Pr
     except _FAILURES as error:
         _keep_saved(material, error)
         raise
-    trained = Trained(result.crosscoder, result.curves, result.tokens, texts.num_skipped)
+    trained = Trained(result.crosscoder, result.curves, result.tokens, texts.counts)
     try:
+        texts.check_losses()
         return measure_and_publish(material, trained)
     except _FAILURES as error:
         keep(material, trained, error)

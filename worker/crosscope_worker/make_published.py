@@ -9,6 +9,7 @@ from crosscope_proto.artefacts import CrosscoderManifest
 from crosscope_proto.recipe import PublishedRecipe
 from crosscope_worker.crosscoder import Crosscoder, CrosscoderError
 from crosscope_worker.measure import Material, Trained, already_published, measure_and_publish
+from crosscope_worker.roots import Roots
 from crosscope_worker.work import Progress, Workspace
 
 _FILES = ("*.json", "*.safetensors", "*.pt", "*.pth")
@@ -23,7 +24,7 @@ def make_published(recipe: PublishedRecipe, workspace: Workspace, progress: Prog
     if (published := already_published(recipe, workspace)) is not None:
         return published
     progress("load", 0.0, f"loading the crosscoder {recipe.path}")
-    path = find_weights(recipe, workspace.home)
+    path = find_weights(recipe, workspace.home, workspace.roots)
     crosscoder = Crosscoder.load(path, workspace.device, recipe.input_scale)
     material = Material.load(recipe, workspace, progress)
     if crosscoder.d_model != material.pair.d_model:
@@ -34,12 +35,14 @@ def make_published(recipe: PublishedRecipe, workspace: Workspace, progress: Prog
     return measure_and_publish(material, Trained(crosscoder))
 
 
-def find_weights(recipe: PublishedRecipe, home: Path) -> Path:
+def find_weights(recipe: PublishedRecipe, home: Path, roots: Roots) -> Path:
     """The folder or file that `recipe.path` names, downloaded if it is a hub id, or a hub id and a folder in it.
 
-    Raises CrosscoderError if there is none, or if a folder or file of this machine is given a revision.
+    Raises CrosscoderError if there is none, or if a folder or file of this machine is given a revision, and RootError
+    if it is one that jobs may not read.
     """
     path = home / Path(recipe.path).expanduser()
+    roots.check(path)
     if path.exists():
         if recipe.revision is not None:
             raise CrosscoderError(f"{path} lies here, and a folder has no revisions; drop revision")

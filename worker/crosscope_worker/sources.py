@@ -15,6 +15,7 @@ from crosscope_worker.activation_cache import ActivationCache, Shard, State, cac
 from crosscope_worker.activations import PairActivations
 from crosscope_worker.harvest import TOKENS_PER_FORWARD, NormLimit, harvest
 from crosscope_worker.prefetch import PrefetchedSource
+from crosscope_worker.tally import shifted
 from crosscope_worker.texts import Text, TextStream
 from crosscope_worker.training.source import ActivationSource
 
@@ -94,7 +95,7 @@ class HarvestSource:
 class CachedSource:
     """The blocks of a HarvestSource, from a cache as far as that goes; writes those that were not there.
 
-    A shard's state is relative: its epoch counts from the shard's own, its skipped texts from the shard before.
+    A shard's state is relative: its epoch counts from the shard's own, its counts of texts from the shard before.
     """
 
     def __init__(self, source: HarvestSource, cache: ActivationCache) -> None:
@@ -152,8 +153,8 @@ def _sum(before: State, difference: State) -> State:
 
 
 def _shifted(state: State, by: State, sign: int) -> State:
-    num_skipped = state["stream"]["num_skipped"] + sign * by["stream"]["num_skipped"]
-    stream = state["stream"] | {"num_skipped": num_skipped}
+    counts = shifted(state["stream"]["counts"], by["stream"]["counts"], sign)
+    stream = state["stream"] | {"counts": counts}
     return state | {"epoch": state["epoch"] + sign * by["epoch"], "stream": stream}
 
 
