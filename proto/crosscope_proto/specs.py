@@ -90,7 +90,8 @@ class DataSpec:
     line."""
     max_refused_share: Share = 0.5
     """skip_refused: the job ends, with the reasons, when more than this share of the set's texts is left out. Judged at
-    the set's end, and while it is read from 100 refused texts on. A set that gives no text ends it too."""
+    the set's end, and while it is read from 100 refused texts on, then with three standard errors to spare. A set that
+    gives no text ends it too."""
     max_tokens: Count | None = None
     """Stop after this many tokens of training; unset: the whole set."""
 

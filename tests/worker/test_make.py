@@ -384,3 +384,26 @@ def test_an_attempt_after_a_death_in_the_analysis_trains_no_step_again(
     manifest = make_crosscoder(recipe, workspace(home), note)
     assert "train" not in stages
     assert manifest.training_tokens > 0
+
+
+def test_what_a_job_leaves_out_stands_in_its_manifest(home: Path, recipe: CrosscoderRecipe):
+    """Every seventh conversation has other roles; training reads two epochs, the analysis what is held out."""
+    rows = [json.loads(line) for line in (home / "chat.jsonl").read_text().splitlines()]
+    for row in rows[::7]:
+        row["turns"][0]["role"] = "human"
+    (home / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chats = replace(recipe.data[1], skip_refused=True)
+    quick = replace(recipe, data=(recipe.data[0], chats), analysis=replace(recipe.analysis, spliced_tokens=0))
+    manifest = make_crosscoder(quick, workspace(home), silent)
+    refused = [index for index in range(90) if index % 7 == 0]
+    held_out = sum(index % 5 == 4 for index in refused)
+    expected = 2 * (len(refused) - held_out) + held_out
+    assert manifest.skipped_texts == expected
+    ((reason, count),) = manifest.skipped["chat"].items()
+    assert (count, reason) == (expected, "a turn: the role is 'human'; it must be system, user or assistant")
+    assert (manifest.texts["chat"]["read"], manifest.texts["web"]["read"]) == (2 * 72 + 18, 2 * 96 + 24)
+    assert manifest.texts["web"]["cut"] > 0
+    with pytest.raises(DataError, match=r"'chat': .* texts were refused, more than max_refused_share 0\.1 allows"):
+        make_crosscoder(
+            replace(quick, data=(recipe.data[0], replace(chats, max_refused_share=0.1))), workspace(home, "2"), silent
+        )

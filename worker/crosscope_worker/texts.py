@@ -1,5 +1,6 @@
 """The texts of a recipe's data sets, tokenised, one after the other. Does not know models or activations."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -247,19 +248,25 @@ class TextStream:
             raise DataError(f"data set {spec.name!r} is empty: {spec.path}")
         if not counts.read and self._split == "held_out":
             raise self._too_small(index, num_rows)
-        self._check_losses(index, 1)
+        self._check_losses(index, 1, of_a_part=False)
         self._check_tokens(index, 1)
 
-    def _check_losses(self, index: int, enough: int) -> None:
+    def _check_losses(self, index: int, enough: int, *, of_a_part: bool = True) -> None:
+        """Raises DataError if at least `enough` texts were refused and they are too large a share.
+
+        What was read of a part of the set is a sample: three standard errors more are allowed.
+        """
         spec, counts = self._data[index], self._counts[index]
-        refused = counts.num_refused
-        if refused < enough or (refused <= spec.max_refused_share * counts.read and counts.given):
+        refused, share = counts.num_refused, spec.max_refused_share
+        spare = 3 * math.sqrt(share * (1 - share) * counts.read) if of_a_part else 0.0
+        none_left = not of_a_part and not counts.given
+        if refused < enough or not (none_left or refused > share * counts.read + spare):
             return
+        why = "so none is left" if none_left else f"more than max_refused_share {share:g} allows"
         first = f" (the first: {self._examples[index]})" if self._examples[index] else ""
         raise DataError(
-            f"data set {spec.name!r}: {refused} of {counts.read} texts were refused, more than max_refused_share "
-            f"{spec.max_refused_share:g} allows: {reasons_line(counts.refused)}{first}; mend the data, name its "
-            "format, or raise max_refused_share"
+            f"data set {spec.name!r}: {refused} of {counts.read} texts were refused, {why}: "
+            f"{reasons_line(counts.refused)}{first}; mend the data, name its format, or raise max_refused_share"
         )
 
     def _check_tokens(self, index: int, enough: int) -> None:
