@@ -119,14 +119,19 @@ def test_files_are_judged_again_when_they_are_opened(stream, tiny_pair: Pair, ho
         read(opened, tiny_pair)
 
 
-def test_a_hub_id_that_is_no_id_reads_no_files(stream, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_id_that_is_no_id_reads_no_files(
+    stream, tiny_pair: Pair, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`datasets` takes the names of its own readers for the current folder, and folders for data sets."""
     private = home.parent / "private"
     monkeypatch.chdir(private)
     hub = DataSpec(name="a", source="hub", path="text", text_column="text")
-    for path in ("text", "json", "file:///etc", "a/b/c"):
+    for path in ("file:///etc", "a/b/c"):
         with pytest.raises(DataError, match="is neither the id of a data set of the hub"):
             stream(replace(hub, path=path))
+    for path in ("text", "json"):
+        with pytest.raises(DataError, match=OUTSIDE):
+            read(stream(replace(hub, path=path)), tiny_pair)
     (private / "squad").mkdir()
     for path in (str(private), ".", "squad"):
         with pytest.raises(DataError, match=OUTSIDE):

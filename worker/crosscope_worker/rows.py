@@ -286,6 +286,7 @@ class HubRows:
             if self._commit is None and (found := _COMMIT.match(file)):
                 self._commit = found[1]
         stream = builder.as_streaming_dataset(split=spec.split)
+        assert isinstance(stream, datasets.IterableDataset)  # of one split
         if self._position is not None:
             stream.load_state_dict(self._position)
         return stream
@@ -330,12 +331,10 @@ class HubRows:
 
 def _check_hub_source(spec: DataSpec, roots: Roots) -> None:
     """Raises DataError unless it is a hub id, or a folder that jobs may read."""
-    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
-
     path = Path(spec.path)
     if path.is_absolute() or path.exists():
         roots.check(path)
-    elif not _HUB_ID.fullmatch(spec.path.removeprefix("hf://datasets/")) or spec.path in _PACKAGED_DATASETS_MODULES:
+    elif not _HUB_ID.fullmatch(spec.path.removeprefix("hf://datasets/")):
         raise DataError(
             f"data set {spec.name!r}: {spec.path} is neither the id of a data set of the hub (owner/name) nor a folder"
         )
