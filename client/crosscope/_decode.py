@@ -60,7 +60,17 @@ def _losses(manifest_json: str) -> dict[str, Any]:
         manifest = json.loads(manifest_json or "{}")
     except ValueError:
         return {}
-    return {name: manifest[name] for name in ("skipped", "texts") if isinstance(manifest.get(name), dict)}
+    if not isinstance(manifest, dict):
+        return {}
+    found = {name: manifest.get(name) for name in ("skipped", "texts")}
+    return {name: counts for name, counts in found.items() if _are_counts(counts)}
+
+
+def _are_counts(value: object) -> bool:
+    """Whether it is a mapping of mappings of integers."""
+    if not isinstance(value, dict):
+        return False
+    return all(isinstance(each, dict) and all(isinstance(n, int) for n in each.values()) for each in value.values())
 
 
 def detector(message: latents_pb2.BehaviourDetector) -> types.Detector:

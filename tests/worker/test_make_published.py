@@ -169,6 +169,11 @@ def test_a_crosscoder_that_is_not_there_is_named(home: Path, recipe_of: Callable
         find_weights(recipe_of(path.format(home=home)), home, Roots([home]))
 
 
+def test_the_home_of_an_unknown_user_is_no_path(home: Path, recipe_of: Callable):
+    with pytest.raises(RootError, match="'~nobody-of-this-name/theirs' is no path"):
+        find_weights(recipe_of("~nobody-of-this-name/theirs"), home, Roots([home]))
+
+
 @pytest.mark.parametrize("path", ["/nowhere/theirs", "../theirs", "link"])
 def test_a_crosscoder_outside_the_roots_is_not_read_and_nothing_is_said_about_it(
     home: Path, recipe_of: Callable, workspace: Callable, tmp_path_factory: pytest.TempPathFactory, path: str

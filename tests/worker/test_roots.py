@@ -61,12 +61,17 @@ def read(stream: TextStream, pair: Pair) -> list[str]:
         ("/sys/kernel/*", NEVER),
         ("environment", NEVER),
         ("/", OUTSIDE),
+        ("a\0b", "is no path: .*null"),
+        (300 * "long", "[Ff]ile name too long"),
+        ("circle/a.txt", "is no path: |no file matches|Symlink loop"),
+        ("~nobody-of-this-name/a.txt", "home directory"),
     ],
 )
 def test_what_lies_outside_is_refused_whether_it_exists_or_not(stream, home: Path, path: str, refusal: str) -> None:
     (home / "link.txt").symlink_to(home.parent / "private" / "a.txt")
     (home / "linked").symlink_to(home.parent / "private")
     (home / "environment").symlink_to("/proc/self/environ")
+    (home / "circle").symlink_to(home / "circle")
     with pytest.raises(DataError, match=f"data set 'a': .*{refusal}"):
         stream(replace(TEXT, path=path.format(private=home.parent / "private")))
 

@@ -41,13 +41,12 @@ def find_weights(recipe: PublishedRecipe, home: Path, roots: Roots) -> Path:
     Raises CrosscoderError if there is none, or if a folder or file of this machine is given a revision, and RootError
     if it is one that jobs may not read.
     """
-    path = home / Path(recipe.path).expanduser()
-    roots.check(path)
+    path = roots.check_below(home, recipe.path)
     if path.exists():
         if recipe.revision is not None:
             raise CrosscoderError(f"{path} lies here, and a folder has no revisions; drop revision")
         return path
-    if Path(recipe.path).expanduser().is_absolute() or recipe.path.startswith("."):
+    if Path(recipe.path).is_absolute() or recipe.path.startswith("~") or recipe.path.startswith("."):
         raise CrosscoderError(f"there is no crosscoder {path}")
     owner, *names = recipe.path.strip("/").split("/")
     repository, folder = "/".join([owner, *names[:1]]), "/".join(names[1:])

@@ -32,20 +32,32 @@ class Roots:
 
     def allows(self, path: Path) -> bool:
         """Whether what `path` leads to lies in one of the folders. It need not exist."""
-        found = path.expanduser().resolve()
-        return not any(found.is_relative_to(never) for never in _NEVER) and any(map(found.is_relative_to, self.folders))
+        try:
+            self.check(path)
+        except RootError:
+            return False
+        return True
 
     def check(self, path: Path) -> Path:
         """What a path leads to, absolute and without symlinks.
 
         Raises RootError unless it lies in one of the folders.
         """
-        found = path.expanduser().resolve()
+        found = _resolved(path)
         if any(found.is_relative_to(never) for never in _NEVER):
             raise RootError(f"{path} is never read: what lies below {', '.join(map(str, _NEVER))} is no data")
-        if not self.allows(path):
+        if not any(map(found.is_relative_to, self.folders)):
             leads = "" if found == path else f" (it leads to {found})"
             raise RootError(f"{path}{leads} lies outside the folders that jobs may read; {self.advice()}")
+        return found
+
+    def check_below(self, folder: Path, path: str) -> Path:
+        """A path that a person wrote, a relative one below `folder`. Raises RootError as `check`."""
+        try:
+            found = folder / Path(path).expanduser()
+        except RuntimeError as error:  # no such user
+            raise RootError(f"{path[:200]!r} is no path: {error}") from error
+        self.check(found)
         return found
 
     def advice(self) -> str:
@@ -88,6 +100,13 @@ class Roots:
         except BaseException:
             os.close(descriptor)
             raise
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.expanduser().resolve()
+    except (ValueError, OSError, RuntimeError) as error:  # a NUL, a name too long, links in a circle, no such user
+        raise RootError(f"{str(path)[:200]!r} is no path: {error}") from error
 
 
 def check_pair_folders(manifest: PairManifest, roots: Roots) -> None:

@@ -82,7 +82,9 @@ def open_rows(spec: DataSpec, folders: list[Path], roots: Roots, columns: "Colum
     """
     try:
         return HubRows(spec, roots, tell) if spec.source == "hub" else FileRows(spec, folders, roots, columns)
-    except RootError as error:
+    except DataError:
+        raise
+    except (ValueError, OSError, RuntimeError) as error:  # a root, or a path or pattern that the system refuses
         raise DataError(f"data set {spec.name!r}: {error}") from error
 
 
