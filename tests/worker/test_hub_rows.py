@@ -15,10 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from crosscope_proto.specs import DataSpec, TokenPolicy
-from crosscope_worker import rows
+from crosscope_worker import file_rows, hub_rows
 from crosscope_worker.pair import Pair
 from crosscope_worker.roots import Roots
-from crosscope_worker.rows import FileRows
 from crosscope_worker.texts import DataError, TextStream
 from crosscope_worker.tokens import TextTokenizer
 from crosscope_worker.work import Cancelled
@@ -63,7 +62,7 @@ class Hub:
 def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
     made = Hub()
     monkeypatch.setattr(datasets, "load_dataset_builder", made.builder)
-    monkeypatch.setattr(rows, "PAUSES_S", 10 * (0.0,))
+    monkeypatch.setattr(hub_rows, "PAUSES_S", 10 * (0.0,))
     return made
 
 
@@ -124,9 +123,9 @@ def test_what_does_not_exist_is_refused_at_once(hub: Hub, read: Callable[..., Te
 
 
 def test_a_pause_ends_when_the_job_is_cancelled(hub: Hub, read: Callable[..., TextStream], monkeypatch):
-    monkeypatch.setattr(rows, "PAUSES_S", 10 * (60.0,))
+    monkeypatch.setattr(hub_rows, "PAUSES_S", 10 * (60.0,))
     pauses: list[float] = []
-    monkeypatch.setattr(rows.time, "sleep", pauses.append)
+    monkeypatch.setattr(hub_rows.time, "sleep", pauses.append)
 
     def tell(message: str) -> None:
         del message
@@ -179,8 +178,8 @@ def test_folders_in_the_hubs_layout_resume_the_same_way(
 def test_any_error_of_a_reader_names_file_and_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n' * 3)
     spec = DataSpec(name="docs", source="jsonl", path="a.jsonl", text_column="text")
-    source = FileRows(spec, [tmp_path], Roots([tmp_path]), rows.Columns(("text",)))
+    source = file_rows.FileRows(spec, [tmp_path], Roots([tmp_path]), Columns(("text",)))
     parsed = iter([{"text": "a"}])
-    monkeypatch.setattr(rows, "_json_object", lambda *_: next(parsed, None) or 1 / 0)
+    monkeypatch.setattr(file_rows, "_json_object", lambda *_: next(parsed, None) or 1 / 0)
     with pytest.raises(DataError, match=r"'docs': .*a\.jsonl, row 1 cannot be read: ZeroDivisionError"):
         list(source.read(0))

@@ -407,3 +407,22 @@ def test_what_a_job_leaves_out_stands_in_its_manifest(home: Path, recipe: Crossc
         make_crosscoder(
             replace(quick, data=(recipe.data[0], replace(chats, max_refused_share=0.1))), workspace(home, "2"), silent
         )
+
+
+@pytest.mark.parametrize("part", ["data", "pair"])
+def test_files_that_may_not_be_read_are_said_before_models_are_loaded(
+    home: Path, recipe: CrosscoderRecipe, tmp_path_factory: pytest.TempPathFactory, part: str
+):
+    stages: list[str] = []
+
+    def note(stage: str, *_: object, **__: object) -> None:
+        stages.append(stage)
+
+    outside = tmp_path_factory.mktemp("outside")
+    if part == "data":
+        recipe = replace(recipe, data=(replace(recipe.data[0], path=f"{outside}/*"),))
+    else:
+        recipe = replace(recipe, pair=replace(recipe.pair, base=str(outside)))
+    with pytest.raises(ValueError, match=rf"{outside} .*outside the folders that jobs may read"):
+        make_crosscoder(recipe, workspace(home), note)
+    assert stages == ["load"]

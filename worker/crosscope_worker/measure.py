@@ -24,7 +24,7 @@ from crosscope_worker.publish import Provenance, make_current, manifest_of, publ
 from crosscope_worker.roots import check_pair_folders
 from crosscope_worker.sparse import launches_kernels
 from crosscope_worker.tally import Counts, total
-from crosscope_worker.texts import Split, TextStream
+from crosscope_worker.texts import Split, TextStream, open_rows
 from crosscope_worker.tokens import TextTokenizer
 from crosscope_worker.work import Progress, Workspace, is_out_of_memory
 
@@ -70,6 +70,9 @@ class Material:
         on_gpu = torch.device(workspace.device).type == "cuda"
         manifest = resolve_pair(recipe.pair, workspace.home)
         check_pair_folders(manifest, workspace.roots)
+        # Files that are missing or closed are said before models are loaded, which takes minutes.
+        for spec in recipe.data:
+            open_rows(spec, _folders(recipe, workspace), workspace.roots)
         pair = load_pair(manifest, workspace.device, long_rows=on_gpu and launches_kernels())
         activations = PairActivations(pair, recipe.layer)
         caches = isinstance(recipe, CrosscoderRecipe) and recipe.training.cache
@@ -84,17 +87,21 @@ class Material:
 
         Raises DataError if a file is missing.
         """
-        home, policy, limit = self.workspace.home, self.recipe.tokens, self.pair.max_positions
+        policy, limit = self.recipe.tokens, self.pair.max_positions
         if limit is not None:
             policy = replace(policy, max_length=min(limit, policy.max_length))
-        folders = [Path(pair_folder(home, self.recipe.pair.name)), home]
-        if self.workspace.submitted_from is not None:
-            folders.append(self.workspace.submitted_from)
+        folders = _folders(self.recipe, self.workspace)
 
         def tell(message: str) -> None:
             self.progress("read", 0.0, message)
 
         return TextStream(self.recipe.data, self.tokenizer, policy, folders, split, self.workspace.roots, tell)
+
+
+def _folders(recipe: Recipe, workspace: Workspace) -> list[Path]:
+    """Where relative paths of data are looked up, in this order."""
+    folders = [Path(pair_folder(workspace.home, recipe.pair.name)), workspace.home]
+    return folders if workspace.submitted_from is None else [*folders, workspace.submitted_from]
 
 
 def measure_and_publish(material: Material, trained: Trained) -> CrosscoderManifest:

@@ -14,8 +14,10 @@ from crosscope_proto.roles import TokenRole
 from crosscope_proto.specs import DataSpec, TokenPolicy
 from crosscope_worker import chats, tally
 from crosscope_worker.chats import RefusedText
+from crosscope_worker.file_rows import FileRows
+from crosscope_worker.hub_rows import HubRows
 from crosscope_worker.roots import Roots
-from crosscope_worker.rows import DataError, Row, Tell, open_rows
+from crosscope_worker.rows import Columns, DataError, Row, Rows, Tell
 from crosscope_worker.tally import Counts
 from crosscope_worker.tokens import PromptError, TextTokenizer
 
@@ -81,7 +83,7 @@ class TextStream:
         self._policy = policy
         self._split: Split = split
         roots = roots or Roots(folders)
-        self._rows = [open_rows(spec, list(folders), roots, chats.columns(spec), tell) for spec in self._data]
+        self._rows = [open_rows(spec, folders, roots, chats.columns(spec), tell) for spec in self._data]
         self._counts = [Counts() for _ in self._data]
         self._examples: list[str | None] = [None] * len(self._data)
         """The first refusal of each data set, whole."""
@@ -282,6 +284,23 @@ class TextStream:
             f"data set {self._data[index].name!r} has {num_rows} texts, none of them held out for the analysis; "
             f"lower tokens.held_out_every ({self._policy.held_out_every}) or add texts"
         )
+
+
+def open_rows(
+    spec: DataSpec, folders: Sequence[Path], roots: Roots, columns: Columns | None = None, tell: Tell = lambda _: None
+) -> Rows:
+    """The rows of a data set. `folders`: where relative paths are looked up, in this order.
+
+    Raises DataError if there is no such file or if jobs may not read it.
+    """
+    try:
+        if spec.source == "hub":
+            return HubRows(spec, roots, tell)
+        return FileRows(spec, list(folders), roots, columns or Columns())
+    except DataError:
+        raise
+    except (ValueError, OSError, RuntimeError) as error:  # a root, or a path or pattern that the system refuses
+        raise DataError(f"data set {spec.name!r}: {error}") from error
 
 
 def _keeps_a_token(text: Text, policy: TokenPolicy) -> bool:
