@@ -18,6 +18,7 @@ from crosscope_proto.specs import DataSpec, TokenPolicy
 from crosscope_worker import file_rows, hub_rows
 from crosscope_worker.pair import Pair
 from crosscope_worker.roots import Roots
+from crosscope_worker.rows import Columns
 from crosscope_worker.texts import DataError, TextStream
 from crosscope_worker.tokens import TextTokenizer
 from crosscope_worker.work import Cancelled
