@@ -1,6 +1,7 @@
 """Messages to results. The only module that reads reply messages field by field; knows nothing about channels."""
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
 from crosscope import _types as types
 from crosscope._encoding import Encoding, Rank, TopLatent, TopLatents
@@ -50,7 +51,27 @@ def crosscoder_info(message: latents_pb2.Crosscoder) -> types.CrosscoderInfo:
         created_at=message.created_at,
         manifest_json=message.manifest_json,
         broken=message.broken,
+        **_losses(message.manifest_json),
     )
+
+
+def _losses(manifest_json: str) -> dict[str, Any]:
+    """Counts of texts in a manifest; those that an older version or another program left out are not there."""
+    try:
+        manifest = json.loads(manifest_json or "{}")
+    except ValueError:
+        return {}
+    if not isinstance(manifest, dict):
+        return {}
+    found = {name: manifest.get(name) for name in ("skipped", "texts")}
+    return {name: counts for name, counts in found.items() if _are_counts(counts)}
+
+
+def _are_counts(value: object) -> bool:
+    """Whether it is a mapping of mappings of integers."""
+    if not isinstance(value, dict):
+        return False
+    return all(isinstance(each, dict) and all(isinstance(n, int) for n in each.values()) for each in value.values())
 
 
 def detector(message: latents_pb2.BehaviourDetector) -> types.Detector:

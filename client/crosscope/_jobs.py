@@ -9,7 +9,7 @@ from pathlib import Path
 from crosscope import _decode, _html, _tables
 from crosscope._errors import DeadlineExceeded, JobCancelled, JobFailed, Unavailable
 from crosscope._prompts import check_count, check_flag, check_text
-from crosscope._recipes import recipe_text
+from crosscope._recipes import recipe_folder, recipe_text
 from crosscope._transport import Transport
 from crosscope._types import JobEvent, JobInfo, JobState, JobUpdate
 from crosscope_proto.v1 import jobs_pb2
@@ -151,11 +151,13 @@ class Jobs:
     ) -> Job:
         """Queues a recipe: the path of a YAML file, YAML text, or the same as a dict.
 
-        In a file, relative paths of data sets that lie beside it are made absolute. `after` names jobs that must
-        succeed first. With `validate_only` the recipe is checked and the job that comes back has no id.
+        In a file, relative paths of data sets that lie beside it are made absolute, and others are looked up in its
+        folder, too, if the job worker may read there. `after` names jobs that must succeed first. With `validate_only`
+        the recipe is checked and the job that comes back has no id.
         """
         request = jobs_pb2.SubmitJobRequest(
             recipe_yaml=recipe_text(recipe),
+            folder=recipe_folder(recipe),
             after=[check_text(job.id if isinstance(job, Job) else job, "after") for job in _as_list(after)],
             idempotency_key=uuid.uuid4().hex,
             validate_only=check_flag(validate_only, "validate_only"),

@@ -21,6 +21,13 @@ def recipe_text(recipe: str | Path | Mapping[str, object]) -> str:
     return recipe
 
 
+def recipe_folder(recipe: str | Path | Mapping[str, object]) -> str:
+    """The absolute folder of a recipe that was given as a path; "" for another."""
+    if isinstance(recipe, Mapping) or (isinstance(recipe, str) and _looks_like_yaml(recipe)):
+        return ""
+    return str(Path(recipe).expanduser().resolve().parent)
+
+
 def _looks_like_yaml(text: str) -> bool:
     return "\n" in text or ": " in text or text.lstrip().startswith("{") or not text.strip()
 

@@ -244,6 +244,7 @@ def crosscoder_facts(info: "CrosscoderInfo") -> list[tuple[str, str]]:
         ("tokens", f"{info.training_tokens} training, {info.analysis_tokens} analysis"),
         ("data sets", ", ".join(info.datasets)),
         ("metrics", metrics),
+        *(("left out", sentence) for sentence in info.left_out),
     ]
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from crosscope_proto.left_out import left_out
 from crosscope_proto.roles import TEMPLATE_ROLES, LeftOut, TokenRole
 
 if TYPE_CHECKING:
@@ -117,6 +118,16 @@ class CrosscoderInfo:
     manifest_json: str = field(repr=False)
     broken: str = ""
     """Why the server cannot read it; empty for one that can be read. All figures of a broken one are 0 or empty."""
+    skipped: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Texts that were left out of training and analysis, by data set and reason."""
+    texts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """What became of the texts that were read, by data set: read, cut, cut_tokens, lost_behaviours, without_tokens,
+    stopped, retries. Empty for versions that did not count them."""
+
+    @property
+    def left_out(self) -> list[str]:
+        """Sentences about what training and analysis lost of the data; empty where they lost nothing."""
+        return left_out(self.skipped, self.texts)
 
 
 @dataclass(frozen=True)

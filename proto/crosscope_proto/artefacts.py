@@ -301,6 +301,11 @@ class CrosscoderManifest:
     """Tokens trained on, those of every epoch counted."""
     skipped_texts: int = 0
     """Texts that the tokenizer or template refused (DataSpec.skip_refused), those of every epoch counted."""
+    skipped: dict[str, dict[str, int]] = field(default_factory=dict)
+    """The same by data set and reason."""
+    texts: dict[str, dict[str, int]] = field(default_factory=dict)
+    """What became of the texts that training and analysis read, by data set: read, cut, cut_tokens, lost_behaviours,
+    without_tokens, stopped, retries; those of every epoch counted."""
     norm_limits: tuple[float, float] | None = None
     """Largest norm of an activation of each model that the token policy keeps (math §7); None: it keeps all."""
     norm_positions: tuple[int, ...] = ()

@@ -18,8 +18,9 @@ SUCCEEDED: Final = "succeeded"
 FAILED: Final = "failed"
 CANCELLED: Final = "cancelled"
 
-TEXT_FIELDS = ("kind", "name", "recipe", "claim", "stage", "message", "end", "version_id")
-"""Strings. `claim` is the id of the attempt that runs the job, `end` one of SUCCEEDED, FAILED, CANCELLED."""
+TEXT_FIELDS = ("kind", "name", "recipe", "claim", "stage", "message", "end", "version_id", "folder")
+"""Strings. `claim` is the id of the attempt that runs the job, `end` one of SUCCEEDED, FAILED, CANCELLED, `folder` the
+one from which the job was submitted."""
 NUMBER_FIELDS = ("created_at", "started_at", "ended_at", "cancel_at", "attempt", "crashes", "fraction")
 """Decimal numbers; times in seconds since 1970."""
 AFTER = "after"

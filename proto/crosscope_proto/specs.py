@@ -21,6 +21,9 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
+ALPACA_COLUMNS = {"instruction": True, "input": False, "output": True, "system": False, "history": False}
+"""Columns of `format: alpaca`, and whether they must be there."""
+
 
 @dataclass(config=STRICT)
 class PairSpec:
@@ -63,25 +66,35 @@ class DataSpec:
     source: Literal["hub", "jsonl", "parquet", "text"]
     """Where it comes from; "text" is one document a line."""
     path: Annotated[str, Field(min_length=1)]
-    """Hub id, or a file or glob. A relative one is looked up in the pair's folder, then in the home folder."""
+    """Hub id, or a file or glob. A relative one is looked up in the pair's folder, the home folder, and the folder from
+    which the job was submitted. It must lie in a folder that the job worker may read (docs/operations.md)."""
     config: str | None = None
     """Configuration of a hub data set."""
     split: str = "train"
     """Split of a hub data set."""
     text_column: str | None = None
-    """Column with a document's text. Exactly one of text_column and chat_column, except for "text"."""
+    """Column with a document's text. Exactly one of text_column and chat_column, except for "text" and alpaca."""
     chat_column: str | None = None
-    """Column with a conversation: a list of objects with role and content."""
+    """Column with a conversation: a list of turns."""
+    format: Literal["messages", "sharegpt", "alpaca", "openai"] = "messages"
+    """Shape of a conversation. messages: objects with role and content, both texts. sharegpt: from (human, gpt, system,
+    tool, function_call, observation) and value. openai: messages whose content may be a list of text parts. alpaca: no
+    chat_column, but the columns instruction and output, and input, system and history where there are such."""
     role_key: str = "role"
-    """Key of a turn's role in chat_column."""
+    """Key of a turn's role in chat_column; of messages only."""
     content_key: str = "content"
-    """Key of a turn's content in chat_column."""
+    """Key of a turn's content in chat_column; of messages only."""
     behaviours_column: str | None = None
     """Column that tags behaviours in chat_column: a list of objects with turn (index), start and end (characters of
     that turn's content) and behaviour (a name). The analysis finds the latent that detects each best."""
     skip_refused: bool = False
-    """Leave out texts that the tokenizer or the chat template refuses (an empty turn, roles that do not alternate)
-    and count them in the manifest; off: such a text ends the job, named by file and line."""
+    """Leave out texts that have another shape, or that the tokenizer or the chat template refuses (an empty turn, roles
+    that do not alternate), and count them by reason in the manifest; off: such a text ends the job, named by file and
+    line."""
+    max_refused_share: Share = 0.5
+    """skip_refused: the job ends, with the reasons, when more than this share of the set's texts is left out. Judged at
+    the set's end, and while it is read from 100 refused texts on, then with three standard errors to spare. A set that
+    gives no text ends it too."""
     max_tokens: Count | None = None
     """Stop after this many tokens of training; unset: the whole set."""
 
@@ -90,13 +103,32 @@ class DataSpec:
         if self.source != "hub" and (self.config is not None or self.split != "train"):
             raise ValueError("only a hub data set has a config and splits; name the files in path")
         if self.source == "text":
+            if self.text_column or self.chat_column or self.format != "messages":
+                raise ValueError("a text source has no columns: leave out text_column, chat_column and format")
+        elif self.format == "alpaca":
             if self.text_column or self.chat_column:
-                raise ValueError("a text source has no columns: leave out text_column and chat_column")
+                raise ValueError("alpaca has columns of its own: leave out text_column and chat_column")
         elif (self.text_column is None) == (self.chat_column is None):
             raise ValueError("exactly one of text_column and chat_column must be given")
-        if self.behaviours_column and not self.chat_column:
+        if self.behaviours_column and not self.has_chats:
             raise ValueError("behaviours_column needs chat_column")
         return self
+
+    @model_validator(mode="after")
+    def _format(self) -> Self:
+        if self.format != "messages":
+            if not self.has_chats:
+                raise ValueError(f"format {self.format} is of conversations: give chat_column")
+            if (self.role_key, self.content_key) != ("role", "content"):
+                raise ValueError(f"{self.format} has keys of its own: leave out role_key and content_key")
+        if self.max_refused_share != 0.5 and not self.skip_refused:
+            raise ValueError("max_refused_share needs skip_refused: true; without it the first such text ends the job")
+        return self
+
+    @property
+    def has_chats(self) -> bool:
+        """Whether its texts are conversations."""
+        return self.chat_column is not None or self.format == "alpaca"
 
 
 @dataclass(config=STRICT)

@@ -1,5 +1,6 @@
 """The SDK against the real server, compared with the planted tables themselves."""
 
+import json
 import math
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from crosscope import Client, Crosscoder, InvalidInput, LatentClass, NotFound, TokenRole, Unavailable
+from crosscope._decode import crosscoder_info
+from crosscope._tables import crosscoder_card
 from crosscope_proto import artefacts as layout
+from crosscope_proto.v1 import latents_pb2
 
 
 @pytest.fixture
@@ -34,6 +38,23 @@ def test_crosscoders(real: Client, demo: Crosscoder) -> None:
     assert sum(demo.info.class_counts.values()) == 1200
     assert repr(demo) == "Crosscoder('demo', batch_topk, 1200 latents, pair 'demo', layer 2)"
     assert "fve_base" in str(demo)
+
+
+def test_what_a_version_lost_of_its_data_is_on_its_card() -> None:
+    losses = {"skipped": {"lmsys": {"a turn is empty": 3}}, "texts": {"lmsys": {"read": 40, "cut_tokens": 7}}}
+    info = crosscoder_info(latents_pb2.Crosscoder(name="demo", manifest_json=json.dumps(losses)))
+    assert (info.skipped, info.texts) == (losses["skipped"], losses["texts"])
+    assert info.left_out == [
+        "3 of 40 texts of lmsys were left out: 3 × a turn is empty",
+        "7 tokens of lmsys lie beyond max_length and were cut off",
+    ]
+    assert all(sentence in crosscoder_card(info) for sentence in info.left_out)
+
+
+@pytest.mark.parametrize("manifest", ["", "{}", "not JSON", "[1]", '{"skipped": 3}', '{"skipped": {"a": 3}}'])
+def test_a_version_that_counted_nothing_says_nothing(manifest: str) -> None:
+    info = crosscoder_info(latents_pb2.Crosscoder(name="demo", manifest_json=manifest))
+    assert (info.skipped, info.texts, info.left_out) == ({}, {}, [])
 
 
 def test_health_without_worker_and_queue(real: Client) -> None:

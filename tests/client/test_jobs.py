@@ -160,3 +160,4 @@ def test_submit(serve, tmp_path) -> None:
     assert [list(request.after) for request in requests] == [[], ["j1", "j0"], ["j1"], []]
     assert [request.validate_only for request in requests] == [False, False, True, False]
     assert len({request.idempotency_key for request in requests}) == 4
+    assert [request.folder for request in requests] == [str(tmp_path), str(tmp_path), "", ""]

@@ -91,14 +91,12 @@ def test_a_published_version_is_complete_and_says_where_it_came_from(stack: Stac
     assert [path.name for path in (folder / "versions").iterdir()] == [version]
 
 
-def test_a_crosscoder_in_others_files_is_measured_and_encodes_like_ours(
-    stack: Stack, made: tuple[Job, Job], tmp_path: Path
-):
+def test_a_crosscoder_in_others_files_is_measured_and_encodes_like_ours(stack: Stack, made: tuple[Job, Job]):
     ours = stack.client.crosscoder("demo")
-    export_version(stack.home / "crosscoders/demo/versions" / ours.info.version_id, tmp_path / "theirs")
+    export_version(stack.home / "crosscoders/demo/versions" / ours.info.version_id, stack.home / "files/theirs")
     recipe = json.loads(ours.info.manifest_json)["recipe"]
     shared = {name: recipe[name] for name in ("pair", "layer", "data", "tokens", "analysis")}
-    job = stack.client.jobs.submit(shared | {"kind": "published", "name": "theirs", "path": str(tmp_path / "theirs")})
+    job = stack.client.jobs.submit(shared | {"kind": "published", "name": "theirs", "path": "files/theirs"})
     job.wait(timeout_s=120)
     theirs = stack.client.crosscoder("theirs")
     assert theirs.info.training_tokens == 0

@@ -65,6 +65,29 @@ def _wait(go: Path) -> None:
         pause.wait(0.02)
 
 
+def say_what_may_be_read(recipe: DemoPairRecipe, workspace: Workspace, progress: Progress) -> PairManifest:
+    raise ValueError(f"{list(map(str, workspace.roots.folders))} from {workspace.submitted_from}")
+
+
+def lose_texts(recipe: DemoPairRecipe, workspace: Workspace, progress: Progress) -> CrosscoderManifest:
+    pair = PairManifest(recipe.name, "base", "chat", "chat")
+    return CrosscoderManifest(
+        name=recipe.name,
+        version_id="v1",
+        pair=pair,
+        layer=0,
+        d_model=(1, 1),
+        num_latents=1,
+        variant="l1",
+        code_normalisation="none",
+        threshold=None,
+        input_scale=(1.0, 1.0),
+        recipe={},
+        skipped={"lmsys": {"a turn is empty": 3}},
+        texts={"lmsys": {"read": 40}},
+    )
+
+
 def fail_oddly(recipe: DemoPairRecipe, workspace: Workspace, progress: Progress) -> PairManifest:
     odd = "lone \ud800 surrogate, NUL \0 and much more: "
     progress("prepare", float("nan"), odd, metrics={"loss": float("inf")})

@@ -90,9 +90,9 @@ class Rig:
         process.wait(15)
         return time.monotonic() - begun
 
-    def submit(self, name: str, *after: str, key: str = "") -> jobs_pb2.Job:
+    def submit(self, name: str, *after: str, key: str = "", folder: str = "") -> jobs_pb2.Job:
         recipe = f"kind: demo-pair\nname: {name}\n"
-        request = jobs_pb2.SubmitJobRequest(recipe_yaml=recipe, after=after, idempotency_key=key)
+        request = jobs_pb2.SubmitJobRequest(recipe_yaml=recipe, after=after, idempotency_key=key, folder=folder)
         return self.jobs.SubmitJob(request, timeout=10).job
 
     def get(self, job_id: str) -> jobs_pb2.Job:

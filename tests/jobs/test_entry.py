@@ -44,7 +44,31 @@ def test_what_is_published_is_not_made_again(bare_rig: Rig, queue: redis.Redis) 
 
 def test_a_result_is_kept(bare_rig: Rig, queue: redis.Redis) -> None:
     run(attempt(bare_rig, queue, "plain"))
-    assert json.loads((bare_rig.home / "jobs" / "j" / RESULT).read_text()) == {"name": "plain", "version_id": ""}
+    assert json.loads((bare_rig.home / "jobs" / "j" / RESULT).read_text()) == {
+        "name": "plain",
+        "version_id": "",
+        "message": "Done.",
+    }
+
+
+def test_a_job_knows_what_it_may_read_and_where_it_came_from(bare_rig: Rig, queue: redis.Redis) -> None:
+    given = attempt(bare_rig, queue, "plain")
+    queue.hset(keys.job_key("j"), "folder", "/home/mine")
+    kinds = {"demo-pair": "job_kinds:say_what_may_be_read"}
+    run(Attempt(**{**given.__dict__, "kinds": kinds, "data_roots": ["/usr"]}))
+    assert queue.hget(keys.job_key("j"), "message") == f"['{bare_rig.home}', '/usr'] from /home/mine"
+
+
+def test_what_a_job_lost_is_its_last_message(bare_rig: Rig, queue: redis.Redis) -> None:
+    """Also of a second attempt that finds everything published."""
+    given = attempt(bare_rig, queue, "plain")
+    for _ in range(2):
+        run(Attempt(**{**given.__dict__, "kinds": {"demo-pair": "job_kinds:lose_texts"}}))
+        record = queue.hgetall(keys.job_key("j"))
+        assert record["message"] == "Done; 3 of 40 texts of lmsys were left out: 3 × a turn is empty."
+        assert (record["end"], record["version_id"]) == ("succeeded", "v1")
+        queue.delete(keys.job_key("j"))
+        given = attempt(bare_rig, queue, "plain")
 
 
 def test_a_recipe_of_another_version_fails_with_its_sentence(bare_rig: Rig, queue: redis.Redis) -> None:

@@ -18,7 +18,7 @@ QUEUED, RUNNING = jobs_pb2.JOB_STATE_QUEUED, jobs_pb2.JOB_STATE_RUNNING
 
 
 def test_a_job_runs_and_reports(rig: Rig) -> None:
-    submitted = rig.submit("plain")
+    submitted = rig.submit("plain", folder="/home/mine")
     assert submitted.state == QUEUED
     replies = list(rig.watch(submitted.id))
     job, events = replies[-1].job, [event for reply in replies for event in reply.events]
@@ -33,6 +33,8 @@ def test_a_job_runs_and_reports(rig: Rig) -> None:
     assert told == ["Queued.", "Started.", "Getting ready.", "Done."]
     assert rig.published("plain") == 1
 
+    with redis.Redis(unix_socket_path=str(rig.socket), decode_responses=True) as client:
+        assert client.hget(keys.job_key(job.id), "folder") == "/home/mine"
     folder = rig.home / "jobs" / job.id
     assert (folder / "recipe.yaml").read_text() == job.recipe_yaml
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]

@@ -3,7 +3,11 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
+
+from crosscope_worker.jobs.settings import JobSettings
 from tests.jobs.rig import WORKER, Rig, is_alive, kill, until
 
 
@@ -22,6 +26,19 @@ def test_a_bad_address_is_said() -> None:
     ended = jobs(CROSSCOPE_WORKER_QUEUE_URL="localhost:6379")
     assert ended.returncode == 2
     assert ended.stderr.startswith("crosscope: CROSSCOPE_WORKER_QUEUE_URL: Redis URL must specify one of")
+
+
+def test_roots_are_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = {"CROSSCOPE_WORKER_QUEUE_URL": "unix:///q.sock"}
+    ended = jobs(**url, CROSSCOPE_WORKER_DATA_ROOTS=f"{tmp_path}{os.pathsep}/nowhere")
+    assert (ended.returncode, ended.stderr) == (
+        2,
+        "crosscope: CROSSCOPE_WORKER_DATA_ROOTS: Value error, /nowhere is no absolute path of a folder\n",
+    )
+    monkeypatch.setenv("CROSSCOPE_WORKER_QUEUE_URL", "unix:///q.sock")
+    for value, roots in (("", ()), (f"{tmp_path}{os.pathsep}/usr", (tmp_path, Path("/usr")))):
+        monkeypatch.setenv("CROSSCOPE_WORKER_DATA_ROOTS", value)
+        assert JobSettings().data_roots == roots  # pyright: ignore[reportCallIssue]
 
 
 def test_neither_worker_nor_server_import_torch_for_jobs() -> None:

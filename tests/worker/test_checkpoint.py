@@ -148,6 +148,20 @@ def test_a_checkpoint_of_another_version_says_so(tmp_path: Path, made_with: dict
         load_checkpoint(tmp_path, {"training": {"lr": 1, "new": 2}})
 
 
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ([{"path": "a"}], r"another version of crosscope made it, without data\[0\]\.format"),
+        ([{"path": "b", "format": "x"}], r"data\[0\]\.path was 'b' and is 'a'"),
+        ([], r"data was \[\] and is"),
+    ],
+)
+def test_a_data_set_that_differs_is_named(tmp_path: Path, data: list[dict[str, str]], says: str):
+    save(tmp_path, Checkpoint(1, {"a": torch.ones(2)}, {"data": data}, counters={}, source={}))
+    with pytest.raises(CheckpointError, match=says):
+        load_checkpoint(tmp_path, {"data": [{"path": "a", "format": "x"}]})
+
+
 def test_a_checkpoint_of_another_recipe_is_refused_and_stays(newest: Path):
     other = make_recipe({"variant": "batch_topk", "num_latents": 32, "k": 2}, checkpoint_every=4)
     with pytest.raises(CheckpointError, match=rf"{newest.name} was .* crosscoder.num_latents was 24 and is 32"):

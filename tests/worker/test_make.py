@@ -49,7 +49,8 @@ class Stop(Exception):
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
+def home(tmp_path: Path, tiny_pair_folder: Path) -> Path:
+    (tmp_path / "pairs").symlink_to(tiny_pair_folder.parent)
     draw = random.Random(0)
 
     def sentence() -> str:
@@ -98,9 +99,10 @@ def allow() -> None:
 
 
 def workspace(home: Path, job: str = "job-1", fence: Any = allow) -> Workspace:
+    """With the session's pair, which lies beside the home, among what may be read."""
     folder = home / "jobs" / job
     folder.mkdir(parents=True, exist_ok=True)
-    return Workspace(home=home, folder=folder, fence=fence)
+    return Workspace(home=home, folder=folder, fence=fence, data_roots=(home / "pairs",))
 
 
 def test_texts_are_cut_to_what_both_models_can_read(home: Path, recipe: CrosscoderRecipe):
@@ -433,3 +435,45 @@ def test_an_attempt_after_a_death_in_the_analysis_trains_no_step_again(
     manifest = make_crosscoder(recipe, workspace(home), note)
     assert "train" not in stages
     assert manifest.training_tokens > 0
+
+
+def test_what_a_job_leaves_out_stands_in_its_manifest(home: Path, recipe: CrosscoderRecipe):
+    """Every seventh conversation has other roles; training reads two epochs, the analysis what is held out."""
+    rows = [json.loads(line) for line in (home / "chat.jsonl").read_text().splitlines()]
+    for row in rows[::7]:
+        row["turns"][0]["role"] = "human"
+    (home / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chats = replace(recipe.data[1], skip_refused=True)
+    quick = replace(recipe, data=(recipe.data[0], chats), analysis=replace(recipe.analysis, spliced_tokens=0))
+    manifest = make_crosscoder(quick, workspace(home), silent)
+    refused = [index for index in range(90) if index % 7 == 0]
+    held_out = sum(index % 5 == 4 for index in refused)
+    expected = 2 * (len(refused) - held_out) + held_out
+    assert manifest.skipped_texts == expected
+    ((reason, count),) = manifest.skipped["chat"].items()
+    assert (count, reason) == (expected, "a turn: the role is 'human'; it must be system, user or assistant")
+    assert (manifest.texts["chat"]["read"], manifest.texts["web"]["read"]) == (2 * 72 + 18, 2 * 96 + 24)
+    assert manifest.texts["web"]["cut"] > 0
+    with pytest.raises(DataError, match=r"'chat': .* texts were refused, more than max_refused_share 0\.1 allows"):
+        make_crosscoder(
+            replace(quick, data=(recipe.data[0], replace(chats, max_refused_share=0.1))), workspace(home, "2"), silent
+        )
+
+
+@pytest.mark.parametrize("part", ["data", "pair"])
+def test_files_that_may_not_be_read_are_said_before_models_are_loaded(
+    home: Path, recipe: CrosscoderRecipe, tmp_path_factory: pytest.TempPathFactory, part: str
+):
+    stages: list[str] = []
+
+    def note(stage: str, *_: object, **__: object) -> None:
+        stages.append(stage)
+
+    outside = tmp_path_factory.mktemp("outside")
+    if part == "data":
+        recipe = replace(recipe, data=(replace(recipe.data[0], path=f"{outside}/*"),))
+    else:
+        recipe = replace(recipe, pair=replace(recipe.pair, base=str(outside)))
+    with pytest.raises(ValueError, match=rf"{outside} .*outside the folders that jobs may read"):
+        make_crosscoder(recipe, workspace(home), note)
+    assert stages == ["load"]

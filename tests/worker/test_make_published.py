@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from crosscope_proto.recipe import PublishedRecipe, RecipeError, parse_recipe
 from crosscope_worker.crosscoder import Crosscoder, CrosscoderError
 from crosscope_worker.make_published import find_weights, make_published
+from crosscope_worker.roots import RootError, Roots
 from crosscope_worker.work import Workspace, silent
 
 D_MODEL, NUM_LATENTS = 32, 48
@@ -78,12 +79,18 @@ analysis: {{max_tokens: 400, num_shards: 2, uselessness_steps: 3}}
     return parsed
 
 
-def workspace(home: Path) -> Workspace:
-    (folder := home / "jobs" / "job-1").mkdir(parents=True, exist_ok=True)
-    return Workspace(home=home, folder=folder, fence=lambda: None)
+@pytest.fixture
+def workspace(tiny_pair_folder: Path) -> Callable[[Path], Workspace]:
+    def made(home: Path) -> Workspace:
+        (folder := home / "jobs" / "job-1").mkdir(parents=True, exist_ok=True)
+        return Workspace(home=home, folder=folder, fence=lambda: None, data_roots=(tiny_pair_folder,))
+
+    return made
 
 
-def test_a_published_crosscoder_is_measured_and_published_as_it_is(home: Path, recipe_of: Callable):
+def test_a_published_crosscoder_is_measured_and_published_as_it_is(
+    home: Path, recipe_of: Callable, workspace: Callable
+):
     write_published(home / "theirs")
     manifest = make_published(recipe_of("theirs"), workspace(home), silent)
     folder = home / "crosscoders" / "theirs" / "versions" / manifest.version_id
@@ -101,7 +108,7 @@ def test_a_published_crosscoder_is_measured_and_published_as_it_is(home: Path, r
     assert again.version_id == manifest.version_id, "an attempt that comes late publishes nothing twice"
 
 
-def test_a_top_k_crosscoder_whose_model_0_is_chat(home: Path, recipe_of: Callable):
+def test_a_top_k_crosscoder_whose_model_0_is_chat(home: Path, recipe_of: Callable, workspace: Callable):
     folder = write_published(home / "theirs")
     config = folder / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"k": 4}))
@@ -122,7 +129,7 @@ def test_a_top_k_crosscoder_whose_model_0_is_chat(home: Path, recipe_of: Callabl
     assert ours.notes == (note,)
 
 
-def test_a_dictionary_of_chat_alone_says_nothing_of_base(home: Path, recipe_of: Callable):
+def test_a_dictionary_of_chat_alone_says_nothing_of_base(home: Path, recipe_of: Callable, workspace: Callable):
     draw = torch.Generator().manual_seed(0)
     (home / "theirs").mkdir()
     save_file(
@@ -151,7 +158,7 @@ def test_a_dictionary_of_chat_alone_says_nothing_of_base(home: Path, recipe_of: 
     assert all(norm == 0 for norm in table["norm_base"])
 
 
-def test_a_crosscoder_of_other_widths_is_refused(home: Path, recipe_of: Callable):
+def test_a_crosscoder_of_other_widths_is_refused(home: Path, recipe_of: Callable, workspace: Callable):
     write_published(home / "theirs", d_model=8)
     with pytest.raises(
         CrosscoderError, match="reads models of width 8 and 8, but those of the pair tiny have 32 and 32"
@@ -165,7 +172,7 @@ def test_a_hub_id_is_taken_from_the_hubs_own_cache(
 ):
     snapshot = cached_snapshot(tmp_path_factory.mktemp("hub"), monkeypatch)
     written = write_published(snapshot)
-    assert find_weights(recipe_of("someone/crosscoder"), home) == written
+    assert find_weights(recipe_of("someone/crosscoder"), home, Roots([home])) == written
 
 
 def test_a_hub_id_may_name_a_folder_inside_the_repository(
@@ -173,10 +180,10 @@ def test_a_hub_id_may_name_a_folder_inside_the_repository(
 ):
     snapshot = cached_snapshot(tmp_path_factory.mktemp("hub"), monkeypatch)
     written = write_published(snapshot / "blocks.14" / "run")
-    assert find_weights(recipe_of("someone/crosscoder/blocks.14/run"), home) == written
-    assert find_weights(recipe_of("someone/crosscoder/blocks.14/run/"), home) == written
+    assert find_weights(recipe_of("someone/crosscoder/blocks.14/run"), home, Roots([home])) == written
+    assert find_weights(recipe_of("someone/crosscoder/blocks.14/run/"), home, Roots([home])) == written
     with pytest.raises(CrosscoderError, match=r"crosscoder at the hub has no folder blocks\.15/run with weights"):
-        find_weights(recipe_of("someone/crosscoder/blocks.15/run"), home)
+        find_weights(recipe_of("someone/crosscoder/blocks.15/run"), home, Roots([home]))
 
 
 @pytest.mark.parametrize(
@@ -193,7 +200,7 @@ def test_only_the_named_folder_is_asked_of_the_hub(
         return str(home / "snapshot")
 
     monkeypatch.setattr("crosscope_worker.make_published.snapshot_download", download)
-    find_weights(recipe_of(path), home)
+    find_weights(recipe_of(path), home, Roots([home]))
     kinds = "*.json", "*.yaml", "*.safetensors", "*.pt", "*.pth", "pytorch_model*.bin"
     patterns = [f"{prefix}{pattern}" for pattern in kinds]
     assert asked == [((repository,), {"revision": None, "allow_patterns": patterns})]
@@ -202,23 +209,40 @@ def test_only_the_named_folder_is_asked_of_the_hub(
 def test_a_folder_of_this_machine_has_no_revision(home: Path, recipe_of: Callable):
     write_published(home / "theirs")
     with pytest.raises(CrosscoderError, match="theirs lies here, and a folder has no revisions"):
-        find_weights(replace(recipe_of("theirs"), revision="main"), home)
+        find_weights(replace(recipe_of("theirs"), revision="main"), home, Roots([home]))
 
 
 @pytest.mark.parametrize(
     ("path", "says"),
-    [("/nowhere/theirs", "there is no crosscoder /nowhere/theirs"), ("./theirs", "there is no crosscoder .*theirs")],
+    [("{home}/theirs", "there is no crosscoder /.*/theirs"), ("./theirs", "there is no crosscoder .*theirs")],
 )
 def test_a_crosscoder_that_is_not_there_is_named(home: Path, recipe_of: Callable, path: str, says: str):
     with pytest.raises(CrosscoderError, match=says):
-        find_weights(recipe_of(path), home)
+        find_weights(recipe_of(path.format(home=home)), home, Roots([home]))
+
+
+def test_the_home_of_an_unknown_user_is_no_path(home: Path, recipe_of: Callable):
+    with pytest.raises(RootError, match="'~nobody-of-this-name/theirs' is no path"):
+        find_weights(recipe_of("~nobody-of-this-name/theirs"), home, Roots([home]))
+
+
+@pytest.mark.parametrize("path", ["/nowhere/theirs", "../theirs", "link"])
+def test_a_crosscoder_outside_the_roots_is_not_read_and_nothing_is_said_about_it(
+    home: Path, recipe_of: Callable, workspace: Callable, tmp_path_factory: pytest.TempPathFactory, path: str
+):
+    """The same sentence whether there is such a file or not."""
+    outside = tmp_path_factory.mktemp("outside")
+    write_published(outside / "theirs")
+    (home / "link").symlink_to(outside / "theirs")
+    with pytest.raises(RootError, match=r"lies outside the folders that jobs may read.*CROSSCOPE_WORKER_DATA_ROOTS"):
+        make_published(recipe_of(path), workspace(home), silent)
 
 
 def test_neither_here_nor_at_the_hub(home: Path, recipe_of: Callable, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(CrosscoderError, match="and the hub gave no someone/nothing: "):
-        find_weights(recipe_of("someone/nothing"), home)
+        find_weights(recipe_of("someone/nothing"), home, Roots([home]))
 
 
 def test_one_model_has_nothing_to_swap():

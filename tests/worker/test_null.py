@@ -41,7 +41,7 @@ def allow() -> None:
     """A fence that lets everything pass."""
 
 
-def test_no_latent_of_a_model_against_itself_is_exclusive(home: Path):
+def test_no_latent_of_a_model_against_itself_is_exclusive(home: Path, tiny_pair_folder: Path):
     recipe = parse_recipe(RECIPE.read_text())
     assert isinstance(recipe, CrosscoderRecipe)
     recipe = replace(
@@ -52,7 +52,8 @@ def test_no_latent_of_a_model_against_itself_is_exclusive(home: Path):
     )
     folder = home / "jobs" / "job-1"
     folder.mkdir(parents=True)
-    manifest = make_crosscoder(recipe, Workspace(home=home, folder=folder, fence=allow), silent)
+    workspace = Workspace(home=home, folder=folder, fence=allow, data_roots=(tiny_pair_folder,))
+    manifest = make_crosscoder(recipe, workspace, silent)
     assert manifest.pair.base == manifest.pair.chat
     assert manifest.hashes["base"] == manifest.hashes["chat"]
     assert manifest.metrics["num_living"] > 10

@@ -1,5 +1,6 @@
 """Every field of a recipe that decides a training changes what comes out of it."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from crosscope_proto.specs import CrosscoderSpec, DataSpec, TokenPolicy, Trainin
 from crosscope_worker.activations import PairActivations
 from crosscope_worker.pair import Pair
 from crosscope_worker.sources import HarvestSource, open_source
-from crosscope_worker.texts import TextStream
+from crosscope_worker.texts import DataError, TextStream
 from crosscope_worker.tokens import TextTokenizer
 from crosscope_worker.training import train
 from crosscope_worker.training.buffer import ShuffleBuffer
@@ -212,3 +213,81 @@ def test_the_layer_decides_what_a_training_reads(harvested: Any):
     first, second = harvested(layer=1), harvested(layer=2)
     assert first.shape == second.shape
     assert not torch.isclose(first, second).all(dim=1).any()
+
+
+def write_data(folder: Path) -> None:
+    """Two files of the same shape, and a folder of the hub's layout with two configurations and splits."""
+    for name, word in (("a", "fox"), ("b", "river")):
+        turns = [{"role": "user", "content": f"the {word}"}, {"role": "assistant", "content": "no"}]
+        row = {
+            "turns": turns,
+            "text": f"the {word}",
+            "other": [{"role": "user", "content": "bread"}],
+            "keys": [{"role": "user", "who": "user", "content": "one", "what": "two"}],
+            "share": [{"from": "human", "value": "two"}],
+            "tags": [{"turn": 1, "start": 0, "end": 2, "behaviour": "refusal"}],
+        }
+        empty = row | {"turns": [{"role": "user", "content": " "}]}
+        rows = [*3 * [row], empty, *8 * [row]]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+        for split in ("train", "test"):
+            (folder / "hub" / name).mkdir(parents=True, exist_ok=True)
+            text = json.dumps({"text": f"{name} {split}"}) + "\n"
+            (folder / "hub" / name / f"{split}.jsonl").write_text(12 * text)
+    files = "".join(
+        f"- config_name: {name}\n  data_files:\n"
+        + "".join(f"  - split: {split}\n    path: {name}/{split}.jsonl\n" for split in ("train", "test"))
+        for name in ("a", "b")
+    )
+    (folder / "hub" / "README.md").write_text(f"---\nconfigs:\n{files}---\n")
+
+
+CHATS: dict[str, Any] = {
+    "name": "a",
+    "source": "jsonl",
+    "path": "a.jsonl",
+    "chat_column": "turns",
+    "behaviours_column": "tags",
+    "skip_refused": True,
+}
+KEYS = CHATS | {"chat_column": "keys", "behaviours_column": None}
+OF_THE_HUB: dict[str, Any] = {"name": "a", "source": "hub", "path": "hub", "config": "a", "text_column": "text"}
+DATA_CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "source": (CHATS, {"source": "text", "chat_column": None, "behaviours_column": None}),
+    "path": (CHATS, {"path": "b.jsonl"}),
+    "config": (OF_THE_HUB, {"config": "b"}),
+    "split": (OF_THE_HUB, {"split": "test"}),
+    "text_column": (CHATS, {"text_column": "text", "chat_column": None, "behaviours_column": None}),
+    "chat_column": (CHATS, {"chat_column": "other", "behaviours_column": None}),
+    "format": (KEYS | {"chat_column": "share"}, {"format": "sharegpt"}),
+    "role_key": (KEYS, {"role_key": "missing"}),
+    "content_key": (KEYS, {"content_key": "what"}),
+    "behaviours_column": (CHATS, {"behaviours_column": None}),
+    "skip_refused": (CHATS, {"skip_refused": False}),
+    "max_refused_share": (CHATS, {"max_refused_share": 0.01}),
+    "max_tokens": (CHATS, {"max_tokens": 40}),
+}
+
+
+def read_texts(folder: Path, pair: Pair, spec: dict[str, Any]) -> Any:
+    """Ids and behaviours of the texts; or why there are none."""
+    path = str(folder / "hub") if spec["source"] == "hub" else spec["path"]
+    tokenizer, policy = TextTokenizer(pair.tokenizer), TokenPolicy(held_out_every=10)
+    try:
+        stream = TextStream([DataSpec(**spec | {"path": path})], tokenizer, policy, [folder], "train")
+        return [(text.ids.tolist(), text.behaviours) for text in stream]
+    except DataError as error:
+        return str(error)
+
+
+def test_every_field_of_a_data_set_is_looked_at():
+    assert DATA_CHANGES.keys() | {"name"} == {field.name for field in fields(DataSpec)}
+
+
+@pytest.mark.parametrize("name", DATA_CHANGES)
+def test_a_field_changes_what_is_read_of_a_data_set(tmp_path: Path, tiny_pair: Pair, name: str):
+    spec, change = DATA_CHANGES[name]
+    write_data(tmp_path)
+    before, after = (read_texts(tmp_path, tiny_pair, each) for each in (spec, spec | change))
+    assert before != after
+    assert read_texts(tmp_path, tiny_pair, spec) == before

@@ -242,12 +242,12 @@ def test_refused_texts_end_the_stream_or_are_counted(read, tokenizer: TextTokeni
         list(read(spec))
     stream = read(replace(spec, skip_refused=True))
     assert len(list(stream)) == 3
-    assert stream.num_skipped == 1
+    assert stream.counts[0].num_refused == 1
     resumed = read(replace(spec, skip_refused=True))
     next(iter(first := read(replace(spec, skip_refused=True))))
     resumed.restore(json.loads(json.dumps(first.state())))
     assert len(list(resumed)) == 2
-    assert resumed.num_skipped == 1
+    assert resumed.counts[0].num_refused == 1
 
 
 def test_configuration_and_split_of_a_hub_data_set(read: Read, tokenizer: TextTokenizer, tmp_path: Path) -> None:

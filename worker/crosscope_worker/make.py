@@ -1,11 +1,14 @@
 """The job that makes a crosscoder: harvest, train, measure, publish. Says in which order; knows no formula."""
 
+from collections.abc import Sequence
+
 import torch
 
 from crosscope_proto.artefacts import CrosscoderManifest
 from crosscope_proto.recipe import CrosscoderRecipe
 from crosscope_worker.measure import Material, Trained, already_published, keep, measure_and_publish
 from crosscope_worker.sources import norms_of, open_source
+from crosscope_worker.tally import Counts
 from crosscope_worker.training import TrainingResult, saved_result, train
 from crosscope_worker.work import Progress, Workspace
 
@@ -34,8 +37,9 @@ def make_crosscoder(recipe: CrosscoderRecipe, workspace: Workspace, progress: Pr
     except _FAILURES as error:
         _keep_saved(material, error)
         raise
-    trained = _trained(material, result, texts.num_skipped)
+    trained = _trained(material, result, texts.counts)
     try:
+        texts.check_losses()
         return measure_and_publish(material, trained)
     except _FAILURES as error:
         keep(material, trained, error)
@@ -56,6 +60,6 @@ def _keep_saved(material: Material, error: Exception) -> None:
         keep(material, _trained(material, saved), error, what)
 
 
-def _trained(material: Material, result: TrainingResult, num_skipped: int = 0) -> Trained:
+def _trained(material: Material, result: TrainingResult, counts: Sequence[Counts] = ()) -> Trained:
     norms = norms_of(result.source, material.recipe.tokens, material.pair.d_model)
-    return Trained(result.crosscoder, result.curves, result.tokens, num_skipped, norms, result.figures)
+    return Trained(result.crosscoder, result.curves, result.tokens, counts, norms, result.figures)

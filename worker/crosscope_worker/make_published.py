@@ -9,6 +9,7 @@ from crosscope_proto.artefacts import CrosscoderManifest
 from crosscope_proto.recipe import PublishedRecipe
 from crosscope_worker.crosscoder import Crosscoder, CrosscoderError
 from crosscope_worker.measure import Material, Trained, already_published, measure_and_publish
+from crosscope_worker.roots import Roots
 from crosscope_worker.work import Progress, Workspace
 
 _FILES = ("*.json", "*.yaml", "*.safetensors", "*.pt", "*.pth", "pytorch_model*.bin")
@@ -23,7 +24,7 @@ def make_published(recipe: PublishedRecipe, workspace: Workspace, progress: Prog
     if (published := already_published(recipe, workspace)) is not None:
         return published
     progress("load", 0.0, f"loading the crosscoder {recipe.path}")
-    path = find_weights(recipe, workspace.home)
+    path = find_weights(recipe, workspace.home, workspace.roots)
 
     def tell(message: str) -> None:
         progress("load", 0.0, message)
@@ -40,17 +41,18 @@ def make_published(recipe: PublishedRecipe, workspace: Workspace, progress: Prog
     return measure_and_publish(material, Trained(crosscoder))
 
 
-def find_weights(recipe: PublishedRecipe, home: Path) -> Path:
+def find_weights(recipe: PublishedRecipe, home: Path, roots: Roots) -> Path:
     """The folder or file that `recipe.path` names, downloaded if it is a hub id, or a hub id and a folder in it.
 
-    Raises CrosscoderError if there is none, or if a folder or file of this machine is given a revision.
+    Raises CrosscoderError if there is none, or if a folder or file of this machine is given a revision, and RootError
+    if it is one that jobs may not read.
     """
-    path = home / Path(recipe.path).expanduser()
+    path = roots.check_below(home, recipe.path)
     if path.exists():
         if recipe.revision is not None:
             raise CrosscoderError(f"{path} lies here, and a folder has no revisions; drop revision")
         return path
-    if Path(recipe.path).expanduser().is_absolute() or recipe.path.startswith("."):
+    if Path(recipe.path).is_absolute() or recipe.path.startswith("~") or recipe.path.startswith("."):
         raise CrosscoderError(f"there is no crosscoder {path}")
     owner, *names = recipe.path.strip("/").split("/")
     repository, folder = "/".join([owner, *names[:1]]), "/".join(names[1:])

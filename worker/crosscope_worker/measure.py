@@ -23,8 +23,10 @@ from crosscope_worker.norms import NormFilter
 from crosscope_worker.pair import Pair, load_pair
 from crosscope_worker.pair_source import pair_hashes, resolve_pair
 from crosscope_worker.publish import Provenance, make_current, manifest_of, publish
+from crosscope_worker.roots import check_pair_folders
 from crosscope_worker.sparse import launches_kernels
-from crosscope_worker.texts import Split, TextStream
+from crosscope_worker.tally import Counts, total
+from crosscope_worker.texts import Split, TextStream, open_rows
 from crosscope_worker.tokens import TextTokenizer
 from crosscope_worker.training.variants import parts
 from crosscope_worker.work import Progress, Workspace, is_out_of_memory
@@ -43,8 +45,8 @@ class Trained:
     """(step, name, value)."""
     tokens: int = 0
     """Tokens trained on, each epoch counted."""
-    num_skipped: int = 0
-    """Texts that were left out of the training."""
+    counts: Sequence[Counts] = ()
+    """What became of the texts of each data set in the training."""
     norms: NormFilter | None = None
     """What was left out of the training by norm; None where it was not made here."""
     figures: Mapping[str, float] = field(default_factory=dict)
@@ -66,10 +68,18 @@ class Material:
 
     @classmethod
     def load(cls, recipe: Recipe, workspace: Workspace, progress: Progress) -> Self:
-        """Loads the pair and opens the data. Raises PairError, and DataError, also where a set has no held-out text."""
+        """Loads the pair and opens the data.
+
+        Raises PairError, RootError for a pair that jobs may not read, and DataError, also where a set has no held-out
+        text.
+        """
         progress("load", 0.0, f"loading the pair {recipe.pair.name}")
         on_gpu = torch.device(workspace.device).type == "cuda"
         manifest = resolve_pair(recipe.pair, workspace.home)
+        check_pair_folders(manifest, workspace.roots)
+        # Files that are missing or closed are said before models are loaded, which takes minutes.
+        for spec in recipe.data:
+            open_rows(spec, _folders(recipe, workspace), workspace.roots)
         pair = load_pair(manifest, workspace.device, long_rows=on_gpu and launches_kernels())
         activations = PairActivations(pair, recipe.layer)
         caches = isinstance(recipe, CrosscoderRecipe) and recipe.training.cache
@@ -84,11 +94,21 @@ class Material:
 
         Raises DataError if a file is missing.
         """
-        home, policy, limit = self.workspace.home, self.recipe.tokens, self.pair.max_positions
+        policy, limit = self.recipe.tokens, self.pair.max_positions
         if limit is not None:
             policy = replace(policy, max_length=min(limit, policy.max_length))
-        folders = (Path(pair_folder(home, self.recipe.pair.name)), home)
-        return TextStream(self.recipe.data, self.tokenizer, policy, folders, split)
+        folders = _folders(self.recipe, self.workspace)
+
+        def tell(message: str) -> None:
+            self.progress("read", 0.0, message)
+
+        return TextStream(self.recipe.data, self.tokenizer, policy, folders, split, self.workspace.roots, tell)
+
+
+def _folders(recipe: Recipe, workspace: Workspace) -> list[Path]:
+    """Where relative paths of data are looked up, in this order."""
+    folders = [Path(pair_folder(workspace.home, recipe.pair.name)), workspace.home]
+    return folders if workspace.submitted_from is None else [*folders, workspace.submitted_from]
 
 
 def measure_and_publish(material: Material, trained: Trained) -> CrosscoderManifest:
@@ -115,7 +135,7 @@ def measure_and_publish(material: Material, trained: Trained) -> CrosscoderManif
         workspace.home,
         recipe.name,
         trained.crosscoder,
-        _provenance(material, replace(trained, norms=trained.norms or norms), held_out.num_skipped),
+        _provenance(material, replace(trained, norms=trained.norms or norms), held_out.counts),
         analysis,
         trained.curves,
         workspace.fence,
@@ -135,8 +155,10 @@ def keep(material: Material, trained: Trained, error: Exception, what: str = "Th
     error.add_note(f"{what} is kept: a recipe of kind published with path {place} measures it.")
 
 
-def _provenance(material: Material, trained: Trained, num_skipped: int = 0) -> Provenance:
-    """`num_skipped`: texts that were left out of the analysis."""
+def _provenance(material: Material, trained: Trained, counts: Sequence[Counts] = ()) -> Provenance:
+    """`counts`: what became of the texts in the analysis."""
+    names = [data.name for data in material.recipe.data]
+    found = dict(zip(names, total(trained.counts, counts), strict=False))
     norms = trained.norms or NormFilter(None, material.pair.d_model)
     warning = norms.sentence()
     return Provenance(
@@ -147,7 +169,8 @@ def _provenance(material: Material, trained: Trained, num_skipped: int = 0) -> P
         layer=material.recipe.layer,
         recipe=recipe_dict(material.recipe),
         training_tokens=trained.tokens,
-        skipped_texts=trained.num_skipped + num_skipped,
+        skipped={name: each.refused for name, each in found.items() if each.refused},
+        texts={name: each.plain() for name, each in found.items()},
         job=material.workspace.folder.name,
         hashes=material.hashes,
     )
@@ -167,6 +190,7 @@ def _measure(material: Material, trained: Trained, held_out: TextStream, norms: 
     names = [data.name for data in recipe.data]
     apart = parts(recipe.crosscoder) if isinstance(recipe, CrosscoderRecipe) else ()
     analysis = analyse(crosscoder, harvests, recipe.analysis, names, material.tokenizer, pair, progress, apart)
+    held_out.check_losses()
     spliced, patched = material.texts("held_out"), patched_latents(analysis.latents)
     tokens, bounds = recipe.tokens, norms.bounds
     figures = fidelity(crosscoder, pair, recipe.layer, spliced, patched, recipe.analysis, tokens, progress, bounds)

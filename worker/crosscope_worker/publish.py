@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -55,7 +55,10 @@ class Provenance:
     layer: int
     recipe: dict[str, object]
     training_tokens: int = 0
-    skipped_texts: int = 0
+    skipped: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Texts that were left out, by data set and reason."""
+    texts: dict[str, dict[str, int]] = field(default_factory=dict)
+    """See CrosscoderManifest."""
     job: str = ""
     """Id of the job that publishes."""
     norms: NormBounds | None = None
@@ -193,7 +196,9 @@ def manifest_of(name: str, crosscoder: Crosscoder, provenance: Provenance) -> Cr
         input_scale=crosscoder.input_scale,
         recipe=provenance.recipe,
         training_tokens=provenance.training_tokens,
-        skipped_texts=provenance.skipped_texts,
+        skipped_texts=sum(sum(reasons.values()) for reasons in provenance.skipped.values()),
+        skipped=provenance.skipped,
+        texts=provenance.texts,
         norm_limits=None if provenance.norms is None else provenance.norms.limits,
         norm_positions=() if provenance.norms is None else provenance.norms.positions,
         norm_left_out=provenance.norm_left_out,

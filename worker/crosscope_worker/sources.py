@@ -17,6 +17,7 @@ from crosscope_worker.activations import PairActivations
 from crosscope_worker.harvest import TOKENS_PER_FORWARD, harvest
 from crosscope_worker.norms import NormFilter
 from crosscope_worker.prefetch import PrefetchedSource
+from crosscope_worker.tally import shifted
 from crosscope_worker.texts import Text, TextStream
 from crosscope_worker.training.source import ActivationSource
 
@@ -96,7 +97,8 @@ class HarvestSource:
 class CachedSource:
     """The blocks of a HarvestSource, from a cache as far as that goes; writes those that were not there.
 
-    A shard's state is relative: its epoch counts from the shard's own, skipped texts and tokens from the shard before.
+    A shard's state is relative: its epoch counts from the shard's own, its counts of texts and tokens from the shard
+    before.
     """
 
     def __init__(self, source: HarvestSource, cache: ActivationCache) -> None:
@@ -154,12 +156,12 @@ def _sum(before: State, difference: State) -> State:
 
 
 def _shifted(state: State, by: State, sign: int) -> State:
-    num_skipped = state["stream"]["num_skipped"] + sign * by["stream"]["num_skipped"]
+    counts = shifted(state["stream"]["counts"], by["stream"]["counts"], sign)
     norms, others = state["norms"], by["norms"]
     left_out = [one + sign * other for one, other in zip(norms["left_out"], others["left_out"], strict=True)]
     return state | {
         "epoch": state["epoch"] + sign * by["epoch"],
-        "stream": state["stream"] | {"num_skipped": num_skipped},
+        "stream": state["stream"] | {"counts": counts},
         "norms": norms | {"num_tokens": norms["num_tokens"] + sign * others["num_tokens"], "left_out": left_out},
     }
 

@@ -1,29 +1,30 @@
 """The texts of a recipe's data sets, tokenised, one after the other. Does not know models or activations."""
 
-import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from crosscope_proto.left_out import reasons_line
+from crosscope_proto.roles import TokenRole
 from crosscope_proto.specs import DataSpec, TokenPolicy
-from crosscope_worker.tokens import PromptError, TextTokenizer, TokenisedText, Turn
+from crosscope_worker import chats, tally
+from crosscope_worker.chats import RefusedText
+from crosscope_worker.file_rows import FileRows
+from crosscope_worker.hub_rows import HubRows
+from crosscope_worker.roots import Roots
+from crosscope_worker.rows import Columns, DataError, Row, Rows, Tell
+from crosscope_worker.tally import Counts
+from crosscope_worker.tokens import PromptError, TextTokenizer
 
 Split = Literal["train", "held_out"]
 
-
-class DataError(ValueError):
-    """Data that cannot be read; the sentence names the file and line."""
-
-
-class RefusedText(DataError):
-    """A text that the tokenizer or the chat template refuses."""
+ENOUGH = 100
+"""Refused texts from which on the share of a data set is judged while it is read."""
 
 
 @dataclass(frozen=True)
@@ -54,20 +55,13 @@ class Text:
     """File and line, for messages."""
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A row of a data set and where it stands, for messages."""
-
-    place: str
-    values: Mapping[str, Any]
-
-
 class TextStream:
     """Tokenised texts of several data sets, one of each in turn; a set that has ended drops out.
 
     Every `policy.held_out_every`-th text of each set, by its index in the set, is in split "held_out", all others in
     "train", where a set also ends at its max_tokens. Texts are cut to `policy.max_length` tokens.
-    Iterating again goes on where the stream stands; after its end it starts over.
+    Iterating again goes on where the stream stands; after its end it starts over. Raises DataError for a text or set
+    that cannot be read, and for a set of which too much is refused or of which no token is kept.
     """
 
     def __init__(
@@ -77,37 +71,51 @@ class TextStream:
         policy: TokenPolicy,
         folders: Sequence[Path],
         split: Split,
+        roots: Roots | None = None,
+        tell: Tell = lambda _: None,
     ) -> None:
-        """`folders`: where relative paths are looked up, in this order. Raises DataError if a file is missing."""
+        """`folders`: where relative paths are looked up, in this order. `roots`: what may be read; unset: `folders`.
+
+        `tell` hears of reads that are made again. Raises DataError if a file is missing or may not be read.
+        """
         self._data = tuple(data)
         self._tokenizer = tokenizer
         self._policy = policy
         self._split: Split = split
-        self._files = [_files(spec, folders) for spec in self._data]
-        self.num_skipped = 0
-        """Texts that were refused and left out (DataSpec.skip_refused), those of every pass counted."""
+        roots = roots or Roots(folders)
+        self._rows = [open_rows(spec, folders, roots, chats.columns(spec), tell) for spec in self._data]
+        self._counts = [Counts() for _ in self._data]
+        self._examples: list[str | None] = [None] * len(self._data)
+        """The first refusal of each data set, whole."""
         self._start()
 
     @property
     def files(self) -> list[list[Path]]:
         """Files of each data set in the order in which they are read; none for a hub data set."""
-        return self._files
+        return [rows.files for rows in self._rows]
+
+    @property
+    def counts(self) -> list[Counts]:
+        """What became of the texts of each data set so far, those of every pass."""
+        return self._counts
 
     @cached_property
     def _num_rows(self) -> list[int | None]:
         """Of each data set; counting them reads all files."""
-        return [_num_rows(spec, files) for spec, files in zip(self._data, self._files, strict=True)]
+        return [rows.count() for rows in self._rows]
 
     def check_held_out(self) -> None:
         """Raises DataError if a data set is too small for a held-out text; of a hub data set only its end tells."""
         every = self._policy.held_out_every
-        for spec, files in zip(self._data, self._files, strict=True):
-            num_rows = _num_rows(spec, files, every)
+        for index, rows in enumerate(self._rows):
+            num_rows = rows.count(every)
             if num_rows is not None and num_rows < every:
-                raise DataError(
-                    f"data set {spec.name!r} has {num_rows} texts, none of them held out for the analysis; "
-                    f"lower tokens.held_out_every ({every}) or add texts"
-                )
+                raise self._too_small(index, num_rows)
+
+    def check_losses(self) -> None:
+        """Raises DataError if too much was refused of a data set that a reading gave up before its end."""
+        for index in range(len(self._data)):
+            self._check_losses(index, 1)
 
     def _start(self) -> None:
         self._next_row = [0] * len(self._data)
@@ -122,18 +130,23 @@ class TextStream:
             "num_tokens": list(self._num_tokens),
             "ended": list(self._ended),
             "turn": self._turn,
-            "num_skipped": self.num_skipped,
+            "counts": tally.as_state(self._counts),
+            "rows": [rows.state() for rows in self._rows],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on where a stream over the same data stood. Raises DataError if there are not as many data sets."""
         if len(state["next_row"]) != len(self._data):
             raise DataError(f"the saved state has {len(state['next_row'])} data sets, the recipe {len(self._data)}")
+        if "counts" not in state:
+            raise DataError("the saved state is of an older version, which counted other things; start the job anew")
         self._next_row = list(state["next_row"])
         self._num_tokens = list(state["num_tokens"])
         self._ended = list(state["ended"])
         self._turn = state["turn"]
-        self.num_skipped = state["num_skipped"]
+        self._counts = tally.from_state(state["counts"])
+        for rows, saved in zip(self._rows, state["rows"], strict=True):
+            rows.restore(saved)
 
     def fraction(self) -> float:
         """Share of the texts that has been given, 0 to 1, of the set that is least far; 0 where it is not known."""
@@ -143,10 +156,18 @@ class TextStream:
         if self._ended[index]:
             return 1.0
         num_rows = self._num_rows[index]
-        limit = self._data[index].max_tokens if self._split == "train" else None
+        limit = self._limit(index)
         by_rows = self._next_row[index] / num_rows if num_rows else 0.0
         by_tokens = self._num_tokens[index] / limit if limit else 0.0
         return min(1.0, max(by_rows, by_tokens))
+
+    def _limit(self, index: int) -> int | None:
+        return self._data[index].max_tokens if self._split == "train" else None
+
+    def _is_full(self, index: int) -> bool:
+        """Whether a set has given its max_tokens."""
+        limit = self._limit(index)
+        return limit is not None and self._num_tokens[index] >= limit
 
     def __iter__(self) -> Iterator[Text]:
         sets = [self._texts(index) for index in range(len(self._data))]
@@ -164,181 +185,125 @@ class TextStream:
 
     def _texts(self, index: int) -> Iterator[Text]:
         """Texts of one set from its next row on; advances the set's state before each text is given."""
-        spec, every = self._data[index], self._policy.held_out_every
-        limit = spec.max_tokens if self._split == "train" else None
-        row_number = -1
-        for row_number, row in enumerate(_rows(spec, self._files[index])):
-            if row_number < self._next_row[index] or (row_number % every == every - 1) != (self._split == "held_out"):
+        every, source = self._policy.held_out_every, self._rows[index]
+        first = num_rows = self._next_row[index]
+        retries = source.retries
+        for number, row in source.read(first) if not self._is_full(index) else ():
+            num_rows = number + 1
+            self._counts[index].retries += source.retries - retries
+            retries = source.retries
+            if (number % every == every - 1) != (self._split == "held_out"):
                 continue
-            if limit is not None and self._num_tokens[index] >= limit:
-                return
-            self._next_row[index] = row_number + 1
-            try:
-                text = self._tokenised(index, row)
-            except RefusedText:
-                if not spec.skip_refused:
-                    raise
-                self.num_skipped += 1
+            self._next_row[index] = number + 1
+            text = self._text(index, row)
+            if text is None:
                 continue
             self._num_tokens[index] += len(text.ids)
             yield text
-        if row_number < 0:
-            raise DataError(f"data set {spec.name!r} is empty: {spec.path}")
+            if self._is_full(index):
+                break
+        self._counts[index].stopped += self._is_full(index)
+        self._check_end(index, num_rows)
 
-    def _tokenised(self, index: int, row: _Row) -> Text:
-        spec = self._data[index]
+    def _text(self, index: int, row: Row) -> Text | None:
+        """The text of a row, counted; None if it is left out."""
+        counts = self._counts[index]
+        counts.read += 1
         try:
-            if spec.chat_column is None:
-                tokens = self._tokenizer.text(_document(spec, row))
-                behaviours: tuple[Behaviour, ...] = ()
+            text = self._tokenised(index, row)
+        except RefusedText as error:
+            if not self._data[index].skip_refused:
+                raise
+            counts.refuse(error.reason)
+            self._examples[index] = self._examples[index] or str(error)
+            self._check_losses(index, ENOUGH)
+            return None
+        if not _keeps_a_token(text, self._policy):
+            counts.without_tokens += 1
+            self._check_tokens(index, ENOUGH)
+        return text
+
+    def _tokenised(self, index: int, row: Row) -> Text:
+        spec, counts, length = self._data[index], self._counts[index], self._policy.max_length
+        found: list[Behaviour] = []
+        try:
+            if not spec.has_chats:
+                tokens = self._tokenizer.text(chats.document(spec, row))
             else:
-                turns = _turns(spec, row)
+                turns = chats.turns(spec, row)
                 tokens = self._tokenizer.conversation(turns)
-                behaviours = _behaviours(spec, row, turns, tokens)
+                for name, turn, start, end in chats.behaviours(spec, row, turns):
+                    first, last = tokens.token_span(turn, start, end)
+                    found.append(Behaviour(name, tokens.content_spans[turn][0] - 1, first, last))
         except PromptError as error:
-            raise RefusedText(f"{row.place}: {error}") from error
-        length = self._policy.max_length
-        kept = tuple(behaviour for behaviour in behaviours if behaviour.end <= length)
+            raise RefusedText(row.place, str(error)) from error
+        kept = tuple(behaviour for behaviour in found if behaviour.start < behaviour.end <= length)
+        counts.lost_behaviours += len(found) - len(kept)
+        counts.cut += len(tokens.ids) > length
+        counts.cut_tokens += max(0, len(tokens.ids) - length)
         return Text(index, tokens.ids[:length], tokens.roles[:length], kept, row.place)
 
+    def _check_end(self, index: int, num_rows: int) -> None:
+        """Raises DataError at the end of a set that gave nothing, or of which too much was left out."""
+        spec, counts = self._data[index], self._counts[index]
+        if not num_rows:
+            raise DataError(f"data set {spec.name!r} is empty: {spec.path}")
+        if not counts.read and self._split == "held_out":
+            raise self._too_small(index, num_rows)
+        self._check_losses(index, 1, of_a_part=False)
+        self._check_tokens(index, 1)
 
-def _files(spec: DataSpec, folders: Sequence[Path]) -> list[Path]:
-    """Files of a data set, sorted; none for a hub data set."""
-    if spec.source == "hub":
-        return []
-    pattern = Path(spec.path).expanduser()
-    if pattern.is_absolute():
-        folders, pattern = [Path(pattern.anchor)], pattern.relative_to(pattern.anchor)
-    for folder in folders:
-        if files := sorted(path for path in folder.glob(str(pattern)) if path.is_file()):
-            return files
-    places = " or ".join(map(str, folders)) or "the current folder"
-    raise DataError(f"data set {spec.name!r}: no file matches {spec.path} in {places}")
+    def _check_losses(self, index: int, enough: int, *, of_a_part: bool = True) -> None:
+        """Raises DataError if at least `enough` texts were refused and they are too large a share.
+
+        What was read of a part of the set is a sample: three standard errors more are allowed.
+        """
+        spec, counts = self._data[index], self._counts[index]
+        refused, share = counts.num_refused, spec.max_refused_share
+        spare = 3 * math.sqrt(share * (1 - share) * counts.read) if of_a_part else 0.0
+        none_left = not of_a_part and not counts.given
+        if refused < enough or not (none_left or refused > share * counts.read + spare):
+            return
+        why = "so none is left" if none_left else f"more than max_refused_share {share:g} allows"
+        first = f" (the first: {self._examples[index]})" if self._examples[index] else ""
+        raise DataError(
+            f"data set {spec.name!r}: {refused} of {counts.read} texts were refused, {why}: "
+            f"{reasons_line(counts.refused)}{first}; mend the data, name its format, or raise max_refused_share"
+        )
+
+    def _check_tokens(self, index: int, enough: int) -> None:
+        counts, policy = self._counts[index], self._policy
+        if enough <= counts.without_tokens == counts.given:
+            raise DataError(
+                f"data set {self._data[index].name!r}: the token policy keeps no token of its {counts.given} texts; "
+                f"lower skip_first ({policy.skip_first}), raise max_length ({policy.max_length}), or leave the set out"
+            )
+
+    def _too_small(self, index: int, num_rows: int) -> DataError:
+        return DataError(
+            f"data set {self._data[index].name!r} has {num_rows} texts, none of them held out for the analysis; "
+            f"lower tokens.held_out_every ({self._policy.held_out_every}) or add texts"
+        )
 
 
-def _num_rows(spec: DataSpec, files: list[Path], at_most: int | None = None) -> int | None:
-    """Rows of a data set, or of its first `at_most`; None for a hub data set, whose length only its end tells."""
-    if spec.source == "hub":
-        return None
-    if spec.source == "parquet":
-        return sum(_parquet(file).metadata.num_rows for file in files)
-    return sum(1 for _ in islice(chain.from_iterable(map(_lines, files)), at_most))
+def open_rows(
+    spec: DataSpec, folders: Sequence[Path], roots: Roots, columns: Columns | None = None, tell: Tell = lambda _: None
+) -> Rows:
+    """The rows of a data set. `folders`: where relative paths are looked up, in this order.
 
-
-def _rows(spec: DataSpec, files: list[Path]) -> Iterator[_Row]:
-    if spec.source == "hub":
-        yield from _hub_rows(spec)
-        return
-    read = {"jsonl": _jsonl_rows, "parquet": _parquet_rows, "text": _text_rows}[spec.source]
-    columns = [name for name in (spec.text_column, spec.chat_column, spec.behaviours_column) if name]
-    for file in files:
-        yield from read(file, columns)
-
-
-def _hub_rows(spec: DataSpec) -> Iterator[_Row]:
-    import datasets
-
+    Raises DataError if there is no such file or if jobs may not read it.
+    """
     try:
-        stream = datasets.load_dataset(spec.path, spec.config, split=spec.split, streaming=True)
-        for number, row in enumerate(stream):
-            yield _Row(f"{spec.path} ({spec.split}), row {number}", row)
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"data set {spec.name!r}: {spec.path} cannot be read from the hub: {error}") from error
+        if spec.source == "hub":
+            return HubRows(spec, roots, tell)
+        return FileRows(spec, list(folders), roots, columns or Columns())
+    except DataError:
+        raise
+    except (ValueError, OSError, RuntimeError) as error:  # a root, or a path or pattern that the system refuses
+        raise DataError(f"data set {spec.name!r}: {error}") from error
 
 
-def _jsonl_rows(file: Path, columns: list[str]) -> Iterator[_Row]:
-    del columns
-    for number, line in _lines(file):
-        try:
-            values = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{file}, line {number}: not JSON ({error}); mend or remove the line") from error
-        if not isinstance(values, dict):
-            raise DataError(f"{file}, line {number}: not a JSON object but {type(values).__name__}")
-        yield _Row(f"{file}, line {number}", values)
-
-
-def _text_rows(file: Path, columns: list[str]) -> Iterator[_Row]:
-    del columns
-    for number, line in _lines(file):
-        yield _Row(f"{file}, line {number}", {"text": line})
-
-
-def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    """Lines with text, numbered from 1."""
-    try:
-        with file.open(encoding="utf-8", newline="\n") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield number, line.rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read as UTF-8 text: {error}") from error
-
-
-def _parquet(file: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(file)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{file} cannot be read as Parquet: {error}") from error
-
-
-def _parquet_rows(file: Path, columns: list[str]) -> Iterator[_Row]:
-    table = _parquet(file)
-    try:
-        known = table.schema_arrow.names
-        for column in columns:
-            if column not in known:
-                raise DataError(f"{file}: there is no column {column!r}; there are {', '.join(known)}")
-        number = 0
-        for batch in table.iter_batches(batch_size=256, columns=columns):
-            for values in batch.to_pylist():
-                yield _Row(f"{file}, row {number}", values)
-                number += 1
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{file} cannot be read as Parquet: {error}") from error
-
-
-def _value(row: _Row, column: str) -> Any:
-    if column not in row.values:
-        raise DataError(f"{row.place}: there is no column {column!r}; there are {', '.join(map(str, row.values))}")
-    return row.values[column]
-
-
-def _document(spec: DataSpec, row: _Row) -> str:
-    text = _value(row, spec.text_column or "text")
-    if not isinstance(text, str):
-        raise DataError(f"{row.place}: column {spec.text_column!r} holds {type(text).__name__}, not text")
-    return text
-
-
-def _turns(spec: DataSpec, row: _Row) -> list[Turn]:
-    column = spec.chat_column or ""
-    turns = _value(row, column)
-    if not isinstance(turns, Sequence) or isinstance(turns, str):
-        raise DataError(f"{row.place}: column {column!r} holds {type(turns).__name__}, not a list of turns")
-    result: list[Turn] = []
-    for index, turn in enumerate(turns):
-        for key in (spec.role_key, spec.content_key):
-            if not isinstance(turn, Mapping) or not isinstance(turn.get(key), str):
-                raise DataError(f"{row.place}, turn {index}: {key!r} must be a text; the turn is {str(turn)[:80]!r}")
-        result.append(Turn(turn[spec.role_key], turn[spec.content_key]))
-    return result
-
-
-def _behaviours(spec: DataSpec, row: _Row, turns: list[Turn], tokens: TokenisedText) -> tuple[Behaviour, ...]:
-    if spec.behaviours_column is None:
-        return ()
-    result: list[Behaviour] = []
-    tags = _value(row, spec.behaviours_column) or ()
-    if not isinstance(tags, Sequence) or isinstance(tags, str):
-        raise DataError(f"{row.place}: column {spec.behaviours_column!r} holds {type(tags).__name__}, not a list")
-    for tag in tags:
-        try:
-            name, turn, start, end = str(tag["behaviour"]), int(tag["turn"]), int(tag["start"]), int(tag["end"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{row.place}: a tagged behaviour needs turn, start, end and behaviour: {tag}") from error
-        if not (0 <= turn < len(turns) and 0 <= start < end <= len(turns[turn].content)):
-            raise DataError(f"{row.place}: behaviour {name!r} lies outside its conversation: {tag}")
-        first, last = tokens.token_span(turn, start, end)
-        result.append(Behaviour(name, tokens.content_spans[turn][0] - 1, first, last))
-    return tuple(result)
+def _keeps_a_token(text: Text, policy: TokenPolicy) -> bool:
+    """Whether the policy keeps a token of the text, as far as ids and roles tell."""
+    roles = text.roles[policy.skip_first :]
+    return bool((roles != TokenRole.BOS).any() if policy.skip_bos else len(roles))

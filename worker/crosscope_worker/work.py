@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from crosscope_proto.artefacts import CrosscoderManifest, PairManifest
+from crosscope_worker.roots import Roots
 
 Manifest = CrosscoderManifest | PairManifest
 
@@ -63,6 +64,15 @@ class Workspace:
     """Called right before anything is published; raises LostClaim or Cancelled if this attempt no longer may."""
     device: str = "cpu"
     """Where models and training run, a torch device."""
+    data_roots: tuple[Path, ...] = ()
+    """Folders besides the home from which recipes may have files read."""
+    submitted_from: Path | None = None
+    """Folder from which the job was submitted, where relative paths of data are looked up too."""
+
+    @property
+    def roots(self) -> Roots:
+        """What a recipe may have read."""
+        return Roots((self.home, *self.data_roots))
 
     @property
     def checkpoints(self) -> Path:

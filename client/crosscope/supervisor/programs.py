@@ -1,5 +1,6 @@
 """The processes of an installation: which commands, with which settings. Starts none of them."""
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ class Installation:
     """Unset: no app."""
     runtime: Path
     """Private folder for sockets."""
+    data_roots: tuple[Path, ...] = ()
+    """Folders besides the home from which recipes may have files read."""
 
     @property
     def address(self) -> str:
@@ -101,6 +104,7 @@ class Installation:
             environment={
                 "CROSSCOPE_HOME": str(self.home),
                 "CROSSCOPE_WORKER_QUEUE_URL": f"unix://{self._socket('queue')}",
+                "CROSSCOPE_WORKER_DATA_ROOTS": os.pathsep.join(map(str, self.data_roots)),
             },
             probe=None,
             after=("queue",),

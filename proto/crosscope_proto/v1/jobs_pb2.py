@@ -26,7 +26,7 @@ _sym_db = _symbol_database.Default()
 from crosscope_proto import validation_rules_pb2 as buf_dot_validate_dot_validate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63rosscope_proto/v1/jobs.proto\x12\x0c\x63rosscope.v1\x1a\x1b\x62uf/validate/validate.proto\"\xf3\x03\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12%\n\x05state\x18\x04 \x01(\x0e\x32\x16.crosscope.v1.JobState\x12\x16\n\x0equeue_position\x18\x05 \x01(\r\x12\r\n\x05\x61\x66ter\x18\x06 \x03(\t\x12\r\n\x05stage\x18\x07 \x01(\t\x12\x10\n\x08\x66raction\x18\x08 \x01(\x02\x12\x0f\n\x07message\x18\t \x01(\t\x12\x0f\n\x07\x61ttempt\x18\n \x01(\r\x12\x12\n\ncreated_at\x18\x0b \x01(\x01\x12\x12\n\nstarted_at\x18\x0c \x01(\x01\x12\x10\n\x08\x65nded_at\x18\r \x01(\x01\x12/\n\x07metrics\x18\x0e \x03(\x0b\x32\x1e.crosscope.v1.Job.MetricsEntry\x12:\n\rstage_seconds\x18\x0f \x03(\x0b\x32#.crosscope.v1.Job.StageSecondsEntry\x12\x12\n\nversion_id\x18\x10 \x01(\t\x12\x13\n\x0brecipe_yaml\x18\x11 \x01(\t\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x33\n\x11StageSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xc8\x01\n\x08JobEvent\x12\n\n\x02id\x18\x01 \x01(\t\x12\n\n\x02\x61t\x18\x02 \x01(\x01\x12\r\n\x05stage\x18\x03 \x01(\t\x12\x10\n\x08\x66raction\x18\x04 \x01(\x02\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x0c\n\x04step\x18\x06 \x01(\x04\x12\x34\n\x07metrics\x18\x07 \x03(\x0b\x32#.crosscope.v1.JobEvent.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x8e\x01\n\x10SubmitJobRequest\x12 \n\x0brecipe_yaml\x18\x01 \x01(\tB\x0b\xbaH\x08r\x06 \x01(\x80\x80\x04\x12\x1f\n\x05\x61\x66ter\x18\x02 \x03(\tB\x10\xbaH\r\x92\x01\n\x10\x10\"\x06r\x04\x10\x01\x18@\x12 \n\x0fidempotency_key\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"3\n\x11SubmitJobResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.crosscope.v1.Job\"&\n\rGetJobRequest\x12\x15\n\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"0\n\x0eGetJobResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.crosscope.v1.Job\";\n\x0fListJobsRequest\x12\x1e\n\x05limit\x18\x01 \x01(\rB\n\xbaH\x07*\x05\x18\xf4\x03(\x01H\x00\x88\x01\x01\x42\x08\n\x06_limit\"3\n\x10ListJobsResponse\x12\x1f\n\x04jobs\x18\x01 \x03(\x0b\x32\x11.crosscope.v1.Job\"F\n\x0fWatchJobRequest\x12\x15\n\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1c\n\x0b\x61\x66ter_event\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\"Z\n\x10WatchJobResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.crosscope.v1.Job\x12&\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x16.crosscope.v1.JobEvent\")\n\x10\x43\x61ncelJobRequest\x12\x15\n\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"3\n\x11\x43\x61ncelJobResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.crosscope.v1.Job\"\x18\n\x16GetRecipeSchemaRequest\".\n\x17GetRecipeSchemaResponse\x12\x13\n\x0bjson_schema\x18\x01 \x01(\t*\x9a\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05\x32\xdf\x03\n\x04Jobs\x12L\n\tSubmitJob\x12\x1e.crosscope.v1.SubmitJobRequest\x1a\x1f.crosscope.v1.SubmitJobResponse\x12\x43\n\x06GetJob\x12\x1b.crosscope.v1.GetJobRequest\x1a\x1c.crosscope.v1.GetJobResponse\x12I\n\x08ListJobs\x12\x1d.crosscope.v1.ListJobsRequest\x1a\x1e.crosscope.v1.ListJobsResponse\x12K\n\x08WatchJob\x12\x1d.crosscope.v1.WatchJobRequest\x1a\x1e.crosscope.v1.WatchJobResponse0\x01\x12L\n\tCancelJob\x12\x1e.crosscope.v1.CancelJobRequest\x1a\x1f.crosscope.v1.CancelJobResponse\x12^\n\x0fGetRecipeSchema\x12$.crosscope.v1.GetRecipeSchemaRequest\x1a%.crosscope.v1.GetRecipeSchemaResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63rosscope_proto/v1/jobs.proto\x12\x0c\x63rosscope.v1\x1a\x1b\x62uf/validate/validate.proto\"\xf3\x03\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12%\n\x05state\x18\x04 \x01(\x0e\x32\x16.crosscope.v1.JobState\x12\x16\n\x0equeue_position\x18\x05 \x01(\r\x12\r\n\x05\x61\x66ter\x18\x06 \x03(\t\x12\r\n\x05stage\x18\x07 \x01(\t\x12\x10\n\x08\x66raction\x18\x08 \x01(\x02\x12\x0f\n\x07message\x18\t \x01(\t\x12\x0f\n\x07\x61ttempt\x18\n \x01(\r\x12\x12\n\ncreated_at\x18\x0b \x01(\x01\x12\x12\n\nstarted_at\x18\x0c \x01(\x01\x12\x10\n\x08\x65nded_at\x18\r \x01(\x01\x12/\n\x07metrics\x18\x0e \x03(\x0b\x32\x1e.crosscope.v1.Job.MetricsEntry\x12:\n\rstage_seconds\x18\x0f \x03(\x0b\x32#.crosscope.v1.Job.StageSecondsEntry\x12\x12\n\nversion_id\x18\x10 \x01(\t\x12\x13\n\x0brecipe_yaml\x18\x11 \x01(\t\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x33\n\x11StageSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xc8\x01\n\x08JobEvent\x12\n\n\x02id\x18\x01 \x01(\t\x12\n\n\x02\x61t\x18\x02 \x01(\x01\x12\r\n\x05stage\x18\x03 \x01(\t\x12\x10\n\x08\x66raction\x18\x04 \x01(\x02\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x0c\n\x04step\x18\x06 \x01(\x04\x12\x34\n\x07metrics\x18\x07 \x03(\x0b\x32#.crosscope.v1.JobEvent.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xa8\x01\n\x10SubmitJobRequest\x12 \n\x0brecipe_yaml\x18\x01 \x01(\tB\x0b\xbaH\x08r\x06 \x01(\x80\x80\x04\x12\x1f\n\x05\x61\x66ter\x18\x02 \x03(\tB\x10\xbaH\r\x92\x01\n\x10\x10\"\x06r\x04\x10\x01\x18@\x12 \n\x0fidempotency_key\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x18\n\x06\x66older\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 \"3\n\x11SubmitJobResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.crosscope.v1.Job\"&\n\rGetJobRequest\x12\x15\n\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"0\n\x0eGetJobResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.crosscope.v1.Job\";\n\x0fListJobsRequest\x12\x1e\n\x05limit\x18\x01 \x01(\rB\n\xbaH\x07*\x05\x18\xf4\x03(\x01H\x00\x88\x01\x01\x42\x08\n\x06_limit\"3\n\x10ListJobsResponse\x12\x1f\n\x04jobs\x18\x01 \x03(\x0b\x32\x11.crosscope.v1.Job\"F\n\x0fWatchJobRequest\x12\x15\n\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1c\n\x0b\x61\x66ter_event\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\"Z\n\x10WatchJobResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.crosscope.v1.Job\x12&\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x16.crosscope.v1.JobEvent\")\n\x10\x43\x61ncelJobRequest\x12\x15\n\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"3\n\x11\x43\x61ncelJobResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.crosscope.v1.Job\"\x18\n\x16GetRecipeSchemaRequest\".\n\x17GetRecipeSchemaResponse\x12\x13\n\x0bjson_schema\x18\x01 \x01(\t*\x9a\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05\x32\xdf\x03\n\x04Jobs\x12L\n\tSubmitJob\x12\x1e.crosscope.v1.SubmitJobRequest\x1a\x1f.crosscope.v1.SubmitJobResponse\x12\x43\n\x06GetJob\x12\x1b.crosscope.v1.GetJobRequest\x1a\x1c.crosscope.v1.GetJobResponse\x12I\n\x08ListJobs\x12\x1d.crosscope.v1.ListJobsRequest\x1a\x1e.crosscope.v1.ListJobsResponse\x12K\n\x08WatchJob\x12\x1d.crosscope.v1.WatchJobRequest\x1a\x1e.crosscope.v1.WatchJobResponse0\x01\x12L\n\tCancelJob\x12\x1e.crosscope.v1.CancelJobRequest\x1a\x1f.crosscope.v1.CancelJobResponse\x12^\n\x0fGetRecipeSchema\x12$.crosscope.v1.GetRecipeSchemaRequest\x1a%.crosscope.v1.GetRecipeSchemaResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,6 +45,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SUBMITJOBREQUEST'].fields_by_name['after']._serialized_options = b'\272H\r\222\001\n\020\020\"\006r\004\020\001\030@'
   _globals['_SUBMITJOBREQUEST'].fields_by_name['idempotency_key']._loaded_options = None
   _globals['_SUBMITJOBREQUEST'].fields_by_name['idempotency_key']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_SUBMITJOBREQUEST'].fields_by_name['folder']._loaded_options = None
+  _globals['_SUBMITJOBREQUEST'].fields_by_name['folder']._serialized_options = b'\272H\005r\003\030\200 '
   _globals['_GETJOBREQUEST'].fields_by_name['id']._loaded_options = None
   _globals['_GETJOBREQUEST'].fields_by_name['id']._serialized_options = b'\272H\006r\004\020\001\030@'
   _globals['_LISTJOBSREQUEST'].fields_by_name['limit']._loaded_options = None
@@ -55,8 +57,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHJOBREQUEST'].fields_by_name['after_event']._serialized_options = b'\272H\004r\002\030@'
   _globals['_CANCELJOBREQUEST'].fields_by_name['id']._loaded_options = None
   _globals['_CANCELJOBREQUEST'].fields_by_name['id']._serialized_options = b'\272H\006r\004\020\001\030@'
-  _globals['_JOBSTATE']._serialized_start=1518
-  _globals['_JOBSTATE']._serialized_end=1672
+  _globals['_JOBSTATE']._serialized_start=1544
+  _globals['_JOBSTATE']._serialized_end=1698
   _globals['_JOB']._serialized_start=77
   _globals['_JOB']._serialized_end=576
   _globals['_JOB_METRICSENTRY']._serialized_start=477
@@ -68,29 +70,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOBEVENT_METRICSENTRY']._serialized_start=477
   _globals['_JOBEVENT_METRICSENTRY']._serialized_end=523
   _globals['_SUBMITJOBREQUEST']._serialized_start=782
-  _globals['_SUBMITJOBREQUEST']._serialized_end=924
-  _globals['_SUBMITJOBRESPONSE']._serialized_start=926
-  _globals['_SUBMITJOBRESPONSE']._serialized_end=977
-  _globals['_GETJOBREQUEST']._serialized_start=979
-  _globals['_GETJOBREQUEST']._serialized_end=1017
-  _globals['_GETJOBRESPONSE']._serialized_start=1019
-  _globals['_GETJOBRESPONSE']._serialized_end=1067
-  _globals['_LISTJOBSREQUEST']._serialized_start=1069
-  _globals['_LISTJOBSREQUEST']._serialized_end=1128
-  _globals['_LISTJOBSRESPONSE']._serialized_start=1130
-  _globals['_LISTJOBSRESPONSE']._serialized_end=1181
-  _globals['_WATCHJOBREQUEST']._serialized_start=1183
-  _globals['_WATCHJOBREQUEST']._serialized_end=1253
-  _globals['_WATCHJOBRESPONSE']._serialized_start=1255
-  _globals['_WATCHJOBRESPONSE']._serialized_end=1345
-  _globals['_CANCELJOBREQUEST']._serialized_start=1347
-  _globals['_CANCELJOBREQUEST']._serialized_end=1388
-  _globals['_CANCELJOBRESPONSE']._serialized_start=1390
-  _globals['_CANCELJOBRESPONSE']._serialized_end=1441
-  _globals['_GETRECIPESCHEMAREQUEST']._serialized_start=1443
-  _globals['_GETRECIPESCHEMAREQUEST']._serialized_end=1467
-  _globals['_GETRECIPESCHEMARESPONSE']._serialized_start=1469
-  _globals['_GETRECIPESCHEMARESPONSE']._serialized_end=1515
-  _globals['_JOBS']._serialized_start=1675
-  _globals['_JOBS']._serialized_end=2154
+  _globals['_SUBMITJOBREQUEST']._serialized_end=950
+  _globals['_SUBMITJOBRESPONSE']._serialized_start=952
+  _globals['_SUBMITJOBRESPONSE']._serialized_end=1003
+  _globals['_GETJOBREQUEST']._serialized_start=1005
+  _globals['_GETJOBREQUEST']._serialized_end=1043
+  _globals['_GETJOBRESPONSE']._serialized_start=1045
+  _globals['_GETJOBRESPONSE']._serialized_end=1093
+  _globals['_LISTJOBSREQUEST']._serialized_start=1095
+  _globals['_LISTJOBSREQUEST']._serialized_end=1154
+  _globals['_LISTJOBSRESPONSE']._serialized_start=1156
+  _globals['_LISTJOBSRESPONSE']._serialized_end=1207
+  _globals['_WATCHJOBREQUEST']._serialized_start=1209
+  _globals['_WATCHJOBREQUEST']._serialized_end=1279
+  _globals['_WATCHJOBRESPONSE']._serialized_start=1281
+  _globals['_WATCHJOBRESPONSE']._serialized_end=1371
+  _globals['_CANCELJOBREQUEST']._serialized_start=1373
+  _globals['_CANCELJOBREQUEST']._serialized_end=1414
+  _globals['_CANCELJOBRESPONSE']._serialized_start=1416
+  _globals['_CANCELJOBRESPONSE']._serialized_end=1467
+  _globals['_GETRECIPESCHEMAREQUEST']._serialized_start=1469
+  _globals['_GETRECIPESCHEMAREQUEST']._serialized_end=1493
+  _globals['_GETRECIPESCHEMARESPONSE']._serialized_start=1495
+  _globals['_GETRECIPESCHEMARESPONSE']._serialized_end=1541
+  _globals['_JOBS']._serialized_start=1701
+  _globals['_JOBS']._serialized_end=2180
 # @@protoc_insertion_point(module_scope)

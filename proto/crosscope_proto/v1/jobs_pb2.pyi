@@ -266,12 +266,17 @@ class SubmitJobRequest(_message.Message):
     AFTER_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    FOLDER_FIELD_NUMBER: _builtins.int
     recipe_yaml: _builtins.str
     """The recipe, YAML."""
     idempotency_key: _builtins.str
     """A caller's own id of this submission: a second submission with the same key answers with the first one's job."""
     validate_only: _builtins.bool
     """Only check the recipe; the reply's job has no id."""
+    folder: _builtins.str
+    """The folder from which the job is submitted, absolute: relative paths of data are looked up there too, if the job
+    worker may read it. Empty: nowhere else.
+    """
     @_builtins.property
     def after(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Ids of jobs that must succeed first."""
@@ -283,10 +288,11 @@ class SubmitJobRequest(_message.Message):
         after: _abc.Iterable[_builtins.str] | None = ...,
         idempotency_key: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        folder: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "idempotency_key", b"idempotency_key", "recipe_yaml", b"recipe_yaml", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "folder", b"folder", "idempotency_key", b"idempotency_key", "recipe_yaml", b"recipe_yaml", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -52,6 +52,8 @@ class JobRecord:
     ended_at: float
     cancel_at: float
     version_id: str
+    folder: str = ""
+    """From which it was submitted; empty if nobody said."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
 

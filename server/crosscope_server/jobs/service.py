@@ -107,7 +107,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
     ) -> jobs_pb2.SubmitJobResponse:
         """Checks a recipe and queues it."""
         recipe = await self._recipes.read(request.recipe_yaml)
-        values = {"kind": recipe.kind, "name": recipe.name, "recipe": request.recipe_yaml}
+        values = {"kind": recipe.kind, "name": recipe.name, "recipe": request.recipe_yaml, "folder": request.folder}
         if request.validate_only:
             job = jobs_pb2.Job(kind=recipe.kind, name=recipe.name, recipe_yaml=request.recipe_yaml)
             return jobs_pb2.SubmitJobResponse(job=job)

@@ -50,6 +50,18 @@ class Standing:
     """Whether someone asked the job to stop."""
 
 
+@dataclass(frozen=True)
+class Task:
+    """What an attempt is to do."""
+
+    recipe: str
+    """YAML."""
+    attempt: int
+    """Its number, from 1."""
+    folder: str
+    """From which the job was submitted; empty if nobody said."""
+
+
 class Claim:
     """One attempt's claim on one job."""
 
@@ -60,15 +72,16 @@ class Claim:
         self._report = redis.register_script(job_record.REPORT)
         self._finish = redis.register_script(job_record.FINISH)
 
-    def task(self, wait_s: float, give_up: Callable[[], bool]) -> tuple[str, int]:
-        """The job's recipe, YAML, and the number of this attempt, from 1.
+    def task(self, wait_s: float, give_up: Callable[[], bool]) -> Task:
+        """What this attempt is to do.
 
         Raises QueueAway if Redis does not answer within `wait_s` or until `give_up`.
         """
 
-        def ask() -> tuple[str, int]:
-            recipe, attempt = cast("list[str | None]", self._redis.hmget(self._keys[0], "recipe", "attempt"))
-            return recipe or "", int(attempt or 1)
+        def ask() -> Task:
+            values = cast("list[str | None]", self._redis.hmget(self._keys[0], "recipe", "attempt", "folder"))
+            recipe, attempt, folder = values
+            return Task(recipe or "", int(attempt or 1), folder or "")
 
         return patiently(ask, wait_s, give_up)
 

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from redis.retry import Retry
 
 from crosscope_proto import job_record
 from crosscope_proto.artefacts import CrosscoderManifest, job_folder
+from crosscope_proto.left_out import left_out
 from crosscope_proto.recipe import parse_recipe
 from crosscope_worker.disk import is_no_room
 from crosscope_worker.jobs.claim import Claim, QueueAway
@@ -30,6 +31,8 @@ from crosscope_worker.work import Cancelled, LostClaim, Manifest, Workspace, is_
 
 RESULT = "result.json"
 """Left in the job's folder once its work is published, so that an attempt that died before saying so isn't repeated."""
+DONE = "Done."
+"""What the record of a job says that has lost nothing of its data."""
 QUEUE_WAIT_S = 600.0
 """How long a finished job waits for a Redis that is away before it may publish or end."""
 
@@ -45,6 +48,8 @@ class Attempt:
     device: str
     parent_pid: int
     kinds: Mapping[str, str]
+    data_roots: Sequence[str] = ()
+    """Folders besides the home from which recipes may have files read."""
 
     def to_json(self) -> str:
         """For a command line."""
@@ -76,9 +81,9 @@ def run(attempt: Attempt, stopping: threading.Event | None = None) -> None:
 
 def _work(attempt: Attempt, claim: Claim, folder: Path, stopping: threading.Event) -> tuple[str, str, str]:
     """How the job ended: state, sentence, version id. Raises LostClaim and QueueAway."""
-    text, number = claim.task(QUEUE_WAIT_S, stopping.is_set)
+    task = claim.task(QUEUE_WAIT_S, stopping.is_set)
     try:
-        journal = Journal(folder, number)
+        journal = Journal(folder, task.attempt)
     except OSError as error:
         return job_record.FAILED, sentence(error, folder), ""
     reporter = Reporter(claim, journal, stopping.is_set)
@@ -91,16 +96,17 @@ def _work(attempt: Attempt, claim: Claim, folder: Path, stopping: threading.Even
             raise Cancelled("someone asked the job to stop")
 
     try:
-        _keep_recipe(folder, text)
+        _keep_recipe(folder, task.recipe)
         journal.write("start", device=attempt.device)
-        version_id, warnings = _published(folder), ()
-        if version_id is None:
-            recipe = parse_recipe(text)
+        result = _published(folder)
+        if result is None:
+            recipe = parse_recipe(task.recipe)
             job = load_kind(attempt.kinds, recipe.kind)
-            workspace = Workspace(Path(attempt.home), folder, fence, attempt.device)
-            manifest = job(recipe, workspace, reporter)
-            version_id, warnings = _keep_result(folder, manifest), getattr(manifest, "warnings", ())
-        ending = job_record.SUCCEEDED, " ".join(["Done.", *warnings]), version_id
+            roots = tuple(map(Path, attempt.data_roots))
+            submitted_from = Path(task.folder) if task.folder else None
+            workspace = Workspace(Path(attempt.home), folder, fence, attempt.device, roots, submitted_from)
+            result = _keep_result(folder, job(recipe, workspace, reporter))
+        ending = job_record.SUCCEEDED, result["message"], result["version_id"]
     except Cancelled:
         ending = job_record.CANCELLED, "Cancelled.", ""
     except (LostClaim, QueueAway):
@@ -132,18 +138,22 @@ def _cause(error: Exception, folder: Path) -> str:
     return f"Unexpected {type(error).__name__}: {error}. The traceback is in {folder / JOURNAL}."
 
 
-def _published(folder: Path) -> str | None:
+def _published(folder: Path) -> dict[str, str] | None:
     path = folder / RESULT
-    return json.loads(path.read_text("utf-8"))["version_id"] if path.exists() else None
+    return {"message": DONE, **json.loads(path.read_text("utf-8"))} if path.exists() else None
 
 
-def _keep_result(folder: Path, manifest: Manifest) -> str:
-    version_id = manifest.version_id if isinstance(manifest, CrosscoderManifest) else ""
+def _keep_result(folder: Path, manifest: Manifest) -> dict[str, str]:
+    result = {"name": manifest.name, "version_id": "", "message": DONE}
+    if isinstance(manifest, CrosscoderManifest):
+        lost = left_out(manifest.skipped, manifest.texts)
+        done = f"Done; {'; '.join(lost)}." if lost else DONE
+        result |= {"version_id": manifest.version_id, "message": " ".join([done, *manifest.warnings])}
     try:
-        _write_whole(folder / RESULT, json.dumps({"name": manifest.name, "version_id": version_id}))
+        _write_whole(folder / RESULT, json.dumps(result))
     except OSError as error:  # it is published all the same
         sys.stderr.write(f"crosscope: cannot write {folder / RESULT}: {error.strerror}\n")
-    return version_id
+    return result
 
 
 def _keep_recipe(folder: Path, text: str) -> None:

@@ -136,6 +136,7 @@ class JobWorker(Worker):
             queue_url=self._settings.queue_url,
             home=str(self._settings.home),
             device=self._settings.device,
+            data_roots=[str(folder) for folder in self._settings.data_roots],
             parent_pid=os.getpid(),
             kinds=dict(self._kinds),
         )

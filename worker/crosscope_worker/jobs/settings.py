@@ -1,9 +1,11 @@
 """What the environment says about the job worker. Read once, in main()."""
 
+import os
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
 class JobSettings(BaseSettings):
@@ -17,6 +19,19 @@ class JobSettings(BaseSettings):
     """Redis of the job queue, redis:// or unix://."""
     device: str = "cpu"
     """Where models and training run, a torch device."""
+
+    data_roots: Annotated[tuple[Path, ...], NoDecode] = ()
+    """Folders besides the home from which recipes may have files read; a list with the system's separator of paths."""
+
+    @field_validator("data_roots", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        folders = [Path(part).expanduser() for part in value.split(os.pathsep) if part]
+        if wrong := [str(folder) for folder in folders if not (folder.is_absolute() and folder.is_dir())]:
+            raise ValueError(f"{wrong[0]} is no absolute path of a folder")
+        return tuple(folders)
 
     @field_validator("home")
     @classmethod

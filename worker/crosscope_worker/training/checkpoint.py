@@ -121,4 +121,7 @@ def _first_difference(found: Any, wanted: Any, path: str = "") -> str | None:
             if (difference := _first_difference(found[key], wanted[key], name)) is not None:
                 return difference
         return None
+    if isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
+        pairs = enumerate(zip(found, wanted, strict=True))
+        return next((said for i, pair in pairs if (said := _first_difference(*pair, f"{path}[{i}]")) is not None), None)
     return None if found == wanted else f"{path} was {found!r} and is {wanted!r}"

@@ -1,0 +1,142 @@
+"""The rows of files: JSON lines, Parquet, and texts of a line each. Does not know what they mean."""
+
+import json
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from crosscope_proto.specs import DataSpec
+from crosscope_worker.roots import RootError, Roots
+from crosscope_worker.rows import Columns, DataError, Row, said
+
+
+class FileRows:
+    """The rows of files."""
+
+    def __init__(self, spec: DataSpec, folders: list[Path], roots: Roots, columns: Columns) -> None:
+        self._spec, self._roots, self._columns = spec, roots, columns
+        self.files = _files(spec, folders, roots)
+        self.retries = 0
+
+    def read(self, first: int) -> Iterator[tuple[int, Row]]:
+        """See Rows."""
+        read = {"jsonl": self._jsonl, "parquet": self._parquet, "text": self._text}[self._spec.source]
+        number = 0
+        for file in self.files:
+            rows = read(file, max(0, first - number))
+            while True:
+                try:
+                    row = next(rows, None)
+                except (DataError, MemoryError):
+                    raise
+                except Exception as error:  # readers raise what they like; people need to know where
+                    place = f"data set {self._spec.name!r}: {file}, row {number}"
+                    raise DataError(f"{place} cannot be read: {said(error)}") from error
+                if row is None:
+                    break
+                if number >= first:
+                    yield number, row
+                number += 1
+
+    def count(self, at_most: int | None = None) -> int | None:
+        """See Rows."""
+        if self._spec.source != "parquet":
+            return sum(1 for _ in islice(chain.from_iterable(map(self._lines, self.files)), at_most))
+        total = 0
+        for file in self.files:
+            with self._open_parquet(file) as table:
+                total += table.metadata.num_rows
+        return total
+
+    def state(self) -> None:
+        """Nothing: rows before the one that is wanted are passed over."""
+
+    def restore(self, state: Mapping[str, Any] | None) -> None:
+        """See Rows."""
+
+    def _jsonl(self, file: Path, passed_over: int) -> Iterator[Row]:
+        for index, (number, line) in enumerate(self._lines(file)):
+            yield Row(f"{file}, line {number}", {} if index < passed_over else _json_object(file, number, line))
+
+    def _text(self, file: Path, passed_over: int) -> Iterator[Row]:
+        del passed_over
+        for number, line in self._lines(file):
+            yield Row(f"{file}, line {number}", {"text": line})
+
+    def _lines(self, file: Path) -> Iterator[tuple[int, str]]:
+        """Lines with text, numbered from 1."""
+        number = 0
+        try:
+            with self._open(file) as lines:
+                for number, line in enumerate(lines, start=1):
+                    if line.strip():
+                        yield number, line.decode("utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{file} cannot be read as UTF-8 text, line {number}: {error}") from error
+
+    def _parquet(self, file: Path, passed_over: int) -> Iterator[Row]:
+        number = 0
+        with self._open_parquet(file) as table:
+            known = table.schema_arrow.names
+            for column in self._columns.needed:
+                if column not in known:
+                    raise DataError(f"{file}: there is no column {column!r}; there are {', '.join(known)}")
+            columns = [*self._columns.needed, *(name for name in self._columns.optional if name in known)]
+            try:
+                for batch in table.iter_batches(batch_size=256, columns=columns):
+                    beyond = number + len(batch) > passed_over
+                    for values in batch.to_pylist() if beyond else len(batch) * ({},):
+                        yield Row(f"{file}, row {number}", values)
+                        number += 1
+            except (OSError, pa.ArrowException) as error:
+                raise DataError(f"{file} cannot be read as Parquet behind row {number}: {error}") from error
+
+    @contextmanager
+    def _open_parquet(self, file: Path) -> Generator[pq.ParquetFile]:
+        with self._open(file) as opened:
+            try:
+                table = pq.ParquetFile(opened)
+            except (OSError, pa.ArrowException) as error:
+                raise DataError(f"{file} cannot be read as Parquet: {error}") from error
+            with table:
+                yield table
+
+    def _open(self, file: Path) -> Any:
+        try:
+            return self._roots.open(file)
+        except RootError as error:
+            raise DataError(f"data set {self._spec.name!r}: {error}") from error
+        except OSError as error:
+            raise DataError(f"{file} cannot be read: {error}") from error
+
+
+def _json_object(file: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}, line {number}: not JSON ({error}); mend or remove the line") from error
+    if not isinstance(values, dict):
+        raise DataError(f"{file}, line {number}: not a JSON object but {type(values).__name__}")
+    return values
+
+
+def _files(spec: DataSpec, folders: list[Path], roots: Roots) -> list[Path]:
+    """Files of a data set, sorted. A folder that jobs may not read is not looked into."""
+    pattern, closed = Path(spec.path).expanduser(), []
+    if pattern.is_absolute():
+        folders, pattern = [Path(pattern.anchor)], pattern.relative_to(pattern.anchor)
+    else:
+        closed = [folder for folder in folders if not roots.allows(folder)]
+    for folder in folders:
+        if folder not in closed and (files := roots.files(folder, str(pattern))):
+            return files
+    places = " or ".join(str(folder) for folder in folders if folder not in closed)
+    hint = "".join(
+        f"; {folder} was not looked into, for jobs may read other folders only: {roots.advice()}" for folder in closed
+    )
+    raise DataError(f"data set {spec.name!r}: no file matches {spec.path} in {places}{hint}")

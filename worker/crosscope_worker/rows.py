@@ -1,0 +1,60 @@
+"""What the readers of data sets have in common: rows with their places, and how a reader is asked. Reads nothing."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+Tell = Callable[[str], None]
+"""Hears what a person who waits should know; may raise to stop the reading."""
+
+
+class DataError(ValueError):
+    """Data that cannot be read; the sentence names the data set, or the file and line."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a data set and where it stands, for messages."""
+
+    place: str
+    values: Mapping[str, Any]
+
+
+class Rows(Protocol):
+    """Where rows come from."""
+
+    files: list[Path]
+    """Files in the order in which they are read; none for a hub data set."""
+    retries: int
+    """Reads that failed and were made again."""
+
+    def read(self, first: int) -> Iterator[tuple[int, Row]]:
+        """Rows with their numbers, from number `first` on. Raises DataError that names the row."""
+        ...
+
+    def count(self, at_most: int | None = None) -> int | None:
+        """How many rows there are, or are at least up to `at_most`; None where only the end tells."""
+        ...
+
+    def state(self) -> dict[str, Any] | None:
+        """Where the source itself stands, as plain values, if that is worth keeping."""
+        ...
+
+    def restore(self, state: Mapping[str, Any] | None) -> None:
+        """Lets the next reading go on from there."""
+        ...
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns that are read of a Parquet file."""
+
+    needed: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    """Read where there are such."""
+
+
+def said(error: Exception) -> str:
+    """An error of any library on one line, for messages."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
