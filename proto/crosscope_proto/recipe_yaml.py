@@ -123,10 +123,10 @@ class _Loader(yaml.SafeLoader):
             raise _refusal(node, f"{_shown(node)} is too large: a whole number must lie within ±2^64")
         return value
 
-    def construct_mapping(self, node: MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def construct_mapping(self, node: Node, deep: bool = False) -> dict[Any, Any]:
         if isinstance(node, MappingNode):
             self._check_keys(node)
-        return super().construct_mapping(node, deep)
+        return super().construct_mapping(node, deep)  # pyright: ignore[reportArgumentType] (it refuses others itself)
 
     def _check_keys(self, node: MappingNode) -> None:
         """Refuses keys that are no texts, and one that stands twice: its first value would be dropped unseen."""
@@ -150,7 +150,7 @@ class _Loader(yaml.SafeLoader):
 
 def _shown(node: Node) -> str:
     if not isinstance(node, ScalarNode):
-        return f"a {node.id}"
+        return "a mapping" if isinstance(node, MappingNode) else "a list"
     text = repr(node.value)
     return text if len(text) <= 40 else f"{text[:36]}…'"
 

@@ -67,7 +67,7 @@ class ExampleReader:
         self._tables = tables
         self._num_latents = num_latents
         self._parts: dict[str, _Part] = {}
-        self._sequences: dict[str, pa.Array] | None = None
+        self._sequences: dict[str, Any] | None = None
         self._lock = threading.Lock()
 
     def page(
@@ -151,7 +151,7 @@ class ExampleReader:
             repeats=row.get("repeats", 0),
         )
 
-    def _texts(self) -> dict[str, pa.Array]:
+    def _texts(self) -> dict[str, Any]:
         with self._lock:
             if self._sequences is None:
                 table = self._tables.read(layout.SEQUENCES, layout.SEQUENCE_COLUMNS)

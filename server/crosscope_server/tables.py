@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -86,7 +87,8 @@ class TableFolder:
         for column in table.column_names:
             count = table[column].null_count
             if pa.types.is_list(table[column].type):
-                count += sum(chunk.flatten().null_count for chunk in table[column].chunks)
+                chunks: list[Any] = table[column].chunks
+                count += sum(chunk.flatten().null_count for chunk in chunks)
             if count:
                 raise BrokenArtefact(f"{path}: column {column} has {count} empty cells; {_MEND}")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fixtures_artefacts import write_crosscoder
 
-from crosscope import Client, Crosscoder, VersionGone
+from crosscope import Client, Crosscoder, ServerError, VersionGone
 from crosscope.cli import run
 from crosscope_proto import artefacts as layout
 from crosscope_proto.v1 import latents_pb2, latents_pb2_grpc, prompts_pb2
@@ -135,3 +135,29 @@ def test_an_error_of_a_stream_has_the_details_of_one_of_a_call(serve) -> None:
         [error] = client.crosscoder("demo").encode_many(["a"], on_error="return")
     assert isinstance(error, VersionGone)
     assert error.newest == "v7"
+
+
+def test_a_broken_crosscoder_is_listed_with_its_reason_and_asks_fail(published, monkeypatch, capsys) -> None:
+    home, address = published
+    manifest = write_crosscoder(home, "hurt", 40)
+    path = Path(layout.version_folder(home, "hurt", manifest.version_id)) / layout.MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"layer": -3}))
+    says = f"{path}: layer: must be 0 to 4294967295, but is -3"
+    with Client(address) as client:
+        handle = client.crosscoders()[-1]
+        assert (handle.name, handle.version_id, handle.info.num_latents) == ("hurt", manifest.version_id, 0)
+        assert handle.info.broken.startswith(says)
+        assert says in str(handle)
+        assert says in repr(handle)
+        for ask in (handle.latents, handle.detectors, handle.current):
+            with pytest.raises(ServerError, match="layer: must be 0 to"):
+                ask()
+    monkeypatch.setenv("CROSSCOPE_ADDRESS", address)
+    for command in ("crosscoders", "status"):
+        assert run([command]) == 0
+        out, err = capsys.readouterr()
+        assert "first-of-all" in out
+        assert "hurt" not in out
+        assert f"hurt is broken: {says}" in err
+    assert run(["crosscoders", "--json"]) == 0
+    assert [info["broken"].startswith(says) for info in json.loads(capsys.readouterr().out)][-1]

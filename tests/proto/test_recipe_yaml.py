@@ -50,7 +50,7 @@ def refusal(text: str) -> str:
         (f"{DEMO}name: b\n", "line 3: the key 'name' stands twice in one mapping"),
         (f"{DEMO}3: b\n", "line 3: the key '3' is no text; put it in quotes"),
         (f"{DEMO}on: b\n", "line 3: the key 'on' is no text"),
-        (f"{DEMO}? [a]\n: b\n", "line 3: the key a sequence is no text"),
+        (f"{DEMO}? [a]\n: b\n", "line 3: the key a list is no text"),
         (f"{DEMO}seed: &s [*s]\n", "line 3: an alias stands inside what it names"),
         (f"{DEMO}seed: *s\n", "line 3: not valid YAML: found undefined alias 's'"),
         (f"{DEMO}seed: {'[' * 40}\n", "line 3: more than 32 lists and mappings stand inside one another"),

@@ -3,8 +3,11 @@
 Methods and fields are those of the descriptors, so a new one is tried without a line here.
 """
 
+import base64
 import contextlib
 import random
+import string
+import urllib.parse
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -125,6 +128,20 @@ async def test_a_stream_answers_what_came_before_bytes_that_are_no_message(front
     assert [(reply.sequence, reply.WhichOneof("outcome")) for reply in read] == [(5, "response")] * 2
     assert error is not None
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_an_error_fits_its_headers_whatever_language_it_quotes(front: Front):
+    """gRPC allows 8 KiB of them, in which a byte that is not ASCII takes three."""
+    submit = jobs_pb2_grpc.JobsStub(front.channel).SubmitJob
+    for sign in ("x", "é", "字", "🦊"):
+        recipe = f"{RECIPE}seed: {sign * 900}\n" + "".join(f"{sign * 90}{i}: 1\n" for i in range(12))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await submit(jobs_pb2.SubmitJobRequest(recipe_yaml=recipe))
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        status, violations = details_of(caught.value)
+        assert len(violations) == 10
+        text = len(urllib.parse.quote(status.message, safe=string.printable))
+        assert text + len(base64.b64encode(status.SerializeToString())) < 8192
 
 
 class Maker:
