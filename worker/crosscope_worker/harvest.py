@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crosscope_proto.roles import MODEL_NAMES, LeftOut, TokenRole
+from crosscope_proto.roles import MODEL_NAMES
 from crosscope_proto.specs import TokenPolicy
 from crosscope_worker.activations import PairActivations
 from crosscope_worker.norms import NormFilter
 from crosscope_worker.packing import pack
 from crosscope_worker.texts import Text
+from crosscope_worker.token_policy import policy_positions
 
 TOKENS_PER_FORWARD = 8192
 WINDOW_FORWARDS = 8
@@ -98,7 +99,7 @@ def _harvest_window(
     lengths = [len(text.ids) for text in window]
     for forward in pack(lengths, tokens_per_forward, activations.shares_rows, activations.pair.long_rows):
         x = activations.rows(*forward.fill([window[index].ids for index in forward.texts]))
-        candidates = [policy_positions(window[index], policy) for index in forward.texts]
+        candidates = [policy_positions(window[index].roles, policy) for index in forward.texts]
         text_of = np.repeat(np.arange(len(forward.texts)), [len(positions) for positions in candidates])
         position_of = np.concatenate(candidates)
         column = torch.from_numpy(forward.starts[text_of] + position_of)
@@ -135,20 +136,6 @@ def _kept(found: _Found, norms: NormFilter) -> Iterator[tuple[Tensor, np.ndarray
     x = found.x if stays.all() else found.x[stay]
     positions = np.split(found.position[stays], np.cumsum(num_kept)[:-1])
     return zip(x.split(num_kept.tolist()), positions, strict=True)
-
-
-def policy_positions(text: Text, policy: TokenPolicy) -> np.ndarray:
-    """Positions that the policy keeps, ascending; outliers, which only activations tell, are among them."""
-    return np.flatnonzero(policy_reasons(text.roles, policy) == LeftOut.KEPT)
-
-
-def policy_reasons(roles: np.ndarray, policy: TokenPolicy) -> np.ndarray:
-    """Why the policy leaves out the tokens of a text, whatever their norm: [pos] uint8, LeftOut; `roles: [pos]`."""
-    reasons = np.full(len(roles), LeftOut.KEPT, dtype=np.uint8)
-    reasons[: policy.skip_first] = LeftOut.FIRST
-    if policy.skip_bos:
-        reasons[roles == TokenRole.BOS] = LeftOut.BOS
-    return reasons
 
 
 def check_finite(

@@ -10,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 
 from crosscope_proto.left_out import reasons_line
-from crosscope_proto.roles import TokenRole
 from crosscope_proto.specs import DataSpec, TokenPolicy
 from crosscope_worker import chats, tally
 from crosscope_worker.chats import RefusedText
@@ -19,6 +18,7 @@ from crosscope_worker.hub_rows import HubRows
 from crosscope_worker.roots import Roots
 from crosscope_worker.rows import Columns, DataError, Row, Rows, Tell
 from crosscope_worker.tally import Counts
+from crosscope_worker.token_policy import policy_positions
 from crosscope_worker.tokens import PromptError, TextTokenizer
 
 Split = Literal["train", "held_out"]
@@ -218,7 +218,7 @@ class TextStream:
             self._examples[index] = self._examples[index] or str(error)
             self._check_losses(index, ENOUGH)
             return None
-        if not _keeps_a_token(text, self._policy):
+        if not len(policy_positions(text.roles, self._policy)):
             counts.without_tokens += 1
             self._check_tokens(index, ENOUGH)
         return text
@@ -301,9 +301,3 @@ def open_rows(
         raise
     except (ValueError, OSError, RuntimeError) as error:  # a root, or a path or pattern that the system refuses
         raise DataError(f"data set {spec.name!r}: {error}") from error
-
-
-def _keeps_a_token(text: Text, policy: TokenPolicy) -> bool:
-    """Whether the policy keeps a token of the text, as far as ids and roles tell."""
-    roles = text.roles[policy.skip_first :]
-    return bool((roles != TokenRole.BOS).any() if policy.skip_bos else len(roles))

@@ -257,7 +257,7 @@ class TextTokenizer:
 
     def token(self, id_: int) -> str:
         """A token as the vocabulary spells it, for instance "<0xE2>" or "âĢ"; "" where there is no such id."""
-        return self._reading.id_to_token(id_) or ""
+        return self._control.reading.id_to_token(id_) or ""
 
     def _piece(self, id_: int) -> str:
         # A decoder may strip the space in front of a text's first token, so the second of two is read.

@@ -28,10 +28,11 @@ from crosscope_worker.analysis.behaviours import assistant_turns
 from crosscope_worker.analysis.run import STAGE
 from crosscope_worker.analysis.upper_half import UpperHalf
 from crosscope_worker.crosscoder import ONE_MODEL, Crosscoder
-from crosscope_worker.harvest import check_finite, policy_positions
+from crosscope_worker.harvest import check_finite
 from crosscope_worker.norms import NormBounds, NormFilter
 from crosscope_worker.pair import Pair
 from crosscope_worker.texts import Text
+from crosscope_worker.token_policy import policy_positions
 from crosscope_worker.work import Progress
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ def _batches(texts: Iterable[Text], num_tokens: int, policy: TokenPolicy) -> Ite
             yield waiting[is_chat]
             waiting[is_chat] = []
         waiting[is_chat].append(text)
-        seen += len(policy_positions(text, policy))
+        seen += len(policy_positions(text.roles, policy))
         if seen >= num_tokens:
             break
     yield from filter(None, waiting.values())
@@ -181,7 +182,7 @@ def _read(texts: list[Text], activations: PairActivations, policy: TokenPolicy, 
     assistant, first = np.zeros(shape, bool), np.zeros(shape, bool)
     for row, text in enumerate(texts):
         ids[row, : lengths[row]], roles[row, : lengths[row]] = text.ids, text.roles
-        kept[row, policy_positions(text, policy)] = True
+        kept[row, policy_positions(text.roles, policy)] = True
         for start, end in assistant_turns(text.roles):
             assistant[row, start:end] = True
             first[row, start : min(end, start + FIRST_TOKENS)] = True

@@ -13,12 +13,12 @@ import numpy as np
 from crosscope_proto.roles import LeftOut
 from crosscope_proto.v1 import types_pb2
 from crosscope_proto.worker.v1 import inference_pb2, inference_pb2_grpc
-from crosscope_worker.harvest import policy_reasons
 from crosscope_worker.pieces import text_pieces
 from crosscope_worker.serve.batching import Batcher
 from crosscope_worker.serve.encoding import PromptCode
 from crosscope_worker.serve.errors import status_of
 from crosscope_worker.serve.models import LoadedCrosscoder, Models
+from crosscope_worker.token_policy import policy_reasons
 from crosscope_worker.tokens import PromptError, TextTokenizer, TokenisedText, Turn
 
 Reply = TypeVar("Reply")
@@ -125,8 +125,6 @@ def _tokenise(tokenizer: TextTokenizer, prompt: types_pb2.Prompt) -> tuple[Token
 def left_out(crosscoder: LoadedCrosscoder, text: TokenisedText, outlying: np.ndarray) -> np.ndarray:
     """Why the training leaves out tokens such as these, [pos] uint8 (LeftOut); `outlying: [pos]` bool."""
     reasons = policy_reasons(text.roles, crosscoder.policy)
-    padding = crosscoder.pair.pair.tokenizer.pad_token_id
-    reasons[(reasons == LeftOut.BOS) & (text.ids == (-1 if padding is None else padding))] = LeftOut.PAD
     reasons[(reasons == LeftOut.KEPT) & outlying] = LeftOut.NORM
     return reasons
 
