@@ -124,9 +124,9 @@ def _counted(encoding: Encoding, tokens: TokenRange) -> tuple[NDArray[np.bool_],
 
 
 def _template(roles: NDArray[np.int_]) -> NDArray[np.bool_]:
-    """Tokens that the template adds, but for the last of a header where an assistant turn or the prompt's end follows.
+    """Tokens that the template adds, but for the last of a header in front of an answer, its thoughts or the end.
 
     There the model decides how its answer begins: [pos], as `roles: [pos]`.
     """
-    before_answer = np.append(roles[1:] == TokenRole.ASSISTANT, True)
+    before_answer = np.append(np.isin(roles[1:], (TokenRole.ASSISTANT, TokenRole.REASONING)), True)
     return np.isin(roles, sorted(TEMPLATE_ROLES)) & ~((roles == TokenRole.HEADER) & before_answer)

@@ -111,7 +111,7 @@ async def test_control_characters_and_whitespace_are_text(online, running_worker
         (
             prompts_pb2.EncodeRequest(crosscoder="demo", prompt=turns(("bob", "x"))),
             "prompt.conversation.turns[0].role",
-            "must be in list [system, user, assistant], but is 'bob'",
+            "must be in list [system, developer, user, assistant, tool], but is 'bob'",
         ),
         (
             prompts_pb2.EncodeRequest(crosscoder="demo", prompt=turns(*[("user", "x")] * 3000)),

@@ -451,7 +451,7 @@ def test_what_a_job_leaves_out_stands_in_its_manifest(home: Path, recipe: Crossc
     expected = 2 * (len(refused) - held_out) + held_out
     assert manifest.skipped_texts == expected
     ((reason, count),) = manifest.skipped["chat"].items()
-    assert (count, reason) == (expected, "a turn: the role is 'human'; it must be system, user or assistant")
+    assert (count, reason) == (expected, "a turn: the role is 'human'; it must be one of system, developer, user, assistant, tool")
     assert (manifest.texts["chat"]["read"], manifest.texts["web"]["read"]) == (2 * 72 + 18, 2 * 96 + 24)
     assert manifest.texts["web"]["cut"] > 0
     with pytest.raises(DataError, match=r"'chat': .* texts were refused, more than max_refused_share 0\.1 allows"):

@@ -81,7 +81,7 @@ def test_statistics_equal_a_loop(make_world, tokenizer):
             assert np.isnan(table["template_share"][j])
             continue
         assert table["mean"][j] == pytest.approx(scaled[active].mean(), rel=1e-5)
-        shares = [scaled[roles == role].sum() / scaled.sum() for role in range(8)]
+        shares = [scaled[roles == role].sum() / scaled.sum() for role in range(NUM_ROLES)]
         np.testing.assert_allclose(table["role_shares"][j], shares, rtol=1e-5)
         assert table["template_share"][j] == pytest.approx(shares[2] + shares[3] + shares[4], rel=1e-5)
         both = [scaled[sets == each].sum() / scaled.sum() for each in (0, 1)]

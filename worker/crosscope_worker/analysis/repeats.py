@@ -30,7 +30,7 @@ class WindowHashes:
         self._starts = np.cumsum(self._lengths) - self._lengths
         ids = np.concatenate([np.empty(0, np.int64), *texts]).astype(np.uint64)
         powers = _powers(_BASE, len(ids) + 1)
-        self._sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(_mixed(ids) * powers[:-1])])
+        self._sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(_mixed(ids + _BASE) * powers[:-1])])
         self._inverses = _powers(_INVERSE, len(ids) + 1)
 
     def around(self, text: NDArray[np.integer], position: NDArray[np.integer]) -> Hashes:
@@ -47,7 +47,7 @@ class WindowHashes:
         right = np.minimum(self._lengths[text] - position, behind + 1)
         start = self._starts[text] + position - left
         content = (self._sums[start + left + right] - self._sums[start]) * self._inverses[start]
-        return _mixed(content + _mixed((left * (WINDOW + 2) + right).astype(np.uint64)))
+        return _mixed(content ^ _mixed((left * (WINDOW + 2) + right).astype(np.uint64)))
 
 
 class FirstShards:
