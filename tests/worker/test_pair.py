@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -11,9 +12,11 @@ from transformers import Gemma2ForCausalLM
 
 from crosscope_proto.artefacts import PAIR_MANIFEST, PairManifest
 from crosscope_proto.specs import PairSpec
+from crosscope_worker.disk import sha256
 from crosscope_worker.jobs.entry import sentence
 from crosscope_worker.pair import Pair, load_pair
-from crosscope_worker.pair_source import PairError, pair_hashes, resolve_pair, write_pair_manifest
+from crosscope_worker.pair_hashes import changed_parts, pair_hashes
+from crosscope_worker.pair_source import PairError, resolve_pair, write_pair_manifest
 
 
 @pytest.fixture
@@ -277,3 +280,63 @@ def test_tokenizers_of_two_revisions_must_agree(hub: str, folder: Path, tmp_path
     spec = PairSpec(name="x", base=hub, chat=hub, revision_base="one", revision_chat="two")
     with pytest.raises(PairError, match="of org/tiny at revision one and org/tiny at revision two have different voc"):
         load_pair(resolve_pair(spec, folder.parent))
+
+
+def saved_as_bin(folder: Path) -> None:
+    """The same weights as older transformers saved them."""
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def test_every_weight_file_counts(folder: Path) -> None:
+    """Both models have one configuration, so that only their weights tell them apart."""
+    shutil.copy(folder / "base" / "config.json", folder / "chat" / "config.json")
+    saved_as_bin(folder / "base")
+    saved_as_bin(folder / "chat")
+    manifest = manifest_of(folder)
+    before = pair_hashes(manifest)
+    assert before["base"] != before["chat"]
+    for name in ("model.gguf", "pytorch_model-00002-of-00002.bin", "model.safetensors.index.json", "consolidated.pth"):
+        (folder / "chat" / name).write_bytes(b"weights")
+        after = pair_hashes(manifest)
+        assert [part for part in before if before[part] != after[part]] == ["chat"], name
+        before = after
+    (folder / "chat" / "optimizer.pt").touch()
+    assert pair_hashes(manifest) == before, "what a trainer leaves beside the weights is no part of the model"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json", "additional_chat_templates/tools.jinja"],
+)
+def test_every_tokenizer_file_counts(folder: Path, name: str) -> None:
+    manifest = manifest_of(folder)
+    before = pair_hashes(manifest)
+    (folder / "chat" / name).parent.mkdir(exist_ok=True)
+    (folder / "chat" / name).write_text("{}")
+    after = pair_hashes(manifest)
+    assert [part for part in before if before[part] != after[part]] == ["tokenizer"]
+
+
+def test_hashes_of_versions_published_earlier_are_compared_as_they_were_made(folder: Path) -> None:
+    """They covered config.json and safetensors files, and four of the tokenizer's."""
+    saved_as_bin(folder / "chat")
+    (folder / "chat" / "added_tokens.json").write_text("{}")
+    manifest = manifest_of(folder)
+    earlier = {
+        "chat": hashlib.sha256(f"config.json\0{sha256(folder / 'chat' / 'config.json')}\n".encode()).hexdigest(),
+        "tokenizer": hashlib.sha256(
+            "".join(
+                f"{name}\0{sha256(folder / 'chat' / name)}\n"
+                for name in ("chat_template.jinja", "tokenizer.json", "tokenizer_config.json")
+            ).encode()
+        ).hexdigest(),
+    }
+    now = pair_hashes(manifest)
+    assert changed_parts(manifest, earlier | {"base": now["base"]}) == []
+    assert changed_parts(manifest, now) == []
+    (folder / "chat" / "pytorch_model.bin").write_bytes(b"other weights")
+    assert changed_parts(manifest, now) == ["chat"]
+    assert changed_parts(manifest, earlier) == [], "which is all that the earlier hash says"
+    (folder / "chat" / "config.json").write_text("{}")
+    assert changed_parts(manifest, earlier) == ["chat"]

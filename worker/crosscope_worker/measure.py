@@ -19,7 +19,8 @@ from crosscope_worker.analysis.fidelity import fidelity, patched_latents
 from crosscope_worker.crosscoder import Crosscoder, CrosscoderError, read_manifest
 from crosscope_worker.harvest import harvest
 from crosscope_worker.pair import Pair, load_pair
-from crosscope_worker.pair_source import pair_hashes, resolve_pair
+from crosscope_worker.pair_hashes import pair_hashes
+from crosscope_worker.pair_source import resolve_pair
 from crosscope_worker.publish import Provenance, make_current, manifest_of, publish
 from crosscope_worker.sparse import launches_kernels
 from crosscope_worker.texts import Split, TextStream
