@@ -88,7 +88,7 @@ def cache_key(
         "layer": activations.layer,
         "dtype": activations.pair.manifest.dtype,
         "device": activations.pair.device.type,
-        "rows": {"shared": activations.shares_rows, "long": activations.pair.long_rows},
+        "rows": _rows(activations),
         "data": document["data"],
         "data_sha256": [[sha256(path) for path in paths] for paths in files],
         "tokens": document["tokens"],
@@ -97,6 +97,12 @@ def cache_key(
         "window_forwards": WINDOW_FORWARDS,
         "software": {package: ".".join(version(package).split(".")[:2]) for package in _SOFTWARE},
     }
+
+
+def _rows(activations: PairActivations) -> dict[str, Any]:
+    rows: dict[str, Any] = {"shared": activations.shares_rows, "long": activations.pair.long_rows}
+    limits = activations.long_text_limits
+    return rows | {"long_text_limits": list(limits)} if limits else rows
 
 
 def _check_known(recipe: CrosscoderRecipe, pair: PairManifest, hashes: dict[str, str]) -> None:

@@ -115,7 +115,8 @@ def _harvest_window(
 ) -> Harvest:
     rows: list[tuple[Tensor, np.ndarray] | None] = [None] * len(window)
     lengths = [len(text.ids) for text in window]
-    for forward in pack(lengths, tokens_per_forward, activations.shares_rows, activations.pair.long_rows):
+    rows_as = activations.shares_rows, activations.pair.long_rows, activations.regimes(lengths)
+    for forward in pack(lengths, tokens_per_forward, *rows_as):
         x = activations.rows(*forward.fill([window[index].ids for index in forward.texts]))
         candidates = [policy_positions(window[index], policy) for index in forward.texts]
         num_candidates = [len(positions) for positions in candidates]

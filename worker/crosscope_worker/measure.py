@@ -16,6 +16,7 @@ from crosscope_proto.recipe import CrosscoderRecipe, PublishedRecipe, recipe_dic
 from crosscope_worker.activations import PairActivations
 from crosscope_worker.analysis import Analysis, AnalysisError, analyse
 from crosscope_worker.analysis.fidelity import fidelity, patched_latents
+from crosscope_worker.analysis.upper_half import UpperHalf
 from crosscope_worker.crosscoder import Crosscoder, CrosscoderError, read_manifest
 from crosscope_worker.harvest import harvest
 from crosscope_worker.pair import Pair, load_pair
@@ -60,12 +61,18 @@ class Material:
 
     @classmethod
     def load(cls, recipe: Recipe, workspace: Workspace, progress: Progress) -> Self:
-        """Loads the pair and opens the data. Raises PairError, and DataError, also where a set has no held-out text."""
+        """Loads the pair and opens the data.
+
+        Raises PairError, AnalysisError where `analysis.spliced_tokens` cannot be had of a model, and DataError, also
+        where a set has no held-out text.
+        """
         progress("load", 0.0, f"loading the pair {recipe.pair.name}")
         on_gpu = torch.device(workspace.device).type == "cuda"
         manifest = resolve_pair(recipe.pair, workspace.home)
         pair = load_pair(manifest, workspace.device, long_rows=on_gpu and launches_kernels())
         activations = PairActivations(pair, recipe.layer)
+        progress("load", 0.6, "trying both models on a few tokens")
+        _try_models(activations, recipe)
         caches = isinstance(recipe, CrosscoderRecipe) and recipe.training.cache
         progress("load", 0.7, "hashing the models' files" + (" and the data" if caches else ""))
         tokenizer = TextTokenizer(pair.tokenizer)
@@ -83,6 +90,14 @@ class Material:
             policy = replace(policy, max_length=min(limit, policy.max_length))
         folders = (Path(pair_folder(home, self.recipe.pair.name)), home)
         return TextStream(self.recipe.data, self.tokenizer, policy, folders, split)
+
+
+def _try_models(activations: PairActivations, recipe: Recipe) -> None:
+    """Raises PairError or AnalysisError before anything is trained, where a model cannot be read or measured."""
+    activations.check()
+    if recipe.analysis.spliced_tokens:
+        for model in activations.pair.models:
+            UpperHalf(model, recipe.layer)
 
 
 def measure_and_publish(material: Material, trained: Trained) -> CrosscoderManifest:

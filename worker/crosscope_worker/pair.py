@@ -9,7 +9,7 @@ from typing import cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from crosscope_proto.artefacts import PairManifest
@@ -58,10 +58,44 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     Raises PairError for an architecture that has no such list.
     """
     num_layers = model.config.get_text_config().num_hidden_layers
-    for module in model.get_decoder().modules():
+    for module in (*model.get_decoder().modules(), *model.modules()):  # Some name their head the decoder.
         if isinstance(module, nn.ModuleList) and len(module) == num_layers:
             return module
     raise PairError(f"{type(model).__name__} has no list of {num_layers} decoder layers; use a decoder-only model")
+
+
+def decoder(model: PreTrainedModel) -> nn.Module:
+    """The module that makes hidden states of token ids: the model that holds the decoder layers, without the head."""
+    layers = decoder_layers(model)
+    holders = (each for each in model.modules() if any(child is layers for child in each.children()))
+    holder = next(holders, None)
+    return holder if isinstance(holder, PreTrainedModel) and holder is not model else model.get_decoder()
+
+
+def num_ids(tokenizer: PreTrainedTokenizerBase) -> int:
+    """One more than the largest id that a tokenizer gives."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def num_embeddings(model: PreTrainedModel) -> int:
+    """Ids that a model can read; its embeddings may be padded beyond the tokenizer's."""
+    return cast("nn.Embedding", model.get_input_embeddings()).num_embeddings
+
+
+def shared_layers(base: PreTrainedModel, chat: PreTrainedModel) -> int:
+    """The number of lowest decoder layers whose weights, and all weights below them, are the same memory in both."""
+    own, others = decoder_layers(base), decoder_layers(chat)
+    in_layers = {id(tensor) for layers in (own, others) for tensor in _tensors(layers)}
+    around = [{id(each) for each in _tensors(decoder(model))} - in_layers for model in (base, chat)]
+    if base is not chat and around[BASE] != around[CHAT]:
+        return 0
+    pairs = zip(own, others, strict=True)
+    same = ([id(each) for each in _tensors(a)] == [id(each) for each in _tensors(b)] for a, b in pairs)
+    return next((index for index, each in enumerate(same) if not each), len(own))
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
 
 
 def check_layer(pair: Pair, layer: int) -> None:

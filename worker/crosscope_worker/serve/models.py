@@ -158,6 +158,7 @@ def _check_unchanged(manifest: CrosscoderManifest) -> None:
 
 
 def _warm_up(encoder: Encoder) -> None:
-    """Lets torch choose its kernels before the first caller waits."""
+    """Tries the models, and lets torch choose its kernels before the first caller waits."""
+    encoder.check()
     for length in _WARM_UP_LENGTHS:
         encoder([np.zeros(length, dtype=np.int64)])
