@@ -254,6 +254,8 @@ class PairManifest:
     adapter: str | None = None
     """Hub id or folder of the LoRA adapter that makes `chat` the chat model."""
     adapter_revision: str | None = None
+    adapter_base_given: bool = False
+    """Whether somebody said that the adapter lies on `chat`, rather than that being the base model by default."""
     adapter_merged: bool = False
     """Whether the adapter is added into a copy of the weights that it changes."""
     token_names: str | None = None

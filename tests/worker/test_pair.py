@@ -2,7 +2,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +12,11 @@ from transformers import Gemma2ForCausalLM
 
 from crosscope_proto.artefacts import PAIR_MANIFEST, PairManifest
 from crosscope_proto.specs import PairSpec
+from crosscope_worker.activations import PairActivations
+from crosscope_worker.analysis.lens import find_lenses
 from crosscope_worker.disk import sha256
 from crosscope_worker.jobs.entry import sentence
-from crosscope_worker.pair import Pair, load_pair
+from crosscope_worker.pair import Pair, load_pair, num_embeddings, num_ids
 from crosscope_worker.pair_hashes import changed_parts, pair_hashes
 from crosscope_worker.pair_source import PairError, resolve_pair, write_pair_manifest
 
@@ -167,14 +169,65 @@ def test_running_out_of_memory_is_no_fault_of_the_model(
     assert refused.value is error
 
 
-def test_vocabularies_of_different_size(folder: Path, make_gemma: Callable[..., Gemma2ForCausalLM]) -> None:
-    make_gemma(410).save_pretrained(folder / "chat")
-    with pytest.raises(PairError, match="vocabulary sizes differ, base 400 and chat 410"):
-        load_pair(manifest_of(folder))
+def test_embeddings_may_be_padded_to_different_sizes(
+    folder: Path, make_gemma: Callable[..., Gemma2ForCausalLM]
+) -> None:
+    make_gemma(448).save_pretrained(folder / "chat")
+    pair = load_pair(manifest_of(folder))
+    assert [num_embeddings(model) for model in pair.models] == [400, 448]
+    assert num_ids(pair.tokenizer) == 400
+    assert PairActivations(pair, 1)(torch.tensor([[2, 399]]), torch.tensor([2])).shape == (1, 2, 64)
+    with pytest.raises(PairError, match="token id 400 has no embedding in the base model, which has 400"):
+        PairActivations(pair, 1)(torch.tensor([[2, 400]]), torch.tensor([2]))
+    _, chat = find_lenses(pair)[0]
+    assert chat is not None
+    assert chat.tokens(torch.randn(3, 32), count=448).shape == (3, 400), "padding has no token to show"
+
+
+def test_ids_beyond_the_embeddings_are_refused(folder: Path, make_gemma: Callable[..., Gemma2ForCausalLM]) -> None:
     make_gemma(390).save_pretrained(folder / "chat")
-    make_gemma(390).save_pretrained(folder / "base")
-    with pytest.raises(PairError, match="the tokenizer has 400 tokens, the models only 390"):
+    with pytest.raises(PairError, match="gives ids up to 399, but the chat model has only 390 embeddings"):
         load_pair(manifest_of(folder))
+
+
+def test_an_added_token_without_an_embedding_is_no_hindrance(folder: Path) -> None:
+    """As in Gemma 3 1B, whose tokenizer has one for images."""
+    for model in ("base", "chat"):
+        rename_tokens(folder / model / "tokenizer.json", {}, {"<image>": 400})
+    assert load_pair(manifest_of(folder)).num_layers == 4
+
+
+def rename_tokens(tokenizer: Path, names: dict[str, str], more: dict[str, int] | None = None) -> None:
+    document = json.loads(tokenizer.read_text())
+    vocabulary = document["model"]["vocab"]
+    for old, new in names.items():
+        if old in vocabulary:
+            vocabulary[new] = vocabulary.pop(old)
+    for token in document["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
+    like = document["added_tokens"][-1]
+    document["added_tokens"] += [like | {"content": name, "id": id_} for name, id_ in (more or {}).items()]
+    tokenizer.write_text(json.dumps(document))
+
+
+def test_names_of_special_tokens_may_differ_if_someone_says_so(folder: Path) -> None:
+    """R1-Distill gives Qwen's control tokens other names; and a base model may lack one."""
+    names = {"<start_of_turn>": "<|im_start|>", "<end_of_turn>": "<|im_end|>"}
+    rename_tokens(folder / "base" / "tokenizer.json", names)
+    rename_tokens(folder / "chat" / "tokenizer.json", {}, {"<think>": 400})
+    spec = {"name": "new", "base": str(folder / "base"), "chat": str(folder / "chat")}
+    differences = r"id 4: '<start_of_turn>' is '<\|im_start\|>' in .*/base; id 5: .*; id 400: '<think>' is none in"
+    with pytest.raises(PairError, match=rf"{differences}.*set pair\.tokenizer to base or chat"):
+        load_pair(resolve_pair(PairSpec(**spec), folder))
+    for word, name in (("base", "<|im_start|>"), ("chat", "<start_of_turn>")):
+        pair = load_pair(resolve_pair(PairSpec(**spec, tokenizer=word), folder))
+        assert pair.tokenizer.convert_ids_to_tokens(4) == name
+        assert [each.split(":")[0] for each in pair.manifest.token_differences] == ["id 4", "id 5", "id 400"]
+        assert load_pair(PairManifest(**json.loads(json.dumps(asdict(pair.manifest))))).manifest == pair.manifest
+        hash(pair.manifest)
+    swap_tokens(folder / "base" / "tokenizer.json")
+    with pytest.raises(PairError, match=r"different vocabularies \(400 and 401 tokens, first different at id \d+"):
+        load_pair(resolve_pair(PairSpec(**spec, tokenizer="chat"), folder))
 
 
 def test_tokenizers_with_different_tokens(folder: Path) -> None:

@@ -59,10 +59,11 @@ def pack(
     row. Texts of different `regimes` (PairActivations.regimes; None: all of one) share no forward. Equal lengths give
     equal forwards.
     """
-    groups = np.array(regimes if regimes is not None else [0] * len(lengths), dtype=np.int64)
+    sizes = np.array(lengths, dtype=np.int64)
+    groups = np.zeros_like(sizes) if regimes is None else np.array(regimes, dtype=np.int64)
     for regime in np.unique(groups):
         own = np.flatnonzero(groups == regime)
-        for forward in _packed([lengths[index] for index in own], tokens_per_forward, share_rows, long_rows):
+        for forward in _packed(sizes[own].tolist(), tokens_per_forward, share_rows, long_rows):
             yield replace(forward, texts=own[forward.texts])
 
 

@@ -55,6 +55,7 @@ def resolve_pair(spec: PairSpec, home: Path) -> PairManifest:
         revision_chat=spec.revision_base if chat_source is None else spec.revision_chat,
         adapter=adapter and _resolve_source(adapter.adapter, home, spec.name, "a saved adapter"),
         adapter_revision=adapter and adapter.revision,
+        adapter_base_given=adapter is not None and adapter.base is not None,
         adapter_merged=adapter is not None and adapter.merged,
         token_names=spec.tokenizer if spec.tokenizer in TOKENIZER_WORDS else None,
     )

@@ -164,7 +164,7 @@ def _batches(
     waiting: defaultdict[tuple[bool, int], list[Text]] = defaultdict(list)
     seen = 0
     for text in texts:
-        kind = bool((text.roles == TokenRole.ASSISTANT).any()), *activations.regimes([len(text.ids)])
+        kind = bool((text.roles == TokenRole.ASSISTANT).any()), activations.regimes([len(text.ids)])[0]
         longest = max(len(each.ids) for each in [*waiting[kind], text])
         if waiting[kind] and longest * (len(waiting[kind]) + 1) > BATCH_TOKENS:
             yield waiting.pop(kind)

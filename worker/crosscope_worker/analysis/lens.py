@@ -53,7 +53,8 @@ class Lens:
         `rows: [latent, d_model]`. Biases are left out, so every logit scales with the row and the order does not depend
         on its length.
         """
-        weights = head_weights(self.head)[:, : self.vocabulary]
+        width = self.normed(rows[:1].float().to(next(self.head.parameters()).device)).shape[-1]
+        weights = _head_weights(self.head, width)[:, : self.vocabulary]
         pieces = rows.split(max(1, CHUNK_BYTES // (4 * weights.shape[1])))
         logits = (self.normed(piece.to(weights.device, torch.float32)) @ weights for piece in pieces)
         return torch.cat([piece.topk(min(count, weights.shape[1]), dim=1).indices for piece in logits])
@@ -193,10 +194,10 @@ def _through(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
     return x
 
 
-def head_weights(head: nn.Module) -> Tensor:
-    """`W_U: [d_model, vocabulary]` float32 of a head, what an adapter adds to it counted, without its bias."""
+def _head_weights(head: nn.Module, width: int) -> Tensor:
+    """`W_U: [width, vocabulary]` float32 of a head, what an adapter adds to it counted, without its bias."""
     if type(head) is nn.Linear:
         return head.weight.to(torch.float32).T
     weight = next(head.parameters())
-    unit = torch.eye(int(head.in_features), device=weight.device, dtype=weight.dtype)  # pyright: ignore[reportArgumentType]
+    unit = torch.eye(width, device=weight.device, dtype=weight.dtype)
     return (head(unit) - head(torch.zeros_like(unit[:1]))).to(torch.float32)

@@ -9,7 +9,7 @@ Does not know what the activations are.
 
 import copy
 from contextlib import ExitStack
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,12 +39,13 @@ class UpperHalf:
         self._beside: tuple[None, ...] | None = None
         """What the layer returns beside its output, left out; None where it returns its output alone."""
         self._output: Any = None
+        self._vocabulary = 0
         self._probe(layer)
 
     @property
     def vocabulary(self) -> int:
         """Number of logits."""
-        return cast("nn.Linear", self._model.get_output_embeddings()).weight.shape[0]
+        return self._vocabulary
 
     @torch.inference_mode()
     def hidden(self, ids: Tensor, x: Tensor) -> Tensor:
@@ -83,6 +84,7 @@ class UpperHalf:
         try:
             with self._below[-1].register_forward_hook(keep):
                 expected = self._model(input_ids=ids, use_cache=False).logits[0].float()
+            self._vocabulary = expected.shape[-1]
             logits = self.logits(self.hidden(ids, found[0])[0])
         except _RUN_ERRORS as error:
             if is_out_of_memory(error):
