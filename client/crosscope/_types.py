@@ -1,5 +1,6 @@
 """Plain results: frozen records of what the server says. Know nothing about gRPC or about where they came from."""
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -112,6 +113,11 @@ class CrosscoderInfo:
     created_at: float
     """Seconds since 1970."""
     manifest_json: str = field(repr=False)
+
+    @property
+    def unavailable(self) -> Mapping[str, str]:
+        """Why something was not measured, by its name: "logit_lens_chat", say."""
+        return json.loads(self.manifest_json or "{}").get("unavailable", {})
 
 
 @dataclass(frozen=True)

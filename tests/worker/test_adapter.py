@@ -84,31 +84,30 @@ KINDS: dict[str, tuple[dict[str, Any], int]] = {
 }
 
 
-@pytest.mark.parametrize("merged", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_activations_are_those_of_merged_weights(home: Path, kind: str, merged: bool) -> None:
-    """The head is that of the adapter as PEFT runs it: its merging adds what embeddings learn to a head tied to them."""
+def test_activations_are_those_of_merged_weights(home: Path, kind: str) -> None:
+    """The head is that of the adapter as PEFT runs it; its merging adds what embeddings learn to a tied head too."""
     config, num_shared = KINDS[kind]
-    expected = save_adapter(home, **config).merge_and_unload()
+    merged = save_adapter(home, **config).merge_and_unload()
     own_head = save_adapter(home, **config).get_base_model()
     plain = AutoModelForCausalLM.from_pretrained(home / "base")
-    pair = adapted(home, {"merged": merged})
-    base, chat = pair.models
-    assert shared_layers(base, chat) == num_shared
-    for layer in range(3):
-        x = PairActivations(pair, layer)(IDS, LENGTHS)
-        torch.testing.assert_close(x[..., :32], states(plain, layer), atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(x[..., 32:], states(expected, layer), atol=1e-5, rtol=1e-5)
-        assert torch.equal(x[..., :32], x[..., 32:]) == (layer < num_shared)
-    PairActivations(pair, 2).check()
-    for model, own in ((base, plain), (chat, own_head)):
-        upper = UpperHalf(model, 1)
-        assert upper.vocabulary == 400
-        hidden = upper.hidden(IDS, states(own, 1))
-        with torch.no_grad():
-            torch.testing.assert_close(upper.logits(hidden[0]), own(input_ids=IDS).logits[0], atol=1e-5, rtol=1e-4)
     rows = torch.randn(20, 32)
-    assert torch.equal(find_lens(chat).tokens(rows), find_lens(own_head).tokens(rows)), "the head's adapter counts"
+    for pair in (adapted(home), adapted(home, {"merged": True})):
+        base, chat = pair.models
+        assert shared_layers(base, chat) == num_shared
+        for layer in range(3):
+            x = PairActivations(pair, layer)(IDS, LENGTHS)
+            torch.testing.assert_close(x[..., :32], states(plain, layer), atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(x[..., 32:], states(merged, layer), atol=1e-5, rtol=1e-5)
+            assert torch.equal(x[..., :32], x[..., 32:]) == (layer < num_shared)
+        PairActivations(pair, 2).check()
+        for model, own in ((base, plain), (chat, own_head)):
+            upper = UpperHalf(model, 1)
+            assert upper.vocabulary == 400
+            hidden = upper.hidden(IDS, states(own, 1))
+            with torch.no_grad():
+                torch.testing.assert_close(upper.logits(hidden[0]), own(input_ids=IDS).logits[0], atol=1e-5, rtol=1e-4)
+        assert torch.equal(find_lens(chat).tokens(rows), find_lens(own_head).tokens(rows)), "the head's adapter counts"
 
 
 @pytest.mark.parametrize("merged", [False, True])

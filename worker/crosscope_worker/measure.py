@@ -16,6 +16,7 @@ from crosscope_proto.recipe import CrosscoderRecipe, PublishedRecipe, recipe_dic
 from crosscope_worker.activations import PairActivations
 from crosscope_worker.analysis import Analysis, AnalysisError, analyse
 from crosscope_worker.analysis.fidelity import fidelity, patched_latents
+from crosscope_worker.analysis.lens import find_lenses
 from crosscope_worker.analysis.upper_half import UpperHalf
 from crosscope_worker.crosscoder import Crosscoder, CrosscoderError, read_manifest
 from crosscope_worker.harvest import harvest
@@ -72,7 +73,8 @@ class Material:
         pair = load_pair(manifest, workspace.device, long_rows=on_gpu and launches_kernels())
         activations = PairActivations(pair, recipe.layer)
         progress("load", 0.6, "trying both models on a few tokens")
-        _try_models(activations, recipe)
+        for message in _try_models(activations, recipe):
+            progress("load", 0.6, message)
         caches = isinstance(recipe, CrosscoderRecipe) and recipe.training.cache
         progress("load", 0.7, "hashing the models' files" + (" and the data" if caches else ""))
         tokenizer = TextTokenizer(pair.tokenizer)
@@ -92,12 +94,21 @@ class Material:
         return TextStream(self.recipe.data, self.tokenizer, policy, folders, split)
 
 
-def _try_models(activations: PairActivations, recipe: Recipe) -> None:
-    """Raises PairError or AnalysisError before anything is trained, where a model cannot be read or measured."""
+def _try_models(activations: PairActivations, recipe: Recipe) -> list[str]:
+    """What people must know of the models before anything is trained, a sentence each.
+
+    Raises PairError or AnalysisError where a model cannot be read or measured.
+    """
     activations.check()
     if recipe.analysis.spliced_tokens:
         for model in activations.pair.models:
             UpperHalf(model, recipe.layer)
+    _, reasons = find_lenses(activations.pair)
+    differences = activations.pair.manifest.token_differences
+    told = [f"no logit lens: {reason}" for reason in reasons.values()]
+    if differences:
+        told.append(f"the tokenizers name {len(differences)} tokens differently; the first: {differences[0]}")
+    return told
 
 
 def measure_and_publish(material: Material, trained: Trained) -> CrosscoderManifest:

@@ -76,12 +76,15 @@ def latent(
 ) -> None:
     """Show one latent of CROSSCODER and texts on which it fires."""
     with session.client() as client:
-        found = client.crosscoder(crosscoder).latent(latent_id)
+        whole = client.crosscoder(crosscoder)
+        found = whole.latent(latent_id)
         examples = found.examples(limit, group, dataset, context) if limit else []
     if session.as_json:
         print_json({"latent": found, "examples": examples})
         return
     print_text(str(found))
+    for name, reason in whole.info.unavailable.items():
+        print_text(f"  no {name}: {reason}")
     if limit:
         print_text("")
         print_text(str(examples))
