@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ["./proto", "./server", "./worker", "./client[app]"]
+PARTS = ["./proto", "./server", "./worker[peft]", "./client[app]"]
 BUILD = ["setuptools>=77"]
 TORCH = "torch==2.13.0"
 """The newest version that has been tested here; its CPU and CUDA builds carry the same number."""

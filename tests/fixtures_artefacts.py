@@ -312,6 +312,7 @@ def _manifest(
         uselessness={"steps": 500, "lr": 0.01, "start": 0.0, "floor": 1e-5},
         hashes={"weights": "0" * 64},
         software={"crosscope": "0.1.0"},
+        unavailable={"logit_lens_chat": "Some model has no head"},
         created_at=created_at,
     )
 

@@ -1,5 +1,6 @@
 """Plain results: frozen records of what the server says. Know nothing about gRPC or about where they came from."""
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -128,6 +129,11 @@ class CrosscoderInfo:
     def left_out(self) -> list[str]:
         """Sentences about what training and analysis lost of the data; empty where they lost nothing."""
         return left_out(self.skipped, self.texts)
+
+    @property
+    def unavailable(self) -> Mapping[str, str]:
+        """Why something was not measured, by its name: "logit_lens_chat", say."""
+        return json.loads(self.manifest_json or "{}").get("unavailable", {})
 
 
 @dataclass(frozen=True)

@@ -269,12 +269,33 @@ class PairManifest:
     base: str
     """Hub id, absolute folder, or a folder relative to the manifest's own."""
     chat: str
+    """The same for the chat model; where there is an `adapter`, for the model that it lies on."""
     tokenizer: str
     """Where the tokenizer and its chat template are loaded from."""
     dtype: str = "float32"
     revision_base: str | None = None
     revision_chat: str | None = None
+    adapter: str | None = None
+    """Hub id or folder of the LoRA adapter that makes `chat` the chat model."""
+    adapter_revision: str | None = None
+    adapter_base_given: bool = False
+    """Whether somebody said that the adapter lies on `chat`, rather than that being the base model by default."""
+    adapter_merged: bool = False
+    """Whether the adapter is added into a copy of the weights that it changes."""
+    token_names: str | None = None
+    """"base" or "chat": the tokenizers may differ in the names of special tokens, and that model's count."""
+    token_differences: tuple[str, ...] = ()
+    """A sentence for every token that the two tokenizers name differently."""
     schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        # JSON has lists; manifests are keys, which must be hashable.
+        object.__setattr__(self, "token_differences", tuple(self.token_differences))
+
+    @property
+    def chat_model(self) -> str:
+        """What the chat model is, in words."""
+        return self.chat if self.adapter is None else f"{self.chat} + {self.adapter}"
 
 
 @dataclass(frozen=True)
@@ -328,6 +349,8 @@ class CrosscoderManifest:
     """Inference keeps so many of a token's largest scaled activations; None where a threshold or ReLU is the rule."""
     notes: tuple[str, ...] = ()
     """What was assumed, or left out, when someone else's crosscoder was read; a sentence each."""
+    unavailable: dict[str, str] = field(default_factory=dict)
+    """Why something was not measured, by its name: for instance "logit_lens_chat"."""
     job: str = ""
     """Id of the job that published it, so that a job that is run again publishes nothing twice."""
     created_at: float = 0.0

@@ -160,6 +160,8 @@ class DemoPairRecipe:
 
 Recipe = CrosscoderRecipe | PublishedRecipe | DemoPairRecipe
 _KINDS = ("crosscoder", "published", "demo-pair")
+_UNIONS = ("str", "AdapterSpec")
+"""What pydantic puts into the path of a field that may hold either."""
 _ADAPTER: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe, Field(discriminator="kind")])
 
 
@@ -182,7 +184,8 @@ def parse_recipe(text: str) -> Recipe:
 
 def _violation(detail: dict[str, Any]) -> tuple[str, str]:
     location: tuple[str | int, ...] = detail["loc"]
-    path = ".".join(str(part) for i, part in enumerate(location) if not (i == 0 and part in _KINDS))
+    parts = (part for i, part in enumerate(location) if not (i == 0 and part in _KINDS) and part not in _UNIONS)
+    path = ".".join(str(part) for part in parts)
     value = _SHORT.repr(detail.get("input"))
     text = str(detail["msg"]).removeprefix("Value error, ")
     known = {

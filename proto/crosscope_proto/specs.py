@@ -5,7 +5,7 @@ Knows nothing about torch or files: paths are strings. Every field changes what 
 
 from typing import Annotated, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic.dataclasses import dataclass
 
 from crosscope_proto.artefacts import NAME_PATTERN
@@ -25,6 +25,33 @@ ALPACA_COLUMNS = {"instruction": True, "input": False, "output": True, "system":
 """Columns of `format: alpaca`, and whether they must be there."""
 
 
+TOKENIZER_WORDS = ("base", "chat")
+"""Values of PairSpec.tokenizer that name one of the models instead of a place."""
+
+
+@dataclass(config=STRICT)
+class AdapterSpec:
+    """A chat model that is a LoRA adapter on other weights (PEFT, safetensors files)."""
+
+    adapter: Annotated[str, Field(min_length=1)]
+    """Hub id or folder of the adapter."""
+    base: str | None = None
+    """Hub id or folder of the model that it was made for; unset: the pair's base, whose weights both models share."""
+    revision: str | None = None
+    """Hub revision of the adapter."""
+    merged: bool = False
+    """Add the adapter into a copy of the weights that it changes: faster to run, rounded to the pair's dtype."""
+
+
+def _chat_kind(value: object) -> str:
+    return "AdapterSpec" if isinstance(value, (dict, AdapterSpec)) else "str"
+
+
+ChatModel = Annotated[
+    Annotated[str, Tag("str")] | Annotated[AdapterSpec, Tag("AdapterSpec")], Discriminator(_chat_kind)
+]
+
+
 @dataclass(config=STRICT)
 class PairSpec:
     """Two causal language models that share a tokenizer."""
@@ -33,10 +60,11 @@ class PairSpec:
     """The pair's name. With nothing else: a pair that exists already, below pairs/."""
     base: str | None = None
     """Hub id or folder of the base model."""
-    chat: str | None = None
-    """Hub id or folder of the chat model."""
+    chat: ChatModel | None = None
+    """Hub id or folder of the chat model; or `{adapter: …}`, a LoRA adapter on the base model or another."""
     tokenizer: str | None = None
-    """Hub id or folder of the tokenizer with the chat template; unset: the chat model's."""
+    """Hub id or folder of the tokenizer with the chat template; unset: the chat model's. The words base and chat are
+    that model's tokenizer, and allow the two to differ in the names of special tokens."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Data type that both models run in."""
     revision_base: str | None = None
@@ -53,6 +81,11 @@ class PairSpec:
         ):
             raise ValueError(
                 "a pair that exists already has its own tokenizer, dtype and revisions; give only its name"
+            )
+        if isinstance(self.chat, AdapterSpec) and self.chat.base is None and self.revision_chat is not None:
+            raise ValueError(
+                "revision_chat is the revision of the adapter's base, which is the pair's; give revision_base, or "
+                "chat.revision for the adapter's own"
             )
         return self
 

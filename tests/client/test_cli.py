@@ -85,6 +85,7 @@ def test_latent_and_crosscoder(cli) -> None:
     code, out, _ = cli("latent", "demo", "0", "--examples", "2", "--context", "3")
     assert code == 0
     assert "latent 0 of demo" in out
+    assert "no logit_lens_chat: Some model has no head" in out
     assert out.count("⟦") >= 2
     document = json.loads(cli("latent", "demo", "0", "--examples", "2", "--json")[1])
     assert len(document["examples"]) == 2

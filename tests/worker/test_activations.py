@@ -19,9 +19,12 @@ from transformers import (
 )
 
 from crosscope_proto.artefacts import PairManifest
+from crosscope_worker import probes
 from crosscope_worker.activations import PairActivations
-from crosscope_worker.pair import BLOCK_SPARSE, Pair
+from crosscope_worker.packing import pack
+from crosscope_worker.pair import BLOCK_SPARSE, Pair, decoder_layers
 from crosscope_worker.pair_source import PairError
+from tests.worker.tiny_models import KINDS, tiny_model
 
 VOCAB = 61
 MakeGemma = Callable[..., Gemma2ForCausalLM]
@@ -160,6 +163,92 @@ def test_texts_that_share_a_row_do_not_see_each_other(make: Make, tiny_pair: Pai
         assert activations.shares_rows
         together = activations.rows(*shared_row(texts))[0]
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_one_massive_dimension_hides_no_other(tiny_pair: Pair) -> None:
+    """The next text's first tokens change by a fifteenth of their spread, which 2 % of a constant 100 would hide."""
+    model = tiny_model("Lfm2")
+    embeddings = model.get_input_embeddings().weight
+    embeddings[:, 0] = 100.0
+    activations = PairActivations(pair_of(model, tiny_model("Llama"), tiny_pair), 0)
+    ids = torch.arange(20, 32)[None]
+    alone = torch.cat([activations.rows(half) for half in ids.split(6, dim=1)], dim=1)
+    together = activations.rows(*shared_row([*ids[0].split(6)]))
+    change = (together - alone)[0, 6:, 1:16].norm(dim=-1) / alone[0, 6:, 1:16].std()
+    assert change.max() > 0.05
+    assert (together - alone).abs().max() < 0.02 * alone.abs().max()
+    assert not activations.shares_rows
+
+
+def test_rounding_in_half_precision_is_no_difference(tiny_pair: Pair) -> None:
+    """Kernels sum in another order where a row is longer: here, products of more than six rows in two halves."""
+    torch.manual_seed(0)
+    model = tiny_model("Gemma2", num_hidden_layers=12).bfloat16()
+    for layer in decoder_layers(model):
+        layer.mlp.register_forward_pre_hook(_sum_in_halves)
+    activations = PairActivations(pair_of(model, model, tiny_pair), 11)
+    texts = [torch.randint(VOCAB, (6,)) for _ in range(2)]
+    alone = torch.cat([activations.rows(text[None]) for text in texts], dim=1)
+    together = activations.rows(*shared_row(texts))
+    assert (together - alone).abs().max() > 0.02 * alone.abs().max()
+    assert activations.shares_rows
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert not any("forward" in layer.__dict__ for layer in decoder_layers(model))
+
+
+def _sum_in_halves(mlp: nn.Module, given: tuple[Tensor, ...]) -> None:
+    def forward(x: Tensor) -> Tensor:
+        weight = down.weight
+        if x.shape[1] <= 6:
+            return torch.nn.functional.linear(x, weight)
+        halves = zip(x.split(12, dim=-1), weight.split(12, dim=-1), strict=True)
+        return torch.stack([torch.nn.functional.linear(*half) for half in halves]).sum(0)
+
+    down = mlp.down_proj
+    down.forward = forward
+
+
+def test_only_a_model_that_takes_no_positions_cannot_share(tiny_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not PairActivations(pair_of(tiny_model("MPT"), tiny_model("Llama"), tiny_pair), 1).shares_rows
+    for error in (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("a device failed"), ValueError("odd")):
+
+        def refuse(*_arguments: object, error: Exception = error, **_options: object) -> None:
+            raise error
+
+        model = tiny_model("Llama")
+        monkeypatch.setattr(decoder_layers(model)[1], "forward", refuse)
+        with pytest.raises(type(error)) as refused:
+            _ = PairActivations(pair_of(model, model, tiny_pair), 1).shares_rows
+        assert refused.value is error
+
+
+@pytest.mark.parametrize("kind", ["Phi3, LongRoPE", "Llama, dynamic RoPE", "one that says no limit"])
+def test_no_text_depends_on_a_longer_one(kind: str, tiny_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LongRoPE turns all positions of a forward by other angles where one text is longer than 32 tokens."""
+    if kind not in KINDS:
+        monkeypatch.setattr(probes, "long_text_limits", lambda _model: ())
+        kind = "Phi3, LongRoPE"
+    model = tiny_model(kind)
+    activations = PairActivations(pair_of(model, tiny_model("Llama"), tiny_pair), 1)
+    lengths = [10, 40, 32, 33, 10, 128, 1]
+    texts = [torch.randint(3, VOCAB, (length,)) for length in lengths]
+    alone = [activations.rows(text[None])[0] for text in texts]
+    batch = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
+    for x, expected in zip(activations(batch, torch.tensor(lengths)), alone, strict=True):
+        torch.testing.assert_close(x[: len(expected)], expected, atol=1e-5, rtol=1e-5)
+        assert not x[len(expected) :].any()
+    how = activations.shares_rows, False, activations.regimes(lengths)
+    for forward in pack(lengths, 1000, *how):
+        x = activations.rows(*forward.fill([texts[index].numpy() for index in forward.texts]))
+        for text, row, start in zip(forward.texts, forward.rows, forward.starts, strict=True):
+            own = x[row, start : start + lengths[text]]
+            torch.testing.assert_close(own, alone[text], atol=1e-5, rtol=1e-5)
+
+
+def test_an_id_without_an_embedding_is_named(tiny_pair: Pair) -> None:
+    activations = PairActivations(pair_of(tiny_model("Llama"), tiny_model("Llama", vocab_size=50), tiny_pair), 1)
+    with pytest.raises(PairError, match="token id 55 has no embedding in the chat model, which has 50"):
+        activations(torch.tensor([[3, 55]]), torch.tensor([2]))
 
 
 def test_a_model_whose_state_runs_on_from_text_to_text_has_rows_to_itself(tiny_pair: Pair) -> None:

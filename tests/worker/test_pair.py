@@ -1,7 +1,8 @@
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,13 @@ from transformers import Gemma2ForCausalLM
 
 from crosscope_proto.artefacts import PAIR_MANIFEST, PairManifest
 from crosscope_proto.specs import PairSpec
+from crosscope_worker.activations import PairActivations
+from crosscope_worker.analysis.lens import find_lenses
+from crosscope_worker.disk import sha256
 from crosscope_worker.jobs.entry import sentence
-from crosscope_worker.pair import Pair, load_pair
-from crosscope_worker.pair_source import PairError, pair_hashes, resolve_pair, write_pair_manifest
+from crosscope_worker.pair import Pair, load_pair, num_embeddings, num_ids
+from crosscope_worker.pair_hashes import changed_parts, pair_hashes
+from crosscope_worker.pair_source import PairError, resolve_pair, write_pair_manifest
 
 
 @pytest.fixture
@@ -164,14 +169,65 @@ def test_running_out_of_memory_is_no_fault_of_the_model(
     assert refused.value is error
 
 
-def test_vocabularies_of_different_size(folder: Path, make_gemma: Callable[..., Gemma2ForCausalLM]) -> None:
-    make_gemma(410).save_pretrained(folder / "chat")
-    with pytest.raises(PairError, match="vocabulary sizes differ, base 400 and chat 410"):
-        load_pair(manifest_of(folder))
+def test_embeddings_may_be_padded_to_different_sizes(
+    folder: Path, make_gemma: Callable[..., Gemma2ForCausalLM]
+) -> None:
+    make_gemma(448).save_pretrained(folder / "chat")
+    pair = load_pair(manifest_of(folder))
+    assert [num_embeddings(model) for model in pair.models] == [400, 448]
+    assert num_ids(pair.tokenizer) == 400
+    assert PairActivations(pair, 1)(torch.tensor([[2, 399]]), torch.tensor([2])).shape == (1, 2, 64)
+    with pytest.raises(PairError, match="token id 400 has no embedding in the base model, which has 400"):
+        PairActivations(pair, 1)(torch.tensor([[2, 400]]), torch.tensor([2]))
+    _, chat = find_lenses(pair)[0]
+    assert chat is not None
+    assert chat.tokens(torch.randn(3, 32), count=448).shape == (3, 400), "padding has no token to show"
+
+
+def test_ids_beyond_the_embeddings_are_refused(folder: Path, make_gemma: Callable[..., Gemma2ForCausalLM]) -> None:
     make_gemma(390).save_pretrained(folder / "chat")
-    make_gemma(390).save_pretrained(folder / "base")
-    with pytest.raises(PairError, match="the tokenizer has 400 tokens, the models only 390"):
+    with pytest.raises(PairError, match="gives ids up to 399, but the chat model has only 390 embeddings"):
         load_pair(manifest_of(folder))
+
+
+def test_an_added_token_without_an_embedding_is_no_hindrance(folder: Path) -> None:
+    """As in Gemma 3 1B, whose tokenizer has one for images."""
+    for model in ("base", "chat"):
+        rename_tokens(folder / model / "tokenizer.json", {}, {"<image>": 400})
+    assert load_pair(manifest_of(folder)).num_layers == 4
+
+
+def rename_tokens(tokenizer: Path, names: dict[str, str], more: dict[str, int] | None = None) -> None:
+    document = json.loads(tokenizer.read_text())
+    vocabulary = document["model"]["vocab"]
+    for old, new in names.items():
+        if old in vocabulary:
+            vocabulary[new] = vocabulary.pop(old)
+    for token in document["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
+    like = document["added_tokens"][-1]
+    document["added_tokens"] += [like | {"content": name, "id": id_} for name, id_ in (more or {}).items()]
+    tokenizer.write_text(json.dumps(document))
+
+
+def test_names_of_special_tokens_may_differ_if_someone_says_so(folder: Path) -> None:
+    """R1-Distill gives Qwen's control tokens other names; and a base model may lack one."""
+    names = {"<start_of_turn>": "<|im_start|>", "<end_of_turn>": "<|im_end|>"}
+    rename_tokens(folder / "base" / "tokenizer.json", names)
+    rename_tokens(folder / "chat" / "tokenizer.json", {}, {"<think>": 400})
+    spec = {"name": "new", "base": str(folder / "base"), "chat": str(folder / "chat")}
+    differences = r"id 4: '<start_of_turn>' is '<\|im_start\|>' in .*/base; id 5: .*; id 400: '<think>' is none in"
+    with pytest.raises(PairError, match=rf"{differences}.*set pair\.tokenizer to base or chat"):
+        load_pair(resolve_pair(PairSpec(**spec), folder))
+    for word, name in (("base", "<|im_start|>"), ("chat", "<start_of_turn>")):
+        pair = load_pair(resolve_pair(PairSpec(**spec, tokenizer=word), folder))
+        assert pair.tokenizer.convert_ids_to_tokens(4) == name
+        assert [each.split(":")[0] for each in pair.manifest.token_differences] == ["id 4", "id 5", "id 400"]
+        assert load_pair(PairManifest(**json.loads(json.dumps(asdict(pair.manifest))))).manifest == pair.manifest
+        hash(pair.manifest)
+    swap_tokens(folder / "base" / "tokenizer.json")
+    with pytest.raises(PairError, match=r"different vocabularies \(400 and 401 tokens, first different at id \d+"):
+        load_pair(resolve_pair(PairSpec(**spec, tokenizer="chat"), folder))
 
 
 def test_tokenizers_with_different_tokens(folder: Path) -> None:
@@ -277,3 +333,63 @@ def test_tokenizers_of_two_revisions_must_agree(hub: str, folder: Path, tmp_path
     spec = PairSpec(name="x", base=hub, chat=hub, revision_base="one", revision_chat="two")
     with pytest.raises(PairError, match="of org/tiny at revision one and org/tiny at revision two have different voc"):
         load_pair(resolve_pair(spec, folder.parent))
+
+
+def saved_as_bin(folder: Path) -> None:
+    """The same weights as older transformers saved them."""
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def test_every_weight_file_counts(folder: Path) -> None:
+    """Both models have one configuration, so that only their weights tell them apart."""
+    shutil.copy(folder / "base" / "config.json", folder / "chat" / "config.json")
+    saved_as_bin(folder / "base")
+    saved_as_bin(folder / "chat")
+    manifest = manifest_of(folder)
+    before = pair_hashes(manifest)
+    assert before["base"] != before["chat"]
+    for name in ("model.gguf", "pytorch_model-00002-of-00002.bin", "model.safetensors.index.json", "consolidated.pth"):
+        (folder / "chat" / name).write_bytes(b"weights")
+        after = pair_hashes(manifest)
+        assert [part for part in before if before[part] != after[part]] == ["chat"], name
+        before = after
+    (folder / "chat" / "optimizer.pt").touch()
+    assert pair_hashes(manifest) == before, "what a trainer leaves beside the weights is no part of the model"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json", "additional_chat_templates/tools.jinja"],
+)
+def test_every_tokenizer_file_counts(folder: Path, name: str) -> None:
+    manifest = manifest_of(folder)
+    before = pair_hashes(manifest)
+    (folder / "chat" / name).parent.mkdir(exist_ok=True)
+    (folder / "chat" / name).write_text("{}")
+    after = pair_hashes(manifest)
+    assert [part for part in before if before[part] != after[part]] == ["tokenizer"]
+
+
+def test_hashes_of_versions_published_earlier_are_compared_as_they_were_made(folder: Path) -> None:
+    """They covered config.json and safetensors files, and four of the tokenizer's."""
+    saved_as_bin(folder / "chat")
+    (folder / "chat" / "added_tokens.json").write_text("{}")
+    manifest = manifest_of(folder)
+    earlier = {
+        "chat": hashlib.sha256(f"config.json\0{sha256(folder / 'chat' / 'config.json')}\n".encode()).hexdigest(),
+        "tokenizer": hashlib.sha256(
+            "".join(
+                f"{name}\0{sha256(folder / 'chat' / name)}\n"
+                for name in ("chat_template.jinja", "tokenizer.json", "tokenizer_config.json")
+            ).encode()
+        ).hexdigest(),
+    }
+    now = pair_hashes(manifest)
+    assert changed_parts(manifest, earlier | {"base": now["base"]}) == []
+    assert changed_parts(manifest, now) == []
+    (folder / "chat" / "pytorch_model.bin").write_bytes(b"other weights")
+    assert changed_parts(manifest, now) == ["chat"]
+    assert changed_parts(manifest, earlier) == [], "which is all that the earlier hash says"
+    (folder / "chat" / "config.json").write_text("{}")
+    assert changed_parts(manifest, earlier) == ["chat"]

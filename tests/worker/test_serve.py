@@ -30,7 +30,8 @@ from crosscope_worker.activations import PairActivations
 from crosscope_worker.crosscoder import Crosscoder
 from crosscope_worker.disk import sha256
 from crosscope_worker.pair import Pair
-from crosscope_worker.pair_source import pair_hashes, resolve_pair
+from crosscope_worker.pair_hashes import pair_hashes
+from crosscope_worker.pair_source import resolve_pair
 from crosscope_worker.serve.process import InferenceProcess, StartError
 from crosscope_worker.serve.settings import ServeSettings
 from crosscope_worker.tokens import TextTokenizer, Turn

@@ -31,6 +31,7 @@ from crosscope_proto.recipe import CrosscoderRecipe, recipe_dict
 from crosscope_worker.activations import PairActivations
 from crosscope_worker.disk import is_no_room, sha256, sync
 from crosscope_worker.harvest import WINDOW_FORWARDS
+from crosscope_worker.pair_hashes import UNKNOWN, WEIGHTS, weight_files
 
 ACTIVATIONS = "activations"
 KEY = "key.json"
@@ -87,7 +88,7 @@ def cache_key(
         "layer": activations.layer,
         "dtype": activations.pair.manifest.dtype,
         "device": activations.pair.device.type,
-        "rows": {"shared": activations.shares_rows, "long": activations.pair.long_rows},
+        "rows": _rows(activations),
         "data": document["data"],
         "data_sha256": [[sha256(path) for path in paths] for paths in files],
         "tokens": document["tokens"],
@@ -96,6 +97,12 @@ def cache_key(
         "window_forwards": WINDOW_FORWARDS,
         "software": {package: ".".join(version(package).split(".")[:2]) for package in _SOFTWARE},
     }
+
+
+def _rows(activations: PairActivations) -> dict[str, Any]:
+    rows: dict[str, Any] = {"shared": activations.shares_rows, "long": activations.pair.long_rows}
+    limits = activations.long_text_limits
+    return rows | {"long_text_limits": list(limits)} if limits else rows
 
 
 def _check_known(recipe: CrosscoderRecipe, pair: PairManifest, hashes: dict[str, str]) -> None:
@@ -107,17 +114,22 @@ def _check_known(recipe: CrosscoderRecipe, pair: PairManifest, hashes: dict[str,
                 "save it to files and name those, or set training.cache: false"
             )
     for name, content in hashes.items():
-        if content == "commit:None":
+        if content == UNKNOWN:
             raise CacheError(
                 f"training.cache: the commit of the {name} ({recipe.pair.name}) is not known; "
                 "use a folder of a saved model, or set training.cache: false"
             )
-    for source, hashed in ((pair.base, "*.safetensors"), (pair.chat, "*.safetensors"), (pair.tokenizer, _TOKENIZER)):
-        if Path(source).is_absolute() and not any(Path(source).glob(hashed)):
+    for source in filter(None, (pair.base, pair.chat, pair.adapter)):
+        if Path(source).is_absolute() and not weight_files(Path(source)):
             raise CacheError(
-                f"training.cache: there is no {hashed} in {source}, and other files are not hashed; "
+                f"training.cache: there is no weight file in {source} that is hashed ({', '.join(WEIGHTS)}); "
                 "save it with save_pretrained, or set training.cache: false"
             )
+    if Path(pair.tokenizer).is_absolute() and not (Path(pair.tokenizer) / _TOKENIZER).exists():
+        raise CacheError(
+            f"training.cache: there is no {_TOKENIZER} in {pair.tokenizer}, and other files may not be all of it; "
+            "save it with save_pretrained, or set training.cache: false"
+        )
 
 
 class ActivationCache:

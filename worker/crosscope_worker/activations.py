@@ -4,25 +4,18 @@ Does not know texts, roles or which tokens anybody keeps.
 """
 
 import functools
-from typing import cast
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
-from crosscope_worker.pair import Pair, check_layer, decoder_layers
-
-_PROBE_TOKENS = 12
-_PROBE_TOLERANCE = 0.02
-"""Largest difference of a token's activation in a shared row, as a share of the largest; half precision rounds."""
-
-
-class _Reached(BaseException):
-    """Stops a forward pass at the layer whose output is wanted."""
-
-    def __init__(self, output: Tensor) -> None:
-        super().__init__()
-        self.output = output
+from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
+from crosscope_worker import probes
+from crosscope_worker.pair import Pair, check_layer, num_embeddings, shared_layers
+from crosscope_worker.pair_source import PairError
+from crosscope_worker.residual import NotReached, layer_outputs, stream
 
 
 class PairActivations:
@@ -34,16 +27,32 @@ class PairActivations:
         self.pair = pair
         self.layer = layer
         self.d_model = pair.d_model
-        self._layers = [decoder_layers(model)[layer] for model in pair.models]
+
+    def check(self) -> None:
+        """Tries both models on a few tokens. Raises PairError for one whose activations are not what is read here.
+
+        See probes.check_model.
+        """
+        for name, model in zip(MODEL_NAMES, self.pair.models, strict=True):
+            probes.check_model(model, self.layer, f"pair {self.pair.manifest.name!r}: the {name} model")
 
     @torch.inference_mode()
     def __call__(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """Activations of a batch of right-padded texts.
+        """Activations of a batch of right-padded texts, each as if it were alone.
 
         ids: [batch, pos] int64, any id in the padding. lengths: [batch] int64, tokens of each text.
-        Returns [batch, pos, both] float32 on the pair's device, zero in the padding. One model runs after the other.
+        Returns [batch, pos, both] float32 on the pair's device, zero in the padding. One model runs after the other;
+        texts of different `regimes` run apart.
         """
-        x = self.rows(ids)
+        regimes = torch.tensor(self.regimes(lengths.tolist()))
+        if len(ids) and bool((regimes == regimes[0]).all()):
+            x = self.rows(ids)
+        else:
+            x = torch.zeros(*ids.shape, sum(self.d_model), device=self.pair.device)
+            for regime in regimes.unique():
+                some = regimes == regime
+                longest = int(lengths[some].max())
+                x[some.to(x.device), :longest] = self.rows(ids[some, :longest])
         padding = torch.arange(ids.shape[1], device=x.device) >= lengths.to(x.device)[:, None]
         return x.masked_fill_(padding[:, :, None], 0.0)
 
@@ -51,44 +60,75 @@ class PairActivations:
     def rows(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
         """Activations of rows in which several texts may lie one behind the other; none sees another.
 
-        ids: [row, pos] int64. positions: [row, pos] int64, of each token in its own text (packing.Forward.fill); None
-        where each row holds a single text, as it must unless `shares_rows`.
-        Returns [row, pos, both] float32 on the pair's device; what it gives for padding means nothing.
+        ids: [row, pos] int64, of texts of one regime. positions: [row, pos] int64, of each token in its own text
+        (packing.Forward.fill); None where each row holds a single text, as it must unless `shares_rows`.
+        Returns [row, pos, both] float32 on the pair's device; what it gives for padding means nothing. Raises PairError
+        for an id that has no embedding in both models.
         """
+        self._check_ids(ids)
         ids = ids.to(self.pair.device)
         positions = None if positions is None else positions.to(self.pair.device)
-        models = zip(self.pair.models, self._layers, strict=True)
-        return torch.cat([_output(model, layer, ids, positions).float() for model, layer in models], dim=-1)
+        num_shared = min(self._num_shared, self.layer + 1)
+        base, chat = _both(self.pair, self.layer, ids, positions, num_shared)
+        return torch.cat([base.float(), chat.float()], dim=-1)
+
+    def _check_ids(self, ids: Tensor) -> None:
+        size = min(self._num_embeddings)
+        if ids.numel() and (largest := int(ids.max())) >= size:
+            name = MODEL_NAMES[self._num_embeddings.index(size)]
+            raise PairError(
+                f"pair {self.pair.manifest.name!r}: token id {largest} has no embedding in the {name} model, which has "
+                f"{size}; leave texts with that token out"
+            )
+
+    @functools.cached_property
+    def _num_embeddings(self) -> list[int]:
+        return [num_embeddings(model) for model in self.pair.models]
+
+    @functools.cached_property
+    def _num_shared(self) -> int:
+        """Lowest layers that both models share and that are computed once, if that gives the same."""
+        num_shared = shared_layers(*self.pair.models)
+        if num_shared:
+            ids = probes.probe_ids(self.pair.models)
+            at_most = min(num_shared, self.layer + 1)
+            try:
+                apart, once = (_both(self.pair, self.layer, ids, None, number)[CHAT] for number in (0, at_most))
+            except NotReached:
+                return 0
+            if probes.standardised_error(once, apart) > probes.ROUNDED_TOLERANCE:
+                return 0
+        return num_shared
 
     @functools.cached_property
     def shares_rows(self) -> bool:
-        """Whether both models keep texts of one row apart by their positions, tried on a few tokens.
+        """Whether both models keep texts of one row apart by their positions (probes.keeps_texts_apart)."""
+        return all(probes.keeps_texts_apart(model, self.layer) for model in self.pair.models)
 
-        Some cannot: a recurrent state, say, goes on from one text to the next.
-        """
-        vocabularies = [cast("nn.Embedding", m.get_input_embeddings()).num_embeddings for m in self.pair.models]
-        ids = torch.arange(_PROBE_TOKENS)[None] % min(vocabularies)
-        halves = ids.split(_PROBE_TOKENS // 2, dim=1)
-        alone = torch.cat([self.rows(half) for half in halves], 1)
-        try:
-            together = self.rows(ids, torch.cat([torch.arange(half.shape[1]) for half in halves])[None])
-        except (RuntimeError, TypeError, ValueError):
-            return False  # A model that takes no positions.
-        return bool((together - alone).abs().max() <= _PROBE_TOLERANCE * alone.abs().max())
+    def regimes(self, lengths: Sequence[int]) -> list[int]:
+        """Texts of these lengths may share a forward where this is the same; else their activations would change."""
+        if self._alone:
+            return list(lengths)
+        return [bisect_left(self.long_text_limits, length) for length in lengths]
+
+    @functools.cached_property
+    def long_text_limits(self) -> tuple[int, ...]:
+        """Numbers of tokens above which a model reads a whole forward in another way, ascending."""
+        return tuple(sorted({limit for model in self.pair.models for limit in probes.long_text_limits(model)}))
+
+    @functools.cached_property
+    def _alone(self) -> bool:
+        """Whether texts of different lengths must not share a forward, since nothing says where a limit lies."""
+        unlimited = [model for model in self.pair.models if not probes.long_text_limits(model)]
+        return any(probes.depends_on_longer_texts(model, self.layer) for model in unlimited)
 
 
-def _output(model: PreTrainedModel, layer: nn.Module, ids: Tensor, positions: Tensor | None) -> Tensor:
-    """[row, pos, d_model]. No attention mask: padding is behind every token that is kept."""
-
-    def stop(_module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
-        raise _Reached(output if isinstance(output, Tensor) else output[0])
-
-    given = {} if positions is None else {"position_ids": positions}
-    hook = layer.register_forward_hook(stop)
-    try:
-        model.get_decoder()(input_ids=ids, use_cache=False, **given)
-    except _Reached as reached:
-        return reached.output
-    finally:
-        hook.remove()
-    raise AssertionError(f"{type(model).__name__} ran without calling its decoder layer")
+def _both(pair: Pair, layer: int, ids: Tensor, positions: Tensor | None, num_shared: int) -> tuple[Tensor, Tensor]:
+    """The layer's output in both models, [row, pos, d_model] each; the lowest `num_shared` layers run once."""
+    wanted = [num_shared - 1, layer] if 0 < num_shared <= layer else [layer]
+    found: list[Any] = layer_outputs(pair.models[BASE], wanted, ids, positions)
+    base = stream(found[-1])
+    if num_shared > layer:
+        return base, base
+    below = (num_shared, found[0]) if num_shared else None
+    return base, stream(layer_outputs(pair.models[CHAT], [layer], ids, positions, below)[0])

@@ -97,7 +97,8 @@ def _harvest_window(
 ) -> Harvest:
     found: list[_Found] = []
     lengths = [len(text.ids) for text in window]
-    for forward in pack(lengths, tokens_per_forward, activations.shares_rows, activations.pair.long_rows):
+    rows_as = activations.shares_rows, activations.pair.long_rows, activations.regimes(lengths)
+    for forward in pack(lengths, tokens_per_forward, *rows_as):
         x = activations.rows(*forward.fill([window[index].ids for index in forward.texts]))
         candidates = [policy_positions(window[index].roles, policy) for index in forward.texts]
         text_of = np.repeat(np.arange(len(forward.texts)), [len(positions) for positions in candidates])

@@ -16,12 +16,15 @@ from crosscope_proto.recipe import CrosscoderRecipe, PublishedRecipe, recipe_dic
 from crosscope_worker.activations import PairActivations
 from crosscope_worker.analysis import Analysis, AnalysisError, analyse
 from crosscope_worker.analysis.fidelity import fidelity, patched_latents
+from crosscope_worker.analysis.lens import find_lenses
 from crosscope_worker.analysis.run import STAGE
+from crosscope_worker.analysis.upper_half import UpperHalf
 from crosscope_worker.crosscoder import Crosscoder, CrosscoderError, read_manifest
 from crosscope_worker.harvest import harvest
 from crosscope_worker.norms import NormFilter
 from crosscope_worker.pair import Pair, load_pair
-from crosscope_worker.pair_source import pair_hashes, resolve_pair
+from crosscope_worker.pair_hashes import pair_hashes
+from crosscope_worker.pair_source import resolve_pair
 from crosscope_worker.publish import Provenance, make_current, manifest_of, publish
 from crosscope_worker.roots import check_pair_folders
 from crosscope_worker.sparse import launches_kernels
@@ -70,8 +73,8 @@ class Material:
     def load(cls, recipe: Recipe, workspace: Workspace, progress: Progress) -> Self:
         """Loads the pair and opens the data.
 
-        Raises PairError, RootError for a pair that jobs may not read, and DataError, also where a set has no held-out
-        text.
+        Raises PairError, RootError for a pair that jobs may not read, AnalysisError where `analysis.spliced_tokens`
+        cannot be had of a model, and DataError, also where a set has no held-out text.
         """
         progress("load", 0.0, f"loading the pair {recipe.pair.name}")
         on_gpu = torch.device(workspace.device).type == "cuda"
@@ -82,6 +85,9 @@ class Material:
             open_rows(spec, _folders(recipe, workspace), workspace.roots)
         pair = load_pair(manifest, workspace.device, long_rows=on_gpu and launches_kernels())
         activations = PairActivations(pair, recipe.layer)
+        progress("load", 0.6, "trying both models on a few tokens")
+        for message in _try_models(activations, recipe):
+            progress("load", 0.6, message)
         caches = isinstance(recipe, CrosscoderRecipe) and recipe.training.cache
         progress("load", 0.7, "hashing the models' files" + (" and the data" if caches else ""))
         tokenizer = TextTokenizer(pair.tokenizer)
@@ -109,6 +115,23 @@ def _folders(recipe: Recipe, workspace: Workspace) -> list[Path]:
     """Where relative paths of data are looked up, in this order."""
     folders = [Path(pair_folder(workspace.home, recipe.pair.name)), workspace.home]
     return folders if workspace.submitted_from is None else [*folders, workspace.submitted_from]
+
+
+def _try_models(activations: PairActivations, recipe: Recipe) -> list[str]:
+    """What people must know of the models before anything is trained, a sentence each.
+
+    Raises PairError or AnalysisError where a model cannot be read or measured.
+    """
+    activations.check()
+    if recipe.analysis.spliced_tokens:
+        for model in activations.pair.models:
+            UpperHalf(model, recipe.layer)
+    _, reasons = find_lenses(activations.pair)
+    differences = activations.pair.manifest.token_differences
+    told = [f"no logit lens: {reason}" for reason in reasons.values()]
+    if differences:
+        told.append(f"the tokenizers name {len(differences)} tokens differently; the first: {differences[0]}")
+    return told
 
 
 def measure_and_publish(material: Material, trained: Trained) -> CrosscoderManifest:

@@ -6,7 +6,7 @@ them apart. What is left of a row is padding.
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -45,15 +45,29 @@ class Forward:
 
 
 def pack(
-    lengths: Sequence[int], tokens_per_forward: int, share_rows: bool, long_rows: bool = False
+    lengths: Sequence[int],
+    tokens_per_forward: int,
+    share_rows: bool,
+    long_rows: bool = False,
+    regimes: Sequence[int] | None = None,
 ) -> Iterator[Forward]:
     """Divides texts of these lengths into forwards of at most `tokens_per_forward` tokens, or a single longer text.
 
     Longest first, so that rows of a forward are of like length. With `share_rows`, what a row has left takes the
     longest texts that fit. Rows are as long as the longest text of their forward, since attention costs a token as
     much as its row is long; with `long_rows`, for attention that skips what a text does not look at, a forward is one
-    row. Equal lengths give equal forwards.
+    row. Texts of different `regimes` (PairActivations.regimes; None: all of one) share no forward. Equal lengths give
+    equal forwards.
     """
+    sizes = np.array(lengths, dtype=np.int64)
+    groups = np.zeros_like(sizes) if regimes is None else np.array(regimes, dtype=np.int64)
+    for regime in np.unique(groups):
+        own = np.flatnonzero(groups == regime)
+        for forward in _packed(sizes[own].tolist(), tokens_per_forward, share_rows, long_rows):
+            yield replace(forward, texts=own[forward.texts])
+
+
+def _packed(lengths: Sequence[int], tokens_per_forward: int, share_rows: bool, long_rows: bool) -> Iterator[Forward]:
     left = sorted(range(len(lengths)), key=lambda index: (lengths[index], -index))
     sizes = [lengths[index] for index in left]
     while left:

@@ -1,24 +1,35 @@
 """Two causal language models that share a tokenizer, loaded and checked; pair_source.py finds them.
 
+A chat model that is an adapter on the base model (adapter.py) has the base model's weights in the same memory.
 Does not know what is done with them: no text, no layer's activations, no crosscoder.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from crosscope_proto.artefacts import PairManifest
 from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
-from crosscope_worker.pair_source import PairError, Place, model_places, tokenizer_place, tokenizer_places
+from crosscope_worker.adapter import with_adapter
+from crosscope_worker.pair_source import (
+    TOKENIZER_FILES,
+    PairError,
+    Place,
+    adapter_place,
+    model_places,
+    tokenizer_place,
+    tokenizer_places,
+)
 from crosscope_worker.work import is_out_of_memory
 
 BLOCK_SPARSE = "flex_attention"
 """transformers' name of an attention that skips blocks of tokens that do not look at each other."""
+_LISTED = 20
+"""Differences of tokenizers that a message lists."""
 _LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
 """What transformers raises for a model that is absent, of another kind, or whose files do not fit together."""
 
@@ -58,10 +69,45 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     Raises PairError for an architecture that has no such list.
     """
     num_layers = model.config.get_text_config().num_hidden_layers
-    for module in model.get_decoder().modules():
+    for module in (*model.get_decoder().modules(), *model.modules()):  # Some name their head the decoder.
         if isinstance(module, nn.ModuleList) and len(module) == num_layers:
             return module
     raise PairError(f"{type(model).__name__} has no list of {num_layers} decoder layers; use a decoder-only model")
+
+
+def decoder(model: PreTrainedModel) -> nn.Module:
+    """The module that makes hidden states of token ids: the model that holds the decoder layers, without the head."""
+    layers = decoder_layers(model)
+    holders = (each for each in model.modules() if any(child is layers for child in each.children()))
+    holder = next(holders, None)
+    return holder if isinstance(holder, PreTrainedModel) and holder is not model else model.get_decoder()
+
+
+def num_ids(tokenizer: PreTrainedTokenizerBase) -> int:
+    """One more than the largest id that a tokenizer gives."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def num_embeddings(model: PreTrainedModel) -> int:
+    """Ids that a model can read; its embeddings may be padded beyond the tokenizer's."""
+    embeddings = model.get_input_embeddings()
+    return next(each.num_embeddings for each in embeddings.modules() if isinstance(each, nn.Embedding))
+
+
+def shared_layers(base: PreTrainedModel, chat: PreTrainedModel) -> int:
+    """The number of lowest decoder layers whose weights, and all weights below them, are the same memory in both."""
+    own, others = decoder_layers(base), decoder_layers(chat)
+    in_layers = {id(tensor) for layers in (own, others) for tensor in _tensors(layers)}
+    around = [{id(each) for each in _tensors(decoder(model))} - in_layers for model in (base, chat)]
+    if base is not chat and around[BASE] != around[CHAT]:
+        return 0
+    pairs = zip(own, others, strict=True)
+    same = ([id(each) for each in _tensors(a)] == [id(each) for each in _tensors(b)] for a, b in pairs)
+    return next((index for index, each in enumerate(same) if not each), len(own))
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
 
 
 def check_layer(pair: Pair, layer: int) -> None:
@@ -76,47 +122,82 @@ def load_pair(manifest: PairManifest, device: str | torch.device = "cpu", long_r
     """Loads both models and the tokenizer and checks that they fit together.
 
     Folders are never looked up on a network; anything else is a hub id. With `long_rows`, models that can take an
-    attention that skips what a token does not look at, and is compiled when it first runs.
+    attention that skips what a token does not look at, and is compiled when it first runs. The manifest of the pair
+    lists in which tokens the two tokenizers differ, where `token_names` allows it.
     Raises PairError that names the model or file and what is wrong with it; where memory runs out, torch's own error.
     """
     tokenizers = {place: _load_tokenizer(place, manifest.name) for place in tokenizer_places(manifest)}
     tokenizer = tokenizers[tokenizer_place(manifest)]
-    _check_same_vocabulary(manifest, tokenizers)
-    base = _load_model(manifest, BASE, device, long_rows)
-    chat = _load_model(manifest, CHAT, device, long_rows)
+    manifest = replace(manifest, token_differences=tuple(_token_differences(manifest, tokenizers)))
+    base, chat = _load_models(manifest, device, long_rows)
     _check_embeddings(manifest, (base, chat), tokenizer)
     is_block_sparse = all(model.config.get_text_config()._attn_implementation == BLOCK_SPARSE for model in (base, chat))  # pyright: ignore[reportPrivateUsage]
     return Pair(manifest, (base, chat), tokenizer, torch.device(device), is_block_sparse)
+
+
+def _load_models(
+    manifest: PairManifest, device: str | torch.device, long_rows: bool
+) -> tuple[PreTrainedModel, PreTrainedModel]:
+    base = _load_model(manifest, BASE, device, long_rows)
+    adapter = adapter_place(manifest)
+    if adapter is None:
+        return base, _load_model(manifest, CHAT, device, long_rows)
+    places = model_places(manifest)
+    under = base if places[CHAT] == places[BASE] else _load_model(manifest, CHAT, device, long_rows)
+    return base, with_adapter(under, adapter, manifest)
 
 
 def _load_tokenizer(place: Place, pair: str) -> PreTrainedTokenizerBase:
     source, revision = place
     _check_folder(source, "tokenizer", pair)
     local = Path(source).is_absolute()
-    if local and not any((Path(source) / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
+    if local and not any((Path(source) / name).exists() for name in TOKENIZER_FILES):
         raise PairError(f"pair {pair!r}: there is no tokenizer.json in {source}; save the tokenizer there")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, local_files_only=local)
     except Exception as error:  # tokenizers raises Exception itself for a damaged file
+        if is_out_of_memory(error):
+            raise
         raise PairError(f"pair {pair!r}: no tokenizer can be loaded from {place}: {_sentence(error)}") from error
     if not tokenizer.is_fast:
         raise PairError(f"pair {pair!r}: the tokenizer of {place} has no fast version, which token offsets need")
     return tokenizer
 
 
-def _check_same_vocabulary(manifest: PairManifest, tokenizers: dict[Place, PreTrainedTokenizerBase]) -> None:
+def _token_differences(manifest: PairManifest, tokenizers: dict[Place, PreTrainedTokenizerBase]) -> list[str]:
+    """A sentence for every token that another tokenizer of the pair names differently.
+
+    Raises PairError where tokens differ that are not special ones, or where `token_names` does not allow it.
+    """
     shared = tokenizer_place(manifest)
-    expected = tokenizers[shared].get_vocab()
+    tokens = {id_: token for token, id_ in tokenizers[shared].get_vocab().items()}
+    special = tokenizers[shared].added_tokens_decoder.keys()
+    found: list[str] = []
     for place, tokenizer in tokenizers.items():
-        vocabulary = tokenizer.get_vocab()
-        if vocabulary == expected:
-            continue
-        different = min(vocabulary.items() ^ expected.items(), key=lambda item: (item[1], item[0]))
+        own = {id_: token for token, id_ in tokenizer.get_vocab().items()}
+        different = sorted({id_ for id_, _ in own.items() ^ tokens.items()})
+        usual = special & tokenizer.added_tokens_decoder.keys() | special - own.keys()
+        usual |= tokenizer.added_tokens_decoder.keys() - tokens.keys()
+        if plain := [id_ for id_ in different if id_ not in usual]:
+            name = tokens.get(plain[0], own.get(plain[0]))
+            raise PairError(
+                f"pair {manifest.name!r}: the tokenizers of {place} and {shared} have different vocabularies "
+                f"({len(own)} and {len(tokens)} tokens, first different at id {plain[0]}: {name!r}); "
+                "both models must read the same ids"
+            )
+        found += [f"id {id_}: {_named(tokens, id_)} is {_named(own, id_)} in {place}" for id_ in different]
+    if found and manifest.token_names is None:
+        more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
         raise PairError(
-            f"pair {manifest.name!r}: the tokenizers of {place} and {shared} have different vocabularies "
-            f"({len(vocabulary)} and {len(expected)} tokens, first different at id {different[1]}: {different[0]!r}); "
-            "both models must read the same ids"
+            f"pair {manifest.name!r}: the tokenizers differ in special tokens ({'; '.join(found[:_LISTED])}{more}); "
+            "if both models may read the same ids all the same, set pair.tokenizer to base or chat: that model's names "
+            "count"
         )
+    return found
+
+
+def _named(tokens: dict[int, str], id_: int) -> str:
+    return repr(tokens[id_]) if id_ in tokens else "none"
 
 
 def _load_model(manifest: PairManifest, model: int, device: str | torch.device, long_rows: bool) -> PreTrainedModel:
@@ -171,16 +252,18 @@ def _check_weight_files(folder: Path, named: str) -> None:
 def _check_embeddings(
     manifest: PairManifest, models: tuple[PreTrainedModel, PreTrainedModel], tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    sizes = [cast("nn.Embedding", model.get_input_embeddings()).num_embeddings for model in models]
-    if sizes[BASE] != sizes[CHAT]:
-        raise PairError(
-            f"pair {manifest.name!r}: vocabulary sizes differ, base {sizes[BASE]} and chat {sizes[CHAT]}; "
-            "both models must read the same ids"
-        )
-    if len(tokenizer) > sizes[BASE]:
-        raise PairError(
-            f"pair {manifest.name!r}: the tokenizer has {len(tokenizer)} tokens, the models only {sizes[BASE]}"
-        )
+    """Refuses models that cannot read the tokenizer's ids; their embeddings may be padded to different sizes.
+
+    An added token beyond them is none that plain text gives; PairActivations names it where one comes.
+    """
+    vocabulary = tokenizer.get_vocab().values()
+    needed = max((id_ for id_ in vocabulary if id_ not in tokenizer.added_tokens_decoder), default=-1) + 1
+    for name, model in zip(MODEL_NAMES, models, strict=True):
+        if needed > (size := num_embeddings(model)):
+            raise PairError(
+                f"pair {manifest.name!r}: the tokenizer gives ids up to {needed - 1}, but the {name} model has only "
+                f"{size} embeddings; both models must read the same ids"
+            )
 
 
 def _sentence(error: BaseException) -> str:

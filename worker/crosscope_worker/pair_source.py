@@ -1,27 +1,22 @@
-"""Where the two models of a pair lie, by name, folder or hub id; written down, found again and hashed.
+"""Where the two models of a pair lie, by name, folder or hub id; written down and found again.
 
 Loads no model: that is pair.py.
 """
 
-import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import NamedTuple
 
-from huggingface_hub import try_to_load_from_cache
-
 from crosscope_proto.artefacts import PAIR_MANIFEST, SCHEMA_VERSION, PairManifest, pair_folder
-from crosscope_proto.specs import PairSpec
-from crosscope_worker.disk import sha256
+from crosscope_proto.specs import TOKENIZER_WORDS, AdapterSpec, PairSpec
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_MODEL_FILES = ("config.json", "*.safetensors")
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+"""A folder with one of these has a tokenizer."""
 
 
 class PairError(ValueError):
@@ -46,24 +41,57 @@ def resolve_pair(spec: PairSpec, home: Path) -> PairManifest:
     """
     if spec.base is None or spec.chat is None:
         return _read_pair_manifest(Path(pair_folder(home, spec.name)))
-    base, chat = (_resolve_source(source, home, spec.name) for source in (spec.base, spec.chat))
-    for model, source in (("base", base), ("chat", chat)):
-        if Path(source).is_absolute() and getattr(spec, f"revision_{model}") is not None:
-            raise PairError(f"pair {spec.name!r}: {source} is a folder and has no revisions; drop revision_{model}")
-    return PairManifest(
+    adapter = spec.chat if isinstance(spec.chat, AdapterSpec) else None
+    base = _resolve_source(spec.base, home, spec.name)
+    chat_source = spec.chat if isinstance(spec.chat, str) else spec.chat.base
+    chat = base if chat_source is None else _resolve_source(chat_source, home, spec.name)
+    manifest = PairManifest(
         name=spec.name,
         base=base,
         chat=chat,
-        tokenizer=_resolve_source(spec.tokenizer, home, spec.name) if spec.tokenizer else chat,
+        tokenizer="",
         dtype=spec.dtype,
         revision_base=spec.revision_base,
-        revision_chat=spec.revision_chat,
+        revision_chat=spec.revision_base if chat_source is None else spec.revision_chat,
+        adapter=adapter and _resolve_source(adapter.adapter, home, spec.name, "a saved adapter"),
+        adapter_revision=adapter and adapter.revision,
+        adapter_base_given=adapter is not None and adapter.base is not None,
+        adapter_merged=adapter is not None and adapter.merged,
+        token_names=spec.tokenizer if spec.tokenizer in TOKENIZER_WORDS else None,
     )
+    _check_revisions(spec, manifest)
+    return replace(manifest, tokenizer=_resolve_tokenizer(spec, manifest, home))
+
+
+def _check_revisions(spec: PairSpec, manifest: PairManifest) -> None:
+    given = (
+        (manifest.base, spec.revision_base, "revision_base"),
+        (manifest.chat, spec.revision_chat, "revision_chat"),
+        (manifest.adapter, manifest.adapter_revision, "chat.revision"),
+    )
+    for source, revision, field in given:
+        if source is not None and Path(source).is_absolute() and revision is not None:
+            raise PairError(f"pair {spec.name!r}: {source} is a folder and has no revisions; drop {field}")
+
+
+def _resolve_tokenizer(spec: PairSpec, manifest: PairManifest, home: Path) -> str:
+    """The tokenizer's place: the one that is named, or the chat model's, which an adapter's folder may hold."""
+    if spec.tokenizer == "base":
+        return manifest.base
+    if spec.tokenizer not in (None, "chat"):
+        return _resolve_source(spec.tokenizer, home, spec.name)
+    return manifest.adapter if manifest.adapter and _has_tokenizer(manifest.adapter) else manifest.chat
+
+
+def _has_tokenizer(source: str) -> bool:
+    """Whether a folder holds a tokenizer; never a hub id."""
+    return Path(source).is_absolute() and any((Path(source) / name).exists() for name in TOKENIZER_FILES)
 
 
 def find_pair(manifest: PairManifest, home: Path) -> PairManifest:
     """The same pair where it lies now: as the manifest says, or in `home` if that was moved since it was written."""
-    sources = [Path(source) for source in (manifest.base, manifest.chat, manifest.tokenizer)]
+    places = (manifest.base, manifest.chat, manifest.tokenizer, manifest.adapter)
+    sources = [Path(source) for source in places if source is not None]
     if all(source.is_dir() for source in sources if source.is_absolute()):
         return manifest
     try:
@@ -90,39 +118,6 @@ def write_pair_manifest(home: Path, manifest: PairManifest) -> Path:
     return path
 
 
-def pair_hashes(manifest: PairManifest) -> dict[str, str]:
-    """Content hashes "tokenizer", "base" and "chat".
-
-    SHA-256 over a folder's tokenizer or configuration and weight files; for a hub id "commit:" and the commit of its
-    revision in the hub's cache, which is what was loaded last, or "None" where the cache does not say it.
-    """
-    base, chat = model_places(manifest)
-    return {
-        "tokenizer": _hash_place(tokenizer_place(manifest), _TOKENIZER_FILES),
-        "base": _hash_place(base, _MODEL_FILES),
-        "chat": _hash_place(chat, _MODEL_FILES),
-    }
-
-
-def _hash_place(place: Place, patterns: tuple[str, ...]) -> str:
-    if Path(place.source).is_absolute():
-        return _hash_files(Path(place.source), patterns)
-    return f"commit:{_cached_commit(place, (name for name in patterns if '*' not in name))}"
-
-
-def _cached_commit(place: Place, names: Iterable[str]) -> str | None:
-    """The commit at which the hub's cache holds one of these files, as `snapshots/<commit>/<name>`."""
-    paths = (try_to_load_from_cache(place.source, name, revision=place.revision) for name in names)
-    return next((Path(path).parent.name for path in paths if isinstance(path, str)), None)
-
-
-def _hash_files(folder: Path, patterns: tuple[str, ...]) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
-        digest.update(f"{path.name}\0{sha256(path)}\n".encode())
-    return digest.hexdigest()
-
-
 def _read_pair_manifest(folder: Path) -> PairManifest:
     path = folder / PAIR_MANIFEST
     try:
@@ -142,17 +137,17 @@ def _read_pair_manifest(folder: Path) -> PairManifest:
     manifest = PairManifest(**document)
     if manifest.schema_version > SCHEMA_VERSION:
         raise PairError(f"{path} has schema {manifest.schema_version}, newer than {SCHEMA_VERSION}: update crosscope")
-    sources = {key: _resolve_source(document[key], folder, manifest.name) for key in ("base", "chat", "tokenizer")}
-    return replace(manifest, **sources)
+    keys = [key for key in ("base", "chat", "tokenizer", "adapter") if document.get(key) is not None]
+    return replace(manifest, **{key: _resolve_source(document[key], folder, manifest.name) for key in keys})
 
 
-def _resolve_source(source: str, folder: Path, pair: str) -> str:
+def _resolve_source(source: str, folder: Path, pair: str, what: str = "a saved model") -> str:
     """An absolute folder, or a hub id as it stands."""
     path = folder / Path(source).expanduser()
     if path.is_dir():
         return str(path.resolve())
     if Path(source).expanduser().is_absolute() or not _HUB_ID.fullmatch(source) or source.startswith("."):
-        raise PairError(f"pair {pair!r}: there is no folder {path}; give a hub id or the folder of a saved model")
+        raise PairError(f"pair {pair!r}: there is no folder {path}; give a hub id or the folder of {what}")
     return source
 
 
@@ -165,11 +160,19 @@ def model_places(manifest: PairManifest) -> tuple[Place, Place]:
     return base, chat
 
 
+def adapter_place(manifest: PairManifest) -> Place | None:
+    """Where the chat model's adapter lies; None where it has none."""
+    if manifest.adapter is None:
+        return None
+    return Place(manifest.adapter, None if Path(manifest.adapter).is_absolute() else manifest.adapter_revision)
+
+
 def tokenizer_place(manifest: PairManifest) -> Place:
     """Where the pair's tokenizer lies: with the model of that name, the chat model if both have it, or by itself."""
     base, chat = model_places(manifest)
+    models = (adapter_place(manifest), chat, base)
     own = Place(manifest.tokenizer, None)
-    return next((model for model in (chat, base) if model.source == manifest.tokenizer), own)
+    return next((model for model in models if model is not None and model.source == manifest.tokenizer), own)
 
 
 def tokenizer_places(manifest: PairManifest) -> list[Place]:

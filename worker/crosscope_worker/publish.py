@@ -218,6 +218,7 @@ def _measured(manifest: CrosscoderManifest, analysis: Analysis, now: float) -> C
         class_counts=analysis.class_counts,
         histogram_edges=analysis.histogram_edges,
         uselessness=analysis.uselessness,
+        unavailable=analysis.unavailable,
         software={package: version(package) for package in _SOFTWARE},
         created_at=now,
     )

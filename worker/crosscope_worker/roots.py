@@ -110,12 +110,12 @@ def _resolved(path: Path) -> Path:
 
 
 def check_pair_folders(manifest: PairManifest, roots: Roots) -> None:
-    """Raises RootError if a model or the tokenizer of a pair is a folder that jobs may not read. Hub ids pass.
+    """Raises RootError if a model, adapter or tokenizer of a pair is a folder that jobs may not read. Hub ids pass.
 
     A folder of the current one that has the name of a hub id counts as a folder, for that is what would be loaded.
     """
-    for source in dict.fromkeys((manifest.base, manifest.chat, manifest.tokenizer)):
-        if Path(source).is_absolute() or Path(source).exists():
+    for source in dict.fromkeys((manifest.base, manifest.chat, manifest.tokenizer, manifest.adapter)):
+        if source is not None and (Path(source).is_absolute() or Path(source).exists()):
             try:
                 roots.check(Path(source))
             except RootError as error:

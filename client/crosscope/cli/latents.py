@@ -92,12 +92,15 @@ def latent(
 ) -> None:
     """Show one latent of CROSSCODER and texts on which it fires."""
     with session.client() as client:
-        found = session.crosscoder(client, crosscoder).latent(latent_id)
+        whole = session.crosscoder(client, crosscoder)
+        found = whole.latent(latent_id)
         examples = found.examples(limit, group, dataset, context) if limit else []
     if session.as_json:
         print_json({"latent": found, "examples": examples})
         return
     print_text(str(found))
+    for name, reason in whole.info.unavailable.items():
+        print_text(f"  no {name}: {reason}")
     if limit:
         print_text("")
         print_text(str(examples))

@@ -230,7 +230,7 @@ def _card_message(card: Card) -> latents_pb2.Crosscoder:
         version_id=manifest.version_id,
         pair=manifest.pair.name,
         base_model=manifest.pair.base,
-        chat_model=manifest.pair.chat,
+        chat_model=manifest.pair.chat_model,
         layer=manifest.layer,
         variant=manifest.variant,
         num_latents=manifest.num_latents,

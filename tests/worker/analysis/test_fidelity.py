@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from crosscope_proto.artefacts import PairManifest
 from crosscope_proto.roles import TEMPLATE_ROLES, TokenRole
 from crosscope_proto.specs import AnalysisSpec, TokenPolicy
+from crosscope_worker.activations import PairActivations
 from crosscope_worker.analysis import fidelity as module
 from crosscope_worker.analysis.fidelity import fidelity, patched_latents
 from crosscope_worker.crosscoder import Crosscoder
@@ -269,10 +270,11 @@ def test_texts_are_read_until_enough_tokens_were_kept(tiny_pair, documents):
     assert set(figures) == SPLICING
 
 
-def test_a_forward_is_no_larger_than_it_may_be(monkeypatch: pytest.MonkeyPatch):
+def test_a_forward_is_no_larger_than_it_may_be(monkeypatch: pytest.MonkeyPatch, tiny_pair):
     monkeypatch.setattr(module, "BATCH_TOKENS", 30)
     texts = [Text(0, np.arange(length), np.ones(length, np.uint8)) for length in (20, 5, 5, 16, 40, 10, 10, 10)]
-    lengths = [[len(text.ids) for text in batch] for batch in module._batches(texts, 10_000, TokenPolicy())]
+    batches = module._batches(texts, 10_000, TokenPolicy(), PairActivations(tiny_pair, LAYER))
+    lengths = [[len(text.ids) for text in batch] for batch in batches]
     assert lengths == [[20], [5, 5], [16], [40], [10, 10, 10]]
 
 

@@ -114,7 +114,7 @@ def fidelity(
     patches = pair.d_model[BASE] == pair.d_model[CHAT] and crosscoder.variant not in ONE_MODEL
     means, seen = _Means(), 0
     with torch.inference_mode():
-        for group in _batches(texts, spec.spliced_tokens, policy):
+        for group in _batches(texts, spec.spliced_tokens, policy, activations):
             batch = _read(group, activations, policy, norms)
             seen += int(batch.kept.sum())
             x_hat, chosen, every = _decoded(crosscoder, batch.x[batch.kept], patched)
@@ -158,17 +158,21 @@ def patched_latents(latents: "pa.Table") -> Tensor:
     return torch.from_numpy(found)
 
 
-def _batches(texts: Iterable[Text], num_tokens: int, policy: TokenPolicy) -> Iterator[list[Text]]:
-    """Whole texts with at least `num_tokens` tokens that the policy keeps, outliers counted; conversations apart."""
-    waiting: dict[bool, list[Text]] = {True: [], False: []}
+def _batches(
+    texts: Iterable[Text], num_tokens: int, policy: TokenPolicy, activations: PairActivations
+) -> Iterator[list[Text]]:
+    """Whole texts with at least `num_tokens` tokens that the policy keeps, outliers counted.
+
+    Conversations lie apart, and so do texts of different regimes.
+    """
+    waiting: defaultdict[tuple[bool, int], list[Text]] = defaultdict(list)
     seen = 0
     for text in texts:
-        is_chat = bool((text.roles == TokenRole.ASSISTANT).any())
-        longest = max(len(each.ids) for each in [*waiting[is_chat], text])
-        if waiting[is_chat] and longest * (len(waiting[is_chat]) + 1) > BATCH_TOKENS:
-            yield waiting[is_chat]
-            waiting[is_chat] = []
-        waiting[is_chat].append(text)
+        kind = bool((text.roles == TokenRole.ASSISTANT).any()), activations.regimes([len(text.ids)])[0]
+        longest = max(len(each.ids) for each in [*waiting[kind], text])
+        if waiting[kind] and longest * (len(waiting[kind]) + 1) > BATCH_TOKENS:
+            yield waiting.pop(kind)
+        waiting[kind].append(text)
         seen += len(policy_positions(text.roles, policy))
         if seen >= num_tokens:
             break

@@ -1,26 +1,20 @@
-"""What a latent's decoder rows say on their own: norms, class, neighbours, logit lens (math §6).
+"""What a latent's decoder rows say on their own: norms, class, neighbours (math §6).
 
 Knows nothing about activations, except that dead latents are told to it.
 """
 
-from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from crosscope_proto.artefacts import LatentClass
 from crosscope_proto.roles import BASE, CHAT
 from crosscope_worker.crosscoder import Crosscoder, relative_norms
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 NUM_NEIGHBOURS = 10
-NUM_LOGIT_TOKENS = 8
 CHUNK_BYTES = 128 << 20
 """Memory for a chunk of inner products, cosines or logits."""
 CHAT_ONLY_ABOVE, BASE_ONLY_BELOW, SHARED_WITHIN = 0.9, 0.1, 0.1
@@ -94,35 +88,3 @@ def neighbours(W_dec: Tensor, count: int = NUM_NEIGHBOURS) -> tuple[Tensor, Tens
         ids.append(top.indices)
         cosines.append(top.values)
     return torch.cat(ids), torch.cat(cosines)
-
-
-@torch.no_grad()
-def logit_lens(rows: Tensor, model: "PreTrainedModel", count: int = NUM_LOGIT_TOKENS) -> Tensor:
-    """Token ids whose logits a decoder row raises most, `[latent, count]`, most first.
-
-    `rows: [latent, d_model]`. A row goes through the model's final norm, where the model has one under a usual name,
-    and the unembedding; biases are left out. What the norm of a residual stream divides by, and soft-capping, would
-    keep the order.
-    """
-    unembedding = cast("nn.Linear", model.get_output_embeddings()).weight
-    weights = unembedding.to(torch.float32).T
-    norm = final_norm(model)
-    pieces = rows.split(max(1, CHUNK_BYTES // (4 * len(unembedding))))
-    logits = (through(norm, piece.to(unembedding.device, torch.float32)) @ weights for piece in pieces)
-    return torch.cat([piece.topk(min(count, len(unembedding)), dim=1).indices for piece in logits])
-
-
-def final_norm(model: "PreTrainedModel") -> nn.Module:
-    """A float32 copy of the norm in front of the unembedding; the identity if none has a usual name."""
-    norms = (getattr(model.base_model, name, None) for name in ("norm", "final_layernorm", "final_layer_norm", "ln_f"))
-    norm = next((each for each in norms if isinstance(each, nn.Module)), None)
-    return nn.Identity() if norm is None else deepcopy(norm).float()
-
-
-def through(norm: nn.Module, rows: Tensor) -> Tensor:
-    """What a norm makes of `rows: [row, d_model]`, without its bias; each row up to a positive factor.
-
-    A LayerNorm centres the row and multiplies it by the gain, an RMSNorm multiplies only. The norm itself is asked, for
-    some store the gain (Llama) and others the gain less one (Gemma).
-    """
-    return norm(rows) - norm(torch.zeros_like(rows[:1]))

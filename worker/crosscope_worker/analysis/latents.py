@@ -15,7 +15,8 @@ from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
 from crosscope_proto.specs import AnalysisSpec
 from crosscope_worker.analysis.coactivation import CoActivation
 from crosscope_worker.analysis.columns import chosen, lists, matrix
-from crosscope_worker.analysis.geometry import classes, difference_classes, geometry, logit_lens, neighbours
+from crosscope_worker.analysis.geometry import classes, difference_classes, geometry, neighbours
+from crosscope_worker.analysis.lens import Lens
 from crosscope_worker.analysis.moments import Moments, ShardSums
 from crosscope_worker.analysis.scaling import Estimates, directions, estimates, jackknife
 from crosscope_worker.analysis.uselessness import ChatOnlySums, score
@@ -23,7 +24,6 @@ from crosscope_worker.crosscoder import DIFFERENCE, Crosscoder
 from crosscope_worker.pieces import lone_pieces
 
 if TYPE_CHECKING:
-    from crosscope_worker.pair import Pair
     from crosscope_worker.tokens import TextTokenizer
 
 Ints = NDArray[np.int64]
@@ -38,12 +38,13 @@ def latent_table(
     peaks: tuple[Ints, Ints],
     spec: AnalysisSpec,
     tokenizer: "TextTokenizer",
-    pair: "Pair | None",
+    lenses: Sequence[Lens | None],
     parts: Sequence[str],
 ) -> tuple[pa.Table, dict[str, float]]:
     """The table of LATENT_COLUMNS, a row a latent by id, and the facts about base uselessness.
 
-    `peaks` are the ids and counts of examples.top_tokens; `parts: [latent]` are empty where the dictionary has none.
+    `peaks` are the ids and counts of examples.top_tokens; `lenses` those of both models, None for an empty column;
+    `parts: [latent]` are empty where the dictionary has none.
     """
     rows = directions(crosscoder)
     values, errors = jackknife(sums, lambda each: estimates(each, rows))
@@ -80,8 +81,8 @@ def latent_table(
         "coactive_indices": _ragged(indices, np.float32),
     }
     columns |= values | {f"{name}_se": error for name, error in errors.items()}
-    for model, name in enumerate(MODEL_NAMES):
-        columns[f"logit_tokens_{name}"] = _pieces(*_lens(crosscoder, model, pair), tokenizer)
+    for model, (name, lens) in enumerate(zip(MODEL_NAMES, lenses, strict=True)):
+        columns[f"logit_tokens_{name}"] = _pieces(*_lens(crosscoder, model, lens), tokenizer)
     schema = arrow_schema(LATENT_COLUMNS)
     return pa.table({name: columns[name] for name in schema.names}, schema=schema), useless.facts
 
@@ -98,14 +99,14 @@ def _classes(
     return difference_classes(values["beta_ratio"], num_active)
 
 
-def _lens(crosscoder: Crosscoder, model: int, pair: "Pair | None") -> tuple[Ints, Ints]:
-    """Ids and counts of a model's logit lens; nothing for a zero row, and nothing at all without a pair."""
+def _lens(crosscoder: Crosscoder, model: int, lens: Lens | None) -> tuple[Ints, Ints]:
+    """Ids and counts of a model's logit lens; nothing for a zero row, and nothing at all without a lens."""
     counts = np.zeros(crosscoder.num_latents, np.int64)
     ids = np.empty(0, np.int64)
-    if pair is not None:
+    if lens is not None:
         rows = crosscoder.decoder(model)
         some = rows.norm(dim=1) > 0
-        found = logit_lens(rows[some], pair.models[model]).cpu().numpy()
+        found = lens.tokens(rows[some]).cpu().numpy()
         counts[some.cpu().numpy()] = found.shape[1]
         ids = found.reshape(-1)
     return ids, counts

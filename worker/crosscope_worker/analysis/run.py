@@ -27,6 +27,7 @@ from crosscope_worker.analysis.examples import (
 from crosscope_worker.analysis.geometry import CHAT_ONLY_ABOVE, geometry
 from crosscope_worker.analysis.intake import blocks
 from crosscope_worker.analysis.latents import latent_table
+from crosscope_worker.analysis.lens import find_lenses
 from crosscope_worker.analysis.moments import Moments
 from crosscope_worker.analysis.quality import Quality
 from crosscope_worker.analysis.store import Store
@@ -62,6 +63,8 @@ class Analysis:
     class_counts: dict[str, int]
     histogram_edges: tuple[float, ...]
     uselessness: dict[str, float] = field(default_factory=dict)
+    unavailable: dict[str, str] = field(default_factory=dict)
+    """Why something was not measured, by its name."""
 
 
 @torch.no_grad()
@@ -77,9 +80,10 @@ def analyse(
 ) -> Analysis:
     """Measures every latent of a crosscoder on held-out activations.
 
-    `datasets` names the data sets that `Harvest.dataset` counts; `pair` gives the unembeddings for the logit lens,
-    which is empty without it; `parts` are the parts of the dictionary, [latent], none where it has none.
-    All statistics are in the crosscoder's own input space (analysis/block.py).
+    `datasets` names the data sets that `Harvest.dataset` counts; `pair` gives the heads for the logit lens, which is
+    empty without it, and where a model has none (`Analysis.unavailable` says why); `parts` are the parts of the
+    dictionary, [latent], none where it has none. All statistics are in the crosscoder's own input space
+    (analysis/block.py).
     Memory beyond the weights: see moments.py, uselessness.py, coactivation.py and store.py. Raises AnalysisError when
     there is no token, or an activation is not finite; whatever `progress` raises passes through.
     """
@@ -132,8 +136,9 @@ def _finish(
     progress(STAGE, 0.94, "behaviours scored")
     sums = moments.shard_sums()
     peaks = top_tokens(choice, segments, store, crosscoder.num_latents)
+    lenses, unavailable = find_lenses(pair)
     latents, useless = latent_table(
-        crosscoder, moments, sums, chat_only, coactivation, peaks, spec, tokenizer, pair, parts
+        crosscoder, moments, sums, chat_only, coactivation, peaks, spec, tokenizer, lenses, parts
     )
     progress(STAGE, 0.99, "latents scored")
     found = latents.column("latent_class").to_pylist()
@@ -151,4 +156,5 @@ def _finish(
         class_counts={str(each): found.count(str(each)) for each in LatentClass},
         histogram_edges=moments.histogram()[1],
         uselessness=useless,
+        unavailable=unavailable,
     )

@@ -8,20 +8,19 @@ Does not know what the activations are.
 """
 
 import copy
-from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
-from typing import Any, cast
+from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from crosscope_worker.analysis.errors import AnalysisError
-from crosscope_worker.pair import decoder_layers
+from crosscope_worker.pair import decoder, decoder_layers
+from crosscope_worker.probes import ROUNDED_TOLERANCE, probe_ids, standardised_error
+from crosscope_worker.residual import standing_in, stream
+from crosscope_worker.work import is_out_of_memory
 
-_PROBE_TOKENS = 8
-_PROBE_TOLERANCE = 0.02
-"""Largest difference from the whole model's logits, as a share of the largest logit; half precision rounds."""
 _RUN_ERRORS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 """What a model raises that needs more of its lower layers than their output."""
 
@@ -35,16 +34,18 @@ class UpperHalf:
         Raises AnalysisError if it does not.
         """
         self._model = model
-        self._decoder: nn.Module = model.get_decoder()
+        self._decoder = decoder(model)
         self._below = list(decoder_layers(model)[: layer + 1])
-        self._as_tuple = False
+        self._beside: tuple[None, ...] | None = None
+        """What the layer returns beside its output, left out; None where it returns its output alone."""
         self._output: Any = None
+        self._vocabulary = 0
         self._probe(layer)
 
     @property
     def vocabulary(self) -> int:
         """Number of logits."""
-        return cast("nn.Linear", self._model.get_output_embeddings()).weight.shape[0]
+        return self._vocabulary
 
     @torch.inference_mode()
     def hidden(self, ids: Tensor, x: Tensor) -> Tensor:
@@ -53,10 +54,10 @@ class UpperHalf:
         ids: [batch, pos] int64, right-padded. x: [batch, pos, d_model] float.
         """
         x = x.to(self._model.dtype)
-        given = (x,) if self._as_tuple else x
+        given = x if self._beside is None else (x, *self._beside)
         with ExitStack() as stack:
             for layer in self._below:
-                stack.enter_context(_standing_in(layer, lambda *_, **__: given))
+                stack.enter_context(standing_in(layer, lambda *_, **__: given))
             self._output = self._decoder(input_ids=ids, use_cache=False)
         return self._output.last_hidden_state
 
@@ -66,42 +67,30 @@ class UpperHalf:
         output = copy.copy(self._output)
         output.last_hidden_state = hidden[None]
         ids = torch.zeros(1, len(hidden), dtype=torch.int64, device=hidden.device)
-        with _standing_in(self._decoder, lambda *_, **__: output):
+        with standing_in(self._decoder, lambda *_, **__: output):
             return self._model(input_ids=ids, use_cache=False).logits[0].float()
 
     @torch.inference_mode()
     def _probe(self, layer: int) -> None:
-        ids = torch.arange(min(_PROBE_TOKENS, self.vocabulary), device=self._model.device)[None]
+        ids = probe_ids([self._model])
         found: list[Tensor] = []
 
         def keep(_module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
-            self._as_tuple = not isinstance(output, Tensor)
-            found.append(output if isinstance(output, Tensor) else output[0])
+            self._beside = None if isinstance(output, Tensor) else (None,) * (len(output) - 1)
+            found.append(stream(output))
 
-        with self._below[-1].register_forward_hook(keep):
-            expected = self._model(input_ids=ids, use_cache=False).logits[0].float()
         named = f"{type(self._model).__name__} cannot be run from the output of layer {layer} on"
         way_out = "set analysis.spliced_tokens to 0 to do without cross-entropy and KL recovered"
         try:
+            with self._below[-1].register_forward_hook(keep):
+                expected = self._model(input_ids=ids, use_cache=False).logits[0].float()
+            self._vocabulary = expected.shape[-1]
             logits = self.logits(self.hidden(ids, found[0])[0])
         except _RUN_ERRORS as error:
+            if is_out_of_memory(error):
+                raise
             raise AnalysisError(f"{named}: {' '.join(str(error).split())}; {way_out}") from error
         # Whether activations are finite is checked elsewhere, on real texts.
-        logits, expected = logits.nan_to_num(), expected.nan_to_num()
-        difference = float((logits - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
-        if difference > _PROBE_TOLERANCE:
-            raise AnalysisError(f"{named}: its logits differ by {difference:.2g} of the largest; {way_out}")
-
-
-@contextmanager
-def _standing_in(module: nn.Module, forward: Callable[..., Any]) -> Generator[None]:
-    """Calls of `module` call `forward` instead."""
-    own = module.__dict__.get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own
+        difference = standardised_error(logits.nan_to_num(), expected.nan_to_num())
+        if difference > ROUNDED_TOLERANCE:
+            raise AnalysisError(f"{named}: its logits differ by {difference:.2g} of their spread; {way_out}")

@@ -45,9 +45,16 @@ class Encoder:
         self._selection = crosscoder.selection()
         self._num_threads = num_threads
 
+    def check(self) -> None:
+        """Raises PairError if a model's activations are not what is read here."""
+        self._activations.check()
+
     @torch.inference_mode()
     def __call__(self, prompts: Sequence[np.ndarray]) -> list[PromptCode]:
-        """prompts: each [pos] int64 ids. Every token is encoded, those that the training leaves out included."""
+        """prompts: each [pos] int64 ids. Every token is encoded, those that the training leaves out included.
+
+        No prompt's code depends on those beside it.
+        """
         lengths = np.array([len(ids) for ids in prompts])
         padded = np.zeros((len(prompts), int(lengths.max())), dtype=np.int64)
         is_small = padded.size * max(self._activations.d_model) < _MIN_PARALLEL_ELEMENTS

@@ -21,13 +21,14 @@ from crosscope_worker.activations import PairActivations
 from crosscope_worker.crosscoder import Crosscoder, CrosscoderError, read_manifest
 from crosscope_worker.norms import NormBounds
 from crosscope_worker.pair import Pair, load_pair
-from crosscope_worker.pair_source import PairError, find_pair, pair_hashes
+from crosscope_worker.pair_hashes import changed_parts
+from crosscope_worker.pair_source import PairError, find_pair
 from crosscope_worker.serve.encoding import Encoder
 from crosscope_worker.serve.errors import UnknownCrosscoder
 from crosscope_worker.tokens import TextTokenizer
 
 _VERSION_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
-_PAIR_HASHES = ("tokenizer", "base", "chat")
+_PAIR_HASHES = ("tokenizer", "base", "chat", "adapter")
 _WARM_UP_LENGTHS = (1, 8, 64)
 
 log = structlog.get_logger(__name__)
@@ -174,17 +175,15 @@ def _version_folder(home: Path, name: str, version_id: str) -> Path:
 def _check_unchanged(manifest: CrosscoderManifest) -> None:
     """Raises PairError if a model or the tokenizer is not the one that the crosscoder was trained on."""
     expected = {name: manifest.hashes[name] for name in _PAIR_HASHES if name in manifest.hashes}
-    found = pair_hashes(manifest.pair) if expected else {}
-    for name, digest in expected.items():
-        if found[name] != digest:
-            source = getattr(manifest.pair, name)
-            raise PairError(
-                f"the {name} of crosscoder {manifest.name!r}, {source}, has changed since it was trained; "
-                "train it again or restore the files"
-            )
+    for name in changed_parts(manifest.pair, expected):
+        raise PairError(
+            f"the {name} of crosscoder {manifest.name!r}, {getattr(manifest.pair, name)}, has changed since it was "
+            "trained; train it again or restore the files"
+        )
 
 
 def _warm_up(encoder: Encoder) -> None:
-    """Lets torch choose its kernels before the first caller waits."""
+    """Tries the models, and lets torch choose its kernels before the first caller waits."""
+    encoder.check()
     for length in _WARM_UP_LENGTHS:
         encoder([np.zeros(length, dtype=np.int64)])

@@ -1,0 +1,132 @@
+"""What is refused before anything is trained on it, by class and reason, and what goes on."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import BertConfig, BertLMHeadModel
+
+from crosscope_proto.recipe import CrosscoderRecipe, parse_recipe
+from crosscope_worker.analysis.errors import AnalysisError
+from crosscope_worker.analysis.upper_half import UpperHalf
+from crosscope_worker.make import make_crosscoder
+from crosscope_worker.pair import decoder_layers
+from crosscope_worker.pair_source import PairError
+from crosscope_worker.probes import check_model, probe_ids, standardised_error
+from crosscope_worker.residual import NotReached, layer_outputs
+from crosscope_worker.work import Workspace, silent
+from tests.worker.tiny_models import KINDS, tiny_model
+
+REFUSED = {
+    "Gemma3n": r"Gemma3nForCausalLM, has no single residual stream: layer 1 gives \[2, 1, 12, 16\]",
+    "Mllama": r"MllamaForCausalLM, does not run layer 1 for texts .*; choose another layer",
+    "Bert": "BertLMHeadModel, reads texts in both directions",
+    "Roberta": "RobertaForCausalLM, reads texts in both directions",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_is_read_or_refused(kind: str) -> None:
+    model = tiny_model(kind)
+    if kind in REFUSED:
+        with pytest.raises(PairError, match=f"the chat model, {REFUSED[kind]}"):
+            check_model(model, 1, "the chat model")
+    else:
+        check_model(model, 1, "the chat model")
+        UpperHalf(model, 1)
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_layers_that_read_texts_can_be_chosen_beside_those_for_images(layer: int) -> None:
+    model = tiny_model("Mllama")
+    check_model(model, layer, "the chat model")
+    UpperHalf(model, layer)
+    with pytest.raises(NotReached):
+        layer_outputs(model, [1], probe_ids([model]))
+
+
+def test_an_output_that_is_not_handed_on_as_it_is_is_refused() -> None:
+    model = tiny_model("Llama")
+
+    def double_the_states(_module: nn.Module, _given: object, output: Any) -> Any:
+        return output | {"hidden_states": tuple(2 * state for state in output.hidden_states or ())}
+
+    model.register_forward_hook(double_the_states)
+    with pytest.raises(PairError, match="LlamaForCausalLM, does not hand the output of layer 1 on as it is"):
+        check_model(model, 1, "the base model")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ValueError("give pixels"), "LlamaForCausalLM, cannot be run on token ids alone as a decoder: give pixels"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "^CUDA out of memory$"),
+    ],
+)
+def test_what_a_model_raises_is_its_reason_but_for_memory(error: Exception, expected: str) -> None:
+    model = tiny_model("Llama")
+
+    def refuse(*_arguments: object) -> None:
+        raise error
+
+    decoder_layers(model)[0].register_forward_pre_hook(refuse)
+    with pytest.raises((PairError, torch.OutOfMemoryError), match=expected):
+        check_model(model, 1, "the base model")
+
+
+def test_one_massive_dimension_hides_no_error() -> None:
+    expected = torch.randn(12, 16, generator=torch.Generator().manual_seed(0))
+    expected[:, 3] = 2000.0
+    found = expected.clone()
+    found[5, :3] += 0.5
+    assert standardised_error(found, expected) > 0.1
+    rounded = expected * (1 + 1e-7 * torch.randn(12, 16))
+    assert standardised_error(rounded, expected) < 1e-4
+    assert standardised_error(expected * torch.nan, expected) == float("inf")
+
+
+RECIPE = """
+kind: crosscoder
+name: refused
+pair: {name: tiny}
+layer: 1
+data: [{name: web, source: text, path: web.txt}]
+crosscoder: {variant: batch_topk, num_latents: 8, k: 2}
+"""
+
+
+def job(folder: Path, spliced_tokens: int = 64) -> None:
+    home = folder.parent.parent
+    (home / "web.txt").write_text("the baker in the village makes fresh bread\n" * 40)
+    recipe = parse_recipe(f"{RECIPE}analysis: {{spliced_tokens: {spliced_tokens}}}\n")
+    assert isinstance(recipe, CrosscoderRecipe)
+    (home / "job").mkdir()
+    make_crosscoder(recipe, Workspace(home, home / "job", lambda: None), silent)
+
+
+@pytest.fixture
+def folder(tiny_pair_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_pair_folder, tmp_path / "pairs" / "tiny"))
+
+
+def test_a_job_with_a_model_that_cannot_be_read_trains_nothing(folder: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 400, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    BertLMHeadModel(BertConfig(**sizes, num_hidden_layers=2, initializer_range=0.2)).save_pretrained(folder / "chat")
+    with pytest.raises(PairError, match="pair 'tiny': the chat model, BertLMHeadModel, reads texts in both directions"):
+        job(folder)
+    assert not any((folder.parent.parent / "job").iterdir())
+
+
+def test_a_job_whose_models_cannot_be_spliced_says_so_before_it_trains(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = UpperHalf.hidden
+    monkeypatch.setattr(UpperHalf, "hidden", lambda self, ids, x: run(self, ids, x) + torch.randn(32))
+    with pytest.raises(AnalysisError, match=re.escape("set analysis.spliced_tokens to 0")):
+        job(folder)
+    assert not any((folder.parent.parent / "job").iterdir())

@@ -1,0 +1,190 @@
+"""What a model is tried for on a few tokens before anything is trained on it, and how its texts may lie together.
+
+A model that reads no residual stream from left to right is refused by its class and the reason. Does not know texts.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from crosscope_worker.pair import decoder_layers, num_embeddings
+from crosscope_worker.pair_source import PairError
+from crosscope_worker.residual import NotReached, in_float32, layer_outputs, stream
+from crosscope_worker.work import is_out_of_memory
+
+TOLERANCE = 1e-3
+"""Largest `standardised_error` of equal computations in float32, in other batches."""
+ROUNDED_TOLERANCE = 0.05
+"""The same in half precision."""
+_NUM_TOKENS = 12
+_MANY_IDS = 1 << 12
+_SEED = 20_25
+
+
+def probe_ids(models: Sequence[PreTrainedModel], rows: int = 1, pos: int = _NUM_TOKENS) -> Tensor:
+    """Ids that all the models read, [row, pos] int64 on their device: drawn at random, none with a part of its own."""
+    special = {id_ for model in models for id_ in _special_ids(model.config.to_dict())}
+    readable = min(_MANY_IDS, *(num_embeddings(model) for model in models))
+    usual = [id_ for id_ in range(readable) if id_ not in special]
+    chosen = torch.randint(len(usual), (rows, pos), generator=torch.Generator().manual_seed(_SEED))
+    return torch.tensor(usual)[chosen].to(models[0].device)
+
+
+def _special_ids(config: dict[Any, object]) -> set[int]:
+    found: set[int] = set()
+    for key, value in config.items():
+        if isinstance(value, dict):
+            found |= _special_ids(value)
+        elif str(key).endswith(("_token_id", "_token_index")):
+            found |= {each for each in (value if isinstance(value, list) else [value]) if isinstance(each, int)}
+    return found
+
+
+def standardised_error(found: Tensor, expected: Tensor) -> float:
+    """How much `found` differs from `expected`, both [..., d]: the root mean square over d, of the worst token.
+
+    Each dimension is measured by its spread over the tokens (its median absolute deviation), so that one with a
+    massive value hides no other; a value's own rounding, 1e-3 of it, is the least measure. Infinite where not finite.
+    """
+    found, expected = found.flatten(0, -2).double(), expected.flatten(0, -2).double()
+    spread = (expected - expected.median(dim=0).values).abs().median(dim=0).values
+    floor = (1e-3 * spread.median()).clamp_min(1e-12)
+    measure = torch.maximum(torch.maximum(spread, floor), 1e-3 * expected.abs())
+    error = float(((found - expected) / measure).square().mean(dim=-1).sqrt().max())
+    return error if error == error else float("inf")
+
+
+@torch.inference_mode()
+def keeps_texts_apart(model: PreTrainedModel, layer: int) -> bool:
+    """Whether the model keeps texts of one row apart by their positions, tried in float32.
+
+    Some cannot: a recurrent state, say, goes on from one text to the next. What a model raises that takes no
+    `position_ids` says no; every other error passes.
+    """
+    ids = probe_ids([model])
+    halves = ids.split(_NUM_TOKENS // 2, dim=1)
+    positions = [torch.arange(half.shape[1], device=ids.device)[None] for half in halves]
+    with in_float32(model, layer):
+        try:
+            alone = [_read(model, layer, *each) for each in zip(halves, positions, strict=True)]
+            together = _read(model, layer, ids, torch.cat(positions, dim=1))
+        except (TypeError, ValueError) as error:
+            if "position_ids" in str(error):
+                return False
+            raise
+    return standardised_error(together, torch.cat(alone, dim=1)) <= TOLERANCE
+
+
+def long_text_limits(model: PreTrainedModel) -> tuple[int, ...]:
+    """Numbers of tokens above which the model turns all positions of a forward by other angles (LongRoPE).
+
+    So texts on both sides of a limit must not share a forward. transformers' "dynamic" scaling begins beyond what the
+    model can read at once (`Pair.max_positions`), to which texts are cut.
+    """
+    rotary = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    kinds = [rotary, *(each for each in rotary.values() if isinstance(each, dict))]
+    limits = {each.get("original_max_position_embeddings") for each in kinds if each.get("rope_type") == "longrope"}
+    return tuple(sorted(limit for limit in limits if limit))
+
+
+@torch.inference_mode()
+def depends_on_longer_texts(model: PreTrainedModel, layer: int) -> bool:
+    """Whether a short text's activations change beside the end of the longest text that the model can read."""
+    config = model.config.get_text_config()
+    longest = getattr(config, "max_position_embeddings", None)
+    if not getattr(config, "rope_parameters", None) or longest is None or longest < 2 * _NUM_TOKENS:
+        return False
+    ids = probe_ids([model], rows=2)
+    short = torch.arange(_NUM_TOKENS, device=ids.device).expand(2, -1)
+    beside = torch.stack([short[0], short[1] + longest - _NUM_TOKENS])
+    with in_float32(model, layer):
+        try:
+            alone, together = (_read(model, layer, ids, positions)[0] for positions in (short, beside))
+        except (TypeError, ValueError) as error:
+            if "position_ids" in str(error):
+                return False
+            raise
+    return standardised_error(together, alone) > TOLERANCE
+
+
+@torch.inference_mode()
+def check_model(model: PreTrainedModel, layer: int, named: str) -> None:
+    """Raises PairError unless the output of `layer` is the model's one residual stream, read from left to right.
+
+    `named` says which model it is. Runs the whole model once on a few tokens; where memory runs out, torch's own error
+    passes.
+    """
+    named = f"{named}, {type(model).__name__},"
+    ids = probe_ids([model])
+    try:
+        x = _read(model, layer, ids)
+        expected = (*ids.shape, model.config.get_text_config().hidden_size)
+        if x.shape != expected:
+            raise PairError(
+                f"{named} has no single residual stream: layer {layer} gives {_shape(x)} where {list(expected)} is read"
+            )
+        _check_causal(model, layer, ids, named)
+        _check_hidden_state(model, layer, ids, x, named)
+    except PairError:
+        raise
+    except NotReached as error:
+        raise PairError(
+            f"{named} does not run layer {layer} for texts (it may be for images only); choose another layer"
+        ) from error
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise PairError(f"{named} cannot be run on token ids alone as a decoder: {reason}") from error
+
+
+def _check_causal(model: PreTrainedModel, layer: int, ids: Tensor, named: str) -> None:
+    middle = ids.shape[1] // 2
+    other = torch.cat([ids[:, :middle], ids[:, middle:].flip(1)], dim=1)
+    with in_float32(model, layer):
+        before, after = (_read(model, layer, each)[:, :middle] for each in (ids, other))
+    error = standardised_error(after.nan_to_num(), before.nan_to_num())
+    if error > TOLERANCE:
+        raise PairError(
+            f"{named} reads texts in both directions: other tokens at a text's end change the activations before them "
+            f"(by {error:.2g} of their spread); use a decoder-only model"
+        )
+
+
+def _check_hidden_state(model: PreTrainedModel, layer: int, ids: Tensor, x: Tensor, named: str) -> None:
+    """Compares with transformers' own hidden states, but for the last layer, where those are behind the final norm.
+
+    Most models list the embeddings first, some (Mamba, RWKV) the first layer's output.
+    """
+    ran: list[int] = []
+    hooks = [
+        each.register_forward_hook(lambda *_, index=index: ran.append(index))
+        for index, each in enumerate(decoder_layers(model))
+    ]
+    try:
+        states = model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if states is None or layer == ran[-1]:
+        return
+    if len(states) != len(ran) + 1 or ran != sorted(set(ran)):
+        raise PairError(f"{named} runs {len(ran)} layers and gives {len(states)} hidden states, not one more")
+    near = [state for state in states[ran.index(layer) :][:2] if state.shape == x.shape]
+    error = min((standardised_error(x.nan_to_num(), state.nan_to_num()) for state in near), default=float("inf"))
+    if error > ROUNDED_TOLERANCE:
+        raise PairError(
+            f"{named} does not hand the output of layer {layer} on as it is: its own hidden state there differs "
+            f"(by {error:.2g} of the spread), so there is no single residual stream"
+        )
+
+
+def _read(model: PreTrainedModel, layer: int, ids: Tensor, positions: Tensor | None = None) -> Tensor:
+    return stream(layer_outputs(model, [layer], ids, positions)[0])
+
+
+def _shape(x: Tensor) -> list[int]:
+    return list(x.shape)

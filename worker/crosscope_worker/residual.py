@@ -1,0 +1,126 @@
+"""The output of one decoder layer of one model: the residual stream there. Nothing above the layer is computed.
+
+Works by standing in for modules' `forward` and by hooks, which are gone when a function returns or raises.
+Does not know pairs, texts, or which tokens anybody keeps.
+"""
+
+import copy
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from crosscope_worker.pair import BLOCK_SPARSE, decoder, decoder_layers
+
+
+class NotReached(RuntimeError):
+    """A model ran without calling the layer whose output is wanted."""
+
+
+class _Reached(BaseException):
+    """Stops a forward pass at the layer whose output is wanted."""
+
+
+def layer_outputs(
+    model: PreTrainedModel,
+    wanted: Sequence[int],
+    ids: Tensor,
+    positions: Tensor | None = None,
+    below: tuple[int, Any] | None = None,
+) -> list[Any]:
+    """What the decoder layers of these indices return; the model stops at the last of them, the highest.
+
+    ids, positions: [row, pos] int64, on the model's device. `below`: a number of layers and what the last of them
+    returned for these ids; they are not computed. No attention mask: padding lies behind every token that is kept.
+    Raises NotReached if the highest layer is not called.
+    """
+    layers = decoder_layers(model)
+    found: dict[int, Any] = {}
+
+    def keeping(index: int) -> Callable[[nn.Module, object, Any], None]:
+        def keep(_module: nn.Module, _inputs: object, output: Any) -> None:
+            found[index] = output
+            if index == wanted[-1]:
+                raise _Reached
+
+        return keep
+
+    given = {} if positions is None else {"position_ids": positions}
+    with ExitStack() as stack:
+        if below is not None:
+            for layer in layers[: below[0]]:
+                stack.enter_context(standing_in(layer, lambda *_, **__: below[1]))
+        for index in wanted:
+            stack.callback(layers[index].register_forward_hook(keeping(index)).remove)
+        with suppress(_Reached):
+            decoder(model)(input_ids=ids, use_cache=False, **given)
+    if missed := [index for index in wanted if index not in found]:
+        raise NotReached(f"{type(model).__name__} does not call its decoder layer {missed[0]} for a text")
+    return [found[index] for index in wanted]
+
+
+def stream(output: Any) -> Tensor:
+    """The residual stream in what a decoder layer returns: itself, or the first of several values."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+@contextmanager
+def standing_in(module: nn.Module, forward: Callable[..., Any]) -> Generator[None]:
+    """Calls of `module` call `forward` instead."""
+    own = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
+
+
+@contextmanager
+def in_float32(model: PreTrainedModel, layer: int) -> Generator[None]:
+    """The decoder layers up to `layer` compute in float32, so that rounding hides no difference.
+
+    Each call makes a float32 copy of its layer and drops it: memory for one layer more, whatever the model's size.
+    Quantised weights stay as they are, and so do layers that are float32 already. An attention that is compiled for
+    its data type gives way to plain attention, which has the same masks.
+    """
+    with ExitStack() as stack:
+        attention = model.config.get_text_config()._attn_implementation  # pyright: ignore[reportPrivateUsage]
+        if attention == BLOCK_SPARSE:
+            model.set_attn_implementation("eager")
+            stack.callback(model.set_attn_implementation, attention)
+        if getattr(model, "hf_quantizer", None) is None:
+            for each in decoder_layers(model)[: layer + 1]:
+                if any(tensor.dtype in (torch.bfloat16, torch.float16) for tensor in each.parameters()):
+                    stack.enter_context(standing_in(each, _wider(each)))
+        yield
+
+
+def _wider(layer: nn.Module) -> Callable[..., Any]:
+    own = layer.__dict__.get("forward")
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        wide = copy.deepcopy(layer).float()
+        if own is None:
+            del wide.forward
+        else:
+            wide.forward = own
+        return wide.forward(*_widened(args), **_widened(kwargs))  # Hooks are the layer's own, and run there.
+
+    return forward
+
+
+def _widened(value: Any) -> Any:
+    """Half-precision tensors of a nested value in float32."""
+    if isinstance(value, Tensor):
+        return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
+    if isinstance(value, Mapping):
+        return {key: _widened(each) for key, each in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(_widened(each) for each in value)
+    return value
