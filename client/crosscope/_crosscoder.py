@@ -1,7 +1,7 @@
 """A published crosscoder to ask: its latents, its examples, and what it makes of a prompt."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from crosscope import _decode, _html, _tables
 from crosscope._encoding import Encoding, Rank, TopLatents
@@ -157,10 +157,15 @@ class Crosscoder:
         turns: Turns | None = None,
         add_generation_prompt: bool = False,
         parse_control_tokens: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> Tokens:
         """The tokens of a prompt and their roles; runs no model."""
         prompt = build_prompt(
-            text, turns, add_generation_prompt=add_generation_prompt, parse_control_tokens=parse_control_tokens
+            text,
+            turns,
+            add_generation_prompt=add_generation_prompt,
+            parse_control_tokens=parse_control_tokens,
+            chat_template_kwargs=chat_template_kwargs,
         )
         request = prompts_pb2.TokenizeRequest(crosscoder=self.name, prompt=prompt)
         return _decode.tokens(self._transport.unary(self._prompts.Tokenize, request).tokens)
@@ -173,15 +178,21 @@ class Crosscoder:
         top_k: int | None = None,
         add_generation_prompt: bool = False,
         parse_control_tokens: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> Encoding:
         """The sparse code of every token of a text or a conversation.
 
         `top_k` keeps that many latents a token, the strongest; None keeps all that fire. `add_generation_prompt`
         appends the header of an assistant turn. `parse_control_tokens` reads control tokens that are typed in the
-        text ("<end_of_turn>") as control tokens.
+        text ("<end_of_turn>") as control tokens. `chat_template_kwargs` is what the chat template is told beside the
+        turns (enable_thinking, tools, documents, …), before what the recipe told it.
         """
         prompt = build_prompt(
-            text, turns, add_generation_prompt=add_generation_prompt, parse_control_tokens=parse_control_tokens
+            text,
+            turns,
+            add_generation_prompt=add_generation_prompt,
+            parse_control_tokens=parse_control_tokens,
+            chat_template_kwargs=chat_template_kwargs,
         )
         request = self._encode_request(prompt, top_k)
         return _decode.encoding(self._transport.unary(self._prompts.Encode, request), self.name)
@@ -199,6 +210,7 @@ class Crosscoder:
         top_k: int | None = None,
         add_generation_prompt: bool = False,
         parse_control_tokens: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         in_flight: int = 32,
         on_error: Literal["raise", "return"] = "raise",
     ) -> Iterator[Encoding | CrosscopeError]:
@@ -217,6 +229,7 @@ class Crosscoder:
                     turns,
                     add_generation_prompt=add_generation_prompt and turns is not None,
                     parse_control_tokens=parse_control_tokens,
+                    chat_template_kwargs=chat_template_kwargs if turns is not None else None,
                 )
                 yield self._encode_request(built, top_k)
 
@@ -240,6 +253,7 @@ class Crosscoder:
         tokens: slice | None = None,
         add_generation_prompt: bool = False,
         parse_control_tokens: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> TopLatents:
         """The latents that a prompt fires, ranked by max, sum, count or share_of_max.
 
@@ -249,7 +263,11 @@ class Crosscoder:
         if rank not in _RANKS:
             raise InvalidInput.of("rank", f"{rank!r} is no ranking; use one of {', '.join(_RANKS)}")
         prompt = build_prompt(
-            text, turns, add_generation_prompt=add_generation_prompt, parse_control_tokens=parse_control_tokens
+            text,
+            turns,
+            add_generation_prompt=add_generation_prompt,
+            parse_control_tokens=parse_control_tokens,
+            chat_template_kwargs=chat_template_kwargs,
         )
         request = prompts_pb2.TopLatentsRequest(
             crosscoder=self.name,

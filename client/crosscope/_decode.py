@@ -138,7 +138,7 @@ _ROLES = {role.value: role for role in TokenRole}
 def tokens(message: types_pb2.Tokens) -> types.Tokens:
     """A text's tokens; a role that this version does not know reads as plain text."""
     roles = tuple(_ROLES.get(number, TokenRole.TEXT) for number in message.roles)
-    return types.Tokens(tuple(message.ids), tuple(message.pieces), roles)
+    return types.Tokens(tuple(message.ids), tuple(message.pieces), roles, tuple(message.dropped_reasoning))
 
 
 def example(message: latents_pb2.Example) -> Example:

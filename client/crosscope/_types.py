@@ -67,6 +67,8 @@ class Tokens:
     ids: tuple[int, ...]
     pieces: tuple[str, ...]
     roles: tuple[TokenRole, ...]
+    dropped_reasoning: tuple[int, ...] = ()
+    """Turns whose reasoning the chat template does not print, or not as a whole."""
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -94,7 +94,7 @@ def test_agrees_with_a_plain_loop_on_random_codes():
     result = rank_latents(encoding(rows, roles), Rank.SUM, 100, TokenRange(3, 20, skip_template=True))
     totals: dict[int, list[float]] = {}
     for row, role in list(zip(rows, roles, strict=True))[3:20]:
-        if role not in (TokenRole.BOS, TokenRole.HEADER, TokenRole.TURN_END):
+        if role not in (TokenRole.BOS, TokenRole.HEADER, TokenRole.TURN_END, TokenRole.PAD):
             for latent, value in row:
                 totals.setdefault(latent, []).append(value)
     expected = sorted(totals, key=lambda latent: (-sum(totals[latent]), latent))

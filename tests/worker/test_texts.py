@@ -166,9 +166,9 @@ def test_broken_documents_are_named(read: Read, tmp_path: Path, line: str, messa
         ("hi", [], "line 1: column 'chat' holds str, not a list of turns"),
         ([{"role": "user"}], [], "line 1, turn 0: 'content' must be a text"),
         (
-            [{"role": "user", "content": "a"}, {"role": "tool", "content": "b"}],
+            [{"role": "user", "content": "a"}, {"role": "function", "content": "b"}],
             [],
-            "line 1: turn 1: the role is 'tool'",
+            "line 1: turn 1: the role is 'function'",
         ),
         ([], [], "line 1: the conversation is empty"),
         ([{"role": "user", "content": "a"}], [{"turn": 0}], "line 1: a tagged behaviour needs turn"),

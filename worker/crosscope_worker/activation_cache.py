@@ -35,7 +35,7 @@ from crosscope_worker.harvest import WINDOW_FORWARDS
 ACTIVATIONS = "activations"
 KEY = "key.json"
 COMPLETE = "complete.json"
-FORMAT = 2
+FORMAT = 3
 """Part of every key; to be raised when the same texts give other blocks, or a shard is laid out in another way."""
 GRACE_S = 3600.0
 """A half-written file of a dead attempt goes after this long."""

@@ -136,9 +136,10 @@ def _harvest_window(
 
 
 def policy_positions(text: Text, policy: TokenPolicy) -> np.ndarray:
-    """Positions that the policy keeps, ascending; outliers, which only activations tell, are among them."""
+    """Positions that the policy keeps, ascending, padding never; outliers, which activations tell, are among them."""
     positions = np.arange(policy.skip_first, len(text.ids))
-    return positions[text.roles[positions] != TokenRole.BOS] if policy.skip_bos else positions
+    left_out = [TokenRole.PAD, TokenRole.BOS] if policy.skip_bos else [TokenRole.PAD]
+    return positions[~np.isin(text.roles[positions], left_out)]
 
 
 def check_finite(

@@ -23,7 +23,7 @@ from crosscope_worker.pair_source import pair_hashes, resolve_pair
 from crosscope_worker.publish import Provenance, make_current, manifest_of, publish
 from crosscope_worker.sparse import launches_kernels
 from crosscope_worker.texts import Split, TextStream
-from crosscope_worker.tokens import TextTokenizer
+from crosscope_worker.tokens import TemplateSettings, TextTokenizer
 from crosscope_worker.work import Progress, Workspace, is_out_of_memory
 
 Recipe = CrosscoderRecipe | PublishedRecipe
@@ -67,7 +67,8 @@ class Material:
         activations = PairActivations(pair, recipe.layer)
         caches = isinstance(recipe, CrosscoderRecipe) and recipe.training.cache
         progress("load", 0.7, "hashing the models' files" + (" and the data" if caches else ""))
-        tokenizer = TextTokenizer(pair.tokenizer)
+        day = recipe.chat_template_date.isoformat() if recipe.chat_template_date else workspace.first_day()
+        tokenizer = TextTokenizer(pair.tokenizer, TemplateSettings.of_recipe(recipe_dict(recipe), day))
         material = cls(recipe, workspace, progress, pair, activations, tokenizer, pair_hashes(manifest))
         material.texts("held_out").check_held_out()
         return material
@@ -136,6 +137,7 @@ def _provenance(material: Material, trained: Trained, num_skipped: int = 0) -> P
         training_tokens=trained.tokens,
         skipped_texts=trained.num_skipped + num_skipped,
         job=material.workspace.folder.name,
+        chat_template_date=material.tokenizer.template.settings.date,
         hashes=material.hashes,
     )
 

@@ -57,6 +57,8 @@ class Provenance:
     skipped_texts: int = 0
     job: str = ""
     """Id of the job that publishes."""
+    chat_template_date: str = ""
+    """The day that the chat template printed, YYYY-MM-DD."""
     hashes: dict[str, str] | None = None
     """SHA-256 by name, for instance of the tokenizer and of both models; those of the written files are added."""
 
@@ -187,6 +189,7 @@ def manifest_of(name: str, crosscoder: Crosscoder, provenance: Provenance) -> Cr
         skipped_texts=provenance.skipped_texts,
         hashes=dict(provenance.hashes or {}),
         job=provenance.job,
+        chat_template_date=provenance.chat_template_date,
     )
 
 

@@ -35,8 +35,10 @@ def refused(turns: Sequence[Turn], message: str) -> str:
         return f"{message}; send plain text instead of a conversation"
     system = next((i for i, turn in enumerate(turns) if turn.role in ("system", "developer")), None)
     if system is not None and any(word in message.lower() for word in ("system", "developer")):
-        role = turns[system].role
-        return f"turn {system}: the chat template takes no {role} turn here ({message}); put its text into the first user turn"
+        return (
+            f"turn {system}: the chat template takes no {turns[system].role} turn here ({message}); "
+            "put its text into the first user turn"
+        )
     roles = [turn.role for turn in turns if turn.role != "system"]
     if not set(roles) <= {"user", "assistant"}:
         return f"the chat template refuses these turns: {message}"
