@@ -86,9 +86,7 @@ def build_prompt(
     prompt.conversation.turns.extend(_turns(turns))
     prompt.conversation.add_generation_prompt = with_header
     if chat_template_kwargs:
-        if not isinstance(chat_template_kwargs, Mapping):
-            raise InvalidInput.of("chat_template_kwargs", f"a mapping is needed, not {chat_template_kwargs!r:.80}")
-        prompt.conversation.chat_template_kwargs_json = _json(dict(chat_template_kwargs), "chat_template_kwargs")
+        prompt.conversation.chat_template_kwargs_json = _json(chat_template_kwargs, "chat_template_kwargs")
     return prompt
 
 

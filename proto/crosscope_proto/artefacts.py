@@ -13,7 +13,7 @@ Pure names: nothing here touches a disk. The worker writes what this module desc
           latents.parquet                           LATENT_COLUMNS, a row a latent, by id
           sequences.parquet                         SEQUENCE_COLUMNS, each text once, by id
           examples/part-NN.parquet                  EXAMPLE_COLUMNS, sorted by (latent, dataset, group, quantile, rank)
-      jobs/<id>/                                    recipe.yaml, checkpoints/, log.jsonl
+      jobs/<id>/                                    recipe.yaml, first-day, checkpoints/, log.jsonl
 """
 
 from dataclasses import dataclass, field

@@ -100,9 +100,9 @@ class ChatTemplate:
 
     def render(self, messages: Sequence[dict[str, Any]], add_generation_prompt: bool, kwargs: Mapping[str, Any]) -> str:
         """The text that is printed for messages and arguments. Raises TemplateRefusal with the template's own words."""
-        source, arguments = self.source(kwargs), dict(kwargs)
+        source, arguments = self.source(kwargs), dict[str, Any](kwargs)
         if self._dates and "strftime_now" in source:
-            source, arguments = _CLOCK + source, arguments | {_DATES: self._dates}
+            source, arguments[_DATES] = _CLOCK + source, self._dates
         arguments |= {"tokenize": False, "add_generation_prompt": add_generation_prompt, "chat_template": source}
         try:
             rendered = self._tokenizer.apply_chat_template(list(messages), **arguments)
