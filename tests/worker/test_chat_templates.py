@@ -190,14 +190,14 @@ def test_deepseek_drops_all_reasoning() -> None:
 
 
 def test_tools_as_json() -> None:
-    answer = Turn("tool", 'It says: "red\n\\o/"', name="look", tool_call_id="a1")
+    answer = Turn("tool", '\tIt says: "red\n\\o/"\n', name="look", tool_call_id="a1")
     calls = (CALL, {"function": {"name": "look", "arguments": '{"at": "it"}'}})
     both = 'look", "arguments": {"at": "the \\"red\\" fox", "n": 3}}, {"name": "look", "arguments": '
     both += '"{\\"at\\": \\"it\\"}"}]'
     found = said(templates.TOOLS, ASK, Turn("assistant", "", tool_calls=calls), answer, ANSWER)
     assert [run for run in found if run[0] in (A, T)] == [
         (A, both),
-        (T, 'It says: \\"red\\n\\\\o/\\"'),
+        (T, '\\tIt says: \\"red\\n\\\\o/\\"\\n'),
         (A, "It is a fox."),
     ]
 
@@ -275,6 +275,14 @@ def test_every_content_is_found_where_it_is_printed(texts: list[str], template: 
         if "think>" not in text and "<tool_response>" not in text and not (template == templates.TOOLS and turn % 2):
             low, high = found.content_spans[turn]
             assert "".join(tokenizer.pieces(found.ids[low:high])).strip() == text.strip()
+
+
+def test_long_conversations_are_found_too() -> None:
+    """Longer than there are private characters, with more white space at an end than that."""
+    turns = [Turn("user", "ab " * 40_000), Turn("assistant", "\n" * 70_000 + "c <s>" * 10), Turn("user", "d" * 70_000)]
+    tokenizer = tokenizer_with(templates.CHATML)
+    found = tokenizer.conversation(turns)
+    assert [high - low for low, high in found.content_spans] == [len(turn.content) for turn in turns]
 
 
 DAY = TemplateSettings(date="2026-03-05")

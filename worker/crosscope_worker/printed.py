@@ -24,8 +24,8 @@ from crosscope_worker.chat_template import Turn
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
-_FIRST, _NUM_PLACES = 0xF0000, 0xF000
-"""The private characters that stand for places; places behind the last begin anew."""
+_FIRST, _NUM_PLACES = 0xF0000, 0xFFFE
+"""The private characters that stand for places, those of one plane; behind the last they begin anew."""
 _TAGS = re.compile(r"<[^<>\s]{1,60}>|\[[^\[\]\s]{1,60}\]")
 _ESCAPED = r'["\\\x00-\x1f\x7f-\x9f]'
 THINKING = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
@@ -84,7 +84,10 @@ def places_in(
     `template` is its program; `render` prints the conversation with other texts in place of the sayings.
     """
     for tags_only, literal in ((True, False), (False, False), (False, True)):
-        marks = [_Mark(saying, _looked_for(template, tags_only), literal) for saying in sayings]
+        marks: list[_Mark] = []
+        for saying in sayings:
+            before = marks[-1].num_before + len(marks[-1].marked) if marks else 0
+            marks.append(_Mark(saying, _looked_for(template, tags_only), literal, before))
         found = _compare(printed, render([mark.text for mark in marks]), marks)
         if found is not None:
             return found
@@ -108,8 +111,12 @@ def _longest_first(names: set[str]) -> list[str]:
 class _Mark:
     """A saying without white space at its ends, as private characters."""
 
-    def __init__(self, saying: Saying, kept: re.Pattern[str], literal: bool) -> None:
-        """`literal`: a saying that is nothing but `kept` stays as it is; else it is marked whole."""
+    def __init__(self, saying: Saying, kept: re.Pattern[str], literal: bool, num_before: int) -> None:
+        """`literal`: a saying that is nothing but `kept` stays as it is; else it is marked whole.
+
+        `num_before`: private characters in the sayings before.
+        """
+        self.num_before = num_before
         self.saying = saying
         stripped = saying.text.strip() if saying.field != "call" else saying.text
         self.before = saying.text[: saying.text.find(stripped)] if stripped else ""
@@ -124,8 +131,10 @@ class _Mark:
         if is_kept.all() and not literal:
             is_kept = np.array([character.isspace() for character in stripped], bool)
             self.units = [(i, i + 1) for i in np.flatnonzero(is_kept).tolist()]
-        places = self.start + np.arange(len(stripped))
-        self.text = _text(np.where(is_kept, self.original, _FIRST + places % _NUM_PLACES))
+        self.marked = self.start + np.flatnonzero(~is_kept)
+        codes = self.original.copy()
+        codes[~is_kept] = _FIRST + (num_before + np.arange(len(self.marked))) % _NUM_PLACES
+        self.text = _text(codes)
 
 
 def _compare(printed: str, marked: str, marks: Sequence[_Mark]) -> Printed | None:
@@ -136,11 +145,13 @@ def _compare(printed: str, marked: str, marks: Sequence[_Mark]) -> Printed | Non
         said[mark.start : mark.start + len(mark.original)] = mark.original
     seen = _codes(marked)
     at = np.flatnonzero((seen >= _FIRST) & (seen < _FIRST + _NUM_PLACES))
-    places = seen[at] - _FIRST
-    if len(said) > _NUM_PLACES:
-        places = places + _NUM_PLACES * np.cumsum(np.diff(places, prepend=places[:1]) < 0)
-    if len(places) and places.max() >= len(said):
+    marked = np.concatenate([mark.marked for mark in marks])
+    numbers = seen[at] - _FIRST
+    if len(marked) > _NUM_PLACES:
+        numbers = numbers + _NUM_PLACES * np.cumsum(np.diff(numbers, prepend=numbers[:1]) < 0)
+    if len(numbers) and numbers.max() >= len(marked):
         return None
+    places = marked[numbers]
     labels = np.full(len(seen), -1, np.int64)
     labels[at] = places
     plain = seen.copy()
@@ -230,23 +241,24 @@ def _with_ends(printed: str, plain: str, labels: Ints, marks: Sequence[_Mark]) -
         ended, begun, rest = last_at.get(cut), first_at.get(cut), plain[cut:following]
         after, before = ended.after if ended else "", begun.before if begun else ""
         for tail, head in itertools.product(_kept(after, str.rstrip), _kept(before, str.lstrip)):
-            if printed.startswith(after[:tail] + before[len(before) - head :] + rest, at):
+            if printed.startswith(tail + head + rest, at):
                 break
         else:
             return None
         if ended:
             behind = ended.start + len(ended.original)
-            result.append(np.arange(behind, behind + tail))
+            result.append(behind + np.minimum(np.arange(len(tail)), len(after) - 1))
         if begun:
-            result.append(np.arange(begun.start - head, begun.start))
+            result.append(begun.start - 1 - np.minimum(np.arange(len(head)), len(before) - 1)[::-1])
         result.append(labels[cut:following])
-        at += tail + head + len(rest)
+        at += len(tail + head + rest)
     return Printed(printed, np.concatenate(result)) if at == len(printed) else None
 
 
-def _kept(space: str, strip: Callable[[str, str], str]) -> list[int]:
-    """How much of white space at an end a template may print, most first."""
-    return sorted({len(space), len(strip(space, "\n")), len(strip(space, " ")), 0}, reverse=True)
+def _kept(space: str, strip: Callable[[str, str], str]) -> list[str]:
+    """What a template may print of white space at an end, most first."""
+    escaped = json.dumps(space, ensure_ascii=False)[1:-1]
+    return sorted({space, strip(space, "\n"), strip(space, " "), escaped, ""}, key=len, reverse=True)
 
 
 def saying_roles(sayings: Sequence[Saying], turns: Sequence[Turn]) -> NDArray[np.uint8]:
