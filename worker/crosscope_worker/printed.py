@@ -145,13 +145,13 @@ def _compare(printed: str, marked: str, marks: Sequence[_Mark]) -> Printed | Non
         said[mark.start : mark.start + len(mark.original)] = mark.original
     seen = _codes(marked)
     at = np.flatnonzero((seen >= _FIRST) & (seen < _FIRST + _NUM_PLACES))
-    marked = np.concatenate([mark.marked for mark in marks])
+    known = np.concatenate([mark.marked for mark in marks])
     numbers = seen[at] - _FIRST
-    if len(marked) > _NUM_PLACES:
+    if len(known) > _NUM_PLACES:
         numbers = numbers + _NUM_PLACES * np.cumsum(np.diff(numbers, prepend=numbers[:1]) < 0)
-    if len(numbers) and numbers.max() >= len(marked):
+    if len(numbers) and numbers.max() >= len(known):
         return None
-    places = marked[numbers]
+    places = known[numbers]
     labels = np.full(len(seen), -1, np.int64)
     labels[at] = places
     plain = seen.copy()
