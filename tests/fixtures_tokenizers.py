@@ -69,6 +69,7 @@ def bert(tokenizer: Tokenizer) -> None:
 
 def _trained(kind: str, shape: Callable[[Tokenizer], None]) -> Tokenizer:
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    falls_back = kind in ("byte-fallback", "characters")
     if kind == "unigram":
         tokenizer = Tokenizer(models.Unigram())
         trainer = trainers.UnigramTrainer(vocab_size=150, special_tokens=list(CONTROL), unk_token="<unk>", **_quiet())
@@ -76,11 +77,15 @@ def _trained(kind: str, shape: Callable[[Tokenizer], None]) -> Tokenizer:
         tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))
         trainer = trainers.WordPieceTrainer(vocab_size=150, special_tokens=list(CONTROL), **_quiet())
     else:
-        tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=kind == "byte-fallback", fuse_unk=True))
-        more = bytes_ if kind == "byte-fallback" else []
+        tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=falls_back, fuse_unk=True))
+        more = bytes_ if falls_back else []
         alphabet = pre_tokenizers.ByteLevel.alphabet() if kind == "byte-level" else []
+        size = 1 if kind == "characters" else 460
         trainer = trainers.BpeTrainer(
-            vocab_size=460, special_tokens=[*CONTROL, *more], initial_alphabet=alphabet, **_quiet()
+            vocab_size=size,
+            special_tokens=[*CONTROL, *more],
+            initial_alphabet=alphabet,
+            **_quiet(),
         )
     shape(tokenizer)
     tokenizer.train_from_iterator(SENTENCES * 3, trainer)
@@ -101,6 +106,7 @@ KINDS: dict[str, tuple[str, Callable[[Tokenizer], None]]] = {
     "byte-level": ("byte-level", byte_level),
     "byte-level with space": ("byte-level", byte_level_with_space),
     "byte-fallback": ("byte-fallback", marked_spaces),
+    "characters": ("characters", marked_spaces),
     "byte-fallback prepended": ("byte-fallback", prepended),
     "wordpiece": ("wordpiece", bert),
     **{f"byte-fallback {scheme}": ("byte-fallback", metaspace(scheme)) for scheme in SCHEMES},

@@ -1,7 +1,7 @@
 """A published crosscoder to ask: its latents, its examples, and what it makes of a prompt."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from crosscope import _decode, _html, _tables
 from crosscope._encoding import Encoding, Rank, TopLatents
@@ -198,10 +198,15 @@ class Crosscoder:
         turns: Turns | None = None,
         add_generation_prompt: bool = False,
         parse_control_tokens: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> Tokens:
         """The tokens of a prompt and their roles; runs no model."""
         prompt = build_prompt(
-            text, turns, add_generation_prompt=add_generation_prompt, parse_control_tokens=parse_control_tokens
+            text,
+            turns,
+            add_generation_prompt=add_generation_prompt,
+            parse_control_tokens=parse_control_tokens,
+            chat_template_kwargs=chat_template_kwargs,
         )
         request = prompts_pb2.TokenizeRequest(crosscoder=self.name, version_id=self._version, prompt=prompt)
         reply = self._transport.unary(self._prompts.Tokenize, request)
@@ -216,15 +221,21 @@ class Crosscoder:
         top_k: int | None = None,
         add_generation_prompt: bool = False,
         parse_control_tokens: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> Encoding:
         """The sparse code of every token of a text or a conversation.
 
         `top_k` keeps that many latents a token, the strongest; None keeps all that fire. `add_generation_prompt`
         appends the header of an assistant turn. `parse_control_tokens` reads control tokens that are typed in the
-        text ("<end_of_turn>") as control tokens.
+        text ("<end_of_turn>") as control tokens. `chat_template_kwargs` is what the chat template is told beside the
+        turns (enable_thinking, tools, documents, …), before what the recipe told it.
         """
         prompt = build_prompt(
-            text, turns, add_generation_prompt=add_generation_prompt, parse_control_tokens=parse_control_tokens
+            text,
+            turns,
+            add_generation_prompt=add_generation_prompt,
+            parse_control_tokens=parse_control_tokens,
+            chat_template_kwargs=chat_template_kwargs,
         )
         request = self._encode_request(prompt, top_k)
         reply = self._transport.unary(self._prompts.Encode, request)
@@ -244,6 +255,7 @@ class Crosscoder:
         top_k: int | None = None,
         add_generation_prompt: bool = False,
         parse_control_tokens: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         in_flight: int = 32,
         on_error: Literal["raise", "return"] = "raise",
     ) -> Iterator[Encoding | CrosscopeError]:
@@ -262,6 +274,7 @@ class Crosscoder:
                     turns,
                     add_generation_prompt=add_generation_prompt and turns is not None,
                     parse_control_tokens=parse_control_tokens,
+                    chat_template_kwargs=chat_template_kwargs if turns is not None else None,
                 )
                 yield self._encode_request(built, top_k)
 
@@ -287,6 +300,7 @@ class Crosscoder:
         tokens: slice | None = None,
         add_generation_prompt: bool = False,
         parse_control_tokens: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> TopLatents:
         """The latents that a prompt fires, ranked by max, sum, count or share_of_max.
 
@@ -299,7 +313,11 @@ class Crosscoder:
         if rank not in _RANKS:
             raise InvalidInput.of("rank", f"{rank!r} is no ranking; use one of {', '.join(_RANKS)}")
         prompt = build_prompt(
-            text, turns, add_generation_prompt=add_generation_prompt, parse_control_tokens=parse_control_tokens
+            text,
+            turns,
+            add_generation_prompt=add_generation_prompt,
+            parse_control_tokens=parse_control_tokens,
+            chat_template_kwargs=chat_template_kwargs,
         )
         request = prompts_pb2.TopLatentsRequest(
             crosscoder=self.name,
@@ -325,9 +343,7 @@ class Crosscoder:
         ends = {"start": tokens.start, "stop": tokens.stop}
         given = {name: check_whole(end, f"tokens.{name}") for name, end in ends.items() if end is not None}
         if any(end < 0 for end in given.values()):
-            asked = prompts_pb2.TokenizeRequest(
-                crosscoder=self.name, version_id=self._version, prompt=request.prompt
-            )
+            asked = prompts_pb2.TokenizeRequest(crosscoder=self.name, version_id=self._version, prompt=request.prompt)
             num_tokens = len(self._transport.unary(self._prompts.Tokenize, asked).tokens.ids)
             given = {name: max(0, end + num_tokens) if end < 0 else end for name, end in given.items()}
         if "start" in given:

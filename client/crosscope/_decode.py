@@ -169,7 +169,8 @@ def tokens(message: types_pb2.Tokens) -> types.Tokens:
     """
     roles = tuple(_ROLES.get(number, TokenRole.TEXT) for number in message.roles)
     left_out = tuple(_LEFT_OUT.get(number, LeftOut.NORM) for number in message.left_out)
-    return types.Tokens(tuple(message.ids), tuple(message.pieces), roles, left_out)
+    dropped = tuple(message.dropped_reasoning)
+    return types.Tokens(tuple(message.ids), tuple(message.pieces), roles, left_out, dropped)
 
 
 def example(message: latents_pb2.Example) -> Example:

@@ -1,13 +1,17 @@
 """What the caller typed to a checked Prompt message. Finds what cannot travel; the limits are the server's."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from crosscope._errors import InvalidInput
 from crosscope_proto.v1 import types_pb2 as pb
 
-Turns = Sequence[Mapping[str, str]]
-"""Turns of a conversation: {"role": "user", "content": "…"}."""
+Turns = Sequence[Mapping[str, Any]]
+"""Turns of a conversation: {"role": "user", "content": "…"}, where need be with reasoning (or reasoning_content),
+tool_calls, name or tool_call_id, as chat templates read them."""
+_TURN_KEYS = frozenset({"role", "content", "reasoning", "reasoning_content", "tool_calls", "name", "tool_call_id"})
 
 _UINT32 = 2**32 - 1
 
@@ -64,7 +68,12 @@ def check_flag(value: object, field: str) -> bool:
 
 
 def build_prompt(
-    text: str | None, turns: Turns | None, *, add_generation_prompt: bool = False, parse_control_tokens: bool = False
+    text: str | None,
+    turns: Turns | None,
+    *,
+    add_generation_prompt: bool = False,
+    parse_control_tokens: bool = False,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> pb.Prompt:
     """The prompt of a call: a text or turns, exactly one of them. Raises InvalidInput."""
     if (text is None) == (turns is None):
@@ -74,10 +83,14 @@ def build_prompt(
     if text is not None:
         if with_header:
             raise InvalidInput.of("add_generation_prompt", "goes with turns, not with a plain text")
+        if chat_template_kwargs:
+            raise InvalidInput.of("chat_template_kwargs", "go with turns, not with a plain text")
         prompt.text = _not_empty(check_text(text, "text"))
         return prompt
     prompt.conversation.turns.extend(_turns(turns))
     prompt.conversation.add_generation_prompt = with_header
+    if chat_template_kwargs:
+        prompt.conversation.chat_template_kwargs_json = _json(chat_template_kwargs, "chat_template_kwargs")
     return prompt
 
 
@@ -92,10 +105,32 @@ def _turns(turns: object) -> list[pb.Turn]:
         raise InvalidInput.of("turns", f'a list of {{"role": …, "content": …}} is needed, not {type(turns).__name__}')
     built: list[pb.Turn] = []
     for i, turn in enumerate(turns):
-        if not isinstance(turn, Mapping) or set(turn) != {"role", "content"}:
-            raise InvalidInput.of(f"turns[{i}]", f"needs the keys role and content and no others, but is {turn!r:.80}")
-        role = check_text(turn["role"], f"turns[{i}].role")
-        built.append(pb.Turn(role=role, content=check_text(turn["content"], f"turns[{i}].content")))
+        built.append(_turn(turn, f"turns[{i}]"))
     if not built:
         raise InvalidInput.of("turns", "is empty; give at least one turn")
     return built
+
+
+def _turn(turn: object, field: str) -> pb.Turn:
+    if not isinstance(turn, Mapping) or not {"role", "content"} <= set(turn) <= _TURN_KEYS:
+        more = ", ".join(sorted(_TURN_KEYS - {"role", "content"}))
+        raise InvalidInput.of(field, f"needs the keys role and content, and may have {more}, but is {turn!r:.80}")
+    said = {key: check_text(turn[key], f"{field}.{key}") for key in turn if key != "tool_calls"}
+    reasoning = said.pop("reasoning_content", "")
+    built = pb.Turn(**{"reasoning": reasoning, **said})
+    if calls := turn.get("tool_calls"):
+        built.tool_calls_json = _json(calls, f"{field}.tool_calls")
+    return built
+
+
+def _json(value: object, field: str) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, default=_plain)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInput.of(field, f"must be what JSON can say: {error}") from None
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} is no JSON value")

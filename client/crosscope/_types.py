@@ -71,6 +71,8 @@ class Tokens:
     roles: tuple[TokenRole, ...]
     left_out: tuple[LeftOut, ...] = ()
     """Why training left out tokens like these, LeftOut.KEPT (0) where it did not. Of encoded prompts; else empty."""
+    dropped_reasoning: tuple[int, ...] = ()
+    """Turns whose reasoning the chat template does not print, or not as a whole."""
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -13,7 +13,7 @@ Pure names: nothing here touches a disk. The worker writes what this module desc
           latents.parquet                           LATENT_COLUMNS, a row a latent, by id
           sequences.parquet                         SEQUENCE_COLUMNS, each text once, by id
           examples/part-NN.parquet                  EXAMPLE_COLUMNS, sorted by (latent, dataset, group, quantile, rank)
-      jobs/<id>/                                    recipe.yaml, checkpoints/, log.jsonl
+      jobs/<id>/                                    recipe.yaml, first-day, checkpoints/, log.jsonl
 """
 
 from dataclasses import dataclass, field
@@ -204,7 +204,7 @@ LATENT_COLUMNS: tuple[Column, ...] = (
     Column("base_uselessness_ls", "float32", "joint non-negative least squares (math §5); NaN outside its set"),
     Column("base_uselessness_single", "float32", "of this latent alone (math §5); NaN if it never fired"),
     Column("template_share", "float32", "share of activation mass on BOS, role headers and turn ends"),
-    Column("role_shares", "list<float32>", "share of activation mass by TokenRole, 8 values"),
+    Column("role_shares", "list<float32>", "share of activation mass, indexed by TokenRole (8 values in older files)"),
     Column("dataset_shares", "list<float32>", "share of activation mass by data set, in the manifest's order"),
     Column("histogram", "list<uint32>", "active tokens by scaled activation, in the manifest's histogram_edges"),
     Column("top_tokens", "list<string>", "tokens at the peaks of the strongest examples, most frequent first"),
@@ -351,6 +351,8 @@ class CrosscoderManifest:
     """What was assumed, or left out, when someone else's crosscoder was read; a sentence each."""
     unavailable: dict[str, str] = field(default_factory=dict)
     """Why something was not measured, by its name: for instance "logit_lens_chat"."""
+    chat_template_date: str = ""
+    """The day that the chat template printed, YYYY-MM-DD; "": that of each run, as earlier versions had it."""
     job: str = ""
     """Id of the job that published it, so that a job that is run again publishes nothing twice."""
     created_at: float = 0.0

@@ -15,10 +15,12 @@ from crosscope_proto.specs import (
     AnalysisSpec,
     CrosscoderSpec,
     DataSpec,
+    Day,
     Name,
     PairSpec,
     Positive,
     Seed,
+    TemplateKwargs,
     TokenPolicy,
     TrainingSpec,
 )
@@ -58,6 +60,11 @@ class CrosscoderRecipe:
     tokens: TokenPolicy = TokenPolicy()
     training: TrainingSpec = TrainingSpec()
     analysis: AnalysisSpec = AnalysisSpec()
+    chat_template_date: Day | None = None
+    """The day that a chat template prints, YYYY-MM-DD; null: the day of the job's first attempt. Recorded with the
+    crosscoder, whose prompts have it too."""
+    chat_template_kwargs: TemplateKwargs = Field(default_factory=dict)
+    """What the chat template is told beside the turns: enable_thinking, tools, documents, …"""
 
     @model_validator(mode="after")
     def _k_start(self) -> Self:
@@ -116,6 +123,10 @@ class PublishedRecipe:
     tokens: TokenPolicy = TokenPolicy()
     """Only held-out texts are read: every `held_out_every`-th."""
     analysis: AnalysisSpec = AnalysisSpec()
+    chat_template_date: Day | None = None
+    """As in a recipe of kind crosscoder."""
+    chat_template_kwargs: TemplateKwargs = Field(default_factory=dict)
+    """As in a recipe of kind crosscoder."""
 
     @model_validator(mode="after")
     def _one_model_has_nothing_to_swap(self) -> Self:

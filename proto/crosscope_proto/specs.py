@@ -3,12 +3,23 @@
 Knows nothing about torch or files: paths are strings. Every field changes what is made.
 """
 
-from typing import Annotated, Literal, Self
+import datetime
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    Tag,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass
 
 from crosscope_proto.artefacts import NAME_PATTERN
+from crosscope_proto.template_kwargs import check_template_kwargs
 
 STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -50,6 +61,28 @@ def _chat_kind(value: object) -> str:
 ChatModel = Annotated[
     Annotated[str, Tag("str")] | Annotated[AdapterSpec, Tag("AdapterSpec")], Discriminator(_chat_kind)
 ]
+
+
+def _day(value: object) -> object:
+    """YAML reads 2026-01-31 as a date of its own; a text is one too."""
+    if isinstance(value, str):
+        try:
+            return datetime.date.fromisoformat(value)
+        except ValueError as error:
+            raise ValueError(f"must be a day YYYY-MM-DD, but is {value[:40]!r}") from error
+    if isinstance(value, datetime.datetime) or not isinstance(value, datetime.date | None):
+        raise ValueError(f"must be a day YYYY-MM-DD, but is {str(value)[:40]}")
+    return value
+
+
+def _checked(kwargs: dict[str, Any]) -> dict[str, Any]:
+    check_template_kwargs(kwargs)
+    return kwargs
+
+
+Day = Annotated[datetime.date, BeforeValidator(_day)]
+TemplateKwargs = Annotated[dict[str, JsonValue], AfterValidator(_checked)]
+"""Arguments of a chat template by name: enable_thinking, tools, documents, …"""
 
 
 @dataclass(config=STRICT)
@@ -171,7 +204,8 @@ class TokenPolicy:
     max_length: Annotated[int, Field(ge=2, le=8192)] = 1024
     """Texts are cut to this many tokens, or to what both models can read if that is less."""
     skip_bos: bool = True
-    """Leave out BOS tokens, whose activation norm is an outlier; to keep them takes max_norm_ratio: null too."""
+    """Leave out BOS tokens, whose activation norm is an outlier, wherever they stand; to keep them takes
+    max_norm_ratio: null too. Padding is always left out."""
     skip_first: Natural = 0
     """Leave out the first n tokens of every text, BOS counted."""
     max_norm_ratio: Positive | None = 10.0

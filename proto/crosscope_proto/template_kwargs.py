@@ -41,7 +41,7 @@ def parse_template_kwargs(text: str) -> dict[str, Any]:
 
 
 def parse_tool_calls(text: str) -> list[dict[str, Any]]:
-    """The calls that a JSON list of objects holds; none for an empty text. Raises ValueError that says what is wrong."""
+    """The calls in a JSON list of objects; none for an empty text. Raises ValueError that says what is wrong."""
     calls = _parse(text or "[]")
     if not isinstance(calls, list):
         raise ValueError(f"must be a JSON list of objects, but is {text[:80]}")

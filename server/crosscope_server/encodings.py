@@ -5,7 +5,7 @@ Knows nothing about who computes a code or who asks for it.
 
 import json
 import zlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -21,6 +21,10 @@ class Turn:
 
     role: str
     content: str
+    reasoning: str = ""
+    tool_calls_json: str = ""
+    name: str = ""
+    tool_call_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,11 @@ class Prompt:
     turns: tuple[Turn, ...] = ()
     add_generation_prompt: bool = False
     parse_control_tokens: bool = False
+    chat_template_kwargs_json: str = ""
 
     def canonical(self) -> bytes:
         """The same bytes for the same prompt, whatever the client's protobuf library."""
-        turns = [[turn.role, turn.content] for turn in self.turns]
-        content = [self.text, turns, self.add_generation_prompt, self.parse_control_tokens]
-        return json.dumps(content, separators=(",", ":")).encode()
+        return json.dumps(asdict(self), separators=(",", ":"), sort_keys=True).encode()
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,11 @@ def prompt_message(prompt: Prompt) -> types_pb2.Prompt:
     """A prompt as workers read it."""
     if prompt.text is not None:
         return types_pb2.Prompt(text=prompt.text, parse_control_tokens=prompt.parse_control_tokens)
-    turns = [types_pb2.Turn(role=turn.role, content=turn.content) for turn in prompt.turns]
-    conversation = types_pb2.Conversation(turns=turns, add_generation_prompt=prompt.add_generation_prompt)
+    conversation = types_pb2.Conversation(
+        turns=[types_pb2.Turn(**asdict(turn)) for turn in prompt.turns],
+        add_generation_prompt=prompt.add_generation_prompt,
+        chat_template_kwargs_json=prompt.chat_template_kwargs_json,
+    )
     return types_pb2.Prompt(conversation=conversation, parse_control_tokens=prompt.parse_control_tokens)
 
 

@@ -4,11 +4,12 @@ Knows nothing about protobuf's public messages or about ranking.
 """
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
 from crosscope_proto.keys import ENCODE_TTL_S, encode_key
+from crosscope_proto.template_kwargs import parse_template_kwargs, parse_tool_calls
 from crosscope_proto.v1 import types_pb2
 from crosscope_proto.worker.v1 import inference_pb2
 from crosscope_server.cache import Cache
@@ -27,7 +28,7 @@ from crosscope_server.workers import Workers
 T = TypeVar("T")
 
 MAX_PROMPT_BYTES = 1_048_576
-"""UTF-8 bytes of all turns of a conversation."""
+"""UTF-8 bytes of what all turns of a conversation say."""
 _METHOD = "encode-2"
 """Names what is cached; the number rises when a reply says more, so that older ones are computed again."""
 _MAX_WAIT_S = 120.0
@@ -143,10 +144,18 @@ def check_prompt(prompt: Prompt) -> None:
     """Raises InvalidRequest for what the rules in the .proto cannot say."""
     field = "prompt.conversation.turns"
     for i, turn in enumerate(prompt.turns):
-        if turn.role == "system" and i > 0:
-            sentence = f"turn {i} is a system turn, but only the first turn, 0, may be one"
-            raise InvalidRequest([Violation(f"{field}[{i}].role", sentence)])
-    size_bytes = sum(len(turn.content.encode()) for turn in prompt.turns)
+        _check_json(f"{field}[{i}].tool_calls_json", parse_tool_calls, turn.tool_calls_json)
+    _check_json(
+        "prompt.conversation.chat_template_kwargs_json", parse_template_kwargs, prompt.chat_template_kwargs_json
+    )
+    size_bytes = sum(len((turn.content + turn.reasoning + turn.tool_calls_json).encode()) for turn in prompt.turns)
     if size_bytes > MAX_PROMPT_BYTES:
         sentence = f"the turns have {size_bytes} bytes of text, but may have at most {MAX_PROMPT_BYTES}"
         raise InvalidRequest([Violation(field, sentence)])
+
+
+def _check_json(field: str, parse: Callable[[str], object], text: str) -> None:
+    try:
+        parse(text)
+    except ValueError as error:
+        raise InvalidRequest([Violation(field, str(error))]) from error

@@ -90,7 +90,8 @@ class ScriptedPrompts(prompts_pb2_grpc.PromptsServicer):
         text = prompt.text or "".join(turn.content for turn in prompt.conversation.turns)
         pieces = ["<bos>", *text]
         roles: list[Any] = [TokenRole.BOS.value, *[TokenRole.TEXT.value] * len(text)]
-        return types_pb2.Tokens(ids=range(len(pieces)), pieces=pieces, roles=roles)
+        thought = [i for i, turn in enumerate(prompt.conversation.turns) if "</think>" in turn.content]
+        return types_pb2.Tokens(ids=range(len(pieces)), pieces=pieces, roles=roles, dropped_reasoning=thought)
 
     def encode(self, request: prompts_pb2.EncodeRequest) -> prompts_pb2.EncodeResponse:
         tokens = self.tokens(request.prompt)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -199,6 +200,20 @@ def test_ranges_and_tokens_that_were_left_out(online: Client, online_address: st
         assert b"range" in done.stderr
     done = process("encode", "demo", "ab!", address=online_address)
     assert b"text, left out: norm" in done.stdout.splitlines()[-1]
+
+
+def test_what_a_template_is_told_and_drops(scripted: Client, prompts: Any) -> None:
+    turns = ("--turn", "user:hi", "--turn", "assistant:<think>a</think>b")
+    for command in ("tokenize", "encode", "top"):
+        told = ("--template-kwargs", '{"enable_thinking": false}')
+        done = process(command, "demo", *turns, *told, address=scripted.address)
+        assert done.returncode == 0
+        assert b"does not print the reasoning of turn 1" in done.stderr
+        conversation = prompts.last.prompt.conversation
+        assert json.loads(conversation.chat_template_kwargs_json) == {"enable_thinking": False}
+    done = process("tokenize", "demo", *turns, "--template-kwargs", "{no}", address=scripted.address)
+    assert done.returncode == 2
+    assert b"--template-kwargs is not JSON" in done.stderr
 
 
 def test_a_reader_that_goes_away(server_address: str) -> None:

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,7 +57,7 @@ def test_text_and_turns() -> None:
         (None, "hi", "turns"),
         (None, {"role": "user", "content": "hi"}, "turns"),
         (None, [{"role": "user"}], "turns[0]"),
-        (None, [{"role": "user", "content": "hi", "name": "x"}], "turns[0]"),
+        (None, [{"role": "user", "content": "hi", "weight": 1}], "turns[0]"),
         (None, [{"role": "user", "content": "hi"}, "hi"], "turns[1]"),
         (None, [{"role": "user", "content": None}], "turns[0].content"),
         (None, [{"role": "user", "content": "\ud83d"}], "turns[0].content"),
@@ -79,3 +81,20 @@ def test_flags_are_true_or_false(flag: object) -> None:
         build_prompt("hi", None, parse_control_tokens=flag)  # pyright: ignore[reportArgumentType]
     with pytest.raises(InvalidInput, match="add_generation_prompt: must be True or False"):
         build_prompt(None, turns, add_generation_prompt=flag)  # pyright: ignore[reportArgumentType]
+
+
+def test_what_templates_read_beside_role_and_content() -> None:
+    call = {"type": "function", "function": {"name": "look", "arguments": {"at": "é"}}}
+    turns = [
+        {"role": "assistant", "content": "", "reasoning_content": "hm", "tool_calls": [call]},
+        {"role": "tool", "content": "a fox", "name": "look", "tool_call_id": "a1"},
+    ]
+    conversation = build_prompt(None, turns, chat_template_kwargs={"tools": [call]}).conversation
+    said, answer = conversation.turns
+    assert (said.reasoning, json.loads(said.tool_calls_json)) == ("hm", [call])
+    assert (answer.name, answer.tool_call_id) == ("look", "a1")
+    assert json.loads(conversation.chat_template_kwargs_json) == {"tools": [call]}
+    with pytest.raises(InvalidInput, match="must be what JSON can say"):
+        build_prompt(None, turns, chat_template_kwargs={"tools": {1, 2}})
+    with pytest.raises(InvalidInput, match="go with turns"):
+        build_prompt("a", None, chat_template_kwargs={"tools": []})

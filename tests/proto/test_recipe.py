@@ -1,10 +1,11 @@
 """Recipes that contradict themselves are refused with a sentence that names the field and its limit."""
 
+import json
 from typing import Any
 
 import pytest
 
-from crosscope_proto.recipe import RecipeError, parse_recipe
+from crosscope_proto.recipe import RecipeError, parse_recipe, recipe_dict
 
 RECIPE = (
     "{{kind: crosscoder, name: a, layer: 1, pair: {{name: p}}, data: [{data}], "
@@ -113,3 +114,30 @@ def test_half_a_pair_is_refused(given: str) -> None:
             f"{{kind: crosscoder, name: a, layer: 1, pair: {document}, "
             "crosscoder: {variant: l1, num_latents: 8, mu: 1}, data: [{name: w, source: text, path: x}]}"
         )
+
+
+TOLD = "kind: {kind}\nname: a\nlayer: 1\npair: {{name: p}}\ndata: [{{name: web, source: text, path: x}}]\n{more}"
+KINDS = {"crosscoder": "crosscoder: {variant: batch_topk, num_latents: 8, k: 2}\n", "published": "path: x\n"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_chat_template_is_told(kind: str) -> None:
+    def parsed(more: str) -> dict[str, Any]:
+        return recipe_dict(parse_recipe(TOLD.format(kind=kind, more=KINDS[kind] + more)))
+
+    assert (parsed("")["chat_template_date"], parsed("")["chat_template_kwargs"]) == (None, {})
+    for written in ("2026-03-05", '"2026-03-05"'):
+        assert parsed(f"chat_template_date: {written}")["chat_template_date"] == "2026-03-05"
+    for wrong in ("5", "5.5", "true", "2026-03-05 10:00:00", '"2026-3-5"', '"x"', "[1]"):
+        with pytest.raises(RecipeError, match="chat_template_date: must be a day YYYY-MM-DD, but is"):
+            parsed(f"chat_template_date: {wrong}")
+    kwargs = {"enable_thinking": False, "tools": [{"name": "look", "parameters": {"n": None}}]}
+    assert parsed(f"chat_template_kwargs: {json.dumps(kwargs)}")["chat_template_kwargs"] == kwargs
+    for wrong, says in (
+        ("{tokenize: true}", "chat_template_kwargs: 'tokenize' is not for a chat template"),
+        ("{documents: x}", "chat_template_kwargs: 'documents' must be a list of objects"),
+        ("{day: 2026-03-05}", "chat_template_kwargs.day: .*JSON"),
+        ("[1]", "chat_template_kwargs: .*dictionary"),
+    ):
+        with pytest.raises(RecipeError, match=says):
+            parsed(f"chat_template_kwargs: {wrong}")

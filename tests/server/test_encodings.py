@@ -1,3 +1,5 @@
+from dataclasses import fields, replace
+
 import numpy as np
 import pytest
 from fixtures_server import packed_code
@@ -6,7 +8,16 @@ from hypothesis import strategies as st
 
 from crosscope_proto.v1 import types_pb2
 from crosscope_proto.worker.v1 import inference_pb2
-from crosscope_server.encodings import Encoding, Prompt, Turn, pack_encoding, read_encoding, unpack_encoding
+from crosscope_server.encodings import (
+    Encoding,
+    Prompt,
+    Turn,
+    pack_encoding,
+    prompt_message,
+    read_encoding,
+    unpack_encoding,
+)
+from crosscope_server.services import decode
 
 
 def encoding(counts: list[int]) -> Encoding:
@@ -80,3 +91,15 @@ def test_prompts_that_differ_have_other_canonical_bytes():
     ]
     assert len({prompt.canonical() for prompt in prompts}) == len(prompts)
     assert Prompt("ä").canonical() == Prompt("ä").canonical()
+
+
+def test_every_field_of_a_prompt_reaches_the_worker_and_the_cache_key():
+    turn = Turn("assistant", "a", "b", '[{"name": "c"}]', "d", "e")
+    prompt = Prompt(None, (turn,), True, True, '{"f": 1}')
+    message = prompt_message(prompt)
+    assert decode.prompt(types_pb2.Prompt.FromString(message.SerializeToString())) == prompt
+    for part, whole in ((turn, lambda changed: replace(prompt, turns=(changed,))), (prompt, lambda changed: changed)):
+        for field in fields(part):
+            value = getattr(part, field.name)
+            other = (not value) if isinstance(value, bool) else () if isinstance(value, tuple) else f"{value}x"
+            assert whole(replace(part, **{field.name: other})).canonical() != prompt.canonical(), field.name

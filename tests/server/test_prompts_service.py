@@ -24,6 +24,12 @@ def turns(*pairs: tuple[str, str]) -> types_pb2.Prompt:
     return types_pb2.Prompt(conversation=types_pb2.Conversation(turns=messages))
 
 
+def told(kwargs: str, **turn: str) -> types_pb2.Prompt:
+    """A turn, and what the template is told."""
+    messages = [types_pb2.Turn(role="assistant", content="x", **turn)]
+    return types_pb2.Prompt(conversation=types_pb2.Conversation(turns=messages, chat_template_kwargs_json=kwargs))
+
+
 def encode(value: str, **fields) -> prompts_pb2.EncodeRequest:
     return prompts_pb2.EncodeRequest(crosscoder="demo", prompt=text(value), **fields)
 
@@ -120,9 +126,24 @@ async def test_control_characters_and_whitespace_are_text(online, running_worker
         ),
         (prompts_pb2.EncodeRequest(crosscoder="demo", prompt=turns()), "prompt.conversation.turns", "but is 0 items"),
         (
-            prompts_pb2.EncodeRequest(crosscoder="demo", prompt=turns(("system", "x"), ("system", "y"))),
-            "prompt.conversation.turns[1].role",
-            "turn 1 is a system turn, but only the first turn, 0, may be one",
+            prompts_pb2.EncodeRequest(crosscoder="demo", prompt=told("[1]")),
+            "prompt.conversation.chat_template_kwargs_json",
+            "must be a JSON object, but is [1]",
+        ),
+        (
+            prompts_pb2.EncodeRequest(crosscoder="demo", prompt=told("[" * 100_000)),
+            "prompt.conversation.chat_template_kwargs_json",
+            "is nested too deeply",
+        ),
+        (
+            prompts_pb2.EncodeRequest(crosscoder="demo", prompt=told('{"chat_template": "x"}')),
+            "prompt.conversation.chat_template_kwargs_json",
+            "'chat_template' is not for a chat template to be told",
+        ),
+        (
+            prompts_pb2.EncodeRequest(crosscoder="demo", prompt=told("", tool_calls_json='[{"name": 3}]')),
+            "prompt.conversation.turns[0].tool_calls_json",
+            'each call must be an object with "function"',
         ),
         (
             prompts_pb2.EncodeRequest(crosscoder="demo", prompt=turns(*[("user", "x" * 250_000)] * 5)),

@@ -118,7 +118,8 @@ def test_agrees_with_a_plain_loop_on_random_codes():
     roles = rng.choice([int(role) for role in TokenRole], 23)
     result = rank_latents(encoding(rows, roles), Rank.SUM, 100, TokenRange(3, 20, skip_template=True))
     totals: dict[int, list[float]] = {}
-    decides = [role == TokenRole.HEADER and after in (TokenRole.ASSISTANT, TokenRole.REASONING) for role, after in pairwise(roles)]
+    answers = TokenRole.ASSISTANT, TokenRole.REASONING
+    decides = [role == TokenRole.HEADER and after in answers for role, after in pairwise(roles)]
     for place, (row, role) in list(enumerate(zip(rows, roles, strict=True)))[3:20]:
         if role not in (TokenRole.BOS, TokenRole.HEADER, TokenRole.TURN_END, TokenRole.PAD) or decides[place]:
             for latent, value in row:

@@ -469,7 +469,9 @@ def test_a_job_fills_the_cache_and_the_next_reads_it(home: Path, recipe: Crossco
     assert not (home / "activations").exists()
     assert_equal(made("filling", cache=True), expected)
     (path,) = home.glob("activations/*/shard-*.safetensors")
-    assert json.loads((path.parent / "key.json").read_text())["pair"] == pair_hashes(tiny_pair.manifest)
+    hashes = json.loads((path.parent / "key.json").read_text())["pair"]
+    assert hashes.pop("chat_template") == TextTokenizer(tiny_pair.tokenizer).template.settings_hash
+    assert hashes == pair_hashes(tiny_pair.manifest)
     assert not [message for stage, message in said if stage == "cache"]
     before = path.read_bytes()
     cut_short(path)

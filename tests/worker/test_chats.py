@@ -57,6 +57,24 @@ def test_roles_and_parts_are_mapped() -> None:
     assert turns("alpaca", full) == [Turn("system", "You add."), Turn("user", "Add.\n\n1 2"), Turn("assistant", "3")]
 
 
+@pytest.mark.parametrize("format_", ["messages", "openai"])
+def test_what_stands_beside_role_and_content_is_read(format_: str) -> None:
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    said = {"role": "assistant", "content": "x", "reasoning_content": "hm", "tool_calls": [call]}
+    answer = {"role": "tool", "content": "4", "name": "add", "tool_call_id": "c1"}
+    assert turns(format_, [said, answer]) == [
+        Turn("assistant", "x", reasoning="hm", tool_calls=(call,)),
+        Turn("tool", "4", name="add", tool_call_id="c1"),
+    ]
+
+
+def test_a_call_needs_no_content() -> None:
+    call = {"name": "add", "arguments": "{}"}
+    assert turns("openai", [{"role": "assistant", "content": None, "function_call": call}]) == [
+        Turn("assistant", "", tool_calls=({"function": call},))
+    ]
+
+
 @pytest.mark.parametrize(
     ("format_", "values", "reason"),
     [
@@ -71,10 +89,15 @@ def test_roles_and_parts_are_mapped() -> None:
         ("openai", [{"role": "assistant", "content": None}], "'content' must be a text, but holds null"),
         (
             "openai",
-            [{"role": "assistant", "content": None, "tool_calls": [{}]}],
-            "the turn calls a tool, and calls are",
+            [{"role": "assistant", "content": None, "tool_calls": []}],
+            "'content' must be a text, but holds null",
         ),
-        ("openai", [{"role": "assistant", "content": "x", "tool_calls": [{}]}], "the turn calls a tool, and calls are"),
+        (
+            "openai",
+            [{"role": "assistant", "content": "x", "tool_calls": "f"}],
+            "'tool_calls' must be a list of objects",
+        ),
+        ("messages", [{"role": "assistant", "content": "x", "reasoning": 3}], "'reasoning' must be a text, but holds"),
         ("alpaca", {"instruction": "a"}, "there is no column 'output'; there are instruction"),
         ("alpaca", {"instruction": "a", "output": None}, "column 'output' holds null, not text"),
         ("alpaca", {"instruction": "a", "output": "b", "history": ["x"]}, "'history' must hold pairs"),

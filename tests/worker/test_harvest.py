@@ -5,7 +5,7 @@ import torch
 from crosscope_proto.roles import TokenRole
 from crosscope_proto.specs import TokenPolicy
 from crosscope_worker.activations import PairActivations
-from crosscope_worker.harvest import Harvest, HarvestError, harvest
+from crosscope_worker.harvest import Harvest, HarvestError, harvest, policy_positions
 from crosscope_worker.pair import Pair
 from crosscope_worker.texts import Text
 
@@ -116,3 +116,11 @@ def test_a_policy_that_keeps_nothing(activations: PairActivations) -> None:
 def test_a_harvest_that_goes_on_may_have_nothing_left(activations: PairActivations) -> None:
     (rest,) = harvest(make_texts((4, 6)), activations, TokenPolicy(skip_first=50), num_before=3)
     assert len(rest.x) == 0
+
+
+def test_every_bos_and_all_padding_is_left_out() -> None:
+    roles = np.array([TokenRole.PAD, TokenRole.BOS, TokenRole.USER, TokenRole.BOS, TokenRole.ASSISTANT], np.uint8)
+    text = Text(0, np.arange(5), roles)
+    assert policy_positions(text, TokenPolicy()).tolist() == [2, 4]
+    assert policy_positions(text, TokenPolicy(skip_bos=False)).tolist() == [1, 2, 3, 4]
+    assert policy_positions(text, TokenPolicy(skip_first=3)).tolist() == [4]

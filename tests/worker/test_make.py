@@ -1,5 +1,6 @@
 """The whole job on a tiny pair: texts to a published version, whatever interrupts it."""
 
+import datetime
 import json
 import random
 from collections import Counter
@@ -110,6 +111,23 @@ def test_texts_are_cut_to_what_both_models_can_read(home: Path, recipe: Crosscod
     longer = replace(recipe, data=recipe.data[:1], tokens=replace(recipe.tokens, max_length=1024))
     material = Material.load(longer, workspace(home), silent)
     assert [len(text.ids) for text in material.texts("train")] == [256] * 4
+
+
+def test_the_first_attempts_day_is_every_attempts(home: Path, recipe: CrosscoderRecipe):
+    first = Material.load(recipe, workspace(home), silent)
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    assert first.tokenizer.template.settings.date == today
+    day = home / "jobs" / "job-1" / "first-day"
+    assert day.read_text() == f"{today}\n"
+    day.write_text("2020-02-29\n")  # the attempt of that day was cut
+    told = replace(recipe, chat_template_kwargs={"mood": "calm"})
+    resumed = Material.load(told, workspace(home), silent).tokenizer.template.settings
+    assert (resumed.date, resumed.kwargs) == ("2020-02-29", {"mood": "calm"})
+    stated = replace(told, chat_template_date=datetime.date(2026, 3, 5))
+    settings = Material.load(stated, workspace(home), silent).tokenizer.template.settings
+    assert (settings.date, settings.kwargs) == ("2026-03-05", {"mood": "calm", "date_string": "05 Mar 2026"})
+    day.write_text("")
+    assert workspace(home).first_day() == today
 
 
 def test_a_set_without_held_out_texts_ends_the_job_before_its_training(home: Path, recipe: CrosscoderRecipe):
@@ -451,7 +469,10 @@ def test_what_a_job_leaves_out_stands_in_its_manifest(home: Path, recipe: Crossc
     expected = 2 * (len(refused) - held_out) + held_out
     assert manifest.skipped_texts == expected
     ((reason, count),) = manifest.skipped["chat"].items()
-    assert (count, reason) == (expected, "a turn: the role is 'human'; it must be one of system, developer, user, assistant, tool")
+    assert (count, reason) == (
+        expected,
+        "a turn: the role is 'human'; it must be one of system, developer, user, assistant, tool",
+    )
     assert (manifest.texts["chat"]["read"], manifest.texts["web"]["read"]) == (2 * 72 + 18, 2 * 96 + 24)
     assert manifest.texts["web"]["cut"] > 0
     with pytest.raises(DataError, match=r"'chat': .* texts were refused, more than max_refused_share 0\.1 allows"):

@@ -1,6 +1,7 @@
 """The inference process: a real server on a unix socket, with a tiny pair and a random crosscoder."""
 
 import asyncio
+import datetime
 import json
 import os
 import shutil
@@ -155,6 +156,38 @@ async def test_a_batch_answers_as_one_by_one(served: Served) -> None:
         assert same.tokens == one.tokens
         for row, expected in zip(rows(same.code), rows(one.code), strict=True):
             assert row == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.asyncio
+async def test_prompts_read_as_the_training_did(served: Served) -> None:
+    """The template of a version is told what its recipe told it, and the recorded day; a prompt goes before both."""
+    template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %} {{ strftime_now('%d %b %Y') }} {{ mood }}"
+        "{% for t in tools or [] %}{{ t.name }}{% endfor %}"
+    )
+    for model in ("base", "chat"):
+        (served.home / "pairs" / "tiny" / model / "chat_template.jinja").write_text(template)
+    dated = {"recipe": {"chat_template_kwargs": {"mood": "calm"}}, "chat_template_date": "2026-03-05"}
+    for version, more in (("v2", dated), ("v3", {"recipe": {"chat_template_date": "1999-12-31"}})):
+        manifest_path = write_version(served.home, "demo", random_crosscoder(), version) / MANIFEST
+        manifest_path.write_text(json.dumps(json.loads(manifest_path.read_text()) | more))
+
+    async def printed(version: str, kwargs: str = "") -> str:
+        conversation = types_pb2.Conversation(
+            turns=[types_pb2.Turn(role="user", content="hi")], chat_template_kwargs_json=kwargs
+        )
+        request = inference_pb2.TokenizeRequest(
+            crosscoder="demo", version_id=version, prompt=types_pb2.Prompt(conversation=conversation)
+        )
+        return "".join((await served.inference.Tokenize(request)).tokens.pieces)
+
+    assert await printed("v2") == "user: hi 05 Mar 2026 calm"
+    assert await printed("v2", '{"mood": "gay", "tools": [{"name": "x"}]}') == "user: hi 05 Mar 2026 gayx"
+    today = datetime.datetime.now().strftime("%d %b %Y")
+    assert await printed("v3") == f"user: hi {today} ", "a version of before has no day"
+    code, sentence = await refusal(printed("v2", '{"padding": 1}'))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "'padding' is not for a chat template" in sentence
 
 
 @pytest.mark.asyncio

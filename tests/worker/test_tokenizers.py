@@ -3,9 +3,9 @@
 from typing import Any
 
 import pytest
+from fixtures_tokenizers import AROUND, CHATML, CONTROL, NAMES, TRIMMED, tokenizer_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from fixtures_tokenizers import AROUND, CHATML, CONTROL, NAMES, TRIMMED, tokenizer_of
 from transformers import PreTrainedTokenizerBase
 
 from crosscope_proto.roles import TokenRole
@@ -35,8 +35,7 @@ def ids_of(call: Any) -> list[int] | None:
     """None where there is no token of the text's own."""
     try:
         found: TokenisedText = call()
-    except PromptError as error:
-        assert "no token" in str(error)
+    except PromptError:
         return None
     return found.ids.tolist()
 
@@ -59,20 +58,18 @@ def test_a_text_has_the_ids_of_the_tokenizers_own_call(kind: str) -> None:
 
 @kinds
 def test_a_conversation_has_the_ids_of_the_template(kind: str) -> None:
-    for template in (CHATML, TRIMMED):
+    @few
+    @given(st.lists(texts.filter(str.strip), min_size=1, max_size=3), st.booleans(), st.sampled_from([CHATML, TRIMMED]))
+    def same(contents: list[str], prompt: bool, template: str) -> None:
         ours, tokenizer = made(kind, "bos", template)
+        turns = [Turn(("user", "assistant")[i % 2], content) for i, content in enumerate(contents)]
+        messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+        own = tokenizer.apply_chat_template(messages, add_generation_prompt=prompt, return_dict=False)
+        found = ours.conversation(turns, prompt)
+        assert found.ids.tolist() == own
+        assert found.roles.tolist() == ours.conversation(turns, prompt, parse_control_tokens=True).roles.tolist()
 
-        @few
-        @given(st.lists(texts.filter(str.strip), min_size=1, max_size=3), st.booleans())
-        def same(contents: list[str], prompt: bool) -> None:
-            turns = [Turn(("user", "assistant")[i % 2], content) for i, content in enumerate(contents)]
-            messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-            own = tokenizer.apply_chat_template(messages, add_generation_prompt=prompt, return_dict=False)
-            found = ours.conversation(turns, prompt)
-            assert found.ids.tolist() == own
-            assert found.roles.tolist() == ours.conversation(turns, prompt, parse_control_tokens=True).roles.tolist()
-
-        same()
+    same()
 
 
 @kinds

@@ -4,6 +4,8 @@ Templates are programs that come with a model. Does not know tokens, nor which p
 """
 
 import datetime
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -81,6 +83,12 @@ class ChatTemplate:
         source = str(self._tokenizer.chat_template or "")
         return "strftime_now" in source or "date_string" in source
 
+    @property
+    def settings_hash(self) -> str:
+        """SHA-256 of the settings as far as they may change what is printed."""
+        told = {"kwargs": dict(self.settings.kwargs), "date": self.settings.date if self.reads_date else ""}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
     def source(self, kwargs: Mapping[str, Any]) -> str:
         """The template's program, which may be another one where there are tools. Raises TemplateRefusal."""
         if not self._tokenizer.chat_template:
@@ -92,17 +100,12 @@ class ChatTemplate:
 
     def render(self, messages: Sequence[dict[str, Any]], add_generation_prompt: bool, kwargs: Mapping[str, Any]) -> str:
         """The text that is printed for messages and arguments. Raises TemplateRefusal with the template's own words."""
-        source, arguments = self.source(kwargs), dict(kwargs)
+        source, arguments = self.source(kwargs), dict[str, Any](kwargs)
         if self._dates and "strftime_now" in source:
-            source, arguments = _CLOCK + source, arguments | {_DATES: self._dates}
+            source, arguments[_DATES] = _CLOCK + source, self._dates
+        arguments |= {"tokenize": False, "add_generation_prompt": add_generation_prompt, "chat_template": source}
         try:
-            rendered = self._tokenizer.apply_chat_template(
-                list(messages),
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                chat_template=source,
-                **arguments,
-            )
+            rendered = self._tokenizer.apply_chat_template(list(messages), **arguments)
         except Exception as error:  # a template is a program of others and may raise anything
             raise TemplateRefusal(" ".join(str(error).split())[:500] or type(error).__name__) from error
         assert isinstance(rendered, str)

@@ -22,6 +22,8 @@ _SHAREGPT_ROLES = {
 }
 """Roles of ShareGPT data under other names than ours."""
 _OPENAI_ROLES = {"function": "tool"}
+_BESIDE = {"reasoning": ("reasoning_content", "reasoning"), "name": ("name",), "tool_call_id": ("tool_call_id",)}
+"""Fields of Turn, and the keys that hold them."""
 
 
 class RefusedText(DataError):
@@ -104,7 +106,7 @@ def _named(
 
 
 def _message(spec: DataSpec, turn: Mapping[str, Any]) -> Turn:
-    return Turn(_text(turn, spec.role_key), _text(turn, spec.content_key))
+    return Turn(_text(turn, spec.role_key), _text(turn, spec.content_key), **_said_beside(turn))
 
 
 def _sharegpt(spec: DataSpec, turn: Mapping[str, Any]) -> Turn:
@@ -117,11 +119,25 @@ def _openai(spec: DataSpec, turn: Mapping[str, Any]) -> Turn:
     del spec
     role = _text(turn, "role")
     role, content = _OPENAI_ROLES.get(role, role), turn.get("content")
-    if turn.get("tool_calls") or turn.get("function_call"):
-        raise _Shape("the turn calls a tool, and calls are not read")
+    beside = _said_beside(turn)
     if isinstance(content, Sequence) and not isinstance(content, str):
-        return Turn(role, "".join(map(_part, content)))
-    return Turn(role, _text(turn, "content"))
+        return Turn(role, "".join(map(_part, content)), **beside)
+    if content is None and beside.get("tool_calls"):
+        return Turn(role, "", **beside)
+    return Turn(role, _text(turn, "content"), **beside)
+
+
+def _said_beside(turn: Mapping[str, Any]) -> dict[str, Any]:
+    """What a turn of the chat API says beside role and content, as fields of Turn."""
+    found: dict[str, Any] = {}
+    for name, keys in _BESIDE.items():
+        value = next((turn[key] for key in keys if turn.get(key)), None)
+        if value is not None:
+            found[name] = _text({name: value}, name)
+    calls = turn.get("tool_calls") or ([{"function": turn["function_call"]}] if turn.get("function_call") else [])
+    if not isinstance(calls, Sequence) or isinstance(calls, str) or not all(isinstance(c, Mapping) for c in calls):
+        raise _Shape(f"'tool_calls' must be a list of objects, but holds {_kind(calls)}")
+    return found | ({"tool_calls": tuple(calls)} if calls else {})
 
 
 def _part(part: object) -> str:

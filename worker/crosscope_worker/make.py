@@ -30,7 +30,8 @@ def make_crosscoder(recipe: CrosscoderRecipe, workspace: Workspace, progress: Pr
     def tell(message: str) -> None:
         progress("cache", 0.0, message)
 
-    source = open_source(recipe, texts, material.activations, workspace.home, material.hashes, tell)
+    hashes = {**material.hashes, "chat_template": material.tokenizer.template.settings_hash}
+    source = open_source(recipe, texts, material.activations, workspace.home, hashes, tell)
     try:
         with torch.no_grad():
             result = train(recipe, source, material.pair.d_model, workspace.checkpoints, progress, workspace.device)

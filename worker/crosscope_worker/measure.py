@@ -30,7 +30,7 @@ from crosscope_worker.roots import check_pair_folders
 from crosscope_worker.sparse import launches_kernels
 from crosscope_worker.tally import Counts, total
 from crosscope_worker.texts import Split, TextStream, open_rows
-from crosscope_worker.tokens import TextTokenizer
+from crosscope_worker.tokens import TemplateSettings, TextTokenizer
 from crosscope_worker.training.variants import parts
 from crosscope_worker.work import Progress, Workspace, is_out_of_memory
 
@@ -90,7 +90,8 @@ class Material:
             progress("load", 0.6, message)
         caches = isinstance(recipe, CrosscoderRecipe) and recipe.training.cache
         progress("load", 0.7, "hashing the models' files" + (" and the data" if caches else ""))
-        tokenizer = TextTokenizer(pair.tokenizer)
+        day = recipe.chat_template_date.isoformat() if recipe.chat_template_date else workspace.first_day()
+        tokenizer = TextTokenizer(pair.tokenizer, TemplateSettings.of_recipe(recipe_dict(recipe), day))
         material = cls(recipe, workspace, progress, pair, activations, tokenizer, pair_hashes(manifest))
         material.texts("held_out").check_held_out()
         return material
@@ -195,6 +196,7 @@ def _provenance(material: Material, trained: Trained, counts: Sequence[Counts] =
         skipped={name: each.refused for name, each in found.items() if each.refused},
         texts={name: each.plain() for name, each in found.items()},
         job=material.workspace.folder.name,
+        chat_template_date=material.tokenizer.template.settings.date,
         hashes=material.hashes,
     )
 

@@ -12,7 +12,9 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
+import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,10 +24,9 @@ from crosscope_worker.chat_template import Turn
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
-_FIRST, _NUM_PLACES = 0xF0000, 0xF000
-"""The private characters that stand for places; places behind the last begin anew."""
+_FIRST, _NUM_PLACES = 0xF0000, 0xFFFE
+"""The private characters that stand for places, those of one plane; behind the last they begin anew."""
 _TAGS = re.compile(r"<[^<>\s]{1,60}>|\[[^\[\]\s]{1,60}\]")
-_LITERALS = re.compile(r"'((?:[^'\\\n]|\\.)*)'|\"((?:[^\"\\\n]|\\.)*)\"")
 _ESCAPED = r'["\\\x00-\x1f\x7f-\x9f]'
 THINKING = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
 """Marks around an assistant's reasoning."""
@@ -82,21 +83,24 @@ def places_in(
 
     `template` is its program; `render` prints the conversation with other texts in place of the sayings.
     """
-    for pattern in (_looked_for(template, tags_only=True), _looked_for(template, tags_only=False)):
-        marks = [_Mark(saying, pattern) for saying in sayings]
+    for tags_only, literal in ((True, False), (False, False), (False, True)):
+        marks: list[_Mark] = []
+        for saying in sayings:
+            before = marks[-1].num_before + len(marks[-1].marked) if marks else 0
+            marks.append(_Mark(saying, _looked_for(template, tags_only), literal, before))
         found = _compare(printed, render([mark.text for mark in marks]), marks)
         if found is not None:
             return found
     return None
 
 
-def _looked_for(template: str, *, tags_only: bool) -> re.Pattern[str]:
+@lru_cache(maxsize=64)
+def _looked_for(template: str, tags_only: bool) -> re.Pattern[str]:
     """What stays as it is in a text: tags that the template names, or whatever it names and JSON escapes."""
-    literals = {first or second for first, second in _LITERALS.findall(template)}
     if tags_only:
-        names = {tag for literal in literals for tag in _TAGS.findall(literal)}
-        return re.compile("|".join([r"\s", *_longest_first(names)]))
-    names = {literal.replace("\\n", "\n").replace("\\'", "'") for literal in literals}
+        return re.compile("|".join([r"\s", *_longest_first(set(_TAGS.findall(template)))]))
+    literals = [value[1:-1] for _, kind, value in jinja2.Environment().lex(template) if kind == "string"]
+    names = {literal.encode("ascii", "backslashreplace").decode("unicode-escape") for literal in literals}
     return re.compile("|".join([*_longest_first({name for name in names if len(name.strip()) > 1}), r"\s", _ESCAPED]))
 
 
@@ -107,7 +111,12 @@ def _longest_first(names: set[str]) -> list[str]:
 class _Mark:
     """A saying without white space at its ends, as private characters."""
 
-    def __init__(self, saying: Saying, kept: re.Pattern[str]) -> None:
+    def __init__(self, saying: Saying, kept: re.Pattern[str], literal: bool, num_before: int) -> None:
+        """`literal`: a saying that is nothing but `kept` stays as it is; else it is marked whole.
+
+        `num_before`: private characters in the sayings before.
+        """
+        self.num_before = num_before
         self.saying = saying
         stripped = saying.text.strip() if saying.field != "call" else saying.text
         self.before = saying.text[: saying.text.find(stripped)] if stripped else ""
@@ -118,11 +127,14 @@ class _Mark:
         is_kept = np.zeros(len(stripped), bool)
         for first, end in self.units:
             is_kept[first:end] = True
-        if is_kept.all():  # nothing would tell where it is
+        self.is_literal = literal and bool(len(stripped)) and bool(is_kept.all())
+        if is_kept.all() and not literal:
             is_kept = np.array([character.isspace() for character in stripped], bool)
             self.units = [(i, i + 1) for i in np.flatnonzero(is_kept).tolist()]
-        places = self.start + np.arange(len(stripped))
-        self.text = _text(np.where(is_kept, self.original, _FIRST + places % _NUM_PLACES))
+        self.marked = self.start + np.flatnonzero(~is_kept)
+        codes = self.original.copy()
+        codes[~is_kept] = _FIRST + (num_before + np.arange(len(self.marked))) % _NUM_PLACES
+        self.text = _text(codes)
 
 
 def _compare(printed: str, marked: str, marks: Sequence[_Mark]) -> Printed | None:
@@ -133,16 +145,20 @@ def _compare(printed: str, marked: str, marks: Sequence[_Mark]) -> Printed | Non
         said[mark.start : mark.start + len(mark.original)] = mark.original
     seen = _codes(marked)
     at = np.flatnonzero((seen >= _FIRST) & (seen < _FIRST + _NUM_PLACES))
-    places = seen[at] - _FIRST
-    if len(said) > _NUM_PLACES:
-        places = places + _NUM_PLACES * np.cumsum(np.diff(places, prepend=places[:1]) < 0)
-    if len(places) and places.max() >= len(said):
+    known = np.concatenate([mark.marked for mark in marks])
+    numbers = seen[at] - _FIRST
+    if len(known) > _NUM_PLACES:
+        numbers = numbers + _NUM_PLACES * np.cumsum(np.diff(numbers, prepend=numbers[:1]) < 0)
+    if len(numbers) and numbers.max() >= len(known):
         return None
+    places = known[numbers]
     labels = np.full(len(seen), -1, np.int64)
     labels[at] = places
     plain = seen.copy()
     plain[at] = said[places]
     _fill(labels, plain, at, places, said, owner, marks)
+    if not all(_find_literal(labels, _text(plain), mark) for mark in marks if mark.is_literal):
+        return None
     return _with_ends(printed, _text(plain), labels, marks)
 
 
@@ -157,18 +173,18 @@ def _fill(labels: Ints, seen: Ints, at: Ints, places: Ints, said: Ints, owner: I
         those = places[runs][:, None] + np.arange(1, length)
         whole = (seen[inside] == said[those]).all(axis=1)
         labels[inside[whole]] = those[whole]
+    for i in np.flatnonzero(same & (gap > step) & (step > 1)).tolist():
+        _fill_escaped(labels, seen, int(at[i]), int(at[i + 1]), said)
     broken = np.flatnonzero(~(same & (gap == step)))
     for i in [*broken.tolist(), len(at) - 1] if len(at) else []:
         _extend(labels, seen, int(at[i]), int(places[i]), marks[int(owner[places[i]])], 1)
     for i in [0, *(broken + 1).tolist()] if len(at) else []:
         _extend(labels, seen, int(at[i]), int(places[i]), marks[int(owner[places[i]])], -1)
-    for i in np.flatnonzero(same & (gap > 1) & (step > 0)).tolist():
-        _fill_escaped(labels, seen, int(at[i]), int(at[i + 1]), said)
 
 
 def _extend(labels: Ints, seen: Ints, at: int, place: int, mark: _Mark, side: int) -> None:
     """Labels what is kept of a saying before (`side` -1) or behind (1) a marked character, up to a name or its end."""
-    units = {first: end for first, end in mark.units} if side > 0 else {end: first for first, end in mark.units}
+    units = dict(mark.units) if side > 0 else {end: first for first, end in mark.units}
     shift = at - (place - mark.start)  # from the saying's characters to the printed ones
     begun = edge = reached = at - shift + (side > 0)
     while (far := units.get(edge)) is not None:
@@ -182,18 +198,30 @@ def _extend(labels: Ints, seen: Ints, at: int, place: int, mark: _Mark, side: in
             reached = edge
     low, high = sorted((begun, reached))
     labels[low + shift : high + shift] = mark.start + np.arange(low, high)
+    low, high = (reached, len(mark.original)) if side > 0 else (0, reached)
+    if low < high and (place - mark.start == reached - 1 if side > 0 else place - mark.start == reached):
+        escaped = _escaped(mark.original[low:high])
+        first = at + 1 if side > 0 else at - len(escaped)
+        there = slice(max(first, 0), first + len(escaped))
+        if np.array_equal(seen[there], escaped) and (labels[there] < 0).all():
+            labels[there] = mark.start + np.minimum(low + np.arange(len(escaped)), high - 1)
+
+
+def _find_literal(labels: Ints, plain: str, mark: _Mark) -> bool:
+    """Labels a saying that is not marked, if it stands in one place only."""
+    text = _text(mark.original)
+    starts = [match.start() for match in re.finditer(re.escape(text), plain)]
+    free = [start for start in starts if (labels[start : start + len(text)] < 0).all()]
+    if len(free) == 1:
+        labels[free[0] : free[0] + len(text)] = mark.start + np.arange(len(text))
+    return len(free) == 1
 
 
 def _fill_escaped(labels: Ints, seen: Ints, left: int, right: int, said: Ints) -> None:
     """Labels what JSON makes of the characters between two that are marked."""
-    free = np.flatnonzero(labels[left:right] < 0) + left
-    if not len(free):
-        return
-    first, end = int(labels[free[0] - 1]) + 1, int(labels[free[-1] + 1])
-    if end > first and json.dumps(_text(said[first:end]), ensure_ascii=False)[1:-1] == _text(
-        seen[free[0] : free[-1] + 1]
-    ):
-        labels[free] = np.minimum(first + np.arange(len(free)), end - 1)
+    first, end = int(labels[left]) + 1, int(labels[right])
+    if np.array_equal(_escaped(said[first:end]), seen[left + 1 : right]):
+        labels[left + 1 : right] = np.minimum(first + np.arange(right - left - 1), end - 1)
 
 
 def _with_ends(printed: str, plain: str, labels: Ints, marks: Sequence[_Mark]) -> Printed | None:
@@ -213,23 +241,24 @@ def _with_ends(printed: str, plain: str, labels: Ints, marks: Sequence[_Mark]) -
         ended, begun, rest = last_at.get(cut), first_at.get(cut), plain[cut:following]
         after, before = ended.after if ended else "", begun.before if begun else ""
         for tail, head in itertools.product(_kept(after, str.rstrip), _kept(before, str.lstrip)):
-            if printed.startswith(after[:tail] + before[len(before) - head :] + rest, at):
+            if printed.startswith(tail + head + rest, at):
                 break
         else:
             return None
         if ended:
             behind = ended.start + len(ended.original)
-            result.append(np.arange(behind, behind + tail))
+            result.append(behind + np.minimum(np.arange(len(tail)), len(after) - 1))
         if begun:
-            result.append(np.arange(begun.start - head, begun.start))
+            result.append(begun.start - 1 - np.minimum(np.arange(len(head)), len(before) - 1)[::-1])
         result.append(labels[cut:following])
-        at += tail + head + len(rest)
+        at += len(tail + head + rest)
     return Printed(printed, np.concatenate(result)) if at == len(printed) else None
 
 
-def _kept(space: str, strip: Callable[[str, str], str]) -> list[int]:
-    """How much of white space at an end a template may print, most first."""
-    return sorted({len(space), len(strip(space, "\n")), len(strip(space, " ")), 0}, reverse=True)
+def _kept(space: str, strip: Callable[[str, str], str]) -> list[str]:
+    """What a template may print of white space at an end, most first."""
+    escaped = json.dumps(space, ensure_ascii=False)[1:-1]
+    return sorted({space, strip(space, "\n"), strip(space, " "), escaped, ""}, key=len, reverse=True)
 
 
 def saying_roles(sayings: Sequence[Saying], turns: Sequence[Turn]) -> NDArray[np.uint8]:
@@ -288,6 +317,11 @@ def _end_pattern(turn_end: str) -> re.Pattern[str]:
     core = turn_end.strip()
     before, _, after = turn_end.partition(core) if core else ("", "", "")
     return re.compile(f"(?:{re.escape(before)})?{re.escape(core)}(?:{re.escape(after)})?")
+
+
+def _escaped(codes: Ints) -> Ints:
+    """Characters as they stand in a JSON text."""
+    return _codes(json.dumps(_text(codes), ensure_ascii=False)[1:-1])
 
 
 def _codes(text: str) -> Ints:

@@ -67,6 +67,8 @@ class Provenance:
     """Tokens that were left out for it."""
     warnings: tuple[str, ...] = ()
     """Sentences about what was left out or is unusual."""
+    chat_template_date: str = ""
+    """The day that the chat template printed, YYYY-MM-DD."""
     hashes: dict[str, str] | None = None
     """SHA-256 by name, for instance of the tokenizer and of both models; those of the written files are added."""
 
@@ -205,6 +207,7 @@ def manifest_of(name: str, crosscoder: Crosscoder, provenance: Provenance) -> Cr
         warnings=provenance.warnings,
         hashes=dict(provenance.hashes or {}),
         job=provenance.job,
+        chat_template_date=provenance.chat_template_date,
     )
 
 

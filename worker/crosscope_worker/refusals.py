@@ -35,8 +35,10 @@ def refused(turns: Sequence[Turn], message: str) -> str:
         return f"{message}; send plain text instead of a conversation"
     system = next((i for i, turn in enumerate(turns) if turn.role in ("system", "developer")), None)
     if system is not None and any(word in message.lower() for word in ("system", "developer")):
-        role = turns[system].role
-        return f"turn {system}: the chat template takes no {role} turn here ({message}); put its text into the first user turn"
+        return (
+            f"turn {system}: the chat template takes no {turns[system].role} turn here ({message}); "
+            "put its text into the first user turn"
+        )
     roles = [turn.role for turn in turns if turn.role != "system"]
     if not set(roles) <= {"user", "assistant"}:
         return f"the chat template refuses these turns: {message}"
@@ -55,7 +57,7 @@ def not_found(turns: Sequence[Turn], sayings: Sequence[Saying], printed: str) ->
     """A sentence for a template that changes a text so that its characters cannot be found again."""
     for saying in sayings:
         text = saying.text.strip()
-        if text in printed:
+        if saying.field == "call" or text in printed:  # a call may be printed as JSON
             continue
         same = 0  # characters from the beginning that are printed; halved steps keep long texts cheap
         step = len(text)

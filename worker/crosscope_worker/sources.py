@@ -183,8 +183,8 @@ def open_source(
 ) -> ActivationSource:
     """The source that a recipe asks for; on a GPU one that works ahead.
 
-    `hashes`: `pair_hashes`; `tell` hears of damaged shards. Raises CacheError where activations cannot be cached, and
-    OSError where a data file cannot be read.
+    `hashes`: of the pair and of what its chat template is told; `tell` hears of damaged shards. Raises CacheError where
+    activations cannot be cached, and OSError where a data file cannot be read.
     """
     harvested = HarvestSource(stream, activations, recipe)
     source: ActivationSource = harvested

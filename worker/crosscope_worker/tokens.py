@@ -18,7 +18,7 @@ from crosscope_proto.roles import TokenRole
 from crosscope_proto.template_kwargs import check_template_kwargs
 from crosscope_worker.chat_template import ChatTemplate, TemplateRefusal, TemplateSettings, Turn, messages_of
 from crosscope_worker.control_tokens import ControlTokens, PromptError
-from crosscope_worker.printed import THINKING, Printed, Saying, Sayings, character_roles, places_in, saying_roles
+from crosscope_worker.printed import THINKING, Printed, Saying, Sayings, character_roles, places_in
 from crosscope_worker.refusals import check_printed, check_turns, not_found, refused
 
 __all__ = ["PromptError", "TemplateSettings", "TextTokenizer", "TokenisedText", "Turn"]
@@ -55,7 +55,7 @@ class TokenisedText:
         printed = self.places[turn][start:end]
         printed = printed[printed >= 0]
         if not len(printed):
-            return (self.content_spans[turn][0],) * 2
+            return self.content_spans[turn][0], self.content_spans[turn][0]
         first = int(np.searchsorted(self.offsets[:, 1], printed.min(), side="right"))
         return first, max(first, int(np.searchsorted(self.offsets[:, 0], printed.max() + 1, side="left")))
 
@@ -150,7 +150,7 @@ class TextTokenizer:
         if found is None:
             raise PromptError(not_found(turns, sayings.all, printed))
         dropped = check_printed(turns, sayings.all, found)
-        roles = character_roles(found, sayings.all, turns, self._turn_end(found, sayings.all, kwargs))
+        roles = character_roles(found, sayings.all, turns, self._turn_end(found, kwargs))
         encoding = self._control.encode(printed, is_disguised)
         return self._tokenised(encoding, found, roles, sayings.all, len(turns), dropped)
 
@@ -186,15 +186,17 @@ class TextTokenizer:
 
         return places_in(printed, sayings, self._template.source(kwargs), render)
 
-    def _turn_end(self, found: Printed, sayings: Sequence[Saying], kwargs: Mapping[str, Any]) -> str:
+    def _turn_end(self, found: Printed, kwargs: Mapping[str, Any]) -> str:
         """What the template prints behind an assistant turn; where it cannot print one alone, behind the last turn."""
         key = json.dumps(kwargs, sort_keys=True, default=str)
         if key not in self._turn_ends:
             if len(self._turn_ends) >= 64:
                 self._turn_ends.clear()
             self._turn_ends[key] = self._sample_end(kwargs)
-        known = self._turn_ends[key]
-        return found.text[int(np.flatnonzero(found.places >= 0)[-1]) + 1 :] if known is None else known
+        known, said = self._turn_ends[key], np.flatnonzero(found.places >= 0)
+        if known is None:
+            return found.text[int(said[-1]) + 1 :] if len(said) else ""
+        return known
 
     def _sample_end(self, kwargs: Mapping[str, Any]) -> str | None:
         sayings = Sayings()
@@ -233,7 +235,8 @@ class TextTokenizer:
                 first = int(np.searchsorted(middle, printed.min()))
                 content_spans.append((first, int(np.searchsorted(middle, printed.max(), side="right"))))
             else:
-                content_spans.append((content_spans[-1][1] if content_spans else 0,) * 2)
+                behind = content_spans[-1][1] if content_spans else 0
+                content_spans.append((behind, behind))
         return TokenisedText(ids, roles, tuple(content_spans), spans, places, dropped)
 
     def _with_control_roles(self, ids: np.ndarray, roles: np.ndarray) -> np.ndarray:

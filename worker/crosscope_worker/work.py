@@ -3,18 +3,23 @@
 A job is a plain function `(recipe, workspace, progress) -> manifest` (see jobs/kinds.py).
 """
 
+import datetime
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from crosscope_proto.artefacts import CrosscoderManifest, PairManifest
+from crosscope_worker.disk import sync
 from crosscope_worker.roots import Roots
 
 Manifest = CrosscoderManifest | PairManifest
 
 CHECKPOINTS = "checkpoints"
 """Below a job's folder: what a later attempt goes on from. Removed once the job has ended."""
+FIRST_DAY = "first-day"
+"""Below a job's folder: the day of its first attempt, YYYY-MM-DD."""
 
 
 _OUT_OF_MEMORY = (
@@ -78,6 +83,24 @@ class Workspace:
     def checkpoints(self) -> Path:
         """Folder of what a later attempt goes on from; it need not exist."""
         return self.folder / CHECKPOINTS
+
+    def first_day(self) -> str:
+        """The day (UTC) on which the job's first attempt asked for it, YYYY-MM-DD; later attempts get the same.
+
+        Raises OSError if it cannot be written down.
+        """
+        path = self.folder / FIRST_DAY
+        try:
+            return datetime.date.fromisoformat(path.read_text("utf-8").strip()).isoformat()
+        except (FileNotFoundError, ValueError):
+            pass  # none yet, or a machine that died while it was written
+        self.folder.mkdir(parents=True, exist_ok=True)
+        today = datetime.datetime.now(datetime.UTC).date().isoformat()
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        beside.write_text(f"{today}\n", "utf-8")
+        sync(beside)
+        beside.replace(path)
+        return today
 
 
 def is_out_of_memory(error: BaseException) -> bool:

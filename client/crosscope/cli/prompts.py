@@ -6,15 +6,19 @@ from typing import Any
 
 import click
 
-from crosscope import _tables
+from crosscope import Tokens, _tables
 from crosscope.cli.output import print_json, print_table
 from crosscope.cli.session import Option, Session, apply, with_version
+from crosscope_proto.template_kwargs import parse_template_kwargs
 
 _PROMPT_OPTIONS: tuple[Option, ...] = (
     click.argument("crosscoder"),
     click.argument("text", required=False),
     click.option("--turn", "turns", multiple=True, metavar="ROLE:TEXT", help='For instance "user:hello"; in order.'),
     click.option("--generation-prompt", is_flag=True, help="Append the header of an assistant turn."),
+    click.option(
+        "--template-kwargs", metavar="JSON", help='What the template is told, for instance {"enable_thinking": false}.'
+    ),
     click.option("--control-tokens", is_flag=True, help='Read control tokens typed in the text ("<end_of_turn>").'),
 )
 
@@ -23,11 +27,19 @@ def _takes_prompt(function: Callable[..., None]) -> Callable[..., Any]:
     return apply(_PROMPT_OPTIONS, with_version(function))
 
 
-def _prompt(text: str | None, turns: tuple[str, ...], generation_prompt: bool, control_tokens: bool) -> dict[str, Any]:
+def _prompt(
+    text: str | None,
+    turns: tuple[str, ...],
+    generation_prompt: bool,
+    template_kwargs: str | None,
+    control_tokens: bool,
+) -> dict[str, Any]:
     """The prompt as arguments of the SDK. TEXT of "-" is read from stdin, without its last line end."""
     if (text is None) == (not turns):
         raise click.UsageError('give TEXT ("-" for stdin) or --turn ROLE:TEXT, one of the two')
     prompt: dict[str, Any] = {"add_generation_prompt": generation_prompt, "parse_control_tokens": control_tokens}
+    if template_kwargs:
+        prompt["chat_template_kwargs"] = _object(template_kwargs)
     if text is not None:
         return prompt | {"text": _stdin() if text == "-" else text}
     split = [turn.partition(":") for turn in turns]
@@ -35,6 +47,18 @@ def _prompt(text: str | None, turns: tuple[str, ...], generation_prompt: bool, c
     if wrong is not None:
         raise click.UsageError(f"--turn {wrong!r} has no role; write ROLE:TEXT, for instance user:hello")
     return prompt | {"turns": [{"role": role.strip(), "content": content} for role, _, content in split]}
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        return parse_template_kwargs(text)
+    except ValueError as error:
+        raise click.UsageError(f"--template-kwargs {error}") from error
+
+
+def _tell_dropped(tokens: Tokens) -> None:
+    for turn in tokens.dropped_reasoning:
+        click.echo(f"The chat template does not print the reasoning of turn {turn}, or not all of it.", err=True)
 
 
 def _stdin() -> str:
@@ -69,13 +93,15 @@ def encode(
     text: str | None,
     turns: tuple[str, ...],
     generation_prompt: bool,
+    template_kwargs: str | None,
     control_tokens: bool,
     top_k: int | None,
 ) -> None:
     """Show which latents of CROSSCODER every token of TEXT fires; "-" reads TEXT from stdin."""
-    prompt = _prompt(text, turns, generation_prompt, control_tokens)
+    prompt = _prompt(text, turns, generation_prompt, template_kwargs, control_tokens)
     with session.client() as client:
         encoding = session.crosscoder(client, crosscoder).encode(**prompt, top_k=top_k)
+    _tell_dropped(encoding.tokens)
     if session.as_json:
         print_json(encoding)
         return
@@ -100,6 +126,7 @@ def top(
     text: str | None,
     turns: tuple[str, ...],
     generation_prompt: bool,
+    template_kwargs: str | None,
     control_tokens: bool,
     rank: Any,
     limit: int,
@@ -109,7 +136,7 @@ def top(
     include_left_out: bool,
 ) -> None:
     """Rank the latents of CROSSCODER that TEXT fires; "-" reads TEXT from stdin."""
-    prompt = _prompt(text, turns, generation_prompt, control_tokens)
+    prompt = _prompt(text, turns, generation_prompt, template_kwargs, control_tokens)
     with session.client() as client:
         found = session.crosscoder(client, crosscoder).top_latents(
             **prompt,
@@ -120,6 +147,7 @@ def top(
             include_left_out=include_left_out,
             tokens=tokens,
         )
+    _tell_dropped(found.tokens)
     if session.as_json:
         print_json(found)
         return
@@ -137,12 +165,14 @@ def tokenize(
     text: str | None,
     turns: tuple[str, ...],
     generation_prompt: bool,
+    template_kwargs: str | None,
     control_tokens: bool,
 ) -> None:
     """Show the tokens of TEXT and their roles; "-" reads TEXT from stdin."""
-    prompt = _prompt(text, turns, generation_prompt, control_tokens)
+    prompt = _prompt(text, turns, generation_prompt, template_kwargs, control_tokens)
     with session.client() as client:
         tokens = session.crosscoder(client, crosscoder).tokenize(**prompt)
+    _tell_dropped(tokens)
     if session.as_json:
         print_json(tokens)
         return

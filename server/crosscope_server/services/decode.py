@@ -11,8 +11,13 @@ def prompt(message: types_pb2.Prompt) -> Prompt:
     """A prompt."""
     if message.WhichOneof("content") == "text":
         return Prompt(message.text, parse_control_tokens=message.parse_control_tokens)
-    turns = tuple(Turn(turn.role, turn.content) for turn in message.conversation.turns)
-    return Prompt(None, turns, message.conversation.add_generation_prompt, message.parse_control_tokens)
+    conversation = message.conversation
+    turns = tuple(
+        Turn(turn.role, turn.content, turn.reasoning, turn.tool_calls_json, turn.name, turn.tool_call_id)
+        for turn in conversation.turns
+    )
+    kwargs = conversation.chat_template_kwargs_json
+    return Prompt(None, turns, conversation.add_generation_prompt, message.parse_control_tokens, kwargs)
 
 
 def tokens_message(tokens: Tokens) -> types_pb2.Tokens:

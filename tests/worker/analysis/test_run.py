@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from crosscope_proto import artefacts as layout
+from crosscope_proto.roles import NUM_ROLES
 from crosscope_worker.analysis import AnalysisError, analyse
 from crosscope_worker.work import Cancelled, silent
 

@@ -25,7 +25,7 @@ from crosscope_worker.pair_hashes import changed_parts
 from crosscope_worker.pair_source import PairError, find_pair
 from crosscope_worker.serve.encoding import Encoder
 from crosscope_worker.serve.errors import UnknownCrosscoder
-from crosscope_worker.tokens import TextTokenizer
+from crosscope_worker.tokens import TemplateSettings, TextTokenizer
 
 _VERSION_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 _PAIR_HASHES = ("tokenizer", "base", "chat", "adapter")
@@ -38,7 +38,7 @@ PairKey = tuple[PairManifest, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class LoadedPair:
-    """A pair and its tokenizer, shared by the crosscoders that were trained on it."""
+    """A pair and its tokenizer without a recipe's settings, shared by the crosscoders that were trained on it."""
 
     pair: Pair
     tokenizer: TextTokenizer
@@ -51,6 +51,8 @@ class LoadedCrosscoder:
     name: str
     version_id: str
     pair: LoadedPair
+    tokenizer: TextTokenizer
+    """With the chat template's settings that it was trained with."""
     encoder: Encoder
     policy: TokenPolicy
     """Which tokens the training left out."""
@@ -132,7 +134,8 @@ class Models:
         encoder = Encoder(crosscoder, PairActivations(pair.pair, manifest.layer), self._num_threads, bounds)
         seconds = round(time.perf_counter() - started, 3)
         log.info("loaded a crosscoder", crosscoder=name, version=version_id, seconds=seconds)
-        return LoadedCrosscoder(name, version_id, pair, encoder, policy)
+        settings = TemplateSettings.of_recipe(manifest.recipe, manifest.chat_template_date)
+        return LoadedCrosscoder(name, version_id, pair, pair.tokenizer.with_settings(settings), encoder, policy)
 
     def _pair(self, manifest: CrosscoderManifest) -> LoadedPair:
         """The pair of a crosscoder, shared with others trained on the very same files."""

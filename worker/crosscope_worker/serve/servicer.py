@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
@@ -11,6 +11,7 @@ import grpc.aio
 import numpy as np
 
 from crosscope_proto.roles import LeftOut
+from crosscope_proto.template_kwargs import parse_template_kwargs, parse_tool_calls
 from crosscope_proto.v1 import types_pb2
 from crosscope_proto.worker.v1 import inference_pb2, inference_pb2_grpc
 from crosscope_worker.pieces import text_pieces
@@ -22,6 +23,7 @@ from crosscope_worker.token_policy import policy_reasons
 from crosscope_worker.tokens import PromptError, TextTokenizer, TokenisedText, Turn
 
 Reply = TypeVar("Reply")
+Parsed = TypeVar("Parsed")
 Context = grpc.aio.ServicerContext[Any, Any]
 EncodeBatcher = Batcher[LoadedCrosscoder, np.ndarray, PromptCode]
 
@@ -96,7 +98,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
     async def _tokens(
         self, crosscoder: LoadedCrosscoder, prompt: types_pb2.Prompt
     ) -> tuple[TokenisedText, types_pb2.Tokens]:
-        tokenizer = crosscoder.pair.tokenizer
+        tokenizer = crosscoder.tokenizer
         if prompt.ByteSize() <= _SHORT_PROMPT_BYTES:
             return _tokenise(tokenizer, prompt)
         return await asyncio.get_running_loop().run_in_executor(self._tokenising, _tokenise, tokenizer, prompt)
@@ -114,12 +116,31 @@ def _tokenise(tokenizer: TextTokenizer, prompt: types_pb2.Prompt) -> tuple[Token
             text = tokenizer.text(prompt.text, prompt.parse_control_tokens)
         case "conversation":
             conversation = prompt.conversation
-            turns = [Turn(turn.role, turn.content) for turn in conversation.turns]
-            text = tokenizer.conversation(turns, conversation.add_generation_prompt, prompt.parse_control_tokens)
+            text = tokenizer.conversation(
+                [_turn(index, turn) for index, turn in enumerate(conversation.turns)],
+                conversation.add_generation_prompt,
+                prompt.parse_control_tokens,
+                _parsed("chat_template_kwargs", parse_template_kwargs, conversation.chat_template_kwargs_json),
+            )
         case _:
             raise PromptError("the prompt holds neither text nor a conversation; give one of them")
     pieces, roles = text_pieces(tokenizer, text.ids), text.roles.tolist()
-    return text, types_pb2.Tokens(ids=text.ids.tolist(), pieces=pieces, roles=roles)
+    tokens = types_pb2.Tokens(
+        ids=text.ids.tolist(), pieces=pieces, roles=roles, dropped_reasoning=text.dropped_reasoning
+    )
+    return text, tokens
+
+
+def _turn(index: int, turn: types_pb2.Turn) -> Turn:
+    calls = _parsed(f"turn {index}, tool_calls", parse_tool_calls, turn.tool_calls_json)
+    return Turn(turn.role, turn.content, turn.reasoning, tuple(calls), turn.name, turn.tool_call_id)
+
+
+def _parsed(name: str, parse: Callable[[str], Parsed], text: str) -> Parsed:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise PromptError(f"{name}: {error}") from error
 
 
 def left_out(crosscoder: LoadedCrosscoder, text: TokenisedText, outlying: np.ndarray) -> np.ndarray:

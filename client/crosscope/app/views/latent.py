@@ -27,6 +27,9 @@ ROLE_NAMES = {
     TokenRole.SYSTEM: "system",
     TokenRole.USER: "user",
     TokenRole.ASSISTANT: "assistant",
+    TokenRole.REASONING: "reasoning",
+    TokenRole.TOOL: "tools",
+    TokenRole.PAD: "padding",
 }
 NEUTRAL = "#6b7f8c"
 
