@@ -47,10 +47,11 @@ function listen() {
   document.addEventListener("click", (event) => {
     const link = event.target.closest?.('[data-testid="stPageLink-NavLink"]');
     if (!link || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
+    const written = link.getAttribute("href"), href = written.startsWith("?") ? `./${written}` : written || "./";
+    if (new URL(href, window.location.href).href === window.location.href) return; // Streamlit draws the page again
     event.preventDefault();
     event.stopPropagation();
-    const href = link.getAttribute("href");
-    follow(href.startsWith("?") ? `./${href}` : href || "./");
+    follow(href);
   }, true);
 }
 
