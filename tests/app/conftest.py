@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from functools import cache
+from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
@@ -68,14 +69,16 @@ def contexts(chromium: Browser) -> Iterator[Callable[[int, bool], BrowserContext
 
 @pytest.fixture
 def open_page(contexts: Callable[[int, bool], BrowserContext]) -> Iterator[OpenPage]:
-    """Opens a URL of the app; a script error on the page fails the test."""
+    """Opens a URL of the app; a script error on the page fails the test, and so does a request to another host."""
     pages: list[Page] = []
     errors: list[str] = []
+    elsewhere: set[str] = set()
 
     def open_page(url: str, *, width: int = 1440, dark: bool = False) -> Page:
         page = contexts(width, dark).new_page()
         pages.append(page)
         page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("request", lambda request: elsewhere.add(request.url) if is_elsewhere(request.url) else None)
         page.goto(url)
         page.locator("h1").first.wait_for()
         settle(page)
@@ -85,3 +88,9 @@ def open_page(contexts: Callable[[int, bool], BrowserContext]) -> Iterator[OpenP
     for page in pages:
         page.close()
     assert errors == []
+    assert elsewhere == set()
+
+
+def is_elsewhere(url: str) -> bool:
+    address = urlsplit(url)
+    return address.scheme not in ("data", "blob") and address.hostname != "127.0.0.1"

@@ -25,6 +25,7 @@ from crosscope_proto.v1 import types_pb2
 from crosscope_proto.worker.v1 import inference_pb2, inference_pb2_grpc
 
 NUM_LATENTS = 256
+REST, REFUSED, LOST, SECRET_FOLDER = "\N{FOX FACE}", "refuse-me", "lose-me", "/srv/private/home"
 OpenPage = Callable[..., Page]
 FIXTURES = Path(__file__).parents[1] / "fixtures_artefacts.py"
 
@@ -32,13 +33,20 @@ FIXTURES = Path(__file__).parents[1] / "fixtures_artefacts.py"
 class PlantedWorker(inference_pb2_grpc.InferenceServicer):
     """Speaks the internal contract: words as tokens, latent n on the n-th word of the prompt, 1.5 n strong.
 
-    The BOS token fires latent 200 with 500, as an attention sink would.
+    The BOS token fires latent 200 with 500, as an attention sink would. A word that ends with REST is two tokens, of
+    which the second only goes on with the word's last character. A prompt with REFUSED is refused as a template would,
+    one with LOST as a worker does whose files are gone.
     """
 
     def Tokenize(self, request: inference_pb2.TokenizeRequest, context: Any) -> inference_pb2.TokenizeResponse:
         return inference_pb2.TokenizeResponse(tokens=_tokens(_fired(request.prompt)))
 
     def Encode(self, request: inference_pb2.EncodeRequest, context: Any) -> inference_pb2.EncodeResponse:
+        for place, (_, text) in enumerate(_parts(request.prompt)):
+            if REFUSED in text:
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"turn {place}: the chat template refuses it")
+            if LOST in text:
+                context.abort(grpc.StatusCode.DATA_LOSS, f"{SECRET_FOLDER}/crosscoders/demo/CURRENT cannot be read")
         fired = _fired(request.prompt)
         starts, latents, values = [0], [], []
         for _, _, code in fired:
@@ -63,6 +71,8 @@ def _fired(prompt: types_pb2.Prompt) -> Fired:
         for word in text.split(" "):
             words += 1
             tokens.append((word if words == 1 else f" {word}", role, [(words, 1.5 * words)]))
+            if word.endswith(REST):
+                tokens.append(("", role, []))
     return tokens
 
 

@@ -1,15 +1,19 @@
 """What people must be able to read: contrast of colours, figures, text taken literally; and how the app is started."""
 
+from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
+from streamlit.testing.v1 import AppTest
 
-from crosscope import JobEvent
-from crosscope.app import charts, follow, text
+from crosscope import JobEvent, JobInfo, JobState
+from crosscope.app import charts, follow, panels, starter, tables, text
 from crosscope.app.__main__ import command, port_from_environment
 from crosscope.app.palette import CLASS_COLOURS, DARK, HEAT, LIGHT, Theme, channels, contrast
 from crosscope.app.token_view import strip_of_latent
+from crosscope_proto.recipe import RecipeError, parse_recipe
 
 AA_TEXT, AA_GRAPHICS = 4.5, 3.0
 
@@ -56,6 +60,62 @@ def test_an_estimate_shows_its_error_where_it_has_one() -> None:
 
 def test_text_from_elsewhere_is_never_markup() -> None:
     assert text.plain("<b>*x*</b> `y` [a](b)") == r"\<b\>\*x\*\</b\> \`y\` \[a\]\(b\)"
+
+
+@pytest.mark.parametrize(
+    ("sentence", "shown"),
+    [
+        ("/home/u/.crosscope/jobs/12/trained: kept", "…/jobs/12/trained: kept"),
+        ("no worker answers at unix:/run/crosscope/worker; start one", "no worker answers at …/worker; start one"),
+        ("'/srv/data/x.parquet' is missing", "'…/x.parquet' is missing"),
+        ("read and/or write 3/4 at localhost:50051, see https://a.b/c/d", None),
+        ("/data/mine.jsonl is missing", None),
+    ],
+)
+def test_folders_of_the_server_are_not_shown(sentence: str, shown: str | None) -> None:
+    assert text.without_paths(sentence, "path: /data/mine.jsonl") == (shown or sentence)
+
+
+def test_a_value_at_the_floor_of_the_analysis_says_so() -> None:
+    assert text.number(11.5129, floor=11.51293) == "≥ 11.5"
+    assert text.number(11.4, floor=11.51293) == "11.4"
+    assert tables.figures(np.array([1.0, np.nan, 11.5129]), "%.2f", 11.51293) == ["1.00", "–", "≥ 11.51"]
+
+
+def test_recipe_that_a_person_starts_from() -> None:
+    written = "# mine\nkind: crosscoder\nname: demo\nlayer: 2\n"
+    assert starter.of_published(written, {}) == written.replace("demo", starter.NAME)
+    with pytest.raises(RecipeError, match="layer"):
+        parse_recipe(starter.FORM)
+    assert starter.of_published("", {}) == starter.FORM
+
+
+def job(**changes: Any) -> JobInfo:
+    record = JobInfo("1", "crosscoder", "x", JobState.RUNNING, 0, (), "load", 0.0, "", 1, 0, 0, 0, {}, {}, "", "")
+    return replace(record, **changes)
+
+
+def test_progress_of_a_job_never_falls() -> None:
+    stages = ("load", 0.7), ("train", 0.01), ("train", 0.9), ("analyse", 0.0), ("analyse", 0.5), ("publish", 0.0)
+    done = [panels.total_fraction(job(stage=stage, fraction=fraction)) for stage, fraction in stages]
+    assert done == sorted(done)
+    assert 0 < done[0] < done[-1] < 1 == panels.total_fraction(job(state=JobState.SUCCEEDED))
+
+
+def test_a_failed_job_is_a_line_in_a_list_and_an_error_on_its_own() -> None:
+    def page() -> None:
+        from crosscope import JobState
+        from crosscope.app import panels
+        from tests.app.test_reading import job
+
+        failed = job(state=JobState.FAILED, message="no file /srv/private/x.jsonl")
+        panels.job_line(failed)
+        panels.job_progress(failed)
+
+    shown = AppTest.from_function(page).run()
+    assert [line.value for line in shown.markdown] == ["**x** · crosscoder · failed"] * 2
+    assert len(shown.error) == 1
+    assert "private" not in shown.error[0].value
 
 
 def test_strip_of_one_latent_has_a_row_a_token() -> None:

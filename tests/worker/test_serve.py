@@ -192,16 +192,18 @@ async def test_prompts_read_as_the_training_did(served: Served) -> None:
 
 @pytest.mark.asyncio
 async def test_conversations(served: Served, tiny_pair: Pair) -> None:
-    turns = [types_pb2.Turn(role="user", content="hi <end_of_turn>"), types_pb2.Turn(role="assistant", content="sorry")]
+    said = "hi \N{FOX FACE} <end_of_turn>"
+    turns = [types_pb2.Turn(role="user", content=said), types_pb2.Turn(role="assistant", content="sorry")]
     conversation = types_pb2.Conversation(turns=turns, add_generation_prompt=True)
     prompt = types_pb2.Prompt(conversation=conversation)
     request = inference_pb2.TokenizeRequest(crosscoder="demo", version_id=VERSION, prompt=prompt)
     reply = await served.inference.Tokenize(request)
     expected = TextTokenizer(tiny_pair.tokenizer).conversation(
-        [Turn("user", "hi <end_of_turn>"), Turn("assistant", "sorry")], add_generation_prompt=True
+        [Turn("user", said), Turn("assistant", "sorry")], add_generation_prompt=True
     )
     assert list(reply.tokens.ids) == expected.ids.tolist()
     assert reply.tokens.roles[-1] == TokenRole.HEADER
+    assert said in "".join(reply.tokens.pieces)
     encoded = await served.inference.Encode(
         inference_pb2.EncodeRequest(crosscoder="demo", version_id=VERSION, prompt=prompt)
     )

@@ -19,17 +19,44 @@ from crosscope.app import url
 SCRIPT = """
 export function follow(href) {
   const target = new URL(href, window.location.href);
-  if (target.href === window.location.href) return;
-  window.history.pushState({}, "", target);
-  window.dispatchEvent(new PopStateEvent("popstate"));
+  const move = () => {
+    if (target.href === window.location.href) return;
+    window.history.pushState({}, "", target);
+    window.dispatchEvent(new PopStateEvent("popstate"));
+  };
+  if (performance.now() - (window.crosscopeTyped ?? -Infinity) < 400) setTimeout(move, 250);
+  else move();
 }
 """
-"""How a script of the page goes elsewhere; other components include it."""
+"""How a script of the page goes elsewhere; other components include it.
+
+A field that was just left sends its text for the page that it stands on. That must arrive before the step to the next
+page, or Streamlit stays where it was.
+"""
 
 _MOUNT = """
 const done = (window.crosscopeMoves ??= new Set());
 const query = (text) => new URLSearchParams(text).toString();
+
+function listen() {
+  if (window.crosscopeListens) return;
+  window.crosscopeListens = true;
+  document.addEventListener("focusout", ({ target }) => {
+    if (target.matches("textarea, input")) window.crosscopeTyped = performance.now();
+  }, true);
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest?.('[data-testid="stPageLink-NavLink"]');
+    if (!link || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
+    const written = link.getAttribute("href"), href = written.startsWith("?") ? `./${written}` : written || "./";
+    if (new URL(href, window.location.href).href === window.location.href) return; // Streamlit draws the page again
+    event.preventDefault();
+    event.stopPropagation();
+    follow(href);
+  }, true);
+}
+
 export default function ({ data }) {
+  listen();
   if (!data || done.has(data.move)) return;
   done.add(data.move);
   if (data.seen === null) follow(data.href);
@@ -38,6 +65,7 @@ export default function ({ data }) {
   }
 }
 """
+"""Takes Streamlit's own links over, so that every step goes the same way."""
 
 _CLICKS = """
 const plots = new WeakMap();
@@ -103,6 +131,6 @@ def go(page: str, **params: Any) -> NoReturn:
 def settle() -> None:
     """Makes the address say what the page filled in, without an entry in the history."""
     seen = url.params()
-    if url.canonical() != seen:
-        data = {"href": here({}), "seen": urlencode(seen, doseq=True), "move": uuid4().hex}
-        _component()(key="address-settle", data=data)
+    fits = url.canonical() == seen
+    data = None if fits else {"href": here({}), "seen": urlencode(seen, doseq=True), "move": uuid4().hex}
+    _component()(key="address-settle", data=data)

@@ -29,7 +29,7 @@ def main() -> None:
     st.session_state[session.PAGES] = pages
     current = st.navigation(list(pages.values()), position="hidden")
     try:
-        published = session.crosscoders()
+        published = session.crosscoders_with(st.query_params.get("crosscoder"))
     except CrosscopeError as error:
         sidebar([], pages)
         no_server(error)

@@ -75,7 +75,6 @@ def theme_options() -> dict[str, str]:
             f"theme.{name}.textColor": theme.text,
             f"theme.{name}.borderColor": theme.border,
             f"theme.{name}.linkColor": theme.primary,
-            f"theme.{name}.dataframeHeaderTextColor": theme.muted,
         }
     return options
 

@@ -17,7 +17,7 @@ FREQUENCY_RANGE = (-7.0, 0.0)
 NU_LIMIT = 2.0
 """The end of the sliders of nu; a slider at its end filters nothing."""
 MAX_VERTICES = 48
-PARAMS = ("classes", "freq", "nu_err", "nu_rec", "template", "x", "y", "area", "rel", "order")
+PARAMS = ("classes", "freq", "nu_err", "nu_rec", "template", "x", "y", "colour", "area", "rel", "order")
 
 
 @dataclass(frozen=True)

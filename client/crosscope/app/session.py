@@ -54,6 +54,15 @@ def crosscoders() -> list[CrosscoderInfo]:
     return [crosscoder.info for crosscoder in client().crosscoders()]
 
 
+def crosscoders_with(name: str | None) -> list[CrosscoderInfo]:
+    """Cards of all published crosscoders; asks again where one is named that the last answer did not hold."""
+    found = crosscoders()
+    if name is None or any(info.name == name for info in found):
+        return found
+    crosscoders.clear()
+    return crosscoders()
+
+
 @st.cache_data(ttl=1, show_spinner=False)
 def jobs(limit: int = 50) -> list[JobInfo]:
     """Jobs, newest first."""

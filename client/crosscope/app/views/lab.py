@@ -134,7 +134,8 @@ def turn_fields(prompt: LabPrompt, index: int, turn: Turn) -> None:
         ROLES,
         ROLES.index(turn.role),
         key=f"{key}-role",
-        width=125,
+        format_func=lambda name: f"{index + 1} · {name}",
+        width=140,
         label_visibility="collapsed",
         on_change=lambda: store(prompt.with_turn(index, replace(turn, role=st.session_state[f"{key}-role"]))),
     )
