@@ -6,10 +6,10 @@ Everything that it writes lies in the job's folder until one rename publishes it
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import shorten
 from typing import Self
 
 import torch
-from safetensors import SafetensorError
 
 from crosscope_proto.artefacts import CrosscoderManifest, crosscoder_folder, pair_folder
 from crosscope_proto.recipe import CrosscoderRecipe, PublishedRecipe, recipe_dict
@@ -117,14 +117,20 @@ def measure_and_publish(material: Material, trained: Trained) -> CrosscoderManif
 def keep(material: Material, trained: Trained, error: Exception, what: str = "The trained crosscoder") -> None:
     """Writes a crosscoder that was not measured into the job's folder, and adds to `error` where it is."""
     folder = material.workspace.folder / TRAINED
-    manifest = manifest_of(material.recipe.name, trained.crosscoder, _provenance(material, trained))
     try:
+        manifest = manifest_of(material.recipe.name, trained.crosscoder, _provenance(material, trained))
         folder.mkdir(exist_ok=True)
         trained.crosscoder.save(folder, manifest)
-    except (OSError, SafetensorError):
-        return  # A full disk, say: the error itself is what people must hear of.
+    except Exception as second:  # A full disk, say: the error itself is what people must hear of first.
+        error.add_note(f"{what} could not be kept: {brief(second)}")
+        return
     place = folder.relative_to(material.workspace.home)
     error.add_note(f"{what} is kept: a recipe of kind published with path {place} measures it.")
+
+
+def brief(error: Exception) -> str:
+    """An error on a line, cut to what a job's sentence has room for."""
+    return shorten(f"{type(error).__name__}: {error}", 200, placeholder="…")
 
 
 def _provenance(material: Material, trained: Trained, num_skipped: int = 0) -> Provenance:

@@ -24,11 +24,15 @@ _OUT_OF_MEMORY = (
 )
 
 
-class Cancelled(Exception):
-    """Someone asked the job to stop. Raised by Progress; a job lets it pass and cleans up what it had begun."""
+class Stopped(Exception):
+    """This attempt is to end, and nothing is wrong with its job. A job lets it pass and cleans up what it had begun."""
 
 
-class LostClaim(Exception):
+class Cancelled(Stopped):
+    """Someone asked the job to stop. Raised by Progress."""
+
+
+class LostClaim(Stopped):
     """Another attempt has taken over this job; this one must publish nothing."""
 
 

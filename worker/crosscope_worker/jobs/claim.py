@@ -15,7 +15,7 @@ from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from crosscope_proto import job_record, keys
-from crosscope_worker.work import LostClaim
+from crosscope_worker.work import LostClaim, Stopped
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ _CANNOT_WRITE = ("MISCONF", "OOM", "READONLY")
 """How Redis refuses while its disk or memory is full."""
 
 
-class QueueAway(Exception):
+class QueueAway(Stopped):
     """Redis did not answer, or could not write, for longer than was worth waiting."""
 
 
