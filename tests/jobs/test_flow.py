@@ -34,13 +34,14 @@ def test_a_job_runs_and_reports(rig: Rig) -> None:
     assert rig.published("plain") == 1
 
     folder = rig.home / "jobs" / job.id
-    assert (folder / "recipe.yaml").read_text() == job.recipe_yaml
+    assert (folder / "recipe.yaml").read_text() == replies[0].job.recipe_yaml
+    assert {reply.job.recipe_yaml for reply in replies[1:]} == {""}  # said once, not with every event
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [line["event"] for line in lines] == ["start", "stage", "stage", "stage", "end"]
 
 
 @pytest.mark.parametrize(("name", "goes"), [("hold-kept", True), ("hold-cancelled", False)])
-def test_checkpoints_go_when_the_job_has_ended(rig: Rig, name: str, goes: bool) -> None:
+def test_checkpoints_go_when_the_job_has_succeeded(rig: Rig, name: str, goes: bool) -> None:
     job = rig.submit(name)
     rig.holding(job.id)
     folder = rig.home / "jobs" / job.id
@@ -50,7 +51,11 @@ def test_checkpoints_go_when_the_job_has_ended(rig: Rig, name: str, goes: bool) 
     else:
         rig.cancel(job.id)
     assert rig.wait(job.id).state == (SUCCEEDED if goes else CANCELLED)
-    until(lambda: not (folder / "checkpoints").exists())
+    after = rig.wait(
+        rig.submit(f"plain-after-{name}").id
+    )  # The worker has settled the first job when it takes another.
+    assert after.state == SUCCEEDED
+    assert (folder / "checkpoints").exists() != goes
     assert (folder / "log.jsonl").exists()
 
 

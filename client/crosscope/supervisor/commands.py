@@ -52,10 +52,16 @@ _app_port = click.option(
     "--app-port", default=8501, show_default=True, type=_PORT, help="The app's port; 0: a free one."
 )
 _no_app = click.option("--no-app", is_flag=True, help="Leave the app out.")
+_job_threads = click.option(
+    "--job-threads",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Threads of one operation of a job on the CPU.  [default: torch decides]",
+)
 
 
 def _where(command: Callable[..., None]) -> Callable[..., None]:
-    for option in (_no_app, _app_port, _port, _address, _home):
+    for option in (_job_threads, _no_app, _app_port, _port, _address, _home):
         command = option(command)
     return command
 
@@ -63,10 +69,12 @@ def _where(command: Callable[..., None]) -> Callable[..., None]:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print what happens as JSON, a line each.")
 @_where
-def up(as_json: bool, home: Path, address: str, port: int, app_port: int, no_app: bool) -> None:
+def up(
+    as_json: bool, home: Path, address: str, port: int, app_port: int, no_app: bool, job_threads: int | None
+) -> None:
     """Start queue, cache, workers, server and app, and keep them running until Ctrl-C."""
     terminal = Terminal(as_json=json_before_name() or as_json)
-    wanted = Wanted(home, address, port, None if no_app else app_port)
+    wanted = Wanted(home, address, port, None if no_app else app_port, job_threads)
     begun = time.monotonic()
 
     def act(supervisor: Supervisor) -> None:
@@ -90,7 +98,15 @@ def up(as_json: bool, home: Path, address: str, port: int, app_port: int, no_app
 )
 @_where
 def demo(
-    once: bool, as_json: bool, recipes: Path | None, home: Path, address: str, port: int, app_port: int, no_app: bool
+    once: bool,
+    as_json: bool,
+    recipes: Path | None,
+    home: Path,
+    address: str,
+    port: int,
+    app_port: int,
+    no_app: bool,
+    job_threads: int | None,
 ) -> None:
     """Train the demo's pair and crosscoders on the spot, and browse them.
 
@@ -100,7 +116,7 @@ def demo(
     if as_json and not once:
         raise click.UsageError("--json goes with --once: without it there is no end to summarise.")
     terminal = Terminal(to_stderr=as_json)
-    wanted = Wanted(home, address, port, None if no_app else app_port)
+    wanted = Wanted(home, address, port, None if no_app else app_port, job_threads)
     with _grounded(terminal, wanted) as found:
         steps = demo_jobs.read_steps(recipes or demo_jobs.find_recipes())
         _greet(terminal, found)

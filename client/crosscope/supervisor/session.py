@@ -27,6 +27,8 @@ class Wanted:
     """0: any that is free."""
     app_port: int | None
     """None: no app; 0: any that is free."""
+    job_threads: int | None = None
+    """Threads of one operation of a job; None: torch decides."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def installation(wanted: Wanted) -> Generator[Installation]:
     ground.prepare_home(home)
     port = wanted.port or ground.free_port(wanted.host)
     app_port = ground.free_port(wanted.host) if wanted.app_port == 0 else wanted.app_port
-    found = Installation(home, wanted.host, port, app_port, ground.runtime_folder(home))
+    found = Installation(home, wanted.host, port, app_port, ground.runtime_folder(home), wanted.job_threads)
     with ground.HomeLock(home, found.address):
         ground.check_disk(home)
         ground.check_port(wanted.host, port, "--port")

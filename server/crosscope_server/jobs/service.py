@@ -40,6 +40,13 @@ _STATES = {
     JobState.FAILED: jobs_pb2.JOB_STATE_FAILED,
     JobState.CANCELLED: jobs_pb2.JOB_STATE_CANCELLED,
 }
+_NOT_RETRIED = {
+    "unknown": "is gone: submit its recipe again",
+    "running": "runs: cancel it first, or wait until it has ended",
+    "succeeded": "has succeeded, and there is nothing to retry: submit its recipe again to make another version",
+    "gone": "has no checkpoints any more, they are kept for some days only: submit its recipe again",
+}
+"""Why a job is not queued again, by what job_record.RETRY says."""
 _CONNECT_S = 2
 
 
@@ -121,7 +128,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
             records = await self._records.newest(limit)
             waiting = await self._waiting(records)
         jobs = [_job(record, waiting) for record in records]
-        if sum(job.ByteSize() for job in jobs) > MAX_LIST_BYTES:
+        if request.without_recipes or sum(job.ByteSize() for job in jobs) > MAX_LIST_BYTES:
             for job in jobs:
                 job.ClearField("recipe_yaml")
         return jobs_pb2.ListJobsResponse(jobs=jobs)
@@ -141,8 +148,11 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
                 events = await self._records.events(request.id, after, block_ms)
                 if events:
                     job = await self._job(request.id)
+            if last is not None:
+                job.ClearField("recipe_yaml")
             if events or job != last:
                 yield jobs_pb2.WatchJobResponse(job=job, events=[_event(event) for event in events])
+                job.ClearField("recipe_yaml")
             ended = job.ended_at > 0
             if ended and not events:
                 return
@@ -158,14 +168,28 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
                 await asyncio.to_thread(self._queue.remove, request.id)
             return jobs_pb2.CancelJobResponse(job=await self._job(request.id))
 
+    async def RetryJob(
+        self, request: jobs_pb2.RetryJobRequest, context: grpc.aio.ServicerContext
+    ) -> jobs_pb2.RetryJobResponse:
+        """Queues a job again that has failed or was cancelled."""
+        with _queue_needed():
+            record = await self._record(request.id)
+            waits_for = await self._unfinished(record.after, f"which job {record.id!r} waits for: retry that one first")
+            done = await self._records.retry(record.id, "Queued again; it goes on from its checkpoints.")
+            if done in _NOT_RETRIED:
+                raise Conflict(f"job {record.id!r} {_NOT_RETRIED[done]}")
+            if done == "ok":
+                await asyncio.to_thread(self._queue.again, record.id, waits_for)
+            return jobs_pb2.RetryJobResponse(job=await self._job(record.id))
+
     async def GetRecipeSchema(
         self, request: jobs_pb2.GetRecipeSchemaRequest, context: grpc.aio.ServicerContext
     ) -> jobs_pb2.GetRecipeSchemaResponse:
         """The JSON schema of a recipe."""
         return jobs_pb2.GetRecipeSchemaResponse(json_schema=json.dumps(recipe_schema()))
 
-    async def _unfinished(self, after: Sequence[str]) -> list[str]:
-        """The jobs among `after` that have yet to succeed."""
+    async def _unfinished(self, after: Sequence[str], so: str = "so nothing can be queued after it") -> list[str]:
+        """The jobs among `after` that have yet to succeed; `so` ends the sentence about one that will not."""
         if not after:
             return []
         found = dict(zip(after, await self._records.get_all(after), strict=True))
@@ -176,7 +200,8 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
             )
         for job_id, record in found.items():
             if record is not None and record.state in (JobState.FAILED, JobState.CANCELLED):
-                raise Conflict(f"job {job_id!r} has {record.state.value}, so nothing can be queued after it")
+                verb = "has failed" if record.state is JobState.FAILED else "was cancelled"
+                raise Conflict(f"job {job_id!r} {verb}, {so}")
         return [job_id for job_id, record in found.items() if record and record.state is not JobState.SUCCEEDED]
 
     async def _submit(
@@ -195,10 +220,14 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
             await asyncio.to_thread(self._queue.enqueue, job_id, waits_for)
         return made
 
-    async def _job(self, job_id: str) -> jobs_pb2.Job:
+    async def _record(self, job_id: str) -> JobRecord:
         record = await self._records.get(job_id)
         if record is None:
             raise NotFound(f"there is no job {job_id!r}: list the jobs to see which there are")
+        return record
+
+    async def _job(self, job_id: str) -> jobs_pb2.Job:
+        record = await self._record(job_id)
         return _job(record, await self._waiting([record]))
 
     async def _waiting(self, records: Sequence[JobRecord]) -> list[str]:
@@ -243,6 +272,8 @@ def _job(record: JobRecord, waiting: Sequence[str]) -> jobs_pb2.Job:
         stage_seconds=record.stage_seconds,
         version_id=record.version_id,
         recipe_yaml=record.recipe,
+        total_fraction=record.total_fraction,
+        eta_s=record.eta_s if record.state is JobState.RUNNING else 0,
     )
 
 

@@ -21,15 +21,18 @@ from crosscope_proto import job_record
 from crosscope_proto.artefacts import CrosscoderManifest, job_folder
 from crosscope_proto.recipe import parse_recipe
 from crosscope_worker.disk import is_no_room
-from crosscope_worker.jobs.claim import Claim, QueueAway
+from crosscope_worker.jobs.claim import MAX_MESSAGE, Claim, QueueAway
 from crosscope_worker.jobs.journal import JOURNAL, Journal
 from crosscope_worker.jobs.kinds import load_kind
 from crosscope_worker.jobs.lifeline import die_with_parent
 from crosscope_worker.jobs.reporter import Reporter
+from crosscope_worker.jobs.retention import retry_hint
 from crosscope_worker.work import Cancelled, LostClaim, Manifest, Workspace, is_out_of_memory
 
 RESULT = "result.json"
 """Left in the job's folder once its work is published, so that an attempt that died before saying so isn't repeated."""
+_HINT = 150
+"""Characters that a message leaves for how to go on."""
 QUEUE_WAIT_S = 600.0
 """How long a finished job waits for a Redis that is away before it may publish or end."""
 
@@ -45,9 +48,11 @@ class Attempt:
     device: str
     parent_pid: int
     kinds: Mapping[str, str]
+    keeps_checkpoints: bool = True
+    """Whether a job that fails can be retried."""
 
     def to_json(self) -> str:
-        """For a command line."""
+        """For a pipe: a command line or an environment would show the queue's password to others."""
         return json.dumps(asdict(self))
 
 
@@ -101,12 +106,12 @@ def _work(attempt: Attempt, claim: Claim, folder: Path, stopping: threading.Even
             version_id = _keep_result(folder, job(recipe, workspace, reporter))
         ending = job_record.SUCCEEDED, "Done.", version_id
     except Cancelled:
-        ending = job_record.CANCELLED, "Cancelled.", ""
+        ending = job_record.CANCELLED, with_hint("Cancelled.", attempt, folder), ""
     except (LostClaim, QueueAway):
         raise
     except Exception as error:  # every failure of a job ends up in its record, with its traceback in the log
         journal.failure(error)
-        ending = job_record.FAILED, sentence(error, folder), ""
+        ending = job_record.FAILED, with_hint(sentence(error, folder), attempt, folder), ""
     finally:
         reporter.close(QUEUE_WAIT_S)
     journal.write("end", state=ending[0], message=ending[1])
@@ -114,15 +119,26 @@ def _work(attempt: Attempt, claim: Claim, folder: Path, stopping: threading.Even
 
 
 def sentence(error: Exception, folder: Path) -> str:
-    """What a job's record says about the error it failed with, with the error's notes."""
-    return " ".join([_cause(error, folder), *getattr(error, "__notes__", ())])
+    """What a job's record says about the error it failed with, with the error's notes; they have room left."""
+    notes = " ".join(getattr(error, "__notes__", ()))[: MAX_MESSAGE // 2]
+    return f"{_cut(_cause(error, folder), MAX_MESSAGE - _HINT - len(notes) - 1)} {notes}".strip()
+
+
+def with_hint(message: str, attempt: Attempt, folder: Path) -> str:
+    """A job's last message, with how to go on from its checkpoints where that can be done."""
+    hint = retry_hint(folder) if attempt.keeps_checkpoints else ""
+    return f"{message} {hint}" if hint else message
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def _cause(error: Exception, folder: Path) -> str:
     """Errors that nobody foresaw point to the log."""
     if isinstance(error, OSError):
         if is_no_room(error):
-            return f"The disk is full ({error.filename or folder}): free some space and submit the job again."
+            return f"The disk is full ({error.filename or folder}): free some space and retry the job."
         return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
     if is_out_of_memory(error):
         return "Out of memory: a smaller batch_size, buffer_tokens or num_latents needs less."
@@ -160,8 +176,8 @@ def _write_whole(path: Path, text: str) -> None:
 
 
 def main() -> int:
-    """Runs the attempt that the command line describes."""
-    attempt = Attempt(**json.loads(sys.argv[1]))
+    """Runs the attempt that standard input describes."""
+    attempt = Attempt(**json.load(sys.stdin))
     die_with_parent(attempt.parent_pid)
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
