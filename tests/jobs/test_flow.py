@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 
 import grpc
@@ -51,9 +52,7 @@ def test_checkpoints_go_when_the_job_has_succeeded(rig: Rig, name: str, goes: bo
     else:
         rig.cancel(job.id)
     assert rig.wait(job.id).state == (SUCCEEDED if goes else CANCELLED)
-    after = rig.wait(
-        rig.submit(f"plain-after-{name}").id
-    )  # The worker has settled the first job when it takes another.
+    after = rig.wait(rig.submit(f"plain-after-{name}").id)  # the worker has settled the first job by then
     assert after.state == SUCCEEDED
     assert (folder / "checkpoints").exists() != goes
     assert (folder / "log.jsonl").exists()
@@ -229,6 +228,17 @@ def test_only_checking_queues_nothing(rig: Rig) -> None:
 def test_the_schema_names_every_kind(rig: Rig) -> None:
     schema = json.loads(rig.jobs.GetRecipeSchema(jobs_pb2.GetRecipeSchemaRequest()).json_schema)
     assert set(schema["discriminator"]["mapping"]) == {"crosscoder", "published", "demo-pair"}
+
+
+def test_a_job_in_the_middle_of_a_step_is_cancelled_within_two_seconds(rig: Rig) -> None:
+    job = rig.submit("deaf-long")
+    rig.wait_for(job.id, lambda job: job.stage == "prepare")
+    asked_at = time.time()
+    rig.cancel(job.id)
+    ended = rig.wait(job.id)
+    assert (ended.state, ended.message) == (CANCELLED, "Cancelled.")
+    assert ended.ended_at - asked_at < 2
+    until(lambda: not is_alive(rig.pid("deaf-long")), 2)
 
 
 def test_an_attempt_that_lost_its_job_publishes_nothing(rig: Rig) -> None:

@@ -4,6 +4,7 @@ import json
 import random
 import zlib
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from crosscope_proto.recipe import CrosscoderRecipe, PublishedRecipe, parse_reci
 from crosscope_worker.analysis import AnalysisError
 from crosscope_worker.crosscoder import Crosscoder, read_manifest
 from crosscope_worker.harvest import HarvestError
+from crosscope_worker.jobs.stages import STAGES, Shares
 from crosscope_worker.make import make_crosscoder
 from crosscope_worker.make_published import make_published
 from crosscope_worker.measure import Material
@@ -208,6 +210,45 @@ def test_a_job_that_was_cut_ends_with_the_same_weights(home: Path, recipe: Cross
     assert resumed.metrics == whole.metrics
 
 
+def test_every_phase_of_a_job_is_named_and_moves(home: Path, recipe: CrosscoderRecipe):
+    """Stages come in the order that the whole job's share is worked out by, and none goes back."""
+    seen: list[tuple[str, float, str]] = []
+
+    def note(stage: str, fraction: float, message: str = "", **_: Any) -> None:
+        seen.append((stage, fraction, message))
+
+    cached = replace(recipe, training=replace(recipe.training, cache=True, buffer_tokens=2048))
+    make_crosscoder(cached, workspace(home), note)
+    stages = list(dict.fromkeys(stage for stage, _, _ in seen))
+    assert stages == [stage for stage, _ in STAGES["crosscoder"]]
+    assert stages == [stage for stage, _ in groupby(stage for stage, _, _ in seen)]  # each once
+    shares, totals = Shares(STAGES["crosscoder"]), []
+    for stage, fraction, message in seen:
+        assert message, stage
+        shares.at(stage, fraction)
+        totals.append(shares.total)
+    assert totals == sorted(totals)
+    assert totals[-1] > 0.98
+    moves = {stage: len({(fraction, message) for at, fraction, message in seen if at == stage}) for stage in stages}
+    assert moves.pop("publish") == 1
+    assert min(moves.values()) > 1, moves
+    told = " ".join(message for _, _, message in seen)
+    for phase in ("writing the checkpoint of step 7", "MB of activations, shard 0", "choosing examples", "held-out"):
+        assert phase in told
+
+
+@pytest.mark.parametrize("at", ["load", "hash", "hash-data", "fill", "train", "analyse", "fidelity", "publish"])
+def test_a_cancel_is_heard_in_every_phase(home: Path, recipe: CrosscoderRecipe, at: str):
+    def cancel(stage: str, *_: Any, **__: Any) -> None:
+        if stage == at:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        make_crosscoder(replace(recipe, training=replace(recipe.training, cache=True)), workspace(home), cancel)
+    assert not (home / "crosscoders/toy/CURRENT").exists()
+    assert not list(home.glob("crosscoders/toy/versions/*"))
+
+
 def test_a_job_that_is_run_again_publishes_nothing_twice(home: Path, recipe: CrosscoderRecipe):
     first = make_crosscoder(recipe, workspace(home), silent)
     again = make_crosscoder(recipe, workspace(home), silent)
@@ -215,18 +256,6 @@ def test_a_job_that_is_run_again_publishes_nothing_twice(home: Path, recipe: Cro
     assert len(list((home / "crosscoders/toy/versions").iterdir())) == 1
     other = make_crosscoder(recipe, workspace(home, "job-2"), silent)
     assert other.version_id != first.version_id
-
-
-@pytest.mark.parametrize("stage", ["load", "train", "analyse", "publish"])
-def test_a_cancelled_job_publishes_nothing(home: Path, recipe: CrosscoderRecipe, stage: str):
-    def cancel(at: str, *_: Any, **__: Any) -> None:
-        if at == stage:
-            raise Cancelled
-
-    with pytest.raises(Cancelled):
-        make_crosscoder(recipe, workspace(home), cancel)
-    assert not (home / "crosscoders/toy/CURRENT").exists()
-    assert not list(home.glob("crosscoders/toy/versions/*"))
 
 
 def test_an_attempt_that_lost_its_claim_publishes_nothing(home: Path, recipe: CrosscoderRecipe):

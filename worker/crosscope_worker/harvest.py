@@ -15,6 +15,7 @@ from crosscope_proto.specs import TokenPolicy
 from crosscope_worker.activations import PairActivations
 from crosscope_worker.packing import pack
 from crosscope_worker.texts import Text
+from crosscope_worker.work import Tick, idle_tick
 
 TOKENS_PER_FORWARD = 8192
 WINDOW_FORWARDS = 8
@@ -49,18 +50,20 @@ def harvest(
     tokens_per_forward: int = TOKENS_PER_FORWARD,
     norms: "NormLimit | None" = None,
     num_before: int = 0,
+    tick: Tick = idle_tick,
 ) -> Iterator[Harvest]:
     """Runs both models over a stream of texts and yields the kept tokens of each window of texts.
 
     A window is a run of texts of about eight forwards; within it texts are packed (`packing.pack`) into forwards of at
     most `tokens_per_forward` tokens, padding counted, or of a single longer text.
+    `tick` hears of the kept tokens after each forward.
     To go on with an earlier harvest: `norms` are its outlier limits, `num_before` the texts that it has read.
     Raises HarvestError for a NaN or infinite activation and when the policy keeps no token of the whole stream.
     """
     norms = norms or NormLimit(policy.max_norm_ratio, activations.d_model)
     num_texts, kept = num_before, 0
     for window in _windows(texts, WINDOW_FORWARDS * tokens_per_forward):
-        found = _harvest_window(window, activations, policy, norms, tokens_per_forward)
+        found = _harvest_window(window, activations, policy, norms, tokens_per_forward, tick)
         num_texts += len(window)
         kept += len(found.x)
         yield found
@@ -112,6 +115,7 @@ def _harvest_window(
     policy: TokenPolicy,
     norms: NormLimit,
     tokens_per_forward: int,
+    tick: Tick,
 ) -> Harvest:
     rows: list[tuple[Tensor, np.ndarray] | None] = [None] * len(window)
     lengths = [len(text.ids) for text in window]
@@ -132,6 +136,7 @@ def _harvest_window(
         )
         for index, part in zip(forward.texts, parts, strict=True):
             rows[index] = part
+        tick(int(stays.sum()))
     return _joined(window, [row for row in rows if row is not None])
 
 

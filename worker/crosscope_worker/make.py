@@ -5,6 +5,7 @@ import torch
 from crosscope_proto.artefacts import CrosscoderManifest
 from crosscope_proto.recipe import CrosscoderRecipe
 from crosscope_worker.measure import Material, Trained, already_published, brief, keep, measure_and_publish
+from crosscope_worker.phases import TrainingProgress
 from crosscope_worker.sources import open_source
 from crosscope_worker.training import saved_result, train
 from crosscope_worker.work import Progress, Stopped, Workspace
@@ -25,10 +26,12 @@ def make_crosscoder(recipe: CrosscoderRecipe, workspace: Workspace, progress: Pr
     def tell(message: str) -> None:
         progress("cache", 0.0, message)
 
-    source = open_source(recipe, texts, material.activations, workspace.home, material.hashes, tell)
+    following = TrainingProgress(progress, recipe.training)
+    source = open_source(recipe, texts, material.activations, workspace.home, material.hashes, tell, following)
+    following.begin()
     try:
         with torch.no_grad():
-            result = train(recipe, source, material.pair.d_model, workspace.checkpoints, progress, workspace.device)
+            result = train(recipe, source, material.pair.d_model, workspace.checkpoints, following, workspace.device)
     except Stopped:
         raise
     except Exception as error:  # Whatever it was, hours of training are not to go with it.

@@ -11,7 +11,7 @@ from typing import Self
 
 import torch
 
-from crosscope_proto.artefacts import CrosscoderManifest, crosscoder_folder, pair_folder
+from crosscope_proto.artefacts import CrosscoderManifest, PairManifest, crosscoder_folder, pair_folder
 from crosscope_proto.recipe import CrosscoderRecipe, PublishedRecipe, recipe_dict
 from crosscope_worker.activations import PairActivations
 from crosscope_worker.analysis import Analysis, AnalysisError, analyse
@@ -20,6 +20,7 @@ from crosscope_worker.crosscoder import Crosscoder, CrosscoderError, read_manife
 from crosscope_worker.harvest import harvest
 from crosscope_worker.pair import Pair, load_pair
 from crosscope_worker.pair_source import pair_hashes, resolve_pair
+from crosscope_worker.phases import Following, Phase
 from crosscope_worker.publish import Provenance, make_current, manifest_of, publish
 from crosscope_worker.sparse import launches_kernels
 from crosscope_worker.texts import Split, TextStream
@@ -65,12 +66,11 @@ class Material:
         manifest = resolve_pair(recipe.pair, workspace.home)
         pair = load_pair(manifest, workspace.device, long_rows=on_gpu and launches_kernels())
         activations = PairActivations(pair, recipe.layer)
-        caches = isinstance(recipe, CrosscoderRecipe) and recipe.training.cache
-        progress("load", 0.7, "hashing the models' files" + (" and the data" if caches else ""))
-        tokenizer = TextTokenizer(pair.tokenizer)
-        material = cls(recipe, workspace, progress, pair, activations, tokenizer, pair_hashes(manifest))
+        material = cls(recipe, workspace, progress, pair, activations, TextTokenizer(pair.tokenizer), {})
+        progress("load", 0.9, "looking for the held-out texts")
         material.texts("held_out").check_held_out()
-        return material
+        hashing = Phase(progress, "hash", "hashing the models' files", _size_bytes(manifest), "bytes")
+        return replace(material, hashes=pair_hashes(manifest, hashing))
 
     def texts(self, split: Split) -> TextStream:
         """The recipe's texts of a split, from their beginning, cut to what both models can read.
@@ -82,6 +82,12 @@ class Material:
             policy = replace(policy, max_length=min(limit, policy.max_length))
         folders = (Path(pair_folder(home, self.recipe.pair.name)), home)
         return TextStream(self.recipe.data, self.tokenizer, policy, folders, split)
+
+
+def _size_bytes(manifest: PairManifest) -> int:
+    """Of everything in the pair's folders; a model of the hub counts nothing."""
+    folders = {Path(source) for source in (manifest.base, manifest.chat, manifest.tokenizer)}
+    return sum(path.stat().st_size for each in folders if each.is_absolute() for path in each.glob("*"))
 
 
 def measure_and_publish(material: Material, trained: Trained) -> CrosscoderManifest:
@@ -102,7 +108,7 @@ def measure_and_publish(material: Material, trained: Trained) -> CrosscoderManif
             f"memory ran out while {trained.crosscoder.num_latents} latents were measured; lower "
             f"analysis.num_shards from {shards} to {max(2, shards // 2)}, or use a machine with more"
         ) from error
-    material.progress("publish", 0.0, "writing the version")
+    material.progress("publish", 0.0, f"writing the version: {recipe.name}")
     return publish(
         workspace.home,
         recipe.name,
@@ -148,9 +154,10 @@ def _provenance(material: Material, trained: Trained, num_skipped: int = 0) -> P
 
 def _measure(material: Material, crosscoder: Crosscoder, held_out: TextStream) -> Analysis:
     recipe, pair, progress = material.recipe, material.pair, material.progress
-    harvests = harvest(held_out, material.activations, recipe.tokens)
+    following = Following(progress, "analyse")
+    harvests = harvest(held_out, material.activations, recipe.tokens, tick=following.tick)
     names = [data.name for data in recipe.data]
-    analysis = analyse(crosscoder, harvests, recipe.analysis, names, material.tokenizer, pair, progress)
+    analysis = analyse(crosscoder, harvests, recipe.analysis, names, material.tokenizer, pair, following)
     spliced, patched = material.texts("held_out"), patched_latents(analysis.latents)
     figures = fidelity(crosscoder, pair, recipe.layer, spliced, patched, recipe.analysis, recipe.tokens, progress)
     return replace(analysis, metrics=analysis.metrics | figures)

@@ -18,6 +18,7 @@ from huggingface_hub import try_to_load_from_cache
 from crosscope_proto.artefacts import PAIR_MANIFEST, SCHEMA_VERSION, PairManifest, pair_folder
 from crosscope_proto.specs import PairSpec
 from crosscope_worker.disk import sha256
+from crosscope_worker.work import Tick, idle_tick
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _MODEL_FILES = ("config.json", "*.safetensors")
@@ -90,23 +91,23 @@ def write_pair_manifest(home: Path, manifest: PairManifest) -> Path:
     return path
 
 
-def pair_hashes(manifest: PairManifest) -> dict[str, str]:
-    """Content hashes "tokenizer", "base" and "chat".
+def pair_hashes(manifest: PairManifest, tick: Tick = idle_tick) -> dict[str, str]:
+    """Content hashes "tokenizer", "base" and "chat"; `tick` hears of the bytes as they are read.
 
     SHA-256 over a folder's tokenizer or configuration and weight files; for a hub id "commit:" and the commit of its
     revision in the hub's cache, which is what was loaded last, or "None" where the cache does not say it.
     """
     base, chat = model_places(manifest)
     return {
-        "tokenizer": _hash_place(tokenizer_place(manifest), _TOKENIZER_FILES),
-        "base": _hash_place(base, _MODEL_FILES),
-        "chat": _hash_place(chat, _MODEL_FILES),
+        "tokenizer": _hash_place(tokenizer_place(manifest), _TOKENIZER_FILES, tick),
+        "base": _hash_place(base, _MODEL_FILES, tick),
+        "chat": _hash_place(chat, _MODEL_FILES, tick),
     }
 
 
-def _hash_place(place: Place, patterns: tuple[str, ...]) -> str:
+def _hash_place(place: Place, patterns: tuple[str, ...], tick: Tick) -> str:
     if Path(place.source).is_absolute():
-        return _hash_files(Path(place.source), patterns)
+        return _hash_files(Path(place.source), patterns, tick)
     return f"commit:{_cached_commit(place, (name for name in patterns if '*' not in name))}"
 
 
@@ -116,10 +117,10 @@ def _cached_commit(place: Place, names: Iterable[str]) -> str | None:
     return next((Path(path).parent.name for path in paths if isinstance(path, str)), None)
 
 
-def _hash_files(folder: Path, patterns: tuple[str, ...]) -> str:
+def _hash_files(folder: Path, patterns: tuple[str, ...], tick: Tick) -> str:
     digest = hashlib.sha256()
     for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
-        digest.update(f"{path.name}\0{sha256(path)}\n".encode())
+        digest.update(f"{path.name}\0{sha256(path, tick)}\n".encode())
     return digest.hexdigest()
 
 

@@ -14,9 +14,11 @@ from crosscope_proto.recipe import CrosscoderRecipe
 from crosscope_worker.activation_cache import ActivationCache, Shard, State, cache_key
 from crosscope_worker.activations import PairActivations
 from crosscope_worker.harvest import TOKENS_PER_FORWARD, NormLimit, harvest
+from crosscope_worker.phases import Following, Phase
 from crosscope_worker.prefetch import PrefetchedSource
 from crosscope_worker.texts import Text, TextStream
 from crosscope_worker.training.source import ActivationSource
+from crosscope_worker.work import Tick, idle_tick
 
 
 class HarvestSource:
@@ -31,7 +33,9 @@ class HarvestSource:
         activations: PairActivations,
         recipe: CrosscoderRecipe,
         tokens_per_forward: int = TOKENS_PER_FORWARD,
+        tick: Tick = idle_tick,
     ) -> None:
+        self._tick = tick
         self._num_epochs = recipe.training.epochs
         self.epoch = 0
         """The epoch that is being read; the number of epochs behind the last one."""
@@ -58,7 +62,13 @@ class HarvestSource:
         The last block may come when `epoch` says the next already. To be given up once `restore` is called.
         """
         harvests = harvest(
-            self._texts(), self._activations, self._policy, self._tokens_per_forward, self._norms, self._num_texts
+            self._texts(),
+            self._activations,
+            self._policy,
+            self._tokens_per_forward,
+            self._norms,
+            self._num_texts,
+            self._tick,
         )
         for found in harvests:
             yield found.x
@@ -97,9 +107,17 @@ class CachedSource:
     A shard's state is relative: its epoch counts from the shard's own, its skipped texts from the shard before.
     """
 
-    def __init__(self, source: HarvestSource, cache: ActivationCache) -> None:
+    def __init__(
+        self,
+        source: HarvestSource,
+        cache: ActivationCache,
+        tick: Tick = idle_tick,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`tick` hears of tokens that were read from the cache, `say` of what is written to it."""
         self._source = source
         self._cache = cache
+        self._tick, self._say = tick, say
         self._next_shard = 0
 
     def blocks(self) -> Generator[Tensor]:
@@ -115,10 +133,12 @@ class CachedSource:
             if (shard := cache.read(self._next_shard)) is not None:
                 fresh, x = None, shard.x
                 source.restore(_sum(before, shard.state))
+                self._tick(len(x))
             else:
                 fresh = fresh or source.rest_of_epoch()
                 x = next(fresh, None)
                 if x is not None:
+                    self._say(f"writing {x.nbytes / 1e6:.0f} MB of activations, shard {self._next_shard}")
                     cache.write(self._next_shard, Shard(x, _difference(source.state(), before)))
             self._next_shard += x is not None
             if source.epoch > epoch:
@@ -164,19 +184,22 @@ def open_source(
     home: Path,
     hashes: dict[str, str],
     tell: Callable[[str], None],
+    following: Following,
 ) -> ActivationSource:
     """The source that a recipe asks for; on a GPU one that works ahead.
 
-    `hashes`: `pair_hashes`; `tell` hears of damaged shards. Raises CacheError where activations cannot be cached, and
-    OSError where a data file cannot be read.
+    `hashes`: `pair_hashes`; `tell` hears of damaged shards, `following` of what is read, written and hashed. Raises
+    CacheError where activations cannot be cached, and OSError where a data file cannot be read.
     """
-    harvested = HarvestSource(stream, activations, recipe)
+    harvested = HarvestSource(stream, activations, recipe, tick=following.tick)
     source: ActivationSource = harvested
     if recipe.training.cache:
-        key = cache_key(recipe, activations, stream.files, hashes, TOKENS_PER_FORWARD)
+        size = sum(path.stat().st_size for paths in stream.files for path in paths)
+        hashing = Phase(following, "hash-data", "hashing the data", size, "bytes")
+        key = cache_key(recipe, activations, stream.files, hashes, TOKENS_PER_FORWARD, hashing)
         cache = ActivationCache(home, key, sum(activations.d_model), activations.pair.device, tell)
         cache.remove_partial(time.time())
-        source = CachedSource(harvested, cache)
+        source = CachedSource(harvested, cache, following.tick, following.say)
     device = activations.pair.device
     # Without a GPU, models and trainer would share the cores that each of them alone keeps busy.
     return PrefetchedSource(source, device) if device.type == "cuda" else source

@@ -25,7 +25,7 @@ _OUT_OF_MEMORY = (
 
 
 class Stopped(Exception):
-    """This attempt is to end, and nothing is wrong with its job. A job lets it pass and cleans up what it had begun."""
+    """Tells an attempt to end, though nothing is wrong with its job, which lets it pass and cleans up behind itself."""
 
 
 class Cancelled(Stopped):
@@ -53,6 +53,14 @@ class Progress(Protocol):
         Raises Cancelled when the job was asked to stop, and LostClaim when another attempt has taken over.
         """
         ...
+
+
+Tick = Callable[[int], None]
+"""Told how many more units, bytes or tokens, are done; raises what Progress raises."""
+
+
+def idle_tick(_: int) -> None:
+    """A Tick that tells nobody."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,6 @@ from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES, TEMPLATE_ROLES, Token
 from crosscope_proto.specs import AnalysisSpec, TokenPolicy
 from crosscope_worker.activations import PairActivations
 from crosscope_worker.analysis.behaviours import assistant_turns
-from crosscope_worker.analysis.run import STAGE
 from crosscope_worker.analysis.upper_half import UpperHalf
 from crosscope_worker.crosscoder import DIFFERENCE, Crosscoder
 from crosscope_worker.harvest import NormLimit, check_finite, policy_positions
@@ -36,6 +35,7 @@ from crosscope_worker.work import Progress
 if TYPE_CHECKING:
     import pyarrow as pa
 
+STAGE = "fidelity"
 BATCH_TOKENS = 2048
 """Tokens of one forward, padding counted; a longer text runs alone."""
 CODE_BYTES = LOGIT_BYTES = 64 << 20
@@ -104,6 +104,7 @@ def fidelity(
     """
     if spec.spliced_tokens == 0:
         return {}
+    progress(STAGE, 0.0, "running both models with reconstructions spliced in")
     activations = PairActivations(pair, layer)
     uppers = [UpperHalf(model, layer) for model in pair.models]
     norms = NormLimit(policy.max_norm_ratio, pair.d_model)
@@ -126,7 +127,7 @@ def fidelity(
                     clean = batch.x[:, :, crosscoder.model_slice(model)]
                     _add(means, MODEL_NAMES[model], batch, *_predictions(upper, batch, clean, inputs))
             share = min(1.0, seen / spec.spliced_tokens)
-            progress(STAGE, 0.99 + 0.01 * share, f"{seen} tokens spliced")
+            progress(STAGE, share, f"{seen} of {spec.spliced_tokens} tokens spliced")
     return _figures(means.found(), len(patched))
 
 

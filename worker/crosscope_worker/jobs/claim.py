@@ -60,15 +60,16 @@ class Claim:
         self._report = redis.register_script(job_record.REPORT)
         self._finish = redis.register_script(job_record.FINISH)
 
-    def task(self, wait_s: float, give_up: Callable[[], bool]) -> tuple[str, int]:
-        """The job's recipe, YAML, and the number of this attempt, from 1.
+    def task(self, wait_s: float, give_up: Callable[[], bool]) -> tuple[str, int, float]:
+        """The job's recipe, YAML, the number of this attempt, from 1, and the share that earlier ones have done.
 
         Raises QueueAway if Redis does not answer within `wait_s` or until `give_up`.
         """
 
-        def ask() -> tuple[str, int]:
-            recipe, attempt = cast("list[str | None]", self._redis.hmget(self._keys[0], "recipe", "attempt"))
-            return recipe or "", int(attempt or 1)
+        def ask() -> tuple[str, int, float]:
+            names = ("recipe", "attempt", "total_fraction")
+            recipe, attempt, done = cast("list[str | None]", self._redis.hmget(self._keys[0], *names))
+            return recipe or "", int(attempt or 1), float(done or 0)
 
         return patiently(ask, wait_s, give_up)
 

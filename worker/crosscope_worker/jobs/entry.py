@@ -19,7 +19,7 @@ from redis.retry import Retry
 
 from crosscope_proto import job_record
 from crosscope_proto.artefacts import CrosscoderManifest, job_folder
-from crosscope_proto.recipe import parse_recipe
+from crosscope_proto.recipe import RecipeError, parse_recipe
 from crosscope_worker.disk import is_no_room
 from crosscope_worker.jobs.claim import MAX_MESSAGE, Claim, QueueAway
 from crosscope_worker.jobs.journal import JOURNAL, Journal
@@ -27,10 +27,13 @@ from crosscope_worker.jobs.kinds import load_kind
 from crosscope_worker.jobs.lifeline import die_with_parent
 from crosscope_worker.jobs.reporter import Reporter
 from crosscope_worker.jobs.retention import retry_hint
+from crosscope_worker.jobs.stages import STAGES, Shares
 from crosscope_worker.work import Cancelled, LostClaim, Manifest, Workspace, is_out_of_memory
 
 RESULT = "result.json"
 """Left in the job's folder once its work is published, so that an attempt that died before saying so isn't repeated."""
+_GIVE_UP_S = 1.0
+"""How long a cancelled job that is in the middle of a step waits for a Redis that is away."""
 _HINT = 150
 """Characters that a message leaves for how to go on."""
 QUEUE_WAIT_S = 600.0
@@ -81,12 +84,24 @@ def run(attempt: Attempt, stopping: threading.Event | None = None) -> None:
 
 def _work(attempt: Attempt, claim: Claim, folder: Path, stopping: threading.Event) -> tuple[str, str, str]:
     """How the job ended: state, sentence, version id. Raises LostClaim and QueueAway."""
-    text, number = claim.task(QUEUE_WAIT_S, stopping.is_set)
+    text, number, done = claim.task(QUEUE_WAIT_S, stopping.is_set)
     try:
         journal = Journal(folder, number)
     except OSError as error:
         return job_record.FAILED, sentence(error, folder), ""
-    reporter = Reporter(claim, journal, stopping.is_set)
+
+    def give_up() -> None:
+        """Ends the job, and with it the process, where it is: whatever it writes is whole or absent."""
+        message = with_hint("Cancelled.", attempt, folder)
+        try:
+            claim.finish(job_record.CANCELLED, message, "", _GIVE_UP_S, stopping.is_set)
+        except (LostClaim, QueueAway):
+            return  # Its worker sees to it.
+        journal.write("end", state=job_record.CANCELLED, message=f"{message} It was in the middle of a step.")
+        os._exit(0)
+
+    shares = Shares(STAGES.get(_kind(text), ()), done)
+    reporter = Reporter(claim, journal, stopping.is_set, shares, give_up)
 
     def fence() -> None:
         standing = claim.standing(QUEUE_WAIT_S, stopping.is_set)
@@ -94,6 +109,7 @@ def _work(attempt: Attempt, claim: Claim, folder: Path, stopping: threading.Even
             raise LostClaim("another attempt has taken over this job")
         if standing.cancelled:
             raise Cancelled("someone asked the job to stop")
+        reporter.is_publishing = True
 
     try:
         _keep_recipe(folder, text)
@@ -145,6 +161,13 @@ def _cause(error: Exception, folder: Path) -> str:
     if isinstance(error, ValueError) and str(error):
         return str(error)
     return f"Unexpected {type(error).__name__}: {error}. The traceback is in {folder / JOURNAL}."
+
+
+def _kind(text: str) -> str:
+    try:
+        return parse_recipe(text).kind
+    except RecipeError:
+        return ""
 
 
 def _published(folder: Path) -> str | None:

@@ -84,7 +84,7 @@ class JobWorker(Worker):
             raise StopRequested
 
     def run_maintenance_tasks(self) -> None:
-        """Removes checkpoints that have expired, every ten minutes; the janitor in the server is the one that repairs."""
+        """Removes checkpoints that have expired, every ten minutes; what repairs is the janitor in the server."""
         self.last_cleaned_at = rq_now()
         self._sweep()
 
