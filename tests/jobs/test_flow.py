@@ -198,6 +198,9 @@ def test_jobs_are_listed_newest_first(rig: Rig) -> None:
     made = [rig.submit(f"listed-{i}").id for i in range(3)]
     listed = rig.jobs.ListJobs(jobs_pb2.ListJobsRequest(limit=3)).jobs
     assert [job.id for job in listed] == made[::-1]
+    assert all(job.recipe_yaml for job in listed)
+    short = rig.jobs.ListJobs(jobs_pb2.ListJobsRequest(limit=3, without_recipes=True)).jobs
+    assert {job.recipe_yaml for job in short} == {""}
     rig.wait(made[-1])
 
 
@@ -223,6 +226,31 @@ def test_only_checking_queues_nothing(rig: Rig) -> None:
     job = rig.jobs.SubmitJob(request).job
     assert (job.id, job.kind, job.name) == ("", "demo-pair", "dry")
     assert all(other.name != "dry" for other in rig.jobs.ListJobs(jobs_pb2.ListJobsRequest()).jobs)
+
+
+def test_a_check_looks_for_what_the_recipe_names(rig: Rig) -> None:
+    recipe = (
+        "{kind: crosscoder, name: a, layer: 1, pair: {name: none-such},"
+        " crosscoder: {variant: l1, num_latents: 8, mu: 1},"
+        " data: [{name: web, source: text, path: none.txt}], training: {max_steps: 9, warmup_steps: 10, log_every: 1}}"
+    )
+    with pytest.raises(grpc.RpcError) as refused:
+        rig.jobs.SubmitJob(jobs_pb2.SubmitJobRequest(recipe_yaml=recipe, validate_only=True))
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    said = refused.value.details() or ""
+    assert "pair.name: there is no pair 'none-such' (there: none)" in said
+    assert "data.0.path: no file matches none.txt in " in said
+
+    before = rig.wait(rig.submit("plain-before").id)
+    request = jobs_pb2.SubmitJobRequest(recipe_yaml=recipe, validate_only=True, after=[before.id])
+    checked = rig.jobs.SubmitJob(request)
+    assert checked.job.id == ""
+    assert [(entry.name, entry.value) for entry in checked.plan[:2]] == [("training tokens", 9 * 2048), ("steps", 9)]
+    assert checked.warnings[0] == "there is no pair 'none-such' yet; a job before this one must make it"
+    assert checked.warnings[-1].startswith("training.warmup_steps 10: the learning rate never gets to training.lr")
+    queued = rig.jobs.SubmitJob(jobs_pb2.SubmitJobRequest(recipe_yaml=recipe))
+    assert "pair.name: there is no pair 'none-such' (there: none)" in queued.warnings[0]
+    assert rig.wait(queued.job.id).state == FAILED  # this rig's worker runs no jobs of its kind
 
 
 def test_the_schema_names_every_kind(rig: Rig) -> None:

@@ -7,6 +7,7 @@ from crosscope_proto.recipe import CrosscoderRecipe
 from crosscope_worker.measure import Material, Trained, already_published, brief, keep, measure_and_publish
 from crosscope_worker.phases import TrainingProgress
 from crosscope_worker.sources import open_source
+from crosscope_worker.speeds import faster_dtype, remember
 from crosscope_worker.training import saved_result, train
 from crosscope_worker.work import Progress, Stopped, Workspace
 
@@ -28,7 +29,8 @@ def make_crosscoder(recipe: CrosscoderRecipe, workspace: Workspace, progress: Pr
 
     following = TrainingProgress(progress, recipe.training)
     source = open_source(recipe, texts, material.activations, workspace.home, material.hashes, tell, following)
-    following.begin()
+    suggestion = faster_dtype(recipe, sum(material.pair.d_model), workspace.device)
+    following.begin(suggestion)
     try:
         with torch.no_grad():
             result = train(recipe, source, material.pair.d_model, workspace.checkpoints, following, workspace.device)
@@ -37,6 +39,7 @@ def make_crosscoder(recipe: CrosscoderRecipe, workspace: Workspace, progress: Pr
     except Exception as error:  # Whatever it was, hours of training are not to go with it.
         _keep_saved(material, error)
         raise
+    remember(workspace.home, recipe, workspace.device, result.curves, suggestion)
     trained = Trained(result.crosscoder, result.curves, result.tokens, texts.num_skipped)
     try:
         return measure_and_publish(material, trained)

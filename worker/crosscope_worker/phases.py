@@ -82,9 +82,9 @@ class TrainingProgress(Following):
         """See Progress."""
         super().__call__(stage, fraction, message or f"step {step}{self._end}", step=step, metrics=metrics)
 
-    def begin(self) -> None:
-        """From here on the models run, or a checkpoint is read."""
-        self("fill", 0.0, "opening the data")
+    def begin(self, suggestion: str = "") -> None:
+        """From here on the models run, or a checkpoint is read; a suggestion stays in the job's log."""
+        self("fill", 0.0, suggestion or "opening the data")
 
     def tick(self, count: int) -> None:
         """See Tick: tokens that both models have read."""

@@ -9,6 +9,7 @@ import re
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Sequence
+from pathlib import Path
 
 import grpc.aio
 from redis import Redis
@@ -23,7 +24,9 @@ from redis.retry import Retry
 from crosscope_proto.recipe import parse_recipe, recipe_schema
 from crosscope_proto.v1 import jobs_pb2, jobs_pb2_grpc
 from crosscope_server.errors import Conflict, InvalidRequest, NotFound, Unavailable, Violation
+from crosscope_server.jobs.check import check
 from crosscope_server.jobs.janitor import Janitor
+from crosscope_server.jobs.plan import plan
 from crosscope_server.jobs.queue import JobQueue
 from crosscope_server.jobs.records import Event, JobRecord, JobRecords, JobState
 
@@ -51,13 +54,15 @@ _CONNECT_S = 2
 
 
 @contextlib.asynccontextmanager
-async def jobs_service(queue_url: str | None) -> AsyncGenerator["JobsService"]:
+async def jobs_service(queue_url: str | None, home: Path) -> AsyncGenerator["JobsService"]:
     """The servicer on the queue at `queue_url` (redis:// or unix://), with its janitor at work.
+
+    Recipes are checked against what lies below `home`, the artefact folder.
 
     Starts whether or not the queue answers. Without a URL every call is UNAVAILABLE.
     """
     if queue_url is None:
-        yield JobsService(None, None)
+        yield JobsService(None, None, home)
         return
     backoff = ExponentialBackoff(cap=0.2, base=0.02)
     records = AsyncRedis.from_url(
@@ -68,7 +73,7 @@ async def jobs_service(queue_url: str | None) -> AsyncGenerator["JobsService"]:
         retry=AsyncRetry(backoff, 3),
     )
     queue = Redis.from_url(queue_url, socket_connect_timeout=_CONNECT_S, socket_timeout=15, retry=Retry(backoff, 3))
-    service = JobsService(JobRecords(records), JobQueue(queue))
+    service = JobsService(JobRecords(records), JobQueue(queue), home)
     janitor = asyncio.create_task(Janitor(JobRecords(records), JobQueue(queue)).run(), name="janitor")
     try:
         yield service
@@ -83,7 +88,8 @@ async def jobs_service(queue_url: str | None) -> AsyncGenerator["JobsService"]:
 class JobsService(jobs_pb2_grpc.JobsServicer):
     """Queues and follows jobs."""
 
-    def __init__(self, records: JobRecords | None, queue: JobQueue | None) -> None:
+    def __init__(self, records: JobRecords | None, queue: JobQueue | None, home: Path) -> None:
+        self._home = home
         self._maybe_records, self._maybe_queue = records, queue
 
     @property
@@ -104,13 +110,21 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         """Checks a recipe and queues it."""
         recipe = await asyncio.to_thread(parse_recipe, request.recipe_yaml)
         values = {"kind": recipe.kind, "name": recipe.name, "recipe": request.recipe_yaml}
+        found = await asyncio.to_thread(check, recipe, self._home, after_others=bool(request.after))
+        entries, odd = await asyncio.to_thread(plan, recipe, found, self._home)
+        warnings = [*found.warnings, *odd]
         if request.validate_only:
+            if found.violations:
+                raise InvalidRequest(found.violations)
             job = jobs_pb2.Job(kind=recipe.kind, name=recipe.name, recipe_yaml=request.recipe_yaml)
-            return jobs_pb2.SubmitJobResponse(job=job)
+            made = [jobs_pb2.PlanEntry(name=e.name, value=e.value, unit=e.unit, note=e.note) for e in entries]
+            return jobs_pb2.SubmitJobResponse(job=job, warnings=warnings, plan=made)
+        # The job may find what is not there yet, so it is queued all the same.
+        warnings = [*(f"{each.field}: {each.sentence}" for each in found.violations), *warnings]
         with _queue_needed():
             waits_for = await self._unfinished(list(dict.fromkeys(request.after)))
             job_id = await self._submit(values, list(dict.fromkeys(request.after)), waits_for, request.idempotency_key)
-            return jobs_pb2.SubmitJobResponse(job=await self._job(job_id))
+            return jobs_pb2.SubmitJobResponse(job=await self._job(job_id), warnings=warnings)
 
     async def GetJob(
         self, request: jobs_pb2.GetJobRequest, context: grpc.aio.ServicerContext
