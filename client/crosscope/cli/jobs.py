@@ -32,7 +32,8 @@ def submit(session: Session, recipe: str, after: tuple[str, ...], check: bool, f
         elif session.as_json:
             print_json(job.info)
         elif check:
-            found = f"can run, with {len(job.warnings)} warnings" if job.warnings else "is sound"
+            count = len(job.warnings)
+            found = f"can run, with {count} warning{'s' * (count > 1)}" if count else "is sound"
             print_text(f"the recipe {found}: it makes {job.info.kind} {job.info.name}")
         else:
             print_text(f"{job.id}\nfollow it with: crosscope watch {job.id}")

@@ -32,7 +32,9 @@ def print_lines(job: "Job") -> None:
 
 
 def _line(info: "JobInfo") -> str:
-    stage = f"{info.stage} {info.fraction:4.0%}  (whole job {_tables.job_progress(info)})  " if info.stage else ""
+    stage = f"{info.stage} {info.fraction:4.0%}  " if info.stage else ""
+    if stage and not info.state.is_over:
+        stage += f"(whole job {_tables.job_progress(info)})  "
     return f"{info.id}  {info.state}  {stage}{_tables.printable(info.message)}".rstrip()
 
 
