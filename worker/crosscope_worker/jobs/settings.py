@@ -19,9 +19,9 @@ class JobSettings(BaseSettings):
     """Where models and training run, a torch device."""
     job_threads: int | None = Field(default=None, ge=1)
     """Threads of one operation of a job on the CPU; unset: torch decides."""
-    keep_checkpoints_days: float = Field(default=7.0, ge=0, allow_inf_nan=False)
+    keep_checkpoints_days: float = Field(default=7, ge=0, allow_inf_nan=False)
     """How long a job that failed or was cancelled can be retried; 0: not at all."""
-    keep_checkpoints_gb: float = Field(default=100.0, ge=0, allow_inf_nan=False)
+    keep_checkpoints_gb: float = Field(default=100, ge=0, allow_inf_nan=False)
     """What the checkpoints of all such jobs may take; the oldest go first."""
 
     @field_validator("job_threads", mode="before")
