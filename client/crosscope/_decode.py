@@ -247,7 +247,15 @@ def job(message: jobs_pb2.Job) -> types.JobInfo:
         stage_seconds=dict(message.stage_seconds),
         version_id=message.version_id,
         recipe_yaml=message.recipe_yaml,
+        total_fraction=message.total_fraction,
+        eta_s=message.eta_s,
     )
+
+
+def plan(message: jobs_pb2.SubmitJobResponse) -> types.Plan:
+    """What a checked recipe would take."""
+    entries = (types.PlanEntry(each.name, each.value, each.unit, each.note) for each in message.plan)
+    return types.Plan(job(message.job), tuple(entries), tuple(message.warnings))
 
 
 def job_event(message: jobs_pb2.JobEvent) -> types.JobEvent:

@@ -4,6 +4,7 @@ import json
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from crosscope import _decode, _html, _tables
@@ -11,7 +12,7 @@ from crosscope._errors import DeadlineExceeded, JobCancelled, JobFailed, Unavail
 from crosscope._prompts import check_count, check_flag, check_text
 from crosscope._recipes import recipe_folder, recipe_text
 from crosscope._transport import Transport
-from crosscope._types import JobEvent, JobInfo, JobState, JobUpdate
+from crosscope._types import JobEvent, JobInfo, JobState, JobUpdate, Plan
 from crosscope_proto.v1 import jobs_pb2
 from crosscope_proto.v1.jobs_pb2_grpc import JobsStub
 
@@ -22,9 +23,11 @@ _RECONNECT_DELAYS_S = (0.2, 0.5, 1.0, 2.0)
 class Job:
     """A job in the queue of the server. Its properties tell how it stood when the server was last asked."""
 
-    def __init__(self, transport: Transport, info: JobInfo) -> None:
+    def __init__(self, transport: Transport, info: JobInfo, warnings: Sequence[str] = ()) -> None:
         self.info = info
         """How it stood when the server was last asked."""
+        self.warnings = tuple(warnings)
+        """What was odd about its recipe when it was submitted."""
         self._transport = transport
 
     @property
@@ -38,7 +41,7 @@ class Job:
         return self.info.state
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Job, (self._transport, self.info)
+        return Job, (self._transport, self.info, self.warnings)
 
     @property
     def _stub(self) -> JobsStub:
@@ -53,6 +56,15 @@ class Job:
     def cancel(self) -> "Job":
         """Asks it to stop: at once if queued, at its next step if running. Returns itself."""
         reply = self._transport.unary(self._stub.CancelJob, jobs_pb2.CancelJobRequest(id=self.id))
+        self.info = _decode.job(reply.job)
+        return self
+
+    def retry(self) -> "Job":
+        """Queues it again after it has failed or was cancelled: it goes on from its checkpoints. Returns itself.
+
+        Raises Conflict if it runs or has succeeded, or its checkpoints are gone.
+        """
+        reply = self._transport.unary(self._stub.RetryJob, jobs_pb2.RetryJobRequest(id=self.id))
         self.info = _decode.job(reply.job)
         return self
 
@@ -94,7 +106,9 @@ class Job:
     def _follow(self, after_event: str, timeout_s: float | None) -> Iterator[JobUpdate]:
         request = jobs_pb2.WatchJobRequest(id=self.id, after_event=check_text(after_event, "after_event"))
         for reply in self._transport.stream(self._stub.WatchJob, request, timeout_s):
-            yield JobUpdate(_decode.job(reply.job), tuple(map(_decode.job_event, reply.events)))
+            info = _decode.job(reply.job)
+            info = info if info.recipe_yaml else replace(info, recipe_yaml=self.info.recipe_yaml)  # sent once only
+            yield JobUpdate(info, tuple(map(_decode.job_event, reply.events)))
 
     def _too_slow(self, timeout_s: float | None) -> DeadlineExceeded:
         return DeadlineExceeded(
@@ -153,31 +167,48 @@ class Jobs:
 
         In a file, relative paths of data sets that lie beside it are made absolute, and others are looked up in its
         folder, too, if the job worker may read there. `after` names jobs that must succeed first. With `validate_only`
-        the recipe is checked and the job that comes back has no id.
+        the recipe is checked and the job that comes back has no id. `Job.warnings` says what is odd about it.
         """
+        reply = self._submit(recipe, after, validate_only=check_flag(validate_only, "validate_only"))
+        return Job(self._transport, _decode.job(reply.job), reply.warnings)
+
+    def plan(self, recipe: str | Path | Mapping[str, object], *, after: Sequence["str | Job"] = ()) -> Plan:
+        """Checks a recipe as `submit` does with `validate_only`, and says what its job would take."""
+        return _decode.plan(self._submit(recipe, after, validate_only=True))
+
+    def _submit(
+        self, recipe: str | Path | Mapping[str, object], after: Sequence["str | Job"], *, validate_only: bool
+    ) -> jobs_pb2.SubmitJobResponse:
         request = jobs_pb2.SubmitJobRequest(
             recipe_yaml=recipe_text(recipe),
             folder=recipe_folder(recipe),
             after=[check_text(job.id if isinstance(job, Job) else job, "after") for job in _as_list(after)],
             idempotency_key=uuid.uuid4().hex,
-            validate_only=check_flag(validate_only, "validate_only"),
+            validate_only=validate_only,
         )
-        return self._job(self._transport.unary(self._stub.SubmitJob, request).job)
+        return self._transport.unary(self._stub.SubmitJob, request)
 
     def get(self, job_id: str) -> Job:
         """One job."""
         request = jobs_pb2.GetJobRequest(id=check_text(job_id, "id"))
         return self._job(self._transport.unary(self._stub.GetJob, request).job)
 
-    def list(self, limit: int = 50) -> list[Job]:
-        """Jobs, newest first."""
-        request = jobs_pb2.ListJobsRequest(limit=check_count(limit, "limit", low=1))
+    def list(self, limit: int = 50, *, recipes: bool = True) -> list[Job]:
+        """Jobs, newest first; with `recipes` off their recipes are left out, and are asked for with `get`."""
+        request = jobs_pb2.ListJobsRequest(
+            limit=check_count(limit, "limit", low=1), without_recipes=not check_flag(recipes, "recipes")
+        )
         return [self._job(message) for message in self._transport.unary(self._stub.ListJobs, request).jobs]
 
     def cancel(self, job_id: str) -> Job:
         """Asks a job to stop; see `Job.cancel`."""
         request = jobs_pb2.CancelJobRequest(id=check_text(job_id, "id"))
         return self._job(self._transport.unary(self._stub.CancelJob, request).job)
+
+    def retry(self, job_id: str) -> Job:
+        """Queues a job again that has failed or was cancelled; see `Job.retry`."""
+        request = jobs_pb2.RetryJobRequest(id=check_text(job_id, "id"))
+        return self._job(self._transport.unary(self._stub.RetryJob, request).job)
 
     def schema(self) -> dict[str, object]:
         """The JSON schema of recipes."""

@@ -270,6 +270,7 @@ def job_facts(info: "JobInfo") -> list[tuple[str, str]]:
         facts.append(("before it", f"{info.queue_position} in the queue; after {', '.join(info.after) or 'no job'}"))
     if info.state == "running":
         facts.append(("stage", f"{info.stage} {info.fraction:.0%}, attempt {info.attempt}"))
+        facts.append(("whole job", job_progress(info)))
     if info.ended_at and info.started_at:
         facts.append(("took", f"{took:.1f} s"))
     if info.metrics:
@@ -277,6 +278,37 @@ def job_facts(info: "JobInfo") -> list[tuple[str, str]]:
     if info.version_id:
         facts.append(("version", info.version_id))
     return facts
+
+
+def amount(value: float, unit: str) -> str:
+    """How much a plan's entry is, with its unit."""
+    if unit == "bytes":
+        return next((f"{value / size:.1f} {name}" for size, name in _SIZES if value >= size), f"{value:.0f} B")
+    if unit == "seconds":
+        return duration(value)
+    if unit == "share":
+        return f"{value:.0%}"
+    return f"{value:,.0f} {unit}".strip().replace(",", " ")
+
+
+_SIZES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+
+
+def job_progress(info: "JobInfo") -> str:
+    """How far a whole job is, and how long it still takes where that is known."""
+    return f"{info.total_fraction:.0%}" + (f", about {duration(info.eta_s)} left" if info.eta_s else "")
+
+
+def duration(seconds: float) -> str:
+    """A time of any length in two figures that matter: "45 s", "12 min", "3 h 20 min", "2 d 5 h"."""
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 90:
+        return f"{minutes} min"
+    if hours < 36:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{hours // 24} d {hours % 24} h"
 
 
 def job_line(info: "JobInfo") -> str:

@@ -208,6 +208,32 @@ class JobInfo:
     stage_seconds: Mapping[str, float]
     version_id: str
     recipe_yaml: str = field(repr=False)
+    total_fraction: float = 0.0
+    """Share of the whole job that is done, 0 to 1, estimated from its stages; never falls."""
+    eta_s: float = 0.0
+    """Estimated seconds until it ends, while it runs; 0 where not known."""
+
+
+@dataclass(frozen=True)
+class PlanEntry:
+    """Something that a job takes or makes, as far as it is known before it runs."""
+
+    name: str
+    value: float
+    unit: str
+    """"", "share", "tokens", "bytes" or "seconds"."""
+    note: str
+    """How it was found, or what it means; may be empty."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe that was checked: what it would take, and what is odd about it."""
+
+    job: JobInfo
+    """Without an id."""
+    entries: tuple[PlanEntry, ...]
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)

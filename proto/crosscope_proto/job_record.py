@@ -1,18 +1,20 @@
 """The record of a job in Redis: its fields, and the scripts through which it changes.
 
 Every change of state is one Lua script, so that it happens whole or not at all, whoever dies in between, and so that
-the server and the workers agree on what may follow what. Pure strings: knows nothing about Redis clients. Every script
-takes the keys [job_key, events_key, …] of `keys.py` and ends in an event, which wakes those who watch the job.
+the server and the workers agree on what may follow what. Pure strings: knows nothing about Redis clients. A script that
+changes a state takes the keys [job_key, events_key, …] of `keys.py` and ends in an event, which wakes those who watch.
 
-A record without `claim` and `end` waits; with `claim` an attempt runs it; with `end` it is over and stays as it is.
+A record without `claim` and `end` waits; with `claim` an attempt runs it; with `end` it is over, until it is retried.
 """
 
 from typing import Final
 
 MAX_CRASHES: Final = 3
 """A job whose process has died this often is not started again."""
-CANCEL_GRACE_S: Final = 30
-"""A running job that was asked to stop is killed after this."""
+STOP_WITHIN_S: Final = 1.2
+"""A running job that was asked to stop, and is not at a step by then, ends where it is."""
+CANCEL_GRACE_S: Final = 10
+"""A running job that was asked to stop is killed by its worker after this, should it not have ended by itself."""
 
 SUCCEEDED: Final = "succeeded"
 FAILED: Final = "failed"
@@ -21,8 +23,20 @@ CANCELLED: Final = "cancelled"
 TEXT_FIELDS = ("kind", "name", "recipe", "claim", "stage", "message", "end", "version_id", "folder")
 """Strings. `claim` is the id of the attempt that runs the job, `end` one of SUCCEEDED, FAILED, CANCELLED, `folder` the
 one from which the job was submitted."""
-NUMBER_FIELDS = ("created_at", "started_at", "ended_at", "cancel_at", "attempt", "crashes", "fraction")
+NUMBER_FIELDS = (
+    "created_at",
+    "started_at",
+    "ended_at",
+    "cancel_at",
+    "attempt",
+    "crashes",
+    "fraction",
+    "total_fraction",
+    "eta_s",
+)
 """Decimal numbers; times in seconds since 1970."""
+GONE = "gone"
+"""Set once the checkpoints of a job that failed or was cancelled are removed: it cannot be retried any more."""
 AFTER = "after"
 """JSON list of the ids of jobs that must succeed first."""
 
@@ -64,7 +78,7 @@ if redis.call('EXISTS', job) == 0 or get('end') ~= '' then return 'ended' end
 if get('claim') == ARGV[1] then return 'ok' end
 if get('claim') ~= '' then return 'taken' end
 redis.call('HINCRBY', job, 'attempt', 1)
-redis.call('HSET', job, 'claim', ARGV[1], 'started_at', ARGV[2], 'stage', '', 'fraction', '0')
+redis.call('HSET', job, 'claim', ARGV[1], 'started_at', ARGV[2], 'stage', '', 'fraction', '0', 'eta_s', '0')
 say(ARGV[2], 'Started.')
 return 'ok'
 """
@@ -93,7 +107,7 @@ FINISH = (
     + """
 if get('claim') ~= ARGV[1] then return 'lost' end
 redis.call('HSET', job, 'version_id', ARGV[5])
-if ARGV[3] == 'succeeded' then redis.call('HSET', job, 'fraction', '1') end
+if ARGV[3] == 'succeeded' then redis.call('HSET', job, 'fraction', '1', 'total_fraction', '1') end
 finish(ARGV[3], ARGV[2], ARGV[4])
 return 'ok'
 """
@@ -110,6 +124,42 @@ return 'ok'
 """
 )
 """Ends a job that no attempt runs. Arguments: now, end, message. Returns "ok", "ended" or "running"."""
+
+RETRY = (
+    _FUNCTIONS
+    + """
+if redis.call('EXISTS', job) == 0 then return 'unknown' end
+if get('end') == '' then return get('claim') == '' and 'queued' or 'running' end
+if get('end') == 'succeeded' then return 'succeeded' end
+if get('gone') ~= '' then return 'gone' end
+redis.call('HDEL', job, 'end', 'ended_at', 'cancel_at', 'crashes')
+redis.call('HSET', job, 'stage', '', 'fraction', '0')
+redis.call('SADD', KEYS[3], ARGV[2])
+say(ARGV[1], ARGV[3])
+return 'ok'
+"""
+)
+"""Lets a job that failed or was cancelled wait again. Keys: …, OPEN_JOBS. Arguments: now, id, message. Returns
+"unknown", "queued" (it waits already), "running", "succeeded", "gone" (its checkpoints are removed) or "ok"."""
+
+EXPIRE = """
+local ended = redis.call('HGET', KEYS[1], 'end')
+if not ended then return redis.call('EXISTS', KEYS[1]) == 1 and 'open' or 'unknown' end
+if ended == 'succeeded' then return 'gone' end
+if tonumber(redis.call('HGET', KEYS[1], 'ended_at')) > tonumber(ARGV[1]) then return 'kept' end
+redis.call('HSET', KEYS[1], 'gone', '1')
+return 'gone'
+"""
+"""Asked before a job's checkpoints are removed. Keys: job_key. Arguments: time before which it must have ended. Returns
+"unknown", "open" (it has not ended), "kept" (it ended later) or "gone": they may be removed, nobody can retry it."""
+
+CLOSE = """
+if redis.call('EXISTS', KEYS[1]) == 1 and (redis.call('HGET', KEYS[1], 'end') or '') == '' then return 'open' end
+redis.call('SREM', KEYS[2], ARGV[1])
+return 'ok'
+"""
+"""Takes an ended or unknown job out of the janitor's hands. Keys: job_key, OPEN_JOBS. Arguments: id. Returns "ok", or
+"open" for one that was retried just then."""
 
 CANCEL = (
     _FUNCTIONS

@@ -77,7 +77,7 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
         workers = Workers(settings.workers, prompts_change)
         stack.push_async_callback(workers.close)
         prompts = Prompts(catalogue, workers, cache)
-        jobs = await stack.enter_async_context(jobs_service(settings.queue_url))
+        jobs = await stack.enter_async_context(jobs_service(settings.queue_url, settings.home))
 
         interceptors: list[grpc.aio.ServerInterceptor] = [CallInterceptor(metrics)]
         if settings.token:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from crosscope import Client, LatentActivation, TokenRole
+from crosscope._tables import duration
 from crosscope.cli import run
 from crosscope.cli.output import to_plain
 from crosscope_proto.v1 import jobs_pb2, jobs_pb2_grpc
@@ -43,15 +44,17 @@ def process(*arguments: str, address: str = "127.0.0.1:1", stdin: bytes = b"") -
 def test_help_lists_every_command_and_loads_none(cli) -> None:
     code, out, _ = cli("--help")
     assert code == 0
-    names = "demo up doctor status submit jobs watch cancel crosscoders latents latent encode top tokenize completion"
-    for name in names.split():
+    names = "demo up doctor status submit plan jobs watch cancel retry crosscoders latents latent encode top tokenize"
+    for name in [*names.split(), "completion"]:
         assert f"\n  {name}  " in out
     script = "import sys; from crosscope.cli import run; run(['--help']); print({'grpc', 'rich'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True)
     assert done.stdout.splitlines()[-1] == "set()"
 
 
-@pytest.mark.parametrize("name", ["status", "submit", "jobs", "watch", "cancel", "latents", "encode", "top", "up"])
+@pytest.mark.parametrize(
+    "name", ["status", "submit", "plan", "jobs", "watch", "cancel", "retry", "latents", "encode", "top", "up"]
+)
 def test_every_command_has_help(cli, name: str) -> None:
     code, out, _ = cli(name, "--help")
     assert code == 0
@@ -329,7 +332,19 @@ class WatchedJobs(jobs_pb2_grpc.JobsServicer):
         self.watched, self.release = threading.Event(), threading.Event()
 
     def job(self, state: jobs_pb2.JobState.ValueType) -> jobs_pb2.Job:
-        return jobs_pb2.Job(id="j1", kind="crosscoder", name="demo", state=state, stage="train", message="no disk")
+        job = jobs_pb2.Job(id="j1", kind="crosscoder", name="demo", state=state, stage="train", message="no disk")
+        job.recipe_yaml, job.total_fraction = "kind: crosscoder", 0.4
+        job.eta_s = 3 * 3600 if state == jobs_pb2.JOB_STATE_RUNNING else 0
+        return job
+
+    def SubmitJob(self, request, context):
+        assert request.validate_only
+        entry = jobs_pb2.PlanEntry(name="training memory", value=2.5e9, unit="bytes", note="beside the models")
+        job = jobs_pb2.Job(kind="crosscoder", name="demo")
+        return jobs_pb2.SubmitJobResponse(job=job, warnings=["the warm-up is long"], plan=[entry])
+
+    def RetryJob(self, request, context):
+        return jobs_pb2.RetryJobResponse(job=self.job(jobs_pb2.JOB_STATE_QUEUED))
 
     def GetJob(self, request, context):
         return jobs_pb2.GetJobResponse(job=self.job(jobs_pb2.JOB_STATE_RUNNING))
@@ -354,6 +369,39 @@ def test_watch_a_job_that_fails(serve, capsys) -> None:
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["job"]["state"] for line in lines] == ["running", "failed"]
     assert lines[-1]["events"][0]["fraction"] == 0.5
+    assert all("recipe_yaml" not in line["job"] for line in lines)
+    assert (lines[0]["job"]["total_fraction"], lines[0]["job"]["eta_s"]) == (pytest.approx(0.4), 10800)
+    assert run(["--address", address, "watch", "j1", "--json", "--recipe"]) == 4
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {line["job"]["recipe_yaml"] for line in lines} == {"kind: crosscoder"}
+
+
+def test_plan_check_and_retry(serve, capsys) -> None:
+    address = serve(WatchedJobs()).address
+    recipe = "recipes/demo-pair.yaml"
+    assert run(["--address", address, "plan", recipe]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "crosscoder demo",
+        "what             how much  note",
+        "training memory  2.5 GB    beside the models",
+        "warning: the warm-up is long",
+    ]
+    assert run(["--address", address, "plan", recipe, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["entries"][0]["value"] == 2.5e9
+    assert run(["--address", address, "submit", recipe, "--check"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "the recipe can run, with 1 warning: it makes crosscoder demo\n"
+    assert captured.err == "warning: the warm-up is long\n"
+    assert run(["--address", address, "retry", "j1"]) == 0
+    assert capsys.readouterr().out == "j1  queued\nfollow it with: crosscope watch j1\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(45, "45 s"), (89, "89 s"), (600, "10 min"), (12_000, "3 h 20 min"), (86_400 * 2.2, "2 d 5 h")],
+)
+def test_durations(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
 
 
 def test_plain_values() -> None:

@@ -20,6 +20,9 @@ class OneJob(jobs_pb2_grpc.JobsServicer):
     def SubmitJob(self, request, context):
         return jobs_pb2.SubmitJobResponse(job=self.job)
 
+    def RetryJob(self, request, context):
+        return jobs_pb2.RetryJobResponse(job=self.job)
+
     def ListJobs(self, request, context):
         return jobs_pb2.ListJobsResponse(jobs=[self.job])
 
@@ -38,7 +41,7 @@ def test_python(online: Client, serve, monkeypatch, capsys) -> None:
     monkeypatch.chdir(ROOT)
     with Client(serve(OneJob()).address) as client:
         exec(BLOCKS[3], {"client": client})
-    assert capsys.readouterr().out == "train 100% {'l0': 12.0}\n['demo']\n"
+    assert capsys.readouterr().out == "train 100% {'l0': 12.0}\n() () 0.0 0.0\n['demo']\n"
 
 
 def test_the_tree_of_errors_is_the_one_in_the_code() -> None:

@@ -2,12 +2,13 @@
 
 import threading
 import time
+from dataclasses import replace
 
 import grpc
 import pytest
 import yaml
 
-from crosscope import Client, DeadlineExceeded, InvalidInput, JobCancelled, JobFailed, JobState, Unavailable
+from crosscope import Client, Conflict, DeadlineExceeded, InvalidInput, JobCancelled, JobFailed, JobState, Unavailable
 from crosscope_proto.v1 import jobs_pb2, jobs_pb2_grpc
 
 
@@ -28,7 +29,9 @@ class ScriptedJobs(jobs_pb2_grpc.JobsServicer):
 
     def SubmitJob(self, request, context):
         self.submitted.append(request)
-        return jobs_pb2.SubmitJobResponse(job=self.job())
+        entry = jobs_pb2.PlanEntry(name="steps", value=1234, note="of 10 tokens")
+        memory = jobs_pb2.PlanEntry(name="memory", value=2.5e9, unit="bytes")
+        return jobs_pb2.SubmitJobResponse(job=self.job(), warnings=["the warm-up is long"], plan=[entry, memory])
 
     def GetJob(self, request, context):
         return jobs_pb2.GetJobResponse(job=self.job())
@@ -39,6 +42,12 @@ class ScriptedJobs(jobs_pb2_grpc.JobsServicer):
     def CancelJob(self, request, context):
         self.state = jobs_pb2.JOB_STATE_CANCELLED
         return jobs_pb2.CancelJobResponse(job=self.job())
+
+    def RetryJob(self, request, context):
+        if self.state == jobs_pb2.JOB_STATE_RUNNING:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "job 'j1' runs")
+        self.state = jobs_pb2.JOB_STATE_QUEUED
+        return jobs_pb2.RetryJobResponse(job=self.job())
 
     def GetRecipeSchema(self, request, context):
         return jobs_pb2.GetRecipeSchemaResponse(json_schema='{"title": "recipe"}')
@@ -75,6 +84,38 @@ def test_watch_and_wait(serve) -> None:
         assert job.wait() is job
         assert [event.id for event in client.jobs.get("j1").watch(after_event="2")] == ["3"]
         assert repr(job) == "Job('j1', crosscoder 'demo', succeeded)"
+
+
+def test_retry(serve) -> None:
+    scripted = ScriptedJobs(1)
+    with Client(serve(scripted).address) as client:
+        job = client.jobs.get("j1")
+        with pytest.raises(Conflict, match="job 'j1' runs"):
+            job.retry()
+        scripted.state = jobs_pb2.JOB_STATE_FAILED
+        assert job.retry() is job
+        assert job.state is JobState.QUEUED
+        scripted.state = jobs_pb2.JOB_STATE_CANCELLED
+        assert client.jobs.retry("j1").state is JobState.QUEUED
+
+
+def test_a_plan_and_warnings(serve) -> None:
+    with Client(serve(ScriptedJobs(1)).address) as client:
+        found = client.jobs.plan("kind: demo-pair\nname: a\n")
+        assert [(entry.name, entry.value, entry.unit) for entry in found.entries] == [
+            ("steps", 1234, ""),
+            ("memory", 2.5e9, "bytes"),
+        ]
+        assert found.warnings == client.jobs.submit("kind: demo-pair\nname: a\n").warnings == ("the warm-up is long",)
+
+
+def test_a_watch_keeps_the_recipe_that_was_sent_once(serve) -> None:
+    scripted = ScriptedJobs(2)
+    scripted.release()
+    with Client(serve(scripted).address) as client:
+        job = client.jobs.get("j1")
+        job.info = replace(job.info, recipe_yaml="kind: demo-pair")
+        assert {update.job.recipe_yaml for update in job.updates()} == {"kind: demo-pair"}
 
 
 def test_watch_goes_on_after_a_broken_connection(serve) -> None:

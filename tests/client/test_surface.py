@@ -43,6 +43,8 @@ def test_all_is_exact() -> None:
         "ModelEstimates",
         "Neighbour",
         "NotFound",
+        "Plan",
+        "PlanEntry",
         "ServerError",
         "Tls",
         "TokenRole",

@@ -3,6 +3,7 @@
 import errno
 import os
 import threading
+import zlib
 from pathlib import Path
 
 from crosscope_proto.artefacts import CrosscoderManifest, PairManifest
@@ -27,6 +28,8 @@ def run_by_name(recipe: DemoPairRecipe, workspace: Workspace, progress: Progress
         raise KeyError("oops")
     if kind == "exit":
         os._exit(3)
+    if kind == "learn":
+        _learn(workspace, home / f"{recipe.name}.mended", progress)
     if kind == "hold":
         _hold(home / f"{recipe.name}.go", workspace, progress)
     if kind == "deaf":
@@ -43,6 +46,18 @@ def run_by_name(recipe: DemoPairRecipe, workspace: Workspace, progress: Progress
     shape = {"layer": 0, "d_model": (1, 1), "num_latents": 1, "variant": "l1", "code_normalisation": "crosscoder"}
     others = {"threshold": None, "input_scale": (1.0, 1.0), "recipe": {}, "warnings": ("Half of it was left out.",)}
     return CrosscoderManifest(recipe.name, "v1", pair, **shape | others)
+
+
+def _learn(workspace: Workspace, mended: Path, progress: Progress) -> None:
+    """A training of ten steps with a checkpoint each, whose data has a fault at step 5 until it is mended."""
+    steps = sorted(int(path.name.removeprefix("step-")) for path in workspace.checkpoints.glob("step-*"))
+    first = steps[-1] if steps else 0
+    progress("learn", first / 10, f"From step {first}.", metrics={"first_step": first})
+    for step in range(first, 10):
+        if step == 5 and not mended.exists():
+            raise zlib.error("Error -3 while decompressing data: invalid stored block lengths")
+        (workspace.checkpoints / f"step-{step + 1:09d}").mkdir()
+        progress("learn", (step + 1) / 10, step=step + 1)
 
 
 def _hold(go: Path, workspace: Workspace, progress: Progress) -> None:

@@ -67,8 +67,13 @@ class Rig:
         self.jobs.GetRecipeSchema(jobs_pb2.GetRecipeSchemaRequest(), wait_for_ready=True, timeout=30)
         return process
 
-    def start_worker(self) -> Process:
-        return self._start(["-c", WORKER], CROSSCOPE_WORKER_QUEUE_URL=self.queue_url, PYTHONPATH=str(HERE))
+    def start_worker(self, **environment: str) -> Process:
+        given = {"CROSSCOPE_WORKER_QUEUE_URL": self.queue_url, "PYTHONPATH": str(HERE), **environment}
+        return self._start(["-c", WORKER], **given)
+
+    def start_real_worker(self) -> Process:
+        """One that runs the kinds of jobs that people submit."""
+        return self._start(["-m", "crosscope_worker", "jobs"], CROSSCOPE_WORKER_QUEUE_URL=self.queue_url)
 
     def start_below_a_supervisor(self, arguments: list[str]) -> Process:
         """A process that has started a job worker, whose pid is then in child.pid."""
@@ -100,6 +105,9 @@ class Rig:
 
     def cancel(self, job_id: str) -> jobs_pb2.Job:
         return self.jobs.CancelJob(jobs_pb2.CancelJobRequest(id=job_id), timeout=10).job
+
+    def retry(self, job_id: str) -> jobs_pb2.Job:
+        return self.jobs.RetryJob(jobs_pb2.RetryJobRequest(id=job_id), timeout=10).job
 
     def watch(
         self, job_id: str, after: str = "", timeout_s: float = 60

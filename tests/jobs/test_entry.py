@@ -91,13 +91,13 @@ def test_odd_messages_are_stored(bare_rig: Rig, queue: redis.Redis) -> None:
     run(Attempt(**{**given.__dict__, "kinds": {"demo-pair": "job_kinds:fail_oddly"}}))
     message = str(queue.hget(keys.job_key("j"), "message"))
     assert message.startswith("lone ? surrogate, NUL \0 and much more: xxx")
-    assert len(message) == 1000
+    assert 800 < len(message) <= 1000
 
 
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), "The disk is full (/j): free some space and submit"),
+        (OSError(errno.ENOSPC, "No space left on device"), "The disk is full (/j): free some space and retry"),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), "Permission denied: /x"),
         (MemoryError(), "Out of memory: a smaller batch_size"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 GB"), "Out of memory: a smaller batch_size"),

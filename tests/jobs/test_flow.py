@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 
 import grpc
@@ -36,7 +37,8 @@ def test_a_job_runs_and_reports(rig: Rig) -> None:
     with redis.Redis(unix_socket_path=str(rig.socket), decode_responses=True) as client:
         assert client.hget(keys.job_key(job.id), "folder") == "/home/mine"
     folder = rig.home / "jobs" / job.id
-    assert (folder / "recipe.yaml").read_text() == job.recipe_yaml
+    assert (folder / "recipe.yaml").read_text() == replies[0].job.recipe_yaml
+    assert {reply.job.recipe_yaml for reply in replies[1:]} == {""}  # said once, not with every event
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [line["event"] for line in lines] == ["start", "stage", "stage", "stage", "end"]
 
@@ -46,7 +48,7 @@ def test_what_a_job_warns_of_stands_in_its_last_message(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize(("name", "goes"), [("hold-kept", True), ("hold-cancelled", False)])
-def test_checkpoints_go_when_the_job_has_ended(rig: Rig, name: str, goes: bool) -> None:
+def test_checkpoints_go_when_the_job_has_succeeded(rig: Rig, name: str, goes: bool) -> None:
     job = rig.submit(name)
     rig.holding(job.id)
     folder = rig.home / "jobs" / job.id
@@ -56,7 +58,9 @@ def test_checkpoints_go_when_the_job_has_ended(rig: Rig, name: str, goes: bool) 
     else:
         rig.cancel(job.id)
     assert rig.wait(job.id).state == (SUCCEEDED if goes else CANCELLED)
-    until(lambda: not (folder / "checkpoints").exists())
+    after = rig.wait(rig.submit(f"plain-after-{name}").id)  # the worker has settled the first job by then
+    assert after.state == SUCCEEDED
+    assert (folder / "checkpoints").exists() != goes
     assert (folder / "log.jsonl").exists()
 
 
@@ -200,6 +204,9 @@ def test_jobs_are_listed_newest_first(rig: Rig) -> None:
     made = [rig.submit(f"listed-{i}").id for i in range(3)]
     listed = rig.jobs.ListJobs(jobs_pb2.ListJobsRequest(limit=3)).jobs
     assert [job.id for job in listed] == made[::-1]
+    assert all(job.recipe_yaml for job in listed)
+    short = rig.jobs.ListJobs(jobs_pb2.ListJobsRequest(limit=3, without_recipes=True)).jobs
+    assert {job.recipe_yaml for job in short} == {""}
     rig.wait(made[-1])
 
 
@@ -227,9 +234,45 @@ def test_only_checking_queues_nothing(rig: Rig) -> None:
     assert all(other.name != "dry" for other in rig.jobs.ListJobs(jobs_pb2.ListJobsRequest()).jobs)
 
 
+def test_a_check_looks_for_what_the_recipe_names(rig: Rig) -> None:
+    recipe = (
+        "{kind: crosscoder, name: a, layer: 1, pair: {name: none-such},"
+        " crosscoder: {variant: l1, num_latents: 8, mu: 1},"
+        " data: [{name: web, source: text, path: none.txt}], training: {max_steps: 9, warmup_steps: 10, log_every: 1}}"
+    )
+    with pytest.raises(grpc.RpcError) as refused:
+        rig.jobs.SubmitJob(jobs_pb2.SubmitJobRequest(recipe_yaml=recipe, validate_only=True))
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    said = refused.value.details() or ""
+    assert "pair.name: there is no pair 'none-such' (there: none)" in said
+    assert "data.0.path: no file matches none.txt in " in said
+
+    before = rig.wait(rig.submit("plain-before").id)
+    request = jobs_pb2.SubmitJobRequest(recipe_yaml=recipe, validate_only=True, after=[before.id])
+    checked = rig.jobs.SubmitJob(request)
+    assert checked.job.id == ""
+    assert [(entry.name, entry.value) for entry in checked.plan[:2]] == [("training tokens", 9 * 2048), ("steps", 9)]
+    assert checked.warnings[0] == "there is no pair 'none-such' yet; a job before this one must make it"
+    assert checked.warnings[-1].startswith("training.warmup_steps 10: the learning rate never gets to training.lr")
+    queued = rig.jobs.SubmitJob(jobs_pb2.SubmitJobRequest(recipe_yaml=recipe))
+    assert "pair.name: there is no pair 'none-such' (there: none)" in queued.warnings[0]
+    assert rig.wait(queued.job.id).state == FAILED  # this rig's worker runs no jobs of its kind
+
+
 def test_the_schema_names_every_kind(rig: Rig) -> None:
     schema = json.loads(rig.jobs.GetRecipeSchema(jobs_pb2.GetRecipeSchemaRequest()).json_schema)
     assert set(schema["discriminator"]["mapping"]) == {"crosscoder", "published", "demo-pair"}
+
+
+def test_a_job_in_the_middle_of_a_step_is_cancelled_within_two_seconds(rig: Rig) -> None:
+    job = rig.submit("deaf-long")
+    rig.wait_for(job.id, lambda job: job.stage == "prepare")
+    asked_at = time.time()
+    rig.cancel(job.id)
+    ended = rig.wait(job.id)
+    assert (ended.state, ended.message) == (CANCELLED, "Cancelled.")
+    assert ended.ended_at - asked_at < 2
+    until(lambda: not is_alive(rig.pid("deaf-long")), 2)
 
 
 def test_an_attempt_that_lost_its_job_publishes_nothing(rig: Rig) -> None:

@@ -14,6 +14,7 @@ from crosscope_proto import job_record, keys
 from crosscope_worker.jobs.claim import Claim, QueueAway
 from crosscope_worker.jobs.journal import Journal
 from crosscope_worker.jobs.reporter import Reporter
+from crosscope_worker.jobs.stages import Shares
 from crosscope_worker.work import Cancelled, LostClaim
 from tests.jobs.rig import Rig, kill, until
 
@@ -103,6 +104,16 @@ def test_a_message_stays_until_the_next_one_or_the_next_stage(queue: redis.Redis
     assert message_is("Filling the buffer.")()
     report("publish", 0)
     until(message_is(""), 3)
+
+
+def test_the_whole_jobs_share_reaches_the_record(queue: redis.Redis, tmp_path: Path) -> None:
+    shares = Shares((("load", 1.0), ("train", 3.0)), done=0.1)
+    report = Reporter(Claim(queue, JOB, "mine"), Journal(tmp_path, 1), lambda: False, shares)
+    report("load", 0.2)
+    until(lambda: queue.hget(keys.job_key(JOB), "total_fraction") == "0.1", 3)
+    report("train", 0.5)
+    report.close(wait_s=5)
+    assert queue.hget(keys.job_key(JOB), "total_fraction") == "0.625"
 
 
 def test_cancel_reaches_the_job(queue: redis.Redis, report: Reporter) -> None:

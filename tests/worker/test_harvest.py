@@ -120,7 +120,6 @@ def test_a_harvest_that_goes_on_may_have_nothing_left(activations: PairActivatio
 
 def test_every_bos_and_all_padding_is_left_out() -> None:
     roles = np.array([TokenRole.PAD, TokenRole.BOS, TokenRole.USER, TokenRole.BOS, TokenRole.ASSISTANT], np.uint8)
-    text = Text(0, np.arange(5), roles)
-    assert policy_positions(text, TokenPolicy()).tolist() == [2, 4]
-    assert policy_positions(text, TokenPolicy(skip_bos=False)).tolist() == [1, 2, 3, 4]
-    assert policy_positions(text, TokenPolicy(skip_first=3)).tolist() == [4]
+    assert policy_positions(roles, TokenPolicy()).tolist() == [2, 4]
+    assert policy_positions(roles, TokenPolicy(skip_bos=False)).tolist() == [1, 2, 3, 4]
+    assert policy_positions(roles, TokenPolicy(skip_first=3)).tolist() == [4]

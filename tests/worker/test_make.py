@@ -3,8 +3,10 @@
 import datetime
 import json
 import random
+import zlib
 from collections import Counter
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from crosscope_proto.recipe import CrosscoderRecipe, PublishedRecipe, parse_reci
 from crosscope_worker.analysis import AnalysisError
 from crosscope_worker.crosscoder import Crosscoder, read_manifest
 from crosscope_worker.harvest import HarvestError
+from crosscope_worker.jobs.stages import STAGES, Shares
 from crosscope_worker.make import make_crosscoder
 from crosscope_worker.make_published import make_published
 from crosscope_worker.measure import Material
@@ -24,7 +27,7 @@ from crosscope_worker.norms import NormBounds, NormFilter
 from crosscope_worker.texts import DataError
 from crosscope_worker.training import checkpoint
 from crosscope_worker.training.trainer import Trainer
-from crosscope_worker.work import Cancelled, LostClaim, Workspace, silent
+from crosscope_worker.work import Cancelled, LostClaim, Stopped, Workspace, silent
 
 WORDS = (
     "the",
@@ -45,8 +48,12 @@ WORDS = (
 )
 
 
-class Stop(Exception):
+class Stop(Stopped):
     """Stands for anything that ends the process in the middle."""
+
+
+class ReadTimeout(Exception):
+    """As HTTP clients raise it: of no class that everybody catches."""
 
 
 @pytest.fixture
@@ -239,6 +246,47 @@ def test_a_job_that_was_cut_ends_with_the_same_weights(home: Path, recipe: Cross
     assert resumed.metrics == whole.metrics
 
 
+def test_every_phase_of_a_job_is_named_and_moves(home: Path, recipe: CrosscoderRecipe):
+    """Stages come in the order that the whole job's share is worked out by, and none goes back."""
+    seen: list[tuple[str, float, str]] = []
+
+    def note(stage: str, fraction: float, message: str = "", **_: Any) -> None:
+        seen.append((stage, fraction, message))
+
+    cached = replace(recipe, training=replace(recipe.training, cache=True, buffer_tokens=2048))
+    make_crosscoder(cached, workspace(home), note)
+    stages = list(dict.fromkeys(stage for stage, _, _ in seen))
+    assert stages == [stage for stage, _ in STAGES["crosscoder"]]
+    assert stages == [stage for stage, _ in groupby(stage for stage, _, _ in seen)]  # each once
+    shares, totals = Shares(STAGES["crosscoder"]), []
+    for stage, fraction, message in seen:
+        assert message, stage
+        shares.at(stage, fraction)
+        totals.append(shares.total)
+    assert totals == sorted(totals)
+    assert totals[-1] > 0.98
+    moves = {stage: len({(fraction, message) for at, fraction, message in seen if at == stage}) for stage in stages}
+    assert moves.pop("publish") == 1
+    assert min(moves.values()) > 1, moves
+    told = " ".join(message for _, _, message in seen)
+    for phase in ("writing the checkpoint of step 7", "MB of activations, shard 0", "choosing examples", "held-out"):
+        assert phase in told
+
+
+@pytest.mark.parametrize("at", ["load", "hash", "hash-data", "fill", "train", "analyse", "fidelity", "publish"])
+def test_a_cancel_is_heard_in_every_phase(home: Path, recipe: CrosscoderRecipe, at: str):
+    quick = replace(recipe, training=replace(recipe.training, cache=True, epochs=1, max_steps=3))
+
+    def cancel(stage: str, *_: Any, **__: Any) -> None:
+        if stage == at:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        make_crosscoder(quick, workspace(home), cancel)
+    assert not (home / "crosscoders/toy/CURRENT").exists()
+    assert not list(home.glob("crosscoders/toy/versions/*"))
+
+
 def test_a_job_that_is_run_again_publishes_nothing_twice(home: Path, recipe: CrosscoderRecipe):
     first = make_crosscoder(recipe, workspace(home), silent)
     again = make_crosscoder(recipe, workspace(home), silent)
@@ -246,18 +294,6 @@ def test_a_job_that_is_run_again_publishes_nothing_twice(home: Path, recipe: Cro
     assert len(list((home / "crosscoders/toy/versions").iterdir())) == 1
     other = make_crosscoder(recipe, workspace(home, "job-2"), silent)
     assert other.version_id != first.version_id
-
-
-@pytest.mark.parametrize("stage", ["load", "train", "analyse", "publish"])
-def test_a_cancelled_job_publishes_nothing(home: Path, recipe: CrosscoderRecipe, stage: str):
-    def cancel(at: str, *_: Any, **__: Any) -> None:
-        if at == stage:
-            raise Cancelled
-
-    with pytest.raises(Cancelled):
-        make_crosscoder(recipe, workspace(home), cancel)
-    assert not (home / "crosscoders/toy/CURRENT").exists()
-    assert not list(home.glob("crosscoders/toy/versions/*"))
 
 
 def test_an_attempt_that_lost_its_claim_publishes_nothing(home: Path, recipe: CrosscoderRecipe):
@@ -392,23 +428,36 @@ def test_a_crosscoder_that_cannot_be_measured_is_kept_and_can_be_measured_later(
     assert kept.threshold == whole.threshold
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        HarvestError("web.jsonl, line 9, token 3: the chat model's activation is not finite"),
+        ReadTimeout("The read operation timed out"),
+        zlib.error("Error -3 while decompressing data"),
+        KeyError("text"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
 def test_a_training_that_fails_leaves_what_its_last_checkpoint_holds(
-    home: Path, recipe: CrosscoderRecipe, monkeypatch: pytest.MonkeyPatch
+    home: Path, recipe: CrosscoderRecipe, monkeypatch: pytest.MonkeyPatch, error: Exception
 ):
     step = Trainer.step
 
     def fail_at_ten(trainer: Trainer, x: torch.Tensor, lr: float) -> Any:
         if trainer.counters.step == 10:
-            raise HarvestError("web.jsonl, line 9, token 3: the chat model's activation is not finite")
+            raise error
         return step(trainer, x, lr)
 
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "step", fail_at_ten)
-        with pytest.raises(HarvestError, match="line 9, token 3") as refused:
+        with pytest.raises(type(error)) as refused:
             make_crosscoder(recipe, workspace(home), silent)
     [note] = refused.value.__notes__
     assert note.startswith("The crosscoder as of step 7, the last checkpoint, is kept: a recipe of kind published with")
     kept = Crosscoder.load(home / "jobs" / "job-1" / "trained")
+    assert kept.num_latents == recipe.crosscoder.num_latents
+    if not isinstance(error, HarvestError):
+        return  # The same weights whatever the error was.
     seven = make_crosscoder(
         replace(recipe, training=replace(recipe.training, max_steps=7)), workspace(home, "job-2"), silent
     )
@@ -431,7 +480,10 @@ def test_a_training_that_fails_without_a_whole_checkpoint_says_only_why(
 
     with pytest.raises(Full) as refused:
         make_crosscoder(recipe, workspace(home), fail)
-    assert not hasattr(refused.value, "__notes__")
+    notes = getattr(refused.value, "__notes__", [])
+    assert [note.partition(" as a crosscoder: ")[0] for note in notes] == (
+        ["The last checkpoint could not be kept"] if damage == "cut" else []
+    )
     assert not (home / "jobs" / "job-1" / "trained").exists()
 
 

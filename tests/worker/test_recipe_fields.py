@@ -16,6 +16,7 @@ from torch import Tensor
 from crosscope_proto.specs import CrosscoderSpec, DataSpec, TokenPolicy, TrainingSpec
 from crosscope_worker.activations import PairActivations
 from crosscope_worker.pair import Pair
+from crosscope_worker.phases import Following
 from crosscope_worker.sources import HarvestSource, open_source
 from crosscope_worker.texts import DataError, TextStream
 from crosscope_worker.tokens import TextTokenizer
@@ -187,7 +188,9 @@ def harvested(tiny_pair: Pair, tmp_path: Path) -> Any:
             layer=layer,
         )
         stream = TextStream(recipe.data, TextTokenizer(tiny_pair.tokenizer), recipe.tokens, [tmp_path], "train")
-        source = open_source(recipe, stream, PairActivations(tiny_pair, layer), tmp_path, {}, lambda _: None)
+        source = open_source(
+            recipe, stream, PairActivations(tiny_pair, layer), tmp_path, {}, lambda _: None, Following(silent, "train")
+        )
         assert isinstance(source, HarvestSource)
         return torch.cat(list(source.blocks()))
 

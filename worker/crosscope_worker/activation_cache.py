@@ -32,6 +32,7 @@ from crosscope_worker.activations import PairActivations
 from crosscope_worker.disk import is_no_room, sha256, sync
 from crosscope_worker.harvest import WINDOW_FORWARDS
 from crosscope_worker.pair_hashes import UNKNOWN, WEIGHTS, weight_files
+from crosscope_worker.work import Tick, idle_tick
 
 ACTIVATIONS = "activations"
 KEY = "key.json"
@@ -74,10 +75,12 @@ def cache_key(
     files: Sequence[Sequence[Path]],
     hashes: dict[str, str],
     tokens_per_forward: int,
+    tick: Tick = idle_tick,
 ) -> dict[str, Any]:
     """Everything that decides the activations of a recipe's training texts, as plain JSON values.
 
-    files: those of each data set. hashes: `pair_hashes` of the pair. Reads every data file once.
+    files: those of each data set. hashes: `pair_hashes` of the pair. Reads every data file once; `tick`
+    hears of the bytes.
     Raises CacheError for data or models of which nothing says whether they are still the same.
     """
     _check_known(recipe, activations.pair.manifest, hashes)
@@ -90,7 +93,7 @@ def cache_key(
         "device": activations.pair.device.type,
         "rows": _rows(activations),
         "data": document["data"],
-        "data_sha256": [[sha256(path) for path in paths] for paths in files],
+        "data_sha256": [[sha256(path, tick) for path in paths] for paths in files],
         "tokens": document["tokens"],
         "split": "train",
         "tokens_per_forward": tokens_per_forward,

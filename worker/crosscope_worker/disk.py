@@ -7,6 +7,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from crosscope_worker.work import Tick, idle_tick
+
+_CHUNK = 1 << 23
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -19,10 +22,14 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def sha256(path: Path) -> str:
-    """Hash of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256(path: Path, tick: Tick = idle_tick) -> str:
+    """Hash of a file's content; `tick` hears of the bytes as they are read, at least each second."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            tick(len(chunk))
+    return digest.hexdigest()
 
 
 def is_no_room(error: OSError | SafetensorError) -> bool:

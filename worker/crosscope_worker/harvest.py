@@ -18,6 +18,7 @@ from crosscope_worker.norms import NormFilter
 from crosscope_worker.packing import pack
 from crosscope_worker.texts import Text
 from crosscope_worker.token_policy import policy_positions
+from crosscope_worker.work import Tick, idle_tick
 
 TOKENS_PER_FORWARD = 8192
 WINDOW_FORWARDS = 8
@@ -52,11 +53,13 @@ def harvest(
     tokens_per_forward: int = TOKENS_PER_FORWARD,
     norms: NormFilter | None = None,
     num_before: int = 0,
+    tick: Tick = idle_tick,
 ) -> Iterator[Harvest]:
     """Runs both models over a stream of texts and yields the kept tokens of each window of texts.
 
     A window is a run of texts of about eight forwards; within it texts are packed (`packing.pack`) into forwards of at
     most `tokens_per_forward` tokens, padding counted, or of a single longer text.
+    `tick` hears after each forward of the tokens that the policy keeps, outliers counted.
     To go on with an earlier harvest: `norms` is its filter, `num_before` the texts that it has read. A new filter takes
     its bounds from the first window.
     Raises HarvestError for a NaN or infinite activation and when the policy keeps no token of the whole stream.
@@ -64,7 +67,7 @@ def harvest(
     norms = norms or NormFilter(policy.max_norm_ratio, activations.d_model)
     num_texts, kept = num_before, 0
     for window in _windows(texts, WINDOW_FORWARDS * tokens_per_forward):
-        found = _harvest_window(window, activations, policy, norms, tokens_per_forward)
+        found = _harvest_window(window, activations, policy, norms, tokens_per_forward, tick)
         num_texts += len(window)
         kept += len(found.x)
         yield found
@@ -94,6 +97,7 @@ def _harvest_window(
     policy: TokenPolicy,
     norms: NormFilter,
     tokens_per_forward: int,
+    tick: Tick,
 ) -> Harvest:
     found: list[_Found] = []
     lengths = [len(text.ids) for text in window]
@@ -107,6 +111,7 @@ def _harvest_window(
         flat = x[torch.from_numpy(forward.rows[text_of]), column]
         check_finite(flat, activations, window, forward.texts[text_of], position_of)
         found.append(_Found(forward.texts, flat, text_of, position_of))
+        tick(len(position_of))
     norms.measure([(each.x, each.position) for each in found])
     rows: list[tuple[Tensor, np.ndarray] | None] = [None] * len(window)
     while found:

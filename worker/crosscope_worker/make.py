@@ -6,13 +6,13 @@ import torch
 
 from crosscope_proto.artefacts import CrosscoderManifest
 from crosscope_proto.recipe import CrosscoderRecipe
-from crosscope_worker.measure import Material, Trained, already_published, keep, measure_and_publish
+from crosscope_worker.measure import Material, Trained, already_published, brief, keep, measure_and_publish
+from crosscope_worker.phases import TrainingProgress
 from crosscope_worker.sources import norms_of, open_source
+from crosscope_worker.speeds import faster_dtype, remember
 from crosscope_worker.tally import Counts
 from crosscope_worker.training import TrainingResult, saved_result, train
-from crosscope_worker.work import Progress, Workspace
-
-_FAILURES = (ValueError, OSError, RuntimeError, MemoryError)
+from crosscope_worker.work import Progress, Stopped, Workspace
 
 
 def make_crosscoder(recipe: CrosscoderRecipe, workspace: Workspace, progress: Progress) -> CrosscoderManifest:
@@ -31,31 +31,40 @@ def make_crosscoder(recipe: CrosscoderRecipe, workspace: Workspace, progress: Pr
         progress("cache", 0.0, message)
 
     hashes = {**material.hashes, "chat_template": material.tokenizer.template.settings_hash}
-    source = open_source(recipe, texts, material.activations, workspace.home, hashes, tell)
+    following = TrainingProgress(progress, recipe.training)
+    source = open_source(recipe, texts, material.activations, workspace.home, hashes, tell, following)
+    suggestion = faster_dtype(recipe, sum(material.pair.d_model), workspace.device)
+    following.begin(suggestion)
     try:
         with torch.no_grad():
-            result = train(recipe, source, material.pair.d_model, workspace.checkpoints, progress, workspace.device)
-    except _FAILURES as error:
+            result = train(recipe, source, material.pair.d_model, workspace.checkpoints, following, workspace.device)
+    except Stopped:
+        raise
+    except Exception as error:  # Whatever it was, hours of training are not to go with it.
         _keep_saved(material, error)
         raise
+    remember(workspace.home, recipe, workspace.device, result.curves, suggestion)
     trained = _trained(material, result, texts.counts)
     try:
         texts.check_losses()
         return measure_and_publish(material, trained)
-    except _FAILURES as error:
+    except Stopped:
+        raise
+    except Exception as error:
         keep(material, trained, error)
         raise
 
 
 @torch.no_grad()
 def _keep_saved(material: Material, error: Exception) -> None:
-    """Keeps what the newest checkpoint of a training that failed holds, which goes with the job."""
+    """Keeps what the newest checkpoint of a training that failed holds, which goes when its retention ends."""
     recipe = material.recipe
     assert isinstance(recipe, CrosscoderRecipe)
     try:
         saved = saved_result(recipe, material.pair.d_model, material.workspace.checkpoints)
-    except _FAILURES:
-        return  # Damaged, or no memory for it: the error itself is what people must hear of.
+    except Exception as second:  # Damaged, or no memory for it: the error itself is what people must hear of first.
+        error.add_note(f"The last checkpoint could not be kept as a crosscoder: {brief(second)}")
+        return
     if saved is not None:
         what = f"The crosscoder as of step {saved.steps}, the last checkpoint,"
         keep(material, _trained(material, saved), error, what)

@@ -6,12 +6,12 @@ Everything that it writes lies in the job's folder until one rename publishes it
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from textwrap import shorten
 from typing import Self
 
 import torch
-from safetensors import SafetensorError
 
-from crosscope_proto.artefacts import CrosscoderManifest, crosscoder_folder, pair_folder
+from crosscope_proto.artefacts import CrosscoderManifest, PairManifest, crosscoder_folder, pair_folder
 from crosscope_proto.recipe import CrosscoderRecipe, PublishedRecipe, recipe_dict
 from crosscope_worker.activations import PairActivations
 from crosscope_worker.analysis import Analysis, AnalysisError, analyse
@@ -25,6 +25,7 @@ from crosscope_worker.norms import NormFilter
 from crosscope_worker.pair import Pair, load_pair
 from crosscope_worker.pair_hashes import pair_hashes
 from crosscope_worker.pair_source import resolve_pair
+from crosscope_worker.phases import Following, Phase
 from crosscope_worker.publish import Provenance, make_current, manifest_of, publish
 from crosscope_worker.roots import check_pair_folders
 from crosscope_worker.sparse import launches_kernels
@@ -85,16 +86,16 @@ class Material:
             open_rows(spec, _folders(recipe, workspace), workspace.roots)
         pair = load_pair(manifest, workspace.device, long_rows=on_gpu and launches_kernels())
         activations = PairActivations(pair, recipe.layer)
-        progress("load", 0.6, "trying both models on a few tokens")
+        progress("load", 0.7, "trying both models on a few tokens")
         for message in _try_models(activations, recipe):
-            progress("load", 0.6, message)
-        caches = isinstance(recipe, CrosscoderRecipe) and recipe.training.cache
-        progress("load", 0.7, "hashing the models' files" + (" and the data" if caches else ""))
+            progress("load", 0.7, message)
         day = recipe.chat_template_date.isoformat() if recipe.chat_template_date else workspace.first_day()
         tokenizer = TextTokenizer(pair.tokenizer, TemplateSettings.of_recipe(recipe_dict(recipe), day))
-        material = cls(recipe, workspace, progress, pair, activations, tokenizer, pair_hashes(manifest))
+        material = cls(recipe, workspace, progress, pair, activations, tokenizer, {})
+        progress("load", 0.9, "looking for the held-out texts")
         material.texts("held_out").check_held_out()
-        return material
+        hashing = Phase(progress, "hash", "hashing the models' files", _size_bytes(manifest), "bytes")
+        return replace(material, hashes=pair_hashes(manifest, hashing))
 
     def texts(self, split: Split) -> TextStream:
         """The recipe's texts of a split, from their beginning, cut to what both models can read.
@@ -135,6 +136,12 @@ def _try_models(activations: PairActivations, recipe: Recipe) -> list[str]:
     return told
 
 
+def _size_bytes(manifest: PairManifest) -> int:
+    """Of everything in the pair's folders; a model of the hub counts nothing."""
+    folders = {Path(source) for source in (manifest.base, manifest.chat, manifest.tokenizer)}
+    return sum(path.stat().st_size for each in folders if each.is_absolute() for path in each.glob("*"))
+
+
 def measure_and_publish(material: Material, trained: Trained) -> CrosscoderManifest:
     """Measures a crosscoder on the held-out texts and publishes it.
 
@@ -154,7 +161,7 @@ def measure_and_publish(material: Material, trained: Trained) -> CrosscoderManif
             f"memory ran out while {trained.crosscoder.num_latents} latents were measured; lower "
             f"analysis.num_shards from {shards} to {max(2, shards // 2)}, or use a machine with more"
         ) from error
-    material.progress("publish", 0.0, "writing the version")
+    material.progress("publish", 0.0, f"writing the version: {recipe.name}")
     return publish(
         workspace.home,
         recipe.name,
@@ -169,14 +176,20 @@ def measure_and_publish(material: Material, trained: Trained) -> CrosscoderManif
 def keep(material: Material, trained: Trained, error: Exception, what: str = "The trained crosscoder") -> None:
     """Writes a crosscoder that was not measured into the job's folder, and adds to `error` where it is."""
     folder = material.workspace.folder / TRAINED
-    manifest = manifest_of(material.recipe.name, trained.crosscoder, _provenance(material, trained))
     try:
+        manifest = manifest_of(material.recipe.name, trained.crosscoder, _provenance(material, trained))
         folder.mkdir(exist_ok=True)
         trained.crosscoder.save(folder, manifest)
-    except (OSError, SafetensorError):
-        return  # A full disk, say: the error itself is what people must hear of.
+    except Exception as second:  # A full disk, say: the error itself is what people must hear of first.
+        error.add_note(f"{what} could not be kept: {brief(second)}")
+        return
     place = folder.relative_to(material.workspace.home)
     error.add_note(f"{what} is kept: a recipe of kind published with path {place} measures it.")
+
+
+def brief(error: Exception) -> str:
+    """An error on a line, cut to what a job's sentence has room for."""
+    return shorten(f"{type(error).__name__}: {error}", 200, placeholder="…")
 
 
 def _provenance(material: Material, trained: Trained, counts: Sequence[Counts] = ()) -> Provenance:
@@ -211,10 +224,11 @@ def _measure(material: Material, trained: Trained, held_out: TextStream, norms: 
     recipe, pair, progress, crosscoder = material.recipe, material.pair, material.progress, trained.crosscoder
     if trained.norms is not None:
         progress(STAGE, 0.0, trained.norms.sentence())
-    harvests = harvest(held_out, material.activations, recipe.tokens, norms=norms)
+    following = Following(progress, STAGE)
+    harvests = harvest(held_out, material.activations, recipe.tokens, norms=norms, tick=following.tick)
     names = [data.name for data in recipe.data]
     apart = parts(recipe.crosscoder) if isinstance(recipe, CrosscoderRecipe) else ()
-    analysis = analyse(crosscoder, harvests, recipe.analysis, names, material.tokenizer, pair, progress, apart)
+    analysis = analyse(crosscoder, harvests, recipe.analysis, names, material.tokenizer, pair, following, apart)
     held_out.check_losses()
     spliced, patched = material.texts("held_out"), patched_latents(analysis.latents)
     tokens, bounds = recipe.tokens, norms.bounds

@@ -13,6 +13,7 @@ from huggingface_hub import try_to_load_from_cache
 from crosscope_proto.artefacts import PairManifest
 from crosscope_worker.disk import sha256
 from crosscope_worker.pair_source import Place, adapter_place, model_places, tokenizer_place
+from crosscope_worker.work import Tick, idle_tick
 
 UNKNOWN = "commit:None"
 """The hash of a hub id whose commit the cache does not say."""
@@ -44,12 +45,12 @@ _EARLIER_FILES = {
 """The files that hashes were made of when the first versions were published."""
 
 
-def pair_hashes(manifest: PairManifest) -> dict[str, str]:
+def pair_hashes(manifest: PairManifest, tick: Tick = idle_tick) -> dict[str, str]:
     """Content hashes "tokenizer", "base" and "chat", and "adapter" where the chat model has one.
 
     SHA-256 over a folder's tokenizer files, or its configuration and all its weight files; for a hub id "commit:" and
     the commit of its revision in the hub's cache, which is what was loaded last, or UNKNOWN where the cache does not
-    say it.
+    say it. `tick` hears of the bytes as they are read.
     """
     files = {
         "tokenizer": _TOKENIZER_FILES,
@@ -62,7 +63,7 @@ def pair_hashes(manifest: PairManifest) -> dict[str, str]:
     for name, place in _places(manifest).items():
         key = place, files[name]
         if key not in known:  # An adapter's chat model is often the base model itself.
-            known[key] = _hash_place(*key)
+            known[key] = _hash_place(*key, tick)
         hashes[name] = known[key]
     return hashes
 
@@ -94,9 +95,9 @@ def _places(manifest: PairManifest) -> dict[str, Place]:
     return places if adapter is None else places | {"adapter": adapter}
 
 
-def _hash_place(place: Place, patterns: tuple[str, ...]) -> str:
+def _hash_place(place: Place, patterns: tuple[str, ...], tick: Tick = idle_tick) -> str:
     if Path(place.source).is_absolute():
-        return _hash_files(Path(place.source), patterns)
+        return _hash_files(Path(place.source), patterns, tick)
     return f"commit:{_cached_commit(place, (name for name in patterns if '*' not in name))}"
 
 
@@ -106,10 +107,10 @@ def _cached_commit(place: Place, names: Iterable[str]) -> str | None:
     return next((Path(path).parent.name for path in paths if isinstance(path, str)), None)
 
 
-def _hash_files(folder: Path, patterns: tuple[str, ...]) -> str:
+def _hash_files(folder: Path, patterns: tuple[str, ...], tick: Tick) -> str:
     digest = hashlib.sha256()
     for path in _files(folder, patterns):
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{sha256(path)}\n".encode())
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{sha256(path, tick)}\n".encode())
     return digest.hexdigest()
 
 

@@ -16,10 +16,12 @@ from crosscope_worker.activation_cache import ActivationCache, Shard, State, cac
 from crosscope_worker.activations import PairActivations
 from crosscope_worker.harvest import TOKENS_PER_FORWARD, harvest
 from crosscope_worker.norms import NormFilter
+from crosscope_worker.phases import Following, Phase
 from crosscope_worker.prefetch import PrefetchedSource
 from crosscope_worker.tally import shifted
 from crosscope_worker.texts import Text, TextStream
 from crosscope_worker.training.source import ActivationSource
+from crosscope_worker.work import Tick, idle_tick
 
 
 class HarvestSource:
@@ -34,7 +36,9 @@ class HarvestSource:
         activations: PairActivations,
         recipe: CrosscoderRecipe,
         tokens_per_forward: int = TOKENS_PER_FORWARD,
+        tick: Tick = idle_tick,
     ) -> None:
+        self._tick = tick
         self._num_epochs = recipe.training.epochs
         self.epoch = 0
         """The epoch that is being read; the number of epochs behind the last one."""
@@ -61,7 +65,13 @@ class HarvestSource:
         The last block may come when `epoch` says the next already. To be given up once `restore` is called.
         """
         harvests = harvest(
-            self._texts(), self._activations, self._policy, self._tokens_per_forward, self._norms, self._num_texts
+            self._texts(),
+            self._activations,
+            self._policy,
+            self._tokens_per_forward,
+            self._norms,
+            self._num_texts,
+            self._tick,
         )
         for found in harvests:
             yield found.x
@@ -101,9 +111,17 @@ class CachedSource:
     before.
     """
 
-    def __init__(self, source: HarvestSource, cache: ActivationCache) -> None:
+    def __init__(
+        self,
+        source: HarvestSource,
+        cache: ActivationCache,
+        tick: Tick = idle_tick,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`tick` hears of tokens that were read from the cache, `say` of what is written to it."""
         self._source = source
         self._cache = cache
+        self._tick, self._say = tick, say
         self._next_shard = 0
 
     def blocks(self) -> Generator[Tensor]:
@@ -119,10 +137,12 @@ class CachedSource:
             if (shard := cache.read(self._next_shard)) is not None:
                 fresh, x = None, shard.x
                 source.restore(_sum(before, shard.state))
+                self._tick(len(x))
             else:
                 fresh = fresh or source.rest_of_epoch()
                 x = next(fresh, None)
                 if x is not None:
+                    self._say(f"writing {x.nbytes / 1e6:.0f} MB of activations, shard {self._next_shard}")
                     cache.write(self._next_shard, Shard(x, _difference(source.state(), before)))
             self._next_shard += x is not None
             if source.epoch > epoch:
@@ -180,19 +200,23 @@ def open_source(
     home: Path,
     hashes: dict[str, str],
     tell: Callable[[str], None],
+    following: Following,
 ) -> ActivationSource:
     """The source that a recipe asks for; on a GPU one that works ahead.
 
-    `hashes`: of the pair and of what its chat template is told; `tell` hears of damaged shards. Raises CacheError where
-    activations cannot be cached, and OSError where a data file cannot be read.
+    `hashes`: of the pair and of what its chat template is told; `tell` hears of damaged shards, `following` of what is
+    read, written and hashed. Raises CacheError where activations cannot be cached, and OSError where a data file cannot
+    be read.
     """
-    harvested = HarvestSource(stream, activations, recipe)
+    harvested = HarvestSource(stream, activations, recipe, tick=following.tick)
     source: ActivationSource = harvested
     if recipe.training.cache:
-        key = cache_key(recipe, activations, stream.files, hashes, TOKENS_PER_FORWARD)
+        size = sum(path.stat().st_size for paths in stream.files for path in paths)
+        hashing = Phase(following, "hash-data", "hashing the data", size, "bytes")
+        key = cache_key(recipe, activations, stream.files, hashes, TOKENS_PER_FORWARD, hashing)
         cache = ActivationCache(home, key, sum(activations.d_model), activations.pair.device, tell)
         cache.remove_partial(time.time())
-        source = CachedSource(harvested, cache)
+        source = CachedSource(harvested, cache, following.tick, following.say)
     device = activations.pair.device
     # Without a GPU, models and trainer would share the cores that each of them alone keeps busy.
     return PrefetchedSource(source, device) if device.type == "cuda" else source

@@ -30,11 +30,15 @@ _OUT_OF_MEMORY = (
 )
 
 
-class Cancelled(Exception):
-    """Someone asked the job to stop. Raised by Progress; a job lets it pass and cleans up what it had begun."""
+class Stopped(Exception):
+    """Tells an attempt to end, though nothing is wrong with its job, which lets it pass and cleans up behind itself."""
 
 
-class LostClaim(Exception):
+class Cancelled(Stopped):
+    """Someone asked the job to stop. Raised by Progress."""
+
+
+class LostClaim(Stopped):
     """Another attempt has taken over this job; this one must publish nothing."""
 
 
@@ -55,6 +59,14 @@ class Progress(Protocol):
         Raises Cancelled when the job was asked to stop, and LostClaim when another attempt has taken over.
         """
         ...
+
+
+Tick = Callable[[int], None]
+"""Told how many more units, bytes or tokens, are done; raises what Progress raises."""
+
+
+def idle_tick(_: int) -> None:
+    """A Tick that tells nobody."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`crosscope submit`, `jobs`, `watch`, `cancel`."""
+"""`crosscope submit`, `plan`, `jobs`, `watch`, `cancel`, `retry`."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 import click
 
 from crosscope import _tables
-from crosscope.cli.output import print_json, print_table, print_text
+from crosscope.cli.output import print_json, print_table, print_text, to_plain
 from crosscope.cli.session import Session, with_session
 
 if TYPE_CHECKING:
-    from crosscope import Job
+    from pathlib import Path
+
+    from crosscope import Job, JobInfo
 
 
 @click.command()
@@ -21,19 +23,45 @@ if TYPE_CHECKING:
 @with_session
 def submit(session: Session, recipe: str, after: tuple[str, ...], check: bool, follow: bool) -> None:
     """Queue RECIPE, a YAML file; "-" reads it from stdin."""
-    from pathlib import Path
-
-    source = sys.stdin.buffer.read().decode("utf-8", "surrogateescape") if recipe == "-" else Path(recipe)
     with session.client() as client:
-        job = client.jobs.submit(source, after=after, validate_only=check)
+        job = client.jobs.submit(_source(recipe), after=after, validate_only=check)
+        for warning in job.warnings:
+            click.echo(f"warning: {warning}".encode("utf-8", "backslashreplace").decode(), err=True)
         if follow and not check:
             _follow(session, job)
         elif session.as_json:
             print_json(job.info)
         elif check:
-            print_text(f"the recipe is sound: it makes {job.info.kind} {job.info.name}")
+            count = len(job.warnings)
+            found = f"can run, with {count} warning{'s' * (count > 1)}" if count else "is sound"
+            print_text(f"the recipe {found}: it makes {job.info.kind} {job.info.name}")
         else:
             print_text(f"{job.id}\nfollow it with: crosscope watch {job.id}")
+
+
+def _source(recipe: str) -> "str | Path":
+    from pathlib import Path
+
+    return sys.stdin.buffer.read().decode("utf-8", "surrogateescape") if recipe == "-" else Path(recipe)
+
+
+@click.command()
+@click.argument("recipe")
+@click.option("--after", multiple=True, metavar="JOB", help="As if it started once this job has succeeded.")
+@with_session
+def plan(session: Session, recipe: str, after: tuple[str, ...]) -> None:
+    """Check RECIPE, a YAML file or "-" for stdin, and say what its job would take. Queues nothing."""
+    with session.client() as client:
+        found = client.jobs.plan(_source(recipe), after=after)
+    if session.as_json:
+        print_json(found)
+        return
+    print_text(f"{found.job.kind} {found.job.name}")
+    rows = [(entry.name, _tables.amount(entry.value, entry.unit), entry.note) for entry in found.entries]
+    if rows:
+        print_table(("what", "how much", "note"), [tuple(map(_tables.printable, row)) for row in rows])
+    for warning in found.warnings:
+        print_text(f"warning: {_tables.printable(warning)}")
 
 
 @click.command()
@@ -47,24 +75,27 @@ def jobs(session: Session, job_id: str | None, limit: int) -> None:
             job = client.jobs.get(job_id)
             print_json(job.info) if session.as_json else print_text(str(job))
             return
-        infos = [job.info for job in client.jobs.list(limit)]
+        infos = [job.info for job in client.jobs.list(limit, recipes=session.as_json)]
     if session.as_json:
         print_json(infos)
         return
     rows = [
-        (info.id, f"{info.kind} {info.name}", info.state, f"{info.stage} {info.fraction:.0%}".strip(), info.message)
+        (info.id, f"{info.kind} {info.name}", info.state, _tables.job_progress(info), _where(info), info.message)
         for info in infos
     ]
-    print_table(("id", "makes", "state", "stage", "message"), [tuple(map(_tables.printable, row)) for row in rows])
+    print_table(
+        ("id", "makes", "state", "done", "stage", "message"), [tuple(map(_tables.printable, row)) for row in rows]
+    )
 
 
 @click.command()
 @click.argument("job_id", metavar="JOB")
+@click.option("--recipe", "with_recipe", is_flag=True, help="With --json: repeat the recipe in every line.")
 @with_session
-def watch(session: Session, job_id: str) -> None:
+def watch(session: Session, job_id: str, with_recipe: bool) -> None:
     """Follow a job until it ends; exits with 4 if it failed or was cancelled. Ctrl-C leaves the job running."""
     with session.client() as client:
-        _follow(session, client.jobs.get(job_id))
+        _follow(session, client.jobs.get(job_id), with_recipe=with_recipe)
 
 
 @click.command()
@@ -81,10 +112,34 @@ def cancel(session: Session, job_ids: tuple[str, ...]) -> None:
         print_text(f"{info.id}  {info.state if info.state.is_over else 'will stop at its next step'}")
 
 
-def _follow(session: Session, job: "Job") -> None:
+@click.command()
+@click.argument("job_ids", metavar="JOB...", nargs=-1, required=True)
+@with_session
+def retry(session: Session, job_ids: tuple[str, ...]) -> None:
+    """Queue jobs again that have failed or were cancelled; they go on from their checkpoints.
+
+    A job that waits for another one that failed is retried after it: name both, in that order.
+    """
+    with session.client() as client:
+        infos = [client.jobs.retry(job_id).info for job_id in job_ids]
+    if session.as_json:
+        print_json(infos)
+        return
+    for info in infos:
+        print_text(f"{info.id}  {info.state}\nfollow it with: crosscope watch {info.id}")
+
+
+def _where(info: "JobInfo") -> str:
+    return f"{info.stage} {info.fraction:.0%}" if info.stage else ""
+
+
+def _follow(session: Session, job: "Job", *, with_recipe: bool = False) -> None:
     if session.as_json:
         for update in job.updates():
-            print_json(update)
+            document = to_plain(update)
+            if not with_recipe:
+                del document["job"]["recipe_yaml"]
+            print_json(document)
     elif sys.stdout.isatty():
         from crosscope.cli.progress import show_bars
 

@@ -14,6 +14,8 @@ _LINE_EVERY = 0.1
 """Share of a stage between two lines."""
 _WIDE = 80
 """Columns from which on a bar has its message beside it."""
+_WHOLE = "whole job"
+"""The first bar; the others are of stages."""
 _BAR = 30
 """Columns of such a bar."""
 
@@ -31,6 +33,8 @@ def print_lines(job: "Job") -> None:
 
 def _line(info: "JobInfo") -> str:
     stage = f"{info.stage} {info.fraction:4.0%}  " if info.stage else ""
+    if stage and not info.state.is_over:
+        stage += f"(whole job {_tables.job_progress(info)})  "
     return f"{info.id}  {info.state}  {stage}{_tables.printable(info.message)}".rstrip()
 
 
@@ -51,7 +55,7 @@ def show_bars(job: "Job") -> None:
         one_line = Column(ratio=1, no_wrap=True, overflow="ellipsis")
         columns.append(TextColumn("{task.fields[message]}", markup=False, table_column=one_line))
     with Progress(*columns, console=terminal, expand=True) as progress:
-        bars: dict[str, TaskID] = {}
+        bars: dict[str, TaskID] = {_WHOLE: progress.add_task(f"{_WHOLE:<12}", total=1.0, message="")}
         for update in job.updates():
             _draw(progress, bars, update)
     print_text(_line(job.info))
@@ -59,6 +63,8 @@ def show_bars(job: "Job") -> None:
 
 def _draw(progress: "Progress", bars: "dict[str, TaskID]", update: "JobUpdate") -> None:
     info = update.job
+    left = f"about {_tables.duration(info.eta_s)} left" if info.eta_s else ""
+    progress.update(bars[_WHOLE], completed=info.total_fraction, message=left)
     steps = [(event.stage, event.fraction, event.message) for event in update.events]
     if not info.state.is_over:
         steps.append((info.stage or str(info.state), info.fraction, info.message))
@@ -69,9 +75,10 @@ def _draw(progress: "Progress", bars: "dict[str, TaskID]", update: "JobUpdate") 
         if stage:
             progress.update(bars[stage], completed=fraction, message=_tables.printable(message))
     if info.state == "succeeded":
-        _complete(progress, bars)
+        _complete(progress, bars, is_over=True)
 
 
-def _complete(progress: "Progress", bars: "dict[str, TaskID]") -> None:
-    for bar in bars.values():
-        progress.update(bar, completed=1.0)
+def _complete(progress: "Progress", bars: "dict[str, TaskID]", *, is_over: bool = False) -> None:
+    for name, bar in bars.items():
+        if name != _WHOLE or is_over:
+            progress.update(bar, completed=1.0)

@@ -9,9 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from crosscope_proto.environment import needed
 
 _LAUNCH = Path(__file__).with_name("launch.py")
 _LAST_LINE_BYTES = 4096
@@ -30,7 +32,10 @@ class Program:
     probe: Probe | None
     """Unset for a process that listens nowhere: it counts as ready when it has lived for a second."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Variables on top of the supervisor's own."""
+    """Variables that are set for it."""
+    reads: tuple[Sequence[str], ...] = ()
+    """Groups of the supervisor's variables that it gets on top of what every program does
+    (crosscope_proto.environment)."""
     after: tuple[str, ...] = ()
     """Names of programs that must have been ready before this one is first started."""
     essential: bool = False
@@ -56,7 +61,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **program.environment},
+                env={**needed(os.environ, *program.reads), "PYTHONUNBUFFERED": "1", **program.environment},
                 start_new_session=True,
             )
         self._log = log

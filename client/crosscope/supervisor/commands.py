@@ -62,10 +62,16 @@ _data_roots = click.option(
     show_envvar=True,
     help="A folder besides the home from which recipes may have data and models read; may be given several times.",
 )
+_job_threads = click.option(
+    "--job-threads",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Threads of one operation of a job on the CPU.  [default: torch decides]",
+)
 
 
 def _where(command: Callable[..., None]) -> Callable[..., None]:
-    for option in (_data_roots, _no_app, _app_port, _port, _address, _home):
+    for option in (_job_threads, _data_roots, _no_app, _app_port, _port, _address, _home):
         command = option(command)
     return command
 
@@ -74,11 +80,18 @@ def _where(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--json", "as_json", is_flag=True, help="Print what happens as JSON, a line each.")
 @_where
 def up(
-    as_json: bool, home: Path, address: str, port: int, app_port: int, no_app: bool, data_roots: tuple[Path, ...]
+    as_json: bool,
+    home: Path,
+    address: str,
+    port: int,
+    app_port: int,
+    no_app: bool,
+    data_roots: tuple[Path, ...],
+    job_threads: int | None,
 ) -> None:
     """Start queue, cache, workers, server and app, and keep them running until Ctrl-C."""
     terminal = Terminal(as_json=json_before_name() or as_json)
-    wanted = Wanted(home, address, port, None if no_app else app_port, data_roots)
+    wanted = Wanted(home, address, port, None if no_app else app_port, data_roots, job_threads)
     begun = time.monotonic()
 
     def act(supervisor: Supervisor) -> None:
@@ -111,6 +124,7 @@ def demo(
     app_port: int,
     no_app: bool,
     data_roots: tuple[Path, ...],
+    job_threads: int | None,
 ) -> None:
     """Train the demo's pair and crosscoders on the spot, and browse them.
 
@@ -120,7 +134,7 @@ def demo(
     if as_json and not once:
         raise click.UsageError("--json goes with --once: without it there is no end to summarise.")
     terminal = Terminal(to_stderr=as_json)
-    wanted = Wanted(home, address, port, None if no_app else app_port, data_roots)
+    wanted = Wanted(home, address, port, None if no_app else app_port, data_roots, job_threads)
     with _grounded(terminal, wanted) as found:
         steps = demo_jobs.read_steps(recipes or demo_jobs.find_recipes())
         _greet(terminal, found)

@@ -7,12 +7,15 @@ from pathlib import Path
 
 from crosscope.supervisor.child import Program
 from crosscope.supervisor.readiness import grpc_serving, http_answers, redis_answers
+from crosscope_proto import environment
 
 PARTS = {"crosscope_server": "crosscope-server", "crosscope_worker": "crosscope-worker"}
 """Modules that the processes run, and the distribution that holds each."""
 APP_PARTS = {"streamlit": "crosscope[app]", "plotly": "crosscope[app]"}
 """Modules that the app needs on top."""
 
+_MODELS = (environment.WORKER, environment.COMPUTE, environment.HUB, environment.HUB_ACCESS)
+"""What the workers read: their settings, and what torch and the hub's client look for."""
 _PROMPTS = "crosscope.v1.Prompts"
 """The service that serves as soon as the server has found a worker."""
 
@@ -30,6 +33,8 @@ class Installation:
     """Private folder for sockets."""
     data_roots: tuple[Path, ...] = ()
     """Folders besides the home from which recipes may have files read."""
+    job_threads: int | None = None
+    """Threads of one operation of a job; unset: as the environment says, else as torch decides."""
 
     @property
     def address(self) -> str:
@@ -70,6 +75,7 @@ class Installation:
                 "CROSSCOPE_SERVER_QUEUE_URL": f"unix://{self._socket('queue')}",
                 "CROSSCOPE_SERVER_CACHE_URL": f"unix://{self._socket('cache')}",
             },
+            reads=(environment.SERVER,),
             probe=grpc_serving(self.address),
             after=("queue", "cache"),
             essential=True,
@@ -84,6 +90,7 @@ class Installation:
                 "CROSSCOPE_APP_HOST": self.host,
                 "CROSSCOPE_APP_PORT": str(port),
             },
+            reads=(environment.APP,),
             probe=http_answers(_reachable(self.host), port, "/_stcore/health"),
         )
 
@@ -94,10 +101,12 @@ class Installation:
             name="worker",
             command=_module("crosscope_worker", "serve"),
             environment={"CROSSCOPE_HOME": str(self.home), "CROSSCOPE_WORKER_LISTEN": target},
+            reads=_MODELS,
             probe=lambda: answers() and is_found(),
         )
 
     def _jobs(self) -> Program:
+        threads = {} if self.job_threads is None else {"CROSSCOPE_WORKER_JOB_THREADS": str(self.job_threads)}
         return Program(
             name="jobs",
             command=_module("crosscope_worker", "jobs"),
@@ -105,7 +114,9 @@ class Installation:
                 "CROSSCOPE_HOME": str(self.home),
                 "CROSSCOPE_WORKER_QUEUE_URL": f"unix://{self._socket('queue')}",
                 "CROSSCOPE_WORKER_DATA_ROOTS": os.pathsep.join(map(str, self.data_roots)),
+                **threads,
             },
+            reads=_MODELS,
             probe=None,
             after=("queue",),
         )

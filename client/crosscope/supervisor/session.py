@@ -29,6 +29,8 @@ class Wanted:
     """None: no app; 0: any that is free."""
     data_roots: tuple[Path, ...] = ()
     """Folders besides the home from which recipes may have files read."""
+    job_threads: int | None = None
+    """Threads of one operation of a job; None: torch decides."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ def installation(wanted: Wanted) -> Generator[Installation]:
     port = wanted.port or ground.free_port(wanted.host)
     app_port = ground.free_port(wanted.host) if wanted.app_port == 0 else wanted.app_port
     roots = tuple(folder.expanduser().absolute() for folder in wanted.data_roots)
-    found = Installation(home, wanted.host, port, app_port, ground.runtime_folder(home), roots)
+    runtime = ground.runtime_folder(home)
+    found = Installation(home, wanted.host, port, app_port, runtime, roots, wanted.job_threads)
     with ground.HomeLock(home, found.address):
         ground.check_disk(home)
         ground.check_port(wanted.host, port, "--port")

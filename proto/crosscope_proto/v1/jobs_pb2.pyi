@@ -119,6 +119,8 @@ class Job(_message.Message):
     STAGE_SECONDS_FIELD_NUMBER: _builtins.int
     VERSION_ID_FIELD_NUMBER: _builtins.int
     RECIPE_YAML_FIELD_NUMBER: _builtins.int
+    TOTAL_FRACTION_FIELD_NUMBER: _builtins.int
+    ETA_S_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Its id."""
     kind: _builtins.str
@@ -136,7 +138,7 @@ class Job(_message.Message):
     message: _builtins.str
     """One sentence about what it is doing, or, once ended, about how it ended."""
     attempt: _builtins.int
-    """How often it was started; more than 1 after a crash."""
+    """How often it was started; more than 1 after a crash or a retry."""
     created_at: _builtins.float
     """When it was queued, seconds since 1970."""
     started_at: _builtins.float
@@ -147,6 +149,10 @@ class Job(_message.Message):
     """The version that it published; empty before."""
     recipe_yaml: _builtins.str
     """Its recipe, YAML."""
+    total_fraction: _builtins.float
+    """Share of the whole job that is done, 0 to 1, estimated from its stages; never falls."""
+    eta_s: _builtins.float
+    """Estimated seconds until it ends, while it runs; 0 where that is not known."""
     @_builtins.property
     def after(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The ids of jobs that must succeed first."""
@@ -179,10 +185,12 @@ class Job(_message.Message):
         stage_seconds: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         version_id: _builtins.str = ...,
         recipe_yaml: _builtins.str = ...,
+        total_fraction: _builtins.float = ...,
+        eta_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "attempt", b"attempt", "created_at", b"created_at", "ended_at", b"ended_at", "fraction", b"fraction", "id", b"id", "kind", b"kind", "message", b"message", "metrics", b"metrics", "name", b"name", "queue_position", b"queue_position", "recipe_yaml", b"recipe_yaml", "stage", b"stage", "stage_seconds", b"stage_seconds", "started_at", b"started_at", "state", b"state", "version_id", b"version_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "attempt", b"attempt", "created_at", b"created_at", "ended_at", b"ended_at", "eta_s", b"eta_s", "fraction", b"fraction", "id", b"id", "kind", b"kind", "message", b"message", "metrics", b"metrics", "name", b"name", "queue_position", b"queue_position", "recipe_yaml", b"recipe_yaml", "stage", b"stage", "stage_seconds", b"stage_seconds", "started_at", b"started_at", "state", b"state", "total_fraction", b"total_fraction", "version_id", b"version_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -272,7 +280,7 @@ class SubmitJobRequest(_message.Message):
     idempotency_key: _builtins.str
     """A caller's own id of this submission: a second submission with the same key answers with the first one's job."""
     validate_only: _builtins.bool
-    """Only check the recipe; the reply's job has no id."""
+    """Only check the recipe, and what it names as far as that lies in the home; the reply's job has no id."""
     folder: _builtins.str
     """The folder from which the job is submitted, absolute: relative paths of data are looked up there too, if the job
     worker may read it. Empty: nowhere else.
@@ -299,24 +307,70 @@ class SubmitJobRequest(_message.Message):
 Global___SubmitJobRequest: _TypeAlias = SubmitJobRequest  # noqa: Y015
 
 @_typing.final
+class PlanEntry(_message.Message):
+    """Something that a recipe takes or makes, as far as it is known before the job runs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """What, for instance "steps" or "memory"."""
+    value: _builtins.float
+    """How much."""
+    unit: _builtins.str
+    """Unit of the value: "", "share", "tokens", "bytes" or "seconds"."""
+    note: _builtins.str
+    """How it was found, or what it means; may be empty."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        value: _builtins.float = ...,
+        unit: _builtins.str = ...,
+        note: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "note", b"note", "unit", b"unit", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanEntry: _TypeAlias = PlanEntry  # noqa: Y015
+
+@_typing.final
 class SubmitJobResponse(_message.Message):
     """The queued job."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def job(self) -> Global___Job:
         """The job."""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What is odd about the recipe, or could not be checked; sentences."""
+
+    @_builtins.property
+    def plan(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlanEntry]:
+        """With validate_only: what the job would take."""
 
     def __init__(
         self,
         *,
         job: Global___Job | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
+        plan: _abc.Iterable[Global___PlanEntry] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "plan", b"plan", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -375,16 +429,20 @@ class ListJobsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     LIMIT_FIELD_NUMBER: _builtins.int
+    WITHOUT_RECIPES_FIELD_NUMBER: _builtins.int
     limit: _builtins.int
     """At most this many; unset: 50."""
+    without_recipes: _builtins.bool
+    """Leave the jobs' recipes out."""
     def __init__(
         self,
         *,
         limit: _builtins.int | None = ...,
+        without_recipes: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "limit", b"limit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "limit", b"limit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "limit", b"limit", "without_recipes", b"without_recipes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
     _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
@@ -452,7 +510,7 @@ class WatchJobResponse(_message.Message):
     EVENTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def job(self) -> Global___Job:
-        """The job as it stands now."""
+        """The job as it stands now; its recipe is in the first reply only."""
 
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___JobEvent]:
@@ -517,6 +575,52 @@ class CancelJobResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelJobResponse: _TypeAlias = CancelJobResponse  # noqa: Y015
+
+@_typing.final
+class RetryJobRequest(_message.Message):
+    """Queues a job again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Its id."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryJobRequest: _TypeAlias = RetryJobRequest  # noqa: Y015
+
+@_typing.final
+class RetryJobResponse(_message.Message):
+    """The job after the request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def job(self) -> Global___Job:
+        """The job."""
+
+    def __init__(
+        self,
+        *,
+        job: Global___Job | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryJobResponse: _TypeAlias = RetryJobResponse  # noqa: Y015
 
 @_typing.final
 class GetRecipeSchemaRequest(_message.Message):

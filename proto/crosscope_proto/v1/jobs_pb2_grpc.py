@@ -61,6 +61,11 @@ class JobsStub:
                 request_serializer=crosscope__proto_dot_v1_dot_jobs__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=crosscope__proto_dot_v1_dot_jobs__pb2.CancelJobResponse.FromString,
                 _registered_method=True)
+        self.RetryJob = channel.unary_unary(
+                '/crosscope.v1.Jobs/RetryJob',
+                request_serializer=crosscope__proto_dot_v1_dot_jobs__pb2.RetryJobRequest.SerializeToString,
+                response_deserializer=crosscope__proto_dot_v1_dot_jobs__pb2.RetryJobResponse.FromString,
+                _registered_method=True)
         self.GetRecipeSchema = channel.unary_unary(
                 '/crosscope.v1.Jobs/GetRecipeSchema',
                 request_serializer=crosscope__proto_dot_v1_dot_jobs__pb2.GetRecipeSchemaRequest.SerializeToString,
@@ -107,6 +112,15 @@ class JobsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RetryJob(self, request, context):
+        """Queues a job again that has failed or was cancelled: the same id, a new attempt, which goes on from its checkpoints.
+        A queued one stays as it is; FAILED_PRECONDITION for one that runs or has succeeded, whose checkpoints are gone, or
+        that waits for a job which has not succeeded and will not.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetRecipeSchema(self, request, context):
         """The JSON schema of a recipe, for forms and editors.
         """
@@ -141,6 +155,11 @@ def add_JobsServicer_to_server(servicer, server):
                     servicer.CancelJob,
                     request_deserializer=crosscope__proto_dot_v1_dot_jobs__pb2.CancelJobRequest.FromString,
                     response_serializer=crosscope__proto_dot_v1_dot_jobs__pb2.CancelJobResponse.SerializeToString,
+            ),
+            'RetryJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryJob,
+                    request_deserializer=crosscope__proto_dot_v1_dot_jobs__pb2.RetryJobRequest.FromString,
+                    response_serializer=crosscope__proto_dot_v1_dot_jobs__pb2.RetryJobResponse.SerializeToString,
             ),
             'GetRecipeSchema': grpc.unary_unary_rpc_method_handler(
                     servicer.GetRecipeSchema,
@@ -284,6 +303,33 @@ class Jobs:
             '/crosscope.v1.Jobs/CancelJob',
             crosscope__proto_dot_v1_dot_jobs__pb2.CancelJobRequest.SerializeToString,
             crosscope__proto_dot_v1_dot_jobs__pb2.CancelJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crosscope.v1.Jobs/RetryJob',
+            crosscope__proto_dot_v1_dot_jobs__pb2.RetryJobRequest.SerializeToString,
+            crosscope__proto_dot_v1_dot_jobs__pb2.RetryJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,6 +44,11 @@ class JobsStub:
     """Follows a job: every event from the given one on, then new ones as they come; ends when the job has ended."""
     CancelJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.CancelJobRequest, _jobs_pb2.CancelJobResponse]
     """Asks a job to stop. A queued job ends at once, a running one at its next step; an ended one stays as it is."""
+    RetryJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.RetryJobRequest, _jobs_pb2.RetryJobResponse]
+    """Queues a job again that has failed or was cancelled: the same id, a new attempt, which goes on from its checkpoints.
+    A queued one stays as it is; FAILED_PRECONDITION for one that runs or has succeeded, whose checkpoints are gone, or
+    that waits for a job which has not succeeded and will not.
+    """
     GetRecipeSchema: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.GetRecipeSchemaRequest, _jobs_pb2.GetRecipeSchemaResponse]
     """The JSON schema of a recipe, for forms and editors."""
 
@@ -62,6 +67,11 @@ class JobsAsyncStub(JobsStub):
     """Follows a job: every event from the given one on, then new ones as they come; ends when the job has ended."""
     CancelJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.CancelJobRequest, _jobs_pb2.CancelJobResponse]  # type: ignore[assignment]
     """Asks a job to stop. A queued job ends at once, a running one at its next step; an ended one stays as it is."""
+    RetryJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.RetryJobRequest, _jobs_pb2.RetryJobResponse]  # type: ignore[assignment]
+    """Queues a job again that has failed or was cancelled: the same id, a new attempt, which goes on from its checkpoints.
+    A queued one stays as it is; FAILED_PRECONDITION for one that runs or has succeeded, whose checkpoints are gone, or
+    that waits for a job which has not succeeded and will not.
+    """
     GetRecipeSchema: _aio.UnaryUnaryMultiCallable[_jobs_pb2.GetRecipeSchemaRequest, _jobs_pb2.GetRecipeSchemaResponse]  # type: ignore[assignment]
     """The JSON schema of a recipe, for forms and editors."""
 
@@ -107,6 +117,17 @@ class JobsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_jobs_pb2.CancelJobResponse, _abc.Awaitable[_jobs_pb2.CancelJobResponse]]:
         """Asks a job to stop. A queued job ends at once, a running one at its next step; an ended one stays as it is."""
+
+    @_abc_1.abstractmethod
+    def RetryJob(
+        self,
+        request: _jobs_pb2.RetryJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.RetryJobResponse, _abc.Awaitable[_jobs_pb2.RetryJobResponse]]:
+        """Queues a job again that has failed or was cancelled: the same id, a new attempt, which goes on from its checkpoints.
+        A queued one stays as it is; FAILED_PRECONDITION for one that runs or has succeeded, whose checkpoints are gone, or
+        that waits for a job which has not succeeded and will not.
+        """
 
     @_abc_1.abstractmethod
     def GetRecipeSchema(

@@ -87,9 +87,9 @@ class Janitor:
 
     async def _tidy(self, record: JobRecord, leased: bool, now: float) -> None:
         """Closes an ended job once RQ, too, has had time to finish with it."""
-        if not leased and now - record.ended_at > self._grace_s:
+        # Closed first: should it be retried just after, it is open again, and put back into the queue if need be.
+        if not leased and now - record.ended_at > self._grace_s and await self._records.close(record.id):
             await asyncio.to_thread(self._queue.remove, record.id)
-            await self._records.close(record.id)
 
     async def _revive(self, record: JobRecord) -> None:
         log.warning("janitor: worker of job has died", job=record.id, attempt=record.attempt)

@@ -42,6 +42,11 @@ class JobQueue:
             self._forget_places(job_id)
             self._queue.enqueue_job(self._new_job(job_id), at_front=True)
 
+    def again(self, job_id: str, after: Sequence[str] = ()) -> None:
+        """Puts a job that had ended at the end, as a new one."""
+        self.remove(job_id)
+        self.enqueue(job_id, after)
+
     def remove(self, job_id: str) -> None:
         """Forgets a job, its leases included."""
         self._forget_places(job_id)

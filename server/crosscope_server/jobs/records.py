@@ -27,7 +27,7 @@ class JobState(Enum):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing will change any more."""
+        """Whether nothing will change any more, unless somebody retries it."""
         return self not in (JobState.QUEUED, JobState.RUNNING)
 
 
@@ -54,6 +54,8 @@ class JobRecord:
     version_id: str
     folder: str = ""
     """From which it was submitted; empty if nobody said."""
+    total_fraction: float = 0.0
+    eta_s: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict)
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -88,6 +90,8 @@ class JobRecords:
         self._cancel = redis.register_script(job_record.CANCEL)
         self._end_queued = redis.register_script(job_record.END_QUEUED)
         self._release = redis.register_script(job_record.RELEASE)
+        self._retry = redis.register_script(job_record.RETRY)
+        self._close = redis.register_script(job_record.CLOSE)
 
     async def submit(self, job_id: str, values: Mapping[str, str], after: Sequence[str], idempotency_key: str) -> str:
         """Records a new job; returns its id, or that of the job which the idempotency key already made."""
@@ -126,9 +130,16 @@ class JobRecords:
         """Ids of the jobs that the janitor still looks after."""
         return sorted(cast("set[str]", await _await(self._redis.smembers(keys.OPEN_JOBS))))
 
-    async def close(self, job_id: str) -> None:
-        """Takes an ended job out of the janitor's hands."""
-        await _await(self._redis.srem(keys.OPEN_JOBS, job_id))
+    async def close(self, job_id: str) -> bool:
+        """Takes an ended job out of the janitor's hands; False if it was retried just then."""
+        done = await self._close(keys=[keys.job_key(job_id), keys.OPEN_JOBS], args=[job_id], client=self._redis)
+        return cast("str", done) == "ok"
+
+    async def retry(self, job_id: str, message: str) -> str:
+        """Lets a job that failed or was cancelled wait again; returns what job_record.RETRY says."""
+        names = [*_record_keys(job_id), keys.OPEN_JOBS]
+        done = await self._retry(keys=names, args=[repr(time.time()), job_id, message], client=self._redis)
+        return cast("str", done)
 
     async def events(self, job_id: str, after_event: str, block_ms: int | None, limit: int = 500) -> list[Event]:
         """At most `limit` events after the given one ("0" for all); waits up to `block_ms` for the first."""

@@ -9,6 +9,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Sequence
+from pathlib import Path
 
 import grpc.aio
 from redis import Redis
@@ -23,7 +24,9 @@ from redis.retry import Retry
 from crosscope_proto.recipe import recipe_schema
 from crosscope_proto.v1 import jobs_pb2, jobs_pb2_grpc
 from crosscope_server.errors import Conflict, InvalidRequest, NotFound, Unavailable, Violation
+from crosscope_server.jobs.check import check
 from crosscope_server.jobs.janitor import Janitor
+from crosscope_server.jobs.plan import plan
 from crosscope_server.jobs.queue import JobQueue
 from crosscope_server.jobs.recipes import RecipeReader
 from crosscope_server.jobs.records import Event, JobRecord, JobRecords, JobState, is_event_id
@@ -41,17 +44,26 @@ _STATES = {
     JobState.FAILED: jobs_pb2.JOB_STATE_FAILED,
     JobState.CANCELLED: jobs_pb2.JOB_STATE_CANCELLED,
 }
+_NOT_RETRIED = {
+    "unknown": "is gone: submit its recipe again",
+    "running": "runs: cancel it first, or wait until it has ended",
+    "succeeded": "has succeeded, and there is nothing to retry: submit its recipe again to make another version",
+    "gone": "has no checkpoints any more, they are kept for some days only: submit its recipe again",
+}
+"""Why a job is not queued again, by what job_record.RETRY says."""
 _CONNECT_S = 2
 
 
 @contextlib.asynccontextmanager
-async def jobs_service(queue_url: str | None) -> AsyncGenerator["JobsService"]:
+async def jobs_service(queue_url: str | None, home: Path) -> AsyncGenerator["JobsService"]:
     """The servicer on the queue at `queue_url` (redis:// or unix://), with its janitor at work.
+
+    Recipes are checked against what lies below `home`, the artefact folder.
 
     Starts whether or not the queue answers. Without a URL every call is UNAVAILABLE.
     """
     if queue_url is None:
-        service = JobsService(None, None)
+        service = JobsService(None, None, home)
         try:
             yield service
         finally:
@@ -66,7 +78,7 @@ async def jobs_service(queue_url: str | None) -> AsyncGenerator["JobsService"]:
         retry=AsyncRetry(backoff, 3),
     )
     queue = Redis.from_url(queue_url, socket_connect_timeout=_CONNECT_S, socket_timeout=15, retry=Retry(backoff, 3))
-    service = JobsService(JobRecords(records), JobQueue(queue))
+    service = JobsService(JobRecords(records), JobQueue(queue), home)
     janitor = asyncio.create_task(Janitor(JobRecords(records), JobQueue(queue)).run(), name="janitor")
     try:
         yield service
@@ -82,7 +94,8 @@ async def jobs_service(queue_url: str | None) -> AsyncGenerator["JobsService"]:
 class JobsService(jobs_pb2_grpc.JobsServicer):
     """Queues and follows jobs."""
 
-    def __init__(self, records: JobRecords | None, queue: JobQueue | None) -> None:
+    def __init__(self, records: JobRecords | None, queue: JobQueue | None, home: Path) -> None:
+        self._home = home
         self._maybe_records, self._maybe_queue = records, queue
         self._recipes = RecipeReader()
 
@@ -108,13 +121,21 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         """Checks a recipe and queues it."""
         recipe = await self._recipes.read(request.recipe_yaml)
         values = {"kind": recipe.kind, "name": recipe.name, "recipe": request.recipe_yaml, "folder": request.folder}
+        found = await asyncio.to_thread(check, recipe, self._home, after_others=bool(request.after))
+        entries, odd = await asyncio.to_thread(plan, recipe, found, self._home)
+        warnings = [*found.warnings, *odd]
         if request.validate_only:
+            if found.violations:
+                raise InvalidRequest(found.violations)
             job = jobs_pb2.Job(kind=recipe.kind, name=recipe.name, recipe_yaml=request.recipe_yaml)
-            return jobs_pb2.SubmitJobResponse(job=job)
+            made = [jobs_pb2.PlanEntry(name=e.name, value=e.value, unit=e.unit, note=e.note) for e in entries]
+            return jobs_pb2.SubmitJobResponse(job=job, warnings=warnings, plan=made)
+        # The job may find what is not there yet, so it is queued all the same.
+        warnings = [*(f"{each.field}: {each.sentence}" for each in found.violations), *warnings]
         with _queue_needed():
             waits_for = await self._unfinished(list(dict.fromkeys(request.after)))
             job_id = await self._submit(values, list(dict.fromkeys(request.after)), waits_for, request.idempotency_key)
-            return jobs_pb2.SubmitJobResponse(job=await self._job(job_id))
+            return jobs_pb2.SubmitJobResponse(job=await self._job(job_id), warnings=warnings)
 
     async def GetJob(
         self, request: jobs_pb2.GetJobRequest, context: grpc.aio.ServicerContext
@@ -132,7 +153,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
             records = await self._records.newest(limit)
             waiting = await self._waiting(records)
         jobs = [_job(record, waiting) for record in records]
-        if sum(job.ByteSize() for job in jobs) > MAX_LIST_BYTES:
+        if request.without_recipes or sum(job.ByteSize() for job in jobs) > MAX_LIST_BYTES:
             for job in jobs:
                 job.ClearField("recipe_yaml")
         return jobs_pb2.ListJobsResponse(jobs=jobs)
@@ -152,8 +173,11 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
                 events = await self._records.events(request.id, after, block_ms)
                 if events:
                     job = await self._job(request.id)
+            if last is not None:
+                job.ClearField("recipe_yaml")
             if events or job != last:
                 yield jobs_pb2.WatchJobResponse(job=job, events=[_event(event) for event in events])
+                job.ClearField("recipe_yaml")
             ended = job.ended_at > 0
             if ended and not events:
                 return
@@ -169,14 +193,28 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
                 await asyncio.to_thread(self._queue.remove, request.id)
             return jobs_pb2.CancelJobResponse(job=await self._job(request.id))
 
+    async def RetryJob(
+        self, request: jobs_pb2.RetryJobRequest, context: grpc.aio.ServicerContext
+    ) -> jobs_pb2.RetryJobResponse:
+        """Queues a job again that has failed or was cancelled."""
+        with _queue_needed():
+            record = await self._record(request.id)
+            waits_for = await self._unfinished(record.after, f"which job {record.id!r} waits for: retry that one first")
+            done = await self._records.retry(record.id, "Queued again; it goes on from its checkpoints.")
+            if done in _NOT_RETRIED:
+                raise Conflict(f"job {record.id!r} {_NOT_RETRIED[done]}")
+            if done == "ok":
+                await asyncio.to_thread(self._queue.again, record.id, waits_for)
+            return jobs_pb2.RetryJobResponse(job=await self._job(record.id))
+
     async def GetRecipeSchema(
         self, request: jobs_pb2.GetRecipeSchemaRequest, context: grpc.aio.ServicerContext
     ) -> jobs_pb2.GetRecipeSchemaResponse:
         """The JSON schema of a recipe."""
         return jobs_pb2.GetRecipeSchemaResponse(json_schema=_schema_json())
 
-    async def _unfinished(self, after: Sequence[str]) -> list[str]:
-        """The jobs among `after` that have yet to succeed."""
+    async def _unfinished(self, after: Sequence[str], so: str = "so nothing can be queued after it") -> list[str]:
+        """The jobs among `after` that have yet to succeed; `so` ends the sentence about one that will not."""
         if not after:
             return []
         found = dict(zip(after, await self._records.get_all(after), strict=True))
@@ -187,7 +225,8 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
             )
         for job_id, record in found.items():
             if record is not None and record.state in (JobState.FAILED, JobState.CANCELLED):
-                raise Conflict(f"job {job_id!r} has {record.state.value}, so nothing can be queued after it")
+                verb = "has failed" if record.state is JobState.FAILED else "was cancelled"
+                raise Conflict(f"job {job_id!r} {verb}, {so}")
         return [job_id for job_id, record in found.items() if record and record.state is not JobState.SUCCEEDED]
 
     async def _submit(
@@ -206,10 +245,14 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
             await asyncio.to_thread(self._queue.enqueue, job_id, waits_for)
         return made
 
-    async def _job(self, job_id: str) -> jobs_pb2.Job:
+    async def _record(self, job_id: str) -> JobRecord:
         record = await self._records.get(job_id)
         if record is None:
             raise NotFound(f"there is no job {job_id!r}: list the jobs to see which there are")
+        return record
+
+    async def _job(self, job_id: str) -> jobs_pb2.Job:
+        record = await self._record(job_id)
         return _job(record, await self._waiting([record]))
 
     async def _waiting(self, records: Sequence[JobRecord]) -> list[str]:
@@ -260,6 +303,8 @@ def _job(record: JobRecord, waiting: Sequence[str]) -> jobs_pb2.Job:
         stage_seconds=record.stage_seconds,
         version_id=record.version_id,
         recipe_yaml=record.recipe,
+        total_fraction=record.total_fraction,
+        eta_s=record.eta_s if record.state is JobState.RUNNING else 0,
     )
 
 

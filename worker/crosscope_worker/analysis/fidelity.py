@@ -25,7 +25,6 @@ from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES, TEMPLATE_ROLES, Token
 from crosscope_proto.specs import AnalysisSpec, TokenPolicy
 from crosscope_worker.activations import PairActivations
 from crosscope_worker.analysis.behaviours import assistant_turns
-from crosscope_worker.analysis.run import STAGE
 from crosscope_worker.analysis.upper_half import UpperHalf
 from crosscope_worker.crosscoder import ONE_MODEL, Crosscoder
 from crosscope_worker.harvest import check_finite
@@ -38,6 +37,7 @@ from crosscope_worker.work import Progress
 if TYPE_CHECKING:
     import pyarrow as pa
 
+STAGE = "fidelity"
 BATCH_TOKENS = 2048
 """Tokens of one forward, padding counted; a longer text runs alone."""
 CODE_BYTES = LOGIT_BYTES = 64 << 20
@@ -108,6 +108,7 @@ def fidelity(
     """
     if spec.spliced_tokens == 0:
         return {}
+    progress(STAGE, 0.0, "running both models with reconstructions spliced in")
     activations = PairActivations(pair, layer)
     uppers = [UpperHalf(model, layer) for model in pair.models]
     norms = NormFilter(policy.max_norm_ratio, pair.d_model, bounds)
@@ -130,7 +131,7 @@ def fidelity(
                     clean = batch.x[:, :, crosscoder.model_slice(model)]
                     _add(means, MODEL_NAMES[model], batch, *_predictions(upper, batch, clean, inputs))
             share = min(1.0, seen / spec.spliced_tokens)
-            progress(STAGE, 0.99 + 0.01 * share, f"{seen} tokens spliced")
+            progress(STAGE, share, f"{seen} of {spec.spliced_tokens} tokens spliced")
     return _figures(means.found(), len(patched))
 
 

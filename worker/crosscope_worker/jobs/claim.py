@@ -15,7 +15,7 @@ from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from crosscope_proto import job_record, keys
-from crosscope_worker.work import LostClaim
+from crosscope_worker.work import LostClaim, Stopped
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ _CANNOT_WRITE = ("MISCONF", "OOM", "READONLY")
 """How Redis refuses while its disk or memory is full."""
 
 
-class QueueAway(Exception):
+class QueueAway(Stopped):
     """Redis did not answer, or could not write, for longer than was worth waiting."""
 
 
@@ -60,6 +60,8 @@ class Task:
     """Its number, from 1."""
     folder: str
     """From which the job was submitted; empty if nobody said."""
+    done: float
+    """The share of the job that earlier attempts have done."""
 
 
 class Claim:
@@ -79,9 +81,9 @@ class Claim:
         """
 
         def ask() -> Task:
-            values = cast("list[str | None]", self._redis.hmget(self._keys[0], "recipe", "attempt", "folder"))
-            recipe, attempt, folder = values
-            return Task(recipe or "", int(attempt or 1), folder or "")
+            names = ("recipe", "attempt", "folder", "total_fraction")
+            recipe, attempt, folder, done = cast("list[str | None]", self._redis.hmget(self._keys[0], *names))
+            return Task(recipe or "", int(attempt or 1), folder or "", float(done or 0))
 
         return patiently(ask, wait_s, give_up)
 

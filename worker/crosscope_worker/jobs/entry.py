@@ -20,19 +20,25 @@ from redis.retry import Retry
 from crosscope_proto import job_record
 from crosscope_proto.artefacts import CrosscoderManifest, job_folder
 from crosscope_proto.left_out import left_out
-from crosscope_proto.recipe import parse_recipe
+from crosscope_proto.recipe import RecipeError, parse_recipe
 from crosscope_worker.disk import is_no_room
-from crosscope_worker.jobs.claim import Claim, QueueAway
+from crosscope_worker.jobs.claim import MAX_MESSAGE, Claim, QueueAway
 from crosscope_worker.jobs.journal import JOURNAL, Journal
 from crosscope_worker.jobs.kinds import load_kind
 from crosscope_worker.jobs.lifeline import die_with_parent
 from crosscope_worker.jobs.reporter import Reporter
+from crosscope_worker.jobs.retention import retry_hint
+from crosscope_worker.jobs.stages import STAGES, Shares
 from crosscope_worker.work import Cancelled, LostClaim, Manifest, Workspace, is_out_of_memory
 
 RESULT = "result.json"
 """Left in the job's folder once its work is published, so that an attempt that died before saying so isn't repeated."""
 DONE = "Done."
 """What the record of a job says that has lost nothing of its data."""
+_GIVE_UP_S = 1.0
+"""How long a cancelled job that is in the middle of a step waits for a Redis that is away."""
+_HINT = 150
+"""Characters that a message leaves for how to go on."""
 QUEUE_WAIT_S = 600.0
 """How long a finished job waits for a Redis that is away before it may publish or end."""
 
@@ -50,9 +56,11 @@ class Attempt:
     kinds: Mapping[str, str]
     data_roots: Sequence[str] = ()
     """Folders besides the home from which recipes may have files read."""
+    keeps_checkpoints: bool = True
+    """Whether a job that fails can be retried."""
 
     def to_json(self) -> str:
-        """For a command line."""
+        """For a pipe: a command line or an environment would show the queue's password to others."""
         return json.dumps(asdict(self))
 
 
@@ -86,7 +94,19 @@ def _work(attempt: Attempt, claim: Claim, folder: Path, stopping: threading.Even
         journal = Journal(folder, task.attempt)
     except OSError as error:
         return job_record.FAILED, sentence(error, folder), ""
-    reporter = Reporter(claim, journal, stopping.is_set)
+
+    def give_up() -> None:
+        """Ends the job, and with it the process, where it is: whatever it writes is whole or absent."""
+        message = with_hint("Cancelled.", attempt, folder)
+        try:
+            claim.finish(job_record.CANCELLED, message, "", _GIVE_UP_S, stopping.is_set)
+        except (LostClaim, QueueAway):
+            return  # Its worker sees to it.
+        journal.write("end", state=job_record.CANCELLED, message=f"{message} It was in the middle of a step.")
+        os._exit(0)
+
+    shares = Shares(STAGES.get(_kind(task.recipe), ()), task.done)
+    reporter = Reporter(claim, journal, stopping.is_set, shares, give_up)
 
     def fence() -> None:
         standing = claim.standing(QUEUE_WAIT_S, stopping.is_set)
@@ -94,6 +114,7 @@ def _work(attempt: Attempt, claim: Claim, folder: Path, stopping: threading.Even
             raise LostClaim("another attempt has taken over this job")
         if standing.cancelled:
             raise Cancelled("someone asked the job to stop")
+        reporter.is_publishing = True
 
     try:
         _keep_recipe(folder, task.recipe)
@@ -108,12 +129,12 @@ def _work(attempt: Attempt, claim: Claim, folder: Path, stopping: threading.Even
             result = _keep_result(folder, job(recipe, workspace, reporter))
         ending = job_record.SUCCEEDED, result["message"], result["version_id"]
     except Cancelled:
-        ending = job_record.CANCELLED, "Cancelled.", ""
+        ending = job_record.CANCELLED, with_hint("Cancelled.", attempt, folder), ""
     except (LostClaim, QueueAway):
         raise
     except Exception as error:  # every failure of a job ends up in its record, with its traceback in the log
         journal.failure(error)
-        ending = job_record.FAILED, sentence(error, folder), ""
+        ending = job_record.FAILED, with_hint(sentence(error, folder), attempt, folder), ""
     finally:
         reporter.close(QUEUE_WAIT_S)
     journal.write("end", state=ending[0], message=ending[1])
@@ -121,21 +142,39 @@ def _work(attempt: Attempt, claim: Claim, folder: Path, stopping: threading.Even
 
 
 def sentence(error: Exception, folder: Path) -> str:
-    """What a job's record says about the error it failed with, with the error's notes."""
-    return " ".join([_cause(error, folder), *getattr(error, "__notes__", ())])
+    """What a job's record says about the error it failed with, with the error's notes; they have room left."""
+    notes = " ".join(getattr(error, "__notes__", ()))[: MAX_MESSAGE // 2]
+    return f"{_cut(_cause(error, folder), MAX_MESSAGE - _HINT - len(notes) - 1)} {notes}".strip()
+
+
+def with_hint(message: str, attempt: Attempt, folder: Path) -> str:
+    """A job's last message, with how to go on from its checkpoints where that can be done."""
+    hint = retry_hint(folder) if attempt.keeps_checkpoints else ""
+    return f"{message} {hint}" if hint else message
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def _cause(error: Exception, folder: Path) -> str:
     """Errors that nobody foresaw point to the log."""
     if isinstance(error, OSError):
         if is_no_room(error):
-            return f"The disk is full ({error.filename or folder}): free some space and submit the job again."
+            return f"The disk is full ({error.filename or folder}): free some space and retry the job."
         return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
     if is_out_of_memory(error):
         return "Out of memory: a smaller batch_size, buffer_tokens or num_latents needs less."
     if isinstance(error, ValueError) and str(error):
         return str(error)
     return f"Unexpected {type(error).__name__}: {error}. The traceback is in {folder / JOURNAL}."
+
+
+def _kind(text: str) -> str:
+    try:
+        return parse_recipe(text).kind
+    except RecipeError:
+        return ""
 
 
 def _published(folder: Path) -> dict[str, str] | None:
@@ -171,8 +210,8 @@ def _write_whole(path: Path, text: str) -> None:
 
 
 def main() -> int:
-    """Runs the attempt that the command line describes."""
-    attempt = Attempt(**json.loads(sys.argv[1]))
+    """Runs the attempt that standard input describes."""
+    attempt = Attempt(**json.load(sys.stdin))
     die_with_parent(attempt.parent_pid)
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())

@@ -4,9 +4,9 @@ The one module of the worker that imports rq. RQ hands over ids and keeps the le
 is and how it ended is in its record (`crosscope_proto.job_record`). Redis may go and come back at any time.
 """
 
+import contextlib
 import logging
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -36,10 +36,11 @@ from crosscope_proto import job_record, keys
 from crosscope_proto.artefacts import job_folder
 from crosscope_worker.jobs.claim import QueueAway, is_passing, patiently
 from crosscope_worker.jobs.entry import Attempt
+from crosscope_worker.jobs.environment import job_environment
 from crosscope_worker.jobs.kinds import KINDS
 from crosscope_worker.jobs.lifeline import die_with_parent
+from crosscope_worker.jobs.retention import retry_hint, sweep
 from crosscope_worker.jobs.settings import JobSettings
-from crosscope_worker.work import CHECKPOINTS
 
 BEAT_S = 5.0
 STOP_GRACE_S = 2.0
@@ -69,6 +70,7 @@ class JobWorker(Worker):
         self._attending = False
         self._claim = connection.register_script(job_record.CLAIM)
         self._release = connection.register_script(job_record.RELEASE)
+        self._expire = connection.register_script(job_record.EXPIRE)
 
     @property
     def stopped(self) -> bool:
@@ -82,8 +84,25 @@ class JobWorker(Worker):
             raise StopRequested
 
     def run_maintenance_tasks(self) -> None:
-        """Nothing: the janitor in the server is the one that repairs."""
+        """Removes checkpoints that have expired, every ten minutes; what repairs is the janitor in the server."""
         self.last_cleaned_at = rq_now()
+        self._sweep()
+
+    def _sweep(self) -> None:
+        settings = self._settings
+
+        def expire(job_id: str, before: float) -> str:
+            return cast("bytes", self._expire(keys=[keys.job_key(job_id)], args=[repr(before)])).decode()
+
+        try:
+            keep_s, keep_bytes = settings.keep_checkpoints_days * 86_400, settings.keep_checkpoints_gb * 1e9
+            removed = sweep(settings.home / "jobs", expire, keep_s, keep_bytes, time.time())
+        except RedisError as error:
+            if not is_passing(error):
+                raise
+            return
+        if removed:
+            log.info("removed the checkpoints of %s", ", ".join(removed))
 
     def check_for_suspension(self, burst: bool) -> None:
         """Nothing: nobody suspends workers through RQ."""
@@ -139,10 +158,16 @@ class JobWorker(Worker):
             data_roots=[str(folder) for folder in self._settings.data_roots],
             parent_pid=os.getpid(),
             kinds=dict(self._kinds),
+            keeps_checkpoints=self._settings.keeps_checkpoints,
         )
-        command = [sys.executable, "-m", "crosscope_worker.jobs.entry", attempt.to_json()]
-        environment = os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0, env=environment)
+        recipe = cast("bytes | None", self.connection.hget(keys.job_key(job_id), "recipe")) or b""
+        environment = job_environment(os.environ, self._settings, recipe.decode())
+        command = [sys.executable, "-m", "crosscope_worker.jobs.entry"]
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, process_group=0, env=environment)
+        assert child.stdin is not None
+        with contextlib.suppress(BrokenPipeError), child.stdin:  # Its end tells more.
+            child.stdin.write(attempt.to_json().encode())
+        return child
 
     def _attend(self, child: "subprocess.Popen[bytes]", job: Job, execution: Execution) -> None:
         """Waits for a job's process: renews its lease, passes on a stop, kills it when asking did not help."""
@@ -183,7 +208,7 @@ class JobWorker(Worker):
         try:
             outcome = patiently(lambda: self._outcome(job.id, claim, code), SETTLE_WAIT_S, stopping)
             if outcome in ("succeeded", "ended"):
-                shutil.rmtree(Path(job_folder(self._settings.home, job.id)) / CHECKPOINTS, ignore_errors=True)
+                self._sweep()
             patiently(lambda: self._tell_rq(outcome, job, queue, execution), SETTLE_WAIT_S, stopping)
         except QueueAway as error:
             log.warning("job %s is left to the janitor: %s", job.id, error)
@@ -193,6 +218,8 @@ class JobWorker(Worker):
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         message, last = f"Its process {how}; it will be resumed.", f"Given up: its process {how}, and not for the first"
         last = f"{last} time ({job_record.MAX_CRASHES} crashes). Signal 9 often means that memory ran out."
+        if self._settings.keeps_checkpoints:
+            last = f"{last} {retry_hint(Path(job_folder(self._settings.home, job_id)))}".strip()
         if self._stop_requested:
             message, last = "Its worker stopped; it will be resumed.", ""
         arguments = [claim, repr(time.time()), message, last, job_record.MAX_CRASHES]

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 
 from redis.exceptions import RedisError
 
+from crosscope_proto import job_record
 from crosscope_worker.jobs.claim import Claim, News, Standing, as_message, is_passing
 from crosscope_worker.jobs.journal import Journal
+from crosscope_worker.jobs.stages import Shares
 from crosscope_worker.work import Cancelled, LostClaim
 
 FLUSH_S = 0.2
@@ -33,6 +35,9 @@ class _Event:
     metrics: Mapping[str, float]
     begins: bool
     """Whether it begins a stage."""
+    total: float
+    """Share of the whole job that is done."""
+    eta_s: float
 
     @property
     def keep(self) -> bool:
@@ -53,10 +58,24 @@ class _Event:
 class Reporter:
     """A Progress (work.py). Raises Cancelled or LostClaim from the next call once the job should stop."""
 
-    def __init__(self, claim: Claim, journal: Journal, stopping: Callable[[], bool]) -> None:
-        """`stopping` says whether this process was asked to end and leave the job to a later attempt."""
+    def __init__(
+        self,
+        claim: Claim,
+        journal: Journal,
+        stopping: Callable[[], bool],
+        shares: Shares | None = None,
+        give_up: Callable[[], None] | None = None,
+    ) -> None:
+        """`stopping` says whether this process was asked to end and leave the job to a later attempt.
+
+        `shares` say how far the whole job is. `give_up` is called, on the reporter's own thread, once a job that was
+        cancelled has not come to a step for STOP_WITHIN_S: in the middle of a long product or write, say.
+        """
         self._claim, self._journal, self._stopping = claim, journal, stopping
-        self._lock = threading.Lock()
+        self._shares, self._give_up = shares or Shares(()), give_up
+        self._cancelled_at, self._is_stopping, self.is_publishing = math.inf, False, False
+        """The last: whether the fence was passed, after which a job is to go through with it."""
+        self._lock = threading.RLock()
         self._events: list[_Event] = []
         self._stage, self._stage_began = "", time.monotonic()
         self._stage_seconds: dict[str, float] = {}
@@ -78,14 +97,16 @@ class Reporter:
         """See Progress."""
         self.check()
         share = min(max(fraction, 0.0), 1.0) if math.isfinite(fraction) else 0.0
-        begins = stage != self._stage
-        if begins:
-            self._end_stage()
-            self._stage = stage
-            self._journal.write("stage", stage=stage, message=message)
         figures = {name: float(value) for name, value in (metrics or {}).items()}
-        event = _Event(time.time(), stage, share, as_message(message), step, figures, begins)
         with self._lock:
+            begins = stage != self._stage
+            if begins:
+                self._end_stage()
+                self._stage = stage
+                self._journal.write("stage", stage=stage, message=message)
+            self._shares.at(stage, share)
+            now, total, eta_s = time.time(), self._shares.total, self._shares.eta_s
+            event = _Event(now, stage, share, as_message(message), step, figures, begins, total, eta_s)
             if self._events and not self._events[-1].keep and self._events[-1].stage == stage:
                 self._events.pop()
             self._events.append(event)
@@ -99,6 +120,7 @@ class Reporter:
         if not self._standing.holds:
             raise LostClaim("another attempt has taken over this job")
         if self._standing.cancelled:
+            self._is_stopping = True
             raise Cancelled("someone asked the job to stop")
 
     def close(self, wait_s: float) -> None:
@@ -127,12 +149,23 @@ class Reporter:
         while True:
             closed = self._closed.wait(pause_s)
             answered = self._flush()
+            if not closed:
+                self._watch()
             pause_s = FLUSH_S if answered else AWAY_S
             if closed:
                 if (answered and not self._events) or self._is_hopeless():
                     return
                 if not answered:
                     time.sleep(AWAY_S)
+
+    def _watch(self) -> None:
+        """Gives a cancelled job up that does not come to a step."""
+        now = time.monotonic()
+        if self._standing.cancelled:
+            self._cancelled_at = min(self._cancelled_at, now)
+        is_late = now - self._cancelled_at > job_record.STOP_WITHIN_S
+        if is_late and self._give_up and not self._is_stopping and not self.is_publishing:
+            self._give_up()
 
     def _is_hopeless(self) -> bool:
         late = time.monotonic() > self._deadline
@@ -147,6 +180,7 @@ class Reporter:
         latest: dict[str, str] = {}
         for event in events:
             latest |= {"stage": event.stage, "fraction": f"{event.fraction:.6g}"}
+            latest |= {"total_fraction": f"{event.total:.6g}", "eta_s": f"{event.eta_s:.3f}"}
             if event.message or event.begins:
                 latest["message"] = event.message
         metrics = {name: repr(value) for name, value in figures.items()}

@@ -19,6 +19,22 @@ class JobSettings(BaseSettings):
     """Redis of the job queue, redis:// or unix://."""
     device: str = "cpu"
     """Where models and training run, a torch device."""
+    job_threads: int | None = Field(default=None, ge=1)
+    """Threads of one operation of a job on the CPU; unset: torch decides."""
+    keep_checkpoints_days: float = Field(default=7, ge=0, allow_inf_nan=False)
+    """How long a job that failed or was cancelled can be retried; 0: not at all."""
+    keep_checkpoints_gb: float = Field(default=100, ge=0, allow_inf_nan=False)
+    """What the checkpoints of all such jobs may take; the oldest go first."""
+
+    @field_validator("job_threads", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: object) -> object:
+        return None if value == "" else value
+
+    @property
+    def keeps_checkpoints(self) -> bool:
+        """Whether a job that has failed can be retried at all."""
+        return self.keep_checkpoints_days > 0 and self.keep_checkpoints_gb > 0
 
     data_roots: Annotated[tuple[Path, ...], NoDecode] = ()
     """Folders besides the home from which recipes may have files read; a list with the system's separator of paths."""

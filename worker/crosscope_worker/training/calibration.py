@@ -8,11 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from crosscope_proto.footprint import SAMPLE_TOKENS
 from crosscope_worker.crosscoder import Crosscoder
 from crosscope_worker.training.variants import Budget
 
-SAMPLE_TOKENS = 32_768
-"""Tokens that the sample holds at most, `4 · both` bytes each; half of them where it was just thinned."""
 _BLOCK_ENTRIES = 1 << 24
 """Entries of the code that are looked at at once, about 16 bytes each."""
 

@@ -166,6 +166,7 @@ def _steps(
             counters.curves += [(counters.step, name, value) for name, value in metrics.items()]
         progress(STAGE, fraction, step=counters.step, metrics=metrics)
         if counters.step % training.checkpoint_every == 0:
+            progress(STAGE, fraction, f"writing the checkpoint of step {counters.step}", step=counters.step)
             _save(folder, recipe, trainer, buffer, source)
 
 

@@ -8,27 +8,11 @@ from pathlib import Path
 
 import torch
 
-from crosscope_proto.specs import CrosscoderSpec, TrainingSpec
-from crosscope_worker.training.calibration import SAMPLE_TOKENS
+from crosscope_proto.footprint import SAMPLE, needed, values_of
+
+__all__ = ["free_bytes", "needed", "ran_out", "shortage", "values_of"]
 
 _CONTAINER = Path("/sys/fs/cgroup")
-_COPIES_OF_WEIGHTS = 4
-"""Weights, gradients and Adam's two moments."""
-_SAMPLE = "the threshold's sample, tokens:"
-"""Stands beside the recipe's fields; no field changes it, but for a k that there is or is not."""
-_BYTES_A_CODE_ENTRY = 26
-"""A pre-activation, its mark in a mask, and the places, latents and values of the half that is positive: at the first
-step all of them are looked at. 878 MB were measured for 2 048 tokens and 16 384 latents."""
-
-
-def needed(spec: CrosscoderSpec, training: TrainingSpec, both: int) -> dict[str, int]:
-    """Bytes, by the field of the recipe that they grow with; `both` is the sum of the models' widths."""
-    sample = {} if spec.k is None else {_SAMPLE: 4 * SAMPLE_TOKENS * both}
-    return sample | {
-        "crosscoder.num_latents": _COPIES_OF_WEIGHTS * 4 * (2 * spec.num_latents * both + spec.num_latents + both),
-        "training.batch_size": _BYTES_A_CODE_ENTRY * training.batch_size * spec.num_latents,
-        "training.buffer_tokens": 4 * _buffer_tokens(training) * both,
-    }
 
 
 def shortage(parts: Mapping[str, int], values: Mapping[str, int], free: int) -> str | None:
@@ -52,7 +36,7 @@ def shortage(parts: Mapping[str, int], values: Mapping[str, int], free: int) -> 
 
 def ran_out(parts: Mapping[str, int], values: Mapping[str, int]) -> str:
     """A sentence for a training whose memory ran out after all: halve what takes most."""
-    most = max(parts.keys() - {_SAMPLE}, key=lambda name: parts[name])
+    most = max(parts.keys() - {SAMPLE}, key=lambda name: parts[name])
     if most == "training.buffer_tokens" and values[most] < 4 * values["training.batch_size"]:
         most = "training.batch_size"  # The buffer holds at least two batches.
     listed = ", ".join(f"{_size(size)} for {name} {values[name]}" for name, size in parts.items())
@@ -60,21 +44,6 @@ def ran_out(parts: Mapping[str, int], values: Mapping[str, int]) -> str:
         f"memory ran out; training takes about {_size(sum(parts.values()))} ({listed}) beside the models; "
         f"lower {most} to {max(1, values[most] // 2)}, or use a machine with more"
     )
-
-
-def values_of(spec: CrosscoderSpec, training: TrainingSpec) -> dict[str, int]:
-    """The fields that `needed` speaks of, as they take effect."""
-    return {
-        _SAMPLE: SAMPLE_TOKENS,
-        "crosscoder.num_latents": spec.num_latents,
-        "training.batch_size": training.batch_size,
-        "training.buffer_tokens": _buffer_tokens(training),
-    }
-
-
-def _buffer_tokens(training: TrainingSpec) -> int:
-    """At least two batches (buffer.py)."""
-    return max(training.buffer_tokens, 2 * training.batch_size)
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -17,6 +17,7 @@ FIGURES = (("loss", "Loss"), ("fve", "Variance explained"), ("l0", "L0, latents 
 """What is drawn: names of figures begin with the first, the chart is called the second."""
 MAKES_CROSSCODERS = ("crosscoder", "published")
 """Kinds of jobs that end with a crosscoder to browse."""
+STAGES = ("load", "hash", "hash-data", "fill", "train", "analyse", "fidelity", "publish")
 RECIPE, KEPT_RECIPE = "recipe", "jobs-recipe"
 """Keys of the field of the recipe, and of its text, which outlives the page."""
 

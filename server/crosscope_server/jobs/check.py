@@ -1,0 +1,214 @@
+"""Checks a recipe before it runs, as far as that can be known without loading a model.
+
+What is wrong is a violation of a field of the recipe, what is odd or could not be looked at a warning. Looks only below
+the roots (`places`); what a job takes is in `plan`. Knows nothing about gRPC.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from crosscope_proto.artefacts import PAIR_MANIFEST, pair_folder
+from crosscope_proto.recipe import CrosscoderRecipe, DemoPairRecipe, PublishedRecipe, Recipe
+from crosscope_proto.specs import DataSpec
+from crosscope_server.errors import Violation
+from crosscope_server.jobs.places import Model, Roots, Rows, find_files, is_hub_id, read_model, read_rows
+
+SAMPLE_ROWS = 200
+"""Rows of a data set from which its size in tokens is estimated."""
+
+
+@dataclass
+class Material:
+    """What of a recipe was found."""
+
+    models: dict[str, Model] = field(default_factory=dict)
+    """By "base" and "chat"."""
+    files: dict[str, list[Path]] = field(default_factory=dict)
+    """By data set; of a hub data set, or one that may not be looked at, none."""
+    rows: dict[str, Rows] = field(default_factory=dict)
+    """The beginning of each data set's first file."""
+    violations: list[Violation] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def wrong(self, path: str, sentence: str) -> None:
+        """Adds a violation of a field."""
+        self.violations.append(Violation(path, sentence))
+
+
+def check(recipe: Recipe, home: Path, roots: Sequence[Path] = (), *, after_others: bool = False) -> Material:
+    """Looks for what a recipe names, below `home` and `roots`.
+
+    With `after_others` it waits for other jobs, which may make the pair and the data that are not there yet.
+    """
+    found = Material()
+    if isinstance(recipe, DemoPairRecipe):
+        return found
+    looker = _Looker(recipe, home, Roots(home, *roots), found, after_others)
+    steps: list[tuple[str, Callable[[], None]]] = [("pair", looker.pair)]
+    steps += [(f"data.{i}", partial(looker.data, f"data.{i}", spec)) for i, spec in enumerate(recipe.data)]
+    if isinstance(recipe, PublishedRecipe):
+        steps.append(("path", partial(looker.published, recipe)))
+    for place, step in steps:
+        try:
+            step()
+        except OSError as error:  # a folder that may not be read, say
+            found.warnings.append(f"{place} could not be checked: {error.strerror or error}")
+    return found
+
+
+class _Looker:
+    def __init__(
+        self, recipe: CrosscoderRecipe | PublishedRecipe, home: Path, roots: Roots, found: Material, after_others: bool
+    ) -> None:
+        self._recipe, self._home, self._roots, self._found = recipe, home, roots, found
+        self._after_others = after_others
+        self._pair_folder = Path(pair_folder(home, recipe.pair.name))
+
+    def pair(self) -> None:
+        """Both models: there, with weights, and with the recipe's layer."""
+        pair = self._recipe.pair
+        sources: Mapping[str, Any] = {"base": pair.base, "chat": pair.chat, "tokenizer": pair.tokenizer}
+        folder, prefix = self._home, "pair"
+        if pair.base is None:
+            sources, folder, prefix = self._manifest(), self._pair_folder, "pair.name"
+        for name in ("base", "chat", "tokenizer"):
+            if (source := sources.get(name)) is not None:
+                place = f"{prefix}.{name}" if prefix == "pair" else prefix
+                self._model(name, place, source, folder)
+
+    def _manifest(self) -> Mapping[str, Any]:
+        path = self._pair_folder / PAIR_MANIFEST
+        try:
+            document = json.loads(path.read_text(encoding="utf-8")) if self._roots.allow(path) else {}
+        except FileNotFoundError:
+            name = self._recipe.pair.name
+            if self._after_others:
+                self._found.warnings.append(f"there is no pair {name!r} yet; a job before this one must make it")
+                return {}
+            known = sorted(each.parent.name for each in self._pair_folder.parent.glob(f"*/{PAIR_MANIFEST}"))
+            there = ", ".join(known[:20]) or "none"
+            self._found.wrong(
+                "pair.name", f"there is no pair {name!r} (there: {there}); make it, or give base and chat"
+            )
+            return {}
+        except (OSError, ValueError) as error:
+            self._found.wrong("pair.name", f"{path} cannot be read: {error}")
+            return {}
+        return document if isinstance(document, dict) else {}
+
+    def _model(self, name: str, place: str, source: object, folder: Path) -> None:
+        if not isinstance(source, str):
+            self._found.warnings.append(f"{place} is not checked: it is made of several parts")
+            return
+        path = folder / Path(source).expanduser()
+        if not self._roots.allow(path):
+            self._unseen(place, source)
+        elif not path.is_dir():
+            if Path(source).expanduser().is_absolute() or source.startswith(".") or not is_hub_id(source):
+                self._found.wrong(place, f"there is no folder {path}; give a hub id or the folder of a saved model")
+            else:
+                self._found.warnings.append(f"{place} {source} is a hub id: whether it is there was not asked")
+        elif name != "tokenizer":
+            self._config(name, place, path)
+
+    def _config(self, name: str, place: str, path: Path) -> None:
+        if getattr(self._recipe.pair, f"revision_{name}") is not None:
+            self._found.wrong(f"pair.revision_{name}", f"{path} is a folder and has no revisions; drop it")
+        model = read_model(path)
+        if isinstance(model, str):
+            self._found.wrong(place, model)
+            return
+        self._found.models[name] = model
+        layer = self._recipe.layer
+        if model.num_layers is None:
+            self._found.warnings.append(f"layer is not checked: the {name} model's config.json does not say how many")
+        elif layer >= model.num_layers:
+            last = model.num_layers - 1
+            said = f"the {name} model has {model.num_layers} layers, 0 to {last}, but the recipe says {layer}"
+            self._found.wrong("layer", said)
+
+    def data(self, place: str, spec: DataSpec) -> None:
+        """A data set: there, with its columns, and not too short to hold a text out."""
+        if spec.source == "hub":
+            if not is_hub_id(spec.path):
+                self._found.wrong(f"{place}.path", f"{spec.path!r} is no name of a data set at the hub: owner/name")
+            else:
+                said = f"data set {spec.name!r} comes from the hub: whether {spec.path} is there was not asked"
+                self._found.warnings.append(said)
+            return
+        files = find_files(spec.path, (self._pair_folder, self._home), self._roots)
+        if files is None:
+            self._unseen(f"{place}.path", spec.path)
+            return
+        if not files:
+            if self._after_others:
+                self._found.warnings.append(f"{place}.path: no file matches {spec.path} yet; a job before must make it")
+            else:
+                looked = f"{self._pair_folder} or {self._home}"
+                self._found.wrong(f"{place}.path", f"no file matches {spec.path} in {looked}")
+            return
+        self._found.files[spec.name] = files
+        every = self._recipe.tokens.held_out_every
+        rows = read_rows(files[0], spec.source, max(SAMPLE_ROWS, every))
+        if isinstance(rows, str):
+            self._found.wrong(f"{place}.path", rows)
+            return
+        self._found.rows[spec.name] = rows
+        for path, sentence in _wrong_columns(spec, rows):
+            self._found.wrong(f"{place}.{path}", sentence)
+        if len(files) == 1 and rows.num_rows is not None and rows.num_rows < every:
+            said = f"{files[0]} has {rows.num_rows} texts, none of them held out for the analysis; lower "
+            self._found.wrong(f"{place}.path", f"{said}tokens.held_out_every ({every}) or add texts")
+
+    def published(self, recipe: PublishedRecipe) -> None:
+        """The weights that a recipe measures."""
+        path = self._home / Path(recipe.path).expanduser()
+        if not self._roots.allow(path):
+            self._unseen("path", recipe.path)
+        elif path.exists():
+            if recipe.revision is not None:
+                self._found.wrong("revision", f"{path} lies here, and a folder has no revisions; drop it")
+        elif Path(recipe.path).expanduser().is_absolute() or recipe.path.startswith("."):
+            self._found.wrong("path", f"there is no crosscoder {path}")
+        elif not is_hub_id("/".join(recipe.path.strip("/").split("/")[:2])):
+            self._found.wrong("path", f"there is no {path}, and {recipe.path!r} is no name of a repository at the hub")
+        else:
+            self._found.warnings.append(f"path {recipe.path} is a hub id: whether it is there was not asked")
+
+    def _unseen(self, place: str, path: str) -> None:
+        said = f"{place} is not checked: {path} lies outside the folders that the server may look into"
+        self._found.warnings.append(said)
+
+
+def _wrong_columns(spec: DataSpec, rows: Rows) -> Iterator[tuple[str, str]]:
+    """Fields of a data set that do not fit its first row."""
+    first = rows.first[0] if rows.first else None
+    known = rows.columns or (None if first is None else tuple(map(str, first)))
+    if known is None:
+        yield "path", "its first file has no row"
+        return
+    for name in ("text_column", "chat_column", "behaviours_column"):
+        column = getattr(spec, name)
+        if column and spec.source != "text" and column not in known:
+            yield name, f"there is no column {column!r}; there are {', '.join(known[:50])}"
+    if first is None:
+        return
+    if (column := spec.text_column) and column in first and not isinstance(first[column], str):
+        yield "text_column", f"{column!r} holds {type(first[column]).__name__}, not text"
+    if (column := spec.chat_column) and column in first and getattr(spec, "format", None) is None:
+        yield from _wrong_turns(spec, first[column])
+
+
+def _wrong_turns(spec: DataSpec, turns: object) -> Iterator[tuple[str, str]]:
+    if not isinstance(turns, list):
+        yield "chat_column", f"{spec.chat_column!r} holds {type(turns).__name__}, not a list of turns"
+    elif turns and not spec.skip_refused:
+        turn = turns[0]
+        keys = ", ".join(map(str, turn))[:200] if isinstance(turn, dict) else type(turn).__name__
+        for name in ("role_key", "content_key"):
+            if not isinstance(turn, dict) or not isinstance(turn.get(getattr(spec, name)), str):
+                yield name, f"{getattr(spec, name)!r} must be a text in every turn; the first turn has {keys}"

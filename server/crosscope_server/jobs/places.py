@@ -1,0 +1,158 @@
+"""What a recipe names, as far as it lies where the server may look: folders of models, files of data.
+
+Nothing is said about a path outside the roots, not even whether it exists. Reads small files and first rows only; knows
+nothing about gRPC.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+MAX_FILES = 10_000
+MAX_BYTES = 1 << 20
+"""Read of a file at most: of a configuration, of first rows."""
+MAX_ROW_GROUP_BYTES = 1 << 26
+"""A Parquet file whose first row group is larger is known by its schema only."""
+_HUB_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text can be the name of a repository: `name` or `owner/name`."""
+    parts = text.split("/")
+    well_formed = all(_HUB_NAME.fullmatch(part) and len(part) <= 96 for part in parts)
+    return len(parts) <= 2 and well_formed and "--" not in text and ".." not in text
+
+
+class Roots:
+    """The folders below which the server may look."""
+
+    def __init__(self, *folders: Path) -> None:
+        self._folders = [folder.resolve() for folder in folders]
+
+    def allow(self, path: Path) -> bool:
+        """Whether a path, with every link followed, lies below a root."""
+        try:
+            found = path.resolve()
+        except (OSError, RuntimeError):  # links in a circle
+            return False
+        return any(found.is_relative_to(folder) for folder in self._folders)
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a model's configuration says; None where it does not."""
+
+    num_layers: int | None
+    width: int | None
+    size_bytes: int
+    """Of its weight files."""
+    dtype: str
+
+
+def read_model(folder: Path) -> Model | str:
+    """What `folder` holds, or a sentence about what is wrong with it."""
+    path = folder / "config.json"
+    try:
+        with path.open("rb") as file:
+            document = json.loads(file.read(MAX_BYTES))
+    except FileNotFoundError:
+        return f"there is no config.json in {folder}; give the folder of a saved model"
+    except (OSError, ValueError, RecursionError) as error:
+        return f"{path} cannot be read: {' '.join(str(error).split())[:200]}"
+    if not isinstance(document, dict):
+        return f"{path} is no configuration of a model"
+    weights = [each for pattern in ("*.safetensors", "*.bin") for each in folder.glob(pattern)]
+    if not weights:
+        return f"there are no weights (*.safetensors) in {folder}"
+    text = document.get("text_config")
+    inner: Mapping[str, Any] = text if isinstance(text, dict) else document
+    dtype = inner.get("dtype") or inner.get("torch_dtype") or document.get("torch_dtype") or "float32"
+    size_bytes = sum(each.stat().st_size for each in weights)
+    return Model(_first_int(inner, _LAYERS), _first_int(inner, _WIDTHS), size_bytes, str(dtype))
+
+
+def _first_int(document: Mapping[str, Any], names: Sequence[str]) -> int | None:
+    found = (document.get(name) for name in names)
+    return next((value for value in found if isinstance(value, int) and not isinstance(value, bool)), None)
+
+
+def find_files(path: str, folders: Sequence[Path], roots: Roots) -> list[Path] | None:
+    """The files of a data set as the job will find them, in order; None if they may not be looked at."""
+    pattern = Path(path).expanduser()
+    places = list(folders)
+    if pattern.is_absolute():
+        places, pattern = [Path(pattern.anchor)], pattern.relative_to(pattern.anchor)
+    fixed = Path(*_until_glob(pattern))
+    for folder in places:
+        if not roots.allow(folder / fixed):
+            return None
+        found = sorted(islice((each for each in folder.glob(str(pattern)) if each.is_file()), MAX_FILES))
+        if found:
+            return found if all(map(roots.allow, found)) else None
+    return []
+
+
+def _until_glob(pattern: Path) -> Iterator[str]:
+    for part in pattern.parts:
+        if any(sign in part for sign in "*?["):
+            return
+        yield part
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The beginning of a data set's first file."""
+
+    first: Sequence[Mapping[str, Any]]
+    num_read_bytes: int
+    """That those rows take in the file."""
+    num_rows: int | None
+    """Of the file, where it says so."""
+    columns: tuple[str, ...] | None
+    """That it states, where a row need not be looked at."""
+
+
+def read_rows(file: Path, source: str, at_most: int) -> Rows | str:
+    """At most `at_most` rows of a file, or a sentence about what is wrong with it."""
+    try:
+        return _parquet(file, at_most) if source == "parquet" else _lines(file, source, at_most)
+    except (OSError, ValueError, RecursionError, pa.ArrowException) as error:
+        return f"{file} cannot be read as {source}: {' '.join(str(error).split())[:200]}"
+
+
+def _parquet(file: Path, at_most: int) -> Rows:
+    with pq.ParquetFile(file) as table:
+        columns, meta = tuple(table.schema_arrow.names), table.metadata
+        first: list[dict[str, Any]] = []
+        if meta.num_row_groups and meta.row_group(0).total_byte_size <= MAX_ROW_GROUP_BYTES:
+            batch = next(table.iter_batches(batch_size=at_most, row_groups=[0]), None)
+            first = [] if batch is None else batch.to_pylist()
+        return Rows(first, 0, meta.num_rows, columns)
+
+
+def _lines(file: Path, source: str, at_most: int) -> Rows:
+    rows: list[Mapping[str, Any]] = []
+    size = 0
+    with file.open("rb") as lines:
+        while len(rows) < at_most and size < MAX_BYTES and (line := lines.readline(MAX_BYTES + 1)):
+            if len(line) > MAX_BYTES:
+                break
+            size += len(line)
+            if not line.strip():
+                continue
+            text = line.decode("utf-8")
+            row = {"text": text} if source == "text" else json.loads(text)
+            if not isinstance(row, dict):
+                raise ValueError(f"row {len(rows) + 1} is no JSON object")
+            rows.append(row)
+        ended = not lines.read(1)
+    return Rows(rows, size, len(rows) if ended else None, None)

@@ -1,0 +1,189 @@
+"""What a job would take, and what in its recipe does not fit that: steps, tokens, memory, disk, time.
+
+Numbers of tokens are estimates from the beginning of each data set, four characters a token. Knows nothing about gRPC.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from crosscope_proto.footprint import SPEEDS, Speed, checkpoint_bytes, needed
+from crosscope_proto.recipe import CrosscoderRecipe, Recipe
+from crosscope_proto.specs import DataSpec
+from crosscope_server.jobs.check import Material
+from crosscope_server.jobs.places import Model, Rows
+
+CHARACTERS_A_TOKEN = 4
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_MAX_SPEEDS_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Something that a job takes (PlanEntry of the .proto)."""
+
+    name: str
+    value: float
+    unit: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a training is; None where that is not known."""
+
+    tokens: int | None
+    """That it trains on, every epoch counted."""
+    steps: int | None
+    epoch_tokens: int | None
+    is_estimate: bool
+
+    @property
+    def about(self) -> str:
+        """Stands before a number that is an estimate."""
+        return "about " if self.is_estimate else ""
+
+
+def plan(recipe: Recipe, found: Material, home: Path) -> tuple[list[Entry], list[str]]:
+    """What a job takes as far as `found` tells, and warnings about its training."""
+    if not isinstance(recipe, CrosscoderRecipe):
+        return [], []
+    length = _length(recipe, found)
+    speed = _speed(recipe, home)
+    notes = [f"measured on {speed.device}: {speed.note}"] if speed and speed.note else []
+    return [*_entries(recipe, found, length, speed)], [*_oddities(recipe, length), *notes]
+
+
+def _length(recipe: CrosscoderRecipe, found: Material) -> Length:
+    training = recipe.training
+    sets = [_train_tokens(spec, found, recipe) for spec in recipe.data]
+    known = [tokens for tokens in sets if tokens is not None]
+    whole = sum(known) if len(known) == len(sets) else None
+    limit = None if training.max_steps is None else training.max_steps * training.batch_size
+    if whole is None:
+        return Length(limit, training.max_steps, None, False)
+    tokens = whole * training.epochs
+    if limit is not None and limit <= tokens:
+        return Length(limit, training.max_steps, whole, False)
+    return Length(tokens, math.ceil(tokens / training.batch_size), whole, True)
+
+
+def _train_tokens(spec: DataSpec, found: Material, recipe: CrosscoderRecipe) -> int | None:
+    """Of one epoch, about; None where nothing tells."""
+    tokens = None
+    if (rows := found.rows.get(spec.name)) is not None and rows.first:
+        tokens = _whole_tokens(spec, rows, found.files[spec.name], recipe.tokens.max_length)
+        tokens = int(tokens * (1 - 1 / recipe.tokens.held_out_every))
+    if spec.max_tokens is not None:
+        return spec.max_tokens if tokens is None else min(tokens, spec.max_tokens)
+    return tokens
+
+
+def _whole_tokens(spec: DataSpec, rows: Rows, files: list[Path], max_length: int) -> float:
+    lengths = [min(max_length, _characters(spec, row) / CHARACTERS_A_TOKEN + 1) for row in rows.first]
+    mean = sum(lengths) / len(lengths)
+    if rows.num_rows is not None:
+        size = files[0].stat().st_size or 1
+        return mean * rows.num_rows * sum(file.stat().st_size for file in files) / size
+    return mean * sum(file.stat().st_size for file in files) * len(rows.first) / max(rows.num_read_bytes, 1)
+
+
+def _characters(spec: DataSpec, row: object) -> int:
+    """Of every text in a row's column."""
+    value = row.get(spec.chat_column or spec.text_column or "text") if isinstance(row, dict) else row
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(_characters(spec, each) for each in map(_wrapped, value.values()))
+    return sum(_characters(spec, _wrapped(each)) for each in value) if isinstance(value, list) else 0
+
+
+def _wrapped(value: object) -> object:
+    """A row's inner value in such a way that it is not looked up by column again."""
+    return list(value.values()) if isinstance(value, dict) else value
+
+
+def _entries(recipe: CrosscoderRecipe, found: Material, length: Length, speed: Speed | None) -> Iterator[Entry]:
+    training = recipe.training
+    guess = f"estimated at {CHARACTERS_A_TOKEN} characters a token" if length.is_estimate else ""
+    if length.tokens is not None and length.steps is not None:
+        epochs = f"{training.epochs} epochs" if training.epochs > 1 else ""
+        yield Entry("training tokens", length.tokens, "tokens", ", ".join(filter(None, (epochs, guess))))
+        yield Entry("steps", length.steps, "", f"of {training.batch_size} tokens")
+        if training.warmup_steps:
+            yield Entry("warm-up", min(1.0, training.warmup_steps / length.steps), "share", "of the steps")
+    base, chat = found.models.get("base"), found.models.get("chat")
+    if base and chat:
+        yield Entry("models", sum(_loaded_bytes(each, recipe) for each in (base, chat)), "bytes", "memory of both")
+    if base and chat and base.width and chat.width:
+        both = chat.width if recipe.crosscoder.variant == "diff_sae" else base.width + chat.width
+        parts = needed(recipe.crosscoder, training, both)
+        note = "; ".join(f"{name} {_gb(size)}" for name, size in parts.items())
+        yield Entry("training memory", sum(parts.values()), "bytes", f"beside the models: {note}")
+        yield Entry(
+            "checkpoint", checkpoint_bytes(recipe.crosscoder, training, both), "bytes", "disk, twice while written"
+        )
+        if training.cache and length.epoch_tokens is not None:
+            size = 4 * length.epoch_tokens * (base.width + chat.width)
+            yield Entry("cache of activations", size, "bytes", "disk, at most, kept until it is deleted")
+    if speed is not None and length.tokens is not None:
+        note = f"at {speed.tokens_per_second:,.0f} tokens/s, measured on {speed.device}".replace(",", " ")
+        yield Entry("training time", length.tokens / speed.tokens_per_second, "seconds", note)
+
+
+def _loaded_bytes(model: Model, recipe: CrosscoderRecipe) -> int:
+    return model.size_bytes * _BYTES[recipe.pair.dtype] // _BYTES.get(model.dtype.removeprefix("torch."), 4)
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def _speed(recipe: CrosscoderRecipe, home: Path) -> Speed | None:
+    """The newest measured speed of a training like this one."""
+    try:
+        with (home / SPEEDS).open(encoding="utf-8") as file:
+            lines = file.read(_MAX_SPEEDS_BYTES).splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    names = {each.name for each in fields(Speed)}
+    for line in reversed(lines):
+        try:
+            speed = Speed(**{name: value for name, value in json.loads(line).items() if name in names})
+            if speed.is_of(recipe) and speed.tokens_per_second > 0:
+                return speed
+        except (ValueError, TypeError, AttributeError):
+            continue  # A line of another version, or cut short.
+    return None
+
+
+def _oddities(recipe: CrosscoderRecipe, length: Length) -> Iterator[str]:
+    """What in a training cannot do what it is meant for."""
+    training, spec, steps, tokens = recipe.training, recipe.crosscoder, length.steps, length.tokens
+    if steps is None or tokens is None:
+        yield "how long training is is not known: give training.max_steps, or max_tokens of each data set"
+        return
+    ends = f"training ends after {length.about}{steps} steps"
+    if training.max_steps is not None and steps < training.max_steps:
+        yield f"{ends}, when the texts do, before training.max_steps {training.max_steps}"
+    if training.warmup_steps >= steps:
+        yield f"training.warmup_steps {training.warmup_steps}: the learning rate never gets to training.lr, {ends}"
+    elif training.warmup_steps / steps + training.decay_share > 1:
+        yield (
+            f"training.warmup_steps {training.warmup_steps} and training.decay_share {training.decay_share:g} overlap: "
+            f"the learning rate never gets to training.lr, {ends}"
+        )
+    if training.sparsity_warmup_steps >= steps:
+        what = "mu" if spec.k is None else "k"
+        yield f"training.sparsity_warmup_steps {training.sparsity_warmup_steps}: {what} never gets to its value, {ends}"
+    if spec.k is not None and training.aux_weight and training.dead_after_tokens >= tokens:
+        yield (
+            f"training.dead_after_tokens {training.dead_after_tokens}: no latent can be found dead and revived, the "
+            f"training has {length.about}{tokens} tokens"
+        )
+    if training.log_every > steps:
+        yield f"training.log_every {training.log_every}: there will be no curves, {ends}"
+    if spec.k is not None and spec.k > spec.num_latents:
+        yield f"crosscoder.k {spec.k} is more than crosscoder.num_latents {spec.num_latents}"

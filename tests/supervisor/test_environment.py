@@ -1,0 +1,44 @@
+"""Each process of an installation gets what it needs of the supervisor's environment, and no other's secrets."""
+
+from pathlib import Path
+
+import pytest
+
+from crosscope.supervisor.child import Child
+from crosscope.supervisor.programs import Installation
+from crosscope_proto.environment import needed
+from tests.supervisor.small_programs import SLEEPER, eventually, program
+
+PLANTED = {
+    "CROSSCOPE_SERVER_TOKEN": {"server"},
+    "CROSSCOPE_TOKEN": {"app"},
+    "HF_TOKEN": {"worker", "jobs"},
+    "HTTPS_PROXY": {"worker", "jobs"},
+    "AWS_SECRET_ACCESS_KEY": set(),
+    "CROSSCOPE_WORKER_DEVICE": {"worker", "jobs"},
+    "CUDA_VISIBLE_DEVICES": {"worker", "jobs"},
+    "PATH": {"queue", "cache", "server", "app", "worker", "jobs"},
+}
+
+
+def test_each_program_gets_its_own_variables(tmp_path: Path) -> None:
+    programs = Installation(tmp_path, "127.0.0.1", 1, 2, tmp_path, job_threads=3).programs()
+    for variable, owners in PLANTED.items():
+        assert {each.name for each in programs if variable in needed(PLANTED, *each.reads)} == owners, variable
+    threads = {each.name: each.environment.get("CROSSCOPE_WORKER_JOB_THREADS") for each in programs}
+    assert {name for name, number in threads.items() if number} == {"jobs"}
+    assert threads["jobs"] == "3"
+
+
+def test_a_child_starts_without_the_supervisors_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CROSSCOPE_SERVER_TOKEN", "planted")
+    monkeypatch.setenv("LC_TIME", "C")
+    child = Child(program("one", SLEEPER, environment={"OWN": "1"}), tmp_path / "log")
+    try:
+        environ = Path(f"/proc/{child.pid}/environ")
+        assert eventually(lambda: b"OWN=1" in environ.read_bytes())
+        assert b"planted" not in environ.read_bytes()
+        assert b"LC_TIME=C" in environ.read_bytes()
+    finally:
+        child.kill_rest()
+        eventually(child.has_ended)

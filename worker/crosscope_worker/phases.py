@@ -1,0 +1,104 @@
+"""What the long phases of a job say while they last: how much is done, of what, and how long the rest takes.
+
+Knows Progress and Tick, and neither models nor files.
+"""
+
+import time
+from collections.abc import Mapping
+
+from crosscope_proto.specs import TrainingSpec
+from crosscope_worker.work import Progress
+
+
+class Phase:
+    """A Tick that reports a stage whose size is known, or about known: its share, how much, and how long it takes."""
+
+    def __init__(self, progress: Progress, stage: str, doing: str, total: int, unit: str) -> None:
+        """Reports the beginning. `total` is in `unit`, "B" or "tokens"; 0: not known."""
+        self._progress, self._stage, self._doing, self._total, self._unit = progress, stage, doing, total, unit
+        self._done, self._began = 0, time.monotonic()
+        self(0)
+
+    def __call__(self, count: int) -> None:
+        """See Tick."""
+        self._done += count
+        share = min(1.0, self._done / self._total) if self._total else 0.0
+        amount = f"{_amount(self._done)} of {_amount(self._total)}" if self._total else _amount(self._done)
+        took = time.monotonic() - self._began
+        left = f", about {took * (1 - share) / share:.0f} s left" if 0 < share < 1 and took > 1 else ""
+        self._progress(self._stage, share, f"{self._doing}: {amount} {self._unit}{left}")
+
+
+class Following:
+    """A Progress that remembers where the job stands, so that what works below can say there what it does."""
+
+    def __init__(self, progress: Progress, stage: str) -> None:
+        self._progress = progress
+        self._place = stage, 0.0, 0
+        self._num_read = 0
+
+    def __call__(
+        self,
+        stage: str,
+        fraction: float,
+        message: str = "",
+        *,
+        step: int = 0,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """See Progress."""
+        self._place, self._num_read = (stage, fraction, step), 0
+        self._progress(stage, fraction, message, step=step, metrics=metrics)
+
+    def say(self, message: str) -> None:
+        """Says what is being done at the place that was reported last."""
+        stage, fraction, step = self._place
+        self._progress(stage, fraction, message, step=step)
+
+    def tick(self, count: int) -> None:
+        """See Tick: tokens that both models have read for what comes next."""
+        self._num_read += count
+        self.say(f"running both models: {_amount(self._num_read)} tokens of the next texts")
+
+
+class TrainingProgress(Following):
+    """The Progress of a training: what is read before its first step fills the shuffle buffer, a stage of its own."""
+
+    def __init__(self, progress: Progress, training: TrainingSpec) -> None:
+        super().__init__(progress, "fill")
+        self._capacity = max(training.buffer_tokens, 2 * training.batch_size)
+        self._end = "" if training.max_steps is None else f" of {training.max_steps}"
+        self._filling: Phase | None = None
+
+    def __call__(
+        self,
+        stage: str,
+        fraction: float,
+        message: str = "",
+        *,
+        step: int = 0,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """See Progress."""
+        super().__call__(stage, fraction, message or f"step {step}{self._end}", step=step, metrics=metrics)
+
+    def begin(self, suggestion: str = "") -> None:
+        """From here on the models run, or a checkpoint is read; a suggestion stays in the job's log."""
+        self("fill", 0.0, suggestion or "opening the data")
+
+    def tick(self, count: int) -> None:
+        """See Tick: tokens that both models have read."""
+        if self._place[0] != "fill":
+            super().tick(count)
+        else:
+            self._filling = self._filling or Phase(
+                self._progress, "fill", "running both models to fill the buffer", self._capacity, "tokens"
+            )
+            self._filling(count)
+
+
+def _amount(number: int) -> str:
+    for size, letter in ((10**9, "billion"), (10**6, "million")):
+        if number >= size:
+            return f"{number / size:.2f} {letter}"
+    return str(number)
