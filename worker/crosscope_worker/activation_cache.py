@@ -32,7 +32,7 @@ from crosscope_worker.activations import PairActivations
 from crosscope_worker.disk import is_no_room, sha256, sync
 from crosscope_worker.harvest import WINDOW_FORWARDS
 from crosscope_worker.pair_hashes import UNKNOWN, WEIGHTS, weight_files
-from crosscope_worker.work import Tick, idle_tick
+from crosscope_worker.ticks import Tick, idle_tick
 
 ACTIVATIONS = "activations"
 KEY = "key.json"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from crosscope_worker.work import Tick, idle_tick
+from crosscope_worker.ticks import Tick, idle_tick
 
 _CHUNK = 1 << 23
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

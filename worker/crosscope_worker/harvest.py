@@ -17,8 +17,8 @@ from crosscope_worker.activations import PairActivations
 from crosscope_worker.norms import NormFilter
 from crosscope_worker.packing import pack
 from crosscope_worker.texts import Text
+from crosscope_worker.ticks import Tick, idle_tick
 from crosscope_worker.token_policy import policy_positions
-from crosscope_worker.work import Tick, idle_tick
 
 TOKENS_PER_FORWARD = 8192
 WINDOW_FORWARDS = 8

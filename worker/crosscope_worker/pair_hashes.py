@@ -13,7 +13,7 @@ from huggingface_hub import try_to_load_from_cache
 from crosscope_proto.artefacts import PairManifest
 from crosscope_worker.disk import sha256
 from crosscope_worker.pair_source import Place, adapter_place, model_places, tokenizer_place
-from crosscope_worker.work import Tick, idle_tick
+from crosscope_worker.ticks import Tick, idle_tick
 
 UNKNOWN = "commit:None"
 """The hash of a hub id whose commit the cache does not say."""

@@ -20,8 +20,8 @@ from crosscope_worker.phases import Following, Phase
 from crosscope_worker.prefetch import PrefetchedSource
 from crosscope_worker.tally import shifted
 from crosscope_worker.texts import Text, TextStream
+from crosscope_worker.ticks import Tick, idle_tick
 from crosscope_worker.training.source import ActivationSource
-from crosscope_worker.work import Tick, idle_tick
 
 
 class HarvestSource:

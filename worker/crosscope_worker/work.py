@@ -61,14 +61,6 @@ class Progress(Protocol):
         ...
 
 
-Tick = Callable[[int], None]
-"""Told how many more units, bytes or tokens, are done; raises what Progress raises."""
-
-
-def idle_tick(_: int) -> None:
-    """A Tick that tells nobody."""
-
-
 @dataclass(frozen=True)
 class Workspace:
     """Where a job reads and writes."""

@@ -1,0 +1,10 @@
+"""How long work tells of each step that it has made."""
+
+from collections.abc import Callable
+
+Tick = Callable[[int], None]
+"""Told how many more units, bytes or tokens, are done; raises what Progress raises."""
+
+
+def idle_tick(_: int) -> None:
+    """A Tick that tells nobody."""
