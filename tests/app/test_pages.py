@@ -26,7 +26,7 @@ OVERLAPS = """() => [...document.querySelectorAll('[data-testid="stColumn"]')].f
     return [...column.querySelectorAll("td, p, span, div")]
         .filter((node) => node.getBoundingClientRect().right > column.getBoundingClientRect().right + 2)
         .filter((node) => node.getBoundingClientRect().width && !clips(node.parentElement))
-        .map((node) => node.textContent.slice(0, 40));
+        .map((node) => node.textContent.trim().slice(0, 40)).filter(Boolean);
 })"""
 """Texts that reach out of their column, where they lie over the next one."""
 
