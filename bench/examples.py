@@ -8,13 +8,11 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterator
 
-import numpy as np
-
 from bench.material import DATASETS, QUICK, AnalysisSizes, crosscoder, held_out
 from bench.measure import Ratio, interleave
 from bench.rows import Figure, Row
 from crosscope_proto.specs import AnalysisSpec
-from crosscope_worker.analysis.examples import choose, example_table
+from crosscope_worker.analysis.examples import TextFacts, choose, example_table, peak_windows
 from crosscope_worker.analysis.intake import Intake, blocks
 from crosscope_worker.analysis.store import Store
 
@@ -61,8 +59,7 @@ def collect(intakes: list[Intake], spec: AnalysisSpec) -> int:
                 store.add_text(text)
             store.add(intake.block)
         segments = store.segments()
-        datasets = np.array([text.dataset for text in store.texts], dtype=np.int64)
-        choice = choose(segments, datasets, DATASETS, spec)
+        choice = choose(segments, peak_windows(segments, store), TextFacts.of(store), DATASETS, spec)
         return example_table(choice, segments, store, DATASETS)[0].num_rows
     finally:
         store.close()

@@ -222,8 +222,8 @@ def _held_out_norms(material: Material, trained: Trained) -> NormFilter:
 
 def _measure(material: Material, trained: Trained, held_out: TextStream, norms: NormFilter) -> Analysis:
     recipe, pair, progress, crosscoder = material.recipe, material.pair, material.progress, trained.crosscoder
-    if trained.norms is not None:
-        progress(STAGE, 0.0, trained.norms.sentence())
+    if trained.norms is not None and (warning := trained.norms.sentence()):
+        progress(STAGE, 0.0, warning)
     following = Following(progress, STAGE)
     harvests = harvest(held_out, material.activations, recipe.tokens, norms=norms, tick=following.tick)
     names = [data.name for data in recipe.data]
