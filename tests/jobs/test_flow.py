@@ -190,6 +190,9 @@ def test_a_job_that_does_not_stop_is_killed(rig: Rig) -> None:
     with redis.Redis(unix_socket_path=str(rig.socket)) as client:
         client.hset(keys.job_key(job.id), "cancel_at", long_ago)
     assert rig.wait(job.id, timeout_s=15).state == jobs_pb2.JOB_STATE_CANCELLED
+    ends_by = time.monotonic() + 5  # It writes its end, then it goes.
+    while is_alive(rig.pid("deaf-one")) and time.monotonic() < ends_by:
+        time.sleep(0.01)
     assert not is_alive(rig.pid("deaf-one"))
 
 

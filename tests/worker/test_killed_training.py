@@ -19,8 +19,13 @@ def train_and_tell(folder: Path, told: Connection) -> None:
     """In a process of its own: sends every step as it begins, then saves the weights."""
     torch.set_num_threads(1)
 
+    latest = 0
+
     def tell(_stage: str, _fraction: float, *_: Any, step: int = 0, **__: Any) -> None:
-        told.send(step)
+        nonlocal latest
+        if step != latest:  # A checkpoint tells of its step once more.
+            told.send(step)
+        latest = step
 
     crosscoder = run(RECIPE, folder, PlantedSource(NUM_BLOCKS), tell).crosscoder
     torch.save([crosscoder.W_enc, crosscoder.b_enc, crosscoder.W_dec, crosscoder.b_dec], folder / "weights.pt")
