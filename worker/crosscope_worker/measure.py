@@ -20,7 +20,7 @@ from crosscope_worker.crosscoder import Crosscoder, CrosscoderError, read_manife
 from crosscope_worker.harvest import harvest
 from crosscope_worker.pair import Pair, load_pair
 from crosscope_worker.pair_source import pair_hashes, resolve_pair
-from crosscope_worker.phases import Following, Phase
+from crosscope_worker.phases import Following, Phase, loading
 from crosscope_worker.publish import Provenance, make_current, manifest_of, publish
 from crosscope_worker.sparse import launches_kernels
 from crosscope_worker.texts import Split, TextStream
@@ -61,10 +61,10 @@ class Material:
     @classmethod
     def load(cls, recipe: Recipe, workspace: Workspace, progress: Progress) -> Self:
         """Loads the pair and opens the data. Raises PairError, and DataError, also where a set has no held-out text."""
-        progress("load", 0.0, f"loading the pair {recipe.pair.name}")
         on_gpu = torch.device(workspace.device).type == "cuda"
         manifest = resolve_pair(recipe.pair, workspace.home)
-        pair = load_pair(manifest, workspace.device, long_rows=on_gpu and launches_kernels())
+        with loading(progress, f"loading the pair {recipe.pair.name}", _size_bytes(manifest)):
+            pair = load_pair(manifest, workspace.device, long_rows=on_gpu and launches_kernels())
         activations = PairActivations(pair, recipe.layer)
         material = cls(recipe, workspace, progress, pair, activations, TextTokenizer(pair.tokenizer), {})
         progress("load", 0.9, "looking for the held-out texts")
