@@ -25,7 +25,7 @@ from crosscope_worker.norms import NormFilter
 from crosscope_worker.pair import Pair, load_pair
 from crosscope_worker.pair_hashes import pair_hashes
 from crosscope_worker.pair_source import resolve_pair
-from crosscope_worker.phases import Following, Phase
+from crosscope_worker.phases import Following, Phase, loading
 from crosscope_worker.publish import Provenance, make_current, manifest_of, publish
 from crosscope_worker.roots import check_pair_folders
 from crosscope_worker.sparse import launches_kernels
@@ -77,14 +77,14 @@ class Material:
         Raises PairError, RootError for a pair that jobs may not read, AnalysisError where `analysis.spliced_tokens`
         cannot be had of a model, and DataError, also where a set has no held-out text.
         """
-        progress("load", 0.0, f"loading the pair {recipe.pair.name}")
         on_gpu = torch.device(workspace.device).type == "cuda"
         manifest = resolve_pair(recipe.pair, workspace.home)
         check_pair_folders(manifest, workspace.roots)
         # Files that are missing or closed are said before models are loaded, which takes minutes.
         for spec in recipe.data:
             open_rows(spec, _folders(recipe, workspace), workspace.roots)
-        pair = load_pair(manifest, workspace.device, long_rows=on_gpu and launches_kernels())
+        with loading(progress, f"loading the pair {recipe.pair.name}", _size_bytes(manifest)):
+            pair = load_pair(manifest, workspace.device, long_rows=on_gpu and launches_kernels())
         activations = PairActivations(pair, recipe.layer)
         progress("load", 0.7, "trying both models on a few tokens")
         for message in _try_models(activations, recipe):

@@ -3,11 +3,15 @@
 Knows Progress and Tick, and neither models nor files.
 """
 
+import contextlib
+import os
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from pathlib import Path
 
 from crosscope_proto.specs import TrainingSpec
-from crosscope_worker.work import Progress
+from crosscope_worker.work import Progress, Stopped
 
 
 class Phase:
@@ -27,6 +31,42 @@ class Phase:
         took = time.monotonic() - self._began
         left = f", about {took * (1 - share) / share:.0f} s left" if 0 < share < 1 and took > 1 else ""
         self._progress(self._stage, share, f"{self._doing}: {amount} {self._unit}{left}")
+
+
+@contextlib.contextmanager
+def loading(progress: Progress, doing: str, total: int) -> Generator[None]:
+    """Reports, each second from a thread of its own, how much has come into memory of `total` bytes, in stage "load".
+
+    For what libraries load in one call: the share is that by which the process has grown, at most 0.9 of the stage.
+    """
+    done, before, began = threading.Event(), _resident_bytes(), time.monotonic()
+
+    def watch() -> None:
+        while not done.wait(1.0):
+            grown = max(0, _resident_bytes() - before)
+            share = min(0.9, grown / total) if total else 0.0
+            amount = f"{grown / 1e6:.0f} of about {total / 1e6:.0f} MB" if total else f"{grown / 1e6:.0f} MB"
+            try:
+                progress("load", share, f"{doing}: {amount} after {time.monotonic() - began:.0f} s")
+            except Stopped:
+                return  # The job's own thread hears of it at its next step.
+
+    progress("load", 0.0, doing)
+    thread = threading.Thread(target=watch, name="loading", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _resident_bytes() -> int:
+    """Memory that this process holds; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 class Following:
