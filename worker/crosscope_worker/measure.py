@@ -86,13 +86,13 @@ class Material:
         with loading(progress, f"loading the pair {recipe.pair.name}", _size_bytes(manifest)):
             pair = load_pair(manifest, workspace.device, long_rows=on_gpu and launches_kernels())
         activations = PairActivations(pair, recipe.layer)
-        progress("load", 0.7, "trying both models on a few tokens")
+        progress("load", 0.92, "trying both models on a few tokens")
         for message in _try_models(activations, recipe):
-            progress("load", 0.7, message)
+            progress("load", 0.94, message)
         day = recipe.chat_template_date.isoformat() if recipe.chat_template_date else workspace.first_day()
         tokenizer = TextTokenizer(pair.tokenizer, TemplateSettings.of_recipe(recipe_dict(recipe), day))
         material = cls(recipe, workspace, progress, pair, activations, tokenizer, {})
-        progress("load", 0.9, "looking for the held-out texts")
+        progress("load", 0.96, "looking for the held-out texts")
         material.texts("held_out").check_held_out()
         hashing = Phase(progress, "hash", "hashing the models' files", _size_bytes(manifest), "bytes")
         return replace(material, hashes=pair_hashes(manifest, hashing))
@@ -138,7 +138,8 @@ def _try_models(activations: PairActivations, recipe: Recipe) -> list[str]:
 
 def _size_bytes(manifest: PairManifest) -> int:
     """Of everything in the pair's folders; a model of the hub counts nothing."""
-    folders = {Path(source) for source in (manifest.base, manifest.chat, manifest.tokenizer)}
+    places = (manifest.base, manifest.chat, manifest.tokenizer, manifest.adapter)
+    folders = {Path(source) for source in places if source is not None}
     return sum(path.stat().st_size for each in folders if each.is_absolute() for path in each.glob("*"))
 
 

@@ -72,8 +72,7 @@ def jobs(limit: int = 50) -> list[JobInfo]:
 @st.cache_resource(max_entries=16, show_spinner=False)
 def crosscoder(name: str, version_id: str) -> Crosscoder:
     """The handle of one version. Made here alone; every answer about a crosscoder is asked through it."""
-    del version_id
-    return client().crosscoder(name)
+    return client().crosscoder(name, version=version_id)
 
 
 def pin(published: CrosscoderInfo) -> CrosscoderInfo:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from streamlit.components import v2
 
-from crosscope import Tokens
+from crosscope import LeftOut, Tokens
 from crosscope.app.palette import css_variables
 
 _FOLDER = Path(__file__).parent
@@ -58,7 +58,7 @@ class TokenEvent:
 
 def left_out(tokens: Tokens) -> Sequence[bool]:
     """Whether training and analysis left each token out, where the server says so."""
-    return getattr(tokens, "left_out", ())
+    return [reason != LeftOut.KEPT for reason in tokens.left_out]
 
 
 def strip_of_latent(
