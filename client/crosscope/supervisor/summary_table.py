@@ -20,7 +20,7 @@ from crosscope.supervisor.summary import (
 )
 
 _METRICS = {"l0": "L0", "dead_share": "dead share"}
-_STAGES = ("world", "base", "chat", "load", "train", "analyse", "publish")
+_STAGES = ("world", "base", "chat", "load", "hash", "hash-data", "fill", "train", "analyse", "fidelity", "publish")
 """Stages in the order in which jobs go through them."""
 
 
