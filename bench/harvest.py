@@ -86,6 +86,7 @@ def measure(
     num_tokens = sum(len(text.ids) for text in texts)
     activations, position_count = PairActivations(pair, sizes.layer), Positions(pair.models[0])
     assert activations.shares_rows, "tried once, before anything is counted"
+    activations.regimes([1])
 
     def ours() -> None:
         kept = sum(len(one.x) for one in harvest(texts, activations, KEEP_ALL, sizes.tokens_per_forward))

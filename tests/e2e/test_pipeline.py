@@ -100,7 +100,9 @@ def test_a_crosscoder_in_others_files_is_measured_and_encodes_like_ours(stack: S
     job.wait(timeout_s=120)
     theirs = stack.client.crosscoder("theirs")
     assert theirs.info.training_tokens == 0
-    assert theirs.info.metrics == pytest.approx(ours.info.metrics)
+    of_training = {"threshold", "threshold_running", "calibration_tokens"}
+    measured = {name: value for name, value in ours.info.metrics.items() if name not in of_training}
+    assert theirs.info.metrics == pytest.approx(measured, rel=1e-4)  # scales are folded into the weights
     assert theirs.info.class_counts == ours.info.class_counts
     assert len(theirs.training_curves().steps) == 0
     expected, found = (each.encode(turns=TURNS) for each in (ours, theirs))

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,8 @@ def test_a_retried_training_ends_with_the_same_weights(tiny_pair_folder: Path) -
         rig.start_redis()
         rig.start_server()
         rig.start_real_worker()
-        text = RECIPE.format(pair=tiny_pair_folder)
+        shutil.copytree(tiny_pair_folder, rig.home / "models")  # Jobs read below the home only.
+        text = RECIPE.format(pair=rig.home / "models")
         job = rig.jobs.SubmitJob(jobs_pb2.SubmitJobRequest(recipe_yaml=text)).job
         failed = rig.wait(job.id, timeout_s=120)
         assert failed.state == jobs_pb2.JOB_STATE_FAILED

@@ -77,6 +77,7 @@ class Material:
         Raises PairError, RootError for a pair that jobs may not read, AnalysisError where `analysis.spliced_tokens`
         cannot be had of a model, and DataError, also where a set has no held-out text.
         """
+        progress("load", 0.0, f"looking for the pair {recipe.pair.name} and the data")
         on_gpu = torch.device(workspace.device).type == "cuda"
         manifest = resolve_pair(recipe.pair, workspace.home)
         check_pair_folders(manifest, workspace.roots)

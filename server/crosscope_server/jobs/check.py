@@ -199,7 +199,7 @@ def _wrong_columns(spec: DataSpec, rows: Rows) -> Iterator[tuple[str, str]]:
         return
     if (column := spec.text_column) and column in first and not isinstance(first[column], str):
         yield "text_column", f"{column!r} holds {type(first[column]).__name__}, not text"
-    if (column := spec.chat_column) and column in first and getattr(spec, "format", None) is None:
+    if (column := spec.chat_column) and column in first and spec.format == "messages":
         yield from _wrong_turns(spec, first[column])
 
 
