@@ -26,7 +26,7 @@ TEMPLATE_HELP = (
     "without them too."
 )
 LEFT_OUT_HELP = "Tokens like those that training left out, for instance BOS: latents fire there as nowhere else."
-OWN_HELP = "Largest activation as a share of the largest in the analysis; above 100 %: on a token like none there."
+OWN_HELP = "Largest activation as a share of the largest in the analysis; above 100 %: on a token like none there; undefined: it never fired there."
 
 
 def page() -> None:
@@ -286,7 +286,8 @@ def ranked(top: TopLatents, info: CrosscoderInfo) -> None:
         return
     ids = np.array([entry.latent for entry in top.entries])
     largest = np.array([entry.max for entry in top.entries])
-    share = 100 * largest / np.maximum(session.atlas(info.name, info.version_id)["max"][ids], 1e-12)
+    own = session.atlas(info.name, info.version_id)["max"][ids]
+    share = 100 * largest / np.where(own > 0, own, np.nan)
     at = [f"{entry.peak_token} {text.visible(top.tokens.pieces[entry.peak_token])}" for entry in top.entries]
     rows = [
         ranking_column("largest", "max", tables.figures(largest, "%.2f"), "Largest activation in the prompt.", top),

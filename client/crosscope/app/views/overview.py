@@ -90,11 +90,11 @@ def card(info: CrosscoderInfo) -> None:
             ("L0", text.number(metrics.get("l0")), "latents a token"),
             *_threshold(info),
             ("dead", f"{metrics['dead_share']:.1%}" if "dead_share" in metrics else "–", "of all latents"),
+            *_shares(metrics),
             ("latents", text.count(info.num_latents)),
             ("pair", info.pair, f"layer {info.layer}"),
             ("variant", info.variant, "width " + " · ".join(str(width) for width in dict.fromkeys(info.d_model))),
             ("tokens", trained_on, f"{text.count(info.analysis_tokens)} analysed of {data}"),
-            *_shares(metrics),
         ]
     )
     with st.expander("Models, version and manifest"):
@@ -127,7 +127,7 @@ def _threshold(info: CrosscoderInfo) -> list[tuple[str, str, str]]:
 def _shares(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
     """Shares of the tokens that are outliers or repeat an earlier text, where they were measured."""
     shares = (("outliers", "outlier_share", "of tokens, by norm"), ("repeats", "repeat_share", REPEATS))
-    return [(name, f"{metrics[metric]:.2%}", remark) for name, metric, remark in shares if metric in metrics]
+    return [(name, f"{metrics[metric]:.1%}", remark) for name, metric, remark in shares if metric in metrics]
 
 
 def _recovered(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
