@@ -241,7 +241,9 @@ def test_a_recipe_that_has_run_is_the_start_and_is_kept(stack: Stack, open_page:
     page.get_by_role("button", name="Check").click()
     expect(page.get_by_role("alert")).to_contain_text("no file matches documents.jsonl")
     field.fill(field.input_value().replace("documents.jsonl", "a.jsonl").replace("chats.jsonl", "a.jsonl"))
-    (stack.home / "a.jsonl").write_text('{"text": "a red boat", "turns": [{"role": "user", "content": "hello"}]}\n' * 40)
+    (stack.home / "a.jsonl").write_text(
+        '{"text": "a red boat", "turns": [{"role": "user", "content": "hello"}]}\n' * 40
+    )
     for model in ("base", "chat"):
         save_folder(stack.home / "pairs" / "demo" / model)
     page.get_by_role("button", name="Check").click()

@@ -115,8 +115,7 @@ def statistics(latent: Latent, info: CrosscoderInfo) -> None:
             ("mean", text.with_error(latent.mean.value, latent.mean.se), "where it fired"),
             ("frequency", text.with_error(latent.frequency.value, latent.frequency.se), "of all tokens"),
             ("cosine", text.number(latent.cosine), "of the decoder rows"),
-            ("β ratio", text.with_error(latent.beta_ratio.value, latent.beta_ratio.se), "of base over chat"),
-            *repeats(latent),
+            *measured(latent),
             *([("part", latent.part.replace("_", " "), "of the dictionary")] if latent.part else []),
         ]
     )
@@ -150,11 +149,15 @@ def statistics(latent: Latent, info: CrosscoderInfo) -> None:
     coactive(latent, info)
 
 
-def repeats(latent: Latent) -> list[tuple[str, str, str]]:
-    """The share of its active tokens that repeat an earlier text, where it was measured."""
-    if latent.repeat_share is None or math.isnan(latent.repeat_share):
-        return []
-    return [("repeats", f"{latent.repeat_share:.0%}", "of active tokens")]
+def measured(latent: Latent) -> list[tuple[str, str, str]]:
+    """Its β ratio, and the share of its active tokens that repeat an earlier text, where they were measured."""
+    ratio, share = latent.beta_ratio, latent.repeat_share
+    facts = []
+    if not math.isnan(ratio.value):
+        facts.append(("β ratio", text.with_error(ratio.value, ratio.se), "of base over chat"))
+    if share is not None and not math.isnan(share):
+        facts.append(("repeats", f"{share:.0%}", "of active tokens"))
+    return facts
 
 
 def example_note(example: Example) -> str:
@@ -163,8 +166,7 @@ def example_note(example: Example) -> str:
     note = f"{group} {example.rank + 1} · max {text.number(example.max)} · {example.num_tokens} tokens"
     if not example.repeats:
         return note
-    texts = "text" if example.repeats == 1 else "texts"
-    return f"{note} · stands for {example.repeats:,} more {texts} with the same words around the peak"
+    return f"{note} · stands for {example.repeats:,} more {'text' if example.repeats == 1 else 'texts'}"
 
 
 def role_bars(latent: Latent, bos_left_out: bool) -> list[tuple[str, float, str, str]]:
@@ -201,12 +203,17 @@ def scaling_table(caption: str, scaling: LatentScaling) -> None:
         base, chat = (text.with_error(estimate.value, estimate.se) for estimate in (both.base, both.chat))
         lines.append(f"| {name} | {base} | {chat} |")
     st.markdown("\n".join(lines))
+    if math.isnan(scaling.nu_err.value) and math.isnan(scaling.nu_rec.value):
+        return
     nu_err, nu_rec = (text.with_error(nu.value, nu.se) for nu in (scaling.nu_err, scaling.nu_rec))
     st.markdown(f"ν error {nu_err} · ν reconstruction {nu_rec}")
 
 
 def uselessness(latent: Latent, floor: float) -> None:
-    """Base uselessness in its three definitions."""
+    """Base uselessness in its three definitions; nothing where none is defined, as in a difference dictionary."""
+    scores = (latent.base_uselessness, latent.base_uselessness_ls, latent.base_uselessness_single)
+    if all(value is None for value in scores):
+        return
     st.subheader("Base uselessness")
     panels.facts(
         [
@@ -296,6 +303,8 @@ def list_examples(latent: Latent, info: CrosscoderInfo) -> None:
         )
         for example in shown
     ]
+    if any(example.repeats for example in shown):
+        st.caption("An example that stands for more texts is one of several with the same words around the peak.")
     event = token_view(
         strips,
         key="examples",
