@@ -84,14 +84,22 @@ class Selection:
             keep &= (frequency >= low if low > FREQUENCY_RANGE[0] else True) & (frequency <= high)
         if self.rel_norm != (0.0, 1.0):
             keep &= (columns["rel_norm"] >= self.rel_norm[0]) & (columns["rel_norm"] <= self.rel_norm[1])
-        for column, limit, end in (
+        for column, limit in self._limits().items():
+            keep &= columns[column] <= limit
+        return keep
+
+    def _limits(self) -> dict[str, float]:
+        """Columns that have a largest value that passes."""
+        limits = (
             ("nu_err", self.nu_err, NU_LIMIT),
             ("nu_rec", self.nu_rec, NU_LIMIT),
             ("template_share", self.template, 1.0),
-        ):
-            if limit < end:
-                keep &= columns[column] <= limit
-        return keep
+        )
+        return {column: limit for column, limit, end in limits if limit < end}
+
+    def limited(self) -> list[str]:
+        """Columns of which a latent must have a value."""
+        return [*self._limits(), *(["rel_norm"] if self.rel_norm != (0.0, 1.0) else [])]
 
     def ids(self, columns: Mapping[str, np.ndarray], among: np.ndarray | None = None) -> np.ndarray:
         """The chosen latents in the chosen order; undefined values come last. `among` as in `mask`."""

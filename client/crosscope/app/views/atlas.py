@@ -202,7 +202,9 @@ def listing(
         on_click="ignore",
     )
     if not len(ids):
-        st.markdown("No latent meets these conditions. Widen a filter or clear the area.")
+        lacking = [axis_name(name) for name in selection.limited() if not is_defined(columns, name)]
+        why = f"No latent of {info.name} has a {' or '.join(lacking)}, so none" if lacking else "No latent"
+        st.markdown(f"{why} meets these conditions. Widen a filter or clear the area.")
         return
     undefined(columns, ids, selection.order.removeprefix("-"))
     shown = ids[:MAX_ROWS]

@@ -26,7 +26,10 @@ TEMPLATE_HELP = (
     "without them too."
 )
 LEFT_OUT_HELP = "Tokens like those that training left out, for instance BOS: latents fire there as nowhere else."
-OWN_HELP = "Largest activation as a share of the largest in the analysis; above 100 %: on a token like none there; undefined: it never fired there."
+OWN_HELP = (
+    "Largest activation as a share of the largest in the analysis; above 100 %: on a token like none there. Undefined "
+    "where it never fired there."
+)
 
 
 def page() -> None:
