@@ -20,7 +20,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 from playwright.sync_api import Page
 
 from crosscope import Client
-from crosscope_proto.roles import TokenRole
+from crosscope_proto.roles import LeftOut, TokenRole
 from crosscope_proto.v1 import types_pb2
 from crosscope_proto.worker.v1 import inference_pb2, inference_pb2_grpc
 
@@ -33,9 +33,10 @@ FIXTURES = Path(__file__).parents[1] / "fixtures_artefacts.py"
 class PlantedWorker(inference_pb2_grpc.InferenceServicer):
     """Speaks the internal contract: words as tokens, latent n on the n-th word of the prompt, 1.5 n strong.
 
-    The BOS token fires latent 200 with 500, as an attention sink would. A word that ends with REST is two tokens, of
-    which the second only goes on with the word's last character. A prompt with REFUSED is refused as a template would,
-    one with LOST as a worker does whose files are gone.
+    The BOS token, which training left out, fires latent 200 with 500, as an attention sink would. Where an assistant
+    speaks, the reasoning of turn 1 is not printed. A word that ends with REST is two tokens, of which the second only
+    goes on with the word's last character. A prompt with REFUSED is refused as a template would, one with LOST as a
+    worker does whose files are gone.
     """
 
     def Tokenize(self, request: inference_pb2.TokenizeRequest, context: Any) -> inference_pb2.TokenizeResponse:
@@ -78,7 +79,14 @@ def _fired(prompt: types_pb2.Prompt) -> Fired:
 
 def _tokens(fired: Fired) -> types_pb2.Tokens:
     roles = [types_pb2.TokenRole.ValueType(role) for _, role, _ in fired]
-    return types_pb2.Tokens(ids=range(len(fired)), pieces=[piece for piece, _, _ in fired], roles=roles)
+    left_out = [LeftOut.BOS if role is TokenRole.BOS else LeftOut.KEPT for _, role, _ in fired]
+    return types_pb2.Tokens(
+        ids=range(len(fired)),
+        pieces=[piece for piece, _, _ in fired],
+        roles=roles,
+        left_out=[types_pb2.TokenLeftOut.ValueType(reason) for reason in left_out],
+        dropped_reasoning=[1] if TokenRole.ASSISTANT in (role for _, role, _ in fired) else [],
+    )
 
 
 def _parts(prompt: types_pb2.Prompt) -> list[tuple[TokenRole, str]]:

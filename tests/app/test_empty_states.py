@@ -2,10 +2,13 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from fixtures_artefacts import write_crosscoder
 from playwright.sync_api import expect
 
+from crosscope_proto.artefacts import MANIFEST, version_folder
 from tests.app.stack import OpenPage, Stack
 
 pytestmark = pytest.mark.browser
@@ -41,4 +44,14 @@ def test_missing_parts_are_said_one_after_the_other(bare: Stack, open_page: Open
     expect(page.get_by_role("alert")).to_contain_text("0 to 255")
     page = open_page(f"{bare.url}/latent?latent=3")
     expect(page.locator("h1")).to_have_text("Latent 3")
+
+    broken = write_crosscoder(bare.home, "bad", 16)
+    manifest = Path(version_folder(bare.home, "bad", broken.version_id)) / MANIFEST
+    manifest.write_text(manifest.read_text().replace('"layer": 2', '"layer": -3'))
+    page = open_page(f"{bare.url}/?crosscoder=bad")
+    expect(page.locator("h1")).to_have_text("demo")
+    expect(page.get_by_text("Showing demo")).to_be_visible()
+    expect(page.get_by_role("alert").filter(has_text="bad cannot be read:")).to_contain_text("layer")
+    page.get_by_role("combobox").click()
+    expect(page.get_by_role("option")).to_have_text(["demo"])
     assert page.locator('[data-testid="stException"]').count() == 0

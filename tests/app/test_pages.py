@@ -47,7 +47,7 @@ def test_page_draws_without_errors_overlaps_or_sideways_scrolling(stack: Stack, 
         assert errors_on(page) == []
 
 
-def test_overview_tells_what_the_server_knows(stack: Stack, open_page: OpenPage) -> None:
+def test_overview_tells_what_the_server_knows_and_a_bar_opens_the_atlas(stack: Stack, open_page: OpenPage) -> None:
     info = stack.client.crosscoder("demo").info
     page = open_page(stack.url)
     expect(page.locator("h1")).to_have_text("demo")
@@ -58,6 +58,24 @@ def test_overview_tells_what_the_server_knows(stack: Stack, open_page: OpenPage)
     expect(page.locator(".js-plotly-plot")).to_have_count(1)
     expect(page.get_by_text("Planted behaviours")).to_be_visible()
     expect(page).to_have_url(re.compile("crosscoder=demo"))
+    chart = page.locator(".js-plotly-plot")
+    expect(chart.locator(".bars")).not_to_have_count(0)
+    x, y = chart.evaluate(
+        """(chart) => {
+            const layout = chart._fullLayout, box = chart.getBoundingClientRect();
+            const bars = chart._fullData.find((bars) => bars.name === "chat-only");
+            const tallest = bars.y.indexOf(Math.max(...bars.y));
+            const x = layout.xaxis.l2p(bars.x[tallest]), y = layout.yaxis.l2p(Math.log10(bars.y[tallest]));
+            return [box.left + layout.xaxis._offset + x, box.top + layout.yaxis._offset + y + 5];
+        }"""
+    )
+    page.mouse.move(x, y)
+    expect(chart.locator(".hovertext").first).to_contain_text("relative norm")
+    page.mouse.click(x, y)
+    expect(page.locator("h1")).to_have_text("Atlas")
+    low, high = (float(value) for value in re.findall(r"[\d.]+", re.findall(r"rel=([^&]+)", page.url)[0]))
+    assert high - low == pytest.approx(0.02)
+    assert 0.8 < low < 1
 
 
 def test_atlas_filters_from_its_url_and_counts(stack: Stack, open_page: OpenPage) -> None:
@@ -82,44 +100,7 @@ PLACES = """(chart) => {
 """Latents of a scatter plot and where they lie on the screen."""
 
 
-def test_click_on_a_point_opens_its_latent_with_the_set(stack: Stack, open_page: OpenPage) -> None:
-    page = open_page(f"{stack.url}/atlas?classes=base_only")
-    chart = page.locator(".js-plotly-plot")
-    expect(chart.locator(".point").first).to_be_visible()
-    latent, x, y = chart.evaluate(PLACES)[0]
-    page.mouse.move(x, y)
-    expect(chart.locator(".hovertext")).to_contain_text(f"latent {latent}")
-    page.mouse.click(x, y)
-    expect(page.locator("h1")).to_have_text(f"Latent {latent}")
-    expect(page).to_have_url(re.compile("classes=base_only"))
-    settle(page)
-    page.get_by_role("button", name="Next").click()
-    expect(page.locator("h1")).not_to_have_text(f"Latent {latent}")
-
-
-def test_click_on_a_bar_opens_the_atlas_there(stack: Stack, open_page: OpenPage) -> None:
-    page = open_page(stack.url)
-    chart = page.locator(".js-plotly-plot")
-    expect(chart.locator(".bars")).not_to_have_count(0)
-    x, y = chart.evaluate(
-        """(chart) => {
-            const layout = chart._fullLayout, box = chart.getBoundingClientRect();
-            const bars = chart._fullData.find((bars) => bars.name === "chat-only");
-            const tallest = bars.y.indexOf(Math.max(...bars.y));
-            const x = layout.xaxis.l2p(bars.x[tallest]), y = layout.yaxis.l2p(Math.log10(bars.y[tallest]));
-            return [box.left + layout.xaxis._offset + x, box.top + layout.yaxis._offset + y + 5];
-        }"""
-    )
-    page.mouse.move(x, y)
-    expect(chart.locator(".hovertext").first).to_contain_text("relative norm")
-    page.mouse.click(x, y)
-    expect(page.locator("h1")).to_have_text("Atlas")
-    low, high = (float(value) for value in re.findall(r"[\d.]+", re.findall(r"rel=([^&]+)", page.url)[0]))
-    assert high - low == pytest.approx(0.02)
-    assert 0.8 < low < 1
-
-
-def test_drag_in_the_atlas_chooses_and_stands_in_the_url(stack: Stack, open_page: OpenPage) -> None:
+def test_drag_in_the_atlas_chooses_and_a_click_opens_a_latent_of_the_set(stack: Stack, open_page: OpenPage) -> None:
     page = open_page(f"{stack.url}/atlas?classes=base_only")
     chart = page.locator(".js-plotly-plot")
     expect(chart.locator(".point").first).to_be_visible()
@@ -134,6 +115,16 @@ def test_drag_in_the_atlas_chooses_and_stands_in_the_url(stack: Stack, open_page
     expect(page.get_by_text(re.compile(f"^{len(inside)} latents$"))).to_be_visible()
     page.get_by_role("button", name="Clear the area").click()
     expect(page).not_to_have_url(re.compile("area="))
+    settle(page)
+    latent, x, y = chart.evaluate(PLACES)[0]
+    page.mouse.move(x, y)
+    expect(chart.locator(".hovertext")).to_contain_text(f"latent {latent}")
+    page.mouse.click(x, y)
+    expect(page.locator("h1")).to_have_text(f"Latent {latent}")
+    expect(page).to_have_url(re.compile("classes=base_only"))
+    settle(page)
+    page.get_by_role("button", name="Next").click()
+    expect(page.locator("h1")).not_to_have_text(f"Latent {latent}")
 
 
 def test_latent_shows_class_evidence_and_examples_of_the_server(stack: Stack, open_page: OpenPage) -> None:
@@ -186,21 +177,27 @@ def test_token_view_works_by_keyboard_and_keeps_the_lock_in_the_url(stack: Stack
     expect(page).not_to_have_url(re.compile("token="))
 
 
-def test_prompt_is_shown_as_text_whatever_it_holds(stack: Stack, open_page: OpenPage) -> None:
+def test_lab_shows_text_as_text_and_leaves_tokens_out_unless_asked(stack: Stack, open_page: OpenPage) -> None:
     page = open_page(f"{stack.url}/{LAB}")
+    expect(page.get_by_text("7 of 7 latents that fire")).to_be_visible()
     expect(page.locator(".strip .token", has_text="<img")).to_have_count(1)
     assert page.evaluate("window.hacked") is None
     assert page.locator(".strip img").count() == 0
     assert "first\n\nflour" in "".join(page.locator(".strip .token").all_text_contents())
-
-
-def test_lab_leaves_template_tokens_out_unless_asked(stack: Stack, open_page: OpenPage) -> None:
-    page = open_page(f"{stack.url}/{LAB}")
-    expect(page.get_by_text("7 of 7 latents that fire")).to_be_visible()
+    bos = page.locator(".strip .token").first
+    expect(bos).to_have_class(re.compile("left-out"))
+    expect(bos).to_have_attribute("aria-label", re.compile("left out of training and analysis: it is BOS"))
+    expect(page.locator(".scale")).to_contain_text("10.5")  # the seventh word's, not the 500 of BOS
+    expect(page.get_by_text("does not print all of the reasoning of turn 2")).to_be_visible()
     settle(page)
     page.get_by_text("Template tokens").click()
-    expect(page.get_by_text("8 of 8 latents that fire")).to_be_visible()
     expect(page).to_have_url(re.compile("with_template=true"))
+    settle(page)
+    expect(page.get_by_text("1 token is not ranked")).to_be_visible()
+    expect(page.get_by_text("7 of 7 latents that fire")).to_be_visible()
+    page.get_by_text("Left-out tokens").click()
+    expect(page.get_by_text("8 of 8 latents that fire")).to_be_visible()
+    expect(page).to_have_url(re.compile("with_left_out=true"))
     settle(page)
     page.get_by_role("button", name="3", exact=True).click()
     expect(page.get_by_role("heading", name="Latent 3")).to_be_visible()

@@ -1,10 +1,11 @@
 """The prompt lab's prompt, on its way into URLs, calls and scripts."""
 
 import ast
+from dataclasses import replace
 
 import pytest
 
-from crosscope import TokenRole, Tokens
+from crosscope import InvalidInput, TokenRole, Tokens
 from crosscope.app import prompts
 from crosscope.app.prompts import LabPrompt, Turn
 
@@ -17,6 +18,9 @@ HOSTILE = 'a "quote", \\ backslash,\n<script>, \u00e9 and {brace}'
         LabPrompt(),
         LabPrompt(text=HOSTILE),
         LabPrompt(turns=(Turn("system", "be brief"), Turn("user", HOSTILE)), add_generation_prompt=True),
+        LabPrompt(
+            turns=(Turn("developer", "be brief"), Turn("tool", "42")), template_options='{"enable_thinking": true}'
+        ),
     ],
 )
 def test_prompt_survives_its_url(prompt: LabPrompt) -> None:
@@ -35,6 +39,20 @@ def test_example_becomes_turns_without_template_tokens() -> None:
     pieces = ("<bos>", "<s>", "user\n", "hello", " there", "<e>", "<s>", "hi", "<e>", "<s>")
     prompt = prompts.of_tokens(Tokens(tuple(range(10)), pieces, roles))
     assert prompt == LabPrompt(turns=(Turn("user", "hello there"), Turn("assistant", "hi")), add_generation_prompt=True)
+
+
+def test_reasoning_stands_in_the_turn_that_it_was_printed_in() -> None:
+    roles = (TokenRole.HEADER, TokenRole.REASONING, TokenRole.REASONING, TokenRole.ASSISTANT, TokenRole.TOOL)
+    prompt = prompts.of_tokens(Tokens((0, 1, 2, 3, 4), ("<s>", "<think>so", "</think>\n", "yes", "42"), roles))
+    assert prompt.turns == (Turn("assistant", "<think>so</think>\nyes"), Turn("tool", "42"))
+
+
+def test_options_of_the_template_are_json_objects() -> None:
+    prompt = LabPrompt(turns=(Turn("user", "hi"),), template_options='{"enable_thinking": false}')
+    assert prompt.arguments()["chat_template_kwargs"] == {"enable_thinking": False}
+    for wrong in ("{", "[1]", "3", "[" * 100_000):
+        with pytest.raises(InvalidInput, match="template options"):
+            replace(prompt, template_options=wrong).arguments()
 
 
 def test_document_becomes_text() -> None:

@@ -44,8 +44,8 @@ class Follower:
 
 
 @st.cache_resource(max_entries=32, show_spinner=False, validate=lambda follower: not follower.has_failed)
-def follower(_client: Client, job_id: str) -> Follower:
-    """The one follower of a job, shared by all viewers."""
+def follower(_client: Client, job_id: str, attempt: int) -> Follower:  # noqa: ARG001
+    """The one follower of a job's attempt, shared by all viewers: a job that has ended may be queued again."""
     return Follower(_client, job_id)
 
 

@@ -1,6 +1,6 @@
 """The script that Streamlit runs: navigation, the choice of a crosscoder, and what every page has around it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import streamlit as st
@@ -29,12 +29,12 @@ def main() -> None:
     st.session_state[session.PAGES] = pages
     current = st.navigation(list(pages.values()), position="hidden")
     try:
-        published = session.crosscoders_with(st.query_params.get("crosscoder"))
+        found = session.crosscoders_with(st.query_params.get("crosscoder"))
     except CrosscopeError as error:
         sidebar([], pages)
         no_server(error)
         return
-    chosen = sidebar(published, pages)
+    chosen = sidebar(found, pages)
     st.session_state[session.CHOSEN] = chosen
     try:
         current.run()
@@ -43,22 +43,31 @@ def main() -> None:
     address.settle()
 
 
-def sidebar(published: list[CrosscoderInfo], pages: Iterable[str]) -> CrosscoderInfo | None:
-    """Links to the pages and the choice of a crosscoder, which is the URL's `crosscoder`."""
+def sidebar(found: list[CrosscoderInfo], pages: Iterable[str]) -> CrosscoderInfo | None:
+    """Links to the pages and the choice of a crosscoder, which is the URL's `crosscoder`.
+
+    One that the server cannot read is no choice; the overview says why.
+    """
     with st.sidebar:
         st.markdown("**crosscope**")
-        chosen = choice(published) if published else None
+        published = [info for info in found if not info.broken]
+        chosen = choice(published, {info.name: info.broken for info in found}) if published else None
         for name in pages:
             session.link(name, TITLES[name], crosscoder=chosen.name if chosen else None)
     return chosen
 
 
-def choice(published: list[CrosscoderInfo]) -> CrosscoderInfo:
-    """The crosscoder of the URL, else the newest, in the version that this session found first."""
+def choice(published: list[CrosscoderInfo], reasons: Mapping[str, str]) -> CrosscoderInfo:
+    """The crosscoder of the URL, else the newest, in the version that this session found first.
+
+    `reasons` says why one cannot be read, by name.
+    """
     names = [info.name for info in published]
     wanted = st.query_params.get("crosscoder", names[0])
     if wanted not in names:
-        st.warning(f"There is no crosscoder {text.plain(wanted)}; showing {text.plain(names[0])}.")
+        reason = reasons.get(wanted)
+        what = f"{text.plain(wanted)} cannot be read." if reason else f"There is no crosscoder {text.plain(wanted)}."
+        st.warning(f"{what} {text.sentence(reason) if reason else ''} Showing {text.plain(names[0])}.")
         wanted = names[0]
     key = f"crosscoder-{wanted}"
     st.selectbox(

@@ -6,6 +6,9 @@ Class colours are Okabe and Ito's, which people with colour-blindness tell apart
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from crosscope import TokenRole
+from crosscope_proto.roles import TEMPLATE_ROLES
+
 
 @dataclass(frozen=True)
 class Theme:
@@ -42,6 +45,26 @@ CLASS_NAMES: Mapping[str, str] = {
 }
 MODEL_COLOURS = (CLASS_COLOURS["base_only"], CLASS_COLOURS["chat_only"])
 """Base and chat wherever the two stand side by side."""
+
+ROLE_NAMES: Mapping[TokenRole, str] = {
+    TokenRole.TEXT: "documents",
+    TokenRole.BOS: "BOS",
+    TokenRole.HEADER: "role headers",
+    TokenRole.TURN_END: "turn ends",
+    TokenRole.SYSTEM: "system",
+    TokenRole.USER: "user",
+    TokenRole.ASSISTANT: "assistant",
+    TokenRole.REASONING: "reasoning",
+    TokenRole.TOOL: "tools",
+    TokenRole.PAD: "padding",
+}
+ROLE_COLOURS: Mapping[TokenRole, str] = {
+    **dict.fromkeys(TokenRole, "#6b7f8c"),
+    **dict.fromkeys(TEMPLATE_ROLES, "#8a8f98"),
+    TokenRole.REASONING: "#a0578f",
+    TokenRole.TOOL: "#7a7d2e",
+}
+"""Reasoning, tools and the template stand apart from documents and turns."""
 
 REL_NORM_SCALE: tuple[tuple[float, str], ...] = (
     (0.0, "#0072b2"),

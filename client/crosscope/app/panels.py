@@ -4,7 +4,7 @@ Text that comes from data is escaped here before it becomes HTML.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -13,10 +13,10 @@ from typing import Any
 import plotly.graph_objects as go
 import streamlit as st
 
-from crosscope import JobInfo, JobState, Latent
+from crosscope import JobInfo, JobState, Latent, _tables
 from crosscope.app.columns import AXES, FLOORED
 from crosscope.app.palette import CLASS_COLOURS, CLASS_NAMES, DARK, LIGHT, css_variables
-from crosscope.app.text import count, duration, number, plain, visible, with_error, without_paths
+from crosscope.app.text import count, number, plain, visible, with_error, without_paths
 
 
 @cache
@@ -34,17 +34,23 @@ def class_chip(latent_class: str) -> str:
 
 
 def evidence(latent: Latent, floor: float) -> None:
-    """The class of a latent beside what it rests on; `floor` is `session.uselessness_floor`."""
-    scaling = latent.chat_direction
+    """The class of a latent beside what it rests on; `floor` is `session.uselessness_floor`.
+
+    Where its relative norm is undefined, as in a difference dictionary, its β ratio stands for it and for ν.
+    """
+    scaling, ratio = latent.chat_direction, latent.beta_ratio
     name = "base_uselessness" if latent.base_uselessness is not None else "base_uselessness_single"
     uselessness = number(getattr(latent, name), floor=floor if name in FLOORED else math.inf)
-    pairs = (
-        ("rel_norm", number(latent.rel_norm)),
-        ("nu_err", with_error(scaling.nu_err.value, scaling.nu_err.se)),
-        ("nu_rec", with_error(scaling.nu_rec.value, scaling.nu_rec.se)),
-        (name, uselessness),
-        ("num_active", count(latent.num_active)),
-    )
+    if math.isnan(latent.rel_norm) and not math.isnan(ratio.value):
+        pairs = [("beta_ratio", with_error(ratio.value, ratio.se))]
+    else:
+        pairs = [
+            ("rel_norm", number(latent.rel_norm)),
+            ("nu_err", with_error(scaling.nu_err.value, scaling.nu_err.se)),
+            ("nu_rec", with_error(scaling.nu_rec.value, scaling.nu_rec.se)),
+            (name, uselessness),
+        ]
+    pairs.append(("num_active", count(latent.num_active)))
     items = "".join(
         f'<span title="{escape(AXES[column].help)}"><span class="k">{escape(AXES[column].name)}</span> '
         f"{escape(value)}</span>"
@@ -100,26 +106,9 @@ def job_state(job: JobInfo) -> str:
     return f"{_STATES[job.state]}{attempt}"
 
 
-STAGES: Mapping[str, float] = {"load": 0.05, "cache": 0.15, "train": 0.5, "analyse": 0.25, "publish": 0.05}
-"""Stages of a job that makes a crosscoder, with their usual shares of its time."""
-PAIR_STAGES: Mapping[str, float] = {"world": 0.05, "base": 0.65, "chat": 0.3}
-"""The same of a job that makes the demo's pair."""
-
-
-def total_fraction(job: JobInfo) -> float:
-    """How much of a whole job is done, 0 to 1; never less than before, whichever stage it is in.
-
-    What the server says, where it says it; else by usual shares of the stages.
-    """
-    if job.state is JobState.SUCCEEDED:
-        return 1.0
-    said = getattr(job, "total_fraction", None)
-    if said:
-        return min(1.0, max(0.0, said))
-    shares = next((shares for shares in (STAGES, PAIR_STAGES) if job.stage in shares), {job.stage: 1.0})
-    names = list(shares)
-    before = sum(shares[name] for name in names[: names.index(job.stage)])
-    return min(1.0, max(0.0, before + shares[job.stage] * job.fraction))
+def done(job: JobInfo) -> float:
+    """Share of a whole job that is done, 0 to 1."""
+    return 1.0 if job.state is JobState.SUCCEEDED else job.total_fraction
 
 
 def job_title(job: JobInfo) -> str:
@@ -130,7 +119,7 @@ def job_title(job: JobInfo) -> str:
 def job_line(job: JobInfo) -> None:
     """A job in a list of several: a failed one is a line like the others, its reason is on its own page."""
     if job.state is JobState.RUNNING:
-        st.progress(total_fraction(job), text=_running(job))
+        st.progress(done(job), text=_running(job))
     else:
         st.markdown(job_title(job))
 
@@ -146,10 +135,8 @@ def job_progress(job: JobInfo) -> None:
 
 
 def _running(job: JobInfo) -> str:
-    """A running job on a line: its whole and its stage, and how long it may take where the server says so."""
-    eta_s = getattr(job, "eta_s", None)
-    left = f" · about {duration(eta_s)} left" if eta_s else ""
-    return f"{job_title(job)} · {total_fraction(job):.0%}{left} · {plain(job.stage)}"
+    """A running job on a line: how far the whole is, how long it may still take where that is known, its stage."""
+    return f"{job_title(job)} · {_tables.job_progress(job)} · {plain(job.stage)}"
 
 
 def plot(figure: go.Figure, key: str, alt: str, *, zooms: bool = False, **options: Any) -> Any:

@@ -10,13 +10,22 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from crosscope import TokenRole, Tokens
+from crosscope import InvalidInput, TokenRole, Tokens
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "developer", "user", "assistant", "tool")
+OPTIONS = "template options"
+"""What the page calls `LabPrompt.template_options`."""
 MAX_URL_CHARACTERS = 6000
 """A longer prompt stays out of the URL."""
 _TURN = re.compile(r"\bturn (\d{1,4})\b|\b(?:prompt\.)?(?:conversation\.)?turns\[(\d{1,4})\]")
-_CONTENT = {TokenRole.SYSTEM: "system", TokenRole.USER: "user", TokenRole.ASSISTANT: "assistant"}
+_CONTENT = {
+    TokenRole.SYSTEM: "system",
+    TokenRole.USER: "user",
+    TokenRole.ASSISTANT: "assistant",
+    TokenRole.REASONING: "assistant",
+    TokenRole.TOOL: "tool",
+}
+"""Who says the tokens of a role; reasoning stands in the assistant's turn, in the marks that it was printed with."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,8 @@ class LabPrompt:
     text: str = ""
     turns: tuple[Turn, ...] = ()
     add_generation_prompt: bool = False
+    template_options: str = ""
+    """JSON: what the chat template is told beside the turns; empty: nothing."""
 
     @property
     def is_empty(self) -> bool:
@@ -47,6 +58,7 @@ class LabPrompt:
             "text": self.text or None,
             "turns": turns,
             "answer": "1" if self.turns and self.add_generation_prompt else None,
+            "options": (self.template_options or None) if self.turns else None,
         }
 
     def fits_url(self) -> bool:
@@ -59,11 +71,25 @@ class LabPrompt:
         return tuple(place for place, turn in enumerate(self.turns) if turn.content.strip())
 
     def arguments(self) -> dict[str, Any]:
-        """Arguments of `Crosscoder.encode` and `Crosscoder.top_latents`; turns without content are left out."""
+        """Arguments of `Crosscoder.encode` and `Crosscoder.top_latents`; turns without content are left out.
+
+        Raises InvalidInput where `template_options` is no JSON object.
+        """
         if not self.turns:
             return {"text": self.text}
         turns = [{"role": self.turns[place].role, "content": self.turns[place].content} for place in self.spoken]
-        return {"turns": turns, "add_generation_prompt": self.add_generation_prompt}
+        arguments: dict[str, Any] = {"turns": turns, "add_generation_prompt": self.add_generation_prompt}
+        options = self._options()
+        return {**arguments, "chat_template_kwargs": options} if options else arguments
+
+    def _options(self) -> dict[str, Any]:
+        try:
+            options = json.loads(self.template_options or "{}")
+        except (ValueError, RecursionError) as error:
+            raise InvalidInput.of(OPTIONS, f"is no JSON: {error}") from None
+        if not isinstance(options, dict):
+            raise InvalidInput.of(OPTIONS, 'must be a JSON object, for instance {"enable_thinking": false}')
+        return options
 
     def with_turn(self, index: int, turn: Turn | None) -> "LabPrompt":
         """With one turn replaced, or taken out; an index one past the end appends."""
@@ -79,13 +105,15 @@ def of_params(params: Mapping[str, str]) -> LabPrompt:
         turns = tuple(Turn(str(role), str(content)) for role, content in found if role in ROLES)
     except (ValueError, TypeError):
         turns = ()
-    return LabPrompt("" if turns else params.get("text", ""), turns, params.get("answer") == "1")
+    options = params.get("options", "") if turns else ""
+    return LabPrompt("" if turns else params.get("text", ""), turns, params.get("answer") == "1", options)
 
 
 def of_tokens(tokens: Tokens) -> LabPrompt:
     """The prompt that reads like a text's tokens: its turns, or its text without template tokens."""
-    runs = [(role, "".join(piece for _, piece, _ in run)) for role, run in groupby(tokens, key=lambda token: token[2])]
-    turns = tuple(Turn(_CONTENT[role], text.strip()) for role, text in runs if role in _CONTENT)
+    said = groupby(tokens, key=lambda token: _CONTENT.get(token[2], token[2]))
+    runs = [(role, "".join(piece for _, piece, _ in run)) for role, run in said]
+    turns = tuple(Turn(role, text.strip()) for role, text in runs if isinstance(role, str))
     if turns:
         return LabPrompt(turns=turns, add_generation_prompt=runs[-1][0] is TokenRole.HEADER)
     return LabPrompt(text="".join(text for role, text in runs if role is TokenRole.TEXT).lstrip())

@@ -8,16 +8,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crosscope.app.columns import AXES, CLASS_OF_NUMBER
+from crosscope.app.columns import AXES, CLASS_OF_NUMBER, is_defined, is_difference
+from crosscope_proto.artefacts import LatentPart
 
-DEFAULT_ORDER = "-base_uselessness_single"
-DEFAULT_X, DEFAULT_Y = "frequency", "base_uselessness_single"
+ORDERS_BY_DEFAULT = ("-base_uselessness_single", "-rel_norm", "-max")
+"""The first that has a value for some latent; "beta_ratio" in a difference dictionary."""
+DEFAULT_X = "frequency"
 FREQUENCY_RANGE = (-7.0, 0.0)
 """log10 of the firing frequency, the ends of its slider."""
 NU_LIMIT = 2.0
 """The end of the sliders of nu; a slider at its end filters nothing."""
 MAX_VERTICES = 48
-PARAMS = ("classes", "freq", "nu_err", "nu_rec", "template", "x", "y", "colour", "area", "rel", "order")
+PARAMS = (
+    *("classes", "part", "peak", "freq", "nu_err", "nu_rec", "template"),
+    *("x", "y", "colour", "area", "rel", "order"),
+)
+MAX_TOKEN_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,10 @@ class Selection:
     """Conditions that all must hold, and an order."""
 
     classes: tuple[str, ...] = ()
+    part: str = ""
+    """Part of the dictionary; empty: all."""
+    peak: str = ""
+    """A token at the peaks of its strongest examples; empty: any."""
     frequency: tuple[float, float] = FREQUENCY_RANGE
     """log10 of the firing frequency, lowest and highest."""
     nu_err: float = NU_LIMIT
@@ -32,32 +42,40 @@ class Selection:
     template: float = 1.0
     rel_norm: tuple[float, float] = (0.0, 1.0)
     x: str = DEFAULT_X
-    y: str = DEFAULT_Y
+    y: str = ORDERS_BY_DEFAULT[0].removeprefix("-")
     area: tuple[tuple[float, float], ...] = ()
     """Corners of a polygon in the plane of x and y; an axis with a logarithmic scale counts in log10."""
-    order: str = DEFAULT_ORDER
+    order: str = ORDERS_BY_DEFAULT[0]
 
     @classmethod
-    def from_params(cls, params: Mapping[str, Sequence[str]]) -> "Selection":
-        """Reads a URL's parameters; what cannot be read counts as absent."""
+    def from_params(cls, params: Mapping[str, Sequence[str]], default_order: str = ORDERS_BY_DEFAULT[0]) -> "Selection":
+        """Reads a URL's parameters; what cannot be read counts as absent. `default_order` also is the axis up."""
         one = {name: values[-1] for name, values in params.items() if values}
-        order = one.get("order", DEFAULT_ORDER)
+        order = one.get("order", default_order)
         return cls(
             classes=tuple(c for c in params.get("classes", ()) if c in CLASS_OF_NUMBER[1:]),
+            part=one["part"] if one.get("part") in tuple(LatentPart) else "",
+            peak=one.get("peak", "")[:MAX_TOKEN_CHARACTERS],
             frequency=_pair(params.get("freq", ()), FREQUENCY_RANGE),
             nu_err=_number(one.get("nu_err"), NU_LIMIT),
             nu_rec=_number(one.get("nu_rec"), NU_LIMIT),
             template=_number(one.get("template"), 1.0),
             rel_norm=_pair(params.get("rel", ()), (0.0, 1.0)),
             x=one["x"] if one.get("x") in AXES else DEFAULT_X,
-            y=one["y"] if one.get("y") in AXES else DEFAULT_Y,
+            y=one["y"] if one.get("y") in AXES else default_order.removeprefix("-"),
             area=_polygon(one.get("area", "")),
-            order=order if order.removeprefix("-") in AXES or order == "id" else DEFAULT_ORDER,
+            order=order if order.removeprefix("-") in AXES or order == "id" else default_order,
         )
 
-    def mask(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
-        """[latent] bool: which latents meet every condition but the area."""
+    def mask(self, columns: Mapping[str, np.ndarray], among: np.ndarray | None = None) -> np.ndarray:
+        """[latent] bool: which latents meet every condition but the area.
+
+        `among` are the ids of those of the part and with the peak, which the server knows; None: all.
+        """
         keep = np.ones(len(columns["rel_norm"]), dtype=bool)
+        if among is not None:
+            keep[:] = False
+            keep[among] = True
         if self.classes:
             keep &= np.isin(columns["latent_class"], [CLASS_OF_NUMBER.index(c) for c in self.classes])
         if self.frequency != FREQUENCY_RANGE:
@@ -66,18 +84,26 @@ class Selection:
             keep &= (frequency >= low if low > FREQUENCY_RANGE[0] else True) & (frequency <= high)
         if self.rel_norm != (0.0, 1.0):
             keep &= (columns["rel_norm"] >= self.rel_norm[0]) & (columns["rel_norm"] <= self.rel_norm[1])
-        for column, limit, end in (
+        for column, limit in self._limits().items():
+            keep &= columns[column] <= limit
+        return keep
+
+    def _limits(self) -> dict[str, float]:
+        """Columns that have a largest value that passes."""
+        limits = (
             ("nu_err", self.nu_err, NU_LIMIT),
             ("nu_rec", self.nu_rec, NU_LIMIT),
             ("template_share", self.template, 1.0),
-        ):
-            if limit < end:
-                keep &= columns[column] <= limit
-        return keep
+        )
+        return {column: limit for column, limit, end in limits if limit < end}
 
-    def ids(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The chosen latents in the chosen order; undefined values come last."""
-        keep = self.mask(columns)
+    def limited(self) -> list[str]:
+        """Columns of which a latent must have a value."""
+        return [*self._limits(), *(["rel_norm"] if self.rel_norm != (0.0, 1.0) else [])]
+
+    def ids(self, columns: Mapping[str, np.ndarray], among: np.ndarray | None = None) -> np.ndarray:
+        """The chosen latents in the chosen order; undefined values come last. `among` as in `mask`."""
+        keep = self.mask(columns, among)
         if self.area:
             keep &= inside(on_axis(self.x, columns[self.x]), on_axis(self.y, columns[self.y]), self.area)
         ids = np.flatnonzero(keep)
@@ -86,6 +112,13 @@ class Selection:
             return ids
         values = columns[column][ids]
         return ids[np.argsort(-values if self.order.startswith("-") else values, kind="stable")]
+
+
+def default_order(columns: Mapping[str, np.ndarray]) -> str:
+    """The order of latents where none is named: by a column that has a value for some latent."""
+    if is_difference(columns):
+        return "beta_ratio"
+    return next(order for order in ORDERS_BY_DEFAULT if order == "-max" or is_defined(columns, order[1:]))
 
 
 def on_axis(column: str, values: np.ndarray) -> np.ndarray:

@@ -29,10 +29,12 @@ from crosscope import (
     TopLatents,
     TrainingCurves,
     Unavailable,
+    VersionGone,
 )
 from crosscope.app import address
 from crosscope.app.columns import ATLAS_COLUMNS
 from crosscope.app.text import plain, without_paths
+from crosscope_proto.artefacts import LatentPart
 
 CHOSEN = "crosscope-chosen"
 """Key of the session state with the card of the chosen crosscoder, or None."""
@@ -50,7 +52,7 @@ def client() -> Client:
 
 @st.cache_data(ttl=2, show_spinner=False)
 def crosscoders() -> list[CrosscoderInfo]:
-    """Cards of all published crosscoders, newest first."""
+    """Cards of all published crosscoders, newest first, those that cannot be read last."""
     return [crosscoder.info for crosscoder in client().crosscoders()]
 
 
@@ -93,6 +95,30 @@ def atlas(name: str, version_id: str) -> Mapping[str, np.ndarray]:
     for values in columns.values():
         values.flags.writeable = False
     return columns
+
+
+@st.cache_resource(max_entries=64, show_spinner="Asking for these latents …")
+def among(name: str, version_id: str, part: str, peak: str) -> np.ndarray | None:
+    """[matching] ids of the latents of a part that peak on a token; "" is any; None: all latents."""
+    conditions = [(column, "=", value) for column, value in (("part", part), ("top_tokens", peak)) if value]
+    if not conditions:
+        return None
+    found = crosscoder(name, version_id).latents(conditions, limit=None)
+    return np.array([latent.id for latent in found], dtype=np.int64)
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def parts(name: str, version_id: str) -> list[str]:
+    """The parts of a dictionary; none where it has none."""
+    asked = crosscoder(name, version_id)
+    return [part for part in LatentPart if asked.latent(0).part and _has_part(asked, part)]
+
+
+def _has_part(asked: Crosscoder, part: str) -> bool:
+    try:
+        return asked.latents([("part", "=", part)], limit=1).num_matching > 0
+    except InvalidInput:  # the server names the parts that there are instead
+        return False
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
@@ -143,13 +169,25 @@ def show_error(error: CrosscopeError, said: str = "", place: Callable[[str], str
     def sentence(text: str) -> str:
         return plain(without_paths(place(text), said))
 
-    if isinstance(error, InvalidInput) and error.violations:
+    if isinstance(error, VersionGone):
+        version_gone(error)
+    elif isinstance(error, InvalidInput) and error.violations:
         lines = [f"- `{place(field) or 'whole'}`: {sentence(text)}" for field, text in error.violations]
         st.error("\n".join(["This cannot be used as it is:", "", *lines]))
     else:
         st.error(sentence(str(error)))
     if isinstance(error, Unavailable | Busy):
         st.button("Try again", key=f"retry-{type(error).__name__}-{hash(str(error))}")
+
+
+def version_gone(error: VersionGone) -> None:
+    """Says that the version which this session shows is not there any more, and offers the newest."""
+    newest = f" The newest is {plain(error.newest)}." if error.newest else ""
+    st.warning(f"The version that this page shows is gone.{newest}")
+    info = chosen()
+    if info and st.button("Reload", key="reload-gone", type="primary"):
+        unpin(info.name)
+        st.rerun()
 
 
 @contextmanager
@@ -164,6 +202,11 @@ def shown_errors(said: str = "") -> Generator[None]:
 def link(page: str, label: str, **params: Any) -> None:
     """A link to a page of the app with parameters in its URL; None leaves one out."""
     st.page_link(st.session_state[PAGES][page], label=label, query_params=address.texts(params))
+
+
+def broken() -> list[CrosscoderInfo]:
+    """Cards of the crosscoders that the server cannot read."""
+    return [info for info in crosscoders() if info.broken]
 
 
 def chosen() -> CrosscoderInfo | None:

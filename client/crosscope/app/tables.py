@@ -5,12 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from crosscope.app.columns import AXES, CLASS_OF_NUMBER, CSV_COLUMNS, ERROR_HELP, ERRORS, FLOORED
+from crosscope.app.columns import AXES, CLASS_OF_NUMBER, CSV_COLUMNS, ERROR_HELP, ERRORS, FLOORED, is_difference
 from crosscope.app.palette import CLASS_NAMES
 from crosscope.app.table_view import Column
 from crosscope.app.text import UNDEFINED, at_least
-
-CLASS_HELP = "By relative norm alone; the columns beside it say what the label rests on."
 
 
 def figures(values: Sequence[float] | np.ndarray, text: str, floor: float = math.inf) -> list[str]:
@@ -22,6 +20,12 @@ def figures(values: Sequence[float] | np.ndarray, text: str, floor: float = math
         else:
             cells.append(at_least(text % value, value, floor))
     return cells
+
+
+def class_help(columns: Mapping[str, np.ndarray]) -> str:
+    """What the class of a latent says in this dictionary."""
+    by = "β ratio" if is_difference(columns) else "relative norm"
+    return f"By {by} alone; the columns beside it say what the label rests on."
 
 
 def of_latents(
@@ -38,8 +42,8 @@ def of_latents(
     `order` gives a column's link and its present direction. `floor` is `session.uselessness_floor`.
     """
     classes = [CLASS_NAMES.get(CLASS_OF_NUMBER[int(number)], "") for number in columns["latent_class"][ids]]
-    found = [Column("latent", [str(latent) for latent in ids]), Column("class", classes, CLASS_HELP, is_text=True)]
-    found += more
+    found = [Column("latent", [str(latent) for latent in ids])]
+    found += [Column("class", classes, class_help(columns), is_text=True), *more]
     for name in names:
         axis = AXES.get(name)
         limit = floor if name in FLOORED else math.inf

@@ -34,13 +34,6 @@ def count(value: float) -> str:
     return f"{int(value):,}".replace(",", "\u202f")
 
 
-def duration(seconds: float) -> str:
-    """A span of time."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 def visible(text: str) -> str:
     """A token's text with white space made visible; a token that is the rest of a character shows as "⋯"."""
     return text.replace("\n", "↵").replace("\t", "⇥").replace(" ", "␣") or PART
@@ -49,6 +42,12 @@ def visible(text: str) -> str:
 def plain(text: str) -> str:
     """A text as Markdown that shows it as it is."""
     return "".join(f"\\{c}" if c in "\\`*_{}[]()<>#+-.!|$~:" else c for c in text).replace("\n", "  \n")
+
+
+def sentence(said: str) -> str:
+    """What the server says as Markdown that ends with a full stop, without folders of its machine."""
+    shown = plain(without_paths(said)).strip()
+    return shown if shown.endswith((".", "!", "?")) else f"{shown}\\."
 
 
 def without_paths(sentence: str, said: str = "") -> str:

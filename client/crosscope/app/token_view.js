@@ -1,6 +1,8 @@
 // The token view. Pieces are set through textContent only. See token_view.py for the data.
-const ROLES = ["", "text", "beginning of sequence", "role header", "turn end", "system", "user", "assistant"];
-const TEMPLATE = new Set([2, 3, 4]);
+const ROLES = ["", "text", "beginning of sequence", "role header", "turn end", "system", "user", "assistant",
+  "reasoning", "tool", "padding"];
+const TEMPLATE = new Set([2, 3, 4, 10]);
+const KINDS = { 8: "reasoning", 9: "tool" };
 const SHOWN_LATENTS = 8;
 const views = new WeakMap();
 
@@ -126,7 +128,8 @@ class TokenView {
   token(strip, index, piece, position) {
     const node = element("span", "token", piece);
     if (TEMPLATE.has(strip.roles[position])) node.classList.add("template");
-    if (strip.left_out.includes(position)) node.classList.add("left-out");
+    if (strip.roles[position] in KINDS) node.classList.add(KINDS[strip.roles[position]]);
+    if (position in strip.left_out) node.classList.add("left-out");
     if (piece === "") node.classList.add("part");
     if (piece.includes("\n")) node.classList.add("break");
     else if (piece !== "" && piece.trim() === "") node.classList.add("blank");
@@ -187,11 +190,13 @@ class TokenView {
 
   paint() {
     const entries = this.data.strips.map((strip) => strip.pieces.map((_, position) => this.entry(strip, position)));
+    // What training left out fires as nothing else does, and would leave the rest without colour.
+    const kept = (index) => entries[index].filter((_, position) => !(position in this.data.strips[index].left_out));
     const largest = (rows) => rows.reduce((max, entry) => Math.max(max, entry ? entry[1] : 0), 0);
-    const overall = this.data.scale_max ?? largest(entries.flat());
+    const overall = this.data.scale_max ?? Math.max(...entries.map((_, index) => largest(kept(index))));
     this.scaleEnd.textContent = this.eachScale ? "each text's largest" : number(overall);
     entries.forEach((rows, index) => {
-      const top = (this.eachScale ? largest(rows) : overall) || 1;
+      const top = (this.eachScale ? largest(kept(index)) : overall) || 1;
       rows.forEach((entry, position) => this.paintToken(index, position, entry, top));
     });
     for (const [latent, chip] of this.chips ?? []) {
@@ -213,7 +218,8 @@ class TokenView {
   }
 
   leftOut(strip, position, before) {
-    return strip.left_out.includes(position) ? `${before}left out of training and analysis` : "";
+    return position in strip.left_out
+      ? `${before}left out of training and analysis: ${strip.left_out[position]}` : "";
   }
 
   show(index, position) {

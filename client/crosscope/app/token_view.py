@@ -16,10 +16,17 @@ from typing import Any
 import numpy as np
 from streamlit.components import v2
 
-from crosscope import LeftOut, Tokens
+from crosscope import LeftOut
 from crosscope.app.palette import css_variables
 
 _FOLDER = Path(__file__).parent
+REASONS = {
+    LeftOut.BOS: "it is BOS",
+    LeftOut.FIRST: "it is one of the first tokens",
+    LeftOut.NORM: "its norm is an outlier",
+    LeftOut.PAD: "it is padding",
+}
+"""Why training and analysis leave a token out."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +49,8 @@ class Strip:
     """Tokens of the whole text; 0: this is all of it."""
     peak: int | None = None
     """Token to bring into view and to focus first."""
-    left_out: Sequence[bool] = ()
-    """Whether training and analysis left each token out; empty: none, or not known."""
+    left_out: Sequence[LeftOut] = ()
+    """Why training and analysis left each token out, KEPT where they did not; empty: not known."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +61,6 @@ class TokenEvent:
     strip: int
     position: int
     """Token index in the strip; the latent for "latent"; -1 for "open"."""
-
-
-def left_out(tokens: Tokens) -> Sequence[bool]:
-    """Whether training and analysis left each token out, where the server says so."""
-    return [reason != LeftOut.KEPT for reason in tokens.left_out]
 
 
 def strip_of_latent(
@@ -96,7 +98,7 @@ def _packed(strip: Strip) -> dict[str, Any]:
         "token_start": strip.token_start,
         "num_tokens": strip.num_tokens or len(strip.pieces),
         "peak": strip.peak,
-        "left_out": [position for position, is_out in enumerate(strip.left_out) if is_out],
+        "left_out": {str(position): REASONS[why] for position, why in enumerate(strip.left_out) if why in REASONS},
     }
 
 
@@ -114,8 +116,8 @@ def token_view(
     """Draws the strips and returns the click that caused this rerun, if one did.
 
     Tokens are coloured by the latent `colour_by`, or by the strongest one of each token. `scale_max` is the activation
-    of the full colour; unset: the largest one shown. `locked` is (strip, token). `legend` offers latents, with a name
-    each, to colour by. `action` names a button on every strip.
+    of the full colour; unset: the largest one shown on a token that training did not leave out. `locked` is (strip,
+    token). `legend` offers latents, with a name each, to colour by. `action` names a button on every strip.
     """
     content = {
         "strips": [_packed(strip) for strip in strips],

@@ -117,6 +117,14 @@ def whole_number(place: DeltaGenerator, label: str, ends: tuple[int, int], defau
     return current
 
 
+def text(place: DeltaGenerator, label: str, param: str, **layout: Any) -> str:
+    """A text on one line."""
+    current = st.query_params.get(param, "")
+    key = _key(param, current)
+    place.text_input(label, key=key, on_change=_write, args=(param, ""), **layout)
+    return current
+
+
 def toggle(place: DeltaGenerator, label: str, param: str, **layout: Any) -> bool:
     """On or off; off stands in no URL."""
     current = st.query_params.get(param) == "true"

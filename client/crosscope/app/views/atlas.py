@@ -1,6 +1,7 @@
 """Atlas: every latent as a point, filters, and the chosen ones as a table."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,22 +9,20 @@ import streamlit as st
 
 from crosscope import CrosscoderInfo
 from crosscope.app import address, charts, panels, session, tables, url
-from crosscope.app.columns import AXES, CLASS_OF_NUMBER, EVIDENCE, FLOORED
+from crosscope.app.columns import AXES, CLASS_OF_NUMBER, FLOORED, evidence, is_defined
 from crosscope.app.palette import CLASS_NAMES
 from crosscope.app.selection import (
-    DEFAULT_ORDER,
     DEFAULT_X,
-    DEFAULT_Y,
     FREQUENCY_RANGE,
     NU_LIMIT,
     PARAMS,
     Selection,
+    default_order,
     polygon_text,
 )
 from crosscope.app.table_view import table_view
 
 MAX_ROWS = 500
-TABLE_COLUMNS = (*EVIDENCE, "frequency", "template_share")
 CHART = "atlas-chart"
 FILTERS_OPEN = "atlas-filters-open"
 ORDERS = [f"{sign}{name}" for name in AXES for sign in ("-", "")]
@@ -43,25 +42,35 @@ def page() -> None:
         return
     st.title("Atlas")
     columns = session.atlas(chosen.name, chosen.version_id)
-    selection = Selection.from_params({name: st.query_params.get_all(name) for name in PARAMS})
+    selection, among = current(chosen, columns)
     # Once open for what the URL says, it stays open when the last filter goes.
     if not set(st.query_params).isdisjoint(PARAMS):
         st.session_state[FILTERS_OPEN] = True
     is_open = st.session_state.get(FILTERS_OPEN, False)
     with st.expander("Filters and axes", expanded=is_open), st.container(key="wrap-controls"):
-        colour = controls(selection)
+        colour = controls(selection, chosen, columns)
     if "rel" in st.query_params:
         st.button("Show every relative norm again", on_click=url.keep, args=("rel", None))
     with st.container(key="wrap-atlas"):
         left, right = st.columns(2, gap="medium")
     with left:
-        plot(chosen, columns, selection, colour)
+        plot(chosen, columns, selection, among, colour)
     with right:
-        listing(chosen, columns, selection)
+        listing(chosen, columns, selection, among)
 
 
-def controls(selection: Selection) -> str:
+def current(info: CrosscoderInfo, columns: Mapping[str, np.ndarray]) -> tuple[Selection, np.ndarray | None]:
+    """The set and the order of the URL, and the ids that the server finds for it (`Selection.mask`)."""
+    params = {name: st.query_params.get_all(name) for name in PARAMS}
+    selection = Selection.from_params(params, default_order(columns))
+    if selection.part and selection.part not in session.parts(info.name, info.version_id):
+        selection = replace(selection, part="")
+    return selection, session.among(info.name, info.version_id, selection.part, selection.peak)
+
+
+def controls(selection: Selection, info: CrosscoderInfo, columns: Mapping[str, np.ndarray]) -> str:
     """Filters, order and axes; they stand in the URL. Returns the column of the colour."""
+    by_default = default_order(columns)
     url.several(
         "Class",
         CLASS_OF_NUMBER[1:],
@@ -69,6 +78,7 @@ def controls(selection: Selection) -> str:
         CLASS_NAMES.__getitem__,
         help="By relative norm alone. None chosen: all.",
     )
+    server_filters(session.parts(info.name, info.version_id))
     filters = st.columns(4)
     url.slider(
         filters[0],
@@ -87,11 +97,22 @@ def controls(selection: Selection) -> str:
     axes = st.columns(4)
     names = list(AXES)
     url.choice(axes[0], "Across", names, DEFAULT_X, "x", axis_name, help=AXES[selection.x].help)
-    url.choice(axes[1], "Up", names, DEFAULT_Y, "y", axis_name, help=AXES[selection.y].help)
-    colour = url.choice(axes[2], "Colour", names, "rel_norm", "colour", axis_name, help="What the colour stands for.")
+    url.choice(axes[1], "Up", names, by_default.removeprefix("-"), "y", axis_name, help=AXES[selection.y].help)
+    shade = "rel_norm" if is_defined(columns, "rel_norm") else by_default.removeprefix("-")
+    colour = url.choice(axes[2], "Colour", names, shade, "colour", axis_name, help="What the colour stands for.")
     order_help = "The order of the table, and of previous and next on a latent's page. A click on a head sets it too."
-    url.choice(axes[3], "Order", ORDERS, DEFAULT_ORDER, "order", order_name, help=order_help)
+    url.choice(axes[3], "Order", ORDERS, by_default, "order", order_name, help=order_help)
     return colour
+
+
+def server_filters(parts: Sequence[str]) -> None:
+    """Conditions that the server answers: part of the dictionary, and a token at the peaks."""
+    row = st.container(horizontal=True)
+    if parts:
+        help_ = "Part of the dictionary, as training set it apart."
+        url.choice(row, "Part", ["", *parts], "", "part", lambda part: part or "all", help=help_, width=180)
+    help_ = "A token at the peaks of its strongest examples, blanks around it not counted."
+    url.text(row, "Peaks on the token", "peak", help=help_, width=240)
 
 
 def axis_name(column: str) -> str:
@@ -106,9 +127,15 @@ def order_name(order: str) -> str:
     return f"{AXES[order.removeprefix('-')].name}, {'highest' if order.startswith('-') else 'lowest'} first"
 
 
-def plot(info: CrosscoderInfo, columns: Mapping[str, np.ndarray], selection: Selection, colour: str) -> None:
+def plot(
+    info: CrosscoderInfo,
+    columns: Mapping[str, np.ndarray],
+    selection: Selection,
+    among: np.ndarray | None,
+    colour: str,
+) -> None:
     """The scatter plot. A box or lasso becomes the URL's area; a click opens a latent."""
-    keep = selection.mask(columns)
+    keep = selection.mask(columns, among)
     floor = session.uselessness_floor(info)
     figure = charts.scatter(columns, keep, selection.x, selection.y, colour, selection.area, floor)
     panels.plot(
@@ -151,16 +178,18 @@ def kept() -> dict[str, list[str]]:
     return {name: st.query_params.get_all(name) for name in PARAMS}
 
 
-def ordered_by(selection: Selection, column: str) -> tuple[str, str]:
+def ordered_by(selection: Selection, column: str, by_default: str) -> tuple[str, str]:
     """The link that orders by a column, largest first and then the other way, and how it is ordered now."""
     now = {f"-{column}": "descending", column: "ascending"}.get(selection.order, "")
     order = column if now == "descending" else f"-{column}"
-    return address.here({"order": None if order == DEFAULT_ORDER else order}), now
+    return address.here({"order": None if order == by_default else order}), now
 
 
-def listing(info: CrosscoderInfo, columns: Mapping[str, np.ndarray], selection: Selection) -> None:
+def listing(
+    info: CrosscoderInfo, columns: Mapping[str, np.ndarray], selection: Selection, among: np.ndarray | None
+) -> None:
     """The chosen latents as a table, and as CSV."""
-    ids = selection.ids(columns)
+    ids = selection.ids(columns, among)
     row = st.container(horizontal=True, vertical_alignment="center")
     row.markdown(f"**{len(ids):,} latents** · {order_name(selection.order)}")
     if selection.area:
@@ -173,22 +202,37 @@ def listing(info: CrosscoderInfo, columns: Mapping[str, np.ndarray], selection: 
         on_click="ignore",
     )
     if not len(ids):
-        st.markdown("No latent meets these conditions. Widen a filter or clear the area.")
+        lacking = [axis_name(name) for name in selection.limited() if not is_defined(columns, name)]
+        why = f"No latent of {info.name} has a {' or '.join(lacking)}, so none" if lacking else "No latent"
+        st.markdown(f"{why} meets these conditions. Widen a filter or clear the area.")
         return
-    by = selection.order.removeprefix("-")
-    if by != "id" and not np.isfinite(columns[by][ids]).any():
-        st.info(f"None of these latents has a {axis_name(by)}, so they are listed by id.")
+    undefined(columns, ids, selection.order.removeprefix("-"))
     shown = ids[:MAX_ROWS]
     rows = tables.of_latents(
         shown,
         columns,
-        TABLE_COLUMNS,
+        (*evidence(columns), "frequency", "template_share"),
         floor=session.uselessness_floor(info),
-        order=lambda column: ordered_by(selection, column),
+        order=lambda column: ordered_by(selection, column, default_order(columns)),
     )
     links = [address.href("latent", {"crosscoder": info.name, "latent": latent, **kept()}) for latent in shown.tolist()]
     table_view("atlas-table", "Latents", rows, links)
     cut = f"The first {MAX_ROWS} in this order; the CSV holds all. " if len(ids) > MAX_ROWS else ""
     st.caption(f"{cut}A row opens its latent; a head orders all {len(ids):,} by its column.")
+    glossary()
+
+
+def undefined(columns: Mapping[str, np.ndarray], ids: np.ndarray, by: str) -> None:
+    """Says how many latents have no value of the order; where none has, by what they can be ordered."""
+    missing = 0 if by == "id" else int((~np.isfinite(columns[by][ids])).sum())
+    if missing == len(ids):
+        have = ", ".join(axis.name for name, axis in AXES.items() if np.isfinite(columns[name][ids]).any())
+        st.info(f"None of these latents has a {axis_name(by)}, so they are listed by id. They have {have}.")
+    elif missing:
+        st.caption(f"{missing:,} of {len(ids):,} have no {axis_name(by)}; they come last.")
+
+
+def glossary() -> None:
+    """What the columns say."""
     with st.popover("What the columns say"):
         st.markdown("\n".join(f"- **{axis.short}**, {axis.name}: {axis.help}" for axis in AXES.values()))

@@ -1,12 +1,12 @@
 """Jobs: what is queued, running and done; one job's progress and figures; submitting a recipe."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 import numpy as np
 import streamlit as st
 
-from crosscope import JobInfo, JobState
+from crosscope import JobInfo, JobState, Plan, _tables
 from crosscope.app import address, charts, follow, panels, session, starter, text, url
 from crosscope.app.table_view import Column, table_view
 
@@ -17,7 +17,10 @@ FIGURES = (("loss", "Loss"), ("fve", "Variance explained"), ("l0", "L0, latents 
 """What is drawn: names of figures begin with the first, the chart is called the second."""
 MAKES_CROSSCODERS = ("crosscoder", "published")
 """Kinds of jobs that end with a crosscoder to browse."""
-STAGES = ("load", "hash", "hash-data", "fill", "train", "analyse", "fidelity", "publish")
+STAGES = ("world", "base", "chat", "load", "hash", "hash-data", "fill", "train", "analyse", "fidelity", "publish")
+"""In the order in which jobs go through them."""
+AGAIN = (JobState.FAILED, JobState.CANCELLED)
+"""What a job can be queued again after."""
 RECIPE, KEPT_RECIPE = "recipe", "jobs-recipe"
 """Keys of the field of the recipe, and of its text, which outlives the page."""
 
@@ -63,12 +66,12 @@ def chosen_job(jobs: list[JobInfo]) -> JobInfo:
 
 def listing(jobs: list[JobInfo], shown: JobInfo) -> None:
     """Jobs, newest first; a row shows its job."""
-    took = [text.duration(job.ended_at - job.started_at) if job.ended_at and job.started_at else "" for job in jobs]
+    took = [_tables.duration(job.ended_at - job.started_at) if job.ended_at and job.started_at else "" for job in jobs]
     columns = [
         Column("name", [job.name for job in jobs], is_text=True),
         Column("kind", [job.kind for job in jobs], is_text=True),
         Column("state", [panels.job_state(job) for job in jobs], is_text=True),
-        Column("done", [f"{panels.total_fraction(job):.0%}" for job in jobs], "Of the whole job."),
+        Column("done", [f"{panels.done(job):.0%}" for job in jobs], "Of the whole job."),
         Column("queued at", [f"{datetime.fromtimestamp(job.created_at):%d %b %H:%M}" for job in jobs]),
         Column("took", took, "Of its latest attempt."),
         Column("id", [job.id for job in jobs], is_text=True),
@@ -87,26 +90,21 @@ def detail(job: JobInfo) -> None:
             session.client().jobs.cancel(job.id)
             session.jobs.clear()
             st.rerun()
-        if job.state is JobState.FAILED and (retry := getattr(session.client().jobs, "retry", None)):
-            st.button("Retry from its checkpoints", key=f"retry-{job.id}", on_click=again, args=(retry, job.id))
+        if job.state in AGAIN and st.button("Retry from its checkpoints", key=f"retry-{job.id}"):
+            session.client().jobs.retry(job.id)
+            session.jobs.clear()
+            st.rerun()
         st.button("Start from its recipe", key=f"reuse-{job.id}", on_click=reuse, args=(job.recipe_yaml,))
         if job.state is JobState.SUCCEEDED and job.kind in MAKES_CROSSCODERS:
             session.link("overview", f"Open {job.name}", crosscoder=job.name)
             session.link("atlas", "Atlas", crosscoder=job.name)
     if job.stage_seconds:
-        panels.facts([(stage, text.duration(seconds)) for stage, seconds in in_order(job.stage_seconds)])
+        panels.facts([(stage, _tables.duration(seconds)) for stage, seconds in in_order(job.stage_seconds)])
     if job.metrics:
         panels.facts([(name.replace("_", " "), text.number(value, 4)) for name, value in sorted(job.metrics.items())])
     figures(job)
     with st.expander("Recipe"):
         st.code(job.recipe_yaml, language="yaml")
-
-
-def again(retry: Callable[[str], object], job_id: str) -> None:
-    """Queues a failed job again."""
-    with session.shown_errors():
-        retry(job_id)
-        session.jobs.clear()
 
 
 def reuse(recipe: str) -> None:
@@ -116,15 +114,14 @@ def reuse(recipe: str) -> None:
 
 def in_order(stage_seconds: Mapping[str, float]) -> list[tuple[str, float]]:
     """Stages in the order in which a job goes through them, others first."""
-    order = [*panels.STAGES]
-    return sorted(stage_seconds.items(), key=lambda pair: order.index(pair[0]) if pair[0] in order else -1)
+    return sorted(stage_seconds.items(), key=lambda pair: STAGES.index(pair[0]) if pair[0] in STAGES else len(STAGES))
 
 
 def figures(job: JobInfo) -> None:
     """Curves of what was measured so far."""
     if job.state is JobState.QUEUED:
         return
-    steps, series = follow.series(follow.follower(session.client(), job.id).events())
+    steps, series = follow.series(follow.follower(session.client(), job.id, job.attempt).events())
     for prefix, title in FIGURES:
         drawn = {name: values for name, values in series.items() if matches(name, prefix)}
         if drawn:
@@ -158,15 +155,35 @@ def submit() -> None:
         return
     with session.shown_errors(recipe):
         # A line break makes it YAML to the SDK, never the path of a file on the app's machine.
-        job = session.client().jobs.submit(recipe if "\n" in recipe else f"{recipe}\n", validate_only=not send)
-        for warning in getattr(job.info, "warnings", ()):
-            st.warning(text.plain(text.without_paths(warning, recipe)))
-        if check and not send:
-            st.success(f"The recipe is sound: a job {job.info.kind} named {text.plain(job.info.name)}.")
+        yaml = recipe if "\n" in recipe else f"{recipe}\n"
+        if not send:
+            checked(session.client().jobs.plan(yaml), recipe)
             return
+        job = session.client().jobs.submit(yaml)
+        warn(job.warnings, recipe)
         session.jobs.clear()
         url.keep("job", job.id)
         st.success(f"Queued as {job.id}.", icon=None)
+
+
+def checked(plan: Plan, recipe: str) -> None:
+    """What is odd about a recipe that was checked, and what its job would take."""
+    st.success(f"The recipe is sound: a job {text.plain(plan.job.kind)} named {text.plain(plan.job.name)}.")
+    warn(plan.warnings, recipe)
+    if not plan.entries:
+        return
+    columns = [
+        Column("what", [entry.name for entry in plan.entries], is_text=True),
+        Column("how much", [_tables.amount(entry.value, entry.unit) for entry in plan.entries]),
+        Column("note", [text.without_paths(entry.note, recipe) for entry in plan.entries], is_text=True),
+    ]
+    table_view("plan", "What the job would take", columns)
+
+
+def warn(warnings: Sequence[str], recipe: str) -> None:
+    """Warnings about a recipe."""
+    for warning in warnings:
+        st.warning(text.plain(text.without_paths(warning, recipe)))
 
 
 def first_recipe() -> str:

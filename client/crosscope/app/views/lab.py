@@ -9,19 +9,27 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from crosscope import CrosscoderInfo, CrosscopeError, Encoding, TopLatents
+from crosscope import CrosscoderInfo, CrosscopeError, Encoding, LeftOut, TopLatents, _tables
 from crosscope.app import address, panels, prompts, session, tables, text, url
-from crosscope.app.columns import EVIDENCE
+from crosscope.app.columns import evidence
 from crosscope.app.prompts import ROLES, LabPrompt, Turn
 from crosscope.app.table_view import Column, table_view
-from crosscope.app.token_view import Strip, TokenEvent, left_out, token_view
+from crosscope.app.token_view import Strip, TokenEvent, token_view
 
 LONG_PROMPT = "lab-long-prompt"
 """Key of the session state with a prompt that is too long for a URL."""
 RANKS = {"max": "largest", "sum": "sum", "count": "tokens", "share_of_max": "share of own largest"}
 FREQUENCIES = (1.0, 0.1, 0.03, 0.01, 0.003, 0.001)
 LEGEND_LATENTS = 12
-OWN_HELP = "Largest activation as a share of the largest in the analysis; above 100 %: on a token like none there."
+TEMPLATE_HELP = (
+    "BOS, role headers and turn ends. The last token of an assistant's header, where the model decides, is ranked "
+    "without them too."
+)
+LEFT_OUT_HELP = "Tokens like those that training left out, for instance BOS: latents fire there as nowhere else."
+OWN_HELP = (
+    "Largest activation as a share of the largest in the analysis; above 100 %: on a token like none there. Undefined "
+    "where it never fired there."
+)
 
 
 def page() -> None:
@@ -36,11 +44,12 @@ def page() -> None:
         st.markdown("Write a turn or a text; every token's latents appear as soon as you leave the field.")
         session.link("latent", "Or take an example of a latent: each has a button for it", crosscoder=chosen.name)
         return
-    arguments = json.dumps(prompt.arguments())
+    said = json.dumps(prompt.params())
     try:
+        arguments = json.dumps(prompt.arguments())
         encoding = session.encode(chosen.name, chosen.version_id, arguments)
     except CrosscopeError as error:
-        session.show_error(error, arguments, lambda sentence: prompts.as_on_page(sentence, prompt.spoken))
+        session.show_error(error, said, lambda sentence: prompts.as_on_page(sentence, prompt.spoken))
         return
     with st.container(key="wrap-lab"):
         left, right = st.columns(2, gap="large")
@@ -48,6 +57,7 @@ def page() -> None:
         ranking = ranking_controls()
         top = session.top_latents(chosen.name, chosen.version_id, arguments, json.dumps(ranking))
     with left:
+        not_printed(encoding, prompt)
         strip(encoding, top)
         locked_token(encoding, chosen)
     with right:
@@ -104,12 +114,26 @@ def composer(prompt: LabPrompt) -> LabPrompt:
             replace(prompt, text="", turns=turns, add_generation_prompt=not prompt.add_generation_prompt)
         ),
     )
+    template_options(replace(prompt, text="", turns=turns))
     silent = [str(place + 1) for place in range(len(turns)) if place not in prompt.spoken]
     if prompt.spoken and silent:
         row.caption(f"Still empty and not run: turn {', '.join(silent)}.")
     if not prompt.fits_url():
         row.caption("Too long for the link: the link restores the page without it.")
     return replace(prompt, text="", turns=prompt.turns)
+
+
+def template_options(prompt: LabPrompt) -> None:
+    """A field for what the chat template is told beside the turns."""
+    key = f"options-{digest(prompt.template_options)}"
+    with st.expander("Template options", expanded=bool(prompt.template_options)):
+        st.text_input(
+            "Told to the chat template beside the turns, as JSON",
+            prompt.template_options,
+            key=key,
+            placeholder='{"enable_thinking": false}',
+            on_change=lambda: store(replace(prompt, template_options=st.session_state[key].strip())),
+        )
 
 
 def raw_text(prompt: LabPrompt) -> None:
@@ -164,14 +188,24 @@ def ranking_controls() -> dict[str, Any]:
     rank = url.choice(row, "Rank by", list(RANKS), "max", "rank", RANKS.__getitem__, width=150)
     frequency = url.choice(row, "Frequency", FREQUENCIES, 1.0, "frequency", frequency_name, width=150)
     limit = url.whole_number(row, "At most", (1, 500), 20, "limit", 110)
-    template = url.toggle(row, "Template tokens", "with_template")
+    switches = st.container(horizontal=True)
+    template = url.toggle(switches, "Template tokens", "with_template", help=TEMPLATE_HELP)
+    left_out = url.toggle(switches, "Left-out tokens", "with_left_out", help=LEFT_OUT_HELP)
     ranking: dict[str, Any] = {"rank": rank, "limit": limit, "skip_template_tokens": not template}
+    ranking |= {"include_left_out": True} if left_out else {}
     return ranking if frequency == 1 else {**ranking, "max_frequency": frequency}
 
 
 def frequency_name(limit: float) -> str:
     """A limit on the firing frequency for people; it acts before the cut."""
     return "any" if limit == 1 else f"at most {limit:.1%}"
+
+
+def not_printed(encoding: Encoding, prompt: LabPrompt) -> None:
+    """Says which turns' reasoning the chat template does not print."""
+    turns = [str(prompt.spoken[place] + 1) for place in encoding.tokens.dropped_reasoning if place < len(prompt.spoken)]
+    if turns:
+        st.caption(f"The chat template does not print all of the reasoning of turn {', '.join(turns)}.")
 
 
 def strip(encoding: Encoding, top: TopLatents) -> None:
@@ -194,7 +228,7 @@ def strip(encoding: Encoding, top: TopLatents) -> None:
                 encoding.activations.tolist(),
                 title=f"{len(encoding)} tokens",
                 note=f"{len(np.unique(encoding.latents))} latents fire · {cached}",
-                left_out=left_out(encoding.tokens),
+                left_out=encoding.tokens.left_out,
             )
         ],
         key="lab-strip",
@@ -209,11 +243,15 @@ def strip(encoding: Encoding, top: TopLatents) -> None:
 
 
 def scale_of(encoding: Encoding, chosen: int | None) -> float | None:
-    """Top of the colour scale: the largest activation outside template tokens, which often are outliers."""
+    """Top of the colour scale: the largest activation outside template tokens, which often are outliers.
+
+    Where only template tokens fire, it is theirs; never that of a token which training left out.
+    """
     values = encoding.strongest() if chosen is None else encoding.latent_values(chosen)
+    if encoding.tokens.left_out:
+        values[np.asarray(encoding.tokens.left_out) != LeftOut.KEPT] = 0
     content = values[~np.asarray(encoding.tokens.is_template)]
-    largest = float(content.max()) if content.size else 0.0
-    return largest or float(values.max()) or None
+    return float(content.max(initial=0)) or float(values.max(initial=0)) or None
 
 
 def react(event: TokenEvent) -> None:
@@ -239,17 +277,20 @@ def locked_token(encoding: Encoding, info: CrosscoderInfo) -> None:
         return
     ids = np.array([entry.latent for entry in found])
     activation = Column("activation", tables.figures([entry.activation for entry in found], "%.3f"))
-    listed(f"token-{token}", f"Latents of token {token}", ids, EVIDENCE, [activation], info)
+    listed(f"token-{token}", f"Latents of token {token}", ids, (), [activation], info)
 
 
 def ranked(top: TopLatents, info: CrosscoderInfo) -> None:
     """The ranked latents; a row colours the tokens by its latent, a head ranks by its figure."""
+    if line := _tables.left_out_line(top):
+        st.caption(f"{line} The switch above lets them in.")
     if not top.entries:
-        st.markdown("No latent fires in this choice. Let template tokens in or raise the frequency.")
+        st.markdown("No latent fires in this choice. Let more tokens in or raise the frequency.")
         return
     ids = np.array([entry.latent for entry in top.entries])
     largest = np.array([entry.max for entry in top.entries])
-    share = 100 * largest / np.maximum(session.atlas(info.name, info.version_id)["max"][ids], 1e-12)
+    own = session.atlas(info.name, info.version_id)["max"][ids]
+    share = 100 * largest / np.where(own > 0, own, np.nan)
     at = [f"{entry.peak_token} {text.visible(top.tokens.pieces[entry.peak_token])}" for entry in top.entries]
     rows = [
         ranking_column("largest", "max", tables.figures(largest, "%.2f"), "Largest activation in the prompt.", top),
@@ -258,7 +299,7 @@ def ranked(top: TopLatents, info: CrosscoderInfo) -> None:
         ranking_column("tokens", "count", [text.count(e.count) for e in top.entries], "Tokens on which it fires.", top),
         ranking_column("of own", "share_of_max", tables.figures(share, "%.0f %%"), OWN_HELP, top),
     ]
-    listed("ranked", "Latents of the prompt", ids, (*EVIDENCE, "frequency"), rows, info)
+    listed("ranked", "Latents of the prompt", ids, ("frequency",), rows, info)
     st.caption(
         f"{len(ids)} of {top.num_latents} latents that fire. A row colours the tokens by its latent; "
         f"largest, sum, tokens and of own rank all {top.num_latents}."
@@ -274,9 +315,10 @@ def ranking_column(head: str, rank: str, cells: Sequence[str], help_: str, top: 
 def listed(
     key: str, label: str, ids: np.ndarray, names: Sequence[str], more: Sequence[Column], info: CrosscoderInfo
 ) -> None:
-    """A table of latents, each a link that colours the tokens by it."""
+    """A table of latents with their evidence and further columns, each a link that colours the tokens by it."""
     columns = session.atlas(info.name, info.version_id)
-    rows = tables.of_latents(ids, columns, names, floor=session.uselessness_floor(info), more=more)
+    shown = (*evidence(columns), *names)
+    rows = tables.of_latents(ids, columns, shown, floor=session.uselessness_floor(info), more=more)
     links = [address.here({"by": latent}) for latent in ids.tolist()]
     by = prompts.decimal(st.query_params.get("by"), -1)
     chosen = int(np.flatnonzero(ids == by)[0]) if by in ids else None

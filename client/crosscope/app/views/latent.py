@@ -5,32 +5,20 @@ import math
 import numpy as np
 import streamlit as st
 
-from crosscope import CrosscoderInfo, ExampleGroup, Latent, LatentScaling, TokenRole
+from crosscope import CrosscoderInfo, Example, ExampleGroup, Latent, LatentScaling, TokenRole
 from crosscope.app import address, charts, panels, prompts, session, tables, text, url
 from crosscope.app.columns import AXES
-from crosscope.app.palette import MODEL_COLOURS
-from crosscope.app.selection import PARAMS, Selection
+from crosscope.app.palette import MODEL_COLOURS, ROLE_COLOURS, ROLE_NAMES
+from crosscope.app.selection import Selection
 from crosscope.app.table_view import Column, table_view
-from crosscope.app.token_view import left_out, strip_of_latent, token_view
-from crosscope.app.views.atlas import order_name
+from crosscope.app.token_view import strip_of_latent, token_view
+from crosscope.app.views.atlas import current, order_name
 
 EXAMPLES_A_PAGE = 10
 MAX_EXAMPLES = 200
 CONTEXTS = (8, 16, 32, 64, 128, 0)
 """Tokens on each side of the peak; 0 is the whole text."""
 GROUPS = {"all": None, "top": "top", "quantiles": "quantile"}
-ROLE_NAMES = {
-    TokenRole.TEXT: "documents",
-    TokenRole.BOS: "BOS",
-    TokenRole.HEADER: "role headers",
-    TokenRole.TURN_END: "turn ends",
-    TokenRole.SYSTEM: "system",
-    TokenRole.USER: "user",
-    TokenRole.ASSISTANT: "assistant",
-    TokenRole.REASONING: "reasoning",
-    TokenRole.TOOL: "tools",
-    TokenRole.PAD: "padding",
-}
 NEUTRAL = "#6b7f8c"
 
 
@@ -41,8 +29,8 @@ def page() -> None:
         session.nothing_published("Latent")
         return
     columns = session.atlas(chosen.name, chosen.version_id)
-    selection = Selection.from_params({name: st.query_params.get_all(name) for name in PARAMS})
-    ids = selection.ids(columns)
+    selection, among = current(chosen, columns)
+    ids = selection.ids(columns, among)
     latent_id = wanted(ids, chosen.num_latents)
     header(latent_id, ids, chosen, selection)
     if latent_id is None:
@@ -127,6 +115,8 @@ def statistics(latent: Latent, info: CrosscoderInfo) -> None:
             ("mean", text.with_error(latent.mean.value, latent.mean.se), "where it fired"),
             ("frequency", text.with_error(latent.frequency.value, latent.frequency.se), "of all tokens"),
             ("cosine", text.number(latent.cosine), "of the decoder rows"),
+            *measured(latent),
+            *([("part", latent.part.replace("_", " "), "of the dictionary")] if latent.part else []),
         ]
     )
     st.subheader("Decoder norms")
@@ -140,7 +130,11 @@ def statistics(latent: Latent, info: CrosscoderInfo) -> None:
     panels.chips(latent.top_tokens)
     for name, found in (("base", latent.logit_tokens_base), ("chat", latent.logit_tokens_chat)):
         st.caption(f"Raised most through the {name} unembedding")
-        panels.chips(found)
+        reason = info.unavailable.get(f"logit_lens_{name}")
+        if reason and not any(found):
+            st.caption(f"Not measured: {text.sentence(reason)}")
+        else:
+            panels.chips(found)
     st.subheader("Share of activation")
     st.caption("by role")
     panels.bars(role_bars(latent, session.bos_left_out(info)), largest=1.0)
@@ -155,18 +149,43 @@ def statistics(latent: Latent, info: CrosscoderInfo) -> None:
     coactive(latent, info)
 
 
+def measured(latent: Latent) -> list[tuple[str, str, str]]:
+    """Its β ratio, and the share of its active tokens that repeat an earlier text, where they were measured."""
+    ratio, share = latent.beta_ratio, latent.repeat_share
+    facts = []
+    if not math.isnan(ratio.value):
+        facts.append(("β ratio", text.with_error(ratio.value, ratio.se), "of base over chat"))
+    if share is not None and not math.isnan(share):
+        facts.append(("repeats", f"{share:.0%}", "of active tokens"))
+    return facts
+
+
+def example_note(example: Example) -> str:
+    """Where an example stands in its group, its strength and length, and for how many texts it stands."""
+    group = "top" if example.group is ExampleGroup.TOP else f"band {example.quantile}"
+    note = f"{group} {example.rank + 1} · max {text.number(example.max)} · {example.num_tokens} tokens"
+    if not example.repeats:
+        return note
+    return f"{note} · stands for {example.repeats:,} more {'text' if example.repeats == 1 else 'texts'}"
+
+
 def role_bars(latent: Latent, bos_left_out: bool) -> list[tuple[str, float, str, str]]:
-    """A bar a role. Where BOS was kept out of the analysis, its bar says that instead of a share of nothing."""
-    bars = [share(ROLE_NAMES[role], latent.role_share(role)) for role in TokenRole]
-    if bos_left_out:
-        at = list(TokenRole).index(TokenRole.BOS)
-        bars[at] = (ROLE_NAMES[TokenRole.BOS], 0.0, "left out by the token policy", NEUTRAL)
+    """A bar a role that the analysis told apart; padding only where something fires on it.
+
+    Where BOS was kept out of the analysis, its bar says that instead of a share of nothing.
+    """
+    told_apart = [role for role in TokenRole if role < len(latent.role_shares)]
+    roles = [role for role in told_apart if role is not TokenRole.PAD or latent.role_share(role) > 0]
+    bars = [share(ROLE_NAMES[role], latent.role_share(role), ROLE_COLOURS[role]) for role in roles]
+    if bos_left_out and TokenRole.BOS in roles:
+        left_out = (ROLE_NAMES[TokenRole.BOS], 0.0, "left out by the token policy", NEUTRAL)
+        bars[roles.index(TokenRole.BOS)] = left_out
     return bars
 
 
-def share(name: str, value: float) -> tuple[str, float, str, str]:
+def share(name: str, value: float, colour: str = NEUTRAL) -> tuple[str, float, str, str]:
     """A bar of a share."""
-    return (name, value, "–" if math.isnan(value) else f"{value:.0%}", NEUTRAL)
+    return (name, value, "–" if math.isnan(value) else f"{value:.0%}", colour)
 
 
 def scaling_table(caption: str, scaling: LatentScaling) -> None:
@@ -184,12 +203,17 @@ def scaling_table(caption: str, scaling: LatentScaling) -> None:
         base, chat = (text.with_error(estimate.value, estimate.se) for estimate in (both.base, both.chat))
         lines.append(f"| {name} | {base} | {chat} |")
     st.markdown("\n".join(lines))
+    if math.isnan(scaling.nu_err.value) and math.isnan(scaling.nu_rec.value):
+        return
     nu_err, nu_rec = (text.with_error(nu.value, nu.se) for nu in (scaling.nu_err, scaling.nu_rec))
     st.markdown(f"ν error {nu_err} · ν reconstruction {nu_rec}")
 
 
 def uselessness(latent: Latent, floor: float) -> None:
-    """Base uselessness in its three definitions."""
+    """Base uselessness in its three definitions; nothing where none is defined, as in a difference dictionary."""
+    scores = (latent.base_uselessness, latent.base_uselessness_ls, latent.base_uselessness_single)
+    if all(value is None for value in scores):
+        return
     st.subheader("Base uselessness")
     panels.facts(
         [
@@ -238,6 +262,12 @@ def histogram(latent: Latent, info: CrosscoderInfo) -> None:
 
 @st.fragment
 def examples(latent: Latent, info: CrosscoderInfo) -> None:
+    """Texts on which it fires; an error stands here, also where only this part is drawn again."""
+    with session.shown_errors():
+        list_examples(latent, info)
+
+
+def list_examples(latent: Latent, info: CrosscoderInfo) -> None:
     """Texts on which it fires, with a choice of group, data set and context width."""
     st.subheader("Examples")
     row = st.container(horizontal=True, vertical_alignment="bottom")
@@ -266,15 +296,15 @@ def examples(latent: Latent, info: CrosscoderInfo) -> None:
             example.positions,
             example.activations,
             title=example.dataset,
-            note=f"{'top' if example.group is ExampleGroup.TOP else f'band {example.quantile}'}"
-            f" {example.rank + 1} · max {text.number(example.max)} · {example.num_tokens} tokens",
+            note=example_note(example),
             token_start=example.token_start,
             num_tokens=example.num_tokens,
             peak=example.peak,
-            left_out=left_out(example.tokens),
         )
         for example in shown
     ]
+    if any(example.repeats for example in shown):
+        st.caption("An example that stands for more texts is one of several with the same words around the peak.")
     event = token_view(
         strips,
         key="examples",

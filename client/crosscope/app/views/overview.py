@@ -1,20 +1,22 @@
 """Overview: what a crosscoder is, how good it is, and where to look first."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import streamlit as st
 
-from crosscope import CrosscoderInfo
+from crosscope import CrosscoderInfo, _tables
 from crosscope.app import address, charts, panels, session, tables, text
-from crosscope.app.columns import AXES, CLASS_OF_NUMBER, EVIDENCE
+from crosscope.app.columns import AXES, CLASS_OF_NUMBER, evidence, is_defined, is_difference
 from crosscope.app.palette import CLASS_NAMES
 from crosscope.app.table_view import Column, table_view
 
 NUM_TELLING = 12
 NUM_PEAKS = 6
 """Tokens that a row of the most telling latents shows."""
-PUBLISHED, ALONE = "base_uselessness", "base_uselessness_single"
+PUBLISHED, ALONE, RATIO = "base_uselessness", "base_uselessness_single", "beta_ratio"
+OPENS = "A row opens its latent."
+REPEATS = "of tokens repeat an earlier text"
 NU_ERR_LIMIT = 0.2
 """Genuinely chat-specific latents lie below it (math §4)."""
 NUM_JOBS = 4
@@ -31,6 +33,8 @@ def page() -> None:
         return
     st.title(chosen.name)
     card(chosen)
+    remarks(chosen)
+    broken()
     with st.container(key="wrap-norms"):
         left, right = st.columns([3, 2], gap="large")
     with left:
@@ -49,6 +53,7 @@ def page() -> None:
 def nothing_yet() -> None:
     """The page before anything is published."""
     st.title("No crosscoder yet")
+    broken()
     with session.shown_errors():
         jobs = session.jobs()
         if any(not job.state.is_over for job in jobs):
@@ -83,7 +88,9 @@ def card(info: CrosscoderInfo) -> None:
             *_fve(metrics),
             *_recovered(metrics),
             ("L0", text.number(metrics.get("l0")), "latents a token"),
+            *_threshold(info),
             ("dead", f"{metrics['dead_share']:.1%}" if "dead_share" in metrics else "–", "of all latents"),
+            *_shares(metrics),
             ("latents", text.count(info.num_latents)),
             ("pair", info.pair, f"layer {info.layer}"),
             ("variant", info.variant, "width " + " · ".join(str(width) for width in dict.fromkeys(info.d_model))),
@@ -95,11 +102,32 @@ def card(info: CrosscoderInfo) -> None:
         st.json(session.manifest(info), expanded=1)
 
 
-def _fve(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Fractions of variance explained: of both models, or of their difference where that is all that is rebuilt."""
-    if "fve_difference" in metrics:
-        return [("FVE difference", text.number(metrics["fve_difference"]))]
-    return [(f"FVE {model}", text.number(metrics.get(f"fve_{model}"))) for model in ("base", "chat")]
+def _fve(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
+    """Fractions of variance explained, of inliers where they were told apart; of what the dictionary rebuilds."""
+    rebuilt = ("difference",) if "fve_difference" in metrics else ("base", "chat")
+    facts = []
+    for name in rebuilt:
+        if (headline := _tables.inlier_fve(metrics, name)) is not None:
+            inliers = f"fve_{name}_inliers" in metrics
+            remark = f"{text.number(metrics.get(f'fve_{name}'))} of all tokens" if inliers else ""
+            facts.append((f"FVE {name}, inliers" if inliers else f"FVE {name}", text.number(headline), remark))
+    return facts
+
+
+def _threshold(info: CrosscoderInfo) -> list[tuple[str, str, str]]:
+    """The threshold of inference, beside the running one of training where both were recorded."""
+    metrics = info.metrics
+    threshold = metrics.get("threshold", session.manifest(info).get("threshold"))
+    if threshold is None:
+        return []
+    running = metrics.get("threshold_running")
+    return [("threshold", text.number(threshold), f"{text.number(running)} in training" if running else "")]
+
+
+def _shares(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
+    """Shares of the tokens that are outliers or repeat an earlier text, where they were measured."""
+    shares = (("outliers", "outlier_share", "of tokens, by norm"), ("repeats", "repeat_share", REPEATS))
+    return [(name, f"{metrics[metric]:.1%}", remark) for name, metric, remark in shares if metric in metrics]
 
 
 def _recovered(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
@@ -110,10 +138,30 @@ def _recovered(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
     return [("KL recovered", chat, f"in chat; {base} in base")]
 
 
+def remarks(info: CrosscoderInfo) -> None:
+    """What training and analysis lost of the data, found unusual, assumed, or could not measure; a sentence each."""
+    manifest = session.manifest(info)
+    sentences = [*info.left_out, *manifest.get("warnings", ()), *manifest.get("notes", ())]
+    sentences += [f"No {name.replace('_', ' ')}: {reason}" for name, reason in info.unavailable.items()]
+    if sentences:
+        st.subheader("What to know")
+        st.markdown("\n".join(f"- {text.sentence(said)}" for said in sentences))
+
+
+def broken() -> None:
+    """The crosscoders that the server cannot read, each with the reason."""
+    for info in session.broken():
+        st.warning(f"**{text.plain(info.name)}** cannot be read: {text.sentence(info.broken)}")
+
+
 def norms(info: CrosscoderInfo) -> None:
     """Histogram of relative norms; a click on a bar opens the atlas there."""
     st.subheader("Relative norm")
     columns = session.atlas(info.name, info.version_id)
+    if not is_defined(columns, "rel_norm"):
+        st.markdown("No latent has one: the decoder rows of this dictionary are those of one side alone.")
+        session.link("atlas", "All latents in the atlas", crosscoder=info.name)
+        return
     figure = charts.relative_norms(columns["rel_norm"], columns["latent_class"])
     alt = "Histogram of the relative norm of all latents, in class colours"
     panels.plot(figure, NORMS, alt)
@@ -125,15 +173,31 @@ def telling(info: CrosscoderInfo) -> None:
     """Latents that the base model has the least use for and does not hide."""
     st.subheader("Most telling latents")
     columns = session.atlas(info.name, info.version_id)
-    by = PUBLISHED if np.isfinite(columns[PUBLISHED]).any() else ALONE
+    if is_difference(columns):
+        st.caption(f"By {AXES[RATIO].name}, nearest to 0 first: chat uses them and base does not. {OPENS}")
+        ids, about = nearest_to_zero(columns), {"order": RATIO}
+        listed(info, ids, columns, evidence(columns), about)
+        return
+    by = PUBLISHED if is_defined(columns, PUBLISHED) else ALONE
     ids = most_telling(columns, by)
     if not len(ids):
         st.markdown(f"No latent has a base uselessness and ν error below {NU_ERR_LIMIT}.")
         return
-    st.caption(f"By {AXES[by].name}; only latents with ν error below {NU_ERR_LIMIT}. A row opens its latent.")
+    st.caption(f"By {AXES[by].name}; only latents with ν error below {NU_ERR_LIMIT}. {OPENS}")
+    names = (by, *(name for name in evidence(columns) if name != ALONE))
+    listed(info, ids, columns, names, {"order": f"-{by}", "nu_err": NU_ERR_LIMIT})
+
+
+def listed(
+    info: CrosscoderInfo,
+    ids: np.ndarray,
+    columns: Mapping[str, np.ndarray],
+    names: Sequence[str],
+    about: Mapping[str, object],
+) -> None:
+    """The most telling latents as a table; `about` is the set and the order that a row's link carries."""
     peaks = [session.latent(info.name, info.version_id, int(latent)).top_tokens[:NUM_PEAKS] for latent in ids]
     tokens = ["  ".join(map(text.visible, peak)) for peak in peaks]
-    names = (by, *(name for name in EVIDENCE if name != ALONE))
     rows = tables.of_latents(
         ids,
         columns,
@@ -141,8 +205,7 @@ def telling(info: CrosscoderInfo) -> None:
         floor=session.uselessness_floor(info),
         more=[Column("tokens at its peaks", tokens, "Of its strongest examples, most frequent first.", is_text=True)],
     )
-    about = {"crosscoder": info.name, "order": f"-{by}", "nu_err": NU_ERR_LIMIT}
-    links = [address.href("latent", {**about, "latent": latent}) for latent in ids.tolist()]
+    links = [address.href("latent", {"crosscoder": info.name, **about, "latent": latent}) for latent in ids.tolist()]
     table_view("telling", "Most telling latents", rows, links)
 
 
@@ -150,6 +213,12 @@ def most_telling(columns: Mapping[str, np.ndarray], by: str) -> np.ndarray:
     """The NUM_TELLING latents of highest `by` among those with a small ν error."""
     fitting = np.flatnonzero(np.isfinite(columns[by]) & (columns["nu_err"] < NU_ERR_LIMIT))
     return fitting[np.argsort(-columns[by][fitting], kind="stable")][:NUM_TELLING]
+
+
+def nearest_to_zero(columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The NUM_TELLING latents whose β ratio is nearest to 0 (math §6)."""
+    fitting = np.flatnonzero(np.isfinite(columns[RATIO]))
+    return fitting[np.argsort(np.abs(columns[RATIO][fitting]), kind="stable")][:NUM_TELLING]
 
 
 def classes(info: CrosscoderInfo) -> None:
@@ -161,10 +230,12 @@ def classes(info: CrosscoderInfo) -> None:
         for name in CLASS_OF_NUMBER[1:]
     ]
     panels.bars([(label, size, text, panels.CLASS_COLOURS[name]) for label, size, text, name in rows], largest=total)
-    st.caption("By relative norm alone; a latent's page shows what the label rests on.")
+    columns = session.atlas(info.name, info.version_id)
+    by = AXES[RATIO if is_difference(columns) else "rel_norm"].name
+    st.caption(f"By {by} alone; a latent's page shows what the label rests on.")
     if info.class_counts.get("chat_only"):
         session.link("atlas", "Chat-only latents in the atlas", crosscoder=info.name, classes=["chat_only"])
-    else:
+    elif is_defined(columns, "rel_norm"):
         session.link("atlas", "Highest relative norms in the atlas", crosscoder=info.name, order="-rel_norm")
 
 
