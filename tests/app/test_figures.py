@@ -129,9 +129,12 @@ def test_difference_dictionary_is_read_by_its_ratio(difference: str, open_page: 
     expect(page.get_by_role("link", name=last, exact=True)).to_be_visible()
     page.locator('[data-testid="stSidebar"]').get_by_role("link", name="Atlas").click()
     expect(page.get_by_text("β ratio, lowest first")).to_be_visible()
+    expect(page.get_by_role("columnheader", name="β ratio ↑")).to_be_visible()
     assert page.locator("thead th").all_inner_texts()[:3] == ["latent", "class", "β ratio ↑"]
     page.get_by_role("link", name=last, exact=True).click()
     expect(page.locator(".xs-evidence")).to_contain_text("β ratio 0.1 ± 0.02")
     expect(page.locator(".xs-evidence")).not_to_contain_text("relative norm")
     page = open_page(difference.format("atlas") + "&order=-rel_norm")
     expect(page.get_by_text("None of these latents has a relative norm")).to_contain_text("They have")
+    page.get_by_role("slider", name="ν error at most").press("ArrowLeft")
+    expect(page.get_by_text("No latent of difference has a ν error, so none meets these conditions")).to_be_visible()

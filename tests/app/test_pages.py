@@ -231,3 +231,8 @@ def test_jobs_are_checked_submitted_and_cancelled(stack: Stack, open_page: OpenP
     page.get_by_role("button", name="Cancel").click()
     expect(page.get_by_text("my-crosscoder · crosscoder · cancelled")).to_be_visible()
     settle(page)
+    page.get_by_role("button", name="Retry from its checkpoints").click()
+    expect(page.get_by_text("my-crosscoder · crosscoder · queued")).to_be_visible()
+    settle(page)
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_text("my-crosscoder · crosscoder · cancelled")).to_be_visible()
