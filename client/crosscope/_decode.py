@@ -59,7 +59,7 @@ def _losses(manifest_json: str) -> dict[str, Any]:
     """Counts of texts in a manifest; those that an older version or another program left out are not there."""
     try:
         manifest = json.loads(manifest_json or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):  # of a broken crosscoder
         return {}
     if not isinstance(manifest, dict):
         return {}

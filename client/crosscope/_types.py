@@ -135,7 +135,7 @@ class CrosscoderInfo:
     @property
     def unavailable(self) -> Mapping[str, str]:
         """Why something was not measured, by its name: "logit_lens_chat", say."""
-        return json.loads(self.manifest_json or "{}").get("unavailable", {})
+        return {} if self.broken else json.loads(self.manifest_json or "{}").get("unavailable", {})
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,8 @@ LATENTS = "latents.parquet"
 SEQUENCES = "sequences.parquet"
 EXAMPLES = "examples"
 PAIR_MANIFEST = "pair.json"
+OWN_FOLDERS = ("queue", "cache", "logs")
+"""Below the home: what the processes keep for themselves. No recipe reads it."""
 
 EXAMPLE_PARTS = 16
 """Number of example files; latents are divided among them in contiguous, equal ranges."""

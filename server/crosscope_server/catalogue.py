@@ -6,8 +6,10 @@ latest few are kept. Knows nothing about protobuf. The artefact folder may chang
 
 import asyncio
 import contextlib
+import errno
 import os
 import re
+import stat
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -142,11 +144,11 @@ class Catalogue:
         try:
             if not _NAME.fullmatch(name):
                 raise FileNotFoundError
-            stat = path.stat()
-            seen = stat.st_mtime_ns, stat.st_ino
+            found = path.stat()
+            seen = found.st_mtime_ns, found.st_ino
             if (known := self._current.get(name)) is not None and known[0] == seen:
                 return known[1]
-            version_id = path.read_text().strip()
+            version_id = _read_regular(path).decode().strip()
         except (FileNotFoundError, NotADirectoryError) as error:
             self._current.pop(name, None)
             there = ", ".join(self.names())
@@ -180,7 +182,7 @@ class Catalogue:
         version_id = manifest_json = ""
         with contextlib.suppress(CallError, OSError, UnicodeDecodeError):
             version_id = self.current(name)
-            data = (self._folder(name, version_id) / layout.MANIFEST).read_bytes()
+            data = _read_regular(self._folder(name, version_id) / layout.MANIFEST)
             manifest_json = data.decode() if len(data) <= MAX_BYTES else ""
         return Broken(shown, version_id, sentence, manifest_json)
 
@@ -266,7 +268,7 @@ def _read_card(folder: Path, name: str) -> Card:
     """The card of a version's folder, which must be that of a version of `name`. Raises BrokenArtefact."""
     path = folder / layout.MANIFEST
     try:
-        data = path.read_bytes()
+        data = _read_regular(path)
         manifest = parse_manifest(data)
     except FileNotFoundError as error:
         raise BrokenArtefact(f"{path} is missing; publish the crosscoder again") from error
@@ -278,3 +280,11 @@ def _read_card(folder: Path, name: str) -> Card:
         if found != expected:
             raise BrokenArtefact(f"{path}: {what} is {found!r}, but its folder is called {expected!r}; make them equal")
     return Card(TableFolder(folder, manifest.hashes), manifest, data.decode())
+
+
+def _read_regular(path: Path) -> bytes:
+    """A file's bytes. Raises OSError, also for a pipe or a device, which might never end or let every list wait."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        return file.read()

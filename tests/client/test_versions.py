@@ -161,3 +161,21 @@ def test_a_broken_crosscoder_is_listed_with_its_reason_and_asks_fail(published, 
         assert f"hurt is broken: {says}" in err
     assert run(["crosscoders", "--json"]) == 0
     assert [info["broken"].startswith(says) for info in json.loads(capsys.readouterr().out)][-1]
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, '{"skipped": ' * 50_000, "\ufeff{", "9" * 5000])
+def test_a_list_is_read_whatever_a_broken_manifest_holds(published, monkeypatch, capsys, text: str) -> None:
+    home, address = published
+    name = f"unread-{len(text)}"
+    manifest = write_crosscoder(home, name, 40)
+    (Path(layout.version_folder(home, name, manifest.version_id)) / layout.MANIFEST).write_text(text)
+    with Client(address) as client:
+        info = next(handle.info for handle in client.crosscoders() if handle.name == name)
+    assert "crosscoder.json" in info.broken
+    assert (info.left_out, info.unavailable) == ([], {})
+    monkeypatch.setenv("CROSSCOPE_ADDRESS", address)
+    assert run(["crosscoders"]) == 0
+    out, err = capsys.readouterr()
+    assert "first-of-all" in out
+    assert f"{name} is broken: " in err
+    shutil.rmtree(layout.crosscoder_folder(home, name))

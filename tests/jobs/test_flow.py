@@ -213,6 +213,14 @@ def test_jobs_are_listed_newest_first(rig: Rig) -> None:
     rig.wait(made[-1])
 
 
+def test_a_job_of_before_its_share_was_recorded_is_done(rig: Rig) -> None:
+    made = rig.wait(rig.submit("of-before").id)
+    client = redis.Redis(unix_socket_path=str(rig.socket))
+    assert client.hdel(keys.job_key(made.id), "total_fraction") == 1
+    client.close()
+    assert rig.jobs.GetJob(jobs_pb2.GetJobRequest(id=made.id)).job.total_fraction == 1
+
+
 def test_bad_requests(rig: Rig) -> None:
     def code(call: Callable[..., object], *arguments: object) -> tuple[grpc.StatusCode, str | None]:
         with pytest.raises(grpc.RpcError) as refused:

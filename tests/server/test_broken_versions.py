@@ -1,8 +1,10 @@
 """A version that is damaged is listed with the reason, answers DATA_LOSS, and takes nothing else with it."""
 
+import asyncio
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -193,6 +195,23 @@ async def test_folders_that_are_no_crosscoders_are_listed_with_the_reason(tmp_pa
     assert "does not hold a version id, but '../../whole'" in listed["two"].broken
     assert listed["three"].broken
     assert "cannot be read" in listed["four"].broken
+
+
+async def test_a_pipe_or_a_device_in_a_files_place_lets_no_list_wait(tmp_path: Path):
+    write_crosscoder(tmp_path, "whole", 40)
+    folder = tmp_path / "crosscoders"
+    (folder / "pipe").mkdir()
+    os.mkfifo(folder / "pipe" / layout.CURRENT)
+    for name in ("deep", "endless"):
+        version = Path(layout.version_folder(tmp_path, name, "v1"))
+        version.mkdir(parents=True)
+        (folder / name / layout.CURRENT).write_text("v1")
+    os.mkfifo(folder / "deep/versions/v1" / layout.MANIFEST)
+    (folder / "endless/versions/v1" / layout.MANIFEST).symlink_to("/dev/zero")
+    listed = await asyncio.wait_for(Asked(tmp_path).listed(), 10)
+    assert list(listed) == ["whole", "deep", "endless", "pipe"]
+    for name in ("deep", "endless", "pipe"):
+        assert listed[name].broken.endswith("it is no regular file")
 
 
 def tables(manifest: CrosscoderManifest) -> Iterator[tuple[str, tuple[layout.Column, ...], str]]:

@@ -126,6 +126,17 @@ def test_what_cannot_do_what_it_is_meant_for_is_warned_of(home: Path, training: 
     assert sentence in " | ".join(plan(recipe, check(recipe, home), home)[1])
 
 
+def test_nothing_is_said_of_what_the_processes_keep_for_themselves(home: Path) -> None:
+    (home / "logs").mkdir()
+    (home / "logs" / "server.log").write_text('{"secret": "here"}\n')
+    for path in ("logs/server.log", "logs/none.log", "logs/*"):
+        found = check(changed(data_0={"path": path}), home)
+        assert found.violations == []
+        assert [f"data.0.path is not checked: {path} lies outside the folders that the server may look into"] == [
+            warning for warning in found.warnings if "data.0" in warning
+        ]
+
+
 def test_nothing_is_said_of_what_lies_elsewhere(home: Path, tmp_path: Path) -> None:
     """Neither that it exists nor that it does not, however it is reached."""
     private = tmp_path / "private"

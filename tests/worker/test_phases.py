@@ -4,7 +4,8 @@ import threading
 
 import pytest
 
-from crosscope_worker.phases import Phase, loading
+from crosscope_proto.specs import TrainingSpec
+from crosscope_worker.phases import Phase, TrainingProgress, loading
 from crosscope_worker.work import Cancelled
 
 
@@ -42,3 +43,21 @@ def test_loading_moves_and_ends_with_what_it_is_about() -> None:
     assert told[1][2].startswith("loading the pair p: ")
     assert "of about 10 MB after 1 s" in told[1][2]
     assert "loading" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_small_buffer_is_filled_from_a_whole_window() -> None:
+    """The models read a window at a time: the stage moves until they have, and is not full at the first forward."""
+    told: list[tuple[str, float, str]] = []
+
+    def note(stage: str, fraction: float, message: str = "", **_: object) -> None:
+        told.append((stage, fraction, message))
+
+    following = TrainingProgress(note, TrainingSpec(buffer_tokens=4096, batch_size=512), window=65536)
+    following.begin()
+    for _ in range(8):
+        following.tick(8192)
+    assert [share for _, share, _ in told[1:]] == [step / 8 for step in range(9)]
+    assert all("of 65536 tokens" in message for _, _, message in told[1:])
+    two_windows = TrainingProgress(note, TrainingSpec(buffer_tokens=65537), window=65536)
+    two_windows.tick(65536)
+    assert told[-1][1] == 0.5

@@ -14,6 +14,7 @@ from crosscope_worker.pair import Pair
 from crosscope_worker.roots import RootError, Roots, check_pair_folders
 from crosscope_worker.texts import DataError, TextStream
 from crosscope_worker.tokens import TextTokenizer
+from crosscope_worker.work import Workspace
 
 OUTSIDE = r"lies outside the folders that jobs may read; they are .*home.*CROSSCOPE_WORKER_DATA_ROOTS .*--data-root"
 NEVER = "is never read: what lies below /proc, /sys, /dev is no data"
@@ -102,6 +103,20 @@ def test_the_folder_of_a_submission_is_read_if_its_owner_allows_it(stream, tiny_
         stream(spec, folders=(private,))
     assert read(stream(spec, private, folders=(private,)), tiny_pair) == ["mine"]
     assert read(stream(TEXT, private, folders=(private,)), tiny_pair) == ["home"], "the home comes first"
+
+
+@pytest.mark.parametrize("path", ["logs/server.log", "queue/*", "q*/a.aof", "link", "pairs/../cache/lock"])
+def test_what_the_processes_keep_for_themselves_is_no_data(home: Path, path: str) -> None:
+    """Logs hold tracebacks and the queue all records: neither comes back through examples."""
+    for name in ("logs/server.log", "queue/a.aof", "cache/lock"):
+        (home / name).parent.mkdir()
+        (home / name).write_text("private\n")
+    (home / "pairs").mkdir()
+    (home / "link").symlink_to(home / "logs/server.log")
+    roots = Workspace(home, home / "jobs/1", lambda: None, data_roots=(home / "logs",)).roots
+    with pytest.raises(RootError, match=r"is never read: .*/queue, .*/cache, .*/logs are crosscope's own"):
+        roots.files(home, path)
+    assert [found.name for found in roots.files(home, "a.txt")] == ["a.txt"]
 
 
 def test_only_regular_files_are_opened(home: Path) -> None:

@@ -6,6 +6,7 @@ import torch
 
 from crosscope_proto.artefacts import CrosscoderManifest
 from crosscope_proto.recipe import CrosscoderRecipe
+from crosscope_worker.harvest import TOKENS_PER_FORWARD, WINDOW_FORWARDS
 from crosscope_worker.measure import Material, Trained, already_published, brief, keep, measure_and_publish
 from crosscope_worker.phases import TrainingProgress
 from crosscope_worker.sources import norms_of, open_source
@@ -31,7 +32,7 @@ def make_crosscoder(recipe: CrosscoderRecipe, workspace: Workspace, progress: Pr
         progress("cache", 0.0, message)
 
     hashes = {**material.hashes, "chat_template": material.tokenizer.template.settings_hash}
-    following = TrainingProgress(progress, recipe.training)
+    following = TrainingProgress(progress, recipe.training, WINDOW_FORWARDS * TOKENS_PER_FORWARD)
     source = open_source(recipe, texts, material.activations, workspace.home, hashes, tell, following)
     suggestion = faster_dtype(recipe, sum(material.pair.d_model), workspace.device)
     following.begin(suggestion)

@@ -104,9 +104,11 @@ class Following:
 class TrainingProgress(Following):
     """The Progress of a training: what is read before its first step fills the shuffle buffer, a stage of its own."""
 
-    def __init__(self, progress: Progress, training: TrainingSpec) -> None:
+    def __init__(self, progress: Progress, training: TrainingSpec, window: int) -> None:
+        """`window`: about how many tokens both models read at a time, of which the buffer takes what it needs."""
         super().__init__(progress, "fill")
-        self._capacity = max(training.buffer_tokens, 2 * training.batch_size)
+        wanted = max(training.buffer_tokens, 2 * training.batch_size)
+        self._capacity = -(-wanted // window) * window
         self._end = "" if training.max_steps is None else f" of {training.max_steps}"
         self._filling: Phase | None = None
 

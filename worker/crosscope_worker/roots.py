@@ -26,9 +26,11 @@ class RootError(ValueError):
 class Roots:
     """The folders below which jobs may read."""
 
-    def __init__(self, folders: Sequence[Path]) -> None:
+    def __init__(self, folders: Sequence[Path], closed: Sequence[Path] = ()) -> None:
+        """`closed` are folders that are never read, whatever the others are."""
         self.folders = tuple(dict.fromkeys(folder.expanduser().resolve() for folder in folders))
         """Absolute, without symlinks."""
+        self._closed = tuple(folder.resolve() for folder in closed)
 
     def allows(self, path: Path) -> bool:
         """Whether what `path` leads to lies in one of the folders. It need not exist."""
@@ -46,6 +48,8 @@ class Roots:
         found = _resolved(path)
         if any(found.is_relative_to(never) for never in _NEVER):
             raise RootError(f"{path} is never read: what lies below {', '.join(map(str, _NEVER))} is no data")
+        if any(map(found.is_relative_to, self._closed)):
+            raise RootError(f"{path} is never read: {', '.join(map(str, self._closed))} are crosscope's own, no data")
         if not any(map(found.is_relative_to, self.folders)):
             leads = "" if found == path else f" (it leads to {found})"
             raise RootError(f"{path}{leads} lies outside the folders that jobs may read; {self.advice()}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from crosscope_proto.artefacts import CrosscoderManifest, PairManifest
+from crosscope_proto.artefacts import OWN_FOLDERS, CrosscoderManifest, PairManifest
 from crosscope_worker.disk import sync
 from crosscope_worker.roots import Roots
 
@@ -81,7 +81,7 @@ class Workspace:
     @property
     def roots(self) -> Roots:
         """What a recipe may have read."""
-        return Roots((self.home, *self.data_roots))
+        return Roots((self.home, *self.data_roots), [self.home / name for name in OWN_FOLDERS])
 
     @property
     def checkpoints(self) -> Path:

@@ -150,6 +150,6 @@ def _crosscoders(home: Path) -> Finding:
 def _is_json(path: Path) -> bool:
     try:
         json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return True

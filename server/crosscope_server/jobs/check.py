@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from crosscope_proto.artefacts import PAIR_MANIFEST, pair_folder
+from crosscope_proto.artefacts import OWN_FOLDERS, PAIR_MANIFEST, pair_folder
 from crosscope_proto.recipe import CrosscoderRecipe, DemoPairRecipe, PublishedRecipe, Recipe
 from crosscope_proto.specs import DataSpec
 from crosscope_server.errors import Violation
@@ -47,7 +47,8 @@ def check(recipe: Recipe, home: Path, roots: Sequence[Path] = (), *, after_other
     found = Material()
     if isinstance(recipe, DemoPairRecipe):
         return found
-    looker = _Looker(recipe, home, Roots(home, *roots), found, after_others)
+    may_look = Roots((home, *roots), [home / name for name in OWN_FOLDERS])
+    looker = _Looker(recipe, home, may_look, found, after_others)
     steps: list[tuple[str, Callable[[], None]]] = [("pair", looker.pair)]
     steps += [(f"data.{i}", partial(looker.data, f"data.{i}", spec)) for i, spec in enumerate(recipe.data)]
     if isinstance(recipe, PublishedRecipe):

@@ -35,8 +35,10 @@ def is_hub_id(text: str) -> bool:
 class Roots:
     """The folders below which the server may look."""
 
-    def __init__(self, *folders: Path) -> None:
+    def __init__(self, folders: Sequence[Path], closed: Sequence[Path] = ()) -> None:
+        """`closed` are folders into which it never looks, whatever the others are."""
         self._folders = [folder.resolve() for folder in folders]
+        self._closed = [folder.resolve() for folder in closed]
 
     def allow(self, path: Path) -> bool:
         """Whether a path, with every link followed, lies below a root."""
@@ -44,7 +46,7 @@ class Roots:
             found = path.resolve()
         except (OSError, RuntimeError):  # links in a circle
             return False
-        return any(found.is_relative_to(folder) for folder in self._folders)
+        return any(map(found.is_relative_to, self._folders)) and not any(map(found.is_relative_to, self._closed))
 
 
 @dataclass(frozen=True)

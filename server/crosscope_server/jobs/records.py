@@ -202,6 +202,8 @@ def _record_keys(job_id: str) -> list[str]:
 def _record(job_id: str, fields: dict[str, str], metrics: dict[str, str], stages: dict[str, str]) -> JobRecord:
     texts = {name: fields.get(name, "") for name in job_record.TEXT_FIELDS}
     numbers = {name: float(fields.get(name) or 0) for name in job_record.NUMBER_FIELDS if name != "crashes"}
+    if texts["end"] == job_record.SUCCEEDED:
+        numbers["total_fraction"] = 1.0  # Jobs of before it was recorded have done all of theirs, too.
     return JobRecord(
         id=job_id,
         after=tuple(json.loads(fields.get(job_record.AFTER, "[]"))),
