@@ -22,6 +22,14 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file beside, syncs it, and renames it into place: it is there whole or as it was before."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text, "utf-8")
+    sync(beside)
+    beside.replace(path)
+
+
 def sha256(path: Path, tick: Tick = idle_tick) -> str:
     """Hash of a file's content; `tick` hears of the bytes as they are read, at least each second."""
     digest = hashlib.sha256()

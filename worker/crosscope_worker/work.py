@@ -4,14 +4,13 @@ A job is a plain function `(recipe, workspace, progress) -> manifest` (see jobs/
 """
 
 import datetime
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from crosscope_proto.artefacts import OWN_FOLDERS, CrosscoderManifest, PairManifest
-from crosscope_worker.disk import sync
+from crosscope_worker.disk import write_whole
 from crosscope_worker.roots import Roots
 
 Manifest = CrosscoderManifest | PairManifest
@@ -100,10 +99,7 @@ class Workspace:
             pass  # none yet, or a machine that died while it was written
         self.folder.mkdir(parents=True, exist_ok=True)
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        beside.write_text(f"{today}\n", "utf-8")
-        sync(beside)
-        beside.replace(path)
+        write_whole(path, f"{today}\n")
         return today
 
 

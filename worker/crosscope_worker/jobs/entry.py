@@ -21,7 +21,7 @@ from crosscope_proto import job_record
 from crosscope_proto.artefacts import CrosscoderManifest, job_folder
 from crosscope_proto.left_out import left_out
 from crosscope_proto.recipe import RecipeError, parse_recipe
-from crosscope_worker.disk import is_no_room
+from crosscope_worker.disk import is_no_room, write_whole
 from crosscope_worker.jobs.claim import MAX_MESSAGE, Claim, QueueAway
 from crosscope_worker.jobs.journal import JOURNAL, Journal
 from crosscope_worker.jobs.kinds import load_kind
@@ -189,7 +189,7 @@ def _keep_result(folder: Path, manifest: Manifest) -> dict[str, str]:
         done = f"Done; {'; '.join(lost)}." if lost else DONE
         result |= {"version_id": manifest.version_id, "message": " ".join([done, *manifest.warnings])}
     try:
-        _write_whole(folder / RESULT, json.dumps(result))
+        write_whole(folder / RESULT, json.dumps(result))
     except OSError as error:  # it is published all the same
         sys.stderr.write(f"crosscope: cannot write {folder / RESULT}: {error.strerror}\n")
     return result
@@ -197,16 +197,7 @@ def _keep_result(folder: Path, manifest: Manifest) -> dict[str, str]:
 
 def _keep_recipe(folder: Path, text: str) -> None:
     if not (folder / "recipe.yaml").exists():
-        _write_whole(folder / "recipe.yaml", text)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+        write_whole(folder / "recipe.yaml", text)
 
 
 def main() -> int:
