@@ -1,11 +1,12 @@
 """Every page in a real browser, against a real server with planted artefacts."""
 
+import contextlib
 import json
 import re
 from urllib.parse import quote
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from tests.app.stack import NUM_LATENTS, OpenPage, Stack, settle
 
@@ -116,15 +117,28 @@ def test_drag_in_the_atlas_chooses_and_a_click_opens_a_latent_of_the_set(stack: 
     page.get_by_role("button", name="Clear the area").click()
     expect(page).not_to_have_url(re.compile("area="))
     settle(page)
-    latent, x, y = chart.evaluate(PLACES)[0]
-    page.mouse.move(x, y)
-    expect(chart.locator(".hovertext")).to_contain_text(f"latent {latent}")
+    latent, x, y = _hover(page, chart)
     page.mouse.click(x, y)
     expect(page.locator("h1")).to_have_text(f"Latent {latent}")
     expect(page).to_have_url(re.compile("classes=base_only"))
     settle(page)
     page.get_by_role("button", name="Next").click()
     expect(page.locator("h1")).not_to_have_text(f"Latent {latent}")
+
+
+def _hover(page: Page, chart: Locator) -> tuple[int, float, float]:
+    """Moves the mouse to the first point until the chart names its latent; returns the latent and the place.
+
+    A chart that is drawn again drops its label, and says nothing to a mouse that stands still.
+    """
+    for _ in range(30):
+        latent, x, y = chart.evaluate(PLACES)[0]
+        page.mouse.move(x + 40, y + 40)
+        page.mouse.move(x, y, steps=2)
+        with contextlib.suppress(AssertionError):
+            expect(chart.locator(".hovertext")).to_contain_text(f"latent {latent}", timeout=1000)
+            return latent, x, y
+    raise AssertionError(f"the chart names no latent at {x}, {y}")
 
 
 def test_latent_shows_class_evidence_and_examples_of_the_server(stack: Stack, open_page: OpenPage) -> None:
