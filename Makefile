@@ -60,7 +60,7 @@ peers: $(DEV) ## Measure a training step against published trainers, which it in
 	@$(BIN)/python -m bench --only peers $(ARGS)
 
 truth: $(RUN) ## Train on planted latents and score what is found (ARGS="--seeds 1 --steps 1500": a quick one)
-	@$(BIN)/python -m crosscope_worker.truth $(ARGS)
+	@$(BIN)/python -m bench.truth $(ARGS)
 
 lock: $(DEV) ## Resolve the dependencies anew and write the lock files
 	@$(BIN)/python scripts/lock.py

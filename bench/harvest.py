@@ -21,10 +21,10 @@ from bench.rows import Figure, Row, Target
 from crosscope_proto.artefacts import PairManifest
 from crosscope_proto.roles import TokenRole
 from crosscope_proto.specs import TokenPolicy
-from crosscope_worker.activations import PairActivations
-from crosscope_worker.harvest import harvest
-from crosscope_worker.pair import Pair
-from crosscope_worker.texts import Text
+from crosscope_worker.data.harvest import harvest
+from crosscope_worker.data.texts import Text
+from crosscope_worker.models.activations import PairActivations
+from crosscope_worker.models.pair import Pair
 
 KEEP_ALL = TokenPolicy(skip_bos=False, max_norm_ratio=None)
 """So that kept tokens are the tokens that a bare forward runs on."""

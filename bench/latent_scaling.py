@@ -22,8 +22,8 @@ from crosscope_worker.analysis.intake import blocks
 from crosscope_worker.analysis.moments import Moments
 from crosscope_worker.analysis.scaling import directions as decoder_products
 from crosscope_worker.analysis.scaling import estimates
-from crosscope_worker.crosscoder import Crosscoder
-from crosscope_worker.harvest import Harvest
+from crosscope_worker.data.harvest import Harvest
+from crosscope_worker.dictionary.crosscoder import Crosscoder
 
 TARGETS = tuple((target, side) for target in ("act", "act_no_bias", "rec", "err") for side in (BASE, CHAT))
 BATCH = 1024

@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from crosscope_proto.roles import TokenRole
-from crosscope_worker.crosscoder import Crosscoder
-from crosscope_worker.harvest import Harvest
-from crosscope_worker.texts import Text
+from crosscope_worker.data.harvest import Harvest
+from crosscope_worker.data.texts import Text
+from crosscope_worker.dictionary.crosscoder import Crosscoder
 
 DATASETS = ("documents", "chats")
 VOCAB_SIZE = 1000

@@ -77,7 +77,7 @@ def analysis() -> dict[str, Callable[[], Found]]:
     """All tables of some texts, without the logit lens, in three sizes."""
     from bench.material import DATASETS, QUICK, AnalysisSizes, crosscoder, held_out, tokenizer
     from crosscope_worker.analysis.run import analyse
-    from crosscope_worker.tokens import TextTokenizer
+    from crosscope_worker.tokenizer.tokens import TextTokenizer
     from crosscope_worker.work import silent
 
     def work(sizes: AnalysisSizes) -> Found:

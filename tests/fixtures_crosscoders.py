@@ -3,7 +3,7 @@
 import torch
 
 from crosscope_proto.artefacts import CrosscoderManifest, PairManifest
-from crosscope_worker.crosscoder import Crosscoder
+from crosscope_worker.dictionary.crosscoder import Crosscoder
 
 
 def make_crosscoder(d_model=(3, 5), latents=11, seed=0, **options) -> Crosscoder:

@@ -5,12 +5,9 @@ import math
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where `make bench` runs
 
 from bench.__main__ import BENCHES
 from bench.measure import Ratio, interleave

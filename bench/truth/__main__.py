@@ -8,9 +8,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from crosscope_worker.truth.planted import PlantedSpec
-from crosscope_worker.truth.report import VARIANTS, read_results, report, table
-from crosscope_worker.truth.run import Sizes
+from bench.truth.planted import PlantedSpec
+from bench.truth.report import VARIANTS, read_results, report, table
+from bench.truth.run import Sizes
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

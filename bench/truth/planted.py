@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from crosscope_proto.roles import TokenRole
-from crosscope_worker.harvest import Harvest
-from crosscope_worker.sparse import SparseCode, decode_pairs, places
-from crosscope_worker.texts import Text
+from crosscope_worker.data.harvest import Harvest
+from crosscope_worker.data.texts import Text
+from crosscope_worker.dictionary.sparse import SparseCode, decode_pairs, places
 
 BLOCK_TOKENS = 4096
 """Tokens drawn at a time."""

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from crosscope_worker.truth.planted import PlantedSpec
-from crosscope_worker.truth.run import Sizes, Variant, run
+from bench.truth.planted import PlantedSpec
+from bench.truth.run import Sizes, Variant, run
 
 _DFC = {"variant": "dfc", "k": 8, "num_base_only": 40, "num_chat_only": 40}
 _DELTA = {"variant": "delta", "k": 6, "k_delta": 2, "delta_weight": 1.0}

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.truth import score
+from bench.truth.planted import Planted, PlantedSource, PlantedSpec, plant
 from crosscope_proto.artefacts import beta_column
 from crosscope_proto.recipe import CrosscoderRecipe
 from crosscope_proto.roles import CHAT
@@ -22,10 +24,8 @@ from crosscope_worker.analysis.intake import blocks
 from crosscope_worker.analysis.moments import Moments
 from crosscope_worker.analysis.quality import Quality
 from crosscope_worker.analysis.scaling import directions, estimates
-from crosscope_worker.crosscoder import DIFFERENCE, Crosscoder
+from crosscope_worker.dictionary.crosscoder import DIFFERENCE, Crosscoder
 from crosscope_worker.training import train
-from crosscope_worker.truth import score
-from crosscope_worker.truth.planted import Planted, PlantedSource, PlantedSpec, plant
 from crosscope_worker.work import silent
 
 _DATASET = "planted"

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bench.truth.planted import Kind, Planted
 from crosscope_worker.analysis.geometry import BASE_ONLY_BELOW, CHAT_ONLY_ABOVE, DIFFERENCE_RATIO
 from crosscope_worker.analysis.uselessness import ranks
-from crosscope_worker.truth.planted import Kind, Planted
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

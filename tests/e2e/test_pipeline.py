@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from crosscope import Client, InvalidInput, Job, JobCancelled, JobState, NotFound, TokenRole
-from crosscope_worker.published.export import export_version
+from crosscope_worker.dictionary.published.export import export_version
 
 from .conftest import ROOT, Stack, wait_until_prompts_are_served
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from crosscope_worker.truth.planted import BLOCK_TOKENS, TEXT_TOKENS, Kind, PlantedSource, PlantedSpec, plant
+from bench.truth.planted import BLOCK_TOKENS, TEXT_TOKENS, Kind, PlantedSource, PlantedSpec, plant
 
 SPEC = PlantedSpec(d_model=16, num_shared=9, num_rotated=8, num_weak=7, num_base_only=4, num_chat_only=3)
 

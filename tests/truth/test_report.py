@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from crosscope_worker.truth.__main__ import main
-from crosscope_worker.truth.planted import PlantedSpec
-from crosscope_worker.truth.report import VARIANTS, Result, cell, report, table
-from crosscope_worker.truth.run import Sizes, Variant, run, same_in_both
+from bench.truth.__main__ import main
+from bench.truth.planted import PlantedSpec
+from bench.truth.report import VARIANTS, Result, cell, report, table
+from bench.truth.run import Sizes, Variant, run, same_in_both
 
 SMALL = PlantedSpec(d_model=24, num_shared=10, num_rotated=4, num_weak=4, num_base_only=4, num_chat_only=4)
 SIZES = Sizes(

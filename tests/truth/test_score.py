@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from crosscope_worker.truth import score
-from crosscope_worker.truth.planted import Kind, Planted, PlantedSpec
-from crosscope_worker.truth.score import Matches, Measured
+from bench.truth import score
+from bench.truth.planted import Kind, Planted, PlantedSpec
+from bench.truth.score import Matches, Measured
 
 NAN = math.nan
 

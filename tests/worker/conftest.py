@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
 
 from crosscope_proto.artefacts import PAIR_MANIFEST, PairManifest
-from crosscope_worker.pair import Pair, load_pair
+from crosscope_worker.models.pair import Pair, load_pair
 
 GEMMA_TEMPLATE = (
     "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"

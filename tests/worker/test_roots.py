@@ -10,10 +10,10 @@ import pytest
 
 from crosscope_proto.artefacts import PairManifest
 from crosscope_proto.specs import DataSpec, TokenPolicy
-from crosscope_worker.pair import Pair
+from crosscope_worker.data.texts import DataError, TextStream
+from crosscope_worker.models.pair import Pair
 from crosscope_worker.roots import RootError, Roots, check_pair_folders
-from crosscope_worker.texts import DataError, TextStream
-from crosscope_worker.tokens import TextTokenizer
+from crosscope_worker.tokenizer.tokens import TextTokenizer
 from crosscope_worker.work import Workspace
 
 OUTSIDE = r"lies outside the folders that jobs may read; they are .*home.*CROSSCOPE_WORKER_DATA_ROOTS .*--data-root"

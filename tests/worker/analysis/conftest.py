@@ -11,11 +11,11 @@ from crosscope_proto.roles import TokenRole
 from crosscope_proto.specs import AnalysisSpec
 from crosscope_worker.analysis.block import Block
 from crosscope_worker.analysis.intake import blocks
-from crosscope_worker.crosscoder import Crosscoder
-from crosscope_worker.harvest import Harvest
-from crosscope_worker.pair import Pair
-from crosscope_worker.texts import Behaviour, Text
-from crosscope_worker.tokens import TextTokenizer
+from crosscope_worker.data.harvest import Harvest
+from crosscope_worker.data.texts import Behaviour, Text
+from crosscope_worker.dictionary.crosscoder import Crosscoder
+from crosscope_worker.models.pair import Pair
+from crosscope_worker.tokenizer.tokens import TextTokenizer
 
 ROLES = [TokenRole.BOS, TokenRole.HEADER, TokenRole.USER, TokenRole.HEADER, TokenRole.ASSISTANT, TokenRole.TURN_END]
 

@@ -7,8 +7,8 @@ import torch
 from crosscope_proto.roles import TokenRole
 from crosscope_worker.analysis import analyse
 from crosscope_worker.analysis.behaviours import assistant_turns, best_detector
-from crosscope_worker.harvest import Harvest
-from crosscope_worker.texts import Behaviour, Text
+from crosscope_worker.data.harvest import Harvest
+from crosscope_worker.data.texts import Behaviour, Text
 from crosscope_worker.work import silent
 
 

@@ -10,9 +10,9 @@ import torch
 from crosscope_worker.analysis import analyse, examples
 from crosscope_worker.analysis.examples import TextFacts, choose
 from crosscope_worker.analysis.store import Segments, Store, runs
-from crosscope_worker.harvest import Harvest
-from crosscope_worker.pieces import lone_pieces, text_pieces
-from crosscope_worker.texts import Text
+from crosscope_worker.data.harvest import Harvest
+from crosscope_worker.data.texts import Text
+from crosscope_worker.tokenizer.pieces import lone_pieces, text_pieces
 from crosscope_worker.work import silent
 
 

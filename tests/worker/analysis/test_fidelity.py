@@ -15,14 +15,14 @@ from transformers import PreTrainedModel
 from crosscope_proto.artefacts import PairManifest
 from crosscope_proto.roles import TEMPLATE_ROLES, TokenRole
 from crosscope_proto.specs import AnalysisSpec, TokenPolicy
-from crosscope_worker.activations import PairActivations
 from crosscope_worker.analysis import fidelity as module
 from crosscope_worker.analysis.fidelity import fidelity, patched_latents
-from crosscope_worker.crosscoder import Crosscoder
-from crosscope_worker.harvest import HarvestError
-from crosscope_worker.pair import Pair
-from crosscope_worker.texts import Text
-from crosscope_worker.tokens import TextTokenizer, Turn
+from crosscope_worker.data.harvest import HarvestError
+from crosscope_worker.data.texts import Text
+from crosscope_worker.dictionary.crosscoder import Crosscoder
+from crosscope_worker.models.activations import PairActivations
+from crosscope_worker.models.pair import Pair
+from crosscope_worker.tokenizer.tokens import TextTokenizer, Turn
 from crosscope_worker.work import silent
 
 LAYER, WIDTH = 1, 32

@@ -6,7 +6,7 @@ import torch
 
 from crosscope_worker.analysis import geometry as module
 from crosscope_worker.analysis.geometry import classes, geometry, inner_products, neighbours
-from crosscope_worker.crosscoder import Crosscoder
+from crosscope_worker.dictionary.crosscoder import Crosscoder
 
 
 def crosscoder(rows):

@@ -7,7 +7,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 from crosscope_worker.analysis import lens as module
 from crosscope_worker.analysis.lens import Lens, LensError, find_lens
-from crosscope_worker.pair import decoder_layers
+from crosscope_worker.models.pair import decoder_layers
 from tests.worker.tiny_models import KINDS, VOCAB, tiny_model
 
 REFUSED = {

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from crosscope_worker.analysis.block import encode_block
 from crosscope_worker.analysis.quality import Quality
-from crosscope_worker.crosscoder import Crosscoder
+from crosscope_worker.dictionary.crosscoder import Crosscoder
 
 
 def measured(x: Tensor, crosscoder: Crosscoder, num_blocks: int = 1) -> dict[str, float]:

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from crosscope_proto.specs import AnalysisSpec
 from crosscope_worker.analysis import analyse
 from crosscope_worker.analysis.repeats import WINDOW, FirstShards, WindowHashes
-from crosscope_worker.crosscoder import Crosscoder
-from crosscope_worker.harvest import Harvest
-from crosscope_worker.texts import Text
+from crosscope_worker.data.harvest import Harvest
+from crosscope_worker.data.texts import Text
+from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.work import silent
 
 TEXTS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=3 * WINDOW), min_size=1, max_size=5)

@@ -12,7 +12,7 @@ from crosscope_proto.roles import MODEL_NAMES
 from crosscope_worker.analysis.block import encode_block
 from crosscope_worker.analysis.moments import Moments, ShardSums
 from crosscope_worker.analysis.scaling import directions, estimates, jackknife
-from crosscope_worker.crosscoder import Crosscoder
+from crosscope_worker.dictionary.crosscoder import Crosscoder
 
 
 def measure(world):

@@ -13,7 +13,7 @@ import torch
 from crosscope_proto.artefacts import CrosscoderManifest, LatentClass, PairManifest
 from crosscope_worker.analysis import stability
 from crosscope_worker.analysis.stability import Shares, find_version, main, match_latents
-from crosscope_worker.crosscoder import Crosscoder, CrosscoderError
+from crosscope_worker.dictionary.crosscoder import Crosscoder, CrosscoderError
 
 ROWS = torch.tensor(
     [

@@ -23,7 +23,7 @@ from transformers import (
 
 from crosscope_worker.analysis.errors import AnalysisError
 from crosscope_worker.analysis.upper_half import UpperHalf
-from crosscope_worker.pair import decoder_layers
+from crosscope_worker.models.pair import decoder_layers
 
 VOCAB, LAYERS, POS = 61, 3, 24
 SIZES = {"vocab_size": VOCAB, "num_hidden_layers": LAYERS, "num_attention_heads": 2, "hidden_size": 16}

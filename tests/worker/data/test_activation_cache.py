@@ -16,16 +16,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from crosscope_proto.recipe import CrosscoderRecipe, parse_recipe
-from crosscope_worker.activation_cache import GRACE_S, ActivationCache, CacheError, CacheFull, Shard, cache_key
-from crosscope_worker.activations import PairActivations
-from crosscope_worker.crosscoder import Crosscoder
-from crosscope_worker.make import make_crosscoder
-from crosscope_worker.pair import Pair
-from crosscope_worker.pair_hashes import pair_hashes
-from crosscope_worker.sources import CachedSource, HarvestSource
-from crosscope_worker.tally import from_state
-from crosscope_worker.texts import TextStream
-from crosscope_worker.tokens import TextTokenizer
+from crosscope_worker.data.activation_cache import GRACE_S, ActivationCache, CacheError, CacheFull, Shard, cache_key
+from crosscope_worker.data.sources import CachedSource, HarvestSource
+from crosscope_worker.data.tally import from_state
+from crosscope_worker.data.texts import TextStream
+from crosscope_worker.dictionary.crosscoder import Crosscoder
+from crosscope_worker.dictionary.load import load_crosscoder
+from crosscope_worker.models.activations import PairActivations
+from crosscope_worker.models.pair import Pair
+from crosscope_worker.models.pair_hashes import pair_hashes
+from crosscope_worker.recipes.train import make_crosscoder
+from crosscope_worker.tokenizer.tokens import TextTokenizer
 from crosscope_worker.training import train
 from crosscope_worker.work import Workspace, silent
 
@@ -463,7 +464,7 @@ def test_a_job_fills_the_cache_and_the_next_reads_it(home: Path, recipe: Crossco
         roots = (Path(tiny_pair.manifest.base).parent,)
         manifest = make_crosscoder(wanted, Workspace(home, home / job, lambda: None, data_roots=roots), listen)
         assert manifest.skipped_texts == 18 + 2
-        return Crosscoder.load(home / "crosscoders/toy/versions" / manifest.version_id)
+        return load_crosscoder(home / "crosscoders/toy/versions" / manifest.version_id)
 
     expected = made("plain", cache=False)
     assert not (home / "activations").exists()

@@ -11,12 +11,12 @@ import pytest
 from pydantic import ValidationError
 
 from crosscope_proto.specs import DataSpec, TokenPolicy
-from crosscope_worker import chats
-from crosscope_worker.chats import RefusedText
-from crosscope_worker.pair import Pair
-from crosscope_worker.rows import Row
-from crosscope_worker.texts import TextStream
-from crosscope_worker.tokens import TextTokenizer, Turn
+from crosscope_worker.data import chats
+from crosscope_worker.data.chats import RefusedText
+from crosscope_worker.data.rows import Row
+from crosscope_worker.data.texts import TextStream
+from crosscope_worker.models.pair import Pair
+from crosscope_worker.tokenizer.tokens import TextTokenizer, Turn
 
 ASKED = [Turn("user", "hi"), Turn("assistant", "hello"), Turn("user", "more"), Turn("assistant", "no")]
 

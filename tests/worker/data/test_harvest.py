@@ -4,10 +4,10 @@ import torch
 
 from crosscope_proto.roles import TokenRole
 from crosscope_proto.specs import TokenPolicy
-from crosscope_worker.activations import PairActivations
-from crosscope_worker.harvest import Harvest, HarvestError, harvest, policy_positions
-from crosscope_worker.pair import Pair
-from crosscope_worker.texts import Text
+from crosscope_worker.data.harvest import Harvest, HarvestError, harvest, policy_positions
+from crosscope_worker.data.texts import Text
+from crosscope_worker.models.activations import PairActivations
+from crosscope_worker.models.pair import Pair
 
 LENGTHS = (5, 1, 30, 2, 17, 3, 9)
 

@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from crosscope_proto.specs import DataSpec, TokenPolicy
-from crosscope_worker import file_rows, hub_rows
-from crosscope_worker.pair import Pair
+from crosscope_worker.data import file_rows, hub_rows
+from crosscope_worker.data.rows import Columns
+from crosscope_worker.data.texts import DataError, TextStream
+from crosscope_worker.models.pair import Pair
 from crosscope_worker.roots import Roots
-from crosscope_worker.rows import Columns
-from crosscope_worker.texts import DataError, TextStream
-from crosscope_worker.tokens import TextTokenizer
+from crosscope_worker.tokenizer.tokens import TextTokenizer
 from crosscope_worker.work import Cancelled
 
 COMMIT = 40 * "a"

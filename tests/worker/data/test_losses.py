@@ -12,11 +12,11 @@ import pytest
 
 from crosscope_proto.left_out import left_out
 from crosscope_proto.specs import DataSpec, TokenPolicy
-from crosscope_worker import tally
-from crosscope_worker.pair import Pair
-from crosscope_worker.tally import MAX_REASONS, OTHER, Counts, reason_of
-from crosscope_worker.texts import DataError, TextStream
-from crosscope_worker.tokens import TextTokenizer
+from crosscope_worker.data import tally
+from crosscope_worker.data.tally import MAX_REASONS, OTHER, Counts, reason_of
+from crosscope_worker.data.texts import DataError, TextStream
+from crosscope_worker.models.pair import Pair
+from crosscope_worker.tokenizer.tokens import TextTokenizer
 
 POLICY = TokenPolicy(held_out_every=5)
 CHAT = DataSpec(name="chat", source="jsonl", path="chat.jsonl", chat_column="turns", skip_refused=True)

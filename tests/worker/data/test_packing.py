@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crosscope_worker.packing import Forward, pack
+from crosscope_worker.data.packing import Forward, pack
 
 
 def layout(forward: Forward) -> list[tuple[int, int, int]]:

@@ -11,9 +11,9 @@ import pytest
 
 from crosscope_proto.roles import TokenRole
 from crosscope_proto.specs import DataSpec, TokenPolicy
-from crosscope_worker.pair import Pair
-from crosscope_worker.texts import DataError, Split, Text, TextStream
-from crosscope_worker.tokens import TextTokenizer
+from crosscope_worker.data.texts import DataError, Split, Text, TextStream
+from crosscope_worker.models.pair import Pair
+from crosscope_worker.tokenizer.tokens import TextTokenizer
 
 Read = Callable[..., TextStream]
 POLICY = TokenPolicy(held_out_every=5)

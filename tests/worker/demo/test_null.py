@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from crosscope_proto.recipe import CrosscoderRecipe, parse_recipe
-from crosscope_worker.make import make_crosscoder
+from crosscope_worker.recipes.train import make_crosscoder
 from crosscope_worker.work import Workspace, silent
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "demo-null.yaml"
+RECIPE = Path(__file__).parents[3] / "recipes" / "demo-null.yaml"
 WORDS = ("the", "a", "small", "red", "fox", "cat", "sees", "likes", "finds", "house", "one", "two", "and", "not")
 
 

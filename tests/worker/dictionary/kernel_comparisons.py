@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from crosscope_worker import sparse, sparse_triton
-from crosscope_worker.sparse import SparseCode, by_latent, decode_pairs, pair_products, places, sparse_code
+from crosscope_worker.dictionary import sparse, sparse_triton
+from crosscope_worker.dictionary.sparse import SparseCode, by_latent, decode_pairs, pair_products, places, sparse_code
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"

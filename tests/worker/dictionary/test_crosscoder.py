@@ -10,7 +10,8 @@ import torch
 from fixtures_crosscoders import make_crosscoder, make_manifest
 from safetensors.torch import save_file
 
-from crosscope_worker.crosscoder import Crosscoder, CrosscoderError, code_norms, relative_norms
+from crosscope_worker.dictionary.crosscoder import Crosscoder, CrosscoderError, code_norms, relative_norms
+from crosscope_worker.dictionary.load import load_crosscoder
 
 
 @pytest.mark.parametrize("normalisation", ["crosscoder", "sae", "mixed", "none"])
@@ -50,7 +51,7 @@ def test_a_model_axis_reads_like_the_axis_both():
 def test_saved_crosscoder_loads_bit_for_bit(tmp_path: Path):
     crosscoder = make_crosscoder(threshold=1.5, input_scale=(0.25, 0.75))
     crosscoder.save(tmp_path, make_manifest(crosscoder))
-    loaded = Crosscoder.load(tmp_path)
+    loaded = load_crosscoder(tmp_path)
     for field in dataclasses.fields(Crosscoder):
         found, expected = getattr(loaded, field.name), getattr(crosscoder, field.name)
         assert torch.equal(found, expected) if isinstance(expected, torch.Tensor) else found == expected, field.name
@@ -60,26 +61,26 @@ def test_saved_crosscoder_loads_bit_for_bit(tmp_path: Path):
 def test_broken_files_are_named(tmp_path: Path):
     crosscoder = make_crosscoder()
     with pytest.raises(CrosscoderError, match=r"crosscoder\.json is missing"):
-        Crosscoder.load(tmp_path)
+        load_crosscoder(tmp_path)
     crosscoder.save(tmp_path, make_manifest(crosscoder))
     weights = tmp_path / "crosscoder.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-7])
     with pytest.raises(CrosscoderError, match=r"crosscoder\.safetensors cannot be read"):
-        Crosscoder.load(tmp_path)
+        load_crosscoder(tmp_path)
     weights.write_bytes(whole)
     manifest = tmp_path / "crosscoder.json"
     document = json.loads(manifest.read_text())
     manifest.write_text(json.dumps(document | {"d_model": [4, 5]}))
     with pytest.raises(CrosscoderError, match="adds up to another"):
-        Crosscoder.load(tmp_path)
+        load_crosscoder(tmp_path)
     manifest.write_text(json.dumps(document | {"schema_version": 99}))
     with pytest.raises(CrosscoderError, match="schema version 99"):
-        Crosscoder.load(tmp_path)
+        load_crosscoder(tmp_path)
     del document["pair"]
     manifest.write_text(json.dumps(document))
     with pytest.raises(CrosscoderError, match="is missing"):
-        Crosscoder.load(tmp_path)
+        load_crosscoder(tmp_path)
 
 
 CONTRADICTIONS: dict[str, dict[str, object]] = {
@@ -116,10 +117,10 @@ def test_a_file_without_a_tensor_is_named(tmp_path: Path):
     crosscoder.save(tmp_path, make_manifest(crosscoder))
     save_file({"W_enc": torch.zeros(8, 11), "noise": torch.zeros(1)}, tmp_path / "crosscoder.safetensors")
     with pytest.raises(CrosscoderError, match=r"crosscoder\.safetensors has no tensor b_enc; it holds W_enc, noise"):
-        Crosscoder.load(tmp_path)
+        load_crosscoder(tmp_path)
     (tmp_path / "crosscoder.safetensors").unlink()
     with pytest.raises(CrosscoderError, match=r"crosscoder\.safetensors is missing"):
-        Crosscoder.load(tmp_path)
+        load_crosscoder(tmp_path)
 
 
 def test_a_decoupled_code_by_hand():

@@ -10,8 +10,9 @@ import torch
 from fixtures_crosscoders import make_crosscoder, make_manifest
 from safetensors.torch import load_file, save_file
 
-from crosscope_worker import crosscoder as module
-from crosscope_worker.crosscoder import Crosscoder, CrosscoderError
+from crosscope_worker.dictionary import version as module
+from crosscope_worker.dictionary.crosscoder import CrosscoderError
+from crosscope_worker.dictionary.load import load_crosscoder
 from crosscope_worker.disk import sha256
 
 
@@ -34,9 +35,9 @@ def test_200_flipped_bits_are_each_seen(tmp_path: Path):
         damaged[bit // 8] ^= 1 << (bit % 8)
         weights.write_bytes(damaged.tobytes())
         with pytest.raises(CrosscoderError, match=r"crosscoder\.safetensors is damaged or was changed: its SHA-256 is"):
-            Crosscoder.load(tmp_path)
+            load_crosscoder(tmp_path)
     weights.write_bytes(whole.tobytes())
-    assert Crosscoder.load(tmp_path).threshold == 1.5
+    assert load_crosscoder(tmp_path).threshold == 1.5
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -47,7 +48,7 @@ def test_weights_without_a_hash_must_be_finite(tmp_path: Path, name: str, value:
     tensors[name].view(-1)[3] = value
     save_file(tensors, weights)
     with pytest.raises(CrosscoderError, match=rf"is damaged: {name} holds values that are not finite"):
-        Crosscoder.load(tmp_path)
+        load_crosscoder(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["latent_thresholds", "model_thresholds", "input_mean"])
@@ -58,7 +59,7 @@ def test_so_must_thresholds_and_means(tmp_path: Path, name: str):
     crosscoder = make_crosscoder(code_normalisation=normalisation, **options)
     crosscoder.save(tmp_path, make_manifest(crosscoder))
     with pytest.raises(CrosscoderError, match=rf"is damaged: {name} holds values"):
-        Crosscoder.load(tmp_path)
+        load_crosscoder(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -83,14 +84,14 @@ def test_a_manifest_with_impossible_numbers(tmp_path: Path, fields: dict[str, ob
     path = tmp_path / "crosscoder.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
     with pytest.raises(CrosscoderError, match=message):
-        Crosscoder.load(tmp_path)
+        load_crosscoder(tmp_path)
 
 
 def test_a_long_check_is_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write(tmp_path)
     told: list[str] = []
-    Crosscoder.load(tmp_path, tell=told.append)
+    load_crosscoder(tmp_path, tell=told.append)
     assert told == []
     monkeypatch.setattr(module, "_SLOW_BYTES", 100)
-    Crosscoder.load(tmp_path, tell=told.append)
+    load_crosscoder(tmp_path, tell=told.append)
     assert told == ["checking the 0.0 GB of crosscoder.safetensors against their hash"]

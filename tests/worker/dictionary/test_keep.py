@@ -9,8 +9,9 @@ from fixtures_crosscoders import make_crosscoder, make_manifest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crosscope_worker.crosscoder import Crosscoder, CrosscoderError
-from crosscope_worker.selection import largest
+from crosscope_worker.dictionary.crosscoder import Crosscoder, CrosscoderError
+from crosscope_worker.dictionary.keep import largest
+from crosscope_worker.dictionary.load import load_crosscoder
 
 
 @settings(max_examples=60, deadline=None)
@@ -68,7 +69,7 @@ def test_it_is_saved_and_loaded(tmp_path: Path):
     crosscoder = make_crosscoder(token_k=3, notes=("A sentence.",))
     manifest = dataclasses.replace(make_manifest(crosscoder), token_k=3, notes=crosscoder.notes)
     crosscoder.save(tmp_path, manifest)
-    loaded = Crosscoder.load(tmp_path)
+    loaded = load_crosscoder(tmp_path)
     assert (loaded.token_k, loaded.notes) == (3, ("A sentence.",))
     x = torch.randn(20, 8)
     assert torch.equal(loaded.encode(x), crosscoder.encode(x))
@@ -81,7 +82,7 @@ def test_a_manifest_of_before_loads(tmp_path: Path):
     lines = [line for line in path.read_text().splitlines() if '"token_k"' not in line and '"notes"' not in line]
     assert len(lines) == len(path.read_text().splitlines()) - 2
     path.write_text("\n".join(lines))
-    loaded = Crosscoder.load(tmp_path)
+    loaded = load_crosscoder(tmp_path)
     assert (loaded.token_k, loaded.notes, loaded.threshold) == (None, (), 1.5)
 
 

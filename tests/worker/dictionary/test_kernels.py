@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from crosscope_worker import sparse
-from crosscope_worker.sparse import by_latent, decode_pairs, pair_products, places, sparse_code
+from crosscope_worker.dictionary import sparse
+from crosscope_worker.dictionary.sparse import by_latent, decode_pairs, pair_products, places, sparse_code
 
 COMPARISONS = Path(__file__).with_name("kernel_comparisons.py")
 
@@ -50,7 +50,7 @@ def test_kernels_compile_for_a_gpu(kernel: str, rows: str, tmp_path: Path, monke
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from crosscope_worker import sparse_triton
+    from crosscope_worker.dictionary import sparse_triton
 
     function = getattr(sparse_triton, kernel)
     tiles = {"TILE_PAIRS": sparse_triton.TILE_PAIRS, "TILE_COLUMNS": sparse_triton.MAX_TILE_COLUMNS}

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crosscope_worker import sparse
-from crosscope_worker.sparse import batch_topk, by_latent, decode_pairs, pair_products, places, sparse_code
+from crosscope_worker.dictionary import sparse
+from crosscope_worker.dictionary.sparse import batch_topk, by_latent, decode_pairs, pair_products, places, sparse_code
 
 
 def random_code(batch: int, latents: int, density: float, seed: int = 0):

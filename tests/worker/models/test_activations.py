@@ -19,11 +19,11 @@ from transformers import (
 )
 
 from crosscope_proto.artefacts import PairManifest
-from crosscope_worker import probes
-from crosscope_worker.activations import PairActivations
-from crosscope_worker.packing import pack
-from crosscope_worker.pair import BLOCK_SPARSE, Pair, decoder_layers
-from crosscope_worker.pair_source import PairError
+from crosscope_worker.data.packing import pack
+from crosscope_worker.models import probes
+from crosscope_worker.models.activations import PairActivations
+from crosscope_worker.models.pair import BLOCK_SPARSE, Pair, decoder_layers
+from crosscope_worker.models.pair_source import PairError
 from tests.worker.tiny_models import KINDS, tiny_model
 
 VOCAB = 61

@@ -19,14 +19,14 @@ from transformers import AutoModelForCausalLM, Gemma2ForCausalLM
 
 from crosscope_proto.recipe import CrosscoderRecipe, RecipeError, parse_recipe, recipe_dict
 from crosscope_proto.specs import AdapterSpec, PairSpec
-from crosscope_worker.activations import PairActivations
 from crosscope_worker.analysis.lens import find_lens
 from crosscope_worker.analysis.upper_half import UpperHalf
-from crosscope_worker.crosscoder import read_manifest
-from crosscope_worker.make import make_crosscoder
-from crosscope_worker.pair import Pair, decoder_layers, load_pair, shared_layers
-from crosscope_worker.pair_hashes import changed_parts, pair_hashes
-from crosscope_worker.pair_source import PairError, resolve_pair, write_pair_manifest
+from crosscope_worker.dictionary.version import read_manifest
+from crosscope_worker.models.activations import PairActivations
+from crosscope_worker.models.pair import Pair, decoder_layers, load_pair, shared_layers
+from crosscope_worker.models.pair_hashes import changed_parts, pair_hashes
+from crosscope_worker.models.pair_source import PairError, resolve_pair, write_pair_manifest
+from crosscope_worker.recipes.train import make_crosscoder
 from crosscope_worker.serve.models import Models
 from crosscope_worker.work import Workspace, silent
 from tests.worker.tiny_models import tiny_model
@@ -197,8 +197,8 @@ def test_an_adapter_of_another_hub_model_is_refused_unless_someone_says_so(home:
     chat = AdapterSpec(adapter="adapter")
     manifest = resolve_pair(PairSpec(name="lora", base=str(home / "base"), chat=chat), home)
     assert load_pair(manifest).num_layers == 4, "a folder may hold any model"
-    from crosscope_worker.adapter import with_adapter
-    from crosscope_worker.pair_source import adapter_place
+    from crosscope_worker.models.adapter import with_adapter
+    from crosscope_worker.models.pair_source import adapter_place
 
     place = adapter_place(manifest)
     assert place is not None
@@ -255,7 +255,7 @@ def test_running_out_of_memory_is_no_fault_of_the_adapter(home: Path, monkeypatc
     def refuse(*_arguments: object, **_options: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB")
 
-    monkeypatch.setattr("crosscope_worker.adapter._twin", refuse)
+    monkeypatch.setattr("crosscope_worker.models.adapter._twin", refuse)
     with pytest.raises(torch.OutOfMemoryError):
         adapted(home)
 

@@ -12,13 +12,13 @@ from transformers import Gemma2ForCausalLM
 
 from crosscope_proto.artefacts import PAIR_MANIFEST, PairManifest
 from crosscope_proto.specs import PairSpec
-from crosscope_worker.activations import PairActivations
 from crosscope_worker.analysis.lens import find_lenses
 from crosscope_worker.disk import sha256
 from crosscope_worker.jobs.entry import sentence
-from crosscope_worker.pair import Pair, load_pair, num_embeddings, num_ids
-from crosscope_worker.pair_hashes import changed_parts, pair_hashes
-from crosscope_worker.pair_source import PairError, resolve_pair, write_pair_manifest
+from crosscope_worker.models.activations import PairActivations
+from crosscope_worker.models.pair import Pair, load_pair, num_embeddings, num_ids
+from crosscope_worker.models.pair_hashes import changed_parts, pair_hashes
+from crosscope_worker.models.pair_source import PairError, resolve_pair, write_pair_manifest
 
 
 @pytest.fixture

@@ -14,8 +14,17 @@ import torch
 from crosscope_proto import artefacts as layout
 from crosscope_proto.artefacts import PairManifest
 from crosscope_worker.analysis import Analysis
-from crosscope_worker.crosscoder import Crosscoder, read_manifest
-from crosscope_worker.publish import GRACE_S, Provenance, make_current, publish, read_current, remove_old_versions
+from crosscope_worker.dictionary.crosscoder import Crosscoder
+from crosscope_worker.dictionary.load import load_crosscoder
+from crosscope_worker.dictionary.version import read_manifest
+from crosscope_worker.recipes.publish import (
+    GRACE_S,
+    Provenance,
+    make_current,
+    publish,
+    read_current,
+    remove_old_versions,
+)
 from crosscope_worker.work import Cancelled, LostClaim
 
 NUM_LATENTS = 600
@@ -75,7 +84,7 @@ def test_a_version_is_complete_and_loads(tmp_path):
     folder = version_of(tmp_path)
     assert folder.name == manifest.version_id
     assert read_manifest(folder) == manifest
-    assert torch.equal(Crosscoder.load(folder).W_dec, cc.W_dec)
+    assert torch.equal(load_crosscoder(folder).W_dec, cc.W_dec)
     assert manifest.metrics == {"fve_base": 0.9}
     assert pq.read_table(folder / layout.METRICS).to_pylist()[1] == {"step": 2, "name": "fve_base", "value": 0.75}
     assert not (folder / layout.BEHAVIOURS).exists()
@@ -129,7 +138,7 @@ def test_a_full_disk_leaves_nothing_and_says_what_is_needed(tmp_path, limit):
         spec = importlib.util.spec_from_file_location("publishing", {__file__!r})
         publishing = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(publishing)
-        from crosscope_worker.publish import PublishError, publish
+        from crosscope_worker.recipes.publish import PublishError, publish
         weights, tables = publishing.crosscoder(1), publishing.analysis(1.0)
         resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
         try:

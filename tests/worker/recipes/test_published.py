@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import save_file
 
 from crosscope_proto.recipe import PublishedRecipe, RecipeError, parse_recipe
-from crosscope_worker.crosscoder import Crosscoder, CrosscoderError
-from crosscope_worker.make_published import find_weights, make_published
+from crosscope_worker.dictionary.crosscoder import CrosscoderError
+from crosscope_worker.dictionary.load import load_crosscoder
+from crosscope_worker.recipes.published import find_weights, make_published
 from crosscope_worker.roots import RootError, Roots
 from crosscope_worker.work import Workspace, silent
 
@@ -94,7 +95,7 @@ def test_a_published_crosscoder_is_measured_and_published_as_it_is(
     write_published(home / "theirs")
     manifest = make_published(recipe_of("theirs"), workspace(home), silent)
     folder = home / "crosscoders" / "theirs" / "versions" / manifest.version_id
-    theirs, ours = Crosscoder.load(home / "theirs"), Crosscoder.load(folder)
+    theirs, ours = load_crosscoder(home / "theirs"), load_crosscoder(folder)
     x = torch.randn(7, 2 * D_MODEL)
     assert torch.equal(ours.encode(x), theirs.encode(x))
     assert torch.equal(ours.decode(ours.encode(x)), theirs.decode(theirs.encode(x)))
@@ -122,8 +123,8 @@ def test_a_top_k_crosscoder_whose_model_0_is_chat(home: Path, recipe_of: Callabl
     note = "No configuration says an activation rule, but k is 4: the 4 largest of each token are kept."
     assert manifest.notes == (note,)
     assert f"note: {note}" in said
-    ours = Crosscoder.load(home / "crosscoders" / "theirs" / "versions" / manifest.version_id)
-    theirs = Crosscoder.load(folder)
+    ours = load_crosscoder(home / "crosscoders" / "theirs" / "versions" / manifest.version_id)
+    theirs = load_crosscoder(folder)
     x = torch.randn(7, 2, D_MODEL)
     torch.testing.assert_close(ours.scaled(x), theirs.scaled(x.flip(1)))
     assert ours.notes == (note,)
@@ -199,7 +200,7 @@ def test_only_the_named_folder_is_asked_of_the_hub(
         (home / "snapshot" / prefix).mkdir(parents=True)
         return str(home / "snapshot")
 
-    monkeypatch.setattr("crosscope_worker.make_published.snapshot_download", download)
+    monkeypatch.setattr("crosscope_worker.recipes.published.snapshot_download", download)
     find_weights(recipe_of(path), home, Roots([home]))
     kinds = "*.json", "*.yaml", "*.safetensors", "*.pt", "*.pth", "pytorch_model*.bin"
     patterns = [f"{prefix}{pattern}" for pattern in kinds]

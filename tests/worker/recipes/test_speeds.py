@@ -7,7 +7,7 @@ import pytest
 
 from crosscope_proto.footprint import SPEEDS, Speed
 from crosscope_proto.recipe import CrosscoderRecipe, parse_recipe
-from crosscope_worker import speeds
+from crosscope_worker.recipes import speeds
 
 TEXT = """
 kind: crosscoder

@@ -17,14 +17,16 @@ import torch
 from crosscope_proto.artefacts import LATENT_COLUMNS, CrosscoderManifest, arrow_schema
 from crosscope_proto.recipe import CrosscoderRecipe, PublishedRecipe, parse_recipe, recipe_dict
 from crosscope_worker.analysis import AnalysisError
-from crosscope_worker.crosscoder import Crosscoder, read_manifest
-from crosscope_worker.harvest import HarvestError
+from crosscope_worker.data.harvest import HarvestError
+from crosscope_worker.data.norms import NormBounds, NormFilter
+from crosscope_worker.data.texts import DataError
+from crosscope_worker.dictionary.crosscoder import Crosscoder
+from crosscope_worker.dictionary.load import load_crosscoder
+from crosscope_worker.dictionary.version import read_manifest
 from crosscope_worker.jobs.stages import STAGES, Shares
-from crosscope_worker.make import make_crosscoder
-from crosscope_worker.make_published import make_published
-from crosscope_worker.measure import Material
-from crosscope_worker.norms import NormBounds, NormFilter
-from crosscope_worker.texts import DataError
+from crosscope_worker.recipes.measure import Material
+from crosscope_worker.recipes.published import make_published
+from crosscope_worker.recipes.train import make_crosscoder
 from crosscope_worker.training import checkpoint
 from crosscope_worker.training.trainer import Trainer
 from crosscope_worker.work import Cancelled, LostClaim, Stopped, Workspace, silent
@@ -174,7 +176,7 @@ def test_every_dictionary_is_trained_analysed_and_published(home: Path, recipe: 
     spec = replace(recipe.crosscoder, variant=variant, **OTHERS[variant])
     manifest = make_crosscoder(replace(recipe, crosscoder=spec), workspace(home), silent)
     folder = version_folder(home, manifest)
-    crosscoder = Crosscoder.load(folder)
+    crosscoder = load_crosscoder(folder)
     assert crosscoder.variant == manifest.variant == variant
     assert ("fve_difference" in manifest.metrics) == (variant == "diff_sae")
     latents = pq.read_table(folder / "latents.parquet")
@@ -193,7 +195,7 @@ def test_every_dictionary_is_trained_analysed_and_published(home: Path, recipe: 
 
 def test_a_decoupled_code_is_trained_analysed_and_published(home: Path, recipe: CrosscoderRecipe):
     recipe = replace(recipe, crosscoder=replace(recipe.crosscoder, code_normalisation="decoupled"))
-    crosscoder = Crosscoder.load(version_folder(home, make_crosscoder(recipe, workspace(home), silent)))
+    crosscoder = load_crosscoder(version_folder(home, make_crosscoder(recipe, workspace(home), silent)))
     assert crosscoder.model_thresholds is not None
     assert (crosscoder.encode(torch.randn(5, sum(crosscoder.d_model))) >= 0).all()
 
@@ -217,7 +219,7 @@ def test_a_recipe_becomes_a_published_crosscoder(home: Path, recipe: CrosscoderR
     assert pq.read_schema(folder / "latents.parquet").equals(arrow_schema(LATENT_COLUMNS))
     detectors = pq.read_table(folder / "behaviours.parquet").to_pylist()
     assert {row["behaviour"] for row in detectors} == {"apology"}
-    crosscoder = Crosscoder.load(folder)
+    crosscoder = load_crosscoder(folder)
     assert crosscoder.num_latents == 64
     assert (crosscoder.threshold is None) == (manifest.variant == "l1")
 
@@ -239,7 +241,7 @@ def test_a_job_that_was_cut_ends_with_the_same_weights(home: Path, recipe: Cross
     with pytest.raises(Stop):
         make_crosscoder(recipe, workspace(home, "cut"), stop)
     resumed = make_crosscoder(recipe, workspace(home, "cut"), silent)
-    first, second = (Crosscoder.load(version_folder(home, manifest)) for manifest in (whole, resumed))
+    first, second = (load_crosscoder(version_folder(home, manifest)) for manifest in (whole, resumed))
     for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
         assert torch.equal(getattr(first, name), getattr(second, name)), name
     assert first.threshold == second.threshold
@@ -320,7 +322,7 @@ def test_outlier_limits_survive_a_cut(home: Path, recipe: CrosscoderRecipe):
     assert newest.step == 14
     resumed = make_crosscoder(recipe, workspace(home, "cut"), silent)
     assert resumed.training_tokens == whole.training_tokens
-    weights = [Crosscoder.load(version_folder(home, manifest)).W_dec for manifest in (whole, resumed)]
+    weights = [load_crosscoder(version_folder(home, manifest)).W_dec for manifest in (whole, resumed)]
     assert torch.equal(*weights)
     assert (resumed.norm_limits, resumed.norm_left_out) == (whole.norm_limits, whole.norm_left_out)
     assert resumed.norm_positions == whole.norm_positions
@@ -392,7 +394,7 @@ def test_layer_and_token_policy_reach_every_part_of_a_job(home: Path, recipe: Cr
         manifest = make_crosscoder(replace(quick, name=name, **change), workspace(home, name), silent)
         folder = version_folder(home, manifest)
         positions = pq.read_table(folder / "examples")["positions"].to_pylist()
-        found[name] = manifest, Crosscoder.load(folder), positions
+        found[name] = manifest, load_crosscoder(folder), positions
     plain, weights, positions = found["plain"]
     assert (plain.layer, found["layer"][0].layer) == (1, 2)
     assert min(map(min, positions)) == 1
@@ -412,7 +414,7 @@ def test_a_crosscoder_that_cannot_be_measured_is_kept_and_can_be_measured_later(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB")
 
     with monkeypatch.context() as patched:
-        patched.setattr("crosscope_worker.measure.analyse", run_out)
+        patched.setattr("crosscope_worker.recipes.measure.analyse", run_out)
         with pytest.raises(AnalysisError, match=r"memory ran out .* analysis.num_shards from 4 to 2") as refused:
             make_crosscoder(recipe, workspace(home), silent)
     assert refused.value.__notes__ == [
@@ -422,8 +424,8 @@ def test_a_crosscoder_that_cannot_be_measured_is_kept_and_can_be_measured_later(
     text = json.dumps(document | {"kind": "published", "path": "jobs/job-1/trained"})
     later = parse_recipe(text)
     assert isinstance(later, PublishedRecipe)
-    kept = Crosscoder.load(version_folder(home, make_published(later, workspace(home, "job-2"), silent)))
-    whole = Crosscoder.load(version_folder(home, make_crosscoder(recipe, workspace(home, "job-3"), silent)))
+    kept = load_crosscoder(version_folder(home, make_published(later, workspace(home, "job-2"), silent)))
+    whole = load_crosscoder(version_folder(home, make_crosscoder(recipe, workspace(home, "job-3"), silent)))
     assert torch.equal(kept.W_dec, whole.W_dec)
     assert kept.threshold == whole.threshold
 
@@ -454,14 +456,14 @@ def test_a_training_that_fails_leaves_what_its_last_checkpoint_holds(
             make_crosscoder(recipe, workspace(home), silent)
     [note] = refused.value.__notes__
     assert note.startswith("The crosscoder as of step 7, the last checkpoint, is kept: a recipe of kind published with")
-    kept = Crosscoder.load(home / "jobs" / "job-1" / "trained")
+    kept = load_crosscoder(home / "jobs" / "job-1" / "trained")
     assert kept.num_latents == recipe.crosscoder.num_latents
     if not isinstance(error, HarvestError):
         return  # The same weights whatever the error was.
     seven = make_crosscoder(
         replace(recipe, training=replace(recipe.training, max_steps=7)), workspace(home, "job-2"), silent
     )
-    assert torch.equal(kept.W_dec, Crosscoder.load(version_folder(home, seven)).W_dec)
+    assert torch.equal(kept.W_dec, load_crosscoder(version_folder(home, seven)).W_dec)
     assert read_manifest(home / "jobs" / "job-1" / "trained").training_tokens == 7 * 128
 
 
@@ -494,7 +496,7 @@ def test_an_attempt_after_a_death_in_the_analysis_trains_no_step_again(
         raise Stop
 
     with monkeypatch.context() as patched:
-        patched.setattr("crosscope_worker.measure.analyse", die)
+        patched.setattr("crosscope_worker.recipes.measure.analyse", die)
         with pytest.raises(Stop):
             make_crosscoder(recipe, workspace(home), silent)
     stages: list[str] = []

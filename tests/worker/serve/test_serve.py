@@ -27,15 +27,15 @@ from crosscope_proto.roles import LeftOut, TokenRole
 from crosscope_proto.specs import PairSpec
 from crosscope_proto.v1 import types_pb2
 from crosscope_proto.worker.v1 import inference_pb2, inference_pb2_grpc
-from crosscope_worker.activations import PairActivations
-from crosscope_worker.crosscoder import Crosscoder
+from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.disk import sha256
-from crosscope_worker.pair import Pair
-from crosscope_worker.pair_hashes import pair_hashes
-from crosscope_worker.pair_source import resolve_pair
+from crosscope_worker.models.activations import PairActivations
+from crosscope_worker.models.pair import Pair
+from crosscope_worker.models.pair_hashes import pair_hashes
+from crosscope_worker.models.pair_source import resolve_pair
 from crosscope_worker.serve.process import InferenceProcess, StartError
 from crosscope_worker.serve.settings import ServeSettings
-from crosscope_worker.tokens import TextTokenizer, Turn
+from crosscope_worker.tokenizer.tokens import TextTokenizer, Turn
 
 LAYER, LATENTS, VERSION = 2, 48, "v1"
 

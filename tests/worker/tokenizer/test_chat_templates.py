@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from crosscope_proto.roles import TokenRole
-from crosscope_worker.chat_template import messages_of
-from crosscope_worker.tokens import PromptError, TemplateSettings, TextTokenizer, TokenisedText, Turn
+from crosscope_worker.tokenizer.chat_template import messages_of
+from crosscope_worker.tokenizer.tokens import PromptError, TemplateSettings, TextTokenizer, TokenisedText, Turn
 
 BOS, H, E = TokenRole.BOS, TokenRole.HEADER, TokenRole.TURN_END
 S, U, A, R, T = TokenRole.SYSTEM, TokenRole.USER, TokenRole.ASSISTANT, TokenRole.REASONING, TokenRole.TOOL

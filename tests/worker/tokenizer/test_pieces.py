@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from crosscope_worker.pair import Pair
-from crosscope_worker.pieces import lone_pieces, text_pieces
-from crosscope_worker.tokens import TextTokenizer
+from crosscope_worker.models.pair import Pair
+from crosscope_worker.tokenizer.pieces import lone_pieces, text_pieces
+from crosscope_worker.tokenizer.tokens import TextTokenizer
 
 MIXED = "caf\u00e9 \u201cquoted\u201d \U0001f98a\U0001f98a \u4f60\u597d, \u00fcber \ufffd end"
 """Characters of two, three and four bytes, alone, in runs and after a space, and a U+FFFD that is really there."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from crosscope_proto.roles import TokenRole
-from crosscope_worker.tokens import PromptError, TextTokenizer, TokenisedText, Turn
+from crosscope_worker.tokenizer.tokens import PromptError, TextTokenizer, TokenisedText, Turn
 
 WORDS = ["About", " the", "fox", "\n", " ", "  ", "é", "▁", "12", "s", ">", "<s", "user", "\t", "\u00a0", "."]
 texts = (

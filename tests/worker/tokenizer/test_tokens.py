@@ -3,8 +3,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from crosscope_proto.roles import TokenRole
-from crosscope_worker.pair import Pair
-from crosscope_worker.tokens import PromptError, TextTokenizer, TokenisedText, Turn
+from crosscope_worker.models.pair import Pair
+from crosscope_worker.tokenizer.tokens import PromptError, TextTokenizer, TokenisedText, Turn
 
 B, H, E, T, S, U, A = (
     TokenRole.BOS,

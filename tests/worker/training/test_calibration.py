@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crosscope_proto.roles import BASE, CHAT
-from crosscope_worker.crosscoder import Crosscoder
+from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.training import calibration, saved_result
 from crosscope_worker.training.calibration import TokenSample, calibrate
 from crosscope_worker.training.variants import Budget

@@ -10,7 +10,7 @@ from fixtures_training import PlantedSource, make_recipe, run
 from torch import Tensor
 
 from crosscope_proto.specs import CrosscoderSpec, TrainingSpec
-from crosscope_worker.crosscoder import Crosscoder
+from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.training import TrainingError
 from crosscope_worker.training.trainer import Trainer
 

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from crosscope_proto.specs import CrosscoderSpec, DataSpec, TokenPolicy, TrainingSpec
-from crosscope_worker.activations import PairActivations
-from crosscope_worker.pair import Pair
+from crosscope_worker.data.sources import HarvestSource, open_source
+from crosscope_worker.data.texts import DataError, TextStream
+from crosscope_worker.models.activations import PairActivations
+from crosscope_worker.models.pair import Pair
 from crosscope_worker.phases import Following
-from crosscope_worker.sources import HarvestSource, open_source
-from crosscope_worker.texts import DataError, TextStream
-from crosscope_worker.tokens import TextTokenizer
+from crosscope_worker.tokenizer.tokens import TextTokenizer
 from crosscope_worker.training import train
 from crosscope_worker.training.buffer import ShuffleBuffer
 from crosscope_worker.training.checkpoint import TENSORS

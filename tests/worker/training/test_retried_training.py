@@ -11,8 +11,8 @@ import torch
 
 from crosscope_proto.recipe import CrosscoderRecipe, parse_recipe
 from crosscope_proto.v1 import jobs_pb2
-from crosscope_worker.crosscoder import Crosscoder
-from crosscope_worker.make import make_crosscoder
+from crosscope_worker.dictionary.load import load_crosscoder
+from crosscope_worker.recipes.train import make_crosscoder
 from crosscope_worker.work import Workspace, silent
 from tests.jobs.rig import Rig
 
@@ -64,7 +64,7 @@ def test_a_retried_training_ends_with_the_same_weights(tiny_pair_folder: Path) -
         (folder := rig.home / "jobs" / "undisturbed").mkdir()
         whole = make_crosscoder(recipe, Workspace(rig.home, folder, lambda: None), silent)
         versions = rig.home / "crosscoders" / "retried" / "versions"
-        first, second = (Crosscoder.load(versions / each) for each in (done.version_id, whole.version_id))
+        first, second = (load_crosscoder(versions / each) for each in (done.version_id, whole.version_id))
         for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
             assert torch.equal(getattr(first, name), getattr(second, name)), name
     finally:

@@ -8,7 +8,7 @@ import torch
 from fixtures_training import PlantedSource, make_recipe, run
 
 from crosscope_proto.specs import CrosscoderSpec, TrainingSpec
-from crosscope_worker.crosscoder import Crosscoder
+from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.training import TrainingError, train
 from crosscope_worker.training.variants import Budget, at_step, budgets, penalties
 from crosscope_worker.work import silent

@@ -22,7 +22,7 @@ from crosscope_proto.roles import TokenRole
 from crosscope_worker.analysis.store import Segments, Store, ranges
 
 if TYPE_CHECKING:
-    from crosscope_worker.texts import Text
+    from crosscope_worker.data.texts import Text
 
 Ints = NDArray[np.int64]
 PLACES = ("decision", "within")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from crosscope_proto.roles import BASE, CHAT
-from crosscope_worker.crosscoder import DIFFERENCE, Crosscoder
+from crosscope_worker.dictionary.crosscoder import DIFFERENCE, Crosscoder
 
 ROW_SUM_BYTES = 64 << 20
 """Memory for row sums at a time; latents are cut into pieces that fit."""

@@ -19,10 +19,10 @@ from crosscope_proto.specs import AnalysisSpec
 from crosscope_worker.analysis.columns import chosen, lists, plain
 from crosscope_worker.analysis.repeats import Hashes, WindowHashes
 from crosscope_worker.analysis.store import Segments, Store, runs
-from crosscope_worker.pieces import text_pieces
+from crosscope_worker.tokenizer.pieces import text_pieces
 
 if TYPE_CHECKING:
-    from crosscope_worker.tokens import TextTokenizer
+    from crosscope_worker.tokenizer.tokens import TextTokenizer
 
 Ints = NDArray[np.int64]
 NUM_TOP_TOKENS = 10

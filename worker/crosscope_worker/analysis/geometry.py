@@ -12,7 +12,7 @@ from torch import Tensor
 
 from crosscope_proto.artefacts import LatentClass
 from crosscope_proto.roles import BASE, CHAT
-from crosscope_worker.crosscoder import Crosscoder, relative_norms
+from crosscope_worker.dictionary.crosscoder import Crosscoder, relative_norms
 
 NUM_NEIGHBOURS = 10
 CHUNK_BYTES = 128 << 20

@@ -15,11 +15,11 @@ from crosscope_proto.specs import AnalysisSpec
 from crosscope_worker.analysis.block import Block, encode_block
 from crosscope_worker.analysis.errors import AnalysisError
 from crosscope_worker.analysis.repeats import FirstShards, WindowHashes
-from crosscope_worker.crosscoder import Crosscoder
+from crosscope_worker.dictionary.crosscoder import Crosscoder
 
 if TYPE_CHECKING:
-    from crosscope_worker.harvest import Harvest
-    from crosscope_worker.texts import Text
+    from crosscope_worker.data.harvest import Harvest
+    from crosscope_worker.data.texts import Text
 
 BLOCK_TOKENS = 1024
 """Tokens at which a block is closed; a longer text makes a longer block. Encoding holds about `12 · latents` bytes a

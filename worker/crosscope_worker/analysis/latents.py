@@ -20,11 +20,11 @@ from crosscope_worker.analysis.lens import Lens
 from crosscope_worker.analysis.moments import Moments, ShardSums
 from crosscope_worker.analysis.scaling import Estimates, directions, estimates, jackknife
 from crosscope_worker.analysis.uselessness import ChatOnlySums, score
-from crosscope_worker.crosscoder import DIFFERENCE, Crosscoder
-from crosscope_worker.pieces import lone_pieces
+from crosscope_worker.dictionary.crosscoder import DIFFERENCE, Crosscoder
+from crosscope_worker.tokenizer.pieces import lone_pieces
 
 if TYPE_CHECKING:
-    from crosscope_worker.tokens import TextTokenizer
+    from crosscope_worker.tokenizer.tokens import TextTokenizer
 
 Ints = NDArray[np.int64]
 

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 from crosscope_proto.roles import MODEL_NAMES
 from crosscope_worker.analysis.geometry import CHUNK_BYTES
-from crosscope_worker.pair import decoder_layers, num_ids
-from crosscope_worker.probes import ROUNDED_TOLERANCE, probe_ids, standardised_error
-from crosscope_worker.residual import stream
+from crosscope_worker.models.pair import decoder_layers, num_ids
+from crosscope_worker.models.probes import ROUNDED_TOLERANCE, probe_ids, standardised_error
+from crosscope_worker.models.residual import stream
 from crosscope_worker.work import is_out_of_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from crosscope_worker.pair import Pair
+    from crosscope_worker.models.pair import Pair
 
 NUM_LOGIT_TOKENS = 8
 _NUM_ORDERED = 64

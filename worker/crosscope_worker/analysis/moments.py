@@ -16,7 +16,7 @@ from torch import Tensor
 
 from crosscope_proto.roles import BASE, CHAT, NUM_ROLES, TEMPLATE_ROLES
 from crosscope_worker.analysis.block import Block, row_sums
-from crosscope_worker.crosscoder import DIFFERENCE, Crosscoder
+from crosscope_worker.dictionary.crosscoder import DIFFERENCE, Crosscoder
 
 Floats = NDArray[np.float64]
 

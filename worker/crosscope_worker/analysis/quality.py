@@ -9,7 +9,7 @@ from torch import Tensor
 
 from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
 from crosscope_worker.analysis.block import Block
-from crosscope_worker.crosscoder import DIFFERENCE, Crosscoder
+from crosscope_worker.dictionary.crosscoder import DIFFERENCE, Crosscoder
 
 OUTLIER_RATIO = 10.0
 """A token is an outlier if its norm in either model is more than this many times the median norm of the first block."""

@@ -32,13 +32,13 @@ from crosscope_worker.analysis.moments import Moments
 from crosscope_worker.analysis.quality import Quality
 from crosscope_worker.analysis.store import Store
 from crosscope_worker.analysis.uselessness import ChatOnlySums
-from crosscope_worker.crosscoder import Crosscoder
+from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.work import Progress
 
 if TYPE_CHECKING:
-    from crosscope_worker.harvest import Harvest
-    from crosscope_worker.pair import Pair
-    from crosscope_worker.tokens import TextTokenizer
+    from crosscope_worker.data.harvest import Harvest
+    from crosscope_worker.models.pair import Pair
+    from crosscope_worker.tokenizer.tokens import TextTokenizer
 
 STAGE = "analyse"
 _PASS_SHARE = 0.9

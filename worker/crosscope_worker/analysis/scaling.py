@@ -13,7 +13,7 @@ from crosscope_proto.artefacts import SCALING_DIRECTIONS, beta_column
 from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
 from crosscope_worker.analysis.geometry import inner_products
 from crosscope_worker.analysis.moments import ShardSums
-from crosscope_worker.crosscoder import Crosscoder
+from crosscope_worker.dictionary.crosscoder import Crosscoder
 
 Floats = NDArray[np.float64]
 Estimates = dict[str, Floats]

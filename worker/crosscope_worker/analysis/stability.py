@@ -24,7 +24,8 @@ from torch import Tensor
 from crosscope_proto.artefacts import CURRENT, LATENTS, MANIFEST, LatentClass
 from crosscope_proto.roles import BASE, CHAT
 from crosscope_worker.analysis.geometry import classes
-from crosscope_worker.crosscoder import DIFFERENCE, Crosscoder, CrosscoderError, relative_norms
+from crosscope_worker.dictionary.crosscoder import DIFFERENCE, Crosscoder, CrosscoderError, relative_norms
+from crosscope_worker.dictionary.load import load_crosscoder
 
 CHUNK_BYTES = 128 << 20
 """Memory for a chunk of cosines."""
@@ -161,7 +162,7 @@ def write_map(path: Path, matches: Matches) -> None:
 def report(folders: Sequence[Path], device: str, write: Callable[[str], object], map_file: Path | None = None) -> None:
     """Matches two crosscoders, writes a table and, if asked for, the map. Raises CrosscoderError, OSError."""
     versions = [find_version(folder) for folder in folders]
-    one, other = (Crosscoder.load(version, device) for version in versions)
+    one, other = (load_crosscoder(version, device) for version in versions)
     living = [living_latents(version, cc.num_latents) for version, cc in zip(versions, (one, other), strict=True)]
     matches = match_latents(one, other, living[0], living[1])
     for letter, version, found in zip("AB", versions, living, strict=True):

@@ -21,7 +21,7 @@ from crosscope_worker.analysis.block import Block
 from crosscope_worker.analysis.errors import AnalysisError
 
 if TYPE_CHECKING:
-    from crosscope_worker.texts import Text
+    from crosscope_worker.data.texts import Text
 
 PAIR = np.dtype([("position", "<u2"), ("value", "<f4")])
 MAX_LENGTH = 1 << 16

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from crosscope_worker.analysis.errors import AnalysisError
-from crosscope_worker.pair import decoder, decoder_layers
-from crosscope_worker.probes import ROUNDED_TOLERANCE, probe_ids, standardised_error
-from crosscope_worker.residual import standing_in, stream
+from crosscope_worker.models.pair import decoder, decoder_layers
+from crosscope_worker.models.probes import ROUNDED_TOLERANCE, probe_ids, standardised_error
+from crosscope_worker.models.residual import standing_in, stream
 from crosscope_worker.work import is_out_of_memory
 
 _RUN_ERRORS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)

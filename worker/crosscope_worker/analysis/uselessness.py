@@ -29,7 +29,7 @@ from crosscope_proto.roles import BASE, CHAT
 from crosscope_proto.specs import AnalysisSpec
 from crosscope_worker.analysis.block import Block
 from crosscope_worker.analysis.nnls import nnls
-from crosscope_worker.crosscoder import Crosscoder
+from crosscope_worker.dictionary.crosscoder import Crosscoder
 
 Floats = NDArray[np.float64]
 

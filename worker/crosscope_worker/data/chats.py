@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from crosscope_proto.specs import ALPACA_COLUMNS, DataSpec
-from crosscope_worker.rows import Columns, DataError, Row
-from crosscope_worker.tally import reason_of
-from crosscope_worker.tokens import Turn
+from crosscope_worker.data.rows import Columns, DataError, Row
+from crosscope_worker.data.tally import reason_of
+from crosscope_worker.tokenizer.tokens import Turn
 
 _SHAREGPT_ROLES = {
     "human": "user",

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crosscope_proto.specs import DataSpec
+from crosscope_worker.data.rows import Columns, DataError, Row, said
 from crosscope_worker.roots import RootError, Roots
-from crosscope_worker.rows import Columns, DataError, Row, said
 
 
 class FileRows:

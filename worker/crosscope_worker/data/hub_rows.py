@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crosscope_proto.specs import DataSpec
+from crosscope_worker.data.rows import DataError, Row, Tell, said
 from crosscope_worker.roots import RootError, Roots
-from crosscope_worker.rows import DataError, Row, Tell, said
 
 if TYPE_CHECKING:
     from datasets import IterableDataset

@@ -1,6 +1,7 @@
-"""The crosscoder: one sparse dictionary for the residual streams of two models, and its files.
+"""The crosscoder: one sparse dictionary for the residual streams of two models.
 
-Knows its formulas (math §1, §6) and the artefact's two files; not how it was trained or what its latents mean.
+Knows its formulas (math §1, §6) and how a version folder is written; not how it is read again (load.py), how it was
+trained or what its latents mean.
 
 Axis `both`: the models' residual streams side by side, base's `d_model` first. `[batch, both]` is the same memory as
 `[batch, model, d_model]` where the two widths agree, and lets models of different width through.
@@ -8,22 +9,18 @@ Axis `both`: the models' residual streams side by side, base's `d_model` first. 
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from crosscope_proto.artefacts import MANIFEST, WEIGHTS, CrosscoderManifest
-from crosscope_proto.manifest import ManifestError, parse_manifest
 from crosscope_proto.roles import BASE, CHAT
-from crosscope_worker.disk import sha256
-from crosscope_worker.selection import Selection, code_norms, cuts
-from crosscope_worker.sparse import SparseCode, decode_pairs, places, sparse_code
+from crosscope_worker.dictionary.keep import Selection, code_norms, cuts
+from crosscope_worker.dictionary.sparse import SparseCode, decode_pairs, places, sparse_code
 
 CODE_NORMALISATIONS = ("crosscoder", "sae", "mixed", "none", "decoupled")
 TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
@@ -32,8 +29,6 @@ DIFFERENCE = "diff_sae"
 """The variant whose input and target are `x^chat - x^base` (math §2)."""
 ONE_MODEL = {"base_sae": BASE, "chat_sae": CHAT}
 """Variants that read and reconstruct one model alone: a sparse autoencoder of it (docs/published.md)."""
-_SLOW_BYTES = 1 << 30
-"""From which size on reading a file for its hash is announced."""
 
 
 class CrosscoderError(ValueError):
@@ -225,107 +220,6 @@ class Crosscoder:
         save_file({name: tensor.contiguous().cpu() for name, tensor in self._tensors().items()}, folder / WEIGHTS)
         text = json.dumps(asdict(manifest), indent=2, sort_keys=True)
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(
-        cls,
-        path: Path | str,
-        device: torch.device | str = "cpu",
-        input_scale: tuple[float, float] | None = None,
-        swap: bool = False,
-        reads: str = "both",
-        tell: Callable[[str], None] | None = None,
-    ) -> Self:
-        """Loads a version folder of the artefact, or a published crosscoder: a folder or a file (docs/published.md).
-
-        `input_scale` (base, chat) is for published files that do not hold the scales of their inputs. `swap`: model 0
-        of the file is the chat model. `reads` "difference", "base" or "chat" says what a published dictionary of one
-        stream of activations was trained on. `tell` is told what takes long.
-
-        Raises CrosscoderError that names what is missing, cut short, damaged, not finite, unknown or contradictory.
-        """
-        from crosscope_worker.published import load_published, swapped
-
-        folder = Path(path)
-        if folder.name in (MANIFEST, WEIGHTS):
-            folder = folder.parent
-        if not (folder / MANIFEST).is_file():
-            return load_published(cls, folder, input_scale, swap, reads).to(device)
-        if input_scale is not None:
-            raise CrosscoderError(f"{folder / MANIFEST} holds the scales of its inputs; leave input_scale out")
-        if reads != "both":
-            raise CrosscoderError(f"{folder / MANIFEST} says what it reads; leave reads out")
-        loaded = cls._load_version(folder, device, tell)
-        return swapped(loaded) if swap else loaded
-
-    @classmethod
-    def _load_version(cls, folder: Path, device: torch.device | str, tell: Callable[[str], None] | None) -> Self:
-        manifest = read_manifest(folder)
-        weights = folder / WEIGHTS
-        check_hash(weights, manifest.hashes.get(WEIGHTS), tell)
-        tensors = read_safetensors(weights, device)
-        if missing := [name for name in TENSORS if name not in tensors]:
-            raise CrosscoderError(f"{weights} has no tensor {missing[0]}; it holds {', '.join(sorted(tensors))}")
-        for name in (*TENSORS, *OPTIONAL_TENSORS):
-            if name in tensors and not bool(torch.isfinite(tensors[name]).all()):
-                raise CrosscoderError(f"{weights} is damaged: {name} holds values that are not finite; make it again")
-        return cls(
-            W_enc=tensors["W_enc"].T.contiguous().T,
-            b_enc=tensors["b_enc"],
-            W_dec=tensors["W_dec"],
-            b_dec=tensors["b_dec"],
-            d_model=manifest.d_model,
-            variant=manifest.variant,
-            code_normalisation=manifest.code_normalisation,
-            threshold=manifest.threshold,
-            input_scale=manifest.input_scale,
-            token_k=manifest.token_k,
-            notes=manifest.notes,
-            **{name: tensors.get(name) for name in OPTIONAL_TENSORS},
-        )
-
-
-def read_safetensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """Every tensor of a safetensors file.
-
-    Raises CrosscoderError when it is missing or cannot be read.
-    """
-    try:
-        return load_file(path, device=str(device))
-    except FileNotFoundError as error:
-        raise CrosscoderError(f"{path} is missing") from error
-    except (SafetensorError, OSError) as error:
-        raise CrosscoderError(f"{path} cannot be read as safetensors (cut short?): {error}") from error
-
-
-def check_hash(path: Path, expected: str | None, tell: Callable[[str], None] | None = None) -> None:
-    """Raises CrosscoderError if a file's SHA-256 is not the one that its manifest has; None: the manifest has none.
-
-    The file is read piece by piece. `tell` hears of it where that takes more than a moment.
-    """
-    if expected is None or not path.is_file():
-        return
-    if tell is not None and (size := path.stat().st_size) >= _SLOW_BYTES:
-        tell(f"checking the {size / 1e9:.1f} GB of {path.name} against their hash")
-    if (found := sha256(path)) != expected:
-        raise CrosscoderError(
-            f"{path} is damaged or was changed: its SHA-256 is {found[:12]}…, and its manifest says {expected[:12]}…; "
-            "restore the file, or make the version again"
-        )
-
-
-def read_manifest(folder: Path) -> CrosscoderManifest:
-    """Reads crosscoder.json of a version folder.
-
-    Raises CrosscoderError when it is missing, not JSON, of a newer schema, or when a field is not what it must be.
-    """
-    path = folder / MANIFEST
-    try:
-        return parse_manifest(path.read_bytes())
-    except FileNotFoundError as error:
-        raise CrosscoderError(f"{path} is missing: is {folder} a crosscoder's version folder?") from error
-    except ManifestError as error:
-        raise CrosscoderError(f"{path}: {error}") from error
 
 
 def scale_inputs(x: Tensor, d_model: tuple[int, int], input_scale: tuple[float, float]) -> Tensor:

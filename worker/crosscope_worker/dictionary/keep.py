@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from crosscope_proto.roles import BASE
-from crosscope_worker.sparse import SparseCode
+from crosscope_worker.dictionary.sparse import SparseCode
 
 
 @dataclass(frozen=True, eq=False)

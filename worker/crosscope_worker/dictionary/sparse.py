@@ -139,7 +139,7 @@ def _kernels(*operands: Tensor) -> ModuleType | None:
 
 
 def _sparse_triton() -> ModuleType | None:
-    return importlib.import_module("crosscope_worker.sparse_triton") if launches_kernels() else None
+    return importlib.import_module("crosscope_worker.dictionary.sparse_triton") if launches_kernels() else None
 
 
 @functools.cache

@@ -10,8 +10,8 @@ JobFunction = Callable[[Any, Workspace, Progress], Manifest]
 """A job: (recipe, workspace, progress) -> manifest."""
 
 KINDS: Mapping[str, str] = {
-    "crosscoder": "crosscope_worker.make:make_crosscoder",
-    "published": "crosscope_worker.make_published:make_published",
+    "crosscoder": "crosscope_worker.recipes.train:make_crosscoder",
+    "published": "crosscope_worker.recipes.published:make_published",
     "demo-pair": "crosscope_worker.demo.pair:make_demo_pair",
 }
 """A recipe's kind and its function, as module:name."""

@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from crosscope_proto.artefacts import PairManifest
 from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
-from crosscope_worker.adapter import with_adapter
-from crosscope_worker.pair_source import (
+from crosscope_worker.models.adapter import with_adapter
+from crosscope_worker.models.pair_source import (
     TOKENIZER_FILES,
     PairError,
     Place,

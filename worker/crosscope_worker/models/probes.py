@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from crosscope_worker.pair import decoder_layers, num_embeddings
-from crosscope_worker.pair_source import PairError
-from crosscope_worker.residual import NotReached, in_float32, layer_outputs, stream
+from crosscope_worker.models.pair import decoder_layers, num_embeddings
+from crosscope_worker.models.pair_source import PairError
+from crosscope_worker.models.residual import NotReached, in_float32, layer_outputs, stream
 from crosscope_worker.work import is_out_of_memory
 
 TOLERANCE = 1e-3

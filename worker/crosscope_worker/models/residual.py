@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from crosscope_worker.pair import BLOCK_SPARSE, decoder, decoder_layers
+from crosscope_worker.models.pair import BLOCK_SPARSE, decoder, decoder_layers
 
 
 class NotReached(RuntimeError):

@@ -13,25 +13,26 @@ import torch
 
 from crosscope_proto.artefacts import CrosscoderManifest, PairManifest, crosscoder_folder, pair_folder
 from crosscope_proto.recipe import CrosscoderRecipe, PublishedRecipe, recipe_dict
-from crosscope_worker.activations import PairActivations
 from crosscope_worker.analysis import Analysis, AnalysisError, analyse
 from crosscope_worker.analysis.fidelity import fidelity, patched_latents
 from crosscope_worker.analysis.lens import find_lenses
 from crosscope_worker.analysis.run import STAGE
 from crosscope_worker.analysis.upper_half import UpperHalf
-from crosscope_worker.crosscoder import Crosscoder, CrosscoderError, read_manifest
-from crosscope_worker.harvest import harvest
-from crosscope_worker.norms import NormFilter
-from crosscope_worker.pair import Pair, load_pair
-from crosscope_worker.pair_hashes import pair_hashes
-from crosscope_worker.pair_source import resolve_pair
+from crosscope_worker.data.harvest import harvest
+from crosscope_worker.data.norms import NormFilter
+from crosscope_worker.data.tally import Counts, total
+from crosscope_worker.data.texts import Split, TextStream, open_rows
+from crosscope_worker.dictionary.crosscoder import Crosscoder, CrosscoderError
+from crosscope_worker.dictionary.sparse import launches_kernels
+from crosscope_worker.dictionary.version import read_manifest
+from crosscope_worker.models.activations import PairActivations
+from crosscope_worker.models.pair import Pair, load_pair
+from crosscope_worker.models.pair_hashes import pair_hashes
+from crosscope_worker.models.pair_source import resolve_pair
 from crosscope_worker.phases import Following, Phase, loading
-from crosscope_worker.publish import Provenance, make_current, manifest_of, publish
+from crosscope_worker.recipes.publish import Provenance, make_current, manifest_of, publish
 from crosscope_worker.roots import check_pair_folders
-from crosscope_worker.sparse import launches_kernels
-from crosscope_worker.tally import Counts, total
-from crosscope_worker.texts import Split, TextStream, open_rows
-from crosscope_worker.tokens import TemplateSettings, TextTokenizer
+from crosscope_worker.tokenizer.tokens import TemplateSettings, TextTokenizer
 from crosscope_worker.training.variants import parts
 from crosscope_worker.work import Progress, Workspace, is_out_of_memory
 

@@ -7,8 +7,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from crosscope_proto.artefacts import CrosscoderManifest
 from crosscope_proto.recipe import PublishedRecipe
-from crosscope_worker.crosscoder import Crosscoder, CrosscoderError
-from crosscope_worker.measure import Material, Trained, already_published, measure_and_publish
+from crosscope_worker.dictionary.crosscoder import CrosscoderError
+from crosscope_worker.dictionary.load import load_crosscoder
+from crosscope_worker.recipes.measure import Material, Trained, already_published, measure_and_publish
 from crosscope_worker.roots import Roots
 from crosscope_worker.work import Progress, Workspace
 
@@ -29,7 +30,7 @@ def make_published(recipe: PublishedRecipe, workspace: Workspace, progress: Prog
     def tell(message: str) -> None:
         progress("load", 0.0, message)
 
-    crosscoder = Crosscoder.load(path, workspace.device, recipe.input_scale, recipe.swap, recipe.reads, tell)
+    crosscoder = load_crosscoder(path, workspace.device, recipe.input_scale, recipe.swap, recipe.reads, tell)
     for note in crosscoder.notes:
         progress("load", 0.0, f"note: {note}")
     material = Material.load(recipe, workspace, progress)

@@ -6,12 +6,12 @@ import torch
 
 from crosscope_proto.artefacts import CrosscoderManifest
 from crosscope_proto.recipe import CrosscoderRecipe
-from crosscope_worker.harvest import TOKENS_PER_FORWARD, WINDOW_FORWARDS
-from crosscope_worker.measure import Material, Trained, already_published, brief, keep, measure_and_publish
+from crosscope_worker.data.harvest import TOKENS_PER_FORWARD, WINDOW_FORWARDS
+from crosscope_worker.data.sources import norms_of, open_source
+from crosscope_worker.data.tally import Counts
 from crosscope_worker.phases import TrainingProgress
-from crosscope_worker.sources import norms_of, open_source
-from crosscope_worker.speeds import faster_dtype, remember
-from crosscope_worker.tally import Counts
+from crosscope_worker.recipes.measure import Material, Trained, already_published, brief, keep, measure_and_publish
+from crosscope_worker.recipes.speeds import faster_dtype, remember
 from crosscope_worker.training import TrainingResult, saved_result, train
 from crosscope_worker.work import Progress, Stopped, Workspace
 

@@ -17,15 +17,17 @@ from pydantic import ValidationError
 
 from crosscope_proto.artefacts import NAME_PATTERN, CrosscoderManifest, PairManifest, crosscoder_folder, version_folder
 from crosscope_proto.specs import TokenPolicy
-from crosscope_worker.activations import PairActivations
-from crosscope_worker.crosscoder import Crosscoder, CrosscoderError, read_manifest
-from crosscope_worker.norms import NormBounds
-from crosscope_worker.pair import Pair, load_pair
-from crosscope_worker.pair_hashes import changed_parts
-from crosscope_worker.pair_source import PairError, find_pair
+from crosscope_worker.data.norms import NormBounds
+from crosscope_worker.dictionary.crosscoder import CrosscoderError
+from crosscope_worker.dictionary.load import load_crosscoder
+from crosscope_worker.dictionary.version import read_manifest
+from crosscope_worker.models.activations import PairActivations
+from crosscope_worker.models.pair import Pair, load_pair
+from crosscope_worker.models.pair_hashes import changed_parts
+from crosscope_worker.models.pair_source import PairError, find_pair
 from crosscope_worker.serve.encoding import Encoder
 from crosscope_worker.serve.errors import UnknownCrosscoder
-from crosscope_worker.tokens import TemplateSettings, TextTokenizer
+from crosscope_worker.tokenizer.tokens import TemplateSettings, TextTokenizer
 
 _VERSION_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 _PAIR_HASHES = ("tokenizer", "base", "chat", "adapter")
@@ -121,7 +123,7 @@ class Models:
         folder = _version_folder(self._home, name, version_id)
         manifest = read_manifest(folder)
         manifest = replace(manifest, pair=find_pair(manifest.pair, self._home))
-        crosscoder = Crosscoder.load(folder, self._device, tell=log.info)
+        crosscoder = load_crosscoder(folder, self._device, tell=log.info)
         pair = self._pair(manifest)
         if pair.pair.d_model != crosscoder.d_model:
             raise PairError(

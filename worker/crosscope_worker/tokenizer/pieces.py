@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from crosscope_worker.tokens import TextTokenizer
+    from crosscope_worker.tokenizer.tokens import TextTokenizer
 
 UNKNOWN = "\ufffd"
 """What a decoder gives for bytes that are no character."""

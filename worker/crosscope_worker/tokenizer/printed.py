@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crosscope_proto.roles import TokenRole
-from crosscope_worker.chat_template import Turn
+from crosscope_worker.tokenizer.chat_template import Turn
 
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from crosscope_proto.roles import TokenRole
-from crosscope_worker.chat_template import Turn
-from crosscope_worker.control_tokens import PromptError
-from crosscope_worker.printed import Printed, Saying, saying_roles
+from crosscope_worker.tokenizer.chat_template import Turn
+from crosscope_worker.tokenizer.control_tokens import PromptError
+from crosscope_worker.tokenizer.printed import Printed, Saying, saying_roles
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 """Roles of turns."""

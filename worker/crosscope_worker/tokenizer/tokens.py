@@ -16,10 +16,10 @@ from transformers import PreTrainedTokenizerBase
 
 from crosscope_proto.roles import TokenRole
 from crosscope_proto.template_kwargs import check_template_kwargs
-from crosscope_worker.chat_template import ChatTemplate, TemplateRefusal, TemplateSettings, Turn, messages_of
-from crosscope_worker.control_tokens import ControlTokens, PromptError
-from crosscope_worker.printed import THINKING, Printed, Saying, Sayings, character_roles, places_in
-from crosscope_worker.refusals import check_printed, check_turns, not_found, refused
+from crosscope_worker.tokenizer.chat_template import ChatTemplate, TemplateRefusal, TemplateSettings, Turn, messages_of
+from crosscope_worker.tokenizer.control_tokens import ControlTokens, PromptError
+from crosscope_worker.tokenizer.printed import THINKING, Printed, Saying, Sayings, character_roles, places_in
+from crosscope_worker.tokenizer.refusals import check_printed, check_turns, not_found, refused
 
 __all__ = ["PromptError", "TemplateSettings", "TextTokenizer", "TokenisedText", "Turn"]
 

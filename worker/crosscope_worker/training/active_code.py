@@ -13,8 +13,16 @@ from torch import Tensor
 
 from crosscope_proto.roles import BASE
 from crosscope_proto.specs import CrosscoderSpec
-from crosscope_worker.crosscoder import code_norms
-from crosscope_worker.sparse import SparseCode, batch_topk, by_latent, decode_pairs, pair_products, places, sparse_relu
+from crosscope_worker.dictionary.crosscoder import code_norms
+from crosscope_worker.dictionary.sparse import (
+    SparseCode,
+    batch_topk,
+    by_latent,
+    decode_pairs,
+    pair_products,
+    places,
+    sparse_relu,
+)
 from crosscope_worker.training.variants import Widths, budgets
 
 DENSE_ABOVE = 0.05

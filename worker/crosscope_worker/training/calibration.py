@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from crosscope_proto.footprint import SAMPLE_TOKENS
-from crosscope_worker.crosscoder import Crosscoder
+from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.training.variants import Budget
 
 _BLOCK_ENTRIES = 1 << 24

@@ -18,14 +18,14 @@ from torch import Tensor
 from crosscope_proto.recipe import CrosscoderRecipe, recipe_dict
 from crosscope_proto.roles import MODEL_NAMES
 from crosscope_proto.specs import CrosscoderSpec, TrainingSpec
-from crosscope_worker.crosscoder import DIFFERENCE, Crosscoder
+from crosscope_worker.data.source import ActivationSource
+from crosscope_worker.dictionary.crosscoder import DIFFERENCE, Crosscoder
 from crosscope_worker.training import memory
 from crosscope_worker.training.buffer import ShuffleBuffer
 from crosscope_worker.training.calibration import calibrate
 from crosscope_worker.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from crosscope_worker.training.errors import TrainingError
 from crosscope_worker.training.objective import Step
-from crosscope_worker.training.source import ActivationSource
 from crosscope_worker.training.start import difference_scale, geometric_median, input_scales
 from crosscope_worker.training.trainer import Counters, Trainer
 from crosscope_worker.training.variants import budgets, widths

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from crosscope_proto.specs import CrosscoderSpec
-from crosscope_worker.crosscoder import code_norms
+from crosscope_worker.dictionary.crosscoder import code_norms
 from crosscope_worker.training.active_code import Scratch, Selected, Weights, product, select
 from crosscope_worker.training.auxiliary import auxiliary_loss
 from crosscope_worker.training.variants import Widths, constrain, penalties

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from crosscope_proto.roles import BASE, CHAT
 from crosscope_proto.specs import CrosscoderSpec, TrainingSpec
-from crosscope_worker.crosscoder import DIFFERENCE, Crosscoder, scale_inputs
+from crosscope_worker.dictionary.crosscoder import DIFFERENCE, Crosscoder, scale_inputs
 from crosscope_worker.training.active_code import Scratch, Weights
 from crosscope_worker.training.calibration import TokenSample
 from crosscope_worker.training.errors import TrainingError

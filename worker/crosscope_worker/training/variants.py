@@ -10,7 +10,7 @@ from torch import Tensor
 from crosscope_proto.artefacts import LatentPart
 from crosscope_proto.roles import BASE, CHAT
 from crosscope_proto.specs import CrosscoderSpec, TrainingSpec
-from crosscope_worker.crosscoder import DIFFERENCE
+from crosscope_worker.dictionary.crosscoder import DIFFERENCE
 
 Widths = tuple[int, ...]
 """Widths of the residual streams that are reconstructed: base's and chat's, or one of their difference."""

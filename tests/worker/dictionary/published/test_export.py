@@ -21,13 +21,14 @@ from crosscope_proto.artefacts import CrosscoderManifest, PairManifest
 from crosscope_proto.roles import TokenRole
 from crosscope_proto.specs import AnalysisSpec
 from crosscope_worker.analysis import analyse
-from crosscope_worker.crosscoder import Crosscoder, CrosscoderError
-from crosscope_worker.harvest import Harvest
-from crosscope_worker.published.__main__ import main
-from crosscope_worker.published.dashboard import export_dashboard
-from crosscope_worker.published.export import export_hub, export_version
-from crosscope_worker.texts import Text
-from crosscope_worker.tokens import TextTokenizer
+from crosscope_worker.data.harvest import Harvest
+from crosscope_worker.data.texts import Text
+from crosscope_worker.dictionary.crosscoder import Crosscoder, CrosscoderError
+from crosscope_worker.dictionary.load import load_crosscoder
+from crosscope_worker.dictionary.published.__main__ import main
+from crosscope_worker.dictionary.published.dashboard import export_dashboard
+from crosscope_worker.dictionary.published.export import export_hub, export_version
+from crosscope_worker.tokenizer.tokens import TextTokenizer
 from crosscope_worker.work import silent
 
 
@@ -108,7 +109,7 @@ def assert_same(found: Crosscoder, expected: Crosscoder) -> None:
 )
 def test_to_the_hub_layout_and_back(tmp_path: Path, crosscoder: Crosscoder):
     export_hub(crosscoder, tmp_path / "hub", k=7)
-    assert_same(Crosscoder.load(tmp_path / "hub"), crosscoder)
+    assert_same(load_crosscoder(tmp_path / "hub"), crosscoder)
     stored = load_file(tmp_path / "hub" / "model.safetensors")
     assert stored["encoder.weight"].shape == (2, WIDTH, LATENTS)
     assert ("k" in stored) == (crosscoder.variant == "batch_topk")
@@ -123,7 +124,7 @@ def test_the_dialect_of_one_scale(tmp_path: Path):
     stored = load_file(tmp_path / "hub" / "model.safetensors")
     assert stored["activation_global_scale"].shape == ()
     assert "dict_class" not in json.loads((tmp_path / "hub" / "config.json").read_text())
-    assert_same(Crosscoder.load(tmp_path / "hub"), crosscoder)
+    assert_same(load_crosscoder(tmp_path / "hub"), crosscoder)
 
 
 @pytest.mark.parametrize("dialect", ["two-scales", "one-scale"])
@@ -143,7 +144,7 @@ def test_a_decoupled_code_of_normalised_inputs_is_written_as_the_forks_apply_it(
     code = crosscoder.encode(x)
     np.testing.assert_allclose(code.numpy(), post * kept.any(axis=1), rtol=1e-4, atol=1e-5)
     assert 0.1 < float((code > 0).float().mean()) < 0.9
-    back = Crosscoder.load(tmp_path / "hub")
+    back = load_crosscoder(tmp_path / "hub")
     torch.testing.assert_close(back.encode(x), code, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(back.decode(back.encode(x)), crosscoder.decode(code), rtol=1e-4, atol=1e-5)
 
@@ -156,7 +157,7 @@ def test_a_dictionary_of_one_stream_there_and_back(tmp_path: Path, variant: str,
     sentences = export_hub(crosscoder, tmp_path / "hub", k=7, dialect=dialect)
     reads = {"diff_sae": "difference", "base_sae": "base", "chat_sae": "chat"}[variant]
     assert reads in sentences[1]
-    back = Crosscoder.load(tmp_path / "hub", reads=reads)
+    back = load_crosscoder(tmp_path / "hub", reads=reads)
     assert back.variant == variant
     x = torch.randn(50, 2 * WIDTH)
     scaled = crosscoder.scaled(x)
@@ -182,7 +183,7 @@ def test_a_difference_version_is_exported_by_the_command(
     assert main() == 0
     assert "a dictionary of the difference, chat less base: say so beside it." in capsys.readouterr().err
     x = torch.randn(9, 2 * WIDTH)
-    back = Crosscoder.load(tmp_path / "hub", reads="difference")
+    back = load_crosscoder(tmp_path / "hub", reads="difference")
     torch.testing.assert_close(back.scaled(x), crosscoder.scaled(x), rtol=1e-4, atol=1e-5)
 
 
@@ -202,12 +203,19 @@ def test_a_version_folder_is_exported_by_the_command(tmp_path: Path):
     crosscoder = make_crosscoder(input_mean=torch.randn(2 * WIDTH))
     (tmp_path / "v1").mkdir()
     crosscoder.save(tmp_path / "v1", make_manifest(crosscoder, {"crosscoder": {"k": 7}}))
-    assert_same(Crosscoder.load(tmp_path / "v1"), crosscoder)
-    command = [sys.executable, "-m", "crosscope_worker.published", "hub", str(tmp_path / "v1"), str(tmp_path / "hub")]
+    assert_same(load_crosscoder(tmp_path / "v1"), crosscoder)
+    command = [
+        sys.executable,
+        "-m",
+        "crosscope_worker.dictionary.published",
+        "hub",
+        str(tmp_path / "v1"),
+        str(tmp_path / "hub"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0
     assert done.stderr == "The folder says nothing of the pair, the layer, the recipe and the analysis.\n"
-    assert_same(Crosscoder.load(tmp_path / "hub"), crosscoder)
+    assert_same(load_crosscoder(tmp_path / "hub"), crosscoder)
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 1
     assert again.stderr.endswith("exists; name a new folder\n")
@@ -265,7 +273,7 @@ def test_a_loaded_crosscoder_is_analysed(tmp_path: Path, tiny_pair):
     p = planted(thresholds=np.full(2, 3.0))
     tensors = hub_tensors(p) | {"k": torch.tensor(4), "threshold": torch.tensor(3.0)}
     mean, std = torch.randn(2, WIDTH), torch.full((2, WIDTH), WIDTH**-0.5)
-    crosscoder = Crosscoder.load(write_hub(tmp_path, tensors | {"activation_mean": mean, "activation_std": std}))
+    crosscoder = load_crosscoder(write_hub(tmp_path, tensors | {"activation_mean": mean, "activation_std": std}))
     x = torch.randn(40, 2 * WIDTH)
     roles = np.full(10, TokenRole.USER, np.uint8)
     harvest = Harvest(

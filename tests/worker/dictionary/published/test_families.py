@@ -12,7 +12,8 @@ from layouts import LATENTS, WIDTH, Array, float32, openmoss_tensors, planted, r
 from safetensors.torch import save_file
 
 from crosscope_proto.roles import BASE, CHAT
-from crosscope_worker.crosscoder import Crosscoder, CrosscoderError
+from crosscope_worker.dictionary.crosscoder import Crosscoder, CrosscoderError
+from crosscope_worker.dictionary.load import load_crosscoder
 
 K = 4
 Tensors = dict[str, torch.Tensor]
@@ -95,7 +96,7 @@ SWEEP = {"activation_dim": WIDTH, "dict_size": LATENTS, "k": K, "n_a": 3, "n_b":
 @pytest.mark.parametrize("masks", [False, True])
 def test_the_tool_use_sweep(tmp_path: Path, masks: bool):
     tensors = sweep_tensors(masks)
-    crosscoder = Crosscoder.load(write(tmp_path, tensors, config=SWEEP))
+    crosscoder = load_crosscoder(write(tmp_path, tensors, config=SWEEP))
     assert_forward(crosscoder, *sweep_forward(tensors, inputs()), l0=K)
     assert any(
         "Model 0 of files of this sweep is the fine-tuned one, and is read as base" in note for note in crosscoder.notes
@@ -103,15 +104,15 @@ def test_the_tool_use_sweep(tmp_path: Path, masks: bool):
     assert any("z-scored" in note for note in crosscoder.notes)
     assert any("enc_mask covers 5 encoder columns" in note for note in crosscoder.notes) == masks
     with pytest.raises(CrosscoderError, match="leave input_scale out"):
-        Crosscoder.load(tmp_path, input_scale=(1.0, 2.0))
+        load_crosscoder(tmp_path, input_scale=(1.0, 2.0))
     for change, message in (({"k": None}, "tensor says k"), ({"k": None, "act_fn": "relu"}, "keep the k largest")):
         with pytest.raises(CrosscoderError, match=message):
-            Crosscoder.load(write(tmp_path, tensors, config=SWEEP | change))
+            load_crosscoder(write(tmp_path, tensors, config=SWEEP | change))
 
 
 def test_model_0_is_the_fine_tuned_one_there(tmp_path: Path):
     tensors = sweep_tensors(True)
-    crosscoder = Crosscoder.load(write(tmp_path, tensors, config=SWEEP), swap=True)
+    crosscoder = load_crosscoder(write(tmp_path, tensors, config=SWEEP), swap=True)
     code, x_hat = sweep_forward(tensors, inputs()[:, ::-1])
     assert_forward(crosscoder, code, x_hat[:, ::-1], l0=K)
     assert not any("is read as base" in note for note in crosscoder.notes)
@@ -169,8 +170,8 @@ def test_crosscode(tmp_path: Path, classname: str, folded: tuple[float, float] |
     write_crosscode(tmp_path, tensors, classname, cfg)
     if folded is None:
         with pytest.raises(CrosscoderError, match=r"not folded into its weights \(is_folded\)"):
-            Crosscoder.load(tmp_path)
-    crosscoder = Crosscoder.load(tmp_path, input_scale=None if folded else (1.0, 1.0))
+            load_crosscoder(tmp_path)
+    crosscoder = load_crosscoder(tmp_path, input_scale=None if folded else (1.0, 1.0))
     assert_forward(crosscoder, *crosscode_forward(tensors, inputs(), keep), l0=K if "Topk" in classname else None)
 
 
@@ -178,7 +179,7 @@ def test_crosscode_whose_scales_are_given(tmp_path: Path):
     tensors, scale = crosscode_tensors(), np.array([0.25, 0.4])
     write_crosscode(tmp_path, tensors, "TopkActivation", {"k": K})
     code, x_hat = crosscode_forward(tensors, inputs() * scale[:, None], lambda pre: largest(pre, K))
-    assert_forward(Crosscoder.load(tmp_path, input_scale=(0.25, 0.4)), code, x_hat / scale[:, None], l0=K)
+    assert_forward(load_crosscoder(tmp_path, input_scale=(0.25, 0.4)), code, x_hat / scale[:, None], l0=K)
 
 
 def without(tensors: Tensors, name: str) -> Tensors:
@@ -214,7 +215,7 @@ def test_crosscode_that_is_refused(tmp_path: Path):
         scale = more.pop("input_scale", None)
         write_crosscode(tmp_path / str(i), held, classname, cfg, **more)
         with pytest.raises(CrosscoderError, match=message):
-            Crosscoder.load(tmp_path / str(i), input_scale=scale)
+            load_crosscoder(tmp_path / str(i), input_scale=scale)
 
 
 def test_yaml_that_is_refused(tmp_path: Path):
@@ -226,7 +227,7 @@ def test_yaml_that_is_refused(tmp_path: Path):
     }.items():
         (tmp_path / "model_cfg.yaml").write_text(text)
         with pytest.raises(CrosscoderError, match=message):
-            Crosscoder.load(tmp_path)
+            load_crosscoder(tmp_path)
 
 
 # --- Llamascopium
@@ -245,7 +246,7 @@ def openmoss_forward(tensors: Tensors, x: Array) -> tuple[Array, Array, Array]:
 def test_each_head_of_llamascopium_keeps_its_own_k(tmp_path: Path, rule: str):
     tensors = openmoss_tensors(planted())
     write(tmp_path, {"sae": tensors, "version": "2.0"}, "sae_weights.pt", config={"act_fn": rule, "top_k": K})  # type: ignore[dict-item]
-    crosscoder = Crosscoder.load(tmp_path)
+    crosscoder = load_crosscoder(tmp_path)
     heads, union, x_hat = openmoss_forward(tensors, inputs())
     assert (heads[:, 0] > 0).sum() == (heads[:, 1] > 0).sum() == 60 * K, "the heads disagree and each keeps k"
     assert (union > 0).sum() > 60 * K
@@ -268,8 +269,8 @@ def test_norms_that_were_never_set(tmp_path: Path, norm: float):
     config = {"act_fn": "relu", "top_k": 50, "norm_activation": "dataset-wise", "hook_points": ["a", "b"]}
     write(tmp_path, tensors | norms, "sae_weights.safetensors", config=config)
     with pytest.raises(CrosscoderError, match=r"average_activation_norm\.b is .*, which is no average norm"):
-        Crosscoder.load(tmp_path)
-    assert Crosscoder.load(tmp_path, input_scale=(2.0, 3.0)).input_scale == (2.0, 3.0)
+        load_crosscoder(tmp_path)
+    assert load_crosscoder(tmp_path, input_scale=(2.0, 3.0)).input_scale == (2.0, 3.0)
 
 
 # --- Gemma Scope 2
@@ -282,7 +283,7 @@ def test_crosscoders_of_several_layers_are_refused(tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps({"model_name": "gemma-3-1b-it", "architecture": "jump_relu"}))
     for path in (tmp_path, tmp_path / "params_layer_2.safetensors"):
         with pytest.raises(CrosscoderError, match=r"Gemma Scope 2 crosscoder: it reads 4 layers of gemma-3-1b-it"):
-            Crosscoder.load(path)
+            load_crosscoder(path)
 
 
 # --- Dictionaries of one stream
@@ -334,8 +335,8 @@ def test_a_batch_topk_dictionary(tmp_path: Path, reads: str, normalised: bool):
         tensors |= {"activation_mean": float32(mean), "activation_std": float32(std), "target_rms": torch.tensor(2.0)}
     write(tmp_path, tensors, "model.safetensors", config={"dict_class": "BatchTopKSAE", "k": 100})
     with pytest.raises(CrosscoderError, match=r"say reads difference \(chat less base\), base or chat"):
-        Crosscoder.load(tmp_path)
-    crosscoder = Crosscoder.load(tmp_path, reads=reads)
+        load_crosscoder(tmp_path)
+    crosscoder = load_crosscoder(tmp_path, reads=reads)
     assert crosscoder.variant == VARIANTS[reads]
     code, x_hat = linear_forward(tensors, stream(reads, inputs()), lambda code: code > 1.5)
     assert_forward(crosscoder, code, placed(reads, x_hat))
@@ -348,32 +349,32 @@ def test_a_difference_of_base_less_chat(tmp_path: Path):
     mean, std = np.random.default_rng(5).standard_normal((2, WIDTH))
     tensors |= {"activation_mean": float32(mean), "activation_std": float32(std), "target_rms": torch.tensor(2.0)}
     write(tmp_path, tensors, "ae.pt", config={"trainer": {"dict_class": "BatchTopKSAE"}})
-    crosscoder = Crosscoder.load(tmp_path, reads="difference", swap=True)
+    crosscoder = load_crosscoder(tmp_path, reads="difference", swap=True)
     x = inputs()
     code, x_hat = linear_forward(tensors, x[:, BASE] - x[:, CHAT], lambda code: code > 1.5)
     assert_forward(crosscoder, code, placed("difference", -x_hat))
     with pytest.raises(CrosscoderError, match="nothing to swap; say which one it reads"):
-        Crosscoder.load(tmp_path, reads="chat", swap=True)
+        load_crosscoder(tmp_path, reads="chat", swap=True)
 
 
 def test_a_topk_dictionary_keeps_k_though_it_stores_a_threshold(tmp_path: Path):
     tensors = linear_tensors() | {"k": torch.tensor(K), "threshold": torch.tensor(1.5)}
     write(tmp_path, tensors, "ae.pt", config={"trainer": {"dict_class": "AutoEncoderTopK", "k": K}})
     code, x_hat = linear_forward(tensors, stream("chat", inputs()), lambda code: largest(code, K))
-    assert_forward(Crosscoder.load(tmp_path, reads="chat"), code, placed("chat", x_hat))
+    assert_forward(load_crosscoder(tmp_path, reads="chat"), code, placed("chat", x_hat))
 
 
 def test_relu_dictionaries_of_one_stream(tmp_path: Path):
     tensors = linear_tensors()
     old = without(tensors, "b_dec") | {"bias": tensors["b_dec"]}
-    crosscoder = Crosscoder.load(write(tmp_path / "old", old, "ae.pt"), reads="base")
+    crosscoder = load_crosscoder(write(tmp_path / "old", old, "ae.pt"), reads="base")
     code, x_hat = linear_forward(tensors, stream("base", inputs()), lambda code: code > 0)
     assert_forward(crosscoder, code, placed("base", x_hat))
     assert any("ReLU is assumed" in note for note in crosscoder.notes)
     with pytest.raises(CrosscoderError, match="its rule is unknown"):
-        Crosscoder.load(write(tmp_path / "unsaid", tensors, "ae.pt"), reads="base")
+        load_crosscoder(write(tmp_path / "unsaid", tensors, "ae.pt"), reads="base")
     with pytest.raises(CrosscoderError, match="leave reads out"):
-        Crosscoder.load(write(tmp_path / "two", sweep_tensors(False), config=SWEEP), reads="base")
+        load_crosscoder(write(tmp_path / "two", sweep_tensors(False), config=SWEEP), reads="base")
 
 
 def lens_tensors(**more: torch.Tensor) -> Tensors:
@@ -419,7 +420,7 @@ def test_saelens(tmp_path: Path, name: str, reads: str):
     }
     write(tmp_path, tensors, "sae_weights.safetensors", cfg=cfg)
     save_file({"sparsity": torch.ones(LATENTS)}, tmp_path / "sparsity.safetensors")
-    crosscoder = Crosscoder.load(tmp_path, reads=reads)
+    crosscoder = load_crosscoder(tmp_path, reads=reads)
     code, x_hat = lens_forward(tensors, stream(reads, inputs()), cfg)
     assert_forward(crosscoder, code, placed(reads, x_hat))
 
@@ -433,9 +434,9 @@ def test_saelens_inputs_of_an_average_norm(tmp_path: Path):
     tensors = lens_tensors()
     write(tmp_path, tensors, "sae_weights.safetensors", cfg=cfg)
     with pytest.raises(CrosscoderError, match="scaled to an average norm that the file does not hold"):
-        Crosscoder.load(tmp_path, reads="chat")
+        load_crosscoder(tmp_path, reads="chat")
     code, x_hat = lens_forward(tensors, 0.25 * stream("chat", inputs()), cfg)
-    crosscoder = Crosscoder.load(tmp_path, reads="chat", input_scale=(1.0, 0.25))
+    crosscoder = load_crosscoder(tmp_path, reads="chat", input_scale=(1.0, 0.25))
     assert_forward(crosscoder, code, placed("chat", x_hat / 0.25))
 
 
@@ -453,7 +454,7 @@ LENS_REFUSED = {
 def test_saelens_that_is_refused(tmp_path: Path, message: str):
     write(tmp_path, lens_tensors(), "sae_weights.safetensors", cfg={"architecture": "standard"} | LENS_REFUSED[message])
     with pytest.raises(CrosscoderError, match=message):
-        Crosscoder.load(tmp_path, reads="chat")
+        load_crosscoder(tmp_path, reads="chat")
 
 
 def test_a_dictionary_of_gemma_scope_2(tmp_path: Path):
@@ -462,4 +463,4 @@ def test_a_dictionary_of_gemma_scope_2(tmp_path: Path):
     small = {name.replace("W_", "w_"): tensor for name, tensor in tensors.items()}
     write(tmp_path, small, "params.safetensors", config={"architecture": "jump_relu", "width": LATENTS, "l0": 10})
     code, x_hat = lens_forward(tensors, stream("chat", inputs()), cfg)
-    assert_forward(Crosscoder.load(tmp_path, reads="chat"), code, placed("chat", x_hat))
+    assert_forward(load_crosscoder(tmp_path, reads="chat"), code, placed("chat", x_hat))

@@ -20,9 +20,10 @@ from layouts import (
 )
 from safetensors.torch import save_file
 
-from crosscope_worker.crosscoder import Crosscoder, CrosscoderError
-from crosscope_worker.published.files import Source
-from crosscope_worker.published.replication import public_scales
+from crosscope_worker.dictionary.crosscoder import CrosscoderError
+from crosscope_worker.dictionary.load import load_crosscoder
+from crosscope_worker.dictionary.published.files import Source
+from crosscope_worker.dictionary.published.replication import public_scales
 
 IDS = {"CROSSCODER": 1, "SAE": 2, "MIXED": 3, "NONE": 4, "DECOUPLED": 5}
 
@@ -41,17 +42,17 @@ def normaliser(seed=3, target=2.0):
 
 def test_the_four_tensors_of_the_l1_crosscoder(tmp_path: Path):
     p = planted()
-    crosscoder = Crosscoder.load(write_hub(tmp_path, hub_tensors(p)))
+    crosscoder = load_crosscoder(write_hub(tmp_path, hub_tensors(p)))
     assert_equal(crosscoder, p)
     assert (crosscoder.variant, crosscoder.d_model, crosscoder.num_latents) == ("l1", (WIDTH, WIDTH), LATENTS)
-    assert_equal(Crosscoder.load(tmp_path / "model.safetensors"), p)
+    assert_equal(load_crosscoder(tmp_path / "model.safetensors"), p)
 
 
 @pytest.mark.parametrize("name", ["CROSSCODER", "SAE", "MIXED", "NONE"])
 def test_batch_topk_with_each_normalisation(tmp_path: Path, name: str):
     p = planted(normalisation=name, thresholds=np.full(2, 3.5))
     tensors = hub_tensors(p) | sparsifier(3.5) | {"code_normalization_id": torch.tensor(IDS[name])}
-    crosscoder = Crosscoder.load(write_hub(tmp_path, tensors, k=100, dict_class="BatchTopKCrossCoder"))
+    crosscoder = load_crosscoder(write_hub(tmp_path, tensors, k=100, dict_class="BatchTopKCrossCoder"))
     assert_equal(crosscoder, p)
     assert crosscoder.variant == "batch_topk"
     x = torch.randn(9, 2 * WIDTH)
@@ -61,7 +62,7 @@ def test_batch_topk_with_each_normalisation(tmp_path: Path, name: str):
 def test_decoupled_models_keep_different_codes(tmp_path: Path):
     p = planted(normalisation="DECOUPLED", thresholds=np.array([1.5, 4.0]))
     tensors = hub_tensors(p) | sparsifier([1.5, 4.0]) | {"code_normalization_id": torch.tensor(5)}
-    crosscoder = Crosscoder.load(write_hub(tmp_path, tensors))
+    crosscoder = load_crosscoder(write_hub(tmp_path, tensors))
     assert_equal(crosscoder, p)
     x = torch.randn(9, 2 * WIDTH)
     code, selection = crosscoder.encode_sparse(x), crosscoder.selection()
@@ -76,7 +77,7 @@ def test_decoupled_models_keep_different_codes(tmp_path: Path):
 def test_the_string_in_the_config_wins_over_the_id(tmp_path: Path):
     p = planted(normalisation="SAE", thresholds=np.full(2, 3.0))
     tensors = hub_tensors(p) | sparsifier(3.0) | {"code_normalization_id": torch.tensor(1)}
-    assert_equal(Crosscoder.load(write_hub(tmp_path, tensors, code_normalization="SAE")), p)
+    assert_equal(load_crosscoder(write_hub(tmp_path, tensors, code_normalization="SAE")), p)
 
 
 @pytest.mark.parametrize("stored", ["none", "per model", "one"])
@@ -88,14 +89,14 @@ def test_input_normaliser(tmp_path: Path, stored: str):
         tensors["activation_global_scale"] = float32(0.25)
         options["scale"] = np.full(2, 0.25)
     p = planted(**options)
-    assert_equal(Crosscoder.load(write_hub(tmp_path, hub_tensors(p) | tensors)), p)
+    assert_equal(load_crosscoder(write_hub(tmp_path, hub_tensors(p) | tensors)), p)
 
 
 def test_nan_means_no_normaliser(tmp_path: Path):
     nan = torch.full((2, WIDTH), torch.nan)
     off = {"activation_mean": nan, "activation_std": nan.clone(), "activation_global_scale": torch.ones(2)}
     p = planted()
-    crosscoder = Crosscoder.load(write_hub(tmp_path, hub_tensors(p) | off | {"target_rms": torch.tensor(3.0)}))
+    crosscoder = load_crosscoder(write_hub(tmp_path, hub_tensors(p) | off | {"target_rms": torch.tensor(3.0)}))
     assert_equal(crosscoder, p)
     assert crosscoder.input_mean is None
 
@@ -108,8 +109,8 @@ def test_a_compiled_training_folder_with_a_bias_per_model(tmp_path: Path):
     torch.save(compiled, tmp_path / "model_final.pt")
     trainer = {"dict_class": "BatchTopKCrossCoder", "k": 100}
     (tmp_path / "config.json").write_text(json.dumps({"trainer": trainer, "buffer": {}}))
-    assert_equal(Crosscoder.load(tmp_path), p)
-    assert_equal(Crosscoder.load(tmp_path / "model_final.pt"), p)
+    assert_equal(load_crosscoder(tmp_path), p)
+    assert_equal(load_crosscoder(tmp_path / "model_final.pt"), p)
 
 
 def test_what_the_trainer_says_counts_where_nothing_else_does(tmp_path: Path):
@@ -117,10 +118,10 @@ def test_what_the_trainer_says_counts_where_nothing_else_does(tmp_path: Path):
     folder = write_hub(tmp_path, hub_tensors(p) | sparsifier(3.0))
     trainer = {"dict_class": "BatchTopKCrossCoder", "code_normalization": "SAE"}
     (tmp_path / "trainer_config.json").write_text(json.dumps({"trainer": trainer}))
-    assert_equal(Crosscoder.load(folder), p)
+    assert_equal(load_crosscoder(folder), p)
     (tmp_path / "trainer_config.json").write_text(json.dumps({"trainer": trainer | {"dict_class": "CrossCoder"}}))
     with pytest.raises(CrosscoderError, match="dict_class 'CrossCoder', which has no k and no threshold"):
-        Crosscoder.load(folder)
+        load_crosscoder(folder)
 
 
 @pytest.mark.parametrize("names", [("cc_weights.pt", "cfg.json"), ("7.pt", "7_cfg.json")])
@@ -129,8 +130,8 @@ def test_scales_that_the_file_does_not_hold(tmp_path: Path, names: tuple[str, st
     torch.save(replication_tensors(p), tmp_path / names[0])
     (tmp_path / names[1]).write_text(json.dumps({"model_name": "other", "dict_size": LATENTS}))
     with pytest.raises(CrosscoderError, match=r"pass them as input_scale=\(base, chat\)"):
-        Crosscoder.load(tmp_path)
-    crosscoder = Crosscoder.load(tmp_path, input_scale=(0.25, 0.4))
+        load_crosscoder(tmp_path)
+    crosscoder = load_crosscoder(tmp_path, input_scale=(0.25, 0.4))
     assert crosscoder.input_scale == (1.0, 1.0)
     p.dec, p.b_dec, p.enc = p.dec / p.scale[:, None, None], p.b_dec / p.scale[:, None], p.enc * p.scale[:, None, None]
     p.scale = np.ones(2)
@@ -149,7 +150,7 @@ def test_the_public_file_is_known_by_its_cfg(tmp_path: Path):
     assert scales(hook_point="blocks.14.hook_resid_pre") is None
     torch.save(replication_tensors(planted()), tmp_path / "cc_weights.pt")
     (tmp_path / "cfg.json").write_text(json.dumps(cfg))
-    by_cfg, by_hand = Crosscoder.load(tmp_path), Crosscoder.load(tmp_path, input_scale=scales(**cfg))
+    by_cfg, by_hand = load_crosscoder(tmp_path), load_crosscoder(tmp_path, input_scale=scales(**cfg))
     torch.testing.assert_close(by_cfg.W_dec, by_hand.W_dec, rtol=0, atol=0)
 
 
@@ -158,15 +159,15 @@ def test_openmoss_relu_and_data_set_norms(tmp_path: Path):
     save_file(openmoss_tensors(p), tmp_path / "sae_weights.safetensors")
     config = {"act_fn": "relu", "d_model": WIDTH, "norm_activation": "inference"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert_equal(Crosscoder.load(tmp_path), p)
+    assert_equal(load_crosscoder(tmp_path), p)
     config |= {"norm_activation": "dataset-wise", "hook_points": ["a", "b"]}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CrosscoderError, match="average norms, which the file does not hold"):
-        Crosscoder.load(tmp_path)
+        load_crosscoder(tmp_path)
     norms = {f"dataset_average_activation_norm.{name}": torch.tensor(n) for name, n in (("a", 3.0), ("b", 5.0))}
     save_file(openmoss_tensors(p) | norms, tmp_path / "sae_weights.safetensors")
     p.scale = np.sqrt(WIDTH) / np.array([3.0, 5.0])
-    assert_equal(Crosscoder.load(tmp_path), p)
+    assert_equal(load_crosscoder(tmp_path), p)
 
 
 def test_openmoss_jumprelu_is_a_decoupled_code(tmp_path: Path):
@@ -175,7 +176,7 @@ def test_openmoss_jumprelu_is_a_decoupled_code(tmp_path: Path):
     log = {"activation_function.log_jumprelu_threshold": float32(np.log(theta))}
     save_file(openmoss_tensors(p) | log, tmp_path / "sae_weights.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"act_fn": "jumprelu"}))
-    assert_equal(Crosscoder.load(tmp_path), p)
+    assert_equal(load_crosscoder(tmp_path), p)
 
 
 OPENMOSS_RULES = {
@@ -192,7 +193,7 @@ def test_openmoss_with_an_unknown_rule(tmp_path: Path, rule: str | None):
     save_file(openmoss_tensors(planted()), tmp_path / "sae_weights.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"act_fn": rule}))
     with pytest.raises(CrosscoderError, match=OPENMOSS_RULES[rule]):
-        Crosscoder.load(tmp_path)
+        load_crosscoder(tmp_path)
 
 
 REFUSED = {
@@ -221,33 +222,33 @@ def test_contradictions_are_named(tmp_path: Path, message: str):
     tensors, config = REFUSED[message]
     write_hub(tmp_path, hub_tensors(planted()) | tensors, **config)
     with pytest.raises(CrosscoderError, match=message):
-        Crosscoder.load(tmp_path)
+        load_crosscoder(tmp_path)
 
 
 def test_unknown_layouts_and_places(tmp_path: Path):
     with pytest.raises(CrosscoderError, match="nowhere is missing"):
-        Crosscoder.load(tmp_path / "nowhere")
+        load_crosscoder(tmp_path / "nowhere")
     save_file({"encoder.kernel": torch.ones(3, 4), "decoder.weight": torch.ones(4, 3)}, tmp_path / "a.safetensors")
     with pytest.raises(CrosscoderError, match=r"unknown layout: it holds decoder.weight \(4, 3\)"):
-        Crosscoder.load(tmp_path)
+        load_crosscoder(tmp_path)
     save_file({"x": torch.ones(1)}, tmp_path / "b.safetensors")
     with pytest.raises(CrosscoderError, match=r"several files of weights \(a.safetensors, b.safetensors\)"):
-        Crosscoder.load(tmp_path)
+        load_crosscoder(tmp_path)
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(CrosscoderError, match="neither a folder nor a file of"):
-        Crosscoder.load(tmp_path / "notes.txt")
+        load_crosscoder(tmp_path / "notes.txt")
     torch.save({"state_dict": {}, "step": 3}, tmp_path / "c.pt")
     with pytest.raises(CrosscoderError, match="holds state_dict, step beside or instead of tensors"):
-        Crosscoder.load(tmp_path / "c.pt")
+        load_crosscoder(tmp_path / "c.pt")
     torch.save([torch.ones(2)], tmp_path / "c.pt")
     with pytest.raises(CrosscoderError, match="holds a list, not tensors by name"):
-        Crosscoder.load(tmp_path / "c.pt")
+        load_crosscoder(tmp_path / "c.pt")
     write_hub(tmp_path, hub_tensors(planted()))
     with pytest.raises(CrosscoderError, match="leave input_scale out"):
-        Crosscoder.load(tmp_path, input_scale=(1.0, 2.0))
+        load_crosscoder(tmp_path, input_scale=(1.0, 2.0))
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CrosscoderError, match=r"config.json is not JSON"):
-        Crosscoder.load(tmp_path)
+        load_crosscoder(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "ae.pt"])
@@ -258,7 +259,7 @@ def test_a_file_cut_short_is_named(tmp_path: Path, name: str, length: int):
     save_file(tensors, path) if path.suffix == ".safetensors" else torch.save(tensors, path)
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(CrosscoderError, match=rf"{name}.*cut short"):
-        Crosscoder.load(tmp_path)
+        load_crosscoder(tmp_path)
 
 
 class Bomb:
@@ -277,7 +278,7 @@ def test_code_in_a_pickle_is_never_run(tmp_path: Path, legacy: bool):
     else:
         torch.save(hub_tensors(planted()) | {"encoder.extra": Bomb(trace)}, path)
     with pytest.raises(CrosscoderError, match="it was not opened, since loading it could run code"):
-        Crosscoder.load(tmp_path)
+        load_crosscoder(tmp_path)
     assert not trace.exists()
     if legacy:
         pickle.loads(path.read_bytes())

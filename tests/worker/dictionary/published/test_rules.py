@@ -10,7 +10,8 @@ import torch
 from layouts import LATENTS, WIDTH, assert_equal, float32, hub_tensors, planted, replication_tensors, write_hub
 from safetensors.torch import save_file
 
-from crosscope_worker.crosscoder import Crosscoder, CrosscoderError
+from crosscope_worker.dictionary.crosscoder import Crosscoder, CrosscoderError
+from crosscope_worker.dictionary.load import load_crosscoder
 
 K = 4
 TOP_K: list[dict[str, dict[str, Any]]] = [
@@ -44,7 +45,7 @@ def test_a_top_k_rule_counts_wherever_it_stands(tmp_path: Path, layout: str, con
         torch.save(replication_tensors(planted()), tmp_path / "cc_weights.pt")
         load = {"input_scale": (1.0, 1.0)} if "activation_dim" not in str(configs) else {}
     write_configs(tmp_path, configs)
-    crosscoder = Crosscoder.load(tmp_path, **load)
+    crosscoder = load_crosscoder(tmp_path, **load)
     assert (crosscoder.variant, crosscoder.token_k) == ("topk", K)
     x = torch.randn(200, 2 * WIDTH, generator=torch.Generator().manual_seed(3))
     positive = (crosscoder.pre_activations(x) > 0).sum(dim=1)
@@ -56,7 +57,7 @@ def test_hub_files_choose_by_scaled_activations(tmp_path: Path):
     p = planted()
     save_file(hub_tensors(p) | {"k": torch.tensor(K)}, tmp_path / "model.safetensors")
     write_configs(tmp_path, {"config.json": {"k": 100}})
-    crosscoder = Crosscoder.load(tmp_path)
+    crosscoder = load_crosscoder(tmp_path)
     x = np.random.default_rng(1).standard_normal((30, 2, WIDTH))
     code = np.maximum(np.einsum("bmd,mdf->bf", x, p.enc) + p.b, 0)
     scaled = code * p.norms()
@@ -92,7 +93,7 @@ def test_rules_that_are_refused(tmp_path: Path, message: str):
     save_file(hub_tensors(planted()) | tensors, tmp_path / "model.safetensors")
     write_configs(tmp_path, configs)
     with pytest.raises(CrosscoderError, match=message):
-        Crosscoder.load(tmp_path)
+        load_crosscoder(tmp_path)
 
 
 def test_a_tensor_that_nobody_reads_must_be_finite_too(tmp_path: Path):
@@ -101,26 +102,26 @@ def test_a_tensor_that_nobody_reads_must_be_finite_too(tmp_path: Path):
     torch.save(replication_tensors(planted()) | masks, tmp_path / "model.pt")
     write_configs(tmp_path, {"config.json": {"k": K}})
     with pytest.raises(CrosscoderError, match="enc_mask holds values that are not finite"):
-        Crosscoder.load(tmp_path)
+        load_crosscoder(tmp_path)
     statistics = {f"activation_{name}": torch.full((2, WIDTH), torch.nan) for name in ("mean", "std")}
     statistics |= {"target_rms": torch.tensor(torch.nan), "activation_global_scale": torch.tensor(torch.nan)}
     folder = write_hub(tmp_path / "hub", hub_tensors(planted()) | statistics)
-    assert Crosscoder.load(folder).input_mean is None
+    assert load_crosscoder(folder).input_mean is None
     statistics["activation_mean"][0, 1] = 0.5
     with pytest.raises(CrosscoderError, match="activation_mean is NaN in 11 of 12 places; NaN means off only"):
-        Crosscoder.load(write_hub(folder, hub_tensors(planted()) | statistics))
+        load_crosscoder(write_hub(folder, hub_tensors(planted()) | statistics))
 
 
 def test_an_assumed_relu_is_said(tmp_path: Path):
     save_file(hub_tensors(planted()), tmp_path / "model.safetensors")
-    assert any("ReLU is assumed" in note for note in Crosscoder.load(tmp_path).notes)
+    assert any("ReLU is assumed" in note for note in load_crosscoder(tmp_path).notes)
     write_configs(tmp_path, {"config.json": {"dict_class": "CrossCoder"}})
-    assert Crosscoder.load(tmp_path).notes == ()
+    assert load_crosscoder(tmp_path).notes == ()
 
 
 def test_a_threshold_that_training_never_set_is_said(tmp_path: Path):
     tensors = hub_tensors(planted()) | {"k": torch.tensor(K), "threshold": torch.tensor(-1.0)}
-    crosscoder = Crosscoder.load(write_hub(tmp_path, tensors, dict_class="BatchTopKCrossCoder"))
+    crosscoder = load_crosscoder(write_hub(tmp_path, tensors, dict_class="BatchTopKCrossCoder"))
     assert mean_l0(crosscoder) > K
     assert any("every positive code is kept" in note for note in crosscoder.notes)
 
@@ -141,7 +142,7 @@ def test_shards_with_an_index(tmp_path: Path):
             write({name: tensors[name] for name in names if parts[name] == part}, folder / part)
         index = folder / f"{stem}{suffix}.index.json"
         index.write_text(json.dumps({"metadata": {}, "weight_map": parts}))
-        assert_equal(Crosscoder.load(folder), p)
+        assert_equal(load_crosscoder(folder), p)
         for weight_map, message in (
             (parts | {"more": parts[names[0]]}, "names the tensor more, which none"),
             (parts | {"more": "../a.safetensors"}, "which is no file of weights beside it"),
@@ -150,7 +151,7 @@ def test_shards_with_an_index(tmp_path: Path):
         ):
             index.write_text(json.dumps({"weight_map": weight_map}))
             with pytest.raises(CrosscoderError, match=message):
-                Crosscoder.load(folder)
+                load_crosscoder(folder)
 
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
@@ -160,7 +161,7 @@ def test_checkpoints(tmp_path: Path, key: str, prefix: str):
     weights = {f"{prefix}{name}": tensor for name, tensor in hub_tensors(p).items()}
     torch.save({key: weights, "optimizer": {"lr": 0.1}, "step": 3}, tmp_path / "pytorch_model.bin")
     torch.save({}, tmp_path / "training_args.bin")
-    crosscoder = Crosscoder.load(tmp_path)
+    crosscoder = load_crosscoder(tmp_path)
     assert_equal(crosscoder, p)
     assert "pytorch_model.bin is a checkpoint: optimizer, step beside its weights were not read." in crosscoder.notes
 
@@ -168,7 +169,7 @@ def test_checkpoints(tmp_path: Path, key: str, prefix: str):
 def test_two_sets_of_weights_in_a_checkpoint(tmp_path: Path):
     torch.save({"model": hub_tensors(planted()), "sae": hub_tensors(planted())}, tmp_path / "a.pt")
     with pytest.raises(CrosscoderError, match="holds weights under sae and model"):
-        Crosscoder.load(tmp_path)
+        load_crosscoder(tmp_path)
 
 
 # --- which model is which
@@ -185,7 +186,7 @@ def test_swapped_models(tmp_path: Path, normalisation: str):
         "activation_std": float32(std),
     }
     write_hub(tmp_path, tensors, code_normalization=normalisation)
-    as_stored, other = Crosscoder.load(tmp_path), Crosscoder.load(tmp_path, swap=True)
+    as_stored, other = load_crosscoder(tmp_path), load_crosscoder(tmp_path, swap=True)
     x = torch.randn(40, 2, WIDTH)
     code = as_stored.encode(x)
     torch.testing.assert_close(other.encode(x.flip(1)), code)
@@ -197,8 +198,8 @@ def test_swapped_models(tmp_path: Path, normalisation: str):
 
 def test_given_scales_belong_to_base_and_chat_when_swapped(tmp_path: Path):
     torch.save(replication_tensors(planted()), tmp_path / "cc_weights.pt")
-    as_stored = Crosscoder.load(tmp_path, input_scale=(0.4, 0.25))
-    other = Crosscoder.load(tmp_path, input_scale=(0.25, 0.4), swap=True)
+    as_stored = load_crosscoder(tmp_path, input_scale=(0.4, 0.25))
+    other = load_crosscoder(tmp_path, input_scale=(0.25, 0.4), swap=True)
     torch.testing.assert_close(other.decoder(0), as_stored.decoder(1))
     torch.testing.assert_close(other.W_enc[:WIDTH], as_stored.W_enc[WIDTH:])
 
@@ -215,7 +216,7 @@ def test_decoupled_codes_are_normalised_twice_by_the_forks(tmp_path: Path, dict_
     if dict_class == "BatchTopKCrossCoder":
         tensors |= {"k": torch.tensor(K), "threshold": float32(p.thresholds)}
     write_hub(tmp_path, tensors, code_normalization="DECOUPLED", dict_class=dict_class)
-    crosscoder = Crosscoder.load(tmp_path)
+    crosscoder = load_crosscoder(tmp_path)
     scale = 1 / np.sqrt((std**2).sum(axis=1) + 1e-8)
     x = rng.standard_normal((50, 2, WIDTH)).astype(np.float32).astype(np.float64)
     y = (x - mean) * scale[:, None]

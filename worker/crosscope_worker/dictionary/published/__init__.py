@@ -5,10 +5,9 @@ or analysis. A pickle is opened by `torch.load(weights_only=True)` alone.
 """
 
 from pathlib import Path
-from typing import TypeVar
 
-from crosscope_worker.crosscoder import Crosscoder, CrosscoderError
-from crosscope_worker.published import (
+from crosscope_worker.dictionary.crosscoder import Crosscoder, CrosscoderError
+from crosscope_worker.dictionary.published import (
     crosscode,
     dictionary_learning,
     gemma_scope,
@@ -16,24 +15,22 @@ from crosscope_worker.published import (
     openmoss,
     replication,
 )
-from crosscope_worker.published.files import read_source
-from crosscope_worker.published.rules import find_rule
-from crosscope_worker.published.swap import swapped
+from crosscope_worker.dictionary.published.files import read_source
+from crosscope_worker.dictionary.published.rules import find_rule
+from crosscope_worker.dictionary.published.swap import swapped
 
 __all__ = ["load_published", "swapped"]
 
-AnyCrosscoder = TypeVar("AnyCrosscoder", bound=Crosscoder)
 _FAMILIES = (dictionary_learning, replication, openmoss, crosscode)
 
 
 def load_published(
-    kind: type[AnyCrosscoder],
     path: Path,
     input_scale: tuple[float, float] | None = None,
     swap: bool = False,
     reads: str = "both",
-) -> AnyCrosscoder:
-    """A published crosscoder as a `kind`, on the CPU, from a folder or a file that one of the families recognises.
+) -> Crosscoder:
+    """A published crosscoder, on the CPU, from a folder or a file that one of the families recognises.
 
     `input_scale` are the factors (base, chat) on the inputs, for files that do not hold them; `swap`: model 0 of the
     file is chat; `reads`: what a dictionary of one stream was trained on. Raises CrosscoderError that names what is
@@ -59,5 +56,5 @@ def load_published(
             raise source.error(f"it reads two models; leave reads out, or say both, not {reads!r}")
         fields = family.fields(source, rule, input_scale)
     source.check_unread()
-    loaded = kind(**fields, notes=tuple(source.notes))
+    loaded = Crosscoder(**fields, notes=tuple(source.notes))
     return swapped(loaded) if swap else loaded

@@ -1,4 +1,6 @@
-"""`python -m crosscope_worker.published hub|dashboard VERSION_FOLDER TARGET` writes a version in others' layouts.
+"""Writes a version in others' layouts.
+
+`python -m crosscope_worker.dictionary.published hub|dashboard VERSION_FOLDER TARGET`
 
 hub: a folder with config.json and model.safetensors, in one of the forks' dialects; dashboard: a SQLite file of
 examples (docs/published.md). What the layout cannot say is written to standard error.
@@ -8,14 +10,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from crosscope_worker.crosscoder import CrosscoderError
-from crosscope_worker.published.dashboard import export_dashboard
-from crosscope_worker.published.export import DIALECTS, export_version
+from crosscope_worker.dictionary.crosscoder import CrosscoderError
+from crosscope_worker.dictionary.published.dashboard import export_dashboard
+from crosscope_worker.dictionary.published.export import DIALECTS, export_version
 
 
 def main() -> int:
     """Runs the export that the command line names; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m crosscope_worker.published", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m crosscope_worker.dictionary.published", description=__doc__)
     parser.add_argument("layout", choices=("hub", "dashboard"))
     parser.add_argument("version", type=Path)
     parser.add_argument("target", type=Path)

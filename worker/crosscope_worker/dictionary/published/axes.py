@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from crosscope_worker.published.files import Source
+from crosscope_worker.dictionary.published.files import Source
 
 
 def sizes(source: Source, name: str) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import yaml
 
-from crosscope_worker.crosscoder import CrosscoderError
+from crosscope_worker.dictionary.crosscoder import CrosscoderError
 
 Config = dict[str, Any]
 _CONFIGS = (

@@ -13,8 +13,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from crosscope_worker.crosscoder import CrosscoderError, read_safetensors
-from crosscope_worker.published.configs import read_config
+from crosscope_worker.dictionary.crosscoder import CrosscoderError
+from crosscope_worker.dictionary.published.configs import read_config
+from crosscope_worker.dictionary.version import read_safetensors
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 _INDEX = ".index.json"

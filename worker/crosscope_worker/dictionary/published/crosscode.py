@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crosscope_worker.published.axes import weight_fields
-from crosscope_worker.published.files import Source
-from crosscope_worker.published.replication import unscaled_selection
-from crosscope_worker.published.rules import BATCH_TOPK, JUMPRELU, TOPK, Rule
+from crosscope_worker.dictionary.published.axes import weight_fields
+from crosscope_worker.dictionary.published.files import Source
+from crosscope_worker.dictionary.published.replication import unscaled_selection
+from crosscope_worker.dictionary.published.rules import BATCH_TOPK, JUMPRELU, TOPK, Rule
 
 _ENCODER, _DECODER, _BIAS, _DECODER_BIAS = "_W_enc_XiDiL", "_W_dec_LXoDo", "b_enc_L", "_b_dec_XoDo"
 _FOLDED = {"is_folded", "folded_scaling_factors_in_Xi", "folded_scaling_factors_out_Xo"}

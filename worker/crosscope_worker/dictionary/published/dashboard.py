@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from crosscope_proto import artefacts as layout
 from crosscope_proto.artefacts import ExampleGroup
-from crosscope_worker.crosscoder import CrosscoderError
+from crosscope_worker.dictionary.crosscoder import CrosscoderError
 
 _COLUMNS = ["latent", "group", "sequence", "max", "positions", "values"]
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from crosscope_worker.published.axes import per_head_bias, sizes, weight_fields
-from crosscope_worker.published.files import Source
-from crosscope_worker.published.rules import BATCH_TOPK, JUMPRELU, RELU, TOPK, Rule, count, token_k
+from crosscope_worker.dictionary.published.axes import per_head_bias, sizes, weight_fields
+from crosscope_worker.dictionary.published.files import Source
+from crosscope_worker.dictionary.published.rules import BATCH_TOPK, JUMPRELU, RELU, TOPK, Rule, count, token_k
 
 WEIGHTS = ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias")
 NORMALISATIONS = {"CROSSCODER": 1, "SAE": 2, "MIXED": 3, "NONE": 4, "DECOUPLED": 5}

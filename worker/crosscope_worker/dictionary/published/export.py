@@ -13,13 +13,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from crosscope_proto.roles import BASE, CHAT
-from crosscope_worker.crosscoder import DIFFERENCE, ONE_MODEL, Crosscoder, CrosscoderError, read_manifest
-from crosscope_worker.published.dictionary_learning import (
+from crosscope_worker.dictionary.crosscoder import DIFFERENCE, ONE_MODEL, Crosscoder, CrosscoderError
+from crosscope_worker.dictionary.load import load_crosscoder
+from crosscope_worker.dictionary.published.dictionary_learning import (
     BATCH_TOPK_CLASS,
     L1_CLASS,
     NORMALISATIONS,
     normalised_once,
 )
+from crosscope_worker.dictionary.version import read_manifest
 
 DIALECTS = ("two-scales", "one-scale")
 """two-scales: `dict_class` in config.json, and a scale for each model. one-scale: the fork that refuses both; it has
@@ -31,7 +33,7 @@ def export_version(version: Path, target: Path, dialect: str = DIALECTS[0]) -> l
     """Exports a version folder of the artefact; see `export_hub`."""
     recipe = read_manifest(version).recipe.get("crosscoder")
     k = recipe.get("k") if isinstance(recipe, dict) else None
-    return export_hub(Crosscoder.load(version), target, k if isinstance(k, int) else None, dialect)
+    return export_hub(load_crosscoder(version), target, k if isinstance(k, int) else None, dialect)
 
 
 def export_hub(crosscoder: Crosscoder, target: Path, k: int | None = None, dialect: str = DIALECTS[0]) -> list[str]:

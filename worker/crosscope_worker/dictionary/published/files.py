@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from crosscope_proto.artefacts import MANIFEST
-from crosscope_worker.crosscoder import CrosscoderError
-from crosscope_worker.published.configs import Config, Said, read_configs, said
-from crosscope_worker.published.containers import SUFFIXES, read_tensors
+from crosscope_worker.dictionary.crosscoder import CrosscoderError
+from crosscope_worker.dictionary.published.configs import Config, Said, read_configs, said
+from crosscope_worker.dictionary.published.containers import SUFFIXES, read_tensors
 
 _FOLDER_WEIGHTS = (
     "model.safetensors",

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from crosscope_worker.crosscoder import CrosscoderError
-from crosscope_worker.published.configs import read_config
+from crosscope_worker.dictionary.crosscoder import CrosscoderError
+from crosscope_worker.dictionary.published.configs import read_config
 
 _PARTS = "params_layer_*.safetensors"
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from crosscope_proto.roles import BASE, CHAT
-from crosscope_worker.crosscoder import DIFFERENCE
-from crosscope_worker.published.dictionary_learning import NORMALISER, SPARSIFIERS, is_off, target_rms
-from crosscope_worker.published.files import Source
-from crosscope_worker.published.rules import BATCH_TOPK, JUMPRELU, RELU, TOPK, Rule, count, token_k
+from crosscope_worker.dictionary.crosscoder import DIFFERENCE
+from crosscope_worker.dictionary.published.dictionary_learning import NORMALISER, SPARSIFIERS, is_off, target_rms
+from crosscope_worker.dictionary.published.files import Source
+from crosscope_worker.dictionary.published.rules import BATCH_TOPK, JUMPRELU, RELU, TOPK, Rule, count, token_k
 
 _LINEAR = {"encoder.weight", "encoder.bias", "decoder.weight", "b_dec", "bias", "decoder.bias"}
 _LENS = {"W_enc", "b_enc", "W_dec", "b_dec", "threshold", "topk_threshold", "scaling_factor"}

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from crosscope_worker.published.axes import per_head_bias, sizes, weight_fields
-from crosscope_worker.published.files import Source
-from crosscope_worker.published.rules import BATCH_TOPK, JUMPRELU, RELU, TOPK, Rule, token_k
+from crosscope_worker.dictionary.published.axes import per_head_bias, sizes, weight_fields
+from crosscope_worker.dictionary.published.files import Source
+from crosscope_worker.dictionary.published.rules import BATCH_TOPK, JUMPRELU, RELU, TOPK, Rule, token_k
 
 _KEYS = {"W_E", "b_E", "W_D", "b_D"}
 _THRESHOLDS = ("activation_function.log_jumprelu_threshold", "log_jumprelu_threshold")

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crosscope_worker.published.axes import sizes, weight_fields
-from crosscope_worker.published.files import Source
-from crosscope_worker.published.rules import BATCH_TOPK, JUMPRELU, RELU, TOPK, Rule, token_k
+from crosscope_worker.dictionary.published.axes import sizes, weight_fields
+from crosscope_worker.dictionary.published.files import Source
+from crosscope_worker.dictionary.published.rules import BATCH_TOPK, JUMPRELU, RELU, TOPK, Rule, token_k
 
 _KEYS = {"W_enc", "b_enc", "W_dec", "b_dec"}
 _MASKS = {"enc_mask", "dec_mask"}

@@ -7,8 +7,8 @@ a rule that is not known and rules that contradict each other are refused by nam
 from dataclasses import dataclass
 from typing import Any
 
-from crosscope_worker.published.configs import Said
-from crosscope_worker.published.files import Source
+from crosscope_worker.dictionary.published.configs import Said
+from crosscope_worker.dictionary.published.files import Source
 
 RELU, JUMPRELU, TOPK, BATCH_TOPK = "relu", "jumprelu", "topk", "batchtopk"
 KNOWN = (RELU, JUMPRELU, TOPK, BATCH_TOPK)

@@ -6,7 +6,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from crosscope_worker.crosscoder import DIFFERENCE, ONE_MODEL, Crosscoder, CrosscoderError
+from crosscope_worker.dictionary.crosscoder import DIFFERENCE, ONE_MODEL, Crosscoder, CrosscoderError
 
 AnyCrosscoder = TypeVar("AnyCrosscoder", bound=Crosscoder)
 

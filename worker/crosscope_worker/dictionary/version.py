@@ -1,0 +1,92 @@
+"""A crosscoder's version folder: its manifest and its weights, read back and checked."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from crosscope_proto.artefacts import MANIFEST, WEIGHTS, CrosscoderManifest
+from crosscope_proto.manifest import ManifestError, parse_manifest
+from crosscope_worker.dictionary.crosscoder import OPTIONAL_TENSORS, TENSORS, Crosscoder, CrosscoderError
+from crosscope_worker.disk import sha256
+
+_SLOW_BYTES = 1 << 30
+"""From which size on reading a file for its hash is announced."""
+
+
+def load_version(
+    folder: Path, device: torch.device | str = "cpu", tell: Callable[[str], None] | None = None
+) -> Crosscoder:
+    """The crosscoder of a version folder. `tell` is told what takes long.
+
+    Raises CrosscoderError that names what is missing, cut short, damaged or not finite.
+    """
+    manifest = read_manifest(folder)
+    weights = folder / WEIGHTS
+    check_hash(weights, manifest.hashes.get(WEIGHTS), tell)
+    tensors = read_safetensors(weights, device)
+    if missing := [name for name in TENSORS if name not in tensors]:
+        raise CrosscoderError(f"{weights} has no tensor {missing[0]}; it holds {', '.join(sorted(tensors))}")
+    for name in (*TENSORS, *OPTIONAL_TENSORS):
+        if name in tensors and not bool(torch.isfinite(tensors[name]).all()):
+            raise CrosscoderError(f"{weights} is damaged: {name} holds values that are not finite; make it again")
+    return Crosscoder(
+        W_enc=tensors["W_enc"].T.contiguous().T,
+        b_enc=tensors["b_enc"],
+        W_dec=tensors["W_dec"],
+        b_dec=tensors["b_dec"],
+        d_model=manifest.d_model,
+        variant=manifest.variant,
+        code_normalisation=manifest.code_normalisation,
+        threshold=manifest.threshold,
+        input_scale=manifest.input_scale,
+        token_k=manifest.token_k,
+        notes=manifest.notes,
+        **{name: tensors.get(name) for name in OPTIONAL_TENSORS},
+    )
+
+
+def read_safetensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """Every tensor of a safetensors file.
+
+    Raises CrosscoderError when it is missing or cannot be read.
+    """
+    try:
+        return load_file(path, device=str(device))
+    except FileNotFoundError as error:
+        raise CrosscoderError(f"{path} is missing") from error
+    except (SafetensorError, OSError) as error:
+        raise CrosscoderError(f"{path} cannot be read as safetensors (cut short?): {error}") from error
+
+
+def check_hash(path: Path, expected: str | None, tell: Callable[[str], None] | None = None) -> None:
+    """Raises CrosscoderError if a file's SHA-256 is not the one that its manifest has; None: the manifest has none.
+
+    The file is read piece by piece. `tell` hears of it where that takes more than a moment.
+    """
+    if expected is None or not path.is_file():
+        return
+    if tell is not None and (size := path.stat().st_size) >= _SLOW_BYTES:
+        tell(f"checking the {size / 1e9:.1f} GB of {path.name} against their hash")
+    if (found := sha256(path)) != expected:
+        raise CrosscoderError(
+            f"{path} is damaged or was changed: its SHA-256 is {found[:12]}…, and its manifest says {expected[:12]}…; "
+            "restore the file, or make the version again"
+        )
+
+
+def read_manifest(folder: Path) -> CrosscoderManifest:
+    """Reads crosscoder.json of a version folder.
+
+    Raises CrosscoderError when it is missing, not JSON, of a newer schema, or when a field is not what it must be.
+    """
+    path = folder / MANIFEST
+    try:
+        return parse_manifest(path.read_bytes())
+    except FileNotFoundError as error:
+        raise CrosscoderError(f"{path} is missing: is {folder} a crosscoder's version folder?") from error
+    except ManifestError as error:
+        raise CrosscoderError(f"{path}: {error}") from error
