@@ -8,8 +8,8 @@ SHELL := /bin/sh
 BIN := .venv/bin
 RUN := .venv/installed-run
 DEV := .venv/installed-dev
-PROJECTS := proto/pyproject.toml server/pyproject.toml worker/pyproject.toml client/pyproject.toml
-SOURCES := proto server worker client tests bench scripts deploy
+PROJECTS := proto/pyproject.toml server/pyproject.toml worker/pyproject.toml client/pyproject.toml local/pyproject.toml
+SOURCES := proto server worker client local tests bench scripts deploy
 
 .PHONY: help setup demo test check lint type format proto proto-check compose-check bench peers truth lock clean
 

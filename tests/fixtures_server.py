@@ -13,10 +13,10 @@ import grpc.aio
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from crosscope_local.redis import find_binary
 from crosscope_proto.roles import LeftOut, TokenRole
 from crosscope_proto.v1 import latents_pb2_grpc, prompts_pb2_grpc, types_pb2
 from crosscope_proto.worker.v1 import inference_pb2, inference_pb2_grpc
-from crosscope_server.redis import find_binary
 from crosscope_server.serve import serving
 from crosscope_server.settings import Settings
 

@@ -29,10 +29,20 @@ def loaded_after(code: str) -> set[str]:
     [
         (
             "crosscope_proto",
-            {"torch", "transformers", "redis", "pyarrow", "crosscope_server", "crosscope_worker", "crosscope"},
+            {
+                "torch",
+                "transformers",
+                "redis",
+                "pyarrow",
+                "crosscope_server",
+                "crosscope_worker",
+                "crosscope",
+                "crosscope_local",
+            },
         ),
         ("crosscope_server", {"torch", "transformers", "ray", "streamlit", "crosscope_worker", "crosscope"}),
         ("crosscope_worker", {"streamlit", "crosscope", "crosscope_server"}),
+        ("crosscope_local", {"torch", "transformers", "pyarrow", "crosscope_server", "crosscope_worker"}),
         (
             "crosscope",
             {"torch", "transformers", "redis", "rq", "duckdb", "crosscope_server", "crosscope_worker"},

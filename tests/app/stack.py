@@ -119,7 +119,7 @@ class Stack:
     def start_queue(self) -> None:
         queue = self.folder / "queue"
         queue.mkdir()
-        self._start("crosscope_server.redis", "queue", "--folder", str(queue / "data"), "--socket", str(queue / "s"))
+        self._start("crosscope_local.redis", "queue", "--folder", str(queue / "data"), "--socket", str(queue / "s"))
         until((queue / "s").exists)
 
     def start_worker(self) -> None:

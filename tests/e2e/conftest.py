@@ -1,6 +1,7 @@
 """One real stack for all end-to-end tests: the supervisor's processes on a private home, with a small pair `demo` made
 by a job and the README's recipe run on it."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from crosscope import Client, Job, Unavailable
@@ -42,23 +44,12 @@ class Stack:
     def pids(self, *words: str) -> list[int]:
         """Processes below the supervisor whose command line holds all of `words`."""
         found: list[int] = []
-        for pid in descendants(self.process.pid):
-            try:
-                command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-            except OSError:
-                continue
-            if all(word in command for word in words):
-                found.append(pid)
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                command = " ".join(process.cmdline())
+                if all(word in command for word in words):
+                    found.append(process.pid)
         return found
-
-
-def descendants(pid: int) -> list[int]:
-    """All processes below one."""
-    try:
-        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
-    return children + [each for child in children for each in descendants(child)]
 
 
 def free_port() -> int:

@@ -43,7 +43,7 @@ class Rig:
         shutil.rmtree(self.folder)
 
     def start_redis(self) -> Process:
-        command = ["crosscope_server.redis", "queue", "--folder", str(self.folder / "queue"), "--socket"]
+        command = ["crosscope_local.redis", "queue", "--folder", str(self.folder / "queue"), "--socket"]
         process = self._start(["-m", *command, str(self.socket)])
         client = redis.Redis(unix_socket_path=str(self.socket))
 

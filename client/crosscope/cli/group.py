@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from importlib import import_module
+from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
 import click
@@ -11,16 +12,16 @@ from crosscope.cli.session import ROOT_OPTIONS, Session, apply
 
 
 class _Entry(NamedTuple):
-    module: str
+    module: str | None
+    """None: crosscope-local has the command, and names it as an entry point of the group LOCAL_COMMANDS."""
     help: str
 
 
+LOCAL_COMMANDS = "crosscope.commands"
 _COMMANDS = {
-    "demo": _Entry(
-        "crosscope.supervisor.commands", "Make and browse the demo: two small models and their crosscoders."
-    ),
-    "up": _Entry("crosscope.supervisor.commands", "Start the server, its workers and the app on this machine."),
-    "doctor": _Entry("crosscope.supervisor.commands", "Check that this machine can run everything."),
+    "demo": _Entry(None, "Make and browse the demo: two small models and their crosscoders."),
+    "up": _Entry(None, "Start the server, its workers and the app on this machine."),
+    "doctor": _Entry(None, "Check that this machine can run everything."),
     "status": _Entry("crosscope.cli.status", "Say who answers and what is published."),
     "submit": _Entry("crosscope.cli.jobs", "Queue a recipe."),
     "plan": _Entry("crosscope.cli.jobs", "Check a recipe, and say what its job would take."),
@@ -57,11 +58,27 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002, D102
         entry = _COMMANDS.get(cmd_name)
-        return getattr(import_module(entry.module), cmd_name) if entry else None
+        if entry is None:
+            return None
+        return _local_command(cmd_name) if entry.module is None else getattr(import_module(entry.module), cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002, D102
         with formatter.section("Commands"):
             formatter.write_dl([(name, entry.help) for name, entry in _COMMANDS.items()])
+
+
+def _local_command(name: str) -> click.Command:
+    """A command of crosscope-local; where that is missing, one that says what to install."""
+    found = next(iter(entry_points(group=LOCAL_COMMANDS, name=name)), None)
+    if found is not None:
+        return found.load()
+
+    def refuse(**_: object) -> None:
+        raise click.UsageError(f"'crosscope {name}' needs crosscope-local: pip install crosscope-local.")
+
+    arguments = click.Argument(["arguments"], nargs=-1, type=click.UNPROCESSED)
+    anything = {"ignore_unknown_options": True}
+    return click.Command(name, anything, refuse, [arguments], help="Needs crosscope-local, which is not installed.")
 
 
 def _with(options: tuple[Callable[[Any], Any], ...]) -> Callable[[Any], Any]:

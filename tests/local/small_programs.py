@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from crosscope.supervisor.child import Program
-from crosscope.supervisor.supervise import Supervisor
+import psutil
+
+from crosscope_local.child import Program
+from crosscope_local.supervise import Supervisor
 
 SLEEPER = "import signal\nsignal.pause()"
 STUBBORN = """
@@ -37,8 +39,8 @@ def eventually(condition: Callable[[], object], timeout_s: float = 10.0) -> bool
 def alive(pid: int) -> bool:
     """Whether a process lives (a zombie does not)."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
 
 

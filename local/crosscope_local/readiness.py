@@ -6,7 +6,7 @@ import socket
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from crosscope.supervisor.child import Probe
+from crosscope_local.child import Probe
 
 _TIMEOUT_S = 1.0
 

@@ -1,28 +1,26 @@
-"""Starts the Redis-protocol server that comes with the server: `python -m crosscope_server.redis queue|cache …`.
+"""Becomes a Redis-protocol server: `python -m crosscope_local.redis queue|cache …`.
 
-Finds a binary and becomes it, with a private Unix socket and settings that fit the purpose. Knows nothing about what is
+Finds a binary and becomes it, on a private Unix socket, with the settings of a queue or a cache. Does not know what is
 stored.
 """
 
 import argparse
-import contextlib
-import ctypes
 import fcntl
 import importlib.util
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
+
+from crosscope_local.launch import end_with
 
 Purpose = Literal["queue", "cache"]
 
 BINARIES = ("valkey-server", "redis-server")
 MAX_SOCKET_PATH_BYTES = 107
 """Room for a socket's path in the kernel's address, without the closing zero."""
-PR_SET_PDEATHSIG = 1
 
 
 class RedisStartError(Exception):
@@ -72,7 +70,7 @@ def arguments(purpose: Purpose, folder: Path, socket: Path, memory_mb: int = 256
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Becomes the server; returns an exit code only if that fails."""
-    parser = argparse.ArgumentParser(prog="python -m crosscope_server.redis", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m crosscope_local.redis", description=__doc__)
     parser.add_argument("purpose", choices=("queue", "cache"))
     parser.add_argument("--folder", type=Path, required=True, help="where the server keeps its files")
     parser.add_argument("--socket", type=Path, required=True, help="path of its Unix socket")
@@ -88,13 +86,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _become(purpose: Purpose, folder: Path, socket: Path, memory_mb: int) -> None:
+    parent = os.getppid()
     binary = find_binary()
     command = [str(binary), *arguments(purpose, folder, socket, memory_mb)]
     for private in (folder, socket.parent):
         private.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
     _lock(folder)
-    _die_with_parent()
+    if not end_with(parent):
+        raise RedisStartError("the process that started this one has ended")
     os.execv(binary, command)
 
 
@@ -106,16 +106,6 @@ def _lock(folder: Path) -> None:
     except BlockingIOError as error:
         raise RedisStartError(f"another server is already running in {str(folder)!r}: stop it first") from error
     os.set_inheritable(lock, True)
-
-
-def _die_with_parent() -> None:
-    """Asks the kernel for SIGTERM when the parent dies, so that no orphan stays (Linux only)."""
-    parent = os.getppid()
-    if sys.platform == "linux":
-        with contextlib.suppress(AttributeError):
-            ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:
-        raise RedisStartError("the process that started this one has ended")
 
 
 if __name__ == "__main__":

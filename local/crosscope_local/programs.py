@@ -5,8 +5,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from crosscope.supervisor.child import Program
-from crosscope.supervisor.readiness import grpc_serving, http_answers, redis_answers
+from crosscope_local.child import Program
+from crosscope_local.readiness import grpc_serving, http_answers, redis_answers
 from crosscope_proto import environment
 
 PARTS = {"crosscope_server": "crosscope-server", "crosscope_worker": "crosscope-worker"}
@@ -58,7 +58,7 @@ class Installation:
         folder = str(self.home / role)
         return Program(
             name=role,
-            command=_module("crosscope_server.redis", role, "--folder", folder, "--socket", path),
+            command=_module("crosscope_local.redis", role, "--folder", folder, "--socket", path),
             probe=redis_answers(path),
             stop_last=True,
             watch_log=False,

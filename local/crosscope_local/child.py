@@ -13,10 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 from crosscope_proto.environment import needed
 
 _LAUNCH = Path(__file__).with_name("launch.py")
 _LAST_LINE_BYTES = 4096
+_DEAD = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
 Probe = Callable[[], bool]
 """Says whether a process answers; returns within about a second and never raises."""
@@ -111,17 +114,15 @@ def _signal_group(group: int, number: signal.Signals) -> None:
 
 
 def session_members(session: int) -> list[int]:
-    """Ids of the living processes of a session. Empty where there is no /proc."""
-    members: list[int] = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text(errors="replace").rpartition(")")[2].split()
-        except OSError:  # ended in this moment
-            continue
-        state, owner = fields[0], int(fields[3])
-        if owner == session and state not in "ZX":
-            members.append(int(stat.parent.name))
-    return members
+    """Ids of the living processes of a session."""
+    return [pid for pid in psutil.pids() if _is_member(pid, session)]
+
+
+def _is_member(pid: int, session: int) -> bool:
+    try:
+        return os.getsid(pid) == session and psutil.Process(pid).status() not in _DEAD
+    except (psutil.NoSuchProcess, ProcessLookupError, PermissionError):  # ended in this moment; macOS: another's
+        return False
 
 
 def last_line(log: Path) -> str:

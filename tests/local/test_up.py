@@ -1,5 +1,6 @@
 """`crosscope up` as a person starts it: the real processes, killed one by one, and stopped."""
 
+import contextlib
 import json
 import os
 import re
@@ -12,9 +13,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
-from tests.supervisor.small_programs import alive, eventually
+from tests.local.small_programs import alive, eventually
 
 COMMAND = [sys.executable, "-c", "from crosscope.cli import main; main()"]
 
@@ -48,25 +50,13 @@ class Up:
     def children(self) -> dict[int, str]:
         """Command lines of the processes that the supervisor has started, by id."""
         found: dict[int, str] = {}
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                if int(stat.read_text().rpartition(")")[2].split()[1]) == self.process.pid:
-                    found[int(stat.parent.name)] = (stat.parent / "cmdline").read_text().replace("\0", " ")
-            except OSError:
-                continue
+        for child in psutil.Process(self.process.pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found[child.pid] = " ".join(child.cmdline())
         return found
 
     def descendants(self) -> set[int]:
-        parents: dict[int, int] = {}
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-        found = {self.process.pid}
-        while more := {pid for pid, parent in parents.items() if parent in found} - found:
-            found |= more
-        return found - {self.process.pid}
+        return {each.pid for each in psutil.Process(self.process.pid).children(recursive=True)}
 
     def end(self, number: signal.Signals) -> tuple[int, float]:
         """Sends a signal; the exit code and the seconds that it took."""

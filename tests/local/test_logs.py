@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from crosscope.supervisor.logs import LogTail, Problem, parse_problem
+from crosscope_local.logs import LogTail, Problem, parse_problem
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from crosscope import Client, Crosscoder, Latent, LatentClass, TopLatents, Unavailable
-from crosscope.supervisor.demo import Outcome
+from crosscope_local.demo import Outcome
 
 NUM_CHAT_SPECIFIC = 20
 MAX_NU_ERR = 0.2

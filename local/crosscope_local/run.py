@@ -1,4 +1,4 @@
-"""One run of an installation: the ground checked, the processes kept, an actor beside them, an ending.
+"""One run of an installation: checks first, then the processes with an actor beside them, then an ending.
 
 Does not know what the actor does.
 """
@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from crosscope.supervisor import ground
-from crosscope.supervisor.programs import APP_PARTS, PARTS, Installation
-from crosscope.supervisor.supervise import Supervisor, stopped_by_signals
-from crosscope.supervisor.terminal import Terminal
+from crosscope_local import preflight
+from crosscope_local.programs import APP_PARTS, PARTS, Installation
+from crosscope_local.supervise import Supervisor, stopped_by_signals
+from crosscope_local.terminal import Terminal
 
 _ACTOR_ENDS_WITHIN_S = 1.0
 
@@ -47,21 +47,21 @@ class Ending:
 
 @contextmanager
 def installation(wanted: Wanted) -> Generator[Installation]:
-    """Checks everything that must be so and holds the home's lock; raises GroundError before anything starts."""
-    ground.check_parts(PARTS if wanted.app_port is None else {**PARTS, **APP_PARTS})
-    ground.check_redis()
+    """Checks everything that must be so and holds the home's lock; raises PreflightError before anything starts."""
+    preflight.check_parts(PARTS if wanted.app_port is None else {**PARTS, **APP_PARTS})
+    preflight.check_redis()
     home = wanted.home.expanduser().absolute()
-    ground.prepare_home(home)
-    port = wanted.port or ground.free_port(wanted.host)
-    app_port = ground.free_port(wanted.host) if wanted.app_port == 0 else wanted.app_port
+    preflight.prepare_home(home)
+    port = wanted.port or preflight.free_port(wanted.host)
+    app_port = preflight.free_port(wanted.host) if wanted.app_port == 0 else wanted.app_port
     roots = tuple(folder.expanduser().absolute() for folder in wanted.data_roots)
-    runtime = ground.runtime_folder(home)
+    runtime = preflight.runtime_folder(home)
     found = Installation(home, wanted.host, port, app_port, runtime, roots, wanted.job_threads)
-    with ground.HomeLock(home, found.address):
-        ground.check_disk(home)
-        ground.check_port(wanted.host, port, "--port")
+    with preflight.HomeLock(home, found.address):
+        preflight.check_disk(home)
+        preflight.check_port(wanted.host, port, "--port")
         if app_port is not None:
-            ground.check_port(wanted.host, app_port, "--app-port")
+            preflight.check_port(wanted.host, app_port, "--app-port")
         yield found
 
 

@@ -13,8 +13,8 @@ from enum import Enum
 from pathlib import Path
 from types import FrameType
 
-from crosscope.supervisor.child import Child, Program
-from crosscope.supervisor.logs import LogTail, rotate
+from crosscope_local.child import Child, Program
+from crosscope_local.logs import LogTail, rotate
 
 Say = Callable[[str, str], None]
 """Tells the person something: level ("info", "warning" or "error") and a sentence."""

@@ -5,9 +5,9 @@ import sys
 import time
 from pathlib import Path
 
-from crosscope.supervisor.child import Child, session_members
-from crosscope.supervisor.supervise import State, Supervisor
-from tests.supervisor.small_programs import SLEEPER, STUBBORN, Stage, alive, eventually, program
+from crosscope_local.child import Child, session_members
+from crosscope_local.supervise import State, Supervisor
+from tests.local.small_programs import SLEEPER, STUBBORN, Stage, alive, eventually, program
 
 
 def test_a_killed_program_is_started_again_and_said_so(stage: Stage) -> None:
@@ -29,7 +29,7 @@ def test_a_killed_program_is_started_again_and_said_so(stage: Stage) -> None:
 
 
 def test_gives_up_after_repeated_quick_failures_and_names_the_reason(stage: Stage, monkeypatch) -> None:
-    monkeypatch.setattr("crosscope.supervisor.supervise._RESTART_DELAYS_S", (0.05, 0.05))
+    monkeypatch.setattr("crosscope_local.supervise._RESTART_DELAYS_S", (0.05, 0.05))
 
     def script(supervisor: Supervisor) -> None:
         assert not supervisor.wait_ready("bad", 20)
@@ -43,7 +43,7 @@ def test_gives_up_after_repeated_quick_failures_and_names_the_reason(stage: Stag
 
 
 def test_giving_up_on_an_essential_program_stops_everything(stage: Stage, monkeypatch) -> None:
-    monkeypatch.setattr("crosscope.supervisor.supervise._RESTART_DELAYS_S", ())
+    monkeypatch.setattr("crosscope_local.supervise._RESTART_DELAYS_S", ())
 
     def script(supervisor: Supervisor) -> None:
         assert eventually(lambda: supervisor.stopping)
@@ -171,7 +171,7 @@ def test_warnings_of_a_log_reach_the_person_and_the_log_before_is_kept(stage: St
 def test_children_end_when_the_supervisor_is_killed(tmp_path: Path) -> None:
     source = f"""
 import pathlib, sys
-from crosscope.supervisor.child import Child, Program
+from crosscope_local.child import Child, Program
 child = Child(Program("one", (sys.executable, "-c", {SLEEPER!r}), None), pathlib.Path({str(tmp_path / "one.log")!r}))
 print(child.pid, flush=True)
 child._process.wait()

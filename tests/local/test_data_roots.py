@@ -6,8 +6,8 @@ from pathlib import Path
 import click
 import pytest
 
-from crosscope.supervisor.commands import demo, up
-from crosscope.supervisor.session import Wanted, installation
+from crosscope_local.commands import demo, up
+from crosscope_local.run import Wanted, installation
 
 
 @pytest.mark.parametrize("command", [up, demo])

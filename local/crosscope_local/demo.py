@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crosscope import Client, CrosscopeError, Job, JobInfo, JobState
-from crosscope.supervisor.ground import GroundError
+from crosscope_local.preflight import PreflightError
 from crosscope_proto.artefacts import PAIR_MANIFEST, pair_folder
 from crosscope_proto.recipe import RecipeError, parse_recipe
 
@@ -50,25 +50,25 @@ class Outcome:
 
 
 def read_steps(folder: Path) -> list[Step]:
-    """The demo's recipes; raises GroundError about one that is missing or wrong."""
+    """The demo's recipes; raises PreflightError about one that is missing or wrong."""
     steps: list[Step] = []
     for name in RECIPES:
         path = folder / name
         try:
             recipe = parse_recipe(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise GroundError(
+            raise PreflightError(
                 f"The recipe {path} cannot be read ({error.strerror}); name the folder of the recipes with --recipes."
             ) from error
         except (RecipeError, UnicodeDecodeError) as error:
-            raise GroundError(f"The recipe {path} is wrong: {error}") from error
+            raise PreflightError(f"The recipe {path} is wrong: {error}") from error
         steps.append(Step(path, recipe.kind, recipe.name))
     return steps
 
 
 def find_recipes() -> Path:
     """The folder of the demo's recipes: ./recipes, else the one of the checkout that this package runs from."""
-    here, checkout = Path("recipes"), Path(__file__).resolve().parents[3] / "recipes"
+    here, checkout = Path("recipes"), Path(__file__).resolve().parents[2] / "recipes"
     return here if (here / RECIPES[0]).is_file() or not checkout.is_dir() else checkout
 
 

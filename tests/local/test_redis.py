@@ -1,4 +1,4 @@
-"""`python -m crosscope_server.redis`: private, durable, and gone with its parent."""
+"""`python -m crosscope_local.redis`: private, durable, and gone with its parent."""
 
 import os
 import stat
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from crosscope_server.redis import MAX_SOCKET_PATH_BYTES, RedisStartError, arguments, main
+from crosscope_local.redis import MAX_SOCKET_PATH_BYTES, RedisStartError, arguments, main
 from tests.jobs.rig import Rig, is_alive, kill, until
 
 
@@ -19,7 +19,7 @@ def client(rig: Rig) -> redis.Redis:
 
 
 def start(rig: Rig, purpose: str, *more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "crosscope_server.redis", purpose, "--folder", str(rig.folder / "queue")]
+    command = [sys.executable, "-m", "crosscope_local.redis", purpose, "--folder", str(rig.folder / "queue")]
     return subprocess.run([*command, "--socket", str(rig.socket), *more], capture_output=True, text=True, timeout=20)
 
 
@@ -78,7 +78,7 @@ def test_it_ends_when_its_parent_is_killed(bare_rig: Rig) -> None:
     folder, socket = bare_rig.folder / "queue", bare_rig.socket
     starter = (
         "import subprocess, sys; "
-        "child = subprocess.Popen([sys.executable, '-m', 'crosscope_server.redis', 'queue', "
+        "child = subprocess.Popen([sys.executable, '-m', 'crosscope_local.redis', 'queue', "
         f"'--folder', {str(folder)!r}, '--socket', {str(socket)!r}]); child.wait()"
     )
     parent = subprocess.Popen([sys.executable, "-c", starter])

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from crosscope.supervisor.child import Child
-from crosscope.supervisor.programs import Installation
+from crosscope_local.child import Child
+from crosscope_local.programs import Installation
 from crosscope_proto.environment import needed
-from tests.supervisor.small_programs import SLEEPER, eventually, program
+from tests.local.small_programs import SLEEPER, eventually, program
 
 PLANTED = {
     "CROSSCOPE_SERVER_TOKEN": {"server"},

@@ -1,5 +1,6 @@
 """The commands `up`, `demo` and `doctor`: options in, exit code out. Leave the work to the modules beside."""
 
+import functools
 import json
 import os
 import signal
@@ -9,22 +10,23 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.table import Table
 from rich.text import Text
 
 from crosscope import Client, CrosscopeError
-from crosscope.cli.session import json_before_name
-from crosscope.supervisor import demo as demo_jobs
-from crosscope.supervisor import doctor as doctor_checks
-from crosscope.supervisor.ground import GroundError
-from crosscope.supervisor.programs import Installation
-from crosscope.supervisor.session import Ending, Wanted, installation, run
-from crosscope.supervisor.summary import Summary, finite, summarise
-from crosscope.supervisor.summary_table import render
-from crosscope.supervisor.supervise import Supervisor
-from crosscope.supervisor.terminal import JobBoard, Terminal
+from crosscope.cli.session import apply, json_before_name
+from crosscope_local import demo as demo_jobs
+from crosscope_local import doctor as doctor_checks
+from crosscope_local.preflight import PreflightError
+from crosscope_local.programs import Installation
+from crosscope_local.run import Ending, Wanted, installation, run
+from crosscope_local.summary import Summary, finite, summarise
+from crosscope_local.summary_table import render
+from crosscope_local.supervise import Supervisor
+from crosscope_local.terminal import JobBoard, Terminal
 
 DEFAULT_HOME = "~/.local/share/crosscope"
 _READY_WITHIN_S = 180.0
@@ -38,67 +40,89 @@ def _not_empty(_ctx: click.Context, _option: click.Parameter, home: Path) -> Pat
     return home
 
 
-_home = click.option(
-    "--home",
-    callback=_not_empty,
-    type=click.Path(path_type=Path, file_okay=False),
-    default=lambda: os.environ.get("CROSSCOPE_HOME") or DEFAULT_HOME,
-    show_default=f"$CROSSCOPE_HOME or {DEFAULT_HOME}",
-    help="Folder of pairs, crosscoders, jobs and logs.",
+_PLACE = (
+    click.option(
+        "--home",
+        callback=_not_empty,
+        type=click.Path(path_type=Path, file_okay=False),
+        default=lambda: os.environ.get("CROSSCOPE_HOME") or DEFAULT_HOME,
+        show_default=f"$CROSSCOPE_HOME or {DEFAULT_HOME}",
+        help="Folder of pairs, crosscoders, jobs and logs.",
+    ),
+    click.option("--address", default="127.0.0.1", show_default=True, help="Where server and app listen."),
+    click.option("--port", default=50051, show_default=True, type=_PORT, help="The server's port; 0: a free one."),
+    click.option("--app-port", default=8501, show_default=True, type=_PORT, help="The app's port; 0: a free one."),
 )
-_address = click.option("--address", default="127.0.0.1", show_default=True, help="Where server and app listen.")
-_port = click.option("--port", default=50051, show_default=True, type=_PORT, help="The server's port; 0: a free one.")
-_app_port = click.option(
-    "--app-port", default=8501, show_default=True, type=_PORT, help="The app's port; 0: a free one."
+"""Options of where an installation lies and listens."""
+_RUN = (
+    *_PLACE,
+    click.option("--no-app", is_flag=True, help="Leave the app out."),
+    click.option(
+        "--data-root",
+        "data_roots",
+        multiple=True,
+        metavar="DIR",
+        type=click.Path(path_type=Path, exists=True, file_okay=False),
+        envvar="CROSSCOPE_WORKER_DATA_ROOTS",
+        show_envvar=True,
+        help="A folder besides the home from which recipes may have data and models read; may be given several times.",
+    ),
+    click.option(
+        "--job-threads",
+        type=click.IntRange(min=1),
+        default=None,
+        help="Threads of one operation of a job on the CPU.  [default: torch decides]",
+    ),
 )
-_no_app = click.option("--no-app", is_flag=True, help="Leave the app out.")
-_data_roots = click.option(
-    "--data-root",
-    "data_roots",
-    multiple=True,
-    metavar="DIR",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    envvar="CROSSCOPE_WORKER_DATA_ROOTS",
-    show_envvar=True,
-    help="A folder besides the home from which recipes may have data and models read; may be given several times.",
-)
-_job_threads = click.option(
-    "--job-threads",
-    type=click.IntRange(min=1),
-    default=None,
-    help="Threads of one operation of a job on the CPU.  [default: torch decides]",
-)
+"""Options of a command that runs an installation."""
 
 
-def _where(command: Callable[..., None]) -> Callable[..., None]:
-    for option in (_job_threads, _data_roots, _no_app, _app_port, _port, _address, _home):
-        command = option(command)
-    return command
+def _runs(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the options of _RUN, which it gets as one `wanted: Wanted`."""
+
+    @functools.wraps(command)
+    def runner(
+        *,
+        home: Path,
+        address: str,
+        port: int,
+        app_port: int,
+        no_app: bool,
+        data_roots: tuple[Path, ...],
+        job_threads: int | None,
+        **own: object,
+    ) -> None:
+        wanted = Wanted(home, address, port, None if no_app else app_port, data_roots, job_threads)
+        command(wanted=wanted, **own)
+
+    return apply(_RUN, runner)
+
+
+def _at(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the options of _PLACE."""
+    return apply(_PLACE, command)
+
+
+def _json(text: str) -> Callable[..., Any]:
+    """The option --json, which may also stand before the command's name."""
+    return click.option(
+        "--json", "as_json", is_flag=True, help=text, callback=lambda _ctx, _option, given: json_before_name() or given
+    )
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print what happens as JSON, a line each.")
-@_where
-def up(
-    as_json: bool,
-    home: Path,
-    address: str,
-    port: int,
-    app_port: int,
-    no_app: bool,
-    data_roots: tuple[Path, ...],
-    job_threads: int | None,
-) -> None:
+@_json("Print what happens as JSON, a line each.")
+@_runs
+def up(as_json: bool, wanted: Wanted) -> None:
     """Start queue, cache, workers, server and app, and keep them running until Ctrl-C."""
-    terminal = Terminal(as_json=json_before_name() or as_json)
-    wanted = Wanted(home, address, port, None if no_app else app_port, data_roots, job_threads)
+    terminal = Terminal(as_json=as_json)
     begun = time.monotonic()
 
     def act(supervisor: Supervisor) -> None:
         if _await(supervisor, list(supervisor.states())):
             terminal.say("info", f"Ready after {time.monotonic() - begun:.1f} s.")
 
-    with _grounded(terminal, wanted) as found:
+    with _prepared(terminal, wanted) as found:
         _greet(terminal, found)
         ending = run(found, terminal, act, then_stop=False)
     _exit(terminal, ending, 0)
@@ -106,36 +130,23 @@ def up(
 
 @click.command()
 @click.option("--once", is_flag=True, help="End when the jobs have, with a summary.")
-@click.option("--json", "as_json", is_flag=True, help="The summary as JSON on standard output; only with --once.")
+@_json("The summary as JSON on standard output; only with --once.")
 @click.option(
     "--recipes",
     type=click.Path(path_type=Path, file_okay=False),
     default=None,
     help="Folder of demo-pair.yaml, demo.yaml and demo-l1.yaml.  [default: recipes]",
 )
-@_where
-def demo(
-    once: bool,
-    as_json: bool,
-    recipes: Path | None,
-    home: Path,
-    address: str,
-    port: int,
-    app_port: int,
-    no_app: bool,
-    data_roots: tuple[Path, ...],
-    job_threads: int | None,
-) -> None:
+@_runs
+def demo(once: bool, as_json: bool, recipes: Path | None, wanted: Wanted) -> None:
     """Train the demo's pair and crosscoders on the spot, and browse them.
 
     What an earlier run has finished is reused, what it has begun goes on.
     """
-    as_json = json_before_name() or as_json
     if as_json and not once:
         raise click.UsageError("--json goes with --once: without it there is no end to summarise.")
     terminal = Terminal(to_stderr=as_json)
-    wanted = Wanted(home, address, port, None if no_app else app_port, data_roots, job_threads)
-    with _grounded(terminal, wanted) as found:
+    with _prepared(terminal, wanted) as found:
         steps = demo_jobs.read_steps(recipes or demo_jobs.find_recipes())
         _greet(terminal, found)
         board = JobBoard()
@@ -183,14 +194,10 @@ class _DemoRun:
 
 
 @click.command()
-@_home
-@_address
-@_port
-@_app_port
-@click.option("--json", "as_json", is_flag=True, help="Findings as JSON.")
+@_at
+@_json("Findings as JSON.")
 def doctor(home: Path, address: str, port: int, app_port: int, as_json: bool) -> None:
     """Look whether everything is here that crosscope needs."""
-    as_json = json_before_name() or as_json
     findings = doctor_checks.examine(home.expanduser().absolute(), address, port, app_port)
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
@@ -217,12 +224,12 @@ def _await(supervisor: Supervisor, names: list[str]) -> bool:
 
 
 @contextmanager
-def _grounded(terminal: Terminal, wanted: Wanted) -> Generator[Installation]:
+def _prepared(terminal: Terminal, wanted: Wanted) -> Generator[Installation]:
     """`installation(wanted)`, with its refusals said in one sentence and exit code 1."""
     try:
         with installation(wanted) as found:
             yield found
-    except GroundError as error:
+    except PreflightError as error:
         terminal.say("error", str(error))
         sys.exit(1)
 

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from crosscope._tables import inlier_fve
-from crosscope.supervisor.summary import (
+from crosscope_local.summary import (
     CHAT_SHARE,
     MAX_FALSE_RATE,
     MAX_NU_ERR,

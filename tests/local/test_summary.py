@@ -4,8 +4,8 @@ import math
 import pytest
 from rich.console import Console
 
-from crosscope.supervisor.summary import CrosscoderSummary, DetectorRow, Query, Summary, chat_datasets, finite
-from crosscope.supervisor.summary_table import number, render
+from crosscope_local.summary import CrosscoderSummary, DetectorRow, Query, Summary, chat_datasets, finite
+from crosscope_local.summary_table import number, render
 
 
 def row(behaviour: str, place: str, recall: float, false_rate: float) -> DetectorRow:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from crosscope.supervisor import ground
-from crosscope.supervisor.programs import APP_PARTS, PARTS
+from crosscope_local import preflight
+from crosscope_local.programs import APP_PARTS, PARTS
 from crosscope_proto.artefacts import CURRENT, MANIFEST, PAIR_MANIFEST, pair_folder, version_folder
 
 _TORCH_PROBE = """
@@ -48,15 +48,10 @@ def examine(home: Path, host: str, port: int, app_port: int) -> list[Finding]:
         *_packages(),
         _redis(),
         _torch(),
-        _ground("home folder", lambda: _writable(home), f"{home} can be written to"),
+        _checked("home folder", lambda: _writable(home), f"{home} can be written to"),
         _disk(home),
-        _ground("server port", lambda: ground.check_port(host, port, "--port"), f"{host}:{port} is free", Verdict.NOTE),
-        _ground(
-            "app port",
-            lambda: ground.check_port(host, app_port, "--app-port"),
-            f"{host}:{app_port} is free",
-            Verdict.NOTE,
-        ),
+        _port("server port", host, port, "--port"),
+        _port("app port", host, app_port, "--app-port"),
         _pairs(home),
         _crosscoders(home),
     ]
@@ -74,14 +69,13 @@ def _packages() -> list[Finding]:
         if importlib.util.find_spec(module) is None:
             findings.append(Finding(module, Verdict.BAD, f"not installed; pip install {package}"))
         else:
-            name = {"crosscope_server": "crosscope-server", "crosscope_worker": "crosscope-worker"}.get(module, module)
+            name = module.replace("_", "-")
             findings.append(Finding(module, Verdict.OK, importlib.metadata.version(name)))
     return findings
 
 
 def _redis() -> Finding:
-    found = ground.find_redis()
-    return _ground("Redis binary", ground.check_redis, found or "")
+    return _checked("Redis binary", preflight.check_redis)
 
 
 def _torch() -> Finding:
@@ -104,26 +98,33 @@ def _writable(home: Path) -> None:
     while not folder.exists():
         folder = folder.parent
     if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
-        raise ground.GroundError(f"{folder} cannot be written to; choose another home with --home.")
+        raise preflight.PreflightError(f"{folder} cannot be written to; choose another home with --home.")
 
 
 def _disk(home: Path) -> Finding:
     folder = home
     while not folder.exists():
         folder = folder.parent
-    return _ground(
+    return _checked(
         "disk",
-        lambda: ground.check_disk(folder),
+        lambda: preflight.check_disk(folder),
         f"{shutil.disk_usage(folder).free / 1e9:.1f} GB free",
     )
 
 
-def _ground(what: str, check: Callable[[], None], fine: str, otherwise: Verdict = Verdict.BAD) -> Finding:
+def _port(what: str, host: str, port: int, option: str) -> Finding:
+    return _checked(
+        what, lambda: preflight.check_port(host, port, option), f"{host}:{port} is free", otherwise=Verdict.NOTE
+    )
+
+
+def _checked(what: str, check: Callable[[], object], fine: str = "", otherwise: Verdict = Verdict.BAD) -> Finding:
+    """What a check of the preflight finds; `fine` is said where it passes, by default what it returns."""
     try:
-        check()
-    except ground.GroundError as error:
+        found = check()
+    except preflight.PreflightError as error:
         return Finding(what, otherwise, str(error))
-    return Finding(what, Verdict.OK, fine)
+    return Finding(what, Verdict.OK, fine or str(found))
 
 
 def _pairs(home: Path) -> Finding:

@@ -1,1 +1,0 @@
-"""Starts and watches the processes of a crosscope installation. Knows them only by command line and address."""

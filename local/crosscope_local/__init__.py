@@ -1,0 +1,1 @@
+"""All of crosscope on one machine: starts and watches its processes, which it knows by command line and address."""

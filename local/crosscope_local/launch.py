@@ -1,0 +1,30 @@
+"""Becomes another program that ends when its parent does: `launch.py PARENT_PID PROGRAM ARGUMENT…`.
+
+Run by path, not with -m, so that starting a process costs no import of the package. Knows nothing about the program.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1
+
+
+def end_with(parent: int) -> bool:
+    """Asks the kernel for SIGTERM when the parent process dies (Linux only); False if it has died already."""
+    if sys.platform != "linux":
+        return True
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGTERM), 0, 0, 0)
+    return os.getppid() == parent
+
+
+def main() -> None:
+    """Executes the program, tied to its parent."""
+    if not end_with(int(sys.argv[1])):
+        sys.exit(1)
+    os.execv(sys.argv[2], sys.argv[2:])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""How `crosscope` finds the commands of this part, and the files that they write."""
+
+from pathlib import Path
+
+import click
+import pytest
+
+from crosscope.cli import group, run
+from crosscope_local.commands import demo, doctor, up
+from crosscope_local.disk import write_whole
+
+
+def test_the_command_line_finds_the_commands_by_their_entry_points() -> None:
+    context = click.Context(group.crosscope)
+    found = [group.crosscope.get_command(context, name) for name in ("up", "demo", "doctor")]
+    assert found == [up, demo, doctor]
+
+
+def test_where_this_part_is_missing_one_sentence_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(group, "LOCAL_COMMANDS", "crosscope.nowhere")
+    assert run(["up", "--no-app", "--port", "0"]) == 2
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .endswith("'crosscope up' needs crosscope-local: pip install crosscope-local.")
+    )
+    context = click.Context(group.crosscope)
+    completed = {item.value for item in group.crosscope.shell_complete(context, "")}
+    assert {"up", "demo", "doctor", "status"} <= completed
+
+
+def test_a_file_is_there_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "file"
+    write_whole(file, "old")
+    write_whole(file, "new")
+    assert file.read_text() == "new"
+
+    def fail(_: int) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="full"):
+        write_whole(file, "newer")
+    assert (file.read_text(), list(tmp_path.iterdir())) == ("new", [file])
