@@ -1,4 +1,4 @@
-"""Who may import what (the table in docs/architecture.md), each in a fresh interpreter."""
+"""What importing a part loads, each time in a fresh interpreter. Who imports whom: test_rooms.py."""
 
 import subprocess
 import sys

@@ -1,7 +1,7 @@
 """Results as plain text: aligned tables and short cards. Colours and widths of a terminal are the CLI's matter."""
 
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -31,11 +31,6 @@ def visible(text: str) -> str:
 def printable(text: str) -> str:
     """A sentence or a text on one line, control characters as their code, so that no text moves the cursor."""
     return "".join(c if unicodedata.category(c)[0] != "C" else f"\\u{ord(c):04x}" for c in text.replace("\n", "↵"))
-
-
-def inlier_fve(metrics: Mapping[str, float], model: str) -> float | None:
-    """The headline FVE of a model: without tokens of an outlying norm (math §7); the plain one in older versions."""
-    return metrics.get(f"fve_{model}_inliers", metrics.get(f"fve_{model}"))
 
 
 def number(value: float | None) -> str:

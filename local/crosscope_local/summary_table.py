@@ -7,7 +7,6 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from crosscope._tables import inlier_fve
 from crosscope_local.summary import (
     CHAT_SHARE,
     MAX_FALSE_RATE,
@@ -18,6 +17,7 @@ from crosscope_local.summary import (
     Query,
     Summary,
 )
+from crosscope_proto.metrics import inlier_fve
 
 _METRICS = {"l0": "L0", "dead_share": "dead share"}
 _STAGES = ("world", "base", "chat", "load", "hash", "hash-data", "fill", "train", "analyse", "fidelity", "publish")

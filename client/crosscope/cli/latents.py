@@ -5,6 +5,7 @@ import click
 from crosscope import _tables
 from crosscope.cli.output import print_broken, print_json, print_table, print_text
 from crosscope.cli.session import Session, with_version
+from crosscope_proto.metrics import inlier_fve
 
 
 @click.command()
@@ -31,7 +32,7 @@ def crosscoders(session: Session, name: str | None) -> None:
             str(info.num_latents),
             info.pair,
             str(info.layer),
-            *(_tables.number(_tables.inlier_fve(info.metrics, model)) for model in ("base", "chat")),
+            *(_tables.number(inlier_fve(info.metrics, model)) for model in ("base", "chat")),
             _tables.number(info.metrics.get("l0")),
             info.version_id,
         )

@@ -26,12 +26,12 @@ from crosscope_proto.specs import AnalysisSpec, TokenPolicy
 from crosscope_worker.analysis.behaviours import assistant_turns
 from crosscope_worker.analysis.upper_half import UpperHalf
 from crosscope_worker.data.harvest import check_finite
-from crosscope_worker.data.norms import NormBounds, NormFilter
 from crosscope_worker.data.texts import Text
-from crosscope_worker.data.token_policy import policy_positions
 from crosscope_worker.dictionary.crosscoder import ONE_MODEL, Crosscoder
 from crosscope_worker.models.activations import PairActivations
+from crosscope_worker.models.norms import NormBounds, NormFilter
 from crosscope_worker.models.pair import Pair
+from crosscope_worker.tokenizer.token_policy import policy_positions
 from crosscope_worker.work import Progress
 
 if TYPE_CHECKING:

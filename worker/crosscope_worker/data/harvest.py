@@ -13,12 +13,12 @@ from torch import Tensor
 
 from crosscope_proto.roles import MODEL_NAMES
 from crosscope_proto.specs import TokenPolicy
-from crosscope_worker.data.norms import NormFilter
 from crosscope_worker.data.packing import pack
 from crosscope_worker.data.texts import Text
-from crosscope_worker.data.token_policy import policy_positions
 from crosscope_worker.models.activations import PairActivations
+from crosscope_worker.models.norms import NormFilter
 from crosscope_worker.ticks import Tick, idle_tick
+from crosscope_worker.tokenizer.token_policy import policy_positions
 
 TOKENS_PER_FORWARD = 8192
 WINDOW_FORWARDS = 8

@@ -14,12 +14,12 @@ from crosscope_proto.recipe import CrosscoderRecipe
 from crosscope_proto.specs import TokenPolicy
 from crosscope_worker.data.activation_cache import ActivationCache, Shard, State, cache_key
 from crosscope_worker.data.harvest import TOKENS_PER_FORWARD, harvest
-from crosscope_worker.data.norms import NormFilter
 from crosscope_worker.data.prefetch import PrefetchedSource
 from crosscope_worker.data.source import ActivationSource
 from crosscope_worker.data.tally import shifted
 from crosscope_worker.data.texts import Text, TextStream
 from crosscope_worker.models.activations import PairActivations
+from crosscope_worker.models.norms import NormFilter
 from crosscope_worker.phases import Following, Phase
 from crosscope_worker.ticks import Tick, idle_tick
 

@@ -17,8 +17,8 @@ from crosscope_worker.data.file_rows import FileRows
 from crosscope_worker.data.hub_rows import HubRows
 from crosscope_worker.data.rows import Columns, DataError, Row, Rows, Tell
 from crosscope_worker.data.tally import Counts
-from crosscope_worker.data.token_policy import policy_positions
 from crosscope_worker.roots import Roots
+from crosscope_worker.tokenizer.token_policy import policy_positions
 from crosscope_worker.tokenizer.tokens import PromptError, TextTokenizer
 
 Split = Literal["train", "held_out"]

@@ -19,13 +19,13 @@ from crosscope_worker.analysis.lens import find_lenses
 from crosscope_worker.analysis.run import STAGE
 from crosscope_worker.analysis.upper_half import UpperHalf
 from crosscope_worker.data.harvest import harvest
-from crosscope_worker.data.norms import NormFilter
 from crosscope_worker.data.tally import Counts, total
 from crosscope_worker.data.texts import Split, TextStream, open_rows
 from crosscope_worker.dictionary.crosscoder import Crosscoder, CrosscoderError
 from crosscope_worker.dictionary.sparse import launches_kernels
 from crosscope_worker.dictionary.version import read_manifest
 from crosscope_worker.models.activations import PairActivations
+from crosscope_worker.models.norms import NormFilter
 from crosscope_worker.models.pair import Pair, load_pair
 from crosscope_worker.models.pair_hashes import pair_hashes
 from crosscope_worker.models.pair_source import resolve_pair

@@ -30,9 +30,9 @@ from safetensors import SafetensorError
 from crosscope_proto import artefacts as layout
 from crosscope_proto.artefacts import CrosscoderManifest, PairManifest
 from crosscope_worker.analysis import Analysis
-from crosscope_worker.data.norms import NormBounds
 from crosscope_worker.dictionary.crosscoder import TENSORS, Crosscoder
 from crosscope_worker.disk import is_no_room, sha256, sync
+from crosscope_worker.models.norms import NormBounds
 
 KEPT_VERSIONS = 2
 GRACE_S = 600.0

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crosscope_worker.data.norms import NormBounds
 from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.models.activations import PairActivations
+from crosscope_worker.models.norms import NormBounds
 
 _MAX_CODE_ELEMENTS = 1 << 26
 """Entries of the dense code that is held at once."""

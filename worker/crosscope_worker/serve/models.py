@@ -17,11 +17,11 @@ from pydantic import ValidationError
 
 from crosscope_proto.artefacts import NAME_PATTERN, CrosscoderManifest, PairManifest, crosscoder_folder, version_folder
 from crosscope_proto.specs import TokenPolicy
-from crosscope_worker.data.norms import NormBounds
 from crosscope_worker.dictionary.crosscoder import CrosscoderError
 from crosscope_worker.dictionary.load import load_crosscoder
 from crosscope_worker.dictionary.version import read_manifest
 from crosscope_worker.models.activations import PairActivations
+from crosscope_worker.models.norms import NormBounds
 from crosscope_worker.models.pair import Pair, load_pair
 from crosscope_worker.models.pair_hashes import changed_parts
 from crosscope_worker.models.pair_source import PairError, find_pair

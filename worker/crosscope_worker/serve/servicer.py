@@ -14,12 +14,12 @@ from crosscope_proto.roles import LeftOut
 from crosscope_proto.template_kwargs import parse_template_kwargs, parse_tool_calls
 from crosscope_proto.v1 import types_pb2
 from crosscope_proto.worker.v1 import inference_pb2, inference_pb2_grpc
-from crosscope_worker.data.token_policy import policy_reasons
 from crosscope_worker.serve.batching import Batcher
 from crosscope_worker.serve.encoding import PromptCode
 from crosscope_worker.serve.errors import status_of
 from crosscope_worker.serve.models import LoadedCrosscoder, Models
 from crosscope_worker.tokenizer.pieces import text_pieces
+from crosscope_worker.tokenizer.token_policy import policy_reasons
 from crosscope_worker.tokenizer.tokens import PromptError, TextTokenizer, TokenisedText, Turn
 
 Reply = TypeVar("Reply")

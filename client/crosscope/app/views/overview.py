@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import streamlit as st
 
-from crosscope import CrosscoderInfo, _tables
+from crosscope import CrosscoderInfo
 from crosscope.app import address, charts, panels, session, tables, text
 from crosscope.app.columns import AXES, CLASS_OF_NUMBER, evidence, is_defined, is_difference
 from crosscope.app.palette import CLASS_NAMES
 from crosscope.app.table_view import Column, table_view
+from crosscope_proto.metrics import inlier_fve
 
 NUM_TELLING = 12
 NUM_PEAKS = 6
@@ -107,7 +108,7 @@ def _fve(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
     rebuilt = ("difference",) if "fve_difference" in metrics else ("base", "chat")
     facts = []
     for name in rebuilt:
-        if (headline := _tables.inlier_fve(metrics, name)) is not None:
+        if (headline := inlier_fve(metrics, name)) is not None:
             inliers = f"fve_{name}_inliers" in metrics
             remark = f"{text.number(metrics.get(f'fve_{name}'))} of all tokens" if inliers else ""
             facts.append((f"FVE {name}, inliers" if inliers else f"FVE {name}", text.number(headline), remark))

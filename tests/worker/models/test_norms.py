@@ -10,10 +10,10 @@ from crosscope_proto.roles import TokenRole
 from crosscope_proto.specs import AnalysisSpec, TokenPolicy
 from crosscope_worker.analysis import analyse
 from crosscope_worker.data.harvest import harvest
-from crosscope_worker.data.norms import NormBounds, NormFilter, measured_bounds
 from crosscope_worker.data.texts import Text
 from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.models.activations import PairActivations
+from crosscope_worker.models.norms import NormBounds, NormFilter, measured_bounds
 from crosscope_worker.models.pair import Pair
 from crosscope_worker.tokenizer.tokens import TextTokenizer
 from crosscope_worker.work import silent
