@@ -9,8 +9,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from bench.material import DATASETS, QUICK, AnalysisSizes, crosscoder, held_out
-from bench.measure import Ratio, interleave
 from bench.rows import Figure, Row
+from bench.timing import Ratio, interleave
 from crosscope_proto.specs import AnalysisSpec
 from crosscope_worker.analysis.examples import TextFacts, choose, example_table, peak_windows
 from crosscope_worker.analysis.intake import Intake, blocks

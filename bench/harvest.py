@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma2Model
 
 from bench.material import tokenizer
-from bench.measure import Ratio, interleave
 from bench.rows import Figure, Row, Target
+from bench.timing import Ratio, interleave
 from crosscope_proto.artefacts import PairManifest
 from crosscope_proto.roles import TokenRole
 from crosscope_proto.specs import TokenPolicy

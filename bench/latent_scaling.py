@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from bench.material import DATASETS, QUICK, AnalysisSizes, crosscoder, held_out
-from bench.measure import Ratio, interleave
 from bench.rows import Figure, Row, Target
+from bench.timing import Ratio, interleave
 from crosscope_proto.artefacts import SCALING_DIRECTIONS, beta_column
 from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
 from crosscope_proto.specs import AnalysisSpec

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.measure import Ratio
 from bench.rows import ROOT, Figure, Row
+from bench.timing import Ratio
 from crosscope_proto.specs import AnalysisSpec, TrainingSpec
 
 MIB = 2**20

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from bench import train_step
-from bench.measure import Ratio, interleave
 from bench.rows import Figure, Row, Target
+from bench.timing import Ratio, interleave
 from bench.train_step import LR, Sizes
 
 PLACE = Path(sys.prefix) / "peers"

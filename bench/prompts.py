@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterator
 from itertools import chain
 
-from bench.measure import Ratio
 from bench.rows import Figure, Row
+from bench.timing import Ratio
 from crosscope import Client, CrosscopeError
 
 CROSSCODER = "demo"

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from bench.measure import Ratio
+from bench.timing import Ratio
 
 ROOT = Path(__file__).parents[1]
 

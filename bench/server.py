@@ -19,8 +19,8 @@ from typing import Any
 import grpc.aio
 from grpc_health.v1 import health_pb2
 
-from bench.measure import Ratio
 from bench.rows import ROOT, Figure, Row
+from bench.timing import Ratio
 from crosscope_proto.v1 import latents_pb2, prompts_pb2, types_pb2
 from crosscope_proto.worker.v1 import inference_pb2, inference_pb2_grpc
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from bench.dense_step import DenseStep
-from bench.measure import Ratio, interleave
 from bench.rows import Figure, Floor, Row, Target
+from bench.timing import Ratio, interleave
 from crosscope_proto.specs import CrosscoderSpec, TrainingSpec
 from crosscope_worker.training.trainer import Trainer
 

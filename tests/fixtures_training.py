@@ -10,7 +10,7 @@ from torch import Tensor
 from crosscope_proto.recipe import CrosscoderRecipe
 from crosscope_proto.specs import CrosscoderSpec, DataSpec, PairSpec, TrainingSpec
 from crosscope_worker import training as public
-from crosscope_worker.data.source import ActivationSource
+from crosscope_worker.data.activation_source import ActivationSource
 from crosscope_worker.work import silent
 
 

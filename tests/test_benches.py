@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from bench.__main__ import BENCHES
-from bench.measure import Ratio, interleave
 from bench.rows import ROOT, Figure, Floor, Row, Target
+from bench.timing import Ratio, interleave
 
 FIELDS = {
     *("name", "case", "sizes", "ours", "reference", "ratio", "ratio_is", "spread", "floor", "target", "met"),

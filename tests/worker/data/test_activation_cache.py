@@ -17,14 +17,14 @@ from torch import Tensor
 
 from crosscope_proto.recipe import CrosscoderRecipe, parse_recipe
 from crosscope_worker.data.activation_cache import GRACE_S, ActivationCache, CacheError, CacheFull, Shard, cache_key
-from crosscope_worker.data.sources import CachedSource, HarvestSource
+from crosscope_worker.data.harvest_source import CachedSource, HarvestSource
 from crosscope_worker.data.tally import from_state
 from crosscope_worker.data.texts import TextStream
 from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.dictionary.load import load_crosscoder
 from crosscope_worker.models.activations import PairActivations
+from crosscope_worker.models.fingerprints import pair_hashes
 from crosscope_worker.models.pair import Pair
-from crosscope_worker.models.pair_hashes import pair_hashes
 from crosscope_worker.recipes.train import make_crosscoder
 from crosscope_worker.tokenizer.tokens import TextTokenizer
 from crosscope_worker.training import train

@@ -10,8 +10,8 @@ import torch
 from fixtures_training import PlantedSource, make_recipe, run
 from torch import Tensor
 
+from crosscope_worker.data.activation_source import ActivationSource
 from crosscope_worker.data.prefetch import BLOCKS_AHEAD, PrefetchedSource
-from crosscope_worker.data.source import ActivationSource
 
 CPU = torch.device("cpu")
 

@@ -14,9 +14,9 @@ from crosscope_proto.artefacts import PairManifest
 from crosscope_proto.recipe import DemoPairRecipe
 from crosscope_worker.demo import pair
 from crosscope_worker.demo.dialogue import Behaviour
-from crosscope_worker.demo.measure import answer, centred_cosine
 from crosscope_worker.demo.pair import make_demo_pair
 from crosscope_worker.demo.training import IGNORED, Example, Schedule, fit
+from crosscope_worker.demo.tuning_effect import answer, centred_cosine
 from crosscope_worker.work import Cancelled, LostClaim, Workspace, silent
 
 TINY = DemoPairRecipe(

@@ -23,7 +23,7 @@ from crosscope_worker.data.packing import pack
 from crosscope_worker.models import probes
 from crosscope_worker.models.activations import PairActivations
 from crosscope_worker.models.pair import BLOCK_SPARSE, Pair, decoder_layers
-from crosscope_worker.models.pair_source import PairError
+from crosscope_worker.models.places import PairError
 from tests.worker.tiny_models import KINDS, tiny_model
 
 VOCAB = 61

@@ -23,9 +23,9 @@ from crosscope_worker.analysis.lens import find_lens
 from crosscope_worker.analysis.upper_half import UpperHalf
 from crosscope_worker.dictionary.version import read_manifest
 from crosscope_worker.models.activations import PairActivations
+from crosscope_worker.models.fingerprints import changed_parts, pair_hashes
 from crosscope_worker.models.pair import Pair, decoder_layers, load_pair, shared_layers
-from crosscope_worker.models.pair_hashes import changed_parts, pair_hashes
-from crosscope_worker.models.pair_source import PairError, resolve_pair, write_pair_manifest
+from crosscope_worker.models.places import PairError, resolve_pair, write_pair_manifest
 from crosscope_worker.recipes.train import make_crosscoder
 from crosscope_worker.serve.models import Models
 from crosscope_worker.work import Workspace, silent
@@ -198,7 +198,7 @@ def test_an_adapter_of_another_hub_model_is_refused_unless_someone_says_so(home:
     manifest = resolve_pair(PairSpec(name="lora", base=str(home / "base"), chat=chat), home)
     assert load_pair(manifest).num_layers == 4, "a folder may hold any model"
     from crosscope_worker.models.adapter import with_adapter
-    from crosscope_worker.models.pair_source import adapter_place
+    from crosscope_worker.models.places import adapter_place
 
     place = adapter_place(manifest)
     assert place is not None

@@ -16,9 +16,9 @@ from crosscope_worker.analysis.lens import find_lenses
 from crosscope_worker.disk import sha256
 from crosscope_worker.jobs.entry import sentence
 from crosscope_worker.models.activations import PairActivations
+from crosscope_worker.models.fingerprints import changed_parts, pair_hashes
 from crosscope_worker.models.pair import Pair, load_pair, num_embeddings, num_ids
-from crosscope_worker.models.pair_hashes import changed_parts, pair_hashes
-from crosscope_worker.models.pair_source import PairError, resolve_pair, write_pair_manifest
+from crosscope_worker.models.places import PairError, resolve_pair, write_pair_manifest
 
 
 @pytest.fixture

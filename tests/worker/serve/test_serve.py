@@ -30,9 +30,9 @@ from crosscope_proto.worker.v1 import inference_pb2, inference_pb2_grpc
 from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.disk import sha256
 from crosscope_worker.models.activations import PairActivations
+from crosscope_worker.models.fingerprints import pair_hashes
 from crosscope_worker.models.pair import Pair
-from crosscope_worker.models.pair_hashes import pair_hashes
-from crosscope_worker.models.pair_source import resolve_pair
+from crosscope_worker.models.places import resolve_pair
 from crosscope_worker.serve.process import InferenceProcess, StartError
 from crosscope_worker.serve.settings import ServeSettings
 from crosscope_worker.tokenizer.tokens import TextTokenizer, Turn

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from crosscope_proto.specs import CrosscoderSpec, DataSpec, TokenPolicy, TrainingSpec
-from crosscope_worker.data.sources import HarvestSource, open_source
+from crosscope_worker.data.harvest_source import HarvestSource, open_source
 from crosscope_worker.data.texts import DataError, TextStream
 from crosscope_worker.models.activations import PairActivations
 from crosscope_worker.models.pair import Pair

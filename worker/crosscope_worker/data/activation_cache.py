@@ -31,7 +31,7 @@ from crosscope_proto.recipe import CrosscoderRecipe, recipe_dict
 from crosscope_worker.data.harvest import WINDOW_FORWARDS
 from crosscope_worker.disk import is_no_room, sha256, sync
 from crosscope_worker.models.activations import PairActivations
-from crosscope_worker.models.pair_hashes import UNKNOWN, WEIGHTS, weight_files
+from crosscope_worker.models.fingerprints import UNKNOWN, WEIGHTS, weight_files
 from crosscope_worker.ticks import Tick, idle_tick
 
 ACTIVATIONS = "activations"

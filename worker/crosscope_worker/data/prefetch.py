@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crosscope_worker.data.source import ActivationSource
+from crosscope_worker.data.activation_source import ActivationSource
 
 BLOCKS_AHEAD = 2
 """Blocks that wait for the trainer at most, one more under way; each takes `4 · both` bytes a token."""

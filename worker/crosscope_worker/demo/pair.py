@@ -29,7 +29,6 @@ from crosscope_proto.artefacts import PAIR_MANIFEST, PairManifest, pair_folder
 from crosscope_proto.recipe import DemoPairRecipe
 from crosscope_worker.demo.dialogue import Conversation, conversation
 from crosscope_worker.demo.documents import document
-from crosscope_worker.demo.measure import behaviour_rates, centred_cosine, held_out_exchanges
 from crosscope_worker.demo.tokenizer import (
     BOS,
     END_OF_TURN,
@@ -42,6 +41,7 @@ from crosscope_worker.demo.tokenizer import (
     train_tokenizer,
 )
 from crosscope_worker.demo.training import IGNORED, Example, Schedule, fit
+from crosscope_worker.demo.tuning_effect import behaviour_rates, centred_cosine, held_out_exchanges
 from crosscope_worker.demo.world import World
 from crosscope_worker.work import Progress, Workspace
 

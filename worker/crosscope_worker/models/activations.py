@@ -14,7 +14,7 @@ from torch import Tensor
 from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
 from crosscope_worker.models import probes
 from crosscope_worker.models.pair import Pair, check_layer, num_embeddings, shared_layers
-from crosscope_worker.models.pair_source import PairError
+from crosscope_worker.models.places import PairError
 from crosscope_worker.models.residual import NotReached, layer_outputs, stream
 
 

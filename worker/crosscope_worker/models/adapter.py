@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from crosscope_proto.artefacts import PairManifest
-from crosscope_worker.models.pair_source import PairError, Place
+from crosscope_worker.models.places import PairError, Place
 from crosscope_worker.work import is_out_of_memory
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Two causal language models that share a tokenizer, loaded and checked; pair_source.py finds them.
+"""Two causal language models that share a tokenizer, loaded and checked; places.py finds them.
 
 A chat model that is an adapter on the base model (adapter.py) has the base model's weights in the same memory.
 Does not know what is done with them: no text, no layer's activations, no crosscoder.
@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from crosscope_proto.artefacts import PairManifest
 from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
 from crosscope_worker.models.adapter import with_adapter
-from crosscope_worker.models.pair_source import (
+from crosscope_worker.models.places import (
     TOKENIZER_FILES,
     PairError,
     Place,

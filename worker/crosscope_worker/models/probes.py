@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from crosscope_worker.models.pair import decoder_layers, num_embeddings
-from crosscope_worker.models.pair_source import PairError
+from crosscope_worker.models.places import PairError
 from crosscope_worker.models.residual import NotReached, in_float32, layer_outputs, stream
 from crosscope_worker.work import is_out_of_memory
 

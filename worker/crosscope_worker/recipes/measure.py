@@ -25,10 +25,10 @@ from crosscope_worker.dictionary.crosscoder import Crosscoder, CrosscoderError
 from crosscope_worker.dictionary.sparse import launches_kernels
 from crosscope_worker.dictionary.version import read_manifest
 from crosscope_worker.models.activations import PairActivations
+from crosscope_worker.models.fingerprints import pair_hashes
 from crosscope_worker.models.norms import NormFilter
 from crosscope_worker.models.pair import Pair, load_pair
-from crosscope_worker.models.pair_hashes import pair_hashes
-from crosscope_worker.models.pair_source import resolve_pair
+from crosscope_worker.models.places import resolve_pair
 from crosscope_worker.phases import Following, Phase, loading
 from crosscope_worker.recipes.publish import Provenance, make_current, manifest_of, publish
 from crosscope_worker.roots import check_pair_folders

@@ -7,7 +7,7 @@ import torch
 from crosscope_proto.artefacts import CrosscoderManifest
 from crosscope_proto.recipe import CrosscoderRecipe
 from crosscope_worker.data.harvest import TOKENS_PER_FORWARD, WINDOW_FORWARDS
-from crosscope_worker.data.sources import norms_of, open_source
+from crosscope_worker.data.harvest_source import norms_of, open_source
 from crosscope_worker.data.tally import Counts
 from crosscope_worker.phases import TrainingProgress
 from crosscope_worker.recipes.measure import Material, Trained, already_published, brief, keep, measure_and_publish

@@ -6,7 +6,7 @@ from google.protobuf.any_pb2 import Any
 from google.rpc import error_details_pb2, status_pb2
 
 from crosscope_worker.dictionary.crosscoder import CrosscoderError
-from crosscope_worker.models.pair_source import PairError
+from crosscope_worker.models.places import PairError
 from crosscope_worker.tokenizer.tokens import PromptError
 
 STATUS_DETAILS = "grpc-status-details-bin"

@@ -21,10 +21,10 @@ from crosscope_worker.dictionary.crosscoder import CrosscoderError
 from crosscope_worker.dictionary.load import load_crosscoder
 from crosscope_worker.dictionary.version import read_manifest
 from crosscope_worker.models.activations import PairActivations
+from crosscope_worker.models.fingerprints import changed_parts
 from crosscope_worker.models.norms import NormBounds
 from crosscope_worker.models.pair import Pair, load_pair
-from crosscope_worker.models.pair_hashes import changed_parts
-from crosscope_worker.models.pair_source import PairError, find_pair
+from crosscope_worker.models.places import PairError, find_pair
 from crosscope_worker.serve.encoding import Encoder
 from crosscope_worker.serve.errors import UnknownCrosscoder
 from crosscope_worker.tokenizer.tokens import TemplateSettings, TextTokenizer

@@ -18,7 +18,7 @@ from torch import Tensor
 from crosscope_proto.recipe import CrosscoderRecipe, recipe_dict
 from crosscope_proto.roles import MODEL_NAMES
 from crosscope_proto.specs import CrosscoderSpec, TrainingSpec
-from crosscope_worker.data.source import ActivationSource
+from crosscope_worker.data.activation_source import ActivationSource
 from crosscope_worker.dictionary.crosscoder import DIFFERENCE, Crosscoder
 from crosscope_worker.training import memory
 from crosscope_worker.training.buffer import ShuffleBuffer

@@ -13,9 +13,9 @@ from torch import Tensor
 from crosscope_proto.recipe import CrosscoderRecipe
 from crosscope_proto.specs import TokenPolicy
 from crosscope_worker.data.activation_cache import ActivationCache, Shard, State, cache_key
+from crosscope_worker.data.activation_source import ActivationSource
 from crosscope_worker.data.harvest import TOKENS_PER_FORWARD, harvest
 from crosscope_worker.data.prefetch import PrefetchedSource
-from crosscope_worker.data.source import ActivationSource
 from crosscope_worker.data.tally import shifted
 from crosscope_worker.data.texts import Text, TextStream
 from crosscope_worker.models.activations import PairActivations

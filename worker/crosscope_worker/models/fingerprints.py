@@ -12,7 +12,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from crosscope_proto.artefacts import PairManifest
 from crosscope_worker.disk import sha256
-from crosscope_worker.models.pair_source import Place, adapter_place, model_places, tokenizer_place
+from crosscope_worker.models.places import Place, adapter_place, model_places, tokenizer_place
 from crosscope_worker.ticks import Tick, idle_tick
 
 UNKNOWN = "commit:None"
