@@ -5,6 +5,7 @@ name.
 """
 
 import inspect
+import re
 import subprocess
 import sys
 import tempfile
@@ -29,8 +30,8 @@ _RULES = {
     "max_len": "at most {} characters",
     "min_bytes": "at least {} bytes",
     "max_bytes": "at most {} bytes",
-    "min_items": "at least {} entries",
-    "max_items": "at most {} entries",
+    "min_items": "at least {} items",
+    "max_items": "at most {} items",
     "gt": "> {}",
     "gte": "≥ {}",
     "lt": "< {}",
@@ -41,7 +42,8 @@ _RULES = {
     "defined_only": "a value of the list",
     "not_in": "not {}",
 }
-"""What a rule says; others stand as they are written."""
+"""What a rule says, in the order of a sentence; others stand as they are written."""
+_ORDER = {name: place for place, name in enumerate(_RULES)}
 
 Comments = Mapping[tuple[int, ...], str]
 
@@ -87,7 +89,7 @@ def _all_below(error: type[CallError]) -> Iterator[type[CallError]]:
 
 def limits(message: Message) -> Iterator[str]:
     """The sentences of a field's validation rules."""
-    for field, value in message.ListFields():
+    for field, value in sorted(message.ListFields(), key=lambda rule: _ORDER.get(rule[0].name, len(_ORDER))):
         if isinstance(value, Message):
             inner = list(limits(value))
             yield from [f"each {text}" for text in inner] if field.name == "items" else inner
@@ -97,7 +99,8 @@ def limits(message: Message) -> Iterator[str]:
             shown = value if isinstance(value, bool | int | float | str) else ", ".join(map(str, value))
             if isinstance(shown, float) and shown.is_integer():
                 shown = int(shown)
-            yield _RULES.get(field.name, f"{field.name} {{}}").format(shown)
+            said = _RULES.get(field.name, f"{field.name} {{}}").format(shown)
+            yield re.sub(r"\b1 (\w+)s$", r"1 \1", said)
 
 
 def _services(file: descriptors.FileDescriptorProto, said: Comments) -> Iterator[str]:

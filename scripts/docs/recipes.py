@@ -11,7 +11,7 @@ import inspect
 import textwrap
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Union
 
 from pydantic.fields import FieldInfo
@@ -40,9 +40,8 @@ class Row(NamedTuple):
     meaning: str
 
 
-def reference() -> str:
+def reference(kinds: Sequence[type] = typing.get_args(Recipe)) -> str:
     """The tables of all kinds of recipes and of their parts, as Markdown."""
-    kinds = typing.get_args(Recipe)
     sections = [_section(f"A recipe of kind `{_word(kind, 'kind')}`", kind) for kind in kinds]
     for paths, part, word in _parts(kinds):
         title = ", ".join(f"`{path}`" for path in paths)
