@@ -139,9 +139,7 @@ def test_links_out_of_the_pages_lead_to_files() -> None:
     assert hook._OUTSIDE.sub(hook._path, "[`recipes/demo.yaml`](../recipes/demo.yaml)") == "`recipes/demo.yaml`"
     with pytest.raises(PluginError, match=r"\.\./recipes/gone\.yaml, which does not exist"):
         hook._OUTSIDE.sub(hook._path, "[it](../recipes/gone.yaml)")
-    assert hook.with_sections("see math §4") == (
-        "see [math §4](math.md#4-latent-scaling-every-latent-one-pass)"
-    )
+    assert hook.with_sections("see math §4") == ("see [math §4](math.md#4-latent-scaling-every-latent-one-pass)")
     with pytest.raises(PluginError, match="no section 'Gone'"):
         hook.readme("Gone")
 
@@ -166,7 +164,9 @@ def names_of(path: Path) -> set[str]:
 
 def test_what_pages_name_exists() -> None:
     tops = "|".join(("bench", "client", "deploy", "docs", "proto", "recipes", "scripts", "server", "tests", "worker"))
-    tests = {name for path in ROOT.glob("tests/**/test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())}
+    tests = {
+        name for path in ROOT.glob("tests/**/test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
     wrong: list[str] = []
     for page in PAGES:
         text = page.read_text("utf-8")
@@ -182,3 +182,19 @@ def test_many_questions_are_answered_by_a_place() -> None:
     rows = [line for line in page.splitlines() if re.match(r"\| (Where|What|Which) .*\? \|", line)]
     assert len(rows) >= 20
     assert all(re.search(r"`[\w/]+\.\w+(::[\w.]+)?`", row) for row in rows)
+
+
+def test_every_path_in_the_readmes_tree_exists() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    (tree,) = re.findall(r"^```\n(README\.md\n.*?)^```", text, re.MULTILINE | re.DOTALL)
+    folders: dict[int, Path] = {0: ROOT}
+    paths: list[Path] = []
+    for line in tree.splitlines():
+        depth = len(line) - len(line.lstrip())
+        names = re.split(r" {2,}", line.strip())[0].split(", ")
+        folder = folders[depth]
+        paths += [folder / name for name in names]
+        folders[depth + 2] = folder / names[0]
+    assert len(paths) > 40
+    missing = [path for path in paths if not list(path.parent.glob(path.name))]
+    assert missing == []
