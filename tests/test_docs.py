@@ -139,7 +139,10 @@ def test_links_out_of_the_pages_lead_to_files() -> None:
     assert hook._OUTSIDE.sub(hook._path, "[`recipes/demo.yaml`](../recipes/demo.yaml)") == "`recipes/demo.yaml`"
     with pytest.raises(PluginError, match=r"\.\./recipes/gone\.yaml, which does not exist"):
         hook._OUTSIDE.sub(hook._path, "[it](../recipes/gone.yaml)")
-    assert hook.with_sections("see math §4") == ("see [math §4](math.md#4-latent-scaling-every-latent-one-pass)")
+    linked = hook.with_sections("see math §4 and `math §4`\n```\nmath §4\n```\n")
+    assert linked == (
+        "see [math §4](math.md#4-latent-scaling-every-latent-one-pass) and `math §4`\n```\nmath §4\n```\n"
+    )
     with pytest.raises(PluginError, match="no section 'Gone'"):
         hook.readme("Gone")
 

@@ -22,6 +22,7 @@ REFERENCES: Mapping[str, Callable[[], str]] = {"recipes.md": recipes.reference, 
 _README = re.compile(r"<!-- readme: (.+) -->")
 _OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./([^)#]+)\)")
 _PAGE = re.compile(r"\((?:see )?docs/([\w-]+\.md)\)")
+_CODE = re.compile(r"(^```.*?^```|`[^`\n]*`)", re.MULTILINE | re.DOTALL)
 _SECTION = re.compile(r"\[math §(\d+)\]\(math\.md\)|(?<!\[)\bmath §(\d+)")
 
 
@@ -48,10 +49,14 @@ def readme(title: str) -> str:
 
 
 def with_sections(markdown: str) -> str:
-    """The text in which "math §4", a link or not, leads to that section."""
+    """The text in which "math §4", a link or not, leads to that section; code stays as it is."""
     page = (ROOT / "docs" / "math.md").read_text("utf-8")
     slugs = {title[0]: slugify(f"§{title[0]}{title[1]}", "-") for title in re.findall(r"^## §(\d+)(.*)$", page, re.M)}
-    return _SECTION.sub(lambda m: f"[math §{m[1] or m[2]}](math.md#{slugs[m[1] or m[2]]})", markdown)
+    parts = _CODE.split(markdown)
+    parts[::2] = [
+        _SECTION.sub(lambda m: f"[math §{m[1] or m[2]}](math.md#{slugs[m[1] or m[2]]})", p) for p in parts[::2]
+    ]
+    return "".join(parts)
 
 
 def _path(link: re.Match[str]) -> str:
