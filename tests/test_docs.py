@@ -92,10 +92,11 @@ def test_each_member_of_a_union_has_a_table() -> None:
     page = recipes.reference([Kind])
     found = tables(page)
     assert found["Kind"]["crosscoder"][0] == "mapping, by `variant`: [plain](#Plain), [penalised](#Penalised)"
+    assert found["Kind"]["crosscoder"][2] == "One of these tables; `variant` chooses."
     assert found["Plain"] == {
-        "num_latents": ["whole number, ≥ 1, ≤ 2^31 - 1", "must be given", "Number of latents."],
+        "num_latents": ["whole number, ≥\u00a01, ≤\u00a02^31 - 1", "must be given", "Number of latents."],
         "variant": ["`plain`", "must be given", "The word that chooses this table."],
-        "k": ["whole number, ≥ 1, ≤ 10^12", "`50`", "Latents a token, on average."],
+        "k": ["whole number, ≥\u00a01, ≤\u00a010^12", "`50`", "Latents a token, on average."],
     }
     assert found["Penalised"]["mu"] == ["number or `null`", "`null`", "Its weight."]
     assert "## `crosscoder` with `variant: penalised` { #Penalised }" in page

@@ -160,7 +160,7 @@ def _limits(metadata: Iterable[object]) -> Iterator[str]:
             yield from _limits(rule.metadata)
         for name, sign in _BOUNDS.items():
             if (bound := getattr(rule, name, None)) is not None:
-                yield f"{sign} {_number(bound)}"
+                yield f"{sign}\u00a0{_number(bound)}"
         if step := getattr(rule, "multiple_of", None):
             yield f"a multiple of {step}"
         if (least := getattr(rule, "min_length", None)) is not None:
@@ -199,7 +199,9 @@ def _summary(part: type, name: str) -> str:
     if _word(part, name):
         return "The word that chooses this table."
     members = list(_dataclasses(fields(part)[name].annotation))
-    return _docstring(members[0]) if len(members) == 1 else ""
+    if key := _discriminator(members):
+        return f"One of these tables; `{key}` chooses."
+    return _docstring(members[0]) if members else ""
 
 
 def _docstring(part: type) -> str:
