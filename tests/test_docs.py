@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -102,7 +102,7 @@ def test_each_member_of_a_union_has_a_table() -> None:
     assert "## `crosscoder` with `variant: penalised` { #Penalised }" in page
 
 
-def messages(types: "dict[str, Descriptor]") -> Iterator[Descriptor]:
+def messages(types: "Mapping[str, Descriptor]") -> Iterator[Descriptor]:
     for message in types.values():
         if not message.GetOptions().map_entry:
             yield message
@@ -137,9 +137,9 @@ def test_limits_streams_and_statuses_of_the_api(api_page: str) -> None:
 
 
 def test_links_out_of_the_pages_lead_to_files() -> None:
-    assert hook._OUTSIDE.sub(hook._path, "[`recipes/demo.yaml`](../recipes/demo.yaml)") == "`recipes/demo.yaml`"
+    assert hook.with_paths("[`recipes/demo.yaml`](../recipes/demo.yaml)") == "`recipes/demo.yaml`"
     with pytest.raises(PluginError, match=r"\.\./recipes/gone\.yaml, which does not exist"):
-        hook._OUTSIDE.sub(hook._path, "[it](../recipes/gone.yaml)")
+        hook.with_paths("[it](../recipes/gone.yaml)")
     linked = hook.with_sections("see math §4 and `math §4`\n```\nmath §4\n```\n")
     assert linked == (
         "see [math §4](math.md#4-latent-scaling-every-latent-one-pass) and `math §4`\n```\nmath §4\n```\n"
@@ -163,6 +163,8 @@ def names_of(path: Path) -> set[str]:
                 found.add(name)
             case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
                 found.add(name)
+            case _:
+                pass
     return found
 
 

@@ -34,7 +34,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str: 
             raise PluginError(f"docs/{name} must have {MARKER} once, where its tables go")
         markdown = markdown.replace(MARKER, _PAGE.sub(r"([\1](\1))", REFERENCES[name]()))
     markdown = _README.sub(lambda found: readme(found[1]), markdown)
-    return _OUTSIDE.sub(_path, with_sections(markdown))
+    return with_paths(with_sections(markdown))
 
 
 def readme(title: str) -> str:
@@ -57,6 +57,11 @@ def with_sections(markdown: str) -> str:
         _SECTION.sub(lambda m: f"[math §{m[1] or m[2]}](math.md#{slugs[m[1] or m[2]]})", p) for p in parts[::2]
     ]
     return "".join(parts)
+
+
+def with_paths(markdown: str) -> str:
+    """The text in which links to files of the repository are their paths. Raises PluginError for one that is gone."""
+    return _OUTSIDE.sub(_path, markdown)
 
 
 def _path(link: re.Match[str]) -> str:

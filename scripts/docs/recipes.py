@@ -75,6 +75,8 @@ def meanings(part: type) -> dict[str, str]:
             match field, behind:
                 case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str() as text)):
                     found[name] = " ".join(text.split())
+                case _:
+                    pass
     return found
 
 
