@@ -148,6 +148,15 @@ def test_links_out_of_the_pages_lead_to_files() -> None:
         hook.readme("Gone")
 
 
+def test_the_first_page_has_the_readmes_commands_whole() -> None:
+    text = hook.readme("Five minutes")
+    assert text.count("```") % 2 == 0
+    assert "crosscope jobs --limit 5" in text
+    assert "](math.md)" in text
+    assert "](../recipes/gemma-2-2b-published.yaml)" in text
+    assert hook.readme("introduction").startswith("**What did chat-tuning change")
+
+
 def names_of(path: Path) -> set[str]:
     """Functions, classes, methods and constants of a module; of another file, its words."""
     text = path.read_text("utf-8")

@@ -39,12 +39,12 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str: 
 
 def readme(title: str) -> str:
     """The text below a title of the README, "introduction" below the first one, its links as in a page of docs/."""
-    page = (ROOT / "README.md").read_text("utf-8")
-    parts = dict(re.findall(r"^#+ (.+)\n((?:(?!#+ ).*\n?)*)", page, re.M))
-    if title != "introduction" and title not in parts:
+    introduction, *sections = re.split(r"^## ", (ROOT / "README.md").read_text("utf-8"), flags=re.MULTILINE)
+    parts = {section.partition("\n")[0]: section.partition("\n")[2] for section in sections}
+    parts["introduction"] = introduction.partition("\n")[2]
+    if title not in parts:
         raise PluginError(f"the README has no section {title!r}; it has {', '.join(parts)}")
-    text = parts[title] if title != "introduction" else next(iter(parts.values()))
-    inside = re.sub(r"\]\((?!docs/|https?:|#)", "](../", text)
+    inside = re.sub(r"\]\((?!docs/|https?:|#)", "](../", parts[title])
     return inside.replace("](docs/", "](").strip()
 
 
