@@ -192,6 +192,17 @@ def test_what_pages_name_exists() -> None:
     assert wrong == []
 
 
+def test_code_that_a_page_quotes_is_the_code() -> None:
+    quoted = 0
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        for path, block in re.findall(r"^```python title=\"(.+?)\"\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            source = (ROOT / path).read_text("utf-8").splitlines()
+            assert [line for line in block.splitlines() if line not in source] == [], f"{page.name}: {path}"
+            quoted += 1
+    assert quoted >= 2
+
+
 def test_many_questions_are_answered_by_a_place() -> None:
     page = (ROOT / "docs" / "where.md").read_text("utf-8")
     rows = [line for line in page.splitlines() if re.match(r"\| (Where|What|Which) .*\? \|", line)]
