@@ -11,7 +11,8 @@ DEV := .venv/installed-dev
 PROJECTS := proto/pyproject.toml server/pyproject.toml worker/pyproject.toml client/pyproject.toml
 SOURCES := proto server worker client tests bench scripts deploy
 
-.PHONY: help setup demo test check lint type format proto proto-check compose-check docs docs-check bench peers truth lock clean
+.PHONY: help setup demo test check lint type format proto proto-check compose-check bench peers truth lock clean
+.PHONY: docs docs-check
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
