@@ -12,6 +12,7 @@ PROJECTS := proto/pyproject.toml server/pyproject.toml worker/pyproject.toml cli
 SOURCES := proto server worker client local tests bench scripts deploy
 
 .PHONY: help setup demo test check lint type format proto proto-check compose-check bench peers truth lock clean
+.PHONY: docs docs-check
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,7 +31,7 @@ demo: $(RUN) ## Train two crosscoders on the spot and browse them (ARGS=--once: 
 test: $(DEV) ## Run the tests (ARGS="tests/client -k name": some of them)
 	@scripts/run-tests $(ARGS)
 
-check: lint type proto-check compose-check ## Everything that looks at the code without running it
+check: lint type proto-check compose-check docs-check ## Everything that looks at the code without running it
 
 lint: $(DEV) ## Lint, and check the formatting
 	@$(BIN)/ruff check
@@ -52,6 +53,12 @@ proto-check: $(DEV) ## Lint the .proto files, look for breaking changes and stal
 compose-check: $(DEV) ## Check docker-compose.yml against the Compose schema
 	@scripts/check-compose
 
+docs: $(DEV) ## Build the site of docs/ into site/ (ARGS=serve: show it, and follow changes)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs $(or $(ARGS),build --strict)
+
+docs-check: $(DEV) ## Build the site and throw it away: broken links and missing files fail
+	@scripts/check-docs
+
 bench: $(DEV) ## Measure against references (ARGS="--list": what; ARGS="--quick": only to see it run)
 	@$(BIN)/python -m bench $(ARGS)
 
@@ -66,5 +73,5 @@ lock: $(DEV) ## Resolve the dependencies anew and write the lock files
 	@$(BIN)/python scripts/lock.py
 
 clean: ## Remove .venv, caches and build leftovers
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis */*.egg-info */build
+	rm -rf .venv site .pytest_cache .ruff_cache .hypothesis */*.egg-info */build
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
