@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from crosscope_proto.artefacts import SCALING_DIRECTIONS, SCALING_TARGETS, beta_column
 from crosscope_proto.roles import MODEL_NAMES, LeftOut
+from crosscope_proto.scaling_columns import SCALING_DIRECTIONS, SCALING_TARGETS, beta_column
 
 if TYPE_CHECKING:
     from crosscope._encoding import Encoding, TopLatents

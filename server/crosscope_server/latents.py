@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from crosscope_proto.artefacts import LATENT_COLUMNS, LatentClass
+from crosscope_proto.artefacts import LatentClass
+from crosscope_proto.columns import LATENT_COLUMNS
 from crosscope_proto.roles import TokenRole
 from crosscope_server.errors import InvalidRequest, NotFound, Violation
 

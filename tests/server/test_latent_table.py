@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crosscope_proto.artefacts import LATENT_COLUMNS, arrow_schema
+from crosscope_proto.column import arrow_schema
+from crosscope_proto.columns import LATENT_COLUMNS
 from crosscope_proto.v1 import latents_pb2
 from crosscope_server.errors import InvalidRequest, NotFound
 from crosscope_server.latents import CLASSES, Filter, LatentTable

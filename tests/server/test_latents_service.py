@@ -10,6 +10,8 @@ from fixtures_artefacts import DATASETS, EXAMPLES_PER_DATASET, write_crosscoder
 from fixtures_server import details_of, run_front
 
 from crosscope_proto import artefacts as layout
+from crosscope_proto.columns import LATENT_COLUMNS
+from crosscope_proto.scaling_columns import beta_column
 from crosscope_proto.v1 import latents_pb2
 
 pytestmark = pytest.mark.asyncio
@@ -100,7 +102,7 @@ async def test_every_field_of_a_latent_comes_from_its_column(front, planted_home
         for target, field in names.items():
             for model in ("base", "chat"):
                 estimate = getattr(getattr(scaling, field), model)
-                column = layout.beta_column(prefix, target, model)
+                column = beta_column(prefix, target, model)
                 flat |= {column: estimate.value, f"{column}_se": estimate.se}
         for ratio in ("nu_err", "nu_rec"):
             estimate = getattr(scaling, ratio)
@@ -119,7 +121,7 @@ async def test_a_version_from_before_the_newer_columns_is_served(tmp_path):
     """Tables without part, beta_ratio, repeat_share and repeats, and with activations in half precision."""
     manifest = write_crosscoder(tmp_path, "demo", 40)
     folder = layout.version_folder(tmp_path, "demo", manifest.version_id)
-    newer = [column.name for column in layout.LATENT_COLUMNS if column.absent is not None]
+    newer = [column.name for column in LATENT_COLUMNS if column.absent is not None]
     assert {"part", "beta_ratio", "beta_ratio_se", "repeat_share"} <= set(newer)
     pq.write_table(pq.read_table(folder / layout.LATENTS).drop(newer), folder / layout.LATENTS)
     for path in (folder / layout.EXAMPLES).iterdir():

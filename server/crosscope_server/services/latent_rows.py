@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from crosscope_proto.artefacts import SCALING_DIRECTIONS, beta_column
+from crosscope_proto.scaling_columns import SCALING_DIRECTIONS, beta_column
 from crosscope_proto.v1 import latents_pb2
 
 _PLAIN = (

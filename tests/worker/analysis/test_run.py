@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from crosscope_proto import artefacts as layout
+from crosscope_proto.column import arrow_schema
+from crosscope_proto.columns import BEHAVIOUR_COLUMNS, EXAMPLE_COLUMNS, LATENT_COLUMNS, SEQUENCE_COLUMNS
 from crosscope_proto.roles import NUM_ROLES
 from crosscope_worker.analysis import AnalysisError, analyse
 from crosscope_worker.work import Cancelled, silent
@@ -19,10 +20,10 @@ def run(world, tokenizer, pair=None, progress=silent):
 def test_tables_have_every_column_and_row(make_world, tokenizer):
     world = make_world()
     analysis = run(world, tokenizer)
-    assert analysis.latents.schema == layout.arrow_schema(layout.LATENT_COLUMNS)
-    assert analysis.sequences.schema == layout.arrow_schema(layout.SEQUENCE_COLUMNS)
-    assert analysis.examples.schema == layout.arrow_schema(layout.EXAMPLE_COLUMNS)
-    assert analysis.behaviours.schema == layout.arrow_schema(layout.BEHAVIOUR_COLUMNS)
+    assert analysis.latents.schema == arrow_schema(LATENT_COLUMNS)
+    assert analysis.sequences.schema == arrow_schema(SEQUENCE_COLUMNS)
+    assert analysis.examples.schema == arrow_schema(EXAMPLE_COLUMNS)
+    assert analysis.behaviours.schema == arrow_schema(BEHAVIOUR_COLUMNS)
     assert analysis.latents["id"].to_pylist() == list(range(13))
     assert analysis.sequences["id"].to_pylist() == list(range(analysis.sequences.num_rows))
     assert analysis.num_tokens == sum(len(harvest.x) for harvest in world.harvests)

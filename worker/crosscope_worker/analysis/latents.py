@@ -10,8 +10,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from crosscope_proto.artefacts import LATENT_COLUMNS, arrow_schema, beta_column
+from crosscope_proto.column import arrow_schema
+from crosscope_proto.columns import LATENT_COLUMNS
 from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
+from crosscope_proto.scaling_columns import beta_column
 from crosscope_proto.specs import AnalysisSpec
 from crosscope_worker.analysis.coactivation import CoActivation
 from crosscope_worker.analysis.columns import chosen, lists, matrix
