@@ -155,6 +155,7 @@ def latent(message: latents_pb2.Latent, source: "Crosscoder", version_id: str) -
         logit_tokens_chat=tuple(message.logit_tokens_chat),
         neighbours=tuple(types.Neighbour(n.latent, n.cosine) for n in message.neighbours),
         coactive=tuple(types.CoActive(other.latent, other.index) for other in message.coactive),
+        more=dict(message.more),
         source=source,
     )
 

@@ -53,6 +53,7 @@ class Column:
     """Its place in crosscope.v1.Latent, and in the SDK's Latent: a field, or fields of messages within joined by dots.
 
     An optional field is unset where the value is NaN. A list whose place has a dot is spread over a list of messages.
+    A number that has no field of its own is at "more.NAME": an entry of a map, absent where the value is NaN.
     """
 
     @property

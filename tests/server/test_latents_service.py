@@ -10,6 +10,7 @@ from fixtures_artefacts import DATASETS, EXAMPLES_PER_DATASET, write_crosscoder
 from fixtures_server import details_of, run_front
 
 from crosscope_proto import artefacts as layout
+from crosscope_proto.artefacts import LatentClass
 from crosscope_proto.columns import LATENT_COLUMNS
 from crosscope_proto.scaling_columns import beta_column
 from crosscope_proto.v1 import latents_pb2
@@ -260,12 +261,14 @@ async def test_a_dead_latent_has_no_examples(front, planted_home):
 
 
 async def test_the_atlas_is_whole_columns_in_order(front):
-    request = latents_pb2.GetAtlasRequest(crosscoder="demo", columns=["nu_err", "latent_class"])
+    request = latents_pb2.GetAtlasRequest(crosscoder="demo", columns=["nu_err", "latent_class", "part"])
     pieces = [piece async for piece in front.latents.GetAtlas(request)]
     assert [(piece.column, piece.latent_start, piece.num_latents) for piece in pieces] == [
         ("nu_err", 0, 100),
         ("latent_class", 0, 100),
+        ("part", 0, 100),
     ]
+    assert [list(piece.categories) for piece in pieces] == [[], ["", *LatentClass], [""]]
     latents = (await front.latents.ListLatents(listing(page_size=1000))).latents
     expected = [latent.chat_direction.nu_err.value for latent in latents]
     assert np.array_equal(np.frombuffer(pieces[0].values, "<f4"), np.array(expected, "f4"), equal_nan=True)

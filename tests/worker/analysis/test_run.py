@@ -10,6 +10,8 @@ from crosscope_proto.column import arrow_schema
 from crosscope_proto.columns import BEHAVIOUR_COLUMNS, EXAMPLE_COLUMNS, LATENT_COLUMNS, SEQUENCE_COLUMNS
 from crosscope_proto.roles import NUM_ROLES
 from crosscope_worker.analysis import AnalysisError, analyse
+from crosscope_worker.analysis import run as analysis_run
+from crosscope_worker.analysis.latents import GROUPS, latent_table
 from crosscope_worker.work import Cancelled, silent
 
 
@@ -32,6 +34,15 @@ def test_tables_have_every_column_and_row(make_world, tokenizer):
     assert analysis.metrics["dead_share"] == pytest.approx(2 / 13)
     assert sum(analysis.class_counts.values()) == 13
     assert analysis.class_counts["dead"] == 2
+
+
+def test_every_column_is_computed_once_and_none_beside(make_world, tokenizer, monkeypatch):
+    kept = []
+    monkeypatch.setattr(analysis_run, "latent_table", lambda found: kept.append(found) or latent_table(found))
+    run(make_world(), tokenizer)
+    [found] = kept
+    computed = [name for group in GROUPS for name in group(found)]
+    assert sorted(computed) == sorted(column.name for column in LATENT_COLUMNS)
 
 
 def test_a_dictionary_of_differences(make_world, tokenizer):
