@@ -154,6 +154,7 @@ def _latents(rng: np.random.Generator, n: int) -> dict[str, Array]:
         "rel_norm": rel_norm,
         "cosine": rng.uniform(-0.1, 1, n),
         "num_active": np.where(dead, 0, np.maximum(1, frequency * 1_000_000)).astype(np.uint64),
+        "num_texts": np.where(dead, 0, 1 + np.arange(n) % 900),
         "frequency": frequency,
         "frequency_se": frequency * 0.05,
         "mean": np.where(dead, np.nan, maximum * rng.uniform(0.1, 0.6, n)),

@@ -82,6 +82,20 @@ LATENT_COLUMNS: tuple[Column, ...] = (
         is_log=True,
         format="%d",
     ),
+    Column(
+        "num_texts",
+        "float32",
+        "Texts in which it fired, without tokens that repeat an earlier text; with few, it may be about them alone.",
+        unit="texts",
+        source="math §4",
+        low=0,
+        absent=NAN,
+        label="active texts",
+        short="texts",
+        is_log=True,
+        format="%d",
+        wire="more.num_texts",
+    ),
     *with_error(
         Column(
             "frequency",

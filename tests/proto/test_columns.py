@@ -16,7 +16,7 @@ from crosscope_proto.v1 import latents_pb2
 ON_DISK = {
     "LATENT_COLUMNS": """
         id:uint32 latent_class:string part:string norm_base:float norm_chat:float rel_norm:float cosine:float
-        num_active:uint64 frequency:float frequency_se:float mean:float mean_se:float max:float
+        num_active:uint64 num_texts:float frequency:float frequency_se:float mean:float mean_se:float max:float
         repeat_share:float beta_act_base:float beta_act_base_se:float beta_act_chat:float beta_act_chat_se:float
         beta_act_no_bias_base:float beta_act_no_bias_base_se:float beta_act_no_bias_chat:float
         beta_act_no_bias_chat_se:float beta_rec_base:float beta_rec_base_se:float beta_rec_chat:float

@@ -87,6 +87,7 @@ async def test_every_field_of_a_latent_comes_from_its_column(front, planted_home
     flat = {
         "id": latent.id,
         "latent_class": latents_pb2.LatentClass.Name(latent.latent_class).removeprefix("LATENT_CLASS_").lower(),
+        "num_texts": latent.more["num_texts"],
         "frequency": latent.frequency.value,
         "frequency_se": latent.frequency.se,
         "mean": latent.mean.value,
@@ -119,11 +120,11 @@ async def test_every_field_of_a_latent_comes_from_its_column(front, planted_home
 
 
 async def test_a_version_from_before_the_newer_columns_is_served(tmp_path):
-    """Tables without part, beta_ratio, repeat_share and repeats, and with activations in half precision."""
+    """Tables without part, beta_ratio, repeat_share, num_texts and repeats, and with activations in half precision."""
     manifest = write_crosscoder(tmp_path, "demo", 40)
     folder = layout.version_folder(tmp_path, "demo", manifest.version_id)
     newer = [column.name for column in LATENT_COLUMNS if column.absent is not None]
-    assert {"part", "beta_ratio", "beta_ratio_se", "repeat_share"} <= set(newer)
+    assert {"part", "beta_ratio", "beta_ratio_se", "repeat_share", "num_texts"} <= set(newer)
     pq.write_table(pq.read_table(folder / layout.LATENTS).drop(newer), folder / layout.LATENTS)
     for path in (folder / layout.EXAMPLES).iterdir():
         table = pq.read_table(path).drop(["repeats"])
@@ -138,6 +139,7 @@ async def test_a_version_from_before_the_newer_columns_is_served(tmp_path):
     assert latents[0].part == ""
     assert np.isnan(latents[0].beta_ratio.value)
     assert not latents[0].HasField("repeat_share")
+    assert "num_texts" not in latents[0].more
     assert examples.examples[0].max == pytest.approx(latents[0].max)
     assert max(examples.examples[0].activations) == pytest.approx(latents[0].max, rel=1e-3)
     assert examples.examples[0].repeats == 0

@@ -80,12 +80,14 @@ def test_statistics_equal_a_loop(make_world, tokenizer):
     code, _, _, _ = world.all()
     norms = world.crosscoder.code_norms().double().numpy()
     roles = np.concatenate([block.role.numpy() for block in world.blocks()])
+    texts = np.concatenate([block.text.numpy() for block in world.blocks()])
     sets = np.concatenate([block.dataset.numpy() for block in world.blocks()])
     table = latents.to_pydict()
     for j in range(world.crosscoder.num_latents):
         scaled = code[:, j] * norms[j]
         active = scaled > 0
         assert table["num_active"][j] == active.sum()
+        assert table["num_texts"][j] == len(set(texts[active].tolist()))
         assert table["frequency"][j] == pytest.approx(active.mean(), rel=1e-6)
         assert table["max"][j] == pytest.approx(scaled.max(), rel=1e-5)
         assert sum(table["histogram"][j]) == active.sum()

@@ -109,6 +109,7 @@ def _activity(found: Measured) -> Columns:
     moments = found.moments
     return {
         "num_active": found.num_active,
+        "num_texts": moments.num_texts(),
         "max": moments.largest(),
         "repeat_share": moments.repeat_shares(),
         "template_share": moments.template_share(),
