@@ -1,7 +1,6 @@
 """Latent: one latent's evidence, its statistics, and the texts on which it fires."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -171,8 +170,8 @@ def measured(latent: Latent) -> list[tuple[str, str, str]]:
 
 def further(latent: Latent) -> list[tuple[str, str]]:
     """The columns of the app's tables for which the page has no place of their own, where they are defined."""
-    row: Mapping[str, Any] = latent.to_row()
-    values = {name: row[name] for name in AXES if name not in PLACED}
+    row = latent.to_row()
+    values: dict[str, Any] = {name: row[name] for name in AXES if name not in PLACED}
     return [(AXES[name].short, text.number(value)) for name, value in values.items() if not math.isnan(value)]
 
 
