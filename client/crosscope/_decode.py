@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 from crosscope import _types as types
 from crosscope._encoding import Encoding, Rank, TopLatent, TopLatents
 from crosscope._latents import Example, Latent
-from crosscope_proto.artefacts import NAN, ExampleGroup, LatentClass
+from crosscope_proto.artefacts import ExampleGroup, LatentClass
 from crosscope_proto.codes import sparse_code_arrays
+from crosscope_proto.columns import NAN
 from crosscope_proto.roles import LeftOut, TokenRole
 from crosscope_proto.v1 import jobs_pb2, latents_pb2, prompts_pb2, types_pb2
 
@@ -154,6 +155,7 @@ def latent(message: latents_pb2.Latent, source: "Crosscoder", version_id: str) -
         logit_tokens_chat=tuple(message.logit_tokens_chat),
         neighbours=tuple(types.Neighbour(n.latent, n.cosine) for n in message.neighbours),
         coactive=tuple(types.CoActive(other.latent, other.index) for other in message.coactive),
+        more=dict(message.more),
         source=source,
     )
 

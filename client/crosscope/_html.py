@@ -52,7 +52,7 @@ def _token(piece: str, share: float, title: str, kind: str) -> str:
     red, green, blue = WASH
     wash = f"background:rgba({red},{green},{blue},{share * MAX_ALPHA:.3f})"
     style = f"{wash};border-bottom:{1 + 2 * share:.1f}px solid currentColor" if share > 0 else ""
-    shown = escape(piece.replace("\n", "↵\n"))
+    shown = escape(piece.replace("\n", _tables.MARKS["\n"] + "\n"))
     shows_kind = kind == "left-out" or (kind and share == 0)
     marked = f' class="{kind}"' if shows_kind else ""
     return f'<span{marked} title="{escape(title)}" style="{style}">{shown}</span>'

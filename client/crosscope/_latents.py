@@ -1,7 +1,7 @@
 """Latents and their examples, as people and notebooks see them. Knows nothing about gRPC."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, overload
 
@@ -110,6 +110,8 @@ class Latent:
     neighbours: tuple[Neighbour, ...]
     coactive: tuple[CoActive, ...]
     """Latents that fire on the same tokens most."""
+    more: Mapping[str, float]
+    """Columns of numbers that have no field of their own, by name; those that are undefined are left out."""
     source: "Crosscoder" = field(repr=False, compare=False)
     """The handle that it came from."""
 

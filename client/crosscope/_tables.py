@@ -3,41 +3,51 @@
 import unicodedata
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from crosscope_proto.artefacts import SCALING_DIRECTIONS, SCALING_TARGETS, beta_column
-from crosscope_proto.roles import MODEL_NAMES, LeftOut
+from crosscope_proto.column import Column
+from crosscope_proto.columns import LATENT_COLUMNS, NAN
+from crosscope_proto.roles import LeftOut
 
 if TYPE_CHECKING:
     from crosscope._encoding import Encoding, TopLatents
     from crosscope._latents import Example, Latent
-    from crosscope._types import CrosscoderInfo, Estimate, JobInfo, LatentScaling, Tokens
+    from crosscope._types import CrosscoderInfo, JobInfo, Tokens
 
 MOST_ROWS = 50
 """Rows that a printed table shows before it says how many there are."""
-_VISIBLE = str.maketrans({"\n": "↵", "\t": "⇥", "\r": "␍", " ": "·"})
-_TARGETS = {"act": "activation", "act_no_bias": "activation_no_bias", "rec": "reconstruction", "err": "error"}
+MARKS = {"\n": "↵", "\t": "⇥", "\r": "␍", " ": "␣"}
+"""What white space in a token is shown as, on every surface."""
+_MARKED = str.maketrans(MARKS)
+UNDEFINED = "–"
+"""What an undefined figure is shown as."""
 
 LATENT_HEADERS = ("id", "class", "rel_norm", "nu_err", "nu_rec", "uselessness", "frequency", "max", "top tokens")
 TOP_LATENT_HEADERS = ("latent", "score", "max", "sum", "count", "peak token")
 TOKEN_HEADERS = ("token", "piece", "role", "strongest latents")
 
 
+def marked(text: str) -> str:
+    """A token's text with its white space shown as MARKS."""
+    return text.translate(_MARKED)
+
+
 def visible(text: str) -> str:
     """A token's text on one line: blanks and line ends shown as signs, control characters as their code."""
-    return printable(text.translate(_VISIBLE))
+    return printable(marked(text))
 
 
 def printable(text: str) -> str:
     """A sentence or a text on one line, control characters as their code, so that no text moves the cursor."""
-    return "".join(c if unicodedata.category(c)[0] != "C" else f"\\u{ord(c):04x}" for c in text.replace("\n", "↵"))
+    line = text.replace("\n", MARKS["\n"])
+    return "".join(c if unicodedata.category(c)[0] != "C" else f"\\u{ord(c):04x}" for c in line)
 
 
-def number(value: float | None) -> str:
-    """A number in at most four digits; a dash where it is undefined."""
+def number(value: float | None, digits: int = 4) -> str:
+    """A number in at most `digits` digits, a large one whole; a dash where it is undefined."""
     if value is None or value != value:
-        return "–"
-    return f"{value:.4g}"
+        return UNDEFINED
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
 
 
 def width(text: str) -> int:
@@ -82,42 +92,16 @@ def latent_table(latents: "Sequence[Latent]") -> str:
 
 
 def latent_row(latent: "Latent") -> dict[str, object]:
-    """A latent's scalars under the names of the columns of latents.parquet."""
-    row: dict[str, object] = {
-        "id": latent.id,
-        "latent_class": str(latent.latent_class),
-        "part": latent.part,
-        "norm_base": latent.norm_base,
-        "norm_chat": latent.norm_chat,
-        "rel_norm": latent.rel_norm,
-        "cosine": latent.cosine,
-        "num_active": latent.num_active,
-    }
-    _put(row, "frequency", latent.frequency)
-    _put(row, "mean", latent.mean)
-    row["max"] = latent.max
-    for prefix, direction in SCALING_DIRECTIONS.items():
-        scaling = latent.chat_direction if direction == "chat" else latent.base_direction
-        _put_scaling(row, prefix, scaling)
-    _put(row, "beta_ratio", latent.beta_ratio)
-    for name in ("base_uselessness", "base_uselessness_ls", "base_uselessness_single", "repeat_share"):
-        value = getattr(latent, name)
-        row[name] = float("nan") if value is None else value
-    row["template_share"] = latent.template_share
-    row["top_tokens"] = list(latent.top_tokens)
-    return row
+    """A latent's scalars under the names of the columns of latents.parquet, NaN where undefined, and its top tokens."""
+    row = {column.name: _cell(latent, column) for column in LATENT_COLUMNS if column.is_scalar}
+    return row | {"top_tokens": list(latent.top_tokens)}
 
 
-def _put(row: dict[str, object], name: str, estimate: "Estimate") -> None:
-    row[name], row[f"{name}_se"] = estimate.value, estimate.se
-
-
-def _put_scaling(row: dict[str, object], prefix: str, scaling: "LatentScaling") -> None:
-    for target in SCALING_TARGETS:
-        for model in MODEL_NAMES:
-            _put(row, beta_column(prefix, target, model), getattr(getattr(scaling, _TARGETS[target]), model))
-    _put(row, f"{prefix}nu_err", scaling.nu_err)
-    _put(row, f"{prefix}nu_rec", scaling.nu_rec)
+def _cell(latent: "Latent", column: Column) -> object:
+    value: Any = latent
+    for field in column.path:
+        value = value.get(field, NAN) if isinstance(value, Mapping) else getattr(value, field)
+    return NAN if value is None else str(value) if column.is_text else value
 
 
 def latent_facts(latent: "Latent") -> list[tuple[str, str]]:
