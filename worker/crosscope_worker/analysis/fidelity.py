@@ -23,6 +23,7 @@ from torch import Tensor
 from crosscope_proto.artefacts import LatentClass
 from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES, TEMPLATE_ROLES, TokenRole
 from crosscope_proto.specs import AnalysisSpec, TokenPolicy
+from crosscope_proto.stages import Stage
 from crosscope_worker.analysis.behaviours import assistant_turns
 from crosscope_worker.analysis.upper_half import UpperHalf
 from crosscope_worker.data.harvest import check_finite
@@ -37,7 +38,6 @@ from crosscope_worker.work import Progress
 if TYPE_CHECKING:
     import pyarrow as pa
 
-STAGE = "fidelity"
 BATCH_TOKENS = 2048
 """Tokens of one forward, padding counted; a longer text runs alone."""
 CODE_BYTES = LOGIT_BYTES = 64 << 20
@@ -108,7 +108,7 @@ def fidelity(
     """
     if spec.spliced_tokens == 0:
         return {}
-    progress(STAGE, 0.0, "running both models with reconstructions spliced in")
+    progress(Stage.FIDELITY, 0.0, "running both models with reconstructions spliced in")
     activations = PairActivations(pair, layer)
     uppers = [UpperHalf(model, layer) for model in pair.models]
     norms = NormFilter(policy.max_norm_ratio, pair.d_model, bounds)
@@ -131,7 +131,7 @@ def fidelity(
                     clean = batch.x[:, :, crosscoder.model_slice(model)]
                     _add(means, MODEL_NAMES[model], batch, *_predictions(upper, batch, clean, inputs))
             share = min(1.0, seen / spec.spliced_tokens)
-            progress(STAGE, share, f"{seen} of {spec.spliced_tokens} tokens spliced")
+            progress(Stage.FIDELITY, share, f"{seen} of {spec.spliced_tokens} tokens spliced")
     return _figures(means.found(), len(patched))
 
 

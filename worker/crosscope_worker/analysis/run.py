@@ -13,6 +13,7 @@ import torch
 
 from crosscope_proto.artefacts import LatentClass
 from crosscope_proto.specs import AnalysisSpec
+from crosscope_proto.stages import Stage
 from crosscope_worker.analysis.behaviours import behaviour_table
 from crosscope_worker.analysis.coactivation import CoActivation
 from crosscope_worker.analysis.errors import AnalysisError
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from crosscope_worker.models.pair import Pair
     from crosscope_worker.tokenizer.tokens import TextTokenizer
 
-STAGE = "analyse"
 _PASS_SHARE = 0.9
 """Share of the stage that the pass takes, for progress."""
 
@@ -102,7 +102,9 @@ def analyse(
             for accumulator in (moments, quality, chat_only, coactivation, store):
                 accumulator.add(intake.block)
             num_tokens += intake.block.num_tokens
-            progress(STAGE, _PASS_SHARE * min(1.0, num_tokens / spec.max_tokens), f"{num_tokens} tokens measured")
+            progress(
+                Stage.ANALYSE, _PASS_SHARE * min(1.0, num_tokens / spec.max_tokens), f"{num_tokens} tokens measured"
+            )
         if num_tokens == 0:
             raise AnalysisError(
                 "no held-out token is left to analyse: the held-out texts are empty or the token policy dropped them "
@@ -128,20 +130,20 @@ def _finish(
     progress: Progress,
     parts: Sequence[str],
 ) -> Analysis:
-    progress(STAGE, _PASS_SHARE, "choosing examples")
+    progress(Stage.ANALYSE, _PASS_SHARE, "choosing examples")
     segments = store.segments()
     choice = choose(segments, peak_windows(segments, store), TextFacts.of(store), datasets, spec)
     examples, texts = example_table(choice, segments, store, datasets)
-    progress(STAGE, 0.92, "scoring behaviours")
+    progress(Stage.ANALYSE, 0.92, "scoring behaviours")
     behaviours = behaviour_table(store, segments)
-    progress(STAGE, 0.94, "scoring every latent")
+    progress(Stage.ANALYSE, 0.94, "scoring every latent")
     sums = moments.shard_sums()
     peaks = top_tokens(choice, segments, store, crosscoder.num_latents)
     lenses, unavailable = find_lenses(pair)
     latents, useless = latent_table(
         crosscoder, moments, sums, chat_only, coactivation, peaks, spec, tokenizer, lenses, parts
     )
-    progress(STAGE, 0.99, "writing the tables")
+    progress(Stage.ANALYSE, 0.99, "writing the tables")
     found = latents.column("latent_class").to_pylist()
     num_living = len(found) - found.count(str(LatentClass.DEAD))
     living = {"num_living": float(num_living), "dead_share": 1 - num_living / len(found)}

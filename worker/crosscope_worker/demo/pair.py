@@ -27,6 +27,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GenerationConfig, PreT
 
 from crosscope_proto.artefacts import PAIR_MANIFEST, PairManifest, pair_folder
 from crosscope_proto.recipe import DemoPairRecipe
+from crosscope_proto.stages import Stage
 from crosscope_worker.demo.dialogue import Conversation, conversation
 from crosscope_worker.demo.documents import document
 from crosscope_worker.demo.measure import behaviour_rates, centred_cosine, held_out_exchanges
@@ -74,12 +75,13 @@ def make_demo_pair(recipe: DemoPairRecipe, workspace: Workspace, progress: Progr
     """
     workspace.checkpoints.mkdir(parents=True, exist_ok=True)
     texts = _write_texts(recipe)
-    progress("world", 0.5, f"{len(texts.documents)} documents, {len(texts.conversations)} conversations")
+    progress(Stage.WORLD, 0.5, f"{len(texts.documents)} documents, {len(texts.conversations)} conversations")
     tokenizer = _tokenizer(texts)
-    progress("world", 1.0, f"a vocabulary of {len(tokenizer)}")
+    progress(Stage.WORLD, 1.0, f"a vocabulary of {len(tokenizer)}")
     base = _base_model(recipe, texts, tokenizer, workspace, progress)
     chat = _chat_model(recipe, texts, tokenizer, base, progress)
-    progress("chat", 1.0, "trained", step=recipe.chat_steps, metrics=_likeness(recipe, texts, tokenizer, base, chat))
+    likeness = _likeness(recipe, texts, tokenizer, base, chat)
+    progress(Stage.CHAT, 1.0, "trained", step=recipe.chat_steps, metrics=likeness)
     manifest = PairManifest(name=recipe.name, base="base", chat="chat", tokenizer="chat")
     target = Path(pair_folder(workspace.home, recipe.name))
     written = target.with_name(f".{target.name}.{workspace.folder.name}.new")
@@ -122,13 +124,13 @@ def _base_model(
     folder = workspace.checkpoints / "base"
     if folder.exists():
         model = Gemma2ForCausalLM.from_pretrained(folder, attn_implementation="eager")
-        progress("base", 1.0, "trained in an earlier attempt", step=recipe.base_steps)
+        progress(Stage.BASE, 1.0, "trained in an earlier attempt", step=recipe.base_steps)
         return _on(model.eval(), workspace.device)
     model = _on(_new_model(recipe, tokenizer), workspace.device)
     dialogues = _encode(tokenizer, (c.turns(naive=True) for c in texts.conversations), learn_requests=True)
     examples = [*_encode_documents(tokenizer, texts.documents), *dialogues]
     schedule = Schedule(recipe.base_steps, _BASE_LR, _BATCH_SIZE)
-    fit(model, examples, schedule, recipe.seed, _reporter(progress, "base", recipe.base_steps))
+    fit(model, examples, schedule, recipe.seed, _reporter(progress, Stage.BASE, recipe.base_steps))
     unfinished = folder.with_name("base.part")
     shutil.rmtree(unfinished, ignore_errors=True)
     model.save_pretrained(unfinished)
@@ -148,7 +150,7 @@ def _chat_model(
     conversations = _encode(tokenizer, (c.turns() for c in texts.conversations), learn_requests=False)
     examples = [*_encode_documents(tokenizer, texts.documents), *conversations]
     schedule = Schedule(recipe.chat_steps, _CHAT_LR, _BATCH_SIZE)
-    fit(model, examples, schedule, recipe.seed + 1, _reporter(progress, "chat", recipe.chat_steps))
+    fit(model, examples, schedule, recipe.seed + 1, _reporter(progress, Stage.CHAT, recipe.chat_steps))
     return model
 
 

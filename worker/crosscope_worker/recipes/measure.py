@@ -13,10 +13,10 @@ import torch
 
 from crosscope_proto.artefacts import CrosscoderManifest, PairManifest, crosscoder_folder, pair_folder
 from crosscope_proto.recipe import CrosscoderRecipe, PublishedRecipe, recipe_dict
+from crosscope_proto.stages import Stage
 from crosscope_worker.analysis import Analysis, AnalysisError, analyse
 from crosscope_worker.analysis.fidelity import fidelity, patched_latents
 from crosscope_worker.analysis.lens import find_lenses
-from crosscope_worker.analysis.run import STAGE
 from crosscope_worker.analysis.upper_half import UpperHalf
 from crosscope_worker.data.harvest import harvest
 from crosscope_worker.data.norms import NormFilter
@@ -78,7 +78,7 @@ class Material:
         Raises PairError, RootError for a pair that jobs may not read, AnalysisError where `analysis.spliced_tokens`
         cannot be had of a model, and DataError, also where a set has no held-out text.
         """
-        progress("load", 0.0, f"looking for the pair {recipe.pair.name} and the data")
+        progress(Stage.LOAD, 0.0, f"looking for the pair {recipe.pair.name} and the data")
         on_gpu = torch.device(workspace.device).type == "cuda"
         manifest = resolve_pair(recipe.pair, workspace.home)
         check_pair_folders(manifest, workspace.roots)
@@ -88,15 +88,15 @@ class Material:
         with loading(progress, f"loading the pair {recipe.pair.name}", _size_bytes(manifest)):
             pair = load_pair(manifest, workspace.device, long_rows=on_gpu and launches_kernels())
         activations = PairActivations(pair, recipe.layer)
-        progress("load", 0.92, "trying both models on a few tokens")
+        progress(Stage.LOAD, 0.92, "trying both models on a few tokens")
         for message in _try_models(activations, recipe):
-            progress("load", 0.94, message)
+            progress(Stage.LOAD, 0.94, message)
         day = recipe.chat_template_date.isoformat() if recipe.chat_template_date else workspace.first_day()
         tokenizer = TextTokenizer(pair.tokenizer, TemplateSettings.of_recipe(recipe_dict(recipe), day))
         material = cls(recipe, workspace, progress, pair, activations, tokenizer, {})
-        progress("load", 0.96, "looking for the held-out texts")
+        progress(Stage.LOAD, 0.96, "looking for the held-out texts")
         material.texts("held_out").check_held_out()
-        hashing = Phase(progress, "hash", "hashing the models' files", _size_bytes(manifest), "bytes")
+        hashing = Phase(progress, Stage.HASH, "hashing the models' files", _size_bytes(manifest), "bytes")
         return replace(material, hashes=pair_hashes(manifest, hashing))
 
     def texts(self, split: Split) -> TextStream:
@@ -164,7 +164,7 @@ def measure_and_publish(material: Material, trained: Trained) -> CrosscoderManif
             f"memory ran out while {trained.crosscoder.num_latents} latents were measured; lower "
             f"analysis.num_shards from {shards} to {max(2, shards // 2)}, or use a machine with more"
         ) from error
-    material.progress("publish", 0.0, f"writing the version: {recipe.name}")
+    material.progress(Stage.PUBLISH, 0.0, f"writing the version: {recipe.name}")
     return publish(
         workspace.home,
         recipe.name,
@@ -226,8 +226,8 @@ def _held_out_norms(material: Material, trained: Trained) -> NormFilter:
 def _measure(material: Material, trained: Trained, held_out: TextStream, norms: NormFilter) -> Analysis:
     recipe, pair, progress, crosscoder = material.recipe, material.pair, material.progress, trained.crosscoder
     if trained.norms is not None and (warning := trained.norms.sentence()):
-        progress(STAGE, 0.0, warning)
-    following = Following(progress, STAGE)
+        progress(Stage.ANALYSE, 0.0, warning)
+    following = Following(progress, Stage.ANALYSE)
     harvests = harvest(held_out, material.activations, recipe.tokens, norms=norms, tick=following.tick)
     names = [data.name for data in recipe.data]
     apart = parts(recipe.crosscoder) if isinstance(recipe, CrosscoderRecipe) else ()

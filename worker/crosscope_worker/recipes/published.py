@@ -7,6 +7,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from crosscope_proto.artefacts import CrosscoderManifest
 from crosscope_proto.recipe import PublishedRecipe
+from crosscope_proto.stages import Stage
 from crosscope_worker.dictionary.crosscoder import CrosscoderError
 from crosscope_worker.dictionary.load import load_crosscoder
 from crosscope_worker.recipes.measure import Material, Trained, already_published, measure_and_publish
@@ -24,15 +25,15 @@ def make_published(recipe: PublishedRecipe, workspace: Workspace, progress: Prog
     """
     if (published := already_published(recipe, workspace)) is not None:
         return published
-    progress("load", 0.0, f"loading the crosscoder {recipe.path}")
+    progress(Stage.LOAD, 0.0, f"loading the crosscoder {recipe.path}")
     path = find_weights(recipe, workspace.home, workspace.roots)
 
     def tell(message: str) -> None:
-        progress("load", 0.0, message)
+        progress(Stage.LOAD, 0.0, message)
 
     crosscoder = load_crosscoder(path, workspace.device, recipe.input_scale, recipe.swap, recipe.reads, tell)
     for note in crosscoder.notes:
-        progress("load", 0.0, f"note: {note}")
+        progress(Stage.LOAD, 0.0, f"note: {note}")
     material = Material.load(recipe, workspace, progress)
     if crosscoder.d_model != material.pair.d_model:
         raise CrosscoderError(
