@@ -20,6 +20,7 @@ kept for training. Where the models' widths differ nothing is defined, and every
 
 import warnings
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import torch
@@ -235,4 +236,4 @@ def correlations(a: Floats, b: Floats) -> dict[str, float]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         (pearson, _), (spearman, _) = stats.pearsonr(a, b), stats.spearmanr(a, b)
-    return {"pearson_trained_ls": float(pearson), "spearman_trained_ls": float(spearman)}
+    return {"pearson_trained_ls": float(cast("float", pearson)), "spearman_trained_ls": float(cast("float", spearman))}
