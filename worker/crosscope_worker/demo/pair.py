@@ -12,13 +12,10 @@ dies is taken up after its last whole stage, with the same result. Knows nothing
 """
 
 import copy
-import ctypes
 import json
-import os
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
@@ -26,6 +23,7 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
 from crosscope_proto.artefacts import PAIR_MANIFEST, PairManifest, pair_folder
+from crosscope_proto.manifest import manifest_text
 from crosscope_proto.recipe import DemoPairRecipe
 from crosscope_proto.stages import Stage
 from crosscope_worker.demo.dialogue import Conversation, conversation
@@ -44,6 +42,7 @@ from crosscope_worker.demo.tokenizer import (
 )
 from crosscope_worker.demo.training import IGNORED, Example, Schedule, fit
 from crosscope_worker.demo.world import World
+from crosscope_worker.disk import PARTIAL, replace_folder, sync_tree, whole_folder
 from crosscope_worker.work import Progress, Workspace
 
 _BATCH_SIZE = 16
@@ -55,8 +54,6 @@ _MEASURED = 200
 """Texts of each kind on which the pair's likeness is measured."""
 _ASKED = 16
 """Requests on which each behaviour is checked."""
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-"""From Linux's fcntl.h and fs.h."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +81,13 @@ def make_demo_pair(recipe: DemoPairRecipe, workspace: Workspace, progress: Progr
     progress(Stage.CHAT, 1.0, "trained", step=recipe.chat_steps, metrics=likeness)
     manifest = PairManifest(name=recipe.name, base="base", chat="chat", tokenizer="chat")
     target = Path(pair_folder(workspace.home, recipe.name))
-    written = target.with_name(f".{target.name}.{workspace.folder.name}.new")
+    written = target.with_name(f"{PARTIAL}{target.name}-{workspace.folder.name}")
     shutil.rmtree(written, ignore_errors=True)
     try:
         _write_pair(written, manifest, texts, tokenizer, base, chat)
-        os.sync()
+        sync_tree(written)
         workspace.fence()
-        _replace(target, written)
+        replace_folder(target, written)
     finally:
         shutil.rmtree(written, ignore_errors=True)
     return manifest
@@ -131,10 +128,8 @@ def _base_model(
     examples = [*_encode_documents(tokenizer, texts.documents), *dialogues]
     schedule = Schedule(recipe.base_steps, _BASE_LR, _BATCH_SIZE)
     fit(model, examples, schedule, recipe.seed, _reporter(progress, Stage.BASE, recipe.base_steps))
-    unfinished = folder.with_name("base.part")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    model.save_pretrained(unfinished)
-    unfinished.rename(folder)
+    with whole_folder(folder) as partial:
+        model.save_pretrained(partial)
     return model
 
 
@@ -254,37 +249,9 @@ def _write_pair(
     _write_lines(data / "web.jsonl", ({"text": text} for text in texts.documents))
     chats = ({"conversation": c.turns(), "behaviours": c.behaviours()} for c in texts.conversations)
     _write_lines(data / "chat.jsonl", chats)
-    (folder / PAIR_MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n")
+    (folder / PAIR_MANIFEST).write_text(manifest_text(manifest), "utf-8")
 
 
 def _write_lines(path: Path, rows: Iterable[dict[str, object]]) -> None:
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def _replace(target: Path, written: Path) -> None:
-    """Moves a written folder into place. One of the same name changes places with it, so that there always is one.
-
-    Where the file system cannot exchange two folders, there is none for the moment between two renames, and until the
-    next attempt if the process is killed just then.
-    """
-    if not target.exists():
-        written.rename(target)
-    elif not exchanged(target, written):
-        replaced = written.with_suffix(".old")
-        shutil.rmtree(replaced, ignore_errors=True)
-        target.rename(replaced)
-        try:
-            written.rename(target)
-        except OSError:
-            replaced.rename(target)
-            raise
-        shutil.rmtree(replaced)
-
-
-def exchanged(one: Path, other: Path) -> bool:
-    """Lets two folders change places in one step; whether the system can (Linux, on most file systems)."""
-    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
-    return renameat2 is not None and not renameat2(
-        _AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE
-    )
