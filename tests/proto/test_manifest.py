@@ -63,5 +63,5 @@ def test_a_pair_written_by_hand_needs_four_fields() -> None:
     assert parse_pair_manifest(json.dumps(by_hand).encode()) == PairManifest(**by_hand)
     with pytest.raises(ManifestError, match=r"^'dytpe' is no field of a pair; there are name, base"):
         parse_pair_manifest(json.dumps(by_hand | {"dytpe": "float32"}).encode())
-    with pytest.raises(ManifestError, match="^base: Input should be a valid string, but is 3$"):
+    with pytest.raises(ManifestError, match=r"^base: Input should be a valid string, but is 3$"):
         parse_pair_manifest(json.dumps(by_hand | {"base": 3}).encode())
