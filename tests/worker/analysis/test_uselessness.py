@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crosscope_proto.artefacts import LATENT_COLUMNS
-from crosscope_worker.analysis import analyse, uselessness
+from crosscope_worker.analysis import HeldOut, analyse, uselessness
 from crosscope_worker.analysis.nnls import nnls
 from crosscope_worker.analysis.uselessness import ChatOnlySums, correlations
 from crosscope_worker.work import silent
@@ -65,7 +65,7 @@ def test_nnls_meets_its_optimality_conditions_at_size():
 
 
 def run(world, tokenizer):
-    analysis = analyse(world.crosscoder, world.harvests, world.spec, world.datasets, tokenizer, None, silent)
+    analysis = analyse(world.crosscoder, HeldOut(world.harvests, world.datasets, tokenizer), world.spec, silent)
     return analysis.latents.to_pydict(), analysis.uselessness
 
 

@@ -25,7 +25,7 @@ from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.dictionary.load import load_crosscoder
 from crosscope_worker.dictionary.version import read_manifest
 from crosscope_worker.jobs.stages import Shares
-from crosscope_worker.recipes.measure import Material
+from crosscope_worker.recipes.material import Material
 from crosscope_worker.recipes.published import make_published
 from crosscope_worker.recipes.train import make_crosscoder
 from crosscope_worker.training import checkpoint

@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 from crosscope_proto.artefacts import LATENT_COLUMNS, arrow_schema, beta_column
 from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
 from crosscope_proto.specs import AnalysisSpec
-from crosscope_worker.analysis.coactivation import CoActivation
+from crosscope_worker.analysis.accumulators import Accumulators
 from crosscope_worker.analysis.columns import chosen, lists, matrix
 from crosscope_worker.analysis.geometry import classes, difference_classes, geometry, neighbours
 from crosscope_worker.analysis.lens import Lens
-from crosscope_worker.analysis.moments import Moments, ShardSums
 from crosscope_worker.analysis.scaling import Estimates, directions, estimates, jackknife
-from crosscope_worker.analysis.uselessness import ChatOnlySums, score
+from crosscope_worker.analysis.uselessness import score
 from crosscope_worker.dictionary.crosscoder import DIFFERENCE, Crosscoder
 from crosscope_worker.tokenizer.pieces import lone_pieces
 
@@ -31,10 +30,7 @@ Ints = NDArray[np.int64]
 
 def latent_table(
     crosscoder: Crosscoder,
-    moments: Moments,
-    sums: ShardSums,
-    chat_only: ChatOnlySums,
-    coactivation: CoActivation,
+    found: Accumulators,
     peaks: tuple[Ints, Ints],
     spec: AnalysisSpec,
     tokenizer: "TextTokenizer",
@@ -46,16 +42,16 @@ def latent_table(
     `peaks` are the ids and counts of examples.top_tokens; `lenses` those of both models, None for an empty column;
     `parts: [latent]` are empty where the dictionary has none.
     """
+    moments, sums = found.moments, found.shard_sums
     rows = directions(crosscoder)
     values, errors = jackknife(sums, lambda each: estimates(each, rows))
-    useless = score(
-        crosscoder, chat_only, sums.error[:, CHAT, BASE].sum(axis=0), values[beta_column("", "err", "base")], spec
-    )
+    error, beta_err_base = sums.error[:, CHAT, BASE].sum(axis=0), values[beta_column("", "err", "base")]
+    useless = score(crosscoder, found.chat_only, error, beta_err_base, spec)
     num_active = sums.count.sum(axis=0).astype(np.uint64)
     shape = geometry(crosscoder)
     rel_norm = shape.rel_norm.cpu().numpy()
     nearest, cosines = neighbours(crosscoder.W_dec)
-    together, indices = coactivation.strongest(crosscoder.num_latents)
+    together, indices = found.coactivation.strongest(crosscoder.num_latents)
     columns: dict[str, Any] = {
         "id": np.arange(crosscoder.num_latents, dtype=np.uint32),
         "latent_class": _classes(crosscoder, values, rel_norm, num_active),

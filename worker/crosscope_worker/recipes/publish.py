@@ -31,8 +31,10 @@ from crosscope_proto.artefacts import CrosscoderManifest, PairManifest
 from crosscope_proto.manifest import manifest_text
 from crosscope_worker.analysis import Analysis
 from crosscope_worker.data.norms import NormBounds
-from crosscope_worker.dictionary.crosscoder import TENSORS, Crosscoder
+from crosscope_worker.dictionary.crosscoder import TENSORS, Crosscoder, CrosscoderError
+from crosscope_worker.dictionary.version import read_manifest
 from crosscope_worker.disk import PARTIAL, is_no_room, move, sha256, sync, sync_tree, whole, write_whole
+from crosscope_worker.work import Workspace
 
 KEPT_VERSIONS = 2
 GRACE_S = 600.0
@@ -81,7 +83,6 @@ def publish(
     analysis: Analysis,
     curves: Sequence[tuple[int, str, float]],
     fence: Callable[[], None],
-    clock: Callable[[], float] = time.time,
 ) -> CrosscoderManifest:
     """Writes a version of crosscoder `name` below `home`, makes it the current one, and returns its manifest.
 
@@ -90,7 +91,7 @@ def publish(
     """
     versions = Path(layout.crosscoder_folder(home, name)) / "versions"
     versions.mkdir(parents=True, exist_ok=True)
-    now = clock()
+    now = time.time()
     stamp = datetime.fromtimestamp(now, UTC).strftime("%Y%m%dt%H%M%S%f")[:-3]
     temporary = versions / f"{_TEMPORARY}{stamp}-{os.getpid()}"
     try:
@@ -118,7 +119,7 @@ def publish(
         shutil.rmtree(temporary, ignore_errors=True)
     # What is published stays published if two publications sweep at once; the next one sweeps again.
     with contextlib.suppress(OSError):
-        remove_old_versions(versions.parent, clock())
+        remove_old_versions(versions.parent, time.time())
     return manifest
 
 
@@ -139,6 +140,26 @@ def _point(pointer: Path, manifest: CrosscoderManifest) -> None:
     """Writes what CURRENT is to hold and syncs it: after the fence nothing is left to do but renames."""
     pointer.write_text(f"{manifest.version_id}\n", encoding="utf-8")
     sync(pointer)
+
+
+def already_published(name: str, workspace: Workspace) -> CrosscoderManifest | None:
+    """What this job has published in an earlier attempt, made the current version, or None."""
+    if (published := find_published(workspace.home, name, workspace.folder.name)) is not None:
+        make_current(workspace.home, published, workspace.fence)
+    return published
+
+
+def find_published(home: Path, name: str, job: str) -> CrosscoderManifest | None:
+    """The newest version of crosscoder `name` that `job` has published, or None."""
+    versions = Path(layout.crosscoder_folder(home, name)) / "versions"
+    for folder in sorted(versions.glob("[!.]*"), reverse=True):
+        try:
+            manifest = read_manifest(folder)
+        except CrosscoderError:
+            continue  # A damaged version of another time is none of this job's business; whoever reads it is told.
+        if manifest.job == job:
+            return manifest
+    return None
 
 
 def remove_old_versions(folder: Path, now: float) -> list[str]:

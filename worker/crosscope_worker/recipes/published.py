@@ -10,7 +10,9 @@ from crosscope_proto.recipe import PublishedRecipe
 from crosscope_proto.stages import Stage
 from crosscope_worker.dictionary.crosscoder import CrosscoderError
 from crosscope_worker.dictionary.load import load_crosscoder
-from crosscope_worker.recipes.measure import Material, Trained, already_published, measure_and_publish
+from crosscope_worker.recipes.material import Material
+from crosscope_worker.recipes.measure import Trained, measure_and_publish
+from crosscope_worker.recipes.publish import already_published
 from crosscope_worker.roots import Roots
 from crosscope_worker.work import Progress, Workspace
 
@@ -23,7 +25,7 @@ def make_published(recipe: PublishedRecipe, workspace: Workspace, progress: Prog
     If this job has already published, answers with what it published. Raises CrosscoderError for a crosscoder that is
     not there, cannot be loaded, or does not fit the pair; else as make_crosscoder.
     """
-    if (published := already_published(recipe, workspace)) is not None:
+    if (published := already_published(recipe.name, workspace)) is not None:
         return published
     progress(Stage.LOAD, 0.0, f"loading the crosscoder {recipe.path}")
     path = find_weights(recipe, workspace.home, workspace.roots)

@@ -20,7 +20,7 @@ from crosscope_proto import artefacts as layout
 from crosscope_proto.artefacts import CrosscoderManifest, PairManifest
 from crosscope_proto.roles import TokenRole
 from crosscope_proto.specs import AnalysisSpec
-from crosscope_worker.analysis import analyse
+from crosscope_worker.analysis import HeldOut, analyse
 from crosscope_worker.data.harvest import Harvest
 from crosscope_worker.data.texts import Text
 from crosscope_worker.dictionary.crosscoder import Crosscoder, CrosscoderError
@@ -286,7 +286,7 @@ def test_a_loaded_crosscoder_is_analysed(tmp_path: Path, tiny_pair):
     )
     spec = AnalysisSpec(max_tokens=1000, num_shards=2)
     tokenizer = TextTokenizer(tiny_pair.tokenizer)
-    analysis = analyse(crosscoder, [harvest], spec, ("documents",), tokenizer, None, silent)
+    analysis = analyse(crosscoder, HeldOut([harvest], ("documents",), tokenizer), spec, silent)
     scaled = crosscoder.scaled(x)
     assert analysis.latents["num_active"].to_pylist() == (scaled > 0).sum(dim=0).tolist()
     torch.testing.assert_close(torch.tensor(analysis.latents["max"].to_pylist()), scaled.amax(dim=0))
