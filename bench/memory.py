@@ -76,14 +76,14 @@ def train() -> dict[str, Callable[[], Found]]:
 def analysis() -> dict[str, Callable[[], Found]]:
     """All tables of some texts, without the logit lens, in three sizes."""
     from bench.material import DATASETS, QUICK, AnalysisSizes, crosscoder, held_out, tokenizer
-    from crosscope_worker.analysis.run import analyse
+    from crosscope_worker.analysis.run import HeldOut, analyse
     from crosscope_worker.tokenizer.tokens import TextTokenizer
     from crosscope_worker.work import silent
 
     def work(sizes: AnalysisSizes) -> Found:
         model, harvested = crosscoder(sizes), held_out(sizes)
         spec = AnalysisSpec(max_tokens=10 * len(harvested.x))
-        analyse(model, [harvested], spec, DATASETS, TextTokenizer(tokenizer()), None, silent)
+        analyse(model, HeldOut([harvested], DATASETS, TextTokenizer(tokenizer())), spec, silent)
         weights = sum(tensor.nbytes for tensor in (model.W_enc, model.b_enc, model.W_dec, model.b_dec))
         return weights, sizes.described() | {"tokens": len(harvested.x)}
 

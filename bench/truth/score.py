@@ -8,19 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 from torch import Tensor
 
 from bench.truth.planted import Kind, Planted
-from crosscope_worker.analysis.geometry import BASE_ONLY_BELOW, CHAT_ONLY_ABOVE, DIFFERENCE_RATIO
-from crosscope_worker.analysis.uselessness import ranks
+from crosscope_proto.limits import BASE_ONLY_BELOW, CHAT_ONLY_ABOVE, DIFFERENCE_RATIO, MAX_NU_ERR, MAX_NU_REC
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 RECOVERED_COSINE = 0.9
 """A planted row counts as found from this cosine on."""
-NU_ERR_ABOVE, NU_REC_ABOVE = 0.2, 0.5
-"""The published flag of a false chat-only label (math §4)."""
 BETA_RATIO_ABOVE = 0.15
 """Our flag: base's share of the whole activation along the chat row, whichever way the crosscoder explains it."""
 WEAK_WITHIN = 0.05
@@ -107,7 +105,7 @@ def auroc(score: Floats, positive: Bools) -> float:
     num_positive, num_negative = int(positive.sum()), int((~positive).sum())
     if not (num_positive and num_negative):
         return float("nan")
-    above = ranks(score)[positive].sum() - num_positive * (num_positive - 1) / 2
+    above = rankdata(score)[positive].sum() - num_positive * (num_positive + 1) / 2
     return float(above / (num_positive * num_negative))
 
 
@@ -150,8 +148,11 @@ def chat_only_labels(planted: Planted, measured: Measured) -> Labels:
 
 
 def published_flag(measured: Measured) -> Bools:
-    """`nu_err > 0.2 or nu_rec > 0.5`: the label is not to be believed. [latent]; undefined nus raise no flag."""
-    return (measured.nu_err > NU_ERR_ABOVE) | (measured.nu_rec > NU_REC_ABOVE)
+    """Whether `nu_err > MAX_NU_ERR or nu_rec > MAX_NU_REC`, [latent]: the label is not to be believed.
+
+    Undefined nus raise no flag.
+    """
+    return (measured.nu_err > MAX_NU_ERR) | (measured.nu_rec > MAX_NU_REC)
 
 
 def ratio_flag(measured: Measured) -> Bools:

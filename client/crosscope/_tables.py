@@ -1,7 +1,7 @@
 """Results as plain text: aligned tables and short cards. Colours and widths of a terminal are the CLI's matter."""
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from crosscope import Client, Crosscoder, Latent, LatentClass, TopLatents, Unavailable
 from crosscope_local.demo import Outcome
+from crosscope_proto.limits import MAX_NU_ERR
 
 NUM_CHAT_SPECIFIC = 20
-MAX_NU_ERR = 0.2
 CHAT_SHARE = 0.8
 MIN_RECALL = 0.9
 MAX_FALSE_RATE = 0.1

@@ -10,18 +10,17 @@ from rich.text import Text
 from crosscope_local.summary import (
     CHAT_SHARE,
     MAX_FALSE_RATE,
-    MAX_NU_ERR,
     MIN_RECALL,
     CrosscoderSummary,
     DetectorRow,
     Query,
     Summary,
 )
+from crosscope_proto.limits import MAX_NU_ERR
 from crosscope_proto.metrics import inlier_fve
+from crosscope_proto.stages import in_order
 
 _METRICS = {"l0": "L0", "dead_share": "dead share"}
-_STAGES = ("world", "base", "chat", "load", "hash", "hash-data", "fill", "train", "analyse", "fidelity", "publish")
-"""Stages in the order in which jobs go through them."""
 
 
 def render(summary: Summary) -> Group:
@@ -93,8 +92,7 @@ def _stages(summary: Summary) -> Table:
     table.add_column("stages")
     table.add_column("in all", justify="right")
     for title, stages in summary.stage_seconds.items():
-        known = sorted(stages, key=lambda stage: _STAGES.index(stage) if stage in _STAGES else len(_STAGES))
-        text = ", ".join(f"{stage} {stages[stage]:.1f}" for stage in known)
+        text = ", ".join(f"{stage} {stages[stage]:.1f}" for stage in in_order(stages))
         table.add_row(title, text, f"{sum(stages.values()):.1f}")
     return table
 

@@ -178,7 +178,7 @@ class CrosscoderManifest:
     norm_left_out: int = 0
     """Tokens left out by norm, of every epoch of the training; of the analysis where there was no training here."""
     warnings: tuple[str, ...] = ()
-    """Sentences about what was left out or is unusual, for people."""
+    """What the job that published it left out of its own data, or found unusual there; a sentence each, for people."""
     analysis_tokens: int = 0
     analysis_shards: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
@@ -192,7 +192,8 @@ class CrosscoderManifest:
     token_k: int | None = None
     """Inference keeps so many of a token's largest scaled activations; None where a threshold or ReLU is the rule."""
     notes: tuple[str, ...] = ()
-    """What was assumed, or left out, when someone else's crosscoder was read; a sentence each."""
+    """What was assumed or left out when someone else's file was read; a sentence each. They belong to the dictionary:
+    whoever loads it again has them too. Empty for one that was trained here."""
     unavailable: dict[str, str] = field(default_factory=dict)
     """Why something was not measured, by its name: for instance "logit_lens_chat"."""
     chat_template_date: str = ""

@@ -1,6 +1,10 @@
-"""crosscoder.json read strictly: every field of its type and within its range, or a sentence about those that are not.
+"""crosscoder.json and pair.json, read strictly and written: text in, text out.
 
-Server and worker read manifests through this one function. Knows nothing about where a manifest lies.
+Every field has its type and is within its range, or a sentence says which one is not. Server and worker read and write
+manifests through this module alone. Knows nothing about where a manifest lies.
+
+One rule says which schema versions are read: from 1 up to this program's SCHEMA_VERSION; a manifest that names none is
+of version 1.
 """
 
 import itertools
@@ -8,11 +12,13 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import asdict, fields
 from functools import cache
+from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from crosscope_proto.artefacts import NAME_PATTERN, SCHEMA_VERSION, CrosscoderManifest
+from crosscope_proto.artefacts import NAME_PATTERN, SCHEMA_VERSION, CrosscoderManifest, PairManifest
 
 MAX_BYTES = 1_048_576
 """A manifest travels whole in every list of crosscoders."""
@@ -32,6 +38,8 @@ _RANGES: dict[str, tuple[int, int]] = {
 _NORMALISATIONS = ("crosscoder", "sae", "mixed", "none", "decoupled")
 _MAX_SHOWN = 3
 
+_Manifest = TypeVar("_Manifest", CrosscoderManifest, PairManifest)
+
 
 class ManifestError(ValueError):
     """A manifest that cannot be used; the message says which fields are wrong, what they hold and what they may."""
@@ -42,36 +50,62 @@ def parse_manifest(data: bytes) -> CrosscoderManifest:
 
     `version_id` may be empty: a crosscoder that was trained but not published has none.
     """
-    if len(data) > MAX_BYTES:
-        raise ManifestError(f"has {len(data)} bytes, but may have at most {MAX_BYTES}")
-    _check_schema(data)
-    try:
-        manifest = _adapter().validate_json(data, strict=True)
-    except ValidationError as error:
-        raise ManifestError(_shown([_sentence(detail) for detail in error.errors(include_url=False)])) from error
+    _document(data)
+    manifest = _validated(CrosscoderManifest, data)
     if wrong := list(_out_of_range(manifest)):
         raise ManifestError(_shown(wrong))
     return manifest
 
 
-@cache
-def _adapter() -> TypeAdapter[CrosscoderManifest]:
-    return TypeAdapter(CrosscoderManifest)
+def parse_pair_manifest(data: bytes) -> PairManifest:
+    """The manifest in the bytes of pair.json, its folders as they are written. Raises ManifestError.
+
+    People write this file too, so a field that is unknown is an error.
+    """
+    known = [field.name for field in fields(PairManifest)]
+    if unknown := [name for name in _document(data) if name not in known]:
+        raise ManifestError(f"{_value(unknown[0])} is no field of a pair; there are {', '.join(known)}")
+    return _validated(PairManifest, data)
 
 
-def _check_schema(data: bytes) -> None:
-    """Asks for the schema's version first: in a later one every other field may mean something else."""
+def manifest_text(manifest: CrosscoderManifest | PairManifest) -> str:
+    """What crosscoder.json or pair.json holds: JSON, fields by name, so that equal manifests have equal bytes."""
+    return json.dumps(asdict(manifest), indent=2, sort_keys=True) + "\n"
+
+
+def _document(data: bytes) -> dict[str, object]:
+    """The JSON object in `data`, of a schema version that this program knows.
+
+    The version is asked first: in a later one every other field may mean something else.
+    """
+    if len(data) > MAX_BYTES:
+        raise ManifestError(f"has {len(data)} bytes, but may have at most {MAX_BYTES}")
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise ManifestError(f"is not JSON: {str(error)[:200]}") from error
-    version = document.get("schema_version") if isinstance(document, dict) else None
+    if not isinstance(document, dict):
+        raise ManifestError("is not a manifest: it holds no JSON object")
+    version = document.get("schema_version", 1)
     if type(version) is not int or version < 1:
-        raise ManifestError(f"is not a manifest: it has no schema_version of 1 to {SCHEMA_VERSION}")
+        raise ManifestError(f"schema_version: must be a number from 1 to {SCHEMA_VERSION}, but is {_value(version)}")
     if version > SCHEMA_VERSION:
         raise ManifestError(
             f"has schema version {version}, but this program knows up to {SCHEMA_VERSION}; update the program"
         )
+    return document
+
+
+def _validated(kind: type[_Manifest], data: bytes) -> _Manifest:
+    try:
+        return _adapter(kind).validate_json(data, strict=True)
+    except ValidationError as error:
+        raise ManifestError(_shown([_sentence(detail) for detail in error.errors(include_url=False)])) from error
+
+
+@cache
+def _adapter(kind: type[_Manifest]) -> TypeAdapter[_Manifest]:
+    return TypeAdapter(kind)
 
 
 def _sentence(detail: object) -> str:

@@ -2,8 +2,9 @@
 
 import pytest
 
+from crosscope_proto.stages import STAGES
 from crosscope_worker.jobs.kinds import KINDS
-from crosscope_worker.jobs.stages import STAGES, Shares
+from crosscope_worker.jobs.stages import Shares
 
 
 class Clock:

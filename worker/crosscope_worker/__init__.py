@@ -1,6 +1,8 @@
 """The worker: model pairs, crosscoders, training, analysis and inference."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import lazy_loader
 
 if TYPE_CHECKING:
     from crosscope_worker.dictionary.crosscoder import Crosscoder
@@ -8,15 +10,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Crosscoder", "load_crosscoder"]
 
-
-def __getattr__(name: str) -> Any:
-    """Loads a public name, and torch with it, when it is first asked for."""
-    if name == "Crosscoder":
-        from crosscope_worker.dictionary.crosscoder import Crosscoder
-
-        return Crosscoder
-    if name == "load_crosscoder":
-        from crosscope_worker.dictionary.load import load_crosscoder
-
-        return load_crosscoder
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# A public name, and torch with it, is loaded when it is first asked for.
+__getattr__, __dir__, _ = lazy_loader.attach(
+    __name__, submod_attrs={"dictionary.crosscoder": ["Crosscoder"], "dictionary.load": ["load_crosscoder"]}
+)

@@ -1,16 +1,29 @@
-"""What writing files whole, and knowing them again, needs from the disk. Knows nothing about what is written."""
+"""Files and folders that are there whole or not at all, and their hashes. Knows nothing about what is written.
 
+The one module of the worker that renames. What is half written lies beside its place under a name that begins with
+PARTIAL; a process that is killed leaves it behind.
+"""
+
+import contextlib
+import ctypes
 import errno
 import hashlib
 import os
+import shutil
+import sys
+import uuid
+from collections.abc import Generator
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from crosscope_worker.ticks import Tick, idle_tick
 
+PARTIAL = ".partial-"
 _CHUNK = 1 << 23
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+"""From Linux's fcntl.h and fs.h."""
 
 
 def sync(path: Path) -> None:
@@ -22,12 +35,92 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_tree(folder: Path) -> None:
+    """Waits until everything in a folder is on the disk."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        sync(path)
+    sync(folder)
+
+
+def move(source: Path, target: Path) -> None:
+    """Renames what is written and synced to `target`, in place of a file of that name, and waits for the disk."""
+    source.replace(target)
+    sync(target.parent)
+
+
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file beside, syncs it, and renames it into place: it is there whole or as it was before."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, "utf-8")
-    sync(beside)
-    beside.replace(path)
+    """Writes a text file that is there whole or as it was before. Raises OSError."""
+    with whole(path) as partial:
+        partial.write_text(text, "utf-8")
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Generator[Path]:
+    """Gives an empty file to write; it is synced and takes the place of `path` when the block ends without an error.
+
+    Until then `path` is as it was. Raises OSError, and what the block raises.
+    """
+    # In a folder of its own, for some libraries write by way of a file whose name they choose.
+    folder = path.parent / f"{PARTIAL}{uuid.uuid4().hex}"
+    folder.mkdir()
+    partial = folder / path.name
+    try:
+        partial.touch()
+        mode = partial.stat().st_mode
+        yield partial
+        partial.chmod(mode)  # These libraries make files that only their owner reads.
+        sync(partial)
+        move(partial, path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Generator[Path]:
+    """Gives an empty folder to fill; it is synced and renamed to `path` when the block ends without an error.
+
+    Removes what a killed process had half written. Raises OSError, also where `path` is there and not empty, and what
+    the block raises.
+    """
+    partial = path.with_name(f"{PARTIAL}{path.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        sync_tree(partial)
+        move(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def replace_folder(target: Path, written: Path) -> None:
+    """Moves a written folder into place. One of the same name changes places with it, so that there always is one.
+
+    Where the file system cannot exchange two folders, there is none for the moment between two renames, and until the
+    next attempt if the process is killed just then. Raises OSError; the old folder then stays.
+    """
+    if not target.exists():
+        move(written, target)
+    elif exchanged(target, written):
+        sync(target.parent)
+    else:
+        replaced = written.with_suffix(".old")
+        shutil.rmtree(replaced, ignore_errors=True)
+        target.rename(replaced)
+        try:
+            move(written, target)
+        except OSError:
+            replaced.rename(target)
+            raise
+        shutil.rmtree(replaced)
+
+
+def exchanged(one: Path, other: Path) -> bool:
+    """Lets two folders change places in one step; whether the system can (Linux, on most file systems)."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    return renameat2 is not None and not renameat2(
+        _AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE
+    )
 
 
 def sha256(path: Path, tick: Tick = idle_tick) -> str:

@@ -4,13 +4,14 @@ Knows Progress and Tick, and neither models nor files.
 """
 
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Generator, Mapping
-from pathlib import Path
+
+import psutil
 
 from crosscope_proto.specs import TrainingSpec
+from crosscope_proto.stages import Stage
 from crosscope_worker.work import Progress, Stopped
 
 
@@ -39,19 +40,20 @@ def loading(progress: Progress, doing: str, total: int) -> Generator[None]:
 
     For what libraries load in one call: the share is that by which the process has grown, at most 0.9 of the stage.
     """
-    done, before, began = threading.Event(), _resident_bytes(), time.monotonic()
+    done, process, began = threading.Event(), psutil.Process(), time.monotonic()
+    before = process.memory_info().rss
 
     def watch() -> None:
         while not done.wait(1.0):
-            grown = max(0, _resident_bytes() - before)
+            grown = max(0, process.memory_info().rss - before)
             share = min(0.9, grown / total) if total else 0.0
             amount = f"{grown / 1e6:.0f} of about {total / 1e6:.0f} MB" if total else f"{grown / 1e6:.0f} MB"
             try:
-                progress("load", share, f"{doing}: {amount} after {time.monotonic() - began:.0f} s")
+                progress(Stage.LOAD, share, f"{doing}: {amount} after {time.monotonic() - began:.0f} s")
             except Stopped:
                 return  # The job's own thread hears of it at its next step.
 
-    progress("load", 0.0, doing)
+    progress(Stage.LOAD, 0.0, doing)
     thread = threading.Thread(target=watch, name="loading", daemon=True)
     thread.start()
     try:
@@ -59,14 +61,6 @@ def loading(progress: Progress, doing: str, total: int) -> Generator[None]:
     finally:
         done.set()
         thread.join()
-
-
-def _resident_bytes() -> int:
-    """Memory that this process holds; 0 where the system does not say."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return 0
 
 
 class Following:
@@ -106,7 +100,7 @@ class TrainingProgress(Following):
 
     def __init__(self, progress: Progress, training: TrainingSpec, window: int) -> None:
         """`window`: about how many tokens both models read at a time, of which the buffer takes what it needs."""
-        super().__init__(progress, "fill")
+        super().__init__(progress, Stage.FILL)
         wanted = max(training.buffer_tokens, 2 * training.batch_size)
         self._capacity = -(-wanted // window) * window
         self._end = "" if training.max_steps is None else f" of {training.max_steps}"
@@ -126,15 +120,15 @@ class TrainingProgress(Following):
 
     def begin(self, suggestion: str = "") -> None:
         """From here on the models run, or a checkpoint is read; a suggestion stays in the job's log."""
-        self("fill", 0.0, suggestion or "opening the data")
+        self(Stage.FILL, 0.0, suggestion or "opening the data")
 
     def tick(self, count: int) -> None:
         """See Tick: tokens that both models have read."""
-        if self._place[0] != "fill":
+        if self._place[0] != Stage.FILL:
             super().tick(count)
         else:
             self._filling = self._filling or Phase(
-                self._progress, "fill", "running both models to fill the buffer", self._capacity, "tokens"
+                self._progress, Stage.FILL, "running both models to fill the buffer", self._capacity, "tokens"
             )
             self._filling(count)
 

@@ -20,13 +20,13 @@ CHECKPOINTS = "checkpoints"
 FIRST_DAY = "first-day"
 """Below a job's folder: the day of its first attempt, YYYY-MM-DD."""
 
-
 _OUT_OF_MEMORY = (
     "can't allocate memory",
     "not enough memory",
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
+"""What torch's allocator on the CPU, CUDA's driver and cuBLAS say in a RuntimeError."""
 
 
 class Stopped(Exception):
@@ -104,7 +104,7 @@ class Workspace:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Python's own, torch's for devices, and what torch raises on the CPU and CUDA's libraries by themselves."""
+    """Whether a device or the machine ran out of memory: by the error's type, or by what it says."""
     says_so = any(phrase in str(error) for phrase in _OUT_OF_MEMORY)
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or says_so
 

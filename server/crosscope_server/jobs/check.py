@@ -4,7 +4,6 @@ What is wrong is a violation of a field of the recipe, what is odd or could not 
 the roots (`places`); what a job takes is in `plan`. Knows nothing about gRPC.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from crosscope_proto.artefacts import OWN_FOLDERS, PAIR_MANIFEST, pair_folder
+from crosscope_proto.manifest import ManifestError, parse_pair_manifest
 from crosscope_proto.recipe import CrosscoderRecipe, DemoPairRecipe, PublishedRecipe, Recipe
 from crosscope_proto.specs import DataSpec
 from crosscope_server.errors import Violation
@@ -84,7 +84,9 @@ class _Looker:
     def _manifest(self) -> Mapping[str, Any]:
         path = self._pair_folder / PAIR_MANIFEST
         try:
-            document = json.loads(path.read_text(encoding="utf-8")) if self._roots.allow(path) else {}
+            if not self._roots.allow(path):
+                return {}
+            manifest = parse_pair_manifest(path.read_bytes())
         except FileNotFoundError:
             name = self._recipe.pair.name
             if self._after_others:
@@ -96,10 +98,13 @@ class _Looker:
                 "pair.name", f"there is no pair {name!r} (there: {there}); make it, or give base and chat"
             )
             return {}
-        except (OSError, ValueError) as error:
-            self._found.wrong("pair.name", f"{path} cannot be read: {error}")
+        except OSError as error:
+            self._found.wrong("pair.name", f"{path} cannot be read: {error.strerror}")
             return {}
-        return document if isinstance(document, dict) else {}
+        except ManifestError as error:
+            self._found.wrong("pair.name", f"{path}: {error}")
+            return {}
+        return {"base": manifest.base, "chat": manifest.chat, "tokenizer": manifest.tokenizer}
 
     def _model(self, name: str, place: str, source: object, folder: Path) -> None:
         if not isinstance(source, str):

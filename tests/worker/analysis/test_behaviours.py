@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from crosscope_proto.roles import TokenRole
-from crosscope_worker.analysis import analyse
+from crosscope_worker.analysis import HeldOut, analyse
 from crosscope_worker.analysis.behaviours import assistant_turns, best_detector
 from crosscope_worker.data.harvest import Harvest
 from crosscope_worker.data.texts import Behaviour, Text
@@ -98,7 +98,7 @@ def conversations(world, skip_header=False):
 
 
 def table(world, tokenizer):
-    analysis = analyse(world.crosscoder, world.harvests, world.spec, world.datasets, tokenizer, None, silent)
+    analysis = analyse(world.crosscoder, HeldOut(world.harvests, world.datasets, tokenizer), world.spec, silent)
     return {row["place"]: row for row in analysis.behaviours.to_pylist()}
 
 

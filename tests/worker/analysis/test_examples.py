@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from crosscope_worker.analysis import analyse, examples
+from crosscope_worker.analysis import HeldOut, analyse, examples
 from crosscope_worker.analysis.examples import TextFacts, choose
 from crosscope_worker.analysis.store import Segments, Store, runs
 from crosscope_worker.data.harvest import Harvest
@@ -17,7 +17,7 @@ from crosscope_worker.work import silent
 
 
 def run(world, tokenizer):
-    return analyse(world.crosscoder, world.harvests, world.spec, world.datasets, tokenizer, None, silent)
+    return analyse(world.crosscoder, HeldOut(world.harvests, world.datasets, tokenizer), world.spec, silent)
 
 
 def activations(world):

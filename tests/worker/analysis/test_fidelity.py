@@ -16,7 +16,7 @@ from crosscope_proto.artefacts import PairManifest
 from crosscope_proto.roles import TEMPLATE_ROLES, TokenRole
 from crosscope_proto.specs import AnalysisSpec, TokenPolicy
 from crosscope_worker.analysis import fidelity as module
-from crosscope_worker.analysis.fidelity import fidelity, patched_latents
+from crosscope_worker.analysis.fidelity import Splicing, fidelity, patched_latents
 from crosscope_worker.data.harvest import HarvestError
 from crosscope_worker.data.texts import Text
 from crosscope_worker.dictionary.crosscoder import Crosscoder
@@ -100,7 +100,8 @@ def random_crosscoder(num_latents: int = 24) -> Crosscoder:
 
 def measure(crosscoder, pair, texts, patched=(), spec=SPEC, policy=None) -> dict[str, float]:
     ids = torch.tensor(patched, dtype=torch.int64)
-    return fidelity(crosscoder, pair, LAYER, texts, ids, spec, policy or TokenPolicy(), silent)
+    splicing = Splicing(PairActivations(pair, LAYER), texts, policy or TokenPolicy())
+    return fidelity(crosscoder, splicing, ids, spec.spliced_tokens, silent)
 
 
 def test_a_perfect_crosscoder_recovers_everything(tiny_pair, documents, chats):
@@ -261,10 +262,8 @@ def test_texts_are_read_until_enough_tokens_were_kept(tiny_pair, documents):
         seen.append(message)
 
     first = sum(len(text.ids) - 1 for text in documents[:2])
-    spec = AnalysisSpec(spliced_tokens=first)
-    figures = fidelity(
-        perfect(), tiny_pair, LAYER, given, torch.empty(0, dtype=torch.int64), spec, TokenPolicy(), progress
-    )
+    splicing = Splicing(PairActivations(tiny_pair, LAYER), given, TokenPolicy())
+    figures = fidelity(perfect(), splicing, torch.empty(0, dtype=torch.int64), first, progress)
     assert seen[1:] == [f"{first} of {first} tokens spliced"]
     assert next(given) is documents[2]
     assert set(figures) == SPLICING

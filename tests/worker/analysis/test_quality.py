@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from crosscope_worker.analysis.block import encode_block
+from crosscope_worker.analysis.block import TokenFacts, encode_block
 from crosscope_worker.analysis.quality import Quality
 from crosscope_worker.dictionary.crosscoder import Crosscoder
 
@@ -14,7 +14,7 @@ def measured(x: Tensor, crosscoder: Crosscoder, num_blocks: int = 1) -> dict[str
     quality = Quality(crosscoder)
     for part in x.chunk(num_blocks):
         index = torch.arange(len(part))
-        quality.add(encode_block(crosscoder, part, index, *[torch.zeros(len(part), dtype=torch.int64)] * 5))
+        quality.add(encode_block(crosscoder, part, TokenFacts(index, *[torch.zeros(len(part), dtype=torch.int64)] * 5)))
     return quality.metrics()
 
 

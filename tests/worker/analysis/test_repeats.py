@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crosscope_proto.specs import AnalysisSpec
-from crosscope_worker.analysis import analyse
+from crosscope_worker.analysis import HeldOut, analyse
 from crosscope_worker.analysis.repeats import WINDOW, FirstShards, WindowHashes
 from crosscope_worker.data.harvest import Harvest
 from crosscope_worker.data.texts import Text
@@ -71,7 +71,7 @@ def reader() -> Crosscoder:
 
 def run(harvests: list[Harvest], tokenizer, num_shards: int = 5):
     spec = AnalysisSpec(num_shards=num_shards, top_examples=20, examples_per_quantile=2, max_tokens=100_000)
-    return analyse(reader(), harvests, spec, ("chats",), tokenizer, None, silent)
+    return analyse(reader(), HeldOut(harvests, ("chats",), tokenizer), spec, silent)
 
 
 SYSTEM_PROMPT = [*range(100, 120), 7, *range(120, 140)]

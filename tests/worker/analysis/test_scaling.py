@@ -9,7 +9,7 @@ import torch
 
 from crosscope_proto.roles import MODEL_NAMES
 from crosscope_proto.scaling_columns import SCALING_DIRECTIONS, beta_column
-from crosscope_worker.analysis.block import encode_block
+from crosscope_worker.analysis.block import TokenFacts, encode_block
 from crosscope_worker.analysis.moments import Moments, ShardSums
 from crosscope_worker.analysis.scaling import directions, estimates, jackknife
 from crosscope_worker.dictionary.crosscoder import Crosscoder
@@ -167,7 +167,7 @@ def planted(base_strength, crosscoder_rows, scale=(1.0, 1.0)):
     for shard in range(4):
         piece = x[shard * 1000 : (shard + 1) * 1000]
         zeros = torch.zeros(1000, dtype=torch.int64)
-        moments.add(encode_block(crosscoder, piece, index, zeros, zeros, zeros, zeros + shard, zeros > 0))
+        moments.add(encode_block(crosscoder, piece, TokenFacts(index, zeros, zeros, zeros, zeros + shard, zeros > 0)))
     rows = directions(crosscoder)
     return jackknife(moments.shard_sums(), lambda sums: estimates(sums, rows))
 
@@ -206,7 +206,9 @@ def test_speed_of_all_targets_in_both_directions():
     )
     x = torch.randn(num_tokens, 2 * width, generator=generator)
     zeros = torch.zeros(num_tokens, dtype=torch.int64)
-    silent_block = encode_block(crosscoder, x, torch.arange(num_tokens), zeros, zeros, zeros, zeros, zeros > 0)
+    silent_block = encode_block(
+        crosscoder, x, TokenFacts(torch.arange(num_tokens), zeros, zeros, zeros, zeros, zeros > 0)
+    )
     assert len(silent_block.latents) == 0
     latents = torch.randint(num_latents, (num_tokens * k,), generator=generator).sort().values
     tokens = torch.randint(num_tokens, (num_tokens * k,), generator=generator)

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crosscope_proto.columns import LATENT_COLUMNS
-from crosscope_worker.analysis import analyse, uselessness
+from crosscope_worker.analysis import HeldOut, analyse, uselessness
 from crosscope_worker.analysis.nnls import nnls
-from crosscope_worker.analysis.uselessness import ChatOnlySums, pearson, ranks
+from crosscope_worker.analysis.uselessness import ChatOnlySums, correlations
 from crosscope_worker.work import silent
 
 
@@ -65,7 +65,7 @@ def test_nnls_meets_its_optimality_conditions_at_size():
 
 
 def run(world, tokenizer):
-    analysis = analyse(world.crosscoder, world.harvests, world.spec, world.datasets, tokenizer, None, silent)
+    analysis = analyse(world.crosscoder, HeldOut(world.harvests, world.datasets, tokenizer), world.spec, silent)
     return analysis.latents.to_pydict(), analysis.uselessness
 
 
@@ -211,6 +211,8 @@ def test_the_sample_is_bounded_and_holds_true_residuals(make_world, monkeypatch)
 
 
 def test_correlations_by_hand():
-    assert pearson(np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.0])) == pytest.approx(1.0)
-    assert np.isnan(pearson(np.array([1.0, 1.0]), np.array([1.0, 2.0])))
-    np.testing.assert_array_equal(ranks(np.array([5.0, 1.0, 5.0, 7.0])), [1.5, 0.0, 1.5, 3.0])
+    found = correlations(np.array([1.0, 2.0, 3.0, 3.0]), np.array([1.0, 8.0, 27.0, 27.0]))
+    assert found["spearman_trained_ls"] == pytest.approx(1.0)
+    # Deviations (-1.25, -.25, .75, .75) and (-14.75, -7.75, 11.25, 11.25).
+    assert found["pearson_trained_ls"] == pytest.approx(37.25 / (2.75 * 530.75) ** 0.5)
+    assert np.isnan([*correlations(np.array([1.0, 1.0]), np.array([1.0, 2.0])).values()]).all()

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemm
 
 from crosscope_proto.artefacts import PairManifest
 from crosscope_proto.recipe import DemoPairRecipe
-from crosscope_worker.demo import pair
+from crosscope_worker import disk
 from crosscope_worker.demo.dialogue import Behaviour
 from crosscope_worker.demo.pair import make_demo_pair
 from crosscope_worker.demo.training import IGNORED, Example, Schedule, fit
@@ -169,9 +169,9 @@ def test_two_folders_change_places_in_one_step(tmp_path: Path) -> None:
     for folder in (one, other):
         folder.mkdir()
         (folder / "name").write_text(folder.name)
-    assert pair.exchanged(one, other)
+    assert disk.exchanged(one, other)
     assert [(folder / "name").read_text() for folder in (one, other)] == ["other", "one"]
-    assert not pair.exchanged(one, tmp_path / "absent")
+    assert not disk.exchanged(one, tmp_path / "absent")
 
 
 @pytest.mark.parametrize("can_exchange", [True, False])
@@ -179,7 +179,7 @@ def test_a_pair_of_the_same_name_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_exchange: bool
 ) -> None:
     if not can_exchange:
-        monkeypatch.setattr("crosscope_worker.demo.pair._RENAME_EXCHANGE", 1 << 20)  # a flag that no kernel knows
+        monkeypatch.setattr("crosscope_worker.disk._RENAME_EXCHANGE", 1 << 20)  # a flag that no kernel knows
     old = tmp_path / "pairs" / "tiny"
     old.mkdir(parents=True)
     (old / "leftover").write_text("old")

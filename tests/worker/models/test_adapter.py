@@ -17,6 +17,8 @@ from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Gemma2ForCausalLM
 
+from crosscope_proto.artefacts import PAIR_MANIFEST
+from crosscope_proto.manifest import manifest_text
 from crosscope_proto.recipe import CrosscoderRecipe, RecipeError, parse_recipe, recipe_dict
 from crosscope_proto.specs import AdapterSpec, PairSpec
 from crosscope_worker.analysis.lens import find_lens
@@ -25,7 +27,7 @@ from crosscope_worker.dictionary.version import read_manifest
 from crosscope_worker.models.activations import PairActivations
 from crosscope_worker.models.fingerprints import changed_parts, pair_hashes
 from crosscope_worker.models.pair import Pair, decoder_layers, load_pair, shared_layers
-from crosscope_worker.models.places import PairError, resolve_pair, write_pair_manifest
+from crosscope_worker.models.places import PairError, resolve_pair
 from crosscope_worker.recipes.train import make_crosscoder
 from crosscope_worker.serve.models import Models
 from crosscope_worker.work import Workspace, silent
@@ -280,7 +282,9 @@ def test_hashes_and_places_follow_the_adapter(home: Path) -> None:
     tensors = {name: tensor + 1 for name, tensor in load_file(weights).items()}
     save_file(tensors, weights)
     assert changed_parts(manifest, hashes) == ["adapter"]
-    path = write_pair_manifest(home, manifest)
+    path = home / "pairs" / "lora" / PAIR_MANIFEST
+    path.parent.mkdir(parents=True)
+    path.write_text(manifest_text(manifest))
     assert resolve_pair(PairSpec(name="lora"), home) == manifest
     path.write_text(path.read_text().replace(f'"{home}/adapter"', '"../../adapter"'))
     assert resolve_pair(PairSpec(name="lora"), home) == manifest

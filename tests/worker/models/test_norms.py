@@ -8,7 +8,7 @@ import torch
 
 from crosscope_proto.roles import TokenRole
 from crosscope_proto.specs import AnalysisSpec, TokenPolicy
-from crosscope_worker.analysis import analyse
+from crosscope_worker.analysis import HeldOut, analyse
 from crosscope_worker.data.harvest import harvest
 from crosscope_worker.data.texts import Text
 from crosscope_worker.dictionary.crosscoder import Crosscoder
@@ -122,7 +122,8 @@ def test_two_tokens_of_many_neither_move_fve_nor_lead_examples(tiny_pair: Pair, 
     def analysed(policy: TokenPolicy, ids: list[int]) -> Any:
         Sinks.ids = torch.tensor(ids)
         harvests = harvest(texts, activations, policy)
-        return analyse(dictionary, harvests, spec, ["web"], TextTokenizer(tiny_pair.tokenizer), None, silent)
+        held_out = HeldOut(harvests, ["web"], TextTokenizer(tiny_pair.tokenizer))
+        return analyse(dictionary, held_out, spec, silent)
 
     kept = analysed(TokenPolicy(max_norm_ratio=None), [299])
     default = analysed(TokenPolicy(), [299])

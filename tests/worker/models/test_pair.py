@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Gemma2ForCausalLM
 
 from crosscope_proto.artefacts import PAIR_MANIFEST, PairManifest
+from crosscope_proto.manifest import manifest_text
 from crosscope_proto.specs import PairSpec
 from crosscope_worker.analysis.lens import find_lenses
 from crosscope_worker.disk import sha256
@@ -18,7 +19,7 @@ from crosscope_worker.jobs.entry import sentence
 from crosscope_worker.models.activations import PairActivations
 from crosscope_worker.models.fingerprints import changed_parts, pair_hashes
 from crosscope_worker.models.pair import Pair, load_pair, num_embeddings, num_ids
-from crosscope_worker.models.places import PairError, resolve_pair, write_pair_manifest
+from crosscope_worker.models.places import PairError, resolve_pair
 
 
 @pytest.fixture
@@ -52,9 +53,10 @@ def test_models_of_a_spec_are_hub_ids_or_folders(folder: Path) -> None:
 
 
 def test_a_written_manifest_reads_back(tmp_path: Path, tiny_pair: Pair) -> None:
-    path = write_pair_manifest(tmp_path, tiny_pair.manifest)
-    assert [entry.name for entry in path.parent.iterdir()] == [PAIR_MANIFEST]
-    assert manifest_of(path.parent) == tiny_pair.manifest
+    folder = tmp_path / "pairs" / "tiny"
+    folder.mkdir(parents=True)
+    (folder / PAIR_MANIFEST).write_text(manifest_text(tiny_pair.manifest))
+    assert manifest_of(folder) == tiny_pair.manifest
 
 
 def test_models_do_not_train(tiny_pair: Pair) -> None:
@@ -102,11 +104,22 @@ def manifest_of_files(folder: Path) -> PairManifest:
 @pytest.mark.parametrize(
     ("document", "message"),
     [
-        ("{", "cannot be read"),
-        ('{"name": "tiny"}', r"is no pair manifest: it needs \['base', 'chat', 'name', 'tokenizer'\]"),
-        ("[]", "is no pair manifest"),
-        ('{"name": "t", "base": "base", "chat": "chat", "tokenizer": "chat", "dytpe": 1}', "no pair manifest"),
-        ('{"name": "t", "base": "base", "chat": "chat", "tokenizer": "chat", "schema_version": 9}', "schema 9, newer"),
+        ("{", r"pair\.json: is not JSON"),
+        ('{"name": "tiny"}', "base: is missing; chat: is missing; tokenizer: is missing"),
+        ("[]", "is not a manifest: it holds no JSON object"),
+        (
+            '{"name": "t", "base": "base", "chat": "chat", "tokenizer": "chat", "dytpe": 1}',
+            "'dytpe' is no field of a pair",
+        ),
+        (
+            '{"name": "t", "base": "base", "chat": 3, "tokenizer": "chat"}',
+            "chat: Input should be a valid string, but is 3",
+        ),
+        (
+            '{"schema_version": 9, "later": 1}',
+            "has schema version 9, but this program knows up to 1; update",
+        ),
+        ('{"schema_version": true}', "schema_version: must be a number from 1 to 1, but is True"),
     ],
 )
 def test_a_broken_manifest(folder: Path, document: str, message: str) -> None:

@@ -18,15 +18,16 @@ from crosscope_proto.artefacts import CrosscoderManifest
 from crosscope_proto.column import arrow_schema
 from crosscope_proto.columns import LATENT_COLUMNS
 from crosscope_proto.recipe import CrosscoderRecipe, PublishedRecipe, parse_recipe, recipe_dict
+from crosscope_proto.stages import STAGES
 from crosscope_worker.analysis import AnalysisError
 from crosscope_worker.data.harvest import HarvestError
 from crosscope_worker.data.texts import DataError
 from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.dictionary.load import load_crosscoder
 from crosscope_worker.dictionary.version import read_manifest
-from crosscope_worker.jobs.stages import STAGES, Shares
+from crosscope_worker.jobs.stages import Shares
 from crosscope_worker.models.norms import NormBounds, NormFilter
-from crosscope_worker.recipes.measure import Material
+from crosscope_worker.recipes.material import Material
 from crosscope_worker.recipes.published import make_published
 from crosscope_worker.recipes.train import make_crosscoder
 from crosscope_worker.training import checkpoint

@@ -1,6 +1,7 @@
 """One pass over held-out texts: what every latent does, in tables (math §4 to §7)."""
 
 from crosscope_worker.analysis.errors import AnalysisError
-from crosscope_worker.analysis.run import Analysis, analyse
+from crosscope_worker.analysis.fidelity import Splicing
+from crosscope_worker.analysis.run import Analysis, HeldOut, analyse
 
-__all__ = ["Analysis", "AnalysisError", "analyse"]
+__all__ = ["Analysis", "AnalysisError", "HeldOut", "Splicing", "analyse"]

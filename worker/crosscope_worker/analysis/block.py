@@ -11,6 +11,7 @@ Knows nothing about what is summed.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,16 +61,18 @@ class Block:
         return self.x.shape[0]
 
 
-def encode_block(
-    crosscoder: Crosscoder,
-    x: Tensor,
-    text: Tensor,
-    position: Tensor,
-    role: Tensor,
-    dataset: Tensor,
-    shard: Tensor,
-    repeats: Tensor,
-) -> Block:
+class TokenFacts(NamedTuple):
+    """What is known of each token of a block besides its activation; see the fields of Block."""
+
+    text: Tensor
+    position: Tensor
+    role: Tensor
+    dataset: Tensor
+    shard: Tensor
+    repeats: Tensor
+
+
+def encode_block(crosscoder: Crosscoder, x: Tensor, facts: TokenFacts) -> Block:
     """Encodes `x: [token, both]`, activations as the models gave them, and orders the pairs by latent."""
     selection = crosscoder.selection()
     code = crosscoder.encode_sparse(x, selection)
@@ -81,12 +84,7 @@ def encode_block(
     return Block(
         x=x,
         error=error,
-        text=text,
-        position=position,
-        role=role,
-        dataset=dataset,
-        shard=shard,
-        repeats=repeats,
+        **facts._asdict(),
         tokens=code.tokens[order],
         latents=latents,
         values=values,

@@ -22,22 +22,21 @@ from torch import Tensor
 
 from crosscope_proto.artefacts import LatentClass
 from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES, TEMPLATE_ROLES, TokenRole
-from crosscope_proto.specs import AnalysisSpec, TokenPolicy
+from crosscope_proto.specs import TokenPolicy
+from crosscope_proto.stages import Stage
 from crosscope_worker.analysis.behaviours import assistant_turns
 from crosscope_worker.analysis.upper_half import UpperHalf
 from crosscope_worker.data.harvest import check_finite
 from crosscope_worker.data.texts import Text
 from crosscope_worker.dictionary.crosscoder import ONE_MODEL, Crosscoder
 from crosscope_worker.models.activations import PairActivations
-from crosscope_worker.models.norms import NormBounds, NormFilter
-from crosscope_worker.models.pair import Pair
+from crosscope_worker.models.norms import NormFilter
 from crosscope_worker.tokenizer.token_policy import policy_positions
 from crosscope_worker.work import Progress
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-STAGE = "fidelity"
 BATCH_TOKENS = 2048
 """Tokens of one forward, padding counted; a longer text runs alone."""
 CODE_BYTES = LOGIT_BYTES = 64 << 20
@@ -79,18 +78,22 @@ class _Means:
         return {name: self._sums[name] / count for name, count in self._counts.items() if count}
 
 
+@dataclass(frozen=True, eq=False)
+class Splicing:
+    """What is run with reconstructions in the place of activations."""
+
+    activations: PairActivations
+    texts: Iterable[Text]
+    policy: TokenPolicy
+    norms: NormFilter | None = None
+    """The filter of the analysis: its bounds leave the same tokens out here. None: they are measured on the first
+    batch."""
+
+
 def fidelity(
-    crosscoder: Crosscoder,
-    pair: Pair,
-    layer: int,
-    texts: Iterable[Text],
-    patched: Tensor,
-    spec: AnalysisSpec,
-    policy: TokenPolicy,
-    progress: Progress,
-    bounds: NormBounds | None = None,
+    crosscoder: Crosscoder, splicing: Splicing, patched: Tensor, num_tokens: int, progress: Progress
 ) -> dict[str, float]:
-    """Runs both models on whole texts until `spec.spliced_tokens` of their tokens were kept; figures by name.
+    """Runs both models on whole texts until `num_tokens` of their tokens were kept; figures by name.
 
     For each model m, means over all predictions, in nats: ce_clean_m, ce_spliced_m, ce_zero_m, and
     `ce_recovered_m = (zero - spliced) / (zero - clean)`; kl_spliced_m = KL(clean ‖ spliced),
@@ -102,20 +105,21 @@ def fidelity(
     the first nine tokens of each assistant turn, _template: made at template tokens. patch_latents is the size of S.
     None of these where there are no conversations, the models' widths differ, or one model alone is reconstructed.
 
-    `bounds` are those by which the analysis leaves tokens out; unset: measured on the first batch.
-    A ratio with denominator 0 is left out. Raises HarvestError for an activation that is not finite and AnalysisError
-    for a model that cannot be run from the layer on; what `progress` raises passes through.
+    With `num_tokens` 0 nothing is measured. A ratio with denominator 0 is left out. Raises HarvestError for an
+    activation that is not finite and AnalysisError for a model that cannot be run from the layer on; what `progress`
+    raises passes through.
     """
-    if spec.spliced_tokens == 0:
+    if num_tokens == 0:
         return {}
-    progress(STAGE, 0.0, "running both models with reconstructions spliced in")
-    activations = PairActivations(pair, layer)
+    progress(Stage.FIDELITY, 0.0, "running both models with reconstructions spliced in")
+    activations, policy = splicing.activations, splicing.policy
+    pair, layer = activations.pair, activations.layer
     uppers = [UpperHalf(model, layer) for model in pair.models]
-    norms = NormFilter(policy.max_norm_ratio, pair.d_model, bounds)
+    norms = NormFilter(policy.max_norm_ratio, pair.d_model, splicing.norms and splicing.norms.bounds)
     patches = pair.d_model[BASE] == pair.d_model[CHAT] and crosscoder.variant not in ONE_MODEL
     means, seen = _Means(), 0
     with torch.inference_mode():
-        for group in _batches(texts, spec.spliced_tokens, policy, activations):
+        for group in _batches(splicing.texts, num_tokens, policy, activations):
             batch = _read(group, activations, policy, norms)
             seen += int(batch.kept.sum())
             x_hat, chosen, every = _decoded(crosscoder, batch.x[batch.kept], patched)
@@ -130,8 +134,7 @@ def fidelity(
                 if inputs:
                     clean = batch.x[:, :, crosscoder.model_slice(model)]
                     _add(means, MODEL_NAMES[model], batch, *_predictions(upper, batch, clean, inputs))
-            share = min(1.0, seen / spec.spliced_tokens)
-            progress(STAGE, share, f"{seen} of {spec.spliced_tokens} tokens spliced")
+            progress(Stage.FIDELITY, min(1.0, seen / num_tokens), f"{seen} of {num_tokens} tokens spliced")
     return _figures(means.found(), len(patched))
 
 

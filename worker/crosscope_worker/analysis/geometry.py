@@ -11,15 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crosscope_proto.artefacts import LatentClass
+from crosscope_proto.limits import BASE_ONLY_BELOW, CHAT_ONLY_ABOVE, DIFFERENCE_RATIO, SHARED_WITHIN
 from crosscope_proto.roles import BASE, CHAT
 from crosscope_worker.dictionary.crosscoder import Crosscoder, relative_norms
 
 NUM_NEIGHBOURS = 10
 CHUNK_BYTES = 128 << 20
 """Memory for a chunk of inner products, cosines or logits."""
-CHAT_ONLY_ABOVE, BASE_ONLY_BELOW, SHARED_WITHIN = 0.9, 0.1, 0.1
-DIFFERENCE_RATIO = 0.3
-"""In a dictionary of differences a latent is chat's own if beta_act of base is less than this much of chat's."""
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from crosscope_proto.columns import LATENT_COLUMNS
 from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
 from crosscope_proto.scaling_columns import beta_column
 from crosscope_proto.specs import AnalysisSpec
-from crosscope_worker.analysis.coactivation import CoActivation
+from crosscope_worker.analysis.accumulators import Accumulators
 from crosscope_worker.analysis.columns import chosen, lists, matrix
 from crosscope_worker.analysis.geometry import Geometry, classes, difference_classes, geometry, neighbours
 from crosscope_worker.analysis.lens import Lens
-from crosscope_worker.analysis.moments import Moments, ShardSums
+from crosscope_worker.analysis.moments import ShardSums
 from crosscope_worker.analysis.scaling import Estimates, directions, estimates, jackknife
-from crosscope_worker.analysis.uselessness import ChatOnlySums, Uselessness, score
+from crosscope_worker.analysis.uselessness import Uselessness, score
 from crosscope_worker.dictionary.crosscoder import DIFFERENCE, Crosscoder
 from crosscope_worker.tokenizer.pieces import lone_pieces
 
@@ -40,9 +40,8 @@ class Measured:
     """What the analysis found, from which columns are computed."""
 
     crosscoder: Crosscoder
-    moments: Moments
-    chat_only: ChatOnlySums
-    coactivation: CoActivation
+    passed: Accumulators
+    """What the pass summed up."""
     peaks: tuple[Ints, Ints]
     """Ids and counts of examples.top_tokens."""
     spec: AnalysisSpec
@@ -52,10 +51,10 @@ class Measured:
     parts: Sequence[str]
     """[latent]; empty where the dictionary has none."""
 
-    @cached_property
+    @property
     def sums(self) -> ShardSums:
         """The sums of each shard."""
-        return self.moments.shard_sums()
+        return self.passed.shard_sums
 
     @cached_property
     def num_active(self) -> NDArray[np.uint64]:
@@ -77,7 +76,7 @@ class Measured:
     def useless(self) -> Uselessness:
         """Base uselessness in its three definitions."""
         errors, beta = self.sums.error[:, CHAT, BASE].sum(axis=0), self.estimates[0][beta_column("", "err", "base")]
-        return score(self.crosscoder, self.chat_only, errors, beta, self.spec)
+        return score(self.crosscoder, self.passed.chat_only, errors, beta, self.spec)
 
 
 def _ids(found: Measured) -> Columns:
@@ -106,7 +105,7 @@ def _rows(found: Measured) -> Columns:
 
 
 def _activity(found: Measured) -> Columns:
-    moments = found.moments
+    moments = found.passed.moments
     return {
         "num_active": found.num_active,
         "num_texts": moments.num_texts(),
@@ -140,7 +139,7 @@ def _tokens(found: Measured) -> Columns:
 
 
 def _together(found: Measured) -> Columns:
-    together, indices = found.coactivation.strongest(found.crosscoder.num_latents)
+    together, indices = found.passed.coactivation.strongest(found.crosscoder.num_latents)
     return {"coactive": _ragged(together, np.uint32), "coactive_indices": _ragged(indices, np.float32)}
 
 

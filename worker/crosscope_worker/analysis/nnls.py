@@ -1,4 +1,8 @@
-"""Non-negative least squares from a Gram matrix. Knows nothing about latents."""
+"""Non-negative least squares from a Gram matrix. Knows nothing about latents.
+
+`scipy.optimize.nnls` takes the design matrix. Here that would have a row for each dimension of each token and would not
+fit into memory, so the analysis sums the Gram matrix up block by block.
+"""
 
 import numpy as np
 from numpy.typing import NDArray

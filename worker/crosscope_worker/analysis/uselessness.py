@@ -18,7 +18,9 @@ block is added and while it is solved, `4 n d_model` for the base rows of S, and
 kept for training. Where the models' widths differ nothing is defined, and everything is NaN.
 """
 
+import warnings
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import torch
@@ -187,8 +189,7 @@ def score(
     }
     both = np.isfinite(trained) & np.isfinite(solved)
     if both.sum() > 1:
-        facts["pearson_trained_ls"] = pearson(trained[both], solved[both])
-        facts["spearman_trained_ls"] = pearson(ranks(trained[both]), ranks(solved[both]))
+        facts |= correlations(trained[both], solved[both])
     facts = {name: value for name, value in facts.items() if np.isfinite(value)}
     return Uselessness(trained, solved, single, facts)
 
@@ -228,14 +229,11 @@ def train_scalars(sample: _Sample, rows: Tensor, spec: AnalysisSpec) -> tuple[Te
     return theta.detach().cpu(), visited.cpu()
 
 
-def pearson(a: Floats, b: Floats) -> float:
-    """Pearson's correlation; NaN where one side is constant."""
-    a, b = a - a.mean(), b - b.mean()
-    norm = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / norm if norm > 0 else float("nan")
+def correlations(a: Floats, b: Floats) -> dict[str, float]:
+    """Pearson's and Spearman's correlation of two scores [any]; NaN where one of them is constant."""
+    from scipy import stats  # takes a second, which a process that analyses nothing need not wait
 
-
-def ranks(values: Floats) -> Floats:
-    """Ranks from 0, ties sharing their mean rank."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts + 1) / 2)[inverse]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        (pearson, _), (spearman, _) = stats.pearsonr(a, b), stats.spearmanr(a, b)
+    return {"pearson_trained_ls": float(cast("float", pearson)), "spearman_trained_ls": float(cast("float", spearman))}

@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 import json
 import shutil
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -29,7 +28,7 @@ from torch import Tensor
 from crosscope_proto.artefacts import PairManifest
 from crosscope_proto.recipe import CrosscoderRecipe, recipe_dict
 from crosscope_worker.data.harvest import WINDOW_FORWARDS
-from crosscope_worker.disk import is_no_room, sha256, sync
+from crosscope_worker.disk import PARTIAL, is_no_room, sha256, whole
 from crosscope_worker.models.activations import PairActivations
 from crosscope_worker.models.fingerprints import UNKNOWN, WEIGHTS, weight_files
 from crosscope_worker.ticks import Tick, idle_tick
@@ -41,7 +40,6 @@ FORMAT = 3
 """Part of every key; to be raised when the same texts give other blocks, or a shard is laid out in another way."""
 GRACE_S = 3600.0
 """A half-written file of a dead attempt goes after this long."""
-_PARTIAL = ".partial-"
 _TOKENIZER = "tokenizer.json"
 _SOFTWARE = ("crosscope-worker", "torch", "transformers")
 _DAMAGED = (OSError, SafetensorError, ValueError, KeyError, TypeError)
@@ -208,7 +206,7 @@ class ActivationCache:
     def remove_partial(self, now: float) -> list[str]:
         """Removes what attempts that died more than GRACE_S before `now` (seconds since 1970) had half written."""
         removed: list[str] = []
-        for path in self.folder.glob(f"{_PARTIAL}*"):
+        for path in self.folder.glob(f"{PARTIAL}*"):
             with contextlib.suppress(FileNotFoundError):  # another training has just ended or removed it
                 if now - path.stat().st_mtime > GRACE_S:
                     shutil.rmtree(path)
@@ -220,16 +218,11 @@ class ActivationCache:
         self._put(name, len(text), lambda path: path.write_text(text, encoding="utf-8"))
 
     def _put(self, name: str, size_bytes: int, save: Callable[[Path], object]) -> None:
-        """Writes a file beside, syncs it and renames it."""
-        # In a folder of its own, for the library writes by way of a file whose name it chooses.
-        partial = self.folder / f"{_PARTIAL}{uuid.uuid4().hex}"
+        """Writes a file whole; `save` is given the place to write to."""
         try:
-            partial.mkdir(parents=True)
-            save(partial / name)
-            (partial / name).chmod(0o644)
-            sync(partial / name)
-            (partial / name).replace(self.folder / name)
-            sync(self.folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with whole(self.folder / name) as partial:
+                save(partial)
         except (OSError, SafetensorError) as error:
             if is_no_room(error):
                 raise CacheFull(
@@ -240,8 +233,6 @@ class ActivationCache:
             if isinstance(error, SafetensorError):
                 raise OSError(f"{self.folder / name} cannot be written: {error}") from error
             raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _shard_name(index: int) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from crosscope_proto.recipe import CrosscoderRecipe
 from crosscope_proto.specs import TokenPolicy
+from crosscope_proto.stages import Stage
 from crosscope_worker.data.activation_cache import ActivationCache, Shard, State, cache_key
 from crosscope_worker.data.activation_source import ActivationSource
 from crosscope_worker.data.harvest import TOKENS_PER_FORWARD, harvest
@@ -212,7 +213,7 @@ def open_source(
     source: ActivationSource = harvested
     if recipe.training.cache:
         size = sum(path.stat().st_size for paths in stream.files for path in paths)
-        hashing = Phase(following, "hash-data", "hashing the data", size, "bytes")
+        hashing = Phase(following, Stage.HASH_DATA, "hashing the data", size, "bytes")
         key = cache_key(recipe, activations, stream.files, hashes, TOKENS_PER_FORWARD, hashing)
         cache = ActivationCache(home, key, sum(activations.d_model), activations.pair.device, tell)
         cache.remove_partial(time.time())

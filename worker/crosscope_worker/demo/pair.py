@@ -12,13 +12,10 @@ dies is taken up after its last whole stage, with the same result. Knows nothing
 """
 
 import copy
-import ctypes
 import json
-import os
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
@@ -26,7 +23,9 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
 from crosscope_proto.artefacts import PAIR_MANIFEST, PairManifest, pair_folder
+from crosscope_proto.manifest import manifest_text
 from crosscope_proto.recipe import DemoPairRecipe
+from crosscope_proto.stages import Stage
 from crosscope_worker.demo.dialogue import Conversation, conversation
 from crosscope_worker.demo.documents import document
 from crosscope_worker.demo.tokenizer import (
@@ -43,6 +42,7 @@ from crosscope_worker.demo.tokenizer import (
 from crosscope_worker.demo.training import IGNORED, Example, Schedule, fit
 from crosscope_worker.demo.tuning_effect import behaviour_rates, centred_cosine, held_out_exchanges
 from crosscope_worker.demo.world import World
+from crosscope_worker.disk import PARTIAL, replace_folder, sync_tree, whole_folder
 from crosscope_worker.work import Progress, Workspace
 
 _BATCH_SIZE = 16
@@ -54,8 +54,6 @@ _MEASURED = 200
 """Texts of each kind on which the pair's likeness is measured."""
 _ASKED = 16
 """Requests on which each behaviour is checked."""
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-"""From Linux's fcntl.h and fs.h."""
 
 
 @dataclass(frozen=True)
@@ -74,21 +72,22 @@ def make_demo_pair(recipe: DemoPairRecipe, workspace: Workspace, progress: Progr
     """
     workspace.checkpoints.mkdir(parents=True, exist_ok=True)
     texts = _write_texts(recipe)
-    progress("world", 0.5, f"{len(texts.documents)} documents, {len(texts.conversations)} conversations")
+    progress(Stage.WORLD, 0.5, f"{len(texts.documents)} documents, {len(texts.conversations)} conversations")
     tokenizer = _tokenizer(texts)
-    progress("world", 1.0, f"a vocabulary of {len(tokenizer)}")
+    progress(Stage.WORLD, 1.0, f"a vocabulary of {len(tokenizer)}")
     base = _base_model(recipe, texts, tokenizer, workspace, progress)
     chat = _chat_model(recipe, texts, tokenizer, base, progress)
-    progress("chat", 1.0, "trained", step=recipe.chat_steps, metrics=_likeness(recipe, texts, tokenizer, base, chat))
+    likeness = _likeness(recipe, texts, tokenizer, base, chat)
+    progress(Stage.CHAT, 1.0, "trained", step=recipe.chat_steps, metrics=likeness)
     manifest = PairManifest(name=recipe.name, base="base", chat="chat", tokenizer="chat")
     target = Path(pair_folder(workspace.home, recipe.name))
-    written = target.with_name(f".{target.name}.{workspace.folder.name}.new")
+    written = target.with_name(f"{PARTIAL}{target.name}-{workspace.folder.name}")
     shutil.rmtree(written, ignore_errors=True)
     try:
         _write_pair(written, manifest, texts, tokenizer, base, chat)
-        os.sync()
+        sync_tree(written)
         workspace.fence()
-        _replace(target, written)
+        replace_folder(target, written)
     finally:
         shutil.rmtree(written, ignore_errors=True)
     return manifest
@@ -122,17 +121,15 @@ def _base_model(
     folder = workspace.checkpoints / "base"
     if folder.exists():
         model = Gemma2ForCausalLM.from_pretrained(folder, attn_implementation="eager")
-        progress("base", 1.0, "trained in an earlier attempt", step=recipe.base_steps)
+        progress(Stage.BASE, 1.0, "trained in an earlier attempt", step=recipe.base_steps)
         return _on(model.eval(), workspace.device)
     model = _on(_new_model(recipe, tokenizer), workspace.device)
     dialogues = _encode(tokenizer, (c.turns(naive=True) for c in texts.conversations), learn_requests=True)
     examples = [*_encode_documents(tokenizer, texts.documents), *dialogues]
     schedule = Schedule(recipe.base_steps, _BASE_LR, _BATCH_SIZE)
-    fit(model, examples, schedule, recipe.seed, _reporter(progress, "base", recipe.base_steps))
-    unfinished = folder.with_name("base.part")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    model.save_pretrained(unfinished)
-    unfinished.rename(folder)
+    fit(model, examples, schedule, recipe.seed, _reporter(progress, Stage.BASE, recipe.base_steps))
+    with whole_folder(folder) as partial:
+        model.save_pretrained(partial)
     return model
 
 
@@ -148,7 +145,7 @@ def _chat_model(
     conversations = _encode(tokenizer, (c.turns() for c in texts.conversations), learn_requests=False)
     examples = [*_encode_documents(tokenizer, texts.documents), *conversations]
     schedule = Schedule(recipe.chat_steps, _CHAT_LR, _BATCH_SIZE)
-    fit(model, examples, schedule, recipe.seed + 1, _reporter(progress, "chat", recipe.chat_steps))
+    fit(model, examples, schedule, recipe.seed + 1, _reporter(progress, Stage.CHAT, recipe.chat_steps))
     return model
 
 
@@ -252,37 +249,9 @@ def _write_pair(
     _write_lines(data / "web.jsonl", ({"text": text} for text in texts.documents))
     chats = ({"conversation": c.turns(), "behaviours": c.behaviours()} for c in texts.conversations)
     _write_lines(data / "chat.jsonl", chats)
-    (folder / PAIR_MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n")
+    (folder / PAIR_MANIFEST).write_text(manifest_text(manifest), "utf-8")
 
 
 def _write_lines(path: Path, rows: Iterable[dict[str, object]]) -> None:
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def _replace(target: Path, written: Path) -> None:
-    """Moves a written folder into place. One of the same name changes places with it, so that there always is one.
-
-    Where the file system cannot exchange two folders, there is none for the moment between two renames, and until the
-    next attempt if the process is killed just then.
-    """
-    if not target.exists():
-        written.rename(target)
-    elif not exchanged(target, written):
-        replaced = written.with_suffix(".old")
-        shutil.rmtree(replaced, ignore_errors=True)
-        target.rename(replaced)
-        try:
-            written.rename(target)
-        except OSError:
-            replaced.rename(target)
-            raise
-        shutil.rmtree(replaced)
-
-
-def exchanged(one: Path, other: Path) -> bool:
-    """Lets two folders change places in one step; whether the system can (Linux, on most file systems)."""
-    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
-    return renameat2 is not None and not renameat2(
-        _AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE
-    )

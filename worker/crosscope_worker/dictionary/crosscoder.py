@@ -7,9 +7,8 @@ Axis `both`: the models' residual streams side by side, base's `d_model` first. 
 `[batch, model, d_model]` where the two widths agree, and lets models of different width through.
 """
 
-import json
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -18,9 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from crosscope_proto.artefacts import MANIFEST, WEIGHTS, CrosscoderManifest
+from crosscope_proto.manifest import manifest_text
 from crosscope_proto.roles import BASE, CHAT
 from crosscope_worker.dictionary.keep import Selection, code_norms, cuts
 from crosscope_worker.dictionary.sparse import SparseCode, decode_pairs, places, sparse_code
+from crosscope_worker.disk import whole, write_whole
 
 CODE_NORMALISATIONS = ("crosscoder", "sae", "mixed", "none", "decoupled")
 TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
@@ -213,13 +214,13 @@ class Crosscoder:
         return {name: tensor for name, tensor in present.items() if tensor is not None}
 
     def save(self, folder: Path, manifest: CrosscoderManifest) -> None:
-        """Writes the weights and the manifest into an existing folder.
+        """Writes the weights and the manifest into a folder, each whole.
 
-        Raises OSError, for instance when the disk is full.
+        Raises OSError or SafetensorError, for instance when the disk is full.
         """
-        save_file({name: tensor.contiguous().cpu() for name, tensor in self._tensors().items()}, folder / WEIGHTS)
-        text = json.dumps(asdict(manifest), indent=2, sort_keys=True)
-        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        with whole(folder / WEIGHTS) as partial:
+            save_file({name: tensor.contiguous().cpu() for name, tensor in self._tensors().items()}, partial)
+        write_whole(folder / MANIFEST, manifest_text(manifest))
 
 
 def scale_inputs(x: Tensor, d_model: tuple[int, int], input_scale: tuple[float, float]) -> Tensor:

@@ -21,6 +21,7 @@ from crosscope_proto import job_record
 from crosscope_proto.artefacts import CrosscoderManifest, job_folder
 from crosscope_proto.left_out import left_out
 from crosscope_proto.recipe import RecipeError, parse_recipe
+from crosscope_proto.stages import STAGES
 from crosscope_worker.disk import is_no_room, write_whole
 from crosscope_worker.jobs.claim import MAX_MESSAGE, Claim, QueueAway
 from crosscope_worker.jobs.journal import JOURNAL, Journal
@@ -28,7 +29,7 @@ from crosscope_worker.jobs.kinds import load_kind
 from crosscope_worker.jobs.lifeline import die_with_parent
 from crosscope_worker.jobs.reporter import Reporter
 from crosscope_worker.jobs.retention import retry_hint
-from crosscope_worker.jobs.stages import STAGES, Shares
+from crosscope_worker.jobs.stages import Shares
 from crosscope_worker.work import Cancelled, LostClaim, Manifest, Workspace, is_out_of_memory
 
 RESULT = "result.json"

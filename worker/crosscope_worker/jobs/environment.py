@@ -3,20 +3,20 @@
 Reads which folders exist, to tell a hub id from a folder. Knows nothing about Redis.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from crosscope_proto import environment
 from crosscope_proto.artefacts import PAIR_MANIFEST, pair_folder
+from crosscope_proto.manifest import ManifestError, parse_pair_manifest
 from crosscope_proto.recipe import DemoPairRecipe, PublishedRecipe, Recipe, RecipeError, parse_recipe, recipe_dict
 from crosscope_worker.jobs.settings import JobSettings
 
 _IDLE = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
 """Threads that wait give their core away instead of spinning: where neighbours want it too, spinning makes every
 operation wait for theirs. Changes no result."""
-_NOT_SOURCES = ("name", "dtype", "revision_base", "revision_chat", "schema_version")
-"""Fields of a pair that are no folder and no hub id."""
+_NOT_SOURCES = ("name", "dtype", "revision_base", "revision_chat")
+"""Fields of a recipe's pair that are no folder and no hub id."""
 
 
 def job_environment(given: Mapping[str, str], settings: JobSettings, recipe: str) -> dict[str, str]:
@@ -54,10 +54,11 @@ def _sources(recipe: Recipe, home: Path) -> Iterator[tuple[str, Path]]:
     folder = Path(pair_folder(home, recipe_dict(recipe)["pair"]["name"]))  # pyright: ignore[reportIndexIssue]
     yield from ((source, home) for source in _strings(recipe_dict(recipe)["pair"]))
     try:
-        manifest = json.loads((folder / PAIR_MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        manifest = parse_pair_manifest((folder / PAIR_MANIFEST).read_bytes())
+    except (OSError, ManifestError):
         return
-    yield from ((source, folder) for source in _strings(manifest))
+    sources = (manifest.base, manifest.chat, manifest.tokenizer, manifest.adapter)
+    yield from ((source, folder) for source in sources if source is not None)
 
 
 def _strings(value: object) -> Iterator[str]:

@@ -34,6 +34,7 @@ from rq.worker import Worker
 
 from crosscope_proto import job_record, keys
 from crosscope_proto.artefacts import job_folder
+from crosscope_proto.logs import configure_logging
 from crosscope_worker.jobs.claim import QueueAway, is_passing, patiently
 from crosscope_worker.jobs.entry import Attempt
 from crosscope_worker.jobs.environment import job_environment
@@ -48,7 +49,7 @@ STOP_GRACE_S = 2.0
 SETTLE_WAIT_S = 600.0
 """How long an ended job waits for a Redis that is away before it is left to the janitor."""
 
-log = logging.getLogger("crosscope.jobs")
+log = logging.getLogger(__name__)
 
 
 class JobWorker(Worker):
@@ -249,7 +250,7 @@ class JobWorker(Worker):
 
 def main(kinds: Mapping[str, str] = KINDS) -> int:
     """Runs the job worker until SIGTERM; returns its exit code."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    configure_logging("jobs")
     try:
         settings = JobSettings()  # pyright: ignore[reportCallIssue] (filled from the environment)
         connection = Redis.from_url(

@@ -1,21 +1,12 @@
-"""What share of a whole job each of its stages is, and from that how far the job is and how long it still takes.
+"""How far a whole job is by the weights of its stages (`crosscope_proto.stages`), and how long it still takes.
 
-The shares are a rough division of time for jobs of usual size: they say where a job stands, so that its bar never goes
-back, and are corrected by nothing. The seconds left are measured: see Shares. Knows nothing about Redis.
+The weights say where a job stands, so that its bar never goes back, and are corrected by nothing. The seconds left are
+measured: see Shares. Knows nothing about Redis.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
-STAGES: Mapping[str, Sequence[tuple[str, float]]] = {
-    "crosscoder": (
-        *(("load", 1.0), ("hash", 1.0), ("hash-data", 1.0), ("fill", 3.0), ("train", 69.0)),
-        *(("analyse", 20.0), ("fidelity", 4.0), ("publish", 1.0)),
-    ),
-    "published": (("load", 5.0), ("hash", 5.0), ("analyse", 72.0), ("fidelity", 15.0), ("publish", 3.0)),
-    "demo-pair": (("world", 5.0), ("base", 60.0), ("chat", 35.0)),
-}
-"""The stages of each kind of recipe in their order, with their weights. Others, such as a notice, count nothing."""
 _LEAST_SHARE, _LEAST_S = 0.002, 1.0
 """Of a stage that must have passed before its speed is taken for one."""
 
@@ -45,7 +36,7 @@ class Shares:
         weights how long the stages behind it do. Before the heaviest stage nothing is known of the job's speed.
         """
         if stage not in self._weights:
-            return
+            return  # a notice, which counts nothing
         now, index = self._clock(), self._order.index(stage)
         if stage != self._stage:
             self._stage, self._began, self._from = stage, now, fraction

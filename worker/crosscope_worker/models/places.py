@@ -1,17 +1,15 @@
-"""Where the two models of a pair lie, by name, folder or hub id; written down and found again.
+"""Where the two models of a pair lie, by name, folder or hub id; found again where they have moved.
 
 Loads no model: that is pair.py.
 """
 
-import json
-import os
 import re
-from dataclasses import MISSING, asdict, fields, replace
+from dataclasses import replace
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import NamedTuple
 
-from crosscope_proto.artefacts import PAIR_MANIFEST, SCHEMA_VERSION, PairManifest, pair_folder
+from crosscope_proto.artefacts import PAIR_MANIFEST, PairManifest, pair_folder
+from crosscope_proto.manifest import ManifestError, parse_pair_manifest
 from crosscope_proto.specs import TOKENIZER_WORDS, AdapterSpec, PairSpec
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -100,45 +98,25 @@ def find_pair(manifest: PairManifest, home: Path) -> PairManifest:
         return manifest  # Loading it says which folder is missing.
 
 
-def write_pair_manifest(home: Path, manifest: PairManifest) -> Path:
-    """Writes `<home>/pairs/<name>/pair.json` in one step and returns its path."""
-    path = Path(pair_folder(home, manifest.name)) / PAIR_MANIFEST
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile("w", dir=path.parent, prefix=f".{PAIR_MANIFEST}.", delete=False, encoding="utf-8") as file:
-        written = Path(file.name)
-        try:
-            json.dump(asdict(manifest), file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-            written.chmod(0o644)
-            written.replace(path)
-        except BaseException:
-            written.unlink(missing_ok=True)
-            raise
-    return path
-
-
 def _read_pair_manifest(folder: Path) -> PairManifest:
     path = folder / PAIR_MANIFEST
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        manifest = parse_pair_manifest(path.read_bytes())
     except FileNotFoundError as error:
         known = sorted(entry.parent.name for entry in folder.parent.glob(f"*/{PAIR_MANIFEST}"))
         raise PairError(
             f"no pair {folder.name!r} below {folder.parent} (there: {', '.join(known) or 'none'}); "
             "make it first, or give base and chat"
         ) from error
-    except (OSError, ValueError) as error:
-        raise PairError(f"{path} cannot be read: {error}") from error
-    known_keys = {key.name for key in fields(PairManifest)}
-    needed = {key.name for key in fields(PairManifest) if key.default is MISSING}
-    if not isinstance(document, dict) or not needed <= document.keys() <= known_keys:
-        raise PairError(f"{path} is no pair manifest: it needs {sorted(needed)} and may hold {sorted(known_keys)}")
-    manifest = PairManifest(**document)
-    if manifest.schema_version > SCHEMA_VERSION:
-        raise PairError(f"{path} has schema {manifest.schema_version}, newer than {SCHEMA_VERSION}: update crosscope")
-    keys = [key for key in ("base", "chat", "tokenizer", "adapter") if document.get(key) is not None]
-    return replace(manifest, **{key: _resolve_source(document[key], folder, manifest.name) for key in keys})
+    except OSError as error:
+        raise PairError(f"{path} cannot be read: {error.strerror}") from error
+    except ManifestError as error:
+        raise PairError(f"{path}: {error}") from error
+    base, chat, tokenizer = (
+        _resolve_source(source, folder, manifest.name) for source in (manifest.base, manifest.chat, manifest.tokenizer)
+    )
+    adapter = manifest.adapter and _resolve_source(manifest.adapter, folder, manifest.name)
+    return replace(manifest, base=base, chat=chat, tokenizer=tokenizer, adapter=adapter)
 
 
 def _resolve_source(source: str, folder: Path, pair: str, what: str = "a saved model") -> str:

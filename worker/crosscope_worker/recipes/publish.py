@@ -11,13 +11,12 @@ that are still busy, older ones go after a grace period. Knows nothing about how
 import contextlib
 import hashlib
 import itertools
-import json
 import math
 import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -31,10 +30,13 @@ from crosscope_proto import artefacts as layout
 from crosscope_proto.artefacts import CrosscoderManifest, PairManifest
 from crosscope_proto.column import arrow_schema
 from crosscope_proto.columns import METRIC_COLUMNS
+from crosscope_proto.manifest import manifest_text
 from crosscope_worker.analysis import Analysis
-from crosscope_worker.dictionary.crosscoder import TENSORS, Crosscoder
-from crosscope_worker.disk import is_no_room, sha256, sync
+from crosscope_worker.dictionary.crosscoder import TENSORS, Crosscoder, CrosscoderError
+from crosscope_worker.dictionary.version import read_manifest
+from crosscope_worker.disk import PARTIAL, is_no_room, move, sha256, sync, sync_tree, whole, write_whole
 from crosscope_worker.models.norms import NormBounds
+from crosscope_worker.work import Workspace
 
 KEPT_VERSIONS = 2
 GRACE_S = 600.0
@@ -68,7 +70,7 @@ class Provenance:
     norm_left_out: int = 0
     """Tokens that were left out for it."""
     warnings: tuple[str, ...] = ()
-    """Sentences about what was left out or is unusual."""
+    """See CrosscoderManifest."""
     chat_template_date: str = ""
     """The day that the chat template printed, YYYY-MM-DD."""
     hashes: dict[str, str] | None = None
@@ -83,7 +85,6 @@ def publish(
     analysis: Analysis,
     curves: Sequence[tuple[int, str, float]],
     fence: Callable[[], None],
-    clock: Callable[[], float] = time.time,
 ) -> CrosscoderManifest:
     """Writes a version of crosscoder `name` below `home`, makes it the current one, and returns its manifest.
 
@@ -92,10 +93,9 @@ def publish(
     """
     versions = Path(layout.crosscoder_folder(home, name)) / "versions"
     versions.mkdir(parents=True, exist_ok=True)
-    now = clock()
+    now = time.time()
     stamp = datetime.fromtimestamp(now, UTC).strftime("%Y%m%dt%H%M%S%f")[:-3]
     temporary = versions / f"{_TEMPORARY}{stamp}-{os.getpid()}"
-    pointer = versions.parent / f"{_TEMPORARY}{layout.CURRENT}-{stamp}-{os.getpid()}"
     try:
         temporary.mkdir()
         hashes = _write_tables(temporary, analysis, curves, crosscoder.num_latents)
@@ -106,26 +106,22 @@ def publish(
         manifest = replace(
             manifest, version_id=f"{stamp}-{content[:12]}", hashes=manifest.hashes | hashes | {"content": content}
         )
-        text = json.dumps(asdict(manifest), indent=2, sort_keys=True)
-        (temporary / layout.MANIFEST).write_text(text + "\n", encoding="utf-8")
-        _sync_tree(temporary)
-        pointer.write_text(f"{manifest.version_id}\n", encoding="utf-8")
-        sync(pointer)
-        fence()
-        temporary.rename(versions / manifest.version_id)
-        pointer.replace(versions.parent / layout.CURRENT)
-        for folder in (versions, versions.parent, versions.parent.parent):
-            sync(folder)
+        write_whole(temporary / layout.MANIFEST, manifest_text(manifest))
+        sync_tree(temporary)
+        with whole(versions.parent / layout.CURRENT) as pointer:
+            _point(pointer, manifest)
+            fence()
+            move(temporary, versions / manifest.version_id)
+        sync(versions.parent.parent)
     except (OSError, SafetensorError) as error:
         if is_no_room(error):
             raise _no_room(versions, crosscoder, analysis, error) from error
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        pointer.unlink(missing_ok=True)
     # What is published stays published if two publications sweep at once; the next one sweeps again.
     with contextlib.suppress(OSError):
-        remove_old_versions(versions.parent, clock())
+        remove_old_versions(versions.parent, time.time())
     return manifest
 
 
@@ -137,15 +133,35 @@ def make_current(home: Path, manifest: CrosscoderManifest, fence: Callable[[], N
     folder = Path(layout.crosscoder_folder(home, manifest.name))
     if (read_current(folder) or "") >= manifest.version_id:
         return
-    pointer = folder / f"{_TEMPORARY}{layout.CURRENT}-{manifest.version_id}-{os.getpid()}"
-    try:
-        pointer.write_text(f"{manifest.version_id}\n", encoding="utf-8")
-        sync(pointer)
+    with whole(folder / layout.CURRENT) as pointer:
+        _point(pointer, manifest)
         fence()
-        pointer.replace(folder / layout.CURRENT)
-        sync(folder)
-    finally:
-        pointer.unlink(missing_ok=True)
+
+
+def _point(pointer: Path, manifest: CrosscoderManifest) -> None:
+    """Writes what CURRENT is to hold and syncs it: after the fence nothing is left to do but renames."""
+    pointer.write_text(f"{manifest.version_id}\n", encoding="utf-8")
+    sync(pointer)
+
+
+def already_published(name: str, workspace: Workspace) -> CrosscoderManifest | None:
+    """What this job has published in an earlier attempt, made the current version, or None."""
+    if (published := find_published(workspace.home, name, workspace.folder.name)) is not None:
+        make_current(workspace.home, published, workspace.fence)
+    return published
+
+
+def find_published(home: Path, name: str, job: str) -> CrosscoderManifest | None:
+    """The newest version of crosscoder `name` that `job` has published, or None."""
+    versions = Path(layout.crosscoder_folder(home, name)) / "versions"
+    for folder in sorted(versions.glob("[!.]*"), reverse=True):
+        try:
+            manifest = read_manifest(folder)
+        except CrosscoderError:
+            continue  # A damaged version of another time is none of this job's business; whoever reads it is told.
+        if manifest.job == job:
+            return manifest
+    return None
 
 
 def remove_old_versions(folder: Path, now: float) -> list[str]:
@@ -163,16 +179,16 @@ def remove_old_versions(folder: Path, now: float) -> list[str]:
         for newer, old in itertools.pairwise(successors)
         if old.name != current and now - newer.stat().st_mtime > GRACE_S
     ]
-    left = [*versions.glob(f"{_TEMPORARY}*"), *folder.glob(f"{_TEMPORARY}*")]
-    doomed += [each for each in left if now - each.stat().st_mtime > GRACE_S]
     for each in doomed:
-        if each.is_dir():
-            # Out of sight first: a listing never shows a version that is half gone.
-            hidden = each.rename(versions / f"{_TEMPORARY}{each.name.removeprefix(_TEMPORARY)}")
-            shutil.rmtree(hidden, ignore_errors=True)
-        else:
-            each.unlink(missing_ok=True)
-    return [each.name for each in doomed]
+        # Out of sight first: a listing never shows a version that is half gone.
+        hidden = versions / f"{_TEMPORARY}{each.name}"
+        move(each, hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+    left = [*versions.glob(f"{_TEMPORARY}*"), *folder.glob(f"{PARTIAL}*")]
+    dead = [each for each in left if now - each.stat().st_mtime > GRACE_S]
+    for each in dead:
+        shutil.rmtree(each, ignore_errors=True)
+    return [each.name for each in [*doomed, *dead]]
 
 
 def read_current(folder: Path) -> str | None:
@@ -265,12 +281,6 @@ def _write_examples(folder: Path, examples: pa.Table, num_latents: int) -> None:
             for begin, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
                 if end > begin:
                     writer.write_table(examples.slice(begin, end - begin), row_group_size=end - begin)
-
-
-def _sync_tree(folder: Path) -> None:
-    for path in sorted(folder.rglob("*"), reverse=True):
-        sync(path)
-    sync(folder)
 
 
 def _no_room(

@@ -7,9 +7,12 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from crosscope_proto.artefacts import CrosscoderManifest
 from crosscope_proto.recipe import PublishedRecipe
+from crosscope_proto.stages import Stage
 from crosscope_worker.dictionary.crosscoder import CrosscoderError
 from crosscope_worker.dictionary.load import load_crosscoder
-from crosscope_worker.recipes.measure import Material, Trained, already_published, measure_and_publish
+from crosscope_worker.recipes.material import Material
+from crosscope_worker.recipes.measure import Trained, measure_and_publish
+from crosscope_worker.recipes.publish import already_published
 from crosscope_worker.roots import Roots
 from crosscope_worker.work import Progress, Workspace
 
@@ -22,17 +25,17 @@ def make_published(recipe: PublishedRecipe, workspace: Workspace, progress: Prog
     If this job has already published, answers with what it published. Raises CrosscoderError for a crosscoder that is
     not there, cannot be loaded, or does not fit the pair; else as make_crosscoder.
     """
-    if (published := already_published(recipe, workspace)) is not None:
+    if (published := already_published(recipe.name, workspace)) is not None:
         return published
-    progress("load", 0.0, f"loading the crosscoder {recipe.path}")
+    progress(Stage.LOAD, 0.0, f"loading the crosscoder {recipe.path}")
     path = find_weights(recipe, workspace.home, workspace.roots)
 
     def tell(message: str) -> None:
-        progress("load", 0.0, message)
+        progress(Stage.LOAD, 0.0, message)
 
     crosscoder = load_crosscoder(path, workspace.device, recipe.input_scale, recipe.swap, recipe.reads, tell)
     for note in crosscoder.notes:
-        progress("load", 0.0, f"note: {note}")
+        progress(Stage.LOAD, 0.0, f"note: {note}")
     material = Material.load(recipe, workspace, progress)
     if crosscoder.d_model != material.pair.d_model:
         raise CrosscoderError(

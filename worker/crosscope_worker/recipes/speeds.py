@@ -16,6 +16,7 @@ import torch
 from crosscope_proto.footprint import SPEEDS, Speed
 from crosscope_proto.recipe import CrosscoderRecipe
 from crosscope_proto.specs import TrainingSpec
+from crosscope_worker.disk import write_whole
 
 KEPT = 500
 """Measured speeds that a home keeps, the newest."""
@@ -40,9 +41,7 @@ def remember(
     path = home / SPEEDS
     with contextlib.suppress(OSError, UnicodeDecodeError):
         before = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        beside = path.with_name(f".{SPEEDS}.{time.time_ns()}")
-        beside.write_text("\n".join([*before[1 - KEPT :], entry]) + "\n", encoding="utf-8")
-        beside.replace(path)
+        write_whole(path, "\n".join([*before[1 - KEPT :], entry]) + "\n")
 
 
 def product_seconds(tokens: int, both: int, num_latents: int, dtype: str, budget_s: float = _BUDGET_S) -> float:

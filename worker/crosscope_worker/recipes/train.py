@@ -10,7 +10,9 @@ from crosscope_worker.data.harvest import TOKENS_PER_FORWARD, WINDOW_FORWARDS
 from crosscope_worker.data.harvest_source import norms_of, open_source
 from crosscope_worker.data.tally import Counts
 from crosscope_worker.phases import TrainingProgress
-from crosscope_worker.recipes.measure import Material, Trained, already_published, brief, keep, measure_and_publish
+from crosscope_worker.recipes.material import Material
+from crosscope_worker.recipes.measure import Trained, brief, keep, measure_and_publish
+from crosscope_worker.recipes.publish import already_published
 from crosscope_worker.recipes.speeds import faster_dtype, remember
 from crosscope_worker.training import TrainingResult, saved_result, train
 from crosscope_worker.work import Progress, Stopped, Workspace
@@ -23,7 +25,7 @@ def make_crosscoder(recipe: CrosscoderRecipe, workspace: Workspace, progress: Pr
     Raises PairError, DataError, CacheError, HarvestError, TrainingError, CheckpointError, AnalysisError (all
     ValueError), CacheFull, PublishError (OSError), and what `progress` and `workspace.fence` raise.
     """
-    if (published := already_published(recipe, workspace)) is not None:
+    if (published := already_published(recipe.name, workspace)) is not None:
         return published
     material = Material.load(recipe, workspace, progress)
     texts = material.texts("train")

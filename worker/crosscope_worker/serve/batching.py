@@ -12,9 +12,8 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-import torch
-
 from crosscope_worker.serve.errors import Overloaded, TooLate
+from crosscope_worker.work import is_out_of_memory
 
 Key = TypeVar("Key")
 Item = TypeVar("Item")
@@ -162,10 +161,3 @@ class Batcher(Generic[Key, Item, Result]):
             sentence = f"a prompt of {entry.num_tokens} tokens does not fit the device's memory; shorten it"
             error = Overloaded(sentence)
         entry.future.set_exception(error)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether a device or the machine ran out of memory."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

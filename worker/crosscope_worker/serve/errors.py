@@ -1,7 +1,8 @@
 """What can go wrong with a call, and the one mapping from exceptions to gRPC statuses. Knows nothing about services."""
 
+import logging
+
 import grpc
-import structlog
 from google.protobuf.any_pb2 import Any
 from google.rpc import error_details_pb2, status_pb2
 
@@ -13,7 +14,7 @@ STATUS_DETAILS = "grpc-status-details-bin"
 _MAX_SENTENCE = 2000
 """Characters of a sentence; it travels in headers, which are limited to 8 KiB."""
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 class UnknownCrosscoder(LookupError):

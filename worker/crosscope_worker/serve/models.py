@@ -1,6 +1,7 @@
 """The crosscoders and model pairs that are loaded. Knows the artefact folder; not requests or batches."""
 
 import asyncio
+import logging
 import re
 import time
 from collections import OrderedDict
@@ -11,7 +12,6 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 import numpy as np
-import structlog
 import torch
 from pydantic import ValidationError
 
@@ -33,7 +33,7 @@ _VERSION_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 _PAIR_HASHES = ("tokenizer", "base", "chat", "adapter")
 _WARM_UP_LENGTHS = (1, 8, 64)
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 PairKey = tuple[PairManifest, tuple[str, ...]]
 
@@ -107,14 +107,15 @@ class Models:
         self._loaded[key] = loaded
         while len(self._loaded) > self._max_crosscoders:
             (name, version_id), _ = self._loaded.popitem(last=False)
-            log.info("dropped a crosscoder", crosscoder=name, version=version_id)
+            log.info("dropped a crosscoder", extra={"crosscoder": name, "version": version_id})
         return loaded
 
     def _end_of_load(self, key: tuple[str, str]) -> Callable[[asyncio.Task[LoadedCrosscoder]], None]:
         def forget(task: asyncio.Task[LoadedCrosscoder]) -> None:
             del self._loading[key]
             if not task.cancelled() and (error := task.exception()):
-                log.warning("cannot load a crosscoder", crosscoder=key[0], version=key[1], error=str(error))
+                why = {"crosscoder": key[0], "version": key[1], "error": str(error)}
+                log.warning("cannot load a crosscoder", extra=why)
 
         return forget
 
@@ -135,7 +136,7 @@ class Models:
         bounds = None if limits is None else NormBounds(limits, manifest.norm_positions)
         encoder = Encoder(crosscoder, PairActivations(pair.pair, manifest.layer), self._num_threads, bounds)
         seconds = round(time.perf_counter() - started, 3)
-        log.info("loaded a crosscoder", crosscoder=name, version=version_id, seconds=seconds)
+        log.info("loaded a crosscoder", extra={"crosscoder": name, "version": version_id, "seconds": seconds})
         settings = TemplateSettings.of_recipe(manifest.recipe, manifest.chat_template_date)
         return LoadedCrosscoder(name, version_id, pair, pair.tokenizer.with_settings(settings), encoder, policy)
 

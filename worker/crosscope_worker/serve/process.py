@@ -9,12 +9,12 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc.aio
-import structlog
 import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from pydantic import ValidationError
 from transformers.utils import logging as transformers_logging
 
+from crosscope_proto.logs import configure_logging
 from crosscope_proto.worker.v1 import inference_pb2_grpc
 from crosscope_worker.serve.batching import Batcher
 from crosscope_worker.serve.models import Models
@@ -33,7 +33,7 @@ _OPTIONS = [
     ("grpc.so_reuseport", 0),
 ]
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 class StartError(Exception):
@@ -93,7 +93,8 @@ def run() -> int:
             name = ".".join(str(part) for part in detail["loc"])
             sys.stderr.write(f"setting {name}: {detail['msg']}, but is {detail.get('input')!r}\n")
         return 1
-    _configure()
+    configure_logging("inference")
+    transformers_logging.disable_progress_bar()
     torch.set_num_interop_threads(1)
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)
@@ -114,22 +115,8 @@ async def _serve(settings: ServeSettings) -> None:
         loop.add_signal_handler(number, stop.set)
     process = InferenceProcess(settings)
     await process.start()
-    log.info("serving", listen=settings.listen, device=settings.device, home=str(settings.home))
+    where = {"listen": settings.listen, "device": settings.device, "home": str(settings.home)}
+    log.info("serving", extra=where)
     await stop.wait()
     log.info("stopping")
     await process.stop()
-
-
-def _configure() -> None:
-    transformers_logging.disable_progress_bar()
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )

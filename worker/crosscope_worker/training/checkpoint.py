@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from crosscope_worker.disk import is_no_room, sync
+from crosscope_worker.disk import is_no_room, whole_folder
 
 TENSORS = "tensors.safetensors"
 STATE = "state.json"
@@ -46,26 +46,19 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     target = folder / f"step-{checkpoint.step:09d}"
     if target.exists():
         return
-    partial = folder / f".partial-{target.name}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
-        save_file({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}, partial / TENSORS)
-        state = {name: getattr(checkpoint, name) for name in _IN_STATE}
-        (partial / STATE).write_text(json.dumps(state), encoding="utf-8")
-        for path in (partial / TENSORS, partial / STATE, partial):
-            sync(path)
-        partial.rename(target)
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError | SafetensorError) and is_no_room(error):
+        with whole_folder(target) as partial:
+            save_file({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}, partial / TENSORS)
+            state = {name: getattr(checkpoint, name) for name in _IN_STATE}
+            (partial / STATE).write_text(json.dumps(state), encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        if is_no_room(error):
             size = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
             raise OSError(
                 f"no room for the checkpoint of step {checkpoint.step} in {folder}: it takes {size / 1e6:.1f} MB, and "
                 f"{shutil.disk_usage(folder).free / 1e6:.1f} MB are free"
             ) from error
         raise
-    sync(folder)
     for old in _checkpoints(folder):
         if old != target:
             shutil.rmtree(old)

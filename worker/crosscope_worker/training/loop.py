@@ -18,6 +18,7 @@ from torch import Tensor
 from crosscope_proto.recipe import CrosscoderRecipe, recipe_dict
 from crosscope_proto.roles import MODEL_NAMES
 from crosscope_proto.specs import CrosscoderSpec, TrainingSpec
+from crosscope_proto.stages import Stage
 from crosscope_worker.data.activation_source import ActivationSource
 from crosscope_worker.dictionary.crosscoder import DIFFERENCE, Crosscoder
 from crosscope_worker.training import memory
@@ -31,7 +32,6 @@ from crosscope_worker.training.trainer import Counters, Trainer
 from crosscope_worker.training.variants import budgets, widths
 from crosscope_worker.work import Progress, is_out_of_memory
 
-STAGE = "train"
 _BUFFER = "buffer."
 """Begins the names of the buffer's tensors in a checkpoint."""
 
@@ -164,16 +164,16 @@ def _steps(
             rate = (counters.tokens - tokens_before) / max(time.monotonic() - clock, 1e-9)
             metrics = measure(trainer, outcome, x) | {"tokens_per_second": rate}
             counters.curves += [(counters.step, name, value) for name, value in metrics.items()]
-        progress(STAGE, fraction, step=counters.step, metrics=metrics)
+        progress(Stage.TRAIN, fraction, step=counters.step, metrics=metrics)
         if counters.step % training.checkpoint_every == 0:
-            progress(STAGE, fraction, f"writing the checkpoint of step {counters.step}", step=counters.step)
+            progress(Stage.TRAIN, fraction, f"writing the checkpoint of step {counters.step}", step=counters.step)
             _save(folder, recipe, trainer, buffer, source)
 
 
 def _check_memory(spec: CrosscoderSpec, training: TrainingSpec, d_model: tuple[int, int], device: torch.device) -> None:
     free = memory.free_bytes(device)
     parts = memory.needed(spec, training, sum(widths(spec, d_model)))
-    if free is not None and (sentence := memory.shortage(parts, memory.values_of(spec, training), free)):
+    if sentence := memory.shortage(parts, memory.values_of(spec, training), free):
         raise TrainingError(sentence)
 
 

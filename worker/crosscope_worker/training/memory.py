@@ -6,6 +6,7 @@ On the CPU a training that outgrows the machine is killed without a word, so it 
 from collections.abc import Mapping
 from pathlib import Path
 
+import psutil
 import torch
 
 from crosscope_proto.footprint import SAMPLE, needed, values_of
@@ -46,20 +47,12 @@ def ran_out(parts: Mapping[str, int], values: Mapping[str, int]) -> str:
     )
 
 
-def free_bytes(device: torch.device) -> int | None:
-    """Memory that a training on a device may still take; None where the system does not say."""
+def free_bytes(device: torch.device) -> int:
+    """Memory that a training on a device may still take."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    known = [each for each in (_free_of_machine(), _free_of_container()) if each is not None]
-    return min(known, default=None)
-
-
-def _free_of_machine() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+    free, in_container = psutil.virtual_memory().available, _free_of_container()
+    return free if in_container is None else min(free, in_container)
 
 
 def _free_of_container() -> int | None:

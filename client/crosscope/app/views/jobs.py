@@ -9,6 +9,7 @@ import streamlit as st
 from crosscope import JobInfo, JobState, Plan, _tables
 from crosscope.app import address, charts, follow, panels, session, starter, text, url
 from crosscope.app.table_view import Column, table_view
+from crosscope_proto.stages import in_order
 
 REFRESH_S = 2
 LIST_HEIGHT = 214
@@ -17,8 +18,6 @@ FIGURES = (("loss", "Loss"), ("fve", "Variance explained"), ("l0", "L0, latents 
 """What is drawn: names of figures begin with the first, the chart is called the second."""
 MAKES_CROSSCODERS = ("crosscoder", "published")
 """Kinds of jobs that end with a crosscoder to browse."""
-STAGES = ("world", "base", "chat", "load", "hash", "hash-data", "fill", "train", "analyse", "fidelity", "publish")
-"""In the order in which jobs go through them."""
 AGAIN = (JobState.FAILED, JobState.CANCELLED)
 """What a job can be queued again after."""
 RECIPE, KEPT_RECIPE = "recipe", "jobs-recipe"
@@ -99,7 +98,7 @@ def detail(job: JobInfo) -> None:
             session.link("overview", f"Open {job.name}", crosscoder=job.name)
             session.link("atlas", "Atlas", crosscoder=job.name)
     if job.stage_seconds:
-        panels.facts([(stage, _tables.duration(seconds)) for stage, seconds in in_order(job.stage_seconds)])
+        panels.facts([(stage, _tables.duration(job.stage_seconds[stage])) for stage in in_order(job.stage_seconds)])
     if job.metrics:
         panels.facts([(name.replace("_", " "), text.number(value, 4)) for name, value in sorted(job.metrics.items())])
     figures(job)
@@ -110,11 +109,6 @@ def detail(job: JobInfo) -> None:
 def reuse(recipe: str) -> None:
     """Puts a recipe into the field."""
     st.session_state[KEPT_RECIPE] = recipe
-
-
-def in_order(stage_seconds: Mapping[str, float]) -> list[tuple[str, float]]:
-    """Stages in the order in which a job goes through them, others first."""
-    return sorted(stage_seconds.items(), key=lambda pair: STAGES.index(pair[0]) if pair[0] in STAGES else len(STAGES))
 
 
 def figures(job: JobInfo) -> None:

@@ -10,6 +10,7 @@ from crosscope.app import address, charts, panels, session, tables, text
 from crosscope.app.columns import AXES, CLASS_OF_NUMBER, evidence, is_defined, is_difference
 from crosscope.app.palette import CLASS_NAMES
 from crosscope.app.table_view import Column, table_view
+from crosscope_proto.limits import MAX_NU_ERR
 from crosscope_proto.metrics import inlier_fve
 
 NUM_TELLING = 12
@@ -18,8 +19,6 @@ NUM_PEAKS = 6
 PUBLISHED, ALONE, RATIO = "base_uselessness", "base_uselessness_single", "beta_ratio"
 OPENS = "A row opens its latent."
 REPEATS = "of tokens repeat an earlier text"
-NU_ERR_LIMIT = 0.2
-"""Genuinely chat-specific latents lie below it (math §4)."""
 NUM_JOBS = 4
 NORMS = "norms"
 """Key of the histogram."""
@@ -182,11 +181,11 @@ def telling(info: CrosscoderInfo) -> None:
     by = PUBLISHED if is_defined(columns, PUBLISHED) else ALONE
     ids = most_telling(columns, by)
     if not len(ids):
-        st.markdown(f"No latent has a base uselessness and ν error below {NU_ERR_LIMIT}.")
+        st.markdown(f"No latent has a base uselessness and ν error below {MAX_NU_ERR}.")
         return
-    st.caption(f"By {AXES[by].label}; only latents with ν error below {NU_ERR_LIMIT}. {OPENS}")
+    st.caption(f"By {AXES[by].label}; only latents with ν error below {MAX_NU_ERR}. {OPENS}")
     names = (by, *(name for name in evidence(columns) if name != ALONE))
-    listed(info, ids, columns, names, {"order": f"-{by}", "nu_err": NU_ERR_LIMIT})
+    listed(info, ids, columns, names, {"order": f"-{by}", "nu_err": MAX_NU_ERR})
 
 
 def listed(
@@ -212,7 +211,7 @@ def listed(
 
 def most_telling(columns: Mapping[str, np.ndarray], by: str) -> np.ndarray:
     """The NUM_TELLING latents of highest `by` among those with a small ν error."""
-    fitting = np.flatnonzero(np.isfinite(columns[by]) & (columns["nu_err"] < NU_ERR_LIMIT))
+    fitting = np.flatnonzero(np.isfinite(columns[by]) & (columns["nu_err"] < MAX_NU_ERR))
     return fitting[np.argsort(-columns[by][fitting], kind="stable")][:NUM_TELLING]
 
 

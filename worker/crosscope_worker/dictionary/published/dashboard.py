@@ -5,7 +5,6 @@ of models.
 """
 
 import json
-import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -20,6 +19,7 @@ import pyarrow.parquet as pq
 from crosscope_proto import artefacts as layout
 from crosscope_proto.artefacts import ExampleGroup
 from crosscope_worker.dictionary.crosscoder import CrosscoderError
+from crosscope_worker.disk import whole
 
 _COLUMNS = ["latent", "group", "sequence", "max", "positions", "values"]
 
@@ -37,20 +37,15 @@ def export_dashboard(version: Path, target: Path) -> int:
     parts = sorted((version / layout.EXAMPLES).glob("*.parquet"))
     if not parts or not sequences.is_file():
         raise CrosscoderError(f"{version} has no {layout.EXAMPLES}/ or no {layout.SEQUENCES}: is it a version folder?")
-    temporary = target.with_name(f".{target.name}-{os.getpid()}")
-    temporary.unlink(missing_ok=True)
     pieces = cast("list[list[str]]", pq.read_table(sequences, columns=["pieces"])["pieces"].to_pylist())
     try:
-        with closing(sqlite3.connect(temporary)) as connection, connection:
+        with whole(target) as partial, closing(sqlite3.connect(partial)) as connection, connection:
             connection.execute("CREATE TABLE data_table (key INTEGER PRIMARY KEY, examples TEXT NOT NULL)")
             rows = (row for part in parts for row in _rows(part, pieces))
             connection.executemany("INSERT INTO data_table VALUES (?, ?)", rows)
             (count,) = connection.execute("SELECT COUNT(*) FROM data_table").fetchone()
-        temporary.rename(target)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, OSError) as error:
         raise CrosscoderError(f"{target} cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return count
 
 

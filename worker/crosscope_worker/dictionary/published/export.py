@@ -22,6 +22,7 @@ from crosscope_worker.dictionary.published.dictionary_learning import (
     normalised_once,
 )
 from crosscope_worker.dictionary.version import read_manifest
+from crosscope_worker.disk import whole_folder
 
 DIALECTS = ("two-scales", "one-scale")
 """two-scales: `dict_class` in config.json, and a scale for each model. one-scale: the fork that refuses both; it has
@@ -49,14 +50,12 @@ def export_hub(crosscoder: Crosscoder, target: Path, k: int | None = None, diale
     tensors, config = _one_stream(crosscoder, k) if is_one_stream else _two_models(crosscoder, k, dialect)
     if dialect == "one-scale":
         del config["dict_class"]
-    try:
-        target.mkdir(parents=True)
-    except FileExistsError as error:
-        raise CrosscoderError(f"{target} exists; name a new folder") from error
-    save_file(
-        {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, target / "model.safetensors"
-    )
-    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    if target.exists():
+        raise CrosscoderError(f"{target} exists; name a new folder")
+    with whole_folder(target) as folder:
+        plain = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+        save_file(plain, folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return _to_know(crosscoder, is_one_stream)
 
 

@@ -1,0 +1,59 @@
+"""The stages of jobs: their names, their order, and what share of a whole job each of them is."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
+from typing import Final
+
+
+class Stage(StrEnum):
+    """The stages in the order in which jobs go through them."""
+
+    WORLD = "world"
+    """Makes the texts of a generated world and its tokenizer."""
+    BASE = "base"
+    """Trains the demo's base model."""
+    CHAT = "chat"
+    """Trains the demo's chat model."""
+    LOAD = "load"
+    """Loads the pair, and a published crosscoder, and tries them."""
+    HASH = "hash"
+    """Hashes the models' files."""
+    HASH_DATA = "hash-data"
+    """Hashes the data, if activations are cached."""
+    FILL = "fill"
+    """Fills the shuffle buffer before the first step."""
+    TRAIN = "train"
+    ANALYSE = "analyse"
+    """Measures every latent."""
+    FIDELITY = "fidelity"
+    """Runs both models with reconstructions spliced in."""
+    PUBLISH = "publish"
+
+
+STAGES: Final[Mapping[str, Sequence[tuple[Stage, float]]]] = {
+    "crosscoder": (
+        (Stage.LOAD, 1.0),
+        (Stage.HASH, 1.0),
+        (Stage.HASH_DATA, 1.0),
+        (Stage.FILL, 3.0),
+        (Stage.TRAIN, 69.0),
+        (Stage.ANALYSE, 20.0),
+        (Stage.FIDELITY, 4.0),
+        (Stage.PUBLISH, 1.0),
+    ),
+    "published": (
+        (Stage.LOAD, 5.0),
+        (Stage.HASH, 5.0),
+        (Stage.ANALYSE, 72.0),
+        (Stage.FIDELITY, 15.0),
+        (Stage.PUBLISH, 3.0),
+    ),
+    "demo-pair": ((Stage.WORLD, 5.0), (Stage.BASE, 60.0), (Stage.CHAT, 35.0)),
+}
+"""The stages of each kind of recipe in their order, with weights: roughly how a job of usual size divides its time."""
+
+
+def in_order(stages: Iterable[str]) -> list[str]:
+    """Names of stages in the order in which jobs go through them; names that are none of ours come last."""
+    order = {str(stage): place for place, stage in enumerate(Stage)}
+    return sorted(stages, key=lambda stage: order.get(stage, len(order)))

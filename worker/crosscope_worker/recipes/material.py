@@ -1,0 +1,115 @@
+"""What a recipe's pair and data are, loaded and tried: the first thing that every job with a crosscoder does.
+
+Knows no formula.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import torch
+
+from crosscope_proto.artefacts import PairManifest, pair_folder
+from crosscope_proto.recipe import CrosscoderRecipe, PublishedRecipe, recipe_dict
+from crosscope_proto.stages import Stage
+from crosscope_worker.analysis.lens import find_lenses
+from crosscope_worker.analysis.upper_half import UpperHalf
+from crosscope_worker.data.texts import Split, TextStream, open_rows
+from crosscope_worker.dictionary.sparse import launches_kernels
+from crosscope_worker.models.activations import PairActivations
+from crosscope_worker.models.fingerprints import pair_hashes
+from crosscope_worker.models.pair import Pair, load_pair
+from crosscope_worker.models.places import resolve_pair
+from crosscope_worker.phases import Phase, loading
+from crosscope_worker.roots import check_pair_folders
+from crosscope_worker.tokenizer.tokens import TemplateSettings, TextTokenizer
+from crosscope_worker.work import Progress, Workspace
+
+Recipe = CrosscoderRecipe | PublishedRecipe
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """What a recipe's pair and data are, loaded."""
+
+    recipe: Recipe
+    workspace: Workspace
+    progress: Progress
+    pair: Pair
+    activations: PairActivations
+    tokenizer: TextTokenizer
+    hashes: dict[str, str]
+    """`pair_hashes` of the pair."""
+
+    @classmethod
+    def load(cls, recipe: Recipe, workspace: Workspace, progress: Progress) -> Self:
+        """Loads the pair and opens the data.
+
+        Raises PairError, RootError for a pair that jobs may not read, AnalysisError where `analysis.spliced_tokens`
+        cannot be had of a model, and DataError, also where a set has no held-out text.
+        """
+        progress(Stage.LOAD, 0.0, f"looking for the pair {recipe.pair.name} and the data")
+        on_gpu = torch.device(workspace.device).type == "cuda"
+        manifest = resolve_pair(recipe.pair, workspace.home)
+        check_pair_folders(manifest, workspace.roots)
+        # Files that are missing or closed are said before models are loaded, which takes minutes.
+        for spec in recipe.data:
+            open_rows(spec, _folders(recipe, workspace), workspace.roots)
+        with loading(progress, f"loading the pair {recipe.pair.name}", _size_bytes(manifest)):
+            pair = load_pair(manifest, workspace.device, long_rows=on_gpu and launches_kernels())
+        activations = PairActivations(pair, recipe.layer)
+        progress(Stage.LOAD, 0.92, "trying both models on a few tokens")
+        for message in _try_models(activations, recipe):
+            progress(Stage.LOAD, 0.94, message)
+        day = recipe.chat_template_date.isoformat() if recipe.chat_template_date else workspace.first_day()
+        tokenizer = TextTokenizer(pair.tokenizer, TemplateSettings.of_recipe(recipe_dict(recipe), day))
+        material = cls(recipe, workspace, progress, pair, activations, tokenizer, {})
+        progress(Stage.LOAD, 0.96, "looking for the held-out texts")
+        material.texts("held_out").check_held_out()
+        hashing = Phase(progress, Stage.HASH, "hashing the models' files", _size_bytes(manifest), "bytes")
+        return replace(material, hashes=pair_hashes(manifest, hashing))
+
+    def texts(self, split: Split) -> TextStream:
+        """The recipe's texts of a split, from their beginning, cut to what both models can read.
+
+        Raises DataError if a file is missing.
+        """
+        policy, limit = self.recipe.tokens, self.pair.max_positions
+        if limit is not None:
+            policy = replace(policy, max_length=min(limit, policy.max_length))
+        folders = _folders(self.recipe, self.workspace)
+
+        def tell(message: str) -> None:
+            self.progress("read", 0.0, message)
+
+        return TextStream(self.recipe.data, self.tokenizer, policy, folders, split, self.workspace.roots, tell)
+
+
+def _folders(recipe: Recipe, workspace: Workspace) -> list[Path]:
+    """Where relative paths of data are looked up, in this order."""
+    folders = [Path(pair_folder(workspace.home, recipe.pair.name)), workspace.home]
+    return folders if workspace.submitted_from is None else [*folders, workspace.submitted_from]
+
+
+def _try_models(activations: PairActivations, recipe: Recipe) -> list[str]:
+    """What people must know of the models before anything is trained, a sentence each.
+
+    Raises PairError or AnalysisError where a model cannot be read or measured.
+    """
+    activations.check()
+    if recipe.analysis.spliced_tokens:
+        for model in activations.pair.models:
+            UpperHalf(model, recipe.layer)
+    _, reasons = find_lenses(activations.pair)
+    differences = activations.pair.manifest.token_differences
+    told = [f"no logit lens: {reason}" for reason in reasons.values()]
+    if differences:
+        told.append(f"the tokenizers name {len(differences)} tokens differently; the first: {differences[0]}")
+    return told
+
+
+def _size_bytes(manifest: PairManifest) -> int:
+    """Of everything in the pair's folders; a model of the hub counts nothing."""
+    places = (manifest.base, manifest.chat, manifest.tokenizer, manifest.adapter)
+    folders = {Path(source) for source in places if source is not None}
+    return sum(path.stat().st_size for each in folders if each.is_absolute() for path in each.glob("*"))
