@@ -274,7 +274,8 @@ Global___Tokens: _TypeAlias = Tokens  # noqa: Y015
 @_typing.final
 class SparseCode(_message.Message):
     """Sparse codes of the tokens of one text, in compressed rows: the latents of token t are
-    latents[row_starts[t] : row_starts[t + 1]], strongest first.
+    latents[row_starts[t] : row_starts[t + 1]], strongest first. Workers, the cache and clients get this one message. All
+    numbers have four bytes, so that a protobuf library reads and writes an array as the bytes that it has in memory.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -118,11 +118,9 @@ async def refusal(call: Any) -> tuple[grpc.StatusCode, str]:
     return error.value.code(), error.value.details() or ""
 
 
-def rows(code: inference_pb2.PackedCode) -> list[dict[int, float]]:
-    starts = np.frombuffer(code.row_starts, "<u4").tolist()
-    latents, activations = np.frombuffer(code.latents, "<u4"), np.frombuffer(code.activations, "<f4")
-    pairs = list(zip(latents.tolist(), activations.tolist(), strict=True))
-    return [dict(pairs[start:end]) for start, end in pairwise(starts)]
+def rows(code: types_pb2.SparseCode) -> list[dict[int, float]]:
+    pairs = list(zip(code.latents, code.activations, strict=True))
+    return [dict(pairs[start:end]) for start, end in pairwise(code.row_starts)]
 
 
 @pytest.mark.asyncio

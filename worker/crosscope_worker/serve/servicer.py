@@ -150,9 +150,7 @@ def left_out(crosscoder: LoadedCrosscoder, text: TokenisedText, outlying: np.nda
     return reasons
 
 
-def _code_message(code: PromptCode) -> inference_pb2.PackedCode:
-    return inference_pb2.PackedCode(
-        row_starts=code.row_starts.astype("<u4").tobytes(),
-        latents=code.latents.astype("<u4").tobytes(),
-        activations=code.activations.astype("<f4").tobytes(),
+def _code_message(code: PromptCode) -> types_pb2.SparseCode:
+    return types_pb2.SparseCode(
+        row_starts=code.row_starts.tolist(), latents=code.latents.tolist(), activations=code.activations.tolist()
     )
