@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
 
 from crosscope_proto.roles import LeftOut, TokenRole
 from crosscope_proto.v1 import latents_pb2_grpc, prompts_pb2_grpc, types_pb2
@@ -155,8 +156,8 @@ async def run_cache(path: Path) -> AsyncGenerator[asyncio.subprocess.Process]:
 
 def details_of(error: grpc.aio.AioRpcError) -> tuple[status_pb2.Status, list[tuple[str, str]]]:
     """The rich status of an error and its field violations."""
-    metadata: Any = error.trailing_metadata()
-    status = status_pb2.Status.FromString(dict(metadata)["grpc-status-details-bin"])
+    status = rpc_status.from_call(error)  # pyright: ignore[reportArgumentType]
+    assert status is not None
     violations: list[tuple[str, str]] = []
     for packed in status.details:
         bad_request = error_details_pb2.BadRequest()

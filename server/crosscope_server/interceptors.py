@@ -9,15 +9,15 @@ import inspect
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 import grpc.aio
 import structlog
 from google.protobuf.message import DecodeError, Message
-from google.rpc import status_pb2
 
-from crosscope_server.errors import STATUS_DETAILS, InvalidRequest, NoToken, Violation, status_code, status_of
+from crosscope_proto.rich_status import abort
+from crosscope_server.errors import InvalidRequest, NoToken, Violation, status_code, status_of
 from crosscope_server.metrics import Metrics
 from crosscope_server.validation import check
 
@@ -30,12 +30,6 @@ Context = grpc.aio.ServicerContext
 Handler = Any
 """grpc.RpcMethodHandler, or None for a method that does not exist."""
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]
-
-
-async def _abort(context: Context, status: status_pb2.Status) -> NoReturn:
-    metadata = ((STATUS_DETAILS, status.SerializeToString()),)
-    await context.abort(status_code(status), status.message, trailing_metadata=metadata)
-    raise AssertionError("unreachable: abort raises")
 
 
 class TokenInterceptor(grpc.aio.ServerInterceptor):
@@ -58,10 +52,10 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
         status = status_of(NoToken(sentence), method)
 
         async def refuse(_: object, context: Context) -> None:
-            await _abort(context, status)
+            await abort(context, status)
 
         async def refuse_stream(_: object, context: Context) -> AsyncIterator[Message]:
-            await _abort(context, status)
+            await abort(context, status)
             yield Message()
 
         return _with_behaviour(handler, refuse, refuse_stream)
@@ -118,7 +112,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         except Exception as error:
             status = status_of(error, method)
             outcome = status_code(status)
-            await _abort(context, status)
+            await abort(context, status)
         finally:
             seconds = time.perf_counter() - started
             # Soon, not now: whoever waits for the reply goes first.
@@ -135,7 +129,7 @@ async def _around_others(method: str, context: Context) -> AsyncGenerator[None]:
     try:
         yield
     except InvalidRequest as error:
-        await _abort(context, status_of(error, method))
+        await abort(context, status_of(error, method))
 
 
 def _message(request: Message | DecodeError) -> Message:

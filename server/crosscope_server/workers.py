@@ -11,12 +11,12 @@ from typing import Any
 import grpc
 import grpc.aio
 import structlog
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
 
 from crosscope_proto.worker.v1 import inference_pb2, inference_pb2_grpc
 from crosscope_server.errors import (
-    STATUS_DETAILS,
     BrokenArtefact,
     Conflict,
     InvalidRequest,
@@ -154,8 +154,7 @@ class Workers:
 def _caller_error(error: grpc.aio.AioRpcError) -> Exception:
     """What a worker's error means to our caller; anything unexpected is a bug and stays as it is."""
     sentence = error.details() or error.code().name
-    status = _rich_status(error)
-    violations, retry_after_s = _details(status)
+    violations, retry_after_s = _details(error)
     match error.code():
         case grpc.StatusCode.INVALID_ARGUMENT | grpc.StatusCode.OUT_OF_RANGE:
             return InvalidRequest(violations or [Violation("prompt", sentence)], sentence)
@@ -173,18 +172,12 @@ def _caller_error(error: grpc.aio.AioRpcError) -> Exception:
             return error
 
 
-def _rich_status(error: grpc.aio.AioRpcError) -> status_pb2.Status:
-    metadata: Any = error.trailing_metadata() or ()
-    for key, value in metadata:
-        if key == STATUS_DETAILS and isinstance(value, bytes):
-            return status_pb2.Status.FromString(value)
-    return status_pb2.Status()
-
-
-def _details(status: status_pb2.Status) -> tuple[list[Violation], float | None]:
+def _details(error: grpc.aio.AioRpcError) -> tuple[list[Violation], float | None]:
+    """The fields that a worker found wrong, and when to ask it again."""
+    status = rpc_status.from_call(error)  # pyright: ignore[reportArgumentType] (the stubs know no grpc.aio)
     violations: list[Violation] = []
     retry_after_s: float | None = None
-    for packed in status.details:
+    for packed in status.details if status else ():
         bad_request, retry = error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
         if packed.Unpack(bad_request):
             violations += [Violation(v.field, v.description) for v in bad_request.field_violations]

@@ -20,7 +20,9 @@ import numpy as np
 import pytest
 import pytest_asyncio
 import torch
+from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
 
 from crosscope_proto.artefacts import CURRENT, MANIFEST, WEIGHTS, CrosscoderManifest, crosscoder_folder, version_folder
 from crosscope_proto.roles import LeftOut, TokenRole
@@ -370,7 +372,11 @@ async def test_a_busy_device_delays_no_tokens_and_refuses_a_flood(
         await served.inference.Encode(encode_request("the baker " * 60))
     assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "try again later" in (refused.value.details() or "")
-    assert "grpc-status-details-bin" in dict(refused.value.trailing_metadata() or ())  # pyright: ignore[reportArgumentType, reportCallIssue]
+    status = rpc_status.from_call(refused.value)  # pyright: ignore[reportArgumentType]
+    retry = error_details_pb2.RetryInfo()
+    assert status is not None
+    assert status.details[0].Unpack(retry)
+    assert retry.retry_delay.ToMilliseconds() > 0
     leave.set()
     await asyncio.gather(busy, waiting)
 
