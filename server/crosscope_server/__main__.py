@@ -7,20 +7,17 @@ import signal
 import sys
 
 import structlog
-from pydantic import ValidationError
 
+from crosscope_proto.settings import SettingsError, read_settings
 from crosscope_server.settings import Settings
 
 
 def main() -> int:
     """Serves until SIGTERM or SIGINT; the exit code is 1 if it could not start."""
     try:
-        settings = Settings()
-    except ValidationError as error:
-        for detail in error.errors():
-            name = ".".join(str(part) for part in detail["loc"])
-            variable = name if name.isupper() else f"CROSSCOPE_SERVER_{name.upper()}"
-            sys.stderr.write(f"{variable}: {detail['msg'].removeprefix('Value error, ')}, but is {detail['input']!r}\n")
+        settings = read_settings(Settings)
+    except SettingsError as error:
+        sys.stderr.write(f"{error}\n")
         return 1
     configure_log(settings.log_level)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read when grpc is imported; our own log says what matters
