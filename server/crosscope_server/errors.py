@@ -5,13 +5,13 @@ the value, the limit and the way out. Any other exception is a bug: the caller g
 the traceback. Knows nothing about services.
 """
 
+import logging
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import grpc
-import structlog
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
@@ -22,7 +22,7 @@ from crosscope_proto.rich_status import cut, retry_info, rich_status
 DOMAIN = "crosscope"
 _MAX_VIOLATIONS, _MAX_FIELD_BYTES, _MAX_VIOLATION_BYTES = 10, 80, 200
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def status_of(error: Exception, method: str) -> status_pb2.Status:
     known = as_call_error(error)
     if known is None:
         bug_id = uuid.uuid4().hex[:12]
-        log.error("bug", bug_id=bug_id, method=method, exc_info=error)
+        log.error("bug", extra={"bug_id": bug_id, "method": method}, exc_info=error)
         return rich_status(
             grpc.StatusCode.INTERNAL,
             f"the server has a bug; its log tells more under bug id {bug_id}",

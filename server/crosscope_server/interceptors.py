@@ -6,6 +6,7 @@ Knows nothing about services; it never looks into a message, and logs no text of
 import asyncio
 import hmac
 import inspect
+import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -13,7 +14,6 @@ from typing import Any
 
 import grpc
 import grpc.aio
-import structlog
 from google.protobuf.message import DecodeError, Message
 
 from crosscope_proto.rich_status import abort
@@ -24,7 +24,7 @@ from crosscope_server.validation import check
 OURS = "/crosscope.v1."
 _HEALTH = "/grpc.health.v1.Health/"
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext
 Handler = Any
@@ -120,7 +120,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _record(self, method: str, outcome: grpc.StatusCode, seconds: float) -> None:
         self._metrics.called(method, outcome.name, seconds)
-        log.info("call", method=method, status=outcome.name, ms=round(seconds * 1000, 2))
+        log.info("call", extra={"method": method, "status": outcome.name, "ms": round(seconds * 1000, 2)})
 
 
 @asynccontextmanager

@@ -4,13 +4,13 @@ Health is watched, not polled, so a worker that starts or dies is known at once.
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import grpc.aio
-import structlog
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
@@ -42,7 +42,7 @@ _OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
 ]
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -108,7 +108,7 @@ class Workers:
                 if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
                     busy = error
                 elif error.code() is grpc.StatusCode.UNAVAILABLE:
-                    log.warning("worker is gone", worker=worker.target, error=error.details())
+                    log.warning("worker is gone", extra={"worker": worker.target, "error": error.details()})
                     await self._set_alive(worker, is_alive=False)
                 else:
                     raise _caller_error(error) from error
@@ -137,7 +137,7 @@ class Workers:
                 async for reply in stub.Watch(health_pb2.HealthCheckRequest(), wait_for_ready=True):
                     await self._set_alive(worker, is_alive=reply.status == serving)
             except grpc.aio.AioRpcError as error:
-                log.debug("health watch ended", worker=worker.target, error=error.details())
+                log.debug("health watch ended", extra={"worker": worker.target, "error": error.details()})
             await self._set_alive(worker, is_alive=False)
             await asyncio.sleep(_RETRY_S)
 
@@ -146,7 +146,7 @@ class Workers:
             return
         before = self.num_alive > 0
         worker.is_alive = is_alive
-        log.info("worker serves" if is_alive else "worker does not serve", worker=worker.target)
+        log.info("worker serves" if is_alive else "worker does not serve", extra={"worker": worker.target})
         if (after := self.num_alive > 0) != before:
             await self._on_change(after)
 

@@ -1,0 +1,66 @@
+"""The log of every process: to stderr, one JSON object a line, or a readable line where stderr is a terminal.
+
+Programs log through the standard library's `logging.getLogger(__name__)`; details go into `extra` and become fields of
+the line (`log.info("serving", extra={"listen": address})`). Knows nothing about what is logged.
+"""
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Final
+
+OUR_LOGGERS: Final = ("crosscope", "crosscope_local", "crosscope_server", "crosscope_worker")
+"""The packages whose log is written from the level that is asked for. Others' libraries are heard from WARNING on."""
+_OF_EVERY_RECORD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+
+
+def configure_logging(process: str, level: str = "info") -> None:
+    """Sends the log of this process to stderr, in the place of what was configured before.
+
+    `process` is the short name that each line carries ("server", "inference", "jobs"); `level` is debug, info, warning
+    or error. Raises ValueError for another level.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PeopleFormatter() if sys.stderr.isatty() else JsonFormatter(process))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    for name in OUR_LOGGERS:
+        logging.getLogger(name).setLevel(level.upper())
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object: event, level, timestamp (UTC, ISO 8601), process, logger, the details, and a traceback."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one line without its end. A detail that JSON does not know is written as its repr."""
+        entry: dict[str, object] = {
+            "event": record.getMessage(),
+            "level": record.levelname.lower(),
+            "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(),
+            "process": self._process,
+            "logger": record.name,
+        } | _details(record)
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry, default=repr)
+
+
+class PeopleFormatter(logging.Formatter):
+    """A line for a terminal: time, logger, level, sentence and details, and below it a traceback."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(name)s %(levelname)s %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The line with its details behind the sentence."""
+        details = "".join(f"  {name}={value}" for name, value in _details(record).items())
+        return super().formatMessage(record) + details
+
+
+def _details(record: logging.LogRecord) -> dict[str, object]:
+    """What `extra` added to a record."""
+    return {name: value for name, value in vars(record).items() if name not in _OF_EVERY_RECORD}
