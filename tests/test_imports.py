@@ -1,4 +1,4 @@
-"""Who may import what (the table in docs/architecture.md), each in a fresh interpreter."""
+"""What importing a part loads, each time in a fresh interpreter. Who imports whom: test_rooms.py."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-_HEAVY = {"torch", "transformers", "ray", "redis", "pandas", "streamlit", "plotly", "pyarrow", "duckdb"}
+_HEAVY = {"torch", "transformers", "redis", "pandas", "streamlit", "plotly", "pyarrow"}
 _ALL_MODULES = """
 import importlib, pkgutil, sys
 package = importlib.import_module({package!r})
@@ -31,11 +31,11 @@ def loaded_after(code: str) -> set[str]:
             "crosscope_proto",
             {"torch", "transformers", "redis", "pyarrow", "crosscope_server", "crosscope_worker", "crosscope"},
         ),
-        ("crosscope_server", {"torch", "transformers", "ray", "streamlit", "crosscope_worker", "crosscope"}),
+        ("crosscope_server", {"torch", "transformers", "streamlit", "crosscope_worker", "crosscope"}),
         ("crosscope_worker", {"streamlit", "crosscope", "crosscope_server"}),
         (
             "crosscope",
-            {"torch", "transformers", "redis", "rq", "duckdb", "crosscope_server", "crosscope_worker"},
+            {"torch", "transformers", "redis", "rq", "crosscope_server", "crosscope_worker"},
         ),
     ],
 )

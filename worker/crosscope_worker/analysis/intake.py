@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
 from crosscope_proto.specs import AnalysisSpec
 from crosscope_worker.analysis.block import Block, encode_block
-from crosscope_worker.analysis.errors import AnalysisError
 from crosscope_worker.analysis.repeats import FirstShards, WindowHashes
 from crosscope_worker.dictionary.crosscoder import Crosscoder
 
@@ -41,7 +39,7 @@ def blocks(
 
     A data set's last text is taken whole, so its share may be passed by less than one text. Block b belongs to shard
     `b % spec.num_shards`; a token of it that repeats an earlier text belongs to the shard in which that was first read
-    (math §4). Raises AnalysisError that names the first activation that is not finite.
+    (math §4).
     """
     budget = [max(1, spec.max_tokens // len(datasets))] * len(datasets)
     block_tokens = min(BLOCK_TOKENS, max(1, spec.max_tokens // spec.num_shards))
@@ -49,7 +47,6 @@ def blocks(
     first_shards = FirstShards()
     for harvest in harvests:
         x = harvest.x
-        _check_finite(x, harvest, crosscoder)
         text = harvest.text.cpu().long()
         lengths = torch.bincount(text, minlength=len(harvest.texts)).tolist()
         for group in _groups(harvest.texts, lengths, budget, block_tokens):
@@ -96,17 +93,3 @@ def _groups(texts: "Sequence[Text]", lengths: list[int], budget: list[int], bloc
 
 def _column(values: Tensor, keep: Tensor) -> Tensor:
     return values.cpu().long()[keep]
-
-
-def _check_finite(x: Tensor, harvest: "Harvest", crosscoder: Crosscoder) -> None:
-    bad = (~torch.isfinite(x)).nonzero()
-    if len(bad) == 0:
-        return
-    token, column = bad[0].tolist()
-    model = BASE if column < crosscoder.d_model[BASE] else CHAT
-    position, text = int(harvest.position[token]), harvest.texts[int(harvest.text[token])]
-    raise AnalysisError(
-        f"the {MODEL_NAMES[model]} model's activation of token {position} (id {int(text.ids[position])}) of a text of "
-        f"data set {text.dataset} is {float(x[token, column])}; run the pair in float32 "
-        "or bfloat16, or leave the text out"
-    )

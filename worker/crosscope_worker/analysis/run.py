@@ -85,7 +85,7 @@ def analyse(
     dictionary, [latent], none where it has none. All statistics are in the crosscoder's own input space
     (analysis/block.py).
     Memory beyond the weights: see moments.py, uselessness.py, coactivation.py and store.py. Raises AnalysisError when
-    there is no token, or an activation is not finite; whatever `progress` raises passes through.
+    there is no token; what the harvest and `progress` raise passes through.
     """
     if not datasets:
         raise AnalysisError("the analysis has no data set; name at least one")
