@@ -2,7 +2,7 @@
 
 from crosscope_proto.v1 import prompts_pb2, types_pb2
 from crosscope_server.encodings import Prompt, Turn
-from crosscope_server.examples import Tokens
+from crosscope_server.examples import TextTokens
 from crosscope_server.prompts import Encoded
 
 
@@ -19,7 +19,7 @@ def prompt(message: types_pb2.Prompt) -> Prompt:
     return Prompt(None, turns, conversation.add_generation_prompt, message.parse_control_tokens, kwargs)
 
 
-def tokens_message(tokens: Tokens) -> types_pb2.Tokens:
+def tokens_message(tokens: TextTokens) -> types_pb2.Tokens:
     """Tokens."""
     return types_pb2.Tokens(ids=tokens.ids, pieces=tokens.pieces, roles=tokens.roles)  # pyright: ignore[reportArgumentType]
 

@@ -7,10 +7,10 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from crosscope_proto.artefacts import CrosscoderManifest
 from crosscope_proto.recipe import PublishedRecipe
+from crosscope_proto.roots import Roots
 from crosscope_worker.dictionary.crosscoder import CrosscoderError
 from crosscope_worker.dictionary.load import load_crosscoder
 from crosscope_worker.recipes.measure import Material, Trained, already_published, measure_and_publish
-from crosscope_worker.roots import Roots
 from crosscope_worker.work import Progress, Workspace
 
 _FILES = ("*.json", "*.yaml", "*.safetensors", "*.pt", "*.pth", "pytorch_model*.bin")
