@@ -18,7 +18,7 @@ from crosscope_proto.worker.v1 import inference_pb2
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a conversation."""
+    """One message of a conversation; `turn` is its name on the wire."""
 
     role: str
     content: str
@@ -30,7 +30,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What to run the models on: a text or turns."""
+    """What to run the models on: a text or a conversation."""
 
     text: str | None
     turns: tuple[Turn, ...] = ()

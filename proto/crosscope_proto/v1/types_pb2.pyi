@@ -110,7 +110,7 @@ Global___TokenLeftOut: _TypeAlias = TokenLeftOut  # noqa: Y015
 
 @_typing.final
 class Turn(_message.Message):
-    """One turn of a conversation."""
+    """One turn of a conversation: what transformers and the Python client call a message. The wire keeps the older word."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -167,7 +167,7 @@ class Conversation(_message.Message):
     """
     @_builtins.property
     def turns(self) -> _containers.RepeatedCompositeFieldContainer[Global___Turn]:
-        """The turns in order."""
+        """The turns in order; the Python client's `messages`."""
 
     def __init__(
         self,
