@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import fixtures_server  # pyright: ignore[reportMissingImports]
 from fixtures_artefacts import write_crosscoder  # pyright: ignore[reportMissingImports]
-from fixtures_server import Front, packed_code, run_cache, run_worker  # pyright: ignore[reportMissingImports]
+from fixtures_server import Front, run_cache, run_worker  # pyright: ignore[reportMissingImports]
 
 LATENTS_A_TOKEN = 100
 WORDS = " ".join(f"word{i}" for i in range(62))
@@ -141,10 +141,10 @@ async def running(sizes: Sizes) -> AsyncGenerator[tuple[Any, Any]]:
                 await server.wait()
 
 
-def wide_code(text: str) -> inference_pb2.PackedCode:
+def wide_code(text: str) -> types_pb2.SparseCode:
     """LATENTS_A_TOKEN latents on every token."""
     n = len(text.split(" ")) + 1
-    return packed_code(
+    return types_pb2.SparseCode(
         row_starts=[LATENTS_A_TOKEN * t for t in range(n + 1)],
         latents=[(31 * t + 7 * k) % 2000 for t in range(n) for k in range(LATENTS_A_TOKEN)],
         activations=[20.0 - 0.1 * k for _ in range(n) for k in range(LATENTS_A_TOKEN)],

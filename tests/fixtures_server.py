@@ -2,8 +2,7 @@
 
 import asyncio
 import contextlib
-import struct
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import grpc
 import grpc.aio
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
 
 from crosscope_local.redis import find_binary
 from crosscope_proto.roles import LeftOut, TokenRole
@@ -66,23 +66,12 @@ def tokens_of(text: str) -> types_pb2.Tokens:
     return types_pb2.Tokens(ids=range(len(pieces)), pieces=pieces, roles=[int(role) for role in roles])  # pyright: ignore[reportArgumentType]
 
 
-def code_of(text: str) -> inference_pb2.PackedCode:
+def code_of(text: str) -> types_pb2.SparseCode:
     n = len(text.split(" ")) + 1
-    return packed_code(
+    return types_pb2.SparseCode(
         row_starts=[2 * t for t in range(n + 1)],
         latents=[latent for t in range(n) for latent in (t, t + 1)],
         activations=[float(value) for t in range(n) for value in (2 * (t + 1), t + 1)],
-    )
-
-
-def packed_code(
-    row_starts: Sequence[int], latents: Sequence[int], activations: Sequence[float]
-) -> inference_pb2.PackedCode:
-    """A code as a worker sends it."""
-    return inference_pb2.PackedCode(
-        row_starts=struct.pack(f"<{len(row_starts)}I", *row_starts),
-        latents=struct.pack(f"<{len(latents)}I", *latents),
-        activations=struct.pack(f"<{len(activations)}f", *activations),
     )
 
 
@@ -167,8 +156,8 @@ async def run_cache(path: Path) -> AsyncGenerator[asyncio.subprocess.Process]:
 
 def details_of(error: grpc.aio.AioRpcError) -> tuple[status_pb2.Status, list[tuple[str, str]]]:
     """The rich status of an error and its field violations."""
-    metadata: Any = error.trailing_metadata()
-    status = status_pb2.Status.FromString(dict(metadata)["grpc-status-details-bin"])
+    status = rpc_status.from_call(error)  # pyright: ignore[reportArgumentType]
+    assert status is not None
     violations: list[tuple[str, str]] = []
     for packed in status.details:
         bad_request = error_details_pb2.BadRequest()

@@ -1,5 +1,6 @@
 """docker-compose.yml and the Dockerfiles: by schema, and by the promises that a schema does not know."""
 
+import json
 import re
 import socket
 import subprocess
@@ -60,9 +61,25 @@ def test_images_without_torch_do_not_see_the_worker(kind: str) -> None:
     assert "worker" not in text
 
 
-@pytest.mark.parametrize("name", SERVICES)
-def test_every_service_says_whether_it_is_healthy(name: str) -> None:
-    assert "healthcheck" in SERVICES[name] or "build" in SERVICES[name]
+@pytest.mark.parametrize("name", OURS)
+def test_the_health_check_asks_where_the_service_listens(name: str) -> None:
+    service = OURS[name]
+    if service.get("command") == ["jobs"]:
+        assert service["healthcheck"] == {"disable": True}, "it listens nowhere"
+        return
+    assert "healthcheck" not in service, "it is its image's"
+    listens = [value for key, value in service["environment"].items() if key.endswith(("_LISTEN", "_PORT"))]
+    image = (ROOT / service["build"]["dockerfile"]).read_text()
+    command = re.search(r"^HEALTHCHECK .*?CMD (\[[^\]]*\])$", image, re.MULTILINE | re.DOTALL)
+    assert command is not None
+    ports = [int(port) for port in re.findall(r":(\d+)", json.loads(command[1])[-1])]
+    assert ports == [int(each.rpartition(":")[2]) for each in listens]
+
+
+def test_what_is_waited_for_can_be_healthy() -> None:
+    waited = {name for service in SERVICES.values() for name in service.get("depends_on", {})}
+    assert waited == {"queue", "cache", "server"}
+    assert all(SERVICES[name]["healthcheck"]["test"] == ["CMD", "valkey-cli", "ping"] for name in ("queue", "cache"))
 
 
 def variables(settings: type[BaseSettings]) -> set[str]:

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-_HEAVY = {"torch", "transformers", "ray", "redis", "pandas", "streamlit", "plotly", "pyarrow", "duckdb"}
+_HEAVY = {"torch", "transformers", "redis", "pandas", "streamlit", "plotly", "pyarrow"}
 _ALL_MODULES = """
 import importlib, pkgutil, sys
 package = importlib.import_module({package!r})
@@ -40,12 +40,12 @@ def loaded_after(code: str) -> set[str]:
                 "crosscope_local",
             },
         ),
-        ("crosscope_server", {"torch", "transformers", "ray", "streamlit", "crosscope_worker", "crosscope"}),
+        ("crosscope_server", {"torch", "transformers", "streamlit", "crosscope_worker", "crosscope"}),
         ("crosscope_worker", {"streamlit", "crosscope", "crosscope_server"}),
         ("crosscope_local", {"torch", "transformers", "pyarrow", "crosscope_server", "crosscope_worker"}),
         (
             "crosscope",
-            {"torch", "transformers", "redis", "rq", "duckdb", "crosscope_server", "crosscope_worker"},
+            {"torch", "transformers", "redis", "rq", "crosscope_server", "crosscope_worker"},
         ),
     ],
 )

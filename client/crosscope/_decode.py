@@ -7,7 +7,6 @@ from crosscope import _types as types
 from crosscope._encoding import Encoding, Rank, TopLatent, TopLatents
 from crosscope._latents import Example, Latent
 from crosscope_proto.artefacts import ExampleGroup, LatentClass
-from crosscope_proto.codes import sparse_code_arrays
 from crosscope_proto.columns import NAN
 from crosscope_proto.roles import LeftOut, TokenRole
 from crosscope_proto.v1 import jobs_pb2, latents_pb2, prompts_pb2, types_pb2
@@ -199,14 +198,14 @@ def encoding(message: prompts_pb2.EncodeResponse, crosscoder: str) -> Encoding:
     """A prompt's sparse codes."""
     import numpy as np
 
-    row_starts, latents, activations = sparse_code_arrays(message.code)
+    code = message.code
     return Encoding(
         crosscoder=crosscoder,
         version_id=message.version_id,
         tokens=tokens(message.tokens),
-        row_starts=np.frombuffer(row_starts, "<u4").astype(np.int64),
-        latents=np.frombuffer(latents, "<u4").astype(np.int64),
-        activations=np.frombuffer(activations, "<f4").astype(np.float32),
+        row_starts=np.asarray(code.row_starts, np.int64),
+        latents=np.asarray(code.latents, np.int64),
+        activations=np.asarray(code.activations, np.float32),
         cached=message.cached,
         compute_ms=message.compute_ms,
     )

@@ -1,7 +1,7 @@
 """The one place where gRPC statuses become exceptions, rich details decoded."""
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import grpc
 
@@ -102,11 +102,16 @@ def _said_by_server(error: grpc.RpcError) -> bool:
 
 
 def _rich(error: grpc.RpcError) -> "Status | None":
-    trailers: Any = (error.trailing_metadata() or ()) if isinstance(error, grpc.Call) else ()
-    for key, value in trailers:
-        if key == "grpc-status-details-bin" and isinstance(value, bytes):
-            return read_status(value)
-    return None
+    """The status with its details; None where there is none, or where what came is not the status of this error."""
+    from google.protobuf.message import DecodeError
+    from grpc_status import rpc_status
+
+    if not isinstance(error, grpc.Call):
+        return None
+    try:
+        return rpc_status.from_call(error)
+    except (ValueError, DecodeError):
+        return None
 
 
 def read_status(data: bytes) -> "Status | None":

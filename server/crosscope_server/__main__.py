@@ -1,28 +1,23 @@
 """`python -m crosscope_server`: the front door. Settings come from the environment (settings.py)."""
 
 import asyncio
-import logging
 import os
 import signal
 import sys
 
-import structlog
-from pydantic import ValidationError
-
+from crosscope_proto.logs import configure_logging
+from crosscope_proto.settings import SettingsError, read_settings
 from crosscope_server.settings import Settings
 
 
 def main() -> int:
     """Serves until SIGTERM or SIGINT; the exit code is 1 if it could not start."""
     try:
-        settings = Settings()
-    except ValidationError as error:
-        for detail in error.errors():
-            name = ".".join(str(part) for part in detail["loc"])
-            variable = name if name.isupper() else f"CROSSCOPE_SERVER_{name.upper()}"
-            sys.stderr.write(f"{variable}: {detail['msg'].removeprefix('Value error, ')}, but is {detail['input']!r}\n")
+        settings = read_settings(Settings)
+    except SettingsError as error:
+        sys.stderr.write(f"{error}\n")
         return 1
-    configure_log(settings.log_level)
+    configure_logging("server", settings.log_level)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read when grpc is imported; our own log says what matters
     from crosscope_server.serve import StartError
 
@@ -43,24 +38,6 @@ async def _serve(settings: Settings) -> None:
         loop.add_signal_handler(signal_number, told_to_stop.set)
     async with serving(settings):
         await told_to_stop.wait()
-
-
-def configure_log(level: str) -> None:
-    """Sends the log to stderr: for people on a terminal, as JSON lines elsewhere."""
-    to_people = sys.stderr.isatty()
-    render = structlog.dev.ConsoleRenderer() if to_people else structlog.processors.JSONRenderer()
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            *([] if to_people else [structlog.processors.format_exc_info]),
-            render,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )
 
 
 if __name__ == "__main__":

@@ -5,11 +5,11 @@ Knows nothing about what it holds.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 
 import redis.asyncio
-import structlog
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
@@ -19,7 +19,7 @@ _PING_EVERY_S = 1.0
 _MAX_PENDING_WRITES = 64
 _MAX_VALUE_BYTES = 8_000_000
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 class Cache:
@@ -89,7 +89,8 @@ class Cache:
 
     def _failed(self, error: Exception) -> None:
         if self._recovery is None:
-            log.warning("cache does not answer, going on without it", error=f"{type(error).__name__}: {error}"[:200])
+            said = f"{type(error).__name__}: {error}"[:200]
+            log.warning("cache does not answer, going on without it", extra={"error": said})
             self._recovery = asyncio.create_task(self._recover())
 
     async def _recover(self) -> None:

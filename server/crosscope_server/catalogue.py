@@ -7,6 +7,7 @@ latest few are kept. Knows nothing about protobuf. The artefact folder may chang
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import re
 import stat
@@ -16,8 +17,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
-
-import structlog
 
 from crosscope_proto import artefacts as layout
 from crosscope_proto.artefacts import CrosscoderManifest
@@ -33,7 +32,7 @@ _NAME = re.compile(layout.NAME_PATTERN)
 
 T = TypeVar("T")
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -172,7 +171,7 @@ class Catalogue:
             except (BrokenArtefact, NotFound) as error:
                 broken.append(await asyncio.to_thread(self._broken, name, error.sentence))
         for each in set(broken) - self._told:
-            log.error("broken crosscoder", crosscoder=each.name, error=each.sentence)
+            log.error("broken crosscoder", extra={"crosscoder": each.name, "error": each.sentence})
         self._told = set(broken)
         return sorted(cards, key=lambda card: (-card.manifest.created_at, card.manifest.name)), broken
 

@@ -6,6 +6,7 @@ Knows nothing about who computes a code or who asks for it.
 import json
 import zlib
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -17,7 +18,7 @@ from crosscope_proto.worker.v1 import inference_pb2
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a conversation."""
+    """One message of a conversation; `turn` is its name on the wire."""
 
     role: str
     content: str
@@ -29,7 +30,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What to run the models on: a text or turns."""
+    """What to run the models on: a text or a conversation."""
 
     text: str | None
     turns: tuple[Turn, ...] = ()
@@ -47,24 +48,38 @@ class Encoding:
     """The tokens of a prompt and their sparse code."""
 
     tokens: types_pb2.Tokens
-    row_starts: NDArray[np.uint32]
-    """[pos + 1]; the latents of token t are latents[row_starts[t] : row_starts[t + 1]], strongest first."""
-    latents: NDArray[np.uint32]
-    activations: NDArray[np.float32]
-    """Scaled (math §1), all > 0."""
+    code: types_pb2.SparseCode
     compute_ms: float
     """What the worker computed: tokenising, then its batch."""
 
-    def strongest(self, top_k: int) -> "Encoding":
-        """The same with at most top_k latents a token."""
+    @cached_property
+    def row_starts(self) -> NDArray[np.uint32]:
+        """[pos + 1]; the latents of token t are latents[row_starts[t] : row_starts[t + 1]], strongest first."""
+        return np.asarray(self.code.row_starts, np.uint32)
+
+    @cached_property
+    def latents(self) -> NDArray[np.uint32]:
+        """[pair]"""
+        return np.asarray(self.code.latents, np.uint32)
+
+    @cached_property
+    def activations(self) -> NDArray[np.float32]:
+        """[pair], scaled (math §1), all > 0."""
+        return np.asarray(self.code.activations, np.float32)
+
+    def strongest(self, top_k: int) -> types_pb2.SparseCode:
+        """The code with at most top_k latents a token."""
         starts = self.row_starts.astype(np.int64)
         counts = np.diff(starts)
         if not len(counts) or counts.max() <= top_k:
-            return self
+            return self.code
         rank = np.arange(len(self.latents)) - np.repeat(starts[:-1], counts)
         keep = rank < top_k
-        row_starts = np.concatenate([[0], np.cumsum(np.minimum(counts, top_k))]).astype(np.uint32)
-        return Encoding(self.tokens, row_starts, self.latents[keep], self.activations[keep], self.compute_ms)
+        return types_pb2.SparseCode(
+            row_starts=np.cumsum([0, *np.minimum(counts, top_k)]).tolist(),
+            latents=self.latents[keep].tolist(),
+            activations=self.activations[keep].tolist(),
+        )
 
 
 def prompt_message(prompt: Prompt) -> types_pb2.Prompt:
@@ -81,26 +96,14 @@ def prompt_message(prompt: Prompt) -> types_pb2.Prompt:
 
 def read_encoding(message: inference_pb2.EncodeResponse) -> Encoding:
     """A code as a worker sent it; raises ValueError if its arrays do not fit together."""
-    code = message.code
-    encoding = Encoding(
-        message.tokens,
-        np.frombuffer(code.row_starts, "<u4"),
-        np.frombuffer(code.latents, "<u4"),
-        np.frombuffer(code.activations, "<f4"),
-        message.compute_ms,
-    )
+    encoding = Encoding(message.tokens, message.code, message.compute_ms)
     _check_shape(encoding)
     return encoding
 
 
 def pack_encoding(encoding: Encoding, key: str) -> bytes:
     """An encoding as it is cached: a checksum of key and content, then what the worker sent."""
-    code = inference_pb2.PackedCode(
-        row_starts=encoding.row_starts.astype("<u4").tobytes(),
-        latents=encoding.latents.astype("<u4").tobytes(),
-        activations=encoding.activations.astype("<f4").tobytes(),
-    )
-    message = inference_pb2.EncodeResponse(tokens=encoding.tokens, code=code, compute_ms=encoding.compute_ms)
+    message = inference_pb2.EncodeResponse(tokens=encoding.tokens, code=encoding.code, compute_ms=encoding.compute_ms)
     body = message.SerializeToString()
     return _checksum(key, body) + body
 

@@ -5,26 +5,24 @@ the value, the limit and the way out. Any other exception is a bug: the caller g
 the traceback. Knows nothing about services.
 """
 
+import logging
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import grpc
-import structlog
-from google.protobuf.any_pb2 import Any
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
 
 from crosscope_proto.recipe import RecipeError
+from crosscope_proto.rich_status import cut, retry_info, rich_status
 
 DOMAIN = "crosscope"
-STATUS_DETAILS = "grpc-status-details-bin"
-_MAX_SENTENCE_BYTES = 1200
-"""Of a sentence, as it travels: it stands in the headers twice, and all headers together may have 8 KiB."""
 _MAX_VIOLATIONS, _MAX_FIELD_BYTES, _MAX_VIOLATION_BYTES = 10, 80, 200
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -143,8 +141,8 @@ def status_of(error: Exception, method: str) -> status_pb2.Status:
     known = as_call_error(error)
     if known is None:
         bug_id = uuid.uuid4().hex[:12]
-        log.error("bug", bug_id=bug_id, method=method, exc_info=error)
-        return _status(
+        log.error("bug", extra={"bug_id": bug_id, "method": method}, exc_info=error)
+        return rich_status(
             grpc.StatusCode.INTERNAL,
             f"the server has a bug; its log tells more under bug id {bug_id}",
             [error_details_pb2.ErrorInfo(reason="BUG", domain=DOMAIN, metadata={"bug_id": bug_id})],
@@ -153,36 +151,14 @@ def status_of(error: Exception, method: str) -> status_pb2.Status:
     if known.violations:
         bad_request = error_details_pb2.BadRequest()
         for violation in known.violations[:_MAX_VIOLATIONS]:
-            sentence = _cut(violation.sentence, _MAX_VIOLATION_BYTES)
-            bad_request.field_violations.add(field=_cut(violation.field, _MAX_FIELD_BYTES), description=sentence)
+            sentence = cut(violation.sentence, _MAX_VIOLATION_BYTES)
+            bad_request.field_violations.add(field=cut(violation.field, _MAX_FIELD_BYTES), description=sentence)
         details.append(bad_request)
     if known.retry_after_s is not None:
-        retry = error_details_pb2.RetryInfo()
-        retry.retry_delay.FromMilliseconds(round(known.retry_after_s * 1000))
-        details.append(retry)
-    return _status(known.status, known.sentence, details)
-
-
-def _status(code: grpc.StatusCode, sentence: str, details: Sequence[Message]) -> status_pb2.Status:
-    status = status_pb2.Status(code=code.value[0], message=_cut(sentence, _MAX_SENTENCE_BYTES))
-    for detail in details:
-        packed = Any()
-        packed.Pack(detail)
-        status.details.append(packed)
-    return status
-
-
-def _cut(text: str, max_bytes: int) -> str:
-    """The beginning of a text that fits, as it travels: a byte that is not ASCII takes three. No lone surrogates."""
-    text = text.encode("utf-8", "backslashreplace").decode()
-    room = max_bytes
-    for place, character in enumerate(text):
-        room -= 1 if " " <= character <= "~" else 3 * len(character.encode())
-        if room < 0:
-            return f"{text[:place]}…"
-    return text
+        details.append(retry_info(known.retry_after_s))
+    return rich_status(known.status, known.sentence, details)
 
 
 def status_code(status: status_pb2.Status) -> grpc.StatusCode:
     """The gRPC code of a status."""
-    return next(code for code in grpc.StatusCode if code.value[0] == status.code)
+    return rpc_status.to_status(status).code

@@ -24,7 +24,7 @@ Key = tuple[str, int, str, int]
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TextTokens:
     """The tokens of a text, or of a window of it."""
 
     ids: list[int]
@@ -41,7 +41,7 @@ class Example:
     group: ExampleGroup
     quantile: int
     rank: int
-    tokens: Tokens
+    tokens: TextTokens
     token_start: int
     """Position of the first of `tokens` in the text."""
     num_tokens: int
@@ -140,7 +140,7 @@ class ExampleReader:
             group=ExampleGroup(row["group"]),
             quantile=row["quantile"],
             rank=row["rank"],
-            tokens=Tokens(
+            tokens=TextTokens(
                 *(sequences[name][sequence].values[window].to_pylist() for name in ("token_ids", "pieces", "roles"))
             ),
             token_start=start,

@@ -6,36 +6,30 @@ Knows nothing about services; it never looks into a message, and logs no text of
 import asyncio
 import hmac
 import inspect
+import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 import grpc.aio
-import structlog
 from google.protobuf.message import DecodeError, Message
-from google.rpc import status_pb2
 
-from crosscope_server.errors import STATUS_DETAILS, InvalidRequest, NoToken, Violation, status_code, status_of
+from crosscope_proto.rich_status import abort
+from crosscope_server.errors import InvalidRequest, NoToken, Violation, status_code, status_of
 from crosscope_server.metrics import Metrics
 from crosscope_server.validation import check
 
 OURS = "/crosscope.v1."
 _HEALTH = "/grpc.health.v1.Health/"
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext
 Handler = Any
 """grpc.RpcMethodHandler, or None for a method that does not exist."""
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]
-
-
-async def _abort(context: Context, status: status_pb2.Status) -> NoReturn:
-    metadata = ((STATUS_DETAILS, status.SerializeToString()),)
-    await context.abort(status_code(status), status.message, trailing_metadata=metadata)
-    raise AssertionError("unreachable: abort raises")
 
 
 class TokenInterceptor(grpc.aio.ServerInterceptor):
@@ -58,10 +52,10 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
         status = status_of(NoToken(sentence), method)
 
         async def refuse(_: object, context: Context) -> None:
-            await _abort(context, status)
+            await abort(context, status)
 
         async def refuse_stream(_: object, context: Context) -> AsyncIterator[Message]:
-            await _abort(context, status)
+            await abort(context, status)
             yield Message()
 
         return _with_behaviour(handler, refuse, refuse_stream)
@@ -118,7 +112,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         except Exception as error:
             status = status_of(error, method)
             outcome = status_code(status)
-            await _abort(context, status)
+            await abort(context, status)
         finally:
             seconds = time.perf_counter() - started
             # Soon, not now: whoever waits for the reply goes first.
@@ -126,7 +120,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _record(self, method: str, outcome: grpc.StatusCode, seconds: float) -> None:
         self._metrics.called(method, outcome.name, seconds)
-        log.info("call", method=method, status=outcome.name, ms=round(seconds * 1000, 2))
+        log.info("call", extra={"method": method, "status": outcome.name, "ms": round(seconds * 1000, 2)})
 
 
 @asynccontextmanager
@@ -135,7 +129,7 @@ async def _around_others(method: str, context: Context) -> AsyncGenerator[None]:
     try:
         yield
     except InvalidRequest as error:
-        await _abort(context, status_of(error, method))
+        await abort(context, status_of(error, method))
 
 
 def _message(request: Message | DecodeError) -> Message:

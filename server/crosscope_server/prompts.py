@@ -28,7 +28,7 @@ from crosscope_server.workers import Workers
 T = TypeVar("T")
 
 MAX_PROMPT_BYTES = 1_048_576
-"""UTF-8 bytes of what all turns of a conversation say."""
+"""UTF-8 bytes of what all messages of a conversation say."""
 _METHOD = "encode-2"
 """Names what is cached; the number rises when a reply says more, so that older ones are computed again."""
 _MAX_WAIT_S = 120.0
@@ -150,7 +150,7 @@ def check_prompt(prompt: Prompt) -> None:
     )
     size_bytes = sum(len((turn.content + turn.reasoning + turn.tool_calls_json).encode()) for turn in prompt.turns)
     if size_bytes > MAX_PROMPT_BYTES:
-        sentence = f"the turns have {size_bytes} bytes of text, but may have at most {MAX_PROMPT_BYTES}"
+        sentence = f"the messages have {size_bytes} bytes of text, but may have at most {MAX_PROMPT_BYTES}"
         raise InvalidRequest([Violation(field, sentence)])
 
 

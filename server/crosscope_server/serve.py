@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 import grpc
 import grpc.aio
 import prometheus_client
-import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -43,7 +43,7 @@ _PROMPTS = prompts_pb2.DESCRIPTOR.services_by_name["Prompts"].full_name
 _JOBS = jobs_pb2.DESCRIPTOR.services_by_name["Jobs"].full_name
 _SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 class StartError(Exception):
@@ -104,8 +104,11 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
         stack.push_async_callback(healths.enter_graceful_shutdown)
         workers.start()
         if not settings.is_local and not settings.token:
-            log.warning("anyone who reaches the address may call: set CROSSCOPE_SERVER_TOKEN", listen=settings.listen)
-        log.info("serving", listen=settings.listen, port=port, home=str(settings.home), workers=list(settings.workers))
+            log.warning(
+                "anyone who reaches the address may call: set CROSSCOPE_SERVER_TOKEN", extra={"listen": settings.listen}
+            )
+        facts = {"listen": settings.listen, "port": port, "home": str(settings.home), "workers": settings.workers}
+        log.info("serving", extra=facts)
         yield Running(server, port)
 
 

@@ -1,29 +1,19 @@
 """What the environment says about the server process. Read once, in __main__."""
 
 import ipaddress
-from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
+
+from crosscope_proto.settings import ProcessSettings, RedisUrl
 
 
-def _redis_url(value: str) -> str:
-    if not value.startswith(("redis://", "rediss://", "unix://")):
-        raise ValueError("must start with redis://, rediss:// or unix://")
-    return value
-
-
-RedisUrl = Annotated[str, AfterValidator(_redis_url)]
-
-
-class Settings(BaseSettings):
+class Settings(ProcessSettings):
     """Settings of `python -m crosscope_server`; every variable but CROSSCOPE_HOME starts with CROSSCOPE_SERVER_."""
 
-    model_config = SettingsConfigDict(env_prefix="CROSSCOPE_SERVER_", frozen=True, populate_by_name=True)
+    model_config = SettingsConfigDict(env_prefix="CROSSCOPE_SERVER_")
 
-    home: Path = Field(default=Path("~/.local/share/crosscope"), validation_alias="CROSSCOPE_HOME")
-    """The artefact folder."""
     listen: str = Field(default="127.0.0.1:50051", min_length=1)
     """A gRPC address: host:port or unix:PATH."""
     workers: Annotated[tuple[str, ...], NoDecode] = ()
@@ -47,16 +37,6 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
-
-    @field_validator("home")
-    @classmethod
-    def _absolute(cls, value: Path) -> Path:
-        return value.expanduser().absolute()
-
-    @field_validator("queue_url", "cache_url", "token", "metrics_port", "reflection", mode="before")
-    @classmethod
-    def _empty_is_unset(cls, value: object) -> object:
-        return None if value == "" else value
 
     @property
     def is_local(self) -> bool:

@@ -4,19 +4,19 @@ Health is watched, not polled, so a worker that starts or dies is known at once.
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import grpc.aio
-import structlog
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
 
 from crosscope_proto.worker.v1 import inference_pb2, inference_pb2_grpc
 from crosscope_server.errors import (
-    STATUS_DETAILS,
     BrokenArtefact,
     Conflict,
     InvalidRequest,
@@ -42,7 +42,7 @@ _OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
 ]
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -108,7 +108,7 @@ class Workers:
                 if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
                     busy = error
                 elif error.code() is grpc.StatusCode.UNAVAILABLE:
-                    log.warning("worker is gone", worker=worker.target, error=error.details())
+                    log.warning("worker is gone", extra={"worker": worker.target, "error": error.details()})
                     await self._set_alive(worker, is_alive=False)
                 else:
                     raise _caller_error(error) from error
@@ -137,7 +137,7 @@ class Workers:
                 async for reply in stub.Watch(health_pb2.HealthCheckRequest(), wait_for_ready=True):
                     await self._set_alive(worker, is_alive=reply.status == serving)
             except grpc.aio.AioRpcError as error:
-                log.debug("health watch ended", worker=worker.target, error=error.details())
+                log.debug("health watch ended", extra={"worker": worker.target, "error": error.details()})
             await self._set_alive(worker, is_alive=False)
             await asyncio.sleep(_RETRY_S)
 
@@ -146,7 +146,7 @@ class Workers:
             return
         before = self.num_alive > 0
         worker.is_alive = is_alive
-        log.info("worker serves" if is_alive else "worker does not serve", worker=worker.target)
+        log.info("worker serves" if is_alive else "worker does not serve", extra={"worker": worker.target})
         if (after := self.num_alive > 0) != before:
             await self._on_change(after)
 
@@ -154,8 +154,7 @@ class Workers:
 def _caller_error(error: grpc.aio.AioRpcError) -> Exception:
     """What a worker's error means to our caller; anything unexpected is a bug and stays as it is."""
     sentence = error.details() or error.code().name
-    status = _rich_status(error)
-    violations, retry_after_s = _details(status)
+    violations, retry_after_s = _details(error)
     match error.code():
         case grpc.StatusCode.INVALID_ARGUMENT | grpc.StatusCode.OUT_OF_RANGE:
             return InvalidRequest(violations or [Violation("prompt", sentence)], sentence)
@@ -173,18 +172,12 @@ def _caller_error(error: grpc.aio.AioRpcError) -> Exception:
             return error
 
 
-def _rich_status(error: grpc.aio.AioRpcError) -> status_pb2.Status:
-    metadata: Any = error.trailing_metadata() or ()
-    for key, value in metadata:
-        if key == STATUS_DETAILS and isinstance(value, bytes):
-            return status_pb2.Status.FromString(value)
-    return status_pb2.Status()
-
-
-def _details(status: status_pb2.Status) -> tuple[list[Violation], float | None]:
+def _details(error: grpc.aio.AioRpcError) -> tuple[list[Violation], float | None]:
+    """The fields that a worker found wrong, and when to ask it again."""
+    status = rpc_status.from_call(error)  # pyright: ignore[reportArgumentType] (the stubs know no grpc.aio)
     violations: list[Violation] = []
     retry_after_s: float | None = None
-    for packed in status.details:
+    for packed in status.details if status else ():
         bad_request, retry = error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
         if packed.Unpack(bad_request):
             violations += [Violation(v.field, v.description) for v in bad_request.field_violations]

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from fixtures_server import packed_code
 from grpc_health.v1 import health, health_pb2_grpc
 from playwright.sync_api import Page
 
@@ -54,9 +53,8 @@ class PlantedWorker(inference_pb2_grpc.InferenceServicer):
             latents += [latent for latent, _ in code]
             values += [value for _, value in code]
             starts.append(len(latents))
-        return inference_pb2.EncodeResponse(
-            tokens=_tokens(fired), code=packed_code(starts, latents, values), compute_ms=1.0
-        )
+        code = types_pb2.SparseCode(row_starts=starts, latents=latents, activations=values)
+        return inference_pb2.EncodeResponse(tokens=_tokens(fired), code=code, compute_ms=1.0)
 
 
 Fired = list[tuple[str, TokenRole, list[tuple[int, float]]]]

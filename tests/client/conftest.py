@@ -14,7 +14,6 @@ from typing import Any
 
 import grpc
 import pytest
-from fixtures_server import packed_code
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
 from google.rpc.status_pb2 import Status
@@ -191,8 +190,7 @@ class ScriptedWorker(inference_pb2_grpc.InferenceServicer):
         encoded = ScriptedPrompts().encode(prompts_pb2.EncodeRequest(prompt=request.prompt))
         if "!" in encoded.tokens.pieces:
             encoded.tokens.left_out.extend(LeftOut.NORM if p == "!" else LeftOut.KEPT for p in encoded.tokens.pieces)
-        code = packed_code(encoded.code.row_starts, encoded.code.latents, encoded.code.activations)
-        return inference_pb2.EncodeResponse(tokens=encoded.tokens, code=code, compute_ms=1.5)
+        return inference_pb2.EncodeResponse(tokens=encoded.tokens, code=encoded.code, compute_ms=1.5)
 
 
 @pytest.fixture(scope="session")

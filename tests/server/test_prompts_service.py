@@ -1,4 +1,5 @@
 import asyncio
+import math
 import time
 
 import grpc
@@ -8,7 +9,7 @@ import redis.asyncio
 from fixtures_server import code_of, details_of, run_cache, run_front, run_worker, tokens_of
 
 from crosscope_proto.keys import encode_key
-from crosscope_proto.v1 import prompts_pb2, types_pb2
+from crosscope_proto.v1 import latents_pb2, prompts_pb2, types_pb2
 from crosscope_proto.worker.v1 import inference_pb2
 from crosscope_server.encodings import Prompt, pack_encoding, read_encoding
 
@@ -69,8 +70,17 @@ async def test_top_latents(online, planted_home):
     entries = [(e.latent, e.score, e.max, e.sum, e.count, e.peak_token) for e in reply.entries]
     assert entries == [(2, 8, 6, 8, 2, 2), (1, 4, 4, 4, 1, 1)]
     assert (reply.num_latents, reply.version_id) == (3, planted_home[1].version_id)
-    request.rank, request.max_frequency = prompts_pb2.RANK_SHARE_OF_MAX, 1e-9
-    assert all(entry.latent == 0 or entry.score > 0 for entry in (await online.prompts.TopLatents(request)).entries)
+    listing = latents_pb2.ListLatentsRequest(crosscoder="demo", page_size=1000)
+    measured = {latent.id: latent for latent in (await online.latents.ListLatents(listing)).latents}
+    request.rank, request.limit = prompts_pb2.RANK_SHARE_OF_MAX, 3
+    shares = {e.latent: e.score for e in (await online.prompts.TopLatents(request)).entries}
+    living = {
+        latent: fired / measured[latent].max for latent, fired in ((1, 4), (2, 6), (3, 3)) if measured[latent].max
+    }
+    assert shares == pytest.approx(living | dict.fromkeys({1, 2, 3} - living.keys(), math.nan), nan_ok=True)
+    request.max_frequency = sorted(measured[latent].frequency.value for latent in (1, 2, 3))[1]
+    rare = {latent for latent in (1, 2, 3) if measured[latent].frequency.value <= request.max_frequency}
+    assert {e.latent for e in (await online.prompts.TopLatents(request)).entries} == rare < {1, 2, 3}
 
 
 async def test_what_training_left_out_is_marked_and_not_ranked(online):

@@ -18,9 +18,11 @@ def encoding(rows=ROWS, roles=ROLES) -> Encoding:
     n = len(rows)
     return Encoding(
         types_pb2.Tokens(ids=range(n), pieces=[""] * n, roles=[int(role) for role in roles]),  # pyright: ignore[reportArgumentType]
-        np.cumsum([0, *map(len, rows)]).astype(np.uint32),
-        np.array([latent for row in rows for latent, _ in row], np.uint32),
-        np.array([value for row in rows for _, value in row], np.float32),
+        types_pb2.SparseCode(
+            row_starts=np.cumsum([0, *map(len, rows)]).tolist(),
+            latents=[latent for row in rows for latent, _ in row],
+            activations=[value for row in rows for _, value in row],
+        ),
         1.0,
     )
 

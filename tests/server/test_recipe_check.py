@@ -11,7 +11,7 @@ import yaml
 
 from crosscope_proto.footprint import SPEEDS, needed
 from crosscope_proto.recipe import CrosscoderRecipe, parse_recipe
-from crosscope_server.jobs.check import Material, check
+from crosscope_server.jobs.check import Findings, check
 from crosscope_server.jobs.plan import plan
 
 RECIPE: dict[str, Any] = {
@@ -61,7 +61,7 @@ def changed(**parts: Any) -> CrosscoderRecipe:
     return recipe
 
 
-def said(found: Material) -> str:
+def said(found: Findings) -> str:
     return " | ".join(f"{each.field}: {each.sentence}" for each in found.violations)
 
 

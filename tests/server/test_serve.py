@@ -1,4 +1,5 @@
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -15,7 +16,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from crosscope_proto.v1 import jobs_pb2, jobs_pb2_grpc, latents_pb2
+from crosscope_proto.v1 import jobs_pb2, jobs_pb2_grpc, latents_pb2, latents_pb2_grpc
 from crosscope_server.errors import InvalidRequest, Overloaded, Violation, status_of
 from crosscope_server.settings import Settings
 
@@ -185,10 +186,14 @@ def test_a_signal_stops_the_process_within_5_s_even_with_a_call_under_way(tmp_pa
                     "/grpc.health.v1.Health/Watch", response_deserializer=health_pb2.HealthCheckResponse.FromString
                 )(b"", wait_for_ready=True, timeout=20)
                 assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+                latents_pb2_grpc.LatentsStub(channel).ListCrosscoders(LIST)
                 process.send_signal(number)
                 assert process.wait(5) == 0
                 assert process.stderr is not None
-                assert b"Traceback" not in process.stderr.read()
+                entries = [json.loads(line) for line in process.stderr]  # no traceback among them
+                assert {entry["process"] for entry in entries} == {"server"}
+                (call,) = (entry for entry in entries if entry["event"] == "call")
+                assert (call["method"], call["status"]) == ("/crosscope.v1.Latents/ListCrosscoders", "OK")
         finally:
             process.kill()
 
@@ -196,7 +201,7 @@ def test_a_signal_stops_the_process_within_5_s_even_with_a_call_under_way(tmp_pa
 def test_the_server_needs_neither_torch_nor_the_other_parts():
     program = "import sys, crosscope_server.serve; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"torch", "transformers", "ray", "crosscope", "crosscope_worker", "duckdb"} & set(loaded)
+    assert not {"torch", "transformers", "streamlit", "crosscope", "crosscope_worker"} & set(loaded)
 
 
 def test_an_error_carries_its_details():

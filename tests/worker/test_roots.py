@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from crosscope_proto.artefacts import PairManifest
+from crosscope_proto.roots import RootError, Roots
 from crosscope_proto.specs import DataSpec, TokenPolicy
 from crosscope_worker.data.texts import DataError, TextStream
 from crosscope_worker.models.pair import Pair
-from crosscope_worker.roots import RootError, Roots, check_pair_folders
+from crosscope_worker.roots import check_pair_folders, files_below, open_file
 from crosscope_worker.tokenizer.tokens import TextTokenizer
 from crosscope_worker.work import Workspace
 
@@ -115,18 +116,18 @@ def test_what_the_processes_keep_for_themselves_is_no_data(home: Path, path: str
     (home / "link").symlink_to(home / "logs/server.log")
     roots = Workspace(home, home / "jobs/1", lambda: None, data_roots=(home / "logs",)).roots
     with pytest.raises(RootError, match=r"is never read: .*/queue, .*/cache, .*/logs are crosscope's own"):
-        roots.files(home, path)
-    assert [found.name for found in roots.files(home, "a.txt")] == ["a.txt"]
+        files_below(roots, home, path)
+    assert [found.name for found in files_below(roots, home, "a.txt")] == ["a.txt"]
 
 
 def test_only_regular_files_are_opened(home: Path) -> None:
     roots = Roots([home])
     os.mkfifo(home / "pipe")
-    assert [path.name for path in roots.files(home, "*")] == ["a.txt"]
+    assert [path.name for path in files_below(roots, home, "*")] == ["a.txt"]
     for path, error in ((home / "pipe", RootError), (home, RootError), (home / "none", FileNotFoundError)):
         with pytest.raises(error):
-            roots.open(path)
-    with roots.open(home / "a.txt") as file:
+            open_file(roots, path)
+    with open_file(roots, home / "a.txt") as file:
         assert stat.S_ISREG(os.fstat(file.fileno()).st_mode)
         assert file.read() == b"home\n"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Protocol
 
 from crosscope_proto.artefacts import OWN_FOLDERS, CrosscoderManifest, PairManifest
+from crosscope_proto.roots import Roots
 from crosscope_worker.disk import write_whole
-from crosscope_worker.roots import Roots
 
 Manifest = CrosscoderManifest | PairManifest
 

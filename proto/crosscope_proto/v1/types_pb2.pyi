@@ -110,7 +110,7 @@ Global___TokenLeftOut: _TypeAlias = TokenLeftOut  # noqa: Y015
 
 @_typing.final
 class Turn(_message.Message):
-    """One turn of a conversation."""
+    """One turn of a conversation: what transformers and the Python client call a message. The wire keeps the older word."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -167,7 +167,7 @@ class Conversation(_message.Message):
     """
     @_builtins.property
     def turns(self) -> _containers.RepeatedCompositeFieldContainer[Global___Turn]:
-        """The turns in order."""
+        """The turns in order; the Python client's `messages`."""
 
     def __init__(
         self,
@@ -274,7 +274,8 @@ Global___Tokens: _TypeAlias = Tokens  # noqa: Y015
 @_typing.final
 class SparseCode(_message.Message):
     """Sparse codes of the tokens of one text, in compressed rows: the latents of token t are
-    latents[row_starts[t] : row_starts[t + 1]], strongest first.
+    latents[row_starts[t] : row_starts[t + 1]], strongest first. Workers, the cache and clients get this one message. All
+    numbers have four bytes, so that a protobuf library reads and writes an array as the bytes that it has in memory.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -1,7 +1,7 @@
 """Checks a recipe before it runs, as far as that can be known without loading a model.
 
 What is wrong is a violation of a field of the recipe, what is odd or could not be looked at a warning. Looks only below
-the roots (`places`); what a job takes is in `plan`. Knows nothing about gRPC.
+the roots; how its inputs are read is in `inputs`, what a job takes is in `plan`. Knows nothing about gRPC.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,23 +13,24 @@ from typing import Any
 from crosscope_proto.artefacts import OWN_FOLDERS, PAIR_MANIFEST, pair_folder
 from crosscope_proto.manifest import ManifestError, parse_pair_manifest
 from crosscope_proto.recipe import CrosscoderRecipe, DemoPairRecipe, PublishedRecipe, Recipe
+from crosscope_proto.roots import Roots
 from crosscope_proto.specs import DataSpec
 from crosscope_server.errors import Violation
-from crosscope_server.jobs.places import Model, Roots, Rows, find_files, is_hub_id, read_model, read_rows
+from crosscope_server.jobs.inputs import FirstRows, Model, find_files, is_hub_id, read_model, read_rows
 
 SAMPLE_ROWS = 200
 """Rows of a data set from which its size in tokens is estimated."""
 
 
 @dataclass
-class Material:
+class Findings:
     """What of a recipe was found."""
 
     models: dict[str, Model] = field(default_factory=dict)
     """By "base" and "chat"."""
     files: dict[str, list[Path]] = field(default_factory=dict)
     """By data set; of a hub data set, or one that may not be looked at, none."""
-    rows: dict[str, Rows] = field(default_factory=dict)
+    rows: dict[str, FirstRows] = field(default_factory=dict)
     """The beginning of each data set's first file."""
     violations: list[Violation] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -39,12 +40,12 @@ class Material:
         self.violations.append(Violation(path, sentence))
 
 
-def check(recipe: Recipe, home: Path, roots: Sequence[Path] = (), *, after_others: bool = False) -> Material:
+def check(recipe: Recipe, home: Path, roots: Sequence[Path] = (), *, after_others: bool = False) -> Findings:
     """Looks for what a recipe names, below `home` and `roots`.
 
     With `after_others` it waits for other jobs, which may make the pair and the data that are not there yet.
     """
-    found = Material()
+    found = Findings()
     if isinstance(recipe, DemoPairRecipe):
         return found
     may_look = Roots((home, *roots), [home / name for name in OWN_FOLDERS])
@@ -53,17 +54,17 @@ def check(recipe: Recipe, home: Path, roots: Sequence[Path] = (), *, after_other
     steps += [(f"data.{i}", partial(looker.data, f"data.{i}", spec)) for i, spec in enumerate(recipe.data)]
     if isinstance(recipe, PublishedRecipe):
         steps.append(("path", partial(looker.published, recipe)))
-    for place, step in steps:
+    for where, step in steps:
         try:
             step()
         except OSError as error:  # a folder that may not be read, say
-            found.warnings.append(f"{place} could not be checked: {error.strerror or error}")
+            found.warnings.append(f"{where} could not be checked: {error.strerror or error}")
     return found
 
 
 class _Looker:
     def __init__(
-        self, recipe: CrosscoderRecipe | PublishedRecipe, home: Path, roots: Roots, found: Material, after_others: bool
+        self, recipe: CrosscoderRecipe | PublishedRecipe, home: Path, roots: Roots, found: Findings, after_others: bool
     ) -> None:
         self._recipe, self._home, self._roots, self._found = recipe, home, roots, found
         self._after_others = after_others
@@ -78,13 +79,13 @@ class _Looker:
             sources, folder, prefix = self._manifest(), self._pair_folder, "pair.name"
         for name in ("base", "chat", "tokenizer"):
             if (source := sources.get(name)) is not None:
-                place = f"{prefix}.{name}" if prefix == "pair" else prefix
-                self._model(name, place, source, folder)
+                where = f"{prefix}.{name}" if prefix == "pair" else prefix
+                self._model(name, where, source, folder)
 
     def _manifest(self) -> Mapping[str, Any]:
         path = self._pair_folder / PAIR_MANIFEST
         try:
-            if not self._roots.allow(path):
+            if not self._roots.allows(path):
                 return {}
             manifest = parse_pair_manifest(path.read_bytes())
         except FileNotFoundError:
@@ -106,27 +107,27 @@ class _Looker:
             return {}
         return {"base": manifest.base, "chat": manifest.chat, "tokenizer": manifest.tokenizer}
 
-    def _model(self, name: str, place: str, source: object, folder: Path) -> None:
+    def _model(self, name: str, where: str, source: object, folder: Path) -> None:
         if not isinstance(source, str):
-            self._found.warnings.append(f"{place} is not checked: it is made of several parts")
+            self._found.warnings.append(f"{where} is not checked: it is made of several parts")
             return
         path = folder / Path(source).expanduser()
-        if not self._roots.allow(path):
-            self._unseen(place, source)
+        if not self._roots.allows(path):
+            self._unseen(where, source)
         elif not path.is_dir():
             if Path(source).expanduser().is_absolute() or source.startswith(".") or not is_hub_id(source):
-                self._found.wrong(place, f"there is no folder {path}; give a hub id or the folder of a saved model")
+                self._found.wrong(where, f"there is no folder {path}; give a hub id or the folder of a saved model")
             else:
-                self._found.warnings.append(f"{place} {source} is a hub id: whether it is there was not asked")
+                self._found.warnings.append(f"{where} {source} is a hub id: whether it is there was not asked")
         elif name != "tokenizer":
-            self._config(name, place, path)
+            self._config(name, where, path)
 
-    def _config(self, name: str, place: str, path: Path) -> None:
+    def _config(self, name: str, where: str, path: Path) -> None:
         if getattr(self._recipe.pair, f"revision_{name}") is not None:
             self._found.wrong(f"pair.revision_{name}", f"{path} is a folder and has no revisions; drop it")
         model = read_model(path)
         if isinstance(model, str):
-            self._found.wrong(place, model)
+            self._found.wrong(where, model)
             return
         self._found.models[name] = model
         layer = self._recipe.layer
@@ -137,43 +138,43 @@ class _Looker:
             said = f"the {name} model has {model.num_layers} layers, 0 to {last}, but the recipe says {layer}"
             self._found.wrong("layer", said)
 
-    def data(self, place: str, spec: DataSpec) -> None:
+    def data(self, where: str, spec: DataSpec) -> None:
         """A data set: there, with its columns, and not too short to hold a text out."""
         if spec.source == "hub":
             if not is_hub_id(spec.path):
-                self._found.wrong(f"{place}.path", f"{spec.path!r} is no name of a data set at the hub: owner/name")
+                self._found.wrong(f"{where}.path", f"{spec.path!r} is no name of a data set at the hub: owner/name")
             else:
                 said = f"data set {spec.name!r} comes from the hub: whether {spec.path} is there was not asked"
                 self._found.warnings.append(said)
             return
         files = find_files(spec.path, (self._pair_folder, self._home), self._roots)
         if files is None:
-            self._unseen(f"{place}.path", spec.path)
+            self._unseen(f"{where}.path", spec.path)
             return
         if not files:
             if self._after_others:
-                self._found.warnings.append(f"{place}.path: no file matches {spec.path} yet; a job before must make it")
+                self._found.warnings.append(f"{where}.path: no file matches {spec.path} yet; a job before must make it")
             else:
                 looked = f"{self._pair_folder} or {self._home}"
-                self._found.wrong(f"{place}.path", f"no file matches {spec.path} in {looked}")
+                self._found.wrong(f"{where}.path", f"no file matches {spec.path} in {looked}")
             return
         self._found.files[spec.name] = files
         every = self._recipe.tokens.held_out_every
         rows = read_rows(files[0], spec.source, max(SAMPLE_ROWS, every))
         if isinstance(rows, str):
-            self._found.wrong(f"{place}.path", rows)
+            self._found.wrong(f"{where}.path", rows)
             return
         self._found.rows[spec.name] = rows
         for path, sentence in _wrong_columns(spec, rows):
-            self._found.wrong(f"{place}.{path}", sentence)
+            self._found.wrong(f"{where}.{path}", sentence)
         if len(files) == 1 and rows.num_rows is not None and rows.num_rows < every:
             said = f"{files[0]} has {rows.num_rows} texts, none of them held out for the analysis; lower "
-            self._found.wrong(f"{place}.path", f"{said}tokens.held_out_every ({every}) or add texts")
+            self._found.wrong(f"{where}.path", f"{said}tokens.held_out_every ({every}) or add texts")
 
     def published(self, recipe: PublishedRecipe) -> None:
         """The weights that a recipe measures."""
         path = self._home / Path(recipe.path).expanduser()
-        if not self._roots.allow(path):
+        if not self._roots.allows(path):
             self._unseen("path", recipe.path)
         elif path.exists():
             if recipe.revision is not None:
@@ -185,12 +186,12 @@ class _Looker:
         else:
             self._found.warnings.append(f"path {recipe.path} is a hub id: whether it is there was not asked")
 
-    def _unseen(self, place: str, path: str) -> None:
-        said = f"{place} is not checked: {path} lies outside the folders that the server may look into"
+    def _unseen(self, where: str, path: str) -> None:
+        said = f"{where} is not checked: {path} lies outside the folders that the server may look into"
         self._found.warnings.append(said)
 
 
-def _wrong_columns(spec: DataSpec, rows: Rows) -> Iterator[tuple[str, str]]:
+def _wrong_columns(spec: DataSpec, rows: FirstRows) -> Iterator[tuple[str, str]]:
     """Fields of a data set that do not fit its first row."""
     first = rows.first[0] if rows.first else None
     known = rows.columns or (None if first is None else tuple(map(str, first)))

@@ -5,17 +5,17 @@ record and the queue, because some process died just then, is queued. Knows noth
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping
 
-import structlog
 from redis.exceptions import RedisError
 
 from crosscope_proto.job_record import MAX_CRASHES
 from crosscope_server.jobs.queue import JobQueue
 from crosscope_server.jobs.records import JobRecord, JobRecords, JobState
 
-log = structlog.get_logger()
+log = logging.getLogger(__name__)
 
 
 class Janitor:
@@ -43,7 +43,7 @@ class Janitor:
                 away = False
             except RedisError as error:
                 if not away:
-                    log.warning("janitor: queue is away", error=str(error))
+                    log.warning("janitor: queue is away", extra={"error": str(error)})
                 away = True
             except Exception:  # one job's odd record must not keep the others from being looked after
                 log.exception("janitor: bug")
@@ -92,7 +92,7 @@ class Janitor:
             await asyncio.to_thread(self._queue.remove, record.id)
 
     async def _revive(self, record: JobRecord) -> None:
-        log.warning("janitor: worker of job has died", job=record.id, attempt=record.attempt)
+        log.warning("janitor: worker of job has died", extra={"job": record.id, "attempt": record.attempt})
         done = await self._records.release(
             record.id,
             record.claim,
@@ -122,6 +122,6 @@ class Janitor:
         if not lost:
             self._lost_since.pop(record.id, None)
         elif now - self._lost_since.setdefault(record.id, now) > self._settle_s:
-            log.warning("janitor: job was neither queued nor running", job=record.id)
+            log.warning("janitor: job was neither queued nor running", extra={"job": record.id})
             await asyncio.to_thread(self._queue.requeue, record.id)
             self._lost_since.pop(record.id)

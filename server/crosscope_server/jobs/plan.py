@@ -12,8 +12,8 @@ from pathlib import Path
 from crosscope_proto.footprint import SPEEDS, Speed, checkpoint_bytes, needed
 from crosscope_proto.recipe import CrosscoderRecipe, Recipe
 from crosscope_proto.specs import DataSpec
-from crosscope_server.jobs.check import Material
-from crosscope_server.jobs.places import Model, Rows
+from crosscope_server.jobs.check import Findings
+from crosscope_server.jobs.inputs import FirstRows, Model
 
 CHARACTERS_A_TOKEN = 4
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -46,7 +46,7 @@ class Length:
         return "about " if self.is_estimate else ""
 
 
-def plan(recipe: Recipe, found: Material, home: Path) -> tuple[list[Entry], list[str]]:
+def plan(recipe: Recipe, found: Findings, home: Path) -> tuple[list[Entry], list[str]]:
     """What a job takes as far as `found` tells, and warnings about its training."""
     if not isinstance(recipe, CrosscoderRecipe):
         return [], []
@@ -56,7 +56,7 @@ def plan(recipe: Recipe, found: Material, home: Path) -> tuple[list[Entry], list
     return [*_entries(recipe, found, length, speed)], [*_oddities(recipe, length), *notes]
 
 
-def _length(recipe: CrosscoderRecipe, found: Material) -> Length:
+def _length(recipe: CrosscoderRecipe, found: Findings) -> Length:
     training = recipe.training
     sets = [_train_tokens(spec, found, recipe) for spec in recipe.data]
     known = [tokens for tokens in sets if tokens is not None]
@@ -70,7 +70,7 @@ def _length(recipe: CrosscoderRecipe, found: Material) -> Length:
     return Length(tokens, math.ceil(tokens / training.batch_size), whole, True)
 
 
-def _train_tokens(spec: DataSpec, found: Material, recipe: CrosscoderRecipe) -> int | None:
+def _train_tokens(spec: DataSpec, found: Findings, recipe: CrosscoderRecipe) -> int | None:
     """Of one epoch, about; None where nothing tells."""
     tokens = None
     if (rows := found.rows.get(spec.name)) is not None and rows.first:
@@ -81,7 +81,7 @@ def _train_tokens(spec: DataSpec, found: Material, recipe: CrosscoderRecipe) -> 
     return tokens
 
 
-def _whole_tokens(spec: DataSpec, rows: Rows, files: list[Path], max_length: int) -> float:
+def _whole_tokens(spec: DataSpec, rows: FirstRows, files: list[Path], max_length: int) -> float:
     lengths = [min(max_length, _characters(spec, row) / CHARACTERS_A_TOKEN + 1) for row in rows.first]
     mean = sum(lengths) / len(lengths)
     if rows.num_rows is not None:
@@ -105,7 +105,7 @@ def _wrapped(value: object) -> object:
     return list(value.values()) if isinstance(value, dict) else value
 
 
-def _entries(recipe: CrosscoderRecipe, found: Material, length: Length, speed: Speed | None) -> Iterator[Entry]:
+def _entries(recipe: CrosscoderRecipe, found: Findings, length: Length, speed: Speed | None) -> Iterator[Entry]:
     training = recipe.training
     guess = f"estimated at {CHARACTERS_A_TOKEN} characters a token" if length.is_estimate else ""
     if length.tokens is not None and length.steps is not None:

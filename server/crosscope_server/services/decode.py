@@ -1,9 +1,8 @@
 """Public messages shared by the services, to and from what is inside. Knows nothing about calls."""
 
-from crosscope_proto.codes import sparse_code
 from crosscope_proto.v1 import prompts_pb2, types_pb2
-from crosscope_server.encodings import Encoding, Prompt, Turn
-from crosscope_server.examples import Tokens
+from crosscope_server.encodings import Prompt, Turn
+from crosscope_server.examples import TextTokens
 from crosscope_server.prompts import Encoded
 
 
@@ -20,22 +19,17 @@ def prompt(message: types_pb2.Prompt) -> Prompt:
     return Prompt(None, turns, conversation.add_generation_prompt, message.parse_control_tokens, kwargs)
 
 
-def tokens_message(tokens: Tokens) -> types_pb2.Tokens:
+def tokens_message(tokens: TextTokens) -> types_pb2.Tokens:
     """Tokens."""
     return types_pb2.Tokens(ids=tokens.ids, pieces=tokens.pieces, roles=tokens.roles)  # pyright: ignore[reportArgumentType]
 
 
 def encode_message(encoded: Encoded, top_k: int | None) -> prompts_pb2.EncodeResponse:
     """A prompt's code, cut to top_k latents a token."""
-    encoding: Encoding = encoded.encoding if top_k is None else encoded.encoding.strongest(top_k)
-    code = sparse_code(
-        encoding.row_starts.astype("<u4").tobytes(),
-        encoding.latents.astype("<u4").tobytes(),
-        encoding.activations.astype("<f4").tobytes(),
-    )
+    encoding = encoded.encoding
     return prompts_pb2.EncodeResponse(
         tokens=encoding.tokens,
-        code=code,
+        code=encoding.code if top_k is None else encoding.strongest(top_k),
         version_id=encoded.version_id,
         cached=encoded.cached,
         compute_ms=encoding.compute_ms,

@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from crosscope_proto.roots import Roots
 from crosscope_proto.specs import DataSpec, TokenPolicy
 from crosscope_worker.data import file_rows, hub_rows
 from crosscope_worker.data.rows import Columns
 from crosscope_worker.data.texts import DataError, TextStream
 from crosscope_worker.models.pair import Pair
-from crosscope_worker.roots import Roots
 from crosscope_worker.tokenizer.tokens import TextTokenizer
 from crosscope_worker.work import Cancelled
 

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import save_file
 
 from crosscope_proto.recipe import PublishedRecipe, RecipeError, parse_recipe
+from crosscope_proto.roots import RootError, Roots
 from crosscope_worker.dictionary.crosscoder import CrosscoderError
 from crosscope_worker.dictionary.load import load_crosscoder
 from crosscope_worker.recipes.published import find_weights, make_published
-from crosscope_worker.roots import RootError, Roots
 from crosscope_worker.work import Workspace, silent
 
 D_MODEL, NUM_LATENTS = 32, 48

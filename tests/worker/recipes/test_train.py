@@ -18,6 +18,7 @@ from crosscope_proto.artefacts import CrosscoderManifest
 from crosscope_proto.column import arrow_schema
 from crosscope_proto.columns import LATENT_COLUMNS
 from crosscope_proto.recipe import CrosscoderRecipe, PublishedRecipe, parse_recipe, recipe_dict
+from crosscope_proto.roles import BASE, CHAT
 from crosscope_proto.stages import STAGES
 from crosscope_worker.analysis import AnalysisError
 from crosscope_worker.data.harvest import HarvestError
@@ -198,9 +199,18 @@ def test_every_dictionary_is_trained_analysed_and_published(home: Path, recipe: 
 
 def test_a_decoupled_code_is_trained_analysed_and_published(home: Path, recipe: CrosscoderRecipe):
     recipe = replace(recipe, crosscoder=replace(recipe.crosscoder, code_normalisation="decoupled"))
-    crosscoder = load_crosscoder(version_folder(home, make_crosscoder(recipe, workspace(home), silent)))
-    assert crosscoder.model_thresholds is not None
-    assert (crosscoder.encode(torch.randn(5, sum(crosscoder.d_model))) >= 0).all()
+    manifest = make_crosscoder(recipe, workspace(home), silent)
+    k = recipe.crosscoder.k
+    assert k is not None
+    assert k / 2 < manifest.metrics["l0"] <= 2 * k, "k for each model"
+    crosscoder = load_crosscoder(version_folder(home, manifest))
+    x = 30 * torch.randn(40, sum(crosscoder.d_model))
+    f, thresholds = crosscoder.pre_activations(x).relu(), crosscoder.model_thresholds
+    assert thresholds is not None
+    base, chat = (f * crosscoder.decoder(model).norm(dim=1) > thresholds[model] for model in (BASE, CHAT))
+    assert (base != chat).any(), "the models keep different entries"
+    assert torch.equal(crosscoder.encode(x) > 0, base | chat)
+    assert (base | chat).sum() < (f > 0).sum(), "the thresholds drop some"
 
 
 @pytest.mark.parametrize("variant", [{}, {"variant": "l1", "mu": 0.02, "k": None}])

@@ -212,7 +212,7 @@ def test_tools_as_json() -> None:
         (templates.CHATML, [ASK, Turn("assistant", "", tool_calls=(CALL,))], "not print the tool calls of turn 1"),
         (templates.CHATML, [Turn("user", "a", reasoning="b")], r"turn 0 \(user\) has reasoning, which only an assist"),
         (templates.CHATML, [Turn("user", "a", tool_calls=(CALL,))], "has tool calls, which only an assistant"),
-        (templates.CHATML + "{{ messages[0].content.x.y }}", [ASK], "refuses these turns: .*has no attribute 'x'"),
+        (templates.CHATML + "{{ messages[0].content.x.y }}", [ASK], "refuses these messages: .*has no attribute 'x'"),
     ],
 )
 def test_a_changed_text_says_how(template: str, turns: list[Turn], says: str) -> None:

@@ -128,7 +128,7 @@ def test_a_template_with_a_system_turn(tokenizer: PreTrainedTokenizerBase) -> No
 @pytest.mark.parametrize(
     ("turns", "message"),
     [
-        ([], "empty; give at least one turn"),
+        ([], "empty; give at least one message"),
         ([("system", "a"), ("user", "b")], r"turn 0: .*System role not supported.*first user turn"),
         ([("system", "a"), ("system", "b")], "turn 0: .*takes no system turn"),
         ([("user", "a"), ("function", "b")], "turn 1: the role is 'function'; it must be one of system, developer"),

@@ -10,9 +10,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from crosscope_proto.roots import RootError, Roots
 from crosscope_proto.specs import DataSpec
 from crosscope_worker.data.rows import Columns, DataError, Row, said
-from crosscope_worker.roots import RootError, Roots
+from crosscope_worker.roots import files_below, open_file
 
 
 class FileRows:
@@ -108,7 +109,7 @@ class FileRows:
 
     def _open(self, file: Path) -> Any:
         try:
-            return self._roots.open(file)
+            return open_file(self._roots, file)
         except RootError as error:
             raise DataError(f"data set {self._spec.name!r}: {error}") from error
         except OSError as error:
@@ -133,7 +134,7 @@ def _files(spec: DataSpec, folders: list[Path], roots: Roots) -> list[Path]:
     else:
         closed = [folder for folder in folders if not roots.allows(folder)]
     for folder in folders:
-        if folder not in closed and (files := roots.files(folder, str(pattern))):
+        if folder not in closed and (files := files_below(roots, folder, str(pattern))):
             return files
     places = " or ".join(str(folder) for folder in folders if folder not in closed)
     hint = "".join(

@@ -7,9 +7,9 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crosscope_proto.roots import RootError, Roots
 from crosscope_proto.specs import DataSpec
 from crosscope_worker.data.rows import DataError, Row, Tell, said
-from crosscope_worker.roots import RootError, Roots
 
 if TYPE_CHECKING:
     from datasets import IterableDataset

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from crosscope_proto.left_out import reasons_line
+from crosscope_proto.roots import Roots
 from crosscope_proto.specs import DataSpec, TokenPolicy
 from crosscope_worker.data import chats, tally
 from crosscope_worker.data.chats import RefusedText
@@ -17,7 +18,6 @@ from crosscope_worker.data.file_rows import FileRows
 from crosscope_worker.data.hub_rows import HubRows
 from crosscope_worker.data.rows import Columns, DataError, Row, Rows, Tell
 from crosscope_worker.data.tally import Counts
-from crosscope_worker.roots import Roots
 from crosscope_worker.tokenizer.token_policy import policy_positions
 from crosscope_worker.tokenizer.tokens import PromptError, TextTokenizer
 

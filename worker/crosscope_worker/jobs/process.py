@@ -18,7 +18,6 @@ from pathlib import Path
 from types import FrameType
 from typing import cast
 
-from pydantic import ValidationError
 from redis import Redis
 from redis.backoff import ExponentialBackoff
 from redis.client import Pipeline
@@ -35,6 +34,7 @@ from rq.worker import Worker
 from crosscope_proto import job_record, keys
 from crosscope_proto.artefacts import job_folder
 from crosscope_proto.logs import configure_logging
+from crosscope_proto.settings import SettingsError, read_settings
 from crosscope_worker.jobs.claim import QueueAway, is_passing, patiently
 from crosscope_worker.jobs.entry import Attempt
 from crosscope_worker.jobs.environment import job_environment
@@ -249,23 +249,22 @@ class JobWorker(Worker):
 
 
 def main(kinds: Mapping[str, str] = KINDS) -> int:
-    """Runs the job worker until SIGTERM; returns its exit code."""
+    """Runs the job worker until SIGTERM; the exit code is 1 if it could not start."""
     configure_logging("jobs")
     try:
-        settings = JobSettings()  # pyright: ignore[reportCallIssue] (filled from the environment)
+        settings = read_settings(JobSettings)
         connection = Redis.from_url(
             settings.queue_url,
             socket_timeout=15,
             socket_connect_timeout=5,
             retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), 3),
         )
-    except ValidationError as error:
-        problems = "; ".join(f"{_variable(detail['loc'])}: {detail['msg']}" for detail in error.errors())
-        sys.stderr.write(f"crosscope: {problems}\n")
-        return 2
-    except ValueError as error:
-        sys.stderr.write(f"crosscope: CROSSCOPE_WORKER_QUEUE_URL: {error}\n")
-        return 2
+    except SettingsError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    except ValueError as error:  # a parameter of the address, say
+        sys.stderr.write(f"CROSSCOPE_WORKER_QUEUE_URL: {error}\n")
+        return 1
     die_with_parent(os.getppid(), signal.SIGTERM)
     return _work(settings, kinds, connection)
 
@@ -296,11 +295,6 @@ def _work(settings: JobSettings, kinds: Mapping[str, str], connection: Redis) ->
 
 def _exit(*_: object) -> None:
     raise SystemExit(0)
-
-
-def _variable(location: tuple[int | str, ...]) -> str:
-    name = str(location[0])
-    return name if name.startswith("CROSSCOPE") else f"CROSSCOPE_WORKER_{name.upper()}"
 
 
 def _record_keys(job_id: str) -> list[str]:

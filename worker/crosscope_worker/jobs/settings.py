@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
+
+from crosscope_proto.settings import ProcessSettings, RedisUrl
 
 
-class JobSettings(BaseSettings):
+class JobSettings(ProcessSettings):
     """Settings of `python -m crosscope_worker jobs`."""
 
-    model_config = SettingsConfigDict(env_prefix="CROSSCOPE_WORKER_", frozen=True, populate_by_name=True)
+    model_config = SettingsConfigDict(env_prefix="CROSSCOPE_WORKER_")
 
-    home: Path = Field(default=Path("~/.local/share/crosscope"), validation_alias="CROSSCOPE_HOME")
-    """The artefact folder."""
-    queue_url: str = Field(min_length=1)
+    queue_url: RedisUrl
     """Redis of the job queue, redis:// or unix://."""
     device: str = "cpu"
     """Where models and training run, a torch device."""
@@ -26,18 +26,13 @@ class JobSettings(BaseSettings):
     keep_checkpoints_gb: float = Field(default=100, ge=0, allow_inf_nan=False)
     """What the checkpoints of all such jobs may take; the oldest go first."""
 
-    @field_validator("job_threads", mode="before")
-    @classmethod
-    def _empty_is_unset(cls, value: object) -> object:
-        return None if value == "" else value
+    data_roots: Annotated[tuple[Path, ...], NoDecode] = ()
+    """Folders besides the home from which recipes may have files read; a list with the system's separator of paths."""
 
     @property
     def keeps_checkpoints(self) -> bool:
         """Whether a job that has failed can be retried at all."""
         return self.keep_checkpoints_days > 0 and self.keep_checkpoints_gb > 0
-
-    data_roots: Annotated[tuple[Path, ...], NoDecode] = ()
-    """Folders besides the home from which recipes may have files read; a list with the system's separator of paths."""
 
     @field_validator("data_roots", mode="before")
     @classmethod
@@ -48,8 +43,3 @@ class JobSettings(BaseSettings):
         if wrong := [str(folder) for folder in folders if not (folder.is_absolute() and folder.is_dir())]:
             raise ValueError(f"{wrong[0]} is no absolute path of a folder")
         return tuple(folders)
-
-    @field_validator("home")
-    @classmethod
-    def _absolute(cls, value: Path) -> Path:
-        return value.expanduser().absolute()

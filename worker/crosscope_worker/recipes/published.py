@@ -7,13 +7,13 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from crosscope_proto.artefacts import CrosscoderManifest
 from crosscope_proto.recipe import PublishedRecipe
+from crosscope_proto.roots import Roots
 from crosscope_proto.stages import Stage
 from crosscope_worker.dictionary.crosscoder import CrosscoderError
 from crosscope_worker.dictionary.load import load_crosscoder
 from crosscope_worker.recipes.material import Material
 from crosscope_worker.recipes.measure import Trained, measure_and_publish
 from crosscope_worker.recipes.publish import already_published
-from crosscope_worker.roots import Roots
 from crosscope_worker.work import Progress, Workspace
 
 _FILES = ("*.json", "*.yaml", "*.safetensors", "*.pt", "*.pth", "pytorch_model*.bin")

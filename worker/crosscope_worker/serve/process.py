@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc.aio
 import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from pydantic import ValidationError
 from transformers.utils import logging as transformers_logging
 
 from crosscope_proto.logs import configure_logging
+from crosscope_proto.settings import SettingsError, read_settings
 from crosscope_proto.worker.v1 import inference_pb2_grpc
 from crosscope_worker.serve.batching import Batcher
 from crosscope_worker.serve.models import Models
@@ -87,11 +87,9 @@ class InferenceProcess:
 def run() -> int:
     """Serves until SIGTERM or SIGINT; the exit code is 1 if it could not start."""
     try:
-        settings = ServeSettings()
-    except ValidationError as error:
-        for detail in error.errors():
-            name = ".".join(str(part) for part in detail["loc"])
-            sys.stderr.write(f"setting {name}: {detail['msg']}, but is {detail.get('input')!r}\n")
+        settings = read_settings(ServeSettings)
+    except SettingsError as error:
+        sys.stderr.write(f"{error}\n")
         return 1
     configure_logging("inference")
     transformers_logging.disable_progress_bar()

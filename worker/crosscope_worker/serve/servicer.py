@@ -10,6 +10,7 @@ import grpc
 import grpc.aio
 import numpy as np
 
+from crosscope_proto.rich_status import abort
 from crosscope_proto.roles import LeftOut
 from crosscope_proto.template_kwargs import parse_template_kwargs, parse_tool_calls
 from crosscope_proto.v1 import types_pb2
@@ -65,9 +66,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         try:
             return await reply
         except Exception as error:  # mapped to a status in one place
-            code, sentence, metadata = status_of(error)
-            await context.abort(code, sentence, metadata)
-            raise AssertionError("abort raises") from error
+            await abort(context, status_of(error))
         finally:
             self._num_calls -= 1
             if not self._num_calls:
@@ -150,9 +149,7 @@ def left_out(crosscoder: LoadedCrosscoder, text: TokenisedText, outlying: np.nda
     return reasons
 
 
-def _code_message(code: PromptCode) -> inference_pb2.PackedCode:
-    return inference_pb2.PackedCode(
-        row_starts=code.row_starts.astype("<u4").tobytes(),
-        latents=code.latents.astype("<u4").tobytes(),
-        activations=code.activations.astype("<f4").tobytes(),
+def _code_message(code: PromptCode) -> types_pb2.SparseCode:
+    return types_pb2.SparseCode(
+        row_starts=code.row_starts.tolist(), latents=code.latents.tolist(), activations=code.activations.tolist()
     )

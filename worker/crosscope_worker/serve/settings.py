@@ -1,21 +1,20 @@
 """What the environment says about the inference process. Read once, in main()."""
 
-from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from crosscope_proto.settings import ProcessSettings
 
 Count = Annotated[int, Field(ge=1)]
 
 
-class ServeSettings(BaseSettings):
+class ServeSettings(ProcessSettings):
     """Settings of `python -m crosscope_worker serve`."""
 
-    model_config = SettingsConfigDict(env_prefix="CROSSCOPE_WORKER_", frozen=True, populate_by_name=True)
+    model_config = SettingsConfigDict(env_prefix="CROSSCOPE_WORKER_")
 
-    home: Path = Field(default=Path("~/.local/share/crosscope"), validation_alias="CROSSCOPE_HOME")
-    """The artefact folder."""
     listen: str = "127.0.0.1:50061"
     """A gRPC address: host:port or unix:PATH."""
     device: str = "cpu"
@@ -30,8 +29,3 @@ class ServeSettings(BaseSettings):
     """Crosscoders kept loaded; the one unused for longest goes first, and a pair of models with its last crosscoder."""
     num_threads: Count | None = None
     """Threads of one operation on the CPU; unset: torch decides."""
-
-    @field_validator("home")
-    @classmethod
-    def _absolute(cls, value: Path) -> Path:
-        return value.expanduser().absolute()

@@ -18,7 +18,7 @@ _SHOWN = 60
 def check_turns(turns: Sequence[Turn]) -> None:
     """Raises PromptError for turns that no template could print."""
     if not turns:
-        raise PromptError("the conversation is empty; give at least one turn")
+        raise PromptError("the conversation is empty; give at least one message")
     for index, turn in enumerate(turns):
         if turn.role not in ROLES:
             raise PromptError(f"turn {index}: the role is {turn.role!r}; it must be one of {', '.join(ROLES)}")
@@ -41,7 +41,7 @@ def refused(turns: Sequence[Turn], message: str) -> str:
         )
     roles = [turn.role for turn in turns if turn.role != "system"]
     if not set(roles) <= {"user", "assistant"}:
-        return f"the chat template refuses these turns: {message}"
+        return f"the chat template refuses these messages: {message}"
     first = len(turns) - len(roles)
     for index, role in enumerate(roles):
         expected = "assistant" if index % 2 else "user"
@@ -50,7 +50,7 @@ def refused(turns: Sequence[Turn], message: str) -> str:
                 f"turn {first + index}: the chat template refuses an {role} turn here ({message}); "
                 f"turns must alternate, so this one must be {expected}"
             ).replace("an user", "a user")
-    return f"the chat template refuses these turns: {message}"
+    return f"the chat template refuses these messages: {message}"
 
 
 def not_found(turns: Sequence[Turn], sayings: Sequence[Saying], printed: str) -> str:
@@ -68,7 +68,7 @@ def not_found(turns: Sequence[Turn], sayings: Sequence[Saying], printed: str) ->
                 step //= 2
         at, rest = printed.find(text[:same]) + same, text[same : same + _SHOWN]
         return f"{_changes(turns, saying)}: where it says {rest!r}, it prints {printed[at : at + len(rest)]!r}"
-    return "the chat template prints these turns in a way that hides which text is whose"
+    return "the chat template prints these messages in a way that hides which text is whose"
 
 
 def check_printed(turns: Sequence[Turn], sayings: Sequence[Saying], found: Printed) -> tuple[int, ...]:

@@ -26,7 +26,7 @@ _sym_db = _symbol_database.Default()
 from crosscope_proto.v1 import types_pb2 as crosscope__proto_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)crosscope_proto/worker/v1/inference.proto\x12\x13\x63rosscope.worker.v1\x1a\x1e\x63rosscope_proto/v1/types.proto\"_\n\x0fTokenizeRequest\x12\x12\n\ncrosscoder\x18\x01 \x01(\t\x12\x12\n\nversion_id\x18\x02 \x01(\t\x12$\n\x06prompt\x18\x03 \x01(\x0b\x32\x14.crosscope.v1.Prompt\"8\n\x10TokenizeResponse\x12$\n\x06tokens\x18\x01 \x01(\x0b\x32\x14.crosscope.v1.Tokens\"]\n\rEncodeRequest\x12\x12\n\ncrosscoder\x18\x01 \x01(\t\x12\x12\n\nversion_id\x18\x02 \x01(\t\x12$\n\x06prompt\x18\x03 \x01(\x0b\x32\x14.crosscope.v1.Prompt\"F\n\nPackedCode\x12\x12\n\nrow_starts\x18\x01 \x01(\x0c\x12\x0f\n\x07latents\x18\x02 \x01(\x0c\x12\x13\n\x0b\x61\x63tivations\x18\x03 \x01(\x0c\"\x8b\x01\n\x0e\x45ncodeResponse\x12$\n\x06tokens\x18\x01 \x01(\x0b\x32\x14.crosscope.v1.Tokens\x12-\n\x04\x63ode\x18\x02 \x01(\x0b\x32\x1f.crosscope.worker.v1.PackedCode\x12\x12\n\ncompute_ms\x18\x03 \x01(\x02\x12\x10\n\x08queue_ms\x18\x04 \x01(\x02\x32\xb7\x01\n\tInference\x12W\n\x08Tokenize\x12$.crosscope.worker.v1.TokenizeRequest\x1a%.crosscope.worker.v1.TokenizeResponse\x12Q\n\x06\x45ncode\x12\".crosscope.worker.v1.EncodeRequest\x1a#.crosscope.worker.v1.EncodeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)crosscope_proto/worker/v1/inference.proto\x12\x13\x63rosscope.worker.v1\x1a\x1e\x63rosscope_proto/v1/types.proto\"_\n\x0fTokenizeRequest\x12\x12\n\ncrosscoder\x18\x01 \x01(\t\x12\x12\n\nversion_id\x18\x02 \x01(\t\x12$\n\x06prompt\x18\x03 \x01(\x0b\x32\x14.crosscope.v1.Prompt\"8\n\x10TokenizeResponse\x12$\n\x06tokens\x18\x01 \x01(\x0b\x32\x14.crosscope.v1.Tokens\"]\n\rEncodeRequest\x12\x12\n\ncrosscoder\x18\x01 \x01(\t\x12\x12\n\nversion_id\x18\x02 \x01(\t\x12$\n\x06prompt\x18\x03 \x01(\x0b\x32\x14.crosscope.v1.Prompt\"\x84\x01\n\x0e\x45ncodeResponse\x12$\n\x06tokens\x18\x01 \x01(\x0b\x32\x14.crosscope.v1.Tokens\x12&\n\x04\x63ode\x18\x02 \x01(\x0b\x32\x18.crosscope.v1.SparseCode\x12\x12\n\ncompute_ms\x18\x03 \x01(\x02\x12\x10\n\x08queue_ms\x18\x04 \x01(\x02\x32\xb7\x01\n\tInference\x12W\n\x08Tokenize\x12$.crosscope.worker.v1.TokenizeRequest\x1a%.crosscope.worker.v1.TokenizeResponse\x12Q\n\x06\x45ncode\x12\".crosscope.worker.v1.EncodeRequest\x1a#.crosscope.worker.v1.EncodeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,10 +39,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKENIZERESPONSE']._serialized_end=251
   _globals['_ENCODEREQUEST']._serialized_start=253
   _globals['_ENCODEREQUEST']._serialized_end=346
-  _globals['_PACKEDCODE']._serialized_start=348
-  _globals['_PACKEDCODE']._serialized_end=418
-  _globals['_ENCODERESPONSE']._serialized_start=421
-  _globals['_ENCODERESPONSE']._serialized_end=560
-  _globals['_INFERENCE']._serialized_start=563
-  _globals['_INFERENCE']._serialized_end=746
+  _globals['_ENCODERESPONSE']._serialized_start=349
+  _globals['_ENCODERESPONSE']._serialized_end=481
+  _globals['_INFERENCE']._serialized_start=484
+  _globals['_INFERENCE']._serialized_end=667
 # @@protoc_insertion_point(module_scope)

@@ -107,38 +107,6 @@ class EncodeRequest(_message.Message):
 Global___EncodeRequest: _TypeAlias = EncodeRequest  # noqa: Y015
 
 @_typing.final
-class PackedCode(_message.Message):
-    """The sparse codes of a prompt's tokens in compressed rows, as crosscope.v1.SparseCode, each array as the bytes that
-    it has in memory: reading and writing one takes no time even for long prompts.
-    """
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    ROW_STARTS_FIELD_NUMBER: _builtins.int
-    LATENTS_FIELD_NUMBER: _builtins.int
-    ACTIVATIONS_FIELD_NUMBER: _builtins.int
-    row_starts: _builtins.bytes
-    """Little-endian uint32, one more than there are tokens; the first is 0."""
-    latents: _builtins.bytes
-    """Little-endian uint32."""
-    activations: _builtins.bytes
-    """Little-endian float32, scaled (math §1), all > 0."""
-    def __init__(
-        self,
-        *,
-        row_starts: _builtins.bytes = ...,
-        latents: _builtins.bytes = ...,
-        activations: _builtins.bytes = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activations", b"activations", "latents", b"latents", "row_starts", b"row_starts"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___PackedCode: _TypeAlias = PackedCode  # noqa: Y015
-
-@_typing.final
 class EncodeResponse(_message.Message):
     """Codes."""
 
@@ -157,14 +125,14 @@ class EncodeResponse(_message.Message):
         """The tokens."""
 
     @_builtins.property
-    def code(self) -> Global___PackedCode:
-        """Their codes, strongest first within a token."""
+    def code(self) -> _types_pb2.SparseCode:
+        """Their codes, whole: the server cuts and ranks."""
 
     def __init__(
         self,
         *,
         tokens: _types_pb2.Tokens | None = ...,
-        code: Global___PackedCode | None = ...,
+        code: _types_pb2.SparseCode | None = ...,
         compute_ms: _builtins.float = ...,
         queue_ms: _builtins.float = ...,
     ) -> None: ...

@@ -15,6 +15,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from crosscope_proto.roots import Roots
+
 MAX_FILES = 10_000
 MAX_BYTES = 1 << 20
 """Read of a file at most: of a configuration, of first rows."""
@@ -30,23 +32,6 @@ def is_hub_id(text: str) -> bool:
     parts = text.split("/")
     well_formed = all(_HUB_NAME.fullmatch(part) and len(part) <= 96 for part in parts)
     return len(parts) <= 2 and well_formed and "--" not in text and ".." not in text
-
-
-class Roots:
-    """The folders below which the server may look."""
-
-    def __init__(self, folders: Sequence[Path], closed: Sequence[Path] = ()) -> None:
-        """`closed` are folders into which it never looks, whatever the others are."""
-        self._folders = [folder.resolve() for folder in folders]
-        self._closed = [folder.resolve() for folder in closed]
-
-    def allow(self, path: Path) -> bool:
-        """Whether a path, with every link followed, lies below a root."""
-        try:
-            found = path.resolve()
-        except (OSError, RuntimeError):  # links in a circle
-            return False
-        return any(map(found.is_relative_to, self._folders)) and not any(map(found.is_relative_to, self._closed))
 
 
 @dataclass(frozen=True)
@@ -90,16 +75,16 @@ def _first_int(document: Mapping[str, Any], names: Sequence[str]) -> int | None:
 def find_files(path: str, folders: Sequence[Path], roots: Roots) -> list[Path] | None:
     """The files of a data set as the job will find them, in order; None if they may not be looked at."""
     pattern = Path(path).expanduser()
-    places = list(folders)
+    below = list(folders)
     if pattern.is_absolute():
-        places, pattern = [Path(pattern.anchor)], pattern.relative_to(pattern.anchor)
+        below, pattern = [Path(pattern.anchor)], pattern.relative_to(pattern.anchor)
     fixed = Path(*_until_glob(pattern))
-    for folder in places:
-        if not roots.allow(folder / fixed):
+    for folder in below:
+        if not roots.allows(folder / fixed):
             return None
         found = sorted(islice((each for each in folder.glob(str(pattern)) if each.is_file()), MAX_FILES))
         if found:
-            return found if all(map(roots.allow, found)) else None
+            return found if all(map(roots.allows, found)) else None
     return []
 
 
@@ -111,7 +96,7 @@ def _until_glob(pattern: Path) -> Iterator[str]:
 
 
 @dataclass(frozen=True)
-class Rows:
+class FirstRows:
     """The beginning of a data set's first file."""
 
     first: Sequence[Mapping[str, Any]]
@@ -123,7 +108,7 @@ class Rows:
     """That it states, where a row need not be looked at."""
 
 
-def read_rows(file: Path, source: str, at_most: int) -> Rows | str:
+def read_rows(file: Path, source: str, at_most: int) -> FirstRows | str:
     """At most `at_most` rows of a file, or a sentence about what is wrong with it."""
     try:
         return _parquet(file, at_most) if source == "parquet" else _lines(file, source, at_most)
@@ -131,17 +116,17 @@ def read_rows(file: Path, source: str, at_most: int) -> Rows | str:
         return f"{file} cannot be read as {source}: {' '.join(str(error).split())[:200]}"
 
 
-def _parquet(file: Path, at_most: int) -> Rows:
+def _parquet(file: Path, at_most: int) -> FirstRows:
     with pq.ParquetFile(file) as table:
         columns, meta = tuple(table.schema_arrow.names), table.metadata
         first: list[dict[str, Any]] = []
         if meta.num_row_groups and meta.row_group(0).total_byte_size <= MAX_ROW_GROUP_BYTES:
             batch = next(table.iter_batches(batch_size=at_most, row_groups=[0]), None)
             first = [] if batch is None else batch.to_pylist()
-        return Rows(first, 0, meta.num_rows, columns)
+        return FirstRows(first, 0, meta.num_rows, columns)
 
 
-def _lines(file: Path, source: str, at_most: int) -> Rows:
+def _lines(file: Path, source: str, at_most: int) -> FirstRows:
     rows: list[Mapping[str, Any]] = []
     size = 0
     with file.open("rb") as lines:
@@ -157,4 +142,4 @@ def _lines(file: Path, source: str, at_most: int) -> Rows:
                 raise ValueError(f"row {len(rows) + 1} is no JSON object")
             rows.append(row)
         ended = not lines.read(1)
-    return Rows(rows, size, len(rows) if ended else None, None)
+    return FirstRows(rows, size, len(rows) if ended else None, None)

@@ -1,0 +1,59 @@
+"""Settings of a process: read from the environment once, at its start. What is wrong is said by its variable.
+
+Knows no process: each states its own fields in a class of its own.
+"""
+
+from pathlib import Path
+from typing import Annotated, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class SettingsError(ValueError):
+    """An environment with which a process cannot start; the message has a line for each wrong variable."""
+
+
+def _absolute(value: Path) -> Path:
+    return value.expanduser().absolute()
+
+
+def _redis_url(value: str) -> str:
+    if not value.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("must start with redis://, rediss:// or unix://")
+    _ = urlsplit(value).port  # raises ValueError where it is no number
+    return value
+
+
+AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+RedisUrl = Annotated[str, AfterValidator(_redis_url)]
+
+
+class ProcessSettings(BaseSettings):
+    """What all processes are told. A subclass states `env_prefix`; an empty variable counts as one that is not set."""
+
+    model_config = SettingsConfigDict(frozen=True, populate_by_name=True, env_ignore_empty=True)
+
+    home: AbsolutePath = Field(default=Path("~/.local/share/crosscope"), validation_alias="CROSSCOPE_HOME")
+    """The artefact folder."""
+
+
+S = TypeVar("S", bound=ProcessSettings)
+
+
+def read_settings(kind: type[S]) -> S:
+    """The settings that the environment holds. Raises SettingsError."""
+    try:
+        return kind()
+    except ValidationError as error:
+        prefix = str(kind.model_config.get("env_prefix", ""))
+        lines: list[str] = []
+        for detail in error.errors():
+            name = ".".join(map(str, detail["loc"]))
+            variable = name if name.isupper() else f"{prefix}{name.upper()}"
+            if detail["type"] == "missing":
+                lines.append(f"{variable}: must be set")
+            else:
+                lines.append(f"{variable}: {detail['msg'].removeprefix('Value error, ')}, but is {detail['input']!r}")
+        raise SettingsError("\n".join(lines)) from error

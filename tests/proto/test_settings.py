@@ -1,0 +1,48 @@
+"""Settings of a process: by variable, with an empty variable as if it were not there."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from crosscope_proto.settings import ProcessSettings, RedisUrl, SettingsError, read_settings
+
+
+class Mill(ProcessSettings):
+    model_config = SettingsConfigDict(env_prefix="MILL_")
+
+    num_stones: int = Field(default=2, ge=1)
+    river: RedisUrl
+    miller: str | None = None
+
+
+def test_each_wrong_variable_has_a_line_with_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MILL_NUM_STONES", "0")
+    with pytest.raises(SettingsError) as caught:
+        read_settings(Mill)
+    assert str(caught.value).splitlines() == [
+        "MILL_NUM_STONES: Input should be greater than or equal to 1, but is '0'",
+        "MILL_RIVER: must be set",
+    ]
+    monkeypatch.setenv("MILL_NUM_STONES", "3")
+    monkeypatch.setenv("MILL_RIVER", "http://x")
+    with pytest.raises(SettingsError, match=r"^MILL_RIVER: must start with redis://.*, but is 'http://x'$"):
+        read_settings(Mill)
+
+
+def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MILL_RIVER", "unix:///river.sock")
+    monkeypatch.setenv("MILL_NUM_STONES", "")
+    monkeypatch.setenv("MILL_MILLER", "")
+    monkeypatch.setenv("CROSSCOPE_HOME", "")
+    settings = read_settings(Mill)
+    assert (settings.num_stones, settings.miller) == (2, None)
+    assert settings.home == Path("~/.local/share/crosscope").expanduser()
+
+
+def test_a_home_is_an_absolute_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MILL_RIVER", "unix:///river.sock")
+    monkeypatch.setenv("CROSSCOPE_HOME", "kept")
+    assert read_settings(Mill).home == tmp_path / "kept"
