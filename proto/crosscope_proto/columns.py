@@ -148,9 +148,9 @@ LATENT_COLUMNS: tuple[Column, ...] = (
         Column(
             "beta_ratio",
             "float32",
-            "Coefficient of the activation, base over chat along the chat row: 1 both use it alike, near 0 chat alone.",
+            "Ratio of the coefficients of the activation along the chat row, base over chat; near 0: only chat has it.",
             source="math §4",
-            undefined=_SILENT,
+            undefined=f"{_SILENT}, or where the models' widths differ",
             absent=NAN,
             label="β ratio",
             short="β ratio",
@@ -161,7 +161,7 @@ LATENT_COLUMNS: tuple[Column, ...] = (
         "by the published recipe, jointly over the chat-only latents",
         "base uselessness",
         "uselessness",
-        undefined="outside the living chat-only latents",
+        undefined="outside the living chat-only latents, or in a dictionary of differences",
         is_floored=False,
     ),
     _uselessness(
@@ -169,7 +169,7 @@ LATENT_COLUMNS: tuple[Column, ...] = (
         "by non-negative least squares, jointly over the chat-only latents",
         "base uselessness, least squares",
         "useless (ls)",
-        undefined="outside the living chat-only latents",
+        undefined="outside the living chat-only latents, or in a dictionary of differences",
         is_floored=True,
     ),
     _uselessness(
@@ -177,7 +177,7 @@ LATENT_COLUMNS: tuple[Column, ...] = (
         "on its own",
         "base uselessness, alone",
         "useless alone",
-        undefined=_SILENT,
+        undefined=f"{_SILENT}, or in a dictionary of differences",
         is_floored=True,
     ),
     Column(
@@ -265,7 +265,7 @@ LATENT_COLUMNS: tuple[Column, ...] = (
     Column(
         "coactive_indices",
         "list<float32>",
-        "Jaccard indices of the latents that fire with it.",
+        "Jaccard indices of the latents that fire on the same tokens.",
         low=0,
         high=1,
         label="Jaccard indices of the latents that fire with it",

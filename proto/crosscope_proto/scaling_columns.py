@@ -19,8 +19,6 @@ def beta_column(prefix: str, target: str, model: str) -> str:
     return f"{prefix}beta_{target}_{model}"
 
 
-_SILENT = "where it never fired"
-_NO_ERROR = "where it never fired, and in a dictionary of differences"
 _IN_WORDS = {
     "act": "activation",
     "act_no_bias": "activation without the decoder bias",
@@ -33,6 +31,16 @@ _HIGH_NU = {
 }
 
 
+def _undefined(target: str, *, is_across: bool) -> str:
+    """Where a coefficient is NaN: `is_across` models, where their widths must agree."""
+    where = ["where it never fired"]
+    if target in ("rec", "err"):
+        where.append("in a dictionary of differences")
+    if is_across:
+        where.append("where the models' widths differ")
+    return ", or ".join(where)
+
+
 def _beta(prefix: str, direction: str, target: str, model: str) -> Column:
     words = _IN_WORDS[target]
     return Column(
@@ -40,7 +48,7 @@ def _beta(prefix: str, direction: str, target: str, model: str) -> Column:
         "float32",
         f"Coefficient of the {words}, in the {model} model, along the {direction} decoder row.",
         source="math §4",
-        undefined=_SILENT if target.startswith("act") else _NO_ERROR,
+        undefined=_undefined(target, is_across=model != direction),
         label=f"β of the {words}, {model} along {direction}",
         wire=f"{direction}_direction.{SCALING_TARGETS[target]}.{model}",
     )
@@ -52,10 +60,10 @@ def _nu(prefix: str, direction: str, target: str) -> Column:
     return Column(
         f"{prefix}nu_{target}",
         "float32",
-        f"Coefficient of the {SCALING_TARGETS[target]}, {other} over {direction} along the {direction} row; high: "
-        f"{high.format(other)}.",
+        f"Ratio of the coefficients of the {SCALING_TARGETS[target]} along the {direction} row, {other} over "
+        f"{direction}; high: {high.format(other)}.",
         source="math §4",
-        undefined=_NO_ERROR,
+        undefined=_undefined(target, is_across=True),
         label=f"{label} along base" if prefix else label,
         short="" if prefix else short,
         wire=f"{direction}_direction.nu_{target}",
@@ -74,3 +82,4 @@ def _columns() -> tuple[Column, ...]:
 
 
 SCALING_COLUMNS = _columns()
+"""For each direction the coefficients, then the ratios; each with its standard error."""
