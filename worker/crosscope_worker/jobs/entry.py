@@ -5,6 +5,7 @@ ending from the record, so that nothing depends on how this process exits.
 """
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -20,6 +21,7 @@ from redis.retry import Retry
 from crosscope_proto import job_record
 from crosscope_proto.artefacts import CrosscoderManifest, job_folder
 from crosscope_proto.left_out import left_out
+from crosscope_proto.logs import configure_logging
 from crosscope_proto.recipe import RecipeError, parse_recipe
 from crosscope_proto.stages import STAGES
 from crosscope_worker.disk import is_no_room, write_whole
@@ -42,6 +44,8 @@ _HINT = 150
 """Characters that a message leaves for how to go on."""
 QUEUE_WAIT_S = 600.0
 """How long a finished job waits for a Redis that is away before it may publish or end."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def run(attempt: Attempt, stopping: threading.Event | None = None) -> None:
             end, message, version_id = _work(attempt, claim, folder, stopping)
             claim.finish(end, message, version_id, QUEUE_WAIT_S, stopping.is_set)
         except (LostClaim, QueueAway) as error:
-            sys.stderr.write(f"crosscope: job {attempt.job_id}: attempt stopped: {error}\n")
+            log.warning("job %s: attempt stopped: %s", attempt.job_id, error)
 
 
 def _work(attempt: Attempt, claim: Claim, folder: Path, stopping: threading.Event) -> tuple[str, str, str]:
@@ -192,7 +196,7 @@ def _keep_result(folder: Path, manifest: Manifest) -> dict[str, str]:
     try:
         write_whole(folder / RESULT, json.dumps(result))
     except OSError as error:  # it is published all the same
-        sys.stderr.write(f"crosscope: cannot write {folder / RESULT}: {error.strerror}\n")
+        log.warning("cannot write %s: %s", folder / RESULT, error.strerror)
     return result
 
 
@@ -203,6 +207,7 @@ def _keep_recipe(folder: Path, text: str) -> None:
 
 def main() -> int:
     """Runs the attempt that standard input describes."""
+    configure_logging("job")
     attempt = Attempt(**json.load(sys.stdin))
     die_with_parent(attempt.parent_pid)
     stopping = threading.Event()

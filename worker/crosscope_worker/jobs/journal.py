@@ -1,16 +1,18 @@
 """A job's own log file: a JSON object a line, kept over attempts. Holds what records leave out: tracebacks.
 
-A log that cannot be written is said on stderr and does not stop the job.
+A log that cannot be written is said in the process's log and does not stop the job.
 """
 
 import json
-import sys
+import logging
 import time
 import traceback
 from pathlib import Path
 
 JOURNAL = "log.jsonl"
 """Its name in the job's folder."""
+
+log = logging.getLogger(__name__)
 
 
 class Journal:
@@ -28,7 +30,7 @@ class Journal:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry, default=str) + "\n")
         except OSError as error:
-            sys.stderr.write(f"crosscope: cannot write to {self._path} ({error.strerror}): {entry}\n")
+            log.warning("cannot write to %s (%s): %s", self._path, error.strerror, entry)
 
     def failure(self, error: BaseException) -> None:
         """Adds an error with its traceback."""
