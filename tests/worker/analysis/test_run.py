@@ -9,6 +9,7 @@ import torch
 from crosscope_proto import artefacts as layout
 from crosscope_proto.roles import NUM_ROLES
 from crosscope_worker.analysis import AnalysisError, analyse
+from crosscope_worker.dictionary.streams import DIFFERENCE
 from crosscope_worker.work import Cancelled, silent
 
 
@@ -40,7 +41,7 @@ def test_a_dictionary_of_differences(make_world, tokenizer):
     writes[:, :5] = 0
     b_dec = torch.cat([torch.zeros(5), cc.b_dec[5:]])
     parts = {"W_enc": torch.cat([-reads, reads]), "W_dec": writes, "b_dec": b_dec, "input_scale": (1.0, 1.0)}
-    world.crosscoder = dataclasses.replace(cc, variant="diff_sae", **parts)
+    world.crosscoder = dataclasses.replace(cc, streams=DIFFERENCE, **parts)
     analysis = run(world, tokenizer)
     x = torch.cat([harvest.x for harvest in world.harvests]).double()
     base, chat = x[:, :5], x[:, 5:]

@@ -5,7 +5,7 @@ import json
 import random
 import zlib
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,14 @@ import pytest
 import torch
 
 from crosscope_proto.artefacts import LATENT_COLUMNS, CrosscoderManifest, arrow_schema
+from crosscope_proto.dictionaries import dictionary
 from crosscope_proto.recipe import CrosscoderRecipe, PublishedRecipe, parse_recipe, recipe_dict
 from crosscope_worker.analysis import AnalysisError
 from crosscope_worker.data.harvest import HarvestError
 from crosscope_worker.data.norms import NormBounds, NormFilter
 from crosscope_worker.data.texts import DataError
 from crosscope_worker.dictionary.crosscoder import Crosscoder
+from crosscope_worker.dictionary.keep import ALL_POSITIVE, AboveModelThresholds, AboveThresholds, LargestOfToken
 from crosscope_worker.dictionary.load import load_crosscoder
 from crosscope_worker.dictionary.version import read_manifest
 from crosscope_worker.jobs.stages import STAGES, Shares
@@ -160,6 +162,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "dfc": {"num_base_only": 8, "num_chat_only": 8},
     "delta": {"num_delta": 16, "k_delta": 1, "delta_weight": 1.0},
     "diff_sae": {},
+    "topk": {},
 }
 
 
@@ -168,12 +171,13 @@ PARTS = {
     "dfc": {"base_exclusive": 8, "chat_exclusive": 8, "rest": 48},
     "delta": {"delta": 16, "rest": 48},
     "diff_sae": {"": 64},
+    "topk": {"": 64},
 }
 
 
 @pytest.mark.parametrize("variant", OTHERS)
 def test_every_dictionary_is_trained_analysed_and_published(home: Path, recipe: CrosscoderRecipe, variant: str):
-    spec = replace(recipe.crosscoder, variant=variant, **OTHERS[variant])
+    spec = dictionary(**asdict(recipe.crosscoder) | {"variant": variant} | OTHERS[variant])
     manifest = make_crosscoder(replace(recipe, crosscoder=spec), workspace(home), silent)
     folder = version_folder(home, manifest)
     crosscoder = load_crosscoder(folder)
@@ -187,7 +191,9 @@ def test_every_dictionary_is_trained_analysed_and_published(home: Path, recipe: 
     if variant == "designated_shared":
         assert {*classes[:8]} <= {"shared", "dead"}
     if variant == "delta":
-        assert crosscoder.latent_thresholds is not None
+        assert isinstance(crosscoder.keep, AboveThresholds)
+    if variant == "topk":
+        assert (crosscoder.keep, manifest.threshold) == (LargestOfToken(manifest.token_k or 0), None)
     assert set(manifest.class_counts) >= {*classes}
     assert Counter(latents["part"].to_pylist()) == PARTS[variant]
     assert latents["part"][0].as_py() == next(iter(PARTS[variant])), "the latents that are set apart come first"
@@ -196,13 +202,13 @@ def test_every_dictionary_is_trained_analysed_and_published(home: Path, recipe: 
 def test_a_decoupled_code_is_trained_analysed_and_published(home: Path, recipe: CrosscoderRecipe):
     recipe = replace(recipe, crosscoder=replace(recipe.crosscoder, code_normalisation="decoupled"))
     crosscoder = load_crosscoder(version_folder(home, make_crosscoder(recipe, workspace(home), silent)))
-    assert crosscoder.model_thresholds is not None
+    assert isinstance(crosscoder.keep, AboveModelThresholds)
     assert (crosscoder.encode(torch.randn(5, sum(crosscoder.d_model))) >= 0).all()
 
 
 @pytest.mark.parametrize("variant", [{}, {"variant": "l1", "mu": 0.02, "k": None}])
 def test_a_recipe_becomes_a_published_crosscoder(home: Path, recipe: CrosscoderRecipe, variant: dict[str, Any]):
-    recipe = replace(recipe, crosscoder=replace(recipe.crosscoder, **variant))
+    recipe = replace(recipe, crosscoder=dictionary(**asdict(recipe.crosscoder) | variant))
     manifest = make_crosscoder(recipe, workspace(home), silent)
     folder = version_folder(home, manifest)
     assert (home / "crosscoders/toy/CURRENT").read_text().strip() == manifest.version_id
@@ -221,7 +227,7 @@ def test_a_recipe_becomes_a_published_crosscoder(home: Path, recipe: CrosscoderR
     assert {row["behaviour"] for row in detectors} == {"apology"}
     crosscoder = load_crosscoder(folder)
     assert crosscoder.num_latents == 64
-    assert (crosscoder.threshold is None) == (manifest.variant == "l1")
+    assert (crosscoder.keep is ALL_POSITIVE) == (manifest.variant == "l1")
 
 
 def test_every_token_is_trained_on_once_an_epoch(home: Path, recipe: CrosscoderRecipe):
@@ -244,7 +250,7 @@ def test_a_job_that_was_cut_ends_with_the_same_weights(home: Path, recipe: Cross
     first, second = (load_crosscoder(version_folder(home, manifest)) for manifest in (whole, resumed))
     for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
         assert torch.equal(getattr(first, name), getattr(second, name)), name
-    assert first.threshold == second.threshold
+    assert first.keep == second.keep
     assert resumed.metrics == whole.metrics
 
 
@@ -427,7 +433,7 @@ def test_a_crosscoder_that_cannot_be_measured_is_kept_and_can_be_measured_later(
     kept = load_crosscoder(version_folder(home, make_published(later, workspace(home, "job-2"), silent)))
     whole = load_crosscoder(version_folder(home, make_crosscoder(recipe, workspace(home, "job-3"), silent)))
     assert torch.equal(kept.W_dec, whole.W_dec)
-    assert kept.threshold == whole.threshold
+    assert kept.keep == whole.keep
 
 
 @pytest.mark.parametrize(

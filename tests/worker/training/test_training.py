@@ -14,6 +14,7 @@ from torch import Tensor
 
 from crosscope_proto.specs import TrainingSpec
 from crosscope_worker import training as public
+from crosscope_worker.dictionary.keep import AboveThreshold
 from crosscope_worker.training import checkpoint as checkpoints
 from crosscope_worker.training.active_code import Weights
 from crosscope_worker.training.buffer import ShuffleBuffer
@@ -124,7 +125,7 @@ def test_a_resumed_training_equals_an_undisturbed_one(tmp_path: Path, crosscoder
     resumed = run(recipe, tmp_path / "cut")
     for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
         assert torch.equal(getattr(resumed.crosscoder, name), getattr(whole.crosscoder, name)), name
-    assert resumed.crosscoder.threshold == whole.crosscoder.threshold
+    assert resumed.crosscoder.keep == whole.crosscoder.keep
     assert (resumed.steps, resumed.tokens) == (whole.steps, whole.tokens) == (63, 4000)
     times = {"tokens_per_second"}
     strip = [[row for row in result.curves if row[1] not in times] for result in (resumed, whole)]
@@ -144,7 +145,7 @@ def test_a_cancelled_training_leaves_only_whole_checkpoints(tmp_path: Path):
 def test_logging_changes_nothing(tmp_path: Path):
     often, never = (run(make_recipe(log_every=n), tmp_path / str(n)) for n in (1, 10_000))
     assert torch.equal(often.crosscoder.W_dec, never.crosscoder.W_dec)
-    assert often.crosscoder.threshold == never.crosscoder.threshold
+    assert often.crosscoder.keep == never.crosscoder.keep
     assert len(often.curves) == 63 * 7 - 5  # the threshold begins with the end of the warm-up
     assert never.curves == []
 
@@ -192,8 +193,8 @@ def test_the_fraction_counts_what_was_trained_on_and_not_what_waits_in_the_buffe
 
 def test_a_training_that_ends_within_the_warm_up_has_a_threshold(tmp_path: Path):
     result = run(make_recipe(warmup_steps=1000), tmp_path)
-    assert result.crosscoder.threshold is not None
-    assert result.crosscoder.threshold > 0
+    assert isinstance(result.crosscoder.keep, AboveThreshold)
+    assert result.crosscoder.keep.threshold > 0
 
 
 @pytest.mark.parametrize("warmup_steps", [1, 1000])
@@ -202,8 +203,10 @@ def test_a_batch_of_a_few_tokens_moves_no_threshold_unless_it_is_the_first(warmu
     trainer = Trainer(recipe.crosscoder, recipe.training, (8, 8))
     first, *full = (block[:64] for block in PlantedSource(num_blocks=4).blocks())
 
-    def says() -> tuple[float | None, tuple[float, ...]]:
-        return trainer.crosscoder().threshold, trainer.counters.last_smallest
+    def says() -> tuple[float, tuple[float, ...]]:
+        keep = trainer.crosscoder().keep
+        assert isinstance(keep, AboveThreshold)
+        return keep.threshold, trainer.counters.last_smallest
 
     with torch.no_grad():
         trainer.step(first[:2], 3e-3)

@@ -33,7 +33,7 @@ from crosscope_worker.phases import Following, Phase, loading
 from crosscope_worker.recipes.publish import Provenance, make_current, manifest_of, publish
 from crosscope_worker.roots import check_pair_folders
 from crosscope_worker.tokenizer.tokens import TemplateSettings, TextTokenizer
-from crosscope_worker.training.variants import parts
+from crosscope_worker.training.variants import variant_of
 from crosscope_worker.work import Progress, Workspace, is_out_of_memory
 
 Recipe = CrosscoderRecipe | PublishedRecipe
@@ -230,7 +230,7 @@ def _measure(material: Material, trained: Trained, held_out: TextStream, norms: 
     following = Following(progress, STAGE)
     harvests = harvest(held_out, material.activations, recipe.tokens, norms=norms, tick=following.tick)
     names = [data.name for data in recipe.data]
-    apart = parts(recipe.crosscoder) if isinstance(recipe, CrosscoderRecipe) else ()
+    apart = variant_of(recipe.crosscoder, pair.d_model).parts() if isinstance(recipe, CrosscoderRecipe) else ()
     analysis = analyse(crosscoder, harvests, recipe.analysis, names, material.tokenizer, pair, following, apart)
     held_out.check_losses()
     spliced, patched = material.texts("held_out"), patched_latents(analysis.latents)

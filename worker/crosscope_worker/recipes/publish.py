@@ -32,6 +32,7 @@ from crosscope_proto.artefacts import CrosscoderManifest, PairManifest
 from crosscope_worker.analysis import Analysis
 from crosscope_worker.data.norms import NormBounds
 from crosscope_worker.dictionary.crosscoder import TENSORS, Crosscoder
+from crosscope_worker.dictionary.keep import StoredKeep
 from crosscope_worker.disk import is_no_room, sha256, sync
 
 KEPT_VERSIONS = 2
@@ -183,6 +184,7 @@ def read_current(folder: Path) -> str | None:
 
 def manifest_of(name: str, crosscoder: Crosscoder, provenance: Provenance) -> CrosscoderManifest:
     """The manifest of a crosscoder that is neither measured nor published yet."""
+    stored = StoredKeep.of(crosscoder.keep, crosscoder.num_latents)
     return CrosscoderManifest(
         name=name,
         version_id="",
@@ -192,8 +194,9 @@ def manifest_of(name: str, crosscoder: Crosscoder, provenance: Provenance) -> Cr
         num_latents=crosscoder.num_latents,
         variant=crosscoder.variant,
         code_normalisation=crosscoder.code_normalisation,
-        threshold=crosscoder.threshold,
-        token_k=crosscoder.token_k,
+        reads=crosscoder.streams.name,
+        threshold=stored.threshold,
+        token_k=stored.token_k,
         notes=crosscoder.notes,
         input_scale=crosscoder.input_scale,
         recipe=provenance.recipe,
