@@ -88,6 +88,10 @@ class ActiveCode(Protocol):
         """`latents: [latent]` at every active entry, in the shape of its values."""
         ...
 
+    def narrowed(self, latents: slice) -> "ActiveCode":
+        """The code of some latents alone, whose first is its latent 0."""
+        ...
+
     values: Tensor
 
 
@@ -120,6 +124,13 @@ class PairCode:
         """See ActiveCode."""
         return latents[self.code.latents]
 
+    def narrowed(self, latents: slice) -> ActiveCode:
+        """See ActiveCode."""
+        first, last, _ = latents.indices(self._num_latents)
+        own = (self.code.latents >= first) & (self.code.latents < last)
+        tokens, of, values = self.code.tokens[own], self.code.latents[own] - first, self.code.values[own]
+        return PairCode(SparseCode(tokens, of, values, self.code.num_tokens), last - first)
+
 
 class DenseCode:
     """An ActiveCode that holds every entry."""
@@ -148,6 +159,10 @@ class DenseCode:
         """See ActiveCode."""
         return latents * self._active
 
+    def narrowed(self, latents: slice) -> ActiveCode:
+        """See ActiveCode."""
+        return DenseCode(self.values[:, latents])
+
 
 @dataclass(frozen=True)
 class Selected:
@@ -160,6 +175,14 @@ class Selected:
     norms: Tensor
     """[latent of `latents`]; what its entries were scaled with."""
     latents: slice = field(default_factory=lambda: slice(None))
+
+    def narrowed(self, latents: slice) -> "Selected":
+        """The same of some latents alone; of one that has them all."""
+        return Selected(self.code.narrowed(latents), self.columns, self.norms[latents], latents)
+
+    def decode(self, decoder: Tensor) -> Tensor:
+        """What it decodes to with `decoder: [latent, width]`, [batch, width of its columns]."""
+        return self.code.decode(decoder[self.latents, self.columns].contiguous())
 
 
 def active_code(pre: Tensor, bias: Tensor, flat: Tensor | None) -> ActiveCode:

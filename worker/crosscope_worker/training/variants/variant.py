@@ -51,8 +51,8 @@ class Reconstruction(NamedTuple):
 
     loss: float
     pieces: list[tuple[Selected, Tensor]]
-    """Codes, and the gradient by what each decodes to, [batch, width of all columns]. Those of equal columns are of
-    different latents, ascending, all of them together."""
+    """Codes, and the gradient by what each decodes to, [batch, width of all columns]. Codes of the same columns are of
+    different latents (`Selected.narrowed`), ascending, and of all latents together."""
     b_dec: Tensor
     """[width]: the gradient by the decoder's bias."""
     error: Tensor
@@ -146,7 +146,7 @@ class Variant(Generic[AnySpec]):
         """What the codes decode to, what that costs, and what it asks of each."""
         error = batch.x - batch.weights.b_dec
         for each in selected:
-            error[:, each.columns] -= each.code.decode(batch.operands.decoder[:, each.columns].contiguous())
+            error[:, each.columns] -= each.decode(batch.operands.decoder)
         loss, grad = self.loss(error)
         return Reconstruction(loss, [(each, grad) for each in selected], grad.sum(0), error)
 
