@@ -14,6 +14,7 @@ from crosscope_proto.roles import TokenRole
 from crosscope_worker.data.harvest import Harvest
 from crosscope_worker.data.texts import Text
 from crosscope_worker.dictionary.crosscoder import Crosscoder
+from crosscope_worker.dictionary.keep import AboveThreshold
 
 DATASETS = ("documents", "chats")
 VOCAB_SIZE = 1000
@@ -53,10 +54,10 @@ def crosscoder(sizes: AnalysisSizes) -> Crosscoder:
         b_dec=torch.zeros(both),
         d_model=(sizes.d_model, sizes.d_model),
         variant="batch_topk",
-        threshold=0.0,
+        keep=AboveThreshold(0.0),
     )
     scaled = made.scaled(torch.randn(512, both, generator=draw))
-    made.threshold = float(torch.topk(scaled.reshape(-1), 512 * sizes.k).values[-1])
+    made.keep = AboveThreshold(float(torch.topk(scaled.reshape(-1), 512 * sizes.k).values[-1]))
     return made
 
 

@@ -63,7 +63,7 @@ def train() -> dict[str, Callable[[], Found]]:
     def work(sizes: Sizes) -> Found:
         spec, batch = specs(sizes)["batch_topk"], sizes.batches[0]
         trainer = Trainer(spec, TrainingSpec(batch_size=batch), (sizes.d_model, sizes.d_model))
-        x = activations(trainer, spec, sizes, batch, seed=0)
+        x = activations(trainer, sizes, batch, seed=0)
         for _ in range(2):
             trainer.step(x, LR)
         described = {"d_model": [sizes.d_model] * 2, "num_latents": sizes.num_latents, "k": sizes.k, "batch": batch}

@@ -20,6 +20,7 @@ from bench import train_step
 from bench.rows import Figure, Row, Target
 from bench.timing import Ratio, interleave
 from bench.train_step import LR, Sizes
+from crosscope_proto.dictionaries import ChoosesK
 
 PLACE = Path(sys.prefix) / "peers"
 """Where `make peers` puts the packages of peers.txt."""
@@ -74,7 +75,7 @@ def measure(peer: Peer, theirs: Step, sizes: Sizes, batch: int, bounds: tuple[Ta
             "batch": batch,
             "d_model": [sizes.d_model] * 2,
             "num_latents": sizes.num_latents,
-            "k": spec.k,
+            "k": spec.k if isinstance(spec, ChoosesK) else None,
             "active_a_token": outcome.num_active / batch,
         },
         ours=Figure(rate["ours"], "tokens/s"),

@@ -16,7 +16,8 @@ from torch import Tensor
 from bench.dense_step import DenseStep
 from bench.rows import Figure, Floor, Row, Target
 from bench.timing import Ratio, interleave
-from crosscope_proto.specs import CrosscoderSpec, TrainingSpec
+from crosscope_proto.dictionaries import ChoosesK, Known, Penalised, dictionary
+from crosscope_proto.specs import TrainingSpec
 from crosscope_worker.training.trainer import Trainer
 
 ACTIVE_SHARE = 0.005
@@ -41,7 +42,7 @@ class Sizes:
 QUICK = Sizes(d_model=32, num_latents=512, k=8, batches=(64,), rounds=2)
 
 
-def specs(sizes: Sizes) -> dict[str, CrosscoderSpec]:
+def specs(sizes: Sizes) -> dict[str, Known]:
     """A dictionary of each variant."""
     latents, k = sizes.num_latents, sizes.k
     own: dict[str, dict[str, Any]] = {
@@ -51,11 +52,9 @@ def specs(sizes: Sizes) -> dict[str, CrosscoderSpec]:
         "dfc": {"k": k, "num_base_only": latents // 16, "num_chat_only": latents // 16},
         "delta": {"k": k - k // 4, "num_delta": latents // 16, "k_delta": k // 4, "delta_weight": 1.0},
         "diff_sae": {"k": k},
+        "topk": {"k": k},
     }
-    return {
-        name: CrosscoderSpec(variant=name, num_latents=latents, **fields)  # pyright: ignore[reportArgumentType]
-        for name, fields in own.items()
-    }
+    return {name: dictionary(variant=name, num_latents=latents, **fields) for name, fields in own.items()}
 
 
 def rows(quick: bool) -> Iterator[Row]:
@@ -73,7 +72,7 @@ def targets(batch: int) -> tuple[Target, ...]:
     return (Target("floor", "at_most", 1.7),)
 
 
-def measure(name: str, spec: CrosscoderSpec, sizes: Sizes, batch: int, bounds: tuple[Target, ...]) -> Row:
+def measure(name: str, spec: Known, sizes: Sizes, batch: int, bounds: tuple[Target, ...]) -> Row:
     """One row."""
     trainer, inputs = prepared(spec, sizes, batch)
     dense = DenseStep(spec, *trainer.weights, lr=LR)
@@ -105,7 +104,7 @@ def measure(name: str, spec: CrosscoderSpec, sizes: Sizes, batch: int, bounds: t
             "batch": batch,
             "d_model": [sizes.d_model] * 2,
             "num_latents": sizes.num_latents,
-            "k": spec.k,
+            "k": spec.k if isinstance(spec, ChoosesK) else None,
             "active_a_token": outcome.num_active / batch,
             "loss_difference": loss_difference,
         },
@@ -119,11 +118,11 @@ def measure(name: str, spec: CrosscoderSpec, sizes: Sizes, batch: int, bounds: t
     )
 
 
-def prepared(spec: CrosscoderSpec, sizes: Sizes, batch: int) -> tuple[Trainer, list[Tensor]]:
+def prepared(spec: Known, sizes: Sizes, batch: int) -> tuple[Trainer, list[Tensor]]:
     """A trainer, and NUM_BATCHES batches whose codes look like those of a training under way."""
     trainer = Trainer(spec, TrainingSpec(batch_size=batch, lr=LR), (sizes.d_model, sizes.d_model))
-    inputs = [activations(trainer, spec, sizes, batch, seed) for seed in range(NUM_BATCHES)]
-    if spec.mu is not None:
+    inputs = [activations(trainer, sizes, batch, seed) for seed in range(NUM_BATCHES)]
+    if isinstance(spec, Penalised):
         _thin_out(trainer, inputs[0])
     return trainer, inputs
 
@@ -143,7 +142,7 @@ class FloorStep:
         self.optimiser.step()
 
 
-def activations(trainer: Trainer, spec: CrosscoderSpec, sizes: Sizes, batch: int, seed: int) -> Tensor:
+def activations(trainer: Trainer, sizes: Sizes, batch: int, seed: int) -> Tensor:
     """What the dictionary reads, [batch, width]: on every token k rows fire with strengths of 0.5 to 1.5, and noise.
 
     How often a row fires spans three orders of magnitude. The base model has each with a share of 0 to 1 of the
@@ -161,7 +160,7 @@ def activations(trainer: Trainer, spec: CrosscoderSpec, sizes: Sizes, batch: int
         return torch.nn.functional.embedding_bag(fires, rows, mode="sum", per_sample_weights=weights) + noise
 
     base, chat = summed(rows[0], strength * base_share[fires]), summed(rows[-1], strength)
-    return chat - base if spec.variant == "diff_sae" else torch.cat([base, chat], 1)
+    return trainer.variant.streams.read(torch.cat([base, chat], 1), trainer.d_model)
 
 
 def _thin_out(trainer: Trainer, x: Tensor) -> None:

@@ -4,6 +4,7 @@ import torch
 
 from crosscope_proto.artefacts import CrosscoderManifest, PairManifest
 from crosscope_worker.dictionary.crosscoder import Crosscoder
+from crosscope_worker.dictionary.keep import StoredKeep
 
 
 def make_crosscoder(d_model=(3, 5), latents=11, seed=0, **options) -> Crosscoder:
@@ -21,6 +22,7 @@ def make_crosscoder(d_model=(3, 5), latents=11, seed=0, **options) -> Crosscoder
 
 
 def make_manifest(crosscoder: Crosscoder) -> CrosscoderManifest:
+    stored = StoredKeep.of(crosscoder.keep, crosscoder.num_latents)
     return CrosscoderManifest(
         name="toy",
         version_id="v1",
@@ -30,7 +32,10 @@ def make_manifest(crosscoder: Crosscoder) -> CrosscoderManifest:
         num_latents=crosscoder.num_latents,
         variant=crosscoder.variant,
         code_normalisation=crosscoder.code_normalisation,
-        threshold=crosscoder.threshold,
+        threshold=stored.threshold,
+        token_k=stored.token_k,
+        notes=crosscoder.notes,
+        reads=crosscoder.streams.name,
         input_scale=crosscoder.input_scale,
         recipe={},
     )

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crosscope_proto.dictionaries import dictionary
 from crosscope_proto.recipe import CrosscoderRecipe
-from crosscope_proto.specs import CrosscoderSpec, DataSpec, PairSpec, TrainingSpec
+from crosscope_proto.specs import DataSpec, PairSpec, TrainingSpec
 from crosscope_worker import training as public
 from crosscope_worker.data.activation_source import ActivationSource
 from crosscope_worker.work import silent
@@ -53,7 +54,7 @@ def make_recipe(crosscoder: dict[str, Any] | None = None, **training: Any) -> Cr
         pair=PairSpec(name="toy"),
         layer=0,
         data=(DataSpec(name="web", source="text", path="x"),),
-        crosscoder=CrosscoderSpec(**spec),
+        crosscoder=dictionary(**spec),
         training=TrainingSpec(**defaults | training),
     )
 

@@ -31,6 +31,7 @@ VARIANTS = (
     Variant("dfc", _DFC),
     Variant("delta", _DELTA, {"num_delta": 1 / 4}),
     Variant("diff_sae", {"variant": "diff_sae", "k": 4}),
+    Variant("topk", {"variant": "topk", "k": 8}),
 )
 
 

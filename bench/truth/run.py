@@ -15,16 +15,16 @@ import torch
 
 from bench.truth import score
 from bench.truth.planted import Planted, PlantedSource, PlantedSpec, plant
+from crosscope_proto.dictionaries import Known, dictionary
 from crosscope_proto.recipe import CrosscoderRecipe
-from crosscope_proto.roles import CHAT
 from crosscope_proto.scaling_columns import beta_column
-from crosscope_proto.specs import AnalysisSpec, CrosscoderSpec, DataSpec, PairSpec, TrainingSpec
+from crosscope_proto.specs import AnalysisSpec, DataSpec, PairSpec, TrainingSpec
 from crosscope_worker.analysis.geometry import geometry
 from crosscope_worker.analysis.intake import blocks
 from crosscope_worker.analysis.moments import Moments
 from crosscope_worker.analysis.quality import Quality
 from crosscope_worker.analysis.scaling import directions, estimates
-from crosscope_worker.dictionary.crosscoder import DIFFERENCE, Crosscoder
+from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.training import train
 from crosscope_worker.work import silent
 
@@ -51,14 +51,14 @@ class Variant:
 
     name: str
     options: dict[str, Any]
-    """Fields of CrosscoderSpec, all but the number of latents."""
+    """Fields of its spec, all but the number of latents."""
     shares: Mapping[str, float] = field(default_factory=dict)
     """Fields that are a share of the number of latents."""
 
-    def spec(self, num_latents: int) -> CrosscoderSpec:
+    def spec(self, num_latents: int) -> Known:
         """The recipe's part."""
         counts: dict[str, Any] = {name: round(share * num_latents) for name, share in self.shares.items()}
-        return CrosscoderSpec(num_latents=num_latents, **self.options, **counts)
+        return dictionary(num_latents=num_latents, **self.options, **counts)
 
 
 def run(variant: Variant, seed: int, sizes: Sizes, spec: PlantedSpec) -> dict[str, float]:
@@ -72,10 +72,11 @@ def run(variant: Variant, seed: int, sizes: Sizes, spec: PlantedSpec) -> dict[st
     crosscoder = trained(variant, planted, sizes)
     train_s = time.monotonic() - started
     measured, quality = measure(crosscoder, planted, sizes.analysis_tokens)
-    rows = planted.rows if crosscoder.variant != DIFFERENCE else planted.differences()
+    is_difference = crosscoder.streams.is_difference
+    rows = planted.differences() if is_difference else planted.rows
     matches = score.best_matches(rows, measured)
     null_shares: dict[str, float] = {}
-    if crosscoder.variant != DIFFERENCE:  # which there has nothing but noise to learn
+    if not is_difference:  # which there has nothing but noise to learn
         null = plant(same_in_both(spec), seed)
         null_shares = score.null_shares(measure(trained(variant, null, sizes), null, sizes.analysis_tokens)[0])
     return (
@@ -135,10 +136,10 @@ def measure(crosscoder: Crosscoder, planted: Planted, num_tokens: int) -> tuple[
     with np.errstate(divide="ignore", invalid="ignore"):
         found = estimates(sums, directions(crosscoder))
         # The bias of a dictionary of differences is no part of either model's activation.
-        target = "act" if crosscoder.variant == DIFFERENCE else "act_no_bias"
+        target = "act" if crosscoder.streams.is_difference else "act_no_bias"
         ratio = found[beta_column("", target, "base")] / found[beta_column("", target, "chat")]
     measured = score.Measured(
-        rows=crosscoder.W_dec if crosscoder.variant != DIFFERENCE else crosscoder.decoder(CHAT),
+        rows=crosscoder.W_dec[:, crosscoder.streams.columns(crosscoder.d_model)],
         living=sums.count > 0,
         rel_norm=geometry(crosscoder).rel_norm.double().numpy(),
         nu_err=found["nu_err"],

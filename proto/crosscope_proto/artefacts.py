@@ -189,6 +189,9 @@ class CrosscoderManifest:
     hashes: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the tokenizer, of both models and of the weights."""
     software: dict[str, str] = field(default_factory=dict)
+    reads: str = ""
+    """What it reads and reconstructs: "both", "difference", "base" or "chat"; "" in files of before, which
+    manifest.parse_manifest fills in."""
     token_k: int | None = None
     """Inference keeps so many of a token's largest scaled activations; None where a threshold or ReLU is the rule."""
     notes: tuple[str, ...] = ()

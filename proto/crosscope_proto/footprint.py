@@ -5,8 +5,9 @@ Pure functions of sizes: reads no file and asks no device.
 
 from dataclasses import dataclass
 
+from crosscope_proto.dictionaries import DictionarySpec
 from crosscope_proto.recipe import CrosscoderRecipe
-from crosscope_proto.specs import CrosscoderSpec, TrainingSpec
+from crosscope_proto.specs import TrainingSpec
 
 SPEEDS = "speeds.jsonl"
 """Below the home folder: how fast trainings were, a JSON object a line, the newest last."""
@@ -14,7 +15,7 @@ SPEEDS = "speeds.jsonl"
 SAMPLE_TOKENS = 32_768
 """Tokens that thresholds are calibrated on at most, `4 · both` bytes each; half of them where it was just thinned."""
 SAMPLE = "the threshold's sample, tokens:"
-"""Stands beside the recipe's fields; no field changes it, but for a k that there is or is not."""
+"""Stands beside the recipe's fields; no field changes it, but the variant has one or has none."""
 _COPIES_OF_WEIGHTS = 4
 """Weights, gradients and Adam's two moments."""
 _BYTES_A_CODE_ENTRY = 26
@@ -22,9 +23,9 @@ _BYTES_A_CODE_ENTRY = 26
 step all of them are looked at. 878 MB were measured for 2 048 tokens and 16 384 latents."""
 
 
-def needed(spec: CrosscoderSpec, training: TrainingSpec, both: int) -> dict[str, int]:
+def needed(spec: DictionarySpec, training: TrainingSpec, both: int) -> dict[str, int]:
     """Bytes, by the field of the recipe that they grow with; `both` is the sum of the models' widths."""
-    sample = {} if spec.k is None else {SAMPLE: 4 * SAMPLE_TOKENS * both}
+    sample = {SAMPLE: 4 * SAMPLE_TOKENS * both} if spec.calibrates else {}
     return sample | {
         "crosscoder.num_latents": _COPIES_OF_WEIGHTS * 4 * (2 * spec.num_latents * both + spec.num_latents + both),
         "training.batch_size": _BYTES_A_CODE_ENTRY * training.batch_size * spec.num_latents,
@@ -32,7 +33,7 @@ def needed(spec: CrosscoderSpec, training: TrainingSpec, both: int) -> dict[str,
     }
 
 
-def values_of(spec: CrosscoderSpec, training: TrainingSpec) -> dict[str, int]:
+def values_of(spec: DictionarySpec, training: TrainingSpec) -> dict[str, int]:
     """The fields that `needed` speaks of, as they take effect."""
     return {
         SAMPLE: SAMPLE_TOKENS,
@@ -47,7 +48,7 @@ def _buffer_tokens(training: TrainingSpec) -> int:
     return max(training.buffer_tokens, 2 * training.batch_size)
 
 
-def checkpoint_bytes(spec: CrosscoderSpec, training: TrainingSpec, both: int) -> int:
+def checkpoint_bytes(spec: DictionarySpec, training: TrainingSpec, both: int) -> int:
     """Of a training's checkpoint: weights, Adam's two moments, the buffer and the sample."""
     parts = needed(spec, training, both)
     weights = parts["crosscoder.num_latents"] * 3 // _COPIES_OF_WEIGHTS

@@ -12,13 +12,14 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import cache
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
 from crosscope_proto.artefacts import NAME_PATTERN, SCHEMA_VERSION, CrosscoderManifest, PairManifest
+from crosscope_proto.dictionaries import Reads
 
 MAX_BYTES = 1_048_576
 """A manifest travels whole in every list of crosscoders."""
@@ -36,6 +37,9 @@ _RANGES: dict[str, tuple[int, int]] = {
     "created_at": (0, _LAST_SECOND),
 }
 _NORMALISATIONS = ("crosscoder", "sae", "mixed", "none", "decoupled")
+_READS = get_args(Reads)
+_READ_BY_VARIANT = {"diff_sae": "difference", "base_sae": "base", "chat_sae": "chat"}
+"""What a crosscoder of a manifest without `reads` reads, by its variant; all others read both models."""
 _MAX_SHOWN = 3
 
 _Manifest = TypeVar("_Manifest", CrosscoderManifest, PairManifest)
@@ -52,6 +56,8 @@ def parse_manifest(data: bytes) -> CrosscoderManifest:
     """
     _document(data)
     manifest = _validated(CrosscoderManifest, data)
+    if not manifest.reads:
+        manifest = replace(manifest, reads=_READ_BY_VARIANT.get(manifest.variant, "both"))
     if wrong := list(_out_of_range(manifest)):
         raise ManifestError(_shown(wrong))
     return manifest
@@ -131,6 +137,8 @@ def _out_of_range(manifest: CrosscoderManifest) -> Iterator[str]:
     if manifest.code_normalisation not in _NORMALISATIONS:
         known = ", ".join(_NORMALISATIONS)
         yield f"code_normalisation: must be one of {known}, but is {_value(manifest.code_normalisation)}"
+    if manifest.reads not in _READS:
+        yield f"reads: must be one of {', '.join(_READS)}, but is {_value(manifest.reads)}"
     if manifest.token_k is not None and not 1 <= manifest.token_k <= manifest.num_latents:
         yield f"token_k: must be 1 to num_latents {manifest.num_latents} or null, but is {_value(manifest.token_k)}"
     if manifest.threshold is not None and not math.isfinite(manifest.threshold):

@@ -1,6 +1,6 @@
 """Recipes: the YAML files that say what a job makes. Parsed and checked here, run by the worker.
 
-Their parts are in `specs`.
+Their parts are in `specs` and `dictionaries`.
 """
 
 import reprlib
@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
+from crosscope_proto.dictionaries import VARIANTS, AnyDictionary, ChoosesK, Reads
 from crosscope_proto.recipe_yaml import YamlTextError, load_yaml
 from crosscope_proto.specs import (
     STRICT,
     AnalysisSpec,
-    CrosscoderSpec,
     DataSpec,
     Day,
     Name,
@@ -56,7 +56,7 @@ class CrosscoderRecipe:
     layer: Layer
     """Index of the decoder layer whose output is read."""
     data: Annotated[tuple[DataSpec, ...], Field(min_length=1, max_length=32)]
-    crosscoder: CrosscoderSpec
+    crosscoder: AnyDictionary
     tokens: TokenPolicy = TokenPolicy()
     training: TrainingSpec = TrainingSpec()
     analysis: AnalysisSpec = AnalysisSpec()
@@ -70,15 +70,14 @@ class CrosscoderRecipe:
     def _k_start(self) -> Self:
         training, spec = self.training, self.crosscoder
         if training.k_start is not None:
-            if spec.k is None or not training.sparsity_warmup_steps:
+            if not isinstance(spec, ChoosesK) or not training.sparsity_warmup_steps:
                 raise ValueError("training.k_start needs training.sparsity_warmup_steps and crosscoder.k")
-            rest = spec.num_latents - (spec.num_delta or 0)
-            if not spec.k <= training.k_start <= rest:
+            if not spec.k <= training.k_start <= spec.num_choices:
                 raise ValueError(
-                    f"training.k_start {training.k_start} must lie between crosscoder.k {spec.k} and the {rest} "
-                    "latents that it chooses from"
+                    f"training.k_start {training.k_start} must lie between crosscoder.k {spec.k} and the "
+                    f"{spec.num_choices} latents that it chooses from"
                 )
-        elif spec.k is not None and training.sparsity_warmup_steps:
+        elif isinstance(spec, ChoosesK) and training.sparsity_warmup_steps:
             raise ValueError("training.sparsity_warmup_steps needs training.k_start where crosscoder.k is fixed")
         return self
 
@@ -118,7 +117,7 @@ class PublishedRecipe:
     """Factors on the base and the chat model's activations, for files that do not hold them."""
     swap: bool = False
     """Model 0 of the file is the chat model."""
-    reads: Literal["both", "difference", "base", "chat"] = "both"
+    reads: Reads = "both"
     """What it was trained on: both models, or one stream of activations: chat less base, base alone or chat alone."""
     tokens: TokenPolicy = TokenPolicy()
     """Only held-out texts are read: every `held_out_every`-th."""
@@ -171,7 +170,7 @@ class DemoPairRecipe:
 
 Recipe = CrosscoderRecipe | PublishedRecipe | DemoPairRecipe
 _KINDS = ("crosscoder", "published", "demo-pair")
-_UNIONS = ("str", "AdapterSpec")
+_UNIONS = ("str", "AdapterSpec", *VARIANTS)
 """What pydantic puts into the path of a field that may hold either."""
 _ADAPTER: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe, Field(discriminator="kind")])
 

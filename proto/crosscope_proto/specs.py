@@ -1,4 +1,4 @@
-"""The parts of a recipe: pair, data, tokens, dictionary, training, analysis. Checked here, one by one.
+"""The parts of a recipe but the dictionary: pair, data, tokens, training, analysis. Checked here, one by one.
 
 Knows nothing about torch or files: paths are strings. Every field changes what is made.
 """
@@ -214,78 +214,6 @@ class TokenPolicy:
     or so that are read. null: keep all."""
     held_out_every: Annotated[int, Field(ge=2, le=MAX_COUNT)] = 20
     """Every n-th text of each data set is never trained on and is what the analysis reads."""
-
-
-Variant = Literal["batch_topk", "l1", "designated_shared", "dfc", "delta", "diff_sae"]
-
-_NEEDED: dict[str, tuple[str, ...]] = {
-    "batch_topk": ("k",),
-    "l1": ("mu",),
-    "designated_shared": ("mu", "num_shared", "shared_penalty"),
-    "dfc": ("k", "num_base_only", "num_chat_only"),
-    "delta": ("k", "num_delta", "k_delta", "delta_weight"),
-    "diff_sae": ("k",),
-}
-"""The fields that a variant needs; it takes none of the others' that are not its own."""
-
-
-@dataclass(config=STRICT)
-class CrosscoderSpec:
-    """The dictionary."""
-
-    variant: Variant
-    """Training objective (math §2)."""
-    num_latents: Annotated[int, Field(ge=1, le=2**31 - 1)]
-    """Number of latents."""
-    k: Count | None = None
-    """Latents a token, on average; of delta, those that are not delta latents. All variants but l1 and
-    designated_shared need it."""
-    mu: Positive | None = None
-    """Weight of the sparsity penalty; l1 and designated_shared need it."""
-    num_shared: Count | None = None
-    """designated_shared: the first so many latents have one decoder row for both models."""
-    shared_penalty: Share | None = None
-    """designated_shared: the penalty of those latents, as a share of mu."""
-    num_base_only: Count | None = None
-    """dfc: the first so many latents neither read nor write the chat model."""
-    num_chat_only: Count | None = None
-    """dfc: so many latents behind them neither read nor write the base model."""
-    num_delta: Count | None = None
-    """delta: the first so many latents have a budget of their own."""
-    k_delta: Count | None = None
-    """delta: latents a token, on average, of those."""
-    delta_weight: Positive | None = None
-    """delta: weight of the reconstruction of the chat model's activation less the base model's."""
-    squared: bool = False
-    """Square the norm of the reconstruction error."""
-    cross_term: Annotated[float, Field(ge=-1, le=0)] = 0.0
-    """Weight lambda of twice the inner product of the two models' errors (math §2); needs squared."""
-    code_normalisation: Literal["crosscoder", "sae", "mixed", "none", "decoupled"] = "crosscoder"
-    """Scale of the code (math §1). decoupled: the models select latents apart; batch_topk and dfc only."""
-
-    @model_validator(mode="after")
-    def _variant_fields(self) -> Self:
-        needed = _NEEDED[self.variant]
-        for name in sorted(set().union(*_NEEDED.values())):
-            if (getattr(self, name) is not None) != (name in needed):
-                takes = f"{self.variant} needs {', '.join(needed)}"
-                raise ValueError(f"{takes}; {name} is missing" if name in needed else f"{takes} and takes no {name}")
-        self._check_counts()
-        if self.cross_term and not (self.squared and self.variant != "diff_sae"):
-            raise ValueError("cross_term needs squared: true, and two errors, which diff_sae has not")
-        if self.code_normalisation == "decoupled" and self.variant not in ("batch_topk", "dfc"):
-            raise ValueError(f"decoupled selects for each model apart; {self.variant} cannot, batch_topk and dfc can")
-        return self
-
-    def _check_counts(self) -> None:
-        own = (self.num_shared or 0) + (self.num_base_only or 0) + (self.num_chat_only or 0) + (self.num_delta or 0)
-        if own > self.num_latents:
-            raise ValueError(f"{own} latents are set apart, but num_latents is {self.num_latents}")
-        rest = self.num_latents - (self.num_delta or 0)
-        if self.k is not None and self.k > rest:
-            raise ValueError(f"k {self.k} is more than the {rest} latents that it chooses from")
-        if self.k_delta is not None and self.k_delta > (self.num_delta or 0):
-            raise ValueError(f"k_delta {self.k_delta} is more than num_delta {self.num_delta}")
 
 
 @dataclass(config=STRICT)

@@ -46,6 +46,12 @@ def refusal(crosscoder: str, training: str = "", data: str = "{name: web, source
             "variant: l1, num_latents: 8, mu: 1, code_normalisation: decoupled",
             "crosscoder: decoupled selects for each model apart; l1 cannot",
         ),
+        ("variant: diff_sae, num_latents: 8, k: 2, cross_term: -0.5", "diff_sae needs k and takes no cross_term"),
+        ("variant: diff, num_latents: 8, k: 2", "variant must be one of batch_topk, topk, l1, designated_shared, dfc"),
+        ("num_latents: 8, k: 2", "crosscoder: variant must be one of batch_topk"),
+        ("variant: topk, num_latents: 8, k: 2, mu: 1", "crosscoder: topk needs k and takes no mu"),
+        ("variant: l1, mu: 1", "crosscoder.num_latents: must be given"),
+        ("variant: l1, num_latents: 8, mu: 1, nu: 2", "crosscoder.nu: no such key; check its spelling"),
         ("variant: l1, num_latents: 8, mu: .nan", "crosscoder.mu: Input should be a finite number, but is nan"),
     ],
 )
@@ -140,3 +146,20 @@ def test_what_a_chat_template_is_told(kind: str) -> None:
     ):
         with pytest.raises(RecipeError, match=says):
             parsed(f"chat_template_kwargs: {wrong}")
+
+
+def test_fields_of_other_dictionaries_that_are_null_are_left_out() -> None:
+    """As manifests of before have them."""
+    text = RECIPE.format(
+        crosscoder="variant: diff_sae, num_latents: 8, k: 2, mu: null, num_delta: null, cross_term: 0.0",
+        training="",
+        data="{name: web, source: text, path: x}",
+    )
+    found = recipe_dict(parse_recipe(text))["crosscoder"]
+    assert found == {
+        "variant": "diff_sae",
+        "num_latents": 8,
+        "k": 2,
+        "squared": False,
+        "code_normalisation": "crosscoder",
+    }

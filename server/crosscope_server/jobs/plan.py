@@ -118,7 +118,7 @@ def _entries(recipe: CrosscoderRecipe, found: Findings, length: Length, speed: S
     if base and chat:
         yield Entry("models", sum(_loaded_bytes(each, recipe) for each in (base, chat)), "bytes", "memory of both")
     if base and chat and base.width and chat.width:
-        both = chat.width if recipe.crosscoder.variant == "diff_sae" else base.width + chat.width
+        both = recipe.crosscoder.width(base.width, chat.width)
         parts = needed(recipe.crosscoder, training, both)
         note = "; ".join(f"{name} {_gb(size)}" for name, size in parts.items())
         yield Entry("training memory", sum(parts.values()), "bytes", f"beside the models: {note}")
@@ -176,14 +176,12 @@ def _oddities(recipe: CrosscoderRecipe, length: Length) -> Iterator[str]:
             f"the learning rate never gets to training.lr, {ends}"
         )
     if training.sparsity_warmup_steps >= steps:
-        what = "mu" if spec.k is None else "k"
-        yield f"training.sparsity_warmup_steps {training.sparsity_warmup_steps}: {what} never gets to its value, {ends}"
-    if spec.k is not None and training.aux_weight and training.dead_after_tokens >= tokens:
+        warmup = f"training.sparsity_warmup_steps {training.sparsity_warmup_steps}"
+        yield f"{warmup}: {spec.anneals} never gets to its value, {ends}"
+    if spec.revives and training.aux_weight and training.dead_after_tokens >= tokens:
         yield (
             f"training.dead_after_tokens {training.dead_after_tokens}: no latent can be found dead and revived, the "
             f"training has {length.about}{tokens} tokens"
         )
     if training.log_every > steps:
         yield f"training.log_every {training.log_every}: there will be no curves, {ends}"
-    if spec.k is not None and spec.k > spec.num_latents:
-        yield f"crosscoder.k {spec.k} is more than crosscoder.num_latents {spec.num_latents}"

@@ -14,6 +14,7 @@ from crosscope_worker.analysis.intake import blocks
 from crosscope_worker.data.harvest import Harvest
 from crosscope_worker.data.texts import Behaviour, Text
 from crosscope_worker.dictionary.crosscoder import Crosscoder
+from crosscope_worker.dictionary.keep import ALL_POSITIVE, AboveModelThresholds, AboveThreshold
 from crosscope_worker.models.pair import Pair
 from crosscope_worker.tokenizer.tokens import TextTokenizer
 
@@ -35,20 +36,21 @@ class World:
         cc = self.crosscoder
         x = block.x.double()
         code = torch.relu(x @ cc.W_enc.double() + cc.b_enc.double())
-        if cc.model_thresholds is not None:
+        if cc.keep.decoupled:
             kept = [self._kept(code, model) for model in (0, 1)]
             decoded = torch.cat([code * keep @ cc.decoder(model).double() for model, keep in enumerate(kept)], 1)
             code = code * (kept[0] | kept[1])
         else:
-            code = code * (code * cc.code_norms().double() > (cc.threshold or 0.0))
+            threshold = cc.keep.threshold if isinstance(cc.keep, AboveThreshold) else 0.0
+            code = code * (code * cc.code_norms().double() > threshold)
             decoded = code @ cc.W_dec.double()
         return code.numpy(), x.numpy(), (x - decoded - cc.b_dec.double()).numpy()
 
     def _kept(self, code: torch.Tensor, model: int) -> torch.Tensor:
         """Where a model keeps a decoupled code, [token, latent] bool."""
         cc = self.crosscoder
-        assert cc.model_thresholds is not None
-        return code * cc.decoder(model).double().norm(dim=1) > cc.model_thresholds[model].double()
+        assert isinstance(cc.keep, AboveModelThresholds)
+        return code * cc.decoder(model).double().norm(dim=1) > cc.keep.thresholds[model].double()
 
     def all(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """The same over all blocks, and the shard of each token."""
@@ -75,7 +77,7 @@ def make_crosscoder(
         b_dec=0.2 * torch.randn(both, generator=generator),
         d_model=d_model,
         variant="batch_topk",
-        threshold=threshold,
+        keep=ALL_POSITIVE if threshold is None else AboveThreshold(threshold),
         input_scale=input_scale,
     )
 

@@ -20,6 +20,8 @@ from crosscope_worker.analysis.fidelity import Splicing, fidelity, patched_laten
 from crosscope_worker.data.harvest import HarvestError
 from crosscope_worker.data.texts import Text
 from crosscope_worker.dictionary.crosscoder import Crosscoder
+from crosscope_worker.dictionary.keep import AboveModelThresholds, AboveThreshold
+from crosscope_worker.dictionary.streams import DIFFERENCE
 from crosscope_worker.models.activations import PairActivations
 from crosscope_worker.models.pair import Pair
 from crosscope_worker.tokenizer.tokens import TextTokenizer, Turn
@@ -65,7 +67,7 @@ def perfect(d_model: tuple[int, int] = (WIDTH, WIDTH)) -> Crosscoder:
     both = sum(d_model)
     rows = torch.cat([torch.eye(both), -torch.eye(both)])
     return Crosscoder(
-        rows.T.clone(), torch.zeros(2 * both), rows, torch.zeros(both), d_model, "batch_topk", threshold=0.0
+        rows.T.clone(), torch.zeros(2 * both), rows, torch.zeros(both), d_model, "batch_topk", keep=AboveThreshold(0.0)
     )
 
 
@@ -75,7 +77,13 @@ def difference(num_latents: int = 2 * WIDTH) -> Crosscoder:
     W_dec = torch.cat([torch.zeros_like(unit), unit], dim=1)
     bias = torch.zeros(2 * WIDTH)
     return Crosscoder(
-        torch.cat([-unit, unit], dim=1).T, torch.zeros(num_latents), W_dec, bias, (WIDTH, WIDTH), "diff_sae"
+        torch.cat([-unit, unit], dim=1).T,
+        torch.zeros(num_latents),
+        W_dec,
+        bias,
+        (WIDTH, WIDTH),
+        "diff_sae",
+        streams=DIFFERENCE,
     )
 
 
@@ -92,7 +100,7 @@ def random_crosscoder(num_latents: int = 24) -> Crosscoder:
         b_dec=normal(2 * WIDTH),
         d_model=(WIDTH, WIDTH),
         variant="batch_topk",
-        threshold=2.0,
+        keep=AboveThreshold(2.0),
         input_scale=(0.5, 2.0),
         input_mean=normal(2 * WIDTH) / 8,
     )
@@ -173,7 +181,7 @@ def plain(
             mean = 0.0 if cc.input_mean is None else cc.input_mean.double().numpy()
             code = np.maximum((x[kept] - mean) * scale @ cc.W_enc.double().numpy() + cc.b_enc.double().numpy(), 0)
             norms = np.linalg.norm(cc.decoder(0), axis=1) + np.linalg.norm(cc.decoder(1), axis=1)
-            code *= code * norms > cc.threshold
+            code *= code * norms > cc.keep.threshold
             rows = cc.W_dec.double().numpy() / scale
             x_hat = code @ rows + cc.b_dec.double().numpy() / scale + mean
             change = rows[:, chat_part] - rows[:, base_part]
@@ -309,7 +317,7 @@ def test_a_decoupled_code_adds_what_each_model_keeps(tiny_pair, chats):
     both = rows.clone()
     both[:, :WIDTH] = torch.randn(both[:, :WIDTH].shape, generator=generator)
     thresholds = torch.stack([torch.full((whole.num_latents,), 1e9), torch.zeros(whole.num_latents)])
-    decoupled = replace(whole, W_dec=both, threshold=None, code_normalisation="decoupled", model_thresholds=thresholds)
+    decoupled = replace(whole, W_dec=both, code_normalisation="decoupled", keep=AboveModelThresholds(thresholds))
     patched = range(0, 128, 3)
     figures = measure(decoupled, tiny_pair, chats, patched)
     assert figures == pytest.approx(measure(replace(whole, W_dec=rows), tiny_pair, chats, patched), rel=1e-5, abs=1e-8)

@@ -8,6 +8,7 @@ from torch import Tensor
 from crosscope_worker.analysis.block import TokenFacts, encode_block
 from crosscope_worker.analysis.quality import Quality
 from crosscope_worker.dictionary.crosscoder import Crosscoder
+from crosscope_worker.dictionary.streams import DIFFERENCE
 
 
 def measured(x: Tensor, crosscoder: Crosscoder, num_blocks: int = 1) -> dict[str, float]:
@@ -46,7 +47,7 @@ def test_a_dictionary_of_differences_by_hand():
     """The difference is (0, 1), (-1, 1), (4, 1): mean (1, 1), spread 1 + 4 + 9 = 14. It reads and writes 4 at the last
     token: errors 1, 2 and 1."""
     encoder, row = torch.tensor([[-1.0], [0.0], [1.0], [0.0]]), torch.tensor([[0.0, 0.0, 1.0, 0.0]])
-    figures = measured(X, one_latent(W_enc=encoder, W_dec=row, variant="diff_sae"))
+    figures = measured(X, one_latent(W_enc=encoder, W_dec=row, streams=DIFFERENCE))
     assert figures["fve_difference"] == pytest.approx(1 - 4 / 14)
     assert figures["l0"] == pytest.approx(1 / 3)
     assert "fve_base" not in figures

@@ -15,6 +15,7 @@ from crosscope_worker.analysis import run as analysis_run
 from crosscope_worker.analysis.latents import GROUPS, latent_table
 from crosscope_worker.data.harvest import HarvestError, harvest
 from crosscope_worker.data.texts import Text
+from crosscope_worker.dictionary.streams import DIFFERENCE
 from crosscope_worker.models.activations import PairActivations
 from crosscope_worker.work import Cancelled, silent
 
@@ -57,7 +58,7 @@ def test_a_dictionary_of_differences(make_world, tokenizer):
     writes[:, :5] = 0
     b_dec = torch.cat([torch.zeros(5), cc.b_dec[5:]])
     parts = {"W_enc": torch.cat([-reads, reads]), "W_dec": writes, "b_dec": b_dec, "input_scale": (1.0, 1.0)}
-    world.crosscoder = dataclasses.replace(cc, variant="diff_sae", **parts)
+    world.crosscoder = dataclasses.replace(cc, streams=DIFFERENCE, **parts)
     analysis = run(world, tokenizer)
     x = torch.cat([harvest.x for harvest in world.harvests]).double()
     base, chat = x[:, :5], x[:, 5:]

@@ -13,6 +13,7 @@ from crosscope_worker.analysis.block import TokenFacts, encode_block
 from crosscope_worker.analysis.moments import Moments, ShardSums
 from crosscope_worker.analysis.scaling import directions, estimates, jackknife
 from crosscope_worker.dictionary.crosscoder import Crosscoder
+from crosscope_worker.dictionary.keep import AboveModelThresholds
 
 
 def measure(world):
@@ -66,7 +67,7 @@ def test_in_a_decoupled_code_each_model_gets_back_what_it_kept(make_world):
     world = make_world(threshold=None)
     cc = world.crosscoder
     thresholds = torch.stack([torch.full((13,), 0.3), torch.full((13,), 0.8)])
-    world.crosscoder = dataclasses.replace(cc, code_normalisation="decoupled", model_thresholds=thresholds)
+    world.crosscoder = dataclasses.replace(cc, code_normalisation="decoupled", keep=AboveModelThresholds(thresholds))
     value, _ = measure(world)
     code, _, error, _ = world.all()
     kept = [world._kept(torch.from_numpy(code), model).numpy() for model in (0, 1)]

@@ -14,6 +14,7 @@ from crosscope_proto.artefacts import CrosscoderManifest, LatentClass, PairManif
 from crosscope_worker.analysis import stability
 from crosscope_worker.analysis.stability import Shares, find_version, main, match_latents
 from crosscope_worker.dictionary.crosscoder import Crosscoder, CrosscoderError
+from crosscope_worker.dictionary.streams import DIFFERENCE
 
 ROWS = torch.tensor(
     [
@@ -67,7 +68,7 @@ def test_a_crosscoder_and_a_dictionary_of_differences_are_compared_by_their_diff
     """The difference dictionary has rows for chat alone; by concatenated rows its latent 0 is nearest to latent 0."""
     rows = torch.tensor([[0.0, 0.0, 1.0, 0.0], [-2.0, 0.0, 0.0, 0.0], [0.0, 4.0, 0.0, 8.0]])
     one = crosscoder(rows, input_scale=(2.0, 4.0))  # differences in the models' scale: (¼, 0), (1, 0), (0, 0)
-    difference = replace(crosscoder(torch.tensor([[0.0, 0.0, 3.0, 0.0], [0.0, 0.0, 0.0, 1.0]])), variant="diff_sae")
+    difference = replace(crosscoder(torch.tensor([[0.0, 0.0, 3.0, 0.0], [0.0, 0.0, 0.0, 1.0]])), streams=DIFFERENCE)
     matches = match_latents(one, difference, everyone(3), everyone(2))
     assert matches.nearest.tolist()[:2] == [0, 0]
     assert matches.cosines.tolist() == pytest.approx([1, 1, 0])
@@ -187,7 +188,7 @@ def test_a_latents_table_cut_short_is_named(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_other_dictionaries_have_no_relative_norm():
-    difference = replace(crosscoder(ROWS), variant="diff_sae")
+    difference = replace(crosscoder(ROWS), streams=DIFFERENCE)
     matches = match_latents(difference, difference, everyone(6), everyone(6))
     assert set(matches.classes) == {"other"}
 

@@ -142,7 +142,7 @@ def trained(one: Opened, recipe: CrosscoderRecipe, folder: Path, progress: Any =
 def assert_equal(first: Crosscoder, second: Crosscoder) -> None:
     for name in WEIGHTS:
         assert torch.equal(getattr(first, name), getattr(second, name)), name
-    assert first.threshold == second.threshold
+    assert first.keep == second.keep
 
 
 def test_a_training_cannot_tell_whether_it_has_a_cache(opened: Open, recipe: CrosscoderRecipe, home: Path):

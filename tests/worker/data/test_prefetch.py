@@ -87,7 +87,7 @@ def test_a_training_that_was_cut_goes_on_to_the_same_weights(tmp_path: Path, sto
     resumed = run(recipe, tmp_path / "cut", ahead(PlantedSource())).crosscoder
     for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
         assert torch.equal(getattr(resumed, name), getattr(whole, name)), name
-    assert resumed.threshold == whole.threshold
+    assert resumed.keep == whole.keep
 
 
 def test_a_training_that_has_had_enough_ends_the_thread(tmp_path: Path):

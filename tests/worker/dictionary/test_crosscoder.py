@@ -11,13 +11,18 @@ from fixtures_crosscoders import make_crosscoder, make_manifest
 from safetensors.torch import save_file
 
 from crosscope_worker.dictionary.crosscoder import Crosscoder, CrosscoderError, code_norms, relative_norms
+from crosscope_worker.dictionary.keep import ALL_POSITIVE, AboveModelThresholds, AboveThreshold, AboveThresholds
 from crosscope_worker.dictionary.load import load_crosscoder
 
 
 @pytest.mark.parametrize("normalisation", ["crosscoder", "sae", "mixed", "none"])
 @pytest.mark.parametrize("threshold", [None, 4.0])
 def test_encode_and_decode_equal_float64_numpy(normalisation: str, threshold: float | None):
-    crosscoder = make_crosscoder(code_normalisation=normalisation, threshold=threshold, input_scale=(0.5, 2.0))
+    crosscoder = make_crosscoder(
+        code_normalisation=normalisation,
+        keep=ALL_POSITIVE if threshold is None else AboveThreshold(threshold),
+        input_scale=(0.5, 2.0),
+    )
     x = torch.randn(6, 8, generator=torch.Generator().manual_seed(1))
     scale = np.array([0.5] * 3 + [2.0] * 5)
     weights = {name: getattr(crosscoder, name).double().numpy() for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
@@ -49,7 +54,7 @@ def test_a_model_axis_reads_like_the_axis_both():
 
 
 def test_saved_crosscoder_loads_bit_for_bit(tmp_path: Path):
-    crosscoder = make_crosscoder(threshold=1.5, input_scale=(0.25, 0.75))
+    crosscoder = make_crosscoder(keep=AboveThreshold(1.5), input_scale=(0.25, 0.75))
     crosscoder.save(tmp_path, make_manifest(crosscoder))
     loaded = load_crosscoder(tmp_path)
     for field in dataclasses.fields(Crosscoder):
@@ -90,19 +95,14 @@ CONTRADICTIONS: dict[str, dict[str, object]] = {
     r"b_dec has shape \(9,\), but": {"b_dec": torch.zeros(9)},
     r"W_enc reads 8 values a token, but d_model \(3, 4\) adds up to another": {"d_model": (3, 4)},
     r"input_mean has shape \(7,\), not \(8,\)": {"input_mean": torch.zeros(7)},
-    "a decoupled code, and no other, has thresholds for each model": {"model_thresholds": torch.zeros(2, 11)},
-    "a decoupled code, and no other, has": {"code_normalisation": "decoupled"},
-    "a threshold for each model, not one for both": {
-        "code_normalisation": "decoupled",
-        "model_thresholds": torch.zeros(2, 11),
-        "threshold": 1.0,
-    },
+    "this one is crosscoder and has thresholds for each model": {"keep": AboveModelThresholds(torch.zeros(2, 11))},
+    "a decoupled code, and no other, is kept by each model apart": {"code_normalisation": "decoupled"},
     r"model_thresholds has shape \(2, 3\), not \(2, 11\)": {
         "code_normalisation": "decoupled",
-        "model_thresholds": torch.zeros(2, 3),
+        "keep": AboveModelThresholds(torch.zeros(2, 3)),
     },
-    "only one kind can hold": {"threshold": 1.0, "latent_thresholds": torch.zeros(11)},
-    r"latent_thresholds has shape \(4,\), not \(11,\)": {"latent_thresholds": torch.zeros(4)},
+    r"latent_thresholds has shape \(4,\), not \(11,\)": {"keep": AboveThresholds(torch.zeros(4))},
+    "threshold must be a finite number, not inf": {"keep": AboveThreshold(float("inf"))},
 }
 
 
@@ -136,7 +136,7 @@ def test_a_decoupled_code_by_hand():
         d_model=(1, 1),
         variant="batch_topk",
         code_normalisation="decoupled",
-        model_thresholds=torch.tensor([[4.0, 4.0], [3.0, 3.0]]),
+        keep=AboveModelThresholds(torch.tensor([[4.0, 4.0], [3.0, 3.0]])),
     )
     x = torch.tensor([[2.0, 9.0]])
     code = crosscoder.encode(x)

@@ -12,12 +12,13 @@ from safetensors.torch import load_file, save_file
 
 from crosscope_worker.dictionary import version as module
 from crosscope_worker.dictionary.crosscoder import CrosscoderError
+from crosscope_worker.dictionary.keep import AboveModelThresholds, AboveThreshold, AboveThresholds
 from crosscope_worker.dictionary.load import load_crosscoder
 from crosscope_worker.disk import sha256
 
 
 def write(folder: Path, hashed: bool = True, **options: object) -> Path:
-    crosscoder = make_crosscoder(threshold=1.5, **options)
+    crosscoder = make_crosscoder(keep=AboveThreshold(1.5), **options)
     manifest = make_manifest(crosscoder)
     crosscoder.save(folder, manifest)
     weights = folder / "crosscoder.safetensors"
@@ -37,7 +38,7 @@ def test_200_flipped_bits_are_each_seen(tmp_path: Path):
         with pytest.raises(CrosscoderError, match=r"crosscoder\.safetensors is damaged or was changed: its SHA-256 is"):
             load_crosscoder(tmp_path)
     weights.write_bytes(whole.tobytes())
-    assert load_crosscoder(tmp_path).threshold == 1.5
+    assert load_crosscoder(tmp_path).keep == AboveThreshold(1.5)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -53,10 +54,15 @@ def test_weights_without_a_hash_must_be_finite(tmp_path: Path, name: str, value:
 
 @pytest.mark.parametrize("name", ["latent_thresholds", "model_thresholds", "input_mean"])
 def test_so_must_thresholds_and_means(tmp_path: Path, name: str):
-    shapes = {"latent_thresholds": (11,), "model_thresholds": (2, 11), "input_mean": (8,)}
-    options = {name: torch.full(shapes[name], torch.nan)}
-    normalisation = "decoupled" if name == "model_thresholds" else "crosscoder"
-    crosscoder = make_crosscoder(code_normalisation=normalisation, **options)
+    options = {
+        "latent_thresholds": {"keep": AboveThresholds(torch.full((11,), torch.nan))},
+        "model_thresholds": {
+            "keep": AboveModelThresholds(torch.full((2, 11), torch.nan)),
+            "code_normalisation": "decoupled",
+        },
+        "input_mean": {"input_mean": torch.full((8,), torch.nan)},
+    }
+    crosscoder = make_crosscoder(**options[name])
     crosscoder.save(tmp_path, make_manifest(crosscoder))
     with pytest.raises(CrosscoderError, match=rf"is damaged: {name} holds values"):
         load_crosscoder(tmp_path)

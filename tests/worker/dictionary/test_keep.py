@@ -1,6 +1,5 @@
 """The k largest of a token: exact counts, ties by latent, dense and sparse alike, saved and loaded."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crosscope_worker.dictionary.crosscoder import Crosscoder, CrosscoderError
-from crosscope_worker.dictionary.keep import largest
+from crosscope_worker.dictionary.keep import (
+    ALL_POSITIVE,
+    AboveModelThresholds,
+    AboveThreshold,
+    AboveThresholds,
+    Keep,
+    LargestByModel,
+    LargestOfToken,
+    StoredKeep,
+    largest,
+)
 from crosscope_worker.dictionary.load import load_crosscoder
 
 
@@ -35,7 +44,7 @@ def test_equal_activations_by_hand():
         b_dec=torch.zeros(2),
         d_model=(1, 1),
         variant="topk",
-        token_k=2,
+        keep=LargestOfToken(2),
     )
     x = torch.tensor([[1.0, 5.0], [-1.0, 5.0]])
     assert crosscoder.encode(x).tolist() == [[3.0, 3.0, 0.0, 0.0], [0.0] * 4]
@@ -47,54 +56,83 @@ def test_equal_activations_by_hand():
 
 @pytest.mark.parametrize("normalisation", ["crosscoder", "none", "decoupled"])
 def test_dense_and_sparse_agree_where_many_are_equal(normalisation: str):
-    decoupled = {"model_thresholds": torch.full((2, 11), -1.0)} if normalisation == "decoupled" else {}
-    crosscoder = make_crosscoder(code_normalisation=normalisation, token_k=3, **decoupled)
+    keep = LargestByModel(3) if normalisation == "decoupled" else LargestOfToken(3)
+    crosscoder = make_crosscoder(code_normalisation=normalisation, keep=keep)
     for weights in (crosscoder.W_enc, crosscoder.W_dec, crosscoder.b_enc):
         weights.copy_(weights.round())
     x = torch.randn(200, 8, generator=torch.Generator().manual_seed(5)).round()
-    selection, code = crosscoder.selection(), crosscoder.encode(x)
+    sparsifier, code = crosscoder.sparsifier(), crosscoder.encode(x)
     sparse = crosscoder.encode_sparse(x)
     assert torch.equal(sparse.dense(11), code)
-    pairs = sparse._replace(values=selection.scaled_pairs(sparse)).dense(11)
+    pairs = sparse._replace(values=sparsifier.scaled_pairs(sparse)).dense(11)
     torch.testing.assert_close(pairs, crosscoder.scaled(x))
-    kept_by = [sparse._replace(values=keep.float()).dense(11).bool() & (code > 0) for keep in selection.kept_by(sparse)]
-    for model, kept in enumerate(selection.kept_by_models(code)):
+    kept_by = [
+        sparse._replace(values=keep.float()).dense(11).bool() & (code > 0) for keep in sparsifier.kept_by(sparse)
+    ]
+    for model, kept in enumerate(sparsifier.kept_by_models(code)):
         assert torch.equal(kept_by[model], kept)
         assert int(kept.sum(dim=1).max()) == 3
-    parts = crosscoder.decode_sparse(sparse, selection.kept_by(sparse))
+    parts = crosscoder.decode_sparse(sparse, sparsifier.kept_by(sparse))
     torch.testing.assert_close(parts, crosscoder.decode(code))
 
 
 def test_it_is_saved_and_loaded(tmp_path: Path):
-    crosscoder = make_crosscoder(token_k=3, notes=("A sentence.",))
-    manifest = dataclasses.replace(make_manifest(crosscoder), token_k=3, notes=crosscoder.notes)
-    crosscoder.save(tmp_path, manifest)
+    crosscoder = make_crosscoder(keep=LargestOfToken(3), notes=("A sentence.",))
+    crosscoder.save(tmp_path, make_manifest(crosscoder))
     loaded = load_crosscoder(tmp_path)
-    assert (loaded.token_k, loaded.notes) == (3, ("A sentence.",))
+    assert (loaded.keep, loaded.notes) == (LargestOfToken(3), ("A sentence.",))
     x = torch.randn(20, 8)
     assert torch.equal(loaded.encode(x), crosscoder.encode(x))
 
 
 def test_a_manifest_of_before_loads(tmp_path: Path):
-    crosscoder = make_crosscoder(threshold=1.5)
+    crosscoder = make_crosscoder(keep=AboveThreshold(1.5))
     crosscoder.save(tmp_path, make_manifest(crosscoder))
     path = tmp_path / "crosscoder.json"
     lines = [line for line in path.read_text().splitlines() if '"token_k"' not in line and '"notes"' not in line]
     assert len(lines) == len(path.read_text().splitlines()) - 2
     path.write_text("\n".join(lines))
     loaded = load_crosscoder(tmp_path)
-    assert (loaded.token_k, loaded.notes, loaded.threshold) == (None, (), 1.5)
+    assert (loaded.keep, loaded.notes) == (AboveThreshold(1.5), ())
+
+
+@pytest.mark.parametrize("k", [0, 12])
+def test_a_k_that_no_dictionary_has_is_refused(k: int):
+    with pytest.raises(CrosscoderError, match=f"token_k is {k}, but there are 11 latents"):
+        make_crosscoder(keep=LargestOfToken(k))
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("stored", "message"),
     [
-        ({"token_k": 0}, "token_k is 0, but there are 11 latents"),
-        ({"token_k": 12}, "token_k is 12, but there are 11 latents"),
-        ({"token_k": 3, "threshold": 1.0}, "a threshold beside token_k"),
-        ({"token_k": 3, "latent_thresholds": torch.ones(11)}, "a threshold beside token_k"),
+        (StoredKeep(token_k=3, threshold=1.0), "a threshold beside token_k"),
+        (StoredKeep(token_k=3, latent_thresholds=torch.ones(11)), "a threshold beside token_k"),
+        (StoredKeep(token_k=3, model_thresholds=torch.ones(2, 11)), "a threshold beside token_k"),
+        (StoredKeep(threshold=1.0, latent_thresholds=torch.ones(11)), "only one kind can hold"),
+        (StoredKeep(threshold=1.0, model_thresholds=torch.ones(2, 11)), "only one kind can hold"),
     ],
 )
-def test_what_cannot_hold_is_refused(options: dict[str, object], message: str):
+def test_files_that_hold_two_rules_are_refused(stored: StoredKeep, message: str):
     with pytest.raises(CrosscoderError, match=message):
-        make_crosscoder(**options)
+        stored.rule()
+
+
+RULES = [
+    ALL_POSITIVE,
+    AboveThreshold(1.5),
+    AboveThresholds(torch.arange(11.0)),
+    AboveModelThresholds(torch.arange(22.0).reshape(2, 11) - 3),
+    LargestOfToken(3),
+    LargestByModel(3),
+]
+
+
+@pytest.mark.parametrize("keep", RULES, ids=lambda keep: type(keep).__name__)
+def test_every_rule_is_saved_and_loaded(tmp_path: Path, keep: Keep):
+    crosscoder = make_crosscoder(keep=keep, code_normalisation="decoupled" if keep.decoupled else "crosscoder")
+    crosscoder.save(tmp_path, make_manifest(crosscoder))
+    loaded = load_crosscoder(tmp_path)
+    assert type(loaded.keep) is type(keep)
+    x = torch.randn(50, 8, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(loaded.encode(x), crosscoder.encode(x))
+    assert torch.equal(loaded.scaled(x), crosscoder.scaled(x))

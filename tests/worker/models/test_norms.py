@@ -12,6 +12,7 @@ from crosscope_worker.analysis import HeldOut, analyse
 from crosscope_worker.data.harvest import harvest
 from crosscope_worker.data.texts import Text
 from crosscope_worker.dictionary.crosscoder import Crosscoder
+from crosscope_worker.dictionary.keep import AboveThreshold
 from crosscope_worker.models.activations import PairActivations
 from crosscope_worker.models.norms import NormBounds, NormFilter, measured_bounds
 from crosscope_worker.models.pair import Pair
@@ -109,7 +110,9 @@ def dictionary(tiny_pair: Pair) -> Crosscoder:
     text[7] = 299
     ids = torch.from_numpy(text)[None]  # the first latent points where sinks do
     rows[0] = torch.nn.functional.normalize(PairActivations(tiny_pair, 1).rows(ids)[0, 7], dim=0)
-    return Crosscoder(rows.T, torch.zeros(32), rows, torch.zeros(both), tiny_pair.d_model, "batch_topk", threshold=1.0)
+    return Crosscoder(
+        rows.T, torch.zeros(32), rows, torch.zeros(both), tiny_pair.d_model, "batch_topk", keep=AboveThreshold(1.0)
+    )
 
 
 def test_two_tokens_of_many_neither_move_fve_nor_lead_examples(tiny_pair: Pair, dictionary: Crosscoder):

@@ -5,7 +5,7 @@ import json
 import random
 import zlib
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from crosscope_proto.artefacts import CrosscoderManifest
 from crosscope_proto.column import arrow_schema
 from crosscope_proto.columns import LATENT_COLUMNS
+from crosscope_proto.dictionaries import dictionary
 from crosscope_proto.recipe import CrosscoderRecipe, PublishedRecipe, parse_recipe, recipe_dict
 from crosscope_proto.roles import BASE, CHAT
 from crosscope_proto.stages import STAGES
@@ -24,6 +25,7 @@ from crosscope_worker.analysis import AnalysisError
 from crosscope_worker.data.harvest import HarvestError
 from crosscope_worker.data.texts import DataError
 from crosscope_worker.dictionary.crosscoder import Crosscoder
+from crosscope_worker.dictionary.keep import ALL_POSITIVE, AboveModelThresholds, AboveThresholds, LargestOfToken
 from crosscope_worker.dictionary.load import load_crosscoder
 from crosscope_worker.dictionary.version import read_manifest
 from crosscope_worker.jobs.stages import Shares
@@ -164,6 +166,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "dfc": {"num_base_only": 8, "num_chat_only": 8},
     "delta": {"num_delta": 16, "k_delta": 1, "delta_weight": 1.0},
     "diff_sae": {},
+    "topk": {},
 }
 
 
@@ -172,12 +175,13 @@ PARTS = {
     "dfc": {"base_exclusive": 8, "chat_exclusive": 8, "rest": 48},
     "delta": {"delta": 16, "rest": 48},
     "diff_sae": {"": 64},
+    "topk": {"": 64},
 }
 
 
 @pytest.mark.parametrize("variant", OTHERS)
 def test_every_dictionary_is_trained_analysed_and_published(home: Path, recipe: CrosscoderRecipe, variant: str):
-    spec = replace(recipe.crosscoder, variant=variant, **OTHERS[variant])
+    spec = dictionary(**asdict(recipe.crosscoder) | {"variant": variant} | OTHERS[variant])
     manifest = make_crosscoder(replace(recipe, crosscoder=spec), workspace(home), silent)
     folder = version_folder(home, manifest)
     crosscoder = load_crosscoder(folder)
@@ -191,7 +195,9 @@ def test_every_dictionary_is_trained_analysed_and_published(home: Path, recipe: 
     if variant == "designated_shared":
         assert {*classes[:8]} <= {"shared", "dead"}
     if variant == "delta":
-        assert crosscoder.latent_thresholds is not None
+        assert isinstance(crosscoder.keep, AboveThresholds)
+    if variant == "topk":
+        assert (crosscoder.keep, manifest.threshold) == (LargestOfToken(manifest.token_k or 0), None)
     assert set(manifest.class_counts) >= {*classes}
     assert Counter(latents["part"].to_pylist()) == PARTS[variant]
     assert latents["part"][0].as_py() == next(iter(PARTS[variant])), "the latents that are set apart come first"
@@ -204,9 +210,9 @@ def test_a_decoupled_code_is_trained_analysed_and_published(home: Path, recipe: 
     assert k is not None
     assert k / 2 < manifest.metrics["l0"] <= 2 * k, "k for each model"
     crosscoder = load_crosscoder(version_folder(home, manifest))
+    assert isinstance(crosscoder.keep, AboveModelThresholds)
     x = 30 * torch.randn(40, sum(crosscoder.d_model))
-    f, thresholds = crosscoder.pre_activations(x).relu(), crosscoder.model_thresholds
-    assert thresholds is not None
+    f, thresholds = crosscoder.pre_activations(x).relu(), crosscoder.keep.thresholds
     base, chat = (f * crosscoder.decoder(model).norm(dim=1) > thresholds[model] for model in (BASE, CHAT))
     assert (base != chat).any(), "the models keep different entries"
     assert torch.equal(crosscoder.encode(x) > 0, base | chat)
@@ -215,7 +221,7 @@ def test_a_decoupled_code_is_trained_analysed_and_published(home: Path, recipe: 
 
 @pytest.mark.parametrize("variant", [{}, {"variant": "l1", "mu": 0.02, "k": None}])
 def test_a_recipe_becomes_a_published_crosscoder(home: Path, recipe: CrosscoderRecipe, variant: dict[str, Any]):
-    recipe = replace(recipe, crosscoder=replace(recipe.crosscoder, **variant))
+    recipe = replace(recipe, crosscoder=dictionary(**asdict(recipe.crosscoder) | variant))
     manifest = make_crosscoder(recipe, workspace(home), silent)
     folder = version_folder(home, manifest)
     assert (home / "crosscoders/toy/CURRENT").read_text().strip() == manifest.version_id
@@ -234,7 +240,7 @@ def test_a_recipe_becomes_a_published_crosscoder(home: Path, recipe: CrosscoderR
     assert {row["behaviour"] for row in detectors} == {"apology"}
     crosscoder = load_crosscoder(folder)
     assert crosscoder.num_latents == 64
-    assert (crosscoder.threshold is None) == (manifest.variant == "l1")
+    assert (crosscoder.keep is ALL_POSITIVE) == (manifest.variant == "l1")
 
 
 def test_every_token_is_trained_on_once_an_epoch(home: Path, recipe: CrosscoderRecipe):
@@ -257,7 +263,7 @@ def test_a_job_that_was_cut_ends_with_the_same_weights(home: Path, recipe: Cross
     first, second = (load_crosscoder(version_folder(home, manifest)) for manifest in (whole, resumed))
     for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
         assert torch.equal(getattr(first, name), getattr(second, name)), name
-    assert first.threshold == second.threshold
+    assert first.keep == second.keep
     assert resumed.metrics == whole.metrics
 
 
@@ -440,7 +446,7 @@ def test_a_crosscoder_that_cannot_be_measured_is_kept_and_can_be_measured_later(
     kept = load_crosscoder(version_folder(home, make_published(later, workspace(home, "job-2"), silent)))
     whole = load_crosscoder(version_folder(home, make_crosscoder(recipe, workspace(home, "job-3"), silent)))
     assert torch.equal(kept.W_dec, whole.W_dec)
-    assert kept.threshold == whole.threshold
+    assert kept.keep == whole.keep
 
 
 @pytest.mark.parametrize(

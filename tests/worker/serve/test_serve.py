@@ -31,6 +31,7 @@ from crosscope_proto.specs import PairSpec
 from crosscope_proto.v1 import types_pb2
 from crosscope_proto.worker.v1 import inference_pb2, inference_pb2_grpc
 from crosscope_worker.dictionary.crosscoder import Crosscoder
+from crosscope_worker.dictionary.keep import AboveThreshold, LargestOfToken, StoredKeep
 from crosscope_worker.disk import sha256
 from crosscope_worker.models.activations import PairActivations
 from crosscope_worker.models.fingerprints import pair_hashes
@@ -53,7 +54,7 @@ def random_crosscoder(seed: int = 0) -> Crosscoder:
         b_dec=torch.zeros(64),
         d_model=(32, 32),
         variant="batch_topk",
-        threshold=60.0,
+        keep=AboveThreshold(60.0),
         input_scale=(0.5, 2.0),
     )
 
@@ -61,6 +62,7 @@ def random_crosscoder(seed: int = 0) -> Crosscoder:
 def write_version(home: Path, name: str, crosscoder: Crosscoder, version_id: str = VERSION, **fields: Any) -> Path:
     """Writes a crosscoder on the pair "tiny" as publishing does."""
     pair = resolve_pair(PairSpec(name="tiny"), home)
+    stored = StoredKeep.of(crosscoder.keep, LATENTS)
     manifest = CrosscoderManifest(
         name=name,
         version_id=version_id,
@@ -70,8 +72,8 @@ def write_version(home: Path, name: str, crosscoder: Crosscoder, version_id: str
         num_latents=LATENTS,
         variant=crosscoder.variant,
         code_normalisation=crosscoder.code_normalisation,
-        threshold=crosscoder.threshold,
-        token_k=crosscoder.token_k,
+        threshold=stored.threshold,
+        token_k=stored.token_k,
         input_scale=crosscoder.input_scale,
         hashes=pair_hashes(pair),
         **{"recipe": {}} | fields,
@@ -296,7 +298,7 @@ async def test_unknown_and_broken_crosscoders(served: Served) -> None:
 
 @pytest.mark.asyncio
 async def test_the_k_largest_of_each_token(served: Served, tiny_pair: Pair) -> None:
-    crosscoder = replace(random_crosscoder(), threshold=None, token_k=7)
+    crosscoder = replace(random_crosscoder(), keep=LargestOfToken(7))
     write_version(served.home, "topk", crosscoder)
     text = "the baker tells a story about the old river"
     reply = await served.inference.Encode(encode_request(text, "topk"))

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from crosscope_proto.roles import BASE, CHAT
 from crosscope_worker.dictionary.crosscoder import Crosscoder
+from crosscope_worker.dictionary.keep import AboveThreshold
 from crosscope_worker.training import calibration, saved_result
+from crosscope_worker.training.budget import Budget
 from crosscope_worker.training.calibration import TokenSample, calibrate
-from crosscope_worker.training.variants import Budget
 
 SPECS: dict[str, dict[str, Any]] = {
     "batch_topk": {"variant": "batch_topk", "num_latents": 24, "k": 2},
@@ -38,9 +39,9 @@ def held_out(num_blocks: int = 200) -> torch.Tensor:
 
 def l0_of_budgets(crosscoder: Crosscoder, spec: dict[str, Any], x: torch.Tensor) -> list[tuple[float, int]]:
     """Entries a token that inference keeps, and those that were promised, of each budget."""
-    code, selection = crosscoder.encode_sparse(x), crosscoder.selection()
+    code, sparsifier = crosscoder.encode_sparse(x), crosscoder.sparsifier()
     if crosscoder.code_normalisation == "decoupled":
-        kept = selection.kept_by(code)
+        kept = sparsifier.kept_by(code)
         return [(int(kept[model].sum()) / len(x), spec["k"]) for model in (BASE, CHAT)]
     if (num_delta := spec.get("num_delta")) is None:
         return [(len(code.latents) / len(x), spec["k"])]
@@ -71,7 +72,7 @@ def test_k_of_the_end_is_promised_where_k_falls(tmp_path: Path):
 
 def test_both_thresholds_are_told(tmp_path: Path):
     one = run(make_recipe(**SHORT), tmp_path / "one")
-    assert one.figures["threshold"] == one.crosscoder.threshold
+    assert one.crosscoder.keep == AboveThreshold(one.figures["threshold"])
     last = [value for _, name, value in one.curves if name == "threshold"][-1]
     assert one.figures["threshold_running"] == pytest.approx(last, rel=0.1)
     assert one.figures["threshold_running"] != one.figures["threshold"]
@@ -88,7 +89,7 @@ def test_what_a_checkpoint_holds_is_calibrated_too(tmp_path: Path):
     with torch.no_grad():
         saved = saved_result(recipe, (8, 8), tmp_path)
     assert saved is not None
-    assert saved.crosscoder.threshold == result.crosscoder.threshold
+    assert saved.crosscoder.keep == result.crosscoder.keep
     assert saved.figures == result.figures
 
 
@@ -110,7 +111,7 @@ def test_a_sample_that_was_thinned_survives_a_resume(tmp_path: Path, monkeypatch
         run(recipe, tmp_path / "cut", progress=stop)
     resumed = run(recipe, tmp_path / "cut")
     assert resumed.figures == whole.figures
-    assert resumed.crosscoder.threshold == whole.crosscoder.threshold
+    assert resumed.crosscoder.keep == whole.crosscoder.keep
 
 
 @settings(max_examples=50, deadline=None)

@@ -167,3 +167,12 @@ def test_a_checkpoint_of_another_recipe_is_refused_and_stays(newest: Path):
     with pytest.raises(CheckpointError, match=rf"{newest.name} was .* crosscoder.num_latents was 24 and is 32"):
         run(other, newest.parent)
     assert newest.is_dir()
+
+
+def test_fields_of_other_dictionaries_that_were_null_do_not_matter(tmp_path: Path):
+    before = {"crosscoder": {"variant": "diff_sae", "k": 2, "mu": None, "cross_term": 0.0}}
+    save(tmp_path, Checkpoint(1, {"a": torch.ones(2)}, before, counters={}, source={}))
+    assert load_checkpoint(tmp_path, {"crosscoder": {"variant": "diff_sae", "k": 2}}) is not None
+    save(tmp_path / "b", Checkpoint(1, {}, {"crosscoder": {"mu": 1.0}}, counters={}, source={}))
+    with pytest.raises(CheckpointError, match=r"with crosscoder\.mu"):
+        load_checkpoint(tmp_path / "b", {"crosscoder": {}})

@@ -9,8 +9,10 @@ import torch
 from fixtures_training import PlantedSource, make_recipe, run
 from torch import Tensor
 
-from crosscope_proto.specs import CrosscoderSpec, TrainingSpec
+from crosscope_proto.dictionaries import dictionary
+from crosscope_proto.specs import TrainingSpec
 from crosscope_worker.dictionary.crosscoder import Crosscoder
+from crosscope_worker.dictionary.keep import StoredKeep
 from crosscope_worker.training import TrainingError
 from crosscope_worker.training.trainer import Trainer
 
@@ -42,7 +44,10 @@ class Blocks(PlantedSource):
 
 
 def finite(crosscoder: Crosscoder) -> bool:
-    return all(bool(torch.isfinite(each).all()) for each in crosscoder._tensors().values())
+    return all(
+        bool(torch.isfinite(each).all())
+        for each in (crosscoder._weights() | StoredKeep.of(crosscoder.keep, crosscoder.num_latents).tensors).values()
+    )
 
 
 @torch.no_grad()
@@ -50,7 +55,7 @@ def finite(crosscoder: Crosscoder) -> bool:
 @pytest.mark.parametrize("dead_after_tokens", [50, 10_000_000], ids=["all dead", "none dead"])
 def test_a_training_goes_on_after_batches_in_which_nothing_fires(name: str, dead_after_tokens: int):
     training = TrainingSpec(batch_size=100, lr=1e-3, warmup_steps=0, dead_after_tokens=dead_after_tokens)
-    trainer = Trainer(CrosscoderSpec(**spec_of(name)), training, (8, 8))
+    trainer = Trainer(dictionary(**spec_of(name)), training, (8, 8))
     blocks = list(PlantedSource(num_blocks=12).blocks())
     outcomes = []
     for number, tokens in enumerate(blocks):

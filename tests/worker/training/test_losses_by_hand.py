@@ -11,9 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from crosscope_proto.specs import CrosscoderSpec, TrainingSpec
+from crosscope_proto.dictionaries import dictionary
+from crosscope_proto.specs import TrainingSpec
+from crosscope_worker.dictionary.keep import ALL_POSITIVE, AboveThreshold
+from crosscope_worker.dictionary.streams import BOTH, DIFFERENCE
 from crosscope_worker.training.objective import Step
-from crosscope_worker.training.start import difference_scale, input_scales
+from crosscope_worker.training.start import input_scales
 from crosscope_worker.training.trainer import Trainer
 
 X = torch.tensor([[2.0, 1.0, 7.0, 4.0]])
@@ -25,7 +28,7 @@ ENCODER = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]])
 def trainer(spec: dict | None = None, d_model: tuple[int, int] = (2, 2), **training) -> Trainer:
     """Two latents that read and write as above, unless the spec says otherwise."""
     options = {"variant": "batch_topk", "num_latents": 2} | (spec or {"k": 1})
-    return Trainer(CrosscoderSpec(**options), TrainingSpec(**{"warmup_steps": 0} | training), d_model)
+    return Trainer(dictionary(**options), TrainingSpec(**{"warmup_steps": 0} | training), d_model)
 
 
 @torch.no_grad()
@@ -172,7 +175,9 @@ def test_the_threshold_is_a_mean_until_it_is_a_moving_average():
     one.step(torch.tensor([[3.0, 0.0, 0.0, 0.0]]), lr=0.0)
     assert one.counters.thresholds == pytest.approx([0.999 * 9 + 0.001 * 9])
     one.step(torch.tensor([[103.0, 0.0, 0.0, 0.0]]), lr=0.0)
-    assert one.crosscoder().threshold == pytest.approx(9 + 0.001 * 300)
+    (threshold,) = one.running_thresholds()
+    assert threshold == pytest.approx(9 + 0.001 * 300)
+    assert one.crosscoder().keep == AboveThreshold(threshold)
 
 
 @torch.no_grad()
@@ -222,9 +227,9 @@ def test_the_start():
 def test_input_scales_by_hand():
     """Squared norms 25 and 0 of base, 4 and 12 of chat, mean 12.5 and 8; of the difference 9 + 16 + 4 and 12: 20.5."""
     tokens = torch.tensor([[3.0, 4.0, 0.0, 2.0], [0.0, 0.0, 2.0, 8**0.5]])
-    assert input_scales(tokens, (2, 2)) == pytest.approx(((2 / 12.5) ** 0.5, (2 / 8) ** 0.5))
+    assert input_scales(BOTH, tokens, (2, 2)) == pytest.approx(((2 / 12.5) ** 0.5, (2 / 8) ** 0.5))
     both = (2 / ((9 + 4 + 12) / 2)) ** 0.5
-    assert difference_scale(tokens, (2, 2)) == pytest.approx((both, both))
+    assert input_scales(DIFFERENCE, tokens, (2, 2)) == pytest.approx((both, both))
 
 
 @torch.no_grad()
@@ -237,6 +242,6 @@ def test_a_dictionary_of_differences_by_hand():
     one.weights.encoder.copy_(torch.tensor([[1.0, 0.0], [0.0, 0.5]]))
     one.weights.decoder.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
     one.weights.b_dec.copy_(torch.tensor([0.0, 3.0]))
-    crosscoder = replace(one.crosscoder(), threshold=None)
+    crosscoder = replace(one.crosscoder(), keep=ALL_POSITIVE)
     assert crosscoder.encode(tokens).tolist() == [[6.0, 4.0]]
     assert crosscoder.decode(crosscoder.encode(tokens)).tolist() == [[0.0, 0.0, 3.0, 3.5]]

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from crosscope_proto.specs import CrosscoderSpec
+from crosscope_proto.dictionaries import Known, dictionary
 from crosscope_worker.training import active_code
 from crosscope_worker.training.active_code import Scratch, Weights
-from crosscope_worker.training.objective import add_norm_gradient, compute_step
-from crosscope_worker.training.variants import absent_weights, budgets, needs_equal_widths, widths
+from crosscope_worker.training.losses import add_norm_gradient
+from crosscope_worker.training.objective import compute_step
+from crosscope_worker.training.variants import Variant, variant_of
 
 
 def make_weights(d_model: tuple[int, ...], latents: int, seed: int = 0) -> Weights:
@@ -23,39 +24,50 @@ def make_weights(d_model: tuple[int, ...], latents: int, seed: int = 0) -> Weigh
     return Weights(draw(latents, sum(d_model)), 0.1 * draw(latents), draw(latents, sum(d_model)), draw(sum(d_model)))
 
 
-def kept(scaled: Tensor, k: int) -> Tensor:
-    """The `k · batch` largest entries, by sorting them all."""
+def kept(scaled: Tensor, k: int, spec: Known) -> Tensor:
+    """The `k · batch` largest entries, or of topk the `k` largest of each token, by sorting them all."""
+    if spec.variant == "topk":
+        return (scaled >= scaled.sort(dim=1, descending=True).values[:, k - 1 : k]) & (scaled > 0)
     smallest = scaled.reshape(-1).sort(descending=True).values[k * len(scaled) - 1]
     return (scaled >= smallest) & (scaled > 0)
 
 
-def code_parts(relu: Tensor, D: Tensor, n: Tensor, spec: CrosscoderSpec, split: int) -> list[Tensor]:
+def own(spec: Known, name: str) -> Any:
+    """A field of the spec, or None where it has none of that name."""
+    return getattr(spec, name, None)
+
+
+def made(options: dict[str, Any], d_model: tuple[int, int]) -> Variant:
+    return variant_of(dictionary(**options), d_model)
+
+
+def code_parts(relu: Tensor, D: Tensor, n: Tensor, spec: Known, split: int) -> list[Tensor]:
     """The code that each column of `both` is decoded from, as one code for base's columns and one for chat's."""
-    if not spec.k:
+    if not own(spec, "k"):
         return [relu, relu]
     if spec.code_normalisation == "decoupled":
-        return [relu * kept(relu * half.norm(dim=1), spec.k) for half in (D[:, :split], D[:, split:])]
+        return [relu * kept(relu * half.norm(dim=1), own(spec, "k"), spec) for half in (D[:, :split], D[:, split:])]
     keep = torch.zeros_like(relu, dtype=torch.bool)
-    own = spec.num_delta or 0
-    for latents, k in ((slice(0, own), spec.k_delta), (slice(own, None), spec.k)):
+    first = own(spec, "num_delta") or 0
+    for latents, k in ((slice(0, first), own(spec, "k_delta")), (slice(first, None), own(spec, "k"))):
         if k:
-            keep[:, latents] = kept((relu * n)[:, latents], k)
+            keep[:, latents] = kept((relu * n)[:, latents], k, spec)
     return [relu * keep] * 2
 
 
 def autograd(
     weights: Weights,
     x: Tensor,
-    spec: CrosscoderSpec,
+    spec: Known,
     d_model: tuple[int, ...],
     dead: Tensor | None,
     aux_weight: float,
 ) -> tuple[Tensor, Weights]:
     E, b_enc, D, b_dec = leaves = [w.clone().requires_grad_() for w in weights]
     split = d_model[0]
-    if spec.num_shared:  # one row for both models, of which the gradient is asked
-        tied = D[: spec.num_shared, :split].detach().requires_grad_()
-        D = torch.cat([tied.repeat(1, 2), D[spec.num_shared :]])
+    if own(spec, "num_shared"):  # one row for both models, of which the gradient is asked
+        tied = D[: own(spec, "num_shared"), :split].detach().requires_grad_()
+        D = torch.cat([tied.repeat(1, 2), D[own(spec, "num_shared") :]])
     base, chat, whole = D[:, :split].norm(dim=1), D[:, split:].norm(dim=1), D.norm(dim=1)
     sums = {"crosscoder": base + chat, "decoupled": base + chat, "sae": whole, "mixed": whole + 0.1 * (base + chat)}
     n = sums.get(spec.code_normalisation, torch.ones_like(base))
@@ -66,14 +78,14 @@ def autograd(
     power = 2 if spec.squared else 1
     errors = e.split(d_model, dim=1)
     loss = torch.stack([part.norm(dim=1) ** power for part in errors]).mean()
-    if spec.cross_term:
-        loss = loss + spec.cross_term * (errors[0] * errors[1]).sum(1).mean()
-    if spec.delta_weight:
-        loss = loss + spec.delta_weight * ((errors[1] - errors[0]).norm(dim=1) ** power).mean()
-    if spec.mu:
+    if own(spec, "cross_term"):
+        loss = loss + own(spec, "cross_term") * (errors[0] * errors[1]).sum(1).mean()
+    if own(spec, "delta_weight"):
+        loss = loss + own(spec, "delta_weight") * ((errors[1] - errors[0]).norm(dim=1) ** power).mean()
+    if own(spec, "mu"):
         share = torch.ones_like(n)
-        share[: spec.num_shared or 0] = spec.shared_penalty or 1.0
-        loss = loss + spec.mu * (parts[0] * n * share).sum(1).mean()
+        share[: own(spec, "num_shared") or 0] = own(spec, "shared_penalty") or 1.0
+        loss = loss + own(spec, "mu") * (parts[0] * n * share).sum(1).mean()
     if dead is not None and dead.any():
         hidden = torch.where(dead, relu * n, torch.tensor(-1.0, dtype=x.dtype)).detach()
         top = hidden.topk(min(max(d_model) // 2, int(dead.sum())), dim=1).indices
@@ -81,13 +93,14 @@ def autograd(
         target = e.detach()
         variance = (target - target.mean(0)).square().sum(1).mean()
         loss = loss + aux_weight * (target - aux @ D).square().sum(1).mean() / variance
-    if spec.num_shared:
+    if own(spec, "num_shared"):
         by_tied, *others = torch.autograd.grad(loss, [tied, *leaves])
-        others[2][: spec.num_shared] = by_tied.repeat(1, 2)
+        others[2][: own(spec, "num_shared")] = by_tied.repeat(1, 2)
         return loss.detach(), Weights(*others)
     gradients = Weights(*torch.autograd.grad(loss, leaves))
     for absent in (gradients.encoder, gradients.decoder):
-        first, second = spec.num_base_only or 0, (spec.num_base_only or 0) + (spec.num_chat_only or 0)
+        first = own(spec, "num_base_only") or 0
+        second = first + (own(spec, "num_chat_only") or 0)
         absent[:first, split:] = 0
         absent[first:second, :split] = 0
     return loss.detach(), gradients
@@ -101,12 +114,13 @@ VARIANTS: list[dict[str, Any]] = [
     {"variant": "dfc", "k": 3, "num_base_only": 4, "num_chat_only": 5},
     {"variant": "delta", "k": 2, "num_delta": 6, "k_delta": 1, "delta_weight": 0.7},
     {"variant": "diff_sae", "k": 3},
+    {"variant": "topk", "k": 3},
 ]
 SPECS: list[dict[str, Any]] = [
     *({**variant, "code_normalisation": each} for variant in VARIANTS for each in NORMALISATIONS),
     *({**variant, "squared": True} for variant in VARIANTS),
     *({**variant, "squared": True, "cross_term": -0.6} for variant in VARIANTS if variant["variant"] != "diff_sae"),
-    *({**VARIANTS[i], "code_normalisation": "decoupled"} for i in (0, 3)),
+    *({**VARIANTS[i], "code_normalisation": "decoupled"} for i in (0, 3, 6)),
 ]
 EQUAL_WIDTHS = ("designated_shared", "delta")
 
@@ -127,24 +141,24 @@ def test_gradients_equal_autograd(
     batch: int,
 ):
     monkeypatch.setattr(active_code, "DENSE_ABOVE", dense_above)
-    spec = CrosscoderSpec(num_latents=latents, **options)
-    parts = widths(spec, d_model)
-    if needs_equal_widths(spec):
-        parts = tuple(max(parts) for _ in parts)
+    variant = made(options | {"num_latents": latents}, d_model)
+    if variant.needs_equal_widths():
+        variant = made(options | {"num_latents": latents}, (max(variant.widths),) * 2)
+    spec, parts = dictionary(**options, num_latents=latents), variant.widths
     weights = make_weights(parts, latents)
-    absent_weights(spec, parts, weights.encoder, weights.decoder)
-    if spec.num_shared:
-        weights.decoder[: spec.num_shared, parts[0] :] = weights.decoder[: spec.num_shared, : parts[0]]
+    variant.absent(weights.encoder, weights.decoder)
+    if own(spec, "num_shared"):
+        weights.decoder[: own(spec, "num_shared"), parts[0] :] = weights.decoder[: own(spec, "num_shared"), : parts[0]]
     x = torch.randn(batch, sum(parts), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    dead = torch.arange(latents) % 3 == 0 if spec.k else None
+    dead = torch.arange(latents) % 3 == 0 if own(spec, "k") else None
     loss, gradients = autograd(weights, x, spec, parts, dead, 1 / 32)
-    floors = [0.4] * len(budgets(spec))
-    step = compute_step(weights, x, spec, parts, dead=dead, aux_weight=1 / 32, floors=floors)
+    floors = [0.4] * variant.num_thresholds
+    step = compute_step(weights, x, variant, dead=dead, aux_weight=1 / 32, floors=floors)
     assert step.loss == pytest.approx(float(loss), rel=1e-10)
     for name, found, expected in zip(Weights._fields, step.gradients, gradients, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}")
     positive = int(((x @ weights.encoder.T + weights.b_enc) > 0).sum())
-    assert step.num_active == ((spec.k + (spec.k_delta or 0)) * batch if spec.k else positive)
+    assert step.num_active == ((own(spec, "k") + (own(spec, "k_delta") or 0)) * batch if own(spec, "k") else positive)
 
 
 @pytest.mark.parametrize("dense_above", [-1.0, 2.0], ids=["dense", "pairs"])
@@ -153,14 +167,14 @@ def test_memory_that_is_taken_again_changes_no_bit(
     monkeypatch: pytest.MonkeyPatch, dense_above: float, options: dict[str, Any]
 ):
     monkeypatch.setattr(active_code, "DENSE_ABOVE", dense_above)
-    spec = CrosscoderSpec(num_latents=30, **options)
-    parts = widths(spec, (5, 5))
+    variant = made(options | {"num_latents": 30}, (5, 5))
+    parts = variant.widths
     weights, scratch = make_weights(parts, 30), Scratch()
     taken: list[int] = []
     for seed, batch in ((1, 9), (2, 9), (3, 4)):
         x = torch.randn(batch, sum(parts), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        expected = compute_step(weights, x, spec, parts)
-        step = compute_step(weights, x, spec, parts, scratch=scratch)
+        expected = compute_step(weights, x, variant)
+        step = compute_step(weights, x, variant, scratch=scratch)
         assert step.loss == expected.loss
         assert all(torch.equal(a, b) for a, b in zip(step.gradients, expected.gradients, strict=True))
         taken.append(step.gradients.encoder.data_ptr())
@@ -173,13 +187,13 @@ def test_products_in_bfloat16_come_close_and_everything_else_stays_float32(
     monkeypatch: pytest.MonkeyPatch, dense_above: float, options: dict[str, Any]
 ):
     monkeypatch.setattr(active_code, "DENSE_ABOVE", dense_above)
-    spec = CrosscoderSpec(num_latents=64, **options)
-    parts = widths(spec, (16, 16))
+    variant = made(options | {"num_latents": 64}, (16, 16))
+    parts = variant.widths
     weights = Weights(*(weight.float() for weight in make_weights(parts, 64)))
     x = torch.randn(40, sum(parts), generator=torch.Generator().manual_seed(1))
-    dead = torch.arange(64) % 3 == 0 if spec.k else None
-    exact = compute_step(weights, x, spec, parts, dead=dead, aux_weight=1 / 32)
-    step = compute_step(weights, x, spec, parts, dead=dead, aux_weight=1 / 32, dtype=torch.bfloat16)
+    dead = torch.arange(64) % 3 == 0 if variant.spec.revives else None
+    exact = compute_step(weights, x, variant, dead=dead, aux_weight=1 / 32)
+    step = compute_step(weights, x, variant, dead=dead, aux_weight=1 / 32, dtype=torch.bfloat16)
     assert step.loss == pytest.approx(exact.loss, rel=5e-3)
     assert step.loss != exact.loss
     for name, found, expected in zip(Weights._fields, step.gradients, exact.gradients, strict=True):
@@ -190,9 +204,9 @@ def test_products_in_bfloat16_come_close_and_everything_else_stays_float32(
 
 def test_nothing_dead_means_no_auxiliary_loss():
     weights, x = make_weights((4, 4), 12), torch.randn(6, 8, dtype=torch.float64)
-    spec = CrosscoderSpec(variant="batch_topk", num_latents=12, k=2)
-    without = compute_step(weights, x, spec, (4, 4))
-    with_none = compute_step(weights, x, spec, (4, 4), dead=torch.zeros(12, dtype=torch.bool), aux_weight=1.0)
+    variant = made({"variant": "batch_topk", "num_latents": 12, "k": 2}, (4, 4))
+    without = compute_step(weights, x, variant)
+    with_none = compute_step(weights, x, variant, dead=torch.zeros(12, dtype=torch.bool), aux_weight=1.0)
     assert with_none.loss == without.loss
 
 
@@ -200,8 +214,8 @@ def test_nothing_dead_means_no_auxiliary_loss():
 def test_a_batch_in_which_nothing_fires_trains_the_bias_only(options: dict[str, Any]):
     weights = make_weights((4, 4), 12)
     weights.b_enc.fill_(-1e6)
-    spec = CrosscoderSpec(num_latents=12, **options)
-    step = compute_step(weights, torch.randn(6, 8, dtype=torch.float64), spec, (4, 4))
+    variant = made(options | {"num_latents": 12}, (4, 4))
+    step = compute_step(weights, torch.randn(6, 8, dtype=torch.float64), variant)
     assert step.num_active == 0
     assert not any(step.smallest_kept)
     assert not step.fired.any()
@@ -221,10 +235,10 @@ def test_a_row_of_zeros_has_no_gradient_by_its_norm(normalisation: str):
 def test_the_loss_is_pure():
     weights, x = make_weights((4, 4), 12), torch.randn(6, 8, dtype=torch.float64)
     before = [w.clone() for w in weights]
-    spec = CrosscoderSpec(variant="batch_topk", num_latents=12, k=2)
+    variant = made({"variant": "batch_topk", "num_latents": 12, "k": 2}, (4, 4))
     dead = torch.ones(12, dtype=torch.bool)
-    first = compute_step(weights, x, spec, (4, 4), dead=dead, aux_weight=1.0)
-    second = compute_step(weights, x, spec, (4, 4), dead=dead, aux_weight=1.0)
+    first = compute_step(weights, x, variant, dead=dead, aux_weight=1.0)
+    second = compute_step(weights, x, variant, dead=dead, aux_weight=1.0)
     assert all(torch.equal(w, b) for w, b in zip(weights, before, strict=True))
     assert dead.all()
     assert dataclasses.replace(first, gradients=None, fired=None) == dataclasses.replace(  # pyright: ignore
@@ -243,8 +257,7 @@ def test_figures_of_a_step_by_hand():
     step = compute_step(
         weights,
         torch.tensor([[2.0, 3.0, 4.0, 4.0]]),
-        CrosscoderSpec(variant="batch_topk", num_latents=2, k=1),
-        (2, 2),
+        made({"variant": "batch_topk", "num_latents": 2, "k": 1}, (2, 2)),
     )
     assert step.loss == pytest.approx((3 + 4) / 2)
     assert step.squared_error == (9.0, 16.0)

@@ -13,7 +13,8 @@ from fixtures_training import PlantedSource, make_recipe, run
 from safetensors.torch import load_file
 from torch import Tensor
 
-from crosscope_proto.specs import CrosscoderSpec, DataSpec, TokenPolicy, TrainingSpec
+from crosscope_proto.dictionaries import dictionary
+from crosscope_proto.specs import DataSpec, TokenPolicy, TrainingSpec
 from crosscope_worker.data.harvest_source import HarvestSource, open_source
 from crosscope_worker.data.texts import DataError, TextStream
 from crosscope_worker.models.activations import PairActivations
@@ -24,6 +25,7 @@ from crosscope_worker.training import train
 from crosscope_worker.training.buffer import ShuffleBuffer
 from crosscope_worker.training.checkpoint import TENSORS
 from crosscope_worker.training.start import initial_weights
+from crosscope_worker.training.variants import variant_of
 from crosscope_worker.work import silent
 
 SPARSE = {"variant": "batch_topk", "num_latents": 24, "k": 1}
@@ -112,8 +114,8 @@ def test_the_buffer_holds_as_many_tokens_as_the_recipe_says(tmp_path: Path):
 
 
 def test_a_seed_decides_the_first_weights_and_the_order_of_the_tokens(tmp_path: Path):
-    spec = CrosscoderSpec(**SPARSE)
-    first, again, other = (initial_weights(spec, (8, 8), seed, "cpu").decoder for seed in (0, 0, 1))
+    variant = variant_of(dictionary(**SPARSE), (8, 8))
+    first, again, other = (initial_weights(variant, seed, "cpu").decoder for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.isclose(first, other).any()
 

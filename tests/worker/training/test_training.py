@@ -14,6 +14,7 @@ from torch import Tensor
 
 from crosscope_proto.specs import TrainingSpec
 from crosscope_worker import training as public
+from crosscope_worker.dictionary.keep import AboveThreshold
 from crosscope_worker.training import checkpoint as checkpoints
 from crosscope_worker.training.active_code import Weights
 from crosscope_worker.training.buffer import ShuffleBuffer
@@ -22,6 +23,7 @@ from crosscope_worker.training.loop import learning_rate
 from crosscope_worker.training.objective import compute_step
 from crosscope_worker.training.start import geometric_median, initial_weights
 from crosscope_worker.training.trainer import Trainer
+from crosscope_worker.training.variants import variant_of
 from crosscope_worker.work import Cancelled
 
 
@@ -124,7 +126,7 @@ def test_a_resumed_training_equals_an_undisturbed_one(tmp_path: Path, crosscoder
     resumed = run(recipe, tmp_path / "cut")
     for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
         assert torch.equal(getattr(resumed.crosscoder, name), getattr(whole.crosscoder, name)), name
-    assert resumed.crosscoder.threshold == whole.crosscoder.threshold
+    assert resumed.crosscoder.keep == whole.crosscoder.keep
     assert (resumed.steps, resumed.tokens) == (whole.steps, whole.tokens) == (63, 4000)
     times = {"tokens_per_second"}
     strip = [[row for row in result.curves if row[1] not in times] for result in (resumed, whole)]
@@ -144,7 +146,7 @@ def test_a_cancelled_training_leaves_only_whole_checkpoints(tmp_path: Path):
 def test_logging_changes_nothing(tmp_path: Path):
     often, never = (run(make_recipe(log_every=n), tmp_path / str(n)) for n in (1, 10_000))
     assert torch.equal(often.crosscoder.W_dec, never.crosscoder.W_dec)
-    assert often.crosscoder.threshold == never.crosscoder.threshold
+    assert often.crosscoder.keep == never.crosscoder.keep
     assert len(often.curves) == 63 * 7 - 5  # the threshold begins with the end of the warm-up
     assert never.curves == []
 
@@ -186,14 +188,14 @@ def test_the_fraction_counts_what_was_trained_on_and_not_what_waits_in_the_buffe
     recipe = make_recipe(buffer_tokens=buffer_tokens, decay_share=1.0, warmup_steps=0)
     result = run(recipe, tmp_path, progress=note)
     assert fractions == pytest.approx([64 * step / 4000 for step in range(63)])
-    start = initial_weights(recipe.crosscoder, (8, 8), recipe.training.seed, "cpu").decoder
+    start = initial_weights(variant_of(recipe.crosscoder, (8, 8)), recipe.training.seed, "cpu").decoder
     assert not torch.allclose(result.crosscoder.W_dec, start, atol=0.01)  # the learning rate was not zero throughout
 
 
 def test_a_training_that_ends_within_the_warm_up_has_a_threshold(tmp_path: Path):
     result = run(make_recipe(warmup_steps=1000), tmp_path)
-    assert result.crosscoder.threshold is not None
-    assert result.crosscoder.threshold > 0
+    assert isinstance(result.crosscoder.keep, AboveThreshold)
+    assert result.crosscoder.keep.threshold > 0
 
 
 @pytest.mark.parametrize("warmup_steps", [1, 1000])
@@ -202,8 +204,10 @@ def test_a_batch_of_a_few_tokens_moves_no_threshold_unless_it_is_the_first(warmu
     trainer = Trainer(recipe.crosscoder, recipe.training, (8, 8))
     first, *full = (block[:64] for block in PlantedSource(num_blocks=4).blocks())
 
-    def says() -> tuple[float | None, tuple[float, ...]]:
-        return trainer.crosscoder().threshold, trainer.counters.last_smallest
+    def says() -> tuple[float, tuple[float, ...]]:
+        keep = trainer.crosscoder().keep
+        assert isinstance(keep, AboveThreshold)
+        return keep.threshold, trainer.counters.last_smallest
 
     with torch.no_grad():
         trainer.step(first[:2], 3e-3)
@@ -275,7 +279,7 @@ def test_clipping_and_optimiser_are_torchs_own(limit: float | None):
         optimiser = torch.optim.Adam(plain, lr=3e-3)
         clipped = 0
         for x in batches:
-            step = compute_step(Weights(*plain), x, recipe.crosscoder, (8, 8))
+            step = compute_step(Weights(*plain), x, variant_of(recipe.crosscoder, (8, 8)))
             for weight, gradient in zip(plain, step.gradients, strict=True):
                 weight.grad = gradient
             if limit is not None:

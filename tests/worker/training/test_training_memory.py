@@ -6,10 +6,11 @@ import pytest
 import torch
 from fixtures_training import make_recipe, run
 
-from crosscope_proto.specs import CrosscoderSpec, TrainingSpec
+from crosscope_proto.dictionaries import dictionary
+from crosscope_proto.specs import TrainingSpec
 from crosscope_worker.training import TrainingError, memory
 
-SPEC = CrosscoderSpec(variant="batch_topk", num_latents=1000, k=8)
+SPEC = dictionary(variant="batch_topk", num_latents=1000, k=8)
 TRAINING = TrainingSpec(batch_size=100, buffer_tokens=10_000)
 
 
@@ -51,7 +52,7 @@ def test_a_buffer_is_never_lowered_below_two_batches():
     training = TrainingSpec(batch_size=10_000, buffer_tokens=1000)
     values = memory.values_of(SPEC, training)
     assert values["training.buffer_tokens"] == 20_000
-    fields = memory.needed(CrosscoderSpec(variant="l1", num_latents=1000, mu=0.1), training, 50)
+    fields = memory.needed(dictionary(variant="l1", num_latents=1000, mu=0.1), training, 50)
     found = memory.shortage(dict.fromkeys(fields, 3000000), values, 8_000_000)
     assert found is not None
     assert found.endswith("lower training.batch_size to 6600")

@@ -7,10 +7,15 @@ import pytest
 import torch
 from fixtures_training import PlantedSource, make_recipe, run
 
-from crosscope_proto.specs import CrosscoderSpec, TrainingSpec
+from crosscope_proto.dictionaries import dictionary
+from crosscope_proto.specs import TrainingSpec
 from crosscope_worker.dictionary.crosscoder import Crosscoder
+from crosscope_worker.dictionary.keep import AboveThresholds, StoredKeep
 from crosscope_worker.training import TrainingError, train
-from crosscope_worker.training.variants import Budget, at_step, budgets, penalties
+from crosscope_worker.training.budget import Budget
+from crosscope_worker.training.variants import variant_of
+from crosscope_worker.training.variants.budgeted import Budgeted
+from crosscope_worker.training.variants.penalised import Penalised
 from crosscope_worker.work import silent
 
 DESIGNATED = {"variant": "designated_shared", "num_latents": 24, "mu": 0.02, "num_shared": 5, "shared_penalty": 0.2}
@@ -46,8 +51,9 @@ def test_designated_shared_latents_have_one_row_for_both_models(tmp_path: Path):
 
 
 def test_the_penalty_of_designated_shared_latents_is_reduced():
-    weights = penalties(CrosscoderSpec(**DESIGNATED), torch.zeros(24))
-    assert weights is not None
+    variant = variant_of(dictionary(**DESIGNATED), (8, 8))
+    assert isinstance(variant, Penalised)
+    weights = variant.penalties(torch.zeros(24))
     torch.testing.assert_close(weights, torch.tensor([0.004] * 5 + [0.02] * 19))
 
 
@@ -60,11 +66,12 @@ def test_latents_of_one_model_neither_read_nor_write_the_other(tmp_path: Path):
 
 
 def test_delta_latents_have_a_budget_and_a_threshold_of_their_own(tmp_path: Path):
-    assert budgets(CrosscoderSpec(**DELTA)) == (Budget(slice(0, 8), 1), Budget(slice(8, 24), 2))
+    variant = variant_of(dictionary(**DELTA), (8, 8))
+    assert isinstance(variant, Budgeted)
+    assert variant.budgets() == (Budget(slice(0, 8), 1), Budget(slice(8, 24), 2))
     crosscoder, _ = trained(tmp_path, DELTA)
-    assert crosscoder.threshold is None
-    assert crosscoder.latent_thresholds is not None
-    assert len(set(crosscoder.latent_thresholds.tolist())) == 2
+    assert isinstance(crosscoder.keep, AboveThresholds)
+    assert len(set(crosscoder.keep.thresholds.tolist())) == 2
     counts = (crosscoder.encode(activations()) > 0).float().sum(0) / 2000
     assert float(counts[:8].sum()) == pytest.approx(1, rel=0.3)
     assert float(counts[8:].sum()) == pytest.approx(2, rel=0.3)
@@ -85,7 +92,7 @@ def test_a_decoupled_code_keeps_k_latents_for_each_model(tmp_path: Path):
     crosscoder, last = trained(tmp_path, DECOUPLED)
     assert last["l0"] == pytest.approx(2, rel=0.02)
     code = crosscoder.encode_sparse(activations())
-    for kept in crosscoder.selection().kept_by(code):
+    for kept in crosscoder.sparsifier().kept_by(code):
         assert float(kept.sum()) / 2000 == pytest.approx(2, rel=0.3)
 
 
@@ -123,10 +130,12 @@ def test_what_needs_models_of_equal_width_says_so(tmp_path: Path, spec: dict[str
 
 def test_k_falls_and_mu_rises():
     training = TrainingSpec(sparsity_warmup_steps=4, k_start=10)
-    spec = CrosscoderSpec(variant="batch_topk", num_latents=24, k=2)
-    assert [at_step(spec, training, step).k for step in range(6)] == [10, 8, 6, 4, 2, 2]
-    rising = CrosscoderSpec(variant="l1", num_latents=24, mu=0.4)
-    steps = [at_step(rising, TrainingSpec(sparsity_warmup_steps=4), step).mu for step in range(5)]
+    spec = dictionary(variant="batch_topk", num_latents=24, k=2)
+    variant = variant_of(spec, (8, 8))
+    assert [variant.at_step(training, step).spec.k for step in range(6)] == [10, 8, 6, 4, 2, 2]
+    rising = dictionary(variant="l1", num_latents=24, mu=0.4)
+    variant = variant_of(rising, (8, 8))
+    steps = [variant.at_step(TrainingSpec(sparsity_warmup_steps=4), step).spec.mu for step in range(5)]
     assert steps == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4])
 
 
@@ -156,4 +165,6 @@ def test_a_resumed_training_equals_an_undisturbed_one(tmp_path: Path, spec: dict
     resumed = run(recipe, tmp_path / "parts").crosscoder
     for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
         assert torch.equal(getattr(whole, name), getattr(resumed, name)), name
-    assert whole.selection().cuts.tolist() == resumed.selection().cuts.tolist()
+    kept = [StoredKeep.of(each.keep, 24) for each in (whole, resumed)]
+    assert kept[0].threshold == kept[1].threshold
+    assert all(torch.equal(each, kept[1].tensors[name]) for name, each in kept[0].tensors.items())

@@ -16,8 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from crosscope_proto.roles import BASE, CHAT
-from crosscope_worker.dictionary.crosscoder import DIFFERENCE, Crosscoder
+from crosscope_worker.dictionary.crosscoder import Crosscoder
 
 ROW_SUM_BYTES = 64 << 20
 """Memory for row sums at a time; latents are cut into pieces that fit."""
@@ -74,11 +73,11 @@ class TokenFacts(NamedTuple):
 
 def encode_block(crosscoder: Crosscoder, x: Tensor, facts: TokenFacts) -> Block:
     """Encodes `x: [token, both]`, activations as the models gave them, and orders the pairs by latent."""
-    selection = crosscoder.selection()
-    code = crosscoder.encode_sparse(x, selection)
+    sparsifier = crosscoder.sparsifier()
+    code = crosscoder.encode_sparse(x, sparsifier)
     x = crosscoder.scale_inputs(x)
-    scaled, kept_by = selection.scaled_pairs(code), selection.kept_by(code)
-    error = _error(crosscoder, x, crosscoder.decode_sparse(code, kept_by))
+    scaled, kept_by = sparsifier.scaled_pairs(code), sparsifier.kept_by(code)
+    error = crosscoder.streams.error(x, crosscoder.decode_sparse(code, kept_by), crosscoder.d_model)
     order = torch.argsort(code.latents, stable=True)
     latents, values = code.latents[order], code.values[order]
     return Block(
@@ -91,17 +90,6 @@ def encode_block(crosscoder: Crosscoder, x: Tensor, facts: TokenFacts) -> Block:
         scaled=scaled[order],
         kept=torch.stack(kept_by)[:, order],
     )
-
-
-def _error(crosscoder: Crosscoder, x: Tensor, x_hat: Tensor) -> Tensor:
-    if crosscoder.variant != DIFFERENCE:
-        error = x - x_hat
-        for model in {BASE, CHAT} - set(crosscoder.reconstructs):
-            error[:, crosscoder.model_slice(model)] = torch.nan
-        return error
-    base, chat = (x[:, crosscoder.model_slice(model)] for model in (BASE, CHAT))
-    difference = chat - base - x_hat[:, crosscoder.model_slice(CHAT)]
-    return torch.cat([torch.full_like(base, torch.nan), difference], dim=1)
 
 
 def row_sums(block: Block, dense: Tensor, ours: Tensor | slice) -> Iterator[tuple[Tensor, Tensor]]:

@@ -28,7 +28,7 @@ from crosscope_worker.analysis.behaviours import assistant_turns
 from crosscope_worker.analysis.upper_half import UpperHalf
 from crosscope_worker.data.harvest import check_finite
 from crosscope_worker.data.texts import Text
-from crosscope_worker.dictionary.crosscoder import ONE_MODEL, Crosscoder
+from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.models.activations import PairActivations
 from crosscope_worker.models.norms import NormFilter
 from crosscope_worker.tokenizer.token_policy import policy_positions
@@ -116,7 +116,7 @@ def fidelity(
     pair, layer = activations.pair, activations.layer
     uppers = [UpperHalf(model, layer) for model in pair.models]
     norms = NormFilter(policy.max_norm_ratio, pair.d_model, splicing.norms and splicing.norms.bounds)
-    patches = pair.d_model[BASE] == pair.d_model[CHAT] and crosscoder.variant not in ONE_MODEL
+    patches = pair.d_model[BASE] == pair.d_model[CHAT] and crosscoder.streams.patches
     means, seen = _Means(), 0
     with torch.inference_mode():
         for group in _batches(splicing.texts, num_tokens, policy, activations):
@@ -125,7 +125,7 @@ def fidelity(
             x_hat, chosen, every = _decoded(crosscoder, batch.x[batch.kept], patched)
             for model, upper in enumerate(uppers):
                 inputs: dict[str, Tensor] = {}
-                if model in crosscoder.reconstructs:
+                if model in crosscoder.streams.reconstructs:
                     reconstruction = x_hat[:, crosscoder.model_slice(model)]
                     inputs |= {"spliced": reconstruction, "zero": torch.zeros_like(reconstruction)}
                 if model == CHAT and patches and batch.groups:

@@ -24,7 +24,7 @@ from crosscope_worker.analysis.lens import Lens
 from crosscope_worker.analysis.moments import ShardSums
 from crosscope_worker.analysis.scaling import Estimates, directions, estimates, jackknife
 from crosscope_worker.analysis.uselessness import Uselessness, score
-from crosscope_worker.dictionary.crosscoder import DIFFERENCE, Crosscoder
+from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.tokenizer.pieces import lone_pieces
 
 if TYPE_CHECKING:
@@ -172,9 +172,9 @@ def _ragged(rows: "Sequence[NDArray[Any]]", dtype: type[np.generic]) -> "pa.Arra
 def _classes(
     crosscoder: Crosscoder, values: Estimates, rel_norm: NDArray[np.floating], num_active: NDArray[np.integer]
 ) -> NDArray[np.str_]:
-    if crosscoder.variant != DIFFERENCE:
-        return classes(rel_norm, num_active)
-    return difference_classes(values["beta_ratio"], num_active)
+    if crosscoder.streams.is_difference:
+        return difference_classes(values["beta_ratio"], num_active)
+    return classes(rel_norm, num_active)
 
 
 def _lens(crosscoder: Crosscoder, model: int, lens: Lens | None) -> tuple[Ints, Ints]:

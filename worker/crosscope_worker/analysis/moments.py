@@ -16,7 +16,7 @@ from torch import Tensor
 
 from crosscope_proto.roles import BASE, CHAT, NUM_ROLES, TEMPLATE_ROLES
 from crosscope_worker.analysis.block import Block, row_sums
-from crosscope_worker.dictionary.crosscoder import DIFFERENCE, Crosscoder
+from crosscope_worker.dictionary.crosscoder import Crosscoder
 
 Floats = NDArray[np.float64]
 
@@ -74,9 +74,9 @@ class Moments:
         self._crosscoder = crosscoder
         self._num_tokens = zeros(num_shards)
         self._sums = zeros(4, num_shards, latents)
-        self._kept = zeros(2, num_shards, latents) if crosscoder.model_thresholds is not None else None
+        self._kept = zeros(2, num_shards, latents) if crosscoder.keep.decoupled else None
         self._products = zeros(2, num_shards, 2, 2, latents)
-        if crosscoder.variant == DIFFERENCE:  # no model has a reconstruction of its own
+        if not crosscoder.streams.reconstructs:  # no model has a reconstruction of its own
             self._products[1] = torch.nan
         if crosscoder.d_model[BASE] != crosscoder.d_model[CHAT]:
             self._products[:, :, BASE, CHAT] = self._products[:, :, CHAT, BASE] = torch.nan

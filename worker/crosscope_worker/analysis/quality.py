@@ -7,9 +7,9 @@ FVE per model over all tokens, and over those without outliers, whose norms woul
 import torch
 from torch import Tensor
 
-from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
+from crosscope_proto.roles import BASE, CHAT
 from crosscope_worker.analysis.block import Block
-from crosscope_worker.dictionary.crosscoder import DIFFERENCE, Crosscoder
+from crosscope_worker.dictionary.crosscoder import Crosscoder
 
 OUTLIER_RATIO = 10.0
 """A token is an outlier if its norm in either model is more than this many times the median norm of the first block."""
@@ -36,30 +36,22 @@ class Quality:
         inlier = (norms[BASE] <= self._limits[BASE]) & (norms[CHAT] <= self._limits[CHAT])
         self._num_active += len(block.latents)
         for group, keep in enumerate((torch.ones_like(inlier), inlier)):
-            x, error = self._targets(block.x[keep]).double(), block.error[keep].double()
+            x = self._crosscoder.streams.target(block.x[keep], self._crosscoder.d_model).double()
+            error = block.error[keep].double()
             self._tokens[group] += len(x)
             self._sum[group] += x.sum(dim=0)
             self._squares[group] += x.square().sum(dim=0)
             self._errors[group] += error.square().sum(dim=0)
 
-    def _targets(self, x: Tensor) -> Tensor:
-        """What is reconstructed, [token, both]; a dictionary of differences has them in chat's place."""
-        if self._crosscoder.variant != DIFFERENCE:
-            return x
-        base, chat = (x[:, self._crosscoder.model_slice(model)] for model in (BASE, CHAT))
-        return torch.cat([base, chat - base], dim=1)
-
     def metrics(self) -> dict[str, float]:
         """fve_base and fve_chat, of what it reconstructs, or fve_difference; the same `_inliers`, outlier_share, l0."""
-        names = {model: MODEL_NAMES[model] for model in self._crosscoder.reconstructs}
-        names = {CHAT: "difference"} if self._crosscoder.variant == DIFFERENCE else names
         result = {
             "l0": self._num_active / self._tokens[0],
             "outlier_share": 1 - self._tokens[1] / self._tokens[0],
         }
         for group, suffix in enumerate(("", "_inliers")):
             centred = self._squares[group] - self._sum[group].square() / self._tokens[group]
-            for model, name in names.items():
+            for model, name in self._crosscoder.streams.figures:
                 piece = self._crosscoder.model_slice(model)
                 variance, error = float(centred[piece].sum()), float(self._errors[group, piece].sum())
                 result[f"fve_{name}{suffix}"] = 1 - error / variance if variance > 0 else float("nan")

@@ -24,7 +24,7 @@ from torch import Tensor
 from crosscope_proto.artefacts import CURRENT, LATENTS, MANIFEST, LatentClass
 from crosscope_proto.roles import BASE, CHAT
 from crosscope_worker.analysis.geometry import classes
-from crosscope_worker.dictionary.crosscoder import DIFFERENCE, Crosscoder, CrosscoderError, relative_norms
+from crosscope_worker.dictionary.crosscoder import Crosscoder, CrosscoderError, relative_norms
 from crosscope_worker.dictionary.load import load_crosscoder
 
 CHUNK_BYTES = 128 << 20
@@ -108,7 +108,7 @@ def match_latents(a: Crosscoder, b: Crosscoder, living_a: Tensor, living_b: Tens
 
 def is_mixed(a: Crosscoder, b: Crosscoder) -> bool:
     """Whether one is a dictionary of differences and the other is not."""
-    return (a.variant == DIFFERENCE) != (b.variant == DIFFERENCE)
+    return a.streams.is_difference != b.streams.is_difference
 
 
 def _difference_rows(crosscoder: Crosscoder) -> Tensor:
@@ -168,7 +168,7 @@ def report(folders: Sequence[Path], device: str, write: Callable[[str], object],
     for letter, version, found in zip("AB", versions, living, strict=True):
         write(f"{letter}  {version}: {int(found.sum())} of {len(found)} latents living\n")
     if is_mixed(one, other):
-        letter = "A" if one.variant == DIFFERENCE else "B"
+        letter = "A" if one.streams.is_difference else "B"
         write(f"{letter} is a dictionary of differences: rows of the other one count as chat's less base's\n")
     if map_file is not None:
         write_map(map_file, matches)

@@ -61,7 +61,7 @@ class ChatOnlySums:
     def __init__(self, crosscoder: Crosscoder, chat_only: Tensor) -> None:
         """`chat_only: [latent] bool` marks S; members that never fire drop out by themselves."""
         # In a decoupled code the scalars of base would multiply another code than the one whose moments are kept.
-        is_defined = crosscoder.d_model[BASE] == crosscoder.d_model[CHAT] and crosscoder.model_thresholds is None
+        is_defined = crosscoder.d_model[BASE] == crosscoder.d_model[CHAT] and not crosscoder.keep.decoupled
         members = chat_only.nonzero().squeeze(1)
         self.set_size = len(members)
         self.members = members if is_defined and len(members) <= MAX_SET else members[:0]

@@ -10,30 +10,24 @@ Axis `both`: the models' residual streams side by side, base's `d_model` first. 
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Self, get_args
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from crosscope_proto.artefacts import MANIFEST, WEIGHTS, CrosscoderManifest
+from crosscope_proto.dictionaries import Normalisation
 from crosscope_proto.manifest import manifest_text
 from crosscope_proto.roles import BASE, CHAT
-from crosscope_worker.dictionary.keep import Selection, code_norms, cuts
+from crosscope_worker.dictionary.errors import CrosscoderError
+from crosscope_worker.dictionary.keep import ALL_POSITIVE, Keep, Sparsifier, StoredKeep, code_norms
 from crosscope_worker.dictionary.sparse import SparseCode, decode_pairs, places, sparse_code
+from crosscope_worker.dictionary.streams import BOTH, Streams, model_slice
 from crosscope_worker.disk import whole, write_whole
 
-CODE_NORMALISATIONS = ("crosscoder", "sae", "mixed", "none", "decoupled")
+CODE_NORMALISATIONS = get_args(Normalisation)
 TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
-OPTIONAL_TENSORS = ("input_mean", "latent_thresholds", "model_thresholds")
-DIFFERENCE = "diff_sae"
-"""The variant whose input and target are `x^chat - x^base` (math §2)."""
-ONE_MODEL = {"base_sae": BASE, "chat_sae": CHAT}
-"""Variants that read and reconstruct one model alone: a sparse autoencoder of it (docs/published.md)."""
-
-
-class CrosscoderError(ValueError):
-    """Crosscoder files that cannot be used; the message names the file and what is wrong with it."""
 
 
 @dataclass
@@ -43,9 +37,9 @@ class Crosscoder:
     All methods take `x: [batch, both]` or `[batch, model, d_model]` as the models gave it; the input normaliser
     `(x - input_mean) * input_scale` is applied inside and undone by `decode`.
 
-    A dictionary of differences (variant "diff_sae") is one whose encoder reads base with the opposite sign of chat and
-    whose decoder writes nothing for base: what `decode` gives for chat is the reconstruction of `x^chat - x^base`.
-    A dictionary of one model (variant "base_sae" or "chat_sae") has zeros in the other model's place.
+    `streams` says what it reads. A dictionary of differences is one whose encoder reads base with the opposite sign of
+    chat and whose decoder writes nothing for base: what `decode` gives for chat is the reconstruction of
+    `x^chat - x^base`. A dictionary of one model has zeros in the other model's place.
     """
 
     W_enc: Tensor
@@ -58,18 +52,15 @@ class Crosscoder:
     """[both]."""
     d_model: tuple[int, int]
     variant: str
+    """What it is called, for people; nothing depends on it."""
     code_normalisation: str = "crosscoder"
-    threshold: float | None = None
-    """Scaled activations above it are kept at inference; None: every positive one (math §2)."""
+    streams: Streams = BOTH
+    """What it reads and reconstructs."""
+    keep: Keep = ALL_POSITIVE
+    """Which entries of a code are kept at inference (math §2)."""
     input_scale: tuple[float, float] = (1.0, 1.0)
     input_mean: Tensor | None = None
     """[both], in the models' own scale; None: nothing is subtracted."""
-    latent_thresholds: Tensor | None = None
-    """[latent], instead of `threshold` where latents have different ones."""
-    model_thresholds: Tensor | None = None
-    """[model, latent], of a decoupled code alone: model m decodes `f_j` where `f_j ‖D_j^m‖` is above it (math §1)."""
-    token_k: int | None = None
-    """Only so many of a token's largest scaled activations are kept, of a decoupled code by each model for itself."""
     notes: tuple[str, ...] = ()
     """What was assumed, or left out, when it was read from someone else's files; a sentence each."""
 
@@ -86,30 +77,15 @@ class Crosscoder:
             raise CrosscoderError(f"unknown code normalisation {self.code_normalisation!r}; known are {known}")
         if self.input_mean is not None and tuple(self.input_mean.shape) != (both,):
             raise CrosscoderError(f"input_mean has shape {tuple(self.input_mean.shape)}, not ({both},)")
-        if (self.code_normalisation == "decoupled") != (self.model_thresholds is not None):
-            raise CrosscoderError("a decoupled code, and no other, has thresholds for each model")
-        self._check_numbers()
-        if self.latent_thresholds is not None:
-            if self.threshold is not None or self.model_thresholds is not None:
-                raise CrosscoderError("there are thresholds for each latent beside others; only one kind can hold")
-            if (found := tuple(self.latent_thresholds.shape)) != (num_latents,):
-                raise CrosscoderError(f"latent_thresholds has shape {found}, not ({num_latents},)")
-        if self.model_thresholds is not None:
-            if self.threshold is not None:
-                raise CrosscoderError("a decoupled code has a threshold for each model, not one for both")
-            if (found := tuple(self.model_thresholds.shape)) != (2, num_latents):
-                raise CrosscoderError(f"model_thresholds has shape {found}, not (2, {num_latents})")
-
-    def _check_numbers(self) -> None:
+        if (self.code_normalisation == "decoupled") != self.keep.decoupled:
+            raise CrosscoderError(
+                f"a decoupled code, and no other, is kept by each model apart; this one is {self.code_normalisation} "
+                f"and {self.keep.words}"
+            )
         if len(self.input_scale) != 2 or not all(math.isfinite(scale) and scale > 0 for scale in self.input_scale):
             raise CrosscoderError(f"input_scale must be two positive, finite numbers, not {self.input_scale}")
-        if self.threshold is not None and not math.isfinite(self.threshold):
-            raise CrosscoderError(f"threshold must be a finite number, not {self.threshold}")
-        if self.token_k is not None:
-            if not 0 < self.token_k <= self.num_latents:
-                raise CrosscoderError(f"token_k is {self.token_k}, but there are {self.num_latents} latents")
-            if self.threshold is not None or self.latent_thresholds is not None:
-                raise CrosscoderError("there is a threshold beside token_k; only one of them can hold")
+        if (problem := self.keep.problem(num_latents)) is not None:
+            raise CrosscoderError(problem)
 
     @property
     def num_latents(self) -> int:
@@ -121,20 +97,14 @@ class Crosscoder:
         """Where the weights are."""
         return self.W_enc.device
 
-    @property
-    def reconstructs(self) -> tuple[int, ...]:
-        """The models whose own activations it reconstructs: both, one, or, of a dictionary of differences, none."""
-        if self.variant in ONE_MODEL:
-            return (ONE_MODEL[self.variant],)
-        return () if self.variant == DIFFERENCE else (BASE, CHAT)
-
     def to(self, device: torch.device | str) -> Self:
         """The same crosscoder with its weights on another device."""
-        return replace(self, **{name: tensor.to(device) for name, tensor in self._tensors().items()})
+        moved = {name: tensor.to(device) for name, tensor in self._weights().items()}
+        return replace(self, **moved, keep=self.keep.to(device))
 
     def model_slice(self, model: int) -> slice:
         """Where a model's residual stream lies on the axis `both`."""
-        return slice(0, self.d_model[BASE]) if model == BASE else slice(self.d_model[BASE], None)
+        return model_slice(model, self.d_model)
 
     def decoder(self, model: int) -> Tensor:
         """Decoder rows of one model, [latent, d_model]."""
@@ -160,28 +130,20 @@ class Crosscoder:
         Of a decoupled code, the entries that at least one model keeps; `decode` drops for each model what it does not.
         """
         code = self.pre_activations(x).relu_()
-        return code * self.selection().kept(code)
+        return code * self.sparsifier().kept(code)
 
-    def encode_sparse(self, x: Tensor, selection: Selection | None = None) -> SparseCode:
-        """The non-zero entries of `encode(x)`; values are raw, not scaled. `selection` spares working it out."""
+    def encode_sparse(self, x: Tensor, sparsifier: Sparsifier | None = None) -> SparseCode:
+        """The non-zero entries of `encode(x)`; values are raw, not scaled. `sparsifier` spares working it out."""
         code = self.pre_activations(x).relu_()
-        return sparse_code(places((selection or self.selection()).kept(code)), code)
+        return sparse_code(places((sparsifier or self.sparsifier()).kept(code)), code)
 
     def scaled(self, x: Tensor) -> Tensor:
         """Scaled activations `a = f n`, [batch, latent] (math §1); summed over the models that keep a decoupled `f`."""
-        return self.selection().scaled(self.encode(x))
+        return self.sparsifier().scaled(self.encode(x))
 
-    def selection(self) -> Selection:
+    def sparsifier(self) -> Sparsifier:
         """What is kept and how it is scaled. Reads the whole decoder; hold on to it where the weights stand still."""
-        if self.model_thresholds is None:
-            norms = self.code_norms()
-            threshold = self.threshold if self.latent_thresholds is None else self.latent_thresholds
-            above = torch.zeros_like(norms) if threshold is None else cuts(threshold, norms)
-            return Selection(above, norms, token_k=self.token_k)
-        base_norm, chat_norm = (self.decoder(model).norm(dim=1) for model in (BASE, CHAT))
-        base, chat = cuts(self.model_thresholds[BASE], base_norm), cuts(self.model_thresholds[CHAT], chat_norm)
-        parts = (base, chat), (base_norm, chat_norm)
-        return Selection(torch.minimum(base, chat), base_norm + chat_norm, *parts, self.token_k)
+        return self.keep.sparsifier(self.W_dec, self.d_model, self.code_normalisation)
 
     def decode(self, code: Tensor, only: Tensor | None = None) -> Tensor:
         """Reconstructions `x_hat: [batch, both]` of a raw code `[batch, latent]`, in the models' own scale.
@@ -190,18 +152,18 @@ class Crosscoder:
         whole code.
         """
         chosen = code if only is None else code * only
-        if self.model_thresholds is None:
+        if not self.keep.decoupled:
             x_hat = torch.addmm(self.b_dec, chosen, self.W_dec)
         else:
-            kept = self.selection().kept_by_models(code)
+            kept = self.sparsifier().kept_by_models(code)
             parts = [(chosen * kept[model]) @ self.decoder(model) for model in (BASE, CHAT)]
             x_hat = torch.cat(parts, dim=1) + self.b_dec
         x_hat = scale_inputs(x_hat, self.d_model, (1 / self.input_scale[BASE], 1 / self.input_scale[CHAT]))
         return x_hat if self.input_mean is None else x_hat + self.input_mean
 
     def decode_sparse(self, code: SparseCode, kept_by: tuple[Tensor, Tensor]) -> Tensor:
-        """What rows and bias add up to, [batch, both], in the crosscoder's input space; see `Selection.kept_by`."""
-        if self.model_thresholds is None:
+        """What rows and bias add up to, [batch, both], in the crosscoder's input space; see `Sparsifier.kept_by`."""
+        if not self.keep.decoupled:
             return decode_pairs(code, self.W_dec) + self.b_dec
         parts = [
             decode_pairs(code._replace(values=code.values * keep), self.decoder(model).contiguous())
@@ -209,8 +171,8 @@ class Crosscoder:
         ]
         return torch.cat(parts, dim=1) + self.b_dec
 
-    def _tensors(self) -> dict[str, Tensor]:
-        present = {name: getattr(self, name) for name in (*TENSORS, *OPTIONAL_TENSORS)}
+    def _weights(self) -> dict[str, Tensor]:
+        present = {name: getattr(self, name) for name in (*TENSORS, "input_mean")}
         return {name: tensor for name, tensor in present.items() if tensor is not None}
 
     def save(self, folder: Path, manifest: CrosscoderManifest) -> None:
@@ -218,8 +180,9 @@ class Crosscoder:
 
         Raises OSError or SafetensorError, for instance when the disk is full.
         """
+        tensors = self._weights() | StoredKeep.of(self.keep, self.num_latents).tensors
         with whole(folder / WEIGHTS) as partial:
-            save_file({name: tensor.contiguous().cpu() for name, tensor in self._tensors().items()}, partial)
+            save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, partial)
         write_whole(folder / MANIFEST, manifest_text(manifest))
 
 
@@ -236,7 +199,7 @@ def relative_norms(crosscoder: Crosscoder) -> Tensor:
 
     NaN where both rows are zero, and for dictionaries of differences or of one model, to which it does not apply.
     """
-    if len(crosscoder.reconstructs) < 2:
+    if not crosscoder.streams.compares_rows:
         return torch.full_like(crosscoder.b_enc, torch.nan)
     base, chat = (crosscoder.decoder(model).norm(dim=1) for model in (BASE, CHAT))
     return 0.5 * ((chat - base) / torch.maximum(chat, base) + 1)

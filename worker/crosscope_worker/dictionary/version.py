@@ -10,9 +10,12 @@ from torch import Tensor
 
 from crosscope_proto.artefacts import MANIFEST, WEIGHTS, CrosscoderManifest
 from crosscope_proto.manifest import ManifestError, parse_manifest
-from crosscope_worker.dictionary.crosscoder import OPTIONAL_TENSORS, TENSORS, Crosscoder, CrosscoderError
+from crosscope_worker.dictionary.crosscoder import TENSORS, Crosscoder, CrosscoderError
+from crosscope_worker.dictionary.keep import StoredKeep
+from crosscope_worker.dictionary.streams import STREAMS
 from crosscope_worker.disk import sha256
 
+_OPTIONAL = ("input_mean", "latent_thresholds", "model_thresholds")
 _SLOW_BYTES = 1 << 30
 """From which size on reading a file for its hash is announced."""
 
@@ -30,9 +33,10 @@ def load_version(
     tensors = read_safetensors(weights, device)
     if missing := [name for name in TENSORS if name not in tensors]:
         raise CrosscoderError(f"{weights} has no tensor {missing[0]}; it holds {', '.join(sorted(tensors))}")
-    for name in (*TENSORS, *OPTIONAL_TENSORS):
+    for name in (*TENSORS, *_OPTIONAL):
         if name in tensors and not bool(torch.isfinite(tensors[name]).all()):
             raise CrosscoderError(f"{weights} is damaged: {name} holds values that are not finite; make it again")
+    thresholds = {name: tensors.get(name) for name in _OPTIONAL if name != "input_mean"}
     return Crosscoder(
         W_enc=tensors["W_enc"].T.contiguous().T,
         b_enc=tensors["b_enc"],
@@ -41,11 +45,11 @@ def load_version(
         d_model=manifest.d_model,
         variant=manifest.variant,
         code_normalisation=manifest.code_normalisation,
-        threshold=manifest.threshold,
+        streams=STREAMS[manifest.reads],
+        keep=StoredKeep(manifest.threshold, manifest.token_k, **thresholds).rule(),
         input_scale=manifest.input_scale,
-        token_k=manifest.token_k,
+        input_mean=tensors.get("input_mean"),
         notes=manifest.notes,
-        **{name: tensors.get(name) for name in OPTIONAL_TENSORS},
     )
 
 

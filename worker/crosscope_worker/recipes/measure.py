@@ -19,7 +19,7 @@ from crosscope_worker.models.norms import NormFilter
 from crosscope_worker.phases import Following
 from crosscope_worker.recipes.material import Material
 from crosscope_worker.recipes.publish import Provenance, manifest_of, publish
-from crosscope_worker.training.variants import parts
+from crosscope_worker.training.variants import variant_of
 from crosscope_worker.work import is_out_of_memory
 
 TRAINED = "trained"
@@ -92,7 +92,8 @@ def _measure(material: Material, trained: Trained, held_out: TextStream, norms: 
         material.pair,
         Splicing(activations, material.texts("held_out"), recipe.tokens, norms),
     )
-    apart = parts(recipe.crosscoder) if isinstance(recipe, CrosscoderRecipe) else ()
+    is_trained = isinstance(recipe, CrosscoderRecipe)
+    apart = variant_of(recipe.crosscoder, material.pair.d_model).parts() if is_trained else ()
     analysis = analyse(trained.crosscoder, measured_on, recipe.analysis, following, apart)
     held_out.check_losses()
     left_out = norms.num_left_out / max(1, norms.num_tokens)

@@ -33,6 +33,7 @@ from crosscope_proto.columns import METRIC_COLUMNS
 from crosscope_proto.manifest import manifest_text
 from crosscope_worker.analysis import Analysis
 from crosscope_worker.dictionary.crosscoder import TENSORS, Crosscoder, CrosscoderError
+from crosscope_worker.dictionary.keep import StoredKeep
 from crosscope_worker.dictionary.version import read_manifest
 from crosscope_worker.disk import PARTIAL, is_no_room, move, sha256, sync, sync_tree, whole, write_whole
 from crosscope_worker.models.norms import NormBounds
@@ -201,6 +202,7 @@ def read_current(folder: Path) -> str | None:
 
 def manifest_of(name: str, crosscoder: Crosscoder, provenance: Provenance) -> CrosscoderManifest:
     """The manifest of a crosscoder that is neither measured nor published yet."""
+    stored = StoredKeep.of(crosscoder.keep, crosscoder.num_latents)
     return CrosscoderManifest(
         name=name,
         version_id="",
@@ -210,8 +212,9 @@ def manifest_of(name: str, crosscoder: Crosscoder, provenance: Provenance) -> Cr
         num_latents=crosscoder.num_latents,
         variant=crosscoder.variant,
         code_normalisation=crosscoder.code_normalisation,
-        threshold=crosscoder.threshold,
-        token_k=crosscoder.token_k,
+        reads=crosscoder.streams.name,
+        threshold=stored.threshold,
+        token_k=stored.token_k,
         notes=crosscoder.notes,
         input_scale=crosscoder.input_scale,
         recipe=provenance.recipe,

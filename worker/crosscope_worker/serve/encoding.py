@@ -42,7 +42,7 @@ class Encoder:
         self._crosscoder = crosscoder
         self._activations = activations
         # Crosscoder computes it from the decoder each time, since training moves it; here it stands still.
-        self._selection = crosscoder.selection()
+        self._sparsifier = crosscoder.sparsifier()
         self._num_threads = num_threads
 
     def check(self) -> None:
@@ -79,8 +79,8 @@ class Encoder:
         rows = max(1, _MAX_CODE_ELEMENTS // self._crosscoder.num_latents)
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         for start in range(0, len(x), rows):
-            code = self._crosscoder.encode_sparse(x[start : start + rows], self._selection)
-            parts.append((code.tokens + start, code.latents, self._selection.scaled_pairs(code)))
+            code = self._crosscoder.encode_sparse(x[start : start + rows], self._sparsifier)
+            parts.append((code.tokens + start, code.latents, self._sparsifier.scaled_pairs(code)))
         tokens, latents, activations = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
         order = np.lexsort((-activations, tokens))
         return tokens[order], latents[order], activations[order]

@@ -4,26 +4,20 @@ A sparse code works on its active pairs alone; one that is too full for that to 
 run, takes the dense formulas, with the same results. Knows no loss.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from crosscope_proto.roles import BASE
-from crosscope_proto.specs import CrosscoderSpec
-from crosscope_worker.dictionary.crosscoder import code_norms
 from crosscope_worker.dictionary.sparse import (
     SparseCode,
-    batch_topk,
     by_latent,
     decode_pairs,
     pair_products,
     places,
     sparse_relu,
 )
-from crosscope_worker.training.variants import Widths, budgets
 
 DENSE_ABOVE = 0.05
 """Share of active entries above which the dense formulas are faster (two CPU cores, width 512 to 1 024)."""
@@ -94,6 +88,10 @@ class ActiveCode(Protocol):
         """`latents: [latent]` at every active entry, in the shape of its values."""
         ...
 
+    def narrowed(self, latents: slice) -> "ActiveCode":
+        """The code of some latents alone, whose first is its latent 0."""
+        ...
+
     values: Tensor
 
 
@@ -126,6 +124,13 @@ class PairCode:
         """See ActiveCode."""
         return latents[self.code.latents]
 
+    def narrowed(self, latents: slice) -> ActiveCode:
+        """See ActiveCode."""
+        first, last, _ = latents.indices(self._num_latents)
+        own = (self.code.latents >= first) & (self.code.latents < last)
+        tokens, of, values = self.code.tokens[own], self.code.latents[own] - first, self.code.values[own]
+        return PairCode(SparseCode(tokens, of, values, self.code.num_tokens), last - first)
+
 
 class DenseCode:
     """An ActiveCode that holds every entry."""
@@ -154,39 +159,30 @@ class DenseCode:
         """See ActiveCode."""
         return latents * self._active
 
+    def narrowed(self, latents: slice) -> ActiveCode:
+        """See ActiveCode."""
+        return DenseCode(self.values[:, latents])
+
 
 @dataclass(frozen=True)
 class Selected:
-    """A batch's code after sparsification, as far as it decodes to some of the columns of the axis `both`."""
+    """A batch's code after sparsification, as far as it is of some latents and decodes to some columns."""
 
     code: ActiveCode
+    """Of `latents` alone: its latent 0 is the first of them."""
     columns: slice
+    """Of the axis that the dictionary reads."""
     norms: Tensor
-    """[latent]; what its entries were scaled with."""
+    """[latent of `latents`]; what its entries were scaled with."""
+    latents: slice = field(default_factory=lambda: slice(None))
 
+    def narrowed(self, latents: slice) -> "Selected":
+        """The same of some latents alone; of one that has them all."""
+        return Selected(self.code.narrowed(latents), self.columns, self.norms[latents], latents)
 
-def select(
-    pre: Tensor, weights: Weights, spec: CrosscoderSpec, d_model: Widths, floors: Sequence[float]
-) -> tuple[list[Selected], tuple[float, ...]]:
-    """The code of `relu(pre + b_enc)`, one for each model if decoupled, and each budget's smallest kept value."""
-    whole = slice(0, sum(d_model))
-    norms = code_norms(weights.decoder, d_model, spec.code_normalisation)
-    shares = budgets(spec)
-    if not shares:
-        return [Selected(active_code(pre, weights.b_enc, None), whole, norms)], ()
-    kept, smallest = [], []
-    for budget, floor in zip(shares, floors or (0.0,) * len(shares), strict=True):
-        columns, own_norms = whole, norms
-        if budget.model is not None:
-            columns = slice(0, d_model[BASE]) if budget.model == BASE else slice(d_model[BASE], None)
-            own_norms = weights.decoder[:, columns].norm(dim=1)
-        flat, least = batch_topk(pre, weights.b_enc, own_norms, budget.k * len(pre), floor, budget.latents)
-        smallest.append(least)
-        kept.append((flat, columns, own_norms))
-    if len(kept) > 1 and shares[0].model is None:
-        kept = [(torch.cat([flat for flat, _, _ in kept]).sort().values, whole, norms)]
-    codes = [Selected(active_code(pre, weights.b_enc, flat), columns, own) for flat, columns, own in kept]
-    return codes, tuple(smallest)
+    def decode(self, decoder: Tensor) -> Tensor:
+        """What it decodes to with `decoder: [latent, width]`, [batch, width of its columns]."""
+        return self.code.decode(decoder[self.latents, self.columns].contiguous())
 
 
 def active_code(pre: Tensor, bias: Tensor, flat: Tensor | None) -> ActiveCode:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from crosscope_proto.footprint import SAMPLE_TOKENS
 from crosscope_worker.dictionary.crosscoder import Crosscoder
-from crosscope_worker.training.variants import Budget
+from crosscope_worker.training.budget import Budget
 
 _BLOCK_ENTRIES = 1 << 24
 """Entries of the code that are looked at at once, about 16 bytes each."""
@@ -63,7 +63,7 @@ def calibrate(crosscoder: Crosscoder, shares: Sequence[Budget], tokens: Tensor) 
     It is the `k · token + 1`-th largest scaled activation, so that exactly `k · token` lie above it, or 0 where fewer
     are positive. Costs one encoder product of the tokens, in pieces; `k · token` values are held for each budget.
     """
-    norms = [_norms(crosscoder, budget) for budget in shares]
+    norms = [_norms(crosscoder, budget)[budget.latents] for budget in shares]
     found = [_Largest(budget.k * len(tokens) + 1) for budget in shares]
     for piece in tokens.split(max(1, _BLOCK_ENTRIES // crosscoder.num_latents)):
         code = crosscoder.pre_activations(piece).relu_()
@@ -73,9 +73,8 @@ def calibrate(crosscoder: Crosscoder, shares: Sequence[Budget], tokens: Tensor) 
 
 
 def _norms(crosscoder: Crosscoder, budget: Budget) -> Tensor:
-    """What scales the code of a budget's latents, [latent of the budget]."""
-    whole = crosscoder.code_norms() if budget.model is None else crosscoder.decoder(budget.model).norm(dim=1)
-    return whole[budget.latents]
+    """What scales the code, [latent]."""
+    return budget.norms(crosscoder.W_dec, crosscoder.d_model, crosscoder.code_normalisation)
 
 
 class _Largest:

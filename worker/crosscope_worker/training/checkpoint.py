@@ -109,6 +109,8 @@ def _first_difference(found: Any, wanted: Any, path: str = "") -> str | None:
     if isinstance(found, dict) and isinstance(wanted, dict):
         for key in sorted(found.keys() | wanted.keys()):
             name = f"{path}.{key}" if path else key
+            if _says_nothing(found.get(key)) and _says_nothing(wanted.get(key)):
+                continue
             if key not in found or key not in wanted:
                 return f"another version of crosscope made it, {'without' if key in wanted else 'with'} {name}"
             if (difference := _first_difference(found[key], wanted[key], name)) is not None:
@@ -118,3 +120,8 @@ def _first_difference(found: Any, wanted: Any, path: str = "") -> str | None:
         pairs = enumerate(zip(found, wanted, strict=True))
         return next((said for i, pair in pairs if (said := _first_difference(*pair, f"{path}[{i}]")) is not None), None)
     return None if found == wanted else f"{path} was {found!r} and is {wanted!r}"
+
+
+def _says_nothing(value: Any) -> bool:
+    """Whether a field that is not there means the same: recipes of before had the fields of every dictionary."""
+    return value is None or value == 0.0

@@ -15,21 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crosscope_proto.dictionaries import DictionarySpec
 from crosscope_proto.recipe import CrosscoderRecipe, recipe_dict
 from crosscope_proto.roles import MODEL_NAMES
-from crosscope_proto.specs import CrosscoderSpec, TrainingSpec
+from crosscope_proto.specs import TrainingSpec
 from crosscope_proto.stages import Stage
 from crosscope_worker.data.activation_source import ActivationSource
-from crosscope_worker.dictionary.crosscoder import DIFFERENCE, Crosscoder
+from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.training import memory
 from crosscope_worker.training.buffer import ShuffleBuffer
-from crosscope_worker.training.calibration import calibrate
 from crosscope_worker.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from crosscope_worker.training.errors import TrainingError
 from crosscope_worker.training.objective import Step
-from crosscope_worker.training.start import difference_scale, geometric_median, input_scales
+from crosscope_worker.training.start import geometric_median, input_scales
 from crosscope_worker.training.trainer import Counters, Trainer
-from crosscope_worker.training.variants import budgets, widths
 from crosscope_worker.work import Progress, is_out_of_memory
 
 _BUFFER = "buffer."
@@ -49,8 +48,8 @@ class TrainingResult:
     source: dict[str, Any] = field(default_factory=dict)
     """Where the activations' source stood at the end."""
     figures: dict[str, float] = field(default_factory=dict)
-    """Of variants with k: threshold, calibrated; threshold_running, the average over batches; each budget after the
-    first has its number behind the name. calibration_tokens: tokens of the sample."""
+    """Of dictionaries that calibrate: threshold, calibrated; threshold_running, the average over batches; each
+    threshold after the first has its number behind the name. calibration_tokens: tokens of the sample."""
 
 
 def learning_rate(training: TrainingSpec, step: int, fraction: float) -> float:
@@ -81,7 +80,7 @@ def train(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        parts = memory.needed(recipe.crosscoder, recipe.training, sum(widths(recipe.crosscoder, d_model)))
+        parts = memory.needed(recipe.crosscoder, recipe.training, recipe.crosscoder.width(*d_model))
         values = memory.values_of(recipe.crosscoder, recipe.training)
         raise TrainingError(memory.ran_out(parts, values)) from error
 
@@ -99,8 +98,8 @@ def _result(trainer: Trainer, source: dict[str, Any]) -> TrainingResult:
     """The crosscoder as it stands, its thresholds calibrated."""
     counters, figures = trainer.counters, {}
     crosscoder, sample = trainer.crosscoder(), trainer.sample.tokens()
-    if (shares := budgets(trainer.spec)) and len(sample):
-        calibrated = calibrate(crosscoder, shares, sample)
+    if trainer.spec.calibrates and len(sample):
+        calibrated = trainer.variant.thresholds(crosscoder, sample)
         figures = {"calibration_tokens": float(len(sample))}
         figures |= _numbered("threshold", calibrated) | _numbered("threshold_running", trainer.running_thresholds())
         crosscoder = trainer.crosscoder(calibrated)
@@ -155,7 +154,7 @@ def _steps(
     batches, counters = iter(buffer), trainer.counters
     while counters.step != training.max_steps and (tokens := next(batches, None)) is not None:
         fraction = _fraction(training, counters, source, buffer.num_waiting + len(tokens))
-        if recipe.crosscoder.k is not None:
+        if recipe.crosscoder.calibrates:
             trainer.sample.add(counters.tokens, tokens)
         x = trainer.inputs(tokens)
         outcome = trainer.step(x, learning_rate(training, counters.step, fraction))
@@ -170,9 +169,9 @@ def _steps(
             _save(folder, recipe, trainer, buffer, source)
 
 
-def _check_memory(spec: CrosscoderSpec, training: TrainingSpec, d_model: tuple[int, int], device: torch.device) -> None:
+def _check_memory(spec: DictionarySpec, training: TrainingSpec, d_model: tuple[int, int], device: torch.device) -> None:
     free = memory.free_bytes(device)
-    parts = memory.needed(spec, training, sum(widths(spec, d_model)))
+    parts = memory.needed(spec, training, spec.width(*d_model))
     if sentence := memory.shortage(parts, memory.values_of(spec, training), free):
         raise TrainingError(sentence)
 
@@ -186,14 +185,14 @@ def _start(trainer: Trainer, tokens: Tensor, training: TrainingSpec, d_model: tu
                 f"the {name} model's activations are the same on all of the first {len(part)} tokens; "
                 "is the layer right, and are the model's weights?"
             )
-    is_difference = trainer.spec.variant == DIFFERENCE
-    if is_difference or training.normalise_inputs:  # models that do not differ are refused either way
-        scales = (difference_scale if is_difference else input_scales)(tokens, d_model)
+    streams = trainer.variant.streams
+    if streams.can_vanish or training.normalise_inputs:  # what vanishes is refused either way
+        scales = input_scales(streams, tokens, d_model)
         if training.normalise_inputs:
             trainer.counters.input_scale = scales
-    if trainer.spec.k is not None:
+    if trainer.variant.centres_bias:
         x = trainer.inputs(tokens[: training.batch_size])
-        parts = [geometric_median(part) for part in x.split(trainer.widths, dim=1)]
+        parts = [geometric_median(part) for part in x.split(trainer.variant.widths, dim=1)]
         trainer.weights.b_dec.copy_(torch.cat(parts))
 
 
@@ -205,13 +204,12 @@ def _fraction(training: TrainingSpec, counters: Counters, source: ActivationSour
 
 def measure(trainer: Trainer, outcome: Step, x: Tensor) -> dict[str, float]:
     """Figures of one batch: loss, FVE of each part, L0, dead share, thresholds (math §7)."""
-    total = [float((p - p.mean(0)).square().sum(dtype=torch.float64)) for p in x.split(trainer.widths, dim=1)]
+    total = [float((p - p.mean(0)).square().sum(dtype=torch.float64)) for p in x.split(trainer.variant.widths, dim=1)]
     fve = [1 - e / t if t else float("nan") for e, t in zip(outcome.squared_error, total, strict=True)]
     dead = trainer.since_fired >= trainer.training.dead_after_tokens
-    names = MODEL_NAMES if len(fve) > 1 else ("difference",)
     return {
         "loss": outcome.loss,
-        **{f"fve_{name}": value for name, value in zip(names, fve, strict=True)},
+        **{f"fve_{name}": value for (_, name), value in zip(trainer.variant.streams.figures, fve, strict=True)},
         "l0": outcome.num_active / len(x),
         "dead_share": float(dead.float().mean()),
         **_numbered("threshold", trainer.counters.thresholds),

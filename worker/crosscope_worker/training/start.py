@@ -1,16 +1,14 @@
 """Where a training starts: first weights, and what its first tokens say of scales and biases."""
 
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from crosscope_proto.roles import BASE, CHAT
-from crosscope_proto.specs import CrosscoderSpec
+from crosscope_worker.dictionary.streams import Streams, Widths
 from crosscope_worker.training.active_code import Weights
 from crosscope_worker.training.errors import TrainingError
-from crosscope_worker.training.variants import Widths, absent_weights, first_weights
+from crosscope_worker.training.variants import Variant
 
 INITIAL_ROW_NORM = 0.4
 """Norm of each model's half of a decoder row at the start."""
@@ -18,17 +16,26 @@ _AT_ONCE = 4096
 """Tokens that are measured at once, so that measuring takes little memory beside the buffer."""
 
 
-def initial_weights(spec: CrosscoderSpec, parts: Widths, seed: int, device: torch.device | str) -> Weights:
+def initial_weights(variant: Variant, seed: int, device: torch.device | str) -> Weights:
     """Random directions, equal for both models where their widths agree; the encoder is the decoder."""
-    encoder = first_weights(spec.num_latents, INITIAL_ROW_NORM, parts, seed)
+    num_latents = variant.spec.num_latents
+    encoder = _directions(num_latents, variant.widths, seed)
     decoder = encoder.clone()
-    absent_weights(spec, parts, encoder, decoder)
+    variant.absent(encoder, decoder)
     return Weights(
         encoder=encoder.to(device),
-        b_enc=torch.zeros(spec.num_latents, device=device),
+        b_enc=torch.zeros(num_latents, device=device),
         decoder=decoder.to(device),
-        b_dec=torch.zeros(sum(parts), device=device),
+        b_dec=torch.zeros(sum(variant.widths), device=device),
     )
+
+
+def _directions(num_latents: int, widths: Widths, seed: int) -> Tensor:
+    """Random rows, [latent, width], each part of norm INITIAL_ROW_NORM; the same in both parts where widths agree."""
+    generator = torch.Generator().manual_seed(seed)
+    widest = torch.randn(num_latents, max(widths), generator=generator)
+    halves = [torch.nn.functional.normalize(widest[:, :width], dim=1) for width in widths]
+    return INITIAL_ROW_NORM * torch.cat(halves, 1)
 
 
 def geometric_median(tokens: Tensor, iterations: int = 50) -> Tensor:
@@ -40,34 +47,19 @@ def geometric_median(tokens: Tensor, iterations: int = 50) -> Tensor:
     return point
 
 
-def input_scales(tokens: Tensor, d_model: tuple[int, int]) -> tuple[float, float]:
-    """Factors that bring each model's `tokens: [token, both]` to a mean squared norm of `d_model`.
+def input_scales(streams: Streams, tokens: Tensor, d_model: tuple[int, int]) -> tuple[float, float]:
+    """Factors (base, chat) that bring each part of what is read of `tokens: [token, both]` to a mean squared norm of
+    its width.
 
-    Raises TrainingError for activations that are zero everywhere.
+    Raises TrainingError for a part that is zero everywhere.
     """
-    base, chat = (_mean_square(part.split(_AT_ONCE)) for part in tokens.split(d_model, dim=1))
-    if not (base > 0 and chat > 0):
-        raise TrainingError("the activations of a model are zero everywhere; is the layer right?")
-    return math.sqrt(d_model[BASE] / base), math.sqrt(d_model[CHAT] / chat)
-
-
-def difference_scale(tokens: Tensor, d_model: tuple[int, int]) -> tuple[float, float]:
-    """The factor, for both models, that brings `x^chat - x^base` to a mean squared norm of `d_model`.
-
-    Raises TrainingError where the models' activations are the same.
-    """
-    pieces = (piece.split(d_model, dim=1) for piece in tokens.split(_AT_ONCE))
-    size = _mean_square(chat - base for base, chat in pieces)
-    if not size > 0:
-        raise TrainingError("the models' activations do not differ; a dictionary of differences has nothing to learn")
-    factor = math.sqrt(d_model[BASE] / size)
-    return factor, factor
-
-
-def _mean_square(pieces: Iterable[Tensor]) -> float:
-    """The mean of `‖x‖²` over the rows of all `pieces: [token, width]`."""
-    total, count = 0.0, 0
-    for piece in pieces:
-        total += float(piece.double().square().sum())
-        count += len(piece)
-    return total / count
+    widths = streams.widths(d_model)
+    totals = [0.0] * len(widths)
+    for piece in tokens.split(_AT_ONCE):
+        for index, part in enumerate(streams.parts(piece, d_model)):
+            totals[index] += float(part.double().square().sum())
+    if not all(total > 0 for total in totals):
+        raise TrainingError(streams.vanished)
+    return streams.scales(
+        [math.sqrt(width / (total / len(tokens))) for width, total in zip(widths, totals, strict=True)]
+    )

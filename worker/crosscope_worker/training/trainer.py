@@ -7,15 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crosscope_proto.dictionaries import DictionarySpec
 from crosscope_proto.roles import BASE, CHAT
-from crosscope_proto.specs import CrosscoderSpec, TrainingSpec
-from crosscope_worker.dictionary.crosscoder import DIFFERENCE, Crosscoder, scale_inputs
+from crosscope_proto.specs import TrainingSpec
+from crosscope_worker.dictionary.crosscoder import Crosscoder, scale_inputs
 from crosscope_worker.training.active_code import Scratch, Weights
 from crosscope_worker.training.calibration import TokenSample
 from crosscope_worker.training.errors import TrainingError
 from crosscope_worker.training.objective import Step, compute_step
 from crosscope_worker.training.start import initial_weights
-from crosscope_worker.training.variants import at_step, budgets, needs_equal_widths, widths
+from crosscope_worker.training.variants import variant_of
 
 THRESHOLD_MEMORY = 0.999
 """Decay of the moving average of thresholds (math §2)."""
@@ -30,7 +31,7 @@ class Counters:
     step: int = 0
     tokens: int = 0
     thresholds: list[float] = field(default_factory=list)
-    """Moving average of the smallest kept scaled activation, of each budget."""
+    """Moving average of the smallest kept scaled activation, for each threshold to be found."""
     threshold_updates: int = 0
     last_smallest: tuple[float, ...] = ()
     input_scale: tuple[float, float] = (1.0, 1.0)
@@ -42,24 +43,26 @@ class Trainer:
 
     def __init__(
         self,
-        spec: CrosscoderSpec,
+        spec: DictionarySpec,
         training: TrainingSpec,
         d_model: tuple[int, int],
         device: torch.device | str = "cpu",
     ) -> None:
         """Raises TrainingError where the recipe needs models of equal width and these are not."""
-        if (what := needs_equal_widths(spec)) and d_model[BASE] != d_model[CHAT]:
+        self.variant = variant_of(spec, d_model)
+        if (what := self.variant.needs_equal_widths()) and d_model[BASE] != d_model[CHAT]:
             raise TrainingError(f"{what} needs models of equal width; these have {d_model[BASE]} and {d_model[CHAT]}")
         self.spec = spec
         self.training = training
         self.d_model = d_model
-        self.widths = widths(spec, d_model)
         self.counters = Counters()
-        self.weights = initial_weights(spec, self.widths, training.seed, device)
+        self.weights = initial_weights(self.variant, training.seed, device)
+        self.extra = self.variant.extra(self.weights)
+        """The variant's own learnt tensors, by name."""
         self.since_fired = torch.zeros(spec.num_latents, dtype=torch.int64, device=device)
-        self.optimiser = torch.optim.Adam(self.weights, lr=training.lr, fused=True)
+        self.optimiser = torch.optim.Adam(self._learnt().values(), lr=training.lr, fused=True)
         self.sample = TokenSample()
-        """Tokens that thresholds are calibrated on at the end; stays empty without a k."""
+        """Tokens that thresholds are calibrated on at the end; empty where none are."""
         self._scratch = Scratch()
 
     def step(self, x: Tensor, lr: float) -> Step:
@@ -73,17 +76,17 @@ class Trainer:
         outcome = compute_step(
             self.weights,
             x,
-            at_step(self.spec, self.training, counters.step),
-            self.widths,
+            self.variant.at_step(self.training, counters.step),
+            extra=self.extra,
             dead=self.since_fired >= self.training.dead_after_tokens,
-            aux_weight=self.training.aux_weight if self.spec.k is not None else 0.0,
+            aux_weight=self.variant.aux_weight(self.training),
             floors=[FLOOR_SHARE * smallest for smallest in counters.last_smallest],
             dtype=getattr(torch, self.training.dtype),
             scratch=self._scratch,
         )
         if not torch.isfinite(torch.tensor(outcome.loss)):
             raise TrainingError(f"the loss is {outcome.loss} at step {counters.step}; try training.lr below {lr:g}")
-        self._update(outcome.gradients, lr)
+        self._update({**outcome.gradients._asdict(), **outcome.extra}, lr)
         self.since_fired += len(x)
         self.since_fired[outcome.fired] = 0
         # The last batch of a stream may be a few tokens, whose smallest kept activation says little of the others'.
@@ -95,13 +98,17 @@ class Trainer:
         counters.tokens += len(x)
         return outcome
 
-    def _update(self, gradients: Weights, lr: float) -> None:
+    def _learnt(self) -> dict[str, Tensor]:
+        """All that is learnt, by name; weights first."""
+        return {**self.weights._asdict(), **self.extra}
+
+    def _update(self, gradients: dict[str, Tensor], lr: float) -> None:
         if (limit := self.training.max_grad_norm) is not None:
-            norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+            norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
             # The fused optimiser divides as it reads: clipping costs no pass of its own.
             self.optimiser.grad_scale = (norm / limit).clamp_min_(1.0)  # pyright: ignore[reportAttributeAccessIssue]
-        for weight, gradient in zip(self.weights, gradients, strict=True):
-            weight.grad = gradient
+        for name, weight in self._learnt().items():
+            weight.grad = gradients[name]
         for group in self.optimiser.param_groups:
             group["lr"] = lr
         self.optimiser.step()
@@ -117,51 +124,38 @@ class Trainer:
     def inputs(self, tokens: Tensor) -> Tensor:
         """`tokens: [batch, both]` as the models gave them, to what the dictionary reads and reconstructs."""
         x = scale_inputs(tokens, self.d_model, self.counters.input_scale)
-        return x if self.spec.variant != DIFFERENCE else x[:, self.d_model[BASE] :] - x[:, : self.d_model[BASE]]
+        return self.variant.streams.read(x, self.d_model)
 
     def crosscoder(self, thresholds: Sequence[float] | None = None) -> Crosscoder:
         """The crosscoder as it stands; shares memory with the weights where it can.
 
-        `thresholds`, one a budget, are its inference thresholds; unset: the running averages.
+        `thresholds` are the variant's at inference; unset: the running averages.
         """
-        encoder, b_enc, decoder, b_dec = (weight.detach() for weight in self.weights)
-        if self.spec.variant == DIFFERENCE:
-            encoder = torch.cat([-encoder, encoder], 1)
-            decoder, b_dec = (torch.cat([torch.zeros_like(each), each], -1) for each in (decoder, b_dec))
+        weights = Weights(*(weight.detach() for weight in self.weights))
+        extra = {name: tensor.detach() for name, tensor in self.extra.items()}
+        streams = self.variant.streams
         return Crosscoder(
-            W_enc=encoder.T,
-            b_enc=b_enc,
-            W_dec=decoder,
-            b_dec=b_dec,
+            W_enc=streams.place_encoder(weights.encoder).T,
+            b_enc=weights.b_enc,
+            W_dec=streams.place_decoder(weights.decoder),
+            b_dec=streams.place_decoder(weights.b_dec),
             d_model=self.d_model,
             variant=self.spec.variant,
             code_normalisation=self.spec.code_normalisation,
+            streams=streams,
+            keep=self.variant.keep(self.running_thresholds() if thresholds is None else thresholds, weights, extra),
             input_scale=self.counters.input_scale,
-            **self._thresholds(self.running_thresholds() if thresholds is None else thresholds),
         )
 
     def running_thresholds(self) -> tuple[float, ...]:
-        """The average of each budget; the last batch's values until the averages begin."""
+        """The average of each threshold; the last batch's values until the averages begin."""
         counters = self.counters
-        return tuple(counters.thresholds or counters.last_smallest or (0.0,) * len(budgets(self.spec)))
-
-    def _thresholds(self, values: Sequence[float]) -> dict[str, Any]:
-        """The thresholds, one a budget, as a crosscoder has them."""
-        shares = budgets(self.spec)
-        like = self.weights.b_enc.detach()
-        if len(shares) < 2:
-            return {"threshold": next(iter(values), None), "model_thresholds": None}
-        if shares[0].model is not None:
-            return {"model_thresholds": torch.stack([torch.full_like(like, value) for value in values])}
-        thresholds = torch.zeros_like(like)
-        for budget, value in zip(shares, values, strict=True):
-            thresholds[budget.latents] = value
-        return {"latent_thresholds": thresholds}
+        return tuple(counters.thresholds or counters.last_smallest or (0.0,) * self.variant.num_thresholds)
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights, optimiser state, counters of latents and the sample, for a checkpoint."""
         out = {"since_fired": self.since_fired, "sample": self.sample.tokens()}
-        for name, weight in zip(Weights._fields, self.weights, strict=True):
+        for name, weight in self._learnt().items():
             out[name] = weight
             out |= {f"adam.{name}.{key}": value for key, value in self.optimiser.state[weight].items()}
         return out
@@ -169,7 +163,7 @@ class Trainer:
     def restore(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
         """Takes on a copy of a checkpoint's tensors and counters."""
         self.since_fired.copy_(tensors["since_fired"])
-        for name, weight in zip(Weights._fields, self.weights, strict=True):
+        for name, weight in self._learnt().items():
             weight.copy_(tensors[name])
             prefix = f"adam.{name}."
             self.optimiser.state[weight] = {

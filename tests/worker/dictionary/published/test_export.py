@@ -24,12 +24,23 @@ from crosscope_worker.analysis import HeldOut, analyse
 from crosscope_worker.data.harvest import Harvest
 from crosscope_worker.data.texts import Text
 from crosscope_worker.dictionary.crosscoder import Crosscoder, CrosscoderError
+from crosscope_worker.dictionary.keep import (
+    ALL_POSITIVE,
+    AboveModelThresholds,
+    AboveThreshold,
+    AboveThresholds,
+    LargestOfToken,
+    StoredKeep,
+)
 from crosscope_worker.dictionary.load import load_crosscoder
 from crosscope_worker.dictionary.published.__main__ import main
 from crosscope_worker.dictionary.published.dashboard import export_dashboard
 from crosscope_worker.dictionary.published.export import export_hub, export_version
+from crosscope_worker.dictionary.streams import STREAMS
 from crosscope_worker.tokenizer.tokens import TextTokenizer
 from crosscope_worker.work import silent
+
+READS = {"diff_sae": "difference", "base_sae": "base", "chat_sae": "chat"}
 
 
 def make_crosscoder(**options) -> Crosscoder:
@@ -40,11 +51,13 @@ def make_crosscoder(**options) -> Crosscoder:
         "W_dec": torch.randn(LATENTS, 2 * WIDTH),
         "b_dec": torch.randn(2 * WIDTH),
     }
-    return Crosscoder(**random | {"d_model": (WIDTH, WIDTH), "variant": "batch_topk", "threshold": 2.5} | options)
+    return Crosscoder(
+        **random | {"d_model": (WIDTH, WIDTH), "variant": "batch_topk", "keep": AboveThreshold(2.5)} | options
+    )
 
 
 def decoupled(thresholds: torch.Tensor) -> Crosscoder:
-    return make_crosscoder(code_normalisation="decoupled", threshold=None, model_thresholds=thresholds)
+    return make_crosscoder(code_normalisation="decoupled", keep=AboveModelThresholds(thresholds))
 
 
 def one_stream(variant: str, normalised: bool) -> Crosscoder:
@@ -66,7 +79,8 @@ def one_stream(variant: str, normalised: bool) -> Crosscoder:
         W_dec=halves(writes),
         b_dec=halves(b_dec),
         variant=variant,
-        threshold=1.5,
+        streams=STREAMS[READS[variant]],
+        keep=AboveThreshold(1.5),
         **options,
     )
 
@@ -85,7 +99,8 @@ def make_manifest(crosscoder: Crosscoder, recipe: dict[str, object]) -> Crosscod
         num_latents=LATENTS,
         variant=crosscoder.variant,
         code_normalisation=crosscoder.code_normalisation,
-        threshold=crosscoder.threshold,
+        threshold=StoredKeep.of(crosscoder.keep, LATENTS).threshold,
+        reads=crosscoder.streams.name,
         input_scale=crosscoder.input_scale,
         recipe=recipe,
     )
@@ -94,6 +109,8 @@ def make_manifest(crosscoder: Crosscoder, recipe: dict[str, object]) -> Crosscod
 def assert_same(found: Crosscoder, expected: Crosscoder) -> None:
     for field in dataclasses.fields(Crosscoder):
         a, b = getattr(found, field.name), getattr(expected, field.name)
+        if isinstance(b, AboveModelThresholds):
+            a, b = a.thresholds, b.thresholds
         assert torch.equal(a, b) if isinstance(b, torch.Tensor) else a == b, field.name
 
 
@@ -101,7 +118,7 @@ def assert_same(found: Crosscoder, expected: Crosscoder) -> None:
     "crosscoder",
     [
         make_crosscoder(),
-        make_crosscoder(variant="l1", threshold=None, code_normalisation="sae"),
+        make_crosscoder(variant="l1", keep=ALL_POSITIVE, code_normalisation="sae"),
         make_crosscoder(code_normalisation="mixed", input_scale=(0.25, 0.5), input_mean=torch.randn(2 * WIDTH)),
         decoupled(torch.tensor([[1.5], [3.0]]).repeat(1, LATENTS)),
     ],
@@ -155,7 +172,7 @@ def test_a_decoupled_code_of_normalised_inputs_is_written_as_the_forks_apply_it(
 def test_a_dictionary_of_one_stream_there_and_back(tmp_path: Path, variant: str, dialect: str, normalised: bool):
     crosscoder = one_stream(variant, normalised)
     sentences = export_hub(crosscoder, tmp_path / "hub", k=7, dialect=dialect)
-    reads = {"diff_sae": "difference", "base_sae": "base", "chat_sae": "chat"}[variant]
+    reads = READS[variant]
     assert reads in sentences[1]
     back = load_crosscoder(tmp_path / "hub", reads=reads)
     assert back.variant == variant
@@ -297,13 +314,13 @@ def test_a_loaded_crosscoder_is_analysed(tmp_path: Path, tiny_pair):
 
 
 def test_what_the_layout_has_no_place_for_is_refused(tmp_path: Path):
-    budgets = make_crosscoder(threshold=None, latent_thresholds=torch.arange(float(LATENTS)))
-    with pytest.raises(CrosscoderError, match="one threshold; this crosscoder has one for every latent"):
+    budgets = make_crosscoder(keep=AboveThresholds(torch.arange(float(LATENTS))))
+    with pytest.raises(CrosscoderError, match="one threshold; this crosscoder has a threshold for every latent"):
         export_hub(budgets, tmp_path / "out", k=5)
-    with pytest.raises(CrosscoderError, match="keeps what lies above a threshold; this crosscoder keeps k of each"):
-        export_hub(make_crosscoder(threshold=None, token_k=3), tmp_path / "out", k=5)
+    with pytest.raises(CrosscoderError, match="keeps what lies above one threshold; this crosscoder keeps k of each"):
+        export_hub(make_crosscoder(keep=LargestOfToken(3)), tmp_path / "out", k=5)
     with pytest.raises(CrosscoderError, match="written with a threshold; this one has none"):
-        export_hub(difference(threshold=None), tmp_path / "out", k=5)
+        export_hub(difference(keep=ALL_POSITIVE), tmp_path / "out", k=5)
     with pytest.raises(CrosscoderError, match="unknown dialect 'latin'; known are two-scales, one-scale"):
         export_hub(make_crosscoder(), tmp_path / "out", k=5, dialect="latin")
     with pytest.raises(CrosscoderError, match=r"one input scale for both models, not 0\.25 and 0\.5"):

@@ -49,7 +49,7 @@ def assert_forward(crosscoder: Crosscoder, code: Array, x_hat: Array, l0: float 
     assert_near(crosscoder.decode(found), x_hat.reshape(len(x), -1))
     sparse = crosscoder.encode_sparse(x)
     torch.testing.assert_close(sparse.dense(crosscoder.num_latents), found)
-    kept_by = crosscoder.selection().kept_by(sparse)
+    kept_by = crosscoder.sparsifier().kept_by(sparse)
     scale = torch.tensor(crosscoder.input_scale).repeat_interleave(WIDTH)
     mean = 0.0 if crosscoder.input_mean is None else crosscoder.input_mean
     torch.testing.assert_close(

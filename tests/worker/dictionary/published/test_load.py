@@ -65,12 +65,12 @@ def test_decoupled_models_keep_different_codes(tmp_path: Path):
     crosscoder = load_crosscoder(write_hub(tmp_path, tensors))
     assert_equal(crosscoder, p)
     x = torch.randn(9, 2 * WIDTH)
-    code, selection = crosscoder.encode_sparse(x), crosscoder.selection()
+    code, keeps = crosscoder.encode_sparse(x), crosscoder.sparsifier()
     torch.testing.assert_close(code.dense(LATENTS), crosscoder.encode(x))
-    kept_by = selection.kept_by(code)
+    kept_by = keeps.kept_by(code)
     assert not torch.equal(*kept_by)
     torch.testing.assert_close(crosscoder.decode_sparse(code, kept_by), crosscoder.decode(crosscoder.encode(x)))
-    scaled = code._replace(values=selection.scaled_pairs(code)).dense(LATENTS)
+    scaled = code._replace(values=keeps.scaled_pairs(code)).dense(LATENTS)
     torch.testing.assert_close(scaled, crosscoder.scaled(x))
 
 

@@ -11,6 +11,7 @@ from layouts import LATENTS, WIDTH, assert_equal, float32, hub_tensors, planted,
 from safetensors.torch import save_file
 
 from crosscope_worker.dictionary.crosscoder import Crosscoder, CrosscoderError
+from crosscope_worker.dictionary.keep import LargestOfToken
 from crosscope_worker.dictionary.load import load_crosscoder
 
 K = 4
@@ -46,7 +47,7 @@ def test_a_top_k_rule_counts_wherever_it_stands(tmp_path: Path, layout: str, con
         load = {"input_scale": (1.0, 1.0)} if "activation_dim" not in str(configs) else {}
     write_configs(tmp_path, configs)
     crosscoder = load_crosscoder(tmp_path, **load)
-    assert (crosscoder.variant, crosscoder.token_k) == ("topk", K)
+    assert (crosscoder.variant, crosscoder.keep) == ("topk", LargestOfToken(K))
     x = torch.randn(200, 2 * WIDTH, generator=torch.Generator().manual_seed(3))
     positive = (crosscoder.pre_activations(x) > 0).sum(dim=1)
     assert torch.equal((crosscoder.encode(x) > 0).sum(dim=1), positive.clamp(max=K))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crosscope_worker.dictionary.keep import AboveThresholds
 from crosscope_worker.dictionary.published.axes import weight_fields
 from crosscope_worker.dictionary.published.files import Source
 from crosscope_worker.dictionary.published.replication import unscaled_selection
@@ -94,7 +95,7 @@ def _selection(source: Source, rule: Rule, latents: int) -> dict[str, Any]:
         raise source.error(f"{rule.said}, {beside}")
     if threshold is not None:
         thresholds = source.tensor(threshold, (latents,)).exp()
-        return {"variant": "jumprelu", "code_normalisation": "none", "latent_thresholds": thresholds}
+        return {"variant": "jumprelu", "code_normalisation": "none", "keep": AboveThresholds(thresholds)}
     if rule.name in (TOPK, BATCH_TOPK):
         source.note(
             "Of a token with fewer than k positive activations crosscode keeps negative ones too; they are cut."

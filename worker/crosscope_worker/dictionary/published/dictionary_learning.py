@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from crosscope_worker.dictionary.keep import AboveModelThresholds, AboveThreshold, keep_everything
 from crosscope_worker.dictionary.published.axes import per_head_bias, sizes, weight_fields
 from crosscope_worker.dictionary.published.files import Source
 from crosscope_worker.dictionary.published.rules import BATCH_TOPK, JUMPRELU, RELU, TOPK, Rule, count, token_k
@@ -92,7 +93,6 @@ def _selection(source: Source, rule: Rule, normalisation: str, latents: int) -> 
 
     A negative threshold, the forks' value before training sets it, keeps every positive code.
     """
-    everything = torch.full((2, latents), -1.0)
     is_decoupled = normalisation == "DECOUPLED"
     sparsified = sorted(source.tensors.keys() & set(SPARSIFIERS))
     if rule.name == JUMPRELU:
@@ -104,13 +104,13 @@ def _selection(source: Source, rule: Rule, normalisation: str, latents: int) -> 
             count(source, rule, latents)
         return {"variant": "batch_topk"} | _thresholds(source, is_decoupled, latents)
     if sparsified or rule.counts or rule.name in (TOPK, BATCH_TOPK):
-        return token_k(source, rule, latents) | ({"model_thresholds": everything} if is_decoupled else {})
+        return token_k(source, rule, latents, decoupled=is_decoupled)
     if rule.name is None:
         source.note(
             "No configuration says an activation rule, and the file holds no k and no threshold: ReLU is assumed, as "
             "crosscoders of this layout are without them."
         )
-    return {"variant": "l1"} | ({"model_thresholds": everything} if is_decoupled else {})
+    return {"variant": "l1"} | ({"keep": keep_everything(latents)} if is_decoupled else {})
 
 
 def _thresholds(source: Source, is_decoupled: bool, latents: int) -> dict[str, Any]:
@@ -125,8 +125,8 @@ def _thresholds(source: Source, is_decoupled: bool, latents: int) -> dict[str, A
             "in the forks."
         )
     if is_decoupled:
-        return {"model_thresholds": threshold[:, None].repeat(1, latents)}
-    return {"threshold": float(threshold)} if threshold >= 0 else {}
+        return {"keep": AboveModelThresholds(threshold[:, None].repeat(1, latents))}
+    return {"keep": AboveThreshold(float(threshold))} if threshold >= 0 else {}
 
 
 def normalised_twice(weights: dict[str, Any], normaliser: dict[str, Any]) -> dict[str, Any]:

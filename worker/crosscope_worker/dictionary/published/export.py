@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from crosscope_proto.roles import BASE, CHAT
-from crosscope_worker.dictionary.crosscoder import DIFFERENCE, ONE_MODEL, Crosscoder, CrosscoderError
+from crosscope_worker.dictionary.crosscoder import Crosscoder, CrosscoderError
+from crosscope_worker.dictionary.keep import AboveModelThresholds, AboveThreshold, StoredKeep
 from crosscope_worker.dictionary.load import load_crosscoder
 from crosscope_worker.dictionary.published.dictionary_learning import (
     BATCH_TOPK_CLASS,
@@ -46,8 +47,8 @@ def export_hub(crosscoder: Crosscoder, target: Path, k: int | None = None, diale
     """
     if dialect not in DIALECTS:
         raise CrosscoderError(f"unknown dialect {dialect!r}; known are {', '.join(DIALECTS)}")
-    is_one_stream = crosscoder.variant == DIFFERENCE or crosscoder.variant in ONE_MODEL
-    tensors, config = _one_stream(crosscoder, k) if is_one_stream else _two_models(crosscoder, k, dialect)
+    is_single = crosscoder.streams.is_single
+    tensors, config = _one_stream(crosscoder, k) if is_single else _two_models(crosscoder, k, dialect)
     if dialect == "one-scale":
         del config["dict_class"]
     if target.exists():
@@ -56,19 +57,18 @@ def export_hub(crosscoder: Crosscoder, target: Path, k: int | None = None, diale
         plain = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
         save_file(plain, folder / "model.safetensors")
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    return _to_know(crosscoder, is_one_stream)
+    return _to_know(crosscoder)
 
 
-def _to_know(crosscoder: Crosscoder, is_one_stream: bool) -> list[str]:
+def _to_know(crosscoder: Crosscoder) -> list[str]:
     known = ["The folder says nothing of the pair, the layer, the recipe and the analysis."]
-    if is_one_stream:
-        reads = {DIFFERENCE: "the difference, chat less base", "base_sae": "base alone", "chat_sae": "chat alone"}
-        known.append(f"Nor does it say that it is a dictionary of {reads[crosscoder.variant]}: say so beside it.")
+    if crosscoder.streams.is_single:
+        known.append(f"Nor does it say that it is a dictionary of {crosscoder.streams.words}: say so beside it.")
     return known
 
 
 def _is_thresholded(crosscoder: Crosscoder) -> bool:
-    return crosscoder.threshold is not None or crosscoder.model_thresholds is not None
+    return isinstance(crosscoder.keep, AboveThreshold | AboveModelThresholds)
 
 
 def _two_models(crosscoder: Crosscoder, k: int | None, dialect: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -97,7 +97,7 @@ def _two_models(crosscoder: Crosscoder, k: int | None, dialect: str) -> tuple[di
 
 def _encoder(crosscoder: Crosscoder) -> tuple[Tensor, Tensor]:
     """Encoder weights and bias as the forks apply them: to inputs normalised twice where the code is decoupled."""
-    if crosscoder.model_thresholds is None or not _normalises(crosscoder):
+    if not crosscoder.keep.decoupled or not _normalises(crosscoder):
         return crosscoder.W_enc, crosscoder.b_enc
     weights = {"W_enc": crosscoder.W_enc, "b_enc": crosscoder.b_enc, "d_model": crosscoder.d_model}
     normaliser = {"input_scale": crosscoder.input_scale, "input_mean": crosscoder.input_mean}
@@ -106,20 +106,21 @@ def _encoder(crosscoder: Crosscoder) -> tuple[Tensor, Tensor]:
 
 
 def _selection(crosscoder: Crosscoder, k: int | None) -> dict[str, Tensor]:
-    if crosscoder.token_k is not None:
-        raise CrosscoderError("the hub layout keeps what lies above a threshold; this crosscoder keeps k of each token")
-    if crosscoder.latent_thresholds is not None:
-        raise CrosscoderError("the hub layout has one threshold; this crosscoder has one for every latent")
+    keep = StoredKeep.of(crosscoder.keep, crosscoder.num_latents)
+    if keep.token_k is not None or keep.latent_thresholds is not None:
+        raise CrosscoderError(
+            f"the hub layout keeps what lies above one threshold; this crosscoder {crosscoder.keep.words}"
+        )
     if not _is_thresholded(crosscoder):
         return {}
     if k is None:
         raise CrosscoderError("the hub layout stores k beside a threshold, and this crosscoder's is unknown; pass k")
-    return {"k": torch.tensor(k, dtype=torch.int32), "threshold": _threshold(crosscoder)}
+    return {"k": torch.tensor(k, dtype=torch.int32), "threshold": _threshold(keep)}
 
 
-def _threshold(crosscoder: Crosscoder) -> Tensor:
-    if (thresholds := crosscoder.model_thresholds) is None:
-        return torch.tensor(crosscoder.threshold, dtype=torch.float32)
+def _threshold(keep: StoredKeep) -> Tensor:
+    if (thresholds := keep.model_thresholds) is None:
+        return torch.tensor(keep.threshold, dtype=torch.float32)
     if not torch.equal(thresholds, thresholds[:, :1].expand_as(thresholds)):
         raise CrosscoderError("the hub layout has one threshold a model; this crosscoder has one for every latent")
     return thresholds[:, 0].clone()
@@ -130,9 +131,8 @@ def _one_stream(crosscoder: Crosscoder, k: int | None) -> tuple[dict[str, Tensor
 
     Codes are scaled activations there, since rows and encoder are divided and multiplied by the code normalisation.
     """
-    model = ONE_MODEL.get(crosscoder.variant, CHAT)
-    part = crosscoder.model_slice(model)
-    width = crosscoder.d_model[model]
+    part = crosscoder.streams.columns(crosscoder.d_model)
+    (width,) = crosscoder.streams.widths(crosscoder.d_model)
     if not _is_thresholded(crosscoder):
         raise CrosscoderError("a dictionary of one stream is written with a threshold; this one has none")
     norms = crosscoder.code_norms().double()
@@ -150,8 +150,9 @@ def _one_stream(crosscoder: Crosscoder, k: int | None) -> tuple[dict[str, Tensor
         "b_dec": b_dec,
     }
     config = {"activation_dim": width, "dict_size": crosscoder.num_latents, "k": k, "dict_class": _ONE_STREAM_CLASS}
-    scales, mean = crosscoder.input_scale[model : model + 1], crosscoder.input_mean
-    statistics = _statistics(scales, None if mean is None else mean[part], width)
+    ((model, _),) = crosscoder.streams.figures
+    mean = crosscoder.input_mean
+    statistics = _statistics(crosscoder.input_scale[model : model + 1], None if mean is None else mean[part], width)
     one = {name: each if name == "target_rms" else each[0] for name, each in statistics.items()}
     return tensors | _selection(crosscoder, k) | one, config
 

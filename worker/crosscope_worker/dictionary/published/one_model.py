@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 
 from crosscope_proto.roles import BASE, CHAT
-from crosscope_worker.dictionary.crosscoder import DIFFERENCE
+from crosscope_worker.dictionary.keep import AboveThreshold, AboveThresholds
 from crosscope_worker.dictionary.published.dictionary_learning import NORMALISER, SPARSIFIERS, is_off, target_rms
 from crosscope_worker.dictionary.published.files import Source
 from crosscope_worker.dictionary.published.rules import BATCH_TOPK, JUMPRELU, RELU, TOPK, Rule, count, token_k
+from crosscope_worker.dictionary.streams import STREAMS
 
 _LINEAR = {"encoder.weight", "encoder.bias", "decoder.weight", "b_dec", "bias", "decoder.bias"}
 _LENS = {"W_enc", "b_enc", "W_dec", "b_dec", "threshold", "topk_threshold", "scaling_factor"}
-VARIANTS = {"difference": DIFFERENCE, "base": "base_sae", "chat": "chat_sae"}
-"""What a dictionary was trained on, and the variant that it becomes."""
+VARIANTS = {"difference": "diff_sae", "base": "base_sae", "chat": "chat_sae"}
+"""What a dictionary was trained on, and what it is called here."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,26 +73,18 @@ def fields(source: Source, rule: Rule, input_scale: tuple[float, float] | None, 
 
 def _placed(one: _Dictionary, reads: str) -> dict[str, Any]:
     """The dictionary on the axis `both`: zeros in the place of what it does not read."""
-    nothing_in, nothing_out = torch.zeros_like(one.W_enc), torch.zeros_like(one.W_dec)
-    zero = torch.zeros_like(one.b_dec)
-    mean = zero if one.mean is None else one.mean
-    base = {"difference": -one.W_enc, "base": one.W_enc, "chat": nothing_in}[reads]
-    chat = nothing_in if reads == "base" else one.W_enc
-    first = reads == "base"
+    streams = STREAMS[reads]
     return one.selection | {
-        "W_enc": torch.cat([base, chat]).T.contiguous().T,
+        "W_enc": streams.place_encoder(one.W_enc.T).contiguous().T,
         "b_enc": one.b_enc,
-        "W_dec": torch.cat([one.W_dec, nothing_out] if first else [nothing_out, one.W_dec], dim=1),
-        "b_dec": torch.cat([one.b_dec, zero] if first else [zero, one.b_dec]),
-        "d_model": (len(zero), len(zero)),
+        "W_dec": streams.place_decoder(one.W_dec),
+        "b_dec": streams.place_decoder(one.b_dec),
+        "d_model": (len(one.b_dec), len(one.b_dec)),
         "variant": VARIANTS[reads],
-        "input_scale": _scales(one.scale, reads),
-        "input_mean": None if one.mean is None else torch.cat([mean, zero] if first else [zero, mean]),
+        "streams": streams,
+        "input_scale": streams.scales((one.scale,)),
+        "input_mean": None if one.mean is None else streams.place_decoder(one.mean),
     }
-
-
-def _scales(scale: float, reads: str) -> tuple[float, float]:
-    return (1.0 if reads == "chat" else scale, 1.0 if reads == "base" else scale)
 
 
 def _linear(source: Source, rule: Rule) -> _Dictionary:
@@ -133,7 +126,7 @@ def _linear_selection(source: Source, rule: Rule, bias: str, latents: int) -> di
             source.note("No configuration says topk or batchtopk: the threshold is taken, as of BatchTopK.")
         if threshold < 0:
             source.note(f"The threshold is {threshold:g}, as before training sets it: every positive code is kept.")
-        return unscaled | ({"threshold": threshold} if threshold >= 0 else {})
+        return unscaled | ({"keep": AboveThreshold(threshold)} if threshold >= 0 else {})
     if sparsified or rule.counts or rule.name in (TOPK, BATCH_TOPK):
         return unscaled | token_k(source, rule, latents)
     if rule.name is None:
@@ -222,13 +215,13 @@ def _lens_selection(source: Source, rule: Rule, latents: int) -> dict[str, Any]:
         if rule.name in (RELU, TOPK):
             raise source.error(f"{rule.said}, but the file holds thresholds")
         thresholds = source.tensor("threshold", (latents,), (), (1,)).expand(latents).contiguous()
-        return normalisation | {"latent_thresholds": thresholds}
+        return normalisation | {"keep": AboveThresholds(thresholds)}
     if rule.name == JUMPRELU:
         raise source.error(f"{rule.said}, but the file holds no threshold")
     if "topk_threshold" in source.tensors and rule.name != TOPK:
         threshold = float(source.tensor("topk_threshold", (), (1,)))
         if threshold > 0:
-            return normalisation | {"threshold": threshold}
+            return normalisation | {"keep": AboveThreshold(threshold)}
     if rule.name in (TOPK, BATCH_TOPK) or (rule.name is None and rule.counts):
         return normalisation | token_k(source, rule, latents)
     if rule.name is None and "standard" not in [each.value for each in source.said("architecture")]:

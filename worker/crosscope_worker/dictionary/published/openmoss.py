@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from crosscope_worker.dictionary.keep import AboveModelThresholds
 from crosscope_worker.dictionary.published.axes import per_head_bias, sizes, weight_fields
 from crosscope_worker.dictionary.published.files import Source
 from crosscope_worker.dictionary.published.rules import BATCH_TOPK, JUMPRELU, RELU, TOPK, Rule, token_k
@@ -48,16 +49,16 @@ def _selection(source: Source, rule: Rule, latents: int) -> dict[str, Any]:
     if source.word("sparsity_include_decoder_norm") not in (None, True):
         raise source.error("its configuration says sparsity_include_decoder_norm false: an unknown activation rule")
     threshold = next((name for name in _THRESHOLDS if name in source.tensors), None)
-    decoupled = {"code_normalisation": "decoupled", "model_thresholds": torch.full((2, latents), -1.0)}
+    decoupled = {"code_normalisation": "decoupled"}
     if rule.name == RELU and threshold is None:
         return {"variant": "l1"}
     if rule.name in (TOPK, BATCH_TOPK) and threshold is None:
-        return token_k(source, rule, latents) | decoupled
+        return token_k(source, rule, latents, decoupled=True) | decoupled
     if rule.name == JUMPRELU and threshold is not None:
         thresholds = source.tensor(threshold, (latents,), (2, latents)).exp()
         return decoupled | {
             "variant": "jumprelu",
-            "model_thresholds": torch.broadcast_to(thresholds, (2, latents)).contiguous(),
+            "keep": AboveModelThresholds(torch.broadcast_to(thresholds, (2, latents)).contiguous()),
         }
     beside = f"with the tensor {threshold}" if threshold else "without thresholds"
     raise source.error(f"{rule.said}, {beside}; known are relu, topk and batchtopk, and jumprelu with thresholds")

@@ -7,6 +7,7 @@ a rule that is not known and rules that contradict each other are refused by nam
 from dataclasses import dataclass
 from typing import Any
 
+from crosscope_worker.dictionary.keep import LargestByModel, LargestOfToken
 from crosscope_worker.dictionary.published.configs import Said
 from crosscope_worker.dictionary.published.files import Source
 
@@ -122,7 +123,7 @@ def count(source: Source, rule: Rule, latents: int) -> int | None:
     return k
 
 
-def token_k(source: Source, rule: Rule, latents: int) -> dict[str, Any]:
+def token_k(source: Source, rule: Rule, latents: int, *, decoupled: bool = False) -> dict[str, Any]:
     """The fields of a code that keeps the k largest of each token; says so where the file's rule is another.
 
     BatchTopK chooses among a batch, which inference does not have; without a threshold the k largest of each token are
@@ -137,4 +138,4 @@ def token_k(source: Source, rule: Rule, latents: int) -> dict[str, Any]:
         )
     elif rule.name is None:
         source.note(f"No configuration says an activation rule, but k is {k}: the {k} largest of each token are kept.")
-    return {"variant": "topk", "token_k": k}
+    return {"variant": "topk", "keep": LargestByModel(k) if decoupled else LargestOfToken(k)}

@@ -6,7 +6,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from crosscope_worker.dictionary.crosscoder import DIFFERENCE, ONE_MODEL, Crosscoder, CrosscoderError
+from crosscope_worker.dictionary.crosscoder import Crosscoder, CrosscoderError
+from crosscope_worker.dictionary.keep import Keep
 
 AnyCrosscoder = TypeVar("AnyCrosscoder", bound=Crosscoder)
 
@@ -17,9 +18,10 @@ def swapped(crosscoder: AnyCrosscoder) -> AnyCrosscoder:
     A dictionary of `base - chat` becomes one of `chat - base` with decoder rows of the opposite sign. Raises
     CrosscoderError for a dictionary of one model, which says itself which one it reads.
     """
-    if crosscoder.variant in ONE_MODEL:
+    is_difference = crosscoder.streams.is_difference
+    if crosscoder.streams.is_single and not is_difference:
         raise CrosscoderError("a dictionary of one model has nothing to swap; say which one it reads")
-    fields = _difference(crosscoder) if crosscoder.variant == DIFFERENCE else _exchanged(crosscoder)
+    fields = _difference(crosscoder) if is_difference else _exchanged(crosscoder)
     (base, chat), (base_scale, chat_scale) = crosscoder.d_model, crosscoder.input_scale
     return replace(
         crosscoder,
@@ -30,17 +32,17 @@ def swapped(crosscoder: AnyCrosscoder) -> AnyCrosscoder:
     )
 
 
-def _exchanged(crosscoder: Crosscoder) -> dict[str, Tensor | None]:
-    mean, thresholds = crosscoder.input_mean, crosscoder.model_thresholds
+def _exchanged(crosscoder: Crosscoder) -> dict[str, Tensor | Keep | None]:
+    mean = crosscoder.input_mean
     return {
         "W_dec": _halves(crosscoder, crosscoder.W_dec, 1),
         "b_dec": _halves(crosscoder, crosscoder.b_dec, 0),
         "input_mean": None if mean is None else _halves(crosscoder, mean, 0),
-        "model_thresholds": None if thresholds is None else thresholds.flip(0),
+        "keep": crosscoder.keep.swapped(),
     }
 
 
-def _difference(crosscoder: Crosscoder) -> dict[str, Tensor | None]:
+def _difference(crosscoder: Crosscoder) -> dict[str, Tensor | Keep | None]:
     mean = crosscoder.input_mean
     return {"W_dec": -crosscoder.W_dec, "b_dec": -crosscoder.b_dec, "input_mean": None if mean is None else -mean}
 

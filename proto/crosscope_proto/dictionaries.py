@@ -1,0 +1,249 @@
+"""The dictionaries that a recipe can train: a class each, with its own fields and no others (math §2).
+
+What other parts must know of a dictionary stands on its class, so that nobody compares names. Knows no training: what
+each of them does there is in the worker, in a file of the variant's name.
+"""
+
+import dataclasses
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic.dataclasses import dataclass
+
+from crosscope_proto.specs import Count, Positive, Share
+
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+Reads = Literal["both", "difference", "base", "chat"]
+"""What a dictionary reads and reconstructs: both models, chat less base, or one model alone."""
+CoupledNormalisation = Literal["crosscoder", "sae", "mixed", "none"]
+Normalisation = Literal["crosscoder", "sae", "mixed", "none", "decoupled"]
+
+
+@dataclass(config=_STRICT, kw_only=True, frozen=True)
+class DictionarySpec:
+    """What every dictionary has."""
+
+    reads: ClassVar[Reads] = "both"
+    """What it reads and reconstructs."""
+    calibrates: ClassVar[bool] = False
+    """Whether its thresholds are measured at the end, on a sample of the tokens that it was trained on."""
+    revives: ClassVar[bool] = False
+    """Whether the auxiliary loss revives its dead latents."""
+    anneals: ClassVar[str]
+    """The field that training.sparsity_warmup_steps moves."""
+    decouples: ClassVar[bool] = False
+    """Whether the two models can select latents apart (code normalisation decoupled)."""
+
+    variant: str
+    """Training objective (math §2)."""
+    num_latents: Annotated[int, Field(ge=1, le=2**31 - 1)]
+    """Number of latents."""
+    squared: bool = False
+    """Square the norm of the reconstruction error."""
+    code_normalisation: Normalisation = "crosscoder"
+    """Scale of the code (math §1). decoupled: the models select latents apart."""
+
+    @property
+    def num_apart(self) -> int:
+        """Latents that have a part of the dictionary of their own."""
+        return 0
+
+    def width(self, base: int, chat: int) -> int:
+        """Width of what it reads and reconstructs, of models of these widths."""
+        return chat if self.reads == "difference" else base + chat
+
+    @model_validator(mode="after")
+    def _latents_suffice(self) -> Self:
+        if self.num_apart > self.num_latents:
+            raise ValueError(f"{self.num_apart} latents are set apart, but num_latents is {self.num_latents}")
+        self._check()
+        return self
+
+    def _check(self) -> None:
+        """Raises ValueError where fields contradict each other."""
+
+
+@dataclass(config=_STRICT, kw_only=True, frozen=True)
+class TwoModels(DictionarySpec):
+    """A dictionary that reconstructs both models."""
+
+    cross_term: Annotated[float, Field(ge=-1, le=0)] = 0.0
+    """Weight lambda of twice the inner product of the two models' errors (math §2); needs squared."""
+
+    def _check(self) -> None:
+        super()._check()
+        if self.cross_term and not self.squared:
+            raise ValueError("cross_term needs squared: true")
+
+
+@dataclass(config=_STRICT, kw_only=True, frozen=True)
+class ChoosesK(DictionarySpec):
+    """A dictionary whose code holds a number of latents that is set."""
+
+    revives: ClassVar[bool] = True
+    calibrates: ClassVar[bool] = True
+    anneals: ClassVar[str] = "k"
+
+    k: Count
+    """Latents a token, on average."""
+
+    @property
+    def num_choices(self) -> int:
+        """Latents that k are chosen from."""
+        return self.num_latents
+
+    def _check(self) -> None:
+        super()._check()
+        if self.k > self.num_choices:
+            raise ValueError(f"k {self.k} is more than the {self.num_choices} latents that it chooses from")
+
+
+@dataclass(config=_STRICT, kw_only=True, frozen=True)
+class Penalised(DictionarySpec):
+    """A dictionary whose code a penalty makes sparse."""
+
+    anneals: ClassVar[str] = "mu"
+
+    mu: Positive
+    """Weight of the sparsity penalty."""
+
+
+@dataclass(config=_STRICT, kw_only=True, frozen=True)
+class BatchTopK(TwoModels, ChoosesK):
+    """The k · batch largest scaled activations of a batch."""
+
+    decouples: ClassVar[bool] = True
+    variant: Literal["batch_topk"] = "batch_topk"
+
+
+@dataclass(config=_STRICT, kw_only=True, frozen=True)
+class TopK(TwoModels, ChoosesK):
+    """The k largest scaled activations of each token, in training and at inference."""
+
+    decouples: ClassVar[bool] = True
+    calibrates: ClassVar[bool] = False
+    variant: Literal["topk"] = "topk"
+
+
+@dataclass(config=_STRICT, kw_only=True, frozen=True)
+class L1(TwoModels, Penalised):
+    """A penalty on scaled activations."""
+
+    variant: Literal["l1"] = "l1"
+    code_normalisation: CoupledNormalisation = "crosscoder"
+
+
+@dataclass(config=_STRICT, kw_only=True, frozen=True)
+class DesignatedShared(TwoModels, Penalised):
+    """L1, and latents with one decoder row for both models whose penalty is reduced."""
+
+    variant: Literal["designated_shared"] = "designated_shared"
+    code_normalisation: CoupledNormalisation = "crosscoder"
+    num_shared: Count
+    """The first so many latents have one decoder row for both models."""
+    shared_penalty: Share
+    """The penalty of those latents, as a share of mu."""
+
+    @property
+    def num_apart(self) -> int:
+        """See DictionarySpec."""
+        return self.num_shared
+
+
+@dataclass(config=_STRICT, kw_only=True, frozen=True)
+class Dfc(TwoModels, ChoosesK):
+    """BatchTopK, and latents that neither read nor write one of the models."""
+
+    decouples: ClassVar[bool] = True
+    variant: Literal["dfc"] = "dfc"
+    num_base_only: Count
+    """The first so many latents neither read nor write the chat model."""
+    num_chat_only: Count
+    """So many latents behind them neither read nor write the base model."""
+
+    @property
+    def num_apart(self) -> int:
+        """See DictionarySpec."""
+        return self.num_base_only + self.num_chat_only
+
+
+@dataclass(config=_STRICT, kw_only=True, frozen=True)
+class Delta(TwoModels, ChoosesK):
+    """BatchTopK with a budget of its own for some latents, and a loss on the reconstruction of the difference."""
+
+    variant: Literal["delta"] = "delta"
+    code_normalisation: CoupledNormalisation = "crosscoder"
+    num_delta: Count
+    """The first so many latents have a budget of their own; k is that of the others."""
+    k_delta: Count
+    """Latents a token, on average, of those."""
+    delta_weight: Positive
+    """Weight of the reconstruction of the chat model's activation less the base model's."""
+
+    @property
+    def num_apart(self) -> int:
+        """See DictionarySpec."""
+        return self.num_delta
+
+    @property
+    def num_choices(self) -> int:
+        """See ChoosesK."""
+        return self.num_latents - self.num_delta
+
+    def _check(self) -> None:
+        super()._check()
+        if self.k_delta > self.num_delta:
+            raise ValueError(f"k_delta {self.k_delta} is more than num_delta {self.num_delta}")
+
+
+@dataclass(config=_STRICT, kw_only=True, frozen=True)
+class DiffSae(ChoosesK):
+    """BatchTopK of the chat model's activation less the base model's."""
+
+    reads: ClassVar[Reads] = "difference"
+    variant: Literal["diff_sae"] = "diff_sae"
+    code_normalisation: CoupledNormalisation = "crosscoder"
+
+
+Known = BatchTopK | TopK | L1 | DesignatedShared | Dfc | Delta | DiffSae
+VARIANTS: dict[str, type[DictionarySpec]] = {
+    get_args(each.__annotations__["variant"])[0]: each for each in get_args(Known)
+}
+"""The classes by their variant."""
+
+
+def _own_fields(value: object) -> object:
+    """The mapping without fields of other variants that are null or 0; others are refused by name, as are missing ones.
+
+    Recipes of manifests before have every variant's fields, null where they are not the variant's own.
+    """
+    if not isinstance(value, dict):
+        return value
+    variant: object = value.get("variant")
+    kind = VARIANTS.get(variant) if isinstance(variant, str) else None
+    if kind is None:
+        found = f", but is {str(variant)[:80]!r}" if "variant" in value else ""
+        raise ValueError(f"variant must be one of {', '.join(VARIANTS)}{found}")
+    own = {each.name: each for each in dataclasses.fields(kind)}
+    needed = [name for name, each in own.items() if each.default is dataclasses.MISSING and name != "num_latents"]
+    others = {each.name for other in VARIANTS.values() for each in dataclasses.fields(other)} - own.keys()
+    for name in sorted({*needed, *others}):
+        if name in needed and value.get(name) is None:
+            raise ValueError(f"{variant} needs {', '.join(needed)}; {name} is missing")
+        if name in others and value.get(name):
+            raise ValueError(f"{variant} needs {', '.join(needed)} and takes no {name}")
+    if value.get("code_normalisation") == "decoupled" and not kind.decouples:
+        able = " and ".join(name for name, each in VARIANTS.items() if each.decouples)
+        raise ValueError(f"decoupled selects for each model apart; {variant} cannot, {able} can")
+    return {name: each for name, each in value.items() if name not in others}
+
+
+AnyDictionary = Annotated[Annotated[Known, Field(discriminator="variant")], BeforeValidator(_own_fields)]
+"""The part `crosscoder` of a recipe."""
+_ADAPTER: TypeAdapter[Known] = TypeAdapter(AnyDictionary)
+
+
+def dictionary(**fields: Any) -> Known:
+    """The dictionary of these fields, `variant` among them. Raises pydantic.ValidationError as a recipe would."""
+    return _ADAPTER.validate_python(fields)

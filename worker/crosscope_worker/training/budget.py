@@ -1,0 +1,59 @@
+"""Budgets: how many of some latents a batch's code may hold, and which those are (math §2)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from crosscope_proto.roles import BASE
+from crosscope_worker.dictionary.keep import code_norms
+from crosscope_worker.dictionary.sparse import batch_topk
+from crosscope_worker.dictionary.streams import Widths
+from crosscope_worker.training.active_code import Selected, Weights, active_code
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Latents that compete for the `k · batch` places of a batch's code."""
+
+    latents: slice
+    k: int
+    model: int | None = None
+    """The only model that the places are for, in a decoupled code; None: both."""
+
+    def columns(self, widths: Widths) -> slice:
+        """The columns that its code decodes to."""
+        if self.model is None:
+            return slice(0, sum(widths))
+        return slice(0, widths[BASE]) if self.model == BASE else slice(widths[BASE], None)
+
+    def norms(self, decoder: Tensor, widths: Widths, normalisation: str) -> Tensor:
+        """What scales a code of `decoder: [latent, width]` in it, [latent]."""
+        if self.model is None:
+            return code_norms(decoder, widths, normalisation)
+        return decoder[:, self.columns(widths)].norm(dim=1)
+
+
+def largest_of_batch(
+    pre: Tensor,
+    weights: Weights,
+    budgets: Sequence[Budget],
+    widths: Widths,
+    normalisation: str,
+    floors: Sequence[float],
+) -> tuple[list[Selected], tuple[float, ...]]:
+    """The largest scaled entries of `relu(pre + b_enc)` in each budget, and each one's smallest kept value.
+
+    One code, or one for each model where budgets are for one model. `floors` are guesses at the smallest kept values.
+    """
+    kept, smallest = [], []
+    for budget, floor in zip(budgets, floors or (0.0,) * len(budgets), strict=True):
+        norms = budget.norms(weights.decoder, widths, normalisation)
+        flat, least = batch_topk(pre, weights.b_enc, norms, budget.k * len(pre), floor, budget.latents)
+        smallest.append(least)
+        kept.append((flat, budget.columns(widths), norms))
+    if len(kept) > 1 and budgets[0].model is None:
+        kept = [(torch.cat([flat for flat, _, _ in kept]).sort().values, *kept[0][1:])]
+    codes = [Selected(active_code(pre, weights.b_enc, flat), columns, norms) for flat, columns, norms in kept]
+    return codes, tuple(smallest)
