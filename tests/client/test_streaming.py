@@ -3,7 +3,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from crosscope import Client, Encoding, InvalidInput, ServerError
+from crosscope import Client, Crosscoder, Encoding, InvalidInput, ServerError
 from crosscope_proto.v1 import prompts_pb2, prompts_pb2_grpc
 
 
@@ -85,11 +85,12 @@ class EndsEarly(prompts_pb2_grpc.PromptsServicer):
 
 
 def test_a_stream_that_ends_early_is_an_error(serve, scripted: Client) -> None:
-    from crosscope._crosscoder import Crosscoder
-    from crosscope._transport import Transport
+    from crosscope._connection import Connection
+    from crosscope._sync.transport import Transport
 
     info = scripted.crosscoder("demo").info
-    stream = Crosscoder(Transport(serve(EndsEarly()).address, None, 10, None), info).encode_many(["a", "b"])
+    transport = Transport(Connection(serve(EndsEarly()).address, None, 10, None))
+    stream = Crosscoder(transport, info).encode_many(["a", "b"])
     next(stream)
     with pytest.raises(ServerError, match="at prompt 1"):
         next(stream)
