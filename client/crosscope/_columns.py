@@ -31,6 +31,7 @@ def column_facts(name: str) -> ColumnFacts:
     return ColumnFacts(name, meanings.get(name, ""))
 
 
-def scalar_columns() -> list[str]:
-    """Names of the columns with one value a latent, in the order of the table."""
-    return [column.name for column in LATENT_COLUMNS if column.is_scalar]
+def scalar_columns(*, numbers_only: bool = False) -> list[str]:
+    """Names of the columns with one value a latent, in the order of the table; a class counts as a number."""
+    scalars = [column for column in LATENT_COLUMNS if column.is_scalar]
+    return [each.name for each in scalars if not numbers_only or each.type != "string" or each.name == "latent_class"]

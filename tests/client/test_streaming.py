@@ -43,8 +43,11 @@ def test_at_most_in_flight_are_drawn_ahead(scripted: Client, prompts) -> None:
 def test_errors_of_one_prompt(scripted: Client) -> None:
     demo = scripted.crosscoder("demo")
     texts = ["good", "wrong", "good"]
-    found = list(demo.encode_many(texts, on_error="return"))
-    assert [type(outcome) for outcome in found] == [Encoding, InvalidInput, Encoding]
+    found = list(demo.encode_many([*texts, "not \ud800 sent", "good"], in_flight=2, return_errors=True))
+    assert [type(outcome) for outcome in found] == [Encoding, InvalidInput, Encoding, InvalidInput, Encoding]
+    assert [str(found[i])[:18] for i in (1, 3)] == ["text: is wrong", "text: holds a lone"]
+    former = demo.encode_many(texts, on_error="return")
+    assert [type(outcome) for outcome in former] == [Encoding, InvalidInput, Encoding]
     stream = demo.encode_many(texts)
     assert isinstance(next(stream), Encoding)
     with pytest.raises(InvalidInput, match="text: is wrong"):

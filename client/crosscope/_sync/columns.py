@@ -27,7 +27,8 @@ class Columns(Mapping[str, "Column"]):
 
     def __init__(self, read: ColumnReader, names: Sequence[str]) -> None:
         self._read, self._values = read, dict[str, "np.ndarray"]()
-        self._columns = {name: Column(**vars(column_facts(name)), table=self) for name in names or scalar_columns()}
+        facts = [column_facts(name) for name in names or scalar_columns(numbers_only=True)]
+        self._columns = {each.name: Column(**vars(each), table=self) for each in facts}
 
     def __getitem__(self, name: str) -> "Column":
         return self._columns[name]

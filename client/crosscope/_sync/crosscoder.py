@@ -184,7 +184,7 @@ class Crosscoder(Prompting):
     def columns(self, *names: str) -> Columns:
         """Columns of the statistics table, by name: what each means, and its values when they are first used.
 
-        Without names: every column of one value a latent. Names may also be the shares "dataset_share_NAME" and
+        Without names: every column of one number a latent. Names may also be the shares "dataset_share_NAME" and
         "role_share_ROLE". Values come for all of the names in one call, which raises InvalidInput for an unknown one.
         """
         return Columns(self._read_columns, [check_text(name, "columns") for name in names])
