@@ -15,8 +15,8 @@ from torch import Tensor
 from bench.material import DATASETS, QUICK, AnalysisSizes, crosscoder, held_out
 from bench.measure import Ratio, interleave
 from bench.rows import Figure, Row, Target
-from crosscope_proto.artefacts import SCALING_DIRECTIONS, beta_column
 from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
+from crosscope_proto.scaling_columns import SCALING_DIRECTIONS, beta_column
 from crosscope_proto.specs import AnalysisSpec
 from crosscope_worker.analysis.intake import blocks
 from crosscope_worker.analysis.moments import Moments

@@ -26,8 +26,11 @@ from numpy.typing import NDArray
 
 from crosscope_proto import artefacts as layout
 from crosscope_proto.artefacts import CrosscoderManifest, ExampleGroup, LatentClass, PairManifest
+from crosscope_proto.column import Column, arrow_schema
+from crosscope_proto.columns import BEHAVIOUR_COLUMNS, EXAMPLE_COLUMNS, LATENT_COLUMNS, METRIC_COLUMNS, SEQUENCE_COLUMNS
 from crosscope_proto.recipe import parse_recipe, recipe_dict
 from crosscope_proto.roles import NUM_ROLES, TEMPLATE_ROLES, TokenRole
+from crosscope_proto.scaling_columns import SCALING_DIRECTIONS, SCALING_TARGETS, beta_column
 
 Array = NDArray[Any]
 
@@ -78,12 +81,12 @@ def write_crosscoder(
     latents = _latents(rng, num_latents) | dict(columns or {})
     examples, top_tokens = _examples(rng, latents, sequences)
     latents["top_tokens"] = top_tokens
-    _write(folder / layout.LATENTS, layout.LATENT_COLUMNS, latents)
-    _write(folder / layout.SEQUENCES, layout.SEQUENCE_COLUMNS, sequences)
+    _write(folder / layout.LATENTS, LATENT_COLUMNS, latents)
+    _write(folder / layout.SEQUENCES, SEQUENCE_COLUMNS, sequences)
     _write_examples(folder / layout.EXAMPLES, num_latents, examples)
-    _write(folder / layout.METRICS, layout.METRIC_COLUMNS, _metrics())
+    _write(folder / layout.METRICS, METRIC_COLUMNS, _metrics())
     if with_behaviours:
-        _write(folder / layout.BEHAVIOURS, layout.BEHAVIOUR_COLUMNS, _behaviours(num_latents))
+        _write(folder / layout.BEHAVIOURS, BEHAVIOUR_COLUMNS, _behaviours(num_latents))
     manifest = _manifest(home, name, version_id, num_latents, latents, created_at)
     (folder / layout.MANIFEST).write_text(json.dumps(asdict(manifest), indent=1))
     _write_pair(home, manifest.pair)
@@ -94,8 +97,8 @@ def write_crosscoder(
     return manifest
 
 
-def _write(path: Path, columns: tuple[layout.Column, ...], values: Mapping[str, object]) -> None:
-    schema = layout.arrow_schema(columns)
+def _write(path: Path, columns: tuple[Column, ...], values: Mapping[str, object]) -> None:
+    schema = arrow_schema(columns)
     pq.write_table(pa.table({field.name: _arrow(values[field.name], field.type) for field in schema}, schema), path)
 
 
@@ -151,27 +154,28 @@ def _latents(rng: np.random.Generator, n: int) -> dict[str, Array]:
         "rel_norm": rel_norm,
         "cosine": rng.uniform(-0.1, 1, n),
         "num_active": np.where(dead, 0, np.maximum(1, frequency * 1_000_000)).astype(np.uint64),
+        "num_texts": np.where(dead, 0, 1 + np.arange(n) % 900),
         "frequency": frequency,
         "frequency_se": frequency * 0.05,
         "mean": np.where(dead, np.nan, maximum * rng.uniform(0.1, 0.6, n)),
         "mean_se": np.where(dead, np.nan, 0.1),
         "max": maximum,
     }
-    for prefix in layout.SCALING_DIRECTIONS:
-        for target in layout.SCALING_TARGETS:
+    for prefix in SCALING_DIRECTIONS:
+        for target in SCALING_TARGETS:
             for model in ("base", "chat"):
-                column = layout.beta_column(prefix, target, model)
+                column = beta_column(prefix, target, model)
                 values[column] = np.where(dead, np.nan, rng.uniform(0.05, 1.2, n))
                 values[f"{column}_se"] = np.where(dead, np.nan, rng.uniform(0.001, 0.05, n))
         other, own = ("chat", "base") if prefix else ("base", "chat")
         for ratio_of in ("err", "rec"):
             over = (
-                values[layout.beta_column(prefix, ratio_of, other)],
-                values[layout.beta_column(prefix, ratio_of, own)],
+                values[beta_column(prefix, ratio_of, other)],
+                values[beta_column(prefix, ratio_of, own)],
             )
             values[f"{prefix}nu_{ratio_of}"] = np.divide(*over)
             values[f"{prefix}nu_{ratio_of}_se"] = np.where(dead, np.nan, 0.02)
-    values["beta_ratio"] = np.divide(*(values[layout.beta_column("", "act", model)] for model in ("base", "chat")))
+    values["beta_ratio"] = np.divide(*(values[beta_column("", "act", model)] for model in ("base", "chat")))
     values["beta_ratio_se"] = np.where(dead, np.nan, 0.02)
     values["repeat_share"] = np.where(dead, np.nan, rng.random(n))
     outside = dead | (rel_norm <= 0.9)
@@ -248,7 +252,7 @@ def _examples(
 
 
 def _write_examples(folder: Path, num_latents: int, rows: Mapping[str, Array]) -> None:
-    schema = layout.arrow_schema(layout.EXAMPLE_COLUMNS)
+    schema = arrow_schema(EXAMPLE_COLUMNS)
     table = pa.table({field.name: _arrow(rows[field.name], field.type) for field in schema}, schema)
     latent = np.asarray(rows["latent"])
     per_part, per_group = layout.latents_per_part(num_latents), layout.EXAMPLE_LATENTS_PER_ROW_GROUP

@@ -15,9 +15,9 @@ import torch
 
 from bench.truth import score
 from bench.truth.planted import Planted, PlantedSource, PlantedSpec, plant
-from crosscope_proto.artefacts import beta_column
 from crosscope_proto.recipe import CrosscoderRecipe
 from crosscope_proto.roles import CHAT
+from crosscope_proto.scaling_columns import beta_column
 from crosscope_proto.specs import AnalysisSpec, CrosscoderSpec, DataSpec, PairSpec, TrainingSpec
 from crosscope_worker.analysis.geometry import geometry
 from crosscope_worker.analysis.intake import blocks

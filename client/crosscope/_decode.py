@@ -6,8 +6,9 @@ from typing import Any
 import crosscope._types as types
 from crosscope._encoding import Encoding, Rank, TopLatent, TopLatents
 from crosscope._examples import Example
-from crosscope_proto.artefacts import NAN, ExampleGroup, LatentClass
+from crosscope_proto.artefacts import ExampleGroup, LatentClass
 from crosscope_proto.codes import sparse_code_arrays
+from crosscope_proto.columns import NAN
 from crosscope_proto.roles import LeftOut, TokenRole
 from crosscope_proto.v1 import jobs_pb2, latents_pb2, prompts_pb2, types_pb2
 
@@ -149,6 +150,7 @@ def latent_fields(message: latents_pb2.Latent) -> dict[str, Any]:
         "logit_tokens_chat": tuple(message.logit_tokens_chat),
         "neighbours": tuple(types.Neighbour(n.latent, n.cosine) for n in message.neighbours),
         "coactive": tuple(types.CoActive(other.latent, other.index) for other in message.coactive),
+        "more": dict(message.more),
     }
 
 

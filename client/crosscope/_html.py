@@ -8,6 +8,7 @@ title of each token, and a stronger underline goes with a stronger wash, so that
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from crosscope import _tables
 from crosscope._types import Tokens
 from crosscope_proto.roles import LeftOut
 
@@ -46,7 +47,7 @@ def _token(piece: str, share: float, title: str, kind: str) -> str:
     red, green, blue = WASH
     wash = f"background:rgba({red},{green},{blue},{share * MAX_ALPHA:.3f})"
     style = f"{wash};border-bottom:{1 + 2 * share:.1f}px solid currentColor" if share > 0 else ""
-    shown = escape(piece.replace("\n", "↵\n"))
+    shown = escape(piece.replace("\n", _tables.MARKS["\n"] + "\n"))
     shows_kind = kind == "left-out" or (kind and share == 0)
     marked = f' class="{kind}"' if shows_kind else ""
     return f'<span{marked} title="{escape(title)}" style="{style}">{shown}</span>'

@@ -1,19 +1,18 @@
 """What was measured about a latent, as people and notebooks see it. Knows nothing about gRPC."""
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from crosscope import _html, _tables
-from crosscope._columns import scalar_columns
+from crosscope._columns import scalar_columns, value_of
 from crosscope._public import public
 from crosscope._tables import number, visible
 from crosscope._types import CoActive, Estimate, LatentScaling, Neighbour
-from crosscope_proto.artefacts import SCALING_DIRECTIONS, SCALING_TARGETS, LatentClass, beta_column
-from crosscope_proto.roles import MODEL_NAMES, TokenRole
+from crosscope_proto.artefacts import LatentClass
+from crosscope_proto.roles import TokenRole
 
 LATENT_HEADERS = ("id", "class", "rel_norm", "nu_err", "nu_rec", "uselessness", "frequency", "max", "top tokens")
-_TARGETS = {"act": "activation", "act_no_bias": "activation_no_bias", "rec": "reconstruction", "err": "error"}
 
 
 @public
@@ -61,6 +60,8 @@ class LatentStatistics:
     neighbours: tuple[Neighbour, ...]
     coactive: tuple[CoActive, ...]
     """Latents that fire on the same tokens most."""
+    more: Mapping[str, float]
+    """Columns of numbers that have no field of their own, by name; those that are undefined are left out."""
 
     @property
     def nu_err(self) -> float:
@@ -76,25 +77,9 @@ class LatentStatistics:
         """Share of activation mass on one role."""
         return self.role_shares[role] if role < len(self.role_shares) else 0.0
 
-    def to_row(self) -> dict[str, object]:
+    def to_row(self) -> dict[str, Any]:
         """Its scalars under the names of the table's columns, which `where` and `order_by` take; and `top_tokens`."""
-        figures: dict[str, object] = {}
-        for name, estimate in self._estimates():
-            figures[name], figures[f"{name}_se"] = estimate.value, estimate.se
-        row = {name: figures[name] if name in figures else getattr(self, name) for name in scalar_columns()}
-        row = {name: math.nan if value is None else value for name, value in row.items()}
-        return row | {"latent_class": str(self.latent_class), "top_tokens": list(self.top_tokens)}
-
-    def _estimates(self) -> Iterator[tuple[str, Estimate]]:
-        """Estimates under the names of their columns."""
-        yield from (("frequency", self.frequency), ("mean", self.mean), ("beta_ratio", self.beta_ratio))
-        for prefix, direction in SCALING_DIRECTIONS.items():
-            scaling = self.chat_direction if direction == "chat" else self.base_direction
-            for target in SCALING_TARGETS:
-                for model in MODEL_NAMES:
-                    yield beta_column(prefix, target, model), getattr(getattr(scaling, _TARGETS[target]), model)
-            yield f"{prefix}nu_err", scaling.nu_err
-            yield f"{prefix}nu_rec", scaling.nu_rec
+        return {name: value_of(self, name) for name in scalar_columns()} | {"top_tokens": list(self.top_tokens)}
 
     def __str__(self) -> str:
         return _tables.card(f"latent {self.id} of {self.crosscoder}", self._facts())

@@ -8,17 +8,27 @@ from collections.abc import Iterable, Mapping, Sequence
 
 MOST_ROWS = 50
 """Rows that a printed table shows before it says how many there are."""
-_VISIBLE = str.maketrans({"\n": "↵", "\t": "⇥", "\r": "␍", " ": "·"})
+MARKS = {"\n": "↵", "\t": "⇥", "\r": "␍", " ": "␣"}
+"""What white space in a token is shown as, on every surface."""
+_MARKED = str.maketrans(MARKS)
+UNDEFINED = "–"
+"""What an undefined figure is shown as."""
+
+
+def marked(text: str) -> str:
+    """A token's text with its white space shown as MARKS."""
+    return text.translate(_MARKED)
 
 
 def visible(text: str) -> str:
     """A token's text on one line: blanks and line ends shown as signs, control characters as their code."""
-    return printable(text.translate(_VISIBLE))
+    return printable(marked(text))
 
 
 def printable(text: str) -> str:
     """A sentence or a text on one line, control characters as their code, so that no text moves the cursor."""
-    return "".join(c if unicodedata.category(c)[0] != "C" else f"\\u{ord(c):04x}" for c in text.replace("\n", "↵"))
+    line = text.replace("\n", MARKS["\n"])
+    return "".join(c if unicodedata.category(c)[0] != "C" else f"\\u{ord(c):04x}" for c in line)
 
 
 def inlier_fve(metrics: Mapping[str, float], model: str) -> float | None:
@@ -27,10 +37,10 @@ def inlier_fve(metrics: Mapping[str, float], model: str) -> float | None:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A number in at most that many digits that matter; a dash where it is undefined."""
+    """A number in at most `digits` digits, a large one whole; a dash where it is undefined."""
     if value is None or value != value:
-        return "–"
-    return f"{value:.{digits}g}"
+        return UNDEFINED
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
 
 
 def width(text: str) -> int:

@@ -1,4 +1,4 @@
-"""The layout of the artefact folder: names of files, schemas of tables, fields of manifests.
+"""The layout of the artefact folder: names of files and fields of manifests; columns.py has the columns of tables.
 
 Pure names: nothing here touches a disk. The worker writes what this module describes, the server reads it.
 
@@ -19,10 +19,6 @@ Pure names: nothing here touches a disk. The worker writes what this module desc
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import PurePath
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import pyarrow
 
 SCHEMA_VERSION = 1
 NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,99}"
@@ -107,160 +103,6 @@ class ExampleGroup(StrEnum):
 
     TOP = "top"
     QUANTILE = "quantile"
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column of a table."""
-
-    name: str
-    type: str
-    """An Arrow type: uint8, uint16, uint32, uint64, float16, float32, float64, string, or list<one of these>."""
-    doc: str
-    absent: float | str | None = None
-    """What readers take where a version was published before the column existed; None: every version has it."""
-
-    @property
-    def is_scalar(self) -> bool:
-        """Whether the column holds one value a row."""
-        return not self.type.startswith("list<")
-
-
-def arrow_schema(columns: tuple[Column, ...]) -> "pyarrow.Schema":
-    """The Arrow schema of a table; needs pyarrow."""
-    import pyarrow as pa
-
-    scalars: dict[str, pa.DataType] = {
-        "uint8": pa.uint8(),
-        "uint16": pa.uint16(),
-        "uint32": pa.uint32(),
-        "uint64": pa.uint64(),
-        "float16": pa.float16(),
-        "float32": pa.float32(),
-        "float64": pa.float64(),
-        "string": pa.string(),
-    }
-
-    def arrow_type(name: str) -> pa.DataType:
-        return pa.list_(scalars[name[5:-1]]) if name.startswith("list<") else scalars[name]
-
-    return pa.schema([pa.field(column.name, arrow_type(column.type)) for column in columns])
-
-
-def _estimate(name: str, doc: str, absent: float | None = None) -> tuple[Column, Column]:
-    return (
-        Column(name, "float32", f"{doc}; NaN where undefined", absent),
-        Column(f"{name}_se", "float32", f"standard error of {name}, jackknife over shards", absent),
-    )
-
-
-SCALING_TARGETS = {
-    "act": "the activation",
-    "act_no_bias": "the activation without the decoder bias",
-    "rec": "the reconstruction",
-    "err": "the error with the latent's own contribution put back",
-}
-"""Targets of latent scaling (math §4)."""
-
-SCALING_DIRECTIONS = {"": "chat", "mirror_": "base"}
-"""Prefix of the scaling columns, and whose decoder row is the direction. The published choice has no prefix."""
-
-
-NAN = float("nan")
-
-
-def beta_column(prefix: str, target: str, model: str) -> str:
-    """Name of a scaling coefficient's column, for instance "beta_err_base"."""
-    return f"{prefix}beta_{target}_{model}"
-
-
-def _scaling_columns() -> tuple[Column, ...]:
-    columns: list[Column] = []
-    for prefix, direction in SCALING_DIRECTIONS.items():
-        for target, target_doc in SCALING_TARGETS.items():
-            for model in ("base", "chat"):
-                doc = f"beta of {target_doc} of the {model} model along the {direction} decoder row (math §4)"
-                columns += _estimate(beta_column(prefix, target, model), doc)
-        other = "base" if direction == "chat" else "chat"
-        for ratio in ("err", "rec"):
-            columns += _estimate(f"{prefix}nu_{ratio}", f"beta_{ratio}^{other} / beta_{ratio}^{direction} (math §4)")
-    return tuple(columns)
-
-
-LATENT_COLUMNS: tuple[Column, ...] = (
-    Column("id", "uint32", "latent id"),
-    Column("latent_class", "string", "a LatentClass (math §6)"),
-    Column("part", "string", "a LatentPart: the part of the dictionary that it belongs to; empty without parts", ""),
-    Column("norm_base", "float32", "norm of the base decoder row"),
-    Column("norm_chat", "float32", "norm of the chat decoder row"),
-    Column("rel_norm", "float32", "relative norm, 0 base only to 1 chat only (math §6)"),
-    Column("cosine", "float32", "cosine between the two decoder rows; NaN if one is zero"),
-    Column("num_active", "uint64", "tokens on which it fired"),
-    *_estimate("frequency", "share of tokens on which it fired"),
-    *_estimate("mean", "mean scaled activation where it fired"),
-    Column("max", "float32", "largest scaled activation"),
-    Column("repeat_share", "float32", "share of its active tokens that repeat an earlier text (math §4)", NAN),
-    *_scaling_columns(),
-    *_estimate("beta_ratio", "beta_act^base / beta_act^chat along the chat row, for difference dictionaries", NAN),
-    Column("base_uselessness", "float32", "published recipe (math §5); NaN outside its set"),
-    Column("base_uselessness_ls", "float32", "joint non-negative least squares (math §5); NaN outside its set"),
-    Column("base_uselessness_single", "float32", "of this latent alone (math §5); NaN if it never fired"),
-    Column("template_share", "float32", "share of activation mass on BOS, role headers and turn ends"),
-    Column("role_shares", "list<float32>", "share of activation mass, indexed by TokenRole (8 values in older files)"),
-    Column("dataset_shares", "list<float32>", "share of activation mass by data set, in the manifest's order"),
-    Column("histogram", "list<uint32>", "active tokens by scaled activation, in the manifest's histogram_edges"),
-    Column("top_tokens", "list<string>", "tokens at the peaks of the strongest examples, most frequent first"),
-    Column("logit_tokens_base", "list<string>", "tokens that its base row raises most through the base unembedding"),
-    Column("logit_tokens_chat", "list<string>", "tokens that its chat row raises most through the chat unembedding"),
-    Column("neighbours", "list<uint32>", "nearest latents by cosine of concatenated decoder rows"),
-    Column("neighbour_cosines", "list<float32>", "their cosines"),
-    Column("coactive", "list<uint32>", "latents that fire on the same tokens most, by Jaccard index on a sample"),
-    Column("coactive_indices", "list<float32>", "their Jaccard indices"),
-)
-"""latents.parquet. Activations are scaled (math §1)."""
-
-SEQUENCE_COLUMNS: tuple[Column, ...] = (
-    Column("id", "uint32", "row number"),
-    Column("dataset", "string", "name of its data set"),
-    Column("token_ids", "list<uint32>", "token ids, template tokens and BOS included"),
-    Column("pieces", "list<string>", "the text of each token; joined, they are the text"),
-    Column("roles", "list<uint8>", "TokenRole of each token"),
-)
-"""sequences.parquet."""
-
-EXAMPLE_COLUMNS: tuple[Column, ...] = (
-    Column("latent", "uint32", "latent id"),
-    Column("dataset", "string", "name of the data set"),
-    Column("group", "string", "an ExampleGroup"),
-    Column("quantile", "uint8", "band of the sequence maximum, 0 the lowest; 0 in group top"),
-    Column("rank", "uint32", "place within (latent, dataset, group, quantile), 0 first"),
-    Column("sequence", "uint32", "id in sequences.parquet"),
-    Column("max", "float32", "largest scaled activation in the sequence"),
-    Column("positions", "list<uint16>", "token positions with an activation, ascending"),
-    Column("values", "list<float32>", "their scaled activations; float16 in versions published before November 2026"),
-    Column("repeats", "uint32", "further texts that it stands for, whose tokens around the peak are the same", 0),
-)
-"""examples/part-NN.parquet."""
-
-METRIC_COLUMNS: tuple[Column, ...] = (
-    Column("step", "uint64", "training step"),
-    Column("name", "string", "figure, for instance fve_chat"),
-    Column("value", "float32", "its value"),
-)
-"""metrics.parquet."""
-
-
-BEHAVIOUR_COLUMNS: tuple[Column, ...] = (
-    Column("behaviour", "string", "a tagged behaviour of the held-out conversations"),
-    Column("place", "string", "decision: last token of the assistant's header before it; within: its own tokens"),
-    Column("latent", "uint32", "the latent that separates it best by Youden's J over all thresholds"),
-    Column("threshold", "float32", "scaled activation above which the latent says yes"),
-    Column("recall", "float32", "share of the behaviour's occurrences on which it says yes"),
-    Column("false_rate", "float32", "share of the other turns on which it says yes"),
-    Column("num_positive", "uint32", "occurrences of the behaviour"),
-    Column("num_negative", "uint32", "assistant turns without it"),
-)
-"""behaviours.parquet: for each tagged behaviour and place, the best single latent as its detector."""
 
 
 @dataclass(frozen=True)

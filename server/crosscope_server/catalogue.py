@@ -21,6 +21,7 @@ import structlog
 
 from crosscope_proto import artefacts as layout
 from crosscope_proto.artefacts import CrosscoderManifest
+from crosscope_proto.columns import BEHAVIOUR_COLUMNS, LATENT_COLUMNS, METRIC_COLUMNS
 from crosscope_proto.manifest import MAX_BYTES, ManifestError, parse_manifest
 from crosscope_server.errors import BrokenArtefact, CallError, NotFound, VersionGone
 from crosscope_server.examples import ExampleReader
@@ -99,12 +100,12 @@ class Version:
         tables = self.card.tables
         if layout.BEHAVIOURS not in tables.hashes and not (tables.folder / layout.BEHAVIOURS).exists():
             return []
-        return [Detector(**row) for row in tables.read(layout.BEHAVIOURS, layout.BEHAVIOUR_COLUMNS).to_pylist()]
+        return [Detector(**row) for row in tables.read(layout.BEHAVIOURS, BEHAVIOUR_COLUMNS).to_pylist()]
 
     @cached_property
     def curves(self) -> Curves:
         """metrics.parquet. Blocking, raises BrokenArtefact."""
-        rows = self.card.tables.read(layout.METRICS, layout.METRIC_COLUMNS).to_pydict()
+        rows = self.card.tables.read(layout.METRICS, METRIC_COLUMNS).to_pydict()
         steps = sorted(set(rows["step"]))
         place = {step: i for i, step in enumerate(steps)}
         values = {name: [float("nan")] * len(steps) for name in rows["name"]}
@@ -247,7 +248,7 @@ def _read_version(folder: Path, name: str) -> Version:
     card = _read_card(folder, name)
     manifest = card.manifest
     path = folder / layout.LATENTS
-    table = card.tables.read(layout.LATENTS, layout.LATENT_COLUMNS)
+    table = card.tables.read(layout.LATENTS, LATENT_COLUMNS)
     if table.num_rows != manifest.num_latents:
         raise BrokenArtefact(
             f"{path} has {table.num_rows} rows, but {layout.MANIFEST} says {manifest.num_latents} latents"

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from crosscope_proto import artefacts as layout
 from crosscope_proto.artefacts import ExampleGroup
+from crosscope_proto.columns import EXAMPLE_COLUMNS, SEQUENCE_COLUMNS
 from crosscope_server.errors import BrokenArtefact
 from crosscope_server.tables import TableFolder
 
@@ -154,7 +155,7 @@ class ExampleReader:
     def _texts(self) -> dict[str, Any]:
         with self._lock:
             if self._sequences is None:
-                table = self._tables.read(layout.SEQUENCES, layout.SEQUENCE_COLUMNS)
+                table = self._tables.read(layout.SEQUENCES, SEQUENCE_COLUMNS)
                 self._sequences = {name: table[name].combine_chunks() for name in ("token_ids", "pieces", "roles")}
                 lengths = [column.value_lengths() for column in self._sequences.values()]
                 if any(other != lengths[0] for other in lengths):
@@ -186,7 +187,7 @@ class _Part:
         self._tables = tables
         self._name = name
         self._lock = threading.Lock()
-        self._file = tables.open(name, layout.EXAMPLE_COLUMNS)
+        self._file = tables.open(name, EXAMPLE_COLUMNS)
         metadata = self._file.metadata
         column = metadata.schema.names.index("latent")
         self._ranges: list[tuple[int, int, int]] = []
@@ -205,7 +206,7 @@ class _Part:
         if not groups:
             return []
         with self._lock:
-            table = self._tables.read_groups(self._name, self._file, layout.EXAMPLE_COLUMNS, groups)
+            table = self._tables.read_groups(self._name, self._file, EXAMPLE_COLUMNS, groups)
         latents = np.from_dlpack(table["latent"].combine_chunks())
         if np.any(latents[1:] < latents[:-1]):
             path = self._tables.folder / self._name

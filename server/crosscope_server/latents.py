@@ -8,6 +8,7 @@ import difflib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -15,24 +16,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from crosscope_proto.artefacts import LATENT_COLUMNS, LatentClass
+from crosscope_proto.column import Column
+from crosscope_proto.columns import LATENT_COLUMNS
 from crosscope_proto.roles import TokenRole
 from crosscope_server.errors import InvalidRequest, NotFound, Violation
 
-CLASS_COLUMN = "latent_class"
-CLASSES = tuple(LatentClass)
-"""The code of a class is its place here, from 1: the numbers of crosscope.v1.LatentClass."""
-PART_COLUMN = "part"
-TOKEN_COLUMNS = ("top_tokens", "logit_tokens_base", "logit_tokens_chat")
-"""Lists of tokens, which can be compared with a text."""
 _KEPT_ORDERS = 16
 _CHUNK = 250_000
 """Values of a column in one piece of the atlas: 1 MB of float32."""
 _NAMED_COLUMNS = 12
 """Columns that a sentence names before it says that there are more."""
 
-SCALAR_COLUMNS = tuple(column.name for column in LATENT_COLUMNS if column.is_scalar)
-_LIST_COLUMNS = tuple(column.name for column in LATENT_COLUMNS if not column.is_scalar)
+_SCALARS = tuple(column for column in LATENT_COLUMNS if column.is_scalar)
+_LISTS = tuple(column for column in LATENT_COLUMNS if column.is_list)
+SCALAR_COLUMNS = tuple(column.name for column in _SCALARS)
+TOKEN_COLUMNS = tuple(column.name for column in _LISTS if column.is_text)
+"""Lists of tokens, which can be compared with a text."""
 
 _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "<": np.less,
@@ -78,33 +77,38 @@ class LatentTable:
         """
         self._name = name
         self.num_latents = table.num_rows
-        numeric = [column for column in SCALAR_COLUMNS if column not in (CLASS_COLUMN, PART_COLUMN)]
         # Not through pa.array or to_numpy: where pandas is installed, they import it.
         self._scalars: dict[str, NDArray[Any]] = {
-            column: np.from_dlpack(table[column].combine_chunks()) for column in numeric
+            column.name: np.from_dlpack(table[column.name].combine_chunks())
+            for column in _SCALARS
+            if not column.is_text
         }
-        self._scalars[CLASS_COLUMN] = _codes(table[CLASS_COLUMN], {str(each): i for i, each in enumerate(CLASSES, 1)})
         if not np.array_equal(self._scalars["id"], np.arange(self.num_latents)):
             raise ValueError("the ids are not 0, 1, 2, …")
-        parts = sorted(str(part) for part in table[PART_COLUMN].unique().to_pylist() if part)
-        self._scalars[PART_COLUMN] = _codes(table[PART_COLUMN], {part: i for i, part in enumerate(["", *parts])})
-        self._categories = {CLASS_COLUMN: [str(each) for each in CLASSES], PART_COLUMN: parts}
-        self._lists: dict[str, Any] = {column: table[column].combine_chunks() for column in _LIST_COLUMNS}
+        self._categories: dict[str, list[str]] = {}
+        for column in _SCALARS:
+            if column.is_text:
+                self._categories[column.name], self._scalars[column.name] = _coded(column, table[column.name])
+        self._lists: dict[str, Any] = {column.name: table[column.name].combine_chunks() for column in _LISTS}
         self._check_lengths()
         # Shares of activation mass: a column for each data set and role, read from the lists when first asked for.
-        self._shares = {f"dataset_share_{dataset}": ("dataset_shares", i) for i, dataset in enumerate(datasets)}
-        self._shares |= {f"role_share_{role.name.lower()}": ("role_shares", int(role)) for role in TokenRole}
+        entries = {"dataset": dict(enumerate(datasets)), "role": {int(role): role.name.lower() for role in TokenRole}}
+        self._shares = {
+            f"{column.name.removesuffix('s')}_{entry}": (column.name, i)
+            for column in _LISTS
+            for i, entry in entries.get(column.axis, {}).items()
+        }
         self._order = lru_cache(_KEPT_ORDERS)(self._sort)
 
     def _check_lengths(self) -> None:
         """Raises ValueError where lists that belong together differ in length."""
         lengths = {column: values.value_lengths() for column, values in self._lists.items()}
-        for one, other in (("neighbours", "neighbour_cosines"), ("coactive", "coactive_indices")):
-            if lengths[one] != lengths[other]:
-                raise ValueError(f"a latent has not as many {one} as {other}")
-        for column in ("role_shares", "dataset_shares", "histogram"):
-            if len(lengths[column].unique()) > 1:
-                raise ValueError(f"the lists of column {column} differ in length")
+        for one, other in combinations(_LISTS, 2):
+            if one.path[:-1] == other.path[:-1] != () and lengths[one.name] != lengths[other.name]:
+                raise ValueError(f"a latent has not as many {one.name} as {other.name}")
+        for column in _LISTS:
+            if column.axis and len(lengths[column.name].unique()) > 1:
+                raise ValueError(f"the lists of column {column.name} differ in length")
 
     def check_id(self, latent: int) -> None:
         """Raises NotFound if there is no such latent."""
@@ -141,19 +145,23 @@ class LatentTable:
         return Page(found[:size].tolist(), num_matching, len(found) <= size, num_undefined, self._notes(filters))
 
     def rows(self, ids: Sequence[int]) -> dict[str, list[Any]]:
-        """Every column of some latents, as lists of plain values in the order of ids."""
+        """Every column of some latents, as lists of plain values in the order of ids; a class as its number."""
         taken = np.asarray(ids, np.int64)
         values = {column: self._scalars[column][taken].tolist() for column in SCALAR_COLUMNS}
-        parts = ["", *self._categories[PART_COLUMN]]
-        values[PART_COLUMN] = [parts[code] for code in values[PART_COLUMN]]
+        for column in _SCALARS:
+            if column.is_text and not column.categories:
+                texts = self.categories(column.name)
+                values[column.name] = [texts[code] for code in values[column.name]]
         return values | {column: [array[i].as_py() for i in ids] for column, array in self._lists.items()}
+
+    def categories(self, column: str) -> list[str]:
+        """The texts that the numbers of a column stand for, 0 for the empty text; nothing for a column of numbers."""
+        return ["", *self._categories[column]] if column in self._categories else []
 
     def pack(self, columns: Sequence[str]) -> Iterator[tuple[str, int, bytes]]:
         """Whole columns as (column, first latent, little-endian float32 values), in pieces of at most 1 MB."""
         for i, column in enumerate(columns):
             self._check_column(f"columns[{i}]", column)
-            if column == PART_COLUMN:
-                raise InvalidRequest([Violation(f"columns[{i}]", "part holds texts; filter by it instead")])
         return self._pieces(columns)
 
     def _pieces(self, columns: Sequence[str]) -> Iterator[tuple[str, int, bytes]]:
@@ -177,11 +185,11 @@ class LatentTable:
 
     def _is_undefined(self, column: str) -> NDArray[np.bool_]:
         values = self.column(column)
-        return values == 0 if column == PART_COLUMN else np.isnan(values)
+        return values == 0 if column in self._categories else np.isnan(values)
 
     def _undefined_order(self, column: str, keep: NDArray[np.bool_], has_filters: bool) -> str:
         which = "each latent that meets the filters" if has_filters else f"every latent of {self._name}"
-        named = [each for each in SCALAR_COLUMNS if not each.endswith("_se") and each not in ("id", PART_COLUMN)]
+        named = [each.name for each in _SCALARS if not each.error_of and each.name != "id"]
         defined = [each for each in named if not self._is_undefined(each)[keep].all()]
         more = ", …" if len(defined) > _NAMED_COLUMNS else ""
         return f"{column} is undefined for {which}; defined are {', '.join(defined[:_NAMED_COLUMNS])}{more}"
@@ -225,7 +233,7 @@ class LatentTable:
             return
         if column in TOKEN_COLUMNS:
             sentence = f"{column} holds lists of tokens; it can be compared with a text in a filter, and nothing else"
-        elif column in _LIST_COLUMNS:
+        elif column in self._lists:
             sentence = f"{column} holds lists; only columns with one number a latent can be used here"
             if shares := [name for name, (of, _) in self._shares.items() if of == column]:
                 sentence = f"{column} holds lists; use one of {', '.join(shares)}"
@@ -243,13 +251,21 @@ def _offsets(lists: Any) -> NDArray[np.int64]:
     return np.from_dlpack(lists.offsets).astype(np.int64)
 
 
-def _codes(column: pa.ChunkedArray, codes: dict[str, int]) -> NDArray[np.uint8]:
-    """The code of each text. Raises ValueError for a text that has none."""
-    encoded = column.combine_chunks().dictionary_encode()
-    found = [str(name) for name in encoded.dictionary.to_pylist()]
-    if unknown := [name for name in found if name not in codes]:
-        raise ValueError(f"{unknown[0]!r} is none of {', '.join(codes)}")
-    return np.array([codes[name] for name in found], np.uint8)[np.from_dlpack(encoded.indices).astype(np.int64)]
+def _coded(column: Column, texts: pa.ChunkedArray) -> tuple[list[str], NDArray[np.uint8]]:
+    """The categories of a column of texts, and the number of each text, from 1; 0 where it is empty.
+
+    Raises ValueError for a text that is no category.
+    """
+    encoded = texts.combine_chunks().dictionary_encode()
+    found = [str(text) for text in encoded.dictionary.to_pylist()]
+    categories = list(column.categories) or sorted(filter(None, found))
+    codes = {category: i for i, category in enumerate(categories, 1)}
+    if not column.categories:
+        codes[""] = 0
+    if unknown := [text for text in found if text not in codes]:
+        raise ValueError(f"{unknown[0]!r} is none of {', '.join(categories)}")
+    numbers = np.array([codes[text] for text in found], np.uint8)
+    return categories, numbers[np.from_dlpack(encoded.indices).astype(np.int64)]
 
 
 def _checked_text(field: str, condition: Filter) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crosscope_proto.artefacts import Column, arrow_schema
+from crosscope_proto.column import Column, arrow_schema
 from crosscope_server.errors import BrokenArtefact
 
 _MEND = "publish the crosscoder again"

@@ -100,7 +100,8 @@ def test_overview_says_what_was_lost_and_names_its_headline(sinks: str, open_pag
 def test_latent_says_its_part_and_for_how_many_texts_an_example_stands(sinks: str, open_page: OpenPage) -> None:
     page = open_page(sinks.format("latent") + "&latent=0")
     facts = page.locator(".xs-facts").first
-    for shown in (re.compile(r"part\s*delta"), re.compile(r"repeats\s*\d+%\s*of active tokens"), "β ratio"):
+    repeats = re.compile(r"repeats\s*\d+%\s*of active tokens")
+    for shown in (re.compile(r"part\s*delta"), repeats, "β ratio", re.compile(r"texts\s*1")):
         expect(facts).to_contain_text(shown)
     expect(page.get_by_text("Not measured: Gemma has no head in …/gemma.")).to_be_visible()
     expect(page.locator(".strip .head").first).to_contain_text("stands for 2 more texts")

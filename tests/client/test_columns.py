@@ -18,6 +18,11 @@ def test_columns_describe_themselves_and_hold_the_tables_values(real: Client, ho
     for name in ("rel_norm", "nu_err", "mirror_beta_err_base_se"):
         np.testing.assert_array_equal(columns[name].values, np.asarray(table[name], np.float32), err_msg=name)
     assert "elative norm" in columns["rel_norm"].meaning
+    assert (columns["rel_norm"].low, columns["rel_norm"].high, columns["rel_norm"].source) == (0, 1, "math §6")
+    assert (
+        columns["latent_class"].categories[int(columns["latent_class"].values[0]) - 1]
+        == table["latent_class"][0].as_py()
+    )
     assert all(column.meaning for column in columns.values())
     assert "rel_norm" in repr(columns)
     assert repr(columns["rel_norm"]).startswith("Column(name='rel_norm', meaning=")
@@ -32,7 +37,8 @@ def test_shares_by_name_and_one_call_for_all_values(real: Client, monkeypatch) -
     assert calls == []
     assert len(columns["role_share_user"].values) == len(columns["dataset_share_chats"].values) == 1200
     assert len(calls) == 1
-    assert "chats" in columns["dataset_share_chats"].meaning
+    assert columns["dataset_share_chats"].unit == "share"
+    assert "role" in columns["role_share_user"].meaning
     latent = demo.latent(5)
     assert columns["dataset_share_chats"].values[5] == pytest.approx(latent.dataset_shares[1])
 

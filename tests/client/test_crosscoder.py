@@ -14,7 +14,7 @@ import pytest
 from crosscope import Client, Crosscoder, InvalidInput, LatentClass, NotFound, TokenRole, Unavailable
 from crosscope._cards import crosscoder_card
 from crosscope._decode import crosscoder_info
-from crosscope_proto import artefacts as layout
+from crosscope_proto.columns import LATENT_COLUMNS
 from crosscope_proto.v1 import latents_pb2
 
 
@@ -73,7 +73,7 @@ def test_unknown_crosscoder_and_latent(real: Client, demo: Crosscoder) -> None:
 def test_every_scalar_column_arrives(demo: Crosscoder, table: pa.Table) -> None:
     frame = demo.latents(limit=None).to_pandas()
     assert frame.index.tolist() == list(range(1200))
-    scalars = [column.name for column in layout.LATENT_COLUMNS if column.is_scalar and column.name != "id"]
+    scalars = [column.name for column in LATENT_COLUMNS if column.is_scalar and column.name != "id"]
     assert set(scalars) <= set(frame.columns)
     for name in scalars:
         expected = table[name].to_pylist()

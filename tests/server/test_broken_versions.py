@@ -17,6 +17,8 @@ from fixtures_artefacts import write_crosscoder
 
 from crosscope_proto import artefacts as layout
 from crosscope_proto.artefacts import CrosscoderManifest, PairManifest
+from crosscope_proto.column import Column
+from crosscope_proto.columns import BEHAVIOUR_COLUMNS, EXAMPLE_COLUMNS, LATENT_COLUMNS, METRIC_COLUMNS, SEQUENCE_COLUMNS
 from crosscope_proto.manifest import MAX_BYTES, ManifestError, parse_manifest
 from crosscope_proto.v1 import latents_pb2
 from crosscope_server.catalogue import Catalogue
@@ -214,13 +216,13 @@ async def test_a_pipe_or_a_device_in_a_files_place_lets_no_list_wait(tmp_path: P
         assert listed[name].broken.endswith("it is no regular file")
 
 
-def tables(manifest: CrosscoderManifest) -> Iterator[tuple[str, tuple[layout.Column, ...], str]]:
+def tables(manifest: CrosscoderManifest) -> Iterator[tuple[str, tuple[Column, ...], str]]:
     """Every table's name, its columns, and a call that reads it."""
-    yield layout.LATENTS, layout.LATENT_COLUMNS, "ListLatents"
-    yield layout.SEQUENCES, layout.SEQUENCE_COLUMNS, "ListExamples"
-    yield layout.METRICS, layout.METRIC_COLUMNS, "GetTrainingCurves"
-    yield layout.BEHAVIOURS, layout.BEHAVIOUR_COLUMNS, "GetCrosscoder"
-    yield f"{layout.EXAMPLES}/{layout.example_part(0, manifest.num_latents)}", layout.EXAMPLE_COLUMNS, "ListExamples"
+    yield layout.LATENTS, LATENT_COLUMNS, "ListLatents"
+    yield layout.SEQUENCES, SEQUENCE_COLUMNS, "ListExamples"
+    yield layout.METRICS, METRIC_COLUMNS, "GetTrainingCurves"
+    yield layout.BEHAVIOURS, BEHAVIOUR_COLUMNS, "GetCrosscoder"
+    yield f"{layout.EXAMPLES}/{layout.example_part(0, manifest.num_latents)}", EXAMPLE_COLUMNS, "ListExamples"
 
 
 def damaged(table: pa.Table, column: str) -> Iterator[tuple[str, pa.Table]]:

@@ -5,6 +5,8 @@ import pytest
 
 from crosscope_proto import artefacts as layout
 from crosscope_proto.artefacts import ExampleGroup
+from crosscope_proto.column import arrow_schema
+from crosscope_proto.columns import EXAMPLE_COLUMNS, SEQUENCE_COLUMNS
 from crosscope_server.errors import BrokenArtefact
 from crosscope_server.examples import ExampleReader
 from crosscope_server.tables import TableFolder
@@ -27,9 +29,9 @@ SEQUENCES = [
 def folder(tmp_path):
     rows = [{**row, "repeats": 0, "values": np.array(row["values"], np.float16)} for row in EXAMPLES]
     (tmp_path / layout.EXAMPLES).mkdir()
-    examples = pa.Table.from_pylist(rows, layout.arrow_schema(layout.EXAMPLE_COLUMNS))
+    examples = pa.Table.from_pylist(rows, arrow_schema(EXAMPLE_COLUMNS))
     pq.write_table(examples, tmp_path / layout.EXAMPLES / "part-00.parquet")
-    sequences = pa.Table.from_pylist(SEQUENCES, layout.arrow_schema(layout.SEQUENCE_COLUMNS))
+    sequences = pa.Table.from_pylist(SEQUENCES, arrow_schema(SEQUENCE_COLUMNS))
     pq.write_table(sequences, tmp_path / layout.SEQUENCES)
     return tmp_path
 
@@ -74,7 +76,7 @@ def test_a_version_that_was_removed_can_still_be_read(folder):
 
 
 def test_an_example_of_a_text_that_is_not_there_names_the_file(folder):
-    sequences = pa.Table.from_pylist(SEQUENCES[:1], layout.arrow_schema(layout.SEQUENCE_COLUMNS))
+    sequences = pa.Table.from_pylist(SEQUENCES[:1], arrow_schema(SEQUENCE_COLUMNS))
     pq.write_table(sequences, folder / layout.SEQUENCES)
     with pytest.raises(BrokenArtefact, match="latent 5 names sequence 1"):
         only(ExampleReader(TableFolder(folder, {}), 16), 5, None)

@@ -24,7 +24,7 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from crosscope_proto.artefacts import LATENT_COLUMNS
+from crosscope_proto.columns import LATENT_COLUMNS
 from crosscope_proto.v1 import jobs_pb2, jobs_pb2_grpc, latents_pb2, prompts_pb2, types_pb2
 
 pytestmark = pytest.mark.asyncio

@@ -10,6 +10,9 @@ from fixtures_artefacts import DATASETS, EXAMPLES_PER_DATASET, write_crosscoder
 from fixtures_server import details_of, run_front
 
 from crosscope_proto import artefacts as layout
+from crosscope_proto.artefacts import LatentClass
+from crosscope_proto.columns import LATENT_COLUMNS
+from crosscope_proto.scaling_columns import beta_column
 from crosscope_proto.v1 import latents_pb2
 
 pytestmark = pytest.mark.asyncio
@@ -84,6 +87,7 @@ async def test_every_field_of_a_latent_comes_from_its_column(front, planted_home
     flat = {
         "id": latent.id,
         "latent_class": latents_pb2.LatentClass.Name(latent.latent_class).removeprefix("LATENT_CLASS_").lower(),
+        "num_texts": latent.more["num_texts"],
         "frequency": latent.frequency.value,
         "frequency_se": latent.frequency.se,
         "mean": latent.mean.value,
@@ -100,7 +104,7 @@ async def test_every_field_of_a_latent_comes_from_its_column(front, planted_home
         for target, field in names.items():
             for model in ("base", "chat"):
                 estimate = getattr(getattr(scaling, field), model)
-                column = layout.beta_column(prefix, target, model)
+                column = beta_column(prefix, target, model)
                 flat |= {column: estimate.value, f"{column}_se": estimate.se}
         for ratio in ("nu_err", "nu_rec"):
             estimate = getattr(scaling, ratio)
@@ -116,11 +120,11 @@ async def test_every_field_of_a_latent_comes_from_its_column(front, planted_home
 
 
 async def test_a_version_from_before_the_newer_columns_is_served(tmp_path):
-    """Tables without part, beta_ratio, repeat_share and repeats, and with activations in half precision."""
+    """Tables without part, beta_ratio, repeat_share, num_texts and repeats, and with activations in half precision."""
     manifest = write_crosscoder(tmp_path, "demo", 40)
     folder = layout.version_folder(tmp_path, "demo", manifest.version_id)
-    newer = [column.name for column in layout.LATENT_COLUMNS if column.absent is not None]
-    assert {"part", "beta_ratio", "beta_ratio_se", "repeat_share"} <= set(newer)
+    newer = [column.name for column in LATENT_COLUMNS if column.absent is not None]
+    assert {"part", "beta_ratio", "beta_ratio_se", "repeat_share", "num_texts"} <= set(newer)
     pq.write_table(pq.read_table(folder / layout.LATENTS).drop(newer), folder / layout.LATENTS)
     for path in (folder / layout.EXAMPLES).iterdir():
         table = pq.read_table(path).drop(["repeats"])
@@ -135,6 +139,7 @@ async def test_a_version_from_before_the_newer_columns_is_served(tmp_path):
     assert latents[0].part == ""
     assert np.isnan(latents[0].beta_ratio.value)
     assert not latents[0].HasField("repeat_share")
+    assert "num_texts" not in latents[0].more
     assert examples.examples[0].max == pytest.approx(latents[0].max)
     assert max(examples.examples[0].activations) == pytest.approx(latents[0].max, rel=1e-3)
     assert examples.examples[0].repeats == 0
@@ -258,12 +263,14 @@ async def test_a_dead_latent_has_no_examples(front, planted_home):
 
 
 async def test_the_atlas_is_whole_columns_in_order(front):
-    request = latents_pb2.GetAtlasRequest(crosscoder="demo", columns=["nu_err", "latent_class"])
+    request = latents_pb2.GetAtlasRequest(crosscoder="demo", columns=["nu_err", "latent_class", "part"])
     pieces = [piece async for piece in front.latents.GetAtlas(request)]
     assert [(piece.column, piece.latent_start, piece.num_latents) for piece in pieces] == [
         ("nu_err", 0, 100),
         ("latent_class", 0, 100),
+        ("part", 0, 100),
     ]
+    assert [list(piece.categories) for piece in pieces] == [[], ["", *LatentClass], [""]]
     latents = (await front.latents.ListLatents(listing(page_size=1000))).latents
     expected = [latent.chat_direction.nu_err.value for latent in latents]
     assert np.array_equal(np.frombuffer(pieces[0].values, "<f4"), np.array(expected, "f4"), equal_nan=True)

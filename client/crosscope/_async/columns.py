@@ -61,6 +61,6 @@ class AsyncColumn(ColumnFacts):
     async def values(self) -> "np.ndarray":
         """[latent] float32, NaN where undefined; read together with the columns that were asked for with it.
 
-        latent_class comes as numbers: 1 chat_only, 2 base_only, 3 shared, 4 other, 5 dead.
+        Categories come as their numbers, from 1: see `categories`.
         """
         return (await self.table.read())[self.name]

@@ -62,6 +62,6 @@ class Column(ColumnFacts):
     def values(self) -> "np.ndarray":
         """[latent] float32, NaN where undefined; read together with the columns that were asked for with it.
 
-        latent_class comes as numbers: 1 chat_only, 2 base_only, 3 shared, 4 other, 5 dead.
+        Categories come as their numbers, from 1: see `categories`.
         """
         return (self.table.read())[self.name]

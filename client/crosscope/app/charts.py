@@ -7,8 +7,16 @@ from itertools import pairwise
 import numpy as np
 import plotly.graph_objects as go
 
-from crosscope.app.columns import AXES, CLASS_OF_NUMBER, FLOORED
-from crosscope.app.palette import CLASS_COLOURS, CLASS_NAMES, MODEL_COLOURS, REL_NORM_SCALE
+from crosscope.app.columns import AXES, CLASS_OF_NUMBER
+from crosscope.app.palette import (
+    ACTIVATION,
+    CLASS_COLOURS,
+    CLASS_NAMES,
+    MODEL_COLOURS,
+    NEUTRAL,
+    OUTLINE,
+    REL_NORM_SCALE,
+)
 from crosscope.app.selection import on_axis
 
 NUM_BINS = 50
@@ -94,7 +102,7 @@ def scatter(
     )
     if area:
         path = "M" + "L".join(f"{px},{py}" for px, py in area) + "Z"
-        figure.add_shape(type="path", path=path, line={"width": 1.5, "dash": "dot", "color": "#8a8f98"})
+        figure.add_shape(type="path", path=path, line={"width": 1.5, "dash": "dot", "color": OUTLINE})
     figure.update_layout(height=520, margin=_MARGIN, dragmode="select", showlegend=False)
     figure.update_xaxes(title=axis_title(x), zeroline=False)
     figure.update_yaxes(title=axis_title(y), zeroline=False)
@@ -105,19 +113,19 @@ def _at_floor(
     columns: Mapping[str, np.ndarray], ids: np.ndarray, names: Sequence[str], floor: float
 ) -> list[str] | None:
     """What the hovered point of each latent adds where a value has reached the floor of the analysis."""
-    reached = [(name, columns[name][ids] >= floor - 1e-3) for name in dict.fromkeys(names) if name in FLOORED]
+    reached = [(name, columns[name][ids] >= floor - 1e-3) for name in dict.fromkeys(names) if AXES[name].is_floored]
     if not any(where.any() for _, where in reached):
         return None
     notes = np.full(len(ids), "", dtype=object)
     for name, where in reached:
-        notes[where] += f"<br>{AXES[name].name} ≥ {floor:.2f}"
+        notes[where] += f"<br>{AXES[name].label} ≥ {floor:.2f}"
     return notes.tolist()
 
 
 def axis_title(column: str) -> str:
     """Name of a column as it stands at an axis."""
     axis = AXES[column]
-    return f"log₁₀ {axis.name}" if axis.is_log else axis.name
+    return f"log₁₀ {axis.label}" if axis.is_log else axis.label
 
 
 def activations(counts: Sequence[int], edges: Sequence[float]) -> go.Figure:
@@ -128,7 +136,7 @@ def activations(counts: Sequence[int], edges: Sequence[float]) -> go.Figure:
             x=(low + high) / 2,
             y=list(counts),
             width=high - low,
-            marker={"color": "#d98a2b", "line": {"width": 0}},
+            marker={"color": ACTIVATION, "line": {"width": 0}},
             customdata=np.stack([low, high], axis=1),
             hovertemplate="%{customdata[0]:.2f} to %{customdata[1]:.2f}<br>%{y:,} tokens<extra></extra>",
         )
@@ -143,7 +151,7 @@ def curves(steps: Sequence[float], series: Mapping[str, Sequence[float]], title:
     """Figures over training steps; base and chat keep their colours and differ in dash."""
     figure = go.Figure()
     for name, values in series.items():
-        colour = MODEL_COLOURS[1] if name.endswith("chat") else MODEL_COLOURS[0] if name.endswith("base") else "#6b7f8c"
+        colour = MODEL_COLOURS[1] if name.endswith("chat") else MODEL_COLOURS[0] if name.endswith("base") else NEUTRAL
         figure.add_scatter(
             x=list(steps),
             y=list(values),

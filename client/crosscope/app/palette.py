@@ -46,6 +46,13 @@ CLASS_NAMES: Mapping[str, str] = {
 MODEL_COLOURS = (CLASS_COLOURS["base_only"], CLASS_COLOURS["chat_only"])
 """Base and chat wherever the two stand side by side."""
 
+NEUTRAL = "#6b7f8c"
+"""Bars and curves that stand for neither a class nor a model."""
+ACTIVATION = "#d98a2b"
+"""Bars of activations."""
+OUTLINE = "#8a8f98"
+"""An area drawn over a chart, and template tokens."""
+
 ROLE_NAMES: Mapping[TokenRole, str] = {
     TokenRole.TEXT: "documents",
     TokenRole.BOS: "BOS",
@@ -59,8 +66,8 @@ ROLE_NAMES: Mapping[TokenRole, str] = {
     TokenRole.PAD: "padding",
 }
 ROLE_COLOURS: Mapping[TokenRole, str] = {
-    **dict.fromkeys(TokenRole, "#6b7f8c"),
-    **dict.fromkeys(TEMPLATE_ROLES, "#8a8f98"),
+    **dict.fromkeys(TokenRole, NEUTRAL),
+    **dict.fromkeys(TEMPLATE_ROLES, OUTLINE),
     TokenRole.REASONING: "#a0578f",
     TokenRole.TOOL: "#7a7d2e",
 }

@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from crosscope import JobInfo, JobState, Latent, _cards
-from crosscope.app.columns import AXES, FLOORED
+from crosscope.app.columns import AXES
 from crosscope.app.palette import CLASS_COLOURS, CLASS_NAMES, DARK, LIGHT, css_variables
 from crosscope.app.text import count, number, plain, visible, with_error, without_paths
 
@@ -40,7 +40,7 @@ def evidence(latent: Latent, floor: float) -> None:
     """
     scaling, ratio = latent.chat_direction, latent.beta_ratio
     name = "base_uselessness" if latent.base_uselessness is not None else "base_uselessness_single"
-    uselessness = number(getattr(latent, name), floor=floor if name in FLOORED else math.inf)
+    uselessness = number(getattr(latent, name), floor=floor if AXES[name].is_floored else math.inf)
     if math.isnan(latent.rel_norm) and not math.isnan(ratio.value):
         pairs = [("beta_ratio", with_error(ratio.value, ratio.se))]
     else:
@@ -52,7 +52,7 @@ def evidence(latent: Latent, floor: float) -> None:
         ]
     pairs.append(("num_active", count(latent.num_active)))
     items = "".join(
-        f'<span title="{escape(AXES[column].help)}"><span class="k">{escape(AXES[column].name)}</span> '
+        f'<span title="{escape(AXES[column].meaning)}"><span class="k">{escape(AXES[column].label)}</span> '
         f"{escape(value)}</span>"
         for column, value in pairs
     )

@@ -227,7 +227,7 @@ def manifest(info: CrosscoderInfo) -> dict[str, Any]:
 
 
 def uselessness_floor(info: CrosscoderInfo) -> float:
-    """The largest value of the columns FLOORED: -ln of the smallest scale told apart (math §5); inf where unknown."""
+    """The largest value of floored columns: -ln of the smallest scale told apart (math §5); inf where unknown."""
     floor = (manifest(info).get("uselessness") or {}).get("floor")
     return -math.log(floor) if isinstance(floor, int | float) and floor > 0 else math.inf
 

@@ -5,10 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from crosscope.app.columns import AXES, CLASS_OF_NUMBER, CSV_COLUMNS, ERROR_HELP, ERRORS, FLOORED, is_difference
+from crosscope import _tables
+from crosscope.app.columns import AXES, CLASS_OF_NUMBER, SHOWN, is_difference
 from crosscope.app.palette import CLASS_NAMES
 from crosscope.app.table_view import Column
-from crosscope.app.text import UNDEFINED, at_least
+from crosscope.app.text import at_least
 
 
 def figures(values: Sequence[float] | np.ndarray, text: str, floor: float = math.inf) -> list[str]:
@@ -16,7 +17,7 @@ def figures(values: Sequence[float] | np.ndarray, text: str, floor: float = math
     cells = []
     for value in values:
         if value is None or math.isnan(value):
-            cells.append(UNDEFINED)
+            cells.append(_tables.UNDEFINED)
         else:
             cells.append(at_least(text % value, value, floor))
     return cells
@@ -45,14 +46,14 @@ def of_latents(
     found = [Column("latent", [str(latent) for latent in ids])]
     found += [Column("class", classes, class_help(columns), is_text=True), *more]
     for name in names:
-        axis = AXES.get(name)
-        limit = floor if name in FLOORED else math.inf
-        cells = figures(columns[name][ids], axis.format if axis else "%.3f", limit)
-        link, direction = order(name) if order and axis else ("", "")
-        head, help_ = (axis.short, axis.help) if axis else (ERRORS[name], ERROR_HELP)
+        column = SHOWN[name]
+        limit = floor if column.is_floored else math.inf
+        cells = figures(columns[name][ids], column.format, limit)
+        link, direction = order(name) if order and name in AXES else ("", "")
+        meaning = column.meaning
         if limit < math.inf:
-            help_ += f" {at_least(f'{limit:.2f}', limit, limit)} is the largest value that the analysis can give."
-        found.append(Column(head, cells, help_, order=link, ordered=direction))
+            meaning += f" {at_least(f'{limit:.2f}', limit, limit)} is the largest value that the analysis can give."
+        found.append(Column(column.short, cells, meaning, order=link, ordered=direction))
     return found
 
 
@@ -61,5 +62,5 @@ def csv(ids: np.ndarray, columns: Mapping[str, np.ndarray]) -> str:
     import pandas as pd
 
     classes = np.array(CLASS_OF_NUMBER)[columns["latent_class"][ids].astype(int)]
-    frame = {"id": ids, "latent_class": classes, **{name: columns[name][ids] for name in CSV_COLUMNS}}
+    frame = {"id": ids, "latent_class": classes, **{name: columns[name][ids] for name in SHOWN}}
     return pd.DataFrame(frame).to_csv(index=False)

@@ -3,8 +3,8 @@
 import math
 import re
 
-UNDEFINED = "–"
-"""What stands for a value that is undefined."""
+from crosscope import _tables
+
 PART = "⋯"
 """What stands for a token that only goes on with the character of the token before it."""
 _PATH = re.compile(r"(?<![\w/.:~-])(?:unix:)?(?:/[^\s/'\",;:()<>\[\]]+){2,}/?|(?<=unix:)/[^\s'\",;()]+")
@@ -14,9 +14,8 @@ _LAYOUT = ("jobs", "crosscoders", "pairs")
 
 def number(value: float | None, digits: int = 3, floor: float = math.inf) -> str:
     """A figure for people; "–" where undefined, "≥" where it has reached a `floor` of the measurement."""
-    if value is None or math.isnan(value):
-        return UNDEFINED
-    return at_least(f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}", value, floor)
+    shown = _tables.number(value, digits)
+    return shown if value is None else at_least(shown, value, floor)
 
 
 def at_least(shown: str, value: float, floor: float) -> str:
@@ -36,7 +35,7 @@ def count(value: float) -> str:
 
 def visible(text: str) -> str:
     """A token's text with white space made visible; a token that is the rest of a character shows as "⋯"."""
-    return text.replace("\n", "↵").replace("\t", "⇥").replace(" ", "␣") or PART
+    return _tables.marked(text) or PART
 
 
 def plain(text: str) -> str:

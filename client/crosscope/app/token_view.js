@@ -1,8 +1,5 @@
-// The token view. Pieces are set through textContent only. See token_view.py for the data.
-const ROLES = ["", "text", "beginning of sequence", "role header", "turn end", "system", "user", "assistant",
-  "reasoning", "tool", "padding"];
-const TEMPLATE = new Set([2, 3, 4, 10]);
-const KINDS = { 8: "reasoning", 9: "tool" };
+// The token view. Pieces are set through textContent only. See token_view.py for the data, and for ROLES, TEMPLATE,
+// KINDS and MARKS.
 const SHOWN_LATENTS = 8;
 const views = new WeakMap();
 
@@ -21,8 +18,7 @@ function button(text, onClick) {
 }
 
 const number = (value) => (value >= 100 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toFixed(2));
-const visible = (piece) => piece.replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll(" ", "␣")
-  || "(rest of the character before)";
+const visible = (piece) => [...piece].map((c) => MARKS[c] ?? c).join("") || "(rest of the character before)";
 
 class TokenView {
   constructor(root) {
@@ -127,7 +123,7 @@ class TokenView {
 
   token(strip, index, piece, position) {
     const node = element("span", "token", piece);
-    if (TEMPLATE.has(strip.roles[position])) node.classList.add("template");
+    if (TEMPLATE.includes(strip.roles[position])) node.classList.add("template");
     if (strip.roles[position] in KINDS) node.classList.add(KINDS[strip.roles[position]]);
     if (position in strip.left_out) node.classList.add("left-out");
     if (piece === "") node.classList.add("part");

@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 from streamlit.components import v2
 
-from crosscope import LeftOut
+from crosscope import LeftOut, TokenRole, _tables
 from crosscope.app.palette import css_variables
+from crosscope.app.text import PART
+from crosscope_proto.roles import TEMPLATE_ROLES
 
 _FOLDER = Path(__file__).parent
 REASONS = {
@@ -27,6 +29,22 @@ REASONS = {
     LeftOut.PAD: "it is padding",
 }
 """Why training and analysis leave a token out."""
+
+ROLES = {
+    TokenRole.TEXT: "text",
+    TokenRole.BOS: "beginning of sequence",
+    TokenRole.HEADER: "role header",
+    TokenRole.TURN_END: "turn end",
+    TokenRole.SYSTEM: "system",
+    TokenRole.USER: "user",
+    TokenRole.ASSISTANT: "assistant",
+    TokenRole.REASONING: "reasoning",
+    TokenRole.TOOL: "tool",
+    TokenRole.PAD: "padding",
+}
+"""What one token is for."""
+KINDS = {TokenRole.REASONING: "reasoning", TokenRole.TOOL: "tool"}
+"""Style classes of tokens of a role."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +99,21 @@ def _component() -> Any:
     return v2.component(
         "crosscope_token_view",
         html='<div class="root"></div>',
-        css=css_variables(".root") + (_FOLDER / "token_view.css").read_text("utf-8"),
-        js=(_FOLDER / "token_view.js").read_text("utf-8"),
+        css=css_variables(".root") + _mark_variables() + (_FOLDER / "token_view.css").read_text("utf-8"),
+        js=_constants() + (_FOLDER / "token_view.js").read_text("utf-8"),
     )
+
+
+def _mark_variables() -> str:
+    """A rule that gives the style sheet the marks of line ends, of blanks and of the rest of a character."""
+    marks = {"newline": _tables.MARKS["\n"], "blank": _tables.MARKS[" "], "part": PART}
+    return ".root {" + "".join(f' --xs-{name}: "{mark}";' for name, mark in marks.items()) + " }\n"
+
+
+def _constants() -> str:
+    """What the script knows of roles and marks."""
+    constants = {"ROLES": ROLES, "TEMPLATE": sorted(TEMPLATE_ROLES), "KINDS": KINDS, "MARKS": _tables.MARKS}
+    return "".join(f"const {name} = {json.dumps(value)};\n" for name, value in constants.items())
 
 
 def _packed(strip: Strip) -> dict[str, Any]:

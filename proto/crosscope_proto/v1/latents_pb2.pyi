@@ -391,6 +391,26 @@ class Latent(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class MoreEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ID_FIELD_NUMBER: _builtins.int
     LATENT_CLASS_FIELD_NUMBER: _builtins.int
     NORM_BASE_FIELD_NUMBER: _builtins.int
@@ -418,6 +438,7 @@ class Latent(_message.Message):
     BETA_RATIO_FIELD_NUMBER: _builtins.int
     PART_FIELD_NUMBER: _builtins.int
     REPEAT_SHARE_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Its id, 0 to num_latents - 1."""
     latent_class: Global___LatentClass.ValueType
@@ -500,6 +521,10 @@ class Latent(_message.Message):
         latent is chat-specific (math §2).
         """
 
+    @_builtins.property
+    def more(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Columns of numbers that have no field of their own, by name. One whose value is undefined (NaN) is left out."""
+
     def __init__(
         self,
         *,
@@ -530,10 +555,11 @@ class Latent(_message.Message):
         beta_ratio: Global___Estimate | None = ...,
         part: _builtins.str = ...,
         repeat_share: _builtins.float | None = ...,
+        more: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_base_uselessness", b"_base_uselessness", "_base_uselessness_ls", b"_base_uselessness_ls", "_base_uselessness_single", b"_base_uselessness_single", "_repeat_share", b"_repeat_share", "base_direction", b"base_direction", "base_uselessness", b"base_uselessness", "base_uselessness_ls", b"base_uselessness_ls", "base_uselessness_single", b"base_uselessness_single", "beta_ratio", b"beta_ratio", "chat_direction", b"chat_direction", "frequency", b"frequency", "mean", b"mean", "repeat_share", b"repeat_share"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_base_uselessness", b"_base_uselessness", "_base_uselessness_ls", b"_base_uselessness_ls", "_base_uselessness_single", b"_base_uselessness_single", "_repeat_share", b"_repeat_share", "base_direction", b"base_direction", "base_uselessness", b"base_uselessness", "base_uselessness_ls", b"base_uselessness_ls", "base_uselessness_single", b"base_uselessness_single", "beta_ratio", b"beta_ratio", "chat_direction", b"chat_direction", "coactive", b"coactive", "cosine", b"cosine", "dataset_shares", b"dataset_shares", "frequency", b"frequency", "histogram", b"histogram", "id", b"id", "latent_class", b"latent_class", "logit_tokens_base", b"logit_tokens_base", "logit_tokens_chat", b"logit_tokens_chat", "max", b"max", "mean", b"mean", "neighbours", b"neighbours", "norm_base", b"norm_base", "norm_chat", b"norm_chat", "num_active", b"num_active", "part", b"part", "rel_norm", b"rel_norm", "repeat_share", b"repeat_share", "role_shares", b"role_shares", "template_share", b"template_share", "top_tokens", b"top_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_base_uselessness", b"_base_uselessness", "_base_uselessness_ls", b"_base_uselessness_ls", "_base_uselessness_single", b"_base_uselessness_single", "_repeat_share", b"_repeat_share", "base_direction", b"base_direction", "base_uselessness", b"base_uselessness", "base_uselessness_ls", b"base_uselessness_ls", "base_uselessness_single", b"base_uselessness_single", "beta_ratio", b"beta_ratio", "chat_direction", b"chat_direction", "coactive", b"coactive", "cosine", b"cosine", "dataset_shares", b"dataset_shares", "frequency", b"frequency", "histogram", b"histogram", "id", b"id", "latent_class", b"latent_class", "logit_tokens_base", b"logit_tokens_base", "logit_tokens_chat", b"logit_tokens_chat", "max", b"max", "mean", b"mean", "more", b"more", "neighbours", b"neighbours", "norm_base", b"norm_base", "norm_chat", b"norm_chat", "num_active", b"num_active", "part", b"part", "rel_norm", b"rel_norm", "repeat_share", b"repeat_share", "role_shares", b"role_shares", "template_share", b"template_share", "top_tokens", b"top_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__base_uselessness: _TypeAlias = _typing.Literal["base_uselessness"]  # noqa: Y015
     _WhichOneofArgType__base_uselessness: _TypeAlias = _typing.Literal["_base_uselessness", b"_base_uselessness"]  # noqa: Y015
@@ -1216,7 +1242,7 @@ class GetAtlasRequest(_message.Message):
     """The version to answer from; unset: the current one. One that is gone answers FAILED_PRECONDITION."""
     @_builtins.property
     def columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Scalar columns of latents.parquet but part, and shares; latent_class comes as the numbers of LatentClass."""
+        """Scalar columns of latents.parquet, and shares. A column of texts comes as numbers, see GetAtlasResponse.categories."""
 
     def __init__(
         self,
@@ -1246,6 +1272,7 @@ class GetAtlasResponse(_message.Message):
     VALUES_FIELD_NUMBER: _builtins.int
     NUM_LATENTS_FIELD_NUMBER: _builtins.int
     VERSION_ID_FIELD_NUMBER: _builtins.int
+    CATEGORIES_FIELD_NUMBER: _builtins.int
     column: _builtins.str
     """The column."""
     latent_start: _builtins.int
@@ -1256,6 +1283,12 @@ class GetAtlasResponse(_message.Message):
     """Number of latents in the table."""
     version_id: _builtins.str
     """The version that answered."""
+    @_builtins.property
+    def categories(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of a column of texts: value n stands for categories[n], and 0 for the empty text. Empty for columns of numbers. The
+        numbers of latent_class are those of LatentClass.
+        """
+
     def __init__(
         self,
         *,
@@ -1264,10 +1297,11 @@ class GetAtlasResponse(_message.Message):
         values: _builtins.bytes = ...,
         num_latents: _builtins.int = ...,
         version_id: _builtins.str = ...,
+        categories: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["column", b"column", "latent_start", b"latent_start", "num_latents", b"num_latents", "values", b"values", "version_id", b"version_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["categories", b"categories", "column", b"column", "latent_start", b"latent_start", "num_latents", b"num_latents", "values", b"values", "version_id", b"version_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

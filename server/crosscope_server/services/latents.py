@@ -156,6 +156,7 @@ class LatentsService(latents_pb2_grpc.LatentsServicer):
                 values=values,
                 num_latents=version.table.num_latents,
                 version_id=version.version_id,
+                categories=version.table.categories(column),
             )
 
     async def _version(self, request: _OfVersion, token: PageToken | None = None) -> Version:

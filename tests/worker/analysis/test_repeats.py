@@ -91,6 +91,7 @@ def test_examples_are_distinct_around_the_peak_and_say_for_how_many_they_stand(t
     # The token 8 at the start of the second of its texts repeats that of the first.
     assert latents["repeat_share"][0] == pytest.approx(30 / 32)
     assert np.isnan(latents["repeat_share"][1])
+    assert latents["num_texts"] == [2, 0]
     num_tokens = sum(map(len, rows))
     assert analysis.metrics["repeat_share"] == pytest.approx((29 * len(SYSTEM_PROMPT) + 1) / num_tokens)
 

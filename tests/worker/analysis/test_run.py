@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from crosscope_proto import artefacts as layout
+from crosscope_proto.column import arrow_schema
+from crosscope_proto.columns import BEHAVIOUR_COLUMNS, EXAMPLE_COLUMNS, LATENT_COLUMNS, SEQUENCE_COLUMNS
 from crosscope_proto.roles import NUM_ROLES
 from crosscope_worker.analysis import AnalysisError, analyse
+from crosscope_worker.analysis import run as analysis_run
+from crosscope_worker.analysis.latents import GROUPS, latent_table
 from crosscope_worker.work import Cancelled, silent
 
 
@@ -19,10 +22,10 @@ def run(world, tokenizer, pair=None, progress=silent):
 def test_tables_have_every_column_and_row(make_world, tokenizer):
     world = make_world()
     analysis = run(world, tokenizer)
-    assert analysis.latents.schema == layout.arrow_schema(layout.LATENT_COLUMNS)
-    assert analysis.sequences.schema == layout.arrow_schema(layout.SEQUENCE_COLUMNS)
-    assert analysis.examples.schema == layout.arrow_schema(layout.EXAMPLE_COLUMNS)
-    assert analysis.behaviours.schema == layout.arrow_schema(layout.BEHAVIOUR_COLUMNS)
+    assert analysis.latents.schema == arrow_schema(LATENT_COLUMNS)
+    assert analysis.sequences.schema == arrow_schema(SEQUENCE_COLUMNS)
+    assert analysis.examples.schema == arrow_schema(EXAMPLE_COLUMNS)
+    assert analysis.behaviours.schema == arrow_schema(BEHAVIOUR_COLUMNS)
     assert analysis.latents["id"].to_pylist() == list(range(13))
     assert analysis.sequences["id"].to_pylist() == list(range(analysis.sequences.num_rows))
     assert analysis.num_tokens == sum(len(harvest.x) for harvest in world.harvests)
@@ -31,6 +34,15 @@ def test_tables_have_every_column_and_row(make_world, tokenizer):
     assert analysis.metrics["dead_share"] == pytest.approx(2 / 13)
     assert sum(analysis.class_counts.values()) == 13
     assert analysis.class_counts["dead"] == 2
+
+
+def test_every_column_is_computed_once_and_none_beside(make_world, tokenizer, monkeypatch):
+    kept = []
+    monkeypatch.setattr(analysis_run, "latent_table", lambda found: kept.append(found) or latent_table(found))
+    run(make_world(), tokenizer)
+    [found] = kept
+    computed = [name for group in GROUPS for name in group(found)]
+    assert sorted(computed) == sorted(column.name for column in LATENT_COLUMNS)
 
 
 def test_a_dictionary_of_differences(make_world, tokenizer):
@@ -68,12 +80,14 @@ def test_statistics_equal_a_loop(make_world, tokenizer):
     code, _, _, _ = world.all()
     norms = world.crosscoder.code_norms().double().numpy()
     roles = np.concatenate([block.role.numpy() for block in world.blocks()])
+    texts = np.concatenate([block.text.numpy() for block in world.blocks()])
     sets = np.concatenate([block.dataset.numpy() for block in world.blocks()])
     table = latents.to_pydict()
     for j in range(world.crosscoder.num_latents):
         scaled = code[:, j] * norms[j]
         active = scaled > 0
         assert table["num_active"][j] == active.sum()
+        assert table["num_texts"][j] == len(set(texts[active].tolist()))
         assert table["frequency"][j] == pytest.approx(active.mean(), rel=1e-6)
         assert table["max"][j] == pytest.approx(scaled.max(), rel=1e-5)
         assert sum(table["histogram"][j]) == active.sum()

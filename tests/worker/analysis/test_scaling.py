@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from crosscope_proto.artefacts import SCALING_DIRECTIONS, beta_column
 from crosscope_proto.roles import MODEL_NAMES
+from crosscope_proto.scaling_columns import SCALING_DIRECTIONS, beta_column
 from crosscope_worker.analysis.block import encode_block
 from crosscope_worker.analysis.moments import Moments, ShardSums
 from crosscope_worker.analysis.scaling import directions, estimates, jackknife

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crosscope_proto.artefacts import LATENT_COLUMNS
+from crosscope_proto.columns import LATENT_COLUMNS
 from crosscope_worker.analysis import analyse, uselessness
 from crosscope_worker.analysis.nnls import nnls
 from crosscope_worker.analysis.uselessness import ChatOnlySums, pearson, ranks

@@ -13,6 +13,8 @@ import torch
 
 from crosscope_proto import artefacts as layout
 from crosscope_proto.artefacts import PairManifest
+from crosscope_proto.column import arrow_schema
+from crosscope_proto.columns import BEHAVIOUR_COLUMNS, EXAMPLE_COLUMNS, LATENT_COLUMNS, SEQUENCE_COLUMNS
 from crosscope_worker.analysis import Analysis
 from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.dictionary.load import load_crosscoder
@@ -47,7 +49,7 @@ def crosscoder(seed: int = 0) -> Crosscoder:
 
 def analysis(mark: float = 0.0) -> Analysis:
     """Tables with a few rows; latent j has one example for every even j, and `max` is `mark` everywhere."""
-    latents = layout.arrow_schema(layout.LATENT_COLUMNS)
+    latents = arrow_schema(LATENT_COLUMNS)
     rows = [{"id": j, "latent_class": "shared", "max": mark} for j in range(NUM_LATENTS)]
     examples = [
         {"latent": j, "dataset": "chats", "group": "top", "quantile": 0, "rank": 0, "sequence": 0, "max": 1.0}
@@ -57,9 +59,9 @@ def analysis(mark: float = 0.0) -> Analysis:
     sequence = {"id": 0, "dataset": "chats", "token_ids": [2, 5], "pieces": ["<bos>", "a"], "roles": [2, 1]}
     return Analysis(
         latents=pa.Table.from_pylist(rows, schema=latents),
-        sequences=pa.Table.from_pylist([sequence], schema=layout.arrow_schema(layout.SEQUENCE_COLUMNS)),
-        examples=pa.Table.from_pylist(examples, schema=layout.arrow_schema(layout.EXAMPLE_COLUMNS)),
-        behaviours=layout.arrow_schema(layout.BEHAVIOUR_COLUMNS).empty_table(),
+        sequences=pa.Table.from_pylist([sequence], schema=arrow_schema(SEQUENCE_COLUMNS)),
+        examples=pa.Table.from_pylist(examples, schema=arrow_schema(EXAMPLE_COLUMNS)),
+        behaviours=arrow_schema(BEHAVIOUR_COLUMNS).empty_table(),
         datasets=("chats",),
         num_tokens=2,
         num_shards=1,

@@ -14,7 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from crosscope_proto.artefacts import LATENT_COLUMNS, CrosscoderManifest, arrow_schema
+from crosscope_proto.artefacts import CrosscoderManifest
+from crosscope_proto.column import arrow_schema
+from crosscope_proto.columns import LATENT_COLUMNS
 from crosscope_proto.recipe import CrosscoderRecipe, PublishedRecipe, parse_recipe, recipe_dict
 from crosscope_worker.analysis import AnalysisError
 from crosscope_worker.data.harvest import HarvestError

@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from crosscope_proto.artefacts import BEHAVIOUR_COLUMNS, arrow_schema
+from crosscope_proto.column import arrow_schema
+from crosscope_proto.columns import BEHAVIOUR_COLUMNS
 from crosscope_proto.roles import TokenRole
 from crosscope_worker.analysis.store import Segments, Store, ranges
 

@@ -14,7 +14,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from crosscope_proto.artefacts import EXAMPLE_COLUMNS, SEQUENCE_COLUMNS, ExampleGroup, arrow_schema
+from crosscope_proto.artefacts import ExampleGroup
+from crosscope_proto.column import arrow_schema
+from crosscope_proto.columns import EXAMPLE_COLUMNS, SEQUENCE_COLUMNS
 from crosscope_proto.specs import AnalysisSpec
 from crosscope_worker.analysis.columns import chosen, lists, plain
 from crosscope_worker.analysis.repeats import Hashes, WindowHashes

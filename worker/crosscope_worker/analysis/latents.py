@@ -1,25 +1,29 @@
-"""The table of latents: every LATENT_COLUMN from sums, decoder rows and chosen examples.
+"""The table of latents: every LATENT_COLUMN from sums, decoder rows and chosen examples, a group at a time.
 
 Knows which module computes which column; no formulas.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from crosscope_proto.artefacts import LATENT_COLUMNS, arrow_schema, beta_column
+from crosscope_proto.column import arrow_schema
+from crosscope_proto.columns import LATENT_COLUMNS
 from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
+from crosscope_proto.scaling_columns import beta_column
 from crosscope_proto.specs import AnalysisSpec
 from crosscope_worker.analysis.coactivation import CoActivation
 from crosscope_worker.analysis.columns import chosen, lists, matrix
-from crosscope_worker.analysis.geometry import classes, difference_classes, geometry, neighbours
+from crosscope_worker.analysis.geometry import Geometry, classes, difference_classes, geometry, neighbours
 from crosscope_worker.analysis.lens import Lens
 from crosscope_worker.analysis.moments import Moments, ShardSums
 from crosscope_worker.analysis.scaling import Estimates, directions, estimates, jackknife
-from crosscope_worker.analysis.uselessness import ChatOnlySums, score
+from crosscope_worker.analysis.uselessness import ChatOnlySums, Uselessness, score
 from crosscope_worker.dictionary.crosscoder import DIFFERENCE, Crosscoder
 from crosscope_worker.tokenizer.pieces import lone_pieces
 
@@ -27,64 +31,139 @@ if TYPE_CHECKING:
     from crosscope_worker.tokenizer.tokens import TextTokenizer
 
 Ints = NDArray[np.int64]
+Columns = dict[str, Any]
+"""Name of a column to its values, [latent]."""
 
 
-def latent_table(
-    crosscoder: Crosscoder,
-    moments: Moments,
-    sums: ShardSums,
-    chat_only: ChatOnlySums,
-    coactivation: CoActivation,
-    peaks: tuple[Ints, Ints],
-    spec: AnalysisSpec,
-    tokenizer: "TextTokenizer",
-    lenses: Sequence[Lens | None],
-    parts: Sequence[str],
-) -> tuple[pa.Table, dict[str, float]]:
-    """The table of LATENT_COLUMNS, a row a latent by id, and the facts about base uselessness.
+@dataclass(frozen=True)
+class Measured:
+    """What the analysis found, from which columns are computed."""
 
-    `peaks` are the ids and counts of examples.top_tokens; `lenses` those of both models, None for an empty column;
-    `parts: [latent]` are empty where the dictionary has none.
-    """
-    rows = directions(crosscoder)
-    values, errors = jackknife(sums, lambda each: estimates(each, rows))
-    useless = score(
-        crosscoder, chat_only, sums.error[:, CHAT, BASE].sum(axis=0), values[beta_column("", "err", "base")], spec
-    )
-    num_active = sums.count.sum(axis=0).astype(np.uint64)
-    shape = geometry(crosscoder)
-    rel_norm = shape.rel_norm.cpu().numpy()
-    nearest, cosines = neighbours(crosscoder.W_dec)
-    together, indices = coactivation.strongest(crosscoder.num_latents)
-    columns: dict[str, Any] = {
-        "id": np.arange(crosscoder.num_latents, dtype=np.uint32),
-        "latent_class": _classes(crosscoder, values, rel_norm, num_active),
-        "part": list(parts) or [""] * crosscoder.num_latents,
+    crosscoder: Crosscoder
+    moments: Moments
+    chat_only: ChatOnlySums
+    coactivation: CoActivation
+    peaks: tuple[Ints, Ints]
+    """Ids and counts of examples.top_tokens."""
+    spec: AnalysisSpec
+    tokenizer: "TextTokenizer"
+    lenses: Sequence[Lens | None]
+    """Of both models; None for an empty column."""
+    parts: Sequence[str]
+    """[latent]; empty where the dictionary has none."""
+
+    @cached_property
+    def sums(self) -> ShardSums:
+        """The sums of each shard."""
+        return self.moments.shard_sums()
+
+    @cached_property
+    def num_active(self) -> NDArray[np.uint64]:
+        """[latent] tokens on which it fired."""
+        return self.sums.count.sum(axis=0).astype(np.uint64)
+
+    @cached_property
+    def shape(self) -> Geometry:
+        """Norms and cosines of the decoder rows."""
+        return geometry(self.crosscoder)
+
+    @cached_property
+    def estimates(self) -> tuple[Estimates, Estimates]:
+        """Every estimate and its standard error."""
+        rows = directions(self.crosscoder)
+        return jackknife(self.sums, lambda each: estimates(each, rows))
+
+    @cached_property
+    def useless(self) -> Uselessness:
+        """Base uselessness in its three definitions."""
+        errors, beta = self.sums.error[:, CHAT, BASE].sum(axis=0), self.estimates[0][beta_column("", "err", "base")]
+        return score(self.crosscoder, self.chat_only, errors, beta, self.spec)
+
+
+def _ids(found: Measured) -> Columns:
+    return {"id": np.arange(found.crosscoder.num_latents, dtype=np.uint32)}
+
+
+def _kinds(found: Measured) -> Columns:
+    rel_norm = found.shape.rel_norm.cpu().numpy()
+    return {
+        "latent_class": _classes(found.crosscoder, found.estimates[0], rel_norm, found.num_active),
+        "part": list(found.parts) or [""] * found.crosscoder.num_latents,
+    }
+
+
+def _rows(found: Measured) -> Columns:
+    shape = found.shape
+    nearest, cosines = neighbours(found.crosscoder.W_dec)
+    return {
         "norm_base": shape.norm_base.cpu().numpy(),
         "norm_chat": shape.norm_chat.cpu().numpy(),
-        "rel_norm": rel_norm,
+        "rel_norm": shape.rel_norm.cpu().numpy(),
         "cosine": shape.cosine.cpu().numpy(),
-        "num_active": num_active,
+        "neighbours": matrix(nearest.cpu().numpy()),
+        "neighbour_cosines": matrix(cosines.cpu().numpy()),
+    }
+
+
+def _activity(found: Measured) -> Columns:
+    moments = found.moments
+    return {
+        "num_active": found.num_active,
+        "num_texts": moments.num_texts(),
         "max": moments.largest(),
         "repeat_share": moments.repeat_shares(),
-        "base_uselessness": useless.trained,
-        "base_uselessness_ls": useless.least_squares,
-        "base_uselessness_single": useless.single,
         "template_share": moments.template_share(),
         "role_shares": matrix(moments.role_shares()),
         "dataset_shares": matrix(moments.dataset_shares()),
         "histogram": matrix(moments.histogram()[0]),
-        "top_tokens": _pieces(*peaks, tokenizer),
-        "neighbours": matrix(nearest.cpu().numpy()),
-        "neighbour_cosines": matrix(cosines.cpu().numpy()),
-        "coactive": _ragged(together, np.uint32),
-        "coactive_indices": _ragged(indices, np.float32),
     }
-    columns |= values | {f"{name}_se": error for name, error in errors.items()}
-    for model, (name, lens) in enumerate(zip(MODEL_NAMES, lenses, strict=True)):
-        columns[f"logit_tokens_{name}"] = _pieces(*_lens(crosscoder, model, lens), tokenizer)
+
+
+def _estimates(found: Measured) -> Columns:
+    values, errors = found.estimates
+    return values | {f"{name}_se": error for name, error in errors.items()}
+
+
+def _uselessness(found: Measured) -> Columns:
+    return {
+        "base_uselessness": found.useless.trained,
+        "base_uselessness_ls": found.useless.least_squares,
+        "base_uselessness_single": found.useless.single,
+    }
+
+
+def _tokens(found: Measured) -> Columns:
+    columns = {"top_tokens": _pieces(*found.peaks, found.tokenizer)}
+    for model, (name, lens) in enumerate(zip(MODEL_NAMES, found.lenses, strict=True)):
+        columns[f"logit_tokens_{name}"] = _pieces(*_lens(found.crosscoder, model, lens), found.tokenizer)
+    return columns
+
+
+def _together(found: Measured) -> Columns:
+    together, indices = found.coactivation.strongest(found.crosscoder.num_latents)
+    return {"coactive": _ragged(together, np.uint32), "coactive_indices": _ragged(indices, np.float32)}
+
+
+GROUPS: tuple[Callable[[Measured], Columns], ...] = (
+    _ids,
+    _kinds,
+    _rows,
+    _activity,
+    _estimates,
+    _uselessness,
+    _tokens,
+    _together,
+)
+"""Each computes some of LATENT_COLUMNS; together they compute every one, and none twice."""
+
+
+def latent_table(found: Measured) -> pa.Table:
+    """The table of LATENT_COLUMNS, a row a latent by id."""
+    columns: Columns = {}
+    for group in GROUPS:
+        columns |= group(found)
     schema = arrow_schema(LATENT_COLUMNS)
-    return pa.table({name: columns[name] for name in schema.names}, schema=schema), useless.facts
+    return pa.table({name: columns[name] for name in schema.names}, schema=schema)
 
 
 def _ragged(rows: "Sequence[NDArray[Any]]", dtype: type[np.generic]) -> "pa.Array[Any]":

@@ -1,6 +1,6 @@
 """Sums per latent over the held-out tokens, and the first statistics that follow from them.
 
-Memory: `(4 + 8) · shards + bins + roles + data sets + 1` eight-byte numbers a latent, for instance 220 MB for 73 728
+Memory: `(4 + 8) · shards + bins + roles + data sets + 2` eight-byte numbers a latent, for instance 220 MB for 73 728
 latents, 20 shards and 2 data sets (a sixth more for a decoupled code), and ROW_SUM_BYTES of scratch; independent of
 the number of tokens.
 
@@ -83,6 +83,7 @@ class Moments:
         self._max = zeros(latents, dtype=torch.float32)
         self._repeats = zeros(latents)
         self._num_repeats = 0
+        self._num_texts = zeros(latents)
         self._role_mass = zeros(latents, NUM_ROLES)
         self._dataset_mass = zeros(latents, num_datasets)
         self._edges = torch.logspace(
@@ -102,6 +103,7 @@ class Moments:
                 _add_at(self._kept[model], shard, latents, raw * raw * block.kept[model])
         self._num_repeats += int(block.repeats.sum())
         self._repeats.index_add_(0, latents, block.repeats[block.tokens].double())
+        self._num_texts += torch.bincount(_once_a_text(block), minlength=len(self._num_texts))
         self._max.scatter_reduce_(0, latents, block.scaled, "amax")
         _add_at(self._role_mass, latents, block.role[block.tokens], scaled)
         _add_at(self._dataset_mass, latents, block.dataset[block.tokens], scaled)
@@ -153,6 +155,10 @@ class Moments:
         """Share of its active tokens that repeat an earlier text, [latent]; NaN where it never fired."""
         return (self._repeats / self._sums[0].sum(dim=0)).cpu().numpy()
 
+    def num_texts(self) -> Floats:
+        """Texts in which it fired on a token that repeats no earlier text, [latent]."""
+        return self._num_texts.cpu().numpy()
+
     def role_shares(self) -> Floats:
         """Share of activation mass by TokenRole, [latent, role]; NaN where it never fired."""
         return _shares(self._role_mass)
@@ -171,6 +177,16 @@ class Moments:
         first, last = (int(used[0]), int(used[-1])) if len(used) else (0, 0)
         counts = self._histogram[:, first : last + 1].cpu().numpy().astype(np.uint32)
         return counts, tuple(self._edges[first : last + 2].tolist())
+
+
+def _once_a_text(block: Block) -> Tensor:
+    """Each latent once for every text in which it fires on a token that repeats no earlier text, int64."""
+    own = ~block.repeats[block.tokens]
+    latents, texts = block.latents[own], block.text[block.tokens[own]]
+    # Pairs are ordered by latent, then by text.
+    is_first = torch.ones(len(latents), dtype=torch.bool, device=latents.device)
+    is_first[1:] = (latents[1:] != latents[:-1]) | (texts[1:] != texts[:-1])
+    return latents[is_first]
 
 
 def _add_at(table: Tensor, rows: Tensor, columns: Tensor, values: Tensor) -> None:

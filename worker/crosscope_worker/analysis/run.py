@@ -26,7 +26,7 @@ from crosscope_worker.analysis.examples import (
 )
 from crosscope_worker.analysis.geometry import CHAT_ONLY_ABOVE, geometry
 from crosscope_worker.analysis.intake import blocks
-from crosscope_worker.analysis.latents import latent_table
+from crosscope_worker.analysis.latents import Measured, latent_table
 from crosscope_worker.analysis.lens import find_lenses
 from crosscope_worker.analysis.moments import Moments
 from crosscope_worker.analysis.quality import Quality
@@ -135,12 +135,10 @@ def _finish(
     progress(STAGE, 0.92, "scoring behaviours")
     behaviours = behaviour_table(store, segments)
     progress(STAGE, 0.94, "scoring every latent")
-    sums = moments.shard_sums()
     peaks = top_tokens(choice, segments, store, crosscoder.num_latents)
     lenses, unavailable = find_lenses(pair)
-    latents, useless = latent_table(
-        crosscoder, moments, sums, chat_only, coactivation, peaks, spec, tokenizer, lenses, parts
-    )
+    measured = Measured(crosscoder, moments, chat_only, coactivation, peaks, spec, tokenizer, lenses, parts)
+    latents = latent_table(measured)
     progress(STAGE, 0.99, "writing the tables")
     found = latents.column("latent_class").to_pylist()
     num_living = len(found) - found.count(str(LatentClass.DEAD))
@@ -151,11 +149,11 @@ def _finish(
         examples=examples,
         behaviours=behaviours,
         datasets=tuple(datasets),
-        num_tokens=int(sums.num_tokens.sum()),
-        num_shards=sums.num_shards,
+        num_tokens=int(measured.sums.num_tokens.sum()),
+        num_shards=measured.sums.num_shards,
         metrics=quality.metrics() | living | {"repeat_share": moments.repeat_share()},
         class_counts={str(each): found.count(str(each)) for each in LatentClass},
         histogram_edges=moments.histogram()[1],
-        uselessness=useless,
+        uselessness=measured.useless.facts,
         unavailable=unavailable,
     )

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from crosscope_proto.artefacts import SCALING_DIRECTIONS, beta_column
 from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
+from crosscope_proto.scaling_columns import SCALING_DIRECTIONS, beta_column
 from crosscope_worker.analysis.geometry import inner_products
 from crosscope_worker.analysis.moments import ShardSums
 from crosscope_worker.dictionary.crosscoder import Crosscoder

@@ -29,6 +29,8 @@ from safetensors import SafetensorError
 
 from crosscope_proto import artefacts as layout
 from crosscope_proto.artefacts import CrosscoderManifest, PairManifest
+from crosscope_proto.column import arrow_schema
+from crosscope_proto.columns import METRIC_COLUMNS
 from crosscope_worker.analysis import Analysis
 from crosscope_worker.data.norms import NormBounds
 from crosscope_worker.dictionary.crosscoder import TENSORS, Crosscoder
@@ -231,7 +233,7 @@ def _write_tables(
     folder: Path, analysis: Analysis, curves: Sequence[tuple[int, str, float]], num_latents: int
 ) -> dict[str, str]:
     """Writes every table; returns the SHA-256 of each file by its name below the folder."""
-    schema = layout.arrow_schema(layout.METRIC_COLUMNS)
+    schema = arrow_schema(METRIC_COLUMNS)
     rows = [dict(zip(schema.names, row, strict=True)) for row in curves]
     _write_table(folder / layout.METRICS, pa.Table.from_pylist(rows, schema=schema))
     _write_table(folder / layout.LATENTS, analysis.latents)

@@ -9,7 +9,7 @@ import streamlit as st
 
 from crosscope import CrosscoderInfo
 from crosscope.app import address, charts, panels, session, tables, url
-from crosscope.app.columns import AXES, CLASS_OF_NUMBER, FLOORED, evidence, is_defined
+from crosscope.app.columns import AXES, CLASS_OF_NUMBER, evidence, is_defined
 from crosscope.app.palette import CLASS_NAMES
 from crosscope.app.selection import (
     DEFAULT_X,
@@ -80,24 +80,21 @@ def controls(selection: Selection, info: CrosscoderInfo, columns: Mapping[str, n
     )
     server_filters(session.parts(info.name, info.version_id))
     filters = st.columns(4)
-    url.slider(
-        filters[0],
-        "log₁₀ firing frequency",
-        FREQUENCY_RANGE,
-        0.1,
-        selection.frequency,
-        "freq",
-        help=AXES["frequency"].help,
+    frequency = selection.frequency
+    help_ = AXES["frequency"].meaning
+    url.slider(filters[0], charts.axis_title("frequency"), FREQUENCY_RANGE, 0.1, frequency, "freq", help=help_)
+    limits = (
+        ("nu_err", NU_LIMIT, selection.nu_err, "nu_err"),
+        ("nu_rec", NU_LIMIT, selection.nu_rec, "nu_rec"),
+        ("template_share", 1.0, selection.template, "template"),
     )
-    nu = (0.0, NU_LIMIT)
-    url.slider(filters[1], "ν error at most", nu, 0.05, selection.nu_err, "nu_err", help=AXES["nu_err"].help)
-    url.slider(filters[2], "ν reconstruction at most", nu, 0.05, selection.nu_rec, "nu_rec", help=AXES["nu_rec"].help)
-    share = AXES["template_share"]
-    url.slider(filters[3], "template share at most", (0.0, 1.0), 0.05, selection.template, "template", help=share.help)
+    for place, (name, end, value, param) in zip(filters[1:], limits, strict=True):
+        axis = AXES[name]
+        url.slider(place, f"{axis.label} at most", (0.0, end), 0.05, value, param, help=axis.meaning)
     axes = st.columns(4)
     names = list(AXES)
-    url.choice(axes[0], "Across", names, DEFAULT_X, "x", axis_name, help=AXES[selection.x].help)
-    url.choice(axes[1], "Up", names, by_default.removeprefix("-"), "y", axis_name, help=AXES[selection.y].help)
+    url.choice(axes[0], "Across", names, DEFAULT_X, "x", axis_name, help=AXES[selection.x].meaning)
+    url.choice(axes[1], "Up", names, by_default.removeprefix("-"), "y", axis_name, help=AXES[selection.y].meaning)
     shade = "rel_norm" if is_defined(columns, "rel_norm") else by_default.removeprefix("-")
     colour = url.choice(axes[2], "Colour", names, shade, "colour", axis_name, help="What the colour stands for.")
     order_help = "The order of the table, and of previous and next on a latent's page. A click on a head sets it too."
@@ -117,14 +114,14 @@ def server_filters(parts: Sequence[str]) -> None:
 
 def axis_name(column: str) -> str:
     """A column for people."""
-    return AXES[column].name
+    return AXES[column].label
 
 
 def order_name(order: str) -> str:
     """An order for people."""
     if order == "id":
         return "by id"
-    return f"{AXES[order.removeprefix('-')].name}, {'highest' if order.startswith('-') else 'lowest'} first"
+    return f"{AXES[order.removeprefix('-')].label}, {'highest' if order.startswith('-') else 'lowest'} first"
 
 
 def plot(
@@ -152,7 +149,7 @@ def plot(
     notes = [f"{int(keep.sum()):,} of {len(keep):,} latents."]
     if hidden:
         notes.append(f"{hidden:,} have no value on these axes and are not drawn.")
-    for name in {selection.x, selection.y, colour} & set(FLOORED):
+    for name in [each for each in {selection.x, selection.y, colour} if AXES[each].is_floored]:
         at_floor = int((columns[name][keep] >= floor - 1e-3).sum())
         if at_floor:
             notes.append(f"{at_floor:,} lie at {floor:.2f} in {axis_name(name)}, which reads ≥ {floor:.2f}.")
@@ -226,7 +223,7 @@ def undefined(columns: Mapping[str, np.ndarray], ids: np.ndarray, by: str) -> No
     """Says how many latents have no value of the order; where none has, by what they can be ordered."""
     missing = 0 if by == "id" else int((~np.isfinite(columns[by][ids])).sum())
     if missing == len(ids):
-        have = ", ".join(axis.name for name, axis in AXES.items() if np.isfinite(columns[name][ids]).any())
+        have = ", ".join(axis.label for name, axis in AXES.items() if np.isfinite(columns[name][ids]).any())
         st.info(f"None of these latents has a {axis_name(by)}, so they are listed by id. They have {have}.")
     elif missing:
         st.caption(f"{missing:,} of {len(ids):,} have no {axis_name(by)}; they come last.")
@@ -235,4 +232,4 @@ def undefined(columns: Mapping[str, np.ndarray], ids: np.ndarray, by: str) -> No
 def glossary() -> None:
     """What the columns say."""
     with st.popover("What the columns say"):
-        st.markdown("\n".join(f"- **{axis.short}**, {axis.name}: {axis.help}" for axis in AXES.values()))
+        st.markdown("\n".join(f"- **{axis.short}**, {axis.label}: {axis.meaning}" for axis in AXES.values()))

@@ -1,14 +1,16 @@
 """Latent: one latent's evidence, its statistics, and the texts on which it fires."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import streamlit as st
 
 from crosscope import CrosscoderInfo, Example, ExampleGroup, Latent, LatentScaling, TokenRole
 from crosscope.app import address, charts, panels, prompts, session, tables, text, url
-from crosscope.app.columns import AXES
-from crosscope.app.palette import MODEL_COLOURS, ROLE_COLOURS, ROLE_NAMES
+from crosscope.app.columns import AXES, DIFFERENCE_EVIDENCE, EVIDENCE
+from crosscope.app.palette import MODEL_COLOURS, NEUTRAL, ROLE_COLOURS, ROLE_NAMES
 from crosscope.app.selection import Selection
 from crosscope.app.table_view import Column, table_view
 from crosscope.app.token_view import strip_of_latent, token_view
@@ -16,10 +18,16 @@ from crosscope.app.views.atlas import current, order_name
 
 EXAMPLES_A_PAGE = 10
 MAX_EXAMPLES = 200
+PLACED = frozenset(
+    {
+        *(*EVIDENCE, *DIFFERENCE_EVIDENCE, "max", "mean", "frequency", "cosine", "repeat_share", "template_share"),
+        *("base_uselessness", "base_uselessness_ls", "base_uselessness_single"),
+    }
+)
+"""Columns that stand somewhere on the page by name; the shares by role say what the template's share does."""
 CONTEXTS = (8, 16, 32, 64, 128, 0)
 """Tokens on each side of the peak; 0 is the whole text."""
 GROUPS = {"all": None, "top": "top", "quantiles": "quantile"}
-NEUTRAL = "#6b7f8c"
 
 
 def page() -> None:
@@ -116,6 +124,7 @@ def statistics(latent: Latent, info: CrosscoderInfo) -> None:
             ("frequency", text.with_error(latent.frequency.value, latent.frequency.se), "of all tokens"),
             ("cosine", text.number(latent.cosine), "of the decoder rows"),
             *measured(latent),
+            *further(latent),
             *([("part", latent.part.replace("_", " "), "of the dictionary")] if latent.part else []),
         ]
     )
@@ -158,6 +167,13 @@ def measured(latent: Latent) -> list[tuple[str, str, str]]:
     if share is not None and not math.isnan(share):
         facts.append(("repeats", f"{share:.0%}", "of active tokens"))
     return facts
+
+
+def further(latent: Latent) -> list[tuple[str, str]]:
+    """The columns of the app's tables for which the page has no place of their own, where they are defined."""
+    row: Mapping[str, Any] = latent.to_row()
+    values = {name: row[name] for name in AXES if name not in PLACED}
+    return [(AXES[name].short, text.number(value)) for name, value in values.items() if not math.isnan(value)]
 
 
 def example_note(example: Example) -> str:
@@ -222,7 +238,7 @@ def uselessness(latent: Latent, floor: float) -> None:
             ("alone", text.number(latent.base_uselessness_single, floor=floor)),
         ]
     )
-    st.caption(AXES["base_uselessness_single"].help)
+    st.caption(AXES["base_uselessness_single"].meaning)
 
 
 def neighbours(latent: Latent, info: CrosscoderInfo) -> None:

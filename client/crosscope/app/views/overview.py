@@ -174,7 +174,7 @@ def telling(info: CrosscoderInfo) -> None:
     st.subheader("Most telling latents")
     columns = session.atlas(info.name, info.version_id)
     if is_difference(columns):
-        st.caption(f"By {AXES[RATIO].name}, nearest to 0 first: chat uses them and base does not. {OPENS}")
+        st.caption(f"By {AXES[RATIO].label}, nearest to 0 first: chat uses them and base does not. {OPENS}")
         ids, about = nearest_to_zero(columns), {"order": RATIO}
         listed(info, ids, columns, evidence(columns), about)
         return
@@ -183,7 +183,7 @@ def telling(info: CrosscoderInfo) -> None:
     if not len(ids):
         st.markdown(f"No latent has a base uselessness and ν error below {NU_ERR_LIMIT}.")
         return
-    st.caption(f"By {AXES[by].name}; only latents with ν error below {NU_ERR_LIMIT}. {OPENS}")
+    st.caption(f"By {AXES[by].label}; only latents with ν error below {NU_ERR_LIMIT}. {OPENS}")
     names = (by, *(name for name in evidence(columns) if name != ALONE))
     listed(info, ids, columns, names, {"order": f"-{by}", "nu_err": NU_ERR_LIMIT})
 
@@ -231,7 +231,7 @@ def classes(info: CrosscoderInfo) -> None:
     ]
     panels.bars([(label, size, text, panels.CLASS_COLOURS[name]) for label, size, text, name in rows], largest=total)
     columns = session.atlas(info.name, info.version_id)
-    by = AXES[RATIO if is_difference(columns) else "rel_norm"].name
+    by = AXES[RATIO if is_difference(columns) else "rel_norm"].label
     st.caption(f"By {by} alone; a latent's page shows what the label rests on.")
     if info.class_counts.get("chat_only"):
         session.link("atlas", "Chat-only latents in the atlas", crosscoder=info.name, classes=["chat_only"])

@@ -1,0 +1,141 @@
+"""One column of a table on disk: its type, its meaning, and how it is shown and sent.
+
+Knows no table; those are in columns.py.
+"""
+
+from collections.abc import Iterable
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pyarrow
+
+
+@dataclass(frozen=True)
+class Column:
+    """What every reader of a column needs to know of it."""
+
+    name: str
+    type: str
+    """An Arrow type: uint8, uint16, uint32, uint64, float16, float32, float64, string, or list<one of these>."""
+    meaning: str
+    """One sentence for people."""
+    _: KW_ONLY
+    unit: str = ""
+    """What the values count, for instance "tokens" or "share"; empty for pure numbers, texts and ids."""
+    source: str = ""
+    """The section of docs/math.md that defines it, for instance "math §4"."""
+    low: float | None = None
+    """Smallest value that it can have; None: no limit."""
+    high: float | None = None
+    """Largest value that it can have; None: no limit."""
+    undefined: str = ""
+    """Where it is NaN, for instance "where it never fired"; empty: nowhere."""
+    absent: float | str | None = None
+    """What readers take where a version was published before the column existed; None: every version has it."""
+    categories: tuple[str, ...] = ()
+    """Of a column of texts: its possible values, in the order of their numbers, which begin at 1; empty: any text."""
+    axis: str = ""
+    """Of a list as long for every row: what its entries are of, "role", "dataset" or "bin"."""
+    label: str = ""
+    """Its name for people."""
+    short: str = ""
+    """Its head in a table; the app draws, orders and exports by the scalar columns that have one."""
+    is_log: bool = False
+    """Whether an axis of it is logarithmic."""
+    format: str = "%.3f"
+    """A value in a table, as printf has it."""
+    is_floored: bool = False
+    """Whether its largest value means "at least": -ln of a scale that is cut off below (math §5)."""
+    error_of: str = ""
+    """Of a standard error: the column that it belongs to."""
+    wire: str = ""
+    """Its place in crosscope.v1.Latent, and in the SDK's Latent: a field, or fields of messages within joined by dots.
+
+    An optional field is unset where the value is NaN. A list whose place has a dot is spread over a list of messages.
+    A number that has no field of its own is at "more.NAME": an entry of a map, absent where the value is NaN.
+    """
+
+    @property
+    def is_list(self) -> bool:
+        """Whether the column holds a list a row."""
+        return self.type.startswith("list<")
+
+    @property
+    def is_scalar(self) -> bool:
+        """Whether the column holds one value a row."""
+        return not self.is_list
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the column holds texts or lists of texts."""
+        return "string" in self.type
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """`wire` as its fields; the column's own name where it has none."""
+        return tuple((self.wire or self.name).split("."))
+
+
+def with_error(column: Column) -> tuple[Column, Column]:
+    """An estimate and its standard error, which travel together."""
+    field = ".".join(column.path)
+    error = Column(
+        f"{column.name}_se",
+        "float32",
+        f"Standard error of the {column.label}, by the jackknife over shards of texts.",
+        unit=column.unit,
+        source="math §4",
+        low=0.0,
+        undefined="where one shard alone decides",
+        absent=column.absent,
+        label=f"standard error of the {column.label}",
+        short=f"± {column.short.split()[-1]}" if column.short else "",
+        format=column.format,
+        error_of=column.name,
+        wire=f"{field}.se",
+    )
+    return replace(column, wire=f"{field}.value"), error
+
+
+def arrow_schema(columns: Iterable[Column]) -> "pyarrow.Schema":
+    """The Arrow schema of a table; needs pyarrow."""
+    import pyarrow as pa
+
+    scalars: dict[str, pa.DataType] = {
+        "uint8": pa.uint8(),
+        "uint16": pa.uint16(),
+        "uint32": pa.uint32(),
+        "uint64": pa.uint64(),
+        "float16": pa.float16(),
+        "float32": pa.float32(),
+        "float64": pa.float64(),
+        "string": pa.string(),
+    }
+
+    def arrow_type(column: Column) -> pa.DataType:
+        return pa.list_(scalars[column.type[5:-1]]) if column.is_list else scalars[column.type]
+
+    return pa.schema([pa.field(column.name, arrow_type(column)) for column in columns])
+
+
+def markdown(columns: Iterable[Column]) -> str:
+    """A table of columns as Markdown: name, meaning, unit, range and source."""
+    heads = ("column", "meaning", "unit", "range", "source")
+    rows = [heads, tuple("---" for _ in heads), *map(_cells, columns)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+
+
+def _cells(column: Column) -> tuple[str, ...]:
+    meaning = column.meaning + (f" Undefined {column.undefined}." if column.undefined else "")
+    return f"`{column.name}`", meaning.replace("|", "\\|"), column.unit or "–", _range(column), column.source or "–"
+
+
+def _range(column: Column) -> str:
+    if column.categories:
+        return ", ".join(f"`{category}`" for category in column.categories)
+    if column.low is None and column.high is None:
+        return "–"
+    if column.high is None:
+        return f"≥ {column.low:g}"
+    return f"{column.low:g} to {column.high:g}" if column.low is not None else f"≤ {column.high:g}"
