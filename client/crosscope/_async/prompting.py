@@ -34,13 +34,7 @@ _Request = prompts_pb2.EncodeRequest
 
 
 class AsyncPrompting(AsyncHandle):
-    """The calls that run a prompt.
-
-    A prompt is a text, or `messages` of a conversation: `[{"role": "user", "content": "…"}, …]`. `turns` is their
-    former name. `add_generation_prompt` appends the header of an assistant message. `parse_control_tokens` reads
-    control tokens that are typed in the text ("<end_of_turn>") as control tokens. `chat_template_kwargs` is what the
-    chat template is told beside the messages (enable_thinking, tools, documents, …), before what the recipe told it.
-    """
+    """The calls that run a prompt; AsyncCrosscoder says what a prompt is."""
 
     async def tokenize(
         self,
@@ -154,29 +148,34 @@ class AsyncPrompting(AsyncHandle):
         """
         check_count(in_flight, "in_flight", low=1)
 
-        def request(prompt: str | Messages) -> _Request | CrosscopeError:
-            is_text = isinstance(prompt, str | bytes)
-            try:
-                built = build_prompt(
-                    prompt if is_text else None,
-                    None if is_text else prompt,
-                    add_generation_prompt=add_generation_prompt and not is_text,
-                    parse_control_tokens=parse_control_tokens,
-                    chat_template_kwargs=None if is_text else chat_template_kwargs,
-                )
-                return self._encode_request(built, top_k)
-            except InvalidInput as error:
-                return error
-
+        for_conversations = {
+            "add_generation_prompt": add_generation_prompt,
+            "chat_template_kwargs": chat_template_kwargs,
+        }
+        built = (
+            self._request_or_error(prompt, top_k, parse_control_tokens, for_conversations)
+            async for prompt in _aio.drawn(prompts)
+        )
         total = len(prompts) if hasattr(prompts, "__len__") else None  # pyright: ignore[reportArgumentType]
         with open_bar(progress, "encoding", total, "prompts") as bar:
-            requests = (request(prompt) async for prompt in _aio.drawn(prompts))
-            async with aclosing(self._outcomes(requests, in_flight)) as outcomes:
+            async with aclosing(self._outcomes(built, in_flight)) as outcomes:
                 async for outcome in outcomes:
                     bar.update()
                     if isinstance(outcome, CrosscopeError) and not return_errors and on_error == "raise":
                         raise outcome
                     yield outcome if isinstance(outcome, CrosscopeError) else self._encoding(outcome)
+
+    def _request_or_error(
+        self, prompt: object, top_k: int | None, parse_control_tokens: bool, for_conversations: Mapping[str, Any]
+    ) -> _Request | InvalidInput:
+        """The request of one of many prompts, or why it cannot be sent."""
+        said: dict[str, Any] = {"text": None, "messages": prompt, **for_conversations}
+        if isinstance(prompt, str | bytes):
+            said = {"text": prompt}
+        try:
+            return self._encode_request(build_prompt(**said, parse_control_tokens=parse_control_tokens), top_k)
+        except InvalidInput as error:
+            return error
 
     async def _outcomes(
         self, requests: AsyncIterator[_Request | CrosscopeError], in_flight: int
