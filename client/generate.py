@@ -30,8 +30,8 @@ def blocking(text: str, name: str) -> str:
     """The text of a module of _sync, from that of the module of _async with the same name; formatted."""
     for pattern, replacement in RULES:
         text = re.sub(pattern, replacement, text)
-    # The rules of the linter that only blocking code breaks: it yields from, and needs fewer parentheses.
     text = f"# Written by client/generate.py from _async/{name}. Do not edit.\n{text}"
+    # Rules that blocking code alone can break: names in order, `yield from`, no parentheses around what was awaited.
     for command in (
         ["check", "--select", "I,UP028,UP034", "--fix", "--unsafe-fixes", "--quiet"],
         ["format", "--quiet"],

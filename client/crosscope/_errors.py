@@ -105,6 +105,9 @@ class JobFailed(CrosscopeError):
         super().__init__(f"job {job.id} ({job.kind} {job.name}) failed: {job.message or 'no reason was given'}")
         self.job = job
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return JobFailed, (self.job,)
+
 
 @public
 class JobCancelled(CrosscopeError):
@@ -113,3 +116,6 @@ class JobCancelled(CrosscopeError):
     def __init__(self, job: JobInfo) -> None:
         super().__init__(f"job {job.id} ({job.kind} {job.name}) was cancelled")
         self.job = job
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return JobCancelled, (self.job,)

@@ -11,6 +11,8 @@ import pytest
 
 import crosscope
 from crosscope import Busy, Client, CrosscopeError, Estimate, InvalidInput, JobFailed, Tls
+from crosscope._decode import job as decoded_job
+from crosscope_proto.v1 import jobs_pb2
 
 CLASSES = {name: value for name in crosscope.__all__ if inspect.isclass(value := getattr(crosscope, name))}
 OWN = {name: value for name, value in CLASSES.items() if not value.__module__.startswith("crosscope_proto.")}
@@ -31,6 +33,21 @@ def test_results_and_handles_travel() -> None:
         again = pickle.loads(pickle.dumps(kind("host:1", "secret", 3.0, Tls(ca="ca.pem"))))
         assert type(again) is kind
         assert again._transport.connection == kind("host:1", "secret", 3.0, Tls(ca="ca.pem"))._transport.connection
+
+
+def test_errors_travel_with_what_they_hold() -> None:
+    job = decoded_job(jobs_pb2.Job(id="j1", kind="crosscoder", name="demo", message="the disk is full"))
+    violation = crosscope.FieldViolation("top_k", "is 0")
+    for error, holds in (
+        (JobFailed(job), {"job": job}),
+        (crosscope.JobCancelled(job), {"job": job}),
+        (InvalidInput("top_k: is 0", (violation,)), {"violations": (violation,)}),
+        (crosscope.VersionGone("gone", "v2"), {"newest": "v2"}),
+        (Busy("too much waits", 1.5), {"retry_after_s": 1.5}),
+    ):
+        again = pickle.loads(pickle.dumps(error))
+        assert (type(again), str(again)) == (type(error), str(error))
+        assert {name: getattr(again, name) for name in holds} == holds
 
 
 def annotations(each: type) -> str:
