@@ -88,11 +88,6 @@ class AsyncCrosscoder(AsyncPrompting):
 
     Whatever is published later, every call is answered from this version, or raises VersionGone once the server has
     removed it. `current()` goes on with the newest.
-
-    A prompt is a text, or `messages` of a conversation: `[{"role": "user", "content": "…"}, …]`. `turns` is their
-    former name. `add_generation_prompt` appends the header of an assistant message. `parse_control_tokens` reads
-    control tokens that are typed in the text ("<end_of_turn>") as control tokens. `chat_template_kwargs` is what the
-    chat template is told beside the messages (enable_thinking, tools, documents, …), before what the recipe told it.
     """
 
     async def current(self) -> "AsyncCrosscoder":

@@ -34,7 +34,7 @@ _Request = prompts_pb2.EncodeRequest
 
 
 class AsyncPrompting(AsyncHandle):
-    """The calls that run a prompt; AsyncCrosscoder says what a prompt is."""
+    """The calls that run a prompt; `encode` says what a prompt is."""
 
     async def tokenize(
         self,
@@ -46,7 +46,7 @@ class AsyncPrompting(AsyncHandle):
         chat_template_kwargs: Mapping[str, Any] | None = None,
         turns: Messages | None = None,
     ) -> Tokens:
-        """The tokens of a prompt and their roles; runs no model."""
+        """The tokens of a prompt and their roles; runs no model. The prompt is given as to `encode`."""
         prompt = build_prompt(
             text,
             messages,
@@ -76,7 +76,11 @@ class AsyncPrompting(AsyncHandle):
     ) -> Encoding:
         """The sparse code of every token of a text or a conversation.
 
-        `top_k` keeps that many latents a token, the strongest; None keeps all that fire.
+        A conversation is given as `messages`: `[{"role": "user", "content": "…"}, …]`; `turns` is their former name.
+        `top_k` keeps that many latents a token, the strongest; None keeps all that fire. `add_generation_prompt`
+        appends the header of an assistant message. `parse_control_tokens` reads control tokens that are typed in the
+        text ("<end_of_turn>") as control tokens. `chat_template_kwargs` is what the chat template is told beside the
+        messages (enable_thinking, tools, documents, …), before what the recipe told it.
         """
         prompt = build_prompt(
             text,
@@ -228,11 +232,11 @@ class AsyncPrompting(AsyncHandle):
     ) -> TopLatents:
         """The latents that a prompt fires, ranked by max, sum, count or share_of_max.
 
-        `max_frequency` leaves out latents that fire on a larger share of tokens in the analysis, before the cut.
-        `skip_template_tokens` leaves out BOS, role headers and turn ends, but not the last token of an assistant's
-        header, where the model decides. `tokens` looks at a range only, for instance slice(3, 10) or slice(-1, None).
-        Tokens that training left out (`Tokens.left_out`) are not ranked unless `include_left_out`: latents fire there
-        as they do nowhere else.
+        The prompt is given as to `encode`. `max_frequency` leaves out latents that fire on a larger share of tokens in
+        the analysis, before the cut. `skip_template_tokens` leaves out BOS, role headers and turn ends, but not the
+        last token of an assistant's header, where the model decides. `tokens` looks at a range only, for instance
+        slice(3, 10) or slice(-1, None). Tokens that training left out (`Tokens.left_out`) are not ranked unless
+        `include_left_out`: latents fire there as they do nowhere else.
         """
         if rank not in _RANKS:
             raise InvalidInput.of("rank", f"{rank!r} is no ranking; use one of {', '.join(_RANKS)}")
