@@ -11,7 +11,7 @@ DEV := .venv/installed-dev
 PROJECTS := proto/pyproject.toml server/pyproject.toml worker/pyproject.toml client/pyproject.toml local/pyproject.toml
 SOURCES := proto server worker client local tests bench scripts deploy
 
-.PHONY: help setup demo test check lint type format proto proto-check compose-check bench peers truth lock clean
+.PHONY: help setup demo test check lint type format proto sdk proto-check compose-check bench peers truth lock clean
 .PHONY: docs docs-check
 
 help: ## This list
@@ -46,6 +46,9 @@ format: $(DEV) ## Format, and mend what can be mended
 
 proto: $(DEV) ## Generate the Python code of the .proto files
 	@$(BIN)/python proto/generate.py
+
+sdk: $(DEV) ## Write the blocking half of the SDK from the asynchronous one
+	@$(BIN)/python client/generate.py
 
 proto-check: $(DEV) ## Lint the .proto files, look for breaking changes and stale generated code
 	@scripts/check-proto

@@ -1,18 +1,15 @@
 """Messages to results. The only module that reads reply messages field by field; knows nothing about channels."""
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from crosscope import _types as types
+import crosscope._types as types
 from crosscope._encoding import Encoding, Rank, TopLatent, TopLatents
-from crosscope._latents import Example, Latent
+from crosscope._examples import Example
 from crosscope_proto.artefacts import ExampleGroup, LatentClass
 from crosscope_proto.columns import NAN
 from crosscope_proto.roles import LeftOut, TokenRole
 from crosscope_proto.v1 import jobs_pb2, latents_pb2, prompts_pb2, types_pb2
-
-if TYPE_CHECKING:
-    from crosscope._crosscoder import Crosscoder
 
 _CLASSES = {
     latents_pb2.LATENT_CLASS_CHAT_ONLY: LatentClass.CHAT_ONLY,
@@ -122,41 +119,38 @@ def _optional(message: latents_pb2.Latent, field: str) -> float | None:
     return getattr(message, field) if message.HasField(field) else None  # pyright: ignore[reportArgumentType]
 
 
-def latent(message: latents_pb2.Latent, source: "Crosscoder", version_id: str) -> Latent:
-    """One latent's statistics, with the handle that its examples are asked through."""
-    return Latent(
-        crosscoder=source.name,
-        version_id=version_id,
-        id=message.id,
-        latent_class=_CLASSES.get(message.latent_class, LatentClass.OTHER),
-        part=message.part,
-        norm_base=message.norm_base,
-        norm_chat=message.norm_chat,
-        rel_norm=message.rel_norm,
-        cosine=message.cosine,
-        num_active=message.num_active,
-        frequency=_estimate(message.frequency),
-        mean=_estimate(message.mean),
-        max=message.max,
-        chat_direction=_scaling(message.chat_direction),
-        base_direction=_scaling(message.base_direction),
-        beta_ratio=_estimate(message.beta_ratio) if message.HasField("beta_ratio") else types.Estimate(NAN, NAN),
-        base_uselessness=_optional(message, "base_uselessness"),
-        base_uselessness_ls=_optional(message, "base_uselessness_ls"),
-        base_uselessness_single=_optional(message, "base_uselessness_single"),
-        role_shares=tuple(message.role_shares),
-        dataset_shares=tuple(message.dataset_shares),
-        template_share=message.template_share,
-        repeat_share=_optional(message, "repeat_share"),
-        histogram=tuple(message.histogram),
-        top_tokens=tuple(message.top_tokens),
-        logit_tokens_base=tuple(message.logit_tokens_base),
-        logit_tokens_chat=tuple(message.logit_tokens_chat),
-        neighbours=tuple(types.Neighbour(n.latent, n.cosine) for n in message.neighbours),
-        coactive=tuple(types.CoActive(other.latent, other.index) for other in message.coactive),
-        more=dict(message.more),
-        source=source,
-    )
+def latent_fields(message: latents_pb2.Latent) -> dict[str, Any]:
+    """One latent's statistics, under the names of the fields of LatentStatistics."""
+    return {
+        "id": message.id,
+        "latent_class": _CLASSES.get(message.latent_class, LatentClass.OTHER),
+        "part": message.part,
+        "norm_base": message.norm_base,
+        "norm_chat": message.norm_chat,
+        "rel_norm": message.rel_norm,
+        "cosine": message.cosine,
+        "num_active": message.num_active,
+        "frequency": _estimate(message.frequency),
+        "mean": _estimate(message.mean),
+        "max": message.max,
+        "chat_direction": _scaling(message.chat_direction),
+        "base_direction": _scaling(message.base_direction),
+        "beta_ratio": _estimate(message.beta_ratio) if message.HasField("beta_ratio") else types.Estimate(NAN, NAN),
+        "base_uselessness": _optional(message, "base_uselessness"),
+        "base_uselessness_ls": _optional(message, "base_uselessness_ls"),
+        "base_uselessness_single": _optional(message, "base_uselessness_single"),
+        "role_shares": tuple(message.role_shares),
+        "dataset_shares": tuple(message.dataset_shares),
+        "template_share": message.template_share,
+        "repeat_share": _optional(message, "repeat_share"),
+        "histogram": tuple(message.histogram),
+        "top_tokens": tuple(message.top_tokens),
+        "logit_tokens_base": tuple(message.logit_tokens_base),
+        "logit_tokens_chat": tuple(message.logit_tokens_chat),
+        "neighbours": tuple(types.Neighbour(n.latent, n.cosine) for n in message.neighbours),
+        "coactive": tuple(types.CoActive(other.latent, other.index) for other in message.coactive),
+        "more": dict(message.more),
+    }
 
 
 _ROLES = {role.value: role for role in TokenRole}

@@ -2,18 +2,28 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
+from itertools import islice
 from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 from crosscope import _html, _tables
+from crosscope._public import public
+from crosscope._tables import number, visible
 from crosscope._types import Tokens
+from crosscope_proto.roles import LeftOut
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
 Rank = Literal["max", "sum", "count", "share_of_max"]
+TOP_LATENT_HEADERS = ("latent", "score", "max", "sum", "count", "peak token")
+TOKEN_HEADERS = ("token", "piece", "role", "strongest latents")
+_STRONGEST = 5
+"""Latents that a token is shown with."""
 
 
+@public
 class LatentActivation(NamedTuple):
     """A latent that fires, and its scaled activation."""
 
@@ -21,6 +31,7 @@ class LatentActivation(NamedTuple):
     activation: float
 
 
+@public
 @dataclass(frozen=True, eq=False)
 class Encoding:
     """The sparse code of every token of a prompt, in compressed rows.
@@ -92,15 +103,41 @@ class Encoding:
             }
         )
 
+    def token_rows(self, limit: int | None = None) -> list[tuple[str, ...]]:
+        """Cells of the first tokens, all by default: number, text, role and strongest latents."""
+        return [
+            (
+                str(i),
+                visible(piece),
+                self.tokens.role_name(i),
+                "  ".join(f"{latent}:{number(activation)}" for latent, activation in self.top(i, _STRONGEST)),
+            )
+            for i, (_, piece, _) in islice(enumerate(self.tokens), limit)
+        ]
+
     def __str__(self) -> str:
-        return _tables.encoding_table(self)
+        rows = self.token_rows(_tables.MOST_ROWS)
+        return _tables.with_rest(_tables.aligned(TOKEN_HEADERS, rows), len(rows), len(self))
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return _html.page(_html.encoding(self))
+        """The prompt, each token coloured by its strongest latent."""
+        values, reasons = self.strongest().tolist(), self.tokens.left_out or (LeftOut.KEPT,) * len(self)
+        # What training left out may be hundreds of times as strong and would leave all else pale.
+        strongest = max((v for v, reason in zip(values, reasons, strict=True) if reason == LeftOut.KEPT), default=0.0)
+        titles = [self._title(i) for i in range(len(self))]
+        head = escape(f"{len(self)} tokens in {self.crosscoder}, coloured by each token's strongest latent")
+        return _html.page(f"<small>{head}</small>{_html.tokens(self.tokens, values, strongest, titles)}")
+
+    def _title(self, i: int) -> str:
+        strongest = ", ".join(
+            f"latent {latent}: {number(activation)}" for latent, activation in self.top(i, _STRONGEST)
+        )
+        return f"token {i}, {self.tokens.role_name(i)}: {strongest or 'no latent'}"
 
 
+@public
 @dataclass(frozen=True)
 class TopLatent:
     """One latent's activity on a prompt; activations are scaled."""
@@ -116,6 +153,7 @@ class TopLatent:
     """Token with the largest activation."""
 
 
+@public
 @dataclass(frozen=True)
 class TopLatents(Sequence[TopLatent]):
     """The latents that a prompt fires, best first."""
@@ -148,10 +186,34 @@ class TopLatents(Sequence[TopLatent]):
         rows = [{**vars(entry), "peak_piece": self.tokens.pieces[entry.peak_token]} for entry in self.entries]
         return pd.DataFrame(rows)
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """How many tokens were not ranked; empty where all were."""
+        if not self.num_left_out:
+            return ()
+        are = "token is" if self.num_left_out == 1 else "tokens are"
+        return (f"{self.num_left_out} {are} not ranked, as training left such tokens out (BOS, outlying norms).",)
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Cells of every latent: id, score, max, sum, count, and where it peaks."""
+        return [
+            (
+                str(entry.latent),
+                number(entry.score),
+                number(entry.max),
+                number(entry.sum),
+                str(entry.count),
+                f"{entry.peak_token} {visible(self.tokens.pieces[entry.peak_token])}",
+            )
+            for entry in self
+        ]
+
     def __str__(self) -> str:
-        return _tables.top_latents_table(self)
+        rows = self.rows()[: _tables.MOST_ROWS]
+        table = _tables.with_rest(_tables.aligned(TOP_LATENT_HEADERS, rows), len(rows), self.num_latents)
+        return "\n".join([table if rows else "no latent fires", *self.remarks])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return _html.page(_html.top_latents(self))
+        return _html.page(_html.table(TOP_LATENT_HEADERS, self.rows()) + _html.remarks(self.remarks))

@@ -14,12 +14,13 @@ CrosscopeError
 └── JobCancelled       `Job.wait`: somebody cancelled the job; `.job` holds it
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from crosscope._types import JobInfo
+from crosscope._public import public
+from crosscope._types import JobInfo
 
 
+@public
 class FieldViolation(NamedTuple):
     """One field of a request that is wrong."""
 
@@ -28,10 +29,12 @@ class FieldViolation(NamedTuple):
     description: str
 
 
+@public
 class CrosscopeError(Exception):
     """Everything that this package raises about a request. `str()` is a sentence that says what to do."""
 
 
+@public
 class InvalidInput(CrosscopeError, ValueError):
     """The request cannot be answered as it is."""
 
@@ -45,14 +48,17 @@ class InvalidInput(CrosscopeError, ValueError):
         return cls(f"{field}: {description}", (FieldViolation(field, description),))
 
 
+@public
 class NotFound(CrosscopeError, LookupError):
     """What was asked for does not exist."""
 
 
+@public
 class Conflict(CrosscopeError):
     """The request is sound but does not fit how things stand."""
 
 
+@public
 class VersionGone(Conflict):
     """The version that a handle or a listing is bound to is not there any more."""
 
@@ -62,14 +68,17 @@ class VersionGone(Conflict):
         """Id of the crosscoder's current version; empty where the server did not say."""
 
 
+@public
 class Unauthorized(CrosscopeError, PermissionError):
     """The server wants another token, or none of this caller's kind."""
 
 
+@public
 class Unavailable(CrosscopeError, ConnectionError):
     """Nobody is there to answer."""
 
 
+@public
 class Busy(CrosscopeError):
     """The server refuses for now."""
 
@@ -78,25 +87,35 @@ class Busy(CrosscopeError):
         self.retry_after_s = retry_after_s
 
 
+@public
 class DeadlineExceeded(CrosscopeError, TimeoutError):
     """No answer in time."""
 
 
+@public
 class ServerError(CrosscopeError):
     """The server failed."""
 
 
+@public
 class JobFailed(CrosscopeError):
     """A job that was waited for ended with an error."""
 
-    def __init__(self, job: "JobInfo") -> None:
+    def __init__(self, job: JobInfo) -> None:
         super().__init__(f"job {job.id} ({job.kind} {job.name}) failed: {job.message or 'no reason was given'}")
         self.job = job
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return JobFailed, (self.job,)
 
+
+@public
 class JobCancelled(CrosscopeError):
     """A job that was waited for was cancelled."""
 
-    def __init__(self, job: "JobInfo") -> None:
+    def __init__(self, job: JobInfo) -> None:
         super().__init__(f"job {job.id} ({job.kind} {job.name}) was cancelled")
         self.job = job
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return JobCancelled, (self.job,)

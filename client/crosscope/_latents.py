@@ -1,73 +1,23 @@
-"""Latents and their examples, as people and notebooks see them. Knows nothing about gRPC."""
+"""What was measured about a latent, as people and notebooks see it. Knows nothing about gRPC."""
 
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, overload
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from crosscope import _html, _tables
-from crosscope._types import CoActive, Estimate, LatentScaling, Neighbour, Tokens
-from crosscope_proto.artefacts import ExampleGroup, LatentClass
+from crosscope._columns import scalar_columns, value_of
+from crosscope._public import public
+from crosscope._tables import number, visible
+from crosscope._types import CoActive, Estimate, LatentScaling, Neighbour
+from crosscope_proto.artefacts import LatentClass
 from crosscope_proto.roles import TokenRole
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from crosscope._crosscoder import Crosscoder
+LATENT_HEADERS = ("id", "class", "rel_norm", "nu_err", "nu_rec", "uselessness", "frequency", "max", "top tokens")
 
 
+@public
 @dataclass(frozen=True)
-class Example:
-    """One text on which a latent fires, or the window of it that was asked for."""
-
-    sequence_id: int
-    dataset: str
-    group: ExampleGroup
-    quantile: int
-    """Band of the sequence maximum, 0 the lowest; 0 in group top."""
-    rank: int
-    tokens: Tokens
-    token_start: int
-    """Position of the first token in the whole text."""
-    num_tokens: int
-    """Tokens of the whole text."""
-    positions: tuple[int, ...]
-    """Tokens with an activation, indices into `tokens`."""
-    activations: tuple[float, ...]
-    """Their scaled activations."""
-    max: float
-    """Largest activation in the whole text."""
-    peak: int
-    """Index of the largest activation in `tokens`."""
-    repeats: int = 0
-    """Further texts that it stands for: their tokens around the peak are the same."""
-
-    def values(self) -> list[float]:
-        """The scaled activation of every token, 0 where the latent is silent."""
-        values = [0.0] * len(self.tokens)
-        for position, activation in zip(self.positions, self.activations, strict=True):
-            values[position] = activation
-        return values
-
-    def __str__(self) -> str:
-        return _tables.example_line(self)
-
-    def _repr_html_(self) -> str:
-        return _html.page(_html.example(self))
-
-
-class ExampleList(list[Example]):
-    """Examples, strongest first; quantile groups after the top ones, highest band first."""
-
-    def __str__(self) -> str:
-        return "\n".join(str(example) for example in self) or "no examples"
-
-    def _repr_html_(self) -> str:
-        return _html.page(_html.examples(self))
-
-
-@dataclass(frozen=True)
-class Latent:
+class LatentStatistics:
     """One latent's statistics. Activations are scaled (math §1)."""
 
     crosscoder: str
@@ -112,8 +62,6 @@ class Latent:
     """Latents that fire on the same tokens most."""
     more: Mapping[str, float]
     """Columns of numbers that have no field of their own, by name; those that are undefined are left out."""
-    source: "Crosscoder" = field(repr=False, compare=False)
-    """The handle that it came from."""
 
     @property
     def nu_err(self) -> float:
@@ -129,110 +77,63 @@ class Latent:
         """Share of activation mass on one role."""
         return self.role_shares[role] if role < len(self.role_shares) else 0.0
 
-    def examples(
-        self,
-        limit: int = 10,
-        group: ExampleGroup | str | None = None,
-        dataset: str | None = None,
-        context: int | None = None,
-    ) -> ExampleList:
-        """Texts on which it fires, strongest first.
-
-        `context` is tokens shown on each side of the peak, None the whole text.
-        """
-        return self.source.examples(self.id, limit=limit, group=group, dataset=dataset, context=context)
-
-    def to_row(self) -> dict[str, object]:
-        """Its scalars under the names of the table's columns, which `where` and `order_by` take."""
-        return _tables.latent_row(self)
+    def to_row(self) -> dict[str, Any]:
+        """Its scalars under the names of the table's columns, which `where` and `order_by` take; and `top_tokens`."""
+        return {name: value_of(self, name) for name in scalar_columns()} | {"top_tokens": list(self.top_tokens)}
 
     def __str__(self) -> str:
-        return _tables.latent_card(self)
+        return _tables.card(f"latent {self.id} of {self.crosscoder}", self._facts())
 
     def _repr_html_(self) -> str:
-        return _html.page(_html.latent(self))
+        return _html.page(_html.facts(f"latent {self.id} of {self.crosscoder}", self._facts()))
+
+    def _facts(self) -> list[tuple[str, str]]:
+        norms = f"base {number(self.norm_base)}, chat {number(self.norm_chat)}, cosine {number(self.cosine)}"
+        return [
+            ("class", f"{self.latent_class} (relative norm {number(self.rel_norm)})"),
+            *([("part", self.part)] if self.part else []),
+            ("norms", norms),
+            ("nu_err", str(self.chat_direction.nu_err)),
+            ("nu_rec", str(self.chat_direction.nu_rec)),
+            ("beta_ratio", str(self.beta_ratio)),
+            ("base uselessness", number(self.base_uselessness)),
+            ("active tokens", f"{self.num_active} (frequency {self.frequency})"),
+            ("activation", f"mean {self.mean}, max {number(self.max)}"),
+            ("template share", number(self.template_share)),
+            ("repeats", f"{number(self.repeat_share)} of its active tokens repeat an earlier text"),
+            ("top tokens", " ".join(map(visible, self.top_tokens))),
+            ("base raises", " ".join(map(visible, self.logit_tokens_base))),
+            ("chat raises", " ".join(map(visible, self.logit_tokens_chat))),
+            ("nearest", ", ".join(f"{n.latent} ({number(n.cosine)})" for n in self.neighbours)),
+            ("fires with", ", ".join(f"{other.latent} ({number(other.index)})" for other in self.coactive)),
+        ]
 
 
-@dataclass(frozen=True)
-class LatentPage:
-    """A page of a listing."""
+def latent_cells(latent: LatentStatistics) -> tuple[str, ...]:
+    """One latent under LATENT_HEADERS."""
+    return (
+        str(latent.id),
+        latent.latent_class,
+        number(latent.rel_norm),
+        number(latent.nu_err),
+        number(latent.nu_rec),
+        number(latent.base_uselessness),
+        number(latent.frequency.value),
+        number(latent.max),
+        " ".join(map(visible, latent.top_tokens[:6])),
+    )
 
-    latents: list[Latent]
-    next_token: str
-    """Empty on the last page."""
-    num_matching: int
-    num_undefined: int
-    notes: tuple[str, ...]
+
+def latent_table(shown: Sequence[LatentStatistics], total: int, remarks: Sequence[str]) -> str:
+    """A row a latent, how many there are beside those shown, and remarks."""
+    if not shown:
+        return "\n".join(["no latents", *remarks])
+    table = _tables.aligned(LATENT_HEADERS, map(latent_cells, shown))
+    return "\n".join([_tables.with_rest(table, len(shown), total), *remarks])
 
 
-PageReader = Callable[[str, int], LatentPage]
-"""(page token, page size) to a page."""
-
-
-class LatentList(Sequence[Latent]):
-    """Latents of one listing. Pages are fetched when they are reached, up to the limit; safe to share among threads."""
-
-    num_matching: int
-    """Latents that meet the conditions, whatever the limit."""
-    num_undefined: int
-    """Of these, the latents whose value of `order_by` is undefined; they come last."""
-    notes: tuple[str, ...]
-    """What a reader must know, for instance that a condition's column is undefined for every latent."""
-
-    def __init__(self, read_page: PageReader, limit: int | None, page_size: int) -> None:
-        self._read_page = read_page
-        self._page_size = page_size
-        self._lock = threading.Lock()
-        first = page_size if limit is None else min(limit, page_size)
-        page = read_page("", max(first, 1))
-        self._fetched, self._next_token, self.num_matching = page.latents, page.next_token, page.num_matching
-        self.num_undefined, self.notes = page.num_undefined, page.notes
-        self._length = self.num_matching if limit is None else min(limit, self.num_matching)
-
-    def __len__(self) -> int:
-        return self._length
-
-    @overload
-    def __getitem__(self, index: int) -> Latent: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Latent]: ...
-    def __getitem__(self, index: int | slice) -> Latent | list[Latent]:
-        if isinstance(index, slice):
-            wanted = range(self._length)[index]
-            self._fetch(max(wanted, default=-1) + 1)
-            return self._fetched[: self._length][index]
-        position = index + self._length if index < 0 else index
-        if 0 <= position < self._length:
-            self._fetch(position + 1)
-        if not 0 <= position < self._length:
-            raise IndexError(f"index {index} is outside the {self._length} latents of this list")
-        return self._fetched[position]
-
-    def _fetch(self, count: int) -> None:
-        with self._lock:
-            while len(self._fetched) < count and self._next_token:
-                page = self._read_page(self._next_token, self._page_size)
-                self._next_token = page.next_token
-                self._fetched += page.latents
-            if len(self._fetched) < count:
-                self._length = len(self._fetched)
-
-    def to_pandas(self) -> "pd.DataFrame":
-        """A row a latent, indexed by id; needs pandas."""
-        import pandas as pd
-
-        return pd.DataFrame([latent.to_row() for latent in self]).set_index("id") if self else pd.DataFrame()
-
-    @property
-    def remarks(self) -> tuple[str, ...]:
-        """`notes`, and how many latents have no value of the order."""
-        without = f"{self.num_undefined} of {self.num_matching} latents have no value of this order; they come last"
-        return (*self.notes, *([without] if self.num_undefined else []))
-
-    def __str__(self) -> str:
-        return "\n".join([_tables.latent_table(self), *self.remarks])
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return _html.page(_html.latent_table(self) + _html.remarks(self.remarks))
+def latent_html(shown: Sequence[LatentStatistics], total: int, remarks: Sequence[str]) -> str:
+    """The same for a notebook."""
+    rest = [f"… {total - len(shown)} more"] if total > len(shown) else []
+    table = _html.table(LATENT_HEADERS, map(latent_cells, shown)) if shown else "no latents"
+    return _html.page(table + _html.remarks([*rest, *remarks]))

@@ -8,10 +8,10 @@ from typing import Any
 from crosscope._errors import InvalidInput
 from crosscope_proto.v1 import types_pb2 as pb
 
-Turns = Sequence[Mapping[str, Any]]
-"""Turns of a conversation: {"role": "user", "content": "…"}, where need be with reasoning (or reasoning_content),
+Messages = Sequence[Mapping[str, Any]]
+"""Messages of a conversation: {"role": "user", "content": "…"}, where need be with reasoning (or reasoning_content),
 tool_calls, name or tool_call_id, as chat templates read them."""
-_TURN_KEYS = frozenset({"role", "content", "reasoning", "reasoning_content", "tool_calls", "name", "tool_call_id"})
+_MESSAGE_KEYS = frozenset({"role", "content", "reasoning", "reasoning_content", "tool_calls", "name", "tool_call_id"})
 
 _UINT32 = 2**32 - 1
 
@@ -69,25 +69,28 @@ def check_flag(value: object, field: str) -> bool:
 
 def build_prompt(
     text: str | None,
-    turns: Turns | None,
+    messages: Messages | None = None,
+    turns: Messages | None = None,
     *,
     add_generation_prompt: bool = False,
     parse_control_tokens: bool = False,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> pb.Prompt:
-    """The prompt of a call: a text or turns, exactly one of them. Raises InvalidInput."""
-    if (text is None) == (turns is None):
-        raise InvalidInput.of("prompt", 'give either a text or turns=[{"role": "user", "content": "…"}], not both')
+    """The prompt of a call: a text, or messages, which may come under their former name. Raises InvalidInput."""
+    given = {"text": text, "messages": messages, "turns": turns}
+    if sum(value is not None for value in given.values()) != 1:
+        raise InvalidInput.of("prompt", 'give a text or messages=[{"role": "user", "content": "…"}], one of the two')
     prompt = pb.Prompt(parse_control_tokens=check_flag(parse_control_tokens, "parse_control_tokens"))
     with_header = check_flag(add_generation_prompt, "add_generation_prompt")
     if text is not None:
         if with_header:
-            raise InvalidInput.of("add_generation_prompt", "goes with turns, not with a plain text")
+            raise InvalidInput.of("add_generation_prompt", "goes with messages, not with a plain text")
         if chat_template_kwargs:
-            raise InvalidInput.of("chat_template_kwargs", "go with turns, not with a plain text")
+            raise InvalidInput.of("chat_template_kwargs", "go with messages, not with a plain text")
         prompt.text = _not_empty(check_text(text, "text"))
         return prompt
-    prompt.conversation.turns.extend(_turns(turns))
+    word = "messages" if messages is not None else "turns"
+    prompt.conversation.turns.extend(_messages(given[word], word))
     prompt.conversation.add_generation_prompt = with_header
     if chat_template_kwargs:
         prompt.conversation.chat_template_kwargs_json = _json(chat_template_kwargs, "chat_template_kwargs")
@@ -100,25 +103,23 @@ def _not_empty(text: str) -> str:
     return text
 
 
-def _turns(turns: object) -> list[pb.Turn]:
-    if isinstance(turns, str | bytes | Mapping) or not isinstance(turns, Sequence):
-        raise InvalidInput.of("turns", f'a list of {{"role": …, "content": …}} is needed, not {type(turns).__name__}')
-    built: list[pb.Turn] = []
-    for i, turn in enumerate(turns):
-        built.append(_turn(turn, f"turns[{i}]"))
-    if not built:
-        raise InvalidInput.of("turns", "is empty; give at least one turn")
-    return built
+def _messages(messages: object, word: str) -> list[pb.Turn]:
+    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
+        problem = f'a list of {{"role": …, "content": …}} is needed, not {type(messages).__name__}'
+        raise InvalidInput.of(word, problem)
+    if not messages:
+        raise InvalidInput.of(word, "is empty; give at least one message")
+    return [_message(message, f"{word}[{i}]") for i, message in enumerate(messages)]
 
 
-def _turn(turn: object, field: str) -> pb.Turn:
-    if not isinstance(turn, Mapping) or not {"role", "content"} <= set(turn) <= _TURN_KEYS:
-        more = ", ".join(sorted(_TURN_KEYS - {"role", "content"}))
-        raise InvalidInput.of(field, f"needs the keys role and content, and may have {more}, but is {turn!r:.80}")
-    said = {key: check_text(turn[key], f"{field}.{key}") for key in turn if key != "tool_calls"}
+def _message(message: object, field: str) -> pb.Turn:
+    if not isinstance(message, Mapping) or not {"role", "content"} <= set(message) <= _MESSAGE_KEYS:
+        more = ", ".join(sorted(_MESSAGE_KEYS - {"role", "content"}))
+        raise InvalidInput.of(field, f"needs the keys role and content, and may have {more}, but is {message!r:.80}")
+    said = {key: check_text(message[key], f"{field}.{key}") for key in message if key != "tool_calls"}
     reasoning = said.pop("reasoning_content", "")
     built = pb.Turn(**{"reasoning": reasoning, **said})
-    if calls := turn.get("tool_calls"):
+    if calls := message.get("tool_calls"):
         built.tool_calls_json = _json(calls, f"{field}.tool_calls")
     return built
 

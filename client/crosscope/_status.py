@@ -1,9 +1,10 @@
 """The one place where gRPC statuses become exceptions, rich details decoded."""
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import grpc
+import grpc.aio
 
 from crosscope._errors import (
     Busy,
@@ -20,9 +21,16 @@ from crosscope._errors import (
 )
 
 if TYPE_CHECKING:
-    from google.rpc.error_details_pb2 import ErrorInfo
+    from google.protobuf.message import Message
     from google.rpc.status_pb2 import Status
 
+    from crosscope_proto.v1.prompts_pb2 import StreamError
+
+_Detail = TypeVar("_Detail", bound="Message")
+
+_Answered = grpc.Call | grpc.aio.AioRpcError
+"""Errors that carry a status."""
+_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 _INVALID = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE}
 _CONFLICT = {grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.ABORTED, grpc.StatusCode.ALREADY_EXISTS}
 _UNAUTHORIZED = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
@@ -44,10 +52,15 @@ def error_of(error: grpc.RpcError, address: str, timeout_s: float | None) -> Cro
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         limit = "" if timeout_s is None else f" within {timeout_s:g} s"
         return DeadlineExceeded(f"no answer from {address}{limit}; try again, or give Client(timeout_s=…) more time")
-    return error_of_code(code, _details(error) or f"{address} answered {code.name} without a reason", _rich(error))
+    return _error_of_code(code, _details(error) or f"{address} answered {code.name} without a reason", _rich(error))
 
 
-def error_of_code(code: grpc.StatusCode, message: str, rich: "Status | None" = None) -> CrosscopeError:
+def error_of_item(error: "StreamError") -> CrosscopeError:
+    """The exception for one item of a stream that failed."""
+    return _error_of_code(_CODES.get(error.code, grpc.StatusCode.UNKNOWN), error.message, _status_of_item(error.status))
+
+
+def _error_of_code(code: grpc.StatusCode, message: str, rich: "Status | None") -> CrosscopeError:
     """The exception for a status that the server gave, with its own sentence."""
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         if "message larger than max" in message:
@@ -58,7 +71,9 @@ def error_of_code(code: grpc.StatusCode, message: str, rich: "Status | None" = N
     if code is grpc.StatusCode.NOT_FOUND:
         return NotFound(message)
     if code in _CONFLICT:
-        info = _info(rich)
+        from google.rpc.error_details_pb2 import ErrorInfo
+
+        info = _detail(rich, ErrorInfo)
         if info.reason == "VERSION_GONE":
             return VersionGone(message, info.metadata["newest_version"])
         return Conflict(message)
@@ -89,16 +104,16 @@ def _no_server(address: str, details: str) -> CrosscopeError:
 
 
 def _code(error: grpc.RpcError) -> grpc.StatusCode:
-    return error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
+    return error.code() if isinstance(error, _Answered) else grpc.StatusCode.UNKNOWN
 
 
 def _details(error: grpc.RpcError) -> str:
-    return (error.details() or "") if isinstance(error, grpc.Call) else str(error)
+    return (error.details() or "") if isinstance(error, _Answered) else str(error)
 
 
 def _said_by_server(error: grpc.RpcError) -> bool:
     """A crosscope server sends details with every error; what gRPC itself says about a connection has none."""
-    return isinstance(error, grpc.Call) and bool(error.trailing_metadata())
+    return isinstance(error, _Answered) and bool(error.trailing_metadata())
 
 
 def _rich(error: grpc.RpcError) -> "Status | None":
@@ -106,16 +121,15 @@ def _rich(error: grpc.RpcError) -> "Status | None":
     from google.protobuf.message import DecodeError
     from grpc_status import rpc_status
 
-    if not isinstance(error, grpc.Call):
+    if not isinstance(error, _Answered):
         return None
     try:
-        return rpc_status.from_call(error)
+        return rpc_status.from_call(error)  # pyright: ignore[reportArgumentType]
     except (ValueError, DecodeError):
         return None
 
 
-def read_status(data: bytes) -> "Status | None":
-    """A rich status from its bytes; None if they are none."""
+def _status_of_item(data: bytes) -> "Status | None":
     from google.protobuf.message import DecodeError
     from google.rpc.status_pb2 import Status
 
@@ -125,31 +139,21 @@ def read_status(data: bytes) -> "Status | None":
         return None
 
 
-def _info(rich: "Status | None") -> "ErrorInfo":
-    from google.rpc.error_details_pb2 import ErrorInfo
-
-    info = ErrorInfo()
-    for detail in rich.details if rich else ():
-        if detail.Unpack(info):
-            break
-    return info
+def _detail(rich: "Status | None", kind: type[_Detail]) -> _Detail:
+    """The first detail of one kind; an empty one where the status has none."""
+    found = kind()
+    any(detail.Unpack(found) for detail in (rich.details if rich else ()))
+    return found
 
 
 def _violations(rich: "Status | None") -> tuple[FieldViolation, ...]:
     from google.rpc.error_details_pb2 import BadRequest
 
-    bad = BadRequest()
-    for detail in rich.details if rich else ():
-        if detail.Unpack(bad):
-            return tuple(FieldViolation(v.field, v.description) for v in bad.field_violations)
-    return ()
+    return tuple(FieldViolation(v.field, v.description) for v in _detail(rich, BadRequest).field_violations)
 
 
 def _retry_after_s(rich: "Status | None") -> float | None:
     from google.rpc.error_details_pb2 import RetryInfo
 
-    info = RetryInfo()
-    for detail in rich.details if rich else ():
-        if detail.Unpack(info):
-            return info.retry_delay.seconds + info.retry_delay.nanos / 1e9
-    return None
+    info = _detail(rich, RetryInfo)
+    return info.retry_delay.ToTimedelta().total_seconds() if info.HasField("retry_delay") else None

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from crosscope._public import public
+from crosscope._tables import number
 from crosscope_proto.left_out import left_out
 from crosscope_proto.roles import TEMPLATE_ROLES, LeftOut, TokenRole
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+@public
 @dataclass(frozen=True)
 class Estimate:
     """An estimate and its standard error; NaN where undefined."""
@@ -22,9 +25,10 @@ class Estimate:
     se: float
 
     def __str__(self) -> str:
-        return "undefined" if math.isnan(self.value) else f"{self.value:.4g} ± {self.se:.2g}"
+        return "undefined" if math.isnan(self.value) else f"{number(self.value)} ± {number(self.se, 2)}"
 
 
+@public
 @dataclass(frozen=True)
 class ModelEstimates:
     """Coefficients of one target in both models."""
@@ -33,6 +37,7 @@ class ModelEstimates:
     chat: Estimate
 
 
+@public
 @dataclass(frozen=True)
 class LatentScaling:
     """Latent scaling along one decoder direction (math §4)."""
@@ -45,6 +50,7 @@ class LatentScaling:
     nu_rec: Estimate
 
 
+@public
 @dataclass(frozen=True)
 class Neighbour:
     """A nearby latent, by cosine of both models' decoder rows side by side."""
@@ -53,6 +59,7 @@ class Neighbour:
     cosine: float
 
 
+@public
 @dataclass(frozen=True)
 class CoActive:
     """A latent that fires on the same tokens."""
@@ -62,6 +69,7 @@ class CoActive:
     """Tokens on which both fire, as a share of those on which either does (Jaccard index)."""
 
 
+@public
 @dataclass(frozen=True)
 class Tokens:
     """The tokens of one text; all lists have one entry a token, but for left_out, which may have none."""
@@ -72,7 +80,7 @@ class Tokens:
     left_out: tuple[LeftOut, ...] = ()
     """Why training left out tokens like these, LeftOut.KEPT (0) where it did not. Of encoded prompts; else empty."""
     dropped_reasoning: tuple[int, ...] = ()
-    """Turns whose reasoning the chat template does not print, or not as a whole."""
+    """Messages whose reasoning the chat template does not print, or not as a whole."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -90,7 +98,14 @@ class Tokens:
         """Whether each token is BOS, a role header or a turn end."""
         return tuple(role in TEMPLATE_ROLES for role in self.roles)
 
+    def role_name(self, token: int) -> str:
+        """What a token is for, in words, and why training left out tokens like it."""
+        role = self.roles[token].name.lower()
+        reason = self.left_out[token] if self.left_out else LeftOut.KEPT
+        return role if reason == LeftOut.KEPT else f"{role}, left out: {reason.name.lower()}"
 
+
+@public
 @dataclass(frozen=True)
 class CrosscoderInfo:
     """A published crosscoder's card."""
@@ -138,6 +153,7 @@ class CrosscoderInfo:
         return {} if self.broken else json.loads(self.manifest_json or "{}").get("unavailable", {})
 
 
+@public
 @dataclass(frozen=True)
 class Detector:
     """The single latent that detects a tagged behaviour best."""
@@ -154,6 +170,7 @@ class Detector:
     num_negative: int
 
 
+@public
 @dataclass(frozen=True, eq=False)
 class TrainingCurves:
     """Figures over training."""
@@ -166,6 +183,7 @@ class TrainingCurves:
     """The version that they are of."""
 
 
+@public
 class JobState(StrEnum):
     """Where a job stands."""
 
@@ -181,6 +199,7 @@ class JobState(StrEnum):
         return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 
 
+@public
 @dataclass(frozen=True)
 class JobInfo:
     """A job as it stood when it was asked for."""
@@ -214,6 +233,7 @@ class JobInfo:
     """Estimated seconds until it ends, while it runs; 0 where not known."""
 
 
+@public
 @dataclass(frozen=True)
 class PlanEntry:
     """Something that a job takes or makes, as far as it is known before it runs."""
@@ -226,6 +246,7 @@ class PlanEntry:
     """How it was found, or what it means; may be empty."""
 
 
+@public
 @dataclass(frozen=True)
 class Plan:
     """A recipe that was checked: what it would take, and what is odd about it."""
@@ -236,6 +257,7 @@ class Plan:
     warnings: tuple[str, ...]
 
 
+@public
 @dataclass(frozen=True)
 class JobEvent:
     """Something that happened to a job."""
@@ -250,6 +272,7 @@ class JobEvent:
     metrics: Mapping[str, float]
 
 
+@public
 @dataclass(frozen=True)
 class JobUpdate:
     """News of a job: how it stands now and what happened since the last update, which may be nothing."""

@@ -109,9 +109,11 @@ def test_latent_and_crosscoder(cli) -> None:
         (("latents", "demo", "--limit", "0"), 2, "range"),
         (("latent", "demo", "99999"), 1, "99999"),
         (("latents", "nope"), 1, "nope"),
-        (("encode", "demo"), 2, "--turn"),
-        (("encode", "demo", "hi", "--turn", "user:hi"), 2, "one of the two"),
-        (("encode", "demo", "--turn", "hi"), 2, "no role"),
+        (("encode", "demo"), 2, "--message"),
+        (("encode", "demo", "hi", "--message", "user:hi"), 2, "one of the two"),
+        (("encode", "demo", "--turn", "user:hi", "--message", "user:hi"), 2, "one of the two"),
+        (("encode", "demo", "--message", "hi"), 2, "--message 'hi' has no role"),
+        (("encode", "demo", "--turn", "hi"), 2, "--turn 'hi' has no role"),
         (("encode", "demo", "hi"), 3, "no inference worker"),
         (("jobs",), 3, "queue"),
         (("submit", "nowhere.yaml"), 2, "No such file"),
@@ -174,7 +176,9 @@ def test_prompts(scripted: Client) -> None:
     done = process("encode", "demo", "a\x1b[2Jb", address=address)
     assert b"\x1b" not in done.stdout
     assert b"\\u001b" in done.stdout
-    done = process("top", "demo", "--turn", "user:hi: you", "--skip-template", address=address)
+    for option in ("--message", "--turn"):
+        done = process("top", "demo", option, "user:hi: you", "--skip-template", address=address)
+        assert done.stderr.decode() == "… 8 more; --limit shows more\n"
     assert done.stdout.splitlines()[1].split() == b"7 2.5 2.5 4 2 1 h".split()
     done = process("tokenize", "demo", "hi", address=address)
     assert [line.split()[2] for line in done.stdout.splitlines()[1:]] == [b"<bos>", b"h", b"i"]
@@ -206,15 +210,15 @@ def test_ranges_and_tokens_that_were_left_out(online: Client, online_address: st
 
 
 def test_what_a_template_is_told_and_drops(scripted: Client, prompts: Any) -> None:
-    turns = ("--turn", "user:hi", "--turn", "assistant:<think>a</think>b")
+    messages = ("--message", "user:hi", "--message", "assistant:<think>a</think>b")
     for command in ("tokenize", "encode", "top"):
         told = ("--template-kwargs", '{"enable_thinking": false}')
-        done = process(command, "demo", *turns, *told, address=scripted.address)
+        done = process(command, "demo", *messages, *told, address=scripted.address)
         assert done.returncode == 0
-        assert b"does not print the reasoning of turn 1" in done.stderr
+        assert b"does not print the reasoning of message 1" in done.stderr
         conversation = prompts.last.prompt.conversation
         assert json.loads(conversation.chat_template_kwargs_json) == {"enable_thinking": False}
-    done = process("tokenize", "demo", *turns, "--template-kwargs", "{no}", address=scripted.address)
+    done = process("tokenize", "demo", *messages, "--template-kwargs", "{no}", address=scripted.address)
     assert done.returncode == 2
     assert b"--template-kwargs is not JSON" in done.stderr
 

@@ -3,13 +3,14 @@
 import shutil
 import socket
 import subprocess
+from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
 
 import grpc
 import pytest
 
-from crosscope import Client, InvalidInput, Tls, Unauthorized, Unavailable
+from crosscope import AsyncClient, Client, InvalidInput, Tls, Unauthorized, Unavailable
 from crosscope_proto.v1 import latents_pb2, latents_pb2_grpc
 
 
@@ -99,19 +100,34 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return made
 
 
-def test_tls(certificate: tuple[Path, Path]) -> None:
-    server = grpc.server(futures.ThreadPoolExecutor(2))
-    latents_pb2_grpc.add_LatentsServicer_to_server(Remembering(), server)
+@pytest.fixture
+def over_tls(certificate: tuple[Path, Path]) -> Iterator[tuple[str, Remembering]]:
+    """The address of a server that speaks TLS only, and what it remembers."""
+    server, remembering = grpc.server(futures.ThreadPoolExecutor(2)), Remembering()
+    latents_pb2_grpc.add_LatentsServicer_to_server(remembering, server)
     pair = [(certificate[1].read_bytes(), certificate[0].read_bytes())]
     port = server.add_secure_port("localhost:0", grpc.ssl_server_credentials(pair))
     server.start()
-    try:
-        with Client(f"localhost:{port}", tls=Tls(ca=certificate[0])) as client:
-            assert client.crosscoders() == []
-        with Client(f"localhost:{port}", tls=Tls()) as client, pytest.raises(Unauthorized, match="TLS"):
-            client.crosscoders()
-    finally:
-        server.stop(None).wait()
+    yield f"localhost:{port}", remembering
+    server.stop(None).wait()
+
+
+def test_tls(certificate: tuple[Path, Path], over_tls: tuple[str, Remembering]) -> None:
+    with Client(over_tls[0], tls=Tls(ca=certificate[0])) as client:
+        assert client.crosscoders() == []
+    with Client(over_tls[0], tls=Tls()) as client, pytest.raises(Unauthorized, match="TLS"):
+        client.crosscoders()
+
+
+async def test_tls_of_the_asynchronous_client(
+    certificate: tuple[Path, Path], over_tls: tuple[str, Remembering]
+) -> None:
+    async with AsyncClient(over_tls[0], token="abc", tls=Tls(ca=certificate[0])) as client:
+        assert await client.crosscoders() == []
+    assert over_tls[1].metadata[0]["authorization"] == "Bearer abc"
+    async with AsyncClient(over_tls[0], tls=Tls()) as client:
+        with pytest.raises(Unauthorized, match="TLS"):
+            await client.crosscoders()
 
 
 def test_tls_files(tmp_path: Path) -> None:

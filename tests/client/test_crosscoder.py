@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from crosscope import Client, Crosscoder, InvalidInput, LatentClass, NotFound, TokenRole, Unavailable
+from crosscope._cards import crosscoder_card
 from crosscope._decode import crosscoder_info
-from crosscope._tables import crosscoder_card
 from crosscope_proto.columns import LATENT_COLUMNS
 from crosscope_proto.v1 import latents_pb2
 

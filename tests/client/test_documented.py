@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from fixtures_snippets import run_snippet
+
 import crosscope
 from crosscope import Client
 from crosscope_proto.v1 import jobs_pb2, jobs_pb2_grpc
@@ -32,15 +34,17 @@ class OneJob(jobs_pb2_grpc.JobsServicer):
 
 
 def test_python(online: Client, serve, monkeypatch, capsys) -> None:
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 5
     monkeypatch.setenv("CROSSCOPE_ADDRESS", online.address)
     names: dict[str, object] = {}
     for block in BLOCKS[:3]:
-        exec(block, names)
+        run_snippet(block, names)
     assert "'prompts': True" in capsys.readouterr().out
+    run_snippet(BLOCKS[4], {})
+    assert capsys.readouterr().out.splitlines() == ["9", "8"], "tokens of two texts"
     monkeypatch.chdir(ROOT)
     with Client(serve(OneJob()).address) as client:
-        exec(BLOCKS[3], {"client": client})
+        run_snippet(BLOCKS[3], {"client": client})
     assert capsys.readouterr().out == "train 100% {'l0': 12.0}\n() () 0.0 0.0\n['demo']\n"
 
 

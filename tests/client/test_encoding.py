@@ -32,10 +32,10 @@ def test_encoding_as_table_and_text(scripted: Client) -> None:
     assert frame["latent"].tolist() == [3, 1, 3, 2, 3, 3]
     assert str(encoding).splitlines() == [
         "token  piece  role  strongest latents",
-        "0      <bos>  bos   3:0.50",
-        "1      a      text  1:1.00  3:0.50",
-        "2      ↵      text  2:2.00  3:0.50",
-        "3      b      text  3:3.00",
+        "0      <bos>  bos   3:0.5",
+        "1      a      text  1:1  3:0.5",
+        "2      ↵      text  2:2  3:0.5",
+        "3      b      text  3:3",
     ]
 
 

@@ -50,7 +50,7 @@ def test_encoding(encoding: Encoding) -> None:
     spans = [attributes for tag, attributes in seen.tags if tag == "span"]
     assert len(spans) == 6
     assert all(set(span) <= {"class", "title", "style"} for span in spans)
-    assert spans[2]["title"] == "token 2, text: latent 7: 2.000, latent 9: 1.000"
+    assert spans[2]["title"] == "token 2, text: latent 7: 2, latent 9: 1"
     assert spans[0]["title"] == "token 0, bos: no latent"
     assert [re.findall(r"rgba\(\d+,\d+,\d+,([\d.]+)\)", span["style"] or "") for span in spans] == [
         *([], ["0.450"], ["0.225"], [], [], ["0.056"]),
@@ -63,8 +63,8 @@ def test_example() -> None:
     example = Example(1, "<i>", ExampleGroup.QUANTILE, 2, 0, hostile_tokens(), 5, 20, (1, 3), (2.0, 1.0), 2.0, 1)
     seen = Seen(example._repr_html_())
     assert {tag for tag, _ in seen.tags} <= {"style", "div", "small", "span"}
-    assert [a["title"] for t, a in seen.tags if t == "span"][1] == "token 6, text: 2.000"
-    assert "2.000 · <i> · quantile, band 2" in seen.texts
+    assert [a["title"] for t, a in seen.tags if t == "span"][1] == "token 6, text: 2"
+    assert "2 · <i> · quantile, band 2" in seen.texts
 
 
 def test_no_activation_at_all(encoding: Encoding) -> None:

@@ -171,7 +171,7 @@ def test_wait_no_longer_than_asked(serve) -> None:
 
 
 def test_wait_gives_up_when_nobody_answers(serve, monkeypatch) -> None:
-    monkeypatch.setattr("crosscope._jobs._RECONNECT_S", 0.2)
+    monkeypatch.setattr("crosscope._sync.jobs._RECONNECT_S", 0.2)
     scripted = ScriptedJobs(2)
     served = serve(scripted)
     with Client(served.address) as client:

@@ -37,41 +37,54 @@ def test_counts_that_do_not_fit(value: object) -> None:
         check_count(value, "limit")
 
 
-def test_text_and_turns() -> None:
-    assert build_prompt("hi", None).text == "hi"
-    prompt = build_prompt(
-        None, [{"role": "user", "content": ""}], add_generation_prompt=True, parse_control_tokens=True
-    )
+def test_text_and_messages() -> None:
+    assert build_prompt("hi").text == "hi"
+    said = [{"role": "user", "content": ""}]
+    prompt = build_prompt(None, said, add_generation_prompt=True, parse_control_tokens=True)
     assert [(turn.role, turn.content) for turn in prompt.conversation.turns] == [("user", "")]
     assert prompt.conversation.add_generation_prompt
     assert prompt.parse_control_tokens
 
 
+HI = [{"role": "user", "content": "hi"}]
+
+
 @pytest.mark.parametrize(
-    ("text", "turns", "field"),
+    ("given", "field"),
     [
-        (None, None, "prompt"),
-        ("hi", [{"role": "user", "content": "hi"}], "prompt"),
-        ("", None, "text"),
-        (None, [], "turns"),
-        (None, "hi", "turns"),
-        (None, {"role": "user", "content": "hi"}, "turns"),
-        (None, [{"role": "user"}], "turns[0]"),
-        (None, [{"role": "user", "content": "hi", "weight": 1}], "turns[0]"),
-        (None, [{"role": "user", "content": "hi"}, "hi"], "turns[1]"),
-        (None, [{"role": "user", "content": None}], "turns[0].content"),
-        (None, [{"role": "user", "content": "\ud83d"}], "turns[0].content"),
+        ({}, "prompt"),
+        ({"text": "hi", "messages": HI}, "prompt"),
+        ({"messages": HI, "turns": HI}, "prompt"),
+        ({"text": ""}, "text"),
+        *(
+            ({word: value}, field.replace("messages", word))
+            for word in ("messages", "turns")
+            for value, field in [
+                ([], "messages"),
+                ("hi", "messages"),
+                (HI[0], "messages"),
+                ([{"role": "user"}], "messages[0]"),
+                ([{"role": "user", "content": "hi", "weight": 1}], "messages[0]"),
+                ([*HI, "hi"], "messages[1]"),
+                ([{"role": "user", "content": None}], "messages[0].content"),
+                ([{"role": "user", "content": "\ud83d"}], "messages[0].content"),
+            ]
+        ),
     ],
 )
-def test_prompts_that_are_none(text: str | None, turns: object, field: str) -> None:
+def test_prompts_that_are_none_name_the_word_that_was_used(given: dict[str, object], field: str) -> None:
     with pytest.raises(InvalidInput) as caught:
-        build_prompt(text, turns)  # pyright: ignore[reportArgumentType]
+        build_prompt(**({"text": None} | given))  # pyright: ignore[reportArgumentType]
     assert [violation.field for violation in caught.value.violations] == [field]
 
 
-def test_generation_prompt_needs_turns() -> None:
-    with pytest.raises(InvalidInput, match="goes with turns"):
-        build_prompt("hi", None, add_generation_prompt=True)
+def test_the_former_word_is_the_same_prompt() -> None:
+    assert build_prompt(None, turns=HI) == build_prompt(None, messages=HI)
+
+
+def test_generation_prompt_needs_messages() -> None:
+    with pytest.raises(InvalidInput, match="goes with messages"):
+        build_prompt("hi", add_generation_prompt=True)
 
 
 @pytest.mark.parametrize("flag", ["yes", 1, None])
@@ -96,5 +109,5 @@ def test_what_templates_read_beside_role_and_content() -> None:
     assert json.loads(conversation.chat_template_kwargs_json) == {"tools": [call]}
     with pytest.raises(InvalidInput, match="must be what JSON can say"):
         build_prompt(None, turns, chat_template_kwargs={"tools": {1, 2}})
-    with pytest.raises(InvalidInput, match="go with turns"):
+    with pytest.raises(InvalidInput, match="go with messages"):
         build_prompt("a", None, chat_template_kwargs={"tools": []})

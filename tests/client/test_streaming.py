@@ -3,7 +3,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from crosscope import Client, Encoding, InvalidInput, ServerError
+from crosscope import Client, Crosscoder, Encoding, InvalidInput, ServerError
 from crosscope_proto.v1 import prompts_pb2, prompts_pb2_grpc
 
 
@@ -43,8 +43,11 @@ def test_at_most_in_flight_are_drawn_ahead(scripted: Client, prompts) -> None:
 def test_errors_of_one_prompt(scripted: Client) -> None:
     demo = scripted.crosscoder("demo")
     texts = ["good", "wrong", "good"]
-    found = list(demo.encode_many(texts, on_error="return"))
-    assert [type(outcome) for outcome in found] == [Encoding, InvalidInput, Encoding]
+    found = list(demo.encode_many([*texts, "not \ud800 sent", "good"], in_flight=2, return_errors=True))
+    assert [type(outcome) for outcome in found] == [Encoding, InvalidInput, Encoding, InvalidInput, Encoding]
+    assert [str(found[i])[:18] for i in (1, 3)] == ["text: is wrong", "text: holds a lone"]
+    former = demo.encode_many(texts, on_error="return")
+    assert [type(outcome) for outcome in former] == [Encoding, InvalidInput, Encoding]
     stream = demo.encode_many(texts)
     assert isinstance(next(stream), Encoding)
     with pytest.raises(InvalidInput, match="text: is wrong"):
@@ -85,11 +88,12 @@ class EndsEarly(prompts_pb2_grpc.PromptsServicer):
 
 
 def test_a_stream_that_ends_early_is_an_error(serve, scripted: Client) -> None:
-    from crosscope._crosscoder import Crosscoder
-    from crosscope._transport import Transport
+    from crosscope._connection import Connection
+    from crosscope._sync.transport import Transport
 
     info = scripted.crosscoder("demo").info
-    stream = Crosscoder(Transport(serve(EndsEarly()).address, None, 10, None), info).encode_many(["a", "b"])
+    transport = Transport(Connection(serve(EndsEarly()).address, None, 10, None))
+    stream = Crosscoder(transport, info).encode_many(["a", "b"])
     next(stream)
     with pytest.raises(ServerError, match="at prompt 1"):
         next(stream)

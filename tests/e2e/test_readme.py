@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures_snippets import run_snippet
 
 from crosscope import Job
 
@@ -48,9 +49,10 @@ def test_python(
     monkeypatch.chdir(ROOT)
     names: dict[str, Any] = {}
     for text in snippets("python"):
-        exec(compile(text, "README.md", "exec"), names)
+        run_snippet(text, names)
     assert len(names["table"]) > 0
     assert len(names["encoding"].tokens.pieces) > 3
+    assert [len(each) > 3 for each in names["encodings"]] == [True, True]
     assert names["job"].info.version_id
     assert "publish" in capsys.readouterr().out
     names["client"].close()

@@ -13,7 +13,7 @@ from typing import Any
 import plotly.graph_objects as go
 import streamlit as st
 
-from crosscope import JobInfo, JobState, Latent, _tables
+from crosscope import JobInfo, JobState, Latent, _cards
 from crosscope.app.columns import AXES
 from crosscope.app.palette import CLASS_COLOURS, CLASS_NAMES, DARK, LIGHT, css_variables
 from crosscope.app.text import count, number, plain, visible, with_error, without_paths
@@ -136,7 +136,7 @@ def job_progress(job: JobInfo) -> None:
 
 def _running(job: JobInfo) -> str:
     """A running job on a line: how far the whole is, how long it may still take where that is known, its stage."""
-    return f"{job_title(job)} · {_tables.job_progress(job)} · {plain(job.stage)}"
+    return f"{job_title(job)} · {_cards.job_progress(job)} · {plain(job.stage)}"
 
 
 def plot(figure: go.Figure, key: str, alt: str, *, zooms: bool = False, **options: Any) -> Any:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from crosscope import _tables
+from crosscope import _cards, _tables
 from crosscope.cli.output import print_json, print_table, print_text, to_plain
 from crosscope.cli.session import Session, with_session
 
@@ -80,7 +80,7 @@ def jobs(session: Session, job_id: str | None, limit: int) -> None:
         print_json(infos)
         return
     rows = [
-        (info.id, f"{info.kind} {info.name}", info.state, _tables.job_progress(info), _where(info), info.message)
+        (info.id, f"{info.kind} {info.name}", info.state, _cards.job_progress(info), _where(info), info.message)
         for info in infos
     ]
     print_table(

@@ -3,6 +3,7 @@
 import click
 
 from crosscope import _tables
+from crosscope._latents import LATENT_HEADERS, latent_cells
 from crosscope.cli.output import print_broken, print_json, print_table, print_text
 from crosscope.cli.session import Session, with_version
 from crosscope_proto.metrics import inlier_fve
@@ -68,8 +69,8 @@ def latents(session: Session, crosscoder: str, where: tuple[str, ...], order_by:
                 }
             )
             return
-        cells = [_tables.latent_cells(latent) for latent in found]
-    print_table(_tables.LATENT_HEADERS, cells, rest=found.num_matching - len(cells))
+        cells = [latent_cells(latent) for latent in found]
+    print_table(LATENT_HEADERS, cells, rest=found.num_matching - len(cells))
     for remark in found.remarks:
         click.echo(remark, err=True)
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from crosscope import _tables
+from crosscope import _cards, _tables
 from crosscope.cli.output import console, print_text
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def print_lines(job: "Job") -> None:
 def _line(info: "JobInfo") -> str:
     stage = f"{info.stage} {info.fraction:4.0%}  " if info.stage else ""
     if stage and not info.state.is_over:
-        stage += f"(whole job {_tables.job_progress(info)})  "
+        stage += f"(whole job {_cards.job_progress(info)})  "
     return f"{info.id}  {info.state}  {stage}{_tables.printable(info.message)}".rstrip()
 
 

@@ -2,11 +2,13 @@
 
 import sys
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import click
 
 from crosscope import Tokens, _tables
+from crosscope._encoding import TOKEN_HEADERS, TOP_LATENT_HEADERS
 from crosscope.cli.output import print_json, print_table
 from crosscope.cli.session import Option, Session, apply, with_version
 from crosscope_proto.template_kwargs import parse_template_kwargs
@@ -14,7 +16,8 @@ from crosscope_proto.template_kwargs import parse_template_kwargs
 _PROMPT_OPTIONS: tuple[Option, ...] = (
     click.argument("crosscoder"),
     click.argument("text", required=False),
-    click.option("--turn", "turns", multiple=True, metavar="ROLE:TEXT", help='For instance "user:hello"; in order.'),
+    click.option("--message", "messages", multiple=True, metavar="ROLE:TEXT", help='"user:hello", say; in order.'),
+    click.option("--turn", "turns", multiple=True, metavar="ROLE:TEXT", hidden=True),
     click.option("--generation-prompt", is_flag=True, help="Append the header of an assistant turn."),
     click.option(
         "--template-kwargs", metavar="JSON", help='What the template is told, for instance {"enable_thinking": false}.'
@@ -24,29 +27,43 @@ _PROMPT_OPTIONS: tuple[Option, ...] = (
 
 
 def _takes_prompt(function: Callable[..., None]) -> Callable[..., Any]:
-    return apply(_PROMPT_OPTIONS, with_version(function))
+    """Gives a command about one crosscoder `prompt`: arguments of the SDK, from the options that describe a prompt."""
+
+    @wraps(function)
+    def command(
+        session: Session,
+        crosscoder: str,
+        *,
+        text: str | None,
+        messages: tuple[str, ...],
+        turns: tuple[str, ...],
+        generation_prompt: bool,
+        template_kwargs: str | None,
+        control_tokens: bool,
+        **options: Any,
+    ) -> None:
+        prompt = _prompt(text, messages, turns)
+        prompt |= {"add_generation_prompt": generation_prompt, "parse_control_tokens": control_tokens}
+        if template_kwargs:
+            prompt["chat_template_kwargs"] = _object(template_kwargs)
+        function(session, crosscoder, prompt, **options)
+
+    return apply(_PROMPT_OPTIONS, with_version(command))
 
 
-def _prompt(
-    text: str | None,
-    turns: tuple[str, ...],
-    generation_prompt: bool,
-    template_kwargs: str | None,
-    control_tokens: bool,
-) -> dict[str, Any]:
-    """The prompt as arguments of the SDK. TEXT of "-" is read from stdin, without its last line end."""
-    if (text is None) == (not turns):
-        raise click.UsageError('give TEXT ("-" for stdin) or --turn ROLE:TEXT, one of the two')
-    prompt: dict[str, Any] = {"add_generation_prompt": generation_prompt, "parse_control_tokens": control_tokens}
-    if template_kwargs:
-        prompt["chat_template_kwargs"] = _object(template_kwargs)
+def _prompt(text: str | None, messages: tuple[str, ...], turns: tuple[str, ...]) -> dict[str, Any]:
+    """A text, that of stdin without its last line end for "-"; or messages, whose former name is turns."""
+    if sum(map(bool, (text is not None, messages, turns))) != 1:
+        raise click.UsageError('give TEXT ("-" for stdin) or --message ROLE:TEXT, one of the two')
     if text is not None:
-        return prompt | {"text": _stdin() if text == "-" else text}
-    split = [turn.partition(":") for turn in turns]
-    wrong = next((turn for turn, (_, colon, _) in zip(turns, split, strict=True) if not colon), None)
+        return {"text": _stdin() if text == "-" else text}
+    word, given = ("messages", messages) if messages else ("turns", turns)
+    split = [each.partition(":") for each in given]
+    wrong = next((each for each, (_, colon, _) in zip(given, split, strict=True) if not colon), None)
     if wrong is not None:
-        raise click.UsageError(f"--turn {wrong!r} has no role; write ROLE:TEXT, for instance user:hello")
-    return prompt | {"turns": [{"role": role.strip(), "content": content} for role, _, content in split]}
+        option = f"--{word.removesuffix('s')}"
+        raise click.UsageError(f"{option} {wrong!r} has no role; write ROLE:TEXT, for instance user:hello")
+    return {word: [{"role": role.strip(), "content": content} for role, _, content in split]}
 
 
 def _object(text: str) -> dict[str, Any]:
@@ -58,7 +75,7 @@ def _object(text: str) -> dict[str, Any]:
 
 def _tell_dropped(tokens: Tokens) -> None:
     for turn in tokens.dropped_reasoning:
-        click.echo(f"The chat template does not print the reasoning of turn {turn}, or not all of it.", err=True)
+        click.echo(f"The chat template does not print the reasoning of message {turn}, or not all of it.", err=True)
 
 
 def _stdin() -> str:
@@ -87,25 +104,15 @@ class _Range(click.ParamType):
 @click.command()
 @click.option("--top-k", type=click.IntRange(min=1), help="Latents a token, the strongest [all that fire].")
 @_takes_prompt
-def encode(
-    session: Session,
-    crosscoder: str,
-    text: str | None,
-    turns: tuple[str, ...],
-    generation_prompt: bool,
-    template_kwargs: str | None,
-    control_tokens: bool,
-    top_k: int | None,
-) -> None:
+def encode(session: Session, crosscoder: str, prompt: dict[str, Any], top_k: int | None) -> None:
     """Show which latents of CROSSCODER every token of TEXT fires; "-" reads TEXT from stdin."""
-    prompt = _prompt(text, turns, generation_prompt, template_kwargs, control_tokens)
     with session.client() as client:
         encoding = session.crosscoder(client, crosscoder).encode(**prompt, top_k=top_k)
     _tell_dropped(encoding.tokens)
     if session.as_json:
         print_json(encoding)
         return
-    print_table(_tables.TOKEN_HEADERS, _tables.token_rows(encoding))
+    print_table(TOKEN_HEADERS, encoding.token_rows())
 
 
 @click.command()
@@ -123,11 +130,7 @@ def encode(
 def top(
     session: Session,
     crosscoder: str,
-    text: str | None,
-    turns: tuple[str, ...],
-    generation_prompt: bool,
-    template_kwargs: str | None,
-    control_tokens: bool,
+    prompt: dict[str, Any],
     rank: Any,
     limit: int,
     max_frequency: float | None,
@@ -136,7 +139,6 @@ def top(
     include_left_out: bool,
 ) -> None:
     """Rank the latents of CROSSCODER that TEXT fires; "-" reads TEXT from stdin."""
-    prompt = _prompt(text, turns, generation_prompt, template_kwargs, control_tokens)
     with session.client() as client:
         found = session.crosscoder(client, crosscoder).top_latents(
             **prompt,
@@ -151,25 +153,16 @@ def top(
     if session.as_json:
         print_json(found)
         return
-    rows = _tables.top_latent_rows(found)
-    print_table(_tables.TOP_LATENT_HEADERS, rows, rest=found.num_latents - len(rows))
-    if line := _tables.left_out_line(found):
+    rows = found.rows()
+    print_table(TOP_LATENT_HEADERS, rows, rest=found.num_latents - len(rows))
+    for line in found.remarks:
         click.echo(f"{line} --include-left-out ranks them.", err=True)
 
 
 @click.command()
 @_takes_prompt
-def tokenize(
-    session: Session,
-    crosscoder: str,
-    text: str | None,
-    turns: tuple[str, ...],
-    generation_prompt: bool,
-    template_kwargs: str | None,
-    control_tokens: bool,
-) -> None:
+def tokenize(session: Session, crosscoder: str, prompt: dict[str, Any]) -> None:
     """Show the tokens of TEXT and their roles; "-" reads TEXT from stdin."""
-    prompt = _prompt(text, turns, generation_prompt, template_kwargs, control_tokens)
     with session.client() as client:
         tokens = session.crosscoder(client, crosscoder).tokenize(**prompt)
     _tell_dropped(tokens)

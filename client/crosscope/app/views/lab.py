@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from crosscope import CrosscoderInfo, CrosscopeError, Encoding, LeftOut, TopLatents, _tables
+from crosscope import CrosscoderInfo, CrosscopeError, Encoding, LeftOut, TopLatents
 from crosscope.app import address, panels, prompts, session, tables, text, url
 from crosscope.app.columns import evidence
 from crosscope.app.prompts import ROLES, LabPrompt, Turn
@@ -282,7 +282,7 @@ def locked_token(encoding: Encoding, info: CrosscoderInfo) -> None:
 
 def ranked(top: TopLatents, info: CrosscoderInfo) -> None:
     """The ranked latents; a row colours the tokens by its latent, a head ranks by its figure."""
-    if line := _tables.left_out_line(top):
+    for line in top.remarks:
         st.caption(f"{line} The switch above lets them in.")
     if not top.entries:
         st.markdown("No latent fires in this choice. Let more tokens in or raise the frequency.")

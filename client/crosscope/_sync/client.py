@@ -1,3 +1,4 @@
+# Written by client/generate.py from _async/client.py. Do not edit.
 """The way in: a client of one server."""
 
 import os
@@ -5,23 +6,32 @@ from types import TracebackType
 from typing import Self
 
 from crosscope import _decode
-from crosscope._crosscoder import Crosscoder, open_crosscoder
+from crosscope._connection import Connection, Tls
 from crosscope._errors import NotFound
-from crosscope._jobs import Jobs
-from crosscope._transport import Tls, Transport
+from crosscope._public import public
+from crosscope._sync.crosscoder import Crosscoder, open_crosscoder
+from crosscope._sync.jobs import Jobs
+from crosscope._sync.transport import Transport
 from crosscope_proto.v1 import latents_pb2
 from crosscope_proto.v1.latents_pb2_grpc import LatentsStub
 
-DEFAULT_ADDRESS = "localhost:50051"
+_DEFAULT_ADDRESS = "localhost:50051"
 
 
+@public
 class Client:
     """A client of one crosscope server.
 
-    Connects when it is first used, can be shared among threads, and is a context manager. Questions that can be
-    asked twice without harm are asked again when the connection breaks. Every call ends after `timeout_s`; every
-    error is a CrosscopeError.
+        with Client() as client:
+            crosscoder = client.crosscoder("demo")
+            print(crosscoder.latents(order_by="-rel_norm"))
+
+    Connects when it is first used, and is closed by `with` or `close`. Questions that can be asked twice without
+    harm are asked again when the connection breaks. Every call ends after `timeout_s`; every error is a CrosscopeError.
     """
+
+    jobs: Jobs
+    """Submit, follow and cancel jobs."""
 
     def __init__(
         self,
@@ -34,11 +44,10 @@ class Client:
 
         `token` goes with every call; else CROSSCOPE_TOKEN. `tls=Tls()` encrypts.
         """
-        chosen = address if address is not None else os.environ.get("CROSSCOPE_ADDRESS") or DEFAULT_ADDRESS
+        chosen = address if address is not None else os.environ.get("CROSSCOPE_ADDRESS") or _DEFAULT_ADDRESS
         secret = token if token is not None else os.environ.get("CROSSCOPE_TOKEN") or None
-        self._transport = Transport(chosen, secret, timeout_s, tls)
+        self._transport = Transport(Connection(chosen, secret, timeout_s, tls))
         self.jobs = Jobs(self._transport)
-        """Submit, follow and cancel jobs."""
 
     @property
     def address(self) -> str:
@@ -46,7 +55,8 @@ class Client:
         return self._transport.address
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Client, self._transport.settings
+        made = self._transport.connection
+        return Client, (made.address, made.token, made.timeout_s, made.tls)
 
     def crosscoders(self) -> list[Crosscoder]:
         """All published crosscoders, newest first, each bound to its current version.
@@ -80,7 +90,7 @@ class Client:
         return {name: serves(f"crosscope.v1.{name.capitalize()}") for name in ("latents", "prompts", "jobs")}
 
     def close(self) -> None:
-        """Closes the connection."""
+        """Closes the connection. Closing twice does nothing."""
         self._transport.close()
 
     def __enter__(self) -> Self:

@@ -1,17 +1,21 @@
+# Written by client/generate.py from _async/jobs.py. Do not edit.
 """Jobs: submit recipes, follow them through restarts of the server, wait, cancel."""
 
 import json
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from crosscope import _decode, _html, _tables
+from crosscope import _blocking, _cards, _decode
 from crosscope._errors import DeadlineExceeded, JobCancelled, JobFailed, Unavailable
+from crosscope._progress import move_to, open_bar
 from crosscope._prompts import check_count, check_flag, check_text
+from crosscope._public import public
 from crosscope._recipes import recipe_folder, recipe_text
-from crosscope._transport import Transport
+from crosscope._sync.transport import Transport
 from crosscope._types import JobEvent, JobInfo, JobState, JobUpdate, Plan
 from crosscope_proto.v1 import jobs_pb2
 from crosscope_proto.v1.jobs_pb2_grpc import JobsStub
@@ -20,14 +24,17 @@ _RECONNECT_S = 60.0
 _RECONNECT_DELAYS_S = (0.2, 0.5, 1.0, 2.0)
 
 
+@public
 class Job:
     """A job in the queue of the server. Its properties tell how it stood when the server was last asked."""
 
+    info: JobInfo
+    """How it stood when the server was last asked."""
+    warnings: tuple[str, ...]
+    """What was odd about its recipe when it was submitted."""
+
     def __init__(self, transport: Transport, info: JobInfo, warnings: Sequence[str] = ()) -> None:
-        self.info = info
-        """How it stood when the server was last asked."""
-        self.warnings = tuple(warnings)
-        """What was odd about its recipe when it was submitted."""
+        self.info, self.warnings = info, tuple(warnings)
         self._transport = transport
 
     @property
@@ -44,7 +51,7 @@ class Job:
         return Job, (self._transport, self.info, self.warnings)
 
     @property
-    def _stub(self) -> JobsStub:
+    def _stub(self):
         return self._transport.stub(JobsStub)
 
     def refresh(self) -> "Job":
@@ -68,12 +75,13 @@ class Job:
         self.info = _decode.job(reply.job)
         return self
 
-    def watch(self, after_event: str = "") -> Iterator[JobEvent]:
+    def watch(self, after_event: str = "") -> Generator[JobEvent, None, None]:
         """Every event of the job, from the first on or after the one given, until the job has ended."""
-        for update in self.updates(after_event):
-            yield from update.events
+        with closing(self.updates(after_event)) as updates:
+            for update in updates:
+                yield from update.events
 
-    def updates(self, after_event: str = "", timeout_s: float | None = None) -> Iterator[JobUpdate]:
+    def updates(self, after_event: str = "", timeout_s: float | None = None) -> Generator[JobUpdate, None, None]:
         """Like `watch`, with the job as it stands at each step; also when only its state changed.
 
         Goes on where it stopped when the connection breaks. Raises Unavailable when nobody has answered for a minute,
@@ -84,11 +92,12 @@ class Job:
         attempts = 0
         while True:
             try:
-                for update in self._follow(after_event, _left(ends_at)):
-                    silent_since, attempts = time.monotonic(), 0
-                    self.info = update.job
-                    after_event = update.events[-1].id if update.events else after_event
-                    yield update
+                with closing(self._follow(after_event, _left(ends_at))) as updates:
+                    for update in updates:
+                        silent_since, attempts = time.monotonic(), 0
+                        self.info = update.job
+                        after_event = update.events[-1].id if update.events else after_event
+                        yield update
                 if self.state.is_over:
                     return
             except Unavailable:
@@ -100,29 +109,34 @@ class Job:
             left_s = _left(ends_at)
             if left_s is not None and left_s <= delay_s:
                 raise self._too_slow(timeout_s)
-            time.sleep(delay_s)
+            _blocking.sleep(delay_s)
             attempts += 1
 
-    def _follow(self, after_event: str, timeout_s: float | None) -> Iterator[JobUpdate]:
+    def _follow(self, after_event: str, timeout_s: float | None) -> Generator[JobUpdate, None, None]:
         request = jobs_pb2.WatchJobRequest(id=self.id, after_event=check_text(after_event, "after_event"))
-        for reply in self._transport.stream(self._stub.WatchJob, request, timeout_s):
-            info = _decode.job(reply.job)
-            info = info if info.recipe_yaml else replace(info, recipe_yaml=self.info.recipe_yaml)  # sent once only
-            yield JobUpdate(info, tuple(map(_decode.job_event, reply.events)))
+        with closing(self._transport.stream(self._stub.WatchJob, request, timeout_s)) as replies:
+            for reply in replies:
+                info = _decode.job(reply.job)
+                if not info.recipe_yaml:  # it is sent once only
+                    info = replace(info, recipe_yaml=self.info.recipe_yaml)
+                yield JobUpdate(info, tuple(map(_decode.job_event, reply.events)))
 
     def _too_slow(self, timeout_s: float | None) -> DeadlineExceeded:
         return DeadlineExceeded(
             f"job {self.id} is still {self.state} after {timeout_s:g} s; it goes on: wait again, or cancel it"
         )
 
-    def wait(self, timeout_s: float | None = None) -> "Job":
+    def wait(self, timeout_s: float | None = None, *, progress: bool | None = None) -> "Job":
         """Returns itself once it has succeeded.
 
-        Raises JobFailed, JobCancelled, or DeadlineExceeded after `timeout_s`.
+        `progress` shows a bar of the whole job; by default in a terminal and in a notebook. Raises JobFailed,
+        JobCancelled, or DeadlineExceeded after `timeout_s`.
         """
         if not self.state.is_over:
-            for _ in self.updates(timeout_s=timeout_s):
-                pass
+            with open_bar(progress, self.info.name, 1.0, "") as bar:
+                for update in self.updates(timeout_s=timeout_s):
+                    bar.set_description(f"{self.info.name} {update.job.stage}", refresh=False)
+                    move_to(bar, update.job.total_fraction)
         if self.state is JobState.FAILED:
             raise JobFailed(self.info)
         if self.state is JobState.CANCELLED:
@@ -130,19 +144,20 @@ class Job:
         return self
 
     def __repr__(self) -> str:
-        return _tables.job_line(self.info)
+        return _cards.job_line(self.info)
 
     def __str__(self) -> str:
-        return _tables.job_card(self.info)
+        return _cards.job_card(self.info)
 
     def _repr_html_(self) -> str:
-        return _html.page(_html.job(self.info))
+        return _cards.job_html(self.info)
 
 
 def _left(ends_at: float | None) -> float | None:
     return None if ends_at is None else max(ends_at - time.monotonic(), 0.001)
 
 
+@public
 class Jobs:
     """The jobs of a server: `client.jobs`."""
 
@@ -153,31 +168,31 @@ class Jobs:
         return Jobs, (self._transport,)
 
     @property
-    def _stub(self) -> JobsStub:
+    def _stub(self):
         return self._transport.stub(JobsStub)
 
     def submit(
         self,
         recipe: str | Path | Mapping[str, object],
         *,
-        after: Sequence["str | Job"] = (),
+        after: Sequence[str | Job] = (),
         validate_only: bool = False,
     ) -> Job:
         """Queues a recipe: the path of a YAML file, YAML text, or the same as a dict.
 
         In a file, relative paths of data sets that lie beside it are made absolute, and others are looked up in its
         folder, too, if the job worker may read there. `after` names jobs that must succeed first. With `validate_only`
-        the recipe is checked and the job that comes back has no id. `Job.warnings` says what is odd about it.
+        the recipe is checked and the job that comes back has no id. `warnings` of the job says what is odd about it.
         """
         reply = self._submit(recipe, after, validate_only=check_flag(validate_only, "validate_only"))
         return Job(self._transport, _decode.job(reply.job), reply.warnings)
 
-    def plan(self, recipe: str | Path | Mapping[str, object], *, after: Sequence["str | Job"] = ()) -> Plan:
+    def plan(self, recipe: str | Path | Mapping[str, object], *, after: Sequence[str | Job] = ()) -> Plan:
         """Checks a recipe as `submit` does with `validate_only`, and says what its job would take."""
         return _decode.plan(self._submit(recipe, after, validate_only=True))
 
     def _submit(
-        self, recipe: str | Path | Mapping[str, object], after: Sequence["str | Job"], *, validate_only: bool
+        self, recipe: str | Path | Mapping[str, object], after: Sequence[str | Job], *, validate_only: bool
     ) -> jobs_pb2.SubmitJobResponse:
         request = jobs_pb2.SubmitJobRequest(
             recipe_yaml=recipe_text(recipe),
@@ -191,33 +206,33 @@ class Jobs:
     def get(self, job_id: str) -> Job:
         """One job."""
         request = jobs_pb2.GetJobRequest(id=check_text(job_id, "id"))
-        return self._job(self._transport.unary(self._stub.GetJob, request).job)
+        return self._job((self._transport.unary(self._stub.GetJob, request)).job)
 
     def list(self, limit: int = 50, *, recipes: bool = True) -> list[Job]:
         """Jobs, newest first; with `recipes` off their recipes are left out, and are asked for with `get`."""
         request = jobs_pb2.ListJobsRequest(
             limit=check_count(limit, "limit", low=1), without_recipes=not check_flag(recipes, "recipes")
         )
-        return [self._job(message) for message in self._transport.unary(self._stub.ListJobs, request).jobs]
+        return [self._job(message) for message in (self._transport.unary(self._stub.ListJobs, request)).jobs]
 
     def cancel(self, job_id: str) -> Job:
         """Asks a job to stop; see `Job.cancel`."""
         request = jobs_pb2.CancelJobRequest(id=check_text(job_id, "id"))
-        return self._job(self._transport.unary(self._stub.CancelJob, request).job)
+        return self._job((self._transport.unary(self._stub.CancelJob, request)).job)
 
     def retry(self, job_id: str) -> Job:
         """Queues a job again that has failed or was cancelled; see `Job.retry`."""
         request = jobs_pb2.RetryJobRequest(id=check_text(job_id, "id"))
-        return self._job(self._transport.unary(self._stub.RetryJob, request).job)
+        return self._job((self._transport.unary(self._stub.RetryJob, request)).job)
 
     def schema(self) -> dict[str, object]:
         """The JSON schema of recipes."""
         request = jobs_pb2.GetRecipeSchemaRequest()
-        return json.loads(self._transport.unary(self._stub.GetRecipeSchema, request).json_schema)
+        return json.loads((self._transport.unary(self._stub.GetRecipeSchema, request)).json_schema)
 
     def _job(self, message: jobs_pb2.Job) -> Job:
         return Job(self._transport, _decode.job(message))
 
 
-def _as_list(after: "Sequence[str | Job] | str | Job") -> "Sequence[str | Job]":
+def _as_list(after: Sequence[str | Job] | str | Job) -> Sequence[str | Job]:
     return [after] if isinstance(after, str | Job) else after

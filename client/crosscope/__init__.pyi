@@ -1,0 +1,170 @@
+"""The public names: the one list of them, which type checkers and `__init__` read."""
+
+from ._async.client import AsyncClient as AsyncClient
+from ._async.columns import (
+    AsyncColumn as AsyncColumn,
+)
+from ._async.columns import (
+    AsyncColumns as AsyncColumns,
+)
+from ._async.crosscoder import (
+    AsyncCrosscoder as AsyncCrosscoder,
+)
+from ._async.crosscoder import (
+    AsyncLatent as AsyncLatent,
+)
+from ._async.crosscoder import (
+    AsyncLatentList as AsyncLatentList,
+)
+from ._async.jobs import (
+    AsyncJob as AsyncJob,
+)
+from ._async.jobs import (
+    AsyncJobs as AsyncJobs,
+)
+from ._connection import Tls as Tls
+from ._encoding import (
+    Encoding as Encoding,
+)
+from ._encoding import (
+    LatentActivation as LatentActivation,
+)
+from ._encoding import (
+    TopLatent as TopLatent,
+)
+from ._encoding import (
+    TopLatents as TopLatents,
+)
+from ._errors import (
+    Busy as Busy,
+)
+from ._errors import (
+    Conflict as Conflict,
+)
+from ._errors import (
+    CrosscopeError as CrosscopeError,
+)
+from ._errors import (
+    DeadlineExceeded as DeadlineExceeded,
+)
+from ._errors import (
+    FieldViolation as FieldViolation,
+)
+from ._errors import (
+    InvalidInput as InvalidInput,
+)
+from ._errors import (
+    JobCancelled as JobCancelled,
+)
+from ._errors import (
+    JobFailed as JobFailed,
+)
+from ._errors import (
+    NotFound as NotFound,
+)
+from ._errors import (
+    ServerError as ServerError,
+)
+from ._errors import (
+    Unauthorized as Unauthorized,
+)
+from ._errors import (
+    Unavailable as Unavailable,
+)
+from ._errors import (
+    VersionGone as VersionGone,
+)
+from ._examples import (
+    Example as Example,
+)
+from ._examples import (
+    ExampleList as ExampleList,
+)
+from ._latents import LatentStatistics as LatentStatistics
+from ._sync.client import Client as Client
+from ._sync.columns import (
+    Column as Column,
+)
+from ._sync.columns import (
+    Columns as Columns,
+)
+from ._sync.crosscoder import (
+    Crosscoder as Crosscoder,
+)
+from ._sync.crosscoder import (
+    Latent as Latent,
+)
+from ._sync.crosscoder import (
+    LatentList as LatentList,
+)
+from ._sync.jobs import (
+    Job as Job,
+)
+from ._sync.jobs import (
+    Jobs as Jobs,
+)
+from ._types import (
+    CoActive as CoActive,
+)
+from ._types import (
+    CrosscoderInfo as CrosscoderInfo,
+)
+from ._types import (
+    Detector as Detector,
+)
+from ._types import (
+    Estimate as Estimate,
+)
+from ._types import (
+    JobEvent as JobEvent,
+)
+from ._types import (
+    JobInfo as JobInfo,
+)
+from ._types import (
+    JobState as JobState,
+)
+from ._types import (
+    JobUpdate as JobUpdate,
+)
+from ._types import (
+    LatentScaling as LatentScaling,
+)
+from ._types import (
+    ModelEstimates as ModelEstimates,
+)
+from ._types import (
+    Neighbour as Neighbour,
+)
+from ._types import (
+    Plan as Plan,
+)
+from ._types import (
+    PlanEntry as PlanEntry,
+)
+from ._types import (
+    Tokens as Tokens,
+)
+from ._types import (
+    TrainingCurves as TrainingCurves,
+)
+from ._vocabulary import (
+    BASE as BASE,
+)
+from ._vocabulary import (
+    CHAT as CHAT,
+)
+from ._vocabulary import (
+    ExampleGroup as ExampleGroup,
+)
+from ._vocabulary import (
+    LatentClass as LatentClass,
+)
+from ._vocabulary import (
+    LeftOut as LeftOut,
+)
+from ._vocabulary import (
+    TokenRole as TokenRole,
+)
+
+__version__: str

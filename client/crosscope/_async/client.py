@@ -1,0 +1,104 @@
+"""The way in: a client of one server."""
+
+import os
+from types import TracebackType
+from typing import Self
+
+from crosscope import _decode
+from crosscope._async.crosscoder import AsyncCrosscoder, open_crosscoder
+from crosscope._async.jobs import AsyncJobs
+from crosscope._async.transport import AsyncTransport
+from crosscope._connection import Connection, Tls
+from crosscope._errors import NotFound
+from crosscope._public import public
+from crosscope_proto.v1 import latents_pb2
+from crosscope_proto.v1.latents_pb2_grpc import LatentsStub
+
+_DEFAULT_ADDRESS = "localhost:50051"
+
+
+@public
+class AsyncClient:
+    """A client of one crosscope server.
+
+        async with AsyncClient() as client:
+            crosscoder = await client.crosscoder("demo")
+            print(await crosscoder.latents(order_by="-rel_norm"))
+
+    Connects when it is first used, and is closed by `async with` or `close`. Questions that can be asked twice without
+    harm are asked again when the connection breaks. Every call ends after `timeout_s`; every error is a CrosscopeError.
+    """
+
+    jobs: AsyncJobs
+    """Submit, follow and cancel jobs."""
+
+    def __init__(
+        self,
+        address: str | None = None,
+        token: str | None = None,
+        timeout_s: float = 60.0,
+        tls: Tls | None = None,
+    ) -> None:
+        """`address` is host:port or unix:PATH; else CROSSCOPE_ADDRESS, else localhost:50051.
+
+        `token` goes with every call; else CROSSCOPE_TOKEN. `tls=Tls()` encrypts.
+        """
+        chosen = address if address is not None else os.environ.get("CROSSCOPE_ADDRESS") or _DEFAULT_ADDRESS
+        secret = token if token is not None else os.environ.get("CROSSCOPE_TOKEN") or None
+        self._transport = AsyncTransport(Connection(chosen, secret, timeout_s, tls))
+        self.jobs = AsyncJobs(self._transport)
+
+    @property
+    def address(self) -> str:
+        """Where the server is."""
+        return self._transport.address
+
+    def __reduce__(self) -> tuple[object, ...]:
+        made = self._transport.connection
+        return AsyncClient, (made.address, made.token, made.timeout_s, made.tls)
+
+    async def crosscoders(self) -> list[AsyncCrosscoder]:
+        """All published crosscoders, newest first, each bound to its current version.
+
+        One that the server cannot read comes last; `info.broken` says why, and what is asked of it fails.
+        """
+        stub = self._transport.stub(LatentsStub)
+        reply = await self._transport.unary(stub.ListCrosscoders, latents_pb2.ListCrosscodersRequest())
+        return [AsyncCrosscoder(self._transport, _decode.crosscoder_info(message)) for message in reply.crosscoders]
+
+    async def crosscoder(self, name: str, version: str | None = None) -> AsyncCrosscoder:
+        """One version of a crosscoder: the one with the id `version`, else the current one.
+
+        The handle stays with the version that it found, whatever is published later. Raises NotFound, or VersionGone.
+        """
+        return await open_crosscoder(self._transport, name, version)
+
+    async def health(self) -> dict[str, bool]:
+        """Which services answer: latents (browsing), prompts (needs an inference worker), jobs (needs the queue)."""
+        from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+        stub = self._transport.stub(health_pb2_grpc.HealthStub)
+
+        async def serves(service: str) -> bool:
+            try:
+                reply = await self._transport.unary(stub.Check, health_pb2.HealthCheckRequest(service=service))
+            except NotFound:
+                return False
+            return reply.status == health_pb2.HealthCheckResponse.SERVING
+
+        return {name: await serves(f"crosscope.v1.{name.capitalize()}") for name in ("latents", "prompts", "jobs")}
+
+    async def close(self) -> None:
+        """Closes the connection. Closing twice does nothing."""
+        await self._transport.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"AsyncClient({self.address!r})"

@@ -1,0 +1,226 @@
+"""A published crosscoder to ask: its latents, its examples, its columns; and, by inheritance, prompts."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from crosscope import _decode
+from crosscope._async.columns import AsyncColumns
+from crosscope._async.handle import check_version
+from crosscope._async.pages import PAGE_SIZE, AsyncPages, Page
+from crosscope._async.prompting import AsyncPrompting
+from crosscope._async.transport import AsyncTransport
+from crosscope._errors import InvalidInput, ServerError
+from crosscope._examples import ExampleList
+from crosscope._filters import Condition, build_filters
+from crosscope._latents import LatentStatistics, latent_html, latent_table
+from crosscope._prompts import check_count, check_text
+from crosscope._public import public
+from crosscope._tables import MOST_ROWS
+from crosscope._types import Detector, TrainingCurves
+from crosscope_proto.artefacts import ExampleGroup
+from crosscope_proto.v1 import latents_pb2
+from crosscope_proto.v1.latents_pb2_grpc import LatentsStub
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+_EXAMPLES_A_PAGE = 100
+_GROUPS: dict[str | None, latents_pb2.ExampleGroup.ValueType] = {
+    None: latents_pb2.EXAMPLE_GROUP_UNSPECIFIED,
+    ExampleGroup.TOP: latents_pb2.EXAMPLE_GROUP_TOP,
+    ExampleGroup.QUANTILE: latents_pb2.EXAMPLE_GROUP_QUANTILE,
+}
+
+
+@public
+@dataclass(frozen=True)
+class AsyncLatent(LatentStatistics):
+    """One latent's statistics, and the way to its examples. Activations are scaled (math §1)."""
+
+    source: "AsyncCrosscoder" = field(repr=False, compare=False)
+    """The handle that it came from."""
+
+    async def examples(
+        self,
+        limit: int = 10,
+        group: ExampleGroup | str | None = None,
+        dataset: str | None = None,
+        context: int | None = None,
+    ) -> ExampleList:
+        """Texts on which it fires, strongest first.
+
+        `context` is tokens shown on each side of the peak, None the whole text.
+        """
+        return await self.source.examples(self.id, limit=limit, group=group, dataset=dataset, context=context)
+
+
+@public
+class AsyncLatentList(AsyncPages[AsyncLatent]):
+    """Latents of one listing. Pages are fetched when they are reached, up to the limit."""
+
+    async def to_pandas(self) -> "pd.DataFrame":
+        """A row a latent, indexed by id; needs pandas."""
+        import pandas as pd
+
+        rows = [latent.to_row() async for latent in self]
+        return pd.DataFrame(rows).set_index("id") if rows else pd.DataFrame()
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """`notes`, and how many latents have no value of the order."""
+        without = f"{self.num_undefined} of {self.num_matching} latents have no value of this order; they come last"
+        return (*self.notes, *([without] if self.num_undefined else []))
+
+    def __str__(self) -> str:
+        return latent_table(self._fetched[: min(len(self), MOST_ROWS)], len(self), self.remarks)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return latent_html(self._fetched[: min(len(self), MOST_ROWS)], len(self), self.remarks)
+
+
+@public
+class AsyncCrosscoder(AsyncPrompting):
+    """One version of a published crosscoder. Made by `AsyncClient.crosscoder` and `AsyncClient.crosscoders`.
+
+    Whatever is published later, every call is answered from this version, or raises VersionGone once the server has
+    removed it. `current()` goes on with the newest.
+    """
+
+    async def current(self) -> "AsyncCrosscoder":
+        """A handle of the version that is the current one now; this handle stays as it is. Raises NotFound."""
+        return await open_crosscoder(self._transport, self.name)
+
+    async def latents(
+        self,
+        where: Condition | Iterable[Condition] = (),
+        order_by: str = "",
+        limit: int | None = 50,
+        *,
+        progress: bool | None = None,
+    ) -> AsyncLatentList:
+        """Latents that meet all conditions, ordered by a column, "-" in front for descending, undefined values last.
+
+        Columns are those of `columns()`, and the shares "dataset_share_NAME" and "role_share_ROLE"; a condition may
+        also compare "top_tokens", "logit_tokens_base" or "logit_tokens_chat" with the text of a token.
+        `limit=None` lists all of them, page by page as they are reached; `progress` shows a bar of the pages, by
+        default in a terminal and in a notebook.
+        Raises InvalidInput for an unknown column, and for an order that is undefined for every latent that matches.
+        """
+        filters = build_filters(where)
+        order = check_text(order_by, "order_by")
+        if limit is not None:
+            check_count(limit, "limit", low=1)
+
+        async def read_page(page_token: str, page_size: int) -> Page[AsyncLatent]:
+            request = latents_pb2.ListLatentsRequest(
+                crosscoder=self.name,
+                version_id=self._version,
+                filters=filters,
+                order_by=order,
+                page_size=page_size,
+                page_token=page_token,
+            )
+            reply = await self._transport.unary(self._latents.ListLatents, request)
+            version_id = self._checked(reply.version_id)
+            found = [self._latent(message, version_id) for message in reply.latents]
+            return Page(found, reply.next_page_token, reply.num_matching, reply.num_undefined, tuple(reply.notes))
+
+        first = await read_page("", PAGE_SIZE if limit is None else min(limit, PAGE_SIZE))
+        return AsyncLatentList(read_page, first, limit, progress)
+
+    async def latent(self, latent: int) -> AsyncLatent:
+        """One latent's statistics."""
+        request = latents_pb2.GetLatentRequest(
+            crosscoder=self.name, version_id=self._version, latent=check_count(latent, "latent")
+        )
+        reply = await self._transport.unary(self._latents.GetLatent, request)
+        return self._latent(reply.latent, self._checked(reply.version_id))
+
+    def _latent(self, message: latents_pb2.Latent, version_id: str) -> AsyncLatent:
+        return AsyncLatent(crosscoder=self.name, version_id=version_id, source=self, **_decode.latent_fields(message))
+
+    async def examples(
+        self,
+        latent: int,
+        *,
+        limit: int = 10,
+        group: ExampleGroup | str | None = None,
+        dataset: str | None = None,
+        context: int | None = None,
+    ) -> ExampleList:
+        """Texts on which a latent fires; see `AsyncLatent.examples`."""
+        if group not in _GROUPS:
+            raise InvalidInput.of("group", f"{group!r} is no group of examples; use 'top', 'quantile' or None for both")
+        request = latents_pb2.ListExamplesRequest(
+            crosscoder=self.name,
+            version_id=self._version,
+            latent=check_count(latent, "latent"),
+            group=_GROUPS[group],
+            dataset=check_text(dataset, "dataset") if dataset is not None else "",
+            page_size=min(check_count(limit, "limit", low=1), _EXAMPLES_A_PAGE),
+        )
+        if context is not None:
+            request.context = check_count(context, "context")
+        found = ExampleList()
+        while len(found) < limit:
+            reply = await self._transport.unary(self._latents.ListExamples, request)
+            self._checked(reply.version_id)
+            found.extend(map(_decode.example, reply.examples))
+            if not reply.next_page_token:
+                break
+            request.page_token = reply.next_page_token
+        return ExampleList(found[:limit])
+
+    def columns(self, *names: str) -> AsyncColumns:
+        """Columns of the statistics table, by name: what each means, and its values when they are first used.
+
+        Without names: every column of one number a latent. Names may also be the shares "dataset_share_NAME" and
+        "role_share_ROLE". Values come for all of the names in one call, which raises InvalidInput for an unknown one.
+        """
+        return AsyncColumns(self._read_columns, [check_text(name, "columns") for name in names])
+
+    async def atlas(self, columns: Sequence[str]) -> "dict[str, np.ndarray]":
+        """The values of `columns(*columns)`: their former name."""
+        return await self.columns(*([columns] if isinstance(columns, str) else columns)).read()
+
+    async def _read_columns(self, names: Sequence[str]) -> "dict[str, np.ndarray]":
+        import numpy as np
+
+        request = latents_pb2.GetAtlasRequest(crosscoder=self.name, version_id=self._version, columns=names)
+        pieces: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        versions: set[str] = set()
+        timeout_s = self._transport.connection.timeout_s
+        async for reply in self._transport.stream(self._latents.GetAtlas, request, timeout_s):
+            pieces.setdefault(reply.column, []).append(np.frombuffer(reply.values, dtype="<f4"))
+            versions.add(self._checked(reply.version_id))
+        values = {name: np.concatenate(parts) if parts else np.empty(0, np.float32) for name, parts in pieces.items()}
+        if len(versions) > 1 or len({len(column) for column in values.values()}) > 1:
+            raise ServerError(f"the columns of {self.name} came in pieces that do not fit together; ask again")
+        return values
+
+    async def training_curves(self) -> TrainingCurves:
+        """Loss, FVE, L0, … over training."""
+        request = latents_pb2.GetTrainingCurvesRequest(crosscoder=self.name, version_id=self._version)
+        reply = await self._transport.unary(self._latents.GetTrainingCurves, request)
+        self._checked(reply.version_id)
+        return _decode.training_curves(reply)
+
+    async def detectors(self) -> list[Detector]:
+        """For each tagged behaviour of the analysis's conversations, the latents that detect it best."""
+        request = latents_pb2.GetCrosscoderRequest(crosscoder=self.name, version_id=self._version)
+        reply = await self._transport.unary(self._latents.GetCrosscoder, request)
+        self._checked(reply.crosscoder.version_id)
+        return [_decode.detector(message) for message in reply.detectors]
+
+
+async def open_crosscoder(transport: AsyncTransport, name: str, version: str | None = None) -> AsyncCrosscoder:
+    """A handle of the version with this id, else of the current one. Raises NotFound, or VersionGone."""
+    wanted = version if version is None else check_text(version, "version")
+    request = latents_pb2.GetCrosscoderRequest(crosscoder=check_text(name, "name"), version_id=wanted)
+    reply = await transport.unary(transport.stub(LatentsStub).GetCrosscoder, request)
+    check_version(name, wanted, reply.crosscoder.version_id, transport.address)
+    return AsyncCrosscoder(transport, _decode.crosscoder_info(reply.crosscoder))

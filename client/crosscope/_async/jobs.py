@@ -1,0 +1,238 @@
+"""Jobs: submit recipes, follow them through restarts of the server, wait, cancel."""
+
+import json
+import time
+import uuid
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
+
+from crosscope import _aio, _cards, _decode
+from crosscope._async.transport import AsyncTransport
+from crosscope._errors import DeadlineExceeded, JobCancelled, JobFailed, Unavailable
+from crosscope._progress import move_to, open_bar
+from crosscope._prompts import check_count, check_flag, check_text
+from crosscope._public import public
+from crosscope._recipes import recipe_folder, recipe_text
+from crosscope._types import JobEvent, JobInfo, JobState, JobUpdate, Plan
+from crosscope_proto.v1 import jobs_pb2
+from crosscope_proto.v1.jobs_pb2_grpc import JobsStub
+
+_RECONNECT_S = 60.0
+_RECONNECT_DELAYS_S = (0.2, 0.5, 1.0, 2.0)
+
+
+@public
+class AsyncJob:
+    """A job in the queue of the server. Its properties tell how it stood when the server was last asked."""
+
+    info: JobInfo
+    """How it stood when the server was last asked."""
+    warnings: tuple[str, ...]
+    """What was odd about its recipe when it was submitted."""
+
+    def __init__(self, transport: AsyncTransport, info: JobInfo, warnings: Sequence[str] = ()) -> None:
+        self.info, self.warnings = info, tuple(warnings)
+        self._transport = transport
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+        return self.info.id
+
+    @property
+    def state(self) -> JobState:
+        """Where it stood when the server was last asked."""
+        return self.info.state
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return AsyncJob, (self._transport, self.info, self.warnings)
+
+    @property
+    def _stub(self):
+        return self._transport.stub(JobsStub)
+
+    async def refresh(self) -> "AsyncJob":
+        """Asks how it stands now; returns itself."""
+        reply = await self._transport.unary(self._stub.GetJob, jobs_pb2.GetJobRequest(id=self.id))
+        self.info = _decode.job(reply.job)
+        return self
+
+    async def cancel(self) -> "AsyncJob":
+        """Asks it to stop: at once if queued, at its next step if running. Returns itself."""
+        reply = await self._transport.unary(self._stub.CancelJob, jobs_pb2.CancelJobRequest(id=self.id))
+        self.info = _decode.job(reply.job)
+        return self
+
+    async def retry(self) -> "AsyncJob":
+        """Queues it again after it has failed or was cancelled: it goes on from its checkpoints. Returns itself.
+
+        Raises Conflict if it runs or has succeeded, or its checkpoints are gone.
+        """
+        reply = await self._transport.unary(self._stub.RetryJob, jobs_pb2.RetryJobRequest(id=self.id))
+        self.info = _decode.job(reply.job)
+        return self
+
+    async def watch(self, after_event: str = "") -> AsyncGenerator[JobEvent, None]:
+        """Every event of the job, from the first on or after the one given, until the job has ended."""
+        async with aclosing(self.updates(after_event)) as updates:
+            async for update in updates:
+                for event in update.events:
+                    yield event
+
+    async def updates(self, after_event: str = "", timeout_s: float | None = None) -> AsyncGenerator[JobUpdate, None]:
+        """Like `watch`, with the job as it stands at each step; also when only its state changed.
+
+        Goes on where it stopped when the connection breaks. Raises Unavailable when nobody has answered for a minute,
+        DeadlineExceeded after `timeout_s`.
+        """
+        ends_at = time.monotonic() + timeout_s if timeout_s is not None else None
+        silent_since = time.monotonic()
+        attempts = 0
+        while True:
+            try:
+                async with aclosing(self._follow(after_event, _left(ends_at))) as updates:
+                    async for update in updates:
+                        silent_since, attempts = time.monotonic(), 0
+                        self.info = update.job
+                        after_event = update.events[-1].id if update.events else after_event
+                        yield update
+                if self.state.is_over:
+                    return
+            except Unavailable:
+                if time.monotonic() - silent_since > _RECONNECT_S:
+                    raise
+            except DeadlineExceeded:
+                raise self._too_slow(timeout_s) from None
+            delay_s = _RECONNECT_DELAYS_S[min(attempts, len(_RECONNECT_DELAYS_S) - 1)]
+            left_s = _left(ends_at)
+            if left_s is not None and left_s <= delay_s:
+                raise self._too_slow(timeout_s)
+            await _aio.sleep(delay_s)
+            attempts += 1
+
+    async def _follow(self, after_event: str, timeout_s: float | None) -> AsyncGenerator[JobUpdate, None]:
+        request = jobs_pb2.WatchJobRequest(id=self.id, after_event=check_text(after_event, "after_event"))
+        async with aclosing(self._transport.stream(self._stub.WatchJob, request, timeout_s)) as replies:
+            async for reply in replies:
+                info = _decode.job(reply.job)
+                if not info.recipe_yaml:  # it is sent once only
+                    info = replace(info, recipe_yaml=self.info.recipe_yaml)
+                yield JobUpdate(info, tuple(map(_decode.job_event, reply.events)))
+
+    def _too_slow(self, timeout_s: float | None) -> DeadlineExceeded:
+        return DeadlineExceeded(
+            f"job {self.id} is still {self.state} after {timeout_s:g} s; it goes on: wait again, or cancel it"
+        )
+
+    async def wait(self, timeout_s: float | None = None, *, progress: bool | None = None) -> "AsyncJob":
+        """Returns itself once it has succeeded.
+
+        `progress` shows a bar of the whole job; by default in a terminal and in a notebook. Raises JobFailed,
+        JobCancelled, or DeadlineExceeded after `timeout_s`.
+        """
+        if not self.state.is_over:
+            with open_bar(progress, self.info.name, 1.0, "") as bar:
+                async for update in self.updates(timeout_s=timeout_s):
+                    bar.set_description(f"{self.info.name} {update.job.stage}", refresh=False)
+                    move_to(bar, update.job.total_fraction)
+        if self.state is JobState.FAILED:
+            raise JobFailed(self.info)
+        if self.state is JobState.CANCELLED:
+            raise JobCancelled(self.info)
+        return self
+
+    def __repr__(self) -> str:
+        return _cards.job_line(self.info)
+
+    def __str__(self) -> str:
+        return _cards.job_card(self.info)
+
+    def _repr_html_(self) -> str:
+        return _cards.job_html(self.info)
+
+
+def _left(ends_at: float | None) -> float | None:
+    return None if ends_at is None else max(ends_at - time.monotonic(), 0.001)
+
+
+@public
+class AsyncJobs:
+    """The jobs of a server: `client.jobs`."""
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return AsyncJobs, (self._transport,)
+
+    @property
+    def _stub(self):
+        return self._transport.stub(JobsStub)
+
+    async def submit(
+        self,
+        recipe: str | Path | Mapping[str, object],
+        *,
+        after: Sequence[str | AsyncJob] = (),
+        validate_only: bool = False,
+    ) -> AsyncJob:
+        """Queues a recipe: the path of a YAML file, YAML text, or the same as a dict.
+
+        In a file, relative paths of data sets that lie beside it are made absolute, and others are looked up in its
+        folder, too, if the job worker may read there. `after` names jobs that must succeed first. With `validate_only`
+        the recipe is checked and the job that comes back has no id. `warnings` of the job says what is odd about it.
+        """
+        reply = await self._submit(recipe, after, validate_only=check_flag(validate_only, "validate_only"))
+        return AsyncJob(self._transport, _decode.job(reply.job), reply.warnings)
+
+    async def plan(self, recipe: str | Path | Mapping[str, object], *, after: Sequence[str | AsyncJob] = ()) -> Plan:
+        """Checks a recipe as `submit` does with `validate_only`, and says what its job would take."""
+        return _decode.plan(await self._submit(recipe, after, validate_only=True))
+
+    async def _submit(
+        self, recipe: str | Path | Mapping[str, object], after: Sequence[str | AsyncJob], *, validate_only: bool
+    ) -> jobs_pb2.SubmitJobResponse:
+        request = jobs_pb2.SubmitJobRequest(
+            recipe_yaml=recipe_text(recipe),
+            folder=recipe_folder(recipe),
+            after=[check_text(job.id if isinstance(job, AsyncJob) else job, "after") for job in _as_list(after)],
+            idempotency_key=uuid.uuid4().hex,
+            validate_only=validate_only,
+        )
+        return await self._transport.unary(self._stub.SubmitJob, request)
+
+    async def get(self, job_id: str) -> AsyncJob:
+        """One job."""
+        request = jobs_pb2.GetJobRequest(id=check_text(job_id, "id"))
+        return self._job((await self._transport.unary(self._stub.GetJob, request)).job)
+
+    async def list(self, limit: int = 50, *, recipes: bool = True) -> list[AsyncJob]:
+        """Jobs, newest first; with `recipes` off their recipes are left out, and are asked for with `get`."""
+        request = jobs_pb2.ListJobsRequest(
+            limit=check_count(limit, "limit", low=1), without_recipes=not check_flag(recipes, "recipes")
+        )
+        return [self._job(message) for message in (await self._transport.unary(self._stub.ListJobs, request)).jobs]
+
+    async def cancel(self, job_id: str) -> AsyncJob:
+        """Asks a job to stop; see `AsyncJob.cancel`."""
+        request = jobs_pb2.CancelJobRequest(id=check_text(job_id, "id"))
+        return self._job((await self._transport.unary(self._stub.CancelJob, request)).job)
+
+    async def retry(self, job_id: str) -> AsyncJob:
+        """Queues a job again that has failed or was cancelled; see `AsyncJob.retry`."""
+        request = jobs_pb2.RetryJobRequest(id=check_text(job_id, "id"))
+        return self._job((await self._transport.unary(self._stub.RetryJob, request)).job)
+
+    async def schema(self) -> dict[str, object]:
+        """The JSON schema of recipes."""
+        request = jobs_pb2.GetRecipeSchemaRequest()
+        return json.loads((await self._transport.unary(self._stub.GetRecipeSchema, request)).json_schema)
+
+    def _job(self, message: jobs_pb2.Job) -> AsyncJob:
+        return AsyncJob(self._transport, _decode.job(message))
+
+
+def _as_list(after: Sequence[str | AsyncJob] | str | AsyncJob) -> Sequence[str | AsyncJob]:
+    return [after] if isinstance(after, str | AsyncJob) else after

@@ -1,0 +1,280 @@
+"""What a crosscoder makes of prompts: tokens, sparse codes, ranked latents."""
+
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
+from typing import Any, Literal, overload
+
+import grpc
+
+from crosscope import _aio, _decode
+from crosscope._async.handle import AsyncHandle
+from crosscope._encoding import Encoding, Rank, TopLatents
+from crosscope._errors import CrosscopeError, InvalidInput, ServerError
+from crosscope._progress import open_bar
+from crosscope._prompts import (
+    Messages,
+    build_prompt,
+    check_count,
+    check_flag,
+    check_number,
+    check_whole,
+)
+from crosscope._status import error_of, error_of_item
+from crosscope._types import Tokens
+from crosscope_proto.v1 import prompts_pb2, types_pb2
+
+_RANKS: dict[str, prompts_pb2.Rank.ValueType] = {
+    "max": prompts_pb2.RANK_MAX,
+    "sum": prompts_pb2.RANK_SUM,
+    "count": prompts_pb2.RANK_COUNT,
+    "share_of_max": prompts_pb2.RANK_SHARE_OF_MAX,
+}
+_Request = prompts_pb2.EncodeRequest
+
+
+class AsyncPrompting(AsyncHandle):
+    """The calls that run a prompt; `encode` says what a prompt is."""
+
+    async def tokenize(
+        self,
+        text: str | None = None,
+        *,
+        messages: Messages | None = None,
+        add_generation_prompt: bool = False,
+        parse_control_tokens: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        turns: Messages | None = None,
+    ) -> Tokens:
+        """The tokens of a prompt and their roles; runs no model. The prompt is given as to `encode`."""
+        prompt = build_prompt(
+            text,
+            messages,
+            turns,
+            add_generation_prompt=add_generation_prompt,
+            parse_control_tokens=parse_control_tokens,
+            chat_template_kwargs=chat_template_kwargs,
+        )
+        return _decode.tokens(await self._tokenize(prompt))
+
+    async def _tokenize(self, prompt: types_pb2.Prompt) -> types_pb2.Tokens:
+        request = prompts_pb2.TokenizeRequest(crosscoder=self.name, version_id=self._version, prompt=prompt)
+        reply = await self._transport.unary(self._prompts.Tokenize, request)
+        self._checked(reply.version_id)
+        return reply.tokens
+
+    async def encode(
+        self,
+        text: str | None = None,
+        *,
+        messages: Messages | None = None,
+        top_k: int | None = None,
+        add_generation_prompt: bool = False,
+        parse_control_tokens: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        turns: Messages | None = None,
+    ) -> Encoding:
+        """The sparse code of every token of a text or a conversation.
+
+        A conversation is given as `messages`: `[{"role": "user", "content": "…"}, …]`; `turns` is their former name.
+        `top_k` keeps that many latents a token, the strongest; None keeps all that fire. `add_generation_prompt`
+        appends the header of an assistant message. `parse_control_tokens` reads control tokens that are typed in the
+        text ("<end_of_turn>") as control tokens. `chat_template_kwargs` is what the chat template is told beside the
+        messages (enable_thinking, tools, documents, …), before what the recipe told it.
+        """
+        prompt = build_prompt(
+            text,
+            messages,
+            turns,
+            add_generation_prompt=add_generation_prompt,
+            parse_control_tokens=parse_control_tokens,
+            chat_template_kwargs=chat_template_kwargs,
+        )
+        reply = await self._transport.unary(self._prompts.Encode, self._encode_request(prompt, top_k))
+        return self._encoding(reply)
+
+    def _encode_request(self, prompt: types_pb2.Prompt, top_k: int | None) -> _Request:
+        request = _Request(crosscoder=self.name, version_id=self._version, prompt=prompt)
+        if top_k is not None:
+            request.top_k = check_count(top_k, "top_k", low=1)
+        return request
+
+    def _encoding(self, reply: prompts_pb2.EncodeResponse) -> Encoding:
+        self._checked(reply.version_id)
+        return _decode.encoding(reply, self.name)
+
+    @overload
+    def encode_many(
+        self,
+        prompts: _aio.AnyIterable[str | Messages],
+        *,
+        top_k: int | None = ...,
+        add_generation_prompt: bool = ...,
+        parse_control_tokens: bool = ...,
+        chat_template_kwargs: Mapping[str, Any] | None = ...,
+        in_flight: int = ...,
+        return_errors: Literal[False] = ...,
+        progress: bool | None = ...,
+    ) -> AsyncGenerator[Encoding, None]: ...
+    @overload
+    def encode_many(
+        self,
+        prompts: _aio.AnyIterable[str | Messages],
+        *,
+        top_k: int | None = ...,
+        add_generation_prompt: bool = ...,
+        parse_control_tokens: bool = ...,
+        chat_template_kwargs: Mapping[str, Any] | None = ...,
+        in_flight: int = ...,
+        return_errors: bool = ...,
+        progress: bool | None = ...,
+        on_error: Literal["raise", "return"] = ...,
+    ) -> AsyncGenerator[Encoding | CrosscopeError, None]: ...
+    async def encode_many(
+        self,
+        prompts: _aio.AnyIterable[str | Messages],
+        *,
+        top_k: int | None = None,
+        add_generation_prompt: bool = False,
+        parse_control_tokens: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        in_flight: int = 32,
+        return_errors: bool = False,
+        progress: bool | None = None,
+        on_error: Literal["raise", "return"] = "raise",
+    ) -> AsyncGenerator[Encoding | CrosscopeError, None]:
+        """Encodes many texts or conversations, lazily and in order; at most `in_flight` are under way at a time.
+
+        With `return_errors` (formerly `on_error="return"`) a prompt that fails yields its exception in its place and
+        the rest goes on; else it is raised. A connection that breaks is raised in either case. Prompts are drawn only
+        as replies come, and leaving the iterator early cancels the rest. `progress` shows a bar; by default in a
+        terminal and in a notebook.
+        """
+        check_count(in_flight, "in_flight", low=1)
+
+        for_conversations = {
+            "add_generation_prompt": add_generation_prompt,
+            "chat_template_kwargs": chat_template_kwargs,
+        }
+        built = (
+            self._request_or_error(prompt, top_k, parse_control_tokens, for_conversations)
+            async for prompt in _aio.drawn(prompts)
+        )
+        total = len(prompts) if hasattr(prompts, "__len__") else None  # pyright: ignore[reportArgumentType]
+        with open_bar(progress, "encoding", total, "prompts") as bar:
+            async with aclosing(self._outcomes(built, in_flight)) as outcomes:
+                async for outcome in outcomes:
+                    bar.update()
+                    if isinstance(outcome, CrosscopeError) and not return_errors and on_error == "raise":
+                        raise outcome
+                    yield outcome if isinstance(outcome, CrosscopeError) else self._encoding(outcome)
+
+    def _request_or_error(
+        self, prompt: object, top_k: int | None, parse_control_tokens: bool, for_conversations: Mapping[str, Any]
+    ) -> _Request | InvalidInput:
+        """The request of one of many prompts, or why it cannot be sent."""
+        said: dict[str, Any] = {"text": None, "messages": prompt, **for_conversations}
+        if isinstance(prompt, str | bytes):
+            said = {"text": prompt}
+        try:
+            return self._encode_request(build_prompt(**said, parse_control_tokens=parse_control_tokens), top_k)
+        except InvalidInput as error:
+            return error
+
+    async def _outcomes(
+        self, requests: AsyncIterator[_Request | CrosscopeError], in_flight: int
+    ) -> AsyncGenerator[prompts_pb2.EncodeResponse | CrosscopeError, None]:
+        """What came of every request, in order. Errors in place of requests are passed on in their turn."""
+        stream = await self._transport.converse(self._prompts.EncodeStream)
+        waiting: deque[CrosscopeError | None] = deque()  # None: the server's word is awaited
+        num_sent = num_received = 0
+        try:
+            while True:
+                while len(waiting) < in_flight and (request := await anext(requests, None)) is not None:
+                    if isinstance(request, CrosscopeError):
+                        waiting.append(request)
+                        continue
+                    stream.send(prompts_pb2.EncodeStreamRequest(sequence=num_sent, request=request))
+                    waiting.append(None)
+                    num_sent += 1
+                if not waiting:
+                    return
+                if (error := waiting.popleft()) is not None:
+                    yield error
+                    continue
+                with _aio.failing():
+                    reply = await stream.receive()
+                if reply is None or reply.sequence != num_received:
+                    at = f"at prompt {num_received}"
+                    raise ServerError(f"the stream of {self._transport.address} ended or lost its order {at}")
+                num_received += 1
+                yield reply.response if reply.WhichOneof("outcome") == "response" else error_of_item(reply.error)
+        except grpc.RpcError as error:
+            raise error_of(error, self._transport.address, None) from None
+        finally:
+            stream.close()
+
+    async def top_latents(
+        self,
+        text: str | None = None,
+        *,
+        messages: Messages | None = None,
+        rank: Rank = "max",
+        limit: int = 20,
+        max_frequency: float | None = None,
+        skip_template_tokens: bool = False,
+        include_left_out: bool = False,
+        tokens: slice | None = None,
+        add_generation_prompt: bool = False,
+        parse_control_tokens: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        turns: Messages | None = None,
+    ) -> TopLatents:
+        """The latents that a prompt fires, ranked by max, sum, count or share_of_max.
+
+        The prompt is given as to `encode`. `max_frequency` leaves out latents that fire on a larger share of tokens in
+        the analysis, before the cut. `skip_template_tokens` leaves out BOS, role headers and turn ends, but not the
+        last token of an assistant's header, where the model decides. `tokens` looks at a range only, for instance
+        slice(3, 10) or slice(-1, None). Tokens that training left out (`Tokens.left_out`) are not ranked unless
+        `include_left_out`: latents fire there as they do nowhere else.
+        """
+        if rank not in _RANKS:
+            raise InvalidInput.of("rank", f"{rank!r} is no ranking; use one of {', '.join(_RANKS)}")
+        prompt = build_prompt(
+            text,
+            messages,
+            turns,
+            add_generation_prompt=add_generation_prompt,
+            parse_control_tokens=parse_control_tokens,
+            chat_template_kwargs=chat_template_kwargs,
+        )
+        request = prompts_pb2.TopLatentsRequest(
+            crosscoder=self.name,
+            version_id=self._version,
+            prompt=prompt,
+            rank=_RANKS[rank],
+            limit=check_count(limit, "limit", low=1),
+            skip_template_tokens=check_flag(skip_template_tokens, "skip_template_tokens"),
+            include_left_out=check_flag(include_left_out, "include_left_out"),
+        )
+        if max_frequency is not None:
+            request.max_frequency = check_number(max_frequency, "max_frequency")
+        if tokens is not None:
+            await self._set_range(request, tokens)
+        reply = await self._transport.unary(self._prompts.TopLatents, request)
+        self._checked(reply.version_id)
+        return _decode.top_latents(reply, self.name, rank)
+
+    async def _set_range(self, request: prompts_pb2.TopLatentsRequest, tokens: slice) -> None:
+        """A range as slices have it. Negative ends count from the prompt's last token, so they ask for its tokens."""
+        if tokens.step not in (None, 1):
+            raise InvalidInput.of("tokens", f"a range has step 1, not {tokens.step!r}")
+        ends = {"start": tokens.start, "stop": tokens.stop}
+        given = {name: check_whole(end, f"tokens.{name}") for name, end in ends.items() if end is not None}
+        if any(end < 0 for end in given.values()):
+            num_tokens = len((await self._tokenize(request.prompt)).ids)
+            given = {name: max(0, end + num_tokens) if end < 0 else end for name, end in given.items()}
+        if "start" in given:
+            request.token_start = check_count(given["start"], "tokens.start")
+        if "stop" in given:
+            request.token_end = check_count(given["stop"], "tokens.stop")

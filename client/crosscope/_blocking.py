@@ -1,0 +1,70 @@
+"""What threads do in their own way: channels, calls, waiting. The same names as in `_aio`, but every call blocks."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from typing import Any, Generic, TypeVar
+
+import grpc
+
+from crosscope._connection import Connection
+
+_Item = TypeVar("_Item")
+_Reply = TypeVar("_Reply")
+
+Lock = threading.Lock
+Many = Sequence
+AnyIterable = Iterable[_Item]
+sleep = time.sleep
+failing = nullcontext
+drawn = iter
+
+
+def open_channel(connection: Connection) -> grpc.Channel:
+    """A channel to the server."""
+    if connection.tls is None:
+        return grpc.insecure_channel(connection.address, connection.options)
+    return grpc.secure_channel(connection.address, connection.tls.credentials(), connection.options)
+
+
+def close(channel: grpc.Channel) -> None:
+    """Closes a channel at once."""
+    channel.close()
+
+
+def start(method: Callable[..., Any], *arguments: object, **options: object) -> Any:
+    """Starts a streaming call, in another thread: Ctrl-C reaches the main thread only.
+
+    If it struck in the midst of a start, the channel could never be closed again.
+    """
+    with ThreadPoolExecutor(1) as starter:
+        return starter.submit(method, *arguments, **options).result()
+
+
+class Conversation(Generic[_Reply]):
+    """A call that sends and receives many messages. Sending never waits; messages lie ready until they can go."""
+
+    def __init__(self, outbox: "queue.SimpleQueue[object]", call: Any) -> None:
+        self._outbox, self._call = outbox, call
+
+    @classmethod
+    def open(cls, method: Callable[..., Any], **options: object) -> "Conversation[_Reply]":
+        """Starts the call."""
+        outbox: queue.SimpleQueue[object] = queue.SimpleQueue()
+        return cls(outbox, start(method, iter(outbox.get, None), **options))
+
+    def send(self, message: object) -> None:
+        """Lays a message ready."""
+        self._outbox.put(message)
+
+    def receive(self) -> _Reply | None:
+        """The next message of the other side; None after its last one."""
+        return next(self._call, None)
+
+    def close(self) -> None:
+        """Ends the call, whatever is under way."""
+        self._outbox.put(None)
+        self._call.cancel()

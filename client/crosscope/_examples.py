@@ -1,0 +1,82 @@
+"""Texts on which a latent fires, as people and notebooks see them. Knows nothing about gRPC."""
+
+from dataclasses import dataclass
+from html import escape
+
+from crosscope import _html
+from crosscope._public import public
+from crosscope._tables import number, printable
+from crosscope._types import Tokens
+from crosscope_proto.artefacts import ExampleGroup
+
+
+@public
+@dataclass(frozen=True)
+class Example:
+    """One text on which a latent fires, or the window of it that was asked for."""
+
+    sequence_id: int
+    dataset: str
+    group: ExampleGroup
+    quantile: int
+    """Band of the sequence maximum, 0 the lowest; 0 in group top."""
+    rank: int
+    tokens: Tokens
+    token_start: int
+    """Position of the first token in the whole text."""
+    num_tokens: int
+    """Tokens of the whole text."""
+    positions: tuple[int, ...]
+    """Tokens with an activation, indices into `tokens`."""
+    activations: tuple[float, ...]
+    """Their scaled activations."""
+    max: float
+    """Largest activation in the whole text."""
+    peak: int
+    """Index of the largest activation in `tokens`."""
+    repeats: int = 0
+    """Further texts that it stands for: their tokens around the peak are the same."""
+
+    def values(self) -> list[float]:
+        """The scaled activation of every token, 0 where the latent is silent."""
+        values = [0.0] * len(self.tokens)
+        for position, activation in zip(self.positions, self.activations, strict=True):
+            values[position] = activation
+        return values
+
+    def __str__(self) -> str:
+        """Where it is from, how strong, and its text with the active tokens in brackets."""
+        active = set(self.positions)
+        text = printable("".join(f"⟦{p}⟧" if i in active else p for i, p in enumerate(self.tokens.pieces)))
+        before = "…" if self.token_start else ""
+        after = "…" if self.token_start + len(self.tokens) < self.num_tokens else ""
+        where = self.group if self.group == "top" else f"{self.group} {self.quantile}"
+        times = f" ({self.repeats + 1} texts)" if self.repeats else ""
+        return f"{number(self.max):>7}  {self.dataset}/{where}{times}  {before}{text}{after}"
+
+    def _repr_html_(self) -> str:
+        return _html.page(_coloured(self))
+
+
+@public
+class ExampleList(list[Example]):
+    """Examples, strongest first; quantile groups after the top ones, highest band first."""
+
+    def __str__(self) -> str:
+        return "\n".join(str(example) for example in self) or "no examples"
+
+    def _repr_html_(self) -> str:
+        return _html.page("".join(map(_coloured, self)) or "no examples")
+
+
+def _coloured(example: Example) -> str:
+    """One example as HTML, coloured by its latent."""
+    values = example.values()
+    titles = [
+        f"token {example.token_start + i}, {role.name.lower()}: {number(value)}"
+        for i, (value, role) in enumerate(zip(values, example.tokens.roles, strict=True))
+    ]
+    band = f", band {example.quantile}" if example.group == "quantile" else ""
+    times = f" · {example.repeats + 1} texts" if example.repeats else ""
+    head = escape(f"{number(example.max)} · {example.dataset} · {example.group}{band}{times}")
+    return f"<div><small>{head}</small>{_html.tokens(example.tokens, values, example.max, titles)}</div>"

@@ -1,0 +1,1 @@
+# Written by client/generate.py from _async/__init__.py. Do not edit.
