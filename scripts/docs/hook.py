@@ -13,11 +13,17 @@ from typing import Any
 from markdown.extensions.toc import slugify
 from mkdocs.exceptions import PluginError
 
+from crosscope_proto.column import markdown
+from crosscope_proto.columns import LATENT_COLUMNS
 from scripts.docs import api, recipes
 
 ROOT = Path(__file__).resolve().parents[2]
 MARKER = "<!-- generated -->"
-REFERENCES: Mapping[str, Callable[[], str]] = {"recipes.md": recipes.reference, "api.md": api.reference}
+REFERENCES: Mapping[str, Callable[[], str]] = {
+    "recipes.md": recipes.reference,
+    "api.md": api.reference,
+    "columns.md": lambda: markdown(LATENT_COLUMNS),
+}
 """Page to what makes its tables."""
 _README = re.compile(r"<!-- readme: (.+) -->")
 _OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./([^)#]+)\)")
