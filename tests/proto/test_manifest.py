@@ -20,6 +20,7 @@ CROSSCODER = CrosscoderManifest(
     code_normalisation="crosscoder",
     threshold=None,
     input_scale=(1.0, 0.5),
+    reads="both",
     recipe={"kind": "crosscoder", "data": [{"name": "web"}]},
     norm_limits=(1.5, 2.5),
     warnings=("Of the texts …",),
