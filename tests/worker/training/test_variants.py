@@ -1,4 +1,4 @@
-"""The six dictionaries in training: budgets, ties, absences and schedules; gradients are in test_objective.py."""
+"""The dictionaries in training: budgets, ties, absences and schedules; gradients are in test_objective.py."""
 
 from pathlib import Path
 from typing import Any
