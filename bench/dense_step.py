@@ -7,7 +7,7 @@ the same. Knows only the recipe.
 import torch
 from torch import Tensor, nn
 
-from crosscope_proto.dictionaries import ChoosesK, Delta, DesignatedShared, Dfc, Known, Penalised, TopK
+from crosscope_proto.dictionaries import ChoosesK, Delta, DesignatedShared, Dfc, JumpReLU, Known, Penalised, TopK
 
 
 class DenseStep:
@@ -31,6 +31,9 @@ class DenseStep:
             last = spec.num_base_only + spec.num_chat_only
             self.exists[: spec.num_base_only, self.parts[0] :] = 0
             self.exists[spec.num_base_only : last, : self.parts[0]] = 0
+        if isinstance(spec, JumpReLU):
+            self.log_threshold = nn.Parameter(torch.full_like(b_enc, spec.initial_threshold).log())
+            parameters.append(self.log_threshold)
         self.parameters = parameters
         self.optimiser = torch.optim.Adam(parameters, lr=lr)
 
@@ -53,9 +56,13 @@ class DenseStep:
         relu = torch.relu(x @ W_enc + self.b_enc)
         norms = torch.stack([part.norm(dim=1) for part in W_dec.split(self.parts, dim=1)]).sum(0)
         code = relu * self._kept((relu * norms).detach()) if isinstance(spec, ChoosesK) else relu
+        if isinstance(spec, JumpReLU):
+            code, num_active = self._jumped(relu, norms.detach())
         errors = (x - code @ W_dec - self.b_dec).split(self.parts, dim=1)
         loss = torch.stack([error.norm(dim=1) for error in errors]).mean()
-        if isinstance(spec, Penalised):
+        if isinstance(spec, JumpReLU):
+            loss = loss + spec.mu * num_active / len(x)
+        elif isinstance(spec, Penalised):
             penalties = torch.full_like(norms, spec.mu)
             if isinstance(spec, DesignatedShared):
                 penalties[: spec.num_shared] *= spec.shared_penalty
@@ -63,6 +70,17 @@ class DenseStep:
         if isinstance(spec, Delta):
             loss = loss + spec.delta_weight * (errors[1] - errors[0]).norm(dim=1).mean()
         return loss
+
+    def _jumped(self, relu: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
+        """The code `[batch, latent]` above the thresholds, and how many of its entries are active.
+
+        Thresholds get the gradients of math §2 by a term that is zero.
+        """
+        assert isinstance(self.spec, JumpReLU)
+        threshold, width = self.log_threshold.exp(), self.spec.bandwidth
+        above = relu * norms - threshold.detach()
+        moved = (above.abs() < width / 2) * ((threshold.detach() - threshold) / width)
+        return relu * (above > 0) + moved * (threshold.detach() / norms), (above > 0).sum() + moved.sum()
 
     def _kept(self, scaled: Tensor) -> Tensor:
         """1 where `scaled: [batch, latent]` is among the largest of the batch, or of its token, in a budget, else 0."""

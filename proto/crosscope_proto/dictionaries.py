@@ -206,7 +206,24 @@ class DiffSae(ChoosesK):
     code_normalisation: CoupledNormalisation = "crosscoder"
 
 
-Known = BatchTopK | TopK | L1 | DesignatedShared | Dfc | Delta | DiffSae
+@dataclass(config=_STRICT, kw_only=True, frozen=True)
+class JumpReLU(TwoModels, Penalised):
+    """A threshold that is learnt for each latent, and a penalty on the number of active latents."""
+
+    revives: ClassVar[bool] = True
+    variant: Literal["jumprelu"] = "jumprelu"
+    code_normalisation: CoupledNormalisation = "crosscoder"
+    mu: Positive
+    """Weight of the number of active latents of a token in the loss."""
+    initial_threshold: Positive = 0.1
+    """Threshold of every latent at the first step; a scaled activation."""
+    bandwidth: Positive = 0.1
+    """Width of the range of scaled activations around its threshold from which a latent learns that threshold. 0.1 is
+    the published width, a thousandth of an input's norm, for normalised inputs of 2 304 values in each model. Wider:
+    more tokens teach it, less exactly."""
+
+
+Known = BatchTopK | TopK | L1 | DesignatedShared | Dfc | Delta | DiffSae | JumpReLU
 VARIANTS: dict[str, type[DictionarySpec]] = {
     get_args(each.__annotations__["variant"])[0]: each for each in get_args(Known)
 }

@@ -249,10 +249,10 @@ class TrainingSpec:
     max_grad_norm: Positive | None = 1.0
     """Clip the gradient's norm; null: do not."""
     dead_after_tokens: Count = 10_000_000
-    """A latent that has not fired for this many tokens is dead: the curves count it, and in variants with k the
-    auxiliary loss revives it."""
+    """A latent that has not fired for this many tokens is dead: the curves count it, and in variants with k
+    and in jumprelu the auxiliary loss revives it."""
     aux_weight: Annotated[float, Field(ge=0)] = 1 / 32
-    """Weight of the auxiliary loss that revives dead latents; for variants with k only."""
+    """Weight of the auxiliary loss that revives dead latents; for variants with k and jumprelu only."""
     seed: Seed = 0
     """Seed of the initial weights and of the shuffle buffer."""
     log_every: Count = 50

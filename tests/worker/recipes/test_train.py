@@ -167,6 +167,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "delta": {"num_delta": 16, "k_delta": 1, "delta_weight": 1.0},
     "diff_sae": {},
     "topk": {},
+    "jumprelu": {"k": None, "mu": 0.02},
 }
 
 
@@ -176,6 +177,7 @@ PARTS = {
     "delta": {"delta": 16, "rest": 48},
     "diff_sae": {"": 64},
     "topk": {"": 64},
+    "jumprelu": {"": 64},
 }
 
 
@@ -194,7 +196,7 @@ def test_every_dictionary_is_trained_analysed_and_published(home: Path, recipe: 
         assert {*classes[8:16]} <= {"chat_only", "dead"}
     if variant == "designated_shared":
         assert {*classes[:8]} <= {"shared", "dead"}
-    if variant == "delta":
+    if variant in ("delta", "jumprelu"):
         assert isinstance(crosscoder.keep, AboveThresholds)
     if variant == "topk":
         assert (crosscoder.keep, manifest.threshold) == (LargestOfToken(manifest.token_k or 0), None)

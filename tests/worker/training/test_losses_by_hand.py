@@ -79,6 +79,22 @@ def test_the_penalty_of_designated_shared_latents():
     assert found.loss == pytest.approx(math.sqrt(41) / 2 + 0.1 * (0.2 * 2 * 2 + 1))
 
 
+@torch.no_grad()
+def test_a_threshold_for_each_latent():
+    """Scaled, the latents have 6 and 1. Above 2 lies the first alone: the errors are (0, 1) and (3, 4), one is active.
+
+    Only 1 lies within 1.25 of 2. As the threshold passes it, the second latent jumps to 2 along (0, 1 | 0, 0), where
+    the loss falls by 1 / 2 for each unit, and 0.1 more is paid: 2 / 2.5 · (2 / 2 - 0.1) by the logarithm.
+    """
+    spec = {"variant": "jumprelu", "mu": 0.1, "initial_threshold": 2.0, "bandwidth": 2.5}
+    one = trainer(spec, max_grad_norm=None)
+    set_weights(one)
+    found = one.step(X, lr=0.0)
+    assert found.loss == pytest.approx((1 + 5) / 2 + 0.1)
+    assert found.num_active == 1
+    assert found.extra["log_threshold"].tolist() == pytest.approx([0.0, 0.72])
+
+
 def test_the_largest_scaled_activations_of_the_whole_batch_are_kept():
     """Scaled, the tokens have 2 · 3, 9 · 1 and 4 · 3, 5 · 1. Of four, k = 1 keeps 12 and 9, one in each token; of the
     raw values 9 and 5 would be the largest, and per token those would be 9 and 4."""

@@ -55,15 +55,52 @@ def code_parts(relu: Tensor, D: Tensor, n: Tensor, spec: Known, split: int) -> l
     return [relu * keep] * 2
 
 
+def rectangle(x: Tensor) -> Tensor:
+    return ((x > -0.5) & (x < 0.5)).to(x.dtype)
+
+
+class JumpReLU(torch.autograd.Function):
+    """`z H(z - theta)` with the pseudo-derivative by theta of arXiv 2407.14435."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, theta: Tensor, width: float) -> Tensor:
+        ctx.save_for_backward(z, theta)
+        ctx.width = width
+        return z * (z > theta)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        z, theta = ctx.saved_tensors
+        by_theta = -(theta / ctx.width) * rectangle((z - theta) / ctx.width) * grads[0]
+        return (z > theta) * grads[0], by_theta.sum(0), None
+
+
+class Step(torch.autograd.Function):
+    """`H(z - theta)`, likewise."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, theta: Tensor, width: float) -> Tensor:
+        ctx.save_for_backward(z, theta)
+        ctx.width = width
+        return (z > theta).to(z.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        z, theta = ctx.saved_tensors
+        by_theta = -(1 / ctx.width) * rectangle((z - theta) / ctx.width) * grads[0]
+        return torch.zeros_like(z), by_theta.sum(0), None
+
+
 def autograd(
     weights: Weights,
+    extra: dict[str, Tensor],
     x: Tensor,
     spec: Known,
     d_model: tuple[int, ...],
     dead: Tensor | None,
     aux_weight: float,
-) -> tuple[Tensor, Weights]:
-    E, b_enc, D, b_dec = leaves = [w.clone().requires_grad_() for w in weights]
+) -> tuple[Tensor, Weights, dict[str, Tensor]]:
+    E, b_enc, D, b_dec, *of_extra = leaves = [w.clone().requires_grad_() for w in (*weights, *extra.values())]
     split = d_model[0]
     if own(spec, "num_shared"):  # one row for both models, of which the gradient is asked
         tied = D[: own(spec, "num_shared"), :split].detach().requires_grad_()
@@ -73,6 +110,9 @@ def autograd(
     n = sums.get(spec.code_normalisation, torch.ones_like(base))
     relu = (x @ E.T + b_enc).relu()
     parts = code_parts(relu, D.detach(), n.detach(), spec, split)
+    if width := own(spec, "bandwidth"):  # of scaled activations; the scale itself needs no gradient and gets none
+        theta = of_extra[0].exp()
+        parts = [JumpReLU.apply(relu * n, theta, width) / n] * 2
     halves = [f @ D[:, columns] for f, columns in zip(parts, (slice(0, split), slice(split, None)), strict=True)]
     e = x - torch.cat(halves, 1) - b_dec
     power = 2 if spec.squared else 1
@@ -82,7 +122,9 @@ def autograd(
         loss = loss + own(spec, "cross_term") * (errors[0] * errors[1]).sum(1).mean()
     if own(spec, "delta_weight"):
         loss = loss + own(spec, "delta_weight") * ((errors[1] - errors[0]).norm(dim=1) ** power).mean()
-    if own(spec, "mu"):
+    if width := own(spec, "bandwidth"):
+        loss = loss + own(spec, "mu") * Step.apply(relu * n, theta, width).sum(1).mean()
+    elif own(spec, "mu"):
         share = torch.ones_like(n)
         share[: own(spec, "num_shared") or 0] = own(spec, "shared_penalty") or 1.0
         loss = loss + own(spec, "mu") * (parts[0] * n * share).sum(1).mean()
@@ -96,14 +138,15 @@ def autograd(
     if own(spec, "num_shared"):
         by_tied, *others = torch.autograd.grad(loss, [tied, *leaves])
         others[2][: own(spec, "num_shared")] = by_tied.repeat(1, 2)
-        return loss.detach(), Weights(*others)
-    gradients = Weights(*torch.autograd.grad(loss, leaves))
+        return loss.detach(), Weights(*others), {}
+    found = torch.autograd.grad(loss, leaves)
+    gradients = Weights(*found[:4])
     for absent in (gradients.encoder, gradients.decoder):
         first = own(spec, "num_base_only") or 0
         second = first + (own(spec, "num_chat_only") or 0)
         absent[:first, split:] = 0
         absent[first:second, :split] = 0
-    return loss.detach(), gradients
+    return loss.detach(), gradients, dict(zip(extra, found[4:], strict=True))
 
 
 NORMALISATIONS = ("crosscoder", "sae", "mixed", "none")
@@ -115,6 +158,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"variant": "delta", "k": 2, "num_delta": 6, "k_delta": 1, "delta_weight": 0.7},
     {"variant": "diff_sae", "k": 3},
     {"variant": "topk", "k": 3},
+    {"variant": "jumprelu", "mu": 0.3, "initial_threshold": 4.0, "bandwidth": 3.0},
 ]
 SPECS: list[dict[str, Any]] = [
     *({**variant, "code_normalisation": each} for variant in VARIANTS for each in NORMALISATIONS),
@@ -150,14 +194,20 @@ def test_gradients_equal_autograd(
     if own(spec, "num_shared"):
         weights.decoder[: own(spec, "num_shared"), parts[0] :] = weights.decoder[: own(spec, "num_shared"), : parts[0]]
     x = torch.randn(batch, sum(parts), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    dead = torch.arange(latents) % 3 == 0 if own(spec, "k") else None
-    loss, gradients = autograd(weights, x, spec, parts, dead, 1 / 32)
+    dead = torch.arange(latents) % 3 == 0 if spec.revives else None
+    extra = {name: each + 0.2 * torch.arange(latents).sin() for name, each in variant.extra(weights).items()}
+    loss, gradients, by_extra = autograd(weights, extra, x, spec, parts, dead, 1 / 32)
     floors = [0.4] * variant.num_thresholds
-    step = compute_step(weights, x, variant, dead=dead, aux_weight=1 / 32, floors=floors)
+    step = compute_step(weights, x, variant, extra=extra, dead=dead, aux_weight=1 / 32, floors=floors)
     assert step.loss == pytest.approx(float(loss), rel=1e-10)
     for name, found, expected in zip(Weights._fields, step.gradients, gradients, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}")
-    positive = int(((x @ weights.encoder.T + weights.b_enc) > 0).sum())
+    assert step.extra.keys() == by_extra.keys()
+    for name, expected in by_extra.items():
+        assert torch.count_nonzero(expected) > latents / 2
+        torch.testing.assert_close(step.extra[name], expected, rtol=1e-9, atol=1e-12)
+    scaled = (x @ weights.encoder.T + weights.b_enc) * variant.norms(weights.decoder)
+    positive = int((scaled > sum(each.exp() for each in extra.values())).sum())
     assert step.num_active == ((own(spec, "k") + (own(spec, "k_delta") or 0)) * batch if own(spec, "k") else positive)
 
 
@@ -173,8 +223,8 @@ def test_memory_that_is_taken_again_changes_no_bit(
     taken: list[int] = []
     for seed, batch in ((1, 9), (2, 9), (3, 4)):
         x = torch.randn(batch, sum(parts), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        expected = compute_step(weights, x, variant)
-        step = compute_step(weights, x, variant, scratch=scratch)
+        expected = compute_step(weights, x, variant, extra=variant.extra(weights))
+        step = compute_step(weights, x, variant, extra=variant.extra(weights), scratch=scratch)
         assert step.loss == expected.loss
         assert all(torch.equal(a, b) for a, b in zip(step.gradients, expected.gradients, strict=True))
         taken.append(step.gradients.encoder.data_ptr())
@@ -192,8 +242,9 @@ def test_products_in_bfloat16_come_close_and_everything_else_stays_float32(
     weights = Weights(*(weight.float() for weight in make_weights(parts, 64)))
     x = torch.randn(40, sum(parts), generator=torch.Generator().manual_seed(1))
     dead = torch.arange(64) % 3 == 0 if variant.spec.revives else None
-    exact = compute_step(weights, x, variant, dead=dead, aux_weight=1 / 32)
-    step = compute_step(weights, x, variant, dead=dead, aux_weight=1 / 32, dtype=torch.bfloat16)
+    extra = variant.extra(weights)
+    exact = compute_step(weights, x, variant, extra=extra, dead=dead, aux_weight=1 / 32)
+    step = compute_step(weights, x, variant, extra=extra, dead=dead, aux_weight=1 / 32, dtype=torch.bfloat16)
     assert step.loss == pytest.approx(exact.loss, rel=5e-3)
     assert step.loss != exact.loss
     for name, found, expected in zip(Weights._fields, step.gradients, exact.gradients, strict=True):

@@ -1,4 +1,4 @@
-"""The six dictionaries in training: budgets, ties, absences and schedules; gradients are in test_objective.py."""
+"""The dictionaries in training: budgets, ties, absences and schedules; gradients are in test_objective.py."""
 
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ DFC = {"variant": "dfc", "num_latents": 24, "k": 2, "num_base_only": 4, "num_cha
 DELTA = {"variant": "delta", "num_latents": 24, "k": 2, "num_delta": 8, "k_delta": 1, "delta_weight": 1.0}
 DECOUPLED = {"variant": "batch_topk", "num_latents": 24, "k": 2, "code_normalisation": "decoupled"}
 DIFFERENCE = {"variant": "diff_sae", "num_latents": 24, "k": 2}
+JUMPRELU = {"variant": "jumprelu", "num_latents": 24, "mu": 0.05}
 
 
 def trained(folder: Path, spec: dict[str, Any], **training: Any) -> tuple[Crosscoder, dict[str, float]]:
@@ -133,10 +134,10 @@ def test_k_falls_and_mu_rises():
     spec = dictionary(variant="batch_topk", num_latents=24, k=2)
     variant = variant_of(spec, (8, 8))
     assert [variant.at_step(training, step).spec.k for step in range(6)] == [10, 8, 6, 4, 2, 2]
-    rising = dictionary(variant="l1", num_latents=24, mu=0.4)
-    variant = variant_of(rising, (8, 8))
-    steps = [variant.at_step(TrainingSpec(sparsity_warmup_steps=4), step).spec.mu for step in range(5)]
-    assert steps == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4])
+    for name in ("l1", "jumprelu"):
+        variant = variant_of(dictionary(variant=name, num_latents=24, mu=0.4), (8, 8))
+        steps = [variant.at_step(TrainingSpec(sparsity_warmup_steps=4), step).spec.mu for step in range(5)]
+        assert steps == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4])
 
 
 def test_a_training_anneals_its_k(tmp_path: Path):
@@ -149,7 +150,7 @@ def test_a_training_anneals_its_k(tmp_path: Path):
     assert thresholds[0] == 31  # what is kept while k falls says nothing about the end
 
 
-@pytest.mark.parametrize("spec", [DELTA, DECOUPLED, DIFFERENCE], ids=lambda spec: spec["variant"])
+@pytest.mark.parametrize("spec", [DELTA, DECOUPLED, DIFFERENCE, JUMPRELU], ids=lambda spec: spec["variant"])
 def test_a_resumed_training_equals_an_undisturbed_one(tmp_path: Path, spec: dict[str, Any]):
     class Stopped(Exception):
         pass

@@ -185,16 +185,18 @@ class Selected:
         return self.code.decode(decoder[self.latents, self.columns].contiguous())
 
 
-def active_code(pre: Tensor, bias: Tensor, flat: Tensor | None) -> ActiveCode:
+def active_code(pre: Tensor, bias: Tensor, flat: Tensor | None, above: Tensor | None = None) -> ActiveCode:
     """The entries of `relu(pre + bias)`, `[batch, latent]`, at ascending flattened places, or all that are positive.
 
+    Without places, only entries above their latent's value `above: [latent]`, which is not negative, if that is given.
     In whichever form is faster at its density.
     """
     if flat is None:
-        positive = pre > -bias
-        if int(torch.count_nonzero(positive)) > DENSE_ABOVE * pre.numel():
-            return DenseCode((pre + bias).relu_())
-        flat = places(positive)
+        active = pre > (-bias if above is None else above - bias)
+        if int(torch.count_nonzero(active)) > DENSE_ABOVE * pre.numel():
+            code = (pre + bias).relu_()
+            return DenseCode(code if above is None else code.mul_(active))
+        flat = places(active)
     code = sparse_relu(flat, pre, bias)
     if len(flat) > DENSE_ABOVE * pre.numel():
         return DenseCode(code.dense(pre.shape[1]))
