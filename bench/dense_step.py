@@ -7,7 +7,7 @@ the same. Knows only the recipe.
 import torch
 from torch import Tensor, nn
 
-from crosscope_proto.dictionaries import ChoosesK, Delta, DesignatedShared, Dfc, Known, Penalised, TopK
+from crosscope_proto.dictionaries import ChoosesK, Delta, DesignatedShared, Dfc, Known, Matryoshka, Penalised, TopK
 
 
 class DenseStep:
@@ -53,8 +53,10 @@ class DenseStep:
         relu = torch.relu(x @ W_enc + self.b_enc)
         norms = torch.stack([part.norm(dim=1) for part in W_dec.split(self.parts, dim=1)]).sum(0)
         code = relu * self._kept((relu * norms).detach()) if isinstance(spec, ChoosesK) else relu
-        errors = (x - code @ W_dec - self.b_dec).split(self.parts, dim=1)
-        loss = torch.stack([error.norm(dim=1) for error in errors]).mean()
+        loss, errors = x.new_zeros(()), x.split(self.parts, dim=1)
+        for first in spec.prefixes if isinstance(spec, Matryoshka) else (spec.num_latents,):
+            errors = (x - code[:, :first] @ W_dec[:first] - self.b_dec).split(self.parts, dim=1)
+            loss = loss + torch.stack([error.norm(dim=1) for error in errors]).mean()
         if isinstance(spec, Penalised):
             penalties = torch.full_like(norms, spec.mu)
             if isinstance(spec, DesignatedShared):

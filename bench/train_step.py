@@ -53,6 +53,7 @@ def specs(sizes: Sizes) -> dict[str, Known]:
         "delta": {"k": k - k // 4, "num_delta": latents // 16, "k_delta": k // 4, "delta_weight": 1.0},
         "diff_sae": {"k": k},
         "topk": {"k": k},
+        "matryoshka": {"k": k},
     }
     return {name: dictionary(variant=name, num_latents=latents, **fields) for name, fields in own.items()}
 

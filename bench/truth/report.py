@@ -32,6 +32,7 @@ VARIANTS = (
     Variant("delta", _DELTA, {"num_delta": 1 / 4}),
     Variant("diff_sae", {"variant": "diff_sae", "k": 4}),
     Variant("topk", {"variant": "topk", "k": 8}),
+    Variant("matryoshka", {"variant": "matryoshka", "k": 8}),
 )
 
 

@@ -5,9 +5,18 @@ each of them does there is in the worker, in a file of the variant's name.
 """
 
 import dataclasses
+import itertools
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass
 
 from crosscope_proto.specs import Count, Positive, Share
@@ -206,7 +215,32 @@ class DiffSae(ChoosesK):
     code_normalisation: CoupledNormalisation = "crosscoder"
 
 
-Known = BatchTopK | TopK | L1 | DesignatedShared | Dfc | Delta | DiffSae
+@dataclass(config=_STRICT, kw_only=True, frozen=True)
+class Matryoshka(TwoModels, ChoosesK):
+    """BatchTopK of which nested prefixes of the latents reconstruct by themselves, so that the first are general."""
+
+    decouples: ClassVar[bool] = True
+    variant: Literal["matryoshka"] = "matryoshka"
+    prefixes: Annotated[tuple[Count, ...], Field(max_length=8, validate_default=True)] = ()
+    """Numbers of latents of the prefixes, ascending; the last is num_latents. Not given: those of Bussmann et al. 2025,
+    1/32, 3/32, 7/32, 15/32 and all of num_latents."""
+
+    @field_validator("prefixes", mode="before")
+    @classmethod
+    def _published_shares(cls, prefixes: object, info: ValidationInfo) -> object:
+        if prefixes or "num_latents" not in info.data:
+            return prefixes
+        return tuple(sorted({max(1, info.data["num_latents"] * share // 32) for share in (1, 3, 7, 15, 32)}))
+
+    def _check(self) -> None:
+        super()._check()
+        if any(small >= large for small, large in itertools.pairwise(self.prefixes)):
+            raise ValueError(f"prefixes {list(self.prefixes)} do not ascend")
+        if self.prefixes[-1] != self.num_latents:
+            raise ValueError(f"the last of prefixes is {self.prefixes[-1]}, but must be num_latents {self.num_latents}")
+
+
+Known = BatchTopK | TopK | L1 | DesignatedShared | Dfc | Delta | DiffSae | Matryoshka
 VARIANTS: dict[str, type[DictionarySpec]] = {
     get_args(each.__annotations__["variant"])[0]: each for each in get_args(Known)
 }

@@ -163,6 +163,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "delta": {"num_delta": 16, "k_delta": 1, "delta_weight": 1.0},
     "diff_sae": {},
     "topk": {},
+    "matryoshka": {"prefixes": [8, 24, 64]},
 }
 
 
@@ -172,6 +173,7 @@ PARTS = {
     "delta": {"delta": 16, "rest": 48},
     "diff_sae": {"": 64},
     "topk": {"": 64},
+    "matryoshka": {"prefix_1": 8, "prefix_2": 16, "prefix_3": 40},
 }
 
 

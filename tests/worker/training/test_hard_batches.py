@@ -24,6 +24,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dfc": {"k": 2, "num_base_only": 4, "num_chat_only": 6},
     "delta": {"k": 2, "num_delta": 8, "k_delta": 1, "delta_weight": 1.0},
     "diff_sae": {"k": 2},
+    "matryoshka": {"k": 2},
 }
 
 

@@ -1,6 +1,7 @@
 """Every loss and gradient against autograd in float64, written down a second time in the plainest way."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -55,6 +56,16 @@ def code_parts(relu: Tensor, D: Tensor, n: Tensor, spec: Known, split: int) -> l
     return [relu * keep] * 2
 
 
+def reconstruction_loss(errors: Sequence[Tensor], spec: Known) -> Tensor:
+    power = 2 if spec.squared else 1
+    loss = torch.stack([part.norm(dim=1) ** power for part in errors]).mean()
+    if own(spec, "cross_term"):
+        loss = loss + own(spec, "cross_term") * (errors[0] * errors[1]).sum(1).mean()
+    if own(spec, "delta_weight"):
+        loss = loss + own(spec, "delta_weight") * ((errors[1] - errors[0]).norm(dim=1) ** power).mean()
+    return loss
+
+
 def autograd(
     weights: Weights,
     x: Tensor,
@@ -73,15 +84,11 @@ def autograd(
     n = sums.get(spec.code_normalisation, torch.ones_like(base))
     relu = (x @ E.T + b_enc).relu()
     parts = code_parts(relu, D.detach(), n.detach(), spec, split)
-    halves = [f @ D[:, columns] for f, columns in zip(parts, (slice(0, split), slice(split, None)), strict=True)]
-    e = x - torch.cat(halves, 1) - b_dec
-    power = 2 if spec.squared else 1
-    errors = e.split(d_model, dim=1)
-    loss = torch.stack([part.norm(dim=1) ** power for part in errors]).mean()
-    if own(spec, "cross_term"):
-        loss = loss + own(spec, "cross_term") * (errors[0] * errors[1]).sum(1).mean()
-    if own(spec, "delta_weight"):
-        loss = loss + own(spec, "delta_weight") * ((errors[1] - errors[0]).norm(dim=1) ** power).mean()
+    columns, loss, e = (slice(0, split), slice(split, None)), torch.zeros((), dtype=x.dtype), x
+    for first in own(spec, "prefixes") or [len(D)]:
+        halves = [f[:, :first] @ D[:first, own_columns] for f, own_columns in zip(parts, columns, strict=True)]
+        e = x - torch.cat(halves, 1) - b_dec
+        loss = loss + reconstruction_loss(e.split(d_model, dim=1), spec)
     if own(spec, "mu"):
         share = torch.ones_like(n)
         share[: own(spec, "num_shared") or 0] = own(spec, "shared_penalty") or 1.0
@@ -115,12 +122,14 @@ VARIANTS: list[dict[str, Any]] = [
     {"variant": "delta", "k": 2, "num_delta": 6, "k_delta": 1, "delta_weight": 0.7},
     {"variant": "diff_sae", "k": 3},
     {"variant": "topk", "k": 3},
+    {"variant": "matryoshka", "k": 3},
 ]
 SPECS: list[dict[str, Any]] = [
     *({**variant, "code_normalisation": each} for variant in VARIANTS for each in NORMALISATIONS),
     *({**variant, "squared": True} for variant in VARIANTS),
     *({**variant, "squared": True, "cross_term": -0.6} for variant in VARIANTS if variant["variant"] != "diff_sae"),
     *({**VARIANTS[i], "code_normalisation": "decoupled"} for i in (0, 3, 6)),
+    {"variant": "matryoshka", "k": 3, "code_normalisation": "decoupled"},
 ]
 EQUAL_WIDTHS = ("designated_shared", "delta")
 
