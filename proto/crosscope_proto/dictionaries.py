@@ -217,13 +217,13 @@ class DiffSae(ChoosesK):
 
 @dataclass(config=_STRICT, kw_only=True, frozen=True)
 class Matryoshka(TwoModels, ChoosesK):
-    """BatchTopK of which nested prefixes of the latents reconstruct by themselves, so that the first are general."""
+    """BatchTopK whose nested prefixes of latents each reconstruct alone, so that the first latents are general."""
 
     decouples: ClassVar[bool] = True
     variant: Literal["matryoshka"] = "matryoshka"
     prefixes: Annotated[tuple[Count, ...], Field(max_length=8, validate_default=True)] = ()
-    """Numbers of latents of the prefixes, ascending; the last is num_latents. Not given: those of Bussmann et al. 2025,
-    1/32, 3/32, 7/32, 15/32 and all of num_latents."""
+    """Sizes of nested prefixes of the latents, ascending, at most eight; the last is num_latents. Unless given, the
+    shares of Bussmann et al. 2025: 1/32, 3/32, 7/32, 15/32 and all of num_latents."""
 
     @field_validator("prefixes", mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""Matryoshka BatchTopK: nested prefixes of the latents that each reconstruct by themselves (math §2)."""
+"""Matryoshka BatchTopK: nested prefixes of the latents each reconstruct alone (math §2)."""
 
 import itertools
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ class Matryoshka(Budgeted[dictionaries.Matryoshka]):
     """BatchTopK whose reconstruction loss is the sum of those of all prefixes."""
 
     def reconstruct(self, batch: Batch, selected: Sequence[Selected]) -> Reconstruction:
-        """See Variant. A prefix's error is that of the one before less what the latents between them decode to, so
-        every active pair is decoded once.
+        """See Variant. Every active pair is decoded once: a prefix's error is that of the one before, less what the
+        latents between them decode to.
         """
         error, loss = batch.x - batch.weights.b_dec, 0.0
         pieces: list[list[Selected]] = []
