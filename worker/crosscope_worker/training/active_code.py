@@ -132,7 +132,7 @@ class PairCode:
     def narrowed(self, latents: slice) -> ActiveCode:
         """See ActiveCode."""
         first, last, _ = latents.indices(self._num_latents)
-        own = (self.code.latents >= first) & (self.code.latents < last)
+        own = places((self.code.latents >= first) & (self.code.latents < last))
         tokens, of, values = self.code.tokens[own], self.code.latents[own] - first, self.code.values[own]
         return PairCode(SparseCode(tokens, of, values, self.code.num_tokens), last - first)
 
