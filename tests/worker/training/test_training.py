@@ -23,6 +23,7 @@ from crosscope_worker.training.loop import learning_rate
 from crosscope_worker.training.objective import compute_step
 from crosscope_worker.training.start import geometric_median, initial_weights
 from crosscope_worker.training.trainer import Trainer
+from crosscope_worker.training.variants import variant_of
 from crosscope_worker.work import Cancelled
 
 
@@ -187,7 +188,7 @@ def test_the_fraction_counts_what_was_trained_on_and_not_what_waits_in_the_buffe
     recipe = make_recipe(buffer_tokens=buffer_tokens, decay_share=1.0, warmup_steps=0)
     result = run(recipe, tmp_path, progress=note)
     assert fractions == pytest.approx([64 * step / 4000 for step in range(63)])
-    start = initial_weights(recipe.crosscoder, (8, 8), recipe.training.seed, "cpu").decoder
+    start = initial_weights(variant_of(recipe.crosscoder, (8, 8)), recipe.training.seed, "cpu").decoder
     assert not torch.allclose(result.crosscoder.W_dec, start, atol=0.01)  # the learning rate was not zero throughout
 
 
@@ -278,7 +279,7 @@ def test_clipping_and_optimiser_are_torchs_own(limit: float | None):
         optimiser = torch.optim.Adam(plain, lr=3e-3)
         clipped = 0
         for x in batches:
-            step = compute_step(Weights(*plain), x, recipe.crosscoder, (8, 8))
+            step = compute_step(Weights(*plain), x, variant_of(recipe.crosscoder, (8, 8)))
             for weight, gradient in zip(plain, step.gradients, strict=True):
                 weight.grad = gradient
             if limit is not None:
