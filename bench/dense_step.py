@@ -7,7 +7,17 @@ the same. Knows only the recipe.
 import torch
 from torch import Tensor, nn
 
-from crosscope_proto.dictionaries import ChoosesK, Delta, DesignatedShared, Dfc, JumpReLU, Known, Penalised, TopK
+from crosscope_proto.dictionaries import (
+    ChoosesK,
+    Delta,
+    DesignatedShared,
+    Dfc,
+    JumpReLU,
+    Known,
+    Matryoshka,
+    Penalised,
+    TopK,
+)
 
 
 class DenseStep:
@@ -58,8 +68,10 @@ class DenseStep:
         code = relu * self._kept((relu * norms).detach()) if isinstance(spec, ChoosesK) else relu
         if isinstance(spec, JumpReLU):
             code, num_active = self._jumped(relu, norms.detach())
-        errors = (x - code @ W_dec - self.b_dec).split(self.parts, dim=1)
-        loss = torch.stack([error.norm(dim=1) for error in errors]).mean()
+        loss, errors = x.new_zeros(()), x.split(self.parts, dim=1)
+        for first in spec.prefixes if isinstance(spec, Matryoshka) else (spec.num_latents,):
+            errors = (x - code[:, :first] @ W_dec[:first] - self.b_dec).split(self.parts, dim=1)
+            loss = loss + torch.stack([error.norm(dim=1) for error in errors]).mean()
         if isinstance(spec, JumpReLU):
             loss = loss + spec.mu * num_active / len(x)
         elif isinstance(spec, Penalised):

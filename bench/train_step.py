@@ -54,6 +54,7 @@ def specs(sizes: Sizes) -> dict[str, Known]:
         "diff_sae": {"k": k},
         "topk": {"k": k},
         "jumprelu": {"mu": 0.01, "initial_threshold": 0.001, "bandwidth": 0.001},
+        "matryoshka": {"k": k},
     }
     return {name: dictionary(variant=name, num_latents=latents, **fields) for name, fields in own.items()}
 

@@ -33,6 +33,7 @@ VARIANTS = (
     Variant("diff_sae", {"variant": "diff_sae", "k": 4}),
     Variant("topk", {"variant": "topk", "k": 8}),
     Variant("jumprelu", {"variant": "jumprelu", "mu": 0.03, "initial_threshold": 0.5, "bandwidth": 0.5}),
+    Variant("matryoshka", {"variant": "matryoshka", "k": 8}),
 )
 
 

@@ -5,9 +5,18 @@ each of them does there is in the worker, in a file of the variant's name.
 """
 
 import dataclasses
+import itertools
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass
 
 from crosscope_proto.specs import Count, Positive, Share
@@ -223,7 +232,32 @@ class JumpReLU(TwoModels, Penalised):
     more tokens teach it, less exactly."""
 
 
-Known = BatchTopK | TopK | L1 | DesignatedShared | Dfc | Delta | DiffSae | JumpReLU
+@dataclass(config=_STRICT, kw_only=True, frozen=True)
+class Matryoshka(TwoModels, ChoosesK):
+    """BatchTopK whose nested prefixes of latents each reconstruct alone, so that the first latents are general."""
+
+    decouples: ClassVar[bool] = True
+    variant: Literal["matryoshka"] = "matryoshka"
+    prefixes: Annotated[tuple[Count, ...], Field(max_length=8, validate_default=True)] = ()
+    """Sizes of nested prefixes of the latents, ascending, at most eight; the last is num_latents. Unless given, the
+    shares of Bussmann et al. 2025: 1/32, 3/32, 7/32, 15/32 and all of num_latents."""
+
+    @field_validator("prefixes", mode="before")
+    @classmethod
+    def _published_shares(cls, prefixes: object, info: ValidationInfo) -> object:
+        if prefixes or "num_latents" not in info.data:
+            return prefixes
+        return tuple(sorted({max(1, info.data["num_latents"] * share // 32) for share in (1, 3, 7, 15, 32)}))
+
+    def _check(self) -> None:
+        super()._check()
+        if any(small >= large for small, large in itertools.pairwise(self.prefixes)):
+            raise ValueError(f"prefixes {list(self.prefixes)} do not ascend")
+        if self.prefixes[-1] != self.num_latents:
+            raise ValueError(f"the last of prefixes is {self.prefixes[-1]}, but must be num_latents {self.num_latents}")
+
+
+Known = BatchTopK | TopK | L1 | DesignatedShared | Dfc | Delta | DiffSae | JumpReLU | Matryoshka
 VARIANTS: dict[str, type[DictionarySpec]] = {
     get_args(each.__annotations__["variant"])[0]: each for each in get_args(Known)
 }

@@ -1,10 +1,12 @@
 """Recipes that contradict themselves are refused with a sentence that names the field and its limit."""
 
+import dataclasses
 import json
 from typing import Any
 
 import pytest
 
+from crosscope_proto.dictionaries import Matryoshka, dictionary
 from crosscope_proto.recipe import RecipeError, parse_recipe, recipe_dict
 
 RECIPE = (
@@ -54,11 +56,36 @@ def refusal(crosscoder: str, training: str = "", data: str = "{name: web, source
         ("variant: topk, num_latents: 8, k: 2, mu: 1", "crosscoder: topk needs k and takes no mu"),
         ("variant: l1, mu: 1", "crosscoder.num_latents: must be given"),
         ("variant: l1, num_latents: 8, mu: 1, nu: 2", "crosscoder.nu: no such key; check its spelling"),
+        (
+            "variant: matryoshka, num_latents: 8, k: 2, prefixes: [2, 2, 8]",
+            "crosscoder: prefixes [2, 2, 8] do not ascend",
+        ),
+        (
+            "variant: matryoshka, num_latents: 8, k: 2, prefixes: [2, 4]",
+            "crosscoder: the last of prefixes is 4, but must be num_latents 8",
+        ),
+        ("variant: matryoshka, num_latents: 8, k: 2, prefixes: [0, 8]", "crosscoder.prefixes.0: Input should be"),
+        (
+            "variant: matryoshka, num_latents: 9, k: 2, prefixes: [1, 2, 3, 4, 5, 6, 7, 8, 9]",
+            "crosscoder.prefixes: Tuple should have at most 8 items",
+        ),
+        ("variant: batch_topk, num_latents: 8, k: 2, prefixes: [8]", "batch_topk needs k and takes no prefixes"),
         ("variant: l1, num_latents: 8, mu: .nan", "crosscoder.mu: Input should be a finite number, but is nan"),
     ],
 )
 def test_a_dictionary_that_contradicts_itself_is_refused(crosscoder: str, says: str) -> None:
     assert says in refusal(crosscoder)
+
+
+@pytest.mark.parametrize(
+    ("num_latents", "prefixes"),
+    [(65536, (2048, 6144, 14336, 30720, 65536)), (16, (1, 3, 7, 16)), (1, (1,))],
+)
+def test_prefixes_are_those_of_the_paper_unless_given(num_latents: int, prefixes: tuple[int, ...]) -> None:
+    spec = dictionary(variant="matryoshka", num_latents=num_latents, k=1)
+    assert isinstance(spec, Matryoshka)
+    assert spec.prefixes == prefixes
+    assert dictionary(**dataclasses.asdict(spec)) == spec
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "diff_sae": {},
     "topk": {},
     "jumprelu": {"k": None, "mu": 0.02},
+    "matryoshka": {"prefixes": [8, 24, 64]},
 }
 
 
@@ -178,6 +179,7 @@ PARTS = {
     "diff_sae": {"": 64},
     "topk": {"": 64},
     "jumprelu": {"": 64},
+    "matryoshka": {"prefix_1": 8, "prefix_2": 16, "prefix_3": 40},
 }
 
 

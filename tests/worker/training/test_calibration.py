@@ -23,6 +23,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "decoupled": {"variant": "dfc", "num_latents": 24, "k": 2, "num_base_only": 4, "num_chat_only": 4}
     | {"code_normalisation": "decoupled"},
     "delta": {"variant": "delta", "num_latents": 24, "k": 2, "num_delta": 8, "k_delta": 1, "delta_weight": 1.0},
+    "matryoshka": {"variant": "matryoshka", "num_latents": 24, "k": 2, "prefixes": [6, 12, 24]},
 }
 SHARE = 0.4
 """Of the planted directions that are active on a token: more than k, so that k can be kept at all."""

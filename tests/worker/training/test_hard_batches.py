@@ -25,6 +25,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "delta": {"k": 2, "num_delta": 8, "k_delta": 1, "delta_weight": 1.0},
     "diff_sae": {"k": 2},
     "jumprelu": {"mu": 0.02},
+    "matryoshka": {"k": 2},
 }
 
 

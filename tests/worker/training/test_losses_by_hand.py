@@ -15,7 +15,7 @@ from crosscope_proto.dictionaries import dictionary
 from crosscope_proto.specs import TrainingSpec
 from crosscope_worker.dictionary.keep import ALL_POSITIVE, AboveThreshold
 from crosscope_worker.dictionary.streams import BOTH, DIFFERENCE
-from crosscope_worker.training.objective import Step
+from crosscope_worker.training.objective import Step, compute_step
 from crosscope_worker.training.start import input_scales
 from crosscope_worker.training.trainer import Trainer
 
@@ -164,6 +164,24 @@ def test_delta_latents_do_not_compete_with_the_others():
     assert found.fired.tolist() == [True, False, True]
     # 2 + 4 = 6 along (1, 0 | 2, 0): (-4, 0 | -5, 4) is left.
     assert found.squared_error == (16.0, 41.0)
+
+
+@torch.no_grad()
+def test_nested_prefixes_by_hand():
+    """Prefix 1 leaves (0, 1 | 3, 4) and prefix 2 (0, 0 | 3, 4). The first latent is in both, the second in one."""
+    one = trainer({"variant": "matryoshka", "k": 2, "prefixes": [1, 2]})
+    set_weights(one)
+    found = compute_step(one.weights, X, one.variant)
+    assert found.loss == pytest.approx((1 + 5) / 2 + (0 + 5) / 2)
+    assert found.squared_error == (0.0, 25.0)
+    assert found.num_active == 2
+    second = torch.tensor([0.0, 0.0, -0.3, -0.4])
+    both = torch.tensor([0.0, -0.5, -0.3, -0.4]) + second
+    torch.testing.assert_close(found.gradients.b_dec, both)
+    torch.testing.assert_close(found.gradients.decoder, torch.stack([2 * both, 1 * second]))
+    # Along the rows (1, 0 | 2, 0) and (0, 1 | 0, 0): 2 · -0.6, and 0.
+    torch.testing.assert_close(found.gradients.b_enc, torch.tensor([-1.2, 0.0]))
+    torch.testing.assert_close(found.gradients.encoder, torch.stack([-1.2 * X[0], 0 * X[0]]))
 
 
 def test_a_decoupled_code_by_hand():

@@ -1,6 +1,7 @@
 """Every loss and gradient against autograd in float64, written down a second time in the plainest way."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -91,6 +92,16 @@ class Step(torch.autograd.Function):
         return torch.zeros_like(z), by_theta.sum(0), None
 
 
+def reconstruction_loss(errors: Sequence[Tensor], spec: Known) -> Tensor:
+    power = 2 if spec.squared else 1
+    loss = torch.stack([part.norm(dim=1) ** power for part in errors]).mean()
+    if own(spec, "cross_term"):
+        loss = loss + own(spec, "cross_term") * (errors[0] * errors[1]).sum(1).mean()
+    if own(spec, "delta_weight"):
+        loss = loss + own(spec, "delta_weight") * ((errors[1] - errors[0]).norm(dim=1) ** power).mean()
+    return loss
+
+
 def autograd(
     weights: Weights,
     extra: dict[str, Tensor],
@@ -113,15 +124,11 @@ def autograd(
     if width := own(spec, "bandwidth"):  # of scaled activations; the scale itself needs no gradient and gets none
         theta = of_extra[0].exp()
         parts = [JumpReLU.apply(relu * n, theta, width) / n] * 2
-    halves = [f @ D[:, columns] for f, columns in zip(parts, (slice(0, split), slice(split, None)), strict=True)]
-    e = x - torch.cat(halves, 1) - b_dec
-    power = 2 if spec.squared else 1
-    errors = e.split(d_model, dim=1)
-    loss = torch.stack([part.norm(dim=1) ** power for part in errors]).mean()
-    if own(spec, "cross_term"):
-        loss = loss + own(spec, "cross_term") * (errors[0] * errors[1]).sum(1).mean()
-    if own(spec, "delta_weight"):
-        loss = loss + own(spec, "delta_weight") * ((errors[1] - errors[0]).norm(dim=1) ** power).mean()
+    columns, loss, e = (slice(0, split), slice(split, None)), torch.zeros((), dtype=x.dtype), x
+    for first in own(spec, "prefixes") or [len(D)]:
+        halves = [f[:, :first] @ D[:first, own_columns] for f, own_columns in zip(parts, columns, strict=True)]
+        e = x - torch.cat(halves, 1) - b_dec
+        loss = loss + reconstruction_loss(e.split(d_model, dim=1), spec)
     if width := own(spec, "bandwidth"):
         loss = loss + own(spec, "mu") * Step.apply(relu * n, theta, width).sum(1).mean()
     elif own(spec, "mu"):
@@ -159,12 +166,14 @@ VARIANTS: list[dict[str, Any]] = [
     {"variant": "diff_sae", "k": 3},
     {"variant": "topk", "k": 3},
     {"variant": "jumprelu", "mu": 0.3, "initial_threshold": 4.0, "bandwidth": 3.0},
+    {"variant": "matryoshka", "k": 3},
 ]
 SPECS: list[dict[str, Any]] = [
     *({**variant, "code_normalisation": each} for variant in VARIANTS for each in NORMALISATIONS),
     *({**variant, "squared": True} for variant in VARIANTS),
     *({**variant, "squared": True, "cross_term": -0.6} for variant in VARIANTS if variant["variant"] != "diff_sae"),
     *({**VARIANTS[i], "code_normalisation": "decoupled"} for i in (0, 3, 6)),
+    {"variant": "matryoshka", "k": 3, "code_normalisation": "decoupled"},
 ]
 EQUAL_WIDTHS = ("designated_shared", "delta")
 

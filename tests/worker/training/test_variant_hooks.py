@@ -13,7 +13,7 @@ from crosscope_proto.dictionaries import dictionary
 from crosscope_proto.recipe import recipe_dict
 from crosscope_worker.dictionary.keep import AboveThresholds, Keep
 from crosscope_worker.training import active_code
-from crosscope_worker.training.active_code import Selected, Weights
+from crosscope_worker.training.active_code import Scratch, Selected, Weights
 from crosscope_worker.training.checkpoint import load_checkpoint
 from crosscope_worker.training.objective import compute_step
 from crosscope_worker.training.variants import l1, variant_of
@@ -88,3 +88,12 @@ def test_pieces_of_latents_have_the_gradients_of_the_whole(monkeypatch: pytest.M
     assert pieces.loss == whole.loss
     for found, expected in zip(pieces.gradients, whole.gradients, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_pieces_write_their_gradients_to_memory_that_is_taken_again():
+    spec, scratch = dictionary(variant="batch_topk", num_latents=16, k=3), Scratch()
+    draw = torch.Generator().manual_seed(0)
+    weights = Weights(*(torch.randn(*shape, generator=draw) for shape in ((16, 8), (16,), (16, 8), (8,))))
+    steps = [compute_step(weights, torch.randn(9, 8), InPieces(spec, (4, 4)), scratch=scratch) for _ in range(2)]
+    for first, second in zip(*([step.gradients.encoder, step.gradients.decoder] for step in steps), strict=True):
+        assert first.data_ptr() == second.data_ptr()

@@ -24,6 +24,7 @@ DELTA = {"variant": "delta", "num_latents": 24, "k": 2, "num_delta": 8, "k_delta
 DECOUPLED = {"variant": "batch_topk", "num_latents": 24, "k": 2, "code_normalisation": "decoupled"}
 DIFFERENCE = {"variant": "diff_sae", "num_latents": 24, "k": 2}
 JUMPRELU = {"variant": "jumprelu", "num_latents": 24, "mu": 0.05}
+MATRYOSHKA = {"variant": "matryoshka", "num_latents": 24, "k": 2, "prefixes": [4, 10, 24]}
 
 
 def trained(folder: Path, spec: dict[str, Any], **training: Any) -> tuple[Crosscoder, dict[str, float]]:
@@ -35,7 +36,7 @@ def activations() -> torch.Tensor:
     return torch.cat(list(PlantedSource(num_blocks=20).blocks()))
 
 
-@pytest.mark.parametrize("spec", [DESIGNATED, DFC, DELTA, DECOUPLED], ids=lambda spec: spec["variant"])
+@pytest.mark.parametrize("spec", [DESIGNATED, DFC, DELTA, DECOUPLED, MATRYOSHKA], ids=lambda spec: spec["variant"])
 def test_reconstructs_both_models(tmp_path: Path, spec: dict[str, Any]):
     crosscoder, last = trained(tmp_path, spec)
     assert min(last["fve_base"], last["fve_chat"]) > 0.7
@@ -150,7 +151,7 @@ def test_a_training_anneals_its_k(tmp_path: Path):
     assert thresholds[0] == 31  # what is kept while k falls says nothing about the end
 
 
-@pytest.mark.parametrize("spec", [DELTA, DECOUPLED, DIFFERENCE, JUMPRELU], ids=lambda spec: spec["variant"])
+@pytest.mark.parametrize("spec", [DELTA, DECOUPLED, DIFFERENCE, JUMPRELU, MATRYOSHKA], ids=lambda spec: spec["variant"])
 def test_a_resumed_training_equals_an_undisturbed_one(tmp_path: Path, spec: dict[str, Any]):
     class Stopped(Exception):
         pass

@@ -5,12 +5,14 @@ run, takes the dense formulas, with the same results. Knows no loss.
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from crosscope_worker.dictionary.sparse import (
+    ByLatent,
     SparseCode,
     by_latent,
     decode_pairs,
@@ -102,7 +104,10 @@ class PairCode:
         self.code = code
         self.values = code.values
         self._num_latents = num_latents
-        self._by_latent = by_latent(code, num_latents)
+
+    @cached_property
+    def _by_latent(self) -> ByLatent:
+        return by_latent(self.code, self._num_latents)
 
     def decode(self, rows: Tensor) -> Tensor:
         """See ActiveCode."""
@@ -127,7 +132,7 @@ class PairCode:
     def narrowed(self, latents: slice) -> ActiveCode:
         """See ActiveCode."""
         first, last, _ = latents.indices(self._num_latents)
-        own = (self.code.latents >= first) & (self.code.latents < last)
+        own = places((self.code.latents >= first) & (self.code.latents < last))
         tokens, of, values = self.code.tokens[own], self.code.latents[own] - first, self.code.values[own]
         return PairCode(SparseCode(tokens, of, values, self.code.num_tokens), last - first)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from crosscope_worker.training.active_code import Scratch, Selected, Weights, product
 from crosscope_worker.training.auxiliary import auxiliary_loss
 from crosscope_worker.training.losses import add_norm_gradient
-from crosscope_worker.training.variants.variant import Batch, Operands, Variant
+from crosscope_worker.training.variants.variant import Batch, Operands, Reconstruction, Variant
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,8 @@ def compute_step(
     batch = Batch(x, pre, weights, extra or {}, operands, floors)
     selected, smallest = variant.select(batch)
     reconstruction = variant.reconstruct(batch, selected)
-    found = [_code_gradients(each, grad, batch, variant, scratch) for each, grad in reconstruction.pieces]
-    loss, error = reconstruction.loss + sum(each.penalty for each in found), reconstruction.error
-    gradients = _joined(found, reconstruction.b_dec)
+    gradients, penalties = _gradients(reconstruction, batch, variant, scratch)
+    loss, error = reconstruction.loss + penalties, reconstruction.error
     if aux_weight > 0 and dead is not None and bool(dead.any()):
         found_dead = Dead(dead.nonzero().squeeze(1), max(variant.widths) // 2, aux_weight)
         loss += _add_auxiliary(gradients, batch, variant.norms(weights.decoder), error, found_dead)
@@ -87,47 +86,74 @@ def compute_step(
 
 
 class _CodeGradients(NamedTuple):
-    """What one piece of the code adds to the gradients, and its sparsity penalty."""
+    """What codes add to the gradients, and their sparsity penalty."""
 
     encoder: Tensor
-    """[latent of the piece, width]."""
+    """[latent of the codes, width]."""
     b_enc: Tensor
     decoder: Tensor
-    """[latent of the piece, width of its columns]."""
+    """[latent of the codes, width of their columns]."""
     penalty: float
-    first_column: int
+
+
+def _gradients(
+    reconstruction: Reconstruction, batch: Batch, variant: Variant, scratch: Scratch
+) -> tuple[Weights, float]:
+    """The gradients of all pieces, and their penalties: those of other columns lie side by side."""
+    starts = list(dict.fromkeys(selected.columns.start for selected, _ in reconstruction.pieces))
+    groups = [[piece for piece in reconstruction.pieces if piece[0].columns.start == start] for start in starts]
+    found = [_column_gradients(group, batch, variant, scratch) for group in groups]
+    gradients = Weights(
+        encoder=_sum([each.encoder for each in found]),
+        b_enc=_sum([each.b_enc for each in found]),
+        decoder=_stacked([each.decoder for each in found], dim=1),
+        b_dec=reconstruction.b_dec,
+    )
+    return gradients, sum(each.penalty for each in found)
+
+
+def _column_gradients(
+    pieces: list[tuple[Selected, Tensor]], batch: Batch, variant: Variant, scratch: Scratch
+) -> _CodeGradients:
+    """The gradients of pieces of equal columns, each written to its own rows."""
+    columns, num_latents = pieces[0][0].columns, len(batch.weights.b_enc)
+    encoder, decoder = (
+        scratch.take(f"{name} from column {columns.start}", batch.weights.b_enc, num_latents, width)
+        for name, width in (("encoder", batch.x.shape[1]), ("decoder", len(range(batch.x.shape[1])[columns])))
+    )
+    found = [
+        _code_gradients(selected, grad, batch, variant, (encoder[selected.latents], decoder[selected.latents]))
+        for selected, grad in pieces
+    ]
+    if len(found) == 1:
+        return found[0]
+    for (selected, _), each in zip(pieces, found, strict=True):
+        _put(each.encoder, encoder[selected.latents])
+        _put(each.decoder, decoder[selected.latents])
+    return _CodeGradients(encoder, _stacked([each.b_enc for each in found]), decoder, sum(f.penalty for f in found))
+
+
+def _put(rows: Tensor, place: Tensor) -> None:
+    """Copies `rows` to `place`, unless they were made there."""
+    if rows.data_ptr() != place.data_ptr():
+        place.copy_(rows)
 
 
 def _code_gradients(
-    selected: Selected, grad: Tensor, batch: Batch, variant: Variant, scratch: Scratch
+    selected: Selected, grad: Tensor, batch: Batch, variant: Variant, out: tuple[Tensor, Tensor]
 ) -> _CodeGradients:
+    """The gradients of one piece, made in `out` (encoder, decoder) where the way they are made takes it."""
     code, operands, latents = selected.code, batch.operands, selected.latents
     rows, own_grad = operands.decoder[latents], _columns(grad, selected.columns).to(operands.x.dtype)
     code_grad = code.products(own_grad, _columns(rows, selected.columns))
-    for_encoder, for_decoder = (
-        scratch.take(f"{name} of {latents} from column {selected.columns.start}", batch.weights.b_enc, len(rows), width)
-        for name, width in (("encoder", operands.x.shape[1]), ("decoder", own_grad.shape[1]))
-    )
-    decoder, loss = code.per_latent(code.values, own_grad, for_decoder), 0.0
+    decoder, loss = code.per_latent(code.values, own_grad, out[1]), 0.0
     if (penalty := variant.penalty(selected, len(grad))) is not None:
         code_grad += penalty.by_code
         own_rows, normalisation = batch.weights.decoder[latents], variant.spec.code_normalisation
         add_norm_gradient(decoder, own_rows, variant.widths, normalisation, penalty.by_norm)
         loss = penalty.loss
-    encoder = code.per_latent(code_grad, operands.x, for_encoder)
-    return _CodeGradients(encoder, code.sums(code_grad), decoder, loss, selected.columns.start)
-
-
-def _joined(found: list[_CodeGradients], b_dec: Tensor) -> Weights:
-    """The gradients of all pieces: those of equal columns one below the other, those of other columns beside them."""
-    columns = list(dict.fromkeys(each.first_column for each in found))
-    groups = [[each for each in found if each.first_column == first] for first in columns]
-    return Weights(
-        encoder=_sum([_stacked([each.encoder for each in group]) for group in groups]),
-        b_enc=_sum([_stacked([each.b_enc for each in group]) for group in groups]),
-        decoder=_stacked([_stacked([each.decoder for each in group]) for group in groups], dim=1),
-        b_dec=b_dec,
-    )
+    encoder = code.per_latent(code_grad, operands.x, out[0])
+    return _CodeGradients(encoder, code.sums(code_grad), decoder, loss)
 
 
 def _stacked(tensors: list[Tensor], dim: int = 0) -> Tensor:
