@@ -16,7 +16,7 @@ from crosscope_worker.dictionary.sparse import (
     by_latent,
     decode_entries,
     entry_products,
-    places,
+    flat_indices,
     sparse_code,
 )
 
@@ -46,7 +46,7 @@ def code_of(batch: int, latents: int, density: float = 0.3) -> tuple[Tensor, Spa
     keep[:1], keep[-1:] = False, True
     keep[:, latents // 2 :: 5] = False
     dense = (dense * keep).to(DEVICE)
-    return dense.double(), sparse_code(places(dense > 0), dense)
+    return dense.double(), sparse_code(flat_indices(dense > 0), dense)
 
 
 def assert_product(found: Tensor, left: Tensor, right: Tensor, at: tuple[Tensor, Tensor] | None = None) -> None:
@@ -101,7 +101,7 @@ def test_tables_may_have_more_numbers_than_31_bits_count():
     table = torch.empty(2 * between + width, dtype=torch.bfloat16, device=DEVICE).as_strided((3, width), (between, 1))
     table.copy_(normal(3, width, dtype=torch.bfloat16))
     dense = torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 0.0], [0.0, 3.0, 4.0]], device=DEVICE)
-    assert_all(dense.double(), sparse_code(places(dense > 0), dense), table, table)
+    assert_all(dense.double(), sparse_code(flat_indices(dense > 0), dense), table, table)
 
 
 def test_equal_inputs_give_equal_bits():

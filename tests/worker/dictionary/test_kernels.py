@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from crosscope_worker.dictionary import sparse
-from crosscope_worker.dictionary.sparse import by_latent, decode_entries, entry_products, places, sparse_code
+from crosscope_worker.dictionary.sparse import by_latent, decode_entries, entry_products, flat_indices, sparse_code
 
 COMPARISONS = Path(__file__).with_name("kernel_comparisons.py")
 
@@ -77,7 +77,7 @@ def test_triton_is_left_alone_where_it_cannot_compile_its_launcher(monkeypatch: 
 
 def test_without_kernels_products_of_bfloat16_are_float32_too():
     dense = torch.tensor([[0.0, 1.5, 0.0], [2.0, 0.0, 0.25]])
-    code = sparse_code(places(dense > 0), dense)
+    code = sparse_code(flat_indices(dense > 0), dense)
     rows = torch.tensor([[1.0, 2.0], [256.0, 1.0], [1.0, -1.0]]).bfloat16()
     tokens = torch.tensor([[256.0, 1.0], [0.5, 3.0]]).bfloat16()
     # 65537 needs more bits than bfloat16 has.

@@ -15,7 +15,7 @@ from crosscope_worker.dictionary.sparse import (
     by_latent,
     decode_entries,
     entry_products,
-    places,
+    flat_indices,
     sparse_relu,
 )
 
@@ -194,7 +194,7 @@ def active_code(pre: Tensor, bias: Tensor, flat: Tensor | None) -> ActiveCode:
         positive = pre > -bias
         if int(torch.count_nonzero(positive)) > DENSE_ABOVE * pre.numel():
             return DenseCode((pre + bias).relu_())
-        flat = places(positive)
+        flat = flat_indices(positive)
     code = sparse_relu(flat, pre, bias)
     if len(flat) > DENSE_ABOVE * pre.numel():
         return DenseCode(code.dense(pre.shape[1]))
