@@ -105,11 +105,11 @@ def test_a_k_that_no_dictionary_has_is_refused(k: int):
 @pytest.mark.parametrize(
     ("stored", "message"),
     [
-        (StoredKeep(token_k=3, threshold=1.0), "a threshold beside token_k"),
-        (StoredKeep(token_k=3, latent_thresholds=torch.ones(11)), "a threshold beside token_k"),
-        (StoredKeep(token_k=3, model_thresholds=torch.ones(2, 11)), "a threshold beside token_k"),
-        (StoredKeep(threshold=1.0, latent_thresholds=torch.ones(11)), "only one kind can hold"),
-        (StoredKeep(threshold=1.0, model_thresholds=torch.ones(2, 11)), "only one kind can hold"),
+        (StoredKeep(token_k=3, threshold=1.0), "a threshold is stored beside token_k"),
+        (StoredKeep(token_k=3, latent_thresholds=torch.ones(11)), "a threshold is stored beside token_k"),
+        (StoredKeep(token_k=3, model_thresholds=torch.ones(2, 11)), "a threshold is stored beside token_k"),
+        (StoredKeep(threshold=1.0, latent_thresholds=torch.ones(11)), "keep one kind"),
+        (StoredKeep(threshold=1.0, model_thresholds=torch.ones(2, 11)), "keep one kind"),
     ],
 )
 def test_files_that_hold_two_rules_are_refused(stored: StoredKeep, message: str):

@@ -70,8 +70,8 @@ class Crosscoder:
         for name, shape in expected.items():
             if (found := tuple(getattr(self, name).shape)) != shape:
                 raise CrosscoderError(f"{name} has shape {found}, but W_enc {tuple(self.W_enc.shape)} asks for {shape}")
-        if sum(self.d_model) != both:
-            raise CrosscoderError(f"W_enc reads {both} values a token, but d_model {self.d_model} adds up to another")
+        if (total := sum(self.d_model)) != both:
+            raise CrosscoderError(f"W_enc reads {both} values a token, but d_model {self.d_model} adds up to {total}")
         if self.code_normalisation not in CODE_NORMALISATIONS:
             known = ", ".join(CODE_NORMALISATIONS)
             raise CrosscoderError(f"unknown code normalisation {self.code_normalisation!r}; known are {known}")
@@ -79,8 +79,8 @@ class Crosscoder:
             raise CrosscoderError(f"input_mean has shape {tuple(self.input_mean.shape)}, not ({both},)")
         if (self.code_normalisation == "decoupled") != self.keep.decoupled:
             raise CrosscoderError(
-                f"a decoupled code, and no other, is kept by each model apart; this one is {self.code_normalisation} "
-                f"and {self.keep.words}"
+                "a decoupled code, and only that, has a rule for each model; this crosscoder's code normalisation is "
+                f"{self.code_normalisation}, and it {self.keep.words}"
             )
         if len(self.input_scale) != 2 or not all(math.isfinite(scale) and scale > 0 for scale in self.input_scale):
             raise CrosscoderError(f"input_scale must be two positive, finite numbers, not {self.input_scale}")

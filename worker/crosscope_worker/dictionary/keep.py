@@ -283,11 +283,13 @@ class StoredKeep:
         if self.token_k is not None:
             below = self.model_thresholds is None or bool((self.model_thresholds <= 0).all())
             if self.threshold is not None or self.latent_thresholds is not None or not below:
-                raise CrosscoderError("there is a threshold beside token_k; only one of them can hold")
+                raise CrosscoderError("a threshold is stored beside token_k; keep one of them")
             return LargestOfToken(self.token_k) if self.model_thresholds is None else LargestByModel(self.token_k)
         found: list[Any] = [self.threshold, self.latent_thresholds, self.model_thresholds]
         if sum(each is not None for each in found) > 1:
-            raise CrosscoderError("there are thresholds for each latent or model beside others; only one kind can hold")
+            raise CrosscoderError(
+                "thresholds of two kinds are stored, of all latents, of each latent or of each model; keep one kind"
+            )
         if self.latent_thresholds is not None:
             return AboveThresholds(self.latent_thresholds)
         if self.model_thresholds is not None:

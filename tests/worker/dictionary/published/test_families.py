@@ -334,7 +334,7 @@ def test_a_batch_topk_dictionary(tmp_path: Path, reads: str, normalised: bool):
         mean, std = np.random.default_rng(5).standard_normal((2, WIDTH))
         tensors |= {"activation_mean": float32(mean), "activation_std": float32(std), "target_rms": torch.tensor(2.0)}
     write(tmp_path, tensors, "model.safetensors", config={"dict_class": "BatchTopKSAE", "k": 100})
-    with pytest.raises(CrosscoderError, match=r"say reads difference \(chat less base\), base or chat"):
+    with pytest.raises(CrosscoderError, match=r"set reads to difference \(chat less base\), base or chat"):
         load_crosscoder(tmp_path)
     crosscoder = load_crosscoder(tmp_path, reads=reads)
     assert crosscoder.variant == VARIANTS[reads]

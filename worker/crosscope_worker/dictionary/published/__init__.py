@@ -1,7 +1,7 @@
 """Crosscoders that others published, and ours in the layouts that others read (docs/published.md).
 
-One module per family of files: recognise the tensors, read the options, build a Crosscoder. Knows nothing of training
-or analysis. A pickle is opened by `torch.load(weights_only=True)` alone.
+Each family of files has a module, which recognises the tensors, reads the options and builds a Crosscoder. Knows
+nothing of training or analysis. A pickle is opened by `torch.load(weights_only=True)` alone.
 """
 
 from pathlib import Path

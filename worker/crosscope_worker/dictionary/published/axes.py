@@ -1,4 +1,4 @@
-"""Weights with a model axis, as the families store them, to the axis `both`."""
+"""Turns weights with a model axis, as the families store them, into weights along the axis `both`."""
 
 from typing import Any
 

@@ -1,6 +1,6 @@
 """The crosscode family: `_W_enc_XiDiL`, `_W_dec_LXoDo` with an axis for models and one for hook points.
 
-Two models and one hook point are read. Its classes choose among unscaled activations.
+Files of two models and one hook point are read. The family's classes choose among unscaled activations.
 """
 
 from typing import Any
@@ -27,8 +27,8 @@ def recognises(source: Source) -> bool:
 def fields(source: Source, rule: Rule, input_scale: tuple[float, float] | None) -> dict[str, Any]:
     """The Crosscoder's fields.
 
-    Raises CrosscoderError for other numbers of models and hook points, for contradictions, and where inputs were
-    scaled by what the file does not hold.
+    Raises CrosscoderError for other numbers of models and hook points, for contradictions, and if inputs were scaled
+    by factors that the file does not hold.
     """
     source.check_tensors({_ENCODER, _DECODER, _BIAS, _DECODER_BIAS, *_FOLDED, *_THRESHOLDS})
     d_model, latents = _sizes(source)
@@ -72,7 +72,7 @@ def _optional(source: Source, name: str, flag: str, shape: tuple[int, ...]) -> T
 
 
 def _scales(source: Source, given: tuple[float, float] | None) -> tuple[float, float]:
-    """Factors on the inputs that are still to be folded: those given, none where they are folded already."""
+    """Factors on the inputs that the weights do not have yet: those given, or 1 where they are folded in already."""
     is_folded = "is_folded" in source.tensors and bool(source.tensor("is_folded", (), (1,)))
     if is_folded:
         if given is not None:
@@ -98,6 +98,6 @@ def _selection(source: Source, rule: Rule, latents: int) -> dict[str, Any]:
         return {"variant": "jumprelu", "code_normalisation": "none", "keep": AboveThresholds(thresholds)}
     if rule.name in (TOPK, BATCH_TOPK):
         source.note(
-            "Of a token with fewer than k positive activations crosscode keeps negative ones too; they are cut."
+            "Where a token has fewer than k positive activations, crosscode keeps negative ones too; they are cut."
         )
     return unscaled_selection(source, rule, latents)

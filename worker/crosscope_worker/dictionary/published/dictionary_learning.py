@@ -1,7 +1,7 @@
 """The dictionary_learning forks: encoder.* and decoder.* with a model axis, from the hub or a training folder.
 
-Missing keys mean what the forks' lenient loading makes of them: CROSSCODER normalisation, no input normaliser. Where a
-file's parts say different things, and the forks do not say which wins, it is refused.
+A missing key has the default of the forks' lenient loading: CROSSCODER normalisation, no input normaliser. A file whose
+parts contradict each other is refused, unless the forks say which part wins.
 """
 
 import math
@@ -34,8 +34,8 @@ def recognises(source: Source) -> bool:
 def fields(source: Source, rule: Rule, input_scale: tuple[float, float] | None) -> dict[str, Any]:
     """The Crosscoder's fields.
 
-    Raises CrosscoderError when tensors are missing, unknown or contradictory, or the configuration asks for what is
-    not known.
+    Raises CrosscoderError when tensors are missing, unknown or contradictory, or when the configuration asks for
+    something unknown.
     """
     if input_scale is not None:
         raise source.error("this layout holds its input normaliser, or has none; leave input_scale out")
@@ -59,7 +59,7 @@ def fields(source: Source, rule: Rule, input_scale: tuple[float, float] | None) 
 
 def _check_config(source: Source) -> None:
     if source.word("keep_relative_variance") not in (None, True):
-        raise source.error("config.json says keep_relative_variance false: inputs scaled dimension by dimension")
+        raise source.error("config.json says keep_relative_variance false; scales of single dimensions are not known")
     for key in ("latent_processor", "encoder_layers"):
         if (value := source.word(key)) not in (None, [0, 1]):
             raise source.error(f"config.json says {key} {value!r}, which is not known")
@@ -91,7 +91,7 @@ def _normalisation(source: Source) -> str:
 def _selection(source: Source, rule: Rule, normalisation: str, latents: int) -> dict[str, Any]:
     """Variant and inference rule: a threshold, the k largest of a token, or ReLU.
 
-    A negative threshold, the forks' value before training sets it, keeps every positive code.
+    A negative threshold, the forks' value before training sets it, keeps every positive entry.
     """
     is_decoupled = normalisation == "DECOUPLED"
     sparsified = sorted(source.tensors.keys() & set(SPARSIFIERS))
@@ -160,16 +160,16 @@ def _both(weights: dict[str, Any], normaliser: dict[str, Any]) -> tuple[torch.Te
 
 
 def is_off(source: Source, name: str) -> bool:
-    """Whether a statistic of the normaliser is missing or NaN throughout, which means that there is none.
+    """Whether a statistic of the normaliser is missing or NaN throughout, that is, whether there is none.
 
-    Raises CrosscoderError where a part of it is NaN: then it is damaged.
+    Raises CrosscoderError if only a part of it is NaN, for then it is damaged.
     """
     statistic = source.tensors.get(name)
     if statistic is None:
         return True
     nan = torch.isnan(statistic)
     if bool(nan.any()) and not bool(nan.all()):
-        raise source.error(f"{name} is NaN in {int(nan.sum())} of {nan.numel()} places; NaN means off only throughout")
+        raise source.error(f"{name} is NaN in {int(nan.sum())} of {nan.numel()} values; NaN means off only throughout")
     return bool(nan.any())
 
 
@@ -195,8 +195,8 @@ def target_rms(source: Source) -> float:
 def _checked_scale(source: Source, formula: tuple[float, float]) -> tuple[float, float]:
     """The formula's scales, unless the file stores its own.
 
-    One fork stores [2], which must agree. The other stores one number, which it multiplies both models by; 1 is what
-    stands there where none was computed.
+    One fork stores two numbers, which must agree with the formula. The other stores one number for both models, which
+    is 1 if none was computed.
     """
     if "activation_global_scale" not in source.tensors:
         return formula

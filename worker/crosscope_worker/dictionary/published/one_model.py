@@ -1,7 +1,7 @@
 """Dictionaries of one stream of activations, used for diffing: of the difference of two models, or of one of them.
 
 Two layouts: encoder.* and decoder.* of dictionary_learning, and W_enc, W_dec of SAELens (in small letters of Gemma
-Scope 2). What the stream was is in no file; whoever loads it says.
+Scope 2). No file says what the stream was; the caller says it.
 """
 
 import math
@@ -26,7 +26,7 @@ VARIANTS = {"difference": "diff_sae", "base": "base_sae", "chat": "chat_sae"}
 
 @dataclass(frozen=True, eq=False)
 class _Dictionary:
-    """`relu(x W_enc + b_enc)`, what is kept of it, and `f W_dec + b_dec`, of normalised activations."""
+    """The code `relu(x W_enc + b_enc)`, what is kept of it, and `f W_dec + b_dec`; `x` are normalised activations."""
 
     W_enc: Tensor
     """[d_model, latent]."""
@@ -42,18 +42,18 @@ class _Dictionary:
 def recognises(source: Source) -> bool:
     """Whether the tensors are a dictionary of one stream: encoder weights of two axes."""
     names = {"encoder.weight", "decoder.weight"}, {"W_enc", "W_dec"}, {"w_enc", "w_dec"}
-    found = next((pair for pair in names if pair <= source.tensors.keys()), None)
+    found = next((both for both in names if both <= source.tensors.keys()), None)
     return found is not None and all(source.tensors[name].ndim == 2 for name in found)
 
 
 def fields(source: Source, rule: Rule, input_scale: tuple[float, float] | None, reads: str) -> dict[str, Any]:
     """The Crosscoder's fields.
 
-    Raises CrosscoderError where `reads` does not say what it was trained on, for contradictions and unknown rules.
+    Raises CrosscoderError if `reads` does not say what it was trained on, and for contradictions and unknown rules.
     """
     if reads not in VARIANTS:
         raise source.error(
-            "it is a dictionary of one stream of activations; say reads difference (chat less base), base or chat"
+            "it is a dictionary of one stream of activations; set reads to difference (chat less base), base or chat"
         )
     if input_scale is not None and (reads == "difference" and input_scale[BASE] != input_scale[CHAT]):
         raise source.error(f"a difference has one scale for both models, not {input_scale}")
@@ -88,7 +88,7 @@ def _placed(one: _Dictionary, reads: str) -> dict[str, Any]:
 
 
 def _linear(source: Source, rule: Rule) -> _Dictionary:
-    """`relu(W (x - b_dec) + b)`; of AutoEncoderNew, whose decoder has the bias, `relu(W x + b)`."""
+    """A code `relu(W (x - b_dec) + b)`; for AutoEncoderNew, whose decoder has the bias, `relu(W x + b)`."""
     source.check_tensors(_LINEAR | set(SPARSIFIERS) | set(NORMALISER))
     biases = sorted({"b_dec", "bias", "decoder.bias"} & source.tensors.keys())
     if len(biases) != 1:
@@ -137,7 +137,7 @@ def _linear_selection(source: Source, rule: Rule, bias: str, latents: int) -> di
 
 
 def _linear_normaliser(source: Source, d_model: int) -> dict[str, Any]:
-    """As of the forks' crosscoders, of one stream."""
+    """The input normaliser of one stream, by the formula of the forks' crosscoders."""
     off = [is_off(source, f"activation_{name}") for name in ("mean", "std")]
     if any(off):
         if not all(off):
@@ -198,7 +198,7 @@ def _check_lens(source: Source, factor: float | None) -> None:
             )
     elif normalise not in (None, False, "none"):
         raise source.error(
-            f"its configuration says normalize_activations {normalise!r}, which scales every token itself"
+            f"its configuration says normalize_activations {normalise!r}, which scales every token by itself"
         )
     elif factor is not None:
         raise source.error("its configuration scales no inputs; leave input_scale out")
@@ -209,7 +209,7 @@ def _check_lens(source: Source, factor: float | None) -> None:
 
 
 def _lens_selection(source: Source, rule: Rule, latents: int) -> dict[str, Any]:
-    """JumpReLU, the k largest of a token, a threshold of BatchTopK, or ReLU; on scaled activations where it says so."""
+    """JumpReLU, the k largest of a token, a threshold of BatchTopK, or ReLU; on scaled activations if configured so."""
     normalisation = {"code_normalisation": "crosscoder" if source.word("rescale_acts_by_decoder_norm") else "none"}
     if "threshold" in source.tensors:
         if rule.name in (RELU, TOPK):

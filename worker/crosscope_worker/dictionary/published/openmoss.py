@@ -19,7 +19,7 @@ _THRESHOLDS = ("activation_function.log_jumprelu_threshold", "log_jumprelu_thres
 _AVERAGE_NORM = "dataset_average_activation_norm."
 _UNSCALED = (None, "inference", "none")
 _PLAUSIBLE = 1e-3, 1e6
-"""Average norms of activations lie between; what was never set is saved as whatever lay in memory."""
+"""Average norms of activations lie between these; one that was never set is saved as whatever lay in memory."""
 
 
 def recognises(source: Source) -> bool:
@@ -89,7 +89,7 @@ def _scale(source: Source, d_model: int, given: tuple[float, float] | None) -> t
 
 
 def _average_norm(source: Source, key: str) -> float:
-    """Raises CrosscoderError for a norm that was never set: it is saved as whatever lay in memory."""
+    """The average norm under a key. Raises CrosscoderError for one that was never set (see _PLAUSIBLE)."""
     if source.tensors[key].numel() != 1:
         raise source.error(f"{key} has shape {tuple(source.tensors[key].shape)}; one number is known")
     value = float(source.tensors[key])

@@ -69,7 +69,7 @@ def unscaled_selection(source: Source, rule: Rule, latents: int) -> dict[str, An
 def public_scales(source: Source) -> tuple[float, float] | None:
     """The input scales (base, chat) of the public gemma-2-2b file, if the configurations are its cfg.
 
-    What they say must all agree; they must say the model and the site.
+    They must say the model and the site, and all that they say must agree.
     """
     site = source.word("hook_point") or source.word("site")
     if site != _PUBLIC_SITE or source.word("model_name") is None:
@@ -95,7 +95,7 @@ def _is_sweep(source: Source, rule: Rule) -> bool:
 
 
 def _masked(source: Source, W_dec: Tensor, latents: int) -> Tensor:
-    """`W_dec: [latent, 2, d_model]` times its mask; what of the encoder lies under its own mask is said."""
+    """`W_dec: [latent, 2, d_model]` times its mask; a note says how much of the encoder its own mask covers."""
     if "enc_mask" in source.tensors:
         masked = source.tensor("enc_mask", (2, latents)) == 0
         if hidden := int((source.tensor("W_enc").abs().amax(dim=1) * masked > 0).sum()):

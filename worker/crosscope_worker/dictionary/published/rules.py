@@ -36,7 +36,7 @@ _CLASSES = {
 }
 """dict_class of the dictionary_learning forks."""
 _UNSAID = ("standard", "crosscoder", "acausalcrosscoder", "dfc", "dfccrosscoder", "sae")
-"""Architectures that leave the rule to another word."""
+"""Architectures that do not tell the rule."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Rule:
     """What the configurations say."""
 
     name: str | None
-    """One of KNOWN, or None where none says one."""
+    """One of KNOWN, or None where no configuration says one."""
     counts: tuple[Said, ...]
     """Every k that stands in a configuration."""
     said: str
@@ -111,7 +111,7 @@ def count(source: Source, rule: Rule, latents: int) -> int | None:
     if "k" in source.tensors:
         k = int(source.tensor("k", (), (1,)))
         if other := [each for each in rule.counts if each.value != k]:
-            source.note(f"The tensor says k {k}; {other[0]}, which was not believed.")
+            source.note(f"The tensor says k {k}; {other[0]}, which is ignored.")
     elif rule.counts:
         k = rule.counts[0].value
         if other := [each for each in rule.counts if each.value != k]:
@@ -124,7 +124,7 @@ def count(source: Source, rule: Rule, latents: int) -> int | None:
 
 
 def token_k(source: Source, rule: Rule, latents: int, *, decoupled: bool = False) -> dict[str, Any]:
-    """The fields of a code that keeps the k largest of each token; says so where the file's rule is another.
+    """The fields of a code that keeps the k largest of each token; a note tells of another rule in the file.
 
     BatchTopK chooses among a batch, which inference does not have; without a threshold the k largest of each token are
     what it keeps of a batch of one. Raises CrosscoderError where nothing says k.
