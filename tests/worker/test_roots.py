@@ -53,7 +53,7 @@ def read(stream: TextStream, pair: Pair) -> list[str]:
         ("{private}/*.txt", OUTSIDE),
         ("../private/a.txt", OUTSIDE),
         ("../*/a.txt", OUTSIDE),
-        ("*/../../private/a.txt", "leaves a folder behind a wildcard"),
+        ("*/../../private/a.txt", "leaves a folder after a wildcard"),
         ("link.txt", OUTSIDE),
         ("linked/a.txt", OUTSIDE),
         ("linked/*", OUTSIDE),

@@ -287,9 +287,7 @@ class StoredKeep:
             return LargestOfToken(self.token_k) if self.model_thresholds is None else LargestByModel(self.token_k)
         found: list[Any] = [self.threshold, self.latent_thresholds, self.model_thresholds]
         if sum(each is not None for each in found) > 1:
-            raise CrosscoderError(
-                "thresholds of two kinds are stored, of all latents, of each latent or of each model; keep one kind"
-            )
+            raise CrosscoderError("two of threshold, latent_thresholds and model_thresholds are stored; keep one kind")
         if self.latent_thresholds is not None:
             return AboveThresholds(self.latent_thresholds)
         if self.model_thresholds is not None:
