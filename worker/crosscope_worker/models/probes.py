@@ -174,9 +174,7 @@ def _check_hidden_state(model: PreTrainedModel, layer: int, ids: Tensor, x: Tens
     if states is None or layer == ran[-1]:
         return
     if len(states) != len(ran) + 1 or ran != sorted(set(ran)):
-        raise PairError(
-            f"{named} runs {len(ran)} layers and gives {len(states)} hidden states; one more than layers is known"
-        )
+        raise PairError(f"{named} runs {len(ran)} layers and gives {len(states)} hidden states, not {len(ran) + 1}")
     near = [state for state in states[ran.index(layer) :][:2] if state.shape == x.shape]
     error = min((standardised_error(x.nan_to_num(), state.nan_to_num()) for state in near), default=float("inf"))
     if error > ROUNDED_TOLERANCE:
