@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from crosscope_worker.dictionary.crosscoder import CrosscoderError
 from crosscope_worker.dictionary.load import load_crosscoder
-from crosscope_worker.dictionary.published.files import Source
+from crosscope_worker.dictionary.published.files import Files
 from crosscope_worker.dictionary.published.replication import public_scales
 
 IDS = {"CROSSCODER": 1, "SAE": 2, "MIXED": 3, "NONE": 4, "DECOUPLED": 5}
@@ -142,7 +142,7 @@ def test_the_public_file_is_known_by_its_cfg(tmp_path: Path):
     cfg = {"model_name": "gemma-2-2b", "hook_point": "blocks.14.hook_resid_pre", "site": "resid_pre"}
 
     def scales(**config: object) -> tuple[float, float] | None:
-        return public_scales(Source(tmp_path / "cc_weights.pt", {}, {"cfg.json": config}))
+        return public_scales(Files(tmp_path / "cc_weights.pt", {}, {"cfg.json": config}))
 
     assert scales(**cfg, d_in=2304, dict_size=16384) == (0.2758961493232058, 0.24422852496546169)
     assert scales(**cfg, dict_size=32768) is None

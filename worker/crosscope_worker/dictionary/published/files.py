@@ -35,7 +35,7 @@ _STATISTICS = ("activation_", "target_rms", "dataset_average_activation_norm.")
 
 
 @dataclass(frozen=True)
-class Source:
+class Files:
     """The tensors and configurations of a published crosscoder."""
 
     weights: Path
@@ -112,11 +112,11 @@ class Source:
                 self.tensor(name)
 
 
-def read_source(path: Path, swap: bool = False) -> Source:
+def read_files(path: Path, swap: bool = False) -> Files:
     """The content of a weights file, or of the one in a folder, and of the configurations beside it."""
     weights = _weights(path)
     tensors, notes = read_tensors(weights)
-    return Source(weights, tensors, read_configs(weights), notes, swap)
+    return Files(weights, tensors, read_configs(weights), notes, swap)
 
 
 def _weights(path: Path) -> Path:
