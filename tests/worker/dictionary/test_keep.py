@@ -85,7 +85,7 @@ def test_it_is_saved_and_loaded(tmp_path: Path):
     assert torch.equal(loaded.encode(x), crosscoder.encode(x))
 
 
-def test_a_manifest_of_before_loads(tmp_path: Path):
+def test_an_older_manifest_loads(tmp_path: Path):
     crosscoder = make_crosscoder(keep=AboveThreshold(1.5))
     crosscoder.save(tmp_path, make_manifest(crosscoder))
     path = tmp_path / "crosscoder.json"
@@ -97,7 +97,7 @@ def test_a_manifest_of_before_loads(tmp_path: Path):
 
 
 @pytest.mark.parametrize("k", [0, 12])
-def test_a_k_that_no_dictionary_has_is_refused(k: int):
+def test_a_k_beyond_the_latents_is_refused(k: int):
     with pytest.raises(CrosscoderError, match=f"token_k is {k}, but there are 11 latents"):
         make_crosscoder(keep=LargestOfToken(k))
 

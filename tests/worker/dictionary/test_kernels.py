@@ -1,4 +1,4 @@
-"""The Triton kernels: what they compute (kernel_comparisons.py), and that they compile for a GPU that is not there."""
+"""The Triton kernels compute the right sums (kernel_comparisons.py), and compile for a GPU without having one."""
 
 import os
 import re
@@ -44,7 +44,7 @@ def test_kernels_equal_dense_formulas_on_a_gpu():
 @pytest.mark.parametrize("kernel", ["_weighted_sums", "_entry_products"])
 @pytest.mark.parametrize("rows", ["*fp32", "*bf16"])
 def test_kernels_compile_for_a_gpu(kernel: str, rows: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """For compute capability 9.0, down to machine code, without sums in an order that is left to chance."""
+    """For compute capability 9.0, down to machine code, without sums in a random order."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     import triton
     from triton.backends.compiler import GPUTarget

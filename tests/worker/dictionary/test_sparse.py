@@ -48,7 +48,7 @@ def test_products_by_latent_in_pieces_are_the_same_to_the_last_bit(
     assert torch.equal(out, expected)
 
 
-def test_operations_take_a_code_in_which_nothing_fires():
+def test_operations_take_an_empty_code():
     _, code = random_code(3, 4, 0.0)
     assert torch.equal(decode_entries(code, torch.randn(4, 2)), torch.zeros(3, 2))
     assert torch.equal(by_latent(code, 4).products(code.values, torch.randn(3, 2)), torch.zeros(4, 2))
@@ -60,7 +60,7 @@ def test_row_starts_cover_tokens_without_entries():
     assert sparse_code(flat_indices(keep), torch.ones(4, 2)).row_starts().tolist() == [0, 0, 2, 2, 3]
 
 
-def test_batch_topk_breaks_ties_by_place():
+def test_batch_topk_breaks_ties_by_index():
     code, norms = torch.tensor([[1.0, 1.0, 2.0], [2.0, 0.0, 3.0]]), torch.tensor([1.0, 2.0, 1.0])
     kept, smallest = batch_topk(code, torch.zeros(3), norms, 2)
     assert kept.tolist() == [1, 5]

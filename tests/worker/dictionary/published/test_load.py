@@ -1,4 +1,4 @@
-"""Every published layout, written by small writers, against float64 numpy; and files that are refused, each by name."""
+"""Every published layout, written by small writers, against float64 numpy; and files that are refused."""
 
 import json
 import pickle
@@ -113,7 +113,7 @@ def test_a_compiled_training_folder_with_a_bias_per_model(tmp_path: Path):
     assert_equal(load_crosscoder(tmp_path / "model_final.pt"), p)
 
 
-def test_what_the_trainer_says_counts_where_nothing_else_does(tmp_path: Path):
+def test_the_trainers_normalisation_counts_if_nothing_else_says_one(tmp_path: Path):
     p = planted(normalisation="SAE", thresholds=np.full(2, 3.0))
     folder = write_hub(tmp_path, hub_tensors(p) | sparsifier(3.0))
     trainer = {"dict_class": "BatchTopKCrossCoder", "code_normalization": "SAE"}
@@ -225,7 +225,7 @@ def test_contradictions_are_named(tmp_path: Path, message: str):
         load_crosscoder(tmp_path)
 
 
-def test_unknown_layouts_and_places(tmp_path: Path):
+def test_unknown_layouts_and_paths(tmp_path: Path):
     with pytest.raises(CrosscoderError, match="nowhere is missing"):
         load_crosscoder(tmp_path / "nowhere")
     save_file({"encoder.kernel": torch.ones(3, 4), "decoder.weight": torch.ones(4, 3)}, tmp_path / "a.safetensors")

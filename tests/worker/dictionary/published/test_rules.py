@@ -1,4 +1,4 @@
-"""The activation rule is looked for in every configuration; containers of weights; models that are swapped."""
+"""The activation rule of every configuration; containers of weights; swapped models."""
 
 import json
 from pathlib import Path
