@@ -159,7 +159,7 @@ def _text(turn: Mapping[str, Any], key: str) -> str:
 
 
 def _alpaca(row: Row) -> list[Turn]:
-    """Instruction and input become the user's turn, the output the assistant's; system and history stand in front."""
+    """Instruction and input become the user's turn, the output the assistant's; system and history come first."""
     found = {name: row.values.get(name) for name in ALPACA_COLUMNS}
     for name, must in ALPACA_COLUMNS.items():
         if must:

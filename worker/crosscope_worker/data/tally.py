@@ -20,7 +20,7 @@ State = Mapping[str, Any]
 
 @dataclass
 class Counts:
-    """Counts over the texts of one data set; those of every pass together."""
+    """Counts over the texts of one data set, in all passes."""
 
     read: int = 0
     """Texts of the split that were looked at."""

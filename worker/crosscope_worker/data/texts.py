@@ -28,7 +28,7 @@ ENOUGH = 100
 
 
 @dataclass(frozen=True)
-class Behaviour:
+class TaggedBehaviour:
     """A tagged behaviour of an assistant turn."""
 
     name: str
@@ -50,7 +50,7 @@ class Text:
     """[pos] int64"""
     roles: np.ndarray
     """[pos] uint8, TokenRole"""
-    behaviours: tuple[Behaviour, ...] = ()
+    behaviours: tuple[TaggedBehaviour, ...] = ()
     place: str = "a text"
     """File and line, for messages."""
 
@@ -225,7 +225,7 @@ class TextStream:
 
     def _tokenised(self, index: int, row: Row) -> Text:
         spec, counts, length = self._data[index], self._counts[index], self._policy.max_length
-        found: list[Behaviour] = []
+        found: list[TaggedBehaviour] = []
         try:
             if not spec.has_chats:
                 tokens = self._tokenizer.text(chats.document(spec, row))
@@ -234,7 +234,7 @@ class TextStream:
                 tokens = self._tokenizer.conversation(turns)
                 for name, turn, start, end in chats.behaviours(spec, row, turns):
                     first, last = tokens.token_span(turn, start, end)
-                    found.append(Behaviour(name, tokens.content_spans[turn][0] - 1, first, last))
+                    found.append(TaggedBehaviour(name, tokens.content_spans[turn][0] - 1, first, last))
         except PromptError as error:
             raise RefusedText(row.place, str(error)) from error
         kept = tuple(behaviour for behaviour in found if behaviour.start < behaviour.end <= length)

@@ -75,7 +75,7 @@ def entry_products(starts: Tensor, latents: Tensor, tokens: Tensor, rows: Tensor
 
 
 def _rows(x: Tensor) -> Tensor:
-    """`x: [row, width]` with the numbers of each row beside each other, which is what the kernels read."""
+    """`x: [row, width]` with the numbers of each row side by side, as the kernels read them."""
     return x if x.stride(1) == 1 else x.contiguous()
 
 

@@ -1,4 +1,4 @@
-"""The residual stream of both models behind one decoder layer. Computes nothing above that layer.
+"""The residual stream of both models after one decoder layer. Computes nothing above that layer.
 
 Does not know texts, roles or which tokens anybody keeps.
 """
@@ -58,7 +58,7 @@ class PairActivations:
 
     @torch.inference_mode()
     def rows(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Activations of rows in which several texts may lie one behind the other; none sees another.
+        """Activations of rows in which several texts may lie one after the other; none sees another.
 
         ids: [row, pos] int64, of texts of one regime. positions: [row, pos] int64, of each token in its own text
         (packing.Forward.fill); None where each row holds a single text, as it must unless `shares_rows`.

@@ -95,7 +95,7 @@ def _check_kind(config: dict[str, Any], manifest: PairManifest, named: str) -> N
     if (kind := config.get("peft_type")) != "LORA":
         raise PairError(f"{named} is of type {kind}; only LoRA adapters (DoRA and rsLoRA among them) can be read")
     if config.get("alora_invocation_tokens"):
-        raise PairError(f"{named} acts behind certain tokens only (aLoRA), which cannot be read here")
+        raise PairError(f"{named} acts only after certain tokens (aLoRA), which cannot be read here")
     made_for = str(config.get("base_model_name_or_path") or "")
     is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", made_for) and not Path(made_for).is_absolute()
     known = not Path(manifest.chat).is_absolute()

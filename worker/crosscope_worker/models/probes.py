@@ -94,7 +94,7 @@ def long_text_limits(model: PreTrainedModel) -> tuple[int, ...]:
 
 @torch.inference_mode()
 def depends_on_longer_texts(model: PreTrainedModel, layer: int) -> bool:
-    """Whether a short text's activations change beside the end of the longest text that the model can read."""
+    """Whether a short text's activations change in a forward with the end of the longest readable text."""
     config = model.config.get_text_config()
     longest = getattr(config, "max_position_embeddings", None)
     if not getattr(config, "rope_parameters", None) or longest is None or longest < 2 * _NUM_TOKENS:

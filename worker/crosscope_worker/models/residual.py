@@ -34,7 +34,7 @@ def layer_outputs(
     """The outputs of the decoder layers with these ascending indices; the model stops at the last of them.
 
     ids, positions: [row, pos] int64, on the model's device. `below`: a number of layers and what the last of them
-    returned for these ids; they are not computed. No attention mask: padding lies behind every token that is kept.
+    returned for these ids; they are not computed. No attention mask: padding comes after every token that is kept.
     Raises NotReached if the highest layer is not called.
     """
     layers = decoder_layers(model)

@@ -183,7 +183,7 @@ def _fill(labels: Ints, seen: Ints, at: Ints, indices: Ints, said: Ints, owner: 
 
 
 def _extend(labels: Ints, seen: Ints, at: int, index: int, mark: _Mark, side: int) -> None:
-    """Labels what is kept of a saying before (`side` -1) or behind (1) a marked character, up to a name or its end."""
+    """Labels what is kept of a saying before (`side` -1) or after (1) a marked character, up to a name or its end."""
     units = dict(mark.units) if side > 0 else {end: first for first, end in mark.units}
     shift = at - (index - mark.start)  # from the saying's characters to the printed ones
     begun = edge = reached = at - shift + (side > 0)
@@ -193,7 +193,7 @@ def _extend(labels: Ints, seen: Ints, at: int, index: int, mark: _Mark, side: in
         if low + shift < 0 or not np.array_equal(seen[there], mark.original[low:high]) or (labels[there] >= 0).any():
             break
         edge = far
-        # White space in front of what the template has dropped is more likely the template's own.
+        # White space before what the template has dropped is more likely the template's own.
         if edge in (0, len(mark.original)) or not chr(int(mark.original[low])).isspace():
             reached = edge
     low, high = sorted((begun, reached))
@@ -287,7 +287,7 @@ def reasoning_span(content: str) -> tuple[int, int]:
 def character_roles(
     found: Printed, sayings: Sequence[Saying], turns: Sequence[Turn], turn_end: str
 ) -> NDArray[np.uint8]:
-    """The role of each character of a printed conversation; `turn_end` is what is printed behind an assistant turn."""
+    """The role of each character of a printed conversation; `turn_end` is printed after an assistant turn."""
     roles = np.full(len(found.text), TokenRole.HEADER, np.uint8)
     is_said = found.indices >= 0
     roles[is_said] = saying_roles(sayings, turns)[found.indices[is_said]]
