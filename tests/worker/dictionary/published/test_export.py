@@ -195,10 +195,10 @@ def test_a_difference_version_is_exported_by_the_command(
     crosscoder = one_stream("diff_sae", normalised=False)
     (tmp_path / "v1").mkdir()
     crosscoder.save(tmp_path / "v1", make_manifest(crosscoder, {"crosscoder": {"k": 7}}))
-    places = str(tmp_path / "v1"), str(tmp_path / "hub")
-    monkeypatch.setattr(sys, "argv", ["published", "hub", *places, "--dialect", "one-scale"])
+    paths = str(tmp_path / "v1"), str(tmp_path / "hub")
+    monkeypatch.setattr(sys, "argv", ["published", "hub", *paths, "--dialect", "one-scale"])
     assert main() == 0
-    assert "a dictionary of the difference, chat less base: say so beside it." in capsys.readouterr().err
+    assert "a dictionary of the difference, chat less base; say so beside it." in capsys.readouterr().err
     x = torch.randn(9, 2 * WIDTH)
     back = load_crosscoder(tmp_path / "hub", reads="difference")
     torch.testing.assert_close(back.scaled(x), crosscoder.scaled(x), rtol=1e-4, atol=1e-5)

@@ -63,7 +63,7 @@ def export_hub(crosscoder: Crosscoder, target: Path, k: int | None = None, diale
 def _to_know(crosscoder: Crosscoder) -> list[str]:
     known = ["The folder says nothing of the pair, the layer, the recipe and the analysis."]
     if crosscoder.streams.is_single:
-        known.append(f"It does not say either that it is a dictionary of {crosscoder.streams.words}; say so beside it.")
+        known.append(f"It does not say that it is a dictionary of {crosscoder.streams.words}; say so beside it.")
     return known
 
 
