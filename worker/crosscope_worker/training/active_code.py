@@ -1,6 +1,6 @@
 """The code of a training batch, and the products with it that losses and gradients need (math §3).
 
-A sparse code works on its active pairs alone; one that is too full for that to pay, as in the first steps of an L1
+A sparse code works on its active entries alone; one that is too full for that to pay, as in the first steps of an L1
 run, takes the dense formulas, with the same results. Knows no loss.
 """
 
@@ -15,9 +15,9 @@ from crosscope_worker.dictionary.sparse import (
     ByLatent,
     SparseCode,
     by_latent,
-    decode_pairs,
-    pair_products,
-    places,
+    decode_entries,
+    entry_products,
+    flat_indices,
     sparse_relu,
 )
 
@@ -97,8 +97,8 @@ class ActiveCode(Protocol):
     values: Tensor
 
 
-class PairCode:
-    """An ActiveCode of (token, latent, value) pairs."""
+class EntryCode:
+    """An ActiveCode of (token, latent, value) entries."""
 
     def __init__(self, code: SparseCode, num_latents: int) -> None:
         self.code = code
@@ -111,11 +111,11 @@ class PairCode:
 
     def decode(self, rows: Tensor) -> Tensor:
         """See ActiveCode."""
-        return decode_pairs(self.code, rows)
+        return decode_entries(self.code, rows)
 
     def products(self, tokens: Tensor, rows: Tensor) -> Tensor:
         """See ActiveCode."""
-        return pair_products(self.code, tokens, rows)
+        return entry_products(self.code, tokens, rows)
 
     def per_latent(self, values: Tensor, tokens: Tensor, out: Tensor | None = None) -> Tensor:
         """See ActiveCode."""
@@ -132,9 +132,9 @@ class PairCode:
     def narrowed(self, latents: slice) -> ActiveCode:
         """See ActiveCode."""
         first, last, _ = latents.indices(self._num_latents)
-        own = places((self.code.latents >= first) & (self.code.latents < last))
+        own = flat_indices((self.code.latents >= first) & (self.code.latents < last))
         tokens, of, values = self.code.tokens[own], self.code.latents[own] - first, self.code.values[own]
-        return PairCode(SparseCode(tokens, of, values, self.code.num_tokens), last - first)
+        return EntryCode(SparseCode(tokens, of, values, self.code.num_tokens), last - first)
 
 
 class DenseCode:
@@ -201,8 +201,8 @@ def active_code(pre: Tensor, bias: Tensor, flat: Tensor | None, above: Tensor | 
         if int(torch.count_nonzero(active)) > DENSE_ABOVE * pre.numel():
             code = (pre + bias).relu_()
             return DenseCode(code if above is None else code.mul_(active))
-        flat = places(active)
+        flat = flat_indices(active)
     code = sparse_relu(flat, pre, bias)
     if len(flat) > DENSE_ABOVE * pre.numel():
         return DenseCode(code.dense(pre.shape[1]))
-    return PairCode(code, pre.shape[1])
+    return EntryCode(code, pre.shape[1])

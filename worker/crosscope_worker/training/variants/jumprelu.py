@@ -9,7 +9,7 @@ from torch import Tensor
 
 from crosscope_proto import dictionaries
 from crosscope_worker.dictionary.keep import AboveThresholds, Keep, cuts
-from crosscope_worker.dictionary.sparse import places
+from crosscope_worker.dictionary.sparse import flat_indices
 from crosscope_worker.training.active_code import Selected, Weights, active_code
 from crosscope_worker.training.variants.penalised import Penalised
 from crosscope_worker.training.variants.variant import Batch, Further, Reconstruction
@@ -49,7 +49,7 @@ class JumpReLU(Penalised[dictionaries.JumpReLU]):
         threshold, price = batch.extra[_LOG_THRESHOLD].exp(), self.spec.mu / len(batch.x)
         low, high = (cuts(threshold + side * self.spec.bandwidth / 2, selected.norms) for side in (-1, 1))
         bias, rows = batch.weights.b_enc, batch.operands.decoder
-        near = active_code(batch.pre, bias, places((batch.pre > low - bias) & (batch.pre < high - bias)))
+        near = active_code(batch.pre, bias, flat_indices((batch.pre > low - bias) & (batch.pre < high - bias)))
         by_value = near.sums(near.products(by_decoded.to(rows.dtype), rows))
         jump = torch.where(selected.norms > 0, threshold / selected.norms, 0.0)
         by_threshold = (jump * by_value + price * near.sums((near.values > 0).to(bias.dtype))) / -self.spec.bandwidth

@@ -18,7 +18,7 @@ class Matryoshka(Budgeted[dictionaries.Matryoshka]):
     """BatchTopK whose reconstruction loss is the sum of those of all prefixes."""
 
     def reconstruct(self, batch: Batch, selected: Sequence[Selected]) -> Reconstruction:
-        """See Variant. Every active pair is decoded once: a prefix's error is that of the one before, less what the
+        """See Variant. Every active entry is decoded once: a prefix's error is that of the one before, less what the
         latents between them decode to.
         """
         error, loss = batch.x - batch.weights.b_dec, 0.0
