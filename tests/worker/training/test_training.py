@@ -238,7 +238,7 @@ def test_geometric_median_is_the_median_in_one_dimension_and_ignores_an_outlier(
 
 
 def test_no_tokens_is_said_in_a_sentence(tmp_path: Path):
-    with pytest.raises(public.TrainingError, match="no token is left to train on"):
+    with pytest.raises(public.TrainingError, match="leaves no token to train on"):
         run(make_recipe(), tmp_path, PlantedSource(num_blocks=0))
 
 
