@@ -16,7 +16,7 @@ from crosscope_worker.analysis.examples import TextFacts, choose, example_table,
 from crosscope_worker.analysis.intake import Intake, blocks
 from crosscope_worker.analysis.store import Store
 
-Pairs = dict[tuple[int, int], list[tuple[int, float]]]
+Entries = dict[tuple[int, int], list[tuple[int, float]]]
 """(latent, text) to (position, scaled activation)."""
 
 
@@ -38,12 +38,12 @@ def rows(quick: bool) -> Iterator[Row]:
     assert chosen["ours"] == chosen["plain"], f"both choose by the same rule, but {chosen}"
     thousands = len(harvested.x) / 1000
     cost = {who: 1000 * statistics.median(seconds) / thousands for who, seconds in took.items()}
-    pairs = sum(len(intake.block.values) for intake in intakes)
+    entries = sum(len(intake.block.values) for intake in intakes)
     yield Row(
         name="examples",
         case="top and quantiles",
         sizes=sizes.described()
-        | {"tokens": len(harvested.x), "texts": len(harvested.texts), "pairs": pairs, "examples": chosen["ours"]},
+        | {"tokens": len(harvested.x), "texts": len(harvested.texts), "entries": entries, "examples": chosen["ours"]},
         ours=Figure(cost["ours"], "ms/1000 tokens"),
         reference=Figure(cost["plain"], "ms/1000 tokens", "a Python heap per latent and data set"),
         ratio=Ratio.of(took["plain"], took["ours"]),
@@ -66,8 +66,8 @@ def collect(intakes: list[Intake], spec: AnalysisSpec) -> int:
 
 
 def collect_plainly(intakes: list[Intake], spec: AnalysisSpec) -> int:
-    """The same by loops over the active pairs."""
-    pairs: Pairs = defaultdict(list)
+    """The same by loops over the active entries."""
+    entries: Entries = defaultdict(list)
     dataset_of: dict[int, int] = {}
     for intake in intakes:
         block = intake.block
@@ -75,27 +75,27 @@ def collect_plainly(intakes: list[Intake], spec: AnalysisSpec) -> int:
         for latent, token, value in zip(
             block.latents.tolist(), block.tokens.tolist(), block.scaled.tolist(), strict=True
         ):
-            pairs[latent, text[token]].append((position[token], value))
+            entries[latent, text[token]].append((position[token], value))
             dataset_of[text[token]] = dataset[token]
     heaps: dict[tuple[int, int], list[tuple[float, int]]] = defaultdict(list)
     peaks: dict[tuple[int, int], list[tuple[float, int]]] = defaultdict(list)
-    for (latent, text), found in pairs.items():
+    for (latent, text), found in entries.items():
         peak = max(value for _, value in found), -text
         heap = heaps[latent, dataset_of[text]]
         (heapq.heappush if len(heap) < spec.top_examples else heapq.heappushpop)(heap, peak)
         peaks[latent, dataset_of[text]].append(peak)
     examples: list[tuple[int, list[int], list[float]]] = []
     for (latent, _), heap in heaps.items():
-        examples += [laid_out(pairs, latent, -text) for _, text in sorted(heap, reverse=True)]
+        examples += [laid_out(entries, latent, -text) for _, text in sorted(heap, reverse=True)]
     for (latent, _), found in peaks.items():
         for _, text in drawn(sorted(found), spec):
-            examples.append(laid_out(pairs, latent, -text))
+            examples.append(laid_out(entries, latent, -text))
     return len(examples)
 
 
-def laid_out(pairs: Pairs, latent: int, text: int) -> tuple[int, list[int], list[float]]:
+def laid_out(entries: Entries, latent: int, text: int) -> tuple[int, list[int], list[float]]:
     """An example's text, positions and values."""
-    found = pairs[latent, text]
+    found = entries[latent, text]
     return text, [position for position, _ in found], [value for _, value in found]
 
 

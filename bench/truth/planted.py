@@ -16,7 +16,7 @@ from torch import Tensor
 from crosscope_proto.roles import TokenRole
 from crosscope_worker.data.harvest import Harvest
 from crosscope_worker.data.texts import Text
-from crosscope_worker.dictionary.sparse import SparseCode, decode_pairs, places
+from crosscope_worker.dictionary.sparse import SparseCode, decode_entries, places
 
 BLOCK_TOKENS = 4096
 """Tokens drawn at a time."""
@@ -113,7 +113,7 @@ class Planted:
         tokens = flat // num_latents
         code = SparseCode(tokens, flat - tokens * num_latents, values, num_tokens)
         noise = spec.noise * torch.randn(num_tokens, self.rows.shape[1], generator=generator)
-        return code, decode_pairs(code, self.rows) + noise
+        return code, decode_entries(code, self.rows) + noise
 
     def _fire(self, num_tokens: int, generator: torch.Generator) -> Tensor:
         """Which latents fire by themselves, [token, planted] bool.

@@ -12,11 +12,11 @@ from crosscope_worker.analysis.store import ranges
 
 def block(active: list[list[int]]) -> Block:
     """A block whose token t fires the latents active[t]; nothing else in it is read."""
-    pairs = sorted((latent, token) for token, latents in enumerate(active) for latent in latents)
+    entries = sorted((latent, token) for token, latents in enumerate(active) for latent in latents)
     nothing = torch.zeros(0)
-    tokens, latents = torch.tensor([token for _, token in pairs]), torch.tensor([latent for latent, _ in pairs])
+    tokens, latents = torch.tensor([token for _, token in entries]), torch.tensor([latent for latent, _ in entries])
     x = torch.zeros(len(active), 2)
-    return Block(x, x, *[nothing] * 6, tokens, latents, nothing, nothing, torch.ones(2, len(pairs)))
+    return Block(x, x, *[nothing] * 6, tokens, latents, nothing, nothing, torch.ones(2, len(entries)))
 
 
 def test_jaccard_indices_by_hand():
@@ -69,21 +69,21 @@ def test_a_chunk_expands_no_more_partners_than_it_may(monkeypatch: pytest.Monkey
 
 
 def test_a_sample_holds_what_it_says():
-    found = CoActivation(sample_pairs=200)
+    found = CoActivation(sample_entries=200)
     for _ in range(20):
         found.add(block([[0, 1, 2]] * 50))
     parts = (found._keys, found._tokens, found._latents)
-    assert 0 < found._num_pairs <= 200
-    assert sum(each.nbytes for part in parts for each in part) == 24 * found._num_pairs
+    assert 0 < found._num_entries <= 200
+    assert sum(each.nbytes for part in parts for each in part) == 24 * found._num_entries
 
 
 def test_a_bounded_sample_says_nearly_the_same():
     rng = np.random.default_rng(1)
     active = [[0, 1] if rng.random() < 0.4 else [0, 2] for _ in range(20_000)]
-    found = CoActivation(sample_pairs=4000)
+    found = CoActivation(sample_entries=4000)
     for start in range(0, 20_000, 500):
         found.add(block(active[start : start + 500]))
-    assert 1000 <= found._num_pairs <= 4000
+    assert 1000 <= found._num_entries <= 4000
     ids, scores = found.strongest(3)
     assert ids[0].tolist() == [2, 1]
     assert scores[0].tolist() == pytest.approx([0.6, 0.4], abs=0.05)

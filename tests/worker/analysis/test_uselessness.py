@@ -197,11 +197,11 @@ def test_the_sample_is_bounded_and_holds_true_residuals(make_world, monkeypatch)
         sums.add(block)
     sample = sums.sample()
     assert len(sample.keys) == 20
-    assert int(sample.num_pairs.sum()) == len(sample.places) == len(sample.values)
+    assert int(sample.num_entries.sum()) == len(sample.places) == len(sample.values)
     r, code = residuals(world, members.numpy())
     codes = code[:, sums.members.numpy()]
     at = 0
-    for residual, count in zip(sample.residual.numpy(), sample.num_pairs.tolist(), strict=True):
+    for residual, count in zip(sample.residual.numpy(), sample.num_entries.tolist(), strict=True):
         token = int(np.argmin(np.abs(r - residual).sum(axis=1)))
         np.testing.assert_allclose(r[token], residual, atol=1e-5)
         own = np.zeros(codes.shape[1])

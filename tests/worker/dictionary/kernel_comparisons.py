@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from crosscope_worker.dictionary import sparse, sparse_triton
-from crosscope_worker.dictionary.sparse import SparseCode, by_latent, decode_pairs, pair_products, places, sparse_code
+from crosscope_worker.dictionary.sparse import (
+    SparseCode,
+    by_latent,
+    decode_entries,
+    entry_products,
+    places,
+    sparse_code,
+)
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -32,7 +39,7 @@ def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 1) -> Te
 
 
 def code_of(batch: int, latents: int, density: float = 0.3) -> tuple[Tensor, SparseCode]:
-    """A code in which the first token has no pair and the last one all latents, but for some that are dead."""
+    """A code in which the first token has no entry and the last one all latents, but for some that are dead."""
     generator = torch.Generator().manual_seed(0)
     dense = torch.rand(batch, latents, generator=generator) + 0.1
     keep = torch.rand(batch, latents, generator=generator) < density
@@ -55,9 +62,9 @@ def assert_product(found: Tensor, left: Tensor, right: Tensor, at: tuple[Tensor,
 
 def assert_all(dense: Tensor, code: SparseCode, tokens: Tensor, rows: Tensor) -> None:
     """Each operation equals its dense formula."""
-    assert_product(decode_pairs(code, rows), dense, rows)
+    assert_product(decode_entries(code, rows), dense, rows)
     assert_product(by_latent(code, len(rows)).products(code.values, tokens), dense.T, tokens)
-    assert_product(pair_products(code, tokens, rows), tokens, rows.T, (code.tokens, code.latents))
+    assert_product(entry_products(code, tokens, rows), tokens, rows.T, (code.tokens, code.latents))
 
 
 @pytest.mark.parametrize(("batch", "latents", "width"), SIZES)
@@ -67,7 +74,7 @@ def test_every_operation_equals_its_dense_formula(batch: int, latents: int, widt
     assert_all(dense, code, normal(batch, width, dtype=dtype), normal(latents, width, dtype=dtype, seed=2))
 
 
-def test_a_token_and_a_latent_with_many_pairs():
+def test_a_token_and_a_latent_with_many_entries():
     dense, code = code_of(150, 3, density=0.95)
     assert_all(dense, code, normal(150, 10), normal(3, 10, seed=2))
     dense, code = code_of(3, 150, density=0.95)
@@ -75,12 +82,12 @@ def test_a_token_and_a_latent_with_many_pairs():
 
 
 @pytest.mark.parametrize("batch", [0, 3])
-def test_a_code_without_pairs(batch: int):
+def test_a_code_without_entries(batch: int):
     code = sparse_code(torch.zeros(0, dtype=torch.int64, device=DEVICE), torch.zeros(batch, 4, device=DEVICE))
-    assert torch.equal(decode_pairs(code, normal(4, 7)), torch.zeros(batch, 7, device=DEVICE))
+    assert torch.equal(decode_entries(code, normal(4, 7)), torch.zeros(batch, 7, device=DEVICE))
     products = by_latent(code, 4).products(code.values, normal(batch, 7))
     assert torch.equal(products, torch.zeros(4, 7, device=DEVICE))
-    assert pair_products(code, normal(batch, 7), normal(4, 7)).shape == (0,)
+    assert entry_products(code, normal(batch, 7), normal(4, 7)).shape == (0,)
 
 
 def test_tables_need_not_be_contiguous():
@@ -101,8 +108,8 @@ def test_equal_inputs_give_equal_bits():
     _, code = code_of(20, 30)
     tokens, rows, order = normal(20, 40), normal(30, 40, seed=2), by_latent(code, 30)
     for compute in (
-        lambda: decode_pairs(code, rows),
-        lambda: pair_products(code, tokens, rows),
+        lambda: decode_entries(code, rows),
+        lambda: entry_products(code, tokens, rows),
         lambda: order.products(code.values, tokens),
     ):
         assert torch.equal(compute(), compute())

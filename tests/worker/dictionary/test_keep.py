@@ -64,8 +64,8 @@ def test_dense_and_sparse_agree_where_many_are_equal(normalisation: str):
     sparsifier, code = crosscoder.sparsifier(), crosscoder.encode(x)
     sparse = crosscoder.encode_sparse(x)
     assert torch.equal(sparse.dense(11), code)
-    pairs = sparse._replace(values=sparsifier.scaled_pairs(sparse)).dense(11)
-    torch.testing.assert_close(pairs, crosscoder.scaled(x))
+    scaled = sparse._replace(values=sparsifier.scaled_entries(sparse)).dense(11)
+    torch.testing.assert_close(scaled, crosscoder.scaled(x))
     kept_by = [
         sparse._replace(values=keep.float()).dense(11).bool() & (code > 0) for keep in sparsifier.kept_by(sparse)
     ]

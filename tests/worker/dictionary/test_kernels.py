@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from crosscope_worker.dictionary import sparse
-from crosscope_worker.dictionary.sparse import by_latent, decode_pairs, pair_products, places, sparse_code
+from crosscope_worker.dictionary.sparse import by_latent, decode_entries, entry_products, places, sparse_code
 
 COMPARISONS = Path(__file__).with_name("kernel_comparisons.py")
 
@@ -41,7 +41,7 @@ def test_kernels_equal_dense_formulas_on_a_gpu():
 
 
 @needs_triton
-@pytest.mark.parametrize("kernel", ["_weighted_sums", "_pair_products"])
+@pytest.mark.parametrize("kernel", ["_weighted_sums", "_entry_products"])
 @pytest.mark.parametrize("rows", ["*fp32", "*bf16"])
 def test_kernels_compile_for_a_gpu(kernel: str, rows: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """For compute capability 9.0, down to machine code, without sums in an order that is left to chance."""
@@ -53,7 +53,7 @@ def test_kernels_compile_for_a_gpu(kernel: str, rows: str, tmp_path: Path, monke
     from crosscope_worker.dictionary import sparse_triton
 
     function = getattr(sparse_triton, kernel)
-    tiles = {"TILE_PAIRS": sparse_triton.TILE_PAIRS, "TILE_COLUMNS": sparse_triton.MAX_TILE_COLUMNS}
+    tiles = {"TILE_ENTRIES": sparse_triton.TILE_ENTRIES, "TILE_COLUMNS": sparse_triton.MAX_TILE_COLUMNS}
     kinds = {"indices": "*i64", "latents": "*i64", "starts": "*i64", "rows": rows, "tokens": rows}
     kinds |= {"weights": "*fp32", "sums": "*fp32", "products": "*fp32"} | dict.fromkeys(tiles, "constexpr")
     signature = {name: kinds.get(name, "i32") for name in function.arg_names}
@@ -81,8 +81,8 @@ def test_without_kernels_products_of_bfloat16_are_float32_too():
     rows = torch.tensor([[1.0, 2.0], [256.0, 1.0], [1.0, -1.0]]).bfloat16()
     tokens = torch.tensor([[256.0, 1.0], [0.5, 3.0]]).bfloat16()
     # 65537 needs more bits than bfloat16 has.
-    assert decode_pairs(code, rows).tolist() == [[384.0, 1.5], [2.25, 3.75]]
-    assert pair_products(code, tokens, rows).tolist() == [65537.0, 6.5, -2.5]
+    assert decode_entries(code, rows).tolist() == [[384.0, 1.5], [2.25, 3.75]]
+    assert entry_products(code, tokens, rows).tolist() == [65537.0, 6.5, -2.5]
     products = by_latent(code, 3).products(torch.tensor([1.0, 1.0, 1.0]), tokens)
     assert products.tolist() == [[0.5, 3.0], [256.0, 1.0], [0.5, 3.0]]
-    assert {decode_pairs(code, rows).dtype, products.dtype} == {torch.float32}
+    assert {decode_entries(code, rows).dtype, products.dtype} == {torch.float32}

@@ -6,7 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crosscope_worker.dictionary import sparse
-from crosscope_worker.dictionary.sparse import batch_topk, by_latent, decode_pairs, pair_products, places, sparse_code
+from crosscope_worker.dictionary.sparse import (
+    batch_topk,
+    by_latent,
+    decode_entries,
+    entry_products,
+    places,
+    sparse_code,
+)
 
 
 def random_code(batch: int, latents: int, density: float, seed: int = 0):
@@ -23,9 +30,9 @@ def test_operations_equal_dense_ones(batch: int, latents: int, width: int, densi
     dense, code = random_code(batch, latents, density)
     rows, tokens = torch.randn(latents, width), torch.randn(batch, width)
     torch.testing.assert_close(code.dense(latents), dense)
-    torch.testing.assert_close(decode_pairs(code, rows), dense @ rows)
+    torch.testing.assert_close(decode_entries(code, rows), dense @ rows)
     torch.testing.assert_close(by_latent(code, latents).products(code.values, tokens), dense.T @ tokens)
-    torch.testing.assert_close(pair_products(code, tokens, rows), (tokens @ rows.T)[code.tokens, code.latents])
+    torch.testing.assert_close(entry_products(code, tokens, rows), (tokens @ rows.T)[code.tokens, code.latents])
 
 
 @pytest.mark.parametrize("latents_a_piece", [1, 4, 13, 100])
@@ -43,12 +50,12 @@ def test_products_by_latent_in_pieces_are_the_same_to_the_last_bit(
 
 def test_operations_take_a_code_in_which_nothing_fires():
     _, code = random_code(3, 4, 0.0)
-    assert torch.equal(decode_pairs(code, torch.randn(4, 2)), torch.zeros(3, 2))
+    assert torch.equal(decode_entries(code, torch.randn(4, 2)), torch.zeros(3, 2))
     assert torch.equal(by_latent(code, 4).products(code.values, torch.randn(3, 2)), torch.zeros(4, 2))
-    assert len(pair_products(code, torch.randn(3, 2), torch.randn(4, 2))) == 0
+    assert len(entry_products(code, torch.randn(3, 2), torch.randn(4, 2))) == 0
 
 
-def test_row_starts_cover_tokens_without_pairs():
+def test_row_starts_cover_tokens_without_entries():
     keep = torch.tensor([[False, False], [True, True], [False, False], [False, True]])
     assert sparse_code(places(keep), torch.ones(4, 2)).row_starts().tolist() == [0, 0, 2, 2, 3]
 

@@ -129,7 +129,7 @@ def name_of(options: dict[str, Any]) -> str:
     return "-".join(str(value) for key, value in options.items() if not key.startswith(("k", "mu", "num_")))
 
 
-@pytest.mark.parametrize("dense_above", [-1.0, 2.0], ids=["dense", "pairs"])
+@pytest.mark.parametrize("dense_above", [-1.0, 2.0], ids=["dense", "entries"])
 @pytest.mark.parametrize("options", SPECS, ids=name_of)
 @pytest.mark.parametrize(("d_model", "latents", "batch"), [((4, 4), 16, 8), ((3, 7), 21, 13)])
 def test_gradients_equal_autograd(
@@ -161,7 +161,7 @@ def test_gradients_equal_autograd(
     assert step.num_active == ((own(spec, "k") + (own(spec, "k_delta") or 0)) * batch if own(spec, "k") else positive)
 
 
-@pytest.mark.parametrize("dense_above", [-1.0, 2.0], ids=["dense", "pairs"])
+@pytest.mark.parametrize("dense_above", [-1.0, 2.0], ids=["dense", "entries"])
 @pytest.mark.parametrize("options", [*VARIANTS, {**VARIANTS[0], "code_normalisation": "decoupled"}], ids=name_of)
 def test_memory_that_is_taken_again_changes_no_bit(
     monkeypatch: pytest.MonkeyPatch, dense_above: float, options: dict[str, Any]
@@ -181,7 +181,7 @@ def test_memory_that_is_taken_again_changes_no_bit(
     assert len(set(taken)) == 1
 
 
-@pytest.mark.parametrize("dense_above", [-1.0, 2.0], ids=["dense", "pairs"])
+@pytest.mark.parametrize("dense_above", [-1.0, 2.0], ids=["dense", "entries"])
 @pytest.mark.parametrize("options", [*VARIANTS, {**VARIANTS[0], "code_normalisation": "decoupled"}], ids=name_of)
 def test_products_in_bfloat16_come_close_and_everything_else_stays_float32(
     monkeypatch: pytest.MonkeyPatch, dense_above: float, options: dict[str, Any]

@@ -74,7 +74,7 @@ class InPieces(BatchTopK):
         return whole._replace(pieces=pieces)
 
 
-@pytest.mark.parametrize("dense_above", [-1.0, 2.0], ids=["dense", "pairs"])
+@pytest.mark.parametrize("dense_above", [-1.0, 2.0], ids=["dense", "entries"])
 def test_pieces_of_latents_have_the_gradients_of_the_whole(monkeypatch: pytest.MonkeyPatch, dense_above: float):
     monkeypatch.setattr(active_code, "DENSE_ABOVE", dense_above)
     spec = dictionary(variant="batch_topk", num_latents=16, k=3)

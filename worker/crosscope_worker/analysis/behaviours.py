@@ -148,14 +148,14 @@ def span_scores(store: Store, segments: Segments, spans: Spans, segments_at_once
     for begin in range(0, len(relevant), segments_at_once):
         chosen = relevant[begin : begin + segments_at_once]
         text, length = segments.text[chosen].astype(np.int64), segments.length[chosen].astype(np.int64)
-        pairs = store.pairs(segments.start[chosen], length)
-        pair_text, pair_latent = np.repeat(text, length), np.repeat(segments.latent[chosen].astype(np.int64), length)
-        spread = per_text[pair_text]
-        span = order[ranges(first_span[pair_text], spread)]
-        position = np.repeat(pairs["position"].astype(np.int64), spread)
+        entries = store.entries(segments.start[chosen], length)
+        entry_text, entry_latent = np.repeat(text, length), np.repeat(segments.latent[chosen].astype(np.int64), length)
+        spread = per_text[entry_text]
+        span = order[ranges(first_span[entry_text], spread)]
+        position = np.repeat(entries["position"].astype(np.int64), spread)
         inside = (spans.start[span] <= position) & (position < spans.end[span])
-        latent, span = np.repeat(pair_latent, spread)[inside], span[inside]
-        value = np.repeat(pairs["value"].astype(np.float64), spread)[inside]
+        latent, span = np.repeat(entry_latent, spread)[inside], span[inside]
+        value = np.repeat(entries["value"].astype(np.float64), spread)[inside]
         parts.append(_largest(latent, span, value))
     if not parts:
         return Scores(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))

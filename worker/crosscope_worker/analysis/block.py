@@ -24,7 +24,7 @@ ROW_SUM_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Block:
-    """Tokens of whole texts; pairs are ordered by latent, then by token."""
+    """Tokens of whole texts; entries are ordered by latent, then by token."""
 
     x: Tensor
     """[token, both] float32, scaled inputs."""
@@ -44,15 +44,15 @@ class Block:
     repeats: Tensor
     """[token] bool, whether it repeats an earlier text."""
     tokens: Tensor
-    """[pair] int64."""
+    """[entry] int64."""
     latents: Tensor
-    """[pair] int64."""
+    """[entry] int64."""
     values: Tensor
-    """[pair] float32, raw code."""
+    """[entry] float32, raw code."""
     scaled: Tensor
-    """[pair] float32, scaled activations (math §1)."""
+    """[entry] float32, scaled activations (math §1)."""
     kept: Tensor
-    """[model, pair] bool, whether the model's reconstruction has the pair; false only in a decoupled code."""
+    """[model, entry] bool, whether the model's reconstruction has the entry; false only in a decoupled code."""
 
     @property
     def num_tokens(self) -> int:
@@ -72,11 +72,11 @@ class TokenFacts(NamedTuple):
 
 
 def encode_block(crosscoder: Crosscoder, x: Tensor, facts: TokenFacts) -> Block:
-    """Encodes `x: [token, both]`, activations as the models gave them, and orders the pairs by latent."""
+    """Encodes `x: [token, both]`, activations as the models gave them, and orders the entries by latent."""
     sparsifier = crosscoder.sparsifier()
     code = crosscoder.encode_sparse(x, sparsifier)
     x = crosscoder.scale_inputs(x)
-    scaled, kept_by = sparsifier.scaled_pairs(code), sparsifier.kept_by(code)
+    scaled, kept_by = sparsifier.scaled_entries(code), sparsifier.kept_by(code)
     error = crosscoder.streams.error(x, crosscoder.decode_sparse(code, kept_by), crosscoder.d_model)
     order = torch.argsort(code.latents, stable=True)
     latents, values = code.latents[order], code.values[order]
@@ -93,10 +93,10 @@ def encode_block(crosscoder: Crosscoder, x: Tensor, facts: TokenFacts) -> Block:
 
 
 def row_sums(block: Block, dense: Tensor, ours: Tensor | slice) -> Iterator[tuple[Tensor, Tensor]]:
-    """`sum_i f_ij dense_i` for the latents that fire in some pairs of the block, a piece at a time.
+    """`sum_i f_ij dense_i` for the latents that fire in some entries of the block, a piece at a time.
 
-    `dense: [token, width]`; `ours` chooses pairs. Yields (latent ids [row], sums [row, width]). An inner product of a
-    sum with `v_j` equals the sum of the inner products of all active pairs with `v_j`, at a fraction of the memory
+    `dense: [token, width]`; `ours` chooses entries. Yields (latent ids [row], sums [row, width]). An inner product of a
+    sum with `v_j` equals the sum of the inner products of all active entries with `v_j`, at a fraction of the memory
     traffic.
     """
     tokens, values = block.tokens[ours], block.values[ours]
@@ -106,12 +106,12 @@ def row_sums(block: Block, dense: Tensor, ours: Tensor | slice) -> Iterator[tupl
     for first in range(0, len(latents), rows_at_once):
         piece = slice(first, first + rows_at_once)
         start = int(ends[first] - counts[first])
-        pairs = slice(start, int(ends[piece][-1]))
+        entries = slice(start, int(ends[piece][-1]))
         sums = torch.nn.functional.embedding_bag(
-            tokens[pairs],
+            tokens[entries],
             dense,
             ends[piece] - counts[piece] - start,
             mode="sum",
-            per_sample_weights=values[pairs].to(dense.dtype),
+            per_sample_weights=values[entries].to(dense.dtype),
         )
         yield latents[piece], sums

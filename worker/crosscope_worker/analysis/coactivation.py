@@ -1,7 +1,7 @@
 """Which latents fire together: the largest Jaccard indices between the sets of tokens on which latents fire.
 
-Counted on a uniform sample of the tokens with at most SAMPLE_PAIRS active pairs, whole tokens at a time. Memory: 24
-bytes a sampled pair, about 100 in `strongest`, and there at most twice CHUNK_BYTES of scratch; time grows with the sum
+Counted on a uniform sample of the tokens with at most SAMPLE_ENTRIES active entries, whole tokens at a time. Memory: 24
+bytes a sampled entry, about 100 in `strongest`, and there at most twice CHUNK_BYTES of scratch; time grows with the sum
 of squares of the tokens' active latents.
 
 Knows nothing about decoder rows or strengths of activations.
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from crosscope_worker.analysis.block import Block
 from crosscope_worker.analysis.store import ranges, runs
 
-SAMPLE_PAIRS = 1 << 21
+SAMPLE_ENTRIES = 1 << 21
 CHUNK_BYTES = 128 << 20
 """Memory for a chunk of latents' counts, and as much for the partners that are counted."""
 _PARTNER_BYTES = 40
@@ -25,14 +25,14 @@ Ints = NDArray[np.int64]
 class CoActivation:
     """Collects the sample, block by block."""
 
-    def __init__(self, sample_pairs: int = SAMPLE_PAIRS) -> None:
-        self._sample_pairs = sample_pairs
+    def __init__(self, sample_entries: int = SAMPLE_ENTRIES) -> None:
+        self._sample_entries = sample_entries
         self._random = np.random.default_rng(0)
         self._share = 1.0
         self._keys: list[NDArray[np.float64]] = []
         self._tokens: list[Ints] = []
         self._latents: list[Ints] = []
-        self._num_tokens = self._num_pairs = 0
+        self._num_tokens = self._num_entries = 0
 
     def add(self, block: Block) -> None:
         """Adds the tokens of a block."""
@@ -43,8 +43,8 @@ class CoActivation:
         self._tokens.append(tokens[kept] + self._num_tokens)
         self._latents.append(block.latents.cpu().numpy()[kept])
         self._num_tokens += block.num_tokens
-        self._num_pairs += int(kept.sum())
-        while self._num_pairs > self._sample_pairs and self._share > 2**-30:
+        self._num_entries += int(kept.sum())
+        while self._num_entries > self._sample_entries and self._share > 2**-30:
             self._halve()
 
     def _halve(self) -> None:
@@ -53,7 +53,7 @@ class CoActivation:
         keys, tokens, latents = np.concatenate(self._keys), np.concatenate(self._tokens), np.concatenate(self._latents)
         kept = keys < self._share
         self._keys, self._tokens, self._latents = [keys[kept]], [tokens[kept]], [latents[kept]]
-        self._num_pairs = int(kept.sum())
+        self._num_entries = int(kept.sum())
 
     def strongest(self, num_latents: int, count: int = NUM_COACTIVE) -> tuple[list[Ints], list[NDArray[np.float32]]]:
         """For each latent at most `count` others that fire with it, and their Jaccard indices, largest first.

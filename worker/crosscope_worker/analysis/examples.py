@@ -153,7 +153,7 @@ def example_table(choice: Choice, segments: Segments, store: Store, names: Seque
     segment = choice.segment
     texts, sequence = np.unique(segments.text[segment].astype(np.int64), return_inverse=True)
     length = segments.length[segment]
-    pairs = store.pairs(segments.start[segment], length)
+    entries = store.entries(segments.start[segment], length)
     columns = {
         "latent": segments.latent[segment],
         "dataset": chosen(list(names), choice.dataset),
@@ -162,8 +162,8 @@ def example_table(choice: Choice, segments: Segments, store: Store, names: Seque
         "rank": choice.rank.astype(np.uint32),
         "sequence": sequence.reshape(-1).astype(np.uint32),
         "max": segments.max[segment],
-        "positions": lists(length, plain(np.ascontiguousarray(pairs["position"]))),
-        "values": lists(length, plain(np.ascontiguousarray(pairs["value"]))),
+        "positions": lists(length, plain(np.ascontiguousarray(entries["position"]))),
+        "values": lists(length, plain(np.ascontiguousarray(entries["value"]))),
         "repeats": choice.repeats.astype(np.uint32),
     }
     return pa.table(columns, schema=arrow_schema(EXAMPLE_COLUMNS)), texts

@@ -183,7 +183,7 @@ def _once_a_text(block: Block) -> Tensor:
     """Each latent once for every text in which it fires on a token that repeats no earlier text, int64."""
     own = ~block.repeats[block.tokens]
     latents, texts = block.latents[own], block.text[block.tokens[own]]
-    # Pairs are ordered by latent, then by text.
+    # Entries are ordered by latent, then by text.
     is_first = torch.ones(len(latents), dtype=torch.bool, device=latents.device)
     is_first[1:] = (latents[1:] != latents[:-1]) | (texts[1:] != texts[:-1])
     return latents[is_first]

@@ -1,9 +1,9 @@
 """What the pass keeps of the texts: each distinct text once, and where every latent fires in it.
 
-A segment is one latent in one text: its largest activation, the position of it, and a run of (position, value) pairs.
-Memory: 22 bytes a segment, for a moment 30 while `segments` joins them, and 5 bytes a token of text; the pairs, 6 bytes
-each, lie in a temporary file that has no name and vanishes with the process. A text whose tokens equal those of an
-earlier one of the same data set is counted there and left out: it would fire the same latents in the same way.
+A segment is one latent in one text: its largest activation, the position of it, and a run of (position, value) entries.
+Memory: 22 bytes a segment, for a moment 30 while `segments` joins them, and 5 bytes a token of text; the entries,
+6 bytes each, lie in a temporary file that has no name and vanishes with the process. A text whose tokens equal those
+of an earlier one of the same data set is counted there and left out: it would fire the same latents in the same way.
 
 Knows nothing about which segments are shown.
 """
@@ -23,7 +23,7 @@ from crosscope_worker.analysis.errors import AnalysisError
 if TYPE_CHECKING:
     from crosscope_worker.data.texts import Text
 
-PAIR = np.dtype([("position", "<u2"), ("value", "<f4")])
+ENTRY = np.dtype([("position", "<u2"), ("value", "<f4")])
 MAX_LENGTH = 1 << 16
 
 
@@ -38,9 +38,9 @@ class Segments:
     peak: NDArray[np.uint16]
     """First position with the largest activation."""
     start: NDArray[np.uint64]
-    """Where its pairs begin."""
+    """Where its entries begin."""
     length: NDArray[np.uint32]
-    """Number of its pairs."""
+    """Number of its entries."""
 
     @classmethod
     def empty(cls) -> Self:
@@ -69,7 +69,7 @@ class Store:
         self._seen: dict[tuple[int, bytes], int] = {}
         self._kept: list[int] = []
         self._file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
-        self._num_pairs = 0
+        self._num_entries = 0
         self._parts = {name: [array] for name, array in vars(Segments.empty()).items()}
 
     def add_text(self, text: "Text") -> None:
@@ -88,7 +88,7 @@ class Store:
         self.copies.append(1)
 
     def add(self, block: Block) -> None:
-        """Adds a block's pairs.
+        """Adds a block's entries.
 
         Raises AnalysisError when the disk for temporary files is full.
         """
@@ -111,22 +111,22 @@ class Store:
             text=text[begins].astype(np.uint32),
             max=largest.astype(np.float32),
             peak=np.minimum.reduceat(at_peak, begins).astype(np.uint16),
-            start=(begins + self._num_pairs).astype(np.uint64),
+            start=(begins + self._num_entries).astype(np.uint64),
             length=length.astype(np.uint32),
         )
         for name, array in vars(part).items():
             self._parts[name].append(array)
-        pairs = np.empty(len(value), PAIR)
-        pairs["position"], pairs["value"] = position, value
+        entries = np.empty(len(value), ENTRY)
+        entries["position"], entries["value"] = position, value
         try:
-            self._file.write(pairs.tobytes())
+            self._file.write(entries.tobytes())
         except OSError as error:
             raise AnalysisError(
-                f"no room for {pairs.nbytes} more bytes of codes in {tempfile.gettempdir()} "
-                f"({self._num_pairs * PAIR.itemsize} written); free space there, set TMPDIR, or "
+                f"no room for {entries.nbytes} more bytes of codes in {tempfile.gettempdir()} "
+                f"({self._num_entries * ENTRY.itemsize} written); free space there, set TMPDIR, or "
                 "lower analysis.max_tokens"
             ) from error
-        self._num_pairs += len(pairs)
+        self._num_entries += len(entries)
 
     def segments(self) -> Segments:
         """All segments, in the order in which they came."""
@@ -134,12 +134,12 @@ class Store:
             self._parts[name] = [np.concatenate(arrays)] if len(arrays) > 1 else arrays
         return Segments(**{name: array for name, (array,) in self._parts.items()})
 
-    def pairs(self, start: NDArray[np.integer[Any]], length: NDArray[np.integer[Any]]) -> NDArray[np.void]:
-        """The PAIRs of some segments, one segment's after the other."""
-        if self._num_pairs == 0 or len(start) == 0:
-            return np.empty(0, PAIR)
+    def entries(self, start: NDArray[np.integer[Any]], length: NDArray[np.integer[Any]]) -> NDArray[np.void]:
+        """The ENTRYs of some segments, one segment's after the other."""
+        if self._num_entries == 0 or len(start) == 0:
+            return np.empty(0, ENTRY)
         self._file.flush()
-        everything = np.memmap(self._file, PAIR, mode="r", shape=(self._num_pairs,))
+        everything = np.memmap(self._file, ENTRY, mode="r", shape=(self._num_entries,))
         return np.asarray(everything[ranges(start, length)])
 
     def close(self) -> None:

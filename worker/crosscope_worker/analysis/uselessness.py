@@ -109,17 +109,17 @@ class ChatOnlySums:
 
 @dataclass(frozen=True)
 class _Sample:
-    """Tokens with their random keys; a token's pairs are consecutive, in token order."""
+    """Tokens with their random keys; a token's entries are consecutive, in token order."""
 
     keys: Tensor
     residual: Tensor
     """[token, d_model]."""
-    num_pairs: Tensor
+    num_entries: Tensor
     """[token]."""
     places: Tensor
-    """[pair] index into the members of S."""
+    """[entry] index into the members of S."""
     values: Tensor
-    """[pair] raw code."""
+    """[entry] raw code."""
 
     @classmethod
     def empty(cls, d_model: int, device: torch.device) -> "_Sample":
@@ -140,13 +140,13 @@ class _Sample:
 
     def chosen(self, tokens: Tensor) -> "_Sample":
         """Some of the tokens, in the given order."""
-        starts = self.num_pairs.cumsum(0) - self.num_pairs
-        counts = self.num_pairs[tokens]
+        starts = self.num_entries.cumsum(0) - self.num_entries
+        counts = self.num_entries[tokens]
         first = counts.cumsum(0) - counts
-        pairs = torch.arange(int(counts.sum()), device=counts.device) + (starts[tokens] - first).repeat_interleave(
+        entries = torch.arange(int(counts.sum()), device=counts.device) + (starts[tokens] - first).repeat_interleave(
             counts
         )
-        return _Sample(self.keys[tokens], self.residual[tokens], counts, self.places[pairs], self.values[pairs])
+        return _Sample(self.keys[tokens], self.residual[tokens], counts, self.places[entries], self.values[entries])
 
 
 def score(
@@ -218,7 +218,7 @@ def train_scalars(sample: _Sample, rows: Tensor, spec: AnalysisSpec) -> tuple[Te
         visited[batch.places] = True
         with torch.enable_grad():
             scalars = (torch.nn.functional.elu(theta) + 1)[batch.places].to(rows.dtype)
-            starts = batch.num_pairs.cumsum(0) - batch.num_pairs
+            starts = batch.num_entries.cumsum(0) - batch.num_entries
             part = torch.nn.functional.embedding_bag(
                 batch.places, rows, starts, mode="sum", per_sample_weights=scalars * batch.values
             )

@@ -22,7 +22,7 @@ from crosscope_proto.manifest import manifest_text
 from crosscope_proto.roles import BASE, CHAT
 from crosscope_worker.dictionary.errors import CrosscoderError
 from crosscope_worker.dictionary.keep import ALL_POSITIVE, Keep, Sparsifier, StoredKeep, code_norms
-from crosscope_worker.dictionary.sparse import SparseCode, decode_pairs, places, sparse_code
+from crosscope_worker.dictionary.sparse import SparseCode, decode_entries, places, sparse_code
 from crosscope_worker.dictionary.streams import BOTH, Streams, model_slice
 from crosscope_worker.disk import whole, write_whole
 
@@ -164,9 +164,9 @@ class Crosscoder:
     def decode_sparse(self, code: SparseCode, kept_by: tuple[Tensor, Tensor]) -> Tensor:
         """What rows and bias add up to, [batch, both], in the crosscoder's input space; see `Sparsifier.kept_by`."""
         if not self.keep.decoupled:
-            return decode_pairs(code, self.W_dec) + self.b_dec
+            return decode_entries(code, self.W_dec) + self.b_dec
         parts = [
-            decode_pairs(code._replace(values=code.values * keep), self.decoder(model).contiguous())
+            decode_entries(code._replace(values=code.values * keep), self.decoder(model).contiguous())
             for model, keep in enumerate(kept_by)
         ]
         return torch.cat(parts, dim=1) + self.b_dec

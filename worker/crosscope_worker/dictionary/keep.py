@@ -14,7 +14,7 @@ from crosscope_proto.roles import BASE, CHAT
 from crosscope_worker.dictionary.errors import CrosscoderError
 from crosscope_worker.dictionary.sparse import SparseCode
 
-Pair = tuple[Tensor, Tensor]
+ByModel = tuple[Tensor, Tensor]
 """A tensor of base and one of chat."""
 
 
@@ -25,7 +25,7 @@ class Sparsifier(Protocol):
         """Which entries at least one model keeps, [batch, latent] bool."""
         ...
 
-    def kept_by_models(self, code: Tensor) -> Pair:
+    def kept_by_models(self, code: Tensor) -> ByModel:
         """Which entries each model's reconstruction has, [batch, latent] bool; of a code cut to `kept` or not."""
         ...
 
@@ -33,12 +33,12 @@ class Sparsifier(Protocol):
         """Scaled activations, [batch, latent], of a code that is cut to `kept`."""
         ...
 
-    def scaled_pairs(self, code: SparseCode) -> Tensor:
-        """Scaled activations of a sparse code's entries, [pair]."""
+    def scaled_entries(self, code: SparseCode) -> Tensor:
+        """Scaled activations of a sparse code's entries, [entry]."""
         ...
 
-    def kept_by(self, code: SparseCode) -> Pair:
-        """Which entries of a sparse code each model's reconstruction has, [pair] bool."""
+    def kept_by(self, code: SparseCode) -> ByModel:
+        """Which entries of a sparse code each model's reconstruction has, [entry] bool."""
         ...
 
 
@@ -57,17 +57,17 @@ class _OneCode:
         kept = code > self.cuts
         return kept if self.k is None else kept & largest(code * self.norms, self.k)
 
-    def kept_by_models(self, code: Tensor) -> Pair:
+    def kept_by_models(self, code: Tensor) -> ByModel:
         kept = self.kept(code)
         return kept, kept
 
     def scaled(self, code: Tensor) -> Tensor:
         return code * self.norms
 
-    def scaled_pairs(self, code: SparseCode) -> Tensor:
+    def scaled_entries(self, code: SparseCode) -> Tensor:
         return code.values * self.norms[code.latents]
 
-    def kept_by(self, code: SparseCode) -> Pair:
+    def kept_by(self, code: SparseCode) -> ByModel:
         both = torch.ones_like(code.values, dtype=torch.bool)
         return both, both
 
@@ -76,9 +76,9 @@ class _OneCode:
 class _TwoCodes:
     """Each model keeps entries of its own: a decoupled code."""
 
-    cuts: Pair
+    cuts: ByModel
     """[latent] each, as `_OneCode.cuts`."""
-    norms: Pair
+    norms: ByModel
     """[latent] each: norms of the models' decoder rows."""
     k: int | None = None
     """As `_OneCode.k`, for each model by itself."""
@@ -89,7 +89,7 @@ class _TwoCodes:
         base, chat = self.kept_by_models(code)
         return base | chat
 
-    def kept_by_models(self, code: Tensor) -> Pair:
+    def kept_by_models(self, code: Tensor) -> ByModel:
         base, chat = (code > cuts for cuts in self.cuts)
         if self.k is not None:
             base &= largest(code * self.norms[BASE], self.k)
@@ -100,16 +100,16 @@ class _TwoCodes:
         (base, chat), (base_norm, chat_norm) = self.kept_by_models(code), self.norms
         return code * (base * base_norm + chat * chat_norm)
 
-    def scaled_pairs(self, code: SparseCode) -> Tensor:
+    def scaled_entries(self, code: SparseCode) -> Tensor:
         kept = zip(self.kept_by(code), self.norms, strict=True)
         base, chat = (keep * norms[code.latents] for keep, norms in kept)
         return code.values * (base + chat)
 
-    def kept_by(self, code: SparseCode) -> Pair:
+    def kept_by(self, code: SparseCode) -> ByModel:
         base, chat = (code.values > cuts[code.latents] for cuts in self.cuts)
         if self.k is not None:
             for keep, norms in zip((base, chat), self.norms, strict=True):
-                keep &= _largest_pairs(code, code.values * norms[code.latents], self.k)
+                keep &= _largest_entries(code, code.values * norms[code.latents], self.k)
         return base, chat
 
 
@@ -300,7 +300,7 @@ def _wrong_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> str | Non
     return None if found == shape else f"{name} has shape {found}, not {shape}"
 
 
-def model_norms(W_dec: Tensor, d_model: tuple[int, int]) -> Pair:
+def model_norms(W_dec: Tensor, d_model: tuple[int, int]) -> ByModel:
     """Norms of the models' halves of the decoder rows `W_dec: [latent, both]`, [latent] each."""
     return W_dec[:, : d_model[BASE]].norm(dim=1), W_dec[:, d_model[BASE] :].norm(dim=1)
 
@@ -342,9 +342,9 @@ def largest(scaled: Tensor, k: int) -> Tensor:
     return keep
 
 
-def _largest_pairs(code: SparseCode, scaled: Tensor, k: int) -> Tensor:
-    """The same of a sparse code's entries, whose scaled activations are `scaled: [pair]`; [pair] bool."""
-    # Pairs come by token, then by latent, and stable sorts keep that order among equals.
+def _largest_entries(code: SparseCode, scaled: Tensor, k: int) -> Tensor:
+    """The same of a sparse code's entries, whose scaled activations are `scaled: [entry]`; [entry] bool."""
+    # Entries come by token, then by latent, and stable sorts keep that order among equals.
     order = torch.argsort(scaled, descending=True, stable=True)
     order = order[torch.argsort(code.tokens[order], stable=True)]
     rank = torch.arange(len(order), device=order.device) - code.row_starts()[code.tokens[order]]

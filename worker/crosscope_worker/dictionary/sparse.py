@@ -1,8 +1,8 @@
-"""Sparse codes as (token, latent, value) pairs, and the few operations that training and analysis need on them.
+"""Sparse codes as (token, latent, value) entries, and the few operations that training and analysis need on them.
 
-Every operation costs work per active pair, not per entry of the dense code (math §3). Plain torch, and on CUDA the
+Every operation costs work per active entry, not per element of the dense code (math §3). Plain torch, and on CUDA the
 kernels of `sparse_triton` where Triton is installed; the reference for each is the dense formula in its docstring, and
-tests/worker/test_sparse.py and test_kernels.py compare them. Products of bfloat16 are summed and returned in float32.
+tests/worker/dictionary compares them. Products of bfloat16 are summed and returned in float32.
 """
 
 import functools
@@ -28,11 +28,11 @@ class SparseCode(NamedTuple):
     """The non-zero entries of a code `f: [batch, latent]`, ordered by token, then by latent."""
 
     tokens: Tensor
-    """[pair] int64."""
+    """[entry] int64."""
     latents: Tensor
-    """[pair] int64."""
+    """[entry] int64."""
     values: Tensor
-    """[pair] float32."""
+    """[entry] float32."""
     num_tokens: int
 
     def dense(self, num_latents: int) -> Tensor:
@@ -42,14 +42,14 @@ class SparseCode(NamedTuple):
         return code
 
     def row_starts(self) -> Tensor:
-        """[batch + 1] int64: pairs of token t are `row_starts[t]` to `row_starts[t + 1]`."""
+        """[batch + 1] int64: entries of token t are `row_starts[t]` to `row_starts[t + 1]`."""
         starts = torch.zeros(self.num_tokens + 1, dtype=torch.int64, device=self.tokens.device)
         torch.cumsum(torch.bincount(self.tokens, minlength=self.num_tokens), 0, out=starts[1:])
         return starts
 
 
 def sparse_code(flat: Tensor, code: Tensor) -> SparseCode:
-    """The entries of `code: [batch, latent]` at ascending places `flat: [pair]` of the flattened code."""
+    """The entries of `code: [batch, latent]` at ascending places `flat: [entry]` of the flattened code."""
     tokens = torch.div(flat, code.shape[1], rounding_mode="floor")
     return SparseCode(tokens, flat - tokens * code.shape[1], code.reshape(-1)[flat], code.shape[0])
 
@@ -67,7 +67,7 @@ def places(keep: Tensor) -> Tensor:
     return keep.reshape(-1).nonzero().squeeze(1)
 
 
-def decode_pairs(code: SparseCode, rows: Tensor) -> Tensor:
+def decode_entries(code: SparseCode, rows: Tensor) -> Tensor:
     """`f @ rows` for `rows: [latent, width]`; returns [batch, width]."""
     starts = code.row_starts()[:-1]
     if kernels := _kernels(rows, code.values):
@@ -81,11 +81,11 @@ def _bags(places: Tensor, rows: Tensor, starts: Tensor, values: Tensor) -> Tenso
     return torch.nn.functional.embedding_bag(places, rows, starts, mode="sum", per_sample_weights=values)
 
 
-def pair_products(code: SparseCode, tokens: Tensor, rows: Tensor) -> Tensor:
-    """`(tokens @ rows.T)[t, j]` at every active pair; `tokens: [batch, width]`, `rows: [latent, width]`; [pair]."""
+def entry_products(code: SparseCode, tokens: Tensor, rows: Tensor) -> Tensor:
+    """`(tokens @ rows.T)[t, j]` at every active entry; `tokens: [batch, width]`, `rows: [latent, width]`; [entry]."""
     starts = code.row_starts()
     if kernels := _kernels(tokens, rows):
-        return kernels.pair_products(starts, code.latents, tokens, rows)
+        return kernels.entry_products(starts, code.latents, tokens, rows)
     tokens, rows = _summable(tokens), _summable(rows)
     with warnings.catch_warnings():
         # Says that sparse CSR tensors are in beta; the tests compare every result with the dense one.
@@ -101,17 +101,17 @@ def pair_products(code: SparseCode, tokens: Tensor, rows: Tensor) -> Tensor:
 
 
 class ByLatent(NamedTuple):
-    """The pairs of a code ordered by latent, for products that end in one row a latent."""
+    """The entries of a code ordered by latent, for products that end in one row a latent."""
 
     order: Tensor
-    """[pair] int64: pairs of the code, latent by latent."""
+    """[entry] int64: entries of the code, latent by latent."""
     tokens: Tensor
-    """[pair] int64: their tokens."""
+    """[entry] int64: their tokens."""
     starts: Tensor
-    """[latent] int64: where each latent's pairs start."""
+    """[latent] int64: where each latent's entries start."""
 
     def products(self, values: Tensor, tokens: Tensor, out: Tensor | None = None) -> Tensor:
-        """`f.T @ tokens` for `values: [pair]` in the code's order and `tokens: [batch, width]`; [latent, width].
+        """`f.T @ tokens` for `values: [entry]` in the code's order and `tokens: [batch, width]`; [latent, width].
 
         Written to `out` where that is given and plain torch is taken.
         """
@@ -127,8 +127,8 @@ class ByLatent(NamedTuple):
         latents = max(1, _PIECE_BYTES // (tokens.element_size() * tokens.shape[1]))
         edges = [*self.starts[::latents].tolist(), len(values)]
         for i, piece in enumerate(out.split(latents)):
-            pairs, starts = slice(edges[i], edges[i + 1]), self.starts[i * latents : i * latents + len(piece)]
-            piece.copy_(_bags(self.tokens[pairs], tokens, starts - edges[i], values[pairs]))
+            entries, starts = slice(edges[i], edges[i + 1]), self.starts[i * latents : i * latents + len(piece)]
+            piece.copy_(_bags(self.tokens[entries], tokens, starts - edges[i], values[entries]))
         return out
 
 
@@ -163,7 +163,7 @@ def _summable(x: Tensor) -> Tensor:
 
 
 def by_latent(code: SparseCode, num_latents: int) -> ByLatent:
-    """The pairs of `code` ordered by latent."""
+    """The entries of `code` ordered by latent."""
     order = torch.argsort(code.latents, stable=True)
     counts = torch.bincount(code.latents, minlength=num_latents)
     starts = torch.zeros(num_latents, dtype=torch.int64, device=counts.device)

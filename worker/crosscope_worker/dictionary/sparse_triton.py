@@ -1,6 +1,6 @@
 """The sparse operations of math §3 as Triton kernels, for CUDA.
 
-Rows may be float32 or bfloat16; every sum is taken and returned in float32, in an order that depends on the pairs'
+Rows may be float32 or bfloat16; every sum is taken and returned in float32, in an order that depends on the entries'
 places alone (no atomics), so that equal inputs give equal bits. Does not know codes, autograd, or when to take a
 kernel: `sparse` decides. Needs the package `triton`, which the other modules of the worker do not.
 """
@@ -13,17 +13,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TILE_PAIRS = 4
-"""Pairs whose rows are read at once: what keeps enough reads under way to hide the memory's latency."""
+TILE_ENTRIES = 4
+"""Entries whose rows are read at once: what keeps enough reads under way to hide the memory's latency."""
 MAX_TILE_COLUMNS = 512
-"""With TILE_PAIRS rows, 16 numbers a thread in a program of 4 warps."""
+"""With TILE_ENTRIES rows, 16 numbers a thread in a program of 4 warps."""
 
 
 def weighted_sums(indices: Tensor, rows: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
-    """Sums of `weights[p] · rows[indices[p]]` over the pairs p of each bag; [bag, width] float32.
+    """Sums of `weights[p] · rows[indices[p]]` over the entries p of each bag; [bag, width] float32.
 
-    `indices, weights: [pair]`, `rows: [row, width]`, `starts: [bag]` ascending: bag b has the pairs from `starts[b]` to
-    the next bag's start, the last one to the end; a bag without pairs sums to 0.
+    `indices, weights: [entry]`, `rows: [row, width]`, `starts: [bag]` ascending: bag b has the entries from `starts[b]`
+    to the next bag's start, the last one to the end; a bag without entries sums to 0.
     """
     rows, num_bags, width = _rows(rows), len(starts), rows.shape[1]
     sums = torch.empty(num_bags, width, dtype=torch.float32, device=rows.device)
@@ -41,24 +41,24 @@ def weighted_sums(indices: Tensor, rows: Tensor, starts: Tensor, weights: Tensor
                 len(indices),
                 width,
                 rows.stride(0),
-                TILE_PAIRS=TILE_PAIRS,
+                TILE_ENTRIES=TILE_ENTRIES,
                 TILE_COLUMNS=columns,
                 enable_fp_fusion=True,
             )
     return sums
 
 
-def pair_products(starts: Tensor, latents: Tensor, tokens: Tensor, rows: Tensor) -> Tensor:
-    """`<tokens[t], rows[latents[p]]>` for every pair p of every token t; [pair] float32.
+def entry_products(starts: Tensor, latents: Tensor, tokens: Tensor, rows: Tensor) -> Tensor:
+    """`<tokens[t], rows[latents[p]]>` for every entry p of every token t; [entry] float32.
 
-    `latents: [pair]`, `tokens: [batch, width]`, `rows: [latent, width]`; `starts: [batch + 1]`: the pairs of token t
+    `latents: [entry]`, `tokens: [batch, width]`, `rows: [latent, width]`; `starts: [batch + 1]`: the entries of token t
     are `starts[t]` to `starts[t + 1]`.
     """
     tokens, rows, width = _rows(tokens), _rows(rows), rows.shape[1]
     products = torch.empty(len(latents), dtype=torch.float32, device=rows.device)
     if len(latents):
         with torch.cuda.device_of(rows):
-            _pair_products[(len(tokens),)](
+            _entry_products[(len(tokens),)](
                 starts.contiguous(),
                 latents.contiguous(),
                 tokens,
@@ -67,7 +67,7 @@ def pair_products(starts: Tensor, latents: Tensor, tokens: Tensor, rows: Tensor)
                 width,
                 tokens.stride(0),
                 rows.stride(0),
-                TILE_PAIRS=TILE_PAIRS,
+                TILE_ENTRIES=TILE_ENTRIES,
                 TILE_COLUMNS=_tile_columns(width),
                 enable_fp_fusion=True,
             )
@@ -87,7 +87,7 @@ def _tile_columns(width: int) -> int:
 # A program's number is 32 bits wide. It becomes 64 before it is multiplied, since tables have more numbers than 2^31.
 
 
-@triton.jit(do_not_specialize=["num_bags", "num_pairs"])
+@triton.jit(do_not_specialize=["num_bags", "num_entries"])
 def _weighted_sums(
     indices: tl.tensor,
     rows: tl.tensor,
@@ -95,10 +95,10 @@ def _weighted_sums(
     weights: tl.tensor,
     sums: tl.tensor,
     num_bags: tl.tensor,
-    num_pairs: tl.tensor,
+    num_entries: tl.tensor,
     width: tl.tensor,
     row_stride: tl.tensor,
-    TILE_PAIRS: tl.constexpr,
+    TILE_ENTRIES: tl.constexpr,
     TILE_COLUMNS: tl.constexpr,
 ):
     """One bag and TILE_COLUMNS columns a program."""
@@ -106,13 +106,13 @@ def _weighted_sums(
     columns = tl.program_id(1) * TILE_COLUMNS + tl.arange(0, TILE_COLUMNS)
     inside = columns < width
     start = tl.load(starts + bag)
-    end = tl.load(starts + bag + 1, mask=bag + 1 < num_bags, other=num_pairs)
-    total = tl.zeros((TILE_PAIRS, TILE_COLUMNS), tl.float32)
-    for first in range(start, end, TILE_PAIRS):
-        pairs = first + tl.arange(0, TILE_PAIRS)
-        present = pairs < end
-        index = tl.load(indices + pairs, mask=present, other=0).to(tl.int64)
-        weight = tl.load(weights + pairs, mask=present, other=0).to(tl.float32)
+    end = tl.load(starts + bag + 1, mask=bag + 1 < num_bags, other=num_entries)
+    total = tl.zeros((TILE_ENTRIES, TILE_COLUMNS), tl.float32)
+    for first in range(start, end, TILE_ENTRIES):
+        entries = first + tl.arange(0, TILE_ENTRIES)
+        present = entries < end
+        index = tl.load(indices + entries, mask=present, other=0).to(tl.int64)
+        weight = tl.load(weights + entries, mask=present, other=0).to(tl.float32)
         places = index[:, None] * row_stride + columns[None, :]
         tile = tl.load(rows + places, mask=present[:, None] & inside[None, :], other=0)
         total += weight[:, None] * tile.to(tl.float32)
@@ -120,7 +120,7 @@ def _weighted_sums(
 
 
 @triton.jit
-def _pair_products(
+def _entry_products(
     starts: tl.tensor,
     latents: tl.tensor,
     tokens: tl.tensor,
@@ -129,17 +129,17 @@ def _pair_products(
     width: tl.tensor,
     token_stride: tl.tensor,
     row_stride: tl.tensor,
-    TILE_PAIRS: tl.constexpr,
+    TILE_ENTRIES: tl.constexpr,
     TILE_COLUMNS: tl.constexpr,
 ):
-    """One token a program, TILE_PAIRS of its pairs at a time; the token's row stays in the nearest cache."""
+    """One token a program, TILE_ENTRIES of its entries at a time; the token's row stays in the nearest cache."""
     token = tl.program_id(0).to(tl.int64)
     start, end = tl.load(starts + token), tl.load(starts + token + 1)
-    for first in range(start, end, TILE_PAIRS):
-        pairs = first + tl.arange(0, TILE_PAIRS)
-        present = pairs < end
-        latent = tl.load(latents + pairs, mask=present, other=0).to(tl.int64)
-        total = tl.zeros((TILE_PAIRS, TILE_COLUMNS), tl.float32)
+    for first in range(start, end, TILE_ENTRIES):
+        entries = first + tl.arange(0, TILE_ENTRIES)
+        present = entries < end
+        latent = tl.load(latents + entries, mask=present, other=0).to(tl.int64)
+        total = tl.zeros((TILE_ENTRIES, TILE_COLUMNS), tl.float32)
         for left in range(0, width, TILE_COLUMNS):
             columns = left + tl.arange(0, TILE_COLUMNS)
             inside = columns < width
@@ -147,4 +147,4 @@ def _pair_products(
             places = latent[:, None] * row_stride + columns[None, :]
             tile = tl.load(rows + places, mask=present[:, None] & inside[None, :], other=0)
             total += x[None, :] * tile.to(tl.float32)
-        tl.store(products + pairs, tl.sum(total, 1), mask=present)
+        tl.store(products + entries, tl.sum(total, 1), mask=present)

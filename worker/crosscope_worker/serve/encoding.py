@@ -24,9 +24,9 @@ class PromptCode:
     row_starts: np.ndarray
     """[pos + 1] int64"""
     latents: np.ndarray
-    """[pair] int64"""
+    """[entry] int64"""
     activations: np.ndarray
-    """[pair] float32, scaled"""
+    """[entry] float32, scaled"""
     outlying: np.ndarray
     """[pos] bool: the training leaves such a token out by its norm"""
 
@@ -63,7 +63,7 @@ class Encoder:
         padded[inside] = np.concatenate(prompts)
         x = self._activations(torch.from_numpy(padded), torch.from_numpy(lengths))
         x = x.flatten(0, 1) if inside.all() else x[torch.from_numpy(inside).to(x.device)]
-        tokens, latents, activations = self._pairs(x)
+        tokens, latents, activations = self._entries(x)
         outlying = self._outlying(x, np.concatenate([np.arange(length) for length in lengths]))
         return _split(lengths, tokens, latents, activations, outlying)
 
@@ -74,13 +74,13 @@ class Encoder:
         where = torch.from_numpy(position).to(x.device)
         return self._bounds.outlying(x, where, self._activations.d_model).cpu().numpy()
 
-    def _pairs(self, x: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Token, latent and scaled activation of every active pair, by token, strongest first."""
+    def _entries(self, x: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Token, latent and scaled activation of every active entry, by token, strongest first."""
         rows = max(1, _MAX_CODE_ELEMENTS // self._crosscoder.num_latents)
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         for start in range(0, len(x), rows):
             code = self._crosscoder.encode_sparse(x[start : start + rows], self._sparsifier)
-            parts.append((code.tokens + start, code.latents, self._sparsifier.scaled_pairs(code)))
+            parts.append((code.tokens + start, code.latents, self._sparsifier.scaled_entries(code)))
         tokens, latents, activations = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
         order = np.lexsort((-activations, tokens))
         return tokens[order], latents[order], activations[order]
@@ -94,7 +94,7 @@ def _split(
     codes: list[PromptCode] = []
     for end, length in zip(ends, lengths, strict=True):
         rows = starts[end - length : end + 1]
-        pairs = slice(rows[0], rows[-1])
+        entries = slice(rows[0], rows[-1])
         own = outlying[end - length : end]
-        codes.append(PromptCode(rows - rows[0], latents[pairs], activations[pairs], own))
+        codes.append(PromptCode(rows - rows[0], latents[entries], activations[entries], own))
     return codes

@@ -1,6 +1,6 @@
 """The code of a training batch, and the products with it that losses and gradients need (math §3).
 
-A sparse code works on its active pairs alone; one that is too full for that to pay, as in the first steps of an L1
+A sparse code works on its active entries alone; one that is too full for that to pay, as in the first steps of an L1
 run, takes the dense formulas, with the same results. Knows no loss.
 """
 
@@ -13,8 +13,8 @@ from torch import Tensor
 from crosscope_worker.dictionary.sparse import (
     SparseCode,
     by_latent,
-    decode_pairs,
-    pair_products,
+    decode_entries,
+    entry_products,
     places,
     sparse_relu,
 )
@@ -98,8 +98,8 @@ class ActiveCode(Protocol):
     values: Tensor
 
 
-class PairCode:
-    """An ActiveCode of (token, latent, value) pairs."""
+class EntryCode:
+    """An ActiveCode of (token, latent, value) entries."""
 
     def __init__(self, code: SparseCode, num_latents: int) -> None:
         self.code = code
@@ -109,11 +109,11 @@ class PairCode:
 
     def decode(self, rows: Tensor) -> Tensor:
         """See ActiveCode."""
-        return decode_pairs(self.code, rows)
+        return decode_entries(self.code, rows)
 
     def products(self, tokens: Tensor, rows: Tensor) -> Tensor:
         """See ActiveCode."""
-        return pair_products(self.code, tokens, rows)
+        return entry_products(self.code, tokens, rows)
 
     def per_latent(self, values: Tensor, tokens: Tensor, out: Tensor | None = None) -> Tensor:
         """See ActiveCode."""
@@ -132,7 +132,7 @@ class PairCode:
         first, last, _ = latents.indices(self._num_latents)
         own = (self.code.latents >= first) & (self.code.latents < last)
         tokens, of, values = self.code.tokens[own], self.code.latents[own] - first, self.code.values[own]
-        return PairCode(SparseCode(tokens, of, values, self.code.num_tokens), last - first)
+        return EntryCode(SparseCode(tokens, of, values, self.code.num_tokens), last - first)
 
 
 class DenseCode:
@@ -201,4 +201,4 @@ def active_code(pre: Tensor, bias: Tensor, flat: Tensor | None) -> ActiveCode:
     code = sparse_relu(flat, pre, bias)
     if len(flat) > DENSE_ABOVE * pre.numel():
         return DenseCode(code.dense(pre.shape[1]))
-    return PairCode(code, pre.shape[1])
+    return EntryCode(code, pre.shape[1])

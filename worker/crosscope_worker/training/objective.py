@@ -1,6 +1,6 @@
 """Losses of the crosscoder and their gradients, written out (math §2, §3). Pure: nothing here keeps or moves state.
 
-After the encoder's product all work is on active pairs: where a code entry is zero, so is every gradient through it.
+After the encoder's product all work is on active entries: where a code entry is zero, so is every gradient through it.
 Products may be made in bfloat16; what they give, sums, losses and gradients stay float32.
 tests/worker/training/test_objective.py checks every gradient against autograd in float64.
 """

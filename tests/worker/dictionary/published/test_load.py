@@ -70,7 +70,7 @@ def test_decoupled_models_keep_different_codes(tmp_path: Path):
     kept_by = keeps.kept_by(code)
     assert not torch.equal(*kept_by)
     torch.testing.assert_close(crosscoder.decode_sparse(code, kept_by), crosscoder.decode(crosscoder.encode(x)))
-    scaled = code._replace(values=keeps.scaled_pairs(code)).dense(LATENTS)
+    scaled = code._replace(values=keeps.scaled_entries(code)).dense(LATENTS)
     torch.testing.assert_close(scaled, crosscoder.scaled(x))
 
 
