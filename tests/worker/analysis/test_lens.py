@@ -11,9 +11,9 @@ from crosscope_worker.models.pair import decoder_layers
 from tests.worker.tiny_models import KINDS, VOCAB, tiny_model
 
 REFUSED = {
-    "Gemma3n": "Gemma3nForCausalLM: no module that it calls makes what its head reads",
-    "Bert": "BertLMHeadModel: what stands before its head is no norm",
-    "Roberta": "RobertaForCausalLM: no module that it calls makes what its head reads",
+    "Gemma3n": "Gemma3nForCausalLM: no module that it calls turns the output of its last layer",
+    "Bert": "BertLMHeadModel: the modules before its head are no norm",
+    "Roberta": "RobertaForCausalLM: no module that it calls turns the output of its last layer",
 }
 
 
@@ -52,7 +52,7 @@ def test_a_norm_that_is_no_module_is_refused(monkeypatch: pytest.MonkeyPatch):
     assert isinstance(model, LlamaForCausalLM)
     del model.model.norm
     monkeypatch.setitem(model.model.__dict__, "norm", lambda x: torch.nn.functional.rms_norm(x, x.shape[-1:]))
-    with pytest.raises(LensError, match="LlamaForCausalLM: no module that it calls makes what its head reads"):
+    with pytest.raises(LensError, match="LlamaForCausalLM: no module that it calls turns the output of its last layer"):
         find_lens(model)
 
 

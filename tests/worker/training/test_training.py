@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from crosscope_proto.specs import TrainingSpec
+from crosscope_worker import disk
 from crosscope_worker import training as public
 from crosscope_worker.dictionary.keep import AboveThreshold
-from crosscope_worker.training import checkpoint as checkpoints
 from crosscope_worker.training.active_code import Weights
 from crosscope_worker.training.buffer import ShuffleBuffer
 from crosscope_worker.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
@@ -259,7 +259,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Pat
     def full(path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(checkpoints, "sync", full)
+    monkeypatch.setattr(disk, "sync", full)
     with pytest.raises(OSError, match="no room for the checkpoint of step 2"):
         save_checkpoint(tmp_path, Checkpoint(2, {"a": torch.zeros(2)}, recipe={}, counters={}, source={}))
     found = load_checkpoint(tmp_path, {})
