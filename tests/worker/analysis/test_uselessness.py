@@ -197,7 +197,7 @@ def test_the_sample_is_bounded_and_holds_true_residuals(make_world, monkeypatch)
         sums.add(block)
     sample = sums.sample()
     assert len(sample.keys) == 20
-    assert int(sample.num_entries.sum()) == len(sample.places) == len(sample.values)
+    assert int(sample.num_entries.sum()) == len(sample.members) == len(sample.values)
     r, code = residuals(world, members.numpy())
     codes = code[:, sums.members.numpy()]
     at = 0
@@ -205,7 +205,7 @@ def test_the_sample_is_bounded_and_holds_true_residuals(make_world, monkeypatch)
         token = int(np.argmin(np.abs(r - residual).sum(axis=1)))
         np.testing.assert_allclose(r[token], residual, atol=1e-5)
         own = np.zeros(codes.shape[1])
-        own[sample.places[at : at + count].numpy()] = sample.values[at : at + count].numpy()
+        own[sample.members[at : at + count].numpy()] = sample.values[at : at + count].numpy()
         np.testing.assert_allclose(own, codes[token], atol=1e-5)
         at += count
 

@@ -209,7 +209,7 @@ def test_only_the_named_folder_is_asked_of_the_hub(
 
 def test_a_folder_of_this_machine_has_no_revision(home: Path, recipe_of: Callable):
     write_published(home / "theirs")
-    with pytest.raises(CrosscoderError, match="theirs lies here, and a folder has no revisions"):
+    with pytest.raises(CrosscoderError, match="theirs is on this machine and has no revisions; drop revision"):
         find_weights(replace(recipe_of("theirs"), revision="main"), home, Roots([home]))
 
 

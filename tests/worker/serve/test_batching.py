@@ -101,7 +101,9 @@ async def test_cancelled_and_expired_entries_do_not_run(device: Device, batcher:
 async def test_too_many_waiting_tokens_are_refused_with_a_hint(device: Device, batcher: Batcher[str, int, int]) -> None:
     busy = await started(device, batcher)
     tasks = await submitted(batcher, ("a", 1, 60))
-    with pytest.raises(Overloaded, match="60 tokens wait for the device, 7 more would pass the limit of 50") as refused:
+    with pytest.raises(
+        Overloaded, match="60 tokens wait for the device, and 7 more would exceed the limit of 50"
+    ) as refused:
         await batcher.submit("a", 2, 7)
     assert refused.value.retry_after_s is not None
     assert refused.value.retry_after_s >= 0.05

@@ -253,7 +253,7 @@ async def test_prompts_that_are_refused(served: Served) -> None:
     invalid = grpc.StatusCode.INVALID_ARGUMENT
     code, sentence = await refusal(served.inference.Encode(encode_request("river " * 300)))
     assert code == invalid
-    assert "tokens, this worker's limit is 200; shorten it" in sentence
+    assert "tokens, but this worker's limit is 200; shorten it" in sentence
     turns = [types_pb2.Turn(role="system", content="a"), types_pb2.Turn(role="user", content="b")]
     prompt = types_pb2.Prompt(conversation=types_pb2.Conversation(turns=turns))
     request = inference_pb2.EncodeRequest(crosscoder="demo", version_id=VERSION, prompt=prompt)

@@ -36,7 +36,8 @@ from crosscope_worker.dictionary.crosscoder import Crosscoder
 Floats = NDArray[np.float64]
 
 MAX_SET = 8192
-"""The largest S for which the joint scores are computed; above it they are NaN, which `set_size` in the manifest shows."""
+"""The largest S for which the joint scores are computed. Above it they are NaN, and `set_size` in the manifest says
+why."""
 RESERVOIR_BYTES = 128 << 20
 """Memory for residuals kept for training, as float32. If S fires on more tokens, the residuals are a uniform sample of
 these; on other tokens the loss does not depend on the scalars."""
