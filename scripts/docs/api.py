@@ -67,8 +67,8 @@ def image() -> descriptors.FileDescriptorSet:
 
 def comments(file: descriptors.FileDescriptorProto) -> Comments:
     """The comment in front of each declaration, by its path in the descriptor."""
-    places = file.source_code_info.location
-    return {tuple(index.path): " ".join(index.leading_comments.split()) for index in places if index.leading_comments}
+    found = file.source_code_info.location
+    return {tuple(each.path): " ".join(each.leading_comments.split()) for each in found if each.leading_comments}
 
 
 def statuses() -> str:

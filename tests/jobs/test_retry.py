@@ -1,4 +1,4 @@
-"""A job that failed or was cancelled goes on from its checkpoints, until those have expired."""
+"""A failed or cancelled job continues from its checkpoints, until these have expired."""
 
 import os
 import time

@@ -32,7 +32,7 @@ TINY = DemoPairRecipe(
 
 
 class Recorder:
-    """A Progress that remembers, and stops the job when it is told to."""
+    """A Progress that records its calls, and stops the job on request."""
 
     def __init__(self, stop: Callable[[str, int], bool] = lambda *_: False) -> None:
         self.calls: list[tuple[str, float, int, dict[str, float]]] = []

@@ -45,7 +45,7 @@ async def batcher(device: Device) -> AsyncIterator[Batcher[str, int, int]]:
 
 
 async def started(device: Device, batcher: Batcher[str, int, int]) -> "asyncio.Task[object]":
-    """Keeps the device busy with item 0, so that what comes next has to wait."""
+    """Keeps the device busy with item 0, so that later items have to wait."""
     device.open.clear()
     busy = asyncio.create_task(batcher.submit("a", 0, 1))
     while not device.batches:

@@ -1,4 +1,4 @@
-"""A real training, in a real job process, that fails in the middle and is retried when its data is mended."""
+"""A real training, in a real job process, that fails in the middle and is retried after its data is repaired."""
 
 import json
 import random
