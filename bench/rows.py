@@ -83,7 +83,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where and when a run was made."""
+    """Date, commit and machine of a run."""
 
     commit: str
     """The commit; "+" behind it: files in the repository differ from it."""

@@ -14,7 +14,7 @@ class Ratio:
     number: float
     """Ratio of the medians."""
     lowest: float
-    """Of one round."""
+    """The lowest ratio of one round."""
     highest: float
 
     @classmethod

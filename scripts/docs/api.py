@@ -24,7 +24,7 @@ PUBLIC = "crosscope.v1"
 _MESSAGES, _ENUMS, _SERVICES = 4, 5, 6
 """Field numbers of FileDescriptorProto, by which comments are found."""
 _NESTED, _NESTED_ENUMS, _FIELDS, _VALUES, _CALLS = 3, 4, 2, 2, 2
-"""Of DescriptorProto twice, then its fields, an enum's values, a service's calls."""
+"""Field numbers of a message's nested types and enums, its fields, an enum's values and a service's calls."""
 _RULES = {
     "min_len": "at least {} characters",
     "max_len": "at most {} characters",

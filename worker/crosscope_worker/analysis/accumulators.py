@@ -1,4 +1,4 @@
-"""The accumulators of one pass over the activations: sums, and what is kept for later. Knows no formula."""
+"""The accumulators of one pass over the activations: sums, and data kept for later. Knows no formula."""
 
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,5 +1,4 @@
-"""How faithfully a crosscoder preserves what its models do: spliced reconstructions and the causal patch test (math
-§7).
+"""Fidelity of a crosscoder to its models: spliced reconstructions and the causal patch test (math §7).
 
 *Splicing*: the reconstruction (or zeros) replaces the output of the layer, and the rest of that model runs.
 

@@ -1,4 +1,4 @@
-"""What the decoder rows alone say about a latent: norms, class, neighbours (math §6).
+"""Facts about a latent from its decoder rows alone: norms, class, neighbours (math §6).
 
 Knows nothing about activations, except which latents are dead.
 """

@@ -114,7 +114,7 @@ class Reporter:
     def check(self) -> None:
         """Raises Cancelled or LostClaim if the job should stop."""
         if self._stopping():
-            raise LostClaim("this worker is stopping; a later attempt goes on")
+            raise LostClaim("this worker is stopping; a later attempt continues the job")
         if self._bug is not None:
             raise self._bug
         if not self._standing.holds:

@@ -18,7 +18,7 @@ class JobSettings(ProcessSettings):
     queue_url: RedisUrl
     """Redis of the job queue, redis:// or unix://."""
     device: str = "cpu"
-    """Where models and training run, a torch device."""
+    """The torch device on which models and training run."""
     job_threads: int | None = Field(default=None, ge=1)
     """Threads of one operation of a job on the CPU; by default torch decides."""
     keep_checkpoints_days: float = Field(default=7, ge=0, allow_inf_nan=False)

@@ -18,7 +18,7 @@ class ServeSettings(ProcessSettings):
     listen: str = "127.0.0.1:50061"
     """A gRPC address: host:port or unix:PATH."""
     device: str = "cpu"
-    """Where models and crosscoders run, a torch device."""
+    """The torch device on which models and crosscoders run."""
     max_prompt_tokens: Count = 4096
     """Maximum length of a prompt in tokens; longer prompts are refused."""
     max_batch_tokens: Count = 8192

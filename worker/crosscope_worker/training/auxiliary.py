@@ -8,7 +8,7 @@ from torch import Tensor
 from crosscope_worker.training.active_code import product
 
 _ROUNDING = 8
-"""An error whose deviations from its mean are below so many times the resolution of numbers is rounding noise."""
+"""An error is rounding noise if its deviations from its mean are below this multiple of the numbers' resolution."""
 
 
 class Auxiliary(NamedTuple):

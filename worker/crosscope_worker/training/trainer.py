@@ -26,7 +26,7 @@ FLOOR_SHARE = 0.8
 
 @dataclass
 class Counters:
-    """What a training remembers besides its weights."""
+    """The state of a training besides its weights."""
 
     step: int = 0
     tokens: int = 0
