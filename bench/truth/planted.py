@@ -16,7 +16,7 @@ from torch import Tensor
 from crosscope_proto.roles import TokenRole
 from crosscope_worker.data.harvest import Harvest
 from crosscope_worker.data.texts import Text
-from crosscope_worker.dictionary.sparse import SparseCode, decode_entries, places
+from crosscope_worker.dictionary.sparse import SparseCode, decode_entries, flat_indices
 
 BLOCK_TOKENS = 4096
 """Number of tokens drawn at a time."""
@@ -109,7 +109,7 @@ class Planted:
         token, index = active[:, self.partner[follower]].nonzero(as_tuple=True)
         led = torch.rand(len(token), generator=generator) < spec.follows
         active[token[led], follower.nonzero().squeeze(1)[index[led]]] = True
-        flat = places(active)
+        flat = flat_indices(active)
         low, high = spec.strength
         values = low + (high - low) * torch.rand(len(flat), generator=generator)
         tokens = flat // num_latents

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, and that nothing else in the worker writes such ones."""
+"""Files and folders are there whole or not at all, and no other module of the worker renames or syncs by hand."""
 
 import ast
 import stat
@@ -51,7 +51,7 @@ def test_a_failure_leaves_the_file_as_it_was_and_nothing_beside(tmp_path: Path) 
     assert names(tmp_path) == ["note"]
 
 
-def test_a_library_that_writes_by_way_of_its_own_file_makes_one_that_others_read(tmp_path: Path) -> None:
+def test_a_file_that_a_library_makes_itself_is_readable_by_others(tmp_path: Path) -> None:
     path = tmp_path / "weights"
     with whole(path) as partial:
         save_file({"a": torch.ones(2)}, partial)

@@ -1,4 +1,4 @@
-"""What long phases say, and that they listen."""
+"""Long phases report what is done, and stop when they are told to."""
 
 import threading
 

@@ -1,7 +1,7 @@
 """Files and folders that are there whole or not at all, and their hashes. Knows nothing about what is written.
 
-The one module of the worker that renames. What is half written lies beside its place under a name that begins with
-PARTIAL; a process that is killed leaves it behind.
+No other module of the worker renames. A half-written file lies beside its target under a name that begins with PARTIAL;
+a killed process leaves it behind.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """Renames what is written and synced to `target`, in place of a file of that name, and waits for the disk."""
+    """Renames a written and synced `source` to `target`, over a file of that name, and waits for the disk."""
     source.replace(target)
     sync(target.parent)
 
@@ -60,7 +60,7 @@ def whole(path: Path) -> Generator[Path]:
 
     Until then `path` is as it was. Raises OSError, and what the block raises.
     """
-    # In a folder of its own, for some libraries write by way of a file whose name they choose.
+    # In a folder of its own, since some libraries first write a file beside it under a name of their choice.
     folder = path.parent / f"{PARTIAL}{uuid.uuid4().hex}"
     folder.mkdir()
     partial = folder / path.name
@@ -68,7 +68,7 @@ def whole(path: Path) -> Generator[Path]:
         partial.touch()
         mode = partial.stat().st_mode
         yield partial
-        partial.chmod(mode)  # These libraries make files that only their owner reads.
+        partial.chmod(mode)  # These libraries make files that only the owner can read.
         sync(partial)
         move(partial, path)
     finally:
@@ -94,10 +94,10 @@ def whole_folder(path: Path) -> Generator[Path]:
 
 
 def replace_folder(target: Path, written: Path) -> None:
-    """Moves a written folder into place. One of the same name changes places with it, so that there always is one.
+    """Moves a written folder to `target`. A folder that is there is exchanged for it, so that one always exists.
 
-    Where the file system cannot exchange two folders, there is none for the moment between two renames, and until the
-    next attempt if the process is killed just then. Raises OSError; the old folder then stays.
+    Where the file system cannot exchange two folders, none exists between two renames; if the process is killed just
+    then, none exists until the next attempt. Raises OSError; the old folder then stays.
     """
     if not target.exists():
         move(written, target)
@@ -116,7 +116,7 @@ def replace_folder(target: Path, written: Path) -> None:
 
 
 def exchanged(one: Path, other: Path) -> bool:
-    """Lets two folders change places in one step; whether the system can (Linux, on most file systems)."""
+    """Exchanges two folders in one step. False where the system cannot; Linux can, on most file systems."""
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
     return renameat2 is not None and not renameat2(
         _AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE

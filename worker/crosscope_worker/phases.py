@@ -1,6 +1,6 @@
-"""What the long phases of a job say while they last: how much is done, of what, and how long the rest takes.
+"""Reports of a job's long phases: how much is done, of how much, and how long the rest takes.
 
-Knows Progress and Tick, and neither models nor files.
+Knows Progress and Tick; knows neither models nor files.
 """
 
 import contextlib
@@ -16,10 +16,10 @@ from crosscope_worker.work import Progress, Stopped
 
 
 class Phase:
-    """A Tick that reports a stage whose size is known, or about known: its share, how much, and how long it takes."""
+    """A Tick that reports a stage: the share and the amount that is done, and how long the rest takes."""
 
     def __init__(self, progress: Progress, stage: str, doing: str, total: int, unit: str) -> None:
-        """Reports the beginning. `total` is in `unit`, "B" or "tokens"; 0: not known."""
+        """Reports the beginning. `total` is in `unit`, "bytes" or "tokens", and may be a guess; 0: not known."""
         self._progress, self._stage, self._doing, self._total, self._unit = progress, stage, doing, total, unit
         self._done, self._began = 0, time.monotonic()
         self(0)
@@ -36,9 +36,9 @@ class Phase:
 
 @contextlib.contextmanager
 def loading(progress: Progress, doing: str, total: int) -> Generator[None]:
-    """Reports, each second from a thread of its own, how much has come into memory of `total` bytes, in stage "load".
+    """Reports stage "load" each second, from a thread of its own: how many of `total` bytes are loaded.
 
-    For what libraries load in one call: the share is that by which the process has grown, at most 0.9 of the stage.
+    For libraries that load everything in one call. The share is how much the process has grown, at most 0.9.
     """
     done, process, began = threading.Event(), psutil.Process(), time.monotonic()
     before = process.memory_info().rss
@@ -64,11 +64,11 @@ def loading(progress: Progress, doing: str, total: int) -> Generator[None]:
 
 
 class Following:
-    """A Progress that remembers where the job stands, so that what works below can say there what it does."""
+    """A Progress that remembers the stage, fraction and step reported last, so that other code can add a message."""
 
     def __init__(self, progress: Progress, stage: str) -> None:
         self._progress = progress
-        self._place = stage, 0.0, 0
+        self._last = stage, 0.0, 0
         self._num_read = 0
 
     def __call__(
@@ -81,12 +81,12 @@ class Following:
         metrics: Mapping[str, float] | None = None,
     ) -> None:
         """See Progress."""
-        self._place, self._num_read = (stage, fraction, step), 0
+        self._last, self._num_read = (stage, fraction, step), 0
         self._progress(stage, fraction, message, step=step, metrics=metrics)
 
     def say(self, message: str) -> None:
-        """Says what is being done at the place that was reported last."""
-        stage, fraction, step = self._place
+        """Reports a message at the stage, fraction and step that were reported last."""
+        stage, fraction, step = self._last
         self._progress(stage, fraction, message, step=step)
 
     def tick(self, count: int) -> None:
@@ -96,10 +96,10 @@ class Following:
 
 
 class TrainingProgress(Following):
-    """The Progress of a training: what is read before its first step fills the shuffle buffer, a stage of its own."""
+    """The Progress of a training. Its first stage is to read what fills the shuffle buffer before the first step."""
 
     def __init__(self, progress: Progress, training: TrainingSpec, window: int) -> None:
-        """`window`: about how many tokens both models read at a time, of which the buffer takes what it needs."""
+        """`window`: about how many tokens both models read at a time. The buffer is filled by whole windows."""
         super().__init__(progress, Stage.FILL)
         wanted = max(training.buffer_tokens, 2 * training.batch_size)
         self._capacity = -(-wanted // window) * window
@@ -119,12 +119,12 @@ class TrainingProgress(Following):
         super().__call__(stage, fraction, message or f"step {step}{self._end}", step=step, metrics=metrics)
 
     def begin(self, suggestion: str = "") -> None:
-        """From here on the models run, or a checkpoint is read; a suggestion stays in the job's log."""
+        """Reports that the models run, or a checkpoint is read, from here on. A suggestion stays in the job's log."""
         self(Stage.FILL, 0.0, suggestion or "opening the data")
 
     def tick(self, count: int) -> None:
         """See Tick: tokens that both models have read."""
-        if self._place[0] != Stage.FILL:
+        if self._last[0] != Stage.FILL:
             super().tick(count)
         else:
             self._filling = self._filling or Phase(

@@ -1,4 +1,4 @@
-"""Files below the roots: found, and judged again once they are open. Knows neither recipes nor what is read."""
+"""Finds files below the roots, and judges them again once they are open. Knows neither recipes nor contents."""
 
 import os
 import stat
@@ -19,7 +19,7 @@ def files_below(roots: Roots, folder: Path, pattern: str) -> list[Path]:
     parts = Path(pattern).parts
     first = next((i for i, part in enumerate(parts) if _WILD.intersection(part)), len(parts))
     if ".." in parts[first:]:
-        raise RootError(f"{pattern} leaves a folder behind a wildcard; write it without '..'")
+        raise RootError(f"{pattern} leaves a folder after a wildcard; write it without '..'")
     # Judged before anything is listed, so that a refusal does not tell what exists.
     start = folder.joinpath(*parts[:first])
     roots.check(start)
@@ -31,7 +31,7 @@ def files_below(roots: Roots, folder: Path, pattern: str) -> list[Path]:
 
 
 def open_file(roots: Roots, path: Path) -> BinaryIO:
-    """Opens a regular file for reading. Raises RootError if it is none or lies outside, OSError if it cannot."""
+    """Opens a regular file for reading. Raises RootError if it is none or lies outside, OSError if opening fails."""
     found = roots.check(path)
     # Without waiting: a FIFO that took the file's place is refused below, not waited for.
     descriptor = os.open(found, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -50,7 +50,7 @@ def open_file(roots: Roots, path: Path) -> BinaryIO:
 def check_pair_folders(manifest: PairManifest, roots: Roots) -> None:
     """Raises RootError if a model, adapter or tokenizer of a pair is a folder that jobs may not read. Hub ids pass.
 
-    A folder of the current one that has the name of a hub id counts as a folder, for that is what would be loaded.
+    A folder in the current directory that is named like a hub id counts as a folder, for it is what would be loaded.
     """
     for source in dict.fromkeys((manifest.base, manifest.chat, manifest.tokenizer, manifest.adapter)):
         if source is not None and (Path(source).is_absolute() or Path(source).exists()):

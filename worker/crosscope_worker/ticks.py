@@ -1,4 +1,4 @@
-"""How long work tells of each step that it has made."""
+"""Ticks: calls by which long work tells of each step."""
 
 from collections.abc import Callable
 

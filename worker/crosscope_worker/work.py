@@ -16,9 +16,9 @@ from crosscope_worker.disk import write_whole
 Manifest = CrosscoderManifest | PairManifest
 
 CHECKPOINTS = "checkpoints"
-"""Below a job's folder: what a later attempt goes on from. Removed once the job has ended."""
+"""Folder below a job's own, from which a later attempt goes on. Removed once the job has ended."""
 FIRST_DAY = "first-day"
-"""Below a job's folder: the day of its first attempt, YYYY-MM-DD."""
+"""File below a job's folder: the day of its first attempt, YYYY-MM-DD."""
 
 _OUT_OF_MEMORY = (
     "can't allocate memory",
@@ -30,7 +30,7 @@ _OUT_OF_MEMORY = (
 
 
 class Stopped(Exception):
-    """Tells an attempt to end, though nothing is wrong with its job, which lets it pass and cleans up behind itself."""
+    """Ends an attempt though nothing is wrong with its job. A job cleans up and lets it pass."""
 
 
 class Cancelled(Stopped):
@@ -84,7 +84,7 @@ class Workspace:
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of what a later attempt goes on from; it need not exist."""
+        """Folder from which a later attempt goes on; it need not exist."""
         return self.folder / CHECKPOINTS
 
     def first_day(self) -> str:

@@ -12,7 +12,7 @@ from crosscope_proto.specs import AnalysisSpec
 from crosscope_worker.analysis.block import Block
 from crosscope_worker.analysis.intake import blocks
 from crosscope_worker.data.harvest import Harvest
-from crosscope_worker.data.texts import Behaviour, Text
+from crosscope_worker.data.texts import TaggedBehaviour, Text
 from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.dictionary.keep import ALL_POSITIVE, AboveModelThresholds, AboveThreshold
 from crosscope_worker.models.pair import Pair
@@ -84,7 +84,7 @@ def make_crosscoder(
 
 def make_text(rng: np.random.Generator, dataset: int, length: int) -> Text:
     roles = np.array([ROLES[min(i, 5) if i < 5 or i == length - 1 else 4] for i in range(length)], np.uint8)
-    behaviours = (Behaviour("greets", 3, 4, length - 1),) if dataset == 1 and rng.random() < 0.5 else ()
+    behaviours = (TaggedBehaviour("greets", 3, 4, length - 1),) if dataset == 1 and rng.random() < 0.5 else ()
     return Text(dataset, rng.integers(0, 300, length), roles, behaviours)
 
 

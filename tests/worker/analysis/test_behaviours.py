@@ -8,7 +8,7 @@ from crosscope_proto.roles import TokenRole
 from crosscope_worker.analysis import HeldOut, analyse
 from crosscope_worker.analysis.behaviours import assistant_turns, best_detector
 from crosscope_worker.data.harvest import Harvest
-from crosscope_worker.data.texts import Behaviour, Text
+from crosscope_worker.data.texts import TaggedBehaviour, Text
 from crosscope_worker.work import silent
 
 
@@ -74,7 +74,7 @@ def conversations(world, skip_header=False):
     texts, x, positions = [], [], []
     for number in range(10):
         tagged = number % 2 == 0
-        behaviours = (Behaviour("greets", 5, 6, 8),) if tagged else ()
+        behaviours = (TaggedBehaviour("greets", 5, 6, 8),) if tagged else ()
         texts.append(Text(1, np.array([2, 3, 10 + number, 4, 5, 3, 30, 31, 32, 5]), roles, behaviours))
         rows = torch.zeros(10, 10)
         rows[:, 0] = 1.0

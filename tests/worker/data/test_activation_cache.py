@@ -1,4 +1,4 @@
-"""The cache of activations: a training cannot tell where its blocks came from, whatever happened to the files."""
+"""The cache of activations: a training's blocks are the same with and without it, whatever happens to its files."""
 
 import contextlib
 import json
@@ -32,7 +32,7 @@ from crosscope_worker.work import Workspace, silent
 
 WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
 UNEVEN, EVEN = 60, 6
-"""Tokens of a forward with which an epoch ends within a window, and right at the end of one."""
+"""Tokens of a forward so that an epoch ends within a window, or right at the end of one."""
 
 
 class Stop(Exception):
@@ -50,7 +50,7 @@ class Counted(PairActivations):
 
 
 class Opened:
-    """A source over a recipe's texts with all that it is made of."""
+    """A source over a recipe's texts, and its parts."""
 
     def __init__(
         self, home: Path, pair: Pair, recipe: CrosscoderRecipe, cached: bool, tokens_per_forward: int = UNEVEN
@@ -65,7 +65,7 @@ class Opened:
         self.source = CachedSource(self.harvests, self.cache) if cached else self.harvests
 
     def seen(self) -> Iterator[tuple[bytes, float, dict[str, Any]]]:
-        """Bytes of each block, and behind it the source's share and where the models' run stands."""
+        """Bytes of each block, and the source's fraction and the models' state after it."""
         for x in self.source.blocks():
             yield x.numpy().tobytes(), self.source.fraction(), self.harvests.state()
 
@@ -121,7 +121,7 @@ analysis: {{max_tokens: 500, num_shards: 2, top_examples: 2, uselessness_steps: 
 
 @pytest.fixture
 def even(recipe: CrosscoderRecipe) -> CrosscoderRecipe:
-    """27 training conversations of exactly 16 tokens, three to a window of EVEN; a refused one behind the last."""
+    """27 training conversations of exactly 16 tokens, three to a window of EVEN; a refused one after the last."""
     tokens = replace(recipe.tokens, max_length=16, max_norm_ratio=None)
     return replace(recipe, data=recipe.data[1:], tokens=tokens)
 
@@ -157,7 +157,7 @@ def test_a_training_cannot_tell_whether_it_has_a_cache(opened: Open, recipe: Cro
 
 
 @pytest.mark.parametrize("case", ["ends within a window", "ends with a window"])
-def test_blocks_and_places_are_the_same_with_and_without_cache(
+def test_blocks_and_states_are_the_same_with_and_without_cache(
     opened: Open, recipe: CrosscoderRecipe, even: CrosscoderRecipe, case: str
 ):
     recipe, size = (recipe, UNEVEN) if case == "ends within a window" else (even, EVEN)
@@ -369,7 +369,7 @@ def test_a_disk_that_is_full_from_the_start(opened: Open, recipe: CrosscoderReci
     assert not list(filling.cache.folder.iterdir())
 
 
-def test_what_a_dead_attempt_has_half_written_goes_after_a_while(tmp_path: Path):
+def test_half_written_files_of_a_dead_attempt_are_removed_after_a_while(tmp_path: Path):
     cache = ActivationCache(tmp_path, {}, 5)
     cache.write(0, Shard(torch.zeros(1, 5), {}))
     for name, age in (("old", GRACE_S + 1), ("young", GRACE_S - 1)):

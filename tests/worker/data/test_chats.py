@@ -1,4 +1,4 @@
-"""The shapes that conversations come in become the same turns; what cannot is refused by a reason that groups."""
+"""Conversations of every shape become the same turns; others are refused with a reason that groups them."""
 
 import json
 from collections.abc import Callable

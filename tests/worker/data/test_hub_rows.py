@@ -1,4 +1,4 @@
-"""Reads from the hub that fail are made again from the row where they stood; a resume goes on there, too."""
+"""Failed reads from the hub are tried again from the row where they stood; a resume goes on there too."""
 
 import json
 import zlib
@@ -84,7 +84,7 @@ def said(texts: Any, pair: Pair) -> list[str]:
 EXPECTED = [f"a {number}" for number in range(SHARDS * ROWS) if number % 5 != 4]
 
 
-def test_a_read_that_fails_is_made_again_where_it_stood(hub: Hub, read: Callable[..., TextStream], tiny_pair: Pair):
+def test_a_failed_read_is_tried_again_where_it_stood(hub: Hub, read: Callable[..., TextStream], tiny_pair: Pair):
     request = httpx.Request("GET", "https://hub")
     hub.failures = {
         3: [httpx.ReadTimeout("timed out", request=request)],

@@ -62,7 +62,7 @@ def test_a_set_that_gives_no_text_ends_the_job_whatever_share_is_allowed(opened:
 
 
 def test_too_large_a_share_ends_the_job_early(opened: Open) -> None:
-    """At 100 refused texts, not behind the last of 2 000."""
+    """At 100 refused texts, not after the last of 2 000."""
     stream = opened(*500 * [GOOD, *3 * [HUMAN]], spec=replace(CHAT, max_refused_share=0.4))
     given: list[Any] = []
     with pytest.raises(DataError, match=r"100 of 133 texts were refused, more than max_refused_share 0.4 allows"):
@@ -130,7 +130,7 @@ def test_what_is_cut_is_counted(opened: Open) -> None:
     assert stream.counts[0].cut == 0
 
 
-def test_a_set_of_which_no_token_is_kept_ends_the_job(opened: Open) -> None:
+def test_a_set_without_a_kept_token_ends_the_job(opened: Open) -> None:
     policy = replace(POLICY, skip_first=6)
     with pytest.raises(
         DataError, match=r"'web': the token policy keeps no token of its 100 texts; lower skip_first \(6"

@@ -13,7 +13,7 @@ def layout(forward: Forward) -> list[tuple[int, int, int]]:
     return list(zip(*columns, strict=True))
 
 
-def test_what_a_row_has_left_takes_the_longest_text_that_fits():
+def test_the_longest_text_that_fits_fills_the_rest_of_a_row():
     lengths = [4, 10, 7, 1, 2, 3]
     first, second = pack(lengths, 20, share_rows=True)
     assert first.shape == (2, 10)
@@ -58,7 +58,7 @@ def test_there_are_no_positions_where_each_row_has_one_text():
     share_rows=st.booleans(),
     long_rows=st.booleans(),
 )
-def test_every_text_lies_once_in_a_place_of_its_own(lengths: list[int], budget: int, share_rows: bool, long_rows: bool):
+def test_every_text_lies_once_and_over_no_other(lengths: list[int], budget: int, share_rows: bool, long_rows: bool):
     seen: list[int] = []
     for forward in pack(lengths, budget, share_rows, long_rows):
         taken = np.zeros(forward.shape, int)

@@ -1,4 +1,4 @@
-"""A source that works ahead gives what the source behind it gives, and stands where the trainer stands."""
+"""A source that works ahead gives the blocks of the source behind it, and its state is the trainer's."""
 
 import threading
 from collections.abc import Generator
@@ -53,7 +53,7 @@ def test_it_stays_a_few_blocks_ahead():
     assert not alive()
 
 
-def test_an_error_of_the_source_is_the_trainers_and_comes_in_its_place():
+def test_an_error_of_the_source_reaches_the_trainer_after_the_blocks_before_it():
     class Broken(PlantedSource):
         def blocks(self) -> Generator[Tensor]:
             for number, block in enumerate(super().blocks()):

@@ -16,14 +16,14 @@ from crosscope_worker.dictionary.sparse import (
     by_latent,
     decode_entries,
     entry_products,
-    places,
+    flat_indices,
     sparse_code,
 )
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 ROUNDING = 1e-6
-"""Of the sum of the absolute products: a few times float32's rounding, and a thousandth of bfloat16's."""
+"""Relative to the sum of the absolute products: a few times float32's rounding, a thousandth of bfloat16's."""
 SIZES = [(1, 1, 1), (6, 13, 7), (9, 17, 33), (5, 70, 100), (3, 8, 1025)]
 """Batch, latents, width: below, beside and above the tiles' sizes."""
 
@@ -39,18 +39,18 @@ def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 1) -> Te
 
 
 def code_of(batch: int, latents: int, density: float = 0.3) -> tuple[Tensor, SparseCode]:
-    """A code in which the first token has no entry and the last one all latents, but for some that are dead."""
+    """A code whose first token has no entry, and whose last token has all latents but the dead ones."""
     generator = torch.Generator().manual_seed(0)
     dense = torch.rand(batch, latents, generator=generator) + 0.1
     keep = torch.rand(batch, latents, generator=generator) < density
     keep[:1], keep[-1:] = False, True
     keep[:, latents // 2 :: 5] = False
     dense = (dense * keep).to(DEVICE)
-    return dense.double(), sparse_code(places(dense > 0), dense)
+    return dense.double(), sparse_code(flat_indices(dense > 0), dense)
 
 
 def assert_product(found: Tensor, left: Tensor, right: Tensor, at: tuple[Tensor, Tensor] | None = None) -> None:
-    """`found` is `left @ right`, or its entries `at` places, as well as float32 can tell."""
+    """`found` is `left @ right`, or its entries `at` some indices, within float32's rounding."""
     left, right = left.double(), right.double()
     expected, size = left @ right, left.abs() @ right.abs()
     if at is not None:
@@ -101,7 +101,7 @@ def test_tables_may_have_more_numbers_than_31_bits_count():
     table = torch.empty(2 * between + width, dtype=torch.bfloat16, device=DEVICE).as_strided((3, width), (between, 1))
     table.copy_(normal(3, width, dtype=torch.bfloat16))
     dense = torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 0.0], [0.0, 3.0, 4.0]], device=DEVICE)
-    assert_all(dense.double(), sparse_code(places(dense > 0), dense), table, table)
+    assert_all(dense.double(), sparse_code(flat_indices(dense > 0), dense), table, table)
 
 
 def test_equal_inputs_give_equal_bits():

@@ -77,7 +77,7 @@ def test_broken_files_are_named(tmp_path: Path):
     manifest = tmp_path / "crosscoder.json"
     document = json.loads(manifest.read_text())
     manifest.write_text(json.dumps(document | {"d_model": [4, 5]}))
-    with pytest.raises(CrosscoderError, match="adds up to another"):
+    with pytest.raises(CrosscoderError, match="adds up to"):
         load_crosscoder(tmp_path)
     manifest.write_text(json.dumps(document | {"schema_version": 99}))
     with pytest.raises(CrosscoderError, match="schema version 99"):
@@ -93,10 +93,10 @@ CONTRADICTIONS: dict[str, dict[str, object]] = {
     r"b_enc has shape \(3,\), but W_enc \(8, 11\) asks for \(11,\)": {"b_enc": torch.zeros(3)},
     r"W_dec has shape \(11, 3\), but": {"W_dec": torch.zeros(11, 3)},
     r"b_dec has shape \(9,\), but": {"b_dec": torch.zeros(9)},
-    r"W_enc reads 8 values a token, but d_model \(3, 4\) adds up to another": {"d_model": (3, 4)},
+    r"W_enc reads 8 values a token, but d_model \(3, 4\) adds up to 7": {"d_model": (3, 4)},
     r"input_mean has shape \(7,\), not \(8,\)": {"input_mean": torch.zeros(7)},
-    "this one is crosscoder and has thresholds for each model": {"keep": AboveModelThresholds(torch.zeros(2, 11))},
-    "a decoupled code, and no other, is kept by each model apart": {"code_normalisation": "decoupled"},
+    "is crosscoder, and it has thresholds for each model": {"keep": AboveModelThresholds(torch.zeros(2, 11))},
+    "a decoupled code, and only that, has a rule for each model": {"code_normalisation": "decoupled"},
     r"model_thresholds has shape \(2, 3\), not \(2, 11\)": {
         "code_normalisation": "decoupled",
         "keep": AboveModelThresholds(torch.zeros(2, 3)),

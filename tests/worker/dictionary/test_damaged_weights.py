@@ -1,4 +1,4 @@
-"""Weights that are not what was published are refused by a sentence, never computed with."""
+"""Weights that differ from the published ones are refused with a sentence, and never used."""
 
 import dataclasses
 import json
@@ -53,7 +53,7 @@ def test_weights_without_a_hash_must_be_finite(tmp_path: Path, name: str, value:
 
 
 @pytest.mark.parametrize("name", ["latent_thresholds", "model_thresholds", "input_mean"])
-def test_so_must_thresholds_and_means(tmp_path: Path, name: str):
+def test_thresholds_and_means_must_be_finite_too(tmp_path: Path, name: str):
     options = {
         "latent_thresholds": {"keep": AboveThresholds(torch.full((11,), torch.nan))},
         "model_thresholds": {

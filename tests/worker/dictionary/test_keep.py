@@ -85,7 +85,7 @@ def test_it_is_saved_and_loaded(tmp_path: Path):
     assert torch.equal(loaded.encode(x), crosscoder.encode(x))
 
 
-def test_a_manifest_of_before_loads(tmp_path: Path):
+def test_an_older_manifest_loads(tmp_path: Path):
     crosscoder = make_crosscoder(keep=AboveThreshold(1.5))
     crosscoder.save(tmp_path, make_manifest(crosscoder))
     path = tmp_path / "crosscoder.json"
@@ -97,7 +97,7 @@ def test_a_manifest_of_before_loads(tmp_path: Path):
 
 
 @pytest.mark.parametrize("k", [0, 12])
-def test_a_k_that_no_dictionary_has_is_refused(k: int):
+def test_a_k_beyond_the_latents_is_refused(k: int):
     with pytest.raises(CrosscoderError, match=f"token_k is {k}, but there are 11 latents"):
         make_crosscoder(keep=LargestOfToken(k))
 
@@ -105,11 +105,11 @@ def test_a_k_that_no_dictionary_has_is_refused(k: int):
 @pytest.mark.parametrize(
     ("stored", "message"),
     [
-        (StoredKeep(token_k=3, threshold=1.0), "a threshold beside token_k"),
-        (StoredKeep(token_k=3, latent_thresholds=torch.ones(11)), "a threshold beside token_k"),
-        (StoredKeep(token_k=3, model_thresholds=torch.ones(2, 11)), "a threshold beside token_k"),
-        (StoredKeep(threshold=1.0, latent_thresholds=torch.ones(11)), "only one kind can hold"),
-        (StoredKeep(threshold=1.0, model_thresholds=torch.ones(2, 11)), "only one kind can hold"),
+        (StoredKeep(token_k=3, threshold=1.0), "a threshold is stored beside token_k"),
+        (StoredKeep(token_k=3, latent_thresholds=torch.ones(11)), "a threshold is stored beside token_k"),
+        (StoredKeep(token_k=3, model_thresholds=torch.ones(2, 11)), "a threshold is stored beside token_k"),
+        (StoredKeep(threshold=1.0, latent_thresholds=torch.ones(11)), "keep one kind"),
+        (StoredKeep(threshold=1.0, model_thresholds=torch.ones(2, 11)), "keep one kind"),
     ],
 )
 def test_files_that_hold_two_rules_are_refused(stored: StoredKeep, message: str):

@@ -1,4 +1,4 @@
-"""The Triton kernels: what they compute (kernel_comparisons.py), and that they compile for a GPU that is not there."""
+"""The Triton kernels compute the right sums (kernel_comparisons.py), and compile for a GPU without having one."""
 
 import os
 import re
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from crosscope_worker.dictionary import sparse
-from crosscope_worker.dictionary.sparse import by_latent, decode_entries, entry_products, places, sparse_code
+from crosscope_worker.dictionary.sparse import by_latent, decode_entries, entry_products, flat_indices, sparse_code
 
 COMPARISONS = Path(__file__).with_name("kernel_comparisons.py")
 
@@ -44,7 +44,7 @@ def test_kernels_equal_dense_formulas_on_a_gpu():
 @pytest.mark.parametrize("kernel", ["_weighted_sums", "_entry_products"])
 @pytest.mark.parametrize("rows", ["*fp32", "*bf16"])
 def test_kernels_compile_for_a_gpu(kernel: str, rows: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """For compute capability 9.0, down to machine code, without sums in an order that is left to chance."""
+    """For compute capability 9.0, down to machine code, without sums in a random order."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     import triton
     from triton.backends.compiler import GPUTarget
@@ -77,7 +77,7 @@ def test_triton_is_left_alone_where_it_cannot_compile_its_launcher(monkeypatch: 
 
 def test_without_kernels_products_of_bfloat16_are_float32_too():
     dense = torch.tensor([[0.0, 1.5, 0.0], [2.0, 0.0, 0.25]])
-    code = sparse_code(places(dense > 0), dense)
+    code = sparse_code(flat_indices(dense > 0), dense)
     rows = torch.tensor([[1.0, 2.0], [256.0, 1.0], [1.0, -1.0]]).bfloat16()
     tokens = torch.tensor([[256.0, 1.0], [0.5, 3.0]]).bfloat16()
     # 65537 needs more bits than bfloat16 has.

@@ -11,7 +11,7 @@ from crosscope_worker.dictionary.sparse import (
     by_latent,
     decode_entries,
     entry_products,
-    places,
+    flat_indices,
     sparse_code,
 )
 
@@ -20,7 +20,7 @@ def random_code(batch: int, latents: int, density: float, seed: int = 0):
     generator = torch.Generator().manual_seed(seed)
     dense = torch.rand(batch, latents, generator=generator)
     keep = torch.rand(batch, latents, generator=generator) < density
-    return dense * keep, sparse_code(places(keep), dense)
+    return dense * keep, sparse_code(flat_indices(keep), dense)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_products_by_latent_in_pieces_are_the_same_to_the_last_bit(
     assert torch.equal(out, expected)
 
 
-def test_operations_take_a_code_in_which_nothing_fires():
+def test_operations_take_an_empty_code():
     _, code = random_code(3, 4, 0.0)
     assert torch.equal(decode_entries(code, torch.randn(4, 2)), torch.zeros(3, 2))
     assert torch.equal(by_latent(code, 4).products(code.values, torch.randn(3, 2)), torch.zeros(4, 2))
@@ -57,10 +57,10 @@ def test_operations_take_a_code_in_which_nothing_fires():
 
 def test_row_starts_cover_tokens_without_entries():
     keep = torch.tensor([[False, False], [True, True], [False, False], [False, True]])
-    assert sparse_code(places(keep), torch.ones(4, 2)).row_starts().tolist() == [0, 0, 2, 2, 3]
+    assert sparse_code(flat_indices(keep), torch.ones(4, 2)).row_starts().tolist() == [0, 0, 2, 2, 3]
 
 
-def test_batch_topk_breaks_ties_by_place():
+def test_batch_topk_breaks_ties_by_index():
     code, norms = torch.tensor([[1.0, 1.0, 2.0], [2.0, 0.0, 3.0]]), torch.tensor([1.0, 2.0, 1.0])
     kept, smallest = batch_topk(code, torch.zeros(3), norms, 2)
     assert kept.tolist() == [1, 5]

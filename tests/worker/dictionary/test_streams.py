@@ -51,7 +51,7 @@ def test_one_model_alone_has_no_relative_norm():
     ("variant", "reads"),
     [("l1", "both"), ("topk", "both"), ("diff_sae", "difference"), ("base_sae", "base"), ("chat_sae", "chat")],
 )
-def test_a_manifest_of_before_says_what_it_reads_by_its_variant(tmp_path: Path, variant: str, reads: str):
+def test_an_older_manifest_tells_what_it_reads_by_its_variant(tmp_path: Path, variant: str, reads: str):
     crosscoder = make_crosscoder((4, 4))
     crosscoder.save(tmp_path, make_manifest(crosscoder))
     path = tmp_path / "crosscoder.json"
@@ -62,7 +62,7 @@ def test_a_manifest_of_before_says_what_it_reads_by_its_variant(tmp_path: Path, 
     assert load_crosscoder(tmp_path).streams is STREAMS[reads]
 
 
-def test_what_is_read_is_known(tmp_path: Path):
+def test_an_unknown_reads_is_refused(tmp_path: Path):
     crosscoder = make_crosscoder((4, 4), streams=STREAMS["chat"])
     crosscoder.save(tmp_path, make_manifest(crosscoder))
     assert load_crosscoder(tmp_path).streams is STREAMS["chat"]

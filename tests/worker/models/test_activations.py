@@ -224,7 +224,7 @@ def test_only_a_model_that_takes_no_positions_cannot_share(tiny_pair: Pair, monk
 
 @pytest.mark.parametrize("kind", ["Phi3, LongRoPE", "Llama, dynamic RoPE", "one that says no limit"])
 def test_no_text_depends_on_a_longer_one(kind: str, tiny_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """LongRoPE turns all positions of a forward by other angles where one text is longer than 32 tokens."""
+    """LongRoPE rotates all positions of a forward by other angles if one text is longer than 32 tokens."""
     if kind not in KINDS:
         monkeypatch.setattr(probes, "long_text_limits", lambda _model: ())
         kind = "Phi3, LongRoPE"

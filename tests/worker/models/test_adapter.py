@@ -144,7 +144,7 @@ def test_layers_below_the_adapter_run_once(home: Path) -> None:
 
 
 def test_embeddings_that_come_with_an_adapter_are_the_chat_models_alone(home: Path) -> None:
-    """PEFT loads them into the model below, whose parameters the base model has too."""
+    """PEFT loads them into the model under the adapter, which shares its parameters with the base model."""
     made = save_adapter(home)
     with torch.no_grad():
         made.get_input_embeddings().weight += 1.0

@@ -1,4 +1,4 @@
-"""Tokens with an outlying norm: found from the data, left out by default, counted and told (math §7)."""
+"""Tokens with an outlying norm are found from the data, left out by default, counted and reported (math §7)."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ WIDTHS = (3, 2)
 
 
 def tokens(base: list[float], chat: list[float]) -> torch.Tensor:
-    """Activations of those norms."""
+    """Activations with these norms."""
     x = torch.zeros(len(base), 5)
     x[:, 0], x[:, 4] = torch.tensor(base), torch.tensor(chat)
     return x
@@ -43,8 +43,8 @@ def test_each_model_has_its_own_limit():
     )
 
 
-def test_a_position_whose_median_is_an_outlier_is_a_sink_as_such():
-    """Nine texts of 20 tokens; the first token is huge in seven of them. In the two others it goes as well."""
+def test_every_token_at_a_position_with_an_outlying_median_is_left_out():
+    """Nine texts of 20 tokens; the first token is huge in seven of them. It is left out in the two others too."""
     base = np.ones((9, 20))
     base[:7, 0] = 500
     position = np.tile(np.arange(20), 9)

@@ -1,4 +1,4 @@
-"""What is refused before anything is trained on it, by class and reason, and what goes on."""
+"""Models that cannot be read are refused by class and reason before anything is trained; others go on."""
 
 import re
 import shutil
@@ -49,7 +49,7 @@ def test_layers_that_read_texts_can_be_chosen_beside_those_for_images(layer: int
         layer_outputs(model, [1], probe_ids([model]))
 
 
-def test_an_output_that_is_not_handed_on_as_it_is_is_refused() -> None:
+def test_an_output_that_is_changed_on_its_way_is_refused() -> None:
     model = tiny_model("Llama")
 
     def double_the_states(_module: nn.Module, _given: object, output: Any) -> Any:

@@ -75,7 +75,7 @@ def test_gemma() -> None:
         said(templates.GEMMA, ASK, ASK)
 
 
-def test_every_bos_that_llama_2_prints_is_one() -> None:
+def test_every_bos_that_llama_2_prints_has_its_role() -> None:
     assert said(templates.LLAMA_2, Turn("system", "be kind"), ASK, ANSWER, Turn("user", "the fox")) == [
         (BOS, "<s>"),
         (H, "[INST] <<SYS>>\n"),
@@ -92,7 +92,7 @@ def test_every_bos_that_llama_2_prints_is_one() -> None:
     ]
 
 
-def test_a_typed_bos_is_none() -> None:
+def test_a_typed_bos_counts_only_if_it_is_parsed() -> None:
     tokenizer = tokenizer_with(templates.LLAMA_2)
     typed = [Turn("user", "one <s> fox")]
     assert (tokenizer.conversation(typed).roles == BOS).sum() == 1
@@ -278,7 +278,7 @@ def test_every_content_is_found_where_it_is_printed(texts: list[str], template: 
 
 
 def test_long_conversations_are_found_too() -> None:
-    """Longer than there are private characters, with more white space at an end than that."""
+    """They have more characters than there are private ones, and more white space than that at an end."""
     turns = [Turn("user", "ab " * 40_000), Turn("assistant", "\n" * 70_000 + "c <s>" * 10), Turn("user", "d" * 70_000)]
     tokenizer = tokenizer_with(templates.CHATML)
     found = tokenizer.conversation(turns)

@@ -32,7 +32,7 @@ def made(kind: str, around: str, template: str = CHATML) -> tuple[TextTokenizer,
 
 
 def ids_of(call: Any) -> list[int] | None:
-    """None where there is no token of the text's own."""
+    """None if no token is the text's own."""
     try:
         found: TokenisedText = call()
     except PromptError:
@@ -74,7 +74,7 @@ def test_a_conversation_has_the_ids_of_the_template(kind: str) -> None:
 
 @kinds
 def test_typed_control_tokens_are_text_like_any_other(kind: str) -> None:
-    """What is typed between two others gives what a tokenizer gives that has no control token of that name."""
+    """A typed name gives the tokens of a tokenizer without that control token."""
     ours, tokenizer = made(kind, "bos and eos")
     special = {tokenizer.convert_tokens_to_ids(name) for name in CONTROL if name != "<unk>"}
     frame = ours.conversation([Turn("user", "fox")])

@@ -2,7 +2,7 @@
 
     <home>/activations/<key>/
         key.json                    what the key is a hash of, for people
-        shard-000000.safetensors …  a block of the source each, and where the source stands behind it
+        shard-000000.safetensors …  each a block of the source and the source's state after it
         complete.json               written last: how many shards there are
         .partial-…/                 a file that is being written
 
@@ -37,20 +37,20 @@ ACTIVATIONS = "activations"
 KEY = "key.json"
 COMPLETE = "complete.json"
 FORMAT = 3
-"""Part of every key; to be raised when the same texts give other blocks, or a shard is laid out in another way."""
+"""Part of every key. Raise it when the same texts give other blocks, or when the layout of shards changes."""
 GRACE_S = 3600.0
-"""A half-written file of a dead attempt goes after this long."""
+"""A half-written file of a dead attempt is removed after this long."""
 _TOKENIZER = "tokenizer.json"
 _SOFTWARE = ("crosscope-worker", "torch", "transformers")
 _DAMAGED = (OSError, SafetensorError, ValueError, KeyError, TypeError)
-"""What reading a file raises that is cut short, damaged, or holds something else."""
+"""Errors of reading a file that is cut short or damaged, or that holds something else."""
 
 State = dict[str, Any]
 """Where a source stands, as plain JSON values."""
 
 
 class CacheError(ValueError):
-    """Activations that cannot be cached, because nothing says whether a later training would get the same."""
+    """Activations that cannot be cached, since nothing tells whether a later training would get the same."""
 
 
 class CacheFull(OSError):
@@ -64,7 +64,7 @@ class Shard:
     x: Tensor
     """[token, both] float32"""
     state: State
-    """Where the source stands behind it."""
+    """The source's state after it."""
 
 
 def cache_key(
@@ -77,9 +77,8 @@ def cache_key(
 ) -> dict[str, Any]:
     """Everything that decides the activations of a recipe's training texts, as plain JSON values.
 
-    files: those of each data set. hashes: `pair_hashes` of the pair. Reads every data file once; `tick`
-    hears of the bytes.
-    Raises CacheError for data or models of which nothing says whether they are still the same.
+    files: those of each data set. hashes: `pair_hashes` of the pair. Reads every data file once; `tick` hears of the
+    bytes. Raises CacheError if nothing tells whether data or models are still the same.
     """
     _check_known(recipe, activations.pair.manifest, hashes)
     document = recipe_dict(recipe)
@@ -144,7 +143,7 @@ class ActivationCache:
         device: torch.device | str = "cpu",
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`width` of a block's rows. Shards are read onto `device`; `tell` hears of those that have to be made again.
+        """`width`: of the rows of a block. Shards are read onto `device`; `tell` hears of shards that are made again.
 
         Touches no disk.
         """
@@ -154,7 +153,7 @@ class ActivationCache:
         self.folder = home / ACTIVATIONS / name
 
     def read(self, index: int) -> Shard | None:
-        """A shard; None if it has to be made. Says so where that is no matter of course."""
+        """A shard, or None if it has to be made. Tells of a shard that was made before and is missing or damaged."""
         path = self.folder / _shard_name(index)
         try:
             return self._load(path)
@@ -175,25 +174,25 @@ class ActivationCache:
         return Shard(x, dict(content["state"]))
 
     def write(self, index: int, shard: Shard) -> None:
-        """Writes a shard, over one that is there.
+        """Writes a shard; replaces one that is there.
 
-        Raises CacheFull or another OSError; what was there before is then as it was.
+        Raises CacheFull or another OSError, and leaves the old shard as it was.
         """
-        # One entry: the library writes several in a new order each time.
+        # One field, since the library writes several in a new order each time.
         metadata = {"shard": json.dumps({"num_tokens": len(shard.x), "state": shard.state}, sort_keys=True)}
         tensors = {"x": shard.x.cpu().contiguous()}
         self._remember_key()
         self._put(_shard_name(index), shard.x.nbytes, lambda path: save_file(tensors, path, metadata))
 
     def num_shards(self) -> int | None:
-        """How many shards an epoch has; None if no training has got to the end of one."""
+        """Number of shards of an epoch; None if no training has reached the end of one."""
         try:
             return int(json.loads((self.folder / COMPLETE).read_text(encoding="utf-8"))["num_shards"])
         except _DAMAGED:
-            return None  # The next training that gets there writes it again.
+            return None  # The next training that reaches the end writes it again.
 
     def finish(self, num_shards: int) -> None:
-        """Says that every shard has been written. Raises CacheFull or another OSError."""
+        """Records that every shard has been written. Raises CacheFull or another OSError."""
         if self.num_shards() != num_shards:
             self._remember_key()
             self._put_json(COMPLETE, {"num_shards": num_shards})
@@ -204,7 +203,7 @@ class ActivationCache:
         self._put_json(KEY, self._key)
 
     def remove_partial(self, now: float) -> list[str]:
-        """Removes what attempts that died more than GRACE_S before `now` (seconds since 1970) had half written."""
+        """Removes half-written files older than GRACE_S at `now` (seconds since 1970); returns their names."""
         removed: list[str] = []
         for path in self.folder.glob(f"{PARTIAL}*"):
             with contextlib.suppress(FileNotFoundError):  # another training has just ended or removed it
@@ -218,7 +217,7 @@ class ActivationCache:
         self._put(name, len(text), lambda path: path.write_text(text, encoding="utf-8"))
 
     def _put(self, name: str, size_bytes: int, save: Callable[[Path], object]) -> None:
-        """Writes a file whole; `save` is given the place to write to."""
+        """Writes a file whole; `save` is given the path to write to."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with whole(self.folder / name) as partial:

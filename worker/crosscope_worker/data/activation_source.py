@@ -1,4 +1,4 @@
-"""What training asks of whatever gives it activations."""
+"""The protocol of what gives a training its activations."""
 
 from collections.abc import Generator
 from typing import Any, Protocol
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class ActivationSource(Protocol):
-    """A stream of activations that can be continued where it stood."""
+    """A stream of activations that can go on from a saved state."""
 
     def blocks(self) -> Generator[Tensor]:
         """Yields `[token, both]` float32; call once, and close it when no more are wanted."""

@@ -20,7 +20,7 @@ _SHAREGPT_ROLES = {
     "observation": "tool",
     "function_response": "tool",
 }
-"""Roles of ShareGPT data under other names than ours."""
+"""Our roles by their other names in ShareGPT data."""
 _OPENAI_ROLES = {"function": "tool"}
 _BESIDE = {"reasoning": ("reasoning_content", "reasoning"), "name": ("name",), "tool_call_id": ("tool_call_id",)}
 """Fields of Turn, and the keys that hold them."""
@@ -36,7 +36,7 @@ class RefusedText(DataError):
 
 
 def columns(spec: DataSpec) -> Columns:
-    """The columns that a data set's rows are read for."""
+    """The columns of a data set that are read."""
     if spec.format == "alpaca":
         needed = [name for name, must in ALPACA_COLUMNS.items() if must]
         optional = tuple(name for name, must in ALPACA_COLUMNS.items() if not must)
@@ -128,7 +128,7 @@ def _openai(spec: DataSpec, turn: Mapping[str, Any]) -> Turn:
 
 
 def _said_beside(turn: Mapping[str, Any]) -> dict[str, Any]:
-    """What a turn of the chat API says beside role and content, as fields of Turn."""
+    """The fields of Turn that a turn of the chat API has beside role and content."""
     found: dict[str, Any] = {}
     for name, keys in _BESIDE.items():
         value = next((turn[key] for key in keys if turn.get(key)), None)
@@ -159,15 +159,15 @@ def _text(turn: Mapping[str, Any], key: str) -> str:
 
 
 def _alpaca(row: Row) -> list[Turn]:
-    """Instruction and input become the user's turn, the output the assistant's; system and history stand in front."""
+    """Instruction and input become the user's turn, the output the assistant's; system and history come first."""
     found = {name: row.values.get(name) for name in ALPACA_COLUMNS}
     for name, must in ALPACA_COLUMNS.items():
         if must:
             _value(row, name)
     history = found.pop("history") or ()
     if not isinstance(history, Sequence) or any(
-        isinstance(pair, str) or not isinstance(pair, Sequence) or [isinstance(p, str) for p in pair] != [True, True]
-        for pair in history
+        isinstance(each, str) or not isinstance(each, Sequence) or [isinstance(p, str) for p in each] != [True, True]
+        for each in history
     ):
         raise RefusedText(row.place, "column 'history' must hold pairs of an instruction and an output")
     for name, text in found.items():

@@ -1,4 +1,4 @@
-"""The rows of files: JSON lines, Parquet, and texts of a line each. Does not know what they mean."""
+"""Reads the rows of files: JSON lines, Parquet, and plain text with a row a line. Does not know what they mean."""
 
 import json
 from collections.abc import Generator, Iterator, Mapping
@@ -55,7 +55,7 @@ class FileRows:
         return total
 
     def state(self) -> None:
-        """Nothing: rows before the one that is wanted are passed over."""
+        """None: reading passes over the rows before the one that is wanted."""
 
     def restore(self, state: Mapping[str, Any] | None) -> None:
         """See Rows."""
@@ -95,7 +95,7 @@ class FileRows:
                         yield Row(f"{file}, row {number}", values)
                         number += 1
             except (OSError, pa.ArrowException) as error:
-                raise DataError(f"{file} cannot be read as Parquet behind row {number}: {error}") from error
+                raise DataError(f"{file} cannot be read as Parquet after row {number}: {error}") from error
 
     @contextmanager
     def _open_parquet(self, file: Path) -> Generator[pq.ParquetFile]:
@@ -127,7 +127,7 @@ def _json_object(file: Path, number: int, line: str) -> dict[str, Any]:
 
 
 def _files(spec: DataSpec, folders: list[Path], roots: Roots) -> list[Path]:
-    """Files of a data set, sorted. A folder that jobs may not read is not looked into."""
+    """Files of a data set, sorted. Does not look into a folder that jobs may not read."""
     pattern, closed = Path(spec.path).expanduser(), []
     if pattern.is_absolute():
         folders, pattern = [Path(pattern.anchor)], pattern.relative_to(pattern.anchor)
@@ -138,6 +138,6 @@ def _files(spec: DataSpec, folders: list[Path], roots: Roots) -> list[Path]:
             return files
     places = " or ".join(str(folder) for folder in folders if folder not in closed)
     hint = "".join(
-        f"; {folder} was not looked into, for jobs may read other folders only: {roots.advice()}" for folder in closed
+        f"; {folder} was passed over, since jobs read other folders only: {roots.advice()}" for folder in closed
     )
     raise DataError(f"data set {spec.name!r}: no file matches {spec.path} in {places}{hint}")

@@ -1,4 +1,4 @@
-"""Texts to activations of the tokens that the policy keeps, streamed.
+"""Turns a stream of texts into activations of the tokens that the policy keeps.
 
 Does not know where texts come from or what activations are used for. Writes no files.
 """
@@ -59,9 +59,9 @@ def harvest(
 
     A window is a run of texts of about eight forwards; within it texts are packed (`packing.pack`) into forwards of at
     most `tokens_per_forward` tokens, padding counted, or of a single longer text.
-    `tick` hears after each forward of the tokens that the policy keeps, outliers counted.
-    To go on with an earlier harvest: `norms` is its filter, `num_before` the texts that it has read. A new filter takes
-    its bounds from the first window.
+    After each forward `tick` hears of the tokens that the policy keeps, outliers included.
+    An earlier harvest goes on with `norms`, its filter, and `num_before`, the number of texts that it has read. A new
+    filter takes its bounds from the first window.
     Raises HarvestError for a NaN or infinite activation and when the policy keeps no token of the whole stream.
     """
     norms = norms or NormFilter(policy.max_norm_ratio, activations.d_model)
@@ -149,7 +149,7 @@ def check_finite(
 ) -> None:
     """Raises HarvestError that names the first of `x: [token, both]` that is not finite.
 
-    `text, position: [token]` say which of `texts` a token is of, and where in it.
+    `text, position: [token]`: index of a token's text in `texts`, and position in it.
     """
     if torch.isfinite(x).all():
         return

@@ -1,7 +1,7 @@
-"""Where a training's activations come from: both models run over its texts, or shards of an earlier run.
+"""The sources of a training's activations: both models run over its texts, or shards of an earlier run.
 
-Both sources give bit for bit the same blocks in the same order and stand at the same place behind each, so that neither
-weights nor learning rates tell which it was. Does not know what the activations are used for.
+Both sources give the same blocks bit for bit, in the same order, with the same state after each. So weights and
+learning rates do not depend on which it was. Does not know what the activations are used for.
 """
 
 import time
@@ -42,7 +42,7 @@ class HarvestSource:
         self._tick = tick
         self._num_epochs = recipe.training.epochs
         self.epoch = 0
-        """The epoch that is being read; the number of epochs behind the last one."""
+        """Index of the epoch that is being read; after the last one, the number of epochs."""
         self._stream = stream
         self._activations = activations
         self._policy = recipe.tokens
@@ -63,7 +63,7 @@ class HarvestSource:
     def rest_of_epoch(self) -> Iterator[Tensor]:
         """Yields `[token, both]` float32 of the texts that are left in this epoch.
 
-        The last block may come when `epoch` says the next already. To be given up once `restore` is called.
+        At its last block `epoch` may be the next one already. Not to be read on after `restore`.
         """
         harvests = harvest(
             self._texts(),
@@ -89,7 +89,7 @@ class HarvestSource:
         return min(1.0, (self.epoch + self._stream.fraction()) / self._num_epochs)
 
     def state(self) -> State:
-        """See ActivationSource. "num_texts" were read in this epoch."""
+        """See ActivationSource. "num_texts" is the number of texts read in this epoch."""
         return {
             "epoch": self.epoch,
             "num_texts": self._num_texts,
@@ -106,10 +106,10 @@ class HarvestSource:
 
 
 class CachedSource:
-    """The blocks of a HarvestSource, from a cache as far as that goes; writes those that were not there.
+    """The blocks of a HarvestSource, read from a cache if they are there, else made and written to it.
 
-    A shard's state is relative: its epoch counts from the shard's own, its counts of texts and tokens from the shard
-    before.
+    A shard's state is relative: its epoch counts from the shard's own epoch, its counts of texts and tokens from the
+    shard before.
     """
 
     def __init__(
@@ -167,12 +167,12 @@ class CachedSource:
 
 
 def _difference(state: State, before: State) -> State:
-    """A HarvestSource's state with what it counts over all epochs taken relative to another."""
+    """A HarvestSource's state with its counts over all epochs relative to the state `before`."""
     return _shifted(state, before, -1)
 
 
 def _sum(before: State, difference: State) -> State:
-    """The state whose difference from `before` that is."""
+    """The state that has this difference from `before`."""
     return _shifted(difference, before, 1)
 
 
@@ -188,7 +188,7 @@ def _shifted(state: State, by: State, sign: int) -> State:
 
 
 def norms_of(state: State, policy: TokenPolicy, d_model: tuple[int, int]) -> NormFilter:
-    """What the source whose state that is has left out by norm."""
+    """The norm filter of a source with this state, with its bounds and counts."""
     norms = NormFilter(policy.max_norm_ratio, d_model)
     norms.restore((state.get("harvest") or state)["norms"])
     return norms
@@ -203,11 +203,11 @@ def open_source(
     tell: Callable[[str], None],
     following: Following,
 ) -> ActivationSource:
-    """The source that a recipe asks for; on a GPU one that works ahead.
+    """The source that a recipe asks for; on a GPU it works ahead.
 
     `hashes`: of the pair and of what its chat template is told; `tell` hears of damaged shards, `following` of what is
-    read, written and hashed. Raises CacheError where activations cannot be cached, and OSError where a data file cannot
-    be read.
+    read, written and hashed. Raises CacheError if activations cannot be cached, and OSError if a data file cannot be
+    read.
     """
     harvested = HarvestSource(stream, activations, recipe, tick=following.tick)
     source: ActivationSource = harvested

@@ -1,4 +1,4 @@
-"""The rows of a data set of the hub, as a stream that outlives failing reads. Does not know what they mean."""
+"""Reads the rows of a data set of the hub as a stream that survives failed reads. Does not know what they mean."""
 
 import re
 import time
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from datasets import IterableDataset
 
 PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0, 60.0)
-"""Pauses before a read from the hub is made again; after the last one the data set cannot be read."""
+"""Pauses before a failed read from the hub is tried again; after the last one the data set is given up."""
 _FIRST_PAUSES = 5
-"""How many of them are made before the first row: a job that has just begun has little to lose."""
+"""Number of pauses before the first row: a job that has just begun has little to lose."""
 _PAUSES_OF_LASTING = 2
-"""How many for errors that lie in the data itself most of the time."""
+"""Number of pauses for errors that mostly lie in the data itself."""
 _LASTING = (ValueError, KeyError, TypeError, FileNotFoundError, PermissionError)
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _REMOTE = frozenset(("hf", "http", "https", "s3", "gs", "zip", "tar", "gzip", "bz2", "xz", "lz4", "zstd"))
@@ -30,7 +30,7 @@ _COMMIT = re.compile(r"^hf://[^@]*@([0-9a-f]{40})/")
 class HubRows:
     """The rows of a data set of the hub, or of a folder in the hub's layout, as a stream.
 
-    A read that fails is made again after a pause, from the row where it stood, at the commit that was read first.
+    A failed read is tried again after a pause, from the row where it stood, at the commit that was read first.
     """
 
     def __init__(self, spec: DataSpec, roots: Roots, tell: Tell) -> None:
@@ -38,11 +38,11 @@ class HubRows:
         self.files: list[Path] = []
         self.retries = 0
         self._number = 0
-        """Of the next row."""
+        """Number of the next row."""
         self._position: dict[str, Any] | None = None
-        """The stream's own state in front of it; None: at the beginning."""
+        """The stream's own state before that row; None: at the beginning."""
         self._commit: str | None = None
-        """Of the hub's repository, once it is known."""
+        """Commit of the hub's repository, once it is known."""
         _check_hub_source(spec, roots)
 
     def count(self, at_most: int | None = None) -> None:
@@ -69,7 +69,7 @@ class HubRows:
                 for values in stream:
                     opened, failures = True, 0
                     number = self._number
-                    # In front of the next row: what stands is what was handed on.
+                    # Moved on before the row is handed on, so that a saved state does not repeat it.
                     self._number, self._position = number + 1, stream.state_dict()
                     if number >= first:
                         yield number, Row(f"{self._spec.path} ({self._spec.split}), row {number}", values)
@@ -97,7 +97,7 @@ class HubRows:
         return stream
 
     def _check_file(self, file: str) -> None:
-        """Raises DataError for a file of this machine that jobs may not read: a repository may name such, too."""
+        """Raises DataError for a file of this machine that jobs may not read; a repository can name one."""
         for part in file.split("::"):
             protocol, marked, path = part.rpartition("://")
             if marked and protocol in _REMOTE:
@@ -110,7 +110,7 @@ class HubRows:
                 raise DataError(f"data set {self._spec.name!r}: {error}") from error
 
     def _pause(self, error: Exception, failures: int, opened: bool) -> None:
-        """Waits before the next try. Raises DataError if there is none."""
+        """Waits before the next try. Raises DataError after the last one."""
         lasting = isinstance(error, _LASTING)
         num_pauses = len(PAUSES_S) if self._number else _FIRST_PAUSES
         if lasting:
@@ -135,7 +135,7 @@ class HubRows:
 
 
 def _check_hub_source(spec: DataSpec, roots: Roots) -> None:
-    """Raises DataError unless it is a hub id, or a folder that jobs may read."""
+    """Raises DataError unless `spec.path` is a hub id or a folder that jobs may read."""
     path = Path(spec.path)
     if path.is_absolute() or path.exists():
         roots.check(path)

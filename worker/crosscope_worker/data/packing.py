@@ -1,7 +1,7 @@
-"""Which texts share a forward, and where in its rows they lie. Knows lengths and ids, no models.
+"""Packs texts into forwards, and says where in the rows they lie. Knows lengths and ids, no models.
 
-A row holds one text or several, one behind the other; each counts its own positions from 0, by which a model tells
-them apart. What is left of a row is padding.
+A row holds one text or several, one after the other. Each counts its own positions from 0, by which a model tells them
+apart. The rest of a row is padding.
 """
 
 from bisect import bisect_right
@@ -34,8 +34,8 @@ class Forward:
     def fill(self, ids: Sequence[np.ndarray]) -> tuple[Tensor, Tensor | None]:
         """Rows of `ids`, each [pos] int64 in the order of `texts`, and their positions: both [row, pos] int64.
 
-        Padding has id 0 and position 0: every token of it is a text of its own, and nothing looks at it. There are no
-        positions where no row is shared.
+        Padding has id 0 and position 0, so each of its tokens is a text of its own, at which nothing looks. Positions
+        are None if no row is shared.
         """
         filled, positions = np.zeros((2, *self.shape), dtype=np.int64)
         for row, start, text in zip(self.rows, self.starts, ids, strict=True):
@@ -53,9 +53,9 @@ def pack(
 ) -> Iterator[Forward]:
     """Divides texts of these lengths into forwards of at most `tokens_per_forward` tokens, or a single longer text.
 
-    Longest first, so that rows of a forward are of like length. With `share_rows`, what a row has left takes the
-    longest texts that fit. Rows are as long as the longest text of their forward, since attention costs a token as
-    much as its row is long; with `long_rows`, for attention that skips what a text does not look at, a forward is one
+    Longest texts come first, so that rows of a forward have similar lengths. With `share_rows`, the longest texts that
+    fit fill the rest of a row. Rows are as long as the longest text of their forward, since the cost of attention for a
+    token grows with its row. With `long_rows`, for attention that skips what a text does not look at, a forward is one
     row. Texts of different `regimes` (PairActivations.regimes; None: all of one) share no forward. Equal lengths give
     equal forwards.
     """

@@ -1,4 +1,4 @@
-"""A source whose blocks are made ahead of time, on a thread of its own: both models run while the trainer trains.
+"""A source that makes its blocks ahead of time, on a thread of its own: both models run while the trainer trains.
 
 On a GPU the thread has a CUDA stream of its own. Knows neither models nor what the activations are used for.
 """
@@ -17,12 +17,12 @@ from torch import Tensor
 from crosscope_worker.data.activation_source import ActivationSource
 
 BLOCKS_AHEAD = 2
-"""Blocks that wait for the trainer at most, one more under way; each takes `4 · both` bytes a token."""
+"""Most blocks that wait for the trainer while one more is made; each takes `4 · both` bytes a token."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Made:
-    """A block, and where the source stood behind it; or why there is none."""
+    """A block and the source's state after it, or why there is no block."""
 
     x: Tensor | None
     state: dict[str, Any]
@@ -32,7 +32,7 @@ class _Made:
 
 
 class PrefetchedSource:
-    """The blocks of another ActivationSource, bit for bit. Where it stands is where the trainer stands with it."""
+    """The blocks of another ActivationSource, bit for bit. Its state is that of the block given last."""
 
     def __init__(self, source: ActivationSource, device: torch.device) -> None:
         self._source = source
@@ -41,7 +41,7 @@ class PrefetchedSource:
         self._fraction = source.fraction()
 
     def blocks(self) -> Generator[Tensor]:
-        """See ActivationSource. Raises what the other source raises; its thread has ended when this is closed."""
+        """See ActivationSource. Raises what the other source raises. Closing this waits for the thread to end."""
         made: queue.Queue[_Made] = queue.Queue()
         room, stopped = threading.Semaphore(BLOCKS_AHEAD + 1), threading.Event()
         thread = threading.Thread(target=self._make, args=(made, room, stopped), name="prefetch", daemon=True)

@@ -1,4 +1,4 @@
-"""What the readers of data sets have in common: rows with their places, and how a reader is asked. Reads nothing."""
+"""The protocol of readers of data sets, and the rows that they give. Reads nothing."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 Tell = Callable[[str], None]
-"""Hears what a person who waits should know; may raise to stop the reading."""
+"""Hears what a waiting person should know; may raise to stop the reading."""
 
 
 class DataError(ValueError):
@@ -22,27 +22,27 @@ class Row:
 
 
 class Rows(Protocol):
-    """Where rows come from."""
+    """A reader of a data set's rows."""
 
     files: list[Path]
     """Files in the order in which they are read; none for a hub data set."""
     retries: int
-    """Reads that failed and were made again."""
+    """Reads that failed and were tried again."""
 
     def read(self, first: int) -> Iterator[tuple[int, Row]]:
         """Rows with their numbers, from number `first` on. Raises DataError that names the row."""
         ...
 
     def count(self, at_most: int | None = None) -> int | None:
-        """How many rows there are, or are at least up to `at_most`; None where only the end tells."""
+        """Number of rows; counting may stop at `at_most`. None if only reading to the end would tell."""
         ...
 
     def state(self) -> dict[str, Any] | None:
-        """Where the source itself stands, as plain values, if that is worth keeping."""
+        """Where the reader itself stands, as plain values; None if that need not be kept."""
         ...
 
     def restore(self, state: Mapping[str, Any] | None) -> None:
-        """Lets the next reading go on from there."""
+        """Lets the next reading go on from a saved state."""
         ...
 
 
@@ -52,7 +52,7 @@ class Columns:
 
     needed: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
-    """Read where there are such."""
+    """Read if the file has them."""
 
 
 def said(error: Exception) -> str:

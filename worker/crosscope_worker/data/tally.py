@@ -1,4 +1,4 @@
-"""What became of the texts of a data set: counted while they are read, kept over a resume, shown with the result.
+"""Counts what becomes of the texts of a data set. The counts survive a resume and are shown with the result.
 
 Plain values in and out. Does not know how texts are read or why one is refused.
 """
@@ -20,7 +20,7 @@ State = Mapping[str, Any]
 
 @dataclass
 class Counts:
-    """Counts over the texts of one data set; those of every pass together."""
+    """Counts over the texts of one data set, in all passes."""
 
     read: int = 0
     """Texts of the split that were looked at."""
@@ -31,13 +31,13 @@ class Counts:
     cut_tokens: int = 0
     """Tokens beyond max_length."""
     lost_behaviours: int = 0
-    """Tagged behaviours beyond max_length, or of which the template printed nothing."""
+    """Tagged behaviours that lie beyond max_length or that the template does not print."""
     without_tokens: int = 0
-    """Texts of which the token policy keeps no token."""
+    """Texts without a token that the token policy keeps."""
     stopped: int = 0
     """Passes that ended at max_tokens."""
     retries: int = 0
-    """Reads that failed and were made again."""
+    """Reads that failed and were tried again."""
 
     @property
     def num_refused(self) -> int:
@@ -56,12 +56,12 @@ class Counts:
         self.refused[reason] = self.refused.get(reason, 0) + 1
 
     def plain(self) -> dict[str, int]:
-        """The counts by name, reasons left away."""
+        """The counts by name, without the reasons."""
         return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "refused"}
 
 
 def reason_of(sentence: str) -> str:
-    """The reason in a refusal, without what differs from text to text: numbers and long quotations."""
+    """The reason of a refusal, without numbers and long quotations, which differ from text to text."""
     reason = re.sub(r"\bturn \d+\b", "a turn", " ".join(sentence.split()))
     reason = re.sub(r"\d+", "N", _QUOTED.sub("'…'", reason))
     return reason if len(reason) <= _LONGEST_REASON else f"{reason[: _LONGEST_REASON - 1]}…"
@@ -78,7 +78,7 @@ def from_state(state: Sequence[State]) -> list[Counts]:
 
 
 def shifted(state: Sequence[State], by: Sequence[State], sign: int) -> list[dict[str, Any]]:
-    """States of the same data sets, added (sign 1) or the second taken from the first (-1)."""
+    """The sum (sign 1) or difference (-1) of two states of the same data sets."""
     return [
         _shifted(each, other, sign) | {"refused": _without_zeros(_shifted(each["refused"], other["refused"], sign))}
         for each, other in zip(state, by, strict=True)

@@ -24,16 +24,16 @@ from crosscope_worker.tokenizer.tokens import PromptError, TextTokenizer
 Split = Literal["train", "held_out"]
 
 ENOUGH = 100
-"""Refused texts from which on the share of a data set is judged while it is read."""
+"""From this number of refused texts on, a data set's refused share is checked while it is read."""
 
 
 @dataclass(frozen=True)
-class Behaviour:
+class TaggedBehaviour:
     """A tagged behaviour of an assistant turn."""
 
     name: str
     decision: int
-    """Position of the last token in front of the turn's content: of the assistant's header."""
+    """Position of the last token before the turn's content, which ends the assistant's header."""
     start: int
     """Position of its first token."""
     end: int
@@ -50,7 +50,7 @@ class Text:
     """[pos] int64"""
     roles: np.ndarray
     """[pos] uint8, TokenRole"""
-    behaviours: tuple[Behaviour, ...] = ()
+    behaviours: tuple[TaggedBehaviour, ...] = ()
     place: str = "a text"
     """File and line, for messages."""
 
@@ -61,7 +61,7 @@ class TextStream:
     Every `policy.held_out_every`-th text of each set, by its index in the set, is in split "held_out", all others in
     "train", where a set also ends at its max_tokens. Texts are cut to `policy.max_length` tokens.
     Iterating again goes on where the stream stands; after its end it starts over. Raises DataError for a text or set
-    that cannot be read, and for a set of which too much is refused or of which no token is kept.
+    that cannot be read, and for a set with too many refused texts or without a token that is kept.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class TextStream:
     ) -> None:
         """`folders`: where relative paths are looked up, in this order. `roots`: what may be read; unset: `folders`.
 
-        `tell` hears of reads that are made again. Raises DataError if a file is missing or may not be read.
+        `tell` hears of reads that are tried again. Raises DataError if a file is missing or may not be read.
         """
         self._data = tuple(data)
         self._tokenizer = tokenizer
@@ -96,16 +96,16 @@ class TextStream:
 
     @property
     def counts(self) -> list[Counts]:
-        """What became of the texts of each data set so far, those of every pass."""
+        """What became of the texts of each data set so far, in all passes."""
         return self._counts
 
     @cached_property
     def _num_rows(self) -> list[int | None]:
-        """Of each data set; counting them reads all files."""
+        """Number of rows of each data set; counting them reads all files."""
         return [rows.count() for rows in self._rows]
 
     def check_held_out(self) -> None:
-        """Raises DataError if a data set is too small for a held-out text; of a hub data set only its end tells."""
+        """Raises DataError if a data set is too small for a held-out text; a hub data set is known only at its end."""
         every = self._policy.held_out_every
         for index, rows in enumerate(self._rows):
             num_rows = rows.count(every)
@@ -113,7 +113,7 @@ class TextStream:
                 raise self._too_small(index, num_rows)
 
     def check_losses(self) -> None:
-        """Raises DataError if too much was refused of a data set that a reading gave up before its end."""
+        """Raises DataError if too many texts of a data set were refused in a reading that ended early."""
         for index in range(len(self._data)):
             self._check_losses(index, 1)
 
@@ -149,7 +149,7 @@ class TextStream:
             rows.restore(saved)
 
     def fraction(self) -> float:
-        """Share of the texts that has been given, 0 to 1, of the set that is least far; 0 where it is not known."""
+        """Share of its texts, 0 to 1, that the data set furthest behind has given; 0 if that is unknown."""
         return min(self._share(index) for index in range(len(self._data)))
 
     def _share(self, index: int) -> float:
@@ -185,13 +185,13 @@ class TextStream:
 
     def _texts(self, index: int) -> Iterator[Text]:
         """Texts of one set from its next row on; advances the set's state before each text is given."""
-        every, source = self._policy.held_out_every, self._rows[index]
+        every, rows = self._policy.held_out_every, self._rows[index]
         first = num_rows = self._next_row[index]
-        retries = source.retries
-        for number, row in source.read(first) if not self._is_full(index) else ():
+        retries = rows.retries
+        for number, row in rows.read(first) if not self._is_full(index) else ():
             num_rows = number + 1
-            self._counts[index].retries += source.retries - retries
-            retries = source.retries
+            self._counts[index].retries += rows.retries - retries
+            retries = rows.retries
             if (number % every == every - 1) != (self._split == "held_out"):
                 continue
             self._next_row[index] = number + 1
@@ -225,7 +225,7 @@ class TextStream:
 
     def _tokenised(self, index: int, row: Row) -> Text:
         spec, counts, length = self._data[index], self._counts[index], self._policy.max_length
-        found: list[Behaviour] = []
+        found: list[TaggedBehaviour] = []
         try:
             if not spec.has_chats:
                 tokens = self._tokenizer.text(chats.document(spec, row))
@@ -234,7 +234,7 @@ class TextStream:
                 tokens = self._tokenizer.conversation(turns)
                 for name, turn, start, end in chats.behaviours(spec, row, turns):
                     first, last = tokens.token_span(turn, start, end)
-                    found.append(Behaviour(name, tokens.content_spans[turn][0] - 1, first, last))
+                    found.append(TaggedBehaviour(name, tokens.content_spans[turn][0] - 1, first, last))
         except PromptError as error:
             raise RefusedText(row.place, str(error)) from error
         kept = tuple(behaviour for behaviour in found if behaviour.start < behaviour.end <= length)
@@ -244,7 +244,7 @@ class TextStream:
         return Text(index, tokens.ids[:length], tokens.roles[:length], kept, row.place)
 
     def _check_end(self, index: int, num_rows: int) -> None:
-        """Raises DataError at the end of a set that gave nothing, or of which too much was left out."""
+        """Raises DataError at the end of a set that gave no text, or that lost too many."""
         spec, counts = self._data[index], self._counts[index]
         if not num_rows:
             raise DataError(f"data set {spec.name!r} is empty: {spec.path}")
@@ -254,9 +254,9 @@ class TextStream:
         self._check_tokens(index, 1)
 
     def _check_losses(self, index: int, enough: int, *, of_a_part: bool = True) -> None:
-        """Raises DataError if at least `enough` texts were refused and they are too large a share.
+        """Raises DataError if at least `enough` texts were refused and their share is too large.
 
-        What was read of a part of the set is a sample: three standard errors more are allowed.
+        If only a part of the set was read, it is a sample, and three standard errors more are allowed.
         """
         spec, counts = self._data[index], self._counts[index]
         refused, share = counts.num_refused, spec.max_refused_share

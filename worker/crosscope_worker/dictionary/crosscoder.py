@@ -1,10 +1,10 @@
 """The crosscoder: one sparse dictionary for the residual streams of two models.
 
-Knows its formulas (math §1, §6) and how a version folder is written; not how it is read again (load.py), how it was
-trained or what its latents mean.
+Knows its formulas (math §1, §6) and how a version folder is written. Does not know how the folder is read (load.py),
+how the crosscoder was trained, or what its latents mean.
 
 Axis `both`: the models' residual streams side by side, base's `d_model` first. `[batch, both]` is the same memory as
-`[batch, model, d_model]` where the two widths agree, and lets models of different width through.
+`[batch, model, d_model]` where the two widths agree, and it also holds models of different width.
 """
 
 import math
@@ -22,7 +22,7 @@ from crosscope_proto.manifest import manifest_text
 from crosscope_proto.roles import BASE, CHAT
 from crosscope_worker.dictionary.errors import CrosscoderError
 from crosscope_worker.dictionary.keep import ALL_POSITIVE, Keep, Sparsifier, StoredKeep, code_norms
-from crosscope_worker.dictionary.sparse import SparseCode, decode_entries, places, sparse_code
+from crosscope_worker.dictionary.sparse import SparseCode, decode_entries, flat_indices, sparse_code
 from crosscope_worker.dictionary.streams import BOTH, Streams, model_slice
 from crosscope_worker.disk import whole, write_whole
 
@@ -37,9 +37,9 @@ class Crosscoder:
     All methods take `x: [batch, both]` or `[batch, model, d_model]` as the models gave it; the input normaliser
     `(x - input_mean) * input_scale` is applied inside and undone by `decode`.
 
-    `streams` says what it reads. A dictionary of differences is one whose encoder reads base with the opposite sign of
-    chat and whose decoder writes nothing for base: what `decode` gives for chat is the reconstruction of
-    `x^chat - x^base`. A dictionary of one model has zeros in the other model's place.
+    `streams` says what it reads. In a dictionary of differences, the encoder reads base with the opposite sign of chat,
+    and the decoder writes nothing for base. What `decode` gives for chat is then the reconstruction of
+    `x^chat - x^base`. A dictionary of one model has zeros for the other model.
     """
 
     W_enc: Tensor
@@ -52,7 +52,7 @@ class Crosscoder:
     """[both]."""
     d_model: tuple[int, int]
     variant: str
-    """What it is called, for people; nothing depends on it."""
+    """Its variant's name, for people; nothing depends on it."""
     code_normalisation: str = "crosscoder"
     streams: Streams = BOTH
     """What it reads and reconstructs."""
@@ -62,7 +62,7 @@ class Crosscoder:
     input_mean: Tensor | None = None
     """[both], in the models' own scale; None: nothing is subtracted."""
     notes: tuple[str, ...] = ()
-    """What was assumed, or left out, when it was read from someone else's files; a sentence each."""
+    """What was assumed or left out when it was read from a published file; a sentence each."""
 
     def __post_init__(self) -> None:
         both, num_latents = self.W_enc.shape
@@ -70,8 +70,8 @@ class Crosscoder:
         for name, shape in expected.items():
             if (found := tuple(getattr(self, name).shape)) != shape:
                 raise CrosscoderError(f"{name} has shape {found}, but W_enc {tuple(self.W_enc.shape)} asks for {shape}")
-        if sum(self.d_model) != both:
-            raise CrosscoderError(f"W_enc reads {both} values a token, but d_model {self.d_model} adds up to another")
+        if (total := sum(self.d_model)) != both:
+            raise CrosscoderError(f"W_enc reads {both} values a token, but d_model {self.d_model} adds up to {total}")
         if self.code_normalisation not in CODE_NORMALISATIONS:
             known = ", ".join(CODE_NORMALISATIONS)
             raise CrosscoderError(f"unknown code normalisation {self.code_normalisation!r}; known are {known}")
@@ -79,8 +79,8 @@ class Crosscoder:
             raise CrosscoderError(f"input_mean has shape {tuple(self.input_mean.shape)}, not ({both},)")
         if (self.code_normalisation == "decoupled") != self.keep.decoupled:
             raise CrosscoderError(
-                f"a decoupled code, and no other, is kept by each model apart; this one is {self.code_normalisation} "
-                f"and {self.keep.words}"
+                "a decoupled code, and only that, has a rule for each model; this crosscoder's code normalisation is "
+                f"{self.code_normalisation}, and it {self.keep.words}"
             )
         if len(self.input_scale) != 2 or not all(math.isfinite(scale) and scale > 0 for scale in self.input_scale):
             raise CrosscoderError(f"input_scale must be two positive, finite numbers, not {self.input_scale}")
@@ -111,7 +111,7 @@ class Crosscoder:
         return self.W_dec[:, self.model_slice(model)]
 
     def code_norms(self) -> Tensor:
-        """The code normalisation `n: [latent]` (math §1); of a decoupled code where both models keep an entry."""
+        """The code normalisation `n: [latent]` (math §1); in a decoupled code, of entries that both keep."""
         return code_norms(self.W_dec, self.d_model, self.code_normalisation)
 
     def scale_inputs(self, x: Tensor) -> Tensor:
@@ -127,29 +127,29 @@ class Crosscoder:
     def encode(self, x: Tensor) -> Tensor:
         """The raw code `f: [batch, latent]`, sparsified as at inference (math §1, §2).
 
-        Of a decoupled code, the entries that at least one model keeps; `decode` drops for each model what it does not.
+        A decoupled code has the entries that at least one model keeps. `decode` drops those that a model does not keep.
         """
         code = self.pre_activations(x).relu_()
         return code * self.sparsifier().kept(code)
 
     def encode_sparse(self, x: Tensor, sparsifier: Sparsifier | None = None) -> SparseCode:
-        """The non-zero entries of `encode(x)`; values are raw, not scaled. `sparsifier` spares working it out."""
+        """The non-zero entries of `encode(x)`; values are raw, not scaled. A `sparsifier` that is given is used."""
         code = self.pre_activations(x).relu_()
-        return sparse_code(places((sparsifier or self.sparsifier()).kept(code)), code)
+        return sparse_code(flat_indices((sparsifier or self.sparsifier()).kept(code)), code)
 
     def scaled(self, x: Tensor) -> Tensor:
         """Scaled activations `a = f n`, [batch, latent] (math §1); summed over the models that keep a decoupled `f`."""
         return self.sparsifier().scaled(self.encode(x))
 
     def sparsifier(self) -> Sparsifier:
-        """What is kept and how it is scaled. Reads the whole decoder; hold on to it where the weights stand still."""
+        """The rule `keep` for these weights. Reads the whole decoder, so reuse it while the weights do not change."""
         return self.keep.sparsifier(self.W_dec, self.d_model, self.code_normalisation)
 
     def decode(self, code: Tensor, only: Tensor | None = None) -> Tensor:
         """Reconstructions `x_hat: [batch, both]` of a raw code `[batch, latent]`, in the models' own scale.
 
-        With `only: [latent]`, 1 or 0, those latents alone are added up; which entries a model keeps is asked of the
-        whole code.
+        With `only: [latent]`, 1 or 0, only latents with a 1 are added up. The whole code still decides which entries a
+        model keeps.
         """
         chosen = code if only is None else code * only
         if not self.keep.decoupled:
@@ -162,7 +162,7 @@ class Crosscoder:
         return x_hat if self.input_mean is None else x_hat + self.input_mean
 
     def decode_sparse(self, code: SparseCode, kept_by: tuple[Tensor, Tensor]) -> Tensor:
-        """What rows and bias add up to, [batch, both], in the crosscoder's input space; see `Sparsifier.kept_by`."""
+        """Decoder rows of a code plus bias, [batch, both], in the crosscoder's input space; `Sparsifier.kept_by`."""
         if not self.keep.decoupled:
             return decode_entries(code, self.W_dec) + self.b_dec
         parts = [

@@ -1,4 +1,4 @@
-"""What the files and the parts of a crosscoder are refused with."""
+"""The error for files and parts of a crosscoder that cannot be used."""
 
 
 class CrosscoderError(ValueError):

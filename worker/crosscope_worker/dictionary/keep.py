@@ -1,7 +1,7 @@
 """Which entries of a code are kept at inference, and how they are scaled (math §1, §2).
 
-A `Keep` is the rule as it is stored; with the norms of decoder rows it becomes a `Sparsifier`, which is what codes are
-given to. Knows no encoder.
+A `Keep` is the rule as it is stored. With the norms of decoder rows it becomes a `Sparsifier`, which cuts and scales
+codes. Knows no encoder.
 """
 
 from dataclasses import dataclass, replace
@@ -15,18 +15,18 @@ from crosscope_worker.dictionary.errors import CrosscoderError
 from crosscope_worker.dictionary.sparse import SparseCode
 
 ByModel = tuple[Tensor, Tensor]
-"""A tensor of base and one of chat."""
+"""A tensor for base and one for chat."""
 
 
 class Sparsifier(Protocol):
-    """A rule that is worked out for one decoder. Codes are those after ReLU and nothing else, [batch, latent]."""
+    """A rule worked out for one decoder. Codes are [batch, latent], as ReLU leaves them unless said otherwise."""
 
     def kept(self, code: Tensor) -> Tensor:
         """Which entries at least one model keeps, [batch, latent] bool."""
         ...
 
     def kept_by_models(self, code: Tensor) -> ByModel:
-        """Which entries each model's reconstruction has, [batch, latent] bool; of a code cut to `kept` or not."""
+        """Which entries each model's reconstruction has, [batch, latent] bool; the code may be cut to `kept`."""
         ...
 
     def scaled(self, code: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ class _OneCode:
     norms: Tensor
     """[latent]: the code normalisation."""
     k: int | None = None
-    """Only so many of a token's largest scaled activations are kept; of equal ones those of the lower latents."""
+    """How many of a token's largest scaled activations are kept, ties to the lower latent; None: all."""
 
     def kept(self, code: Tensor) -> Tensor:
         kept = code > self.cuts
@@ -117,11 +117,11 @@ class Keep:
     """Every positive entry is kept; subclasses are the other rules."""
 
     decoupled: ClassVar[bool] = False
-    """Whether the models keep entries apart: in a decoupled code, and in no other."""
+    """Whether each model keeps entries of its own, as in a decoupled code and in no other."""
     words: ClassVar[str] = "keeps every positive entry"
 
     def problem(self, num_latents: int) -> str | None:
-        """A sentence if it fits no dictionary of so many latents."""
+        """A sentence if the rule does not fit a dictionary of `num_latents` latents, else None."""
         return None
 
     def sparsifier(self, W_dec: Tensor, d_model: tuple[int, int], normalisation: str) -> Sparsifier:
@@ -211,7 +211,7 @@ class AboveModelThresholds(Keep):
 
 @dataclass(frozen=True)
 class LargestOfToken(Keep):
-    """The k largest scaled activations of a token are kept; of equal ones those of the lower latents."""
+    """The k largest scaled activations of a token are kept; ties go to the lower latent."""
 
     k: int
     words: ClassVar[str] = "keeps k of each token"
@@ -257,7 +257,7 @@ class StoredKeep:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors that there are, by their names in the file."""
+        """The rule's tensors by their names in the file."""
         named = {"latent_thresholds": self.latent_thresholds, "model_thresholds": self.model_thresholds}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
@@ -279,15 +279,15 @@ class StoredKeep:
                 return cls()
 
     def rule(self) -> Keep:
-        """The rule that is stored. Raises CrosscoderError where two rules are."""
+        """The rule that is stored. Raises CrosscoderError if two are."""
         if self.token_k is not None:
             below = self.model_thresholds is None or bool((self.model_thresholds <= 0).all())
             if self.threshold is not None or self.latent_thresholds is not None or not below:
-                raise CrosscoderError("there is a threshold beside token_k; only one of them can hold")
+                raise CrosscoderError("a threshold is stored beside token_k; keep one of them")
             return LargestOfToken(self.token_k) if self.model_thresholds is None else LargestByModel(self.token_k)
         found: list[Any] = [self.threshold, self.latent_thresholds, self.model_thresholds]
         if sum(each is not None for each in found) > 1:
-            raise CrosscoderError("there are thresholds for each latent or model beside others; only one kind can hold")
+            raise CrosscoderError("two of threshold, latent_thresholds and model_thresholds are stored; keep one kind")
         if self.latent_thresholds is not None:
             return AboveThresholds(self.latent_thresholds)
         if self.model_thresholds is not None:
@@ -320,14 +320,14 @@ def code_norms(W_dec: Tensor, d_model: tuple[int, ...], normalisation: str) -> T
 
 
 def cuts(threshold: float | Tensor, norms: Tensor) -> Tensor:
-    """The `f` above which `f n > threshold`, not negative; infinite where the norm is 0; [latent]."""
+    """The values [latent] above which `f n > threshold`. Never negative; infinite where the norm is 0."""
     return torch.where(norms > 0, threshold / norms, torch.inf).clamp_min_(0.0)
 
 
 def largest(scaled: Tensor, k: int) -> Tensor:
-    """The `k` largest positive entries of each row of `scaled: [batch, latent]`, as a mask of its shape.
+    """A mask of the `k` largest positive entries of each row of `scaled: [batch, latent]`.
 
-    Of equal entries the ones further left are taken, so that a row has exactly `k`, or all its positive entries.
+    Ties go to the entry further left. So a row keeps exactly `k` entries, or all its positive ones if there are fewer.
     """
     if k >= scaled.shape[1]:
         return scaled > 0
@@ -343,7 +343,7 @@ def largest(scaled: Tensor, k: int) -> Tensor:
 
 
 def _largest_entries(code: SparseCode, scaled: Tensor, k: int) -> Tensor:
-    """The same of a sparse code's entries, whose scaled activations are `scaled: [entry]`; [entry] bool."""
+    """The same for the entries of a sparse code with scaled activations `scaled: [entry]`; returns [entry] bool."""
     # Entries come by token, then by latent, and stable sorts keep that order among equals.
     order = torch.argsort(scaled, descending=True, stable=True)
     order = order[torch.argsort(code.tokens[order], stable=True)]

@@ -1,4 +1,4 @@
-"""Opening a crosscoder, whoever wrote it: a version folder of ours, or a published layout."""
+"""Opens a crosscoder from a version folder of ours or from files in a published layout."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +23,7 @@ def load_crosscoder(
 
     `input_scale` (base, chat) is for published files that do not hold the scales of their inputs. `swap`: model 0 of
     the file is the chat model. `reads` "difference", "base" or "chat" says what a published dictionary of one stream of
-    activations was trained on. `tell` is told what takes long.
+    activations was trained on. `tell` hears of steps that take long.
 
     Raises CrosscoderError that names what is missing, cut short, damaged, not finite, unknown or contradictory.
     """

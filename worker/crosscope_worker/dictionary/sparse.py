@@ -1,8 +1,8 @@
-"""Sparse codes as (token, latent, value) entries, and the few operations that training and analysis need on them.
+"""Sparse codes as (token, latent, value) entries, and the few operations on them that training and analysis need.
 
-Every operation costs work per active entry, not per element of the dense code (math §3). Plain torch, and on CUDA the
-kernels of `sparse_triton` where Triton is installed; the reference for each is the dense formula in its docstring, and
-tests/worker/dictionary compares them. Products of bfloat16 are summed and returned in float32.
+An operation costs work for each active entry, not for each element of the dense code (math §3). On CUDA the kernels of
+`sparse_triton` do it where Triton is installed, elsewhere plain torch. The reference of each is the dense formula in
+its docstring, and tests/worker/dictionary compares the two. Products of bfloat16 are summed and returned in float32.
 """
 
 import functools
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 _PIECE_BYTES = 2 << 20
-"""Of a result that is made piece by piece; 1 to 8 MiB are equally fast (two CPU cores, 16 384 latents)."""
+"""Size of a piece of a result that is made in pieces; 1 to 8 MiB are equally fast (two CPU cores, 16 384 latents)."""
 
 
 class SparseCode(NamedTuple):
@@ -49,19 +49,19 @@ class SparseCode(NamedTuple):
 
 
 def sparse_code(flat: Tensor, code: Tensor) -> SparseCode:
-    """The entries of `code: [batch, latent]` at ascending places `flat: [entry]` of the flattened code."""
+    """The entries of `code: [batch, latent]` at ascending indices `flat: [entry]` into the flattened code."""
     tokens = torch.div(flat, code.shape[1], rounding_mode="floor")
     return SparseCode(tokens, flat - tokens * code.shape[1], code.reshape(-1)[flat], code.shape[0])
 
 
 def sparse_relu(flat: Tensor, pre: Tensor, bias: Tensor) -> SparseCode:
-    """The same of the code `relu(pre + bias)`, `pre: [batch, latent]`, at places where it is positive."""
+    """The entries of `relu(pre + bias)`, `pre: [batch, latent]`, at flat indices where it is positive."""
     code = sparse_code(flat, pre)
     return code._replace(values=code.values + bias[code.latents])
 
 
-def places(keep: Tensor) -> Tensor:
-    """Ascending places, in the flattened mask, where `keep` (any shape) is true."""
+def flat_indices(keep: Tensor) -> Tensor:
+    """Ascending indices, into the flattened mask, at which `keep` (any shape) is true."""
     if keep.device.type == "cpu":  # several times faster than torch's own on sparse masks
         return torch.from_numpy(np.flatnonzero(keep.numpy()))
     return keep.reshape(-1).nonzero().squeeze(1)
@@ -76,9 +76,9 @@ def decode_entries(code: SparseCode, rows: Tensor) -> Tensor:
     return _bags(code.latents, rows, starts, code.values.to(rows.dtype))
 
 
-def _bags(places: Tensor, rows: Tensor, starts: Tensor, values: Tensor) -> Tensor:
-    """Sums of `values[i] * rows[places[i]]` from each of `starts` to the next, [start, width]."""
-    return torch.nn.functional.embedding_bag(places, rows, starts, mode="sum", per_sample_weights=values)
+def _bags(indices: Tensor, rows: Tensor, starts: Tensor, values: Tensor) -> Tensor:
+    """Sums of `values[i] * rows[indices[i]]` from each of `starts` to the next, [start, width]."""
+    return torch.nn.functional.embedding_bag(indices, rows, starts, mode="sum", per_sample_weights=values)
 
 
 def entry_products(code: SparseCode, tokens: Tensor, rows: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ def entry_products(code: SparseCode, tokens: Tensor, rows: Tensor) -> Tensor:
         return kernels.entry_products(starts, code.latents, tokens, rows)
     tokens, rows = _summable(tokens), _summable(rows)
     with warnings.catch_warnings():
-        # Says that sparse CSR tensors are in beta; the tests compare every result with the dense one.
+        # The warning says that sparse CSR tensors are in beta; the tests compare every result with the dense one.
         warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)
         pattern = torch.sparse_csr_tensor(
             starts,
@@ -113,7 +113,7 @@ class ByLatent(NamedTuple):
     def products(self, values: Tensor, tokens: Tensor, out: Tensor | None = None) -> Tensor:
         """`f.T @ tokens` for `values: [entry]` in the code's order and `tokens: [batch, width]`; [latent, width].
 
-        Written to `out` where that is given and plain torch is taken.
+        Plain torch writes to `out` where it is given.
         """
         values = values[self.order]
         if kernels := _kernels(tokens, values):
@@ -122,8 +122,8 @@ class ByLatent(NamedTuple):
         values = values.to(tokens.dtype)
         if out is None:
             return _bags(self.tokens, tokens, self.starts, values)
-        # embedding_bag makes its own result; in pieces that stay in the cores' caches, memory that the system must
-        # clear first is not asked for again and again.
+        # embedding_bag makes a result of its own. Small pieces stay in the cores' caches; a whole result would be new
+        # memory every time, which the system must clear first.
         latents = max(1, _PIECE_BYTES // (tokens.element_size() * tokens.shape[1]))
         edges = [*self.starts[::latents].tolist(), len(values)]
         for i, piece in enumerate(out.split(latents)):
@@ -133,7 +133,7 @@ class ByLatent(NamedTuple):
 
 
 def _kernels(*operands: Tensor) -> ModuleType | None:
-    """`sparse_triton` where it takes these operands, float32 and bfloat16 on CUDA outside autograd; else nothing."""
+    """`sparse_triton` if it takes these operands (float32 or bfloat16, on CUDA, outside autograd), else None."""
     taken = (x.is_cuda and x.dtype in (torch.float32, torch.bfloat16) and not x.requires_grad for x in operands)
     return _sparse_triton() if all(taken) else None
 
@@ -144,7 +144,10 @@ def _sparse_triton() -> ModuleType | None:
 
 @functools.cache
 def launches_kernels() -> bool:
-    """Whether Triton is installed and can launch kernels: it compiles a small C extension for that. Warns if not."""
+    """Whether Triton is installed and can launch kernels, for which it compiles a small C extension.
+
+    Warns if it is installed and cannot.
+    """
     if find_spec("triton") is None:
         return False
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
@@ -158,7 +161,7 @@ def launches_kernels() -> bool:
 
 
 def _summable(x: Tensor) -> Tensor:
-    """`x` in the kind of number that its sums are taken in."""
+    """`x` in the data type in which its sums are taken."""
     return x.float() if x.dtype == torch.bfloat16 else x
 
 
@@ -174,12 +177,12 @@ def by_latent(code: SparseCode, num_latents: int) -> ByLatent:
 def batch_topk(
     pre: Tensor, bias: Tensor, norms: Tensor, count: int, floor: float = 0.0, latents: slice | None = None
 ) -> tuple[Tensor, float]:
-    """Places of the `count` largest positive entries of `(pre + bias) * norms`, exact, ties to the lower place.
+    """Flat indices of the `count` largest positive entries of `(pre + bias) * norms`; exact, ties to the lower index.
 
-    `pre: [batch, latent]`, `bias, norms: [latent]`; with `latents` only those compete. Returns ascending places in the
-    flattened code and the smallest kept value, 0 if nothing is positive. `floor` is a guess at that value: entries
-    below it are looked at only if fewer than `count` lie above, so a good guess (a little below the last step's) spares
-    looking at most of the batch twice. Neither the sum nor the product is ever built for the whole batch.
+    `pre: [batch, latent]`, `bias, norms: [latent]`. With `latents`, only those compete. Returns ascending indices into
+    the flattened code and the smallest kept value, 0 if nothing is positive. `floor` is a guess at that value. Entries
+    below it are looked at only if fewer than `count` lie above, so a good guess (a little below the last step's value)
+    passes over most of the batch. Neither the sum nor the product is ever built for the whole batch.
     """
     if latents is not None and (own := range(pre.shape[1])[latents]) != range(pre.shape[1]):
         kept, smallest = batch_topk(pre[:, latents].contiguous(), bias[latents], norms[latents], count, floor)
@@ -195,8 +198,8 @@ def batch_topk(
 
 
 def _largest(pre: Tensor, bias: Tensor, norms: Tensor, count: int, keep: Tensor) -> tuple[Tensor, float]:
-    """The `count` largest of `(pre + bias) * norms` where `keep`, or all of them, and the smallest one's value."""
-    candidates = places(keep)
+    """Flat indices of the `count` largest positive entries where `keep`, or of all of them, and the smallest value."""
+    candidates = flat_indices(keep)
     latents = candidates % pre.shape[1]
     values = (pre.reshape(-1)[candidates] + bias[latents]) * norms[latents]
     positive = values > 0
@@ -206,6 +209,6 @@ def _largest(pre: Tensor, bias: Tensor, norms: Tensor, count: int, keep: Tensor)
         return candidates, float(values.min()) if len(values) else 0.0
     smallest = torch.topk(values, count, sorted=False).values.min()
     above = values > smallest
-    ties = places(values == smallest)[: count - int(above.sum())]
+    ties = flat_indices(values == smallest)[: count - int(above.sum())]
     above[ties] = True
     return candidates[above], float(smallest)

@@ -1,8 +1,8 @@
 """The sparse operations of math §3 as Triton kernels, for CUDA.
 
-Rows may be float32 or bfloat16; every sum is taken and returned in float32, in an order that depends on the entries'
-places alone (no atomics), so that equal inputs give equal bits. Does not know codes, autograd, or when to take a
-kernel: `sparse` decides. Needs the package `triton`, which the other modules of the worker do not.
+Rows may be float32 or bfloat16. Every sum is taken and returned in float32. Its order depends on the entries' indices
+alone (no atomics), so equal inputs give equal bits. Does not know codes, autograd, or when to take a kernel: `sparse`
+decides. Needs the package `triton`, which the other modules of the worker do not.
 """
 
 # Without Triton (torch's CPU builds) its imports are missing; with it, what `triton.jit` adds to a function is untyped.
@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 TILE_ENTRIES = 4
-"""Entries whose rows are read at once: what keeps enough reads under way to hide the memory's latency."""
+"""Entries whose rows are read at once; enough reads are then under way to hide the memory's latency."""
 MAX_TILE_COLUMNS = 512
 """With TILE_ENTRIES rows, 16 numbers a thread in a program of 4 warps."""
 
@@ -22,8 +22,8 @@ MAX_TILE_COLUMNS = 512
 def weighted_sums(indices: Tensor, rows: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
     """Sums of `weights[p] · rows[indices[p]]` over the entries p of each bag; [bag, width] float32.
 
-    `indices, weights: [entry]`, `rows: [row, width]`, `starts: [bag]` ascending: bag b has the entries from `starts[b]`
-    to the next bag's start, the last one to the end; a bag without entries sums to 0.
+    `indices, weights: [entry]`, `rows: [row, width]`, `starts: [bag]` ascending. Bag b has the entries from `starts[b]`
+    to the next bag's start, the last bag those to the end. A bag without entries sums to 0.
     """
     rows, num_bags, width = _rows(rows), len(starts), rows.shape[1]
     sums = torch.empty(num_bags, width, dtype=torch.float32, device=rows.device)
@@ -75,7 +75,7 @@ def entry_products(starts: Tensor, latents: Tensor, tokens: Tensor, rows: Tensor
 
 
 def _rows(x: Tensor) -> Tensor:
-    """`x: [row, width]` with the numbers of each row beside each other, which is what the kernels read."""
+    """`x: [row, width]` with the numbers of each row side by side, as the kernels read them."""
     return x if x.stride(1) == 1 else x.contiguous()
 
 
@@ -113,8 +113,8 @@ def _weighted_sums(
         present = entries < end
         index = tl.load(indices + entries, mask=present, other=0).to(tl.int64)
         weight = tl.load(weights + entries, mask=present, other=0).to(tl.float32)
-        places = index[:, None] * row_stride + columns[None, :]
-        tile = tl.load(rows + places, mask=present[:, None] & inside[None, :], other=0)
+        offsets = index[:, None] * row_stride + columns[None, :]
+        tile = tl.load(rows + offsets, mask=present[:, None] & inside[None, :], other=0)
         total += weight[:, None] * tile.to(tl.float32)
     tl.store(sums + bag * width + columns, tl.sum(total, 0), mask=inside)
 
@@ -144,7 +144,7 @@ def _entry_products(
             columns = left + tl.arange(0, TILE_COLUMNS)
             inside = columns < width
             x = tl.load(tokens + token * token_stride + columns, mask=inside, other=0).to(tl.float32)
-            places = latent[:, None] * row_stride + columns[None, :]
-            tile = tl.load(rows + places, mask=present[:, None] & inside[None, :], other=0)
+            offsets = latent[:, None] * row_stride + columns[None, :]
+            tile = tl.load(rows + offsets, mask=present[:, None] & inside[None, :], other=0)
             total += x[None, :] * tile.to(tl.float32)
         tl.store(products + entries, tl.sum(total, 1), mask=present)

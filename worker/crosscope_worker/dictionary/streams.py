@@ -1,7 +1,7 @@
 """Which activations a dictionary reads and reconstructs: both models', their difference, or one model's (math §2).
 
 Axis `both`: the models' residual streams side by side, base's `d_model` first. A dictionary has columns of its own
-(`width` of them), and an artefact has all of `both`: this is where one becomes the other. Knows no formula of a code.
+(`width` of them); an artefact has all of `both`. This module converts between them. Knows no formula of a code.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,20 +28,20 @@ class Streams:
     """Two models, each read and reconstructed as it is; subclasses are the other cases."""
 
     name: Reads = "both"
-    """As manifests and recipes say it."""
+    """The name in manifests and recipes."""
     words: str = "both models"
-    """The same for people."""
+    """What it reads, in words for people."""
     reconstructs: tuple[int, ...] = (BASE, CHAT)
     """The models whose own activations it reconstructs; none, of a difference."""
     figures: tuple[tuple[int, str], ...] = tuple(enumerate(MODEL_NAMES))
-    """The parts of `both` where a reconstruction stands, and how figures of it are named (`fve_…`)."""
+    """The parts of `both` that hold a reconstruction, and the names of their figures (`fve_…`)."""
 
     is_difference: ClassVar[bool] = False
     """Whether what it writes is chat less base."""
     can_vanish: ClassVar[bool] = False
     """Whether what it reads can be zero everywhere though neither model's activations are."""
     vanished: ClassVar[str] = "the activations of a model are zero everywhere; is the layer right?"
-    """What to say where what it reads is zero everywhere."""
+    """The message if what it reads is zero everywhere."""
 
     @property
     def compares_rows(self) -> bool:
@@ -50,7 +50,7 @@ class Streams:
 
     @property
     def patches(self) -> bool:
-        """Whether chat's reconstruction less base's is known, which is what is patched into base's activations."""
+        """Whether chat's reconstruction less base's is known, which the causal patch needs."""
         return self.compares_rows or self.is_difference
 
     @property
@@ -175,4 +175,4 @@ STREAMS: Mapping[str, Streams] = {
         _OneModel("chat", "chat alone", (CHAT,), ((CHAT, "chat"),)),
     )
 }
-"""By their name."""
+"""Streams by name."""

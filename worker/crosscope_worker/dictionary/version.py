@@ -17,13 +17,13 @@ from crosscope_worker.disk import sha256
 
 _OPTIONAL = ("input_mean", "latent_thresholds", "model_thresholds")
 _SLOW_BYTES = 1 << 30
-"""From which size on reading a file for its hash is announced."""
+"""A file of this size or larger is announced before it is read for its hash."""
 
 
 def load_version(
     folder: Path, device: torch.device | str = "cpu", tell: Callable[[str], None] | None = None
 ) -> Crosscoder:
-    """The crosscoder of a version folder. `tell` is told what takes long.
+    """The crosscoder of a version folder. `tell` hears of steps that take long.
 
     Raises CrosscoderError that names what is missing, cut short, damaged or not finite.
     """
@@ -67,9 +67,9 @@ def read_safetensors(path: Path, device: torch.device | str = "cpu") -> dict[str
 
 
 def check_hash(path: Path, expected: str | None, tell: Callable[[str], None] | None = None) -> None:
-    """Raises CrosscoderError if a file's SHA-256 is not the one that its manifest has; None: the manifest has none.
+    """Raises CrosscoderError if a file's SHA-256 is not `expected`; None, where the manifest has no hash, passes.
 
-    The file is read piece by piece. `tell` hears of it where that takes more than a moment.
+    The file is read piece by piece. `tell` hears of a file that takes more than a moment.
     """
     if expected is None or not path.is_file():
         return
@@ -83,7 +83,7 @@ def check_hash(path: Path, expected: str | None, tell: Callable[[str], None] | N
 
 
 def read_manifest(folder: Path) -> CrosscoderManifest:
-    """Reads crosscoder.json of a version folder.
+    """The manifest of a version folder, from crosscoder.json.
 
     Raises CrosscoderError when it is missing, not JSON, of a newer schema, or when a field is not what it must be.
     """

@@ -1,4 +1,4 @@
-"""The residual stream of both models behind one decoder layer. Computes nothing above that layer.
+"""The residual stream of both models after one decoder layer. Computes nothing above that layer.
 
 Does not know texts, roles or which tokens anybody keeps.
 """
@@ -29,7 +29,7 @@ class PairActivations:
         self.d_model = pair.d_model
 
     def check(self) -> None:
-        """Tries both models on a few tokens. Raises PairError for one whose activations are not what is read here.
+        """Tries both models on a few tokens. Raises PairError if the layer's output is not a model's residual stream.
 
         See probes.check_model.
         """
@@ -58,12 +58,12 @@ class PairActivations:
 
     @torch.inference_mode()
     def rows(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Activations of rows in which several texts may lie one behind the other; none sees another.
+        """Activations of rows in which several texts may lie one after the other; none sees another.
 
         ids: [row, pos] int64, of texts of one regime. positions: [row, pos] int64, of each token in its own text
         (packing.Forward.fill); None where each row holds a single text, as it must unless `shares_rows`.
-        Returns [row, pos, both] float32 on the pair's device; what it gives for padding means nothing. Raises PairError
-        for an id that has no embedding in both models.
+        Returns [row, pos, both] float32 on the pair's device; values at padding mean nothing. Raises PairError for an
+        id that has no embedding in both models.
         """
         self._check_ids(ids)
         ids = ids.to(self.pair.device)
@@ -87,7 +87,7 @@ class PairActivations:
 
     @functools.cached_property
     def _num_shared(self) -> int:
-        """Lowest layers that both models share and that are computed once, if that gives the same."""
+        """Number of lowest layers that both models share and that run once; 0 if that would change the result."""
         num_shared = shared_layers(*self.pair.models)
         if num_shared:
             ids = probes.probe_ids(self.pair.models)
@@ -106,7 +106,7 @@ class PairActivations:
         return all(probes.keeps_texts_apart(model, self.layer) for model in self.pair.models)
 
     def regimes(self, lengths: Sequence[int]) -> list[int]:
-        """Texts of these lengths may share a forward where this is the same; else their activations would change."""
+        """A regime for each text length; texts of two regimes must not share a forward, which would change them."""
         if self._alone:
             return list(lengths)
         return [bisect_left(self.long_text_limits, length) for length in lengths]

@@ -1,7 +1,7 @@
-"""A model with a LoRA adapter (PEFT), which has the weights of the model below it in the same memory.
+"""A model with a LoRA adapter (PEFT); it shares its weights' memory with the model without the adapter.
 
-The model below is left as it is: the adapter goes into a second tree of modules around the same parameters, so nothing
-has to be switched on and off. What rank, scaling or DoRA mean is PEFT's business. Does not know pairs' other models.
+That model stays as it is. The adapter goes into a second tree of modules around the same parameters, so nothing has to
+be switched on and off. PEFT alone knows what rank, scaling or DoRA mean. Does not know the pair's other model.
 """
 
 import copy
@@ -34,8 +34,8 @@ def with_adapter(model: PreTrainedModel, place: Place, manifest: PairManifest) -
     """`model` with the adapter at `place`; `model` itself stays without, and both share its parameters.
 
     With `adapter_merged`, the adapter is added into copies of the weights that it changes.
-    Raises PairError for an adapter that is not there, is of another kind than LoRA, or does not fit the model; where
-    memory runs out, torch's own error.
+    Raises PairError for an adapter that is missing, is of another kind than LoRA, or does not fit the model. Where
+    memory runs out, torch's own error passes.
     """
     named = f"pair {manifest.name!r}: the adapter {place}"
     folder = _folder(place, named)
@@ -74,7 +74,7 @@ def _folder(place: Place, named: str) -> Path:
         try:
             folder = Path(snapshot_download(place.source, revision=place.revision, allow_patterns=[CONFIG, WEIGHTS]))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-            raise PairError(f"{named}: the hub gave none: {' '.join(str(error).split())[:300]}") from error
+            raise PairError(f"{named}: the hub gave no adapter: {' '.join(str(error).split())[:300]}") from error
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).exists():
             raise PairError(f"{named}: there is no {name}; save it with save_pretrained, which writes safetensors")
@@ -87,7 +87,7 @@ def _read_config(folder: Path, named: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise PairError(f"{named}: {CONFIG} cannot be read: {error}") from error
     if not isinstance(config, dict):
-        raise PairError(f"{named}: {CONFIG} is no adapter's configuration")
+        raise PairError(f"{named}: {CONFIG} does not hold a JSON object")
     return config
 
 
@@ -95,14 +95,14 @@ def _check_kind(config: dict[str, Any], manifest: PairManifest, named: str) -> N
     if (kind := config.get("peft_type")) != "LORA":
         raise PairError(f"{named} is of type {kind}; only LoRA adapters (DoRA and rsLoRA among them) can be read")
     if config.get("alora_invocation_tokens"):
-        raise PairError(f"{named} acts behind certain tokens only (aLoRA), which cannot be read here")
+        raise PairError(f"{named} acts only after certain tokens (aLoRA), which cannot be read here")
     made_for = str(config.get("base_model_name_or_path") or "")
     is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", made_for) and not Path(made_for).is_absolute()
     known = not Path(manifest.chat).is_absolute()
     if is_hub_id and known and not manifest.adapter_base_given and _last(made_for) != _last(manifest.chat):
         raise PairError(
-            f"{named} was made for {made_for}, and the pair's base is {manifest.chat}; set pair.chat.base to the one "
-            "that it shall lie on"
+            f"{named} was made for {made_for}, and the pair's base is {manifest.chat}; set pair.chat.base to the model "
+            "that the adapter belongs to"
         )
 
 
@@ -119,9 +119,9 @@ def _stored_keys(folder: Path, named: str) -> set[str]:
 
 
 def _replaced(model: PreTrainedModel, stored: Iterable[str], modules_to_save: Sequence[str]) -> set[str]:
-    """Names of the model's own parameters (embeddings, say) that the adapter's file holds other values of.
+    """Names of the model's own parameters (embeddings, say) for which the adapter's file holds other values.
 
-    Modules to save are not among them: PEFT puts those beside the model's own.
+    Modules to save are not among them, for PEFT puts those beside the model's own.
     """
     names = {_below(key) for key in stored}
     beside = {name for name in names if name.rpartition(".")[0].rpartition(".")[2] in modules_to_save}
@@ -129,12 +129,12 @@ def _replaced(model: PreTrainedModel, stored: Iterable[str], modules_to_save: Se
 
 
 def _below(key: str) -> str:
-    """The name in the model without an adapter of what PEFT stores by this key."""
+    """The name that the parameter under a key of PEFT has in the model without an adapter."""
     return key.removeprefix(_PREFIX).replace(".base_layer.", ".")
 
 
 def _twin(model: PreTrainedModel, replaced: set[str]) -> PreTrainedModel:
-    """The same modules once more around the very same parameters and buffers, but for copies of those `replaced`."""
+    """A second tree of the same modules around the same parameters and buffers; those in `replaced` are copied."""
     own = {id(tensor) for name, tensor in model.named_parameters(remove_duplicate=False) if name in replaced}
     tensors = (*model.parameters(), *model.buffers())
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors if id(tensor) not in own})

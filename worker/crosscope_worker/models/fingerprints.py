@@ -16,7 +16,7 @@ from crosscope_worker.models.places import Place, adapter_place, model_places, t
 from crosscope_worker.ticks import Tick, idle_tick
 
 UNKNOWN = "commit:None"
-"""The hash of a hub id whose commit the cache does not say."""
+"""The hash of a hub id whose commit is not in the hub's cache."""
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
 _MODEL_FILES = ("config.json", *WEIGHTS, "*.index.json")
 _ADAPTER_FILES = ("adapter_config.json", *WEIGHTS)
@@ -42,15 +42,15 @@ _EARLIER_FILES = {
     "base": ("config.json", "*.safetensors"),
     "chat": ("config.json", "*.safetensors"),
 }
-"""The files that hashes were made of when the first versions were published."""
+"""The files that the first published versions hashed."""
 
 
 def pair_hashes(manifest: PairManifest, tick: Tick = idle_tick) -> dict[str, str]:
     """Content hashes "tokenizer", "base" and "chat", and "adapter" where the chat model has one.
 
-    SHA-256 over a folder's tokenizer files, or its configuration and all its weight files; for a hub id "commit:" and
-    the commit of its revision in the hub's cache, which is what was loaded last, or UNKNOWN where the cache does not
-    say it. `tick` hears of the bytes as they are read.
+    For a folder: SHA-256 over its tokenizer files, or over its configuration and all its weight files. For a hub id:
+    "commit:" and the commit of its revision in the hub's cache, which was loaded last; UNKNOWN if the cache has none.
+    `tick` hears of the bytes as they are read.
     """
     files = {
         "tokenizer": _TOKENIZER_FILES,
@@ -69,9 +69,9 @@ def pair_hashes(manifest: PairManifest, tick: Tick = idle_tick) -> dict[str, str
 
 
 def changed_parts(manifest: PairManifest, expected: Mapping[str, str]) -> list[str]:
-    """The names of those hashes of `expected` that the pair's files do not have.
+    """The names in `expected` whose hash the pair's files do not have.
 
-    A hash that a version published earlier made of fewer files is compared as it was made.
+    The first published versions hashed fewer files; such a hash is compared over those files.
     """
     found = pair_hashes(manifest) if expected else {}
     places = _places(manifest)

@@ -14,9 +14,9 @@ from torch import Tensor
 from crosscope_proto.roles import MODEL_NAMES
 
 SINK_POSITIONS = 16
-"""Positions from a text's beginning that may be sinks as such."""
+"""Number of positions at a text's beginning that may be sinks."""
 MIN_TEXTS = 8
-"""Texts that must reach a position before its median says anything."""
+"""A position's median counts if at least so many texts reach the position."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class NormBounds:
     """What counts as an outlier at one layer of a pair."""
 
     limits: tuple[float, float]
-    """Largest norm of each model's activation that is none."""
+    """Largest norm of an activation, for each model, that is not an outlier."""
     positions: tuple[int, ...] = ()
-    """Positions whose median norm is an outlier in a model: there every token is one."""
+    """Positions whose median norm is an outlier in a model; every token there is left out."""
 
     def outlying(self, x: Tensor, position: Tensor, d_model: tuple[int, int]) -> Tensor:
         """Which tokens are outliers, [token] bool; `x: [token, both]`, `position: [token]` in the text."""
@@ -39,7 +39,7 @@ class NormBounds:
 def measured_bounds(
     pieces: Sequence[tuple[Tensor, np.ndarray]], d_model: tuple[int, int], ratio: float
 ) -> NormBounds | None:
-    """The bounds at `ratio` times the median norm, each model apart; None where there is no token.
+    """The bounds at `ratio` times the median norm of each model; None if there is no token.
 
     `pieces` are activations `[token, both]` and the tokens' positions `[token]`.
     """
@@ -52,12 +52,12 @@ def measured_bounds(
     limits = [ratio * float(norm.median()) for norm in norms]
     position = torch.from_numpy(np.concatenate([each for _, each in pieces])).to(norms[0].device)
     sinks: list[int] = []
-    for place in range(SINK_POSITIONS):
-        at = position == place
+    for sink in range(SINK_POSITIONS):
+        at = position == sink
         if int(at.sum()) >= MIN_TEXTS and any(
             float(norm[at].median()) > limit for norm, limit in zip(norms, limits, strict=True)
         ):
-            sinks.append(place)
+            sinks.append(sink)
     return NormBounds((limits[0], limits[1]), tuple(sinks))
 
 
@@ -70,12 +70,12 @@ class NormFilter:
         self._d_model = d_model
         self.bounds = bounds
         self.num_tokens = 0
-        """Tokens that it was asked about."""
+        """Tokens that it has judged."""
         self.left_out = np.zeros(SINK_POSITIONS + 1, dtype=np.int64)
         """Tokens that it has left out, by position; the last entry counts all further positions."""
 
     def measure(self, window: Sequence[tuple[Tensor, np.ndarray]]) -> None:
-        """Takes its bounds from the tokens of a window, activations `[token, both]` and positions, if it has none."""
+        """Takes its bounds from a window's tokens (activations `[token, both]` and positions) if it has none yet."""
         if self.ratio is not None and self.bounds is None:
             self.bounds = measured_bounds(window, self._d_model, self.ratio)
 
@@ -85,8 +85,8 @@ class NormFilter:
         if self.ratio is None or self.bounds is None:
             return torch.ones(len(x), dtype=torch.bool, device=x.device)
         outlying = self.bounds.outlying(x, torch.from_numpy(position).to(x.device), self._d_model)
-        places = np.minimum(position[outlying.cpu().numpy()], SINK_POSITIONS)
-        self.left_out += np.bincount(places, minlength=SINK_POSITIONS + 1)
+        positions = np.minimum(position[outlying.cpu().numpy()], SINK_POSITIONS)
+        self.left_out += np.bincount(positions, minlength=SINK_POSITIONS + 1)
         return ~outlying
 
     @property
@@ -121,14 +121,14 @@ class NormFilter:
         )
         return (
             f"{share} of the tokens ({self.num_left_out} of {self.num_tokens}) were left out: norm above "
-            f"{self.ratio:g} × the median ({limits}); {self._places()}."
+            f"{self.ratio:g} × the median ({limits}); {self._by_position()}."
         )
 
-    def _places(self) -> str:
+    def _by_position(self) -> str:
         early = np.flatnonzero(self.left_out[:-1])
         if len(early) == 1 and self.left_out[early[0]] == self.num_left_out:
             return f"all at position {early[0]}"
         most = early[np.argsort(-self.left_out[early], kind="stable")][:3]
-        named = [f"{self.left_out[place]} at position {place}" for place in most]
+        named = [f"{self.left_out[position]} at position {position}" for position in most]
         rest = self.num_left_out - int(self.left_out[most].sum())
         return ", ".join([*named, *([f"{rest} elsewhere"] if rest else [])])

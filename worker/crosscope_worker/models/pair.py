@@ -1,7 +1,7 @@
 """Two causal language models that share a tokenizer, loaded and checked; places.py finds them.
 
 A chat model that is an adapter on the base model (adapter.py) has the base model's weights in the same memory.
-Does not know what is done with them: no text, no layer's activations, no crosscoder.
+Does not know texts, activations or crosscoders.
 """
 
 from dataclasses import dataclass, replace
@@ -43,7 +43,7 @@ class Pair:
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
     long_rows: bool = False
-    """Attention of both models skips what a token does not look at, so that a row may be long at no cost."""
+    """Whether attention of both models skips what a token does not look at, so that a row may be long at no cost."""
 
     @property
     def d_model(self) -> tuple[int, int]:
@@ -95,7 +95,7 @@ def num_embeddings(model: PreTrainedModel) -> int:
 
 
 def shared_layers(base: PreTrainedModel, chat: PreTrainedModel) -> int:
-    """The number of lowest decoder layers whose weights, and all weights below them, are the same memory in both."""
+    """Number of lowest decoder layers that both models have in the same memory, with all weights below them."""
     own, others = decoder_layers(base), decoder_layers(chat)
     in_layers = {id(tensor) for layers in (own, others) for tensor in _tensors(layers)}
     around = [{id(each) for each in _tensors(decoder(model))} - in_layers for model in (base, chat)]
@@ -121,10 +121,11 @@ def check_layer(pair: Pair, layer: int) -> None:
 def load_pair(manifest: PairManifest, device: str | torch.device = "cpu", long_rows: bool = False) -> Pair:
     """Loads both models and the tokenizer and checks that they fit together.
 
-    Folders are never looked up on a network; anything else is a hub id. With `long_rows`, models that can take an
-    attention that skips what a token does not look at, and is compiled when it first runs. The manifest of the pair
-    lists in which tokens the two tokenizers differ, where `token_names` allows it.
-    Raises PairError that names the model or file and what is wrong with it; where memory runs out, torch's own error.
+    Folders are never looked up on a network; anything else is a hub id. With `long_rows`, a model that can takes an
+    attention that skips what a token does not look at; it is compiled when it first runs. Where `token_names` allows
+    the tokenizers to differ, the pair's manifest lists the tokens that do.
+    Raises PairError that names the model or file and what is wrong with it. Where memory runs out, torch's own error
+    passes.
     """
     tokenizers = {place: _load_tokenizer(place, manifest.name) for place in tokenizer_places(manifest)}
     tokenizer = tokenizers[tokenizer_place(manifest)]
@@ -167,7 +168,7 @@ def _load_tokenizer(place: Place, pair: str) -> PreTrainedTokenizerBase:
 def _token_differences(manifest: PairManifest, tokenizers: dict[Place, PreTrainedTokenizerBase]) -> list[str]:
     """A sentence for every token that another tokenizer of the pair names differently.
 
-    Raises PairError where tokens differ that are not special ones, or where `token_names` does not allow it.
+    Raises PairError if tokens differ that are not special, or if `token_names` allows no difference.
     """
     shared = tokenizer_place(manifest)
     tokens = {id_: token for token, id_ in tokenizers[shared].get_vocab().items()}
@@ -190,8 +191,7 @@ def _token_differences(manifest: PairManifest, tokenizers: dict[Place, PreTraine
         more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
         raise PairError(
             f"pair {manifest.name!r}: the tokenizers differ in special tokens ({'; '.join(found[:_LISTED])}{more}); "
-            "if both models may read the same ids all the same, set pair.tokenizer to base or chat: that model's names "
-            "count"
+            "if both models may still read the same ids, set pair.tokenizer to base or chat, whose names then count"
         )
     return found
 
@@ -252,9 +252,9 @@ def _check_weight_files(folder: Path, named: str) -> None:
 def _check_embeddings(
     manifest: PairManifest, models: tuple[PreTrainedModel, PreTrainedModel], tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Refuses models that cannot read the tokenizer's ids; their embeddings may be padded to different sizes.
+    """Raises PairError for a model that cannot read the tokenizer's ids. Padded embeddings may differ in size.
 
-    An added token beyond them is none that plain text gives; PairActivations names it where one comes.
+    Plain text gives no added token beyond the embeddings; PairActivations refuses one that comes.
     """
     vocabulary = tokenizer.get_vocab().values()
     needed = max((id_ for id_ in vocabulary if id_ not in tokenizer.added_tokens_decoder), default=-1) + 1

@@ -1,6 +1,6 @@
-"""Where the two models of a pair lie, by name, folder or hub id; found again where they have moved.
+"""Finds where the two models of a pair lie, by name, folder or hub id, also after they have moved.
 
-Loads no model: that is pair.py.
+Loads no model; pair.py does.
 """
 
 import re
@@ -73,7 +73,7 @@ def _check_revisions(spec: PairSpec, manifest: PairManifest) -> None:
 
 
 def _resolve_tokenizer(spec: PairSpec, manifest: PairManifest, home: Path) -> str:
-    """The tokenizer's place: the one that is named, or the chat model's, which an adapter's folder may hold."""
+    """Where the tokenizer lies: as the spec says, else with the adapter if it has one, else with the chat model."""
     if spec.tokenizer == "base":
         return manifest.base
     if spec.tokenizer not in (None, "chat"):
@@ -87,7 +87,7 @@ def _has_tokenizer(source: str) -> bool:
 
 
 def find_pair(manifest: PairManifest, home: Path) -> PairManifest:
-    """The same pair where it lies now: as the manifest says, or in `home` if that was moved since it was written."""
+    """The same pair where it lies now: as the manifest says, or in `home` if `home` has moved since."""
     places = (manifest.base, manifest.chat, manifest.tokenizer, manifest.adapter)
     sources = [Path(source) for source in places if source is not None]
     if all(source.is_dir() for source in sources if source.is_absolute()):
@@ -146,7 +146,7 @@ def adapter_place(manifest: PairManifest) -> Place | None:
 
 
 def tokenizer_place(manifest: PairManifest) -> Place:
-    """Where the pair's tokenizer lies: with the model of that name, the chat model if both have it, or by itself."""
+    """Where the pair's tokenizer lies: at the model that it is named after (chat if both), or by itself."""
     base, chat = model_places(manifest)
     models = (adapter_place(manifest), chat, base)
     own = Place(manifest.tokenizer, None)
@@ -154,7 +154,7 @@ def tokenizer_place(manifest: PairManifest) -> Place:
 
 
 def tokenizer_places(manifest: PairManifest) -> list[Place]:
-    """Where tokenizers lie that must agree: the pair's, and each model's own if it has one, without repeats."""
+    """Where the tokenizers lie that must agree: the pair's and each model's own if it has one, without repeats."""
     own = (
         place
         for place in model_places(manifest)

@@ -1,6 +1,7 @@
-"""What a model is tried for on a few tokens before anything is trained on it, and how its texts may lie together.
+"""Tries a model on a few tokens before anything is trained on it, and finds how its texts may share a forward.
 
-A model that reads no residual stream from left to right is refused by its class and the reason. Does not know texts.
+A model without a residual stream that is read from left to right is refused; the message names its class and the
+reason. Does not know texts.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from crosscope_worker.models.residual import NotReached, in_float32, layer_outpu
 from crosscope_worker.work import is_out_of_memory
 
 TOLERANCE = 1e-3
-"""Largest `standardised_error` of equal computations in float32, in other batches."""
+"""Largest `standardised_error` of a float32 computation that is repeated in another batch."""
 ROUNDED_TOLERANCE = 0.05
 """The same in half precision."""
 _NUM_TOKENS = 12
@@ -25,7 +26,7 @@ _SEED = 20_25
 
 
 def probe_ids(models: Sequence[PreTrainedModel], rows: int = 1, pos: int = _NUM_TOKENS) -> Tensor:
-    """Ids that all the models read, [row, pos] int64 on their device: drawn at random, none with a part of its own."""
+    """Ids that all the models read, [row, pos] int64 on their device: drawn at random, none of them special."""
     special = {id_ for model in models for id_ in _special_ids(model.config.to_dict())}
     readable = min(_MANY_IDS, *(num_embeddings(model) for model in models))
     usual = [id_ for id_ in range(readable) if id_ not in special]
@@ -46,14 +47,15 @@ def _special_ids(config: dict[Any, object]) -> set[int]:
 def standardised_error(found: Tensor, expected: Tensor) -> float:
     """How much `found` differs from `expected`, both [..., d]: the root mean square over d, of the worst token.
 
-    Each dimension is measured by its spread over the tokens (its median absolute deviation), so that one with a
-    massive value hides no other; a value's own rounding, 1e-3 of it, is the least measure. Infinite where not finite.
+    Each difference is divided by its dimension's spread over the tokens (the median absolute deviation), so a dimension
+    with massive values hides no other. The divisor is at least 1e-3 of the value, which stands for its rounding.
+    Infinite if the difference is not finite.
     """
     found, expected = found.flatten(0, -2).double(), expected.flatten(0, -2).double()
     spread = (expected - expected.median(dim=0).values).abs().median(dim=0).values
     floor = (1e-3 * spread.median()).clamp_min(1e-12)
-    measure = torch.maximum(torch.maximum(spread, floor), 1e-3 * expected.abs())
-    error = float(((found - expected) / measure).square().mean(dim=-1).sqrt().max())
+    divisor = torch.maximum(torch.maximum(spread, floor), 1e-3 * expected.abs())
+    error = float(((found - expected) / divisor).square().mean(dim=-1).sqrt().max())
     return error if error == error else float("inf")
 
 
@@ -61,8 +63,8 @@ def standardised_error(found: Tensor, expected: Tensor) -> float:
 def keeps_texts_apart(model: PreTrainedModel, layer: int) -> bool:
     """Whether the model keeps texts of one row apart by their positions, tried in float32.
 
-    Some cannot: a recurrent state, say, goes on from one text to the next. What a model raises that takes no
-    `position_ids` says no; every other error passes.
+    Some cannot: a recurrent state, say, goes on from one text to the next. Nor can a model that raises because it takes
+    no `position_ids`; every other error passes.
     """
     ids = probe_ids([model])
     halves = ids.split(_NUM_TOKENS // 2, dim=1)
@@ -79,10 +81,10 @@ def keeps_texts_apart(model: PreTrainedModel, layer: int) -> bool:
 
 
 def long_text_limits(model: PreTrainedModel) -> tuple[int, ...]:
-    """Numbers of tokens above which the model turns all positions of a forward by other angles (LongRoPE).
+    """Numbers of tokens above which the model rotates all positions of a forward by other angles (LongRoPE).
 
-    So texts on both sides of a limit must not share a forward. transformers' "dynamic" scaling begins beyond what the
-    model can read at once (`Pair.max_positions`), to which texts are cut.
+    Texts on both sides of a limit must not share a forward. transformers' "dynamic" scaling needs no limit here: it
+    begins beyond `Pair.max_positions`, to which texts are cut.
     """
     rotary = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
     kinds = [rotary, *(each for each in rotary.values() if isinstance(each, dict))]
@@ -92,7 +94,7 @@ def long_text_limits(model: PreTrainedModel) -> tuple[int, ...]:
 
 @torch.inference_mode()
 def depends_on_longer_texts(model: PreTrainedModel, layer: int) -> bool:
-    """Whether a short text's activations change beside the end of the longest text that the model can read."""
+    """Whether a short text's activations change in a forward with the end of the longest readable text."""
     config = model.config.get_text_config()
     longest = getattr(config, "max_position_embeddings", None)
     if not getattr(config, "rope_parameters", None) or longest is None or longest < 2 * _NUM_TOKENS:
@@ -114,7 +116,7 @@ def depends_on_longer_texts(model: PreTrainedModel, layer: int) -> bool:
 def check_model(model: PreTrainedModel, layer: int, named: str) -> None:
     """Raises PairError unless the output of `layer` is the model's one residual stream, read from left to right.
 
-    `named` says which model it is. Runs the whole model once on a few tokens; where memory runs out, torch's own error
+    `named` says which model it is. Runs the whole model once on a few tokens. Where memory runs out, torch's own error
     passes.
     """
     named = f"{named}, {type(model).__name__},"
@@ -155,7 +157,7 @@ def _check_causal(model: PreTrainedModel, layer: int, ids: Tensor, named: str) -
 
 
 def _check_hidden_state(model: PreTrainedModel, layer: int, ids: Tensor, x: Tensor, named: str) -> None:
-    """Compares with transformers' own hidden states, but for the last layer, where those are behind the final norm.
+    """Compares with transformers' own hidden states, except at the last layer, where they come after the final norm.
 
     Most models list the embeddings first, some (Mamba, RWKV) the first layer's output.
     """
@@ -172,7 +174,7 @@ def _check_hidden_state(model: PreTrainedModel, layer: int, ids: Tensor, x: Tens
     if states is None or layer == ran[-1]:
         return
     if len(states) != len(ran) + 1 or ran != sorted(set(ran)):
-        raise PairError(f"{named} runs {len(ran)} layers and gives {len(states)} hidden states, not one more")
+        raise PairError(f"{named} runs {len(ran)} layers and gives {len(states)} hidden states, not {len(ran) + 1}")
     near = [state for state in states[ran.index(layer) :][:2] if state.shape == x.shape]
     error = min((standardised_error(x.nan_to_num(), state.nan_to_num()) for state in near), default=float("inf"))
     if error > ROUNDED_TOLERANCE:

@@ -1,6 +1,6 @@
 """The output of one decoder layer of one model: the residual stream there. Nothing above the layer is computed.
 
-Works by standing in for modules' `forward` and by hooks, which are gone when a function returns or raises.
+Replaces modules' `forward` and sets hooks; both are undone when a function returns or raises.
 Does not know pairs, texts, or which tokens anybody keeps.
 """
 
@@ -31,10 +31,10 @@ def layer_outputs(
     positions: Tensor | None = None,
     below: tuple[int, Any] | None = None,
 ) -> list[Any]:
-    """What the decoder layers of these indices return; the model stops at the last of them, the highest.
+    """The outputs of the decoder layers with these ascending indices; the model stops at the last of them.
 
     ids, positions: [row, pos] int64, on the model's device. `below`: a number of layers and what the last of them
-    returned for these ids; they are not computed. No attention mask: padding lies behind every token that is kept.
+    returned for these ids; they are not computed. No attention mask: padding comes after every token that is kept.
     Raises NotReached if the highest layer is not called.
     """
     layers = decoder_layers(model)
@@ -69,7 +69,7 @@ def stream(output: Any) -> Tensor:
 
 @contextmanager
 def standing_in(module: nn.Module, forward: Callable[..., Any]) -> Generator[None]:
-    """Calls of `module` call `forward` instead."""
+    """Lets calls of `module` call `forward` instead."""
     own = module.__dict__.get("forward")
     module.forward = forward
     try:
@@ -83,7 +83,7 @@ def standing_in(module: nn.Module, forward: Callable[..., Any]) -> Generator[Non
 
 @contextmanager
 def in_float32(model: PreTrainedModel, layer: int) -> Generator[None]:
-    """The decoder layers up to `layer` compute in float32, so that rounding hides no difference.
+    """Lets the decoder layers up to `layer` compute in float32, so that rounding hides no difference.
 
     Each call makes a float32 copy of its layer and drops it: memory for one layer more, whatever the model's size.
     Quantised weights stay as they are, and so do layers that are float32 already. An attention that is compiled for

@@ -20,14 +20,14 @@ _CLOCK = (
     "{% for directive, value in " + _DATES + ".items() %}"
     "{% set said.text = said.text.replace(directive, value) %}{% endfor %}{{ said.text }}{% endmacro %}\n"
 )
-"""In front of a template it takes the place of transformers' clock. Its line end goes with it (trim_blocks)."""
+"""Replaces transformers' clock when put in front of a template; trim_blocks drops its line end."""
 
 Say = Callable[[int, str, str], str]
 """(index of the turn, "content", "reasoning" or "call", what is said) to what the template is given instead."""
 
 
 class TemplateRefusal(ValueError):
-    """The template raised an error of its own, or there is none."""
+    """The template raised an error of its own, or there is no template."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Turn:
     """"system", "developer", "user", "assistant" or "tool"."""
     content: str
     reasoning: str = ""
-    """What an assistant turn thinks first, where it does not stand in the content: the template's
+    """What an assistant turn thinks first, unless it stands in the content: the template's
     `reasoning_content`."""
     tool_calls: tuple[Mapping[str, Any], ...] = ()
     """Calls of an assistant turn, {"type": "function", "function": {"name", "arguments"}} or the inner object alone."""
@@ -59,9 +59,9 @@ class TemplateSettings:
 
     @classmethod
     def of_recipe(cls, recipe: Mapping[str, Any], date: str) -> Self:
-        """Those of a recipe as plain values, and the day that its job has fixed.
+        """The settings of a recipe, which is given as plain values, and of the day that its job has fixed.
 
-        A day that the recipe states is also what templates read as `date_string`, which have a day of their own else.
+        If the recipe states a day, templates also get it as `date_string`; otherwise they take a day of their own.
         """
         kwargs = dict(recipe.get("chat_template_kwargs") or {})
         if recipe.get("chat_template_date") and date:

@@ -1,8 +1,8 @@
 """Encodes texts in which some control tokens are meant and others were only typed.
 
-A typed control token is written as a *stand-in*, private characters of the same length. For such a text there is a
-second copy of the tokenizer, in which the names of control tokens and their stand-ins have changed places: there the
-stand-in of a control token that is meant is a command, and a name that was typed is a text like any other. So the whole
+A typed control token is written as a *stand-in*, private characters of the same length. A second copy of the tokenizer
+reads such texts. In it, names of control tokens and their stand-ins are exchanged: the stand-in is the control token,
+and the name is plain text. Names and stand-ins in the text are exchanged too before that copy encodes it. So the whole
 text is encoded at once, and merges and spaces beside a typed name are those of any text.
 
 Knows nothing about templates or roles.
@@ -18,7 +18,7 @@ from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 _FIRST_STAND_IN = 0x100000
-"""Stand-ins are of the last private plane of Unicode, which no template uses."""
+"""Stand-ins come from the last private plane of Unicode, which no template uses."""
 
 
 class PromptError(ValueError):
@@ -37,7 +37,7 @@ class ControlTokens:
         self._names = _any_of(names)
         self._either = _any_of(list(self._swapped))
         self._reserved = re.compile(f"[{chr(_FIRST_STAND_IN)}-{chr(_FIRST_STAND_IN + len(names))}]")
-        # An own copy: truncation, padding and whether control tokens are read are states of the backend.
+        # A copy of its own, since truncation, padding and the reading of control tokens are states of the backend.
         self.reading = _copy(cast("Tokenizer", tokenizer.backend_tokenizer))
         """The tokenizer as its own call encodes."""
         self.reading.encode_special_tokens = bool(getattr(tokenizer, "split_special_tokens", False))
@@ -47,7 +47,7 @@ class ControlTokens:
         return self._names.search(text) is not None
 
     def disguise(self, value: Any, kept: tuple[str, ...] = ()) -> Any:
-        """The same plain JSON value with stand-ins for the names of control tokens, but those `kept`.
+        """The same plain JSON value with stand-ins for the names of control tokens, except those `kept`.
 
         Raises PromptError for texts with characters that stand-ins are made of.
         """
@@ -104,7 +104,7 @@ def _rename(model: dict[str, Any], names: dict[str, str]) -> None:
         model["unk_token"] = names[model["unk_token"]]
     if "merges" in model:
         model["merges"] = [
-            pair for pair in model["merges"] if not {pair[0], pair[1], f"{pair[0]}{pair[1]}"} & names.keys()
+            merge for merge in model["merges"] if not {*merge[:2], f"{merge[0]}{merge[1]}"} & names.keys()
         ]
 
 

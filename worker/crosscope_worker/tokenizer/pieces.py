@@ -1,7 +1,7 @@
 """Text of tokens as people read it, where one character is several tokens.
 
-Decoded one by one, such tokens are U+FFFD each. A text's own pieces join them: the character stands on the token that
-begins it, and the tokens that go on with it have the empty piece. Knows the tokenizer's vocabulary and decoder, nothing
+Decoded one by one, such tokens are U+FFFD each. Here they are joined: the token that begins the character has it as its
+piece, and the tokens that go on with it have the empty piece. Knows the tokenizer's vocabulary and decoder, nothing
 about roles or models.
 """
 
@@ -28,13 +28,13 @@ def text_pieces(tokenizer: "TextTokenizer", ids: "Sequence[int] | NDArray") -> l
     """
     numbers = [int(id_) for id_ in ids]
     pieces = tokenizer.pieces(numbers)
-    for is_part, run in groupby(range(len(pieces)), key=lambda place: UNKNOWN in pieces[place]):
-        places = list(run)
-        parts = [token_bytes(tokenizer, numbers[place], pieces[place]) for place in places] if is_part else []
+    for is_part, run in groupby(range(len(pieces)), key=lambda index: UNKNOWN in pieces[index]):
+        indices = list(run)
+        parts = [token_bytes(tokenizer, numbers[index], pieces[index]) for index in indices] if is_part else []
         known = [part for part in parts if part is not None]
         if known and len(known) == len(parts):
-            for place, piece in zip(places, _joined(known), strict=True):
-                pieces[place] = piece
+            for index, piece in zip(indices, _joined(known), strict=True):
+                pieces[index] = piece
     return pieces
 
 
@@ -83,7 +83,7 @@ def _joined(parts: Sequence[bytes]) -> list[str]:
 
 
 def _character(text: bytes, at: int) -> int:
-    """How many bytes the character at a place has; 0 where there is none."""
+    """How many bytes the character that begins at `at` has; 0 where there is none."""
     for size in range(1, 5):
         try:
             text[at : at + size].decode("utf-8")
@@ -97,7 +97,7 @@ def _byte_alphabet() -> dict[str, int]:
     """Which byte each character of a byte-level vocabulary stands for (GPT-2, `bytes_to_unicode`)."""
     printed = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printed]
-    return {chr(byte): byte for byte in printed} | {chr(256 + place): byte for place, byte in enumerate(others)}
+    return {chr(byte): byte for byte in printed} | {chr(256 + index): byte for index, byte in enumerate(others)}
 
 
 _BYTE_OF = _byte_alphabet()

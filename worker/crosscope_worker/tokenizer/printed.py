@@ -1,10 +1,10 @@
-"""Which characters of a printed conversation are whose.
+"""Finds which characters of a printed conversation are whose.
 
-A template is printed a second time with every character that is said replaced by a private one that tells its place.
-What is not such a character is the template's own. So a template may strip, split, move, drop, or print as JSON what it
-is given. White space stays as it is, and so do names that the template itself looks for, such as `</think>`.
+The template prints the conversation a second time, with every said character replaced by a private one that tells its
+index. Every other character is the template's own. So a template may strip, split, move or drop what it is given, or
+print it as JSON. White space stays as it is, and so do names that the template itself looks for, such as `</think>`.
 
-Knows nothing about tokens. Roles are those of characters here.
+Knows nothing about tokens; roles here are those of characters.
 """
 
 import itertools
@@ -24,8 +24,8 @@ from crosscope_worker.tokenizer.chat_template import Turn
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
-_FIRST, _NUM_PLACES = 0xF0000, 0xFFFE
-"""The private characters that stand for places, those of one plane; behind the last they begin anew."""
+_FIRST, _NUM_PRIVATE = 0xF0000, 0xFFFE
+"""The private characters that stand for indices, those of one plane. After the last comes the first again."""
 _TAGS = re.compile(r"<[^<>\s]{1,60}>|\[[^\[\]\s]{1,60}\]")
 _ESCAPED = r'["\\\x00-\x1f\x7f-\x9f]'
 THINKING = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
@@ -50,7 +50,7 @@ class Saying:
     """"content", "reasoning", or "call" for a name or an argument of a tool call."""
     text: str
     start: int
-    """Its first character's place among the characters of all sayings."""
+    """Index of its first character among the characters of all sayings."""
 
 
 class Sayings:
@@ -72,14 +72,14 @@ class Printed:
     """A printed conversation."""
 
     text: str
-    places: Ints
-    """For each character the place of the character that it prints, among those of all sayings; -1: the template's."""
+    indices: Ints
+    """[character]: index, among the characters of all sayings, of the one that it prints; -1: it is the template's."""
 
 
-def places_in(
+def find_sayings(
     printed: str, sayings: Sequence[Saying], template: str, render: Callable[[Sequence[str]], str]
 ) -> Printed | None:
-    """Finds what is whose in `printed`; None where the template changes texts beyond stripping, moving and dropping.
+    """Finds the sayings in `printed`; None if the template changes texts beyond stripping, moving and dropping.
 
     `template` is its program; `render` prints the conversation with other texts in place of the sayings.
     """
@@ -96,7 +96,7 @@ def places_in(
 
 @lru_cache(maxsize=64)
 def _looked_for(template: str, tags_only: bool) -> re.Pattern[str]:
-    """What stays as it is in a text: tags that the template names, or whatever it names and JSON escapes."""
+    """A pattern of what stays as it is in a text: tags that the template names, or all it names and JSON escapes."""
     if tags_only:
         return re.compile("|".join([r"\s", *_longest_first(set(_TAGS.findall(template)))]))
     literals = [value[1:-1] for _, kind, value in jinja2.Environment().lex(template) if kind == "string"]
@@ -133,59 +133,59 @@ class _Mark:
             self.units = [(i, i + 1) for i in np.flatnonzero(is_kept).tolist()]
         self.marked = self.start + np.flatnonzero(~is_kept)
         codes = self.original.copy()
-        codes[~is_kept] = _FIRST + (num_before + np.arange(len(self.marked))) % _NUM_PLACES
+        codes[~is_kept] = _FIRST + (num_before + np.arange(len(self.marked))) % _NUM_PRIVATE
         self.text = _text(codes)
 
 
 def _compare(printed: str, marked: str, marks: Sequence[_Mark]) -> Printed | None:
-    """Places of the characters of `printed`, from the same conversation printed with marks."""
+    """Indices of the characters of `printed`, from the same conversation printed with marks."""
     said = np.full(sum(len(mark.saying.text) for mark in marks), ord(" "), np.int64)
     owner = np.repeat(np.arange(len(marks)), [len(mark.saying.text) for mark in marks])
     for mark in marks:
         said[mark.start : mark.start + len(mark.original)] = mark.original
     seen = _codes(marked)
-    at = np.flatnonzero((seen >= _FIRST) & (seen < _FIRST + _NUM_PLACES))
+    at = np.flatnonzero((seen >= _FIRST) & (seen < _FIRST + _NUM_PRIVATE))
     known = np.concatenate([mark.marked for mark in marks])
     numbers = seen[at] - _FIRST
-    if len(known) > _NUM_PLACES:
-        numbers = numbers + _NUM_PLACES * np.cumsum(np.diff(numbers, prepend=numbers[:1]) < 0)
+    if len(known) > _NUM_PRIVATE:
+        numbers = numbers + _NUM_PRIVATE * np.cumsum(np.diff(numbers, prepend=numbers[:1]) < 0)
     if len(numbers) and numbers.max() >= len(known):
         return None
-    places = known[numbers]
+    indices = known[numbers]
     labels = np.full(len(seen), -1, np.int64)
-    labels[at] = places
+    labels[at] = indices
     plain = seen.copy()
-    plain[at] = said[places]
-    _fill(labels, plain, at, places, said, owner, marks)
+    plain[at] = said[indices]
+    _fill(labels, plain, at, indices, said, owner, marks)
     if not all(_find_literal(labels, _text(plain), mark) for mark in marks if mark.is_literal):
         return None
     return _with_ends(printed, _text(plain), labels, marks)
 
 
-def _fill(labels: Ints, seen: Ints, at: Ints, places: Ints, said: Ints, owner: Ints, marks: Sequence[_Mark]) -> None:
-    """Labels kept characters beside marked ones, where they are those that stand there in the saying."""
-    gap, step = np.diff(at), np.diff(places)
-    same = owner[places[1:]] == owner[places[:-1]]
+def _fill(labels: Ints, seen: Ints, at: Ints, indices: Ints, said: Ints, owner: Ints, marks: Sequence[_Mark]) -> None:
+    """Labels kept characters beside marked ones where they equal the saying's own."""
+    gap, step = np.diff(at), np.diff(indices)
+    same = owner[indices[1:]] == owner[indices[:-1]]
     between = np.flatnonzero(same & (gap == step) & (gap > 1))
     for length in np.unique(gap[between]).tolist():
         runs = between[gap[between] == length]
         inside = at[runs][:, None] + np.arange(1, length)
-        those = places[runs][:, None] + np.arange(1, length)
+        those = indices[runs][:, None] + np.arange(1, length)
         whole = (seen[inside] == said[those]).all(axis=1)
         labels[inside[whole]] = those[whole]
     for i in np.flatnonzero(same & (gap > step) & (step > 1)).tolist():
         _fill_escaped(labels, seen, int(at[i]), int(at[i + 1]), said)
     broken = np.flatnonzero(~(same & (gap == step)))
     for i in [*broken.tolist(), len(at) - 1] if len(at) else []:
-        _extend(labels, seen, int(at[i]), int(places[i]), marks[int(owner[places[i]])], 1)
+        _extend(labels, seen, int(at[i]), int(indices[i]), marks[int(owner[indices[i]])], 1)
     for i in [0, *(broken + 1).tolist()] if len(at) else []:
-        _extend(labels, seen, int(at[i]), int(places[i]), marks[int(owner[places[i]])], -1)
+        _extend(labels, seen, int(at[i]), int(indices[i]), marks[int(owner[indices[i]])], -1)
 
 
-def _extend(labels: Ints, seen: Ints, at: int, place: int, mark: _Mark, side: int) -> None:
-    """Labels what is kept of a saying before (`side` -1) or behind (1) a marked character, up to a name or its end."""
+def _extend(labels: Ints, seen: Ints, at: int, index: int, mark: _Mark, side: int) -> None:
+    """Labels what is kept of a saying before (`side` -1) or after (1) a marked character, up to a name or its end."""
     units = dict(mark.units) if side > 0 else {end: first for first, end in mark.units}
-    shift = at - (place - mark.start)  # from the saying's characters to the printed ones
+    shift = at - (index - mark.start)  # from the saying's characters to the printed ones
     begun = edge = reached = at - shift + (side > 0)
     while (far := units.get(edge)) is not None:
         low, high = sorted((edge, far))
@@ -193,13 +193,13 @@ def _extend(labels: Ints, seen: Ints, at: int, place: int, mark: _Mark, side: in
         if low + shift < 0 or not np.array_equal(seen[there], mark.original[low:high]) or (labels[there] >= 0).any():
             break
         edge = far
-        # White space in front of what the template has dropped is more likely the template's own.
+        # White space before what the template has dropped is more likely the template's own.
         if edge in (0, len(mark.original)) or not chr(int(mark.original[low])).isspace():
             reached = edge
     low, high = sorted((begun, reached))
     labels[low + shift : high + shift] = mark.start + np.arange(low, high)
     low, high = (reached, len(mark.original)) if side > 0 else (0, reached)
-    if low < high and (place - mark.start == reached - 1 if side > 0 else place - mark.start == reached):
+    if low < high and (index - mark.start == reached - 1 if side > 0 else index - mark.start == reached):
         escaped = _escaped(mark.original[low:high])
         first = at + 1 if side > 0 else at - len(escaped)
         there = slice(max(first, 0), first + len(escaped))
@@ -208,7 +208,7 @@ def _extend(labels: Ints, seen: Ints, at: int, place: int, mark: _Mark, side: in
 
 
 def _find_literal(labels: Ints, plain: str, mark: _Mark) -> bool:
-    """Labels a saying that is not marked, if it stands in one place only."""
+    """Labels a saying that is not marked, if it is printed only once. Returns whether it is."""
     text = _text(mark.original)
     starts = [match.start() for match in re.finditer(re.escape(text), plain)]
     free = [start for start in starts if (labels[start : start + len(text)] < 0).all()]
@@ -218,14 +218,14 @@ def _find_literal(labels: Ints, plain: str, mark: _Mark) -> bool:
 
 
 def _fill_escaped(labels: Ints, seen: Ints, left: int, right: int, said: Ints) -> None:
-    """Labels what JSON makes of the characters between two that are marked."""
+    """Labels the JSON form of the characters between two marked ones."""
     first, end = int(labels[left]) + 1, int(labels[right])
     if np.array_equal(_escaped(said[first:end]), seen[left + 1 : right]):
         labels[left + 1 : right] = np.minimum(first + np.arange(right - left - 1), end - 1)
 
 
 def _with_ends(printed: str, plain: str, labels: Ints, marks: Sequence[_Mark]) -> Printed | None:
-    """The same where sayings have white space at their ends, which a template may print or not."""
+    """The printed conversation with the sayings' outer white space, which a template may print or not, labelled too."""
     first_at, last_at = {}, {}
     for mark in marks:
         if (mark.before or mark.after) and len(mark.original):
@@ -287,16 +287,16 @@ def reasoning_span(content: str) -> tuple[int, int]:
 def character_roles(
     found: Printed, sayings: Sequence[Saying], turns: Sequence[Turn], turn_end: str
 ) -> NDArray[np.uint8]:
-    """The role of each character of a printed conversation; `turn_end` is what is printed behind an assistant turn."""
+    """The role of each character of a printed conversation; `turn_end` is printed after an assistant turn."""
     roles = np.full(len(found.text), TokenRole.HEADER, np.uint8)
-    is_said = found.places >= 0
-    roles[is_said] = saying_roles(sayings, turns)[found.places[is_said]]
+    is_said = found.indices >= 0
+    roles[is_said] = saying_roles(sayings, turns)[found.indices[is_said]]
     owner = np.repeat(np.arange(len(sayings)), [len(saying.text) for saying in sayings])
     pattern = _end_pattern(turn_end)
     edges = np.flatnonzero(np.diff(is_said.astype(np.int8), prepend=1, append=1))
     for start, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
-        left = sayings[int(owner[found.places[start - 1]])] if start else None
-        right = sayings[int(owner[found.places[end]])] if end < len(is_said) else None
+        left = sayings[int(owner[found.indices[start - 1]])] if start else None
+        right = sayings[int(owner[found.indices[end]])] if end < len(is_said) else None
         text = found.text[start:end]
         if start and roles[start - 1] == TokenRole.REASONING and (closes := _CLOSES.match(text)):
             roles[start : start + closes.end()] = TokenRole.REASONING

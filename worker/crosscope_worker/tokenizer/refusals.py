@@ -72,13 +72,13 @@ def not_found(turns: Sequence[Turn], sayings: Sequence[Saying], printed: str) ->
 
 
 def check_printed(turns: Sequence[Turn], sayings: Sequence[Saying], found: Printed) -> tuple[int, ...]:
-    """The turns whose reasoning is not printed, or not as a whole.
+    """The turns whose reasoning is not printed, or only in part.
 
-    Raises PromptError where anything else than white space is dropped.
+    Raises PromptError if anything else but white space is dropped.
     """
     num_characters = sum(len(saying.text) for saying in sayings)
     is_printed = np.zeros(num_characters, bool)
-    is_printed[found.places[found.places >= 0]] = True
+    is_printed[found.indices[found.indices >= 0]] = True
     is_reasoning = saying_roles(sayings, turns) == TokenRole.REASONING
     dropped: set[int] = set()
     silent = {saying.turn for saying in sayings if saying.field == "call"}

@@ -1,6 +1,6 @@
-"""Which tokens of a text a recipe's token policy leaves out, as far as their roles and places tell.
+"""Finds the tokens of a text that a recipe's token policy leaves out by their roles and positions.
 
-Tokens with an outlying norm, which only activations tell, are for norms.py.
+norms.py finds those with an outlying norm, which only activations tell.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from crosscope_proto.specs import TokenPolicy
 
 
 def policy_reasons(roles: np.ndarray, policy: TokenPolicy) -> np.ndarray:
-    """Why the policy leaves out the tokens of a text: [pos] uint8, LeftOut; `roles: [pos]`. Padding always goes."""
+    """Why the policy leaves out each token: [pos] uint8, LeftOut; `roles: [pos]`. Padding is always left out."""
     reasons = np.full(len(roles), LeftOut.KEPT, dtype=np.uint8)
     reasons[: policy.skip_first] = LeftOut.FIRST
     if policy.skip_bos:

@@ -1,7 +1,7 @@
 """Texts and conversations to token ids, with the role of every token.
 
-Does not know models, lengths that they can read, or where texts come from. What a template prints is in
-chat_template.py, whose each character is in printed.py, and typed control tokens are in control_tokens.py.
+Does not know models, lengths that they can read, or where texts come from. chat_template.py prints
+conversations, printed.py finds which of their characters are whose, and control_tokens.py encodes typed control tokens.
 """
 
 import copy
@@ -18,14 +18,14 @@ from crosscope_proto.roles import TokenRole
 from crosscope_proto.template_kwargs import check_template_kwargs
 from crosscope_worker.tokenizer.chat_template import ChatTemplate, TemplateRefusal, TemplateSettings, Turn, messages_of
 from crosscope_worker.tokenizer.control_tokens import ControlTokens, PromptError
-from crosscope_worker.tokenizer.printed import THINKING, Printed, Saying, Sayings, character_roles, places_in
+from crosscope_worker.tokenizer.printed import THINKING, Printed, Saying, Sayings, character_roles, find_sayings
 from crosscope_worker.tokenizer.refusals import check_printed, check_turns, not_found, refused
 
 __all__ = ["PromptError", "TemplateSettings", "TextTokenizer", "TokenisedText", "Turn"]
 
-_REASONING_MARKS = tuple(mark for pair in THINKING for mark in pair)
+_REASONING_MARKS = tuple(mark for marks in THINKING for mark in marks)
 _SAMPLE = (Turn("user", "Why?"), Turn("assistant", "Because."))
-"""Shows what a template prints behind an assistant turn."""
+"""Shows what a template prints after an assistant turn."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,17 +42,17 @@ class TokenisedText:
     offsets: np.ndarray
     """[pos, 2] int64: characters of the rendered text that each token covers; none for tokens that are put around a
     plain text."""
-    places: tuple[np.ndarray, ...]
-    """For each turn and character of its content the character of the rendered text, -1 where it is not printed."""
+    printed_at: tuple[np.ndarray, ...]
+    """For each turn, [character of its content] int64: the rendered text's character that prints it; -1 for none."""
     dropped_reasoning: tuple[int, ...] = ()
     """Turns whose reasoning the template does not print, or prints in part."""
 
     def token_span(self, turn: int, start: int, end: int) -> tuple[int, int]:
         """First token that covers any of the characters `start` to `end` of a turn's content, and one past the last.
 
-        An empty span at the content's first token where none of them is printed.
+        An empty span at the content's first token if none of them is printed.
         """
-        printed = self.places[turn][start:end]
+        printed = self.printed_at[turn][start:end]
         printed = printed[printed >= 0]
         if not len(printed):
             return self.content_spans[turn][0], self.content_spans[turn][0]
@@ -87,9 +87,9 @@ class TextTokenizer:
         return other
 
     def text(self, text: str, parse_control_tokens: bool = False) -> TokenisedText:
-        """Tokens of a plain text: those of the tokenizer's own call, with all that it puts around a text.
+        """Tokens of a plain text, as the tokenizer's own call gives them, with all that it puts around a text.
 
-        They differ in three cases. Control tokens typed in the text stay text unless `parse_control_tokens`. A
+        Three cases differ. Control tokens typed in the text stay text unless `parse_control_tokens`. A
         tokenizer whose own call adds no BOS while its chat template prints one gets it in front, so that documents
         begin as conversations do. A BOS that is typed in front, and parsed, is not doubled.
         Raises PromptError if there is no text.
@@ -128,7 +128,7 @@ class TextTokenizer:
 
         The ids are those of `apply_chat_template`, except that control tokens typed in a turn or an argument stay text
         unless `parse_control_tokens`; `<think>` and `</think>` in an assistant turn are always read. `template_kwargs`
-        go before those of the settings. Raises PromptError that names the turn at fault.
+        override those of the settings. Raises PromptError that names the turn at fault.
         """
         check_turns(turns)
         kwargs = {**self._template.settings.kwargs, **(template_kwargs or {})}
@@ -184,16 +184,16 @@ class TextTokenizer:
             messages = messages_of(turns, lambda *_: next(rest))
             return self._template.render(messages, add_generation_prompt, kwargs)
 
-        return places_in(printed, sayings, self._template.source(kwargs), render)
+        return find_sayings(printed, sayings, self._template.source(kwargs), render)
 
     def _turn_end(self, found: Printed, kwargs: Mapping[str, Any]) -> str:
-        """What the template prints behind an assistant turn; where it cannot print one alone, behind the last turn."""
+        """What the template prints after an assistant turn; if it cannot print the sample, after the last turn."""
         key = json.dumps(kwargs, sort_keys=True, default=str)
         if key not in self._turn_ends:
             if len(self._turn_ends) >= 64:
                 self._turn_ends.clear()
             self._turn_ends[key] = self._sample_end(kwargs)
-        known, said = self._turn_ends[key], np.flatnonzero(found.places >= 0)
+        known, said = self._turn_ends[key], np.flatnonzero(found.indices >= 0)
         if known is None:
             return found.text[int(said[-1]) + 1 :] if len(said) else ""
         return known
@@ -205,9 +205,9 @@ class TextTokenizer:
             found = self._printed(printed, _SAMPLE, sayings.all, False, kwargs)
         except TemplateRefusal:
             return None
-        if found is None or not len(places := np.flatnonzero(found.places == sayings.num_characters - 1)):
+        if found is None or not len(last := np.flatnonzero(found.indices == sayings.num_characters - 1)):
             return None
-        return printed[int(places[-1]) + 1 :]
+        return printed[int(last[-1]) + 1 :]
 
     def _tokenised(
         self,
@@ -222,14 +222,14 @@ class TextTokenizer:
             raise PromptError("the text gives no token")
         ids = np.array(encoding.ids, dtype=np.int64)
         spans = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-        # A token that reaches over a border belongs to the side with its middle character.
+        # A token that crosses a border belongs to the side of its middle character.
         middle = np.minimum(np.maximum.accumulate(spans.sum(axis=1) // 2), len(found.text) - 1)
         roles = self._with_control_roles(ids, character_roles[middle])
         contents = {saying.turn: saying for saying in sayings if saying.field == "content"}
-        places = tuple(_places(found, contents[turn]) for turn in range(num_turns))
+        printed_at = tuple(_printed_at(found, contents[turn]) for turn in range(num_turns))
         content_spans: list[tuple[int, int]] = []
         for turn in range(num_turns):
-            printed = places[turn][places[turn] >= 0]
+            printed = printed_at[turn][printed_at[turn] >= 0]
             printed = printed[character_roles[printed] != TokenRole.REASONING]
             if len(printed):
                 first = int(np.searchsorted(middle, printed.min()))
@@ -237,10 +237,10 @@ class TextTokenizer:
             else:
                 behind = content_spans[-1][1] if content_spans else 0
                 content_spans.append((behind, behind))
-        return TokenisedText(ids, roles, tuple(content_spans), spans, places, dropped)
+        return TokenisedText(ids, roles, tuple(content_spans), spans, printed_at, dropped)
 
     def _with_control_roles(self, ids: np.ndarray, roles: np.ndarray) -> np.ndarray:
-        """BOS and padding are that wherever they stand: names that are only text do not get their ids."""
+        """`roles` with BOS and padding marked by their ids, which a name that is only text does not get."""
         roles = np.array(roles, np.uint8)
         for id_, role in ((self._bos, TokenRole.BOS), (self._pad, TokenRole.PAD)):
             if id_ is not None:
@@ -286,9 +286,9 @@ def _span_of(flags: np.ndarray) -> tuple[int, int]:
     return (int(where[0]), int(where[-1]) + 1) if len(where) else (0, 0)
 
 
-def _places(found: Printed, saying: Saying) -> np.ndarray:
-    """[character of the saying] int64: the character that prints it, the last one if several do; -1 for none."""
-    places = np.full(len(saying.text), -1, np.int64)
-    where = np.flatnonzero((found.places >= saying.start) & (found.places < saying.start + len(saying.text)))
-    places[found.places[where] - saying.start] = where
-    return places
+def _printed_at(found: Printed, saying: Saying) -> np.ndarray:
+    """[character of the saying] int64: the printed character for it, the last one if there are several; -1 for none."""
+    printed_at = np.full(len(saying.text), -1, np.int64)
+    where = np.flatnonzero((found.indices >= saying.start) & (found.indices < saying.start + len(saying.text)))
+    printed_at[found.indices[where] - saying.start] = where
+    return printed_at

@@ -15,7 +15,7 @@ from crosscope_worker.dictionary.sparse import (
     by_latent,
     decode_entries,
     entry_products,
-    places,
+    flat_indices,
     sparse_relu,
 )
 
@@ -189,7 +189,7 @@ class Selected:
 
 
 def active_code(pre: Tensor, bias: Tensor, flat: Tensor | None) -> ActiveCode:
-    """The entries of `relu(pre + bias)`, `[batch, latent]`, at the ascending flattened positions `flat`.
+    """The entries of `relu(pre + bias)`, `[batch, latent]`, at the ascending flat indices `flat`.
 
     `flat` None: all positive entries. The code's form is the faster one at its density.
     """
@@ -197,7 +197,7 @@ def active_code(pre: Tensor, bias: Tensor, flat: Tensor | None) -> ActiveCode:
         positive = pre > -bias
         if int(torch.count_nonzero(positive)) > DENSE_ABOVE * pre.numel():
             return DenseCode((pre + bias).relu_())
-        flat = places(positive)
+        flat = flat_indices(positive)
     code = sparse_relu(flat, pre, bias)
     if len(flat) > DENSE_ABOVE * pre.numel():
         return DenseCode(code.dense(pre.shape[1]))

@@ -1,4 +1,4 @@
-"""Ours in others' layouts: the hub folder and back, the dashboard's SQLite file; and an analysis of a loaded one."""
+"""Our crosscoders in others' layouts: the hub folder and back, the dashboard's SQLite file; and an analysis."""
 
 import dataclasses
 import json
@@ -195,16 +195,16 @@ def test_a_difference_version_is_exported_by_the_command(
     crosscoder = one_stream("diff_sae", normalised=False)
     (tmp_path / "v1").mkdir()
     crosscoder.save(tmp_path / "v1", make_manifest(crosscoder, {"crosscoder": {"k": 7}}))
-    places = str(tmp_path / "v1"), str(tmp_path / "hub")
-    monkeypatch.setattr(sys, "argv", ["published", "hub", *places, "--dialect", "one-scale"])
+    paths = str(tmp_path / "v1"), str(tmp_path / "hub")
+    monkeypatch.setattr(sys, "argv", ["published", "hub", *paths, "--dialect", "one-scale"])
     assert main() == 0
-    assert "a dictionary of the difference, chat less base: say so beside it." in capsys.readouterr().err
+    assert "a dictionary of the difference, chat less base; say so beside it." in capsys.readouterr().err
     x = torch.randn(9, 2 * WIDTH)
     back = load_crosscoder(tmp_path / "hub", reads="difference")
     torch.testing.assert_close(back.scaled(x), crosscoder.scaled(x), rtol=1e-4, atol=1e-5)
 
 
-def test_what_the_hub_layout_cannot_hold_is_said(tmp_path: Path):
+def test_a_crosscoder_that_does_not_fit_the_hub_layout_is_refused(tmp_path: Path):
     with pytest.raises(CrosscoderError, match="stores k beside a threshold"):
         export_hub(make_crosscoder(), tmp_path / "hub")
     with pytest.raises(CrosscoderError, match="this crosscoder has one for every latent"):
@@ -313,7 +313,7 @@ def test_a_loaded_crosscoder_is_analysed(tmp_path: Path, tiny_pair):
     assert analysis.metrics["fve_base"] == pytest.approx(float(fve), rel=1e-4)
 
 
-def test_what_the_layout_has_no_place_for_is_refused(tmp_path: Path):
+def test_rules_and_scales_that_the_layout_cannot_hold_are_refused(tmp_path: Path):
     budgets = make_crosscoder(keep=AboveThresholds(torch.arange(float(LATENTS))))
     with pytest.raises(CrosscoderError, match="one threshold; this crosscoder has a threshold for every latent"):
         export_hub(budgets, tmp_path / "out", k=5)

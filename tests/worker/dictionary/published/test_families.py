@@ -1,4 +1,4 @@
-"""Files of 2026 against forwards written from their formulas in float64 numpy, and what of them is refused by name."""
+"""Files of 2026 against forwards in float64 numpy, written from their formulas; and files that are refused."""
 
 import json
 from collections.abc import Callable
@@ -110,7 +110,7 @@ def test_the_tool_use_sweep(tmp_path: Path, masks: bool):
             load_crosscoder(write(tmp_path, tensors, config=SWEEP | change))
 
 
-def test_model_0_is_the_fine_tuned_one_there(tmp_path: Path):
+def test_model_0_of_the_sweep_is_the_fine_tuned_one(tmp_path: Path):
     tensors = sweep_tensors(True)
     crosscoder = load_crosscoder(write(tmp_path, tensors, config=SWEEP), swap=True)
     code, x_hat = sweep_forward(tensors, inputs()[:, ::-1])
@@ -334,7 +334,7 @@ def test_a_batch_topk_dictionary(tmp_path: Path, reads: str, normalised: bool):
         mean, std = np.random.default_rng(5).standard_normal((2, WIDTH))
         tensors |= {"activation_mean": float32(mean), "activation_std": float32(std), "target_rms": torch.tensor(2.0)}
     write(tmp_path, tensors, "model.safetensors", config={"dict_class": "BatchTopKSAE", "k": 100})
-    with pytest.raises(CrosscoderError, match=r"say reads difference \(chat less base\), base or chat"):
+    with pytest.raises(CrosscoderError, match=r"set reads to difference \(chat less base\), base or chat"):
         load_crosscoder(tmp_path)
     crosscoder = load_crosscoder(tmp_path, reads=reads)
     assert crosscoder.variant == VARIANTS[reads]

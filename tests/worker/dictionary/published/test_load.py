@@ -1,4 +1,4 @@
-"""Every published layout, written by small writers, against float64 numpy; and files that are refused, each by name."""
+"""Every published layout, written by small writers, against float64 numpy; and files that are refused."""
 
 import json
 import pickle
@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from crosscope_worker.dictionary.crosscoder import CrosscoderError
 from crosscope_worker.dictionary.load import load_crosscoder
-from crosscope_worker.dictionary.published.files import Source
+from crosscope_worker.dictionary.published.files import Files
 from crosscope_worker.dictionary.published.replication import public_scales
 
 IDS = {"CROSSCODER": 1, "SAE": 2, "MIXED": 3, "NONE": 4, "DECOUPLED": 5}
@@ -113,7 +113,7 @@ def test_a_compiled_training_folder_with_a_bias_per_model(tmp_path: Path):
     assert_equal(load_crosscoder(tmp_path / "model_final.pt"), p)
 
 
-def test_what_the_trainer_says_counts_where_nothing_else_does(tmp_path: Path):
+def test_the_trainers_normalisation_counts_if_nothing_else_says_one(tmp_path: Path):
     p = planted(normalisation="SAE", thresholds=np.full(2, 3.0))
     folder = write_hub(tmp_path, hub_tensors(p) | sparsifier(3.0))
     trainer = {"dict_class": "BatchTopKCrossCoder", "code_normalization": "SAE"}
@@ -142,7 +142,7 @@ def test_the_public_file_is_known_by_its_cfg(tmp_path: Path):
     cfg = {"model_name": "gemma-2-2b", "hook_point": "blocks.14.hook_resid_pre", "site": "resid_pre"}
 
     def scales(**config: object) -> tuple[float, float] | None:
-        return public_scales(Source(tmp_path / "cc_weights.pt", {}, {"cfg.json": config}))
+        return public_scales(Files(tmp_path / "cc_weights.pt", {}, {"cfg.json": config}))
 
     assert scales(**cfg, d_in=2304, dict_size=16384) == (0.2758961493232058, 0.24422852496546169)
     assert scales(**cfg, dict_size=32768) is None
@@ -225,7 +225,7 @@ def test_contradictions_are_named(tmp_path: Path, message: str):
         load_crosscoder(tmp_path)
 
 
-def test_unknown_layouts_and_places(tmp_path: Path):
+def test_unknown_layouts_and_paths(tmp_path: Path):
     with pytest.raises(CrosscoderError, match="nowhere is missing"):
         load_crosscoder(tmp_path / "nowhere")
     save_file({"encoder.kernel": torch.ones(3, 4), "decoder.weight": torch.ones(4, 3)}, tmp_path / "a.safetensors")

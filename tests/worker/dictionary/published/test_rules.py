@@ -1,4 +1,4 @@
-"""The activation rule is looked for in every configuration; containers of weights; models that are swapped."""
+"""The activation rule of every configuration; containers of weights; swapped models."""
 
 import json
 from pathlib import Path
@@ -64,7 +64,7 @@ def test_hub_files_choose_by_scaled_activations(tmp_path: Path):
     scaled = code * p.norms()
     code[scaled < np.sort(scaled, axis=1)[:, -K][:, None]] = 0
     assert np.abs(crosscoder.encode(float32(x)).numpy() - code).max() < 1e-5 * code.max()
-    assert "The tensor says k 4; config.json says k 100, which was not believed." in crosscoder.notes
+    assert "The tensor says k 4; config.json says k 100, which is ignored." in crosscoder.notes
 
 
 REFUSED: dict[str, tuple[dict[str, torch.Tensor], dict[str, dict[str, Any]]]] = {
@@ -109,7 +109,7 @@ def test_a_tensor_that_nobody_reads_must_be_finite_too(tmp_path: Path):
     folder = write_hub(tmp_path / "hub", hub_tensors(planted()) | statistics)
     assert load_crosscoder(folder).input_mean is None
     statistics["activation_mean"][0, 1] = 0.5
-    with pytest.raises(CrosscoderError, match="activation_mean is NaN in 11 of 12 places; NaN means off only"):
+    with pytest.raises(CrosscoderError, match="activation_mean is NaN in 11 of 12 values; NaN means off only"):
         load_crosscoder(write_hub(folder, hub_tensors(planted()) | statistics))
 
 

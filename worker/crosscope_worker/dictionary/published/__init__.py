@@ -1,7 +1,7 @@
 """Crosscoders that others published, and ours in the layouts that others read (docs/published.md).
 
-One module per family of files: recognise the tensors, read the options, build a Crosscoder. Knows nothing of training
-or analysis. A pickle is opened by `torch.load(weights_only=True)` alone.
+Each family of files has a module, which recognises the tensors, reads the options and builds a Crosscoder. Knows
+nothing of training or analysis. A pickle is opened by `torch.load(weights_only=True)` alone.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ from crosscope_worker.dictionary.published import (
     openmoss,
     replication,
 )
-from crosscope_worker.dictionary.published.files import read_source
+from crosscope_worker.dictionary.published.files import read_files
 from crosscope_worker.dictionary.published.rules import find_rule
 from crosscope_worker.dictionary.published.swap import swapped
 
@@ -37,24 +37,24 @@ def load_published(
     missing, unknown or contradictory.
     """
     gemma_scope.check(path)
-    source = read_source(path, swap)
-    rule = find_rule(source)
+    files = read_files(path, swap)
+    rule = find_rule(files)
     if swap and input_scale is not None:
         base, chat = input_scale
         input_scale = chat, base  # In the order of the file's models.
-    if one_model.recognises(source):
-        fields = one_model.fields(source, rule, input_scale, reads)
+    if one_model.recognises(files):
+        fields = one_model.fields(files, rule, input_scale, reads)
     else:
-        family = next((each for each in _FAMILIES if each.recognises(source)), None)
+        family = next((each for each in _FAMILIES if each.recognises(files)), None)
         if family is None:
-            held = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in sorted(source.tensors.items())[:12])
+            held = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in sorted(files.tensors.items())[:12])
             raise CrosscoderError(
-                f"{source.weights} is of an unknown layout: it holds {held or 'no tensor'}; known are encoder.weight "
+                f"{files.weights} is of an unknown layout: it holds {held or 'no tensor'}; known are encoder.weight "
                 "and decoder.weight, W_enc and W_dec, W_E and W_D, _W_enc_XiDiL and _W_dec_LXoDo"
             )
         if reads != "both":
-            raise source.error(f"it reads two models; leave reads out, or say both, not {reads!r}")
-        fields = family.fields(source, rule, input_scale)
-    source.check_unread()
-    loaded = Crosscoder(**fields, notes=tuple(source.notes))
+            raise files.error(f"it reads two models; leave reads out, or say both, not {reads!r}")
+        fields = family.fields(files, rule, input_scale)
+    files.check_unread()
+    loaded = Crosscoder(**fields, notes=tuple(files.notes))
     return swapped(loaded) if swap else loaded

@@ -1,22 +1,22 @@
-"""Weights with a model axis, as the families store them, to the axis `both`."""
+"""Turns weights with a model axis, as the families store them, into weights along the axis `both`."""
 
 from typing import Any
 
 from torch import Tensor
 
-from crosscope_worker.dictionary.published.files import Source
+from crosscope_worker.dictionary.published.files import Files
 
 
-def sizes(source: Source, name: str) -> tuple[int, int]:
+def sizes(files: Files, name: str) -> tuple[int, int]:
     """d_model and the number of latents, from the encoder's weights `name: [2, d_model, latent]`.
 
     Raises CrosscoderError when there are not two models.
     """
-    shape = tuple(source.tensors[name].shape)
+    shape = tuple(files.tensors[name].shape)
     if len(shape) != 3:
-        raise source.error(f"{name} has shape {shape}; [2, d_model, latents] is known")
+        raise files.error(f"{name} has shape {shape}; [2, d_model, latents] is known")
     if shape[0] != 2:
-        raise source.error(f"{name} has shape {shape}, of {shape[0]} models or layers; a pair has 2")
+        raise files.error(f"{name} has shape {shape}, of {shape[0]} models or layers; a pair has 2")
     return shape[1], shape[2]
 
 

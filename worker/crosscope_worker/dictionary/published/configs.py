@@ -1,7 +1,7 @@
 """The configurations beside a published crosscoder's weights, JSON or YAML, and what they say under a key.
 
-All of them are read: a rule that stands in one alone counts, and two that contradict each other are seen. Knows no
-family; YAML is read without aliases and without tags that make objects.
+All of them are read. So a rule that only one of them states counts, and a contradiction between two is found. Knows no
+family. YAML is read without aliases and without tags that make objects.
 """
 
 import json
@@ -28,7 +28,7 @@ _CONFIGS = (
     "cfg.yaml",
 )
 _SECTIONS = ("trainer", "cfg", "config", "sae", "crosscoder", "activation_fn", "activation_fn_kwargs")
-"""Objects inside a configuration that are looked into."""
+"""Names of objects inside a configuration that are searched too."""
 _MAX_DEPTH = 4
 _MAX_BYTES = 16 << 20
 _MAX_YAML_BYTES = 1 << 20
@@ -36,7 +36,7 @@ _MAX_YAML_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Said:
-    """A value and where it stands; printed as in a sentence."""
+    """A value and where it stands; as a string, the beginning of a sentence."""
 
     file: str
     key: str

@@ -1,6 +1,6 @@
-"""Tensors by name out of the containers that people save them in: one file, several with an index, a checkpoint.
+"""Reads tensors by name from what people save them in: one file, several files with an index, or a checkpoint.
 
-Only weights are taken from a checkpoint; what else it holds is said. A pickle is opened by
+Only the weights of a checkpoint are read; a note says what else it holds. A pickle is opened by
 `torch.load(weights_only=True)` alone.
 """
 
@@ -20,7 +20,7 @@ from crosscope_worker.dictionary.version import read_safetensors
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 _INDEX = ".index.json"
 _WEIGHTS_OF = ("sae", "model", "state_dict", "model_state_dict")
-"""Under which of these a checkpoint keeps its weights."""
+"""Names under which a checkpoint may keep its weights."""
 _COMPILED = "_orig_mod."
 _PARALLEL = "module."
 _MAX_PARTS = 1024
@@ -29,7 +29,7 @@ _MAX_PARTS = 1024
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors of a file, or of the files that an index names, and sentences about what was left out.
 
-    Prefixes are dropped that torch.compile (`_orig_mod.`) and data parallelism (`module.`) put before names. Raises
+    Drops the prefixes that torch.compile (`_orig_mod.`) and data parallelism (`module.`) put before names. Raises
     CrosscoderError for a file that is missing, cut short, not an index, or holds no tensors by name.
     """
     tensors, notes = _read_index(path) if path.name.endswith(_INDEX) else _read_file(path)
@@ -44,11 +44,11 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def _read_index(path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    places = read_config(path).get("weight_map")
-    if not isinstance(places, Mapping) or not places or not all(isinstance(each, str) for each in places.values()):
+    files = read_config(path).get("weight_map")
+    if not isinstance(files, Mapping) or not files or not all(isinstance(each, str) for each in files.values()):
         raise CrosscoderError(f"{path} has no weight_map of names and files: it is no index of weights")
-    places = cast("Mapping[str, str]", places)
-    parts = sorted(set(places.values()))
+    files = cast("Mapping[str, str]", files)
+    parts = sorted(set(files.values()))
     if len(parts) > _MAX_PARTS:
         raise CrosscoderError(f"{path} names {len(parts)} files; {_MAX_PARTS} are allowed")
     tensors: dict[str, Tensor] = {}
@@ -58,11 +58,11 @@ def _read_index(path: Path) -> tuple[dict[str, Tensor], list[str]]:
         if file.parent != path.parent or file.suffix not in SUFFIXES:
             raise CrosscoderError(f"{path} names {part!r}, which is no file of weights beside it")
         if not file.is_file():
-            raise CrosscoderError(f"{file} is missing, of which {path.name} says that it holds weights")
+            raise CrosscoderError(f"{file} is missing, though {path.name} says that it holds weights")
         found, more = _read_file(file)
         tensors |= found
         notes += more
-    if missing := sorted(places.keys() - tensors.keys()):
+    if missing := sorted(files.keys() - tensors.keys()):
         raise CrosscoderError(f"{path} names the tensor {missing[0]}, which none of its {len(parts)} files holds")
     return tensors, notes
 
@@ -70,7 +70,7 @@ def _read_index(path: Path) -> tuple[dict[str, Tensor], list[str]]:
 def _read_torch(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     try:
         with warnings.catch_warnings():
-            # Of another pickle protocol than torch's own, which the restricted reader either reads or refuses.
+            # torch warns of pickle protocols other than its own; the restricted reader reads such a file or refuses it.
             warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
             document = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

@@ -1,7 +1,7 @@
 """The dictionary_learning forks: encoder.* and decoder.* with a model axis, from the hub or a training folder.
 
-Missing keys mean what the forks' lenient loading makes of them: CROSSCODER normalisation, no input normaliser. Where a
-file's parts say different things, and the forks do not say which wins, it is refused.
+A missing key has the default of the forks' lenient loading: CROSSCODER normalisation, no input normaliser. A file whose
+parts contradict each other is refused, unless the forks say which part wins.
 """
 
 import math
@@ -11,7 +11,7 @@ import torch
 
 from crosscope_worker.dictionary.keep import AboveModelThresholds, AboveThreshold, keep_everything
 from crosscope_worker.dictionary.published.axes import per_head_bias, sizes, weight_fields
-from crosscope_worker.dictionary.published.files import Source
+from crosscope_worker.dictionary.published.files import Files
 from crosscope_worker.dictionary.published.rules import BATCH_TOPK, JUMPRELU, RELU, TOPK, Rule, count, token_k
 
 WEIGHTS = ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias")
@@ -26,101 +26,101 @@ _SCALE_TOLERANCE = 1e-3
 """Relative; a stored global scale that is further from the formula belongs to other statistics."""
 
 
-def recognises(source: Source) -> bool:
+def recognises(files: Files) -> bool:
     """Whether the tensors are this family's crosscoders; its one-model dictionaries have weights of two axes."""
-    return {"encoder.weight", "decoder.weight"} <= source.tensors.keys() and source.tensors["encoder.weight"].ndim == 3
+    return {"encoder.weight", "decoder.weight"} <= files.tensors.keys() and files.tensors["encoder.weight"].ndim == 3
 
 
-def fields(source: Source, rule: Rule, input_scale: tuple[float, float] | None) -> dict[str, Any]:
+def fields(files: Files, rule: Rule, input_scale: tuple[float, float] | None) -> dict[str, Any]:
     """The Crosscoder's fields.
 
-    Raises CrosscoderError when tensors are missing, unknown or contradictory, or the configuration asks for what is
-    not known.
+    Raises CrosscoderError when tensors are missing, unknown or contradictory, or when the configuration asks for
+    something unknown.
     """
     if input_scale is not None:
-        raise source.error("this layout holds its input normaliser, or has none; leave input_scale out")
-    source.check_tensors({*WEIGHTS, *SPARSIFIERS, *NORMALISER, "code_normalization_id"})
-    d_model, latents = sizes(source, "encoder.weight")
-    source.check_sizes(activation_dim=d_model, dict_size=latents, num_layers=2)
-    _check_config(source)
+        raise files.error("this layout holds its input normaliser, or has none; leave input_scale out")
+    files.check_tensors({*WEIGHTS, *SPARSIFIERS, *NORMALISER, "code_normalization_id"})
+    d_model, latents = sizes(files, "encoder.weight")
+    files.check_sizes(activation_dim=d_model, dict_size=latents, num_layers=2)
+    _check_config(files)
     weights = weight_fields(
-        W_enc=source.tensor("encoder.weight"),
-        b_enc=per_head_bias(source.tensor("encoder.bias", (latents,), (2, latents))),
-        W_dec=source.tensor("decoder.weight", (2, latents, d_model)),
-        b_dec=source.tensor("decoder.bias", (2, d_model)),
+        W_enc=files.tensor("encoder.weight"),
+        b_enc=per_head_bias(files.tensor("encoder.bias", (latents,), (2, latents))),
+        W_dec=files.tensor("decoder.weight", (2, latents, d_model)),
+        b_dec=files.tensor("decoder.bias", (2, d_model)),
     )
-    normalisation = _normalisation(source)
-    options = {"code_normalisation": normalisation.lower()} | _selection(source, rule, normalisation, latents)
-    normaliser = _input_normaliser(source, d_model)
+    normalisation = _normalisation(files)
+    options = {"code_normalisation": normalisation.lower()} | _selection(files, rule, normalisation, latents)
+    normaliser = _input_normaliser(files, d_model)
     if normalisation == "DECOUPLED" and options["variant"] != "l1" and normaliser:
         weights |= normalised_twice(weights, normaliser)
     return weights | options | normaliser
 
 
-def _check_config(source: Source) -> None:
-    if source.word("keep_relative_variance") not in (None, True):
-        raise source.error("config.json says keep_relative_variance false: inputs scaled dimension by dimension")
+def _check_config(files: Files) -> None:
+    if files.word("keep_relative_variance") not in (None, True):
+        raise files.error("config.json says keep_relative_variance false; scales of single dimensions are not known")
     for key in ("latent_processor", "encoder_layers"):
-        if (value := source.word(key)) not in (None, [0, 1]):
-            raise source.error(f"config.json says {key} {value!r}, which is not known")
+        if (value := files.word(key)) not in (None, [0, 1]):
+            raise files.error(f"config.json says {key} {value!r}, which is not known")
 
 
-def _normalisation(source: Source) -> str:
+def _normalisation(files: Files) -> str:
     """The forks' name of the code normalisation: a configuration's word, else the tensor's, else the trainer's."""
-    words = source.said("code_normalization")
+    words = files.said("code_normalization")
     own = [each for each in words if each.key == "code_normalization"]
     if other := [each for each in own if str(each.value).upper() != str(own[0].value).upper()]:
-        raise source.error(f"{own[0]} and {other[0]} contradict each other")
+        raise files.error(f"{own[0]} and {other[0]} contradict each other")
     said: object = own[0].value if own else None
-    if said is None and "code_normalization_id" in source.tensors:
-        number = int(source.tensor("code_normalization_id", (), (1,)))
+    if said is None and "code_normalization_id" in files.tensors:
+        number = int(files.tensor("code_normalization_id", (), (1,)))
         names = [name for name, each in NORMALISATIONS.items() if each == number]
         if not names:
-            raise source.error(f"code_normalization_id is {number}; known are {NORMALISATIONS}")
+            raise files.error(f"code_normalization_id is {number}; known are {NORMALISATIONS}")
         said = names[0]
     said = said if said is not None else next((each.value for each in words), "CROSSCODER")
     name = str(said).upper()
     if name not in NORMALISATIONS:
-        raise source.error(f"code_normalization is {said!r}; known are {', '.join(NORMALISATIONS)}")
-    other = {key: value for key, known in _MIXTURE.items() if (value := source.word(key)) not in (None, known)}
+        raise files.error(f"code_normalization is {said!r}; known are {', '.join(NORMALISATIONS)}")
+    other = {key: value for key, known in _MIXTURE.items() if (value := files.word(key)) not in (None, known)}
     if name == "MIXED" and other:
-        raise source.error(f"config.json mixes code normalisations by {other}; only {_MIXTURE} is known")
+        raise files.error(f"config.json mixes code normalisations by {other}; only {_MIXTURE} is known")
     return name
 
 
-def _selection(source: Source, rule: Rule, normalisation: str, latents: int) -> dict[str, Any]:
+def _selection(files: Files, rule: Rule, normalisation: str, latents: int) -> dict[str, Any]:
     """Variant and inference rule: a threshold, the k largest of a token, or ReLU.
 
-    A negative threshold, the forks' value before training sets it, keeps every positive code.
+    A negative threshold, the forks' value before training sets it, keeps every positive entry.
     """
     is_decoupled = normalisation == "DECOUPLED"
-    sparsified = sorted(source.tensors.keys() & set(SPARSIFIERS))
+    sparsified = sorted(files.tensors.keys() & set(SPARSIFIERS))
     if rule.name == JUMPRELU:
-        raise source.error(f"{rule.said}, but crosscoders of this layout have no threshold for each latent")
+        raise files.error(f"{rule.said}, but crosscoders of this layout have no threshold for each latent")
     if rule.name == RELU and sparsified:
-        raise source.error(f"{rule.said}, which has no {' and no '.join(sparsified)}")
-    if "threshold" in source.tensors and rule.name != TOPK:
-        if "k" in source.tensors:
-            count(source, rule, latents)
-        return {"variant": "batch_topk"} | _thresholds(source, is_decoupled, latents)
+        raise files.error(f"{rule.said}, which has no {' and no '.join(sparsified)}")
+    if "threshold" in files.tensors and rule.name != TOPK:
+        if "k" in files.tensors:
+            count(files, rule, latents)
+        return {"variant": "batch_topk"} | _thresholds(files, is_decoupled, latents)
     if sparsified or rule.counts or rule.name in (TOPK, BATCH_TOPK):
-        return token_k(source, rule, latents, decoupled=is_decoupled)
+        return token_k(files, rule, latents, decoupled=is_decoupled)
     if rule.name is None:
-        source.note(
+        files.note(
             "No configuration says an activation rule, and the file holds no k and no threshold: ReLU is assumed, as "
             "crosscoders of this layout are without them."
         )
     return {"variant": "l1"} | ({"keep": keep_everything(latents)} if is_decoupled else {})
 
 
-def _thresholds(source: Source, is_decoupled: bool, latents: int) -> dict[str, Any]:
-    threshold = source.tensor("threshold")
+def _thresholds(files: Files, is_decoupled: bool, latents: int) -> dict[str, Any]:
+    threshold = files.tensor("threshold")
     if is_decoupled and threshold.shape != (2,):
-        raise source.error(f"a DECOUPLED code has 2 thresholds, but threshold has shape {tuple(threshold.shape)}")
+        raise files.error(f"a DECOUPLED code has 2 thresholds, but threshold has shape {tuple(threshold.shape)}")
     if not is_decoupled and threshold.numel() != 1:
-        raise source.error(f"threshold has shape {tuple(threshold.shape)}, but only a DECOUPLED code has one a model")
+        raise files.error(f"threshold has shape {tuple(threshold.shape)}, but only a DECOUPLED code has one a model")
     if bool((threshold < 0).any()):
-        source.note(
+        files.note(
             f"The threshold is {threshold.tolist()}, as before training sets it: every positive code is kept there, as "
             "in the forks."
         )
@@ -159,53 +159,53 @@ def _both(weights: dict[str, Any], normaliser: dict[str, Any]) -> tuple[torch.Te
     return scale, torch.zeros_like(scale) if mean is None else mean.double()
 
 
-def is_off(source: Source, name: str) -> bool:
-    """Whether a statistic of the normaliser is missing or NaN throughout, which means that there is none.
+def is_off(files: Files, name: str) -> bool:
+    """Whether a statistic of the normaliser is missing or NaN throughout, that is, whether there is none.
 
-    Raises CrosscoderError where a part of it is NaN: then it is damaged.
+    Raises CrosscoderError if only a part of it is NaN, for then it is damaged.
     """
-    statistic = source.tensors.get(name)
+    statistic = files.tensors.get(name)
     if statistic is None:
         return True
     nan = torch.isnan(statistic)
     if bool(nan.any()) and not bool(nan.all()):
-        raise source.error(f"{name} is NaN in {int(nan.sum())} of {nan.numel()} places; NaN means off only throughout")
+        raise files.error(f"{name} is NaN in {int(nan.sum())} of {nan.numel()} values; NaN means off only throughout")
     return bool(nan.any())
 
 
-def _input_normaliser(source: Source, d_model: int) -> dict[str, Any]:
+def _input_normaliser(files: Files, d_model: int) -> dict[str, Any]:
     """`(x - mean) target_rms / sqrt(sum_d std² + 1e-8)`; none where the statistics are missing or NaN."""
-    off = [is_off(source, f"activation_{name}") for name in ("mean", "std")]
+    off = [is_off(files, f"activation_{name}") for name in ("mean", "std")]
     if any(off):
         if not all(off):
-            raise source.error("only one of activation_mean and activation_std is given; the normaliser needs both")
+            raise files.error("only one of activation_mean and activation_std is given; the normaliser needs both")
         return {}
-    mean = source.tensor("activation_mean", (2, d_model))
-    std = source.tensor("activation_std", (2, d_model)).double()
-    target = target_rms(source)
+    mean = files.tensor("activation_mean", (2, d_model))
+    std = files.tensor("activation_std", (2, d_model)).double()
+    target = target_rms(files)
     base, chat = (target / math.sqrt(float(each) + _EPSILON) for each in std.square().sum(dim=1))
-    return {"input_mean": mean.reshape(-1), "input_scale": _checked_scale(source, (base, chat))}
+    return {"input_mean": mean.reshape(-1), "input_scale": _checked_scale(files, (base, chat))}
 
 
-def target_rms(source: Source) -> float:
+def target_rms(files: Files) -> float:
     """The root mean square that the normaliser aims at; 1 where the file is silent."""
-    return float(source.tensor("target_rms", (), (1,))) if "target_rms" in source.tensors else 1.0
+    return float(files.tensor("target_rms", (), (1,))) if "target_rms" in files.tensors else 1.0
 
 
-def _checked_scale(source: Source, formula: tuple[float, float]) -> tuple[float, float]:
+def _checked_scale(files: Files, formula: tuple[float, float]) -> tuple[float, float]:
     """The formula's scales, unless the file stores its own.
 
-    One fork stores [2], which must agree. The other stores one number, which it multiplies both models by; 1 is what
-    stands there where none was computed.
+    One fork stores two numbers, which must agree with the formula. The other stores one number for both models, which
+    is 1 if none was computed.
     """
-    if "activation_global_scale" not in source.tensors:
+    if "activation_global_scale" not in files.tensors:
         return formula
-    stored = source.tensor("activation_global_scale", (), (1,), (2,))
+    stored = files.tensor("activation_global_scale", (), (1,), (2,))
     if stored.numel() == 1:
         return formula if float(stored) == 1.0 else (float(stored), float(stored))
     expected = torch.tensor(formula)
     if bool(((stored - expected).abs() > _SCALE_TOLERANCE * expected).any()):
-        raise source.error(
+        raise files.error(
             f"activation_global_scale is {stored.tolist()}, but target_rms and activation_std give {list(formula)}"
         )
     base, chat = stored.tolist()

@@ -1,7 +1,7 @@
 """Writes a crosscoder in the dictionary_learning forks' hub layout: config.json and model.safetensors.
 
-Lossless for what that layout can hold; what it cannot hold is refused with a sentence, nothing is approximated. The
-forks differ in two places (`DIALECTS`). Dictionaries of the difference, or of one model, become their BatchTopKSAE.
+Nothing is approximated: what the layout cannot hold is refused with a sentence. The forks differ in two points
+(`DIALECTS`). Dictionaries of the difference, or of one model, become their BatchTopKSAE.
 """
 
 import json
@@ -41,8 +41,8 @@ def export_version(version: Path, target: Path, dialect: str = DIALECTS[0]) -> l
 def export_hub(crosscoder: Crosscoder, target: Path, k: int | None = None, dialect: str = DIALECTS[0]) -> list[str]:
     """Writes config.json and model.safetensors into the new folder `target`.
 
-    `k` is the mean number of active latents that training aimed at, which the layout stores of a thresholded code.
-    Returns sentences about what whoever reads the folder must know or say. Raises CrosscoderError when the layout
+    `k` is the mean number of active latents that training aimed at, which the layout stores beside a threshold.
+    Returns sentences about what the folder does not say, for whoever reads it. Raises CrosscoderError when the layout
     cannot hold the crosscoder or `target` exists; OSError when it cannot be written.
     """
     if dialect not in DIALECTS:
@@ -63,7 +63,7 @@ def export_hub(crosscoder: Crosscoder, target: Path, k: int | None = None, diale
 def _to_know(crosscoder: Crosscoder) -> list[str]:
     known = ["The folder says nothing of the pair, the layer, the recipe and the analysis."]
     if crosscoder.streams.is_single:
-        known.append(f"Nor does it say that it is a dictionary of {crosscoder.streams.words}: say so beside it.")
+        known.append(f"It does not say that it is a dictionary of {crosscoder.streams.words}; say so beside it.")
     return known
 
 
@@ -129,7 +129,7 @@ def _threshold(keep: StoredKeep) -> Tensor:
 def _one_stream(crosscoder: Crosscoder, k: int | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """As BatchTopKSAE: `relu(W (x - b_dec) + b)`, a threshold on unscaled activations, and decoder rows of norm 1.
 
-    Codes are scaled activations there, since rows and encoder are divided and multiplied by the code normalisation.
+    Its codes are scaled activations: rows are divided by the code normalisation, and the encoder is multiplied by it.
     """
     part = crosscoder.streams.columns(crosscoder.d_model)
     (width,) = crosscoder.streams.widths(crosscoder.d_model)
@@ -137,9 +137,7 @@ def _one_stream(crosscoder: Crosscoder, k: int | None) -> tuple[dict[str, Tensor
         raise CrosscoderError("a dictionary of one stream is written with a threshold; this one has none")
     norms = crosscoder.code_norms().double()
     if bool((norms == 0).any()):
-        raise CrosscoderError(
-            f"{int((norms == 0).sum())} decoder rows are zero; their codes could not be told from others"
-        )
+        raise CrosscoderError(f"{int((norms == 0).sum())} decoder rows are zero, and this layout needs rows of norm 1")
     b_dec = crosscoder.b_dec[part]
     weight = (crosscoder.W_enc[part].double() * norms).T
     bias = crosscoder.b_enc.double() * norms + weight @ b_dec.double()
@@ -162,7 +160,7 @@ def _normalises(crosscoder: Crosscoder) -> bool:
 
 
 def _normaliser(crosscoder: Crosscoder, dialect: str) -> dict[str, Tensor]:
-    """The input normaliser, as the statistics that give it by the layout's formula; nothing where there is none."""
+    """The statistics that give the input normaliser by the layout's formula; empty where there is none."""
     statistics = _statistics(crosscoder.input_scale, crosscoder.input_mean, crosscoder.d_model[BASE])
     if statistics and dialect == "one-scale":
         base, chat = crosscoder.input_scale
@@ -175,7 +173,7 @@ def _normaliser(crosscoder: Crosscoder, dialect: str) -> dict[str, Tensor]:
 def _statistics(scales: tuple[float, ...], mean: Tensor | None, width: int) -> dict[str, Tensor]:
     """`activation_mean`, `activation_std` [stream, width], `activation_global_scale` [stream] and `target_rms`.
 
-    None of them for the identity. Only the sum of the variances enters the formula, so it lies evenly on dimensions.
+    Empty for the identity. Only the sum of the variances enters the formula, so all dimensions get the same variance.
     """
     if mean is None and all(scale == 1.0 for scale in scales):
         return {}

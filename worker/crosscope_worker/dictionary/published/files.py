@@ -27,16 +27,16 @@ _FOLDER_WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-"""Names of weights in a folder, the first found is taken; where there is none of them, the only file of its kind."""
+"""Names of a folder's weights; the first that is there is read. If none is, the folder's only file of weights is."""
 _NO_WEIGHTS = ("optimizer", "scheduler", "rng_state", "training_args", "sparsity")
-"""How files begin that lie beside weights and hold none."""
+"""Beginnings of the names of files that lie beside weights and hold none."""
 _STATISTICS = ("activation_", "target_rms", "dataset_average_activation_norm.")
-"""How tensors begin that describe the inputs, and mean that there is no normaliser where they are NaN."""
+"""Beginnings of the names of tensors that describe the inputs. Where they are NaN, there is no normaliser."""
 
 
 @dataclass(frozen=True)
-class Source:
-    """What was read."""
+class Files:
+    """The tensors and configurations of a published crosscoder."""
 
     weights: Path
     """File of the tensors, or the index of several."""
@@ -45,9 +45,9 @@ class Source:
     configs: dict[str, Config]
     """JSON and YAML objects beside the weights, by file name; `{stem}_cfg.json` is under cfg.json."""
     notes: list[str] = field(default_factory=list)
-    """What is assumed or left out while it is read; a sentence each."""
+    """What reading assumes or leaves out; a sentence each."""
     swap: bool = False
-    """Whoever loads it says that its model 0 is the chat model."""
+    """Whether model 0 of the file is the chat model, as the caller says."""
     read: set[str] = field(default_factory=set)
     """Names of the tensors that `tensor` has given."""
 
@@ -61,7 +61,7 @@ class Source:
             self.notes.append(sentence)
 
     def said(self, *keys: str) -> list[Said]:
-        """What the configurations say under any of `keys`, in whichever of them; null says nothing."""
+        """What any configuration says under any of `keys`; null says nothing."""
         return said(self.configs, keys)
 
     def word(self, *keys: str) -> object:
@@ -105,18 +105,18 @@ class Source:
     def check_unread(self) -> None:
         """Raises CrosscoderError if a tensor that nobody asked for holds values that are not finite.
 
-        Statistics of inputs may: where they are off, or were never set, they hold NaN or whatever lay in memory.
+        Statistics of inputs may hold such values: NaN where they are off, and whatever lay in memory if never set.
         """
         for name in sorted(self.tensors.keys() - self.read):
             if not name.startswith(_STATISTICS) and self.tensors[name].is_floating_point():
                 self.tensor(name)
 
 
-def read_source(path: Path, swap: bool = False) -> Source:
-    """Reads a weights file, or the one that a folder holds, and the configurations beside it."""
+def read_files(path: Path, swap: bool = False) -> Files:
+    """The content of a weights file, or of the one in a folder, and of the configurations beside it."""
     weights = _weights(path)
     tensors, notes = read_tensors(weights)
-    return Source(weights, tensors, read_configs(weights), notes, swap)
+    return Files(weights, tensors, read_configs(weights), notes, swap)
 
 
 def _weights(path: Path) -> Path:

@@ -17,6 +17,6 @@ def check(path: Path) -> None:
     config = read_config(folder / "config.json") if (folder / "config.json").is_file() else {}
     model = config.get("model_name", "one model")
     raise CrosscoderError(
-        f"{folder} is a Gemma Scope 2 crosscoder: it reads {len(parts)} layers of {model}. Crosscoders of one layer of "
-        "two models are read here; one of several layers cannot be, until activations of several layers are"
+        f"{folder} is a Gemma Scope 2 crosscoder: it reads {len(parts)} layers of {model}. Only crosscoders of "
+        "one layer of two models can be read"
     )

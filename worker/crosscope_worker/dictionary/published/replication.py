@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from crosscope_worker.dictionary.published.axes import sizes, weight_fields
-from crosscope_worker.dictionary.published.files import Source
+from crosscope_worker.dictionary.published.files import Files
 from crosscope_worker.dictionary.published.rules import BATCH_TOPK, JUMPRELU, RELU, TOPK, Rule, token_k
 
 _KEYS = {"W_enc", "b_enc", "W_dec", "b_dec"}
@@ -20,102 +20,102 @@ _PUBLIC_SITE = "blocks.14.hook_resid_pre"
 _PUBLIC_SCALES = (0.2758961493232058, 0.24422852496546169)
 
 
-def recognises(source: Source) -> bool:
+def recognises(files: Files) -> bool:
     """Whether the tensors are this family's."""
-    return {"W_enc", "W_dec"} <= source.tensors.keys() and source.tensors["W_dec"].ndim == 3
+    return {"W_enc", "W_dec"} <= files.tensors.keys() and files.tensors["W_dec"].ndim == 3
 
 
-def fields(source: Source, rule: Rule, input_scale: tuple[float, float] | None) -> dict[str, Any]:
+def fields(files: Files, rule: Rule, input_scale: tuple[float, float] | None) -> dict[str, Any]:
     """The Crosscoder's fields; the code is a ReLU or the k largest of a token, on unscaled activations.
 
     Raises CrosscoderError when tensors are missing, unknown or contradictory, or the scales are not known.
     """
-    source.check_tensors(_KEYS | _MASKS)
-    d_model, latents = sizes(source, "W_enc")
-    source.check_sizes(d_in=d_model, activation_dim=d_model, dict_size=latents, n_models=2)
-    W_dec = source.tensor("W_dec", (latents, 2, d_model))
+    files.check_tensors(_KEYS | _MASKS)
+    d_model, latents = sizes(files, "W_enc")
+    files.check_sizes(d_in=d_model, activation_dim=d_model, dict_size=latents, n_models=2)
+    W_dec = files.tensor("W_dec", (latents, 2, d_model))
     selection = None
-    if _is_sweep(source, rule):
-        W_dec = _masked(source, W_dec, latents)
-        _say_about_the_sweep(source, input_scale)
+    if _is_sweep(files, rule):
+        W_dec = _masked(files, W_dec, latents)
+        _say_about_the_sweep(files, input_scale)
         input_scale = (1.0, 1.0)
         if rule.name in (RELU, JUMPRELU):
-            raise source.error(f"{rule.said}, but files of this sweep keep the k largest of each token")
-        selection = token_k(source, rule, latents) | {"code_normalisation": "none"}
-    scale = torch.tensor(_scales(source, input_scale))
+            raise files.error(f"{rule.said}, but files of this sweep keep the k largest of each token")
+        selection = token_k(files, rule, latents) | {"code_normalisation": "none"}
+    scale = torch.tensor(_scales(files, input_scale))
     weights = weight_fields(
-        W_enc=source.tensor("W_enc") * scale[:, None, None],
-        b_enc=source.tensor("b_enc", (latents,)),
+        W_enc=files.tensor("W_enc") * scale[:, None, None],
+        b_enc=files.tensor("b_enc", (latents,)),
         W_dec=W_dec.transpose(0, 1) / scale[:, None, None],
-        b_dec=source.tensor("b_dec", (2, d_model)) / scale[:, None],
+        b_dec=files.tensor("b_dec", (2, d_model)) / scale[:, None],
     )
-    return weights | (selection or unscaled_selection(source, rule, latents))
+    return weights | (selection or unscaled_selection(files, rule, latents))
 
 
-def unscaled_selection(source: Source, rule: Rule, latents: int) -> dict[str, Any]:
+def unscaled_selection(files: Files, rule: Rule, latents: int) -> dict[str, Any]:
     """Variant and inference rule of files whose classes choose among unscaled activations: ReLU or top-k.
 
     ReLU is assumed, and noted, where no configuration says a rule.
     """
     if rule.name == JUMPRELU:
-        raise source.error(f"{rule.said}, but the file holds no threshold for each latent")
+        raise files.error(f"{rule.said}, but the file holds no threshold for each latent")
     if rule.name in (TOPK, BATCH_TOPK) or (rule.name is None and rule.counts):
-        return token_k(source, rule, latents) | {"code_normalisation": "none"}
+        return token_k(files, rule, latents) | {"code_normalisation": "none"}
     if rule.name != RELU:
-        source.note("No configuration says an activation rule: ReLU is assumed, which files of this layout had.")
+        files.note("No configuration says an activation rule: ReLU is assumed, which files of this layout had.")
     return {"variant": "l1"}
 
 
-def public_scales(source: Source) -> tuple[float, float] | None:
+def public_scales(files: Files) -> tuple[float, float] | None:
     """The input scales (base, chat) of the public gemma-2-2b file, if the configurations are its cfg.
 
-    What they say must all agree; they must say the model and the site.
+    They must say the model and the site, and all that they say must agree.
     """
-    site = source.word("hook_point") or source.word("site")
-    if site != _PUBLIC_SITE or source.word("model_name") is None:
+    site = files.word("hook_point") or files.word("site")
+    if site != _PUBLIC_SITE or files.word("model_name") is None:
         return None
-    agree = all(each.value in allowed for key, allowed in _PUBLIC_CFG.items() for each in source.said(key))
+    agree = all(each.value in allowed for key, allowed in _PUBLIC_CFG.items() for each in files.said(key))
     return _PUBLIC_SCALES if agree else None
 
 
-def _scales(source: Source, given: tuple[float, float] | None) -> tuple[float, float]:
-    if (scales := given or public_scales(source)) is None:
-        raise source.error(
+def _scales(files: Files, given: tuple[float, float] | None) -> tuple[float, float]:
+    if (scales := given or public_scales(files)) is None:
+        raise files.error(
             "its inputs were multiplied by a scale for each model that the file does not hold; pass them as "
             "input_scale=(base, chat), or (1.0, 1.0) if its inputs were not scaled"
         )
     if not all(scale > 0 for scale in scales):
-        raise source.error(f"input_scale must be two positive numbers, not {scales}")
+        raise files.error(f"input_scale must be two positive numbers, not {scales}")
     return scales
 
 
-def _is_sweep(source: Source, rule: Rule) -> bool:
-    has_parts = bool(source.said("n_a", "n_b")) or bool(_MASKS & source.tensors.keys())
-    return has_parts or (bool(rule.counts) and bool(source.said("activation_dim")))
+def _is_sweep(files: Files, rule: Rule) -> bool:
+    has_parts = bool(files.said("n_a", "n_b")) or bool(_MASKS & files.tensors.keys())
+    return has_parts or (bool(rule.counts) and bool(files.said("activation_dim")))
 
 
-def _masked(source: Source, W_dec: Tensor, latents: int) -> Tensor:
-    """`W_dec: [latent, 2, d_model]` times its mask; what of the encoder lies under its own mask is said."""
-    if "enc_mask" in source.tensors:
-        masked = source.tensor("enc_mask", (2, latents)) == 0
-        if hidden := int((source.tensor("W_enc").abs().amax(dim=1) * masked > 0).sum()):
-            source.note(
+def _masked(files: Files, W_dec: Tensor, latents: int) -> Tensor:
+    """`W_dec: [latent, 2, d_model]` times its mask; a note says how much of the encoder its own mask covers."""
+    if "enc_mask" in files.tensors:
+        masked = files.tensor("enc_mask", (2, latents)) == 0
+        if hidden := int((files.tensor("W_enc").abs().amax(dim=1) * masked > 0).sum()):
+            files.note(
                 f"enc_mask covers {hidden} encoder columns that are not zero; it was not applied, as in the evaluation "
                 "of these files."
             )
-    if "dec_mask" not in source.tensors:
+    if "dec_mask" not in files.tensors:
         return W_dec
-    return W_dec * source.tensor("dec_mask", (latents, 2))[:, :, None]
+    return W_dec * files.tensor("dec_mask", (latents, 2))[:, :, None]
 
 
-def _say_about_the_sweep(source: Source, input_scale: tuple[float, float] | None) -> None:
+def _say_about_the_sweep(files: Files, input_scale: tuple[float, float] | None) -> None:
     if input_scale is not None:
-        raise source.error("files of this sweep read activations as they are; leave input_scale out")
-    if not source.swap:
-        source.note(
+        raise files.error("files of this sweep read activations as they are; leave input_scale out")
+    if not files.swap:
+        files.note(
             "Model 0 of files of this sweep is the fine-tuned one, and is read as base; give swap to read it as chat."
         )
-    source.note(
+    files.note(
         "The card of these files speaks of z-scored inputs; their statistics are in no file, and their evaluation "
         "feeds activations as they are, as is done here."
     )
