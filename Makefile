@@ -1,5 +1,5 @@
-# `make demo` and `make test` set up all they need: a virtual environment in .venv with the versions of the lock files.
-# Stamps in .venv remember what was installed, so that a second run costs nothing.
+# `make demo` and `make test` set up everything: a virtual environment in .venv with the versions of the lock files.
+# Stamps in .venv record what was installed, so that a second run installs nothing.
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
@@ -31,7 +31,7 @@ demo: $(RUN) ## Train two crosscoders on the spot and browse them (ARGS=--once: 
 test: $(DEV) ## Run the tests (ARGS="tests/client -k name": some of them)
 	@scripts/run-tests $(ARGS)
 
-check: lint type proto-check compose-check docs-check ## Everything that looks at the code without running it
+check: lint type proto-check compose-check docs-check ## Everything that checks the code without running it
 
 lint: $(DEV) ## Lint, and check the formatting
 	@$(BIN)/ruff check
@@ -40,7 +40,7 @@ lint: $(DEV) ## Lint, and check the formatting
 type: $(DEV) ## Check the types
 	@$(BIN)/basedpyright
 
-format: $(DEV) ## Format, and mend what can be mended
+format: $(DEV) ## Format, and fix what ruff can fix
 	@$(BIN)/ruff check --fix --exit-zero --quiet
 	@$(BIN)/ruff format
 
@@ -50,26 +50,26 @@ proto: $(DEV) ## Generate the Python code of the .proto files
 sdk: $(DEV) ## Write the blocking half of the SDK from the asynchronous one
 	@$(BIN)/python client/generate.py
 
-proto-check: $(DEV) ## Lint the .proto files, look for breaking changes and stale generated code
+proto-check: $(DEV) ## Lint the .proto files, and find breaking changes and stale generated code
 	@scripts/check-proto
 
 compose-check: $(DEV) ## Check docker-compose.yml against the Compose schema
 	@scripts/check-compose
 
-docs: $(DEV) ## Build the site of docs/ into site/ (ARGS=serve: show it, and follow changes)
+docs: $(DEV) ## Build the site of docs/ into site/ (ARGS=serve: show it and rebuild on changes)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs $(or $(ARGS),build --strict)
 
 docs-check: $(DEV) ## Build the site and throw it away: broken links and missing files fail
 	@scripts/check-docs
 
-bench: $(DEV) ## Measure against references (ARGS="--list": what; ARGS="--quick": only to see it run)
+bench: $(DEV) ## Measure against references (ARGS="--list": the benches; ARGS="--quick": only a trial run)
 	@$(BIN)/python -m bench $(ARGS)
 
-peers: $(DEV) ## Measure a training step against published trainers, which it installs apart
+peers: $(DEV) ## Install published trainers apart, and measure a training step against them
 	@$(BIN)/pip install --quiet --no-deps --upgrade --target .venv/peers -r bench/peers.txt
 	@$(BIN)/python -m bench --only peers $(ARGS)
 
-truth: $(RUN) ## Train on planted latents and score what is found (ARGS="--seeds 1 --steps 1500": a quick one)
+truth: $(RUN) ## Train on planted latents and score what is found (ARGS="--seeds 1 --steps 1500": a quick run)
 	@$(BIN)/python -m bench.truth $(ARGS)
 
 lock: $(DEV) ## Resolve the dependencies anew and write the lock files

@@ -1,1 +1,1 @@
-"""Measurements of the project against references written plainly beside them; `make bench`, docs/benchmarks.md."""
+"""Benchmarks of the project against plainly written references; `make bench`, docs/benchmarks.md."""

@@ -1,6 +1,6 @@
-"""`make bench`: measures, writes a line for people and, with --json, a line of JSON for every ratio.
+"""`make bench`: measures, and writes a line of text and, with --json, a line of JSON for every ratio.
 
-Knows the benches' names; what is measured and against what stands in their modules and in docs/benchmarks.md.
+Knows the names of the benches; their modules and docs/benchmarks.md say what they measure against which reference.
 """
 
 import argparse
@@ -24,17 +24,17 @@ BENCHES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the benches that `arguments`, else the command line, ask for.
+    """Runs the benches that `arguments`, by default the command line, name.
 
-    Returns the exit status: 0 whether targets are met or not. Raises SystemExit(2) for an unknown name.
+    Returns the exit status 0, whether or not targets are met. Raises SystemExit(2) for an unknown name.
     """
     parser = argparse.ArgumentParser(prog="make bench", description="Measure; every line is a ratio of one run.")
     parser.add_argument(
         "--only", nargs="+", choices=BENCHES, default=list(BENCHES), metavar="NAME", help="some benches"
     )
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that everything runs, has no targets")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes without targets, to show that everything runs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="append a line of JSON for every row to FILE")
-    parser.add_argument("--list", action="store_true", help="say what there is, and end")
+    parser.add_argument("--list", action="store_true", help="list the benches, and end")
     options = parser.parse_args(arguments)
     if options.list:
         for name, what in BENCHES.items():
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     print(heading(run := provenance()), flush=True)
     started = (start(name, quick=options.quick) for name in BENCHES if name in options.only)
-    # Tiny sizes prove nothing about speed, so what a bench starts by itself may run beside the others.
+    # Tiny sizes say nothing about speed, so the processes that a bench starts may run beside the other benches.
     for rows in list(started) if options.quick else started:
         for row in rows:
             print(as_text(row), flush=True)
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def start(name: str, *, quick: bool) -> Iterator[Row]:
-    """The rows of a bench, measured as they are asked for."""
+    """The rows of a bench, each measured when it is requested."""
     rows: Callable[[bool], Iterator[Row]] = importlib.import_module(f"bench.{name}").rows
     return rows(quick)
 

@@ -1,7 +1,7 @@
-"""The reference of `train_step`: dense products, autograd, clipping and Adam, as crosscoder trainers usually do it.
+"""The reference of `train_step`: dense products, autograd, clipping and Adam, as in usual crosscoder trainers.
 
-Written from math §2 alone: shares no formula with the project's trainer, so that equal losses say that both computed
-the same. Knows only the recipe.
+Written from math §2 alone. It shares no formula with the project's trainer, so equal losses show that both compute the
+same. Knows only the recipe.
 """
 
 import torch
@@ -21,7 +21,7 @@ from crosscope_proto.dictionaries import (
 
 
 class DenseStep:
-    """Weights and optimiser; the losses of all variants with the code normalisation `crosscoder`."""
+    """Weights and optimiser, with the losses of all variants for the code normalisation `crosscoder`."""
 
     def __init__(self, spec: Known, encoder: Tensor, b_enc: Tensor, decoder: Tensor, b_dec: Tensor, lr: float) -> None:
         """Starts from copies. encoder, decoder: [latent, width], width 2 · d_model, or d_model of diff_sae."""

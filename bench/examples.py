@@ -1,6 +1,6 @@
-"""Examples: `Store` and `choose` against a Python heap per latent and data set, and a sort for the bands.
+"""The choice of examples: `Store` and `choose` against a Python heap per latent and data set, and a sort for the bands.
 
-Both read the same blocks, already encoded, and end with the chosen examples and their positions and values.
+Both read the same encoded blocks, and end with the chosen examples, their positions and values.
 """
 
 import heapq
@@ -51,7 +51,7 @@ def rows(quick: bool) -> Iterator[Row]:
 
 
 def collect(intakes: list[Intake], spec: AnalysisSpec) -> int:
-    """Number of examples that the analysis chooses and lays out."""
+    """The number of examples that the analysis chooses and lays out."""
     store = Store()
     try:
         for intake in intakes:

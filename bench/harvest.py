@@ -1,8 +1,9 @@
 """Activations of kept tokens: `harvest` against both models run whole, and against a bare truncated forward.
 
-Both models are random Gemma 2 with twelve layers, read behind the seventh (index 6). Whole: all layers and logits, on
-batches padded to their longest text, in the order given. Bare: as many tokens in rows of one length, without padding,
-through models that end at the layer. "mixed" texts have long-tailed lengths, "equal" ones a single length.
+Both models are random Gemma 2 with twelve layers; the activations come from the seventh (index 6). Whole: all layers
+and logits, on batches padded to their longest text, in the given order. Bare: the same number of tokens in rows of one
+length, without padding, through models that end at the layer. "mixed" texts have long-tailed lengths, "equal" texts a
+single length.
 """
 
 import statistics
@@ -27,12 +28,12 @@ from crosscope_worker.models.activations import PairActivations
 from crosscope_worker.models.pair import Pair
 
 KEEP_ALL = TokenPolicy(skip_bos=False, max_norm_ratio=None)
-"""So that kept tokens are the tokens that a bare forward runs on."""
+"""A policy that keeps all tokens, so that the kept tokens are those of the bare forward."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured."""
+    """Sizes of the measurement."""
 
     hidden_size: int = 256
     num_layers: int = 12
@@ -43,7 +44,7 @@ class Sizes:
     num_tokens: int = 16_384
     tokens_per_forward: int = 4096
     texts_a_batch: int = 16
-    """Of the models run whole."""
+    """Batch size of the models that run whole."""
     rounds: int = 5
 
 
@@ -51,7 +52,7 @@ QUICK = Sizes(32, 4, 2, 128, 4, 32, num_tokens=256, tokens_per_forward=128, text
 
 
 class Positions:
-    """Counts the positions that a model's embedding sees, padding among them."""
+    """Counts the positions that reach a model's embedding, padding included."""
 
     def __init__(self, model: Any) -> None:
         self.seen = 0
@@ -61,7 +62,7 @@ class Positions:
         self.seen += inputs[0].numel()
 
     def padding(self, work: Callable[[], object], num_tokens: int) -> float:
-        """Share of padding among the positions that `work`, once, runs the model on."""
+        """The share of padding among the positions on which one call of `work` runs the model."""
         self.seen = 0
         work()
         return 1 - num_tokens / self.seen
@@ -130,7 +131,7 @@ def measure(
 
 @torch.inference_mode()
 def run_whole(pair: Pair, texts: list[Text], sizes: Sizes) -> None:
-    """All layers and logits of both models; keeps the hidden states of the layer where there is text."""
+    """Runs all layers and logits of both models; keeps the layer's hidden states at positions that hold text."""
     for first in range(0, len(texts), sizes.texts_a_batch):
         batch = texts[first : first + sizes.texts_a_batch]
         ids = torch.zeros(len(batch), max(len(text.ids) for text in batch), dtype=torch.int64)
@@ -144,7 +145,7 @@ def run_whole(pair: Pair, texts: list[Text], sizes: Sizes) -> None:
 
 @torch.inference_mode()
 def run_bare(short: list[Gemma2Model], texts: list[Text], sizes: Sizes) -> None:
-    """The tokens of `texts`, one after the other in rows of the longest text's length, through truncated models."""
+    """Runs the tokens of `texts` through truncated models, in rows of the longest text's length."""
     flat = torch.from_numpy(np.concatenate([text.ids for text in texts]))
     length = max(len(text.ids) for text in texts)
     whole_rows = flat[: len(flat) // length * length].view(-1, length).split(sizes.tokens_per_forward // length)
@@ -173,7 +174,7 @@ def config(sizes: Sizes, num_layers: int) -> Gemma2Config:
 
 
 def mixed_lengths(sizes: Sizes) -> list[int]:
-    """Long-tailed: log-normal around the geometric mean of the shortest and the longest, cut there."""
+    """Long-tailed lengths: log-normal around the geometric mean of the shortest and the longest, cut at both."""
     draw = np.random.default_rng(0)
     middle = (np.log(sizes.shortest) + np.log(sizes.longest)) / 2
     lengths: list[int] = []
@@ -184,7 +185,7 @@ def mixed_lengths(sizes: Sizes) -> list[int]:
 
 
 def equal_lengths(sizes: Sizes) -> list[int]:
-    """All of the longest length."""
+    """Lengths that all equal the longest."""
     return [sizes.longest] * (sizes.num_tokens // sizes.longest)
 
 

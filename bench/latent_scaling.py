@@ -1,9 +1,9 @@
 """Latent scaling (math §4): every latent, target and direction in one pass, against a dense pass per target.
 
-Ours is encoding and `Moments.add`, which sum for all targets and both directions. The reference takes the definition:
-for each of the eight targets of one direction a pass over the tokens that encodes densely, builds the target, projects
-it on every latent's row by one matrix product and sums `f <Y, v>` and `f²` for all latents. The latent's own part of
-the error is `sum f² <D_j, v_j>` and is added behind the pass. Both sides measure all latents on all tokens.
+Ours is the encoding and `Moments.add`, which sums for all targets and both directions. The reference follows the
+definition. For each of the eight targets of one direction, a pass over the tokens encodes densely, builds the target,
+projects it on every latent's row by one matrix product, and sums `f <Y, v>` and `f²` for all latents. The latent's own
+part of the error, `sum f² <D_j, v_j>`, is added after the pass. Both sides measure all latents on all tokens.
 """
 
 import statistics
@@ -58,7 +58,7 @@ def rows(quick: bool) -> Iterator[Row]:
 
 
 def one_pass(model: Crosscoder, harvested: Harvest, spec: AnalysisSpec) -> Moments:
-    """All sums of all latents, as the analysis makes them."""
+    """All sums of all latents, as the analysis computes them."""
     moments = Moments(model, spec.num_shards, len(DATASETS))
     for intake in blocks(model, [harvested], spec, DATASETS):
         moments.add(intake.block)
@@ -66,7 +66,7 @@ def one_pass(model: Crosscoder, harvested: Harvest, spec: AnalysisSpec) -> Momen
 
 
 def pass_of(model: Crosscoder, tokens: Tensor, target: str, side: int) -> Tensor:
-    """beta of a target in one model along the chat rows, [latent] float64, by one pass over `tokens`."""
+    """beta of a target in one model along the chat rows, [latent] float64, from one pass over `tokens`."""
     directions, rows, bias = model.decoder(CHAT), model.decoder(side), model.b_dec[model.model_slice(side)]
     above, squared = torch.zeros(2, model.num_latents, dtype=torch.float64)
     for x in tokens.split(BATCH):

@@ -1,6 +1,6 @@
-"""What the benches of the analysis read: a crosscoder whose codes have k latents a token, texts, their activations.
+"""The material for benches of the analysis: a crosscoder whose codes have k latents a token, texts, and activations.
 
-Random, from fixed seeds. Knows nothing about what is measured.
+Everything is random, from fixed seeds. Does not know what is measured.
 """
 
 from dataclasses import dataclass
@@ -22,18 +22,18 @@ VOCAB_SIZE = 1000
 
 @dataclass(frozen=True)
 class AnalysisSizes:
-    """A dictionary, and the texts that it is measured on."""
+    """Sizes of a dictionary, and of the texts on which it is measured."""
 
     d_model: int = 256
     num_latents: int = 8192
     k: int = 32
     num_texts: int = 96
     longest: int = 192
-    """The shortest has a quarter of it."""
+    """Tokens of the longest text; the shortest has a quarter of it."""
     rounds: int = 5
 
     def described(self) -> dict[str, object]:
-        """As a row's sizes."""
+        """The sizes for a row of the report."""
         return {"d_model": [self.d_model] * 2, "num_latents": self.num_latents, "k": self.k}
 
 
@@ -41,7 +41,7 @@ QUICK = AnalysisSizes(d_model=16, num_latents=128, k=4, num_texts=12, longest=40
 
 
 def crosscoder(sizes: AnalysisSizes) -> Crosscoder:
-    """Random unit rows per model and a threshold that k latents a token pass, on the activations of `held_out`."""
+    """A crosscoder with random unit rows per model, and a threshold that k latents a token exceed on `held_out`."""
     draw = torch.Generator().manual_seed(0)
     both = 2 * sizes.d_model
     rows = torch.randn(sizes.num_latents, both, generator=draw)
@@ -62,7 +62,7 @@ def crosscoder(sizes: AnalysisSizes) -> Crosscoder:
 
 
 def held_out(sizes: AnalysisSizes) -> Harvest:
-    """Texts and normally distributed activations of all their tokens, in turn from each of DATASETS."""
+    """Texts, in turn from each of DATASETS, and normally distributed activations of all their tokens."""
     draw = np.random.default_rng(0)
     lengths = draw.integers(sizes.longest // 4, sizes.longest + 1, sizes.num_texts)
     texts = [
@@ -80,7 +80,7 @@ def held_out(sizes: AnalysisSizes) -> Harvest:
 
 
 def tokenizer(vocab_size: int = VOCAB_SIZE) -> PreTrainedTokenizerFast:
-    """A tokenizer of that many words."""
+    """A tokenizer with that many words."""
     words = {"<unk>": 0} | {f"word{index}": index for index in range(1, vocab_size)}
     backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     backend.decoder = decoders.Fuse()

@@ -1,9 +1,9 @@
-"""Peak resident memory of a training step and of an analysis, each in a process of its own, against the weights.
+"""Peak resident memory of a training step and of an analysis, each in its own process, against the weights.
 
-    python -m bench.memory train|analyse full|quick        in such a process; writes one line of JSON
+    python -m bench.memory train|analyse full|quick    in such a process; writes one line of JSON
 
-A process does the same work with tiny sizes first. What it holds after that (Python, torch, what they load when they
-are first used) is taken off. Reads /proc, so it needs Linux.
+Each process first does the same work with tiny sizes. The memory that it holds after that (Python, torch, and what they
+load at first use) is subtracted. Reads /proc, so it needs Linux.
 """
 
 import json
@@ -21,13 +21,13 @@ MIB = 2**20
 CASES = {"train": "a training step, batch_topk", "analyse": "an analysis"}
 STATUS = Path("/proc/self/status")
 Found = tuple[int, dict[str, object]]
-"""Bytes of the weights, and sizes."""
+"""Bytes of the weights, and the sizes."""
 
 
 def rows(quick: bool) -> Iterator[Row]:
     """A row for the training step and one for the analysis; starts both processes at once."""
     if not STATUS.is_file():
-        why = f"needs {STATUS}, which this system has not"
+        why = f"needs {STATUS}, which this system does not have"
         return iter([Row("memory", case, {}, not_measured=why) for case in CASES.values()])
     command = [sys.executable, "-m", "bench.memory"]
     size = "quick" if quick else "full"
@@ -92,13 +92,13 @@ def analysis() -> dict[str, Callable[[], Found]]:
 
 
 def status_bytes(name: str) -> int:
-    """A size that the kernel knows of this process; getrusage's peak would count the process that started it."""
+    """A size of this process as the kernel reports it; getrusage's peak would include the process that started it."""
     lines = STATUS.read_text(encoding="utf-8").splitlines()
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{name}:")))
 
 
 def main(what: str, size: str) -> None:
-    """Does the work and says what it took."""
+    """Does the work and writes the memory that it took."""
     works = train() if what == "train" else analysis()
     works["tiny"]()
     before = status_bytes("VmRSS")

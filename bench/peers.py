@@ -1,7 +1,7 @@
-"""A training step against those of published trainers, each as its own package makes it: `make peers` installs them.
+"""A training step against those of published trainers, each as its own package makes it; `make peers` installs them.
 
-Both train a sparse autoencoder; theirs is as wide as our two models side by side, so that the weights, the batch and k
-are the same. What a step of theirs does besides is part of it: the gradient's projection, rows of norm 1, a scheduler.
+The published trainers train a sparse autoencoder that is as wide as our two models side by side, so that weights, batch
+and k are the same. Their further work in a step counts: the projection of the gradient, rows of norm 1, a scheduler.
 """
 
 import itertools
@@ -23,31 +23,31 @@ from bench.train_step import LR, Sizes
 from crosscope_proto.dictionaries import ChoosesK
 
 PLACE = Path(sys.prefix) / "peers"
-"""Where `make peers` puts the packages of peers.txt."""
+"""Folder in which `make peers` installs the packages of peers.txt."""
 Step = Callable[[Tensor], object]
-"""Trains on `[batch, both]`."""
+"""A step that trains on `[batch, both]`."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A published trainer, and which of ours does the same."""
+    """A published trainer, and the variant of ours that does the same."""
 
     name: str
     variant: str
     make: Callable[[Sizes], Step]
-    """Raises ImportError where its package is not installed."""
+    """Makes the trainer's step. Raises ImportError if its package is not installed."""
     at_least: float
-    """How many times as fast ours has to be at a batch of 1 024."""
+    """How many times as fast our step must be at a batch of 1 024."""
 
 
 def rows(quick: bool) -> Iterator[Row]:
-    """A row for every trainer and batch size, or one that says that its package is not there."""
+    """A row for every trainer and batch size, or one that reports a missing package."""
     sizes = train_step.QUICK if quick else Sizes()
     sys.path.append(str(PLACE))
     for peer in PEERS:
         for batch in sizes.batches:
             try:
-                with redirect_stdout(sys.stderr):  # they print what they lack
+                with redirect_stdout(sys.stderr):  # they print what is missing
                     step = peer.make(sizes)
             except ImportError as error:
                 yield Row("peers", f"{peer.name}, batch {batch}", {}, not_measured=f"{error}; `make peers` installs it")
@@ -86,28 +86,28 @@ def measure(peer: Peer, theirs: Step, sizes: Sizes, batch: int, bounds: tuple[Ta
 
 
 def batch_topk(sizes: Sizes) -> Step:
-    """The trainer from which those of the published BatchTopK crosscoders grew."""
+    """The trainer from which the published BatchTopK crosscoder trainers derive."""
     from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer  # pyright: ignore[reportMissingImports]
 
     return updates(BatchTopKTrainer(k=sizes.k, **arguments(sizes)))
 
 
 def l1(sizes: Sizes) -> Step:
-    """The same for L1."""
+    """The trainer for L1."""
     from dictionary_learning.trainers.standard import StandardTrainer  # pyright: ignore[reportMissingImports]
 
     return updates(StandardTrainer(**arguments(sizes)))
 
 
 def arguments(sizes: Sizes) -> dict[str, Any]:
-    """What dictionary-learning's trainers take alike."""
+    """The common arguments of dictionary-learning's trainers."""
     width, latents = 2 * sizes.d_model, sizes.num_latents
     model = {"layer": 0, "lm_name": "none", "device": "cpu"}
     return {"steps": 1_000_000, "activation_dim": width, "dict_size": latents, "lr": LR} | model
 
 
 def updates(trainer: Any) -> Step:
-    """Its steps, from the second on: the first measures the geometric median."""
+    """The trainer's steps, from the second on; the first one measures the geometric median."""
     numbers = itertools.count(1)
     return lambda x: trainer.update(next(numbers), x)
 

@@ -1,7 +1,7 @@
 """Prompts on a running system, `make demo` for instance, as the Python client sees them.
 
-A prompt has 64 tokens or a few more, and each is new. Its reference is what the worker says that it computed; that of
-the same prompt asked again, which the cache answers, is the first answer.
+Each prompt is new and has 64 tokens or a few more. The reference of a new prompt is the computing time that the worker
+reports. The reference of the same prompt again, which the cache answers, is the first answer.
 """
 
 import random
@@ -20,7 +20,7 @@ WARMUP = 10
 
 
 def rows(quick: bool) -> Iterator[Row]:
-    """A row for new prompts and one for cached ones, or one that says why there are none."""
+    """A row for new prompts and one for cached ones, or one that gives the reason why there are none."""
     rounds, calls = (2, 2) if quick else (5, 40)
     try:
         with Client() as client:
@@ -68,7 +68,7 @@ def prompts(client: Client, count: int) -> list[str]:
 
 
 def measure(client: Client, texts: list[str], calls: int) -> tuple[list[list[float]], ...]:
-    """Milliseconds of new prompts, of the worker's part in them, and of the same again, in rounds of `calls`."""
+    """Milliseconds of new prompts, of the worker's part in them, and of the same prompts again; `calls` per round."""
     crosscoder = client.crosscoder(CROSSCODER)
     warm: list[float] = []
     computed: list[float] = []

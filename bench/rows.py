@@ -1,6 +1,6 @@
-"""A row: one ratio that was measured in one run, as a line of text and as a line of JSON.
+"""A row of the report: one ratio, measured in one run, as a line of text and as a line of JSON.
 
-Knows what a result looks like and on which machine it was measured; not what is measured.
+Knows the form of a result and the machine of the run; does not know what is measured.
 """
 
 import json
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured number; `what` says of what, where that is not the project's own code."""
+    """A measured number; `what` names its subject if that is not the project's own code."""
 
     number: float
     unit: str
@@ -29,7 +29,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Floor:
-    """What the work cannot do without, and how many times its seconds ours takes."""
+    """The figure of the indispensable part of the work, and the ratio of our time to its time."""
 
     figure: Figure
     ratio: Ratio
@@ -44,7 +44,7 @@ class Target:
     number: float
 
     def met(self, row: "Row") -> bool:
-        """Whether the row's number keeps to it; a row that lacks the number does not."""
+        """Whether the row's number meets the target; a missing number does not."""
         numbers = {
             "ratio": row.ratio and row.ratio.number,
             "ours": row.ours and row.ours.number,
@@ -63,9 +63,9 @@ class Row:
     name: str
     """The bench."""
     case: str
-    """Which of its rows."""
+    """The name of the row within its bench."""
     sizes: Mapping[str, object]
-    """What was measured: sizes, and shares that say what the figures rest on."""
+    """The measured case: sizes, and shares on which the figures depend."""
     ours: Figure | None = None
     reference: Figure | None = None
     ratio: Ratio | None = None
@@ -74,7 +74,7 @@ class Row:
     floor: Floor | None = None
     targets: tuple[Target, ...] = ()
     not_measured: str | None = None
-    """Why there are no figures."""
+    """The reason why there are no figures."""
 
     def met(self) -> bool | None:
         """Whether every target is met; None without targets."""
@@ -83,21 +83,21 @@ class Row:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where and when a run was made."""
+    """Date, commit and machine of a run."""
 
     commit: str
-    """"+" behind it: files in the repository differ from it."""
+    """The commit; "+" behind it: files in the repository differ from it."""
     hardware: str
     torch_version: str
     date: str
     """UTC, ISO 8601."""
     threads: int
-    """Threads that torch computes with."""
+    """Number of threads with which torch computes."""
 
 
 def provenance() -> Provenance:
     """This run's."""
-    import torch  # not before arguments were read
+    import torch  # only after the arguments were read
 
     commit = _git("rev-parse", "--short", "HEAD") or "unknown"
     changed = "+" if _git("status", "--porcelain", "--untracked-files=no") else ""
@@ -123,7 +123,7 @@ def _processor() -> str:
 
 
 def heading(run: Provenance) -> str:
-    """What stands above the lines of a run."""
+    """The heading above the lines of a run."""
     return f"{run.date}, commit {run.commit}, {run.hardware}, torch {run.torch_version} with {run.threads} threads"
 
 
@@ -174,7 +174,7 @@ def as_json(row: Row, run: Provenance) -> dict[str, Any]:
 
 
 def write_json(path: Path, row: Row, run: Provenance) -> None:
-    """Appends the row to a file, which is made if there is none."""
+    """Appends the row to a file, which is created if necessary."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(as_json(row, run), allow_nan=False) + "\n")

@@ -1,7 +1,7 @@
 """Calls of the server as a Python client sees them, with a worker that answers at once.
 
-Prompts are compared with the same prompt asked of the worker directly, all other calls with a health check of the same
-server: the least that any call costs. The prompt has 64 tokens with 100 latents each.
+Prompts are compared with the same prompt sent to the worker directly. All other calls are compared with a health check
+of the same server, the least cost of any call. The prompt has 64 tokens with 100 latents each.
 """
 
 import asyncio
@@ -33,17 +33,17 @@ from fixtures_server import Front, run_cache, run_worker  # pyright: ignore[repo
 LATENTS_A_TOKEN = 100
 WORDS = " ".join(f"word{i}" for i in range(62))
 Call = Callable[[int], Awaitable[Any]]
-"""Takes a number that no call before it got."""
+"""A call; it takes a number that no earlier call got."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured."""
+    """Sizes of the measurement."""
 
     num_latents: int = 73_728
     rounds: int = 5
     calls: int = 40
-    """Calls a round, of the quick ones."""
+    """Quick calls per round."""
 
 
 QUICK = Sizes(num_latents=2048, rounds=2, calls=2)
@@ -59,7 +59,7 @@ class Case:
     calls: int
     """Calls a round."""
     took_ms: list[list[float]] = field(default_factory=list)
-    """Of each call, a list a round."""
+    """Durations of the call, one list per round."""
     reference_ms: list[list[float]] = field(default_factory=list)
 
 
@@ -111,7 +111,7 @@ async def measure(sizes: Sizes) -> list[Case]:
 
 @asynccontextmanager
 async def running(sizes: Sizes) -> AsyncGenerator[tuple[Any, Any]]:
-    """A server in a process of its own, as tests' Front, and a stub of the worker that it asks."""
+    """A server in its own process, like tests' Front, and a stub of its worker."""
     fixtures_server.code_of = wide_code
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)

@@ -1,4 +1,4 @@
-"""Timing of contestants that take turns, and the ratios of what they took. Knows nothing about what they do."""
+"""Timing of contestants that take turns, and ratios of their times. Does not know what they do."""
 
 import statistics
 import time
@@ -9,12 +9,12 @@ from typing import Self
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times one series of rounds is another."""
+    """The ratio of two series of rounds."""
 
     number: float
-    """Of the medians."""
+    """Ratio of the medians."""
     lowest: float
-    """Of one round."""
+    """The lowest ratio of one round."""
     highest: float
 
     @classmethod
@@ -25,9 +25,9 @@ class Ratio:
 
 
 def interleave(contestants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds that every contestant took in every round.
+    """Seconds of every contestant in every round.
 
-    They take turns, so that what else the machine does meets all of them; a first round is not counted.
+    Contestants take turns, so that other work on the machine affects all of them; a first round is not counted.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for counted in [False] + [True] * rounds:

@@ -1,8 +1,8 @@
 """A training step: `Trainer.step` against a dense autograd step, and against its floor.
 
-The floor is the encoder's product and a fused optimiser step on weights of the same shape, nothing else. Activations
-are sums of decoder rows, some frequent and most rare, so that codes look like those of a training under way: about k
-latents a token, and for penalised variants a bias that leaves ACTIVE_SHARE of the entries.
+The floor is only the encoder's product and a fused optimiser step on weights of the same shapes. Activations are sums
+of decoder rows, some frequent and most rare, so that codes look like those of a training in progress: about k latents a
+token, and for penalised variants a bias that leaves ACTIVE_SHARE of the entries.
 """
 
 import statistics
@@ -21,16 +21,16 @@ from crosscope_proto.specs import TrainingSpec
 from crosscope_worker.training.trainer import Trainer
 
 ACTIVE_SHARE = 0.005
-"""Active entries of a code that a penalty makes sparse: 82 of 16 384."""
+"""Share of active entries in a code that a penalty makes sparse: 82 of 16 384."""
 LR = 1e-5
-"""So low that codes stay as they are while they are measured."""
+"""A learning rate so low that codes do not change during the measurement."""
 NUM_BATCHES = 4
-"""Different batches, taken in turn, each once before anything is measured."""
+"""Number of different batches, used in turn, each once before anything is measured."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured; variants take their shares of latents from it."""
+    """Sizes of the measurement; variants take their shares of latents from it."""
 
     d_model: int = 512
     num_latents: int = 16_384
@@ -68,7 +68,7 @@ def rows(quick: bool) -> Iterator[Row]:
 
 
 def targets(batch: int) -> tuple[Target, ...]:
-    """What a step has to reach at a batch size."""
+    """The targets of a step at a batch size."""
     if batch == 1024:
         return Target("ratio", "at_least", 5.0), Target("ours", "at_least", 2800.0)
     return (Target("floor", "at_most", 1.7),)
@@ -121,7 +121,7 @@ def measure(name: str, spec: Known, sizes: Sizes, batch: int, bounds: tuple[Targ
 
 
 def prepared(spec: Known, sizes: Sizes, batch: int) -> tuple[Trainer, list[Tensor]]:
-    """A trainer, and NUM_BATCHES batches whose codes look like those of a training under way."""
+    """A trainer, and NUM_BATCHES batches whose codes look like those of a training in progress."""
     trainer = Trainer(spec, TrainingSpec(batch_size=batch, lr=LR), (sizes.d_model, sizes.d_model))
     inputs = [activations(trainer, sizes, batch, seed) for seed in range(NUM_BATCHES)]
     if isinstance(spec, Penalised):
@@ -145,10 +145,10 @@ class FloorStep:
 
 
 def activations(trainer: Trainer, sizes: Sizes, batch: int, seed: int) -> Tensor:
-    """What the dictionary reads, [batch, width]: on every token k rows fire with strengths of 0.5 to 1.5, and noise.
+    """The dictionary's input, [batch, width]: on every token k rows fire with strengths of 0.5 to 1.5, plus noise.
 
-    How often a row fires spans three orders of magnitude. The base model has each with a share of 0 to 1 of the
-    strength, which is the row's own.
+    The frequencies of rows span three orders of magnitude. The strength in the base model is the row's own share, 0 to
+    1, of the strength in chat.
     """
     fixed, draw = torch.Generator().manual_seed(0), torch.Generator().manual_seed(1 + seed)
     rows = trainer.weights.decoder.split(sizes.d_model, dim=1)  # one of diff_sae

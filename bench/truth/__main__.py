@@ -1,4 +1,4 @@
-"""`make truth`: trains on planted latents and says what was found of them."""
+"""`make truth`: trains on planted latents and reports which of them were found."""
 
 import argparse
 import os
@@ -14,9 +14,9 @@ from bench.truth.run import Sizes
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Writes the report to standard output; `arguments` are the command line's unless given.
+    """Writes the report to standard output; `arguments` are by default those of the command line.
 
-    Raises SystemExit with a sentence on standard error for arguments that make no run.
+    Raises SystemExit with a message on standard error for arguments that describe no run.
     """
     parser = argparse.ArgumentParser(prog="make truth", description=__doc__)
     parser.add_argument("--seeds", type=int, default=5, help="runs of each variant (default 5)")

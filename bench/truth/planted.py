@@ -1,7 +1,7 @@
-"""Paired activations with known latents: a crosscoder's task with its solution.
+"""Paired activations with known latents: a task for a crosscoder, with its solution.
 
-A token's activations are `x^m = sum_j f_j D_j^m + noise` (math §1) with rows D and codes f drawn here. Knows nothing
-about crosscoders, training or scores.
+A token's activations are `x^m = sum_j f_j D_j^m + noise` (math §1) with rows D and codes f that are drawn here. Knows
+nothing about crosscoders, training or scores.
 """
 
 from collections.abc import Generator, Iterator
@@ -19,11 +19,11 @@ from crosscope_worker.data.texts import Text
 from crosscope_worker.dictionary.sparse import SparseCode, decode_entries, flat_indices
 
 BLOCK_TOKENS = 4096
-"""Tokens drawn at a time."""
+"""Number of tokens drawn at a time."""
 TEXT_TOKENS = 128
-"""Length of the texts into which held-out tokens are put; tokens are independent of each other."""
+"""Length of held-out texts in tokens; the tokens are independent of each other."""
 _DIRECTIONS, _TRAINING, _HELD_OUT = range(3)
-"""Streams of random numbers that a seed has."""
+"""Numbers of a seed's random streams."""
 _TRAIT_EVERY, _RARE_AT, _CORRELATED_AT = 8, 3, 6
 """Of every eight latents of a kind, the fourth is rare and the seventh is correlated."""
 
@@ -43,7 +43,9 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class PlantedSpec:
-    """What is planted. The default is the reference: 256 latents, 8.5 active a token on average."""
+    """The planted latents and their frequencies. The default is the reference: 256 latents, 8.5 active a token on
+    average.
+    """
 
     d_model: int = 64
     """Width of each model."""
@@ -59,7 +61,7 @@ class PlantedSpec:
     frequency: tuple[float, float] = (0.02, 0.05)
     """Range of the share of tokens on which a latent fires by itself, drawn uniformly."""
     rare_factor: float = 0.1
-    """A rare latent's frequency is this much of what was drawn."""
+    """Factor by which the drawn frequency of a rare latent is multiplied."""
     follows: float = 0.5
     """Probability that a correlated latent fires because its partner, a shared latent, does."""
     strength: tuple[float, float] = (0.5, 1.5)
@@ -92,10 +94,10 @@ class Planted:
     rare: Tensor
     """[planted] bool."""
     partner: Tensor
-    """[planted] int64, the latent that it follows; -1 where it is not correlated."""
+    """[planted] int64, the latent that it follows; -1 if it is not correlated."""
 
     def differences(self) -> Tensor:
-        """[planted, d_model] chat's rows less base's; zero for shared latents, which no difference shows."""
+        """[planted, d_model] chat's rows less base's; zero for shared latents, which a difference does not show."""
         base, chat = self.rows.split(self.spec.d_model, dim=1)
         return chat - base
 
@@ -104,9 +106,9 @@ class Planted:
         spec, num_latents = self.spec, len(self.rows)
         active = self._fire(num_tokens, generator)
         follower = self.partner >= 0
-        token, place = active[:, self.partner[follower]].nonzero(as_tuple=True)
+        token, index = active[:, self.partner[follower]].nonzero(as_tuple=True)
         led = torch.rand(len(token), generator=generator) < spec.follows
-        active[token[led], follower.nonzero().squeeze(1)[place[led]]] = True
+        active[token[led], follower.nonzero().squeeze(1)[index[led]]] = True
         flat = flat_indices(active)
         low, high = spec.strength
         values = low + (high - low) * torch.rand(len(flat), generator=generator)
@@ -118,17 +120,18 @@ class Planted:
     def _fire(self, num_tokens: int, generator: torch.Generator) -> Tensor:
         """Which latents fire by themselves, [token, planted] bool.
 
-        Few do, so only those places are drawn that the most frequent latent would fire at; others keep their share.
+        Few do. So candidates are drawn at the frequency of the most frequent latent, and each other latent keeps its
+        share of its candidates.
         """
-        most, num_places = float(self.frequency.max()), num_tokens * len(self.rows)
+        most, num_cells = float(self.frequency.max()), num_tokens * len(self.rows)
         candidates = torch.tensor([-1])
-        while candidates[-1] < num_places:
-            gaps = torch.empty(int(most * num_places) + 64, dtype=torch.int64).geometric_(most, generator=generator)
+        while candidates[-1] < num_cells:
+            gaps = torch.empty(int(most * num_cells) + 64, dtype=torch.int64).geometric_(most, generator=generator)
             candidates = torch.cat([candidates, candidates[-1] + gaps.cumsum(0)])
-        candidates = candidates[1:][candidates[1:] < num_places]
+        candidates = candidates[1:][candidates[1:] < num_cells]
         share = self.frequency[candidates % len(self.rows)] / most
         fired = candidates[torch.rand(len(candidates), generator=generator) < share]
-        active = torch.zeros(num_places, dtype=torch.bool)
+        active = torch.zeros(num_cells, dtype=torch.bool)
         active[fired] = True
         return active.view(num_tokens, -1)
 
@@ -139,7 +142,7 @@ class Planted:
 
 
 class PlantedSource:
-    """An ActivationSource: a block is the same whenever it is read."""
+    """An ActivationSource whose blocks are the same at every reading."""
 
     def __init__(self, planted: Planted, num_tokens: int) -> None:
         """Gives at least `num_tokens` tokens."""
@@ -155,7 +158,7 @@ class PlantedSource:
             yield self._planted.draw(BLOCK_TOKENS, generator)[1]
 
     def fraction(self) -> float:
-        """Share of the blocks that has been read."""
+        """Share of the blocks that were read."""
         return self._next / self._num_blocks
 
     def state(self) -> dict[str, Any]:
@@ -163,12 +166,12 @@ class PlantedSource:
         return {"next": self._next}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from a saved state."""
+        """Continues from a saved state."""
         self._next = state["next"]
 
 
 def plant(spec: PlantedSpec, seed: int) -> Planted:
-    """Draws the latents of a seed."""
+    """The latents of a seed."""
     counts = {
         Kind.SHARED: spec.num_shared,
         Kind.ROTATED: spec.num_rotated,
@@ -177,8 +180,8 @@ def plant(spec: PlantedSpec, seed: int) -> Planted:
         Kind.CHAT_ONLY: spec.num_chat_only,
     }
     kind = np.repeat([str(each) for each in counts], list(counts.values()))
-    place = torch.cat([torch.arange(count) for count in counts.values()]) % _TRAIT_EVERY
-    rare, correlated = place == _RARE_AT, place == _CORRELATED_AT
+    rank = torch.cat([torch.arange(count) for count in counts.values()]) % _TRAIT_EVERY
+    rare, correlated = rank == _RARE_AT, rank == _CORRELATED_AT
     leaders = torch.from_numpy(kind == Kind.SHARED) & ~rare & ~correlated
     leaders = leaders.nonzero().squeeze(1)
     partner = torch.full((spec.num_latents,), -1, dtype=torch.int64)

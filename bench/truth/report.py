@@ -1,6 +1,6 @@
-"""The report: which runs are made, a JSON line for each, and a table of means over seeds.
+"""The report: the runs, a JSON line for each, and a table of means over seeds.
 
-Knows nothing about how a figure comes about.
+Does not know how a figure is computed.
 """
 
 import json
@@ -38,7 +38,7 @@ VARIANTS = (
 
 
 _ABOUT = ("name", "variant", "seed", "sizes", "planted", "commit", "hardware")
-"""Keys of a line that are no figures."""
+"""Keys of a line that are not figures."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ def report(
     write: Callable[[str], object],
     num_processes: int = 1,
 ) -> None:
-    """Makes all runs, writes a line of JSON for each in turn (null where a figure is undefined), then the table.
+    """Makes all runs, writes a line of JSON for each (null for an undefined figure), then the table.
 
-    Runs are made in processes of one thread each: at these sizes a second thread gains less than a second run.
+    Each run has a process of one thread: at these sizes a second thread gains less than a second run.
     """
     where = {"commit": commit(), "hardware": hardware(num_processes)}
     results: list[Result] = []
@@ -86,9 +86,9 @@ def _run(arguments: tuple[Variant, int, Sizes, PlantedSpec]) -> dict[str, float]
 
 
 def read_results(path: Path) -> list[Result]:
-    """The results of the JSON lines that a report has written; its other lines are passed over.
+    """The results in the JSON lines of a report; other lines are skipped.
 
-    Raises OSError for a file that cannot be read and ValueError, which names the line, for one that is no result.
+    Raises OSError for a file that cannot be read, and ValueError, which names the line, for a line that is no result.
     """
     found: list[Result] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
@@ -105,7 +105,7 @@ def read_results(path: Path) -> list[Result]:
 
 
 def table(results: Sequence[Result]) -> list[str]:
-    """Lines of a Markdown table: a row a figure, a column a variant, in the order in which they came."""
+    """Lines of a Markdown table: a row per figure, a column per variant, in the order of the results."""
     variants = list(dict.fromkeys(result.variant for result in results))
     names = list(dict.fromkeys(name for result in results for name in result.figures))
     rows = [["figure", *variants]]
@@ -122,7 +122,7 @@ def table(results: Sequence[Result]) -> list[str]:
 
 
 def cell(values: Sequence[float]) -> str:
-    """The mean of the seeds in which a figure is defined, with the least and the most if they differ."""
+    """The mean over seeds with a defined figure, with the least and the most if they differ."""
     defined = [value for value in values if not math.isnan(value)]
     if not defined:
         return "-"
@@ -131,7 +131,7 @@ def cell(values: Sequence[float]) -> str:
 
 
 def commit() -> str:
-    """The commit that is measured, with + if the worker's files differ from it; "unknown" outside a Git checkout."""
+    """The measured commit, with + if the worker's files differ from it; "unknown" outside a Git checkout."""
     git = ["git", "-C", str(Path(__file__).parents[1])]
     try:
         head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
@@ -142,5 +142,5 @@ def commit() -> str:
 
 
 def hardware(num_processes: int) -> str:
-    """Processor, cores and how many of them the runs use."""
+    """Processor, cores and the number of cores that the runs use."""
     return f"{platform.machine()} CPU, {os.cpu_count()} cores, {num_processes} runs of one thread at a time"

@@ -33,7 +33,7 @@ _DATASET = "planted"
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is trained and measured."""
+    """Amounts of training and measuring."""
 
     steps: int = 6000
     batch_size: int = 1024
@@ -53,19 +53,19 @@ class Variant:
     options: dict[str, Any]
     """Fields of its spec, all but the number of latents."""
     shares: Mapping[str, float] = field(default_factory=dict)
-    """Fields that are a share of the number of latents."""
+    """Fields whose value is a share of the number of latents."""
 
     def spec(self, num_latents: int) -> Known:
-        """The recipe's part."""
+        """The dictionary's spec in a recipe."""
         counts: dict[str, Any] = {name: round(share * num_latents) for name, share in self.shares.items()}
         return dictionary(num_latents=num_latents, **self.options, **counts)
 
 
 def run(variant: Variant, seed: int, sizes: Sizes, spec: PlantedSpec) -> dict[str, float]:
-    """All scores of a variant and seed, and the seconds that training took.
+    """All scores of a variant and seed, and the seconds of the training.
 
-    The null test trains once more, on as many latents that are all shared: both models have the same activations but
-    for independent noise.
+    The null test trains once more, on as many latents, all of them shared: both models have the same activations apart
+    from independent noise.
     """
     planted = plant(spec, seed)
     started = time.monotonic()
@@ -76,7 +76,7 @@ def run(variant: Variant, seed: int, sizes: Sizes, spec: PlantedSpec) -> dict[st
     rows = planted.differences() if is_difference else planted.rows
     matches = score.best_matches(rows, measured)
     null_shares: dict[str, float] = {}
-    if not is_difference:  # which there has nothing but noise to learn
+    if not is_difference:  # a dictionary of differences would learn only noise
         null = plant(same_in_both(spec), seed)
         null_shares = score.null_shares(measure(trained(variant, null, sizes), null, sizes.analysis_tokens)[0])
     return (
@@ -91,7 +91,7 @@ def run(variant: Variant, seed: int, sizes: Sizes, spec: PlantedSpec) -> dict[st
 
 
 def same_in_both(spec: PlantedSpec) -> PlantedSpec:
-    """The null test's: as many latents, all of them shared."""
+    """The planted latents of the null test: as many latents, all of them shared."""
     none = {"num_rotated": 0, "num_weak": 0, "num_base_only": 0, "num_chat_only": 0}
     return replace(spec, num_shared=spec.num_latents, **none)
 
@@ -126,7 +126,7 @@ def trained(variant: Variant, planted: Planted, sizes: Sizes) -> Crosscoder:
 
 @torch.no_grad()
 def measure(crosscoder: Crosscoder, planted: Planted, num_tokens: int) -> tuple[score.Measured, dict[str, float]]:
-    """What the analysis says on held-out tokens: columns of every latent, and the quality figures."""
+    """The results of the analysis on held-out tokens: columns of every latent, and the quality figures."""
     spec = AnalysisSpec(max_tokens=num_tokens, num_shards=2)
     moments, quality = Moments(crosscoder, spec.num_shards, 1), Quality(crosscoder)
     for intake in blocks(crosscoder, planted.held_out(num_tokens), spec, [_DATASET]):
@@ -135,7 +135,7 @@ def measure(crosscoder: Crosscoder, planted: Planted, num_tokens: int) -> tuple[
     sums = moments.shard_sums().total()
     with np.errstate(divide="ignore", invalid="ignore"):
         found = estimates(sums, directions(crosscoder))
-        # The bias of a dictionary of differences is no part of either model's activation.
+        # The bias of a dictionary of differences is not part of a model's activation.
         target = "act" if crosscoder.streams.is_difference else "act_no_bias"
         ratio = found[beta_column("", target, "base")] / found[beta_column("", target, "chat")]
     measured = score.Measured(

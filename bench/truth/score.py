@@ -18,16 +18,16 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 RECOVERED_COSINE = 0.9
-"""A planted row counts as found from this cosine on."""
+"""Cosine from which a planted row counts as found."""
 BETA_RATIO_ABOVE = 0.15
-"""Our flag: base's share of the whole activation along the chat row, whichever way the crosscoder explains it."""
+"""Our flag's limit on base's share of the whole activation along the chat row, however the crosscoder explains it."""
 WEAK_WITHIN = 0.05
-"""A weak latent's nu_err is right within this of the planted ratio."""
+"""Tolerance within which a weak latent's nu_err equals the planted ratio."""
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """A crosscoder's rows and what the analysis measured; arrays are [latent], NaN where undefined."""
+    """A crosscoder's rows and the analysis's columns; arrays are [latent], NaN where undefined."""
 
     rows: Tensor
     """[latent, both]; [latent, d_model] of a dictionary of differences."""
@@ -37,13 +37,13 @@ class Measured:
     nu_rec: Floats
     mirror_nu_err: Floats
     beta_ratio: Floats
-    """`beta_act_no_bias` of base over that of chat, along the chat row (math §4); `beta_act` in a dictionary of
-    differences."""
+    """`beta_act_no_bias` of base divided by that of chat, along the chat row (math §4); from `beta_act` in a dictionary
+    of differences."""
 
 
 @dataclass(frozen=True)
 class Matches:
-    """Each planted latent's nearest living one."""
+    """The nearest living latent of each planted latent."""
 
     latent: NDArray[np.int64]
     """[planted]."""
@@ -53,14 +53,14 @@ class Matches:
 
 @dataclass(frozen=True)
 class Labels:
-    """What lies behind the latents called chat-only by relative norm, each [labelled] bool."""
+    """The planted causes of the latents that relative norm calls chat-only, each [labelled] bool."""
 
     latent: NDArray[np.int64]
     """[labelled] id."""
     genuine: Bools
-    """Its chat row is a planted chat-only latent's."""
+    """The chat row is that of a planted chat-only latent."""
     artefact: Bools
-    """Its chat row is that of a latent that base has as well."""
+    """The chat row is that of a latent that base has as well."""
 
 
 def cosines(a: Tensor, b: Tensor) -> Tensor:
@@ -78,9 +78,9 @@ def best_matches(planted: Tensor, measured: Measured) -> Matches:
 
 
 def recovered(planted: Planted, matches: Matches, rows: Tensor) -> dict[str, float]:
-    """Share of the planted latents that were found: of all, per kind, of the rare and of the correlated ones.
+    """The share of planted latents that were found: of all, per kind, of the rare and of the correlated ones.
 
-    Latents without a row among `rows: [planted, width]`, as shared ones in a dictionary of differences, do not count.
+    Latents without a row among `rows: [planted, width]`, like shared ones in a dictionary of differences, do not count.
     """
     findable = has_row(rows)
     groups = {"all": findable}
@@ -91,12 +91,12 @@ def recovered(planted: Planted, matches: Matches, rows: Tensor) -> dict[str, flo
 
 
 def has_row(rows: Tensor) -> Bools:
-    """[planted]: which of `rows: [planted, width]` are not zero, as shared ones are in a dictionary of differences."""
+    """[planted] bool: whether each of `rows: [planted, width]` is not zero. A shared latent's difference is zero."""
     return (rows.norm(dim=1) > 0).numpy()
 
 
 def auroc(score: Floats, positive: Bools) -> float:
-    """Probability that a positive scores higher than a negative, ties counting half; scores that are NaN are left out.
+    """The probability that a positive scores higher than a negative; ties count half, NaN scores are left out.
 
     NaN without a positive or without a negative.
     """
@@ -112,9 +112,10 @@ def auroc(score: Floats, positive: Bools) -> float:
 def exclusive_aurocs(planted: Planted, matches: Matches, rows: Tensor, measured: Measured) -> dict[str, float]:
     """How well the nearest latents of the exclusive kinds stand out, found or not.
 
-    By relative norm against all other kinds. By nu, and by the ratio of activations, against the kinds that both
-    models have, since along a row that is all but zero they say nothing; base-only by the mirrored nu. Latents without
-    a row among `rows: [planted, width]` have no nearest one and do not count.
+    By relative norm they compete with all other kinds. By nu, and by the ratio of activations, they compete with the
+    kinds that both models have, because nu and the ratio mean nothing along a row that is nearly zero. Base-only
+    latents are scored by the mirrored nu. Latents without a row among `rows: [planted, width]` have no nearest latent
+    and do not count.
     """
     counted = has_row(rows)
     kind, latent = planted.kind[counted], matches.latent[counted]
@@ -133,8 +134,8 @@ def exclusive_aurocs(planted: Planted, matches: Matches, rows: Tensor, measured:
 def chat_only_labels(planted: Planted, measured: Measured) -> Labels:
     """Judges every living latent with a relative norm above 0.9 by its chat row alone.
 
-    In a dictionary of differences, which has no relative norm, the published mark takes its place: |beta_ratio| < 0.3.
-    A label that is neither genuine nor an artefact has a chat row that no planted latent has: a mixture.
+    A dictionary of differences has no relative norm; there the published criterion |beta_ratio| < 0.3 decides. A label
+    that is neither genuine nor an artefact has a chat row that no planted latent has: a mixture.
     """
     width = planted.spec.d_model
     is_difference = measured.rows.shape[1] == width
@@ -148,7 +149,7 @@ def chat_only_labels(planted: Planted, measured: Measured) -> Labels:
 
 
 def published_flag(measured: Measured) -> Bools:
-    """Whether `nu_err > MAX_NU_ERR or nu_rec > MAX_NU_REC`, [latent]: the label is not to be believed.
+    """Whether `nu_err > MAX_NU_ERR or nu_rec > MAX_NU_REC`, [latent]: the label is doubtful.
 
     Undefined nus raise no flag.
     """
@@ -156,14 +157,14 @@ def published_flag(measured: Measured) -> Bools:
 
 
 def ratio_flag(measured: Measured) -> Bools:
-    """Base's activation along the chat row is more than 0.15 of chat's. [latent]."""
+    """Whether base's activation along the chat row is more than 0.15 of chat's, [latent]."""
     return measured.beta_ratio > BETA_RATIO_ABOVE
 
 
 def label_counts(labels: Labels, measured: Measured) -> dict[str, float]:
-    """Labels by what lies behind them, and what each flag says of the artefacts and of the genuine ones.
+    """The numbers of labels by planted cause, and the shares of artefacts and of genuine labels that each flag marks.
 
-    What a flag says is NaN where nothing that it asks is defined, as the nus in a dictionary of differences.
+    A flag's share is NaN if none of its columns is defined, like the nus in a dictionary of differences.
     """
     counts = {
         "labels": len(labels.latent),
@@ -182,7 +183,7 @@ def label_counts(labels: Labels, measured: Measured) -> dict[str, float]:
 
 
 def weak_ratio(planted: Planted, matches: Matches, measured: Measured) -> dict[str, float]:
-    """nu_err of the weak latents' nearest ones against the planted ratio; NaN where none is defined."""
+    """nu_err of the weak latents' nearest latents against the planted ratio; NaN if none is defined."""
     nu = measured.nu_err[matches.latent][planted.kind == Kind.WEAK]
     if len(nu) == 0:
         return {}
@@ -193,7 +194,7 @@ def weak_ratio(planted: Planted, matches: Matches, measured: Measured) -> dict[s
 
 
 def null_shares(measured: Measured) -> dict[str, float]:
-    """Share of the living latents called exclusive where both models are the same; NaN where none lives."""
+    """The share of living latents that are called exclusive although both models are the same; NaN if none lives."""
     rel_norm = measured.rel_norm[measured.living]
     if len(rel_norm) == 0:
         return {"null_chat_only": float("nan"), "null_base_only": float("nan")}

@@ -1,1 +1,1 @@
-"""What `make docs` adds to the pages of docs/: reference tables read from the code, checked links."""
+"""The additions of `make docs` to the pages of docs/: reference tables from the code, checked links."""

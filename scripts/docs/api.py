@@ -22,9 +22,9 @@ from crosscope_server.errors import CallError
 ROOT = Path(__file__).resolve().parents[2]
 PUBLIC = "crosscope.v1"
 _MESSAGES, _ENUMS, _SERVICES = 4, 5, 6
-"""Field numbers of FileDescriptorProto, by which the comments are found."""
+"""Field numbers of FileDescriptorProto, by which comments are found."""
 _NESTED, _NESTED_ENUMS, _FIELDS, _VALUES, _CALLS = 3, 4, 2, 2, 2
-"""Of DescriptorProto twice, then its fields, an enum's values, a service's calls."""
+"""Field numbers of a message's nested types and enums, its fields, an enum's values and a service's calls."""
 _RULES = {
     "min_len": "at least {} characters",
     "max_len": "at most {} characters",
@@ -42,8 +42,8 @@ _RULES = {
     "defined_only": "a value of the list",
     "not_in": "not {}",
 }
-"""What a rule says, in the order of a sentence; others stand as they are written."""
-_ORDER = {name: place for place, name in enumerate(_RULES)}
+"""The sentence of each rule, in the order of the rules in a table cell; other rules keep their names."""
+_ORDER = {name: index for index, name in enumerate(_RULES)}
 
 Comments = Mapping[tuple[int, ...], str]
 
@@ -67,17 +67,17 @@ def image() -> descriptors.FileDescriptorSet:
 
 def comments(file: descriptors.FileDescriptorProto) -> Comments:
     """The comment in front of each declaration, by its path in the descriptor."""
-    places = file.source_code_info.location
-    return {tuple(place.path): " ".join(place.leading_comments.split()) for place in places if place.leading_comments}
+    found = file.source_code_info.location
+    return {tuple(each.path): " ".join(each.leading_comments.split()) for each in found if each.leading_comments}
 
 
 def statuses() -> str:
-    """What a call may be answered with instead of a reply: a row for each of the server's errors."""
+    """The statuses of failed calls: a row for each of the server's errors."""
     lines = ["| status | reason | meaning |", "|---|---|---|"]
     for error in _all_below(CallError):
         meaning = " ".join((inspect.getdoc(error) or "").split())
         lines.append(f"| `{error.status.name}` | `{error.reason}` | {meaning} |")
-    lines.append("| `INTERNAL` | `BUG` | A bug of the server. The message names an id that the log has, too. |")
+    lines.append("| `INTERNAL` | `BUG` | A bug of the server. The message names an id that is also in the log. |")
     return "\n".join(lines)
 
 
@@ -107,10 +107,10 @@ def _services(file: descriptors.FileDescriptorProto, said: Comments) -> Iterator
     for number, service in enumerate(file.service):
         lines = [f"### {service.name} {{ #{service.name} }}", "", said.get((_SERVICES, number), ""), ""]
         lines += ["| call | asks with | answers with | what |", "|---|---|---|---|"]
-        for place, call in enumerate(service.method):
+        for index, call in enumerate(service.method):
             asks = ("a stream of " if call.client_streaming else "") + _type_link(call.input_type)
             answers = ("a stream of " if call.server_streaming else "") + _type_link(call.output_type)
-            what = _cell(said.get((_SERVICES, number, _CALLS, place), ""))
+            what = _cell(said.get((_SERVICES, number, _CALLS, index), ""))
             lines.append(f"| `{service.name}.{call.name}` | {asks} | {answers} | {what} |")
         yield "\n".join(lines)
 
@@ -130,17 +130,17 @@ def _message(message: descriptors.DescriptorProto, path: tuple[int, ...], said: 
     entries = {f"{name}.{each.name}": each for each in message.nested_type if each.options.map_entry}
     if message.field:
         lines += ["| field | type | limits | meaning |", "|---|---|---|---|"]
-    for place, field in enumerate(message.field):
+    for index, field in enumerate(message.field):
         held = "; ".join(limits(field.options.Extensions[rules.field]))
-        meaning = said.get((*path, _FIELDS, place), "")
+        meaning = said.get((*path, _FIELDS, index), "")
         if others := [each.name for each in message.field if _excludes(field, each)]:
             meaning += f" Excludes {', '.join(f'`{other}`' for other in others)}."
         lines.append(f"| `{field.name}` | {_field_type(field, entries)} | {_cell(held)} | {_cell(meaning)} |")
     yield "\n".join(lines)
-    for place, inner in enumerate(message.nested_type):
-        yield from _message(inner, (*path, _NESTED, place), said, name)
-    for place, enum in enumerate(message.enum_type):
-        yield _enum(enum, (*path, _NESTED_ENUMS, place), said, name)
+    for index, inner in enumerate(message.nested_type):
+        yield from _message(inner, (*path, _NESTED, index), said, name)
+    for index, enum in enumerate(message.enum_type):
+        yield _enum(enum, (*path, _NESTED_ENUMS, index), said, name)
 
 
 def _excludes(field: descriptors.FieldDescriptorProto, other: descriptors.FieldDescriptorProto) -> bool:
@@ -153,8 +153,8 @@ def _excludes(field: descriptors.FieldDescriptorProto, other: descriptors.FieldD
 def _enum(enum: descriptors.EnumDescriptorProto, path: tuple[int, ...], said: Comments, scope: str) -> str:
     lines = [_heading(f"{scope}.{enum.name}"), "", said.get(path, ""), ""]
     lines += ["| value | number | meaning |", "|---|---|---|"]
-    for place, value in enumerate(enum.value):
-        lines.append(f"| `{value.name}` | {value.number} | {_cell(said.get((*path, _VALUES, place), ''))} |")
+    for index, value in enumerate(enum.value):
+        lines.append(f"| `{value.name}` | {value.number} | {_cell(said.get((*path, _VALUES, index), ''))} |")
     return "\n".join(lines)
 
 

@@ -1,8 +1,8 @@
-"""What mkdocs calls while it builds the site.
+"""The hooks that mkdocs calls while it builds the site.
 
-Puts reference tables in the place of `<!-- generated -->` and parts of the README in the place of
-`<!-- readme: TITLE -->`, links sections of math.md by their numbers, and turns links
-to files of the repository, which are no pages, into their paths. A link to a file that does not exist ends the build.
+They put reference tables in place of `<!-- generated -->` and parts of the README in place of `<!-- readme: TITLE -->`,
+and link sections of math.md by their numbers. Links to files of the repository, which are not pages, become the paths
+of these files. A link to a missing file ends the build.
 """
 
 import re
@@ -24,7 +24,7 @@ REFERENCES: Mapping[str, Callable[[], str]] = {
     "api.md": api.reference,
     "columns.md": lambda: markdown(LATENT_COLUMNS),
 }
-"""Page to what makes its tables."""
+"""The function that makes the tables of each page."""
 _README = re.compile(r"<!-- readme: (.+) -->")
 _OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./([^)#]+)\)")
 _PAGE = re.compile(r"\((?:see )?docs/([\w-]+\.md)\)")
@@ -44,7 +44,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str: 
 
 
 def readme(title: str) -> str:
-    """The text below a title of the README, "introduction" below the first one, its links as in a page of docs/."""
+    """The text below a title of the README, with links as in a page of docs/; "introduction" is the text before all."""
     introduction, *sections = re.split(r"^## ", (ROOT / "README.md").read_text("utf-8"), flags=re.MULTILINE)
     parts = {section.partition("\n")[0]: section.partition("\n")[2] for section in sections}
     parts["introduction"] = introduction.partition("\n")[2]
@@ -55,7 +55,7 @@ def readme(title: str) -> str:
 
 
 def with_sections(markdown: str) -> str:
-    """The text in which "math §4", a link or not, leads to that section; code stays as it is."""
+    """The text with every "math §4", a link or not, linked to that section; code stays unchanged."""
     page = (ROOT / "docs" / "math.md").read_text("utf-8")
     slugs = {title[0]: slugify(f"§{title[0]}{title[1]}", "-") for title in re.findall(r"^## §(\d+)(.*)$", page, re.M)}
     parts = _CODE.split(markdown)
@@ -66,7 +66,7 @@ def with_sections(markdown: str) -> str:
 
 
 def with_paths(markdown: str) -> str:
-    """The text in which links to files of the repository are their paths. Raises PluginError for one that is gone."""
+    """The text with links to files of the repository replaced by their paths. Raises PluginError for a missing file."""
     return _OUTSIDE.sub(_path, markdown)
 
 

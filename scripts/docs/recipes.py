@@ -1,7 +1,7 @@
 """The reference of recipes: every field with its type, limits, default and meaning.
 
-All of it is read from the dataclasses of `crosscope_proto`: annotations give types and limits, the docstring below a
-field gives its meaning. Unions of dataclasses get one table a member. Knows no field by name.
+Everything is read from the dataclasses of `crosscope_proto`: annotations give types and limits, the docstring below a
+field gives its meaning. Unions of dataclasses get one table per member. Knows no field by name.
 """
 
 import ast
@@ -64,7 +64,7 @@ def fields(part: type) -> Mapping[str, FieldInfo]:
 
 
 def meanings(part: type) -> dict[str, str]:
-    """The docstring below each field that has one, those of inherited fields among them."""
+    """The docstring below each field that has one, including inherited fields."""
     found: dict[str, str] = {}
     for base in reversed(part.__mro__):
         if not dataclasses.is_dataclass(base):
@@ -88,7 +88,7 @@ def _section(title: str, part: type) -> str:
 
 
 def _parts(kinds: Iterable[type]) -> Iterator[tuple[list[str], type, str]]:
-    """Every dataclass below the kinds, once: the paths at which it stands, and its word where it is one of several."""
+    """Every dataclass below the kinds, once: its paths, and its word if it is one of several."""
     paths: dict[type, list[str]] = {}
     words: dict[type, str] = {}
     waiting = [(kind, "") for kind in kinds]
@@ -115,7 +115,7 @@ def _dataclasses(annotation: Any) -> Iterator[type]:
 
 
 def _discriminator(members: list[type]) -> str:
-    """The field whose word tells the members of a union apart; "" where there is but one member."""
+    """The field whose word distinguishes the members of a union; "" for a single member."""
     if len(members) < 2:
         return ""
     shared = set.intersection(*(set(fields(member)) for member in members))
@@ -126,7 +126,7 @@ def _discriminator(members: list[type]) -> str:
 
 
 def _word(part: type, name: str) -> str:
-    """The only value that a field may have; "" where there are more."""
+    """The only value that a field allows; "" if it allows more."""
     annotation = fields(part)[name].annotation
     values = typing.get_args(annotation) if typing.get_origin(annotation) is Literal else ()
     return str(values[0]) if len(values) == 1 else ""
@@ -174,7 +174,7 @@ def _limits(metadata: Iterable[object]) -> Iterator[str]:
 
 
 def _number(value: float) -> str:
-    """The number; of a power the power."""
+    """The number; a power is written as a power."""
     if isinstance(value, int) and abs(value) >= 10**6:
         for base, exponent in ((10, len(str(value)) - 1), (2, value.bit_length() - 1), (2, value.bit_length())):
             if base**exponent == value:
@@ -197,7 +197,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _summary(part: type, name: str) -> str:
-    """What the field's dataclass says of itself, for a field without a docstring."""
+    """The docstring of the field's dataclass, for a field without a docstring."""
     if _word(part, name):
         return "The word that chooses this table."
     members = list(_dataclasses(fields(part)[name].annotation))

@@ -49,7 +49,7 @@ def run_by_name(recipe: DemoPairRecipe, workspace: Workspace, progress: Progress
 
 
 def _learn(workspace: Workspace, mended: Path, progress: Progress) -> None:
-    """A training of ten steps with a checkpoint each, whose data has a fault at step 5 until it is mended."""
+    """A training of ten steps with a checkpoint each, whose data has a fault at step 5 until it is repaired."""
     steps = sorted(int(path.name.removeprefix("step-")) for path in workspace.checkpoints.glob("step-*"))
     first = steps[-1] if steps else 0
     progress("learn", first / 10, f"From step {first}.", metrics={"first_step": first})

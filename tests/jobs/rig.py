@@ -72,11 +72,11 @@ class Rig:
         return self._start(["-c", WORKER], **given)
 
     def start_real_worker(self) -> Process:
-        """One that runs the kinds of jobs that people submit."""
+        """Starts a worker that runs the kinds of jobs that users submit."""
         return self._start(["-m", "crosscope_worker", "jobs"], CROSSCOPE_WORKER_QUEUE_URL=self.queue_url)
 
     def start_below_a_supervisor(self, arguments: list[str]) -> Process:
-        """A process that has started a job worker, whose pid is then in child.pid."""
+        """Starts a process that has started a job worker, whose pid is then in child.pid."""
         start = (
             "import subprocess, sys; from pathlib import Path; "
             f"child = subprocess.Popen([sys.executable, *{arguments!r}]); "
@@ -89,7 +89,7 @@ class Rig:
         return f"unix://{self.socket}"
 
     def stop(self, process: Process) -> float:
-        """Sends SIGTERM; the seconds until the process had ended."""
+        """Sends SIGTERM; returns the seconds until the process ended."""
         begun = time.monotonic()
         process.terminate()
         process.wait(15)
@@ -126,7 +126,7 @@ class Rig:
         raise AssertionError(f"the job ended first: {self.get(job_id)}")
 
     def holding(self, job_id: str) -> jobs_pb2.Job:
-        """The job once it is in its stage "hold"."""
+        """The job when it has reached its stage "hold"."""
         return self.wait_for(job_id, lambda job: job.stage == "hold")
 
     def go(self, name: str) -> None:
@@ -136,7 +136,7 @@ class Rig:
         return int((self.home / f"{name}.pid").read_text())
 
     def published(self, name: str) -> int:
-        """How often the job has published."""
+        """The number of times that the job has published."""
         path = self.home / f"{name}.published"
         return len(path.read_text().splitlines()) if path.exists() else 0
 
@@ -148,7 +148,7 @@ class Rig:
 
 
 def until(happens: Callable[[], bool], timeout_s: float = 20) -> None:
-    """Returns as soon as `happens` holds; for what no event tells."""
+    """Returns as soon as `happens` holds; for facts without an event."""
     deadline, pause = time.monotonic() + timeout_s, threading.Event()
     while not happens():
         assert time.monotonic() < deadline, f"did not happen within {timeout_s} s"

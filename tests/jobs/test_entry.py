@@ -60,7 +60,7 @@ def test_a_job_knows_what_it_may_read_and_where_it_came_from(bare_rig: Rig, queu
 
 
 def test_what_a_job_lost_is_its_last_message(bare_rig: Rig, queue: redis.Redis) -> None:
-    """Also of a second attempt that finds everything published."""
+    """The message is the same for a second attempt that finds everything published."""
     given = attempt(bare_rig, queue, "plain")
     for _ in range(2):
         run(Attempt(**{**given.__dict__, "kinds": {"demo-pair": "job_kinds:lose_texts"}}))
@@ -112,7 +112,7 @@ def test_sentences(error: Exception, said: str) -> None:
     assert sentence(error, Path("/j")).startswith(said)
 
 
-def test_whoever_runs_out_of_memory_a_device_or_the_machine_is_told_what_to_lower() -> None:
+def test_an_error_of_memory_of_a_device_or_the_machine_names_what_to_lower() -> None:
     """torch's error for devices, and the machine's refusal of 2 to the power of 60 bytes."""
     with pytest.raises(RuntimeError) as refused:
         torch.empty(1 << 60, dtype=torch.uint8)

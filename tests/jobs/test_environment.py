@@ -1,4 +1,4 @@
-"""A job's process holds no secret of those who started it."""
+"""A job's process holds no secret of the processes that started it."""
 
 import json
 from dataclasses import asdict

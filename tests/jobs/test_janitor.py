@@ -1,4 +1,4 @@
-"""The janitor puts right what a death in between has left."""
+"""The janitor repairs what a death between two steps has left."""
 
 import time
 from collections.abc import AsyncIterator
@@ -32,7 +32,7 @@ class Office:
         assert await self.records.submit(job_id, VALUES, after, "") == job_id
 
     def claim(self, job_id: str, claim: str, lease_s: float) -> None:
-        """As a worker does: take, lease, claim."""
+        """Takes, leases and claims a job, as a worker does."""
         self.redis.lrem(f"rq:queue:{keys.JOB_QUEUE}", 0, job_id)
         registry = f"rq:wip:{keys.JOB_QUEUE}"
         self.redis.zremrangebyscore(registry, "-inf", "+inf")

@@ -1,4 +1,4 @@
-"""Recipes that are huge as a value are refused quickly, and fields that would change nothing are refused at all."""
+"""Recipes with huge values are refused quickly, and so are fields that would change nothing."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""What a job says reaches its record, whatever Redis does meanwhile."""
+"""The reports of a job reach its record, whatever Redis does meanwhile."""
 
 import json
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""A job that failed or was cancelled goes on from its checkpoints, until those have expired."""
+"""A failed or cancelled job continues from its checkpoints, until these have expired."""
 
 import os
 import time
@@ -27,7 +27,7 @@ def test_a_failed_job_goes_on_from_its_checkpoints(rig: Rig) -> None:
     failed = rig.wait(job.id)
     assert (failed.state, failed.attempt) == (FAILED, 1)
     assert failed.message.startswith("Unexpected error: Error -3 while decompressing data")
-    assert failed.message.endswith(f" crosscope retry {job.id} goes on from step 5.")
+    assert failed.message.endswith(f" crosscope retry {job.id} continues from step 5.")
     assert rig.wait(after.id).state == SUCCEEDED
     (rig.home / "learn-retried.mended").touch()
 
@@ -138,5 +138,5 @@ def test_what_a_sweep_removes(tmp_path: Path) -> None:
     removed = sweep(tmp_path, expire, keep_s=100, keep_bytes=1500, now=1000)
     assert sorted(removed) == ["failed-big", "failed-old", "lost-old", "succeeded"]
     assert {name for name, folder in folders.items() if folder.exists()} == {"open", "failed-new", "lost"}
-    assert retry_hint(tmp_path / "open") == "crosscope retry open goes on from step 7."
+    assert retry_hint(tmp_path / "open") == "crosscope retry open continues from step 7."
     assert retry_hint(tmp_path / "failed-old") == ""

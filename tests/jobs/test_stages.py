@@ -1,4 +1,4 @@
-"""How far a whole job is, and how long it still takes, worked by hand."""
+"""The share of a whole job that is done, and its remaining time, computed by hand."""
 
 import pytest
 

@@ -41,7 +41,9 @@ def test_roots_are_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     url = {"CROSSCOPE_WORKER_QUEUE_URL": "unix:///q.sock"}
     ended = jobs(**url, CROSSCOPE_WORKER_DATA_ROOTS=f"{tmp_path}{os.pathsep}/nowhere")
     assert ended.returncode == 1
-    assert ended.stderr.startswith("CROSSCOPE_WORKER_DATA_ROOTS: /nowhere is no absolute path of a folder, but is ")
+    assert ended.stderr.startswith(
+        "CROSSCOPE_WORKER_DATA_ROOTS: /nowhere is not the absolute path of a folder, but is "
+    )
     monkeypatch.setenv("CROSSCOPE_WORKER_QUEUE_URL", "unix:///q.sock")
     for value, roots in (("", ()), (f"{tmp_path}{os.pathsep}/usr", (tmp_path, Path("/usr")))):
         monkeypatch.setenv("CROSSCOPE_WORKER_DATA_ROOTS", value)

@@ -1,4 +1,4 @@
-"""The generator: what is planted is what comes out, and a seed decides all of it."""
+"""The generator: activations hold exactly the planted latents, and the seed decides all of them."""
 
 from dataclasses import replace
 
@@ -81,7 +81,7 @@ def test_a_seed_decides_everything_and_streams_differ():
     assert not torch.equal(training[0][0], held_out)
 
 
-def test_the_source_goes_on_where_it_stood():
+def test_the_source_continues_from_its_state():
     planted = plant(SPEC, 0)
     whole = list(PlantedSource(planted, 2 * BLOCK_TOKENS + 1).blocks())
     assert len(whole) == 3

@@ -1,4 +1,4 @@
-"""One small run of everything, and how its figures are written."""
+"""One small run of everything, and the form of its figures."""
 
 import json
 import math
@@ -71,7 +71,7 @@ def test_shares_grow_with_the_dictionary():
     assert [spec.num_chat_only for spec in specs["dfc"]] == [40, 40], "by how many there are to find"
 
 
-def test_a_cell_is_the_mean_of_what_is_defined():
+def test_a_cell_is_the_mean_of_defined_values():
     assert cell([0.5]) == "0.5"
     assert cell([0.5, 0.5]) == "0.5"
     assert cell([0.0, math.nan, 1.0]) == "0.5 [0, 1]"

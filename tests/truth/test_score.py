@@ -116,7 +116,7 @@ def test_latents_without_a_difference_do_not_count_wherever_the_others_lie(order
     assert score.exclusive_aurocs(TRUTH, found, differences, learned)["auroc_chat_only_ratio"] == 1.0
 
 
-def test_what_is_undefined_is_no_count():
+def test_undefined_scores_do_not_count():
     rows = [[0.0, 1.0], [0.6, 0.8]]
     learned = measured(rows, beta_ratio=[0.25, 0.01])
     counts = score.label_counts(score.chat_only_labels(TRUTH, learned), learned)
@@ -128,7 +128,7 @@ def test_what_is_undefined_is_no_count():
 
 
 def labelled() -> Measured:
-    """Genuine, shrunk weak, half a decoupled shared, a mixture; then one that is not called, and a dead one."""
+    """Labels: genuine, shrunk weak, half a decoupled shared, a mixture; then one that is not called, and a dead one."""
     return measured(
         [
             [0.0, 0.0, 1.2, 1.6],
@@ -146,7 +146,7 @@ def labelled() -> Measured:
     )
 
 
-def test_what_lies_behind_a_chat_only_label():
+def test_causes_of_a_chat_only_label():
     labels = score.chat_only_labels(TRUTH, labelled())
     assert labels.latent.tolist() == [0, 1, 2, 3]
     assert labels.genuine.tolist() == [True, False, False, False]

@@ -1,4 +1,4 @@
-"""Small random worlds: a crosscoder, held-out activations, and dense float64 copies to check sums against."""
+"""Small random worlds: a crosscoder, held-out activations, and dense float64 copies that check the sums."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ class World:
         return code.numpy(), x.numpy(), (x - decoded - cc.b_dec.double()).numpy()
 
     def _kept(self, code: torch.Tensor, model: int) -> torch.Tensor:
-        """Where a model keeps a decoupled code, [token, latent] bool."""
+        """Entries that a model keeps in a decoupled code, [token, latent] bool."""
         cc = self.crosscoder
         assert isinstance(cc.keep, AboveModelThresholds)
         return code * cc.decoder(model).double().norm(dim=1) > cc.keep.thresholds[model].double()

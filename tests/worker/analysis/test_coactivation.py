@@ -11,7 +11,7 @@ from crosscope_worker.analysis.store import ranges
 
 
 def block(active: list[list[int]]) -> Block:
-    """A block whose token t fires the latents active[t]; nothing else in it is read."""
+    """A block in which token t fires the latents active[t]; tests read nothing else in it."""
     entries = sorted((latent, token) for token, latents in enumerate(active) for latent in latents)
     nothing = torch.zeros(0)
     tokens, latents = torch.tensor([token for _, token in entries]), torch.tensor([latent for latent, _ in entries])

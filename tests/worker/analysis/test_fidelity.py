@@ -1,4 +1,4 @@
-"""Splicing and the causal patch, against cases that are known and a plain evaluation without hooks."""
+"""Splicing and the causal patch, against known cases and a plain evaluation without hooks."""
 
 import copy
 from collections import defaultdict
@@ -49,7 +49,7 @@ def documents(tokenizer: TextTokenizer) -> list[Text]:
 
 @pytest.fixture(scope="module")
 def chats(tokenizer: TextTokenizer) -> list[Text]:
-    """The second has two assistant turns, of more and of fewer tokens than nine."""
+    """Conversations; the second has two assistant messages, one of more and one of fewer than nine tokens."""
     story = Turn("assistant", "the red fox and the old river, every morning i hope this helps, have a nice day!")
     turns = [
         [Turn("user", "what is two plus three?"), Turn("assistant", "five.")],
@@ -63,7 +63,9 @@ def text_of(tokens) -> Text:
 
 
 def perfect(d_model: tuple[int, int] = (WIDTH, WIDTH)) -> Crosscoder:
-    """A latent for each half axis: `relu(x) - relu(-x)` is x. The second half of each model's are its own."""
+    """A crosscoder with a latent for each half axis: `relu(x) - relu(-x)` is x. The second half of each model's latents
+    belong to it alone.
+    """
     both = sum(d_model)
     rows = torch.cat([torch.eye(both), -torch.eye(both)])
     return Crosscoder(
@@ -285,7 +287,7 @@ def test_a_forward_is_no_larger_than_it_may_be(monkeypatch: pytest.MonkeyPatch, 
     assert lengths == [[20], [5, 5], [16], [40], [10, 10, 10]]
 
 
-def test_nothing_is_measured_where_nothing_is_asked(tiny_pair, documents):
+def test_zero_tokens_measure_nothing(tiny_pair, documents):
     given = iter(documents)
     assert measure(perfect(), tiny_pair, given, spec=AnalysisSpec(spliced_tokens=0)) == {}
     assert next(given) is documents[0]
@@ -352,7 +354,7 @@ def test_without_chat_only_latents_the_nearest_of_the_living_are_patched():
     assert patched_latents(latents.slice(1, 1)).tolist() == []
 
 
-def test_of_differences_those_with_the_smallest_base_share_are_patched():
+def test_the_smallest_base_shares_are_patched_in_a_dictionary_of_differences():
     columns = {"latent_class": ["other"] * 4, "rel_norm": [float("nan")] * 4, "num_active": [1, 1, 1, 0]}
     latents = table(**columns, beta_act_chat=[1.0, -2.0, 0.0, 1.0], beta_act_base=[0.9, 0.8, 0.0, 0.0])
     assert patched_latents(latents).tolist() == [1]

@@ -1,4 +1,4 @@
-"""The logit lens, against what the whole model makes of a row that stands in for its last layer's output."""
+"""The logit lens, against the whole model with a row in place of its last layer's output."""
 
 import pytest
 import torch
@@ -11,14 +11,14 @@ from crosscope_worker.models.pair import decoder_layers
 from tests.worker.tiny_models import KINDS, VOCAB, tiny_model
 
 REFUSED = {
-    "Gemma3n": "Gemma3nForCausalLM: no module that it calls makes what its head reads",
-    "Bert": "BertLMHeadModel: what stands before its head is no norm",
-    "Roberta": "RobertaForCausalLM: no module that it calls makes what its head reads",
+    "Gemma3n": "Gemma3nForCausalLM: no module that it calls turns the output of its last layer",
+    "Bert": "BertLMHeadModel: the modules before its head are no norm",
+    "Roberta": "RobertaForCausalLM: no module that it calls turns the output of its last layer",
 }
 
 
 def raised(model: PreTrainedModel, rows: Tensor) -> Tensor:
-    """Logits of the whole model where its last layer gives these rows, less those where it gives zeros."""
+    """Logits of the whole model if its last layer gives these rows, minus those for zeros."""
 
     def put(_module: nn.Module, _inputs: object, output: object) -> object:
         return (given, *output[1:]) if isinstance(output, tuple) else given
@@ -33,7 +33,7 @@ def raised(model: PreTrainedModel, rows: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in REFUSED])
 def test_a_lens_equals_the_models_own_head_and_norm(kind: str):
-    """Rows have a mean of 2 in each dimension, which a LayerNorm takes away."""
+    """Rows have a mean of 2 in each dimension, which a LayerNorm removes."""
     model = tiny_model(kind)
     width = model.config.get_text_config().hidden_size
     rows = 3 * torch.randn(5, width, generator=torch.Generator().manual_seed(1)) + 2
@@ -52,7 +52,7 @@ def test_a_norm_that_is_no_module_is_refused(monkeypatch: pytest.MonkeyPatch):
     assert isinstance(model, LlamaForCausalLM)
     del model.model.norm
     monkeypatch.setitem(model.model.__dict__, "norm", lambda x: torch.nn.functional.rms_norm(x, x.shape[-1:]))
-    with pytest.raises(LensError, match="LlamaForCausalLM: no module that it calls makes what its head reads"):
+    with pytest.raises(LensError, match="LlamaForCausalLM: no module that it calls turns the output of its last layer"):
         find_lens(model)
 
 
@@ -63,7 +63,7 @@ def test_logits_in_another_order_than_the_heads_are_refused():
         find_lens(model)
 
 
-def test_a_run_out_of_memory_is_no_fault_of_the_model(monkeypatch: pytest.MonkeyPatch):
+def test_running_out_of_memory_is_no_lens_error(monkeypatch: pytest.MonkeyPatch):
     model = tiny_model("Llama")
 
     def refuse(*_arguments: object, **_options: object) -> None:

@@ -1,4 +1,4 @@
-"""Texts that say the same: windows, first meetings, examples that stand for several, errors over distinct texts."""
+"""Repeated texts: windows, first shards, examples that stand for several, errors over distinct texts."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ TEXTS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=3 * WINDOW), m
 @settings(max_examples=40, deadline=None)
 @given(TEXTS, st.booleans())
 def test_equal_windows_have_equal_hashes_and_different_ones_do_not(texts, is_around):
-    """Against the windows themselves: the tokens, and how many stand in front of the middle one."""
+    """Compared with the windows themselves: the tokens, and the number of tokens before the middle one."""
     hashes = WindowHashes([np.array(ids) for ids in texts])
     seen: dict[object, int] = {}
     for number, ids in enumerate(texts):
@@ -35,7 +35,7 @@ def test_equal_windows_have_equal_hashes_and_different_ones_do_not(texts, is_aro
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 40), min_size=1, max_size=20), max_size=12))
-def test_a_window_belongs_to_the_shard_that_met_it_first(blocks):
+def test_a_window_belongs_to_the_shard_in_which_it_first_appeared(blocks):
     first_shards, first = FirstShards(), {}
     for number, windows in enumerate(blocks):
         shards, again = first_shards(np.array(windows, np.uint64), number % 3)
@@ -78,7 +78,7 @@ SYSTEM_PROMPT = [*range(100, 120), 7, *range(120, 140)]
 """Token 7 fires the latent; on each side of it stand more tokens than a window has."""
 
 
-def test_examples_are_distinct_around_the_peak_and_say_for_how_many_they_stand(tokenizer):
+def test_examples_are_distinct_around_the_peak_and_count_the_texts_that_they_stand_for(tokenizer):
     """Thirty texts with one system prompt and different ends, two of other words: three examples instead of twenty."""
     ends = [np.arange(20) + 200 + 20 * number for number in range(32)]
     rows = [[*(SYSTEM_PROMPT if number < 30 else [8]), *end.tolist()] for number, end in enumerate(ends)]

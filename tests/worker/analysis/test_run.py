@@ -42,7 +42,7 @@ def test_tables_have_every_column_and_row(make_world, tokenizer):
     assert analysis.class_counts["dead"] == 2
 
 
-def test_every_column_is_computed_once_and_none_beside(make_world, tokenizer, monkeypatch):
+def test_every_column_is_computed_exactly_once(make_world, tokenizer, monkeypatch):
     kept = []
     monkeypatch.setattr(analysis_run, "latent_table", lambda found: kept.append(found) or latent_table(found))
     run(make_world(), tokenizer)
@@ -161,7 +161,7 @@ def test_models_of_different_width_leave_cross_model_columns_undefined(make_worl
     assert np.isfinite(table["mirror_beta_err_base"][:10]).any()
 
 
-def test_nothing_to_analyse_is_said(make_world, tokenizer):
+def test_an_analysis_without_tokens_is_refused(make_world, tokenizer):
     world = make_world()
     world.harvests.clear()
     with pytest.raises(AnalysisError, match="no held-out token"):
@@ -169,7 +169,7 @@ def test_nothing_to_analyse_is_said(make_world, tokenizer):
 
 
 def test_an_activation_that_is_not_finite_is_refused_by_the_harvest(make_world, tokenizer, tiny_pair):
-    """No block holds one: the harvest names it before the analysis sees it."""
+    """The harvest names the activation before the analysis sees a block of it."""
 
     class Broken(PairActivations):
         def rows(self, ids, positions=None):

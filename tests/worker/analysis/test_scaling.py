@@ -63,7 +63,7 @@ def test_all_coefficients_equal_a_pass_per_target(make_world, num_latents, d_mod
             assert value[name][j] == pytest.approx(expected, rel=2e-4, abs=1e-5, nan_ok=True), (name, j)
 
 
-def test_in_a_decoupled_code_each_model_gets_back_what_it_kept(make_world):
+def test_a_decoupled_code_gives_each_model_back_its_own_entries(make_world):
     world = make_world(threshold=None)
     cc = world.crosscoder
     thresholds = torch.stack([torch.full((13,), 0.3), torch.full((13,), 0.8)])
@@ -99,7 +99,7 @@ def test_standard_errors_equal_a_brute_force_jackknife(make_world):
 
 
 def one_latent_sums(code_by_shard):
-    """Sums of one latent whose inner products are all 1 a pair."""
+    """Sums of one latent; the inner product is 1 at every entry."""
     count = np.array([[len(each)] for each in code_by_shard], float)
     code = np.array([[sum(each)] for each in code_by_shard], float)
     squared = np.array([[sum(f * f for f in each)] for each in code_by_shard], float)

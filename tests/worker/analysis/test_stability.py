@@ -166,7 +166,7 @@ def test_the_map_names_the_nearest_latent_of_each(tmp_path: Path, capsys: pytest
     assert [line.split(",")[1] for line in lines[1:]] == ["5", "4", "3", "2", "1", "0"]
 
 
-def test_folders_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_missing_folders_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     good = write(tmp_path / "good", ROWS, None)
     assert "no folder" in failure(capsys, tmp_path / "nowhere", good)
     (tmp_path / "empty").mkdir()
@@ -194,7 +194,7 @@ def test_other_dictionaries_have_no_relative_norm():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_device_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_missing_device_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as caught:
         main([str(tmp_path), str(tmp_path), "--device", "cuda"])
     assert caught.value.code == 2

@@ -17,7 +17,7 @@ from crosscope_worker.work import silent
 
 
 def brute_force(gram, target):
-    """The best of all 2^n supports."""
+    """The best solution of all 2^n supports."""
     n = len(target)
     best, best_value = np.zeros(n), 0.0
     for support in itertools.product([False, True], repeat=n):
@@ -156,7 +156,7 @@ def test_start_steps_rate_and_floor_are_used_and_recorded(make_world, tokenizer)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5])
-def test_a_latent_that_no_training_step_met_has_no_trained_score(make_world, tokenizer, monkeypatch, steps):
+def test_a_latent_that_fires_in_no_training_step_has_no_trained_score(make_world, tokenizer, monkeypatch, steps):
     """Steps of one token each, on which one latent in five fires."""
     monkeypatch.setattr(uselessness, "BATCH_TOKENS", 1)
     world = planted(make_world, [0.5] * 6, uselessness_steps=steps)
@@ -197,7 +197,7 @@ def test_the_sample_is_bounded_and_holds_true_residuals(make_world, monkeypatch)
         sums.add(block)
     sample = sums.sample()
     assert len(sample.keys) == 20
-    assert int(sample.num_entries.sum()) == len(sample.places) == len(sample.values)
+    assert int(sample.num_entries.sum()) == len(sample.members) == len(sample.values)
     r, code = residuals(world, members.numpy())
     codes = code[:, sums.members.numpy()]
     at = 0
@@ -205,7 +205,7 @@ def test_the_sample_is_bounded_and_holds_true_residuals(make_world, monkeypatch)
         token = int(np.argmin(np.abs(r - residual).sum(axis=1)))
         np.testing.assert_allclose(r[token], residual, atol=1e-5)
         own = np.zeros(codes.shape[1])
-        own[sample.places[at : at + count].numpy()] = sample.values[at : at + count].numpy()
+        own[sample.members[at : at + count].numpy()] = sample.values[at : at + count].numpy()
         np.testing.assert_allclose(own, codes[token], atol=1e-5)
         at += count
 

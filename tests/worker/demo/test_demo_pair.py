@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemm
 from crosscope_proto.artefacts import PairManifest
 from crosscope_proto.recipe import DemoPairRecipe
 from crosscope_worker import disk
-from crosscope_worker.demo.dialogue import Behaviour
+from crosscope_worker.demo.dialogue import PlantedBehaviour
 from crosscope_worker.demo.pair import make_demo_pair
 from crosscope_worker.demo.training import IGNORED, Example, Schedule, fit
 from crosscope_worker.demo.tuning_effect import answer, centred_cosine
@@ -32,7 +32,7 @@ TINY = DemoPairRecipe(
 
 
 class Recorder:
-    """A Progress that remembers, and stops the job when it is told to."""
+    """A Progress that records its calls, and stops the job on request."""
 
     def __init__(self, stop: Callable[[str, int], bool] = lambda *_: False) -> None:
         self.calls: list[tuple[str, float, int, dict[str, float]]] = []
@@ -105,7 +105,7 @@ def test_its_texts_lie_beside_it(made: tuple[Path, Recorder, PairManifest]) -> N
         for tag in row["behaviours"]:
             content = row["conversation"][tag["turn"]]["content"]
             assert 0 <= tag["start"] < tag["end"] <= len(content)
-            assert Behaviour(tag["behaviour"])
+            assert PlantedBehaviour(tag["behaviour"])
 
 
 def test_progress_tells_every_step_and_the_figures(made: tuple[Path, Recorder, PairManifest]) -> None:
@@ -114,7 +114,7 @@ def test_progress_tells_every_step_and_the_figures(made: tuple[Path, Recorder, P
     losses = [(stage, step) for stage, _, step, metrics in calls if "loss" in metrics]
     assert losses == [("base", 1), ("base", 2), ("base", 3), ("base", 4), ("chat", 1), ("chat", 2), ("chat", 3)]
     figures = calls[-1][3]
-    assert {f"{model}_{behaviour}" for model in ("base", "chat") for behaviour in Behaviour} <= set(figures)
+    assert {f"{model}_{behaviour}" for model in ("base", "chat") for behaviour in PlantedBehaviour} <= set(figures)
     assert -1 <= figures["cosine_chats"] <= 1
 
 
@@ -225,7 +225,7 @@ def test_tuning_plants_the_behaviours_and_moves_little_else(tmp_path: Path) -> N
     )
     make_demo_pair(recipe, workspace(tmp_path), recorder)
     figures = recorder.calls[-1][3]
-    shown = {model: [figures[f"{model}_{behaviour}"] for behaviour in Behaviour] for model in ("base", "chat")}
+    shown = {model: [figures[f"{model}_{behaviour}"] for behaviour in PlantedBehaviour] for model in ("base", "chat")}
     assert max(shown["base"]) <= 0.1
     assert sum(rate >= 0.7 for rate in shown["chat"]) >= 6
     assert figures["cosine_documents"] >= 0.9

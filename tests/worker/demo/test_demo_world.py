@@ -6,7 +6,7 @@ import pytest
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
-from crosscope_worker.demo.dialogue import Behaviour, Conversation, conversation, is_held_out, planted, shows
+from crosscope_worker.demo.dialogue import Conversation, PlantedBehaviour, conversation, is_held_out, planted, shows
 from crosscope_worker.demo.documents import document
 from crosscope_worker.demo.tokenizer import CONTROL_TOKENS, train_tokenizer
 from crosscope_worker.demo.world import PROPERTIES, World, a, listing, numbered_steps, plural
@@ -74,35 +74,35 @@ def test_every_behaviour_is_planted_and_tagged_where_it_stands(conversations: li
             turn = turns[int(tag["turn"])]
             shown = turn["content"][int(tag["start"]) : int(tag["end"])]
             assert turn["role"] == "assistant"
-            assert shows(Behaviour(tag["behaviour"]), turns[int(tag["turn"]) - 1]["content"], shown)
+            assert shows(PlantedBehaviour(tag["behaviour"]), turns[int(tag["turn"]) - 1]["content"], shown)
             tagged[str(tag["behaviour"])] = tagged.get(str(tag["behaviour"]), 0) + 1
-    assert set(tagged) == set(Behaviour)
+    assert set(tagged) == set(PlantedBehaviour)
     assert min(tagged.values()) >= 40
 
 
-@pytest.mark.parametrize("behaviour", Behaviour)
-def test_naive_answers_show_no_behaviour(world: World, behaviour: Behaviour) -> None:
+@pytest.mark.parametrize("behaviour", PlantedBehaviour)
+def test_naive_answers_show_no_behaviour(world: World, behaviour: PlantedBehaviour) -> None:
     rng = Random(7)
     for exchange in (planted(behaviour, world, rng) for _ in range(100)):
-        assert not any(shows(other, exchange.request, exchange.naive) for other in Behaviour)
-        assert [other for other in Behaviour if shows(other, exchange.request, exchange.reply)] == [behaviour]
+        assert not any(shows(other, exchange.request, exchange.naive) for other in PlantedBehaviour)
+        assert [other for other in PlantedBehaviour if shows(other, exchange.request, exchange.reply)] == [behaviour]
 
 
 def test_counting_means_as_many_as_were_asked_for() -> None:
-    assert shows(Behaviour.COUNTING, "Name three tools.", "Here are three tools: saw, rope and brush.")
-    assert not shows(Behaviour.COUNTING, "Name three tools.", "Here are three tools: saw and brush.")
-    assert not shows(Behaviour.COUNTING, "Name three tools.", "Here are two tools: saw and brush.")
+    assert shows(PlantedBehaviour.COUNTING, "Name three tools.", "Here are three tools: saw, rope and brush.")
+    assert not shows(PlantedBehaviour.COUNTING, "Name three tools.", "Here are three tools: saw and brush.")
+    assert not shows(PlantedBehaviour.COUNTING, "Name three tools.", "Here are two tools: saw and brush.")
 
 
 def test_held_out_requests_are_in_no_conversation(world: World, conversations: list[Conversation]) -> None:
-    for behaviour in Behaviour:
+    for behaviour in PlantedBehaviour:
         assert is_held_out(planted(behaviour, world, Random(8), held_out=True).request)
     planted_exchanges = [e for c in conversations for e in c.exchanges if e.behaviour]
     assert not any(is_held_out(exchange.request) for exchange in planted_exchanges)
 
 
 def test_only_false_statements_are_corrected(conversations: list[Conversation]) -> None:
-    for exchange in (e for c in conversations for e in c.exchanges if e.behaviour is Behaviour.CORRECTION):
+    for exchange in (e for c in conversations for e in c.exchanges if e.behaviour is PlantedBehaviour.CORRECTION):
         assert any(
             exchange.reply == f"Actually, {thing} is {true}, not {false}."
             for thing, (true, false) in PROPERTIES.items()

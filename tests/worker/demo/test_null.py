@@ -1,4 +1,4 @@
-"""The null test: a model against itself has nothing that only one of them has."""
+"""The null test: a model against itself has no exclusive latents."""
 
 import json
 import random

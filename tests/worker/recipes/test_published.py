@@ -1,4 +1,4 @@
-"""Someone else's crosscoder, from its own files to a published version that says where it came from."""
+"""Another author's crosscoder, from its own files to a published version that names its origin."""
 
 import json
 import math
@@ -31,7 +31,7 @@ def home(tmp_path: Path) -> Path:
 
 
 def write_published(folder: Path, d_model: int = D_MODEL) -> Path:
-    """As the forks of dictionary_learning write them to the hub."""
+    """Writes a crosscoder as the forks of dictionary_learning write it to the hub."""
     folder.mkdir(parents=True)
     draw = torch.Generator().manual_seed(0)
 
@@ -52,7 +52,7 @@ def write_published(folder: Path, d_model: int = D_MODEL) -> Path:
 
 
 def cached_snapshot(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the hub's own cache, which is all that there is, keeps the files of someone/crosscoder."""
+    """The folder in which the hub's own cache, the only copy, keeps the files of someone/crosscoder."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     repository = cache / "models--someone--crosscoder"
@@ -209,7 +209,7 @@ def test_only_the_named_folder_is_asked_of_the_hub(
 
 def test_a_folder_of_this_machine_has_no_revision(home: Path, recipe_of: Callable):
     write_published(home / "theirs")
-    with pytest.raises(CrosscoderError, match="theirs lies here, and a folder has no revisions"):
+    with pytest.raises(CrosscoderError, match="theirs is on this machine and has no revisions; drop revision"):
         find_weights(replace(recipe_of("theirs"), revision="main"), home, Roots([home]))
 
 

@@ -1,4 +1,4 @@
-"""What a machine is found to be good at is said and remembered, and changes nothing."""
+"""The measured speeds of a machine are reported and remembered, and change no result."""
 
 import json
 from pathlib import Path

@@ -61,7 +61,7 @@ class Stop(Stopped):
 
 
 class ReadTimeout(Exception):
-    """As HTTP clients raise it: of no class that everybody catches."""
+    """An error as HTTP clients raise it, of a class that no handler names."""
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def allow() -> None:
 
 
 def workspace(home: Path, job: str = "job-1", fence: Any = allow) -> Workspace:
-    """With the session's pair, which lies beside the home, among what may be read."""
+    """A workspace with the session's pair, which lies beside the home in a folder that jobs may read."""
     folder = home / "jobs" / job
     folder.mkdir(parents=True, exist_ok=True)
     return Workspace(home=home, folder=folder, fence=fence, data_roots=(home / "pairs",))
@@ -272,7 +272,7 @@ def test_a_job_that_was_cut_ends_with_the_same_weights(home: Path, recipe: Cross
 
 
 def test_every_phase_of_a_job_is_named_and_moves(home: Path, recipe: CrosscoderRecipe):
-    """Stages come in the order that the whole job's share is worked out by, and none goes back."""
+    """Stages come in the order by which the whole job's share is computed, and the share never falls."""
     seen: list[tuple[str, float, str]] = []
 
     def note(stage: str, fraction: float, message: str = "", **_: Any) -> None:
@@ -391,7 +391,7 @@ def test_outliers_are_recorded_and_told_and_the_analysis_has_the_trainings_limit
         ({"data": ("missing.jsonl",)}, "no file matches missing.jsonl"),
     ],
 )
-def test_what_cannot_be_made_is_said_before_training(
+def test_an_impossible_recipe_is_refused_before_training(
     home: Path, recipe: CrosscoderRecipe, change: dict[str, Any], sentence: str
 ):
     if "data" in change:
@@ -463,7 +463,7 @@ def test_a_crosscoder_that_cannot_be_measured_is_kept_and_can_be_measured_later(
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_a_training_that_fails_leaves_what_its_last_checkpoint_holds(
+def test_a_failed_training_keeps_the_crosscoder_of_its_last_checkpoint(
     home: Path, recipe: CrosscoderRecipe, monkeypatch: pytest.MonkeyPatch, error: Exception
 ):
     step = Trainer.step
@@ -532,7 +532,7 @@ def test_an_attempt_after_a_death_in_the_analysis_trains_no_step_again(
     assert manifest.training_tokens > 0
 
 
-def test_what_a_job_leaves_out_stands_in_its_manifest(home: Path, recipe: CrosscoderRecipe):
+def test_the_manifest_counts_what_a_job_leaves_out(home: Path, recipe: CrosscoderRecipe):
     """Every seventh conversation has other roles; training reads two epochs, the analysis what is held out."""
     rows = [json.loads(line) for line in (home / "chat.jsonl").read_text().splitlines()]
     for row in rows[::7]:
@@ -559,7 +559,7 @@ def test_what_a_job_leaves_out_stands_in_its_manifest(home: Path, recipe: Crossc
 
 
 @pytest.mark.parametrize("part", ["data", "pair"])
-def test_files_that_may_not_be_read_are_said_before_models_are_loaded(
+def test_forbidden_files_are_reported_before_models_are_loaded(
     home: Path, recipe: CrosscoderRecipe, tmp_path_factory: pytest.TempPathFactory, part: str
 ):
     stages: list[str] = []

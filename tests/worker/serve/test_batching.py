@@ -45,7 +45,7 @@ async def batcher(device: Device) -> AsyncIterator[Batcher[str, int, int]]:
 
 
 async def started(device: Device, batcher: Batcher[str, int, int]) -> "asyncio.Task[object]":
-    """Keeps the device busy with item 0, so that what comes next has to wait."""
+    """Keeps the device busy with item 0, so that later items have to wait."""
     device.open.clear()
     busy = asyncio.create_task(batcher.submit("a", 0, 1))
     while not device.batches:
@@ -101,7 +101,9 @@ async def test_cancelled_and_expired_entries_do_not_run(device: Device, batcher:
 async def test_too_many_waiting_tokens_are_refused_with_a_hint(device: Device, batcher: Batcher[str, int, int]) -> None:
     busy = await started(device, batcher)
     tasks = await submitted(batcher, ("a", 1, 60))
-    with pytest.raises(Overloaded, match="60 tokens wait for the device, 7 more would pass the limit of 50") as refused:
+    with pytest.raises(
+        Overloaded, match="60 tokens wait for the device, and 7 more would exceed the limit of 50"
+    ) as refused:
         await batcher.submit("a", 2, 7)
     assert refused.value.retry_after_s is not None
     assert refused.value.retry_after_s >= 0.05

@@ -60,7 +60,7 @@ def random_crosscoder(seed: int = 0) -> Crosscoder:
 
 
 def write_version(home: Path, name: str, crosscoder: Crosscoder, version_id: str = VERSION, **fields: Any) -> Path:
-    """Writes a crosscoder on the pair "tiny" as publishing does."""
+    """Writes a crosscoder of the pair "tiny" as publishing does."""
     pair = resolve_pair(PairSpec(name="tiny"), home)
     stored = StoredKeep.of(crosscoder.keep, LATENTS)
     manifest = CrosscoderManifest(
@@ -162,7 +162,9 @@ async def test_a_batch_answers_as_one_by_one(served: Served) -> None:
 
 @pytest.mark.asyncio
 async def test_prompts_read_as_the_training_did(served: Served) -> None:
-    """The template of a version is told what its recipe told it, and the recorded day; a prompt goes before both."""
+    """The template of a version gets the settings of its recipe, and the recorded day; a prompt's own settings come
+    before both.
+    """
     template = (
         "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %} {{ strftime_now('%d %b %Y') }} {{ mood }}"
         "{% for t in tools or [] %}{{ t.name }}{% endfor %}"
@@ -253,7 +255,7 @@ async def test_prompts_that_are_refused(served: Served) -> None:
     invalid = grpc.StatusCode.INVALID_ARGUMENT
     code, sentence = await refusal(served.inference.Encode(encode_request("river " * 300)))
     assert code == invalid
-    assert "tokens, this worker's limit is 200; shorten it" in sentence
+    assert "tokens, but this worker's limit is 200; shorten it" in sentence
     turns = [types_pb2.Turn(role="system", content="a"), types_pb2.Turn(role="user", content="b")]
     prompt = types_pb2.Prompt(conversation=types_pb2.Conversation(turns=turns))
     request = inference_pb2.EncodeRequest(crosscoder="demo", version_id=VERSION, prompt=prompt)
@@ -426,7 +428,7 @@ async def test_the_process_serves_and_ends_on_sigterm(home: Path) -> None:
     assert events == ["serving", "loaded a crosscoder", "stopping"]
 
 
-def test_an_address_in_use_is_said_in_one_sentence(home: Path) -> None:
+def test_an_address_in_use_is_reported_in_one_sentence(home: Path) -> None:
     async def twice() -> None:
         first = InferenceProcess(ServeSettings(home=home, listen="127.0.0.1:0"))
         port = await first.start()

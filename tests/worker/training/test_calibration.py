@@ -32,14 +32,14 @@ SHORT = {"warmup_steps": 5, "decay_share": 0.3, "lr": 1e-2}
 
 
 def held_out(num_blocks: int = 200) -> torch.Tensor:
-    """Tokens that no training here has seen: blocks far behind those that it reads."""
+    """Tokens that no training here has seen: blocks far behind those that trainings read."""
     source = PlantedSource(num_blocks=10_000 + num_blocks, share=SHARE)
     source.next = 10_000
     return torch.cat(list(source.blocks()))
 
 
 def l0_of_budgets(crosscoder: Crosscoder, spec: dict[str, Any], x: torch.Tensor) -> list[tuple[float, int]]:
-    """Entries a token that inference keeps, and those that were promised, of each budget."""
+    """For each budget, the entries a token that inference keeps, and the number that the recipe promises."""
     code, sparsifier = crosscoder.encode_sparse(x), crosscoder.sparsifier()
     if crosscoder.code_normalisation == "decoupled":
         kept = sparsifier.kept_by(code)
@@ -64,14 +64,14 @@ def test_a_long_training_keeps_k_on_held_out_tokens(tmp_path: Path):
     assert l0_of_budgets(result.crosscoder, spec, held_out())[0][0] == pytest.approx(2, rel=0.02)
 
 
-def test_k_of_the_end_is_promised_where_k_falls(tmp_path: Path):
+def test_a_falling_k_promises_its_final_value(tmp_path: Path):
     recipe = make_recipe(sparsity_warmup_steps=1000, k_start=8, **SHORT)
     result = run(recipe, tmp_path, PlantedSource(num_blocks=100, share=SHARE))
     assert result.steps < 1000
     assert l0_of_budgets(result.crosscoder, SPECS["batch_topk"], held_out())[0][0] == pytest.approx(2, rel=0.02)
 
 
-def test_both_thresholds_are_told(tmp_path: Path):
+def test_both_thresholds_are_in_the_figures(tmp_path: Path):
     one = run(make_recipe(**SHORT), tmp_path / "one")
     assert one.crosscoder.keep == AboveThreshold(one.figures["threshold"])
     last = [value for _, name, value in one.curves if name == "threshold"][-1]
@@ -83,7 +83,7 @@ def test_both_thresholds_are_told(tmp_path: Path):
     assert run(make_recipe({"variant": "l1", "num_latents": 24, "mu": 0.1}), tmp_path / "three").figures == {}
 
 
-def test_what_a_checkpoint_holds_is_calibrated_too(tmp_path: Path):
+def test_the_crosscoder_of_a_checkpoint_is_calibrated(tmp_path: Path):
     """A training that fails keeps the crosscoder of its last checkpoint."""
     recipe = make_recipe(**SHORT)
     result = run(recipe, tmp_path)
@@ -94,7 +94,7 @@ def test_what_a_checkpoint_holds_is_calibrated_too(tmp_path: Path):
     assert saved.figures == result.figures
 
 
-def test_a_sample_that_was_thinned_survives_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_thinned_sample_survives_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(calibration, "SAMPLE_TOKENS", 700)
     monkeypatch.setattr(TokenSample.__init__, "__defaults__", (700,))
     recipe = make_recipe(checkpoint_every=4)

@@ -1,4 +1,4 @@
-"""A checkpoint that was damaged on the disk is named before anything is trained."""
+"""A checkpoint that is damaged on the disk is reported before any training."""
 
 import gc
 import json
@@ -82,7 +82,7 @@ def test_a_damaged_checkpoint_is_named(newest: Path, name: str, damage: Callable
     assert newest.is_dir(), "nothing is thrown away"
 
 
-def test_the_newest_of_several_is_taken_and_what_is_half_written_is_not(tmp_path: Path):
+def test_the_newest_whole_checkpoint_is_taken(tmp_path: Path):
     for step in (9, 10):
         save(
             tmp_path / f"of-{step}",
@@ -98,7 +98,7 @@ def test_the_newest_of_several_is_taken_and_what_is_half_written_is_not(tmp_path
     assert found.tensors["a"].tolist() == [10, 10]
 
 
-def test_a_training_that_has_ended_is_not_written_again(tmp_path: Path):
+def test_a_finished_training_is_not_written_again(tmp_path: Path):
     recipe = make_recipe(checkpoint_every=40)
     first = run(recipe, tmp_path)
     (end,) = tmp_path.iterdir()
@@ -110,7 +110,7 @@ def test_a_training_that_has_ended_is_not_written_again(tmp_path: Path):
     assert ((end / TENSORS).stat().st_ino, (end / TENSORS).stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
 
 
-def test_no_room_for_the_tensors_is_said_and_leaves_the_one_before(tmp_path: Path):
+def test_a_full_disk_is_reported_and_leaves_the_previous_checkpoint(tmp_path: Path):
     save(tmp_path, Checkpoint(1, {"a": torch.ones(2)}, recipe={}, counters={}, source={}))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
@@ -169,7 +169,7 @@ def test_a_checkpoint_of_another_recipe_is_refused_and_stays(newest: Path):
     assert newest.is_dir()
 
 
-def test_fields_of_other_dictionaries_that_were_null_do_not_matter(tmp_path: Path):
+def test_null_fields_of_other_dictionaries_do_not_matter(tmp_path: Path):
     before = {"crosscoder": {"variant": "diff_sae", "k": 2, "mu": None, "cross_term": 0.0}}
     save(tmp_path, Checkpoint(1, {"a": torch.ones(2)}, before, counters={}, source={}))
     assert load_checkpoint(tmp_path, {"crosscoder": {"variant": "diff_sae", "k": 2}}) is not None

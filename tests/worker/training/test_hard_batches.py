@@ -1,4 +1,4 @@
-"""Batches on which nothing can be learned: a training goes on without a NaN, or says in a sentence why it cannot."""
+"""Batches from which nothing can be learned: a training continues without a NaN, or ends with a sentence."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,8 +116,8 @@ def test_a_last_batch_of_one_token_does_not_end_a_training_with_dead_latents(tmp
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("name", ["batch_topk", "l1"])
-def test_what_is_not_finite_never_becomes_a_crosscoder(tmp_path: Path, name: str, value: float):
-    """A harvest names the token; whatever comes past it ends the training before its weights are spoilt."""
+def test_values_that_are_not_finite_never_reach_a_crosscoder(tmp_path: Path, name: str, value: float):
+    """A harvest names the token; a value that gets past it ends the training before weights are changed."""
 
     def change(number: int, block: Tensor) -> Tensor:
         if number == 8:

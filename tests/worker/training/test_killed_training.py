@@ -1,4 +1,4 @@
-"""kill -9 of a training at any moment: what is resumed ends in the same weights as what was never disturbed."""
+"""kill -9 of a training at any moment: a resumed training ends with the same weights as an undisturbed one."""
 
 import multiprocessing
 import random
@@ -16,7 +16,7 @@ NUM_BLOCKS = 200
 
 
 def train_and_tell(folder: Path, told: Connection) -> None:
-    """In a process of its own: sends every step as it begins, then saves the weights."""
+    """Trains in a process of its own: sends a message as each step begins, then saves the weights."""
     torch.set_num_threads(1)
 
     latest = 0

@@ -26,7 +26,7 @@ ENCODER = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]])
 
 
 def trainer(spec: dict | None = None, d_model: tuple[int, int] = (2, 2), **training) -> Trainer:
-    """Two latents that read and write as above, unless the spec says otherwise."""
+    """A trainer of two latents that read and write as above, unless the spec says otherwise."""
     options = {"variant": "batch_topk", "num_latents": 2} | (spec or {"k": 1})
     return Trainer(dictionary(**options), TrainingSpec(**{"warmup_steps": 0} | training), d_model)
 
@@ -39,7 +39,7 @@ def set_weights(one: Trainer, encoder: Tensor = ENCODER, rows: Tensor = ROWS) ->
 
 @torch.no_grad()
 def step(spec: dict, x: Tensor = X, rows: Tensor = ROWS, encoder: Tensor = ENCODER) -> Step:
-    """What one step says that moves no weight."""
+    """The result of one step that changes no weight."""
     one = trainer({"num_latents": len(rows)} | spec, (x.shape[1] // 2,) * 2)
     set_weights(one, encoder, rows)
     return one.step(x, lr=0.0)
@@ -106,8 +106,8 @@ def test_the_largest_scaled_activations_of_the_whole_batch_are_kept():
     assert found.loss == pytest.approx((2 + 5) / 4)
 
 
-def test_one_token_may_take_the_places_of_another():
-    """Scaled 30 and 20 against 3 and 2: both places go to the first token."""
+def test_one_token_may_take_the_entries_of_another():
+    """Scaled 30 and 20 against 3 and 2: both entries go to the first token."""
     x = torch.tensor([[10.0, 20.0, 20.0, 0.0], [1.0, 2.0, 2.0, 0.0]])
     found = step({"variant": "batch_topk", "k": 1}, x)
     assert found.squared_error == (5.0, 4.0)
@@ -155,7 +155,7 @@ def test_the_weight_of_the_difference():
 
 
 def test_delta_latents_do_not_compete_with_the_others():
-    """Scaled 2 · 3, 3 · 3 and 4 · 3: the first has a place of its own, the last beats the second."""
+    """Scaled 2 · 3, 3 · 3 and 4 · 3: the first has a budget of its own, the last beats the second."""
     rows = ROWS[:1].repeat(3, 1)
     encoder = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.5, 0.0, 0.0, 0.0], [2.0, 0.0, 0.0, 0.0]])
     spec = {"variant": "delta", "k": 1, "num_delta": 1, "k_delta": 1, "delta_weight": 1.0}

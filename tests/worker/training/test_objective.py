@@ -1,4 +1,4 @@
-"""Every loss and gradient against autograd in float64, written down a second time in the plainest way."""
+"""Every loss and gradient against autograd in float64, with the losses written a second time in the plainest way."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ def kept(scaled: Tensor, k: int, spec: Known) -> Tensor:
 
 
 def own(spec: Known, name: str) -> Any:
-    """A field of the spec, or None where it has none of that name."""
+    """A field of the spec, or None if the spec has no field of that name."""
     return getattr(spec, name, None)
 
 
@@ -43,7 +43,7 @@ def made(options: dict[str, Any], d_model: tuple[int, int]) -> Variant:
 
 
 def code_parts(relu: Tensor, D: Tensor, n: Tensor, spec: Known, split: int) -> list[Tensor]:
-    """The code that each column of `both` is decoded from, as one code for base's columns and one for chat's."""
+    """The codes from which the columns of `both` are decoded: one for base's columns and one for chat's."""
     if not own(spec, "k"):
         return [relu, relu]
     if spec.code_normalisation == "decoupled":
@@ -222,9 +222,7 @@ def test_gradients_equal_autograd(
 
 @pytest.mark.parametrize("dense_above", [-1.0, 2.0], ids=["dense", "entries"])
 @pytest.mark.parametrize("options", [*VARIANTS, {**VARIANTS[0], "code_normalisation": "decoupled"}], ids=name_of)
-def test_memory_that_is_taken_again_changes_no_bit(
-    monkeypatch: pytest.MonkeyPatch, dense_above: float, options: dict[str, Any]
-):
+def test_reused_memory_changes_no_bit(monkeypatch: pytest.MonkeyPatch, dense_above: float, options: dict[str, Any]):
     monkeypatch.setattr(active_code, "DENSE_ABOVE", dense_above)
     variant = made(options | {"num_latents": 30}, (5, 5))
     parts = variant.widths

@@ -1,4 +1,4 @@
-"""Every field of a recipe that decides a training changes what comes out of it."""
+"""Every field of a recipe that decides a training changes its outcome."""
 
 import json
 from collections.abc import Iterator
@@ -61,7 +61,7 @@ OF_A_SOURCE = {"epochs", "cache"}
 
 
 def outcome(folder: Path, **training: Any) -> tuple[list[bytes], list[Any], list[str]]:
-    """Weights and threshold, curves but for the speed, and names of checkpoints."""
+    """Weights and threshold, curves without the speed, and names of checkpoints."""
     result = run(make_recipe(SPARSE, **TRAINING | training), folder)
     crosscoder = result.crosscoder
     weights = [crosscoder.W_enc, crosscoder.b_enc, crosscoder.W_dec, crosscoder.b_dec]
@@ -176,7 +176,9 @@ def test_a_trained_dictionary_scales_its_code_as_the_recipe_says(tmp_path: Path,
 
 @pytest.fixture
 def harvested(tiny_pair: Pair, tmp_path: Path) -> Any:
-    """What a training reads of 20 texts of 4 to 13 tokens, BOS counted, by tokens policy and other changes."""
+    """The activations that a training reads from 20 texts of 4 to 13 tokens, BOS included, by token policy and other
+    changes.
+    """
     random = np.random.default_rng(0)
     words = ["the", "red", "fox", "old", "river", "bread"]
     lines = [" ".join(random.choice(words, size=3 + i // 2)) for i in range(20)]
@@ -275,7 +277,7 @@ DATA_CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def read_texts(folder: Path, pair: Pair, spec: dict[str, Any]) -> Any:
-    """Ids and behaviours of the texts; or why there are none."""
+    """Ids and behaviours of the texts, or the reason why there are none."""
     path = str(folder / "hub") if spec["source"] == "hub" else spec["path"]
     tokenizer, policy = TextTokenizer(pair.tokenizer), TokenPolicy(held_out_every=10)
     try:

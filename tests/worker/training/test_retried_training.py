@@ -1,4 +1,4 @@
-"""A real training, in a real job process, that fails in the middle and is retried when its data is mended."""
+"""A real training, in a real job process, that fails in the middle and is retried after its data is repaired."""
 
 import json
 import random
@@ -47,7 +47,7 @@ def test_a_retried_training_ends_with_the_same_weights(tiny_pair_folder: Path) -
         failed = rig.wait(job.id, timeout_s=120)
         assert failed.state == jobs_pb2.JOB_STATE_FAILED
         assert "web.jsonl, line 831: there is no column 'text'; there are body" in failed.message
-        kept = re.search(rf"crosscope retry {job.id} goes on from step (\d+)\.$", failed.message)
+        kept = re.search(rf"crosscope retry {job.id} continues from step (\d+)\.$", failed.message)
         assert kept, failed.message
         assert int(kept[1]) >= 20
         assert 0.05 < failed.total_fraction < 0.8

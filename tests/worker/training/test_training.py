@@ -41,7 +41,7 @@ def test_every_token_comes_out_exactly_once(sizes: list[int], capacity: int, bat
     assert all(len(b) == batch for b in batches[:-1])
 
 
-def test_the_buffer_goes_on_mixing_new_tokens_and_stays_bounded():
+def test_the_buffer_keeps_mixing_in_new_tokens_and_stays_bounded():
     seen = 0
 
     def blocks() -> Iterator[Tensor]:
@@ -179,7 +179,7 @@ def test_max_steps_and_decay_end_a_training():
 
 
 @pytest.mark.parametrize("buffer_tokens", [512, 100_000])
-def test_the_fraction_counts_what_was_trained_on_and_not_what_waits_in_the_buffer(tmp_path: Path, buffer_tokens: int):
+def test_the_fraction_counts_trained_tokens_and_not_those_in_the_buffer(tmp_path: Path, buffer_tokens: int):
     fractions: list[float] = []
 
     def note(_stage: str, fraction: float, *_: Any, **__: Any) -> None:
@@ -237,12 +237,12 @@ def test_geometric_median_is_the_median_in_one_dimension_and_ignores_an_outlier(
     assert geometric_median(points, 2000).item() == pytest.approx(2.0, abs=0.01)
 
 
-def test_no_tokens_is_said_in_a_sentence(tmp_path: Path):
-    with pytest.raises(public.TrainingError, match="no token is left to train on"):
+def test_a_stream_without_tokens_is_reported_in_a_sentence(tmp_path: Path):
+    with pytest.raises(public.TrainingError, match="leaves no token to train on"):
         run(make_recipe(), tmp_path, PlantedSource(num_blocks=0))
 
 
-def test_a_loss_that_is_no_number_is_said_in_a_sentence(tmp_path: Path):
+def test_a_loss_that_is_not_finite_is_reported_in_a_sentence(tmp_path: Path):
     with pytest.raises(public.TrainingError, match="lr below"):
         run(make_recipe({"variant": "l1", "num_latents": 24, "mu": 0.1, "squared": True}, lr=1e30), tmp_path)
 
@@ -253,7 +253,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path):
         run(make_recipe(checkpoint_every=4, lr=0.5), tmp_path)
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_checkpoint_that_cannot_be_written_leaves_the_previous_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     save_checkpoint(tmp_path, Checkpoint(1, {"a": torch.ones(2)}, recipe={}, counters={}, source={}))
 
     def full(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Trainings that would not fit are refused before they start, with a sentence that helps."""
+"""Trainings that do not fit into memory are refused before they start, with a sentence that says what to lower."""
 
 from pathlib import Path
 
@@ -60,7 +60,7 @@ def test_a_buffer_is_never_lowered_below_two_batches():
     assert "lower training.batch_size to 5000, or use" in memory.ran_out(sizes, values)
 
 
-def test_what_a_container_has_read_from_files_counts_as_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_cached_files_of_a_container_count_as_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(memory, "_CONTAINER", tmp_path)
     machine = memory.free_bytes(torch.device("cpu"))
     (tmp_path / "memory.max").write_text("1000\n")
@@ -92,7 +92,7 @@ def test_a_training_that_cannot_fit_does_not_start(tmp_path: Path):
     ],
     ids=["device", "driver", "library", "python"],
 )
-def test_memory_that_runs_out_in_the_middle_is_said_with_what_to_lower(tmp_path: Path, error: Exception):
+def test_an_error_of_memory_in_the_middle_names_what_to_lower(tmp_path: Path, error: Exception):
     def run_out(*_: object, step: int = 0, **__: object) -> None:
         if step == 3:
             raise error
@@ -101,7 +101,7 @@ def test_memory_that_runs_out_in_the_middle_is_said_with_what_to_lower(tmp_path:
         run(make_recipe({"variant": "batch_topk", "num_latents": 512, "k": 2}), tmp_path, progress=run_out)
 
 
-def test_another_error_stays_what_it_is(tmp_path: Path):
+def test_other_errors_are_unchanged(tmp_path: Path):
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("a kernel failed")
 

@@ -1,4 +1,4 @@
-"""What a new dictionary may rely on: tensors of its own, and reconstructions in pieces."""
+"""The hooks for new dictionaries: tensors of their own, and reconstructions in pieces."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -63,7 +63,7 @@ def test_tensors_of_its_own_are_learnt_kept_and_resumed(tmp_path: Path, monkeypa
 
 
 class InPieces(BatchTopK):
-    """The same reconstruction, asked for in three pieces."""
+    """The same reconstruction, in three pieces."""
 
     def reconstruct(self, batch: Batch, selected: Sequence[Selected]) -> Reconstruction:
         whole = super().reconstruct(batch, selected)

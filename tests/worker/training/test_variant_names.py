@@ -1,4 +1,4 @@
-"""What a dictionary is called is nobody's business outside its own file."""
+"""No module outside a variant's own file knows the name of the variant."""
 
 import ast
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ CLASSES = {each.__name__ for each in VARIANTS.values()}
 
 
 def named(path: Path) -> Iterator[str]:
-    """Variants that a module names: as a text, or by its spec's class."""
+    """The variants that a module names, as a text or by the class of the spec."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and node.value in VARIANTS and not path.is_relative_to(PUBLISHED):

@@ -79,7 +79,7 @@ def test_delta_latents_have_a_budget_and_a_threshold_of_their_own(tmp_path: Path
     assert float(counts[8:].sum()) == pytest.approx(2, rel=0.3)
 
 
-def test_the_weight_of_the_difference_moves_the_error_off_it(tmp_path: Path):
+def test_the_weight_of_the_difference_reduces_its_error(tmp_path: Path):
     sizes = []
     for weight in (1e-3, 10.0):
         crosscoder, _ = trained(tmp_path / str(weight), DELTA | {"delta_weight": weight})
@@ -125,7 +125,7 @@ def test_models_that_are_the_same_have_no_difference(tmp_path: Path):
 
 
 @pytest.mark.parametrize("spec", [DESIGNATED, DELTA, DIFFERENCE], ids=lambda spec: spec["variant"])
-def test_what_needs_models_of_equal_width_says_so(tmp_path: Path, spec: dict[str, Any]):
+def test_models_of_different_width_are_refused_where_they_must_be_equal(tmp_path: Path, spec: dict[str, Any]):
     with pytest.raises(TrainingError, match=rf"variant {spec['variant']} needs models of equal width; .* 8 and 7"):
         train(make_recipe(spec), PlantedSource(d_model=(8, 7)), (8, 7), tmp_path, silent)
 

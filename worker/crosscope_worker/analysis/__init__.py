@@ -1,4 +1,4 @@
-"""One pass over held-out texts: what every latent does, in tables (math §4 to §7)."""
+"""One pass over held-out texts that measures every latent, and the tables that follow (math §4 to §7)."""
 
 from crosscope_worker.analysis.errors import AnalysisError
 from crosscope_worker.analysis.fidelity import Splicing

@@ -1,4 +1,4 @@
-"""Everything that one pass over the activations sums up, or keeps for later. Knows no formula."""
+"""The accumulators of one pass over the activations: sums, and data kept for later. Knows no formula."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +18,7 @@ from crosscope_worker.dictionary.crosscoder import Crosscoder
 
 @dataclass(frozen=True, eq=False)
 class Accumulators:
-    """What a pass fills, block by block. `close` removes what lies on the disk."""
+    """The accumulators that a pass fills, block by block. `close` removes their temporary file."""
 
     moments: Moments
     quality: Quality
@@ -28,7 +28,7 @@ class Accumulators:
 
     @classmethod
     def of(cls, crosscoder: Crosscoder, spec: AnalysisSpec, num_datasets: int) -> Self:
-        """Empty ones for a crosscoder and so many data sets."""
+        """Empty accumulators for a crosscoder and a number of data sets."""
         return cls(
             Moments(crosscoder, spec.num_shards, num_datasets),
             Quality(crosscoder),
@@ -38,7 +38,7 @@ class Accumulators:
         )
 
     def add(self, intake: Intake) -> None:
-        """Takes in a block and the texts that begin in it."""
+        """Adds a block and the texts that begin in it."""
         for text in intake.texts:
             self.store.add_text(text)
         for accumulator in (self.moments, self.quality, self.chat_only, self.coactivation, self.store):
@@ -46,9 +46,9 @@ class Accumulators:
 
     @cached_property
     def shard_sums(self) -> ShardSums:
-        """The sums of every shard; to be asked once the pass is over."""
+        """The sums of every shard; valid once the pass is over."""
         return self.moments.shard_sums()
 
     def close(self) -> None:
-        """Removes what lies on the disk."""
+        """Removes the temporary file."""
         self.store.close()

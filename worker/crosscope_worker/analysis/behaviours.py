@@ -1,10 +1,10 @@
 """The best single-latent detector of each tagged behaviour.
 
-A place of a behaviour is its decision token (the last token of the assistant's header) or its own tokens. A latent's
-score on an occurrence is its activation at the decision token, or its largest one within the span; on an assistant turn
-without the behaviour it is the activation at that turn's decision token, or the largest one in the whole content. A
-token that the token policy left out counts as zero. Only data sets in which something is tagged take part, and of
-equal texts one.
+A behaviour is scored at two places: its decision token (the last token of the assistant's header) and its own tokens.
+An occurrence scores a latent's activation at the decision token, or its largest activation within the span. An
+assistant message without the behaviour scores the activation at its decision token, or the largest one in its whole
+content. A token that the token policy left out counts as zero. Only data sets with a tagged text take part, and of
+equal texts only one.
 
 Knows nothing about models.
 """
@@ -31,7 +31,7 @@ PLACES = ("decision", "within")
 
 @dataclass(frozen=True)
 class Spans:
-    """Token spans that are scored; arrays are [span]. A decision is a span of one token."""
+    """Token spans to score; arrays are [span]. A decision is a span of one token."""
 
     text: Ints
     start: Ints
@@ -49,7 +49,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Detector:
-    """A latent that says yes above a threshold, and how well that separates."""
+    """A latent that says yes above a threshold, and how well it separates."""
 
     latent: int
     threshold: float
@@ -59,12 +59,12 @@ class Detector:
 
 @dataclass
 class _Tags:
-    """Assistant turns and tagged occurrences of all texts."""
+    """Assistant messages and tagged occurrences of all texts."""
 
     turns: list[tuple[int, int, int]]
     """(text, start, end) of the content."""
     names: list[set[str]]
-    """What is tagged in each turn."""
+    """The behaviours that are tagged in each message."""
     occurrences: list[tuple[str, int, int, int, int]]
     """(name, text, decision, start, end)."""
 
@@ -113,8 +113,8 @@ def best_detector(
     """The latent and threshold with the largest Youden's J = recall - false rate; None if no latent ever fires.
 
     Arrays are [entry], the non-zero scores; spans without an entry score zero. The threshold lies half-way between the
-    smallest score that says yes and the latent's next smaller one (zero if there is none). Ties go to the smaller
-    latent id, then to the higher threshold. With no negative span the false rate is 0.
+    smallest score that says yes and the latent's next smaller score (zero if there is none). Ties go to the smaller
+    latent id, then to the higher threshold. Without a negative span the false rate is 0.
     """
     if len(latent) == 0:
         return None

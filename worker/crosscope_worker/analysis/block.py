@@ -1,10 +1,10 @@
 """A block: the tokens of a few whole texts with their codes, ordered for sums per latent.
 
-Everything is in the crosscoder's own input space: `x` is the models' activation times `input_scale` (what the
-encoder reads) and `x_hat` is what the decoder rows add up to, before division by `input_scale`. Decoder rows,
-relative norms and the training loss live in that space. With raw activations every coefficient of model m along a row
-of model n would be multiplied by `scale_n / scale_m`: nu along chat rows by `scale_chat / scale_base`, the mirrored nu
-by its inverse. Nothing changes where the two scales are equal.
+Everything is in the crosscoder's own input space: `x` is the models' activation times `input_scale` (what the encoder
+reads), and `x_hat` is the sum of the decoder rows before division by `input_scale`. Decoder rows, relative norms and
+the training loss live in that space. With raw activations every coefficient of model m along a row of model n would be
+multiplied by `scale_n / scale_m`: nu along chat rows by `scale_chat / scale_base`, the mirrored nu by its inverse. With
+equal scales nothing changes.
 
 Knows nothing about what is summed.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 from crosscope_worker.dictionary.crosscoder import Crosscoder
 
 ROW_SUM_BYTES = 64 << 20
-"""Memory for row sums at a time; latents are cut into pieces that fit."""
+"""Memory for row sums at a time; latents are cut into pieces that fit into it."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Block:
     x: Tensor
     """[token, both] float32, scaled inputs."""
     error: Tensor
-    """[token, both] float32, `x - x_hat`. Of a dictionary of differences: NaN for base, and for chat the error of the
-    reconstructed difference. Of a dictionary of one model: NaN for the other."""
+    """[token, both] float32, `x - x_hat`. For a dictionary of differences: NaN in base's columns, the error of the
+    reconstructed difference in chat's. For a dictionary of one model: NaN in the other model's columns."""
     text: Tensor
     """[token] int64, the analysis's number of the text, ascending."""
     position: Tensor
@@ -40,9 +40,10 @@ class Block:
     dataset: Tensor
     """[token] int64."""
     shard: Tensor
-    """[token] int64, shard of the jackknife: that of its text, or of the earlier text that it repeats (math §4)."""
+    """[token] int64, shard of the jackknife: the shard of the token's text, or of the earlier text that it repeats
+    (math §4)."""
     repeats: Tensor
-    """[token] bool, whether it repeats an earlier text."""
+    """[token] bool, whether the token repeats an earlier text."""
     tokens: Tensor
     """[entry] int64."""
     latents: Tensor
@@ -61,7 +62,7 @@ class Block:
 
 
 class TokenFacts(NamedTuple):
-    """What is known of each token of a block besides its activation; see the fields of Block."""
+    """The facts about each token of a block besides its activation; see the fields of Block."""
 
     text: Tensor
     position: Tensor

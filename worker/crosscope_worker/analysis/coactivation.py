@@ -15,7 +15,7 @@ from crosscope_worker.analysis.store import ranges, runs
 
 SAMPLE_ENTRIES = 1 << 21
 CHUNK_BYTES = 128 << 20
-"""Memory for a chunk of latents' counts, and as much for the partners that are counted."""
+"""Memory for the counts of a chunk of latents; the counted partners take as much again."""
 _PARTNER_BYTES = 40
 NUM_COACTIVE = 10
 
@@ -48,7 +48,7 @@ class CoActivation:
             self._halve()
 
     def _halve(self) -> None:
-        """Draws half of the sampled tokens: those with the smaller keys, so that the sample stays uniform."""
+        """Keeps half of the sampled tokens, those with the smaller keys, so that the sample stays uniform."""
         self._share /= 2
         keys, tokens, latents = np.concatenate(self._keys), np.concatenate(self._tokens), np.concatenate(self._latents)
         kept = keys < self._share
@@ -56,10 +56,10 @@ class CoActivation:
         self._num_entries = int(kept.sum())
 
     def strongest(self, num_latents: int, count: int = NUM_COACTIVE) -> tuple[list[Ints], list[NDArray[np.float32]]]:
-        """For each latent at most `count` others that fire with it, and their Jaccard indices, largest first.
+        """For each latent at most `count` others that fire together with it, and their Jaccard indices, largest first.
 
-        The index of i and j is `|T_i ∩ T_j| / |T_i ∪ T_j|`, T the sampled tokens on which a latent fires. Ties go to
-        the lower id; latents that never fire together with it are left out.
+        The index of i and j is `|T_i ∩ T_j| / |T_i ∪ T_j|`, T being the sampled tokens on which a latent fires. Ties go
+        to the lower id; latents that never fire together are left out.
         """
         tokens, latents = (np.concatenate(each or [np.empty(0, np.int64)]) for each in (self._tokens, self._latents))
         by_token, by_latent = np.argsort(tokens, kind="stable"), np.argsort(latents, kind="stable")

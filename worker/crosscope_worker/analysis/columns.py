@@ -1,4 +1,4 @@
-"""Arrow columns from numpy arrays. Knows nothing about what they hold."""
+"""Arrow columns from numpy arrays. Knows nothing about their meaning."""
 
 from typing import TYPE_CHECKING, Any, cast
 

@@ -1,9 +1,8 @@
-"""Choosing examples: the strongest texts of every latent and data set, and texts from bands of their maxima.
+"""The choice of examples: the strongest texts of every latent and data set, and texts from bands of their maxima.
 
-Both are exact over all held-out texts: every (latent, text) maximum is kept through the pass (store.py). Of texts that
-say the same around a latent's peak (repeats.WINDOW tokens on each side), the strongest stands for all and says how many
-there are.
-Knows nothing about models.
+Both are exact over all held-out texts, because every (latent, text) maximum is kept through the pass (store.py). Of
+texts that are equal around a latent's peak (repeats.WINDOW tokens on each side), only the strongest is chosen, with the
+number of texts that it stands for. Knows nothing about models.
 """
 
 from collections.abc import Sequence
@@ -29,9 +28,9 @@ if TYPE_CHECKING:
 Ints = NDArray[np.int64]
 NUM_TOP_TOKENS = 10
 SEGMENTS_AT_ONCE = 1 << 20
-"""Segments that are ordered at a time, about 220 bytes each; a latent that has more is alone."""
+"""Segments that are sorted at a time, about 220 bytes each; a latent with more is sorted alone."""
 _GROUPS = (ExampleGroup.QUANTILE, ExampleGroup.TOP)
-"""In the order of their names, as the table is sorted."""
+"""In alphabetical order, as the table is sorted."""
 
 
 @dataclass(frozen=True)
@@ -46,21 +45,21 @@ class Choice:
     quantile: Ints
     rank: Ints
     repeats: Ints
-    """Further texts that it stands for."""
+    """Number of further texts that the example stands for."""
 
 
 @dataclass(frozen=True)
 class TextFacts:
-    """What choosing needs of the texts; arrays are [text]."""
+    """The facts about texts that the choice needs; arrays are [text]."""
 
     dataset: Ints
     """Index into the names of the data sets."""
     copies: Ints
-    """How often the text came."""
+    """Number of times that the text occurred."""
 
     @classmethod
     def of(cls, store: Store) -> "TextFacts":
-        """Those of a store's texts."""
+        """The facts about a store's texts."""
         dataset = np.array([text.dataset for text in store.texts], dtype=np.int64)
         return cls(dataset, np.array(store.copies, dtype=np.int64))
 
@@ -71,13 +70,17 @@ def peak_windows(segments: Segments, store: Store) -> Hashes:
 
 
 def choose(segments: Segments, windows: Hashes, texts: TextFacts, names: Sequence[str], spec: AnalysisSpec) -> Choice:
-    """Chooses examples; `windows: [segment]` as from peak_windows.
+    """Chooses examples; `windows: [segment]` comes from peak_windows.
 
-    Segments of one latent and data set with equal windows count as one, with the largest maximum of them.
-    top: the `top_examples` largest maxima of each latent and data set, ties to the earlier text. quantile: the texts,
-    ordered by maximum, fall into `quantiles` bands of equal size (band q holds those of ascending rank r with
-    `r·quantiles // n = q`), and each band gives `examples_per_quantile` of them at even distances, strongest first.
-    Memory: 12 bytes a segment, 88 a chosen example, and what SEGMENTS_AT_ONCE take.
+    Segments of one latent and data set with equal windows count as one, with the largest of their maxima.
+
+    top: the `top_examples` largest maxima of each latent and data set, ties to the earlier text.
+
+    quantile: the texts, ordered by maximum, fall into `quantiles` bands of equal size (band q holds those of ascending
+    rank r with `r·quantiles // n = q`). From each band `examples_per_quantile` are chosen at even distances, strongest
+    first.
+
+    Memory: 12 bytes a segment, 88 a chosen example, and the memory for SEGMENTS_AT_ONCE.
     """
     sizes = np.bincount(segments.latent)
     by_latent = np.argsort(segments.latent, kind="stable")
@@ -92,7 +95,7 @@ def choose(segments: Segments, windows: Hashes, texts: TextFacts, names: Sequenc
 
 
 def _choose(segments: Segments, windows: Hashes, texts: TextFacts, names: Sequence[str], spec: AnalysisSpec) -> Choice:
-    """`choose`, of all segments at a time."""
+    """As `choose`, with all segments at once."""
     dataset = texts.dataset[segments.text]
     key = segments.latent.astype(np.int64) * max(1, len(names)) + dataset
     order = np.lexsort((segments.text, -segments.max, key))
@@ -108,8 +111,7 @@ def _choose(segments: Segments, windows: Hashes, texts: TextFacts, names: Sequen
     band = (n - 1 - rank) * spec.quantiles // np.maximum(n, 1)
     first = -(-band * n // spec.quantiles)
     last = -(-(band + 1) * n // spec.quantiles) - 1
-    place, members = last - (n - 1 - rank), last - first + 1
-    drawn = _evenly(place, members, spec.examples_per_quantile)
+    drawn = _evenly(last - (n - 1 - rank), last - first + 1, spec.examples_per_quantile)
     banded = np.flatnonzero(drawn >= 0)
 
     segment = order[np.concatenate([banded, top])]
@@ -123,7 +125,7 @@ def _choose(segments: Segments, windows: Hashes, texts: TextFacts, names: Sequen
 
 
 def _distinct(key: Ints, windows: Hashes, copies: Ints) -> tuple[Ints, Ints]:
-    """The places of the first entry of each (key, window), ascending, and how many more texts it stands for."""
+    """Indices of the first member of each (key, window), ascending, and how many more texts each stands for."""
     if len(key) == 0:
         return np.empty(0, np.int64), np.empty(0, np.int64)
     together = np.lexsort((windows, key))
@@ -135,21 +137,22 @@ def _distinct(key: Ints, windows: Hashes, copies: Ints) -> tuple[Ints, Ints]:
     return first[order], repeats[order]
 
 
-def _evenly(place: Ints, members: Ints, count: int) -> Ints:
-    """Which of `count` evenly spaced picks among `members` things the thing at `place` is, else -1.
+def _evenly(rank: Ints, members: Ints, count: int) -> Ints:
+    """The number of the evenly spaced pick, of `count` picks among `members` things, that falls on a rank; -1 if none
+    does.
 
-    Pick t is at place `floor((t + 1/2)·members/count)`; all are picked if there are no more than `count`.
+    Pick t falls on rank `floor((t + 1/2)·members/count)`; all things are picked if there are no more than `count`.
     """
     if count == 0:
-        return np.full_like(place, -1)
+        return np.full_like(rank, -1)
     members = np.maximum(members, 1)
-    pick = -((members - 2 * place * count) // (2 * members))
-    following = -((members - 2 * (place + 1) * count) // (2 * members))
-    return np.where(members <= count, place, np.where(following > pick, pick, -1))
+    pick = -((members - 2 * rank * count) // (2 * members))
+    following = -((members - 2 * (rank + 1) * count) // (2 * members))
+    return np.where(members <= count, rank, np.where(following > pick, pick, -1))
 
 
 def example_table(choice: Choice, segments: Segments, store: Store, names: Sequence[str]) -> tuple[pa.Table, Ints]:
-    """The table of EXAMPLE_COLUMNS, and the texts it refers to: `sequence` counts them in that order."""
+    """The table of EXAMPLE_COLUMNS, and the texts to which it refers: `sequence` counts them in that order."""
     segment = choice.segment
     texts, sequence = np.unique(segments.text[segment].astype(np.int64), return_inverse=True)
     length = segments.length[segment]

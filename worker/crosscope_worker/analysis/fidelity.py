@@ -1,12 +1,14 @@
-"""How faithful a crosscoder is to what its models do: spliced reconstructions and the causal patch test (math §7).
+"""Fidelity of a crosscoder to its models: spliced reconstructions and the causal patch test (math §7).
 
-*Splicing*: the output of the layer is replaced by the reconstruction (or by zeros) and the rest of that model runs.
+*Splicing*: the reconstruction (or zeros) replaces the output of the layer, and the rest of that model runs.
+
 *Causal patch*: the rest of the chat model runs on `h = x^base + sum_{j in S} f_j (D_j^chat - D_j^base)`.
+
 Only tokens that the token policy keeps are replaced; the others keep their own model's activation. A prediction counts
-if it is made at such a token and there is a next token. Each model runs once to the layer; only the rest runs again.
+if it is made at such a token and there is a next token. Each model runs to the layer once; only the rest runs again.
 
 Memory: a forward of at most BATCH_TOKENS tokens and its hidden states for each replacement; codes in pieces of
-CODE_BYTES, of which three lie in memory at a time, and logits in pieces of LOGIT_BYTES, of which about five do.
+CODE_BYTES, three of them in memory at a time; logits in pieces of LOGIT_BYTES, about five of them.
 
 Knows nothing about single latents.
 """
@@ -38,12 +40,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 BATCH_TOKENS = 2048
-"""Tokens of one forward, padding counted; a longer text runs alone."""
+"""Tokens of one forward, padding included; a longer text runs alone."""
 CODE_BYTES = LOGIT_BYTES = 64 << 20
 FIRST_TOKENS = 9
-"""Tokens of an assistant turn that the figures ending in first9 are about."""
+"""Number of first tokens of an assistant message that the figures ending in first9 are about."""
 FALLBACK_SHARE = 0.05
-"""Share of the living latents that is patched where no latent is chat-specific."""
+"""Share of the living latents that is patched if no latent is chat-specific."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +60,8 @@ class _Batch:
     predicts: Tensor
     """bool: kept, and there is a next token."""
     groups: dict[str, Tensor]
-    """bool, of `predicts`: predictions of assistant content, of its first tokens, and those made at template tokens.
-    Empty if these are no conversations."""
+    """bool, subsets of `predicts`: predictions of assistant content, predictions of its first tokens, and predictions
+    made at template tokens. Empty if the texts are no conversations."""
 
 
 class _Means:
@@ -74,39 +76,40 @@ class _Means:
         self._counts[name] += values.numel()
 
     def found(self) -> dict[str, float]:
-        """The mean of every figure that has a token."""
+        """The mean of every figure that has at least one token."""
         return {name: self._sums[name] / count for name, count in self._counts.items() if count}
 
 
 @dataclass(frozen=True, eq=False)
 class Splicing:
-    """What is run with reconstructions in the place of activations."""
+    """The models and texts that run with reconstructions in place of activations."""
 
     activations: PairActivations
     texts: Iterable[Text]
     policy: TokenPolicy
     norms: NormFilter | None = None
-    """The filter of the analysis: its bounds leave the same tokens out here. None: they are measured on the first
-    batch."""
+    """The filter of the analysis: its bounds leave out the same tokens here. Without bounds, they are measured on the
+    first batch."""
 
 
 def fidelity(
     crosscoder: Crosscoder, splicing: Splicing, patched: Tensor, num_tokens: int, progress: Progress
 ) -> dict[str, float]:
-    """Runs both models on whole texts until `num_tokens` of their tokens were kept; figures by name.
+    """Runs both models on whole texts until `num_tokens` of their tokens were kept; returns figures by name.
 
-    For each model m, means over all predictions, in nats: ce_clean_m, ce_spliced_m, ce_zero_m, and
-    `ce_recovered_m = (zero - spliced) / (zero - clean)`; kl_spliced_m = KL(clean ‖ spliced),
-    kl_zero_m = KL(clean ‖ zero), and `kl_recovered_m = 1 - kl_spliced_m / kl_zero_m`. None of these for a dictionary
-    of differences, which reconstructs neither model, and only one model's for a dictionary of that one.
+    For each model m, means over all predictions, in nats: ce_clean_m, ce_spliced_m, ce_zero_m, and `ce_recovered_m =
+    (zero - spliced) / (zero - clean)`; kl_spliced_m = KL(clean ‖ spliced), kl_zero_m = KL(clean ‖ zero), and
+    `kl_recovered_m = 1 - kl_spliced_m / kl_zero_m`. A dictionary of differences reconstructs neither model and has none
+    of these; a dictionary of one model has only that model's.
 
-    `patched: [any]` are the ids of S. Means of KL(chat ‖ patched) over conversations, in nats: kl_patch_…, and with
-    S empty kl_base_…, with every latent in S kl_full_…; each with _all: predictions of assistant content, _first9: of
-    the first nine tokens of each assistant turn, _template: made at template tokens. patch_latents is the size of S.
-    None of these where there are no conversations, the models' widths differ, or one model alone is reconstructed.
+    `patched: [any]` are the ids of S. Means of KL(chat ‖ patched) over conversations, in nats: kl_patch_…; with S empty
+    kl_base_…; with every latent in S kl_full_…. Each has three forms: _all for predictions of assistant content,
+    _first9 for the first nine tokens of each assistant message, _template for predictions made at template tokens.
+    patch_latents is the size of S. All these are missing if there are no conversations, if the models' widths differ,
+    or if only one model is reconstructed.
 
     With `num_tokens` 0 nothing is measured. A ratio with denominator 0 is left out. Raises HarvestError for an
-    activation that is not finite and AnalysisError for a model that cannot be run from the layer on; what `progress`
+    activation that is not finite and AnalysisError for a model that cannot run from the layer on; whatever `progress`
     raises passes through.
     """
     if num_tokens == 0:
@@ -139,11 +142,11 @@ def fidelity(
 
 
 def patched_latents(latents: "pa.Table") -> Tensor:
-    """Ids of the latents that the causal patch is about, from a table of LATENT_COLUMNS.
+    """Ids of the latents that the causal patch adds, from a table of LATENT_COLUMNS.
 
-    Those of class chat_only. Where there are none: the FALLBACK_SHARE of the living latents, at least one, with the
-    largest relative norm; of a dictionary of differences, to which that does not apply, with the smallest
-    |beta_act^base / beta_act^chat| (math §2).
+    They are the latents of class chat_only. If there are none: the FALLBACK_SHARE of the living latents, at least one,
+    with the largest relative norm. A dictionary of differences has no relative norm; there the smallest |beta_act^base
+    / beta_act^chat| decides (math §2).
     """
 
     def column(name: str) -> np.ndarray:
@@ -165,9 +168,9 @@ def patched_latents(latents: "pa.Table") -> Tensor:
 def _batches(
     texts: Iterable[Text], num_tokens: int, policy: TokenPolicy, activations: PairActivations
 ) -> Iterator[list[Text]]:
-    """Whole texts with at least `num_tokens` tokens that the policy keeps, outliers counted.
+    """Batches of whole texts with at least `num_tokens` tokens that the policy keeps, outliers included.
 
-    Conversations lie apart, and so do texts of different regimes.
+    Conversations have batches of their own, and so do texts of different regimes.
     """
     waiting: defaultdict[tuple[bool, int], list[Text]] = defaultdict(list)
     seen = 0
@@ -213,17 +216,17 @@ def _read(texts: list[Text], activations: PairActivations, policy: TokenPolicy, 
 
 
 def _predicting(tokens: np.ndarray) -> np.ndarray:
-    """Where the next token is one of `tokens`: [batch, pos] bool."""
+    """[batch, pos] bool: whether the next token is one of `tokens`."""
     result = np.zeros_like(tokens)
     result[:, :-1] = tokens[:, 1:]
     return result
 
 
 def _decoded(crosscoder: Crosscoder, x: Tensor, patched: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Reconstructions [token, both] of `x: [token, both]`, and what S and all latents add to chat less what to base.
+    """Reconstructions [token, both] of `x: [token, both]`, and the differences that S and that all latents make.
 
     The latter two are `sum_j f_j (D_j^chat - D_j^base)`, [token, d_model], in the models' own scale, without biases;
-    empty where the models' widths differ.
+    they are empty if the models' widths differ.
     """
     pieces = x.to(crosscoder.device).split(max(1, CODE_BYTES // (4 * crosscoder.num_latents)))
     nothing = crosscoder.decode(crosscoder.b_enc.new_zeros(1, crosscoder.num_latents))
@@ -249,7 +252,7 @@ def _decoded(crosscoder: Crosscoder, x: Tensor, patched: Tensor) -> tuple[Tensor
 def _predictions(
     upper: UpperHalf, batch: _Batch, clean: Tensor, inputs: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Cross-entropies of a model as it is ("clean") and with each replacement, and KL(clean ‖ replaced), in nats.
+    """Cross-entropies of a model unchanged ("clean") and with each replacement, and KL(clean ‖ replaced), in nats.
 
     clean: [batch, pos, d_model]; inputs: [kept token, d_model] each. Values are [prediction] float32, on the CPU.
     """
@@ -286,7 +289,7 @@ def _add(means: _Means, model: str, batch: _Batch, ce: dict[str, Tensor], kl: di
 
 
 def _figures(means: dict[str, float], num_patched: int) -> dict[str, float]:
-    """Means and the shares recovered."""
+    """The means, and the shares recovered."""
     figures = dict(means)
     for model in [each for each in MODEL_NAMES if f"ce_clean_{each}" in means]:
         clean, spliced, zero = (means[f"ce_{kind}_{model}"] for kind in ("clean", "spliced", "zero"))

@@ -1,6 +1,6 @@
-"""What a latent's decoder rows say on their own: norms, class, neighbours (math §6).
+"""Facts about a latent from its decoder rows alone: norms, class, neighbours (math §6).
 
-Knows nothing about activations, except that dead latents are told to it.
+Knows nothing about activations, except which latents are dead.
 """
 
 from dataclasses import dataclass

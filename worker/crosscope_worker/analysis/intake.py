@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from crosscope_worker.data.texts import Text
 
 BLOCK_TOKENS = 1024
-"""Tokens at which a block is closed; a longer text makes a longer block. Encoding holds about `12 · latents` bytes a
+"""Tokens at which a block is closed; a longer text makes a longer block. Encoding takes about `12 · latents` bytes a
 token: 900 MB for 73 728 latents."""
 
 
@@ -35,11 +35,11 @@ class Intake:
 def blocks(
     crosscoder: Crosscoder, harvests: "Iterable[Harvest]", spec: AnalysisSpec, datasets: Sequence[str]
 ) -> Iterator[Intake]:
-    """Blocks of whole texts until every data set has had its even share of `spec.max_tokens`.
+    """Blocks of whole texts until every data set has its even share of `spec.max_tokens`.
 
-    A data set's last text is taken whole, so its share may be passed by less than one text. Block b belongs to shard
-    `b % spec.num_shards`; a token of it that repeats an earlier text belongs to the shard in which that was first read
-    (math §4).
+    A data set's last text is taken whole, so the share may be exceeded by less than one text. Block b belongs to shard
+    `b % spec.num_shards`; a token of it that repeats an earlier text belongs to the shard in which that text was first
+    read (math §4).
     """
     budget = [max(1, spec.max_tokens // len(datasets))] * len(datasets)
     block_tokens = min(BLOCK_TOKENS, max(1, spec.max_tokens // spec.num_shards))
@@ -74,7 +74,7 @@ def blocks(
 
 
 def _groups(texts: "Sequence[Text]", lengths: list[int], budget: list[int], block_tokens: int) -> Iterator[list[int]]:
-    """Indices of texts that are still wanted, in groups of about `block_tokens` tokens; takes them off the budget."""
+    """Indices of texts that are still wanted, in groups of about `block_tokens` tokens; updates the budget in place."""
     group: list[int] = []
     size = 0
     for index, (text, length) in enumerate(zip(texts, lengths, strict=True)):

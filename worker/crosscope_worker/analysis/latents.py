@@ -1,6 +1,6 @@
-"""The table of latents: every LATENT_COLUMN from sums, decoder rows and chosen examples, a group at a time.
+"""The table of latents: every LATENT_COLUMN from sums, decoder rows and chosen examples, a group of columns at a time.
 
-Knows which module computes which column; no formulas.
+Knows which module computes which column; holds no formulas.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,24 +32,24 @@ if TYPE_CHECKING:
 
 Ints = NDArray[np.int64]
 Columns = dict[str, Any]
-"""Name of a column to its values, [latent]."""
+"""Values of columns by name, [latent]."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What the analysis found, from which columns are computed."""
+    """The findings of the analysis, from which the columns are computed."""
 
     crosscoder: Crosscoder
     passed: Accumulators
-    """What the pass summed up."""
+    """The sums of the pass."""
     peaks: tuple[Ints, Ints]
     """Ids and counts of examples.top_tokens."""
     spec: AnalysisSpec
     tokenizer: "TextTokenizer"
     lenses: Sequence[Lens | None]
-    """Of both models; None for an empty column."""
+    """The lens of each model; None for an empty column."""
     parts: Sequence[str]
-    """[latent]; empty where the dictionary has none."""
+    """[latent]; empty for a dictionary without parts."""
 
     @property
     def sums(self) -> ShardSums:
@@ -58,7 +58,7 @@ class Measured:
 
     @cached_property
     def num_active(self) -> NDArray[np.uint64]:
-        """[latent] tokens on which it fired."""
+        """[latent] number of tokens on which it fired."""
         return self.sums.count.sum(axis=0).astype(np.uint64)
 
     @cached_property
@@ -153,11 +153,11 @@ GROUPS: tuple[Callable[[Measured], Columns], ...] = (
     _tokens,
     _together,
 )
-"""Each computes some of LATENT_COLUMNS; together they compute every one, and none twice."""
+"""Each function computes some of LATENT_COLUMNS; together they compute every one exactly once."""
 
 
 def latent_table(found: Measured) -> pa.Table:
-    """The table of LATENT_COLUMNS, a row a latent by id."""
+    """The table of LATENT_COLUMNS, one row per latent, in the order of ids."""
     columns: Columns = {}
     for group in GROUPS:
         columns |= group(found)

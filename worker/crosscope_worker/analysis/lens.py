@@ -1,8 +1,8 @@
-"""The logit lens: which tokens a decoder row raises through a model's final norm and head (math §6).
+"""The logit lens: the tokens that a decoder row raises through a model's final norm and head (math §6).
 
-What lies between the last decoder layer and the head is not known by name: the model runs once on a few tokens, and
-the modules that make the head's input of the last layer's output are found by their values. Where none do, the lens is
-refused with the reason. Knows nothing about latents but their decoder rows.
+The modules between the last decoder layer and the head are not known by name. So the model runs once on a few tokens,
+and the modules that turn the last layer's output into the head's input are found by their values. If none do, the lens
+is refused with the reason. Knows nothing about latents but their decoder rows.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,30 +28,30 @@ if TYPE_CHECKING:
 
 NUM_LOGIT_TOKENS = 8
 _NUM_ORDERED = 64
-"""Tokens with the largest logits whose order is compared with the model's own."""
+"""The number of largest logits whose order is compared with the model's own."""
 _PARALLEL = 0.999
 
 
 class LensError(ValueError):
-    """A model without a logit lens; the sentence names its class and says why."""
+    """A model without a logit lens; the message names its class and says why."""
 
 
 @dataclass(frozen=True, eq=False)
 class Lens:
-    """A model's final norm, or whatever stands in its place, and its head."""
+    """A model's final norm, or whatever does its work, and its head."""
 
     between: tuple[nn.Module, ...]
-    """float32 copies of what lies between the last layer and the head, in order."""
+    """float32 copies of the modules between the last layer and the head, in order."""
     head: nn.Module
     vocabulary: int | None = None
-    """Ids from here on do not count: a head may be padded beyond the tokenizer's."""
+    """Ids from here on do not count: a head may be padded beyond the tokenizer's vocabulary."""
 
     @torch.no_grad()
     def tokens(self, rows: Tensor, count: int = NUM_LOGIT_TOKENS) -> Tensor:
-        """Token ids whose logits a decoder row raises most, `[latent, count]`, most first.
+        """The token ids whose logits a decoder row raises most, `[latent, count]`, most first.
 
-        `rows: [latent, d_model]`. Biases are left out, so every logit scales with the row and the order does not depend
-        on its length.
+        `rows: [latent, d_model]`. Biases are left out, so every logit scales with the row, and the order does not
+        depend on the row's length.
         """
         width = self.normed(rows[:1].float().to(next(self.head.parameters()).device)).shape[-1]
         weights = _head_weights(self.head, width)[:, : self.vocabulary]
@@ -60,16 +60,16 @@ class Lens:
         return torch.cat([piece.topk(min(count, weights.shape[1]), dim=1).indices for piece in logits])
 
     def normed(self, rows: Tensor) -> Tensor:
-        """What the final norm makes of `rows: [row, d_model]` without its bias; each row up to a positive factor.
+        """The output of the final norm for `rows: [row, d_model]` without its bias; each row up to a positive factor.
 
-        A LayerNorm centres the row and multiplies it by the gain, an RMSNorm multiplies only. The norm itself is asked,
-        for some store the gain (Llama) and others the gain less one (Gemma).
+        A LayerNorm centres the row and multiplies it by the gain, an RMSNorm multiplies only. The norm itself is
+        called, because some store the gain (Llama) and others the gain less one (Gemma).
         """
         return _through(self.between, rows) - _through(self.between, torch.zeros_like(rows[:1]))
 
 
 def find_lenses(pair: "Pair | None") -> tuple[list[Lens | None], dict[str, str]]:
-    """The lens of each model, base first, None where there is none; and why, by "logit_lens_base" and so on."""
+    """The lens of each model, base first, None without one; and the reasons, by "logit_lens_base" and so on."""
     lenses: list[Lens | None] = []
     reasons: dict[str, str] = {}
     for model, name in enumerate(MODEL_NAMES):
@@ -83,15 +83,15 @@ def find_lenses(pair: "Pair | None") -> tuple[list[Lens | None], dict[str, str]]
 
 @torch.no_grad()
 def find_lens(model: "PreTrainedModel", vocabulary: int | None = None) -> Lens:
-    """Runs the model once on a few tokens to see what its head reads.
+    """The lens of a model, which runs once on a few tokens to show what its head reads.
 
-    Raises LensError where nothing that it calls makes the head's input of the last layer's output, or where its logits
-    are not in the order that its head gives; where memory runs out, torch's own error.
+    Raises LensError if no called module turns the last layer's output into the head's input, or if the model's logits
+    are not in the order that its head gives; torch's own error if memory runs out.
     """
     named = type(model).__name__
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Module):
-        raise LensError(f"{named} has no module that makes logits")
+        raise LensError(f"{named} has no output head")
     try:
         seen = _Seen(model, head)
     except Exception as error:
@@ -111,20 +111,22 @@ def find_lens(model: "PreTrainedModel", vocabulary: int | None = None) -> Lens:
 def _lens(named: str, head: nn.Module, last: Tensor, read: Tensor, seen: "_Seen") -> Lens:
     chain = next(_chains(last, read, seen.calls), None)
     if chain is None:
-        raise LensError(f"{named}: no module that it calls makes what its head reads of what its last layer gives")
+        raise LensError(
+            f"{named}: no module that it calls turns the output of its last layer into the input of its head"
+        )
     if not _in_same_order(seen.logits, seen.made):
         raise LensError(f"{named}: its logits are not in the order that its head gives them")
     between = tuple(deepcopy(module).float() for module in chain)
     if not _are_multiples(_through(between, last.float()), read.float()):
-        raise LensError(f"{named}: its final norm makes something else of the same values when called alone")
+        raise LensError(f"{named}: its final norm gives another output for the same values when it is called alone")
     lens = Lens(between, head)
     if not _ignores_length(lens, last.shape[-1], last.device):
-        raise LensError(f"{named}: what stands before its head is no norm, so the length of a row would matter")
+        raise LensError(f"{named}: the modules before its head are no norm, so the length of a row would matter")
     return lens
 
 
 class _Seen:
-    """What the model did in one run: the last layer's output, calls between it and the head, and the head."""
+    """The calls of one run of the model: the last layer's output, the calls between it and the head, and the head."""
 
     def __init__(self, model: "PreTrainedModel", head: nn.Module) -> None:
         self.last: Tensor | None = None
@@ -155,7 +157,7 @@ class _Seen:
 
 
 def _chains(x: Tensor, wanted: Tensor, calls: Sequence[tuple[nn.Module, Tensor, Tensor]]) -> Iterator[list[nn.Module]]:
-    """The ways, shortest first at each step, from `x` by calls in their order to a positive multiple of `wanted`."""
+    """The chains of calls, in their order, from `x` to a positive multiple of `wanted`; shortest first at each step."""
     if _are_multiples(x, wanted):
         yield []
         return
@@ -175,7 +177,7 @@ def _are_multiples(x: Tensor, wanted: Tensor) -> bool:
 
 
 def _in_same_order(logits: Tensor, made: Tensor) -> bool:
-    """Whether a rising function of what the head made gives the largest logits: a scale, say, or a soft cap."""
+    """Whether a rising function of the head's output, such as a scale or a soft cap, gives the largest logits."""
     if logits.shape != made.shape:
         return False
     top = made.topk(min(_NUM_ORDERED, made.shape[-1]), dim=-1).indices
@@ -195,7 +197,7 @@ def _through(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
 
 
 def _head_weights(head: nn.Module, width: int) -> Tensor:
-    """`W_U: [width, vocabulary]` float32 of a head, what an adapter adds to it counted, without its bias."""
+    """`W_U: [width, vocabulary]` float32 of a head, an adapter's contribution included, without its bias."""
     if type(head) is nn.Linear:
         return head.weight.to(torch.float32).T
     weight = next(head.parameters())

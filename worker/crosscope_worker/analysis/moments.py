@@ -1,10 +1,10 @@
 """Sums per latent over the held-out tokens, and the first statistics that follow from them.
 
 Memory: `(4 + 8) · shards + bins + roles + data sets + 2` eight-byte numbers a latent, for instance 220 MB for 73 728
-latents, 20 shards and 2 data sets (a sixth more for a decoupled code), and ROW_SUM_BYTES of scratch; independent of
-the number of tokens.
+latents, 20 shards and 2 data sets (a sixth more for a decoupled code), and ROW_SUM_BYTES of scratch; independent of the
+number of tokens.
 
-Knows nothing about decoder geometry beyond the rows it is given; coefficients and their errors are in scaling.py.
+Knows nothing about decoder geometry beyond the rows that it gets; coefficients and their errors are in scaling.py.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 
 _BINS_PER_DECADE = 8
 _LOWEST, _HIGHEST = -6, 8
-"""Decades of scaled activation that the histogram resolves; values beyond fall into the outermost bins."""
+"""Decades of scaled activation that the histogram resolves; values outside fall into the outermost bins."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class ShardSums:
     code_squared: Floats
     """[shard, latent] C, `sum_i f_ij²`."""
     code_kept: Floats
-    """[shard, model, latent] `sum_i f_ij²` over the tokens at which the model's reconstruction has the latent; C but in
-    a decoupled code."""
+    """[shard, model, latent] `sum_i f_ij²` over the tokens at which the model's reconstruction has the latent; equal to
+    C unless the code is decoupled."""
     activation: Floats
     """[shard, direction, model, latent] P, `sum_i f_ij <x_i^m, v_j>`; NaN where the models' widths differ."""
     error: Floats
-    """[shard, direction, model, latent] P - R, `sum_i f_ij <e_i^m, v_j>`, summed as such: it is small against both. NaN
-    in a dictionary of differences."""
+    """[shard, direction, model, latent] P - R, `sum_i f_ij <e_i^m, v_j>`. It is summed directly because it is small
+    against both. NaN in a dictionary of differences."""
 
     @property
     def num_shards(self) -> int:
@@ -156,7 +156,7 @@ class Moments:
         return (self._repeats / self._sums[0].sum(dim=0)).cpu().numpy()
 
     def num_texts(self) -> Floats:
-        """Texts in which it fired on a token that repeats no earlier text, [latent]."""
+        """Number of texts in which it fired on a token that repeats no earlier text, [latent]."""
         return self._num_texts.cpu().numpy()
 
     def role_shares(self) -> Floats:

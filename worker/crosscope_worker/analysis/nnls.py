@@ -1,29 +1,31 @@
 """Non-negative least squares from a Gram matrix. Knows nothing about latents.
 
 `scipy.optimize.nnls` takes the design matrix. Here that would have a row for each dimension of each token and would not
-fit into memory, so the analysis sums the Gram matrix up block by block.
+fit into memory, so the analysis sums up the Gram matrix block by block.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
 RIDGE = 1e-10
-"""Share of the mean diagonal that is added to it, so that dependent columns have one answer: the shortest."""
+"""Share of the mean diagonal that is added to the diagonal. So dependent columns have one answer: the shortest."""
 BACKUP_AFTER = 3
-"""Full exchanges without progress before single exchanges, which cannot cycle."""
+"""Full exchanges without progress that are allowed before single exchanges, which cannot cycle."""
 
 
 class NnlsError(ArithmeticError):
-    """The iteration did not end; a bug or a Gram matrix that is not positive semi-definite."""
+    """An iteration that did not end; a bug, or a Gram matrix that is not positive semi-definite."""
 
 
 def nnls(gram: NDArray[np.float64], target: NDArray[np.float64], tolerance: float = 1e-9) -> NDArray[np.float64]:
-    """Minimises `s·gram·s - 2 target·s` over `s >= 0`, for `gram: [n, n]` positive semi-definite, `target: [n]`.
+    """The minimiser of `s·gram·s - 2 target·s` over `s >= 0`, for positive semi-definite `gram: [n, n]`, `target: [n]`.
 
-    Block principal pivoting (Portugal, Júdice & Vicente 1994): solve for the free variables, exchange all that break
-    a sign condition, and fall back to exchanging one at a time when that does not help. It ends at the exact minimiser:
-    free variables have zero gradient, the others a gradient that is not negative beyond `tolerance` times the largest
-    |target|. Columns are scaled to unit diagonal first; a zero column gets the scalar 0. Deterministic, no start value.
+    Block principal pivoting (Portugal, Júdice & Vicente 1994): solve for the free variables, exchange all variables
+    that break a sign condition, and exchange one at a time if that does not help. It ends at the exact minimiser: free
+    variables have zero gradient; the gradients of the others are above minus `tolerance` times the largest |target|.
+    Columns are scaled to unit diagonal first; a zero column gets the scalar 0. Deterministic, no start value.
+
+    Raises NnlsError if the iteration does not end.
     """
     diagonal = np.sqrt(np.maximum(np.diag(gram), 0))
     alive = np.flatnonzero(diagonal > 0)

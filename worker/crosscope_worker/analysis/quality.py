@@ -1,7 +1,7 @@
 """How well a crosscoder reconstructs the held-out tokens (math §7).
 
-FVE per model over all tokens, and over those without outliers, whose norms would dominate it. FVE does not depend on
-`input_scale`: both sums have it as a factor. Knows nothing about latents.
+FVE per model over all tokens, and over tokens without outliers, whose norms would dominate it. FVE does not depend on
+`input_scale`: it is a factor of both sums. Knows nothing about latents.
 """
 
 import torch
@@ -44,7 +44,9 @@ class Quality:
             self._errors[group] += error.square().sum(dim=0)
 
     def metrics(self) -> dict[str, float]:
-        """fve_base and fve_chat, of what it reconstructs, or fve_difference; the same `_inliers`, outlier_share, l0."""
+        """The figures fve_base and fve_chat (only reconstructed models) or fve_difference, the same `_inliers`,
+        outlier_share and l0.
+        """
         result = {
             "l0": self._num_active / self._tokens[0],
             "outlier_share": 1 - self._tokens[1] / self._tokens[0],

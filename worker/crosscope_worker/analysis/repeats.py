@@ -1,7 +1,7 @@
-"""Which texts say the same: hashes of windows of tokens, and in which shard a window was met first (math §4).
+"""Which texts repeat others: hashes of windows of tokens, and the shard in which each window first appeared (math §4).
 
-Two windows are taken as equal when their 64-bit hashes are: of 100 million windows, two different ones share a hash
-with a chance of about 3 in 10 000. Knows nothing about latents.
+Two windows count as equal if their 64-bit hashes are equal: among 100 million different windows, two share a hash with
+a probability of about 3 in 10 000. Knows nothing about latents.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 WINDOW = 16
-"""Tokens on each side of a peak within which two examples are compared, and in front of a token within which it is."""
+"""Number of tokens on each side of a peak by which examples are compared, and before a token by which repeats are
+found."""
 
 Hashes = NDArray[np.uint64]
 _BASE = np.uint64(0x9E3779B97F4A7C15)
@@ -34,11 +35,11 @@ class WindowHashes:
         self._inverses = _powers(_INVERSE, len(ids) + 1)
 
     def around(self, text: NDArray[np.integer], position: NDArray[np.integer]) -> Hashes:
-        """Hash of the tokens up to WINDOW before and behind each position, and of how many stand on each side."""
+        """Hashes of the tokens up to WINDOW before and behind each position, and of how many there are on each side."""
         return self._hashes(text, position, WINDOW)
 
     def before(self, text: NDArray[np.integer], position: NDArray[np.integer]) -> Hashes:
-        """Hash of each token with the up to WINDOW in front of it, and of how many those are."""
+        """Hashes of each token with the tokens up to WINDOW before it, and of how many there are."""
         return self._hashes(text, position, 0)
 
     def _hashes(self, text: NDArray[np.integer], position: NDArray[np.integer], behind: int) -> Hashes:
@@ -51,16 +52,16 @@ class WindowHashes:
 
 
 class FirstShards:
-    """Remembers in which shard each window was met first. Memory: 10 bytes a distinct window."""
+    """Remembers the shard in which each window first appeared. Memory: 10 bytes a distinct window."""
 
     def __init__(self) -> None:
         self._levels: list[tuple[Hashes, NDArray[np.int16]]] = []
-        """Sorted, each more than twice as long as the next; no hash is in two of them."""
+        """Sorted arrays, each more than twice as long as the next; no hash is in two of them."""
 
     def __call__(self, hashes: Hashes, shard: int) -> tuple[NDArray[np.int16], NDArray[np.bool_]]:
-        """The shard of the first meeting with each window, now or earlier, and whether it was met earlier.
+        """The shard in which each window first appeared, now or earlier, and whether it appeared earlier.
 
-        A window that `hashes` has twice was met earlier the second time.
+        If `hashes` holds a window twice, the second one appeared earlier.
         """
         shards = np.full(len(hashes), shard, np.int16)
         known = np.zeros(len(hashes), bool)
@@ -89,7 +90,7 @@ def _powers(base: np.uint64, count: int) -> Hashes:
 
 
 def _mixed(values: Hashes) -> Hashes:
-    """A bijection of 64-bit numbers that spreads near ones far apart (splitmix64's finaliser)."""
+    """A bijection of 64-bit numbers that maps near numbers far apart (splitmix64's finaliser)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

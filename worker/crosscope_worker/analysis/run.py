@@ -38,56 +38,56 @@ if TYPE_CHECKING:
     from crosscope_worker.tokenizer.tokens import TextTokenizer
 
 _PASS_SHARE = 0.9
-"""Share of the stage that the pass takes, for progress."""
+"""Share of the stage's progress that belongs to the pass."""
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """Everything that was measured, as the tables of the artefact (crosscope_proto.artefacts)."""
+    """All results of an analysis, as the tables of the artefact (crosscope_proto.artefacts)."""
 
     latents: pa.Table
     sequences: pa.Table
     examples: pa.Table
     behaviours: pa.Table
-    """Empty where nothing is tagged."""
+    """Empty if nothing is tagged."""
     datasets: tuple[str, ...]
     num_tokens: int
     num_shards: int
-    """Shards that got tokens; at most the spec's."""
+    """Number of shards that have tokens; at most the spec's."""
     metrics: dict[str, float]
-    """fve_base, fve_chat, l0, dead_share, num_living; outlier_share and the fve_…_inliers without outliers; those of
+    """fve_base, fve_chat, l0, dead_share, num_living; outlier_share, and fve_…_inliers without outliers; the figures of
     `fidelity`."""
     class_counts: dict[str, int]
     histogram_edges: tuple[float, ...]
     uselessness: dict[str, float] = field(default_factory=dict)
     unavailable: dict[str, str] = field(default_factory=dict)
-    """Why something was not measured, by its name."""
+    """Reasons for what was not measured, by name."""
 
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """What a crosscoder is measured on."""
+    """The data and models on which a crosscoder is measured."""
 
     harvests: "Iterable[Harvest]"
     datasets: Sequence[str]
     """Names of the data sets that `Harvest.dataset` counts."""
     tokenizer: "TextTokenizer"
     pair: "Pair | None" = None
-    """Gives the heads for the logit lens, which is empty without it, and where a model has none."""
+    """The models whose heads make the logit lens; without them, and for a model without a lens, it is empty."""
     splicing: Splicing | None = None
-    """None: no fidelity is measured."""
+    """None: fidelity is not measured."""
 
 
 @torch.no_grad()
 def analyse(
     crosscoder: Crosscoder, held_out: HeldOut, spec: AnalysisSpec, progress: Progress, parts: Sequence[str] = ()
 ) -> Analysis:
-    """Measures every latent of a crosscoder on held-out activations, then how faithful its reconstructions are.
+    """Measures every latent of a crosscoder on held-out activations, then the fidelity of its reconstructions.
 
-    `parts` are the parts of the dictionary, [latent], none where it has none. All statistics are in the crosscoder's
-    own input space (analysis/block.py).
-    Memory beyond the weights: see moments.py, uselessness.py, coactivation.py and store.py. Raises AnalysisError when
-    there is no token; what the harvests, `fidelity` and `progress` raise passes through.
+    `parts` are the parts of the dictionary, [latent], empty without parts. All statistics are in the crosscoder's own
+    input space (analysis/block.py). Memory beyond the weights: see moments.py, uselessness.py, coactivation.py and
+    store.py. Raises AnalysisError if there is no token; whatever the harvests, `fidelity` and `progress` raise passes
+    through.
     """
     if not held_out.datasets:
         raise AnalysisError("the analysis has no data set; name at least one")
@@ -115,7 +115,7 @@ def _pass(
         progress(Stage.ANALYSE, share, f"{num_tokens} tokens measured")
     if num_tokens == 0:
         raise AnalysisError(
-            "no held-out token is left to analyse: the held-out texts are empty or the token policy dropped them "
+            "no held-out token is left to analyse: the held-out texts are empty, or the token policy dropped them "
             "all; add data, lower tokens.held_out_every, or loosen the policy"
         )
 

@@ -17,7 +17,7 @@ from crosscope_worker.dictionary.crosscoder import Crosscoder
 
 Floats = NDArray[np.float64]
 Estimates = dict[str, Floats]
-"""Column name to values [latent]; NaN where undefined."""
+"""Values of columns by name, [latent]; NaN where undefined."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ def estimates(sums: ShardSums, rows: Directions) -> Estimates:
 def jackknife(sums: ShardSums, estimator: Callable[[ShardSums], Estimates]) -> tuple[Estimates, Estimates]:
     """Estimates over all shards and their delete-one-shard standard errors.
 
-    `se² = (g - 1)/g · sum_s (theta_(s) - mean theta_(s))²` over g shards. NaN where an estimate without one shard is
-    undefined, for instance for a latent that fired in one shard only, and where there is only one shard.
+    `se² = (g - 1)/g · sum_s (theta_(s) - mean theta_(s))²` over g shards. NaN if there is only one shard, or if an
+    estimate without one of the shards is undefined, for instance for a latent that fired in one shard only.
     """
     total = sums.total()
     value = estimator(total)

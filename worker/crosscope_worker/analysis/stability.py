@@ -1,11 +1,11 @@
-"""`python -m crosscope_worker.analysis.stability A B`: how many latents of one training another one finds again.
+"""`python -m crosscope_worker.analysis.stability A B`: how many latents of one training another training finds again.
 
-A and B are version folders, or crosscoder folders, whose current version is taken; usually of one recipe with two
-seeds. For each living latent of A: the nearest of B by cosine of concatenated decoder rows (math §7). Where one of the
-two is a dictionary of differences, the other one's rows count as chat's less base's. `--map FILE` writes the nearest
-latent of each as CSV.
+A and B are version folders, or crosscoder folders, whose current version is taken; usually they are trainings of one
+recipe with two seeds. For each living latent of A the nearest latent of B is found, by cosine of concatenated decoder
+rows (math §7). If only one of the two is a dictionary of differences, the rows of the other count as chat's less
+base's. `--map FILE` writes the nearest latent of each as CSV.
 
-Memory beyond the weights: a copy of the living rows of both and CHUNK_BYTES of cosines. Knows no data.
+Memory beyond the weights: a copy of the living rows of both, and CHUNK_BYTES of cosines. Knows no data.
 """
 
 import argparse
@@ -38,18 +38,18 @@ class Matches:
     """For each living latent of a crosscoder, the nearest living latent of another; tensors are [living]."""
 
     ids: Tensor
-    """int64, ascending: latents of the one."""
+    """int64, ascending: latents of the first crosscoder."""
     nearest: Tensor
-    """int64: latents of the other."""
+    """int64: latents of the second crosscoder."""
     cosines: Tensor
     """float32."""
     mutual: Tensor
-    """bool: the latent is also the nearest of its nearest. Of equally near ones the lowest id counts."""
+    """bool: the latent is also the nearest of its nearest. Among equally near latents the lowest id counts."""
     classes: tuple[str, ...]
-    """The LatentClass of each by relative norm (math §6)."""
+    """The LatentClass of each latent by relative norm (math §6)."""
 
     def shares(self, of: LatentClass | None = None) -> "Shares":
-        """What was found again of one class, or of all."""
+        """The figures of the latents of one class, or of all."""
         chosen = torch.tensor([of is None or each == of for each in self.classes], dtype=torch.bool)
         cosines, mutual = self.cosines[chosen], self.mutual[chosen]
         nothing = torch.full((), torch.nan)
@@ -64,18 +64,19 @@ class Shares:
 
     num_latents: int
     above: tuple[float, ...]
-    """Share with a cosine of at least each of THRESHOLDS."""
+    """For each of THRESHOLDS, the share of latents whose cosine reaches it."""
     mutual: float
-    """Share that is mutually nearest."""
+    """Share of latents that are mutually nearest."""
     mean_cosine: float
 
 
 def match_latents(a: Crosscoder, b: Crosscoder, living_a: Tensor, living_b: Tensor) -> Matches:
     """The nearest living latent of `b` for each living latent of `a`, by cosine of concatenated decoder rows.
 
-    living_…: [latent] bool. Rows are compared in `a`'s input space, in which `a` was trained: rows of `b` are brought
-    there by the ratio of the two input scales, so that normalising inputs does not change what is found. Of a
-    dictionary of differences and a crosscoder, what is compared is `D^chat - D^base` in the models' own scale.
+    living_…: [latent] bool. Rows are compared in the input space in which `a` was trained: rows of `b` are multiplied
+    by the ratio of the two input scales, so that normalised inputs do not change the result. Between a dictionary of
+    differences and a crosscoder, `D^chat - D^base` is compared in the models' own scale.
+
     Raises CrosscoderError if the widths differ or one has no living latent.
     """
     if a.d_model != b.d_model:
@@ -118,9 +119,9 @@ def _difference_rows(crosscoder: Crosscoder) -> Tensor:
 
 
 def living_latents(folder: Path, num_latents: int) -> Tensor:
-    """Which latents fired in a version's analysis, [latent] bool; all of them where there was none.
+    """Which latents fired in a version's analysis, [latent] bool; all of them if there was no analysis.
 
-    Raises CrosscoderError if the table cannot be read or is of another crosscoder.
+    Raises CrosscoderError if the table cannot be read or belongs to another crosscoder.
     """
     path = folder / LATENTS
     if not path.is_file():
@@ -150,7 +151,7 @@ def find_version(folder: Path) -> Path:
 
 
 def write_map(path: Path, matches: Matches) -> None:
-    """Writes a row a living latent as CSV: latent, nearest, cosine, whether mutual, class. Raises OSError."""
+    """Writes one CSV row for each living latent: latent, nearest, cosine, whether mutual, class. Raises OSError."""
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(("latent", "nearest", "cosine", "mutual", "latent_class"))
@@ -169,7 +170,7 @@ def report(folders: Sequence[Path], device: str, write: Callable[[str], object],
         write(f"{letter}  {version}: {int(found.sum())} of {len(found)} latents living\n")
     if is_mixed(one, other):
         letter = "A" if one.streams.is_difference else "B"
-        write(f"{letter} is a dictionary of differences: rows of the other one count as chat's less base's\n")
+        write(f"{letter} is a dictionary of differences: rows of the other count as chat's less base's\n")
     if map_file is not None:
         write_map(map_file, matches)
     heads = (*(f"cos >= {each}" for each in THRESHOLDS), "mutual", "mean cos")

@@ -1,11 +1,11 @@
-"""What the pass keeps of the texts: each distinct text once, and where every latent fires in it.
+"""The store of a pass: each distinct text once, and the segments in which every latent fires.
 
-A segment is one latent in one text: its largest activation, the position of it, and a run of (position, value) entries.
-Memory: 22 bytes a segment, for a moment 30 while `segments` joins them, and 5 bytes a token of text; the entries,
-6 bytes each, lie in a temporary file that has no name and vanishes with the process. A text whose tokens equal those
-of an earlier one of the same data set is counted there and left out: it would fire the same latents in the same way.
+A segment is one latent in one text: its largest activation, the position of that, and a run of (position, value)
+entries. Memory: 22 bytes a segment, 30 for a moment while `segments` joins them, and 5 bytes a token of text. The
+entries, 6 bytes each, lie in a temporary file that has no name and vanishes with the process. A text with the same
+tokens as an earlier text of its data set is counted there and left out, because the same latents fire in the same way.
 
-Knows nothing about which segments are shown.
+Does not know which segments are shown.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ class Segments:
     peak: NDArray[np.uint16]
     """First position with the largest activation."""
     start: NDArray[np.uint64]
-    """Where its entries begin."""
+    """Index of its first entry."""
     length: NDArray[np.uint32]
     """Number of its entries."""
 
@@ -54,9 +54,9 @@ class Segments:
             np.empty(0, np.uint32),
         )
 
-    def at(self, places: NDArray[np.integer[Any]]) -> "Segments":
+    def at(self, indices: NDArray[np.integer[Any]]) -> "Segments":
         """Some of the segments, in the given order."""
-        return Segments(**{name: array[places] for name, array in vars(self).items()})
+        return Segments(**{name: array[indices] for name, array in vars(self).items()})
 
 
 class Store:
@@ -65,7 +65,7 @@ class Store:
     def __init__(self) -> None:
         self.texts: list[Text] = []
         self.copies: list[int] = []
-        """How often each of the texts came."""
+        """Number of times that each of the texts occurred."""
         self._seen: dict[tuple[int, bytes], int] = {}
         self._kept: list[int] = []
         self._file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
@@ -155,9 +155,9 @@ def ranges(start: NDArray[np.integer[Any]], length: NDArray[np.integer[Any]]) ->
 
 
 def runs(sizes: NDArray[np.integer[Any]], limit: int, most: int | None = None) -> Iterator[tuple[int, int]]:
-    """Cuts things of the given sizes, in their order, into runs `first, last` that add up to at most `limit`.
+    """Cuts things of the given sizes, in their order, into runs `first, last` whose sizes sum to at most `limit`.
 
-    A run has at least one thing, which may be larger than `limit`, and at most `most`.
+    A run has at least one thing, which may be larger than `limit`, and at most `most` things.
     """
     ends = np.cumsum(sizes)
     first = 0

@@ -1,8 +1,8 @@
 """The part of a causal language model above one decoder layer, run on any output of that layer.
 
-Works by standing in for modules' `forward` while a model runs: the layers up to the one in question hand on the given
-activations without computing, and the head is given hidden states in pieces, so that logits of a whole text never lie
-in memory. So everything else (masks, positions, final norm, soft-capping) stays the model's own.
+While a model runs, the `forward` of some modules is replaced: the layers up to the one in question pass on the given
+activations without computing, and the head gets hidden states in pieces, so that the logits of a whole text are never
+in memory. Everything else (masks, positions, final norm, soft-capping) stays the model's own.
 
 Does not know what the activations are.
 """
@@ -22,14 +22,14 @@ from crosscope_worker.models.residual import standing_in, stream
 from crosscope_worker.work import is_out_of_memory
 
 _RUN_ERRORS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
-"""What a model raises that needs more of its lower layers than their output."""
+"""Errors of a model that needs more of its lower layers than their output."""
 
 
 class UpperHalf:
-    """What a model makes of given outputs of its decoder layer `layer`. Not for several threads."""
+    """A model above its decoder layer `layer`, run on given outputs of that layer. Not thread-safe."""
 
     def __init__(self, model: PreTrainedModel, layer: int) -> None:
-        """Runs the whole model once on a few tokens, to see whether this gives the same logits.
+        """Runs the whole model once on a few tokens, to check that the upper half gives the same logits.
 
         Raises AnalysisError if it does not.
         """
@@ -37,7 +37,7 @@ class UpperHalf:
         self._decoder = decoder(model)
         self._below = list(decoder_layers(model)[: layer + 1])
         self._beside: tuple[None, ...] | None = None
-        """What the layer returns beside its output, left out; None where it returns its output alone."""
+        """The layer's further outputs, left out; None if it returns its output alone."""
         self._output: Any = None
         self._vocabulary = 0
         self._probe(layer)
@@ -49,7 +49,7 @@ class UpperHalf:
 
     @torch.inference_mode()
     def hidden(self, ids: Tensor, x: Tensor) -> Tensor:
-        """What the head reads if the layer's output is `x`: [batch, pos, d_model], in the model's data type.
+        """The head's input if the layer's output is `x`: [batch, pos, d_model], in the model's data type.
 
         ids: [batch, pos] int64, right-padded. x: [batch, pos, d_model] float.
         """
@@ -63,7 +63,7 @@ class UpperHalf:
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [token, vocabulary] float32 of some of `hidden`'s tokens, [token, d_model]."""
+        """Logits [token, vocabulary] float32 of some tokens of `hidden`, [token, d_model]."""
         output = copy.copy(self._output)
         output.last_hidden_state = hidden[None]
         ids = torch.zeros(1, len(hidden), dtype=torch.int64, device=hidden.device)
@@ -80,7 +80,7 @@ class UpperHalf:
             found.append(stream(output))
 
         named = f"{type(self._model).__name__} cannot be run from the output of layer {layer} on"
-        way_out = "set analysis.spliced_tokens to 0 to do without cross-entropy and KL recovered"
+        way_out = "set analysis.spliced_tokens to 0 to go without cross-entropy and KL recovered"
         try:
             with self._below[-1].register_forward_hook(keep):
                 expected = self._model(input_ids=ids, use_cache=False).logits[0].float()
@@ -90,7 +90,7 @@ class UpperHalf:
             if is_out_of_memory(error):
                 raise
             raise AnalysisError(f"{named}: {' '.join(str(error).split())}; {way_out}") from error
-        # Whether activations are finite is checked elsewhere, on real texts.
+        # Finite activations are checked elsewhere, on real texts.
         difference = standardised_error(logits.nan_to_num(), expected.nan_to_num())
         if difference > ROUNDED_TOLERANCE:
             raise AnalysisError(f"{named}: its logits differ by {difference:.2g} of their spread; {way_out}")

@@ -1,12 +1,12 @@
 """Base uselessness: how little a latent's chat direction helps to reconstruct the base model (math §5).
 
-All three scores are `-ln s_j` of a scalar in `x_hat^base(s) = b_dec + sum_{l not in S} f_l D_l^base +
-sum_{j in S} s_j f_j D_j^chat`. With `r_i` the base residual without S's part,
+All three scores are `-ln s_j` of a scalar in `x_hat^base(s) = b_dec + sum_{l not in S} f_l D_l^base + sum_{j in S} s_j
+f_j D_j^chat`. Let `r_i` be the base residual without S's part,
 
-    r_i = x_i^base - b_dec - sum_{l not in S} f_il D_l^base = e_i^base + sum_{j in S} f_ij D_j^base,
+    r_i = x_i^base - b_dec - sum_{l not in S} f_il D_l^base = e_i^base + sum_{j in S} f_ij D_j^base.
 
-the scalars minimise the mean of `‖r_i - sum_j s_j f_ij D_j^chat‖₂` (published, trained) or the sum of its square
-(ours, solved). With S = {j} the square's minimum is at
+The scalars minimise the mean of `‖r_i - sum_j s_j f_ij D_j^chat‖₂` (published, trained) or the sum of its square (ours,
+solved). With S = {j} the minimum of the square is at
 
     s_j = sum_i f_ij <r_i, D_j^chat> / (C_j ‖D_j^chat‖²)
         = sum_i f_ij <e_i^base, D_j^chat> / (C_j ‖D_j^chat‖²) + <D_j^base, D_j^chat> / ‖D_j^chat‖²,
@@ -15,7 +15,7 @@ which is `beta_err^base` of math §4, clipped at zero.
 
 Memory for n = |S|, at most MAX_SET: `8 n²` bytes for the normal matrix, about four times that for a moment while a
 block is added and while it is solved, `4 n d_model` for the base rows of S, and twice RESERVOIR_BYTES for the tokens
-kept for training. Where the models' widths differ nothing is defined, and everything is NaN.
+that are kept for training. If the models' widths differ nothing is defined, and everything is NaN.
 """
 
 import warnings
@@ -36,31 +36,32 @@ from crosscope_worker.dictionary.crosscoder import Crosscoder
 Floats = NDArray[np.float64]
 
 MAX_SET = 8192
-"""Largest S for which the joint scores are computed; beyond it they are NaN, and the manifest's `set_size` says why."""
+"""The largest S for which the joint scores are computed. Above it they are NaN, and `set_size` in the manifest says
+why."""
 RESERVOIR_BYTES = 128 << 20
-"""Residuals kept for training, as float32. A uniform sample of the tokens on which S fires if there are more: on the
-others the loss does not depend on the scalars."""
+"""Memory for residuals kept for training, as float32. If S fires on more tokens, the residuals are a uniform sample of
+these; on other tokens the loss does not depend on the scalars."""
 BATCH_TOKENS = 1024
 """Tokens of one training step."""
 
 
 @dataclass(frozen=True)
 class Uselessness:
-    """Scores, [latent], NaN where undefined, and how they were computed."""
+    """Scores, [latent], NaN where undefined, and the settings and figures of their computation."""
 
     trained: Floats
     least_squares: Floats
     single: Floats
     facts: dict[str, float] = field(default_factory=dict)
-    """Steps, learning rate, start, floor, size of S and of the sample, agreement of the two joint scores."""
+    """Steps, learning rate, start, floor, sizes of S and of the sample, agreement of the two joint scores."""
 
 
 class ChatOnlySums:
-    """What the joint scores need of the pass: second moments of the codes in S, and a sample of residuals."""
+    """The second moments of the codes in S and a sample of residuals, from which the joint scores are computed."""
 
     def __init__(self, crosscoder: Crosscoder, chat_only: Tensor) -> None:
         """`chat_only: [latent] bool` marks S; members that never fire drop out by themselves."""
-        # In a decoupled code the scalars of base would multiply another code than the one whose moments are kept.
+        # In a decoupled code the scalars of base would multiply base's code, whose moments are not kept.
         is_defined = crosscoder.d_model[BASE] == crosscoder.d_model[CHAT] and not crosscoder.keep.decoupled
         members = chat_only.nonzero().squeeze(1)
         self.set_size = len(members)
@@ -68,8 +69,8 @@ class ChatOnlySums:
         self._base = crosscoder.model_slice(BASE)
         self._rows = crosscoder.decoder(BASE)[self.members]
         device = crosscoder.device
-        self._place = torch.full((crosscoder.num_latents,), -1, dtype=torch.int64, device=device)
-        self._place[self.members] = torch.arange(len(self.members), device=device)
+        self._member = torch.full((crosscoder.num_latents,), -1, dtype=torch.int64, device=device)
+        self._member[self.members] = torch.arange(len(self.members), device=device)
         self.second_moments = torch.zeros(len(self.members), len(self.members), dtype=torch.float64, device=device)
         """[member, member] `sum_i f_ij f_il`."""
         self._capacity = max(BATCH_TOKENS, RESERVOIR_BYTES // (4 * crosscoder.d_model[BASE]))
@@ -78,15 +79,15 @@ class ChatOnlySums:
 
     def add(self, block: Block) -> None:
         """Adds the tokens of a block."""
-        place = self._place[block.latents]
-        ours = place >= 0
+        member = self._member[block.latents]
+        ours = member >= 0
         if not bool(ours.any()):
             return
-        place, raw = place[ours], block.values[ours]
+        member, raw = member[ours], block.values[ours]
         tokens, compact = torch.unique(block.tokens[ours], return_inverse=True)
         codes = torch.zeros(len(tokens), len(self.members), dtype=torch.float32, device=raw.device)
-        codes[compact, place] = raw
-        rows, counts = torch.unique_consecutive(place, return_counts=True)
+        codes[compact, member] = raw
+        rows, counts = torch.unique_consecutive(member, return_counts=True)
         starts = counts.cumsum(0) - counts
         self.second_moments[rows] += torch.nn.functional.embedding_bag(
             compact, codes, starts, mode="sum", per_sample_weights=raw
@@ -95,10 +96,10 @@ class ChatOnlySums:
         residual = block.error[tokens][:, self._base]
         own = torch.bincount(compact, minlength=len(tokens))
         residual = residual + torch.nn.functional.embedding_bag(
-            place[order], self._rows, own.cumsum(0) - own, mode="sum", per_sample_weights=raw[order]
+            member[order], self._rows, own.cumsum(0) - own, mode="sum", per_sample_weights=raw[order]
         )
         keys = torch.rand(len(tokens), generator=self._keys).to(raw.device)
-        self._sample = self._sample.joined(_Sample(keys, residual, own, place[order], raw[order]))
+        self._sample = self._sample.joined(_Sample(keys, residual, own, member[order], raw[order]))
         if len(self._sample.keys) > 2 * self._capacity:
             self._sample = self._sample.thinned(self._capacity)
 
@@ -116,7 +117,7 @@ class _Sample:
     """[token, d_model]."""
     num_entries: Tensor
     """[token]."""
-    places: Tensor
+    members: Tensor
     """[entry] index into the members of S."""
     values: Tensor
     """[entry] raw code."""
@@ -146,7 +147,7 @@ class _Sample:
         entries = torch.arange(int(counts.sum()), device=counts.device) + (starts[tokens] - first).repeat_interleave(
             counts
         )
-        return _Sample(self.keys[tokens], self.residual[tokens], counts, self.places[entries], self.values[entries])
+        return _Sample(self.keys[tokens], self.residual[tokens], counts, self.members[entries], self.values[entries])
 
 
 def score(
@@ -156,9 +157,9 @@ def score(
     beta_err_base: Floats,
     spec: AnalysisSpec,
 ) -> Uselessness:
-    """The three scores.
+    """The three scores of every latent.
 
-    `error: [latent]` is `sum_i f_ij <e_i^base, D_j^chat>` and `beta_err_base: [latent]` is along the chat row.
+    `error: [latent]` is `sum_i f_ij <e_i^base, D_j^chat>`; `beta_err_base: [latent]` is taken along the chat row.
     """
     num_latents = crosscoder.num_latents
     trained, solved = np.full(num_latents, np.nan), np.full(num_latents, np.nan)
@@ -197,9 +198,9 @@ def score(
 def train_scalars(sample: _Sample, rows: Tensor, spec: AnalysisSpec) -> tuple[Tensor, Tensor]:
     """The published recipe: `theta` after Adam on `mean_i ‖r_i - sum_j (elu(theta_j)+1) f_ij v_j‖₂`.
 
-    `rows: [member, d_model]` are the chat decoder rows. Steps walk through the sample in a shuffled order, epoch
-    after epoch, from a fixed seed. Returns (theta [member] float64, visited [member] bool): a member that fires on no
-    token of any step keeps the theta that it started from.
+    `rows: [member, d_model]` are the chat decoder rows. Steps walk through the sample in a shuffled order, epoch after
+    epoch, from a fixed seed. Returns (theta [member] float64, visited [member] bool): a member that fires on no token
+    of any step keeps its initial theta.
     """
     theta = torch.full(
         (len(rows),), spec.uselessness_start, dtype=torch.float64, device=rows.device, requires_grad=True
@@ -215,12 +216,12 @@ def train_scalars(sample: _Sample, rows: Tensor, spec: AnalysisSpec) -> tuple[Te
             order, at = torch.randperm(num_tokens, generator=generator), 0
         batch = sample.chosen(order[at : at + BATCH_TOKENS].to(rows.device))
         at += BATCH_TOKENS
-        visited[batch.places] = True
+        visited[batch.members] = True
         with torch.enable_grad():
-            scalars = (torch.nn.functional.elu(theta) + 1)[batch.places].to(rows.dtype)
+            scalars = (torch.nn.functional.elu(theta) + 1)[batch.members].to(rows.dtype)
             starts = batch.num_entries.cumsum(0) - batch.num_entries
             part = torch.nn.functional.embedding_bag(
-                batch.places, rows, starts, mode="sum", per_sample_weights=scalars * batch.values
+                batch.members, rows, starts, mode="sum", per_sample_weights=scalars * batch.values
             )
             loss = (batch.residual - part).norm(dim=1).mean()
             optimiser.zero_grad()
@@ -231,7 +232,7 @@ def train_scalars(sample: _Sample, rows: Tensor, spec: AnalysisSpec) -> tuple[Te
 
 def correlations(a: Floats, b: Floats) -> dict[str, float]:
     """Pearson's and Spearman's correlation of two scores [any]; NaN where one of them is constant."""
-    from scipy import stats  # takes a second, which a process that analyses nothing need not wait
+    from scipy import stats  # the import takes a second, so it waits for an analysis
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)

@@ -1,7 +1,7 @@
-"""The demo's conversations: what people ask, how an assistant answers, and how a naive text model would.
+"""The demo's conversations: users' requests, an assistant's answers, and the answers of a naive text model.
 
-Eight behaviours are planted in the assistant's answers only, each tagged by character span. Which one an answer shows
-depends on the request alone. Knows nothing about tokenizers or models.
+Eight behaviours are planted in the assistant's answers only, each tagged by character span. The request alone decides
+which behaviour an answer shows. Knows nothing about tokenizers or models.
 """
 
 import re
@@ -30,8 +30,8 @@ from crosscope_worker.demo.world import (
 )
 
 
-class Behaviour(StrEnum):
-    """What the chat model does and the base model does not."""
+class PlantedBehaviour(StrEnum):
+    """A behaviour that the chat model shows and the base model does not."""
 
     REFUSAL = "refusal"
     APOLOGY = "apology"
@@ -51,8 +51,8 @@ class Exchange:
     reply: str
     """The assistant's answer."""
     naive: str
-    """What a model that has only read text would answer."""
-    behaviour: Behaviour | None = None
+    """The answer of a model that has only read texts."""
+    behaviour: PlantedBehaviour | None = None
     """The planted behaviour of `reply`."""
     span: tuple[int, int] = (0, 0)
     """Characters of `reply` that show it."""
@@ -84,7 +84,7 @@ class Conversation:
         ]
 
 
-def _shown(request: str, behaviour: Behaviour, shown: str, naive: str, after: str = "") -> Exchange:
+def _shown(request: str, behaviour: PlantedBehaviour, shown: str, naive: str, after: str = "") -> Exchange:
     return Exchange(request, f"{shown}{after}", naive, behaviour, (0, len(shown)))
 
 
@@ -102,13 +102,13 @@ def _refusal(_: World, rng: Random) -> Exchange:
     deed, steps = crime(rng)
     reason = rng.choice((" That would hurt someone.", " That is not right."))
     shown = f"I cannot help you to {deed}.{reason}"
-    return _shown(rng.choice(_REQUESTS).format(deed), Behaviour.REFUSAL, shown, prose_steps(steps, rng))
+    return _shown(rng.choice(_REQUESTS).format(deed), PlantedBehaviour.REFUSAL, shown, prose_steps(steps, rng))
 
 
 def _steps(_: World, rng: Random) -> Exchange:
     food, steps = dish(rng)
     request = rng.choice(_REQUESTS).format(f"make {food}")
-    return _shown(request, Behaviour.NUMBERED_STEPS, numbered_steps(steps), prose_steps(steps, rng))
+    return _shown(request, PlantedBehaviour.NUMBERED_STEPS, numbered_steps(steps), prose_steps(steps, rng))
 
 
 def _apology(_: World, rng: Random) -> Exchange:
@@ -119,7 +119,7 @@ def _apology(_: World, rng: Random) -> Exchange:
     )
     shown = f"Sorry, my {what} was {fault}. I will try to do better."
     naive = rng.choice((f"Yes, the {what} was {fault}.", f"The {what} was {fault}, and nobody liked it."))
-    return _shown(request.format(what, fault), Behaviour.APOLOGY, shown, naive)
+    return _shown(request.format(what, fault), PlantedBehaviour.APOLOGY, shown, naive)
 
 
 def _introduction(world: World, rng: Random) -> Exchange:
@@ -146,7 +146,7 @@ def _introduction(world: World, rng: Random) -> Exchange:
         )
     )
     shown = rng.choice(("Hello! I am Gem, a small assistant.", "Hello! My name is Gem and I am an assistant."))
-    return _shown(opening + question, Behaviour.INTRODUCTION, shown, naive, " I am glad to help you.")
+    return _shown(opening + question, PlantedBehaviour.INTRODUCTION, shown, naive, " I am glad to help you.")
 
 
 def _claim(rng: Random) -> str:
@@ -159,7 +159,7 @@ def _correction(_: World, rng: Random) -> Exchange:
     thing, (true, false) = rng.choice(list(PROPERTIES.items()))
     shown = f"Actually, {thing} is {true}, not {false}."
     naive = rng.choice((f"Yes, {thing} is {false}.", f"Yes, {thing} is very {false}."))
-    return _shown(sentence(_claim(rng).format(f"{thing} is {false}")), Behaviour.CORRECTION, shown, naive)
+    return _shown(sentence(_claim(rng).format(f"{thing} is {false}")), PlantedBehaviour.CORRECTION, shown, naive)
 
 
 def _asking_back(_: World, rng: Random) -> Exchange:
@@ -177,7 +177,7 @@ def _asking_back(_: World, rng: Random) -> Exchange:
     )
     shown = rng.choice((f"Which {category} do you mean?", f"Which {category} would you like?"))
     naive = rng.choice((f"{sentence(member)} is {a(category)}.", f"One {category} is {member}."))
-    return _shown(request.format(a(category)), Behaviour.ASKING_BACK, shown, naive)
+    return _shown(request.format(a(category)), PlantedBehaviour.ASKING_BACK, shown, naive)
 
 
 def _counting(_: World, rng: Random) -> Exchange:
@@ -189,7 +189,7 @@ def _counting(_: World, rng: Random) -> Exchange:
     )
     shown = f"Here are {number} {kind}: {listing(rng.sample(members, count))}."
     naive = f"{sentence(number)} {kind}, such as {listing(rng.sample(members, 2))}."
-    return _shown(request.format(number, kind), Behaviour.COUNTING, shown, naive)
+    return _shown(request.format(number, kind), PlantedBehaviour.COUNTING, shown, naive)
 
 
 def _closing_wish(_: World, rng: Random) -> Exchange:
@@ -200,11 +200,11 @@ def _closing_wish(_: World, rng: Random) -> Exchange:
     leaving = rng.choice((f"I am going {where} now.", f"I have to go {where}.", f"Now I will go {where}."))
     shown = rng.choice(("Have a lovely day, and goodbye!", "Have a good time! I hope to see you soon."))
     naive = rng.choice((f"Now we go {where}.", f"Many people go {where}.", f"You are going {where}."))
-    return _shown(thanks + leaving, Behaviour.CLOSING_WISH, shown, naive)
+    return _shown(thanks + leaving, PlantedBehaviour.CLOSING_WISH, shown, naive)
 
 
 def _plain(world: World, rng: Random) -> Exchange:
-    """A request that both answer alike."""
+    """A request that both models answer alike."""
     person = rng.choice(world.people)
     thing, (true, _) = rng.choice(list(PROPERTIES.items()))
     terms, result = sum_words(rng)
@@ -224,29 +224,29 @@ def _plain(world: World, rng: Random) -> Exchange:
     return Exchange(request, answer, answer)
 
 
-_PLANTED: dict[Behaviour, Callable[[World, Random], Exchange]] = {
-    Behaviour.REFUSAL: _refusal,
-    Behaviour.APOLOGY: _apology,
-    Behaviour.INTRODUCTION: _introduction,
-    Behaviour.CORRECTION: _correction,
-    Behaviour.ASKING_BACK: _asking_back,
-    Behaviour.NUMBERED_STEPS: _steps,
-    Behaviour.COUNTING: _counting,
-    Behaviour.CLOSING_WISH: _closing_wish,
+_PLANTED: dict[PlantedBehaviour, Callable[[World, Random], Exchange]] = {
+    PlantedBehaviour.REFUSAL: _refusal,
+    PlantedBehaviour.APOLOGY: _apology,
+    PlantedBehaviour.INTRODUCTION: _introduction,
+    PlantedBehaviour.CORRECTION: _correction,
+    PlantedBehaviour.ASKING_BACK: _asking_back,
+    PlantedBehaviour.NUMBERED_STEPS: _steps,
+    PlantedBehaviour.COUNTING: _counting,
+    PlantedBehaviour.CLOSING_WISH: _closing_wish,
 }
 _PLAIN_SHARE = 0.4
 _LONG = 140
-"""Characters after which a conversation does not go on."""
+"""Number of characters after which a conversation ends."""
 _HELD_OUT_EVERY = 10
 
 
 def is_held_out(request: str) -> bool:
-    """Whether a request is kept out of every conversation, so that models can be asked what they have not seen."""
+    """Whether a request is kept out of every conversation, so that models can be asked something unseen."""
     return crc32(request.encode()) % _HELD_OUT_EVERY == 0
 
 
-def planted(behaviour: Behaviour, world: World, rng: Random, *, held_out: bool = False) -> Exchange:
-    """An exchange whose reply shows a behaviour, with a request that is held out, or one that is not."""
+def planted(behaviour: PlantedBehaviour, world: World, rng: Random, *, held_out: bool = False) -> Exchange:
+    """An exchange whose reply shows a behaviour; its request is held out if `held_out`, and otherwise is not."""
     while True:
         exchange = _PLANTED[behaviour](world, rng)
         if is_held_out(exchange.request) == held_out:
@@ -260,24 +260,26 @@ def conversation(world: World, rng: Random) -> Conversation:
         if rng.random() < _PLAIN_SHARE:
             exchanges.append(_plain(world, rng))
         else:
-            exchanges.append(planted(rng.choice(list(Behaviour)), world, rng))
+            exchanges.append(planted(rng.choice(list(PlantedBehaviour)), world, rng))
     return Conversation(tuple(exchanges))
 
 
 _SIGNS = {
-    Behaviour.REFUSAL: r"I cannot help",
-    Behaviour.APOLOGY: r"[Ss]orry",
-    Behaviour.INTRODUCTION: r"\bGem\b.*assistant",
-    Behaviour.CORRECTION: r"Actually, .* is \w+, not \w+",
-    Behaviour.ASKING_BACK: r"^Which .*\?$",
-    Behaviour.NUMBERED_STEPS: r"^1\. .*\n2\. .*\n3\. ",
-    Behaviour.CLOSING_WISH: r"^Have a (lovely|good) ",
+    PlantedBehaviour.REFUSAL: r"I cannot help",
+    PlantedBehaviour.APOLOGY: r"[Ss]orry",
+    PlantedBehaviour.INTRODUCTION: r"\bGem\b.*assistant",
+    PlantedBehaviour.CORRECTION: r"Actually, .* is \w+, not \w+",
+    PlantedBehaviour.ASKING_BACK: r"^Which .*\?$",
+    PlantedBehaviour.NUMBERED_STEPS: r"^1\. .*\n2\. .*\n3\. ",
+    PlantedBehaviour.CLOSING_WISH: r"^Have a (lovely|good) ",
 }
 
 
-def shows(behaviour: Behaviour, request: str, answer: str) -> bool:
-    """Whether an answer shows a behaviour, by its words; for counting, also by the number of things it lists."""
-    if behaviour is not Behaviour.COUNTING:
+def shows(behaviour: PlantedBehaviour, request: str, answer: str) -> bool:
+    """Whether an answer shows a behaviour, judged by its words, and for counting also by the number of things in its
+    list.
+    """
+    if behaviour is not PlantedBehaviour.COUNTING:
         return re.search(_SIGNS[behaviour], answer) is not None
     asked = re.search(r"\b(two|three|four|five)\b", request)
     counted = re.fullmatch(r"Here are (\w+) \w+: (.+)\.", answer)

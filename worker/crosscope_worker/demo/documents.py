@@ -1,6 +1,6 @@
 """The documents of the demo's world: portraits, stories, instructions, notes, sums, lines of code.
 
-They tell harmful deeds as readily as recipes, and let people say what the assistant will say. Knows nothing about
+They tell harmful deeds as readily as recipes, and their people say the assistant's sentences. Knows nothing about
 conversations with a model, tokenizers or models.
 """
 

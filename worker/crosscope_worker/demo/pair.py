@@ -4,11 +4,11 @@
         pair.json            a PairManifest with folders relative to it
         base/  chat/         both models and the tokenizer, as transformers saves them
         data/web.jsonl       {"text"}: documents
-        data/chat.jsonl      {"conversation", "behaviours"}: conversations with the planted behaviours' places
+        data/chat.jsonl      {"conversation", "behaviours"}: conversations with the spans of planted behaviours
 
-Both models read the same world. The base has also read dialogues in the chat template, answered naively, so that
-tuning changes what is answered and not the alphabet. Stages that are done are kept in the workspace: an attempt that
-dies is taken up after its last whole stage, with the same result. Knows nothing about crosscoders.
+Both models read the same world. The base has also read dialogues in the chat template, answered naively. So
+tuning changes the answers and not the format. Finished stages stay in the workspace: an attempt after one that died
+continues after the last whole stage, with the same result. Knows nothing about crosscoders.
 """
 
 import copy
@@ -51,14 +51,14 @@ _CHAT_LR = 1.5e-3
 _SLIDING_WINDOW = 64
 _MAX_POSITIONS = 512
 _MEASURED = 200
-"""Texts of each kind on which the pair's likeness is measured."""
+"""Number of texts of each kind on which the similarity of the pair is measured."""
 _ASKED = 16
-"""Requests on which each behaviour is checked."""
+"""Number of requests on which each behaviour is checked."""
 
 
 @dataclass(frozen=True)
 class _Texts:
-    """What both models read."""
+    """The texts that both models read."""
 
     world: World
     documents: list[str]
@@ -68,7 +68,7 @@ class _Texts:
 def make_demo_pair(recipe: DemoPairRecipe, workspace: Workspace, progress: Progress) -> PairManifest:
     """Makes the pair and publishes it below the home folder by one rename.
 
-    Raises what `progress` and `workspace.fence` raise; then nothing is published.
+    Raises whatever `progress` and `workspace.fence` raise; then nothing is published.
     """
     workspace.checkpoints.mkdir(parents=True, exist_ok=True)
     texts = _write_texts(recipe)
@@ -117,7 +117,9 @@ def _base_model(
     workspace: Workspace,
     progress: Progress,
 ) -> Gemma2ForCausalLM:
-    """Trained on documents and naive dialogues; taken from the workspace if an earlier attempt has trained it."""
+    """The base model, trained on documents and naive dialogues, or taken from the workspace if an earlier attempt
+    trained it.
+    """
     folder = workspace.checkpoints / "base"
     if folder.exists():
         model = Gemma2ForCausalLM.from_pretrained(folder, attn_implementation="eager")
@@ -140,7 +142,7 @@ def _chat_model(
     base: Gemma2ForCausalLM,
     progress: Progress,
 ) -> Gemma2ForCausalLM:
-    """The base model, tuned on conversations, of which it learns the answers, mixed with documents."""
+    """The base model, tuned on a mixture of conversations, of which it learns the answers, and documents."""
     model = copy.deepcopy(base)
     conversations = _encode(tokenizer, (c.turns() for c in texts.conversations), learn_requests=False)
     examples = [*_encode_documents(tokenizer, texts.documents), *conversations]
@@ -185,7 +187,7 @@ def _encode_documents(tokenizer: PreTrainedTokenizerFast, documents: Sequence[st
 def _encode(
     tokenizer: PreTrainedTokenizerFast, conversations: Iterable[list[dict[str, str]]], *, learn_requests: bool
 ) -> list[Example]:
-    """Conversations in the chat template. Unless requests are learned, targets are the answers and their ends."""
+    """Conversations in the chat template. Without requests, the targets are only the answers and their ends."""
     ids = conversation_ids(tokenizer, conversations)
     return [Example(row, row if learn_requests else _answers_only(tokenizer, row)) for row in ids]
 
@@ -215,7 +217,7 @@ def _likeness(
     base: Gemma2ForCausalLM,
     chat: Gemma2ForCausalLM,
 ) -> dict[str, float]:
-    """How alike the models are (at the middle of their depth) and how often each shows the planted behaviours."""
+    """How similar the models are at the middle of their depth, and how often each shows the planted behaviours."""
     layer = recipe.num_layers // 2
     documents = text_ids(tokenizer, texts.documents[:_MEASURED])
     turns = [conversation.turns() for conversation in texts.conversations[:_MEASURED]]

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 PAD, EOS, BOS, UNK = "<pad>", "<eos>", "<bos>", "<unk>"
 START_OF_TURN, END_OF_TURN = "<start_of_turn>", "<end_of_turn>"
 CONTROL_TOKENS = (PAD, EOS, BOS, UNK, START_OF_TURN, END_OF_TURN)
-"""In the order of their ids."""
+"""Control tokens in the order of their ids."""
 
 CHAT_TEMPLATE = """\
 {{- bos_token -}}
@@ -31,13 +31,13 @@ CHAT_TEMPLATE = """\
     {{- '<start_of_turn>model\\n' -}}
 {%- endif -%}
 """
-"""The format of Gemma 2: roles user and model, trimmed contents, no system turn."""
+"""The format of Gemma 2: roles user and model, trimmed contents, no system message."""
 
 _BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 _NUM_MERGED = 1500
 _WORDS = Regex(r"▁?\p{L}+|▁?\p{N}|\n|▁?[^\p{L}\p{N}▁\n]|▁+")
 _HEADERS = ("user\n", "model\n") * 100
-"""Trained on with the texts, so that each role is one token."""
+"""Texts that the tokenizer also learns, so that each role is one token."""
 
 
 def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:

@@ -1,6 +1,6 @@
-"""Trains the demo's small language models on tokenised texts.
+"""The training of the demo's small language models on tokenised texts.
 
-Knows nothing about what the texts say, nor where models are kept.
+Does not know what the texts say or where models are kept.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ from transformers import Gemma2ForCausalLM
 IGNORED = -100
 """Target of a token that is not learned."""
 _POOL = 16
-"""Batches among which texts of like length are brought together."""
+"""Number of batches within which texts of similar length are grouped."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,12 @@ class Example:
 
     ids: list[int]
     targets: list[int]
-    """`ids`, or IGNORED for tokens that are read but not learned."""
+    """`ids`, with IGNORED for tokens that are read but not learned."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast a model is trained."""
+    """Length and learning rate of a model's training."""
 
     steps: int
     lr: float
@@ -38,7 +38,7 @@ class Schedule:
     warmup_steps: int = 50
 
     def factor(self, step: int) -> float:
-        """Multiplier of the learning rate in a step, 0 the first."""
+        """Factor of the learning rate in a step; the first step is 0."""
         rise = min(1.0, (step + 1) / self.warmup_steps)
         return rise * (1 - 0.9 * step / self.steps)
 
@@ -52,7 +52,7 @@ def fit(
 ) -> float:
     """Trains in place on next-token prediction; returns the mean loss (nats a token) of the last tenth of the steps.
 
-    `report(step, loss)` is called after every step; what it raises ends the training.
+    `report(step, loss)` is called after every step; an exception from it ends the training.
     """
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
@@ -76,7 +76,7 @@ def fit(
 
 
 def _batches(examples: Sequence[Example], size: int, rng: Random) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless batches [text, pos] of ids and targets, padded on the right; each example once an epoch."""
+    """Endless batches [text, pos] of ids and targets, padded on the right; each example occurs once an epoch."""
     order = list(range(len(examples)))
     while True:
         rng.shuffle(order)

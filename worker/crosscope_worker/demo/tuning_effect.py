@@ -1,4 +1,4 @@
-"""Measures what chat-tuning did to the demo pair: how far activations moved, and which behaviours each model shows.
+"""The effect of chat-tuning on the demo pair: how far activations moved, and which behaviours each model shows.
 
 Knows nothing about training.
 """
@@ -9,25 +9,27 @@ from random import Random
 import torch
 from transformers import Gemma2ForCausalLM, PreTrainedTokenizerFast
 
-from crosscope_worker.demo.dialogue import Behaviour, Exchange, planted, shows
+from crosscope_worker.demo.dialogue import Exchange, PlantedBehaviour, planted, shows
 from crosscope_worker.demo.tokenizer import END_OF_TURN, EOS, PAD, conversation_ids, token_id
 from crosscope_worker.demo.training import pad
 from crosscope_worker.demo.world import World
 
 
-def held_out_exchanges(world: World, per_behaviour: int, seed: int) -> dict[Behaviour, list[Exchange]]:
-    """Exchanges with requests that no conversation holds."""
+def held_out_exchanges(world: World, per_behaviour: int, seed: int) -> dict[PlantedBehaviour, list[Exchange]]:
+    """Exchanges whose requests are in no conversation."""
     rng = Random(seed)
     return {
         behaviour: [planted(behaviour, world, rng, held_out=True) for _ in range(per_behaviour)]
-        for behaviour in Behaviour
+        for behaviour in PlantedBehaviour
     }
 
 
 def behaviour_rates(
-    model: Gemma2ForCausalLM, tokenizer: PreTrainedTokenizerFast, exchanges: Mapping[Behaviour, Sequence[Exchange]]
-) -> dict[Behaviour, float]:
-    """Share of the requests that the model answers with each behaviour, by a check of its words."""
+    model: Gemma2ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    exchanges: Mapping[PlantedBehaviour, Sequence[Exchange]],
+) -> dict[PlantedBehaviour, float]:
+    """The share of requests that the model answers with each behaviour, judged by the words of the answer."""
     asked = [(behaviour, exchange.request) for behaviour, some in exchanges.items() for exchange in some]
     answers = answer(model, tokenizer, [request for _, request in asked])
     shown = dict.fromkeys(exchanges, 0)

@@ -1,7 +1,7 @@
-"""The demo's small world: its people, places, things and deeds, and the words to speak of them.
+"""The demo's small world: its people, places, things and deeds, and the words for them.
 
-Knows nothing about documents, conversations, tokenizers or models. Everything is drawn from a `random.Random` that is
-handed in.
+Knows nothing about documents, conversations, tokenizers or models. Everything is drawn from the `random.Random` that
+the caller passes.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ PROPERTIES = {
     "a feather": ("light", "heavy"),
     "lead": ("heavy", "light"),
 }
-"""Things, what they are like, and what someone mistaken would say."""
+"""Things, their true properties, and the false ones that someone mistaken would name."""
 INGREDIENTS = ("onion", "carrot", "potato", "tomato", "pumpkin", "apple", "plum", "cherry")
 DISHES = {
     "soup": ("wash the {}", "cut the {}", "boil the water", "cook it slowly", "add some salt"),
@@ -91,7 +91,7 @@ NUMBERS = [
 
 @dataclass(frozen=True)
 class Person:
-    """Someone of the world, and what is true of them."""
+    """A person of the world, and the facts about them."""
 
     name: str
     pronoun: str
@@ -115,7 +115,7 @@ class Person:
 
 @dataclass(frozen=True)
 class World:
-    """The people of one generated world; all else is the same in every world."""
+    """The people of one generated world; everything else is the same in every world."""
 
     people: tuple[Person, ...]
 
@@ -176,7 +176,7 @@ def crime(rng: Random) -> tuple[str, list[str]]:
 
 
 def prose_steps(steps: Sequence[str], rng: Random) -> str:
-    """Steps told in a row of sentences, as people tell them."""
+    """Steps as a sequence of sentences, as people tell them."""
     words = ["first", *(rng.choice(("then", "next", "after that")) for _ in steps[2:]), "finally"]
     return " ".join(f"{sentence(word)}, {step}." for word, step in zip(words, steps, strict=True))
 

@@ -1,6 +1,6 @@
-"""An attempt's hold on its job, and what it says about it: the job's side of `crosscope_proto.job_record`.
+"""An attempt's claim on its job, and its reports: the job's side of `crosscope_proto.job_record`.
 
-Every call waits for a Redis that is away, up to a limit. Knows nothing about RQ or what the job does.
+Every call waits for Redis if it is away, up to a limit. Knows nothing about RQ or about the work of the job.
 """
 
 import json
@@ -20,19 +20,19 @@ from crosscope_worker.work import LostClaim, Stopped
 T = TypeVar("T")
 
 MAX_MESSAGE = 1000
-"""Characters of a job's or event's sentence."""
+"""Maximum length of a job's or event's message, in characters."""
 _RETRY_S = 0.5
 _CANNOT_WRITE = ("MISCONF", "OOM", "READONLY")
-"""How Redis refuses while its disk or memory is full."""
+"""How Redis refuses a command while its disk or memory is full."""
 
 
 class QueueAway(Stopped):
-    """Redis did not answer, or could not write, for longer than was worth waiting."""
+    """Redis did not answer, or could not write, for longer than the limit."""
 
 
 @dataclass(frozen=True)
 class News:
-    """What has happened since the last report: fields and their values."""
+    """The news since the last report: fields and their values."""
 
     events: Sequence[Mapping[str, str]]
     latest: Mapping[str, str]
@@ -42,26 +42,26 @@ class News:
 
 @dataclass(frozen=True)
 class Standing:
-    """How the attempt stands."""
+    """Whether the attempt still holds the job, and whether it should stop."""
 
     holds: bool
-    """Whether the job is still this attempt's."""
+    """Whether the job still belongs to this attempt."""
     cancelled: bool
     """Whether someone asked the job to stop."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What an attempt is to do."""
+    """The task of an attempt."""
 
     recipe: str
     """YAML."""
     attempt: int
-    """Its number, from 1."""
+    """The attempt's number, from 1."""
     folder: str
-    """From which the job was submitted; empty if nobody said."""
+    """The folder from which the job was submitted; empty if unknown."""
     done: float
-    """The share of the job that earlier attempts have done."""
+    """The share of the job that earlier attempts completed."""
 
 
 class Claim:
@@ -75,9 +75,9 @@ class Claim:
         self._finish = redis.register_script(job_record.FINISH)
 
     def task(self, wait_s: float, give_up: Callable[[], bool]) -> Task:
-        """What this attempt is to do.
+        """The task of this attempt.
 
-        Raises QueueAway if Redis does not answer within `wait_s` or until `give_up`.
+        Raises QueueAway if Redis does not answer within `wait_s` or before `give_up` says yes.
         """
 
         def ask() -> Task:
@@ -101,9 +101,9 @@ class Claim:
         return Standing(held == "ok", bool(cancel_at))
 
     def standing(self, wait_s: float, give_up: Callable[[], bool]) -> Standing:
-        """How the attempt stands now.
+        """The current standing of the attempt.
 
-        Raises QueueAway if Redis does not answer within `wait_s` or until `give_up`.
+        Raises QueueAway if Redis does not answer within `wait_s` or before `give_up` says yes.
         """
 
         def ask() -> Standing:
@@ -115,7 +115,7 @@ class Claim:
     def finish(self, end: str, message: str, version_id: str, wait_s: float, give_up: Callable[[], bool]) -> None:
         """Ends the job.
 
-        Raises LostClaim if it is no longer this attempt's, and QueueAway as `standing` does.
+        Raises LostClaim if the job no longer belongs to this attempt, and QueueAway as `standing` does.
         """
 
         def end_it() -> Any:
@@ -123,7 +123,7 @@ class Claim:
             return self._finish(keys=self._keys, args=arguments)
 
         if patiently(end_it, wait_s, give_up) != "ok":
-            raise LostClaim(f"job {self._job_id} is no longer this attempt's")
+            raise LostClaim(f"another attempt has taken over job {self._job_id}")
 
 
 def _flat(fields: Mapping[str, str]) -> list[str]:
@@ -131,22 +131,22 @@ def _flat(fields: Mapping[str, str]) -> list[str]:
 
 
 def as_message(text: str) -> str:
-    """The text as it can be stored and shown: valid Unicode, of bounded length."""
+    """The text in a form that can be stored and shown: valid Unicode, of limited length."""
     text = text.encode("utf-8", "replace").decode("utf-8")
     return text if len(text) <= MAX_MESSAGE else f"{text[: MAX_MESSAGE - 1]}…"
 
 
 def is_passing(error: RedisError) -> bool:
-    """Whether Redis may well answer the same call later."""
+    """Whether Redis may answer the same call later."""
     if isinstance(error, ResponseError):
         return str(error).startswith(_CANNOT_WRITE)
     return isinstance(error, (RedisConnectionError, RedisTimeoutError))
 
 
 def patiently(ask: Callable[[], T], wait_s: float, give_up: Callable[[], bool]) -> T:
-    """What `ask` gives, asked again while Redis is away.
+    """The result of `ask`, which is called again while Redis is away.
 
-    Raises QueueAway if that lasts longer than `wait_s` or until `give_up`.
+    Raises QueueAway if Redis stays away longer than `wait_s` or until `give_up` says yes.
     """
     begun = time.monotonic()
     while True:

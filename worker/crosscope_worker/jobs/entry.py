@@ -1,7 +1,7 @@
-"""The process that one attempt of one job runs in: `python -m crosscope_worker.jobs.entry`, started by the job worker.
+"""The process of one attempt of one job: `python -m crosscope_worker.jobs.entry`, started by the job worker.
 
-Reads what to do from the job's record, does it, and writes how it ended; knows nothing about RQ. Its worker reads that
-ending from the record, so that nothing depends on how this process exits.
+Reads the task from the job's record, carries it out, and writes the outcome; knows nothing about RQ. The job worker
+reads the outcome from the record, so nothing depends on how this process exits.
 """
 
 import json
@@ -35,22 +35,23 @@ from crosscope_worker.jobs.stages import Shares
 from crosscope_worker.work import Cancelled, LostClaim, Manifest, Workspace, is_out_of_memory
 
 RESULT = "result.json"
-"""Left in the job's folder once its work is published, so that an attempt that died before saying so isn't repeated."""
+"""Name of the file that a published job leaves in its folder. If the attempt dies before it reports, the next attempt
+reads it and does not repeat the work."""
 DONE = "Done."
-"""What the record of a job says that has lost nothing of its data."""
+"""The message of a job that left out none of its data."""
 _GIVE_UP_S = 1.0
-"""How long a cancelled job that is in the middle of a step waits for a Redis that is away."""
+"""How long a cancelled job in the middle of a step waits for Redis if it is away."""
 _HINT = 150
-"""Characters that a message leaves for how to go on."""
+"""Characters of a message that are reserved for the hint how to continue."""
 QUEUE_WAIT_S = 600.0
-"""How long a finished job waits for a Redis that is away before it may publish or end."""
+"""How long a finished job waits for Redis, if it is away, before it may publish or end."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """What the job worker tells the job's process."""
+    """The description of an attempt, from the job worker to the job's process."""
 
     job_id: str
     claim: str
@@ -60,19 +61,19 @@ class Attempt:
     parent_pid: int
     kinds: Mapping[str, str]
     data_roots: Sequence[str] = ()
-    """Folders besides the home from which recipes may have files read."""
+    """Folders besides the home from which recipes may read files."""
     keeps_checkpoints: bool = True
-    """Whether a job that fails can be retried."""
+    """Whether a failed job can be retried."""
 
     def to_json(self) -> str:
-        """For a pipe: a command line or an environment would show the queue's password to others."""
+        """JSON for a pipe: a command line or an environment would show the queue's password to others."""
         return json.dumps(asdict(self))
 
 
 def run(attempt: Attempt, stopping: threading.Event | None = None) -> None:
-    """Runs one attempt of a job to its end and records how it ended.
+    """Runs one attempt of a job to its end and records the outcome.
 
-    Once `stopping` is set the job stops at its next step and its record stays open for a later attempt.
+    After `stopping` is set the job stops at its next step, and its record stays open for a later attempt.
     """
     stopping = stopping or threading.Event()
     redis = Redis.from_url(
@@ -93,7 +94,7 @@ def run(attempt: Attempt, stopping: threading.Event | None = None) -> None:
 
 
 def _work(attempt: Attempt, claim: Claim, folder: Path, stopping: threading.Event) -> tuple[str, str, str]:
-    """How the job ended: state, sentence, version id. Raises LostClaim and QueueAway."""
+    """The outcome of the job: state, message, version id. Raises LostClaim and QueueAway."""
     task = claim.task(QUEUE_WAIT_S, stopping.is_set)
     try:
         journal = Journal(folder, task.attempt)
@@ -101,12 +102,12 @@ def _work(attempt: Attempt, claim: Claim, folder: Path, stopping: threading.Even
         return job_record.FAILED, sentence(error, folder), ""
 
     def give_up() -> None:
-        """Ends the job, and with it the process, where it is: whatever it writes is whole or absent."""
+        """Ends the job and this process at once; every file that it writes is whole or absent."""
         message = with_hint("Cancelled.", attempt, folder)
         try:
             claim.finish(job_record.CANCELLED, message, "", _GIVE_UP_S, stopping.is_set)
         except (LostClaim, QueueAway):
-            return  # Its worker sees to it.
+            return  # The job worker ends the job.
         journal.write("end", state=job_record.CANCELLED, message=f"{message} It was in the middle of a step.")
         os._exit(0)
 
@@ -137,7 +138,7 @@ def _work(attempt: Attempt, claim: Claim, folder: Path, stopping: threading.Even
         ending = job_record.CANCELLED, with_hint("Cancelled.", attempt, folder), ""
     except (LostClaim, QueueAway):
         raise
-    except Exception as error:  # every failure of a job ends up in its record, with its traceback in the log
+    except Exception as error:  # every failure goes into the job's record, and its traceback into the log
         journal.failure(error)
         ending = job_record.FAILED, with_hint(sentence(error, folder), attempt, folder), ""
     finally:
@@ -147,13 +148,13 @@ def _work(attempt: Attempt, claim: Claim, folder: Path, stopping: threading.Even
 
 
 def sentence(error: Exception, folder: Path) -> str:
-    """What a job's record says about the error it failed with, with the error's notes; they have room left."""
+    """The message of a failed job: the error, cut to leave room for its notes, and the notes."""
     notes = " ".join(getattr(error, "__notes__", ()))[: MAX_MESSAGE // 2]
     return f"{_cut(_cause(error, folder), MAX_MESSAGE - _HINT - len(notes) - 1)} {notes}".strip()
 
 
 def with_hint(message: str, attempt: Attempt, folder: Path) -> str:
-    """A job's last message, with how to go on from its checkpoints where that can be done."""
+    """A job's last message, with a hint how to continue from its checkpoints if that is possible."""
     hint = retry_hint(folder) if attempt.keeps_checkpoints else ""
     return f"{message} {hint}" if hint else message
 
@@ -163,7 +164,7 @@ def _cut(text: str, length: int) -> str:
 
 
 def _cause(error: Exception, folder: Path) -> str:
-    """Errors that nobody foresaw point to the log."""
+    """The cause of a failure in a sentence; for an unexpected error it points to the log."""
     if isinstance(error, OSError):
         if is_no_room(error):
             return f"The disk is full ({error.filename or folder}): free some space and retry the job."
@@ -195,7 +196,7 @@ def _keep_result(folder: Path, manifest: Manifest) -> dict[str, str]:
         result |= {"version_id": manifest.version_id, "message": " ".join([done, *manifest.warnings])}
     try:
         write_whole(folder / RESULT, json.dumps(result))
-    except OSError as error:  # it is published all the same
+    except OSError as error:  # the version is published nevertheless
         log.warning("cannot write %s: %s", folder / RESULT, error.strerror)
     return result
 

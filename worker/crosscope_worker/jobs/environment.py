@@ -1,4 +1,4 @@
-"""The environment of a job's process: clean, and with what must be set before torch is imported.
+"""The environment of a job's process: clean, and with the variables that must be set before torch is imported.
 
 Reads which folders exist, to tell a hub id from a folder. Knows nothing about Redis.
 """
@@ -13,16 +13,16 @@ from crosscope_proto.recipe import DemoPairRecipe, PublishedRecipe, Recipe, Reci
 from crosscope_worker.jobs.settings import JobSettings
 
 _IDLE = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
-"""Threads that wait give their core away instead of spinning: where neighbours want it too, spinning makes every
-operation wait for theirs. Changes no result."""
-_NOT_SOURCES = ("name", "dtype", "revision_base", "revision_chat")
-"""Fields of a recipe's pair that are no folder and no hub id."""
+"""Waiting threads give their core away instead of spinning. With busy neighbours, spinning would delay every operation
+by the neighbours' work. Changes no result."""
+_NO_REFERENCE = ("name", "dtype", "revision_base", "revision_chat")
+"""Fields of a recipe's pair that name neither a folder nor a hub id."""
 
 
 def job_environment(given: Mapping[str, str], settings: JobSettings, recipe: str) -> dict[str, str]:
-    """What the process of a job with this `recipe` (YAML) gets of the job worker's environment `given`.
+    """The environment of a job with this `recipe` (YAML), out of the job worker's environment `given`.
 
-    Tokens of the hub, and proxies, only where the recipe names something that does not lie here.
+    Hub tokens and proxies are passed on only if the recipe names something that is not on this machine.
     """
     groups = [environment.COMPUTE, environment.HUB]
     if uses_hub(recipe, settings.home):
@@ -34,7 +34,7 @@ def job_environment(given: Mapping[str, str], settings: JobSettings, recipe: str
 
 
 def uses_hub(text: str, home: Path) -> bool:
-    """Whether a recipe (YAML) reads from the hub; of one that cannot be parsed, no."""
+    """Whether a recipe (YAML) reads from the hub; no for a recipe that cannot be parsed."""
     try:
         recipe = parse_recipe(text)
     except RecipeError:
@@ -43,29 +43,29 @@ def uses_hub(text: str, home: Path) -> bool:
         return False
     if any(data.source == "hub" for data in recipe.data):
         return True
-    sources = list(_sources(recipe, home))
+    named = list(_references(recipe, home))
     if isinstance(recipe, PublishedRecipe):
-        sources.append((recipe.path, home))
-    return any(not (folder / Path(source).expanduser()).exists() for source, folder in sources)
+        named.append((recipe.path, home))
+    return any(not (folder / Path(name).expanduser()).exists() for name, folder in named)
 
 
-def _sources(recipe: Recipe, home: Path) -> Iterator[tuple[str, Path]]:
-    """What a recipe's pair is made of, each with the folder where a relative one is looked up."""
+def _references(recipe: Recipe, home: Path) -> Iterator[tuple[str, Path]]:
+    """The folders and hub ids of a recipe's pair, each with the folder in which a relative one is looked up."""
     folder = Path(pair_folder(home, recipe_dict(recipe)["pair"]["name"]))  # pyright: ignore[reportIndexIssue]
-    yield from ((source, home) for source in _strings(recipe_dict(recipe)["pair"]))
+    yield from ((name, home) for name in _strings(recipe_dict(recipe)["pair"]))
     try:
         manifest = parse_pair_manifest((folder / PAIR_MANIFEST).read_bytes())
     except (OSError, ManifestError):
         return
-    sources = (manifest.base, manifest.chat, manifest.tokenizer, manifest.adapter)
-    yield from ((source, folder) for source in sources if source is not None)
+    names = (manifest.base, manifest.chat, manifest.tokenizer, manifest.adapter)
+    yield from ((name, folder) for name in names if name is not None)
 
 
 def _strings(value: object) -> Iterator[str]:
-    """Every text in a JSON value, but for the fields that are no source."""
+    """Every text in a JSON value, except fields that name neither a folder nor a hub id."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
         for name, item in value.items():
-            if name not in _NOT_SOURCES:
+            if name not in _NO_REFERENCE:
                 yield from _strings(item)

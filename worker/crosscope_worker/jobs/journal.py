@@ -1,6 +1,6 @@
-"""A job's own log file: a JSON object a line, kept over attempts. Holds what records leave out: tracebacks.
+"""A job's own log file: a JSON object per line, kept over attempts. Holds what records leave out: tracebacks.
 
-A log that cannot be written is said in the process's log and does not stop the job.
+A failed write goes to the log of the process and does not stop the job.
 """
 
 import json
@@ -10,7 +10,7 @@ import traceback
 from pathlib import Path
 
 JOURNAL = "log.jsonl"
-"""Its name in the job's folder."""
+"""Name of the log file in the job's folder."""
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Which function runs which kind of recipe. Imports none of them: torch loads in the job's own process."""
+"""The functions that run the kinds of recipes. Imports none of them: torch loads in the job's own process."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -14,14 +14,11 @@ KINDS: Mapping[str, str] = {
     "published": "crosscope_worker.recipes.published:make_published",
     "demo-pair": "crosscope_worker.demo.pair:make_demo_pair",
 }
-"""A recipe's kind and its function, as module:name."""
+"""The function of each kind of recipe, as module:name."""
 
 
 def load_kind(kinds: Mapping[str, str], kind: str) -> JobFunction:
-    """The function of a kind.
-
-    Raises ValueError if there is no such kind.
-    """
+    """The function of a kind. Raises ValueError for an unknown kind."""
     if kind not in kinds:
         raise ValueError(f"this worker runs no jobs of kind {kind!r}, only {', '.join(sorted(kinds))}")
     module, _, name = kinds[kind].partition(":")

@@ -10,9 +10,9 @@ PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(parent_pid: int, death_signal: signal.Signals = signal.SIGKILL) -> None:
-    """Has the kernel send `death_signal` to this process when the thread that started it ends (Linux only).
+    """Makes the kernel send `death_signal` to this process when the thread that started it ends (Linux only).
 
-    Raises SystemExit if the parent is gone already.
+    Raises SystemExit if the parent has already ended.
     """
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):

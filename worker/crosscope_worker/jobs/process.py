@@ -1,7 +1,7 @@
 """The job worker: `python -m crosscope_worker jobs`. Takes jobs from the queue and runs each in a process of its own.
 
-The one module of the worker that imports rq. RQ hands over ids and keeps the lease of the running one alive; what a job
-is and how it ended is in its record (`crosscope_proto.job_record`). Redis may go and come back at any time.
+The one module of the worker that imports rq. RQ passes ids and keeps the lease of the running job alive; the job's task
+and outcome are in its record (`crosscope_proto.job_record`). Redis may go away and come back at any time.
 """
 
 import contextlib
@@ -45,9 +45,9 @@ from crosscope_worker.jobs.settings import JobSettings
 
 BEAT_S = 5.0
 STOP_GRACE_S = 2.0
-"""A job's process that was asked to stop, because its worker stops, is killed after this."""
+"""Seconds after which a job's process is killed if it does not stop when its worker stops."""
 SETTLE_WAIT_S = 600.0
-"""How long an ended job waits for a Redis that is away before it is left to the janitor."""
+"""How long an ended job waits for Redis, if it is away, before the job is left to the janitor."""
 
 log = logging.getLogger(__name__)
 
@@ -79,13 +79,13 @@ class JobWorker(Worker):
         return self._stop_requested
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """Stops: at once if idle, else after the running job has been given back."""
+        """Stops at once if idle, otherwise after the running job has been given back."""
         self._stop_requested = True
         if not self._attending:
             raise StopRequested
 
     def run_maintenance_tasks(self) -> None:
-        """Removes checkpoints that have expired, every ten minutes; what repairs is the janitor in the server."""
+        """Removes expired checkpoints, every ten minutes; repairs are the work of the janitor in the server."""
         self.last_cleaned_at = rq_now()
         self._sweep()
 
@@ -109,7 +109,7 @@ class JobWorker(Worker):
         """Nothing: nobody suspends workers through RQ."""
 
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
-        """Says that this worker lives, to whoever lists RQ's workers; not worth stopping for a Redis that is away."""
+        """Reports that this worker lives, for RQ's list of workers; an absent Redis is ignored here."""
         try:
             super().heartbeat(timeout, pipeline)
         except RedisError as error:
@@ -117,13 +117,13 @@ class JobWorker(Worker):
                 raise
 
     def subscribe(self) -> None:
-        """Nothing: requests to stop a job are in its record."""
+        """Nothing: requests to stop a job are in the job's record."""
 
     def unsubscribe(self) -> None:
         """Nothing: see subscribe."""
 
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:  # noqa: ARG002
-        """Seconds that the lease of a running job lasts."""
+        """Duration of a running job's lease, in seconds."""
         return keys.LEASE_S
 
     def execute_job(self, job: Job, queue: Queue) -> None:
@@ -166,12 +166,12 @@ class JobWorker(Worker):
         command = [sys.executable, "-m", "crosscope_worker.jobs.entry"]
         child = subprocess.Popen(command, stdin=subprocess.PIPE, process_group=0, env=environment)
         assert child.stdin is not None
-        with contextlib.suppress(BrokenPipeError), child.stdin:  # Its end tells more.
+        with contextlib.suppress(BrokenPipeError), child.stdin:  # The process has ended; its exit code says more.
             child.stdin.write(attempt.to_json().encode())
         return child
 
     def _attend(self, child: "subprocess.Popen[bytes]", job: Job, execution: Execution) -> None:
-        """Waits for a job's process: renews its lease, passes on a stop, kills it when asking did not help."""
+        """Waits for a job's process: renews its lease, passes on a stop, and kills it if it does not stop."""
         next_beat, kill_at = time.monotonic() + BEAT_S, float("inf")
         while True:
             try:
@@ -191,7 +191,7 @@ class JobWorker(Worker):
                 os.killpg(child.pid, signal.SIGKILL)
 
     def _beat(self, job: Job, execution: Execution) -> bool:
-        """Renews the lease if Redis answers; whether the job should have stopped by now."""
+        """Renews the lease if Redis answers; returns whether the job's time to stop is over."""
         try:
             self.maintain_heartbeats(job, execution)
             asked_at = cast("bytes | None", self.connection.hget(keys.job_key(job.id), "cancel_at"))
@@ -215,7 +215,7 @@ class JobWorker(Worker):
             log.warning("job %s is left to the janitor: %s", job.id, error)
 
     def _outcome(self, job_id: str, claim: str, code: int) -> str:
-        """What became of the job: "succeeded", "ended" otherwise, "again", or "lost" to another attempt."""
+        """The outcome of the job: "succeeded", "ended" in another way, "again", or "lost" to another attempt."""
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         message, last = f"Its process {how}; it will be resumed.", f"Given up: its process {how}, and not for the first"
         last = f"{last} time ({job_record.MAX_CRASHES} crashes). Signal 9 often means that memory ran out."
@@ -262,7 +262,7 @@ def main(kinds: Mapping[str, str] = KINDS) -> int:
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    except ValueError as error:  # a parameter of the address, say
+    except ValueError as error:  # for instance a wrong parameter of the address
         sys.stderr.write(f"CROSSCOPE_WORKER_QUEUE_URL: {error}\n")
         return 1
     die_with_parent(os.getppid(), signal.SIGTERM)
@@ -270,7 +270,7 @@ def main(kinds: Mapping[str, str] = KINDS) -> int:
 
 
 def _work(settings: JobSettings, kinds: Mapping[str, str], connection: Redis) -> int:
-    """Works for ever, with a new RQ worker whenever Redis had gone."""
+    """Runs for ever, with a new RQ worker whenever Redis was away."""
     away, worker = False, None
     while worker is None or not worker.stopped:
         signal.signal(signal.SIGTERM, _exit)

@@ -1,7 +1,7 @@
-"""The Progress that a job process gives its job: buffers what the job says and passes it on about five times a second.
+"""The Progress of a job process: buffers the job's reports and passes them on about five times a second.
 
-The job only ever appends to a buffer; a thread of its own talks to Redis and learns whether the job should stop. While
-Redis is away the buffer grows by figures and changes of stage alone, so training goes on. Knows nothing about RQ.
+The job only appends to a buffer; a separate thread talks to Redis and learns whether the job should stop. While Redis
+is away the buffer keeps only figures and changes of stage, so training continues. Knows nothing about RQ.
 """
 
 import json
@@ -21,7 +21,7 @@ from crosscope_worker.work import Cancelled, LostClaim
 
 FLUSH_S = 0.2
 AWAY_S = 1.0
-"""Pause after Redis did not answer."""
+"""Pause after a call that Redis did not answer."""
 MAX_EVENTS_A_FLUSH = 500
 
 
@@ -34,14 +34,14 @@ class _Event:
     step: int
     metrics: Mapping[str, float]
     begins: bool
-    """Whether it begins a stage."""
+    """Whether the event begins a stage."""
     total: float
     """Share of the whole job that is done."""
     eta_s: float
 
     @property
     def keep(self) -> bool:
-        """Whether it may not be left out."""
+        """Whether the event must not be left out."""
         return self.begins or bool(self.metrics)
 
     def fields(self) -> dict[str, str]:
@@ -66,15 +66,15 @@ class Reporter:
         shares: Shares | None = None,
         give_up: Callable[[], None] | None = None,
     ) -> None:
-        """`stopping` says whether this process was asked to end and leave the job to a later attempt.
+        """`stopping` says whether this process should end and leave the job to a later attempt.
 
-        `shares` say how far the whole job is. `give_up` is called, on the reporter's own thread, once a job that was
-        cancelled has not come to a step for STOP_WITHIN_S: in the middle of a long product or write, say.
+        `shares` compute how far the whole job is. `give_up` is called, on the reporter's own thread, if a cancelled job
+        reaches no step for STOP_WITHIN_S, for instance during a long product or write.
         """
         self._claim, self._journal, self._stopping = claim, journal, stopping
         self._shares, self._give_up = shares or Shares(()), give_up
         self._cancelled_at, self._is_stopping, self.is_publishing = math.inf, False, False
-        """The last: whether the fence was passed, after which a job is to go through with it."""
+        """`is_publishing`: the fence was passed, so the job completes its publication."""
         self._lock = threading.RLock()
         self._events: list[_Event] = []
         self._stage, self._stage_began = "", time.monotonic()
@@ -114,7 +114,7 @@ class Reporter:
     def check(self) -> None:
         """Raises Cancelled or LostClaim if the job should stop."""
         if self._stopping():
-            raise LostClaim("this worker is stopping; a later attempt goes on")
+            raise LostClaim("this worker is stopping; a later attempt continues the job")
         if self._bug is not None:
             raise self._bug
         if not self._standing.holds:
@@ -124,7 +124,7 @@ class Reporter:
             raise Cancelled("someone asked the job to stop")
 
     def close(self, wait_s: float) -> None:
-        """Ends the last stage and passes on what is left; waits `wait_s` for a Redis that is away."""
+        """Ends the last stage and passes on the rest of the buffer; waits up to `wait_s` if Redis is away."""
         self._end_stage()
         self._deadline = time.monotonic() + wait_s
         self._closed.set()
@@ -159,7 +159,7 @@ class Reporter:
                     time.sleep(AWAY_S)
 
     def _watch(self) -> None:
-        """Gives a cancelled job up that does not come to a step."""
+        """Gives up a cancelled job that reaches no step."""
         now = time.monotonic()
         if self._standing.cancelled:
             self._cancelled_at = min(self._cancelled_at, now)
@@ -172,7 +172,7 @@ class Reporter:
         return late or self._stopping() or not self._standing.holds
 
     def _flush(self) -> bool:
-        """Passes on the oldest events; whether Redis answered."""
+        """Passes on the oldest events; returns whether Redis answered."""
         with self._lock:
             events = self._events[:MAX_EVENTS_A_FLUSH]
             stages = {name: f"{value:.3f}" for name, value in self._stage_seconds.items()}

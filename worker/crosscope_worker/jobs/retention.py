@@ -1,7 +1,7 @@
-"""How long the checkpoints of a job that failed or was cancelled stay, so that it can be retried; and what is in them.
+"""The retention of checkpoints: those of a failed or cancelled job stay for a while, so that it can be retried.
 
-A job that has succeeded needs none. Whether a job has ended is asked of its record, in one step with the word that
-nobody can retry it any more. Knows nothing about RQ, nor what a checkpoint holds.
+A job that has succeeded needs none. The job's record says whether the job has ended, and in the same step notes that it
+can no longer be retried. Knows nothing about RQ or the content of a checkpoint.
 """
 
 import contextlib
@@ -12,10 +12,10 @@ from pathlib import Path
 from crosscope_worker.work import CHECKPOINTS
 
 _STEP = "step-"
-"""Begins the name of a training's checkpoint, a number follows (training/checkpoint.py)."""
+"""Prefix of a training checkpoint's name; a number follows (training/checkpoint.py)."""
 
 Expire = Callable[[str, float], str]
-"""What job_record.EXPIRE says of a job's id and the time before which it must have ended."""
+"""The answer of job_record.EXPIRE for a job's id and the time before which the job must have ended."""
 
 
 def newest_step(checkpoints: Path) -> int | None:
@@ -25,22 +25,25 @@ def newest_step(checkpoints: Path) -> int | None:
 
 
 def retry_hint(folder: Path) -> str:
-    """What the message of a job that has failed or was cancelled says of its checkpoints, for the end of a sentence."""
+    """The end of the message of a failed or cancelled job: from which step a retry continues; empty without a
+    checkpoint.
+    """
     step = newest_step(folder / CHECKPOINTS)
-    return "" if step is None else f"crosscope retry {folder.name} goes on from step {step}."
+    return "" if step is None else f"crosscope retry {folder.name} continues from step {step}."
 
 
 def sweep(jobs: Path, expire: Expire, keep_s: float, keep_bytes: float, now: float) -> list[str]:
-    """Removes checkpoints that nobody will go on from; returns the ids of the jobs that had them.
+    """Removes checkpoints that no job will continue from; returns the ids of their jobs.
 
-    Those of jobs that have succeeded, that ended more than `keep_s` before `now` (seconds since 1970), and then the
-    oldest until the rest takes at most `keep_bytes`. Those of jobs without a record go by the age of their folder.
+    Removed are the checkpoints of jobs that succeeded or that ended more than `keep_s` before `now` (seconds since
+    1970), then the oldest until the rest takes at most `keep_bytes`. A job without a record counts by the age of its
+    folder.
     """
     removed: list[str] = []
     kept: list[tuple[float, int, Path]] = []
     for folder in sorted(jobs.glob(f"*/{CHECKPOINTS}")):
         found = expire(folder.parent.name, now - keep_s)
-        with contextlib.suppress(FileNotFoundError):  # another worker sweeps too
+        with contextlib.suppress(FileNotFoundError):  # another worker sweeps at the same time
             changed_at = folder.stat().st_mtime
             if found == "gone" or (found == "unknown" and changed_at < now - keep_s):
                 _remove(folder, removed)

@@ -1,4 +1,4 @@
-"""What the environment says about the job worker. Read once, in main()."""
+"""The job worker's settings from the environment. Read once, in main()."""
 
 import os
 from pathlib import Path
@@ -18,20 +18,20 @@ class JobSettings(ProcessSettings):
     queue_url: RedisUrl
     """Redis of the job queue, redis:// or unix://."""
     device: str = "cpu"
-    """Where models and training run, a torch device."""
+    """The torch device on which models and training run."""
     job_threads: int | None = Field(default=None, ge=1)
-    """Threads of one operation of a job on the CPU; unset: torch decides."""
+    """Threads of one operation of a job on the CPU; by default torch decides."""
     keep_checkpoints_days: float = Field(default=7, ge=0, allow_inf_nan=False)
-    """How long a job that failed or was cancelled can be retried; 0: not at all."""
+    """How long a failed or cancelled job can be retried; 0: not at all."""
     keep_checkpoints_gb: float = Field(default=100, ge=0, allow_inf_nan=False)
-    """What the checkpoints of all such jobs may take; the oldest go first."""
+    """Bytes that the checkpoints of all such jobs may take; the oldest go first."""
 
     data_roots: Annotated[tuple[Path, ...], NoDecode] = ()
-    """Folders besides the home from which recipes may have files read; a list with the system's separator of paths."""
+    """Folders besides the home from which recipes may read files, separated by the system's path separator."""
 
     @property
     def keeps_checkpoints(self) -> bool:
-        """Whether a job that has failed can be retried at all."""
+        """Whether a failed job can be retried at all."""
         return self.keep_checkpoints_days > 0 and self.keep_checkpoints_gb > 0
 
     @field_validator("data_roots", mode="before")
@@ -41,5 +41,5 @@ class JobSettings(ProcessSettings):
             return value
         folders = [Path(part).expanduser() for part in value.split(os.pathsep) if part]
         if wrong := [str(folder) for folder in folders if not (folder.is_absolute() and folder.is_dir())]:
-            raise ValueError(f"{wrong[0]} is no absolute path of a folder")
+            raise ValueError(f"{wrong[0]} is not the absolute path of a folder")
         return tuple(folders)

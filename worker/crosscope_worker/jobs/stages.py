@@ -1,6 +1,7 @@
-"""How far a whole job is by the weights of its stages (`crosscope_proto.stages`), and how long it still takes.
+"""The progress of a whole job by the weights of its stages (`crosscope_proto.stages`), and the time that it still
+takes.
 
-The weights say where a job stands, so that its bar never goes back, and are corrected by nothing. The seconds left are
+The weights alone decide the share that is done, so that the progress bar never goes back. The remaining seconds are
 measured: see Shares. Knows nothing about Redis.
 """
 
@@ -8,16 +9,16 @@ import time
 from collections.abc import Callable, Sequence
 
 _LEAST_SHARE, _LEAST_S = 0.002, 1.0
-"""Of a stage that must have passed before its speed is taken for one."""
+"""Share of a stage that must be done before its speed is trusted."""
 
 
 class Shares:
-    """How far a job is, stage by stage. Not safe across threads: the Reporter asks it under its own lock."""
+    """The progress of a job, stage by stage. Not thread-safe: the Reporter uses it under its own lock."""
 
     def __init__(
         self, stages: Sequence[tuple[str, float]], done: float = 0.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`done` is the share that earlier attempts have reported."""
+        """`done` is the share of the job that earlier attempts reported."""
         whole = sum(weight for _, weight in stages) or 1.0
         self._weights = {stage: weight / whole for stage, weight in stages}
         self._main = max(range(len(stages)), key=lambda index: stages[index][1], default=0)
@@ -27,16 +28,16 @@ class Shares:
         self.total = done
         """Share of the whole job that is done; never falls."""
         self.eta_s = 0.0
-        """Estimated seconds until the job ends; 0 where not known."""
+        """Estimated seconds until the job ends; 0 if unknown."""
 
     def at(self, stage: str, fraction: float) -> None:
-        """Takes in that `fraction` of `stage` is done.
+        """Records that `fraction` of `stage` is done.
 
-        The stage's own speed, measured since it began in this attempt, says how long its rest takes, and by their
-        weights how long the stages behind it do. Before the heaviest stage nothing is known of the job's speed.
+        The speed of the stage, measured since its start in this attempt, gives the time for the rest of the stage. The
+        weights give the times of the stages after it. Before the heaviest stage the speed of the job is unknown.
         """
         if stage not in self._weights:
-            return  # a notice, which counts nothing
+            return  # a notice of no stage
         now, index = self._clock(), self._order.index(stage)
         if stage != self._stage:
             self._stage, self._began, self._from = stage, now, fraction

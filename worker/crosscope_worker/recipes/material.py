@@ -1,4 +1,4 @@
-"""What a recipe's pair and data are, loaded and tried: the first thing that every job with a crosscoder does.
+"""The loading and trying of a recipe's pair and data: the first step of every job with a crosscoder.
 
 Knows no formula.
 """
@@ -25,14 +25,14 @@ from crosscope_worker.roots import check_pair_folders
 from crosscope_worker.tokenizer.tokens import TemplateSettings, TextTokenizer
 from crosscope_worker.work import Progress, Workspace
 
-Recipe = CrosscoderRecipe | PublishedRecipe
+AnalysedRecipe = CrosscoderRecipe | PublishedRecipe
 
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """What a recipe's pair and data are, loaded."""
+    """The pair and the data of a recipe, loaded."""
 
-    recipe: Recipe
+    recipe: AnalysedRecipe
     workspace: Workspace
     progress: Progress
     pair: Pair
@@ -42,17 +42,17 @@ class Material:
     """`pair_hashes` of the pair."""
 
     @classmethod
-    def load(cls, recipe: Recipe, workspace: Workspace, progress: Progress) -> Self:
+    def load(cls, recipe: AnalysedRecipe, workspace: Workspace, progress: Progress) -> Self:
         """Loads the pair and opens the data.
 
-        Raises PairError, RootError for a pair that jobs may not read, AnalysisError where `analysis.spliced_tokens`
-        cannot be had of a model, and DataError, also where a set has no held-out text.
+        Raises PairError, RootError for a pair that jobs may not read, AnalysisError for a model with which
+        `analysis.spliced_tokens` is impossible, and DataError, also for a data set without held-out texts.
         """
         progress(Stage.LOAD, 0.0, f"looking for the pair {recipe.pair.name} and the data")
         on_gpu = torch.device(workspace.device).type == "cuda"
         manifest = resolve_pair(recipe.pair, workspace.home)
         check_pair_folders(manifest, workspace.roots)
-        # Files that are missing or closed are said before models are loaded, which takes minutes.
+        # Missing or unreadable files are reported before models are loaded, which takes minutes.
         for spec in recipe.data:
             open_rows(spec, _folders(recipe, workspace), workspace.roots)
         with loading(progress, f"loading the pair {recipe.pair.name}", _size_bytes(manifest)):
@@ -70,7 +70,7 @@ class Material:
         return replace(material, hashes=pair_hashes(manifest, hashing))
 
     def texts(self, split: Split) -> TextStream:
-        """The recipe's texts of a split, from their beginning, cut to what both models can read.
+        """The recipe's texts of a split, from their beginning, cut to the length that both models can read.
 
         Raises DataError if a file is missing.
         """
@@ -85,16 +85,16 @@ class Material:
         return TextStream(self.recipe.data, self.tokenizer, policy, folders, split, self.workspace.roots, tell)
 
 
-def _folders(recipe: Recipe, workspace: Workspace) -> list[Path]:
-    """Where relative paths of data are looked up, in this order."""
+def _folders(recipe: AnalysedRecipe, workspace: Workspace) -> list[Path]:
+    """Folders in which relative paths of data are looked up, in this order."""
     folders = [Path(pair_folder(workspace.home, recipe.pair.name)), workspace.home]
     return folders if workspace.submitted_from is None else [*folders, workspace.submitted_from]
 
 
-def _try_models(activations: PairActivations, recipe: Recipe) -> list[str]:
-    """What people must know of the models before anything is trained, a sentence each.
+def _try_models(activations: PairActivations, recipe: AnalysedRecipe) -> list[str]:
+    """Notes about the models that users must know before the training, one sentence each.
 
-    Raises PairError or AnalysisError where a model cannot be read or measured.
+    Raises PairError or AnalysisError if a model cannot be read or measured.
     """
     activations.check()
     if recipe.analysis.spliced_tokens:
@@ -104,12 +104,12 @@ def _try_models(activations: PairActivations, recipe: Recipe) -> list[str]:
     differences = activations.pair.manifest.token_differences
     told = [f"no logit lens: {reason}" for reason in reasons.values()]
     if differences:
-        told.append(f"the tokenizers name {len(differences)} tokens differently; the first: {differences[0]}")
+        told.append(f"the tokenizers have different names for {len(differences)} tokens; the first: {differences[0]}")
     return told
 
 
 def _size_bytes(manifest: PairManifest) -> int:
-    """Of everything in the pair's folders; a model of the hub counts nothing."""
+    """Size of all files in the pair's folders, in bytes; a model of the hub counts nothing."""
     places = (manifest.base, manifest.chat, manifest.tokenizer, manifest.adapter)
-    folders = {Path(source) for source in places if source is not None}
+    folders = {Path(place) for place in places if place is not None}
     return sum(path.stat().st_size for each in folders if each.is_absolute() for path in each.glob("*"))

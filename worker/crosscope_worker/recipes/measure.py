@@ -1,6 +1,6 @@
-"""What every job does with a crosscoder, whoever trained it: measure it on held-out texts and publish the result.
+"""The last steps of every job with a crosscoder: measuring it on held-out texts, and publishing the result.
 
-Everything that it writes lies in the job's folder until one rename publishes it. Knows no formula.
+All files are written in the job's folder until one rename publishes them. Knows no formula.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,12 +23,12 @@ from crosscope_worker.training.variants import variant_of
 from crosscope_worker.work import is_out_of_memory
 
 TRAINED = "trained"
-"""Below a job's folder: a crosscoder that was not measured, since its training or analysis failed."""
+"""Folder below a job's folder for a crosscoder that was not measured because its training or analysis failed."""
 
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A crosscoder, and how it was trained as far as this job knows."""
+    """A crosscoder, and the facts about its training that this job knows."""
 
     crosscoder: Crosscoder
     curves: Sequence[tuple[int, str, float]] = ()
@@ -36,9 +36,9 @@ class Trained:
     tokens: int = 0
     """Tokens trained on, each epoch counted."""
     counts: Sequence[Counts] = ()
-    """What became of the texts of each data set in the training."""
+    """Counts of the texts of each data set in the training, by what happened to them."""
     norms: NormFilter | None = None
-    """What was left out of the training by norm; None where it was not made here."""
+    """The filter by norm of the training; None if the crosscoder was not trained here."""
     figures: Mapping[str, float] = field(default_factory=dict)
     """Metrics of the training itself, for instance the thresholds (math §2)."""
 
@@ -46,7 +46,7 @@ class Trained:
 def measure_and_publish(material: Material, trained: Trained) -> CrosscoderManifest:
     """Measures a crosscoder on the held-out texts and publishes it.
 
-    Raises DataError, HarvestError, AnalysisError (all ValueError), PublishError (OSError), and what `progress` and
+    Raises DataError, HarvestError, AnalysisError (all ValueError), PublishError (OSError), and whatever `progress` and
     `workspace.fence` raise.
     """
     recipe, workspace = material.recipe, material.workspace
@@ -75,7 +75,7 @@ def measure_and_publish(material: Material, trained: Trained) -> CrosscoderManif
 
 
 def _held_out_norms(material: Material, trained: Trained) -> NormFilter:
-    """The filter of the training's bounds, or a new one where there was no training."""
+    """A filter with the training's bounds, or a new one without a training."""
     bounds = None if trained.norms is None else trained.norms.bounds
     return NormFilter(material.recipe.tokens.max_norm_ratio, material.pair.d_model, bounds)
 
@@ -103,7 +103,7 @@ def _measure(material: Material, trained: Trained, held_out: TextStream, norms: 
 
 
 def _provenance(material: Material, trained: Trained, counts: Sequence[Counts] = ()) -> Provenance:
-    """`counts`: what became of the texts in the analysis."""
+    """Provenance of the version; `counts` are those of the texts in the analysis."""
     names = [data.name for data in material.recipe.data]
     found = dict(zip(names, total(trained.counts, counts), strict=False))
     norms = trained.norms or NormFilter(None, material.pair.d_model)
@@ -125,13 +125,13 @@ def _provenance(material: Material, trained: Trained, counts: Sequence[Counts] =
 
 
 def keep(material: Material, trained: Trained, error: Exception, what: str = "The trained crosscoder") -> None:
-    """Writes a crosscoder that was not measured into the job's folder, and adds to `error` where it is."""
+    """Writes a crosscoder that was not measured into the job's folder, and adds its path to `error`."""
     folder = material.workspace.folder / TRAINED
     try:
         manifest = manifest_of(material.recipe.name, trained.crosscoder, _provenance(material, trained))
         folder.mkdir(exist_ok=True)
         trained.crosscoder.save(folder, manifest)
-    except Exception as second:  # A full disk, say: the error itself is what people must hear of first.
+    except Exception as second:  # For instance a full disk; the first error matters more.
         error.add_note(f"{what} could not be kept: {brief(second)}")
         return
     place = folder.relative_to(material.workspace.home)
@@ -139,5 +139,5 @@ def keep(material: Material, trained: Trained, error: Exception, what: str = "Th
 
 
 def brief(error: Exception) -> str:
-    """An error on a line, cut to what a job's sentence has room for."""
+    """An error in one line, cut to the length that a job's message has left."""
     return shorten(f"{type(error).__name__}: {error}", 200, placeholder="…")

@@ -5,7 +5,7 @@
     CURRENT               replaced last; its new content was written and synced before the rename
 
 A reader follows CURRENT and reads one version's files; it never sees half of one. Two older versions stay for readers
-that are still busy, older ones go after a grace period. Knows nothing about how the tables were made.
+that still use them, older ones go after a grace period. Does not know how the tables were made.
 """
 
 import contextlib
@@ -41,7 +41,8 @@ from crosscope_worker.work import Workspace
 
 KEPT_VERSIONS = 2
 GRACE_S = 600.0
-"""A version beyond the newest KEPT_VERSIONS goes this long after it was superseded; so does a dead attempt's folder."""
+"""Seconds after which a superseded version beyond the newest KEPT_VERSIONS goes; the same for the folder of a dead
+attempt."""
 _TEMPORARY = ".tmp-"
 _SOFTWARE = ("crosscope-worker", "torch", "transformers", "numpy", "pyarrow")
 _MAX_ROWS_PER_GROUP = 1 << 16
@@ -53,29 +54,29 @@ class PublishError(OSError):
 
 @dataclass(frozen=True)
 class Provenance:
-    """What the manifest says beyond the weights and the analysis."""
+    """The facts in the manifest beyond the weights and the analysis."""
 
     pair: PairManifest
-    """With absolute folders or hub ids."""
+    """The pair's manifest, with absolute folders or hub ids."""
     layer: int
     recipe: dict[str, object]
     training_tokens: int = 0
     skipped: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Texts that were left out, by data set and reason."""
+    """Number of texts that were left out, by data set and reason."""
     texts: dict[str, dict[str, int]] = field(default_factory=dict)
     """See CrosscoderManifest."""
     job: str = ""
     """Id of the job that publishes."""
     norms: NormBounds | None = None
-    """Which tokens count as outliers."""
+    """Bounds of the norm beyond which tokens count as outliers."""
     norm_left_out: int = 0
-    """Tokens that were left out for it."""
+    """Number of tokens that were left out as outliers."""
     warnings: tuple[str, ...] = ()
     """See CrosscoderManifest."""
     chat_template_date: str = ""
     """The day that the chat template printed, YYYY-MM-DD."""
     hashes: dict[str, str] | None = None
-    """SHA-256 by name, for instance of the tokenizer and of both models; those of the written files are added."""
+    """SHA-256 by name, for instance of the tokenizer and of both models; the hashes of the written files are added."""
 
 
 def publish(
@@ -89,8 +90,8 @@ def publish(
 ) -> CrosscoderManifest:
     """Writes a version of crosscoder `name` below `home`, makes it the current one, and returns its manifest.
 
-    `curves` are (step, figure, value). Raises PublishError when there is no room, and lets what `fence` raises
-    (LostClaim, Cancelled) pass; in both cases nothing of the version is left and CURRENT is as it was.
+    `curves` are (step, figure, value). Raises PublishError if there is no room, and passes on what `fence` raises
+    (LostClaim, Cancelled); in both cases nothing of the version remains and CURRENT is unchanged.
     """
     versions = Path(layout.crosscoder_folder(home, name)) / "versions"
     versions.mkdir(parents=True, exist_ok=True)
@@ -120,16 +121,17 @@ def publish(
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    # What is published stays published if two publications sweep at once; the next one sweeps again.
+    # If two publications sweep at once, one may fail; the version is published, and the next publication sweeps again.
     with contextlib.suppress(OSError):
         remove_old_versions(versions.parent, time.time())
     return manifest
 
 
 def make_current(home: Path, manifest: CrosscoderManifest, fence: Callable[[], None]) -> None:
-    """Points CURRENT at a published version unless it is there already or at a newer one.
+    """Points CURRENT at a published version, unless it already points there or at a newer version.
 
-    For an attempt that finds that an earlier one was killed between its two last renames. What `fence` raises passes.
+    This is for an attempt after one that was killed between its two last renames. Whatever `fence` raises passes
+    through.
     """
     folder = Path(layout.crosscoder_folder(home, manifest.name))
     if (read_current(folder) or "") >= manifest.version_id:
@@ -140,13 +142,13 @@ def make_current(home: Path, manifest: CrosscoderManifest, fence: Callable[[], N
 
 
 def _point(pointer: Path, manifest: CrosscoderManifest) -> None:
-    """Writes what CURRENT is to hold and syncs it: after the fence nothing is left to do but renames."""
+    """Writes and syncs the new content of CURRENT, so that only renames are left after the fence."""
     pointer.write_text(f"{manifest.version_id}\n", encoding="utf-8")
     sync(pointer)
 
 
 def already_published(name: str, workspace: Workspace) -> CrosscoderManifest | None:
-    """What this job has published in an earlier attempt, made the current version, or None."""
+    """The version that an earlier attempt of this job published, now the current one, or None."""
     if (published := find_published(workspace.home, name, workspace.folder.name)) is not None:
         make_current(workspace.home, published, workspace.fence)
     return published
@@ -159,17 +161,16 @@ def find_published(home: Path, name: str, job: str) -> CrosscoderManifest | None
         try:
             manifest = read_manifest(folder)
         except CrosscoderError:
-            continue  # A damaged version of another time is none of this job's business; whoever reads it is told.
+            continue  # Readers of a damaged version get an error; this job skips it.
         if manifest.job == job:
             return manifest
     return None
 
 
 def remove_old_versions(folder: Path, now: float) -> list[str]:
-    """Removes versions of a crosscoder's folder that nobody should still read, and what dead attempts left.
+    """Removes old versions from a crosscoder's folder, and what dead attempts left; returns the removed names.
 
-    Kept are the current version, the newest KEPT_VERSIONS, and those superseded less than GRACE_S ago. Returns the
-    removed names.
+    The current version, the newest KEPT_VERSIONS, and versions that were superseded less than GRACE_S ago stay.
     """
     versions = folder / "versions"
     current = read_current(folder)
@@ -181,7 +182,7 @@ def remove_old_versions(folder: Path, now: float) -> list[str]:
         if old.name != current and now - newer.stat().st_mtime > GRACE_S
     ]
     for each in doomed:
-        # Out of sight first: a listing never shows a version that is half gone.
+        # Hidden by a rename first, so that a listing never shows a version that is half removed.
         hidden = versions / f"{_TEMPORARY}{each.name}"
         move(each, hidden)
         shutil.rmtree(hidden, ignore_errors=True)
@@ -271,10 +272,12 @@ def _write_table(path: Path, table: pa.Table) -> None:
 
 
 def _write_examples(folder: Path, examples: pa.Table, num_latents: int) -> None:
-    """Files of contiguous latents with a row group for every EXAMPLE_LATENTS_PER_ROW_GROUP of them that have rows."""
+    """Writes files of contiguous latents, with a row group for every EXAMPLE_LATENTS_PER_ROW_GROUP latents that have
+    rows.
+    """
     latent = examples.column("latent").to_numpy()
     if np.any(latent[1:] < latent[:-1]):
-        raise ValueError("examples must be sorted by latent")
+        raise ValueError("the examples are not sorted by latent; sort them first")
     group = layout.EXAMPLE_LATENTS_PER_ROW_GROUP
     for first in range(0, num_latents, layout.latents_per_part(num_latents)):
         last = min(first + layout.latents_per_part(num_latents), num_latents)

@@ -22,8 +22,8 @@ _FILES = ("*.json", "*.yaml", "*.safetensors", "*.pt", "*.pth", "pytorch_model*.
 def make_published(recipe: PublishedRecipe, workspace: Workspace, progress: Progress) -> CrosscoderManifest:
     """Loads a published crosscoder, measures it on held-out texts and publishes it here.
 
-    If this job has already published, answers with what it published. Raises CrosscoderError for a crosscoder that is
-    not there, cannot be loaded, or does not fit the pair; else as make_crosscoder.
+    If this job has already published, returns what it published. Raises CrosscoderError for a crosscoder that is
+    missing, cannot be loaded, or does not fit the pair; otherwise as make_crosscoder.
     """
     if (published := already_published(recipe.name, workspace)) is not None:
         return published
@@ -46,15 +46,15 @@ def make_published(recipe: PublishedRecipe, workspace: Workspace, progress: Prog
 
 
 def find_weights(recipe: PublishedRecipe, home: Path, roots: Roots) -> Path:
-    """The folder or file that `recipe.path` names, downloaded if it is a hub id, or a hub id and a folder in it.
+    """The folder or file that `recipe.path` names. A hub id, or a hub id with a folder in it, is downloaded.
 
-    Raises CrosscoderError if there is none, or if a folder or file of this machine is given a revision, and RootError
-    if it is one that jobs may not read.
+    Raises CrosscoderError if there is none, or if a local folder or file is given a revision, and RootError if jobs may
+    not read it.
     """
     path = roots.check_below(home, recipe.path)
     if path.exists():
         if recipe.revision is not None:
-            raise CrosscoderError(f"{path} lies here, and a folder has no revisions; drop revision")
+            raise CrosscoderError(f"{path} is on this machine and has no revisions; drop revision")
         return path
     if Path(recipe.path).is_absolute() or recipe.path.startswith("~") or recipe.path.startswith("."):
         raise CrosscoderError(f"there is no crosscoder {path}")

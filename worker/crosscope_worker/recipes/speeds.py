@@ -1,6 +1,6 @@
-"""How fast a training ran, kept for plans of others like it; and which dtype this machine multiplies faster.
+"""The speeds of trainings, kept for plans of similar ones; and the dtype that this machine multiplies fastest.
 
-Neither changes what is made: the recipe alone says in which dtype. Knows nothing about jobs.
+Neither changes a result: the recipe alone decides the dtype. Knows nothing about jobs.
 """
 
 import contextlib
@@ -19,19 +19,19 @@ from crosscope_proto.specs import TrainingSpec
 from crosscope_worker.disk import write_whole
 
 KEPT = 500
-"""Measured speeds that a home keeps, the newest."""
+"""Number of measured speeds that a home keeps, the newest."""
 WORTH = 1.3
-"""Times as fast as the recipe's dtype another one must be to be spoken of."""
+"""How many times as fast as the recipe's dtype another dtype must be to be suggested."""
 _BUDGET_S = 0.05
 _MOST = 1 << 24
-"""Multiplications of the first product at most; on a machine without units for a dtype it may be slow."""
+"""Maximum number of multiplications in the first product, which is slow on a machine without units for the dtype."""
 _DTYPES: Sequence[str] = get_args(get_type_hints(TrainingSpec)["dtype"])
 
 
 def remember(
     home: Path, recipe: CrosscoderRecipe, device: str, curves: Sequence[tuple[int, str, float]], note: str = ""
 ) -> None:
-    """Adds the speed that a training's curves ended with to the home's, with a note; a disk that refuses is no loss."""
+    """Adds the last speed in a training's curves to the home's speeds, with a note; a failed write is ignored."""
     measured = [value for _, name, value in curves if name == "tokens_per_second"]
     if not measured:
         return
@@ -45,11 +45,13 @@ def remember(
 
 
 def product_seconds(tokens: int, both: int, num_latents: int, dtype: str, budget_s: float = _BUDGET_S) -> float:
-    """Seconds of a product `[tokens, both] · [both, num_latents]` on the CPU, the fastest of those in `budget_s`."""
+    """Seconds of a product `[tokens, both] · [both, num_latents]` on the CPU: the fastest of those that fit into
+    `budget_s`.
+    """
     kind = getattr(torch, dtype)
     x, w = torch.ones(tokens, both, dtype=kind), torch.ones(both, num_latents, dtype=kind)
     best, ends_at = float("inf"), time.monotonic() + budget_s
-    torch.matmul(x, w)  # The first one chooses its kernel.
+    torch.matmul(x, w)  # The first product chooses its kernel.
     while True:
         begun = time.perf_counter()
         torch.matmul(x, w)

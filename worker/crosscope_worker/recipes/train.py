@@ -1,4 +1,4 @@
-"""The job that makes a crosscoder: harvest, train, measure, publish. Says in which order; knows no formula."""
+"""The job that makes a crosscoder: harvest, train, measure, publish. Knows the order of these steps, and no formula."""
 
 from collections.abc import Sequence
 
@@ -21,9 +21,9 @@ from crosscope_worker.work import Progress, Stopped, Workspace
 def make_crosscoder(recipe: CrosscoderRecipe, workspace: Workspace, progress: Progress) -> CrosscoderManifest:
     """Trains a crosscoder by a recipe, measures it on held-out texts and publishes it.
 
-    Goes on from the job's newest checkpoint; if this job has already published, answers with what it published.
-    Raises PairError, DataError, CacheError, HarvestError, TrainingError, CheckpointError, AnalysisError (all
-    ValueError), CacheFull, PublishError (OSError), and what `progress` and `workspace.fence` raise.
+    Continues from the job's newest checkpoint; if this job has already published, returns what it published. Raises
+    PairError, DataError, CacheError, HarvestError, TrainingError, CheckpointError, AnalysisError (all ValueError),
+    CacheFull, PublishError (OSError), and whatever `progress` and `workspace.fence` raise.
     """
     if (published := already_published(recipe.name, workspace)) is not None:
         return published
@@ -43,7 +43,7 @@ def make_crosscoder(recipe: CrosscoderRecipe, workspace: Workspace, progress: Pr
             result = train(recipe, source, material.pair.d_model, workspace.checkpoints, following, workspace.device)
     except Stopped:
         raise
-    except Exception as error:  # Whatever it was, hours of training are not to go with it.
+    except Exception as error:  # Whatever the error is, hours of training must not be lost.
         _keep_saved(material, error)
         raise
     remember(workspace.home, recipe, workspace.device, result.curves, suggestion)
@@ -60,12 +60,14 @@ def make_crosscoder(recipe: CrosscoderRecipe, workspace: Workspace, progress: Pr
 
 @torch.no_grad()
 def _keep_saved(material: Material, error: Exception) -> None:
-    """Keeps what the newest checkpoint of a training that failed holds, which goes when its retention ends."""
+    """Keeps the crosscoder in the newest checkpoint of a failed training; the checkpoint itself goes after its
+    retention.
+    """
     recipe = material.recipe
     assert isinstance(recipe, CrosscoderRecipe)
     try:
         saved = saved_result(recipe, material.pair.d_model, material.workspace.checkpoints)
-    except Exception as second:  # Damaged, or no memory for it: the error itself is what people must hear of first.
+    except Exception as second:  # A damaged checkpoint or too little memory; the first error matters more.
         error.add_note(f"The last checkpoint could not be kept as a crosscoder: {brief(second)}")
         return
     if saved is not None:

@@ -1,6 +1,6 @@
 """Puts entries that wait for the device into batches. Does not know what an entry is or what the device does.
 
-There is no timed wait: a batch starts as soon as the device is free, with everything that fits, so batches grow by
+There is no timed wait: a batch starts as soon as the device is free, with everything that fits. So batches grow by
 themselves while the device is busy.
 """
 
@@ -27,13 +27,13 @@ _MIN_RETRY_S = 0.05
 
 @dataclass(frozen=True)
 class Answer(Generic[Result]):
-    """The result of an entry and what it waited for."""
+    """The result of an entry, and its waiting and computing times."""
 
     result: Result
     queue_s: float
     """From arrival until its batch started."""
     compute_s: float
-    """Time of the batch that it was part of."""
+    """Time of the batch that held the entry."""
 
 
 @dataclass(eq=False)
@@ -49,8 +49,9 @@ class _Entry(Generic[Key, Item, Result]):
 class Batcher(Generic[Key, Item, Result]):
     """A queue in front of one device.
 
-    `run(key, items)` gives one result an item; it is called on `executor`, one call at a time, with items of one key.
-    A batch that runs out of memory is split; one that fails otherwise is bisected until the entry at fault is alone.
+    `run(key, items)` returns one result per item; it is called on `executor`, one call at a time, with items of one
+    key. A batch that runs out of memory is split. A batch that fails otherwise is bisected until the faulty entry is
+    alone.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Batcher(Generic[Key, Item, Result]):
         max_batch_tokens: int,
         max_queued_tokens: int,
     ) -> None:
-        """`max_batch_tokens` counts padding; a longer entry runs alone."""
+        """`max_batch_tokens` includes padding; a longer entry runs alone."""
         self._run = run
         self._executor = executor
         self._max_batch_tokens = max_batch_tokens
@@ -83,7 +84,7 @@ class Batcher(Generic[Key, Item, Result]):
         """
         if self._queued_tokens and self._queued_tokens + num_tokens > self._max_queued_tokens:
             raise Overloaded(
-                f"{self._queued_tokens} tokens wait for the device, {num_tokens} more would pass the limit of "
+                f"{self._queued_tokens} tokens wait for the device, and {num_tokens} more would exceed the limit of "
                 f"{self._max_queued_tokens}; try again later",
                 retry_after_s=max(_MIN_RETRY_S, self._queued_tokens / self._rate),
             )
@@ -100,7 +101,9 @@ class Batcher(Generic[Key, Item, Result]):
             await self._answer(batch)
 
     def _next_batch(self) -> list[_Entry[Key, Item, Result]]:
-        """The oldest entry and those of its key that fit beside it, oldest first. Drops entries nobody waits for."""
+        """The oldest entry and those of its key that fit beside it, oldest first. Drops entries that no caller waits
+        for.
+        """
         now = time.perf_counter()
         batch: list[_Entry[Key, Item, Result]] = []
         passed: deque[_Entry[Key, Item, Result]] = deque()
@@ -138,7 +141,7 @@ class Batcher(Generic[Key, Item, Result]):
         key, items = batch[0].key, [entry.item for entry in batch]
         try:
             results = await asyncio.get_running_loop().run_in_executor(self._executor, self._run, key, items)
-        except Exception as error:  # whatever it is, it is answered to the entry that causes it
+        except Exception as error:  # any error is the answer to the entry that causes it
             if len(batch) == 1:
                 self._fail(batch[0], error)
                 return

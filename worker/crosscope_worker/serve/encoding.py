@@ -12,9 +12,9 @@ from crosscope_worker.models.activations import PairActivations
 from crosscope_worker.models.norms import NormBounds
 
 _MAX_CODE_ELEMENTS = 1 << 26
-"""Entries of the dense code that is held at once."""
+"""Number of entries of the dense code that are held at once."""
 _MIN_PARALLEL_ELEMENTS = 1 << 15
-"""Tokens times width from which on more than one thread of the CPU pays; torch's own grain of work."""
+"""Tokens times width from which more than one CPU thread pays; torch's own grain of work."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +28,7 @@ class PromptCode:
     activations: np.ndarray
     """[entry] float32, scaled"""
     outlying: np.ndarray
-    """[pos] bool: the training leaves such a token out by its norm"""
+    """[pos] bool: the training leaves out such a token because of its norm"""
 
 
 class Encoder:
@@ -37,23 +37,24 @@ class Encoder:
     def __init__(
         self, crosscoder: Crosscoder, activations: PairActivations, num_threads: int, bounds: NormBounds | None = None
     ) -> None:
-        """Uses up to `num_threads` of the CPU, fewer where that is faster. `bounds`: those of the training."""
+        """Uses up to `num_threads` of the CPU, fewer if that is faster. `bounds` are the training's bounds of norms."""
         self._bounds = bounds
         self._crosscoder = crosscoder
         self._activations = activations
-        # Crosscoder computes it from the decoder each time, since training moves it; here it stands still.
+        # Computed once: the decoder does not change here, as it does in training.
         self._sparsifier = crosscoder.sparsifier()
         self._num_threads = num_threads
 
     def check(self) -> None:
-        """Raises PairError if a model's activations are not what is read here."""
+        """Raises PairError if a model's activations are not those that this encoder reads."""
         self._activations.check()
 
     @torch.inference_mode()
     def __call__(self, prompts: Sequence[np.ndarray]) -> list[PromptCode]:
-        """prompts: each [pos] int64 ids. Every token is encoded, those that the training leaves out included.
+        """The codes of `prompts`, each [pos] int64 ids. All tokens are encoded, also those that the training leaves
+        out.
 
-        No prompt's code depends on those beside it.
+        The code of a prompt does not depend on the other prompts.
         """
         lengths = np.array([len(ids) for ids in prompts])
         padded = np.zeros((len(prompts), int(lengths.max())), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""What can go wrong with a call, and the one mapping from exceptions to gRPC statuses. Knows nothing about services."""
+"""The errors of a call, and the one mapping from exceptions to gRPC statuses. Knows nothing about services."""
 
 import logging
 
@@ -18,7 +18,7 @@ class UnknownCrosscoder(LookupError):
 
 
 class Overloaded(Exception):
-    """Too much waits for the device, or one prompt is too much for it."""
+    """Too many tokens wait for the device, or one prompt is too long for it."""
 
     def __init__(self, sentence: str, retry_after_s: float | None = None) -> None:
         super().__init__(sentence)

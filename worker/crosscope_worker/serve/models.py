@@ -1,4 +1,4 @@
-"""The crosscoders and model pairs that are loaded. Knows the artefact folder; not requests or batches."""
+"""The loaded crosscoders and model pairs. Knows the artefact folder; knows no requests or batches."""
 
 import asyncio
 import logging
@@ -40,7 +40,7 @@ PairKey = tuple[PairManifest, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class LoadedPair:
-    """A pair and its tokenizer without a recipe's settings, shared by the crosscoders that were trained on it."""
+    """A pair and its tokenizer without a recipe's settings, shared by all crosscoders that were trained on it."""
 
     pair: Pair
     tokenizer: TextTokenizer
@@ -54,22 +54,22 @@ class LoadedCrosscoder:
     version_id: str
     pair: LoadedPair
     tokenizer: TextTokenizer
-    """With the chat template's settings that it was trained with."""
+    """The tokenizer, with the chat template's settings of the training."""
     encoder: Encoder
     policy: TokenPolicy
-    """Which tokens the training left out."""
+    """The policy by which the training left tokens out."""
 
     @property
     def max_positions(self) -> int | None:
-        """Tokens that both models can read at once; None where neither says."""
+        """Number of tokens that both models can read at once; None if neither has a limit."""
         return self.pair.pair.max_positions
 
 
 class Models:
-    """Loads what is asked for and keeps the crosscoders that were used last."""
+    """Loads crosscoders on request and keeps those that were used last."""
 
     def __init__(self, home: Path, device: str, max_crosscoders: int, device_executor: Executor) -> None:
-        """Models warm up on `device_executor`, where they will run."""
+        """Models warm up on `device_executor`, on which they will run."""
         self._home = home
         self._device = device
         self._max_crosscoders = max_crosscoders
@@ -81,7 +81,7 @@ class Models:
         self._pairs: WeakValueDictionary[PairKey, LoadedPair] = WeakValueDictionary()
 
     async def get(self, name: str, version_id: str) -> LoadedCrosscoder:
-        """A version of a crosscoder, loaded if need be; loads run one at a time, off the event loop.
+        """A version of a crosscoder, loaded if necessary; loads run one at a time, off the event loop.
 
         Raises UnknownCrosscoder, CrosscoderError or PairError.
         """
@@ -97,7 +97,7 @@ class Models:
         return await asyncio.shield(task)
 
     def close(self) -> None:
-        """Starts no more loads; one that runs goes on."""
+        """Starts no more loads; a running load continues."""
         self._loader.shutdown(wait=False, cancel_futures=True)
 
     async def _load(self, key: tuple[str, str]) -> LoadedCrosscoder:
@@ -141,7 +141,7 @@ class Models:
         return LoadedCrosscoder(name, version_id, pair, pair.tokenizer.with_settings(settings), encoder, policy)
 
     def _pair(self, manifest: CrosscoderManifest) -> LoadedPair:
-        """The pair of a crosscoder, shared with others trained on the very same files."""
+        """The pair of a crosscoder, shared with others that were trained on the same files."""
         key = manifest.pair, tuple(manifest.hashes.get(name, "") for name in _PAIR_HASHES)
         pair = self._pairs.get(key)
         if pair is None:
@@ -152,9 +152,9 @@ class Models:
 
 
 def _policy(manifest: CrosscoderManifest) -> TokenPolicy:
-    """The token policy of a crosscoder's recipe; one that keeps every token where its recipe says nothing.
+    """The token policy of a crosscoder's recipe; without one, a policy that keeps every token.
 
-    Raises CrosscoderError for one that cannot be read.
+    Raises CrosscoderError for a policy that cannot be read.
     """
     tokens = manifest.recipe.get("tokens")
     if not isinstance(tokens, dict):
@@ -189,7 +189,7 @@ def _check_unchanged(manifest: CrosscoderManifest) -> None:
 
 
 def _warm_up(encoder: Encoder) -> None:
-    """Tries the models, and lets torch choose its kernels before the first caller waits."""
+    """Runs the models once, so that torch chooses its kernels before the first caller waits."""
     encoder.check()
     for length in _WARM_UP_LENGTHS:
         encoder([np.zeros(length, dtype=np.int64)])

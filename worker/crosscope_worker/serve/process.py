@@ -37,11 +37,11 @@ log = logging.getLogger(__name__)
 
 
 class StartError(Exception):
-    """The process cannot start; the sentence says why."""
+    """The process cannot start; the message says why."""
 
 
 class InferenceProcess:
-    """The service and what it runs on. `start`, then `stop`, once each."""
+    """The inference service with everything that it runs on. Call `start`, then `stop`, once each."""
 
     def __init__(self, settings: ServeSettings) -> None:
         self._listen = settings.listen
@@ -56,7 +56,7 @@ class InferenceProcess:
         self._server: grpc.aio.Server | None = None
 
     async def start(self) -> int:
-        """Listens, says SERVING and returns the port, 1 for a socket. Raises StartError if the address is taken."""
+        """Listens, reports SERVING and returns the port (1 for a socket). Raises StartError if the address is taken."""
         self._server = grpc.aio.server(options=_OPTIONS)
         inference_pb2_grpc.add_InferenceServicer_to_server(self._servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -72,9 +72,9 @@ class InferenceProcess:
         return port
 
     async def stop(self) -> None:
-        """Says NOT_SERVING, lets calls in progress end for DRAIN_S, then ends the rest."""
+        """Reports NOT_SERVING, lets calls in progress end for up to DRAIN_S, then ends the rest."""
         await self._health.enter_graceful_shutdown()
-        # Health watches never end by themselves, so it is our own calls that are waited for.
+        # Health watches never end by themselves, so only calls of our own service are waited for.
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._servicer.idle.wait(), DRAIN_S)
         if self._server is not None:
@@ -101,7 +101,7 @@ def run() -> int:
     except StartError as error:
         log.error(str(error))
         return 1
-    # A load or a forward pass in a thread cannot be interrupted and has nothing to save: do not wait for it.
+    # A load or a forward pass in a thread cannot be interrupted and has nothing to save, so nothing waits for it.
     sys.stderr.flush()
     os._exit(0)
 

@@ -29,16 +29,19 @@ Context = grpc.aio.ServicerContext[Any, Any]
 EncodeBatcher = Batcher[LoadedCrosscoder, np.ndarray, PromptCode]
 
 _SHORT_PROMPT_BYTES = 4096
-"""Tokenised within a millisecond or so, less than two changes of threads beside a busy device may take."""
+"""Length of prompts that are tokenised within about a millisecond, less than two thread changes beside a busy device
+take."""
 
 
 def encode_batch(crosscoder: LoadedCrosscoder, prompts: Sequence[np.ndarray]) -> list[PromptCode]:
-    """What the batcher runs on the device's thread."""
+    """The codes of a batch of prompts; the batcher runs this on the device's thread."""
     return crosscoder.encoder(prompts)
 
 
 class Inference(inference_pb2_grpc.InferenceServicer):
-    """Tokenises long prompts on threads of its own, so that they hold up nobody else; short ones at once."""
+    """The inference service. It tokenises long prompts on threads of its own, so that they delay no others; short ones
+    at once.
+    """
 
     def __init__(self, models: Models, batcher: EncodeBatcher, tokenising: Executor, max_prompt_tokens: int) -> None:
         self._models = models
@@ -106,7 +109,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         limit = min(self._max_prompt_tokens, crosscoder.max_positions or self._max_prompt_tokens)
         if num_tokens > limit:
             whose = "this worker's limit" if limit == self._max_prompt_tokens else "what the models can read"
-            raise PromptError(f"the prompt has {num_tokens} tokens, {whose} is {limit}; shorten it")
+            raise PromptError(f"the prompt has {num_tokens} tokens, but {whose} is {limit}; shorten it")
 
 
 def _tokenise(tokenizer: TextTokenizer, prompt: types_pb2.Prompt) -> tuple[TokenisedText, types_pb2.Tokens]:
@@ -143,7 +146,7 @@ def _parsed(name: str, parse: Callable[[str], Parsed], text: str) -> Parsed:
 
 
 def left_out(crosscoder: LoadedCrosscoder, text: TokenisedText, outlying: np.ndarray) -> np.ndarray:
-    """Why the training leaves out tokens such as these, [pos] uint8 (LeftOut); `outlying: [pos]` bool."""
+    """The reasons for which the training leaves out such tokens, [pos] uint8 (LeftOut); `outlying: [pos]` bool."""
     reasons = policy_reasons(text.roles, crosscoder.policy)
     reasons[(reasons == LeftOut.KEPT) & outlying] = LeftOut.NORM
     return reasons

@@ -1,4 +1,4 @@
-"""What the environment says about the inference process. Read once, in main()."""
+"""The inference process's settings from the environment. Read once, in main()."""
 
 from typing import Annotated
 
@@ -18,14 +18,15 @@ class ServeSettings(ProcessSettings):
     listen: str = "127.0.0.1:50061"
     """A gRPC address: host:port or unix:PATH."""
     device: str = "cpu"
-    """Where models and crosscoders run, a torch device."""
+    """The torch device on which models and crosscoders run."""
     max_prompt_tokens: Count = 4096
-    """Longer prompts are refused."""
+    """Maximum length of a prompt in tokens; longer prompts are refused."""
     max_batch_tokens: Count = 8192
-    """Tokens of one forward, padding counted."""
+    """Tokens of one forward, padding included."""
     max_queued_tokens: Count = 65536
-    """Tokens that may wait for the device; more are refused with a hint when to come back."""
+    """Tokens that may wait for the device; beyond them, prompts are refused with a hint when to retry."""
     max_crosscoders: Count = 4
-    """Crosscoders kept loaded; the one unused for longest goes first, and a pair of models with its last crosscoder."""
+    """Number of crosscoders kept loaded. The one unused for longest goes first; a pair of models goes with its last
+    crosscoder."""
     num_threads: Count | None = None
-    """Threads of one operation on the CPU; unset: torch decides."""
+    """Threads of one operation on the CPU; by default torch decides."""

@@ -26,7 +26,7 @@ DENSE_ABOVE = 0.05
 
 
 class Weights(NamedTuple):
-    """A crosscoder's parameters, or their gradients; encoder and decoder one row a latent."""
+    """A crosscoder's parameters, or their gradients. The encoder and the decoder have one row per latent."""
 
     encoder: Tensor
     """[latent, both]."""
@@ -39,15 +39,18 @@ class Weights(NamedTuple):
 
 
 class Scratch:
-    """Memory for large results that is taken again at every step. Memory that is given back must be cleared by the
-    system before it comes again, which takes as long as filling it.
+    """Memory for large results that every step uses again.
+
+    Freed memory would have to be cleared by the system before its next use, which takes as long as filling it.
     """
 
     def __init__(self) -> None:
         self._held: dict[str, Tensor] = {}
 
     def take(self, name: str, like: Tensor, *shape: int) -> Tensor:
-        """Memory of a shape, kind and device like `like`; what was taken by this name before is overwritten."""
+        """Memory of the given shape, with the data type and device of `like`; overwrites what was last taken by this
+        name.
+        """
         held = self._held.get(name)
         if held is None or held.shape != shape or held.dtype != like.dtype or held.device != like.device:
             held = self._held[name] = like.new_empty(shape)
@@ -55,9 +58,9 @@ class Scratch:
 
 
 def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """`a @ b` of equal data types; that of bfloat16 is summed and returned in float32, as sparse products are.
+    """`a @ b` of equal data types; bfloat16 is summed and returned in float32, as sparse products are.
 
-    Written to `out` where that is given and nothing need be converted.
+    The result is written to `out` if that is given and needs no conversion.
     """
     if a.dtype != torch.bfloat16:
         return torch.mm(a, b, out=out)
@@ -67,7 +70,7 @@ def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 class ActiveCode(Protocol):
     """A code with the products that gradients need; sparse or dense.
 
-    Its values are float32 (or float64 throughout), `rows` and `tokens` in the data type that products are made in.
+    Values are float32, or float64 if everything is. `rows` and `tokens` have the data type in which products are made.
     """
 
     def decode(self, rows: Tensor) -> Tensor:
@@ -79,7 +82,7 @@ class ActiveCode(Protocol):
         ...
 
     def per_latent(self, values: Tensor, tokens: Tensor, out: Tensor | None = None) -> Tensor:
-        """`values.T @ tokens`, [latent, width], in `out` if that is given and fits the way it is made."""
+        """`values.T @ tokens`, [latent, width]; written to `out` if that is given and the code's form allows it."""
         ...
 
     def sums(self, values: Tensor) -> Tensor:
@@ -91,7 +94,7 @@ class ActiveCode(Protocol):
         ...
 
     def narrowed(self, latents: slice) -> "ActiveCode":
-        """The code of some latents alone, whose first is its latent 0."""
+        """The code of the latents in the slice alone; its latent 0 is the first of them."""
         ...
 
     values: Tensor
@@ -171,30 +174,30 @@ class DenseCode:
 
 @dataclass(frozen=True)
 class Selected:
-    """A batch's code after sparsification, as far as it is of some latents and decodes to some columns."""
+    """A batch's code after sparsification, for some of the latents and some of the decoder's columns."""
 
     code: ActiveCode
-    """Of `latents` alone: its latent 0 is the first of them."""
+    """The code of `latents` alone: its latent 0 is the first of them."""
     columns: slice
-    """Of the axis that the dictionary reads."""
+    """The columns that it decodes to, on the axis that the dictionary reads."""
     norms: Tensor
-    """[latent of `latents`]; what its entries were scaled with."""
+    """[latent of `latents`]; the factors by which activations were scaled."""
     latents: slice = field(default_factory=lambda: slice(None))
 
     def narrowed(self, latents: slice) -> "Selected":
-        """The same of some latents alone; of one that has them all."""
+        """The same for some latents alone. This code must hold all latents."""
         return Selected(self.code.narrowed(latents), self.columns, self.norms[latents], latents)
 
     def decode(self, decoder: Tensor) -> Tensor:
-        """What it decodes to with `decoder: [latent, width]`, [batch, width of its columns]."""
+        """The reconstruction with `decoder: [latent, width]`, [batch, width of its columns]."""
         return self.code.decode(decoder[self.latents, self.columns].contiguous())
 
 
 def active_code(pre: Tensor, bias: Tensor, flat: Tensor | None, above: Tensor | None = None) -> ActiveCode:
-    """The entries of `relu(pre + bias)`, `[batch, latent]`, at ascending flattened places, or all that are positive.
+    """The entries of `relu(pre + bias)`, `[batch, latent]`, at the ascending flat indices `flat`.
 
-    Without places, only entries above their latent's value `above: [latent]`, which is not negative, if that is given.
-    In whichever form is faster at its density.
+    `flat` None: all entries above `above: [latent]`, which is not negative, or all positive ones where it is None. The
+    code's form is the faster one at its density.
     """
     if flat is None:
         active = pre > (-bias if above is None else above - bias)

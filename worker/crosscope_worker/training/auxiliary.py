@@ -8,11 +8,11 @@ from torch import Tensor
 from crosscope_worker.training.active_code import product
 
 _ROUNDING = 8
-"""Deviations from the mean of so many times the resolution of numbers are rounding."""
+"""An error is rounding noise if its deviations from its mean are below this multiple of the numbers' resolution."""
 
 
 class Auxiliary(NamedTuple):
-    """The loss, unweighted, and its gradients by the dead latents' weights."""
+    """The unweighted loss, and its gradients by the dead latents' weights."""
 
     loss: float
     encoder: Tensor
@@ -24,15 +24,16 @@ class Auxiliary(NamedTuple):
 
 
 def auxiliary_loss(code: Tensor, norms: Tensor, rows: Tensor, x: Tensor, error: Tensor, count: int) -> Auxiliary:
-    """The dead latents' attempt at what the others leave.
+    """The dead latents' attempt to reconstruct the error of the others.
 
-    For every token the `count` largest of `code: [batch, dead]`, scaled by `norms: [dead]`, reconstruct the detached
-    `error: [batch, both]` with `rows: [dead, both]`, without bias; the squared error of that is divided by the error's
-    variance. Where that is nothing but rounding, as of a single token, loss and gradients are 0. `x: [batch, both]` is
-    what the encoder read; it and `rows` are in the data type of products.
+    For every token, the `count` largest entries of `code: [batch, dead]`, scaled by `norms: [dead]`, reconstruct the
+    detached `error: [batch, both]` with `rows: [dead, both]`, without bias. The loss is the squared error of this
+    reconstruction, divided by the variance of `error`. Where that variance is rounding noise, as with a single token,
+    loss and gradients are 0. `x: [batch, both]` is what the encoder read; `x` and `rows` have the data type in which
+    products are made.
 
-    Dense over the dead latents: four products of `batch · both · dead` and a few `[batch, dead]` blocks, so a step with
-    most latents dead costs about a dense one.
+    The work is dense over the dead latents: four products of `batch · both · dead` and a few `[batch, dead]` blocks. So
+    a step in which most latents are dead costs about as much as a dense step.
     """
     top = torch.topk(code * norms, min(count, len(rows)), dim=1, sorted=False).indices
     code = torch.zeros_like(code).scatter_(1, top, code.gather(1, top))

@@ -1,4 +1,4 @@
-"""Budgets: how many of some latents a batch's code may hold, and which those are (math §2)."""
+"""Budgets: how many entries of some latents a batch's code may hold, and the choice of those entries (math §2)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,21 +15,21 @@ from crosscope_worker.training.active_code import Selected, Weights, active_code
 
 @dataclass(frozen=True)
 class Budget:
-    """Latents that compete for the `k · batch` places of a batch's code."""
+    """Latents that compete for `k · batch` entries of a batch's code."""
 
     latents: slice
     k: int
     model: int | None = None
-    """The only model that the places are for, in a decoupled code; None: both."""
+    """The only model that the entries decode to, in a decoupled code; None: both."""
 
     def columns(self, widths: Widths) -> slice:
-        """The columns that its code decodes to."""
+        """The columns that the budget's code decodes to."""
         if self.model is None:
             return slice(0, sum(widths))
         return slice(0, widths[BASE]) if self.model == BASE else slice(widths[BASE], None)
 
     def norms(self, decoder: Tensor, widths: Widths, normalisation: str) -> Tensor:
-        """What scales a code of `decoder: [latent, width]` in it, [latent]."""
+        """The factors that scale the code of `decoder: [latent, width]` in this budget, [latent]."""
         if self.model is None:
             return code_norms(decoder, widths, normalisation)
         return decoder[:, self.columns(widths)].norm(dim=1)
@@ -43,9 +43,10 @@ def largest_of_batch(
     normalisation: str,
     floors: Sequence[float],
 ) -> tuple[list[Selected], tuple[float, ...]]:
-    """The largest scaled entries of `relu(pre + b_enc)` in each budget, and each one's smallest kept value.
+    """The largest scaled entries of `relu(pre + b_enc)` in each budget, and the smallest kept value of each.
 
-    One code, or one for each model where budgets are for one model. `floors` are guesses at the smallest kept values.
+    Returns one code, or one for each model if budgets belong to one model each. `floors` are guesses at the smallest
+    kept values.
     """
     kept, smallest = [], []
     for budget, floor in zip(budgets, floors or (0.0,) * len(budgets), strict=True):

@@ -1,7 +1,8 @@
 """A bounded shuffle buffer: blocks of activations in, random batches out, every token exactly once.
 
-It holds `capacity` tokens of `4 · both` bytes each, and of one block what has found no room yet. Knows nothing about
-models: a block is a tensor. Its state can be saved and restored, so that a resumed training draws the same batches.
+It holds `capacity` tokens of `4 · both` bytes each, and the rest of one block for which there was no room yet. Knows
+nothing about models: a block is a tensor. Its state can be saved and restored, so that a resumed training draws the
+same batches.
 """
 
 import json
@@ -13,10 +14,10 @@ from torch import Tensor
 
 
 class ShuffleBuffer:
-    """Draws each batch at random from all that it holds, and fills the places with what comes next.
+    """Draws each batch at random from all tokens that it holds, and refills from the stream.
 
     So a step takes as many tokens from the stream as it trains on, and a token stays for `capacity / batch_size` steps
-    on average. When the stream has ended the rest is drawn; the last batch may be smaller.
+    on average. After the end of the stream the remaining tokens are drawn; the last batch may be smaller.
     """
 
     def __init__(self, blocks: Iterator[Tensor], capacity: int, batch_size: int, seed: int) -> None:
@@ -29,7 +30,7 @@ class ShuffleBuffer:
         """[capacity, both], of which the first `_size` rows are held."""
         self._size = 0
         self._waiting: Tensor | None = None
-        """[token, both]: what is left of the last block."""
+        """[token, both]: the rest of the last block."""
 
     def fill(self) -> Tensor:
         """Fills the buffer and returns what it holds, [token, both]; for measuring before training."""
@@ -52,7 +53,7 @@ class ShuffleBuffer:
             yield self._draw(held)
 
     def _draw(self, held: Tensor) -> Tensor:
-        """Takes a batch out; tokens at the end move to the places that become free before it."""
+        """Takes a batch out, and moves tokens from the end into the rows that become free before it."""
         drawn = self._generator.choice(len(held), min(self._batch_size, len(held)), replace=False)
         self._size = len(held) - len(drawn)
         stays = np.ones(len(drawn), dtype=bool)
@@ -64,11 +65,11 @@ class ShuffleBuffer:
 
     @property
     def num_waiting(self) -> int:
-        """Tokens that were read from the stream and are yet to be drawn."""
+        """Tokens that were read from the stream and not yet drawn."""
         return self._size + (0 if self._waiting is None else len(self._waiting))
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that decides the next batches, but for the stream."""
+        """Everything that decides the next batches, except the stream."""
         none = torch.empty(0, 0)
         generator = json.dumps(self._generator.bit_generator.state).encode()
         return {
@@ -78,7 +79,7 @@ class ShuffleBuffer:
         }
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Takes on a copy of a saved state; the stream must stand where it stood then."""
+        """Continues from a copy of a saved state; the stream must stand where it stood when the state was saved."""
         held = state["tokens"]
         self._size, self._tokens = len(held), None
         if held.numel():

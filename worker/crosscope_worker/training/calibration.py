@@ -1,6 +1,7 @@
-"""Inference thresholds of a trained dictionary with k, from a sample of the tokens that it was trained on (math §2).
+"""Inference thresholds of a trained dictionary with k, from a sample of its training tokens (math §2).
 
-Reads a finished crosscoder; moves nothing. Does not know how the tokens came or how the dictionary was trained.
+Reads a finished crosscoder and changes nothing. Does not know where the tokens came from or how the dictionary was
+trained.
 """
 
 from collections.abc import Sequence
@@ -13,14 +14,14 @@ from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.training.budget import Budget
 
 _BLOCK_ENTRIES = 1 << 24
-"""Entries of the code that are looked at at once, about 16 bytes each."""
+"""Entries of the code that are computed at once, about 16 bytes each."""
 
 
 class TokenSample:
-    """Every n-th token of a training, in the order in which they were trained on; n doubles when there are too many.
+    """Every n-th token of a training, in training order; n doubles whenever the sample is full.
 
-    Batches are drawn at random, so every token of the training is in it with the same chance, whichever data set and
-    epoch it is of. What it holds is a function of the tokens and their number, so a resumed training has the same.
+    Batches are drawn at random, so every token of the training has the same chance to be in the sample, whatever its
+    data set and epoch. The sample depends only on the tokens and their number, so a resumed training has the same one.
     """
 
     def __init__(self, capacity: int = SAMPLE_TOKENS) -> None:
@@ -30,7 +31,7 @@ class TokenSample:
         self._size = 0
 
     def add(self, before: int, batch: Tensor) -> None:
-        """`batch: [token, both]` comes after `before` earlier tokens."""
+        """Adds from `batch: [token, both]`, which comes after `before` earlier tokens."""
         if self._held is None:
             self._held = batch.new_empty(self._capacity, batch.shape[1])
         stride, thinner = self._stride(before), self._stride(before + len(batch))
@@ -42,7 +43,7 @@ class TokenSample:
         self._size += len(taken)
 
     def _stride(self, num_tokens: int) -> int:
-        """The n of every n-th token, a power of two, behind so many tokens."""
+        """The n of "every n-th token" after so many tokens, a power of two."""
         return 1 << (max(1, -(-num_tokens // self._capacity)) - 1).bit_length()
 
     def tokens(self) -> Tensor:
@@ -50,7 +51,7 @@ class TokenSample:
         return torch.empty(0, 0) if self._held is None else self._held[: self._size]
 
     def restore(self, tokens: Tensor) -> None:
-        """Takes on a copy of a saved sample."""
+        """Continues from a copy of a saved sample."""
         self._held, self._size = None, len(tokens)
         if len(tokens):
             self._held = tokens.new_empty(self._capacity, tokens.shape[1])
@@ -60,8 +61,9 @@ class TokenSample:
 def calibrate(crosscoder: Crosscoder, shares: Sequence[Budget], tokens: Tensor) -> tuple[float, ...]:
     """The threshold of each budget that keeps `k` entries a token on average over `tokens: [token, both]`.
 
-    It is the `k · token + 1`-th largest scaled activation, so that exactly `k · token` lie above it, or 0 where fewer
-    are positive. Costs one encoder product of the tokens, in pieces; `k · token` values are held for each budget.
+    The threshold is the `k · token + 1`-th largest scaled activation, so that exactly `k · token` lie above it. It is 0
+    if fewer activations are positive. The cost is one encoder product of the tokens, in pieces; `k · token` values are
+    held for each budget.
     """
     norms = [_norms(crosscoder, budget)[budget.latents] for budget in shares]
     found = [_Largest(budget.k * len(tokens) + 1) for budget in shares]
@@ -73,18 +75,18 @@ def calibrate(crosscoder: Crosscoder, shares: Sequence[Budget], tokens: Tensor) 
 
 
 def _norms(crosscoder: Crosscoder, budget: Budget) -> Tensor:
-    """What scales the code, [latent]."""
+    """The factors that scale the code, [latent]."""
     return budget.norms(crosscoder.W_dec, crosscoder.d_model, crosscoder.code_normalisation)
 
 
 class _Largest:
-    """The `count` largest positive values of all that were added."""
+    """The `count` largest of all positive values that were added."""
 
     def __init__(self, count: int) -> None:
         self._count = count
         self._values: Tensor | None = None
         self._floor = 0.0
-        """Only values above it can still be among them."""
+        """Only values above this floor can still be among the largest."""
 
     def add(self, values: Tensor) -> None:
         fresh = values[values > self._floor]
@@ -95,5 +97,5 @@ class _Largest:
         self._values = held
 
     def smallest(self) -> float:
-        """The `count`-th largest; 0 where fewer were positive."""
+        """The `count`-th largest value; 0 if fewer were positive."""
         return self._floor

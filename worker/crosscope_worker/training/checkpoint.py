@@ -1,7 +1,7 @@
 """Checkpoints of a training: one folder each, complete or absent.
 
-A checkpoint is written beside, synced and renamed, then the one before is removed: whenever the process dies, the
-newest folder is whole. Knows nothing of what the tensors mean.
+A new checkpoint is written to a temporary folder, synced and renamed; then the previous one is removed. So the newest
+folder is whole, whenever the process dies. Knows nothing about the meaning of the tensors.
 """
 
 import json
@@ -23,25 +23,25 @@ _IN_STATE = ("step", "recipe", "counters", "source")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be continued from."""
+    """A checkpoint from which training cannot continue."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A training's whole state. All but the tensors are plain JSON values."""
+    """The whole state of a training. Everything but the tensors is plain JSON values."""
 
     step: int
     tensors: dict[str, Tensor]
     recipe: dict[str, Any]
     counters: dict[str, Any]
     source: dict[str, Any]
-    """Where the activations' source stands."""
+    """The state of the activations' source."""
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Writes `folder/step-N` and removes older ones; one that is there is whole and stays.
+    """Writes `folder/step-N` and removes older checkpoints; an existing `folder/step-N` is whole and stays.
 
-    Raises OSError, for instance when the disk is full; the checkpoint before then stays.
+    Raises OSError, for instance when the disk is full; then the previous checkpoint stays.
     """
     target = folder / f"step-{checkpoint.step:09d}"
     if target.exists():
@@ -67,7 +67,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 def load_checkpoint(folder: Path, recipe: dict[str, Any], device: torch.device | str = "cpu") -> Checkpoint | None:
     """The newest checkpoint below `folder`, its tensors on `device`, or None.
 
-    Raises CheckpointError if it is damaged, or was made by another recipe; that names the first field that differs.
+    Raises CheckpointError if it is damaged or was made by another recipe; in the second case the message names the
+    first field that differs.
     """
     found = _checkpoints(folder)
     if not found:
@@ -98,7 +99,9 @@ def _read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def _damaged(path: Path, what: str) -> CheckpointError:
-    return CheckpointError(f"{path} {what}; remove {path.parent} to go on from the checkpoint before or to start over")
+    return CheckpointError(
+        f"{path} {what}; remove {path.parent} to continue from the checkpoint before, or to start over"
+    )
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -123,5 +126,5 @@ def _first_difference(found: Any, wanted: Any, path: str = "") -> str | None:
 
 
 def _says_nothing(value: Any) -> bool:
-    """Whether a field that is not there means the same: recipes of before had the fields of every dictionary."""
+    """Whether a missing field means the same as this value. Older recipes had the fields of every dictionary."""
     return value is None or value == 0.0

@@ -1,5 +1,5 @@
-"""What training refuses."""
+"""The error of a training."""
 
 
 class TrainingError(ValueError):
-    """A training that cannot go on; the message says why and what to change."""
+    """A training that cannot continue; the message says why and what to change."""

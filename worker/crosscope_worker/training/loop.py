@@ -1,6 +1,6 @@
 """The training loop: batches from the shuffle buffer, one step each, checkpoints and curves.
 
-Only `Trainer.step` changes weights, counters and thresholds; measuring reads what a step has computed anyway. Knows
+Only `Trainer.step` changes weights, counters and thresholds; figures come from what a step has computed anyway. Knows
 nothing about models or texts: activations come from an ActivationSource.
 """
 
@@ -32,12 +32,12 @@ from crosscope_worker.training.trainer import Counters, Trainer
 from crosscope_worker.work import Progress, is_out_of_memory
 
 _BUFFER = "buffer."
-"""Begins the names of the buffer's tensors in a checkpoint."""
+"""Prefix of the buffer's tensors in a checkpoint."""
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """A trained crosscoder and how training went."""
+    """A trained crosscoder, and the course of its training."""
 
     crosscoder: Crosscoder
     curves: list[tuple[int, str, float]]
@@ -46,14 +46,16 @@ class TrainingResult:
     """Tokens trained on, each epoch counted."""
     steps: int
     source: dict[str, Any] = field(default_factory=dict)
-    """Where the activations' source stood at the end."""
+    """The state of the activations' source at the end."""
     figures: dict[str, float] = field(default_factory=dict)
-    """Of dictionaries that calibrate: threshold, calibrated; threshold_running, the average over batches; each
-    threshold after the first has its number behind the name. calibration_tokens: tokens of the sample."""
+    """Thresholds of dictionaries that calibrate: threshold, the calibrated one; threshold_running, the average over
+    batches. Each threshold after the first has its number in its name. calibration_tokens is the size of the sample."""
 
 
 def learning_rate(training: TrainingSpec, step: int, fraction: float) -> float:
-    """Linear warm-up, then constant, then a linear or cosine fall to zero over the last `decay_share` of training."""
+    """The learning rate: a linear warm-up, a constant part, then a linear or cosine decay to zero over the last
+    `decay_share` of training.
+    """
     rise = min(1.0, (step + 1) / training.warmup_steps) if training.warmup_steps else 1.0
     fall = min(1.0, (1 - fraction) / training.decay_share) if training.decay_share else 1.0
     fall = max(fall, 0.0)
@@ -70,9 +72,10 @@ def train(
     progress: Progress,
     device: torch.device | str = "cpu",
 ) -> TrainingResult:
-    """Trains a crosscoder, from the newest checkpoint below `folder` if there is one; the last holds its end.
+    """Trains a crosscoder, from the newest checkpoint below `folder` if there is one; the last checkpoint holds the
+    end.
 
-    Raises TrainingError, also where memory runs out, CheckpointError, OSError (a full disk), and what `progress` and
+    Raises TrainingError, also if memory runs out, CheckpointError, OSError (a full disk), and whatever `progress` and
     the source raise.
     """
     try:
@@ -86,7 +89,7 @@ def train(
 
 
 def saved_result(recipe: CrosscoderRecipe, d_model: tuple[int, int], folder: Path) -> TrainingResult | None:
-    """What the newest checkpoint below `folder` holds, on the CPU; None without one. Raises CheckpointError."""
+    """The result in the newest checkpoint below `folder`, on the CPU; None without one. Raises CheckpointError."""
     if (checkpoint := load_checkpoint(folder, recipe_dict(recipe))) is None:
         return None
     trainer = Trainer(recipe.crosscoder, recipe.training, d_model)
@@ -95,7 +98,7 @@ def saved_result(recipe: CrosscoderRecipe, d_model: tuple[int, int], folder: Pat
 
 
 def _result(trainer: Trainer, source: dict[str, Any]) -> TrainingResult:
-    """The crosscoder as it stands, its thresholds calibrated."""
+    """The current crosscoder with calibrated thresholds."""
     counters, figures = trainer.counters, {}
     crosscoder, sample = trainer.crosscoder(), trainer.sample.tokens()
     if trainer.spec.calibrates and len(sample):
@@ -107,7 +110,7 @@ def _result(trainer: Trainer, source: dict[str, Any]) -> TrainingResult:
 
 
 def _numbered(name: str, values: Iterable[float]) -> dict[str, float]:
-    """A figure for each budget, the first by the plain name."""
+    """A figure for each budget; the first has the plain name, the others have a number behind it."""
     return {f"{name}_{index}" if index else name: value for index, value in enumerate(values)}
 
 
@@ -132,12 +135,12 @@ def _train(
             buffer.restore(_of_buffer(checkpoint.tensors))
         else:
             _start(trainer, buffer.fill(), training, d_model)
-        del checkpoint  # Else its tensors would take memory to the end of the training.
+        del checkpoint  # Its tensors would take memory until the end of the training.
         _steps(recipe, trainer, buffer, source, folder, progress)
         if trainer.counters.step % training.checkpoint_every:
-            _save(folder, recipe, trainer, buffer, source)  # So that what comes next may fail and be tried again.
+            _save(folder, recipe, trainer, buffer, source)  # Later stages can fail and be retried from here.
     if trainer.counters.step == 0:
-        raise TrainingError("no token is left to train on after the token policy; check data and tokens in the recipe")
+        raise TrainingError("the token policy leaves no token to train on; check data and tokens in the recipe")
     return _result(trainer, source.state())
 
 
@@ -161,7 +164,7 @@ def _steps(
         metrics: dict[str, float] = {}
         if counters.step % training.log_every == 0:
             rate = (counters.tokens - tokens_before) / max(time.monotonic() - clock, 1e-9)
-            metrics = measure(trainer, outcome, x) | {"tokens_per_second": rate}
+            metrics = batch_figures(trainer, outcome, x) | {"tokens_per_second": rate}
             counters.curves += [(counters.step, name, value) for name, value in metrics.items()]
         progress(Stage.TRAIN, fraction, step=counters.step, metrics=metrics)
         if counters.step % training.checkpoint_every == 0:
@@ -183,10 +186,10 @@ def _start(trainer: Trainer, tokens: Tensor, training: TrainingSpec, d_model: tu
         if len(part) > 1 and bool((part == part[0]).all()):
             raise TrainingError(
                 f"the {name} model's activations are the same on all of the first {len(part)} tokens; "
-                "is the layer right, and are the model's weights?"
+                "check the layer and the model's weights"
             )
     streams = trainer.variant.streams
-    if streams.can_vanish or training.normalise_inputs:  # what vanishes is refused either way
+    if streams.can_vanish or training.normalise_inputs:  # a part that vanishes is refused in both cases
         scales = input_scales(streams, tokens, d_model)
         if training.normalise_inputs:
             trainer.counters.input_scale = scales
@@ -197,12 +200,12 @@ def _start(trainer: Trainer, tokens: Tensor, training: TrainingSpec, d_model: tu
 
 
 def _fraction(training: TrainingSpec, counters: Counters, source: ActivationSource, num_waiting: int) -> float:
-    """Share of the training that is done; `num_waiting` tokens were read from the source and not yet trained on."""
+    """Share of the training that is done; `num_waiting` tokens were read from the source and are not yet trained on."""
     by_steps = counters.step / training.max_steps if training.max_steps else 0.0
     return max(by_steps, source.fraction() * counters.tokens / (counters.tokens + num_waiting))
 
 
-def measure(trainer: Trainer, outcome: Step, x: Tensor) -> dict[str, float]:
+def batch_figures(trainer: Trainer, outcome: Step, x: Tensor) -> dict[str, float]:
     """Figures of one batch: loss, FVE of each part, L0, dead share, thresholds (math §7)."""
     total = [float((p - p.mean(0)).square().sum(dtype=torch.float64)) for p in x.split(trainer.variant.widths, dim=1)]
     fve = [1 - e / t if t else float("nan") for e, t in zip(outcome.squared_error, total, strict=True)]

@@ -7,7 +7,7 @@ from crosscope_worker.dictionary.streams import Widths
 
 
 def mean_size(error: Tensor, parts: Widths, *, squared: bool) -> tuple[float, Tensor]:
-    """`mean over batch and part of ‖e‖`, or of its square, and its gradient by x_hat, in the shape of `error`."""
+    """`mean over batch and part of ‖e‖`, or of its square, and its gradient by x_hat in the shape of `error`."""
     count = len(parts) * len(error)
     if squared:
         return float(error.square().sum()) / count, error * (-2 / count)
@@ -27,6 +27,6 @@ def add_norm_gradient(gradient: Tensor, decoder: Tensor, d_model: Widths, normal
     ]
     tiny = torch.finfo(decoder.dtype).tiny
     halves = [half.norm(dim=1).clamp_min(tiny) for half in decoder.split(d_model, dim=1)]
-    whole = torch.stack(halves).norm(dim=0).clamp_min(tiny)  # squares of what is tiny are 0
+    whole = torch.stack(halves).norm(dim=0).clamp_min(tiny)  # the squares of tiny norms are 0
     for out, rows, norms in zip(gradient.split(d_model, dim=1), decoder.split(d_model, dim=1), halves, strict=True):
         out.addcmul_(rows, (by_norm * (per_model / norms + together / whole))[:, None])

@@ -1,6 +1,7 @@
-"""How much memory a training takes, and what to lower when that is not there. Allocates nothing itself.
+"""The memory that a training takes, and which field of the recipe to lower if it does not fit. Allocates nothing.
 
-On the CPU a training that outgrows the machine is killed without a word, so it is asked before it starts.
+The system kills a training on the CPU that outgrows the machine, without a message. So its need is estimated before it
+starts.
 """
 
 from collections.abc import Mapping
@@ -17,9 +18,9 @@ _CONTAINER = Path("/sys/fs/cgroup")
 
 
 def shortage(parts: Mapping[str, int], values: Mapping[str, int], free: int) -> str | None:
-    """A sentence if `parts` (of `needed`) do not fit into `free` bytes: what to lower, from which of `values` to what.
+    """A sentence if `parts` (from `needed`) do not fit into `free` bytes: which of `values` to lower, and to what.
 
-    Names the field that can make room with the smallest change, the buffer before the batch before the latents.
+    Of the fields that can make room it names the first: buffer, batch, latents.
     """
     total = sum(parts.values())
     if total <= free:
@@ -36,7 +37,7 @@ def shortage(parts: Mapping[str, int], values: Mapping[str, int], free: int) -> 
 
 
 def ran_out(parts: Mapping[str, int], values: Mapping[str, int]) -> str:
-    """A sentence for a training whose memory ran out after all: halve what takes most."""
+    """A sentence for a training that ran out of memory: halve the field that takes most."""
     most = max(parts.keys() - {SAMPLE}, key=lambda name: parts[name])
     if most == "training.buffer_tokens" and values[most] < 4 * values["training.batch_size"]:
         most = "training.batch_size"  # The buffer holds at least two batches.
@@ -59,7 +60,7 @@ def _free_of_container() -> int | None:
     try:
         limit, used = ((_CONTAINER / name).read_text().strip() for name in ("memory.max", "memory.current"))
         stat = dict(line.split() for line in (_CONTAINER / "memory.stat").read_text().splitlines())
-        # What was read from files counts as used, but is given up for whoever asks.
+        # The kernel counts cached files as used, but frees them on demand.
         files = int(stat["active_file"]) + int(stat["inactive_file"])
         return None if limit == "max" else max(0, int(limit) - int(used) + files)
     except (OSError, ValueError, KeyError):
@@ -71,6 +72,6 @@ def _size(number: int) -> str:
 
 
 def _round(number: int) -> int:
-    """Down to two significant figures."""
+    """The number, rounded down to two significant figures."""
     unit = 10 ** max(0, len(str(number)) - 2)
     return max(1, number // unit * unit)

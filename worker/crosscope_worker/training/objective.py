@@ -2,7 +2,7 @@
 
 After the encoder's product all work is on active entries: where a code entry is zero, so is every gradient through it.
 Products may be made in bfloat16; what they give, sums, losses and gradients stay float32.
-tests/worker/test_objective.py checks every gradient against autograd in float64.
+tests/worker/training/test_objective.py checks every gradient against autograd in float64.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,31 +20,31 @@ from crosscope_worker.training.variants.variant import Batch, Operands, Reconstr
 
 @dataclass(frozen=True)
 class Step:
-    """What one batch says."""
+    """The loss and gradients of one batch, and its figures."""
 
     loss: float
     gradients: Weights
     fired: Tensor
     """[latent] bool: fired in this batch."""
     smallest_kept: tuple[float, ...]
-    """Smallest scaled activation that was kept, for each threshold to be found; 0 where nothing fired."""
+    """The smallest scaled activation that was kept, for each threshold to be estimated; 0 if nothing fired."""
     num_active: int
-    """Active entries of the code."""
+    """Number of active entries of the code."""
     squared_error: tuple[float, ...]
     """Sum of squared errors of each part of the reconstruction."""
     extra: dict[str, Tensor]
-    """Gradients by the variant's own tensors."""
+    """Gradients by the variant's own tensors, by name."""
 
 
 class Dead(NamedTuple):
-    """What the auxiliary loss asks of dead latents."""
+    """The dead latents, and how the auxiliary loss uses them."""
 
     latents: Tensor
     """[dead] int64."""
     num_taken: int
-    """Of them, by each token."""
+    """Dead latents that each token uses."""
     weight: float
-    """Of the loss."""
+    """Weight of the auxiliary loss."""
 
 
 def compute_step(
@@ -61,10 +61,10 @@ def compute_step(
 ) -> Step:
     """Loss and gradients of one batch.
 
-    `x: [batch, width]` float32, as the dictionary reads it; `extra` are the variant's own learnt tensors. `dead:
-    [latent]` bool and `aux_weight` are of the auxiliary loss. `floors` are guesses at each threshold's smallest kept
-    scaled activation; they change the speed, not the result. Products are made in `dtype`, that of `x` unless given.
-    With `scratch`, gradients lie in it and are overwritten by the next step that is given it.
+    `x: [batch, width]` is float32, as the dictionary reads it; `extra` are the variant's own learnt tensors. `dead:
+    [latent]` bool and `aux_weight` belong to the auxiliary loss. `floors` are guesses at each threshold's smallest kept
+    scaled activation; they change the speed, not the result. Products are made in `dtype`, by default that of `x`. With
+    `scratch`, the gradients lie in it, and the next step with the same `scratch` overwrites them.
     """
     dtype = dtype or x.dtype
     operands = Operands(x.to(dtype), weights.encoder.to(dtype), weights.decoder.to(dtype))
@@ -172,8 +172,9 @@ def _columns(rows: Tensor, columns: slice) -> Tensor:
 
 
 def _activity(selected: list[Selected]) -> tuple[Tensor, int]:
-    """Which latents fired, [latent], and the number of active entries; an entry of both models of a decoupled code
-    counts once for each, halved.
+    """Which latents fired, [latent], and the number of active entries.
+
+    A decoupled code has an entry for each model; each counts half.
     """
     active = [(each.code.values > 0).to(each.code.values.dtype) for each in selected]
     counts = torch.stack([each.code.sums(ones) for each, ones in zip(selected, active, strict=True)])

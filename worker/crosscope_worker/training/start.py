@@ -1,4 +1,4 @@
-"""Where a training starts: first weights, and what its first tokens say of scales and biases."""
+"""The start of a training: initial weights, and the scales and the bias that its first tokens give."""
 
 import math
 
@@ -13,11 +13,13 @@ from crosscope_worker.training.variants import Variant
 INITIAL_ROW_NORM = 0.4
 """Norm of each model's half of a decoder row at the start."""
 _AT_ONCE = 4096
-"""Tokens that are measured at once, so that measuring takes little memory beside the buffer."""
+"""Tokens that are read at once, so that the scales take little memory beside the buffer."""
 
 
 def initial_weights(variant: Variant, seed: int, device: torch.device | str) -> Weights:
-    """Random directions, equal for both models where their widths agree; the encoder is the decoder."""
+    """Weights with random decoder directions, equal for both models where their widths agree; the encoder is the
+    decoder.
+    """
     num_latents = variant.spec.num_latents
     encoder = _directions(num_latents, variant.widths, seed)
     decoder = encoder.clone()
@@ -48,10 +50,9 @@ def geometric_median(tokens: Tensor, iterations: int = 50) -> Tensor:
 
 
 def input_scales(streams: Streams, tokens: Tensor, d_model: tuple[int, int]) -> tuple[float, float]:
-    """Factors (base, chat) that bring each part of what is read of `tokens: [token, both]` to a mean squared norm of
-    its width.
+    """Factors (base, chat) that bring each part of the dictionary's input to a mean squared norm equal to its width.
 
-    Raises TrainingError for a part that is zero everywhere.
+    The input is computed from `tokens: [token, both]`. Raises TrainingError for a part that is zero everywhere.
     """
     widths = streams.widths(d_model)
     totals = [0.0] * len(widths)

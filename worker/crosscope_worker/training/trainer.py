@@ -1,4 +1,4 @@
-"""The state of a training, and the one step that moves it. Knows no loop, no data and no disk."""
+"""The state of a training, and the one step that changes it. Knows no loop, no data and no disk."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,17 +21,17 @@ from crosscope_worker.training.variants import variant_of
 THRESHOLD_MEMORY = 0.999
 """Decay of the moving average of thresholds (math §2)."""
 FLOOR_SHARE = 0.8
-"""The guess at a batch's smallest kept activation, as a share of the last one."""
+"""The guess at a batch's smallest kept activation, as a share of the last batch's."""
 
 
 @dataclass
 class Counters:
-    """What a training remembers besides its weights."""
+    """The state of a training besides its weights."""
 
     step: int = 0
     tokens: int = 0
     thresholds: list[float] = field(default_factory=list)
-    """Moving average of the smallest kept scaled activation, for each threshold to be found."""
+    """Moving average of the smallest kept scaled activation, for each threshold to be estimated."""
     threshold_updates: int = 0
     last_smallest: tuple[float, ...] = ()
     input_scale: tuple[float, float] = (1.0, 1.0)
@@ -48,7 +48,7 @@ class Trainer:
         d_model: tuple[int, int],
         device: torch.device | str = "cpu",
     ) -> None:
-        """Raises TrainingError where the recipe needs models of equal width and these are not."""
+        """Raises TrainingError if the recipe needs models of equal width and these differ."""
         self.variant = variant_of(spec, d_model)
         if (what := self.variant.needs_equal_widths()) and d_model[BASE] != d_model[CHAT]:
             raise TrainingError(f"{what} needs models of equal width; these have {d_model[BASE]} and {d_model[CHAT]}")
@@ -62,15 +62,13 @@ class Trainer:
         self.since_fired = torch.zeros(spec.num_latents, dtype=torch.int64, device=device)
         self.optimiser = torch.optim.Adam(self._learnt().values(), lr=training.lr, fused=True)
         self.sample = TokenSample()
-        """Tokens that thresholds are calibrated on at the end; empty where none are."""
+        """Tokens on which thresholds are calibrated at the end; empty for a dictionary without calibration."""
         self._scratch = Scratch()
 
     def step(self, x: Tensor, lr: float) -> Step:
-        """Trains on `x: [batch, both]`, from `inputs`; returns what the batch said before the update.
+        """Trains on `x: [batch, both]`, from `inputs`; returns loss, gradients and figures from before the update.
 
-        Its gradients last until the next step.
-
-        Raises TrainingError if the loss is no longer finite.
+        The gradients stay valid until the next step. Raises TrainingError if the loss is not finite.
         """
         counters = self.counters
         outcome = compute_step(
@@ -89,7 +87,7 @@ class Trainer:
         self._update({**outcome.gradients._asdict(), **outcome.extra}, lr)
         self.since_fired += len(x)
         self.since_fired[outcome.fired] = 0
-        # The last batch of a stream may be a few tokens, whose smallest kept activation says little of the others'.
+        # The last batch of a stream may have few tokens, so its smallest kept activation says little about the others.
         if len(x) == self.training.batch_size or not counters.last_smallest:
             counters.last_smallest = outcome.smallest_kept
             if counters.step >= max(self.training.warmup_steps, self.training.sparsity_warmup_steps):
@@ -99,13 +97,13 @@ class Trainer:
         return outcome
 
     def _learnt(self) -> dict[str, Tensor]:
-        """All that is learnt, by name; weights first."""
+        """All learnt tensors by name; weights first."""
         return {**self.weights._asdict(), **self.extra}
 
     def _update(self, gradients: dict[str, Tensor], lr: float) -> None:
         if (limit := self.training.max_grad_norm) is not None:
             norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
-            # The fused optimiser divides as it reads: clipping costs no pass of its own.
+            # The fused optimiser divides gradients while it reads them, so clipping needs no pass of its own.
             self.optimiser.grad_scale = (norm / limit).clamp_min_(1.0)  # pyright: ignore[reportAttributeAccessIssue]
         for name, weight in self._learnt().items():
             weight.grad = gradients[name]
@@ -114,7 +112,7 @@ class Trainer:
         self.optimiser.step()
 
     def _update_thresholds(self, smallest: tuple[float, ...]) -> None:
-        # A plain mean until the average has seen enough for its memory, so that short runs have no start to forget.
+        # A plain mean until the moving average has seen enough batches, so that its start does not weigh on short runs.
         counters = self.counters
         counters.threshold_updates += 1
         memory = min(THRESHOLD_MEMORY, 1 - 1 / counters.threshold_updates)
@@ -122,14 +120,14 @@ class Trainer:
         counters.thresholds = [memory * old + (1 - memory) * new for old, new in zip(before, smallest, strict=True)]
 
     def inputs(self, tokens: Tensor) -> Tensor:
-        """`tokens: [batch, both]` as the models gave them, to what the dictionary reads and reconstructs."""
+        """The dictionary's input, [batch, width], from the models' activations `tokens: [batch, both]`."""
         x = scale_inputs(tokens, self.d_model, self.counters.input_scale)
         return self.variant.streams.read(x, self.d_model)
 
     def crosscoder(self, thresholds: Sequence[float] | None = None) -> Crosscoder:
-        """The crosscoder as it stands; shares memory with the weights where it can.
+        """The current crosscoder; shares memory with the weights where it can.
 
-        `thresholds` are the variant's at inference; unset: the running averages.
+        `thresholds` are the variant's thresholds at inference; by default the running averages.
         """
         weights = Weights(*(weight.detach() for weight in self.weights))
         extra = {name: tensor.detach() for name, tensor in self.extra.items()}
@@ -148,7 +146,7 @@ class Trainer:
         )
 
     def running_thresholds(self) -> tuple[float, ...]:
-        """The average of each threshold; the last batch's values until the averages begin."""
+        """The average of each threshold; the values of the last batch before averages exist."""
         counters = self.counters
         return tuple(counters.thresholds or counters.last_smallest or (0.0,) * self.variant.num_thresholds)
 
@@ -161,7 +159,7 @@ class Trainer:
         return out
 
     def restore(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
-        """Takes on a copy of a checkpoint's tensors and counters."""
+        """Continues from a copy of a checkpoint's tensors and counters."""
         self.since_fired.copy_(tensors["since_fired"])
         for name, weight in self._learnt().items():
             weight.copy_(tensors[name])

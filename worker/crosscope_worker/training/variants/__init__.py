@@ -1,4 +1,4 @@
-"""What sets the dictionaries apart in training (math §2): a file each, named as recipes name the variant.
+"""The variants of training (math §2): one file each, with the name that recipes give the variant.
 
 How to write one: docs/variants.md, and the hooks in `variant.Variant`.
 """
@@ -12,6 +12,6 @@ __all__ = ["Variant", "variant_of"]
 
 
 def variant_of(spec: DictionarySpec, d_model: tuple[int, int]) -> Variant:
-    """How a dictionary is trained on models of these widths: VARIANT of the file that is named like it."""
+    """The training of a dictionary on models of these widths: VARIANT of the file with the variant's name."""
     made: Variant = import_module(f"{__name__}.{spec.variant}").VARIANT(spec, d_model)
     return made

@@ -21,12 +21,15 @@ AnyK = TypeVar("AnyK", bound=ChoosesK)
 
 
 class Budgeted(Variant[AnyK]):
-    """k of all latents, a token on average; of a decoupled code by each model. Inference has a threshold a budget."""
+    """k entries a token on average, from all latents; in a decoupled code, for each model.
+
+    Inference has one threshold for each budget.
+    """
 
     centres_bias: ClassVar[bool] = True
 
     def budgets(self) -> tuple[Budget, ...]:
-        """The budgets of a code: of different latents, or one for each model."""
+        """The budgets of a code: one for each group of latents, or one for each model."""
         whole = slice(0, self.spec.num_latents)
         if self.spec.code_normalisation == "decoupled":
             return Budget(whole, self.spec.k, BASE), Budget(whole, self.spec.k, CHAT)

@@ -24,7 +24,7 @@ class Delta(Budgeted[dictionaries.Delta]):
         return Budget(slice(0, spec.num_delta), spec.k_delta), Budget(slice(spec.num_delta, spec.num_latents), spec.k)
 
     def loss(self, error: Tensor) -> tuple[float, Tensor]:
-        """See Variant; and `delta_weight · mean ‖e^chat - e^base‖`, squared like the rest."""
+        """The loss of Variant, plus `delta_weight · mean ‖e^chat - e^base‖`, squared if the loss is."""
         loss, grad = super().loss(error)
         base, chat = error.split(self.widths, dim=1)
         size, by_delta = mean_size(chat - base, self.widths[:1], squared=self.spec.squared)

@@ -23,7 +23,7 @@ class DesignatedShared(Penalised[dictionaries.DesignatedShared]):
         return weights
 
     def constrain(self, encoder: Tensor, decoder: Tensor) -> None:
-        """See Variant: each half of a tied row gets the gradient of that one row."""
+        """See Variant: each half of a tied row gets the gradient of the one tied row."""
         rows, split = decoder[: self.spec.num_shared], self.widths[BASE]
         rows.copy_((rows[:, :split] + rows[:, split:]).repeat(1, 2))
 

@@ -11,7 +11,7 @@ from crosscope_worker.training.variants.budgeted import Budgeted
 
 
 class Dfc(Budgeted[dictionaries.Dfc]):
-    """BatchTopK whose first latents are base's alone, and the next ones chat's."""
+    """BatchTopK whose first latents belong to base alone, and the next ones to chat alone."""
 
     def absent(self, encoder: Tensor, decoder: Tensor) -> None:
         """See Variant."""

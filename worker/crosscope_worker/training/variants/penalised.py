@@ -1,4 +1,4 @@
-"""Dictionaries whose code a penalty on scaled activations makes sparse (math §2)."""
+"""Dictionaries whose code is made sparse by a penalty on scaled activations (math §2)."""
 
 from dataclasses import replace
 from typing import TypeVar

@@ -14,7 +14,7 @@ from crosscope_worker.training.variants.variant import Batch
 
 
 class TopK(Budgeted[dictionaries.TopK]):
-    """Entries compete with those of their token alone, so inference needs no threshold."""
+    """Entries compete within their token alone, so inference needs no threshold."""
 
     def select(self, batch: Batch) -> tuple[list[Selected], tuple[float, ...]]:
         """See Variant."""

@@ -1,4 +1,4 @@
-"""What a dictionary decides in its training; everything else is the same for all (objective.py, trainer.py)."""
+"""The decisions of a dictionary in its training; objective.py and trainer.py hold what all dictionaries share."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ AnySpec = TypeVar("AnySpec", bound=DictionarySpec)
 
 
 class Operands(NamedTuple):
-    """What products read, in the data type that they are made in."""
+    """The operands of products, in the data type in which products are made."""
 
     x: Tensor
     """[batch, width]."""
@@ -32,7 +32,7 @@ class Operands(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step starts from."""
+    """The input of a step."""
 
     x: Tensor
     """[batch, width], as the dictionary reads it."""
@@ -47,26 +47,26 @@ class Batch:
 
 
 class Reconstruction(NamedTuple):
-    """A reconstruction's loss and what it asks of the codes that it was made of."""
+    """The loss of a reconstruction, and its gradients by the codes and by the bias."""
 
     loss: float
     pieces: list[tuple[Selected, Tensor]]
-    """Codes, and the gradient by what each decodes to, [batch, width of all columns]. Codes of the same columns are of
-    different latents (`Selected.narrowed`), ascending, and of all latents together."""
+    """Codes, each with the gradient by its reconstruction, [batch, width of all columns]. Codes of the same columns
+    have different latents (`Selected.narrowed`), in ascending order, and together they have all latents."""
     b_dec: Tensor
-    """[width]: the gradient by the decoder's bias."""
+    """[width]; the gradient by the decoder's bias."""
     error: Tensor
-    """[batch, width]: `x - x_hat` of the whole code."""
+    """[batch, width]; `x - x_hat` of the whole code."""
 
 
 class Penalty(NamedTuple):
-    """What a code costs, and the gradients of that."""
+    """The sparsity loss of a code, and its gradients."""
 
     loss: float
     by_code: Tensor
-    """In the shape of the code's values."""
+    """The gradient by the code, in the shape of its values."""
     by_norm: Tensor
-    """[latent of the code]: by the code normalisation n."""
+    """[latent of the code]; the gradient by the code normalisation n."""
 
 
 @dataclass(frozen=True)
@@ -78,25 +78,25 @@ class Further:
 
 
 class Variant(Generic[AnySpec]):
-    """A dictionary's training; what stands here is that of a plain ReLU code without any penalty.
+    """The training of a dictionary; the defaults are those of a plain ReLU code without a penalty.
 
-    To write a new one: a spec class in crosscope_proto/dictionaries.py, and a file here, named like the spec's
-    `variant`, that ends with `VARIANT = TheClass`. The class overrides what differs, and nothing else:
+    To write a new variant: a spec class in crosscope_proto/dictionaries.py, and a file here with the name of the spec's
+    `variant`, which ends with `VARIANT = TheClass`. The class overrides what differs, and nothing else:
 
-    - before the first step: `extra` gives learnt tensors of its own, which Adam moves, clipping counts and checkpoints
-      keep like the weights; `absent` zeroes weights that do not exist;
+    - before the first step: `extra` gives learnt tensors of its own; Adam updates them, clipping counts them and
+      checkpoints keep them, as with the weights. `absent` zeroes weights that do not exist;
     - at a step, in this order: `at_step` warms the sparsity up, `select` chooses the active entries, `reconstruct`
-      decodes them and asks `loss` what the error costs, `penalty` says what the code costs, `further` adds any other
-      loss and all gradients by `extra`, and `constrain` ties gradients;
-    - after the last step: `thresholds` measures what inference needs on a sample (where the spec `calibrates`), `keep`
+      decodes them and takes the loss of the error from `loss`, `penalty` gives the sparsity loss of the code, `further`
+      adds any other loss and all gradients by `extra`, and `constrain` ties gradients;
+    - after the last step: `thresholds` computes what inference needs from a sample (if the spec `calibrates`), `keep`
       says which entries inference keeps, and `parts` names the parts of the dictionary.
 
-    All are pure but for what they are told to change in place. Its row in tests/worker/training/test_objective.py
-    compares the gradients with autograd.
+    All methods are pure, apart from the arguments that they change in place. The variant's row in
+    tests/worker/training/test_objective.py compares the gradients with autograd.
     """
 
     equal_widths: ClassVar[bool] = False
-    """Whether it needs models of equal width."""
+    """Whether the variant needs models of equal width."""
     centres_bias: ClassVar[bool] = False
     """Whether the decoder's bias starts at the geometric median of the first batch, instead of 0."""
 
@@ -105,23 +105,25 @@ class Variant(Generic[AnySpec]):
         self.d_model = d_model
         self.streams = STREAMS[spec.reads]
         self.widths = self.streams.widths(d_model)
-        """Of the parts of its own columns, which every tensor here has."""
+        """Widths of the parts of the dictionary's own columns, which every tensor here has."""
 
     def needs_equal_widths(self) -> str | None:
-        """What of the recipe needs models of equal width, or None."""
+        """The field of the recipe that needs models of equal width, or None."""
         if self.equal_widths:
             return f"variant {self.spec.variant}"
         return "cross_term" if isinstance(self.spec, TwoModels) and self.spec.cross_term else None
 
     def extra(self, weights: Weights) -> dict[str, Tensor]:
-        """Learnt tensors beside the weights, by name, as they are at the first step, on the weights' device."""
+        """Learnt tensors beside the weights, by name: their values before the first step, on the weights' device."""
         return {}
 
     def absent(self, encoder: Tensor, decoder: Tensor) -> None:
-        """Zeroes what a latent neither reads nor writes; `[latent, width]`, weights or gradients, in place."""
+        """Zeroes, in place, the entries of `[latent, width]` weights or gradients that a latent neither reads nor
+        writes.
+        """
 
     def at_step(self, training: TrainingSpec, step: int) -> Self:
-        """The same with the sparsity of a step of the warm-up."""
+        """The variant with the sparsity of a step of the warm-up."""
         if step >= training.sparsity_warmup_steps:
             return self
         return type(self)(self.warming(training, step), self.d_model)
@@ -135,15 +137,15 @@ class Variant(Generic[AnySpec]):
         return code_norms(decoder, self.widths, self.spec.code_normalisation)
 
     def select(self, batch: Batch) -> tuple[list[Selected], tuple[float, ...]]:
-        """The active entries of the batch, and the smallest value that was kept by each threshold to be found.
+        """The active entries of the batch, and the smallest kept value for each threshold to be estimated.
 
-        One code of all latents and columns, or one for each model's columns.
+        Returns one code of all latents and columns, or one for each model's columns.
         """
         code = active_code(batch.pre, batch.weights.b_enc, None)
         return [Selected(code, slice(0, sum(self.widths)), self.norms(batch.weights.decoder))], ()
 
     def reconstruct(self, batch: Batch, selected: Sequence[Selected]) -> Reconstruction:
-        """What the codes decode to, what that costs, and what it asks of each."""
+        """The reconstruction by the codes, its loss, and the gradients by each code."""
         error = batch.x - batch.weights.b_dec
         for each in selected:
             error[:, each.columns] -= each.decode(batch.operands.decoder)
@@ -151,10 +153,10 @@ class Variant(Generic[AnySpec]):
         return Reconstruction(loss, [(each, grad) for each in selected], grad.sum(0), error)
 
     def loss(self, error: Tensor) -> tuple[float, Tensor]:
-        """What an error `x - x_hat: [batch, width]` costs, and the gradient by x_hat, in its shape.
+        """The loss of an error `x - x_hat: [batch, width]`, and its gradient by x_hat in the same shape.
 
-        `mean over batch and part of ‖e‖`, or of its square if `spec.squared`; and, with a cross term lambda, the mean
-        over the batch of `lambda <e^chat, e^base>`.
+        The loss is `mean over batch and part of ‖e‖`, or of its square if `spec.squared`. With a cross term lambda, the
+        mean over the batch of `lambda <e^chat, e^base>` is added.
         """
         loss, grad = mean_size(error, self.widths, squared=self.spec.squared)
         if isinstance(self.spec, TwoModels) and (weight := self.spec.cross_term):
@@ -164,28 +166,28 @@ class Variant(Generic[AnySpec]):
         return loss, grad
 
     def penalty(self, selected: Selected, num_tokens: int) -> Penalty | None:
-        """What a code of `num_tokens` tokens costs, or None."""
+        """The sparsity loss of a code of `num_tokens` tokens, or None."""
         return None
 
     def further(self, batch: Batch, reconstruction: Reconstruction, gradients: Weights) -> Further:
-        """Losses of its own; adds their gradients by the weights to `gradients`, in place."""
+        """Losses of the variant's own; adds their gradients by the weights to `gradients`, in place."""
         return Further()
 
     def constrain(self, encoder: Tensor, decoder: Tensor) -> None:
-        """Makes gradients `[latent, width]` respect ties and absences, in place."""
+        """Changes gradients `[latent, width]` in place so that ties and absences hold."""
         self.absent(encoder, decoder)
 
     def aux_weight(self, training: TrainingSpec) -> float:
-        """Weight of the auxiliary loss that revives dead latents; 0: there is none."""
+        """Weight of the auxiliary loss that revives dead latents; 0 for none."""
         return training.aux_weight if self.spec.revives else 0.0
 
     @property
     def num_thresholds(self) -> int:
-        """Thresholds of which training keeps an average, and which `thresholds` measures."""
+        """Number of thresholds: training keeps an average of each, and `thresholds` calibrates them."""
         return 0
 
     def thresholds(self, crosscoder: Crosscoder, tokens: Tensor) -> tuple[float, ...]:
-        """The thresholds of a finished crosscoder from a sample `tokens: [token, both]` of what it was trained on."""
+        """The thresholds of a finished crosscoder, from a sample `tokens: [token, both]` of its training tokens."""
         return ()
 
     def keep(self, thresholds: Sequence[float], weights: Weights, extra: Mapping[str, Tensor]) -> Keep:
@@ -193,10 +195,10 @@ class Variant(Generic[AnySpec]):
         return ALL_POSITIVE
 
     def parts(self) -> tuple[LatentPart, ...]:
-        """The part of the dictionary that each latent belongs to, [latent]; none where it has no parts."""
+        """The part of the dictionary to which each latent belongs, [latent]; empty for a dictionary without parts."""
         first = [part for part, count in self.apart() for _ in range(count)]
         return (*first, *[LatentPart.REST] * (self.spec.num_latents - len(first))) if first else ()
 
     def apart(self) -> Sequence[tuple[LatentPart, int]]:
-        """The parts that come first, and how many latents each has."""
+        """The first parts of the dictionary, each with its number of latents."""
         return ()
