@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from crosscope import Client, CrosscopeError
-from crosscope.cli.session import apply, json_before_name
+from crosscope.cli.options import apply, json_before_name
 from crosscope_local import demo as demo_jobs
 from crosscope_local import doctor as doctor_checks
 from crosscope_local.preflight import PreflightError

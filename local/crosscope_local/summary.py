@@ -193,7 +193,7 @@ def _await_worker(crosscoder: Crosscoder) -> None:
 
 def _timed(crosscoder: Crosscoder, question: str) -> tuple[float, TopLatents]:
     begun = time.perf_counter()
-    top = crosscoder.top_latents(turns=[{"role": "user", "content": question}], add_generation_prompt=True, limit=5)
+    top = crosscoder.top_latents(messages=[{"role": "user", "content": question}], add_generation_prompt=True, limit=5)
     return (time.perf_counter() - begun) * 1000, top
 
 

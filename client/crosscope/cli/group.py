@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import click
 
 from crosscope import __version__
-from crosscope.cli.session import ROOT_OPTIONS, Session, apply
+from crosscope.cli.options import ROOT_OPTIONS, Options, apply
 
 
 class _Entry(NamedTuple):
@@ -95,4 +95,4 @@ def crosscope(ctx: click.Context, **options: Any) -> None:
     Exit codes: 0 done, 1 error from the server, 2 wrong usage or input, 3 nobody answers, 4 the job failed or was
     cancelled, 130 Ctrl-C.
     """
-    ctx.obj = Session(**options)
+    ctx.obj = Options(**options)
