@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from crosscope import _decode
-from crosscope._async.columns import AsyncColumns
+from crosscope._async.columns import AsyncColumns, ColumnAnswer
 from crosscope._async.handle import check_version
 from crosscope._async.pages import PAGE_SIZE, AsyncPages, Page
 from crosscope._async.prompting import AsyncPrompting
@@ -175,32 +175,36 @@ class AsyncCrosscoder(AsyncPrompting):
             request.page_token = reply.next_page_token
         return ExampleList(found[:limit])
 
-    def columns(self, *names: str) -> AsyncColumns:
+    def columns(self, *names: str, only_known: bool = False) -> AsyncColumns:
         """Columns of the statistics table, by name: what each means, and its values when they are first used.
 
-        Without names: every column of one number a latent. Names may also be the shares "dataset_share_NAME" and
-        "role_share_ROLE". Values come for all of the names in one call, which raises InvalidInput for an unknown one.
+        Names may also be the shares "dataset_share_NAME" and "role_share_ROLE". The values of all names come in one
+        call, which raises InvalidInput for a column that the server does not know; with `only_known` such columns are
+        left out, and a warning names them. Without names: every column of one number a latent that the server knows.
         """
-        return AsyncColumns(self._read_columns, [check_text(name, "columns") for name in names])
+        checked = [check_text(name, "columns") for name in names]
+        return AsyncColumns(self._read_columns, checked, only_known=only_known or not names)
 
     async def atlas(self, columns: Sequence[str]) -> "dict[str, np.ndarray]":
         """The values of `columns(*columns)`: their former name."""
         return await self.columns(*([columns] if isinstance(columns, str) else columns)).read()
 
-    async def _read_columns(self, names: Sequence[str]) -> "dict[str, np.ndarray]":
+    async def _read_columns(self, names: Sequence[str]) -> dict[str, ColumnAnswer]:
         import numpy as np
 
         request = latents_pb2.GetAtlasRequest(crosscoder=self.name, version_id=self._version, columns=names)
         pieces: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        categories: dict[str, tuple[str, ...]] = {}
         versions: set[str] = set()
         timeout_s = self._transport.connection.timeout_s
         async for reply in self._transport.stream(self._latents.GetAtlas, request, timeout_s):
             pieces.setdefault(reply.column, []).append(np.frombuffer(reply.values, dtype="<f4"))
+            categories[reply.column] = tuple(reply.categories)
             versions.add(self._checked(reply.version_id))
         values = {name: np.concatenate(parts) if parts else np.empty(0, np.float32) for name, parts in pieces.items()}
         if len(versions) > 1 or len({len(column) for column in values.values()}) > 1:
             raise ServerError(f"the columns of {self.name} came in pieces that do not fit together; ask again")
-        return values
+        return {name: ColumnAnswer(column, categories.get(name, ())) for name, column in values.items()}
 
     async def training_curves(self) -> TrainingCurves:
         """Loss, FVE, L0, … over training."""

@@ -12,7 +12,7 @@ from crosscope._filters import Condition, build_filters
 from crosscope._latents import LatentStatistics, latent_html, latent_table
 from crosscope._prompts import check_count, check_text
 from crosscope._public import public
-from crosscope._sync.columns import Columns
+from crosscope._sync.columns import ColumnAnswer, Columns
 from crosscope._sync.handle import check_version
 from crosscope._sync.pages import PAGE_SIZE, Page, Pages
 from crosscope._sync.prompting import Prompting
@@ -176,32 +176,36 @@ class Crosscoder(Prompting):
             request.page_token = reply.next_page_token
         return ExampleList(found[:limit])
 
-    def columns(self, *names: str) -> Columns:
+    def columns(self, *names: str, only_known: bool = False) -> Columns:
         """Columns of the statistics table, by name: what each means, and its values when they are first used.
 
-        Without names: every column of one number a latent. Names may also be the shares "dataset_share_NAME" and
-        "role_share_ROLE". Values come for all of the names in one call, which raises InvalidInput for an unknown one.
+        Names may also be the shares "dataset_share_NAME" and "role_share_ROLE". The values of all names come in one
+        call, which raises InvalidInput for a column that the server does not know; with `only_known` such columns are
+        left out, and a warning names them. Without names: every column of one number a latent that the server knows.
         """
-        return Columns(self._read_columns, [check_text(name, "columns") for name in names])
+        checked = [check_text(name, "columns") for name in names]
+        return Columns(self._read_columns, checked, only_known=only_known or not names)
 
     def atlas(self, columns: Sequence[str]) -> "dict[str, np.ndarray]":
         """The values of `columns(*columns)`: their former name."""
         return self.columns(*([columns] if isinstance(columns, str) else columns)).read()
 
-    def _read_columns(self, names: Sequence[str]) -> "dict[str, np.ndarray]":
+    def _read_columns(self, names: Sequence[str]) -> dict[str, ColumnAnswer]:
         import numpy as np
 
         request = latents_pb2.GetAtlasRequest(crosscoder=self.name, version_id=self._version, columns=names)
         pieces: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        categories: dict[str, tuple[str, ...]] = {}
         versions: set[str] = set()
         timeout_s = self._transport.connection.timeout_s
         for reply in self._transport.stream(self._latents.GetAtlas, request, timeout_s):
             pieces.setdefault(reply.column, []).append(np.frombuffer(reply.values, dtype="<f4"))
+            categories[reply.column] = tuple(reply.categories)
             versions.add(self._checked(reply.version_id))
         values = {name: np.concatenate(parts) if parts else np.empty(0, np.float32) for name, parts in pieces.items()}
         if len(versions) > 1 or len({len(column) for column in values.values()}) > 1:
             raise ServerError(f"the columns of {self.name} came in pieces that do not fit together; ask again")
-        return values
+        return {name: ColumnAnswer(column, categories.get(name, ())) for name, column in values.items()}
 
     def training_curves(self) -> TrainingCurves:
         """Loss, FVE, L0, … over training."""

@@ -32,7 +32,7 @@ from crosscope import (
     VersionGone,
 )
 from crosscope.app import address
-from crosscope.app.columns import ATLAS_COLUMNS
+from crosscope.app.columns import ATLAS_COLUMNS, complete
 from crosscope.app.text import plain, without_paths
 from crosscope_proto.artefacts import LatentPart
 
@@ -89,12 +89,22 @@ def unpin(name: str) -> None:
 
 
 @st.cache_resource(max_entries=4, show_spinner="Reading the atlas …")
+def _atlas(name: str, version_id: str) -> tuple[Mapping[str, np.ndarray], tuple[str, ...]]:
+    columns = crosscoder(name, version_id).columns(*ATLAS_COLUMNS, only_known=True)
+    values = complete(columns.read())
+    for each in values.values():
+        each.flags.writeable = False
+    return values, columns.unknown
+
+
 def atlas(name: str, version_id: str) -> Mapping[str, np.ndarray]:
-    """ATLAS_COLUMNS of all latents, [latent] float32 each, read-only."""
-    columns = crosscoder(name, version_id).atlas(list(ATLAS_COLUMNS))
-    for values in columns.values():
-        values.flags.writeable = False
-    return columns
+    """ATLAS_COLUMNS of all latents, [latent] float32 each, read-only; NaN in those that the server does not know."""
+    return _atlas(name, version_id)[0]
+
+
+def unknown_columns(name: str, version_id: str) -> tuple[str, ...]:
+    """Those of ATLAS_COLUMNS that the server does not know, because it is older than the app."""
+    return _atlas(name, version_id)[1]
 
 
 @st.cache_resource(max_entries=64, show_spinner="Asking for these latents …")

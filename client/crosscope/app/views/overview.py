@@ -7,7 +7,7 @@ import streamlit as st
 
 from crosscope import CrosscoderInfo
 from crosscope.app import address, charts, panels, session, tables, text
-from crosscope.app.columns import AXES, CLASS_OF_NUMBER, evidence, is_defined, is_difference
+from crosscope.app.columns import AXES, CLASS_OF_NUMBER, SHOWN, evidence, is_defined, is_difference
 from crosscope.app.palette import CLASS_NAMES
 from crosscope.app.table_view import Column, table_view
 from crosscope_proto.limits import MAX_NU_ERR
@@ -143,6 +143,9 @@ def remarks(info: CrosscoderInfo) -> None:
     manifest = session.manifest(info)
     sentences = [*info.left_out, *manifest.get("warnings", ()), *manifest.get("notes", ())]
     sentences += [f"No {name.replace('_', ' ')}: {reason}" for name, reason in info.unavailable.items()]
+    if unknown := session.unknown_columns(info.name, info.version_id):
+        labels = ", ".join(SHOWN[name].label for name in unknown)
+        sentences.append(f"The server is older than this app and does not know: {labels}")
     if sentences:
         st.subheader("What to know")
         st.markdown("\n".join(f"- {text.sentence(said)}" for said in sentences))
