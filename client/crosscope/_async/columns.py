@@ -93,7 +93,7 @@ class AsyncColumn(ColumnFacts):
     """A column of the statistics table: what it means, and its values."""
 
     table: "AsyncColumns" = field(kw_only=True, repr=False, compare=False)
-    """The columns that it was asked for with."""
+    """The columns whose values are read together with it."""
 
     @property
     async def values(self) -> "np.ndarray":

@@ -1,4 +1,4 @@
-"""A published crosscoder to ask: its latents, its examples, its columns; and, by inheritance, prompts."""
+"""A handle of a published crosscoder: its latents, examples and columns; by inheritance, prompts."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -37,10 +37,10 @@ _GROUPS: dict[str | None, latents_pb2.ExampleGroup.ValueType] = {
 @public
 @dataclass(frozen=True)
 class AsyncLatent(LatentStatistics):
-    """One latent's statistics, and the way to its examples. Activations are scaled (math §1)."""
+    """One latent's statistics, and a call for its examples. Activations are scaled (math §1)."""
 
     source: "AsyncCrosscoder" = field(repr=False, compare=False)
-    """The handle that it came from."""
+    """The handle of the crosscoder that it belongs to."""
 
     async def examples(
         self,
@@ -51,7 +51,7 @@ class AsyncLatent(LatentStatistics):
     ) -> ExampleList:
         """Texts on which it fires, strongest first.
 
-        `context` is tokens shown on each side of the peak, None the whole text.
+        `context` is the number of tokens on each side of the peak; None gives the whole text.
         """
         return await self.source.examples(self.id, limit=limit, group=group, dataset=dataset, context=context)
 
@@ -61,7 +61,7 @@ class AsyncLatentList(AsyncPages[AsyncLatent]):
     """Latents of one listing. Pages are fetched when they are reached, up to the limit."""
 
     async def to_pandas(self) -> "pd.DataFrame":
-        """A row a latent, indexed by id; needs pandas."""
+        """A data frame with a row for each latent, indexed by id; needs pandas."""
         import pandas as pd
 
         rows = [latent.to_row() async for latent in self]
@@ -86,12 +86,12 @@ class AsyncLatentList(AsyncPages[AsyncLatent]):
 class AsyncCrosscoder(AsyncPrompting):
     """One version of a published crosscoder. Made by `AsyncClient.crosscoder` and `AsyncClient.crosscoders`.
 
-    Whatever is published later, every call is answered from this version, or raises VersionGone once the server has
-    removed it. `current()` goes on with the newest.
+    Every call is answered from this version, whatever is published later. It raises VersionGone once the server has
+    removed the version. `current()` gives a handle of the newest one.
     """
 
     async def current(self) -> "AsyncCrosscoder":
-        """A handle of the version that is the current one now; this handle stays as it is. Raises NotFound."""
+        """A handle of the version that is current now; this handle keeps its own. Raises NotFound."""
         return await open_crosscoder(self._transport, self.name)
 
     async def latents(
@@ -102,12 +102,12 @@ class AsyncCrosscoder(AsyncPrompting):
         *,
         progress: bool | None = None,
     ) -> AsyncLatentList:
-        """Latents that meet all conditions, ordered by a column, "-" in front for descending, undefined values last.
+        """Latents that meet all conditions, in the order of a column; "-" in front of its name descends.
 
-        Columns are those of `columns()`, and the shares "dataset_share_NAME" and "role_share_ROLE"; a condition may
-        also compare "top_tokens", "logit_tokens_base" or "logit_tokens_chat" with the text of a token.
-        `limit=None` lists all of them, page by page as they are reached; `progress` shows a bar of the pages, by
-        default in a terminal and in a notebook.
+        Latents without a value of the order come last. Columns are those of `columns()`, and the shares
+        "dataset_share_NAME" and "role_share_ROLE". A condition may also compare "top_tokens", "logit_tokens_base" or
+        "logit_tokens_chat" with the text of a token. `limit=None` lists all latents, page by page as they are reached;
+        `progress` shows a bar of the pages, by default in a terminal and in a notebook.
         Raises InvalidInput for an unknown column, and for an order that is undefined for every latent that matches.
         """
         filters = build_filters(where)
@@ -186,7 +186,7 @@ class AsyncCrosscoder(AsyncPrompting):
         return AsyncColumns(self._read_columns, checked, only_known=only_known or not names)
 
     async def atlas(self, columns: Sequence[str]) -> "dict[str, np.ndarray]":
-        """The values of `columns(*columns)`: their former name."""
+        """The values of `columns(*columns)`, by name: the former name of that call."""
         return await self.columns(*([columns] if isinstance(columns, str) else columns)).read()
 
     async def _read_columns(self, names: Sequence[str]) -> dict[str, ColumnAnswer]:
@@ -214,7 +214,7 @@ class AsyncCrosscoder(AsyncPrompting):
         return _decode.training_curves(reply)
 
     async def detectors(self) -> list[Detector]:
-        """For each tagged behaviour of the analysis's conversations, the latents that detect it best."""
+        """The latents that best detect each tagged behaviour in the conversations of the analysis."""
         request = latents_pb2.GetCrosscoderRequest(crosscoder=self.name, version_id=self._version)
         reply = await self._transport.unary(self._latents.GetCrosscoder, request)
         self._checked(reply.crosscoder.version_id)

@@ -94,7 +94,7 @@ class Column(ColumnFacts):
     """A column of the statistics table: what it means, and its values."""
 
     table: "Columns" = field(kw_only=True, repr=False, compare=False)
-    """The columns that it was asked for with."""
+    """The columns whose values are read together with it."""
 
     @property
     def values(self) -> "np.ndarray":
