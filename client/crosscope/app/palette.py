@@ -1,6 +1,6 @@
 """Colours: of the two themes, of the classes of latents, of activations. All pairs that carry text meet WCAG AA.
 
-Class colours are Okabe and Ito's, which people with colour-blindness tell apart; they stand beside a word always.
+Class colours are Okabe and Ito's, which people with colour-blindness tell apart; they always stand beside a word.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The recipe that a person starts from: what has run on this server under another name, else a form to fill in.
+"""The recipe that a person starts from: one that ran on this server, under another name, else a form to fill in.
 
 Knows nothing about Streamlit.
 """
@@ -45,7 +45,7 @@ def of_published(recipe_yaml: str, manifest: Mapping[str, object]) -> str:
 
 
 def _said(value: object) -> object:
-    """Without what is not set, which a recipe leaves out."""
+    """The value without unset fields, which a recipe leaves out."""
     if isinstance(value, Mapping):
         return {name: _said(part) for name, part in value.items() if part is not None and part not in ([], {}, "")}
     if isinstance(value, list | tuple):

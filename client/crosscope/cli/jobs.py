@@ -116,9 +116,9 @@ def cancel(options: Options, job_ids: tuple[str, ...]) -> None:
 @click.argument("job_ids", metavar="JOB...", nargs=-1, required=True)
 @with_options
 def retry(options: Options, job_ids: tuple[str, ...]) -> None:
-    """Queue jobs again that have failed or were cancelled; they go on from their checkpoints.
+    """Queue failed or cancelled jobs again; they go on from their checkpoints.
 
-    A job that waits for another one that failed is retried after it: name both, in that order.
+    If a job waited for another one that failed, name both: first the one that failed.
     """
     with options.client() as client:
         infos = [client.jobs.retry(job_id).info for job_id in job_ids]

@@ -99,7 +99,7 @@ class _Range(click.ParamType):
     name = "START:END"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> slice:
-        """The slice; fails for anything else."""
+        """The slice; fails for a text that is none."""
         start, colon, end = str(value).partition(":")
         try:
             first, last = (int(each) if each.strip() else None for each in (start, end))

@@ -9,10 +9,10 @@ from crosscope.cli.output import print_broken, print_json, print_table, print_te
 @click.command()
 @with_options
 def status(options: Options) -> None:
-    """Say who answers and what is published.
+    """Show which services answer and what is published.
 
-    Exits with 3 if no server answers. A server without an inference worker still shows what is published; one
-    without a queue takes no jobs.
+    Exits with 3 if no server answers. A server without an inference worker can still be browsed; a server without a
+    queue takes no jobs.
     """
     with options.client() as client:
         services = client.health()
