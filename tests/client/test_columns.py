@@ -58,7 +58,7 @@ def test_a_column_that_nobody_knows(real: Client) -> None:
 
 
 class OldLatents(ScriptedLatents):
-    """A server of before the columns num_texts and template_share: it refuses the first that it does not know."""
+    """A server older than the columns num_texts and template_share. It refuses the first that it does not know."""
 
     KNOWN = frozenset(scalar_columns(numbers_only=True)) - {"num_texts", "template_share"}
 

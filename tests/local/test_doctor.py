@@ -1,4 +1,4 @@
-"""`crosscope doctor` on a home of which some is broken."""
+"""`crosscope doctor` on a home with a broken pair and broken crosscoders."""
 
 import json
 import socket
@@ -10,7 +10,7 @@ from fixtures_artefacts import write_crosscoder
 from crosscope.cli import run
 
 
-def test_what_is_missing_is_told_apart_from_what_is_fine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_broken_things_are_bad_and_all_else_is_fine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_crosscoder(tmp_path, "one", 8)
     broken = tmp_path / "pairs" / "broken"
     broken.mkdir()

@@ -32,7 +32,7 @@ def test_levels_are_found_in_each_form(line: str, problem: Problem | None) -> No
     assert parse_problem(line) == problem
 
 
-def test_a_line_of_our_own_log_is_told_without_what_every_line_has() -> None:
+def test_a_line_of_our_own_log_is_told_without_the_keys_of_every_line() -> None:
     record = logging.makeLogRecord(
         {"name": "crosscope_server", "levelno": logging.WARNING, "levelname": "WARNING", "msg": "no cache", "url": "x"}
     )

@@ -56,10 +56,10 @@ def test_the_tables_say_what_was_found_and_what_is_not_known() -> None:
     assert "fires latents 7 (3.5); 4.0 ms, 1.5 ms cached." in text
 
 
-def test_chats_are_known_by_their_column_in_the_recipe() -> None:
+def test_a_data_set_of_chats_has_a_chat_column_in_the_recipe() -> None:
     manifest = '{"recipe": {"data": [{"name": "chat", "chat_column": "c"}, {"name": "web", "text_column": "t"}]}}'
     assert chat_datasets(manifest, ["web", "chat"]) == [1]
 
 
-def test_what_is_no_number_becomes_none_in_json() -> None:
+def test_undefined_numbers_become_none_in_json() -> None:
     assert finite({"a": (math.nan, 1.5), "b": [math.inf, "x"]}) == {"a": [None, 1.5], "b": [None, "x"]}
