@@ -38,7 +38,7 @@ class ColumnFacts:
 
 
 def column_facts(name: str) -> ColumnFacts:
-    """What the table says about a column; about a share by data set or role, what it says about the list of shares."""
+    """What a column means. A share by data set or role has the meaning of the list of shares that it belongs to."""
     share = next((column for prefix, column in _SHARES.items() if name.startswith(prefix)), None)
     column = _BY_NAME.get(name, share)
     if column is None:

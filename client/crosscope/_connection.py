@@ -29,7 +29,7 @@ class Tls:
     """PEM file of its private key."""
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """Reads the files; raises InvalidInput about one that cannot be read."""
+        """The credentials in the files; raises InvalidInput about a file that cannot be read."""
         ca, key, certificate = (_read(self.ca, "ca"), _read(self.key, "key"), _read(self.certificate, "certificate"))
         if (key is None) != (certificate is None):
             raise InvalidInput.of("tls", "certificate and key go together: give both or neither")

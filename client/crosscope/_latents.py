@@ -41,7 +41,7 @@ class LatentStatistics:
     base_direction: LatentScaling
     """Along the base model's decoder row."""
     beta_ratio: Estimate
-    """Activation coefficient of base over that of chat, by which difference dictionaries are read (math §2)."""
+    """Activation coefficient of base over that of chat; difference dictionaries are read by it (math §2)."""
     base_uselessness: float | None
     base_uselessness_ls: float | None
     base_uselessness_single: float | None

@@ -117,7 +117,7 @@ def _said_by_server(error: grpc.RpcError) -> bool:
 
 
 def _rich(error: grpc.RpcError) -> "Status | None":
-    """The status with its details; None if the error has no status, or one that contradicts it."""
+    """The status with its details; None if the error has no status, or a status that contradicts it."""
     from google.protobuf.message import DecodeError
     from grpc_status import rpc_status
 

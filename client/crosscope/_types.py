@@ -243,7 +243,7 @@ class PlanEntry:
     unit: str
     """"", "share", "tokens", "bytes" or "seconds"."""
     note: str
-    """How it was found, or what it means; may be empty."""
+    """A remark on how it was found or what it means; may be empty."""
 
 
 @public

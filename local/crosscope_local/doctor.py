@@ -140,7 +140,7 @@ def _crosscoders(home: Path) -> Finding:
     reasons: dict[str, str] = {}
     for current in sorted(home.glob(f"crosscoders/*/{CURRENT}")):
         name, version = current.parent.name, current.read_text(errors="replace").strip()
-        manifest = version_folder(home, name, version) / MANIFEST
+        manifest = home / version_folder(Path(), name, version) / MANIFEST
         reasons[name] = _why_unread(manifest, parse_manifest) if version else f"{CURRENT} names no version"
     return _published("crosscoders", reasons)
 

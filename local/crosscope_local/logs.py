@@ -37,7 +37,7 @@ class LogTail:
         self._partial = b""
 
     def problems(self) -> list[Problem]:
-        """The warnings and errors that are new; after the first five, one that says how many more there are."""
+        """The new warnings and errors: the first five, and then one that says how many more there are."""
         found = [problem for line in self._lines() if (problem := parse_problem(line))]
         if len(found) <= _MAX_LINES_A_LOOK:
             return found

@@ -77,7 +77,7 @@ def run(found: Installation, terminal: Terminal, act: Callable[[Supervisor], Non
         try:
             act(supervisor)
         except Exception as error:
-            if not supervisor.stopping:  # afterwards it only says that nobody answers any more
+            if not supervisor.stopping:  # while everything stops, an error only says that no server answers
                 errors.append(error)
                 supervisor.stop()
         if then_stop:

@@ -11,16 +11,16 @@ from crosscope_proto.column import Column
 from crosscope_proto.columns import LATENT_COLUMNS
 
 SHOWN: Mapping[str, Column] = {column.name: column for column in LATENT_COLUMNS if column.short}
-"""Columns of the app's tables, each followed by its standard error; a downloaded table has all of them."""
+"""Columns of the app's tables, each followed by its standard error. A downloaded table has all of these."""
 AXES: Mapping[str, Column] = {name: column for name, column in SHOWN.items() if not column.error_of}
 """Columns that can be an axis or an order."""
 CLASS_OF_NUMBER = ("", *next(column.categories for column in LATENT_COLUMNS if column.name == "latent_class"))
-"""Classes by the number with which an atlas column carries them."""
+"""Classes by their number in the column latent_class."""
 
 EVIDENCE = ("rel_norm", "base_uselessness_single", "nu_err", "nu_err_se", "nu_rec", "nu_rec_se", "num_active")
 """Columns that stand beside a class wherever it is shown."""
 DIFFERENCE_EVIDENCE = ("beta_ratio", "beta_ratio_se", "num_active")
-"""The same in a dictionary of the models' difference, where relative norms and ν are undefined (math §2)."""
+"""EVIDENCE of a dictionary of the models' difference, in which relative norms and ν are undefined (math §2)."""
 
 ATLAS_COLUMNS = (*SHOWN, "latent_class")
 """The columns that the app fetches, once a version."""
@@ -38,7 +38,7 @@ def is_defined(columns: Mapping[str, np.ndarray], name: str) -> bool:
 
 
 def is_difference(columns: Mapping[str, np.ndarray]) -> bool:
-    """Whether latents are read by their β ratio, as those of a difference dictionary, which have no relative norm."""
+    """Whether it is a difference dictionary, whose latents are read by their β ratio and have no relative norm."""
     return is_defined(columns, "beta_ratio") and not is_defined(columns, "rel_norm")
 
 

@@ -42,19 +42,19 @@ def evidence(latent: Latent, floor: float) -> None:
     name = "base_uselessness" if latent.base_uselessness is not None else "base_uselessness_single"
     uselessness = number(getattr(latent, name), floor=floor if AXES[name].is_floored else math.inf)
     if math.isnan(latent.rel_norm) and not math.isnan(ratio.value):
-        pairs = [("beta_ratio", with_error(ratio.value, ratio.se))]
+        figures = [("beta_ratio", with_error(ratio.value, ratio.se))]
     else:
-        pairs = [
+        figures = [
             ("rel_norm", number(latent.rel_norm)),
             ("nu_err", with_error(scaling.nu_err.value, scaling.nu_err.se)),
             ("nu_rec", with_error(scaling.nu_rec.value, scaling.nu_rec.se)),
             (name, uselessness),
         ]
-    pairs.append(("num_active", count(latent.num_active)))
+    figures.append(("num_active", count(latent.num_active)))
     items = "".join(
         f'<span title="{escape(AXES[column].meaning)}"><span class="k">{escape(AXES[column].label)}</span> '
         f"{escape(value)}</span>"
-        for column, value in pairs
+        for column, value in figures
     )
     st.html(f'<div class="xs-evidence">{class_chip(latent.latent_class)}{items}</div>')
 

@@ -56,11 +56,11 @@ class Selection:
             classes=tuple(c for c in params.get("classes", ()) if c in CLASS_OF_NUMBER[1:]),
             part=one["part"] if one.get("part") in tuple(LatentPart) else "",
             peak=one.get("peak", "")[:MAX_TOKEN_CHARACTERS],
-            frequency=_pair(params.get("freq", ()), FREQUENCY_RANGE),
+            frequency=_range(params.get("freq", ()), FREQUENCY_RANGE),
             nu_err=_number(one.get("nu_err"), NU_LIMIT),
             nu_rec=_number(one.get("nu_rec"), NU_LIMIT),
             template=_number(one.get("template"), 1.0),
-            rel_norm=_pair(params.get("rel", ()), (0.0, 1.0)),
+            rel_norm=_range(params.get("rel", ()), (0.0, 1.0)),
             x=one["x"] if one.get("x") in AXES else DEFAULT_X,
             y=one["y"] if one.get("y") in AXES else default_order.removeprefix("-"),
             area=_polygon(one.get("area", "")),
@@ -150,8 +150,8 @@ def _polygon(text: str) -> tuple[tuple[float, float], ...]:
         corners = [tuple(float(v) for v in corner.split(",")) for corner in text.split("~") if corner]
     except ValueError:
         return ()
-    pairs = tuple((corner[0], corner[1]) for corner in corners if len(corner) == 2 and np.isfinite(corner).all())
-    return pairs if 3 <= len(pairs) == len(corners) <= 2 * MAX_VERTICES else ()
+    points = tuple((corner[0], corner[1]) for corner in corners if len(corner) == 2 and np.isfinite(corner).all())
+    return points if 3 <= len(points) == len(corners) <= 2 * MAX_VERTICES else ()
 
 
 def _number(text: str | None, default: float) -> float:
@@ -162,7 +162,7 @@ def _number(text: str | None, default: float) -> float:
     return value if np.isfinite(value) else default
 
 
-def _pair(texts: Sequence[str], default: tuple[float, float]) -> tuple[float, float]:
+def _range(texts: Sequence[str], default: tuple[float, float]) -> tuple[float, float]:
     """A range, written as two values of the parameter or as one, "low~high"."""
     texts = [part for text in texts for part in text.split("~")]
     if len(texts) != 2:

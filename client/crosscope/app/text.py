@@ -39,7 +39,7 @@ def visible(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """A text as Markdown that shows it as it is."""
+    """A text as Markdown, with every special character escaped."""
     return "".join(f"\\{c}" if c in "\\`*_{}[]()<>#+-.!|$~:" else c for c in text).replace("\n", "  \n")
 
 

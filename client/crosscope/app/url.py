@@ -18,7 +18,7 @@ FILLED_IN = "url-filled-in"
 
 
 def params() -> dict[str, list[str]]:
-    """The URL's parameters; one that is repeated has several values."""
+    """The URL's parameters; a repeated parameter has several values."""
     return {name: st.query_params.get_all(name) for name in st.query_params}
 
 

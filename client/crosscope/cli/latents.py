@@ -1,4 +1,4 @@
-"""`crosscope crosscoders`, `latents`, `latent`: what was measured."""
+"""`crosscope crosscoders`, `latents`, `latent`: the statistics that were measured."""
 
 import click
 

@@ -103,7 +103,7 @@ def print_broken(infos: Iterable["CrosscoderInfo"]) -> None:
 
 
 def report_usage(error: click.ClickException, *, as_json: bool) -> None:
-    """Prints on stderr what is wrong with the command line."""
+    """Prints an error of the command line on stderr."""
     if as_json:
         document = {"error": type(error).__name__, "message": error.format_message(), "violations": []}
         click.echo(json.dumps(document), err=True)

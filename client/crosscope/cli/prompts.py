@@ -1,4 +1,4 @@
-"""`crosscope encode`, `top`, `tokenize`: what a prompt does."""
+"""`crosscope encode`, `top`, `tokenize`: the tokens of a prompt and the latents that they fire."""
 
 import sys
 from collections.abc import Callable
@@ -99,7 +99,7 @@ class _Range(click.ParamType):
     name = "START:END"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> slice:
-        """The slice; fails for a text that is none."""
+        """The slice that the text stands for; fails for any other text."""
         start, colon, end = str(value).partition(":")
         try:
             first, last = (int(each) if each.strip() else None for each in (start, end))

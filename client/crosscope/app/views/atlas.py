@@ -103,7 +103,7 @@ def controls(selection: Selection, info: CrosscoderInfo, columns: Mapping[str, n
 
 
 def server_filters(parts: Sequence[str]) -> None:
-    """Conditions that the server answers: part of the dictionary, and a token at the peaks."""
+    """Draws the filters that the server answers: part of the dictionary, and a token at the peaks."""
     row = st.container(horizontal=True)
     if parts:
         help_ = "Part of the dictionary, as training set it apart."
@@ -113,12 +113,12 @@ def server_filters(parts: Sequence[str]) -> None:
 
 
 def axis_name(column: str) -> str:
-    """A column for people."""
+    """The name of a column as people read it."""
     return AXES[column].label
 
 
 def order_name(order: str) -> str:
-    """An order for people."""
+    """The name of an order as people read it."""
     if order == "id":
         return "by id"
     return f"{AXES[order.removeprefix('-')].label}, {'highest' if order.startswith('-') else 'lowest'} first"
@@ -159,7 +159,7 @@ def plot(
 
 
 def take_selection() -> None:
-    """Moves what was selected in the chart into the URL."""
+    """Writes the area that was selected in the chart into the URL."""
     chosen = st.session_state[CHART]["selection"]
     outlines = [*chosen["box"], *chosen["lasso"]]
     if outlines:
@@ -230,6 +230,6 @@ def undefined(columns: Mapping[str, np.ndarray], ids: np.ndarray, by: str) -> No
 
 
 def glossary() -> None:
-    """What the columns say."""
+    """Draws the meanings of the columns, behind a button."""
     with st.popover("What the columns say"):
         st.markdown("\n".join(f"- **{axis.short}**, {axis.label}: {axis.meaning}" for axis in AXES.values()))

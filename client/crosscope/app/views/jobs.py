@@ -1,4 +1,4 @@
-"""Jobs: what is queued, running and done; one job's progress and figures; submitting a recipe."""
+"""Jobs: the queued, running and finished ones; progress and figures of one job; submission of a recipe."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -112,7 +112,7 @@ def reuse(recipe: str) -> None:
 
 
 def figures(job: JobInfo) -> None:
-    """Curves of what was measured so far."""
+    """Draws curves of the figures that were measured so far."""
     if job.state is JobState.QUEUED:
         return
     steps, series = follow.series(follow.follower(session.client(), job.id, job.attempt).events())
@@ -129,7 +129,7 @@ def matches(name: str, prefix: str) -> bool:
 
 
 def measured(steps: list[int], series: Mapping[str, np.ndarray]) -> tuple[list[float], dict[str, list[float]]]:
-    """Only the steps at which any of these figures was measured."""
+    """The figures at the steps at which any of them was measured."""
     table = np.stack(list(series.values()))
     keep = np.flatnonzero(np.isfinite(table).any(axis=0) & (np.asarray(steps) > 0))
     return [steps[i] for i in keep], {name: values[keep].tolist() for name, values in series.items()}

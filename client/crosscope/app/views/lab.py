@@ -128,7 +128,7 @@ def template_options(prompt: LabPrompt) -> None:
     key = f"options-{digest(prompt.template_options)}"
     with st.expander("Template options", expanded=bool(prompt.template_options)):
         st.text_input(
-            "Told to the chat template beside the turns, as JSON",
+            "Arguments of the chat template, as JSON",
             prompt.template_options,
             key=key,
             placeholder='{"enable_thinking": false}',

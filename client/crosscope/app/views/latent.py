@@ -104,12 +104,12 @@ def show(latent_id: int | None) -> None:
 
 
 def context_name(tokens: int) -> str:
-    """A context width for people."""
+    """The name of a context width as people read it."""
     return f"± {tokens} tokens" if tokens else "whole text"
 
 
 def locked_token() -> tuple[int, int] | None:
-    """The locked token of the URL: which example, which of its tokens."""
+    """The locked token of the URL: the index of its example, and its own in the example; None if none is locked."""
     example, _, token = st.query_params.get("token", "").partition(".")
     return (int(example), int(token)) if example.isdecimal() and token.isdecimal() else None
 
@@ -147,7 +147,7 @@ def statistics(latent: Latent, info: CrosscoderInfo) -> None:
     st.caption("by role")
     panels.bars(role_bars(latent, session.bos_left_out(info)), largest=1.0)
     st.caption("by data set")
-    panels.bars([share(*pair) for pair in zip(info.datasets, latent.dataset_shares, strict=False)], largest=1.0)
+    panels.bars([share(*each) for each in zip(info.datasets, latent.dataset_shares, strict=False)], largest=1.0)
     st.subheader("Latent scaling")
     scaling_table("Along the chat decoder row (the published choice)", latent.chat_direction)
     with st.expander("Along the base decoder row"):

@@ -71,7 +71,7 @@ def nothing_yet() -> None:
 
 @st.fragment(run_every=REFRESH_S)
 def running_jobs() -> None:
-    """Progress of all jobs, refreshed until a crosscoder is there."""
+    """Draws the progress of all jobs, again and again until a crosscoder is there."""
     with session.shown_errors():
         for job in session.jobs():
             panels.job_line(job)
@@ -162,7 +162,7 @@ def norms(info: CrosscoderInfo) -> None:
     st.subheader("Relative norm")
     columns = session.atlas(info.name, info.version_id)
     if not is_defined(columns, "rel_norm"):
-        st.markdown("No latent has one: the decoder rows of this dictionary are those of one side alone.")
+        st.markdown("No latent has a relative norm, because this dictionary has decoder rows of one side only.")
         session.link("atlas", "All latents in the atlas", crosscoder=info.name)
         return
     figure = charts.relative_norms(columns["rel_norm"], columns["latent_class"])
