@@ -95,7 +95,8 @@ def _too_large(message: str) -> InvalidInput:
 
 
 def _no_server(address: str, details: str) -> CrosscopeError:
-    if _TLS.search(details):
+    # The details repeat the address, whose name may say "tls" by chance.
+    if _TLS.search(details.replace(address.removeprefix("unix:").removeprefix("//"), "")):
         return Unauthorized(f"{address} and this client do not agree about TLS: {details}; check Client(tls=Tls(…))")
     return Unavailable(
         f"no server answers at {address}; start one with `crosscope up`, or give the address of another with "

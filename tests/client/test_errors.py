@@ -101,8 +101,9 @@ def test_no_server_says_how_to_start_one() -> None:
         client.crosscoders()
 
 
-def test_no_socket(tmp_path) -> None:
-    with Client(f"unix:{tmp_path}/none.sock") as client, pytest.raises(Unavailable, match="no server answers at unix:"):
+@pytest.mark.parametrize("name", ["none.sock", "ssl-or-tls.sock"])
+def test_no_socket(tmp_path, name: str) -> None:
+    with Client(f"unix:{tmp_path}/{name}") as client, pytest.raises(Unavailable, match="no server answers at unix:"):
         client.crosscoders()
 
 
