@@ -1,6 +1,6 @@
-"""What asyncio does in its own way: channels, calls, waiting. `_blocking` has the same names for threads.
+"""What differs for asyncio: channels, calls, waiting. `_blocking` has the same names for threads.
 
-Everything above is written once, in `_async`, and made to block by `client/generate.py`.
+The rest of the SDK is written once, in `_async`; `client/generate.py` makes the blocking half from it.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ _Reply = TypeVar("_Reply")
 
 Lock = asyncio.Lock
 Many = AsyncIterable
-"""What a listing is: here something to iterate over, for threads a sequence."""
+"""The base of a listing: an asynchronous iterable here, a sequence for threads."""
 AnyIterable = Iterable[_Item] | AsyncIterable[_Item]
 sleep = asyncio.sleep
 
@@ -42,9 +42,9 @@ async def start(method: Callable[..., Any], *arguments: object, **options: objec
 
 @contextmanager
 def failing() -> Generator[None, None, None]:
-    """Inside, a channel that is closed under a call fails like one for threads does: with an RpcError.
+    """A block in which a call raises an RpcError when its channel is closed, as it does for threads.
 
-    gRPC cancels the call, which looks as if somebody had cancelled the task.
+    gRPC itself cancels the call, which looks as if somebody had cancelled the task.
     """
     try:
         yield
@@ -73,7 +73,7 @@ async def drawn(items: AnyIterable[_Item]) -> AsyncIterator[_Item]:
 
 
 class Conversation(Generic[_Reply]):
-    """A call that sends and receives many messages. Sending never waits; messages lie ready until they can go."""
+    """A call that sends and receives many messages. Sending never waits: messages queue until they can be sent."""
 
     def __init__(self, outbox: "asyncio.Queue[object]", call: Any) -> None:
         self._outbox, self._call = outbox, call
@@ -90,7 +90,7 @@ class Conversation(Generic[_Reply]):
         return cls(outbox, method(messages(), **options))
 
     def send(self, message: object) -> None:
-        """Lays a message ready."""
+        """Queues a message."""
         self._outbox.put_nowait(message)
 
     async def receive(self) -> _Reply | None:
@@ -99,6 +99,6 @@ class Conversation(Generic[_Reply]):
         return None if reply is grpc.aio.EOF else reply  # pyright: ignore[reportAttributeAccessIssue]
 
     def close(self) -> None:
-        """Ends the call, whatever is under way."""
+        """Ends the call at once."""
         self._outbox.put_nowait(None)
         self._call.cancel()

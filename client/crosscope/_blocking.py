@@ -1,4 +1,4 @@
-"""What threads do in their own way: channels, calls, waiting. The same names as in `_aio`, but every call blocks."""
+"""What differs for threads: channels, calls, waiting. `_aio` has the same names for asyncio; here every call blocks."""
 
 import queue
 import threading
@@ -36,16 +36,16 @@ def close(channel: grpc.Channel) -> None:
 
 
 def start(method: Callable[..., Any], *arguments: object, **options: object) -> Any:
-    """Starts a streaming call, in another thread: Ctrl-C reaches the main thread only.
+    """Starts a streaming call in another thread, because Ctrl-C interrupts the main thread only.
 
-    If it struck in the midst of a start, the channel could never be closed again.
+    A channel could never be closed again if Ctrl-C interrupted the start of a call.
     """
     with ThreadPoolExecutor(1) as starter:
         return starter.submit(method, *arguments, **options).result()
 
 
 class Conversation(Generic[_Reply]):
-    """A call that sends and receives many messages. Sending never waits; messages lie ready until they can go."""
+    """A call that sends and receives many messages. Sending never waits: messages queue until they can be sent."""
 
     def __init__(self, outbox: "queue.SimpleQueue[object]", call: Any) -> None:
         self._outbox, self._call = outbox, call
@@ -57,7 +57,7 @@ class Conversation(Generic[_Reply]):
         return cls(outbox, start(method, iter(outbox.get, None), **options))
 
     def send(self, message: object) -> None:
-        """Lays a message ready."""
+        """Queues a message."""
         self._outbox.put(message)
 
     def receive(self) -> _Reply | None:
@@ -65,6 +65,6 @@ class Conversation(Generic[_Reply]):
         return next(self._call, None)
 
     def close(self) -> None:
-        """Ends the call, whatever is under way."""
+        """Ends the call at once."""
         self._outbox.put(None)
         self._call.cancel()

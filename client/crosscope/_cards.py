@@ -7,7 +7,7 @@ from crosscope._types import CrosscoderInfo, JobInfo
 
 
 def crosscoder_facts(info: CrosscoderInfo) -> list[tuple[str, str]]:
-    """What a crosscoder's card says."""
+    """The facts on a crosscoder's card, as (what, value)."""
     if info.broken:
         return [("version", info.version_id), ("broken", info.broken)]
     classes = ", ".join(f"{count} {name}" for name, count in info.class_counts.items())
@@ -41,7 +41,7 @@ def crosscoder_card(info: CrosscoderInfo) -> str:
 
 
 def job_facts(info: JobInfo) -> list[tuple[str, str]]:
-    """What a job's card says."""
+    """The facts on a job's card, as (what, value)."""
     took = info.ended_at - info.started_at
     facts = [("state", str(info.state)), ("makes", f"{info.kind} {info.name}"), ("message", info.message)]
     if info.state == "queued":
@@ -61,7 +61,7 @@ def job_facts(info: JobInfo) -> list[tuple[str, str]]:
 
 
 def job_progress(info: JobInfo) -> str:
-    """How far a whole job is, and how long it still takes where that is known."""
+    """How far a whole job is, and how long it will still take if that is known."""
     return f"{info.total_fraction:.0%}" + (f", about {_tables.duration(info.eta_s)} left" if info.eta_s else "")
 
 

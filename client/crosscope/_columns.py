@@ -1,15 +1,19 @@
-"""What the statistics table has and what it means, from the contract's one table of columns."""
+"""The columns of the statistics table and what each means, from the contract's one table of columns."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from crosscope._errors import InvalidInput
 from crosscope_proto.columns import LATENT_COLUMNS, NAN
 
 _BY_NAME = {column.name: column for column in LATENT_COLUMNS}
 _SHARES = {
     f"{column.name.removesuffix('s')}_": column for column in LATENT_COLUMNS if column.axis in ("role", "dataset")
 }
+_REFUSED = re.compile(r"columns\[(\d+)\]")
+"""The field that a refusal of one column names."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,11 @@ class ColumnFacts:
     undefined: str = ""
     """Where it is NaN; empty: nowhere."""
     categories: tuple[str, ...] = ()
-    """What the values 1, 2, … stand for; empty where they are numbers."""
+    """What the values 1, 2, … stand for; empty where they are numbers, and where each dictionary has its own."""
 
 
 def column_facts(name: str) -> ColumnFacts:
-    """What the table says about a column, or about the list that a share by data set or role is part of."""
+    """What a column means. A share by data set or role has the meaning of the list of shares that it belongs to."""
     share = next((column for prefix, column in _SHARES.items() if name.startswith(prefix)), None)
     column = _BY_NAME.get(name, share)
     if column is None:
@@ -49,8 +53,14 @@ def scalar_columns(*, numbers_only: bool = False) -> list[str]:
     return [each.name for each in scalars if not numbers_only or not each.is_text or each.categories]
 
 
+def refused_columns(error: InvalidInput, asked: Sequence[str]) -> list[str]:
+    """The columns that the server refused, out of those that were asked for; empty if it refused something else."""
+    places = [int(found[1]) for violation in error.violations if (found := _REFUSED.fullmatch(violation.field))]
+    return [asked[place] for place in places if place < len(asked)]
+
+
 def value_of(latent: object, name: str) -> object:
-    """What a latent has in a column of one value, NaN where it is undefined."""
+    """The value of a latent in a column of one value; NaN where it is undefined."""
     column, value = _BY_NAME[name], latent
     for field in column.path:
         at: Any = value

@@ -1,4 +1,4 @@
-"""How a server is reached: address, token, time limit, TLS. Opens nothing, so that both kinds of client share it."""
+"""How to reach a server: address, token, time limit, TLS. Both kinds of client share it; it opens no connection."""
 
 import re
 from dataclasses import dataclass, field
@@ -19,17 +19,17 @@ _ADDRESS = re.compile(r"unix:.+|(dns:)?[^\s/:]+:\d{1,5}|(ipv6:)?\[[0-9a-fA-F:.%]
 @public
 @dataclass(frozen=True)
 class Tls:
-    """How to encrypt. With nothing given, the server's certificate must be one that this system trusts."""
+    """How to encrypt. Without `ca`, this system must trust the server's certificate."""
 
     ca: Path | str | None = None
     """PEM file of the authority that signed the server's certificate."""
     certificate: Path | str | None = None
-    """PEM file of this client's own certificate, with `key`, where the server asks for one."""
+    """PEM file of this client's own certificate, which goes with `key`; only for a server that asks for one."""
     key: Path | str | None = None
     """PEM file of its private key."""
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """Reads the files; raises InvalidInput about one that cannot be read."""
+        """The credentials in the files; raises InvalidInput about a file that cannot be read."""
         ca, key, certificate = (_read(self.ca, "ca"), _read(self.key, "key"), _read(self.certificate, "certificate"))
         if (key is None) != (certificate is None):
             raise InvalidInput.of("tls", "certificate and key go together: give both or neither")
@@ -45,7 +45,7 @@ def _read(path: Path | str | None, field: str) -> bytes | None:
 
 @dataclass(frozen=True)
 class Connection:
-    """What a client was made with. Raises InvalidInput for an address that is none, and a time limit that is none."""
+    """How a client reaches its server. Raises InvalidInput for an address or a time limit that cannot be used."""
 
     address: str
     """host:port or unix:PATH."""
@@ -77,5 +77,5 @@ class Connection:
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What goes with every call."""
+        """The metadata of every call."""
         return (("authorization", f"Bearer {self.token}"),) if self.token else ()

@@ -1,4 +1,4 @@
-"""Messages to results. The only module that reads reply messages field by field; knows nothing about channels."""
+"""Results from reply messages, which no other module reads field by field. Knows nothing about channels."""
 
 import json
 from typing import Any
@@ -53,7 +53,7 @@ def crosscoder_info(message: latents_pb2.Crosscoder) -> types.CrosscoderInfo:
 
 
 def _losses(manifest_json: str) -> dict[str, Any]:
-    """Counts of texts in a manifest; those that an older version or another program left out are not there."""
+    """The counts of texts in a manifest; manifests of older versions and of other programs may lack them."""
     try:
         manifest = json.loads(manifest_json or "{}")
     except (ValueError, RecursionError):  # of a broken crosscoder
@@ -120,7 +120,7 @@ def _optional(message: latents_pb2.Latent, field: str) -> float | None:
 
 
 def latent_fields(message: latents_pb2.Latent) -> dict[str, Any]:
-    """One latent's statistics, under the names of the fields of LatentStatistics."""
+    """One latent's statistics, by the names of the fields of LatentStatistics."""
     return {
         "id": message.id,
         "latent_class": _CLASSES.get(message.latent_class, LatentClass.OTHER),
@@ -160,7 +160,7 @@ _LEFT_OUT = {reason.value: reason for reason in LeftOut}
 def tokens(message: types_pb2.Tokens) -> types.Tokens:
     """A text's tokens.
 
-    A role that this version does not know reads as plain text, a reason for leaving out as the norm.
+    A role that this version does not know counts as plain text, an unknown reason for leaving out as LeftOut.NORM.
     """
     roles = tuple(_ROLES.get(number, TokenRole.TEXT) for number in message.roles)
     left_out = tuple(_LEFT_OUT.get(number, LeftOut.NORM) for number in message.left_out)

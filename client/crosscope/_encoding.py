@@ -1,4 +1,4 @@
-"""What a prompt does inside: sparse codes of its tokens, and its latents ranked. Knows nothing about gRPC."""
+"""What a prompt fires: the sparse codes of its tokens, and its latents ranked. Knows nothing about gRPC."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ class Encoding:
     """[active] float32, scaled activations, all > 0."""
     cached: bool
     compute_ms: float
-    """What tokeniser, models and crosscoder took when this code was computed."""
+    """Time that tokenizer, models and crosscoder took when this code was computed."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -88,7 +88,7 @@ class Encoding:
         return np.repeat(np.arange(len(self)), np.diff(self.row_starts))
 
     def to_pandas(self) -> "pd.DataFrame":
-        """A row an active latent: token, piece, role, left_out, latent, activation; needs pandas."""
+        """A data frame with a row for each entry: token, piece, role, left_out, latent, activation; needs pandas."""
         import pandas as pd
 
         token = self.token_index()
@@ -124,7 +124,7 @@ class Encoding:
     def _repr_html_(self) -> str:
         """The prompt, each token coloured by its strongest latent."""
         values, reasons = self.strongest().tolist(), self.tokens.left_out or (LeftOut.KEPT,) * len(self)
-        # What training left out may be hundreds of times as strong and would leave all else pale.
+        # Tokens that training left out may be hundreds of times as strong; on their scale all others would be pale.
         strongest = max((v for v, reason in zip(values, reasons, strict=True) if reason == LeftOut.KEPT), default=0.0)
         titles = [self._title(i) for i in range(len(self))]
         head = escape(f"{len(self)} tokens in {self.crosscoder}, coloured by each token's strongest latent")
@@ -144,7 +144,7 @@ class TopLatent:
 
     latent: int
     score: float
-    """What it was ranked by."""
+    """The value that it was ranked by."""
     max: float
     sum: float
     count: int
@@ -180,7 +180,7 @@ class TopLatents(Sequence[TopLatent]):
         return self.entries[index]
 
     def to_pandas(self) -> "pd.DataFrame":
-        """A row a latent; needs pandas."""
+        """A data frame with a row for each latent; needs pandas."""
         import pandas as pd
 
         rows = [{**vars(entry), "peak_piece": self.tokens.pieces[entry.peak_token]} for entry in self.entries]
@@ -188,7 +188,7 @@ class TopLatents(Sequence[TopLatent]):
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """How many tokens were not ranked; empty where all were."""
+        """A sentence about tokens that were not ranked; empty if all were."""
         if not self.num_left_out:
             return ()
         are = "token is" if self.num_left_out == 1 else "tokens are"

@@ -1,13 +1,13 @@
-"""What can go wrong, as a tree of exceptions. Knows nothing about gRPC: `_status` turns statuses into these.
+"""The tree of exceptions. Knows nothing about gRPC: `_status` makes exceptions of statuses.
 
 CrosscopeError
-├── InvalidInput       what was asked cannot be asked; `.violations` names the fields
+├── InvalidInput       the request is wrong; `.violations` names the fields
 ├── NotFound           no such crosscoder, latent, job
-├── Conflict           it does not fit how things stand
-│   └── VersionGone    the version that was asked for is gone; `.newest` says which one there is
+├── Conflict           the request does not fit the present state
+│   └── VersionGone    the version that was asked for is gone; `.newest` names the current one
 ├── Unauthorized       the token is missing or wrong, or TLS refused
-├── Unavailable        nobody answers: no server, no inference worker, no queue
-├── Busy               too much is waiting; `.retry_after_s` says when to come back
+├── Unavailable        no server answers, or it has no inference worker or no queue
+├── Busy               too many requests wait; `.retry_after_s` says when to ask again
 ├── DeadlineExceeded   no answer within the time given
 ├── ServerError        a bug or a broken file on the other side
 ├── JobFailed          `Job.wait`: the job ended with an error; `.job` holds it
@@ -31,12 +31,12 @@ class FieldViolation(NamedTuple):
 
 @public
 class CrosscopeError(Exception):
-    """Everything that this package raises about a request. `str()` is a sentence that says what to do."""
+    """Base of all errors that this package raises about a request. `str()` says what happened and what to do."""
 
 
 @public
 class InvalidInput(CrosscopeError, ValueError):
-    """The request cannot be answered as it is."""
+    """The request is wrong."""
 
     def __init__(self, message: str, violations: tuple[FieldViolation, ...] = ()) -> None:
         super().__init__(message)
@@ -44,7 +44,7 @@ class InvalidInput(CrosscopeError, ValueError):
 
     @classmethod
     def of(cls, field: str, description: str) -> "InvalidInput":
-        """About one field."""
+        """The error about one field."""
         return cls(f"{field}: {description}", (FieldViolation(field, description),))
 
 
@@ -55,32 +55,32 @@ class NotFound(CrosscopeError, LookupError):
 
 @public
 class Conflict(CrosscopeError):
-    """The request is sound but does not fit how things stand."""
+    """The request is correct, but does not fit the present state."""
 
 
 @public
 class VersionGone(Conflict):
-    """The version that a handle or a listing is bound to is not there any more."""
+    """The version of a handle or a listing no longer exists."""
 
     def __init__(self, message: str, newest: str = "") -> None:
         super().__init__(message)
         self.newest = newest
-        """Id of the crosscoder's current version; empty where the server did not say."""
+        """Id of the crosscoder's current version; empty if the server did not say."""
 
 
 @public
 class Unauthorized(CrosscopeError, PermissionError):
-    """The server wants another token, or none of this caller's kind."""
+    """The token is missing or wrong, or TLS failed."""
 
 
 @public
 class Unavailable(CrosscopeError, ConnectionError):
-    """Nobody is there to answer."""
+    """No server answers, or it has no inference worker or no queue."""
 
 
 @public
 class Busy(CrosscopeError):
-    """The server refuses for now."""
+    """The server has too much to do; ask again later."""
 
     def __init__(self, message: str, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -89,7 +89,7 @@ class Busy(CrosscopeError):
 
 @public
 class DeadlineExceeded(CrosscopeError, TimeoutError):
-    """No answer in time."""
+    """No answer came in time."""
 
 
 @public

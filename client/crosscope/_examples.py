@@ -13,7 +13,7 @@ from crosscope_proto.artefacts import ExampleGroup
 @public
 @dataclass(frozen=True)
 class Example:
-    """One text on which a latent fires, or the window of it that was asked for."""
+    """A text on which a latent fires, or the window of the text that was asked for."""
 
     sequence_id: int
     dataset: str
@@ -35,7 +35,7 @@ class Example:
     peak: int
     """Index of the largest activation in `tokens`."""
     repeats: int = 0
-    """Further texts that it stands for: their tokens around the peak are the same."""
+    """Number of further texts that it stands for; their tokens around the peak are the same."""
 
     def values(self) -> list[float]:
         """The scaled activation of every token, 0 where the latent is silent."""
@@ -45,7 +45,7 @@ class Example:
         return values
 
     def __str__(self) -> str:
-        """Where it is from, how strong, and its text with the active tokens in brackets."""
+        """A line: its largest activation, its data set and group, and its text with active tokens in brackets."""
         active = set(self.positions)
         text = printable("".join(f"⟦{p}⟧" if i in active else p for i, p in enumerate(self.tokens.pieces)))
         before = "…" if self.token_start else ""

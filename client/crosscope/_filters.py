@@ -1,4 +1,4 @@
-"""Conditions on latents: "nu_err < 0.2" or ("nu_err", "<", 0.2) to filters. Which columns exist, the server knows."""
+"""Filters from conditions on latents: "nu_err < 0.2" or ("nu_err", "<", 0.2). Does not know which columns there are."""
 
 import re
 from collections.abc import Iterable

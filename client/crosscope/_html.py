@@ -1,8 +1,8 @@
 """Results as HTML for notebooks: tokens coloured by activation. Every text is escaped; no script, no outside file.
 
 A token's colour is an orange wash over the page's own background, so that text keeps the notebook's own colour; the
-wash stays light enough on white and dark enough on black for a contrast of at least 4.5. The number stands in the
-title of each token, and a stronger underline goes with a stronger wash, so that colour is not the only carrier.
+contrast stays at least 4.5 on white and on black. The number stands in the title of each token, and a stronger wash
+comes with a stronger underline, so that colour is not the only sign.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,9 +13,9 @@ from crosscope._types import Tokens
 from crosscope_proto.roles import LeftOut
 
 MAX_ALPHA = 0.45
-"""Strongest wash: contrast 9.6 with black text on white paper, 5.4 with white text on black."""
+"""Opacity of the strongest wash: contrast 9.6 with black text on white paper, 5.4 with white text on black."""
 WASH = (230, 120, 0)
-"""Its colour, red, green, blue."""
+"""Colour of the wash: red, green, blue."""
 
 _STYLE = (
     "<style>.crosscope{font-size:13px;line-height:1.7}"

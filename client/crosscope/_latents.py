@@ -1,4 +1,4 @@
-"""What was measured about a latent, as people and notebooks see it. Knows nothing about gRPC."""
+"""A latent's statistics: as a record, as a table row, as text and as HTML. Knows nothing about gRPC."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class LatentStatistics:
     base_direction: LatentScaling
     """Along the base model's decoder row."""
     beta_ratio: Estimate
-    """Activation coefficient of base over that of chat, by which difference dictionaries are read (math §2)."""
+    """Activation coefficient of base over that of chat; difference dictionaries are read by it (math §2)."""
     base_uselessness: float | None
     base_uselessness_ls: float | None
     base_uselessness_single: float | None
@@ -51,7 +51,7 @@ class LatentStatistics:
     """Share of activation mass, in the order of `CrosscoderInfo.datasets`."""
     template_share: float
     repeat_share: float | None
-    """Share of its active tokens that repeat an earlier text; None where it never fired or was not measured."""
+    """Share of its active tokens that repeat an earlier text; None if it never fired or this was not measured."""
     histogram: tuple[int, ...]
     """Active tokens, in the bins of `CrosscoderInfo.histogram_edges`."""
     top_tokens: tuple[str, ...]
@@ -61,7 +61,7 @@ class LatentStatistics:
     coactive: tuple[CoActive, ...]
     """Latents that fire on the same tokens most."""
     more: Mapping[str, float]
-    """Columns of numbers that have no field of their own, by name; those that are undefined are left out."""
+    """The columns of numbers that have no field of their own, by name; undefined values are left out."""
 
     @property
     def nu_err(self) -> float:
@@ -78,7 +78,7 @@ class LatentStatistics:
         return self.role_shares[role] if role < len(self.role_shares) else 0.0
 
     def to_row(self) -> dict[str, Any]:
-        """Its scalars under the names of the table's columns, which `where` and `order_by` take; and `top_tokens`."""
+        """Its values in all columns with one value a latent, by the column's name; and `top_tokens`."""
         return {name: value_of(self, name) for name in scalar_columns()} | {"top_tokens": list(self.top_tokens)}
 
     def __str__(self) -> str:
@@ -110,7 +110,7 @@ class LatentStatistics:
 
 
 def latent_cells(latent: LatentStatistics) -> tuple[str, ...]:
-    """One latent under LATENT_HEADERS."""
+    """The cells of one latent under LATENT_HEADERS."""
     return (
         str(latent.id),
         latent.latent_class,
@@ -125,7 +125,7 @@ def latent_cells(latent: LatentStatistics) -> tuple[str, ...]:
 
 
 def latent_table(shown: Sequence[LatentStatistics], total: int, remarks: Sequence[str]) -> str:
-    """A row a latent, how many there are beside those shown, and remarks."""
+    """A table with a row for each latent, the number of those that are not shown, and remarks."""
     if not shown:
         return "\n".join(["no latents", *remarks])
     table = _tables.aligned(LATENT_HEADERS, map(latent_cells, shown))
@@ -133,7 +133,7 @@ def latent_table(shown: Sequence[LatentStatistics], total: int, remarks: Sequenc
 
 
 def latent_html(shown: Sequence[LatentStatistics], total: int, remarks: Sequence[str]) -> str:
-    """The same for a notebook."""
+    """`latent_table` as HTML, for a notebook."""
     rest = [f"… {total - len(shown)} more"] if total > len(shown) else []
     table = _html.table(LATENT_HEADERS, map(latent_cells, shown)) if shown else "no latents"
     return _html.page(table + _html.remarks([*rest, *remarks]))

@@ -1,4 +1,4 @@
-"""Progress bars, where somebody looks."""
+"""Progress bars in terminals and notebooks."""
 
 import sys
 from typing import TYPE_CHECKING, Any
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 def open_bar(progress: bool | None, description: str, total: float | None, unit: str) -> "tqdm[Any]":
-    """A bar on stderr: if `progress` says so, or by default in a terminal and in a notebook; else one that is silent.
+    """A bar on stderr. `progress` says whether it shows; None shows it in a terminal and in a notebook.
 
     With the unit "" it shows the share that is done.
     """

@@ -1,4 +1,4 @@
-"""What the caller typed to a checked Prompt message. Finds what cannot travel; the limits are the server's."""
+"""Checks of arguments, and the Prompt message of a call. Refuses what cannot be sent; the server has the limits."""
 
 import json
 import math
@@ -9,15 +9,15 @@ from crosscope._errors import InvalidInput
 from crosscope_proto.v1 import types_pb2 as pb
 
 Messages = Sequence[Mapping[str, Any]]
-"""Messages of a conversation: {"role": "user", "content": "…"}, where need be with reasoning (or reasoning_content),
-tool_calls, name or tool_call_id, as chat templates read them."""
+"""Messages of a conversation: {"role": "user", "content": "…"}, as chat templates read them. They may also have
+reasoning (or reasoning_content), tool_calls, name and tool_call_id."""
 _MESSAGE_KEYS = frozenset({"role", "content", "reasoning", "reasoning_content", "tool_calls", "name", "tool_call_id"})
 
 _UINT32 = 2**32 - 1
 
 
 def check_text(value: object, field: str) -> str:
-    """The value if it is a text that can be sent; raises InvalidInput that names what cannot."""
+    """The value if it is a text that can be sent; else raises InvalidInput, which names the character."""
     if isinstance(value, bytes | bytearray):
         raise InvalidInput.of(field, "bytes were given; decode them first, for instance with .decode('utf-8')")
     if not isinstance(value, str):
@@ -76,7 +76,7 @@ def build_prompt(
     parse_control_tokens: bool = False,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> pb.Prompt:
-    """The prompt of a call: a text, or messages, which may come under their former name. Raises InvalidInput."""
+    """The prompt of a call: a text, or messages, whose former name is `turns`. Raises InvalidInput."""
     given = {"text": text, "messages": messages, "turns": turns}
     if sum(value is not None for value in given.values()) != 1:
         raise InvalidInput.of("prompt", 'give a text or messages=[{"role": "user", "content": "…"}], one of the two')

@@ -1,4 +1,4 @@
-"""The public name of a class: `crosscope.Latent`, wherever its module lies."""
+"""The public name of a class, for instance `crosscope.Latent`, whichever module defines it."""
 
 from typing import TypeVar
 
@@ -6,6 +6,6 @@ _Class = TypeVar("_Class", bound=type)
 
 
 def public(each: _Class) -> _Class:
-    """The class, which calls itself by its public name from now on: in reprs, docs, tracebacks and pickles."""
+    """The class itself, named as part of `crosscope`: in reprs, docs, tracebacks and pickles."""
     each.__module__ = "crosscope"
     return each

@@ -1,4 +1,4 @@
-"""What `jobs.submit` was given to recipe text. Reads files of the caller; what a recipe may say, the server knows."""
+"""The text of a recipe that a caller gave as a path, as text or as a dict. Does not know what a recipe may say."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +22,7 @@ def recipe_text(recipe: str | Path | Mapping[str, object]) -> str:
 
 
 def recipe_folder(recipe: str | Path | Mapping[str, object]) -> str:
-    """The absolute folder of a recipe that was given as a path; "" for another."""
+    """The absolute folder of a recipe that was given as a path; "" for a recipe given as text or as a dict."""
     if isinstance(recipe, Mapping) or (isinstance(recipe, str) and _looks_like_yaml(recipe)):
         return ""
     return str(Path(recipe).expanduser().resolve().parent)
@@ -50,7 +50,7 @@ def _file(path: Path) -> str:
 
 
 def _with_absolute_paths(text: str, folder: Path) -> str:
-    """The recipe with paths of what lies beside it made absolute: data, a crosscoder; otherwise as it was written."""
+    """The recipe with absolute paths to the data and the crosscoder that lie beside it; else as it was written."""
     try:
         document = load_yaml(text)
     except YamlTextError:
@@ -59,11 +59,11 @@ def _with_absolute_paths(text: str, folder: Path) -> str:
         return text
     changed = False
     data = document.get("data")
-    places = [spec for spec in data if _is_of_files(spec)] if isinstance(data, list) else []
-    for place in [document, *places]:
-        path = place.get("path")
+    of_files = [spec for spec in data if _is_of_files(spec)] if isinstance(data, list) else []
+    for section in [document, *of_files]:
+        path = section.get("path")
         if isinstance(path, str) and not Path(path).is_absolute() and _exists(folder, path):
-            place["path"] = str(folder / path)
+            section["path"] = str(folder / path)
             changed = True
     return _dump(document) if changed else text
 

@@ -1,4 +1,4 @@
-"""The one place where gRPC statuses become exceptions, rich details decoded."""
+"""Exceptions from gRPC statuses and their rich details. No other module reads statuses."""
 
 import re
 from typing import TYPE_CHECKING, TypeVar
@@ -40,7 +40,7 @@ _TLS = re.compile(r"ssl|tls|certificate|handshake", re.IGNORECASE)
 
 
 def is_connection_failure(error: grpc.RpcError) -> bool:
-    """Whether the call never reached a server's code, or lost it on the way."""
+    """Whether the connection failed, before the call reached the server or during the call."""
     return _code(error) is grpc.StatusCode.UNAVAILABLE and not _said_by_server(error)
 
 
@@ -61,7 +61,7 @@ def error_of_item(error: "StreamError") -> CrosscopeError:
 
 
 def _error_of_code(code: grpc.StatusCode, message: str, rich: "Status | None") -> CrosscopeError:
-    """The exception for a status that the server gave, with its own sentence."""
+    """The exception for a status that the server sent, with the server's sentence."""
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         if "message larger than max" in message:
             return _too_large(message)
@@ -95,7 +95,8 @@ def _too_large(message: str) -> InvalidInput:
 
 
 def _no_server(address: str, details: str) -> CrosscopeError:
-    if _TLS.search(details):
+    # The details repeat the address, whose name may say "tls" by chance.
+    if _TLS.search(details.replace(address.removeprefix("unix:").removeprefix("//"), "")):
         return Unauthorized(f"{address} and this client do not agree about TLS: {details}; check Client(tls=Tls(…))")
     return Unavailable(
         f"no server answers at {address}; start one with `crosscope up`, or give the address of another with "
@@ -112,12 +113,12 @@ def _details(error: grpc.RpcError) -> str:
 
 
 def _said_by_server(error: grpc.RpcError) -> bool:
-    """A crosscope server sends details with every error; what gRPC itself says about a connection has none."""
+    """Whether the server sent the error. It sends details with each one; gRPC's own errors have none."""
     return isinstance(error, _Answered) and bool(error.trailing_metadata())
 
 
 def _rich(error: grpc.RpcError) -> "Status | None":
-    """The status with its details; None where there is none, or where what came is not the status of this error."""
+    """The status with its details; None if the error has no status, or a status that contradicts it."""
     from google.protobuf.message import DecodeError
     from grpc_status import rpc_status
 
@@ -140,7 +141,7 @@ def _status_of_item(data: bytes) -> "Status | None":
 
 
 def _detail(rich: "Status | None", kind: type[_Detail]) -> _Detail:
-    """The first detail of one kind; an empty one where the status has none."""
+    """The first detail of one kind; an empty message if the status has none."""
     found = kind()
     any(detail.Unpack(found) for detail in (rich.details if rich else ()))
     return found

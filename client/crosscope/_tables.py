@@ -1,6 +1,6 @@
 """Results as plain text: numbers, tokens on one line, aligned tables, short cards. Knows no result.
 
-Colours and widths of a terminal are the command line's matter.
+The command line adds the colours and widths of a terminal.
 """
 
 import unicodedata
@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 MOST_ROWS = 50
 """Rows that a printed table shows before it says how many there are."""
 MARKS = {"\n": "↵", "\t": "⇥", "\r": "␍", " ": "␣"}
-"""What white space in a token is shown as, on every surface."""
+"""The signs that stand for white space in a token, wherever tokens are shown."""
 _MARKED = str.maketrans(MARKS)
 UNDEFINED = "–"
-"""What an undefined figure is shown as."""
+"""The sign that stands for an undefined figure."""
 
 
 def marked(text: str) -> str:
@@ -53,7 +53,7 @@ def aligned(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def with_rest(table: str, shown: int, total: int) -> str:
-    """A table, and how many rows it does not show."""
+    """A table, and below it the number of rows that it does not show."""
     return table if shown >= total else f"{table}\n… {total - shown} more"
 
 
@@ -64,7 +64,7 @@ def card(title: str, facts: Sequence[tuple[str, str]]) -> str:
 
 
 def amount(value: float, unit: str) -> str:
-    """How much a plan's entry is, with its unit."""
+    """The amount of a plan's entry, with its unit."""
     if unit == "bytes":
         return next((f"{value / size:.1f} {name}" for size, name in _SIZES if value >= size), f"{value:.0f} B")
     if unit == "seconds":
@@ -78,7 +78,7 @@ _SIZES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def duration(seconds: float) -> str:
-    """A time of any length in two figures that matter: "45 s", "12 min", "3 h 20 min", "2 d 5 h"."""
+    """A time in the units that fit its length: "45 s", "12 min", "3 h 20 min", "2 d 5 h"."""
     minutes, hours = round(seconds / 60), round(seconds / 3600)
     if seconds < 90:
         return f"{seconds:.0f} s"

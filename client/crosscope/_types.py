@@ -53,7 +53,7 @@ class LatentScaling:
 @public
 @dataclass(frozen=True)
 class Neighbour:
-    """A nearby latent, by cosine of both models' decoder rows side by side."""
+    """A nearby latent, by the cosine of the two latents' decoder rows; each is the rows of both models in one."""
 
     latent: int
     cosine: float
@@ -66,21 +66,21 @@ class CoActive:
 
     latent: int
     index: float
-    """Tokens on which both fire, as a share of those on which either does (Jaccard index)."""
+    """Tokens on which both fire, as a share of the tokens on which either fires (Jaccard index)."""
 
 
 @public
 @dataclass(frozen=True)
 class Tokens:
-    """The tokens of one text; all lists have one entry a token, but for left_out, which may have none."""
+    """The tokens of one text. Each list has an entry for each token, except that `left_out` may be empty."""
 
     ids: tuple[int, ...]
     pieces: tuple[str, ...]
     roles: tuple[TokenRole, ...]
     left_out: tuple[LeftOut, ...] = ()
-    """Why training left out tokens like these, LeftOut.KEPT (0) where it did not. Of encoded prompts; else empty."""
+    """Why training left out tokens like each one, LeftOut.KEPT (0) if it did not; empty outside encoded prompts."""
     dropped_reasoning: tuple[int, ...] = ()
-    """Messages whose reasoning the chat template does not print, or not as a whole."""
+    """Indices of the messages whose reasoning the chat template does not print, or prints in part only."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -99,7 +99,7 @@ class Tokens:
         return tuple(role in TEMPLATE_ROLES for role in self.roles)
 
     def role_name(self, token: int) -> str:
-        """What a token is for, in words, and why training left out tokens like it."""
+        """A token's role in words; behind it why training left out tokens like it, if it did."""
         role = self.roles[token].name.lower()
         reason = self.left_out[token] if self.left_out else LeftOut.KEPT
         return role if reason == LeftOut.KEPT else f"{role}, left out: {reason.name.lower()}"
@@ -125,8 +125,8 @@ class CrosscoderInfo:
     analysis_tokens: int
     training_tokens: int
     metrics: Mapping[str, float]
-    """fve_base_inliers and fve_chat_inliers, the headline: without tokens of an outlying norm; outlier_share, their
-    share; l0, dead_share, threshold, … (math §2, §7)."""
+    """Figures by name (math §2, §7): l0, dead_share, threshold, … The most important are fve_base_inliers and
+    fve_chat_inliers, which leave out tokens of an outlying norm; outlier_share is the share of these tokens."""
     class_counts: Mapping[str, int]
     """Latents of each LatentClass."""
     histogram_edges: tuple[float, ...]
@@ -135,7 +135,7 @@ class CrosscoderInfo:
     """Seconds since 1970."""
     manifest_json: str = field(repr=False)
     broken: str = ""
-    """Why the server cannot read it; empty for one that can be read. All figures of a broken one are 0 or empty."""
+    """Why the server cannot read it; empty if it can. All figures of a broken crosscoder are 0 or empty."""
     skipped: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Texts that were left out of training and analysis, by data set and reason."""
     texts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
@@ -144,12 +144,12 @@ class CrosscoderInfo:
 
     @property
     def left_out(self) -> list[str]:
-        """Sentences about what training and analysis lost of the data; empty where they lost nothing."""
+        """Sentences about the data that training and analysis left out; empty if they left out nothing."""
         return left_out(self.skipped, self.texts)
 
     @property
     def unavailable(self) -> Mapping[str, str]:
-        """Why something was not measured, by its name: "logit_lens_chat", say."""
+        """Why a measurement is missing, by its name, for instance "logit_lens_chat"."""
         return {} if self.broken else json.loads(self.manifest_json or "{}").get("unavailable", {})
 
 
@@ -163,7 +163,7 @@ class Detector:
     """"decision": last token of the assistant's header before it; "within": its own tokens."""
     latent: int
     threshold: float
-    """Scaled activation above which the latent says yes."""
+    """Scaled activation above which the latent detects the behaviour."""
     recall: float
     false_rate: float
     num_positive: int
@@ -180,12 +180,12 @@ class TrainingCurves:
     curves: Mapping[str, "np.ndarray"]
     """Name to [step] float32, NaN where not measured."""
     version_id: str = ""
-    """The version that they are of."""
+    """The version that was trained."""
 
 
 @public
 class JobState(StrEnum):
-    """Where a job stands."""
+    """The state of a job."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -195,14 +195,14 @@ class JobState(StrEnum):
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more will happen."""
+        """Whether the job has ended."""
         return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 
 
 @public
 @dataclass(frozen=True)
 class JobInfo:
-    """A job as it stood when it was asked for."""
+    """A job as it stood when the server was asked."""
 
     id: str
     kind: str
@@ -220,9 +220,9 @@ class JobInfo:
     created_at: float
     """Seconds since 1970, like the next two."""
     started_at: float
-    """0 before."""
+    """0 before the start."""
     ended_at: float
-    """0 before."""
+    """0 before the end."""
     metrics: Mapping[str, float]
     stage_seconds: Mapping[str, float]
     version_id: str
@@ -230,29 +230,29 @@ class JobInfo:
     total_fraction: float = 0.0
     """Share of the whole job that is done, 0 to 1, estimated from its stages; never falls."""
     eta_s: float = 0.0
-    """Estimated seconds until it ends, while it runs; 0 where not known."""
+    """Estimated seconds until it ends, while it runs; 0 if unknown."""
 
 
 @public
 @dataclass(frozen=True)
 class PlanEntry:
-    """Something that a job takes or makes, as far as it is known before it runs."""
+    """An amount that a job takes or makes, as far as it is known before the job runs."""
 
     name: str
     value: float
     unit: str
     """"", "share", "tokens", "bytes" or "seconds"."""
     note: str
-    """How it was found, or what it means; may be empty."""
+    """A remark on how it was found or what it means; may be empty."""
 
 
 @public
 @dataclass(frozen=True)
 class Plan:
-    """A recipe that was checked: what it would take, and what is odd about it."""
+    """A checked recipe: what its job would take, and warnings."""
 
     job: JobInfo
-    """Without an id."""
+    """The job that the recipe describes; it has no id."""
     entries: tuple[PlanEntry, ...]
     warnings: tuple[str, ...]
 
@@ -275,7 +275,7 @@ class JobEvent:
 @public
 @dataclass(frozen=True)
 class JobUpdate:
-    """News of a job: how it stands now and what happened since the last update, which may be nothing."""
+    """News of a job: how it stands now, and its events since the last update, of which there may be none."""
 
     job: JobInfo
     events: tuple[JobEvent, ...]

@@ -1,7 +1,7 @@
-"""One child process: its own session, its log file, its end. Does not know when it should run.
+"""One child process, its log file and its end. Does not know when it should run.
 
-A child leads a session of its own, so that neither the terminal's Ctrl-C reaches it nor can what it starts in turn
-get lost: whatever is left of the session when the leader has ended is killed.
+A child leads a session of its own. So the terminal's Ctrl-C does not reach it, and whatever it started can be found and
+killed by the session after the child itself has ended.
 """
 
 import os
@@ -33,24 +33,24 @@ class Program:
     command: tuple[str, ...]
     """Absolute path of the executable, then its arguments."""
     probe: Probe | None
-    """Unset for a process that listens nowhere: it counts as ready when it has lived for a second."""
+    """None for a process that listens nowhere; it counts as ready when it has lived for a second."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Variables that are set for it."""
+    """Environment variables that are set for it."""
     reads: tuple[Sequence[str], ...] = ()
-    """Groups of the supervisor's variables that it gets on top of what every program does
+    """Groups of the supervisor's environment variables that it gets beside those that every program gets
     (crosscope_proto.environment)."""
     after: tuple[str, ...] = ()
     """Names of programs that must have been ready before this one is first started."""
     essential: bool = False
-    """Nothing is of use without it: giving up on it stops everything."""
+    """Whether nothing is of use without it: if it is given up, everything stops."""
     stop_last: bool = False
-    """Stopped when the others have ended, because they use it to the end."""
+    """Whether it is stopped after the others have ended, because they use it to the end."""
     watch_log: bool = True
-    """Its log marks warnings and errors in a way that LogTail knows."""
+    """Whether its log marks warnings and errors in a form that LogTail knows."""
 
 
 class Child:
-    """A running or ended process of a Program."""
+    """A process of a Program; it runs or has ended."""
 
     def __init__(self, program: Program, log: Path) -> None:
         """Starts it; its output is appended to `log`.
@@ -92,7 +92,7 @@ class Child:
             _signal_group(self.pid, signal.SIGTERM)
 
     def kill_rest(self) -> None:
-        """Sends SIGKILL to everything that is left of the session."""
+        """Sends SIGKILL to every process that is left in the session."""
         if not self.has_ended():
             _signal_group(self.pid, signal.SIGKILL)
         for pid in session_members(self.pid):
@@ -102,7 +102,7 @@ class Child:
                 continue
 
     def is_gone(self) -> bool:
-        """Whether neither the process nor anything of its session lives."""
+        """Whether the process and its whole session have ended."""
         return self.has_ended() and not session_members(self.pid)
 
 

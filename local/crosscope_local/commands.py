@@ -1,4 +1,4 @@
-"""The commands `up`, `demo` and `doctor`: options in, exit code out. Leave the work to the modules beside."""
+"""The commands `up`, `demo` and `doctor`: options in, exit code out. Other modules do the work."""
 
 import functools
 import json
@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from crosscope import Client, CrosscopeError
-from crosscope.cli.session import apply, json_before_name
+from crosscope.cli.options import apply, json_before_name
 from crosscope_local import demo as demo_jobs
 from crosscope_local import doctor as doctor_checks
 from crosscope_local.preflight import PreflightError
@@ -40,7 +40,7 @@ def _not_empty(_ctx: click.Context, _option: click.Parameter, home: Path) -> Pat
     return home
 
 
-_PLACE = (
+_LOCATION = (
     click.option(
         "--home",
         callback=_not_empty,
@@ -53,9 +53,9 @@ _PLACE = (
     click.option("--port", default=50051, show_default=True, type=_PORT, help="The server's port; 0: a free one."),
     click.option("--app-port", default=8501, show_default=True, type=_PORT, help="The app's port; 0: a free one."),
 )
-"""Options of where an installation lies and listens."""
+"""Options that say where an installation lies and listens."""
 _RUN = (
-    *_PLACE,
+    *_LOCATION,
     click.option("--no-app", is_flag=True, help="Leave the app out."),
     click.option(
         "--data-root",
@@ -65,7 +65,7 @@ _RUN = (
         type=click.Path(path_type=Path, exists=True, file_okay=False),
         envvar="CROSSCOPE_WORKER_DATA_ROOTS",
         show_envvar=True,
-        help="A folder besides the home from which recipes may have data and models read; may be given several times.",
+        help="A further folder from which jobs may read data and models; can be given several times.",
     ),
     click.option(
         "--job-threads",
@@ -74,11 +74,11 @@ _RUN = (
         help="Threads of one operation of a job on the CPU.  [default: torch decides]",
     ),
 )
-"""Options of a command that runs an installation."""
+"""Options of the commands that run an installation."""
 
 
 def _runs(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the options of _RUN, which it gets as one `wanted: Wanted`."""
+    """The command with the options of _RUN, which it receives together as `wanted: Wanted`."""
 
     @functools.wraps(command)
     def runner(
@@ -99,8 +99,8 @@ def _runs(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _at(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the options of _PLACE."""
-    return apply(_PLACE, command)
+    """The command with the options of _LOCATION."""
+    return apply(_LOCATION, command)
 
 
 def _json(text: str) -> Callable[..., Any]:
@@ -141,7 +141,7 @@ def up(as_json: bool, wanted: Wanted) -> None:
 def demo(once: bool, as_json: bool, recipes: Path | None, wanted: Wanted) -> None:
     """Train the demo's pair and crosscoders on the spot, and browse them.
 
-    What an earlier run has finished is reused, what it has begun goes on.
+    The demo reuses what an earlier run has finished, and goes on with what it has begun.
     """
     if as_json and not once:
         raise click.UsageError("--json goes with --once: without it there is no end to summarise.")
@@ -161,7 +161,7 @@ def demo(once: bool, as_json: bool, recipes: Path | None, wanted: Wanted) -> Non
 
 
 class _DemoRun:
-    """Plays the demo beside the processes and keeps what came of it."""
+    """Runs the demo's jobs beside the processes, and keeps the summary and the failures."""
 
     def __init__(
         self, client: Client, found: Installation, jobs: demo_jobs.Demo, terminal: Terminal, once: bool
@@ -186,8 +186,8 @@ class _DemoRun:
             self.summary = summarise(self._client, outcomes)
             self._terminal.say("info", f"Everything is done after {self._seconds()}.")
         else:
-            place = f"browse {self._found.app_url}" if self._found.app_url else f"the server is {self._found.address}"
-            self._terminal.say("info", f"Everything is there after {self._seconds()}: {place}. Ctrl-C stops it all.")
+            where = f"browse {self._found.app_url}" if self._found.app_url else f"the server is {self._found.address}"
+            self._terminal.say("info", f"Everything is there after {self._seconds()}: {where}. Ctrl-C stops it all.")
 
     def _seconds(self) -> str:
         return f"{time.monotonic() - self._begun:.1f} s"
@@ -197,7 +197,7 @@ class _DemoRun:
 @_at
 @_json("Findings as JSON.")
 def doctor(home: Path, address: str, port: int, app_port: int, as_json: bool) -> None:
-    """Look whether everything is here that crosscope needs."""
+    """Check that this machine has everything that crosscope needs."""
     findings = doctor_checks.examine(home.expanduser().absolute(), address, port, app_port)
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
@@ -225,7 +225,7 @@ def _await(supervisor: Supervisor, names: list[str]) -> bool:
 
 @contextmanager
 def _prepared(terminal: Terminal, wanted: Wanted) -> Generator[Installation]:
-    """`installation(wanted)`, with its refusals said in one sentence and exit code 1."""
+    """The checked installation; a refusal is printed as one sentence and ends the program with code 1."""
     try:
         with installation(wanted) as found:
             yield found
@@ -235,7 +235,7 @@ def _prepared(terminal: Terminal, wanted: Wanted) -> Generator[Installation]:
 
 
 def _exit(terminal: Terminal, ending: Ending, code: int, *, interrupted_is_failure: bool = False) -> None:
-    """Ends with a code: that of the signal if it cut something short, 1 on an error, else the one given."""
+    """Ends the program: with the code of the signal if it interrupted the work, 1 on an error, else `code`."""
     if ending.error is not None:
         if not isinstance(ending.error, CrosscopeError):
             raise ending.error

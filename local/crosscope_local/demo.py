@@ -1,4 +1,4 @@
-"""The demo's jobs: submitted through the public API, found again after a stop. Knows no process."""
+"""The demo's jobs, submitted through the public API and found again after a stop. Knows no process."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -11,12 +11,12 @@ from crosscope_proto.artefacts import PAIR_MANIFEST, pair_folder
 from crosscope_proto.recipe import RecipeError, parse_recipe
 
 RECIPES = ("demo-pair.yaml", "demo.yaml", "demo-l1.yaml")
-"""The first makes the pair, the others a crosscoder of it each."""
+"""The first makes the pair; each of the others makes a crosscoder of it."""
 
 _JOBS_LOOKED_AT = 500
 
 Note = Callable[[str, JobInfo | None], None]
-"""Told of every change: title of the step, its job or None for a result of an earlier run."""
+"""Called on every change with the title of a step and its job; None: an earlier run made the result."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Step:
 
     @property
     def title(self) -> str:
-        """What people read."""
+        """The step as people read it."""
         return f"{'pair' if self.kind == 'demo-pair' else self.kind} {self.name}"
 
 
@@ -39,18 +39,18 @@ class Outcome:
 
     step: Step
     job: JobInfo | None
-    """None: its result was there from an earlier run."""
+    """None if an earlier run made the result."""
 
     @property
     def failure(self) -> str | None:
-        """A sentence if it did not succeed."""
+        """A sentence if the step failed; None if it succeeded."""
         if self.job is None or self.job.state is JobState.SUCCEEDED:
             return None
         return f"{self.step.title} {self.job.state}: {self.job.message or 'no reason was given'}"
 
 
 def read_steps(folder: Path) -> list[Step]:
-    """The demo's recipes; raises PreflightError about one that is missing or wrong."""
+    """The demo's recipes; raises PreflightError about a recipe that is missing or wrong."""
     steps: list[Step] = []
     for name in RECIPES:
         path = folder / name
@@ -82,9 +82,9 @@ class Demo:
         self._note = note
 
     def run(self) -> list[Outcome]:
-        """Reuses what is published, finds what is under way, submits the rest, and waits for the end of it all.
+        """Reuses what is published, finds jobs that are under way, submits the rest, and waits for all of them.
 
-        Raises CrosscopeError when the server does not answer any more.
+        Raises CrosscopeError when the server no longer answers.
         """
         jobs = self._begin()
         followers = [_Follower(step, jobs[step.title], self._note) for step in self._steps]
@@ -114,7 +114,7 @@ class Demo:
 
 
 class _Follower(threading.Thread):
-    """Follows one job to its end. A daemon: leaving the program does not wait for it."""
+    """Follows one job to its end, as a daemon: the program does not wait for it when it ends."""
 
     def __init__(self, step: Step, job: Job | None, note: Note) -> None:
         super().__init__(daemon=True)
@@ -122,7 +122,7 @@ class _Follower(threading.Thread):
         self._error: CrosscopeError | None = None
 
     def run(self) -> None:
-        """Tells every change."""
+        """Notes every change of the job."""
         if self._job is None:
             return
         try:
@@ -132,7 +132,7 @@ class _Follower(threading.Thread):
             self._error = error
 
     def outcome(self) -> Outcome:
-        """Waits for the end; raises the CrosscopeError that kept it from being seen."""
+        """Waits for the job's end; raises the CrosscopeError that interrupted the following."""
         self.join()
         if self._error:
             raise self._error

@@ -1,11 +1,11 @@
-"""Files that are written whole. Knows nothing about what is written."""
+"""Files that are replaced as a whole. Knows nothing about their content."""
 
 import os
 from pathlib import Path
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file beside, syncs it and renames it into place: after a crash the old text is there or the new one."""
+    """Replaces a file: writes beside it, syncs and renames. After a crash the old or the new text is there, whole."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with beside.open("w", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""Is everything here that crosscope needs? Looks, changes nothing, starts nothing that stays."""
+"""Checks of this machine for `crosscope doctor`: is everything here that crosscope needs? Changes nothing."""
 
 import importlib.metadata
 import importlib.util
@@ -7,14 +7,15 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from crosscope_local import preflight
 from crosscope_local.programs import APP_PARTS, PARTS
-from crosscope_proto.artefacts import CURRENT, MANIFEST, PAIR_MANIFEST, pair_folder, version_folder
+from crosscope_proto.artefacts import CURRENT, MANIFEST, PAIR_MANIFEST, version_folder
+from crosscope_proto.manifest import ManifestError, parse_manifest, parse_pair_manifest
 
 _TORCH_PROBE = """
 import json, torch
@@ -25,7 +26,7 @@ _TORCH_TIMEOUT_S = 120
 
 
 class Verdict(StrEnum):
-    """What a check found."""
+    """How a check ended."""
 
     OK = "ok"
     NOTE = "note"
@@ -34,7 +35,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """What one check found."""
 
     what: str
     verdict: Verdict
@@ -42,7 +43,7 @@ class Finding:
 
 
 def examine(home: Path, host: str, port: int, app_port: int) -> list[Finding]:
-    """Looks at packages, binary, ports, disk, torch and the home folder."""
+    """Checks Python, packages, Redis binary, torch, home folder, disk, ports, pairs and crosscoders."""
     return [
         _python(),
         *_packages(),
@@ -84,7 +85,7 @@ def _torch() -> Finding:
             [sys.executable, "-c", _TORCH_PROBE], capture_output=True, text=True, timeout=_TORCH_TIMEOUT_S, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Finding("torch", Verdict.BAD, f"could not be asked: {error}")
+        return Finding("torch", Verdict.BAD, f"did not answer: {error}")
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no reason given"]
         return Finding("torch", Verdict.BAD, f"cannot be imported: {lines[-1]}")
@@ -119,7 +120,10 @@ def _port(what: str, host: str, port: int, option: str) -> Finding:
 
 
 def _checked(what: str, check: Callable[[], object], fine: str = "", otherwise: Verdict = Verdict.BAD) -> Finding:
-    """What a check of the preflight finds; `fine` is said where it passes, by default what it returns."""
+    """The finding of a preflight check.
+
+    If the check passes, the detail is `fine`, else what the check returned. If it refuses, the verdict is `otherwise`.
+    """
     try:
         found = check()
     except preflight.PreflightError as error:
@@ -128,29 +132,32 @@ def _checked(what: str, check: Callable[[], object], fine: str = "", otherwise: 
 
 
 def _pairs(home: Path) -> Finding:
-    names = sorted(path.parent.name for path in home.glob(f"pairs/*/{PAIR_MANIFEST}"))
-    bad = [name for name in names if not _is_json(home / pair_folder(Path(), name) / PAIR_MANIFEST)]
-    if bad:
-        return Finding("pairs", Verdict.BAD, f"{PAIR_MANIFEST} cannot be read: {', '.join(bad)}")
-    return Finding("pairs", Verdict.OK if names else Verdict.NOTE, ", ".join(names) or "none yet")
+    manifests = sorted(home.glob(f"pairs/*/{PAIR_MANIFEST}"))
+    return _published("pairs", {path.parent.name: _why_unread(path, parse_pair_manifest) for path in manifests})
 
 
 def _crosscoders(home: Path) -> Finding:
-    currents = sorted(home.glob(f"crosscoders/*/{CURRENT}"))
-    bad: list[str] = []
-    for current in currents:
+    reasons: dict[str, str] = {}
+    for current in sorted(home.glob(f"crosscoders/*/{CURRENT}")):
         name, version = current.parent.name, current.read_text(errors="replace").strip()
-        if not version or not _is_json(home / version_folder(Path(), name, version) / MANIFEST):
-            bad.append(name)
-    if bad:
-        return Finding("crosscoders", Verdict.BAD, f"the current version cannot be read: {', '.join(bad)}")
-    names = ", ".join(current.parent.name for current in currents)
-    return Finding("crosscoders", Verdict.OK if names else Verdict.NOTE, names or "none yet")
+        manifest = home / version_folder(Path(), name, version) / MANIFEST
+        reasons[name] = _why_unread(manifest, parse_manifest) if version else f"{CURRENT} names no version"
+    return _published("crosscoders", reasons)
 
 
-def _is_json(path: Path) -> bool:
+def _published(what: str, reasons: Mapping[str, str]) -> Finding:
+    """Which of the published things can be read; `reasons` says by name why not, empty for those that can."""
+    if bad := [f"{name}: {reason}" for name, reason in reasons.items() if reason]:
+        return Finding(what, Verdict.BAD, "; ".join(bad))
+    return Finding(what, Verdict.OK if reasons else Verdict.NOTE, ", ".join(reasons) or "none yet")
+
+
+def _why_unread(path: Path, parse: Callable[[bytes], object]) -> str:
+    """Why a manifest cannot be read; empty if it can."""
     try:
-        json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False
-    return True
+        parse(path.read_bytes())
+    except OSError as error:
+        return f"{path.name} cannot be read ({error.strerror})"
+    except ManifestError as error:
+        return f"{path.name} cannot be used: {error}"
+    return ""

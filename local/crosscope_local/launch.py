@@ -1,6 +1,6 @@
 """Becomes another program that ends when its parent does: `launch.py PARENT_PID PROGRAM ARGUMENT…`.
 
-Run by path, not with -m, so that starting a process costs no import of the package. Knows nothing about the program.
+It is run by path, not with -m, so that starting a process does not import the package. Knows nothing about the program.
 """
 
 import ctypes

@@ -5,8 +5,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-_LEVELS = {"warning": "warning", "error": "error", "critical": "error", "exception": "error"}
-_CONSOLE = re.compile(r"\[(?P<level>warning|error|critical)\s*\]\s*(?P<text>.+)")
+from crosscope_proto.logs import OF_EVERY_LINE
+
+_LEVELS = {"warning": "warning", "error": "error", "critical": "error"}
 _PLAIN = re.compile(r"^\d{4}-\S+( [\d:,.]+)?( [\w.]+)? (?P<level>WARNING|ERROR|CRITICAL):? +(?P<text>.+)")
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 _MAX_LINES_A_LOOK = 5
@@ -14,7 +15,7 @@ _MAX_LINES_A_LOOK = 5
 
 @dataclass(frozen=True)
 class Problem:
-    """A warning or an error out of a log."""
+    """A warning or an error that stands in a log."""
 
     level: str
     """"warning" or "error"."""
@@ -22,13 +23,13 @@ class Problem:
 
 
 def rotate(log: Path) -> None:
-    """Keeps the log of the run before as `<name>.log.1`, in place of the one before that."""
+    """Renames the log of the previous run to `<name>.log.1`, which replaces an older one."""
     if log.exists():
         log.replace(log.with_name(f"{log.name}.1"))
 
 
 class LogTail:
-    """Reads what was appended to a log since the last look."""
+    """A log that is followed: reads what was appended since the last call."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -36,7 +37,7 @@ class LogTail:
         self._partial = b""
 
     def problems(self) -> list[Problem]:
-        """The new warnings and errors; beyond a handful only how many more there are."""
+        """The new warnings and errors: the first five, and then one that says how many more there are."""
         found = [problem for line in self._lines() if (problem := parse_problem(line))]
         if len(found) <= _MAX_LINES_A_LOOK:
             return found
@@ -56,8 +57,9 @@ class LogTail:
 
 
 def parse_problem(line: str) -> Problem | None:
-    """The warning or error that a log line holds: structlog's JSON or console
-    form, or logging's with the time in front; None for anything else.
+    """The warning or error that a log line holds; None for any other line.
+
+    Knows the JSON lines of crosscope_proto.logs, and lines for people that begin with the time.
     """
     line = _ESCAPES.sub("", line).strip()
     if line.startswith("{"):
@@ -67,14 +69,13 @@ def parse_problem(line: str) -> Problem | None:
             return None
         level = _LEVELS.get(str(entry.get("level", "")).lower())
         return Problem(level, _entry_text(entry)) if level else None
-    if match := _CONSOLE.search(line) or _PLAIN.search(line):
+    if match := _PLAIN.search(line):
         return Problem(_LEVELS[match["level"].lower()], _shorten(match["text"]))
     return None
 
 
 def _entry_text(entry: dict[str, object]) -> str:
-    hidden = {"level", "timestamp", "event", "exception", "exc_info", "logger", "stack"}
-    details = ", ".join(f"{key} {value}" for key, value in entry.items() if key not in hidden)
+    details = ", ".join(f"{key} {value}" for key, value in entry.items() if key not in OF_EVERY_LINE)
     return _shorten(f"{entry.get('event', '')}" + (f" ({details})" if details else ""))
 
 

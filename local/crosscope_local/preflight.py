@@ -1,6 +1,6 @@
-"""Checks before anything starts: home, disk, ports, parts, one supervisor a home. Starts nothing.
+"""Checks before anything starts: home, disk, ports, parts, one supervisor for each home. Starts nothing.
 
-Every refusal is a PreflightError whose text is one sentence for the person at the terminal.
+A check that fails raises a PreflightError, whose text is one sentence for the person at the terminal.
 """
 
 import errno
@@ -29,7 +29,7 @@ _LONGEST_SOCKET_NAME = "/worker.sock"
 
 
 class PreflightError(Exception):
-    """Why nothing can be started, in one sentence."""
+    """A check failed, so nothing can be started; the text is one sentence."""
 
 
 def prepare_home(home: Path) -> None:
@@ -42,7 +42,7 @@ def prepare_home(home: Path) -> None:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise PreflightError(
-                f"The disk of {home} is full; free some space or choose another place with --home."
+                f"The disk of {home} is full; free some space or choose another folder with --home."
             ) from error
         raise PreflightError(
             f"The home folder {home} cannot be written to ({error.strerror}); choose another one with --home."
@@ -55,7 +55,7 @@ def check_disk(home: Path, needed_bytes: int = MIN_FREE_BYTES) -> None:
     if free < needed_bytes:
         raise PreflightError(
             f"The disk of {home} has {free / 1e6:.0f} MB left and {needed_bytes / 1e6:.0f} MB are needed; "
-            "free some space or choose another place with --home."
+            "free some space or choose another folder with --home."
         )
 
 
@@ -110,12 +110,12 @@ def check_redis() -> Path:
 
 
 def runtime_folder(home: Path) -> Path:
-    """A private folder (0700) with a short path for the sockets of one home, made if needed."""
+    """A private folder (0700) with a short path for the sockets of one home; it is made if it does not exist."""
     digest = hashlib.sha256(os.fsencode(home.resolve())).hexdigest()[:12]
-    places = [tempfile.gettempdir(), "/tmp"]
+    parents = [tempfile.gettempdir(), "/tmp"]
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):
-        places.insert(0, runtime)
-    candidates = [Path(place) / f"crosscope-{os.getuid()}-{digest}" for place in places]
+        parents.insert(0, runtime)
+    candidates = [Path(parent) / f"crosscope-{os.getuid()}-{digest}" for parent in parents]
     short = [path for path in candidates if len(os.fsencode(path)) + len(_LONGEST_SOCKET_NAME) <= _MAX_SOCKET_PATH]
     refusals: list[str] = []
     for folder in short:
@@ -133,17 +133,17 @@ def runtime_folder(home: Path) -> Path:
 
 @dataclass(frozen=True)
 class Holder:
-    """Who supervises a home."""
+    """The process that supervises a home."""
 
     pid: int
     address: str
 
 
 class HomeLock:
-    """Held while one supervisor runs a home; freed by the system when its process ends, however it ends."""
+    """The lock of the one supervisor that runs a home. The system frees it when the process ends, however it ends."""
 
     def __init__(self, home: Path, address: str) -> None:
-        """Takes the lock, or raises PreflightError that names who has it."""
+        """Takes the lock; raises PreflightError, which names the process that has it."""
         self._holder = home / "supervisor.json"
         self._descriptor = os.open(home / "supervisor.lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:

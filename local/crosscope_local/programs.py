@@ -1,4 +1,4 @@
-"""The processes of an installation: which commands, with which settings. Starts none of them."""
+"""The processes of an installation: their commands and settings. Starts none of them."""
 
 import os
 import sys
@@ -12,38 +12,38 @@ from crosscope_proto import environment
 PARTS = {"crosscope_server": "crosscope-server", "crosscope_worker": "crosscope-worker"}
 """Modules that the processes run, and the distribution that holds each."""
 APP_PARTS = {"streamlit": "crosscope[app]", "plotly": "crosscope[app]"}
-"""Modules that the app needs on top."""
+"""Further modules that the app needs."""
 
 _MODELS = (environment.WORKER, environment.COMPUTE, environment.HUB, environment.HUB_ACCESS)
-"""What the workers read: their settings, and what torch and the hub's client look for."""
+"""Environment variables of the workers: their settings, and those that torch and the hub's client read."""
 _PROMPTS = "crosscope.v1.Prompts"
-"""The service that serves as soon as the server has found a worker."""
+"""The service of the server that is ready as soon as the server has found a worker."""
 
 
 @dataclass(frozen=True)
 class Installation:
-    """What is to run, and where it listens."""
+    """What runs, and where it listens."""
 
     home: Path
     host: str
     port: int
     app_port: int | None
-    """Unset: no app."""
+    """None: no app."""
     runtime: Path
     """Private folder for sockets."""
     data_roots: tuple[Path, ...] = ()
-    """Folders besides the home from which recipes may have files read."""
+    """Folders beside the home from which jobs may read files."""
     job_threads: int | None = None
-    """Threads of one operation of a job; unset: as the environment says, else as torch decides."""
+    """Threads of one operation of a job; None: the environment decides, else torch."""
 
     @property
     def address(self) -> str:
-        """Where clients on this machine find the server."""
+        """Address of the server for clients on this machine."""
         return _authority(_reachable(self.host), self.port)
 
     @property
     def app_url(self) -> str | None:
-        """Where the app is looked at."""
+        """Address of the app in a browser; None without the app."""
         return None if self.app_port is None else f"http://{_authority(_reachable(self.host), self.app_port)}"
 
     def programs(self) -> list[Program]:

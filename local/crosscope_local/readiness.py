@@ -1,4 +1,4 @@
-"""Does a process answer? Probes for gRPC, the Redis protocol and HTTP. Knows nothing about the processes."""
+"""Probes that say whether a process answers, by gRPC, the Redis protocol or HTTP. Knows nothing about the processes."""
 
 import http.client
 import socket
@@ -12,7 +12,7 @@ _TIMEOUT_S = 1.0
 
 
 def grpc_serving(target: str, service: str = "") -> Probe:
-    """A probe that holds once grpc.health.v1 of `target` says SERVING for a service, by default for all of it."""
+    """A probe that is true once grpc.health.v1 of `target` says SERVING for a service, by default for the whole."""
     request = health_pb2.HealthCheckRequest(service=service)
 
     def probe() -> bool:
@@ -27,7 +27,7 @@ def grpc_serving(target: str, service: str = "") -> Probe:
 
 
 def redis_answers(socket_path: str) -> Probe:
-    """A probe that holds once PING over the unix socket is answered with PONG."""
+    """A probe that is true once PING over the unix socket is answered with PONG."""
 
     def probe() -> bool:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
@@ -43,7 +43,7 @@ def redis_answers(socket_path: str) -> Probe:
 
 
 def http_answers(host: str, port: int, path: str) -> Probe:
-    """A probe that holds once GET `path` is answered with 200."""
+    """A probe that is true once GET `path` is answered with 200."""
 
     def probe() -> bool:
         connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)

@@ -1,7 +1,7 @@
 """Becomes a Redis-protocol server: `python -m crosscope_local.redis queue|cache …`.
 
-Finds a binary and becomes it, on a private Unix socket, with the settings of a queue or a cache. Does not know what is
-stored.
+Finds a binary and becomes it, on a private Unix socket, with the settings of a queue or a cache. Does not know what
+the server stores.
 """
 
 import argparse
@@ -20,7 +20,7 @@ Purpose = Literal["queue", "cache"]
 
 BINARIES = ("valkey-server", "redis-server")
 MAX_SOCKET_PATH_BYTES = 107
-"""Room for a socket's path in the kernel's address, without the closing zero."""
+"""Longest path of a socket that the kernel's address has room for, without the closing zero."""
 
 
 class RedisStartError(Exception):
@@ -49,8 +49,8 @@ def find_binary() -> Path:
 def arguments(purpose: Purpose, folder: Path, socket: Path, memory_mb: int = 256) -> list[str]:
     """Command-line arguments of the server.
 
-    The queue must not lose an acknowledged job and writes some ten times a second, so each write is synced before the
-    answer. The cache may lose everything.
+    The queue must not lose an acknowledged job, so each write is synced before the answer; it writes some ten times a
+    second. The cache may lose everything.
 
     Raises RedisStartError if the socket's path is too long.
     """

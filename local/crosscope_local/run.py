@@ -1,4 +1,4 @@
-"""One run of an installation: checks first, then the processes with an actor beside them, then an ending.
+"""One run of an installation: the checks, the processes with an actor beside them, and the end.
 
 Does not know what the actor does.
 """
@@ -19,7 +19,7 @@ _ACTOR_ENDS_WITHIN_S = 1.0
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the person asked for."""
+    """The installation that the person asked for."""
 
     home: Path
     host: str
@@ -28,7 +28,7 @@ class Wanted:
     app_port: int | None
     """None: no app; 0: any that is free."""
     data_roots: tuple[Path, ...] = ()
-    """Folders besides the home from which recipes may have files read."""
+    """Folders beside the home from which jobs may read files."""
     job_threads: int | None = None
     """Threads of one operation of a job; None: torch decides."""
 
@@ -40,14 +40,14 @@ class Ending:
     signals: tuple[int, ...]
     """Signals that stopped it, in order."""
     gave_up: bool
-    """Some process had to be given up."""
+    """Whether a process had to be given up."""
     error: Exception | None
-    """What the actor raised."""
+    """The exception that the actor raised."""
 
 
 @contextmanager
 def installation(wanted: Wanted) -> Generator[Installation]:
-    """Checks everything that must be so and holds the home's lock; raises PreflightError before anything starts."""
+    """Checks that everything can start, and holds the home's lock. Raises PreflightError; starts nothing."""
     preflight.check_parts(PARTS if wanted.app_port is None else {**PARTS, **APP_PARTS})
     preflight.check_redis()
     home = wanted.home.expanduser().absolute()
@@ -66,9 +66,9 @@ def installation(wanted: Wanted) -> Generator[Installation]:
 
 
 def run(found: Installation, terminal: Terminal, act: Callable[[Supervisor], None], *, then_stop: bool) -> Ending:
-    """Keeps the processes running until a signal, or until `act`, which runs beside them, is through if `then_stop`.
+    """Keeps the processes running until a signal comes; with `then_stop`, also until `act` returns.
 
-    An exception in `act` stops everything too.
+    `act` runs beside the processes, in a thread. An exception in it stops everything too.
     """
     supervisor = Supervisor(found.programs(), found.home / "logs", terminal.say)
     errors: list[Exception] = []
@@ -77,7 +77,7 @@ def run(found: Installation, terminal: Terminal, act: Callable[[Supervisor], Non
         try:
             act(supervisor)
         except Exception as error:
-            if not supervisor.stopping:  # afterwards it only says that nobody answers any more
+            if not supervisor.stopping:  # while everything stops, an error only says that no server answers
                 errors.append(error)
                 supervisor.stop()
         if then_stop:

@@ -1,4 +1,4 @@
-"""The demo's closing table: what was made, how good it is, what it found. Asks the server, prints nothing."""
+"""The summary of the demo: what was made, how good it is, what was found. Asks the server, prints nothing."""
 
 import json
 import math
@@ -38,13 +38,13 @@ class DetectorRow:
 
     @property
     def found(self) -> bool:
-        """Whether it is good enough to say that the latent is the behaviour's."""
+        """Whether recall and false rate are good enough to count the behaviour as found."""
         return self.recall >= MIN_RECALL and self.false_rate <= MAX_FALSE_RATE
 
 
 @dataclass(frozen=True)
 class CrosscoderSummary:
-    """One crosscoder."""
+    """The figures of one crosscoder."""
 
     name: str
     pair: str
@@ -57,9 +57,9 @@ class CrosscoderSummary:
     class_counts: Mapping[str, int]
     detectors: tuple[DetectorRow, ...]
     chat_specific: int
-    """Most chat-specific living latents looked at, at most NUM_CHAT_SPECIFIC."""
+    """Number of the most chat-specific living latents, at most NUM_CHAT_SPECIFIC."""
     chat_specific_on_chats: int
-    """Those with at least CHAT_SHARE of their activation mass on chats."""
+    """How many of these have at least CHAT_SHARE of their activation mass on chats."""
 
     @property
     def behaviours(self) -> tuple[str, ...]:
@@ -67,14 +67,14 @@ class CrosscoderSummary:
         return tuple(dict.fromkeys(row.behaviour for row in self.detectors))
 
     def behaviours_found(self, place: str | None = None) -> tuple[str, ...]:
-        """Behaviours with a latent that is good enough, at one place or at any."""
+        """Behaviours that a latent is good enough for, at one place or, for None, at any."""
         good = {row.behaviour for row in self.detectors if row.found and place in (None, row.place)}
         return tuple(name for name in self.behaviours if name in good)
 
 
 @dataclass(frozen=True)
 class Query:
-    """One question to the server and how long it took."""
+    """One prompt that was sent to the server, its latents, and the time it took."""
 
     crosscoder: str
     prompt: str
@@ -82,18 +82,18 @@ class Query:
     """Strongest latents and their largest scaled activation."""
     num_tokens: int
     warm_ms: float
-    """Median of the first time that prompts were asked, the very first left out."""
+    """Median over prompts that were new to the server, without the very first one."""
     cached_ms: float
-    """Median when asked again."""
+    """Median over repetitions of one prompt."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Everything in the table."""
+    """Everything that the summary's tables show."""
 
     crosscoders: tuple[CrosscoderSummary, ...]
     stage_seconds: Mapping[str, Mapping[str, float]]
-    """Of the jobs of this run, by step."""
+    """Seconds of the stages of this run's jobs, by step."""
     query: Query
 
 
@@ -162,7 +162,7 @@ def chat_datasets(manifest_json: str, datasets: Sequence[str]) -> list[int]:
 
 
 def sample_query(crosscoder: Crosscoder) -> Query:
-    """Asks for the latents of a few short questions, each for the first time and then again."""
+    """Asks for the latents of a few short questions, and then for those of one of them again."""
     _await_worker(crosscoder)
     warm = [_timed(crosscoder, question)[0] for question in _QUESTIONS]
     cached = [_timed(crosscoder, _QUESTIONS[0]) for _ in range(_REPEATS)]
@@ -178,7 +178,7 @@ def sample_query(crosscoder: Crosscoder) -> Query:
 
 
 def _await_worker(crosscoder: Crosscoder) -> None:
-    """Waits until the server has found a worker that has just been started; raises Unavailable if it does not."""
+    """Waits until the server has found the worker, which may have just been started. Raises Unavailable."""
     end = time.monotonic() + _WORKER_FOUND_WITHIN_S
     while True:
         try:
@@ -193,12 +193,12 @@ def _await_worker(crosscoder: Crosscoder) -> None:
 
 def _timed(crosscoder: Crosscoder, question: str) -> tuple[float, TopLatents]:
     begun = time.perf_counter()
-    top = crosscoder.top_latents(turns=[{"role": "user", "content": question}], add_generation_prompt=True, limit=5)
+    top = crosscoder.top_latents(messages=[{"role": "user", "content": question}], add_generation_prompt=True, limit=5)
     return (time.perf_counter() - begun) * 1000, top
 
 
 def finite(value: object) -> object:
-    """The same tree with NaN and infinities as None, so that it is JSON."""
+    """The value as JSON knows it: NaN and infinities as None, tuples as lists."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -1,12 +1,12 @@
 """The demo's summary as tables for a terminal. Knows no server."""
 
-import math
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from crosscope.app.text import number
 from crosscope_local.summary import (
     CHAT_SHARE,
     MAX_FALSE_RATE,
@@ -24,7 +24,7 @@ _METRICS = {"l0": "L0", "dead_share": "dead share"}
 
 
 def render(summary: Summary) -> Group:
-    """Everything, one table below the other."""
+    """The whole summary, one table below the other."""
     parts: list[RenderableType] = [_cards(summary.crosscoders)]
     parts += [_detectors(each) for each in summary.crosscoders if each.detectors]
     if summary.stage_seconds:
@@ -47,9 +47,9 @@ def _cards(crosscoders: Sequence[CrosscoderSummary]) -> Table:
     }
     for model in ("base", "chat"):
         values = [inlier_fve(each.metrics, model) for each in crosscoders]
-        rows[f"FVE {model}, inliers"] = [number(math.nan if value is None else value) for value in values]
+        rows[f"FVE {model}, inliers"] = [number(value) for value in values]
     for metric, title in _METRICS.items():
-        rows[title] = [number(each.metrics.get(metric, math.nan)) for each in crosscoders]
+        rows[title] = [number(each.metrics.get(metric)) for each in crosscoders]
     for name in crosscoders[0].class_counts if crosscoders else ():
         rows[f"latents {name}"] = [f"{each.class_counts[name]:,}" for each in crosscoders]
     rows[f"of the most chat-specific (ν_err < {MAX_NU_ERR}), ≥ {CHAT_SHARE:.0%} on chats"] = [
@@ -80,10 +80,10 @@ def _detectors(crosscoder: CrosscoderSummary) -> Table:
 
 
 def _detector_cells(row: DetectorRow) -> list[str]:
-    scores = (row.recall, row.false_rate, row.num_positive, row.rel_norm, row.nu_err, row.nu_rec)
-    uselessness = "–" if row.base_uselessness is None else number(row.base_uselessness)
-    cells = [number(score) for score in scores]
-    return [row.behaviour, row.place, str(row.latent), *cells, uselessness, "yes" if row.found else "no"]
+    shares = (row.recall, row.false_rate)
+    scores = (row.rel_norm, row.nu_err, row.nu_rec, row.base_uselessness)
+    cells = [*map(number, shares), f"{row.num_positive:,}", *map(number, scores)]
+    return [row.behaviour, row.place, str(row.latent), *cells, "yes" if row.found else "no"]
 
 
 def _stages(summary: Summary) -> Table:
@@ -103,10 +103,3 @@ def _query(query: Query) -> Text:
         f"Sample query to {query.crosscoder}: {query.prompt!r} ({query.num_tokens} tokens) fires latents {latents}; "
         f"{query.warm_ms:.1f} ms, {query.cached_ms:.1f} ms cached."
     )
-
-
-def number(value: float) -> str:
-    """A figure for a table cell; "–" where undefined."""
-    if not math.isfinite(value):
-        return "–"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"

@@ -1,7 +1,7 @@
 """Keeps programs running: starts them in order, restarts what ends, stops everything. Knows no program by name.
 
-One loop in the main thread does all of it; threads only wait for a program to answer, and may ask `stop()` and
-`wait_ready()`.
+One loop in the main thread does all of this. Other threads only wait for a program to answer; they may call `stop()`
+and `wait_ready()`.
 """
 
 import signal
@@ -17,7 +17,7 @@ from crosscope_local.child import Child, Program
 from crosscope_local.logs import LogTail, rotate
 
 Say = Callable[[str, str], None]
-"""Tells the person something: level ("info", "warning" or "error") and a sentence."""
+"""Called with a level ("info", "warning" or "error") and a sentence for the person at the terminal."""
 
 _LOOP_S = 0.05
 _PROBE_EVERY_S = 0.1
@@ -32,7 +32,7 @@ _REAP_WITHIN_S = 0.8
 
 
 class State(Enum):
-    """Where a program stands."""
+    """The state of a program."""
 
     WAITING = "waiting"
     STARTING = "starting"
@@ -43,7 +43,7 @@ class State(Enum):
 
 
 class _Kept:
-    """A program, its current process and its record."""
+    """A program, its present process and its history."""
 
     def __init__(self, program: Program, log: Path) -> None:
         self.program = program
@@ -61,7 +61,7 @@ class Supervisor:
     """Runs programs until it is told to stop."""
 
     def __init__(self, programs: Sequence[Program], logs: Path, say: Say) -> None:
-        """`logs` is the folder of the log files, one a program; they are rotated here."""
+        """`logs` is the folder of the log files, one for each program; this call rotates them."""
         self._kept = {program.name: _Kept(program, logs / f"{program.name}.log") for program in programs}
         for kept in self._kept.values():
             rotate(kept.log)
@@ -88,11 +88,11 @@ class Supervisor:
         self._stopping = True
 
     def kill(self) -> None:
-        """As `stop()`, without waiting for anyone."""
+        """Like `stop()`, but waits for no process to end."""
         self._kill_now = self._stopping = True
 
     def wait_ready(self, name: str, timeout_s: float) -> bool:
-        """Waits until a program has been ready once; False if it was given up, on a stop or when time is over."""
+        """Waits until a program has been ready once. False if it was given up, at a stop, or after `timeout_s`."""
         kept, end = self._kept[name], time.monotonic() + timeout_s
         while not kept.was_ready.wait(_PROBE_EVERY_S):
             if self._stopping or kept.state is State.GIVEN_UP or time.monotonic() > end:
@@ -219,7 +219,7 @@ def _see(kept: _Kept) -> str:
 
 @contextmanager
 def stopped_by_signals(supervisor: Supervisor) -> Generator[list[int]]:
-    """Lets SIGINT, SIGTERM and SIGHUP stop the supervisor; a second Ctrl-C kills at once. Yields the signals so far."""
+    """Lets SIGINT, SIGTERM and SIGHUP stop the supervisor; a second Ctrl-C kills. Yields the list of signals so far."""
     received: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:

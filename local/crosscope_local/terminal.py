@@ -1,7 +1,7 @@
-"""What the person at the terminal sees: sentences, and the progress of jobs. Knows no process and asks no server.
+"""Output for the person at the terminal: sentences, and the progress of jobs. Knows no process and asks no server.
 
-A terminal that has gone away (a closed window, a broken pipe) must not keep the processes from being stopped, so
-failures to write are passed over here; the log files have it all.
+The terminal may be gone (a closed window, a broken pipe), and the processes must still be stopped. So errors of writing
+are ignored here; the log files have everything.
 """
 
 import json
@@ -26,9 +26,9 @@ _STATE_STYLES = {
     JobState.CANCELLED: "yellow",
 }
 _PLAIN_WIDTH = 140
-"""Columns of tables where there is no terminal: in files and in CI's logs."""
+"""Width of tables, in columns, if there is no terminal: in files and in the logs of CI."""
 _PLAIN_STEPS = 4
-"""Without a terminal, progress within a stage is told this often."""
+"""Number of lines about the progress of a stage if there is no terminal."""
 
 
 class _Console(Console):
@@ -37,7 +37,7 @@ class _Console(Console):
 
 
 class JobBoard:
-    """How the jobs of one run stand; a renderable. Safe to update from several threads."""
+    """The state of the jobs of one run; rich can draw it. Several threads may update it."""
 
     def __init__(self) -> None:
         self._rows: dict[str, JobInfo | None] = {}
@@ -45,7 +45,7 @@ class JobBoard:
         self._lock = threading.Lock()
 
     def put(self, name: str, job: JobInfo | None) -> str | None:
-        """Notes how a job stands, None for a result of an earlier run; returns a plain line if there is news."""
+        """Notes the state of a job, None for a result of an earlier run; returns a plain line if there is news."""
         with self._lock:
             self._rows[name] = job
             if job is None:
@@ -73,8 +73,8 @@ class JobBoard:
 
 
 def _plain_line(name: str, job: JobInfo) -> str:
-    place = f"{job.stage} {job.fraction:.0%}" if job.state is JobState.RUNNING and job.stage else str(job.state)
-    return f"{name}: {place}" + (f": {job.message}" if job.message else "")
+    state = f"{job.stage} {job.fraction:.0%}" if job.state is JobState.RUNNING and job.stage else str(job.state)
+    return f"{name}: {state}" + (f": {job.message}" if job.message else "")
 
 
 class Terminal:
@@ -103,7 +103,7 @@ class Terminal:
 
     @contextmanager
     def progress(self, board: JobBoard) -> Generator[None]:
-        """Shows the board below everything else while it changes; a plain line a change where there is no terminal."""
+        """Keeps the board below all other output; without a terminal, each change is a plain line."""
         self._board = board
         live = Live(board, console=self._console, refresh_per_second=4) if self._console.is_terminal else None
         with suppress(OSError):
@@ -117,6 +117,6 @@ class Terminal:
                     live.stop()
 
     def job(self, name: str, job: JobInfo | None) -> None:
-        """Notes on the board how a job stands."""
+        """Notes the state of a job on the board."""
         if self._board and (line := self._board.put(name, job)) and not self._console.is_terminal:
             self.say("info", line)

@@ -12,6 +12,8 @@ from typing import Final
 
 OUR_LOGGERS: Final = ("crosscope", "crosscope_local", "crosscope_server", "crosscope_worker")
 """The packages whose log is written from the level that is asked for. Others' libraries are heard from WARNING on."""
+OF_EVERY_LINE: Final = frozenset({"event", "level", "timestamp", "process", "logger", "exception"})
+"""Keys of a JSON line that are no details of its event."""
 _OF_EVERY_RECORD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 

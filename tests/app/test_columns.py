@@ -11,7 +11,7 @@ import pytest
 import crosscope
 from crosscope import TokenRole, _tables
 from crosscope.app import tables, token_view
-from crosscope.app.columns import ATLAS_COLUMNS, AXES, SHOWN
+from crosscope.app.columns import ATLAS_COLUMNS, AXES, SHOWN, complete
 from crosscope_proto.columns import LATENT_COLUMNS
 from crosscope_proto.roles import TEMPLATE_ROLES
 
@@ -45,6 +45,16 @@ def test_every_column_with_a_head_is_fetched_and_exported_behind_it_its_error(co
             assert head[head.index(column.name) - 1] == column.error_of
     assert rows[0][:3] == ["0", "chat_only", "0.25"]
     assert set(rows[1][2:]) == {""}
+
+
+def test_columns_that_an_old_server_does_not_know_are_undefined(columns: dict[str, np.ndarray]) -> None:
+    known = {name: values for name, values in columns.items() if name != "num_texts"}
+    completed = complete(known)
+    assert tuple(completed) == ATLAS_COLUMNS
+    assert np.isnan(completed["num_texts"]).all()
+    shown = tables.of_latents(np.arange(3), completed, ["num_texts", "max"], floor=5.0)
+    assert shown[2].cells == ["–"] * 3
+    assert shown[3].cells[0] == "0.250"
 
 
 def test_the_token_view_knows_every_role_and_the_marks() -> None:

@@ -79,8 +79,8 @@ def test_turns_are_replaced_appended_and_removed() -> None:
 
 def test_turns_without_content_are_not_run_and_sentences_name_turns_as_the_page_does() -> None:
     prompt = LabPrompt(turns=(Turn("user", " "), Turn("user", "hi"), Turn("assistant", ""), Turn("user", "again")))
-    assert [turn["content"] for turn in prompt.arguments()["turns"]] == ["hi", "again"]
+    assert [turn["content"] for turn in prompt.arguments()["messages"]] == ["hi", "again"]
     assert prompt.spoken == (1, 3)
-    said = "turn 1: turns must alternate, so this one must be assistant; prompt.conversation.turns[0] is long; turn 7"
-    shown = "turn 4: turns must alternate, so this one must be assistant; turn 2 is long; turn 7"
+    said = "turn 1: must be assistant; prompt.conversation.turns[0] is long; messages[1].content; turn 7"
+    shown = "turn 4: must be assistant; turn 2 is long; turn 4.content; turn 7"
     assert prompts.as_on_page(said, prompt.spoken) == shown

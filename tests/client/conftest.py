@@ -53,7 +53,7 @@ class ScriptedLatents(latents_pb2_grpc.LatentsServicer):
 
 
 class ScriptedPrompts(prompts_pb2_grpc.PromptsServicer):
-    """A token a character after BOS; on every token latent 3 fires with 0.5 and, on the n-th, latent n with n.
+    """Makes each character a token, after BOS. Latent 3 fires on every token with 0.5, latent n on the n-th with n.
 
     A text that holds "wrong" is refused. Counts the requests of streams that were read.
     """
@@ -181,7 +181,7 @@ def server_address(home: Path) -> Iterator[str]:
 
 
 class ScriptedWorker(inference_pb2_grpc.InferenceServicer):
-    """An inference worker whose codes are those of ScriptedPrompts. Training left out "!" where there is one."""
+    """An inference worker with the codes of ScriptedPrompts. Training left out tokens "!"."""
 
     def Tokenize(self, request, context):
         return inference_pb2.TokenizeResponse(tokens=ScriptedPrompts.tokens(request.prompt))

@@ -1,4 +1,4 @@
-"""The asynchronous client: the same answers as the blocking one, and what only asyncio can do to it."""
+"""The asynchronous client: it answers as the blocking one does, and stands what only asyncio does to it."""
 
 import asyncio
 import inspect

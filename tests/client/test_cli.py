@@ -209,7 +209,7 @@ def test_ranges_and_tokens_that_were_left_out(online: Client, online_address: st
     assert b"text, left out: norm" in done.stdout.splitlines()[-1]
 
 
-def test_what_a_template_is_told_and_drops(scripted: Client, prompts: Any) -> None:
+def test_arguments_of_the_template_and_reasoning_that_it_drops(scripted: Client, prompts: Any) -> None:
     messages = ("--message", "user:hi", "--message", "assistant:<think>a</think>b")
     for command in ("tokenize", "encode", "top"):
         told = ("--template-kwargs", '{"enable_thinking": false}')
@@ -223,7 +223,7 @@ def test_what_a_template_is_told_and_drops(scripted: Client, prompts: Any) -> No
     assert b"--template-kwargs is not JSON" in done.stderr
 
 
-def test_a_reader_that_goes_away(server_address: str) -> None:
+def test_a_reader_that_ends_early(server_address: str) -> None:
     command = [sys.executable, "-c", "from crosscope.cli import main; main()", "latents", "demo", "--limit", "1200"]
     environment = {**os.environ, "CROSSCOPE_ADDRESS": server_address}
     reader, writer = os.pipe()

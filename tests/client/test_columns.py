@@ -1,12 +1,19 @@
 """Columns of the statistics table: what they mean comes from the contract's table, their values from the server."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from google.rpc.error_details_pb2 import BadRequest
 
 from crosscope import Client, InvalidInput
+from crosscope._columns import scalar_columns
+from crosscope_proto.v1 import latents_pb2
+
+from .conftest import ScriptedLatents, Served, abort
 
 
 def test_columns_describe_themselves_and_hold_the_tables_values(real: Client, home: Path) -> None:
@@ -48,6 +55,54 @@ def test_a_column_that_nobody_knows(real: Client) -> None:
     assert column.meaning == ""
     with pytest.raises(InvalidInput, match="nope"):
         column.values  # noqa: B018
+
+
+class OldLatents(ScriptedLatents):
+    """A server older than the columns num_texts and template_share. It refuses the first that it does not know."""
+
+    KNOWN = frozenset(scalar_columns(numbers_only=True)) - {"num_texts", "template_share"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[list[str]] = []
+
+    def GetAtlas(self, request, context):
+        self.asked.append(list(request.columns))
+        for place, name in enumerate(request.columns):
+            if name not in self.KNOWN:
+                violation = BadRequest.FieldViolation(field=f"columns[{place}]", description=f"no column {name!r}")
+                abort(context, grpc.StatusCode.INVALID_ARGUMENT, f"no {name}", BadRequest(field_violations=[violation]))
+        for name in request.columns:
+            values = np.full(100, 1.0, "<f4").tobytes()
+            yield latents_pb2.GetAtlasResponse(column=name, values=values, num_latents=100)
+
+
+def test_columns_that_an_old_server_does_not_know_are_left_out_and_said_once(serve: Callable[..., Served]) -> None:
+    latents = OldLatents()
+    with Client(serve(latents).address, timeout_s=20) as client:
+        demo = client.crosscoder("demo")
+        columns = demo.columns()
+        texts = columns["num_texts"]
+        with pytest.warns(UserWarning, match=r"does not know num_texts, template_share; left out") as said:
+            values = columns.read()
+        assert set(values) == set(columns) == OldLatents.KNOWN
+        assert columns["latent_class"].texts == ["chat_only"] * 100, "an old server sends no categories"
+        assert (columns.unknown, len(said), len(latents.asked)) == (("num_texts", "template_share"), 1, 3)
+        with pytest.raises(InvalidInput, match="does not know 'num_texts'"):
+            texts.values  # noqa: B018
+        with pytest.warns(UserWarning, match="num_texts"):
+            assert list(demo.columns("max", "num_texts", only_known=True).read()) == ["max"]
+        with pytest.raises(InvalidInput, match="num_texts"):
+            demo.columns("max", "num_texts").read()
+
+
+def test_categories_as_texts(real: Client) -> None:
+    demo = real.crosscoder("demo")
+    columns = demo.columns("part", "latent_class", "max")
+    assert columns["latent_class"].texts[:5] == [demo.latent(i).latent_class for i in range(5)]
+    assert set(columns["part"].texts) == {""}
+    with pytest.raises(InvalidInput, match="'max' holds numbers"):
+        columns["max"].texts  # noqa: B018
 
 
 def test_the_former_call_gives_the_same_values(real: Client) -> None:

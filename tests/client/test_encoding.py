@@ -39,9 +39,9 @@ def test_encoding_as_table_and_text(scripted: Client) -> None:
     ]
 
 
-def test_turns(scripted: Client, prompts) -> None:
-    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
-    tokens = scripted.crosscoder("demo").tokenize(turns=turns, add_generation_prompt=True)
+def test_messages(scripted: Client, prompts) -> None:
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+    tokens = scripted.crosscoder("demo").tokenize(messages=messages, add_generation_prompt=True)
     assert tokens.text == "<bos>hiyo"
     assert prompts.last.prompt.conversation.add_generation_prompt
 

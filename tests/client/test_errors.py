@@ -101,8 +101,9 @@ def test_no_server_says_how_to_start_one() -> None:
         client.crosscoders()
 
 
-def test_no_socket(tmp_path) -> None:
-    with Client(f"unix:{tmp_path}/none.sock") as client, pytest.raises(Unavailable, match="no server answers at unix:"):
+@pytest.mark.parametrize("name", ["none.sock", "ssl-or-tls.sock"])
+def test_no_socket(tmp_path, name: str) -> None:
+    with Client(f"unix:{tmp_path}/{name}") as client, pytest.raises(Unavailable, match="no server answers at unix:"):
         client.crosscoders()
 
 
@@ -138,13 +139,13 @@ def test_deadline(serve: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("address", ["", "localhost", "http://localhost:50051", "host:port", "a b:1", "unix:", "h:1\0"])
-def test_addresses_that_are_none(address: str) -> None:
+def test_malformed_addresses(address: str) -> None:
     with pytest.raises(InvalidInput, match="address"):
         Client(address)
 
 
 @pytest.mark.parametrize("timeout_s", [0, -1, float("nan")])
-def test_timeouts_that_are_none(timeout_s: float) -> None:
+def test_timeouts_that_are_not_positive(timeout_s: float) -> None:
     with pytest.raises(InvalidInput, match="timeout_s"):
         Client(timeout_s=timeout_s)
 

@@ -45,6 +45,6 @@ def test_all_conditions_are_kept() -> None:
         *([("a", ">", math.nan)], [("a", ">", 10**400)]),
     ],
 )
-def test_what_is_no_condition(where: object) -> None:
+def test_malformed_conditions(where: object) -> None:
     with pytest.raises(InvalidInput, match="where"):
         build_filters(where)  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,4 @@
-"""Jobs against a scripted server: what a restart looks like cannot be asked of the real one on cue."""
+"""Jobs against a scripted server, which restarts and fails when a test needs it."""
 
 import threading
 import time
@@ -170,7 +170,7 @@ def test_wait_no_longer_than_asked(serve) -> None:
     scripted.release()
 
 
-def test_wait_gives_up_when_nobody_answers(serve, monkeypatch) -> None:
+def test_wait_gives_up_when_no_server_answers(serve, monkeypatch) -> None:
     monkeypatch.setattr("crosscope._sync.jobs._RECONNECT_S", 0.2)
     scripted = ScriptedJobs(2)
     served = serve(scripted)

@@ -1,4 +1,4 @@
-"""Progress bars: where somebody looks, and nowhere else."""
+"""Progress bars: in terminals and notebooks, and where they are asked for."""
 
 import sys
 import types
@@ -11,7 +11,7 @@ from .test_jobs import ScriptedJobs
 
 
 def pass_for_a_terminal(monkeypatch) -> None:
-    """Of stderr as it is during the test."""
+    """What stderr is during the test."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
 
 
@@ -23,7 +23,7 @@ def run_all(scripted: Client, serve, progress: bool | None) -> None:
         client.jobs.get("j1").wait(progress=progress)
 
 
-def test_no_bars_where_nobody_looks(scripted: Client, real: Client, serve, capsys) -> None:
+def test_no_bars_in_a_pipe(scripted: Client, real: Client, serve, capsys) -> None:
     run_all(scripted, serve, None)
     list(real.crosscoder("demo").latents(limit=None))
     assert capsys.readouterr() == ("", "")

@@ -20,14 +20,14 @@ from crosscope._prompts import build_prompt, check_count, check_text
         ("\udfffé", r"lone surrogate U\+DFFF at position 0"),
     ],
 )
-def test_what_cannot_travel_is_refused(value: object, says: str) -> None:
+def test_texts_that_cannot_be_sent_are_refused(value: object, says: str) -> None:
     with pytest.raises(InvalidInput, match=says) as caught:
         check_text(value, "text")
     assert caught.value.violations[0].field == "text"
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")))
-def test_what_can_travel_passes_unchanged(text: str) -> None:
+def test_texts_that_can_be_sent_pass_unchanged(text: str) -> None:
     assert check_text(text, "text") is text
 
 
@@ -72,7 +72,7 @@ HI = [{"role": "user", "content": "hi"}]
         ),
     ],
 )
-def test_prompts_that_are_none_name_the_word_that_was_used(given: dict[str, object], field: str) -> None:
+def test_refusals_name_the_argument_that_was_used(given: dict[str, object], field: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         build_prompt(**({"text": None} | given))  # pyright: ignore[reportArgumentType]
     assert [violation.field for violation in caught.value.violations] == [field]

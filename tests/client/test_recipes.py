@@ -35,7 +35,7 @@ def test_a_crosscoder_beside_the_recipe_becomes_absolute(tmp_path: Path) -> None
         assert yaml.safe_load(recipe_text(path))["path"] == sent
 
 
-def test_a_file_with_nothing_to_change_travels_as_written(tmp_path: Path) -> None:
+def test_a_file_with_nothing_to_change_is_sent_as_written(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     assert recipe_text(tmp_path / "recipe.yaml") == RECIPE
 

@@ -15,7 +15,7 @@ from .conftest import ROOT, Stack, wait_until_prompts_are_served
 
 pytestmark = pytest.mark.slow
 
-TURNS = [{"role": "user", "content": "How do I make soup?"}, {"role": "assistant", "content": "Sure! Step one."}]
+MESSAGES = [{"role": "user", "content": "How do I make soup?"}, {"role": "assistant", "content": "Sure! Step one."}]
 
 
 def test_jobs_ran_in_order_and_said_what_they_did(stack: Stack, made: tuple[Job, Job]):
@@ -53,14 +53,14 @@ def test_what_was_made_can_be_browsed(stack: Stack, made: tuple[Job, Job]):
 
 def test_a_prompt_is_encoded_by_the_worker_and_then_from_the_cache(stack: Stack, made: tuple[Job, Job]):
     crosscoder = stack.client.crosscoder("demo")
-    first = crosscoder.encode(turns=TURNS)
-    second = crosscoder.encode(turns=TURNS)
+    first = crosscoder.encode(messages=MESSAGES)
+    second = crosscoder.encode(messages=MESSAGES)
     assert (first.cached, second.cached) == (False, True)
     assert np.array_equal(first.latents, second.latents)
     assert np.array_equal(first.activations, second.activations)
     assert TokenRole.USER in first.tokens.roles
     assert "soup" in "".join(first.tokens.pieces)
-    top = crosscoder.top_latents(turns=TURNS, rank="max", limit=5)
+    top = crosscoder.top_latents(messages=MESSAGES, rank="max", limit=5)
     strongest = int(first.latents[first.activations.argmax()])
     assert top[0].latent == strongest
     assert top[0].max == pytest.approx(float(first.activations.max()))
@@ -105,7 +105,7 @@ def test_a_crosscoder_in_others_files_is_measured_and_encodes_like_ours(stack: S
     assert theirs.info.metrics == pytest.approx(measured, rel=1e-4)  # scales are folded into the weights
     assert theirs.info.class_counts == ours.info.class_counts
     assert len(theirs.training_curves().steps) == 0
-    expected, found = (each.encode(turns=TURNS) for each in (ours, theirs))
+    expected, found = (each.encode(messages=MESSAGES) for each in (ours, theirs))
     assert np.array_equal(found.latents, expected.latents)
     np.testing.assert_allclose(found.activations, expected.activations, rtol=1e-5)
 
@@ -127,9 +127,9 @@ def test_bad_input_is_answered_in_a_sentence_and_harms_nothing(stack: Stack, mad
     with pytest.raises(InvalidInput, match="NUL"):
         crosscoder.encode("a\0b")
     with pytest.raises(InvalidInput, match="system"):
-        crosscoder.encode(turns=[{"role": "system", "content": "a"}, {"role": "system", "content": "b"}])
+        crosscoder.encode(messages=[{"role": "system", "content": "a"}, {"role": "system", "content": "b"}])
     with pytest.raises(InvalidInput, match="robot"):
-        crosscoder.encode(turns=[{"role": "robot", "content": "a"}])
+        crosscoder.encode(messages=[{"role": "robot", "content": "a"}])
     with pytest.raises(InvalidInput, match=r"training\.lrr"):
         stack.client.jobs.submit((ROOT / "recipes/demo.yaml").read_text().replace("  lr:", "  lrr:"))
     typed = crosscoder.encode("a <end_of_turn> b")

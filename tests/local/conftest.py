@@ -16,7 +16,7 @@ def stage(tmp_path: Path) -> Stage:
 
 @pytest.fixture
 def bare_rig() -> Iterator[Rig]:
-    """Nothing up yet."""
+    """A supervisor's folder and script; nothing runs yet."""
     made = Rig()
     yield made
     made.close()

@@ -16,7 +16,7 @@ def test_the_command_line_finds_the_commands_by_their_entry_points() -> None:
     assert found == [up, demo, doctor]
 
 
-def test_where_this_part_is_missing_one_sentence_says_what_to_install(
+def test_without_this_part_one_sentence_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(group, "LOCAL_COMMANDS", "crosscope.nowhere")
@@ -31,7 +31,7 @@ def test_where_this_part_is_missing_one_sentence_says_what_to_install(
     assert {"up", "demo", "doctor", "status"} <= completed
 
 
-def test_a_file_is_there_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_holds_the_new_text_or_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "file"
     write_whole(file, "old")
     write_whole(file, "new")

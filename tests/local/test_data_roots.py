@@ -11,7 +11,9 @@ from crosscope_local.run import Wanted, installation
 
 
 @pytest.mark.parametrize("command", [up, demo])
-def test_the_option_and_its_variable(command: click.Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folders_come_from_the_option_or_the_variable(
+    command: click.Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("CROSSCOPE_WORKER_DATA_ROOTS", raising=False)
     context = command.make_context("x", ["--data-root", str(tmp_path), "--data-root", "/usr"])
     assert context.params["data_roots"] == (tmp_path, Path("/usr"))
@@ -22,7 +24,7 @@ def test_the_option_and_its_variable(command: click.Command, tmp_path: Path, mon
         command.make_context("x", ["--data-root", "/nowhere"])
 
 
-def test_only_the_job_worker_hears_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_job_worker_gets_the_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     with installation(Wanted(tmp_path / "home", "127.0.0.1", 0, None, (Path("data"), Path("/usr")))) as found:

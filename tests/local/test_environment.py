@@ -1,4 +1,4 @@
-"""Each process of an installation gets what it needs of the supervisor's environment, and no other's secrets."""
+"""Each process of an installation gets the environment variables that it needs, and no secrets of the others."""
 
 from pathlib import Path
 

@@ -21,7 +21,7 @@ def test_a_port_in_use_is_named_with_the_way_out() -> None:
     preflight.check_port("127.0.0.1", preflight.free_port("127.0.0.1"), "--port")
 
 
-def test_an_unknown_address_is_a_sentence() -> None:
+def test_an_unknown_address_is_refused_in_a_sentence() -> None:
     with pytest.raises(PreflightError, match=r"The address 203.0.113.9:5 |Port 5 of 203.0.113.9 cannot be opened"):
         preflight.check_port("203.0.113.9", 5, "--port")
 
@@ -48,12 +48,14 @@ def test_a_home_that_is_no_folder_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def short_path() -> Iterator[Path]:
-    """A folder whose name leaves room for a socket's path, as those of pytest need not."""
+    """A folder whose path leaves room for that of a socket; pytest's own folders may have longer ones."""
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         yield Path(name)
 
 
-def test_the_runtime_folder_is_private_short_and_steady(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_runtime_folder_is_private_short_and_always_the_same(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_path / ("x" * 90)))
     monkeypatch.setattr("tempfile.tempdir", str(short_path))
     folder = preflight.runtime_folder(short_path / "home")
@@ -83,7 +85,7 @@ def test_the_second_supervisor_of_a_home_is_told_who_has_it(tmp_path: Path) -> N
         pass
 
 
-def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
+def test_a_lock_is_free_when_its_process_has_ended(tmp_path: Path) -> None:
     source = (
         "import pathlib, sys; from crosscope_local import preflight as p; p.HomeLock(pathlib.Path(sys.argv[1]), '')"
     )

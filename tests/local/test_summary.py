@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from crosscope_local.summary import CrosscoderSummary, DetectorRow, Query, Summary, chat_datasets, finite
-from crosscope_local.summary_table import number, render
+from crosscope_local.summary_table import render
 
 
 def row(behaviour: str, place: str, recall: float, false_rate: float) -> DetectorRow:
@@ -51,16 +51,15 @@ def test_the_tables_say_what_was_found_and_what_is_not_known() -> None:
     assert "FVE base, inliers 0.988 FVE chat, inliers –" in text
     assert "≥ 80% on chats 17 of 20" in text
     assert "behaviours found on the decision token 1 of 3" in text
-    assert "refusal decision 7 0.900 0.100 12 0.800 0.100 – – yes" in text
+    assert "refusal decision 7 0.9 0.1 12 0.8 0.1 – – yes" in text
     assert "load 1.0, train 60.0, publish 0.2" in text
-    assert "fires latents 7 (3.500); 4.0 ms, 1.5 ms cached." in text
+    assert "fires latents 7 (3.5); 4.0 ms, 1.5 ms cached." in text
 
 
-def test_chats_are_known_by_their_column_in_the_recipe() -> None:
+def test_a_data_set_of_chats_has_a_chat_column_in_the_recipe() -> None:
     manifest = '{"recipe": {"data": [{"name": "chat", "chat_column": "c"}, {"name": "web", "text_column": "t"}]}}'
     assert chat_datasets(manifest, ["web", "chat"]) == [1]
 
 
-def test_what_is_no_number_becomes_none_in_json() -> None:
+def test_undefined_numbers_become_none_in_json() -> None:
     assert finite({"a": (math.nan, 1.5), "b": [math.inf, "x"]}) == {"a": [None, 1.5], "b": [None, "x"]}
-    assert number(1234) == "1,234"

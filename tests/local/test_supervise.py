@@ -10,7 +10,7 @@ from crosscope_local.supervise import State, Supervisor
 from tests.local.small_programs import SLEEPER, STUBBORN, Stage, alive, eventually, program
 
 
-def test_a_killed_program_is_started_again_and_said_so(stage: Stage) -> None:
+def test_a_killed_program_is_started_again_and_the_person_is_told(stage: Stage) -> None:
     def script(supervisor: Supervisor) -> None:
         assert supervisor.wait_ready("one", 10)
         first = supervisor.pids()["one"]
@@ -86,7 +86,7 @@ signal.pause()
     assert not alive(int(note.read_text()))
 
 
-def test_a_crash_takes_what_it_had_started_along(stage: Stage, tmp_path: Path) -> None:
+def test_what_a_crashed_program_had_started_is_killed_too(stage: Stage, tmp_path: Path) -> None:
     note = tmp_path / "grandchild"
     source = f"""
 import os, pathlib, signal
@@ -106,7 +106,7 @@ signal.pause()
     stage.play([program("parent", source)], script)
 
 
-def test_one_that_ignores_sigterm_is_killed_within_five_seconds(stage: Stage) -> None:
+def test_a_program_that_ignores_sigterm_is_killed_within_five_seconds(stage: Stage) -> None:
     log = stage.logs / "stubborn.log"
     stopped_at: list[float] = []
 
@@ -119,7 +119,7 @@ def test_one_that_ignores_sigterm_is_killed_within_five_seconds(stage: Stage) ->
     assert stage.texts("warning") == ["stubborn did not end within 4 s and had to be killed."]
 
 
-def test_kill_waits_for_nobody(stage: Stage) -> None:
+def test_kill_waits_for_no_process(stage: Stage) -> None:
     log = stage.logs / "stubborn.log"
     stopped_at: list[float] = []
 
@@ -132,7 +132,7 @@ def test_kill_waits_for_nobody(stage: Stage) -> None:
     assert time.monotonic() - stopped_at[0] < 1
 
 
-def test_those_that_are_used_to_the_end_stop_last(stage: Stage, tmp_path: Path) -> None:
+def test_programs_that_others_use_to_the_end_stop_last(stage: Stage, tmp_path: Path) -> None:
     ends = tmp_path / "ends"
 
     def source(name: str) -> str:
@@ -156,15 +156,15 @@ signal.pause()
     assert ends.read_text().split() == ["user", "queue"]
 
 
-def test_warnings_of_a_log_reach_the_person_and_the_log_before_is_kept(stage: Stage) -> None:
+def test_warnings_of_a_log_reach_the_person_and_the_previous_log_is_kept(stage: Stage) -> None:
     (stage.logs / "one.log").write_text("of the run before\n")
-    source = "print('2026-01-01 [warning  ] disk is slow  place=here', flush=True)\n" + SLEEPER
+    source = "print('2026-01-01 10:00:00,000 WARNING disk is slow  path=/x', flush=True)\n" + SLEEPER
 
     def script(supervisor: Supervisor) -> None:
         assert eventually(lambda: stage.texts("warning"))
 
     stage.play([program("one", source)], script)
-    assert stage.texts("warning") == ["one: disk is slow  place=here"]
+    assert stage.texts("warning") == ["one: disk is slow  path=/x"]
     assert (stage.logs / "one.log.1").read_text() == "of the run before\n"
 
 

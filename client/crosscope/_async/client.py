@@ -1,4 +1,4 @@
-"""The way in: a client of one server."""
+"""A client of one server, which everything else starts from."""
 
 import os
 from types import TracebackType
@@ -25,8 +25,8 @@ class AsyncClient:
             crosscoder = await client.crosscoder("demo")
             print(await crosscoder.latents(order_by="-rel_norm"))
 
-    Connects when it is first used, and is closed by `async with` or `close`. Questions that can be asked twice without
-    harm are asked again when the connection breaks. Every call ends after `timeout_s`; every error is a CrosscopeError.
+    The client connects when it is first used; `async with` or `close` closes it. A call that can safely be repeated is
+    repeated when the connection breaks. Every call ends after `timeout_s`; every error is a CrosscopeError.
     """
 
     jobs: AsyncJobs
@@ -50,7 +50,7 @@ class AsyncClient:
 
     @property
     def address(self) -> str:
-        """Where the server is."""
+        """Address of the server."""
         return self._transport.address
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -60,7 +60,7 @@ class AsyncClient:
     async def crosscoders(self) -> list[AsyncCrosscoder]:
         """All published crosscoders, newest first, each bound to its current version.
 
-        One that the server cannot read comes last; `info.broken` says why, and what is asked of it fails.
+        A crosscoder that the server cannot read comes last: `info.broken` says why, and every call about it fails.
         """
         stub = self._transport.stub(LatentsStub)
         reply = await self._transport.unary(stub.ListCrosscoders, latents_pb2.ListCrosscodersRequest())
@@ -69,7 +69,7 @@ class AsyncClient:
     async def crosscoder(self, name: str, version: str | None = None) -> AsyncCrosscoder:
         """One version of a crosscoder: the one with the id `version`, else the current one.
 
-        The handle stays with the version that it found, whatever is published later. Raises NotFound, or VersionGone.
+        The handle keeps this version, whatever is published later. Raises NotFound, or VersionGone.
         """
         return await open_crosscoder(self._transport, name, version)
 

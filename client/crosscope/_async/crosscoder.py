@@ -1,11 +1,11 @@
-"""A published crosscoder to ask: its latents, its examples, its columns; and, by inheritance, prompts."""
+"""A handle of a published crosscoder: its latents, examples and columns; by inheritance, prompts."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from crosscope import _decode
-from crosscope._async.columns import AsyncColumns
+from crosscope._async.columns import AsyncColumns, ColumnAnswer
 from crosscope._async.handle import check_version
 from crosscope._async.pages import PAGE_SIZE, AsyncPages, Page
 from crosscope._async.prompting import AsyncPrompting
@@ -37,10 +37,10 @@ _GROUPS: dict[str | None, latents_pb2.ExampleGroup.ValueType] = {
 @public
 @dataclass(frozen=True)
 class AsyncLatent(LatentStatistics):
-    """One latent's statistics, and the way to its examples. Activations are scaled (math §1)."""
+    """One latent's statistics, and a call for its examples. Activations are scaled (math §1)."""
 
     source: "AsyncCrosscoder" = field(repr=False, compare=False)
-    """The handle that it came from."""
+    """The handle of the crosscoder that it belongs to."""
 
     async def examples(
         self,
@@ -51,7 +51,7 @@ class AsyncLatent(LatentStatistics):
     ) -> ExampleList:
         """Texts on which it fires, strongest first.
 
-        `context` is tokens shown on each side of the peak, None the whole text.
+        `context` is the number of tokens on each side of the peak; None gives the whole text.
         """
         return await self.source.examples(self.id, limit=limit, group=group, dataset=dataset, context=context)
 
@@ -61,7 +61,7 @@ class AsyncLatentList(AsyncPages[AsyncLatent]):
     """Latents of one listing. Pages are fetched when they are reached, up to the limit."""
 
     async def to_pandas(self) -> "pd.DataFrame":
-        """A row a latent, indexed by id; needs pandas."""
+        """A data frame with a row for each latent, indexed by id; needs pandas."""
         import pandas as pd
 
         rows = [latent.to_row() async for latent in self]
@@ -86,12 +86,12 @@ class AsyncLatentList(AsyncPages[AsyncLatent]):
 class AsyncCrosscoder(AsyncPrompting):
     """One version of a published crosscoder. Made by `AsyncClient.crosscoder` and `AsyncClient.crosscoders`.
 
-    Whatever is published later, every call is answered from this version, or raises VersionGone once the server has
-    removed it. `current()` goes on with the newest.
+    Every call is answered from this version, whatever is published later. It raises VersionGone once the server has
+    removed the version. `current()` gives a handle of the newest one.
     """
 
     async def current(self) -> "AsyncCrosscoder":
-        """A handle of the version that is the current one now; this handle stays as it is. Raises NotFound."""
+        """A handle of the version that is current now; this handle keeps its own. Raises NotFound."""
         return await open_crosscoder(self._transport, self.name)
 
     async def latents(
@@ -102,12 +102,12 @@ class AsyncCrosscoder(AsyncPrompting):
         *,
         progress: bool | None = None,
     ) -> AsyncLatentList:
-        """Latents that meet all conditions, ordered by a column, "-" in front for descending, undefined values last.
+        """Latents that meet all conditions, in the order of a column; "-" in front of its name descends.
 
-        Columns are those of `columns()`, and the shares "dataset_share_NAME" and "role_share_ROLE"; a condition may
-        also compare "top_tokens", "logit_tokens_base" or "logit_tokens_chat" with the text of a token.
-        `limit=None` lists all of them, page by page as they are reached; `progress` shows a bar of the pages, by
-        default in a terminal and in a notebook.
+        Latents without a value of the order come last. Columns are those of `columns()`, and the shares
+        "dataset_share_NAME" and "role_share_ROLE". A condition may also compare "top_tokens", "logit_tokens_base" or
+        "logit_tokens_chat" with the text of a token. `limit=None` lists all latents, page by page as they are reached;
+        `progress` shows a bar of the pages, by default in a terminal and in a notebook.
         Raises InvalidInput for an unknown column, and for an order that is undefined for every latent that matches.
         """
         filters = build_filters(where)
@@ -175,32 +175,36 @@ class AsyncCrosscoder(AsyncPrompting):
             request.page_token = reply.next_page_token
         return ExampleList(found[:limit])
 
-    def columns(self, *names: str) -> AsyncColumns:
+    def columns(self, *names: str, only_known: bool = False) -> AsyncColumns:
         """Columns of the statistics table, by name: what each means, and its values when they are first used.
 
-        Without names: every column of one number a latent. Names may also be the shares "dataset_share_NAME" and
-        "role_share_ROLE". Values come for all of the names in one call, which raises InvalidInput for an unknown one.
+        Names may also be the shares "dataset_share_NAME" and "role_share_ROLE". The values of all names come in one
+        call, which raises InvalidInput for a column that the server does not know; with `only_known` such columns are
+        left out, and a warning names them. Without names: every column of one number a latent that the server knows.
         """
-        return AsyncColumns(self._read_columns, [check_text(name, "columns") for name in names])
+        checked = [check_text(name, "columns") for name in names]
+        return AsyncColumns(self._read_columns, checked, only_known=only_known or not names)
 
     async def atlas(self, columns: Sequence[str]) -> "dict[str, np.ndarray]":
-        """The values of `columns(*columns)`: their former name."""
+        """The values of `columns(*columns)`, by name: the former name of that call."""
         return await self.columns(*([columns] if isinstance(columns, str) else columns)).read()
 
-    async def _read_columns(self, names: Sequence[str]) -> "dict[str, np.ndarray]":
+    async def _read_columns(self, names: Sequence[str]) -> dict[str, ColumnAnswer]:
         import numpy as np
 
         request = latents_pb2.GetAtlasRequest(crosscoder=self.name, version_id=self._version, columns=names)
         pieces: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        categories: dict[str, tuple[str, ...]] = {}
         versions: set[str] = set()
         timeout_s = self._transport.connection.timeout_s
         async for reply in self._transport.stream(self._latents.GetAtlas, request, timeout_s):
             pieces.setdefault(reply.column, []).append(np.frombuffer(reply.values, dtype="<f4"))
+            categories[reply.column] = tuple(reply.categories)
             versions.add(self._checked(reply.version_id))
         values = {name: np.concatenate(parts) if parts else np.empty(0, np.float32) for name, parts in pieces.items()}
         if len(versions) > 1 or len({len(column) for column in values.values()}) > 1:
             raise ServerError(f"the columns of {self.name} came in pieces that do not fit together; ask again")
-        return values
+        return {name: ColumnAnswer(column, categories.get(name, ())) for name, column in values.items()}
 
     async def training_curves(self) -> TrainingCurves:
         """Loss, FVE, L0, … over training."""
@@ -210,7 +214,7 @@ class AsyncCrosscoder(AsyncPrompting):
         return _decode.training_curves(reply)
 
     async def detectors(self) -> list[Detector]:
-        """For each tagged behaviour of the analysis's conversations, the latents that detect it best."""
+        """The latents that best detect each tagged behaviour in the conversations of the analysis."""
         request = latents_pb2.GetCrosscoderRequest(crosscoder=self.name, version_id=self._version)
         reply = await self._transport.unary(self._latents.GetCrosscoder, request)
         self._checked(reply.crosscoder.version_id)

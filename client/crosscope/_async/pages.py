@@ -1,4 +1,4 @@
-"""Results that come in pages, fetched when they are reached. Knows nothing about what a page holds."""
+"""Listings whose pages are fetched when they are reached. Knows nothing about the items."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -30,19 +30,19 @@ class PageReader(Protocol[_Item]):
     """Asks for one page."""
 
     async def __call__(self, page_token: str, page_size: int) -> Page[_Item]:
-        """The page that a token names, "" for the first, of at most that many items."""
+        """The page that a token names, with at most `page_size` items; "" names the first page."""
         ...
 
 
 class AsyncPages(_aio.Many[_Item]):
-    """A listing whose first page is there."""
+    """A listing. The first page is there from the start; each other page is fetched when it is reached."""
 
     num_matching: int
-    """Items that meet the conditions, whatever the limit."""
+    """Number of items that meet the conditions, whatever the limit."""
     num_undefined: int
-    """Of these, the items whose value of `order_by` is undefined; they come last."""
+    """How many of these have no value of `order_by`; they come last."""
     notes: tuple[str, ...]
-    """What a reader must know, for instance that a condition's column is undefined for every item."""
+    """Sentences for the reader, for instance that the column of a condition is undefined for every item."""
 
     def __init__(
         self, read_page: PageReader[_Item], first: Page[_Item], limit: int | None, progress: bool | None

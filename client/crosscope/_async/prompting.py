@@ -1,4 +1,4 @@
-"""What a crosscoder makes of prompts: tokens, sparse codes, ranked latents."""
+"""Calls that run a prompt: its tokens, its sparse codes, its latents ranked."""
 
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -79,8 +79,8 @@ class AsyncPrompting(AsyncHandle):
         A conversation is given as `messages`: `[{"role": "user", "content": "…"}, …]`; `turns` is their former name.
         `top_k` keeps that many latents a token, the strongest; None keeps all that fire. `add_generation_prompt`
         appends the header of an assistant message. `parse_control_tokens` reads control tokens that are typed in the
-        text ("<end_of_turn>") as control tokens. `chat_template_kwargs` is what the chat template is told beside the
-        messages (enable_thinking, tools, documents, …), before what the recipe told it.
+        text ("<end_of_turn>") as control tokens. `chat_template_kwargs` are arguments of the chat template beside the
+        messages (enable_thinking, tools, documents, …); they override those of the recipe.
         """
         prompt = build_prompt(
             text,
@@ -146,9 +146,9 @@ class AsyncPrompting(AsyncHandle):
         """Encodes many texts or conversations, lazily and in order; at most `in_flight` are under way at a time.
 
         With `return_errors` (formerly `on_error="return"`) a prompt that fails yields its exception in its place and
-        the rest goes on; else it is raised. A connection that breaks is raised in either case. Prompts are drawn only
-        as replies come, and leaving the iterator early cancels the rest. `progress` shows a bar; by default in a
-        terminal and in a notebook.
+        the rest goes on; else it is raised. An error of the connection is raised in either case. A prompt is drawn
+        only when a reply has made room for it. Leaving the iterator early cancels the rest. `progress` shows a bar, by
+        default in a terminal and in a notebook.
         """
         check_count(in_flight, "in_flight", low=1)
 
@@ -172,7 +172,7 @@ class AsyncPrompting(AsyncHandle):
     def _request_or_error(
         self, prompt: object, top_k: int | None, parse_control_tokens: bool, for_conversations: Mapping[str, Any]
     ) -> _Request | InvalidInput:
-        """The request of one of many prompts, or why it cannot be sent."""
+        """The request of one prompt of many, or the error that says why it cannot be sent."""
         said: dict[str, Any] = {"text": None, "messages": prompt, **for_conversations}
         if isinstance(prompt, str | bytes):
             said = {"text": prompt}
@@ -184,9 +184,9 @@ class AsyncPrompting(AsyncHandle):
     async def _outcomes(
         self, requests: AsyncIterator[_Request | CrosscopeError], in_flight: int
     ) -> AsyncGenerator[prompts_pb2.EncodeResponse | CrosscopeError, None]:
-        """What came of every request, in order. Errors in place of requests are passed on in their turn."""
+        """The response or the error of every request, in order. An error in place of a request is passed on."""
         stream = await self._transport.converse(self._prompts.EncodeStream)
-        waiting: deque[CrosscopeError | None] = deque()  # None: the server's word is awaited
+        waiting: deque[CrosscopeError | None] = deque()  # None: the server's reply is awaited
         num_sent = num_received = 0
         try:
             while True:
@@ -234,9 +234,9 @@ class AsyncPrompting(AsyncHandle):
 
         The prompt is given as to `encode`. `max_frequency` leaves out latents that fire on a larger share of tokens in
         the analysis, before the cut. `skip_template_tokens` leaves out BOS, role headers and turn ends, but not the
-        last token of an assistant's header, where the model decides. `tokens` looks at a range only, for instance
-        slice(3, 10) or slice(-1, None). Tokens that training left out (`Tokens.left_out`) are not ranked unless
-        `include_left_out`: latents fire there as they do nowhere else.
+        last token of an assistant's header, where the model decides. `tokens` is the range of tokens to look at, for
+        instance slice(3, 10) or slice(-1, None). Tokens that training left out (`Tokens.left_out`) are not ranked
+        unless `include_left_out`, because latents fire on them as on no others.
         """
         if rank not in _RANKS:
             raise InvalidInput.of("rank", f"{rank!r} is no ranking; use one of {', '.join(_RANKS)}")
@@ -266,7 +266,7 @@ class AsyncPrompting(AsyncHandle):
         return _decode.top_latents(reply, self.name, rank)
 
     async def _set_range(self, request: prompts_pb2.TopLatentsRequest, tokens: slice) -> None:
-        """A range as slices have it. Negative ends count from the prompt's last token, so they ask for its tokens."""
+        """Writes a slice into a request. Negative ends count from the end, so the prompt is tokenized for them."""
         if tokens.step not in (None, 1):
             raise InvalidInput.of("tokens", f"a range has step 1, not {tokens.step!r}")
         ends = {"start": tokens.start, "stop": tokens.stop}

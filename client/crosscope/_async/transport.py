@@ -53,7 +53,7 @@ class AsyncTransport:
     async def unary(
         self, method: "grpc.aio.UnaryUnaryMultiCallable[Any, _Reply]", request: "Message", *, idempotent: bool = True
     ) -> _Reply:
-        """One question, one answer. A connection that fails is tried again where asking twice does no harm."""
+        """Sends a request and returns the reply. An idempotent request is sent again when the connection fails."""
         timeout_s, metadata = self.connection.timeout_s, self.connection.metadata
         delays = iter(_RETRY_DELAYS_S if idempotent else ())
         while True:
@@ -69,7 +69,7 @@ class AsyncTransport:
     async def stream(
         self, method: "grpc.aio.UnaryStreamMultiCallable[Any, _Reply]", request: "Message", timeout_s: float | None
     ) -> AsyncGenerator[_Reply, None]:
-        """One question, many answers; leaving the iterator early cancels the call."""
+        """Sends a request and yields the replies; leaving the iterator early cancels the call."""
         call = await _aio.start(method, request, timeout=timeout_s, metadata=self.connection.metadata)
         try:
             with _aio.failing():
@@ -81,7 +81,7 @@ class AsyncTransport:
             call.cancel()
 
     async def converse(self, method: "grpc.aio.StreamStreamMultiCallable[Any, _Reply]") -> "_aio.Conversation[_Reply]":
-        """Many questions, many answers, without a deadline."""
+        """Opens a call with many requests and many replies, without a deadline."""
         return await _aio.Conversation[_Reply].open(method, metadata=self.connection.metadata)
 
     async def close(self) -> None:

@@ -1,5 +1,5 @@
 # Written by client/generate.py from _async/client.py. Do not edit.
-"""The way in: a client of one server."""
+"""A client of one server, which everything else starts from."""
 
 import os
 from types import TracebackType
@@ -26,8 +26,8 @@ class Client:
             crosscoder = client.crosscoder("demo")
             print(crosscoder.latents(order_by="-rel_norm"))
 
-    Connects when it is first used, and is closed by `with` or `close`. Questions that can be asked twice without
-    harm are asked again when the connection breaks. Every call ends after `timeout_s`; every error is a CrosscopeError.
+    The client connects when it is first used; `with` or `close` closes it. A call that can safely be repeated is
+    repeated when the connection breaks. Every call ends after `timeout_s`; every error is a CrosscopeError.
     """
 
     jobs: Jobs
@@ -51,7 +51,7 @@ class Client:
 
     @property
     def address(self) -> str:
-        """Where the server is."""
+        """Address of the server."""
         return self._transport.address
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -61,7 +61,7 @@ class Client:
     def crosscoders(self) -> list[Crosscoder]:
         """All published crosscoders, newest first, each bound to its current version.
 
-        One that the server cannot read comes last; `info.broken` says why, and what is asked of it fails.
+        A crosscoder that the server cannot read comes last: `info.broken` says why, and every call about it fails.
         """
         stub = self._transport.stub(LatentsStub)
         reply = self._transport.unary(stub.ListCrosscoders, latents_pb2.ListCrosscodersRequest())
@@ -70,7 +70,7 @@ class Client:
     def crosscoder(self, name: str, version: str | None = None) -> Crosscoder:
         """One version of a crosscoder: the one with the id `version`, else the current one.
 
-        The handle stays with the version that it found, whatever is published later. Raises NotFound, or VersionGone.
+        The handle keeps this version, whatever is published later. Raises NotFound, or VersionGone.
         """
         return open_crosscoder(self._transport, name, version)
 

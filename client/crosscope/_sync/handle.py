@@ -1,5 +1,5 @@
 # Written by client/generate.py from _async/handle.py. Do not edit.
-"""One version of a published crosscoder, to which calls are addressed. Knows no call."""
+"""A handle of one version of a published crosscoder. Knows no call."""
 
 from crosscope import _cards
 from crosscope._errors import VersionGone
@@ -10,7 +10,7 @@ from crosscope_proto.v1.prompts_pb2_grpc import PromptsStub
 
 
 class Handle:
-    """What every call of a crosscoder shares: its name, its version, the stubs."""
+    """The name, the version and the stubs that every call about a crosscoder uses."""
 
     info: CrosscoderInfo
     """Its card, as it was when this handle was made."""
@@ -34,11 +34,11 @@ class Handle:
 
     @property
     def _version(self) -> str | None:
-        """What requests name; None where the server did not say which version this is."""
+        """The version that requests name; None if the server did not say which version this is."""
         return self.version_id or None
 
     def _checked(self, version_id: str) -> str:
-        """The version that a reply names. Raises VersionGone if it is another: old servers cannot be asked for one."""
+        """The version that a reply names. Raises VersionGone for another one, from which an old server may answer."""
         check_version(self.name, self._version, version_id, self._transport.address)
         return version_id
 

@@ -1,5 +1,5 @@
 # Written by client/generate.py from _async/jobs.py. Do not edit.
-"""Jobs: submit recipes, follow them through restarts of the server, wait, cancel."""
+"""Jobs: submit recipes; follow jobs, through restarts of the server too; wait; cancel."""
 
 import json
 import time
@@ -26,12 +26,12 @@ _RECONNECT_DELAYS_S = (0.2, 0.5, 1.0, 2.0)
 
 @public
 class Job:
-    """A job in the queue of the server. Its properties tell how it stood when the server was last asked."""
+    """A job in the queue of the server. Its properties say how it stood when the server was last asked."""
 
     info: JobInfo
     """How it stood when the server was last asked."""
     warnings: tuple[str, ...]
-    """What was odd about its recipe when it was submitted."""
+    """Sentences about its recipe, from when it was submitted."""
 
     def __init__(self, transport: Transport, info: JobInfo, warnings: Sequence[str] = ()) -> None:
         self.info, self.warnings = info, tuple(warnings)
@@ -67,25 +67,25 @@ class Job:
         return self
 
     def retry(self) -> "Job":
-        """Queues it again after it has failed or was cancelled: it goes on from its checkpoints. Returns itself.
+        """Queues it again after it has failed or was cancelled; it goes on from its checkpoints. Returns itself.
 
-        Raises Conflict if it runs or has succeeded, or its checkpoints are gone.
+        Raises Conflict if it runs or has succeeded, or if its checkpoints are gone.
         """
         reply = self._transport.unary(self._stub.RetryJob, jobs_pb2.RetryJobRequest(id=self.id))
         self.info = _decode.job(reply.job)
         return self
 
     def watch(self, after_event: str = "") -> Generator[JobEvent, None, None]:
-        """Every event of the job, from the first on or after the one given, until the job has ended."""
+        """The job's events until it has ended: all of them, or those after the one with the id `after_event`."""
         with closing(self.updates(after_event)) as updates:
             for update in updates:
                 yield from update.events
 
     def updates(self, after_event: str = "", timeout_s: float | None = None) -> Generator[JobUpdate, None, None]:
-        """Like `watch`, with the job as it stands at each step; also when only its state changed.
+        """News of the job until it has ended: how it stands, and its new events, of which there may be none.
 
-        Goes on where it stopped when the connection breaks. Raises Unavailable when nobody has answered for a minute,
-        DeadlineExceeded after `timeout_s`.
+        When the connection breaks, the job is followed further on a new one. Raises Unavailable when no server has
+        answered for a minute, DeadlineExceeded after `timeout_s`.
         """
         ends_at = time.monotonic() + timeout_s if timeout_s is not None else None
         silent_since = time.monotonic()
@@ -117,7 +117,7 @@ class Job:
         with closing(self._transport.stream(self._stub.WatchJob, request, timeout_s)) as replies:
             for reply in replies:
                 info = _decode.job(reply.job)
-                if not info.recipe_yaml:  # it is sent once only
+                if not info.recipe_yaml:  # the server sends it in the first reply only
                     info = replace(info, recipe_yaml=self.info.recipe_yaml)
                 yield JobUpdate(info, tuple(map(_decode.job_event, reply.events)))
 
@@ -180,9 +180,9 @@ class Jobs:
     ) -> Job:
         """Queues a recipe: the path of a YAML file, YAML text, or the same as a dict.
 
-        In a file, relative paths of data sets that lie beside it are made absolute, and others are looked up in its
-        folder, too, if the job worker may read there. `after` names jobs that must succeed first. With `validate_only`
-        the recipe is checked and the job that comes back has no id. `warnings` of the job says what is odd about it.
+        In a file, relative paths to data sets that lie beside it are made absolute. The job worker looks for the others
+        in the file's folder too, if it may read there. `after` names jobs that must succeed first. With `validate_only`
+        the recipe is only checked, and the job that is returned has no id. `warnings` of the job are about the recipe.
         """
         reply = self._submit(recipe, after, validate_only=check_flag(validate_only, "validate_only"))
         return Job(self._transport, _decode.job(reply.job), reply.warnings)
@@ -209,7 +209,7 @@ class Jobs:
         return self._job((self._transport.unary(self._stub.GetJob, request)).job)
 
     def list(self, limit: int = 50, *, recipes: bool = True) -> list[Job]:
-        """Jobs, newest first; with `recipes` off their recipes are left out, and are asked for with `get`."""
+        """Jobs, newest first. Without `recipes` their recipes are left out; `get` gives the recipe of one job."""
         request = jobs_pb2.ListJobsRequest(
             limit=check_count(limit, "limit", low=1), without_recipes=not check_flag(recipes, "recipes")
         )

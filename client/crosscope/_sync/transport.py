@@ -53,7 +53,7 @@ class Transport:
     def unary(
         self, method: "grpc.UnaryUnaryMultiCallable[Any, _Reply]", request: "Message", *, idempotent: bool = True
     ) -> _Reply:
-        """One question, one answer. A connection that fails is tried again where asking twice does no harm."""
+        """Sends a request and returns the reply. An idempotent request is sent again when the connection fails."""
         timeout_s, metadata = self.connection.timeout_s, self.connection.metadata
         delays = iter(_RETRY_DELAYS_S if idempotent else ())
         while True:
@@ -69,7 +69,7 @@ class Transport:
     def stream(
         self, method: "grpc.UnaryStreamMultiCallable[Any, _Reply]", request: "Message", timeout_s: float | None
     ) -> Generator[_Reply, None, None]:
-        """One question, many answers; leaving the iterator early cancels the call."""
+        """Sends a request and yields the replies; leaving the iterator early cancels the call."""
         call = _blocking.start(method, request, timeout=timeout_s, metadata=self.connection.metadata)
         try:
             with _blocking.failing():
@@ -80,7 +80,7 @@ class Transport:
             call.cancel()
 
     def converse(self, method: "grpc.StreamStreamMultiCallable[Any, _Reply]") -> "_blocking.Conversation[_Reply]":
-        """Many questions, many answers, without a deadline."""
+        """Opens a call with many requests and many replies, without a deadline."""
         return _blocking.Conversation[_Reply].open(method, metadata=self.connection.metadata)
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ DEFAULT_HOST = "127.0.0.1"
 
 
 def command(port: int, host: str = DEFAULT_HOST) -> list[str]:
-    """The command line that serves the app, on the loopback interface if nothing else is asked for."""
+    """The command line that serves the app, by default on the loopback interface."""
     options = {
         "server.port": str(port),
         "server.address": host,
@@ -34,7 +34,7 @@ def command(port: int, host: str = DEFAULT_HOST) -> list[str]:
 
 
 def port_from_environment() -> int:
-    """CROSSCOPE_APP_PORT as a number; exits with a sentence when it is none."""
+    """CROSSCOPE_APP_PORT as a number; if it is no port, exits with a sentence."""
     text = os.environ.get("CROSSCOPE_APP_PORT", str(DEFAULT_PORT))
     if not text.isdecimal() or not 1 <= int(text) <= 65535:
         sys.exit(f"CROSSCOPE_APP_PORT is {text!r}; it must be a port number from 1 to 65535.")

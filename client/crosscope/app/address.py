@@ -1,4 +1,4 @@
-"""The browser's address, moved by the page itself: a step to elsewhere is one entry of its history, never two.
+"""The browser's address. The page itself moves it, so that each step is one entry of the history.
 
 Streamlit's own `switch_page` writes the new page's parameters onto the old page first, which leaves an entry that
 nobody visited. Here the browser gets the whole address at once and tells Streamlit that it has moved, as its Back
@@ -28,10 +28,10 @@ export function follow(href) {
   else move();
 }
 """
-"""How a script of the page goes elsewhere; other components include it.
+"""The script by which components go to another page; they include it.
 
-A field that was just left sends its text for the page that it stands on. That must arrive before the step to the next
-page, or Streamlit stays where it was.
+A field that was just left sends its text to its own page. The text must arrive before the step to the next page, or
+Streamlit stays on the old one.
 """
 
 _MOUNT = """
@@ -84,7 +84,7 @@ export default function ({ data }) {
   attach(200);
 }
 """
-"""Streamlit tells of a clicked point only while a drag moves the chart; here a drag draws a box."""
+"""Opens a clicked point. Streamlit reports one only in charts that a drag moves; here a drag draws a box."""
 
 
 @cache
@@ -116,7 +116,7 @@ def here(changes: Mapping[str, Any]) -> str:
 
 
 def texts(params: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Parameters as a URL takes them, without those that say nothing."""
+    """Parameters as URLs take them, each a list of texts; empty ones are left out."""
     lists = {name: value if isinstance(value, list | tuple) else [value] for name, value in params.items()}
     found = {name: [str(one) for one in values if one is not None and one != ""] for name, values in lists.items()}
     return {name: values for name, values in found.items() if values}
@@ -129,7 +129,7 @@ def go(page: str, **params: Any) -> NoReturn:
 
 
 def settle() -> None:
-    """Makes the address say what the page filled in, without an entry in the history."""
+    """Writes what the page filled in into the address, without an entry in the history."""
     seen = url.params()
     fits = url.canonical() == seen
     data = None if fits else {"href": here({}), "seen": urlencode(seen, doseq=True), "move": uuid4().hex}

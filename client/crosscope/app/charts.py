@@ -1,4 +1,4 @@
-"""Plotly figures. Pure functions of numbers; both themes share them, since Streamlit restyles text and paper."""
+"""Plotly figures, as pure functions of numbers. Both themes share them: Streamlit restyles text and background."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -69,7 +69,7 @@ def scatter(
     area: Sequence[tuple[float, float]] = (),
     floor: float = math.inf,
 ) -> go.Figure:
-    """Every kept latent as a point; `customdata` holds its id. `area` is outlined; values at `floor` say "at least"."""
+    """Every kept latent as a point; `customdata` holds its id. `area` is outlined; values at `floor` show "≥"."""
     xs, ys = on_axis(x, columns[x]), on_axis(y, columns[y])
     ids = np.flatnonzero(keep & np.isfinite(xs) & np.isfinite(ys))
     shades = on_axis(colour, columns[colour])[ids]
@@ -112,7 +112,7 @@ def scatter(
 def _at_floor(
     columns: Mapping[str, np.ndarray], ids: np.ndarray, names: Sequence[str], floor: float
 ) -> list[str] | None:
-    """What the hovered point of each latent adds where a value has reached the floor of the analysis."""
+    """For each latent, what its point adds when hovered: the values that have reached `floor`. None if none has."""
     reached = [(name, columns[name][ids] >= floor - 1e-3) for name in dict.fromkeys(names) if AXES[name].is_floored]
     if not any(where.any() for _, where in reached):
         return None

@@ -1,6 +1,6 @@
 """The columns of the statistics table that the app draws, orders by and exports: those that have a short head.
 
-What is said of a column, its names and its format are the table's own (crosscope_proto.columns).
+Their names, meanings and formats stand in the contract's table (crosscope_proto.columns).
 """
 
 from collections.abc import Mapping
@@ -11,19 +11,25 @@ from crosscope_proto.column import Column
 from crosscope_proto.columns import LATENT_COLUMNS
 
 SHOWN: Mapping[str, Column] = {column.name: column for column in LATENT_COLUMNS if column.short}
-"""Columns of the app's tables, each followed by its standard error; a downloaded table has all of them."""
+"""Columns of the app's tables, each followed by its standard error. A downloaded table has all of these."""
 AXES: Mapping[str, Column] = {name: column for name, column in SHOWN.items() if not column.error_of}
-"""Those that can be an axis or an order."""
+"""Columns that can be an axis or an order."""
 CLASS_OF_NUMBER = ("", *next(column.categories for column in LATENT_COLUMNS if column.name == "latent_class"))
-"""Classes by the number with which an atlas column carries them."""
+"""Classes by their number in the column latent_class."""
 
 EVIDENCE = ("rel_norm", "base_uselessness_single", "nu_err", "nu_err_se", "nu_rec", "nu_rec_se", "num_active")
-"""What a class is never shown without."""
+"""Columns that stand beside a class wherever it is shown."""
 DIFFERENCE_EVIDENCE = ("beta_ratio", "beta_ratio_se", "num_active")
-"""The same in a dictionary of the models' difference, where relative norms and ν are undefined (math §2)."""
+"""EVIDENCE of a dictionary of the models' difference, in which relative norms and ν are undefined (math §2)."""
 
 ATLAS_COLUMNS = (*SHOWN, "latent_class")
-"""What the app fetches once a version."""
+"""The columns that the app fetches, once a version."""
+
+
+def complete(known: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """ATLAS_COLUMNS, [latent] float32 each: those that an old server knows, and the others undefined throughout."""
+    undefined = np.full_like(next(iter(known.values())), np.nan)
+    return {name: known.get(name, undefined) for name in ATLAS_COLUMNS}
 
 
 def is_defined(columns: Mapping[str, np.ndarray], name: str) -> bool:
@@ -32,10 +38,10 @@ def is_defined(columns: Mapping[str, np.ndarray], name: str) -> bool:
 
 
 def is_difference(columns: Mapping[str, np.ndarray]) -> bool:
-    """Whether latents are read by their β ratio, as those of a difference dictionary, which have no relative norm."""
+    """Whether it is a difference dictionary, whose latents are read by their β ratio and have no relative norm."""
     return is_defined(columns, "beta_ratio") and not is_defined(columns, "rel_norm")
 
 
 def evidence(columns: Mapping[str, np.ndarray]) -> tuple[str, ...]:
-    """What a class is never shown without in this dictionary."""
+    """Columns that stand beside a class wherever it is shown, in this dictionary."""
     return DIFFERENCE_EVIDENCE if is_difference(columns) else EVIDENCE

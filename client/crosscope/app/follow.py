@@ -1,4 +1,4 @@
-"""Follows jobs in the background, so that a page can draw what has come so far without waiting for more."""
+"""Jobs followed in the background, so that a page can draw the events so far without waiting for more."""
 
 import threading
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ class Follower:
         self._caught_up.set()
 
     def events(self, timeout_s: float = 2.0) -> list[JobEvent]:
-        """What has come so far; waits for the first news at most `timeout_s`. Raises the error that ended it."""
+        """The events so far; waits at most `timeout_s` for the first. Raises the error that ended the following."""
         self._caught_up.wait(timeout_s)
         if self._error:
             raise self._error
@@ -45,7 +45,7 @@ class Follower:
 
 @st.cache_resource(max_entries=32, show_spinner=False, validate=lambda follower: not follower.has_failed)
 def follower(_client: Client, job_id: str, attempt: int) -> Follower:  # noqa: ARG001
-    """The one follower of a job's attempt, shared by all viewers: a job that has ended may be queued again."""
+    """The follower of a job's attempt, shared by all viewers. A job that has ended may be queued again."""
     return Follower(_client, job_id)
 
 

@@ -1,4 +1,4 @@
-"""The script that Streamlit runs: navigation, the choice of a crosscoder, and what every page has around it."""
+"""The script that Streamlit runs: it draws the sidebar and the page that the URL names."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -46,7 +46,7 @@ def main() -> None:
 def sidebar(found: list[CrosscoderInfo], pages: Iterable[str]) -> CrosscoderInfo | None:
     """Links to the pages and the choice of a crosscoder, which is the URL's `crosscoder`.
 
-    One that the server cannot read is no choice; the overview says why.
+    A crosscoder that the server cannot read cannot be chosen; the overview says why.
     """
     with st.sidebar:
         st.markdown("**crosscope**")
@@ -60,7 +60,7 @@ def sidebar(found: list[CrosscoderInfo], pages: Iterable[str]) -> CrosscoderInfo
 def choice(published: list[CrosscoderInfo], reasons: Mapping[str, str]) -> CrosscoderInfo:
     """The crosscoder of the URL, else the newest, in the version that this session found first.
 
-    `reasons` says why one cannot be read, by name.
+    `reasons` says by name why a crosscoder cannot be read; empty if it can.
     """
     names = [info.name for info in published]
     wanted = st.query_params.get("crosscoder", names[0])
@@ -87,7 +87,7 @@ def choice(published: list[CrosscoderInfo], reasons: Mapping[str, str]) -> Cross
 
 
 def no_server(error: CrosscopeError) -> None:
-    """The page while no server answers."""
+    """Draws the page while no server answers."""
     st.title("No server answers")
     st.markdown(text.plain(text.without_paths(str(error))))
     st.markdown("Start everything with `crosscope up`, or point the app elsewhere with `CROSSCOPE_ADDRESS`.")

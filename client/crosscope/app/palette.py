@@ -1,6 +1,6 @@
-"""Colours: of the two themes, of the classes of latents, of activations. All pairs that carry text meet WCAG AA.
+"""Colours: of the two themes, of the classes of latents, of activations. All combinations that carry text meet WCAG AA.
 
-Class colours are Okabe and Ito's, which people with colour-blindness tell apart; they stand beside a word always.
+Class colours are Okabe and Ito's, which people with colour-blindness tell apart; they always stand beside a word.
 """
 
 from collections.abc import Mapping
@@ -111,9 +111,9 @@ def theme_options() -> dict[str, str]:
 
 def css_variables(selector: str) -> str:
     """A rule that gives style sheets the colours of both themes, as --xs-text, --xs-muted, --xs-heat, …"""
-    pairs = {name: (getattr(LIGHT, name), getattr(DARK, name)) for name in vars(LIGHT)}
-    pairs |= {"heat": (HEAT["light"], HEAT["dark"]), "mark": (MARK["light"], MARK["dark"])}
-    lines = "".join(f"  --xs-{name}: light-dark({light}, {dark});\n" for name, (light, dark) in pairs.items())
+    colours = {name: (getattr(LIGHT, name), getattr(DARK, name)) for name in vars(LIGHT)}
+    colours |= {"heat": (HEAT["light"], HEAT["dark"]), "mark": (MARK["light"], MARK["dark"])}
+    lines = "".join(f"  --xs-{name}: light-dark({light}, {dark});\n" for name, (light, dark) in colours.items())
     return f"{selector} {{\n{lines}}}\n"
 
 

@@ -1,4 +1,4 @@
-"""Small pieces of pages: a class with its evidence, bars, figures in a row, progress of a job.
+"""Small parts of pages: a class with its evidence, bars, figures in a row, progress of a job.
 
 Text that comes from data is escaped here before it becomes HTML.
 """
@@ -34,27 +34,27 @@ def class_chip(latent_class: str) -> str:
 
 
 def evidence(latent: Latent, floor: float) -> None:
-    """The class of a latent beside what it rests on; `floor` is `session.uselessness_floor`.
+    """Draws the class of a latent beside the figures that it rests on; `floor` is `session.uselessness_floor`.
 
-    Where its relative norm is undefined, as in a difference dictionary, its β ratio stands for it and for ν.
+    If the relative norm is undefined, as in a difference dictionary, the β ratio takes its place and that of ν.
     """
     scaling, ratio = latent.chat_direction, latent.beta_ratio
     name = "base_uselessness" if latent.base_uselessness is not None else "base_uselessness_single"
     uselessness = number(getattr(latent, name), floor=floor if AXES[name].is_floored else math.inf)
     if math.isnan(latent.rel_norm) and not math.isnan(ratio.value):
-        pairs = [("beta_ratio", with_error(ratio.value, ratio.se))]
+        figures = [("beta_ratio", with_error(ratio.value, ratio.se))]
     else:
-        pairs = [
+        figures = [
             ("rel_norm", number(latent.rel_norm)),
             ("nu_err", with_error(scaling.nu_err.value, scaling.nu_err.se)),
             ("nu_rec", with_error(scaling.nu_rec.value, scaling.nu_rec.se)),
             (name, uselessness),
         ]
-    pairs.append(("num_active", count(latent.num_active)))
+    figures.append(("num_active", count(latent.num_active)))
     items = "".join(
         f'<span title="{escape(AXES[column].meaning)}"><span class="k">{escape(AXES[column].label)}</span> '
         f"{escape(value)}</span>"
-        for column, value in pairs
+        for column, value in figures
     )
     st.html(f'<div class="xs-evidence">{class_chip(latent.latent_class)}{items}</div>')
 
@@ -117,7 +117,7 @@ def job_title(job: JobInfo) -> str:
 
 
 def job_line(job: JobInfo) -> None:
-    """A job in a list of several: a failed one is a line like the others, its reason is on its own page."""
+    """Draws a job as a line of a list. Why a job failed is said on its own page."""
     if job.state is JobState.RUNNING:
         st.progress(done(job), text=_running(job))
     else:
@@ -125,7 +125,7 @@ def job_line(job: JobInfo) -> None:
 
 
 def job_progress(job: JobInfo) -> None:
-    """One job as what the page is about, with a bar while it runs and with its message."""
+    """Draws the job that the page is about: a bar while it runs, and its message."""
     job_line(job)
     message = plain(without_paths(job.message, job.recipe_yaml))
     if message and job.state is JobState.FAILED:
@@ -135,14 +135,14 @@ def job_progress(job: JobInfo) -> None:
 
 
 def _running(job: JobInfo) -> str:
-    """A running job on a line: how far the whole is, how long it may still take where that is known, its stage."""
+    """A running job on a line: how far it is, how long it may still take if that is known, and its stage."""
     return f"{job_title(job)} · {_cards.job_progress(job)} · {plain(job.stage)}"
 
 
 def plot(figure: go.Figure, key: str, alt: str, *, zooms: bool = False, **options: Any) -> Any:
-    """Draws a figure with axes that can be read on the viewer's theme; gives Streamlit's selection.
+    """Draws a figure with axes in a colour of the viewer's theme; returns Streamlit's selection.
 
-    Where it does not zoom, a finger that moves on it scrolls the page.
+    If it does not zoom, a finger that moves on it scrolls the page.
     """
     muted = (DARK if st.context.theme.type == "dark" else LIGHT).muted
     for update in (figure.update_xaxes, figure.update_yaxes):

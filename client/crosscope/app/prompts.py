@@ -1,4 +1,4 @@
-"""The prompt lab's prompt: in a URL, out of an example's tokens, as arguments of the SDK, as Python to copy.
+"""The prompt lab's prompt: read from a URL or from an example's tokens, and written as a URL, SDK arguments or Python.
 
 Knows nothing about Streamlit.
 """
@@ -17,7 +17,7 @@ OPTIONS = "template options"
 """What the page calls `LabPrompt.template_options`."""
 MAX_URL_CHARACTERS = 6000
 """A longer prompt stays out of the URL."""
-_TURN = re.compile(r"\bturn (\d{1,4})\b|\b(?:prompt\.)?(?:conversation\.)?turns\[(\d{1,4})\]")
+_TURN = re.compile(r"\bturn (\d{1,4})\b|\b(?:prompt\.)?(?:conversation\.)?(?:turns|messages)\[(\d{1,4})\]")
 _CONTENT = {
     TokenRole.SYSTEM: "system",
     TokenRole.USER: "user",
@@ -25,7 +25,9 @@ _CONTENT = {
     TokenRole.REASONING: "assistant",
     TokenRole.TOOL: "tool",
 }
-"""Who says the tokens of a role; reasoning stands in the assistant's turn, in the marks that it was printed with."""
+"""The speaker of the tokens of each role.
+
+Reasoning becomes part of the assistant's turn, with the marks that the template printed around it."""
 
 
 @dataclass(frozen=True)
@@ -38,21 +40,21 @@ class Turn:
 
 @dataclass(frozen=True)
 class LabPrompt:
-    """A raw text, or turns; the one that is not shown is empty."""
+    """A raw text or a conversation's turns; the other of the two is empty."""
 
     text: str = ""
     turns: tuple[Turn, ...] = ()
     add_generation_prompt: bool = False
     template_options: str = ""
-    """JSON: what the chat template is told beside the turns; empty: nothing."""
+    """Arguments of the chat template, as a JSON object; empty: none."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to run."""
+        """Whether nothing in it can be run."""
         return not self.text and not self.spoken
 
     def params(self) -> dict[str, str | None]:
-        """The parameters of a URL that says the same; None takes one out."""
+        """The prompt as parameters of a URL; None takes a parameter out."""
         turns = json.dumps([[t.role, t.content] for t in self.turns], ensure_ascii=False) if self.turns else None
         return {
             "text": self.text or None,
@@ -62,23 +64,23 @@ class LabPrompt:
         }
 
     def fits_url(self) -> bool:
-        """Whether its parameters are short enough for a URL."""
+        """Whether the parameters are short enough for a URL."""
         return sum(len(value or "") for value in self.params().values()) <= MAX_URL_CHARACTERS
 
     @property
     def spoken(self) -> tuple[int, ...]:
-        """Places of the turns that say something; a turn that is still empty is not run."""
-        return tuple(place for place, turn in enumerate(self.turns) if turn.content.strip())
+        """Positions of the turns that have content; a turn that is still empty is not run."""
+        return tuple(i for i, turn in enumerate(self.turns) if turn.content.strip())
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of `Crosscoder.encode` and `Crosscoder.top_latents`; turns without content are left out.
 
-        Raises InvalidInput where `template_options` is no JSON object.
+        Raises InvalidInput if `template_options` is no JSON object.
         """
         if not self.turns:
             return {"text": self.text}
-        turns = [{"role": self.turns[place].role, "content": self.turns[place].content} for place in self.spoken]
-        arguments: dict[str, Any] = {"turns": turns, "add_generation_prompt": self.add_generation_prompt}
+        messages = [{"role": self.turns[i].role, "content": self.turns[i].content} for i in self.spoken]
+        arguments: dict[str, Any] = {"messages": messages, "add_generation_prompt": self.add_generation_prompt}
         options = self._options()
         return {**arguments, "chat_template_kwargs": options} if options else arguments
 
@@ -92,14 +94,14 @@ class LabPrompt:
         return options
 
     def with_turn(self, index: int, turn: Turn | None) -> "LabPrompt":
-        """With one turn replaced, or taken out; an index one past the end appends."""
+        """The prompt with one turn replaced, or taken out if `turn` is None; an index one past the end appends."""
         turns = list(self.turns)
         turns[index : index + 1] = [] if turn is None else [turn]
         return replace(self, turns=tuple(turns))
 
 
 def of_params(params: Mapping[str, str]) -> LabPrompt:
-    """Reads a URL's parameters; what cannot be read counts as absent."""
+    """The prompt of a URL's parameters; a parameter that cannot be read counts as absent."""
     try:
         found = json.loads(params.get("turns", "[]"))
         turns = tuple(Turn(str(role), str(content)) for role, content in found if role in ROLES)
@@ -110,7 +112,7 @@ def of_params(params: Mapping[str, str]) -> LabPrompt:
 
 
 def of_tokens(tokens: Tokens) -> LabPrompt:
-    """The prompt that reads like a text's tokens: its turns, or its text without template tokens."""
+    """The prompt that a text's tokens came from: its turns, or its text without template tokens."""
     said = groupby(tokens, key=lambda token: _CONTENT.get(token[2], token[2]))
     runs = [(role, "".join(piece for _, piece, _ in run)) for role, run in said]
     turns = tuple(Turn(role, text.strip()) for role, text in runs if isinstance(role, str))
@@ -120,7 +122,7 @@ def of_tokens(tokens: Tokens) -> LabPrompt:
 
 
 def python_code(prompt: LabPrompt, address: str, crosscoder: str, ranking: Mapping[str, Any]) -> str:
-    """A script that asks the same of the same server."""
+    """A Python script that asks the same server for the same ranking."""
     arguments = prompt.arguments()
     shown = [f"{name}={value!r}" for name, value in {**arguments, **ranking}.items()]
     lines = "".join(f"    {argument},\n" for argument in shown)
@@ -133,15 +135,18 @@ def python_code(prompt: LabPrompt, address: str, crosscoder: str, ranking: Mappi
 
 
 def as_on_page(sentence: str, spoken: Sequence[int]) -> str:
-    """A sentence of the server with turns as the page numbers them: from 1, and with those that were not run."""
+    """A sentence of the server or the SDK with turns numbered as on the page: from 1, empty ones counted too.
+
+    `spoken` is `LabPrompt.spoken` of the prompt that was run.
+    """
 
     def renumbered(found: re.Match[str]) -> str:
-        place = int(found[1] or found[2])
-        return f"turn {spoken[place] + 1}" if place < len(spoken) else found[0]
+        i = int(found[1] or found[2])
+        return f"turn {spoken[i] + 1}" if i < len(spoken) else found[0]
 
     return _TURN.sub(renumbered, sentence)
 
 
 def decimal(text: str | None, default: int) -> int:
-    """A whole number of a URL; the default where it is none."""
+    """A whole number that stands in a URL; `default` if the text is no whole number."""
     return int(text) if text is not None and text.isdecimal() and len(text) < 10 else default

@@ -1,4 +1,4 @@
-"""A set of latents in an order, as it stands in a URL: what the atlas chooses and what previous and next walk.
+"""A set of latents in an order, as a URL has it. The atlas chooses it; previous and next walk through it.
 
 Works on whole columns; knows nothing about Streamlit.
 """
@@ -12,7 +12,7 @@ from crosscope.app.columns import AXES, CLASS_OF_NUMBER, is_defined, is_differen
 from crosscope_proto.artefacts import LatentPart
 
 ORDERS_BY_DEFAULT = ("-base_uselessness_single", "-rel_norm", "-max")
-"""The first that has a value for some latent; "beta_ratio" in a difference dictionary."""
+"""The default order is the first of these that some latent has a value of; `default_order` has the exceptions."""
 DEFAULT_X = "frequency"
 FREQUENCY_RANGE = (-7.0, 0.0)
 """log10 of the firing frequency, the ends of its slider."""
@@ -49,18 +49,18 @@ class Selection:
 
     @classmethod
     def from_params(cls, params: Mapping[str, Sequence[str]], default_order: str = ORDERS_BY_DEFAULT[0]) -> "Selection":
-        """Reads a URL's parameters; what cannot be read counts as absent. `default_order` also is the axis up."""
+        """The selection of a URL; a parameter that cannot be read counts as absent. `default_order` also sets y."""
         one = {name: values[-1] for name, values in params.items() if values}
         order = one.get("order", default_order)
         return cls(
             classes=tuple(c for c in params.get("classes", ()) if c in CLASS_OF_NUMBER[1:]),
             part=one["part"] if one.get("part") in tuple(LatentPart) else "",
             peak=one.get("peak", "")[:MAX_TOKEN_CHARACTERS],
-            frequency=_pair(params.get("freq", ()), FREQUENCY_RANGE),
+            frequency=_range(params.get("freq", ()), FREQUENCY_RANGE),
             nu_err=_number(one.get("nu_err"), NU_LIMIT),
             nu_rec=_number(one.get("nu_rec"), NU_LIMIT),
             template=_number(one.get("template"), 1.0),
-            rel_norm=_pair(params.get("rel", ()), (0.0, 1.0)),
+            rel_norm=_range(params.get("rel", ()), (0.0, 1.0)),
             x=one["x"] if one.get("x") in AXES else DEFAULT_X,
             y=one["y"] if one.get("y") in AXES else default_order.removeprefix("-"),
             area=_polygon(one.get("area", "")),
@@ -70,7 +70,7 @@ class Selection:
     def mask(self, columns: Mapping[str, np.ndarray], among: np.ndarray | None = None) -> np.ndarray:
         """[latent] bool: which latents meet every condition but the area.
 
-        `among` are the ids of those of the part and with the peak, which the server knows; None: all.
+        `among` holds the ids that the server found for `part` and `peak`; None: all latents.
         """
         keep = np.ones(len(columns["rel_norm"]), dtype=bool)
         if among is not None:
@@ -89,7 +89,7 @@ class Selection:
         return keep
 
     def _limits(self) -> dict[str, float]:
-        """Columns that have a largest value that passes."""
+        """The largest value that passes, by column; columns without a limit are left out."""
         limits = (
             ("nu_err", self.nu_err, NU_LIMIT),
             ("nu_rec", self.nu_rec, NU_LIMIT),
@@ -98,11 +98,11 @@ class Selection:
         return {column: limit for column, limit, end in limits if limit < end}
 
     def limited(self) -> list[str]:
-        """Columns of which a latent must have a value."""
+        """Columns in which a latent must have a value."""
         return [*self._limits(), *(["rel_norm"] if self.rel_norm != (0.0, 1.0) else [])]
 
     def ids(self, columns: Mapping[str, np.ndarray], among: np.ndarray | None = None) -> np.ndarray:
-        """The chosen latents in the chosen order; undefined values come last. `among` as in `mask`."""
+        """The ids of the chosen latents in the chosen order, undefined values last. `among` is that of `mask`."""
         keep = self.mask(columns, among)
         if self.area:
             keep &= inside(on_axis(self.x, columns[self.x]), on_axis(self.y, columns[self.y]), self.area)
@@ -115,14 +115,14 @@ class Selection:
 
 
 def default_order(columns: Mapping[str, np.ndarray]) -> str:
-    """The order of latents where none is named: by a column that has a value for some latent."""
+    """The order of latents if the URL names none: by a column that some latent has a value of."""
     if is_difference(columns):
         return "beta_ratio"
     return next(order for order in ORDERS_BY_DEFAULT if order == "-max" or is_defined(columns, order[1:]))
 
 
 def on_axis(column: str, values: np.ndarray) -> np.ndarray:
-    """Values as they lie on an axis: log10 where the axis is logarithmic, NaN for 0 there."""
+    """Values as they lie on an axis: on a logarithmic one their log10, NaN for 0."""
     if not AXES[column].is_log:
         return values
     with np.errstate(divide="ignore"):
@@ -150,8 +150,8 @@ def _polygon(text: str) -> tuple[tuple[float, float], ...]:
         corners = [tuple(float(v) for v in corner.split(",")) for corner in text.split("~") if corner]
     except ValueError:
         return ()
-    pairs = tuple((corner[0], corner[1]) for corner in corners if len(corner) == 2 and np.isfinite(corner).all())
-    return pairs if 3 <= len(pairs) == len(corners) <= 2 * MAX_VERTICES else ()
+    points = tuple((corner[0], corner[1]) for corner in corners if len(corner) == 2 and np.isfinite(corner).all())
+    return points if 3 <= len(points) == len(corners) <= 2 * MAX_VERTICES else ()
 
 
 def _number(text: str | None, default: float) -> float:
@@ -162,7 +162,7 @@ def _number(text: str | None, default: float) -> float:
     return value if np.isfinite(value) else default
 
 
-def _pair(texts: Sequence[str], default: tuple[float, float]) -> tuple[float, float]:
+def _range(texts: Sequence[str], default: tuple[float, float]) -> tuple[float, float]:
     """A range, written as two values of the parameter or as one, "low~high"."""
     texts = [part for text in texts for part in text.split("~")]
     if len(texts) != 2:

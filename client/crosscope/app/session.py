@@ -1,7 +1,7 @@
-"""What every page shares: the client, one version of the chosen crosscoder, cached answers, and how errors look.
+"""What all pages share: the client, the chosen crosscoder, cached answers, and the look of errors.
 
 A session keeps the version of a crosscoder that it found first until a person asks for the newer one, so that no page
-mixes two. Caches are keyed by version id. Widgets and URLs belong to the pages.
+mixes two versions. Caches are keyed by version id. Does not know widgets and URLs, which belong to the pages.
 """
 
 import json
@@ -32,14 +32,14 @@ from crosscope import (
     VersionGone,
 )
 from crosscope.app import address
-from crosscope.app.columns import ATLAS_COLUMNS
+from crosscope.app.columns import ATLAS_COLUMNS, complete
 from crosscope.app.text import plain, without_paths
 from crosscope_proto.artefacts import LatentPart
 
 CHOSEN = "crosscope-chosen"
 """Key of the session state with the card of the chosen crosscoder, or None."""
 PINNED = "crosscope-pinned"
-"""Key of the session state with the card of each crosscoder that this session has opened, by name."""
+"""Key of the session state with the cards of the crosscoders that this session has opened, by name."""
 PAGES = "crosscope-pages"
 """Key of the session state with the app's pages by name."""
 
@@ -57,7 +57,7 @@ def crosscoders() -> list[CrosscoderInfo]:
 
 
 def crosscoders_with(name: str | None) -> list[CrosscoderInfo]:
-    """Cards of all published crosscoders; asks again where one is named that the last answer did not hold."""
+    """Cards of all published crosscoders; asks again if the last answer did not have the one called `name`."""
     found = crosscoders()
     if name is None or any(info.name == name for info in found):
         return found
@@ -73,7 +73,7 @@ def jobs(limit: int = 50) -> list[JobInfo]:
 
 @st.cache_resource(max_entries=16, show_spinner=False)
 def crosscoder(name: str, version_id: str) -> Crosscoder:
-    """The handle of one version. Made here alone; every answer about a crosscoder is asked through it."""
+    """The handle of one version. Every question about a crosscoder goes through it."""
     return client().crosscoder(name, version=version_id)
 
 
@@ -83,23 +83,33 @@ def pin(published: CrosscoderInfo) -> CrosscoderInfo:
 
 
 def unpin(name: str) -> None:
-    """Lets the version of a crosscoder go, so that the next run shows the newest."""
+    """Forgets the version of a crosscoder, so that the next run shows the newest."""
     st.session_state.setdefault(PINNED, {}).pop(name, None)
     crosscoders.clear()
 
 
 @st.cache_resource(max_entries=4, show_spinner="Reading the atlas …")
+def _atlas(name: str, version_id: str) -> tuple[Mapping[str, np.ndarray], tuple[str, ...]]:
+    columns = crosscoder(name, version_id).columns(*ATLAS_COLUMNS, only_known=True)
+    values = complete(columns.read())
+    for each in values.values():
+        each.flags.writeable = False
+    return values, columns.unknown
+
+
 def atlas(name: str, version_id: str) -> Mapping[str, np.ndarray]:
-    """ATLAS_COLUMNS of all latents, [latent] float32 each, read-only."""
-    columns = crosscoder(name, version_id).atlas(list(ATLAS_COLUMNS))
-    for values in columns.values():
-        values.flags.writeable = False
-    return columns
+    """ATLAS_COLUMNS of all latents, [latent] float32 each, read-only; NaN in those that the server does not know."""
+    return _atlas(name, version_id)[0]
+
+
+def unknown_columns(name: str, version_id: str) -> tuple[str, ...]:
+    """Those of ATLAS_COLUMNS that the server does not know, because it is older than the app."""
+    return _atlas(name, version_id)[1]
 
 
 @st.cache_resource(max_entries=64, show_spinner="Asking for these latents …")
 def among(name: str, version_id: str, part: str, peak: str) -> np.ndarray | None:
-    """[matching] ids of the latents of a part that peak on a token; "" is any; None: all latents."""
+    """[matching] ids of the latents of a part that peak on a token, "" for any; None if both are any."""
     conditions = [(column, "=", value) for column, value in (("part", part), ("top_tokens", peak)) if value]
     if not conditions:
         return None
@@ -109,7 +119,7 @@ def among(name: str, version_id: str, part: str, peak: str) -> np.ndarray | None
 
 @st.cache_resource(max_entries=16, show_spinner=False)
 def parts(name: str, version_id: str) -> list[str]:
-    """The parts of a dictionary; none where it has none."""
+    """The parts of a dictionary; empty if it has none."""
     asked = crosscoder(name, version_id)
     return [part for part in LatentPart if asked.latent(0).part and _has_part(asked, part)]
 
@@ -123,7 +133,7 @@ def _has_part(asked: Crosscoder, part: str) -> bool:
 
 @st.cache_resource(max_entries=16, show_spinner=False)
 def detectors(name: str, version_id: str) -> list[Detector]:
-    """The latents that detect planted behaviours best."""
+    """The latents that best detect planted behaviours."""
     return list(crosscoder(name, version_id).detectors())
 
 
@@ -159,20 +169,20 @@ def top_latents(name: str, version_id: str, prompt_json: str, ranking_json: str)
     return crosscoder(name, version_id).top_latents(**json.loads(prompt_json), **json.loads(ranking_json))
 
 
-def show_error(error: CrosscopeError, said: str = "", place: Callable[[str], str] = str) -> None:
-    """Says what happened, at which fields, and offers to try again where that may help.
+def show_error(error: CrosscopeError, said: str = "", as_on_page: Callable[[str], str] = str) -> None:
+    """Shows what happened and at which fields, with a button to try again if that may help.
 
-    Folders of the server's machine stay out, but for paths in `said`, which is what the person wrote. `place` names
-    what a sentence is about as the page does.
+    Paths on the server's machine are cut short, except those in `said`, which is what the person wrote. `as_on_page`
+    gives a sentence or a field with the page's names and numbers.
     """
 
     def sentence(text: str) -> str:
-        return plain(without_paths(place(text), said))
+        return plain(without_paths(as_on_page(text), said))
 
     if isinstance(error, VersionGone):
         version_gone(error)
     elif isinstance(error, InvalidInput) and error.violations:
-        lines = [f"- `{place(field) or 'whole'}`: {sentence(text)}" for field, text in error.violations]
+        lines = [f"- `{as_on_page(field) or 'whole'}`: {sentence(text)}" for field, text in error.violations]
         st.error("\n".join(["This cannot be used as it is:", "", *lines]))
     else:
         st.error(sentence(str(error)))
@@ -181,7 +191,7 @@ def show_error(error: CrosscopeError, said: str = "", place: Callable[[str], str
 
 
 def version_gone(error: VersionGone) -> None:
-    """Says that the version which this session shows is not there any more, and offers the newest."""
+    """Says that the version of this session no longer exists, and offers the newest."""
     newest = f" The newest is {plain(error.newest)}." if error.newest else ""
     st.warning(f"The version that this page shows is gone.{newest}")
     info = chosen()
@@ -215,14 +225,14 @@ def chosen() -> CrosscoderInfo | None:
 
 
 def nothing_published(title: str) -> None:
-    """What a page shows while there is no crosscoder."""
+    """Draws a page while there is no crosscoder."""
     st.title(title)
     st.markdown("There is no crosscoder yet. The overview shows the jobs that make one.")
     link("overview", "Overview")
 
 
 def manifest(info: CrosscoderInfo) -> dict[str, Any]:
-    """What was published with a version; empty where the server says nothing."""
+    """The manifest that was published with a version; empty if the server sent none."""
     return json.loads(info.manifest_json or "{}")
 
 

@@ -1,4 +1,4 @@
-"""The recipe that a person starts from: what has run on this server under another name, else a form to fill in.
+"""The recipe that a person starts from: one that ran on this server, under another name, else a form to fill in.
 
 Knows nothing about Streamlit.
 """
@@ -10,7 +10,7 @@ import yaml
 
 NAME = "my-crosscoder"
 FORM = f"""\
-# Nothing is published here yet. Write your own in place of each <…>; Check says what is still missing.
+# Nothing is published here yet. Replace each <…> by your own value; Check says what is still missing.
 kind: crosscoder
 name: {NAME}
 pair:
@@ -35,7 +35,7 @@ crosscoder:
 
 
 def of_published(recipe_yaml: str, manifest: Mapping[str, object]) -> str:
-    """A published crosscoder's own recipe under the name `NAME`: as it was submitted, else as the manifest has it."""
+    """The recipe of a published crosscoder, as submitted or else from the manifest, under the name `NAME`."""
     if recipe_yaml and re.search(r"^name:", recipe_yaml, re.MULTILINE):
         return re.sub(r"^name:.*$", f"name: {NAME}", recipe_yaml, count=1, flags=re.MULTILINE)
     recipe = manifest.get("recipe")
@@ -45,7 +45,7 @@ def of_published(recipe_yaml: str, manifest: Mapping[str, object]) -> str:
 
 
 def _said(value: object) -> object:
-    """Without what is not set, which a recipe leaves out."""
+    """The value without unset fields, which a recipe leaves out."""
     if isinstance(value, Mapping):
         return {name: _said(part) for name, part in value.items() if part is not None and part not in ([], {}, "")}
     if isinstance(value, list | tuple):

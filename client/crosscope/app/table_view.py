@@ -1,8 +1,8 @@
-"""The app's tables: real tables whose rows and heads are links. Built from whole columns.
+"""The app's tables: HTML tables whose rows and heads are links. They are made of whole columns.
 
 A Streamlit component in plain JavaScript (`table_view.js`). A row opens on a click or on Enter, never because it has
-the focus; a head that orders the table is a link to the same page in that order, so that order covers every row, not
-only those that are drawn. Cells are hostile input: they travel as data and become text nodes. Knows nothing about the
+the focus. A head that orders the table is a link to the same page in that order, so that the order covers every row,
+not only the drawn ones. Cells are hostile input: they travel as data and become text nodes. Knows nothing about the
 server.
 """
 

@@ -13,7 +13,7 @@ from crosscope.app.text import at_least
 
 
 def figures(values: Sequence[float] | np.ndarray, text: str, floor: float = math.inf) -> list[str]:
-    """Cells of figures by a printf format; "–" where undefined, "≥" where a value only says "at least this"."""
+    """Cells of figures in a printf format; "–" if undefined, "≥" in front if the value has reached `floor`."""
     cells = []
     for value in values:
         if value is None or math.isnan(value):
@@ -24,7 +24,7 @@ def figures(values: Sequence[float] | np.ndarray, text: str, floor: float = math
 
 
 def class_help(columns: Mapping[str, np.ndarray]) -> str:
-    """What the class of a latent says in this dictionary."""
+    """Help for the class of a latent in this dictionary."""
     by = "β ratio" if is_difference(columns) else "relative norm"
     return f"By {by} alone; the columns beside it say what the label rests on."
 
@@ -38,9 +38,10 @@ def of_latents(
     more: Sequence[Column] = (),
     order: Callable[[str], tuple[str, str]] | None = None,
 ) -> list[Column]:
-    """A row a latent: its id, its class, what `more` says of it, and columns of the atlas.
+    """The columns of a table with a row for each latent: id, class, `more`, and columns of the atlas.
 
-    `order` gives a column's link and its present direction. `floor` is `session.uselessness_floor`.
+    `order` gives the link of a column's head and the direction of the table's present order by it. `floor` is
+    `session.uselessness_floor`.
     """
     classes = [CLASS_NAMES.get(CLASS_OF_NUMBER[int(number)], "") for number in columns["latent_class"][ids]]
     found = [Column("latent", [str(latent) for latent in ids])]

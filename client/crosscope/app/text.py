@@ -6,20 +6,20 @@ import re
 from crosscope import _tables
 
 PART = "⋯"
-"""What stands for a token that only goes on with the character of the token before it."""
+"""The sign of a token that only continues the character of the token before it."""
 _PATH = re.compile(r"(?<![\w/.:~-])(?:unix:)?(?:/[^\s/'\",;:()<>\[\]]+){2,}/?|(?<=unix:)/[^\s'\",;()]+")
 _LAYOUT = ("jobs", "crosscoders", "pairs")
-"""Folders of the home folder; what lies in them is named from there."""
+"""Folders of the home folder; paths in them are shown from there on."""
 
 
 def number(value: float | None, digits: int = 3, floor: float = math.inf) -> str:
-    """A figure for people; "–" where undefined, "≥" where it has reached a `floor` of the measurement."""
+    """A figure for people; "–" if undefined, "≥" in front if it has reached the `floor` of the measurement."""
     shown = _tables.number(value, digits)
     return shown if value is None else at_least(shown, value, floor)
 
 
 def at_least(shown: str, value: float, floor: float) -> str:
-    """A figure that has reached the floor of what can be measured says so."""
+    """The figure, with "≥" in front if it has reached the floor of the measurement."""
     return f"≥ {shown}" if value >= floor - 1e-3 else shown
 
 
@@ -34,25 +34,25 @@ def count(value: float) -> str:
 
 
 def visible(text: str) -> str:
-    """A token's text with white space made visible; a token that is the rest of a character shows as "⋯"."""
+    """A token's text with visible white space; "⋯" for a token that only continues a character."""
     return _tables.marked(text) or PART
 
 
 def plain(text: str) -> str:
-    """A text as Markdown that shows it as it is."""
+    """A text as Markdown, with every special character escaped."""
     return "".join(f"\\{c}" if c in "\\`*_{}[]()<>#+-.!|$~:" else c for c in text).replace("\n", "  \n")
 
 
 def sentence(said: str) -> str:
-    """What the server says as Markdown that ends with a full stop, without folders of its machine."""
+    """A sentence of the server as Markdown, with a full stop and without paths of the server's machine."""
     shown = plain(without_paths(said)).strip()
     return shown if shown.endswith((".", "!", "?")) else f"{shown}\\."
 
 
 def without_paths(sentence: str, said: str = "") -> str:
-    """A sentence without folders of the server's machine, but for paths that stand in `said`, which a person wrote.
+    """A sentence without folders of the server's machine; paths in `said`, which a person wrote, stay whole.
 
-    A path is named from its folder in the home folder on, else by its last part.
+    A path is cut to what lies below the home folder, else to its last part.
     """
 
     def short(found: re.Match[str]) -> str:

@@ -186,7 +186,7 @@ class TokenView {
 
   paint() {
     const entries = this.data.strips.map((strip) => strip.pieces.map((_, position) => this.entry(strip, position)));
-    // What training left out fires as nothing else does, and would leave the rest without colour.
+    // Latents fire so strongly on tokens that training left out that all others would stay without colour.
     const kept = (index) => entries[index].filter((_, position) => !(position in this.data.strips[index].left_out));
     const largest = (rows) => rows.reduce((max, entry) => Math.max(max, entry ? entry[1] : 0), 0);
     const overall = this.data.scale_max ?? Math.max(...entries.map((_, index) => largest(kept(index))));

@@ -1,4 +1,4 @@
-"""The token view: texts with the latents that fire on each token. The only place where the app draws tokens.
+"""The token view: texts with the latents that fire on each token. No other module of the app draws tokens.
 
 A Streamlit component in plain JavaScript (`token_view.js`). Hovering, the colour scale, line breaks and moving with the
 keyboard stay in the browser; a click on a token or an action reaches Python. Pieces are hostile input: they travel as
@@ -52,7 +52,7 @@ class Strip:
     """One text. The latents of token t are `latents[row_starts[t]:row_starts[t + 1]]`, strongest first."""
 
     pieces: Sequence[str]
-    """Joined, they are the text; a token that only goes on with a character has the empty piece."""
+    """Joined, they are the text; a token that only continues a character has the empty piece."""
     roles: Sequence[int]
     """TokenRole of each token."""
     row_starts: Sequence[int]
@@ -68,7 +68,7 @@ class Strip:
     peak: int | None = None
     """Token to bring into view and to focus first."""
     left_out: Sequence[LeftOut] = ()
-    """Why training and analysis left each token out, KEPT where they did not; empty: not known."""
+    """Why training and analysis left each token out, KEPT if they did not; empty if unknown."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _mark_variables() -> str:
 
 
 def _constants() -> str:
-    """What the script knows of roles and marks."""
+    """The roles and marks, as constants of the script."""
     constants = {"ROLES": ROLES, "TEMPLATE": sorted(TEMPLATE_ROLES), "KINDS": KINDS, "MARKS": _tables.MARKS}
     return "".join(f"const {name} = {json.dumps(value)};\n" for name, value in constants.items())
 
@@ -146,7 +146,7 @@ def token_view(
     """Draws the strips and returns the click that caused this rerun, if one did.
 
     Tokens are coloured by the latent `colour_by`, or by the strongest one of each token. `scale_max` is the activation
-    of the full colour; unset: the largest one shown on a token that training did not leave out. `locked` is (strip,
+    of the full colour; unset: the largest one on a token that training did not leave out. `locked` is (strip,
     token). `legend` offers latents, with a name each, to colour by. `action` names a button on every strip.
     """
     content = {
@@ -170,4 +170,4 @@ def token_view(
 
 
 def _ignore() -> None:
-    """Asks Streamlit for the event in the result; the rerun is the reaction."""
+    """Does nothing. Streamlit gives the event in the result if a callback is named; the rerun is the reaction."""

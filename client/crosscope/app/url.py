@@ -1,4 +1,4 @@
-"""Widgets whose value stands in the URL under the names of the code, and the one place that writes the URL.
+"""Widgets whose value stands in the URL under the names of the code, and the only code that writes the URL.
 
 The URL is the truth: each run puts its value into the widget, and a change writes the URL before the next run. No
 widget is bound to a parameter by Streamlit, so any other code may write that parameter too. One step of a person is
@@ -18,7 +18,7 @@ FILLED_IN = "url-filled-in"
 
 
 def params() -> dict[str, list[str]]:
-    """The URL's parameters; one that is repeated has several values."""
+    """The URL's parameters; a repeated parameter has several values."""
     return {name: st.query_params.get_all(name) for name in st.query_params}
 
 
@@ -42,7 +42,7 @@ def keep(name: str, value: Value) -> None:
 
 
 def fill_in(**values: str) -> None:
-    """Names what the page shows and its URL does not say; the browser's address follows (`address.settle`)."""
+    """Notes parameters that the page shows and its URL lacks; `address.settle` writes them into the address."""
     st.session_state.setdefault(FILLED_IN, {}).update({name: [value] for name, value in values.items()})
 
 
@@ -53,7 +53,7 @@ def _texts(value: Value) -> list[str]:
 
 
 def choice(
-    place: DeltaGenerator,
+    container: DeltaGenerator,
     label: str,
     options: Sequence[Option],
     default: Option,
@@ -64,15 +64,15 @@ def choice(
     """One of several options, in a list to open; `name` is what people read."""
     current = _current(options, default, param)
     key = _key(param, current)
-    place.selectbox(label, options, key=key, format_func=name, on_change=_write, args=(param, default), **layout)
+    container.selectbox(label, options, key=key, format_func=name, on_change=_write, args=(param, default), **layout)
     return current
 
 
-def segments(place: DeltaGenerator, label: str, options: Sequence[Option], default: Option, param: str) -> Option:
+def segments(container: DeltaGenerator, label: str, options: Sequence[Option], default: Option, param: str) -> Option:
     """One of a few options side by side."""
     current = _current(options, default, param)
     key = _key(param, current)
-    place.segmented_control(label, options, required=True, key=key, on_change=_write, args=(param, default))
+    container.segmented_control(label, options, required=True, key=key, on_change=_write, args=(param, default))
     return current
 
 
@@ -88,7 +88,7 @@ def several(label: str, options: Sequence[str], param: str, name: Callable[[str]
 
 
 def slider(
-    place: DeltaGenerator,
+    container: DeltaGenerator,
     label: str,
     ends: tuple[float, float],
     step: float,
@@ -104,32 +104,34 @@ def slider(
     else:
         shown, default = min(max(current, low), high), high
     key = _key(param, shown)
-    place.slider(label, low, high, step=step, key=key, on_change=_write, args=(param, default), **layout)
+    container.slider(label, low, high, step=step, key=key, on_change=_write, args=(param, default), **layout)
 
 
-def whole_number(place: DeltaGenerator, label: str, ends: tuple[int, int], default: int, param: str, width: int) -> int:
+def whole_number(
+    container: DeltaGenerator, label: str, ends: tuple[int, int], default: int, param: str, width: int
+) -> int:
     """A whole number within `ends`."""
     text = st.query_params.get(param, "")
     found = int(text) if text.isdecimal() and len(text) < 10 else default
     current = min(max(found, ends[0]), ends[1])
     key = _key(param, current)
-    place.number_input(label, *ends, key=key, width=width, on_change=_write, args=(param, default))
+    container.number_input(label, *ends, key=key, width=width, on_change=_write, args=(param, default))
     return current
 
 
-def text(place: DeltaGenerator, label: str, param: str, **layout: Any) -> str:
+def text(container: DeltaGenerator, label: str, param: str, **layout: Any) -> str:
     """A text on one line."""
     current = st.query_params.get(param, "")
     key = _key(param, current)
-    place.text_input(label, key=key, on_change=_write, args=(param, ""), **layout)
+    container.text_input(label, key=key, on_change=_write, args=(param, ""), **layout)
     return current
 
 
-def toggle(place: DeltaGenerator, label: str, param: str, **layout: Any) -> bool:
-    """On or off; off stands in no URL."""
+def toggle(container: DeltaGenerator, label: str, param: str, **layout: Any) -> bool:
+    """On or off; the URL says only that it is on."""
     current = st.query_params.get(param) == "true"
     key = _key(param, current)
-    place.toggle(label, key=key, on_change=_write, args=(param, False), **layout)
+    container.toggle(label, key=key, on_change=_write, args=(param, False), **layout)
     return current
 
 

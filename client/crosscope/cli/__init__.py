@@ -1,8 +1,8 @@
 """The command line: `crosscope COMMAND`. Everything goes through the SDK.
 
-Exit codes: 0 done · 1 the server answered with an error · 2 wrong usage or input · 3 nobody answers · 4 the job failed
-or was cancelled · 130 Ctrl-C · 141 the reader of the output went away. Errors are one sentence on stderr, or one JSON
-document there with --json; never a traceback.
+Exit codes: 0 done · 1 the server answered with an error · 2 wrong usage or input · 3 no server answers · 4 the job
+failed or was cancelled · 130 Ctrl-C · 141 the reader of the output has ended. Errors are one sentence on stderr, or one
+JSON document there with --json; never a traceback.
 """
 
 import errno
@@ -24,7 +24,7 @@ def main() -> NoReturn:
     """Runs the command line and exits."""
     code = run(sys.argv[1:])
     if code == _INTERRUPTED:
-        # An interpreter that ends as usual waits for gRPC's threads, and Ctrl-C may have cut a call in two.
+        # A usual exit waits for gRPC's threads, and one of them may hang if Ctrl-C interrupted a call.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -60,5 +60,5 @@ def run(arguments: list[str]) -> int:
 
 
 def _write_no_more() -> None:
-    """Makes the exit's own flush of stdout silent."""
+    """Sends what is left in stdout nowhere, so that its flush at exit raises no error."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

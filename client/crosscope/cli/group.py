@@ -1,4 +1,4 @@
-"""The command group: which commands there are, loaded when they are called, so that help is fast."""
+"""The command group and its list of commands. A command is imported when it is called, so that help is fast."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import click
 
 from crosscope import __version__
-from crosscope.cli.session import ROOT_OPTIONS, Session, apply
+from crosscope.cli.options import ROOT_OPTIONS, Options, apply
 
 
 class _Entry(NamedTuple):
     module: str | None
-    """None: crosscope-local has the command, and names it as an entry point of the group LOCAL_COMMANDS."""
+    """None: crosscope-local has the command, as an entry point of the group LOCAL_COMMANDS."""
     help: str
 
 
@@ -22,13 +22,13 @@ _COMMANDS = {
     "demo": _Entry(None, "Make and browse the demo: two small models and their crosscoders."),
     "up": _Entry(None, "Start the server, its workers and the app on this machine."),
     "doctor": _Entry(None, "Check that this machine can run everything."),
-    "status": _Entry("crosscope.cli.status", "Say who answers and what is published."),
+    "status": _Entry("crosscope.cli.status", "Show which services answer and what is published."),
     "submit": _Entry("crosscope.cli.jobs", "Queue a recipe."),
     "plan": _Entry("crosscope.cli.jobs", "Check a recipe, and say what its job would take."),
     "jobs": _Entry("crosscope.cli.jobs", "List jobs, or show one."),
     "watch": _Entry("crosscope.cli.jobs", "Follow a job until it ends."),
     "cancel": _Entry("crosscope.cli.jobs", "Stop jobs."),
-    "retry": _Entry("crosscope.cli.jobs", "Queue jobs again that failed; they go on from their checkpoints."),
+    "retry": _Entry("crosscope.cli.jobs", "Queue failed jobs again; they go on from their checkpoints."),
     "crosscoders": _Entry("crosscope.cli.latents", "List published crosscoders, or show one."),
     "latents": _Entry("crosscope.cli.latents", "List latents by conditions."),
     "latent": _Entry("crosscope.cli.latents", "Show one latent and its examples."),
@@ -40,14 +40,14 @@ _COMMANDS = {
 
 
 class ReaderGone(Exception):
-    """Nobody reads the output any more."""
+    """The reader of the output has ended."""
 
 
 class LazyGroup(click.Group):
-    """Imports the module of a command when the command is asked for; its help text stands here."""
+    """Imports the module of a command when the command is called; the short help texts stand here."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Runs the command; a broken pipe is told apart before click makes an exit code of its own from it."""
+        """Runs the command. Raises ReaderGone for a broken pipe, for which click has an exit code of its own."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError as error:
@@ -68,7 +68,7 @@ class LazyGroup(click.Group):
 
 
 def _local_command(name: str) -> click.Command:
-    """A command of crosscope-local; where that is missing, one that says what to install."""
+    """A command of crosscope-local; if that is not installed, a command that says so."""
     found = next(iter(entry_points(group=LOCAL_COMMANDS, name=name)), None)
     if found is not None:
         return found.load()
@@ -92,7 +92,7 @@ def _with(options: tuple[Callable[[Any], Any], ...]) -> Callable[[Any], Any]:
 def crosscope(ctx: click.Context, **options: Any) -> None:
     """What did chat-tuning change inside a model?
 
-    Exit codes: 0 done, 1 error from the server, 2 wrong usage or input, 3 nobody answers, 4 the job failed or was
+    Exit codes: 0 done, 1 error from the server, 2 wrong usage or input, 3 no server answers, 4 the job failed or was
     cancelled, 130 Ctrl-C.
     """
-    ctx.obj = Session(**options)
+    ctx.obj = Options(**options)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import click
 
 from crosscope import _cards, _tables
+from crosscope.cli.options import Options, with_options
 from crosscope.cli.output import print_json, print_table, print_text, to_plain
-from crosscope.cli.session import Session, with_session
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 @click.option("--after", multiple=True, metavar="JOB", help="Start only once this job has succeeded.")
 @click.option("--check", is_flag=True, help="Only check the recipe; queue nothing.")
 @click.option("--watch", "follow", is_flag=True, help="Follow the job until it ends.")
-@with_session
-def submit(session: Session, recipe: str, after: tuple[str, ...], check: bool, follow: bool) -> None:
+@with_options
+def submit(options: Options, recipe: str, after: tuple[str, ...], check: bool, follow: bool) -> None:
     """Queue RECIPE, a YAML file; "-" reads it from stdin."""
-    with session.client() as client:
+    with options.client() as client:
         job = client.jobs.submit(_source(recipe), after=after, validate_only=check)
         for warning in job.warnings:
             click.echo(f"warning: {warning}".encode("utf-8", "backslashreplace").decode(), err=True)
         if follow and not check:
-            _follow(session, job)
-        elif session.as_json:
+            _follow(options, job)
+        elif options.as_json:
             print_json(job.info)
         elif check:
             count = len(job.warnings)
@@ -48,12 +48,12 @@ def _source(recipe: str) -> "str | Path":
 @click.command()
 @click.argument("recipe")
 @click.option("--after", multiple=True, metavar="JOB", help="As if it started once this job has succeeded.")
-@with_session
-def plan(session: Session, recipe: str, after: tuple[str, ...]) -> None:
+@with_options
+def plan(options: Options, recipe: str, after: tuple[str, ...]) -> None:
     """Check RECIPE, a YAML file or "-" for stdin, and say what its job would take. Queues nothing."""
-    with session.client() as client:
+    with options.client() as client:
         found = client.jobs.plan(_source(recipe), after=after)
-    if session.as_json:
+    if options.as_json:
         print_json(found)
         return
     print_text(f"{found.job.kind} {found.job.name}")
@@ -67,16 +67,16 @@ def plan(session: Session, recipe: str, after: tuple[str, ...]) -> None:
 @click.command()
 @click.argument("job_id", metavar="[JOB]", required=False)
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most this many.")
-@with_session
-def jobs(session: Session, job_id: str | None, limit: int) -> None:
+@with_options
+def jobs(options: Options, job_id: str | None, limit: int) -> None:
     """List jobs, newest first, or show the one with the id JOB."""
-    with session.client() as client:
+    with options.client() as client:
         if job_id is not None:
             job = client.jobs.get(job_id)
-            print_json(job.info) if session.as_json else print_text(str(job))
+            print_json(job.info) if options.as_json else print_text(str(job))
             return
-        infos = [job.info for job in client.jobs.list(limit, recipes=session.as_json)]
-    if session.as_json:
+        infos = [job.info for job in client.jobs.list(limit, recipes=options.as_json)]
+    if options.as_json:
         print_json(infos)
         return
     rows = [
@@ -91,21 +91,21 @@ def jobs(session: Session, job_id: str | None, limit: int) -> None:
 @click.command()
 @click.argument("job_id", metavar="JOB")
 @click.option("--recipe", "with_recipe", is_flag=True, help="With --json: repeat the recipe in every line.")
-@with_session
-def watch(session: Session, job_id: str, with_recipe: bool) -> None:
+@with_options
+def watch(options: Options, job_id: str, with_recipe: bool) -> None:
     """Follow a job until it ends; exits with 4 if it failed or was cancelled. Ctrl-C leaves the job running."""
-    with session.client() as client:
-        _follow(session, client.jobs.get(job_id), with_recipe=with_recipe)
+    with options.client() as client:
+        _follow(options, client.jobs.get(job_id), with_recipe=with_recipe)
 
 
 @click.command()
 @click.argument("job_ids", metavar="JOB...", nargs=-1, required=True)
-@with_session
-def cancel(session: Session, job_ids: tuple[str, ...]) -> None:
+@with_options
+def cancel(options: Options, job_ids: tuple[str, ...]) -> None:
     """Stop jobs: at once if queued, at the next step if running."""
-    with session.client() as client:
+    with options.client() as client:
         infos = [client.jobs.cancel(job_id).info for job_id in job_ids]
-    if session.as_json:
+    if options.as_json:
         print_json(infos)
         return
     for info in infos:
@@ -114,15 +114,15 @@ def cancel(session: Session, job_ids: tuple[str, ...]) -> None:
 
 @click.command()
 @click.argument("job_ids", metavar="JOB...", nargs=-1, required=True)
-@with_session
-def retry(session: Session, job_ids: tuple[str, ...]) -> None:
-    """Queue jobs again that have failed or were cancelled; they go on from their checkpoints.
+@with_options
+def retry(options: Options, job_ids: tuple[str, ...]) -> None:
+    """Queue failed or cancelled jobs again; they go on from their checkpoints.
 
-    A job that waits for another one that failed is retried after it: name both, in that order.
+    If a job waited for another one that failed, name both: first the one that failed.
     """
-    with session.client() as client:
+    with options.client() as client:
         infos = [client.jobs.retry(job_id).info for job_id in job_ids]
-    if session.as_json:
+    if options.as_json:
         print_json(infos)
         return
     for info in infos:
@@ -133,8 +133,8 @@ def _where(info: "JobInfo") -> str:
     return f"{info.stage} {info.fraction:.0%}" if info.stage else ""
 
 
-def _follow(session: Session, job: "Job", *, with_recipe: bool = False) -> None:
-    if session.as_json:
+def _follow(options: Options, job: "Job", *, with_recipe: bool = False) -> None:
+    if options.as_json:
         for update in job.updates():
             document = to_plain(update)
             if not with_recipe:

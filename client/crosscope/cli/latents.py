@@ -1,29 +1,29 @@
-"""`crosscope crosscoders`, `latents`, `latent`: what was measured."""
+"""`crosscope crosscoders`, `latents`, `latent`: the statistics that were measured."""
 
 import click
 
 from crosscope import _tables
 from crosscope._latents import LATENT_HEADERS, latent_cells
+from crosscope.cli.options import Options, with_version
 from crosscope.cli.output import print_broken, print_json, print_table, print_text
-from crosscope.cli.session import Session, with_version
 from crosscope_proto.metrics import inlier_fve
 
 
 @click.command()
 @click.argument("name", required=False)
 @with_version
-def crosscoders(session: Session, name: str | None) -> None:
+def crosscoders(options: Options, name: str | None) -> None:
     """List published crosscoders, or show the one called NAME."""
-    if session.version_id is not None and name is None:
+    if options.version_id is not None and name is None:
         raise click.UsageError("--version goes with the NAME of a crosscoder")
-    with session.client() as client:
+    with options.client() as client:
         if name is not None:
-            crosscoder = session.crosscoder(client, name)
+            crosscoder = options.crosscoder(client, name)
             found = {"crosscoder": crosscoder.info, "detectors": crosscoder.detectors()}
-            print_json(found) if session.as_json else print_text(str(crosscoder))
+            print_json(found) if options.as_json else print_text(str(crosscoder))
             return
         infos = [crosscoder.info for crosscoder in client.crosscoders()]
-    if session.as_json:
+    if options.as_json:
         print_json(infos)
         return
     rows = [
@@ -51,15 +51,15 @@ def crosscoders(session: Session, name: str | None) -> None:
 @click.option("--order-by", default="", metavar="COLUMN", help='A column; "-" in front for descending.')
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most this many.")
 @with_version
-def latents(session: Session, crosscoder: str, where: tuple[str, ...], order_by: str, limit: int) -> None:
+def latents(options: Options, crosscoder: str, where: tuple[str, ...], order_by: str, limit: int) -> None:
     """List latents of CROSSCODER by conditions.
 
     \b
     crosscope latents demo --where "latent_class = chat_only" --where "nu_err < 0.2" --order-by=-base_uselessness
     """  # noqa: D301 (click wants the backspace itself)
-    with session.client() as client:
-        found = session.crosscoder(client, crosscoder).latents(list(where), order_by, limit)
-        if session.as_json:
+    with options.client() as client:
+        found = options.crosscoder(client, crosscoder).latents(list(where), order_by, limit)
+        if options.as_json:
             print_json(
                 {
                     "num_matching": found.num_matching,
@@ -84,7 +84,7 @@ def latents(session: Session, crosscoder: str, where: tuple[str, ...], order_by:
 @click.option("--context", type=click.IntRange(min=0), help="Tokens on each side of the peak [the whole text].")
 @with_version
 def latent(
-    session: Session,
+    options: Options,
     crosscoder: str,
     latent_id: int,
     limit: int,
@@ -93,11 +93,11 @@ def latent(
     context: int | None,
 ) -> None:
     """Show one latent of CROSSCODER and texts on which it fires."""
-    with session.client() as client:
-        whole = session.crosscoder(client, crosscoder)
+    with options.client() as client:
+        whole = options.crosscoder(client, crosscoder)
         found = whole.latent(latent_id)
         examples = found.examples(limit, group, dataset, context) if limit else []
-    if session.as_json:
+    if options.as_json:
         print_json({"latent": found, "examples": examples})
         return
     print_text(str(found))

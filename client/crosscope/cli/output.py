@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from crosscope import CrosscoderInfo
 
 _LEAST_COLUMNS = 16
-"""A table's last column folds down to this many before it is left out."""
+"""The last column of a table is folded to no less than this width; below it, the column is left out."""
 _SERVER_ERROR, _WRONG_INPUT, _UNAVAILABLE, _JOB_FAILED = 1, 2, 3, 4
 
 
 def to_plain(value: Any) -> Any:
-    """A result as what JSON knows: NaN as null, enums by name, arrays as lists; links between results left out."""
+    """A result in the types of JSON: NaN as null, enums by name, arrays as lists; without links between results."""
     if isinstance(value, enum.Enum):
         return value.value if isinstance(value, str) else value.name.lower()
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
@@ -40,20 +40,20 @@ def to_plain(value: Any) -> Any:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on one line."""
+    """Prints one JSON document on one line."""
     is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     print(json.dumps(to_plain(value), ensure_ascii=not is_utf8, allow_nan=False), flush=True)
 
 
 def console() -> "Console":
-    """The terminal; plain where NO_COLOR is set or stdout is none."""
+    """The console on stdout; without colours if NO_COLOR is set or stdout is no terminal."""
     from rich.console import Console
 
     return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]], rest: int = 0) -> None:
-    """Rows under headers: fitted to a terminal, aligned and uncut in a pipe. `rest` rows were left out."""
+    """Prints rows under headers: fitted to a terminal, uncut in a pipe. `rest` is the number of rows left out."""
     if sys.stdout.isatty():
         _print_fitted(headers, list(rows))
     else:
@@ -63,7 +63,7 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]], rest: int
 
 
 def _print_fitted(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """As many columns as the terminal has room for, the last one folded; the others are named on stderr."""
+    """Prints as many columns as the terminal has room for, the last one folded, and names the others on stderr."""
     from rich.table import Table
     from rich.text import Text
 
@@ -90,20 +90,20 @@ def _num_fitting(headers: Sequence[str], rows: Sequence[Sequence[str]], width: i
 
 
 def print_text(text: str) -> None:
-    """Plain text; signs that the terminal's encoding lacks are shown as escapes."""
+    """Prints a text; characters that the terminal's encoding lacks become escapes."""
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def print_broken(infos: Iterable["CrosscoderInfo"]) -> None:
-    """A line on stderr for every crosscoder that the server cannot read."""
+    """Prints a line on stderr for every crosscoder that the server cannot read."""
     for info in infos:
         if info.broken:
             click.echo(f"{info.name} is broken: {info.broken}".encode("utf-8", "backslashreplace").decode(), err=True)
 
 
 def report_usage(error: click.ClickException, *, as_json: bool) -> None:
-    """Prints on stderr what is wrong with the command line."""
+    """Prints an error of the command line on stderr."""
     if as_json:
         document = {"error": type(error).__name__, "message": error.format_message(), "violations": []}
         click.echo(json.dumps(document), err=True)
@@ -112,7 +112,7 @@ def report_usage(error: click.ClickException, *, as_json: bool) -> None:
 
 
 def report_error(error: Exception, *, as_json: bool) -> int | None:
-    """Prints an expected error on stderr and gives its exit code; None for one that is a bug."""
+    """Prints an expected error on stderr and returns its exit code; returns None for a bug, and prints nothing."""
     from crosscope import CrosscopeError, InvalidInput, JobCancelled, JobFailed, Unavailable
 
     if not isinstance(error, CrosscopeError):

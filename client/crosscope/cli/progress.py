@@ -1,4 +1,4 @@
-"""How a watched job shows: bars in a terminal, lines elsewhere."""
+"""A job that is watched: bars in a terminal, lines elsewhere."""
 
 from typing import TYPE_CHECKING
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 _LINE_EVERY = 0.1
 """Share of a stage between two lines."""
 _WIDE = 80
-"""Columns from which on a bar has its message beside it."""
+"""Width of a terminal, in columns, from which messages stand beside the bars."""
 _WHOLE = "whole job"
-"""The first bar; the others are of stages."""
+"""Name of the first bar; each other bar is a stage."""
 _BAR = 30
-"""Columns of such a bar."""
+"""Width of a bar in a wide terminal, in columns."""
 
 
 def print_lines(job: "Job") -> None:
-    """A line at each new stage, state, message and tenth of a stage."""
+    """Prints a line at each new stage and state, and at each tenth of a stage."""
     last: tuple[object, ...] = ()
     for update in job.updates():
         info = update.job
@@ -39,7 +39,7 @@ def _line(info: "JobInfo") -> str:
 
 
 def show_bars(job: "Job") -> None:
-    """A bar a stage, with what the job says about it where the terminal is wide enough."""
+    """Shows a bar for each stage, in a wide terminal with the job's message beside it."""
     from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
     from rich.table import Column
 

@@ -1,4 +1,4 @@
-"""`crosscope encode`, `top`, `tokenize`: what a prompt does."""
+"""`crosscope encode`, `top`, `tokenize`: the tokens of a prompt and the latents that they fire."""
 
 import sys
 from collections.abc import Callable
@@ -9,29 +9,37 @@ import click
 
 from crosscope import Tokens, _tables
 from crosscope._encoding import TOKEN_HEADERS, TOP_LATENT_HEADERS
+from crosscope.cli.options import Option, Options, apply, with_version
 from crosscope.cli.output import print_json, print_table
-from crosscope.cli.session import Option, Session, apply, with_version
 from crosscope_proto.template_kwargs import parse_template_kwargs
 
 _PROMPT_OPTIONS: tuple[Option, ...] = (
     click.argument("crosscoder"),
     click.argument("text", required=False),
-    click.option("--message", "messages", multiple=True, metavar="ROLE:TEXT", help='"user:hello", say; in order.'),
-    click.option("--turn", "turns", multiple=True, metavar="ROLE:TEXT", hidden=True),
-    click.option("--generation-prompt", is_flag=True, help="Append the header of an assistant turn."),
     click.option(
-        "--template-kwargs", metavar="JSON", help='What the template is told, for instance {"enable_thinking": false}.'
+        "--message",
+        "messages",
+        multiple=True,
+        metavar="ROLE:TEXT",
+        help='A message, for instance "user:hello"; give it once a message, in order.',
+    ),
+    click.option("--turn", "turns", multiple=True, metavar="ROLE:TEXT", hidden=True),
+    click.option("--generation-prompt", is_flag=True, help="Append the header of an assistant's message."),
+    click.option(
+        "--template-kwargs",
+        metavar="JSON",
+        help='Arguments of the chat template, for instance {"enable_thinking": false}.',
     ),
     click.option("--control-tokens", is_flag=True, help='Read control tokens typed in the text ("<end_of_turn>").'),
 )
 
 
 def _takes_prompt(function: Callable[..., None]) -> Callable[..., Any]:
-    """Gives a command about one crosscoder `prompt`: arguments of the SDK, from the options that describe a prompt."""
+    """Gives a command its prompt as arguments of the SDK, from the options that describe a prompt."""
 
     @wraps(function)
     def command(
-        session: Session,
+        options: Options,
         crosscoder: str,
         *,
         text: str | None,
@@ -40,19 +48,22 @@ def _takes_prompt(function: Callable[..., None]) -> Callable[..., Any]:
         generation_prompt: bool,
         template_kwargs: str | None,
         control_tokens: bool,
-        **options: Any,
+        **own: Any,
     ) -> None:
         prompt = _prompt(text, messages, turns)
         prompt |= {"add_generation_prompt": generation_prompt, "parse_control_tokens": control_tokens}
         if template_kwargs:
             prompt["chat_template_kwargs"] = _object(template_kwargs)
-        function(session, crosscoder, prompt, **options)
+        function(options, crosscoder, prompt, **own)
 
     return apply(_PROMPT_OPTIONS, with_version(command))
 
 
 def _prompt(text: str | None, messages: tuple[str, ...], turns: tuple[str, ...]) -> dict[str, Any]:
-    """A text, that of stdin without its last line end for "-"; or messages, whose former name is turns."""
+    """The prompt as arguments of the SDK: a text, or messages, whose former name is turns.
+
+    The text "-" stands for stdin without its last line end. Raises UsageError.
+    """
     if sum(map(bool, (text is not None, messages, turns))) != 1:
         raise click.UsageError('give TEXT ("-" for stdin) or --message ROLE:TEXT, one of the two')
     if text is not None:
@@ -74,8 +85,8 @@ def _object(text: str) -> dict[str, Any]:
 
 
 def _tell_dropped(tokens: Tokens) -> None:
-    for turn in tokens.dropped_reasoning:
-        click.echo(f"The chat template does not print the reasoning of message {turn}, or not all of it.", err=True)
+    for message in tokens.dropped_reasoning:
+        click.echo(f"The chat template does not print the reasoning of message {message}, or not all of it.", err=True)
 
 
 def _stdin() -> str:
@@ -88,7 +99,7 @@ class _Range(click.ParamType):
     name = "START:END"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> slice:
-        """The slice; fails for anything else."""
+        """The slice that the text stands for; fails for any other text."""
         start, colon, end = str(value).partition(":")
         try:
             first, last = (int(each) if each.strip() else None for each in (start, end))
@@ -104,12 +115,12 @@ class _Range(click.ParamType):
 @click.command()
 @click.option("--top-k", type=click.IntRange(min=1), help="Latents a token, the strongest [all that fire].")
 @_takes_prompt
-def encode(session: Session, crosscoder: str, prompt: dict[str, Any], top_k: int | None) -> None:
+def encode(options: Options, crosscoder: str, prompt: dict[str, Any], top_k: int | None) -> None:
     """Show which latents of CROSSCODER every token of TEXT fires; "-" reads TEXT from stdin."""
-    with session.client() as client:
-        encoding = session.crosscoder(client, crosscoder).encode(**prompt, top_k=top_k)
+    with options.client() as client:
+        encoding = options.crosscoder(client, crosscoder).encode(**prompt, top_k=top_k)
     _tell_dropped(encoding.tokens)
-    if session.as_json:
+    if options.as_json:
         print_json(encoding)
         return
     print_table(TOKEN_HEADERS, encoding.token_rows())
@@ -125,10 +136,10 @@ def encode(session: Session, crosscoder: str, prompt: dict[str, Any], top_k: int
     help="Leave out BOS, role headers and turn ends; the last token before an answer stays.",
 )
 @click.option("--tokens", type=_Range(), help='Tokens to look at, for instance "3:10", "-5:" or "-1".')
-@click.option("--include-left-out", is_flag=True, help="Rank tokens too that training left out (BOS, outlying norms).")
+@click.option("--include-left-out", is_flag=True, help="Also rank tokens that training left out (BOS, outlying norms).")
 @_takes_prompt
 def top(
-    session: Session,
+    options: Options,
     crosscoder: str,
     prompt: dict[str, Any],
     rank: Any,
@@ -139,8 +150,8 @@ def top(
     include_left_out: bool,
 ) -> None:
     """Rank the latents of CROSSCODER that TEXT fires; "-" reads TEXT from stdin."""
-    with session.client() as client:
-        found = session.crosscoder(client, crosscoder).top_latents(
+    with options.client() as client:
+        found = options.crosscoder(client, crosscoder).top_latents(
             **prompt,
             rank=rank,
             limit=limit,
@@ -150,7 +161,7 @@ def top(
             tokens=tokens,
         )
     _tell_dropped(found.tokens)
-    if session.as_json:
+    if options.as_json:
         print_json(found)
         return
     rows = found.rows()
@@ -161,12 +172,12 @@ def top(
 
 @click.command()
 @_takes_prompt
-def tokenize(session: Session, crosscoder: str, prompt: dict[str, Any]) -> None:
+def tokenize(options: Options, crosscoder: str, prompt: dict[str, Any]) -> None:
     """Show the tokens of TEXT and their roles; "-" reads TEXT from stdin."""
-    with session.client() as client:
-        tokens = session.crosscoder(client, crosscoder).tokenize(**prompt)
+    with options.client() as client:
+        tokens = options.crosscoder(client, crosscoder).tokenize(**prompt)
     _tell_dropped(tokens)
-    if session.as_json:
+    if options.as_json:
         print_json(tokens)
         return
     rows = [

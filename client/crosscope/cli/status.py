@@ -2,22 +2,22 @@
 
 import click
 
+from crosscope.cli.options import Options, with_options
 from crosscope.cli.output import print_broken, print_json, print_table, print_text
-from crosscope.cli.session import Session, with_session
 
 
 @click.command()
-@with_session
-def status(session: Session) -> None:
-    """Say who answers and what is published.
+@with_options
+def status(options: Options) -> None:
+    """Show which services answer and what is published.
 
-    Exits with 3 if no server answers. A server without an inference worker still shows what is published; one
-    without a queue takes no jobs.
+    Exits with 3 if no server answers. A server without an inference worker can still be browsed; a server without a
+    queue takes no jobs.
     """
-    with session.client() as client:
+    with options.client() as client:
         services = client.health()
         infos = [crosscoder.info for crosscoder in client.crosscoders()]
-        if session.as_json:
+        if options.as_json:
             print_json({"address": client.address, "services": services, "crosscoders": infos})
             return
         print_text(f"server   {client.address}")

@@ -43,7 +43,7 @@ def page() -> None:
     st.title("Atlas")
     columns = session.atlas(chosen.name, chosen.version_id)
     selection, among = current(chosen, columns)
-    # Once open for what the URL says, it stays open when the last filter goes.
+    # Opened for the filters of the URL, it stays open when the last one is taken away.
     if not set(st.query_params).isdisjoint(PARAMS):
         st.session_state[FILTERS_OPEN] = True
     is_open = st.session_state.get(FILTERS_OPEN, False)
@@ -60,7 +60,7 @@ def page() -> None:
 
 
 def current(info: CrosscoderInfo, columns: Mapping[str, np.ndarray]) -> tuple[Selection, np.ndarray | None]:
-    """The set and the order of the URL, and the ids that the server finds for it (`Selection.mask`)."""
+    """The selection of the URL, and the ids that the server found for it (`among` of `Selection.mask`)."""
     params = {name: st.query_params.get_all(name) for name in PARAMS}
     selection = Selection.from_params(params, default_order(columns))
     if selection.part and selection.part not in session.parts(info.name, info.version_id):
@@ -69,7 +69,7 @@ def current(info: CrosscoderInfo, columns: Mapping[str, np.ndarray]) -> tuple[Se
 
 
 def controls(selection: Selection, info: CrosscoderInfo, columns: Mapping[str, np.ndarray]) -> str:
-    """Filters, order and axes; they stand in the URL. Returns the column of the colour."""
+    """Draws filters, order and axes, whose values the URL holds. Returns the column of the colour."""
     by_default = default_order(columns)
     url.several(
         "Class",
@@ -88,9 +88,9 @@ def controls(selection: Selection, info: CrosscoderInfo, columns: Mapping[str, n
         ("nu_rec", NU_LIMIT, selection.nu_rec, "nu_rec"),
         ("template_share", 1.0, selection.template, "template"),
     )
-    for place, (name, end, value, param) in zip(filters[1:], limits, strict=True):
+    for container, (name, end, value, param) in zip(filters[1:], limits, strict=True):
         axis = AXES[name]
-        url.slider(place, f"{axis.label} at most", (0.0, end), 0.05, value, param, help=axis.meaning)
+        url.slider(container, f"{axis.label} at most", (0.0, end), 0.05, value, param, help=axis.meaning)
     axes = st.columns(4)
     names = list(AXES)
     url.choice(axes[0], "Across", names, DEFAULT_X, "x", axis_name, help=AXES[selection.x].meaning)
@@ -103,7 +103,7 @@ def controls(selection: Selection, info: CrosscoderInfo, columns: Mapping[str, n
 
 
 def server_filters(parts: Sequence[str]) -> None:
-    """Conditions that the server answers: part of the dictionary, and a token at the peaks."""
+    """Draws the filters that the server answers: part of the dictionary, and a token at the peaks."""
     row = st.container(horizontal=True)
     if parts:
         help_ = "Part of the dictionary, as training set it apart."
@@ -113,12 +113,12 @@ def server_filters(parts: Sequence[str]) -> None:
 
 
 def axis_name(column: str) -> str:
-    """A column for people."""
+    """The name of a column as people read it."""
     return AXES[column].label
 
 
 def order_name(order: str) -> str:
-    """An order for people."""
+    """The name of an order as people read it."""
     if order == "id":
         return "by id"
     return f"{AXES[order.removeprefix('-')].label}, {'highest' if order.startswith('-') else 'lowest'} first"
@@ -159,7 +159,7 @@ def plot(
 
 
 def take_selection() -> None:
-    """Moves what was selected in the chart into the URL."""
+    """Writes the area that was selected in the chart into the URL."""
     chosen = st.session_state[CHART]["selection"]
     outlines = [*chosen["box"], *chosen["lasso"]]
     if outlines:
@@ -171,12 +171,12 @@ def take_selection() -> None:
 
 
 def kept() -> dict[str, list[str]]:
-    """The set and the order, as they travel to a latent's page."""
+    """The parameters of the set and the order, for links to a latent's page."""
     return {name: st.query_params.get_all(name) for name in PARAMS}
 
 
 def ordered_by(selection: Selection, column: str, by_default: str) -> tuple[str, str]:
-    """The link that orders by a column, largest first and then the other way, and how it is ordered now."""
+    """The link that orders by a column, largest first and then smallest first, and the present direction."""
     now = {f"-{column}": "descending", column: "ascending"}.get(selection.order, "")
     order = column if now == "descending" else f"-{column}"
     return address.here({"order": None if order == by_default else order}), now
@@ -220,7 +220,7 @@ def listing(
 
 
 def undefined(columns: Mapping[str, np.ndarray], ids: np.ndarray, by: str) -> None:
-    """Says how many latents have no value of the order; where none has, by what they can be ordered."""
+    """Says how many latents have no value of the order; if none has one, names columns that they have."""
     missing = 0 if by == "id" else int((~np.isfinite(columns[by][ids])).sum())
     if missing == len(ids):
         have = ", ".join(axis.label for name, axis in AXES.items() if np.isfinite(columns[name][ids]).any())
@@ -230,6 +230,6 @@ def undefined(columns: Mapping[str, np.ndarray], ids: np.ndarray, by: str) -> No
 
 
 def glossary() -> None:
-    """What the columns say."""
+    """Draws the meanings of the columns, behind a button."""
     with st.popover("What the columns say"):
         st.markdown("\n".join(f"- **{axis.short}**, {axis.label}: {axis.meaning}" for axis in AXES.values()))

@@ -1,4 +1,4 @@
-"""Jobs: what is queued, running and done; one job's progress and figures; submitting a recipe."""
+"""Jobs: the queued, running and finished ones; progress and figures of one job; submission of a recipe."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -15,11 +15,11 @@ REFRESH_S = 2
 LIST_HEIGHT = 214
 """Height of the list of jobs in pixels: six rows."""
 FIGURES = (("loss", "Loss"), ("fve", "Variance explained"), ("l0", "L0, latents a token"))
-"""What is drawn: names of figures begin with the first, the chart is called the second."""
+"""The charts: what the names of their figures begin with, and their titles."""
 MAKES_CROSSCODERS = ("crosscoder", "published")
 """Kinds of jobs that end with a crosscoder to browse."""
 AGAIN = (JobState.FAILED, JobState.CANCELLED)
-"""What a job can be queued again after."""
+"""States of jobs that can be queued again."""
 RECIPE, KEPT_RECIPE = "recipe", "jobs-recipe"
 """Keys of the field of the recipe, and of its text, which outlives the page."""
 
@@ -37,7 +37,7 @@ def page() -> None:
 
 
 def overview(was_active: bool) -> None:
-    """The chosen job and the list; drawn again and again while something runs."""
+    """Draws the chosen job and the list; repeatedly, while a job is active."""
     with session.shown_errors():
         jobs = session.jobs()
         if not jobs:
@@ -76,7 +76,7 @@ def listing(jobs: list[JobInfo], shown: JobInfo) -> None:
         Column("id", [job.id for job in jobs], is_text=True),
     ]
     links = [address.here({"job": job.id}) for job in jobs]
-    chosen = next((place for place, job in enumerate(jobs) if job.id == shown.id), None)
+    chosen = next((row for row, job in enumerate(jobs) if job.id == shown.id), None)
     table_view("jobs", "Jobs", columns, links, chosen=chosen, max_height=LIST_HEIGHT)
 
 
@@ -107,12 +107,12 @@ def detail(job: JobInfo) -> None:
 
 
 def reuse(recipe: str) -> None:
-    """Puts a recipe into the field."""
+    """Puts a recipe into the field, at the next run."""
     st.session_state[KEPT_RECIPE] = recipe
 
 
 def figures(job: JobInfo) -> None:
-    """Curves of what was measured so far."""
+    """Draws curves of the figures that were measured so far."""
     if job.state is JobState.QUEUED:
         return
     steps, series = follow.series(follow.follower(session.client(), job.id, job.attempt).events())
@@ -129,14 +129,14 @@ def matches(name: str, prefix: str) -> bool:
 
 
 def measured(steps: list[int], series: Mapping[str, np.ndarray]) -> tuple[list[float], dict[str, list[float]]]:
-    """Only the steps at which any of these figures was measured."""
+    """The figures at the steps at which any of them was measured."""
     table = np.stack(list(series.values()))
     keep = np.flatnonzero(np.isfinite(table).any(axis=0) & (np.asarray(steps) > 0))
     return [steps[i] for i in keep], {name: values[keep].tolist() for name, values in series.items()}
 
 
 def submit() -> None:
-    """A field for a recipe, checked by the server at every submission."""
+    """Draws a field for a recipe, and what the server says when it is checked or submitted."""
     st.subheader("Submit a recipe")
     if KEPT_RECIPE not in st.session_state:
         st.session_state[KEPT_RECIPE] = first_recipe()
@@ -161,7 +161,7 @@ def submit() -> None:
 
 
 def checked(plan: Plan, recipe: str) -> None:
-    """What is odd about a recipe that was checked, and what its job would take."""
+    """Draws the warnings about a checked recipe, and what its job would take."""
     st.success(f"The recipe is sound: a job {text.plain(plan.job.kind)} named {text.plain(plan.job.name)}.")
     warn(plan.warnings, recipe)
     if not plan.entries:
@@ -181,7 +181,7 @@ def warn(warnings: Sequence[str], recipe: str) -> None:
 
 
 def first_recipe() -> str:
-    """What the field holds at first: a recipe that has run here, else a form to fill in."""
+    """The first content of the field: a recipe that ran on this server, else a form to fill in."""
     chosen = session.chosen()
     if chosen is None:
         return starter.FORM

@@ -22,13 +22,13 @@ RANKS = {"max": "largest", "sum": "sum", "count": "tokens", "share_of_max": "sha
 FREQUENCIES = (1.0, 0.1, 0.03, 0.01, 0.003, 0.001)
 LEGEND_LATENTS = 12
 TEMPLATE_HELP = (
-    "BOS, role headers and turn ends. The last token of an assistant's header, where the model decides, is ranked "
-    "without them too."
+    "BOS, role headers and turn ends. The last token of an assistant's header, where the model decides, is always "
+    "ranked."
 )
 LEFT_OUT_HELP = "Tokens like those that training left out, for instance BOS: latents fire there as nowhere else."
 OWN_HELP = (
-    "Largest activation as a share of the largest in the analysis; above 100 %: on a token like none there. Undefined "
-    "where it never fired there."
+    "Largest activation as a share of the largest in the analysis. Above 100 %, the token is like none there. "
+    "Undefined for a latent that never fired there."
 )
 
 
@@ -68,7 +68,7 @@ def page() -> None:
 
 
 def current() -> LabPrompt:
-    """The prompt of the URL, or the one that was too long for it; a conversation of one turn at first."""
+    """The prompt of the URL, else the one that was too long for it, else an empty one."""
     prompt = prompts.of_params({name: st.query_params[name] for name in st.query_params})
     if prompt.is_empty and not prompt.turns and LONG_PROMPT in st.session_state:
         return st.session_state[LONG_PROMPT]
@@ -76,7 +76,7 @@ def current() -> LabPrompt:
 
 
 def store(prompt: LabPrompt) -> None:
-    """Makes a prompt the current one; a locked token of the old one is let go."""
+    """Makes a prompt the current one and unlocks the token that was locked in the old one."""
     fits = prompt.fits_url()
     url.write({"token": None, **{name: value if fits else None for name, value in prompt.params().items()}})
     if fits:
@@ -86,7 +86,7 @@ def store(prompt: LabPrompt) -> None:
 
 
 def composer(prompt: LabPrompt) -> LabPrompt:
-    """Fields for turns or for raw text. The URL holds the prompt, so each field's key holds what it showed."""
+    """Draws fields for turns or raw text. The URL has the prompt, so a field's key changes with its content."""
     kinds = ("conversation", "raw text")
     kind = st.segmented_control(
         "Prompt",
@@ -124,11 +124,11 @@ def composer(prompt: LabPrompt) -> LabPrompt:
 
 
 def template_options(prompt: LabPrompt) -> None:
-    """A field for what the chat template is told beside the turns."""
+    """Draws a field for arguments of the chat template."""
     key = f"options-{digest(prompt.template_options)}"
     with st.expander("Template options", expanded=bool(prompt.template_options)):
         st.text_input(
-            "Told to the chat template beside the turns, as JSON",
+            "Arguments of the chat template, as JSON",
             prompt.template_options,
             key=key,
             placeholder='{"enable_thinking": false}',
@@ -197,7 +197,7 @@ def ranking_controls() -> dict[str, Any]:
 
 
 def frequency_name(limit: float) -> str:
-    """A limit on the firing frequency for people; it acts before the cut."""
+    """A limit on the firing frequency, for people. It acts before the number of latents is cut."""
     return "any" if limit == 1 else f"at most {limit:.1%}"
 
 
@@ -209,7 +209,7 @@ def not_printed(encoding: Encoding, prompt: LabPrompt) -> None:
 
 
 def strip(encoding: Encoding, top: TopLatents) -> None:
-    """The tokens, coloured by the chosen latent or by the strongest one of each token."""
+    """Draws the tokens, coloured by the chosen latent, else each by its strongest latent."""
     by = st.query_params.get("by")
     token = prompts.decimal(st.query_params.get("token"), -1)
     locked = (0, token) if 0 <= token < len(encoding) else None
@@ -243,9 +243,9 @@ def strip(encoding: Encoding, top: TopLatents) -> None:
 
 
 def scale_of(encoding: Encoding, chosen: int | None) -> float | None:
-    """Top of the colour scale: the largest activation outside template tokens, which often are outliers.
+    """Top of the colour scale: the largest activation outside template tokens, which are often outliers.
 
-    Where only template tokens fire, it is theirs; never that of a token which training left out.
+    If only template tokens fire, it is the largest of theirs. Tokens that training left out never count.
     """
     values = encoding.strongest() if chosen is None else encoding.latent_values(chosen)
     if encoding.tokens.left_out:
@@ -281,9 +281,9 @@ def locked_token(encoding: Encoding, info: CrosscoderInfo) -> None:
 
 
 def ranked(top: TopLatents, info: CrosscoderInfo) -> None:
-    """The ranked latents; a row colours the tokens by its latent, a head ranks by its figure."""
+    """Draws the ranked latents: a row colours the tokens by its latent, a head ranks by its figure."""
     for line in top.remarks:
-        st.caption(f"{line} The switch above lets them in.")
+        st.caption(f"{line} The switch above includes them.")
     if not top.entries:
         st.markdown("No latent fires in this choice. Let more tokens in or raise the frequency.")
         return
@@ -307,7 +307,7 @@ def ranked(top: TopLatents, info: CrosscoderInfo) -> None:
 
 
 def ranking_column(head: str, rank: str, cells: Sequence[str], help_: str, top: TopLatents) -> Column:
-    """A figure of the prompt by which all its latents can be ranked."""
+    """A column of a figure by which all latents of the prompt can be ranked."""
     link = address.here({"rank": None if rank == "max" else rank})
     return Column(head, cells, help_, order=link, ordered="descending" if top.rank == rank else "")
 
@@ -315,7 +315,7 @@ def ranking_column(head: str, rank: str, cells: Sequence[str], help_: str, top: 
 def listed(
     key: str, label: str, ids: np.ndarray, names: Sequence[str], more: Sequence[Column], info: CrosscoderInfo
 ) -> None:
-    """A table of latents with their evidence and further columns, each a link that colours the tokens by it."""
+    """Draws a table of latents with their evidence and further columns; a row colours the tokens by its latent."""
     columns = session.atlas(info.name, info.version_id)
     shown = (*evidence(columns), *names)
     rows = tables.of_latents(ids, columns, shown, floor=session.uselessness_floor(info), more=more)

@@ -23,7 +23,7 @@ PLACED = frozenset(
         *("base_uselessness", "base_uselessness_ls", "base_uselessness_single"),
     }
 )
-"""Columns that stand somewhere on the page by name; the shares by role say what the template's share does."""
+"""Columns that the page shows in a place of their own; template_share follows from the shares by role."""
 CONTEXTS = (8, 16, 32, 64, 128, 0)
 """Tokens on each side of the peak; 0 is the whole text."""
 GROUPS = {"all": None, "top": "top", "quantiles": "quantile"}
@@ -55,7 +55,7 @@ def page() -> None:
 
 
 def wanted(ids: np.ndarray, num_latents: int) -> int | None:
-    """The latent of the URL; the first of the order where it names none; None where it names no latent."""
+    """The latent that the URL names, else the first of the order; None if the URL names one that does not exist."""
     text = st.query_params.get("latent")
     if text is None:
         return int(ids[0]) if len(ids) else 0
@@ -72,8 +72,8 @@ def header(latent_id: int | None, ids: np.ndarray, info: CrosscoderInfo, selecti
         )
     else:
         st.title(f"Latent {latent_id}")
-    place = np.flatnonzero(ids == latent_id)
-    at = int(place[0]) if len(place) else None
+    found = np.flatnonzero(ids == latent_id)
+    at = int(found[0]) if len(found) else None
     row = st.container(horizontal=True, vertical_alignment="bottom", gap="small")
     before, after = neighbours_in(ids, at)
     row.button("Previous", shortcut="k", disabled=before is None, on_click=show, args=(before,))
@@ -92,7 +92,7 @@ def header(latent_id: int | None, ids: np.ndarray, info: CrosscoderInfo, selecti
 
 
 def neighbours_in(ids: np.ndarray, at: int | None) -> tuple[int | None, int | None]:
-    """Latents before and after a place; from outside the set, next is its first."""
+    """The latents before and after a position; from outside the set (None), next is its first."""
     if at is None:
         return None, int(ids[0]) if len(ids) else None
     return (int(ids[at - 1]) if at > 0 else None), (int(ids[at + 1]) if at + 1 < len(ids) else None)
@@ -104,12 +104,12 @@ def show(latent_id: int | None) -> None:
 
 
 def context_name(tokens: int) -> str:
-    """A context width for people."""
+    """The name of a context width as people read it."""
     return f"± {tokens} tokens" if tokens else "whole text"
 
 
 def locked_token() -> tuple[int, int] | None:
-    """The locked token of the URL: which example, which of its tokens."""
+    """The locked token of the URL: the index of its example, and its own in the example; None if none is locked."""
     example, _, token = st.query_params.get("token", "").partition(".")
     return (int(example), int(token)) if example.isdecimal() and token.isdecimal() else None
 
@@ -147,7 +147,7 @@ def statistics(latent: Latent, info: CrosscoderInfo) -> None:
     st.caption("by role")
     panels.bars(role_bars(latent, session.bos_left_out(info)), largest=1.0)
     st.caption("by data set")
-    panels.bars([share(*pair) for pair in zip(info.datasets, latent.dataset_shares, strict=False)], largest=1.0)
+    panels.bars([share(*each) for each in zip(info.datasets, latent.dataset_shares, strict=False)], largest=1.0)
     st.subheader("Latent scaling")
     scaling_table("Along the chat decoder row (the published choice)", latent.chat_direction)
     with st.expander("Along the base decoder row"):
@@ -158,7 +158,7 @@ def statistics(latent: Latent, info: CrosscoderInfo) -> None:
 
 
 def measured(latent: Latent) -> list[tuple[str, str, str]]:
-    """Its β ratio, and the share of its active tokens that repeat an earlier text, where they were measured."""
+    """Its β ratio, and the share of its active tokens that repeat an earlier text, if they were measured."""
     ratio, share = latent.beta_ratio, latent.repeat_share
     facts = []
     if not math.isnan(ratio.value):
@@ -169,14 +169,14 @@ def measured(latent: Latent) -> list[tuple[str, str, str]]:
 
 
 def further(latent: Latent) -> list[tuple[str, str]]:
-    """The columns of the app's tables for which the page has no place of their own, where they are defined."""
+    """The columns of the app's tables that the page shows nowhere else, if they are defined."""
     row = latent.to_row()
     values: dict[str, Any] = {name: row[name] for name in AXES if name not in PLACED}
     return [(AXES[name].short, text.number(value)) for name, value in values.items() if not math.isnan(value)]
 
 
 def example_note(example: Example) -> str:
-    """Where an example stands in its group, its strength and length, and for how many texts it stands."""
+    """An example's rank in its group, its strength and length, and the number of texts that it stands for."""
     group = "top" if example.group is ExampleGroup.TOP else f"band {example.quantile}"
     note = f"{group} {example.rank + 1} · max {text.number(example.max)} · {example.num_tokens} tokens"
     if not example.repeats:
@@ -185,9 +185,9 @@ def example_note(example: Example) -> str:
 
 
 def role_bars(latent: Latent, bos_left_out: bool) -> list[tuple[str, float, str, str]]:
-    """A bar a role that the analysis told apart; padding only where something fires on it.
+    """A bar for each role that the analysis told apart; padding only if something fires on it.
 
-    Where BOS was kept out of the analysis, its bar says that instead of a share of nothing.
+    If BOS was left out of the analysis, its bar says so.
     """
     told_apart = [role for role in TokenRole if role < len(latent.role_shares)]
     roles = [role for role in told_apart if role is not TokenRole.PAD or latent.role_share(role) > 0]
@@ -225,7 +225,7 @@ def scaling_table(caption: str, scaling: LatentScaling) -> None:
 
 
 def uselessness(latent: Latent, floor: float) -> None:
-    """Base uselessness in its three definitions; nothing where none is defined, as in a difference dictionary."""
+    """Draws base uselessness by its three definitions; nothing if none is defined, as in a difference dictionary."""
     scores = (latent.base_uselessness, latent.base_uselessness_ls, latent.base_uselessness_single)
     if all(value is None for value in scores):
         return
@@ -277,7 +277,7 @@ def histogram(latent: Latent, info: CrosscoderInfo) -> None:
 
 @st.fragment
 def examples(latent: Latent, info: CrosscoderInfo) -> None:
-    """Texts on which it fires; an error stands here, also where only this part is drawn again."""
+    """Draws the texts on which it fires. Errors are shown here, because this part may be drawn again alone."""
     with session.shown_errors():
         list_examples(latent, info)
 

@@ -7,7 +7,7 @@ import streamlit as st
 
 from crosscope import CrosscoderInfo
 from crosscope.app import address, charts, panels, session, tables, text
-from crosscope.app.columns import AXES, CLASS_OF_NUMBER, evidence, is_defined, is_difference
+from crosscope.app.columns import AXES, CLASS_OF_NUMBER, SHOWN, evidence, is_defined, is_difference
 from crosscope.app.palette import CLASS_NAMES
 from crosscope.app.table_view import Column, table_view
 from crosscope_proto.limits import MAX_NU_ERR
@@ -71,7 +71,7 @@ def nothing_yet() -> None:
 
 @st.fragment(run_every=REFRESH_S)
 def running_jobs() -> None:
-    """Progress of all jobs, refreshed until a crosscoder is there."""
+    """Draws the progress of all jobs, again and again until a crosscoder is there."""
     with session.shown_errors():
         for job in session.jobs():
             panels.job_line(job)
@@ -103,7 +103,7 @@ def card(info: CrosscoderInfo) -> None:
 
 
 def _fve(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
-    """Fractions of variance explained, of inliers where they were told apart; of what the dictionary rebuilds."""
+    """Fractions of variance explained, by inliers alone if they were told apart, of what the dictionary rebuilds."""
     rebuilt = ("difference",) if "fve_difference" in metrics else ("base", "chat")
     facts = []
     for name in rebuilt:
@@ -115,7 +115,7 @@ def _fve(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
 
 
 def _threshold(info: CrosscoderInfo) -> list[tuple[str, str, str]]:
-    """The threshold of inference, beside the running one of training where both were recorded."""
+    """The threshold at inference, and the running one of training if it was recorded."""
     metrics = info.metrics
     threshold = metrics.get("threshold", session.manifest(info).get("threshold"))
     if threshold is None:
@@ -125,13 +125,13 @@ def _threshold(info: CrosscoderInfo) -> list[tuple[str, str, str]]:
 
 
 def _shares(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
-    """Shares of the tokens that are outliers or repeat an earlier text, where they were measured."""
+    """Shares of the tokens that are outliers or repeat an earlier text, if they were measured."""
     shares = (("outliers", "outlier_share", "of tokens, by norm"), ("repeats", "repeat_share", REPEATS))
     return [(name, f"{metrics[metric]:.1%}", remark) for name, metric, remark in shares if metric in metrics]
 
 
 def _recovered(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
-    """KL recovered where reconstructions were spliced into the models."""
+    """KL recovered, if reconstructions were spliced into the models."""
     if "kl_recovered_chat" not in metrics:
         return []
     base, chat = (text.number(metrics.get(f"kl_recovered_{model}")) for model in ("base", "chat"))
@@ -139,17 +139,20 @@ def _recovered(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
 
 
 def remarks(info: CrosscoderInfo) -> None:
-    """What training and analysis lost of the data, found unusual, assumed, or could not measure; a sentence each."""
+    """Draws a sentence for each thing that was left out, unusual, assumed or not measured."""
     manifest = session.manifest(info)
     sentences = [*info.left_out, *manifest.get("warnings", ()), *manifest.get("notes", ())]
     sentences += [f"No {name.replace('_', ' ')}: {reason}" for name, reason in info.unavailable.items()]
+    if unknown := session.unknown_columns(info.name, info.version_id):
+        labels = ", ".join(SHOWN[name].label for name in unknown)
+        sentences.append(f"The server is older than this app and does not know: {labels}")
     if sentences:
         st.subheader("What to know")
         st.markdown("\n".join(f"- {text.sentence(said)}" for said in sentences))
 
 
 def broken() -> None:
-    """The crosscoders that the server cannot read, each with the reason."""
+    """Draws the crosscoders that the server cannot read, each with the reason."""
     for info in session.broken():
         st.warning(f"**{text.plain(info.name)}** cannot be read: {text.sentence(info.broken)}")
 
@@ -159,7 +162,7 @@ def norms(info: CrosscoderInfo) -> None:
     st.subheader("Relative norm")
     columns = session.atlas(info.name, info.version_id)
     if not is_defined(columns, "rel_norm"):
-        st.markdown("No latent has one: the decoder rows of this dictionary are those of one side alone.")
+        st.markdown("No latent has a relative norm, because this dictionary has decoder rows of one side only.")
         session.link("atlas", "All latents in the atlas", crosscoder=info.name)
         return
     figure = charts.relative_norms(columns["rel_norm"], columns["latent_class"])
@@ -170,7 +173,7 @@ def norms(info: CrosscoderInfo) -> None:
 
 
 def telling(info: CrosscoderInfo) -> None:
-    """Latents that the base model has the least use for and does not hide."""
+    """Draws the latents of highest base uselessness among those with a small ν error."""
     st.subheader("Most telling latents")
     columns = session.atlas(info.name, info.version_id)
     if is_difference(columns):
@@ -195,7 +198,7 @@ def listed(
     names: Sequence[str],
     about: Mapping[str, object],
 ) -> None:
-    """The most telling latents as a table; `about` is the set and the order that a row's link carries."""
+    """Draws the most telling latents as a table; `about` is the set and the order in the links of its rows."""
     peaks = [session.latent(info.name, info.version_id, int(latent)).top_tokens[:NUM_PEAKS] for latent in ids]
     tokens = ["  ".join(map(text.visible, peak)) for peak in peaks]
     rows = tables.of_latents(
@@ -253,13 +256,13 @@ def behaviours(info: CrosscoderInfo) -> None:
         Column(
             "false rate",
             tables.figures([d.false_rate for d in found], "%.2f"),
-            "Share of the other assistant turns on which it says yes.",
+            "Share of the other assistant turns on which the latent is above its threshold.",
         ),
         Column("of", [text.count(d.num_positive) for d in found], "Occurrences of the behaviour."),
     ]
     links = [address.href("latent", {"crosscoder": info.name, "latent": d.latent}) for d in found]
     table_view("behaviours", "Planted behaviours", rows, links)
-    st.caption("The single latent that tells each behaviour best, on the token that decides it or within it.")
+    st.caption("The single latent that detects each behaviour best, on the token that decides it or within it.")
 
 
 def recent_jobs(info: CrosscoderInfo) -> None:
@@ -272,7 +275,7 @@ def recent_jobs(info: CrosscoderInfo) -> None:
 
 
 def job_lines(was_active: bool) -> None:
-    """The latest jobs; draws the whole page again once none is active any more."""
+    """Draws the latest jobs; draws the whole page again once the last active one has ended."""
     with session.shown_errors():
         jobs = session.jobs()
         for job in jobs[:NUM_JOBS]:

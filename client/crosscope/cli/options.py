@@ -1,4 +1,4 @@
-"""Options that every command takes, before or after its name, and the client that they describe."""
+"""The options that every command takes, before or after its name, and the client that they describe."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Session:
-    """How this run of the command line talks and prints."""
+class Options:
+    """What the options of one run say: which server is asked, and how results are printed."""
 
     as_json: bool = False
     address: str | None = None
@@ -23,7 +23,7 @@ class Session:
     """The version that a command about one crosscoder asks; None for the current one."""
 
     def client(self) -> "Client":
-        """A client of the server that was asked for."""
+        """A client of the server that the options name."""
         from crosscope import Client
 
         if self.timeout_s is None:
@@ -31,7 +31,7 @@ class Session:
         return Client(self.address, self.token, self.timeout_s)
 
     def crosscoder(self, client: "Client", name: str) -> "Crosscoder":
-        """The crosscoder that was asked for, in the version that was asked for."""
+        """A crosscoder in the version that the options name, else in its current one."""
         return client.crosscoder(name, self.version_id)
 
 
@@ -47,7 +47,7 @@ ROOT_OPTIONS: tuple[Option, ...] = (
 
 
 def apply(options: tuple[Option, ...], function: Any) -> Any:
-    """The function with click options, the first listed first."""
+    """The function with click options; help lists them in the order given."""
     for option in reversed(options):
         function = option(function)
     return function
@@ -56,19 +56,20 @@ def apply(options: tuple[Option, ...], function: Any) -> Any:
 def json_before_name() -> bool:
     """Whether --json stands before the name of a command that asks no server.
 
-    Raises UsageError where an option does that only makes sense for one that does.
+    Raises UsageError if --address, --token or --timeout stands there, because only a command that asks a server can
+    use them.
     """
     root = click.get_current_context().find_root().obj
-    session = root if isinstance(root, Session) else Session()
-    misplaced = {"--address": session.address, "--token": session.token, "--timeout": session.timeout_s}
+    options = root if isinstance(root, Options) else Options()
+    misplaced = {"--address": options.address, "--token": options.token, "--timeout": options.timeout_s}
     for option, value in misplaced.items():
         if value is not None:
             raise click.UsageError(f"this command asks no running server, so {option} cannot stand before its name")
-    return session.as_json
+    return options.as_json
 
 
-def with_session(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives a command a Session as its first argument, from its own options and those before its name."""
+def with_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives a command its Options as the first argument, from what stands after its name and before it."""
 
     @click.pass_context
     @wraps(function)
@@ -81,21 +82,21 @@ def with_session(function: Callable[..., Any]) -> Callable[..., Any]:
         token: str | None,
         timeout_s: float | None,
         version_id: str | None = None,
-        **options: Any,
+        **own: Any,
     ) -> Any:
         root = ctx.find_root().obj
-        session = root if isinstance(root, Session) else Session()
+        options = root if isinstance(root, Options) else Options()
         given = {"address": address, "token": token, "timeout_s": timeout_s, "version_id": version_id}
-        session = replace(
-            session, as_json=as_json or session.as_json, **{k: v for k, v in given.items() if v is not None}
+        options = replace(
+            options, as_json=as_json or options.as_json, **{k: v for k, v in given.items() if v is not None}
         )
-        return function(session, *arguments, **options)
+        return function(options, *arguments, **own)
 
     return apply(ROOT_OPTIONS, command)
 
 
 def with_version(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Like with_session, for a command about one crosscoder: takes the id of the version to ask."""
+    """Like with_options, for a command about one crosscoder: it also takes the id of the version to ask."""
     return click.option("--version", "version_id", metavar="ID", help="Ask this version [the current one].")(
-        with_session(function)
+        with_options(function)
     )
