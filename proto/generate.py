@@ -122,7 +122,7 @@ def check() -> int:
 
 
 def main() -> int:
-    """Reads the command line and does what it says."""
+    """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description="Generate crosscope_proto from its .proto files.")
     parser.add_argument("--check", action="store_true", help="only say whether the generated files are current")
     parser.add_argument("--image", type=Path, help="write a descriptor image for buf to this file instead")

@@ -1,6 +1,6 @@
-"""The layout of the artefact folder: names of files and fields of manifests; columns.py has the columns of tables.
+"""The layout of the artefact folder: names of files and fields of manifests. The columns of tables are in columns.py.
 
-Pure names: nothing here touches a disk. The worker writes what this module describes, the server reads it.
+The worker writes what this module describes, and the server reads it. Knows names only and touches no disk.
 
     <home>/
       pairs/<name>/pair.json                        a PairManifest; the demo's models and texts lie beside it
@@ -22,7 +22,7 @@ from pathlib import PurePath
 
 SCHEMA_VERSION = 1
 NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,99}"
-"""What names of pairs and crosscoders and ids of versions look like: safe as a folder and in a URL."""
+"""Pattern of the names of pairs and crosscoders and of version ids: safe as a folder's name and in a URL."""
 
 CURRENT = "CURRENT"
 MANIFEST = "crosscoder.json"
@@ -34,12 +34,12 @@ SEQUENCES = "sequences.parquet"
 EXAMPLES = "examples"
 PAIR_MANIFEST = "pair.json"
 OWN_FOLDERS = ("queue", "cache", "logs")
-"""Below the home: what the processes keep for themselves. No recipe reads it."""
+"""Folders of the home that belong to the processes. No recipe reads them."""
 
 EXAMPLE_PARTS = 16
-"""Number of example files; latents are divided among them in contiguous, equal ranges."""
+"""Number of example files; each has a contiguous range of latents, all of one size."""
 EXAMPLE_LATENTS_PER_ROW_GROUP = 16
-"""Latents in one row group of an example file, so that one lookup reads one row group."""
+"""Latents in one row group of an example file. A look-up reads one row group."""
 
 
 def pair_folder(home: PurePath, name: str) -> PurePath:
@@ -91,7 +91,7 @@ class LatentPart(StrEnum):
     CHAT_EXCLUSIVE = "chat_exclusive"
     """dfc: neither reads nor writes the base model."""
     DELTA = "delta"
-    """delta: has the budget of the difference."""
+    """delta: has a budget of its own, k_delta."""
     DESIGNATED = "designated"
     """designated_shared: one decoder row for both models."""
     PREFIX_1 = "prefix_1"
@@ -104,7 +104,7 @@ class LatentPart(StrEnum):
     PREFIX_7 = "prefix_7"
     PREFIX_8 = "prefix_8"
     REST = "rest"
-    """The latents that none of these are."""
+    """All other latents of a dictionary that has parts."""
 
 
 class ExampleGroup(StrEnum):
@@ -122,7 +122,7 @@ class PairManifest:
     base: str
     """Hub id, absolute folder, or a folder relative to the manifest's own."""
     chat: str
-    """The same for the chat model; where there is an `adapter`, for the model that it lies on."""
+    """The same for the chat model; with an `adapter`, for the model that the adapter changes."""
     tokenizer: str
     """Where the tokenizer and its chat template are loaded from."""
     dtype: str = "float32"
@@ -132,11 +132,11 @@ class PairManifest:
     """Hub id or folder of the LoRA adapter that makes `chat` the chat model."""
     adapter_revision: str | None = None
     adapter_base_given: bool = False
-    """Whether somebody said that the adapter lies on `chat`, rather than that being the base model by default."""
+    """Whether the recipe named the model that the adapter changes; if not, `chat` is the base model."""
     adapter_merged: bool = False
     """Whether the adapter is added into a copy of the weights that it changes."""
     token_names: str | None = None
-    """"base" or "chat": the tokenizers may differ in the names of special tokens, and that model's count."""
+    """"base" or "chat": the tokenizers may name special tokens differently, and the names of this model's are used."""
     token_differences: tuple[str, ...] = ()
     """A sentence for every token that the two tokenizers name differently."""
     schema_version: int = SCHEMA_VERSION
@@ -158,7 +158,7 @@ class CrosscoderManifest:
     name: str
     version_id: str
     pair: PairManifest
-    """With absolute folders or hub ids."""
+    """The two models, by absolute folders or hub ids."""
     layer: int
     d_model: tuple[int, int]
     num_latents: int
@@ -166,52 +166,52 @@ class CrosscoderManifest:
     code_normalisation: str
     """"crosscoder", "sae", "mixed", "none" or "decoupled" (math §1)."""
     threshold: float | None
-    """Inference keeps scaled activations above it; None where ReLU alone is the rule."""
+    """Inference keeps scaled activations above this; None if all positive ones stay."""
     input_scale: tuple[float, float]
-    """Activations of each model are multiplied by this before encoding; reconstructions are divided by it."""
+    """Factors on the activations of base and chat before encoding; reconstructions are divided by them."""
     recipe: dict[str, object]
     datasets: tuple[str, ...] = ()
     training_tokens: int = 0
-    """Tokens trained on, those of every epoch counted."""
+    """Number of tokens trained on; a token counts in every epoch."""
     skipped_texts: int = 0
-    """Texts that the tokenizer or template refused (DataSpec.skip_refused), those of every epoch counted."""
+    """Number of texts that the tokenizer or template refused (DataSpec.skip_refused); a text counts in every epoch."""
     skipped: dict[str, dict[str, int]] = field(default_factory=dict)
     """The same by data set and reason."""
     texts: dict[str, dict[str, int]] = field(default_factory=dict)
     """What became of the texts that training and analysis read, by data set: read, cut, cut_tokens, lost_behaviours,
-    without_tokens, stopped, retries; those of every epoch counted."""
+    without_tokens, stopped, retries. A text counts in every epoch."""
     norm_limits: tuple[float, float] | None = None
-    """Largest norm of an activation of each model that the token policy keeps (math §7); None: it keeps all."""
+    """Largest activation norm in each model that the token policy keeps (math §7); None: it keeps all."""
     norm_positions: tuple[int, ...] = ()
-    """Positions of a text that it leaves out because their median norm is larger."""
+    """Positions of a text that the token policy leaves out because their median norm is larger."""
     norm_left_out: int = 0
-    """Tokens left out by norm, of every epoch of the training; of the analysis where there was no training here."""
+    """Number of tokens left out by norm in all epochs of the training; without a training, in the analysis."""
     warnings: tuple[str, ...] = ()
-    """What the job that published it left out of its own data, or found unusual there; a sentence each, for people."""
+    """What the job left out of its data, or found unusual in it; sentences for people."""
     analysis_tokens: int = 0
     analysis_shards: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     class_counts: dict[str, int] = field(default_factory=dict)
     histogram_edges: tuple[float, ...] = ()
     uselessness: dict[str, float] = field(default_factory=dict)
-    """How base uselessness was computed: steps, learning rate, start, floor, size of its set, agreement."""
+    """How base uselessness was computed: steps, learning rate, start, floor, number of latents, agreement."""
     hashes: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the tokenizer, of both models and of the weights."""
     software: dict[str, str] = field(default_factory=dict)
     reads: str = ""
-    """What it reads and reconstructs: "both", "difference", "base" or "chat"; "" in files of before, which
-    manifest.parse_manifest fills in."""
+    """What it reads and reconstructs: "both", "difference", "base" or "chat". Older files have "" or no such field;
+    manifest.parse_manifest fills it in."""
     token_k: int | None = None
-    """Inference keeps so many of a token's largest scaled activations; None where a threshold or ReLU is the rule."""
+    """Inference keeps this many of a token's largest scaled activations; None if another rule holds."""
     notes: tuple[str, ...] = ()
-    """What was assumed or left out when someone else's file was read; a sentence each. They belong to the dictionary:
-    whoever loads it again has them too. Empty for one that was trained here."""
+    """What was assumed or left out when someone else's file was read; sentences. They stay with the dictionary whenever
+    it is loaded. Empty for a dictionary that was trained here."""
     unavailable: dict[str, str] = field(default_factory=dict)
-    """Why something was not measured, by its name: for instance "logit_lens_chat"."""
+    """Why a figure was not measured, by its name, for instance "logit_lens_chat"."""
     chat_template_date: str = ""
-    """The day that the chat template printed, YYYY-MM-DD; "": that of each run, as earlier versions had it."""
+    """The day that the chat template printed, YYYY-MM-DD; "": it printed the day of each run, in older versions."""
     job: str = ""
-    """Id of the job that published it, so that a job that is run again publishes nothing twice."""
+    """Id of the job that published it. By this a job that runs again finds that it has published already."""
     created_at: float = 0.0
     """Seconds since 1970."""
     schema_version: int = SCHEMA_VERSION

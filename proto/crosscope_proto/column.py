@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Column:
-    """What every reader of a column needs to know of it."""
+    """What a reader of a column needs to know about it."""
 
     name: str
     type: str
@@ -26,44 +26,45 @@ class Column:
     source: str = ""
     """The section of docs/math.md that defines it, for instance "math §4"."""
     low: float | None = None
-    """Smallest value that it can have; None: no limit."""
+    """Smallest possible value; None: no limit."""
     high: float | None = None
-    """Largest value that it can have; None: no limit."""
+    """Largest possible value; None: no limit."""
     undefined: str = ""
     """Where it is NaN, for instance "where it never fired"; empty: nowhere."""
     absent: float | str | None = None
-    """What readers take where a version was published before the column existed; None: every version has it."""
+    """The value for versions that were published before the column existed; None: every version has the column."""
     categories: tuple[str, ...] = ()
-    """Of a column of texts: its possible values, in the order of their numbers, which begin at 1; empty: any text."""
+    """All possible texts of a column of texts, in the order of their numbers, which begin at 1; empty: any text."""
     axis: str = ""
-    """Of a list as long for every row: what its entries are of, "role", "dataset" or "bin"."""
+    """For lists of one length: what an entry stands for, "role", "dataset" or "bin"."""
     label: str = ""
-    """Its name for people."""
+    """Name of the column for people."""
     short: str = ""
-    """Its head in a table; the app draws, orders and exports by the scalar columns that have one."""
+    """Head of the column in a table. The app draws, orders and exports the scalar columns that have one."""
     is_log: bool = False
-    """Whether an axis of it is logarithmic."""
+    """Whether an axis of this column is logarithmic."""
     format: str = "%.3f"
-    """A value in a table, as printf has it."""
+    """The printf format of a value in a table."""
     is_floored: bool = False
-    """Whether its largest value means "at least": -ln of a scale that is cut off below (math §5)."""
+    """Whether the largest value means "at least": it is -ln of a scale with a lower limit (math §5)."""
     error_of: str = ""
-    """Of a standard error: the column that it belongs to."""
+    """For a standard error: name of the estimate's column."""
     wire: str = ""
-    """Its place in crosscope.v1.Latent, and in the SDK's Latent: a field, or fields of messages within joined by dots.
+    """Field of crosscope.v1.Latent, and of the SDK's Latent, that holds the value: its path, joined by dots.
 
-    An optional field is unset where the value is NaN. A list whose place has a dot is spread over a list of messages.
-    A number that has no field of its own is at "more.NAME": an entry of a map, absent where the value is NaN.
+    An optional field is unset where the value is NaN. A list column whose path has a dot fills one field in each of a
+    list of messages. A number without a field of its own has the path "more.NAME": an entry of a map, which is left
+    out where the value is NaN.
     """
 
     @property
     def is_list(self) -> bool:
-        """Whether the column holds a list a row."""
+        """Whether the column holds a list in each row."""
         return self.type.startswith("list<")
 
     @property
     def is_scalar(self) -> bool:
-        """Whether the column holds one value a row."""
+        """Whether the column holds one value in each row."""
         return not self.is_list
 
     @property
@@ -73,12 +74,12 @@ class Column:
 
     @property
     def path(self) -> tuple[str, ...]:
-        """`wire` as its fields; the column's own name where it has none."""
+        """The path `wire` as a tuple; the column's own name if `wire` is empty."""
         return tuple((self.wire or self.name).split("."))
 
 
 def with_error(column: Column) -> tuple[Column, Column]:
-    """An estimate and its standard error, which travel together."""
+    """The column of an estimate, and the column of its standard error."""
     field = ".".join(column.path)
     error = Column(
         f"{column.name}_se",
@@ -99,7 +100,7 @@ def with_error(column: Column) -> tuple[Column, Column]:
 
 
 def arrow_schema(columns: Iterable[Column]) -> "pyarrow.Schema":
-    """The Arrow schema of a table; needs pyarrow."""
+    """The Arrow schema of a table with these columns. Needs pyarrow."""
     import pyarrow as pa
 
     scalars: dict[str, pa.DataType] = {

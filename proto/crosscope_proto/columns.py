@@ -1,4 +1,4 @@
-"""The columns of every table on disk. What is said of a column anywhere comes from here.
+"""The columns of every table on disk. Everything that any part says about a column comes from here.
 
 `python -m crosscope_proto.columns` prints the columns of latents.parquet as a table in Markdown. A new column of a
 latent is a row of LATENT_COLUMNS and a function that computes it (docs/extending-column.md).
@@ -272,7 +272,7 @@ LATENT_COLUMNS: tuple[Column, ...] = (
         wire="coactive.index",
     ),
 )
-"""latents.parquet. Activations are scaled (math §1)."""
+"""Columns of latents.parquet. Activations are scaled (math §1)."""
 
 SEQUENCE_COLUMNS: tuple[Column, ...] = (
     Column("id", "uint32", "Row number."),
@@ -281,28 +281,28 @@ SEQUENCE_COLUMNS: tuple[Column, ...] = (
     Column("pieces", "list<string>", "The text of each token; joined, they are the text."),
     Column("roles", "list<uint8>", "TokenRole of each token."),
 )
-"""sequences.parquet."""
+"""Columns of sequences.parquet."""
 
 EXAMPLE_COLUMNS: tuple[Column, ...] = (
     Column("latent", "uint32", "Latent id."),
     Column("dataset", "string", "Name of the data set."),
     Column("group", "string", "An ExampleGroup."),
     Column("quantile", "uint8", "Band of the sequence maximum, 0 the lowest; 0 in group top."),
-    Column("rank", "uint32", "Place within (latent, dataset, group, quantile), 0 first."),
+    Column("rank", "uint32", "Rank within (latent, dataset, group, quantile), 0 first."),
     Column("sequence", "uint32", "Id in sequences.parquet."),
     Column("max", "float32", "Largest scaled activation in the sequence."),
     Column("positions", "list<uint16>", "Token positions with an activation, ascending."),
-    Column("values", "list<float32>", "Their scaled activations; float16 in versions of before November 2026."),
-    Column("repeats", "uint32", "Texts besides it with the same tokens around the peak.", absent=0),
+    Column("values", "list<float32>", "Their scaled activations; float16 in versions from before November 2026."),
+    Column("repeats", "uint32", "Number of further texts with the same tokens around the peak.", absent=0),
 )
-"""examples/part-NN.parquet."""
+"""Columns of examples/part-NN.parquet."""
 
 METRIC_COLUMNS: tuple[Column, ...] = (
     Column("step", "uint64", "Training step."),
     Column("name", "string", "Figure, for instance fve_chat."),
     Column("value", "float32", "Its value."),
 )
-"""metrics.parquet."""
+"""Columns of metrics.parquet."""
 
 BEHAVIOUR_COLUMNS: tuple[Column, ...] = (
     Column("behaviour", "string", "A tagged behaviour of the held-out conversations."),
@@ -314,7 +314,7 @@ BEHAVIOUR_COLUMNS: tuple[Column, ...] = (
     Column("num_positive", "uint32", "Occurrences of the behaviour."),
     Column("num_negative", "uint32", "Assistant turns without it."),
 )
-"""behaviours.parquet: for each tagged behaviour and place, the best single latent as its detector."""
+"""Columns of behaviours.parquet: for each tagged behaviour and place, the latent that detects it best."""
 
 if __name__ == "__main__":
     print(markdown(LATENT_COLUMNS), end="")  # noqa: T201

@@ -1,7 +1,7 @@
 """The dictionaries that a recipe can train: a class each, with its own fields and no others (math §2).
 
-What other parts must know of a dictionary stands on its class, so that nobody compares names. Knows no training: what
-each of them does there is in the worker, in a file of the variant's name.
+A class also says what other parts must know about its dictionary, so that nobody compares names. Knows no training: the
+worker has a file of the variant's name for that.
 """
 
 import dataclasses
@@ -31,35 +31,36 @@ Normalisation = Literal["crosscoder", "sae", "mixed", "none", "decoupled"]
 
 @dataclass(config=_STRICT, kw_only=True, frozen=True)
 class DictionarySpec:
-    """What every dictionary has."""
+    """The fields and the facts that every dictionary has."""
 
     reads: ClassVar[Reads] = "both"
-    """What it reads and reconstructs."""
+    """What the dictionary reads and reconstructs."""
     calibrates: ClassVar[bool] = False
-    """Whether its thresholds are measured at the end, on a sample of the tokens that it was trained on."""
+    """Whether thresholds are measured when training has ended, on a sample of the training tokens."""
     revives: ClassVar[bool] = False
-    """Whether the auxiliary loss revives its dead latents."""
+    """Whether the auxiliary loss revives dead latents."""
     anneals: ClassVar[str]
-    """The field that training.sparsity_warmup_steps moves."""
+    """Name of the field that changes during training.sparsity_warmup_steps."""
     decouples: ClassVar[bool] = False
-    """Whether the two models can select latents apart (code normalisation decoupled)."""
+    """Whether each model can select its own latents (code normalisation decoupled)."""
 
     variant: str
-    """Training objective (math §2)."""
+    """The name of the dictionary and of its training objective (math §2)."""
     num_latents: Annotated[int, Field(ge=1, le=2**31 - 1)]
     """Number of latents."""
     squared: bool = False
-    """Square the norm of the reconstruction error."""
+    """Whether the norm of the reconstruction error is squared in the loss."""
     code_normalisation: Normalisation = "crosscoder"
-    """Scale of the code (math §1). decoupled: the models select latents apart."""
+    """The factor that turns a latent's code into its scaled activation (math §1). decoupled: each model selects its own
+    latents."""
 
     @property
     def num_apart(self) -> int:
-        """Latents that have a part of the dictionary of their own."""
+        """Number of latents that are set apart from the rest."""
         return 0
 
     def width(self, base: int, chat: int) -> int:
-        """Width of what it reads and reconstructs, of models of these widths."""
+        """Width of the vector that it reads and reconstructs, for models of these widths."""
         return chat if self.reads == "difference" else base + chat
 
     @model_validator(mode="after")
@@ -70,7 +71,7 @@ class DictionarySpec:
         return self
 
     def _check(self) -> None:
-        """Raises ValueError where fields contradict each other."""
+        """Raises ValueError if fields contradict each other."""
 
 
 @dataclass(config=_STRICT, kw_only=True, frozen=True)
@@ -78,7 +79,7 @@ class TwoModels(DictionarySpec):
     """A dictionary that reconstructs both models."""
 
     cross_term: Annotated[float, Field(ge=-1, le=0)] = 0.0
-    """Weight lambda of twice the inner product of the two models' errors (math §2); needs squared."""
+    """Weight lambda of the inner product of the two models' errors (math §2); needs squared: true."""
 
     def _check(self) -> None:
         super()._check()
@@ -88,18 +89,18 @@ class TwoModels(DictionarySpec):
 
 @dataclass(config=_STRICT, kw_only=True, frozen=True)
 class ChoosesK(DictionarySpec):
-    """A dictionary whose code holds a number of latents that is set."""
+    """A dictionary that keeps a fixed number of active latents, k."""
 
     revives: ClassVar[bool] = True
     calibrates: ClassVar[bool] = True
     anneals: ClassVar[str] = "k"
 
     k: Count
-    """Latents a token, on average."""
+    """Active latents a token, on average."""
 
     @property
     def num_choices(self) -> int:
-        """Latents that k are chosen from."""
+        """Number of latents from which k are chosen."""
         return self.num_latents
 
     def _check(self) -> None:
@@ -110,7 +111,7 @@ class ChoosesK(DictionarySpec):
 
 @dataclass(config=_STRICT, kw_only=True, frozen=True)
 class Penalised(DictionarySpec):
-    """A dictionary whose code a penalty makes sparse."""
+    """A dictionary whose code is made sparse by a penalty."""
 
     anneals: ClassVar[str] = "mu"
 
@@ -120,7 +121,7 @@ class Penalised(DictionarySpec):
 
 @dataclass(config=_STRICT, kw_only=True, frozen=True)
 class BatchTopK(TwoModels, ChoosesK):
-    """The k · batch largest scaled activations of a batch."""
+    """Keeps the k · batch largest scaled activations of each batch."""
 
     decouples: ClassVar[bool] = True
     variant: Literal["batch_topk"] = "batch_topk"
@@ -128,7 +129,7 @@ class BatchTopK(TwoModels, ChoosesK):
 
 @dataclass(config=_STRICT, kw_only=True, frozen=True)
 class TopK(TwoModels, ChoosesK):
-    """The k largest scaled activations of each token, in training and at inference."""
+    """Keeps the k largest scaled activations of each token, in training and at inference."""
 
     decouples: ClassVar[bool] = True
     calibrates: ClassVar[bool] = False
@@ -137,7 +138,7 @@ class TopK(TwoModels, ChoosesK):
 
 @dataclass(config=_STRICT, kw_only=True, frozen=True)
 class L1(TwoModels, Penalised):
-    """A penalty on scaled activations."""
+    """Keeps all positive activations, and has a penalty on the sum of the scaled ones."""
 
     variant: Literal["l1"] = "l1"
     code_normalisation: CoupledNormalisation = "crosscoder"
@@ -145,14 +146,14 @@ class L1(TwoModels, Penalised):
 
 @dataclass(config=_STRICT, kw_only=True, frozen=True)
 class DesignatedShared(TwoModels, Penalised):
-    """L1, and latents with one decoder row for both models whose penalty is reduced."""
+    """L1 in which some latents are designated shared: one decoder row for both models, and a smaller penalty."""
 
     variant: Literal["designated_shared"] = "designated_shared"
     code_normalisation: CoupledNormalisation = "crosscoder"
     num_shared: Count
-    """The first so many latents have one decoder row for both models."""
+    """Number of designated shared latents; they are the first ones."""
     shared_penalty: Share
-    """The penalty of those latents, as a share of mu."""
+    """Penalty of the designated shared latents, as a share of mu."""
 
     @property
     def num_apart(self) -> int:
@@ -162,14 +163,14 @@ class DesignatedShared(TwoModels, Penalised):
 
 @dataclass(config=_STRICT, kw_only=True, frozen=True)
 class Dfc(TwoModels, ChoosesK):
-    """BatchTopK, and latents that neither read nor write one of the models."""
+    """BatchTopK in which some latents belong to one model: they neither read nor write the other."""
 
     decouples: ClassVar[bool] = True
     variant: Literal["dfc"] = "dfc"
     num_base_only: Count
-    """The first so many latents neither read nor write the chat model."""
+    """Number of latents that belong to the base model; they are the first ones."""
     num_chat_only: Count
-    """So many latents behind them neither read nor write the base model."""
+    """Number of latents that belong to the chat model; they come after those of the base model."""
 
     @property
     def num_apart(self) -> int:
@@ -179,16 +180,16 @@ class Dfc(TwoModels, ChoosesK):
 
 @dataclass(config=_STRICT, kw_only=True, frozen=True)
 class Delta(TwoModels, ChoosesK):
-    """BatchTopK with a budget of its own for some latents, and a loss on the reconstruction of the difference."""
+    """BatchTopK in which some latents have their own budget, with a further loss on the difference of the models."""
 
     variant: Literal["delta"] = "delta"
     code_normalisation: CoupledNormalisation = "crosscoder"
     num_delta: Count
-    """The first so many latents have a budget of their own; k is that of the others."""
+    """Number of latents with their own budget, k_delta; they are the first ones. The budget of the others is k."""
     k_delta: Count
-    """Latents a token, on average, of those."""
+    """Active latents a token among those num_delta latents, on average."""
     delta_weight: Positive
-    """Weight of the reconstruction of the chat model's activation less the base model's."""
+    """Weight of the loss on the reconstructed difference, chat less base."""
 
     @property
     def num_apart(self) -> int:
@@ -208,7 +209,7 @@ class Delta(TwoModels, ChoosesK):
 
 @dataclass(config=_STRICT, kw_only=True, frozen=True)
 class DiffSae(ChoosesK):
-    """BatchTopK of the chat model's activation less the base model's."""
+    """BatchTopK that reads and reconstructs one vector: the chat model's activation less the base model's."""
 
     reads: ClassVar[Reads] = "difference"
     variant: Literal["diff_sae"] = "diff_sae"
@@ -265,9 +266,10 @@ VARIANTS: dict[str, type[DictionarySpec]] = {
 
 
 def _own_fields(value: object) -> object:
-    """The mapping without fields of other variants that are null or 0; others are refused by name, as are missing ones.
+    """The mapping without empty fields of other variants.
 
-    Recipes of manifests before have every variant's fields, null where they are not the variant's own.
+    Older manifests hold recipes with the fields of every variant; those of other variants are null or 0. Raises
+    ValueError that names a field of another variant with a value, or a field that is missing.
     """
     if not isinstance(value, dict):
         return value
@@ -291,10 +293,10 @@ def _own_fields(value: object) -> object:
 
 
 AnyDictionary = Annotated[Annotated[Known, Field(discriminator="variant")], BeforeValidator(_own_fields)]
-"""The part `crosscoder` of a recipe."""
+"""Type of the field `crosscoder` of a recipe."""
 _ADAPTER: TypeAdapter[Known] = TypeAdapter(AnyDictionary)
 
 
 def dictionary(**fields: Any) -> Known:
-    """The dictionary of these fields, `variant` among them. Raises pydantic.ValidationError as a recipe would."""
+    """The dictionary with these fields; one is `variant`. Raises pydantic.ValidationError."""
     return _ADAPTER.validate_python(fields)

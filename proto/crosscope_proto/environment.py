@@ -1,7 +1,7 @@
-"""Which environment variables a process gets from the one that starts it: what it needs and nothing else.
+"""The environment variables that a process gets from the one that starts it: what it needs and nothing else.
 
-A recipe is run by people's leave, not by their trust: the process that runs it must hold no token but a hub's, and
-that only where it reads from the hub. Pure functions: the caller gives its environment and starts the process.
+People who may submit a recipe are not trusted with tokens. So the process that runs a recipe holds no token but the
+hub's, and that one only if the recipe reads from the hub. Pure functions: the caller starts the process.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,8 +12,8 @@ _ALWAYS: Final = (
     *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "CROSSCOPE_HOME"),
     *("LC_*", "XDG_*", "LD_*", "DYLD_*", "PYTHON*", "MALLOC_*"),
 )
-"""What every program may need: where it finds things and how it speaks. A name that ends in * stands for all that begin
-with what is before it."""
+"""What every program may need: where it finds things, and its language. A name that ends in * stands for all names that
+begin so."""
 COMPUTE: Final = (
     *("OMP_*", "GOMP_*", "KMP_*", "MKL_*", "OPENBLAS_*", "BLIS_*", "VECLIB_*", "NUMEXPR_*", "RAYON_*", "DNNL_*"),
     *("ONEDNN_*", "TOKENIZERS_PARALLELISM"),
@@ -22,23 +22,23 @@ COMPUTE: Final = (
 )
 """What torch and the compilers below it read: threads, devices, kernels."""
 HUB: Final = ("HF_*", "TRANSFORMERS_*", "HUGGINGFACE_*")
-"""Where models and data sets of the hub are kept here, and how it is asked; no token."""
+"""Where files of the hub are kept on this machine, and how the hub is asked; no token."""
 HUB_ACCESS: Final = (
     *("HF_TOKEN", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN"),
     *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"),
 )
-"""What lets a process read from the hub as this person. A proxy's address may hold a password."""
+"""What a process needs to read from the hub as this person. A proxy's address may hold a password."""
 WORKER: Final = ("CROSSCOPE_WORKER_*",)
 SERVER: Final = ("CROSSCOPE_SERVER_*",)
 APP: Final = ("CROSSCOPE_APP_*", "CROSSCOPE_ADDRESS", "CROSSCOPE_TOKEN", "STREAMLIT_*")
 
 _SECRETS: Final = ("TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "API_KEY", "ACCESS_KEY", "AUTHORIZATION")
-"""A variable whose name holds one of these goes only to whoever names it in full, or owns its whole prefix."""
+"""A variable whose name contains one of these words is a secret. Its full name passes it, or a pattern of _OWNED."""
 _OWNED: Final = ("CROSSCOPE_SERVER_*", "CROSSCOPE_WORKER_*", "CROSSCOPE_APP_*", "STREAMLIT_*")
 
 
 def needed(environment: Mapping[str, str], *groups: Iterable[str]) -> dict[str, str]:
-    """The variables of `environment` that every program gets, and those that `groups` of patterns name."""
+    """The variables of `environment` that every program gets, and those that match a pattern of `groups`."""
     patterns = [*_ALWAYS, *(pattern for group in groups for pattern in group)]
     return {name: value for name, value in environment.items() if any(_allows(each, name) for each in patterns)}
 

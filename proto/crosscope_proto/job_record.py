@@ -1,10 +1,11 @@
 """The record of a job in Redis: its fields, and the scripts through which it changes.
 
-Every change of state is one Lua script, so that it happens whole or not at all, whoever dies in between, and so that
-the server and the workers agree on what may follow what. Pure strings: knows nothing about Redis clients. A script that
-changes a state takes the keys [job_key, events_key, …] of `keys.py` and ends in an event, which wakes those who watch.
+Each change of state is one Lua script. So it happens whole or not at all, whichever process dies, and server and
+workers agree on which state may follow which. A script that changes a state takes the keys [job_key, events_key, …] of
+`keys.py`. It ends with an event, which wakes those who watch. Pure strings: knows nothing about Redis clients.
 
-A record without `claim` and `end` waits; with `claim` an attempt runs it; with `end` it is over, until it is retried.
+A job waits if its record has neither `claim` nor `end`. An attempt runs it if the record has `claim`. It is over, until
+somebody retries it, if the record has `end`.
 """
 
 from typing import Final
@@ -12,17 +13,17 @@ from typing import Final
 MAX_CRASHES: Final = 3
 """A job whose process has died this often is not started again."""
 STOP_WITHIN_S: Final = 1.2
-"""A running job that was asked to stop, and is not at a step by then, ends where it is."""
+"""A running job that was asked to stop ends at its next step, or after this time wherever it is."""
 CANCEL_GRACE_S: Final = 10
-"""A running job that was asked to stop is killed by its worker after this, should it not have ended by itself."""
+"""After this time the worker kills a running job that was asked to stop and has not ended by itself."""
 
 SUCCEEDED: Final = "succeeded"
 FAILED: Final = "failed"
 CANCELLED: Final = "cancelled"
 
 TEXT_FIELDS = ("kind", "name", "recipe", "claim", "stage", "message", "end", "version_id", "folder")
-"""Strings. `claim` is the id of the attempt that runs the job, `end` one of SUCCEEDED, FAILED, CANCELLED, `folder` the
-one from which the job was submitted."""
+"""Fields that are texts. `claim` is the id of the attempt that runs the job. `end` is one of SUCCEEDED, FAILED and
+CANCELLED. `folder` is the folder from which the job was submitted."""
 NUMBER_FIELDS = (
     "created_at",
     "started_at",
@@ -34,11 +35,12 @@ NUMBER_FIELDS = (
     "total_fraction",
     "eta_s",
 )
-"""Decimal numbers; times in seconds since 1970."""
+"""Fields that are decimal numbers. Times are in seconds since 1970."""
 GONE = "gone"
-"""Set once the checkpoints of a job that failed or was cancelled are removed: it cannot be retried any more."""
+"""Field that is set before the checkpoints of a failed or cancelled job are removed. From then on nobody can retry
+it."""
 AFTER = "after"
-"""JSON list of the ids of jobs that must succeed first."""
+"""Field with a JSON list: the ids of jobs that must succeed first."""
 
 _FUNCTIONS = """
 local job, events = KEYS[1], KEYS[2]
@@ -68,8 +70,8 @@ say(ARGV[3], ARGV[4])
 return ARGV[1]
 """
 )
-"""Keys: …, idempotency_key, JOB_INDEX, OPEN_JOBS. Arguments: id, seconds the idempotency key lives, now, message, then
-field, value, … Returns the id of the job: an earlier one if the idempotency key is known."""
+"""Records a new job. Keys: …, idempotency_key, JOB_INDEX, OPEN_JOBS. Arguments: id, seconds that the idempotency key
+lives, now, message, then field, value, … Returns the job's id; if the idempotency key is known, the id of its job."""
 
 CLAIM = (
     _FUNCTIONS
@@ -83,7 +85,8 @@ say(ARGV[2], 'Started.')
 return 'ok'
 """
 )
-"""Arguments: claim, now. Returns "ok", also when asked again by the same claim, "ended" or "taken"."""
+"""Gives a waiting job to an attempt. Arguments: claim, now. Returns "ok", "ended" or "taken". The same claim may ask
+again and gets "ok" again."""
 
 RELEASE = (
     _FUNCTIONS
@@ -99,8 +102,9 @@ say(ARGV[2], ARGV[3])
 return 'ok'
 """
 )
-"""Gives a job back after its attempt has gone. Arguments: claim, now, message, the sentence it fails with if this was
-one crash too many (empty: it did not crash), MAX_CRASHES. Returns "ok" (queue it again), "ended" or "lost"."""
+"""Takes a job back from an attempt that has gone. Arguments: claim, now, message, last message, MAX_CRASHES. The last
+message is empty if the attempt did not crash; after MAX_CRASHES crashes the job fails with it. Returns "ok" (queue the
+job again), "ended" or "lost"."""
 
 FINISH = (
     _FUNCTIONS
@@ -150,16 +154,17 @@ if tonumber(redis.call('HGET', KEYS[1], 'ended_at')) > tonumber(ARGV[1]) then re
 redis.call('HSET', KEYS[1], 'gone', '1')
 return 'gone'
 """
-"""Asked before a job's checkpoints are removed. Keys: job_key. Arguments: time before which it must have ended. Returns
-"unknown", "open" (it has not ended), "kept" (it ended later) or "gone": they may be removed, nobody can retry it."""
+"""Says whether the checkpoints of a job may be removed, and if so forbids a retry. Keys: job_key. Arguments: the time
+before which the job must have ended. Returns "unknown", "open" (it has not ended), "kept" (it ended later) or "gone"
+(remove them)."""
 
 CLOSE = """
 if redis.call('EXISTS', KEYS[1]) == 1 and (redis.call('HGET', KEYS[1], 'end') or '') == '' then return 'open' end
 redis.call('SREM', KEYS[2], ARGV[1])
 return 'ok'
 """
-"""Takes an ended or unknown job out of the janitor's hands. Keys: job_key, OPEN_JOBS. Arguments: id. Returns "ok", or
-"open" for one that was retried just then."""
+"""Takes an ended or unknown job off the janitor's list. Keys: job_key, OPEN_JOBS. Arguments: id. Returns "ok", or
+"open" if somebody has just retried it."""
 
 CANCEL = (
     _FUNCTIONS
@@ -171,7 +176,8 @@ if redis.call('HSETNX', job, 'cancel_at', ARGV[1]) == 1 then say(ARGV[1], 'Stopp
 return 'running'
 """
 )
-"""Arguments: now. Returns "unknown", "ended", "ok" (it was queued and has ended) or "running" (it will stop)."""
+"""Asks a job to stop. Arguments: now. Returns "unknown", "ended", "ok" (it was queued and has ended) or "running" (it
+will stop)."""
 
 REPORT = """
 local job, events = KEYS[1], KEYS[2]
@@ -185,5 +191,6 @@ if #news.metrics > 0 then redis.call('HSET', KEYS[3], unpack(news.metrics)) end
 if #news.stages > 0 then redis.call('HSET', KEYS[4], unpack(news.stages)) end
 return {'ok', redis.call('HGET', job, 'cancel_at') or ''}
 """
-"""Keys: …, metrics_key, stages_key. Arguments: claim, EVENTS_MAXLEN, JSON with `events` (lists of field, value, …),
-`latest`, `metrics` and `stages` (field, value, …), all strings. Returns "ok" or "lost", and `cancel_at`."""
+"""Writes what an attempt reports. Keys: …, metrics_key, stages_key. Arguments: claim, EVENTS_MAXLEN, and a JSON object
+with `events` (lists of field, value, …), `latest`, `metrics` and `stages` (each field, value, …), all of texts.
+Returns "ok" or "lost", and `cancel_at`."""

@@ -8,7 +8,7 @@ import hashlib
 JOB_QUEUE = "crosscope"
 """Name of the one job queue, which every job worker listens to."""
 JOB_ENTRY = "crosscope_worker.jobs.entry.run"
-"""The one function that RQ's note of a job names. Workers never look a name up: what a job does is in its record."""
+"""The function that RQ's note of every job names. Workers do not look it up: what a job does is in its record."""
 
 JOB_INDEX = "crosscope:jobs"
 """Sorted set of job ids by the time they were queued, seconds since 1970."""
@@ -18,14 +18,14 @@ MAX_JOBS = 10_000
 """Jobs that the index keeps; the oldest ended ones go first."""
 
 EVENTS_MAXLEN = 20_000
-"""Events kept of one job, about; the oldest go first."""
+"""About how many events of one job are kept; the oldest go first."""
 
 LEASE_S = 20
 """A running job whose worker has not renewed its lease for this long has died."""
 IDEMPOTENCY_TTL_S = 7 * 24 * 3600
-"""How long a caller's submission key answers with the first submission's job."""
+"""How long a second submission with the same key is answered with the first one's job."""
 ENCODE_TTL_S = 7 * 24 * 3600
-"""Longest life of a cached reply; the cache drops seldom-used ones earlier."""
+"""Longest life of a cached reply; the cache drops replies that are seldom used earlier."""
 
 
 def job_key(job_id: str) -> str:
@@ -49,14 +49,14 @@ def stages_key(job_id: str) -> str:
 
 
 def idempotency_key(caller_key: str) -> str:
-    """Holds the id of the job that the first submission with this key made."""
+    """Id of the job that the first submission with this key made."""
     return f"crosscope:submission:{_digest(caller_key)}"
 
 
 def encode_key(crosscoder: str, version_id: str, method: str, request: bytes) -> str:
-    """A cached reply to a prompt: `request` is the request in a canonical form, `method` the call's name.
+    """A cached reply to a prompt. `request` is the request in a canonical form, `method` the name of the call.
 
-    The version is part of the key, so that a new version never answers with an old one's codes. Prompts are hashed,
+    The version is part of the key, so a new version never answers with an old version's codes. Prompts are hashed and
     never stored in a key.
     """
     return f"crosscope:reply:{method}:{crosscoder}:{version_id}:{_digest(request)}"

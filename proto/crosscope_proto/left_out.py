@@ -6,9 +6,9 @@ OTHER = "other reasons"
 
 
 def left_out(skipped: Mapping[str, Mapping[str, int]], texts: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """What was lost of each data set, a sentence each; none where nothing was.
+    """Sentences that say what was lost of each data set; none where nothing was lost.
 
-    `skipped` and `texts` are those of CrosscoderManifest.
+    `skipped` and `texts` are the fields of CrosscoderManifest.
     """
     sentences: list[str] = []
     for name in dict.fromkeys((*skipped, *texts)):
@@ -32,7 +32,7 @@ _LOSSES = (
 
 
 def reasons_line(reasons: Mapping[str, int], at_most: int = 3) -> str:
-    """The most frequent reasons with their counts, and how many texts have others."""
+    """The `at_most` most frequent reasons with their counts, then the count of all other reasons."""
     ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
     parts = [f"{_number(count)} × {reason}" for reason, count in ordered[:at_most]]
     rest = sum(count for _, count in ordered[at_most:])

@@ -11,14 +11,14 @@ from datetime import UTC, datetime
 from typing import Final
 
 OUR_LOGGERS: Final = ("crosscope", "crosscope_local", "crosscope_server", "crosscope_worker")
-"""The packages whose log is written from the level that is asked for. Others' libraries are heard from WARNING on."""
+"""Our packages, which log from the level that is asked for. All other libraries log from WARNING on."""
 OF_EVERY_LINE: Final = frozenset({"event", "level", "timestamp", "process", "logger", "exception"})
 """Keys of a JSON line that are no details of its event."""
 _OF_EVERY_RECORD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
 def configure_logging(process: str, level: str = "info") -> None:
-    """Sends the log of this process to stderr, in the place of what was configured before.
+    """Sends the log of this process to stderr, and to nothing that was configured before.
 
     `process` is the short name that each line carries ("server", "inference", "jobs"); `level` is debug, info, warning
     or error. Raises ValueError for another level.
@@ -38,7 +38,7 @@ class JsonFormatter(logging.Formatter):
         self._process = process
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as one line without its end. A detail that JSON does not know is written as its repr."""
+        """The record as one line, without a line break. A detail that JSON cannot hold is written as its repr."""
         entry: dict[str, object] = {
             "event": record.getMessage(),
             "level": record.levelname.lower(),

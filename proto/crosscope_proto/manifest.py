@@ -1,10 +1,9 @@
-"""crosscoder.json and pair.json, read strictly and written: text in, text out.
+"""Reads crosscoder.json and pair.json strictly, and writes them: text in, text out.
 
-Every field has its type and is within its range, or a sentence says which one is not. Server and worker read and write
-manifests through this module alone. Knows nothing about where a manifest lies.
+Each field must have its type and lie within its range; otherwise a sentence names the field. Server and worker read and
+write manifests only through this module. Knows nothing about where a manifest lies.
 
-One rule says which schema versions are read: from 1 up to this program's SCHEMA_VERSION; a manifest that names none is
-of version 1.
+Schema versions from 1 up to this program's SCHEMA_VERSION are read. A manifest that names none has version 1.
 """
 
 import itertools
@@ -22,7 +21,7 @@ from crosscope_proto.artefacts import NAME_PATTERN, SCHEMA_VERSION, CrosscoderMa
 from crosscope_proto.dictionaries import Reads
 
 MAX_BYTES = 1_048_576
-"""A manifest travels whole in every list of crosscoders."""
+"""Limit of a manifest's size. Every list of crosscoders holds the whole manifests."""
 _UINT32, _UINT64 = 2**32 - 1, 2**64 - 1
 _LARGEST_FLOAT32 = 3.4028234663852886e38
 _LAST_SECOND = 253_402_300_799
@@ -39,18 +38,18 @@ _RANGES: dict[str, tuple[int, int]] = {
 _NORMALISATIONS = ("crosscoder", "sae", "mixed", "none", "decoupled")
 _READS = get_args(Reads)
 _READ_BY_VARIANT = {"diff_sae": "difference", "base_sae": "base", "chat_sae": "chat"}
-"""What a crosscoder of a manifest without `reads` reads, by its variant; all others read both models."""
+"""What a crosscoder reads if its manifest does not say so, by variant; all other variants read both models."""
 _MAX_SHOWN = 3
 
 _Manifest = TypeVar("_Manifest", CrosscoderManifest, PairManifest)
 
 
 class ManifestError(ValueError):
-    """A manifest that cannot be used; the message says which fields are wrong, what they hold and what they may."""
+    """A manifest that cannot be used. The message names the wrong fields, what they hold and what they may hold."""
 
 
 def parse_manifest(data: bytes) -> CrosscoderManifest:
-    """The manifest in the bytes of crosscoder.json; fields of later versions are left out. Raises ManifestError.
+    """The manifest in the bytes of crosscoder.json; unknown fields are left out. Raises ManifestError.
 
     `version_id` may be empty: a crosscoder that was trained but not published has none.
     """
@@ -64,25 +63,25 @@ def parse_manifest(data: bytes) -> CrosscoderManifest:
 
 
 def parse_pair_manifest(data: bytes) -> PairManifest:
-    """The manifest in the bytes of pair.json, its folders as they are written. Raises ManifestError.
+    """The manifest in the bytes of pair.json; relative folders stay relative. Raises ManifestError.
 
-    People write this file too, so a field that is unknown is an error.
+    People write this file too, so an unknown field is an error.
     """
     known = [field.name for field in fields(PairManifest)]
     if unknown := [name for name in _document(data) if name not in known]:
-        raise ManifestError(f"{_value(unknown[0])} is no field of a pair; there are {', '.join(known)}")
+        raise ManifestError(f"{_value(unknown[0])} is not a field of a pair; the fields are {', '.join(known)}")
     return _validated(PairManifest, data)
 
 
 def manifest_text(manifest: CrosscoderManifest | PairManifest) -> str:
-    """What crosscoder.json or pair.json holds: JSON, fields by name, so that equal manifests have equal bytes."""
+    """The text of crosscoder.json or pair.json: JSON with sorted fields, so equal manifests have equal bytes."""
     return json.dumps(asdict(manifest), indent=2, sort_keys=True) + "\n"
 
 
 def _document(data: bytes) -> dict[str, object]:
-    """The JSON object in `data`, of a schema version that this program knows.
+    """The JSON object in `data`. Raises ManifestError, also for a schema version that this program does not know.
 
-    The version is asked first: in a later one every other field may mean something else.
+    The version is checked before the fields, because a later version may give them another meaning.
     """
     if len(data) > MAX_BYTES:
         raise ManifestError(f"has {len(data)} bytes, but may have at most {MAX_BYTES}")
@@ -91,7 +90,7 @@ def _document(data: bytes) -> dict[str, object]:
     except (ValueError, RecursionError) as error:
         raise ManifestError(f"is not JSON: {str(error)[:200]}") from error
     if not isinstance(document, dict):
-        raise ManifestError("is not a manifest: it holds no JSON object")
+        raise ManifestError("is not a manifest: it must be a JSON object")
     version = document.get("schema_version", 1)
     if type(version) is not int or version < 1:
         raise ManifestError(f"schema_version: must be a number from 1 to {SCHEMA_VERSION}, but is {_value(version)}")
@@ -123,7 +122,7 @@ def _sentence(detail: object) -> str:
 
 
 def _out_of_range(manifest: CrosscoderManifest) -> Iterator[str]:
-    """A sentence a field whose value has the right type and makes no sense."""
+    """A sentence for each field whose value has the right type but is out of range."""
     for name, (low, high) in _RANGES.items():
         value = getattr(manifest, name)
         if not low <= value <= high:
@@ -167,4 +166,4 @@ def _value(value: object) -> str:
 
 def _shown(sentences: list[str]) -> str:
     rest = len(sentences) - _MAX_SHOWN
-    return "; ".join(sentences[:_MAX_SHOWN]) + (f"; and {rest} fields more" if rest > 0 else "")
+    return "; ".join(sentences[:_MAX_SHOWN]) + (f"; and {rest} more fields" if rest > 0 else "")

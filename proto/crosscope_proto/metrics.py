@@ -1,8 +1,8 @@
-"""What the metrics of a crosscoder say together. Computes none of them."""
+"""Figures that follow from several metrics of a crosscoder. Computes no metric."""
 
 from collections.abc import Mapping
 
 
 def inlier_fve(metrics: Mapping[str, float], model: str) -> float | None:
-    """The headline FVE of a model: without tokens of an outlying norm (math §7); the plain one in older versions."""
+    """A model's headline FVE: over tokens without outlying norms (math §7). Older versions have the plain FVE only."""
     return metrics.get(f"fve_{model}_inliers", metrics.get(f"fve_{model}"))

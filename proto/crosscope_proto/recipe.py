@@ -1,6 +1,6 @@
-"""Recipes: the YAML files that say what a job makes. Parsed and checked here, run by the worker.
+"""Recipes: the YAML files that say what a job makes. This module parses and checks them; the worker runs them.
 
-Their parts are in `specs` and `dictionaries`.
+The parts of a recipe are in `specs` and `dictionaries`. Knows nothing about files, models or data.
 """
 
 import reprlib
@@ -27,7 +27,7 @@ from crosscope_proto.specs import (
 
 Layer = Annotated[int, Field(ge=0, lt=10_000)]
 DemoCount = Annotated[int, Field(ge=1, le=10_000_000)]
-"""The demo's texts are made in memory, and its models are trained for minutes."""
+"""The upper limit keeps the demo small: its texts lie in memory, and its models train for minutes."""
 
 _SHORT = reprlib.Repr()
 """Shows a value by its beginning."""
@@ -37,7 +37,8 @@ _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 80, 80
 class RecipeError(ValueError):
     """A recipe that cannot be run.
 
-    `violations` holds (field, sentence) pairs; the field is a dotted path such as "training.lr", empty for the whole.
+    `violations` holds tuples (field, sentence). The field is a dotted path such as "training.lr"; it is empty if the
+    sentence is about the whole recipe.
     """
 
     def __init__(self, violations: list[tuple[str, str]]) -> None:
@@ -51,20 +52,26 @@ class CrosscoderRecipe:
 
     kind: Literal["crosscoder"]
     name: Name
-    """The crosscoder's name."""
+    """The crosscoder's name. Each job with this name publishes a new version of it."""
     pair: PairSpec
+    """The two models."""
     layer: Layer
-    """Index of the decoder layer whose output is read."""
+    """Index of the decoder layer whose output is read; 0 is the first layer."""
     data: Annotated[tuple[DataSpec, ...], Field(min_length=1, max_length=32)]
+    """The data sets. Their texts take turns."""
     crosscoder: AnyDictionary
+    """The dictionary. `variant` says which one it is, and so which fields it has."""
     tokens: TokenPolicy = TokenPolicy()
+    """Which tokens are trained on and analysed."""
     training: TrainingSpec = TrainingSpec()
+    """How the dictionary is trained."""
     analysis: AnalysisSpec = AnalysisSpec()
+    """What is measured on held-out texts."""
     chat_template_date: Day | None = None
-    """The day that a chat template prints, YYYY-MM-DD; null: the day of the job's first attempt. Recorded with the
-    crosscoder, whose prompts have it too."""
+    """The day that the chat template prints, YYYY-MM-DD; null: the day of the job's first attempt. It is recorded with
+    the crosscoder, and prompts get the same day."""
     chat_template_kwargs: TemplateKwargs = Field(default_factory=dict)
-    """What the chat template is told beside the turns: enable_thinking, tools, documents, …"""
+    """Arguments that the chat template gets beside the messages: enable_thinking, tools, documents, …"""
 
     @model_validator(mode="after")
     def _k_start(self) -> Self:
@@ -103,25 +110,29 @@ class PublishedRecipe:
 
     kind: Literal["published"]
     name: Name
-    """The crosscoder's name here."""
+    """The name that the crosscoder gets here."""
     pair: PairSpec
+    """The two models that the crosscoder was trained on."""
     layer: Layer
-    """Index of the decoder layer whose output the crosscoder reads."""
+    """Index of the decoder layer whose output the crosscoder reads; 0 is the first layer."""
     path: Annotated[str, Field(min_length=1)]
-    """Folder or file of its weights, a relative one below the home; or hub id, which may go on to a folder inside the
-    repository (docs/published.md)."""
+    """Where its weights lie: a folder, a file, or a hub id. A relative path starts at the home folder. A hub id may
+    name a folder inside the repository: owner/repository/folder (docs/published.md)."""
     data: Annotated[tuple[DataSpec, ...], Field(min_length=1, max_length=32)]
+    """The data sets. Only their held-out texts are read."""
     revision: str | None = None
     """Hub revision of the crosscoder."""
     input_scale: tuple[Positive, Positive] | None = None
-    """Factors on the base and the chat model's activations, for files that do not hold them."""
+    """Factors on the activations of the base and of the chat model, for files that do not hold them."""
     swap: bool = False
-    """Model 0 of the file is the chat model."""
+    """Whether model 0 of the file is the chat model."""
     reads: Reads = "both"
-    """What it was trained on: both models, or one stream of activations: chat less base, base alone or chat alone."""
+    """What it was trained on. both: the activations of both models; difference: chat less base; base or chat: that
+    model alone."""
     tokens: TokenPolicy = TokenPolicy()
-    """Only held-out texts are read: every `held_out_every`-th."""
+    """Which tokens are analysed. Only every `held_out_every`-th text is read."""
     analysis: AnalysisSpec = AnalysisSpec()
+    """What is measured."""
     chat_template_date: Day | None = None
     """As in a recipe of kind crosscoder."""
     chat_template_kwargs: TemplateKwargs = Field(default_factory=dict)
@@ -153,17 +164,17 @@ class DemoPairRecipe:
     name: Name
     """The pair's name."""
     num_layers: Annotated[int, Field(ge=2, le=26)] = 4
-    """Decoder layers."""
+    """Number of decoder layers of each model."""
     hidden_size: Annotated[int, Field(ge=16, le=1024, multiple_of=16)] = 64
-    """Residual-stream width."""
+    """Width of the residual stream."""
     base_steps: DemoCount = 1500
     """Training steps of the base model."""
     chat_steps: DemoCount = 700
-    """Steps of chat-tuning."""
+    """Further steps that tune the base model to chat."""
     documents: DemoCount = 6000
-    """Generated documents."""
+    """Number of documents that are generated."""
     conversations: DemoCount = 4000
-    """Generated conversations."""
+    """Number of conversations that are generated."""
     seed: Seed = 0
     """Seed of the world and of both trainings."""
 
@@ -171,14 +182,14 @@ class DemoPairRecipe:
 Recipe = CrosscoderRecipe | PublishedRecipe | DemoPairRecipe
 _KINDS = ("crosscoder", "published", "demo-pair")
 _UNIONS = ("str", "AdapterSpec", *VARIANTS)
-"""What pydantic puts into the path of a field that may hold either."""
+"""Words that pydantic puts into the path of a field of a union; no recipe has them as keys."""
 _ADAPTER: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe, Field(discriminator="kind")])
 
 
 def parse_recipe(text: str) -> Recipe:
-    """Parses and checks a recipe.
+    """The recipe of a YAML text.
 
-    Raises RecipeError that names every field that is wrong, what it holds and what it may hold.
+    Raises RecipeError, which names every wrong field, what it holds and what it may hold.
     """
     try:
         document = load_yaml(text)

@@ -1,8 +1,8 @@
-"""YAML text to plain values, with a bound on everything: size, depth, nodes, time.
+"""Turns a YAML text into plain values, with limits on its size, depth, number of values and time to read.
 
-What comes out is what JSON knows: mappings with texts as keys, lists, texts, finite whole numbers, floats, booleans and
-None. Aliases and merge keys count with all that they stand for, so a short text cannot become a large value. Dates are
-texts. Knows nothing about recipes.
+The values are those that JSON knows: mappings with texts as keys, lists, texts, whole numbers, floats, booleans and
+None. Dates stay texts. An alias or a merge key counts as all the values that it stands for, so a short text cannot
+become a large value. Knows nothing about recipes.
 """
 
 import time
@@ -12,13 +12,13 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode
 
 MAX_BYTES = 65_536
-"""UTF-8 bytes of a text; as SubmitJobRequest.recipe_yaml."""
+"""Limit of a text in UTF-8 bytes; SubmitJobRequest.recipe_yaml has the same."""
 MAX_NODES = 10_000
-"""Values, keys counted, an alias with all that it stands for."""
+"""Limit of the number of values. Keys count, and an alias counts as all that it stands for."""
 MAX_DEPTH = 32
-"""Lists and mappings inside one another."""
+"""Limit of lists and mappings inside one another."""
 MAX_SECONDS = 5.0
-"""Time that the thread itself computes. A text within the other bounds takes a tenth of it."""
+"""Limit of the thread's own computing time. A text within the other limits takes a tenth of it."""
 _MAX_INT = 2**64
 _PLAIN_TAGS = ("null", "bool", "int", "float", "str", "seq", "map")
 _MERGE = "tag:yaml.org,2002:merge"
@@ -26,7 +26,7 @@ _TIMESTAMP = "tag:yaml.org,2002:timestamp"
 
 
 class YamlTextError(ValueError):
-    """A text that is not YAML, or one beyond the bounds; the message names the line where it is known."""
+    """A text that is not YAML, or that is beyond a limit. The message names the line if it is known."""
 
 
 def load_yaml(text: str) -> object:
@@ -43,7 +43,7 @@ def load_yaml(text: str) -> object:
     except (yaml.YAMLError, RecursionError, ArithmeticError, LookupError, TypeError, ValueError) as error:
         if isinstance(error, YamlTextError):
             raise
-        # PyYAML reads escapes, tags and directives with int(), chr() and the like, whose own errors it lets pass.
+        # PyYAML reads escapes, tags and directives by int(), chr() and the like, and does not catch their errors.
         where = f"line {loader.line + 1}: " if loader is not None else ""
         raise YamlTextError(f"{where}not valid YAML: {' '.join(str(error).split())[:300]}") from error
     finally:
@@ -72,7 +72,7 @@ class _Loader(yaml.SafeLoader):
         super().__init__(text)
         self._num_nodes = self._depth = 0
         self._sizes: dict[Node, int] = {}
-        """Nodes that a finished anchor stands for."""
+        """Number of values in each node that was composed; an alias of it counts as many."""
         self._ends_at = time.thread_time() + MAX_SECONDS
 
     def fetch_more_tokens(self) -> None:
@@ -99,7 +99,7 @@ class _Loader(yaml.SafeLoader):
         elif node in self._sizes:
             self._count(self._sizes[node] - 1, mark)
         else:
-            raise YamlTextError(f"{_at(mark)}an alias stands inside what it names")
+            raise YamlTextError(f"{_at(mark)}an alias stands inside the value that it names")
         return node
 
     def _count(self, num: int, mark: Any) -> None:
@@ -115,7 +115,7 @@ class _Loader(yaml.SafeLoader):
             if isinstance(error, YamlTextError):
                 raise
             kind = node.tag.rpartition(":")[2]
-            why = "has too many digits" if "integer string conversion" in str(error) else f"is no {kind}"
+            why = "has too many digits" if "integer string conversion" in str(error) else f"is not a valid {kind}"
             raise _refusal(node, f"{_shown(node)} {why}") from error
         if isinstance(value, str):
             self._check_text(node, value)
@@ -129,16 +129,16 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)  # pyright: ignore[reportArgumentType] (it refuses others itself)
 
     def _check_keys(self, node: MappingNode) -> None:
-        """Refuses keys that are no texts, and one that stands twice: its first value would be dropped unseen."""
+        """Refuses keys that are not texts, and a key that occurs twice: its first value would be lost in silence."""
         seen: set[str] = set()
         for key, _ in node.value:
             if key.tag == _MERGE:
                 continue
             name = self.construct_object(key, True) if isinstance(key, ScalarNode) else key
             if not isinstance(name, str):
-                raise _refusal(key, f"the key {_shown(key)} is no text; put it in quotes")
+                raise _refusal(key, f"the key {_shown(key)} is not a text; put it in quotes")
             if name in seen:
-                raise _refusal(key, f"the key {_shown(key)} stands twice in one mapping")
+                raise _refusal(key, f"the key {_shown(key)} occurs twice in one mapping")
             seen.add(name)
 
     @staticmethod

@@ -1,6 +1,6 @@
 """gRPC statuses with details (google.rpc), as server and inference worker send them.
 
-Knows no exceptions: what means which status is up to the process that answers.
+Knows no exceptions: each process decides which error gets which status.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 MAX_SENTENCE_BYTES = 1200
-"""Of a sentence, as it travels: it stands in the headers twice, and all headers together may have 8 KiB."""
+"""Longest sentence as it travels. The headers hold it twice, and all headers together may have 8 KiB."""
 
 
 def rich_status(code: grpc.StatusCode, sentence: str, details: Sequence[Message] = ()) -> status_pb2.Status:
@@ -26,7 +26,7 @@ def rich_status(code: grpc.StatusCode, sentence: str, details: Sequence[Message]
 
 
 def retry_info(retry_after_s: float) -> error_details_pb2.RetryInfo:
-    """The detail that says when to ask again."""
+    """The detail that says after how many seconds to ask again."""
     info = error_details_pb2.RetryInfo()
     info.retry_delay.FromMilliseconds(round(retry_after_s * 1000))
     return info
@@ -40,11 +40,14 @@ async def abort(context: grpc.aio.ServicerContext, status: status_pb2.Status) ->
 
 
 def cut(text: str, max_bytes: int) -> str:
-    """The beginning of a text that fits, as it travels: a byte that is not ASCII takes three. No lone surrogates."""
+    """The beginning of a text that fits into max_bytes as it travels, where a byte that is not ASCII takes three.
+
+    Lone surrogates are written as escapes.
+    """
     text = text.encode("utf-8", "backslashreplace").decode()
     room = max_bytes
-    for place, character in enumerate(text):
+    for i, character in enumerate(text):
         room -= 1 if " " <= character <= "~" else 3 * len(character.encode())
         if room < 0:
-            return f"{text[:place]}…"
+            return f"{text[:i]}…"
     return text

@@ -35,7 +35,7 @@ class LeftOut(IntEnum):
 
 
 NUM_ROLES = 11
-"""Length of arrays indexed by TokenRole (index 0 stays empty). Files of earlier versions have 8."""
+"""Length of arrays indexed by TokenRole; index 0 stays empty. In older files the length is 8."""
 
 TEMPLATE_ROLES = frozenset({TokenRole.BOS, TokenRole.HEADER, TokenRole.TURN_END, TokenRole.PAD})
 """Roles of tokens that a chat template or tokenizer adds."""

@@ -1,6 +1,6 @@
-"""The folders that a recipe may have read: whoever may submit one must not read the rest of the machine by it.
+"""The folders that jobs may read for a recipe. Nobody can read the rest of the machine by submitting a recipe.
 
-Paths are resolved before they are judged, symlinks and `..` included. Opens no file; knows no recipes.
+A path is resolved before it is judged: symlinks and `..` are followed. Opens no file; knows no recipe.
 """
 
 from collections.abc import Sequence
@@ -9,24 +9,24 @@ from pathlib import Path
 SETTING = "CROSSCOPE_WORKER_DATA_ROOTS"
 """Environment variable of the job worker that names more folders."""
 _NEVER = tuple(map(Path, ("/proc", "/sys", "/dev")))
-"""What lies below them is no data, whatever the roots are."""
+"""Folders of the system. They hold no data, so nothing below them is read, whatever the roots are."""
 
 
 class RootError(ValueError):
-    """A path that jobs may not read; the sentence names it and the setting that would allow it."""
+    """A path that jobs may not read. The sentence names the path and the setting that would allow it."""
 
 
 class Roots:
     """The folders below which jobs may read."""
 
     def __init__(self, folders: Sequence[Path], closed: Sequence[Path] = ()) -> None:
-        """`closed` are folders that are never read, whatever the others are."""
+        """`closed` are folders that are never read, even where they lie in one of `folders`."""
         self.folders = tuple(dict.fromkeys(folder.expanduser().resolve() for folder in folders))
         """Absolute, without symlinks."""
         self._closed = tuple(folder.resolve() for folder in closed)
 
     def allows(self, path: Path) -> bool:
-        """Whether what `path` leads to lies in one of the folders. It need not exist."""
+        """Whether `path` leads into one of the folders. It need not exist."""
         try:
             self.check(path)
         except RootError:
@@ -34,7 +34,7 @@ class Roots:
         return True
 
     def check(self, path: Path) -> Path:
-        """What a path leads to, absolute and without symlinks.
+        """The place that a path leads to, absolute and without symlinks.
 
         Raises RootError unless it lies in one of the folders.
         """
@@ -49,7 +49,7 @@ class Roots:
         return found
 
     def check_below(self, folder: Path, path: str) -> Path:
-        """A path that a person wrote, a relative one below `folder`. Raises RootError as `check`."""
+        """A path that a person wrote; a relative one starts at `folder`. Raises RootError like `check`."""
         try:
             found = folder / Path(path).expanduser()
         except RuntimeError as error:  # no such user
@@ -58,7 +58,7 @@ class Roots:
         return found
 
     def advice(self) -> str:
-        """What allows more, for messages."""
+        """The end of a message: which folders are allowed, and how to add one."""
         return (
             f"they are {', '.join(map(str, self.folders))}; whoever runs the job worker adds one with {SETTING} or "
             "`crosscope up --data-root`"

@@ -8,10 +8,10 @@ SCALING_TARGETS = {
     "rec": "reconstruction",
     "err": "error",
 }
-"""Targets of latent scaling (math §4), as columns name them, and the field of LatentScaling for each."""
+"""Targets of latent scaling (math §4): the word in a column's name, and the field of the message LatentScaling."""
 
 SCALING_DIRECTIONS = {"": "chat", "mirror_": "base"}
-"""Prefix of the scaling columns, and whose decoder row is the direction. The published choice has no prefix."""
+"""The prefix of a column's name, and the model whose decoder row is the direction. The published choice has none."""
 
 
 def beta_column(prefix: str, target: str, model: str) -> str:
@@ -32,7 +32,7 @@ _HIGH_NU = {
 
 
 def _undefined(target: str, *, is_across: bool) -> str:
-    """Where a coefficient is NaN: `is_across` models, where their widths must agree."""
+    """Where a coefficient is NaN. `is_across`: direction and target are of different models, of equal widths then."""
     where = ["where it never fired"]
     if target in ("rec", "err"):
         where.append("in a dictionary of differences")
@@ -82,4 +82,4 @@ def _columns() -> tuple[Column, ...]:
 
 
 SCALING_COLUMNS = _columns()
-"""For each direction the coefficients, then the ratios; each with its standard error."""
+"""The coefficients of each direction, then its ratios; a standard error follows each."""

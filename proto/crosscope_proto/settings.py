@@ -1,6 +1,6 @@
-"""Settings of a process: read from the environment once, at its start. What is wrong is said by its variable.
+"""Settings of a process. They are read from the environment once, at its start; errors name the variable.
 
-Knows no process: each states its own fields in a class of its own.
+Knows no process: each has its own class with its own fields.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ def _absolute(value: Path) -> Path:
 def _redis_url(value: str) -> str:
     if not value.startswith(("redis://", "rediss://", "unix://")):
         raise ValueError("must start with redis://, rediss:// or unix://")
-    _ = urlsplit(value).port  # raises ValueError where it is no number
+    _ = urlsplit(value).port  # raises ValueError if the port is not a number
     return value
 
 
@@ -31,7 +31,7 @@ RedisUrl = Annotated[str, AfterValidator(_redis_url)]
 
 
 class ProcessSettings(BaseSettings):
-    """What all processes are told. A subclass states `env_prefix`; an empty variable counts as one that is not set."""
+    """The settings of every process. A subclass sets `env_prefix`. An empty variable counts as not set."""
 
     model_config = SettingsConfigDict(frozen=True, populate_by_name=True, env_ignore_empty=True)
 
@@ -43,7 +43,7 @@ S = TypeVar("S", bound=ProcessSettings)
 
 
 def read_settings(kind: type[S]) -> S:
-    """The settings that the environment holds. Raises SettingsError."""
+    """The settings in the environment. Raises SettingsError."""
     try:
         return kind()
     except ValidationError as error:

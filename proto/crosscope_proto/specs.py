@@ -1,4 +1,4 @@
-"""The parts of a recipe but the dictionary: pair, data, tokens, training, analysis. Checked here, one by one.
+"""The parts of a recipe except the dictionary: pair, data, tokens, training, analysis. Each part checks itself.
 
 Knows nothing about torch or files: paths are strings. Every field changes what is made.
 """
@@ -25,7 +25,7 @@ STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
 MAX_COUNT = 10**12
-"""Of steps, tokens, texts: far beyond any use, and far below where arithmetic on them overflows."""
+"""Limit of steps, tokens and texts: far beyond any use, and far below the numbers at which arithmetic overflows."""
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 Natural = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -33,25 +33,27 @@ Positive = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 ALPACA_COLUMNS = {"instruction": True, "input": False, "output": True, "system": False, "history": False}
-"""Columns of `format: alpaca`, and whether they must be there."""
+"""Columns of `format: alpaca`, and whether each must be there."""
 
 
 TOKENIZER_WORDS = ("base", "chat")
-"""Values of PairSpec.tokenizer that name one of the models instead of a place."""
+"""Values of PairSpec.tokenizer that name one of the models; any other value is a hub id or a folder."""
 
 
 @dataclass(config=STRICT)
 class AdapterSpec:
-    """A chat model that is a LoRA adapter on other weights (PEFT, safetensors files)."""
+    """A chat model that is a LoRA adapter on the weights of another model (PEFT, safetensors files)."""
 
     adapter: Annotated[str, Field(min_length=1)]
     """Hub id or folder of the adapter."""
     base: str | None = None
-    """Hub id or folder of the model that it was made for; unset: the pair's base, whose weights both models share."""
+    """Hub id or folder of the model that the adapter was made for; null: the pair's base model. Then both models share
+    its weights."""
     revision: str | None = None
     """Hub revision of the adapter."""
     merged: bool = False
-    """Add the adapter into a copy of the weights that it changes: faster to run, rounded to the pair's dtype."""
+    """Whether the adapter is added into a copy of the weights that it changes. This runs faster, takes more memory, and
+    rounds the sum to the pair's dtype."""
 
 
 def _chat_kind(value: object) -> str:
@@ -64,7 +66,7 @@ ChatModel = Annotated[
 
 
 def _day(value: object) -> object:
-    """YAML reads 2026-01-31 as a date of its own; a text is one too."""
+    """The day as a date. A text may hold it, or YAML may have read a date already."""
     if isinstance(value, str):
         try:
             return datetime.date.fromisoformat(value)
@@ -90,16 +92,16 @@ class PairSpec:
     """Two causal language models that share a tokenizer."""
 
     name: Name
-    """The pair's name. With nothing else: a pair that exists already, below pairs/."""
+    """The pair's name. If no other field is given, a pair of this name must exist already, in the folder pairs/."""
     base: str | None = None
     """Hub id or folder of the base model."""
     chat: ChatModel | None = None
-    """Hub id or folder of the chat model; or `{adapter: …}`, a LoRA adapter on the base model or another."""
+    """Hub id or folder of the chat model; or `{adapter: …}`, a LoRA adapter on the base model or on another model."""
     tokenizer: str | None = None
-    """Hub id or folder of the tokenizer with the chat template; unset: the chat model's. The words base and chat are
-    that model's tokenizer, and allow the two to differ in the names of special tokens."""
+    """Hub id or folder of the tokenizer with the chat template; null: the chat model's. The word base or chat takes the
+    tokenizer of that model, and allows the two tokenizers to name special tokens differently."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Data type that both models run in."""
+    """Data type in which both models run."""
     revision_base: str | None = None
     """Hub revision of the base model."""
     revision_chat: str | None = None
@@ -128,49 +130,54 @@ class DataSpec:
     """One data set of documents or conversations."""
 
     name: Name
-    """Its name in statistics and examples."""
+    """The name of the data set in statistics and examples."""
     source: Literal["hub", "jsonl", "parquet", "text"]
-    """Where it comes from; "text" is one document a line."""
+    """Where the rows come from: the hub, or files. jsonl: a JSON object a line; parquet: Parquet files; text: a
+    document a line."""
     path: Annotated[str, Field(min_length=1)]
-    """Hub id, or a file or glob. A relative one is looked up in the pair's folder, the home folder, and the folder from
-    which the job was submitted. It must lie in a folder that the job worker may read (docs/operations.md)."""
+    """Hub id, or a file, or a pattern of files such as data/*.jsonl. A relative path is looked up in the pair's folder,
+    then in the home folder, then in the folder from which the job was submitted. It must lie in a folder that the job
+    worker may read (docs/operations.md)."""
     config: str | None = None
-    """Configuration of a hub data set."""
+    """Configuration of a hub data set; null: its default one."""
     split: str = "train"
     """Split of a hub data set."""
     text_column: str | None = None
-    """Column with a document's text. Exactly one of text_column and chat_column, except for "text" and alpaca."""
+    """Column that holds the text of a document. Give exactly one of text_column and chat_column; give neither for the
+    source text and for the format alpaca."""
     chat_column: str | None = None
-    """Column with a conversation: a list of turns."""
+    """Column that holds a conversation: a list of messages."""
     format: Literal["messages", "sharegpt", "alpaca", "openai"] = "messages"
-    """Shape of a conversation. messages: objects with role and content, both texts. sharegpt: from (human, gpt, system,
-    tool, function_call, observation) and value. openai: messages whose content may be a list of text parts. alpaca: no
-    chat_column, but the columns instruction and output, and input, system and history where there are such."""
+    """Shape of a conversation. messages: objects with role and content, both texts. sharegpt: objects with from (human,
+    gpt, system, tool, function_call, observation) and value. openai: messages whose content may be a list of text
+    parts. alpaca: no chat_column, but the columns instruction and output; the columns input, system and history are
+    read if they exist."""
     role_key: str = "role"
-    """Key of a turn's role in chat_column; of messages only."""
+    """Key of a message's role in chat_column; for the format messages only."""
     content_key: str = "content"
-    """Key of a turn's content in chat_column; of messages only."""
+    """Key of a message's content in chat_column; for the format messages only."""
     behaviours_column: str | None = None
-    """Column that tags behaviours in chat_column: a list of objects with turn (index), start and end (characters of
-    that turn's content) and behaviour (a name). The analysis finds the latent that detects each best."""
+    """Column that tags behaviours in the conversation: a list of objects with turn (index of the message), start and
+    end (characters of its content) and behaviour (a name). The analysis finds the latent that detects each behaviour
+    best."""
     skip_refused: bool = False
-    """Leave out texts that have another shape, or that the tokenizer or the chat template refuses (an empty turn, roles
-    that do not alternate), and count them by reason in the manifest; off: such a text ends the job, named by file and
-    line."""
+    """What to do with a text that has another shape, or that the tokenizer or the chat template refuses (an empty
+    message, roles that do not alternate). true: leave it out, and count it by reason in the manifest. false: end the
+    job; the message names file and line."""
     max_refused_share: Share = 0.5
-    """skip_refused: the job ends, with the reasons, when more than this share of the set's texts is left out. Judged at
-    the set's end, and while it is read from 100 refused texts on, then with three standard errors to spare. A set that
-    gives no text ends it too."""
+    """With skip_refused, the job ends if more than this share of the texts is refused. The message says the reasons.
+    The share is judged at the end of the data set. From 100 refused texts on it is also judged during reading, with a
+    margin of three standard errors. A data set of which no text is left ends the job too."""
     max_tokens: Count | None = None
-    """Stop after this many tokens of training; unset: the whole set."""
+    """Training reads at most this many tokens of the data set; null: all of it."""
 
     @model_validator(mode="after")
     def _one_column(self) -> Self:
         if self.source != "hub" and (self.config is not None or self.split != "train"):
-            raise ValueError("only a hub data set has a config and splits; name the files in path")
+            raise ValueError("only a hub data set has a config and a split; leave them out and name the files in path")
         if self.source == "text":
             if self.text_column or self.chat_column or self.format != "messages":
-                raise ValueError("a text source has no columns: leave out text_column, chat_column and format")
+                raise ValueError("the source text has no columns: leave out text_column, chat_column and format")
         elif self.format == "alpaca":
             if self.text_column or self.chat_column:
                 raise ValueError("alpaca has columns of its own: leave out text_column and chat_column")
@@ -184,7 +191,7 @@ class DataSpec:
     def _format(self) -> Self:
         if self.format != "messages":
             if not self.has_chats:
-                raise ValueError(f"format {self.format} is of conversations: give chat_column")
+                raise ValueError(f"format {self.format} is a shape of conversations: give chat_column")
             if (self.role_key, self.content_key) != ("role", "content"):
                 raise ValueError(f"{self.format} has keys of its own: leave out role_key and content_key")
         if self.max_refused_share != 0.5 and not self.skip_refused:
@@ -199,21 +206,21 @@ class DataSpec:
 
 @dataclass(config=STRICT)
 class TokenPolicy:
-    """Which tokens are trained on and analysed. Recorded with every crosscoder."""
+    """Which tokens are trained on and analysed. The policy is recorded with every crosscoder."""
 
     max_length: Annotated[int, Field(ge=2, le=8192)] = 1024
-    """Texts are cut to this many tokens, or to what both models can read if that is less."""
+    """A text is cut to this many tokens, or to the number that both models can read if that is less."""
     skip_bos: bool = True
-    """Leave out BOS tokens, whose activation norm is an outlier, wherever they stand; to keep them takes
-    max_norm_ratio: null too. Padding is always left out."""
+    """Whether BOS tokens are left out, wherever they stand: their activation norm is an outlier. To keep them, set
+    max_norm_ratio to null too. Padding is always left out."""
     skip_first: Natural = 0
-    """Leave out the first n tokens of every text, BOS counted."""
+    """Leave out this many tokens at the beginning of every text. A BOS token counts."""
     max_norm_ratio: Positive | None = 10.0
-    """Leave out tokens whose activation norm, in either model, is more than this many times the median norm, and early
-    positions where the median norm itself is (attention sinks; math §7). Medians are those of the first 65 536 tokens
-    or so that are read. null: keep all."""
+    """Leave out tokens whose activation norm, in either model, is more than this many times the median norm. Early
+    positions whose own median norm is above that limit (attention sinks) are left out whole; math §7. The medians are
+    those of the first 65 536 tokens or so that are read. null: keep all."""
     held_out_every: Annotated[int, Field(ge=2, le=MAX_COUNT)] = 20
-    """Every n-th text of each data set is never trained on and is what the analysis reads."""
+    """Every n-th text of each data set is held out: training never sees it, and the analysis reads only these."""
 
 
 @dataclass(config=STRICT)
@@ -221,47 +228,49 @@ class TrainingSpec:
     """How the dictionary is trained."""
 
     batch_size: Count = 2048
-    """Tokens a step."""
+    """Tokens in a training step."""
     lr: Positive = 1e-4
-    """Adam's learning rate."""
+    """Learning rate of Adam."""
     warmup_steps: Natural = 1000
     """Steps over which the learning rate rises linearly."""
     decay_share: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Last share of the training over which the learning rate falls to zero; 0: constant. Needs a known length: of a
-    hub data set, max_tokens, or else max_steps."""
+    """The learning rate falls to zero over this last share of the training; 0: it stays constant. The length of the
+    training must be known: give max_steps, or max_tokens of each hub data set."""
     decay: Literal["linear", "cosine"] = "linear"
-    """How it falls."""
+    """The curve along which the learning rate falls."""
     sparsity_warmup_steps: Natural = 0
     """Steps over which mu rises linearly from 0, or k falls linearly from k_start."""
     k_start: Count | None = None
-    """Latents a token at the first step, from which k falls; needs sparsity_warmup_steps and a variant with k."""
+    """Active latents a token at the first step; k falls from here. Needs sparsity_warmup_steps and a variant with k."""
     epochs: Count = 1
-    """Passes over the training texts."""
+    """Number of passes over the training texts."""
     max_steps: Count | None = None
-    """Stop after this many steps; unset: when the texts end."""
+    """Training stops after this many steps; null: when the texts end."""
     buffer_tokens: Count = 131072
-    """Tokens in the shuffle buffer."""
+    """Tokens in the shuffle buffer, from which batches are drawn at random."""
     normalise_inputs: bool = False
-    """Scale each model's activations to a mean squared norm of d_model, measured on the first buffer."""
+    """Whether the activations of each model are scaled to a mean squared norm of d_model, measured on the first
+    buffer."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Data type that products are made in. Weights, sums, losses and the optimiser are float32 either way; bfloat16
-    pays on GPUs."""
+    """Data type of the operands of matrix products. Weights, sums, losses and the optimiser are always float32.
+    bfloat16 is faster on GPUs."""
     max_grad_norm: Positive | None = 1.0
-    """Clip the gradient's norm; null: do not."""
+    """The gradient is clipped to this norm; null: it is not clipped."""
     dead_after_tokens: Count = 10_000_000
-    """A latent that has not fired for this many tokens is dead: the curves count it, and in variants with k
-    and in jumprelu the auxiliary loss revives it."""
+    """A latent that has not fired for this many tokens is dead. The curves count dead latents. In variants with k, and
+    in jumprelu, the auxiliary loss revives them."""
     aux_weight: Annotated[float, Field(ge=0)] = 1 / 32
     """Weight of the auxiliary loss that revives dead latents; for variants with k and jumprelu only."""
     seed: Seed = 0
-    """Seed of the initial weights and of the shuffle buffer."""
+    """Seed of the first weights and of the shuffle buffer."""
     log_every: Count = 50
-    """Steps between measurements."""
+    """Steps between two points of the training curves."""
     checkpoint_every: Count = 1000
-    """Steps between checkpoints."""
+    """Steps between two checkpoints. A crash costs at most this many steps."""
     cache: bool = False
-    """Keep the activations below activations/ in the home folder, for further epochs and trainings on the same data;
-    off: run the models again. Takes 4 bytes a value: `tokens · (d_model base + d_model chat) · 4`."""
+    """Whether the activations are kept on disk, in activations/ of the home folder. Further epochs, and further
+    trainings on the same data, then read them and do not run the models again. They take `tokens · (d_model base +
+    d_model chat) · 4` bytes."""
 
 
 @dataclass(config=STRICT)
@@ -269,23 +278,23 @@ class AnalysisSpec:
     """What is measured on held-out texts."""
 
     max_tokens: Count = 1_000_000
-    """Stop after this many tokens, divided evenly among the data sets."""
+    """The analysis reads at most this many tokens, in equal shares from the data sets."""
     num_shards: Annotated[int, Field(ge=2, le=1000)] = 20
-    """Shards of the jackknife."""
+    """Number of shards of the jackknife, from which standard errors come (math §4)."""
     top_examples: Count = 20
-    """Examples a latent and data set in group top."""
+    """For each latent and data set, this many of its strongest texts are kept as examples (group top)."""
     quantiles: Annotated[int, Field(ge=1, le=256)] = 4
-    """Bands of the sequence maximum."""
+    """Number of bands into which texts are divided by their largest activation (group quantile)."""
     examples_per_quantile: Natural = 5
-    """Examples a latent, data set and band."""
+    """For each latent, data set and band, this many texts are kept as examples."""
     uselessness_steps: Count = 500
-    """Steps of the published base-uselessness recipe."""
+    """Training steps of the published base uselessness (math §5)."""
     uselessness_lr: Positive = 0.01
-    """Its learning rate."""
+    """Learning rate of the published base uselessness."""
     uselessness_start: float = 0.0
-    """Its initial theta; the published runs used 0 and -10."""
+    """First theta of the published base uselessness; the original runs used 0 and -10."""
     uselessness_floor: Positive = 1e-5
-    """Smallest scalar of the least-squares score, so that its logarithm is finite."""
+    """Smallest scalar of the base uselessness by least squares. It keeps the logarithm finite."""
     spliced_tokens: Natural = 16_384
-    """Held-out tokens on which both models run with reconstructions spliced in, for cross-entropy and KL recovered,
-    and on which chat-specific latents are patched into the base model's activations; 0: not measured."""
+    """Held-out tokens of the spliced figures and of the causal patch (math §7). On these tokens both models run with
+    reconstructions in the place of their activations; 0: neither is measured."""

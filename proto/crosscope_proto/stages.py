@@ -19,15 +19,17 @@ class Stage(StrEnum):
     HASH = "hash"
     """Hashes the models' files."""
     HASH_DATA = "hash-data"
-    """Hashes the data, if activations are cached."""
+    """Hashes the data files, if activations are cached."""
     FILL = "fill"
     """Fills the shuffle buffer before the first step."""
     TRAIN = "train"
+    """Trains the dictionary."""
     ANALYSE = "analyse"
     """Measures every latent."""
     FIDELITY = "fidelity"
     """Runs both models with reconstructions spliced in."""
     PUBLISH = "publish"
+    """Writes the version and makes it current."""
 
 
 STAGES: Final[Mapping[str, Sequence[tuple[Stage, float]]]] = {
@@ -50,10 +52,10 @@ STAGES: Final[Mapping[str, Sequence[tuple[Stage, float]]]] = {
     ),
     "demo-pair": ((Stage.WORLD, 5.0), (Stage.BASE, 60.0), (Stage.CHAT, 35.0)),
 }
-"""The stages of each kind of recipe in their order, with weights: roughly how a job of usual size divides its time."""
+"""The stages of each kind of recipe in their order. A weight is the rough share of time, in a job of usual size."""
 
 
 def in_order(stages: Iterable[str]) -> list[str]:
-    """Names of stages in the order in which jobs go through them; names that are none of ours come last."""
-    order = {str(stage): place for place, stage in enumerate(Stage)}
+    """Names of stages in the order in which jobs go through them; unknown names come last."""
+    order = {str(stage): i for i, stage in enumerate(Stage)}
     return sorted(stages, key=lambda stage: order.get(stage, len(order)))

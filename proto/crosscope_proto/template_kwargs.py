@@ -1,14 +1,11 @@
-"""What a chat template may be told beside the messages: checked where a recipe or a prompt says it.
-
-Knows nothing about templates.
-"""
+"""Checks of what a chat template gets beside the messages, in a recipe or in a prompt. Knows no template."""
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
 MAX_JSON_BYTES = 262_144
-"""Of a prompt's template arguments, and of a turn's tool calls."""
+"""Limit of a prompt's template arguments, and of a message's tool calls, as JSON."""
 
 _RESERVED = frozenset(
     {
@@ -17,14 +14,14 @@ _RESERVED = frozenset(
         *("return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs", "strftime_now"),
     }
 )
-"""What transformers' apply_chat_template takes for itself, and what crosscope sets."""
+"""Names that apply_chat_template of transformers takes for itself, and names that crosscope sets."""
 
 
 def check_template_kwargs(kwargs: Mapping[str, Any]) -> None:
-    """Raises ValueError that names an argument that cannot be given."""
+    """Raises ValueError if a chat template cannot get an argument; the sentence names it."""
     for name in kwargs:
         if name in _RESERVED:
-            raise ValueError(f"{name!r} is not for a chat template to be told; leave it out")
+            raise ValueError(f"{name!r} cannot be given to a chat template; leave it out")
     for name in ("tools", "documents"):
         value = kwargs.get(name)
         if value is not None and not (isinstance(value, list) and all(isinstance(each, dict) for each in value)):
@@ -32,7 +29,7 @@ def check_template_kwargs(kwargs: Mapping[str, Any]) -> None:
 
 
 def parse_template_kwargs(text: str) -> dict[str, Any]:
-    """The arguments that a JSON object holds; none for an empty text. Raises ValueError that says what is wrong."""
+    """The arguments in a JSON object; none for an empty text. Raises ValueError with a sentence."""
     kwargs = _parse(text or "{}")
     if not isinstance(kwargs, dict):
         raise ValueError(f"must be a JSON object, but is {text[:80]}")
@@ -41,7 +38,7 @@ def parse_template_kwargs(text: str) -> dict[str, Any]:
 
 
 def parse_tool_calls(text: str) -> list[dict[str, Any]]:
-    """The calls in a JSON list of objects; none for an empty text. Raises ValueError that says what is wrong."""
+    """The tool calls in a JSON list; none for an empty text. Raises ValueError with a sentence."""
     calls = _parse(text or "[]")
     if not isinstance(calls, list):
         raise ValueError(f"must be a JSON list of objects, but is {text[:80]}")

@@ -1,6 +1,6 @@
-"""The result cache. A cache that is away, slow or corrupt is a miss and never an error.
+"""The result cache. If the cache is away, slow or corrupt, a look-up is a miss and never an error.
 
-After a failure the cache is left alone until a background ping succeeds, so a dead one costs callers nothing.
+After a failure the cache is not asked until a ping in the background succeeds, so a dead cache costs callers nothing.
 Knows nothing about what it holds.
 """
 
@@ -26,7 +26,7 @@ class Cache:
     """Bytes by key in a Redis. For one event loop."""
 
     def __init__(self, url: str, count: Callable[[str], None]) -> None:
-        """Connects lazily to redis:// or unix://; `count` hears "hit", "miss", "failed" or "skipped" per look-up."""
+        """Connects to redis:// or unix:// when first used; `count` gets "hit", "miss", "failed" or "skipped"."""
         self._redis = redis.asyncio.from_url(
             url,
             socket_timeout=_TIMEOUT_S,
@@ -39,7 +39,7 @@ class Cache:
 
     @property
     def is_up(self) -> bool:
-        """Whether look-ups are tried."""
+        """Whether the cache is asked."""
         return self._recovery is None
 
     async def get(self, key: str) -> bytes | None:
@@ -58,7 +58,7 @@ class Cache:
         return value if isinstance(value, bytes) else None
 
     def put(self, key: str, pack: Callable[[], bytes], ttl_s: int) -> None:
-        """Stores a value in the background. It is packed there too: whoever waits for an answer goes first."""
+        """Packs and stores a value in the background, so that no answer waits for it."""
         if not self.is_up or len(self._writes) >= _MAX_PENDING_WRITES:
             return
         task = asyncio.create_task(self._put(key, pack, ttl_s))
@@ -66,11 +66,11 @@ class Cache:
         task.add_done_callback(self._writes.discard)
 
     async def written(self) -> None:
-        """Waits until what was put has been stored or given up."""
+        """Waits until every value is stored or given up."""
         await asyncio.gather(*self._writes)
 
     async def close(self) -> None:
-        """Gives up what is under way and disconnects."""
+        """Cancels all writes under way and disconnects."""
         tasks = [*self._writes, *([self._recovery] if self._recovery else [])]
         for task in tasks:
             task.cancel()

@@ -1,7 +1,7 @@
-"""The published crosscoders: what there is, which version is current, and that version's contents.
+"""The published crosscoders: which there are, which version of each is current, and what a version holds.
 
-CURRENT is looked at on every call (one stat), read when it changed. Versions are loaded once, in a thread, and the
-latest few are kept. Knows nothing about protobuf. The artefact folder may change at any time.
+The artefact folder may change at any time. So every call looks at CURRENT (one stat), and reads it if it has changed.
+A version is loaded once, in a thread; the versions used last are kept. Knows nothing about protobuf.
 """
 
 import asyncio
@@ -46,15 +46,15 @@ class Card:
 
 @dataclass(frozen=True)
 class Broken:
-    """A crosscoder whose card cannot be read, with what is known of it all the same."""
+    """A crosscoder whose card cannot be read, and what is known about it."""
 
     name: str
-    """As its folder is called, signs that are no characters as escapes."""
+    """Name of its folder; bytes that are not characters are written as escapes."""
     version_id: str
     """Empty where CURRENT cannot be read."""
     sentence: str
     manifest_json: str
-    """Empty where the file is missing, no text, or too long for a list."""
+    """Empty if the file is missing, is not text, or is too long for a list."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Catalogue:
         self._current: dict[str, tuple[tuple[int, int], str]] = {}
         self._cards: dict[tuple[str, str], Card] = {}
         self._told: set[Broken] = set()
-        """What the log has named as broken."""
+        """The broken crosscoders that the log has named."""
         self._versions: OrderedDict[tuple[str, str], asyncio.Task[Version]] = OrderedDict()
 
     def names(self) -> list[str]:
@@ -129,7 +129,7 @@ class Catalogue:
         return [name for name in self._folders() if _NAME.fullmatch(name)]
 
     def _folders(self) -> list[str]:
-        """Names of all folders with a CURRENT, also such as are no crosscoder's name, sorted. Raises BrokenArtefact."""
+        """Names of all folders with a CURRENT, sorted; also names that are not valid. Raises BrokenArtefact."""
         folder = self._home / "crosscoders"
         try:
             return sorted(entry.name for entry in folder.iterdir() if os.path.lexists(entry / layout.CURRENT))
@@ -162,7 +162,10 @@ class Catalogue:
         return version_id
 
     async def cards(self) -> tuple[list[Card], list[Broken]]:
-        """All crosscoders' cards, newest first, and those whose card cannot be read. Raises BrokenArtefact."""
+        """The cards of all crosscoders, newest first, and the crosscoders without a readable card.
+
+        Raises BrokenArtefact if the folder of crosscoders cannot be read.
+        """
         cards: list[Card] = []
         broken: list[Broken] = []
         for name in self._folders():
@@ -197,7 +200,7 @@ class Catalogue:
         return card
 
     def resolve(self, name: str, version_id: str | None) -> str:
-        """The id of a version that is there: the one that was asked for, else the current one.
+        """The id of a version that exists: the one that was asked for, or the current one if none was.
 
         Raises NotFound, BrokenArtefact, or VersionGone.
         """
@@ -209,11 +212,11 @@ class Catalogue:
         return version_id
 
     async def open(self, name: str, version_id: str | None = None) -> Version:
-        """A version's contents, the current one's by default. Raises NotFound, BrokenArtefact, or VersionGone.
+        """The contents of a version, by default the current one. Raises NotFound, BrokenArtefact, or VersionGone.
 
-        One that was opened before is answered from memory, also when its folder has gone since.
+        A version that was opened before comes from memory, even if its folder has gone since.
         """
-        current = self.current(name)  # first: a crosscoder that was taken away whole has no versions either
+        current = self.current(name)  # first: if the whole crosscoder was removed, its versions are gone too
         key = name, version_id or current
         task = self._versions.get(key)
         if task is None:
@@ -226,13 +229,13 @@ class Catalogue:
             return await asyncio.shield(task)
         except Exception as error:
             if self._versions.get(key) is task:
-                del self._versions[key]  # it may be mended without a new version
+                del self._versions[key]  # somebody may mend its files
             if isinstance(error, BrokenArtefact):
-                self.resolve(*key)  # it may have gone while it was read
+                self.resolve(*key)  # raises VersionGone if it has gone while it was read
             raise
 
     async def read(self, version: Version, read: Callable[[], T]) -> T:
-        """What a thread reads of a version's files. Raises BrokenArtefact, or VersionGone where they have gone."""
+        """What `read` returns, called in a thread. Raises BrokenArtefact, or VersionGone if the version has gone."""
         try:
             return await asyncio.to_thread(read)
         except BrokenArtefact:
@@ -255,7 +258,7 @@ def _read_version(folder: Path, name: str) -> Version:
     lengths = {"dataset_shares": len(manifest.datasets), "histogram": max(0, len(manifest.histogram_edges) - 1)}
     for column, expected in lengths.items():
         if (found := len(table[column][0])) != expected:
-            sentence = f"{path}: the lists of {column} have {found} values, but {layout.MANIFEST} asks for {expected}"
+            sentence = f"{path}: the lists of {column} have {found} values, but {layout.MANIFEST} needs {expected}"
             raise BrokenArtefact(f"{sentence}; publish the crosscoder again")
     try:
         latents = LatentTable(manifest.name, table, manifest.datasets)
@@ -265,7 +268,7 @@ def _read_version(folder: Path, name: str) -> Version:
 
 
 def _read_card(folder: Path, name: str) -> Card:
-    """The card of a version's folder, which must be that of a version of `name`. Raises BrokenArtefact."""
+    """The card of the version in a folder. Raises BrokenArtefact, also if it is not a version of `name`."""
     path = folder / layout.MANIFEST
     try:
         data = _read_regular(path)
@@ -283,8 +286,8 @@ def _read_card(folder: Path, name: str) -> Card:
 
 
 def _read_regular(path: Path) -> bytes:
-    """A file's bytes. Raises OSError, also for a pipe or a device, which might never end or let every list wait."""
+    """The bytes of a file. Raises OSError, also for a pipe or a device: reading one might never end."""
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file")
+            raise OSError(errno.EINVAL, "it is not a regular file")
         return file.read()

@@ -1,4 +1,4 @@
-"""Prompts and their sparse codes inside the server, and how they look to workers and in the cache.
+"""Prompts and their sparse codes, as the server holds them, as workers send them, and as the cache keeps them.
 
 Knows nothing about who computes a code or who asks for it.
 """
@@ -30,7 +30,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What to run the models on: a text or a conversation."""
+    """The input of the models: a text or a conversation."""
 
     text: str | None
     turns: tuple[Turn, ...] = ()
@@ -39,7 +39,7 @@ class Prompt:
     chat_template_kwargs_json: str = ""
 
     def canonical(self) -> bytes:
-        """The same bytes for the same prompt, whatever the client's protobuf library."""
+        """Bytes that are equal for equal prompts, whichever protobuf library the client has."""
         return json.dumps(asdict(self), separators=(",", ":"), sort_keys=True).encode()
 
 
@@ -50,7 +50,7 @@ class Encoding:
     tokens: types_pb2.Tokens
     code: types_pb2.SparseCode
     compute_ms: float
-    """What the worker computed: tokenising, then its batch."""
+    """Time that the worker computed: tokenising, then the batch."""
 
     @cached_property
     def row_starts(self) -> NDArray[np.uint32]:
@@ -83,7 +83,7 @@ class Encoding:
 
 
 def prompt_message(prompt: Prompt) -> types_pb2.Prompt:
-    """A prompt as workers read it."""
+    """The message of a prompt for a worker."""
     if prompt.text is not None:
         return types_pb2.Prompt(text=prompt.text, parse_control_tokens=prompt.parse_control_tokens)
     conversation = types_pb2.Conversation(
@@ -95,21 +95,21 @@ def prompt_message(prompt: Prompt) -> types_pb2.Prompt:
 
 
 def read_encoding(message: inference_pb2.EncodeResponse) -> Encoding:
-    """A code as a worker sent it; raises ValueError if its arrays do not fit together."""
+    """The encoding that a worker sent. Raises ValueError if its arrays do not fit together."""
     encoding = Encoding(message.tokens, message.code, message.compute_ms)
     _check_shape(encoding)
     return encoding
 
 
 def pack_encoding(encoding: Encoding, key: str) -> bytes:
-    """An encoding as it is cached: a checksum of key and content, then what the worker sent."""
+    """The bytes of an encoding for the cache: a checksum of key and content, then the worker's message."""
     message = inference_pb2.EncodeResponse(tokens=encoding.tokens, code=encoding.code, compute_ms=encoding.compute_ms)
     body = message.SerializeToString()
     return _checksum(key, body) + body
 
 
 def unpack_encoding(data: bytes, key: str) -> Encoding:
-    """Reads what pack_encoding wrote for the same key; raises ValueError if it is anything else."""
+    """The encoding that pack_encoding packed for the same key. Raises ValueError for other bytes."""
     body = data[4:]
     if _checksum(key, body) != data[:4]:
         raise ValueError(f"{len(data)} bytes that are no cached encoding")

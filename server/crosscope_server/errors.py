@@ -1,8 +1,8 @@
-"""What can go wrong with a call, and the one mapping from exceptions to gRPC statuses.
+"""The errors of calls, and the one mapping from exceptions to gRPC statuses.
 
-Everything that a caller can cause or mend is a CallError, raised anywhere in the server with a sentence that names
-the value, the limit and the way out. Any other exception is a bug: the caller gets INTERNAL and a bug id, the log gets
-the traceback. Knows nothing about services.
+A CallError is an error that the caller can cause or mend. Any part of the server raises it, with a sentence that names
+the value, the limit and the way out. Every other exception is a bug: the caller gets INTERNAL and a bug id, and the log
+gets the traceback. Knows nothing about services.
 """
 
 import logging
@@ -40,7 +40,7 @@ class CallError(Exception):
 
     status: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
     reason: ClassVar[str] = "UNKNOWN"
-    """Stable name for programs, in ErrorInfo."""
+    """Stable name of the error for programs, sent in ErrorInfo."""
 
     def __init__(self, sentence: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(sentence)
@@ -48,11 +48,11 @@ class CallError(Exception):
         self.retry_after_s = retry_after_s
         self.violations: tuple[Violation, ...] = ()
         self.facts: Mapping[str, str] = {}
-        """What programs may want to know, in ErrorInfo.metadata."""
+        """Facts for programs, sent in ErrorInfo.metadata."""
 
 
 class InvalidRequest(CallError):
-    """A request that can never be answered as it stands."""
+    """A request that is wrong and must be changed."""
 
     status = grpc.StatusCode.INVALID_ARGUMENT
     reason = "INVALID_REQUEST"
@@ -72,49 +72,49 @@ class NotFound(CallError):
 
 
 class Conflict(CallError):
-    """The state does not allow it."""
+    """A request that the present state of things does not allow."""
 
     status = grpc.StatusCode.FAILED_PRECONDITION
     reason = "CONFLICT"
 
 
 class VersionGone(CallError):
-    """A version that was asked for by its id and is not there, or not any more."""
+    """A version that was asked for by its id and does not exist, or no longer exists."""
 
     status = grpc.StatusCode.FAILED_PRECONDITION
     reason = "VERSION_GONE"
 
     def __init__(self, crosscoder: str, version_id: str, newest: str) -> None:
         super().__init__(
-            f"version {version_id[:60]!r} of {crosscoder} is gone or never was; the newest is {newest}: ask for that "
-            "one, or for none, which means the current one"
+            f"version {version_id[:60]!r} of {crosscoder} is gone or never existed; the newest is {newest}: ask for "
+            "that one, or leave the version out"
         )
         self.facts = {"crosscoder": crosscoder, "newest_version": newest}
 
 
 class Unavailable(CallError):
-    """A process that the call needs does not answer; the call may be repeated."""
+    """A process that the call needs does not answer; the caller may try again."""
 
     status = grpc.StatusCode.UNAVAILABLE
     reason = "UNAVAILABLE"
 
 
 class Overloaded(CallError):
-    """Too much at once; the call may be repeated later."""
+    """Too many calls at once; the caller may try again later."""
 
     status = grpc.StatusCode.RESOURCE_EXHAUSTED
     reason = "OVERLOADED"
 
 
 class TooLate(CallError):
-    """The deadline passed."""
+    """The caller's deadline passed before the answer."""
 
     status = grpc.StatusCode.DEADLINE_EXCEEDED
     reason = "TOO_LATE"
 
 
 class BrokenArtefact(CallError):
-    """A file of the artefact folder that is missing, truncated or not what its schema says."""
+    """A file of the artefact folder that is missing, truncated or of another schema."""
 
     status = grpc.StatusCode.DATA_LOSS
     reason = "BROKEN_ARTEFACT"
@@ -128,7 +128,7 @@ class NoToken(CallError):
 
 
 def as_call_error(error: Exception) -> CallError | None:
-    """The error as one for the caller; None if it is a bug."""
+    """The error for the caller; None if the exception is a bug."""
     if isinstance(error, CallError):
         return error
     if isinstance(error, RecipeError):

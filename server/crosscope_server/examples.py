@@ -1,6 +1,6 @@
-"""Max-activating examples of one version: a row group of Parquet a look-up, the texts in memory.
+"""Reads the examples of one version. A look-up reads one row group of Parquet; the texts are in memory.
 
-Blocking reads: call from a thread. Knows nothing about protobuf.
+All reads block: call them from a thread. Knows nothing about protobuf.
 """
 
 import threading
@@ -52,7 +52,7 @@ class Example:
     max: float
     peak: int
     repeats: int
-    """Further texts that it stands for."""
+    """Number of further texts that it stands for."""
 
     @property
     def key(self) -> Key:
@@ -61,7 +61,7 @@ class Example:
 
 
 class ExampleReader:
-    """Reads examples/ and sequences.parquet. Files stay open, so a version that is removed can still be read."""
+    """Reads examples/ and sequences.parquet. Files stay open, so a removed version can still be read."""
 
     def __init__(self, tables: TableFolder, num_latents: int) -> None:
         """Takes a version's folder; reads nothing yet."""
@@ -161,7 +161,7 @@ class ExampleReader:
                 if any(other != lengths[0] for other in lengths):
                     self._sequences = None
                     path = self._tables.folder / layout.SEQUENCES
-                    raise BrokenArtefact(f"{path}: a text has not as many ids as pieces and roles; publish it again")
+                    raise BrokenArtefact(f"{path}: ids, pieces and roles of a text differ in number; publish it again")
             return self._sequences
 
 
@@ -171,7 +171,7 @@ def _what_is_wrong(row: dict[str, Any], texts: pa.Array) -> str:
     if row["sequence"] >= len(texts):
         return f"names sequence {row['sequence']}, which {layout.SEQUENCES} lacks"
     if row["group"] not in set(ExampleGroup):
-        return f"is of the group {row['group'][:40]!r}, which there is not"
+        return f"has the unknown group {row['group'][:40]!r}"
     if not positions or len(positions) != len(values):
         return f"has {len(positions)} positions and {len(values)} values"
     length = len(texts[row["sequence"]].values)

@@ -1,6 +1,6 @@
-"""What happens around every call: the token, the rules of the .proto, errors, the log line, the figures.
+"""What happens around every call: token, rules of the .proto files, errors, log line, metrics.
 
-Knows nothing about services; it never looks into a message, and logs no text of one.
+Knows nothing about services. It never looks into a message and logs no text of one.
 """
 
 import asyncio
@@ -64,9 +64,9 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Checks requests, maps errors, logs and counts calls of our services.
 
-    A client stream's messages are handed on without a look at the rules: there a message that breaks one is answered
-    on its own instead of ending the stream, so the servicer calls `check` on each. Bytes that are no message end every
-    call, of others' services too, with INVALID_ARGUMENT.
+    The messages of a client's stream are handed on unchecked: a message that breaks a rule must not end the stream, so
+    the servicer calls `check` on each and answers it on its own. Bytes that are not a message end every call with
+    INVALID_ARGUMENT, also in services that are not ours.
     """
 
     def __init__(self, metrics: Metrics) -> None:
@@ -115,7 +115,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             await abort(context, status)
         finally:
             seconds = time.perf_counter() - started
-            # Soon, not now: whoever waits for the reply goes first.
+            # Record later: the reply goes out first.
             asyncio.get_running_loop().call_soon(self._record, method, outcome, seconds)
 
     def _record(self, method: str, outcome: grpc.StatusCode, seconds: float) -> None:
@@ -125,7 +125,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
 @asynccontextmanager
 async def _around_others(method: str, context: Context) -> AsyncGenerator[None]:
-    """Health and reflection answer by themselves; only what `_message` raises is ours."""
+    """Ends calls of health and reflection whose request is not a message; their other errors are their own."""
     try:
         yield
     except InvalidRequest as error:
@@ -150,7 +150,7 @@ async def _messages(requests: AsyncIterable[Message | DecodeError]) -> AsyncIter
 
 
 def _with_behaviour(handler: Any, unary: Any, stream: Any) -> Handler:
-    """The handler with other behaviour, and with bad bytes handed on as a DecodeError instead of raised."""
+    """The handler with another behaviour. Bytes that are not a message reach it as a DecodeError, not as a request."""
     parse = handler.request_deserializer
 
     def tolerant(data: bytes) -> Message | DecodeError:

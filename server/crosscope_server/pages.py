@@ -1,6 +1,6 @@
-"""Page tokens: opaque, bound to the version, the filters and the order of the listing that they continue.
+"""Page tokens: opaque texts, bound to the version, the filters and the order of one listing.
 
-Knows nothing about what is listed. A token is no secret and no capability; the checksum catches mistakes.
+A token is not secret and gives no rights; its checksum catches mistakes. Knows nothing about what is listed.
 """
 
 import base64
@@ -30,7 +30,7 @@ def encode_token(version_id: str, after: Key, query: object) -> str:
 
 
 def decode_token(token: str, query: object) -> PageToken:
-    """Reads a token; raises InvalidRequest if it is not one, or if it belongs to another query."""
+    """The page that a token names. Raises InvalidRequest if it is not a token, or belongs to another query."""
     try:
         body = json.loads(base64.urlsafe_b64decode(token.encode() + b"=" * (-len(token) % 4)))
         version_id, after, digest = body

@@ -1,6 +1,6 @@
-"""Encodes prompts: the cache first, then a worker; identical prompts under way share one computation.
+"""Encodes prompts: from the cache, else by a worker. Equal prompts that arrive meanwhile share one computation.
 
-Knows nothing about protobuf's public messages or about ranking.
+Knows nothing about ranking, and only those public messages that the worker's messages contain.
 """
 
 import asyncio
@@ -28,11 +28,11 @@ from crosscope_server.workers import Workers
 T = TypeVar("T")
 
 MAX_PROMPT_BYTES = 1_048_576
-"""UTF-8 bytes of what all messages of a conversation say."""
+"""Most UTF-8 bytes of text in all messages of a conversation."""
 _METHOD = "encode-2"
-"""Names what is cached; the number rises when a reply says more, so that older ones are computed again."""
+"""Part of the cache's keys. The number rises when replies get new fields, so that older ones are computed again."""
 _MAX_WAIT_S = 120.0
-"""For callers without a deadline."""
+"""Longest time for a call, also of a caller without a deadline."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,10 @@ class Prompts:
     async def tokenize(
         self, crosscoder: str, wanted: str | None, prompt: Prompt, timeout_s: float | None
     ) -> tuple[types_pb2.Tokens, str]:
-        """The tokens of a prompt, and the version that was asked: the wanted one, or the current. Raises CallError."""
+        """The tokens of a prompt, and the id of the version that answered: the wanted or the current one.
+
+        Raises CallError.
+        """
         check_prompt(prompt)
         version_id = self._catalogue.resolve(crosscoder, wanted)
         request = inference_pb2.TokenizeRequest(
@@ -97,10 +100,10 @@ class Prompts:
         try:
             return unpack_encoding(data, key)
         except ValueError:
-            return None  # written over by the answer that is computed now
+            return None  # the answer that is computed now will replace it
 
     async def _share(self, key: str, request: inference_pb2.EncodeRequest, timeout_s: float | None) -> Encoding:
-        """Joins the computation that is under way for the key, unless it would give up before this caller does."""
+        """The result for a key. Joins a computation under way, unless its deadline is before this caller's."""
         loop = asyncio.get_running_loop()
         timeout_s = _MAX_WAIT_S if timeout_s is None else min(timeout_s, _MAX_WAIT_S)
         deadline = loop.time() + timeout_s
@@ -115,7 +118,7 @@ class Prompts:
         finally:
             flight.num_waiting -= 1
             if flight.num_waiting == 0 and not flight.task.done():
-                self._land(key, flight)  # nobody may join what is about to be cancelled
+                self._land(key, flight)  # nobody may join a computation that is about to be cancelled
                 flight.task.cancel()
         if self._cache is not None and not flight.is_kept:
             flight.is_kept = True
@@ -132,7 +135,7 @@ class Prompts:
     async def _of_version(
         self, request: inference_pb2.EncodeRequest | inference_pb2.TokenizeRequest, answer: Awaitable[T]
     ) -> T:
-        """A worker's answer. Raises VersionGone where the worker did not find a version that has gone meanwhile."""
+        """A worker's answer. Raises VersionGone if the worker found no version because it has gone meanwhile."""
         try:
             return await answer
         except NotFound:
@@ -141,7 +144,7 @@ class Prompts:
 
 
 def check_prompt(prompt: Prompt) -> None:
-    """Raises InvalidRequest for what the rules in the .proto cannot say."""
+    """Raises InvalidRequest if a prompt breaks a rule that a .proto file cannot express."""
     field = "prompt.conversation.turns"
     for i, turn in enumerate(prompt.turns):
         _check_json(f"{field}[{i}].tool_calls_json", parse_tool_calls, turn.tool_calls_json)

@@ -22,20 +22,20 @@ class Rank(StrEnum):
 
 @dataclass(frozen=True)
 class TokenRange:
-    """Which tokens of a prompt count."""
+    """The tokens of a prompt that are ranked."""
 
     start: int = 0
     end: int | None = None
     """One past the last; None for the end."""
     skip_template: bool = False
-    """Leave out BOS, role headers and turn ends, but not where the model decides how an assistant turn begins."""
+    """Leave out BOS, role headers and turn ends, except the token at which the model decides how its answer begins."""
     include_left_out: bool = False
-    """Rank tokens too that training left out."""
+    """Also rank tokens that training left out."""
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """Latents by descending score, equal ones by id; one entry a latent in every array."""
+    """Latents by descending score, equal ones by id. Every array is [latent]."""
 
     latents: NDArray[np.uint32]
     scores: NDArray[np.float32]
@@ -62,8 +62,8 @@ def rank_latents(
 ) -> Ranked:
     """The `limit` strongest latents of a prompt.
 
-    `frequency` and `maximum` are columns of the statistics table: [latent]. Latents above max_frequency go before the
-    cut. The share of a latent that never fired in the analysis is undefined: NaN, which comes last. Raises
+    `frequency` and `maximum` are columns of the statistics table: [latent]. Latents above max_frequency are left out
+    before the cut to `limit`. The share of a latent that never fired in the analysis is NaN, and NaN comes last. Raises
     InvalidRequest if the token range does not lie in the prompt.
     """
     counted, num_left_out = _counted(encoding, tokens)
@@ -105,7 +105,7 @@ def rank_latents(
 
 
 def _counted(encoding: Encoding, tokens: TokenRange) -> tuple[NDArray[np.bool_], int]:
-    """Whether each token counts, [pos], and how many do not for the only reason that training left them out."""
+    """Whether each token is ranked, [pos], and how many are not, for the sole reason that training left them out."""
     num_tokens = len(encoding.tokens.ids)
     end = num_tokens if tokens.end is None else tokens.end
     if end > num_tokens:
@@ -124,9 +124,10 @@ def _counted(encoding: Encoding, tokens: TokenRange) -> tuple[NDArray[np.bool_],
 
 
 def _template(roles: NDArray[np.int_]) -> NDArray[np.bool_]:
-    """Tokens that the template adds, but for the last of a header in front of an answer, its thoughts or the end.
+    """Whether each token is one that the template adds: [pos], like `roles: [pos]`.
 
-    There the model decides how its answer begins: [pos], as `roles: [pos]`.
+    The last token of a header before an answer, before reasoning or at the end does not count: at this token the model
+    decides how its answer begins.
     """
     before_answer = np.append(np.isin(roles[1:], (TokenRole.ASSISTANT, TokenRole.REASONING)), True)
     return np.isin(roles, sorted(TEMPLATE_ROLES)) & ~((roles == TokenRole.HEADER) & before_answer)

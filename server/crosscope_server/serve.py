@@ -1,4 +1,4 @@
-"""Puts the server together: services, health, reflection, interceptors, ports. The one list of services is in here."""
+"""Puts the server together: services, health, reflection, interceptors, ports. It has the only list of services."""
 
 import asyncio
 import contextlib
@@ -26,7 +26,7 @@ from crosscope_server.settings import Settings
 from crosscope_server.workers import Workers
 
 GRACE_S = 1.5
-"""How long calls under way may go on once the server was told to stop."""
+"""How long calls under way may go on after the server was told to stop."""
 _CANCEL_S = 0.02
 """How long grpc takes to cancel the calls that it cuts off."""
 _OPTIONS = [
@@ -56,7 +56,7 @@ class Running:
 
     server: grpc.aio.Server
     port: int
-    """The bound port, also where the settings said 0; 1 for a Unix socket."""
+    """The port that was bound, also if the settings said 0; 1 for a Unix socket."""
 
 
 @contextlib.asynccontextmanager
@@ -113,8 +113,9 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
 
 
 async def _stop(server: grpc.aio.Server) -> None:
-    """Stops, and waits until the calls that were cut off have unwound: grpc prints a traceback for those that have not
-    when the loop closes.
+    """Stops the server, and waits until the calls that were cut off have ended.
+
+    grpc prints a traceback for each call that has not ended when the loop closes.
     """
     before = asyncio.all_tasks()
     await server.stop(GRACE_S)

@@ -1,4 +1,4 @@
-"""What the environment says about the server process. Read once, in __main__."""
+"""Settings of the server process. __main__ reads them once from the environment."""
 
 import ipaddress
 from typing import Annotated
@@ -29,7 +29,7 @@ class Settings(ProcessSettings):
     metrics_port: int | None = Field(default=None, ge=1, le=65535)
     """Port on 127.0.0.1 for Prometheus; unset: no metrics endpoint."""
     stream_in_flight: int = Field(default=8, ge=1, le=256)
-    """Prompts of one bulk stream that are worked on at the same time."""
+    """Number of prompts of one stream that are computed at the same time."""
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
     """Least severe level that is logged."""
 

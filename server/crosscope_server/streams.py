@@ -11,7 +11,7 @@ R = TypeVar("R")
 async def in_order(source: AsyncIterable[T], work: Callable[[T], Awaitable[R]], limit: int) -> AsyncIterator[R]:
     """The results of `work` on each item, in the items' order, with at most `limit` items taken and not yet yielded.
 
-    A slow reader thus slows the reading of the source. When the reader goes away, everything under way is cancelled.
+    So a slow reader slows the reading of the source. When the reader goes away, all work under way is cancelled.
     """
     slots = asyncio.Semaphore(limit)
     results: asyncio.Queue[asyncio.Task[R] | None] = asyncio.Queue()

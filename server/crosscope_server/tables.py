@@ -1,4 +1,4 @@
-"""Parquet files of a version's folder, opened with checksum, schema and content checked.
+"""Reads the Parquet files of a version's folder, and checks checksum, schema and content.
 
 Knows nothing about what the tables mean.
 """
@@ -20,17 +20,17 @@ _MEND = "publish the crosscoder again"
 
 @dataclass(frozen=True)
 class TableFolder:
-    """The folder of a version. Everything here blocks."""
+    """The folder of a version. All methods block."""
 
     folder: Path
     hashes: Mapping[str, str]
-    """SHA-256 by the name of a file below the folder. A file that is not named is not checked."""
+    """SHA-256 of files, by their name below the folder. A file without one is not compared."""
 
     def open(self, name: str, columns: tuple[Column, ...]) -> pq.ParquetFile:
-        """Opens a file, which may lack columns that came later (Column.absent).
+        """An open file. It may lack columns that are newer than it (Column.absent).
 
-        Raises BrokenArtefact, naming it, if it is missing, truncated, other than its checksum says, or of another
-        schema.
+        Raises BrokenArtefact, which names the file, if it is missing, is truncated, does not match its checksum, or has
+        another schema.
         """
         path = self.folder / name
         try:
@@ -51,7 +51,7 @@ class TableFolder:
         return file
 
     def read(self, name: str, columns: tuple[Column, ...]) -> pa.Table:
-        """Reads the columns of a file, absent ones filled; raises BrokenArtefact like `open`."""
+        """The columns of a file; absent ones are filled in. Raises BrokenArtefact like `open`."""
         path, file = self.folder / name, self.open(name, columns)
         try:
             there = set(file.schema_arrow.names)
@@ -67,7 +67,7 @@ class TableFolder:
         return table
 
     def read_groups(self, name: str, file: pq.ParquetFile, columns: tuple[Column, ...], groups: list[int]) -> pa.Table:
-        """The columns, as far as they are there, of row groups of an open file; raises BrokenArtefact like `read`."""
+        """The columns of row groups of an open file, without absent ones. Raises BrokenArtefact like `read`."""
         there = set(file.schema_arrow.names)
         wanted = [column.name for column in columns if column.name in there]
         try:
@@ -107,7 +107,10 @@ def _unreadable(path: Path, error: Exception) -> BrokenArtefact:
 
 
 def _alike(found: pa.DataType, expected: pa.DataType) -> bool:
-    """Whether a type is the expected one, or a float that it holds exactly (lists of them too)."""
+    """Whether a type is the expected one, or a narrower float, whose values the expected one holds exactly.
+
+    Lists are compared by the types of their entries.
+    """
     if pa.types.is_list(found) and pa.types.is_list(expected):
         return _alike(found.value_type, expected.value_type)
     narrower = pa.types.is_floating(found) and pa.types.is_floating(expected)

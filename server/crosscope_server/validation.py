@@ -9,11 +9,11 @@ from google.protobuf.message import Message
 from crosscope_server.errors import InvalidRequest, Violation
 
 _SHOWN = 60
-"""Longest value that is repeated in a sentence."""
+"""Most characters of a value that a sentence repeats."""
 
 
 def check(message: Message) -> None:
-    """Raises InvalidRequest that names every field that breaks a rule, its value and the rule."""
+    """Raises InvalidRequest, which names every field that breaks a rule, its value and the rule."""
     if violations := protovalidate.collect_violations(message):
         raise InvalidRequest([_violation(violation) for violation in violations])
 

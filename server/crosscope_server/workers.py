@@ -1,6 +1,7 @@
-"""The inference workers: who is alive, whose turn it is, and what their errors mean to a caller.
+"""The inference workers: which are alive, which is asked next, and what their errors mean to a caller.
 
-Health is watched, not polled, so a worker that starts or dies is known at once. Knows nothing about prompts' codes.
+Health is watched and not polled, so the server learns at once of a worker that starts or dies. Knows nothing about
+codes.
 """
 
 import asyncio
@@ -29,7 +30,7 @@ from crosscope_server.errors import (
 
 _RETRY_S = 0.25
 _RECONNECT_MS = 200
-"""Longest pause between two tries to reach a worker: what a caller may wait for one that has just started."""
+"""Longest pause between two tries to reach a worker. A worker that starts is found within this time."""
 _HOW_TO_START = "start one with `python -m crosscope_worker serve`; browsing works without"
 _OPTIONS = [
     ("grpc.max_receive_message_length", 256 * 1024 * 1024),
@@ -37,7 +38,7 @@ _OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", _RECONNECT_MS),
     ("grpc.min_reconnect_backoff_ms", 2000),  # how long one try may take
-    ("grpc.keepalive_time_ms", 360_000),  # a gRPC server cuts off who pings it more than every five minutes
+    ("grpc.keepalive_time_ms", 360_000),  # a gRPC server cuts off clients that ping more often than every five minutes
     ("grpc.keepalive_timeout_ms", 3_000),
     ("grpc.use_local_subchannel_pool", 1),
 ]
@@ -54,10 +55,10 @@ class _Worker:
 
 
 class Workers:
-    """A set of workers, each of which can answer every call. For one event loop; `start` first, `close` last."""
+    """A set of workers; each can answer every call. For one event loop; call `start` first and `close` last."""
 
     def __init__(self, targets: Sequence[str], on_change: Callable[[bool], Awaitable[None]]) -> None:
-        """Takes gRPC targets; `on_change` hears whether any worker is alive whenever that changes."""
+        """Takes gRPC targets. `on_change` is told whether any worker is alive, each time that this changes."""
         self._workers: list[_Worker] = []
         self._targets = targets
         self._on_change = on_change
@@ -97,7 +98,7 @@ class Workers:
         return await self._call(lambda worker: worker.inference.Tokenize(request, timeout=timeout_s))
 
     async def _call(self, call: Callable[[_Worker], Awaitable[Any]]) -> Any:
-        """Asks the next worker that is alive, and another one if that one is gone or busy: calls change nothing."""
+        """The answer of the next live worker, or of another if that one is gone or busy: calls change nothing."""
         asked: list[_Worker] = []
         busy: grpc.aio.AioRpcError | None = None
         while (worker := self._next(asked)) is not None:
@@ -152,7 +153,7 @@ class Workers:
 
 
 def _caller_error(error: grpc.aio.AioRpcError) -> Exception:
-    """What a worker's error means to our caller; anything unexpected is a bug and stays as it is."""
+    """The error that our caller gets for a worker's error. An unexpected one is a bug and stays as it is."""
     sentence = error.details() or error.code().name
     violations, retry_after_s = _details(error)
     match error.code():
@@ -173,7 +174,7 @@ def _caller_error(error: grpc.aio.AioRpcError) -> Exception:
 
 
 def _details(error: grpc.aio.AioRpcError) -> tuple[list[Violation], float | None]:
-    """The fields that a worker found wrong, and when to ask it again."""
+    """The fields that a worker found wrong, and after how many seconds to ask it again; None if it did not say."""
     status = rpc_status.from_call(error)  # pyright: ignore[reportArgumentType] (the stubs know no grpc.aio)
     violations: list[Violation] = []
     retry_after_s: float | None = None

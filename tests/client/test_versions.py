@@ -53,7 +53,7 @@ def test_a_handle_stays_with_its_version_and_moves_on_when_told(published: tuple
 
         shutil.rmtree(layout.version_folder(home, "demo", first.version_id))
         write_crosscoder(home, "demo", 60, seed=2)
-        with pytest.raises(VersionGone, match="is gone or never was; the newest is") as caught:
+        with pytest.raises(VersionGone, match="is gone or never existed; the newest is") as caught:
             client.crosscoder("demo", version="20990101t000000000-0")
         assert client.crosscoder("demo", version=caught.value.newest).info.num_latents == 60
 

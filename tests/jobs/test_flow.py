@@ -265,7 +265,7 @@ def test_a_check_looks_for_what_the_recipe_names(rig: Rig) -> None:
     assert checked.job.id == ""
     assert [(entry.name, entry.value) for entry in checked.plan[:2]] == [("training tokens", 9 * 2048), ("steps", 9)]
     assert checked.warnings[0] == "there is no pair 'none-such' yet; a job before this one must make it"
-    assert checked.warnings[-1].startswith("training.warmup_steps 10: the learning rate never gets to training.lr")
+    assert checked.warnings[-1].startswith("training.warmup_steps 10: the learning rate never reaches training.lr")
     queued = rig.jobs.SubmitJob(jobs_pb2.SubmitJobRequest(recipe_yaml=recipe))
     assert "pair.name: there is no pair 'none-such' (there: none)" in queued.warnings[0]
     assert rig.wait(queued.job.id).state == FAILED  # this rig's worker runs no jobs of its kind

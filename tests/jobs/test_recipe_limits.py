@@ -32,8 +32,8 @@ def test_a_long_value_is_shortened() -> None:
         ("dtype: bfloat16", "", "pair: a pair that exists already has its own tokenizer"),
         ("revision_chat: main", "", "pair: a pair that exists already has its own tokenizer"),
         ("tokenizer: some/where", "", "pair: a pair that exists already has its own tokenizer"),
-        ("", "split: test", "data.0: only a hub data set has a config and splits"),
-        ("", "config: en", "data.0: only a hub data set has a config and splits"),
+        ("", "split: test", "data.0: only a hub data set has a config and a split"),
+        ("", "config: en", "data.0: only a hub data set has a config and a split"),
     ],
 )
 def test_a_field_that_would_change_nothing_is_refused(pair: str, data: str, says: str) -> None:

@@ -59,7 +59,7 @@ def test_a_failed_job_goes_on_from_its_checkpoints(rig: Rig) -> None:
 def test_a_cancelled_job_is_retried_and_a_running_one_is_not(rig: Rig) -> None:
     job = rig.submit("hold-retried")
     rig.holding(job.id)
-    assert refused(rig, job.id).startswith(f"job {job.id!r} runs: cancel it first")
+    assert refused(rig, job.id).startswith(f"job {job.id!r} is running: cancel it first")
     rig.cancel(job.id)
     rig.wait(job.id)
     rig.retry(job.id)

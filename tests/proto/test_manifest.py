@@ -22,6 +22,7 @@ CROSSCODER = CrosscoderManifest(
     input_scale=(1.0, 0.5),
     reads="both",
     recipe={"kind": "crosscoder", "data": [{"name": "web"}]},
+    reads="both",
     norm_limits=(1.5, 2.5),
     warnings=("Of the texts …",),
 )
@@ -62,7 +63,7 @@ def test_a_manifest_that_names_no_schema_is_of_version_1(
 def test_a_pair_written_by_hand_needs_four_fields() -> None:
     by_hand = {"name": "demo", "base": "base", "chat": "chat", "tokenizer": "chat"}
     assert parse_pair_manifest(json.dumps(by_hand).encode()) == PairManifest(**by_hand)
-    with pytest.raises(ManifestError, match=r"^'dytpe' is no field of a pair; there are name, base"):
+    with pytest.raises(ManifestError, match=r"^'dytpe' is not a field of a pair; the fields are name, base"):
         parse_pair_manifest(json.dumps(by_hand | {"dytpe": "float32"}).encode())
     with pytest.raises(ManifestError, match=r"^base: Input should be a valid string, but is 3$"):
         parse_pair_manifest(json.dumps(by_hand | {"base": 3}).encode())

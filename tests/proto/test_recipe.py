@@ -133,7 +133,7 @@ def test_two_data_sets_of_one_name_are_refused() -> None:
     [
         ("{name: a, source: jsonl, path: x}", "exactly one of text_column and chat_column must be given"),
         ("{name: a, source: jsonl, path: x, text_column: b, chat_column: c}", "exactly one of text_column"),
-        ("{name: a, source: text, path: x, text_column: b}", "a text source has no columns"),
+        ("{name: a, source: text, path: x, text_column: b}", "the source text has no columns"),
         ("{name: a, source: jsonl, path: x, text_column: b, behaviours_column: c}", "behaviours_column needs chat"),
     ],
 )
@@ -169,7 +169,7 @@ def test_what_a_chat_template_is_told(kind: str) -> None:
     kwargs = {"enable_thinking": False, "tools": [{"name": "look", "parameters": {"n": None}}]}
     assert parsed(f"chat_template_kwargs: {json.dumps(kwargs)}")["chat_template_kwargs"] == kwargs
     for wrong, says in (
-        ("{tokenize: true}", "chat_template_kwargs: 'tokenize' is not for a chat template"),
+        ("{tokenize: true}", "chat_template_kwargs: 'tokenize' cannot be given to a chat template"),
         ("{documents: x}", "chat_template_kwargs: 'documents' must be a list of objects"),
         ("[1]", "chat_template_kwargs: .*dictionary"),
     ):

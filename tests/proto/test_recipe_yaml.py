@@ -37,10 +37,10 @@ def refusal(text: str) -> str:
     ("text", "says"),
     [
         (f"{DEMO}seed: 2001-99-99\n", "seed: Input should be a valid integer"),
-        (f"{DEMO}seed: !!int x\n", "line 3: 'x' is no int"),
-        (f"{DEMO}seed: !!int\n", "line 3: '' is no int"),
-        (f"{DEMO}seed: !!bool x\n", "line 3: 'x' is no bool"),
-        (f"{DEMO}seed: !!float x\n", "line 3: 'x' is no float"),
+        (f"{DEMO}seed: !!int x\n", "line 3: 'x' is not a valid int"),
+        (f"{DEMO}seed: !!int\n", "line 3: '' is not a valid int"),
+        (f"{DEMO}seed: !!bool x\n", "line 3: 'x' is not a valid bool"),
+        (f"{DEMO}seed: !!float x\n", "line 3: 'x' is not a valid float"),
         (f"{DEMO}seed: !!timestamp x\n", "line 3: not valid YAML: could not determine a constructor"),
         (f"{DEMO}seed: !!binary '%'\n", "line 3: not valid YAML: could not determine a constructor"),
         (f"{DEMO}seed: !!python/name:os.system x\n", "line 3: not valid YAML: could not determine a constructor"),
@@ -56,11 +56,11 @@ def refusal(text: str) -> str:
         (f'{DEMO}seed: "\\U00110000"\n', "line 3: not valid YAML: chr() arg not in range"),
         (f"{DEMO}seed: \0\n", "not valid YAML: unacceptable character #x0000"),
         (f"{DEMO}seed: \ud800\n", "not valid YAML: unacceptable character #xd800"),
-        (f"{DEMO}name: b\n", "line 3: the key 'name' stands twice in one mapping"),
-        (f"{DEMO}3: b\n", "line 3: the key '3' is no text; put it in quotes"),
-        (f"{DEMO}on: b\n", "line 3: the key 'on' is no text"),
-        (f"{DEMO}? [a]\n: b\n", "line 3: the key a list is no text"),
-        (f"{DEMO}seed: &s [*s]\n", "line 3: an alias stands inside what it names"),
+        (f"{DEMO}name: b\n", "line 3: the key 'name' occurs twice in one mapping"),
+        (f"{DEMO}3: b\n", "line 3: the key '3' is not a text; put it in quotes"),
+        (f"{DEMO}on: b\n", "line 3: the key 'on' is not a text"),
+        (f"{DEMO}? [a]\n: b\n", "line 3: the key a list is not a text"),
+        (f"{DEMO}seed: &s [*s]\n", "line 3: an alias stands inside the value that it names"),
         (f"{DEMO}seed: *s\n", "line 3: not valid YAML: found undefined alias 's'"),
         (f"{DEMO}seed: {'[' * 40}\n", "line 3: more than 32 lists and mappings stand inside one another"),
         (f"{DEMO}seed: [{'a,' * MAX_NODES}]\n", f"line 3: holds more than {MAX_NODES} values"),
@@ -206,7 +206,7 @@ def outcome(text: str) -> str:
     assert parse_recipe(yaml.safe_dump(plain)) == recipe, "what is kept of it is the same recipe"
     assert isinstance(value, dict)
     for name, said in value.items():
-        assert isinstance(said, dict | list) or plain[name] == said, "every plain value is kept"
+        assert isinstance(said, dict | list) or said in (plain[name], str(plain[name])), "every plain value is kept"
     return "recipe"
 
 

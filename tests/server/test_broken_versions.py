@@ -156,8 +156,8 @@ async def test_a_manifest_that_is_none_at_all_is_named(home: tuple[Path, Crossco
         ({"name": "other"}, "name is 'other', but its folder is called 'hurt'; make them equal"),
         ({"schema_version": 99}, "has schema version 99, but this program knows up to 1; update the program"),
         ({"num_latents": 41}, "latents.parquet has 40 rows, but crosscoder.json says 41 latents"),
-        ({"datasets": ["a"]}, "the lists of dataset_shares have 2 values, but crosscoder.json asks for 1"),
-        ({"histogram_edges": [0.0, 1.0]}, "the lists of histogram have 24 values, but crosscoder.json asks for 1"),
+        ({"datasets": ["a"]}, "the lists of dataset_shares have 2 values, but crosscoder.json needs 1"),
+        ({"histogram_edges": [0.0, 1.0]}, "the lists of histogram have 24 values, but crosscoder.json needs 1"),
     ],
 )
 async def test_the_reason_names_the_field_its_value_and_what_it_may_be(tmp_path: Path, changes, says):
@@ -213,7 +213,7 @@ async def test_a_pipe_or_a_device_in_a_files_place_lets_no_list_wait(tmp_path: P
     listed = await asyncio.wait_for(Asked(tmp_path).listed(), 10)
     assert list(listed) == ["whole", "deep", "endless", "pipe"]
     for name in ("deep", "endless", "pipe"):
-        assert listed[name].broken.endswith("it is no regular file")
+        assert listed[name].broken.endswith("it is not a regular file")
 
 
 def tables(manifest: CrosscoderManifest) -> Iterator[tuple[str, tuple[Column, ...], str]]:

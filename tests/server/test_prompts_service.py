@@ -148,7 +148,7 @@ async def test_control_characters_and_whitespace_are_text(online, running_worker
         (
             prompts_pb2.EncodeRequest(crosscoder="demo", prompt=told('{"chat_template": "x"}')),
             "prompt.conversation.chat_template_kwargs_json",
-            "'chat_template' is not for a chat template to be told",
+            "'chat_template' cannot be given to a chat template",
         ),
         (
             prompts_pb2.EncodeRequest(crosscoder="demo", prompt=told("", tool_calls_json='[{"name": 3}]')),

@@ -93,11 +93,11 @@ def test_a_sound_recipe(home: Path) -> None:
         ({"data_0": {"text_column": "body"}}, "data.0.text_column: there is no column 'body'; there are text"),
         ({"data_0": {"path": "data/chat.jsonl", "text_column": "turns"}}, "data.0.text_column: 'turns' holds list"),
         ({"data_1": {"chat_column": "text"}}, "data.1.chat_column: there is no column 'text'; there are turns"),
-        ({"data_1": {"role_key": "from"}}, "data.1.role_key: 'from' must be a text in every turn; the first turn has"),
+        ({"data_1": {"role_key": "from"}}, "data.1.role_key: 'from' must be a text in every message; the first"),
         ({"data_1": {"behaviours_column": "tags"}}, "data.1.behaviours_column: there is no column 'tags'"),
         ({"data_2": {"text_column": "text"}}, "data.2.text_column: there is no column 'text'; there are body"),
         ({"data_2": {"source": "jsonl"}}, "data.2.path: "),
-        ({"data_2": {"source": "hub", "path": "a//b"}}, "data.2.path: 'a//b' is no name of a data set at the hub"),
+        ({"data_2": {"source": "hub", "path": "a//b"}}, "data.2.path: 'a//b' is not a hub id; write owner/name"),
         ({"tokens": {"held_out_every": 101}}, "data.0.path: "),
     ],
 )
@@ -111,13 +111,13 @@ def test_what_cannot_be_is_named_by_its_field(home: Path, change: dict[str, Any]
     [
         (
             {"max_steps": 20, "warmup_steps": 1000},
-            "never gets to training.lr, training ends after 20",
+            "never reaches training.lr, training ends after 20",
         ),
-        ({"warmup_steps": 1000}, "the learning rate never gets to training.lr, training ends after about 2"),
+        ({"warmup_steps": 1000}, "the learning rate never reaches training.lr, training ends after about 2"),
         ({"max_steps": 20, "warmup_steps": 10, "decay_share": 0.6}, "overlap"),
-        ({"max_steps": 20, "sparsity_warmup_steps": 30, "k_start": 8}, "k never gets to its value"),
+        ({"max_steps": 20, "sparsity_warmup_steps": 30, "k_start": 8}, "k never reaches its value"),
         ({"dead_after_tokens": 10_000_000}, "no latent can be found dead and revived, the training has about 2"),
-        ({"max_steps": 5000}, "when the texts do, before training.max_steps 5000"),
+        ({"max_steps": 5000}, "because the texts end before training.max_steps 5000"),
         ({"max_steps": 20, "log_every": 50}, "there will be no curves"),
     ],
 )

@@ -278,9 +278,9 @@ class SubmitJobRequest(_message.Message):
     recipe_yaml: _builtins.str
     """The recipe, YAML."""
     idempotency_key: _builtins.str
-    """A caller's own id of this submission: a second submission with the same key answers with the first one's job."""
+    """The caller's own id of this submission. A second submission with the same key is answered with the first one's job."""
     validate_only: _builtins.bool
-    """Only check the recipe, and what it names as far as that lies in the home; the reply's job has no id."""
+    """Only check the recipe, and those of its inputs that lie in the home folder. The job of the reply has no id."""
     folder: _builtins.str
     """The folder from which the job is submitted, absolute: relative paths of data are looked up there too, if the job
     worker may read it. Empty: nowhere else.

@@ -113,9 +113,9 @@ class JobsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RetryJob(self, request, context):
-        """Queues a job again that has failed or was cancelled: the same id, a new attempt, which goes on from its checkpoints.
-        A queued one stays as it is; FAILED_PRECONDITION for one that runs or has succeeded, whose checkpoints are gone, or
-        that waits for a job which has not succeeded and will not.
+        """Queues a failed or cancelled job again: the same id, and a new attempt that goes on from its checkpoints. A queued
+        job stays as it is. FAILED_PRECONDITION if the job runs or has succeeded, if its checkpoints are gone, or if a job
+        that it waits for failed or was cancelled.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -45,9 +45,9 @@ class JobsStub:
     CancelJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.CancelJobRequest, _jobs_pb2.CancelJobResponse]
     """Asks a job to stop. A queued job ends at once, a running one at its next step; an ended one stays as it is."""
     RetryJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.RetryJobRequest, _jobs_pb2.RetryJobResponse]
-    """Queues a job again that has failed or was cancelled: the same id, a new attempt, which goes on from its checkpoints.
-    A queued one stays as it is; FAILED_PRECONDITION for one that runs or has succeeded, whose checkpoints are gone, or
-    that waits for a job which has not succeeded and will not.
+    """Queues a failed or cancelled job again: the same id, and a new attempt that goes on from its checkpoints. A queued
+    job stays as it is. FAILED_PRECONDITION if the job runs or has succeeded, if its checkpoints are gone, or if a job
+    that it waits for failed or was cancelled.
     """
     GetRecipeSchema: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.GetRecipeSchemaRequest, _jobs_pb2.GetRecipeSchemaResponse]
     """The JSON schema of a recipe, for forms and editors."""
@@ -68,9 +68,9 @@ class JobsAsyncStub(JobsStub):
     CancelJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.CancelJobRequest, _jobs_pb2.CancelJobResponse]  # type: ignore[assignment]
     """Asks a job to stop. A queued job ends at once, a running one at its next step; an ended one stays as it is."""
     RetryJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.RetryJobRequest, _jobs_pb2.RetryJobResponse]  # type: ignore[assignment]
-    """Queues a job again that has failed or was cancelled: the same id, a new attempt, which goes on from its checkpoints.
-    A queued one stays as it is; FAILED_PRECONDITION for one that runs or has succeeded, whose checkpoints are gone, or
-    that waits for a job which has not succeeded and will not.
+    """Queues a failed or cancelled job again: the same id, and a new attempt that goes on from its checkpoints. A queued
+    job stays as it is. FAILED_PRECONDITION if the job runs or has succeeded, if its checkpoints are gone, or if a job
+    that it waits for failed or was cancelled.
     """
     GetRecipeSchema: _aio.UnaryUnaryMultiCallable[_jobs_pb2.GetRecipeSchemaRequest, _jobs_pb2.GetRecipeSchemaResponse]  # type: ignore[assignment]
     """The JSON schema of a recipe, for forms and editors."""
@@ -124,9 +124,9 @@ class JobsServicer(metaclass=_abc_1.ABCMeta):
         request: _jobs_pb2.RetryJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_jobs_pb2.RetryJobResponse, _abc.Awaitable[_jobs_pb2.RetryJobResponse]]:
-        """Queues a job again that has failed or was cancelled: the same id, a new attempt, which goes on from its checkpoints.
-        A queued one stays as it is; FAILED_PRECONDITION for one that runs or has succeeded, whose checkpoints are gone, or
-        that waits for a job which has not succeeded and will not.
+        """Queues a failed or cancelled job again: the same id, and a new attempt that goes on from its checkpoints. A queued
+        job stays as it is. FAILED_PRECONDITION if the job runs or has succeeded, if its checkpoints are gone, or if a job
+        that it waits for failed or was cancelled.
         """
 
     @_abc_1.abstractmethod

@@ -148,7 +148,7 @@ class Crosscoder(_message.Message):
     name: _builtins.str
     """Its name."""
     version_id: _builtins.str
-    """The version that this card is of: the current one, unless another was asked for."""
+    """The version of this card: the current one, unless the request named another."""
     pair: _builtins.str
     """Name of the model pair."""
     base_model: _builtins.str
@@ -164,14 +164,14 @@ class Crosscoder(_message.Message):
     analysis_tokens: _builtins.int
     """Tokens of the analysis."""
     training_tokens: _builtins.int
-    """Tokens of training, epochs counted each."""
+    """Number of tokens trained on; a token counts in every epoch."""
     created_at: _builtins.float
     """When this version was published, seconds since 1970."""
     manifest_json: _builtins.str
     """The whole manifest, crosscoder.json."""
     broken: _builtins.str
-    """Why this crosscoder cannot be read; empty for one that can. Of a broken one only name, version_id and manifest_json
-    are set, as far as they are known.
+    """Why this crosscoder cannot be read; empty if it can. If it cannot, only name, version_id and manifest_json are set,
+    as far as they are known.
     """
     @_builtins.property
     def d_model(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -969,7 +969,7 @@ class ListLatentsResponse(_message.Message):
     version_id: _builtins.str
     """The version that answered; all pages of a listing come from one version."""
     num_undefined: _builtins.int
-    """Of the latents that meet the filters, those whose value of order_by is undefined; they come last."""
+    """Number of latents that meet the filters and whose value of order_by is undefined; they come last."""
     @_builtins.property
     def latents(self) -> _containers.RepeatedCompositeFieldContainer[Global___Latent]:
         """The latents."""

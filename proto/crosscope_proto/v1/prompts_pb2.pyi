@@ -174,8 +174,8 @@ class EncodeResponse(_message.Message):
     cached: _builtins.bool
     """The reply came from the cache."""
     compute_ms: _builtins.float
-    """Time that the worker computed: tokenising the prompt, then the models and the crosscoder for the batch that it was
-    part of. Of the first computation if cached.
+    """Milliseconds that the worker computed: it tokenised the prompt, then ran the models and the crosscoder on a batch
+    with this prompt. If cached, those of the first computation.
     """
     @_builtins.property
     def tokens(self) -> _types_pb2.Tokens:
@@ -235,8 +235,8 @@ class TopLatentsRequest(_message.Message):
     token_end: _builtins.int
     """One past the last token to look at; unset: the end."""
     include_left_out: _builtins.bool
-    """Rank tokens too that training left out (Tokens.left_out): BOS and attention sinks, say, where latents may be
-    hundreds of times as strong as anywhere else.
+    """Also rank tokens that training left out (Tokens.left_out), for instance BOS and attention sinks. Latents may be
+    hundreds of times as strong there as anywhere else.
     """
     version_id: _builtins.str
     """The version to answer from; unset: the current one. One that is gone answers FAILED_PRECONDITION."""

@@ -162,7 +162,7 @@ class Conversation(_message.Message):
     add_generation_prompt: _builtins.bool
     """Append the header of an assistant turn, so that the last token is the one that decides how the answer begins."""
     chat_template_kwargs_json: _builtins.str
-    """What else the chat template is told, a JSON object: enable_thinking, tools, documents, … They go before those of the
+    """Arguments of the chat template, a JSON object: enable_thinking, tools, documents, … They win over those of the
     crosscoder's recipe.
     """
     @_builtins.property

@@ -1,7 +1,7 @@
-"""Checks a recipe before it runs, as far as that can be known without loading a model.
+"""Checks a recipe before it runs, as far as it can be checked without loading a model.
 
-What is wrong is a violation of a field of the recipe, what is odd or could not be looked at a warning. Looks only below
-the roots; how its inputs are read is in `inputs`, what a job takes is in `plan`. Knows nothing about gRPC.
+A wrong field becomes a violation. What is odd, or could not be checked, becomes a warning. Looks only below the roots.
+`inputs` reads models and data; `plan` says what a job takes. Knows nothing about gRPC.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,14 +24,14 @@ SAMPLE_ROWS = 200
 
 @dataclass
 class Findings:
-    """What of a recipe was found."""
+    """What a check found of the inputs of a recipe."""
 
     models: dict[str, Model] = field(default_factory=dict)
-    """By "base" and "chat"."""
+    """The models that were found, by "base" and "chat"."""
     files: dict[str, list[Path]] = field(default_factory=dict)
-    """By data set; of a hub data set, or one that may not be looked at, none."""
+    """The files of each data set that was found. Data sets of the hub, and those outside the roots, are not in it."""
     rows: dict[str, FirstRows] = field(default_factory=dict)
-    """The beginning of each data set's first file."""
+    """The first rows of each data set's first file."""
     violations: list[Violation] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -41,9 +41,9 @@ class Findings:
 
 
 def check(recipe: Recipe, home: Path, roots: Sequence[Path] = (), *, after_others: bool = False) -> Findings:
-    """Looks for what a recipe names, below `home` and `roots`.
+    """What was found of a recipe's inputs below `home` and `roots`.
 
-    With `after_others` it waits for other jobs, which may make the pair and the data that are not there yet.
+    `after_others` says that the job waits for other jobs. These may make a pair or data, so missing ones are warnings.
     """
     found = Findings()
     if isinstance(recipe, DemoPairRecipe):
@@ -57,7 +57,7 @@ def check(recipe: Recipe, home: Path, roots: Sequence[Path] = (), *, after_other
     for where, step in steps:
         try:
             step()
-        except OSError as error:  # a folder that may not be read, say
+        except OSError as error:  # for instance a folder without permission
             found.warnings.append(f"{where} could not be checked: {error.strerror or error}")
     return found
 
@@ -71,7 +71,7 @@ class _Looker:
         self._pair_folder = Path(pair_folder(home, recipe.pair.name))
 
     def pair(self) -> None:
-        """Both models: there, with weights, and with the recipe's layer."""
+        """Checks that both models exist, have weights, and have the recipe's layer."""
         pair = self._recipe.pair
         sources: Mapping[str, Any] = {"base": pair.base, "chat": pair.chat, "tokenizer": pair.tokenizer}
         folder, prefix = self._home, "pair"
@@ -118,13 +118,15 @@ class _Looker:
             if Path(source).expanduser().is_absolute() or source.startswith(".") or not is_hub_id(source):
                 self._found.wrong(where, f"there is no folder {path}; give a hub id or the folder of a saved model")
             else:
-                self._found.warnings.append(f"{where} {source} is a hub id: whether it is there was not asked")
+                self._found.warnings.append(f"{where} {source} is a hub id; the hub was not asked whether it exists")
         elif name != "tokenizer":
             self._config(name, where, path)
 
     def _config(self, name: str, where: str, path: Path) -> None:
         if getattr(self._recipe.pair, f"revision_{name}") is not None:
-            self._found.wrong(f"pair.revision_{name}", f"{path} is a folder and has no revisions; drop it")
+            self._found.wrong(
+                f"pair.revision_{name}", f"{path} is a folder, and folders have no revisions; leave it out"
+            )
         model = read_model(path)
         if isinstance(model, str):
             self._found.wrong(where, model)
@@ -132,19 +134,21 @@ class _Looker:
         self._found.models[name] = model
         layer = self._recipe.layer
         if model.num_layers is None:
-            self._found.warnings.append(f"layer is not checked: the {name} model's config.json does not say how many")
+            self._found.warnings.append(
+                f"layer is not checked: config.json of the {name} model names no number of layers"
+            )
         elif layer >= model.num_layers:
             last = model.num_layers - 1
             said = f"the {name} model has {model.num_layers} layers, 0 to {last}, but the recipe says {layer}"
             self._found.wrong("layer", said)
 
     def data(self, where: str, spec: DataSpec) -> None:
-        """A data set: there, with its columns, and not too short to hold a text out."""
+        """Checks that a data set exists, has its columns, and has enough texts to hold one out."""
         if spec.source == "hub":
             if not is_hub_id(spec.path):
-                self._found.wrong(f"{where}.path", f"{spec.path!r} is no name of a data set at the hub: owner/name")
+                self._found.wrong(f"{where}.path", f"{spec.path!r} is not a hub id; write owner/name")
             else:
-                said = f"data set {spec.name!r} comes from the hub: whether {spec.path} is there was not asked"
+                said = f"data set {spec.name!r} comes from the hub, which was not asked whether {spec.path} exists"
                 self._found.warnings.append(said)
             return
         files = find_files(spec.path, (self._pair_folder, self._home), self._roots)
@@ -153,7 +157,8 @@ class _Looker:
             return
         if not files:
             if self._after_others:
-                self._found.warnings.append(f"{where}.path: no file matches {spec.path} yet; a job before must make it")
+                said = f"{where}.path: no file matches {spec.path} yet; a job before this one must make it"
+                self._found.warnings.append(said)
             else:
                 looked = f"{self._pair_folder} or {self._home}"
                 self._found.wrong(f"{where}.path", f"no file matches {spec.path} in {looked}")
@@ -168,23 +173,23 @@ class _Looker:
         for path, sentence in _wrong_columns(spec, rows):
             self._found.wrong(f"{where}.{path}", sentence)
         if len(files) == 1 and rows.num_rows is not None and rows.num_rows < every:
-            said = f"{files[0]} has {rows.num_rows} texts, none of them held out for the analysis; lower "
-            self._found.wrong(f"{where}.path", f"{said}tokens.held_out_every ({every}) or add texts")
+            said = f"{files[0]} has {rows.num_rows} texts, and only every {every}-th is held out for the analysis; "
+            self._found.wrong(f"{where}.path", f"{said}lower tokens.held_out_every or add texts")
 
     def published(self, recipe: PublishedRecipe) -> None:
-        """The weights that a recipe measures."""
+        """Checks that the weights that a recipe measures exist."""
         path = self._home / Path(recipe.path).expanduser()
         if not self._roots.allows(path):
             self._unseen("path", recipe.path)
         elif path.exists():
             if recipe.revision is not None:
-                self._found.wrong("revision", f"{path} lies here, and a folder has no revisions; drop it")
+                self._found.wrong("revision", f"{path} lies on this machine and has no revisions; leave revision out")
         elif Path(recipe.path).expanduser().is_absolute() or recipe.path.startswith("."):
             self._found.wrong("path", f"there is no crosscoder {path}")
         elif not is_hub_id("/".join(recipe.path.strip("/").split("/")[:2])):
-            self._found.wrong("path", f"there is no {path}, and {recipe.path!r} is no name of a repository at the hub")
+            self._found.wrong("path", f"there is no {path}, and {recipe.path!r} is not a hub id")
         else:
-            self._found.warnings.append(f"path {recipe.path} is a hub id: whether it is there was not asked")
+            self._found.warnings.append(f"path {recipe.path} is a hub id; the hub was not asked whether it exists")
 
     def _unseen(self, where: str, path: str) -> None:
         said = f"{where} is not checked: {path} lies outside the folders that the server may look into"
@@ -192,7 +197,7 @@ class _Looker:
 
 
 def _wrong_columns(spec: DataSpec, rows: FirstRows) -> Iterator[tuple[str, str]]:
-    """Fields of a data set that do not fit its first row."""
+    """The fields of a data set that do not fit its first row, each with a sentence."""
     first = rows.first[0] if rows.first else None
     known = rows.columns or (None if first is None else tuple(map(str, first)))
     if known is None:
@@ -212,10 +217,10 @@ def _wrong_columns(spec: DataSpec, rows: FirstRows) -> Iterator[tuple[str, str]]
 
 def _wrong_turns(spec: DataSpec, turns: object) -> Iterator[tuple[str, str]]:
     if not isinstance(turns, list):
-        yield "chat_column", f"{spec.chat_column!r} holds {type(turns).__name__}, not a list of turns"
+        yield "chat_column", f"{spec.chat_column!r} holds {type(turns).__name__}, not a list of messages"
     elif turns and not spec.skip_refused:
         turn = turns[0]
         keys = ", ".join(map(str, turn))[:200] if isinstance(turn, dict) else type(turn).__name__
         for name in ("role_key", "content_key"):
             if not isinstance(turn, dict) or not isinstance(turn.get(getattr(spec, name)), str):
-                yield name, f"{getattr(spec, name)!r} must be a text in every turn; the first turn has {keys}"
+                yield name, f"{getattr(spec, name)!r} must be a text in every message; the first message has {keys}"

@@ -1,6 +1,6 @@
-"""What a recipe names, as far as it lies where the server may look: folders of models, files of data.
+"""Reads the inputs that a recipe names: folders of models, files of data.
 
-Nothing is said about a path outside the roots, not even whether it exists. Reads small files and first rows only; knows
+Says nothing about a path outside the roots, not even whether it exists. Reads only small files and first rows. Knows
 nothing about gRPC.
 """
 
@@ -19,9 +19,9 @@ from crosscope_proto.roots import Roots
 
 MAX_FILES = 10_000
 MAX_BYTES = 1 << 20
-"""Read of a file at most: of a configuration, of first rows."""
+"""Most bytes that are read of a configuration, or of a file's first rows."""
 MAX_ROW_GROUP_BYTES = 1 << 26
-"""A Parquet file whose first row group is larger is known by its schema only."""
+"""If the first row group of a Parquet file is larger, only its schema is read."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
@@ -36,17 +36,17 @@ def is_hub_id(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Model:
-    """What a model's configuration says; None where it does not."""
+    """What the configuration of a model says; None where it says nothing."""
 
     num_layers: int | None
     width: int | None
     size_bytes: int
-    """Of its weight files."""
+    """Size of its weight files."""
     dtype: str
 
 
 def read_model(folder: Path) -> Model | str:
-    """What `folder` holds, or a sentence about what is wrong with it."""
+    """The model in `folder`, or a sentence about what is wrong with it."""
     path = folder / "config.json"
     try:
         with path.open("rb") as file:
@@ -56,7 +56,7 @@ def read_model(folder: Path) -> Model | str:
     except (OSError, ValueError, RecursionError) as error:
         return f"{path} cannot be read: {' '.join(str(error).split())[:200]}"
     if not isinstance(document, dict):
-        return f"{path} is no configuration of a model"
+        return f"{path} is not the configuration of a model: it must be a JSON object"
     weights = [each for pattern in ("*.safetensors", "*.bin") for each in folder.glob(pattern)]
     if not weights:
         return f"there are no weights (*.safetensors) in {folder}"
@@ -73,7 +73,7 @@ def _first_int(document: Mapping[str, Any], names: Sequence[str]) -> int | None:
 
 
 def find_files(path: str, folders: Sequence[Path], roots: Roots) -> list[Path] | None:
-    """The files of a data set as the job will find them, in order; None if they may not be looked at."""
+    """The files of a data set in the order in which the job reads them; None if they lie outside the roots."""
     pattern = Path(path).expanduser()
     below = list(folders)
     if pattern.is_absolute():
@@ -101,11 +101,11 @@ class FirstRows:
 
     first: Sequence[Mapping[str, Any]]
     num_read_bytes: int
-    """That those rows take in the file."""
+    """Bytes of the file that those rows take."""
     num_rows: int | None
-    """Of the file, where it says so."""
+    """Rows of the whole file; None if unknown."""
     columns: tuple[str, ...] | None
-    """That it states, where a row need not be looked at."""
+    """Columns that the file's schema names; None if it has no schema."""
 
 
 def read_rows(file: Path, source: str, at_most: int) -> FirstRows | str:
@@ -139,7 +139,7 @@ def _lines(file: Path, source: str, at_most: int) -> FirstRows:
             text = line.decode("utf-8")
             row = {"text": text} if source == "text" else json.loads(text)
             if not isinstance(row, dict):
-                raise ValueError(f"row {len(rows) + 1} is no JSON object")
+                raise ValueError(f"row {len(rows) + 1} is not a JSON object")
             rows.append(row)
         ended = not lines.read(1)
     return FirstRows(rows, size, len(rows) if ended else None, None)

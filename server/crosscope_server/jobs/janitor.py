@@ -1,7 +1,7 @@
-"""Finds jobs that nobody looks after any more and puts them right: the one place that repairs.
+"""Finds jobs that nobody looks after any more, and repairs them. No other module repairs jobs.
 
-A job whose worker died is queued again; one whose predecessor did not succeed is ended; one that got lost between the
-record and the queue, because some process died just then, is queued. Knows nothing about gRPC.
+It queues a job again if its worker died. It ends a job if a job before it did not succeed. It queues a job that has a
+record but is not in the queue, because a process died in between. Knows nothing about gRPC.
 """
 
 import asyncio
@@ -24,8 +24,10 @@ class Janitor:
     def __init__(
         self, records: JobRecords, queue: JobQueue, *, interval_s: float = 2, grace_s: float = 15, settle_s: float = 5
     ) -> None:
-        """Waits `grace_s` after a start of Redis (or of its own, or a pause) so that workers can renew their leases;
-        a job must look lost for `settle_s` before it is queued again.
+        """Takes what it looks after, and its times.
+
+        After a start of Redis, a start of its own or a pause, it waits `grace_s`, so that workers can renew their
+        leases. A job must look lost for `settle_s` before it is queued again.
         """
         self._records, self._queue = records, queue
         self._interval_s, self._grace_s, self._settle_s = interval_s, grace_s, settle_s
@@ -45,7 +47,7 @@ class Janitor:
                 if not away:
                     log.warning("janitor: queue is away", extra={"error": str(error)})
                 away = True
-            except Exception:  # one job's odd record must not keep the others from being looked after
+            except Exception:  # one job's odd record must not end the care for the others
                 log.exception("janitor: bug")
             await asyncio.sleep(self._interval_s)
 
@@ -86,8 +88,8 @@ class Janitor:
         return {other: fetched[other] if other in fetched else known[other] for other in record.after}
 
     async def _tidy(self, record: JobRecord, leased: bool, now: float) -> None:
-        """Closes an ended job once RQ, too, has had time to finish with it."""
-        # Closed first: should it be retried just after, it is open again, and put back into the queue if need be.
+        """Closes an ended job as soon as RQ has had time to finish with it."""
+        # Close first. If the job is retried right after, it is open again, and is queued again if it must be.
         if not leased and now - record.ended_at > self._grace_s and await self._records.close(record.id):
             await asyncio.to_thread(self._queue.remove, record.id)
 

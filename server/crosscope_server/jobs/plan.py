@@ -1,4 +1,4 @@
-"""What a job would take, and what in its recipe does not fit that: steps, tokens, memory, disk, time.
+"""Estimates what a job would take (steps, tokens, memory, disk, time), and finds settings that do not fit that.
 
 Numbers of tokens are estimates from the beginning of each data set, four characters a token. Knows nothing about gRPC.
 """
@@ -32,22 +32,23 @@ class Entry:
 
 @dataclass(frozen=True)
 class Length:
-    """How long a training is; None where that is not known."""
+    """How long a training is; None where it is unknown."""
 
     tokens: int | None
-    """That it trains on, every epoch counted."""
+    """Tokens that it trains on; a token counts in every epoch."""
     steps: int | None
     epoch_tokens: int | None
+    """Tokens of one epoch."""
     is_estimate: bool
 
     @property
     def about(self) -> str:
-        """Stands before a number that is an estimate."""
+        """The word before a number that is an estimate; empty for an exact number."""
         return "about " if self.is_estimate else ""
 
 
 def plan(recipe: Recipe, found: Findings, home: Path) -> tuple[list[Entry], list[str]]:
-    """What a job takes as far as `found` tells, and warnings about its training."""
+    """What a job takes, as far as that follows from `found`, and warnings about its training."""
     if not isinstance(recipe, CrosscoderRecipe):
         return [], []
     length = _length(recipe, found)
@@ -71,7 +72,7 @@ def _length(recipe: CrosscoderRecipe, found: Findings) -> Length:
 
 
 def _train_tokens(spec: DataSpec, found: Findings, recipe: CrosscoderRecipe) -> int | None:
-    """Of one epoch, about; None where nothing tells."""
+    """About how many tokens of a data set one epoch trains on; None if nothing says."""
     tokens = None
     if (rows := found.rows.get(spec.name)) is not None and rows.first:
         tokens = _whole_tokens(spec, rows, found.files[spec.name], recipe.tokens.max_length)
@@ -91,7 +92,7 @@ def _whole_tokens(spec: DataSpec, rows: FirstRows, files: list[Path], max_length
 
 
 def _characters(spec: DataSpec, row: object) -> int:
-    """Of every text in a row's column."""
+    """Number of characters of all texts in a row's column."""
     value = row.get(spec.chat_column or spec.text_column or "text") if isinstance(row, dict) else row
     if isinstance(value, str):
         return len(value)
@@ -101,7 +102,7 @@ def _characters(spec: DataSpec, row: object) -> int:
 
 
 def _wrapped(value: object) -> object:
-    """A row's inner value in such a way that it is not looked up by column again."""
+    """An inner value of a row, as a list if it is a mapping: only the row itself is looked up by column."""
     return list(value.values()) if isinstance(value, dict) else value
 
 
@@ -155,29 +156,29 @@ def _speed(recipe: CrosscoderRecipe, home: Path) -> Speed | None:
             if speed.is_of(recipe) and speed.tokens_per_second > 0:
                 return speed
         except (ValueError, TypeError, AttributeError):
-            continue  # A line of another version, or cut short.
+            continue  # A line that another version wrote, or that was cut short.
     return None
 
 
 def _oddities(recipe: CrosscoderRecipe, length: Length) -> Iterator[str]:
-    """What in a training cannot do what it is meant for."""
+    """Sentences about settings of a training that can have no effect."""
     training, spec, steps, tokens = recipe.training, recipe.crosscoder, length.steps, length.tokens
     if steps is None or tokens is None:
-        yield "how long training is is not known: give training.max_steps, or max_tokens of each data set"
+        yield "the length of the training is not known: give training.max_steps, or max_tokens of each data set"
         return
     ends = f"training ends after {length.about}{steps} steps"
     if training.max_steps is not None and steps < training.max_steps:
-        yield f"{ends}, when the texts do, before training.max_steps {training.max_steps}"
+        yield f"{ends}, because the texts end before training.max_steps {training.max_steps}"
     if training.warmup_steps >= steps:
-        yield f"training.warmup_steps {training.warmup_steps}: the learning rate never gets to training.lr, {ends}"
+        yield f"training.warmup_steps {training.warmup_steps}: the learning rate never reaches training.lr, {ends}"
     elif training.warmup_steps / steps + training.decay_share > 1:
         yield (
             f"training.warmup_steps {training.warmup_steps} and training.decay_share {training.decay_share:g} overlap: "
-            f"the learning rate never gets to training.lr, {ends}"
+            f"the learning rate never reaches training.lr, {ends}"
         )
     if training.sparsity_warmup_steps >= steps:
         warmup = f"training.sparsity_warmup_steps {training.sparsity_warmup_steps}"
-        yield f"{warmup}: {spec.anneals} never gets to its value, {ends}"
+        yield f"{warmup}: {spec.anneals} never reaches its value, {ends}"
     if spec.revives and training.aux_weight and training.dead_after_tokens >= tokens:
         yield (
             f"training.dead_after_tokens {training.dead_after_tokens}: no latent can be found dead and revived, the "

@@ -1,7 +1,7 @@
 """The queue of job ids, on RQ. The one module of the server that imports rq.
 
-RQ only says who is next and who holds a lease; what a job is and where it stands is in its record. Knows nothing about
-records, recipes or gRPC. Blocking: call it off the event loop.
+RQ says only which job is next and which jobs have a lease. What a job is, and its state, are in its record. Knows
+nothing about records, recipes or gRPC. All calls block: make them off the event loop.
 """
 
 import time
@@ -29,21 +29,21 @@ class JobQueue:
         self._running = self._queue.started_job_registry
 
     def enqueue(self, job_id: str, after: Sequence[str] = ()) -> None:
-        """Puts a job at the end; with `after`, only once those have succeeded.
+        """Puts a job at the end of the queue; with `after`, as soon as those jobs have succeeded.
 
-        A job after one that RQ does not know is left out: the janitor puts it in when its time has come.
+        If RQ does not know one of them, nothing is queued: the janitor queues the job when all have succeeded.
         """
         if all(Job.exists(other, connection=self._redis) for other in after):
             self._queue.enqueue_job(self._new_job(job_id, after))
 
     def requeue(self, job_id: str) -> None:
-        """Puts a job at the front unless it is in the queue, whatever became of it before."""
+        """Puts a job at the front, unless it is in the queue. Its leases and places in RQ's registries go."""
         if self._queue.get_job_position(job_id) is None:
             self._forget_places(job_id)
             self._queue.enqueue_job(self._new_job(job_id), at_front=True)
 
     def again(self, job_id: str, after: Sequence[str] = ()) -> None:
-        """Puts a job that had ended at the end, as a new one."""
+        """Puts an ended job at the end of the queue, like a new one."""
         self.remove(job_id)
         self.enqueue(job_id, after)
 

@@ -1,7 +1,7 @@
-"""Reads recipes of callers, one at a time and beside everything else.
+"""Reads the recipes of callers, one at a time, on a thread for that alone.
 
-Reading one computes for up to half a second and holds the interpreter meanwhile, so a crowd of large recipes waits for
-one thread of its own instead of filling the threads that every other call needs. Knows nothing about jobs.
+Reading a recipe can take half a second, during which the interpreter is busy. Many large recipes wait for this one
+thread, so they do not fill the threads that all other calls need. Knows nothing about jobs.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from crosscope_proto.recipe import Recipe, parse_recipe
 from crosscope_server.errors import Overloaded
 
 MAX_WAITING = 32
-"""Recipes that wait for the thread."""
+"""Most recipes that wait for the thread."""
 
 
 class RecipeReader:
@@ -32,5 +32,5 @@ class RecipeReader:
             self._num_waiting -= 1
 
     def close(self) -> None:
-        """Gives up what waits; what is being read ends by itself."""
+        """Drops the recipes that wait. One that is being read ends by itself."""
         self._thread.shutdown(wait=False, cancel_futures=True)

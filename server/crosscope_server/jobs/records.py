@@ -33,7 +33,7 @@ class JobState(Enum):
 
 @dataclass(frozen=True)
 class JobRecord:
-    """A job as it stands. Times in seconds since 1970, 0 where not yet."""
+    """A job as its record says. Times are in seconds since 1970; 0 means not yet."""
 
     id: str
     kind: str
@@ -53,7 +53,7 @@ class JobRecord:
     cancel_at: float
     version_id: str
     folder: str = ""
-    """From which it was submitted; empty if nobody said."""
+    """The folder from which it was submitted; empty if unknown."""
     total_fraction: float = 0.0
     eta_s: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class JobRecord:
 
     @property
     def state(self) -> JobState:
-        """Where it stands, from the facts of the record."""
+        """The job's state, which follows from `claim` and `end`."""
         if self.end:
             return JobState(self.end)
         return JobState.RUNNING if self.claim else JobState.QUEUED
@@ -94,7 +94,7 @@ class JobRecords:
         self._close = redis.register_script(job_record.CLOSE)
 
     async def submit(self, job_id: str, values: Mapping[str, str], after: Sequence[str], idempotency_key: str) -> str:
-        """Records a new job; returns its id, or that of the job which the idempotency key already made."""
+        """Records a new job and returns its id. If the idempotency key is known, returns the id of its first job."""
         now = repr(time.time())
         fields = {**values, job_record.AFTER: json.dumps(list(after)), "created_at": now}
         submission = keys.idempotency_key(idempotency_key or job_id)
@@ -131,7 +131,7 @@ class JobRecords:
         return sorted(cast("set[str]", await _await(self._redis.smembers(keys.OPEN_JOBS))))
 
     async def close(self, job_id: str) -> bool:
-        """Takes an ended job out of the janitor's hands; False if it was retried just then."""
+        """Takes an ended job off the janitor's list; False if somebody has just retried it."""
         done = await self._close(keys=[keys.job_key(job_id), keys.OPEN_JOBS], args=[job_id], client=self._redis)
         return cast("str", done) == "ok"
 
@@ -142,7 +142,7 @@ class JobRecords:
         return cast("str", done)
 
     async def events(self, job_id: str, after_event: str, block_ms: int | None, limit: int = 500) -> list[Event]:
-        """At most `limit` events after the given one ("0" for all); waits up to `block_ms` for the first."""
+        """At most `limit` events after the given one ("0": from the first). Waits up to `block_ms` for one."""
         stream = keys.events_key(job_id)
         reply: Any = await self._redis.xread({stream: after_event}, count=limit, block=block_ms)
         entries = reply.get(stream, [[]])[0] if isinstance(reply, dict) else (reply[0][1] if reply else [])
@@ -163,7 +163,7 @@ class JobRecords:
         return cast("str", await self._release(keys=_record_keys(job_id), args=arguments, client=self._redis))
 
     async def trim(self) -> None:
-        """Forgets the oldest jobs beyond keys.MAX_JOBS; ones that have not ended stay."""
+        """Forgets the oldest jobs beyond keys.MAX_JOBS. Jobs that have not ended stay."""
         surplus = await _await(self._redis.zcard(keys.JOB_INDEX)) - keys.MAX_JOBS
         if surplus <= 0:
             return
@@ -179,19 +179,19 @@ class JobRecords:
         await self._redis.delete(keys.idempotency_key(idempotency_key))
 
     async def run_id(self) -> str:
-        """Changes whenever Redis starts anew."""
+        """An id of the running Redis; it changes whenever Redis starts."""
         info = await self._redis.info("server")
         return str(info["run_id"])
 
 
 def is_event_id(text: str) -> bool:
-    """Whether a text is an id of an event: one or two numbers of 64 bits, as Redis writes them."""
+    """Whether a text looks like the id of an event: one or two 64-bit numbers, as Redis writes them."""
     if not re.fullmatch(r"[0-9]{1,20}(-[0-9]{1,20})?", text):
         return False
     return all(int(part) < 2**64 for part in text.split("-"))
 
 
-async def _await(value: Any) -> Any:  # redis-py types its shared commands as maybe awaitable
+async def _await(value: Any) -> Any:  # in the types of redis-py, commands may be awaitable or not
     return await value
 
 
@@ -203,7 +203,7 @@ def _record(job_id: str, fields: dict[str, str], metrics: dict[str, str], stages
     texts = {name: fields.get(name, "") for name in job_record.TEXT_FIELDS}
     numbers = {name: float(fields.get(name) or 0) for name in job_record.NUMBER_FIELDS if name != "crashes"}
     if texts["end"] == job_record.SUCCEEDED:
-        numbers["total_fraction"] = 1.0  # Jobs of before it was recorded have done all of theirs, too.
+        numbers["total_fraction"] = 1.0  # Older records of jobs that succeeded do not have it.
     return JobRecord(
         id=job_id,
         after=tuple(json.loads(fields.get(job_record.AFTER, "[]"))),

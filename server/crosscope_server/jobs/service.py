@@ -33,7 +33,7 @@ from crosscope_server.jobs.records import Event, JobRecord, JobRecords, JobState
 
 DEFAULT_LIMIT = 50
 MAX_LIST_BYTES = 3 * 1024 * 1024
-"""A list that would be longer leaves recipes out, so that it fits gRPC's 4 MiB."""
+"""A longer list of jobs is sent without recipes, so that it fits into gRPC's 4 MiB."""
 WATCH_BLOCK_MS = 2000
 """A watch looks at the job's state at least this often."""
 
@@ -46,9 +46,9 @@ _STATES = {
 }
 _NOT_RETRIED = {
     "unknown": "is gone: submit its recipe again",
-    "running": "runs: cancel it first, or wait until it has ended",
+    "running": "is running: cancel it first, or wait until it has ended",
     "succeeded": "has succeeded, and there is nothing to retry: submit its recipe again to make another version",
-    "gone": "has no checkpoints any more, they are kept for some days only: submit its recipe again",
+    "gone": "has no checkpoints any more, because they expire after some days: submit its recipe again",
 }
 """Why a job is not queued again, by what job_record.RETRY says."""
 _CONNECT_S = 2
@@ -56,11 +56,10 @@ _CONNECT_S = 2
 
 @contextlib.asynccontextmanager
 async def jobs_service(queue_url: str | None, home: Path) -> AsyncGenerator["JobsService"]:
-    """The servicer on the queue at `queue_url` (redis:// or unix://), with its janitor at work.
+    """The servicer on the queue at `queue_url` (redis:// or unix://), while its janitor runs.
 
-    Recipes are checked against what lies below `home`, the artefact folder.
-
-    Starts whether or not the queue answers. Without a URL every call is UNAVAILABLE.
+    Recipes are checked against the files below `home`, the artefact folder. The service starts even if the queue does
+    not answer. Without a URL every call ends with UNAVAILABLE.
     """
     if queue_url is None:
         service = JobsService(None, None, home)
@@ -130,7 +129,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
             job = jobs_pb2.Job(kind=recipe.kind, name=recipe.name, recipe_yaml=request.recipe_yaml)
             made = [jobs_pb2.PlanEntry(name=e.name, value=e.value, unit=e.unit, note=e.note) for e in entries]
             return jobs_pb2.SubmitJobResponse(job=job, warnings=warnings, plan=made)
-        # The job may find what is not there yet, so it is queued all the same.
+        # What is missing now may exist when the job runs, so the job is queued all the same.
         warnings = [*(f"{each.field}: {each.sentence}" for each in found.violations), *warnings]
         with _queue_needed():
             waits_for = await self._unfinished(list(dict.fromkeys(request.after)))
@@ -196,7 +195,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
     async def RetryJob(
         self, request: jobs_pb2.RetryJobRequest, context: grpc.aio.ServicerContext
     ) -> jobs_pb2.RetryJobResponse:
-        """Queues a job again that has failed or was cancelled."""
+        """Queues a failed or cancelled job again."""
         with _queue_needed():
             record = await self._record(request.id)
             waits_for = await self._unfinished(record.after, f"which job {record.id!r} waits for: retry that one first")
@@ -214,7 +213,11 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         return jobs_pb2.GetRecipeSchemaResponse(json_schema=_schema_json())
 
     async def _unfinished(self, after: Sequence[str], so: str = "so nothing can be queued after it") -> list[str]:
-        """The jobs among `after` that have yet to succeed; `so` ends the sentence about one that will not."""
+        """The jobs in `after` that have not succeeded yet.
+
+        Raises InvalidRequest for an unknown job, and Conflict for a job that failed or was cancelled. The sentence of
+        the Conflict ends with `so`.
+        """
         if not after:
             return []
         found = dict(zip(after, await self._records.get_all(after), strict=True))
@@ -234,7 +237,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
     ) -> str:
         """The id of a new job in the queue, or of the job that the idempotency key made before.
 
-        Record first: should the server die before the job is in the queue, the janitor puts it there.
+        The record is written first. If the server dies before the job is in the queue, the janitor puts it there.
         """
         job_id = f"{int(time.time()):x}-{uuid.uuid4().hex[:12]}"
         made = await self._records.submit(job_id, values, after, idempotency_key)
@@ -263,22 +266,22 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
 
 @functools.cache
 def _schema_json() -> str:
-    """Takes 70 ms to work out, and never changes."""
+    """The JSON schema of recipes. It takes 70 ms to compute and never changes."""
     return json.dumps(recipe_schema())
 
 
 @contextlib.contextmanager
 def _queue_needed() -> Generator[None]:
-    """Says UNAVAILABLE where Redis does not answer or cannot write."""
+    """Raises Unavailable if Redis does not answer or cannot write."""
     try:
         yield
     except (RedisConnectionError, RedisTimeoutError) as error:
-        text = f"the job queue does not answer ({error}); jobs that run go on, try again in a moment"
+        text = f"the job queue does not answer ({error}); running jobs go on; try again in a moment"
         raise Unavailable(text, retry_after_s=2) from error
     except ResponseError as error:
         if not str(error).startswith(("MISCONF", "OOM", "READONLY")):
             raise
-        raise Unavailable(f"the job queue cannot write, its disk or memory may be full: {error}") from error
+        raise Unavailable(f"the job queue cannot write; its disk or memory may be full: {error}") from error
 
 
 def _job(record: JobRecord, waiting: Sequence[str]) -> jobs_pb2.Job:

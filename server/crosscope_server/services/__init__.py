@@ -1,1 +1,1 @@
-"""The servicers: each method decodes, calls, replies. Protobuf's public messages stay in here."""
+"""The servicers: each method decodes, calls and replies. Only these modules see the public messages."""

@@ -1,4 +1,4 @@
-"""Public messages shared by the services, to and from what is inside. Knows nothing about calls."""
+"""Converts the public messages that several services share to and from the server's own. Knows nothing about calls."""
 
 from crosscope_proto.v1 import prompts_pb2, types_pb2
 from crosscope_server.encodings import Prompt, Turn
@@ -7,7 +7,7 @@ from crosscope_server.prompts import Encoded
 
 
 def prompt(message: types_pb2.Prompt) -> Prompt:
-    """A prompt."""
+    """The prompt in a message."""
     if message.WhichOneof("content") == "text":
         return Prompt(message.text, parse_control_tokens=message.parse_control_tokens)
     conversation = message.conversation
@@ -20,12 +20,12 @@ def prompt(message: types_pb2.Prompt) -> Prompt:
 
 
 def tokens_message(tokens: TextTokens) -> types_pb2.Tokens:
-    """Tokens."""
+    """The message of a text's tokens."""
     return types_pb2.Tokens(ids=tokens.ids, pieces=tokens.pieces, roles=tokens.roles)  # pyright: ignore[reportArgumentType]
 
 
 def encode_message(encoded: Encoded, top_k: int | None) -> prompts_pb2.EncodeResponse:
-    """A prompt's code, cut to top_k latents a token."""
+    """The reply with a prompt's code, cut to top_k latents a token."""
     encoding = encoded.encoding
     return prompts_pb2.EncodeResponse(
         tokens=encoding.tokens,

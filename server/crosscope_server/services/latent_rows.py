@@ -1,6 +1,6 @@
-"""Rows of the statistics table as crosscope.v1.Latent messages, each column at the place that it names.
+"""Turns rows of the statistics table into crosscope.v1.Latent messages; each column names its field (Column.wire).
 
-Knows no column and nothing about calls.
+Knows no column by name, and nothing about calls.
 """
 
 import math
@@ -13,7 +13,7 @@ from crosscope_proto.v1 import latents_pb2
 
 Rows = dict[str, list[Any]]
 _Tree = dict[str, Any]
-"""Field to the name of its column, or to the tree of a message within."""
+"""From a field to the name of its column, or to the tree of the message that it holds."""
 
 
 def _tree(columns: Iterable[Column]) -> _Tree:
@@ -30,15 +30,15 @@ def _tree(columns: Iterable[Column]) -> _Tree:
 _TREE = _tree(LATENT_COLUMNS)
 _FIELDS = latents_pb2.Latent.DESCRIPTOR.fields
 _OPTIONAL = {field.name for field in _FIELDS if field.has_presence and field.message_type is None}
-"""Unset where the value is NaN."""
+"""Optional fields: unset where the value is NaN."""
 _MAPS = {field.name for field in _FIELDS if field.message_type and field.message_type.GetOptions().map_entry}
-"""Hold the columns without a field of their own, by name, but for values that are NaN."""
+"""Maps: they hold the columns without their own field, by name. Values that are NaN are left out."""
 _SPREAD = {field.name for field in _FIELDS if field.is_repeated and field.message_type} - _MAPS
-"""Lists of messages: the columns of its fields hold lists that belong together."""
+"""Lists of messages. The columns of their fields hold lists of equal length; the n-th entries make the n-th message."""
 
 
 def latent_messages(rows: Rows) -> list[latents_pb2.Latent]:
-    """A message a row; `rows` holds every column of latents.parquet, latent_class as its number."""
+    """A message for each row. `rows` holds every column of latents.parquet; latent_class is a number."""
     return [latents_pb2.Latent(**_latent(rows, i)) for i in range(len(rows["id"]))]
 
 

@@ -1,4 +1,4 @@
-"""crosscope.v1.Latents."""
+"""The service crosscope.v1.Latents: decode, call, reply. Knows nothing about files."""
 
 # ruff: noqa: ARG002 (gRPC passes a request and a context to every method)
 
@@ -26,7 +26,7 @@ Context = grpc.aio.ServicerContext
 _DEFAULT_LATENTS = 50
 _DEFAULT_EXAMPLES = 10
 _LARGE_PAGE = 100
-"""Latents from which on a reply is built off the event loop."""
+"""Number of latents from which on a reply is built in a thread, off the event loop."""
 
 _COMPARISONS = {
     latents_pb2.LatentFilter.OP_LT: "<",

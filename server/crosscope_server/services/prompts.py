@@ -1,4 +1,4 @@
-"""crosscope.v1.Prompts."""
+"""The service crosscope.v1.Prompts: decode, call, reply. Knows nothing about workers or the cache."""
 
 from collections.abc import AsyncIterator
 
@@ -80,7 +80,7 @@ class PromptsService(prompts_pb2_grpc.PromptsServicer):
     async def EncodeStream(
         self, request_iterator: AsyncIterator[prompts_pb2.EncodeStreamRequest], context: Context
     ) -> AsyncIterator[prompts_pb2.EncodeStreamResponse]:
-        """Encodes many prompts, in order, each with its own error."""
+        """Encodes many prompts. Replies come in order, and a prompt that fails gets its error as its reply."""
 
         async def one(request: prompts_pb2.EncodeStreamRequest) -> prompts_pb2.EncodeStreamResponse:
             try:

@@ -109,7 +109,7 @@ def manifest_of_files(folder: Path) -> PairManifest:
         ("[]", "is not a manifest: it holds no JSON object"),
         (
             '{"name": "t", "base": "base", "chat": "chat", "tokenizer": "chat", "dytpe": 1}',
-            "'dytpe' is no field of a pair",
+            "'dytpe' is not a field of a pair",
         ),
         (
             '{"name": "t", "base": "base", "chat": 3, "tokenizer": "chat"}',

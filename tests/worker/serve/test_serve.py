@@ -191,7 +191,7 @@ async def test_prompts_read_as_the_training_did(served: Served) -> None:
     assert await printed("v3") == f"user: hi {today} ", "a version of before has no day"
     code, sentence = await refusal(printed("v2", '{"padding": 1}'))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
-    assert "'padding' is not for a chat template" in sentence
+    assert "'padding' cannot be given to a chat template" in sentence
 
 
 @pytest.mark.asyncio

@@ -244,7 +244,7 @@ def test_control_tokens_typed_in_calls_and_arguments_stay_text() -> None:
 
 
 def test_reserved_arguments_are_refused() -> None:
-    with pytest.raises(PromptError, match="'tokenize' is not for a chat template"):
+    with pytest.raises(PromptError, match="'tokenize' cannot be given to a chat template"):
         tokenizer_with(templates.CHATML).conversation([ASK], template_kwargs={"tokenize": True})
     with pytest.raises(PromptError, match="'tools' must be a list of objects"):
         tokenizer_with(templates.CHATML).conversation([ASK], template_kwargs={"tools": "x"})
