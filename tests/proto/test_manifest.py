@@ -22,7 +22,6 @@ CROSSCODER = CrosscoderManifest(
     input_scale=(1.0, 0.5),
     reads="both",
     recipe={"kind": "crosscoder", "data": [{"name": "web"}]},
-    reads="both",
     norm_limits=(1.5, 2.5),
     warnings=("Of the texts …",),
 )
