@@ -27,6 +27,14 @@ _STATES = {
 }
 
 
+_CLASS_ORDER = [str(each) for each in LatentClass]
+
+
+def _class_rank(name: str) -> tuple[int, str]:
+    """The order in which classes are shown. A map on the wire has none; unknown names come last."""
+    return (_CLASS_ORDER.index(name) if name in _CLASS_ORDER else len(_CLASS_ORDER), name)
+
+
 def crosscoder_info(message: latents_pb2.Crosscoder) -> types.CrosscoderInfo:
     """A crosscoder's card."""
     return types.CrosscoderInfo(
@@ -43,7 +51,7 @@ def crosscoder_info(message: latents_pb2.Crosscoder) -> types.CrosscoderInfo:
         analysis_tokens=message.analysis_tokens,
         training_tokens=message.training_tokens,
         metrics=dict(message.metrics),
-        class_counts=dict(message.class_counts),
+        class_counts={name: message.class_counts[name] for name in sorted(message.class_counts, key=_class_rank)},
         histogram_edges=tuple(message.histogram_edges),
         created_at=message.created_at,
         manifest_json=message.manifest_json,

@@ -268,8 +268,9 @@ VARIANTS: dict[str, type[DictionarySpec]] = {
 def _own_fields(value: object) -> object:
     """The mapping without empty fields of other variants.
 
-    Older manifests hold recipes with the fields of every variant; those of other variants are null or 0. Raises
-    ValueError that names a field of another variant with a value, or a field that is missing.
+    Older manifests hold recipes with the fields of every variant. A field of another variant is empty where it is null,
+    or where it is 0 and 0 is its default. Raises ValueError that names a field of another variant with a value, or a
+    field that is missing.
     """
     if not isinstance(value, dict):
         return value
@@ -280,11 +281,13 @@ def _own_fields(value: object) -> object:
         raise ValueError(f"variant must be one of {', '.join(VARIANTS)}{found}")
     own = {each.name: each for each in dataclasses.fields(kind)}
     needed = [name for name, each in own.items() if each.default is dataclasses.MISSING and name != "num_latents"]
-    others = {each.name for other in VARIANTS.values() for each in dataclasses.fields(other)} - own.keys()
+    every = {each.name: each.default for other in VARIANTS.values() for each in dataclasses.fields(other)}
+    others = {name: default for name, default in every.items() if name not in own}
     for name in sorted({*needed, *others}):
-        if name in needed and value.get(name) is None:
+        stated = value.get(name)
+        if name in needed and stated is None:
             raise ValueError(f"{variant} needs {', '.join(needed)}; {name} is missing")
-        if name in others and value.get(name):
+        if name in others and stated is not None and (stated or others[name]):
             raise ValueError(f"{variant} needs {', '.join(needed)} and takes no {name}")
     if value.get("code_normalisation") == "decoupled" and not kind.decouples:
         able = " and ".join(name for name, each in VARIANTS.items() if each.decouples)

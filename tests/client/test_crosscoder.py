@@ -36,6 +36,7 @@ def test_crosscoders(real: Client, demo: Crosscoder) -> None:
     assert demo.info.d_model == (64, 64)
     assert demo.info.datasets == ("documents", "chats")
     assert sum(demo.info.class_counts.values()) == 1200
+    assert list(demo.info.class_counts) == [str(each) for each in LatentClass]
     assert repr(demo) == "Crosscoder('demo', batch_topk, 1200 latents, pair 'demo', layer 2)"
     assert "fve_base" in str(demo)
 

@@ -43,6 +43,7 @@ def refusal(crosscoder: str, training: str = "", data: str = "{name: web, source
         ),
         ("variant: batch_topk, num_latents: 8", "crosscoder: batch_topk needs k; k is missing"),
         ("variant: l1, num_latents: 8, mu: 1, k: 2", "crosscoder: l1 needs mu and takes no k"),
+        ("variant: l1, num_latents: 8, mu: 1, num_delta: 0", "crosscoder: l1 needs mu and takes no num_delta"),
         ("variant: l1, num_latents: 8, mu: 1, bandwidth: 0.1", "crosscoder: l1 needs mu and takes no bandwidth"),
         ("variant: jumprelu, num_latents: 8", "crosscoder: jumprelu needs mu; mu is missing"),
         ("variant: l1, num_latents: 8, mu: 1, cross_term: -0.5", "crosscoder: cross_term needs squared: true"),

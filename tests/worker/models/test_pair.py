@@ -106,7 +106,7 @@ def manifest_of_files(folder: Path) -> PairManifest:
     [
         ("{", r"pair\.json: is not JSON"),
         ('{"name": "tiny"}', "base: is missing; chat: is missing; tokenizer: is missing"),
-        ("[]", "is not a manifest: it holds no JSON object"),
+        ("[]", "is not a manifest: it must be a JSON object"),
         (
             '{"name": "t", "base": "base", "chat": "chat", "tokenizer": "chat", "dytpe": 1}',
             "'dytpe' is not a field of a pair",
