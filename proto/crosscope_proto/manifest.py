@@ -18,7 +18,7 @@ from typing import TypeVar, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from crosscope_proto.artefacts import NAME_PATTERN, SCHEMA_VERSION, CrosscoderManifest, PairManifest
-from crosscope_proto.dictionaries import Reads
+from crosscope_proto.dictionaries import Normalisation, Reads
 
 MAX_BYTES = 1_048_576
 """Limit of a manifest's size. Every list of crosscoders holds the whole manifests."""
@@ -35,7 +35,7 @@ _RANGES: dict[str, tuple[int, int]] = {
     "analysis_shards": (0, _UINT32),
     "created_at": (0, _LAST_SECOND),
 }
-_NORMALISATIONS = ("crosscoder", "sae", "mixed", "none", "decoupled")
+_NORMALISATIONS = get_args(Normalisation)
 _READS = get_args(Reads)
 _READ_BY_VARIANT = {"diff_sae": "difference", "base_sae": "base", "chat_sae": "chat"}
 """What a crosscoder reads if its manifest does not say so, by variant; all other variants read both models."""

@@ -18,9 +18,9 @@ from crosscope_worker.dictionary.keep import (
     LargestByModel,
     LargestOfToken,
     StoredKeep,
-    largest,
 )
 from crosscope_worker.dictionary.load import load_crosscoder
+from crosscope_worker.dictionary.sparsifier import largest
 
 
 @settings(max_examples=60, deadline=None)

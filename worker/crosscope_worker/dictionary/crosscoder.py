@@ -1,6 +1,6 @@
 """The crosscoder: one sparse dictionary for the residual streams of two models.
 
-Knows its formulas (math §1, §6) and how a version folder is written. Does not know how the folder is read (load.py),
+Knows its formulas (math §1, §6) and how a version folder is written. Does not know how the folder is read (version.py),
 how the crosscoder was trained, or what its latents mean.
 
 Axis `both`: the models' residual streams side by side, base's `d_model` first. `[batch, both]` is the same memory as
@@ -21,8 +21,9 @@ from crosscope_proto.dictionaries import Normalisation
 from crosscope_proto.manifest import manifest_text
 from crosscope_proto.roles import BASE, CHAT
 from crosscope_worker.dictionary.errors import CrosscoderError
-from crosscope_worker.dictionary.keep import ALL_POSITIVE, Keep, Sparsifier, StoredKeep, code_norms
+from crosscope_worker.dictionary.keep import ALL_POSITIVE, Keep, StoredKeep
 from crosscope_worker.dictionary.sparse import SparseCode, decode_entries, flat_indices, sparse_code
+from crosscope_worker.dictionary.sparsifier import Sparsifier, code_norms
 from crosscope_worker.dictionary.streams import BOTH, Streams, model_slice
 from crosscope_worker.disk import whole, write_whole
 

@@ -18,7 +18,7 @@ Widths = tuple[int, ...]
 """Widths of the parts of a dictionary's own columns: base's and chat's, or one."""
 
 
-def model_slice(model: int, d_model: tuple[int, int]) -> slice:
+def model_slice(model: int, d_model: Widths) -> slice:
     """Where a model's residual stream lies on the axis `both`."""
     return slice(0, d_model[BASE]) if model == BASE else slice(d_model[BASE], None)
 

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from crosscope_proto.roles import BASE
-from crosscope_worker.dictionary.keep import code_norms
 from crosscope_worker.dictionary.sparse import batch_topk
-from crosscope_worker.dictionary.streams import Widths
+from crosscope_worker.dictionary.sparsifier import code_norms
+from crosscope_worker.dictionary.streams import Widths, model_slice
 from crosscope_worker.training.active_code import Selected, Weights, active_code
 
 
@@ -24,9 +23,7 @@ class Budget:
 
     def columns(self, widths: Widths) -> slice:
         """The columns that the budget's code decodes to."""
-        if self.model is None:
-            return slice(0, sum(widths))
-        return slice(0, widths[BASE]) if self.model == BASE else slice(widths[BASE], None)
+        return slice(0, sum(widths)) if self.model is None else model_slice(self.model, widths)
 
     def norms(self, decoder: Tensor, widths: Widths, normalisation: str) -> Tensor:
         """The factors that scale the code of `decoder: [latent, width]` in this budget, [latent]."""

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from crosscope_proto import dictionaries
-from crosscope_worker.dictionary.keep import AboveThresholds, Keep, cuts
+from crosscope_worker.dictionary.keep import AboveThresholds, Keep
 from crosscope_worker.dictionary.sparse import flat_indices
+from crosscope_worker.dictionary.sparsifier import cuts
 from crosscope_worker.training.active_code import Selected, Weights, active_code
 from crosscope_worker.training.variants.penalised import Penalised
 from crosscope_worker.training.variants.variant import Batch, Further, Reconstruction

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from crosscope_proto import dictionaries
-from crosscope_worker.dictionary.keep import Keep, LargestByModel, LargestOfToken, largest
+from crosscope_worker.dictionary.keep import Keep, LargestByModel, LargestOfToken
 from crosscope_worker.dictionary.sparse import flat_indices
+from crosscope_worker.dictionary.sparsifier import largest
 from crosscope_worker.training.active_code import Selected, Weights, active_code
 from crosscope_worker.training.budget import Budget
 from crosscope_worker.training.variants.budgeted import Budgeted
@@ -30,10 +31,6 @@ class TopK(Budgeted[dictionaries.TopK]):
     def num_thresholds(self) -> int:
         """See Variant."""
         return 0
-
-    def thresholds(self, crosscoder: object, tokens: Tensor) -> tuple[float, ...]:
-        """See Variant."""
-        return ()
 
     def keep(self, thresholds: Sequence[float], weights: Weights, extra: Mapping[str, Tensor]) -> Keep:
         """See Variant."""

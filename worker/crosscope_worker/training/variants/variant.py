@@ -11,7 +11,8 @@ from crosscope_proto.artefacts import LatentPart
 from crosscope_proto.dictionaries import DictionarySpec, TwoModels
 from crosscope_proto.specs import TrainingSpec
 from crosscope_worker.dictionary.crosscoder import Crosscoder
-from crosscope_worker.dictionary.keep import ALL_POSITIVE, Keep, code_norms
+from crosscope_worker.dictionary.keep import ALL_POSITIVE, Keep
+from crosscope_worker.dictionary.sparsifier import code_norms
 from crosscope_worker.dictionary.streams import STREAMS
 from crosscope_worker.training.active_code import Selected, Weights, active_code
 from crosscope_worker.training.losses import mean_size
