@@ -460,3 +460,180 @@ class StreamError(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StreamError: _TypeAlias = StreamError  # noqa: Y015
+
+@_typing.final
+class ContrastRequest(_message.Message):
+    """Asks which latents tell two sets of prompts apart."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CROSSCODER_FIELD_NUMBER: _builtins.int
+    VERSION_ID_FIELD_NUMBER: _builtins.int
+    FIRST_FIELD_NUMBER: _builtins.int
+    SECOND_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    crosscoder: _builtins.str
+    """Name of the crosscoder."""
+    version_id: _builtins.str
+    """The version to answer from; unset: the current one."""
+    limit: _builtins.int
+    """At most this many latents a place; unset: 20."""
+    seed: _builtins.int
+    """Seed of the folds and of the shuffled labels."""
+    @_builtins.property
+    def first(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Prompt]:
+        """The prompts of the first set."""
+
+    @_builtins.property
+    def second(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Prompt]:
+        """The prompts of the second set."""
+
+    def __init__(
+        self,
+        *,
+        crosscoder: _builtins.str = ...,
+        version_id: _builtins.str | None = ...,
+        first: _abc.Iterable[_types_pb2.Prompt] | None = ...,
+        second: _abc.Iterable[_types_pb2.Prompt] | None = ...,
+        limit: _builtins.int | None = ...,
+        seed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_version_id", b"_version_id", "limit", b"limit", "version_id", b"version_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_version_id", b"_version_id", "crosscoder", b"crosscoder", "first", b"first", "limit", b"limit", "second", b"second", "seed", b"seed", "version_id", b"version_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
+    _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
+    _WhichOneofReturnType__version_id: _TypeAlias = _typing.Literal["version_id"]  # noqa: Y015
+    _WhichOneofArgType__version_id: _TypeAlias = _typing.Literal["_version_id", b"_version_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__limit) -> _WhichOneofReturnType__limit | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__version_id) -> _WhichOneofReturnType__version_id | None: ...
+
+Global___ContrastRequest: _TypeAlias = ContrastRequest  # noqa: Y015
+
+@_typing.final
+class ContrastResponse(_message.Message):
+    """Which latents tell two sets of prompts apart. AUC is the probability that a prompt of the first set scores above one of
+    the second, ties counting half.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Entry(_message.Message):
+        """One latent as a detector of the first set."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        LATENT_FIELD_NUMBER: _builtins.int
+        AUC_FIELD_NUMBER: _builtins.int
+        AUC_SE_FIELD_NUMBER: _builtins.int
+        MEAN_FIRST_FIELD_NUMBER: _builtins.int
+        MEAN_SECOND_FIELD_NUMBER: _builtins.int
+        P_VALUE_FIELD_NUMBER: _builtins.int
+        latent: _builtins.int
+        """Latent id."""
+        auc: _builtins.float
+        """Area under the curve, over all prompts."""
+        auc_se: _builtins.float
+        """Its standard error."""
+        mean_first: _builtins.float
+        """Mean score in the first set."""
+        mean_second: _builtins.float
+        """Mean score in the second set."""
+        p_value: _builtins.float
+        """Share of shuffled labellings in which the best latent of all reaches |AUC - 1/2| of this one."""
+        def __init__(
+            self,
+            *,
+            latent: _builtins.int = ...,
+            auc: _builtins.float = ...,
+            auc_se: _builtins.float = ...,
+            mean_first: _builtins.float = ...,
+            mean_second: _builtins.float = ...,
+            p_value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["auc", b"auc", "auc_se", b"auc_se", "latent", b"latent", "mean_first", b"mean_first", "mean_second", b"mean_second", "p_value", b"p_value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Place(_message.Message):
+        """Latents scored at one place."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        PLACE_FIELD_NUMBER: _builtins.int
+        ENTRIES_FIELD_NUMBER: _builtins.int
+        HELD_OUT_AUC_FIELD_NUMBER: _builtins.int
+        HELD_OUT_AUC_SE_FIELD_NUMBER: _builtins.int
+        SHUFFLED_AUC_FIELD_NUMBER: _builtins.int
+        NUM_SHUFFLES_FIELD_NUMBER: _builtins.int
+        NUM_LATENTS_FIELD_NUMBER: _builtins.int
+        place: _builtins.str
+        """"decision": the prompt's last token; "within": the largest activation on the prompt, template tokens left out."""
+        held_out_auc: _builtins.float
+        """Held-out AUC of the latent that the other folds choose, with its sign; the mean over five folds."""
+        held_out_auc_se: _builtins.float
+        """Standard error over the folds."""
+        shuffled_auc: _builtins.float
+        """Mean of the same over shuffled labels."""
+        num_shuffles: _builtins.int
+        """Number of shuffled labellings."""
+        num_latents: _builtins.int
+        """Latents that fire on any prompt."""
+        @_builtins.property
+        def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContrastResponse.Entry]:
+            """The latents, most telling first: by |AUC - 1/2|."""
+
+        def __init__(
+            self,
+            *,
+            place: _builtins.str = ...,
+            entries: _abc.Iterable[Global___ContrastResponse.Entry] | None = ...,
+            held_out_auc: _builtins.float = ...,
+            held_out_auc_se: _builtins.float = ...,
+            shuffled_auc: _builtins.float = ...,
+            num_shuffles: _builtins.int = ...,
+            num_latents: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "held_out_auc", b"held_out_auc", "held_out_auc_se", b"held_out_auc_se", "num_latents", b"num_latents", "num_shuffles", b"num_shuffles", "place", b"place", "shuffled_auc", b"shuffled_auc"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    PLACES_FIELD_NUMBER: _builtins.int
+    NUM_FIRST_FIELD_NUMBER: _builtins.int
+    NUM_SECOND_FIELD_NUMBER: _builtins.int
+    VERSION_ID_FIELD_NUMBER: _builtins.int
+    num_first: _builtins.int
+    """Prompts of the first set."""
+    num_second: _builtins.int
+    """Prompts of the second set."""
+    version_id: _builtins.str
+    """The version of the crosscoder that answered."""
+    @_builtins.property
+    def places(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContrastResponse.Place]:
+        """A place each."""
+
+    def __init__(
+        self,
+        *,
+        places: _abc.Iterable[Global___ContrastResponse.Place] | None = ...,
+        num_first: _builtins.int = ...,
+        num_second: _builtins.int = ...,
+        version_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_first", b"num_first", "num_second", b"num_second", "places", b"places", "version_id", b"version_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ContrastResponse: _TypeAlias = ContrastResponse  # noqa: Y015

@@ -4,6 +4,7 @@
 import grpc
 import warnings
 
+from crosscope_proto.v1 import effects_pb2 as crosscope__proto_dot_v1_dot_effects__pb2
 from crosscope_proto.v1 import prompts_pb2 as crosscope__proto_dot_v1_dot_prompts__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -57,6 +58,26 @@ class PromptsStub:
                 request_serializer=crosscope__proto_dot_v1_dot_prompts__pb2.EncodeStreamRequest.SerializeToString,
                 response_deserializer=crosscope__proto_dot_v1_dot_prompts__pb2.EncodeStreamResponse.FromString,
                 _registered_method=True)
+        self.Compare = channel.unary_unary(
+                '/crosscope.v1.Prompts/Compare',
+                request_serializer=crosscope__proto_dot_v1_dot_effects__pb2.CompareRequest.SerializeToString,
+                response_deserializer=crosscope__proto_dot_v1_dot_effects__pb2.CompareResponse.FromString,
+                _registered_method=True)
+        self.Generate = channel.unary_stream(
+                '/crosscope.v1.Prompts/Generate',
+                request_serializer=crosscope__proto_dot_v1_dot_effects__pb2.GenerateRequest.SerializeToString,
+                response_deserializer=crosscope__proto_dot_v1_dot_effects__pb2.GenerateResponse.FromString,
+                _registered_method=True)
+        self.Attribute = channel.unary_unary(
+                '/crosscope.v1.Prompts/Attribute',
+                request_serializer=crosscope__proto_dot_v1_dot_effects__pb2.AttributeRequest.SerializeToString,
+                response_deserializer=crosscope__proto_dot_v1_dot_effects__pb2.AttributeResponse.FromString,
+                _registered_method=True)
+        self.Contrast = channel.unary_unary(
+                '/crosscope.v1.Prompts/Contrast',
+                request_serializer=crosscope__proto_dot_v1_dot_prompts__pb2.ContrastRequest.SerializeToString,
+                response_deserializer=crosscope__proto_dot_v1_dot_prompts__pb2.ContrastResponse.FromString,
+                _registered_method=True)
 
 
 class PromptsServicer:
@@ -93,6 +114,35 @@ class PromptsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Compare(self, request, context):
+        """How both models' predictions differ at every token of a prompt. Needs no crosscoder.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Generate(self, request, context):
+        """Continues a prompt in several ways at once: either model, as it is or with latents changed. A caller who goes away
+        frees its place within one step.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Attribute(self, request, context):
+        """Which latents carry the difference between the models at some tokens.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Contrast(self, request, context):
+        """Which latents tell two sets of prompts apart.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PromptsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -115,6 +165,26 @@ def add_PromptsServicer_to_server(servicer, server):
                     servicer.EncodeStream,
                     request_deserializer=crosscope__proto_dot_v1_dot_prompts__pb2.EncodeStreamRequest.FromString,
                     response_serializer=crosscope__proto_dot_v1_dot_prompts__pb2.EncodeStreamResponse.SerializeToString,
+            ),
+            'Compare': grpc.unary_unary_rpc_method_handler(
+                    servicer.Compare,
+                    request_deserializer=crosscope__proto_dot_v1_dot_effects__pb2.CompareRequest.FromString,
+                    response_serializer=crosscope__proto_dot_v1_dot_effects__pb2.CompareResponse.SerializeToString,
+            ),
+            'Generate': grpc.unary_stream_rpc_method_handler(
+                    servicer.Generate,
+                    request_deserializer=crosscope__proto_dot_v1_dot_effects__pb2.GenerateRequest.FromString,
+                    response_serializer=crosscope__proto_dot_v1_dot_effects__pb2.GenerateResponse.SerializeToString,
+            ),
+            'Attribute': grpc.unary_unary_rpc_method_handler(
+                    servicer.Attribute,
+                    request_deserializer=crosscope__proto_dot_v1_dot_effects__pb2.AttributeRequest.FromString,
+                    response_serializer=crosscope__proto_dot_v1_dot_effects__pb2.AttributeResponse.SerializeToString,
+            ),
+            'Contrast': grpc.unary_unary_rpc_method_handler(
+                    servicer.Contrast,
+                    request_deserializer=crosscope__proto_dot_v1_dot_prompts__pb2.ContrastRequest.FromString,
+                    response_serializer=crosscope__proto_dot_v1_dot_prompts__pb2.ContrastResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -227,6 +297,114 @@ class Prompts:
             '/crosscope.v1.Prompts/EncodeStream',
             crosscope__proto_dot_v1_dot_prompts__pb2.EncodeStreamRequest.SerializeToString,
             crosscope__proto_dot_v1_dot_prompts__pb2.EncodeStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Compare(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crosscope.v1.Prompts/Compare',
+            crosscope__proto_dot_v1_dot_effects__pb2.CompareRequest.SerializeToString,
+            crosscope__proto_dot_v1_dot_effects__pb2.CompareResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Generate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/crosscope.v1.Prompts/Generate',
+            crosscope__proto_dot_v1_dot_effects__pb2.GenerateRequest.SerializeToString,
+            crosscope__proto_dot_v1_dot_effects__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Attribute(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crosscope.v1.Prompts/Attribute',
+            crosscope__proto_dot_v1_dot_effects__pb2.AttributeRequest.SerializeToString,
+            crosscope__proto_dot_v1_dot_effects__pb2.AttributeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Contrast(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crosscope.v1.Prompts/Contrast',
+            crosscope__proto_dot_v1_dot_prompts__pb2.ContrastRequest.SerializeToString,
+            crosscope__proto_dot_v1_dot_prompts__pb2.ContrastResponse.FromString,
             options,
             channel_credentials,
             insecure,

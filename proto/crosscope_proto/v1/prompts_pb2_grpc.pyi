@@ -5,6 +5,7 @@ isort:skip_file
 Online questions: which latents does this prompt fire?"""
 
 from collections import abc as _abc
+from crosscope_proto.v1 import effects_pb2 as _effects_pb2
 from crosscope_proto.v1 import prompts_pb2 as _prompts_pb2
 from grpc import aio as _aio
 import abc as _abc_1
@@ -46,6 +47,16 @@ class PromptsStub:
     """Encodes many prompts; replies come in the order of the requests, and a slow reader slows the reading of requests.
     A prompt that fails gets a reply with its error; the stream goes on. Bytes that are no message end it.
     """
+    Compare: _grpc.UnaryUnaryMultiCallable[_effects_pb2.CompareRequest, _effects_pb2.CompareResponse]
+    """How both models' predictions differ at every token of a prompt. Needs no crosscoder."""
+    Generate: _grpc.UnaryStreamMultiCallable[_effects_pb2.GenerateRequest, _effects_pb2.GenerateResponse]
+    """Continues a prompt in several ways at once: either model, as it is or with latents changed. A caller who goes away
+    frees its place within one step.
+    """
+    Attribute: _grpc.UnaryUnaryMultiCallable[_effects_pb2.AttributeRequest, _effects_pb2.AttributeResponse]
+    """Which latents carry the difference between the models at some tokens."""
+    Contrast: _grpc.UnaryUnaryMultiCallable[_prompts_pb2.ContrastRequest, _prompts_pb2.ContrastResponse]
+    """Which latents tell two sets of prompts apart."""
 
 @_typing.type_check_only
 class PromptsAsyncStub(PromptsStub):
@@ -64,6 +75,16 @@ class PromptsAsyncStub(PromptsStub):
     """Encodes many prompts; replies come in the order of the requests, and a slow reader slows the reading of requests.
     A prompt that fails gets a reply with its error; the stream goes on. Bytes that are no message end it.
     """
+    Compare: _aio.UnaryUnaryMultiCallable[_effects_pb2.CompareRequest, _effects_pb2.CompareResponse]  # type: ignore[assignment]
+    """How both models' predictions differ at every token of a prompt. Needs no crosscoder."""
+    Generate: _aio.UnaryStreamMultiCallable[_effects_pb2.GenerateRequest, _effects_pb2.GenerateResponse]  # type: ignore[assignment]
+    """Continues a prompt in several ways at once: either model, as it is or with latents changed. A caller who goes away
+    frees its place within one step.
+    """
+    Attribute: _aio.UnaryUnaryMultiCallable[_effects_pb2.AttributeRequest, _effects_pb2.AttributeResponse]  # type: ignore[assignment]
+    """Which latents carry the difference between the models at some tokens."""
+    Contrast: _aio.UnaryUnaryMultiCallable[_prompts_pb2.ContrastRequest, _prompts_pb2.ContrastResponse]  # type: ignore[assignment]
+    """Which latents tell two sets of prompts apart."""
 
 class PromptsServicer(metaclass=_abc_1.ABCMeta):
     """Runs prompts through both models and the crosscoder. Needs an inference worker; without one every call
@@ -103,5 +124,39 @@ class PromptsServicer(metaclass=_abc_1.ABCMeta):
         """Encodes many prompts; replies come in the order of the requests, and a slow reader slows the reading of requests.
         A prompt that fails gets a reply with its error; the stream goes on. Bytes that are no message end it.
         """
+
+    @_abc_1.abstractmethod
+    def Compare(
+        self,
+        request: _effects_pb2.CompareRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_effects_pb2.CompareResponse, _abc.Awaitable[_effects_pb2.CompareResponse]]:
+        """How both models' predictions differ at every token of a prompt. Needs no crosscoder."""
+
+    @_abc_1.abstractmethod
+    def Generate(
+        self,
+        request: _effects_pb2.GenerateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_effects_pb2.GenerateResponse], _abc.AsyncIterator[_effects_pb2.GenerateResponse]]:
+        """Continues a prompt in several ways at once: either model, as it is or with latents changed. A caller who goes away
+        frees its place within one step.
+        """
+
+    @_abc_1.abstractmethod
+    def Attribute(
+        self,
+        request: _effects_pb2.AttributeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_effects_pb2.AttributeResponse, _abc.Awaitable[_effects_pb2.AttributeResponse]]:
+        """Which latents carry the difference between the models at some tokens."""
+
+    @_abc_1.abstractmethod
+    def Contrast(
+        self,
+        request: _prompts_pb2.ContrastRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_prompts_pb2.ContrastResponse, _abc.Awaitable[_prompts_pb2.ContrastResponse]]:
+        """Which latents tell two sets of prompts apart."""
 
 def add_PromptsServicer_to_server(servicer: PromptsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

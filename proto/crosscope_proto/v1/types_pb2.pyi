@@ -192,6 +192,8 @@ class Prompt(_message.Message):
 
     TEXT_FIELD_NUMBER: _builtins.int
     CONVERSATION_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    STORED_TEXT_FIELD_NUMBER: _builtins.int
     PARSE_CONTROL_TOKENS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Raw text; a BOS token is put in front where the tokenizer has one."""
@@ -201,22 +203,84 @@ class Prompt(_message.Message):
     def conversation(self) -> Global___Conversation:
         """A conversation."""
 
+    @_builtins.property
+    def token_ids(self) -> Global___TokenIds:
+        """Token ids, read exactly as given: nothing is put in front."""
+
+    @_builtins.property
+    def stored_text(self) -> Global___StoredText:
+        """A text of the analysis exactly as it was read: `sequence` of an example."""
+
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
         conversation: Global___Conversation | None = ...,
+        token_ids: Global___TokenIds | None = ...,
+        stored_text: Global___StoredText | None = ...,
         parse_control_tokens: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "conversation", b"conversation", "text", b"text"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "conversation", b"conversation", "stored_text", b"stored_text", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "conversation", b"conversation", "parse_control_tokens", b"parse_control_tokens", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "conversation", b"conversation", "parse_control_tokens", b"parse_control_tokens", "stored_text", b"stored_text", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["text", "conversation"]  # noqa: Y015
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["text", "conversation", "token_ids", "stored_text"]  # noqa: Y015
     _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
 
 Global___Prompt: _TypeAlias = Prompt  # noqa: Y015
+
+@_typing.final
+class TokenIds(_message.Message):
+    """Ids of the pair's vocabulary."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDS_FIELD_NUMBER: _builtins.int
+    ROLES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The ids."""
+
+    @_builtins.property
+    def roles(self) -> _containers.RepeatedScalarFieldContainer[Global___TokenRole.ValueType]:
+        """What each token is for; empty: BOS, padding and the end of a text by their ids, everything else is text."""
+
+    def __init__(
+        self,
+        *,
+        ids: _abc.Iterable[_builtins.int] | None = ...,
+        roles: _abc.Iterable[Global___TokenRole.ValueType] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "roles", b"roles"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenIds: _TypeAlias = TokenIds  # noqa: Y015
+
+@_typing.final
+class StoredText(_message.Message):
+    """A text that the analysis of the asked version stored."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_ID_FIELD_NUMBER: _builtins.int
+    sequence_id: _builtins.int
+    """Its id, as Example.sequence_id says."""
+    def __init__(
+        self,
+        *,
+        sequence_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sequence_id", b"sequence_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoredText: _TypeAlias = StoredText  # noqa: Y015
 
 @_typing.final
 class Tokens(_message.Message):

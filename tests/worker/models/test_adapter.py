@@ -22,12 +22,12 @@ from crosscope_proto.manifest import manifest_text
 from crosscope_proto.recipe import CrosscoderRecipe, RecipeError, parse_recipe, recipe_dict
 from crosscope_proto.specs import AdapterSpec, PairSpec
 from crosscope_worker.analysis.lens import find_lens
-from crosscope_worker.analysis.upper_half import UpperHalf
 from crosscope_worker.dictionary.version import read_manifest
 from crosscope_worker.models.activations import PairActivations
 from crosscope_worker.models.fingerprints import changed_parts, pair_hashes
 from crosscope_worker.models.pair import Pair, decoder_layers, load_pair, shared_layers
 from crosscope_worker.models.places import PairError, resolve_pair
+from crosscope_worker.models.upper_half import UpperHalf
 from crosscope_worker.recipes.train import make_crosscoder
 from crosscope_worker.serve.models import Models
 from crosscope_worker.work import Workspace, silent

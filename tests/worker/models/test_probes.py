@@ -12,11 +12,11 @@ from transformers import BertConfig, BertLMHeadModel
 
 from crosscope_proto.recipe import CrosscoderRecipe, parse_recipe
 from crosscope_worker.analysis.errors import AnalysisError
-from crosscope_worker.analysis.upper_half import UpperHalf
 from crosscope_worker.models.pair import decoder_layers
 from crosscope_worker.models.places import PairError
 from crosscope_worker.models.probes import check_model, probe_ids, standardised_error
 from crosscope_worker.models.residual import NotReached, layer_outputs
+from crosscope_worker.models.upper_half import UpperHalf
 from crosscope_worker.recipes.train import make_crosscoder
 from crosscope_worker.work import Workspace, silent
 from tests.worker.tiny_models import KINDS, tiny_model

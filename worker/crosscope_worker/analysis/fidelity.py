@@ -21,18 +21,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from crosscope_proto.artefacts import LatentClass
 from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES, TEMPLATE_ROLES, TokenRole
 from crosscope_proto.specs import TokenPolicy
 from crosscope_proto.stages import Stage
 from crosscope_worker.analysis.behaviours import assistant_turns
-from crosscope_worker.analysis.upper_half import UpperHalf
+from crosscope_worker.analysis.errors import AnalysisError
 from crosscope_worker.data.harvest import check_finite
 from crosscope_worker.data.texts import Text
 from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.models.activations import PairActivations
 from crosscope_worker.models.norms import NormFilter
+from crosscope_worker.models.places import PairError
+from crosscope_worker.models.upper_half import UpperHalf
 from crosscope_worker.tokenizer.token_policy import policy_positions
 from crosscope_worker.work import Progress
 
@@ -92,6 +95,15 @@ class Splicing:
     first batch."""
 
 
+def spliced_half(model: PreTrainedModel, layer: int) -> UpperHalf:
+    """A model from a layer on. Raises AnalysisError with the way out for a model that cannot be run like that."""
+    try:
+        return UpperHalf(model, layer)
+    except PairError as error:
+        way_out = "set analysis.spliced_tokens to 0 to go without cross-entropy and KL recovered"
+        raise AnalysisError(f"{error}; {way_out}") from error
+
+
 def fidelity(
     crosscoder: Crosscoder, splicing: Splicing, patched: Tensor, num_tokens: int, progress: Progress
 ) -> dict[str, float]:
@@ -117,7 +129,7 @@ def fidelity(
     progress(Stage.FIDELITY, 0.0, "running both models with reconstructions spliced in")
     activations, policy = splicing.activations, splicing.policy
     pair, layer = activations.pair, activations.layer
-    uppers = [UpperHalf(model, layer) for model in pair.models]
+    uppers = [spliced_half(model, layer) for model in pair.models]
     norms = NormFilter(policy.max_norm_ratio, pair.d_model, splicing.norms and splicing.norms.bounds)
     patches = pair.d_model[BASE] == pair.d_model[CHAT] and crosscoder.streams.patches
     means, seen = _Means(), 0

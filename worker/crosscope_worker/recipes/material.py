@@ -12,8 +12,8 @@ import torch
 from crosscope_proto.artefacts import PairManifest, pair_folder
 from crosscope_proto.recipe import CrosscoderRecipe, PublishedRecipe, recipe_dict
 from crosscope_proto.stages import Stage
+from crosscope_worker.analysis.fidelity import spliced_half
 from crosscope_worker.analysis.lens import find_lenses
-from crosscope_worker.analysis.upper_half import UpperHalf
 from crosscope_worker.data.texts import Split, TextStream, open_rows
 from crosscope_worker.dictionary.sparse import launches_kernels
 from crosscope_worker.models.activations import PairActivations
@@ -99,7 +99,7 @@ def _try_models(activations: PairActivations, recipe: AnalysedRecipe) -> list[st
     activations.check()
     if recipe.analysis.spliced_tokens:
         for model in activations.pair.models:
-            UpperHalf(model, recipe.layer)
+            spliced_half(model, recipe.layer)
     _, reasons = find_lenses(activations.pair)
     differences = activations.pair.manifest.token_differences
     told = [f"no logit lens: {reason}" for reason in reasons.values()]

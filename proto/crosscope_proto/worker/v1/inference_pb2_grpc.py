@@ -47,6 +47,21 @@ class InferenceStub:
                 request_serializer=crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.EncodeRequest.SerializeToString,
                 response_deserializer=crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.EncodeResponse.FromString,
                 _registered_method=True)
+        self.Compare = channel.unary_unary(
+                '/crosscope.worker.v1.Inference/Compare',
+                request_serializer=crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.CompareRequest.SerializeToString,
+                response_deserializer=crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.CompareResponse.FromString,
+                _registered_method=True)
+        self.Generate = channel.unary_stream(
+                '/crosscope.worker.v1.Inference/Generate',
+                request_serializer=crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
+                response_deserializer=crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.GenerateResponse.FromString,
+                _registered_method=True)
+        self.Attribute = channel.unary_unary(
+                '/crosscope.worker.v1.Inference/Attribute',
+                request_serializer=crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.AttributeRequest.SerializeToString,
+                response_deserializer=crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.AttributeResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServicer:
@@ -68,6 +83,27 @@ class InferenceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Compare(self, request, context):
+        """How both models' predictions differ.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Generate(self, request, context):
+        """Continuations of a prompt.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Attribute(self, request, context):
+        """The latents that carry a difference.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -80,6 +116,21 @@ def add_InferenceServicer_to_server(servicer, server):
                     servicer.Encode,
                     request_deserializer=crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.EncodeRequest.FromString,
                     response_serializer=crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.EncodeResponse.SerializeToString,
+            ),
+            'Compare': grpc.unary_unary_rpc_method_handler(
+                    servicer.Compare,
+                    request_deserializer=crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.CompareRequest.FromString,
+                    response_serializer=crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.CompareResponse.SerializeToString,
+            ),
+            'Generate': grpc.unary_stream_rpc_method_handler(
+                    servicer.Generate,
+                    request_deserializer=crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.GenerateRequest.FromString,
+                    response_serializer=crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.GenerateResponse.SerializeToString,
+            ),
+            'Attribute': grpc.unary_unary_rpc_method_handler(
+                    servicer.Attribute,
+                    request_deserializer=crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.AttributeRequest.FromString,
+                    response_serializer=crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.AttributeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -138,6 +189,87 @@ class Inference:
             '/crosscope.worker.v1.Inference/Encode',
             crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.EncodeRequest.SerializeToString,
             crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.EncodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Compare(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crosscope.worker.v1.Inference/Compare',
+            crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.CompareRequest.SerializeToString,
+            crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.CompareResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Generate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/crosscope.worker.v1.Inference/Generate',
+            crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
+            crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Attribute(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crosscope.worker.v1.Inference/Attribute',
+            crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.AttributeRequest.SerializeToString,
+            crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.AttributeResponse.FromString,
             options,
             channel_credentials,
             insecure,

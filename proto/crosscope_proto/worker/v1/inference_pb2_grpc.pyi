@@ -40,6 +40,12 @@ class InferenceStub:
     """The tokens of a prompt."""
     Encode: _grpc.UnaryUnaryMultiCallable[_inference_pb2.EncodeRequest, _inference_pb2.EncodeResponse]
     """The sparse codes of a prompt: every latent that fires."""
+    Compare: _grpc.UnaryUnaryMultiCallable[_inference_pb2.CompareRequest, _inference_pb2.CompareResponse]
+    """How both models' predictions differ."""
+    Generate: _grpc.UnaryStreamMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateResponse]
+    """Continuations of a prompt."""
+    Attribute: _grpc.UnaryUnaryMultiCallable[_inference_pb2.AttributeRequest, _inference_pb2.AttributeResponse]
+    """The latents that carry a difference."""
 
 @_typing.type_check_only
 class InferenceAsyncStub(InferenceStub):
@@ -52,6 +58,12 @@ class InferenceAsyncStub(InferenceStub):
     """The tokens of a prompt."""
     Encode: _aio.UnaryUnaryMultiCallable[_inference_pb2.EncodeRequest, _inference_pb2.EncodeResponse]  # type: ignore[assignment]
     """The sparse codes of a prompt: every latent that fires."""
+    Compare: _aio.UnaryUnaryMultiCallable[_inference_pb2.CompareRequest, _inference_pb2.CompareResponse]  # type: ignore[assignment]
+    """How both models' predictions differ."""
+    Generate: _aio.UnaryStreamMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateResponse]  # type: ignore[assignment]
+    """Continuations of a prompt."""
+    Attribute: _aio.UnaryUnaryMultiCallable[_inference_pb2.AttributeRequest, _inference_pb2.AttributeResponse]  # type: ignore[assignment]
+    """The latents that carry a difference."""
 
 class InferenceServicer(metaclass=_abc_1.ABCMeta):
     """Holds model pairs and crosscoders and answers the server. Requests were checked by the server; what only the
@@ -73,5 +85,29 @@ class InferenceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.EncodeResponse, _abc.Awaitable[_inference_pb2.EncodeResponse]]:
         """The sparse codes of a prompt: every latent that fires."""
+
+    @_abc_1.abstractmethod
+    def Compare(
+        self,
+        request: _inference_pb2.CompareRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.CompareResponse, _abc.Awaitable[_inference_pb2.CompareResponse]]:
+        """How both models' predictions differ."""
+
+    @_abc_1.abstractmethod
+    def Generate(
+        self,
+        request: _inference_pb2.GenerateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_inference_pb2.GenerateResponse], _abc.AsyncIterator[_inference_pb2.GenerateResponse]]:
+        """Continuations of a prompt."""
+
+    @_abc_1.abstractmethod
+    def Attribute(
+        self,
+        request: _inference_pb2.AttributeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.AttributeResponse, _abc.Awaitable[_inference_pb2.AttributeResponse]]:
+        """The latents that carry a difference."""
 
 def add_InferenceServicer_to_server(servicer: InferenceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from crosscope_worker.analysis.errors import AnalysisError
 from crosscope_worker.models.pair import decoder, decoder_layers
+from crosscope_worker.models.places import PairError
 from crosscope_worker.models.probes import ROUNDED_TOLERANCE, probe_ids, standardised_error
 from crosscope_worker.models.residual import standing_in, stream
 from crosscope_worker.work import is_out_of_memory
@@ -31,7 +31,7 @@ class UpperHalf:
     def __init__(self, model: PreTrainedModel, layer: int) -> None:
         """Runs the whole model once on a few tokens, to check that the upper half gives the same logits.
 
-        Raises AnalysisError if it does not.
+        Raises PairError if it does not.
         """
         self._model = model
         self._decoder = decoder(model)
@@ -80,7 +80,6 @@ class UpperHalf:
             found.append(stream(output))
 
         named = f"{type(self._model).__name__} cannot be run from the output of layer {layer} on"
-        way_out = "set analysis.spliced_tokens to 0 to go without cross-entropy and KL recovered"
         try:
             with self._below[-1].register_forward_hook(keep):
                 expected = self._model(input_ids=ids, use_cache=False).logits[0].float()
@@ -89,8 +88,8 @@ class UpperHalf:
         except _RUN_ERRORS as error:
             if is_out_of_memory(error):
                 raise
-            raise AnalysisError(f"{named}: {' '.join(str(error).split())}; {way_out}") from error
+            raise PairError(f"{named}: {' '.join(str(error).split())}") from error
         # Finite activations are checked elsewhere, on real texts.
         difference = standardised_error(logits.nan_to_num(), expected.nan_to_num())
         if difference > ROUNDED_TOLERANCE:
-            raise AnalysisError(f"{named}: its logits differ by {difference:.2g} of their spread; {way_out}")
+            raise PairError(f"{named}: its logits differ by {difference:.2g} of their spread")

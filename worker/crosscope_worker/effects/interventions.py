@@ -1,0 +1,240 @@
+"""Changes of one model's residual stream by latents of a crosscoder (math §9).
+
+Every change is worked out from both models' unchanged streams, so it does not depend on other changes, which add up.
+Knows tensors of tokens; does not know how the models run.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
+from crosscope_worker.dictionary.crosscoder import Crosscoder
+from crosscope_worker.dictionary.sparsifier import Sparsifier
+
+MAX_AMOUNT = 1000.0
+"""Largest amount of an intervention, by size."""
+
+
+class InterventionError(ValueError):
+    """An intervention that cannot be made; the message names the latent or value, and the limit."""
+
+
+class Action(StrEnum):
+    """What is done to a latent's contribution `f D` to the stream."""
+
+    ADD = "add"
+    """Adds `amount` times its maximum."""
+    SCALE = "scale"
+    """Multiplies it by `amount`."""
+    SET = "set"
+    """Makes it `amount` times its maximum."""
+    ABLATE = "ablate"
+    """Takes it away."""
+    TRANSPLANT = "transplant"
+    """Exchanges this model's row for the other's."""
+    SWAP_STREAM = "swap_stream"
+    """Exchanges the whole stream for the other model's."""
+
+
+class DecoderRow(StrEnum):
+    """Which decoder row is written."""
+
+    OWN = "own"
+    OTHER = "other"
+    DIFFERENCE = "difference"
+
+
+class Reach(StrEnum):
+    """Which part of the text is changed."""
+
+    ALL = "all"
+    PROMPT = "prompt"
+    GENERATED = "generated"
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """One change; see Intervention in effects.proto for the meaning of every field."""
+
+    latents: tuple[int, ...]
+    action: Action
+    amount: float = 0.0
+    row: DecoderRow = DecoderRow.OWN
+    reach: Reach = Reach.ALL
+    roles: frozenset[int] = frozenset()
+    """TokenRole numbers; empty: all."""
+    positions: frozenset[int] = frozenset()
+    """Tokens of the text; empty: all."""
+    include_left_out: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """The tokens at which a stream may be changed; tensors are [token], on the device."""
+
+    positions: Tensor
+    """int64, in the text."""
+    roles: Tensor
+    """uint8, TokenRole."""
+    is_generated: Tensor
+    """bool."""
+    left_out: Tensor
+    """bool: training leaves such tokens out."""
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """What is added to a stream."""
+
+    delta: Tensor
+    """[token, d_model] float32, in the model's own scale."""
+    changed: Tensor
+    """[token] bool: an intervention reaches the token."""
+    spared: Tensor
+    """[token] bool: an intervention would reach it, but training leaves such tokens out."""
+
+
+class Steering:
+    """The interventions of one arm, worked out for one crosscoder and one model."""
+
+    def __init__(
+        self, crosscoder: Crosscoder, maxima: Tensor, model: int, interventions: Sequence[Intervention]
+    ) -> None:
+        """`maxima: [latent]` are largest scaled activations in the analysis, 0 or NaN where a latent never fired.
+
+        Raises InterventionError.
+        """
+        self._crosscoder = crosscoder
+        self._sparsifier = crosscoder.sparsifier()
+        self._model = model
+        self._interventions = tuple(interventions)
+        for each in self._interventions:
+            _check(each, crosscoder, maxima)
+        _check_once(self._interventions)
+        self._largest = maxima.to(crosscoder.device) / crosscoder.code_norms()
+        """Raw code of every latent at its maximum, [latent]."""
+
+    @property
+    def needs_code(self) -> bool:
+        """Whether a change depends on the streams, so that both models must run to the layer."""
+        return any(each.action is not Action.ADD for each in self._interventions)
+
+    @torch.inference_mode()
+    def change(self, x: Tensor | None, site: Site) -> Change:
+        """What to add to the model's stream at the tokens of `site`.
+
+        x: [token, both] unchanged streams; None if nothing `needs_code`.
+        """
+        crosscoder = self._crosscoder
+        num_tokens, own = len(site.positions), crosscoder.model_slice(self._model)
+        delta = crosscoder.W_dec.new_zeros(num_tokens, crosscoder.d_model[self._model])
+        changed = torch.zeros(num_tokens, dtype=torch.bool, device=delta.device)
+        spared = torch.zeros_like(changed)
+        codes = None if x is None or not self.needs_code else _codes(crosscoder, self._sparsifier, x)
+        for each in self._interventions:
+            reached = _reached(each, site)
+            kept = reached if each.include_left_out else reached & ~site.left_out
+            spared |= reached & ~kept
+            changed |= kept
+            if not kept.any():
+                continue
+            if each.action is Action.SWAP_STREAM:
+                assert x is not None
+                other = x[:, crosscoder.model_slice(1 - self._model)]
+                added = other - x[:, own]
+            else:
+                added = self._added(each, codes, num_tokens)
+            delta += torch.where(kept[:, None], added, 0.0)
+        return Change(delta, changed, spared & ~changed)
+
+    def _added(self, each: Intervention, codes: tuple[Tensor, Tensor] | None, num_tokens: int) -> Tensor:
+        """[token, d_model] that one intervention adds if it reaches every token."""
+        latents = torch.tensor(each.latents, device=self._crosscoder.device)
+        at_most = self._largest[latents]
+        own, other = self._rows(self._model, latents), self._rows(1 - self._model, latents)
+        if each.action is Action.ADD:
+            amounts = (each.amount * at_most).expand(num_tokens, -1)
+            return self._along(each.row, amounts, amounts, own, other)
+        assert codes is not None
+        f_own, f_other = codes[self._model][:, latents], codes[1 - self._model][:, latents]
+        if each.action is Action.TRANSPLANT:
+            return f_other @ other - f_own @ own
+        factor, target = {
+            Action.ABLATE: (-1.0, 0.0),
+            Action.SCALE: (each.amount - 1, 0.0),
+            Action.SET: (-1.0, each.amount),
+        }[each.action]
+        return self._along(each.row, factor * f_own + target * at_most, factor * f_other + target * at_most, own, other)
+
+    def _along(self, row: DecoderRow, f_own: Tensor, f_other: Tensor, own: Tensor, other: Tensor) -> Tensor:
+        """Amounts [token, chosen latent], as each model keeps them, along the chosen rows."""
+        match row:
+            case DecoderRow.OWN:
+                return f_own @ own
+            case DecoderRow.OTHER:
+                return f_other @ other
+            case DecoderRow.DIFFERENCE:
+                sign = 1.0 if self._model == CHAT else -1.0
+                return sign * (f_own @ own - f_other @ other)
+
+    def _rows(self, model: int, latents: Tensor) -> Tensor:
+        """Decoder rows [chosen latent, d_model] in the model's own scale."""
+        return self._crosscoder.decoder(model)[latents] / self._crosscoder.input_scale[model]
+
+
+def _codes(crosscoder: Crosscoder, sparsifier: Sparsifier, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The raw code as each model keeps it, [token, latent], base first."""
+    code = crosscoder.pre_activations(x).relu_()
+    base, chat = sparsifier.kept_by_models(code)
+    return code * base, code * chat
+
+
+def _reached(each: Intervention, site: Site) -> Tensor:
+    """[token] bool: whether the intervention means the token, left out or not."""
+    reached = torch.ones_like(site.is_generated)
+    if each.reach is not Reach.ALL:
+        reached = site.is_generated if each.reach is Reach.GENERATED else ~site.is_generated
+    for values, wanted in ((site.roles, each.roles), (site.positions, each.positions)):
+        if wanted:
+            reached = reached & torch.isin(values, torch.tensor(sorted(wanted), device=values.device).to(values.dtype))
+    return reached
+
+
+def _check(each: Intervention, crosscoder: Crosscoder, maxima: Tensor) -> None:
+    if not math.isfinite(each.amount) or abs(each.amount) > MAX_AMOUNT:
+        raise InterventionError(f"amount {each.amount} must be a number from {-MAX_AMOUNT:g} to {MAX_AMOUNT:g}")
+    crosses = each.action in (Action.TRANSPLANT, Action.SWAP_STREAM) or each.row is not DecoderRow.OWN
+    if crosses and crosscoder.d_model[BASE] != crosscoder.d_model[CHAT]:
+        widths = " and ".join(f"{width} ({name})" for name, width in zip(MODEL_NAMES, crosscoder.d_model, strict=True))
+        raise InterventionError(f"the models' streams have widths {widths}, so nothing of one fits into the other")
+    if (each.action is Action.SWAP_STREAM) != (not each.latents):
+        raise InterventionError("swap_stream takes no latents, and every other action takes at least one")
+    if unknown := [latent for latent in each.latents if not 0 <= latent < crosscoder.num_latents]:
+        raise InterventionError(f"there is no latent {unknown[0]}; this crosscoder has {crosscoder.num_latents}")
+    if each.action in (Action.ADD, Action.SET) and each.amount:
+        silent = [latent for latent in each.latents if not float(maxima[latent]) > 0]
+        if silent:
+            raise InterventionError(
+                f"latent {silent[0]} never fired in the analysis, so it has no maximum to measure an amount in"
+            )
+
+
+def _check_once(interventions: Sequence[Intervention]) -> None:
+    """Raises InterventionError for a latent whose contribution two interventions exchange: which one holds is open."""
+    seen: dict[int, list[Reach]] = {}
+    for each in interventions:
+        if each.action is Action.ADD:
+            continue
+        for latent in each.latents:
+            for reach in seen.setdefault(latent, []):
+                if Reach.ALL in (reach, each.reach) or reach is each.reach:
+                    raise InterventionError(
+                        f"two interventions change the contribution of latent {latent}; give it one, or let one reach "
+                        "the prompt and the other what is generated"
+                    )
+            seen[latent].append(each.reach)
