@@ -3,6 +3,7 @@
 Knows no texts and no requests.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from crosscope_proto.specs import TokenPolicy
 from crosscope_worker.dictionary.crosscoder import Crosscoder
+from crosscope_worker.dictionary.sparsifier import Sparsifier
 from crosscope_worker.models.norms import NormBounds
 from crosscope_worker.models.pair import Pair
 
@@ -32,6 +34,17 @@ class Reading:
         if self.bounds is None:
             return torch.zeros(len(x), dtype=torch.bool, device=x.device)
         return self.bounds.outlying(x, positions, d_model)
+
+    def outlying_in(self, model: int, x: Tensor, positions: Tensor) -> Tensor:
+        """The same where one model's stream alone is known, x: [token, d_model]; see NormBounds.outlying_in."""
+        if self.bounds is None:
+            return torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        return self.bounds.outlying_in(model, x, positions)
+
+    @functools.cached_property
+    def sparsifier(self) -> Sparsifier:
+        """The crosscoder's rule of inference; read from the whole decoder once."""
+        return self.crosscoder.sparsifier()
 
 
 @dataclass(frozen=True, eq=False)
