@@ -7,6 +7,7 @@ synchronously; knows no requests and no clock.
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -37,6 +38,10 @@ from crosscope_worker.tokenizer.tokens import TextTokenizer
 from crosscope_worker.work import is_out_of_memory
 
 _NO_LIMIT = 1 << 62
+_WIDE = 512
+"""Width of a model from which a product with its weights is shared among threads even for one token."""
+_MIN_PARALLEL_ELEMENTS = 1 << 15
+"""Tokens times width from which more than one CPU thread pays in a narrower one."""
 
 
 class Decoder:
@@ -72,6 +77,7 @@ class Decoder:
         self._jobs: dict[int, Job] = {}
         """Orders that have room, by the identity of the order."""
         self._count = 0
+        self._steerings: WeakValueDictionary[tuple[int, tuple[Intervention, ...]], Steering] = WeakValueDictionary()
 
     @property
     def is_idle(self) -> bool:
@@ -82,6 +88,12 @@ class Decoder:
     def num_rows(self) -> int:
         """Answers that are being decoded."""
         return sum(len(lane.rows) for lane in self._lanes)
+
+    def num_threads(self, at_most: int) -> int:
+        """CPU threads with which the next step is fastest: one where a step is less than torch's own grain of work."""
+        width = max(self._subject.pair.d_model)
+        num_tokens = self.num_rows + (self._prefill_tokens if self._prompts or self._prefill else 0)
+        return 1 if width < _WIDE and num_tokens * width < _MIN_PARALLEL_ELEMENTS else at_most
 
     @property
     def planned_bytes(self) -> int:
@@ -145,24 +157,25 @@ class Decoder:
 
     def _readings(self, job: Job) -> list[PromptRow]:
         """The readings of the prompt that the arms of an order need."""
-        steerings: dict[tuple[int, tuple[Intervention, ...]], Steering | None] = {}
         found: dict[tuple[int, tuple[Intervention, ...]], PromptRow] = {}
         for index, arm in enumerate(job.order.arms):
-            key = arm.model, arm.interventions
-            if key not in steerings:
-                steerings[key] = self._steering(arm)
+            steering = self._steering(arm)
             here = arm.model, tuple(each for each in arm.interventions if each.reach is not Reach.GENERATED)
             if here not in found:
-                steering = steerings[key] if here[1] else None
-                found[here] = PromptRow(steering, job.order.with_code, 0, job, arm.model)
-            found[here].arms[index] = steerings[key]
+                found[here] = PromptRow(steering if here[1] else None, job.order.with_code, 0, job, arm.model)
+            found[here].arms[index] = steering
         return list(found.values())
 
     def _steering(self, arm: ArmOrder) -> Steering | None:
-        reading = self._subject.reading
+        """What changes an arm. Equal arms, of whatever callers, have the same one and are changed together."""
+        reading, key = self._subject.reading, (arm.model, arm.interventions)
         if reading is None or not arm.interventions:
             return None
-        return Steering(reading.crosscoder, reading.maxima, arm.model, arm.interventions, reading.sparsifier)
+        steering = self._steerings.get(key)
+        if steering is None:
+            steering = Steering(reading.crosscoder, reading.maxima, *key, reading.sparsifier)
+            self._steerings[key] = steering
+        return steering
 
     def _longest(self, job: Job) -> int:
         """Tokens of the longest text that an order may become."""

@@ -19,7 +19,7 @@ from crosscope_worker.effects.interventions import Codes, Site, Steering
 from crosscope_worker.effects.row_cache import RowCache
 from crosscope_worker.effects.subject import Reading, Subject
 from crosscope_worker.models.pair import decoder_layers
-from crosscope_worker.models.residual import layer_outputs, stream
+from crosscope_worker.models.residual import LowerHalf, stream
 
 _MIN_TRIMMED = 32
 """Columns of padding in front of every row from which they are worth forgetting."""
@@ -69,6 +69,17 @@ class Outcome:
     """Of the tokens of rows `with_code`, raw; `tokens` count through the chunk, row by row."""
 
 
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Rows with the same changes."""
+
+    steering: Steering
+    places: Tensor
+    """[row] int64, among all rows."""
+    lower_places: Tensor
+    """[row] int64, among the rows that the other model reads too; -1 for others."""
+
+
 R = TypeVar("R", bound=Row)
 
 
@@ -85,6 +96,11 @@ class Lane(Generic[R]):
         """The rows that the other model reads too, in the order of its cache."""
         self.whole, self.lower = RowCache(), RowCache()
         self._takes = set(inspect.signature(self._models[model].forward).parameters)
+        if self._reading is not None:
+            layer = self._reading.layer
+            self._layer = decoder_layers(self._models[model])[layer]
+            self._lower_half = LowerHalf(self._models[1 - model], layer)
+        self._groups: list[Group] | None = None
 
     def append(self, other: "Lane[Any]", rows: Sequence[R], sources: Sequence[Row]) -> None:
         """Adds rows with what other rows of another lane have read. Changes nothing if memory runs out."""
@@ -101,6 +117,7 @@ class Lane(Generic[R]):
                 raise
         self.rows += rows
         self._lower_rows += [row for row, _ in also]
+        self._groups = None
 
     def add_empty(self, rows: Sequence[R]) -> None:
         """Starts with rows that have read nothing."""
@@ -110,6 +127,7 @@ class Lane(Generic[R]):
 
     def remove(self, row: R) -> None:
         """Forgets a row; the last one takes its place."""
+        self._groups = None
         for rows, cache in ((self.rows, self.whole), (self._lower_rows, self.lower)):
             place = next((place for place, each in enumerate(rows) if each is row), None)
             if place is not None:
@@ -135,7 +153,7 @@ class Lane(Generic[R]):
         model = self._models[self.model]
         hook = None
         if self._reading is not None and changing.is_wanted:
-            hook = decoder_layers(model)[self._reading.layer].register_forward_hook(changing)
+            hook = self._layer.register_forward_hook(changing)
         try:
             given = self._inputs(ids, positions, self.whole, self.rows)
             if "logits_to_keep" in self._takes:
@@ -159,6 +177,24 @@ class Lane(Generic[R]):
         self.whole.roll_back()
         self.lower.roll_back()
 
+    def groups(self) -> "list[Group]":
+        """The rows with changes, equal ones together."""
+        if self._groups is None:
+            lower = {id(row): place for place, row in enumerate(self._lower_rows)}
+            found: dict[int, tuple[Steering, list[int], list[int]]] = {}
+            for place, row in enumerate(self.rows):
+                if row.steering is not None:
+                    _, places, lower_places = found.setdefault(id(row.steering), (row.steering, [], []))
+                    places.append(place)
+                    lower_places.append(lower.get(id(row), -1))
+            self._groups = [
+                Group(
+                    steering, torch.tensor(places, device=self._device), torch.tensor(lower_places, device=self._device)
+                )
+                for steering, places, lower_places in found.values()
+            ]
+        return self._groups
+
     def lower_places(self) -> list[int]:
         """Where each row of the other model stands among all rows."""
         places = {id(row): place for place, row in enumerate(self.rows)}
@@ -166,11 +202,8 @@ class Lane(Generic[R]):
 
     def _read_lower(self, ids: Tensor, positions: Tensor) -> Tensor:
         """The other model's stream, [lower row, column, d_model]."""
-        assert self._reading is not None
         at = torch.tensor(self.lower_places(), device=self._device)
-        model = self._models[1 - self.model]
-        given = self._inputs(ids[at], positions[at], self.lower, self._lower_rows)
-        return stream(layer_outputs(model, [self._reading.layer], given.pop("input_ids"), given=given)[0])
+        return self._lower_half(**self._inputs(ids[at], positions[at], self.lower, self._lower_rows))
 
     def _inputs(self, ids: Tensor, positions: Tensor, cache: RowCache, rows: Sequence[Row]) -> dict[str, Any]:
         # A row of a prompt has its padding in the chunks themselves, so its tokens say where they begin.
@@ -199,12 +232,12 @@ class _Changing:
         self._chunk = chunk
         self._positions = positions
         self._other = other
+        self._groups = lane.groups()
         self._lower_places = lane.lower_places() if other is not None else []
         self._counts: Tensor | None = None
         self.outlying: np.ndarray | None = None
         self.code: SparseCode | None = None
-        is_steered = any(row.steering is not None for row in lane.rows)
-        self.is_wanted = is_steered or other is not None or not chunk.is_generated
+        self.is_wanted = bool(self._groups) or other is not None or not chunk.is_generated
 
     def counts(self) -> np.ndarray | None:
         """See Outcome."""
@@ -220,7 +253,7 @@ class _Changing:
         both = None
         if self._other is not None:
             both = _both(self._model, x[self._lower_places].float(), self._other.float())
-            at = _flat(self._lower_places, shape[1], x.device)
+            at = _tokens(torch.tensor(self._lower_places, device=x.device), shape[1])
             widths = (self._reading.crosscoder.d_model[0], self._reading.crosscoder.d_model[1])
             outlying[at] = self._reading.outlying(both, positions[at], widths)
         if not self._chunk.is_generated:
@@ -240,32 +273,25 @@ class _Changing:
         if both is not None:
             codes = Codes(self._reading.crosscoder, self._reading.sparsifier, both)
             self._note_code(codes, num_columns)
-        groups: dict[int, list[int]] = {}
-        for place, row in enumerate(self._rows):
-            if row.steering is not None:
-                groups.setdefault(id(row.steering), []).append(place)
-        if not groups:
+        if not self._groups:
             return None
         roles = torch.from_numpy(self._chunk.roles).to(own.device).flatten()
         delta, counts = torch.zeros_like(own), torch.zeros(len(own), 2, dtype=torch.int64, device=own.device)
-        lower = {place: index for index, place in enumerate(self._lower_places)}
-        for places in groups.values():
-            steering = self._rows[places[0]].steering
-            assert steering is not None
-            at = _flat(places, num_columns, own.device)
-            at = at[positions[at] >= 0]
-            is_generated = torch.full_like(left_out[at], self._chunk.is_generated)
-            site = Site(positions[at], roles[at], is_generated, left_out[at])
-            if steering.needs_code:
+        is_generated = torch.full_like(left_out, self._chunk.is_generated)
+        for group in self._groups:
+            at, among = _tokens(group.places, num_columns), _tokens(group.lower_places, num_columns)
+            if not self._chunk.is_generated:  # there may be padding
+                inside = positions[at] >= 0
+                at, among = at[inside], among[inside]
+            site = Site(positions[at], roles[at], is_generated[at], left_out[at])
+            if group.steering.needs_code:
                 assert both is not None
                 assert codes is not None
-                among = _flat([lower[place] for place in places], num_columns, own.device)
-                among = among[positions[_flat(places, num_columns, own.device)] >= 0]
-                change = steering.change(both[among], site, codes.select(among))
+                change = group.steering.change(both[among], site, codes.select(among))
             else:
-                change = steering.change(None, site)
+                change = group.steering.change(None, site)
             delta[at] = change.delta
-            counts[at, 0], counts[at, 1] = change.changed.long(), change.spared.long()
+            counts[at] = torch.stack([change.changed, change.spared], dim=1).long()
         self._counts = counts.view(-1, num_columns, 2).sum(dim=1)
         return delta
 
@@ -276,8 +302,9 @@ class _Changing:
             return
         assert self._other is not None
         device = self._other.device
-        sparse = codes.select(_flat(wanted, num_columns, device)).sparse()
-        place = _flat([self._lower_places[index] for index in wanted], num_columns, device)
+        sparse = codes.select(_tokens(torch.tensor(wanted, device=device), num_columns)).sparse()
+        places = torch.tensor([self._lower_places[index] for index in wanted], device=device)
+        place = _tokens(places, num_columns)
         self.code = sparse._replace(tokens=place[sparse.tokens], num_tokens=len(self._rows) * num_columns)
 
 
@@ -287,7 +314,8 @@ def _both(model: int, own: Tensor, other: Tensor) -> Tensor:
     return torch.cat([part.flatten(0, 1) for part in parts], dim=1)
 
 
-def _flat(places: Sequence[int], num_columns: int, device: torch.device) -> Tensor:
+def _tokens(places: Tensor, num_columns: int) -> Tensor:
     """Indices of the tokens of some rows, all columns of a row after each other."""
-    starts = torch.tensor(list(places), dtype=torch.int64, device=device) * num_columns
-    return (starts[:, None] + torch.arange(num_columns, device=device)).flatten()
+    if num_columns == 1:
+        return places
+    return (places[:, None] * num_columns + torch.arange(num_columns, device=places.device)).flatten()

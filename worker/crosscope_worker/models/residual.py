@@ -30,13 +30,11 @@ def layer_outputs(
     ids: Tensor,
     positions: Tensor | None = None,
     below: tuple[int, Any] | None = None,
-    given: Mapping[str, Any] | None = None,
 ) -> list[Any]:
     """The outputs of the decoder layers with these ascending indices; the model stops at the last of them.
 
     ids, positions: [row, pos] int64, on the model's device. `below`: a number of layers and what the last of them
-    returned for these ids; they are not computed. `given`: further inputs, say a cache and
-    a mask; without a mask, padding comes after every token that is kept.
+    returned for these ids; they are not computed. No attention mask: padding comes after every token that is kept.
     Raises NotReached if the highest layer is not called.
     """
     layers = decoder_layers(model)
@@ -50,7 +48,7 @@ def layer_outputs(
 
         return keep
 
-    inputs = {"use_cache": False, **({} if positions is None else {"position_ids": positions}), **(given or {})}
+    given = {} if positions is None else {"position_ids": positions}
     with ExitStack() as stack:
         if below is not None:
             for layer in layers[: below[0]]:
@@ -58,10 +56,39 @@ def layer_outputs(
         for index in wanted:
             stack.callback(layers[index].register_forward_hook(keeping(index)).remove)
         with suppress(_Reached):
-            decoder(model)(input_ids=ids, **inputs)
+            decoder(model)(input_ids=ids, use_cache=False, **given)
     if missed := [index for index in wanted if index not in found]:
         raise NotReached(f"{type(model).__name__} does not call its decoder layer {missed[0]} for a text")
     return [found[index] for index in wanted]
+
+
+class LowerHalf:
+    """A model up to the output of one decoder layer, run on inputs of any kind. Finds its modules once."""
+
+    def __init__(self, model: PreTrainedModel, layer: int) -> None:
+        self._decoder = decoder(model)
+        self._layer = decoder_layers(model)[layer]
+
+    def __call__(self, **inputs: Any) -> Tensor:
+        """The residual stream behind the layer, [row, pos, d_model]; a cache among the inputs is written as usual.
+
+        Raises NotReached if the layer is not called.
+        """
+        found: list[Any] = []
+
+        def keep(_module: nn.Module, _inputs: object, output: Any) -> None:
+            found.append(output)
+            raise _Reached
+
+        hook = self._layer.register_forward_hook(keep)
+        try:
+            with suppress(_Reached):
+                self._decoder(**inputs)
+        finally:
+            hook.remove()
+        if not found:
+            raise NotReached(f"{type(self._decoder).__name__} does not call the decoder layer that is read")
+        return stream(found[0])
 
 
 def stream(output: Any) -> Tensor:

@@ -150,7 +150,6 @@ class Generations:
         self, desk: _Desk, orders: list[Order], leaving: list[Order], elsewhere: int
     ) -> tuple[list[Event], list[tuple[Order, Exception]]]:
         """One step of a subject, on the device's thread; events, and orders that were refused."""
-        torch.set_num_threads(self._num_threads)
         decoder = desk.decoder
         if decoder is None:
             known = self._token_bytes.get(desk.subject)
@@ -165,6 +164,7 @@ class Generations:
                 decoder.admit(order)
             except Exception as error:  # the answer to this order alone
                 refused.append((order, error))
+        torch.set_num_threads(decoder.num_threads(self._num_threads))
         return decoder.step(elsewhere), refused
 
     def _tell(self, desk: _Desk, events: list[Event], refused: list[tuple[Order, Exception]]) -> None:
