@@ -43,7 +43,7 @@ ROOM_RULES: dict[str, dict[str, set[str]]] = {
         "dictionary": set(),
         "data": {"tokenizer", "models"},
         "training": {"dictionary", "data"},
-        "effects": {"models", "dictionary"},
+        "effects": {"tokenizer", "models", "dictionary"},
         "analysis": {"tokenizer", "models", "dictionary", "data"},
         "recipes": {"tokenizer", "models", "dictionary", "data", "training", "analysis"},
         "serve": {"tokenizer", "models", "dictionary"},
