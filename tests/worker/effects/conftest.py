@@ -1,116 +1,94 @@
-"""Pairs of tiny models and random crosscoders that read them."""
+"""A tiny pair with a crosscoder of random weights, and a loop that runs a decoder to its end."""
 
-import copy
 from collections.abc import Callable, Mapping
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from crosscope_proto.artefacts import PairManifest
-from crosscope_proto.roles import BASE, CHAT, TokenRole
 from crosscope_proto.specs import TokenPolicy
 from crosscope_worker.dictionary.crosscoder import Crosscoder
-from crosscope_worker.dictionary.keep import AboveModelThresholds, AboveThreshold
+from crosscope_worker.dictionary.keep import Keep
 from crosscope_worker.dictionary.streams import BOTH, Streams
+from crosscope_worker.effects.decoding import Decoder
+from crosscope_worker.effects.orders import ArmOrder, Ended, Event, Order, Token
 from crosscope_worker.effects.subject import Reading, Subject
-from crosscope_worker.models.pair import Pair, decoder_layers
-from tests.worker.conftest import gemma_tokenizer
-from tests.worker.tiny_models import VOCAB, tiny_model
+from crosscope_worker.models.norms import NormBounds
+from crosscope_worker.models.pair import Pair
+from crosscope_worker.tokenizer.tokens import TextTokenizer
 
-LAYER, NUM_LATENTS = 1, 40
-POLICY = TokenPolicy(max_norm_ratio=None)
-
-
-def make_pair(kind: str = "Llama", changed: Mapping[str, Any] | None = None, chat_vocab: int = VOCAB) -> Pair:
-    """A tiny model and another of its class, moved away from it."""
-    base = tiny_model(kind, **(changed or {}))
-    chat = copy.deepcopy(base) if chat_vocab == VOCAB else tiny_model(kind, vocab_size=chat_vocab, **(changed or {}))
-    with torch.no_grad():
-        for parameter in chat.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
-    manifest = PairManifest(name="tiny", base="base", chat="chat", tokenizer="chat")
-    return Pair(manifest, (base, chat), gemma_tokenizer(), torch.device("cpu"))
+CACHE_BYTES = 1 << 26
+LATENTS = 24
+LAYER = 1
 
 
-def make_crosscoder(d_model: tuple[int, int], streams: Streams = BOTH, **settings: Any) -> Crosscoder:
-    """Random rows, of which about a quarter fires at a token; zeros where `streams` has nothing."""
-    draw = torch.Generator().manual_seed(1)
-    rows = torch.randn(NUM_LATENTS, sum(streams.widths(d_model)), generator=draw) / 2
-    W_dec = streams.place_decoder(rows)
-    bias = 0.1 * torch.randn(sum(d_model), generator=draw)
-    given: dict[str, Any] = {"code_normalisation": "crosscoder", "keep": AboveThreshold(2.0)} | settings
-    encoder = streams.place_encoder(rows).T.contiguous()
-    return Crosscoder(encoder, torch.zeros(NUM_LATENTS), W_dec, bias, d_model, "batch_topk", streams=streams, **given)
+@pytest.fixture(scope="session")
+def tokenizer(tiny_pair: Pair) -> TextTokenizer:
+    return TextTokenizer(tiny_pair.tokenizer)
 
 
-def decoupled(d_model: tuple[int, int]) -> Crosscoder:
-    """A crosscoder whose models keep entries of their own."""
-    return make_crosscoder(
-        d_model,
-        code_normalisation="decoupled",
-        keep=AboveModelThresholds(torch.tensor([[0.5], [1.0]]).expand(2, NUM_LATENTS).clone()),
+def with_models(pair: Pair, base: PreTrainedModel, chat: PreTrainedModel) -> Pair:
+    """Another pair with the same tokenizer."""
+    return Pair(
+        PairManifest(name="other", base="b", chat="c", tokenizer="c"), (base, chat), pair.tokenizer, pair.device
     )
 
 
-def make_subject(pair: Pair, crosscoder: Crosscoder | None = None, **settings: Any) -> Subject:
-    crosscoder = crosscoder or make_crosscoder(pair.d_model)
-    return Subject(pair, Reading(LAYER, crosscoder, torch.ones(crosscoder.num_latents), POLICY, **settings))
+def random_crosscoder(
+    pair: Pair, keep: Keep, code_normalisation: str = "crosscoder", streams: Streams = BOTH, scale: float = 0.3
+) -> Crosscoder:
+    both = sum(pair.d_model)
+    generator = torch.Generator().manual_seed(3)
+    W_dec = scale * torch.randn(LATENTS, both, generator=generator)
+    W_enc = 0.2 * torch.randn(LATENTS, both, generator=generator).T
+    b_enc = 0.1 * torch.randn(LATENTS, generator=generator)
+    b_dec = torch.zeros(both)
+    return Crosscoder(W_enc, b_enc, W_dec, b_dec, pair.d_model, "random", code_normalisation, streams, keep, (1.5, 0.5))
 
 
-@pytest.fixture(scope="session")
-def pair() -> Pair:
-    return make_pair()
+def reading_of(crosscoder: Crosscoder, bounds: NormBounds | None = None, layer: int = LAYER) -> Reading:
+    maxima = torch.linspace(0.5, 2.0, crosscoder.num_latents)
+    return Reading(layer, crosscoder, maxima, TokenPolicy(), bounds)
 
 
-@pytest.fixture(scope="session")
-def subject(pair: Pair) -> Subject:
-    return make_subject(pair)
+def prompt(tokenizer: TextTokenizer, text: str, *arms: ArmOrder, with_code: bool = False) -> Order:
+    tokens = tokenizer.text(text)
+    return Order(tokens.ids, tokens.roles, arms, tokenizer, with_code)
 
 
-def prompt(num_tokens: int, seed: int = 0) -> np.ndarray:
-    """Random ids behind a BOS token."""
-    draw = np.random.default_rng(seed)
-    return np.concatenate([[1], draw.integers(3, VOCAB, num_tokens - 1)])
+def run(decoder: Decoder, *orders: Order, later: Mapping[int, Callable[[], None]] | None = None) -> list[Event]:
+    """Admits orders and steps until nothing is left; `later` happens before the steps of these numbers."""
+    for order in orders:
+        decoder.admit(order)
+    events: list[Event] = []
+    number = 0
+    while not decoder.is_idle or (later and number <= max(later)):
+        if later and number in later:
+            later[number]()
+        events += decoder.step()
+        number += 1
+        assert number < 2000
+    return events
 
 
-def roles_of(ids: np.ndarray) -> np.ndarray:
-    roles = np.full(len(ids), TokenRole.TEXT, np.uint8)
-    roles[0] = TokenRole.BOS
-    return roles
+def ids_of(events: list[Event], order: Order, arm: int = 0, sample: int = 0) -> list[int]:
+    return [
+        event.id
+        for event in events
+        if isinstance(event, Token) and event.order is order and (event.arm, event.sample) == (arm, sample)
+    ]
 
 
-def stream_of(model: PreTrainedModel, ids: np.ndarray) -> Tensor:
-    """[pos, d_model]: the layer's output, from a plain hook."""
-    found: list[Tensor] = []
-
-    def keep(_module: nn.Module, _inputs: object, output: Any) -> None:
-        found.append(output if isinstance(output, Tensor) else output[0])
-
-    with decoder_layers(model)[LAYER].register_forward_hook(keep):
-        logits_of(model, ids)
-    return found[0][0]
+def end_of(events: list[Event], order: Order, arm: int = 0, sample: int = 0) -> Ended:
+    found = [
+        event
+        for event in events
+        if isinstance(event, Ended) and event.order is order and (event.arm, event.sample) == (arm, sample)
+    ]
+    assert len(found) == 1
+    return found[0]
 
 
-def logits_of(model: PreTrainedModel, ids: np.ndarray, change: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """[pos, vocabulary]: the whole model's, with the layer's output [pos, d_model] changed by a plain hook."""
-
-    def put(_module: nn.Module, _inputs: object, output: Any) -> Any:
-        assert change is not None
-        if isinstance(output, Tensor):
-            return change(output[0])[None]
-        return (change(output[0][0])[None], *output[1:])
-
-    text = torch.from_numpy(ids)[None]
-    if change is None:
-        return model(input_ids=text, use_cache=False).logits[0]
-    with decoder_layers(model)[LAYER].register_forward_hook(put):
-        return model(input_ids=text, use_cache=False).logits[0]
-
-
-def both_streams(pair: Pair, ids: np.ndarray) -> Tensor:
-    """[pos, both], from plain hooks."""
-    return torch.cat([stream_of(pair.models[model], ids) for model in (BASE, CHAT)], dim=1)
+def subject(pair: Pair, crosscoder: Crosscoder, bounds: NormBounds | None = None) -> Subject:
+    return Subject(pair, reading_of(crosscoder, bounds))

@@ -20,7 +20,7 @@ from crosscope_worker.effects.subject import Subject
 from crosscope_worker.models.norms import NormBounds
 from crosscope_worker.models.pair import Pair, decoder_layers
 from crosscope_worker.models.places import PairError
-from tests.worker.effects.conftest import (
+from tests.worker.effects.subjects import (
     both_streams,
     decoupled,
     logits_of,
@@ -42,6 +42,16 @@ WRITERS = {
     "decoupled": decoupled,
     "difference": lambda d_model: make_crosscoder(d_model, DIFFERENCE, keep=AboveThreshold(0.5)),
 }
+
+
+@pytest.fixture(scope="module")
+def pair() -> Pair:
+    return make_pair()
+
+
+@pytest.fixture(scope="module")
+def subject(pair: Pair) -> Subject:
+    return make_subject(pair)
 
 
 def written(crosscoder: Crosscoder, x: Tensor, model: int, latent: int) -> Tensor:
@@ -246,7 +256,8 @@ def test_nothing_fires_nothing_is_carried(pair: Pair):
     crosscoder = make_crosscoder(pair.d_model)
     crosscoder.b_enc -= 100.0
     found = attribute(make_subject(pair, crosscoder), IDS, roles_of(IDS), Question(tokens=(9,)))
-    assert found.entries == () and found.num_latents == 0
+    assert found.entries == ()
+    assert found.num_latents == 0
     assert found.effect_of_all == pytest.approx(0, abs=1e-6)
     assert found.effect_of_stream > 0
 

@@ -13,7 +13,7 @@ from crosscope_worker.effects.predictions import divergence, log_probabilities
 from crosscope_worker.effects.subject import Subject
 from crosscope_worker.models.pair import Pair
 from crosscope_worker.models.places import PairError
-from tests.worker.effects.conftest import (
+from tests.worker.effects.subjects import (
     both_streams,
     decoupled,
     logits_of,
@@ -25,6 +25,16 @@ from tests.worker.effects.conftest import (
 from tests.worker.tiny_models import VOCAB
 
 PROMPTS = [prompt(9, 1), prompt(1), prompt(17, 2)]
+
+
+@pytest.fixture(scope="module")
+def pair() -> Pair:
+    return make_pair()
+
+
+@pytest.fixture(scope="module")
+def subject(pair: Pair) -> Subject:
+    return make_subject(pair)
 
 
 def test_divergences_and_log_probabilities_by_hand():

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from crosscope_worker.dictionary.crosscoder import Crosscoder
+from crosscope_worker.dictionary.sparsifier import by_strength
 from crosscope_worker.models.activations import PairActivations
 from crosscope_worker.models.norms import NormBounds
 
@@ -78,13 +79,13 @@ class Encoder:
     def _entries(self, x: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Token, latent and scaled activation of every active entry, by token, strongest first."""
         rows = max(1, _MAX_CODE_ELEMENTS // self._crosscoder.num_latents)
-        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         for start in range(0, len(x), rows):
             code = self._crosscoder.encode_sparse(x[start : start + rows], self._sparsifier)
-            parts.append((code.tokens + start, code.latents, self._sparsifier.scaled_entries(code)))
-        tokens, latents, activations = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
-        order = np.lexsort((-activations, tokens))
-        return tokens[order], latents[order], activations[order]
+            tokens, latents, activations = by_strength(code, self._sparsifier)
+            parts.append((tokens + start, latents, activations))
+        tokens, latents, activations = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return tokens, latents, activations
 
 
 def _split(
