@@ -48,7 +48,7 @@ class Sizes:
 
 
 CASES = {
-    "demo's shape": Sizes(64, 4, 2, 1000, 1536),
+    "demo": Sizes(64, 4, 2, 1000, 1536),
     "12 layers": Sizes(256, 12, 6, 8192, 8192, rounds=5),
 }
 QUICK = {"quick": Sizes(32, 4, 2, 100, 64, num_prompts=2, num_tokens=16, num_exact=4, k=4, rounds=2)}
@@ -68,14 +68,14 @@ def compared(case: str, subject: Subject, sizes: Sizes, *, quick: bool) -> Itera
     batch, alone = torch.from_numpy(ids), Subject(subject.pair)
     works = {
         "whole": functools.partial(run_whole, subject.pair.models, batch),
-        "pair alone": lambda: compare(alone, list(ids), 5),
-        "with a crosscoder": lambda: compare(subject, list(ids), 5),
+        "pair": lambda: compare(alone, list(ids), 5),
+        "with crosscoder": lambda: compare(subject, list(ids), 5),
     }
     took = interleave(works, sizes.rounds)
-    for who in ("pair alone", "with a crosscoder"):
+    for who in ("pair", "with crosscoder"):
         yield Row(
-            name="compare",
-            case=f"{case}, {who}",
+            name="effects",
+            case=f"compare, {case}, {who}",
             sizes=vars(sizes),
             ours=Figure(1e3 * statistics.median(took[who]), "ms"),
             reference=Figure(1e3 * statistics.median(took["whole"]), "ms", "both models whole, logits included"),
@@ -101,8 +101,8 @@ def attributed(case: str, subject: Subject, sizes: Sizes, *, quick: bool) -> Ite
     ours = Figure(1e3 * statistics.median(took["ours"]), "ms")
     described = vars(sizes) | {"active_latents": found.num_latents}
     yield Row(
-        name="attribute",
-        case=f"{case}, to a forward",
+        name="effects",
+        case=f"attribute, {case}, to a forward",
         sizes=described,
         ours=ours,
         reference=Figure(1e3 * statistics.median(took["whole"]), "ms", "one model whole, once"),
@@ -111,8 +111,8 @@ def attributed(case: str, subject: Subject, sizes: Sizes, *, quick: bool) -> Ite
         targets=() if quick else (Target("ratio", "at_most", 8.0),),
     )
     yield Row(
-        name="attribute",
-        case=f"{case}, to hooks",
+        name="effects",
+        case=f"attribute, {case}, to hooks",
         sizes=described,
         ours=ours,
         reference=Figure(1e3 * statistics.median(took["hooks"]), "ms", "a hooked forward per measured latent, alone"),
