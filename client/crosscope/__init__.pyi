@@ -122,6 +122,12 @@ from ._sync.jobs import (
     Jobs as Jobs,
 )
 from ._sync.pair import Pair as Pair
+from ._tagged import (
+    TaggedSets as TaggedSets,
+)
+from ._tagged import (
+    tagged_sets as tagged_sets,
+)
 from ._types import (
     CoActive as CoActive,
 )

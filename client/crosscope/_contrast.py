@@ -28,7 +28,7 @@ class ContrastLatent:
     mean_second: float
     """Mean score in the second set."""
     p_value: float
-    """Share of shuffled labellings in which the best latent of all reaches |AUC - 1/2| of this one."""
+    """(b + 1) / (n + 1): in b of n shuffled labellings the best latent of all reaches |AUC - 1/2| of this one."""
 
 
 @public
@@ -46,6 +46,8 @@ class ContrastPlace:
     num_shuffles: int
     num_latents: int
     """Latents that fire on any prompt."""
+    num_without_token: int = 0
+    """Prompts without a token that is scored here, because training left such tokens out; they score 0."""
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -57,7 +59,9 @@ class ContrastPlace:
     def heading(self) -> str:
         """What was found here, in a sentence."""
         held_out = f"held-out AUC {self.held_out_auc}, by chance {number(self.shuffled_auc)}"
-        return f"{self.place}: {held_out} ({self.num_shuffles} shuffles, {self.num_latents} latents)"
+        said = f"{self.place}: {held_out} ({self.num_shuffles} shuffles, {self.num_latents} latents)"
+        count = self.num_without_token
+        return said + (f"; {count} prompts have no token that is scored here" if count else "")
 
     def rows(self) -> list[tuple[str, ...]]:
         """Cells of every latent under CONTRAST_HEADERS."""
@@ -75,7 +79,10 @@ class Contrast:
     version_id: str
     places: tuple[ContrastPlace, ...]
     num_first: int
+    """Different prompts of the first set."""
     num_second: int
+    num_repeats: int = 0
+    """Prompts that their set has already, which are not counted."""
 
     def __len__(self) -> int:
         return len(self.places)
@@ -92,7 +99,8 @@ class Contrast:
     @property
     def heading(self) -> str:
         """How many prompts were compared."""
-        return f"{self.num_first} prompts against {self.num_second} in {self.crosscoder}"
+        said = f"{self.num_first} prompts against {self.num_second} in {self.crosscoder}"
+        return said + (f"; {self.num_repeats} repeats are not counted" if self.num_repeats else "")
 
     def to_pandas(self) -> "pd.DataFrame":
         """A data frame with a row for each place and latent; needs pandas."""

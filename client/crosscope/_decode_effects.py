@@ -111,6 +111,7 @@ def contrast(message: prompts_pb2.ContrastResponse, crosscoder: str) -> Contrast
         places=tuple(map(_place, message.places)),
         num_first=message.num_first,
         num_second=message.num_second,
+        num_repeats=message.num_repeats,
     )
 
 
@@ -125,6 +126,7 @@ def _place(message: prompts_pb2.ContrastResponse.Place) -> ContrastPlace:
         shuffled_auc=message.shuffled_auc,
         num_shuffles=message.num_shuffles,
         num_latents=message.num_latents,
+        num_without_token=message.num_without_token,
     )
 
 
