@@ -26,6 +26,7 @@ class ScriptedEffects(ScriptedPrompts):
     def __init__(self) -> None:
         super().__init__()
         self.left = threading.Event()
+        """Set once the last generation is over, or its caller has gone."""
         self.deadline_s = 0.0
 
     def prompt_tokens(self, prompt: types_pb2.Prompt) -> types_pb2.Tokens:
@@ -67,7 +68,8 @@ class ScriptedEffects(ScriptedPrompts):
 
     def Generate(self, request, context):
         self.last, self.deadline_s = request, context.time_remaining()
-        context.add_callback(self.left.set)
+        self.left = left = threading.Event()
+        context.add_callback(left.set)
         tokens = self.prompt_tokens(request.prompt)
         start = effects_pb2.GenerationStart(tokens=tokens, version_id="" if request.pair else "v1")
         if request.with_code:
@@ -86,7 +88,7 @@ class ScriptedEffects(ScriptedPrompts):
             if "fail" in request.prompt.text:
                 abort(context, grpc.StatusCode.INTERNAL, "the worker died")
             if "wait" in request.prompt.text:
-                self.left.wait(20)
+                left.wait(20)
             if "cut" in request.prompt.text:
                 return
             for arm, sample, answer, is_changed in said:
