@@ -1,7 +1,7 @@
 """Executes the code cells of a notebook in this process, and stores what they show: `python examples/execute.py`.
 
-The notebook needs a running stack (`make demo`, or `crosscope up`) with the demo's crosscoder. Needs no Jupyter: a cell is
-Python without magics, and shows its prints and its last expression.
+The notebook needs a running stack (`make demo`, or `crosscope up`) with the demo's crosscoder. Needs no Jupyter: a cell
+is Python without magics, and shows its prints and its last expression.
 """
 
 import ast

@@ -6,6 +6,10 @@ from typing import Any
 import pytest
 
 from crosscope import InvalidInput, tagged_sets
+from crosscope.cli import run
+
+from .conftest import ScriptedLatents
+from .scripted_effects import ScriptedEffects
 
 
 def row(*said: str, tags: object = ()) -> dict[str, Any]:
@@ -62,6 +66,28 @@ def test_large_sets_are_drawn_by_seed() -> None:
     assert drawn[0] == drawn[1]
     assert contents(drawn[0].first) != contents(drawn[2].first)
     assert [len(drawn[0].first), len(drawn[0].second), drawn[0].num_tagged] == [7, 7, 30]
+
+
+def test_the_command_makes_sets_of_files_or_of_tags(serve, tmp_path: Path, monkeypatch, capsys) -> None:
+    scripted = ScriptedEffects()
+    monkeypatch.setenv("CROSSCOPE_ADDRESS", serve(ScriptedLatents(), scripted).address)
+    data = tmp_path / "chats.jsonl"
+    data.write_text("".join(json.dumps(each) + "\n" for each in ROWS))
+    tagged = ("contrast", "demo", "--data", str(data), "--tag", "refusal")
+    assert run(list(tagged)) == 0
+    captured = capsys.readouterr()
+    assert captured.err.startswith("2 conversations with 'refusal', 4 without")
+    assert "decision: held-out AUC 0.9" in captured.out
+    asked: Any = scripted.last
+    assert [turn.content for turn in asked.first[0].conversation.turns] == ["hi", "hello", "bad"]
+    assert asked.first[0].conversation.add_generation_prompt
+    assert run([*tagged, "--with-answer"]) == 0
+    asked = scripted.last
+    assert {each.conversation.turns[-1].content for each in asked.first} == {"no", "never"}
+    assert not asked.first[0].conversation.add_generation_prompt
+    for wrong in (tagged[:4], (*tagged, str(data), str(data)), (*tagged[:2], str(data)), tagged[:2]):
+        assert run(list(wrong)) == 2
+        assert "--data FILE and --tag TAG" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

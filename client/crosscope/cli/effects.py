@@ -9,6 +9,7 @@ import click
 from crosscope._attribution import ATTRIBUTION_HEADERS
 from crosscope._comparison import COMPARISON_HEADERS
 from crosscope._contrast import CONTRAST_HEADERS
+from crosscope._tagged import tagged_sets
 from crosscope.cli.options import Options, with_version
 from crosscope.cli.output import print_json, print_shaded, print_table, print_text
 from crosscope.cli.prompt_options import Source, takes_prompt, takes_prompt_of_any, tell_dropped
@@ -16,6 +17,7 @@ from crosscope.cli.prompt_options import Source, takes_prompt, takes_prompt_of_a
 if TYPE_CHECKING:
     from crosscope import Comparison
 
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _PROMPT_KEYS = ("text", "messages", "stored_text", "token_ids")
 
 
@@ -105,24 +107,44 @@ def explain(options: Options, crosscoder: str, prompt: dict[str, Any], include_t
 
 @click.command()
 @click.argument("crosscoder")
-@click.argument("first", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.argument("second", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("first", required=False, type=_FILE)
+@click.argument("second", required=False, type=_FILE)
+@click.option("--data", type=_FILE, help="Conversations with tags (JSONL), in place of FIRST and SECOND.")
+@click.option("--tag", help="With --data: conversations with this tag against those without.")
+@click.option("--with-answer", is_flag=True, help="With --data: prompts end with the answer, not where it begins.")
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Latents a place.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of folds and shuffled labels.")
 @click.option("--generation-prompt", is_flag=True, help="Append the header of an assistant's message to messages.")
 @with_version
 def contrast(
-    options: Options, crosscoder: str, first: Path, second: Path, limit: int, seed: int, generation_prompt: bool
+    options: Options,
+    crosscoder: str,
+    first: Path | None,
+    second: Path | None,
+    data: Path | None,
+    tag: str | None,
+    with_answer: bool,
+    limit: int,
+    seed: int,
+    generation_prompt: bool,
 ) -> None:
     """Rank the latents of CROSSCODER that tell the prompts of the file FIRST from those of SECOND.
 
     A file holds a prompt a line. One that ends in .jsonl holds JSON: a text, a list of messages, or an object with
-    "text", "messages", "stored_text" or "token_ids".
+    "text", "messages", "stored_text" or "token_ids". With --data and --tag the sets are made of conversations: up to
+    an answer with the tag, and up to one of a conversation without it.
     """
-    sets = read_prompts(first), read_prompts(second)
+    if data is not None and tag is not None and first is None:
+        sets = tagged_sets(data, tag, upto="answer" if with_answer else "decision", seed=seed)
+        click.echo(str(sets), err=True)
+        prompts, generation_prompt = (sets.first, sets.second), sets.add_generation_prompt
+    elif first is not None and second is not None and data is None and tag is None and not with_answer:
+        prompts = read_prompts(first), read_prompts(second)
+    else:
+        raise click.UsageError("give the files FIRST and SECOND, or --data FILE and --tag TAG, one of the two")
     with options.client() as client:
         handle = options.crosscoder(client, crosscoder)
-        found = handle.contrast(*sets, limit=limit, seed=seed, add_generation_prompt=generation_prompt)
+        found = handle.contrast(*prompts, limit=limit, seed=seed, add_generation_prompt=generation_prompt)
     if options.as_json:
         print_json(found)
         return
