@@ -46,7 +46,7 @@ ROOM_RULES: dict[str, dict[str, set[str]]] = {
         "effects": {"tokenizer", "models", "dictionary"},
         "analysis": {"tokenizer", "models", "dictionary", "data"},
         "recipes": {"tokenizer", "models", "dictionary", "data", "training", "analysis"},
-        "serve": {"tokenizer", "models", "dictionary"},
+        "serve": {"tokenizer", "models", "dictionary", "effects"},
         "demo": set(),
         "jobs": set(),
         ENTRY: {"dictionary", "serve", "jobs"},
