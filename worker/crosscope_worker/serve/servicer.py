@@ -141,13 +141,15 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         return text, tokens
 
     async def _tokens(self, loaded: Loaded, prompt: types_pb2.Prompt) -> tuple[TokenisedText, types_pb2.Tokens]:
-        tokenizer = loaded.tokenizer
+        what = loaded.tokenizer, prompt, loaded.subject.pair.num_readable
         if prompt.ByteSize() <= _SHORT_PROMPT_BYTES:
-            return _tokenise(tokenizer, prompt)
-        return await asyncio.get_running_loop().run_in_executor(self._tokenising, _tokenise, tokenizer, prompt)
+            return _tokenise(*what)
+        return await asyncio.get_running_loop().run_in_executor(self._tokenising, _tokenise, *what)
 
 
-def _tokenise(tokenizer: TextTokenizer, prompt: types_pb2.Prompt) -> tuple[TokenisedText, types_pb2.Tokens]:
+def _tokenise(
+    tokenizer: TextTokenizer, prompt: types_pb2.Prompt, num_readable: int
+) -> tuple[TokenisedText, types_pb2.Tokens]:
     match prompt.WhichOneof("content"):
         case "text":
             text = tokenizer.text(prompt.text, prompt.parse_control_tokens)
@@ -159,8 +161,10 @@ def _tokenise(tokenizer: TextTokenizer, prompt: types_pb2.Prompt) -> tuple[Token
                 prompt.parse_control_tokens,
                 _parsed("chat_template_kwargs", parse_template_kwargs, conversation.chat_template_kwargs_json),
             )
+        case "token_ids":
+            text = tokenizer.given(prompt.token_ids.ids, prompt.token_ids.roles, num_readable)
         case _:
-            raise PromptError("the prompt holds neither text nor a conversation; give one of them")
+            raise PromptError("the prompt holds neither text, conversation nor token ids; give one of them")
     pieces, roles = text_pieces(tokenizer, text.ids), text.roles.tolist()
     tokens = types_pb2.Tokens(
         ids=text.ids.tolist(), pieces=pieces, roles=roles, dropped_reasoning=text.dropped_reasoning
