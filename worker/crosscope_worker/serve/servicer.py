@@ -2,33 +2,27 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
-import numpy as np
 
 from crosscope_proto.rich_status import abort
-from crosscope_proto.roles import LeftOut
-from crosscope_proto.template_kwargs import parse_template_kwargs, parse_tool_calls
 from crosscope_proto.v1 import effects_pb2, types_pb2
 from crosscope_proto.worker.v1 import inference_pb2, inference_pb2_grpc
-from crosscope_worker.effects.subject import Reading
 from crosscope_worker.serve import messages
 from crosscope_worker.serve.encoding import PromptCode
 from crosscope_worker.serve.errors import status_of
 from crosscope_worker.serve.loading import Loaded
 from crosscope_worker.serve.models import Models
+from crosscope_worker.serve.prompts import left_out, tokenise
 from crosscope_worker.serve.questions import DeviceQueue, WhichCode, WhichDifference
-from crosscope_worker.tokenizer.pieces import text_pieces
-from crosscope_worker.tokenizer.token_policy import policy_reasons
-from crosscope_worker.tokenizer.tokens import PromptError, TextTokenizer, TokenisedText, Turn
+from crosscope_worker.tokenizer.tokens import PromptError, TokenisedText
 
 Reply = TypeVar("Reply")
-Parsed = TypeVar("Parsed")
 Context = grpc.aio.ServicerContext[Any, Any]
 _SHORT_PROMPT_BYTES = 4096
 """Length of prompts that are tokenised within about a millisecond, less than two thread changes beside a busy device
@@ -143,52 +137,8 @@ class Inference(inference_pb2_grpc.InferenceServicer):
     async def _tokens(self, loaded: Loaded, prompt: types_pb2.Prompt) -> tuple[TokenisedText, types_pb2.Tokens]:
         what = loaded.tokenizer, prompt, loaded.subject.pair.num_readable
         if prompt.ByteSize() <= _SHORT_PROMPT_BYTES:
-            return _tokenise(*what)
-        return await asyncio.get_running_loop().run_in_executor(self._tokenising, _tokenise, *what)
-
-
-def _tokenise(
-    tokenizer: TextTokenizer, prompt: types_pb2.Prompt, num_readable: int
-) -> tuple[TokenisedText, types_pb2.Tokens]:
-    match prompt.WhichOneof("content"):
-        case "text":
-            text = tokenizer.text(prompt.text, prompt.parse_control_tokens)
-        case "conversation":
-            conversation = prompt.conversation
-            text = tokenizer.conversation(
-                [_turn(index, turn) for index, turn in enumerate(conversation.turns)],
-                conversation.add_generation_prompt,
-                prompt.parse_control_tokens,
-                _parsed("chat_template_kwargs", parse_template_kwargs, conversation.chat_template_kwargs_json),
-            )
-        case "token_ids":
-            text = tokenizer.given(prompt.token_ids.ids, prompt.token_ids.roles, num_readable)
-        case _:
-            raise PromptError("the prompt holds neither text, conversation nor token ids; give one of them")
-    pieces, roles = text_pieces(tokenizer, text.ids), text.roles.tolist()
-    tokens = types_pb2.Tokens(
-        ids=text.ids.tolist(), pieces=pieces, roles=roles, dropped_reasoning=text.dropped_reasoning
-    )
-    return text, tokens
-
-
-def _turn(index: int, turn: types_pb2.Turn) -> Turn:
-    calls = _parsed(f"turn {index}, tool_calls", parse_tool_calls, turn.tool_calls_json)
-    return Turn(turn.role, turn.content, turn.reasoning, tuple(calls), turn.name, turn.tool_call_id)
-
-
-def _parsed(name: str, parse: Callable[[str], Parsed], text: str) -> Parsed:
-    try:
-        return parse(text)
-    except ValueError as error:
-        raise PromptError(f"{name}: {error}") from error
-
-
-def left_out(reading: Reading, text: TokenisedText, outlying: np.ndarray) -> np.ndarray:
-    """The reasons for which the training leaves out such tokens, [pos] uint8 (LeftOut); `outlying: [pos]` bool."""
-    reasons = policy_reasons(text.roles, reading.policy)
-    reasons[(reasons == LeftOut.KEPT) & outlying] = LeftOut.NORM
-    return reasons
+            return tokenise(*what)
+        return await asyncio.get_running_loop().run_in_executor(self._tokenising, tokenise, *what)
 
 
 def _code_message(code: PromptCode) -> types_pb2.SparseCode:
