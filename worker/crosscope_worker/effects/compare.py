@@ -71,8 +71,8 @@ def compare(subject: Subject, prompts: Sequence[np.ndarray], top_n: int) -> list
     regimes = np.array(subject.activations.regimes([len(ids) for ids in prompts]))
     found: dict[int, Comparison] = {}
     for regime in np.unique(regimes):
-        some = np.flatnonzero(regimes == regime)
-        found |= zip(some.tolist(), _compared(subject, [prompts[index] for index in some], top_n), strict=True)
+        some = np.flatnonzero(regimes == regime).tolist()
+        found |= zip(some, _compared(subject, [prompts[index] for index in some], top_n), strict=True)
     return [found[index] for index in range(len(prompts))]
 
 
@@ -110,8 +110,10 @@ def _run(subject: Subject, model: int, ids: Tensor, inside: Tensor) -> tuple[Ten
     with layer.register_forward_hook(keep):
         hidden = subject.wholes[model].hidden(ids)
     if len(found) != 1:
-        named = type(subject.pair.models[model]).__name__
-        raise PairError(f"{named} runs its decoder layer {subject.reading.layer} {len(found)} times for a text, not once")
+        raise PairError(
+            f"{type(subject.pair.models[model]).__name__} runs its decoder layer {subject.reading.layer} {len(found)} "
+            "times for a text, not once"
+        )
     return hidden[inside], found[0][inside].float()
 
 

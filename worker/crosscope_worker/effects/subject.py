@@ -14,6 +14,7 @@ from crosscope_proto.roles import BASE, CHAT, LeftOut
 from crosscope_proto.specs import TokenPolicy
 from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.dictionary.sparsifier import Sparsifier
+from crosscope_worker.dictionary.streams import model_slice
 from crosscope_worker.models.activations import PairActivations
 from crosscope_worker.models.norms import NormBounds
 from crosscope_worker.models.pair import Pair
@@ -62,6 +63,10 @@ class Subject:
     def activations(self) -> PairActivations:
         """Both models up to the layer; without a reading, up to the highest layer that both have."""
         return PairActivations(self.pair, self.reading.layer if self.reading else self.pair.num_layers - 1)
+
+    def model_slice(self, model: int) -> slice:
+        """Where a model's residual stream lies on the axis `both`."""
+        return model_slice(model, self.pair.d_model)
 
     @cached_property
     def wholes(self) -> tuple[WholeModel, WholeModel]:

@@ -54,7 +54,7 @@ class WholeModel:
 
     def check(self) -> int:
         """The number of logits. Runs the model on a few tokens; raises PairError if the pieces are not the model's."""
-        named = f"{type(self._model).__name__} cannot be run in two steps, to its hidden states and from there to logits"
+        named = f"{type(self._model).__name__} cannot be run in two steps, to hidden states and from there to logits"
         return check_pieces(self._model, named, lambda ids: self.logits(self.hidden(ids)[0]))
 
 
