@@ -242,6 +242,16 @@ class TextTokenizer:
             return found.text[int(said[-1]) + 1 :] if len(said) else ""
         return known
 
+    @property
+    def turn_end_ids(self) -> tuple[int, ...]:
+        """The control token that the chat template prints right behind what an assistant says; empty for none."""
+        kwargs = self._template.settings.kwargs
+        key = json.dumps(kwargs, sort_keys=True, default=str)
+        if key not in self._turn_ends:
+            self._turn_ends[key] = self._sample_end(kwargs)
+        ids = self._control.encode((self._turn_ends[key] or "").lstrip(), False).ids
+        return tuple(ids[:1]) if ids and ids[0] in self._tokenizer.added_tokens_decoder else ()
+
     def _sample_end(self, kwargs: Mapping[str, Any]) -> str | None:
         sayings = Sayings()
         try:
