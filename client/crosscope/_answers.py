@@ -9,7 +9,7 @@ from crosscope import _html
 from crosscope._arms import Arm
 from crosscope._encoding import Encoding
 from crosscope._public import public
-from crosscope._tables import number, printable
+from crosscope._tables import counted, number, printable
 from crosscope._types import Tokens
 from crosscope_proto.roles import TokenRole
 
@@ -80,9 +80,9 @@ class Answer:
     @property
     def remarks(self) -> tuple[str, ...]:
         """Sentences about its end and about what was changed."""
-        lines = [f"{len(self.tokens)} tokens; {_REASONS.get(self.reason, self.reason)}."]
+        lines = [f"{counted(len(self.tokens), 'token')}; {_REASONS.get(self.reason, self.reason)}."]
         if self.arm.changes:
-            lines.append(f"Changed at {self.num_changed} tokens.")
+            lines.append(f"Changed at {counted(self.num_changed, 'token')}.")
         if self.num_left_out:
             lines.append(f"Left alone at {self.num_left_out} that training left out; include_left_out changes them.")
         return tuple(lines)

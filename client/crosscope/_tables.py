@@ -42,6 +42,11 @@ def number(value: float | None, digits: int = 4) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things, in words: "1 token", "2 tokens"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def width(text: str) -> int:
     """Columns that a text takes in a terminal."""
     marks = sum(1 for c in text if unicodedata.combining(c))

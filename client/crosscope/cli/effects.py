@@ -9,6 +9,7 @@ import click
 from crosscope._attribution import ATTRIBUTION_HEADERS
 from crosscope._comparison import COMPARISON_HEADERS
 from crosscope._contrast import CONTRAST_HEADERS
+from crosscope._tables import counted
 from crosscope._tagged import tagged_sets
 from crosscope.cli.options import Options, with_version
 from crosscope.cli.output import print_json, print_shaded, print_table, print_text
@@ -162,7 +163,7 @@ def read_prompts(path: Path) -> list[Any]:
         raise click.UsageError(f"{path} is no UTF-8 text: {error}") from error
     said = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if len(said) < len(lines):
-        click.echo(f"{path}: {len(lines) - len(said)} empty lines are passed over.", err=True)
+        click.echo(f"{path}: {counted(len(lines) - len(said), 'empty line')} passed over.", err=True)
     if path.suffix != ".jsonl":
         return [line for _, line in said]
     return [_prompt_of(line, f"{path}, line {number}") for number, line in said]

@@ -9,7 +9,7 @@ import click
 from crosscope._answers import heading
 from crosscope._arms import Arm
 from crosscope._steering import SYNTAX, ModelName, Steer
-from crosscope._tables import lines
+from crosscope._tables import counted, lines
 from crosscope.cli.options import Option, Options, apply
 from crosscope.cli.output import console, print_json, shade
 from crosscope.cli.prompt_options import Source, takes_prompt, takes_prompt_of_any, tell_dropped
@@ -122,7 +122,7 @@ def _generate(
             generation.close()
             if options.as_json:
                 _print_ends(generation.received)
-            came = ", ".join(f"{len(each.tokens)} tokens of {heading(each)}" for each in generation.received)
+            came = ", ".join(f"{counted(len(each.tokens), 'token')} of {heading(each)}" for each in generation.received)
             click.echo(f"Stopped. Received: {came}.", err=True)
             raise
 
