@@ -54,10 +54,11 @@ def _outputs(source: str, names: dict[str, Any], count: int) -> list[dict[str, A
 
 
 def _shown(value: object) -> dict[str, list[str]]:
-    shown = {"text/plain": _lines(repr(value))}
-    if (html := getattr(value, "_repr_html_", None)) is not None and (page := html()):
-        shown["text/html"] = _lines(page)
-    return shown
+    """A value as text and, if it can be HTML, as that too; its text is then its `str`, which is made to be read."""
+    page = html() if (html := getattr(value, "_repr_html_", None)) is not None else ""
+    if not page:
+        return {"text/plain": _lines(repr(value))}
+    return {"text/plain": _lines(str(value)), "text/html": _lines(page)}
 
 
 def _lines(text: str) -> list[str]:
