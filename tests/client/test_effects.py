@@ -188,15 +188,17 @@ def test_attribute_at_tokens_and_between_continuations(client: Client, effects: 
 def test_explain(client: Client, effects: ScriptedEffects) -> None:
     found = client.crosscoder("demo").explain("abcd", num_tokens=2, limit=2)
     assert isinstance(effects.last, effects_pb2.AttributeRequest)
-    assert (effects.last.num_exact, effects.last.limit, list(effects.last.tokens)) == (32, 2, [3])
+    assert (effects.last.num_exact, effects.last.limit, list(effects.last.tokens)) == (32, 32, [3])
     assert [(e.token, e.piece, e.latent, e.share, e.measured) for e in found] == [
-        *((4, "d", 7, 0.75, True), (4, "d", 8, -0.25, True)),
-        *((3, "c", 7, 0.75, True), (3, "c", 8, -0.25, True)),
+        *((4, "d", 7, 0.75, True), (4, "d", 3, 0.125, False)),
+        *((3, "c", 7, 0.75, True), (3, "c", 3, 0.125, False)),
     ]
     assert found.sentences[0] == (
         'At "d" (token 4, KL 2 nats) latent 7 (peaks: "▁cannot", "<i>7</i>") carries 75% of the difference.'
     )
-    assert "lessens by 25% the difference" in found[1].__str__()
+    assert found.sentences[1].endswith("carries an estimated 12% of the difference.")
+    assert found.rows()[1][4] == "~12%"
+    assert "1 of 3 latents listed carry nothing." in str(found), "without latent 8 the models differ more"
     assert found.rows()[0] == ("4", "d", "2", "7", "75%", "▁cannot <i>7</i>")
     assert found.passed_over == ()
     assert "do not add up" in str(found)
@@ -205,10 +207,9 @@ def test_explain(client: Client, effects: ScriptedEffects) -> None:
     seen = Seen(found._repr_html_())
     assert {tag for tag, _ in seen.tags} <= ALLOWED
     assert "▁cannot <i>7</i>" in seen.texts
-    estimated = client.explain("demo", "abcd", num_tokens=1)
-    assert "latent 3" in estimated.sentences[2]
-    assert "carries an estimated 12% of the difference" in estimated.sentences[2]
-    assert estimated.rows()[2][4] == "~12%"
+    least = client.explain("demo", "abcd", num_tokens=1, limit=1)
+    assert [each.latent for each in least] == [7]
+    assert "Others that carry some of it: 1;" in str(least)
 
 
 def test_what_an_explanation_passes_over_is_said(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
