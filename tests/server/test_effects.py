@@ -138,7 +138,8 @@ async def test_another_worker_is_asked_before_the_first_message_only(planted_hom
         assert details_of(error)[0].details
 
 
-async def test_a_caller_who_goes_cancels_the_workers_call(online, running_worker):
+async def test_a_caller_who_goes_cancels_the_workers_call(online, running_worker, caplog):
+    caplog.set_level("INFO")
     worker: CountingWorker = running_worker.worker
     worker.may_answer.clear()
     stream = online.prompts.Generate(generate())
@@ -147,6 +148,11 @@ async def test_a_caller_who_goes_cancels_the_workers_call(online, running_worker
     async with asyncio.timeout(5):
         await worker.gone.wait()
     assert worker.cancelled == 1
+    ended = [record.status for record in caplog.records if getattr(record, "method", "").endswith("/Generate")]
+    assert ended == ["CANCELLED"]
+    worker.may_answer.set()
+    await rest_of(online.prompts.Generate(generate()))
+    assert (caplog.records[-1].method, caplog.records[-1].status) == ("/crosscope.v1.Prompts/Generate", "OK")
 
 
 async def test_streams_without_a_worker_are_unavailable(front):
