@@ -1,9 +1,7 @@
 """Results from reply messages about what both models do; `_decode` makes the others. Knows nothing about channels."""
 
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from crosscope import _decode
 from crosscope._answers import Answer, NewToken
@@ -17,6 +15,9 @@ from crosscope._steering import ModelName
 from crosscope._types import Estimate, Tokens
 from crosscope_proto.roles import LeftOut
 from crosscope_proto.v1 import effects_pb2, prompts_pb2
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _REASONS = {
     effects_pb2.END_REASON_TURN_END: "turn_end",
