@@ -18,7 +18,7 @@ BENCHES = {
     "harvest": "activations of texts against whole models, and against a bare truncated forward",
     "latent_scaling": "all coefficients of every latent in one pass against a dense pass per target",
     "examples": "choosing examples of every latent against a Python heap per latent",
-    "generate": "prompts continued against transformers' generate; many callers against one; changed arms against plain",
+    "generate": "prompts continued against transformers' generate; many callers against one; changed arms",
     "server": "calls of the server against the worker alone, and against an empty call",
     "prompts": "prompts on a running system against what its worker computes; server: CROSSCOPE_ADDRESS",
 }
