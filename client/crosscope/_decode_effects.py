@@ -29,6 +29,8 @@ _REASONS = {
 
 
 def _floats(values: Any) -> "np.ndarray":
+    import numpy as np  # here, as in _decode: it takes a third of the package's import
+
     return np.asarray(values, np.float32)
 
 
@@ -57,6 +59,8 @@ def comparison(message: effects_pb2.CompareResponse, source: str) -> Comparison:
 
 
 def _predictions(message: effects_pb2.ModelPredictions, num_tokens: int, top_n: int) -> ModelPredictions:
+    import numpy as np
+
     return ModelPredictions(
         log_probabilities=_floats(message.log_probabilities),
         ranks=np.asarray(message.ranks, np.int64),
@@ -72,6 +76,8 @@ def attribution(
     message: effects_pb2.AttributeResponse, crosscoder: str, model: ModelName, continuations: tuple[str, str] | None
 ) -> Attribution:
     """The latents that carry a difference."""
+    import numpy as np
+
     return Attribution(
         crosscoder=crosscoder,
         version_id=message.version_id,
@@ -178,6 +184,8 @@ def _new_tokens(new: Sequence[NewToken]) -> Tokens:
 
 def answer_code(crosscoder: str, start: effects_pb2.GenerationStart, new: Sequence[NewToken]) -> Encoding:
     """The code of a prompt and an answer to it. Whether training left out tokens like the new ones is not known."""
+    import numpy as np
+
     prompt, code = _decode.tokens(start.tokens), start.code
     counts = np.array([len(token.latents) for token in new], np.int64)
     row_starts = np.asarray(code.row_starts, np.int64)

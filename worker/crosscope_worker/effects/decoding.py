@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from crosscope_proto.roles import BASE, CHAT, TokenRole
-from crosscope_worker.effects.interventions import Intervention, Reach, Steering
+from crosscope_worker.effects.interventions import Intervention, InterventionError, Reach, Steering
 from crosscope_worker.effects.lane import Chunk, Lane
 from crosscope_worker.effects.orders import (
     ArmOrder,
@@ -77,6 +77,7 @@ class Decoder:
         self._jobs: dict[int, Job] = {}
         """Orders that have room, by the identity of the order."""
         self._count = 0
+        self._num_skipped = 0 if subject.reading is None else subject.reading.policy.skip_first
         self._steerings: WeakValueDictionary[tuple[int, tuple[Intervention, ...]], Steering] = WeakValueDictionary()
 
     @property
@@ -107,7 +108,7 @@ class Decoder:
         """
         reading = self._subject.reading
         if reading is None and (order.with_code or any(arm.interventions for arm in order.arms)):
-            raise DoesNotFit("a code or an intervention needs a crosscoder; name one, or leave them out")
+            raise InterventionError("a code or an intervention needs a crosscoder; name one, or leave them out")
         if len(order.ids) > self._max_tokens:
             raise DoesNotFit(
                 f"the prompt has {len(order.ids)} tokens, but a text may have {self._max_tokens} here; shorten it"
@@ -210,7 +211,7 @@ class Decoder:
             np.array([[row.next_id] for row in rows], np.int64),
             np.array([[row.length] for row in rows], np.int64),
             np.array([[row.job.role] for row in rows], np.uint8),
-            np.zeros((len(rows), 1), bool),
+            np.array([[row.length < self._num_skipped] for row in rows]),
             is_generated=True,
         )
         try:
