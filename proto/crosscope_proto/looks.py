@@ -20,16 +20,19 @@ from crosscope_proto.column import Column
 MANIFEST = "look.json"
 LITTLE = 0.5
 """A layer whose stream carries less than this share of the difference, in one direction at least, carries little."""
-_SOURCE = {"source": "math §10"}
-_KL = {"unit": "nats", "low": 0.0, **_SOURCE}
+_SOURCE = "math §10"
 _IDS = "list<uint32>"
 
 LAYER_COLUMNS: tuple[Column, ...] = (
     Column("layer", "uint32", "Index of the decoder layer whose output is exchanged."),
-    Column("share_chat", "float32", "Share of KL(chat ‖ base) that goes with base's stream put into chat.", **_SOURCE),
-    Column("share_chat_se", "float32", "Its standard error over texts; NaN with one text.", **_SOURCE),
-    Column("share_base", "float32", "Share of KL(chat ‖ base) that goes with chat's stream put into base.", **_SOURCE),
-    Column("share_base_se", "float32", "Its standard error over texts; NaN with one text.", **_SOURCE),
+    Column(
+        "share_chat", "float32", "Share of KL(chat ‖ base) that goes with base's stream put into chat.", source=_SOURCE
+    ),
+    Column("share_chat_se", "float32", "Its standard error over texts; NaN with one text.", source=_SOURCE),
+    Column(
+        "share_base", "float32", "Share of KL(chat ‖ base) that goes with chat's stream put into base.", source=_SOURCE
+    ),
+    Column("share_base_se", "float32", "Its standard error over texts; NaN with one text.", source=_SOURCE),
 )
 """Columns of layers.parquet."""
 
@@ -38,9 +41,13 @@ GROUP_COLUMNS: tuple[Column, ...] = (
     Column("name", "string", "Name of the data set, or of the role in small letters."),
     Column("num_tokens", "uint64", "Number of its tokens.", unit="tokens"),
     Column("num_texts", "uint64", "Number of texts that have such tokens.", unit="texts"),
-    Column("mean", "float64", "Mean KL(chat ‖ base) of the predictions made at them.", **_KL),
-    Column("mean_se", "float64", "Its standard error over texts; NaN with one text.", **_SOURCE),
-    Column("share", "float64", "Their share of the sum of KL(chat ‖ base) over all tokens.", unit="share", **_SOURCE),
+    Column(
+        "mean", "float64", "Mean KL(chat ‖ base) of the predictions made at them.", unit="nats", low=0.0, source=_SOURCE
+    ),
+    Column("mean_se", "float64", "Its standard error over texts; NaN with one text.", source=_SOURCE),
+    Column(
+        "share", "float64", "Their share of the sum of KL(chat ‖ base) over all tokens.", unit="share", source=_SOURCE
+    ),
 )
 """Columns of groups.parquet."""
 
@@ -49,12 +56,19 @@ TEXT_COLUMNS: tuple[Column, ...] = (
     Column("place", "string", "File and line."),
     Column("rank", "uint32", "Rank by mean among the texts that differ most, 1 first; 0: it is here for a finding."),
     Column("num_tokens", "uint32", "Number of its tokens that are compared.", unit="tokens"),
-    Column("mean", "float64", "Mean KL(chat ‖ base) over them.", **_KL),
-    Column("sum", "float64", "The sum.", **_KL),
+    Column("mean", "float64", "Mean KL(chat ‖ base) over them.", unit="nats", low=0.0, source=_SOURCE),
+    Column("sum", "float64", "The sum.", unit="nats", low=0.0, source=_SOURCE),
     Column("token_ids", _IDS, "Token ids, those that are not compared included."),
     Column("pieces", "list<string>", "The text of each token; joined, they are the text."),
     Column("roles", "list<uint8>", "TokenRole of each token."),
-    Column("kl", "list<float32>", "KL(chat ‖ base) of each token; NaN where it is not compared.", **_KL),
+    Column(
+        "kl",
+        "list<float32>",
+        "KL(chat ‖ base) of each token; NaN where it is not compared.",
+        unit="nats",
+        low=0.0,
+        source=_SOURCE,
+    ),
 )
 """Columns of texts.parquet."""
 
@@ -70,7 +84,7 @@ _NEXT = tuple(
 FINDING_COLUMNS: tuple[Column, ...] = (
     Column("text", "uint32", "Row of its text in texts.parquet."),
     Column("position", "uint32", "Its position there. The figures are about the prediction made at it."),
-    Column("kl", "float32", "KL(chat ‖ base) of that prediction.", **_KL),
+    Column("kl", "float32", "KL(chat ‖ base) of that prediction.", unit="nats", low=0.0, source=_SOURCE),
     *_NEXT,
 )
 """Columns of findings.parquet."""
@@ -80,8 +94,8 @@ FIRST_COLUMNS: tuple[Column, ...] = (
     Column("layer", "uint32", "Index of the decoder layer."),
     Column("position", "uint32", "Position in the text, from 0; BOS counts."),
     Column("num_texts", "uint64", "Number of texts that are as long.", unit="texts"),
-    Column("norm", "float32", "Norm of the mean difference chat - base of the layer's output.", **_SOURCE),
-    Column("norm_base", "float32", "Norm of base's mean output there.", **_SOURCE),
+    Column("norm", "float32", "Norm of the mean difference chat - base of the layer's output.", source=_SOURCE),
+    Column("norm_base", "float32", "Norm of base's mean output there.", source=_SOURCE),
     Column("tokens_base", "list<string>", "The tokens that the difference raises most through base's head."),
     Column("tokens_chat", "list<string>", "The same through chat's head."),
 )
@@ -90,7 +104,14 @@ FIRST_COLUMNS: tuple[Column, ...] = (
 CONTINUATION_COLUMNS: tuple[Column, ...] = (
     Column("dataset", "string", "Name of the data set."),
     Column("place", "string", "File and line of its conversation."),
-    Column("kl", "float64", "Sum of KL(chat ‖ base) over the predictions of the turn's first nine tokens.", **_KL),
+    Column(
+        "kl",
+        "float64",
+        "Sum of KL(chat ‖ base) over the predictions of the turn's first nine tokens.",
+        unit="nats",
+        low=0.0,
+        source=_SOURCE,
+    ),
     Column("token_ids", _IDS, "Token ids of the prompt."),
     Column("pieces", "list<string>", "The text of each token."),
     Column("roles", "list<uint8>", "TokenRole of each token."),

@@ -59,7 +59,7 @@ def _answer(pair: Pair, model: PreTrainedModel, ids: np.ndarray, room: int, ends
         ) from error
     new = made[0, len(ids) :].tolist()
     ended = bool(new) and new[-1] in ends
-    return Answer(pair.tokenizer.decode(new, skip_special_tokens=True), ended)
+    return Answer(str(pair.tokenizer.decode(new, skip_special_tokens=True)), ended)
 
 
 def _ends(model: PreTrainedModel) -> list[int]:
