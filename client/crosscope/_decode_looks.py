@@ -1,14 +1,17 @@
 """Looks from reply messages. Knows nothing about channels."""
 
-from crosscope import _looks
+from typing import Any
+
+import crosscope._looks as looks
+from crosscope._comparison import NextToken
 from crosscope._decode import tokens
 from crosscope._types import Estimate
 from crosscope_proto.v1 import looks_pb2
 
 
-def look_info(message: looks_pb2.Look) -> _looks.LookInfo:
+def look_info(message: looks_pb2.Look) -> looks.LookInfo:
     """What a look is about."""
-    return _looks.LookInfo(
+    return looks.LookInfo(
         name=message.name,
         pair=message.pair,
         base_model=message.base_model,
@@ -31,21 +34,21 @@ def look_info(message: looks_pb2.Look) -> _looks.LookInfo:
     )
 
 
-def look_contents(message: looks_pb2.GetLookResponse) -> _looks.LookContents:
-    """All that a look found."""
+def look_fields(message: looks_pb2.GetLookResponse) -> dict[str, Any]:
+    """The fields of LookContents."""
     texts = [_text(each) for each in message.texts]
     ranked = sorted((text for text in texts if text.rank), key=lambda text: text.rank)
-    return _looks.LookContents(
+    return dict(  # noqa: C408 (names as in the class)
         info=look_info(message.look),
         layers=tuple(map(_layer, message.layers)),
         groups=tuple(
-            _looks.LookGroup(
+            looks.LookGroup(
                 each.kind, each.name, each.num_tokens, each.num_texts, Estimate(each.mean, each.mean_se), each.share
             )
             for each in message.groups
         ),
         findings=tuple(
-            _looks.Finding(texts[each.text], each.position, each.kl, _likely(each.base), _likely(each.chat))
+            looks.Finding(texts[each.text], each.position, each.kl, _likely(each.base), _likely(each.chat))
             for each in message.findings
         ),
         conversations=tuple(ranked),
@@ -55,13 +58,13 @@ def look_contents(message: looks_pb2.GetLookResponse) -> _looks.LookContents:
     )
 
 
-def _layer(message: looks_pb2.LookLayer) -> _looks.LookLayer:
+def _layer(message: looks_pb2.LookLayer) -> looks.LookLayer:
     shares = Estimate(message.share_chat, message.share_chat_se), Estimate(message.share_base, message.share_base_se)
-    return _looks.LookLayer(message.layer, *shares)
+    return looks.LookLayer(message.layer, *shares)
 
 
-def _text(message: looks_pb2.LookText) -> _looks.LookText:
-    return _looks.LookText(
+def _text(message: looks_pb2.LookText) -> looks.LookText:
+    return looks.LookText(
         dataset=message.dataset,
         place=message.place,
         rank=message.rank,
@@ -73,13 +76,13 @@ def _text(message: looks_pb2.LookText) -> _looks.LookText:
     )
 
 
-def _likely(message: looks_pb2.LookNext) -> tuple[_looks.LikelyToken, ...]:
+def _likely(message: looks_pb2.LookNext) -> tuple[NextToken, ...]:
     columns = message.ids, message.pieces, message.log_probabilities
-    return tuple(_looks.LikelyToken(*each) for each in zip(*columns, strict=True))
+    return tuple(NextToken(*each) for each in zip(*columns, strict=True))
 
 
-def _first(message: looks_pb2.LookFirst) -> _looks.FirstDifference:
-    return _looks.FirstDifference(
+def _first(message: looks_pb2.LookFirst) -> looks.FirstDifference:
+    return looks.FirstDifference(
         dataset=message.dataset,
         layer=message.layer,
         position=message.position,
@@ -91,8 +94,8 @@ def _first(message: looks_pb2.LookFirst) -> _looks.FirstDifference:
     )
 
 
-def _continuation(message: looks_pb2.LookContinuation) -> _looks.Continuation:
-    return _looks.Continuation(
+def _continuation(message: looks_pb2.LookContinuation) -> looks.Continuation:
+    return looks.Continuation(
         dataset=message.dataset,
         place=message.place,
         kl=message.kl,

@@ -3,9 +3,11 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, overload
 
 from crosscope import _html, _tables
+from crosscope._attribution import Attribution
+from crosscope._comparison import NextToken, next_words
 from crosscope._public import public
 from crosscope._tables import number, visible
 from crosscope._types import Estimate, Tokens
@@ -14,11 +16,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LAYER_HEADERS = ("layer", "base's stream put into chat", "chat's stream put into base")
+EXPLAINED_HEADERS = ("kl", "token", "base says next", "chat says next", "layer carries", "latents and their shares")
 FINDING_HEADERS = ("kl", "token", "role", "base says next", "chat says next", "before it")
 GROUP_HEADERS = ("", "tokens", "mean kl", "share of all")
 TEXT_HEADERS = ("mean kl", "sum", "tokens", "data set", "text")
 CONTINUATION_HEADERS = ("kl", "prompt", "base", "chat")
-_SHOWN_NEXT, _BEFORE, _PRINTED = 3, 8, 15
+_BEFORE, _PRINTED = 8, 15
 
 
 @public
@@ -129,15 +132,6 @@ class LookText:
 
 
 @public
-class LikelyToken(NamedTuple):
-    """A token that a model finds probable next."""
-
-    id: int
-    piece: str
-    log_probability: float
-
-
-@public
 @dataclass(frozen=True, eq=False)
 class Finding:
     """A token at which the models differ. Its figures are about the prediction made at it."""
@@ -147,9 +141,9 @@ class Finding:
     """Its position in the text."""
     kl: float
     """KL(chat ‖ base), nats."""
-    base: tuple[LikelyToken, ...]
+    base: tuple[NextToken, ...]
     """What base would say next, best first."""
-    chat: tuple[LikelyToken, ...]
+    chat: tuple[NextToken, ...]
 
     @property
     def piece(self) -> str:
@@ -164,14 +158,14 @@ class Finding:
     def cells(self) -> tuple[str, ...]:
         """Cells of FINDING_HEADERS."""
         before = "".join(self.text.tokens.pieces[max(0, self.position - _BEFORE) : self.position])
-        return number(self.kl), visible(self.piece), self.role, _next(self.base), _next(self.chat), visible(before)
-
-
-def _next(likely: Sequence[LikelyToken]) -> str:
-    from math import exp
-
-    shown = (f"{visible(each.piece)} {exp(each.log_probability):.0%}" for each in likely[:_SHOWN_NEXT])
-    return ", ".join(shown)
+        return (
+            number(self.kl),
+            visible(self.piece),
+            self.role,
+            next_words(self.base),
+            next_words(self.chat),
+            visible(before),
+        )
 
 
 @public
@@ -333,3 +327,72 @@ def _share(share: Estimate) -> str:
     bar = "█" * round(20 * min(1.0, max(0.0, share.value)))
     error = "" if share.se != share.se else f" ± {share.se:.0%}"
     return f"{share.value:>4.0%}{error} {bar}"
+
+
+@public
+@dataclass(frozen=True, eq=False)
+class ExplainedFinding:
+    """A finding, and the latents of a crosscoder that carry it."""
+
+    finding: Finding
+    attribution: Attribution
+    """The latents with the share of the KL that goes when each is taken away, and what the whole stream carries."""
+
+    def cells(self) -> tuple[str, ...]:
+        """Cells of EXPLAINED_HEADERS."""
+        found = self.attribution
+        kl = found.value
+        shares = (
+            f"{each.latent}: {(each.estimate if each.effect is None else each.effect) / kl:.0%}"
+            + ("" if each.effect is not None else " (estimated)")
+            for each in found
+            if kl
+        )
+        stream = f"{found.effect_of_stream / kl:.0%}" if kl else "–"
+        _, token, _, base, chat, _ = self.finding.cells()
+        return number(self.finding.kl), token, base, chat, stream, ", ".join(shares) or "no latent fires"
+
+
+@public
+@dataclass(frozen=True, eq=False)
+class ExplainedLook(Sequence[ExplainedFinding]):
+    """The largest findings of a look, each with the latents that carry it."""
+
+    crosscoder: str
+    entries: tuple[ExplainedFinding, ...]
+    num_findings: int
+    """Findings of the look, before the limit."""
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @overload
+    def __getitem__(self, index: int) -> ExplainedFinding: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[ExplainedFinding, ...]: ...
+    def __getitem__(self, index: int | slice) -> ExplainedFinding | tuple[ExplainedFinding, ...]:
+        return self.entries[index]
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Cells of every finding under EXPLAINED_HEADERS."""
+        return [each.cells() for each in self]
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """A data frame with a row for each finding and latent; needs pandas."""
+        import pandas as pd
+
+        rows = [
+            {"kl": each.finding.kl, "piece": each.finding.piece, "place": each.finding.text.place, **vars(entry)}
+            for each in self
+            for entry in each.attribution
+        ]
+        return pd.DataFrame(rows)
+
+    def __str__(self) -> str:
+        table = _tables.aligned(EXPLAINED_HEADERS, self.rows())
+        return _tables.with_rest(table if self.entries else "there are no findings", len(self), self.num_findings)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return _html.page(_html.table(EXPLAINED_HEADERS, self.rows()))

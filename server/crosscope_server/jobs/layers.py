@@ -54,8 +54,8 @@ def _little(layer: int, card: LookCard, home: Path) -> Iterator[str]:
     of = "" if nearest == layer else f" (of layer {nearest}, the nearest that was swept)"
     yield (
         f"layer {layer} carries little of what differs between the models: by the look {manifest.name!r}, base's "
-        f"stream put into chat takes {_percent(row, 'share_chat')} of the difference away, and chat's put into base brings "
-        f"{_percent(row, 'share_base')} of it{of}; at layer {best['layer']}, which it recommends, "
+        f"stream put into chat takes {_percent(row, 'share_chat')} of the difference away, and chat's put into base "
+        f"brings {_percent(row, 'share_base')} of it{of}; at layer {best['layer']}, which it recommends, "
         f"{_percent(best, 'share_chat')} and {_percent(best, 'share_base')}"
     )
 

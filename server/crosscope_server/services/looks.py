@@ -1,5 +1,7 @@
 """The service crosscope.v1.Looks: decode, call, reply. Knows nothing about files."""
 
+# ruff: noqa: ARG002 (gRPC passes a request and a context to every method)
+
 import asyncio
 from collections.abc import Mapping
 from typing import Any

@@ -172,16 +172,15 @@ def recommend(shares: Sequence[LayerShares], num_layers: int) -> tuple[int, str]
         f"base's stream there takes {_percent(chosen.share_chat, chosen.share_chat_se)} of the difference out of chat, "
         f"and chat's brings {_percent(chosen.share_base, chosen.share_base_se)} of it into base"
     )
-    above = num_layers - 1 - chosen.layer
     what = (
         f"the lowest swept layer that carries at least {ENOUGH:.0%} of the difference in both directions"
         if enough
         else f"the swept layer that carries most; none reaches {ENOUGH:.0%} in both directions"
     )
-    reads = (
-        f"; {above} layers above it read that" if above else "; it is the last layer, above which nothing reads that"
-    )
-    return chosen.layer, f"Layer {chosen.layer} of {num_layers} is {what}: {carries}; {reads}."
+    reads = "which no layer above it reads: it is the last"
+    if above := num_layers - 1 - chosen.layer:
+        reads = f"which {above} {'layer' if above == 1 else 'layers'} above it can read"
+    return chosen.layer, f"Layer {chosen.layer} of {num_layers} is {what}: {carries}, {reads}."
 
 
 def _percent(share: float, error: float) -> str:
