@@ -1,6 +1,7 @@
 """What differs between the models of a pair, as a look found it. Knows nothing about gRPC."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, overload
@@ -17,11 +18,11 @@ if TYPE_CHECKING:
 
 LAYER_HEADERS = ("layer", "base's stream put into chat", "chat's stream put into base")
 EXPLAINED_HEADERS = ("kl", "token", "base says next", "chat says next", "layer carries", "latents and their shares")
-FINDING_HEADERS = ("kl", "token", "role", "base says next", "chat says next", "before it")
+FINDING_HEADERS = ("kl", "alike", "token", "role", "base says next", "chat says next", "before it")
 GROUP_HEADERS = ("", "tokens", "mean kl", "share of all")
 TEXT_HEADERS = ("mean kl", "sum", "tokens", "data set", "text")
-CONTINUATION_HEADERS = ("kl", "prompt", "base", "chat")
-_BEFORE, _PRINTED = 8, 15
+CONTINUATION_HEADERS = ("kl", "base says", "chat says", "prompt")
+_BEFORE, _PRINTED, _PROMPT = 8, 15, 100
 
 
 @public
@@ -155,17 +156,16 @@ class Finding:
         """What the token is for, in small letters."""
         return self.text.tokens.roles[self.position].name.lower()
 
-    def cells(self) -> tuple[str, ...]:
-        """Cells of FINDING_HEADERS."""
+    @property
+    def pattern(self) -> tuple[str, tuple[str, ...]]:
+        """The token and what chat says next: findings with the same pattern are printed as one."""
+        return self.piece, tuple(each.piece for each in self.chat[:1])
+
+    def cells(self, alike: int = 1) -> tuple[str, ...]:
+        """Cells of FINDING_HEADERS; `alike`: number of findings with its pattern."""
         before = "".join(self.text.tokens.pieces[max(0, self.position - _BEFORE) : self.position])
-        return (
-            number(self.kl),
-            visible(self.piece),
-            self.role,
-            next_words(self.base),
-            next_words(self.chat),
-            visible(before),
-        )
+        following = next_words(self.base), next_words(self.chat)
+        return number(self.kl), str(alike), visible(self.piece), self.role, *following, visible(before)
 
 
 @public
@@ -203,8 +203,9 @@ class Continuation:
 
     def cells(self) -> tuple[str, ...]:
         """Cells of CONTINUATION_HEADERS."""
-        texts = ("".join(self.prompt.pieces), self.base, self.chat)
-        return (number(self.kl), *(_tables.printable(text) for text in texts))
+        prompt = "".join(self.prompt.pieces)
+        shown = prompt if len(prompt) <= _PROMPT else f"…{prompt[-_PROMPT:]}"
+        return (number(self.kl), *(_tables.printable(text) for text in (self.base, self.chat, shown)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,6 +269,7 @@ class LookContents:
         missing = (f"not measured, {name}: {reason}" for name, reason in self.info.unavailable.items())
         return (*([folded] if self.info.num_folded else []), *self.info.left_out, *missing)
 
+    @property
     def facts(self) -> list[tuple[str, str]]:
         """The facts on its card, as (what, value)."""
         info = self.info
@@ -281,6 +283,7 @@ class LookContents:
             facts.append(("where", f"{figures['share_top']:.0%} of it lies in the largest hundredth of the tokens"))
         return facts
 
+    @property
     def sections(self) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
         """The tables that are printed: title, headers and rows."""
         swept = f"what the streams carry, on {self.info.sweep_tokens} findings of {self.info.sweep_texts} texts"
@@ -289,10 +292,13 @@ class LookContents:
             (f"{each.kind} {each.name}", str(each.num_tokens), str(each.mean), f"{each.share:.1%}")
             for each in self.groups
         ]
+        alike = Counter(each.pattern for each in self.findings)
+        largest = {each.pattern: each for each in reversed(self.findings)}
+        patterns = [each.cells(alike[each.pattern]) for each in sorted(largest.values(), key=lambda each: -each.kl)]
         tables = [
             (swept, LAYER_HEADERS, layers),
             ("by data set and role", GROUP_HEADERS, groups),
-            ("tokens that differ most", FINDING_HEADERS, [each.cells() for each in self.findings[:_PRINTED]]),
+            ("tokens that differ most", FINDING_HEADERS, patterns[:_PRINTED]),
             ("texts that differ most", TEXT_HEADERS, [each.cells() for each in self.conversations[:_PRINTED]]),
             ("greedy continuations", CONTINUATION_HEADERS, [each.cells() for each in self.continuations]),
         ]
@@ -304,8 +310,8 @@ class LookContents:
         return "" if self.recommended_layer is None else f"layer: {self.recommended_layer}"
 
     def __str__(self) -> str:
-        lines = [_tables.card(f"look {self.name}", self.facts())]
-        for title, headers, rows in self.sections():
+        lines = [_tables.card(f"look {self.name}", self.facts)]
+        for title, headers, rows in self.sections:
             lines += ["", title, _tables.aligned(headers, rows)]
         return "\n".join([*lines, "", *self.remarks, self.reason, self.recipe_line]).rstrip()
 
@@ -313,8 +319,8 @@ class LookContents:
         return f"Look({self.name!r}, pair {self.info.pair!r}, {len(self.findings)} findings)"
 
     def _repr_html_(self) -> str:
-        parts = [_html.facts(f"look {self.name}", self.facts())]
-        for title, headers, rows in self.sections():
+        parts = [_html.facts(f"look {self.name}", self.facts)]
+        for title, headers, rows in self.sections:
             parts += [_html.remarks([title]), _html.table(headers, rows)]
         return _html.page("".join([*parts, _html.remarks([*self.remarks, self.reason, self.recipe_line])]))
 
@@ -349,7 +355,7 @@ class ExplainedFinding:
             if kl
         )
         stream = f"{found.effect_of_stream / kl:.0%}" if kl else "–"
-        _, token, _, base, chat, _ = self.finding.cells()
+        _, _, token, _, base, chat, _ = self.finding.cells()
         return number(self.finding.kl), token, base, chat, stream, ", ".join(shares) or "no latent fires"
 
 

@@ -73,6 +73,8 @@ def test_a_look_prints_well(address: str) -> None:
     assert "2 texts of chat were left out" in text
     assert "1 more tokens differ as much" in text
     assert "not measured, logit_lens_base: it has none" in text
+    (findings,) = [rows for title, _, rows in look.sections if title == "tokens that differ most"]
+    assert [row[:3] for row in findings] == [("8", "1", "e"), ("2", "1", "b"), ("1", "1", "d")]
     page = look._repr_html_()
     assert "&lt;b&gt;" in page
     assert "<b>" not in page
@@ -151,7 +153,7 @@ def test_a_recipe_is_made_of_another_recipe() -> None:
         assert parsed.tokens.max_length == 128
         assert parsed.name == "demo"
     own = str(Path(__file__).parents[2] / "recipes" / "demo-look.yaml")
-    assert look_recipe(own, (), {})["max_tokens"] == 60000
+    assert look_recipe(own, (), {})["max_tokens"] == 30000
 
 
 @pytest.mark.parametrize(

@@ -93,8 +93,8 @@ def _show(options: Options, found: "Look") -> None:
     if options.as_json:
         print_json(_document(found))
         return
-    print_text(_tables.card(f"look {found.name}", found.facts()))
-    for title, headers, rows in found.sections():
+    print_text(_tables.card(f"look {found.name}", found.facts))
+    for title, headers, rows in found.sections:
         print_text(f"\n{title}")
         print_table(headers, rows)
     for line in ("", *found.remarks, found.reason, found.recipe_line):
