@@ -109,8 +109,11 @@ class Attribution(Sequence[AttributedLatent]):
     @property
     def remarks(self) -> tuple[str, ...]:
         """Sentences about what is explained, and what is not."""
-        lines = [f"All {self.num_latents} latents that fire: {_part(self.effect_of_all, self.value)} of it."]
-        lines.append(f"The whole streams of this layer: {_part(self.effect_of_stream, self.value)} of it.")
+        lines = [f"All {self.num_latents} latents that fire, together, carry {_part(self.effect_of_all, self.value)}."]
+        lines.append(f"The whole streams at this layer carry {_part(self.effect_of_stream, self.value)}.")
+        if 0 <= self.effect_of_stream < self.value:
+            above = _part(self.value - self.effect_of_stream, self.value)
+            lines.append(f"The other {above} arise above the layer, where no latent of this crosscoder reaches.")
         if unmeasured := sum(entry.effect is None for entry in self.entries):
             lines.append(f"{unmeasured} of {len(self)} latents are estimated only; num_exact measures more.")
         if self.num_latents > len(self):

@@ -25,11 +25,13 @@ from crosscope_proto.v1 import (
 )
 from crosscope_server.cache import Cache
 from crosscope_server.catalogue import Catalogue
+from crosscope_server.effects import Effects
 from crosscope_server.interceptors import CallInterceptor, TokenInterceptor
 from crosscope_server.jobs.service import jobs_service
 from crosscope_server.looks import Looks
 from crosscope_server.metrics import Metrics
 from crosscope_server.prompts import Prompts
+from crosscope_server.replies import Replies
 from crosscope_server.services.latents import LatentsService
 from crosscope_server.services.looks import LooksService
 from crosscope_server.services.prompts import PromptsService
@@ -88,7 +90,8 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
             stack.push_async_callback(cache.close)
         workers = Workers(settings.workers, prompts_change)
         stack.push_async_callback(workers.close)
-        prompts = Prompts(catalogue, workers, cache)
+        replies = Replies(cache)
+        prompts, effects = Prompts(catalogue, workers, replies), Effects(catalogue, workers, replies)
         jobs = await stack.enter_async_context(jobs_service(settings.queue_url, settings.home))
 
         interceptors: list[grpc.aio.ServerInterceptor] = [CallInterceptor(metrics)]
@@ -97,7 +100,7 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
         server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
         latents_pb2_grpc.add_LatentsServicer_to_server(LatentsService(catalogue), server)
         looks_pb2_grpc.add_LooksServicer_to_server(LooksService(Looks(settings.home)), server)
-        prompts_service = PromptsService(prompts, catalogue, settings.stream_in_flight)
+        prompts_service = PromptsService(prompts, effects, catalogue, settings.stream_in_flight)
         prompts_pb2_grpc.add_PromptsServicer_to_server(prompts_service, server)
         jobs_pb2_grpc.add_JobsServicer_to_server(jobs, server)
         health_pb2_grpc.add_HealthServicer_to_server(healths, server)
