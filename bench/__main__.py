@@ -18,6 +18,7 @@ BENCHES = {
     "harvest": "activations of texts against whole models, and against a bare truncated forward",
     "latent_scaling": "all coefficients of every latent in one pass against a dense pass per target",
     "examples": "choosing examples of every latent against a Python heap per latent",
+    "effects": "Compare against both models whole; Attribute against one forward, and against a forward per latent",
     "server": "calls of the server against the worker alone, and against an empty call",
     "prompts": "prompts on a running system against what its worker computes; server: CROSSCOPE_ADDRESS",
 }
