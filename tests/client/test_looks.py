@@ -3,11 +3,13 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import pytest
 import yaml
 from fixtures_looks import write_look
+from fixtures_snippets import run_snippet
 
 from crosscope import Client, InvalidInput, NotFound, TokenRole
 from crosscope.cli import run
@@ -16,6 +18,7 @@ from crosscope_proto.recipe import parse_recipe
 from crosscope_proto.v1 import latents_pb2
 from tests.client.conftest import ScriptedLatents, running_server
 from tests.client.scripted_effects import ScriptedEffects
+from tests.client.test_documented import BLOCKS, ROOT, OneJob
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +104,14 @@ def test_the_command_line_lists_and_shows_looks(cli) -> None:
     code, _, err = cli("look", "p")
     assert code == 2
     assert "give data" in err
+
+
+def test_the_documented_calls_are_those_that_there_are(address: str, serve, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(ROOT)
+    with Client(address) as client, Client(serve(OneJob()).address) as jobs:
+        names = {"client": SimpleNamespace(jobs=jobs.jobs, look=lambda _: client.look("one"))}
+        run_snippet(BLOCKS[3], names)
+    assert "layer: 2" in capsys.readouterr().out
 
 
 class OfThePair(ScriptedLatents):
