@@ -13,14 +13,14 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from crosscope_proto.recipe import recipe_schema
-from crosscope_proto.v1 import jobs_pb2, latents_pb2, prompts_pb2, types_pb2
+from crosscope_proto.v1 import jobs_pb2, latents_pb2, looks_pb2, prompts_pb2, types_pb2
 from crosscope_server.errors import CallError
 from scripts.docs import api, hook, recipes
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 STRICT = ConfigDict(extra="forbid", frozen=True)
-FILES = (jobs_pb2, latents_pb2, prompts_pb2, types_pb2)
+FILES = (jobs_pb2, latents_pb2, looks_pb2, prompts_pb2, types_pb2)
 
 
 def tables(markdown: str) -> dict[str, dict[str, list[str]]]:

@@ -44,8 +44,10 @@ def process(*arguments: str, address: str = "127.0.0.1:1", stdin: bytes = b"") -
 def test_help_lists_every_command_and_loads_none(cli) -> None:
     code, out, _ = cli("--help")
     assert code == 0
-    names = "demo up doctor status submit plan jobs watch cancel retry crosscoders latents latent encode top tokenize"
-    for name in [*names.split(), "completion"]:
+    names = (
+        "demo up doctor status look submit plan jobs watch cancel retry crosscoders latents latent encode top tokenize"
+    )
+    for name in [*names.split(), "tokenize", "completion"]:
         assert f"\n  {name}  " in out
     script = "import sys; from crosscope.cli import run; run(['--help']); print({'grpc', 'rich'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True)
@@ -53,7 +55,7 @@ def test_help_lists_every_command_and_loads_none(cli) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["status", "submit", "plan", "jobs", "watch", "cancel", "retry", "latents", "encode", "top", "up"]
+    "name", ["status", "look", "submit", "plan", "jobs", "watch", "cancel", "retry", "latents", "encode", "top", "up"]
 )
 def test_every_command_has_help(cli, name: str) -> None:
     code, out, _ = cli(name, "--help")

@@ -94,6 +94,7 @@ def test_both_kinds_of_client_have_the_same_calls(name: str) -> None:
 def test_no_call_of_the_asynchronous_client_blocks() -> None:
     """Every public method that asks the server is a coroutine, or gives something to iterate over with `async for`."""
     at_once = {"AsyncCrosscoder.columns", "AsyncLatent.role_share", "AsyncLatent.to_row", "AsyncColumns.get"}
+    at_once |= {"AsyncLook.to_pandas"}
     at_once |= {f"AsyncColumns.{name}" for name in ("items", "keys", "values")}
     for name in PAIRS.values():
         for method, member in inspect.getmembers(getattr(crosscope, name), inspect.isfunction):
