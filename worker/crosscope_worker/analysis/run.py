@@ -25,10 +25,11 @@ from crosscope_worker.analysis.examples import (
     sequence_table,
     top_tokens,
 )
-from crosscope_worker.analysis.fidelity import Splicing, fidelity, patched_latents
+from crosscope_worker.analysis.fidelity import fidelity, patched_latents
 from crosscope_worker.analysis.intake import blocks
 from crosscope_worker.analysis.latents import Measured, latent_table
 from crosscope_worker.analysis.lens import find_lenses
+from crosscope_worker.analysis.whole_texts import Splicing
 from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.work import Progress
 
