@@ -62,7 +62,10 @@ def spliced_half(model: PreTrainedModel, layer: int) -> UpperHalf:
     try:
         return UpperHalf(model, layer)
     except PairError as error:
-        way_out = "set analysis.spliced_tokens to 0 to go without cross-entropy and KL recovered"
+        way_out = (
+            "set analysis.spliced_tokens to 0 and analysis.causal to null to go without cross-entropy, KL recovered "
+            "and causal effects"
+        )
         raise AnalysisError(f"{error}; {way_out}") from error
 
 
