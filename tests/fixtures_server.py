@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ class CountingWorker(inference_pb2_grpc.InferenceServicer):
 
 
 def text_of(prompt: types_pb2.Prompt) -> str:
+    if prompt.HasField("token_ids"):
+        return " ".join(f"{id_}/{role}" for id_, role in zip_longest(prompt.token_ids.ids, prompt.token_ids.roles))
     return prompt.text or " ".join(turn.content for turn in prompt.conversation.turns)
 
 
@@ -85,8 +88,8 @@ class RunningWorker:
 
 
 @contextlib.asynccontextmanager
-async def run_worker(folder: Path) -> AsyncGenerator[RunningWorker]:
-    worker, healths = CountingWorker(), health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
+async def run_worker(folder: Path, worker: CountingWorker | None = None) -> AsyncGenerator[RunningWorker]:
+    worker, healths = worker or CountingWorker(), health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
     server = grpc.aio.server()
     inference_pb2_grpc.add_InferenceServicer_to_server(worker, server)
     health_pb2_grpc.add_HealthServicer_to_server(healths, server)

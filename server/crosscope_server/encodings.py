@@ -4,16 +4,15 @@ Knows nothing about who computes a code or who asks for it.
 """
 
 import json
-import zlib
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
 import numpy as np
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from crosscope_proto.v1 import types_pb2
 from crosscope_proto.worker.v1 import inference_pb2
+from crosscope_server.replies import Packing
 
 
 @dataclass(frozen=True)
@@ -30,13 +29,18 @@ class Turn:
 
 @dataclass(frozen=True)
 class Prompt:
-    """The input of the models: a text or a conversation."""
+    """The input of the models: a text, a conversation, token ids, or a text that the analysis stored."""
 
     text: str | None
     turns: tuple[Turn, ...] = ()
     add_generation_prompt: bool = False
     parse_control_tokens: bool = False
     chat_template_kwargs_json: str = ""
+    token_ids: tuple[int, ...] = ()
+    token_roles: tuple[int, ...] = ()
+    """TokenRole of each of `token_ids`, or empty."""
+    stored_text: int | None = None
+    """Id of a text of the asked version; it is replaced by its tokens before a worker is asked."""
 
     def canonical(self) -> bytes:
         """Bytes that are equal for equal prompts, whichever protobuf library the client has."""
@@ -86,6 +90,9 @@ def prompt_message(prompt: Prompt) -> types_pb2.Prompt:
     """The message of a prompt for a worker."""
     if prompt.text is not None:
         return types_pb2.Prompt(text=prompt.text, parse_control_tokens=prompt.parse_control_tokens)
+    if prompt.token_ids:
+        return types_pb2.Prompt(token_ids=types_pb2.TokenIds(ids=prompt.token_ids, roles=prompt.token_roles))  # pyright: ignore[reportArgumentType]
+    assert prompt.stored_text is None, "a stored text reaches a worker as its tokens"
     conversation = types_pb2.Conversation(
         turns=[types_pb2.Turn(**asdict(turn)) for turn in prompt.turns],
         add_generation_prompt=prompt.add_generation_prompt,
@@ -101,27 +108,16 @@ def read_encoding(message: inference_pb2.EncodeResponse) -> Encoding:
     return encoding
 
 
-def pack_encoding(encoding: Encoding, key: str) -> bytes:
-    """The bytes of an encoding for the cache: a checksum of key and content, then the worker's message."""
-    message = inference_pb2.EncodeResponse(tokens=encoding.tokens, code=encoding.code, compute_ms=encoding.compute_ms)
-    body = message.SerializeToString()
-    return _checksum(key, body) + body
+def _message(encoding: Encoding) -> inference_pb2.EncodeResponse:
+    return inference_pb2.EncodeResponse(tokens=encoding.tokens, code=encoding.code, compute_ms=encoding.compute_ms)
 
 
-def unpack_encoding(data: bytes, key: str) -> Encoding:
-    """The encoding that pack_encoding packed for the same key. Raises ValueError for other bytes."""
-    body = data[4:]
-    if _checksum(key, body) != data[:4]:
-        raise ValueError(f"{len(data)} bytes that are no cached encoding")
-    try:
-        message = inference_pb2.EncodeResponse.FromString(body)
-    except DecodeError as error:
-        raise ValueError(f"a cached encoding of another layout: {error}") from error
-    return read_encoding(message)
+def _encoding(data: bytes) -> Encoding:
+    return read_encoding(inference_pb2.EncodeResponse.FromString(data))
 
 
-def _checksum(key: str, body: bytes) -> bytes:
-    return zlib.crc32(body, zlib.crc32(key.encode())).to_bytes(4, "little")
+ENCODINGS = Packing(_message, _encoding)
+"""How the cache keeps encodings: as the worker's message."""
 
 
 def _check_shape(encoding: Encoding) -> None:

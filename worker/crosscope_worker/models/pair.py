@@ -62,6 +62,11 @@ class Pair:
         configs = [model.config.get_text_config() for model in self.models]
         return min(filter(None, (getattr(config, "max_position_embeddings", None) for config in configs)), default=None)
 
+    @property
+    def num_readable(self) -> int:
+        """Token ids that both models can read, from 0 on."""
+        return min(map(num_embeddings, self.models))
+
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The decoder layers of a causal language model, bottom first.
@@ -134,6 +139,27 @@ def load_pair(manifest: PairManifest, device: str | torch.device = "cpu", long_r
     _check_embeddings(manifest, (base, chat), tokenizer)
     is_block_sparse = all(model.config.get_text_config()._attn_implementation == BLOCK_SPARSE for model in (base, chat))  # pyright: ignore[reportPrivateUsage]
     return Pair(manifest, (base, chat), tokenizer, torch.device(device), is_block_sparse)
+
+
+def expected_bytes(manifest: PairManifest) -> int:
+    """Memory that both models' weights will take, by their configurations; 0 where those do not tell.
+
+    What an adapter adds is not counted.
+    """
+    total = 0
+    for place in set(model_places(manifest)):
+        try:
+            config = AutoConfig.from_pretrained(
+                place.source, revision=place.revision, local_files_only=Path(place.source).is_absolute()
+            )
+            if getattr(config, "quantization_config", None) is not None:
+                return 0
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, manifest.dtype))
+        except _LOAD_ERRORS:
+            return 0  # Loading says what is wrong.
+        total += sum(tensor.nbytes for tensor in model.parameters())
+    return total
 
 
 def _load_models(
