@@ -35,6 +35,7 @@ _COMMANDS = {
     "encode": _Entry("crosscope.cli.prompts", "Show which latents every token of a prompt fires."),
     "top": _Entry("crosscope.cli.prompts", "Rank the latents that a prompt fires."),
     "tokenize": _Entry("crosscope.cli.prompts", "Show the tokens of a prompt and their roles."),
+    "rates": _Entry("crosscope.cli.behaviours", "Show how often models show behaviours."),
     "completion": _Entry("crosscope.cli.completion", "Print the script that completes commands in a shell."),
 }
 
