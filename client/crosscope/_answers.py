@@ -9,7 +9,7 @@ from crosscope import _html
 from crosscope._arms import Arm
 from crosscope._encoding import Encoding
 from crosscope._public import public
-from crosscope._tables import number, printable
+from crosscope._tables import counted, number, printable
 from crosscope._types import Tokens
 from crosscope_proto.roles import TokenRole
 
@@ -57,6 +57,8 @@ class Answer:
     """One answer."""
 
     arm: Arm
+    arm_index: int
+    """Index of its arm, as `NewToken.arm` counts."""
     sample: int
     """Index of its sample in the arm."""
     text: str
@@ -78,9 +80,9 @@ class Answer:
     @property
     def remarks(self) -> tuple[str, ...]:
         """Sentences about its end and about what was changed."""
-        lines = [f"{len(self.tokens)} tokens; {_REASONS.get(self.reason, self.reason)}."]
-        if self.arm.steer:
-            lines.append(f"Changed at {self.num_changed} tokens.")
+        lines = [f"{counted(len(self.tokens), 'token')}; {_REASONS.get(self.reason, self.reason)}."]
+        if self.arm.changes:
+            lines.append(f"Changed at {counted(self.num_changed, 'token')}.")
         if self.num_left_out:
             lines.append(f"Left alone at {self.num_left_out} that training left out; include_left_out changes them.")
         return tuple(lines)
@@ -109,7 +111,7 @@ def answer_html(answer: Answer) -> str:
 
 def answers_text(prompt: Tokens, answers: Sequence[Answer]) -> str:
     """Prompt and answers, each under a heading; a lone answer of an unchanged model has none."""
-    if len(answers) == 1 and not answers[0].arm.steer:
+    if len(answers) == 1 and not answers[0].arm.changes:
         return answers[0].text
     blocks = [f"prompt: {printable(prompt.text)}"]
     blocks += [f"── {heading(answer)} ──\n{answer.text}\n({' '.join(answer.remarks)})" for answer in answers]
@@ -124,7 +126,7 @@ def heading(answer: Answer) -> str:
 def answers_html(prompt: Tokens, arms: Sequence[Arm], answers: Sequence[Answer]) -> str:
     """Prompt and answers side by side: a column for each arm, a row for each sample."""
     head = "".join(f"<th>{escape(arm.name)}</th>" for arm in arms)
-    columns = [[each for each in answers if each.arm is arm] for arm in arms]
+    columns = [[each for each in answers if each.arm_index == i] for i in range(len(arms))]
     rows = ""
     for i in range(max(map(len, columns), default=0)):
         cells = (answer_html(column[i]) if i < len(column) else "" for column in columns)

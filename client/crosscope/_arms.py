@@ -35,8 +35,13 @@ class Arm:
         check_model(self.model, "model")
         object.__setattr__(self, "steer", steers(self.steer))
         if not self.name:
-            changes = "; ".join(map(str, self.steer))  # pyright: ignore[reportArgumentType]
+            changes = "; ".join(map(str, self.changes))
             object.__setattr__(self, "name", f"{self.model}, {changes}" if changes else self.model)
+
+    @property
+    def changes(self) -> tuple[Steer, ...]:
+        """`steer` as a tuple."""
+        return steers(self.steer)
 
     def message(self, call: Mapping[str, Any]) -> pb.Arm:
         """The message that asks for it; `call` are the settings of the call by name."""
@@ -51,7 +56,7 @@ class Arm:
         )
         if settings["top_p"] is not None:
             sampling.top_p = check_number(settings["top_p"], "top_p")
-        changes = [each.message() for each in steers(self.steer)]
+        changes = [each.message() for each in self.changes]
         return pb.Arm(model=MODELS[self.model], interventions=changes, sampling=sampling)
 
 

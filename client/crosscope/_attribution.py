@@ -97,6 +97,12 @@ class Attribution(Sequence[AttributedLatent]):
         return values
 
     @property
+    def carrying(self) -> tuple[AttributedLatent, ...]:
+        """The latents without which the figure is smaller, by effect, by estimate where it was not measured."""
+        with_effect = [(entry.estimate if entry.effect is None else entry.effect, entry) for entry in self.entries]
+        return tuple(entry for effect, entry in sorted(with_effect, key=lambda pair: -pair[0]) if effect > 0)
+
+    @property
     def figure(self) -> str:
         """The figure that is explained, in words."""
         if self.continuations:
@@ -109,8 +115,11 @@ class Attribution(Sequence[AttributedLatent]):
     @property
     def remarks(self) -> tuple[str, ...]:
         """Sentences about what is explained, and what is not."""
-        lines = [f"All {self.num_latents} latents that fire: {_part(self.effect_of_all, self.value)} of it."]
-        lines.append(f"The whole streams of this layer: {_part(self.effect_of_stream, self.value)} of it.")
+        lines = [f"All {self.num_latents} latents that fire, together, {_carry(self.effect_of_all, self.value)}."]
+        lines.append(f"The whole streams at this layer {_carry(self.effect_of_stream, self.value)}.")
+        if 0 <= self.effect_of_stream < self.value:
+            above = 1 - self.effect_of_stream / self.value
+            lines.append(f"The other {above:.0%} arise above the layer, where no latent of this crosscoder reaches.")
         if unmeasured := sum(entry.effect is None for entry in self.entries):
             lines.append(f"{unmeasured} of {len(self)} latents are estimated only; num_exact measures more.")
         if self.num_latents > len(self):
@@ -156,6 +165,9 @@ class Attribution(Sequence[AttributedLatent]):
         return _html.page(_html.remarks([self.figure]) + table + _html.remarks([*rest, *self.remarks]))
 
 
-def _part(effect: float, value: float) -> str:
-    """An effect as a share of the figure, in words."""
-    return f"{effect / value:.0%}" if value else f"{number(effect)} nats"
+def _carry(effect: float, value: float) -> str:
+    """What several latents do to the figure, in words."""
+    if not value:
+        return f"carry {number(effect)} nats"
+    share = effect / value
+    return f"carry {share:.0%}" if share >= 0 else f"carry nothing: without them it is {-share:.0%} larger"

@@ -143,13 +143,22 @@ def new_token(message: effects_pb2.NewToken) -> NewToken:
 
 
 def answer(
-    arm: Arm, sample: int, new: Sequence[NewToken], end: effects_pb2.GenerationEnd | None, *, is_over: bool
+    arms: Sequence[Arm],
+    place: tuple[int, int],
+    new: Sequence[NewToken],
+    end: effects_pb2.GenerationEnd | None,
+    *,
+    is_over: bool,
 ) -> Answer:
-    """One answer, without its code. One without an end was cancelled if its call is over, else it is under way."""
+    """The answer at a `place`, arm and sample, without its code.
+
+    One without an end was cancelled if its call is over, else it is under way.
+    """
     tokens = _new_tokens(new)
     return Answer(
-        arm=arm,
-        sample=sample,
+        arm=arms[place[0]],
+        arm_index=place[0],
+        sample=place[1],
         text=tokens.text if end is None else end.text,
         tokens=tokens,
         log_probabilities=_floats([token.log_probability for token in new]),

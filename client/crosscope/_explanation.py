@@ -42,15 +42,18 @@ class ExplainedLatent:
         quoted = ", ".join(f'"{visible(piece)}"' for piece in self.peaks[:_PEAKS])
         peaks = f" (peaks: {quoted})" if quoted else ""
         about = "" if self.measured else "an estimated "
-        verb = f"carries {about}{self.share:.0%} of" if self.share >= 0 else f"lessens by {about}{-self.share:.0%}"
         at = f'At "{visible(self.piece)}" (token {self.token}, KL {number(self.kl, 3)} nats)'
-        return f"{at} latent {self.latent}{peaks} {verb} the difference."
+        return f"{at} latent {self.latent}{peaks} carries {about}{self.share:.0%} of the difference."
 
 
 @public
 @dataclass(frozen=True, eq=False)
 class Explanation(Sequence[ExplainedLatent]):
-    """The tokens at which the models differ most, and the latents that carry the difference there."""
+    """The tokens at which the models differ most, and the latents that carry the difference there.
+
+    A latent carries it if the models differ less without it; `attributions` also have those without which they differ
+    more.
+    """
 
     comparison: Comparison
     attributions: tuple[Attribution, ...]
@@ -66,7 +69,7 @@ class Explanation(Sequence[ExplainedLatent]):
         return [
             self._explained(attribution, entry)
             for attribution in self.attributions
-            for entry in attribution[: self.limit]
+            for entry in attribution.carrying[: self.limit]
         ]
 
     def _explained(self, attribution: Attribution, entry: AttributedLatent) -> ExplainedLatent:
@@ -84,7 +87,7 @@ class Explanation(Sequence[ExplainedLatent]):
         )
 
     def __len__(self) -> int:
-        return sum(min(len(each), self.limit) for each in self.attributions)
+        return sum(len(each.carrying[: self.limit]) for each in self.attributions)
 
     @overload
     def __getitem__(self, index: int) -> ExplainedLatent: ...
@@ -100,15 +103,18 @@ class Explanation(Sequence[ExplainedLatent]):
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What is not explained: shares that no latent carries, and tokens that were passed over."""
+        """What is not explained: what no latent carries, and tokens that were passed over."""
         lines: list[str] = []
         for each in self.attributions:
-            token = each.explained[0]
+            token, num_carrying = each.explained[0], len(each.carrying)
             both = self.comparison.next_tokens(token)
-            lines.append(
-                f'At "{visible(self.comparison.tokens.pieces[token])}" (token {token}) base says '
-                f"{next_words(both.base) or '–'}, chat {next_words(both.chat) or '–'}. " + " ".join(each.remarks)
-            )
+            at = f'At "{visible(self.comparison.tokens.pieces[token])}" (token {token})'
+            said = [f"{at} base says {next_words(both.base) or '–'}, chat {next_words(both.chat) or '–'}."]
+            if num_carrying > self.limit:
+                said.append(f"Others that carry some of it: {num_carrying - self.limit}; limit shows more.")
+            if num_carrying < len(each):
+                said.append(f"{len(each) - num_carrying} of {len(each)} latents listed carry nothing.")
+            lines.append(" ".join([*said, *each.remarks]))
         if self.passed_over:
             named = ", ".join(map(self._where, self.passed_over[:5]))
             more = f" and {len(self.passed_over) - 5} more" if len(self.passed_over) > 5 else ""

@@ -174,7 +174,7 @@ class Steer:
 
     def __str__(self) -> str:
         latents = ",".join(map(str, self.latents))
-        amount = "" if self.amount is None else f"{self.amount:g}"
+        amount = "" if self.amount is None else repr(self.amount).removesuffix(".0")
         row, reach = ("" if self.row == "own" else self.row), ("" if self.reach == "all" else self.reach)
         roles = ",".join(role.name.lower() for role in self.roles if isinstance(role, TokenRole))
         positions = "@" + ",".join(map(str, self.positions)) if self.positions else ""

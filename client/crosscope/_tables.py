@@ -27,8 +27,12 @@ def visible(text: str) -> str:
 
 def printable(text: str) -> str:
     """A sentence or a text on one line, control characters as their code, so that no text moves the cursor."""
-    line = text.replace("\n", MARKS["\n"])
-    return "".join(c if unicodedata.category(c)[0] != "C" else f"\\u{ord(c):04x}" for c in line)
+    return lines(text.replace("\n", MARKS["\n"]))
+
+
+def lines(text: str) -> str:
+    """A text that keeps its lines, all other control characters as their code."""
+    return "".join(c if c == "\n" or unicodedata.category(c)[0] != "C" else f"\\u{ord(c):04x}" for c in text)
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -36,6 +40,11 @@ def number(value: float | None, digits: int = 4) -> str:
     if value is None or value != value:
         return UNDEFINED
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things, in words: "1 token", "2 tokens"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def width(text: str) -> int:

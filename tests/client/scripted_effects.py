@@ -6,13 +6,21 @@ from typing import Any
 import grpc
 
 from crosscope_proto.roles import LeftOut, TokenRole
-from crosscope_proto.v1 import effects_pb2, prompts_pb2, types_pb2
+from crosscope_proto.v1 import effects_pb2, latents_pb2, prompts_pb2, types_pb2
 
-from .conftest import ScriptedPrompts, abort
+from .conftest import ScriptedLatents, ScriptedPrompts, abort
 
 NAN = float("nan")
 ANSWERS = {effects_pb2.MODEL_BASE: ["y", "e", "s"], effects_pb2.MODEL_CHAT: ["n", "o"]}
 """The tokens of every answer, by model."""
+
+
+class NamedLatents(ScriptedLatents):
+    """Also knows on which tokens a latent is strongest."""
+
+    def GetLatent(self, request, context):
+        latent = latents_pb2.Latent(id=request.latent, top_tokens=["▁cannot", f"<i>{request.latent}</i>"])
+        return latents_pb2.GetLatentResponse(latent=latent, version_id="v1")
 
 
 class ScriptedEffects(ScriptedPrompts):
@@ -25,7 +33,9 @@ class ScriptedEffects(ScriptedPrompts):
 
     def __init__(self) -> None:
         super().__init__()
+        self.last: Any = None
         self.left = threading.Event()
+        """Set once the last generation is over, or its caller has gone."""
         self.deadline_s = 0.0
 
     def prompt_tokens(self, prompt: types_pb2.Prompt) -> types_pb2.Tokens:
@@ -67,7 +77,8 @@ class ScriptedEffects(ScriptedPrompts):
 
     def Generate(self, request, context):
         self.last, self.deadline_s = request, context.time_remaining()
-        context.add_callback(self.left.set)
+        self.left = left = threading.Event()
+        context.add_callback(left.set)
         tokens = self.prompt_tokens(request.prompt)
         start = effects_pb2.GenerationStart(tokens=tokens, version_id="" if request.pair else "v1")
         if request.with_code:
@@ -86,7 +97,7 @@ class ScriptedEffects(ScriptedPrompts):
             if "fail" in request.prompt.text:
                 abort(context, grpc.StatusCode.INTERNAL, "the worker died")
             if "wait" in request.prompt.text:
-                self.left.wait(20)
+                left.wait(20)
             if "cut" in request.prompt.text:
                 return
             for arm, sample, answer, is_changed in said:
@@ -99,7 +110,7 @@ class ScriptedEffects(ScriptedPrompts):
         return effects_pb2.NewToken(
             arm=arm,
             sample=sample,
-            id=ord(answer[i]),
+            id=ord(answer[i][0]),
             piece=answer[i],
             log_probability=-0.5 * (i + 1),
             role=TokenRole.ASSISTANT.value,  # pyright: ignore[reportArgumentType]

@@ -9,6 +9,8 @@ import crosscope
 from crosscope import Client
 from crosscope_proto.v1 import jobs_pb2, jobs_pb2_grpc
 
+from .scripted_effects import NamedLatents, ScriptedEffects
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "client.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -34,18 +36,26 @@ class OneJob(jobs_pb2_grpc.JobsServicer):
 
 
 def test_python(online: Client, serve, monkeypatch, capsys) -> None:
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 6
     monkeypatch.setenv("CROSSCOPE_ADDRESS", online.address)
     names: dict[str, object] = {}
     for block in BLOCKS[:3]:
         run_snippet(block, names)
     assert "'prompts': True" in capsys.readouterr().out
-    run_snippet(BLOCKS[4], {})
+    run_snippet(BLOCKS[5], {})
     assert capsys.readouterr().out.splitlines() == ["9", "8"], "tokens of two texts"
     monkeypatch.chdir(ROOT)
     with Client(serve(OneJob()).address) as client:
-        run_snippet(BLOCKS[3], {"client": client})
+        run_snippet(BLOCKS[4], {"client": client})
     assert capsys.readouterr().out == "train 100% {'l0': 12.0}\n() () 0.0 0.0\n['demo']\n"
+
+
+def test_compare_and_steer(serve, capsys) -> None:
+    with Client(serve(NamedLatents(), ScriptedEffects()).address) as client:
+        run_snippet(BLOCKS[3], {"client": client})
+    shown = capsys.readouterr().out
+    assert "latent 7 (peaks:" in shown
+    assert "── base, 7,8 transplant ──\nyes" in shown
 
 
 def test_the_tree_of_errors_is_the_one_in_the_code() -> None:

@@ -95,7 +95,7 @@ class AsyncGeneration:
     async def answers(self) -> list[Answer]:
         """The answers, by arm and sample; reads what is still to come. One that was left has what had come of it."""
         await self._finish()
-        return self._received()
+        return self.received
 
     @property
     async def text(self) -> str:
@@ -103,15 +103,20 @@ class AsyncGeneration:
         if len(self._answers) != 1:
             raise InvalidInput.of("text", f"this generation has {len(self._answers)} answers; read .answers")
         await self._finish()
-        return self._received()[0].text
+        return self.received[0].text
 
-    def _received(self) -> list[Answer]:
-        """The answers as far as they have come."""
+    @property
+    def ended(self) -> frozenset[tuple[int, int]]:
+        """Arm and sample of the answers that have ended so far; asks nothing."""
+        return frozenset(self._ends)
+
+    @property
+    def received(self) -> list[Answer]:
+        """The answers as far as they have come; asks nothing. The reason of one that goes on is "under_way"."""
         found = []
-        for arm, sample in self._answers:
-            new = [token for token in self._tokens if (token.arm, token.sample) == (arm, sample)]
-            end = self._ends.get((arm, sample))
-            answer = _decode_effects.answer(self.arms[arm], sample, new, end, is_over=self._is_over)
+        for place in self._answers:
+            new = [token for token in self._tokens if (token.arm, token.sample) == place]
+            answer = _decode_effects.answer(self.arms, place, new, self._ends.get(place), is_over=self._is_over)
             if len(self._start.code.row_starts):
                 answer = replace(answer, code=_decode_effects.answer_code(self._source, self._start, new))
             found.append(answer)
@@ -133,7 +138,7 @@ class AsyncGeneration:
     def __str__(self) -> str:
         """The answers, each under a heading; as far as they have come where waiting is impossible."""
         _aio.wait_if_blocking(self._finish)
-        return answers_text(self.prompt, self._received())
+        return answers_text(self.prompt, self.received)
 
     def __repr__(self) -> str:
         arms, state = ", ".join(arm.name for arm in self.arms), "ended" if self._is_over else "under way"
@@ -141,4 +146,4 @@ class AsyncGeneration:
 
     def _repr_html_(self) -> str:
         _aio.wait_if_blocking(self._finish)
-        return answers_html(self.prompt, self.arms, self._received())
+        return answers_html(self.prompt, self.arms, self.received)

@@ -131,10 +131,10 @@ class Attributing(Prompting, Effects):
     ) -> Explanation:
         """Why the models differ on a prompt: the tokens where they differ most, and the latents that carry it there.
 
-        `compare`, then `attribute` at the `num_tokens` tokens with the largest KL(chat ‖ base), and the `limit`
-        latents that carry most of each, all of them measured. Tokens of the template are passed over, but not the last
-        one of an assistant's header, where the model decides; so are tokens that training left out. The result says
-        which of them differ more. `skip_template_tokens=False` and `include_left_out=True` explain them too.
+        `compare`, then `attribute` at the `num_tokens` tokens with the largest KL(chat ‖ base): there the `limit`
+        latents without which the models differ least, measured. Tokens of the template are passed over, but not the
+        last one of an assistant's header, where the model decides; so are tokens that training left out. The result
+        says which of them differ more. `skip_template_tokens=False` and `include_left_out=True` explain them too.
         """
         prompt = build_prompt(
             text,
@@ -157,20 +157,21 @@ class Attributing(Prompting, Effects):
                 "skip_template_tokens=False and include_left_out=True explain them"
             )
         attributions = [self._explain_token(prompt, token, limit, left_out) for token in chosen]
-        named = {entry.latent for attribution in attributions for entry in attribution}
+        named = {entry.latent for attribution in attributions for entry in attribution.carrying[:limit]}
         peaks = {latent: self._peaks(latent) for latent in sorted(named)}
         return Explanation(comparison, tuple(attributions), peaks, limit, _passed_over(comparison, chosen))
 
     def _explain_token(self, prompt: types_pb2.Prompt, token: int, limit: int, include_left_out: bool) -> Attribution:
-        """The latents that carry the KL at one token, the first `limit` of them measured."""
+        """The latents that carry the KL at one token; all of them are measured."""
+        num_exact = max(limit, _LEAST_EXACT)
         request = effects_pb2.AttributeRequest(
             crosscoder=self.name,
             version_id=self._version,
             prompt=prompt,
             model=effects_pb2.MODEL_CHAT,
             tokens=[token],
-            num_exact=max(limit, _LEAST_EXACT),
-            limit=limit,
+            num_exact=num_exact,
+            limit=num_exact,
             include_left_out=include_left_out,
         )
         return self._attribute(request, "chat", None)

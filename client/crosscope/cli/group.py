@@ -36,6 +36,12 @@ _COMMANDS = {
     "top": _Entry("crosscope.cli.prompts", "Rank the latents that a prompt fires."),
     "tokenize": _Entry("crosscope.cli.prompts", "Show the tokens of a prompt and their roles."),
     "rates": _Entry("crosscope.cli.behaviours", "Show how often models show behaviours."),
+    "compare": _Entry("crosscope.cli.effects", "Show how both models' predictions differ on a prompt."),
+    "generate": _Entry("crosscope.cli.generation", "Continue a prompt with either model, or with latents changed."),
+    "steer": _Entry("crosscope.cli.generation", "Continue a prompt with and without latents changed."),
+    "attribute": _Entry("crosscope.cli.effects", "Rank the latents that carry a difference between the models."),
+    "explain": _Entry("crosscope.cli.effects", "Say why the models differ on a prompt, and by which latents."),
+    "contrast": _Entry("crosscope.cli.effects", "Rank the latents that tell two sets of prompts apart."),
     "completion": _Entry("crosscope.cli.completion", "Print the script that completes commands in a shell."),
 }
 

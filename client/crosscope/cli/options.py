@@ -41,7 +41,10 @@ ROOT_OPTIONS: tuple[Option, ...] = (
     click.option("--address", metavar="HOST:PORT", help="Server [CROSSCOPE_ADDRESS, else localhost:50051]."),
     click.option("--token", help="Token of the server; better in CROSSCOPE_TOKEN, which `ps` does not show."),
     click.option(
-        "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), help="Seconds a call may take."
+        "--timeout",
+        "timeout_s",
+        type=click.FloatRange(min=0, min_open=True),
+        help="Seconds a call may take; ten times as many to generate, attribute, explain or contrast [60].",
     ),
 )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from crosscope._tables import aligned
+from crosscope._tables import aligned, lines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -93,6 +93,26 @@ def print_text(text: str) -> None:
     """Prints a text; characters that the terminal's encoding lacks become escapes."""
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+_SHADES = ((0.6, "bold red3"), (0.3, "dark_orange3"), (0.1, "dark_goldenrod"))
+"""Colours by the least share that they stand for; readable on light and on dark."""
+
+
+def shade(share: float) -> str:
+    """The style of a token whose value is this share of the largest."""
+    return next((style for least, style in _SHADES if share >= least), "")
+
+
+def print_shaded(tokens: Iterable[tuple[str, float]]) -> None:
+    """Prints tokens on a terminal, each coloured by its share of the largest value; prints nothing in a pipe."""
+    if not sys.stdout.isatty():
+        return
+    from rich.text import Text
+
+    terminal = console()
+    terminal.print(Text.assemble(*((lines(piece), shade(share)) for piece, share in tokens)))
+    terminal.print()
 
 
 def print_broken(infos: Iterable["CrosscoderInfo"]) -> None:
