@@ -46,7 +46,7 @@ class AsyncBehaviours(AsyncAttributing):
             (probe, arms_for(behaviour, arms)) for behaviour, each in by_behaviour(probes).items() for probe in each
         ]
         shown: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
-        num_cut = 0
+        num_cut, version_id = 0, ""
         for start in range(0, len(asked), _AT_ONCE):
             some = asked[start : start + _AT_ONCE]
             under_way: list[AsyncGeneration] = []
@@ -56,7 +56,7 @@ class AsyncBehaviours(AsyncAttributing):
                 )
                 under_way.append(generation)
             for (probe, own), generation in zip(some, under_way, strict=True):
-                answers = await generation.answers
+                answers, version_id = await generation.answers, generation.version_id
                 num_cut += sum(answer.reason not in _OWN_ENDS for answer in answers)
                 for name, answer in zip(own, answers, strict=True):
                     shown[probe.behaviour][name].append(probe.is_shown_by(answer.text))
@@ -64,7 +64,7 @@ class AsyncBehaviours(AsyncAttributing):
             behaviour: {name: Rate(sum(found), len(found)) for name, found in each.items()}
             for behaviour, each in shown.items()
         }
-        return BehaviourRates(self.name, self._version or "", rates, num_cut)
+        return BehaviourRates(self.name, version_id, rates, num_cut)
 
     async def behaviour_latents(
         self, probes: Iterable[Probe], num_latents: int = 16, seed: int = 0

@@ -119,7 +119,7 @@ class _Measuring:
         open_latents = np.flatnonzero(self.open)
         firing = open_latents[fires.any(0).cpu().numpy()[open_latents]]
         counts = groups.sum(1).cpu().numpy()
-        sums = np.zeros((len(self._latents), len(CAUSAL_EFFECTS), len(_GROUPS)))
+        sums, gap = np.zeros((len(self._latents), len(CAUSAL_EFFECTS), len(_GROUPS))), np.zeros(len(_GROUPS))
         if not counts.any() and len(firing) == 0:
             return
         roles = torch.from_numpy(text.roles).to(x.device)

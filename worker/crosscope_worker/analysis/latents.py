@@ -177,7 +177,7 @@ def with_columns(latents: pa.Table, columns: Columns) -> pa.Table:
     """A table of LATENT_COLUMNS, perhaps of an older version, with some of its columns replaced or added."""
     schema = arrow_schema(LATENT_COLUMNS)
     names = [name for name in schema.names if name in latents.column_names or name in columns]
-    values = {name: columns[name] if name in columns else latents.column(name) for name in names}
+    values: Columns = {name: columns[name] if name in columns else latents.column(name) for name in names}
     fields = [schema.field(name) if name in columns else latents.schema.field(name) for name in names]
     return pa.table(values, schema=pa.schema(fields))
 
