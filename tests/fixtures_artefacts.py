@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from crosscope_proto import artefacts as layout
 from crosscope_proto.artefacts import CrosscoderManifest, ExampleGroup, LatentClass, PairManifest
+from crosscope_proto.causal_columns import CAUSAL_COLUMNS
 from crosscope_proto.column import Column, arrow_schema
 from crosscope_proto.columns import BEHAVIOUR_COLUMNS, EXAMPLE_COLUMNS, LATENT_COLUMNS, METRIC_COLUMNS, SEQUENCE_COLUMNS
 from crosscope_proto.recipe import parse_recipe, recipe_dict
@@ -176,6 +177,7 @@ def _latents(rng: np.random.Generator, n: int) -> dict[str, Array]:
             values[f"{prefix}nu_{ratio_of}"] = np.divide(*over)
             values[f"{prefix}nu_{ratio_of}_se"] = np.where(dead, np.nan, 0.02)
     values["beta_ratio"] = np.divide(*(values[beta_column("", "act", model)] for model in ("base", "chat")))
+    values |= {column.name: np.where(dead, np.nan, 0.01) for column in CAUSAL_COLUMNS}
     values["beta_ratio_se"] = np.where(dead, np.nan, 0.02)
     values["repeat_share"] = np.where(dead, np.nan, rng.random(n))
     outside = dead | (rel_norm <= 0.9)

@@ -44,7 +44,7 @@ ROOM_RULES: dict[str, dict[str, set[str]]] = {
         "data": {"tokenizer", "models"},
         "training": {"dictionary", "data"},
         "effects": {"tokenizer", "models", "dictionary"},
-        "analysis": {"tokenizer", "models", "dictionary", "data"},
+        "analysis": {"tokenizer", "models", "dictionary", "data", "effects"},
         "recipes": {"tokenizer", "models", "dictionary", "data", "training", "analysis"},
         "serve": {"tokenizer", "models", "dictionary", "effects"},
         "demo": set(),

@@ -30,6 +30,10 @@ from ._async.looks import AsyncLook as AsyncLook
 from ._async.pair import AsyncPair as AsyncPair
 from ._attribution import AttributedLatent as AttributedLatent
 from ._attribution import Attribution as Attribution
+from ._behaviours import BehaviourLatents as BehaviourLatents
+from ._behaviours import BehaviourRates as BehaviourRates
+from ._behaviours import Probe as Probe
+from ._behaviours import Rate as Rate
 from ._comparison import Comparison as Comparison
 from ._comparison import ModelPredictions as ModelPredictions
 from ._comparison import NextToken as NextToken

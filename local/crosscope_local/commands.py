@@ -183,7 +183,7 @@ class _DemoRun:
         if self.failures or not everything:
             return
         if self._once:
-            self.summary = summarise(self._client, outcomes)
+            self.summary = summarise(self._client, outcomes, self._found.home)
             self._terminal.say("info", f"Everything is done after {self._seconds()}.")
         else:
             where = f"browse {self._found.app_url}" if self._found.app_url else f"the server is {self._found.address}"

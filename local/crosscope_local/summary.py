@@ -6,15 +6,22 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from crosscope import Client, Crosscoder, Latent, LatentClass, TopLatents, Unavailable
+from crosscope import Client, Crosscoder, Latent, LatentClass, Probe, TopLatents, Unavailable
 from crosscope_local.demo import Outcome
+from crosscope_proto.artefacts import pair_folder
 from crosscope_proto.limits import MAX_NU_ERR
 
 NUM_CHAT_SPECIFIC = 20
 CHAT_SHARE = 0.8
 MIN_RECALL = 0.9
 MAX_FALSE_RATE = 0.1
+NUM_CARRIERS = 16
+"""Latents a behaviour that are ablated and transplanted."""
+MAX_NEW_TOKENS = 48
+PROBES = "data/probes.jsonl"
+"""The file of requests below the pair's folder."""
 _REPEATS = 5
 _WORKER_FOUND_WITHIN_S = 30.0
 _ASK_AGAIN_S = 0.2
@@ -88,6 +95,19 @@ class Query:
 
 
 @dataclass(frozen=True)
+class BehaviourRow:
+    """How often one planted behaviour is shown on held-out requests."""
+
+    behaviour: str
+    num: int
+    """Requests, which are not those on which the latents were chosen."""
+    num_shown: Mapping[str, int]
+    """Answers that show it, by arm."""
+    latents: tuple[int, ...]
+    """The latents that were ablated and transplanted, strongest first."""
+
+
+@dataclass(frozen=True)
 class Summary:
     """Everything that the summary's tables show."""
 
@@ -95,10 +115,12 @@ class Summary:
     stage_seconds: Mapping[str, Mapping[str, float]]
     """Seconds of the stages of this run's jobs, by step."""
     query: Query
+    behaviours: tuple[BehaviourRow, ...] = ()
+    """Of the first crosscoder; empty if the pair has no probes, because an older version of the demo made it."""
 
 
-def summarise(client: Client, outcomes: Sequence[Outcome]) -> Summary:
-    """Asks the server about everything that the demo made. Raises CrosscopeError."""
+def summarise(client: Client, outcomes: Sequence[Outcome], home: Path) -> Summary:
+    """Asks the server about everything that the demo made below `home`. Raises CrosscopeError."""
     names = [outcome.step.name for outcome in outcomes if outcome.step.kind == "crosscoder"]
     return Summary(
         crosscoders=tuple(summarise_crosscoder(client.crosscoder(name)) for name in names),
@@ -106,6 +128,23 @@ def summarise(client: Client, outcomes: Sequence[Outcome]) -> Summary:
             outcome.step.title: dict(outcome.job.stage_seconds) for outcome in outcomes if outcome.job is not None
         },
         query=sample_query(client.crosscoder(names[0])),
+        behaviours=_behaviours(client.crosscoder(names[0]), home),
+    )
+
+
+def _behaviours(crosscoder: Crosscoder, home: Path) -> tuple[BehaviourRow, ...]:
+    path = home / pair_folder(Path(), crosscoder.info.pair) / PROBES
+    if not path.is_file():
+        return ()
+    found = crosscoder.behaviour_effects(Probe.read(path), NUM_CARRIERS, MAX_NEW_TOKENS)
+    return tuple(
+        BehaviourRow(
+            behaviour,
+            max(rate.num for rate in rates.values()),
+            {arm: rate.num_shown for arm, rate in rates.items()},
+            found.chosen[behaviour].latents,
+        )
+        for behaviour, rates in found.rates.items()
     )
 
 

@@ -11,6 +11,7 @@ from crosscope_local.summary import (
     CHAT_SHARE,
     MAX_FALSE_RATE,
     MIN_RECALL,
+    NUM_CARRIERS,
     CrosscoderSummary,
     DetectorRow,
     Query,
@@ -30,6 +31,8 @@ def render(summary: Summary) -> Group:
     if summary.stage_seconds:
         parts.append(_stages(summary))
     parts.append(_query(summary.query))
+    if summary.behaviours:
+        parts.append(_behaviours(summary))
     return Group(*[line for part in parts for line in (Text(""), part)])
 
 
@@ -84,6 +87,24 @@ def _detector_cells(row: DetectorRow) -> list[str]:
     scores = (row.rel_norm, row.nu_err, row.nu_rec, row.base_uselessness)
     cells = [*map(number, shares), f"{row.num_positive:,}", *map(number, scores)]
     return [row.behaviour, row.place, str(row.latent), *cells, "yes" if row.found else "no"]
+
+
+def _behaviours(summary: Summary) -> Table:
+    """A row for each behaviour, then one for all: the rate in each arm."""
+    first = summary.behaviours[0]
+    table = Table(
+        title=f"Answers that show a behaviour, with {NUM_CARRIERS} latents of {summary.crosscoders[0].name} changed "
+        "(chosen by their effect on other requests; control: as many random ones that fire there as strongly)",
+        title_justify="left",
+    )
+    table.add_column("behaviour")
+    for title in ("n", *first.num_shown):
+        table.add_column(title, justify="right")
+    rows = [(each.behaviour, each.num, each.num_shown) for each in summary.behaviours]
+    total = {arm: sum(each.num_shown[arm] for each in summary.behaviours) for arm in first.num_shown}
+    for name, num, shown in [*rows, ("all", sum(each.num for each in summary.behaviours), total)]:
+        table.add_row(name, str(num), *(f"{shown[arm] / num:.0%}" for arm in first.num_shown))
+    return table
 
 
 def _stages(summary: Summary) -> Table:

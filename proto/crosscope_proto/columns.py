@@ -5,6 +5,7 @@ latent is a row of LATENT_COLUMNS and a function that computes it (docs/extendin
 """
 
 from crosscope_proto.artefacts import LatentClass
+from crosscope_proto.causal_columns import CAUSAL_COLUMNS
 from crosscope_proto.column import Column, markdown, with_error
 from crosscope_proto.scaling_columns import SCALING_COLUMNS
 
@@ -180,6 +181,7 @@ LATENT_COLUMNS: tuple[Column, ...] = (
         undefined=f"{_SILENT}, or in a dictionary of differences",
         is_floored=True,
     ),
+    *CAUSAL_COLUMNS,
     Column(
         "template_share",
         "float32",

@@ -14,6 +14,7 @@ from crosscope_proto.recipe_yaml import YamlTextError, load_yaml
 from crosscope_proto.specs import (
     STRICT,
     AnalysisSpec,
+    CausalSpec,
     DataSpec,
     Day,
     LookTokens,
@@ -209,6 +210,17 @@ class LookRecipe:
 
 
 @dataclass(config=STRICT)
+class CausalRecipe:
+    """Measures what latents of a published crosscoder do, and publishes the crosscoder again with these columns."""
+
+    kind: Literal["causal"]
+    name: Name
+    """The crosscoder. Its pair, layer, data and token policy are those of the recipe that made it."""
+    causal: CausalSpec = CausalSpec()
+    """The latents, and on how much they are measured. Columns of an earlier measurement are replaced."""
+
+
+@dataclass(config=STRICT)
 class DemoPairRecipe:
     """Trains the demo's pair of small Gemma 2 models on a generated world."""
 
@@ -231,8 +243,8 @@ class DemoPairRecipe:
     """Seed of the world and of both trainings."""
 
 
-Recipe = CrosscoderRecipe | PublishedRecipe | LookRecipe | DemoPairRecipe
-_KINDS = ("crosscoder", "published", "look", "demo-pair")
+Recipe = CrosscoderRecipe | PublishedRecipe | LookRecipe | CausalRecipe | DemoPairRecipe
+_KINDS = ("crosscoder", "published", "look", "causal", "demo-pair")
 _UNIONS = ("str", "AdapterSpec", *VARIANTS)
 """Words that pydantic puts into the path of a field of a union; no recipe has them as keys."""
 _ADAPTER: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe, Field(discriminator="kind")])

@@ -291,6 +291,33 @@ class TrainingSpec:
 
 
 @dataclass(config=STRICT)
+class CausalSpec:
+    """Latents whose causal effects are measured, and on how much (math §11)."""
+
+    latents: Annotated[tuple[Natural, ...], Field(max_length=100_000)] = ()
+    """Numbers of the latents. Give them, or let classes and top choose."""
+    classes: tuple[Literal["chat_only", "base_only", "shared", "other"], ...] = ()
+    """Classes of latents, each of which gives its first num_latents; none: the first num_latents of all."""
+    top: Literal["nu_err", "rel_norm", "beta_ratio", "num_active"] = "nu_err"
+    """What comes first. nu_err and beta_ratio: the smallest, two standard errors added; rel_norm and num_active: the
+    largest. Latents that never fire, or for which it is not defined, are not chosen."""
+    num_latents: Annotated[int, Field(ge=1, le=100_000)] = 100
+    """Number of latents that are chosen, of each class if classes are given."""
+    tokens: Count = 16_384
+    """Held-out tokens of the sample, texts of each data set in turn."""
+    latent_tokens: Count = 8_192
+    """Tokens run for one latent: once the texts in which it fires have this many, its sample ends there."""
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> Self:
+        if self.latents and (self.classes or self.top != "nu_err" or self.num_latents != 100):
+            raise ValueError("latents names each one, so leave out classes, top and num_latents")
+        if len(set(self.latents)) < len(self.latents):
+            raise ValueError("latents names a latent twice; name each once")
+        return self
+
+
+@dataclass(config=STRICT)
 class AnalysisSpec:
     """What is measured on held-out texts."""
 
@@ -315,3 +342,5 @@ class AnalysisSpec:
     spliced_tokens: Natural = 16_384
     """Held-out tokens of the spliced figures and of the causal patch (math §7). On these tokens both models run with
     reconstructions in the place of their activations; 0: neither is measured."""
+    causal: CausalSpec | None = None
+    """Latents whose causal effects are measured (math §11); null: none. A recipe of kind causal measures them later."""

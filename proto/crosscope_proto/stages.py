@@ -34,6 +34,8 @@ class Stage(StrEnum):
     """Exchanges the models' streams at each layer, on the tokens that differ most."""
     CONTINUE = "continue"
     """Lets both models continue the prompts that differ most."""
+    CAUSAL = "causal"
+    """Runs both models with single latents changed."""
     PUBLISH = "publish"
     """Writes the version, or the look, and makes it current."""
 
@@ -47,6 +49,7 @@ STAGES: Final[Mapping[str, Sequence[tuple[Stage, float]]]] = {
         (Stage.TRAIN, 69.0),
         (Stage.ANALYSE, 20.0),
         (Stage.FIDELITY, 4.0),
+        (Stage.CAUSAL, 4.0),
         (Stage.PUBLISH, 1.0),
     ),
     "published": (
@@ -54,6 +57,7 @@ STAGES: Final[Mapping[str, Sequence[tuple[Stage, float]]]] = {
         (Stage.HASH, 5.0),
         (Stage.ANALYSE, 72.0),
         (Stage.FIDELITY, 15.0),
+        (Stage.CAUSAL, 15.0),
         (Stage.PUBLISH, 3.0),
     ),
     "look": (
@@ -64,6 +68,7 @@ STAGES: Final[Mapping[str, Sequence[tuple[Stage, float]]]] = {
         (Stage.CONTINUE, 12.0),
         (Stage.PUBLISH, 1.0),
     ),
+    "causal": ((Stage.LOAD, 8.0), (Stage.HASH, 4.0), (Stage.CAUSAL, 85.0), (Stage.PUBLISH, 3.0)),
     "demo-pair": ((Stage.WORLD, 5.0), (Stage.BASE, 60.0), (Stage.CHAT, 35.0)),
 }
 """The stages of each kind of recipe in their order. A weight is the rough share of time, in a job of usual size."""

@@ -36,24 +36,27 @@ class OneJob(jobs_pb2_grpc.JobsServicer):
 
 
 def test_python(online: Client, serve, monkeypatch, capsys) -> None:
-    assert len(BLOCKS) == 7
+    assert len(BLOCKS) == 8
     monkeypatch.setenv("CROSSCOPE_ADDRESS", online.address)
     names: dict[str, object] = {}
     for block in BLOCKS[:3]:
         run_snippet(block, names)
     assert "'prompts': True" in capsys.readouterr().out
-    run_snippet(BLOCKS[6], {})
+    run_snippet(BLOCKS[7], {})
     assert capsys.readouterr().out.splitlines() == ["9", "8"], "tokens of two texts"
     monkeypatch.chdir(ROOT)
     with Client(serve(OneJob()).address) as client:
-        run_snippet(BLOCKS[5], {"client": client})
+        run_snippet(BLOCKS[6], {"client": client})
     assert capsys.readouterr().out == "train 100% {'l0': 12.0}\n() () 0.0 0.0\n['demo']\n"
 
 
 def test_compare_and_steer(serve, capsys) -> None:
     with Client(serve(NamedLatents(), ScriptedEffects()).address) as client:
-        run_snippet(BLOCKS[4], {"client": client})
+        names: dict[str, object] = {"client": client}
+        run_snippet(BLOCKS[4], names)
+        run_snippet(BLOCKS[5], names)
     shown = capsys.readouterr().out
+    assert "base with chat's stream" in shown
     assert "latent 7 (peaks:" in shown
     assert "── base, 7,8 transplant ──\nyes" in shown
 

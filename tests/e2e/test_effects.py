@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from crosscope import Arm, Crosscoder, InvalidInput, Job, NotFound, Steer, TokenRole
+from crosscope import Arm, Crosscoder, InvalidInput, Job, NotFound, Probe, Steer, TokenRole
 
 from .conftest import Stack
 
@@ -93,3 +93,15 @@ def test_a_change_changes_what_is_said_and_whoever_leaves_is_told_so(demo: Cross
     with demo.generate(messages=QUESTION, max_new_tokens=200) as generation:
         next(iter(generation))
     assert generation.answers[0].reason == "cancelled"
+
+
+def test_the_demos_probes_are_scored_with_and_without_the_latents_that_carry_them(stack: Stack, demo: Crosscoder):
+    probes = Probe.read(stack.home / "pairs" / "demo" / "data" / "probes.jsonl")
+    assert len({probe.behaviour for probe in probes}) == 8
+    some = [probe for probe in probes if probe.behaviour == "numbered_steps"][:4]
+    found = demo.behaviour_effects(some, num_latents=2, max_new_tokens=4)
+    assert len(found.arms) == 6
+    assert {rate.num for rate in found.rates["numbered_steps"].values()} == {2}
+    chosen = found.chosen["numbered_steps"]
+    assert len(chosen.latents) == len(chosen.control) == 2
+    assert not set(chosen.latents) & set(chosen.control)

@@ -4,7 +4,7 @@ import math
 import pytest
 from rich.console import Console
 
-from crosscope_local.summary import CrosscoderSummary, DetectorRow, Query, Summary, chat_datasets, finite
+from crosscope_local.summary import BehaviourRow, CrosscoderSummary, DetectorRow, Query, Summary, chat_datasets, finite
 from crosscope_local.summary_table import render
 
 
@@ -34,6 +34,17 @@ DEMO = CrosscoderSummary(
 )
 
 
+BEHAVIOURS = (
+    BehaviourRow("refusal", 4, {"chat": 4, "base": 0, "chat ablated": 1}, (7, 9)),
+    BehaviourRow("apology", 6, {"chat": 3, "base": 0, "chat ablated": 0}, (8,)),
+)
+
+
+def only(text: str) -> str:
+    """The text without the lines of a table."""
+    return " ".join("".join(" " if c in "┏━┓┃┡╇┩└─┴┘┳┻" else c for c in text).split())
+
+
 @pytest.mark.parametrize(
     ("place", "found"), [(None, ("refusal", "apology")), ("decision", ("refusal",)), ("within", ("apology",))]
 )
@@ -46,7 +57,7 @@ def test_the_tables_say_what_was_found_and_what_is_not_known() -> None:
     stages = {"crosscoder demo": {"publish": 0.25, "train": 60.0, "load": 1.0}}
     out = io.StringIO()
     query = Query("demo", "who are you ?", ((7, 3.5),), 16, 4.0, 1.5)
-    Console(file=out, width=140).print(render(Summary((DEMO,), stages, query)))
+    Console(file=out, width=140).print(render(Summary((DEMO,), stages, query, BEHAVIOURS)))
     text = " ".join(out.getvalue().replace("│", " ").split())
     assert "FVE base, inliers 0.988 FVE chat, inliers –" in text
     assert "≥ 80% on chats 17 of 20" in text
@@ -54,6 +65,9 @@ def test_the_tables_say_what_was_found_and_what_is_not_known() -> None:
     assert "refusal decision 7 0.9 0.1 12 0.8 0.1 – – yes" in text
     assert "load 1.0, train 60.0, publish 0.2" in text
     assert "fires latents 7 (3.5); 4.0 ms, 1.5 ms cached." in text
+    assert "behaviour n chat base chat ablated refusal 4 100% 0% 25% apology 6 50% 0% 0% all 10 70% 0% 10%" in only(
+        text
+    )
 
 
 def test_a_data_set_of_chats_has_a_chat_column_in_the_recipe() -> None:

@@ -28,7 +28,15 @@ ON_DISK = {
         mirror_beta_rec_chat:float mirror_beta_rec_chat_se:float mirror_beta_err_base:float
         mirror_beta_err_base_se:float mirror_beta_err_chat:float mirror_beta_err_chat_se:float mirror_nu_err:float
         mirror_nu_err_se:float mirror_nu_rec:float mirror_nu_rec_se:float beta_ratio:float beta_ratio_se:float
-        base_uselessness:float base_uselessness_ls:float base_uselessness_single:float template_share:float
+        base_uselessness:float base_uselessness_ls:float base_uselessness_single:float
+        ablation_gap_all:float ablation_gap_all_se:float ablation_gap_first9:float ablation_gap_first9_se:float
+        ablation_gap_template:float ablation_gap_template_se:float transplant_gap_all:float
+        transplant_gap_all_se:float transplant_gap_first9:float transplant_gap_first9_se:float
+        transplant_gap_template:float transplant_gap_template_se:float ablation_moved_all:float
+        ablation_moved_all_se:float ablation_moved_first9:float ablation_moved_first9_se:float
+        ablation_moved_template:float ablation_moved_template_se:float causal_texts:float causal_equivalence:float
+        causal_equivalence_tokens:float
+        template_share:float
         role_shares:list<float> dataset_shares:list<float> histogram:list<uint32> top_tokens:list<string>
         logit_tokens_base:list<string> logit_tokens_chat:list<string> neighbours:list<uint32>
         neighbour_cosines:list<float> coactive:list<uint32> coactive_indices:list<float>

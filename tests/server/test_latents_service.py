@@ -87,7 +87,7 @@ async def test_every_field_of_a_latent_comes_from_its_column(front, planted_home
     flat = {
         "id": latent.id,
         "latent_class": latents_pb2.LatentClass.Name(latent.latent_class).removeprefix("LATENT_CLASS_").lower(),
-        "num_texts": latent.more["num_texts"],
+        **latent.more,
         "frequency": latent.frequency.value,
         "frequency_se": latent.frequency.se,
         "mean": latent.mean.value,

@@ -175,3 +175,18 @@ def test_a_measured_speed_gives_the_time(home: Path) -> None:
     entries, odd = plan(recipe, check(recipe, home), home)
     assert odd == ["measured on cpu: bfloat16 is faster"]
     assert {entry.name: entry.value for entry in entries}["training time"] == pytest.approx(30, rel=0.02)
+
+
+def test_a_crosscoder_to_measure_must_be_there(home: Path) -> None:
+    recipe = parse_recipe("{kind: causal, name: toy}")
+    assert said(check(recipe, home)) == (
+        "name: there is no crosscoder 'toy' (there: none); train it, or import it as published"
+    )
+    waiting = check(recipe, home, after_others=True)
+    assert not waiting.violations
+    assert waiting.warnings == ["there is no crosscoder 'toy' yet; a job before this one must make it"]
+    (folder := home / "crosscoders" / "toy").mkdir(parents=True)
+    (folder / "CURRENT").write_text("1\n")
+    found = check(recipe, home)
+    assert (found.violations, found.warnings) == ([], [])
+    assert plan(recipe, found, home) == ([], [])

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from crosscope import _decode
-from crosscope._async.attributing import AsyncAttributing
+from crosscope._async.behaviours import AsyncBehaviours
 from crosscope._async.columns import AsyncColumns, ColumnAnswer
 from crosscope._async.handle import check_version
 from crosscope._async.pages import PAGE_SIZE, AsyncPages, Page
@@ -83,7 +83,7 @@ class AsyncLatentList(AsyncPages[AsyncLatent]):
 
 
 @public
-class AsyncCrosscoder(AsyncAttributing):
+class AsyncCrosscoder(AsyncBehaviours):
     """One version of a published crosscoder. Made by `AsyncClient.crosscoder` and `AsyncClient.crosscoders`.
 
     Every call is answered from this version, whatever is published later. It raises VersionGone once the server has

@@ -12,7 +12,7 @@ from crosscope._filters import Condition, build_filters
 from crosscope._latents import LatentStatistics, latent_html, latent_table
 from crosscope._prompts import check_count, check_text
 from crosscope._public import public
-from crosscope._sync.attributing import Attributing
+from crosscope._sync.behaviours import Behaviours
 from crosscope._sync.columns import ColumnAnswer, Columns
 from crosscope._sync.handle import check_version
 from crosscope._sync.pages import PAGE_SIZE, Page, Pages
@@ -84,7 +84,7 @@ class LatentList(Pages[Latent]):
 
 
 @public
-class Crosscoder(Attributing):
+class Crosscoder(Behaviours):
     """One version of a published crosscoder. Made by `Client.crosscoder` and `Client.crosscoders`.
 
     Every call is answered from this version, whatever is published later. It raises VersionGone once the server has

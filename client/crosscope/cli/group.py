@@ -36,6 +36,7 @@ _COMMANDS = {
     "encode": _Entry("crosscope.cli.prompts", "Show which latents every token of a prompt fires."),
     "top": _Entry("crosscope.cli.prompts", "Rank the latents that a prompt fires."),
     "tokenize": _Entry("crosscope.cli.prompts", "Show the tokens of a prompt and their roles."),
+    "rates": _Entry("crosscope.cli.behaviours", "Show how often models show behaviours."),
     "compare": _Entry("crosscope.cli.effects", "Show how both models' predictions differ on a prompt."),
     "generate": _Entry("crosscope.cli.generation", "Continue a prompt with either model, or with latents changed."),
     "steer": _Entry("crosscope.cli.generation", "Continue a prompt with and without latents changed."),

@@ -10,9 +10,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from crosscope_proto.artefacts import OWN_FOLDERS, PAIR_MANIFEST, pair_folder
+from crosscope_proto.artefacts import CURRENT, OWN_FOLDERS, PAIR_MANIFEST, crosscoder_folder, pair_folder
 from crosscope_proto.manifest import ManifestError, parse_pair_manifest
-from crosscope_proto.recipe import CrosscoderRecipe, DemoPairRecipe, LookRecipe, PublishedRecipe, Recipe
+from crosscope_proto.recipe import (
+    CausalRecipe,
+    CrosscoderRecipe,
+    DemoPairRecipe,
+    LookRecipe,
+    PublishedRecipe,
+    Recipe,
+)
 from crosscope_proto.roots import Roots
 from crosscope_proto.specs import DataSpec
 from crosscope_server.errors import Violation
@@ -49,6 +56,9 @@ def check(recipe: Recipe, home: Path, roots: Sequence[Path] = (), *, after_other
     found = Findings()
     if isinstance(recipe, DemoPairRecipe):
         return found
+    if isinstance(recipe, CausalRecipe):
+        _check_crosscoder(recipe.name, home, found, after_others=after_others)
+        return found
     may_look = Roots((home, *roots), [home / name for name in OWN_FOLDERS])
     looker = _Looker(recipe, home, may_look, found, after_others)
     steps: list[tuple[str, Callable[[], None]]] = [("pair", looker.pair)]
@@ -63,6 +73,19 @@ def check(recipe: Recipe, home: Path, roots: Sequence[Path] = (), *, after_other
         except OSError as error:  # for instance a folder without permission
             found.warnings.append(f"{where} could not be checked: {error.strerror or error}")
     return found
+
+
+def _check_crosscoder(name: str, home: Path, found: Findings, *, after_others: bool) -> None:
+    """Checks that a crosscoder is published."""
+    folder = Path(crosscoder_folder(home, name))
+    if (folder / CURRENT).is_file():
+        return
+    if after_others:
+        found.warnings.append(f"there is no crosscoder {name!r} yet; a job before this one must make it")
+        return
+    known = sorted(each.parent.name for each in folder.parent.glob(f"*/{CURRENT}"))
+    there = ", ".join(known[:20]) or "none"
+    found.wrong("name", f"there is no crosscoder {name!r} (there: {there}); train it, or import it as published")
 
 
 class _Looker:

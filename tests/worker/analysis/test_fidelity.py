@@ -16,7 +16,9 @@ from crosscope_proto.artefacts import PairManifest
 from crosscope_proto.roles import TEMPLATE_ROLES, TokenRole
 from crosscope_proto.specs import AnalysisSpec, TokenPolicy
 from crosscope_worker.analysis import fidelity as module
-from crosscope_worker.analysis.fidelity import Splicing, fidelity, patched_latents
+from crosscope_worker.analysis import whole_texts
+from crosscope_worker.analysis.fidelity import fidelity, patched_latents
+from crosscope_worker.analysis.whole_texts import Splicing
 from crosscope_worker.data.harvest import HarvestError
 from crosscope_worker.data.texts import Text
 from crosscope_worker.dictionary.crosscoder import Crosscoder
@@ -239,7 +241,7 @@ def test_a_plain_evaluation_gives_the_same(tiny_pair, documents, chats, policy: 
 def test_sizes_of_pieces_do_not_matter(tiny_pair, documents, chats, monkeypatch: pytest.MonkeyPatch):
     texts = documents + chats + documents
     at_once = measure(random_crosscoder(), tiny_pair, texts, [0, 5])
-    monkeypatch.setattr(module, "BATCH_TOKENS", 30)
+    monkeypatch.setattr(whole_texts, "BATCH_TOKENS", 30)
     monkeypatch.setattr(module, "CODE_BYTES", 24 * 4 * 5)
     monkeypatch.setattr(module, "LOGIT_BYTES", 400 * 4 * 3)
     assert measure(random_crosscoder(), tiny_pair, texts, [0, 5]) == pytest.approx(at_once, rel=1e-4, abs=1e-6)
@@ -280,9 +282,9 @@ def test_texts_are_read_until_enough_tokens_were_kept(tiny_pair, documents):
 
 
 def test_a_forward_is_no_larger_than_it_may_be(monkeypatch: pytest.MonkeyPatch, tiny_pair):
-    monkeypatch.setattr(module, "BATCH_TOKENS", 30)
+    monkeypatch.setattr(whole_texts, "BATCH_TOKENS", 30)
     texts = [Text(0, np.arange(length), np.ones(length, np.uint8)) for length in (20, 5, 5, 16, 40, 10, 10, 10)]
-    batches = module._batches(texts, 10_000, TokenPolicy(), PairActivations(tiny_pair, LAYER))
+    batches = whole_texts.batches(texts, 10_000, TokenPolicy(), PairActivations(tiny_pair, LAYER))
     lengths = [[len(text.ids) for text in batch] for batch in batches]
     assert lengths == [[20], [5, 5], [16], [40], [10, 10, 10]]
 

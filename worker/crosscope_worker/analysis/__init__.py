@@ -1,7 +1,9 @@
 """One pass over held-out texts that measures every latent, and the tables that follow (math §4 to §7)."""
 
+from crosscope_worker.analysis.causal import measure_causal
 from crosscope_worker.analysis.errors import AnalysisError
-from crosscope_worker.analysis.fidelity import Splicing
+from crosscope_worker.analysis.latents import with_columns
 from crosscope_worker.analysis.run import Analysis, HeldOut, analyse
+from crosscope_worker.analysis.whole_texts import Splicing
 
-__all__ = ["Analysis", "AnalysisError", "HeldOut", "Splicing", "analyse"]
+__all__ = ["Analysis", "AnalysisError", "HeldOut", "Splicing", "analyse", "measure_causal", "with_columns"]

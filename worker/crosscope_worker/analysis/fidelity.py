@@ -14,8 +14,7 @@ Knows nothing about single latents.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,47 +23,22 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from crosscope_proto.artefacts import LatentClass
-from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES, TEMPLATE_ROLES, TokenRole
-from crosscope_proto.specs import TokenPolicy
+from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
 from crosscope_proto.stages import Stage
-from crosscope_worker.analysis.behaviours import assistant_turns
 from crosscope_worker.analysis.errors import AnalysisError
-from crosscope_worker.data.harvest import check_finite
-from crosscope_worker.data.texts import Text
+from crosscope_worker.analysis.whole_texts import Splicing, WholeTexts, batches, read
 from crosscope_worker.dictionary.crosscoder import Crosscoder
-from crosscope_worker.models.activations import PairActivations
 from crosscope_worker.models.norms import NormFilter
 from crosscope_worker.models.places import PairError
 from crosscope_worker.models.upper_half import UpperHalf
-from crosscope_worker.tokenizer.token_policy import policy_positions
 from crosscope_worker.work import Progress
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-BATCH_TOKENS = 2048
-"""Tokens of one forward, padding included; a longer text runs alone."""
 CODE_BYTES = LOGIT_BYTES = 64 << 20
-FIRST_TOKENS = 9
-"""Number of first tokens of an assistant message that the figures ending in first9 are about."""
 FALLBACK_SHARE = 0.05
 """Share of the living latents that is patched if no latent is chat-specific."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Batch:
-    """Texts side by side, right-padded; all of them conversations or none. Tensors are [batch, pos]."""
-
-    ids: Tensor
-    x: Tensor
-    """[batch, pos, both] float32."""
-    kept: Tensor
-    """bool: the policy keeps the token."""
-    predicts: Tensor
-    """bool: kept, and there is a next token."""
-    groups: dict[str, Tensor]
-    """bool, subsets of `predicts`: predictions of assistant content, predictions of its first tokens, and predictions
-    made at template tokens. Empty if the texts are no conversations."""
 
 
 class _Means:
@@ -83,24 +57,15 @@ class _Means:
         return {name: self._sums[name] / count for name, count in self._counts.items() if count}
 
 
-@dataclass(frozen=True, eq=False)
-class Splicing:
-    """The models and texts that run with reconstructions in place of activations."""
-
-    activations: PairActivations
-    texts: Iterable[Text]
-    policy: TokenPolicy
-    norms: NormFilter | None = None
-    """The filter of the analysis: its bounds leave out the same tokens here. Without bounds, they are measured on the
-    first batch."""
-
-
 def spliced_half(model: PreTrainedModel, layer: int) -> UpperHalf:
     """A model from a layer on. Raises AnalysisError with the way out for a model that cannot be run like that."""
     try:
         return UpperHalf(model, layer)
     except PairError as error:
-        way_out = "set analysis.spliced_tokens to 0 to go without cross-entropy and KL recovered"
+        way_out = (
+            "set analysis.spliced_tokens to 0 and analysis.causal to null to go without cross-entropy, KL recovered "
+            "and causal effects"
+        )
         raise AnalysisError(f"{error}; {way_out}") from error
 
 
@@ -134,8 +99,8 @@ def fidelity(
     patches = pair.d_model[BASE] == pair.d_model[CHAT] and crosscoder.streams.patches
     means, seen = _Means(), 0
     with torch.inference_mode():
-        for group in _batches(splicing.texts, num_tokens, policy, activations):
-            batch = _read(group, activations, policy, norms)
+        for group in batches(splicing.texts, num_tokens, policy, activations):
+            batch = read(group, activations, policy, norms)
             seen += int(batch.kept.sum())
             x_hat, chosen, every = _decoded(crosscoder, batch.x[batch.kept], patched)
             for model, upper in enumerate(uppers):
@@ -177,63 +142,6 @@ def patched_latents(latents: "pa.Table") -> Tensor:
     return torch.from_numpy(found)
 
 
-def _batches(
-    texts: Iterable[Text], num_tokens: int, policy: TokenPolicy, activations: PairActivations
-) -> Iterator[list[Text]]:
-    """Batches of whole texts with at least `num_tokens` tokens that the policy keeps, outliers included.
-
-    Conversations have batches of their own, and so do texts of different regimes.
-    """
-    waiting: defaultdict[tuple[bool, int], list[Text]] = defaultdict(list)
-    seen = 0
-    for text in texts:
-        kind = bool((text.roles == TokenRole.ASSISTANT).any()), activations.regimes([len(text.ids)])[0]
-        longest = max(len(each.ids) for each in [*waiting[kind], text])
-        if waiting[kind] and longest * (len(waiting[kind]) + 1) > BATCH_TOKENS:
-            yield waiting.pop(kind)
-        waiting[kind].append(text)
-        seen += len(policy_positions(text.roles, policy))
-        if seen >= num_tokens:
-            break
-    yield from filter(None, waiting.values())
-
-
-def _read(texts: list[Text], activations: PairActivations, policy: TokenPolicy, norms: NormFilter) -> _Batch:
-    lengths = [len(text.ids) for text in texts]
-    shape = (len(texts), max(lengths))
-    ids, roles, kept = np.zeros(shape, np.int64), np.zeros(shape, np.uint8), np.zeros(shape, bool)
-    assistant, first = np.zeros(shape, bool), np.zeros(shape, bool)
-    for row, text in enumerate(texts):
-        ids[row, : lengths[row]], roles[row, : lengths[row]] = text.ids, text.roles
-        kept[row, policy_positions(text.roles, policy)] = True
-        for start, end in assistant_turns(text.roles):
-            assistant[row, start:end] = True
-            first[row, start : min(end, start + FIRST_TOKENS)] = True
-    rows, positions = kept.nonzero()
-    x = activations(torch.from_numpy(ids), torch.tensor(lengths))
-    flat = x[torch.from_numpy(rows), torch.from_numpy(positions)]
-    check_finite(flat, activations, texts, rows, positions)
-    norms.measure([(flat, positions)])
-    stay = norms(flat, positions).cpu().numpy()
-    kept[rows[~stay], positions[~stay]] = False
-    predicts = kept & (np.arange(shape[1]) < np.array(lengths)[:, None] - 1)
-    template = np.isin(roles, [*TEMPLATE_ROLES])
-    made_at = {"all": _predicting(assistant), "first9": _predicting(first), "template": template}
-
-    def tensor(values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values).to(x.device)
-
-    groups = {name: tensor(where & predicts) for name, where in made_at.items()} if assistant.any() else {}
-    return _Batch(tensor(ids), x, tensor(kept), tensor(predicts), groups)
-
-
-def _predicting(tokens: np.ndarray) -> np.ndarray:
-    """[batch, pos] bool: whether the next token is one of `tokens`."""
-    result = np.zeros_like(tokens)
-    result[:, :-1] = tokens[:, 1:]
-    return result
-
-
 def _decoded(crosscoder: Crosscoder, x: Tensor, patched: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Reconstructions [token, both] of `x: [token, both]`, and the differences that S and that all latents make.
 
@@ -262,7 +170,7 @@ def _decoded(crosscoder: Crosscoder, x: Tensor, patched: Tensor) -> tuple[Tensor
 
 
 def _predictions(
-    upper: UpperHalf, batch: _Batch, clean: Tensor, inputs: Mapping[str, Tensor]
+    upper: UpperHalf, batch: WholeTexts, clean: Tensor, inputs: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Cross-entropies of a model unchanged ("clean") and with each replacement, and KL(clean ‖ replaced), in nats.
 
@@ -289,7 +197,7 @@ def _predictions(
     return ce, kl
 
 
-def _add(means: _Means, model: str, batch: _Batch, ce: dict[str, Tensor], kl: dict[str, Tensor]) -> None:
+def _add(means: _Means, model: str, batch: WholeTexts, ce: dict[str, Tensor], kl: dict[str, Tensor]) -> None:
     for kind in ("clean", "spliced", "zero") if "spliced" in ce else ():
         means.add(f"ce_{kind}_{model}", ce[kind])
     for kind, values in kl.items():

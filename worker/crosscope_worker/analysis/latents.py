@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from crosscope_proto.causal_columns import CAUSAL_COLUMNS
 from crosscope_proto.column import arrow_schema
 from crosscope_proto.columns import LATENT_COLUMNS
 from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
@@ -143,6 +144,12 @@ def _together(found: Measured) -> Columns:
     return {"coactive": _ragged(together, np.uint32), "coactive_indices": _ragged(indices, np.float32)}
 
 
+def _causal(found: Measured) -> Columns:
+    """Not measured yet; `with_columns` puts in what was."""
+    nothing = np.full(found.crosscoder.num_latents, np.nan, np.float32)
+    return {column.name: nothing for column in CAUSAL_COLUMNS}
+
+
 GROUPS: tuple[Callable[[Measured], Columns], ...] = (
     _ids,
     _kinds,
@@ -150,6 +157,7 @@ GROUPS: tuple[Callable[[Measured], Columns], ...] = (
     _activity,
     _estimates,
     _uselessness,
+    _causal,
     _tokens,
     _together,
 )
@@ -163,6 +171,15 @@ def latent_table(found: Measured) -> pa.Table:
         columns |= group(found)
     schema = arrow_schema(LATENT_COLUMNS)
     return pa.table({name: columns[name] for name in schema.names}, schema=schema)
+
+
+def with_columns(latents: pa.Table, columns: Columns) -> pa.Table:
+    """A table of LATENT_COLUMNS, perhaps of an older version, with some of its columns replaced or added."""
+    schema = arrow_schema(LATENT_COLUMNS)
+    names = [name for name in schema.names if name in latents.column_names or name in columns]
+    values: Columns = {name: columns[name] if name in columns else latents.column(name) for name in names}
+    fields = [schema.field(name) if name in columns else latents.schema.field(name) for name in names]
+    return pa.table(values, schema=pa.schema(fields))
 
 
 def _ragged(rows: "Sequence[NDArray[Any]]", dtype: type[np.generic]) -> "pa.Array[Any]":

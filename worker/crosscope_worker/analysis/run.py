@@ -1,6 +1,7 @@
 """The analysis: one pass over held-out activations, then tables, then the fidelity of reconstructions.
 
-The pass feeds every accumulator; the tables read only their sums and the store; fidelity runs both models again.
+The pass feeds every accumulator; the tables read only their sums and the store; fidelity and
+causal effects run both models again.
 Knows the order of the work; the formulas are in the modules that it calls.
 """
 
@@ -16,6 +17,7 @@ from crosscope_proto.specs import AnalysisSpec
 from crosscope_proto.stages import Stage
 from crosscope_worker.analysis.accumulators import Accumulators
 from crosscope_worker.analysis.behaviours import behaviour_table
+from crosscope_worker.analysis.causal import measure_causal
 from crosscope_worker.analysis.errors import AnalysisError
 from crosscope_worker.analysis.examples import (
     TextFacts,
@@ -25,10 +27,11 @@ from crosscope_worker.analysis.examples import (
     sequence_table,
     top_tokens,
 )
-from crosscope_worker.analysis.fidelity import Splicing, fidelity, patched_latents
+from crosscope_worker.analysis.fidelity import fidelity, patched_latents
 from crosscope_worker.analysis.intake import blocks
-from crosscope_worker.analysis.latents import Measured, latent_table
+from crosscope_worker.analysis.latents import Measured, latent_table, with_columns
 from crosscope_worker.analysis.lens import find_lenses
+from crosscope_worker.analysis.whole_texts import Splicing
 from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.work import Progress
 
@@ -56,7 +59,7 @@ class Analysis:
     """Number of shards that have tokens; at most the spec's."""
     metrics: dict[str, float]
     """fve_base, fve_chat, l0, dead_share, num_living; outlier_share, and fve_…_inliers without outliers; the figures of
-    `fidelity`."""
+    `fidelity`, and those of `causal_effects`."""
     class_counts: dict[str, int]
     histogram_edges: tuple[float, ...]
     uselessness: dict[str, float] = field(default_factory=dict)
@@ -76,18 +79,21 @@ class HeldOut:
     """The models whose heads make the logit lens; without them, and for a model without a lens, it is empty."""
     splicing: Splicing | None = None
     """None: fidelity is not measured."""
+    causal: Splicing | None = None
+    """The texts of causal effects; None: they are not measured."""
 
 
 @torch.no_grad()
 def analyse(
     crosscoder: Crosscoder, held_out: HeldOut, spec: AnalysisSpec, progress: Progress, parts: Sequence[str] = ()
 ) -> Analysis:
-    """Measures every latent of a crosscoder on held-out activations, then the fidelity of its reconstructions.
+    """Measures every latent of a crosscoder on held-out activations, then the fidelity of its reconstructions, then the
+    causal effects of some latents.
 
     `parts` are the parts of the dictionary, [latent], empty without parts. All statistics are in the crosscoder's own
     input space (analysis/block.py). Memory beyond the weights: see moments.py, uselessness.py, coactivation.py and
-    store.py. Raises AnalysisError if there is no token; whatever the harvests, `fidelity` and `progress` raise passes
-    through.
+    store.py. Raises AnalysisError if there is no token; whatever the harvests, `fidelity`, `measure_causal`
+    and `progress` raise passes through.
     """
     if not held_out.datasets:
         raise AnalysisError("the analysis has no data set; name at least one")
@@ -97,11 +103,16 @@ def analyse(
         analysis = _tables(crosscoder, held_out, spec, progress, found, parts)
     finally:
         found.close()
-    if held_out.splicing is None:
-        return analysis
-    patched = patched_latents(analysis.latents)
-    figures = fidelity(crosscoder, held_out.splicing, patched, spec.spliced_tokens, progress)
-    return replace(analysis, metrics=analysis.metrics | figures)
+    if held_out.splicing is not None:
+        patched = patched_latents(analysis.latents)
+        figures = fidelity(crosscoder, held_out.splicing, patched, spec.spliced_tokens, progress)
+        analysis = replace(analysis, metrics=analysis.metrics | figures)
+    if held_out.causal is not None and spec.causal is not None:
+        effects = measure_causal(crosscoder, held_out.causal, analysis.latents, spec.causal, progress)
+        unavailable = analysis.unavailable | ({"causal": effects.reason} if effects.reason else {})
+        latents, metrics = with_columns(analysis.latents, effects.columns), analysis.metrics | effects.metrics
+        analysis = replace(analysis, latents=latents, metrics=metrics, unavailable=unavailable)
+    return analysis
 
 
 def _pass(

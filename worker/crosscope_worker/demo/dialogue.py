@@ -275,14 +275,21 @@ _SIGNS = {
 }
 
 
-def shows(behaviour: PlantedBehaviour, request: str, answer: str) -> bool:
-    """Whether an answer shows a behaviour, judged by its words, and for counting also by the number of things in its
-    list.
+def pattern(behaviour: PlantedBehaviour, request: str) -> str:
+    """A regular expression that is found in the answers to a request that show a behaviour, judged by their words.
+
+    For counting it also asks for the right number of things in the list.
     """
     if behaviour is not PlantedBehaviour.COUNTING:
-        return re.search(_SIGNS[behaviour], answer) is not None
+        return _SIGNS[behaviour]
     asked = re.search(r"\b(two|three|four|five)\b", request)
-    counted = re.fullmatch(r"Here are (\w+) \w+: (.+)\.", answer)
-    if not asked or not counted:
-        return False
-    return counted[1] == asked[1] and len(re.split(r", | and ", counted[2])) == NUMBERS.index(asked[1])
+    if not asked:
+        return r"(?!)"  # found nowhere
+    thing = r"(?:(?!, | and ).)+"
+    others = NUMBERS.index(asked[1]) - 1
+    return rf"^Here are {asked[1]} \w+: {thing}(?:(?:, | and ){thing}){{{others}}}\.$"
+
+
+def shows(behaviour: PlantedBehaviour, request: str, answer: str) -> bool:
+    """Whether an answer shows a behaviour."""
+    return re.search(pattern(behaviour, request), answer) is not None

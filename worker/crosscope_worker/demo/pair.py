@@ -5,6 +5,7 @@
         base/  chat/         both models and the tokenizer, as transformers saves them
         data/web.jsonl       {"text"}: documents
         data/chat.jsonl      {"conversation", "behaviours"}: conversations with the spans of planted behaviours
+        data/probes.jsonl    {"behaviour", "messages", "pattern"}: requests that are in no conversation
 
 Both models read the same world. The base has also read dialogues in the chat template, answered naively. So
 tuning changes the answers and not the format. Finished stages stay in the workspace: an attempt after one that died
@@ -28,6 +29,7 @@ from crosscope_proto.recipe import DemoPairRecipe
 from crosscope_proto.stages import Stage
 from crosscope_worker.demo.dialogue import Conversation, conversation
 from crosscope_worker.demo.documents import document
+from crosscope_worker.demo.probes import probes
 from crosscope_worker.demo.tokenizer import (
     BOS,
     END_OF_TURN,
@@ -84,7 +86,7 @@ def make_demo_pair(recipe: DemoPairRecipe, workspace: Workspace, progress: Progr
     written = target.with_name(f"{PARTIAL}{target.name}-{workspace.folder.name}")
     shutil.rmtree(written, ignore_errors=True)
     try:
-        _write_pair(written, manifest, texts, tokenizer, base, chat)
+        _write_pair(written, manifest, texts, tokenizer, base, chat, recipe.seed)
         sync_tree(written)
         workspace.fence()
         replace_folder(target, written)
@@ -238,6 +240,7 @@ def _write_pair(
     tokenizer: PreTrainedTokenizerFast,
     base: Gemma2ForCausalLM,
     chat: Gemma2ForCausalLM,
+    seed: int,
 ) -> None:
     eos, end_of_turn = token_id(tokenizer, EOS), token_id(tokenizer, END_OF_TURN)
     for name, model, ends in (("base", base, eos), ("chat", chat, [eos, end_of_turn])):
@@ -249,6 +252,7 @@ def _write_pair(
     data = folder / "data"
     data.mkdir()
     _write_lines(data / "web.jsonl", ({"text": text} for text in texts.documents))
+    _write_lines(data / "probes.jsonl", probes(texts.world, seed + 3))
     chats = ({"conversation": c.turns(), "behaviours": c.behaviours()} for c in texts.conversations)
     _write_lines(data / "chat.jsonl", chats)
     (folder / PAIR_MANIFEST).write_text(manifest_text(manifest), "utf-8")

@@ -3,13 +3,22 @@
 Reads which folders exist, to tell a hub id from a folder. Knows nothing about Redis.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from crosscope_proto import environment
-from crosscope_proto.artefacts import PAIR_MANIFEST, pair_folder
-from crosscope_proto.manifest import ManifestError, parse_pair_manifest
-from crosscope_proto.recipe import DemoPairRecipe, PublishedRecipe, Recipe, RecipeError, parse_recipe, recipe_dict
+from crosscope_proto.artefacts import CURRENT, MANIFEST, PAIR_MANIFEST, crosscoder_folder, pair_folder, version_folder
+from crosscope_proto.manifest import ManifestError, parse_manifest, parse_pair_manifest
+from crosscope_proto.recipe import (
+    CausalRecipe,
+    DemoPairRecipe,
+    PublishedRecipe,
+    Recipe,
+    RecipeError,
+    parse_recipe,
+    recipe_dict,
+)
 from crosscope_worker.jobs.settings import JobSettings
 
 _IDLE = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
@@ -39,6 +48,8 @@ def uses_hub(text: str, home: Path) -> bool:
         recipe = parse_recipe(text)
     except RecipeError:
         return False
+    if isinstance(recipe, CausalRecipe):
+        return uses_hub(_made_by(recipe.name, home), home)
     if isinstance(recipe, DemoPairRecipe):
         return False
     if any(data.source == "hub" for data in recipe.data):
@@ -47,6 +58,16 @@ def uses_hub(text: str, home: Path) -> bool:
     if isinstance(recipe, PublishedRecipe):
         named.append((recipe.path, home))
     return any(not (folder / Path(name).expanduser()).exists() for name, folder in named)
+
+
+def _made_by(name: str, home: Path) -> str:
+    """The recipe that made a crosscoder's current version; empty if that cannot be read."""
+    try:
+        version_id = (Path(crosscoder_folder(home, name)) / CURRENT).read_text("utf-8").strip()
+        manifest = parse_manifest((Path(version_folder(home, name, version_id)) / MANIFEST).read_bytes())
+    except (OSError, UnicodeDecodeError, ManifestError):
+        return ""
+    return json.dumps(manifest.recipe)
 
 
 def _references(recipe: Recipe, home: Path) -> Iterator[tuple[str, Path]]:

@@ -13,6 +13,7 @@ KINDS: Mapping[str, str] = {
     "crosscoder": "crosscope_worker.recipes.train:make_crosscoder",
     "published": "crosscope_worker.recipes.published:make_published",
     "look": "crosscope_worker.recipes.look:make_look",
+    "causal": "crosscope_worker.recipes.causal:make_causal",
     "demo-pair": "crosscope_worker.demo.pair:make_demo_pair",
 }
 """The function of each kind of recipe, as module:name."""

@@ -133,7 +133,7 @@ def _try_models(activations: PairActivations, recipe: AnalysedRecipe) -> list[st
     Raises PairError or AnalysisError if a model cannot be read or measured.
     """
     activations.check()
-    if recipe.analysis.spliced_tokens:
+    if recipe.analysis.spliced_tokens or recipe.analysis.causal:
         for model in activations.pair.models:
             spliced_half(model, recipe.layer)
     _, reasons = find_lenses(activations.pair)

@@ -91,6 +91,7 @@ def _measure(material: Material, trained: Trained, held_out: TextStream, norms: 
         material.tokenizer,
         material.pair,
         Splicing(activations, material.texts("held_out"), recipe.tokens, norms),
+        Splicing(activations, material.texts("held_out"), recipe.tokens, norms),
     )
     is_trained = isinstance(recipe, CrosscoderRecipe)
     apart = variant_of(recipe.crosscoder, material.pair.d_model).parts() if is_trained else ()

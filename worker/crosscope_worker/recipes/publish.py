@@ -93,17 +93,50 @@ def publish(
     `curves` are (step, figure, value). Raises PublishError if there is no room, and passes on what `fence` raises
     (LostClaim, Cancelled); in both cases nothing of the version remains and CURRENT is unchanged.
     """
-    versions = Path(layout.crosscoder_folder(home, name)) / "versions"
+
+    def fill(folder: Path, now: float) -> CrosscoderManifest:
+        _write_tables(folder, analysis, curves, crosscoder.num_latents)
+        manifest = _measured(manifest_of(name, crosscoder, provenance), analysis, now)
+        crosscoder.save(folder, manifest)
+        return manifest
+
+    weights = sum(getattr(crosscoder, each).nbytes for each in TENSORS)
+    tables = sum(table.nbytes for table in (analysis.latents, analysis.sequences, analysis.examples))
+    return _publish(Path(layout.crosscoder_folder(home, name)) / "versions", fill, weights + tables, fence)
+
+
+def publish_again(
+    home: Path, manifest: CrosscoderManifest, latents: pa.Table, fence: Callable[[], None]
+) -> CrosscoderManifest:
+    """Writes a version like that of `manifest.version_id`, with another table of latents, and makes it current.
+
+    Everything else in the manifest is taken as it is; the version's id, its time and its files' hashes are new. Raises
+    as `publish` does.
+    """
+    old = Path(layout.version_folder(home, manifest.name, manifest.version_id))
+
+    def fill(folder: Path, now: float) -> CrosscoderManifest:
+        shutil.copytree(old, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(layout.MANIFEST))
+        _write_table(folder / layout.LATENTS, latents)
+        software = {package: version(package) for package in _SOFTWARE}
+        return replace(manifest, version_id="", created_at=now, software=software)
+
+    size_bytes = sum(path.stat().st_size for path in old.rglob("*") if path.is_file())
+    return _publish(old.parent, fill, size_bytes, fence)
+
+
+def _publish(
+    versions: Path, fill: Callable[[Path, float], CrosscoderManifest], size_bytes: int, fence: Callable[[], None]
+) -> CrosscoderManifest:
+    """Makes a version that `fill(folder, now)` writes, about `size_bytes` large, and makes it the current one."""
     versions.mkdir(parents=True, exist_ok=True)
     now = time.time()
     stamp = datetime.fromtimestamp(now, UTC).strftime("%Y%m%dt%H%M%S%f")[:-3]
     temporary = versions / f"{_TEMPORARY}{stamp}-{os.getpid()}"
     try:
         temporary.mkdir()
-        hashes = _write_tables(temporary, analysis, curves, crosscoder.num_latents)
-        manifest = _measured(manifest_of(name, crosscoder, provenance), analysis, now)
-        crosscoder.save(temporary, manifest)
-        hashes |= {layout.WEIGHTS: sha256(temporary / layout.WEIGHTS)}
+        manifest = fill(temporary, now)
+        hashes = _hashes(temporary)
         content = hashlib.sha256("".join(f"{file}:{hashes[file]}\n" for file in sorted(hashes)).encode()).hexdigest()
         manifest = replace(
             manifest, version_id=f"{stamp}-{content[:12]}", hashes=manifest.hashes | hashes | {"content": content}
@@ -117,7 +150,7 @@ def publish(
         sync(versions.parent.parent)
     except (OSError, SafetensorError) as error:
         if is_no_room(error):
-            raise _no_room(versions, crosscoder, analysis, error) from error
+            raise _no_room(versions, size_bytes, error) from error
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -249,10 +282,8 @@ def _measured(manifest: CrosscoderManifest, analysis: Analysis, now: float) -> C
     )
 
 
-def _write_tables(
-    folder: Path, analysis: Analysis, curves: Sequence[tuple[int, str, float]], num_latents: int
-) -> dict[str, str]:
-    """Writes every table; returns the SHA-256 of each file by its name below the folder."""
+def _write_tables(folder: Path, analysis: Analysis, curves: Sequence[tuple[int, str, float]], num_latents: int) -> None:
+    """Writes every table."""
     schema = arrow_schema(METRIC_COLUMNS)
     rows = [dict(zip(schema.names, row, strict=True)) for row in curves]
     _write_table(folder / layout.METRICS, pa.Table.from_pylist(rows, schema=schema))
@@ -262,7 +293,11 @@ def _write_tables(
         _write_table(folder / layout.BEHAVIOURS, analysis.behaviours)
     (folder / layout.EXAMPLES).mkdir()
     _write_examples(folder / layout.EXAMPLES, analysis.examples, num_latents)
-    files = sorted(path for path in folder.rglob("*.parquet"))
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """The SHA-256 of every table and of the weights, by its name below the folder."""
+    files = [*sorted(folder.rglob("*.parquet")), folder / layout.WEIGHTS]
     return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
 
 
@@ -289,13 +324,9 @@ def _write_examples(folder: Path, examples: pa.Table, num_latents: int) -> None:
                     writer.write_table(examples.slice(begin, end - begin), row_group_size=end - begin)
 
 
-def _no_room(
-    versions: Path, crosscoder: Crosscoder, analysis: Analysis, error: OSError | SafetensorError
-) -> PublishError:
-    weights = sum(getattr(crosscoder, name).nbytes for name in TENSORS)
-    tables = sum(table.nbytes for table in (analysis.latents, analysis.sequences, analysis.examples))
+def _no_room(versions: Path, size_bytes: int, error: OSError | SafetensorError) -> PublishError:
     free = shutil.disk_usage(versions).free
     return PublishError(
-        f"no room to publish into {versions}: up to {weights + tables} bytes are needed, {free} are free "
+        f"no room to publish into {versions}: up to {size_bytes} bytes are needed, {free} are free "
         f"({error}); nothing was changed. Free space, raise the quota, or set CROSSCOPE_HOME to another disk"
     )

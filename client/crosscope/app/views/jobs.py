@@ -16,7 +16,7 @@ LIST_HEIGHT = 214
 """Height of the list of jobs in pixels: six rows."""
 FIGURES = (("loss", "Loss"), ("fve", "Variance explained"), ("l0", "L0, latents a token"))
 """The charts: what the names of their figures begin with, and their titles."""
-MAKES_CROSSCODERS = ("crosscoder", "published")
+MAKES_CROSSCODERS = ("crosscoder", "published", "causal")
 """Kinds of jobs that end with a crosscoder to browse."""
 AGAIN = (JobState.FAILED, JobState.CANCELLED)
 """States of jobs that can be queued again."""
