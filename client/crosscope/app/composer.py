@@ -33,6 +33,11 @@ def store(prompt: LabPrompt) -> None:
         st.session_state[LONG_PROMPT] = prompt
 
 
+def link_params(prompt: LabPrompt) -> dict[str, str | None]:
+    """Parameters by which a link takes the prompt to another page; a prompt that is too long travels in the session."""
+    return prompt.params() if prompt.fits_url() else {}
+
+
 def fields(prompt: LabPrompt, *, answered: bool = False) -> LabPrompt:
     """Draws fields for turns or raw text. The URL has the prompt, so a field's key changes with its content.
 

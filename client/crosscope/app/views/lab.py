@@ -9,9 +9,9 @@ import streamlit as st
 
 from crosscope import CrosscoderInfo, CrosscopeError, Encoding, LeftOut, TopLatents
 from crosscope.app import address, composer, panels, prompts, session, tables, text, url
-from crosscope.app.columns import evidence
 from crosscope.app.prompts import LabPrompt
-from crosscope.app.table_view import Column, table_view
+from crosscope.app.latent_list import latent_list
+from crosscope.app.table_view import Column
 from crosscope.app.token_view import Strip, TokenEvent, token_view
 
 RANKS = {"max": "largest", "sum": "sum", "count": "tokens", "share_of_max": "share of own largest"}
@@ -198,13 +198,9 @@ def listed(
     key: str, label: str, ids: np.ndarray, names: Sequence[str], more: Sequence[Column], info: CrosscoderInfo
 ) -> None:
     """Draws a table of latents with their evidence and further columns; a row colours the tokens by its latent."""
-    columns = session.atlas(info.name, info.version_id)
-    shown = (*evidence(columns), *names)
-    rows = tables.of_latents(ids, columns, shown, floor=session.uselessness_floor(info), more=more)
     links = [address.here({"by": latent}) for latent in ids.tolist()]
     by = prompts.decimal(st.query_params.get("by"), -1)
-    chosen = int(np.flatnonzero(ids == by)[0]) if by in ids else None
-    table_view(key, label, rows, links, chosen=chosen)
+    latent_list(key, label, ids, info, links, names=names, more=more, chosen=by)
 
 
 def chosen_latent(info: CrosscoderInfo) -> None:
