@@ -17,7 +17,7 @@ RULES = [
     (r"\b(async|await) ", ""),
     (r"\bAsync([A-Z]\w*)", r"\1"),
     (r"\b__a(iter|enter|exit)__", r"__\1__"),
-    (r"\ba(next|closing)\b", r"\1"),
+    (r"\ba(next|closing|close)\b", r"\1"),
     (r"\b_async\b", "_sync"),
     (r"\b_aio\b", "_blocking"),
     (r"\bimport grpc\.aio\n", ""),

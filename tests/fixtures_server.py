@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ class CountingWorker(inference_pb2_grpc.InferenceServicer):
 
 
 def text_of(prompt: types_pb2.Prompt) -> str:
+    if prompt.HasField("token_ids"):
+        return " ".join(f"{id_}/{role}" for id_, role in zip_longest(prompt.token_ids.ids, prompt.token_ids.roles))
     return prompt.text or " ".join(turn.content for turn in prompt.conversation.turns)
 
 

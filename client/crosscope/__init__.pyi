@@ -1,5 +1,8 @@
 """The public names: the one list of them, which type checkers and `__init__` read."""
 
+from ._answers import Answer as Answer
+from ._answers import NewToken as NewToken
+from ._arms import Arm as Arm
 from ._async.client import AsyncClient as AsyncClient
 from ._async.columns import (
     AsyncColumn as AsyncColumn,
@@ -16,13 +19,24 @@ from ._async.crosscoder import (
 from ._async.crosscoder import (
     AsyncLatentList as AsyncLatentList,
 )
+from ._async.generation import AsyncGeneration as AsyncGeneration
 from ._async.jobs import (
     AsyncJob as AsyncJob,
 )
 from ._async.jobs import (
     AsyncJobs as AsyncJobs,
 )
+from ._async.pair import AsyncPair as AsyncPair
+from ._attribution import AttributedLatent as AttributedLatent
+from ._attribution import Attribution as Attribution
+from ._comparison import Comparison as Comparison
+from ._comparison import ModelPredictions as ModelPredictions
+from ._comparison import NextToken as NextToken
+from ._comparison import NextTokens as NextTokens
 from ._connection import Tls as Tls
+from ._contrast import Contrast as Contrast
+from ._contrast import ContrastLatent as ContrastLatent
+from ._contrast import ContrastPlace as ContrastPlace
 from ._encoding import (
     Encoding as Encoding,
 )
@@ -80,7 +94,10 @@ from ._examples import (
 from ._examples import (
     ExampleList as ExampleList,
 )
+from ._explanation import ExplainedLatent as ExplainedLatent
+from ._explanation import Explanation as Explanation
 from ._latents import LatentStatistics as LatentStatistics
+from ._steering import Steer as Steer
 from ._sync.client import Client as Client
 from ._sync.columns import (
     Column as Column,
@@ -97,12 +114,14 @@ from ._sync.crosscoder import (
 from ._sync.crosscoder import (
     LatentList as LatentList,
 )
+from ._sync.generation import Generation as Generation
 from ._sync.jobs import (
     Job as Job,
 )
 from ._sync.jobs import (
     Jobs as Jobs,
 )
+from ._sync.pair import Pair as Pair
 from ._types import (
     CoActive as CoActive,
 )

@@ -4,7 +4,7 @@ The rest of the SDK is written once, in `_async`; `client/generate.py` makes the
 """
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Generator, Iterable
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
@@ -70,6 +70,10 @@ async def drawn(items: AnyIterable[_Item]) -> AsyncIterator[_Item]:
     else:
         for item in items:
             yield item
+
+
+def wait_if_blocking(read: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Does nothing: what is printed in an event loop cannot wait for it."""
 
 
 class Conversation(Generic[_Reply]):

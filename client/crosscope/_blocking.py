@@ -44,6 +44,11 @@ def start(method: Callable[..., Any], *arguments: object, **options: object) -> 
         return starter.submit(method, *arguments, **options).result()
 
 
+def wait_if_blocking(read: Callable[[], None]) -> None:
+    """Reads what is still to come, so that whatever is printed is whole."""
+    read()
+
+
 class Conversation(Generic[_Reply]):
     """A call that sends and receives many messages. Sending never waits: messages queue until they can be sent."""
 

@@ -65,6 +65,11 @@ class Connection:
         object.__setattr__(self, "address", address)
 
     @property
+    def long_timeout_s(self) -> float:
+        """Limit of calls that generate, or run models many times: ten times that of others."""
+        return 10 * self.timeout_s
+
+    @property
     def options(self) -> list[tuple[str, Any]]:
         """Options of a gRPC channel to the server."""
         return [

@@ -1,4 +1,7 @@
-"""Results from reply messages, which no other module reads field by field. Knows nothing about channels."""
+"""Results from reply messages, which no module but this and `_decode_effects` reads field by field.
+
+Knows nothing about channels.
+"""
 
 import json
 from typing import Any
@@ -165,12 +168,17 @@ _ROLES = {role.value: role for role in TokenRole}
 _LEFT_OUT = {reason.value: reason for reason in LeftOut}
 
 
+def role(number: int) -> TokenRole:
+    """A token's role; one that this version does not know counts as plain text."""
+    return _ROLES.get(number, TokenRole.TEXT)
+
+
 def tokens(message: types_pb2.Tokens) -> types.Tokens:
     """A text's tokens.
 
-    A role that this version does not know counts as plain text, an unknown reason for leaving out as LeftOut.NORM.
+    An unknown role counts as plain text, an unknown reason for leaving out as LeftOut.NORM.
     """
-    roles = tuple(_ROLES.get(number, TokenRole.TEXT) for number in message.roles)
+    roles = tuple(map(role, message.roles))
     left_out = tuple(_LEFT_OUT.get(number, LeftOut.NORM) for number in message.left_out)
     dropped = tuple(message.dropped_reasoning)
     return types.Tokens(tuple(message.ids), tuple(message.pieces), roles, left_out, dropped)

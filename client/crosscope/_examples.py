@@ -16,6 +16,7 @@ class Example:
     """A text on which a latent fires, or the window of the text that was asked for."""
 
     sequence_id: int
+    """The text's id in its version: `encode(stored_text=example.sequence_id)` reads it exactly as the analysis did."""
     dataset: str
     group: ExampleGroup
     quantile: int

@@ -2,16 +2,22 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from crosscope._errors import InvalidInput
+from crosscope._types import Tokens
 from crosscope_proto.v1 import types_pb2 as pb
 
 Messages = Sequence[Mapping[str, Any]]
 """Messages of a conversation: {"role": "user", "content": "…"}, as chat templates read them. They may also have
 reasoning (or reasoning_content), tool_calls, name and tool_call_id."""
 _MESSAGE_KEYS = frozenset({"role", "content", "reasoning", "reasoning_content", "tool_calls", "name", "tool_call_id"})
+
+AnyPrompt = str | Messages | Tokens | Mapping[str, Any]
+"""One prompt of many: a text, messages, tokens, or one of them by its name: {"text": …}, {"messages": …},
+{"token_ids": …}, {"stored_text": …}."""
+_PROMPT_KEYS = ("text", "messages", "token_ids", "stored_text")
 
 _UINT32 = 2**32 - 1
 
@@ -75,19 +81,27 @@ def build_prompt(
     add_generation_prompt: bool = False,
     parse_control_tokens: bool = False,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    token_ids: Sequence[int] | Tokens | None = None,
+    stored_text: int | None = None,
 ) -> pb.Prompt:
-    """The prompt of a call: a text, or messages, whose former name is `turns`. Raises InvalidInput."""
-    given = {"text": text, "messages": messages, "turns": turns}
+    """The prompt of a call: a text; messages, whose former name is `turns`; token ids, or Tokens with their roles; or
+    the id of a text that the analysis stored. Raises InvalidInput.
+    """
+    given = {"text": text, "messages": messages, "turns": turns, "token_ids": token_ids, "stored_text": stored_text}
     if sum(value is not None for value in given.values()) != 1:
-        raise InvalidInput.of("prompt", 'give a text or messages=[{"role": "user", "content": "…"}], one of the two')
+        ways = 'a text, messages=[{"role": "user", "content": "…"}], token_ids=[2, 17] or stored_text=12'
+        raise InvalidInput.of("prompt", f"give {ways}, one of them")
     prompt = pb.Prompt(parse_control_tokens=check_flag(parse_control_tokens, "parse_control_tokens"))
     with_header = check_flag(add_generation_prompt, "add_generation_prompt")
-    if text is not None:
+    if messages is None and turns is None:
+        what = "a plain text" if text is not None else "token ids" if token_ids is not None else "a stored text"
         if with_header:
-            raise InvalidInput.of("add_generation_prompt", "goes with messages, not with a plain text")
+            raise InvalidInput.of("add_generation_prompt", f"goes with messages, not with {what}")
         if chat_template_kwargs:
-            raise InvalidInput.of("chat_template_kwargs", "go with messages, not with a plain text")
-        prompt.text = _not_empty(check_text(text, "text"))
+            raise InvalidInput.of("chat_template_kwargs", f"go with messages, not with {what}")
+        if prompt.parse_control_tokens and text is None:
+            raise InvalidInput.of("parse_control_tokens", f"goes with a text or messages, not with {what}")
+        _write_tokens(prompt, text, token_ids, stored_text)
         return prompt
     word = "messages" if messages is not None else "turns"
     prompt.conversation.turns.extend(_messages(given[word], word))
@@ -95,6 +109,52 @@ def build_prompt(
     if chat_template_kwargs:
         prompt.conversation.chat_template_kwargs_json = _json(chat_template_kwargs, "chat_template_kwargs")
     return prompt
+
+
+def build_any(
+    prompt: object,
+    *,
+    add_generation_prompt: bool = False,
+    parse_control_tokens: bool = False,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> pb.Prompt:
+    """The message of one prompt of many (AnyPrompt); the flags act where they apply. Raises InvalidInput."""
+    said: dict[str, Any] = {"text": None}
+    if isinstance(prompt, str | bytes):
+        said = {"text": prompt}
+    elif isinstance(prompt, Tokens):
+        said["token_ids"] = prompt
+    elif isinstance(prompt, Mapping) and len(prompt) == 1 and (key := next(iter(prompt))) in _PROMPT_KEYS:
+        said[key] = prompt[key]
+    else:
+        said["messages"] = prompt
+    if said.get("messages") is not None:
+        said |= {"add_generation_prompt": add_generation_prompt, "chat_template_kwargs": chat_template_kwargs}
+    if said.get("messages") is not None or said["text"] is not None:
+        said["parse_control_tokens"] = parse_control_tokens
+    return build_prompt(**said)
+
+
+def _write_tokens(prompt: pb.Prompt, text: object, token_ids: object, stored_text: object) -> None:
+    """Writes a prompt that is no conversation."""
+    if text is not None:
+        prompt.text = _not_empty(check_text(text, "text"))
+    elif stored_text is not None:
+        prompt.stored_text.sequence_id = check_count(stored_text, "stored_text")
+    elif isinstance(token_ids, Tokens):
+        prompt.token_ids.ids.extend(_some_ids(token_ids.ids))
+        prompt.token_ids.roles.extend(int(role) for role in token_ids.roles)  # pyright: ignore[reportArgumentType]
+    else:
+        prompt.token_ids.ids.extend(_some_ids(token_ids))
+
+
+def _some_ids(ids: object) -> list[int]:
+    if isinstance(ids, str | bytes | Mapping) or not isinstance(ids, Iterable):
+        raise InvalidInput.of("token_ids", f"a list of token ids is needed, not {type(ids).__name__}")
+    numbers = [check_count(id_, f"token_ids[{index}]") for index, id_ in enumerate(ids)]
+    if not numbers:
+        raise InvalidInput.of("token_ids", "is empty; give at least one id")
+    return numbers
 
 
 def _not_empty(text: str) -> str:

@@ -30,13 +30,18 @@ class Turn:
 
 @dataclass(frozen=True)
 class Prompt:
-    """The input of the models: a text or a conversation."""
+    """The input of the models: a text, a conversation, token ids, or a text that the analysis stored."""
 
     text: str | None
     turns: tuple[Turn, ...] = ()
     add_generation_prompt: bool = False
     parse_control_tokens: bool = False
     chat_template_kwargs_json: str = ""
+    token_ids: tuple[int, ...] = ()
+    token_roles: tuple[int, ...] = ()
+    """TokenRole of each of `token_ids`, or empty."""
+    stored_text: int | None = None
+    """Id of a text of the asked version; it is replaced by its tokens before a worker is asked."""
 
     def canonical(self) -> bytes:
         """Bytes that are equal for equal prompts, whichever protobuf library the client has."""
@@ -86,6 +91,9 @@ def prompt_message(prompt: Prompt) -> types_pb2.Prompt:
     """The message of a prompt for a worker."""
     if prompt.text is not None:
         return types_pb2.Prompt(text=prompt.text, parse_control_tokens=prompt.parse_control_tokens)
+    if prompt.token_ids:
+        return types_pb2.Prompt(token_ids=types_pb2.TokenIds(ids=prompt.token_ids, roles=prompt.token_roles))  # pyright: ignore[reportArgumentType]
+    assert prompt.stored_text is None, "a stored text reaches a worker as its tokens"
     conversation = types_pb2.Conversation(
         turns=[types_pb2.Turn(**asdict(turn)) for turn in prompt.turns],
         add_generation_prompt=prompt.add_generation_prompt,

@@ -14,7 +14,7 @@ import pyarrow as pa
 from crosscope_proto import artefacts as layout
 from crosscope_proto.artefacts import ExampleGroup
 from crosscope_proto.columns import EXAMPLE_COLUMNS, SEQUENCE_COLUMNS
-from crosscope_server.errors import BrokenArtefact
+from crosscope_server.errors import BrokenArtefact, NotFound
 from crosscope_server.tables import TableFolder
 
 _MAX_LATENT = 2**32 - 1
@@ -92,6 +92,14 @@ class ExampleReader:
             start = keys.index(after) + 1 if after in keys else len(keys)
         chosen = rows[start : start + size]
         return [self._example(row, context) for row in chosen], start + size >= len(rows)
+
+    def text(self, sequence_id: int) -> TextTokens:
+        """A stored text, whole. Raises NotFound or BrokenArtefact."""
+        texts = self._texts()
+        if sequence_id >= (count := len(texts["token_ids"])):
+            there = f"there are 0 to {count - 1}" if count else "this version stores none"
+            raise NotFound(f"the analysis stored no text {sequence_id}; {there}")
+        return TextTokens(*(texts[name][sequence_id].values.to_pylist() for name in ("token_ids", "pieces", "roles")))
 
     def _rows(self, latent: int, group: ExampleGroup | None, dataset: str | None) -> list[dict[str, Any]]:
         name = f"{layout.EXAMPLES}/{layout.example_part(latent, self._num_latents)}"

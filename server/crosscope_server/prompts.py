@@ -5,7 +5,7 @@ Knows nothing about ranking, and only those public messages that the worker's me
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from crosscope_proto.keys import ENCODE_TTL_S, encode_key
@@ -73,6 +73,7 @@ class Prompts:
         """
         check_prompt(prompt)
         version_id = self._catalogue.resolve(crosscoder, wanted)
+        prompt = await with_stored_tokens(self._catalogue, crosscoder, version_id, prompt)
         request = inference_pb2.TokenizeRequest(
             crosscoder=crosscoder, version_id=version_id, prompt=prompt_message(prompt)
         )
@@ -86,6 +87,7 @@ class Prompts:
         """
         check_prompt(prompt)
         version_id = self._catalogue.resolve(crosscoder, wanted)
+        prompt = await with_stored_tokens(self._catalogue, crosscoder, version_id, prompt)
         key = encode_key(crosscoder, version_id, _METHOD, prompt.canonical())
         if (encoding := await self._from_cache(key)) is not None:
             return Encoded(encoding, version_id, cached=True)
@@ -143,8 +145,26 @@ class Prompts:
             raise
 
 
+async def with_stored_tokens(catalogue: Catalogue, crosscoder: str, version_id: str, prompt: Prompt) -> Prompt:
+    """The prompt with the tokens and roles of the stored text that it names; any other prompt as it is.
+
+    Raises NotFound, with the range of ids, or BrokenArtefact or VersionGone.
+    """
+    if (sequence_id := prompt.stored_text) is None:
+        return prompt
+    version = await catalogue.open(crosscoder, version_id)
+    text = await catalogue.read(version, lambda: version.examples.text(sequence_id))
+    return replace(prompt, token_ids=tuple(text.ids), token_roles=tuple(text.roles), stored_text=None)
+
+
 def check_prompt(prompt: Prompt) -> None:
     """Raises InvalidRequest if a prompt breaks a rule that a .proto file cannot express."""
+    if prompt.parse_control_tokens and (prompt.token_ids or prompt.stored_text is not None):
+        sentence = "goes with a text or a conversation; token ids and stored texts are read as they are"
+        raise InvalidRequest([Violation("prompt.parse_control_tokens", sentence)])
+    if len(prompt.token_roles) not in (0, len(prompt.token_ids)):
+        sentence = f"has {len(prompt.token_roles)} roles for {len(prompt.token_ids)} ids; give one a token, or none"
+        raise InvalidRequest([Violation("prompt.token_ids.roles", sentence)])
     field = "prompt.conversation.turns"
     for i, turn in enumerate(prompt.turns):
         _check_json(f"{field}[{i}].tool_calls_json", parse_tool_calls, turn.tool_calls_json)

@@ -19,7 +19,7 @@ from crosscope import Client, LatentActivation, TokenRole
 from crosscope._tables import duration
 from crosscope.cli import run
 from crosscope.cli.output import to_plain
-from crosscope_proto.v1 import jobs_pb2, jobs_pb2_grpc
+from crosscope_proto.v1 import jobs_pb2, jobs_pb2_grpc, types_pb2
 
 
 @pytest.fixture
@@ -110,10 +110,13 @@ def test_latent_and_crosscoder(cli) -> None:
         (("latent", "demo", "99999"), 1, "99999"),
         (("latents", "nope"), 1, "nope"),
         (("encode", "demo"), 2, "--message"),
-        (("encode", "demo", "hi", "--message", "user:hi"), 2, "one of the two"),
-        (("encode", "demo", "--turn", "user:hi", "--message", "user:hi"), 2, "one of the two"),
+        (("encode", "demo", "hi", "--message", "user:hi"), 2, "one of them"),
+        (("encode", "demo", "--turn", "user:hi", "--message", "user:hi"), 2, "one of them"),
         (("encode", "demo", "--message", "hi"), 2, "--message 'hi' has no role"),
         (("encode", "demo", "--turn", "hi"), 2, "--turn 'hi' has no role"),
+        (("encode", "demo", "hi", "--stored-text", "1"), 2, "one of them"),
+        (("encode", "demo", "--token-ids", "2 x"), 2, "--token-ids 'x' is no token id"),
+        (("encode", "demo", "--stored-text", "1", "--control-tokens"), 2, "goes with a text or messages"),
         (("encode", "demo", "hi"), 3, "no inference worker"),
         (("jobs",), 3, "queue"),
         (("submit", "nowhere.yaml"), 2, "No such file"),
@@ -142,7 +145,7 @@ def test_errors_as_json(cli) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
-    [(("nosuch",), "No such command 'nosuch'"), (("encode", "demo"), "one of the two"), (("demo",), "--once")],
+    [(("nosuch",), "No such command 'nosuch'"), (("encode", "demo"), "one of them"), (("demo",), "--once")],
 )
 def test_wrong_usage_as_json(cli, arguments: tuple[str, ...], says: str) -> None:
     code, out, err = cli("--json", *arguments)
@@ -169,7 +172,7 @@ def test_a_full_disk_is_a_sentence(server_address: str, form: list[str]) -> None
     assert b"Traceback" not in done.stderr
 
 
-def test_prompts(scripted: Client) -> None:
+def test_prompts(scripted: Client, prompts: Any) -> None:
     address = scripted.address
     done = process("encode", "demo", "-", "--json", address=address, stdin="hé\n".encode())
     assert json.loads(done.stdout)["tokens"]["pieces"] == ["<bos>", "h", "é"]
@@ -182,6 +185,12 @@ def test_prompts(scripted: Client) -> None:
     assert done.stdout.splitlines()[1].split() == b"7 2.5 2.5 4 2 1 h".split()
     done = process("tokenize", "demo", "hi", address=address)
     assert [line.split()[2] for line in done.stdout.splitlines()[1:]] == [b"<bos>", b"h", b"i"]
+    for options, content in (
+        (("--token-ids", "2, 17 99"), types_pb2.Prompt(token_ids=types_pb2.TokenIds(ids=[2, 17, 99]))),
+        (("--stored-text", "0"), types_pb2.Prompt(stored_text=types_pb2.StoredText(sequence_id=0))),
+    ):
+        assert process("tokenize", "demo", *options, address=address).returncode == 0
+        assert prompts.last.prompt == content
     done = process("encode", "demo", "-", address=address, stdin=b"caf\xe9")
     assert done.returncode == 2
     assert b"lone surrogate" in done.stderr

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crosscope import InvalidInput
-from crosscope._prompts import build_prompt, check_count, check_text
+from crosscope import InvalidInput, TokenRole, Tokens
+from crosscope._prompts import build_any, build_prompt, check_count, check_text
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,16 @@ HI = [{"role": "user", "content": "hi"}]
         ({"text": "hi", "messages": HI}, "prompt"),
         ({"messages": HI, "turns": HI}, "prompt"),
         ({"text": ""}, "text"),
+        ({"text": "hi", "stored_text": 0}, "prompt"),
+        ({"stored_text": -1}, "stored_text"),
+        ({"stored_text": "12"}, "stored_text"),
+        ({"token_ids": []}, "token_ids"),
+        ({"token_ids": "2 17"}, "token_ids"),
+        ({"token_ids": [2, -1]}, "token_ids[1]"),
+        ({"token_ids": [2, 2**32]}, "token_ids[1]"),
+        ({"token_ids": [2], "parse_control_tokens": True}, "parse_control_tokens"),
+        ({"stored_text": 0, "add_generation_prompt": True}, "add_generation_prompt"),
+        ({"stored_text": 0, "chat_template_kwargs": {"tools": []}}, "chat_template_kwargs"),
         *(
             ({word: value}, field.replace("messages", word))
             for word in ("messages", "turns")
@@ -76,6 +86,32 @@ def test_refusals_name_the_argument_that_was_used(given: dict[str, object], fiel
     with pytest.raises(InvalidInput) as caught:
         build_prompt(**({"text": None} | given))  # pyright: ignore[reportArgumentType]
     assert [violation.field for violation in caught.value.violations] == [field]
+
+
+def test_tokens_bring_their_roles_and_ids_have_none() -> None:
+    tokens = Tokens((2, 17), ("<bos>", "a"), (TokenRole.BOS, TokenRole.USER))
+    sent = build_prompt(None, token_ids=tokens).token_ids
+    assert (list(sent.ids), list(sent.roles)) == ([2, 17], [TokenRole.BOS, TokenRole.USER])
+    sent = build_prompt(None, token_ids=range(3)).token_ids
+    assert (list(sent.ids), list(sent.roles)) == ([0, 1, 2], [])
+
+
+def test_one_prompt_of_many_is_told_by_its_type_or_its_name() -> None:
+    flags = {"add_generation_prompt": True, "parse_control_tokens": True, "chat_template_kwargs": {"tools": []}}
+    tokens = Tokens((2,), ("a",), (TokenRole.TEXT,))
+    for prompt, same in (
+        ("hi", build_prompt("hi", parse_control_tokens=True)),
+        ({"text": "hi"}, build_prompt("hi", parse_control_tokens=True)),
+        (HI, build_prompt(None, HI, **flags)),  # pyright: ignore[reportArgumentType]
+        ({"messages": HI}, build_prompt(None, HI, **flags)),  # pyright: ignore[reportArgumentType]
+        (tokens, build_prompt(None, token_ids=tokens)),
+        ({"token_ids": [2, 17]}, build_prompt(None, token_ids=[2, 17])),
+        ({"stored_text": 0}, build_prompt(None, stored_text=0)),
+    ):
+        assert build_any(prompt, **flags) == same  # pyright: ignore[reportArgumentType]
+    for wrong in (7, {"stored": 1}, {"stored_text": 1, "text": "hi"}):
+        with pytest.raises(InvalidInput, match="messages"):
+            build_any(wrong)
 
 
 def test_the_former_word_is_the_same_prompt() -> None:

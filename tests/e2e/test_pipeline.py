@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crosscope import Client, InvalidInput, Job, JobCancelled, JobState, NotFound, TokenRole
+from crosscope import Client, InvalidInput, Job, JobCancelled, JobState, LeftOut, NotFound, TokenRole
 from crosscope_worker.dictionary.published.export import export_version
 
 from .conftest import ROOT, Stack, wait_until_prompts_are_served
@@ -80,6 +80,24 @@ def test_examples_show_what_encoding_the_same_text_gives(stack: Stack, made: tup
             np.testing.assert_allclose(online[1:], offline[1:], rtol=5e-3, atol=5e-3)
             return
     raise AssertionError("no example could be compared")
+
+
+def test_a_stored_text_has_the_activations_that_the_analysis_saw(stack: Stack, made: tuple[Job, Job]):
+    crosscoder = stack.client.crosscoder("demo")
+    seen: set[str] = set()
+    for latent in crosscoder.latents(where=["num_active > 50"], order_by="-max", limit=8):
+        for example in latent.examples(limit=3):
+            encoding = crosscoder.encode(stored_text=example.sequence_id)
+            assert encoding.tokens.ids == example.tokens.ids
+            assert encoding.tokens.roles == example.tokens.roles
+            assert encoding.tokens.pieces == example.tokens.pieces
+            kept = np.array([reason == LeftOut.KEPT for reason in encoding.tokens.left_out])
+            online = np.where(kept, encoding.latent_values(latent.id), 0)
+            np.testing.assert_allclose(online, example.values(), rtol=1e-4, atol=1e-4)
+            seen.add(example.dataset)
+    assert seen == set(crosscoder.info.datasets), "documents and conversations"
+    with pytest.raises(NotFound, match="the analysis stored no text 4000000000; there are 0 to"):
+        crosscoder.encode(stored_text=4_000_000_000)
 
 
 def test_a_published_version_is_complete_and_says_where_it_came_from(stack: Stack, made: tuple[Job, Job]):

@@ -91,6 +91,10 @@ def test_prompts_that_differ_have_other_canonical_bytes():
         Prompt(None, (Turn("assistant", "a"),)),
         Prompt(None, (Turn("user", "a"), Turn("user", ""))),
         Prompt('a",[]'),
+        Prompt(None, token_ids=(1, 2)),
+        Prompt(None, token_ids=(1, 2), token_roles=(2, 1)),
+        Prompt(None, token_ids=(12,)),
+        Prompt(None, stored_text=0),
     ]
     assert len({prompt.canonical() for prompt in prompts}) == len(prompts)
     assert Prompt("ä").canonical() == Prompt("ä").canonical()
@@ -101,8 +105,11 @@ def test_every_field_of_a_prompt_reaches_the_worker_and_the_cache_key():
     prompt = Prompt(None, (turn,), True, True, '{"f": 1}')
     message = prompt_message(prompt)
     assert decode.prompt(types_pb2.Prompt.FromString(message.SerializeToString())) == prompt
+    tokens = Prompt(None, token_ids=(5, 6), token_roles=(2, 1))
+    assert decode.prompt(types_pb2.Prompt.FromString(prompt_message(tokens).SerializeToString())) == tokens
     for part, whole in ((turn, lambda changed: replace(prompt, turns=(changed,))), (prompt, lambda changed: changed)):
         for field in fields(part):
             value = getattr(part, field.name)
-            other = (not value) if isinstance(value, bool) else () if isinstance(value, tuple) else f"{value}x"
+            others = {bool: not value, tuple: () if value else (1,), str: f"{value}x", type(None): "x"}
+            other = others[type(value)]
             assert whole(replace(part, **{field.name: other})).canonical() != prompt.canonical(), field.name

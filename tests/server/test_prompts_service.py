@@ -1,13 +1,16 @@
 import asyncio
 import math
 import time
+from pathlib import Path
 
 import grpc
 import grpc.aio
+import pyarrow.parquet as pq
 import pytest
 import redis.asyncio
 from fixtures_server import code_of, details_of, run_cache, run_front, run_worker, tokens_of
 
+from crosscope_proto.artefacts import SEQUENCES, version_folder
 from crosscope_proto.keys import encode_key
 from crosscope_proto.v1 import latents_pb2, prompts_pb2, types_pb2
 from crosscope_proto.worker.v1 import inference_pb2
@@ -23,6 +26,12 @@ def text(value: str) -> types_pb2.Prompt:
 def turns(*pairs: tuple[str, str]) -> types_pb2.Prompt:
     messages = [types_pb2.Turn(role=role, content=content) for role, content in pairs]
     return types_pb2.Prompt(conversation=types_pb2.Conversation(turns=messages))
+
+
+def ids(num_ids: int, num_roles: int, **fields: bool) -> types_pb2.Prompt:
+    """Token ids 0, 1, … and the first roles of them."""
+    given = types_pb2.TokenIds(ids=range(num_ids), roles=[types_pb2.TOKEN_ROLE_TEXT] * num_roles)
+    return types_pb2.Prompt(token_ids=given, **fields)
 
 
 def told(kwargs: str, **turn: str) -> types_pb2.Prompt:
@@ -108,6 +117,50 @@ async def test_replies_cached_before_tokens_were_marked_are_computed_again(plant
     assert (found.cached, list(found.tokens.left_out)) == (False, [0, 0, types_pb2.TOKEN_LEFT_OUT_NORM])
 
 
+async def test_a_stored_text_reaches_the_worker_as_its_tokens_and_shares_their_cache(
+    planted_home, running_worker, cache_socket
+):
+    home, manifest = planted_home
+    stored = pq.read_table(Path(version_folder(home, "demo", manifest.version_id)) / SEQUENCES).to_pylist()[7]
+    ids = stored["token_ids"]
+    by_id = types_pb2.Prompt(stored_text=types_pb2.StoredText(sequence_id=7))
+    by_tokens = types_pb2.Prompt(token_ids=types_pb2.TokenIds(ids=ids, roles=stored["roles"]))
+    by_ids = types_pb2.Prompt(token_ids=types_pb2.TokenIds(ids=ids))
+    url = f"unix://{cache_socket}"
+    async with run_front(home=home, workers=running_worker.target, cache_url=url) as front:
+        await front.prompts_serve()
+
+        async def ask(prompt: types_pb2.Prompt) -> prompts_pb2.EncodeResponse:
+            return await front.prompts.Encode(prompts_pb2.EncodeRequest(crosscoder="demo", prompt=prompt))
+
+        first = await ask(by_id)
+        assert running_worker.worker.prompts == [
+            " ".join(f"{id_}/{role}" for id_, role in zip(ids, stored["roles"], strict=True))
+        ]
+        assert not first.cached
+        async with asyncio.timeout(10):
+            while not (again := await ask(by_tokens)).cached:
+                pass
+        assert again.code == first.code
+        assert not (await ask(by_ids)).cached
+        assert running_worker.worker.prompts[-1] == " ".join(f"{id_}/None" for id_ in ids)
+        listed = await front.prompts.Tokenize(prompts_pb2.TokenizeRequest(crosscoder="demo", prompt=by_id))
+        assert list(listed.tokens.pieces)[1:] == running_worker.worker.prompts[0].split(" ")
+
+
+async def test_a_stored_text_that_does_not_exist_is_named_with_the_range(online):
+    for sequence_id in (80, 2**40):
+        prompt = types_pb2.Prompt(stored_text=types_pb2.StoredText(sequence_id=sequence_id))
+        for call in (
+            online.prompts.Encode(prompts_pb2.EncodeRequest(crosscoder="demo", prompt=prompt)),
+            online.prompts.TopLatents(prompts_pb2.TopLatentsRequest(crosscoder="demo", prompt=prompt)),
+            online.prompts.Tokenize(prompts_pb2.TokenizeRequest(crosscoder="demo", prompt=prompt)),
+        ):
+            error = await failure(call)
+            assert error.code() is grpc.StatusCode.NOT_FOUND
+            assert error.details() == f"the analysis stored no text {sequence_id}; there are 0 to 79"
+
+
 async def test_control_characters_and_whitespace_are_text(online, running_worker):
     for value in ("\x00", " ", "<end_of_turn>", "\ufffd"):
         await online.prompts.Encode(encode(value))
@@ -154,6 +207,21 @@ async def test_control_characters_and_whitespace_are_text(online, running_worker
             prompts_pb2.EncodeRequest(crosscoder="demo", prompt=told("", tool_calls_json='[{"name": 3}]')),
             "prompt.conversation.turns[0].tool_calls_json",
             'each call must be an object with "function"',
+        ),
+        (
+            prompts_pb2.EncodeRequest(crosscoder="demo", prompt=ids(3, 1)),
+            "prompt.token_ids.roles",
+            "has 1 roles for 3 ids; give one a token, or none",
+        ),
+        (
+            prompts_pb2.EncodeRequest(crosscoder="demo", prompt=ids(0, 0)),
+            "prompt.token_ids.ids",
+            "must contain at least 1 item(s), but is 0 items",
+        ),
+        (
+            prompts_pb2.EncodeRequest(crosscoder="demo", prompt=ids(1, 0, parse_control_tokens=True)),
+            "prompt.parse_control_tokens",
+            "goes with a text or a conversation",
         ),
         (
             prompts_pb2.EncodeRequest(crosscoder="demo", prompt=turns(*[("user", "x" * 250_000)] * 5)),

@@ -2,14 +2,16 @@
 
 import os
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from crosscope import _decode
 from crosscope._async.crosscoder import AsyncCrosscoder, open_crosscoder
 from crosscope._async.jobs import AsyncJobs
+from crosscope._async.pair import AsyncPair
 from crosscope._async.transport import AsyncTransport
 from crosscope._connection import Connection, Tls
 from crosscope._errors import NotFound
+from crosscope._explanation import Explanation
 from crosscope._public import public
 from crosscope_proto.v1 import latents_pb2
 from crosscope_proto.v1.latents_pb2_grpc import LatentsStub
@@ -26,7 +28,8 @@ class AsyncClient:
             print(await crosscoder.latents(order_by="-rel_norm"))
 
     The client connects when it is first used; `async with` or `close` closes it. A call that can safely be repeated is
-    repeated when the connection breaks. Every call ends after `timeout_s`; every error is a CrosscopeError.
+    repeated when the connection breaks. Every call ends after `timeout_s`, and one that generates, attributes or
+    contrasts after ten times as long; every error is a CrosscopeError.
     """
 
     jobs: AsyncJobs
@@ -72,6 +75,14 @@ class AsyncClient:
         The handle keeps this version, whatever is published later. Raises NotFound, or VersionGone.
         """
         return await open_crosscoder(self._transport, name, version)
+
+    async def pair(self, name: str) -> AsyncPair:
+        """A pair of models below the server's home, without a crosscoder. Its calls raise NotFound if there is none."""
+        return AsyncPair(self._transport, name)
+
+    async def explain(self, crosscoder: str, text: str | None = None, **options: Any) -> Explanation:
+        """Why both models differ on a prompt: `explain` of the crosscoder's current version, which has the options."""
+        return await (await self.crosscoder(crosscoder)).explain(text, **options)
 
     async def health(self) -> dict[str, bool]:
         """Which services answer: latents (browsing), prompts (needs an inference worker), jobs (needs the queue)."""

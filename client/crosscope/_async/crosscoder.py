@@ -1,14 +1,14 @@
-"""A handle of a published crosscoder: its latents, examples and columns; by inheritance, prompts."""
+"""A handle of a published crosscoder: its latents, examples and columns; by inheritance, prompts and effects."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from crosscope import _decode
+from crosscope._async.attributing import AsyncAttributing
 from crosscope._async.columns import AsyncColumns, ColumnAnswer
 from crosscope._async.handle import check_version
 from crosscope._async.pages import PAGE_SIZE, AsyncPages, Page
-from crosscope._async.prompting import AsyncPrompting
 from crosscope._async.transport import AsyncTransport
 from crosscope._errors import InvalidInput, ServerError
 from crosscope._examples import ExampleList
@@ -83,7 +83,7 @@ class AsyncLatentList(AsyncPages[AsyncLatent]):
 
 
 @public
-class AsyncCrosscoder(AsyncPrompting):
+class AsyncCrosscoder(AsyncAttributing):
     """One version of a published crosscoder. Made by `AsyncClient.crosscoder` and `AsyncClient.crosscoders`.
 
     Every call is answered from this version, whatever is published later. It raises VersionGone once the server has

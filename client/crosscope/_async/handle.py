@@ -1,5 +1,7 @@
 """A handle of one version of a published crosscoder. Knows no call."""
 
+from typing import Any
+
 from crosscope import _cards
 from crosscope._async.transport import AsyncTransport
 from crosscope._errors import VersionGone
@@ -40,6 +42,11 @@ class AsyncHandle:
         """The version that a reply names. Raises VersionGone for another one, from which an old server may answer."""
         check_version(self.name, self._version, version_id, self._transport.address)
         return version_id
+
+    @property
+    def _source(self) -> dict[str, Any]:
+        """The fields of a request that name what is asked."""
+        return {"crosscoder": self.name, "version_id": self._version}
 
     @property
     def _latents(self):

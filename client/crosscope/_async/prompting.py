@@ -1,7 +1,7 @@
 """Calls that run a prompt: its tokens, its sparse codes, its latents ranked."""
 
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Literal, overload
 
@@ -13,7 +13,9 @@ from crosscope._encoding import Encoding, Rank, TopLatents
 from crosscope._errors import CrosscopeError, InvalidInput, ServerError
 from crosscope._progress import open_bar
 from crosscope._prompts import (
+    AnyPrompt,
     Messages,
+    build_any,
     build_prompt,
     check_count,
     check_flag,
@@ -44,6 +46,8 @@ class AsyncPrompting(AsyncHandle):
         add_generation_prompt: bool = False,
         parse_control_tokens: bool = False,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        token_ids: Sequence[int] | Tokens | None = None,
+        stored_text: int | None = None,
         turns: Messages | None = None,
     ) -> Tokens:
         """The tokens of a prompt and their roles; runs no model. The prompt is given as to `encode`."""
@@ -54,6 +58,8 @@ class AsyncPrompting(AsyncHandle):
             add_generation_prompt=add_generation_prompt,
             parse_control_tokens=parse_control_tokens,
             chat_template_kwargs=chat_template_kwargs,
+            token_ids=token_ids,
+            stored_text=stored_text,
         )
         return _decode.tokens(await self._tokenize(prompt))
 
@@ -72,6 +78,8 @@ class AsyncPrompting(AsyncHandle):
         add_generation_prompt: bool = False,
         parse_control_tokens: bool = False,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        token_ids: Sequence[int] | Tokens | None = None,
+        stored_text: int | None = None,
         turns: Messages | None = None,
     ) -> Encoding:
         """The sparse code of every token of a text or a conversation.
@@ -81,6 +89,10 @@ class AsyncPrompting(AsyncHandle):
         appends the header of an assistant message. `parse_control_tokens` reads control tokens that are typed in the
         text ("<end_of_turn>") as control tokens. `chat_template_kwargs` are arguments of the chat template beside the
         messages (enable_thinking, tools, documents, …); they override those of the recipe.
+
+        `token_ids` are read exactly as given, with no BOS put in front; `Tokens`, for instance of an encoding, bring
+        their roles. `stored_text` is the id of a text that the analysis stored, `Example.sequence_id`, and is read
+        exactly as the analysis read it.
         """
         prompt = build_prompt(
             text,
@@ -89,6 +101,8 @@ class AsyncPrompting(AsyncHandle):
             add_generation_prompt=add_generation_prompt,
             parse_control_tokens=parse_control_tokens,
             chat_template_kwargs=chat_template_kwargs,
+            token_ids=token_ids,
+            stored_text=stored_text,
         )
         reply = await self._transport.unary(self._prompts.Encode, self._encode_request(prompt, top_k))
         return self._encoding(reply)
@@ -106,7 +120,7 @@ class AsyncPrompting(AsyncHandle):
     @overload
     def encode_many(
         self,
-        prompts: _aio.AnyIterable[str | Messages],
+        prompts: _aio.AnyIterable[AnyPrompt],
         *,
         top_k: int | None = ...,
         add_generation_prompt: bool = ...,
@@ -119,7 +133,7 @@ class AsyncPrompting(AsyncHandle):
     @overload
     def encode_many(
         self,
-        prompts: _aio.AnyIterable[str | Messages],
+        prompts: _aio.AnyIterable[AnyPrompt],
         *,
         top_k: int | None = ...,
         add_generation_prompt: bool = ...,
@@ -132,7 +146,7 @@ class AsyncPrompting(AsyncHandle):
     ) -> AsyncGenerator[Encoding | CrosscopeError, None]: ...
     async def encode_many(
         self,
-        prompts: _aio.AnyIterable[str | Messages],
+        prompts: _aio.AnyIterable[AnyPrompt],
         *,
         top_k: int | None = None,
         add_generation_prompt: bool = False,
@@ -143,8 +157,9 @@ class AsyncPrompting(AsyncHandle):
         progress: bool | None = None,
         on_error: Literal["raise", "return"] = "raise",
     ) -> AsyncGenerator[Encoding | CrosscopeError, None]:
-        """Encodes many texts or conversations, lazily and in order; at most `in_flight` are under way at a time.
+        """Encodes many prompts, lazily and in order; at most `in_flight` are under way at a time.
 
+        A prompt is a text, messages, Tokens, or one of them by its name: {"stored_text": 12}, {"token_ids": [2, 17]}.
         With `return_errors` (formerly `on_error="return"`) a prompt that fails yields its exception in its place and
         the rest goes on; else it is raised. An error of the connection is raised in either case. A prompt is drawn
         only when a reply has made room for it. Leaving the iterator early cancels the rest. `progress` shows a bar, by
@@ -152,14 +167,12 @@ class AsyncPrompting(AsyncHandle):
         """
         check_count(in_flight, "in_flight", low=1)
 
-        for_conversations = {
+        flags = {
             "add_generation_prompt": add_generation_prompt,
+            "parse_control_tokens": parse_control_tokens,
             "chat_template_kwargs": chat_template_kwargs,
         }
-        built = (
-            self._request_or_error(prompt, top_k, parse_control_tokens, for_conversations)
-            async for prompt in _aio.drawn(prompts)
-        )
+        built = (self._request_or_error(prompt, top_k, flags) async for prompt in _aio.drawn(prompts))
         total = len(prompts) if hasattr(prompts, "__len__") else None  # pyright: ignore[reportArgumentType]
         with open_bar(progress, "encoding", total, "prompts") as bar:
             async with aclosing(self._outcomes(built, in_flight)) as outcomes:
@@ -169,15 +182,10 @@ class AsyncPrompting(AsyncHandle):
                         raise outcome
                     yield outcome if isinstance(outcome, CrosscopeError) else self._encoding(outcome)
 
-    def _request_or_error(
-        self, prompt: object, top_k: int | None, parse_control_tokens: bool, for_conversations: Mapping[str, Any]
-    ) -> _Request | InvalidInput:
+    def _request_or_error(self, prompt: object, top_k: int | None, flags: Mapping[str, Any]) -> _Request | InvalidInput:
         """The request of one prompt of many, or the error that says why it cannot be sent."""
-        said: dict[str, Any] = {"text": None, "messages": prompt, **for_conversations}
-        if isinstance(prompt, str | bytes):
-            said = {"text": prompt}
         try:
-            return self._encode_request(build_prompt(**said, parse_control_tokens=parse_control_tokens), top_k)
+            return self._encode_request(build_any(prompt, **flags), top_k)
         except InvalidInput as error:
             return error
 
@@ -228,6 +236,8 @@ class AsyncPrompting(AsyncHandle):
         add_generation_prompt: bool = False,
         parse_control_tokens: bool = False,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        token_ids: Sequence[int] | Tokens | None = None,
+        stored_text: int | None = None,
         turns: Messages | None = None,
     ) -> TopLatents:
         """The latents that a prompt fires, ranked by max, sum, count or share_of_max.
@@ -247,6 +257,8 @@ class AsyncPrompting(AsyncHandle):
             add_generation_prompt=add_generation_prompt,
             parse_control_tokens=parse_control_tokens,
             chat_template_kwargs=chat_template_kwargs,
+            token_ids=token_ids,
+            stored_text=stored_text,
         )
         request = prompts_pb2.TopLatentsRequest(
             crosscoder=self.name,

@@ -3,14 +3,16 @@
 
 import os
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from crosscope import _decode
 from crosscope._connection import Connection, Tls
 from crosscope._errors import NotFound
+from crosscope._explanation import Explanation
 from crosscope._public import public
 from crosscope._sync.crosscoder import Crosscoder, open_crosscoder
 from crosscope._sync.jobs import Jobs
+from crosscope._sync.pair import Pair
 from crosscope._sync.transport import Transport
 from crosscope_proto.v1 import latents_pb2
 from crosscope_proto.v1.latents_pb2_grpc import LatentsStub
@@ -27,7 +29,8 @@ class Client:
             print(crosscoder.latents(order_by="-rel_norm"))
 
     The client connects when it is first used; `with` or `close` closes it. A call that can safely be repeated is
-    repeated when the connection breaks. Every call ends after `timeout_s`; every error is a CrosscopeError.
+    repeated when the connection breaks. Every call ends after `timeout_s`, and one that generates, attributes or
+    contrasts after ten times as long; every error is a CrosscopeError.
     """
 
     jobs: Jobs
@@ -73,6 +76,14 @@ class Client:
         The handle keeps this version, whatever is published later. Raises NotFound, or VersionGone.
         """
         return open_crosscoder(self._transport, name, version)
+
+    def pair(self, name: str) -> Pair:
+        """A pair of models below the server's home, without a crosscoder. Its calls raise NotFound if there is none."""
+        return Pair(self._transport, name)
+
+    def explain(self, crosscoder: str, text: str | None = None, **options: Any) -> Explanation:
+        """Why both models differ on a prompt: `explain` of the crosscoder's current version, which has the options."""
+        return (self.crosscoder(crosscoder)).explain(text, **options)
 
     def health(self) -> dict[str, bool]:
         """Which services answer: latents (browsing), prompts (needs an inference worker), jobs (needs the queue)."""

@@ -1,5 +1,5 @@
 # Written by client/generate.py from _async/crosscoder.py. Do not edit.
-"""A handle of a published crosscoder: its latents, examples and columns; by inheritance, prompts."""
+"""A handle of a published crosscoder: its latents, examples and columns; by inheritance, prompts and effects."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,10 +12,10 @@ from crosscope._filters import Condition, build_filters
 from crosscope._latents import LatentStatistics, latent_html, latent_table
 from crosscope._prompts import check_count, check_text
 from crosscope._public import public
+from crosscope._sync.attributing import Attributing
 from crosscope._sync.columns import ColumnAnswer, Columns
 from crosscope._sync.handle import check_version
 from crosscope._sync.pages import PAGE_SIZE, Page, Pages
-from crosscope._sync.prompting import Prompting
 from crosscope._sync.transport import Transport
 from crosscope._tables import MOST_ROWS
 from crosscope._types import Detector, TrainingCurves
@@ -84,7 +84,7 @@ class LatentList(Pages[Latent]):
 
 
 @public
-class Crosscoder(Prompting):
+class Crosscoder(Attributing):
     """One version of a published crosscoder. Made by `Client.crosscoder` and `Client.crosscoders`.
 
     Every call is answered from this version, whatever is published later. It raises VersionGone once the server has

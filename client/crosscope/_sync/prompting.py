@@ -2,7 +2,7 @@
 """Calls that run a prompt: its tokens, its sparse codes, its latents ranked."""
 
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, Literal, overload
 
@@ -13,7 +13,9 @@ from crosscope._encoding import Encoding, Rank, TopLatents
 from crosscope._errors import CrosscopeError, InvalidInput, ServerError
 from crosscope._progress import open_bar
 from crosscope._prompts import (
+    AnyPrompt,
     Messages,
+    build_any,
     build_prompt,
     check_count,
     check_flag,
@@ -45,6 +47,8 @@ class Prompting(Handle):
         add_generation_prompt: bool = False,
         parse_control_tokens: bool = False,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        token_ids: Sequence[int] | Tokens | None = None,
+        stored_text: int | None = None,
         turns: Messages | None = None,
     ) -> Tokens:
         """The tokens of a prompt and their roles; runs no model. The prompt is given as to `encode`."""
@@ -55,6 +59,8 @@ class Prompting(Handle):
             add_generation_prompt=add_generation_prompt,
             parse_control_tokens=parse_control_tokens,
             chat_template_kwargs=chat_template_kwargs,
+            token_ids=token_ids,
+            stored_text=stored_text,
         )
         return _decode.tokens(self._tokenize(prompt))
 
@@ -73,6 +79,8 @@ class Prompting(Handle):
         add_generation_prompt: bool = False,
         parse_control_tokens: bool = False,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        token_ids: Sequence[int] | Tokens | None = None,
+        stored_text: int | None = None,
         turns: Messages | None = None,
     ) -> Encoding:
         """The sparse code of every token of a text or a conversation.
@@ -82,6 +90,10 @@ class Prompting(Handle):
         appends the header of an assistant message. `parse_control_tokens` reads control tokens that are typed in the
         text ("<end_of_turn>") as control tokens. `chat_template_kwargs` are arguments of the chat template beside the
         messages (enable_thinking, tools, documents, …); they override those of the recipe.
+
+        `token_ids` are read exactly as given, with no BOS put in front; `Tokens`, for instance of an encoding, bring
+        their roles. `stored_text` is the id of a text that the analysis stored, `Example.sequence_id`, and is read
+        exactly as the analysis read it.
         """
         prompt = build_prompt(
             text,
@@ -90,6 +102,8 @@ class Prompting(Handle):
             add_generation_prompt=add_generation_prompt,
             parse_control_tokens=parse_control_tokens,
             chat_template_kwargs=chat_template_kwargs,
+            token_ids=token_ids,
+            stored_text=stored_text,
         )
         reply = self._transport.unary(self._prompts.Encode, self._encode_request(prompt, top_k))
         return self._encoding(reply)
@@ -107,7 +121,7 @@ class Prompting(Handle):
     @overload
     def encode_many(
         self,
-        prompts: _blocking.AnyIterable[str | Messages],
+        prompts: _blocking.AnyIterable[AnyPrompt],
         *,
         top_k: int | None = ...,
         add_generation_prompt: bool = ...,
@@ -120,7 +134,7 @@ class Prompting(Handle):
     @overload
     def encode_many(
         self,
-        prompts: _blocking.AnyIterable[str | Messages],
+        prompts: _blocking.AnyIterable[AnyPrompt],
         *,
         top_k: int | None = ...,
         add_generation_prompt: bool = ...,
@@ -133,7 +147,7 @@ class Prompting(Handle):
     ) -> Generator[Encoding | CrosscopeError, None, None]: ...
     def encode_many(
         self,
-        prompts: _blocking.AnyIterable[str | Messages],
+        prompts: _blocking.AnyIterable[AnyPrompt],
         *,
         top_k: int | None = None,
         add_generation_prompt: bool = False,
@@ -144,8 +158,9 @@ class Prompting(Handle):
         progress: bool | None = None,
         on_error: Literal["raise", "return"] = "raise",
     ) -> Generator[Encoding | CrosscopeError, None, None]:
-        """Encodes many texts or conversations, lazily and in order; at most `in_flight` are under way at a time.
+        """Encodes many prompts, lazily and in order; at most `in_flight` are under way at a time.
 
+        A prompt is a text, messages, Tokens, or one of them by its name: {"stored_text": 12}, {"token_ids": [2, 17]}.
         With `return_errors` (formerly `on_error="return"`) a prompt that fails yields its exception in its place and
         the rest goes on; else it is raised. An error of the connection is raised in either case. A prompt is drawn
         only when a reply has made room for it. Leaving the iterator early cancels the rest. `progress` shows a bar, by
@@ -153,14 +168,12 @@ class Prompting(Handle):
         """
         check_count(in_flight, "in_flight", low=1)
 
-        for_conversations = {
+        flags = {
             "add_generation_prompt": add_generation_prompt,
+            "parse_control_tokens": parse_control_tokens,
             "chat_template_kwargs": chat_template_kwargs,
         }
-        built = (
-            self._request_or_error(prompt, top_k, parse_control_tokens, for_conversations)
-            for prompt in _blocking.drawn(prompts)
-        )
+        built = (self._request_or_error(prompt, top_k, flags) for prompt in _blocking.drawn(prompts))
         total = len(prompts) if hasattr(prompts, "__len__") else None  # pyright: ignore[reportArgumentType]
         with open_bar(progress, "encoding", total, "prompts") as bar:
             with closing(self._outcomes(built, in_flight)) as outcomes:
@@ -170,15 +183,10 @@ class Prompting(Handle):
                         raise outcome
                     yield outcome if isinstance(outcome, CrosscopeError) else self._encoding(outcome)
 
-    def _request_or_error(
-        self, prompt: object, top_k: int | None, parse_control_tokens: bool, for_conversations: Mapping[str, Any]
-    ) -> _Request | InvalidInput:
+    def _request_or_error(self, prompt: object, top_k: int | None, flags: Mapping[str, Any]) -> _Request | InvalidInput:
         """The request of one prompt of many, or the error that says why it cannot be sent."""
-        said: dict[str, Any] = {"text": None, "messages": prompt, **for_conversations}
-        if isinstance(prompt, str | bytes):
-            said = {"text": prompt}
         try:
-            return self._encode_request(build_prompt(**said, parse_control_tokens=parse_control_tokens), top_k)
+            return self._encode_request(build_any(prompt, **flags), top_k)
         except InvalidInput as error:
             return error
 
@@ -229,6 +237,8 @@ class Prompting(Handle):
         add_generation_prompt: bool = False,
         parse_control_tokens: bool = False,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        token_ids: Sequence[int] | Tokens | None = None,
+        stored_text: int | None = None,
         turns: Messages | None = None,
     ) -> TopLatents:
         """The latents that a prompt fires, ranked by max, sum, count or share_of_max.
@@ -248,6 +258,8 @@ class Prompting(Handle):
             add_generation_prompt=add_generation_prompt,
             parse_control_tokens=parse_control_tokens,
             chat_template_kwargs=chat_template_kwargs,
+            token_ids=token_ids,
+            stored_text=stored_text,
         )
         request = prompts_pb2.TopLatentsRequest(
             crosscoder=self.name,

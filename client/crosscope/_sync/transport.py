@@ -51,10 +51,18 @@ class Transport:
             return self._stubs[kind]  # pyright: ignore[reportReturnType]
 
     def unary(
-        self, method: "grpc.UnaryUnaryMultiCallable[Any, _Reply]", request: "Message", *, idempotent: bool = True
+        self,
+        method: "grpc.UnaryUnaryMultiCallable[Any, _Reply]",
+        request: "Message",
+        *,
+        idempotent: bool = True,
+        timeout_s: float | None = None,
     ) -> _Reply:
-        """Sends a request and returns the reply. An idempotent request is sent again when the connection fails."""
-        timeout_s, metadata = self.connection.timeout_s, self.connection.metadata
+        """Sends a request and returns the reply. An idempotent request is sent again when the connection fails.
+
+        `timeout_s` is the connection's own by default.
+        """
+        timeout_s, metadata = timeout_s or self.connection.timeout_s, self.connection.metadata
         delays = iter(_RETRY_DELAYS_S if idempotent else ())
         while True:
             try:

@@ -24,6 +24,13 @@ _PROMPT_OPTIONS: tuple[Option, ...] = (
         help='A message, for instance "user:hello"; give it once a message, in order.',
     ),
     click.option("--turn", "turns", multiple=True, metavar="ROLE:TEXT", hidden=True),
+    click.option("--token-ids", metavar="IDS", help='Token ids, read as they are, for instance "2 17 99".'),
+    click.option(
+        "--stored-text",
+        type=click.IntRange(min=0),
+        metavar="ID",
+        help="A text that the analysis stored, exactly as it was read; an example names it as sequence_id.",
+    ),
     click.option("--generation-prompt", is_flag=True, help="Append the header of an assistant's message."),
     click.option(
         "--template-kwargs",
@@ -45,12 +52,14 @@ def _takes_prompt(function: Callable[..., None]) -> Callable[..., Any]:
         text: str | None,
         messages: tuple[str, ...],
         turns: tuple[str, ...],
+        token_ids: str | None,
+        stored_text: int | None,
         generation_prompt: bool,
         template_kwargs: str | None,
         control_tokens: bool,
         **own: Any,
     ) -> None:
-        prompt = _prompt(text, messages, turns)
+        prompt = _prompt(text, messages, turns, token_ids, stored_text)
         prompt |= {"add_generation_prompt": generation_prompt, "parse_control_tokens": control_tokens}
         if template_kwargs:
             prompt["chat_template_kwargs"] = _object(template_kwargs)
@@ -59,15 +68,28 @@ def _takes_prompt(function: Callable[..., None]) -> Callable[..., Any]:
     return apply(_PROMPT_OPTIONS, with_version(command))
 
 
-def _prompt(text: str | None, messages: tuple[str, ...], turns: tuple[str, ...]) -> dict[str, Any]:
-    """The prompt as arguments of the SDK: a text, or messages, whose former name is turns.
+def _prompt(
+    text: str | None,
+    messages: tuple[str, ...],
+    turns: tuple[str, ...],
+    token_ids: str | None,
+    stored_text: int | None,
+) -> dict[str, Any]:
+    """The prompt as arguments of the SDK: a text; messages, whose former name is turns; token ids; a stored text.
 
     The text "-" stands for stdin without its last line end. Raises UsageError.
     """
-    if sum(map(bool, (text is not None, messages, turns))) != 1:
-        raise click.UsageError('give TEXT ("-" for stdin) or --message ROLE:TEXT, one of the two')
+    ways = (text is not None, messages, turns, token_ids is not None, stored_text is not None)
+    if sum(map(bool, ways)) != 1:
+        raise click.UsageError(
+            'give TEXT ("-" for stdin), --message ROLE:TEXT, --token-ids IDS or --stored-text ID, one of them'
+        )
     if text is not None:
         return {"text": _stdin() if text == "-" else text}
+    if token_ids is not None:
+        return {"token_ids": _ids(token_ids)}
+    if stored_text is not None:
+        return {"stored_text": stored_text}
     word, given = ("messages", messages) if messages else ("turns", turns)
     split = [each.partition(":") for each in given]
     wrong = next((each for each, (_, colon, _) in zip(given, split, strict=True) if not colon), None)
@@ -75,6 +97,14 @@ def _prompt(text: str | None, messages: tuple[str, ...], turns: tuple[str, ...])
         option = f"--{word.removesuffix('s')}"
         raise click.UsageError(f"{option} {wrong!r} has no role; write ROLE:TEXT, for instance user:hello")
     return {word: [{"role": role.strip(), "content": content} for role, _, content in split]}
+
+
+def _ids(text: str) -> list[int]:
+    words = text.replace(",", " ").split()
+    wrong = next((word for word in words if not word.isdecimal()), None)
+    if wrong is not None or not words:
+        raise click.UsageError(f'--token-ids {wrong or text!r} is no token id; write for instance "2 17 99"')
+    return [int(word) for word in words]
 
 
 def _object(text: str) -> dict[str, Any]:

@@ -8,15 +8,27 @@ from crosscope_server.prompts import Encoded
 
 def prompt(message: types_pb2.Prompt) -> Prompt:
     """The prompt in a message."""
-    if message.WhichOneof("content") == "text":
-        return Prompt(message.text, parse_control_tokens=message.parse_control_tokens)
-    conversation = message.conversation
+    parse_control_tokens = message.parse_control_tokens
+    match message.WhichOneof("content"):
+        case "text":
+            return Prompt(message.text, parse_control_tokens=parse_control_tokens)
+        case "token_ids":
+            ids, roles = tuple(message.token_ids.ids), tuple(message.token_ids.roles)
+            return Prompt(None, parse_control_tokens=parse_control_tokens, token_ids=ids, token_roles=roles)
+        case "stored_text":
+            sequence_id = message.stored_text.sequence_id
+            return Prompt(None, parse_control_tokens=parse_control_tokens, stored_text=sequence_id)
+        case _:
+            return _conversation(message.conversation, parse_control_tokens)
+
+
+def _conversation(conversation: types_pb2.Conversation, parse_control_tokens: bool) -> Prompt:
     turns = tuple(
         Turn(turn.role, turn.content, turn.reasoning, turn.tool_calls_json, turn.name, turn.tool_call_id)
         for turn in conversation.turns
     )
     kwargs = conversation.chat_template_kwargs_json
-    return Prompt(None, turns, conversation.add_generation_prompt, message.parse_control_tokens, kwargs)
+    return Prompt(None, turns, conversation.add_generation_prompt, parse_control_tokens, kwargs)
 
 
 def tokens_message(tokens: TextTokens) -> types_pb2.Tokens:

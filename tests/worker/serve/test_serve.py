@@ -150,6 +150,25 @@ async def test_codes_are_those_of_the_crosscoder(served: Served, tiny_pair: Pair
 
 
 @pytest.mark.asyncio
+async def test_token_ids_give_the_code_of_their_text(served: Served) -> None:
+    of_text = await served.inference.Encode(encode_request("the old river"))
+    ids, roles = list(of_text.tokens.ids), list(of_text.tokens.roles)
+
+    def request(ids: list[int], roles: list[Any]) -> inference_pb2.EncodeRequest:
+        prompt = types_pb2.Prompt(token_ids=types_pb2.TokenIds(ids=ids, roles=roles))
+        return inference_pb2.EncodeRequest(crosscoder="demo", version_id=VERSION, prompt=prompt)
+
+    for given in (roles, []):
+        of_ids = await served.inference.Encode(request(ids, given))
+        assert (of_ids.tokens, of_ids.code) == (of_text.tokens, of_text.code)
+    without_bos = await served.inference.Encode(request(ids[1:], []))
+    assert list(without_bos.tokens.ids) == ids[1:]
+    code, sentence = await refusal(served.inference.Encode(request([*ids, 99_999], [])))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert f"token {len(ids)} has id 99999, but the vocabulary has " in sentence
+
+
+@pytest.mark.asyncio
 async def test_a_batch_answers_as_one_by_one(served: Served) -> None:
     texts = [f"the {'old ' * index}river" for index in range(7)]
     alone = [await served.inference.Encode(encode_request(text)) for text in texts]
@@ -266,7 +285,7 @@ async def test_prompts_that_are_refused(served: Served) -> None:
         served.inference.Encode(inference_pb2.EncodeRequest(crosscoder="demo", version_id=VERSION))
     )
     assert code == invalid
-    assert "neither text nor a conversation" in sentence
+    assert "neither text, conversation nor token ids" in sentence
     assert (await served.inference.Encode(encode_request("fine"))).code.row_starts
 
 

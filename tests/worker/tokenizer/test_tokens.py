@@ -154,3 +154,30 @@ def test_a_text_that_gives_no_token_is_refused() -> None:
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     with pytest.raises(PromptError, match="gives no token"):
         TextTokenizer(PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")).text("  \n")
+
+
+def test_ids_are_read_as_given_with_the_roles_of_their_text(
+    tokenise: TextTokenizer, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    text = tokenise.text("the old river")
+    given = tokenise.given(text.ids.tolist())
+    assert given.ids.tolist() == text.ids.tolist()
+    assert given.roles.tolist() == text.roles.tolist() == [B, *[T] * (len(text.ids) - 1)]
+    bare = tokenise.given([*text.ids[1:].tolist(), eos, pad])
+    assert bare.roles.tolist() == [*[T] * (len(text.ids) - 1), E, TokenRole.PAD], "no BOS is put in front"
+    assert tokenise.given([1, eos, pad], [U, A, A]).roles.tolist() == [U, A, A], "roles that are given win"
+
+
+def test_ids_that_do_not_fit_are_refused_with_value_and_limit(tokenise: TextTokenizer) -> None:
+    size = max(id_ for id_ in range(100_000) if tokenise.token(id_)) + 1
+    tokenise.given([size - 1], num_readable=size)
+    for ids, roles, readable, says in (
+        ([1, size], (), None, f"token 1 has id {size}, but the vocabulary has {size} ids"),
+        ([2**32 - 1], (), None, "token 0 has id 4294967295"),
+        ([1, 9], (), 9, "token 1 has id 9, but the models read ids up to 8"),
+        ([1, 2], (B,), None, "2 token ids have 1 roles"),
+        ([], (), None, "give at least one"),
+    ):
+        with pytest.raises(PromptError, match=says):
+            tokenise.given(ids, roles, readable)

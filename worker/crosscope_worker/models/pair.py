@@ -62,6 +62,11 @@ class Pair:
         configs = [model.config.get_text_config() for model in self.models]
         return min(filter(None, (getattr(config, "max_position_embeddings", None) for config in configs)), default=None)
 
+    @property
+    def num_readable(self) -> int:
+        """Token ids that both models can read, from 0 on."""
+        return min(map(num_embeddings, self.models))
+
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The decoder layers of a causal language model, bottom first.

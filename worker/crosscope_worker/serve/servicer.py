@@ -100,10 +100,10 @@ class Inference(inference_pb2_grpc.InferenceServicer):
     async def _tokens(
         self, crosscoder: LoadedCrosscoder, prompt: types_pb2.Prompt
     ) -> tuple[TokenisedText, types_pb2.Tokens]:
-        tokenizer = crosscoder.tokenizer
+        what = crosscoder.tokenizer, prompt, crosscoder.pair.pair.num_readable
         if prompt.ByteSize() <= _SHORT_PROMPT_BYTES:
-            return _tokenise(tokenizer, prompt)
-        return await asyncio.get_running_loop().run_in_executor(self._tokenising, _tokenise, tokenizer, prompt)
+            return _tokenise(*what)
+        return await asyncio.get_running_loop().run_in_executor(self._tokenising, _tokenise, *what)
 
     def _check_length(self, crosscoder: LoadedCrosscoder, num_tokens: int) -> None:
         limit = min(self._max_prompt_tokens, crosscoder.max_positions or self._max_prompt_tokens)
@@ -112,7 +112,9 @@ class Inference(inference_pb2_grpc.InferenceServicer):
             raise PromptError(f"the prompt has {num_tokens} tokens, but {whose} is {limit}; shorten it")
 
 
-def _tokenise(tokenizer: TextTokenizer, prompt: types_pb2.Prompt) -> tuple[TokenisedText, types_pb2.Tokens]:
+def _tokenise(
+    tokenizer: TextTokenizer, prompt: types_pb2.Prompt, num_readable: int
+) -> tuple[TokenisedText, types_pb2.Tokens]:
     match prompt.WhichOneof("content"):
         case "text":
             text = tokenizer.text(prompt.text, prompt.parse_control_tokens)
@@ -124,8 +126,10 @@ def _tokenise(tokenizer: TextTokenizer, prompt: types_pb2.Prompt) -> tuple[Token
                 prompt.parse_control_tokens,
                 _parsed("chat_template_kwargs", parse_template_kwargs, conversation.chat_template_kwargs_json),
             )
+        case "token_ids":
+            text = tokenizer.given(prompt.token_ids.ids, prompt.token_ids.roles, num_readable)
         case _:
-            raise PromptError("the prompt holds neither text nor a conversation; give one of them")
+            raise PromptError("the prompt holds neither text, conversation nor token ids; give one of them")
     pieces, roles = text_pieces(tokenizer, text.ids), text.roles.tolist()
     tokens = types_pb2.Tokens(
         ids=text.ids.tolist(), pieces=pieces, roles=roles, dropped_reasoning=text.dropped_reasoning

@@ -68,7 +68,8 @@ class TextTokenizer:
         self._control = ControlTokens(tokenizer)
         self._template = ChatTemplate(tokenizer, settings or TemplateSettings())
         self._bos, self._pad = _control_id(tokenizer, "bos"), _control_id(tokenizer, "pad")
-        own = {_control_id(tokenizer, name) for name in ("bos", "eos", "unk")}
+        self._eos = _control_id(tokenizer, "eos")
+        own = {self._bos, self._eos, _control_id(tokenizer, "unk")}
         self._pad = None if self._pad in own else self._pad
         self._adds_bos = _template_alone_has_bos(tokenizer, self._control, self._bos)
         self._pieces: dict[int, str] = {}
@@ -116,6 +117,36 @@ class TextTokenizer:
             spans, first, last = np.insert(spans, 0, 0, axis=0), first + 1, last + 1
         roles = self._with_control_roles(ids, roles)
         return TokenisedText(ids, roles, (_span_of(roles == TokenRole.TEXT),), spans, (np.arange(len(text)),))
+
+    def given(self, ids: Sequence[int], roles: Sequence[int] = (), num_readable: int | None = None) -> TokenisedText:
+        """Tokens that are given by their ids; nothing is put around them.
+
+        Without `roles`, BOS, padding and the end of a text get theirs by their ids, and everything else is text.
+        `num_readable` is the number of ids that the models can read.
+        Raises PromptError for an id that does not exist, and for roles that are not as many as the ids.
+        """
+        if not len(ids):
+            raise PromptError("there are no token ids; give at least one")
+        if len(roles) not in (0, len(ids)):
+            raise PromptError(f"{len(ids)} token ids have {len(roles)} roles; give one role a token, or none")
+        self._check_ids(ids, num_readable)
+        numbers = np.array(ids, np.int64)
+        if len(roles):
+            known = np.array(roles, np.uint8)
+        else:
+            known = np.full(len(numbers), TokenRole.TEXT, np.uint8)
+            known[numbers == (-1 if self._eos is None else self._eos)] = TokenRole.TURN_END
+            known = self._with_control_roles(numbers, known)
+        return TokenisedText(numbers, known, ((0, len(numbers)),), np.zeros((len(numbers), 2), np.int64), ())
+
+    def _check_ids(self, ids: Sequence[int], num_readable: int | None) -> None:
+        vocabulary = self._control.reading
+        for position, id_ in enumerate(ids):
+            if vocabulary.id_to_token(id_) is None:
+                limit = vocabulary.get_vocab_size(with_added_tokens=True)
+                raise PromptError(f"token {position} has id {id_}, but the vocabulary has {limit} ids, from 0 on")
+            if num_readable is not None and id_ >= num_readable:
+                raise PromptError(f"token {position} has id {id_}, but the models read ids up to {num_readable - 1}")
 
     def conversation(
         self,
