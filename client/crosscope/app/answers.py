@@ -9,7 +9,7 @@ import numpy as np
 import streamlit as st
 
 from crosscope import Answer, CrosscoderInfo, NewToken
-from crosscope.app import address, latent_list, prompts, tables, text, url
+from crosscope.app import address, latent_list, prompts, steering, tables, text, url
 from crosscope.app.answering import Answering
 from crosscope.app.table_view import Column
 from crosscope.app.token_view import Strip, TokenEvent, token_view
@@ -24,13 +24,17 @@ PLACES = tuple[int, int]
 
 def answers_view(answering: Answering, info: CrosscoderInfo) -> None:
     """Draws the answers, and the token that is locked."""
-    steered = sorted({latent for arm in answering.arms for change in arm.steer for latent in change.latents})  # pyright: ignore[reportAttributeAccessIssue]
+    steered = steering.latents_in(answering.arms)
     places = [(arm, sample) for sample in range(answering.num_samples) for arm in range(len(answering.arms))]
     is_over = answering.is_over
     ended = {(answering.arms.index(answer.arm), answer.sample): answer for answer in answering.answers}
     strips = [
         strip_of(
-            answering.tokens(*place), title_of(answering, place), note_of(answering, place, ended), steered, whole=is_over
+            answering.tokens(*place),
+            title_of(answering, place),
+            note_of(answering, place, ended),
+            steered,
+            whole=is_over,
         )
         for place in places
     ]
@@ -73,9 +77,14 @@ def note_of(answering: Answering, place: PLACES, ended: dict[PLACES, Answer]) ->
 
 def is_plain_of(other: Answer, answer: Answer) -> bool:
     """Whether the other answer is what the same model said unsteered."""
-    return bool(answer.arm.steer) and not other.arm.steer and (other.arm.model, other.sample) == (
-        answer.arm.model,
-        answer.sample,
+    return (
+        bool(answer.arm.steer)
+        and not other.arm.steer
+        and (other.arm.model, other.sample)
+        == (
+            answer.arm.model,
+            answer.sample,
+        )
     )
 
 

@@ -9,7 +9,14 @@ from crosscope import CrosscoderInfo, CrosscopeError
 from crosscope.app import address, panels, session, text, url
 from crosscope.app.views import atlas, jobs, lab, latent, overview, steer
 
-TITLES = {"overview": "Overview", "atlas": "Atlas", "latent": "Latent", "lab": "Prompt lab", "steer": "Steer", "jobs": "Jobs"}
+TITLES = {
+    "overview": "Overview",
+    "atlas": "Atlas",
+    "latent": "Latent",
+    "lab": "Prompt lab",
+    "steer": "Steer",
+    "jobs": "Jobs",
+}
 # A file of our own: Streamlit's named icons come from another host.
 ICON = Path(__file__).with_name("icon.svg")
 

@@ -105,6 +105,11 @@ class LabPrompt:
             raise InvalidInput.of(f"turn {self.spoken[-1] + 1}", problem)
         return replace(self, add_generation_prompt=True)
 
+    def question(self) -> "LabPrompt":
+        """The prompt without the assistant's last turn, so that a model can answer it again."""
+        turns = tuple(self.turns[i] for i in self.spoken)
+        return replace(self, turns=turns[:-1]) if turns and turns[-1].role == "assistant" else self
+
     def answered(self, answer: str) -> "LabPrompt":
         """The prompt with an answer to it: one more turn of the assistant, or the text gone on."""
         if not self.turns:

@@ -15,8 +15,10 @@ import numpy as np
 import streamlit as st
 
 from crosscope import (
+    Attribution,
     Busy,
     Client,
+    Comparison,
     Crosscoder,
     CrosscoderInfo,
     CrosscopeError,
@@ -167,6 +169,22 @@ def encode(name: str, version_id: str, prompt_json: str) -> Encoding:
 def top_latents(name: str, version_id: str, prompt_json: str, ranking_json: str) -> TopLatents:
     """The latents of a prompt, ranked; `ranking_json` holds the other arguments of `Crosscoder.top_latents`."""
     return crosscoder(name, version_id).top_latents(**json.loads(prompt_json), **json.loads(ranking_json))
+
+
+NEXT_TOKENS = 8
+"""Next tokens of each model that a page shows."""
+
+
+@st.cache_resource(max_entries=32, show_spinner="Running both models whole …")
+def compare(name: str, version_id: str, prompt_json: str) -> Comparison:
+    """Both models' predictions on a prompt; `prompt_json` as in `encode`."""
+    return crosscoder(name, version_id).compare(**json.loads(prompt_json), top_n=NEXT_TOKENS)
+
+
+@st.cache_resource(max_entries=32, show_spinner="Taking latents away, one by one …")
+def attribute(name: str, version_id: str, prompt_json: str, token: int) -> Attribution:
+    """The latents that carry the difference at one token of a prompt; `prompt_json` as in `encode`."""
+    return crosscoder(name, version_id).attribute(**json.loads(prompt_json), tokens=[token])
 
 
 def show_error(error: CrosscopeError, said: str = "", as_on_page: Callable[[str], str] = str) -> None:

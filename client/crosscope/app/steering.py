@@ -67,7 +67,9 @@ def read(texts: Sequence[str]) -> tuple[list[Steer], list[str]]:
         except InvalidInput as error:
             problems.append(str(error))
     if len(texts) > MAX_CHANGES:
-        problems.append(f"{len(texts)} changes are more than the {MAX_CHANGES} that one answer can have; the rest is left out")
+        problems.append(
+            f"{len(texts)} changes are more than the {MAX_CHANGES} that one answer can have; the rest is left out"
+        )
     return changes, problems
 
 
@@ -112,3 +114,9 @@ def arms(changes: Sequence[Steer]) -> tuple[Arm, ...]:
     plain = [Arm(model=model, name=f"{model}, plain") for model in MODELS]
     steered = [Arm(model=model, steer=tuple(changes), name=f"{model}, steered") for model in MODELS] if changes else []
     return (*plain, *steered)
+
+
+def latents_in(arms: Sequence[Arm]) -> list[int]:
+    """The latents that any of the arms changes."""
+    changes = [change for arm in arms for change in ([arm.steer] if isinstance(arm.steer, Steer) else arm.steer)]
+    return sorted({latent for change in changes for latent in change.latents})

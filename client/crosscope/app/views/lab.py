@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from crosscope import CrosscoderInfo, CrosscopeError, Encoding, LeftOut, TopLatents
-from crosscope.app import address, composer, panels, prompts, session, tables, text, url
-from crosscope.app.prompts import LabPrompt
+from crosscope import Comparison, CrosscoderInfo, CrosscopeError, Encoding, LeftOut, TopLatents
+from crosscope.app import address, composer, differences, panels, prompts, session, tables, text, url
+from crosscope.app.differences import Shade
 from crosscope.app.latent_list import latent_list
+from crosscope.app.looking import generate_then_look
+from crosscope.app.prompts import LabPrompt
 from crosscope.app.table_view import Column
 from crosscope.app.token_view import Strip, TokenEvent, token_view
 
@@ -40,6 +42,7 @@ def page() -> None:
         st.markdown("Write a turn or a text; every token's latents appear as soon as you leave the field.")
         session.link("latent", "Or take an example of a latent: each has a button for it", crosscoder=chosen.name)
         return
+    generate_then_look(prompt, chosen)
     said = json.dumps(prompt.params())
     try:
         arguments = json.dumps(prompt.arguments())
@@ -52,13 +55,26 @@ def page() -> None:
     with right:
         ranking = ranking_controls()
         top = session.top_latents(chosen.name, chosen.version_id, arguments, json.dumps(ranking))
+    token = prompts.decimal(st.query_params.get("token"), -1)
+    locked = token if 0 <= token < len(encoding) else None
+    comparison = None
     with left:
         not_printed(encoding, prompt)
-        strip(encoding, top)
-        locked_token(encoding, chosen)
+        shade = differences.shade_choice()
+        if shade or locked is not None or differences.is_asked_why():
+            with session.shown_errors(said):
+                comparison = session.compare(chosen.name, chosen.version_id, arguments)
+        strip(encoding, top, locked, comparison, shade)
+        differences.why_switch(locked)
+        if comparison and locked is not None:
+            differences.next_tokens(comparison, locked)
+        locked_token(encoding, locked, chosen)
     with right:
         ranked(top, chosen)
-        chosen_latent(chosen)
+        chosen_latent(prompt, chosen)
+    if comparison and differences.is_asked_why():
+        with session.shown_errors(said):
+            differences.why(prompt, arguments, comparison, locked, chosen)
     with st.expander("Copy as Python"):
         st.code(prompts.python_code(prompt, session.client().address, chosen.name, ranking), language="python")
 
@@ -90,16 +106,18 @@ def not_printed(encoding: Encoding, prompt: LabPrompt) -> None:
         st.caption(f"The chat template does not print all of the reasoning of turn {', '.join(turns)}.")
 
 
-def strip(encoding: Encoding, top: TopLatents) -> None:
-    """Draws the tokens, coloured by the chosen latent, else each by its strongest latent."""
+def strip(
+    encoding: Encoding, top: TopLatents, locked: int | None, comparison: Comparison | None, shade: Shade | None
+) -> None:
+    """Draws the tokens, coloured by a figure of each, by the chosen latent, or each by its strongest latent."""
     by = st.query_params.get("by")
-    token = prompts.decimal(st.query_params.get("token"), -1)
-    locked = (0, token) if 0 <= token < len(encoding) else None
     cached = "from the cache" if encoding.cached else f"{encoding.compute_ms:.0f} ms"
     legend = {entry.latent: str(entry.latent) for entry in top.entries[:LEGEND_LATENTS]}
     chosen = int(by) if by is not None and by.isdecimal() else None
     if chosen is not None:
         legend.setdefault(chosen, str(chosen))
+    shades = differences.colours(shade, comparison) if shade and comparison else None
+    largest = scale_of(encoding, chosen) if shades is None else differences.top_of(shades, encoding.tokens.left_out)
     event = token_view(
         [
             Strip(
@@ -111,14 +129,17 @@ def strip(encoding: Encoding, top: TopLatents) -> None:
                 title=f"{len(encoding)} tokens",
                 note=f"{len(np.unique(encoding.latents))} latents fire · {cached}",
                 left_out=encoding.tokens.left_out,
+                shades=() if shades is None else shades.tolist(),
+                notes=differences.notes(comparison) if comparison else (),
             )
         ],
         key="lab-strip",
-        scale_max=scale_of(encoding, chosen),
+        scale_max=largest,
         colour_by=chosen,
-        locked=locked,
+        locked=None if locked is None else (0, locked),
         legend=legend,
         line_breaks=True,
+        measure=shade.measure if shade and shades is not None else "",
     )
     if event:
         react(event)
@@ -141,15 +162,14 @@ def react(event: TokenEvent) -> None:
     if event.kind in ("lock", "unlock"):
         url.keep("token", str(event.position) if event.kind == "lock" else None)
     elif event.kind == "latent":
-        url.keep("by", str(event.position) if event.position >= 0 else None)
+        url.write({"by": str(event.position) if event.position >= 0 else None, differences.SHADE: None})
     st.rerun()
 
 
-def locked_token(encoding: Encoding, info: CrosscoderInfo) -> None:
+def locked_token(encoding: Encoding, token: int | None, info: CrosscoderInfo) -> None:
     """The latents of the locked token."""
-    token = prompts.decimal(st.query_params.get("token"), -1)
-    if not 0 <= token < len(encoding):
-        st.caption("Click a token, or press Enter on it, to list its latents here.")
+    if token is None:
+        st.caption("Click a token, or press Enter on it, to list its latents and both models' next tokens here.")
         return
     found = encoding.top(token)
     piece = text.visible(encoding.tokens.pieces[token])
@@ -198,12 +218,12 @@ def listed(
     key: str, label: str, ids: np.ndarray, names: Sequence[str], more: Sequence[Column], info: CrosscoderInfo
 ) -> None:
     """Draws a table of latents with their evidence and further columns; a row colours the tokens by its latent."""
-    links = [address.here({"by": latent}) for latent in ids.tolist()]
+    links = [address.here({"by": latent, differences.SHADE: None}) for latent in ids.tolist()]
     by = prompts.decimal(st.query_params.get("by"), -1)
     latent_list(key, label, ids, info, links, names=names, more=more, chosen=by)
 
 
-def chosen_latent(info: CrosscoderInfo) -> None:
+def chosen_latent(prompt: LabPrompt, info: CrosscoderInfo) -> None:
     """The latent that colours the tokens, with its evidence."""
     by = prompts.decimal(st.query_params.get("by"), -1)
     if not 0 <= by < info.num_latents:
@@ -215,4 +235,6 @@ def chosen_latent(info: CrosscoderInfo) -> None:
     row = st.container(horizontal=True)
     with row:
         session.link("latent", f"Open latent {by}", crosscoder=info.name, latent=by)
+        question = composer.link_params(prompt.question())
+        session.link("steer", f"Steer with latent {by}", crosscoder=info.name, steer=f"{by} add 1", **question)
         st.button("Colour by the strongest", on_click=url.keep, args=("by", None))

@@ -22,8 +22,8 @@ REFRESH_S = 0.4
 SHOWN_LATENTS = 4
 """Latents of one change that are shown with their evidence."""
 STRENGTH_HELP = (
-    "In units of the latent's maximum in the analysis. Add moves the stream by so much whether or not the latent fires; "
-    "set makes the latent so strong. Scale is a factor: 0 takes the latent away, 1 changes nothing."
+    "In units of the latent's maximum in the analysis. Add moves the stream by so much whether or not the latent "
+    "fires; set makes the latent so strong. Scale is a factor: 0 takes the latent away, 1 changes nothing."
 )
 ROW_HELP = "The decoder row that is written: of the model that is changed, of the other one, or their difference."
 LEFT_OUT_HELP = "Tokens that training left out, for instance BOS, where a latent's activation means nothing."
@@ -97,7 +97,9 @@ def changes_fields(info: CrosscoderInfo) -> list[Steer]:
     row = st.container(horizontal=True, vertical_alignment="bottom")
     row.number_input("Latent", 0, info.num_latents - 1, 0, key="steer-new", width=130)
     full = len(changes) >= steering.MAX_CHANGES
-    row.button("Add latent", on_click=lambda: write(steering.added(changes, st.session_state["steer-new"])), disabled=full)
+    row.button(
+        "Add latent", on_click=lambda: write(steering.added(changes, st.session_state["steer-new"])), disabled=full
+    )
     row.button(
         "Add the whole stream",
         on_click=lambda: write([*changes, Steer(swap_stream=True)]),
@@ -151,18 +153,22 @@ def change_fields(changes: Sequence[Steer], index: int, change: Steer) -> None:
         shown = ", ".join(map(str, change.latents))
         row.text_input("Latent", **widget("latents", shown), width=110, help="One, or several with commas.")
     actions = [name for name in steering.ACTIONS if (name == "swap_stream") == (not change.latents)]
-    row.selectbox("Action", actions, **widget("action", change.action), format_func=steering.ACTIONS.get, width=160)
+    row.selectbox(
+        "Action", actions, **widget("action", change.action), format_func=steering.ACTIONS.__getitem__, width=160
+    )
     if change.action not in steering.WITHOUT_ROW:
         row.selectbox(
             "Row",
             list(steering.ROWS),
             **widget("row", change.row),
-            format_func=steering.ROWS.get,
+            format_func=steering.ROWS.__getitem__,
             width=170,
             help=ROW_HELP,
         )
     reaches = list(steering.REACHES)
-    row.selectbox("Where", reaches, **widget("reach", change.reach), format_func=steering.REACHES.get, width=170)
+    row.selectbox(
+        "Where", reaches, **widget("reach", change.reach), format_func=steering.REACHES.__getitem__, width=170
+    )
     row.button("Remove", key=f"remove-{index}", on_click=lambda: write([*changes[:index], *changes[index + 1 :]]))
     if change.amount is not None:
         low, high, _ = steering.STRENGTHS[change.action]
@@ -194,7 +200,9 @@ def evidence(change: Steer, info: CrosscoderInfo) -> None:
     """What a change's latents are: class, evidence, tokens at their peaks, a link."""
     unknown = steering.unknown([change], info.num_latents)
     if unknown:
-        st.warning(f"Latent {unknown[0]} does not exist; those of {text.plain(info.name)} are 0 to {info.num_latents - 1}.")
+        st.warning(
+            f"Latent {unknown[0]} does not exist; those of {text.plain(info.name)} are 0 to {info.num_latents - 1}."
+        )
         return
     for latent_id in change.latents[:SHOWN_LATENTS]:
         latent = session.latent(info.name, info.version_id, latent_id)
