@@ -88,8 +88,8 @@ class RunningWorker:
 
 
 @contextlib.asynccontextmanager
-async def run_worker(folder: Path) -> AsyncGenerator[RunningWorker]:
-    worker, healths = CountingWorker(), health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
+async def run_worker(folder: Path, worker: CountingWorker | None = None) -> AsyncGenerator[RunningWorker]:
+    worker, healths = worker or CountingWorker(), health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
     server = grpc.aio.server()
     inference_pb2_grpc.add_InferenceServicer_to_server(worker, server)
     health_pb2_grpc.add_HealthServicer_to_server(healths, server)

@@ -4,16 +4,15 @@ Knows nothing about who computes a code or who asks for it.
 """
 
 import json
-import zlib
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
 import numpy as np
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from crosscope_proto.v1 import types_pb2
 from crosscope_proto.worker.v1 import inference_pb2
+from crosscope_server.replies import Packing
 
 
 @dataclass(frozen=True)
@@ -109,27 +108,16 @@ def read_encoding(message: inference_pb2.EncodeResponse) -> Encoding:
     return encoding
 
 
-def pack_encoding(encoding: Encoding, key: str) -> bytes:
-    """The bytes of an encoding for the cache: a checksum of key and content, then the worker's message."""
-    message = inference_pb2.EncodeResponse(tokens=encoding.tokens, code=encoding.code, compute_ms=encoding.compute_ms)
-    body = message.SerializeToString()
-    return _checksum(key, body) + body
+def _message(encoding: Encoding) -> inference_pb2.EncodeResponse:
+    return inference_pb2.EncodeResponse(tokens=encoding.tokens, code=encoding.code, compute_ms=encoding.compute_ms)
 
 
-def unpack_encoding(data: bytes, key: str) -> Encoding:
-    """The encoding that pack_encoding packed for the same key. Raises ValueError for other bytes."""
-    body = data[4:]
-    if _checksum(key, body) != data[:4]:
-        raise ValueError(f"{len(data)} bytes that are no cached encoding")
-    try:
-        message = inference_pb2.EncodeResponse.FromString(body)
-    except DecodeError as error:
-        raise ValueError(f"a cached encoding of another layout: {error}") from error
-    return read_encoding(message)
+def _encoding(data: bytes) -> Encoding:
+    return read_encoding(inference_pb2.EncodeResponse.FromString(data))
 
 
-def _checksum(key: str, body: bytes) -> bytes:
-    return zlib.crc32(body, zlib.crc32(key.encode())).to_bytes(4, "little")
+ENCODINGS = Packing(_message, _encoding)
+"""How the cache keeps encodings: as the worker's message."""
 
 
 def _check_shape(encoding: Encoding) -> None:

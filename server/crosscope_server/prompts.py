@@ -3,26 +3,18 @@
 Knows nothing about ranking, and only those public messages that the worker's messages contain.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from crosscope_proto.keys import ENCODE_TTL_S, encode_key
+from crosscope_proto.keys import encode_key
 from crosscope_proto.template_kwargs import parse_template_kwargs, parse_tool_calls
 from crosscope_proto.v1 import types_pb2
 from crosscope_proto.worker.v1 import inference_pb2
-from crosscope_server.cache import Cache
 from crosscope_server.catalogue import Catalogue
-from crosscope_server.encodings import (
-    Encoding,
-    Prompt,
-    pack_encoding,
-    prompt_message,
-    read_encoding,
-    unpack_encoding,
-)
+from crosscope_server.encodings import ENCODINGS, Encoding, Prompt, prompt_message, read_encoding
 from crosscope_server.errors import InvalidRequest, NotFound, Violation
+from crosscope_server.replies import Replies
 from crosscope_server.workers import Workers
 
 T = TypeVar("T")
@@ -31,8 +23,6 @@ MAX_PROMPT_BYTES = 1_048_576
 """Most UTF-8 bytes of text in all messages of a conversation."""
 _METHOD = "encode-2"
 """Part of the cache's keys. The number rises when replies get new fields, so that older ones are computed again."""
-_MAX_WAIT_S = 120.0
-"""Longest time for a call, also of a caller without a deadline."""
 
 
 @dataclass(frozen=True)
@@ -44,25 +34,13 @@ class Encoded:
     cached: bool
 
 
-@dataclass
-class _Flight:
-    """A computation that several callers may wait for."""
-
-    task: asyncio.Task[Encoding]
-    deadline: float
-    num_waiting: int = 0
-    is_kept: bool = False
-    """Whether the result is in the cache or on its way there."""
-
-
 class Prompts:
     """Runs prompts. For one event loop."""
 
-    def __init__(self, catalogue: Catalogue, workers: Workers, cache: Cache | None) -> None:
+    def __init__(self, catalogue: Catalogue, workers: Workers, replies: Replies) -> None:
         self._catalogue = catalogue
         self._workers = workers
-        self._cache = cache
-        self._flights: dict[str, _Flight] = {}
+        self._replies = replies
 
     async def tokenize(
         self, crosscoder: str, wanted: str | None, prompt: Prompt, timeout_s: float | None
@@ -89,50 +67,15 @@ class Prompts:
         version_id = self._catalogue.resolve(crosscoder, wanted)
         prompt = await with_stored_tokens(self._catalogue, crosscoder, version_id, prompt)
         key = encode_key(crosscoder, version_id, _METHOD, prompt.canonical())
-        if (encoding := await self._from_cache(key)) is not None:
-            return Encoded(encoding, version_id, cached=True)
         request = inference_pb2.EncodeRequest(
             crosscoder=crosscoder, version_id=version_id, prompt=prompt_message(prompt)
         )
-        return Encoded(await self._share(key, request, timeout_s), version_id, cached=False)
 
-    async def _from_cache(self, key: str) -> Encoding | None:
-        if self._cache is None or (data := await self._cache.get(key)) is None:
-            return None
-        try:
-            return unpack_encoding(data, key)
-        except ValueError:
-            return None  # the answer that is computed now will replace it
+        async def compute(seconds: float) -> Encoding:
+            return read_encoding(await self._of_version(request, self._workers.encode(request, seconds)))
 
-    async def _share(self, key: str, request: inference_pb2.EncodeRequest, timeout_s: float | None) -> Encoding:
-        """The result for a key. Joins a computation under way, unless its deadline is before this caller's."""
-        loop = asyncio.get_running_loop()
-        timeout_s = _MAX_WAIT_S if timeout_s is None else min(timeout_s, _MAX_WAIT_S)
-        deadline = loop.time() + timeout_s
-        flight = self._flights.get(key)
-        if flight is None or flight.task.done() or flight.deadline < deadline - 0.05:
-            task = loop.create_task(self._compute(request, timeout_s))
-            flight = self._flights[key] = _Flight(task, deadline)
-            task.add_done_callback(lambda _, flight=flight: self._land(key, flight))
-        flight.num_waiting += 1
-        try:
-            encoding = await asyncio.shield(flight.task)
-        finally:
-            flight.num_waiting -= 1
-            if flight.num_waiting == 0 and not flight.task.done():
-                self._land(key, flight)  # nobody may join a computation that is about to be cancelled
-                flight.task.cancel()
-        if self._cache is not None and not flight.is_kept:
-            flight.is_kept = True
-            self._cache.put(key, lambda: pack_encoding(encoding, key), ENCODE_TTL_S)
-        return encoding
-
-    def _land(self, key: str, flight: _Flight) -> None:
-        if self._flights.get(key) is flight:
-            del self._flights[key]
-
-    async def _compute(self, request: inference_pb2.EncodeRequest, timeout_s: float) -> Encoding:
-        return read_encoding(await self._of_version(request, self._workers.encode(request, timeout_s)))
+        encoding, cached = await self._replies.get(key, ENCODINGS, compute, timeout_s)
+        return Encoded(encoding, version_id, cached)
 
     async def _of_version(
         self, request: inference_pb2.EncodeRequest | inference_pb2.TokenizeRequest, answer: Awaitable[T]

@@ -20,6 +20,7 @@ from crosscope_server.interceptors import CallInterceptor, TokenInterceptor
 from crosscope_server.jobs.service import jobs_service
 from crosscope_server.metrics import Metrics
 from crosscope_server.prompts import Prompts
+from crosscope_server.replies import Replies
 from crosscope_server.services.latents import LatentsService
 from crosscope_server.services.prompts import PromptsService
 from crosscope_server.settings import Settings
@@ -76,7 +77,7 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
             stack.push_async_callback(cache.close)
         workers = Workers(settings.workers, prompts_change)
         stack.push_async_callback(workers.close)
-        prompts = Prompts(catalogue, workers, cache)
+        prompts = Prompts(catalogue, workers, Replies(cache))
         jobs = await stack.enter_async_context(jobs_service(settings.queue_url, settings.home))
 
         interceptors: list[grpc.aio.ServerInterceptor] = [CallInterceptor(metrics)]

@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 from crosscope_proto.v1 import types_pb2
 from crosscope_proto.worker.v1 import inference_pb2
 from crosscope_server.encodings import (
+    ENCODINGS,
     Encoding,
     Prompt,
     Turn,
-    pack_encoding,
     prompt_message,
     read_encoding,
-    unpack_encoding,
 )
+from crosscope_server.replies import pack, unpack
 from crosscope_server.services import decode
 
 
@@ -31,29 +31,29 @@ def encoding(counts: list[int]) -> Encoding:
 
 @given(st.lists(st.integers(0, 5), max_size=6))
 def test_what_is_packed_unpacks_to_the_same(counts):
-    assert unpack_encoding(pack_encoding(encoding(counts), "k"), "k") == encoding(counts)
+    assert unpack(pack(encoding(counts), "k", ENCODINGS), "k", ENCODINGS) == encoding(counts)
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=3), st.data())
 def test_a_changed_byte_or_a_missing_end_is_noticed(counts, data):
-    packed = bytearray(pack_encoding(encoding(counts), "k"))
+    packed = bytearray(pack(encoding(counts), "k", ENCODINGS))
     place = data.draw(st.integers(0, len(packed) - 1))
-    with pytest.raises(ValueError, match="no cached encoding"):
-        unpack_encoding(bytes(packed[:place]), "k")
+    with pytest.raises(ValueError, match="no cached answer"):
+        unpack(bytes(packed[:place]), "k", ENCODINGS)
     packed[place] ^= data.draw(st.integers(1, 255))
-    with pytest.raises(ValueError, match="no cached encoding"):
-        unpack_encoding(bytes(packed), "k")
+    with pytest.raises(ValueError, match="no cached answer"):
+        unpack(bytes(packed), "k", ENCODINGS)
 
 
 @pytest.mark.parametrize("data", [b"", b"x", b"OK", b"\0" * 16, b"\xff" * 100])
 def test_foreign_bytes_are_noticed(data):
-    with pytest.raises(ValueError, match="no cached encoding"):
-        unpack_encoding(data, "k")
+    with pytest.raises(ValueError, match="no cached answer"):
+        unpack(data, "k", ENCODINGS)
 
 
 def test_another_keys_value_is_noticed():
-    with pytest.raises(ValueError, match="no cached encoding"):
-        unpack_encoding(pack_encoding(encoding([1]), "k"), "l")
+    with pytest.raises(ValueError, match="no cached answer"):
+        unpack(pack(encoding([1]), "k", ENCODINGS), "l", ENCODINGS)
 
 
 def test_strongest_cuts_each_token():

@@ -14,7 +14,8 @@ from crosscope_proto.artefacts import SEQUENCES, version_folder
 from crosscope_proto.keys import encode_key
 from crosscope_proto.v1 import latents_pb2, prompts_pb2, types_pb2
 from crosscope_proto.worker.v1 import inference_pb2
-from crosscope_server.encodings import Prompt, pack_encoding, read_encoding
+from crosscope_server.encodings import ENCODINGS, Prompt, read_encoding
+from crosscope_server.replies import pack
 
 pytestmark = pytest.mark.asyncio
 
@@ -110,7 +111,7 @@ async def test_replies_cached_before_tokens_were_marked_are_computed_again(plant
     old = encode_key("demo", version_id, "encode", Prompt("a sink").canonical())
     reply = inference_pb2.EncodeResponse(tokens=tokens_of("a sink"), code=code_of("a sink"))
     async with redis.asyncio.Redis.from_url(url) as client:
-        await client.set(old, pack_encoding(read_encoding(reply), old))
+        await client.set(old, pack(read_encoding(reply), old, ENCODINGS))
         async with run_front(home=planted_home[0], workers=running_worker.target, cache_url=url) as front:
             await front.prompts_serve()
             found = await front.prompts.Encode(encode("a sink"))

@@ -463,7 +463,9 @@ Global___StreamError: _TypeAlias = StreamError  # noqa: Y015
 
 @_typing.final
 class ContrastRequest(_message.Message):
-    """Asks which latents tell two sets of prompts apart."""
+    """Asks which latents tell two sets of prompts apart. Prompts of the same tokens count once in a set; one that is in both
+    sets is refused, because it tells nothing. Five different prompts a set are the least.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -545,7 +547,7 @@ class ContrastResponse(_message.Message):
         mean_second: _builtins.float
         """Mean score in the second set."""
         p_value: _builtins.float
-        """Share of shuffled labellings in which the best latent of all reaches |AUC - 1/2| of this one."""
+        """(b + 1) / (n + 1), where in b of n shuffled labellings the best latent of all reaches |AUC - 1/2| of this one."""
         def __init__(
             self,
             *,
@@ -575,8 +577,11 @@ class ContrastResponse(_message.Message):
         SHUFFLED_AUC_FIELD_NUMBER: _builtins.int
         NUM_SHUFFLES_FIELD_NUMBER: _builtins.int
         NUM_LATENTS_FIELD_NUMBER: _builtins.int
+        NUM_WITHOUT_TOKEN_FIELD_NUMBER: _builtins.int
         place: _builtins.str
-        """"decision": the prompt's last token; "within": the largest activation on the prompt, template tokens left out."""
+        """"decision": the prompt's last token; "within": the largest activation on the prompt, template tokens left out.
+        Tokens that training left out are not scored.
+        """
         held_out_auc: _builtins.float
         """Held-out AUC of the latent that the other folds choose, with its sign; the mean over five folds."""
         held_out_auc_se: _builtins.float
@@ -587,6 +592,8 @@ class ContrastResponse(_message.Message):
         """Number of shuffled labellings."""
         num_latents: _builtins.int
         """Latents that fire on any prompt."""
+        num_without_token: _builtins.int
+        """Prompts without a token that is scored here; every latent scores 0 on them."""
         @_builtins.property
         def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContrastResponse.Entry]:
             """The latents, most telling first: by |AUC - 1/2|."""
@@ -601,10 +608,11 @@ class ContrastResponse(_message.Message):
             shuffled_auc: _builtins.float = ...,
             num_shuffles: _builtins.int = ...,
             num_latents: _builtins.int = ...,
+            num_without_token: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "held_out_auc", b"held_out_auc", "held_out_auc_se", b"held_out_auc_se", "num_latents", b"num_latents", "num_shuffles", b"num_shuffles", "place", b"place", "shuffled_auc", b"shuffled_auc"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "held_out_auc", b"held_out_auc", "held_out_auc_se", b"held_out_auc_se", "num_latents", b"num_latents", "num_shuffles", b"num_shuffles", "num_without_token", b"num_without_token", "place", b"place", "shuffled_auc", b"shuffled_auc"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -612,12 +620,15 @@ class ContrastResponse(_message.Message):
     NUM_FIRST_FIELD_NUMBER: _builtins.int
     NUM_SECOND_FIELD_NUMBER: _builtins.int
     VERSION_ID_FIELD_NUMBER: _builtins.int
+    NUM_REPEATS_FIELD_NUMBER: _builtins.int
     num_first: _builtins.int
-    """Prompts of the first set."""
+    """Different prompts of the first set."""
     num_second: _builtins.int
-    """Prompts of the second set."""
+    """Different prompts of the second set."""
     version_id: _builtins.str
     """The version of the crosscoder that answered."""
+    num_repeats: _builtins.int
+    """Prompts that were given again in their set, which are not counted."""
     @_builtins.property
     def places(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContrastResponse.Place]:
         """A place each."""
@@ -629,10 +640,11 @@ class ContrastResponse(_message.Message):
         num_first: _builtins.int = ...,
         num_second: _builtins.int = ...,
         version_id: _builtins.str = ...,
+        num_repeats: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_first", b"num_first", "num_second", b"num_second", "places", b"places", "version_id", b"version_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_first", b"num_first", "num_repeats", b"num_repeats", "num_second", b"num_second", "places", b"places", "version_id", b"version_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

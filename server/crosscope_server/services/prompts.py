@@ -1,13 +1,16 @@
 """The service crosscope.v1.Prompts: decode, call, reply. Knows nothing about workers or the cache."""
 
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 
 import grpc
 import grpc.aio
 
 from crosscope_proto.v1 import prompts_pb2, prompts_pb2_grpc
 from crosscope_server.catalogue import Catalogue
+from crosscope_server.contrast import NUM_SHUFFLES
 from crosscope_server.errors import status_of
+from crosscope_server.prompt_sets import Place, PromptSets
 from crosscope_server.prompts import Prompts
 from crosscope_server.ranking import Rank, Ranked, TokenRange, rank_latents
 from crosscope_server.services import decode
@@ -33,6 +36,7 @@ class PromptsService(prompts_pb2_grpc.PromptsServicer):
         self._prompts = prompts
         self._catalogue = catalogue
         self._stream_in_flight = stream_in_flight
+        self._sets = PromptSets(prompts, catalogue, stream_in_flight)
 
     async def Tokenize(self, request: prompts_pb2.TokenizeRequest, context: Context) -> prompts_pb2.TokenizeResponse:
         """The tokens of a prompt."""
@@ -97,11 +101,43 @@ class PromptsService(prompts_pb2_grpc.PromptsServicer):
         async for reply in in_order(request_iterator, one, self._stream_in_flight):
             yield reply
 
+    async def Contrast(self, request: prompts_pb2.ContrastRequest, context: Context) -> prompts_pb2.ContrastResponse:
+        """The latents that tell two sets of prompts apart."""
+        found = await self._sets.contrast(
+            request.crosscoder,
+            request.version_id or None,
+            ([decode.prompt(each) for each in request.first], [decode.prompt(each) for each in request.second]),
+            request.limit if request.HasField("limit") else _DEFAULT_LIMIT,
+            request.seed,
+            context.time_remaining(),
+        )
+        return prompts_pb2.ContrastResponse(
+            places=[_place(place) for place in found.places],
+            num_first=found.num_first,
+            num_second=found.num_second,
+            num_repeats=found.num_repeats,
+            version_id=found.version_id,
+        )
+
     async def _encode(self, request: prompts_pb2.EncodeRequest, context: Context) -> prompts_pb2.EncodeResponse:
         encoded = await self._prompts.encode(
             request.crosscoder, request.version_id or None, decode.prompt(request.prompt), context.time_remaining()
         )
         return decode.encode_message(encoded, request.top_k if request.HasField("top_k") else None)
+
+
+def _place(place: Place) -> prompts_pb2.ContrastResponse.Place:
+    found = place.contrast
+    return prompts_pb2.ContrastResponse.Place(
+        place=place.name,
+        entries=[prompts_pb2.ContrastResponse.Entry(**asdict(entry)) for entry in found.entries],
+        held_out_auc=found.held_out_auc,
+        held_out_auc_se=found.held_out_auc_se,
+        shuffled_auc=found.shuffled_auc,
+        num_shuffles=NUM_SHUFFLES,
+        num_latents=found.num_latents,
+        num_without_token=place.num_without_token,
+    )
 
 
 def _entries(ranked: Ranked) -> list[prompts_pb2.TopLatentsResponse.Entry]:

@@ -4,7 +4,6 @@ import asyncio
 import datetime
 import json
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -21,68 +20,22 @@ import numpy as np
 import pytest
 import pytest_asyncio
 import torch
+from fixtures_serve import LAYER, VERSION, random_crosscoder, write_version
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
-from crosscope_proto.artefacts import CURRENT, MANIFEST, WEIGHTS, CrosscoderManifest, crosscoder_folder, version_folder
+from crosscope_proto.artefacts import MANIFEST, WEIGHTS
 from crosscope_proto.roles import LeftOut, TokenRole
-from crosscope_proto.specs import PairSpec
 from crosscope_proto.v1 import types_pb2
 from crosscope_proto.worker.v1 import inference_pb2, inference_pb2_grpc
-from crosscope_worker.dictionary.crosscoder import Crosscoder
-from crosscope_worker.dictionary.keep import AboveThreshold, LargestOfToken, StoredKeep
+from crosscope_worker.dictionary.keep import LargestOfToken
 from crosscope_worker.disk import sha256
 from crosscope_worker.models.activations import PairActivations
-from crosscope_worker.models.fingerprints import pair_hashes
 from crosscope_worker.models.pair import Pair
-from crosscope_worker.models.places import resolve_pair
 from crosscope_worker.serve.process import InferenceProcess, StartError
 from crosscope_worker.serve.settings import ServeSettings
 from crosscope_worker.tokenizer.tokens import TextTokenizer, Turn
-
-LAYER, LATENTS, VERSION = 2, 48, "v1"
-
-
-def random_crosscoder(seed: int = 0) -> Crosscoder:
-    generator = torch.Generator().manual_seed(seed)
-    weights = torch.randn(64, LATENTS, generator=generator), torch.randn(LATENTS, 64, generator=generator)
-    return Crosscoder(
-        W_enc=weights[0],
-        b_enc=torch.zeros(LATENTS),
-        W_dec=weights[1],
-        b_dec=torch.zeros(64),
-        d_model=(32, 32),
-        variant="batch_topk",
-        keep=AboveThreshold(60.0),
-        input_scale=(0.5, 2.0),
-    )
-
-
-def write_version(home: Path, name: str, crosscoder: Crosscoder, version_id: str = VERSION, **fields: Any) -> Path:
-    """Writes a crosscoder of the pair "tiny" as publishing does."""
-    pair = resolve_pair(PairSpec(name="tiny"), home)
-    stored = StoredKeep.of(crosscoder.keep, LATENTS)
-    manifest = CrosscoderManifest(
-        name=name,
-        version_id=version_id,
-        pair=pair,
-        layer=LAYER,
-        d_model=crosscoder.d_model,
-        num_latents=LATENTS,
-        variant=crosscoder.variant,
-        code_normalisation=crosscoder.code_normalisation,
-        threshold=stored.threshold,
-        token_k=stored.token_k,
-        input_scale=crosscoder.input_scale,
-        hashes=pair_hashes(pair),
-        **{"recipe": {}} | fields,
-    )
-    folder = Path(version_folder(home, name, version_id))
-    folder.mkdir(parents=True)
-    crosscoder.save(folder, manifest)
-    (Path(crosscoder_folder(home, name)) / CURRENT).write_text(f"{version_id}\n")
-    return folder
 
 
 @dataclass
@@ -93,19 +46,10 @@ class Served:
     home: Path
 
 
-@pytest.fixture
-def home(tiny_pair_folder: Path, tmp_path: Path) -> Path:
-    shutil.copytree(tiny_pair_folder, tmp_path / "pairs" / "tiny")
-    write_version(tmp_path, "demo", random_crosscoder())
-    return tmp_path
-
-
 @pytest_asyncio.fixture
 async def served(home: Path) -> AsyncIterator[Served]:
     address = f"unix:{home}/worker"
-    process = InferenceProcess(
-        ServeSettings(home=home, listen=address, max_prompt_tokens=200, max_crosscoders=2, max_queued_tokens=100)
-    )
+    process = InferenceProcess(ServeSettings(home=home, listen=address, max_prompt_tokens=200, max_queued_tokens=100))
     await process.start()
     async with grpc.aio.insecure_channel(address) as channel:
         yield Served(process, inference_pb2_grpc.InferenceStub(channel), health_pb2_grpc.HealthStub(channel), home)
@@ -353,25 +297,12 @@ async def test_a_home_that_was_moved(home: Path, tmp_path_factory: pytest.TempPa
     assert len(reply.tokens.ids) > 1
 
 
-async def test_crosscoders_share_their_pair_and_the_oldest_goes(served: Served) -> None:
-    for name in ("second", "third"):
-        write_version(served.home, name, random_crosscoder())
-    models = served.process.models
-    first, same = await asyncio.gather(models.get("demo", VERSION), models.get("demo", VERSION))
-    assert first is same
-    second = await models.get("second", VERSION)
-    assert second.pair is first.pair
-    assert await models.get("demo", VERSION) is first
-    await models.get("third", VERSION)
-    assert await models.get("demo", VERSION) is first
-    assert await models.get("second", VERSION) is not second
-
-
 @pytest.mark.asyncio
 async def test_a_busy_device_delays_no_tokens_and_refuses_a_flood(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded = await served.process.models.get("demo", VERSION)
+    async with served.process.models.using("demo", VERSION) as loaded:
+        pass
     entered, leave = threading.Event(), threading.Event()
     encode = loaded.encoder.__class__.__call__
 

@@ -159,6 +159,10 @@ class Crosscoder:
             kept = self.sparsifier().kept_by_models(code)
             parts = [(chosen * kept[model]) @ self.decoder(model) for model in (BASE, CHAT)]
             x_hat = torch.cat(parts, dim=1) + self.b_dec
+        return self.restored(x_hat)
+
+    def restored(self, x_hat: Tensor) -> Tensor:
+        """Reconstructions [batch, both] in the crosscoder's input space, back in the models' own scale."""
         x_hat = scale_inputs(x_hat, self.d_model, (1 / self.input_scale[BASE], 1 / self.input_scale[CHAT]))
         return x_hat if self.input_mean is None else x_hat + self.input_mean
 

@@ -114,10 +114,10 @@ class Steering:
         self._model = model
         self._interventions = tuple(interventions)
         for each in self._interventions:
-            _check(each, crosscoder, maxima)
+            _check(each, crosscoder, maxima, model)
         _check_once(self._interventions)
-        self._largest = maxima.to(crosscoder.device) / crosscoder.code_norms()
-        """Raw code of every latent at its maximum, [latent]."""
+        self._largest = (maxima.to(crosscoder.device) / crosscoder.code_norms()).nan_to_num_(0.0, 0.0, 0.0)
+        """Raw code of every latent at its maximum, [latent]; 0 where it never fired."""
 
     @property
     def needs_code(self) -> bool:
@@ -205,13 +205,36 @@ def _reached(each: Intervention, site: Site) -> Tensor:
     return reached
 
 
-def _check(each: Intervention, crosscoder: Crosscoder, maxima: Tensor) -> None:
-    if not math.isfinite(each.amount) or abs(each.amount) > MAX_AMOUNT:
-        raise InterventionError(f"amount {each.amount} must be a number from {-MAX_AMOUNT:g} to {MAX_AMOUNT:g}")
-    crosses = each.action in (Action.TRANSPLANT, Action.SWAP_STREAM) or each.row is not DecoderRow.OWN
+def check_rows(crosscoder: Crosscoder, model: int, action: Action, row: DecoderRow = DecoderRow.OWN) -> None:
+    """Raises InterventionError if the crosscoder has no rows for an action on `model`, or none that fit into it."""
+    crosses = action in (Action.TRANSPLANT, Action.SWAP_STREAM) or row is not DecoderRow.OWN
     if crosses and crosscoder.d_model[BASE] != crosscoder.d_model[CHAT]:
         widths = " and ".join(f"{width} ({name})" for name, width in zip(MODEL_NAMES, crosscoder.d_model, strict=True))
         raise InterventionError(f"the models' streams have widths {widths}, so nothing of one fits into the other")
+    if action is Action.SWAP_STREAM or crosscoder.streams.compares_rows:
+        return
+    has_rows = crosscoder.streams.reconstructs or (CHAT,)
+    read = crosscoder.streams.words
+    if action is Action.TRANSPLANT or row is DecoderRow.DIFFERENCE:
+        if not crosscoder.streams.patches:
+            raise InterventionError(
+                f"this crosscoder reads {read}, so it has no rows of two models to exchange or compare; change the "
+                f"{MODEL_NAMES[has_rows[0]]} model along its own row"
+            )
+        return
+    written = model if row is DecoderRow.OWN else 1 - model
+    if written not in has_rows:
+        way_out = "along the other model's row" if row is DecoderRow.OWN else "along its own row"
+        raise InterventionError(
+            f"this crosscoder reads {read}, so its rows of the {MODEL_NAMES[written]} model are zero; change the "
+            f"{MODEL_NAMES[model]} model {way_out}"
+        )
+
+
+def _check(each: Intervention, crosscoder: Crosscoder, maxima: Tensor, model: int) -> None:
+    if not math.isfinite(each.amount) or abs(each.amount) > MAX_AMOUNT:
+        raise InterventionError(f"amount {each.amount} must be a number from {-MAX_AMOUNT:g} to {MAX_AMOUNT:g}")
+    check_rows(crosscoder, model, each.action, each.row)
     if (each.action is Action.SWAP_STREAM) != (not each.latents):
         raise InterventionError("swap_stream takes no latents, and every other action takes at least one")
     if unknown := [latent for latent in each.latents if not 0 <= latent < crosscoder.num_latents]:

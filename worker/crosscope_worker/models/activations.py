@@ -65,14 +65,15 @@ class PairActivations:
         Returns [row, pos, both] float32 on the pair's device; values at padding mean nothing. Raises PairError for an
         id that has no embedding in both models.
         """
-        self._check_ids(ids)
+        self.check_ids(ids)
         ids = ids.to(self.pair.device)
         positions = None if positions is None else positions.to(self.pair.device)
         num_shared = min(self._num_shared, self.layer + 1)
         base, chat = _both(self.pair, self.layer, ids, positions, num_shared)
         return torch.cat([base.float(), chat.float()], dim=-1)
 
-    def _check_ids(self, ids: Tensor) -> None:
+    def check_ids(self, ids: Tensor) -> None:
+        """Raises PairError for an id that has no embedding in both models; ids: any shape, int64."""
         size = min(self._num_embeddings)
         if ids.numel() and (largest := int(ids.max())) >= size:
             name = MODEL_NAMES[self._num_embeddings.index(size)]

@@ -141,6 +141,27 @@ def load_pair(manifest: PairManifest, device: str | torch.device = "cpu", long_r
     return Pair(manifest, (base, chat), tokenizer, torch.device(device), is_block_sparse)
 
 
+def expected_bytes(manifest: PairManifest) -> int:
+    """Memory that both models' weights will take, by their configurations; 0 where those do not tell.
+
+    What an adapter adds is not counted.
+    """
+    total = 0
+    for place in set(model_places(manifest)):
+        try:
+            config = AutoConfig.from_pretrained(
+                place.source, revision=place.revision, local_files_only=Path(place.source).is_absolute()
+            )
+            if getattr(config, "quantization_config", None) is not None:
+                return 0
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, manifest.dtype))
+        except _LOAD_ERRORS:
+            return 0  # Loading says what is wrong.
+        total += sum(tensor.nbytes for tensor in model.parameters())
+    return total
+
+
 def _load_models(
     manifest: PairManifest, device: str | torch.device, long_rows: bool
 ) -> tuple[PreTrainedModel, PreTrainedModel]:

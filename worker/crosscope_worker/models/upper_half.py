@@ -1,13 +1,14 @@
-"""The part of a causal language model above one decoder layer, run on any output of that layer.
+"""A causal language model run in pieces: hidden states, then logits of some tokens; whole, or above one decoder layer.
 
 While a model runs, the `forward` of some modules is replaced: the layers up to the one in question pass on the given
 activations without computing, and the head gets hidden states in pieces, so that the logits of a whole text are never
 in memory. Everything else (masks, positions, final norm, soft-capping) stays the model's own.
 
-Does not know what the activations are.
+Autograd follows every path here; callers who want no gradient turn it off. Does not know what the activations are.
 """
 
 import copy
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -25,6 +26,38 @@ _RUN_ERRORS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, Va
 """Errors of a model that needs more of its lower layers than their output."""
 
 
+class WholeModel:
+    """A model whose head is run on hidden states in pieces. Not thread-safe."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Runs nothing; `check` does."""
+        self._model = model
+        self._decoder = decoder(model)
+        self._output: Any = None
+        """What the decoder returned last, without its hidden states."""
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        """The head's input at every token, [batch, pos, d_model]; ids: [batch, pos] int64, right-padded."""
+        output = self._decoder(input_ids=ids, use_cache=False)
+        hidden = output.last_hidden_state
+        self._output = copy.copy(output)
+        self._output.last_hidden_state = hidden.new_empty(0)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [token, vocabulary] float32 of some tokens of `hidden`, [token, d_model]."""
+        output = copy.copy(self._output)
+        output.last_hidden_state = hidden[None]
+        ids = torch.zeros(1, len(hidden), dtype=torch.int64, device=hidden.device)
+        with standing_in(self._decoder, lambda *_, **__: output):
+            return self._model(input_ids=ids, use_cache=False).logits[0].float()
+
+    def check(self) -> int:
+        """The number of logits. Runs the model on a few tokens; raises PairError if the pieces are not the model's."""
+        named = f"{type(self._model).__name__} cannot be run in two steps, to hidden states and from there to logits"
+        return check_pieces(self._model, named, lambda ids: self.logits(self.hidden(ids)[0]))
+
+
 class UpperHalf:
     """A model above its decoder layer `layer`, run on given outputs of that layer. Not thread-safe."""
 
@@ -34,20 +67,17 @@ class UpperHalf:
         Raises PairError if it does not.
         """
         self._model = model
-        self._decoder = decoder(model)
+        self._whole = WholeModel(model)
         self._below = list(decoder_layers(model)[: layer + 1])
         self._beside: tuple[None, ...] | None = None
         """The layer's further outputs, left out; None if it returns its output alone."""
-        self._output: Any = None
-        self._vocabulary = 0
-        self._probe(layer)
+        self._vocabulary = self._check(layer)
 
     @property
     def vocabulary(self) -> int:
         """Number of logits."""
         return self._vocabulary
 
-    @torch.inference_mode()
     def hidden(self, ids: Tensor, x: Tensor) -> Tensor:
         """The head's input if the layer's output is `x`: [batch, pos, d_model], in the model's data type.
 
@@ -58,38 +88,44 @@ class UpperHalf:
         with ExitStack() as stack:
             for layer in self._below:
                 stack.enter_context(standing_in(layer, lambda *_, **__: given))
-            self._output = self._decoder(input_ids=ids, use_cache=False)
-        return self._output.last_hidden_state
+            return self._whole.hidden(ids)
 
-    @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [token, vocabulary] float32 of some tokens of `hidden`, [token, d_model]."""
-        output = copy.copy(self._output)
-        output.last_hidden_state = hidden[None]
-        ids = torch.zeros(1, len(hidden), dtype=torch.int64, device=hidden.device)
-        with standing_in(self._decoder, lambda *_, **__: output):
-            return self._model(input_ids=ids, use_cache=False).logits[0].float()
+        return self._whole.logits(hidden)
 
-    @torch.inference_mode()
-    def _probe(self, layer: int) -> None:
-        ids = probe_ids([self._model])
-        found: list[Tensor] = []
+    def _check(self, layer: int) -> int:
+        def run(ids: Tensor) -> Tensor:
+            found: list[Tensor] = []
 
-        def keep(_module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
-            self._beside = None if isinstance(output, Tensor) else (None,) * (len(output) - 1)
-            found.append(stream(output))
+            def keep(_module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+                self._beside = None if isinstance(output, Tensor) else (None,) * (len(output) - 1)
+                found.append(stream(output))
+
+            with self._below[-1].register_forward_hook(keep):
+                self._whole.hidden(ids)
+            return self.logits(self.hidden(ids, found[0])[0])
 
         named = f"{type(self._model).__name__} cannot be run from the output of layer {layer} on"
-        try:
-            with self._below[-1].register_forward_hook(keep):
-                expected = self._model(input_ids=ids, use_cache=False).logits[0].float()
-            self._vocabulary = expected.shape[-1]
-            logits = self.logits(self.hidden(ids, found[0])[0])
-        except _RUN_ERRORS as error:
-            if is_out_of_memory(error):
-                raise
-            raise PairError(f"{named}: {' '.join(str(error).split())}") from error
-        # Finite activations are checked elsewhere, on real texts.
-        difference = standardised_error(logits.nan_to_num(), expected.nan_to_num())
-        if difference > ROUNDED_TOLERANCE:
-            raise PairError(f"{named}: its logits differ by {difference:.2g} of their spread")
+        return check_pieces(self._model, named, run)
+
+
+@torch.inference_mode()
+def check_pieces(model: PreTrainedModel, named: str, run: Callable[[Tensor], Tensor]) -> int:
+    """The number of a model's logits, after `run` has given the same as the whole model on a few tokens.
+
+    Raises PairError, which begins with `named`, if it does not.
+    """
+    ids = probe_ids([model])
+    try:
+        expected = model(input_ids=ids, use_cache=False).logits[0].float()
+        logits = run(ids)
+    except _RUN_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
+        raise PairError(f"{named}: {' '.join(str(error).split())}") from error
+    # Finite activations are checked elsewhere, on real texts.
+    difference = standardised_error(logits.nan_to_num(), expected.nan_to_num())
+    if difference > ROUNDED_TOLERANCE:
+        raise PairError(f"{named}: its logits differ by {difference:.2g} of their spread")
+    return expected.shape[-1]

@@ -7,9 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crosscope_worker.dictionary.crosscoder import Crosscoder
-from crosscope_worker.models.activations import PairActivations
-from crosscope_worker.models.norms import NormBounds
+from crosscope_worker.effects.subject import Subject
 
 _MAX_CODE_ELEMENTS = 1 << 26
 """Number of entries of the dense code that are held at once."""
@@ -34,54 +32,53 @@ class PromptCode:
 class Encoder:
     """Encodes prompts with one crosscoder and its pair."""
 
-    def __init__(
-        self, crosscoder: Crosscoder, activations: PairActivations, num_threads: int, bounds: NormBounds | None = None
-    ) -> None:
-        """Uses up to `num_threads` of the CPU, fewer if that is faster. `bounds` are the training's bounds of norms."""
-        self._bounds = bounds
-        self._crosscoder = crosscoder
-        self._activations = activations
-        # Computed once: the decoder does not change here, as it does in training.
-        self._sparsifier = crosscoder.sparsifier()
+    def __init__(self, subject: Subject, num_threads: int) -> None:
+        """A subject with a reading. Uses up to `num_threads` of the CPU, fewer if that is faster."""
+        assert subject.reading is not None
+        self._reading = subject.reading
+        self._activations = subject.activations
         self._num_threads = num_threads
 
     def check(self) -> None:
         """Raises PairError if a model's activations are not those that this encoder reads."""
         self._activations.check()
 
-    @torch.inference_mode()
     def __call__(self, prompts: Sequence[np.ndarray]) -> list[PromptCode]:
         """The codes of `prompts`, each [pos] int64 ids. All tokens are encoded, also those that the training leaves
         out.
 
         The code of a prompt does not depend on the other prompts.
         """
+        size = len(prompts) * max(map(len, prompts))
+        if size * max(self._activations.d_model) >= _MIN_PARALLEL_ELEMENTS:
+            return self._codes(prompts)
+        torch.set_num_threads(1)
+        try:
+            return self._codes(prompts)
+        finally:
+            torch.set_num_threads(self._num_threads)
+
+    @torch.inference_mode()
+    def _codes(self, prompts: Sequence[np.ndarray]) -> list[PromptCode]:
         lengths = np.array([len(ids) for ids in prompts])
         padded = np.zeros((len(prompts), int(lengths.max())), dtype=np.int64)
-        is_small = padded.size * max(self._activations.d_model) < _MIN_PARALLEL_ELEMENTS
-        torch.set_num_threads(1 if is_small else self._num_threads)
         inside = np.arange(padded.shape[1]) < lengths[:, None]
         padded[inside] = np.concatenate(prompts)
         x = self._activations(torch.from_numpy(padded), torch.from_numpy(lengths))
         x = x.flatten(0, 1) if inside.all() else x[torch.from_numpy(inside).to(x.device)]
         tokens, latents, activations = self._entries(x)
-        outlying = self._outlying(x, np.concatenate([np.arange(length) for length in lengths]))
+        positions = torch.from_numpy(np.concatenate([np.arange(length) for length in lengths])).to(x.device)
+        outlying = self._reading.outlying(x, positions, self._activations.d_model).cpu().numpy()
         return _split(lengths, tokens, latents, activations, outlying)
-
-    def _outlying(self, x: Tensor, position: np.ndarray) -> np.ndarray:
-        """[token] bool; `x: [token, both]`, `position: [token]`."""
-        if self._bounds is None:
-            return np.zeros(len(x), dtype=bool)
-        where = torch.from_numpy(position).to(x.device)
-        return self._bounds.outlying(x, where, self._activations.d_model).cpu().numpy()
 
     def _entries(self, x: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Token, latent and scaled activation of every active entry, by token, strongest first."""
-        rows = max(1, _MAX_CODE_ELEMENTS // self._crosscoder.num_latents)
+        crosscoder, sparsifier = self._reading.crosscoder, self._reading.sparsifier
+        rows = max(1, _MAX_CODE_ELEMENTS // crosscoder.num_latents)
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         for start in range(0, len(x), rows):
-            code = self._crosscoder.encode_sparse(x[start : start + rows], self._sparsifier)
-            parts.append((code.tokens + start, code.latents, self._sparsifier.scaled_entries(code)))
+            code = crosscoder.encode_sparse(x[start : start + rows], sparsifier)
+            parts.append((code.tokens + start, code.latents, sparsifier.scaled_entries(code)))
         tokens, latents, activations = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
         order = np.lexsort((-activations, tokens))
         return tokens[order], latents[order], activations[order]

@@ -3,18 +3,37 @@
 import logging
 
 import grpc
-from google.rpc import status_pb2
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
 
-from crosscope_proto.rich_status import retry_info, rich_status
+from crosscope_proto.rich_status import cut, retry_info, rich_status
 from crosscope_worker.dictionary.crosscoder import CrosscoderError
+from crosscope_worker.effects.interventions import InterventionError
 from crosscope_worker.models.places import PairError
 from crosscope_worker.tokenizer.tokens import PromptError
 
 log = logging.getLogger(__name__)
 
 
-class UnknownCrosscoder(LookupError):
-    """A crosscoder or version that is not in the artefact folder."""
+_MAX_VIOLATION_BYTES = 400
+
+
+class UnknownName(LookupError):
+    """A crosscoder, version or pair that is not in the artefact folder."""
+
+
+class ModelTooLarge(Exception):
+    """A crosscoder or pair that takes more than all memory for models."""
+
+
+class FieldError(ValueError):
+    """A field of a request that only the worker can judge, and that must be changed."""
+
+    def __init__(self, field: str, sentence: str) -> None:
+        super().__init__(f"{field}: {sentence}")
+        self.field = field
+        """Path in the public request, for instance "arms[1].interventions[0]"."""
+        self.sentence = sentence
 
 
 class Overloaded(Exception):
@@ -31,7 +50,10 @@ class TooLate(Exception):
 
 _CODES: dict[type[Exception], grpc.StatusCode] = {
     PromptError: grpc.StatusCode.INVALID_ARGUMENT,
-    UnknownCrosscoder: grpc.StatusCode.NOT_FOUND,
+    FieldError: grpc.StatusCode.INVALID_ARGUMENT,
+    InterventionError: grpc.StatusCode.INVALID_ARGUMENT,
+    UnknownName: grpc.StatusCode.NOT_FOUND,
+    ModelTooLarge: grpc.StatusCode.FAILED_PRECONDITION,
     CrosscoderError: grpc.StatusCode.DATA_LOSS,
     PairError: grpc.StatusCode.FAILED_PRECONDITION,
     Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -46,5 +68,11 @@ def status_of(error: Exception) -> status_pb2.Status:
         log.error("bug", exc_info=error)
         sentence = f"the inference worker has a bug ({type(error).__name__}); see its log"
         return rich_status(grpc.StatusCode.INTERNAL, sentence)
-    retry_after_s = error.retry_after_s if isinstance(error, Overloaded) else None
-    return rich_status(code, str(error), [] if retry_after_s is None else [retry_info(retry_after_s)])
+    details: list[Message] = []
+    if isinstance(error, FieldError):
+        bad_request = error_details_pb2.BadRequest()
+        bad_request.field_violations.add(field=error.field, description=cut(error.sentence, _MAX_VIOLATION_BYTES))
+        details.append(bad_request)
+    if isinstance(error, Overloaded) and error.retry_after_s is not None:
+        details.append(retry_info(error.retry_after_s))
+    return rich_status(code, str(error), details)

@@ -1,94 +1,106 @@
-"""The loaded crosscoders and model pairs. Knows the artefact folder; knows no requests or batches."""
+"""Which crosscoders and pairs are loaded: those used last that fit the memory. Knows no requests or batches."""
 
 import asyncio
 import logging
-import re
-import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from weakref import WeakValueDictionary
+from typing import NamedTuple
 
-import numpy as np
+import psutil
 import torch
-from pydantic import ValidationError
 
-from crosscope_proto.artefacts import NAME_PATTERN, CrosscoderManifest, PairManifest, crosscoder_folder, version_folder
-from crosscope_proto.specs import TokenPolicy
-from crosscope_worker.dictionary.crosscoder import CrosscoderError
-from crosscope_worker.dictionary.load import load_crosscoder
-from crosscope_worker.dictionary.version import read_manifest
-from crosscope_worker.models.activations import PairActivations
-from crosscope_worker.models.fingerprints import changed_parts
-from crosscope_worker.models.norms import NormBounds
-from crosscope_worker.models.pair import Pair, load_pair
-from crosscope_worker.models.places import PairError, find_pair
-from crosscope_worker.serve.encoding import Encoder
-from crosscope_worker.serve.errors import UnknownCrosscoder
-from crosscope_worker.tokenizer.tokens import TemplateSettings, TextTokenizer
+from crosscope_worker.serve.errors import ModelTooLarge, Overloaded
+from crosscope_worker.serve.loading import Loaded, LoadedCrosscoder, LoadedPair, Loader, Plan, pair_json, warm_up
 
-_VERSION_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
-_PAIR_HASHES = ("tokenizer", "base", "chat", "adapter")
-_WARM_UP_LENGTHS = (1, 8, 64)
+_SHARE = 0.75
+"""Share of a device's memory that models may take if nothing is set."""
+_RETRY_S = 1.0
+_CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 log = logging.getLogger(__name__)
 
-PairKey = tuple[PairManifest, tuple[str, ...]]
 
-
-@dataclass(frozen=True)
-class LoadedPair:
-    """A pair and its tokenizer without a recipe's settings, shared by all crosscoders that were trained on it."""
-
-    pair: Pair
-    tokenizer: TextTokenizer
-
-
-@dataclass(frozen=True, eq=False)
-class LoadedCrosscoder:
-    """A version of a crosscoder, ready to encode."""
-
+class _Key(NamedTuple):
     name: str
-    version_id: str
-    pair: LoadedPair
-    tokenizer: TextTokenizer
-    """The tokenizer, with the chat template's settings of the training."""
-    encoder: Encoder
-    policy: TokenPolicy
-    """The policy by which the training left tokens out."""
+    version_id: str | None
+    """None for a pair."""
+    changed_ns: int = 0
+    """When a pair's manifest was written."""
 
-    @property
-    def max_positions(self) -> int | None:
-        """Number of tokens that both models can read at once; None if neither has a limit."""
-        return self.pair.pair.max_positions
+    def __str__(self) -> str:
+        return f"pair {self.name!r}" if self.version_id is None else f"crosscoder {self.name!r} with its pair"
+
+
+@dataclass(eq=False)
+class _Entry:
+    loaded: Loaded
+    num_calls: int = 0
+    """Calls that use it now."""
 
 
 class Models:
-    """Loads crosscoders on request and keeps those that were used last."""
+    """Loads crosscoders and pairs on request and keeps those that were used last. For one event loop."""
 
-    def __init__(self, home: Path, device: str, max_crosscoders: int, device_executor: Executor) -> None:
-        """Models warm up on `device_executor`, on which they will run."""
-        self._home = home
-        self._device = device
-        self._max_crosscoders = max_crosscoders
-        self._device_executor = device_executor
-        self._num_threads = torch.get_num_threads()
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
-        self._loaded: OrderedDict[tuple[str, str], LoadedCrosscoder] = OrderedDict()
-        self._loading: dict[tuple[str, str], asyncio.Task[LoadedCrosscoder]] = {}
-        self._pairs: WeakValueDictionary[PairKey, LoadedPair] = WeakValueDictionary()
-
-    async def get(self, name: str, version_id: str) -> LoadedCrosscoder:
-        """A version of a crosscoder, loaded if necessary; loads run one at a time, off the event loop.
-
-        Raises UnknownCrosscoder, CrosscoderError or PairError.
+    def __init__(self, home: Path, device: str, max_bytes: int | None, device_executor: Executor) -> None:
+        """Weights take at most `max_bytes`; None: most of the device's memory. Models warm up on `device_executor`,
+        on which they will run.
         """
-        key = name, version_id
-        if (loaded := self._loaded.get(key)) is not None:
-            self._loaded.move_to_end(key)
-            return loaded
+        self._home = home
+        self._max_bytes = max_bytes or round(_SHARE * _device_bytes(device))
+        self._device_executor = device_executor
+        self._reader = Loader(home, device)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="load")
+        self._one_load = asyncio.Lock()
+        self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
+        """Least recently used first."""
+        self._loading: dict[_Key, asyncio.Task[_Entry]] = {}
+
+    @property
+    def used_bytes(self) -> int:
+        """Memory of all that is loaded; what several share counts once."""
+        return self._bytes_of([entry.loaded for entry in self._entries.values()])
+
+    @asynccontextmanager
+    async def using(self, name: str, version_id: str) -> AsyncGenerator[LoadedCrosscoder]:
+        """A version of a crosscoder, loaded if necessary, which stays for as long as the context lasts.
+
+        Loads run one at a time, off the event loop. Raises UnknownName, CrosscoderError, PairError; ModelTooLarge if it
+        is larger than all memory for models, and Overloaded if calls use what would have to go.
+        """
+        async with self._using(_Key(name, version_id)) as loaded:
+            assert isinstance(loaded, LoadedCrosscoder)
+            yield loaded
+
+    @asynccontextmanager
+    async def using_pair(self, name: str) -> AsyncGenerator[LoadedPair]:
+        """The pair of this name below the home, as it is now; else as `using`."""
+        async with self._using(_Key(name, None, pair_json(self._home, name).stat().st_mtime_ns)) as loaded:
+            assert isinstance(loaded, LoadedPair)
+            yield loaded
+
+    def close(self) -> None:
+        """Starts no more loads; a running load continues."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    @asynccontextmanager
+    async def _using(self, key: _Key) -> AsyncGenerator[Loaded]:
+        entry = self._entries.get(key)
+        while entry is None:
+            loaded = await self._load_once(key)
+            entry = self._entries.get(key)  # Something else may have taken its place meanwhile.
+            entry = entry if entry is loaded else None
+        self._entries.move_to_end(key)
+        entry.num_calls += 1
+        try:
+            yield entry.loaded
+        finally:
+            entry.num_calls -= 1
+
+    async def _load_once(self, key: _Key) -> _Entry:
         task = self._loading.get(key)
         if task is None:
             task = self._loading[key] = asyncio.create_task(self._load(key))
@@ -96,100 +108,81 @@ class Models:
         # A caller that gives up does not stop the load that others wait for.
         return await asyncio.shield(task)
 
-    def close(self) -> None:
-        """Starts no more loads; a running load continues."""
-        self._loader.shutdown(wait=False, cancel_futures=True)
-
-    async def _load(self, key: tuple[str, str]) -> LoadedCrosscoder:
+    async def _load(self, key: _Key) -> _Entry:
         loop = asyncio.get_running_loop()
-        loaded = await loop.run_in_executor(self._loader, self._read, *key)
-        await loop.run_in_executor(self._device_executor, _warm_up, loaded.encoder)
-        self._loaded[key] = loaded
-        while len(self._loaded) > self._max_crosscoders:
-            (name, version_id), _ = self._loaded.popitem(last=False)
-            log.info("dropped a crosscoder", extra={"crosscoder": name, "version": version_id})
-        return loaded
+        async with self._one_load:
+            plan = await loop.run_in_executor(self._thread, self._reader.plan, key.name, key.version_id)
+            self._make_room(key, plan)
+            loaded = await loop.run_in_executor(self._thread, self._reader.load, key.name, key.version_id)
+            own_bytes = loaded.size_bytes if isinstance(loaded, LoadedCrosscoder) else 0
+            pair = _pair_of(loaded)
+            self._make_room(key, Plan(own_bytes, pair.size_bytes, pair))
+            await loop.run_in_executor(self._device_executor, warm_up, loaded)
+            entry = self._entries[key] = _Entry(loaded)
+            return entry
 
-    def _end_of_load(self, key: tuple[str, str]) -> Callable[[asyncio.Task[LoadedCrosscoder]], None]:
-        def forget(task: asyncio.Task[LoadedCrosscoder]) -> None:
+    def _make_room(self, key: _Key, plan: Plan) -> None:
+        """Drops the longest unused until the plan fits; `plan.pair` stays. Raises ModelTooLarge or Overloaded."""
+        needed = plan.own_bytes + plan.pair_bytes
+        if needed > self._max_bytes:
+            raise ModelTooLarge(
+                f"{key} takes {_size(needed)}, but models may take {_size(self._max_bytes)} here; set "
+                "CROSSCOPE_WORKER_MAX_MODEL_BYTES if the device has more"
+            )
+        dropped: list[_Key] = []
+        kept = OrderedDict(self._entries)
+        for candidate, entry in self._entries.items():
+            if self._with(kept, plan) <= self._max_bytes:
+                break
+            if not entry.num_calls:
+                dropped.append(candidate)
+                del kept[candidate]
+        if (taken := self._with(kept, plan)) > self._max_bytes:
+            raise Overloaded(
+                f"{key} takes {_size(needed)}, but calls use {_size(taken - needed)} of the {_size(self._max_bytes)} "
+                "that models may take here; try again later",
+                _RETRY_S,
+            )
+        for each in dropped:
+            del self._entries[each]
+            log.info("dropped a model", extra={"model": each.name, "version": each.version_id})
+
+    def _with(self, entries: "OrderedDict[_Key, _Entry]", plan: Plan) -> int:
+        """Memory of some entries and of a plan together."""
+        loaded = [entry.loaded for entry in entries.values()]
+        if plan.pair is not None:
+            return plan.own_bytes + self._bytes_of([*loaded, plan.pair])
+        return plan.own_bytes + plan.pair_bytes + self._bytes_of(loaded)
+
+    @staticmethod
+    def _bytes_of(loaded: list[Loaded]) -> int:
+        crosscoders = sum(each.size_bytes for each in loaded if isinstance(each, LoadedCrosscoder))
+        return crosscoders + sum(pair.size_bytes for pair in {_pair_of(each) for each in loaded})
+
+    def _end_of_load(self, key: _Key) -> Callable[[asyncio.Task[_Entry]], None]:
+        def forget(task: asyncio.Task[_Entry]) -> None:
             del self._loading[key]
             if not task.cancelled() and (error := task.exception()):
-                why = {"crosscoder": key[0], "version": key[1], "error": str(error)}
-                log.warning("cannot load a crosscoder", extra=why)
+                why = {"model": key.name, "version": key.version_id, "error": str(error)}
+                log.warning("cannot load a model", extra=why)
 
         return forget
 
-    def _read(self, name: str, version_id: str) -> LoadedCrosscoder:
-        started = time.perf_counter()
-        folder = _version_folder(self._home, name, version_id)
-        manifest = read_manifest(folder)
-        manifest = replace(manifest, pair=find_pair(manifest.pair, self._home))
-        crosscoder = load_crosscoder(folder, self._device, tell=log.info)
-        pair = self._pair(manifest)
-        if pair.pair.d_model != crosscoder.d_model:
-            raise PairError(
-                f"crosscoder {name!r} reads widths {crosscoder.d_model}, its pair {manifest.pair.name!r} has "
-                f"{pair.pair.d_model}; the models have changed since, so train it again"
-            )
-        policy = _policy(manifest)
-        limits = manifest.norm_limits
-        bounds = None if limits is None else NormBounds(limits, manifest.norm_positions)
-        encoder = Encoder(crosscoder, PairActivations(pair.pair, manifest.layer), self._num_threads, bounds)
-        seconds = round(time.perf_counter() - started, 3)
-        log.info("loaded a crosscoder", extra={"crosscoder": name, "version": version_id, "seconds": seconds})
-        settings = TemplateSettings.of_recipe(manifest.recipe, manifest.chat_template_date)
-        return LoadedCrosscoder(name, version_id, pair, pair.tokenizer.with_settings(settings), encoder, policy)
 
-    def _pair(self, manifest: CrosscoderManifest) -> LoadedPair:
-        """The pair of a crosscoder, shared with others that were trained on the same files."""
-        key = manifest.pair, tuple(manifest.hashes.get(name, "") for name in _PAIR_HASHES)
-        pair = self._pairs.get(key)
-        if pair is None:
-            loaded = load_pair(manifest.pair, self._device)
-            _check_unchanged(manifest)
-            pair = self._pairs[key] = LoadedPair(loaded, TextTokenizer(loaded.tokenizer))
-        return pair
+def _pair_of(loaded: Loaded) -> LoadedPair:
+    return loaded.pair if isinstance(loaded, LoadedCrosscoder) else loaded
 
 
-def _policy(manifest: CrosscoderManifest) -> TokenPolicy:
-    """The token policy of a crosscoder's recipe; without one, a policy that keeps every token.
-
-    Raises CrosscoderError for a policy that cannot be read.
-    """
-    tokens = manifest.recipe.get("tokens")
-    if not isinstance(tokens, dict):
-        return TokenPolicy(skip_bos=False, max_norm_ratio=None)
-    known = {field.name for field in fields(TokenPolicy)}
+def _device_bytes(device: str) -> int:
+    """All memory of a device; on the CPU what the machine, or the container, has."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    total = psutil.virtual_memory().total
     try:
-        return TokenPolicy(**{key: tokens[key] for key in tokens if key in known})
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in ("tokens", *first["loc"]))
-        raise CrosscoderError(f"the recipe of crosscoder {manifest.name!r} holds {field}: {first['msg']}") from error
+        return min(total, int(_CONTAINER_LIMIT.read_text()))
+    except (OSError, ValueError):  # No container, or one without a limit ("max").
+        return total
 
 
-def _version_folder(home: Path, name: str, version_id: str) -> Path:
-    if not re.fullmatch(NAME_PATTERN, name) or not Path(crosscoder_folder(home, name)).is_dir():
-        raise UnknownCrosscoder(f"there is no crosscoder {name[:100]!r} in {home}")
-    if re.fullmatch(_VERSION_PATTERN, version_id):
-        folder = Path(version_folder(home, name, version_id))
-        if folder.is_dir():
-            return folder
-    raise UnknownCrosscoder(f"crosscoder {name!r} has no version {version_id[:100]!r}; it may have been replaced")
-
-
-def _check_unchanged(manifest: CrosscoderManifest) -> None:
-    """Raises PairError if a model or the tokenizer is not the one that the crosscoder was trained on."""
-    expected = {name: manifest.hashes[name] for name in _PAIR_HASHES if name in manifest.hashes}
-    for name in changed_parts(manifest.pair, expected):
-        raise PairError(
-            f"the {name} of crosscoder {manifest.name!r}, {getattr(manifest.pair, name)}, has changed since it was "
-            "trained; train it again or restore the files"
-        )
-
-
-def _warm_up(encoder: Encoder) -> None:
-    """Runs the models once, so that torch chooses its kernels before the first caller waits."""
-    encoder.check()
-    for length in _WARM_UP_LENGTHS:
-        encoder([np.zeros(length, dtype=np.int64)])
+def _size(number: int) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e8 else f"{number / 1e6:.1f} MB"

@@ -18,7 +18,8 @@ from crosscope_proto.settings import SettingsError, read_settings
 from crosscope_proto.worker.v1 import inference_pb2_grpc
 from crosscope_worker.serve.batching import Batcher
 from crosscope_worker.serve.models import Models
-from crosscope_worker.serve.servicer import EncodeBatcher, Inference, encode_batch
+from crosscope_worker.serve.questions import DeviceQueue, ask
+from crosscope_worker.serve.servicer import Inference
 from crosscope_worker.serve.settings import ServeSettings
 
 SERVICE = "crosscope.worker.v1.Inference"
@@ -47,9 +48,9 @@ class InferenceProcess:
         self._listen = settings.listen
         self._device_thread = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._tokenising_threads = ThreadPoolExecutor(2, thread_name_prefix="tokenise")
-        self.models = Models(settings.home, settings.device, settings.max_crosscoders, self._device_thread)
-        self.batcher: EncodeBatcher = Batcher(
-            encode_batch, self._device_thread, settings.max_batch_tokens, settings.max_queued_tokens
+        self.models = Models(settings.home, settings.device, settings.max_model_bytes, self._device_thread)
+        self.batcher: DeviceQueue = Batcher(
+            ask, self._device_thread, settings.max_batch_tokens, settings.max_queued_tokens
         )
         self._servicer = Inference(self.models, self.batcher, self._tokenising_threads, settings.max_prompt_tokens)
         self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]

@@ -25,8 +25,8 @@ class ServeSettings(ProcessSettings):
     """Tokens of one forward, padding included."""
     max_queued_tokens: Count = 65536
     """Tokens that may wait for the device; beyond them, prompts are refused with a hint when to retry."""
-    max_crosscoders: Count = 4
-    """Number of crosscoders kept loaded. The one unused for longest goes first; a pair of models goes with its last
-    crosscoder."""
+    max_model_bytes: Count | None = None
+    """Memory for the weights of pairs and crosscoders; by default three quarters of the device's. Those unused for
+    longest go first, but none that a call uses."""
     num_threads: Count | None = None
     """Threads of one operation on the CPU; by default torch decides."""

@@ -1,0 +1,56 @@
+"""A home with a tiny pair and random crosscoders of it, as publishing writes them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crosscope_proto.artefacts import CURRENT, CrosscoderManifest, crosscoder_folder, version_folder
+from crosscope_proto.specs import PairSpec
+from crosscope_worker.dictionary.crosscoder import Crosscoder
+from crosscope_worker.dictionary.keep import AboveThreshold, StoredKeep
+from crosscope_worker.models.fingerprints import pair_hashes
+from crosscope_worker.models.places import resolve_pair
+
+LAYER, LATENTS, VERSION = 2, 48, "v1"
+
+
+def random_crosscoder(seed: int = 0) -> Crosscoder:
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.randn(64, LATENTS, generator=generator), torch.randn(LATENTS, 64, generator=generator)
+    return Crosscoder(
+        W_enc=weights[0],
+        b_enc=torch.zeros(LATENTS),
+        W_dec=weights[1],
+        b_dec=torch.zeros(64),
+        d_model=(32, 32),
+        variant="batch_topk",
+        keep=AboveThreshold(60.0),
+        input_scale=(0.5, 2.0),
+    )
+
+
+def write_version(home: Path, name: str, crosscoder: Crosscoder, version_id: str = VERSION, **fields: Any) -> Path:
+    """Writes a crosscoder of the pair "tiny" as publishing does."""
+    pair = resolve_pair(PairSpec(name="tiny"), home)
+    stored = StoredKeep.of(crosscoder.keep, LATENTS)
+    manifest = CrosscoderManifest(
+        name=name,
+        version_id=version_id,
+        pair=pair,
+        layer=LAYER,
+        d_model=crosscoder.d_model,
+        num_latents=LATENTS,
+        variant=crosscoder.variant,
+        code_normalisation=crosscoder.code_normalisation,
+        threshold=stored.threshold,
+        token_k=stored.token_k,
+        input_scale=crosscoder.input_scale,
+        hashes=pair_hashes(pair),
+        **{"recipe": {}} | fields,
+    )
+    folder = Path(version_folder(home, name, version_id))
+    folder.mkdir(parents=True)
+    crosscoder.save(folder, manifest)
+    (Path(crosscoder_folder(home, name)) / CURRENT).write_text(f"{version_id}\n")
+    return folder

@@ -1,0 +1,188 @@
+"""How the predictions and streams of both models differ at every token of prompts (math §9).
+
+Runs both models whole once on a padded batch; logits are made in pieces of LOGIT_BYTES, about eight of which lie in
+memory. Knows no requests.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
+from crosscope_worker.dictionary.crosscoder import Crosscoder
+from crosscope_worker.effects.predictions import log_probabilities
+from crosscope_worker.effects.subject import Reading, Subject
+from crosscope_worker.models.pair import decoder_layers
+from crosscope_worker.models.places import PairError
+from crosscope_worker.models.residual import stream
+
+LOGIT_BYTES = CODE_BYTES = 32 << 20
+_Columns = dict[str, Tensor]
+"""Figures of tokens by name, [token, ...] each."""
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """One model's predictions at every token of a prompt; see ModelPredictions in effects.proto."""
+
+    log_probabilities: np.ndarray
+    """[pos] float32; NaN at the last token."""
+    ranks: np.ndarray
+    """[pos] int64, from 1; 0 at the last token."""
+    entropies: np.ndarray
+    """[pos] float32, nats."""
+    top_ids: np.ndarray
+    """[pos, top_n] int64, best first."""
+    top_log_probabilities: np.ndarray
+    """[pos, top_n] float32."""
+    norms: np.ndarray
+    """[pos] float32; empty without a layer."""
+    error_norms: np.ndarray
+    """[pos] float32; empty without a crosscoder that reconstructs this model."""
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Both models' predictions at every token of a prompt; see CompareResponse in effects.proto."""
+
+    base: Predictions
+    chat: Predictions
+    kl_chat_base: np.ndarray
+    """[pos] float32, nats."""
+    kl_base_chat: np.ndarray
+    """[pos] float32, nats."""
+    difference_norms: np.ndarray
+    """[pos] float32; empty if the widths differ, or without a layer."""
+    cosines: np.ndarray
+    """[pos] float32; empty likewise."""
+
+
+@torch.inference_mode()
+def compare(subject: Subject, prompts: Sequence[np.ndarray], top_n: int) -> list[Comparison]:
+    """The comparison of each of `prompts`, [pos] int64 ids with at least one token each.
+
+    `top_n` next tokens a token, or as many as there are. A comparison does not depend on the other prompts; those of
+    different regimes run apart (PairActivations). Raises PairError for ids that a model cannot read, for a model whose
+    hidden states and head cannot be run apart, and where vocabularies differ in more than padding.
+    """
+    regimes = np.array(subject.activations.regimes([len(ids) for ids in prompts]))
+    found: dict[int, Comparison] = {}
+    for regime in np.unique(regimes):
+        some = np.flatnonzero(regimes == regime).tolist()
+        found |= zip(some, _compared(subject, [prompts[index] for index in some], top_n), strict=True)
+    return [found[index] for index in range(len(prompts))]
+
+
+def _compared(subject: Subject, prompts: Sequence[np.ndarray], top_n: int) -> list[Comparison]:
+    lengths = np.array([len(ids) for ids in prompts])
+    inside = torch.from_numpy(np.arange(lengths.max()) < lengths[:, None])
+    ids = torch.zeros(inside.shape, dtype=torch.int64)
+    ids[inside] = torch.from_numpy(np.concatenate(prompts))
+    subject.activations.check_ids(ids)
+    inside, ids = inside.to(subject.pair.device), ids.to(subject.pair.device)
+    runs = [_run(subject, model, ids, inside) for model in (BASE, CHAT)]
+    hidden = [hidden for hidden, _ in runs]
+    columns = _predictions(subject, hidden, ids.roll(-1, dims=1)[inside], top_n)
+    if subject.reading is not None:
+        columns |= _streams(subject.reading, torch.cat([x for _, x in runs], dim=1))
+    last = torch.from_numpy(np.cumsum(lengths) - 1)
+    for name in MODEL_NAMES:
+        columns[f"{name}.log_probabilities"][last] = torch.nan
+        columns[f"{name}.ranks"][last] = 0
+    parts = {name: np.split(column.numpy(), np.cumsum(lengths)[:-1]) for name, column in columns.items()}
+    return [_comparison({name: part[index] for name, part in parts.items()}) for index in range(len(prompts))]
+
+
+def _run(subject: Subject, model: int, ids: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+    """The head's input and the stream at the layer (float32; empty without a reading), both [token, d_model]."""
+    if subject.reading is None:
+        hidden = subject.wholes[model].hidden(ids)
+        return hidden[inside], hidden.new_empty(0)
+    found: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        found.append(stream(output))
+
+    layer = decoder_layers(subject.pair.models[model])[subject.reading.layer]
+    with layer.register_forward_hook(keep):
+        hidden = subject.wholes[model].hidden(ids)
+    if len(found) != 1:
+        raise PairError(
+            f"{type(subject.pair.models[model]).__name__} runs its decoder layer {subject.reading.layer} {len(found)} "
+            "times for a text, not once"
+        )
+    return hidden[inside], found[0][inside].float()
+
+
+def _predictions(subject: Subject, hidden: Sequence[Tensor], next_ids: Tensor, top_n: int) -> _Columns:
+    """Figures of both models' predictions, on the CPU; hidden: [token, d_model] each, next_ids: [token]."""
+    num_shared = min(subject.vocabularies)
+    rows = max(1, LOGIT_BYTES // (4 * max(subject.vocabularies)))
+    pieces: list[_Columns] = []
+    for start in range(0, len(next_ids), rows):
+        at = slice(start, start + rows)
+        logs = [
+            log_probabilities(subject.wholes[model].logits(hidden[model][at]), num_shared) for model in (BASE, CHAT)
+        ]
+        pieces.append(_figures(logs, next_ids[at], min(top_n, num_shared)))
+    return {name: torch.cat([piece[name] for piece in pieces]).cpu() for name in pieces[0]}
+
+
+def _figures(logs: Sequence[Tensor], next_ids: Tensor, top_n: int) -> _Columns:
+    """The figures of some tokens; logs: [token, vocabulary] log-probabilities of base and chat."""
+    found: _Columns = {}
+    difference = logs[CHAT] - logs[BASE]
+    for name, log, ours in zip(MODEL_NAMES, logs, (-1, 1), strict=True):
+        p = log.exp()
+        # A divergence is never negative, but rounding can be; so with entropies.
+        found["kl_base_chat" if ours < 0 else "kl_chat_base"] = (ours * _dot(p, difference)).clamp_min_(0.0)
+        found[f"{name}.entropies"] = (-_dot(p, log)).clamp_min_(0.0)
+        came = log.gather(1, next_ids[:, None])
+        found[f"{name}.log_probabilities"] = came[:, 0]
+        found[f"{name}.ranks"] = (log > came).sum(dim=1) + 1
+        found[f"{name}.top_log_probabilities"], found[f"{name}.top_ids"] = log.topk(top_n, dim=1)
+    return found
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Products of the rows of `a` and `b`, [token]."""
+    return torch.einsum("tv,tv->t", a, b)
+
+
+def _streams(reading: Reading, x: Tensor) -> _Columns:
+    """Figures of the streams `x: [token, both]`, on the CPU."""
+    crosscoder, found = reading.crosscoder, dict[str, Tensor]()
+    base, chat = (x[:, crosscoder.model_slice(model)] for model in (BASE, CHAT))
+    found["base.norms"], found["chat.norms"] = base.norm(dim=1), chat.norm(dim=1)
+    if base.shape == chat.shape:
+        found["difference_norms"] = (chat - base).norm(dim=1)
+        found["cosines"] = torch.cosine_similarity(base, chat, dim=1)
+    if crosscoder.streams.reconstructs:
+        error = x - _reconstruction(reading, crosscoder, x)
+        for model in crosscoder.streams.reconstructs:
+            found[f"{MODEL_NAMES[model]}.error_norms"] = error[:, crosscoder.model_slice(model)].norm(dim=1)
+    return {name: column.cpu() for name, column in found.items()}
+
+
+def _reconstruction(reading: Reading, crosscoder: Crosscoder, x: Tensor) -> Tensor:
+    """[token, both], in the models' own scale."""
+    pieces: list[Tensor] = []
+    for piece in x.split(max(1, CODE_BYTES // (4 * crosscoder.num_latents))):
+        code = crosscoder.encode_sparse(piece, reading.sparsifier)
+        pieces.append(crosscoder.restored(crosscoder.decode_sparse(code, reading.sparsifier.kept_by(code))))
+    return torch.cat(pieces)
+
+
+def _comparison(columns: dict[str, np.ndarray]) -> Comparison:
+    """One prompt's figures; a column that is missing is empty."""
+    nothing = np.zeros(0, np.float32)
+
+    def predictions(name: str) -> Predictions:
+        fields = Predictions.__dataclass_fields__
+        return Predictions(**{field: columns.get(f"{name}.{field}", nothing) for field in fields})
+
+    both = {field: columns.get(field, nothing) for field in Comparison.__dataclass_fields__ if field not in MODEL_NAMES}
+    return Comparison(predictions(MODEL_NAMES[BASE]), predictions(MODEL_NAMES[CHAT]), **both)

@@ -1,0 +1,262 @@
+"""Reads crosscoders and pairs from the artefact folder, ready to be asked. Blocking; knows no limits of memory."""
+
+import logging
+import re
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from crosscope_proto.artefacts import (
+    LATENTS,
+    NAME_PATTERN,
+    PAIR_MANIFEST,
+    WEIGHTS,
+    CrosscoderManifest,
+    PairManifest,
+    crosscoder_folder,
+    pair_folder,
+    version_folder,
+)
+from crosscope_proto.specs import PairSpec, TokenPolicy
+from crosscope_worker.dictionary.crosscoder import Crosscoder, CrosscoderError
+from crosscope_worker.dictionary.load import load_crosscoder
+from crosscope_worker.dictionary.version import read_manifest
+from crosscope_worker.effects.subject import Reading, Subject
+from crosscope_worker.models.fingerprints import changed_parts, pair_hashes
+from crosscope_worker.models.norms import NormBounds
+from crosscope_worker.models.pair import Pair, expected_bytes, load_pair
+from crosscope_worker.models.places import PairError, find_pair, resolve_pair
+from crosscope_worker.serve.encoding import Encoder
+from crosscope_worker.serve.errors import UnknownName
+from crosscope_worker.tokenizer.tokens import TemplateSettings, TextTokenizer
+
+_VERSION_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+_PAIR_HASHES = ("tokenizer", "base", "chat", "adapter")
+_WARM_UP_LENGTHS = (1, 8, 64)
+
+log = logging.getLogger(__name__)
+
+PairKey = tuple[PairManifest, tuple[str, ...]]
+"""Where a pair lies and what its files hold."""
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedPair:
+    """A pair and its tokenizer without a recipe's settings, shared by all crosscoders that were trained on it."""
+
+    pair: Pair
+    tokenizer: TextTokenizer
+
+    @cached_property
+    def subject(self) -> Subject:
+        """The pair alone."""
+        return Subject(self.pair)
+
+    @cached_property
+    def size_bytes(self) -> int:
+        """Memory of both models' weights; what they share counts once."""
+        return storage_bytes(tensor for model in self.pair.models for tensor in (*model.parameters(), *model.buffers()))
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedCrosscoder:
+    """A version of a crosscoder, ready to be asked."""
+
+    name: str
+    version_id: str
+    pair: LoadedPair
+    tokenizer: TextTokenizer
+    """The tokenizer, with the chat template's settings of the training."""
+    subject: Subject
+    reading: Reading
+    """The subject's."""
+    encoder: Encoder
+
+    @cached_property
+    def size_bytes(self) -> int:
+        """Memory of the crosscoder; its pair is apart."""
+        values = (*vars(self.reading.crosscoder).values(), *vars(self.reading.crosscoder.keep).values())
+        return storage_bytes(value for value in values if isinstance(value, Tensor))
+
+
+Loaded = LoadedCrosscoder | LoadedPair
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a load would take."""
+
+    own_bytes: int
+    """The crosscoder's; 0 for a pair."""
+    pair_bytes: int
+    """The pair's; 0 where nobody knows before it is loaded."""
+    pair: LoadedPair | None
+    """The pair, if it is loaded already."""
+
+
+class Loader:
+    """Reads from one home folder onto one device. For one thread."""
+
+    def __init__(self, home: Path, device: str) -> None:
+        self._home = home
+        self._device = device
+        self._num_threads = torch.get_num_threads()
+        self._pairs: WeakValueDictionary[PairKey, LoadedPair] = WeakValueDictionary()
+
+    def plan(self, name: str, version_id: str | None) -> Plan:
+        """What a crosscoder's version, or the pair of this name, takes. Raises as `load`."""
+        if version_id is None:
+            manifest = self._named_pair(name)
+            pair, own_bytes = self._pairs.get(_pair_key(manifest, pair_hashes(manifest))), 0
+        else:
+            folder, crosscoder = self._manifest(name, version_id)
+            weights = folder / WEIGHTS
+            own_bytes = weights.stat().st_size if weights.is_file() else 0
+            manifest = crosscoder.pair
+            pair = self._pairs.get(_pair_key(manifest, crosscoder.hashes))
+        return Plan(own_bytes, pair.size_bytes if pair else expected_bytes(manifest), pair)
+
+    def load(self, name: str, version_id: str | None) -> Loaded:
+        """A crosscoder's version; without a version, the pair of this name.
+
+        Raises UnknownName, CrosscoderError or PairError.
+        """
+        if version_id is None:
+            manifest = self._named_pair(name)
+            return self._pair(manifest, pair_hashes(manifest))
+        return self._crosscoder(name, version_id)
+
+    def _crosscoder(self, name: str, version_id: str) -> LoadedCrosscoder:
+        started = time.perf_counter()
+        folder, manifest = self._manifest(name, version_id)
+        crosscoder = load_crosscoder(folder, self._device, tell=log.info)
+        pair = self._pair(manifest.pair, manifest.hashes, of=name)
+        if pair.pair.d_model != crosscoder.d_model:
+            raise PairError(
+                f"crosscoder {name!r} reads widths {crosscoder.d_model}, its pair {manifest.pair.name!r} has "
+                f"{pair.pair.d_model}; the models have changed since, so train it again"
+            )
+        limits = manifest.norm_limits
+        bounds = None if limits is None else NormBounds(limits, manifest.norm_positions)
+        reading = Reading(manifest.layer, crosscoder, _maxima(folder, crosscoder), _policy(manifest), bounds)
+        subject = Subject(pair.pair, reading)
+        encoder = Encoder(subject, self._num_threads)
+        seconds = round(time.perf_counter() - started, 3)
+        log.info("loaded a crosscoder", extra={"crosscoder": name, "version": version_id, "seconds": seconds})
+        settings = TemplateSettings.of_recipe(manifest.recipe, manifest.chat_template_date)
+        tokenizer = pair.tokenizer.with_settings(settings)
+        return LoadedCrosscoder(name, version_id, pair, tokenizer, subject, reading, encoder)
+
+    def _manifest(self, name: str, version_id: str) -> tuple[Path, CrosscoderManifest]:
+        folder = _version_folder(self._home, name, version_id)
+        manifest = read_manifest(folder)
+        return folder, replace(manifest, pair=find_pair(manifest.pair, self._home))
+
+    def _named_pair(self, name: str) -> PairManifest:
+        pair_json(self._home, name)
+        return resolve_pair(PairSpec(name=name), self._home)
+
+    def _pair(self, manifest: PairManifest, hashes: Mapping[str, str], of: str | None = None) -> LoadedPair:
+        """The pair, shared with all that were trained on the same files. `of`: the crosscoder that asks for it."""
+        key = _pair_key(manifest, hashes)
+        pair = self._pairs.get(key)
+        if pair is None:
+            loaded = load_pair(manifest, self._device)
+            if of is not None:
+                _check_unchanged(manifest, hashes, of)
+            pair = self._pairs[key] = LoadedPair(loaded, TextTokenizer(loaded.tokenizer))
+        return pair
+
+
+def warm_up(loaded: Loaded) -> None:
+    """Runs the models of a crosscoder once, so that torch chooses its kernels before the first caller waits.
+
+    Raises PairError if a model's activations are not those that the crosscoder reads.
+    """
+    if isinstance(loaded, LoadedCrosscoder):
+        loaded.encoder.check()
+        for length in _WARM_UP_LENGTHS:
+            loaded.encoder([np.zeros(length, dtype=np.int64)])
+
+
+def storage_bytes(tensors: Iterable[Tensor]) -> int:
+    """Memory that tensors take; what several share counts once."""
+    storages = {storage.data_ptr(): storage.nbytes() for storage in (each.untyped_storage() for each in tensors)}
+    return sum(storages.values())
+
+
+def pair_json(home: Path, name: str) -> Path:
+    """The manifest's file of a pair below the home. Raises UnknownName."""
+    path = Path(pair_folder(home, name)) / PAIR_MANIFEST
+    if re.fullmatch(NAME_PATTERN, name) and path.is_file():
+        return path
+    there = sorted(each.parent.name for each in (home / "pairs").glob(f"*/{PAIR_MANIFEST}"))
+    raise UnknownName(f"there is no pair {name[:100]!r} in {home}; there: {', '.join(there) or 'none'}")
+
+
+def _pair_key(manifest: PairManifest, hashes: Mapping[str, str]) -> PairKey:
+    return replace(manifest, token_differences=()), tuple(hashes.get(name, "") for name in _PAIR_HASHES)
+
+
+def _maxima(folder: Path, crosscoder: Crosscoder) -> Tensor:
+    """[latent] float32 on the CPU: every latent's largest scaled activation in the analysis; NaN without an analysis.
+
+    Raises CrosscoderError if the table cannot be read or belongs to another crosscoder.
+    """
+    path, num_latents = folder / LATENTS, crosscoder.num_latents
+    if not path.is_file():
+        return torch.full((num_latents,), torch.nan)
+    try:
+        maxima = pq.read_table(path, columns=["max"]).column("max").to_numpy().astype(np.float32)
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise CrosscoderError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    if len(maxima) != num_latents:
+        raise CrosscoderError(f"{path} has {len(maxima)} rows, but the crosscoder {num_latents} latents")
+    return torch.from_numpy(maxima)
+
+
+def _policy(manifest: CrosscoderManifest) -> TokenPolicy:
+    """The token policy of a crosscoder's recipe; without one, a policy that keeps every token.
+
+    Raises CrosscoderError for a policy that cannot be read.
+    """
+    tokens = manifest.recipe.get("tokens")
+    if not isinstance(tokens, dict):
+        return TokenPolicy(skip_bos=False, max_norm_ratio=None)
+    known = {field.name for field in fields(TokenPolicy)}
+    try:
+        return TokenPolicy(**{key: tokens[key] for key in tokens if key in known})
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in ("tokens", *first["loc"]))
+        raise CrosscoderError(f"the recipe of crosscoder {manifest.name!r} holds {field}: {first['msg']}") from error
+
+
+def _version_folder(home: Path, name: str, version_id: str) -> Path:
+    if not re.fullmatch(NAME_PATTERN, name) or not Path(crosscoder_folder(home, name)).is_dir():
+        raise UnknownName(f"there is no crosscoder {name[:100]!r} in {home}")
+    if re.fullmatch(_VERSION_PATTERN, version_id):
+        folder = Path(version_folder(home, name, version_id))
+        if folder.is_dir():
+            return folder
+    raise UnknownName(f"crosscoder {name!r} has no version {version_id[:100]!r}; it may have been replaced")
+
+
+def _check_unchanged(manifest: PairManifest, hashes: Mapping[str, str], crosscoder: str) -> None:
+    """Raises PairError if a model or the tokenizer is not the one that the crosscoder was trained on."""
+    expected = {name: hashes[name] for name in _PAIR_HASHES if name in hashes}
+    for name in changed_parts(manifest, expected):
+        raise PairError(
+            f"the {name} of crosscoder {crosscoder!r}, {getattr(manifest, name)}, has changed since it was "
+            "trained; train it again or restore the files"
+        )
