@@ -93,10 +93,11 @@ def next_tokens(comparison: Comparison, token: int) -> None:
     """Draws both models' most probable next tokens at a token side by side, and how they ranked what came."""
     st.subheader("What comes next")
     kl, reverse = float(comparison.kl_chat_base[token]), float(comparison.kl_base_chat[token])
-    st.caption(f"KL(chat‖base) {text.number(kl)}, KL(base‖chat) {text.number(reverse)} nats.")
-    came = comparison.tokens.ids[token + 1] if token + 1 < len(comparison) else None
-    if came is not None:
-        st.markdown(f"Came: **{text.plain(text.visible(comparison.tokens.pieces[token + 1]))}**")
+    is_last = token + 1 == len(comparison)
+    came = None if is_last else comparison.tokens.ids[token + 1]
+    piece = "" if is_last else text.visible(comparison.tokens.pieces[token + 1])
+    said = "It is the last token. " if is_last else f"Came: **{text.plain(piece)}** · "
+    st.markdown(f"{said}KL(chat‖base) {text.number(kl)}, KL(base‖chat) {text.number(reverse)} nats")
     with st.container(key="wrap-controls-next"):
         columns = st.columns(2)
     both = comparison.next_tokens(token)
@@ -107,8 +108,8 @@ def next_tokens(comparison: Comparison, token: int) -> None:
             st.caption(f"**{name}**, {said_of(model, token)}")
             rows = [
                 Column("", [str(rank + 1) for rank in range(len(found))]),
-                Column("next", [text.visible(each.piece) for each in found], is_text=True),
                 Column("probability", [f"{each.probability:.1%}" for each in found]),
+                Column("next", [text.visible(each.piece) for each in found], is_text=True),
             ]
             place = next((i for i, each in enumerate(found) if each.id == came), None)
             table_view(f"next-{name}", f"Next tokens of {name}", rows, chosen=place)
@@ -163,8 +164,7 @@ def explanation(prompt: LabPrompt, found: Attribution, info: CrosscoderInfo) -> 
             ("whole stream", share(found.effect_of_stream, found.value), "of it: this layer's ceiling"),
         ]
     )
-    for line in found.remarks[2:]:
-        st.caption(line)
+    st.caption(" ".join(not_shown(found)))
     if not found.entries:
         st.markdown("No latent fires before this token.")
         return
@@ -181,13 +181,25 @@ def explanation(prompt: LabPrompt, found: Attribution, info: CrosscoderInfo) -> 
         Column("share", shares, "The effect as a share of the KL."),
         Column("estimate", [text.number(entry.estimate) for entry in found], ESTIMATE_HELP),
         Column("at", at, "Where the estimate is largest.", is_text=True),
-        Column("open", ["latent"] * len(ids), "Its page.", is_text=True, links=open_links),
+        Column("page", ["open"] * len(ids), "Its own page.", is_text=True, links=open_links),
         Column("steer", ["ablate"] * len(ids), "Both models' answers without it.", is_text=True, links=steer_links),
     ]
     links = [address.here({"by": latent, SHADE: None}) for latent in ids.tolist()]
     chosen = prompts.decimal(st.query_params.get("by"), -1)
     latent_list("why-latents", "Latents that carry the difference", ids, info, links, more=more, chosen=chosen)
-    st.caption(f"{len(ids)} of {found.num_latents} latents that fire. A row colours the tokens by its latent.")
+    st.caption("A row colours the tokens by its latent.")
+
+
+def not_shown(found: Attribution) -> list[str]:
+    """Sentences about what was listed, measured and left alone."""
+    estimated = sum(entry.effect is None for entry in found)
+    lines = [f"{len(found)} of {found.num_latents} latents that fire are listed."]
+    if estimated:
+        lines.append(f"{estimated} of them were estimated only.")
+    if found.num_left_out:
+        left_out = "1 token" if found.num_left_out == 1 else f"{found.num_left_out} tokens"
+        lines.append(f"Latents at {left_out} that training left out (BOS, outliers) were left alone.")
+    return lines
 
 
 def share(effect: float, value: float) -> str:

@@ -25,7 +25,7 @@ def generate_then_look(prompt: LabPrompt, info: CrosscoderInfo) -> None:
     if (note := st.session_state.get(NOTE)) and note[0] == said:
         st.caption(text.plain(note[1]))
     if wants:
-        with session.shown_errors(said):
+        with session.shown_errors(said, "answer"):
             generate(prompt, model, most, info)
 
 

@@ -187,11 +187,14 @@ def attribute(name: str, version_id: str, prompt_json: str, token: int) -> Attri
     return crosscoder(name, version_id).attribute(**json.loads(prompt_json), tokens=[token])
 
 
-def show_error(error: CrosscopeError, said: str = "", as_on_page: Callable[[str], str] = str) -> None:
+def show_error(
+    error: CrosscopeError, said: str = "", as_on_page: Callable[[str], str] = str, part: str = "page"
+) -> None:
     """Shows what happened and at which fields, with a button to try again if that may help.
 
     Paths on the server's machine are cut short, except those in `said`, which is what the person wrote. `as_on_page`
-    gives a sentence or a field with the page's names and numbers.
+    gives a sentence or a field with the page's names and numbers. `part` names the part of the page that failed; a page
+    may show one error of each.
     """
 
     def sentence(text: str) -> str:
@@ -205,7 +208,7 @@ def show_error(error: CrosscopeError, said: str = "", as_on_page: Callable[[str]
     else:
         st.error(sentence(str(error)))
     if isinstance(error, Unavailable | Busy):
-        st.button("Try again", key=f"retry-{type(error).__name__}-{hash(str(error))}")
+        st.button("Try again", key=f"retry-{part}-{type(error).__name__}-{hash(str(error))}")
 
 
 def version_gone(error: VersionGone) -> None:
@@ -219,12 +222,12 @@ def version_gone(error: VersionGone) -> None:
 
 
 @contextmanager
-def shown_errors(said: str = "") -> Generator[None]:
-    """Shows the SDK's errors in place of what the block would have drawn; `said` as in `show_error`."""
+def shown_errors(said: str = "", part: str = "page") -> Generator[None]:
+    """Shows the SDK's errors in place of what the block would have drawn; `said` and `part` as in `show_error`."""
     try:
         yield
     except CrosscopeError as error:
-        show_error(error, said)
+        show_error(error, said, part=part)
 
 
 def link(page: str, label: str, **params: Any) -> None:

@@ -18,11 +18,11 @@ ACTIONS: Mapping[str, str] = {
     "scale": "scale by",
     "ablate": "ablate",
     "transplant": "transplant",
-    "swap_stream": "exchange the stream",
+    "swap_stream": "exchange stream",
 }
 """What a change does, as people read it."""
-ROWS: Mapping[str, str] = {"own": "own row", "other": "other model's row", "difference": "chat's row − base's"}
-REACHES: Mapping[str, str] = {"all": "prompt and answer", "prompt": "prompt only", "generated": "answer only"}
+ROWS: Mapping[str, str] = {"own": "own", "other": "other model's", "difference": "chat − base"}
+REACHES: Mapping[str, str] = {"all": "everywhere", "prompt": "in the prompt", "generated": "in the answer"}
 WITHOUT_ROW = ("transplant", "swap_stream")
 """Actions that say themselves which row is written."""
 STRENGTHS: Mapping[str, tuple[float, float, float]] = {

@@ -62,7 +62,7 @@ def page() -> None:
         not_printed(encoding, prompt)
         shade = differences.shade_choice()
         if shade or locked is not None or differences.is_asked_why():
-            with session.shown_errors(said):
+            with session.shown_errors(said, "compare"):
                 comparison = session.compare(chosen.name, chosen.version_id, arguments)
         strip(encoding, top, locked, comparison, shade)
         differences.why_switch(locked)
@@ -73,7 +73,7 @@ def page() -> None:
         ranked(top, chosen)
         chosen_latent(prompt, chosen)
     if comparison and differences.is_asked_why():
-        with session.shown_errors(said):
+        with session.shown_errors(said, "why"):
             differences.why(prompt, arguments, comparison, locked, chosen)
     with st.expander("Copy as Python"):
         st.code(prompts.python_code(prompt, session.client().address, chosen.name, ranking), language="python")

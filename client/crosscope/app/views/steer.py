@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from crosscope import CrosscoderInfo, CrosscopeError, InvalidInput, Steer
+from crosscope import CrosscoderInfo, InvalidInput, Steer
 from crosscope.app import answers, composer, panels, prompts, session, steering, text, url
 from crosscope.app.answering import Answering
 from crosscope.app.prompts import LabPrompt
@@ -154,7 +154,7 @@ def change_fields(changes: Sequence[Steer], index: int, change: Steer) -> None:
         row.text_input("Latent", **widget("latents", shown), width=110, help="One, or several with commas.")
     actions = [name for name in steering.ACTIONS if (name == "swap_stream") == (not change.latents)]
     row.selectbox(
-        "Action", actions, **widget("action", change.action), format_func=steering.ACTIONS.__getitem__, width=160
+        "Action", actions, **widget("action", change.action), format_func=steering.ACTIONS.__getitem__, width=165
     )
     if change.action not in steering.WITHOUT_ROW:
         row.selectbox(
@@ -162,12 +162,12 @@ def change_fields(changes: Sequence[Steer], index: int, change: Steer) -> None:
             list(steering.ROWS),
             **widget("row", change.row),
             format_func=steering.ROWS.__getitem__,
-            width=170,
+            width=155,
             help=ROW_HELP,
         )
     reaches = list(steering.REACHES)
     row.selectbox(
-        "Where", reaches, **widget("reach", change.reach), format_func=steering.REACHES.__getitem__, width=170
+        "Where", reaches, **widget("reach", change.reach), format_func=steering.REACHES.__getitem__, width=155
     )
     row.button("Remove", key=f"remove-{index}", on_click=lambda: write([*changes[:index], *changes[index + 1 :]]))
     if change.amount is not None:
@@ -207,8 +207,9 @@ def evidence(change: Steer, info: CrosscoderInfo) -> None:
     for latent_id in change.latents[:SHOWN_LATENTS]:
         latent = session.latent(info.name, info.version_id, latent_id)
         panels.evidence(latent, session.uselessness_floor(info))
-        panels.chips(latent.top_tokens)
-        session.link("latent", f"Open latent {latent_id}", crosscoder=info.name, latent=latent_id)
+        with st.container(horizontal=True, vertical_alignment="center"):
+            panels.chips(latent.top_tokens)
+            session.link("latent", f"Open latent {latent_id}", crosscoder=info.name, latent=latent_id)
     if len(change.latents) > SHOWN_LATENTS:
         st.caption(f"and {len(change.latents) - SHOWN_LATENTS} more")
 
@@ -255,8 +256,8 @@ def draw(answering: Answering, prompt: LabPrompt, info: CrosscoderInfo, was_runn
         st.rerun()
     if answering.error:
         said = json.dumps(prompt.params())
-        session.show_error(answering.error, said, lambda sentence: prompts.as_on_page(sentence, prompt.spoken))
-    try:
+        session.show_error(
+            answering.error, said, lambda sentence: prompts.as_on_page(sentence, prompt.spoken), "answers"
+        )
+    with session.shown_errors(part="latents"):
         answers.answers_view(answering, info)
-    except CrosscopeError as error:
-        session.show_error(error)
