@@ -71,19 +71,20 @@ class Encoding:
         """[pair], scaled (math §1), all > 0."""
         return np.asarray(self.code.activations, np.float32)
 
-    def strongest(self, top_k: int) -> types_pb2.SparseCode:
-        """The code with at most top_k latents a token."""
-        starts = self.row_starts.astype(np.int64)
-        counts = np.diff(starts)
-        if not len(counts) or counts.max() <= top_k:
-            return self.code
-        rank = np.arange(len(self.latents)) - np.repeat(starts[:-1], counts)
-        keep = rank < top_k
-        return types_pb2.SparseCode(
-            row_starts=np.cumsum([0, *np.minimum(counts, top_k)]).tolist(),
-            latents=self.latents[keep].tolist(),
-            activations=self.activations[keep].tolist(),
-        )
+
+def strongest(code: types_pb2.SparseCode, top_k: int) -> types_pb2.SparseCode:
+    """The code with at most top_k latents a token."""
+    starts = np.asarray(code.row_starts, np.int64)
+    counts = np.diff(starts)
+    if not len(counts) or counts.max() <= top_k:
+        return code
+    latents, activations = np.asarray(code.latents, np.uint32), np.asarray(code.activations, np.float32)
+    keep = np.arange(len(latents)) - np.repeat(starts[:-1], counts) < top_k
+    return types_pb2.SparseCode(
+        row_starts=np.cumsum([0, *np.minimum(counts, top_k)]).tolist(),
+        latents=latents[keep].tolist(),
+        activations=activations[keep].tolist(),
+    )
 
 
 def prompt_message(prompt: Prompt) -> types_pb2.Prompt:

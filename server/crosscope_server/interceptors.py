@@ -9,7 +9,7 @@ import inspect
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -97,8 +97,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 if inspect.isawaitable(replies):  # a handler that writes its replies itself
                     await replies
                     return
-                async for reply in replies:
-                    yield reply
+                async with aclosing(replies):  # A caller who goes away ends what was begun at once.
+                    async for reply in replies:
+                        yield reply
 
         return _with_behaviour(handler, unary, stream)
 

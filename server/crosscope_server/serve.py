@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection
 from crosscope_proto.v1 import jobs_pb2, jobs_pb2_grpc, latents_pb2, latents_pb2_grpc, prompts_pb2, prompts_pb2_grpc
 from crosscope_server.cache import Cache
 from crosscope_server.catalogue import Catalogue
+from crosscope_server.effects import Effects
 from crosscope_server.interceptors import CallInterceptor, TokenInterceptor
 from crosscope_server.jobs.service import jobs_service
 from crosscope_server.metrics import Metrics
@@ -77,7 +78,8 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
             stack.push_async_callback(cache.close)
         workers = Workers(settings.workers, prompts_change)
         stack.push_async_callback(workers.close)
-        prompts = Prompts(catalogue, workers, Replies(cache))
+        replies = Replies(cache)
+        prompts, effects = Prompts(catalogue, workers, replies), Effects(catalogue, workers, replies)
         jobs = await stack.enter_async_context(jobs_service(settings.queue_url, settings.home))
 
         interceptors: list[grpc.aio.ServerInterceptor] = [CallInterceptor(metrics)]
@@ -85,7 +87,7 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
             interceptors.insert(0, TokenInterceptor(settings.token.get_secret_value()))
         server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
         latents_pb2_grpc.add_LatentsServicer_to_server(LatentsService(catalogue), server)
-        prompts_service = PromptsService(prompts, catalogue, settings.stream_in_flight)
+        prompts_service = PromptsService(prompts, effects, catalogue, settings.stream_in_flight)
         prompts_pb2_grpc.add_PromptsServicer_to_server(prompts_service, server)
         jobs_pb2_grpc.add_JobsServicer_to_server(jobs, server)
         health_pb2_grpc.add_HealthServicer_to_server(healths, server)

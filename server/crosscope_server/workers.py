@@ -6,7 +6,7 @@ codes.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,8 @@ _RETRY_S = 0.25
 _RECONNECT_MS = 200
 """Longest pause between two tries to reach a worker. A worker that starts is found within this time."""
 _HOW_TO_START = "start one with `python -m crosscope_worker serve`; browsing works without"
+_GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+"""What a call ends with if its worker dies, or cuts it off because it stops. Our own callers' cancels are no errors."""
 _OPTIONS = [
     ("grpc.max_receive_message_length", 256 * 1024 * 1024),
     ("grpc.max_send_message_length", 16 * 1024 * 1024),
@@ -97,6 +99,24 @@ class Workers:
         """The tokens of a prompt. Raises CallError."""
         return await self._call(lambda worker: worker.inference.Tokenize(request, timeout=timeout_s))
 
+    async def compare(
+        self, request: inference_pb2.CompareRequest, timeout_s: float | None
+    ) -> inference_pb2.CompareResponse:
+        """How both models' predictions differ. Raises CallError."""
+        return await self._call(lambda worker: worker.inference.Compare(request, timeout=timeout_s))
+
+    async def attribute(
+        self, request: inference_pb2.AttributeRequest, timeout_s: float | None
+    ) -> inference_pb2.AttributeResponse:
+        """The latents that carry a difference. Raises CallError."""
+        return await self._call(lambda worker: worker.inference.Attribute(request, timeout=timeout_s))
+
+    def generate(
+        self, request: inference_pb2.GenerateRequest, timeout_s: float | None
+    ) -> AsyncGenerator[inference_pb2.GenerateResponse]:
+        """Continuations of a prompt, piece by piece; closing the generator ends the worker's call. Raises CallError."""
+        return self._stream(lambda worker: worker.inference.Generate(request, timeout=timeout_s))
+
     async def _call(self, call: Callable[[_Worker], Awaitable[Any]]) -> Any:
         """The answer of the next live worker, or of another if that one is gone or busy: calls change nothing."""
         asked: list[_Worker] = []
@@ -106,16 +126,48 @@ class Workers:
             try:
                 return await call(worker)
             except grpc.aio.AioRpcError as error:
-                if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
-                    busy = error
-                elif error.code() is grpc.StatusCode.UNAVAILABLE:
-                    log.warning("worker is gone", extra={"worker": worker.target, "error": error.details()})
-                    await self._set_alive(worker, is_alive=False)
-                else:
+                busy = await self._passed_over(worker, error) or busy
+        raise self._nobody(busy)
+
+    async def _stream(self, start: Callable[[_Worker], Any]) -> AsyncGenerator[Any]:
+        """The messages of the next live worker's stream. Another worker is asked only before the first message."""
+        asked: list[_Worker] = []
+        busy: grpc.aio.AioRpcError | None = None
+        while (worker := self._next(asked)) is not None:
+            asked.append(worker)
+            call, num_sent = start(worker), 0
+            try:
+                async for message in call:
+                    num_sent += 1
+                    yield message
+                return
+            except grpc.aio.AioRpcError as error:
+                busy = await self._passed_over(worker, error) or busy
+                if num_sent and error.code() in _GONE:
+                    raise Unavailable(
+                        f"the inference worker ended in the middle of the answer, after {num_sent} messages; ask again",
+                        retry_after_s=_RETRY_S,
+                    ) from error
+                if num_sent:
                     raise _caller_error(error) from error
-        if busy is not None:
-            raise _caller_error(busy) from busy
-        raise Unavailable(self._why_none(), retry_after_s=2.0)
+            finally:
+                call.cancel()
+        raise self._nobody(busy)
+
+    async def _passed_over(self, worker: _Worker, error: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError | None:
+        """Returns where another worker may be asked, the error if this one is busy; else raises the caller's error."""
+        if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return error
+        if error.code() not in _GONE:
+            raise _caller_error(error) from error
+        log.warning("worker is gone", extra={"worker": worker.target, "error": error.details()})
+        if error.code() is grpc.StatusCode.UNAVAILABLE:  # Its health tells the rest.
+            await self._set_alive(worker, is_alive=False)
+        return None
+
+    def _nobody(self, busy: grpc.aio.AioRpcError | None) -> Exception:
+        """The error of a call that no worker answered."""
+        return Unavailable(self._why_none(), retry_after_s=2.0) if busy is None else _caller_error(busy)
 
     def _next(self, asked: Sequence[_Worker]) -> _Worker | None:
         """The next worker in turn that is alive and not among `asked`."""

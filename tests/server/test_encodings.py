@@ -14,6 +14,7 @@ from crosscope_server.encodings import (
     Turn,
     prompt_message,
     read_encoding,
+    strongest,
 )
 from crosscope_server.replies import pack, unpack
 from crosscope_server.services import decode
@@ -58,12 +59,12 @@ def test_another_keys_value_is_noticed():
 
 def test_strongest_cuts_each_token():
     whole = encoding([3, 0, 1, 2])
-    cut = whole.strongest(1)
+    cut = strongest(whole.code, 1)
     assert list(cut.row_starts) == [0, 1, 1, 2, 3]
     assert list(cut.latents) == [0, 3, 4]
     assert list(cut.activations) == [6, 3, 2]
-    assert whole.strongest(3) == whole.code
-    assert encoding([]).strongest(1) == encoding([]).code
+    assert strongest(whole.code, 3) == whole.code
+    assert strongest(encoding([]).code, 1) == encoding([]).code
 
 
 @given(st.lists(st.integers(0, 5), max_size=6))

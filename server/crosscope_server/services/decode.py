@@ -1,7 +1,7 @@
 """Converts the public messages that several services share to and from the server's own. Knows nothing about calls."""
 
 from crosscope_proto.v1 import prompts_pb2, types_pb2
-from crosscope_server.encodings import Prompt, Turn
+from crosscope_server.encodings import Prompt, Turn, strongest
 from crosscope_server.examples import TextTokens
 from crosscope_server.prompts import Encoded
 
@@ -41,7 +41,7 @@ def encode_message(encoded: Encoded, top_k: int | None) -> prompts_pb2.EncodeRes
     encoding = encoded.encoding
     return prompts_pb2.EncodeResponse(
         tokens=encoding.tokens,
-        code=encoding.code if top_k is None else encoding.strongest(top_k),
+        code=encoding.code if top_k is None else strongest(encoding.code, top_k),
         version_id=encoded.version_id,
         cached=encoded.cached,
         compute_ms=encoding.compute_ms,

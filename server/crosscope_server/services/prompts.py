@@ -1,14 +1,16 @@
 """The service crosscope.v1.Prompts: decode, call, reply. Knows nothing about workers or the cache."""
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import asdict
 
 import grpc
 import grpc.aio
 
-from crosscope_proto.v1 import prompts_pb2, prompts_pb2_grpc
+from crosscope_proto.v1 import effects_pb2, prompts_pb2, prompts_pb2_grpc
 from crosscope_server.catalogue import Catalogue
 from crosscope_server.contrast import NUM_SHUFFLES
+from crosscope_server.effects import Effects
 from crosscope_server.errors import status_of
 from crosscope_server.prompt_sets import Place, PromptSets
 from crosscope_server.prompts import Prompts
@@ -32,8 +34,9 @@ _RANKS = {
 class PromptsService(prompts_pb2_grpc.PromptsServicer):
     """Online questions."""
 
-    def __init__(self, prompts: Prompts, catalogue: Catalogue, stream_in_flight: int) -> None:
+    def __init__(self, prompts: Prompts, effects: Effects, catalogue: Catalogue, stream_in_flight: int) -> None:
         self._prompts = prompts
+        self._effects = effects
         self._catalogue = catalogue
         self._stream_in_flight = stream_in_flight
         self._sets = PromptSets(prompts, catalogue, stream_in_flight)
@@ -118,6 +121,23 @@ class PromptsService(prompts_pb2_grpc.PromptsServicer):
             num_repeats=found.num_repeats,
             version_id=found.version_id,
         )
+
+    async def Compare(self, request: effects_pb2.CompareRequest, context: Context) -> effects_pb2.CompareResponse:
+        """How both models' predictions differ at every token."""
+        return await self._effects.compare(request, decode.prompt(request.prompt), context.time_remaining())
+
+    async def Attribute(self, request: effects_pb2.AttributeRequest, context: Context) -> effects_pb2.AttributeResponse:
+        """Which latents carry the difference at some tokens."""
+        return await self._effects.attribute(request, decode.prompt(request.prompt), context.time_remaining())
+
+    async def Generate(
+        self, request: effects_pb2.GenerateRequest, context: Context
+    ) -> AsyncIterator[effects_pb2.GenerateResponse]:
+        """Continues a prompt in several ways at once."""
+        replies = self._effects.generate(request, decode.prompt(request.prompt), context.time_remaining())
+        async with aclosing(replies):
+            async for reply in replies:
+                yield reply
 
     async def _encode(self, request: prompts_pb2.EncodeRequest, context: Context) -> prompts_pb2.EncodeResponse:
         encoded = await self._prompts.encode(

@@ -77,6 +77,8 @@ class Attribution:
     effect_of_stream: float
     """NaN if the models' widths differ."""
     num_left_out: int
+    outlying: np.ndarray
+    """[pos] bool: the training leaves out such a token because of its norm."""
 
 
 def attribute(subject: Subject, ids: np.ndarray, roles: np.ndarray, question: Question) -> Attribution:
@@ -94,6 +96,7 @@ def attribute(subject: Subject, ids: np.ndarray, roles: np.ndarray, question: Qu
     # Tensors of an inference mode outside could not be differentiated.
     with torch.inference_mode(False), torch.no_grad():
         x = _streams(subject, ids)
+        outlying = reading.outlying(x, torch.arange(len(x), device=x.device), subject.pair.d_model).cpu().numpy()
         left_out = reading.left_out(x, roles) & (not question.include_left_out)
         if question.continuations is None:
             figure = divergence_figure(subject, ids, x, model, question.tokens, left_out)
@@ -106,7 +109,7 @@ def attribute(subject: Subject, ids: np.ndarray, roles: np.ndarray, question: Qu
         found = contributions(reading, only_at(code, ~left_out), model)
         own, other = (x[:, subject.model_slice(each)] for each in (model, 1 - model))
         swapped = (own - other) * ~left_out[:, None] if own.shape == other.shape else None
-        return _attribution(figure, found, swapped, question, len(ids), num_left_out)
+        return _attribution(figure, found, swapped, question, num_left_out, outlying)
 
 
 def _attribution(
@@ -114,8 +117,8 @@ def _attribution(
     found: Contributions,
     swapped: Tensor | None,
     question: Question,
-    num_tokens: int,
     num_left_out: int,
+    outlying: np.ndarray,
 ) -> Attribution:
     """`swapped: [pos, d_model]` is what exchanging the streams takes away."""
     products = found.products(figure.gradient()).double().cpu().numpy()
@@ -137,13 +140,14 @@ def _attribution(
         figure.explained,
         value,
         tuple(_entries(found, order, estimates, effects, products, value)),
-        np.searchsorted(tokens[shown], np.arange(num_tokens + 1)),
+        np.searchsorted(tokens[shown], np.arange(len(outlying) + 1)),
         token_entries[shown],
         products[shown],
         num_latents,
         of_all,
         of_stream,
         num_left_out,
+        outlying,
     )
 
 

@@ -4,17 +4,21 @@ Every change is worked out from both models' unchanged streams, so it does not d
 Knows tensors of tokens; does not know how the models run.
 """
 
+import copy
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
 from crosscope_worker.dictionary.crosscoder import Crosscoder
-from crosscope_worker.dictionary.sparsifier import Sparsifier
+from crosscope_worker.dictionary.sparse import SparseCode, flat_indices, sparse_code
+from crosscope_worker.dictionary.sparsifier import Sparsifier, code_norms
 
 MAX_AMOUNT = 1000.0
 """Largest amount of an intervention, by size."""
@@ -99,69 +103,95 @@ class Change:
     """[token] bool: an intervention would reach it, but training leaves such tokens out."""
 
 
+class Codes:
+    """The raw code of some tokens, worked out once for every arm that asks."""
+
+    def __init__(self, crosscoder: Crosscoder, sparsifier: Sparsifier, x: Tensor) -> None:
+        """x: [token, both] unchanged streams."""
+        self._sparsifier = sparsifier
+        self._code = crosscoder.pre_activations(x).relu_()
+
+    @functools.cached_property
+    def by_models(self) -> tuple[Tensor, Tensor]:
+        """The code as each model keeps it, [token, latent], base first."""
+        base, chat = self._sparsifier.kept_by_models(self._code)
+        return self._code * base, self._code * chat
+
+    def select(self, tokens: Tensor) -> Self:
+        """The code of some of the tokens, `tokens: [token]` int64."""
+        chosen = copy.copy(self)
+        base, chat = self.by_models
+        chosen.__dict__["by_models"] = base[tokens], chat[tokens]
+        chosen._code = self._code[tokens]
+        return chosen
+
+    def sparse(self) -> SparseCode:
+        """The entries that at least one model keeps; values are raw."""
+        return sparse_code(flat_indices(self._sparsifier.kept(self._code)), self._code)
+
+
 class Steering:
     """The interventions of one arm, worked out for one crosscoder and one model."""
 
     def __init__(
-        self, crosscoder: Crosscoder, maxima: Tensor, model: int, interventions: Sequence[Intervention]
+        self,
+        crosscoder: Crosscoder,
+        maxima: Tensor,
+        model: int,
+        interventions: Sequence[Intervention],
+        sparsifier: Sparsifier | None = None,
     ) -> None:
         """`maxima: [latent]` are largest scaled activations in the analysis, 0 or NaN where a latent never fired.
 
-        Raises InterventionError.
+        A `sparsifier` that is given is used. Raises InterventionError.
         """
         self._crosscoder = crosscoder
-        self._sparsifier = crosscoder.sparsifier()
         self._model = model
-        self._interventions = tuple(interventions)
-        for each in self._interventions:
+        for each in interventions:
             _check(each, crosscoder, maxima, model)
-        _check_once(self._interventions)
-        self._largest = (maxima.to(crosscoder.device) / crosscoder.code_norms()).nan_to_num_(0.0, 0.0, 0.0)
-        """Raw code of every latent at its maximum, [latent]; 0 where it never fired."""
+        _check_once(interventions)
+        self._parts = [_Part.of(each, crosscoder, maxima, model) for each in interventions]
+        self._sparsifier = sparsifier or (crosscoder.sparsifier() if self.needs_code else None)
 
     @property
     def needs_code(self) -> bool:
         """Whether a change depends on the streams, so that both models must run to the layer."""
-        return any(each.action is not Action.ADD for each in self._interventions)
+        return any(part.intervention.action is not Action.ADD for part in self._parts)
 
     @torch.inference_mode()
-    def change(self, x: Tensor | None, site: Site) -> Change:
+    def change(self, x: Tensor | None, site: Site, codes: Codes | None = None) -> Change:
         """What to add to the model's stream at the tokens of `site`.
 
-        x: [token, both] unchanged streams; None if nothing `needs_code`.
+        x: [token, both] unchanged streams; None if nothing `needs_code`. `codes` are those of `x`, if they are known.
         """
         crosscoder = self._crosscoder
-        num_tokens, own = len(site.positions), crosscoder.model_slice(self._model)
+        num_tokens = len(site.positions)
         delta = crosscoder.W_dec.new_zeros(num_tokens, crosscoder.d_model[self._model])
         changed = torch.zeros(num_tokens, dtype=torch.bool, device=delta.device)
         spared = torch.zeros_like(changed)
-        codes = None if x is None or not self.needs_code else _codes(crosscoder, self._sparsifier, x)
-        for each in self._interventions:
-            reached = _reached(each, site)
-            kept = reached if each.include_left_out else reached & ~site.left_out
+        if codes is None and x is not None and self._sparsifier is not None:
+            codes = Codes(crosscoder, self._sparsifier, x)
+        for part in self._parts:
+            reached = _reached(part.intervention, site)
+            kept = reached if part.intervention.include_left_out else reached & ~site.left_out
             spared |= reached & ~kept
             changed |= kept
-            if not kept.any():
-                continue
-            if each.action is Action.SWAP_STREAM:
-                assert x is not None
-                other = x[:, crosscoder.model_slice(1 - self._model)]
-                added = other - x[:, own]
-            else:
-                added = self._added(each, codes, num_tokens)
-            delta += torch.where(kept[:, None], added, 0.0)
+            if kept.any():
+                delta += torch.where(kept[:, None], self._added(part, x, codes), 0.0)
         return Change(delta, changed, spared & ~changed)
 
-    def _added(self, each: Intervention, codes: tuple[Tensor, Tensor] | None, num_tokens: int) -> Tensor:
-        """[token, d_model] that one intervention adds if it reaches every token."""
-        latents = torch.tensor(each.latents, device=self._crosscoder.device)
-        at_most = self._largest[latents]
-        own, other = self._rows(self._model, latents), self._rows(1 - self._model, latents)
+    def _added(self, part: "_Part", x: Tensor | None, codes: Codes | None) -> Tensor:
+        """What one intervention adds if it reaches every token: [token, d_model], or [d_model] if the same at each."""
+        each, own, other = part.intervention, part.own, part.other
         if each.action is Action.ADD:
-            amounts = (each.amount * at_most).expand(num_tokens, -1)
+            amounts = each.amount * part.largest
             return self._along(each.row, amounts, amounts, own, other)
+        assert x is not None
         assert codes is not None
-        f_own, f_other = codes[self._model][:, latents], codes[1 - self._model][:, latents]
+        if each.action is Action.SWAP_STREAM:
+            return x[:, self._crosscoder.model_slice(1 - self._model)] - x[:, self._crosscoder.model_slice(self._model)]
+        f_own = codes.by_models[self._model][:, part.latents]
+        f_other = codes.by_models[1 - self._model][:, part.latents]
         if each.action is Action.TRANSPLANT:
             return f_other @ other - f_own @ own
         factor, target = {
@@ -169,7 +199,8 @@ class Steering:
             Action.SCALE: (each.amount - 1, 0.0),
             Action.SET: (-1.0, each.amount),
         }[each.action]
-        return self._along(each.row, factor * f_own + target * at_most, factor * f_other + target * at_most, own, other)
+        at = target * part.largest if target else torch.zeros_like(part.largest)
+        return self._along(each.row, factor * f_own + at, factor * f_other + at, own, other)
 
     def _along(self, row: DecoderRow, f_own: Tensor, f_other: Tensor, own: Tensor, other: Tensor) -> Tensor:
         """Amounts [token, chosen latent], as each model keeps them, along the chosen rows."""
@@ -182,16 +213,30 @@ class Steering:
                 sign = 1.0 if self._model == CHAT else -1.0
                 return sign * (f_own @ own - f_other @ other)
 
-    def _rows(self, model: int, latents: Tensor) -> Tensor:
-        """Decoder rows [chosen latent, d_model] in the model's own scale."""
-        return self._crosscoder.decoder(model)[latents] / self._crosscoder.input_scale[model]
 
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """One intervention with what it needs of the crosscoder."""
 
-def _codes(crosscoder: Crosscoder, sparsifier: Sparsifier, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The raw code as each model keeps it, [token, latent], base first."""
-    code = crosscoder.pre_activations(x).relu_()
-    base, chat = sparsifier.kept_by_models(code)
-    return code * base, code * chat
+    intervention: Intervention
+    latents: Tensor
+    """[chosen latent] int64."""
+    largest: Tensor
+    """Raw code of each at its maximum, [chosen latent]."""
+    own: Tensor
+    """Decoder rows of the model that is changed, [chosen latent, d_model], in its own scale."""
+    other: Tensor
+    """Those of the other model."""
+
+    @classmethod
+    def of(cls, each: Intervention, crosscoder: Crosscoder, maxima: Tensor, model: int) -> Self:
+        latents = torch.tensor(each.latents, dtype=torch.int64, device=crosscoder.device)
+        norms = code_norms(crosscoder.W_dec[latents], crosscoder.d_model, crosscoder.code_normalisation)
+        own, other = (
+            crosscoder.decoder(which)[latents] / crosscoder.input_scale[which] for which in (model, 1 - model)
+        )
+        largest = (maxima.to(crosscoder.device)[latents] / norms).nan_to_num(nan=0.0, posinf=0.0)
+        return cls(each, latents, largest, own, other)
 
 
 def _reached(each: Intervention, site: Site) -> Tensor:

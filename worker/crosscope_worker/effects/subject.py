@@ -51,6 +51,12 @@ class Reading:
         by_role = torch.from_numpy(policy_reasons(roles, self.policy) != LeftOut.KEPT).to(x.device)
         return by_role | self.outlying(x, torch.arange(len(x), device=x.device), self.crosscoder.d_model)
 
+    def outlying_in(self, model: int, x: Tensor, positions: Tensor) -> Tensor:
+        """The same where one model's stream alone is known, x: [token, d_model]; see NormBounds.outlying_in."""
+        if self.bounds is None:
+            return torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        return self.bounds.outlying_in(model, x, positions)
+
 
 @dataclass(frozen=True, eq=False)
 class Subject:

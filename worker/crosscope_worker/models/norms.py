@@ -35,6 +35,13 @@ class NormBounds:
             found |= part.norm(dim=-1) > limit
         return found
 
+    def outlying_in(self, model: int, x: Tensor, position: Tensor) -> Tensor:
+        """The same where one model's stream alone is known; `x: [token, d_model]`.
+
+        Finds no token that is an outlier in the other model alone.
+        """
+        return torch.isin(position, position.new_tensor(self.positions)) | (x.norm(dim=-1) > self.limits[model])
+
 
 def measured_bounds(
     pieces: Sequence[tuple[Tensor, np.ndarray]], d_model: tuple[int, int], ratio: float

@@ -30,11 +30,13 @@ def layer_outputs(
     ids: Tensor,
     positions: Tensor | None = None,
     below: tuple[int, Any] | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> list[Any]:
     """The outputs of the decoder layers with these ascending indices; the model stops at the last of them.
 
     ids, positions: [row, pos] int64, on the model's device. `below`: a number of layers and what the last of them
-    returned for these ids; they are not computed. No attention mask: padding comes after every token that is kept.
+    returned for these ids; they are not computed. `given`: further inputs, say a cache and
+    a mask; without a mask, padding comes after every token that is kept.
     Raises NotReached if the highest layer is not called.
     """
     layers = decoder_layers(model)
@@ -48,7 +50,7 @@ def layer_outputs(
 
         return keep
 
-    given = {} if positions is None else {"position_ids": positions}
+    inputs = {"use_cache": False, **({} if positions is None else {"position_ids": positions}), **(given or {})}
     with ExitStack() as stack:
         if below is not None:
             for layer in layers[: below[0]]:
@@ -56,7 +58,7 @@ def layer_outputs(
         for index in wanted:
             stack.callback(layers[index].register_forward_hook(keeping(index)).remove)
         with suppress(_Reached):
-            decoder(model)(input_ids=ids, use_cache=False, **given)
+            decoder(model)(input_ids=ids, **inputs)
     if missed := [index for index in wanted if index not in found]:
         raise NotReached(f"{type(model).__name__} does not call its decoder layer {missed[0]} for a text")
     return [found[index] for index in wanted]

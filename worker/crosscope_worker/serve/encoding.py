@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from crosscope_worker.dictionary.sparsifier import by_strength
 from crosscope_worker.effects.subject import Subject
 
 _MAX_CODE_ELEMENTS = 1 << 26
@@ -75,13 +76,13 @@ class Encoder:
         """Token, latent and scaled activation of every active entry, by token, strongest first."""
         crosscoder, sparsifier = self._reading.crosscoder, self._reading.sparsifier
         rows = max(1, _MAX_CODE_ELEMENTS // crosscoder.num_latents)
-        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         for start in range(0, len(x), rows):
             code = crosscoder.encode_sparse(x[start : start + rows], sparsifier)
-            parts.append((code.tokens + start, code.latents, sparsifier.scaled_entries(code)))
-        tokens, latents, activations = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
-        order = np.lexsort((-activations, tokens))
-        return tokens[order], latents[order], activations[order]
+            tokens, latents, activations = by_strength(code, sparsifier)
+            parts.append((tokens + start, latents, activations))
+        tokens, latents, activations = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return tokens, latents, activations
 
 
 def _split(

@@ -4,12 +4,14 @@ import numpy as np
 
 from crosscope_proto.roles import BASE, CHAT
 from crosscope_proto.v1 import effects_pb2
+from crosscope_worker.effects.attribute import Attribution, Question
 from crosscope_worker.effects.compare import Comparison, Predictions
 from crosscope_worker.effects.subject import Reading
 from crosscope_worker.tokenizer.pieces import lone_pieces
 from crosscope_worker.tokenizer.tokens import TextTokenizer
 
-_DEFAULT_TOP_N = 5
+_DEFAULT_TOP_N, _DEFAULT_NUM_EXACT, _DEFAULT_LIMIT = 5, 32, 100
+_MODELS = {effects_pb2.MODEL_UNSPECIFIED: CHAT, effects_pb2.MODEL_BASE: BASE, effects_pb2.MODEL_CHAT: CHAT}
 
 
 def top_n(request: effects_pb2.CompareRequest) -> int:
@@ -29,6 +31,38 @@ def comparison(found: Comparison, tokenizer: TextTokenizer) -> effects_pb2.Compa
         pieces=dict(zip(ids.tolist(), lone_pieces(tokenizer, ids), strict=True)),
         difference_norms=found.difference_norms.tolist(),
         cosines=found.cosines.tolist(),
+    )
+
+
+def attribution_question(request: effects_pb2.AttributeRequest, tokenizer: TextTokenizer) -> Question:
+    """What is to be explained. Raises PromptError for a continuation without tokens."""
+    continuations = None
+    if request.HasField("continuations"):
+        first, second = request.continuations.first, request.continuations.second
+        continuations = tokenizer.continuation(first), tokenizer.continuation(second)
+    return Question(
+        model=_MODELS[request.model],
+        tokens=tuple(request.tokens),
+        continuations=continuations,
+        num_exact=request.num_exact if request.HasField("num_exact") else _DEFAULT_NUM_EXACT,
+        limit=request.limit if request.HasField("limit") else _DEFAULT_LIMIT,
+        include_left_out=request.include_left_out,
+    )
+
+
+def attribution(found: Attribution) -> effects_pb2.AttributeResponse:
+    """The reply with an attribution; tokens, version and time are the caller's."""
+    return effects_pb2.AttributeResponse(
+        explained=found.explained.tolist(),
+        value=found.value,
+        entries=[effects_pb2.AttributeResponse.Entry(**entry._asdict()) for entry in found.entries],
+        row_starts=found.row_starts.tolist(),
+        token_entries=found.token_entries.tolist(),
+        token_estimates=found.token_estimates.tolist(),
+        num_latents=found.num_latents,
+        effect_of_all=found.effect_of_all,
+        effect_of_stream=found.effect_of_stream,
+        num_left_out=found.num_left_out,
     )
 
 

@@ -6,6 +6,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from crosscope_worker.effects.attribute import Attribution, attribute
+from crosscope_worker.effects.attribute import Question as AttributionQuestion
 from crosscope_worker.effects.compare import Comparison, compare
 from crosscope_worker.serve.batching import Batcher
 from crosscope_worker.serve.encoding import PromptCode
@@ -49,3 +51,22 @@ class WhichDifference:
     def __call__(self, prompts: Sequence[np.ndarray]) -> list[Comparison]:
         """See Question."""
         return compare(self.loaded.subject, prompts, self.top_n)
+
+
+@dataclass(frozen=True, eq=False)
+class WhichLatents:
+    """Which latents carry a difference at some tokens of a prompt; no two questions share a batch."""
+
+    crosscoder: LoadedCrosscoder
+    roles: np.ndarray
+    """[pos] uint8, TokenRole."""
+    about: AttributionQuestion
+
+    @property
+    def num_tokens(self) -> int:
+        """About how many tokens are run: a forward and a backward pass, and a forward for every exact effect."""
+        return len(self.roles) * (2 + self.about.num_exact)
+
+    def __call__(self, prompts: Sequence[np.ndarray]) -> list[Attribution]:
+        """See Question."""
+        return [attribute(self.crosscoder.subject, ids, self.roles, self.about) for ids in prompts]

@@ -19,7 +19,7 @@ from crosscope_worker.serve.errors import status_of
 from crosscope_worker.serve.loading import Loaded
 from crosscope_worker.serve.models import Models
 from crosscope_worker.serve.prompts import left_out, tokenise
-from crosscope_worker.serve.questions import DeviceQueue, WhichCode, WhichDifference
+from crosscope_worker.serve.questions import DeviceQueue, WhichCode, WhichDifference, WhichLatents
 from crosscope_worker.tokenizer.tokens import PromptError, TokenisedText
 
 Reply = TypeVar("Reply")
@@ -57,6 +57,12 @@ class Inference(inference_pb2_grpc.InferenceServicer):
     async def Compare(self, request: inference_pb2.CompareRequest, context: Context) -> inference_pb2.CompareResponse:
         """How both models' predictions differ."""
         return await self._answered(self._compare(request.request, context.time_remaining()), context)
+
+    async def Attribute(
+        self, request: inference_pb2.AttributeRequest, context: Context
+    ) -> inference_pb2.AttributeResponse:
+        """The latents that carry a difference."""
+        return await self._answered(self._attribute(request.request, context.time_remaining()), context)
 
     async def _answered(self, reply: Awaitable[Reply], context: Context) -> Reply:
         async with self._in_progress(context):
@@ -113,6 +119,23 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         response.version_id = request.version_id
         response.compute_ms = answer.compute_s * 1000
         return inference_pb2.CompareResponse(response=response)
+
+    async def _attribute(
+        self, request: effects_pb2.AttributeRequest, timeout_s: float | None
+    ) -> inference_pb2.AttributeResponse:
+        async with self._models.using(request.crosscoder, request.version_id) as crosscoder:
+            text, tokens = await self._prompt(crosscoder, request.prompt)
+            about = messages.attribution_question(request, crosscoder.tokenizer)
+            for name, ids in zip(("first", "second"), about.continuations or (), strict=False):
+                self._check_length(crosscoder, f"continuations.{name}", len(text.ids), len(ids))
+            question = WhichLatents(crosscoder, text.roles, about)
+            answer = await self._device.submit(question, text.ids, question.num_tokens, timeout_s)
+        tokens.left_out.extend(left_out(crosscoder.reading, text, answer.result.outlying).tolist())
+        response = messages.attribution(answer.result)
+        response.tokens.CopyFrom(tokens)
+        response.version_id = request.version_id
+        response.compute_ms = answer.compute_s * 1000
+        return inference_pb2.AttributeResponse(response=response)
 
     @asynccontextmanager
     async def _using(self, request: effects_pb2.CompareRequest | effects_pb2.GenerateRequest) -> AsyncGenerator[Loaded]:

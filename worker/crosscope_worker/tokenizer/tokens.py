@@ -139,6 +139,19 @@ class TextTokenizer:
             known = self._with_control_roles(numbers, known)
         return TokenisedText(numbers, known, ((0, len(numbers)),), np.zeros((len(numbers), 2), np.int64), ())
 
+    def continuation(self, text: str) -> np.ndarray:
+        """Ids [pos] int64 of a text that goes on with another: nothing is put around it, and control tokens typed in it
+        stay text.
+
+        The two are tokenised apart, so a word that is cut between them is two tokens at least. Raises PromptError if
+        there is no token.
+        """
+        typed = self._control.found_in(text)
+        encoding = self._control.encode(self._control.disguise(text) if typed else text, typed)
+        if not encoding.ids:
+            raise PromptError(f"the continuation {text[:60]!r} gives no token")
+        return np.array(encoding.ids, dtype=np.int64)
+
     def _check_ids(self, ids: Sequence[int], num_readable: int | None) -> None:
         vocabulary = self._control.reading
         for position, id_ in enumerate(ids):
@@ -228,6 +241,16 @@ class TextTokenizer:
         if known is None:
             return found.text[int(said[-1]) + 1 :] if len(said) else ""
         return known
+
+    @property
+    def turn_end_ids(self) -> tuple[int, ...]:
+        """The control token that the chat template prints right behind what an assistant says; empty for none."""
+        kwargs = self._template.settings.kwargs
+        key = json.dumps(kwargs, sort_keys=True, default=str)
+        if key not in self._turn_ends:
+            self._turn_ends[key] = self._sample_end(kwargs)
+        ids = self._control.encode((self._turn_ends[key] or "").lstrip(), False).ids
+        return tuple(ids[:1]) if ids and ids[0] in self._tokenizer.added_tokens_decoder else ()
 
     def _sample_end(self, kwargs: Mapping[str, Any]) -> str | None:
         sayings = Sayings()
