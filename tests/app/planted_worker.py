@@ -101,7 +101,7 @@ class PlantedWorker(inference_pb2_grpc.InferenceServicer):
             tokens = [_new_token(arm, n, words) for arm, words in enumerate(answers) if n < len(words)]
             yield _reply(step=effects_pb2.GenerationStep(tokens=tokens))
             if CUT in said:
-                context.abort(grpc.StatusCode.UNAVAILABLE, "the worker stops")
+                context.abort(grpc.StatusCode.CANCELLED, "the worker stops")
             if SLOW in said:
                 time.sleep(0.1)
         for arm, words in enumerate(answers):
