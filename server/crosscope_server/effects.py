@@ -1,8 +1,8 @@
 """Questions about what both models do with a prompt: which version and tokens are meant, then the cache or a worker.
 
 The public messages are what workers get and send, so this module sees them. Comparisons and attributions of a
-crosscoder are remembered like codes: equal requests get equal answers. Comparisons of a pair alone are not, since a pair
-has no versions; generations are not either.
+crosscoder are remembered like codes: equal requests get equal answers. Comparisons of a pair alone are not, since a
+pair has no versions; generations are not either.
 """
 
 import hashlib

@@ -148,8 +148,8 @@ class Steering:
         self._crosscoder = crosscoder
         self._model = model
         for each in interventions:
-            _check(each, crosscoder, maxima, model)
-        _check_once(interventions)
+            check_intervention(each, crosscoder, maxima, model)
+        check_once(interventions)
         self._parts = [_Part.of(each, crosscoder, maxima, model) for each in interventions]
         self._sparsifier = sparsifier or (crosscoder.sparsifier() if self.needs_code else None)
 
@@ -276,7 +276,8 @@ def check_rows(crosscoder: Crosscoder, model: int, action: Action, row: DecoderR
         )
 
 
-def _check(each: Intervention, crosscoder: Crosscoder, maxima: Tensor, model: int) -> None:
+def check_intervention(each: Intervention, crosscoder: Crosscoder, maxima: Tensor, model: int) -> None:
+    """Raises InterventionError if `model` cannot be changed like this by the crosscoder. See Steering."""
     if not math.isfinite(each.amount) or abs(each.amount) > MAX_AMOUNT:
         raise InterventionError(f"amount {each.amount} must be a number from {-MAX_AMOUNT:g} to {MAX_AMOUNT:g}")
     check_rows(crosscoder, model, each.action, each.row)
@@ -292,7 +293,7 @@ def _check(each: Intervention, crosscoder: Crosscoder, maxima: Tensor, model: in
             )
 
 
-def _check_once(interventions: Sequence[Intervention]) -> None:
+def check_once(interventions: Sequence[Intervention]) -> None:
     """Raises InterventionError for a latent whose contribution two interventions exchange: which one holds is open."""
     seen: dict[int, list[Reach]] = {}
     for each in interventions:

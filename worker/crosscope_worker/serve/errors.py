@@ -8,7 +8,9 @@ from google.rpc import error_details_pb2, status_pb2
 
 from crosscope_proto.rich_status import cut, retry_info, rich_status
 from crosscope_worker.dictionary.crosscoder import CrosscoderError
+from crosscope_worker.effects.attribute import QuestionError
 from crosscope_worker.effects.interventions import InterventionError
+from crosscope_worker.effects.orders import DoesNotFit
 from crosscope_worker.models.places import PairError
 from crosscope_worker.tokenizer.tokens import PromptError
 
@@ -52,6 +54,8 @@ _CODES: dict[type[Exception], grpc.StatusCode] = {
     PromptError: grpc.StatusCode.INVALID_ARGUMENT,
     FieldError: grpc.StatusCode.INVALID_ARGUMENT,
     InterventionError: grpc.StatusCode.INVALID_ARGUMENT,
+    QuestionError: grpc.StatusCode.INVALID_ARGUMENT,
+    DoesNotFit: grpc.StatusCode.INVALID_ARGUMENT,
     UnknownName: grpc.StatusCode.NOT_FOUND,
     ModelTooLarge: grpc.StatusCode.FAILED_PRECONDITION,
     CrosscoderError: grpc.StatusCode.DATA_LOSS,
@@ -69,10 +73,19 @@ def status_of(error: Exception) -> status_pb2.Status:
         sentence = f"the inference worker has a bug ({type(error).__name__}); see its log"
         return rich_status(grpc.StatusCode.INTERNAL, sentence)
     details: list[Message] = []
-    if isinstance(error, FieldError):
+    if code is grpc.StatusCode.INVALID_ARGUMENT:
+        field, sentence = _violation(error)
         bad_request = error_details_pb2.BadRequest()
-        bad_request.field_violations.add(field=error.field, description=cut(error.sentence, _MAX_VIOLATION_BYTES))
+        bad_request.field_violations.add(field=field, description=cut(sentence, _MAX_VIOLATION_BYTES))
         details.append(bad_request)
     if isinstance(error, Overloaded) and error.retry_after_s is not None:
         details.append(retry_info(error.retry_after_s))
     return rich_status(code, str(error), details)
+
+
+def _violation(error: Exception) -> tuple[str, str]:
+    """The field of the public request that is wrong, and what is wrong with it."""
+    if isinstance(error, FieldError):
+        return error.field, error.sentence
+    fields = {DoesNotFit: "arms", InterventionError: "model", QuestionError: "tokens"}
+    return next((field for kind, field in fields.items() if isinstance(error, kind)), "prompt"), str(error)

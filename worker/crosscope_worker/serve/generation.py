@@ -7,7 +7,7 @@ which they come. So whoever wants the device waits for one step at most.
 import asyncio
 import functools
 import time
-from collections.abc import AsyncIterator, Hashable
+from collections.abc import AsyncGenerator, Hashable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from crosscope_worker.effects.decoding import Decoder
-from crosscope_worker.effects.orders import DoesNotFit, Ended, Event, Order, Started
+from crosscope_worker.effects.orders import Ended, Event, Order, Started
 from crosscope_worker.effects.subject import Subject
 from crosscope_worker.effects.trial import TokenBytes
 from crosscope_worker.serve.errors import Overloaded, TooLate
@@ -82,13 +82,18 @@ class Generations:
         desks = self._desks.values()
         return sum(not caller.has_started for desk in desks for caller in (*desk.arriving, *desk.callers.values()))
 
+    @property
+    def num_running(self) -> int:
+        """Orders that have not ended, waiting ones among them."""
+        return sum(len(desk.callers) + len(desk.arriving) for desk in self._desks.values())
+
     async def generate(
         self, subject_key: Hashable, subject: Subject, order: Order, timeout_s: float | None = None
-    ) -> AsyncIterator[list[Event]]:
+    ) -> AsyncGenerator[list[Event]]:
         """What comes of an order, until all its answers have ended. Orders of one key share their steps.
 
-        Whoever stops asking frees his place before the next step. Raises Overloaded, InterventionError and PairError
-        before the first event, and TooLate once `timeout_s` has passed.
+        Whoever stops asking frees his place before the next step. Raises Overloaded, DoesNotFit, InterventionError and
+        PairError before the first event, and TooLate once `timeout_s` has passed.
         """
         self._check_room()
         deadline = None if timeout_s is None else time.perf_counter() + timeout_s
@@ -170,7 +175,7 @@ class Generations:
     def _tell(self, desk: _Desk, events: list[Event], refused: list[tuple[Order, Exception]]) -> None:
         for order, error in refused:
             if (caller := desk.callers.pop(id(order), None)) is not None:
-                caller.error = Overloaded(str(error)) if isinstance(error, DoesNotFit) else error
+                caller.error = error
                 caller.news.set()
         for event in events:
             caller = desk.callers.get(id(event.order))

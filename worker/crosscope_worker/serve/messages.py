@@ -7,11 +7,11 @@ from crosscope_proto.v1 import effects_pb2
 from crosscope_worker.effects.attribute import Attribution, Question
 from crosscope_worker.effects.compare import Comparison, Predictions
 from crosscope_worker.effects.subject import Reading
+from crosscope_worker.serve.orders import MODELS
 from crosscope_worker.tokenizer.pieces import lone_pieces
 from crosscope_worker.tokenizer.tokens import TextTokenizer
 
 _DEFAULT_TOP_N, _DEFAULT_NUM_EXACT, _DEFAULT_LIMIT = 5, 32, 100
-_MODELS = {effects_pb2.MODEL_UNSPECIFIED: CHAT, effects_pb2.MODEL_BASE: BASE, effects_pb2.MODEL_CHAT: CHAT}
 
 
 def top_n(request: effects_pb2.CompareRequest) -> int:
@@ -41,7 +41,7 @@ def attribution_question(request: effects_pb2.AttributeRequest, tokenizer: TextT
         first, second = request.continuations.first, request.continuations.second
         continuations = tokenizer.continuation(first), tokenizer.continuation(second)
     return Question(
-        model=_MODELS[request.model],
+        model=MODELS[request.model],
         tokens=tuple(request.tokens),
         continuations=continuations,
         num_exact=request.num_exact if request.HasField("num_exact") else _DEFAULT_NUM_EXACT,

@@ -50,7 +50,7 @@ class Models:
         on which they will run.
         """
         self._home = home
-        self._max_bytes = max_bytes or round(_SHARE * _device_bytes(device))
+        self._max_bytes = max_bytes or round(_SHARE * device_bytes(device))
         self._device_executor = device_executor
         self._reader = Loader(home, device)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="load")
@@ -173,7 +173,7 @@ def _pair_of(loaded: Loaded) -> LoadedPair:
     return loaded.pair if isinstance(loaded, LoadedCrosscoder) else loaded
 
 
-def _device_bytes(device: str) -> int:
+def device_bytes(device: str) -> int:
     """All memory of a device; on the CPU what the machine, or the container, has."""
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[1]

@@ -17,7 +17,8 @@ from crosscope_proto.logs import configure_logging
 from crosscope_proto.settings import SettingsError, read_settings
 from crosscope_proto.worker.v1 import inference_pb2_grpc
 from crosscope_worker.serve.batching import Batcher
-from crosscope_worker.serve.models import Models
+from crosscope_worker.serve.generation import Generations
+from crosscope_worker.serve.models import Models, device_bytes
 from crosscope_worker.serve.questions import DeviceQueue, ask
 from crosscope_worker.serve.servicer import Inference
 from crosscope_worker.serve.settings import ServeSettings
@@ -26,6 +27,8 @@ SERVICE = "crosscope.worker.v1.Inference"
 DRAIN_S = 3.0
 """How long calls in progress may take to end after SIGTERM."""
 _LAST_REPLIES_S = 0.2
+_CACHE_SHARE = 8
+"""One part of so many of the device's memory is for keys and values, if nothing is set."""
 _OPTIONS = [
     ("grpc.max_receive_message_length", 16 * 1024 * 1024),
     ("grpc.max_send_message_length", 256 * 1024 * 1024),
@@ -52,7 +55,15 @@ class InferenceProcess:
         self.batcher: DeviceQueue = Batcher(
             ask, self._device_thread, settings.max_batch_tokens, settings.max_queued_tokens
         )
-        self._servicer = Inference(self.models, self.batcher, self._tokenising_threads, settings.max_prompt_tokens)
+        self.generations = Generations(
+            self._device_thread,
+            settings.max_cache_bytes or device_bytes(settings.device) // _CACHE_SHARE,
+            settings.prefill_tokens,
+            settings.max_queued_generations,
+        )
+        self._servicer = Inference(
+            self.models, self.batcher, self.generations, self._tokenising_threads, settings.max_prompt_tokens
+        )
         self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
         self._server: grpc.aio.Server | None = None
 
@@ -72,12 +83,16 @@ class InferenceProcess:
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         return port
 
+    async def idle(self) -> None:
+        """Waits until no call of our own service is in progress, a stream no more than any other."""
+        await self._servicer.idle.wait()
+
     async def stop(self) -> None:
         """Reports NOT_SERVING, lets calls in progress end for up to DRAIN_S, then ends the rest."""
         await self._health.enter_graceful_shutdown()
         # Health watches never end by themselves, so only calls of our own service are waited for.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._servicer.idle.wait(), DRAIN_S)
+            await asyncio.wait_for(self.idle(), DRAIN_S)
         if self._server is not None:
             await self._server.stop(_LAST_REPLIES_S)
         self.models.close()

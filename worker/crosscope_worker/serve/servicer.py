@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeVar
 
 import grpc
@@ -13,9 +13,9 @@ import grpc.aio
 from crosscope_proto.rich_status import abort
 from crosscope_proto.v1 import effects_pb2, types_pb2
 from crosscope_proto.worker.v1 import inference_pb2, inference_pb2_grpc
-from crosscope_worker.serve import messages
-from crosscope_worker.serve.encoding import PromptCode
+from crosscope_worker.serve import messages, orders
 from crosscope_worker.serve.errors import status_of
+from crosscope_worker.serve.generation import Generations
 from crosscope_worker.serve.loading import Loaded
 from crosscope_worker.serve.models import Models
 from crosscope_worker.serve.prompts import left_out, tokenise
@@ -34,8 +34,16 @@ class Inference(inference_pb2_grpc.InferenceServicer):
     at once.
     """
 
-    def __init__(self, models: Models, device: DeviceQueue, tokenising: Executor, max_prompt_tokens: int) -> None:
+    def __init__(
+        self,
+        models: Models,
+        device: DeviceQueue,
+        generations: Generations,
+        tokenising: Executor,
+        max_prompt_tokens: int,
+    ) -> None:
         self._models = models
+        self._generations = generations
         self._device = device
         self._tokenising = tokenising
         self._max_prompt_tokens = max_prompt_tokens
@@ -63,6 +71,14 @@ class Inference(inference_pb2_grpc.InferenceServicer):
     ) -> inference_pb2.AttributeResponse:
         """The latents that carry a difference."""
         return await self._answered(self._attribute(request.request, context.time_remaining()), context)
+
+    async def Generate(
+        self, request: inference_pb2.GenerateRequest, context: Context
+    ) -> AsyncGenerator[inference_pb2.GenerateResponse]:
+        """Continuations of a prompt."""
+        async with self._in_progress(context), aclosing(self._generate(request.request, context)) as replies:
+            async for reply in replies:
+                yield reply
 
     async def _answered(self, reply: Awaitable[Reply], context: Context) -> Reply:
         async with self._in_progress(context):
@@ -99,7 +115,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         tokens.left_out.extend(left_out(crosscoder.reading, text, answer.result.outlying).tolist())
         return inference_pb2.EncodeResponse(
             tokens=tokens,
-            code=_code_message(answer.result),
+            code=orders.code_message(answer.result),
             compute_ms=(tokenise_s + answer.compute_s) * 1000,
             queue_ms=answer.queue_s * 1000,
         )
@@ -126,8 +142,8 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         async with self._models.using(request.crosscoder, request.version_id) as crosscoder:
             text, tokens = await self._prompt(crosscoder, request.prompt)
             about = messages.attribution_question(request, crosscoder.tokenizer)
-            for name, ids in zip(("first", "second"), about.continuations or (), strict=False):
-                self._check_length(crosscoder, f"continuations.{name}", len(text.ids), len(ids))
+            for ids in about.continuations or ():
+                self._check_length(crosscoder, "the prompt with a continuation has", len(text.ids) + len(ids))
             question = WhichLatents(crosscoder, text.roles, about)
             answer = await self._device.submit(question, text.ids, question.num_tokens, timeout_s)
         tokens.left_out.extend(left_out(crosscoder.reading, text, answer.result.outlying).tolist())
@@ -136,6 +152,18 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         response.version_id = request.version_id
         response.compute_ms = answer.compute_s * 1000
         return inference_pb2.AttributeResponse(response=response)
+
+    async def _generate(
+        self, request: effects_pb2.GenerateRequest, context: Context
+    ) -> AsyncGenerator[inference_pb2.GenerateResponse]:
+        async with self._using(request) as loaded:
+            text, tokens = await self._prompt(loaded, request.prompt)
+            wanted = orders.order(request, loaded, text)
+            steps = self._generations.generate(loaded, loaded.subject, wanted, context.time_remaining())
+            async with aclosing(steps):
+                async for events in steps:
+                    for response in orders.messages_of(events, tokens, request.version_id):
+                        yield inference_pb2.GenerateResponse(response=response)
 
     @asynccontextmanager
     async def _using(self, request: effects_pb2.CompareRequest | effects_pb2.GenerateRequest) -> AsyncGenerator[Loaded]:
@@ -150,21 +178,17 @@ class Inference(inference_pb2_grpc.InferenceServicer):
     async def _prompt(self, loaded: Loaded, prompt: types_pb2.Prompt) -> tuple[TokenisedText, types_pb2.Tokens]:
         """The tokens of a prompt that the models are to read. Raises PromptError if they are too many."""
         text, tokens = await self._tokens(loaded, prompt)
-        max_positions = loaded.subject.pair.max_positions
-        limit = min(self._max_prompt_tokens, max_positions or self._max_prompt_tokens)
-        if len(text.ids) > limit:
-            whose = "this worker's limit" if limit == self._max_prompt_tokens else "what the models can read"
-            raise PromptError(f"the prompt has {len(text.ids)} tokens, but {whose} is {limit}; shorten it")
+        self._check_length(loaded, "the prompt has", len(text.ids))
         return text, tokens
+
+    def _check_length(self, loaded: Loaded, what: str, num_tokens: int) -> None:
+        limit = min(self._max_prompt_tokens, loaded.subject.pair.max_positions or self._max_prompt_tokens)
+        if num_tokens > limit:
+            whose = "this worker's limit" if limit == self._max_prompt_tokens else "what the models can read"
+            raise PromptError(f"{what} {num_tokens} tokens, but {whose} is {limit}; shorten it")
 
     async def _tokens(self, loaded: Loaded, prompt: types_pb2.Prompt) -> tuple[TokenisedText, types_pb2.Tokens]:
         what = loaded.tokenizer, prompt, loaded.subject.pair.num_readable
         if prompt.ByteSize() <= _SHORT_PROMPT_BYTES:
             return tokenise(*what)
         return await asyncio.get_running_loop().run_in_executor(self._tokenising, tokenise, *what)
-
-
-def _code_message(code: PromptCode) -> types_pb2.SparseCode:
-    return types_pb2.SparseCode(
-        row_starts=code.row_starts.tolist(), latents=code.latents.tolist(), activations=code.activations.tolist()
-    )

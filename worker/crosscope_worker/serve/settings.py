@@ -28,5 +28,11 @@ class ServeSettings(ProcessSettings):
     max_model_bytes: Count | None = None
     """Memory for the weights of pairs and crosscoders; by default three quarters of the device's. Those unused for
     longest go first, but none that a call uses."""
+    max_cache_bytes: Count | None = None
+    """Memory for the keys and values of prompts that are continued; by default an eighth of the device's."""
+    max_queued_generations: Count = 64
+    """Prompts that may wait to be continued; beyond them, prompts are refused with a hint when to retry."""
+    prefill_tokens: Count = 256
+    """About how many tokens of new prompts are read between two decode steps."""
     num_threads: Count | None = None
     """Threads of one operation on the CPU; by default torch decides."""
