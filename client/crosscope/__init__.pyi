@@ -26,6 +26,7 @@ from ._async.jobs import (
 from ._async.jobs import (
     AsyncJobs as AsyncJobs,
 )
+from ._async.looks import AsyncLook as AsyncLook
 from ._async.pair import AsyncPair as AsyncPair
 from ._attribution import AttributedLatent as AttributedLatent
 from ._attribution import Attribution as Attribution
@@ -97,6 +98,15 @@ from ._examples import (
 from ._explanation import ExplainedLatent as ExplainedLatent
 from ._explanation import Explanation as Explanation
 from ._latents import LatentStatistics as LatentStatistics
+from ._looks import Continuation as Continuation
+from ._looks import ExplainedFinding as ExplainedFinding
+from ._looks import ExplainedLook as ExplainedLook
+from ._looks import Finding as Finding
+from ._looks import FirstDifference as FirstDifference
+from ._looks import LookGroup as LookGroup
+from ._looks import LookInfo as LookInfo
+from ._looks import LookLayer as LookLayer
+from ._looks import LookText as LookText
 from ._steering import Steer as Steer
 from ._sync.client import Client as Client
 from ._sync.columns import (
@@ -121,6 +131,7 @@ from ._sync.jobs import (
 from ._sync.jobs import (
     Jobs as Jobs,
 )
+from ._sync.looks import Look as Look
 from ._sync.pair import Pair as Pair
 from ._types import (
     CoActive as CoActive,

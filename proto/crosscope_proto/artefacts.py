@@ -13,6 +13,7 @@ The worker writes what this module describes, and the server reads it. Knows nam
           latents.parquet                           LATENT_COLUMNS, a row a latent, by id
           sequences.parquet                         SEQUENCE_COLUMNS, each text once, by id
           examples/part-NN.parquet                  EXAMPLE_COLUMNS, sorted by (latent, dataset, group, quantile, rank)
+      looks/<name>/                                 a look: look.json and its tables (looks.py)
       jobs/<id>/                                    recipe.yaml, first-day, checkpoints/, log.jsonl
 """
 
@@ -55,6 +56,11 @@ def crosscoder_folder(home: PurePath, name: str) -> PurePath:
 def version_folder(home: PurePath, name: str, version_id: str) -> PurePath:
     """Folder of one version of a crosscoder."""
     return crosscoder_folder(home, name) / "versions" / version_id
+
+
+def look_folder(home: PurePath, name: str) -> PurePath:
+    """Folder of a look."""
+    return home / "looks" / name
 
 
 def job_folder(home: PurePath, job_id: str) -> PurePath:

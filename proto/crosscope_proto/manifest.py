@@ -1,4 +1,4 @@
-"""Reads crosscoder.json and pair.json strictly, and writes them: text in, text out.
+"""Reads crosscoder.json, pair.json and look.json strictly, and writes them: text in, text out.
 
 Each field must have its type and lie within its range; otherwise a sentence names the field. Server and worker read and
 write manifests only through this module. Knows nothing about where a manifest lies.
@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from crosscope_proto.artefacts import NAME_PATTERN, SCHEMA_VERSION, CrosscoderManifest, PairManifest
 from crosscope_proto.dictionaries import Normalisation, Reads
+from crosscope_proto.looks import LookManifest
 
 MAX_BYTES = 1_048_576
 """Limit of a manifest's size. Every list of crosscoders holds the whole manifests."""
@@ -41,7 +42,7 @@ _READ_BY_VARIANT = {"diff_sae": "difference", "base_sae": "base", "chat_sae": "c
 """What a crosscoder reads if its manifest does not say so, by variant; all other variants read both models."""
 _MAX_SHOWN = 3
 
-_Manifest = TypeVar("_Manifest", CrosscoderManifest, PairManifest)
+_Manifest = TypeVar("_Manifest", CrosscoderManifest, PairManifest, LookManifest)
 
 
 class ManifestError(ValueError):
@@ -73,8 +74,33 @@ def parse_pair_manifest(data: bytes) -> PairManifest:
     return _validated(PairManifest, data)
 
 
-def manifest_text(manifest: CrosscoderManifest | PairManifest) -> str:
-    """The text of crosscoder.json or pair.json: JSON with sorted fields, so equal manifests have equal bytes."""
+def parse_look_manifest(data: bytes) -> LookManifest:
+    """The manifest in the bytes of look.json; unknown fields are left out. Raises ManifestError."""
+    _document(data)
+    manifest = _validated(LookManifest, data)
+    wrong = [layer for layer in (*manifest.layers, manifest.recommended_layer) if not _is_layer(layer, manifest)]
+    if wrong:
+        raise ManifestError(f"layers: must be 0 to {manifest.num_layers - 1}, but one is {_value(wrong[0])}")
+    if not re.fullmatch(NAME_PATTERN, manifest.name):
+        raise ManifestError(f"name: must look like {NAME_PATTERN}, but is {_value(manifest.name)}")
+    low, high = _RANGES["created_at"]
+    if not low <= manifest.created_at <= high:
+        raise ManifestError(f"created_at: must be {low} to {high}, but is {_value(manifest.created_at)}")
+    counts = manifest.num_tokens, manifest.num_texts, manifest.num_folded, manifest.sweep_tokens, manifest.sweep_texts
+    if not all(0 <= count <= _UINT32 for count in (*counts, manifest.num_layers)):
+        raise ManifestError(f"counts: must be numbers from 0 to {_UINT32}, but are {_value(counts)}")
+    return manifest
+
+
+def _is_layer(layer: int | None, manifest: LookManifest) -> bool:
+    return layer is None or 0 <= layer < manifest.num_layers
+
+
+def manifest_text(manifest: CrosscoderManifest | PairManifest | LookManifest) -> str:
+    """The text of crosscoder.json, pair.json or look.json: JSON with sorted fields.
+
+    Equal manifests have equal bytes.
+    """
     return json.dumps(asdict(manifest), indent=2, sort_keys=True) + "\n"
 
 

@@ -16,6 +16,7 @@ from crosscope_proto.specs import (
     AnalysisSpec,
     DataSpec,
     Day,
+    LookTokens,
     Name,
     PairSpec,
     Positive,
@@ -157,6 +158,57 @@ def _check_names(data: tuple[DataSpec, ...]) -> None:
 
 
 @dataclass(config=STRICT)
+class LookRecipe:
+    """Shows where a pair's models differ, before any dictionary is trained."""
+
+    kind: Literal["look"]
+    name: Name
+    """The look's name. Each job with this name replaces it."""
+    pair: PairSpec
+    """The two models."""
+    data: Annotated[tuple[DataSpec, ...], Field(min_length=1, max_length=32)]
+    """The data sets. Their texts take turns; all are read, not only those that a training would hold out."""
+    tokens: LookTokens = LookTokens()
+    """Which tokens are compared."""
+    max_tokens: Annotated[int, Field(ge=1, le=50_000_000)] = 200_000
+    """The comparison ends with the text in which this many tokens are compared."""
+    num_findings: Annotated[int, Field(ge=1, le=1000)] = 200
+    """Number of tokens that are kept, those that differ most."""
+    findings_per_text: Annotated[int, Field(ge=1, le=1000)] = 3
+    """At most this many of them are of one text. Of those whose last 16 tokens are the same, one is kept."""
+    num_conversations: Annotated[int, Field(ge=1, le=100)] = 20
+    """Number of texts that are kept, those with the largest mean."""
+    every: Annotated[int, Field(ge=1, lt=10_000)] | None = None
+    """The sweep measures every n-th layer, counted down from the last; null: so that there are at most 16."""
+    sweep_tokens: Annotated[int, Field(ge=0, le=1000)] = 128
+    """Number of findings on which the sweep is measured, the largest; 0: no sweep, and no layer is recommended."""
+    num_prompts: Annotated[int, Field(ge=0, le=64)] = 8
+    """Number of prompts that both models continue, those that differ most; 0: none."""
+    max_new_tokens: Annotated[int, Field(ge=1, le=1024)] = 48
+    """A continuation ends after this many tokens."""
+    first_positions: Annotated[int, Field(ge=0, le=64)] = 5
+    """Number of first positions of a text whose mean activation difference is shown; 0: none."""
+    chat_template_date: Day | None = None
+    """As in a recipe of kind crosscoder."""
+    chat_template_kwargs: TemplateKwargs = Field(default_factory=dict)
+    """As in a recipe of kind crosscoder."""
+
+    @model_validator(mode="after")
+    def _sweeps_findings(self) -> Self:
+        if self.sweep_tokens > self.num_findings:
+            raise ValueError(
+                f"sweep_tokens {self.sweep_tokens} must be at most num_findings {self.num_findings}, on which the "
+                "sweep is measured"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        _check_names(self.data)
+        return self
+
+
+@dataclass(config=STRICT)
 class DemoPairRecipe:
     """Trains the demo's pair of small Gemma 2 models on a generated world."""
 
@@ -179,8 +231,8 @@ class DemoPairRecipe:
     """Seed of the world and of both trainings."""
 
 
-Recipe = CrosscoderRecipe | PublishedRecipe | DemoPairRecipe
-_KINDS = ("crosscoder", "published", "demo-pair")
+Recipe = CrosscoderRecipe | PublishedRecipe | LookRecipe | DemoPairRecipe
+_KINDS = ("crosscoder", "published", "look", "demo-pair")
 _UNIONS = ("str", "AdapterSpec", *VARIANTS)
 """Words that pydantic puts into the path of a field of a union; no recipe has them as keys."""
 _ADAPTER: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe, Field(discriminator="kind")])

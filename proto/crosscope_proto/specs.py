@@ -224,6 +224,23 @@ class TokenPolicy:
 
 
 @dataclass(config=STRICT)
+class LookTokens:
+    """Which tokens a look compares. It reads no single layer, so no token is left out because of its norm."""
+
+    max_length: Annotated[int, Field(ge=2, le=8192)] = 1024
+    """A text is cut to this many tokens, or to the number that both models can read if that is less."""
+    skip_bos: bool = True
+    """Whether BOS tokens are left out, wherever they stand. Padding is always left out."""
+    skip_first: Natural = 0
+    """Leave out this many tokens at the beginning of every text. A BOS token counts."""
+
+    @property
+    def policy(self) -> TokenPolicy:
+        """The same as a policy that holds no text out."""
+        return TokenPolicy(self.max_length, self.skip_bos, self.skip_first, None)
+
+
+@dataclass(config=STRICT)
 class TrainingSpec:
     """How the dictionary is trained."""
 

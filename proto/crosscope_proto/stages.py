@@ -28,8 +28,14 @@ class Stage(StrEnum):
     """Measures every latent."""
     FIDELITY = "fidelity"
     """Runs both models with reconstructions spliced in."""
+    SCAN = "scan"
+    """Compares the predictions of both models at every token of the data."""
+    SWEEP = "sweep"
+    """Exchanges the models' streams at each layer, on the tokens that differ most."""
+    CONTINUE = "continue"
+    """Lets both models continue the prompts that differ most."""
     PUBLISH = "publish"
-    """Writes the version and makes it current."""
+    """Writes the version, or the look, and makes it current."""
 
 
 STAGES: Final[Mapping[str, Sequence[tuple[Stage, float]]]] = {
@@ -49,6 +55,14 @@ STAGES: Final[Mapping[str, Sequence[tuple[Stage, float]]]] = {
         (Stage.ANALYSE, 72.0),
         (Stage.FIDELITY, 15.0),
         (Stage.PUBLISH, 3.0),
+    ),
+    "look": (
+        (Stage.LOAD, 8.0),
+        (Stage.HASH, 4.0),
+        (Stage.SCAN, 50.0),
+        (Stage.SWEEP, 25.0),
+        (Stage.CONTINUE, 12.0),
+        (Stage.PUBLISH, 1.0),
     ),
     "demo-pair": ((Stage.WORLD, 5.0), (Stage.BASE, 60.0), (Stage.CHAT, 35.0)),
 }

@@ -28,7 +28,7 @@ from crosscope_server.latents import LatentTable
 from crosscope_server.tables import TableFolder
 
 _KEPT_VERSIONS = 8
-_NAME = re.compile(layout.NAME_PATTERN)
+NAME = re.compile(layout.NAME_PATTERN)
 
 T = TypeVar("T")
 
@@ -126,7 +126,7 @@ class Catalogue:
 
     def names(self) -> list[str]:
         """Names of all published crosscoders, sorted."""
-        return [name for name in self._folders() if _NAME.fullmatch(name)]
+        return [name for name in self._folders() if NAME.fullmatch(name)]
 
     def _folders(self) -> list[str]:
         """Names of all folders with a CURRENT, sorted; also names that are not valid. Raises BrokenArtefact."""
@@ -142,13 +142,13 @@ class Catalogue:
         """The id of a crosscoder's current version; raises NotFound or BrokenArtefact."""
         path = Path(layout.crosscoder_folder(self._home, name)) / layout.CURRENT
         try:
-            if not _NAME.fullmatch(name):
+            if not NAME.fullmatch(name):
                 raise FileNotFoundError
             found = path.stat()
             seen = found.st_mtime_ns, found.st_ino
             if (known := self._current.get(name)) is not None and known[0] == seen:
                 return known[1]
-            version_id = _read_regular(path).decode().strip()
+            version_id = read_regular(path).decode().strip()
         except (FileNotFoundError, NotADirectoryError) as error:
             self._current.pop(name, None)
             there = ", ".join(self.names())
@@ -156,7 +156,7 @@ class Catalogue:
             raise NotFound(f"no crosscoder {name[:100]!r}; {hint}") from error
         except (OSError, UnicodeDecodeError) as error:
             raise BrokenArtefact(f"{path} cannot be read: {error}") from error
-        if not _NAME.fullmatch(version_id):
+        if not NAME.fullmatch(version_id):
             raise BrokenArtefact(f"{path} does not hold a version id, but {version_id[:60]!r}")
         self._current[name] = seen, version_id
         return version_id
@@ -180,12 +180,12 @@ class Catalogue:
 
     def _broken(self, name: str, sentence: str) -> Broken:
         shown = name.encode("utf-8", "backslashreplace").decode()
-        if not _NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             sentence = f"a crosscoder's name looks like {layout.NAME_PATTERN}; rename the folder"
         version_id = manifest_json = ""
         with contextlib.suppress(CallError, OSError, UnicodeDecodeError):
             version_id = self.current(name)
-            data = _read_regular(self._folder(name, version_id) / layout.MANIFEST)
+            data = read_regular(self._folder(name, version_id) / layout.MANIFEST)
             manifest_json = data.decode() if len(data) <= MAX_BYTES else ""
         return Broken(shown, version_id, sentence, manifest_json)
 
@@ -207,7 +207,7 @@ class Catalogue:
         current = self.current(name)
         if version_id is None or version_id == current:
             return current
-        if not _NAME.fullmatch(version_id) or not self._folder(name, version_id).is_dir():
+        if not NAME.fullmatch(version_id) or not self._folder(name, version_id).is_dir():
             raise VersionGone(name, version_id, current)
         return version_id
 
@@ -271,7 +271,7 @@ def _read_card(folder: Path, name: str) -> Card:
     """The card of the version in a folder. Raises BrokenArtefact, also if it is not a version of `name`."""
     path = folder / layout.MANIFEST
     try:
-        data = _read_regular(path)
+        data = read_regular(path)
         manifest = parse_manifest(data)
     except FileNotFoundError as error:
         raise BrokenArtefact(f"{path} is missing; publish the crosscoder again") from error
@@ -285,7 +285,7 @@ def _read_card(folder: Path, name: str) -> Card:
     return Card(TableFolder(folder, manifest.hashes), manifest, data.decode())
 
 
-def _read_regular(path: Path) -> bytes:
+def read_regular(path: Path) -> bytes:
     """The bytes of a file. Raises OSError, also for a pipe or a device: reading one might never end."""
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):

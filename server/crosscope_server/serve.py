@@ -13,16 +13,27 @@ import prometheus_client
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from crosscope_proto.v1 import jobs_pb2, jobs_pb2_grpc, latents_pb2, latents_pb2_grpc, prompts_pb2, prompts_pb2_grpc
+from crosscope_proto.v1 import (
+    jobs_pb2,
+    jobs_pb2_grpc,
+    latents_pb2,
+    latents_pb2_grpc,
+    looks_pb2,
+    looks_pb2_grpc,
+    prompts_pb2,
+    prompts_pb2_grpc,
+)
 from crosscope_server.cache import Cache
 from crosscope_server.catalogue import Catalogue
 from crosscope_server.effects import Effects
 from crosscope_server.interceptors import CallInterceptor, TokenInterceptor
 from crosscope_server.jobs.service import jobs_service
+from crosscope_server.looks import Looks
 from crosscope_server.metrics import Metrics
 from crosscope_server.prompts import Prompts
 from crosscope_server.replies import Replies
 from crosscope_server.services.latents import LatentsService
+from crosscope_server.services.looks import LooksService
 from crosscope_server.services.prompts import PromptsService
 from crosscope_server.settings import Settings
 from crosscope_server.workers import Workers
@@ -41,6 +52,7 @@ _OPTIONS = [
 ]
 
 _LATENTS = latents_pb2.DESCRIPTOR.services_by_name["Latents"].full_name
+_LOOKS = looks_pb2.DESCRIPTOR.services_by_name["Looks"].full_name
 _PROMPTS = prompts_pb2.DESCRIPTOR.services_by_name["Prompts"].full_name
 _JOBS = jobs_pb2.DESCRIPTOR.services_by_name["Jobs"].full_name
 _SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -87,12 +99,13 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
             interceptors.insert(0, TokenInterceptor(settings.token.get_secret_value()))
         server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
         latents_pb2_grpc.add_LatentsServicer_to_server(LatentsService(catalogue), server)
+        looks_pb2_grpc.add_LooksServicer_to_server(LooksService(Looks(settings.home)), server)
         prompts_service = PromptsService(prompts, effects, catalogue, settings.stream_in_flight)
         prompts_pb2_grpc.add_PromptsServicer_to_server(prompts_service, server)
         jobs_pb2_grpc.add_JobsServicer_to_server(jobs, server)
         health_pb2_grpc.add_HealthServicer_to_server(healths, server)
         if settings.with_reflection:
-            names = (_LATENTS, _PROMPTS, _JOBS, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            names = (_LATENTS, _LOOKS, _PROMPTS, _JOBS, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
 
         port = _bind(server, settings.listen)
@@ -101,6 +114,7 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
         await prompts_change(is_alive=False)
         await healths.set(_JOBS, _SERVING if settings.queue_url else _NOT_SERVING)
         await healths.set(_LATENTS, _SERVING)
+        await healths.set(_LOOKS, _SERVING)
         await healths.set("", _SERVING)
         await server.start()
         stack.push_async_callback(_stop, server)

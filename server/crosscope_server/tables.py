@@ -15,8 +15,6 @@ import pyarrow.parquet as pq
 from crosscope_proto.column import Column, arrow_schema
 from crosscope_server.errors import BrokenArtefact
 
-_MEND = "publish the crosscoder again"
-
 
 @dataclass(frozen=True)
 class TableFolder:
@@ -25,6 +23,8 @@ class TableFolder:
     folder: Path
     hashes: Mapping[str, str]
     """SHA-256 of files, by their name below the folder. A file without one is not compared."""
+    mend: str = "publish the crosscoder again"
+    """What a person does about a broken file."""
 
     def open(self, name: str, columns: tuple[Column, ...]) -> pq.ParquetFile:
         """An open file. It may lack columns that are newer than it (Column.absent).
@@ -37,17 +37,17 @@ class TableFolder:
             self._check_sum(path, name)
             file = pq.ParquetFile(path, memory_map=True)
         except FileNotFoundError as error:
-            raise BrokenArtefact(f"{path} is missing; {_MEND}") from error
+            raise BrokenArtefact(f"{path} is missing; {self.mend}") from error
         except (OSError, pa.ArrowException) as error:
-            raise _unreadable(path, error) from error
+            raise self._unreadable(path, error) from error
         for column, field in zip(columns, arrow_schema(columns), strict=True):
             index = file.schema_arrow.get_field_index(field.name)
             if index < 0 and column.absent is not None:
                 continue
             if index < 0:
-                raise BrokenArtefact(f"{path} has no column {field.name}; {_MEND}")
+                raise BrokenArtefact(f"{path} has no column {field.name}; {self.mend}")
             if not _alike(found := file.schema_arrow.field(index).type, field.type):
-                raise BrokenArtefact(f"{path}: column {field.name} is {found}, not {field.type}; publish it again")
+                raise BrokenArtefact(f"{path}: column {field.name} is {found}, not {field.type}; {self.mend}")
         return file
 
     def read(self, name: str, columns: tuple[Column, ...]) -> pa.Table:
@@ -57,7 +57,7 @@ class TableFolder:
             there = set(file.schema_arrow.names)
             table = file.read([column.name for column in columns if column.name in there], use_threads=False)
         except (OSError, pa.ArrowException) as error:
-            raise _unreadable(path, error) from error
+            raise self._unreadable(path, error) from error
         finally:
             file.close()
         for column, field in zip(columns, arrow_schema(columns), strict=True):
@@ -73,7 +73,7 @@ class TableFolder:
         try:
             table = file.read_row_groups(groups, wanted, use_threads=False)
         except (OSError, pa.ArrowException) as error:
-            raise _unreadable(self.folder / name, error) from error
+            raise self._unreadable(self.folder / name, error) from error
         self._check(name, table)
         return table
 
@@ -83,14 +83,14 @@ class TableFolder:
         try:
             table.validate(full=True)
         except pa.ArrowException as error:
-            raise _unreadable(path, error) from error
+            raise self._unreadable(path, error) from error
         for column in table.column_names:
             count = table[column].null_count
             if pa.types.is_list(table[column].type):
                 chunks: list[Any] = table[column].chunks
                 count += sum(chunk.flatten().null_count for chunk in chunks)
             if count:
-                raise BrokenArtefact(f"{path}: column {column} has {count} empty cells; {_MEND}")
+                raise BrokenArtefact(f"{path}: column {column} has {count} empty cells; {self.mend}")
 
     def _check_sum(self, path: Path, name: str) -> None:
         if (expected := self.hashes.get(name)) is None:
@@ -99,11 +99,10 @@ class TableFolder:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != expected:
             sentence = f"{path} has the SHA-256 {found[:16]}…, but was published with {expected[:16]}…"
-            raise BrokenArtefact(f"{sentence}; restore the file, or {_MEND}")
+            raise BrokenArtefact(f"{sentence}; restore the file, or {self.mend}")
 
-
-def _unreadable(path: Path, error: Exception) -> BrokenArtefact:
-    return BrokenArtefact(f"{path} cannot be read: {' '.join(str(error).split())[:300]}; {_MEND}")
+    def _unreadable(self, path: Path, error: Exception) -> BrokenArtefact:
+        return BrokenArtefact(f"{path} cannot be read: {' '.join(str(error).split())[:300]}; {self.mend}")
 
 
 def _alike(found: pa.DataType, expected: pa.DataType) -> bool:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Protocol
 
 from crosscope_proto.artefacts import OWN_FOLDERS, CrosscoderManifest, PairManifest
+from crosscope_proto.looks import LookManifest
 from crosscope_proto.roots import Roots
 from crosscope_worker.disk import write_whole
 
-Manifest = CrosscoderManifest | PairManifest
+Manifest = CrosscoderManifest | PairManifest | LookManifest
 
 CHECKPOINTS = "checkpoints"
 """Folder below a job's own, from which a later attempt goes on. Removed once the job has ended."""

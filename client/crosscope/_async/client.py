@@ -4,17 +4,21 @@ import os
 from types import TracebackType
 from typing import Any, Self
 
-from crosscope import _decode
+from crosscope import _decode, _decode_looks
 from crosscope._async.crosscoder import AsyncCrosscoder, open_crosscoder
 from crosscope._async.jobs import AsyncJobs
+from crosscope._async.looks import AsyncLook
 from crosscope._async.pair import AsyncPair
 from crosscope._async.transport import AsyncTransport
 from crosscope._connection import Connection, Tls
 from crosscope._errors import NotFound
 from crosscope._explanation import Explanation
+from crosscope._looks import LookInfo
+from crosscope._prompts import check_count, check_text
 from crosscope._public import public
-from crosscope_proto.v1 import latents_pb2
+from crosscope_proto.v1 import latents_pb2, looks_pb2
 from crosscope_proto.v1.latents_pb2_grpc import LatentsStub
+from crosscope_proto.v1.looks_pb2_grpc import LooksStub
 
 _DEFAULT_ADDRESS = "localhost:50051"
 
@@ -75,6 +79,20 @@ class AsyncClient:
         The handle keeps this version, whatever is published later. Raises NotFound, or VersionGone.
         """
         return await open_crosscoder(self._transport, name, version)
+
+    async def looks(self) -> list[LookInfo]:
+        """All looks, newest first. One that the server cannot read comes last: `broken` says why."""
+        stub = self._transport.stub(LooksStub)
+        reply = await self._transport.unary(stub.ListLooks, looks_pb2.ListLooksRequest())
+        return [_decode_looks.look_info(message) for message in reply.looks]
+
+    async def look(self, name: str, *, max_findings: int | None = None) -> AsyncLook:
+        """One look, with its largest findings, all by default. Raises NotFound."""
+        request = looks_pb2.GetLookRequest(name=check_text(name, "name"))
+        if max_findings is not None:
+            request.max_findings = check_count(max_findings, "max_findings")
+        reply = await self._transport.unary(self._transport.stub(LooksStub).GetLook, request)
+        return AsyncLook(**_decode_looks.look_fields(reply))
 
     async def pair(self, name: str) -> AsyncPair:
         """A pair of models below the server's home, without a crosscoder. Its calls raise NotFound if there is none."""

@@ -23,6 +23,7 @@ _COMMANDS = {
     "up": _Entry(None, "Start the server, its workers and the app on this machine."),
     "doctor": _Entry(None, "Check that this machine can run everything."),
     "status": _Entry("crosscope.cli.status", "Show which services answer and what is published."),
+    "look": _Entry("crosscope.cli.looks", "Show where the models of a pair differ, before any training."),
     "submit": _Entry("crosscope.cli.jobs", "Queue a recipe."),
     "plan": _Entry("crosscope.cli.jobs", "Check a recipe, and say what its job would take."),
     "jobs": _Entry("crosscope.cli.jobs", "List jobs, or show one."),

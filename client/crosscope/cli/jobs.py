@@ -28,7 +28,7 @@ def submit(options: Options, recipe: str, after: tuple[str, ...], check: bool, f
         for warning in job.warnings:
             click.echo(f"warning: {warning}".encode("utf-8", "backslashreplace").decode(), err=True)
         if follow and not check:
-            _follow(options, job)
+            follow_job(options, job)
         elif options.as_json:
             print_json(job.info)
         elif check:
@@ -95,7 +95,7 @@ def jobs(options: Options, job_id: str | None, limit: int) -> None:
 def watch(options: Options, job_id: str, with_recipe: bool) -> None:
     """Follow a job until it ends; exits with 4 if it failed or was cancelled. Ctrl-C leaves the job running."""
     with options.client() as client:
-        _follow(options, client.jobs.get(job_id), with_recipe=with_recipe)
+        follow_job(options, client.jobs.get(job_id), with_recipe=with_recipe)
 
 
 @click.command()
@@ -133,7 +133,8 @@ def _where(info: "JobInfo") -> str:
     return f"{info.stage} {info.fraction:.0%}" if info.stage else ""
 
 
-def _follow(options: Options, job: "Job", *, with_recipe: bool = False) -> None:
+def follow_job(options: Options, job: "Job", *, with_recipe: bool = False) -> None:
+    """Shows how far a job is until it ends. Raises JobFailed or JobCancelled."""
     if options.as_json:
         for update in job.updates():
             document = to_plain(update)

@@ -12,11 +12,12 @@ from typing import Any
 
 from crosscope_proto.artefacts import OWN_FOLDERS, PAIR_MANIFEST, pair_folder
 from crosscope_proto.manifest import ManifestError, parse_pair_manifest
-from crosscope_proto.recipe import CrosscoderRecipe, DemoPairRecipe, PublishedRecipe, Recipe
+from crosscope_proto.recipe import CrosscoderRecipe, DemoPairRecipe, LookRecipe, PublishedRecipe, Recipe
 from crosscope_proto.roots import Roots
 from crosscope_proto.specs import DataSpec
 from crosscope_server.errors import Violation
 from crosscope_server.jobs.inputs import FirstRows, Model, find_files, is_hub_id, read_model, read_rows
+from crosscope_server.jobs.layers import layer_warnings
 
 SAMPLE_ROWS = 200
 """Rows of a data set from which its size in tokens is estimated."""
@@ -54,6 +55,8 @@ def check(recipe: Recipe, home: Path, roots: Sequence[Path] = (), *, after_other
     steps += [(f"data.{i}", partial(looker.data, f"data.{i}", spec)) for i, spec in enumerate(recipe.data)]
     if isinstance(recipe, PublishedRecipe):
         steps.append(("path", partial(looker.published, recipe)))
+    if not isinstance(recipe, LookRecipe):
+        steps.append(("layer", lambda: found.warnings.extend(layer_warnings(recipe, home, may_look))))
     for where, step in steps:
         try:
             step()
@@ -64,7 +67,12 @@ def check(recipe: Recipe, home: Path, roots: Sequence[Path] = (), *, after_other
 
 class _Looker:
     def __init__(
-        self, recipe: CrosscoderRecipe | PublishedRecipe, home: Path, roots: Roots, found: Findings, after_others: bool
+        self,
+        recipe: CrosscoderRecipe | PublishedRecipe | LookRecipe,
+        home: Path,
+        roots: Roots,
+        found: Findings,
+        after_others: bool,
     ) -> None:
         self._recipe, self._home, self._roots, self._found = recipe, home, roots, found
         self._after_others = after_others
@@ -132,6 +140,8 @@ class _Looker:
             self._found.wrong(where, model)
             return
         self._found.models[name] = model
+        if isinstance(self._recipe, LookRecipe):
+            return
         layer = self._recipe.layer
         if model.num_layers is None:
             self._found.warnings.append(
@@ -164,7 +174,7 @@ class _Looker:
                 self._found.wrong(f"{where}.path", f"no file matches {spec.path} in {looked}")
             return
         self._found.files[spec.name] = files
-        every = self._recipe.tokens.held_out_every
+        every = 1 if isinstance(self._recipe, LookRecipe) else self._recipe.tokens.held_out_every
         rows = read_rows(files[0], spec.source, max(SAMPLE_ROWS, every))
         if isinstance(rows, str):
             self._found.wrong(f"{where}.path", rows)

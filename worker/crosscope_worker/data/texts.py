@@ -21,7 +21,7 @@ from crosscope_worker.data.tally import Counts
 from crosscope_worker.tokenizer.token_policy import policy_positions
 from crosscope_worker.tokenizer.tokens import PromptError, TextTokenizer
 
-Split = Literal["train", "held_out"]
+Split = Literal["train", "held_out", "all"]
 
 ENOUGH = 100
 """From this number of refused texts on, a data set's refused share is checked while it is read."""
@@ -59,7 +59,8 @@ class TextStream:
     """Tokenised texts of several data sets, one of each in turn; a set that has ended drops out.
 
     Every `policy.held_out_every`-th text of each set, by its index in the set, is in split "held_out", all others in
-    "train", where a set also ends at its max_tokens. Texts are cut to `policy.max_length` tokens.
+    "train"; "all" has both. There, and in "train", a set also ends at its max_tokens. Texts are cut to
+    `policy.max_length` tokens.
     Iterating again goes on where the stream stands; after its end it starts over. Raises DataError for a text or set
     that cannot be read, and for a set with too many refused texts or without a token that is kept.
     """
@@ -162,7 +163,7 @@ class TextStream:
         return min(1.0, max(by_rows, by_tokens))
 
     def _limit(self, index: int) -> int | None:
-        return self._data[index].max_tokens if self._split == "train" else None
+        return None if self._split == "held_out" else self._data[index].max_tokens
 
     def _is_full(self, index: int) -> bool:
         """Whether a set has given its max_tokens."""
@@ -192,7 +193,7 @@ class TextStream:
             num_rows = number + 1
             self._counts[index].retries += rows.retries - retries
             retries = rows.retries
-            if (number % every == every - 1) != (self._split == "held_out"):
+            if self._split != "all" and (number % every == every - 1) != (self._split == "held_out"):
                 continue
             self._next_row[index] = number + 1
             text = self._text(index, row)

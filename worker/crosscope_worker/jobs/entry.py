@@ -22,6 +22,7 @@ from crosscope_proto import job_record
 from crosscope_proto.artefacts import CrosscoderManifest, job_folder
 from crosscope_proto.left_out import left_out
 from crosscope_proto.logs import configure_logging
+from crosscope_proto.looks import LookManifest
 from crosscope_proto.recipe import RecipeError, parse_recipe
 from crosscope_proto.stages import STAGES
 from crosscope_worker.disk import is_no_room, write_whole
@@ -190,10 +191,14 @@ def _published(folder: Path) -> dict[str, str] | None:
 
 def _keep_result(folder: Path, manifest: Manifest) -> dict[str, str]:
     result = {"name": manifest.name, "version_id": "", "message": DONE}
-    if isinstance(manifest, CrosscoderManifest):
+    if isinstance(manifest, CrosscoderManifest | LookManifest):
         lost = left_out(manifest.skipped, manifest.texts)
         done = f"Done; {'; '.join(lost)}." if lost else DONE
-        result |= {"version_id": manifest.version_id, "message": " ".join([done, *manifest.warnings])}
+        result["message"] = " ".join([done, *manifest.warnings])
+    if isinstance(manifest, CrosscoderManifest):
+        result["version_id"] = manifest.version_id
+    if isinstance(manifest, LookManifest):
+        result["message"] += f" {manifest.reason}"
     try:
         write_whole(folder / RESULT, json.dumps(result))
     except OSError as error:  # the version is published nevertheless

@@ -12,6 +12,7 @@ JobFunction = Callable[[Any, Workspace, Progress], Manifest]
 KINDS: Mapping[str, str] = {
     "crosscoder": "crosscope_worker.recipes.train:make_crosscoder",
     "published": "crosscope_worker.recipes.published:make_published",
+    "look": "crosscope_worker.recipes.look:make_look",
     "demo-pair": "crosscope_worker.demo.pair:make_demo_pair",
 }
 """The function of each kind of recipe, as module:name."""

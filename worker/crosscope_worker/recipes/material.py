@@ -10,7 +10,8 @@ from typing import Self
 import torch
 
 from crosscope_proto.artefacts import PairManifest, pair_folder
-from crosscope_proto.recipe import CrosscoderRecipe, PublishedRecipe, recipe_dict
+from crosscope_proto.recipe import CrosscoderRecipe, LookRecipe, PublishedRecipe, recipe_dict
+from crosscope_proto.specs import TokenPolicy
 from crosscope_proto.stages import Stage
 from crosscope_worker.analysis.fidelity import spliced_half
 from crosscope_worker.analysis.lens import find_lenses
@@ -26,6 +27,8 @@ from crosscope_worker.tokenizer.tokens import TemplateSettings, TextTokenizer
 from crosscope_worker.work import Progress, Workspace
 
 AnalysedRecipe = CrosscoderRecipe | PublishedRecipe
+ReadingRecipe = AnalysedRecipe | LookRecipe
+"""Recipes with a pair and data."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,47 +48,80 @@ class Material:
     def load(cls, recipe: AnalysedRecipe, workspace: Workspace, progress: Progress) -> Self:
         """Loads the pair and opens the data.
 
-        Raises PairError, RootError for a pair that jobs may not read, AnalysisError for a model with which
-        `analysis.spliced_tokens` is impossible, and DataError, also for a data set without held-out texts.
+        Raises what load_models raises, AnalysisError for a model with which `analysis.spliced_tokens` is impossible,
+        and DataError for a data set without held-out texts.
         """
-        progress(Stage.LOAD, 0.0, f"looking for the pair {recipe.pair.name} and the data")
-        on_gpu = torch.device(workspace.device).type == "cuda"
-        manifest = resolve_pair(recipe.pair, workspace.home)
-        check_pair_folders(manifest, workspace.roots)
-        # Missing or unreadable files are reported before models are loaded, which takes minutes.
-        for spec in recipe.data:
-            open_rows(spec, _folders(recipe, workspace), workspace.roots)
-        with loading(progress, f"loading the pair {recipe.pair.name}", _size_bytes(manifest)):
-            pair = load_pair(manifest, workspace.device, long_rows=on_gpu and launches_kernels())
+        pair = load_models(recipe, workspace, progress)
         activations = PairActivations(pair, recipe.layer)
         progress(Stage.LOAD, 0.92, "trying both models on a few tokens")
         for message in _try_models(activations, recipe):
             progress(Stage.LOAD, 0.94, message)
-        day = recipe.chat_template_date.isoformat() if recipe.chat_template_date else workspace.first_day()
-        tokenizer = TextTokenizer(pair.tokenizer, TemplateSettings.of_recipe(recipe_dict(recipe), day))
+        tokenizer = load_tokenizer(recipe, pair, workspace)
         material = cls(recipe, workspace, progress, pair, activations, tokenizer, {})
         progress(Stage.LOAD, 0.96, "looking for the held-out texts")
         material.texts("held_out").check_held_out()
-        hashing = Phase(progress, Stage.HASH, "hashing the models' files", _size_bytes(manifest), "bytes")
-        return replace(material, hashes=pair_hashes(manifest, hashing))
+        return replace(material, hashes=hash_models(pair, progress))
 
     def texts(self, split: Split) -> TextStream:
         """The recipe's texts of a split, from their beginning, cut to the length that both models can read.
 
         Raises DataError if a file is missing.
         """
-        policy, limit = self.recipe.tokens, self.pair.max_positions
-        if limit is not None:
-            policy = replace(policy, max_length=min(limit, policy.max_length))
-        folders = _folders(self.recipe, self.workspace)
-
-        def tell(message: str) -> None:
-            self.progress("read", 0.0, message)
-
-        return TextStream(self.recipe.data, self.tokenizer, policy, folders, split, self.workspace.roots, tell)
+        return open_texts(
+            self.recipe, self.recipe.tokens, self.pair, self.tokenizer, split, self.workspace, self.progress
+        )
 
 
-def _folders(recipe: AnalysedRecipe, workspace: Workspace) -> list[Path]:
+def load_models(recipe: ReadingRecipe, workspace: Workspace, progress: Progress) -> Pair:
+    """The pair of a recipe, loaded; missing or unreadable data is reported before that, which takes minutes.
+
+    Raises PairError, RootError for a pair that jobs may not read, and DataError.
+    """
+    progress(Stage.LOAD, 0.0, f"looking for the pair {recipe.pair.name} and the data")
+    on_gpu = torch.device(workspace.device).type == "cuda"
+    manifest = resolve_pair(recipe.pair, workspace.home)
+    check_pair_folders(manifest, workspace.roots)
+    for spec in recipe.data:
+        open_rows(spec, _folders(recipe, workspace), workspace.roots)
+    with loading(progress, f"loading the pair {recipe.pair.name}", _size_bytes(manifest)):
+        return load_pair(manifest, workspace.device, long_rows=on_gpu and launches_kernels())
+
+
+def load_tokenizer(recipe: ReadingRecipe, pair: Pair, workspace: Workspace) -> TextTokenizer:
+    """The pair's tokenizer with the template's settings and the day of a recipe."""
+    day = recipe.chat_template_date.isoformat() if recipe.chat_template_date else workspace.first_day()
+    return TextTokenizer(pair.tokenizer, TemplateSettings.of_recipe(recipe_dict(recipe), day))
+
+
+def hash_models(pair: Pair, progress: Progress) -> dict[str, str]:
+    """`pair_hashes` of a pair, with progress."""
+    size_bytes = _size_bytes(pair.manifest)
+    return pair_hashes(pair.manifest, Phase(progress, Stage.HASH, "hashing the models' files", size_bytes, "bytes"))
+
+
+def open_texts(
+    recipe: ReadingRecipe,
+    policy: TokenPolicy,
+    pair: Pair,
+    tokenizer: TextTokenizer,
+    split: Split,
+    workspace: Workspace,
+    progress: Progress,
+) -> TextStream:
+    """A recipe's texts of a split, from their beginning, cut to the length that both models can read.
+
+    Raises DataError if a file is missing.
+    """
+    if (limit := pair.max_positions) is not None:
+        policy = replace(policy, max_length=min(limit, policy.max_length))
+
+    def tell(message: str) -> None:
+        progress("read", 0.0, message)
+
+    return TextStream(recipe.data, tokenizer, policy, _folders(recipe, workspace), split, workspace.roots, tell)
+
+
+def _folders(recipe: ReadingRecipe, workspace: Workspace) -> list[Path]:
     """Folders in which relative paths of data are looked up, in this order."""
     folders = [Path(pair_folder(workspace.home, recipe.pair.name)), workspace.home]
     return folders if workspace.submitted_from is None else [*folders, workspace.submitted_from]

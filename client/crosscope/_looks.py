@@ -1,0 +1,398 @@
+"""What differs between the models of a pair, as a look found it. Knows nothing about gRPC."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, overload
+
+from crosscope import _html, _tables
+from crosscope._attribution import Attribution
+from crosscope._comparison import NextToken, next_words
+from crosscope._public import public
+from crosscope._tables import number, visible
+from crosscope._types import Estimate, Tokens
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LAYER_HEADERS = ("layer", "base's stream put into chat", "chat's stream put into base")
+EXPLAINED_HEADERS = ("kl", "token", "base says next", "chat says next", "layer carries", "latents and their shares")
+FINDING_HEADERS = ("kl", "token", "role", "base says next", "chat says next", "before it")
+GROUP_HEADERS = ("", "tokens", "mean kl", "share of all")
+TEXT_HEADERS = ("mean kl", "sum", "tokens", "data set", "text")
+CONTINUATION_HEADERS = ("kl", "prompt", "base", "chat")
+_BEFORE, _PRINTED = 8, 15
+
+
+@public
+@dataclass(frozen=True)
+class LookInfo:
+    """What a look is about, and what follows."""
+
+    name: str
+    pair: str
+    base_model: str
+    chat_model: str
+    num_layers: int
+    datasets: tuple[str, ...]
+    num_tokens: int
+    """Number of tokens that were compared: all texts are read, not only held-out ones."""
+    num_texts: int
+    figures: Mapping[str, float]
+    """Over all tokens: mean_kl, mean_kl_se, median_kl, p99_kl, max_kl, sum_kl in nats; share_top: share of the sum in
+    the largest hundredth of the tokens; share_findings: in the findings."""
+    recommended_layer: int | None
+    """The layer for a crosscoder; None if none is recommended."""
+    reason: str
+    """Why this layer, or why none."""
+    left_out: tuple[str, ...]
+    """Sentences about the data that were left out."""
+    unavailable: Mapping[str, str]
+    """Why a part was not measured, by its name."""
+    sweep_tokens: int
+    """Findings on which the sweep was measured."""
+    sweep_texts: int
+    num_folded: int
+    """Tokens that differ as much as the least finding, but were left out for others of their text, or with the same
+    tokens before them."""
+    created_at: float
+    """When its job loaded the models, seconds since 1970."""
+    manifest_json: str = field(repr=False)
+    broken: str = ""
+    """Why the server cannot read it; empty if it can."""
+
+    @property
+    def mean_kl(self) -> Estimate:
+        """Mean KL(chat ‖ base) of all tokens, nats, with its standard error over texts."""
+        nan = float("nan")
+        return Estimate(self.figures.get("mean_kl", nan), self.figures.get("mean_kl_se", nan))
+
+    @property
+    def recipe(self) -> dict[str, object]:
+        """The recipe that made it, with every default."""
+        return json.loads(self.manifest_json or "{}").get("recipe", {})
+
+
+@public
+@dataclass(frozen=True)
+class LookLayer:
+    """What the streams at one layer carry of KL(chat ‖ base), with errors over texts (math §10)."""
+
+    layer: int
+    share_chat: Estimate
+    """Share that goes with base's stream put into chat."""
+    share_base: Estimate
+    """Share that goes with chat's stream put into base."""
+
+
+@public
+@dataclass(frozen=True)
+class LookGroup:
+    """KL(chat ‖ base) over the tokens of a data set or a role."""
+
+    kind: str
+    """"dataset" or "role"."""
+    name: str
+    num_tokens: int
+    num_texts: int
+    mean: Estimate
+    """Nats."""
+    share: float
+    """Share of the sum over all tokens."""
+
+
+@public
+@dataclass(frozen=True, eq=False)
+class LookText:
+    """A text of the data, and how much the models differ at its tokens."""
+
+    dataset: str
+    place: str
+    """File and line."""
+    rank: int
+    """Rank by mean among the texts that differ most, 1 first; 0: it is here for a finding."""
+    num_tokens: int
+    """Tokens that are compared."""
+    mean: float
+    sum: float
+    tokens: Tokens
+    kl: tuple[float, ...]
+    """KL(chat ‖ base) of each token, nats; NaN where it is not compared."""
+
+    def cells(self) -> tuple[str, ...]:
+        """Cells of TEXT_HEADERS."""
+        text = _tables.printable("".join(self.tokens.pieces))
+        return number(self.mean), number(self.sum), str(self.num_tokens), self.dataset, text[:120]
+
+    def _repr_html_(self) -> str:
+        values = [0.0 if value != value else value for value in self.kl]
+        titles = [f"token {i}: KL {number(value)} nats" for i, value in enumerate(self.kl)]
+        head = f"{self.dataset}, {self.place}: mean KL {number(self.mean)} nats"
+        return _html.page(_html.remarks([head]) + _html.tokens(self.tokens, values, max(values, default=0.0), titles))
+
+
+@public
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """A token at which the models differ. Its figures are about the prediction made at it."""
+
+    text: LookText
+    position: int
+    """Its position in the text."""
+    kl: float
+    """KL(chat ‖ base), nats."""
+    base: tuple[NextToken, ...]
+    """What base would say next, best first."""
+    chat: tuple[NextToken, ...]
+
+    @property
+    def piece(self) -> str:
+        """The token's text."""
+        return self.text.tokens.pieces[self.position]
+
+    @property
+    def role(self) -> str:
+        """What the token is for, in small letters."""
+        return self.text.tokens.roles[self.position].name.lower()
+
+    def cells(self) -> tuple[str, ...]:
+        """Cells of FINDING_HEADERS."""
+        before = "".join(self.text.tokens.pieces[max(0, self.position - _BEFORE) : self.position])
+        return (
+            number(self.kl),
+            visible(self.piece),
+            self.role,
+            next_words(self.base),
+            next_words(self.chat),
+            visible(before),
+        )
+
+
+@public
+@dataclass(frozen=True)
+class FirstDifference:
+    """The mean activation difference chat - base at one first position of a data set's texts."""
+
+    dataset: str
+    layer: int
+    position: int
+    num_texts: int
+    norm: float
+    norm_base: float
+    """Norm of base's mean activation there."""
+    tokens_base: tuple[str, ...]
+    """The tokens that the difference raises most through base's head."""
+    tokens_chat: tuple[str, ...]
+
+
+@public
+@dataclass(frozen=True, eq=False)
+class Continuation:
+    """What both models say after a prompt, greedily."""
+
+    dataset: str
+    place: str
+    kl: float
+    """Sum of KL(chat ‖ base) over the predictions of the turn's first nine tokens, nats."""
+    prompt: Tokens
+    base: str
+    chat: str
+    base_ended: bool
+    """Whether it ended by itself, and not at max_new_tokens."""
+    chat_ended: bool
+
+    def cells(self) -> tuple[str, ...]:
+        """Cells of CONTINUATION_HEADERS."""
+        texts = ("".join(self.prompt.pieces), self.base, self.chat)
+        return (number(self.kl), *(_tables.printable(text) for text in texts))
+
+
+@dataclass(frozen=True, eq=False)
+class LookContents:
+    """All that a look found."""
+
+    info: LookInfo
+    layers: tuple[LookLayer, ...]
+    """The swept layers, ascending."""
+    groups: tuple[LookGroup, ...]
+    """Data sets, then roles."""
+    findings: tuple[Finding, ...]
+    """The tokens that differ most, largest first."""
+    conversations: tuple[LookText, ...]
+    """The texts that differ most, by mean, with their tokens and KL."""
+    first: tuple[FirstDifference, ...]
+    continuations: tuple[Continuation, ...]
+    num_findings: int
+    """Findings before a limit."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.info.name
+
+    @property
+    def recommended_layer(self) -> int | None:
+        """The layer for a crosscoder; None if none is recommended."""
+        return self.info.recommended_layer
+
+    @property
+    def reason(self) -> str:
+        """Why this layer, or why none."""
+        return self.info.reason
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """A data frame with a row for each finding; needs pandas."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {
+                "kl": finding.kl,
+                "piece": finding.piece,
+                "role": finding.role,
+                "dataset": finding.text.dataset,
+                "place": finding.text.place,
+                "position": finding.position,
+                "base_next": finding.base[0].piece if finding.base else "",
+                "chat_next": finding.chat[0].piece if finding.chat else "",
+            }
+            for finding in self.findings
+        )
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Sentences about what was left out, folded or not measured."""
+        folded = (
+            f"{self.info.num_folded} more tokens differ as much, in texts that have findings already or after the "
+            "same tokens."
+        )
+        missing = (f"not measured, {name}: {reason}" for name, reason in self.info.unavailable.items())
+        return (*([folded] if self.info.num_folded else []), *self.info.left_out, *missing)
+
+    def facts(self) -> list[tuple[str, str]]:
+        """The facts on its card, as (what, value)."""
+        info = self.info
+        figures = info.figures
+        facts = [
+            ("pair", f"{info.pair}: {info.base_model} | {info.chat_model}, {info.num_layers} layers"),
+            ("compared", f"{info.num_tokens} tokens of {info.num_texts} texts: {', '.join(info.datasets)}"),
+            ("KL(chat ‖ base)", f"mean {info.mean_kl} nats, largest {number(figures.get('max_kl'))}"),
+        ]
+        if "share_top" in figures:
+            facts.append(("where", f"{figures['share_top']:.0%} of it lies in the largest hundredth of the tokens"))
+        return facts
+
+    def sections(self) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
+        """The tables that are printed: title, headers and rows."""
+        swept = f"what the streams carry, on {self.info.sweep_tokens} findings of {self.info.sweep_texts} texts"
+        layers = [(_layer(self, each), *map(_share, (each.share_chat, each.share_base))) for each in self.layers]
+        groups = [
+            (f"{each.kind} {each.name}", str(each.num_tokens), str(each.mean), f"{each.share:.1%}")
+            for each in self.groups
+        ]
+        tables = [
+            (swept, LAYER_HEADERS, layers),
+            ("by data set and role", GROUP_HEADERS, groups),
+            ("tokens that differ most", FINDING_HEADERS, [each.cells() for each in self.findings[:_PRINTED]]),
+            ("texts that differ most", TEXT_HEADERS, [each.cells() for each in self.conversations[:_PRINTED]]),
+            ("greedy continuations", CONTINUATION_HEADERS, [each.cells() for each in self.continuations]),
+        ]
+        return [table for table in tables if table[2]]
+
+    @property
+    def recipe_line(self) -> str:
+        """The line for a recipe; empty if no layer is recommended."""
+        return "" if self.recommended_layer is None else f"layer: {self.recommended_layer}"
+
+    def __str__(self) -> str:
+        lines = [_tables.card(f"look {self.name}", self.facts())]
+        for title, headers, rows in self.sections():
+            lines += ["", title, _tables.aligned(headers, rows)]
+        return "\n".join([*lines, "", *self.remarks, self.reason, self.recipe_line]).rstrip()
+
+    def __repr__(self) -> str:
+        return f"Look({self.name!r}, pair {self.info.pair!r}, {len(self.findings)} findings)"
+
+    def _repr_html_(self) -> str:
+        parts = [_html.facts(f"look {self.name}", self.facts())]
+        for title, headers, rows in self.sections():
+            parts += [_html.remarks([title]), _html.table(headers, rows)]
+        return _html.page("".join([*parts, _html.remarks([*self.remarks, self.reason, self.recipe_line])]))
+
+
+def _layer(look: LookContents, each: LookLayer) -> str:
+    return f"{each.layer} ←" if each.layer == look.recommended_layer else str(each.layer)
+
+
+def _share(share: Estimate) -> str:
+    bar = "█" * round(20 * min(1.0, max(0.0, share.value)))
+    error = "" if share.se != share.se else f" ± {share.se:.0%}"
+    return f"{share.value:>4.0%}{error} {bar}"
+
+
+@public
+@dataclass(frozen=True, eq=False)
+class ExplainedFinding:
+    """A finding, and the latents of a crosscoder that carry it."""
+
+    finding: Finding
+    attribution: Attribution
+    """The latents with the share of the KL that goes when each is taken away, and what the whole stream carries."""
+
+    def cells(self) -> tuple[str, ...]:
+        """Cells of EXPLAINED_HEADERS."""
+        found = self.attribution
+        kl = found.value
+        shares = (
+            f"{each.latent}: {(each.estimate if each.effect is None else each.effect) / kl:.0%}"
+            + ("" if each.effect is not None else " (estimated)")
+            for each in found
+            if kl
+        )
+        stream = f"{found.effect_of_stream / kl:.0%}" if kl else "–"
+        _, token, _, base, chat, _ = self.finding.cells()
+        return number(self.finding.kl), token, base, chat, stream, ", ".join(shares) or "no latent fires"
+
+
+@public
+@dataclass(frozen=True, eq=False)
+class ExplainedLook(Sequence[ExplainedFinding]):
+    """The largest findings of a look, each with the latents that carry it."""
+
+    crosscoder: str
+    entries: tuple[ExplainedFinding, ...]
+    num_findings: int
+    """Findings of the look, before the limit."""
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @overload
+    def __getitem__(self, index: int) -> ExplainedFinding: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[ExplainedFinding, ...]: ...
+    def __getitem__(self, index: int | slice) -> ExplainedFinding | tuple[ExplainedFinding, ...]:
+        return self.entries[index]
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Cells of every finding under EXPLAINED_HEADERS."""
+        return [each.cells() for each in self]
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """A data frame with a row for each finding and latent; needs pandas."""
+        import pandas as pd
+
+        rows = [
+            {"kl": each.finding.kl, "piece": each.finding.piece, "place": each.finding.text.place, **vars(entry)}
+            for each in self
+            for entry in each.attribution
+        ]
+        return pd.DataFrame(rows)
+
+    def __str__(self) -> str:
+        table = _tables.aligned(EXPLAINED_HEADERS, self.rows())
+        return _tables.with_rest(table if self.entries else "there are no findings", len(self), self.num_findings)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return _html.page(_html.table(EXPLAINED_HEADERS, self.rows()))

@@ -1,0 +1,1 @@
+"""Where two models differ, before any dictionary is trained. Knows no files and no jobs."""
