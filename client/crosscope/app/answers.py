@@ -68,7 +68,11 @@ def note_of(answering: Answering, place: PLACES, ended: dict[PLACES, Answer]) ->
     if answer is None:
         tokens = len(answering.tokens(*place))
         return f"{tokens} tokens …" if tokens or not answering.is_over else "no answer"
-    note = " ".join(answer.remarks)
+    note = answer.remarks[0]
+    if answer.arm.steer:
+        note += f" Changed at {answer.num_changed} tokens of prompt and answer."
+    if answer.num_left_out:
+        note += f" Left alone at {answer.num_left_out} that training left out."
     if len(answer.log_probabilities):
         note += f" Mean log p {text.number(float(np.mean(answer.log_probabilities)))}."
     plain = next((other for other in ended.values() if is_plain_of(other, answer)), None)

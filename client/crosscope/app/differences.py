@@ -9,8 +9,9 @@ import streamlit as st
 from crosscope import Attribution, Comparison, CrosscoderInfo, LeftOut, ModelPredictions
 from crosscope.app import address, composer, panels, prompts, session, text, url
 from crosscope.app.latent_list import latent_list
+from crosscope.app.next_tokens import side_by_side
 from crosscope.app.prompts import LabPrompt
-from crosscope.app.table_view import Column, table_view
+from crosscope.app.table_view import Column
 
 SHADE, WHY = "shade", "why"
 """Names of parameters of the URL."""
@@ -98,21 +99,9 @@ def next_tokens(comparison: Comparison, token: int) -> None:
     piece = "" if is_last else text.visible(comparison.tokens.pieces[token + 1])
     said = "It is the last token. " if is_last else f"Came: **{text.plain(piece)}** · "
     st.markdown(f"{said}KL(chat‖base) {text.number(kl)}, KL(base‖chat) {text.number(reverse)} nats")
-    with st.container(key="wrap-controls-next"):
-        columns = st.columns(2)
     both = comparison.next_tokens(token)
-    for column, name, model, found in zip(
-        columns, ("base", "chat"), (comparison.base, comparison.chat), both, strict=True
-    ):
-        with column:
-            st.caption(f"**{name}**, {said_of(model, token)}")
-            rows = [
-                Column("", [str(rank + 1) for rank in range(len(found))]),
-                Column("probability", [f"{each.probability:.1%}" for each in found]),
-                Column("next", [text.visible(each.piece) for each in found], is_text=True),
-            ]
-            place = next((i for i, each in enumerate(found) if each.id == came), None)
-            table_view(f"next-{name}", f"Next tokens of {name}", rows, chosen=place)
+    said = (said_of(comparison.base, token), said_of(comparison.chat, token))
+    side_by_side("next", both.base, both.chat, said=said, came=came)
 
 
 def said_of(model: ModelPredictions, token: int) -> str:
@@ -151,7 +140,7 @@ def why(prompt: LabPrompt, arguments: str, comparison: Comparison, locked: int |
         return
     st.subheader("Why they differ")
     piece = text.plain(text.visible(comparison.tokens.pieces[tokens[0]]))
-    st.caption(f"At token {tokens[0]}, {piece}" + (", where they differ most." if locked is None else "."))
+    st.caption(f"At token {tokens[0]}, “{piece}”" + (", where they differ most." if locked is None else "."))
     explanation(prompt, session.attribute(info.name, info.version_id, arguments, tokens[0]), info)
 
 

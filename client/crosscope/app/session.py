@@ -28,6 +28,8 @@ from crosscope import (
     InvalidInput,
     JobInfo,
     Latent,
+    Look,
+    LookInfo,
     TopLatents,
     TrainingCurves,
     Unavailable,
@@ -169,6 +171,18 @@ def encode(name: str, version_id: str, prompt_json: str) -> Encoding:
 def top_latents(name: str, version_id: str, prompt_json: str, ranking_json: str) -> TopLatents:
     """The latents of a prompt, ranked; `ranking_json` holds the other arguments of `Crosscoder.top_latents`."""
     return crosscoder(name, version_id).top_latents(**json.loads(prompt_json), **json.loads(ranking_json))
+
+
+@st.cache_data(ttl=2, show_spinner=False)
+def looks() -> list[LookInfo]:
+    """All looks, newest first, those that cannot be read last."""
+    return client().looks()
+
+
+@st.cache_resource(max_entries=8, show_spinner="Reading the look …")
+def look(name: str, created_at: float) -> Look:  # noqa: ARG001
+    """One look; a later one of the same name was created at another time."""
+    return client().look(name)
 
 
 NEXT_TOKENS = 8
