@@ -33,6 +33,10 @@ def test_missing_parts_are_said_one_after_the_other(bare: Stack, open_page: Open
     expect(page.locator("h1")).to_have_text("Latent")
     expect(page.get_by_text("There is no crosscoder yet")).to_be_visible()
 
+    page = open_page(f"{bare.url}/look")
+    expect(page.get_by_text("There is no look yet")).to_be_visible()
+    expect(page.locator("code", has_text="crosscope look PAIR DATA")).to_be_visible()
+
     page = open_page(bare.url)
     expect(page.locator("h1")).to_have_text("No crosscoder yet")
     expect(page.get_by_role("alert")).to_contain_text("queue")

@@ -142,11 +142,11 @@ def layers(swept: Sequence[LookLayer], recommended: int | None) -> go.Figure:
             hovertemplate="layer %{x}<br>%{y:.0%} of the difference<extra>" + name + "</extra>",
         )
     if recommended is not None:
-        figure.add_vline(
-            x=recommended, line={"color": OUTLINE, "dash": "dash", "width": 1}, annotation_text="recommended"
-        )
+        line = {"color": OUTLINE, "dash": "dash", "width": 1}
+        figure.add_vline(x=recommended, line=line, annotation_text="recommended", annotation_position="bottom left")
     figure.update_layout(height=280, margin={**_MARGIN, "t": 30}, legend={"orientation": "h", "y": 1.2, "x": 0})
-    figure.update_xaxes(title="layer", dtick=1 if len(swept) <= 16 else None)
+    ends = [swept[0].layer - 0.3, swept[-1].layer + 0.3]
+    figure.update_xaxes(title="layer", range=ends, dtick=1 if len(swept) <= 16 else None)
     figure.update_yaxes(title="share of the difference", tickformat=".0%", rangemode="tozero")
     return figure
 

@@ -170,7 +170,7 @@ def strips_of(texts: Sequence[LookText], key: str, look: Look, at: int | None = 
             (),
             (),
             title=each.dataset,
-            note=f"mean KL {text.number(each.mean)} nats · {each.num_tokens} tokens compared · {each.place}",
+            note=note_of(each),
             peak=at,
             left_out=each.tokens.left_out,
             shades=each.kl,
@@ -187,6 +187,12 @@ def strips_of(texts: Sequence[LookText], key: str, look: Look, at: int | None = 
     )
     if event and event.kind == "open" and crosscoder is not None:
         open_in_lab(texts[event.strip], crosscoder)
+
+
+def note_of(found: LookText) -> str:
+    """How much the models differ on a text, and where it comes from."""
+    compared = f"{found.num_tokens} tokens compared"
+    return f"mean KL {text.number(found.mean)} nats · {compared} · {text.without_paths(found.place)}"
 
 
 def open_in_lab(found: LookText, info: CrosscoderInfo) -> None:
