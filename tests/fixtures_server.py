@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -16,7 +17,7 @@ from grpc_status import rpc_status
 
 from crosscope_local.redis import find_binary
 from crosscope_proto.roles import LeftOut, TokenRole
-from crosscope_proto.v1 import latents_pb2_grpc, prompts_pb2_grpc, types_pb2
+from crosscope_proto.v1 import effects_pb2, latents_pb2_grpc, prompts_pb2_grpc, types_pb2
 from crosscope_proto.worker.v1 import inference_pb2, inference_pb2_grpc
 from crosscope_server.serve import serving
 from crosscope_server.settings import Settings
@@ -36,6 +37,14 @@ class CountingWorker(inference_pb2_grpc.InferenceServicer):
         self.may_answer = asyncio.Event()
         self.may_answer.set()
         self.fails_with: tuple[grpc.StatusCode, str] | None = None
+        self.num_calls: Counter[str] = Counter()
+        """Of Compare, Attribute and Generate."""
+        self.requests: list[Any] = []
+        """Their public requests."""
+        self.dies_after: int | None = None
+        """Messages of a stream after which the connection breaks."""
+        self.gone = asyncio.Event()
+        """Set once a caller has left a stream."""
 
     async def Tokenize(self, request: Any, context: Any) -> inference_pb2.TokenizeResponse:
         return inference_pb2.TokenizeResponse(tokens=tokens_of(text_of(request.prompt)))
@@ -55,6 +64,50 @@ class CountingWorker(inference_pb2_grpc.InferenceServicer):
         tokens = tokens_of(text)
         tokens.left_out.extend(LeftOut.NORM if piece == "sink" else LeftOut.KEPT for piece in tokens.pieces)
         return inference_pb2.EncodeResponse(tokens=tokens, code=code_of(text), compute_ms=1.5)
+
+    async def Compare(self, request: Any, context: Any) -> inference_pb2.CompareResponse:
+        """KL is the token's number."""
+        tokens = await self._asked("Compare", request.request)
+        kl = [float(t) for t in range(len(tokens.ids))]
+        version_id = request.request.version_id
+        response = effects_pb2.CompareResponse(tokens=tokens, kl_chat_base=kl, version_id=version_id)
+        return inference_pb2.CompareResponse(response=response)
+
+    async def Attribute(self, request: Any, context: Any) -> inference_pb2.AttributeResponse:
+        tokens = await self._asked("Attribute", request.request)
+        response = effects_pb2.AttributeResponse(tokens=tokens, value=2.0, version_id=request.request.version_id)
+        return inference_pb2.AttributeResponse(response=response)
+
+    async def Generate(self, request: Any, context: Any) -> Any:
+        """The start, max_new_tokens steps with the latents 5 and 6, and the end; waits behind the start."""
+        self.num_calls["Generate"] += 1
+        if self.fails_with:
+            await context.abort(*self.fails_with)
+        asked = request.request
+        text = text_of(asked.prompt)
+        start = effects_pb2.GenerationStart(tokens=tokens_of(text), code=code_of(text), version_id=asked.version_id)
+        token = effects_pb2.NewToken(piece="x", latents=[5, 6], activations=[2, 1])
+        said = [effects_pb2.GenerateResponse(start=start)]
+        num_new = asked.arms[0].sampling.max_new_tokens
+        said += [effects_pb2.GenerateResponse(step=effects_pb2.GenerationStep(tokens=[token]))] * num_new
+        said += [effects_pb2.GenerateResponse(end=effects_pb2.GenerationEnd(text="x" * num_new, num_tokens=num_new))]
+        try:
+            for index, each in enumerate(said):
+                if index == self.dies_after:
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+                yield inference_pb2.GenerateResponse(response=each)
+                await self.may_answer.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            self.gone.set()
+            raise
+
+    async def _asked(self, method: str, request: Any) -> types_pb2.Tokens:
+        self.num_calls[method] += 1
+        self.requests.append(request)
+        self.called.set()
+        await self.may_answer.wait()
+        return tokens_of(text_of(request.prompt))
 
 
 def text_of(prompt: types_pb2.Prompt) -> str:

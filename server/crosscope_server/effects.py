@@ -125,7 +125,7 @@ class Effects:
             self._catalogue.resolve(request.crosscoder, request.version_id)
 
 
-def _key(method: str, resolved: effects_pb2.CompareRequest | effects_pb2.AttributeRequest, prompt: Prompt) -> str:
+def _key(method: str, resolved: R, prompt: Prompt) -> str:
     """The cache's key of a request; equal for equal requests, whichever library wrote their bytes."""
     rest = type(resolved)()
     rest.CopyFrom(resolved)

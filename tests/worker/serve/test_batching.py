@@ -132,5 +132,5 @@ async def test_a_batch_without_memory_is_split(device: Device, batcher: Batcher[
     answers = await asyncio.gather(busy, *tasks)
     assert [answer.result for answer in answers] == [0, 2, 4, 6, 8, 10]  # pyright: ignore[reportAttributeAccessIssue]
     device.max_items = 0
-    with pytest.raises(Overloaded, match="a prompt of 3 tokens does not fit the device's memory; shorten it"):
+    with pytest.raises(Overloaded, match="work on 3 tokens does not fit the device's memory; shorten the prompt"):
         await batcher.submit("a", 1, 3)

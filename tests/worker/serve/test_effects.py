@@ -184,15 +184,12 @@ async def test_a_pair_alone_generates(online: Online) -> None:
 
 
 async def test_an_answer_ends_where_the_models_can_read_no_more(online: Online) -> None:
-    long = "river " * 150
-    replies = await collected(online.prompts.Generate(generation(arm(max_new_tokens=5000), text=long)))
-    end = replies[-1].end
-    assert end.reason in (effects_pb2.END_REASON_CONTEXT, effects_pb2.END_REASON_TURN_END)
-    if end.reason == effects_pb2.END_REASON_CONTEXT:
-        assert len(replies[0].start.tokens.ids) + end.num_tokens == 257, "256 are read, and the last predicts one more"
-
-
-_MANY = [change(0)] * 200
+    arms = [arm(max_new_tokens=5000, temperature=3.0, num_samples=8)]
+    replies = await collected(online.prompts.Generate(generation(*arms, text="river " * 95)))
+    num_tokens = len(replies[0].start.tokens.ids)
+    cut = [reply.end for reply in replies if reply.end.reason == effects_pb2.END_REASON_CONTEXT]
+    assert cut
+    assert {num_tokens + end.num_tokens for end in cut} == {257}, "256 are read, and the last predicts one more"
 
 
 REFUSED = [
@@ -205,7 +202,7 @@ REFUSED = [
         "interventions[0]",
         "latent 0 never fired in the analysis",
     ),
-    (generation(arm(*_MANY)), "arms[0].interventions", "no more than 64 item(s), but is 200 items"),
+    (generation(arm(*[change(0)] * 200)), "arms[0].interventions", "no more than 64 item(s), but is 200 items"),
     (generation(arm(change(1, positions=[500]))), "positions", "there is no token 500 to change: the prompt has"),
     (
         generation(arm(change(1, positions=[0], reach=effects_pb2.REACH_GENERATED))),

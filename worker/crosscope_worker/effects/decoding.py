@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -110,6 +111,7 @@ class Decoder:
         self._count += 1
         self._waiting.append(job)
 
+    @torch.inference_mode()
     def drop(self, order: Order) -> None:
         """Frees the places of an order at once. Does nothing for one that has ended."""
         self._waiting = deque(job for job in self._waiting if job.order is not order)
@@ -122,6 +124,7 @@ class Decoder:
         for prompt in job.prompts:
             self._forget(prompt)
 
+    @torch.inference_mode()
     def step(self, elsewhere_bytes: int = 0) -> list[Event]:
         """One more token of every answer, and a piece of the prompts. Returns what came of it, order by order.
 

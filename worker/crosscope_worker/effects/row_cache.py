@@ -94,6 +94,8 @@ class RowCache(Cache):
 
     def roll_back(self) -> None:
         """Forgets the columns that a step has written."""
+        if not self.num_rows:
+            self.layers, self.length = [], 0
         for layer in self.layers:
             layer.length, layer.num_rows = self.length, self.num_rows
 
@@ -135,9 +137,6 @@ class RowCache(Cache):
                 for buffer in layer.buffers:
                     buffer[row, :, : self.length] = buffer[last, :, : self.length]
         self._set(last, self.length)
-        if last == 0:
-            self.layers = []
-            self.length = 0
 
     def trim(self, columns: int) -> None:
         """Forgets the first columns, which hold padding in every row. Changes nothing if memory runs out."""

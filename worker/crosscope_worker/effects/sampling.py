@@ -24,19 +24,23 @@ def draw(
     probability, ties by id, in float64.
     """
     ids = logits.argmax(dim=-1)
-    for row, each in enumerate(settings):
-        if each.temperature > 0:
-            ids[row] = _picked(logits[row], each, uniform(each.seed, samples[row], steps[row]))
+    rows = [row for row, each in enumerate(settings) if each.temperature > 0]
+    if rows:
+        some = [settings[row] for row in rows]
+        at = [uniform(settings[row].seed, samples[row], steps[row]) for row in rows]
+        ids[rows] = _picked(logits[rows], some, at)
     chosen = logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(dim=-1)
     return ids.tolist(), chosen.tolist()
 
 
-def _picked(logits: Tensor, settings: SamplingSettings, at: float) -> Tensor:
-    probabilities = (logits.double() / settings.temperature).softmax(dim=-1)
-    ordered, ids = probabilities.sort(descending=True, stable=True)
-    sums = ordered.cumsum(dim=0)
-    total = sums[-1]
-    if settings.top_p is not None and settings.top_p < 1:
-        total = sums[torch.searchsorted(sums, settings.top_p * total).clamp_max(len(ids) - 1)]
-    place = torch.searchsorted(sums, at * total, right=True)
-    return ids[place.clamp_max(len(ids) - 1)]
+def _picked(logits: Tensor, settings: Sequence[SamplingSettings], at: Sequence[float]) -> Tensor:
+    """A token a row, [row]."""
+    temperatures = torch.tensor([each.temperature for each in settings], dtype=torch.float64, device=logits.device)
+    probabilities = (logits.double() / temperatures[:, None]).softmax(dim=-1)
+    ordered, ids = probabilities.sort(dim=-1, descending=True, stable=True)
+    sums = ordered.cumsum(dim=-1)
+    shares = [1.0 if each.top_p is None else each.top_p for each in settings]
+    total = sums[:, -1:]
+    reached = torch.searchsorted(sums, total.new_tensor(shares)[:, None] * total).clamp_max(ids.shape[1] - 1)
+    place = torch.searchsorted(sums, total.new_tensor(at)[:, None] * sums.gather(1, reached), right=True)
+    return ids.gather(1, place.clamp_max(ids.shape[1] - 1))[:, 0]

@@ -161,6 +161,6 @@ class Batcher(Generic[Key, Item, Result]):
         if entry.future.done():
             return
         if is_out_of_memory(error):
-            sentence = f"a prompt of {entry.num_tokens} tokens does not fit the device's memory; shorten it"
+            sentence = f"work on {entry.num_tokens} tokens does not fit the device's memory; shorten the prompt"
             error = Overloaded(sentence)
         entry.future.set_exception(error)

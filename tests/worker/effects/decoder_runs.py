@@ -1,8 +1,7 @@
-"""A tiny pair with a crosscoder of random weights, and a loop that runs a decoder to its end."""
+"""Crosscoders of random weights, orders, and a loop that runs a decoder to its end."""
 
 from collections.abc import Callable, Mapping
 
-import pytest
 import torch
 from transformers import PreTrainedModel
 
@@ -21,11 +20,6 @@ from crosscope_worker.tokenizer.tokens import TextTokenizer
 CACHE_BYTES = 1 << 26
 LATENTS = 24
 LAYER = 1
-
-
-@pytest.fixture(scope="session")
-def tokenizer(tiny_pair: Pair) -> TextTokenizer:
-    return TextTokenizer(tiny_pair.tokenizer)
 
 
 def with_models(pair: Pair, base: PreTrainedModel, chat: PreTrainedModel) -> Pair:
