@@ -42,7 +42,9 @@ def test_steer_page_restores_its_url_and_answers_side_by_side(stack: Stack, open
     expect(page.locator(".strip")).to_have_count(0)  # a link alone runs nothing
     generate(page)
     notes = page.locator(".strip .head")
-    expect(notes.nth(3)).to_contain_text("4 tokens; the model ended its turn. Changed at 10 tokens. Left alone at 1")
+    expect(notes.nth(3)).to_contain_text(
+        "4 tokens; the model ended its turn. Changed at 10 tokens of prompt and answer. Left alone at 1 that"
+    )
     assert answers(page) == [
         f"base {HOSTILE}",
         f"chat {HOSTILE}",
