@@ -12,85 +12,18 @@ import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from playwright.sync_api import Page
 
 from crosscope import Client
-from crosscope_proto.roles import LeftOut, TokenRole
-from crosscope_proto.v1 import types_pb2
-from crosscope_proto.worker.v1 import inference_pb2, inference_pb2_grpc
+from crosscope_proto.worker.v1 import inference_pb2_grpc
+from tests.app.planted_worker import PlantedWorker
 
 NUM_LATENTS = 256
-REST, REFUSED, LOST, SECRET_FOLDER = "\N{FOX FACE}", "refuse-me", "lose-me", "/srv/private/home"
 OpenPage = Callable[..., Page]
 FIXTURES = Path(__file__).parents[1] / "fixtures_artefacts.py"
-
-
-class PlantedWorker(inference_pb2_grpc.InferenceServicer):
-    """Speaks the internal contract: words as tokens, latent n on the n-th word of the prompt, 1.5 n strong.
-
-    The BOS token, which training left out, fires latent 200 with 500, as an attention sink would. Where an assistant
-    speaks, the reasoning of turn 1 is not printed. A word that ends with REST is two tokens, of which the second only
-    goes on with the word's last character. A prompt with REFUSED is refused as a template would, one with LOST as a
-    worker does whose files are gone.
-    """
-
-    def Tokenize(self, request: inference_pb2.TokenizeRequest, context: Any) -> inference_pb2.TokenizeResponse:
-        return inference_pb2.TokenizeResponse(tokens=_tokens(_fired(request.prompt)))
-
-    def Encode(self, request: inference_pb2.EncodeRequest, context: Any) -> inference_pb2.EncodeResponse:
-        for place, (_, text) in enumerate(_parts(request.prompt)):
-            if REFUSED in text:
-                context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"turn {place}: the chat template refuses it")
-            if LOST in text:
-                context.abort(grpc.StatusCode.DATA_LOSS, f"{SECRET_FOLDER}/crosscoders/demo/CURRENT cannot be read")
-        fired = _fired(request.prompt)
-        starts, latents, values = [0], [], []
-        for _, _, code in fired:
-            latents += [latent for latent, _ in code]
-            values += [value for _, value in code]
-            starts.append(len(latents))
-        code = types_pb2.SparseCode(row_starts=starts, latents=latents, activations=values)
-        return inference_pb2.EncodeResponse(tokens=_tokens(fired), code=code, compute_ms=1.0)
-
-
-Fired = list[tuple[str, TokenRole, list[tuple[int, float]]]]
-"""Piece, role, and (latent, value) pairs of each token."""
-
-
-def _fired(prompt: types_pb2.Prompt) -> Fired:
-    tokens: Fired = [("<bos>", TokenRole.BOS, [(200, 500.0)])]
-    words = 0
-    for role, text in _parts(prompt):
-        if role is not TokenRole.TEXT:
-            tokens.append(("<start_of_turn>", TokenRole.HEADER, []))
-        for word in text.split(" "):
-            words += 1
-            tokens.append((word if words == 1 else f" {word}", role, [(words, 1.5 * words)]))
-            if word.endswith(REST):
-                tokens.append(("", role, []))
-    return tokens
-
-
-def _tokens(fired: Fired) -> types_pb2.Tokens:
-    roles = [types_pb2.TokenRole.ValueType(role) for _, role, _ in fired]
-    left_out = [LeftOut.BOS if role is TokenRole.BOS else LeftOut.KEPT for _, role, _ in fired]
-    return types_pb2.Tokens(
-        ids=range(len(fired)),
-        pieces=[piece for piece, _, _ in fired],
-        roles=roles,
-        left_out=[types_pb2.TokenLeftOut.ValueType(reason) for reason in left_out],
-        dropped_reasoning=[1] if TokenRole.ASSISTANT in (role for _, role, _ in fired) else [],
-    )
-
-
-def _parts(prompt: types_pb2.Prompt) -> list[tuple[TokenRole, str]]:
-    if prompt.WhichOneof("content") == "text":
-        return [(TokenRole.TEXT, prompt.text)]
-    return [(TokenRole[turn.role.upper()], turn.content) for turn in prompt.conversation.turns]
 
 
 class Stack:
@@ -121,7 +54,7 @@ class Stack:
         until((queue / "s").exists)
 
     def start_worker(self) -> None:
-        self._worker = grpc.server(ThreadPoolExecutor(2))
+        self._worker = grpc.server(ThreadPoolExecutor(8))
         inference_pb2_grpc.add_InferenceServicer_to_server(PlantedWorker(), self._worker)
         health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), self._worker)
         self._worker.add_insecure_port(f"unix:{self.folder}/worker")

@@ -33,12 +33,21 @@ def test_missing_parts_are_said_one_after_the_other(bare: Stack, open_page: Open
     expect(page.locator("h1")).to_have_text("Latent")
     expect(page.get_by_text("There is no crosscoder yet")).to_be_visible()
 
+    page = open_page(f"{bare.url}/look")
+    expect(page.get_by_text("There is no look yet")).to_be_visible()
+    expect(page.locator("code", has_text="crosscope look PAIR DATA")).to_be_visible()
+
     page = open_page(bare.url)
     expect(page.locator("h1")).to_have_text("No crosscoder yet")
     expect(page.get_by_role("alert")).to_contain_text("queue")
 
     bare.plant()
     page = open_page(f"{bare.url}/lab?text=hello")
+    expect(page.get_by_role("alert")).to_contain_text(re.compile("worker"))
+    page.get_by_role("button", name="Generate, then look").click()
+    expect(page.get_by_role("alert").filter(has_text="worker")).to_have_count(2)
+    page = open_page(f"{bare.url}/steer?text=hello&steer=7+add+4")
+    page.get_by_role("button", name="Generate", exact=True).click()
     expect(page.get_by_role("alert")).to_contain_text(re.compile("worker"))
     page = open_page(f"{bare.url}/latent?latent=999999")
     expect(page.get_by_role("alert")).to_contain_text("0 to 255")

@@ -13,7 +13,8 @@ from playwright.sync_api import Page, expect
 
 from crosscope_proto.artefacts import version_folder
 from crosscope_proto.recipe import parse_recipe
-from tests.app.stack import LOST, REFUSED, REST, SECRET_FOLDER, OpenPage, Stack, settle
+from tests.app.planted_worker import LOST, REFUSED, REST, SECRET_FOLDER
+from tests.app.stack import OpenPage, Stack, settle
 from tests.app.test_pages import LAB
 
 pytestmark = pytest.mark.browser

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from crosscope import InvalidInput, TokenRole, Tokens
-from crosscope.app import prompts
+from crosscope import InvalidInput, Steer, TokenRole, Tokens
+from crosscope.app import prompts, steering
 from crosscope.app.prompts import LabPrompt, Turn
 
 HOSTILE = 'a "quote", \\ backslash,\n<script>, \u00e9 and {brace}'
@@ -84,3 +84,31 @@ def test_turns_without_content_are_not_run_and_sentences_name_turns_as_the_page_
     said = "turn 1: must be assistant; prompt.conversation.turns[0] is long; messages[1].content; turn 7"
     shown = "turn 4: must be assistant; turn 2 is long; turn 4.content; turn 7"
     assert prompts.as_on_page(said, prompt.spoken) == shown
+
+
+def test_a_model_answers_what_the_assistant_has_not_answered() -> None:
+    asked = LabPrompt(turns=(Turn("user", "hi"), Turn("user", "")))
+    assert asked.to_answer().arguments()["add_generation_prompt"] is True
+    answered = asked.answered("hello")
+    assert answered.turns == (Turn("user", "hi"), Turn("assistant", "hello"))
+    with pytest.raises(InvalidInput, match=r"turn 2.* is the assistant's already"):
+        answered.to_answer()
+    assert answered.question() == LabPrompt(turns=(Turn("user", "hi"),))
+    assert LabPrompt(text="one").answered(" two") == LabPrompt(text="one two")
+    assert LabPrompt(text="one").to_answer() == LabPrompt(text="one")
+
+
+def test_a_change_is_edited_to_what_its_action_can_have() -> None:
+    change = Steer(latent=7, add=4, row="other", reach="generated", roles=["user"])
+    assert str(steering.altered(change, amount=2.5)) == "7 add 2.5 other generated user"
+    assert str(steering.altered(change, action="scale")) == "7 scale 2 other generated user"
+    assert str(steering.altered(change, action="transplant")) == "7 transplant generated user"
+    assert str(steering.altered(change, latents=(1, 2))) == "1,2 add 4 other generated user"
+    changes, problems = steering.read(["7 add 4", "7 fly 4"])
+    assert [str(each) for each in changes] == ["7 add 4"]
+    assert "fly" in problems[0]
+    assert len(steering.arms([])) == 2
+    assert [arm.name for arm in steering.arms(changes)][2:] == ["base, steered", "chat, steered"]
+    for wrong in ("", "seven", "-1"):
+        with pytest.raises(InvalidInput, match="no list of latents"):
+            steering.latents_of(wrong)

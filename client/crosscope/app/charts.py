@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import plotly.graph_objects as go
 
+from crosscope import LookLayer
 from crosscope.app.columns import AXES, CLASS_OF_NUMBER
 from crosscope.app.palette import (
     ACTIVATION,
@@ -120,6 +121,34 @@ def _at_floor(
     for name, where in reached:
         notes[where] += f"<br>{AXES[name].label} ≥ {floor:.2f}"
     return notes.tolist()
+
+
+def layers(swept: Sequence[LookLayer], recommended: int | None) -> go.Figure:
+    """Shares of the KL that each layer's streams carry, both directions, with standard errors over texts."""
+    figure = go.Figure()
+    into = (
+        ("base's stream put into chat", "solid", "circle", [each.share_chat for each in swept], MODEL_COLOURS[0]),
+        ("chat's stream put into base", "dot", "square", [each.share_base for each in swept], MODEL_COLOURS[1]),
+    )
+    for name, dash, symbol, shares, colour in into:
+        figure.add_scatter(
+            x=[each.layer for each in swept],
+            y=[share.value for share in shares],
+            error_y={"array": [share.se for share in shares], "thickness": 1, "width": 3, "color": colour},
+            name=name,
+            mode="lines+markers",
+            line={"color": colour, "width": 2, "dash": dash},
+            marker={"symbol": symbol, "size": 8},
+            hovertemplate="layer %{x}<br>%{y:.0%} of the difference<extra>" + name + "</extra>",
+        )
+    if recommended is not None:
+        line = {"color": OUTLINE, "dash": "dash", "width": 1}
+        figure.add_vline(x=recommended, line=line, annotation_text="recommended", annotation_position="bottom left")
+    figure.update_layout(height=280, margin={**_MARGIN, "t": 30}, legend={"orientation": "h", "y": 1.2, "x": 0})
+    ends = [swept[0].layer - 0.3, swept[-1].layer + 0.3]
+    figure.update_xaxes(title="layer", range=ends, dtick=1 if len(swept) <= 16 else None)
+    figure.update_yaxes(title="share of the difference", tickformat=".0%", rangemode="tozero")
+    return figure
 
 
 def axis_title(column: str) -> str:

@@ -7,9 +7,17 @@ import streamlit as st
 
 from crosscope import CrosscoderInfo, CrosscopeError
 from crosscope.app import address, panels, session, text, url
-from crosscope.app.views import atlas, jobs, lab, latent, overview
+from crosscope.app.views import atlas, jobs, lab, latent, look, overview, steer
 
-TITLES = {"overview": "Overview", "atlas": "Atlas", "latent": "Latent", "lab": "Prompt lab", "jobs": "Jobs"}
+TITLES = {
+    "overview": "Overview",
+    "atlas": "Atlas",
+    "latent": "Latent",
+    "lab": "Prompt lab",
+    "steer": "Steer",
+    "look": "Look",
+    "jobs": "Jobs",
+}
 # A file of our own: Streamlit's named icons come from another host.
 ICON = Path(__file__).with_name("icon.svg")
 
@@ -19,7 +27,15 @@ def main() -> None:
     st.set_page_config(page_title="crosscope", page_icon=ICON, layout="wide")
     st.html(panels.style())
     st.session_state[url.FILLED_IN] = {}
-    views = {"overview": overview, "atlas": atlas, "latent": latent, "lab": lab, "jobs": jobs}
+    views = {
+        "overview": overview,
+        "atlas": atlas,
+        "latent": latent,
+        "lab": lab,
+        "steer": steer,
+        "look": look,
+        "jobs": jobs,
+    }
     pages = {
         name: st.Page(
             view.page, title=TITLES[name], url_path="" if name == "overview" else name, default=name == "overview"

@@ -93,6 +93,30 @@ class LabPrompt:
             raise InvalidInput.of(OPTIONS, 'must be a JSON object, for instance {"enable_thinking": false}')
         return options
 
+    def to_answer(self) -> "LabPrompt":
+        """The prompt as a model answers it: a conversation ends with the assistant's header, a raw text goes on.
+
+        Raises InvalidInput if its last turn is the assistant's already.
+        """
+        if not self.turns:
+            return self
+        if self.spoken and self.turns[self.spoken[-1]].role == "assistant":
+            problem = "is the assistant's already; add a turn of the user, or take it out"
+            raise InvalidInput.of(f"turn {self.spoken[-1] + 1}", problem)
+        return replace(self, add_generation_prompt=True)
+
+    def question(self) -> "LabPrompt":
+        """The prompt without the assistant's last turn, so that a model can answer it again."""
+        turns = tuple(self.turns[i] for i in self.spoken)
+        return replace(self, turns=turns[:-1]) if turns and turns[-1].role == "assistant" else self
+
+    def answered(self, answer: str) -> "LabPrompt":
+        """The prompt with an answer to it: one more turn of the assistant, or the text gone on."""
+        if not self.turns:
+            return replace(self, text=self.text + answer)
+        said = tuple(self.turns[i] for i in self.spoken)
+        return replace(self, turns=(*said, Turn("assistant", answer)), add_generation_prompt=False)
+
     def with_turn(self, index: int, turn: Turn | None) -> "LabPrompt":
         """The prompt with one turn replaced, or taken out if `turn` is None; an index one past the end appends."""
         turns = list(self.turns)

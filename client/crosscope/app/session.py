@@ -15,8 +15,10 @@ import numpy as np
 import streamlit as st
 
 from crosscope import (
+    Attribution,
     Busy,
     Client,
+    Comparison,
     Crosscoder,
     CrosscoderInfo,
     CrosscopeError,
@@ -26,6 +28,8 @@ from crosscope import (
     InvalidInput,
     JobInfo,
     Latent,
+    Look,
+    LookInfo,
     TopLatents,
     TrainingCurves,
     Unavailable,
@@ -169,11 +173,42 @@ def top_latents(name: str, version_id: str, prompt_json: str, ranking_json: str)
     return crosscoder(name, version_id).top_latents(**json.loads(prompt_json), **json.loads(ranking_json))
 
 
-def show_error(error: CrosscopeError, said: str = "", as_on_page: Callable[[str], str] = str) -> None:
+@st.cache_data(ttl=2, show_spinner=False)
+def looks() -> list[LookInfo]:
+    """All looks, newest first, those that cannot be read last."""
+    return client().looks()
+
+
+@st.cache_resource(max_entries=8, show_spinner="Reading the look …")
+def look(name: str, created_at: float) -> Look:  # noqa: ARG001
+    """One look; a later one of the same name was created at another time."""
+    return client().look(name)
+
+
+NEXT_TOKENS = 8
+"""Next tokens of each model that a page shows."""
+
+
+@st.cache_resource(max_entries=32, show_spinner="Running both models whole …")
+def compare(name: str, version_id: str, prompt_json: str) -> Comparison:
+    """Both models' predictions on a prompt; `prompt_json` as in `encode`."""
+    return crosscoder(name, version_id).compare(**json.loads(prompt_json), top_n=NEXT_TOKENS)
+
+
+@st.cache_resource(max_entries=32, show_spinner="Taking latents away, one by one …")
+def attribute(name: str, version_id: str, prompt_json: str, token: int) -> Attribution:
+    """The latents that carry the difference at one token of a prompt; `prompt_json` as in `encode`."""
+    return crosscoder(name, version_id).attribute(**json.loads(prompt_json), tokens=[token])
+
+
+def show_error(
+    error: CrosscopeError, said: str = "", as_on_page: Callable[[str], str] = str, part: str = "page"
+) -> None:
     """Shows what happened and at which fields, with a button to try again if that may help.
 
     Paths on the server's machine are cut short, except those in `said`, which is what the person wrote. `as_on_page`
-    gives a sentence or a field with the page's names and numbers.
+    gives a sentence or a field with the page's names and numbers. `part` names the part of the page that failed; a page
+    may show one error of each.
     """
 
     def sentence(text: str) -> str:
@@ -187,7 +222,7 @@ def show_error(error: CrosscopeError, said: str = "", as_on_page: Callable[[str]
     else:
         st.error(sentence(str(error)))
     if isinstance(error, Unavailable | Busy):
-        st.button("Try again", key=f"retry-{type(error).__name__}-{hash(str(error))}")
+        st.button("Try again", key=f"retry-{part}-{type(error).__name__}-{hash(str(error))}")
 
 
 def version_gone(error: VersionGone) -> None:
@@ -201,12 +236,12 @@ def version_gone(error: VersionGone) -> None:
 
 
 @contextmanager
-def shown_errors(said: str = "") -> Generator[None]:
-    """Shows the SDK's errors in place of what the block would have drawn; `said` as in `show_error`."""
+def shown_errors(said: str = "", part: str = "page") -> Generator[None]:
+    """Shows the SDK's errors in place of what the block would have drawn; `said` and `part` as in `show_error`."""
     try:
         yield
     except CrosscopeError as error:
-        show_error(error, said)
+        show_error(error, said, part=part)
 
 
 def link(page: str, label: str, **params: Any) -> None:

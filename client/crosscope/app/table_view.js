@@ -20,6 +20,8 @@ function link(text, href) {
   return node;
 }
 
+const linksOf = (rows) => rows.flatMap((row) => [...row.querySelectorAll("a")]);
+
 class TableView {
   constructor(root) { this.root = root; }
 
@@ -55,7 +57,7 @@ class TableView {
   hold(node) {
     if (!node) return;
     if (!this.heads.includes(node)) {
-      for (const anchor of this.anchors()) anchor.tabIndex = anchor === node ? 0 : -1;
+      for (const anchor of linksOf(this.rows)) anchor.tabIndex = anchor === node ? 0 : -1;
     }
     node.focus({ preventScroll: true });
   }
@@ -91,13 +93,15 @@ class TableView {
       cells.forEach((text, place) => {
         const cell = element("td", data.columns[place].text ? "text" : "");
         if (data.columns[place].text) cell.title = text;
-        if (place === 0 && data.links.length) cell.append(link(text, data.links[index]));
+        const own = data.columns[place].links[index] ?? (place === 0 ? data.links[index] : undefined);
+        if (own) cell.append(link(text, own));
         else cell.textContent = text;
         row.append(cell);
       });
       if (data.links.length) this.linked(row, data.links[index]);
       return row;
     });
+    for (const anchor of linksOf(this.rows)) anchor.tabIndex = -1;
     const first = this.anchors()[data.chosen ?? 0] ?? this.anchors()[0];
     if (first) first.tabIndex = 0;
     body.append(...this.rows);
@@ -107,7 +111,6 @@ class TableView {
 
   linked(row, href) {
     row.classList.add("linked");
-    row.querySelector("a").tabIndex = -1;
     row.addEventListener("click", (event) => {
       if (window.getSelection()?.toString()) return;
       if (event.ctrlKey || event.metaKey) window.open(href, "_blank");
@@ -117,15 +120,19 @@ class TableView {
 
   anchors() { return this.rows.map((row) => row.querySelector("a")).filter(Boolean); }
 
-  // The rows are one stop of the Tab key; arrows move among them, Enter follows the link as everywhere.
+  // The rows are one stop of the Tab key; up and down move among them, left and right among the links of a row. Enter
+  // follows the link as everywhere.
   key(event) {
-    const anchors = this.anchors(), at = anchors.indexOf(event.target);
-    const moves = {
+    const anchors = this.anchors(), at = this.rows.indexOf(event.target.closest("tr"));
+    const own = [...(this.rows[at]?.querySelectorAll("a") ?? [])], place = own.indexOf(event.target);
+    const rows = {
       ArrowDown: at + 1, ArrowUp: at - 1, PageDown: at + 10, PageUp: at - 10, Home: 0, End: anchors.length - 1,
     };
-    if (at < 0 || !(event.key in moves)) return;
-    const next = anchors[Math.max(0, Math.min(anchors.length - 1, moves[event.key]))];
-    anchors[at].tabIndex = -1;
+    const cells = { ArrowRight: place + 1, ArrowLeft: place - 1 };
+    if (place < 0 || !(event.key in rows || event.key in cells)) return;
+    const among = event.key in rows ? anchors : own;
+    const next = among[Math.max(0, Math.min(among.length - 1, rows[event.key] ?? cells[event.key]))];
+    event.target.tabIndex = -1;
     next.tabIndex = 0;
     next.focus();
     event.preventDefault();

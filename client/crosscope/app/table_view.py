@@ -36,6 +36,8 @@ class Column:
     """Texts stand to the left, figures to the right."""
     order: str = ""
     """A link that orders the table by this column; empty: the head is no link."""
+    links: Sequence[str] = ()
+    """A link of each cell, if the cells have links of their own."""
     ordered: str = ""
     """"ascending" or "descending" where the table is in this column's order."""
 
@@ -71,6 +73,7 @@ def table_view(
                 "help": column.help,
                 "text": column.is_text,
                 "order": column.order,
+                "links": list(column.links),
                 "ordered": column.ordered,
             }
             for column in columns

@@ -18,6 +18,7 @@ function button(text, onClick) {
 }
 
 const number = (value) => (value >= 100 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toFixed(2));
+const figure = (value) => (value === 0 || value >= 0.1 ? number(value) : value.toPrecision(2));
 const visible = (piece) => [...piece].map((c) => MARKS[c] ?? c).join("") || "(rest of the character before)";
 
 class TokenView {
@@ -42,6 +43,8 @@ class TokenView {
     this.root.replaceChildren();
     this.root.append(this.toolbar());
     if (this.data.legend.length) this.root.append(this.legend());
+    this.strips = element("div", this.data.columns > 1 ? "strips side" : "strips");
+    this.root.append(this.strips);
     this.tokens = this.data.strips.map((strip, index) => this.strip(strip, index));
     this.tip = element("div", "tip");
     this.tip.hidden = true;
@@ -53,7 +56,8 @@ class TokenView {
     const bar = element("div", "bar");
     const scale = element("span", "scale");
     this.scaleEnd = element("span");
-    scale.append("activation 0", element("span", "ramp"), this.scaleEnd);
+    this.scaleStart = element("span");
+    scale.append(this.scaleStart, element("span", "ramp"), this.scaleEnd);
     bar.append(scale);
     if (this.data.strips.length > 1) {
       const each = button("scale each text", () => {
@@ -106,7 +110,7 @@ class TokenView {
     line.append(...nodes);
     if (!whole && strip.token_start + strip.pieces.length < strip.num_tokens) line.append(element("span", "edge", " …"));
     box.append(line);
-    this.root.append(box);
+    this.strips.append(box);
     const first = nodes[strip.peak ?? 0];
     if (first) first.tabIndex = 0;
     line.addEventListener("keydown", (event) => this.key(event, index));
@@ -174,8 +178,15 @@ class TokenView {
     event.stopPropagation();
   }
 
-  // [latent, value] of a token under the present colouring, or null.
+  // Whether tokens are coloured by a figure of their own; a latent under the pointer goes before it.
+  isMeasured() { return this.data.measure !== "" && this.hovered === undefined; }
+
+  // [latent, value] of a token under the present colouring, or null; the latent is null for a figure of the token.
   entry(strip, position) {
+    if (this.isMeasured()) {
+      const value = strip.shades[position];
+      return value === null || value === undefined ? null : [null, value];
+    }
     const chosen = this.hovered === undefined ? this.colourBy : this.hovered;
     const start = strip.row_starts[position], end = strip.row_starts[position + 1];
     if (start === end) return null;
@@ -189,28 +200,37 @@ class TokenView {
     // Latents fire so strongly on tokens that training left out that all others would stay without colour.
     const kept = (index) => entries[index].filter((_, position) => !(position in this.data.strips[index].left_out));
     const largest = (rows) => rows.reduce((max, entry) => Math.max(max, entry ? entry[1] : 0), 0);
-    const overall = this.data.scale_max ?? Math.max(...entries.map((_, index) => largest(kept(index))));
-    this.scaleEnd.textContent = this.eachScale ? "each text's largest" : number(overall);
+    const measured = this.isMeasured();
+    const given = this.data.measure === "" || measured ? this.data.scale_max : null;
+    const overall = given ?? Math.max(0, ...entries.map((_, index) => largest(kept(index))));
+    this.scaleStart.textContent = `${measured ? this.data.measure : "activation"} 0`;
+    this.scaleEnd.textContent = this.eachScale ? "each text's largest" : figure(overall);
     entries.forEach((rows, index) => {
       const top = (this.eachScale ? largest(kept(index)) : overall) || 1;
       rows.forEach((entry, position) => this.paintToken(index, position, entry, top));
     });
     for (const [latent, chip] of this.chips ?? []) {
-      chip.setAttribute("aria-pressed", String(latent === (this.colourBy ?? null)));
+      const chosen = this.data.measure === "" && latent === (this.colourBy ?? null);
+      chip.setAttribute("aria-pressed", String(chosen));
     }
   }
 
   paintToken(index, position, entry, top) {
     const node = this.tokens[index][position];
     const strip = this.data.strips[index];
-    node.classList.toggle("on", entry !== null);
-    if (entry) node.style.setProperty("--v", Math.min(1, Math.max(0.08, entry[1] / top)).toFixed(3));
+    const least = this.isMeasured() ? 0 : 0.08; // a latent that fires shows, however weakly
+    const share = entry ? Math.min(1, Math.max(least, entry[1] / top)) : 0;
+    node.classList.toggle("on", share >= 0.02);
+    node.style.setProperty("--v", share.toFixed(3));
     const locked = this.locked !== null && this.locked[0] === index && this.locked[1] === position;
     node.classList.toggle("locked", locked);
     node.setAttribute("aria-pressed", String(locked));
-    const value = entry ? `activation ${number(entry[1])} of latent ${entry[0]}` : "not active";
+    const value = entry === null ? (this.isMeasured() ? "not measured" : "not active")
+      : entry[0] === null ? `${this.data.measure} ${figure(entry[1])}`
+      : `activation ${number(entry[1])} of latent ${entry[0]}`;
+    const note = strip.notes[position] ? `, ${strip.notes[position]}` : "";
     node.setAttribute("aria-label", `${visible(strip.pieces[position])}, token ${strip.token_start + position}, `
-      + `${ROLES[strip.roles[position]]}${this.leftOut(strip, position, ", ")}, ${value}`);
+      + `${ROLES[strip.roles[position]]}${this.leftOut(strip, position, ", ")}, ${value}${note}`);
   }
 
   leftOut(strip, position, before) {
@@ -227,9 +247,13 @@ class TokenView {
         + this.leftOut(strip, position, " · ")));
     const start = strip.row_starts[position], end = strip.row_starts[position + 1];
     const chosen = this.entry(strip, position);
+    if (chosen && chosen[0] === null) {
+      tip.append(element("div", "", `${this.data.measure} ${figure(chosen[1])}`));
+    }
+    if (strip.notes[position]) tip.append(element("div", "where", strip.notes[position]));
     for (let i = start; i < Math.min(end, start + SHOWN_LATENTS); i++) tip.append(this.tipRow(strip, i, chosen));
     if (end - start > SHOWN_LATENTS) tip.append(element("div", "where", `and ${end - start - SHOWN_LATENTS} more`));
-    if (start === end) tip.append(element("div", "where", "not active"));
+    if (start === end && strip.latents.length) tip.append(element("div", "where", "not active"));
     tip.hidden = false;
     this.place(this.tokens[index][position]);
   }

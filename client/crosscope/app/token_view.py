@@ -7,6 +7,7 @@ data and become text nodes, never markup. Knows nothing about the server.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -69,6 +70,10 @@ class Strip:
     """Token to bring into view and to focus first."""
     left_out: Sequence[LeftOut] = ()
     """Why training and analysis left each token out, KEPT if they did not; empty if unknown."""
+    shades: Sequence[float] = ()
+    """A figure of each token, at least 0; NaN where undefined. It colours the tokens of a view with a measure."""
+    notes: Sequence[str] = ()
+    """A line about each token, read where the token is pointed at; empty: none."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,8 @@ def _packed(strip: Strip) -> dict[str, Any]:
         "token_start": strip.token_start,
         "num_tokens": strip.num_tokens or len(strip.pieces),
         "peak": strip.peak,
+        "shades": [None if math.isnan(shade) else float(f"{shade:.5g}") for shade in strip.shades],
+        "notes": list(strip.notes),
         "left_out": {str(position): REASONS[why] for position, why in enumerate(strip.left_out) if why in REASONS},
     }
 
@@ -142,12 +149,16 @@ def token_view(
     legend: Mapping[int, str] | None = None,
     action: str | None = None,
     line_breaks: bool = False,
+    measure: str = "",
+    columns: int = 1,
 ) -> TokenEvent | None:
     """Draws the strips and returns the click that caused this rerun, if one did.
 
     Tokens are coloured by the latent `colour_by`, or by the strongest one of each token. `scale_max` is the activation
     of the full colour; unset: the largest one on a token that training did not leave out. `locked` is (strip,
     token). `legend` offers latents, with a name each, to colour by. `action` names a button on every strip.
+    `measure` says what the strips' `shades` are: they then colour the tokens. Two `columns` lay strips side by side
+    where there is room.
     """
     content = {
         "strips": [_packed(strip) for strip in strips],
@@ -155,6 +166,8 @@ def token_view(
         "action": action,
         "line_breaks": line_breaks,
         "scale_max": scale_max,
+        "measure": measure,
+        "columns": columns,
     }
     data = {
         **content,

@@ -5,6 +5,7 @@ widget is bound to a parameter by Streamlit, so any other code may write that pa
 one write, and so one entry of the browser's history.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -116,6 +117,28 @@ def whole_number(
     current = min(max(found, ends[0]), ends[1])
     key = _key(param, current)
     container.number_input(label, *ends, key=key, width=width, on_change=_write, args=(param, default))
+    return current
+
+
+def number(
+    container: DeltaGenerator,
+    label: str,
+    ends: tuple[float, float],
+    step: float,
+    default: float,
+    param: str,
+    **layout: Any,
+) -> float:
+    """A number within `ends`."""
+    try:
+        found = float(st.query_params.get(param, default))
+    except ValueError:
+        found = default
+    current = min(max(found if math.isfinite(found) else default, ends[0]), ends[1])
+    key = _key(param, current)
+    container.number_input(
+        label, *ends, step=step, format="%.2f", key=key, on_change=_write, args=(param, default), **layout
+    )
     return current
 
 

@@ -1,23 +1,21 @@
 """Prompt lab: a prompt, the latents that fire on each of its tokens, and those that fire on the whole, ranked."""
 
-import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import streamlit as st
 
-from crosscope import CrosscoderInfo, CrosscopeError, Encoding, LeftOut, TopLatents
-from crosscope.app import address, panels, prompts, session, tables, text, url
-from crosscope.app.columns import evidence
-from crosscope.app.prompts import ROLES, LabPrompt, Turn
-from crosscope.app.table_view import Column, table_view
+from crosscope import Comparison, CrosscoderInfo, CrosscopeError, Encoding, LeftOut, TopLatents
+from crosscope.app import address, composer, differences, panels, prompts, session, tables, text, url
+from crosscope.app.differences import Shade
+from crosscope.app.latent_list import latent_list
+from crosscope.app.looking import generate_then_look
+from crosscope.app.prompts import LabPrompt
+from crosscope.app.table_view import Column
 from crosscope.app.token_view import Strip, TokenEvent, token_view
 
-LONG_PROMPT = "lab-long-prompt"
-"""Key of the session state with a prompt that is too long for a URL."""
 RANKS = {"max": "largest", "sum": "sum", "count": "tokens", "share_of_max": "share of own largest"}
 FREQUENCIES = (1.0, 0.1, 0.03, 0.01, 0.003, 0.001)
 LEGEND_LATENTS = 12
@@ -39,11 +37,12 @@ def page() -> None:
         session.nothing_published("Prompt lab")
         return
     st.title("Prompt lab")
-    prompt = composer(current())
+    prompt = composer.fields(composer.current())
     if prompt.is_empty:
         st.markdown("Write a turn or a text; every token's latents appear as soon as you leave the field.")
         session.link("latent", "Or take an example of a latent: each has a button for it", crosscoder=chosen.name)
         return
+    generate_then_look(prompt, chosen)
     said = json.dumps(prompt.params())
     try:
         arguments = json.dumps(prompt.arguments())
@@ -56,129 +55,28 @@ def page() -> None:
     with right:
         ranking = ranking_controls()
         top = session.top_latents(chosen.name, chosen.version_id, arguments, json.dumps(ranking))
+    token = prompts.decimal(st.query_params.get("token"), -1)
+    locked = token if 0 <= token < len(encoding) else None
+    comparison = None
     with left:
         not_printed(encoding, prompt)
-        strip(encoding, top)
-        locked_token(encoding, chosen)
+        shade = differences.shade_choice()
+        if shade or locked is not None or differences.is_asked_why():
+            with session.shown_errors(said, "compare"):
+                comparison = session.compare(chosen.name, chosen.version_id, arguments)
+        strip(encoding, top, locked, comparison, shade)
+        differences.why_switch(locked)
+        if comparison and locked is not None:
+            differences.next_tokens(comparison, locked)
+        locked_token(encoding, locked, chosen)
     with right:
         ranked(top, chosen)
-        chosen_latent(chosen)
+        chosen_latent(prompt, chosen)
+    if comparison and differences.is_asked_why():
+        with session.shown_errors(said, "why"):
+            differences.why(prompt, arguments, comparison, locked, chosen)
     with st.expander("Copy as Python"):
         st.code(prompts.python_code(prompt, session.client().address, chosen.name, ranking), language="python")
-
-
-def current() -> LabPrompt:
-    """The prompt of the URL, else the one that was too long for it, else an empty one."""
-    prompt = prompts.of_params({name: st.query_params[name] for name in st.query_params})
-    if prompt.is_empty and not prompt.turns and LONG_PROMPT in st.session_state:
-        return st.session_state[LONG_PROMPT]
-    return prompt
-
-
-def store(prompt: LabPrompt) -> None:
-    """Makes a prompt the current one and unlocks the token that was locked in the old one."""
-    fits = prompt.fits_url()
-    url.write({"token": None, **{name: value if fits else None for name, value in prompt.params().items()}})
-    if fits:
-        st.session_state.pop(LONG_PROMPT, None)
-    else:
-        st.session_state[LONG_PROMPT] = prompt
-
-
-def composer(prompt: LabPrompt) -> LabPrompt:
-    """Draws fields for turns or raw text. The URL has the prompt, so a field's key changes with its content."""
-    kinds = ("conversation", "raw text")
-    kind = st.segmented_control(
-        "Prompt",
-        kinds,
-        default=kinds[1] if prompt.text else kinds[0],
-        required=True,
-        label_visibility="collapsed",
-        key=f"kind-{bool(prompt.text)}",
-    )
-    if kind == "raw text":
-        raw_text(prompt)
-        return LabPrompt(text=prompt.text)
-    turns = prompt.turns or (Turn("user", ""),)
-    for index, turn in enumerate(turns):
-        turn_fields(replace(prompt, text="", turns=turns), index, turn)
-    row = st.container(horizontal=True, vertical_alignment="center")
-    role = "assistant" if turns[-1].role == "user" else "user"
-    row.button("Add turn", on_click=lambda: store(replace(prompt, text="", turns=(*turns, Turn(role, "")))))
-    row.toggle(
-        "End with the assistant's header",
-        prompt.add_generation_prompt,
-        key=f"answer-{prompt.add_generation_prompt}",
-        help="The last token is then the one that decides how the answer begins.",
-        on_change=lambda: store(
-            replace(prompt, text="", turns=turns, add_generation_prompt=not prompt.add_generation_prompt)
-        ),
-    )
-    template_options(replace(prompt, text="", turns=turns))
-    silent = [str(place + 1) for place in range(len(turns)) if place not in prompt.spoken]
-    if prompt.spoken and silent:
-        row.caption(f"Still empty and not run: turn {', '.join(silent)}.")
-    if not prompt.fits_url():
-        row.caption("Too long for the link: the link restores the page without it.")
-    return replace(prompt, text="", turns=prompt.turns)
-
-
-def template_options(prompt: LabPrompt) -> None:
-    """Draws a field for arguments of the chat template."""
-    key = f"options-{digest(prompt.template_options)}"
-    with st.expander("Template options", expanded=bool(prompt.template_options)):
-        st.text_input(
-            "Arguments of the chat template, as JSON",
-            prompt.template_options,
-            key=key,
-            placeholder='{"enable_thinking": false}',
-            on_change=lambda: store(replace(prompt, template_options=st.session_state[key].strip())),
-        )
-
-
-def raw_text(prompt: LabPrompt) -> None:
-    """The field of a raw text."""
-    key = f"text-{digest(prompt.text)}"
-    st.text_area(
-        "Text",
-        prompt.text,
-        key=key,
-        height=120,
-        help="A BOS token is put in front. Control tokens are read as text.",
-        on_change=lambda: store(LabPrompt(text=st.session_state[key])),
-    )
-
-
-def turn_fields(prompt: LabPrompt, index: int, turn: Turn) -> None:
-    """Role, content and removal of one turn."""
-    key = f"turn-{index}-{digest(turn.role + turn.content)}"
-    row = st.container(horizontal=True, vertical_alignment="top", gap="small", key=f"turn-row-{index}")
-    role = row.selectbox(
-        f"Role of turn {index + 1}",
-        ROLES,
-        ROLES.index(turn.role),
-        key=f"{key}-role",
-        format_func=lambda name: f"{index + 1} · {name}",
-        width=140,
-        label_visibility="collapsed",
-        on_change=lambda: store(prompt.with_turn(index, replace(turn, role=st.session_state[f"{key}-role"]))),
-    )
-    row.text_area(
-        f"Turn {index + 1}, {role}",
-        turn.content,
-        key=f"{key}-text",
-        height=70,
-        label_visibility="collapsed",
-        placeholder=f"What the {role} says",
-        on_change=lambda: store(prompt.with_turn(index, replace(turn, content=st.session_state[f"{key}-text"]))),
-    )
-    if len(prompt.turns) > 1:
-        row.button("Remove", key=f"{key}-remove", on_click=lambda: store(prompt.with_turn(index, None)))
-
-
-def digest(text: str) -> str:
-    """A short name of a text, for keys of fields."""
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
 
 
 def ranking_controls() -> dict[str, Any]:
@@ -208,16 +106,18 @@ def not_printed(encoding: Encoding, prompt: LabPrompt) -> None:
         st.caption(f"The chat template does not print all of the reasoning of turn {', '.join(turns)}.")
 
 
-def strip(encoding: Encoding, top: TopLatents) -> None:
-    """Draws the tokens, coloured by the chosen latent, else each by its strongest latent."""
+def strip(
+    encoding: Encoding, top: TopLatents, locked: int | None, comparison: Comparison | None, shade: Shade | None
+) -> None:
+    """Draws the tokens, coloured by a figure of each, by the chosen latent, or each by its strongest latent."""
     by = st.query_params.get("by")
-    token = prompts.decimal(st.query_params.get("token"), -1)
-    locked = (0, token) if 0 <= token < len(encoding) else None
     cached = "from the cache" if encoding.cached else f"{encoding.compute_ms:.0f} ms"
     legend = {entry.latent: str(entry.latent) for entry in top.entries[:LEGEND_LATENTS]}
     chosen = int(by) if by is not None and by.isdecimal() else None
     if chosen is not None:
         legend.setdefault(chosen, str(chosen))
+    shades = differences.colours(shade, comparison) if shade and comparison else None
+    largest = scale_of(encoding, chosen) if shades is None else differences.top_of(shades, encoding.tokens.left_out)
     event = token_view(
         [
             Strip(
@@ -229,14 +129,17 @@ def strip(encoding: Encoding, top: TopLatents) -> None:
                 title=f"{len(encoding)} tokens",
                 note=f"{len(np.unique(encoding.latents))} latents fire · {cached}",
                 left_out=encoding.tokens.left_out,
+                shades=() if shades is None else shades.tolist(),
+                notes=differences.notes(comparison) if comparison else (),
             )
         ],
         key="lab-strip",
-        scale_max=scale_of(encoding, chosen),
+        scale_max=largest,
         colour_by=chosen,
-        locked=locked,
+        locked=None if locked is None else (0, locked),
         legend=legend,
         line_breaks=True,
+        measure=shade.measure if shade and shades is not None else "",
     )
     if event:
         react(event)
@@ -259,15 +162,14 @@ def react(event: TokenEvent) -> None:
     if event.kind in ("lock", "unlock"):
         url.keep("token", str(event.position) if event.kind == "lock" else None)
     elif event.kind == "latent":
-        url.keep("by", str(event.position) if event.position >= 0 else None)
+        url.write({"by": str(event.position) if event.position >= 0 else None, differences.SHADE: None})
     st.rerun()
 
 
-def locked_token(encoding: Encoding, info: CrosscoderInfo) -> None:
+def locked_token(encoding: Encoding, token: int | None, info: CrosscoderInfo) -> None:
     """The latents of the locked token."""
-    token = prompts.decimal(st.query_params.get("token"), -1)
-    if not 0 <= token < len(encoding):
-        st.caption("Click a token, or press Enter on it, to list its latents here.")
+    if token is None:
+        st.caption("Click a token, or press Enter on it, to list its latents and both models' next tokens here.")
         return
     found = encoding.top(token)
     piece = text.visible(encoding.tokens.pieces[token])
@@ -316,16 +218,12 @@ def listed(
     key: str, label: str, ids: np.ndarray, names: Sequence[str], more: Sequence[Column], info: CrosscoderInfo
 ) -> None:
     """Draws a table of latents with their evidence and further columns; a row colours the tokens by its latent."""
-    columns = session.atlas(info.name, info.version_id)
-    shown = (*evidence(columns), *names)
-    rows = tables.of_latents(ids, columns, shown, floor=session.uselessness_floor(info), more=more)
-    links = [address.here({"by": latent}) for latent in ids.tolist()]
+    links = [address.here({"by": latent, differences.SHADE: None}) for latent in ids.tolist()]
     by = prompts.decimal(st.query_params.get("by"), -1)
-    chosen = int(np.flatnonzero(ids == by)[0]) if by in ids else None
-    table_view(key, label, rows, links, chosen=chosen)
+    latent_list(key, label, ids, info, links, names=names, more=more, chosen=by)
 
 
-def chosen_latent(info: CrosscoderInfo) -> None:
+def chosen_latent(prompt: LabPrompt, info: CrosscoderInfo) -> None:
     """The latent that colours the tokens, with its evidence."""
     by = prompts.decimal(st.query_params.get("by"), -1)
     if not 0 <= by < info.num_latents:
@@ -337,4 +235,6 @@ def chosen_latent(info: CrosscoderInfo) -> None:
     row = st.container(horizontal=True)
     with row:
         session.link("latent", f"Open latent {by}", crosscoder=info.name, latent=by)
+        question = composer.link_params(prompt.question())
+        session.link("steer", f"Steer with latent {by}", crosscoder=info.name, steer=f"{by} add 1", **question)
         st.button("Colour by the strongest", on_click=url.keep, args=("by", None))

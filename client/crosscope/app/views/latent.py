@@ -45,6 +45,7 @@ def page() -> None:
     url.fill_in(latent=str(latent_id))
     latent = session.latent(chosen.name, chosen.version_id, latent_id)
     panels.evidence(latent, session.uselessness_floor(chosen))
+    session.link("steer", "Steer with this latent", crosscoder=chosen.name, steer=f"{latent_id} add 1")
     with st.container(key="wrap-latent"):
         left, right = st.columns([2, 3], gap="large")
     with left:

@@ -1,0 +1,155 @@
+"""Answers side by side: base and chat in the columns, plain and steered in the rows, token by token.
+
+While answers come, their words alone are drawn; latents follow at the end.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import streamlit as st
+
+from crosscope import Answer, CrosscoderInfo, NewToken
+from crosscope.app import address, latent_list, prompts, steering, tables, text, url
+from crosscope.app.answering import Answering
+from crosscope.app.table_view import Column
+from crosscope.app.token_view import Strip, TokenEvent, token_view
+
+MOST_LATENTS = 8
+"""Latents of a token that travel to the browser, beside those that are steered."""
+COLOURS = {"latents": "latents", "surprise": "surprise"}
+SURPRISE = "−log p, nats:"
+PLACES = tuple[int, int]
+"""Index of an arm, and of a sample in it."""
+
+
+def answers_view(answering: Answering, info: CrosscoderInfo) -> None:
+    """Draws the answers, and the token that is locked."""
+    steered = steering.latents_in(answering.arms)
+    places = [(arm, sample) for sample in range(answering.num_samples) for arm in range(len(answering.arms))]
+    is_over = answering.is_over
+    ended = {(answering.arms.index(answer.arm), answer.sample): answer for answer in answering.answers}
+    strips = [
+        strip_of(
+            answering.tokens(*place),
+            title_of(answering, place),
+            note_of(answering, place, ended),
+            steered,
+            whole=is_over,
+        )
+        for place in places
+    ]
+    colour = url.segments(st.container(), "Colour by", list(COLOURS), "latents", "shade") if is_over else "latents"
+    by = prompts.decimal(st.query_params.get("by"), -1)
+    event = token_view(
+        strips,
+        key="answers",
+        colour_by=by if by >= 0 else None,
+        locked=locked(),
+        legend={latent: f"latent {latent}" for latent in steered} if is_over else {},
+        measure=SURPRISE if colour == "surprise" else "",
+        line_breaks=True,
+        columns=2,
+    )
+    if event:
+        react(event)
+    if is_over:
+        locked_token(answering, places, info)
+
+
+def title_of(answering: Answering, place: PLACES) -> str:
+    """The name of an answer."""
+    arm, sample = place
+    return f"{answering.arms[arm].name}, sample {sample + 1}" if answering.num_samples > 1 else answering.arms[arm].name
+
+
+def note_of(answering: Answering, place: PLACES, ended: dict[PLACES, Answer]) -> str:
+    """How an answer ended, what was changed in it and how probable its tokens are; how far it is, while it comes."""
+    answer = ended.get(place)
+    if answer is None:
+        tokens = len(answering.tokens(*place))
+        return f"{tokens} tokens …" if tokens or not answering.is_over else "no answer"
+    note = answer.remarks[0]
+    if answer.arm.steer:
+        note += f" Changed at {answer.num_changed} tokens of prompt and answer."
+    if answer.num_left_out:
+        note += f" Left alone at {answer.num_left_out} that training left out."
+    if len(answer.log_probabilities):
+        note += f" Mean log p {text.number(float(np.mean(answer.log_probabilities)))}."
+    plain = next((other for other in ended.values() if is_plain_of(other, answer)), None)
+    return f"{note} The same as plain." if plain and plain.text == answer.text else note
+
+
+def is_plain_of(other: Answer, answer: Answer) -> bool:
+    """Whether the other answer is what the same model said unsteered."""
+    return (
+        bool(answer.arm.steer)
+        and not other.arm.steer
+        and (other.arm.model, other.sample)
+        == (
+            answer.arm.model,
+            answer.sample,
+        )
+    )
+
+
+def strip_of(tokens: Sequence[NewToken], title: str, note: str, steered: Sequence[int], *, whole: bool) -> Strip:
+    """The tokens of one answer; with their latents and log-probabilities, if it is whole."""
+    starts, latents, values = [0], [], []
+    for token in tokens if whole else ():
+        kept = [
+            (latent, value)
+            for rank, (latent, value) in enumerate(zip(token.latents, token.activations, strict=True))
+            if rank < MOST_LATENTS or latent in steered
+        ]
+        latents += [latent for latent, _ in kept]
+        values += [value for _, value in kept]
+        starts.append(len(latents))
+    return Strip(
+        [token.piece for token in tokens],
+        [token.role for token in tokens],
+        starts if whole else [0] * (len(tokens) + 1),
+        latents,
+        values,
+        title=title,
+        note=note,
+        shades=[-token.log_probability for token in tokens] if whole else (),
+        notes=[f"log-probability {token.log_probability:.2f}" for token in tokens] if whole else (),
+    )
+
+
+def locked() -> tuple[int, int] | None:
+    """The locked token of the URL: the index of its strip, and its own in the strip; None if none is locked."""
+    strip, _, token = st.query_params.get("token", "").partition(".")
+    return (int(strip), int(token)) if strip.isdecimal() and token.isdecimal() else None
+
+
+def react(event: TokenEvent) -> None:
+    """Writes a click on a strip into the URL."""
+    if event.kind in ("lock", "unlock"):
+        url.keep("token", f"{event.strip}.{event.position}" if event.kind == "lock" else None)
+    elif event.kind == "latent":
+        url.write({"by": str(event.position) if event.position >= 0 else None, "shade": None})
+    st.rerun()
+
+
+def locked_token(answering: Answering, places: Sequence[PLACES], info: CrosscoderInfo) -> None:
+    """The latents of the locked token; a row adds its latent to the changes."""
+    where = locked()
+    tokens = answering.tokens(*places[where[0]]) if where and where[0] < len(places) else ()
+    if not where or where[1] >= len(tokens):
+        if any(answering.tokens(*place) for place in places):
+            st.caption("Click a token, or press Enter on it, to list its latents here.")
+        return
+    token = tokens[where[1]]
+    st.subheader(f"{title_of(answering, places[where[0]])}, token {where[1]}: {text.plain(text.visible(token.piece))}")
+    st.caption(f"Log-probability {token.log_probability:.2f}, probability {np.exp(token.log_probability):.1%}.")
+    if not token.latents:
+        read = "No latent fires on it." if where[1] + 1 < len(tokens) else "No model has read an answer's last token."
+        st.markdown(read)
+        return
+    ids = np.array(token.latents)
+    steer = st.query_params.get_all("steer")
+    links = [address.here({"steer": [*steer, f"{latent} add 1"], "token": None}) for latent in token.latents]
+    activation = Column("activation", tables.figures(token.activations, "%.3f"))
+    latent_list.latent_list("answer-token", "Latents of the token", ids, info, links, more=[activation])
+    st.caption("A row adds its latent to the changes.")

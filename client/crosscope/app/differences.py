@@ -1,0 +1,196 @@
+"""What the prompt lab shows of both models' predictions: colours of tokens, next tokens, the latents behind them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import streamlit as st
+
+from crosscope import Attribution, Comparison, CrosscoderInfo, LeftOut, ModelPredictions
+from crosscope.app import address, composer, panels, prompts, session, text, url
+from crosscope.app.latent_list import latent_list
+from crosscope.app.next_tokens import side_by_side
+from crosscope.app.prompts import LabPrompt
+from crosscope.app.table_view import Column
+
+SHADE, WHY = "shade", "why"
+"""Names of parameters of the URL."""
+EFFECT_HELP = "The KL as it is less the KL when this latent is taken out of the chat model; the model was run again."
+ESTIMATE_HELP = "What one backward pass predicts for the effect; latents without an effect have this alone."
+
+
+@dataclass(frozen=True)
+class Shade:
+    """A figure that colours tokens."""
+
+    label: str
+    measure: str
+    """What stands at the scale and in front of a figure."""
+    of: Callable[[Comparison], np.ndarray]
+    """[token]; empty where it is not defined."""
+    missing: str = ""
+    """Why it may not be defined."""
+
+
+SHADES: Mapping[str, Shade] = {
+    "kl": Shade("KL(chat‖base)", "KL(chat‖base), nats:", lambda found: found.kl_chat_base),
+    "difference": Shade(
+        "difference norm",
+        "norm of chat − base:",
+        lambda found: found.difference_norms,
+        "the models differ in width",
+    ),
+    "error_chat": Shade(
+        "reconstruction error, chat",
+        "norm of chat's error:",
+        lambda found: found.chat.error_norms,
+        "this dictionary does not reconstruct the chat model's activations",
+    ),
+    "error_base": Shade(
+        "reconstruction error, base",
+        "norm of base's error:",
+        lambda found: found.base.error_norms,
+        "this dictionary does not reconstruct the base model's activations",
+    ),
+}
+
+
+def shade_choice() -> Shade | None:
+    """Draws the choice of what colours the tokens; None: latents do."""
+    options = ("latents", *SHADES)
+    row = st.container(horizontal=True)
+    name = url.choice(
+        row, "Colour tokens by", options, "latents", SHADE, lambda o: SHADES[o].label if o in SHADES else o, width=230
+    )
+    return SHADES.get(name)
+
+
+def colours(shade: Shade, comparison: Comparison) -> np.ndarray | None:
+    """[token] the figure that colours the tokens; None, with a sentence why, if it is not defined here."""
+    values = shade.of(comparison)
+    if not len(values):
+        st.caption(f"There is no {shade.label} here: {shade.missing}.")
+        return None
+    return values
+
+
+def top_of(values: np.ndarray, left_out: tuple[LeftOut, ...]) -> float | None:
+    """Top of the colour scale: the largest figure at a token that training did not leave out."""
+    kept = np.array([reason == LeftOut.KEPT for reason in left_out]) if left_out else np.ones(len(values), dtype=bool)
+    finite = values[kept & np.isfinite(values)]
+    return float(finite.max(initial=0)) or None
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """A line about each token: how both models' predictions and streams differ there."""
+    lines = [f"KL(chat‖base) {text.number(value)} nats" for value in comparison.kl_chat_base.tolist()]
+    if len(comparison.difference_norms):
+        pairs = zip(lines, comparison.difference_norms.tolist(), comparison.cosines.tolist(), strict=True)
+        lines = [f"{line} · norm of chat − base {text.number(n)} · cosine {text.number(c)}" for line, n, c in pairs]
+    return lines
+
+
+def next_tokens(comparison: Comparison, token: int) -> None:
+    """Draws both models' most probable next tokens at a token side by side, and how they ranked what came."""
+    st.subheader("What comes next")
+    kl, reverse = float(comparison.kl_chat_base[token]), float(comparison.kl_base_chat[token])
+    is_last = token + 1 == len(comparison)
+    came = None if is_last else comparison.tokens.ids[token + 1]
+    piece = "" if is_last else text.visible(comparison.tokens.pieces[token + 1])
+    said = "It is the last token. " if is_last else f"Came: **{text.plain(piece)}** · "
+    st.markdown(f"{said}KL(chat‖base) {text.number(kl)}, KL(base‖chat) {text.number(reverse)} nats")
+    both = comparison.next_tokens(token)
+    said = (said_of(comparison.base, token), said_of(comparison.chat, token))
+    side_by_side("next", both.base, both.chat, said=said, came=came)
+
+
+def said_of(model: ModelPredictions, token: int) -> str:
+    """How a model ranked the token that came, and how sure it was of any."""
+    entropy = f"entropy {text.number(float(model.entropies[token]))} nats"
+    rank = int(model.ranks[token])
+    if not rank:
+        return entropy
+    probability = float(np.exp(model.log_probabilities[token]))
+    return f"rank {text.count(rank)} for what came, {probability:.1%}; {entropy}"
+
+
+def is_asked_why() -> bool:
+    """Whether the URL asks which latents carry the difference."""
+    return st.query_params.get(WHY) == "true"
+
+
+def why_switch(locked: int | None) -> None:
+    """A button that asks which latents carry the difference at the locked token, else where it is largest."""
+    row = st.container(horizontal=True, vertical_alignment="center")
+    if is_asked_why():
+        row.button("Close the explanation", on_click=url.keep, args=(WHY, None), key="why-not")
+    else:
+        row.button("Why do they differ here?", on_click=url.keep, args=(WHY, "true"), key="why")
+        row.caption("At the token where they differ most." if locked is None else f"At token {locked}.")
+
+
+def why(prompt: LabPrompt, arguments: str, comparison: Comparison, locked: int | None, info: CrosscoderInfo) -> None:
+    """Draws which latents carry the difference at the locked token, else where it is largest."""
+    most = comparison.most_different(1, skip_template_tokens=True, include_left_out=False)
+    tokens = [locked] if locked is not None else most
+    if not tokens:
+        st.markdown(
+            "Every token is of the template or was left out by training. Click one to ask about it all the same."
+        )
+        return
+    st.subheader("Why they differ")
+    piece = text.plain(text.visible(comparison.tokens.pieces[tokens[0]]))
+    st.caption(f"At token {tokens[0]}, “{piece}”" + (", where they differ most." if locked is None else "."))
+    explanation(prompt, session.attribute(info.name, info.version_id, arguments, tokens[0]), info)
+
+
+def explanation(prompt: LabPrompt, found: Attribution, info: CrosscoderInfo) -> None:
+    """Draws the latents that carry a difference, by what they do, and what all of them explain."""
+    panels.facts(
+        [
+            ("KL(chat‖base)", f"{text.number(found.value)} nats"),
+            ("all latents", share(found.effect_of_all, found.value), f"of it, by the {found.num_latents} that fire"),
+            ("whole stream", share(found.effect_of_stream, found.value), "of it: this layer's ceiling"),
+        ]
+    )
+    st.caption(" ".join(not_shown(found)))
+    if not found.entries:
+        st.markdown("No latent fires before this token.")
+        return
+    ids = np.array([entry.latent for entry in found])
+    question = composer.link_params(prompt.question())
+    open_links = [address.href("latent", {"crosscoder": info.name, "latent": i}) for i in ids.tolist()]
+    steer_links = [
+        address.href("steer", {"crosscoder": info.name, **question, "steer": f"{i} ablate"}) for i in ids.tolist()
+    ]
+    at = [f"{entry.peak_token} {text.visible(found.tokens.pieces[entry.peak_token])}" for entry in found]
+    shares = ["–" if entry.share is None else f"{entry.share:.0%}" for entry in found]
+    more = [
+        Column("effect", ["–" if e.effect is None else text.number(e.effect) for e in found], EFFECT_HELP),
+        Column("share", shares, "The effect as a share of the KL."),
+        Column("estimate", [text.number(entry.estimate) for entry in found], ESTIMATE_HELP),
+        Column("at", at, "Where the estimate is largest.", is_text=True),
+        Column("page", ["open"] * len(ids), "Its own page.", is_text=True, links=open_links),
+        Column("steer", ["ablate"] * len(ids), "Both models' answers without it.", is_text=True, links=steer_links),
+    ]
+    links = [address.here({"by": latent, SHADE: None}) for latent in ids.tolist()]
+    chosen = prompts.decimal(st.query_params.get("by"), -1)
+    latent_list("why-latents", "Latents that carry the difference", ids, info, links, more=more, chosen=chosen)
+    st.caption("A row colours the tokens by its latent.")
+
+
+def not_shown(found: Attribution) -> list[str]:
+    """Sentences about what was listed, measured and left alone."""
+    estimated = sum(entry.effect is None for entry in found)
+    lines = [f"{len(found)} of {found.num_latents} latents that fire are listed."]
+    if estimated:
+        lines.append(f"{estimated} of them were estimated only.")
+    if found.num_left_out:
+        left_out = "1 token" if found.num_left_out == 1 else f"{found.num_left_out} tokens"
+        lines.append(f"Latents at {left_out} that training left out (BOS, outliers) were left alone.")
+    return lines
+
+
+def share(effect: float, value: float) -> str:
+    """An effect as a share of the figure."""
+    return f"{effect / value:.0%}" if value else "–"

@@ -1,0 +1,32 @@
+"""A table of latents with their evidence, for pages that find latents by what they do on a prompt."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from crosscope import CrosscoderInfo
+from crosscope.app import session, tables
+from crosscope.app.columns import evidence
+from crosscope.app.table_view import Column, table_view
+
+
+def latent_list(
+    key: str,
+    label: str,
+    ids: np.ndarray,
+    info: CrosscoderInfo,
+    links: Sequence[str],
+    *,
+    names: Sequence[str] = (),
+    more: Sequence[Column] = (),
+    chosen: int = -1,
+) -> None:
+    """Draws latents `ids` with the columns `more`, then the evidence for their class, then the columns `names`.
+
+    Row i links to `links[i]`; `chosen` is the latent that the page is about.
+    """
+    columns = session.atlas(info.name, info.version_id)
+    shown = (*evidence(columns), *names)
+    rows = tables.of_latents(ids, columns, shown, floor=session.uselessness_floor(info), more=more)
+    row = int(np.flatnonzero(ids == chosen)[0]) if chosen in ids else None
+    table_view(key, label, rows, links, chosen=row)
