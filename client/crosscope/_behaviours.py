@@ -72,7 +72,7 @@ class Probe:
         return probes
 
 
-def by_behaviour(probes: Iterable[Probe]) -> dict[str, list[Probe]]:
+def by_behaviour(probes: Iterable[object]) -> dict[str, list[Probe]]:
     """Probes by behaviour, in their order, equal requests once. Raises InvalidInput if there is none."""
     found: dict[str, dict[str, Probe]] = {}
     for probe in probes:
@@ -216,7 +216,7 @@ def arms_for(behaviour: str, arms: ArmsByBehaviour) -> dict[str, Arm]:
     """The arms of one behaviour by name. Raises InvalidInput for one that is not there."""
     found: dict[str, Arm] = {}
     for name, arm in arms.items():
-        own = arm if isinstance(arm, Arm) else arm.get(behaviour) if isinstance(arm, Mapping) else None
+        own = arm if isinstance(arm, Arm) else arm.get(behaviour) if isinstance(arm, Mapping) else None  # pyright: ignore[reportUnnecessaryIsInstance]
         if not isinstance(own, Arm):
             raise InvalidInput.of("arms", f"{name!r} has no Arm for the behaviour {behaviour!r}")
         if (own.num_samples or 1) > 1:

@@ -21,7 +21,7 @@ RowName = Literal["own", "other", "difference"]
 ReachName = Literal["all", "prompt", "generated"]
 """A part of the text."""
 
-MODELS: dict[str, pb.Model.ValueType] = {"base": pb.MODEL_BASE, "chat": pb.MODEL_CHAT}
+MODELS: "dict[ModelName, pb.Model.ValueType]" = {"base": pb.MODEL_BASE, "chat": pb.MODEL_CHAT}
 _WITH_AMOUNT: dict[str, pb.Action.ValueType] = {
     "add": pb.ACTION_ADD,
     "scale": pb.ACTION_SCALE,

@@ -15,7 +15,7 @@ import numpy as np
 from crosscope_proto.recipe import LookRecipe
 from crosscope_proto.roles import TokenRole
 from crosscope_worker.analysis.behaviours import assistant_turns
-from crosscope_worker.analysis.fidelity import FIRST_TOKENS
+from crosscope_worker.analysis.whole_texts import FIRST_TOKENS
 from crosscope_worker.data.texts import Text
 
 SAME_TOKENS = 16
