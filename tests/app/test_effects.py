@@ -141,7 +141,7 @@ def test_why_they_differ_lists_latents_by_what_they_do(stack: Stack, open_page: 
     page = open_page(f"{stack.url}/{lab()}")
     page.get_by_role("button", name="Why do they differ here?").click()
     expect(page).to_have_url(re.compile("why=true"))
-    expect(page.get_by_text("where they differ most")).to_be_visible()
+    expect(page.get_by_text(re.compile("^At token 9, .*flour.*, where they differ most"))).to_be_visible()
     rows = page.get_by_role("table", name="Latents that carry the difference").locator("tbody tr")
     cells = [row.split("\t") for row in rows.all_inner_texts()]
     assert [(row[0], *row[2:5]) for row in cells] == [

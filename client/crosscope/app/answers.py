@@ -113,7 +113,7 @@ def strip_of(tokens: Sequence[NewToken], title: str, note: str, steered: Sequenc
         title=title,
         note=note,
         shades=[-token.log_probability for token in tokens] if whole else (),
-        notes=[f"log-probability {token.log_probability:.2f}" for token in tokens] if whole else (),
+        notes=[f"log-probability {text.number(token.log_probability)}" for token in tokens] if whole else (),
     )
 
 
@@ -142,7 +142,9 @@ def locked_token(answering: Answering, places: Sequence[PLACES], info: Crosscode
         return
     token = tokens[where[1]]
     st.subheader(f"{title_of(answering, places[where[0]])}, token {where[1]}: {text.plain(text.visible(token.piece))}")
-    st.caption(f"Log-probability {token.log_probability:.2f}, probability {np.exp(token.log_probability):.1%}.")
+    st.caption(
+        f"Log-probability {text.number(token.log_probability)}, probability {np.exp(token.log_probability):.1%}."
+    )
     if not token.latents:
         read = "No latent fires on it." if where[1] + 1 < len(tokens) else "No model has read an answer's last token."
         st.markdown(read)
