@@ -29,6 +29,7 @@ from crosscope_server.errors import (
 )
 
 _RETRY_S = 0.25
+_CHECK_S = 2.0
 _RECONNECT_MS = 200
 """Longest pause between two tries to reach a worker. A worker that starts is found within this time."""
 _HOW_TO_START = "start one with `python -m crosscope_worker serve`; browsing works without"
@@ -65,6 +66,7 @@ class Workers:
         self._targets = targets
         self._on_change = on_change
         self._watches: list[asyncio.Task[None]] = []
+        self._checks: set[asyncio.Task[None]] = set()
         self._turn = 0
 
     @property
@@ -81,9 +83,10 @@ class Workers:
 
     async def close(self) -> None:
         """Stops watching and disconnects."""
-        for watch in self._watches:
-            watch.cancel()
-        await asyncio.gather(*self._watches, return_exceptions=True)
+        tasks = [*self._watches, *self._checks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         for worker in self._workers:
             await worker.channel.close(None)
 
@@ -161,9 +164,22 @@ class Workers:
         if error.code() not in _GONE:
             raise _caller_error(error) from error
         log.warning("worker is gone", extra={"worker": worker.target, "error": error.details()})
-        if error.code() is grpc.StatusCode.UNAVAILABLE:  # Its health tells the rest.
+        if error.code() is grpc.StatusCode.UNAVAILABLE:
             await self._set_alive(worker, is_alive=False)
+            check = asyncio.create_task(self._check(worker))
+            self._checks.add(check)
+            check.add_done_callback(self._checks.discard)
         return None
+
+    async def _check(self, worker: _Worker) -> None:
+        """Asks a worker that refused a call whether it serves. If it answers, no change of its health may ever come."""
+        stub = health_pb2_grpc.HealthStub(worker.channel)
+        try:
+            reply = await stub.Check(health_pb2.HealthCheckRequest(), timeout=_CHECK_S)
+        except grpc.aio.AioRpcError as error:  # The watch ends with the connection, and goes on with the next one.
+            log.debug("worker does not answer", extra={"worker": worker.target, "error": error.details()})
+        else:
+            await self._set_alive(worker, is_alive=reply.status == health_pb2.HealthCheckResponse.SERVING)
 
     def _nobody(self, busy: grpc.aio.AioRpcError | None) -> Exception:
         """The error of a call that no worker answered."""

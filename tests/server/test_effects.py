@@ -160,3 +160,16 @@ async def test_streams_without_a_worker_are_unavailable(front):
         error = await failure(call)
         assert error.code() is grpc.StatusCode.UNAVAILABLE
         assert "no inference worker" in error.details()
+
+
+async def test_a_worker_that_refused_a_call_and_still_serves_is_asked_again(planted_home, running_worker):
+    worker: CountingWorker = running_worker.worker
+    async with run_front(home=planted_home[0], workers=running_worker.target) as front:
+        await front.prompts_serve()
+        worker.fails_with = grpc.StatusCode.UNAVAILABLE, "not now"
+        error = await failure(front.prompts.Generate(generate()))
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        worker.fails_with = None
+        await front.prompts_serve()
+        replies = await rest_of(front.prompts.Generate(generate()))
+        assert replies[-1].end.text == "xxx"

@@ -160,6 +160,11 @@ def test_where_a_stream_is_changed(action: Action, given: dict, changed: list[in
     assert found.delta.any(dim=1).nonzero()[:, 0].tolist() == changed
 
 
+def test_a_latent_that_does_not_fire_changes_nothing_when_it_is_taken_away():
+    found = Steering(crosscoder(), MAXIMA, CHAT, [do(Action.ABLATE, 0)]).change(X, site())
+    assert found.changed.tolist() == [True, False]
+
+
 def test_a_token_that_one_intervention_changes_is_not_spared():
     pair = [do(Action.ADD, 0, amount=1.0), do(Action.ABLATE, 0, include_left_out=True)]
     found = Steering(crosscoder(), MAXIMA, CHAT, pair).change(X[:1].expand(4, -1), WHERE)

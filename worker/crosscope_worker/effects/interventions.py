@@ -98,7 +98,7 @@ class Change:
     delta: Tensor
     """[token, d_model] float32, in the model's own scale."""
     changed: Tensor
-    """[token] bool: an intervention reaches the token."""
+    """[token] bool: something is added there. Where a latent does not fire, taking it away adds nothing."""
     spared: Tensor
     """[token] bool: an intervention would reach it, but training leaves such tokens out."""
 
@@ -167,18 +167,18 @@ class Steering:
         crosscoder = self._crosscoder
         num_tokens = len(site.positions)
         delta = crosscoder.W_dec.new_zeros(num_tokens, crosscoder.d_model[self._model])
-        changed = torch.zeros(num_tokens, dtype=torch.bool, device=delta.device)
-        spared = torch.zeros_like(changed)
+        reached_at_all = torch.zeros(num_tokens, dtype=torch.bool, device=delta.device)
+        spared = torch.zeros_like(reached_at_all)
         if codes is None and x is not None and self._sparsifier is not None:
             codes = Codes(crosscoder, self._sparsifier, x)
         for part in self._parts:
             reached = _reached(part.intervention, site)
             kept = reached if part.intervention.include_left_out else reached & ~site.left_out
             spared |= reached & ~kept
-            changed |= kept
+            reached_at_all |= kept
             if kept.any():
                 delta += torch.where(kept[:, None], self._added(part, x, codes), 0.0)
-        return Change(delta, changed, spared & ~changed)
+        return Change(delta, delta.ne(0).any(dim=1), spared & ~reached_at_all)
 
     def _added(self, part: "_Part", x: Tensor | None, codes: Codes | None) -> Tensor:
         """What one intervention adds if it reaches every token: [token, d_model], or [d_model] if the same at each."""
