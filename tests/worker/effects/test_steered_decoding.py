@@ -170,10 +170,19 @@ def log_probabilities_of(events: Sequence[Event], arm: int) -> list[float]:
     return [event.log_probability for event in events if isinstance(event, Token) and event.arm == arm]
 
 
+def has_rows(subject: Subject, arm: ArmOrder) -> bool:
+    """Whether the dictionary has the rows: one of differences has none of base's own."""
+    assert subject.reading is not None
+    crosses = (Action.TRANSPLANT, Action.SWAP_STREAM)
+    own = any(each.action not in crosses and each.row is DecoderRow.OWN for each in arm.interventions)
+    return not (subject.reading.crosscoder.streams.is_difference and arm.model == BASE and own)
+
+
 def check(subject: Subject, tokenizer: TextTokenizer, interventions: Sequence[tuple[Intervention, ...]]) -> None:
     """Runs all of them in both models at once and compares each with the plain hook."""
     settings = SamplingSettings(max_new_tokens=NUM_TOKENS)
     arms = tuple(ArmOrder(model, each, settings) for model in (BASE, CHAT) for each in interventions)
+    arms = tuple(arm for arm in arms if has_rows(subject, arm))
     order = prompt(tokenizer, TEXT, *arms)
     events = run(Decoder(subject, CACHE_BYTES, 50), order)
     plain: set[tuple[float, ...]] = set()
