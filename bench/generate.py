@@ -26,7 +26,6 @@ from crosscope_worker.effects.decoding import Decoder
 from crosscope_worker.effects.interventions import Action, Intervention
 from crosscope_worker.effects.orders import ArmOrder, Order, SamplingSettings, Token
 from crosscope_worker.effects.subject import Reading, Subject
-from crosscope_worker.models.activations import PairActivations
 from crosscope_worker.models.pair import Pair
 from crosscope_worker.serve.batching import Batcher
 from crosscope_worker.serve.encoding import Encoder
@@ -152,7 +151,7 @@ class _Bench:
         """The slowest of a hundred prompts that are encoded beside callers, against two steps and its own time."""
         sizes = self.sizes
         device = ThreadPoolExecutor(1)
-        encoder = Encoder(self.subject.reading.crosscoder, PairActivations(self.pair, sizes.layer), self.num_threads)  # pyright: ignore[reportOptionalMemberAccess]
+        encoder = Encoder(self.subject, self.num_threads)
 
         def encode(_key: str, prompts: Sequence[np.ndarray]) -> Sequence[object]:
             return encoder(prompts)

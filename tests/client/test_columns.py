@@ -87,7 +87,7 @@ def test_columns_that_an_old_server_does_not_know_are_left_out_and_said_once(ser
             values = columns.read()
         assert set(values) == set(columns) == OldLatents.KNOWN
         assert columns["latent_class"].texts == ["chat_only"] * 100, "an old server sends no categories"
-        assert (columns.unknown, len(said), len(latents.asked)) == (("num_texts", "template_share"), 1, 3)
+        assert (columns.unknown, len(said), len(latents.asked)) == (("num_texts", "template_share"), 1, 4)
         with pytest.raises(InvalidInput, match="does not know 'num_texts'"):
             texts.values  # noqa: B018
         with pytest.warns(UserWarning, match="num_texts"):

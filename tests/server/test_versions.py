@@ -11,7 +11,7 @@ from fixtures_server import Front, details_of, run_front, run_worker
 from google.rpc import error_details_pb2
 
 from crosscope_proto import artefacts as layout
-from crosscope_proto.v1 import latents_pb2, prompts_pb2, types_pb2
+from crosscope_proto.v1 import effects_pb2, latents_pb2, prompts_pb2, types_pb2
 
 pytestmark = pytest.mark.asyncio
 
@@ -24,6 +24,11 @@ async def answers(front: Front, version_id: str | None) -> dict[str, str]:
     latents, prompts = front.latents, front.prompts
     encode = prompts_pb2.EncodeRequest(prompt=PROMPT, **of)
     atlas = await latents.GetAtlas(latents_pb2.GetAtlasRequest(columns=["max"], **of)).read()
+    generate = effects_pb2.GenerateRequest(prompt=PROMPT, arms=[effects_pb2.Arm()], **of)
+    compare = effects_pb2.CompareRequest(prompt=PROMPT, **of)
+    attribute = effects_pb2.AttributeRequest(prompt=PROMPT, **of)
+    words = [types_pb2.Prompt(text=" ".join("x" * (each + 1))) for each in range(10)]
+    contrast = prompts_pb2.ContrastRequest(first=words[:5], second=words[5:], **of)
     streamed = await prompts.EncodeStream(iter([prompts_pb2.EncodeStreamRequest(request=encode)])).read()
     return {
         "GetCrosscoder": (await latents.GetCrosscoder(latents_pb2.GetCrosscoderRequest(**of))).crosscoder.version_id,
@@ -35,6 +40,10 @@ async def answers(front: Front, version_id: str | None) -> dict[str, str]:
         "Tokenize": (await prompts.Tokenize(prompts_pb2.TokenizeRequest(prompt=PROMPT, **of))).version_id,
         "Encode": (await prompts.Encode(encode)).version_id,
         "EncodeStream": streamed.response.version_id,
+        "Compare": (await prompts.Compare(compare)).version_id,
+        "Generate": (await prompts.Generate(generate).read()).start.version_id,
+        "Attribute": (await prompts.Attribute(attribute)).version_id,
+        "Contrast": (await prompts.Contrast(contrast)).version_id,
         "TopLatents": (await prompts.TopLatents(prompts_pb2.TopLatentsRequest(prompt=PROMPT, **of))).version_id,
     }
 

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+_COLUMNS_A_CALL = 64
+"""The most that the server takes."""
+
+
 class ColumnAnswer(NamedTuple):
     """What the server says of one column."""
 
@@ -54,33 +58,41 @@ class AsyncColumns(Mapping[str, "AsyncColumn"]):
         return len(self._columns)
 
     async def read(self) -> "dict[str, np.ndarray]":
-        """The values of all of them, by name: [latent] float32 each, NaN where undefined. Asks the server once."""
+        """The values of all of them, by name: [latent] float32 each, NaN where undefined.
+
+        Asks the server once, for 64 columns a call.
+        """
         return {name: answer.values for name, answer in (await self.answers()).items()}
 
     async def answers(self) -> dict[str, ColumnAnswer]:
         """What the server says of all of them, by name; asked once. A warning names the columns that are left out."""
         if not self._answers:
-            self._answers = await self._known() if self._only_known else await self._read(list(self._columns))
+            names, answers = list(self._columns), dict[str, ColumnAnswer]()
+            for first in range(0, len(names), _COLUMNS_A_CALL):
+                some = names[first : first + _COLUMNS_A_CALL]
+                answers |= await self._known(some) if self._only_known else await self._read(some)
+            self._leave_out([name for name in names if name not in answers])
+            self._answers = answers
         return self._answers
 
-    async def _known(self) -> dict[str, ColumnAnswer]:
+    async def _known(self, asked: list[str]) -> dict[str, ColumnAnswer]:
         """The answers of the columns that the server knows; an old server refuses the others one by one."""
-        asked = list(self._columns)
-        while True:
+        while asked:
             try:
-                answers = await self._read(asked)
-                break
+                return await self._read(asked)
             except InvalidInput as error:
                 refused = refused_columns(error, asked)
                 if not refused:
                     raise
                 asked = [name for name in asked if name not in refused]
-        self.unknown = tuple(name for name in self._columns if name not in asked)
-        self._columns = {name: self._columns[name] for name in asked}
+        return {}
+
+    def _leave_out(self, names: list[str]) -> None:
+        self.unknown = tuple(names)
+        self._columns = {name: column for name, column in self._columns.items() if name not in names}
         if self.unknown:
             sentence = f"the server is older than this client and does not know {', '.join(self.unknown)}; left out"
-            warnings.warn(sentence, stacklevel=2)
-        return answers
+            warnings.warn(sentence, stacklevel=3)
 
     def __repr__(self) -> str:
         rows = [(each.name, each.meaning, each.unit, each.source) for each in self.values()]

@@ -179,9 +179,10 @@ class Crosscoder(Behaviours):
     def columns(self, *names: str, only_known: bool = False) -> Columns:
         """Columns of the statistics table, by name: what each means, and its values when they are first used.
 
-        Names may also be the shares "dataset_share_NAME" and "role_share_ROLE". The values of all names come in one
-        call, which raises InvalidInput for a column that the server does not know; with `only_known` such columns are
-        left out, and a warning names them. Without names: every column of one number a latent that the server knows.
+        Names may also be the shares "dataset_share_NAME" and "role_share_ROLE". The values of up to 64 names come in
+        one call, which raises InvalidInput for a column that the server does not know; with `only_known` such columns
+        are left out, and a warning names them. Without names: every column of one number a latent that the server
+        knows.
         """
         checked = [check_text(name, "columns") for name in names]
         return Columns(self._read_columns, checked, only_known=only_known or not names)

@@ -29,6 +29,7 @@ from crosscope_worker.models.pair import Pair, decoder_layers, load_pair, shared
 from crosscope_worker.models.places import PairError, resolve_pair
 from crosscope_worker.models.upper_half import UpperHalf
 from crosscope_worker.recipes.train import make_crosscoder
+from crosscope_worker.serve.loading import LoadedCrosscoder
 from crosscope_worker.serve.models import Models
 from crosscope_worker.work import Workspace, silent
 from tests.worker.tiny_models import tiny_model
@@ -323,8 +324,13 @@ def test_a_job_publishes_a_pair_that_is_served(home: Path) -> None:
     assert not published.unavailable
 
     with ThreadPoolExecutor(1) as device:
-        models = Models(home, "cpu", 1, device)
-        loaded = asyncio.run(models.get("lora", made.version_id))
+        models = Models(home, "cpu", 1 << 30, device)
+
+        async def load() -> LoadedCrosscoder:
+            async with models.using("lora", made.version_id) as found:
+                return found
+
+        loaded = asyncio.run(load())
         (code,) = loaded.encoder([np.array([2, 7, 8])])
         models.close()
     assert len(code.row_starts) == 4

@@ -15,7 +15,7 @@ from crosscope_proto.roles import CHAT
 from crosscope_worker.dictionary.keep import AboveThreshold
 from crosscope_worker.effects.decoding import Decoder
 from crosscope_worker.effects.interventions import Action, Intervention, InterventionError
-from crosscope_worker.effects.orders import ArmOrder, Ended, Event, Order, SamplingSettings, Token
+from crosscope_worker.effects.orders import ArmOrder, DoesNotFit, Ended, Event, Order, SamplingSettings, Token
 from crosscope_worker.effects.subject import Subject
 from crosscope_worker.models.pair import Pair
 from crosscope_worker.models.places import PairError
@@ -223,7 +223,7 @@ async def test_what_cannot_be_done_is_the_answer_to_its_caller_alone(
     large = ArmOrder(CHAT, (), SamplingSettings(num_samples=32, max_new_tokens=8000))
     # 256 positions can be read, so 32 answers and the prompt need 33 × 256 × 1 KiB.
     small = Generations(generations._executor, 1 << 20, 64, 3)  # pyright: ignore[reportPrivateUsage]
-    with pytest.raises(Overloaded, match=r"32 answers of up to 256 tokens, .* need \d+ bytes .* has 1048576"):
+    with pytest.raises(DoesNotFit, match=r"32 answers of up to 256 tokens, .* need \d+ bytes .* has 1048576"):
         await collected(small.generate("a", read, prompt(tokenizer, "hm", large)))
     mamba = tiny_model("Mamba")
     with pytest.raises(PairError, match="MambaForCausalLM, cannot generate here"):
