@@ -121,6 +121,8 @@ def test_lab_colours_tokens_by_kl_and_shows_both_models_next_tokens(stack: Stack
     expect(page.locator(".strip .token").nth(2)).to_have_attribute("aria-label", label)
     expect(page.get_by_text("KL(chat‖base) 0.5, KL(base‖chat) 1 nats")).to_be_visible()
     base, chat = (page.get_by_role("table", name=f"Next tokens of {model}") for model in ("base", "chat"))
+    for table in (base, chat):
+        expect(table.locator("tbody tr").first).to_be_visible()
     assert base.locator("tbody tr").all_inner_texts()[0].split("\t") == ["1", "75.0%", "␣sure"]
     shown = HOSTILE.replace(" ", "␣")
     assert chat.locator("tbody tr").all_inner_texts()[0].split("\t") == ["1", "87.5%", shown]
@@ -143,6 +145,7 @@ def test_why_they_differ_lists_latents_by_what_they_do(stack: Stack, open_page: 
     expect(page).to_have_url(re.compile("why=true"))
     expect(page.get_by_text(re.compile("^At token 9, .*flour.*, where they differ most"))).to_be_visible()
     rows = page.get_by_role("table", name="Latents that carry the difference").locator("tbody tr")
+    expect(rows).to_have_count(3)
     cells = [row.split("\t") for row in rows.all_inner_texts()]
     assert [(row[0], *row[2:5]) for row in cells] == [
         ("2", "3", "75%", "2.5"),
