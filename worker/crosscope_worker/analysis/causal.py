@@ -29,6 +29,7 @@ from crosscope_worker.analysis.whole_texts import BATCH_TOKENS, Splicing, WholeT
 from crosscope_worker.data.texts import Text
 from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.effects.interventions import Action, Codes, Intervention, Site, Steering
+from crosscope_worker.effects.predictions import divergence
 from crosscope_worker.models.norms import NormFilter
 from crosscope_worker.work import Progress
 
@@ -232,7 +233,7 @@ def measure_causal(
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p‖q) in nats, over the last axis, float64."""
-    return (log_p.exp() * (log_p - log_q)).sum(-1, dtype=torch.float64)
+    return divergence(log_p, log_q, torch.float64)
 
 
 def _columns(num_latents: int, latents: NDArray[np.int64], measuring: _Measuring) -> dict[str, NDArray[np.float32]]:

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
-from crosscope_worker.dictionary.crosscoder import Crosscoder
+from crosscope_worker.effects.contributions import code_of
 from crosscope_worker.effects.predictions import log_probabilities
 from crosscope_worker.effects.subject import Reading, Subject
 from crosscope_worker.models.pair import decoder_layers
 from crosscope_worker.models.places import PairError
 from crosscope_worker.models.residual import stream
 
-LOGIT_BYTES = CODE_BYTES = 32 << 20
+LOGIT_BYTES = 32 << 20
 _Columns = dict[str, Tensor]
 """Figures of tokens by name, [token, ...] each."""
 
@@ -161,19 +161,11 @@ def _streams(reading: Reading, x: Tensor) -> _Columns:
         found["difference_norms"] = (chat - base).norm(dim=1)
         found["cosines"] = torch.cosine_similarity(base, chat, dim=1)
     if crosscoder.streams.reconstructs:
-        error = x - _reconstruction(reading, crosscoder, x)
+        code = code_of(reading, x)
+        error = x - crosscoder.restored(crosscoder.decode_sparse(code, reading.sparsifier.kept_by(code)))
         for model in crosscoder.streams.reconstructs:
             found[f"{MODEL_NAMES[model]}.error_norms"] = error[:, crosscoder.model_slice(model)].norm(dim=1)
     return {name: column.cpu() for name, column in found.items()}
-
-
-def _reconstruction(reading: Reading, crosscoder: Crosscoder, x: Tensor) -> Tensor:
-    """[token, both], in the models' own scale."""
-    pieces: list[Tensor] = []
-    for piece in x.split(max(1, CODE_BYTES // (4 * crosscoder.num_latents))):
-        code = crosscoder.encode_sparse(piece, reading.sparsifier)
-        pieces.append(crosscoder.restored(crosscoder.decode_sparse(code, reading.sparsifier.kept_by(code))))
-    return torch.cat(pieces)
 
 
 def _comparison(columns: dict[str, np.ndarray]) -> Comparison:

@@ -12,7 +12,8 @@ from crosscope_proto.roles import BASE, CHAT
 from crosscope_worker.dictionary.sparse import SparseCode, decode_entries, entry_products
 from crosscope_worker.effects.subject import Reading
 
-CODE_BYTES = 32 << 20
+CODE_BYTES = 256 << 20
+"""Size of the dense code that is held at once."""
 
 
 class _Part(NamedTuple):

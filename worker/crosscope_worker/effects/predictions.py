@@ -3,6 +3,7 @@
 Knows logits; does not know texts.
 """
 
+import torch
 from torch import Tensor
 
 from crosscope_worker.models.places import PairError
@@ -29,6 +30,9 @@ def log_probabilities(logits: Tensor, num_shared: int) -> Tensor:
     return shared
 
 
-def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """`KL(p ‖ q)` in nats, [...], of log-probabilities [..., vocabulary]."""
-    return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
+def divergence(log_p: Tensor, log_q: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """`KL(p ‖ q)` in nats, [...], of log-probabilities [..., vocabulary]; added up in `dtype`, by default theirs.
+
+    Rounding can make it a little less than 0.
+    """
+    return (log_p.exp() * (log_p - log_q)).sum(dim=-1, dtype=dtype)

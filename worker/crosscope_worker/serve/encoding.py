@@ -5,13 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from crosscope_worker.dictionary.sparsifier import by_strength
+from crosscope_worker.effects.contributions import code_of
 from crosscope_worker.effects.subject import Subject
 
-_MAX_CODE_ELEMENTS = 1 << 26
-"""Number of entries of the dense code that are held at once."""
 _MIN_PARALLEL_ELEMENTS = 1 << 15
 """Tokens times width from which more than one CPU thread pays; torch's own grain of work."""
 
@@ -67,22 +65,10 @@ class Encoder:
         padded[inside] = np.concatenate(prompts)
         x = self._activations(torch.from_numpy(padded), torch.from_numpy(lengths))
         x = x.flatten(0, 1) if inside.all() else x[torch.from_numpy(inside).to(x.device)]
-        tokens, latents, activations = self._entries(x)
+        tokens, latents, activations = by_strength(code_of(self._reading, x), self._reading.sparsifier)
         positions = torch.from_numpy(np.concatenate([np.arange(length) for length in lengths])).to(x.device)
         outlying = self._reading.outlying(x, positions, self._activations.d_model).cpu().numpy()
         return _split(lengths, tokens, latents, activations, outlying)
-
-    def _entries(self, x: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Token, latent and scaled activation of every active entry, by token, strongest first."""
-        crosscoder, sparsifier = self._reading.crosscoder, self._reading.sparsifier
-        rows = max(1, _MAX_CODE_ELEMENTS // crosscoder.num_latents)
-        parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        for start in range(0, len(x), rows):
-            code = crosscoder.encode_sparse(x[start : start + rows], sparsifier)
-            tokens, latents, activations = by_strength(code, sparsifier)
-            parts.append((tokens + start, latents, activations))
-        tokens, latents, activations = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return tokens, latents, activations
 
 
 def _split(

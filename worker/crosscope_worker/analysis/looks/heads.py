@@ -10,6 +10,7 @@ from torch import Tensor
 
 from crosscope_proto.roles import BASE, CHAT
 from crosscope_worker.analysis.fidelity import LOGIT_BYTES
+from crosscope_worker.effects import predictions
 from crosscope_worker.models.pair import Pair, decoder_layers
 from crosscope_worker.models.places import PairError
 from crosscope_worker.models.upper_half import UpperHalf
@@ -65,4 +66,4 @@ class Heads:
 
 def divergence(of: Tensor, against: Tensor) -> Tensor:
     """KL(of ‖ against) of log-probabilities [token, vocabulary], [token] float32, nats; rounding below 0 is 0."""
-    return (of.exp() * (of - against)).sum(dim=1).clamp_min(0.0)
+    return predictions.divergence(of, against).clamp_min(0.0)
