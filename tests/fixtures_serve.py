@@ -9,24 +9,29 @@ from crosscope_proto.artefacts import CURRENT, CrosscoderManifest, crosscoder_fo
 from crosscope_proto.specs import PairSpec
 from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.dictionary.keep import AboveThreshold, StoredKeep
+from crosscope_worker.dictionary.streams import BOTH, Streams
 from crosscope_worker.models.fingerprints import pair_hashes
 from crosscope_worker.models.places import resolve_pair
 
 LAYER, LATENTS, VERSION = 2, 48, "v1"
 
 
-def random_crosscoder(seed: int = 0) -> Crosscoder:
+def random_crosscoder(seed: int = 0, streams: Streams = BOTH) -> Crosscoder:
     generator = torch.Generator().manual_seed(seed)
-    weights = torch.randn(64, LATENTS, generator=generator), torch.randn(LATENTS, 64, generator=generator)
+    W_enc, W_dec = torch.randn(64, LATENTS, generator=generator), torch.randn(LATENTS, 64, generator=generator)
+    if streams is not BOTH:
+        columns = streams.columns((32, 32))
+        W_enc, W_dec = streams.place_encoder(W_enc[columns].T).T.contiguous(), streams.place_decoder(W_dec[:, columns])
     return Crosscoder(
-        W_enc=weights[0],
+        W_enc=W_enc,
         b_enc=torch.zeros(LATENTS),
-        W_dec=weights[1],
+        W_dec=W_dec,
         b_dec=torch.zeros(64),
         d_model=(32, 32),
         variant="batch_topk",
         keep=AboveThreshold(60.0),
         input_scale=(0.5, 2.0),
+        streams=streams,
     )
 
 
@@ -42,6 +47,7 @@ def write_version(home: Path, name: str, crosscoder: Crosscoder, version_id: str
         d_model=crosscoder.d_model,
         num_latents=LATENTS,
         variant=crosscoder.variant,
+        reads=crosscoder.streams.name,
         code_normalisation=crosscoder.code_normalisation,
         threshold=stored.threshold,
         token_k=stored.token_k,

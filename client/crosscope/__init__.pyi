@@ -34,6 +34,9 @@ from ._behaviours import BehaviourLatents as BehaviourLatents
 from ._behaviours import BehaviourRates as BehaviourRates
 from ._behaviours import Probe as Probe
 from ._behaviours import Rate as Rate
+from ._both import BothAttributions as BothAttributions
+from ._both import LatentEffect as LatentEffect
+from ._both import LatentInBoth as LatentInBoth
 from ._comparison import Comparison as Comparison
 from ._comparison import ModelPredictions as ModelPredictions
 from ._comparison import NextToken as NextToken
@@ -99,12 +102,12 @@ from ._examples import (
 from ._examples import (
     ExampleList as ExampleList,
 )
+from ._explained_looks import ExplainedFinding as ExplainedFinding
+from ._explained_looks import ExplainedLook as ExplainedLook
 from ._explanation import ExplainedLatent as ExplainedLatent
 from ._explanation import Explanation as Explanation
 from ._latents import LatentStatistics as LatentStatistics
 from ._looks import Continuation as Continuation
-from ._looks import ExplainedFinding as ExplainedFinding
-from ._looks import ExplainedLook as ExplainedLook
 from ._looks import Finding as Finding
 from ._looks import FirstDifference as FirstDifference
 from ._looks import LookGroup as LookGroup

@@ -76,6 +76,16 @@ def wait_if_blocking(read: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Does nothing: what is printed in an event loop cannot wait for it."""
 
 
+async def together(*calls: Callable[[], Coroutine[Any, Any, _Item]]) -> list[_Item]:
+    """What calls return that are under way at once, in their order. The first error ends the others."""
+    tasks = [asyncio.ensure_future(call()) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
 class Conversation(Generic[_Reply]):
     """A call that sends and receives many messages. Sending never waits: messages queue until they can be sent."""
 

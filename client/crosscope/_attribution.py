@@ -1,4 +1,4 @@
-"""Which latents carry a difference between the models. Knows nothing about gRPC."""
+"""Which latents carry a difference between the models, and which work against it. Knows nothing about gRPC."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, overload
 from crosscope import _html, _tables
 from crosscope._public import public
 from crosscope._steering import ModelName
-from crosscope._tables import number, visible
+from crosscope._tables import number, percent, visible
 from crosscope._types import Tokens
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-ATTRIBUTION_HEADERS = ("latent", "effect", "share", "estimate", "active", "max", "peak token")
+ATTRIBUTION_HEADERS = ("latent", "does", "effect", "share", "estimate", "active", "max", "peak token")
+_CHANGED = {"chat": "taken out of chat", "base": "put into base"}
+"""What is done to latents, by the model that is changed."""
 
 
 @public
@@ -40,9 +42,10 @@ class AttributedLatent:
 @public
 @dataclass(frozen=True, eq=False)
 class Attribution(Sequence[AttributedLatent]):
-    """The latents that carry a difference: measured ones by effect, then the others by estimate, largest first.
+    """The latents that change a difference: measured ones by effect, then the others by estimate, largest size first.
 
-    Effects of single latents do not add up to the effect of all: what they do depends on each other.
+    A latent carries the difference if the models differ less when it is changed, and works against it if they differ
+    more. Effects of single latents do not add up to the effect of all: what they do depends on each other.
     """
 
     crosscoder: str
@@ -96,11 +99,13 @@ class Attribution(Sequence[AttributedLatent]):
         values[token[chosen]] = self.token_estimates[chosen]
         return values
 
-    @property
-    def carrying(self) -> tuple[AttributedLatent, ...]:
-        """The latents without which the figure is smaller, by effect, by estimate where it was not measured."""
-        with_effect = [(entry.estimate if entry.effect is None else entry.effect, entry) for entry in self.entries]
-        return tuple(entry for effect, entry in sorted(with_effect, key=lambda pair: -pair[0]) if effect > 0)
+    def share(self, entry: AttributedLatent) -> float:
+        """The effect of an entry as a share of the figure, the estimate's where it was not measured.
+
+        Positive where the latent carries the difference, negative where it works against it, NaN if the figure is 0.
+        """
+        effect = entry.estimate if entry.effect is None else entry.effect
+        return effect / self.value if self.value else float("nan")
 
     @property
     def figure(self) -> str:
@@ -115,19 +120,40 @@ class Attribution(Sequence[AttributedLatent]):
     @property
     def remarks(self) -> tuple[str, ...]:
         """Sentences about what is explained, and what is not."""
-        lines = [f"All {self.num_latents} latents that fire, together, {_carry(self.effect_of_all, self.value)}."]
-        lines.append(f"The whole streams at this layer {_carry(self.effect_of_stream, self.value)}.")
-        if 0 <= self.effect_of_stream < self.value:
-            above = 1 - self.effect_of_stream / self.value
-            lines.append(f"The other {above:.0%} arise above the layer, where no latent of this crosscoder reaches.")
+        changed = _CHANGED[self.model]
+        lines = [f"All {self.num_latents} latents that fire, {changed} together, {self._do(self.effect_of_all)}."]
+        if self.effect_of_stream != self.effect_of_stream:
+            lines.append("The models' streams have different widths, so none can be put into the other model.")
+        else:
+            other = "base" if self.model == "chat" else "chat"
+            lines.append(
+                f"The whole streams of {other} at this layer, put into {self.model}, {self._do(self.effect_of_stream)}."
+            )
+        share = self.effect_of_stream / self.value if self.value else float("nan")
+        if 0 <= share < 1:
+            above = percent(1 - share)
+            lines.append(f"The other {above} arise above the layer, where no latent of this crosscoder reaches.")
         if unmeasured := sum(entry.effect is None for entry in self.entries):
-            lines.append(f"{unmeasured} of {len(self)} latents are estimated only; num_exact measures more.")
+            lines.append(f"{unmeasured} of {len(self)} latents are estimated only (~); num_exact measures more.")
         if self.num_latents > len(self):
             lines.append(f"{self.num_latents - len(self)} latents are not listed; limit lists more.")
         if self.num_left_out:
             are = "token was" if self.num_left_out == 1 else "tokens were"
             lines.append(f"{self.num_left_out} {are} left alone, as training left such tokens out (BOS, outliers).")
         return tuple(lines)
+
+    def _do(self, effect: float) -> str:
+        """What several latents do to the figure, in words."""
+        if not self.value:
+            return f"change it by {number(effect)} nats"
+        share = effect / self.value
+        return f"carry {percent(share)}" if share >= 0 else f"work against it: it grows by {percent(-share)}"
+
+    def _does(self, entry: AttributedLatent) -> str:
+        """What one latent does to the figure, in words."""
+        share = self.share(entry)
+        word = "carries" if share > 0 else "works against" if share < 0 else "nothing" if share == 0 else "–"
+        return word if entry.effect is not None else f"~{word}"
 
     def to_pandas(self) -> "pd.DataFrame":
         """A data frame with a row for each latent; needs pandas."""
@@ -141,8 +167,9 @@ class Attribution(Sequence[AttributedLatent]):
         return [
             (
                 str(entry.latent),
+                self._does(entry),
                 number(entry.effect),
-                _tables.UNDEFINED if entry.share is None or entry.share != entry.share else f"{entry.share:.0%}",
+                percent(entry.share),
                 number(entry.estimate),
                 str(entry.num_active),
                 number(entry.max),
@@ -163,11 +190,3 @@ class Attribution(Sequence[AttributedLatent]):
         rest = [f"… {len(self) - len(rows)} more"] if len(self) > len(rows) else []
         table = _html.table(ATTRIBUTION_HEADERS, rows)
         return _html.page(_html.remarks([self.figure]) + table + _html.remarks([*rest, *self.remarks]))
-
-
-def _carry(effect: float, value: float) -> str:
-    """What several latents do to the figure, in words."""
-    if not value:
-        return f"carry {number(effect)} nats"
-    share = effect / value
-    return f"carry {share:.0%}" if share >= 0 else f"carry nothing: without them it is {-share:.0%} larger"

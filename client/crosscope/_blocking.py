@@ -49,6 +49,15 @@ def wait_if_blocking(read: Callable[[], None]) -> None:
     read()
 
 
+def together(*calls: Callable[[], _Item]) -> list[_Item]:
+    """What calls return that are under way at once, in their order. Raises the first error, and waits for no other."""
+    callers = ThreadPoolExecutor(max(1, len(calls)))
+    try:
+        return list(callers.map(lambda call: call(), calls))
+    finally:
+        callers.shutdown(wait=False, cancel_futures=True)
+
+
 class Conversation(Generic[_Reply]):
     """A call that sends and receives many messages. Sending never waits: messages queue until they can be sent."""
 

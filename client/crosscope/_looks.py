@@ -2,12 +2,11 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING
 
 from crosscope import _html, _tables
-from crosscope._attribution import Attribution
 from crosscope._comparison import NextToken, next_words
 from crosscope._public import public
 from crosscope._tables import number, visible
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LAYER_HEADERS = ("layer", "base's stream put into chat", "chat's stream put into base")
-EXPLAINED_HEADERS = ("kl", "token", "base says next", "chat says next", "layer carries", "latents and their shares")
 FINDING_HEADERS = ("kl", "alike", "token", "role", "base says next", "chat says next", "before it")
 GROUP_HEADERS = ("", "tokens", "mean kl", "share of all")
 TEXT_HEADERS = ("mean kl", "sum", "tokens", "data set", "text")
@@ -333,72 +331,3 @@ def _share(share: Estimate) -> str:
     bar = "█" * round(20 * min(1.0, max(0.0, share.value)))
     error = "" if share.se != share.se else f" ± {share.se:.0%}"
     return f"{share.value:>4.0%}{error} {bar}"
-
-
-@public
-@dataclass(frozen=True, eq=False)
-class ExplainedFinding:
-    """A finding, and the latents of a crosscoder that carry it."""
-
-    finding: Finding
-    attribution: Attribution
-    """The latents with the share of the KL that goes when each is taken away, and what the whole stream carries."""
-
-    def cells(self) -> tuple[str, ...]:
-        """Cells of EXPLAINED_HEADERS."""
-        found = self.attribution
-        kl = found.value
-        shares = (
-            f"{each.latent}: {(each.estimate if each.effect is None else each.effect) / kl:.0%}"
-            + ("" if each.effect is not None else " (estimated)")
-            for each in found
-            if kl
-        )
-        stream = f"{found.effect_of_stream / kl:.0%}" if kl else "–"
-        _, _, token, _, base, chat, _ = self.finding.cells()
-        return number(self.finding.kl), token, base, chat, stream, ", ".join(shares) or "no latent fires"
-
-
-@public
-@dataclass(frozen=True, eq=False)
-class ExplainedLook(Sequence[ExplainedFinding]):
-    """The largest findings of a look, each with the latents that carry it."""
-
-    crosscoder: str
-    entries: tuple[ExplainedFinding, ...]
-    num_findings: int
-    """Findings of the look, before the limit."""
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    @overload
-    def __getitem__(self, index: int) -> ExplainedFinding: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[ExplainedFinding, ...]: ...
-    def __getitem__(self, index: int | slice) -> ExplainedFinding | tuple[ExplainedFinding, ...]:
-        return self.entries[index]
-
-    def rows(self) -> list[tuple[str, ...]]:
-        """Cells of every finding under EXPLAINED_HEADERS."""
-        return [each.cells() for each in self]
-
-    def to_pandas(self) -> "pd.DataFrame":
-        """A data frame with a row for each finding and latent; needs pandas."""
-        import pandas as pd
-
-        rows = [
-            {"kl": each.finding.kl, "piece": each.finding.piece, "place": each.finding.text.place, **vars(entry)}
-            for each in self
-            for entry in each.attribution
-        ]
-        return pd.DataFrame(rows)
-
-    def __str__(self) -> str:
-        table = _tables.aligned(EXPLAINED_HEADERS, self.rows())
-        return _tables.with_rest(table if self.entries else "there are no findings", len(self), self.num_findings)
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return _html.page(_html.table(EXPLAINED_HEADERS, self.rows()))

@@ -42,6 +42,13 @@ def number(value: float | None, digits: int = 4) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
 
 
+def percent(share: float | None) -> str:
+    """A share in per cent, one below 1 % with a digit more; a dash where it is undefined."""
+    if share is None or share != share:
+        return UNDEFINED
+    return f"{share:.1%}" if 0 < abs(share) < 0.01 else f"{share:.0%}"
+
+
 def counted(count: int, noun: str) -> str:
     """A number of things, in words: "1 token", "2 tokens"."""
     return f"{count} {noun}{'' if count == 1 else 's'}"

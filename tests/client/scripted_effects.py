@@ -4,6 +4,7 @@ import threading
 from typing import Any
 
 import grpc
+from google.rpc.error_details_pb2 import BadRequest
 
 from crosscope_proto.roles import LeftOut, TokenRole
 from crosscope_proto.v1 import effects_pb2, latents_pb2, prompts_pb2, types_pb2
@@ -34,6 +35,8 @@ class ScriptedEffects(ScriptedPrompts):
     def __init__(self) -> None:
         super().__init__()
         self.last: Any = None
+        self.models: list[int] = []
+        """The models of the attributions that were asked for."""
         self.left = threading.Event()
         """Set once the last generation is over, or its caller has gone."""
         self.deadline_s = 0.0
@@ -130,15 +133,31 @@ class ScriptedEffects(ScriptedPrompts):
         )
 
     def Attribute(self, request, context):
-        """The KL is 2. Latent 7 carries 1.5 of it, latent 1200 -0.5, latent 3 an estimated 0.25, which was not run."""
+        """The KL is 2.
+
+        Out of chat, latent 7 carries 1.5 of it, latent 8 -0.5, latent 3 an estimated 0.25, which was not run. Put into
+        base, latent 9 carries 1.75, latent 8 0.5, latent 7 -0.25, latent 5 -0.5. A prompt with "alone" is one of a
+        dictionary of chat alone, whose rows base cannot take.
+        """
         self.last, self.deadline_s = request, context.time_remaining()
+        self.models.append(request.model)
         entry = effects_pb2.AttributeResponse.Entry
         tokens = self.prompt_tokens(request.prompt)
+        in_base = request.model == effects_pb2.MODEL_BASE
+        if in_base and "alone" in request.prompt.text:
+            violation = BadRequest.FieldViolation(field="model", description="this crosscoder reads chat alone")
+            refusal = BadRequest(field_violations=[violation])
+            return abort(context, grpc.StatusCode.INVALID_ARGUMENT, "this crosscoder reads chat alone", refusal)
         entries = [
             entry(latent=7, estimate=1.25, effect=1.5, share=0.75, num_active=2, peak_token=1, max=4.0),
             entry(latent=8, estimate=-0.25, effect=-0.5, share=-0.25, num_active=1, peak_token=2, max=1.0),
             entry(latent=3, estimate=0.25, num_active=len(tokens.ids), peak_token=0, max=0.5),
         ]
+        if in_base:
+            entries = [
+                entry(latent=latent, estimate=effect, effect=effect, share=effect / 2, num_active=1, max=1.0)
+                for latent, effect in ((9, 1.75), (8, 0.5), (5, -0.5), (7, -0.25))
+            ]
         explained = list(request.tokens) or [len(tokens.ids) - 1]
         at_the_end = [3] * (len(tokens.ids) - 2)
         return effects_pb2.AttributeResponse(
@@ -150,8 +169,8 @@ class ScriptedEffects(ScriptedPrompts):
             token_entries=[2, 0, 1],
             token_estimates=[0.25, 1.25, -0.25],
             num_latents=5,
-            effect_of_all=1.2,
-            effect_of_stream=1.8,
+            effect_of_all=-0.5 if in_base else 1.2,
+            effect_of_stream=1.9 if in_base else 1.8,
             num_left_out=1,
             version_id="v1",
             compute_ms=4.0,

@@ -2,8 +2,10 @@
 
 import asyncio
 import inspect
+import threading
 from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import grpc
@@ -20,6 +22,8 @@ from crosscope import (
     JobState,
     NotFound,
     Unavailable,
+    _aio,
+    _blocking,
 )
 from crosscope.cli.output import to_plain
 from crosscope_proto.v1 import jobs_pb2, latents_pb2, latents_pb2_grpc
@@ -211,3 +215,47 @@ async def test_values_of_columns_are_read_once(online: Client) -> None:
         first, again = await columns["max"].values, await columns["max"].values
         assert first is again
         assert first.dtype == np.float32
+
+
+async def test_calls_that_are_under_way_at_once_answer_in_their_order() -> None:
+    meet = asyncio.Barrier(2)
+
+    async def call(answer: int) -> int:
+        await asyncio.wait_for(meet.wait(), 10)
+        return answer
+
+    assert await _aio.together(partial(call, 1), partial(call, 2)) == [1, 2]
+    threads = threading.Barrier(2, timeout=10)
+
+    def blocking_call(answer: int) -> int:
+        threads.wait()
+        return answer
+
+    assert _blocking.together(partial(blocking_call, 1), partial(blocking_call, 2)) == [1, 2]
+    assert (await _aio.together(), _blocking.together()) == ([], [])
+
+
+async def test_the_first_error_ends_calls_that_are_under_way() -> None:
+    ended = asyncio.Event()
+
+    async def wait() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async def fail() -> None:
+        await asyncio.sleep(0)
+        raise NotFound("gone")
+
+    with pytest.raises(NotFound):
+        await _aio.together(wait, fail)
+    await asyncio.wait_for(ended.wait(), 10)
+    released = threading.Event()
+
+    def blocking_fail() -> None:
+        raise NotFound("gone")
+
+    with pytest.raises(NotFound):
+        _blocking.together(blocking_fail, lambda: released.wait(10))
+    released.set()

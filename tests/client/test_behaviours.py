@@ -69,13 +69,14 @@ def test_wilsons_interval_by_hand() -> None:
 
 
 def test_latents_are_chosen_by_what_they_do_on_other_requests(client: Client, effects: ScriptedEffects) -> None:
-    """The scripted Attribute gives latent 7 an effect of .75, latent 8 one of -.25, and measures no other."""
+    """The scripted shares are, out of chat and into base: 0 and .875 of latent 9, .75 and -.125 of latent 7, -.25 and
+    .25 of latent 8, 0 and -.25 of latent 5. Their means count."""
     asked = [probe(letter) for letter in "abcd"]
     found = client.crosscoder("demo").behaviour_effects(asked, num_latents=3)
     chosen = found.chosen["denial"]
-    assert (chosen.latents, chosen.effects, chosen.num_requests) == ((7,), (0.75,), 2)
-    assert len(chosen.control) == 1
-    assert chosen.control != (7,)
+    assert (chosen.latents, chosen.effects, chosen.num_requests) == ((9, 7), (0.4375, 0.3125), 2)
+    assert set(chosen.control) < {3, 5, 8}
+    assert len(chosen.control) == 2
     assert {arm: rate.num for arm, rate in found.rates["denial"].items()} == dict.fromkeys(found.arms, 2)
     steered = [list(arm.interventions) for arm in effects.last.arms]
     assert [len(each) for each in steered] == [0, 0, 1, 1, 1, 1]

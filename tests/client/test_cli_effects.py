@@ -103,17 +103,26 @@ def test_attribute_and_explain(cli: Any, effects: ScriptedEffects) -> None:
     code, out, err = cli("attribute", "demo", "abcd", "--at", "-1", "--at", "0", "--exact", "2")
     assert code == 0
     assert (list(effects.last.tokens), effects.last.num_exact) == ([4, 0], 2)
-    assert out.splitlines()[2].split()[:3] == ["7", "1.5", "75%"]
-    assert "The whole streams at this layer carry 90%." in err
+    assert out.splitlines()[2].split()[:4] == ["7", "carries", "1.5", "75%"]
+    assert out.splitlines()[3].split()[:4] == ["8", "works", "against", "-0.5"]
+    assert "The whole streams of base at this layer, put into chat, carry 90%." in err
     assert json.loads(cli("attribute", "demo", "ab", "--first", "a", "--second", "b", "--json")[1])["value"] == 2
-    code, out, err = cli("explain", "demo", "abcd", "--num-tokens", "1", "--limit", "1")
-    assert out == (
-        'At "d" (token 4, KL 2 nats) latent 7 (peaks: "▁cannot", "<i>7</i>") carries 75% of the difference.\n'
-    )
+    code, out, err = cli("explain", "demo", "abcd", "--num-tokens", "1", "--limit", "2")
+    assert [line.split() for line in out.splitlines()] == [
+        ["token", "piece", "KL", "latent", "into", "base", "out", "of", "chat", "peaks"],
+        ["4", "d", "2", "9", "88%", "–", "▁cannot", "<i>9</i>"],
+        ["4", "d", "2", "7", "-12%", "75%", "▁cannot", "<i>7</i>"],
+    ]
     assert "do not add up" in err
     document = json.loads(cli("explain", "demo", "abcd", "--num-tokens", "1", "--json")[1])
-    assert document["rows"][0]["sentence"].startswith('At "d"')
-    assert document["rows"][0]["share"] == 0.75
+    first, second = document["rows"][:2]
+    assert first["sentence"].startswith('At "d"')
+    assert (first["transplant"]["share"], first["ablation"]) == (0.875, None)
+    assert (second["transplant"]["share"], second["ablation"]["share"]) == (-0.125, 0.75)
+    assert [document["attributions"][0][side]["model"] for side in ("transplant", "ablation")] == ["base", "chat"]
+    code, _, err = cli("explain", "demo", "alone", "--num-tokens", "1")
+    assert code == 0
+    assert "Nothing was put into base: this crosscoder reads chat alone" in err
 
 
 def test_contrast(cli: Any, effects: ScriptedEffects, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from crosscope import (
     Comparison,
     Estimate,
     InvalidInput,
+    LatentEffect,
     NextToken,
     NotFound,
     ServerError,
@@ -143,16 +144,17 @@ def test_attribute(client: Client, effects: ScriptedEffects) -> None:
     assert found.estimates(3).tolist() == [0.25, 0, 0, 0, 0]
     with pytest.raises(LookupError, match="latent 99 is not among the 3"):
         found.estimates(99)
-    assert found.rows()[0] == ("7", "1.5", "75%", "1.25", "2", "4", "1 a")
-    assert found.rows()[2][:3] == ("3", UNDEFINED, UNDEFINED)
+    assert found.rows()[0] == ("7", "carries", "1.5", "75%", "1.25", "2", "4", "1 a")
+    assert [row[1] for row in found.rows()] == ["carries", "works against", "~carries"]
+    assert found.rows()[2][2:4] == (UNDEFINED, UNDEFINED)
     assert found.to_pandas()["peak_piece"].tolist() == ["a", "b", "<bos>"]
     text = str(found)
     assert text.splitlines()[0] == 'KL(chat‖base) at "d" (4) = 2 nats'
     for said in (
-        "All 5 latents that fire, together, carry 60%.",
-        "The whole streams at this layer carry 90%.",
+        "All 5 latents that fire, taken out of chat together, carry 60%.",
+        "The whole streams of base at this layer, put into chat, carry 90%.",
         "The other 10% arise above the layer",
-        "1 of 3 latents are estimated only",
+        "1 of 3 latents are estimated only (~)",
         "2 latents are not listed",
         "1 token was left alone",
     ):
@@ -185,31 +187,98 @@ def test_attribute_at_tokens_and_between_continuations(client: Client, effects: 
             demo.attribute("abcd", **asked)
 
 
+def test_what_works_against_a_difference_is_said(client: Client) -> None:
+    found = client.crosscoder("demo").attribute("abcd", model="base")
+    assert [row[:2] for row in found.rows()] == [
+        *(("9", "carries"), ("8", "carries"), ("5", "works against"), ("7", "works against")),
+    ]
+    assert "All 5 latents that fire, put into base together, work against it: it grows by 25%." in str(found)
+    # A log-probability difference below 0: what makes it smaller in size carries it.
+    below = replace(found, value=-2.0, effect_of_all=0.5)
+    assert [row[1] for row in below.rows()] == ["works against", "works against", "carries", "carries"]
+    assert "together, work against it: it grows by 25%." in str(below)
+    wide = replace(found, effect_of_stream=float("nan"))
+    assert "have different widths" in str(wide)
+    assert "nan" not in str(wide)
+    assert "together, change it by -0.5 nats" in str(replace(found, value=0.0))
+
+
+def test_attribute_both_merges_by_latent(client: Client, effects: ScriptedEffects) -> None:
+    """Of each latent the larger share counts: .875, .75, .25, an estimated .125, and -.25, which carries nothing."""
+    found = client.crosscoder("demo").attribute_both("abcd", tokens=[-1], num_exact=16)
+    assert sorted(effects.models) == [effects_pb2.MODEL_BASE, effects_pb2.MODEL_CHAT]
+    assert (effects.last.num_exact, effects.last.limit, list(effects.last.tokens)) == (16, 16, [4])
+    shares = [
+        (each.latent, each.transplant and each.transplant.share, each.ablation and each.ablation.share)
+        for each in found
+    ]
+    assert shares == [(9, 0.875, None), (7, -0.125, 0.75), (8, 0.25, -0.25), (3, None, 0.125), (5, -0.25, None)]
+    assert [each.latent for each in found.carrying] == [9, 7, 8, 3]
+    assert (found[1].strongest, found[2].strongest) == (found[1].ablation, found[2].transplant)
+    assert found[1].ablation == LatentEffect(effect=1.5, share=0.75, measured=True, peak_token=1)
+    assert (found.ablation.model, found.transplant and found.transplant.model) == ("chat", "base")
+    assert found.rows() == [
+        *(("9", "88%", "–"), ("7", "-12%", "75%"), ("8", "25%", "-25%"), ("3", "–", "~12%"), ("5", "-25%", "–")),
+    ]
+    assert [each.words for each in found[:4]] == [
+        "put into base it makes up 88% of the difference; taken out of chat it was not measured",
+        "put into base it makes the difference 12% larger; without it in chat 75% of the difference goes",
+        "put into base it makes up 25% of the difference; without it in chat the difference is 25% larger",
+        "put into base it was not measured; without it in chat an estimated 12% of the difference goes",
+    ]
+    said = str(found)
+    assert "put into base together, work against it: it grows by 25%. The whole streams" in said
+    assert "taken out of chat together, carry 60%." in said
+    assert "3 of the 5 latents listed have no figure (–) in one of the models" in said
+    frame = found.to_pandas()
+    assert frame["transplant_effect"].tolist()[:2] == [1.75, -0.25]
+    assert np.isnan(frame["ablation_share"].astype(float)).tolist() == [True, False, False, False, True]
+    seen = Seen(found._repr_html_())
+    assert {tag for tag, _ in seen.tags} <= ALLOWED
+    assert "-12%" in seen.texts
+    with pytest.raises(InvalidInput, match="num_exact: must be 1"):
+        client.crosscoder("demo").attribute_both("abcd", tokens=1, num_exact=0)
+
+
 def test_explain(client: Client, effects: ScriptedEffects) -> None:
-    found = client.crosscoder("demo").explain("abcd", num_tokens=2, limit=2)
+    found = client.crosscoder("demo").explain("abcd", num_tokens=2, limit=3)
     assert isinstance(effects.last, effects_pb2.AttributeRequest)
     assert (effects.last.num_exact, effects.last.limit, list(effects.last.tokens)) == (32, 32, [3])
-    assert [(e.token, e.piece, e.latent, e.share, e.measured) for e in found] == [
-        *((4, "d", 7, 0.75, True), (4, "d", 3, 0.125, False)),
-        *((3, "c", 7, 0.75, True), (3, "c", 3, 0.125, False)),
+    assert len(effects.models) == 4, "both models at two tokens"
+    assert [(e.token, e.piece, e.latent, e.strongest.share) for e in found] == [
+        *((4, "d", 9, 0.875), (4, "d", 7, 0.75), (4, "d", 8, 0.25)),
+        *((3, "c", 9, 0.875), (3, "c", 7, 0.75), (3, "c", 8, 0.25)),
     ]
-    assert found.sentences[0] == (
-        'At "d" (token 4, KL 2 nats) latent 7 (peaks: "▁cannot", "<i>7</i>") carries 75% of the difference.'
+    assert found.sentences[1] == (
+        'At "d" (token 4, KL 2 nats) latent 7 (peaks: "▁cannot", "<i>7</i>"): put into base it makes the difference '
+        "12% larger; without it in chat 75% of the difference goes."
     )
-    assert found.sentences[1].endswith("carries an estimated 12% of the difference.")
-    assert found.rows()[1][4] == "~12%"
-    assert "1 of 3 latents listed carry nothing." in str(found), "without latent 8 the models differ more"
-    assert found.rows()[0] == ("4", "d", "2", "7", "75%", "▁cannot <i>7</i>")
+    assert found.sentences[0].endswith("it makes up 88% of the difference; taken out of chat it was not measured.")
+    assert found.rows()[1] == ("4", "d", "2", "7", "-12%", "75%", "▁cannot <i>7</i>")
+    assert "1 of 5 latents listed carry nothing in either model." in str(found), "with latent 5 they differ more"
+    assert "Others that carry some of it: 1;" in str(found)
     assert found.passed_over == ()
     assert "do not add up" in str(found)
-    assert "The other 10% arise above the layer" in str(found)
+    for said in ("carry 90%. The other 10% arise above the layer", "carry 95%. The other 5% arise above the layer"):
+        assert said in str(found), "the whole streams of both models"
     assert found.to_pandas()["sentence"].tolist() == found.sentences
+    assert found.to_pandas()["ablation_share"].tolist()[1] == 0.75
     seen = Seen(found._repr_html_())
     assert {tag for tag, _ in seen.tags} <= ALLOWED
     assert "▁cannot <i>7</i>" in seen.texts
     least = client.explain("demo", "abcd", num_tokens=1, limit=1)
-    assert [each.latent for each in least] == [7]
-    assert "Others that carry some of it: 1;" in str(least)
+    assert [each.latent for each in least] == [9]
+
+
+def test_where_base_cannot_take_chat_s_rows_ablation_stands_alone(client: Client) -> None:
+    found = client.explain("demo", "alone", num_tokens=2)
+    assert [each.transplant for each in found.attributions] == [None, None]
+    assert [(each.latent, each.transplant) for each in found[:2]] == [(7, None), (3, None)]
+    assert found.rows()[0][4:6] == ("–", "75%")
+    said = "Nothing was put into base: this crosscoder reads chat alone"
+    assert str(found).count(said) == 1, "once, not at every token"
+    assert "have no figure (–)" not in str(found)
+    assert said in str(found.attributions[0])
 
 
 def test_what_an_explanation_passes_over_is_said(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,11 +291,11 @@ def test_what_an_explanation_passes_over_is_said(client: Client, monkeypatch: py
     monkeypatch.setattr(ScriptedEffects, "prompt_tokens", header_at_the_end)
     demo = client.crosscoder("demo")
     found = demo.explain("abcd", num_tokens=2)
-    assert [each.explained for each in found.attributions] == [(4,), (2,)]
+    assert [each.ablation.explained for each in found.attributions] == [(4,), (2,)]
     assert found.passed_over == (3,)
     assert 'Passed over, though the models differ more there: "c" (token 3, 1.5 nats).' in str(found)
     everything = demo.explain("abcd", num_tokens=2, skip_template_tokens=False, include_left_out=True)
-    assert [each.explained for each in everything.attributions] == [(4,), (3,)]
+    assert [each.ablation.explained for each in everything.attributions] == [(4,), (3,)]
     assert "Passed over" not in str(everything)
 
 
@@ -272,6 +341,7 @@ async def test_both_clients_have_the_same_answers(client: Client) -> None:
         here, there = client.crosscoder("demo"), await asking.crosscoder("demo")
         assert str(await there.compare("abcd")) == str(here.compare("abcd"))
         assert str(await there.attribute("abcd", tokens=-1)) == str(here.attribute("abcd", tokens=-1))
+        assert str(await there.attribute_both("abcd", tokens=1)) == str(here.attribute_both("abcd", tokens=1))
         assert str(await asking.explain("demo", "abcd")) == str(client.explain("demo", "abcd"))
         assert str(await there.contrast(["a"], ["b"])) == str(here.contrast(["a"], ["b"]))
         assert isinstance(await (await asking.pair("demo")).compare("ab"), Comparison)

@@ -37,15 +37,21 @@ def test_compare_says_where_the_models_differ(stack: Stack, demo: Crosscoder):
 
 def test_attribute_and_explain_name_latents_that_fire(demo: Crosscoder):
     explanation = demo.explain(messages=QUESTION, add_generation_prompt=True, num_tokens=2, limit=4)
-    assert [each.explained for each in explanation.attributions] == [
+    assert [each.ablation.explained for each in explanation.attributions] == [
         (t,) for t in explanation.comparison.most_different(2, skip_template_tokens=True, include_left_out=False)
     ]
     encoding = demo.encode(messages=QUESTION, add_generation_prompt=True)
     assert {each.latent for each in explanation} <= set(encoding.latents.tolist())
-    assert all(each.measured for each in explanation)
+    assert all(each.strongest.measured and each.strongest.effect > 0 for each in explanation)
+    assert all(each.peaks for each in explanation)
     assert len(explanation.sentences) == len(explanation) > 0
-    token = explanation.attributions[0].explained[0]
-    assert explanation.attributions[0].value == pytest.approx(explanation.comparison.kl_chat_base[token], abs=1e-3)
+    for both in explanation.attributions:
+        assert both.transplant is not None
+        # Each model's run sees the same difference; both are shown.
+        value = explanation.comparison.kl_chat_base[both.ablation.explained[0]]
+        assert both.ablation.value == pytest.approx(value, abs=1e-3)
+        assert both.transplant.value == pytest.approx(value, abs=1e-3)
+        assert set(both.totals) < set(explanation.remarks)
     between = demo.attribute(messages=QUESTION, add_generation_prompt=True, first="Sure", second="the", num_exact=3)
     assert between.continuations == ("Sure", "the")
     assert sum(entry.effect is not None for entry in between) == min(3, len(between))

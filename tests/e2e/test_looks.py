@@ -36,8 +36,8 @@ def test_a_look_is_made_shown_and_explained(stack: Stack, made: tuple[Job, Job])
     explained = look.explain(demo, limit=2)
     for each in explained:
         # The inference worker reads the tokens as the look's job read them, so the KL is the same.
-        assert each.attribution.explained == (each.finding.position,)
-        assert each.attribution.value == pytest.approx(each.finding.kl, rel=1e-3, abs=1e-5)
+        assert each.both.ablation.explained == (each.finding.position,)
+        assert each.both.ablation.value == pytest.approx(each.finding.kl, rel=1e-3, abs=1e-5)
     shown = json.loads(run("--explain", "demo", "--show", "small", "--limit", "1", "--json"))
     assert shown[0]["finding"]["kl"] == explained[0].finding.kl
-    assert [entry["latent"] for entry in shown[0]["latents"]] == [entry.latent for entry in explained[0].attribution]
+    assert [entry["latent"] for entry in shown[0]["latents"]] == [entry.latent for entry in explained[0].latents]

@@ -1,13 +1,15 @@
 """Calls about what latents do: attribute, explain, contrast."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from crosscope import _decode_effects
+from crosscope import _aio, _decode_effects
 from crosscope._arms import check_seed
 from crosscope._async.effects import AsyncEffects
 from crosscope._async.prompting import AsyncPrompting
 from crosscope._attribution import Attribution
+from crosscope._both import BothAttributions
 from crosscope._comparison import Comparison
 from crosscope._contrast import Contrast
 from crosscope._errors import InvalidInput
@@ -29,7 +31,9 @@ from crosscope_proto.v1 import effects_pb2, latents_pb2, prompts_pb2, types_pb2
 _NEXT_TOKENS = 3
 """Next tokens of each model that an explanation shows."""
 _LEAST_EXACT = 32
-"""Latents that an explanation measures at least, so that the strongest of them are found."""
+"""Latents that an explanation measures in each model at least, so that the strongest of them are found."""
+_AT_ONCE = 8
+"""Latents whose peaks are asked for at once."""
 
 
 class AsyncAttributing(AsyncPrompting, AsyncEffects):
@@ -53,7 +57,7 @@ class AsyncAttributing(AsyncPrompting, AsyncEffects):
         token_ids: Sequence[int] | Tokens | None = None,
         stored_text: int | None = None,
     ) -> Attribution:
-        """The latents that carry the difference between the models on a prompt, which is given as to `encode`.
+        """The latents that change the difference between the models on a prompt, which is given as to `encode`.
 
         Explained is the KL(chat ‖ base) of the predictions at `tokens`, added up; by default at the token where it is
         largest. With `first` and `second` it is log p(first) - log p(second) in `model`, two continuations of the
@@ -113,6 +117,77 @@ class AsyncAttributing(AsyncPrompting, AsyncEffects):
             raise InvalidInput.of("tokens", f"token {outside[0]} is outside the {num_tokens} tokens of this prompt")
         return [each % num_tokens for each in given]
 
+    async def attribute_both(
+        self,
+        text: str | None = None,
+        *,
+        tokens: int | Sequence[int],
+        messages: Messages | None = None,
+        num_exact: int = 32,
+        include_left_out: bool = False,
+        add_generation_prompt: bool = False,
+        parse_control_tokens: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        token_ids: Sequence[int] | Tokens | None = None,
+        stored_text: int | None = None,
+    ) -> BothAttributions:
+        """What latents do to the KL(chat ‖ base) at `tokens` of a prompt: put into base, and taken out of chat.
+
+        `attribute` of both models, merged by latent. Each model measures its `num_exact` strongest latents, so one may
+        lack a figure for a latent of the other. If base cannot take chat's rows, because the dictionary has none or the
+        models differ in width, `refusal` says so, and the ablations in chat stand alone.
+        """
+        prompt = build_prompt(
+            text,
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            parse_control_tokens=parse_control_tokens,
+            chat_template_kwargs=chat_template_kwargs,
+            token_ids=token_ids,
+            stored_text=stored_text,
+        )
+        check_count(num_exact, "num_exact", low=1)
+        left_out = check_flag(include_left_out, "include_left_out")
+        return await self._both(prompt, await self._positions(prompt, tokens), num_exact, left_out)
+
+    async def _both(
+        self, prompt: types_pb2.Prompt, tokens: Sequence[int], num_exact: int, include_left_out: bool
+    ) -> BothAttributions:
+        """Both models' attributions of a KL. Raises chat's refusal, and keeps base's."""
+        asked = [partial(self._in_model, model, prompt, tokens, num_exact, include_left_out) for model in MODELS]
+        transplant, ablation = await _aio.together(*asked)
+        if isinstance(ablation, InvalidInput):
+            raise ablation
+        if isinstance(transplant, InvalidInput):
+            return BothAttributions(ablation, None, transplant.violations[0].description)
+        return BothAttributions(ablation, transplant)
+
+    async def _in_model(
+        self,
+        model: ModelName,
+        prompt: types_pb2.Prompt,
+        tokens: Sequence[int],
+        num_exact: int,
+        include_left_out: bool,
+    ) -> Attribution | InvalidInput:
+        """The latents that change a KL, all of them measured; the refusal if this model cannot be changed by them."""
+        request = effects_pb2.AttributeRequest(
+            crosscoder=self.name,
+            version_id=self._version,
+            prompt=prompt,
+            model=MODELS[model],
+            tokens=tokens,
+            num_exact=num_exact,
+            limit=num_exact,
+            include_left_out=include_left_out,
+        )
+        try:
+            return await self._attribute(request, model, None)
+        except InvalidInput as error:
+            if [each.field for each in error.violations] == ["model"]:
+                return error
+            raise
+
     async def explain(
         self,
         text: str | None = None,
@@ -130,10 +205,11 @@ class AsyncAttributing(AsyncPrompting, AsyncEffects):
     ) -> Explanation:
         """Why the models differ on a prompt: the tokens where they differ most, and the latents that carry it there.
 
-        `compare`, then `attribute` at the `num_tokens` tokens with the largest KL(chat ‖ base): there the `limit`
-        latents without which the models differ least, measured. Tokens of the template are passed over, but not the
-        last one of an assistant's header, where the model decides; so are tokens that training left out. The result
-        says which of them differ more. `skip_template_tokens=False` and `include_left_out=True` explain them too.
+        `compare`, then `attribute_both` at the `num_tokens` tokens with the largest KL(chat ‖ base): there the `limit`
+        latents that carry most of it, measured by putting chat's row into base and by taking the latent out of chat.
+        Tokens of the template are passed over, but not the last one of an assistant's header, where the model decides;
+        so are tokens that training left out. The result says which of them differ more. `skip_template_tokens=False`
+        and `include_left_out=True` explain them too.
         """
         prompt = build_prompt(
             text,
@@ -155,30 +231,21 @@ class AsyncAttributing(AsyncPrompting, AsyncEffects):
                 f"all {len(comparison)} tokens of this prompt are of the template or left out by training; "
                 "skip_template_tokens=False and include_left_out=True explain them"
             )
-        attributions = [await self._explain_token(prompt, token, limit, left_out) for token in chosen]
-        named = {entry.latent for attribution in attributions for entry in attribution.carrying[:limit]}
-        peaks = {latent: await self._peaks(latent) for latent in sorted(named)}
+        num_exact = max(limit, _LEAST_EXACT)
+        attributions = [await self._both(prompt, [token], num_exact, left_out) for token in chosen]
+        named = {entry.latent for both in attributions for entry in both.carrying[:limit]}
+        peaks = await self._peaks(sorted(named))
         return Explanation(comparison, tuple(attributions), peaks, limit, _passed_over(comparison, chosen))
 
-    async def _explain_token(
-        self, prompt: types_pb2.Prompt, token: int, limit: int, include_left_out: bool
-    ) -> Attribution:
-        """The latents that carry the KL at one token; all of them are measured."""
-        num_exact = max(limit, _LEAST_EXACT)
-        request = effects_pb2.AttributeRequest(
-            crosscoder=self.name,
-            version_id=self._version,
-            prompt=prompt,
-            model=effects_pb2.MODEL_CHAT,
-            tokens=[token],
-            num_exact=num_exact,
-            limit=num_exact,
-            include_left_out=include_left_out,
-        )
-        return await self._attribute(request, "chat", None)
+    async def _peaks(self, latents: Sequence[int]) -> dict[int, tuple[str, ...]]:
+        """The tokens on which each latent is strongest in the analysis."""
+        found: dict[int, tuple[str, ...]] = {}
+        for start in range(0, len(latents), _AT_ONCE):
+            some = latents[start : start + _AT_ONCE]
+            found |= zip(some, await _aio.together(*(partial(self._peaks_of, each) for each in some)), strict=True)
+        return found
 
-    async def _peaks(self, latent: int) -> tuple[str, ...]:
-        """The tokens on which a latent is strongest in the analysis."""
+    async def _peaks_of(self, latent: int) -> tuple[str, ...]:
         request = latents_pb2.GetLatentRequest(crosscoder=self.name, version_id=self._version, latent=latent)
         reply = await self._transport.unary(self._latents.GetLatent, request)
         self._checked(reply.version_id)

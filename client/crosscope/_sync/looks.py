@@ -4,7 +4,8 @@
 from dataclasses import dataclass
 
 from crosscope._errors import InvalidInput
-from crosscope._looks import ExplainedFinding, ExplainedLook, Finding, LookContents
+from crosscope._explained_looks import ExplainedFinding, ExplainedLook
+from crosscope._looks import Finding, LookContents
 from crosscope._prompts import check_count
 from crosscope._public import public
 from crosscope._sync.crosscoder import Crosscoder
@@ -21,8 +22,8 @@ class Look(LookContents):
     ) -> ExplainedLook:
         """The latents of a crosscoder that carry the largest findings, `limit` of them, `num_latents` for each.
 
-        Each finding takes one `attribute` of the crosscoder, at the tokens as the look read them. Raises InvalidInput
-        for a crosscoder of another pair.
+        Each finding takes one `attribute_both` of the crosscoder, at the tokens as the look read them. Raises
+        InvalidInput for a crosscoder of another pair.
         """
         models = self.info.base_model, self.info.chat_model
         if (crosscoder.info.base_model, crosscoder.info.chat_model) != models:
@@ -35,10 +36,8 @@ class Look(LookContents):
         check_count(num_latents, "num_latents", low=1)
         entries: list[ExplainedFinding] = []
         for finding in self.findings[:limit]:
-            attribution = crosscoder.attribute(
-                token_ids=_until(finding), tokens=finding.position, num_exact=num_exact, limit=num_latents
-            )
-            entries.append(ExplainedFinding(finding, attribution))
+            both = crosscoder.attribute_both(token_ids=_until(finding), tokens=finding.position, num_exact=num_exact)
+            entries.append(ExplainedFinding(finding, both, num_latents))
         return ExplainedLook(crosscoder.name, tuple(entries), self.num_findings)
 
 

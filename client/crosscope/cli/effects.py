@@ -9,6 +9,7 @@ import click
 from crosscope._attribution import ATTRIBUTION_HEADERS
 from crosscope._comparison import COMPARISON_HEADERS
 from crosscope._contrast import CONTRAST_HEADERS
+from crosscope._explanation import EXPLANATION_HEADERS
 from crosscope._tables import counted
 from crosscope._tagged import tagged_sets
 from crosscope.cli.options import Options, with_version
@@ -65,7 +66,7 @@ def _print_strip(comparison: "Comparison") -> None:
 def attribute(
     options: Options, crosscoder: str, prompt: dict[str, Any], tokens: tuple[int, ...], exact: int, **asked: Any
 ) -> None:
-    """Rank the latents of CROSSCODER that carry a difference between the models on TEXT.
+    """Rank the latents of CROSSCODER that carry a difference between the models on TEXT, or work against it.
 
     Explained is the KL(chat‖base) at the tokens that --at names (-1 is the last), by default where it is largest. "-"
     reads TEXT from stdin.
@@ -90,7 +91,12 @@ def attribute(
 @click.option("--include-left-out", is_flag=True, help="Also tokens that training left out (BOS, outlying norms).")
 @takes_prompt
 def explain(options: Options, crosscoder: str, prompt: dict[str, Any], include_template: bool, **asked: Any) -> None:
-    """Say why the models differ on TEXT: where most, and which latents of CROSSCODER carry it there."""
+    """Say why the models differ on TEXT: where most, and which latents of CROSSCODER carry it there.
+
+    A latent has two figures, each a share of the KL(chat‖base) at the token: how much goes when chat's row is put INTO
+    BASE, and how much goes when the latent is taken OUT OF CHAT. Where several latents carry the same, the second is
+    small for each of them. Below 0 the models then differ more; "~" marks an estimate, "–" what was not measured.
+    """
     with options.client() as client:
         handle = options.crosscoder(client, crosscoder)
         found = handle.explain(**prompt, skip_template_tokens=not include_template, **asked)
@@ -100,8 +106,10 @@ def explain(options: Options, crosscoder: str, prompt: dict[str, Any], include_t
         print_json({"rows": rows, "remarks": found.remarks, "attributions": found.attributions})
         return
     _print_strip(found.comparison)
-    for sentence in found.sentences or ["No latent carries a difference here."]:
-        print_text(sentence)
+    if found:
+        print_table(EXPLANATION_HEADERS, found.rows())
+    else:
+        print_text("No latent carries a difference here.")
     for line in found.remarks:
         click.echo(line.encode("utf-8", "backslashreplace").decode(), err=True)
 

@@ -123,7 +123,7 @@ def _finding(finding: "Finding") -> dict[str, Any]:
 
 
 def _explain(options: Options, client: "Client", name: str, look_name: str | None, limit: int) -> None:
-    from crosscope._looks import EXPLAINED_HEADERS
+    from crosscope._explained_looks import EXPLAINED_HEADERS
 
     crosscoder = options.crosscoder(client, name)
     if look_name is None:
@@ -137,6 +137,8 @@ def _explain(options: Options, client: "Client", name: str, look_name: str | Non
         look_name = infos[0].name
     explained = client.look(look_name, max_findings=limit).explain(crosscoder, limit=limit)
     if options.as_json:
-        print_json([{"finding": _finding(each.finding), "latents": each.attribution.entries} for each in explained])
+        print_json([{"finding": _finding(each.finding), "latents": each.latents} for each in explained])
         return
     print_table(EXPLAINED_HEADERS, explained.rows())
+    for line in explained.remarks:
+        click.echo(line, err=True)

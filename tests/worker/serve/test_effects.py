@@ -19,7 +19,10 @@ import torch
 from fixtures_serve import LATENTS, LAYER, VERSION, random_crosscoder, write_version
 from fixtures_server import Front, details_of, run_front
 
-from crosscope_proto.v1 import effects_pb2, prompts_pb2, types_pb2
+from crosscope import AsyncClient, AsyncCrosscoder, InvalidInput
+from crosscope._decode import crosscoder_info
+from crosscope_proto.v1 import effects_pb2, latents_pb2, prompts_pb2, types_pb2
+from crosscope_worker.dictionary.streams import STREAMS
 from crosscope_worker.models.activations import PairActivations
 from crosscope_worker.models.pair import Pair
 from crosscope_worker.serve.process import InferenceProcess
@@ -152,6 +155,35 @@ async def test_attribute(online: Online) -> None:
     )
     assert list(other.explained) == [len(other.tokens.ids) - 1]
     assert not any(entry.HasField("effect") for entry in other.entries)
+
+
+def handle(client: AsyncClient, name: str) -> AsyncCrosscoder:
+    """A handle of a version without tables, which has no card."""
+    card = crosscoder_info(latents_pb2.Crosscoder(name=name, version_id=VERSION))
+    return AsyncCrosscoder(client._transport, card)
+
+
+async def test_both_models_are_asked_and_merged_by_latent(online: Online) -> None:
+    async with AsyncClient(online.front.address) as client:
+        demo = handle(client, "demo")
+        both = await demo.attribute_both(TEXT, tokens=-1, num_exact=8)
+        for name, model in (("transplant", "base"), ("ablation", "chat")):
+            alone = await demo.attribute(TEXT, tokens=-1, model=model, num_exact=8, limit=8)
+            merged = {each.latent: side.effect for each in both if (side := getattr(each, name)) is not None}
+            assert merged == {entry.latent: entry.effect for entry in alone}
+            assert getattr(both, name).effect_of_all == alone.effect_of_all
+        with pytest.raises(InvalidInput, match="no token 99 to explain"):
+            await demo.attribute_both(TEXT, tokens=99)
+        write_version(online.home, "alone", random_crosscoder(streams=STREAMS["chat"]))
+        alone = await handle(client, "alone").attribute_both(TEXT, tokens=4)
+    assert 8 < len(both) <= 16
+    largest = [max(side.share for side in (each.transplant, each.ablation) if side) for each in both]
+    assert largest == sorted(largest, reverse=True)
+    assert both.num_in_one == 2 * (len(both) - 8)
+    assert alone.transplant is None, "it has no rows that base could take"
+    assert alone.refusal.startswith("this crosscoder reads chat alone, so it has no rows of two models")
+    assert f"Nothing was put into base: {alone.refusal}" in str(alone)
+    assert all(each.transplant is None and each.ablation and each.ablation.measured for each in alone)
 
 
 async def test_a_generation_starts_streams_and_ends(online: Online) -> None:
