@@ -62,21 +62,31 @@ class PlantedWorker(inference_pb2_grpc.InferenceServicer):
         return inference_pb2.CompareResponse(response=response)
 
     def Attribute(self, request: inference_pb2.AttributeRequest, context: Any) -> inference_pb2.AttributeResponse:
-        """Latent 2 takes 3 of 4 nats away, latent 5 adds a quarter, latent 7 is only estimated."""
+        """Out of chat, latent 2 carries 3 of 4 nats, latent 5 works against them by one, latent 7 is only estimated.
+
+        Into base, latent 5 carries 2, latent 2 an eighth, latent 9 works against them by one.
+        """
         entry = effects_pb2.AttributeResponse.Entry
+        in_base = request.request.model == effects_pb2.MODEL_BASE
+        out_of_chat = [
+            entry(latent=2, estimate=2.5, effect=3.0, share=0.75, num_active=1, peak_token=3, max=3.0),
+            entry(latent=5, estimate=-0.5, effect=-1.0, share=-0.25, num_active=1, peak_token=4, max=7.5),
+            entry(latent=7, estimate=0.125, num_active=1, peak_token=4, max=10.5),
+        ]
+        into_base = [
+            entry(latent=5, estimate=1.5, effect=2.0, share=0.5, num_active=1, peak_token=4, max=7.5),
+            entry(latent=9, estimate=-0.5, effect=-1.0, share=-0.25, num_active=1, peak_token=5, max=13.5),
+            entry(latent=2, estimate=0.25, effect=0.125, share=0.03125, num_active=1, peak_token=3, max=3.0),
+        ]
         response = effects_pb2.AttributeResponse(
             tokens=_tokens(_fired(request.request.prompt)),
             explained=request.request.tokens,
             value=4.0,
-            entries=[
-                entry(latent=2, estimate=2.5, effect=3.0, share=0.75, num_active=1, peak_token=3, max=3.0),
-                entry(latent=5, estimate=-0.5, effect=-1.0, share=-0.25, num_active=1, peak_token=4, max=7.5),
-                entry(latent=7, estimate=0.125, num_active=1, peak_token=4, max=10.5),
-            ],
+            entries=into_base if in_base else out_of_chat,
             row_starts=[0] * (len(_fired(request.request.prompt)) + 1),
             num_latents=9,
-            effect_of_all=3.2,
-            effect_of_stream=3.6,
+            effect_of_all=2.8 if in_base else 3.2,
+            effect_of_stream=3.8 if in_base else 3.6,
             num_left_out=1,
             version_id=request.request.version_id,
         )

@@ -145,17 +145,22 @@ def test_why_they_differ_lists_latents_by_what_they_do(stack: Stack, open_page: 
     expect(page).to_have_url(re.compile("why=true"))
     expect(page.get_by_text(re.compile("^At token 9, .*flour.*, where they differ most"))).to_be_visible()
     rows = page.get_by_role("table", name="Latents that carry the difference").locator("tbody tr")
-    expect(rows).to_have_count(3)
+    expect(rows).to_have_count(4)
     cells = [row.split("\t") for row in rows.all_inner_texts()]
-    assert [(row[0], *row[2:5]) for row in cells] == [
-        ("2", "3", "75%", "2.5"),
-        ("5", "-1", "-25%", "-0.5"),
-        ("7", "–", "–", "0.125"),
+    assert [(row[0], *row[2:4], row[4][0], row[6]) for row in cells] == [
+        ("2", "3%", "75%", "3", "ablate"),
+        ("5", "50%", "-25%", "4", "transplant"),
+        ("7", "–", "~3%", "4", "ablate"),
+        ("9", "-25%", "–", "5", "transplant"),
     ]
+    for head in ("into base", "out of chat"):
+        column = page.get_by_role("columnheader", name=head, exact=True)
+        expect(column).to_have_attribute("aria-description", re.compile("Share of the KL that goes when"))
     facts = page.locator(".xs-facts", has_text="whole stream")
-    for shown in ("4 nats", "80%", "by the 9 that fire", "90%", "this layer's ceiling"):
+    for shown in ("4 nats", "70%", "80%", "by the 9 that fire", "95%", "90%", "this layer's ceiling"):
         expect(facts).to_contain_text(shown)
-    expect(page.get_by_text("3 of 9 latents that fire are listed. 1 of them were estimated only.")).to_be_visible()
+    said = "4 of 9 latents that fire are listed. 1 of them were estimated only. 2 were measured in one model only"
+    expect(page.get_by_text(said)).to_be_visible()
     first = rows.first.get_by_role("link").first
     first.focus()
     page.keyboard.press("ArrowRight")

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import streamlit as st
 
-from crosscope import Attribution, Comparison, CrosscoderInfo, LeftOut, ModelPredictions
+from crosscope import Attribution, BothAttributions, Comparison, CrosscoderInfo, LatentInBoth, LeftOut, ModelPredictions
+from crosscope._tables import percent
 from crosscope.app import address, composer, panels, prompts, session, text, url
 from crosscope.app.latent_list import latent_list
 from crosscope.app.next_tokens import side_by_side
@@ -15,8 +16,16 @@ from crosscope.app.table_view import Column
 
 SHADE, WHY = "shade", "why"
 """Names of parameters of the URL."""
-EFFECT_HELP = "The KL as it is less the KL when this latent is taken out of the chat model; the model was run again."
-ESTIMATE_HELP = "What one backward pass predicts for the effect; latents without an effect have this alone."
+INTO_BASE_HELP = (
+    "Share of the KL that goes when chat's row of this latent is put into the base model, which then is run again. "
+    "Below 0 the models differ more. ~: estimated. –: not measured in base."
+)
+OUT_OF_CHAT_HELP = (
+    "Share of the KL that goes when this latent is taken out of the chat model, which then is run again. It is small "
+    "where other latents carry the same. Below 0 the models differ more. ~: estimated. –: not measured in chat."
+)
+AT_HELP = "The token at which it acts most, by the estimate, in the model where it carries more."
+TRY_HELP = "Both models' answers with this change."
 
 
 @dataclass(frozen=True)
@@ -141,37 +150,31 @@ def why(prompt: LabPrompt, arguments: str, comparison: Comparison, locked: int |
     st.subheader("Why they differ")
     piece = text.plain(text.visible(comparison.tokens.pieces[tokens[0]]))
     st.caption(f"At token {tokens[0]}, “{piece}”" + (", where they differ most." if locked is None else "."))
-    explanation(prompt, session.attribute(info.name, info.version_id, arguments, tokens[0]), info)
+    explanation(prompt, session.attribute_both(info.name, info.version_id, arguments, tokens[0]), info)
 
 
-def explanation(prompt: LabPrompt, found: Attribution, info: CrosscoderInfo) -> None:
-    """Draws the latents that carry a difference, by what they do, and what all of them explain."""
-    panels.facts(
-        [
-            ("KL(chat‖base)", f"{text.number(found.value)} nats"),
-            ("all latents", share(found.effect_of_all, found.value), f"of it, by the {found.num_latents} that fire"),
-            ("whole stream", share(found.effect_of_stream, found.value), "of it: this layer's ceiling"),
-        ]
-    )
+def explanation(prompt: LabPrompt, found: BothAttributions, info: CrosscoderInfo) -> None:
+    """Draws the latents that change a difference, by what they do in both models, and what all of them do."""
+    panels.facts([("KL(chat‖base)", f"{text.number(found.ablation.value)} nats"), *totals(found)])
     st.caption(" ".join(not_shown(found)))
     if not found.entries:
         st.markdown("No latent fires before this token.")
         return
     ids = np.array([entry.latent for entry in found])
-    question = composer.link_params(prompt.question())
     open_links = [address.href("latent", {"crosscoder": info.name, "latent": i}) for i in ids.tolist()]
+    changes = ["transplant" if entry.strongest is entry.transplant else "ablate" for entry in found]
+    question = composer.link_params(prompt.question())
     steer_links = [
-        address.href("steer", {"crosscoder": info.name, **question, "steer": f"{i} ablate"}) for i in ids.tolist()
+        address.href("steer", {"crosscoder": info.name, **question, "steer": f"{entry.latent} {change}"})
+        for entry, change in zip(found, changes, strict=True)
     ]
-    at = [f"{entry.peak_token} {text.visible(found.tokens.pieces[entry.peak_token])}" for entry in found]
-    shares = ["–" if entry.share is None else f"{entry.share:.0%}" for entry in found]
+    into_base, out_of_chat = zip(*(entry.cells() for entry in found), strict=True)
     more = [
-        Column("effect", ["–" if e.effect is None else text.number(e.effect) for e in found], EFFECT_HELP),
-        Column("share", shares, "The effect as a share of the KL."),
-        Column("estimate", [text.number(entry.estimate) for entry in found], ESTIMATE_HELP),
-        Column("at", at, "Where the estimate is largest.", is_text=True),
+        Column("into base", into_base, INTO_BASE_HELP),
+        Column("out of chat", out_of_chat, OUT_OF_CHAT_HELP),
+        Column("at", [acts_at(found, entry) for entry in found], AT_HELP, is_text=True),
         Column("page", ["open"] * len(ids), "Its own page.", is_text=True, links=open_links),
-        Column("steer", ["ablate"] * len(ids), "Both models' answers without it.", is_text=True, links=steer_links),
+        Column("try it", changes, TRY_HELP, is_text=True, links=steer_links),
     ]
     links = [address.here({"by": latent, SHADE: None}) for latent in ids.tolist()]
     chosen = prompts.decimal(st.query_params.get("by"), -1)
@@ -179,18 +182,44 @@ def explanation(prompt: LabPrompt, found: Attribution, info: CrosscoderInfo) -> 
     st.caption("A row colours the tokens by its latent.")
 
 
-def not_shown(found: Attribution) -> list[str]:
+def acts_at(found: BothAttributions, entry: LatentInBoth) -> str:
+    """The token at which a latent acts most."""
+    token = entry.strongest.peak_token
+    return f"{token} {text.visible(found.ablation.tokens.pieces[token])}"
+
+
+def totals(found: BothAttributions) -> list[tuple[str, str, str]]:
+    """What all latents and the whole streams do in both models, as facts."""
+    sides = [(found.transplant, "into base"), (found.ablation, "out of chat")]
+    asked = [(side, where) for side, where in sides if side is not None]
+    latents = [
+        (f"all latents, {where}", share(side, side.effect_of_all), f"of it, by the {side.num_latents} that fire")
+        for side, where in asked
+    ]
+    streams = [
+        (f"whole stream, {where}", share(side, side.effect_of_stream), "of it: this layer's ceiling")
+        for side, where in asked
+    ]
+    return latents + streams
+
+
+def not_shown(found: BothAttributions) -> list[str]:
     """Sentences about what was listed, measured and left alone."""
-    estimated = sum(entry.effect is None for entry in found)
-    lines = [f"{len(found)} of {found.num_latents} latents that fire are listed."]
+    lines = [f"{len(found)} of {found.ablation.num_latents} latents that fire are listed."]
+    estimated = sum(not entry.strongest.measured for entry in found)
+    if found.refusal:
+        lines.append(f"Nothing was put into base: {text.plain(found.refusal)}.")
     if estimated:
         lines.append(f"{estimated} of them were estimated only.")
-    if found.num_left_out:
-        left_out = "1 token" if found.num_left_out == 1 else f"{found.num_left_out} tokens"
+    if found.num_in_one:
+        lines.append(f"{found.num_in_one} were measured in one model only, the strongest there by the estimate.")
+    if found.ablation.num_left_out:
+        number = found.ablation.num_left_out
+        left_out = "1 token" if number == 1 else f"{number} tokens"
         lines.append(f"Latents at {left_out} that training left out (BOS, outliers) were left alone.")
     return lines
 
 
-def share(effect: float, value: float) -> str:
-    """An effect as a share of the figure."""
-    return f"{effect / value:.0%}" if value else "–"
+def share(found: Attribution, effect: float) -> str:
+    """An effect as a share of the figure; below 0 the models then differ more."""
+    return percent(effect / found.value if found.value else None)

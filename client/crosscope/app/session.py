@@ -15,7 +15,7 @@ import numpy as np
 import streamlit as st
 
 from crosscope import (
-    Attribution,
+    BothAttributions,
     Busy,
     Client,
     Comparison,
@@ -195,10 +195,10 @@ def compare(name: str, version_id: str, prompt_json: str) -> Comparison:
     return crosscoder(name, version_id).compare(**json.loads(prompt_json), top_n=NEXT_TOKENS)
 
 
-@st.cache_resource(max_entries=32, show_spinner="Taking latents away, one by one …")
-def attribute(name: str, version_id: str, prompt_json: str, token: int) -> Attribution:
-    """The latents that carry the difference at one token of a prompt; `prompt_json` as in `encode`."""
-    return crosscoder(name, version_id).attribute(**json.loads(prompt_json), tokens=[token])
+@st.cache_resource(max_entries=32, show_spinner="Changing latents in both models, one by one …")
+def attribute_both(name: str, version_id: str, prompt_json: str, token: int) -> BothAttributions:
+    """What latents do to the difference at one token of a prompt, in both models; `prompt_json` as in `encode`."""
+    return crosscoder(name, version_id).attribute_both(**json.loads(prompt_json), tokens=[token])
 
 
 def show_error(
