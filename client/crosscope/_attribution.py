@@ -147,7 +147,7 @@ class Attribution(Sequence[AttributedLatent]):
         if not self.value:
             return f"change it by {number(effect)} nats"
         share = effect / self.value
-        return f"carry {percent(share)}" if share >= 0 else f"work against it: it grows by {percent(-share)}"
+        return f"carry {percent(share)}" if share >= 0 else f"work against it, and it grows by {percent(-share)}"
 
     def _does(self, entry: AttributedLatent) -> str:
         """What one latent does to the figure, in words."""

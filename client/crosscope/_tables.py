@@ -46,7 +46,9 @@ def percent(share: float | None) -> str:
     """A share in per cent, one below 1 % with a digit more; a dash where it is undefined."""
     if share is None or share != share:
         return UNDEFINED
-    return f"{share:.1%}" if 0 < abs(share) < 0.01 else f"{share:.0%}"
+    if abs(share) < 0.0005:
+        return "0%"
+    return f"{share:.1%}" if abs(share) < 0.01 else f"{share:.0%}"
 
 
 def counted(count: int, noun: str) -> str:

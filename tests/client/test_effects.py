@@ -192,11 +192,11 @@ def test_what_works_against_a_difference_is_said(client: Client) -> None:
     assert [row[:2] for row in found.rows()] == [
         *(("9", "carries"), ("8", "carries"), ("5", "works against"), ("7", "works against")),
     ]
-    assert "All 5 latents that fire, put into base together, work against it: it grows by 25%." in str(found)
+    assert "All 5 latents that fire, put into base together, work against it, and it grows by 25%." in str(found)
     # A log-probability difference below 0: what makes it smaller in size carries it.
     below = replace(found, value=-2.0, effect_of_all=0.5)
     assert [row[1] for row in below.rows()] == ["works against", "works against", "carries", "carries"]
-    assert "together, work against it: it grows by 25%." in str(below)
+    assert "together, work against it, and it grows by 25%." in str(below)
     wide = replace(found, effect_of_stream=float("nan"))
     assert "have different widths" in str(wide)
     assert "nan" not in str(wide)
@@ -227,7 +227,7 @@ def test_attribute_both_merges_by_latent(client: Client, effects: ScriptedEffect
         "put into base it was not measured; without it in chat an estimated 12% of the difference goes",
     ]
     said = str(found)
-    assert "put into base together, work against it: it grows by 25%. The whole streams" in said
+    assert "put into base together, work against it, and it grows by 25%. The whole streams" in said
     assert "taken out of chat together, carry 60%." in said
     assert "3 of the 5 latents listed have no figure (–) in one of the models" in said
     frame = found.to_pandas()
