@@ -138,7 +138,12 @@ class BothAttributions(Sequence[LatentInBoth]):
     @property
     def remarks(self) -> tuple[str, ...]:
         """The totals, and why base was not asked."""
-        return (*self.totals, f"Nothing was put into base: {self.refusal}") if self.refusal else self.totals
+        return (*self.totals, self.refused) if self.refusal else self.totals
+
+    @property
+    def refused(self) -> str:
+        """The refusal as a sentence; empty if there is none."""
+        return f"Nothing was put into base: {self.refusal}." if self.refusal else ""
 
     def to_pandas(self) -> "pd.DataFrame":
         """A data frame with a row for each latent; needs pandas."""
@@ -168,6 +173,8 @@ class BothAttributions(Sequence[LatentInBoth]):
 
 def _effects(attribution: Attribution | None) -> dict[int, LatentEffect]:
     """The effect of each latent that an attribution lists."""
+    if attribution is None:
+        return {}
     return {
         entry.latent: LatentEffect(
             entry.estimate if entry.effect is None else entry.effect,
@@ -175,7 +182,7 @@ def _effects(attribution: Attribution | None) -> dict[int, LatentEffect]:
             entry.effect is not None,
             entry.peak_token,
         )
-        for entry in attribution or ()
+        for entry in attribution
     }
 
 

@@ -75,8 +75,8 @@ class ExplainedLook(Sequence[ExplainedFinding]):
     @property
     def remarks(self) -> tuple[str, ...]:
         """Why base was not asked, and how shares are to be read."""
-        refusals = dict.fromkeys(each.both.refusal for each in self if each.both.refusal)
-        return (*(f"Nothing was put into base: {each}" for each in refusals), ONE_BY_ONE) if self.entries else ()
+        refused = dict.fromkeys(each.both.refused for each in self if each.both.refusal)
+        return (*refused, ONE_BY_ONE) if self.entries else ()
 
     def rows(self) -> list[tuple[str, ...]]:
         """Cells of every finding under EXPLAINED_HEADERS."""

@@ -103,9 +103,7 @@ class Explanation(Sequence[ExplainedLatent]):
                 f"Passed over, though the models differ more there: {named}{more}. They are of the template, or "
                 "training left them out; skip_template_tokens=False and include_left_out=True explain them too."
             )
-        lines += dict.fromkeys(
-            f"Nothing was put into base: {each.refusal}" for each in self.attributions if each.refusal
-        )
+        lines += dict.fromkeys(each.refused for each in self.attributions if each.refusal)
         lines.append(ONE_BY_ONE)
         return tuple(lines)
 

@@ -268,6 +268,8 @@ def test_explain(client: Client, effects: ScriptedEffects) -> None:
     assert "▁cannot <i>7</i>" in seen.texts
     least = client.explain("demo", "abcd", num_tokens=1, limit=1)
     assert [each.latent for each in least] == [9]
+    with pytest.raises(InvalidInput, match="limit: is 513, but at most 512 latents"):
+        client.explain("demo", "abcd", limit=513)
 
 
 def test_where_base_cannot_take_chat_s_rows_ablation_stands_alone(client: Client) -> None:

@@ -33,6 +33,8 @@ _NEXT_TOKENS = 3
 """Next tokens of each model that an explanation shows."""
 _LEAST_EXACT = 32
 """Latents that an explanation measures in each model at least, so that the strongest of them are found."""
+_MOST_EXACT = 512
+"""The most that a request may measure."""
 _AT_ONCE = 8
 """Latents whose peaks are asked for at once."""
 
@@ -222,7 +224,8 @@ class Attributing(Prompting, Effects):
             stored_text=stored_text,
         )
         check_count(num_tokens, "num_tokens", low=1)
-        check_count(limit, "limit", low=1)
+        if check_count(limit, "limit", low=1) > _MOST_EXACT:
+            raise InvalidInput.of("limit", f"is {limit}, but at most {_MOST_EXACT} latents of a token are measured")
         skip = check_flag(skip_template_tokens, "skip_template_tokens")
         left_out = check_flag(include_left_out, "include_left_out")
         comparison = self._compare(prompt, _NEXT_TOKENS)

@@ -208,7 +208,7 @@ def not_shown(found: BothAttributions) -> list[str]:
     lines = [f"{len(found)} of {found.ablation.num_latents} latents that fire are listed."]
     estimated = sum(not entry.strongest.measured for entry in found)
     if found.refusal:
-        lines.append(f"Nothing was put into base: {text.plain(found.refusal)}.")
+        lines.append(text.plain(found.refused))
     if estimated:
         lines.append(f"{estimated} of them were estimated only.")
     if found.num_in_one:
