@@ -85,7 +85,7 @@ class PlantedWorker(inference_pb2_grpc.InferenceServicer):
             entries=into_base if in_base else out_of_chat,
             row_starts=[0] * (len(_fired(request.request.prompt)) + 1),
             num_latents=9,
-            effect_of_all=2.8 if in_base else 3.2,
+            effect_of_all=-0.4 if in_base else 3.2,
             effect_of_stream=3.8 if in_base else 3.6,
             num_left_out=1,
             version_id=request.request.version_id,

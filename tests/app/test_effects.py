@@ -157,7 +157,16 @@ def test_why_they_differ_lists_latents_by_what_they_do(stack: Stack, open_page: 
         column = page.get_by_role("columnheader", name=head, exact=True)
         expect(column).to_have_attribute("aria-description", re.compile("Share of the KL that goes when"))
     facts = page.locator(".xs-facts", has_text="whole stream")
-    for shown in ("4 nats", "70%", "80%", "by the 9 that fire", "95%", "90%", "this layer's ceiling"):
+    for shown in (
+        "4 nats",
+        "-10%",
+        "against it, by the 9 that fire",
+        "80%",
+        "of it, by the 9 that fire",
+        "95%",
+        "90%",
+        "this layer's ceiling",
+    ):
         expect(facts).to_contain_text(shown)
     said = "4 of 9 latents that fire are listed. 1 of them were estimated only. 2 were measured in one model only"
     expect(page.get_by_text(said)).to_be_visible()

@@ -193,14 +193,27 @@ def totals(found: BothAttributions) -> list[tuple[str, str, str]]:
     sides = [(found.transplant, "into base"), (found.ablation, "out of chat")]
     asked = [(side, where) for side, where in sides if side is not None]
     latents = [
-        (f"all latents, {where}", share(side, side.effect_of_all), f"of it, by the {side.num_latents} that fire")
+        (
+            f"all latents, {where}",
+            share(side, side.effect_of_all),
+            f"{way(side.effect_of_all)} it, by the {side.num_latents} that fire",
+        )
         for side, where in asked
     ]
     streams = [
-        (f"whole stream, {where}", share(side, side.effect_of_stream), "of it: this layer's ceiling")
+        (
+            f"whole stream, {where}",
+            share(side, side.effect_of_stream),
+            f"{way(side.effect_of_stream)} it: this layer's ceiling",
+        )
         for side, where in asked
     ]
     return latents + streams
+
+
+def way(effect: float) -> str:
+    """Whether an effect is a part of the difference or works against it, in front of "it"."""
+    return "against" if effect < 0 else "of"
 
 
 def not_shown(found: BothAttributions) -> list[str]:
