@@ -27,8 +27,8 @@ class ScriptedEffects(ScriptedPrompts):
     """Makes each character a token, after BOS, which training left out.
 
     KL(chat ‖ base) at token t is t / 2. Base answers "yes" and chat "no", by END_REASON_TURN_END; a changed arm was
-    changed at 4 tokens and left 1 alone. A prompt with "fail" is refused behind the first token, one with "wait" waits
-    there until the caller has gone, one with "cut" ends there.
+    changed at 4 tokens and left 1 alone. Training left out tokens like an answer's second. A prompt with "fail" is
+    refused behind the first token, one with "wait" waits there until the caller has gone, one with "cut" ends there.
     """
 
     def __init__(self) -> None:
@@ -106,7 +106,10 @@ class ScriptedEffects(ScriptedPrompts):
 
     @staticmethod
     def _token(arm: int, sample: int, answer: list[str], i: int, with_code: bool) -> effects_pb2.NewToken:
-        fires = {"latents": [9, 3], "activations": [1.5, 0.5]} if with_code and i < len(answer) - 1 else {}
+        fires: dict[str, Any] = {}
+        if with_code and i < len(answer) - 1:
+            left_out = LeftOut.NORM if i == 1 else LeftOut.KEPT
+            fires = {"latents": [9, 3], "activations": [1.5 + 40 * i, 0.5], "left_out": left_out.value}
         return effects_pb2.NewToken(
             arm=arm,
             sample=sample,
@@ -114,7 +117,7 @@ class ScriptedEffects(ScriptedPrompts):
             piece=answer[i],
             log_probability=-0.5 * (i + 1),
             role=TokenRole.ASSISTANT.value,  # pyright: ignore[reportArgumentType]
-            **fires,  # pyright: ignore[reportArgumentType]
+            **fires,
         )
 
     @staticmethod
