@@ -293,6 +293,15 @@ def test_equal_models_have_no_findings(home: Path) -> None:
     assert tables_of(home, "same")["findings"] == []
 
 
+def test_models_of_different_vocabularies_are_refused(home: Path) -> None:
+    """A random head gives three more ids about 3 / (its size) of the probability."""
+    torch.manual_seed(0)
+    num_ids = len(gemma_tokenizer())
+    save_pair(home, "more-ids", random_gemma(num_ids), random_gemma(num_ids + num_ids // 4))
+    with pytest.raises(PairError, match=r"a model gives \d+\.\d% of the probability to ids that the other model lacks"):
+        make_look(recipe_of("more-ids"), workspace_of(home, "more"), silent)
+
+
 def test_data_without_a_token_to_compare_is_refused(home: Path) -> None:
     recipe = recipe_of("planted")
     with pytest.raises(DataError, match="keeps no token"):
