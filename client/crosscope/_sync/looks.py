@@ -4,7 +4,9 @@
 from dataclasses import dataclass
 
 from crosscope._errors import InvalidInput
-from crosscope._looks import ExplainedFinding, ExplainedLook, Finding, LookContents
+from crosscope._explained_look import ExplainedFinding, ExplainedLook
+from crosscope._findings import Finding
+from crosscope._looks import LookContents
 from crosscope._prompts import check_count
 from crosscope._public import public
 from crosscope._sync.crosscoder import Crosscoder

@@ -11,7 +11,7 @@ from crosscope.cli.output import print_json, print_table, print_text
 
 if TYPE_CHECKING:
     from crosscope import Client, Look
-    from crosscope._looks import Finding
+    from crosscope._findings import Finding
 
 
 @click.command()
@@ -123,7 +123,7 @@ def _finding(finding: "Finding") -> dict[str, Any]:
 
 
 def _explain(options: Options, client: "Client", name: str, look_name: str | None, limit: int) -> None:
-    from crosscope._looks import EXPLAINED_HEADERS
+    from crosscope._explained_look import EXPLAINED_HEADERS
 
     crosscoder = options.crosscoder(client, name)
     if look_name is None:
