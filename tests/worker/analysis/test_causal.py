@@ -17,7 +17,7 @@ from crosscope_proto.specs import CausalSpec, TokenPolicy
 from crosscope_worker.analysis import AnalysisError, causal, whole_texts
 from crosscope_worker.analysis.causal import CausalEffects, measure_causal
 from crosscope_worker.analysis.causal_choice import choose_latents
-from crosscope_worker.analysis.causal_sums import TextMeans
+from crosscope_worker.analysis.text_means import TextMeans
 from crosscope_worker.analysis.whole_texts import Splicing
 from crosscope_worker.data.texts import Text
 from crosscope_worker.dictionary.crosscoder import Crosscoder
@@ -157,11 +157,12 @@ def test_a_latent_that_never_fires_does_nothing_and_one_that_was_not_chosen_has_
 
 def test_errors_of_two_texts_by_hand():
     """Sums 3 and 1 over 2 and 4 predictions: mean 2/3, residuals ±5/3, so the error is sqrt(2 · 50/9) / 6."""
-    sums = TextMeans(1, 1, 1)
+    sums = TextMeans((2, 1, 1))
     for total, count in ((3.0, 2), (1.0, 4)):
-        sums.add(np.full((1, 1, 1), total), np.array([count]), np.array([0]))
-    assert sums.means()[0, 0, 0] == pytest.approx(2 / 3)
-    assert sums.errors()[0, 0, 0] == pytest.approx(np.sqrt(2 * 50 / 9) / 6)
+        sums.add(np.full((1, 1, 1), total), np.array([count]), np.array([1]))
+    assert sums.means()[1, 0, 0] == pytest.approx(2 / 3)
+    assert sums.errors()[1, 0, 0] == pytest.approx(np.sqrt(2 * 50 / 9) / 6)
+    assert np.isnan(sums.means()[0]), "what no text was added to"
 
 
 def test_one_text_has_no_error(tiny_pair: Pair, texts):

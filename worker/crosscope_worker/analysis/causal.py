@@ -23,9 +23,10 @@ from crosscope_proto.roles import BASE, CHAT
 from crosscope_proto.specs import CausalSpec
 from crosscope_proto.stages import Stage
 from crosscope_worker.analysis.causal_choice import choose_latents
-from crosscope_worker.analysis.causal_sums import Correlations, TextMeans
+from crosscope_worker.analysis.correlations import Correlations
 from crosscope_worker.analysis.errors import AnalysisError
 from crosscope_worker.analysis.fidelity import spliced_half
+from crosscope_worker.analysis.text_means import TextMeans
 from crosscope_worker.analysis.whole_texts import BATCH_TOKENS, Splicing, WholeTexts, batches, read
 from crosscope_worker.data.texts import Text
 from crosscope_worker.dictionary.crosscoder import Crosscoder
@@ -95,8 +96,9 @@ class _Measuring:
         """Ids that both models have; a wider embedding is padded."""
         self._at_once = max(1, LOGIT_BYTES // (4 * max(sizes)))
         """Tokens of one piece of logits."""
-        self.effects = TextMeans(len(latents), len(CAUSAL_EFFECTS), len(_GROUPS))
-        self.gap = TextMeans(1, 1, len(_GROUPS))
+        shape = len(latents), len(CAUSAL_EFFECTS), len(_GROUPS)
+        self.effects = TextMeans(shape, (len(latents), 1, len(_GROUPS)))
+        self.gap = TextMeans((len(_GROUPS),))
         self.equivalence = Correlations(len(latents))
         self.texts = np.zeros(len(latents), np.int64)
         """Texts that were run, [chosen latent]."""
@@ -138,7 +140,7 @@ class _Measuring:
             found, gap = self._run(run, chunk)
             sums[chunk] = found
         self.effects.add(sums[open_latents], counts, open_latents)
-        self.gap.add(gap[None, None], counts, np.zeros(1, np.int64))
+        self.gap.add(gap, counts)
         self.texts[firing] += 1
         self.tokens[firing] += length
 
@@ -270,10 +272,10 @@ def _metrics(measuring: _Measuring) -> dict[str, float]:
     found = {
         "causal_latents": float(len(measuring.texts)),
         "causal_latents_short": float((~measuring.open).sum()),
-        "causal_texts": float(gap.num_texts().max()),
+        "causal_texts": float(gap.num_texts.max()),
     }
-    for g, group in enumerate(_GROUPS):
-        found[f"causal_gap_{group}"] = float(gap.means()[0, 0, g])
-        found[f"causal_gap_{group}_se"] = float(gap.errors()[0, 0, g])
-        found[f"causal_predictions_{group}"] = float(gap.num_predictions()[0, g])
+    for group, mean, error, num in zip(_GROUPS, gap.means(), gap.errors(), gap.num_tokens, strict=True):
+        found[f"causal_gap_{group}"] = float(mean)
+        found[f"causal_gap_{group}_se"] = float(error)
+        found[f"causal_predictions_{group}"] = float(num)
     return found
