@@ -169,9 +169,10 @@ class ScriptedEffects(ScriptedPrompts):
         return prompts_pb2.ContrastResponse(
             places=[
                 place(place="decision", entries=found, num_latents=30, **shared),  # pyright: ignore[reportArgumentType]
-                place(place="within", num_latents=40, **shared),  # pyright: ignore[reportArgumentType]
+                place(place="within", num_latents=40, num_without_token=2, **shared),  # pyright: ignore[reportArgumentType]
             ],
             num_first=len(request.first),
             num_second=len(request.second),
+            num_repeats=1,
             version_id="v1",
         )
