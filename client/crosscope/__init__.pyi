@@ -106,14 +106,14 @@ from ._explained_looks import ExplainedFinding as ExplainedFinding
 from ._explained_looks import ExplainedLook as ExplainedLook
 from ._explanation import ExplainedLatent as ExplainedLatent
 from ._explanation import Explanation as Explanation
+from ._findings import Continuation as Continuation
+from ._findings import Finding as Finding
+from ._findings import FirstDifference as FirstDifference
+from ._findings import LookGroup as LookGroup
+from ._findings import LookLayer as LookLayer
+from ._findings import LookText as LookText
 from ._latents import LatentStatistics as LatentStatistics
-from ._looks import Continuation as Continuation
-from ._looks import Finding as Finding
-from ._looks import FirstDifference as FirstDifference
-from ._looks import LookGroup as LookGroup
 from ._looks import LookInfo as LookInfo
-from ._looks import LookLayer as LookLayer
-from ._looks import LookText as LookText
 from ._steering import Steer as Steer
 from ._sync.client import Client as Client
 from ._sync.columns import (

@@ -11,7 +11,7 @@ from crosscope._encoding import Encoding
 from crosscope._public import public
 from crosscope._tables import counted, number, printable
 from crosscope._types import Tokens
-from crosscope_proto.roles import TokenRole
+from crosscope_proto.roles import LeftOut, TokenRole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,6 +49,9 @@ class NewToken:
     """With `with_code`: latents that fire on it, strongest first. The last token is never read, so it has none."""
     activations: tuple[float, ...] = ()
     """Their scaled activations."""
+    left_out: LeftOut | None = None
+    """With `with_code`: why training left out tokens like it, LeftOut.KEPT (0) if it did not. None where that is not
+    known, as for the last token."""
 
 
 @public
@@ -64,7 +67,7 @@ class Answer:
     text: str
     """Without the end of the turn, and without a stop string and what came behind it."""
     tokens: Tokens
-    """The new tokens."""
+    """The new tokens. With `with_code` they say what training left out; the last one, never read, counts as kept."""
     log_probabilities: "np.ndarray"
     """[token] float32, in the model as changed, at temperature 1."""
     reason: str
@@ -101,12 +104,13 @@ def answer_html(answer: Answer) -> str:
     values = answer.code.strongest().tolist()[num_before:] if answer.code else surprises
     titles = []
     for i, surprise in enumerate(surprises):
-        title = f"token {i}: log p {number(-surprise)}"
+        title = f"token {i}, {answer.tokens.role_name(i)}: log p {number(-surprise)}"
         if answer.code:
             strongest = answer.code.top(num_before + i, _STRONGEST)
             title += "; " + (", ".join(f"latent {each}: {number(value)}" for each, value in strongest) or "no latent")
         titles.append(title)
-    return _html.tokens(answer.tokens, values, max(values, default=0.0), titles) + _html.remarks(answer.remarks)
+    largest = _html.scale_of(answer.tokens, values)
+    return _html.tokens(answer.tokens, values, largest, titles) + _html.remarks(answer.remarks)
 
 
 def answers_text(prompt: Tokens, answers: Sequence[Answer]) -> str:

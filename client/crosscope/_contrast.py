@@ -100,7 +100,8 @@ class Contrast:
     def heading(self) -> str:
         """How many prompts were compared."""
         said = f"{self.num_first} prompts against {self.num_second} in {self.crosscoder}"
-        return said + (f"; {self.num_repeats} repeats are not counted" if self.num_repeats else "")
+        are = "1 repeat is" if self.num_repeats == 1 else f"{self.num_repeats} repeats are"
+        return said + (f"; {are} not counted" if self.num_repeats else "")
 
     def to_pandas(self) -> "pd.DataFrame":
         """A data frame with a row for each place and latent; needs pandas."""

@@ -173,13 +173,15 @@ def role(number: int) -> TokenRole:
     return _ROLES.get(number, TokenRole.TEXT)
 
 
-def tokens(message: types_pb2.Tokens) -> types.Tokens:
-    """A text's tokens.
+def left_out_by(number: int) -> LeftOut:
+    """Why training left a token out; a reason that this version does not know counts as LeftOut.NORM."""
+    return _LEFT_OUT.get(number, LeftOut.NORM)
 
-    An unknown role counts as plain text, an unknown reason for leaving out as LeftOut.NORM.
-    """
+
+def tokens(message: types_pb2.Tokens) -> types.Tokens:
+    """A text's tokens."""
     roles = tuple(map(role, message.roles))
-    left_out = tuple(_LEFT_OUT.get(number, LeftOut.NORM) for number in message.left_out)
+    left_out = tuple(map(left_out_by, message.left_out))
     dropped = tuple(message.dropped_reasoning)
     return types.Tokens(tuple(message.ids), tuple(message.pieces), roles, left_out, dropped)
 

@@ -148,6 +148,7 @@ def new_token(message: effects_pb2.NewToken) -> NewToken:
         role=_decode.role(message.role),
         latents=tuple(message.latents),
         activations=tuple(message.activations),
+        left_out=_decode.left_out_by(message.left_out) if message.HasField("left_out") else None,
     )
 
 
@@ -179,18 +180,23 @@ def answer(
 
 def _new_tokens(new: Sequence[NewToken]) -> Tokens:
     ids, pieces = tuple(token.id for token in new), tuple(token.piece for token in new)
-    return Tokens(ids, pieces, tuple(token.role for token in new))
+    reasons = tuple(token.left_out for token in new)
+    is_known = any(reason is not None for reason in reasons)
+    left_out = tuple(LeftOut.KEPT if reason is None else reason for reason in reasons) if is_known else ()
+    return Tokens(ids, pieces, tuple(token.role for token in new), left_out)
 
 
 def answer_code(crosscoder: str, start: effects_pb2.GenerationStart, new: Sequence[NewToken]) -> Encoding:
-    """The code of a prompt and an answer to it. Whether training left out tokens like the new ones is not known."""
+    """The code of a prompt and an answer to it. Tokens of which nobody said whether training left them out count as
+    kept: the last one, and all new ones if the worker is older.
+    """
     import numpy as np
 
     prompt, code = _decode.tokens(start.tokens), start.code
     counts = np.array([len(token.latents) for token in new], np.int64)
     row_starts = np.asarray(code.row_starts, np.int64)
-    left_out = (*(prompt.left_out or (LeftOut.KEPT,) * len(prompt)), *(LeftOut.KEPT,) * len(new))
     told = _new_tokens(new)
+    left_out = tuple(reason for each in (prompt, told) for reason in each.left_out or (LeftOut.KEPT,) * len(each))
     ids, pieces, roles = (*prompt.ids, *told.ids), (*prompt.pieces, *told.pieces), (*prompt.roles, *told.roles)
     tokens = Tokens(ids, pieces, roles, left_out, prompt.dropped_reasoning)
     return Encoding(

@@ -2,16 +2,17 @@
 
 from typing import Any
 
-import crosscope._looks as looks
 from crosscope._comparison import NextToken
 from crosscope._decode import tokens
+from crosscope._findings import Continuation, Finding, FirstDifference, LookGroup, LookLayer, LookText
+from crosscope._looks import LookInfo
 from crosscope._types import Estimate
 from crosscope_proto.v1 import looks_pb2
 
 
-def look_info(message: looks_pb2.Look) -> looks.LookInfo:
+def look_info(message: looks_pb2.Look) -> LookInfo:
     """What a look is about."""
-    return looks.LookInfo(
+    return LookInfo(
         name=message.name,
         pair=message.pair,
         base_model=message.base_model,
@@ -42,13 +43,13 @@ def look_fields(message: looks_pb2.GetLookResponse) -> dict[str, Any]:
         info=look_info(message.look),
         layers=tuple(map(_layer, message.layers)),
         groups=tuple(
-            looks.LookGroup(
+            LookGroup(
                 each.kind, each.name, each.num_tokens, each.num_texts, Estimate(each.mean, each.mean_se), each.share
             )
             for each in message.groups
         ),
         findings=tuple(
-            looks.Finding(texts[each.text], each.position, each.kl, _likely(each.base), _likely(each.chat))
+            Finding(texts[each.text], each.position, each.kl, _likely(each.base), _likely(each.chat))
             for each in message.findings
         ),
         conversations=tuple(ranked),
@@ -58,13 +59,13 @@ def look_fields(message: looks_pb2.GetLookResponse) -> dict[str, Any]:
     )
 
 
-def _layer(message: looks_pb2.LookLayer) -> looks.LookLayer:
+def _layer(message: looks_pb2.LookLayer) -> LookLayer:
     shares = Estimate(message.share_chat, message.share_chat_se), Estimate(message.share_base, message.share_base_se)
-    return looks.LookLayer(message.layer, *shares)
+    return LookLayer(message.layer, *shares)
 
 
-def _text(message: looks_pb2.LookText) -> looks.LookText:
-    return looks.LookText(
+def _text(message: looks_pb2.LookText) -> LookText:
+    return LookText(
         dataset=message.dataset,
         place=message.place,
         rank=message.rank,
@@ -81,8 +82,8 @@ def _likely(message: looks_pb2.LookNext) -> tuple[NextToken, ...]:
     return tuple(NextToken(*each) for each in zip(*columns, strict=True))
 
 
-def _first(message: looks_pb2.LookFirst) -> looks.FirstDifference:
-    return looks.FirstDifference(
+def _first(message: looks_pb2.LookFirst) -> FirstDifference:
+    return FirstDifference(
         dataset=message.dataset,
         layer=message.layer,
         position=message.position,
@@ -94,8 +95,8 @@ def _first(message: looks_pb2.LookFirst) -> looks.FirstDifference:
     )
 
 
-def _continuation(message: looks_pb2.LookContinuation) -> looks.Continuation:
-    return looks.Continuation(
+def _continuation(message: looks_pb2.LookContinuation) -> Continuation:
+    return Continuation(
         dataset=message.dataset,
         place=message.place,
         kl=message.kl,

@@ -10,7 +10,6 @@ from crosscope import _html, _tables
 from crosscope._public import public
 from crosscope._tables import number, visible
 from crosscope._types import Tokens
-from crosscope_proto.roles import LeftOut
 
 if TYPE_CHECKING:
     import numpy as np
@@ -123,12 +122,12 @@ class Encoding:
 
     def _repr_html_(self) -> str:
         """The prompt, each token coloured by its strongest latent."""
-        values, reasons = self.strongest().tolist(), self.tokens.left_out or (LeftOut.KEPT,) * len(self)
-        # Tokens that training left out may be hundreds of times as strong; on their scale all others would be pale.
-        strongest = max((v for v, reason in zip(values, reasons, strict=True) if reason == LeftOut.KEPT), default=0.0)
+        values = self.strongest().tolist()
         titles = [self._title(i) for i in range(len(self))]
         head = escape(f"{len(self)} tokens in {self.crosscoder}, coloured by each token's strongest latent")
-        return _html.page(f"<small>{head}</small>{_html.tokens(self.tokens, values, strongest, titles)}")
+        return _html.page(
+            f"<small>{head}</small>{_html.tokens(self.tokens, values, _html.scale_of(self.tokens, values), titles)}"
+        )
 
     def _title(self, i: int) -> str:
         strongest = ", ".join(

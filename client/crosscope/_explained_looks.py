@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, overload
 
 from crosscope import _html, _tables
 from crosscope._both import ONE_BY_ONE, BothAttributions, LatentInBoth
-from crosscope._looks import Finding
+from crosscope._findings import Finding
 from crosscope._public import public
 from crosscope._tables import UNDEFINED, number, percent
 

@@ -30,6 +30,15 @@ def page(body: str) -> str:
     return f'{_STYLE}<div class="crosscope">{body}</div>'
 
 
+def scale_of(tokens: Tokens, values: Sequence[float]) -> float:
+    """The largest value on a token that training did not leave out; 0 if there is none.
+
+    Latents may be hundreds of times as strong on the others, and on their scale all tokens would be pale.
+    """
+    reasons = tokens.left_out or (LeftOut.KEPT,) * len(tokens)
+    return max((v for v, reason in zip(values, reasons, strict=True) if reason == LeftOut.KEPT), default=0.0)
+
+
 def tokens(tokens: Tokens, values: Sequence[float], maximum: float, titles: Sequence[str]) -> str:
     """Tokens washed in proportion to their values, 0 to `maximum`; those that training left out are struck through."""
     kinds = ["template" if is_template else "" for is_template in tokens.is_template]

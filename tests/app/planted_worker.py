@@ -145,6 +145,10 @@ def _words(arm: effects_pb2.Arm) -> list[str]:
     return [name, *changes, f" {HOSTILE}"]
 
 
+_SECOND = types_pb2.TOKEN_LEFT_OUT_NORM
+"""Training left out tokens like the second of an answer."""
+
+
 def _new_token(arm: int, n: int, words: list[str]) -> effects_pb2.NewToken:
     fires = [(7, 2.0), (9, 1.0)] if n == 0 else [(7, 2.0)]
     is_last = n + 1 == len(words)
@@ -156,6 +160,7 @@ def _new_token(arm: int, n: int, words: list[str]) -> effects_pb2.NewToken:
         role=types_pb2.TOKEN_ROLE_ASSISTANT,
         latents=[] if is_last else [latent for latent, _ in fires],
         activations=[] if is_last else [value for _, value in fires],
+        left_out=None if is_last else _SECOND if n == 1 else types_pb2.TOKEN_LEFT_OUT_UNSPECIFIED,
     )
 
 

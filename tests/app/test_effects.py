@@ -58,6 +58,10 @@ def test_steer_page_restores_its_url_and_answers_side_by_side(stack: Stack, open
     first = page.locator(".strip").nth(3).locator(".token").first
     label = "chat, token 0, assistant, activation 2.00 of latent 7, log-probability -0.25"
     expect(first).to_have_attribute("aria-label", label)
+    tokens = page.locator(".strip").nth(3).locator(".token")
+    expect(tokens.nth(1)).to_have_class(re.compile("left-out"))
+    expect(tokens.nth(1)).to_have_attribute("aria-label", re.compile("left out of training and analysis: .*norm"))
+    assert [("left-out" in (each.get_attribute("class") or "")) for each in tokens.all()] == [False, True, False, False]
     left, right = (page.locator(".strip").nth(i).bounding_box() for i in (0, 1))
     assert left is not None
     assert right is not None

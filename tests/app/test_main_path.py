@@ -9,9 +9,10 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 from fixtures_artefacts import write_crosscoder
+from fixtures_looks import write_look
 from playwright.sync_api import Page, expect
 
-from crosscope_proto.artefacts import version_folder
+from crosscope_proto.artefacts import PairManifest, version_folder
 from crosscope_proto.recipe import parse_recipe
 from tests.app.planted_worker import LOST, REFUSED, REST, SECRET_FOLDER
 from tests.app.stack import OpenPage, Stack, settle
@@ -20,7 +21,6 @@ from tests.app.test_pages import LAB
 pytestmark = pytest.mark.browser
 
 WIDE, FLOOR = 600, -np.log(1e-5)
-TITLES = ("Overview", "Atlas", "Latent", "Prompt lab", "Jobs")
 
 
 @pytest.fixture(scope="module")
@@ -144,16 +144,19 @@ def test_tables_say_what_columns_and_missing_or_largest_values_mean(
 
 
 def test_back_and_forward_walk_every_pair_of_pages(stack: Stack, open_page: OpenPage) -> None:
+    write_look(stack.home, "first", PairManifest("demo", "/models/base", "/models/chat", "/models/chat"))
     page = open_page(stack.url)
     expect(page).to_have_url(re.compile("crosscoder=demo"))
     assert page.evaluate("history.length") == 2  # the empty page and this one
-    walk = pairs(len(TITLES))
     sidebar = page.locator('[data-testid="stSidebar"]')
+    titles = [each.strip() for each in sidebar.get_by_role("link").all_inner_texts()]
+    assert {"Overview", "Atlas", "Latent", "Prompt lab", "Steer", "Look", "Jobs"} <= set(titles)
+    walk = pairs(len(titles))
     seen = [(page.locator("h1").inner_text(), page.url)]
     for place in walk[1:]:
         before = page.evaluate("history.length")
-        sidebar.get_by_role("link", name=TITLES[place]).click()
-        title = TITLES[place] if place else "demo"
+        sidebar.get_by_role("link", name=titles[place], exact=True).click()
+        title = titles[place] if place else "demo"
         expect(page.locator("h1")).to_have_text(re.compile(title))
         settle(page)
         assert page.evaluate("history.length") == before + 1, f"to {title}"
@@ -170,6 +173,7 @@ def pairs(count: int) -> list[int]:
 
     Walked back as well, every ordered pair is a step.
     """
+    assert count % 2, "of an even number, name a page twice"
     left = {place: [other for other in range(count) if other != place] for place in range(count)}
     path, walk = [0], []
     while path:

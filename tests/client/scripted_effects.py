@@ -28,8 +28,8 @@ class ScriptedEffects(ScriptedPrompts):
     """Makes each character a token, after BOS, which training left out.
 
     KL(chat ‖ base) at token t is t / 2. Base answers "yes" and chat "no", by END_REASON_TURN_END; a changed arm was
-    changed at 4 tokens and left 1 alone. A prompt with "fail" is refused behind the first token, one with "wait" waits
-    there until the caller has gone, one with "cut" ends there.
+    changed at 4 tokens and left 1 alone. Training left out tokens like an answer's second. A prompt with "fail" is
+    refused behind the first token, one with "wait" waits there until the caller has gone, one with "cut" ends there.
     """
 
     def __init__(self) -> None:
@@ -109,7 +109,10 @@ class ScriptedEffects(ScriptedPrompts):
 
     @staticmethod
     def _token(arm: int, sample: int, answer: list[str], i: int, with_code: bool) -> effects_pb2.NewToken:
-        fires = {"latents": [9, 3], "activations": [1.5, 0.5]} if with_code and i < len(answer) - 1 else {}
+        fires: dict[str, Any] = {}
+        if with_code and i < len(answer) - 1:
+            left_out = LeftOut.NORM if i == 1 else LeftOut.KEPT
+            fires = {"latents": [9, 3], "activations": [1.5 + 40 * i, 0.5], "left_out": left_out.value}
         return effects_pb2.NewToken(
             arm=arm,
             sample=sample,
@@ -117,7 +120,7 @@ class ScriptedEffects(ScriptedPrompts):
             piece=answer[i],
             log_probability=-0.5 * (i + 1),
             role=TokenRole.ASSISTANT.value,  # pyright: ignore[reportArgumentType]
-            **fires,  # pyright: ignore[reportArgumentType]
+            **fires,
         )
 
     @staticmethod
@@ -185,9 +188,10 @@ class ScriptedEffects(ScriptedPrompts):
         return prompts_pb2.ContrastResponse(
             places=[
                 place(place="decision", entries=found, num_latents=30, **shared),  # pyright: ignore[reportArgumentType]
-                place(place="within", num_latents=40, **shared),  # pyright: ignore[reportArgumentType]
+                place(place="within", num_latents=40, num_without_token=2, **shared),  # pyright: ignore[reportArgumentType]
             ],
             num_first=len(request.first),
             num_second=len(request.second),
+            num_repeats=1,
             version_id="v1",
         )

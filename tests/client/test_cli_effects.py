@@ -80,6 +80,7 @@ def test_generate_as_lines_of_json(cli: Any) -> None:
     assert [(line["token"]["piece"], line["token"]["latents"]) for line in lines[1:4]] == [
         *(("y", [9, 3]), ("e", [9, 3]), ("s", [])),
     ]
+    assert [line["token"]["left_out"] for line in lines[1:4]] == ["kept", "norm", None]
     answer = lines[4]["answer"]
     assert (answer["text"], answer["reason"], len(answer["code"]["row_starts"])) == ("yes", "turn_end", 8)
     assert answer["arm"] == {"name": "base", "model": "base", "steer": []}

@@ -314,6 +314,9 @@ def test_contrast(client: Client, effects: ScriptedEffects) -> None:
     (entry,) = found["decision"]
     assert (entry.latent, str(entry.auc), entry.p_value) == (7, str(Estimate(1.0, 0.01)), pytest.approx(0.05))
     assert found["decision"].heading == ("decision: held-out AUC 0.9 ± 0.05, by chance 0.5 (20 shuffles, 30 latents)")
+    assert found["within"].heading.endswith("; 2 prompts have no token that is scored here")
+    assert (found["within"].num_without_token, found.num_repeats) == (2, 1)
+    assert "; 1 repeat is not counted" in str(found)
     assert "no latent" in str(found)
     assert found.to_pandas()[["place", "latent", "auc"]].values.tolist() == [["decision", 7, 1.0]]
     assert {tag for tag, _ in Seen(found._repr_html_()).tags} <= ALLOWED

@@ -13,12 +13,14 @@ from crosscope import (
     Client,
     DeadlineExceeded,
     InvalidInput,
+    LeftOut,
     NewToken,
     NotFound,
     ServerError,
     Steer,
     TokenRole,
 )
+from crosscope._html import MAX_ALPHA
 from crosscope_proto.v1 import effects_pb2
 
 from .conftest import Served
@@ -115,14 +117,32 @@ def test_generate_then_highlight(client: Client) -> None:
     assert code.tokens.pieces == ("<bos>", "a", "b", "c", "y", "e", "s")
     assert [code.top(t) for t in range(7)] == [
         *([(3, 0.5)], [(1, 1), (3, 0.5)], [(2, 2), (3, 0.5)], [(3, 3)]),
-        *([(9, 1.5), (3, 0.5)], [(9, 1.5), (3, 0.5)], []),
+        *([(9, 1.5), (3, 0.5)], [(9, 41.5), (3, 0.5)], []),
     ]
     assert code.tokens.role_name(0) == "bos, left out: bos"
     assert np.isnan(code.compute_ms)
-    assert code.latent_values(9).tolist() == [0, 0, 0, 0, 1.5, 1.5, 0]
-    titles = [a["title"] for tag, a in Seen(answer._repr_html_()).tags if tag == "span"]
-    assert titles[0] == "token 0: log p -0.5; latent 9: 1.5, latent 3: 0.5"
-    assert titles[2] == "token 2: log p -1.5; no latent"
+    assert code.latent_values(9).tolist() == [0, 0, 0, 0, 1.5, 41.5, 0]
+    spans = [a for tag, a in Seen(answer._repr_html_()).tags if tag == "span"]
+    assert spans[0]["title"] == "token 0, assistant: log p -0.5; latent 9: 1.5, latent 3: 0.5"
+    assert spans[2]["title"] == "token 2, assistant: log p -1.5; no latent"
+
+
+def test_new_tokens_that_training_left_out_are_marked(client: Client) -> None:
+    demo = client.crosscoder("demo")
+    generation = demo.generate("abc", model="base", with_code=True)
+    assert [token.left_out for token in generation] == [LeftOut.KEPT, LeftOut.NORM, None]
+    (answer,) = generation.answers
+    assert answer.code is not None
+    assert answer.tokens.left_out == (LeftOut.KEPT, LeftOut.NORM, LeftOut.KEPT)
+    assert answer.code.tokens.left_out == (LeftOut.BOS, *[LeftOut.KEPT] * 4, LeftOut.NORM, LeftOut.KEPT)
+    assert answer.code.to_pandas()["left_out"].tolist()[-3:] == ["kept", "norm", "norm"]
+    first, second, _ = (a for tag, a in Seen(answer._repr_html_()).tags if tag == "span")
+    assert second["title"].startswith("token 1, assistant, left out: norm: log p -1")
+    assert (second["class"], "class" in first) == ("left-out", False)
+    assert f"{MAX_ALPHA:.3f}" in first["style"], "a token that was left out sets no scale"
+    plain = demo.generate("abc", model="base")
+    assert [token.left_out for token in plain] == [None] * 3
+    assert plain.answers[0].tokens.left_out == ()
 
 
 def test_side_by_side_in_a_notebook(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from crosscope._errors import InvalidInput
 from crosscope._explained_looks import ExplainedFinding, ExplainedLook
-from crosscope._looks import Finding, LookContents
+from crosscope._findings import Finding
+from crosscope._looks import LookContents
 from crosscope._prompts import check_count
 from crosscope._public import public
 from crosscope._sync.crosscoder import Crosscoder

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import streamlit as st
 
-from crosscope import Answer, CrosscoderInfo, NewToken
+from crosscope import Answer, CrosscoderInfo, LeftOut, NewToken
 from crosscope.app import address, latent_list, prompts, steering, tables, text, url
 from crosscope.app.answering import Answering
 from crosscope.app.table_view import Column
@@ -112,6 +112,7 @@ def strip_of(tokens: Sequence[NewToken], title: str, note: str, steered: Sequenc
         values,
         title=title,
         note=note,
+        left_out=[token.left_out or LeftOut.KEPT for token in tokens] if whole else (),
         shades=[-token.log_probability for token in tokens] if whole else (),
         notes=[f"log-probability {text.number(token.log_probability)}" for token in tokens] if whole else (),
     )

@@ -197,7 +197,8 @@ class _Printer:
 
     def _style(self, token: "NewToken") -> str:
         strongest = max(token.activations, default=0.0)
-        self._largest = max(self._largest, strongest)
+        if not token.left_out:  # latents are far stronger where training left tokens out
+            self._largest = max(self._largest, strongest)
         return shade(strongest / self._largest if self._largest else -token.log_probability / _SURPRISE)
 
     def _write(self, text: str, style: str) -> None:

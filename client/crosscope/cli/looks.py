@@ -11,7 +11,7 @@ from crosscope.cli.output import print_json, print_table, print_text
 
 if TYPE_CHECKING:
     from crosscope import Client, Look
-    from crosscope._looks import Finding
+    from crosscope._findings import Finding
 
 
 @click.command()

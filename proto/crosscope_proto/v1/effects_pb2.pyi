@@ -697,6 +697,7 @@ class NewToken(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     LATENTS_FIELD_NUMBER: _builtins.int
     ACTIVATIONS_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
     arm: _builtins.int
     """Index of the arm."""
     sample: _builtins.int
@@ -709,6 +710,10 @@ class NewToken(_message.Message):
     """Its log-probability in the model as changed, at temperature 1."""
     role: _types_pb2.TokenRole.ValueType
     """What it is for, as in Tokens."""
+    left_out: _types_pb2.TokenLeftOut.ValueType
+    """With with_code: whether the crosscoder's training left tokens like this one out, and why; 0 if it did not. Unset for
+    the last token of an answer, which no model has read.
+    """
     @_builtins.property
     def latents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """With with_code: the latents that fire on this token, strongest first. Empty for the last token of an answer, which
@@ -730,12 +735,15 @@ class NewToken(_message.Message):
         role: _types_pb2.TokenRole.ValueType = ...,
         latents: _abc.Iterable[_builtins.int] | None = ...,
         activations: _abc.Iterable[_builtins.float] | None = ...,
+        left_out: _types_pb2.TokenLeftOut.ValueType | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_left_out", b"_left_out", "left_out", b"left_out"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activations", b"activations", "arm", b"arm", "id", b"id", "latents", b"latents", "log_probability", b"log_probability", "piece", b"piece", "role", b"role", "sample", b"sample"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_left_out", b"_left_out", "activations", b"activations", "arm", b"arm", "id", b"id", "latents", b"latents", "left_out", b"left_out", "log_probability", b"log_probability", "piece", b"piece", "role", b"role", "sample", b"sample"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__left_out: _TypeAlias = _typing.Literal["left_out"]  # noqa: Y015
+    _WhichOneofArgType__left_out: _TypeAlias = _typing.Literal["_left_out", b"_left_out"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__left_out) -> _WhichOneofReturnType__left_out | None: ...
 
 Global___NewToken: _TypeAlias = NewToken  # noqa: Y015
 

@@ -1,6 +1,7 @@
 """Causal effects of single latents, against plain hooked forwards of the whole models, one per latent and text."""
 
 import copy
+import math
 from collections import defaultdict
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from crosscope_proto.specs import CausalSpec, TokenPolicy
 from crosscope_worker.analysis import AnalysisError, causal, whole_texts
 from crosscope_worker.analysis.causal import CausalEffects, measure_causal
 from crosscope_worker.analysis.causal_choice import choose_latents
-from crosscope_worker.analysis.causal_sums import TextMeans
+from crosscope_worker.analysis.text_means import TextMeans
 from crosscope_worker.analysis.whole_texts import Splicing
 from crosscope_worker.data.texts import Text
 from crosscope_worker.dictionary.crosscoder import Crosscoder
@@ -156,11 +157,12 @@ def test_a_latent_that_never_fires_does_nothing_and_one_that_was_not_chosen_has_
 
 def test_errors_of_two_texts_by_hand():
     """Sums 3 and 1 over 2 and 4 predictions: mean 2/3, residuals ±5/3, so the error is sqrt(2 · 50/9) / 6."""
-    sums = TextMeans(1, 1, 1)
+    sums = TextMeans((2, 1, 1))
     for total, count in ((3.0, 2), (1.0, 4)):
-        sums.add(np.full((1, 1, 1), total), np.array([count]), np.array([0]))
-    assert sums.means()[0, 0, 0] == pytest.approx(2 / 3)
-    assert sums.errors()[0, 0, 0] == pytest.approx(np.sqrt(2 * 50 / 9) / 6)
+        sums.add(np.full((1, 1, 1), total), np.array([count]), np.array([1]))
+    assert sums.means()[1, 0, 0] == pytest.approx(2 / 3)
+    assert sums.errors()[1, 0, 0] == pytest.approx(np.sqrt(2 * 50 / 9) / 6)
+    assert np.isnan(sums.means()[0]), "what no text was added to"
 
 
 def test_one_text_has_no_error(tiny_pair: Pair, texts):
@@ -185,6 +187,34 @@ def test_a_latent_with_equal_rows_is_equivalent_in_equal_models(tiny_pair: Pair,
     assert equivalence[3] < 0.5
     assert np.isnan(equivalence[5]), "ablating nothing has no direction"
     np.testing.assert_allclose(found.columns["transplant_gap_all"][:3], 0, atol=1e-6)
+
+
+@torch.no_grad()
+def with_padding(pair: Pair, factor: float) -> Pair:
+    """The pair whose chat model has three more ids, each `factor` times as probable as the most probable id."""
+    chat = copy.deepcopy(pair.models[1])
+    head = chat.get_output_embeddings()
+    assert isinstance(head, torch.nn.Linear)
+
+    def padded(_module: torch.nn.Module, _inputs: object, logits: Tensor) -> Tensor:
+        more = logits.max(-1, keepdim=True).values + math.log(factor)
+        return torch.cat([logits, more.expand(*logits.shape[:-1], 3)], -1)
+
+    head.register_forward_hook(padded)
+    chat.config.final_logit_softcapping = None
+    return replace(pair, models=(pair.models[0], chat))
+
+
+def test_ids_that_one_model_lacks_count_nowhere_and_may_not_be_probable(tiny_pair: Pair, texts):
+    without = replace(tiny_pair, models=(tiny_pair.models[0], copy.deepcopy(tiny_pair.models[1])))
+    without.models[1].config.final_logit_softcapping = None
+    expected = measure(without, texts)
+    found = measure(with_padding(tiny_pair, 1e-6), texts)
+    for name, column in found.columns.items():
+        np.testing.assert_allclose(column, expected.columns[name], rtol=1e-3, atol=1e-6, err_msg=name)
+    says = r"of the probability to ids that the other model lacks.*analysis\.causal to null"
+    with pytest.raises(AnalysisError, match=says):
+        measure(with_padding(tiny_pair, 1.0), texts)
 
 
 def test_sizes_of_pieces_do_not_matter(tiny_pair: Pair, texts, monkeypatch: pytest.MonkeyPatch):

@@ -41,9 +41,11 @@ def random_crosscoder(
     return Crosscoder(W_enc, b_enc, W_dec, b_dec, pair.d_model, "random", code_normalisation, streams, keep, (1.5, 0.5))
 
 
-def reading_of(crosscoder: Crosscoder, bounds: NormBounds | None = None, layer: int = LAYER) -> Reading:
+def reading_of(
+    crosscoder: Crosscoder, bounds: NormBounds | None = None, layer: int = LAYER, policy: TokenPolicy | None = None
+) -> Reading:
     maxima = torch.linspace(0.5, 2.0, crosscoder.num_latents)
-    return Reading(layer, crosscoder, maxima, TokenPolicy(), bounds)
+    return Reading(layer, crosscoder, maxima, policy or TokenPolicy(), bounds)
 
 
 def prompt(tokenizer: TextTokenizer, text: str, *arms: ArmOrder, with_code: bool = False) -> Order:

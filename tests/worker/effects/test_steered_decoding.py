@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from crosscope_proto.roles import BASE, CHAT, TokenRole
+from crosscope_proto.roles import BASE, CHAT, LeftOut, TokenRole
+from crosscope_proto.specs import TokenPolicy
 from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.dictionary.keep import AboveModelThresholds, AboveThreshold, Keep, LargestByModel, LargestOfToken
 from crosscope_worker.dictionary.streams import BOTH, DIFFERENCE, Streams
@@ -241,3 +242,32 @@ def test_codes_of_prompt_and_answer_are_those_of_the_unchanged_streams(
                 token += 1
         assert token == len(expected) - 1
         np.testing.assert_allclose(found[:-1], expected[:-1], atol=1e-4)
+
+
+def test_new_tokens_with_a_code_say_whether_training_left_such_tokens_out(
+    tiny_pair: Pair, tokenizer: TextTokenizer
+) -> None:
+    settings = SamplingSettings(max_new_tokens=2 * NUM_TOKENS, temperature=2.0, seed=1)
+    arms = (ArmOrder(CHAT, (), settings), ArmOrder(BASE, (Intervention(SOME, Action.ADD, 3.0),), settings))
+    crosscoder = random_crosscoder(tiny_pair, AboveThreshold(0.5))
+    order = prompt(tokenizer, TEXT, *arms, with_code=True)
+    num_prompt, limits = len(order.ids), (1e9, 1e9)
+    for _ in range(2):  # the texts first, which say where a limit is that divides them
+        reading = reading_of(crosscoder, NormBounds(limits), policy=TokenPolicy(skip_first=num_prompt + 2))
+        events = run(Decoder(Subject(tiny_pair, reading), CACHE_BYTES, 7), order)
+        tokens = [[event for event in events if isinstance(event, Token) and event.arm == arm] for arm in (0, 1)]
+        texts = [torch.tensor([*order.ids, *(token.id for token in new)])[None] for new in tokens]
+        with torch.inference_mode():
+            norms = [torch.stack([x.norm(dim=1) for x in streams(tiny_pair, ids)], dim=1) for ids in texts]
+        high = torch.cat([norm[num_prompt + 2 : -1] for norm in norms]).quantile(0.6, dim=0)
+        limits = float(high[BASE]), float(high[CHAT])
+    reasons: list[LeftOut | None] = []
+    for new, norm in zip(tokens, norms, strict=True):
+        outlying = (norm > torch.tensor(reading.bounds.limits if reading.bounds else ())).any(dim=1)[num_prompt:]
+        expected = [LeftOut.FIRST] * 2 + [LeftOut.NORM if each else LeftOut.KEPT for each in outlying[2:-1]] + [None]
+        assert [token.left_out for token in new] == expected
+        reasons += expected
+    assert {LeftOut.NORM, LeftOut.KEPT} < set(reasons)
+    without = prompt(tokenizer, TEXT, *arms)
+    events = run(Decoder(Subject(tiny_pair, reading), CACHE_BYTES, 7), without)
+    assert {event.left_out for event in events if isinstance(event, Token)} == {None}

@@ -22,9 +22,12 @@ from crosscope_proto.stages import STAGES
 from crosscope_worker.analysis.looks.heads import Heads
 from crosscope_worker.analysis.looks.sweep import LayerShares, recommend, swept_layers
 from crosscope_worker.data.texts import DataError
+from crosscope_worker.effects.answer import Answer
+from crosscope_worker.effects.orders import EndReason
 from crosscope_worker.models.pair import Pair
 from crosscope_worker.models.places import PairError
 from crosscope_worker.recipes.look import make_look
+from crosscope_worker.tokenizer.tokens import TextTokenizer
 from crosscope_worker.work import Cancelled, LostClaim, Workspace, silent
 from tests.worker.conftest import gemma_tokenizer, random_gemma
 from tests.worker.tiny_models import tiny_model
@@ -233,7 +236,9 @@ def test_continuations_are_greedy(home: Path, planted) -> None:
         for _ in range(5):
             with torch.no_grad():
                 ids.append(int(chat(torch.tensor([ids])).logits[0, -1].argmax()))
-        assert row["chat_text"] == tokenizer.decode(ids[len(row["token_ids"]) :], skip_special_tokens=True)
+        answer = Answer(TextTokenizer(tokenizer), tokenizer.convert_tokens_to_ids(["<eos>", "<end_of_turn>"]), (), 5, 9)
+        reasons = [answer.take(id_)[1] for id_ in ids[len(row["token_ids"]) :]]
+        assert (row["chat_text"], row["chat_ended"]) == (answer.text, EndReason.TURN_END in reasons)
 
 
 def test_progress_goes_through_the_stages_in_order(planted) -> None:
@@ -291,6 +296,15 @@ def test_equal_models_have_no_findings(home: Path) -> None:
     assert manifest.recommended_layer is None
     assert "predict the same at every token" in manifest.reason
     assert tables_of(home, "same")["findings"] == []
+
+
+def test_models_of_different_vocabularies_are_refused(home: Path) -> None:
+    """A random head gives three more ids about 3 / (its size) of the probability."""
+    torch.manual_seed(0)
+    num_ids = len(gemma_tokenizer())
+    save_pair(home, "more-ids", random_gemma(num_ids), random_gemma(num_ids + num_ids // 4))
+    with pytest.raises(PairError, match=r"a model gives \d+\.\d% of the probability to ids that the other model lacks"):
+        make_look(recipe_of("more-ids"), workspace_of(home, "more"), silent)
 
 
 def test_data_without_a_token_to_compare_is_refused(home: Path) -> None:

@@ -131,12 +131,21 @@ async def test_norms_mark_what_training_left_out_in_every_call(online: Online, t
         online.prompts.Encode(prompts_pb2.EncodeRequest(crosscoder="marked", prompt=prompt())),
         online.prompts.Compare(effects_pb2.CompareRequest(crosscoder="marked", prompt=prompt())),
         online.prompts.Attribute(effects_pb2.AttributeRequest(crosscoder="marked", prompt=prompt(), num_exact=1)),
-        collected(online.prompts.Generate(generation(arm(change(1))))),
+        collected(online.prompts.Generate(generation(arm(change(1)), with_code=True))),
     )
     marks = list(encoded.tokens.left_out)
     assert marks.count(3) >= 2
     assert list(compared.tokens.left_out) == list(attributed.tokens.left_out) == marks
     assert generated[0].start.tokens.ids == encoded.tokens.ids
+    new = [token for reply in generated for token in reply.step.tokens]
+    assert [token.HasField("left_out") for token in new] == [True] * 5 + [False]
+    told = types_pb2.TokenIds(ids=[*encoded.tokens.ids, *(token.id for token in new)])
+    whole = await online.prompts.Encode(
+        prompts_pb2.EncodeRequest(crosscoder="marked", prompt=types_pb2.Prompt(token_ids=told))
+    )
+    assert [token.left_out for token in new[:-1]] == list(whole.tokens.left_out)[len(marks) : -1]
+    plain = await collected(online.prompts.Generate(generation(arm(), crosscoder="marked")))
+    assert not any(token.HasField("left_out") for reply in plain for token in reply.step.tokens)
 
 
 async def test_attribute(online: Online) -> None:

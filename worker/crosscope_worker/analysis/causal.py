@@ -23,14 +23,17 @@ from crosscope_proto.roles import BASE, CHAT
 from crosscope_proto.specs import CausalSpec
 from crosscope_proto.stages import Stage
 from crosscope_worker.analysis.causal_choice import choose_latents
-from crosscope_worker.analysis.causal_sums import Correlations, TextMeans
+from crosscope_worker.analysis.correlations import Correlations
+from crosscope_worker.analysis.errors import AnalysisError
 from crosscope_worker.analysis.fidelity import spliced_half
+from crosscope_worker.analysis.text_means import TextMeans
 from crosscope_worker.analysis.whole_texts import BATCH_TOKENS, Splicing, WholeTexts, batches, read
 from crosscope_worker.data.texts import Text
 from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.effects.interventions import Action, Codes, Intervention, Site, Steering
-from crosscope_worker.effects.predictions import divergence
+from crosscope_worker.effects.predictions import divergence, log_probabilities
 from crosscope_worker.models.norms import NormFilter
+from crosscope_worker.models.places import PairError
 from crosscope_worker.work import Progress
 
 LOGIT_BYTES = 64 << 20
@@ -88,10 +91,14 @@ class _Measuring:
             name: [self._steering(model, action, latent) for latent in latents.tolist()]
             for name, (model, action) in actions.items()
         }
-        self._vocabulary = min(upper.vocabulary for upper in self._uppers)
-        """Logits that both models have; a wider embedding is padded."""
-        self.effects = TextMeans(len(latents), len(CAUSAL_EFFECTS), len(_GROUPS))
-        self.gap = TextMeans(1, 1, len(_GROUPS))
+        sizes = [upper.vocabulary for upper in self._uppers]
+        self._vocabulary = min(sizes)
+        """Ids that both models have; a wider embedding is padded."""
+        self._at_once = max(1, LOGIT_BYTES // (4 * max(sizes)))
+        """Tokens of one piece of logits."""
+        shape = len(latents), len(CAUSAL_EFFECTS), len(_GROUPS)
+        self.effects = TextMeans(shape, (len(latents), 1, len(_GROUPS)))
+        self.gap = TextMeans((len(_GROUPS),))
         self.equivalence = Correlations(len(latents))
         self.texts = np.zeros(len(latents), np.int64)
         """Texts that were run, [chosen latent]."""
@@ -133,7 +140,7 @@ class _Measuring:
             found, gap = self._run(run, chunk)
             sums[chunk] = found
         self.effects.add(sums[open_latents], counts, open_latents)
-        self.gap.add(gap[None, None], counts, np.zeros(1, np.int64))
+        self.gap.add(gap, counts)
         self.texts[firing] += 1
         self.tokens[firing] += length
 
@@ -158,9 +165,15 @@ class _Measuring:
         return self._kl(run, hidden)
 
     def _logits(self, model: int, hidden: Tensor) -> Tensor:
+        """[..., the model's vocabulary] of hidden states [..., d_model]."""
+        return self._uppers[model].logits(hidden.reshape(-1, hidden.shape[-1])).view(*hidden.shape[:-1], -1)
+
+    def _log_probabilities(self, model: int, hidden: Tensor) -> Tensor:
         """[..., vocabulary] of hidden states [..., d_model]."""
-        found = self._uppers[model].logits(hidden.reshape(-1, hidden.shape[-1]))[:, : self._vocabulary]
-        return found.view(*hidden.shape[:-1], -1)
+        try:
+            return log_probabilities(self._logits(model, hidden), self._vocabulary)
+        except PairError as error:
+            raise AnalysisError(f"{error}, or set analysis.causal to null to go without causal effects") from error
 
     def _kl(self, run: _Run, hidden: dict[str, Tensor]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         num_rows = run.fires.shape[1]
@@ -168,20 +181,19 @@ class _Measuring:
         total = np.zeros(len(_GROUPS))
         # Before its first token a latent changes nothing, whatever rounding says.
         after = run.fires.cumsum(0).clamp_(max=1).T.double()
-        at_once = max(1, LOGIT_BYTES // (4 * self._vocabulary))
-        for at in run.at.split(at_once) if len(run.at) else ():
+        for at in run.at.split(self._at_once) if len(run.at) else ():
             groups = run.groups[:, at].double()
-            chat = self._logits(CHAT, hidden["chat"][at]).log_softmax(-1)
-            base = self._logits(BASE, hidden["base"][at]).log_softmax(-1)
+            chat = self._log_probabilities(CHAT, hidden["chat"][at])
+            base = self._log_probabilities(BASE, hidden["base"][at])
             gap = _kl(chat, base)
             total += (groups @ gap).cpu().numpy()
-            a_call = max(1, at_once // len(at))
+            a_call = max(1, self._at_once // len(at))
             for rows in (slice(first, first + a_call) for first in range(0, num_rows, a_call)):
-                ablated = self._logits(CHAT, hidden["ablated"][rows][:, at]).log_softmax(-1)
+                ablated = self._log_probabilities(CHAT, hidden["ablated"][rows][:, at])
                 kl_ablated = _kl(ablated, base)
                 figures = [gap - kl_ablated, torch.full_like(gap, torch.nan).expand_as(kl_ablated)]
                 if "transplanted" in hidden:
-                    moved = self._logits(BASE, hidden["transplanted"][rows][:, at]).log_softmax(-1)
+                    moved = self._log_probabilities(BASE, hidden["transplanted"][rows][:, at])
                     figures[1] = gap - _kl(chat, moved)
                 figures.append(_kl(chat, ablated))
                 effects = torch.stack(figures, 1) * after[rows][:, None, at]
@@ -190,13 +202,13 @@ class _Measuring:
 
     def _add_equivalence(self, run: _Run, hidden: dict[str, Tensor], chunk: NDArray[np.int64]) -> None:
         rows, positions = (run.fires & run.predicts[:, None]).T.nonzero(as_tuple=True)
-        at_once = max(1, LOGIT_BYTES // (4 * self._vocabulary))
-        for row, at in zip(rows.split(at_once), positions.split(at_once), strict=True):
+        for row, at in zip(rows.split(self._at_once), positions.split(self._at_once), strict=True):
             if len(row) == 0:
                 continue
             effects: list[Tensor] = []
             for model, clean, changed in ((BASE, "base", "base_ablated"), (CHAT, "chat", "ablated")):
                 effect = self._logits(model, hidden[changed][row, at]) - self._logits(model, hidden[clean][at])
+                effect = effect[:, : self._vocabulary]
                 effects.append(effect - effect.mean(-1, keepdim=True))
             base, chat = effects
             products = torch.stack([(base * base).sum(-1), (chat * chat).sum(-1), (base * chat).sum(-1)], 1)
@@ -209,7 +221,7 @@ def measure_causal(
     """Chooses latents from a table of LATENT_COLUMNS, and measures their effects on whole texts.
 
     Raises HarvestError for an activation that is not finite, and AnalysisError for a model that cannot run from the
-    layer on or a latent that there is not; whatever `progress` raises passes through.
+    layer on, models of different vocabularies or a latent that there is not; whatever `progress` raises passes through.
     """
     choice = choose_latents(table, spec)
     latents = choice.latents.to(crosscoder.device)
@@ -260,10 +272,10 @@ def _metrics(measuring: _Measuring) -> dict[str, float]:
     found = {
         "causal_latents": float(len(measuring.texts)),
         "causal_latents_short": float((~measuring.open).sum()),
-        "causal_texts": float(gap.num_texts().max()),
+        "causal_texts": float(gap.num_texts.max()),
     }
-    for g, group in enumerate(_GROUPS):
-        found[f"causal_gap_{group}"] = float(gap.means()[0, 0, g])
-        found[f"causal_gap_{group}_se"] = float(gap.errors()[0, 0, g])
-        found[f"causal_predictions_{group}"] = float(gap.num_predictions()[0, g])
+    for group, mean, error, num in zip(_GROUPS, gap.means(), gap.errors(), gap.num_tokens, strict=True):
+        found[f"causal_gap_{group}"] = float(mean)
+        found[f"causal_gap_{group}_se"] = float(error)
+        found[f"causal_predictions_{group}"] = float(num)
     return found

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from crosscope_proto.roles import BASE, CHAT, TokenRole
+from crosscope_proto.roles import BASE, CHAT, LeftOut, TokenRole
 from crosscope_worker.effects.interventions import Intervention, InterventionError, Reach, Steering
 from crosscope_worker.effects.lane import Chunk, Lane
 from crosscope_worker.effects.orders import (
@@ -231,7 +231,10 @@ class Decoder:
             if outcome.counts is not None:
                 row.counts += outcome.counts[place]
             if row.held is not None and entries is not None:
-                events.append(_with_code(row.held, entries, place))
+                assert outcome.outlying is not None
+                by_norm = LeftOut.NORM if outcome.outlying[place, 0] else LeftOut.KEPT
+                left_out = LeftOut.FIRST if chunk.left_out[place, 0] else by_norm
+                events.append(replace(row.held, code=entries.cut(place, place + 1), left_out=left_out))
                 row.held = None
             events += self._take(lane, row, id_, log_probability)
         return events
@@ -334,7 +337,3 @@ def end_ids(model: PreTrainedModel, tokenizer: TextTokenizer) -> frozenset[int]:
 def _drawn(logits: Tensor, rows: Sequence[SampleRow]) -> tuple[list[int], list[float]]:
     settings = [row.ordered.sampling for row in rows]
     return draw(logits, settings, [row.sample for row in rows], [row.answer.num_tokens for row in rows])
-
-
-def _with_code(held: Token, entries: Entries, place: int) -> Token:
-    return replace(held, code=entries.cut(place, place + 1))

@@ -64,7 +64,8 @@ class Outcome:
     counts: np.ndarray | None
     """[row, 2] int64: tokens of the chunk that were changed, and tokens that were left alone; None: none."""
     outlying: np.ndarray | None
-    """[row, column] bool: tokens with an outlying norm; None without a reading."""
+    """[row, column] bool: tokens with an outlying norm. None without a reading, and of generated tokens where no row is
+    `with_code`."""
     code: SparseCode | None
     """Of the tokens of rows `with_code`, raw; `tokens` count through the chunk, row by row."""
 
@@ -256,7 +257,7 @@ class _Changing:
             at = _tokens(torch.tensor(self._lower_places, device=x.device), shape[1])
             widths = (self._reading.crosscoder.d_model[0], self._reading.crosscoder.d_model[1])
             outlying[at] = self._reading.outlying(both, positions[at], widths)
-        if not self._chunk.is_generated:
+        if not self._chunk.is_generated or any(row.with_code for row in self._rows):
             self.outlying = outlying.view(shape).cpu().numpy()
         left_out = outlying | torch.from_numpy(self._chunk.left_out).to(x.device).flatten()
         delta = self._delta(own, both, positions, left_out)

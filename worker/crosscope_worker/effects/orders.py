@@ -7,7 +7,7 @@ from typing import Self
 
 import numpy as np
 
-from crosscope_proto.roles import TokenRole
+from crosscope_proto.roles import LeftOut, TokenRole
 from crosscope_worker.effects.interventions import Intervention
 from crosscope_worker.tokenizer.tokens import TextTokenizer
 
@@ -110,6 +110,8 @@ class Token:
     role: TokenRole
     code: TokenCode | None
     """Of this token alone, if it was asked for; None for the last token of an answer, which no model has read."""
+    left_out: LeftOut | None = None
+    """Why training leaves out such tokens; None where there is no code."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from crosscope_proto.roles import BASE, CHAT
 from crosscope_proto.specs import TokenPolicy
 from crosscope_proto.stages import Stage
 from crosscope_worker.analysis.lens import find_lenses
-from crosscope_worker.analysis.looks.continuations import Answer, ContinuationError, answers
+from crosscope_worker.analysis.looks.continuations import Answer, continuations
 from crosscope_worker.analysis.looks.first import FirstDifferences
 from crosscope_worker.analysis.looks.heads import Heads
 from crosscope_worker.analysis.looks.next_tokens import next_tokens
@@ -29,6 +29,7 @@ from crosscope_worker.recipes.look_files import published_look, write_look
 from crosscope_worker.recipes.look_tables import Looked, look_tables
 from crosscope_worker.recipes.material import hash_models, load_models, load_tokenizer, open_texts
 from crosscope_worker.tokenizer.token_policy import policy_positions
+from crosscope_worker.tokenizer.tokens import TextTokenizer
 from crosscope_worker.work import Progress, Workspace
 
 TOKENS_PER_FORWARD = 2048
@@ -53,7 +54,7 @@ def make_look(recipe: LookRecipe, workspace: Workspace, progress: Progress) -> L
     tokenizer = load_tokenizer(recipe, pair, workspace)
     hashes = hash_models(pair, progress)
     texts = open_texts(recipe, recipe.tokens.policy, pair, tokenizer, "all", workspace, progress)
-    looked = look_at(recipe, pair, heads, activations, texts, progress)
+    looked = look_at(recipe, pair, tokenizer, heads, activations, texts, progress)
     progress(Stage.PUBLISH, 0.0, f"writing the look {recipe.name}")
     names = [spec.name for spec in recipe.data]
     ranking = looked.ranking
@@ -88,6 +89,7 @@ def make_look(recipe: LookRecipe, workspace: Workspace, progress: Progress) -> L
 def look_at(
     recipe: LookRecipe,
     pair: Pair,
+    tokenizer: TextTokenizer,
     heads: Heads,
     activations: PairActivations,
     texts: TextStream,
@@ -110,7 +112,7 @@ def look_at(
     recommended = recommend(shares, pair.num_layers) if shares else (None, _no_layer(unavailable))
     lenses, reasons = find_lenses(pair) if first else ([], {})
     differences = first.found(lenses) if first else []
-    turns = _continue(recipe, pair, ranking.turns(), unavailable, progress)
+    turns = _continue(recipe, pair, tokenizer, ranking.turns(), unavailable, progress)
     return Looked(ranking, findings, following, differences, shares, turns, recommended, unavailable | reasons)
 
 
@@ -193,20 +195,33 @@ def _sweep(
 
 
 def _continue(
-    recipe: LookRecipe, pair: Pair, turns: list[OpenTurn], unavailable: dict[str, str], progress: Progress
+    recipe: LookRecipe,
+    pair: Pair,
+    tokenizer: TextTokenizer,
+    turns: list[OpenTurn],
+    unavailable: dict[str, str],
+    progress: Progress,
 ) -> list[tuple[OpenTurn, tuple[Answer, Answer]]]:
-    """The greedy continuations of the prompts that differ most."""
-    found: list[tuple[OpenTurn, tuple[Answer, Answer]]] = []
-    if recipe.num_prompts and not turns:
+    """The greedy continuations of the prompts that differ most; `unavailable` says how many have none, and why."""
+    if not recipe.num_prompts:
+        return []
+    if not turns:
         unavailable["continuations"] = "no conversation has an assistant turn at whose beginning the models differ"
-    for index, turn in enumerate(turns):
-        progress(Stage.CONTINUE, index / len(turns), f"prompt {index + 1} of {len(turns)}")
-        try:
-            found.append((turn, answers(pair, turn.text.ids[: turn.end], recipe.max_new_tokens)))
-        except ContinuationError as error:
-            unavailable["continuations"] = str(error)
-            return []
-    return found
+        return []
+
+    def report(share: float, message: str) -> None:
+        progress(Stage.CONTINUE, share, message)
+
+    report(0.0, f"both models continue {len(turns)} prompts")
+    prompts = [(turn.text.ids[: turn.end], turn.text.roles[: turn.end]) for turn in turns]
+    try:
+        found = continuations(pair, tokenizer, prompts, recipe.max_new_tokens, report)
+    except PairError as error:
+        unavailable["continuations"] = str(error)
+        return []
+    if reasons := [each.reason for each in found if each.answers is None]:
+        unavailable["continuations"] = f"{len(reasons)} of {len(turns)} prompts have none: {reasons[0]}"
+    return [(turn, each.answers) for turn, each in zip(turns, found, strict=True) if each.answers is not None]
 
 
 def _warnings(recipe: LookRecipe, ranking: Ranking) -> tuple[str, ...]:

@@ -180,6 +180,7 @@ def _new_token(event: Token) -> effects_pb2.NewToken:
         role=int(event.role),  # pyright: ignore[reportArgumentType]
         latents=[] if code is None else code.latents.tolist(),
         activations=[] if code is None else code.activations.tolist(),
+        left_out=event.left_out,  # pyright: ignore[reportArgumentType]
     )
 
 

@@ -1,17 +1,21 @@
-"""Greedy continuations of both models, by transformers' own `generate`. Does not know why the prompts were chosen."""
+"""Greedy continuations of prompts by both models, all side by side. Does not know why the prompts were chosen."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from transformers import PreTrainedModel
 
+from crosscope_proto.roles import BASE, CHAT
+from crosscope_worker.effects.decoding import Decoder
+from crosscope_worker.effects.orders import ArmOrder, DoesNotFit, Ended, EndReason, Order, SamplingSettings, Token
+from crosscope_worker.effects.subject import Subject
+from crosscope_worker.effects.trial import bytes_per_token
 from crosscope_worker.models.pair import Pair
-from crosscope_worker.work import is_out_of_memory
+from crosscope_worker.tokenizer.tokens import TextTokenizer
 
-
-class ContinuationError(ValueError):
-    """A model that cannot continue a prompt; the message names its class and says why."""
+CACHE_BYTES = 1 << 30
+"""Bytes of keys and values of the prompts that are continued at once; one prompt may need more."""
+PREFILL_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -19,54 +23,62 @@ class Answer:
     """What a model says."""
 
     text: str
-    """Without special tokens."""
+    """Without the end of the turn."""
     ended: bool
     """Whether it ended by itself."""
 
 
-def answers(pair: Pair, ids: np.ndarray, max_new_tokens: int) -> tuple[Answer, Answer]:
-    """What both models say after `ids: [pos]`, base first; cut to what both can read. Raises ContinuationError."""
-    room = max_new_tokens if pair.max_positions is None else min(max_new_tokens, pair.max_positions - len(ids))
-    if room < 1:
-        return Answer("", False), Answer("", False)
-    ends = sorted({end for model in pair.models for end in _ends(model)} | _known_end(pair))
-    base, chat = (_answer(pair, model, ids, room, ends) for model in pair.models)
-    return base, chat
+@dataclass(frozen=True)
+class Continued:
+    """What both models say after a prompt."""
+
+    answers: tuple[Answer, Answer] | None
+    """Base first; None if a model could not."""
+    reason: str = ""
+    """Why not."""
 
 
-def _answer(pair: Pair, model: PreTrainedModel, ids: np.ndarray, room: int, ends: list[int]) -> Answer:
-    given = torch.from_numpy(ids)[None].to(pair.device)
-    pad = pair.tokenizer.pad_token_id
-    try:
-        with torch.inference_mode():
-            made = model.generate(  # pyright: ignore[reportCallIssue]
-                given,
-                attention_mask=torch.ones_like(given),
-                do_sample=False,
-                num_beams=1,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                max_new_tokens=room,
-                eos_token_id=ends or None,
-                pad_token_id=pad if pad is not None else next(iter(ends), 0),
-            )
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        raise ContinuationError(
-            f"{type(model).__name__} cannot generate: {' '.join(str(error).split())[:200]}"
-        ) from error
-    new = made[0, len(ids) :].tolist()
-    ended = bool(new) and new[-1] in ends
-    return Answer(str(pair.tokenizer.decode(new, skip_special_tokens=True)), ended)
+def continuations(
+    pair: Pair,
+    tokenizer: TextTokenizer,
+    prompts: Sequence[tuple[np.ndarray, np.ndarray]],
+    max_new_tokens: int,
+    report: Callable[[float, str], None],
+) -> list[Continued]:
+    """What both models say after each prompt, ids and roles `[pos]`; an answer ends as those of `Decoder` do.
 
-
-def _ends(model: PreTrainedModel) -> list[int]:
-    found = getattr(model.generation_config, "eos_token_id", None)
-    return [] if found is None else found if isinstance(found, list) else [found]
-
-
-def _known_end(pair: Pair) -> set[int]:
-    end = pair.tokenizer.eos_token_id
-    return set() if not isinstance(end, int) else {end}
+    Hears of every step through `report`. Raises PairError for a model that cannot generate.
+    """
+    subject = Subject(pair)
+    token_bytes = bytes_per_token(subject, BASE), bytes_per_token(subject, CHAT)
+    longest = max((len(ids) for ids, _ in prompts), default=0) + max_new_tokens
+    alone = 2 * longest * sum(whole for whole, _ in token_bytes)  # a row of the prompt, and one of its answer
+    decoder = Decoder(subject, max(CACHE_BYTES, alone), PREFILL_TOKENS, token_bytes=token_bytes)
+    settings = SamplingSettings(max_new_tokens=max_new_tokens)
+    arms = ArmOrder(BASE, sampling=settings), ArmOrder(CHAT, sampling=settings)
+    reasons: dict[int, str] = {}
+    places: dict[Order, int] = {}
+    for place, (ids, roles) in enumerate(prompts):
+        order = Order(ids, roles, arms, tokenizer)
+        try:
+            decoder.admit(order)
+        except DoesNotFit as error:
+            reasons[place] = str(error)
+        else:
+            places[order] = place
+    found: dict[tuple[int, int], Answer] = {}
+    num_tokens = 0
+    while not decoder.is_idle:
+        for event in decoder.step():
+            num_tokens += isinstance(event, Token)
+            if isinstance(event, Ended):
+                num_tokens += max_new_tokens - event.num_tokens
+                if event.reason is EndReason.OUT_OF_MEMORY:
+                    reasons[places[event.order]] = "the device's memory ran out"
+                found[places[event.order], event.arm] = Answer(event.text, event.reason is EndReason.TURN_END)
+        share = num_tokens / (2 * len(places) * max_new_tokens)
+        report(share, f"{len(found)} of {2 * len(places)} answers have ended")
+    return [
+        Continued(None, reasons[place]) if place in reasons else Continued((found[place, 0], found[place, 1]))
+        for place in range(len(prompts))
+    ]

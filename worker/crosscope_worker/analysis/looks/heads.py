@@ -11,6 +11,7 @@ from torch import Tensor
 from crosscope_proto.roles import BASE, CHAT
 from crosscope_worker.analysis.fidelity import LOGIT_BYTES
 from crosscope_worker.effects import predictions
+from crosscope_worker.effects.predictions import log_probabilities
 from crosscope_worker.models.pair import Pair, decoder_layers
 from crosscope_worker.models.places import PairError
 from crosscope_worker.models.upper_half import UpperHalf
@@ -38,7 +39,8 @@ class Heads:
     def pieces(self, x: Tensor) -> Iterator[tuple[slice, tuple[Tensor, Tensor]]]:
         """Log-probabilities of the next token, base first, [token, vocabulary] each, in pieces of LOGIT_BYTES.
 
-        x: [token, both], outputs of the last layer. Only ids that both heads have count.
+        x: [token, both], outputs of the last layer. Only ids that both heads have count; raises PairError if a model
+        gives more than MAX_OUTSIDE of the probability to others.
         """
         for start in range(0, len(x), self._rows):
             at = slice(start, start + self._rows)
@@ -47,15 +49,18 @@ class Heads:
 
     @torch.inference_mode()
     def kl(self, x: Tensor) -> Tensor:
-        """KL(chat ‖ base) at every token of `x: [token, both]`: [token] float32, nats, at least 0."""
+        """KL(chat ‖ base) at every token of `x: [token, both]`: [token] float32, nats, at least 0.
+
+        Raises PairError as `pieces`.
+        """
         found = torch.empty(len(x), device=x.device)
         for at, (base, chat) in self.pieces(x):
             found[at] = divergence(chat, base)
         return found
 
     def of_hidden(self, upper: UpperHalf, hidden: Tensor) -> Tensor:
-        """Log-probabilities [token, vocabulary] of an upper half's `hidden: [token, d_model]`."""
-        return upper.logits(hidden)[:, : self._vocabulary].log_softmax(dim=1)
+        """Log-probabilities [token, vocabulary] of an upper half's `hidden: [token, d_model]`; raises as `pieces`."""
+        return log_probabilities(upper.logits(hidden), self._vocabulary)
 
     def _of_last(self, model: int, x: Tensor) -> Tensor:
         upper = self._uppers[model]

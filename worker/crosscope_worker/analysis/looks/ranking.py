@@ -15,6 +15,7 @@ import numpy as np
 from crosscope_proto.recipe import LookRecipe
 from crosscope_proto.roles import TokenRole
 from crosscope_worker.analysis.behaviours import assistant_turns
+from crosscope_worker.analysis.text_means import TextMeans
 from crosscope_worker.analysis.whole_texts import FIRST_TOKENS
 from crosscope_worker.data.texts import Text
 
@@ -86,37 +87,14 @@ class Group:
 _Kept = TypeVar("_Kept", Finding, OpenTurn)
 
 
-class _Sums:
-    """Sums over texts from which a mean over tokens and its standard error over texts follow (math §10)."""
-
-    def __init__(self, size: int) -> None:
-        self.texts, self.tokens, self.kl, self.kl2, self.both, self.tokens2 = np.zeros((6, size))
-
-    def add(self, kl: np.ndarray, tokens: np.ndarray) -> None:
-        """kl, tokens: [text, group], the sum of KL and the number of tokens."""
-        self.texts += (tokens > 0).sum(axis=0)
-        self.tokens += tokens.sum(axis=0)
-        self.kl += kl.sum(axis=0)
-        self.kl2 += (kl**2).sum(axis=0)
-        self.both += (kl * tokens).sum(axis=0)
-        self.tokens2 += (tokens**2).sum(axis=0)
-
-    def mean(self, index: int) -> tuple[float, float]:
-        """The mean and its standard error, NaN with fewer than two texts."""
-        tokens, texts = self.tokens[index], self.texts[index]
-        mean = self.kl[index] / tokens
-        spread = self.kl2[index] - 2 * mean * self.both[index] + mean**2 * self.tokens2[index]
-        error = math.sqrt(max(0.0, spread) * texts / (texts - 1)) / tokens if texts > 1 else math.nan
-        return float(mean), float(error)
-
-
 class Ranking:
     """Keeps what differs most of everything that it is given."""
 
     def __init__(self, recipe: LookRecipe) -> None:
         self._recipe = recipe
         self._datasets = [spec.name for spec in recipe.data]
-        self._by_role, self._by_dataset, self._whole = _Sums(len(TokenRole) + 1), _Sums(len(self._datasets)), _Sums(1)
+        sizes = len(TokenRole) + 1, len(self._datasets), 1
+        self._by_role, self._by_dataset, self._whole = (TextMeans((size,)) for size in sizes)
         self._kl: list[np.ndarray] = []
         self._tokens: dict[bytes, Finding] = {}
         self._texts: list[tuple[float, int, Compared]] = []
@@ -126,12 +104,12 @@ class Ranking:
     @property
     def num_tokens(self) -> int:
         """Number of tokens that were compared so far."""
-        return int(self._whole.tokens[0])
+        return int(self._whole.num_tokens[0])
 
     @property
     def num_texts(self) -> int:
         """Number of texts with such tokens."""
-        return int(self._whole.texts[0])
+        return int(self._whole.num_texts[0])
 
     def add(self, compared: Compared) -> None:
         """Takes in a text."""
@@ -140,11 +118,10 @@ class Ranking:
         text, kl = compared.text, compared.kl.astype(np.float64)
         roles = text.roles[compared.positions]
         size = len(TokenRole) + 1
-        self._by_role.add(np.bincount(roles, kl, size)[None], np.bincount(roles, minlength=size)[None].astype(float))
-        row, number = np.zeros((2, 1, len(self._datasets)))
-        row[0, text.dataset], number[0, text.dataset] = kl.sum(), len(kl)
-        self._by_dataset.add(row, number)
-        self._whole.add(np.array([[kl.sum()]]), np.array([[float(len(kl))]]))
+        self._by_role.add(np.bincount(roles, kl, size), np.bincount(roles, minlength=size))
+        total, count = np.array([kl.sum()]), np.array([len(kl)])
+        self._by_dataset.add(total, count, np.array([text.dataset]))
+        self._whole.add(total, count)
         self._kl.append(compared.kl)
         self._add_tokens(compared)
         heapq.heappush(self._texts, (compared.mean, -next(self._count), compared))
@@ -195,27 +172,28 @@ class Ranking:
 
     def groups(self) -> Iterator[Group]:
         """Every data set and role that has tokens."""
-        total = self._whole.kl[0] or 1.0
+        total = self._whole.sums[0] or 1.0
         roles = ["", *(role.name.lower() for role in TokenRole)]
         numbers = [0, *map(int, TokenRole)]
         for kind, names, places, sums in (
             ("dataset", self._datasets, range(len(self._datasets)), self._by_dataset),
             ("role", roles, numbers, self._by_role),
         ):
+            means, errors = sums.means(), sums.errors()
             for name, index in zip(names, places, strict=True):
-                if sums.tokens[index]:
-                    counts = int(sums.tokens[index]), int(sums.texts[index])
-                    yield Group(kind, name, *counts, *sums.mean(index), float(sums.kl[index] / total))
+                if sums.num_tokens[index]:
+                    counts = int(sums.num_tokens[index]), int(sums.num_texts[index])
+                    share = float(sums.sums[index] / total)
+                    yield Group(kind, name, *counts, float(means[index]), float(errors[index]), share)
 
     def figures(self, findings: Sequence[Finding]) -> dict[str, float]:
         """See LookManifest.figures."""
         kl = np.sort(np.concatenate(self._kl).astype(np.float64))
-        mean, error = self._whole.mean(0)
         total = float(kl.sum())
         top = kl[-max(1, len(kl) // 100) :]
         figures = {
-            "mean_kl": mean,
-            "mean_kl_se": error,
+            "mean_kl": float(self._whole.means()[0]),
+            "mean_kl_se": float(self._whole.errors()[0]),
             "median_kl": float(np.quantile(kl, 0.5)),
             "p99_kl": float(np.quantile(kl, 0.99)),
             "max_kl": float(kl[-1]),
