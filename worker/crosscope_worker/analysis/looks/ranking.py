@@ -118,7 +118,8 @@ class Ranking:
         text, kl = compared.text, compared.kl.astype(np.float64)
         roles = text.roles[compared.positions]
         size = len(TokenRole) + 1
-        self._by_role.add(np.bincount(roles, kl, size), np.bincount(roles, minlength=size))
+        sums = np.bincount(roles, kl, size).astype(np.float64)  # which the stubs take for integers
+        self._by_role.add(sums, np.bincount(roles, minlength=size))
         total, count = np.array([kl.sum()]), np.array([len(kl)])
         self._by_dataset.add(total, count, np.array([text.dataset]))
         self._whole.add(total, count)
