@@ -162,6 +162,7 @@ class Front:
     """A server that answers, and stubs for it."""
 
     channel: grpc.aio.Channel
+    address: str
     latents: Any = field(init=False)
     prompts: Any = field(init=False)
     health: Any = field(init=False)
@@ -188,7 +189,7 @@ async def run_front(**settings: Any) -> AsyncGenerator[Front]:
         serving(Settings(listen="127.0.0.1:0", **settings)) as running,
         grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel,
     ):
-        yield Front(channel)
+        yield Front(channel, f"127.0.0.1:{running.port}")
 
 
 @contextlib.asynccontextmanager
