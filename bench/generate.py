@@ -33,6 +33,7 @@ from crosscope_worker.serve.generation import Generations
 from crosscope_worker.tokenizer.tokens import TextTokenizer
 
 CACHE_BYTES = 1 << 30
+UNREAD_BYTES = 1 << 28
 ADD = (Intervention((1, 2, 3), Action.ADD, 1.0),)
 ABLATE = (Intervention((1, 2, 3), Action.ABLATE),)
 
@@ -157,7 +158,7 @@ class _Bench:
             return encoder(prompts)
 
         batcher = Batcher(encode, device, 8192, 65536)
-        generations = Generations(device, CACHE_BYTES, 256, callers)
+        generations = Generations(device, CACHE_BYTES, 256, callers, UNREAD_BYTES)
         stop = asyncio.Event()
 
         async def ask(number: int) -> None:

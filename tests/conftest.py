@@ -1,6 +1,22 @@
-"""The order of the tests."""
+"""The order of the tests, and which of them run in one process."""
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler.loadfile import LoadFileScheduling
+
+END_TO_END = "tests/e2e/"
+
+
+class ByFile(LoadFileScheduling):
+    """Gives processes whole files; end-to-end tests go to one, because they share a stack that takes a minute."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return END_TO_END if nodeid.startswith(END_TO_END) else super()._split_scope(nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile | None:
+    return ByFile(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,20 +16,25 @@ from crosscope_worker.models.places import resolve_pair
 LAYER, LATENTS, VERSION = 2, 48, "v1"
 
 
-def random_crosscoder(seed: int = 0, streams: Streams = BOTH) -> Crosscoder:
+def random_crosscoder(
+    seed: int = 0, num_latents: int = LATENTS, threshold: float = 60.0, streams: Streams = BOTH
+) -> Crosscoder:
     generator = torch.Generator().manual_seed(seed)
-    W_enc, W_dec = torch.randn(64, LATENTS, generator=generator), torch.randn(LATENTS, 64, generator=generator)
+    W_enc, W_dec = (
+        torch.randn(64, num_latents, generator=generator),
+        torch.randn(num_latents, 64, generator=generator),
+    )
     if streams is not BOTH:
         columns = streams.columns((32, 32))
         W_enc, W_dec = streams.place_encoder(W_enc[columns].T).T.contiguous(), streams.place_decoder(W_dec[:, columns])
     return Crosscoder(
         W_enc=W_enc,
-        b_enc=torch.zeros(LATENTS),
+        b_enc=torch.zeros(num_latents),
         W_dec=W_dec,
         b_dec=torch.zeros(64),
         d_model=(32, 32),
         variant="batch_topk",
-        keep=AboveThreshold(60.0),
+        keep=AboveThreshold(threshold),
         input_scale=(0.5, 2.0),
         streams=streams,
     )
@@ -38,14 +43,14 @@ def random_crosscoder(seed: int = 0, streams: Streams = BOTH) -> Crosscoder:
 def write_version(home: Path, name: str, crosscoder: Crosscoder, version_id: str = VERSION, **fields: Any) -> Path:
     """Writes a crosscoder of the pair "tiny" as publishing does."""
     pair = resolve_pair(PairSpec(name="tiny"), home)
-    stored = StoredKeep.of(crosscoder.keep, LATENTS)
+    stored = StoredKeep.of(crosscoder.keep, crosscoder.num_latents)
     manifest = CrosscoderManifest(
         name=name,
         version_id=version_id,
         pair=pair,
         layer=LAYER,
         d_model=crosscoder.d_model,
-        num_latents=LATENTS,
+        num_latents=crosscoder.num_latents,
         variant=crosscoder.variant,
         reads=crosscoder.streams.name,
         code_normalisation=crosscoder.code_normalisation,

@@ -185,10 +185,11 @@ class Front:
 
 @contextlib.asynccontextmanager
 async def run_front(**settings: Any) -> AsyncGenerator[Front]:
-    async with serving(Settings(listen="127.0.0.1:0", **settings)) as running:
-        address = f"127.0.0.1:{running.port}"
-        async with grpc.aio.insecure_channel(address) as channel:
-            yield Front(channel, address)
+    async with (
+        serving(Settings(listen="127.0.0.1:0", **settings)) as running,
+        grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel,
+    ):
+        yield Front(channel, f"127.0.0.1:{running.port}")
 
 
 @contextlib.asynccontextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crosscope import Client, InvalidInput, Job, JobCancelled, JobState, LeftOut, NotFound, TokenRole
+from crosscope import Client, InvalidInput, Job, JobCancelled, JobState, LeftOut, NotFound, TokenRole, Unavailable
 from crosscope_worker.dictionary.published.export import export_version
 
 from .conftest import ROOT, Stack, wait_until_prompts_are_served
@@ -183,6 +183,17 @@ def kill_one(stack: Stack, *words: str) -> None:
     os.kill(victims[0], signal.SIGKILL)
 
 
+def kill_in_the_middle_of_an_answer(stack: Stack, *words: str) -> None:
+    generation = stack.client.crosscoder("demo").generate(
+        "A story", temperature=5.0, num_samples=16, max_new_tokens=200, with_code=True
+    )
+    tokens = iter(generation)
+    assert next(tokens).piece
+    kill_one(stack, *words)
+    with pytest.raises(Unavailable, match="the inference worker ended in the middle of the answer"):
+        list(tokens)
+
+
 @pytest.mark.parametrize(
     "words",
     [("crosscope_worker", "serve"), ("crosscope_worker", "jobs"), ("queue",)],
@@ -195,7 +206,10 @@ def test_a_killed_process_comes_back_and_the_job_ends_once(stack: Stack, made: t
     for event in job.watch():
         if event.stage == "train" and event.step >= 20:
             break
-    kill_one(stack, *words)
+    if "serve" in words:
+        kill_in_the_middle_of_an_answer(stack, *words)
+    else:
+        kill_one(stack, *words)
     job.wait(timeout_s=150)
     versions = list((stack.home / f"crosscoders/{name}/versions").iterdir())
     assert [version.name for version in versions] == [job.refresh().info.version_id]

@@ -159,7 +159,9 @@ class _EndReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EndReason.V
     END_REASON_CONTEXT: _EndReason.ValueType  # 4
     """The models can read no more tokens, or the worker's limit was reached."""
     END_REASON_OUT_OF_MEMORY: _EndReason.ValueType  # 5
-    """The device's memory ran out; other answers went on."""
+    """The device's memory ran out; other answers went on. If all answers of a call end so, the call ends with
+    RESOURCE_EXHAUSTED.
+    """
 
 class EndReason(_EndReason, metaclass=_EndReasonEnumTypeWrapper):
     """Why an answer ended."""
@@ -175,7 +177,9 @@ END_REASON_LENGTH: EndReason.ValueType  # 3
 END_REASON_CONTEXT: EndReason.ValueType  # 4
 """The models can read no more tokens, or the worker's limit was reached."""
 END_REASON_OUT_OF_MEMORY: EndReason.ValueType  # 5
-"""The device's memory ran out; other answers went on."""
+"""The device's memory ran out; other answers went on. If all answers of a call end so, the call ends with
+RESOURCE_EXHAUSTED.
+"""
 Global___EndReason: _TypeAlias = EndReason  # noqa: Y015
 
 @_typing.final

@@ -1,12 +1,8 @@
 """Compare, Generate and Attribute from the public service to the real worker, with a tiny pair and a crosscoder."""
 
 import asyncio
-import contextlib
 import math
-import os
-import sys
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +13,6 @@ import pytest
 import pytest_asyncio
 import torch
 from fixtures_serve import LATENTS, LAYER, VERSION, random_crosscoder, write_version
-from fixtures_server import Front, details_of, run_front
 
 from crosscope import AsyncClient, AsyncCrosscoder, InvalidInput
 from crosscope._decode import crosscoder_info
@@ -25,77 +20,31 @@ from crosscope_proto.v1 import effects_pb2, latents_pb2, prompts_pb2, types_pb2
 from crosscope_worker.dictionary.streams import STREAMS
 from crosscope_worker.models.activations import PairActivations
 from crosscope_worker.models.pair import Pair
-from crosscope_worker.serve.process import InferenceProcess
-from crosscope_worker.serve.settings import ServeSettings
 from crosscope_worker.tokenizer.tokens import TextTokenizer
+from tests.worker.serve.online import (
+    ABLATE,
+    ADD,
+    SWAP,
+    TEXT,
+    Online,
+    arm,
+    change,
+    collected,
+    generation,
+    prompt,
+    refused,
+    run_online,
+    texts,
+)
 
 pytestmark = pytest.mark.asyncio
-TEXT = "the baker tells a story about the old river"
-ADD, ABLATE, SWAP = effects_pb2.ACTION_ADD, effects_pb2.ACTION_ABLATE, effects_pb2.ACTION_SWAP_STREAM
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
-
-
-@dataclass
-class Online:
-    front: Front
-    process: InferenceProcess
-    home: Path
-
-    @property
-    def prompts(self) -> Any:
-        return self.front.prompts
 
 
 @pytest_asyncio.fixture
 async def online(home: Path) -> AsyncIterator[Online]:
-    """A server and its worker."""
-    address = f"unix:{home}/worker"
-    process = InferenceProcess(ServeSettings(home=home, listen=address, max_prompt_tokens=200, prefill_tokens=32))
-    await process.start()
-    async with run_front(home=home, workers=address) as front:
-        await front.prompts_serve()
-        yield Online(front, process, home)
-    await process.stop()
-
-
-def prompt(text: str = TEXT) -> types_pb2.Prompt:
-    return types_pb2.Prompt(text=text)
-
-
-def arm(*interventions: effects_pb2.Intervention, model: Any = effects_pb2.MODEL_CHAT, **sampling: Any) -> Any:
-    sampling = {"max_new_tokens": 6} | sampling
-    return effects_pb2.Arm(model=model, interventions=interventions, sampling=effects_pb2.Sampling(**sampling))
-
-
-def change(*latents: int, action: Any = ABLATE, **fields: Any) -> effects_pb2.Intervention:
-    return effects_pb2.Intervention(latents=latents, action=action, **fields)
-
-
-def generation(*arms: effects_pb2.Arm, text: str = TEXT, **fields: Any) -> effects_pb2.GenerateRequest:
-    named = fields if "pair" in fields else {"crosscoder": "demo"} | fields
-    return effects_pb2.GenerateRequest(prompt=prompt(text), arms=arms or [arm()], **named)
-
-
-async def collected(call: Any) -> list[effects_pb2.GenerateResponse]:
-    """What is still to come of a stream."""
-    replies: list[effects_pb2.GenerateResponse] = []
-    while (reply := await call.read()) is not grpc.aio.EOF:
-        replies.append(reply)
-    return replies
-
-
-async def refused(call: Any) -> tuple[grpc.StatusCode, str, list[tuple[str, str]]]:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await (collected(call) if hasattr(call, "read") else call)
-    return caught.value.code(), caught.value.details() or "", details_of(caught.value)[1]
-
-
-def texts(replies: list[effects_pb2.GenerateResponse]) -> dict[tuple[int, int], str]:
-    """The answers joined from their pieces."""
-    found: dict[tuple[int, int], str] = {}
-    for token in (token for reply in replies for token in reply.step.tokens):
-        found[token.arm, token.sample] = found.get((token.arm, token.sample), "") + token.piece
-    return found
+    async with run_online(home, max_prompt_tokens=200, prefill_tokens=32) as running:
+        yield running
 
 
 async def test_compare_with_a_crosscoder_and_with_a_pair_alone(online: Online, tiny_pair: Pair) -> None:
@@ -385,27 +334,3 @@ async def test_a_worker_that_stops_lets_a_stream_end(online: Online) -> None:
     await stream.read()
     _, rest = await asyncio.gather(online.process.stop(), collected(stream))
     assert rest[-1].HasField("end")
-
-
-async def test_a_worker_that_is_killed_in_mid_stream(home: Path) -> None:
-    address = f"unix:{home}/killed"
-    environment = os.environ | {"CROSSCOPE_HOME": str(home), "CROSSCOPE_WORKER_LISTEN": address}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "crosscope_worker", "serve", env=environment, stderr=asyncio.subprocess.DEVNULL
-    )
-    try:
-        async with run_front(home=home, workers=address) as front:
-            async with asyncio.timeout(60), grpc.aio.insecure_channel(address) as channel:
-                await channel.channel_ready()
-            await front.prompts_serve()
-            stream = front.prompts.Generate(generation(arm(max_new_tokens=200, temperature=5.0, num_samples=16)))
-            await stream.read()
-            process.kill()
-            code, sentence, _ = await refused(stream)
-            assert code is grpc.StatusCode.UNAVAILABLE
-            assert "the inference worker ended in the middle of the answer" in sentence
-            await front.prompts_serve(serving=False)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()

@@ -26,6 +26,7 @@ from crosscope_worker.tokenizer.tokens import TextTokenizer
 from tests.worker.effects.decoder_runs import CACHE_BYTES, prompt, random_crosscoder, subject, with_models
 from tests.worker.tiny_models import tiny_model
 
+UNREAD_BYTES = 1 << 24
 TEXTS = ("what is two", "tell me a short story about the red fox", "the baker", "hm")
 
 
@@ -71,7 +72,9 @@ async def device(steps: Steps) -> AsyncIterator[ThreadPoolExecutor]:
 
 @pytest.fixture
 def generations(device: ThreadPoolExecutor) -> Generations:
-    return Generations(device, CACHE_BYTES, prefill_tokens=64, max_waiting=3, num_threads=1)
+    return Generations(
+        device, CACHE_BYTES, prefill_tokens=64, max_waiting=3, max_unread_bytes=UNREAD_BYTES, num_threads=1
+    )
 
 
 def greedy(tokenizer: TextTokenizer, text: str, num_tokens: int = 12, model: int = CHAT) -> Order:
@@ -222,7 +225,7 @@ async def test_what_cannot_be_done_is_the_answer_to_its_caller_alone(
         await collected(generations.generate("a", read, wrong))
     large = ArmOrder(CHAT, (), SamplingSettings(num_samples=32, max_new_tokens=8000))
     # 256 positions can be read, so 32 answers and the prompt need 33 × 256 × 1 KiB.
-    small = Generations(generations._executor, 1 << 20, 64, 3)  # pyright: ignore[reportPrivateUsage]
+    small = Generations(generations._executor, 1 << 20, 64, 3, UNREAD_BYTES)  # pyright: ignore[reportPrivateUsage]
     with pytest.raises(DoesNotFit, match=r"32 answers of up to 256 tokens, .* need \d+ bytes .* has 1048576"):
         await collected(small.generate("a", read, prompt(tokenizer, "hm", large)))
     mamba = tiny_model("Mamba")

@@ -76,7 +76,7 @@ class Decoder:
         self._prefill: Prefill | None = None
         self._jobs: dict[int, Job] = {}
         """Orders that have room, by the identity of the order."""
-        self._count = 0
+        self._next_number = 0
         self._num_skipped = 0 if subject.reading is None else subject.reading.policy.skip_first
         self._steerings: WeakValueDictionary[tuple[int, tuple[Intervention, ...]], Steering] = WeakValueDictionary()
 
@@ -101,9 +101,15 @@ class Decoder:
         """Bytes of keys and values for which the orders in progress have room."""
         return self._planned_bytes(list(self._jobs.values()))
 
-    def admit(self, order: Order) -> None:
+    @property
+    def waits_since(self) -> int | None:
+        """Number of the oldest order that waits for room; None if none does."""
+        return self._waiting[0].number if self._waiting else None
+
+    def admit(self, order: Order, number: int | None = None) -> None:
         """Takes an order; it starts when its keys and values have room, after those before it.
 
+        `number` tells its age among the orders of several decoders; by default the next one of this decoder.
         Raises InterventionError, and DoesNotFit for one that could never start.
         """
         reading = self._subject.reading
@@ -113,7 +119,8 @@ class Decoder:
             raise DoesNotFit(
                 f"the prompt has {len(order.ids)} tokens, but a text may have {self._max_tokens} here; shorten it"
             )
-        job = Job(order, self._count, None if reading is None else policy_reasons(order.roles, reading.policy))
+        number = self._next_number if number is None else number
+        job = Job(order, number, None if reading is None else policy_reasons(order.roles, reading.policy))
         job.prompts = self._readings(job)
         job.num_open = sum(arm.sampling.num_samples for arm in order.arms)
         if (needed := self._planned_bytes([job])) > self._cache_bytes:
@@ -121,7 +128,7 @@ class Decoder:
                 f"{job.num_open} answers of up to {self._longest(job)} tokens, prompt included, need {needed} bytes of "
                 f"keys and values, but this worker has {self._cache_bytes}; ask for fewer samples or tokens"
             )
-        self._count += 1
+        self._next_number = number + 1
         self._waiting.append(job)
 
     @torch.inference_mode()
@@ -138,13 +145,14 @@ class Decoder:
             self._forget(prompt)
 
     @torch.inference_mode()
-    def step(self, elsewhere_bytes: int = 0) -> list[Event]:
+    def step(self, elsewhere_bytes: int = 0, before: int | None = None) -> list[Event]:
         """One more token of every answer, and a piece of the prompts. Returns what came of it, order by order.
 
-        `elsewhere_bytes` of the room for keys and values belong to others at present.
+        `elsewhere_bytes` of the room for keys and values belong to others at present. Only orders with a number below
+        `before` may start: an older one waits elsewhere for the same room.
         Where memory runs out, the newest answers end and the others go on with the next step.
         """
-        self._let_in(elsewhere_bytes)
+        self._let_in(elsewhere_bytes, before)
         events: list[Event] = []
         for lane in self._lanes:
             if lane.rows:
@@ -195,9 +203,9 @@ class Decoder:
                 per_token += num_rows * (self.token_bytes[prompt.model][0] + below)
         return per_token * max((self._longest(job) for job in jobs), default=0)
 
-    def _let_in(self, elsewhere_bytes: int) -> None:
+    def _let_in(self, elsewhere_bytes: int, before: int | None) -> None:
         """Gives room to orders that wait, in their order."""
-        while self._waiting:
+        while self._waiting and (before is None or self._waiting[0].number < before):
             if self._planned_bytes([*self._jobs.values(), self._waiting[0]]) + elsewhere_bytes > self._cache_bytes:
                 return
             job = self._waiting.popleft()
@@ -296,7 +304,7 @@ class Decoder:
         for prompt in prefill.prompts:
             if not prompt.job.has_started:
                 prompt.job.has_started = True
-                events.append(prompt.started())
+                events += [prompt.started(), *prompt.job.lost]
         for row, id_, log_probability in zip(rows, *drawn, strict=True):
             events += self._take(lane, row, id_, log_probability)
         return events
@@ -307,14 +315,21 @@ class Decoder:
         return prompt.samples(ends, max(1, self._max_tokens - len(order.ids) + 1))
 
     def _end_newest_arm(self, prefill: Prefill) -> list[Event]:
-        """Ends the newest arm of the prompts that are being read, for which there was no memory."""
+        """Ends the newest arm of the prompts that are being read, for which there was no memory.
+
+        The ends wait for the start of their order, unless no arm is left that could start.
+        """
         prompt = max(prefill.prompts, key=lambda each: (each.job.number, max(each.arms)))
         arm = max(prompt.arms)
-        rows = [row for row in self._samples(prompt) if row.arm == arm]
+        job, rows = prompt.job, [row for row in self._samples(prompt) if row.arm == arm]
         del prompt.arms[arm]
         if not prompt.arms:
             self._forget(prompt)
-        return [self._ended(row, EndReason.OUT_OF_MEMORY) for row in rows]
+        ends: list[Event] = [self._ended(row, EndReason.OUT_OF_MEMORY) for row in rows]
+        if job.has_started:
+            return ends
+        job.lost += ends
+        return [] if job.num_open else job.lost
 
     def _forget(self, prompt: PromptRow) -> None:
         if prompt in self._prompts:

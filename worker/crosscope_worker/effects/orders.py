@@ -133,6 +133,17 @@ class Ended:
 
 
 Event = Started | Token | Ended
+_EVENT_BYTES, _CODE_BYTES = 300, 450
+"""Memory of an event, and of a code besides its entries, as measured."""
+
+
+def size_bytes(event: Event) -> int:
+    """About the memory that an event takes."""
+    if isinstance(event, Ended):
+        return _EVENT_BYTES + len(event.text)
+    if (code := event.code) is None:
+        return _EVENT_BYTES
+    return _EVENT_BYTES + _CODE_BYTES + code.row_starts.nbytes + code.latents.nbytes + code.activations.nbytes
 
 
 def in_order(events: Sequence[Event]) -> list[Event]:

@@ -100,10 +100,10 @@ class Entries:
         return cls(*by_strength(code, reading.sparsifier))
 
     def cut(self, start: int, end: int) -> TokenCode:
-        """The code of the tokens from `start` to `end`."""
+        """A copy of the code of the tokens from `start` to `end`: whoever keeps it keeps no others."""
         starts = np.searchsorted(self.tokens, np.arange(start, end + 1))
         entries = slice(starts[0], starts[-1])
-        return TokenCode(starts - starts[0], self.latents[entries], self.activations[entries])
+        return TokenCode(starts - starts[0], self.latents[entries].copy(), self.activations[entries].copy())
 
 
 def next_prompts(waiting: "deque[PromptRow]", num_tokens: int) -> list[PromptRow]:

@@ -9,7 +9,7 @@ from crosscope_proto.roles import LeftOut, TokenRole
 from crosscope_worker.effects.answer import Answer
 from crosscope_worker.effects.interventions import Steering
 from crosscope_worker.effects.lane import Row
-from crosscope_worker.effects.orders import ArmOrder, Order, Started, Token, TokenCode
+from crosscope_worker.effects.orders import ArmOrder, Event, Order, Started, Token, TokenCode
 
 
 @dataclass(eq=False)
@@ -25,6 +25,8 @@ class Job:
     num_open: int = 0
     """Answers that have not ended."""
     has_started: bool = False
+    lost: list[Event] = field(default_factory=list[Event])
+    """Ends of arms for which there was no memory before the order started."""
 
     @functools.cached_property
     def role(self) -> TokenRole:

@@ -60,6 +60,7 @@ class InferenceProcess:
             settings.max_cache_bytes or device_bytes(settings.device) // _CACHE_SHARE,
             settings.prefill_tokens,
             settings.max_queued_generations,
+            settings.max_unread_bytes,
         )
         self._servicer = Inference(
             self.models, self.batcher, self.generations, self._tokenising_threads, settings.max_prompt_tokens

@@ -32,6 +32,9 @@ class ServeSettings(ProcessSettings):
     """Memory for the keys and values of prompts that are continued; by default an eighth of the device's."""
     max_queued_generations: Count = 64
     """Prompts that may wait to be continued; beyond them, prompts are refused with a hint when to retry."""
+    max_unread_bytes: Count = 256 * 1024**2
+    """Memory for answers that callers have not read yet, of all callers together; beyond it, the caller who leaves most
+    unread is cut off."""
     prefill_tokens: Count = 256
     """About how many tokens of new prompts are read between two decode steps."""
     num_threads: Count | None = None
