@@ -122,7 +122,7 @@ class Models:
         async with self._one_load:
             if (entry := self._serving(key, whole)) is not None:
                 return entry
-            loaded = await self._read(key, whole)
+            loaded: Loaded | None = await self._read(key, whole)
             try:
                 await self._warm_up(loaded)
             except PairError as error:
@@ -131,7 +131,8 @@ class Models:
                 why = {"model": key.name, "version": key.version_id, "error": str(error)}
                 log.info("a part of the pair is of no use, so it is loaded whole", extra=why)
                 self._reader.keep_whole(_pair_of(loaded))
-                del loaded
+                loaded = None
+            if loaded is None:
                 loaded = await self._read(key, whole)
                 await self._warm_up(loaded)
             entry = self._entries.setdefault(key, _Entry(loaded))
