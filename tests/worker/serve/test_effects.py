@@ -19,7 +19,8 @@ from crosscope._decode import crosscoder_info
 from crosscope_proto.v1 import effects_pb2, latents_pb2, prompts_pb2, types_pb2
 from crosscope_worker.dictionary.streams import STREAMS
 from crosscope_worker.models.activations import PairActivations
-from crosscope_worker.models.pair import Pair
+from crosscope_worker.models.pair import Pair, decoder_layers
+from crosscope_worker.serve.loading import storage_bytes
 from crosscope_worker.tokenizer.tokens import TextTokenizer
 from tests.worker.serve.online import (
     ABLATE,
@@ -68,6 +69,35 @@ async def test_compare_with_a_crosscoder_and_with_a_pair_alone(online: Online, t
     assert not alone.difference_norms
     assert not alone.tokens.left_out
     assert math.isnan(reply.base.log_probabilities[-1])
+
+
+async def test_layers_above_are_loaded_for_the_calls_that_need_them(home: Path, tiny_pair: Pair) -> None:
+    """The crosscoder reads the third of four layers. A worker with no memory for the fourth encodes all the same."""
+    encode = prompts_pb2.EncodeRequest(crosscoder="demo", prompt=prompt())
+    compare = effects_pb2.CompareRequest(crosscoder="demo", prompt=prompt())
+    top = storage_bytes(p for model in tiny_pair.models for p in decoder_layers(model)[LAYER + 1 :].parameters())
+    async with run_online(home) as online:
+        before = await online.prompts.Encode(encode)
+        await online.prompts.Tokenize(prompts_pb2.TokenizeRequest(crosscoder="demo", prompt=prompt("the fox")))
+        lower_bytes = online.process.models.used_bytes
+        expected = await online.prompts.Compare(compare)
+        assert online.process.models.used_bytes == lower_bytes + top
+        await collected(online.prompts.Generate(generation()))
+        again = await online.prompts.Encode(prompts_pb2.EncodeRequest(crosscoder="demo", prompt=prompt(f"{TEXT} ")))
+    ids = torch.from_numpy(TextTokenizer(tiny_pair.tokenizer).text(TEXT).ids)[None]
+    with torch.inference_mode():
+        base, chat = (model(ids).logits[0].log_softmax(-1) for model in tiny_pair.models)
+    np.testing.assert_allclose(expected.kl_chat_base, (chat.exp() * (chat - base)).sum(-1), rtol=1e-3, atol=1e-6)
+    shared = before.code.row_starts[-1]
+    assert again.code.latents[:shared] == before.code.latents
+    async with run_online(home, max_model_bytes=lower_bytes + top // 2) as online:
+        assert (await online.prompts.Encode(encode)).code == before.code
+        for call in (online.prompts.Compare(compare), online.prompts.Generate(generation())):
+            code, sentence, _ = await refused(call)
+            assert code == grpc.StatusCode.FAILED_PRECONDITION
+            assert "crosscoder 'demo' with its whole pair takes 0.4 MB, but models may take 0.4 MB" in sentence
+            assert "CROSSCOPE_WORKER_MAX_MODEL_BYTES" in sentence
+        assert online.process.models.used_bytes == lower_bytes
 
 
 async def test_norms_mark_what_training_left_out_in_every_call(online: Online, tiny_pair: Pair) -> None:
@@ -273,7 +303,7 @@ async def test_what_does_not_exist(online: Online) -> None:
 async def test_models_that_cannot_be_run_in_pieces_are_refused_with_their_class(
     online: Online, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with online.process.models.using("demo", VERSION) as loaded:
+    async with online.process.models.using("demo", VERSION, whole=True) as loaded:
         model = loaded.pair.pair.models[0]
     own = model.forward
 

@@ -18,11 +18,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from crosscope_proto.artefacts import PairManifest
+from crosscope_worker.models.partial import absent_names
 from crosscope_worker.models.places import PairError, Place
 from crosscope_worker.work import is_out_of_memory
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -33,7 +34,8 @@ _PREFIX = "base_model.model."
 def with_adapter(model: PreTrainedModel, place: Place, manifest: PairManifest) -> PreTrainedModel:
     """`model` with the adapter at `place`; `model` itself stays without, and both share its parameters.
 
-    With `adapter_merged`, the adapter is added into copies of the weights that it changes.
+    With `adapter_merged`, the adapter is added into copies of the weights that it changes. What it has for parts of the
+    model that are not loaded is left out.
     Raises PairError for an adapter that is missing, is of another kind than LoRA, or does not fit the model. Where
     memory runs out, torch's own error passes.
     """
@@ -48,7 +50,7 @@ def with_adapter(model: PreTrainedModel, place: Place, manifest: PairManifest) -
         raise PairError(f"{named} needs PEFT; install it with: pip install './worker[peft]'") from error
     try:
         twin = _twin(model, _replaced(model, stored, config.get("modules_to_save") or ()))
-        adapted = peft.PeftModel.from_pretrained(twin, str(folder))
+        adapted = peft.PeftModel.from_pretrained(twin, str(folder), config=_peft_config(folder, model, stored))
         _check_keys(set(peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)), stored, model, named)
         chat = _merged(adapted) if manifest.adapter_merged else adapted.get_base_model()
     except PairError:
@@ -118,6 +120,24 @@ def _stored_keys(folder: Path, named: str) -> set[str]:
         raise PairError(f"{named}: {WEIGHTS} is damaged or cut short ({error}); save it again") from error
 
 
+def _loaded(stored: set[str], model: PreTrainedModel) -> set[str]:
+    """The keys of the adapter's file without those for parts of the model that are not loaded."""
+    absent = tuple(f"{name}." for name in absent_names(model))
+    return {key for key in stored if not _below(key).startswith(absent)}
+
+
+def _peft_config(folder: Path, model: PreTrainedModel, stored: set[str]) -> "PeftConfig":
+    """The adapter's configuration; without its targets if they lie in parts of the model that are not loaded."""
+    from peft import PeftConfig
+    from peft.utils.constants import DUMMY_TARGET_MODULES
+
+    config = PeftConfig.from_pretrained(str(folder))
+    targets, loaded = ({key for key in keys if ".lora_" in key} for keys in (stored, _loaded(stored, model)))
+    if targets and not loaded:
+        config.target_modules = DUMMY_TARGET_MODULES  # pyright: ignore[reportAttributeAccessIssue]
+    return config
+
+
 def _replaced(model: PreTrainedModel, stored: Iterable[str], modules_to_save: Sequence[str]) -> set[str]:
     """Names of the model's own parameters (embeddings, say) for which the adapter's file holds other values.
 
@@ -143,6 +163,7 @@ def _twin(model: PreTrainedModel, replaced: set[str]) -> PreTrainedModel:
 def _check_keys(used: set[str], stored: set[str], model: PreTrainedModel, named: str) -> None:
     """Raises PairError where PEFT has left out weights of the file, or made up some that the file lacks."""
     own = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    stored = _loaded(stored, model)
     if unused := sorted(key for key in stored - used if _below(key) not in own):
         raise PairError(
             f"{named} has {len(unused)} weights for which the model has no place, the first {unused[0]!r}; name the "

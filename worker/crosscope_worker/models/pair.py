@@ -1,25 +1,36 @@
 """Two causal language models that share a tokenizer, loaded and checked; places.py finds them.
 
-A chat model that is an adapter on the base model (adapter.py) has the base model's weights in the same memory.
+A chat model that is an adapter on the base model (adapter.py) has the base model's weights in the same memory. Models
+may be loaded up to one decoder layer only (partial.py), and the rest later.
 Does not know texts, activations or crosscoders.
 """
 
+import logging
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from crosscope_proto.artefacts import PairManifest
 from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
+from crosscope_worker.models import partial
 from crosscope_worker.models.adapter import with_adapter
+from crosscope_worker.models.pair_tokenizer import load_tokenizer, sentence, token_differences
 from crosscope_worker.models.places import (
-    TOKENIZER_FILES,
     PairError,
-    Place,
     adapter_place,
+    check_folder,
     model_places,
     tokenizer_place,
     tokenizer_places,
@@ -28,10 +39,10 @@ from crosscope_worker.work import is_out_of_memory
 
 BLOCK_SPARSE = "flex_attention"
 """transformers' name of an attention that skips blocks of tokens that do not look at each other."""
-_LISTED = 20
-"""Differences of tokenizers that a message lists."""
 _LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
 """What transformers raises for a model that is absent, of another kind, or whose files do not fit together."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,11 @@ class Pair:
     device: torch.device
     long_rows: bool = False
     """Whether attention of both models skips what a token does not look at, so that a row may be long at no cost."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of both models is in memory."""
+        return not any(map(partial.is_partial, self.models))
 
     @property
     def d_model(self) -> tuple[int, int]:
@@ -123,28 +139,36 @@ def check_layer(pair: Pair, layer: int) -> None:
             raise PairError(f"layer {layer}: the {name} model has {num_layers} layers, 0 to {num_layers - 1}")
 
 
-def load_pair(manifest: PairManifest, device: str | torch.device = "cpu", long_rows: bool = False) -> Pair:
+def load_pair(
+    manifest: PairManifest,
+    device: str | torch.device = "cpu",
+    long_rows: bool = False,
+    upto: int | None = None,
+    given: Pair | None = None,
+) -> Pair:
     """Loads both models and the tokenizer and checks that they fit together.
 
     Folders are never looked up on a network; anything else is a hub id. With `long_rows`, a model that can takes an
     attention that skips what a token does not look at; it is compiled when it first runs. Where `token_names` allows
     the tokenizers to differ, the pair's manifest lists the tokens that do.
+    With `upto`, what the output of that decoder layer does not need is not loaded, of a model that can be cut.
+    `given` is the same pair with less of it in memory: its weights are taken and not read again, and it stays usable.
     Raises PairError that names the model or file and what is wrong with it. Where memory runs out, torch's own error
     passes.
     """
-    tokenizers = {place: _load_tokenizer(place, manifest.name) for place in tokenizer_places(manifest)}
+    tokenizers = {place: load_tokenizer(place, manifest.name) for place in tokenizer_places(manifest)}
     tokenizer = tokenizers[tokenizer_place(manifest)]
-    manifest = replace(manifest, token_differences=tuple(_token_differences(manifest, tokenizers)))
-    base, chat = _load_models(manifest, device, long_rows)
+    manifest = replace(manifest, token_differences=tuple(token_differences(manifest, tokenizers)))
+    base, chat = _load_models(manifest, _How(device, long_rows, upto), given)
     _check_embeddings(manifest, (base, chat), tokenizer)
     is_block_sparse = all(model.config.get_text_config()._attn_implementation == BLOCK_SPARSE for model in (base, chat))  # pyright: ignore[reportPrivateUsage]
     return Pair(manifest, (base, chat), tokenizer, torch.device(device), is_block_sparse)
 
 
-def expected_bytes(manifest: PairManifest) -> int:
+def expected_bytes(manifest: PairManifest, upto: int | None = None) -> int:
     """Memory that both models' weights will take, by their configurations; 0 where those do not tell.
 
-    What an adapter adds is not counted.
+    `upto` as for `load_pair`. What an adapter adds is not counted.
     """
     total = 0
     for place in set(model_places(manifest)):
@@ -154,82 +178,51 @@ def expected_bytes(manifest: PairManifest) -> int:
             )
             if getattr(config, "quantization_config", None) is not None:
                 return 0
-            with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, manifest.dtype))
+            model = _without_weights(config, dtype=getattr(torch, manifest.dtype))
         except _LOAD_ERRORS:
             return 0  # Loading says what is wrong.
+        if upto is not None:
+            with suppress(partial.CannotCut, PairError):
+                partial.cut(model, partial.above(model, decoder_layers(model), upto))
         total += sum(tensor.nbytes for tensor in model.parameters())
     return total
 
 
-def _load_models(
-    manifest: PairManifest, device: str | torch.device, long_rows: bool
-) -> tuple[PreTrainedModel, PreTrainedModel]:
-    base = _load_model(manifest, BASE, device, long_rows)
+@dataclass(frozen=True)
+class _How:
+    """How both models are loaded; see load_pair."""
+
+    device: str | torch.device
+    long_rows: bool
+    upto: int | None
+
+
+def _load_models(manifest: PairManifest, how: _How, given: Pair | None) -> tuple[PreTrainedModel, PreTrainedModel]:
+    known = (None, None) if given is None else given.models
+    base = _load_model(manifest, BASE, how, known[BASE])
     adapter = adapter_place(manifest)
     if adapter is None:
-        return base, _load_model(manifest, CHAT, device, long_rows)
+        return base, _load_model(manifest, CHAT, how, known[CHAT])
     places = model_places(manifest)
-    under = base if places[CHAT] == places[BASE] else _load_model(manifest, CHAT, device, long_rows)
-    return base, with_adapter(under, adapter, manifest)
+    # Below an adapter the names are others, so what is known of a model of its own there is read again.
+    under = base if places[CHAT] == places[BASE] else _load_model(manifest, CHAT, how, None)
+    chat = with_adapter(under, adapter, manifest)
+    if given is not None:
+        partial.adopt(chat, given.models[CHAT])
+    return base, chat
 
 
-def _load_tokenizer(place: Place, pair: str) -> PreTrainedTokenizerBase:
-    source, revision = place
-    _check_folder(source, "tokenizer", pair)
-    local = Path(source).is_absolute()
-    if local and not any((Path(source) / name).exists() for name in TOKENIZER_FILES):
-        raise PairError(f"pair {pair!r}: there is no tokenizer.json in {source}; save the tokenizer there")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, local_files_only=local)
-    except Exception as error:  # tokenizers raises Exception itself for a damaged file
-        if is_out_of_memory(error):
-            raise
-        raise PairError(f"pair {pair!r}: no tokenizer can be loaded from {place}: {_sentence(error)}") from error
-    if not tokenizer.is_fast:
-        raise PairError(f"pair {pair!r}: the tokenizer of {place} has no fast version, which token offsets need")
-    return tokenizer
+def _without_weights(config: PreTrainedConfig, **settings: Any) -> PreTrainedModel:
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, **settings)
 
 
-def _token_differences(manifest: PairManifest, tokenizers: dict[Place, PreTrainedTokenizerBase]) -> list[str]:
-    """A sentence for every token that another tokenizer of the pair names differently.
-
-    Raises PairError if tokens differ that are not special, or if `token_names` allows no difference.
-    """
-    shared = tokenizer_place(manifest)
-    tokens = {id_: token for token, id_ in tokenizers[shared].get_vocab().items()}
-    special = tokenizers[shared].added_tokens_decoder.keys()
-    found: list[str] = []
-    for place, tokenizer in tokenizers.items():
-        own = {id_: token for token, id_ in tokenizer.get_vocab().items()}
-        different = sorted({id_ for id_, _ in own.items() ^ tokens.items()})
-        usual = special & tokenizer.added_tokens_decoder.keys() | special - own.keys()
-        usual |= tokenizer.added_tokens_decoder.keys() - tokens.keys()
-        if plain := [id_ for id_ in different if id_ not in usual]:
-            name = tokens.get(plain[0], own.get(plain[0]))
-            raise PairError(
-                f"pair {manifest.name!r}: the tokenizers of {place} and {shared} have different vocabularies "
-                f"({len(own)} and {len(tokens)} tokens, first different at id {plain[0]}: {name!r}); "
-                "both models must read the same ids"
-            )
-        found += [f"id {id_}: {_named(tokens, id_)} is {_named(own, id_)} in {place}" for id_ in different]
-    if found and manifest.token_names is None:
-        more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
-        raise PairError(
-            f"pair {manifest.name!r}: the tokenizers differ in special tokens ({'; '.join(found[:_LISTED])}{more}); "
-            "if both models may still read the same ids, set pair.tokenizer to base or chat, whose names then count"
-        )
-    return found
-
-
-def _named(tokens: dict[int, str], id_: int) -> str:
-    return repr(tokens[id_]) if id_ in tokens else "none"
-
-
-def _load_model(manifest: PairManifest, model: int, device: str | torch.device, long_rows: bool) -> PreTrainedModel:
+def _load_model(manifest: PairManifest, model: int, how: _How, given: PreTrainedModel | None) -> PreTrainedModel:
     source, revision = model_places(manifest)[model]
     named = f"pair {manifest.name!r}: the {MODEL_NAMES[model]} model {source}"
-    _check_folder(source, f"{MODEL_NAMES[model]} model", manifest.name)
+    if given is not None and not partial.is_partial(given):
+        return given
+    check_folder(source, f"{MODEL_NAMES[model]} model", manifest.name)
     local = Path(source).is_absolute()
     if local:
         _check_weight_files(Path(source), named)
@@ -237,30 +230,50 @@ def _load_model(manifest: PairManifest, model: int, device: str | torch.device, 
         config = AutoConfig.from_pretrained(source, revision=revision, local_files_only=local)
         # Only eager attention applies Gemma 2's soft-capping on every device.
         capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
-        loaded, report = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
-            source,
-            config=config,
-            revision=revision,
-            local_files_only=local,
-            dtype=getattr(torch, manifest.dtype),
-            attn_implementation="eager" if capped else None,
-            output_loading_info=True,
-        )
-        if long_rows and loaded._supports_flex_attn:  # pyright: ignore[reportPrivateUsage]
+        settings = {
+            "config": config,
+            "revision": revision,
+            "local_files_only": local,
+            "dtype": getattr(torch, manifest.dtype),
+            "attn_implementation": "eager" if capped else None,
+        }
+        loaded, report = _from_pretrained(source, named, how.upto, given, settings)
+        if how.long_rows and loaded._supports_flex_attn:  # pyright: ignore[reportPrivateUsage]
             loaded.set_attn_implementation(BLOCK_SPARSE)
     except _LOAD_ERRORS as error:
         if is_out_of_memory(error):
             raise
-        raise PairError(f"{named} is not a causal language model that can be loaded: {_sentence(error)}") from error
+        raise PairError(f"{named} is not a causal language model that can be loaded: {sentence(error)}") from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise PairError(f"{named} lacks {len(missing)} weights, the first {missing[0]!r}")
-    return loaded.to(device).eval().requires_grad_(False)
+    loaded = loaded.to(how.device).eval().requires_grad_(False)  # pyright: ignore[reportArgumentType]
+    if given is not None:
+        partial.adopt(loaded, given)
+    return loaded
 
 
-def _check_folder(source: str, what: str, pair: str) -> None:
-    if Path(source).is_absolute() and not Path(source).is_dir():
-        raise PairError(f"pair {pair!r}: the folder of the {what} does not exist: {source}")
+def _from_pretrained(
+    source: str, named: str, upto: int | None, given: PreTrainedModel | None, settings: dict[str, Any]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A model with transformers' report; without what `given` has, and without what layer `upto` does not need."""
+    if upto is None and given is None:
+        return AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **settings)  # pyright: ignore[reportReturnType]
+
+    def change(model: PreTrainedModel) -> None:
+        partial.cut(model, [] if upto is None else partial.above(model, decoder_layers(model), upto), given)
+
+    try:
+        if getattr(settings["config"], "quantization_config", None) is not None:
+            raise partial.CannotCut("its weights are quantised")
+        return partial.from_pretrained(type(_without_weights(settings["config"])), change, source, **settings)
+    except (
+        partial.CannotCut,
+        PairError,
+        AttributeError,
+    ) as error:  # AttributeError: a class looks into what is absent.
+        log.info("%s is loaded whole: %s", named, sentence(error))
+    return _from_pretrained(source, named, None, None, settings)
 
 
 def _check_weight_files(folder: Path, named: str) -> None:
@@ -271,7 +284,7 @@ def _check_weight_files(folder: Path, named: str) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise PairError(
-                f"{named}: {path.name} is damaged or cut short ({_sentence(error)}); save it again"
+                f"{named}: {path.name} is damaged or cut short ({sentence(error)}); save it again"
             ) from error
 
 
@@ -290,8 +303,3 @@ def _check_embeddings(
                 f"pair {manifest.name!r}: the tokenizer gives ids up to {needed - 1}, but the {name} model has only "
                 f"{size} embeddings; both models must read the same ids"
             )
-
-
-def _sentence(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else f"{text[:297]}..."

@@ -86,6 +86,12 @@ def _has_tokenizer(source: str) -> bool:
     return Path(source).is_absolute() and any((Path(source) / name).exists() for name in TOKENIZER_FILES)
 
 
+def check_folder(source: str, what: str, pair: str) -> None:
+    """Raises PairError for a folder that does not exist; a hub id passes."""
+    if Path(source).is_absolute() and not Path(source).is_dir():
+        raise PairError(f"pair {pair!r}: the folder of the {what} does not exist: {source}")
+
+
 def find_pair(manifest: PairManifest, home: Path) -> PairManifest:
     """The same pair where it lies now: as the manifest says, or in `home` if `home` has moved since."""
     places = (manifest.base, manifest.chat, manifest.tokenizer, manifest.adapter)

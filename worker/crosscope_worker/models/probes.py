@@ -5,13 +5,15 @@ reason. Does not know texts.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from crosscope_worker.models.pair import decoder_layers, num_embeddings
+from crosscope_worker.models.pair import decoder, decoder_layers, num_embeddings
+from crosscope_worker.models.partial import NotLoaded, is_partial
 from crosscope_worker.models.places import PairError
 from crosscope_worker.models.residual import NotReached, in_float32, layer_outputs, stream
 from crosscope_worker.work import is_out_of_memory
@@ -161,6 +163,9 @@ def _check_hidden_state(model: PreTrainedModel, layer: int, ids: Tensor, x: Tens
 
     Most models list the embeddings first, some (Mamba, RWKV) the first layer's output.
     """
+    if is_partial(model):
+        _check_handed_on(model, layer, ids, x, named)
+        return
     ran: list[int] = []
     hooks = [
         each.register_forward_hook(lambda *_, index=index: ran.append(index))
@@ -181,6 +186,29 @@ def _check_hidden_state(model: PreTrainedModel, layer: int, ids: Tensor, x: Tens
         raise PairError(
             f"{named} does not hand the output of layer {layer} on as it is: its own hidden state there differs "
             f"(by {error:.2g} of the spread), so there is no single residual stream"
+        )
+
+
+def _check_handed_on(model: PreTrainedModel, layer: int, ids: Tensor, x: Tensor, named: str) -> None:
+    """Compares with what the next layer gets, where the layers above are not loaded."""
+    found: list[Any] = []
+
+    def keep(_module: nn.Module, inputs: tuple[Any, ...], named_inputs: dict[str, Any]) -> None:
+        found.append(inputs[0] if inputs else named_inputs.get("hidden_states"))
+
+    above = decoder_layers(model)[layer + 1 :]
+    hooks = [each.register_forward_pre_hook(keep, with_kwargs=True) for each in above]
+    try:
+        with suppress(NotLoaded):
+            decoder(model)(input_ids=ids, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    given = next((each for each in found if isinstance(each, Tensor) and each.shape == x.shape), None)
+    if above and (given is None or standardised_error(x.nan_to_num(), given.nan_to_num()) > ROUNDED_TOLERANCE):
+        raise PairError(
+            f"{named} does not hand the output of layer {layer} on as it is: the next layer gets something else, so "
+            "there is no single residual stream"
         )
 
 

@@ -1,13 +1,14 @@
 """Reads crosscoders and pairs from the artefact folder, ready to be asked. Blocking; knows no limits of memory."""
 
 import logging
+import math
 import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from weakref import WeakValueDictionary
+from weakref import WeakSet
 
 import numpy as np
 import pyarrow as pa
@@ -54,18 +55,35 @@ PairKey = tuple[PairManifest, tuple[str, ...]]
 class LoadedPair:
     """A pair and its tokenizer without a recipe's settings, shared by all crosscoders that were trained on it."""
 
+    key: PairKey
     pair: Pair
     tokenizer: TextTokenizer
+    upto: int | None
+    """The highest decoder layer that is in memory; None: the models are whole."""
 
     @cached_property
     def subject(self) -> Subject:
         """The pair alone."""
         return Subject(self.pair)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all layers and heads are in memory."""
+        return self.upto is None
+
+    def reaches(self, layer: int | None) -> bool:
+        """Whether the models can be run up to a layer; None: whole."""
+        return self.upto is None or (layer is not None and layer <= self.upto)
+
     @cached_property
+    def storages(self) -> dict[int, int]:
+        """Bytes of all memory that both models' weights take, by its address."""
+        return _storages(tensor for model in self.pair.models for tensor in (*model.parameters(), *model.buffers()))
+
+    @property
     def size_bytes(self) -> int:
         """Memory of both models' weights; what they share counts once."""
-        return storage_bytes(tensor for model in self.pair.models for tensor in (*model.parameters(), *model.buffers()))
+        return sum(self.storages.values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +99,11 @@ class LoadedCrosscoder:
     reading: Reading
     """The subject's."""
     encoder: Encoder
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the models can be asked for more than codes."""
+        return self.pair.is_whole
 
     @cached_property
     def size_bytes(self) -> int:
@@ -99,9 +122,11 @@ class Plan:
     own_bytes: int
     """The crosscoder's; 0 for a pair."""
     pair_bytes: int
-    """The pair's; 0 where nobody knows before it is loaded."""
+    """The pair's, as much of it as is asked for; 0 where nobody knows before it is loaded."""
     pair: LoadedPair | None
-    """The pair, if it is loaded already."""
+    """The pair, or the part of it that is loaded already."""
+    upto: int | None
+    """The layer up to which the pair is asked for; None: whole."""
 
 
 class Loader:
@@ -111,48 +136,68 @@ class Loader:
         self._home = home
         self._device = device
         self._num_threads = torch.get_num_threads()
-        self._pairs: WeakValueDictionary[PairKey, LoadedPair] = WeakValueDictionary()
+        self._pairs: WeakSet[LoadedPair] = WeakSet()
+        self._uncut: set[PairKey] = set()
+        """Pairs that are loaded whole, whatever is asked."""
 
-    def plan(self, name: str, version_id: str | None) -> Plan:
+    def plan(self, name: str, version_id: str | None, whole: bool) -> Plan:
         """What a crosscoder's version, or the pair of this name, takes. Raises as `load`."""
         if version_id is None:
             manifest = self._named_pair(name)
-            pair, own_bytes = self._pairs.get(_pair_key(manifest, pair_hashes(manifest))), 0
+            key, layer, own_bytes = _pair_key(manifest, pair_hashes(manifest)), None, 0
         else:
             folder, crosscoder = self._manifest(name, version_id)
             weights = folder / WEIGHTS
             own_bytes = weights.stat().st_size if weights.is_file() else 0
             manifest = crosscoder.pair
-            pair = self._pairs.get(_pair_key(manifest, crosscoder.hashes))
-        return Plan(own_bytes, pair.size_bytes if pair else expected_bytes(manifest), pair)
+            key = _pair_key(manifest, crosscoder.hashes)
+            layer = self._layer(key, None if whole else crosscoder.layer)
+        pair = self._found(key)
+        if pair is not None and pair.reaches(layer):
+            return Plan(own_bytes, pair.size_bytes, pair, layer)
+        return Plan(own_bytes, expected_bytes(manifest, layer), pair, layer)
 
-    def load(self, name: str, version_id: str | None) -> Loaded:
+    def load(self, name: str, version_id: str | None, whole: bool, given: Loaded | None = None) -> Loaded:
         """A crosscoder's version; without a version, the pair of this name.
 
-        Raises UnknownName, CrosscoderError or PairError.
+        A crosscoder comes with the layers of its pair that its codes need, or with the `whole` pair; `given` is the
+        same crosscoder with less of its pair, and stays usable. Raises UnknownName, CrosscoderError or PairError.
         """
         if version_id is None:
             manifest = self._named_pair(name)
-            return self._pair(manifest, pair_hashes(manifest))
-        return self._crosscoder(name, version_id)
+            return self._pair(manifest, pair_hashes(manifest), None)
+        assert not isinstance(given, LoadedPair)
+        return self._crosscoder(name, version_id, whole, given)
 
-    def _crosscoder(self, name: str, version_id: str) -> LoadedCrosscoder:
+    def keep_whole(self, pair: LoadedPair) -> None:
+        """Lets `plan` and `load` know that a part of this pair is of no use; its weights are read again."""
+        self._uncut.add(pair.key)
+        self._pairs.discard(pair)
+
+    def _layer(self, key: PairKey, layer: int | None) -> int | None:
+        return None if key in self._uncut else layer
+
+    def _found(self, key: PairKey) -> LoadedPair | None:
+        """The pair, as much of it as is in memory."""
+        depths = [(math.inf if each.upto is None else each.upto, each) for each in self._pairs if each.key == key]
+        return max(depths, key=lambda depth: depth[0])[1] if depths else None
+
+    def _crosscoder(self, name: str, version_id: str, whole: bool, given: LoadedCrosscoder | None) -> LoadedCrosscoder:
         started = time.perf_counter()
         folder, manifest = self._manifest(name, version_id)
-        crosscoder = load_crosscoder(folder, self._device, tell=log.info)
-        pair = self._pair(manifest.pair, manifest.hashes, of=name)
+        crosscoder = given.reading.crosscoder if given else load_crosscoder(folder, self._device, tell=log.info)
+        pair = self._pair(manifest.pair, manifest.hashes, None if whole else manifest.layer, of=name)
         if pair.pair.d_model != crosscoder.d_model:
             raise PairError(
                 f"crosscoder {name!r} reads widths {crosscoder.d_model}, its pair {manifest.pair.name!r} has "
                 f"{pair.pair.d_model}; the models have changed since, so train it again"
             )
-        limits = manifest.norm_limits
-        bounds = None if limits is None else NormBounds(limits, manifest.norm_positions)
-        reading = Reading(manifest.layer, crosscoder, _maxima(folder, crosscoder), _policy(manifest), bounds)
+        reading = given.reading if given else _reading(folder, manifest, crosscoder)
         subject = Subject(pair.pair, reading)
         encoder = Encoder(subject, self._num_threads)
         seconds = round(time.perf_counter() - started, 3)
-        log.info("loaded a crosscoder", extra={"crosscoder": name, "version": version_id, "seconds": seconds})
+        told = {"crosscoder": name, "version": version_id, "layers": _layers(pair), "seconds": seconds}
+        log.info("loaded a crosscoder", extra=told | {"pair_bytes": pair.size_bytes})
         settings = TemplateSettings.of_recipe(manifest.recipe, manifest.chat_template_date)
         tokenizer = pair.tokenizer.with_settings(settings)
         return LoadedCrosscoder(name, version_id, pair, tokenizer, subject, reading, encoder)
@@ -166,15 +211,23 @@ class Loader:
         pair_json(self._home, name)
         return resolve_pair(PairSpec(name=name), self._home)
 
-    def _pair(self, manifest: PairManifest, hashes: Mapping[str, str], of: str | None = None) -> LoadedPair:
-        """The pair, shared with all that were trained on the same files. `of`: the crosscoder that asks for it."""
+    def _pair(
+        self, manifest: PairManifest, hashes: Mapping[str, str], layer: int | None, of: str | None = None
+    ) -> LoadedPair:
+        """The pair up to a layer, or further if more is there; None: whole. `of`: the crosscoder that asks for it.
+
+        It is shared with all that were trained on the same files.
+        """
         key = _pair_key(manifest, hashes)
-        pair = self._pairs.get(key)
-        if pair is None:
-            loaded = load_pair(manifest, self._device)
-            if of is not None:
-                _check_unchanged(manifest, hashes, of)
-            pair = self._pairs[key] = LoadedPair(loaded, TextTokenizer(loaded.tokenizer))
+        layer, found = self._layer(key, layer), self._found(key)
+        if found is not None and found.reaches(layer):
+            return found
+        loaded = load_pair(manifest, self._device, upto=layer, given=found.pair if found else None)
+        if of is not None:
+            _check_unchanged(manifest, hashes, of)
+        tokenizer = found.tokenizer if found else TextTokenizer(loaded.tokenizer)
+        pair = LoadedPair(key, loaded, tokenizer, None if loaded.is_whole else layer)
+        self._pairs.add(pair)
         return pair
 
 
@@ -191,8 +244,15 @@ def warm_up(loaded: Loaded) -> None:
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
     """Memory that tensors take; what several share counts once."""
-    storages = {storage.data_ptr(): storage.nbytes() for storage in (each.untyped_storage() for each in tensors)}
-    return sum(storages.values())
+    return sum(_storages(tensors).values())
+
+
+def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
+    return {storage.data_ptr(): storage.nbytes() for storage in (each.untyped_storage() for each in tensors)}
+
+
+def _layers(pair: LoadedPair) -> str:
+    return "all" if pair.upto is None else f"0 to {pair.upto}"
 
 
 def pair_json(home: Path, name: str) -> Path:
@@ -206,6 +266,12 @@ def pair_json(home: Path, name: str) -> Path:
 
 def _pair_key(manifest: PairManifest, hashes: Mapping[str, str]) -> PairKey:
     return replace(manifest, token_differences=()), tuple(hashes.get(name, "") for name in _PAIR_HASHES)
+
+
+def _reading(folder: Path, manifest: CrosscoderManifest, crosscoder: Crosscoder) -> Reading:
+    limits = manifest.norm_limits
+    bounds = None if limits is None else NormBounds(limits, manifest.norm_positions)
+    return Reading(manifest.layer, crosscoder, _maxima(folder, crosscoder), _policy(manifest), bounds)
 
 
 def _maxima(folder: Path, crosscoder: Crosscoder) -> Tensor:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import psutil
 import torch
 
+from crosscope_worker.models.places import PairError
 from crosscope_worker.serve.errors import ModelTooLarge, Overloaded
 from crosscope_worker.serve.loading import Loaded, LoadedCrosscoder, LoadedPair, Loader, Plan, pair_json, warm_up
 
@@ -31,8 +32,11 @@ class _Key(NamedTuple):
     changed_ns: int = 0
     """When a pair's manifest was written."""
 
-    def __str__(self) -> str:
-        return f"pair {self.name!r}" if self.version_id is None else f"crosscoder {self.name!r} with its pair"
+    def named(self, upto: int | None) -> str:
+        """What is loaded, for messages; `upto`: see Plan."""
+        if self.version_id is None:
+            return f"pair {self.name!r}"
+        return f"crosscoder {self.name!r} with its " + ("whole pair" if upto is None else f"pair up to layer {upto}")
 
 
 @dataclass(eq=False)
@@ -57,7 +61,8 @@ class Models:
         self._one_load = asyncio.Lock()
         self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
         """Least recently used first."""
-        self._loading: dict[_Key, asyncio.Task[_Entry]] = {}
+        self._loading: dict[tuple[_Key, bool], asyncio.Task[_Entry]] = {}
+        """By what is loaded, and whether with a whole pair."""
 
     @property
     def used_bytes(self) -> int:
@@ -65,20 +70,23 @@ class Models:
         return self._bytes_of([entry.loaded for entry in self._entries.values()])
 
     @asynccontextmanager
-    async def using(self, name: str, version_id: str) -> AsyncGenerator[LoadedCrosscoder]:
+    async def using(self, name: str, version_id: str, whole: bool = False) -> AsyncGenerator[LoadedCrosscoder]:
         """A version of a crosscoder, loaded if necessary, which stays for as long as the context lasts.
 
-        Loads run one at a time, off the event loop. Raises UnknownName, CrosscoderError, PairError; ModelTooLarge if it
-        is larger than all memory for models, and Overloaded if calls use what would have to go.
+        Its pair reaches up to the layer that it reads, or is there as a `whole`: then the layers above are loaded
+        beside what calls use meanwhile. Loads run one at a time, off the event loop. Raises UnknownName,
+        CrosscoderError, PairError; ModelTooLarge if it is larger than all memory for models, and Overloaded if calls
+        use what would have to go.
         """
-        async with self._using(_Key(name, version_id)) as loaded:
+        async with self._using(_Key(name, version_id), whole) as loaded:
             assert isinstance(loaded, LoadedCrosscoder)
             yield loaded
 
     @asynccontextmanager
     async def using_pair(self, name: str) -> AsyncGenerator[LoadedPair]:
         """The pair of this name below the home, as it is now; else as `using`."""
-        async with self._using(_Key(name, None, pair_json(self._home, name).stat().st_mtime_ns)) as loaded:
+        key = _Key(name, None, pair_json(self._home, name).stat().st_mtime_ns)
+        async with self._using(key, whole=True) as loaded:
             assert isinstance(loaded, LoadedPair)
             yield loaded
 
@@ -87,12 +95,9 @@ class Models:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     @asynccontextmanager
-    async def _using(self, key: _Key) -> AsyncGenerator[Loaded]:
-        entry = self._entries.get(key)
-        while entry is None:
-            loaded = await self._load_once(key)
-            entry = self._entries.get(key)  # Something else may have taken its place meanwhile.
-            entry = entry if entry is loaded else None
+    async def _using(self, key: _Key, whole: bool) -> AsyncGenerator[Loaded]:
+        while (entry := self._serving(key, whole)) is None:  # Something else may have taken its place meanwhile.
+            await self._load_once(key, whole)
         self._entries.move_to_end(key)
         entry.num_calls += 1
         try:
@@ -100,38 +105,73 @@ class Models:
         finally:
             entry.num_calls -= 1
 
-    async def _load_once(self, key: _Key) -> _Entry:
-        task = self._loading.get(key)
-        if task is None:
-            task = self._loading[key] = asyncio.create_task(self._load(key))
-            task.add_done_callback(self._end_of_load(key))
-        # A caller that gives up does not stop the load that others wait for.
-        return await asyncio.shield(task)
+    def _serving(self, key: _Key, whole: bool) -> _Entry | None:
+        """What is loaded under a key, if it is as much as is asked for."""
+        entry = self._entries.get(key)
+        return None if entry is None or (whole and not entry.loaded.is_whole) else entry
 
-    async def _load(self, key: _Key) -> _Entry:
-        loop = asyncio.get_running_loop()
+    async def _load_once(self, key: _Key, whole: bool) -> None:
+        task = self._loading.get((key, whole))
+        if task is None:
+            task = self._loading[key, whole] = asyncio.create_task(self._load(key, whole))
+            task.add_done_callback(self._end_of_load(key, whole))
+        # A caller that gives up does not stop the load that others wait for.
+        await asyncio.shield(task)
+
+    async def _load(self, key: _Key, whole: bool) -> _Entry:
         async with self._one_load:
-            plan = await loop.run_in_executor(self._thread, self._reader.plan, key.name, key.version_id)
-            self._make_room(key, plan)
-            loaded = await loop.run_in_executor(self._thread, self._reader.load, key.name, key.version_id)
-            own_bytes = loaded.size_bytes if isinstance(loaded, LoadedCrosscoder) else 0
-            pair = _pair_of(loaded)
-            self._make_room(key, Plan(own_bytes, pair.size_bytes, pair))
-            await loop.run_in_executor(self._device_executor, warm_up, loaded)
-            entry = self._entries[key] = _Entry(loaded)
+            if (entry := self._serving(key, whole)) is not None:
+                return entry
+            loaded: Loaded | None = await self._read(key, whole)
+            try:
+                await self._warm_up(loaded)
+            except PairError as error:
+                if loaded.is_whole:
+                    raise
+                why = {"model": key.name, "version": key.version_id, "error": str(error)}
+                log.info("a part of the pair is of no use, so it is loaded whole", extra=why)
+                self._reader.keep_whole(_pair_of(loaded))
+                loaded = None
+            if loaded is None:
+                loaded = await self._read(key, whole)
+                await self._warm_up(loaded)
+            entry = self._entries.setdefault(key, _Entry(loaded))
+            entry.loaded = loaded  # A call that goes on with less of the pair shares all its memory with this one.
             return entry
 
+    async def _read(self, key: _Key, whole: bool) -> Loaded:
+        """What is asked for, read within the memory for models."""
+        loop = asyncio.get_running_loop()
+        plan = await loop.run_in_executor(self._thread, self._reader.plan, key.name, key.version_id, whole)
+        self._make_room(key, plan)
+        given = self._entries[key].loaded if key in self._entries else None
+        load = self._reader.load
+        loaded = await loop.run_in_executor(self._thread, load, key.name, key.version_id, whole, given)
+        own_bytes = loaded.size_bytes if isinstance(loaded, LoadedCrosscoder) else 0
+        pair = _pair_of(loaded)
+        self._make_room(key, Plan(own_bytes, pair.size_bytes, pair, plan.upto))
+        return loaded
+
+    async def _warm_up(self, loaded: Loaded) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._device_executor, warm_up, loaded)
+
     def _make_room(self, key: _Key, plan: Plan) -> None:
-        """Drops the longest unused until the plan fits; `plan.pair` stays. Raises ModelTooLarge or Overloaded."""
+        """Drops the longest unused until the plan fits; `plan.pair` and the key's own stay.
+
+        Raises ModelTooLarge or Overloaded.
+        """
         needed = plan.own_bytes + plan.pair_bytes
         if needed > self._max_bytes:
+            is_more_than_codes = key.version_id is not None and plan.upto is None
+            way_out = "; codes alone may need less, for they need no layers above the crosscoder's"
+            way_out = way_out if is_more_than_codes else ""
             raise ModelTooLarge(
-                f"{key} takes {_size(needed)}, but models may take {_size(self._max_bytes)} here; set "
-                "CROSSCOPE_WORKER_MAX_MODEL_BYTES if the device has more"
+                f"{key.named(plan.upto)} takes {_size(needed)}, but models may take {_size(self._max_bytes)} here; set "
+                f"CROSSCOPE_WORKER_MAX_MODEL_BYTES if the device has more{way_out}"
             )
         dropped: list[_Key] = []
-        kept = OrderedDict(self._entries)
-        for candidate, entry in self._entries.items():
+        kept = OrderedDict((each, entry) for each, entry in self._entries.items() if each != key)
+        for candidate, entry in list(kept.items()):
             if self._with(kept, plan) <= self._max_bytes:
                 break
             if not entry.num_calls:
@@ -139,8 +179,8 @@ class Models:
                 del kept[candidate]
         if (taken := self._with(kept, plan)) > self._max_bytes:
             raise Overloaded(
-                f"{key} takes {_size(needed)}, but calls use {_size(taken - needed)} of the {_size(self._max_bytes)} "
-                "that models may take here; try again later",
+                f"{key.named(plan.upto)} takes {_size(needed)}, but calls use {_size(taken - needed)} of the "
+                f"{_size(self._max_bytes)} that models may take here; try again later",
                 _RETRY_S,
             )
         for each in dropped:
@@ -149,21 +189,24 @@ class Models:
 
     def _with(self, entries: "OrderedDict[_Key, _Entry]", plan: Plan) -> int:
         """Memory of some entries and of a plan together."""
-        loaded = [entry.loaded for entry in entries.values()]
-        if plan.pair is not None:
-            return plan.own_bytes + self._bytes_of([*loaded, plan.pair])
-        return plan.own_bytes + plan.pair_bytes + self._bytes_of(loaded)
+        loaded: list[Loaded] = [entry.loaded for entry in entries.values()]
+        there = 0 if plan.pair is None else plan.pair.size_bytes
+        parts = loaded if plan.pair is None else [*loaded, plan.pair]
+        return self._bytes_of(parts) + plan.own_bytes + max(0, plan.pair_bytes - there)
 
     @staticmethod
     def _bytes_of(loaded: list[Loaded]) -> int:
         crosscoders = sum(each.size_bytes for each in loaded if isinstance(each, LoadedCrosscoder))
-        return crosscoders + sum(pair.size_bytes for pair in {_pair_of(each) for each in loaded})
+        pairs: dict[int, int] = {}
+        for each in loaded:
+            pairs |= _pair_of(each).storages
+        return crosscoders + sum(pairs.values())
 
-    def _end_of_load(self, key: _Key) -> Callable[[asyncio.Task[_Entry]], None]:
+    def _end_of_load(self, key: _Key, whole: bool) -> Callable[[asyncio.Task[_Entry]], None]:
         def forget(task: asyncio.Task[_Entry]) -> None:
-            del self._loading[key]
+            del self._loading[key, whole]
             if not task.cancelled() and (error := task.exception()):
-                why = {"model": key.name, "version": key.version_id, "error": str(error)}
+                why = {"model": key.name, "version": key.version_id, "whole": whole, "error": str(error)}
                 log.warning("cannot load a model", extra=why)
 
         return forget

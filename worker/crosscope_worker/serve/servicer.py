@@ -139,7 +139,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
     async def _attribute(
         self, request: effects_pb2.AttributeRequest, timeout_s: float | None
     ) -> inference_pb2.AttributeResponse:
-        async with self._models.using(request.crosscoder, request.version_id) as crosscoder:
+        async with self._models.using(request.crosscoder, request.version_id, whole=True) as crosscoder:
             text, tokens = await self._prompt(crosscoder, request.prompt)
             about = messages.attribution_question(request, crosscoder.tokenizer)
             for ids in about.continuations or ():
@@ -167,12 +167,12 @@ class Inference(inference_pb2_grpc.InferenceServicer):
 
     @asynccontextmanager
     async def _using(self, request: effects_pb2.CompareRequest | effects_pb2.GenerateRequest) -> AsyncGenerator[Loaded]:
-        """The crosscoder or the pair that a request names."""
+        """The crosscoder or the pair that a request names, with whole models."""
         if request.pair:
             async with self._models.using_pair(request.pair) as pair:
                 yield pair
         else:
-            async with self._models.using(request.crosscoder, request.version_id) as crosscoder:
+            async with self._models.using(request.crosscoder, request.version_id, whole=True) as crosscoder:
                 yield crosscoder
 
     async def _prompt(self, loaded: Loaded, prompt: types_pb2.Prompt) -> tuple[TokenisedText, types_pb2.Tokens]:
