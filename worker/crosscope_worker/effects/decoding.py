@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from crosscope_proto.roles import BASE, CHAT, TokenRole
+from crosscope_worker.effects.changing import Chunk
 from crosscope_worker.effects.interventions import Intervention, InterventionError, Reach, Steering
-from crosscope_worker.effects.lane import Chunk, Lane
+from crosscope_worker.effects.lane import Lane
 from crosscope_worker.effects.orders import (
     ArmOrder,
     DoesNotFit,
