@@ -25,6 +25,7 @@ from bench.timing import Ratio, interleave
 from crosscope_proto.artefacts import PairManifest
 from crosscope_proto.roles import CHAT, TokenRole
 from crosscope_proto.specs import TokenPolicy
+from crosscope_worker.dictionary.keep import ALL_POSITIVE, AboveThreshold
 from crosscope_worker.effects.attribute import Attribution, Question, attribute
 from crosscope_worker.effects.compare import compare
 from crosscope_worker.effects.subject import Reading, Subject
@@ -172,4 +173,10 @@ def make_subject(sizes: Sizes) -> Subject:
     pair = Pair(manifest, (base, chat), tokenizer(sizes.vocab_size), torch.device("cpu"))
     made = crosscoder(AnalysisSizes(d_model=sizes.hidden_size, num_latents=sizes.num_latents, k=sizes.k))
     policy = TokenPolicy(skip_bos=False, max_norm_ratio=None)
-    return Subject(pair, Reading(sizes.layer, made, torch.ones(sizes.num_latents), policy))
+    subject = Subject(pair, Reading(sizes.layer, made, torch.ones(sizes.num_latents), policy))
+    # The threshold of random activations is none for a model's.
+    ids = torch.from_numpy(np.random.default_rng(2).integers(6, sizes.vocab_size, (8, 64)))
+    x = subject.activations(ids, torch.full((8,), 64)).flatten(0, 1)
+    made.keep = ALL_POSITIVE
+    made.keep = AboveThreshold(float(made.scaled(x).flatten().topk(len(x) * sizes.k).values[-1]))
+    return subject

@@ -136,3 +136,22 @@ def test_every_rule_is_saved_and_loaded(tmp_path: Path, keep: Keep):
     x = torch.randn(50, 8, generator=torch.Generator().manual_seed(2))
     assert torch.equal(loaded.encode(x), crosscoder.encode(x))
     assert torch.equal(loaded.scaled(x), crosscoder.scaled(x))
+
+
+@pytest.mark.parametrize("keep", RULES, ids=lambda keep: type(keep).__name__)
+def test_some_latents_alone_activate_as_they_do_among_all(keep: Keep):
+    normalisation = "decoupled" if keep.decoupled else "crosscoder"
+    crosscoder = make_crosscoder(keep=keep, code_normalisation=normalisation, input_scale=(0.5, 2.0))
+    latents, x = torch.tensor([7, 2, 3]), torch.randn(60, 8, generator=torch.Generator().manual_seed(1))
+    alone = crosscoder.only(latents)
+    if isinstance(keep, LargestOfToken):
+        assert alone is None
+        return
+    assert alone is not None
+    expected = crosscoder.scaled(x)[:, latents]
+    torch.testing.assert_close(alone.scaled(x), expected)
+    assert 0 < int(expected.count_nonzero()) < expected.numel()
+    kept = crosscoder.sparsifier().kept_by_models(crosscoder.encode(x))
+    found = alone.sparsifier().kept_by_models(alone.encode(x))
+    for some, whole in zip(found, kept, strict=True):
+        assert torch.equal(some, whole[:, latents])

@@ -50,6 +50,7 @@ def test_divergences_and_log_probabilities_by_hand():
 @pytest.mark.parametrize("logit_bytes", [1 << 20, 4 * 4 * VOCAB])
 def test_every_figure_equals_plain_forwards(pair: Pair, monkeypatch: pytest.MonkeyPatch, logit_bytes: int):
     monkeypatch.setattr(module, "LOGIT_BYTES", logit_bytes)
+    monkeypatch.setattr(module, "CACHED_BYTES", 3 * 4 * VOCAB)
     subject = make_subject(pair)
     assert subject.reading is not None
     for ids, found in zip(PROMPTS, compare(subject, PROMPTS, 4), strict=True):
@@ -79,6 +80,25 @@ def test_every_figure_equals_plain_forwards(pair: Pair, monkeypatch: pytest.Monk
 def figures(found: Comparison) -> list[np.ndarray]:
     own = [vars(found.base), vars(found.chat), {k: v for k, v in vars(found).items() if k not in ("base", "chat")}]
     return [figure for each in own for figure in each.values()]
+
+
+def test_confident_predictions_keep_small_figures_exact():
+    """A divergence of 1e-3 and an entropy of 1e-2 nats, far below the logits' own size."""
+    draw = torch.Generator().manual_seed(0)
+    base = 30 + torch.randn(6, 50, generator=draw)
+    base[:, 7] += 12
+    chat = 5 + base + 0.5 * torch.randn(6, 50, generator=draw)
+    expected = [logits.double().log_softmax(1) for logits in (base, chat)]
+    found = module._figures([module._Distribution.of(each.clone()) for each in (base, chat)], torch.full((6,), 7), 3)
+    for q, p, name in ((0, 1, "kl_chat_base"), (1, 0, "kl_base_chat")):
+        kl = (expected[p].exp() * (expected[p] - expected[q])).sum(1)
+        torch.testing.assert_close(found[name].double(), kl, rtol=1e-4, atol=2e-7)
+    for log, name in zip(expected, ("base", "chat"), strict=True):
+        torch.testing.assert_close(found[f"{name}.entropies"].double(), -(log.exp() * log).sum(1), rtol=1e-4, atol=2e-7)
+        torch.testing.assert_close(found[f"{name}.log_probabilities"].double(), log[:, 7], rtol=1e-4, atol=2e-7)
+        assert found[f"{name}.ranks"].tolist() == [1] * 6
+    same = module._Distribution.of(base.clone())
+    assert module._figures([same, same], torch.full((6,), 7), 3)["kl_chat_base"].tolist() == [0.0] * 6
 
 
 @pytest.mark.parametrize("kind", ["Gemma2", "GPTNeoX", "Phi3, LongRoPE"])

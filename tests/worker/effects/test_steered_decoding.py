@@ -210,6 +210,11 @@ def test_changes_add_up_and_outlying_tokens_are_left_alone(tiny_pair: Pair, toke
     subject = Subject(tiny_pair, reading_of(random_crosscoder(tiny_pair, AboveThreshold(0.5)), bounds))
     ablate, add = Intervention((2, 5), Action.ABLATE), Intervention((7,), Action.ADD, 2.0)
     several = [(ablate, replace(ablate, latents=(11,), action=Action.TRANSPLANT)), (add,), (ablate,)]
+    late = len(prompt(tokenizer, TEXT).ids) + 2
+    several += [
+        (replace(add, positions=frozenset({late})), replace(add, latents=(2,), include_left_out=True)),
+        (replace(add, reach=Reach.GENERATED, roles=frozenset({TokenRole.TEXT})),),
+    ]
     check(subject, tokenizer, several)
 
 

@@ -103,6 +103,17 @@ class Crosscoder:
         moved = {name: tensor.to(device) for name, tensor in self._weights().items()}
         return replace(self, **moved, keep=self.keep.to(device))
 
+    def only(self, latents: Tensor) -> Self | None:
+        """The crosscoder of some latents alone, `latents: [chosen]` int64, which activate there as they do here.
+
+        None if other latents of a token decide what is kept.
+        """
+        keep = self.keep.only(latents)
+        if keep is None:
+            return None
+        W_enc = self.W_enc.T[latents].T
+        return replace(self, W_enc=W_enc, b_enc=self.b_enc[latents], W_dec=self.W_dec[latents], keep=keep)
+
     def model_slice(self, model: int) -> slice:
         """Where a model's residual stream lies on the axis `both`."""
         return model_slice(model, self.d_model)

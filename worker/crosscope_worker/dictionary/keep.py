@@ -39,6 +39,10 @@ class Keep:
         """The rule of the same crosscoder with its models exchanged."""
         return self
 
+    def only(self, latents: Tensor) -> "Keep | None":
+        """The rule for some latents alone, [chosen] int64; None if other latents of a token decide, too."""
+        return self
+
 
 ALL_POSITIVE = Keep()
 
@@ -82,6 +86,10 @@ class AboveThresholds(Keep):
         """See Keep."""
         return replace(self, thresholds=self.thresholds.to(device))
 
+    def only(self, latents: Tensor) -> Keep:
+        """See Keep."""
+        return replace(self, thresholds=self.thresholds[latents])
+
 
 @dataclass(frozen=True, eq=False)
 class AboveModelThresholds(Keep):
@@ -110,6 +118,10 @@ class AboveModelThresholds(Keep):
         """See Keep."""
         return replace(self, thresholds=self.thresholds.flip(0))
 
+    def only(self, latents: Tensor) -> Keep:
+        """See Keep."""
+        return replace(self, thresholds=self.thresholds[:, latents])
+
 
 @dataclass(frozen=True)
 class LargestOfToken(Keep):
@@ -126,6 +138,10 @@ class LargestOfToken(Keep):
         """See Keep."""
         norms = code_norms(W_dec, d_model, normalisation)
         return OneCode(torch.zeros_like(norms), norms, self.k)
+
+    def only(self, latents: Tensor) -> None:
+        """See Keep."""
+        return
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
 """How the predictions and streams of both models differ at every token of prompts (math §9).
 
 Runs both models whole once on a padded batch; logits are made in pieces of LOGIT_BYTES, about eight of which lie in
-memory. Knows no requests.
+memory. The figures need no log-probabilities of whole vocabularies. Knows no requests.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from crosscope_worker.models.places import PairError
 from crosscope_worker.models.residual import stream
 
 LOGIT_BYTES = 32 << 20
+CACHED_BYTES = 2 << 20
+"""On the CPU, size of a piece of logits that is read several times, so that it stays in the cores' caches."""
 _Columns = dict[str, Tensor]
 """Figures of tokens by name, [token, ...] each."""
 
@@ -117,6 +120,25 @@ def _run(subject: Subject, model: int, ids: Tensor, inside: Tensor) -> tuple[Ten
     return hidden[inside], found[0][inside].float()
 
 
+class _Distribution(NamedTuple):
+    """One model's predictions at some tokens; the log-probability of an id is its logit less `log_total`."""
+
+    logits: Tensor
+    """[token, vocabulary] float32, less the token's largest, so that likely ids have logits near 0."""
+    probabilities: Tensor
+    """[token, vocabulary] float32."""
+    log_total: Tensor
+    """[token] float64."""
+
+    @classmethod
+    def of(cls, logits: Tensor) -> Self:
+        """That of `logits: [token, vocabulary]` float32, which are overwritten."""
+        logits = logits.sub_(logits.amax(dim=1, keepdim=True))
+        probabilities = logits.softmax(dim=1)
+        # The largest probability is 1 over the total.
+        return cls(logits, probabilities, -probabilities.amax(dim=1).double().log())
+
+
 def _predictions(subject: Subject, hidden: Sequence[Tensor], next_ids: Tensor, top_n: int) -> _Columns:
     """Figures of both models' predictions, on the CPU; hidden: [token, d_model] each, next_ids: [token]."""
     num_shared = min(subject.vocabularies)
@@ -124,32 +146,41 @@ def _predictions(subject: Subject, hidden: Sequence[Tensor], next_ids: Tensor, t
     pieces: list[_Columns] = []
     for start in range(0, len(next_ids), rows):
         at = slice(start, start + rows)
-        logs = [
-            log_probabilities(subject.wholes[model].logits(hidden[model][at]), num_shared) for model in (BASE, CHAT)
-        ]
-        pieces.append(_figures(logs, next_ids[at], min(top_n, num_shared)))
+        both = [_shared(subject.wholes[model].logits(hidden[model][at]), num_shared) for model in (BASE, CHAT)]
+        some = max(1, CACHED_BYTES // (4 * num_shared)) if next_ids.device.type == "cpu" else rows
+        for *logits, came in zip(*(each.split(some) for each in (*both, next_ids[at])), strict=True):
+            pieces.append(_figures([_Distribution.of(each) for each in logits], came, min(top_n, num_shared)))
     return {name: torch.cat([piece[name] for piece in pieces]).cpu() for name in pieces[0]}
 
 
-def _figures(logs: Sequence[Tensor], next_ids: Tensor, top_n: int) -> _Columns:
-    """The figures of some tokens; logs: [token, vocabulary] log-probabilities of base and chat."""
-    found: _Columns = {}
-    difference = logs[CHAT] - logs[BASE]
-    for name, log, ours in zip(MODEL_NAMES, logs, (-1, 1), strict=True):
-        p = log.exp()
+def _shared(logits: Tensor, num_shared: int) -> Tensor:
+    """The logits of the ids that both models have, [token, num_shared]; see log_probabilities."""
+    return logits if logits.shape[1] == num_shared else log_probabilities(logits, num_shared)
+
+
+def _figures(models: Sequence[_Distribution], next_ids: Tensor, top_n: int) -> _Columns:
+    """The figures of some tokens; models: base and chat."""
+    found: dict[str, Tensor] = {}
+    difference = models[CHAT].logits - models[BASE].logits
+    totals = models[CHAT].log_total - models[BASE].log_total
+    for name, (logits, p, log_total), ours in zip(MODEL_NAMES, models, (-1, 1), strict=True):
         # A divergence is never negative, but rounding can be; so with entropies.
-        found["kl_base_chat" if ours < 0 else "kl_chat_base"] = (ours * _dot(p, difference)).clamp_min_(0.0)
-        found[f"{name}.entropies"] = (-_dot(p, log)).clamp_min_(0.0)
-        came = log.gather(1, next_ids[:, None])
-        found[f"{name}.log_probabilities"] = came[:, 0]
-        found[f"{name}.ranks"] = (log > came).sum(dim=1) + 1
-        found[f"{name}.top_log_probabilities"], found[f"{name}.top_ids"] = log.topk(top_n, dim=1)
+        divergence = ours * (_dot(p, difference) - totals)
+        found["kl_base_chat" if ours < 0 else "kl_chat_base"] = divergence.clamp_min_(0.0).float()
+        found[f"{name}.entropies"] = (log_total - _dot(p, logits)).clamp_min_(0.0).float()
+        came = logits.gather(1, next_ids[:, None])
+        found[f"{name}.log_probabilities"] = (came[:, 0] - log_total).float()
+        # Ones and zeros as float32 add up faster than as bool, and exactly up to 2^24 ids.
+        above = torch.gt(logits, came, out=torch.empty_like(logits))
+        found[f"{name}.ranks"] = above.sum(dim=1).long() + 1
+        top, found[f"{name}.top_ids"] = logits.topk(top_n, dim=1)
+        found[f"{name}.top_log_probabilities"] = (top - log_total[:, None]).float()
     return found
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Products of the rows of `a` and `b`, [token]."""
-    return torch.einsum("tv,tv->t", a, b)
+    return torch.linalg.vecdot(a, b)
 
 
 def _streams(reading: Reading, x: Tensor) -> _Columns:

@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from crosscope_proto.roles import BASE, CHAT, LeftOut, TokenRole
+from crosscope_worker.effects.changing import Chunk
 from crosscope_worker.effects.interventions import Intervention, InterventionError, Reach, Steering
-from crosscope_worker.effects.lane import Chunk, Lane
+from crosscope_worker.effects.lane import Lane
 from crosscope_worker.effects.orders import (
     ArmOrder,
     DoesNotFit,
@@ -239,8 +240,8 @@ class Decoder:
             if outcome.counts is not None:
                 row.counts += outcome.counts[place]
             if row.held is not None and entries is not None:
-                assert outcome.outlying is not None
-                by_norm = LeftOut.NORM if outcome.outlying[place, 0] else LeftOut.KEPT
+                outlying = outcome.outlying is not None and outcome.outlying[place, 0]
+                by_norm = LeftOut.NORM if outlying else LeftOut.KEPT
                 left_out = LeftOut.FIRST if chunk.left_out[place, 0] else by_norm
                 events.append(replace(row.held, code=entries.cut(place, place + 1), left_out=left_out))
                 row.held = None

@@ -154,22 +154,40 @@ class Steering:
         self._sparsifier = sparsifier or (crosscoder.sparsifier() if self.needs_code else None)
 
     @property
+    def d_model(self) -> int:
+        """The width of the stream that is changed."""
+        return self._crosscoder.d_model[self._model]
+
+    @property
     def needs_code(self) -> bool:
         """Whether a change depends on the streams, so that both models must run to the layer."""
         return any(part.intervention.action is not Action.ADD for part in self._parts)
+
+    @functools.cached_property
+    def needs_whole_code(self) -> bool:
+        """Whether a change depends on the codes of all latents, because they compete for places in a token's code."""
+        return any(part.reads_code and part.alone is None for part in self._parts)
+
+    @property
+    def positions(self) -> frozenset[int]:
+        """Tokens of the text that some intervention names."""
+        return frozenset[int]().union(*(part.intervention.positions for part in self._parts))
 
     @torch.inference_mode()
     def change(self, x: Tensor | None, site: Site, codes: Codes | None = None) -> Change:
         """What to add to the model's stream at the tokens of `site`.
 
-        x: [token, both] unchanged streams; None if nothing `needs_code`. `codes` are those of `x`, if they are known.
+        x: [token, both] unchanged streams; None if nothing `needs_code`. `codes` are those of `x`, if they are known;
+        else only the chosen latents' codes are worked out, where these do not depend on others.
         """
         crosscoder = self._crosscoder
         num_tokens = len(site.positions)
-        delta = crosscoder.W_dec.new_zeros(num_tokens, crosscoder.d_model[self._model])
+        delta = crosscoder.W_dec.new_zeros(num_tokens, self.d_model)
         reached_at_all = torch.zeros(num_tokens, dtype=torch.bool, device=delta.device)
         spared = torch.zeros_like(reached_at_all)
-        if codes is None and x is not None and self._sparsifier is not None:
+        if codes is None and self.needs_whole_code:
+            assert x is not None
+            assert self._sparsifier is not None
             codes = Codes(crosscoder, self._sparsifier, x)
         for part in self._parts:
             reached = _reached(part.intervention, site)
@@ -187,11 +205,10 @@ class Steering:
             amounts = each.amount * part.largest
             return self._along(each.row, amounts, amounts, own, other)
         assert x is not None
-        assert codes is not None
         if each.action is Action.SWAP_STREAM:
             return x[:, self._crosscoder.model_slice(1 - self._model)] - x[:, self._crosscoder.model_slice(self._model)]
-        f_own = codes.by_models[self._model][:, part.latents]
-        f_other = codes.by_models[1 - self._model][:, part.latents]
+        kept = part.codes(x, codes)
+        f_own, f_other = kept[self._model], kept[1 - self._model]
         if each.action is Action.TRANSPLANT:
             return f_other @ other - f_own @ own
         factor, target = {
@@ -227,6 +244,26 @@ class _Part:
     """Decoder rows of the model that is changed, [chosen latent, d_model], in its own scale."""
     other: Tensor
     """Those of the other model."""
+    crosscoder: Crosscoder
+
+    @property
+    def reads_code(self) -> bool:
+        """Whether what is added depends on codes."""
+        return self.intervention.action not in (Action.ADD, Action.SWAP_STREAM)
+
+    @functools.cached_property
+    def alone(self) -> tuple[Crosscoder, Sparsifier] | None:
+        """The crosscoder of the chosen latents alone; None if other latents decide whether these are kept."""
+        some = self.crosscoder.only(self.latents)
+        return None if some is None else (some, some.sparsifier())
+
+    def codes(self, x: Tensor, codes: Codes | None) -> tuple[Tensor, Tensor]:
+        """The chosen latents' code as each model keeps it, [token, chosen latent], base first."""
+        if codes is None:
+            assert self.alone is not None
+            return Codes(*self.alone, x).by_models
+        base, chat = codes.by_models
+        return base[:, self.latents], chat[:, self.latents]
 
     @classmethod
     def of(cls, each: Intervention, crosscoder: Crosscoder, maxima: Tensor, model: int) -> Self:
@@ -236,7 +273,7 @@ class _Part:
             crosscoder.decoder(which)[latents] / crosscoder.input_scale[which] for which in (model, 1 - model)
         )
         largest = (maxima.to(crosscoder.device)[latents] / norms).nan_to_num(nan=0.0, posinf=0.0)
-        return cls(each, latents, largest, own, other)
+        return cls(each, latents, largest, own, other, crosscoder)
 
 
 def _reached(each: Intervention, site: Site) -> Tensor:

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from crosscope_proto.roles import MODEL_NAMES, TokenRole
-from crosscope_worker.effects.lane import Chunk, Lane, Row
+from crosscope_worker.effects.changing import Chunk
+from crosscope_worker.effects.lane import Lane, Row
 from crosscope_worker.effects.subject import Subject
 from crosscope_worker.models.places import PairError
 from crosscope_worker.models.probes import ROUNDED_TOLERANCE, TOLERANCE, probe_ids
