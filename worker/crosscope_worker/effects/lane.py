@@ -49,8 +49,8 @@ class Outcome:
     counts: np.ndarray | None
     """[row, 2] int64: tokens of the chunk that were changed, and tokens that were left alone; None: none."""
     outlying: np.ndarray | None
-    """[row, column] bool: tokens with an outlying norm. None where there are no bounds of norms, and of generated tokens
-    where no code is asked for."""
+    """[row, column] bool: tokens with an outlying norm. None where there are no bounds of norms, and of generated
+    tokens where no code is asked for."""
     code: SparseCode | None
     """Of the tokens of rows `with_code`, raw; `tokens` count through the chunk, row by row."""
 
