@@ -12,8 +12,7 @@ from crosscope_proto.specs import TokenPolicy
 from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.dictionary.keep import AboveThreshold
 from crosscope_worker.dictionary.streams import DIFFERENCE, STREAMS
-from crosscope_worker.effects import attribute as module
-from crosscope_worker.effects import contributions, figures
+from crosscope_worker.effects import contributions, figures, reruns
 from crosscope_worker.effects.attribute import Attribution, Question, QuestionError, attribute
 from crosscope_worker.effects.interventions import InterventionError
 from crosscope_worker.effects.subject import Subject
@@ -221,7 +220,7 @@ def test_pieces_and_batches_do_not_change_the_answer(subject: Subject, monkeypat
     first, again = (attribute(subject, IDS, roles_of(IDS), question) for _ in range(2))
     assert first.entries == again.entries
     assert all(np.array_equal(getattr(first, field.name), getattr(again, field.name)) for field in fields(first))
-    monkeypatch.setattr(module, "BATCH_TOKENS", 3 * len(IDS))
+    monkeypatch.setattr(reruns, "BATCH_TOKENS", 3 * len(IDS))
     monkeypatch.setattr(figures, "LOGIT_BYTES", 3 * 4 * VOCAB)
     monkeypatch.setattr(contributions, "CODE_BYTES", 5 * 4 * 40)
     pieces = attribute(subject, IDS, roles_of(IDS), question)
