@@ -1,10 +1,10 @@
 """Compare and Attribute against the forwards of the models that they are about.
 
 A pair of random Gemma 2 in two shapes: the demo's (4 layers of width 64), and 12 layers of width 256; a crosscoder in
-the middle of whose latents 32 fire at a token of random texts. Compare runs a batch of prompts; its reference runs both models whole on the same
-batch, logits included, and keeps nothing. Attribute explains the last token of a prompt of 64 tokens: an estimate for
-every active latent, the exact effect of 32. One reference is a whole forward of one model on that prompt; the other
-measures the same 32 latents with a plain hook and a forward each.
+the middle, of whose latents 32 fire at a token of random texts. Compare runs a batch of prompts; its reference runs
+both models whole on the same batch, logits included, and keeps nothing. Attribute explains the last token of a prompt
+of 64 tokens: an estimate for every active latent, the exact effect of 32. One reference is a whole forward of one model
+on that prompt; the other measures the same 32 latents with a plain hook and a forward each.
 """
 
 import copy

@@ -69,7 +69,7 @@ class Figure:
         for text in self.texts:
             cache = self.upper.text_cache()
             with torch.enable_grad():
-                hidden = self._hidden(text, taken, 0, cache)
+                hidden = self.upper.hidden(*_changed(text, taken, 0), cache)[:, text.at]
                 # Each piece goes back to the hidden states at once, so that no more logits are kept than one piece.
                 apart = hidden.detach().requires_grad_()
                 for _, terms in self._terms(text, apart):
@@ -91,16 +91,16 @@ class Figure:
         rows = torch.cat([taken.new_zeros(1, *taken.shape[1:]), taken])
         found = torch.zeros(len(rows), dtype=torch.float64, device=taken.device)
         for index, text in enumerate(self.texts):
-            hidden = self._hidden(text, rows, start, caches[index].before(start) if start else None)
+            ids, x = _changed(text, rows, start)
+            at = text.at[text.at >= start] - start
+            if caches:
+                first = int(at[0])
+                hidden = self.upper.last_hidden(ids, x, first, caches[index].before(start))[:, at - first]
+            else:
+                hidden = self.upper.hidden(ids, x)[:, at]
             for which, terms in self._terms(text, hidden):
                 found[which] += terms.sum(dim=1, dtype=torch.float64)
         return found[0] - found[1:]
-
-    def _hidden(self, text: _Text, taken: Tensor, start: int, cache: TextCache | None) -> Tensor:
-        """The head's input where predictions are made at or after `start`, [variant, prediction, d_model]."""
-        ids, x = text.ids[start:], text.x[start:]
-        after = torch.nn.functional.pad(taken, (0, 0, 0, len(ids) - taken.shape[1]))
-        return self.upper.hidden(ids.expand(len(taken), -1), x - after, cache)[:, text.at[text.at >= start] - start]
 
     def _terms(self, text: _Text, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """The terms [variant, prediction] of one piece after the other, and which variants they are of.
@@ -115,6 +115,13 @@ class Figure:
                 piece = hidden[which, at]
                 logits = self.upper.logits(piece.flatten(0, 1)).unflatten(0, piece.shape[:2])
                 yield which, text.terms(logits, slice(skipped + at.start, skipped + at.stop))
+
+
+def _changed(text: _Text, taken: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    """The ids [variant, pos] and the streams [variant, pos, d_model] of a text from `start` on, without `taken`."""
+    ids, x = text.ids[start:], text.x[start:]
+    after = torch.nn.functional.pad(taken, (0, 0, 0, len(ids) - taken.shape[1]))
+    return ids.expand(len(taken), -1), x - after
 
 
 def divergence_figure(

@@ -4,7 +4,7 @@ import numpy as np
 
 BATCH_TOKENS = 2048
 """Tokens of a batch; one rerun of a longer text runs beside the unchanged one all the same."""
-_GROUP_TOKENS = 64
+GROUP_TOKENS = 64
 """Tokens that take about as long as it takes to start a batch."""
 
 
@@ -21,7 +21,7 @@ def groups(firsts: np.ndarray, length: int) -> list[tuple[int, np.ndarray]]:
         begin = np.arange(end)
         tokens = (end - begin + 1) * lengths[:end]
         tokens = np.where((tokens <= BATCH_TOKENS) | (begin == end - 1), tokens, np.inf)
-        costs = least[:end] + tokens + _GROUP_TOKENS
+        costs = least[:end] + tokens + GROUP_TOKENS
         begins[end] = costs.argmin()
         least[end] = costs.min()
     found: list[tuple[int, np.ndarray]] = []
