@@ -1,10 +1,10 @@
 """Compare and Attribute against the forwards of the models that they are about.
 
 A pair of random Gemma 2 in two shapes: the demo's (4 layers of width 64), and 12 layers of width 256; a crosscoder in
-the middle with 32 latents a token. Compare runs a batch of prompts; its reference runs both models whole on the same
-batch, logits included, and keeps nothing. Attribute explains the last token of a prompt of 64 tokens: an estimate for
-every active latent, the exact effect of 32. One reference is a whole forward of one model on that prompt; the other
-measures the same 32 latents with a plain hook and a forward each.
+the middle, of whose latents 32 fire at a token of random texts. Compare runs a batch of prompts; its reference runs
+both models whole on the same batch, logits included, and keeps nothing. Attribute explains the last token of a prompt
+of 64 tokens: an estimate for every active latent, the exact effect of 32. One reference is a whole forward of one model
+on that prompt; the other measures the same 32 latents with a plain hook and a forward each.
 """
 
 import copy
@@ -25,7 +25,7 @@ from bench.timing import Ratio, interleave
 from crosscope_proto.artefacts import PairManifest
 from crosscope_proto.roles import CHAT, TokenRole
 from crosscope_proto.specs import TokenPolicy
-from crosscope_worker.dictionary.keep import ALL_POSITIVE, AboveThreshold
+from crosscope_worker.dictionary.keep import AboveThreshold
 from crosscope_worker.effects.attribute import Attribution, Question, attribute
 from crosscope_worker.effects.compare import compare
 from crosscope_worker.effects.subject import Reading, Subject
@@ -174,9 +174,15 @@ def make_subject(sizes: Sizes) -> Subject:
     made = crosscoder(AnalysisSizes(d_model=sizes.hidden_size, num_latents=sizes.num_latents, k=sizes.k))
     policy = TokenPolicy(skip_bos=False, max_norm_ratio=None)
     subject = Subject(pair, Reading(sizes.layer, made, torch.ones(sizes.num_latents), policy))
-    # The threshold of random activations is none for a model's.
-    ids = torch.from_numpy(np.random.default_rng(2).integers(6, sizes.vocab_size, (8, 64)))
-    x = subject.activations(ids, torch.full((8,), 64)).flatten(0, 1)
-    made.keep = ALL_POSITIVE
-    made.keep = AboveThreshold(float(made.scaled(x).flatten().topk(len(x) * sizes.k).values[-1]))
-    return subject
+    made.keep = AboveThreshold(threshold(subject, sizes))
+    # The sparsifier of a reading is worked out once.
+    return Subject(pair, Reading(sizes.layer, made, torch.ones(sizes.num_latents), policy))
+
+
+def threshold(subject: Subject, sizes: Sizes) -> float:
+    """What k latents a token exceed, on average over the tokens of random texts of the prompt's length."""
+    assert subject.reading is not None
+    shape = 8, sizes.num_tokens
+    ids = torch.from_numpy(np.random.default_rng(2).integers(6, sizes.vocab_size, shape))
+    x = subject.activations(ids, torch.full((shape[0],), shape[1])).flatten(0, 1)
+    return float(subject.reading.crosscoder.scaled(x).flatten().topk(len(x) * sizes.k).values[-1])

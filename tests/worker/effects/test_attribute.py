@@ -1,5 +1,6 @@
 """Attribution against plain hooks with a forward per latent, against derivatives, and where it is exact by hand."""
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 
 import numpy as np
@@ -12,8 +13,7 @@ from crosscope_proto.specs import TokenPolicy
 from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.dictionary.keep import AboveThreshold
 from crosscope_worker.dictionary.streams import DIFFERENCE, STREAMS
-from crosscope_worker.effects import attribute as module
-from crosscope_worker.effects import contributions, figures
+from crosscope_worker.effects import contributions, figures, reruns
 from crosscope_worker.effects.attribute import Attribution, Question, QuestionError, attribute
 from crosscope_worker.effects.interventions import InterventionError
 from crosscope_worker.effects.subject import Subject
@@ -175,21 +175,56 @@ def test_continuations_are_explained_over_all_their_tokens(pair: Pair, subject: 
     question = Question(model, continuations=(first, second), **EVERY)
     found = attribute(subject, IDS, roles_of(IDS), question)
     crosscoder, x = subject.reading.crosscoder, both_streams(pair, IDS)
-
-    def preference(taken: Tensor) -> float:
-        total = 0.0
-        for sign, continuation in ((1, first), (-1, second)):
-            ids = np.concatenate([IDS, continuation])
-            padded = torch.cat([taken, torch.zeros(len(continuation), 16)])
-            log = logits_of(pair.models[model], ids, lambda stream, padded=padded: stream - padded).log_softmax(1)
-            total += sign * sum(float(log[len(IDS) - 1 + i, token]) for i, token in enumerate(continuation))
-        return total
-
-    value = preference(torch.zeros(len(IDS), 16))
+    value = preference(pair, IDS, (first, second), model, torch.zeros(len(IDS), 16))
     assert found.value == pytest.approx(value, abs=1e-5)
     for entry in found.entries[:8]:
-        effect = value - preference(taken_away(crosscoder, x, model, entry.latent))
+        taken = taken_away(crosscoder, x, model, entry.latent)
+        effect = value - preference(pair, IDS, (first, second), model, taken)
         assert entry.effect == pytest.approx(effect, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Gemma2", "GPTNeoX", "Lfm2"])
+def test_reruns_begin_with_the_first_changed_token_and_equal_whole_ones(kind: str, monkeypatch: pytest.MonkeyPatch):
+    """Three latents fire at a token. Lfm2's convolution above the layer keeps no keys, so it needs whole reruns."""
+    monkeypatch.setattr(reruns, "GROUP_TOKENS", 4)
+    pair, ids = make_pair(kind), prompt(34)
+    x, crosscoder = both_streams(pair, ids), make_crosscoder(pair.d_model)
+    crosscoder.keep = AboveThreshold(float(crosscoder.scaled(x).flatten().topk(3 * len(ids)).values[-1]))
+    subject = make_subject(pair, crosscoder)
+    continuations = np.array([7, 20, 33]), np.array([8])
+    found = attribute(subject, ids, roles_of(ids), Question(tokens=(9, 31), **EVERY))
+    value = kl_after(pair, ids, [9, 31], CHAT, torch.zeros(34, 16))
+    firsts: list[int] = []
+    for entry in found.entries:
+        taken = taken_away(crosscoder, x, CHAT, entry.latent)
+        firsts.append(int(taken.any(dim=1).nonzero()[0]))
+        assert entry.effect == pytest.approx(value - kl_after(pair, ids, [9, 31], CHAT, taken), abs=1e-5)
+    assert min(firsts) <= 9 < max(firsts), "some fire early, some late"
+    ran: list[int] = []
+    decoder_layers(pair.models[CHAT])[2].register_forward_pre_hook(
+        lambda _module, inputs, named: ran.append((inputs[0] if inputs else named["hidden_states"]).shape[:2].numel()),
+        with_kwargs=True,
+    )
+    attribute(subject, ids, roles_of(ids), Question(tokens=(31,), **EVERY))
+    whole = (found.num_latents + 4) * 32
+    assert (subject.uppers[CHAT].text_cache() is None) == (kind == "Lfm2")
+    assert (sum(ran) < whole) == (kind != "Lfm2"), (sum(ran), whole)
+    preferred = attribute(subject, ids, roles_of(ids), Question(continuations=continuations, **EVERY))
+    for entry in preferred.entries[:6]:
+        taken = taken_away(crosscoder, x, CHAT, entry.latent)
+        both = (preference(pair, ids, continuations, CHAT, each) for each in (0 * taken, taken))
+        assert entry.effect == pytest.approx(next(both) - next(both), abs=2e-5)
+
+
+def preference(pair: Pair, ids: np.ndarray, continuations: Sequence[np.ndarray], model: int, taken: Tensor) -> float:
+    """`log p(first) - log p(second)` in a model, after `taken` is subtracted from its stream at the prompt's tokens."""
+    total = 0.0
+    for sign, continuation in zip((1, -1), continuations, strict=True):
+        padded = torch.cat([taken, torch.zeros(len(continuation), 16)])
+        text = np.concatenate([ids, continuation])
+        log = logits_of(pair.models[model], text, lambda stream, padded=padded: stream - padded).log_softmax(1)
+        total += sign * sum(float(log[len(ids) - 1 + i, token]) for i, token in enumerate(continuation))
+    return total
 
 
 def test_without_tokens_the_largest_divergence_is_explained(pair: Pair, subject: Subject):
@@ -221,7 +256,7 @@ def test_pieces_and_batches_do_not_change_the_answer(subject: Subject, monkeypat
     first, again = (attribute(subject, IDS, roles_of(IDS), question) for _ in range(2))
     assert first.entries == again.entries
     assert all(np.array_equal(getattr(first, field.name), getattr(again, field.name)) for field in fields(first))
-    monkeypatch.setattr(module, "BATCH_TOKENS", 3 * len(IDS))
+    monkeypatch.setattr(reruns, "BATCH_TOKENS", 3 * len(IDS))
     monkeypatch.setattr(figures, "LOGIT_BYTES", 3 * 4 * VOCAB)
     monkeypatch.setattr(contributions, "CODE_BYTES", 5 * 4 * 40)
     pieces = attribute(subject, IDS, roles_of(IDS), question)

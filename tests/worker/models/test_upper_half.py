@@ -68,6 +68,39 @@ def test_the_upper_half_equals_the_whole_model_with_the_output_replaced(model: P
     torch.testing.assert_close(pieces, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("layer", [0, LAYERS - 2])
+@pytest.mark.parametrize("start", [0, 10])
+def test_changed_ends_of_a_text_are_read_as_in_whole_runs(model: PreTrainedModel, layer: int, start: int):
+    """Behind ten tokens or none; rows that are changed from there on. Gemma's window of 8 tokens ends before them."""
+    ids, x = torch.randint(VOCAB, (1, POS)), torch.randn(1, POS, 32 if model.config.model_type == "gemma2" else 16)
+    upper = UpperHalf(model, layer)
+    cache = upper.text_cache()
+    assert cache is not None
+    upper.hidden(ids, x, cache)
+    changed = x.repeat(3, 1, 1)
+    changed[:, start:] = torch.randn(3, POS - start, x.shape[2])
+    expected = replaced(model, layer, ids.expand(3, -1), changed)
+    ends = ids[:, start:].expand(3, -1), changed[:, start:]
+    for behind in (0, 1, 5, POS - start - 1):
+        hidden = upper.last_hidden(*ends, behind, cache.before(start))
+        logits = upper.logits(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
+        torch.testing.assert_close(logits, expected[:, start + behind :], rtol=1e-5, atol=1e-5)
+
+
+def test_the_top_layer_runs_whole_for_the_last_tokens_alone(make_gemma):
+    model = make_gemma(VOCAB).eval()
+    upper = UpperHalf(model, 1)
+    cache = upper.text_cache()
+    assert cache is not None
+    ids, x = torch.randint(VOCAB, (1, POS)), torch.randn(1, POS, 32)
+    upper.hidden(ids, x, cache)
+    ran: list[tuple[int, ...]] = []
+    for layer in decoder_layers(model):
+        layer.mlp.register_forward_hook(lambda _module, _inputs, output: ran.append(tuple(output.shape[:2])))
+    upper.last_hidden(ids[:, 10:].expand(2, -1), x[:, 10:].expand(2, -1, -1), 11, cache.before(10))
+    assert ran == [(2, POS - 10), (2, POS - 21)], "layer 2, and layer 3"
+
+
 def test_nothing_below_the_layer_runs_and_the_model_is_left_as_it_was(make_gemma):
     model = make_gemma(VOCAB).eval()
     ids = torch.randint(VOCAB, (2, POS))

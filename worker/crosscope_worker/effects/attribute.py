@@ -14,12 +14,10 @@ from torch import Tensor
 
 from crosscope_proto.roles import CHAT
 from crosscope_worker.effects.contributions import Contributions, code_of, contributions, only_at
-from crosscope_worker.effects.figures import Figure, divergence_figure, preference_figure
+from crosscope_worker.effects.figures import Figure, Unchanged, divergence_figure, preference_figure
 from crosscope_worker.effects.interventions import Action, check_rows
+from crosscope_worker.effects.reruns import groups
 from crosscope_worker.effects.subject import Subject
-
-BATCH_TOKENS = 2048
-"""Tokens of a forward of the upper half; a longer text runs alone."""
 
 
 class QuestionError(ValueError):
@@ -121,11 +119,12 @@ def _attribution(
     outlying: np.ndarray,
 ) -> Attribution:
     """`swapped: [pos, d_model]` is what exchanging the streams takes away."""
-    products = found.products(figure.gradient()).double().cpu().numpy()
+    unchanged = figure.unchanged()
+    products = found.products(unchanged.gradient).double().cpu().numpy()
     indices, num_latents = found.indices.cpu().numpy(), len(found.latents)
     estimates = np.bincount(indices, products, num_latents)
     measured = np.argsort(-np.abs(estimates), kind="stable")[: question.num_exact]
-    value, of_all, of_stream, *exact = _effects(figure, found, swapped, measured)
+    of_all, of_stream, *exact = _effects(figure, unchanged, found, swapped, measured)
     effects = np.full(num_latents, np.nan)
     effects[measured] = exact
     # Measured latents first; ties by id, as `found.latents` ascends.
@@ -138,8 +137,8 @@ def _attribution(
     shown = shown[np.lexsort((token_entries[shown], tokens[shown]))]
     return Attribution(
         figure.explained,
-        value,
-        tuple(_entries(found, order, estimates, effects, products, value)),
+        unchanged.value,
+        tuple(_entries(found, order, estimates, effects, products, unchanged.value)),
         np.searchsorted(tokens[shown], np.arange(len(outlying) + 1)),
         token_entries[shown],
         products[shown],
@@ -151,22 +150,35 @@ def _attribution(
     )
 
 
-def _effects(figure: Figure, found: Contributions, swapped: Tensor | None, measured: np.ndarray) -> list[float]:
-    """The figure, and the effects of all latents, of the streams' exchange (NaN if None), and of each measured one."""
+def _effects(
+    figure: Figure, unchanged: Unchanged, found: Contributions, swapped: Tensor | None, measured: np.ndarray
+) -> np.ndarray:
+    """The effects of all latents, of the streams' exchange (NaN if None), and of each measured one; float64.
+
+    Each is measured from its first changed token on: what comes before is the same.
+    """
     every = found.all()
-    first = [torch.zeros_like(every), every, torch.zeros_like(every) if swapped is None else swapped]
+    wholes = torch.stack([every, torch.zeros_like(every) if swapped is None else swapped])
     chosen = torch.from_numpy(measured).to(every.device)
-    # The figure as it is runs in the same batch, so that rounding in another one is no effect.
-    batches = torch.arange(len(first) + len(chosen), device=every.device).split(max(1, BATCH_TOKENS // figure.longest))
-    values: list[float] = []
-    for batch in batches:
-        wholes = [first[index] for index in batch[batch < len(first)].tolist()]
-        singles = found.each(chosen[batch[batch >= len(first)] - len(first)])
-        values += figure.values(torch.cat([torch.stack(wholes), singles]) if wholes else singles).tolist()
-    effects = [values[0] - other for other in values[1:]]
+    firsts = np.zeros(len(wholes) + len(chosen), np.int64)
+    if unchanged.caches:
+        firsts[: len(wholes)] = [_first_changed(whole) for whole in wholes]
+        firsts[len(wholes) :] = found.first_tokens()[chosen].cpu().numpy()
+    effects = np.zeros(len(firsts))
+    for start, rows in groups(firsts, figure.longest):
+        some = torch.from_numpy(rows).to(every.device)
+        singles = found.each(chosen[some[len(wholes) <= some] - len(wholes)], start)
+        taken = torch.cat([wholes[some[some < len(wholes)], start:], singles])
+        effects[rows] = figure.effects(taken, start, unchanged.caches).cpu().numpy()
     if swapped is None:
-        effects[1] = float("nan")
-    return [values[0], *effects]
+        effects[1] = np.nan
+    return effects
+
+
+def _first_changed(taken: Tensor) -> int:
+    """The first token of `taken: [pos, d_model]` that is not 0; the last token if all are."""
+    changed = taken.any(dim=1).nonzero()
+    return int(changed[0]) if len(changed) else len(taken) - 1
 
 
 def _entries(

@@ -60,8 +60,16 @@ class Contributions(NamedTuple):
         found = decode_entries(self.own.code, self.own.rows)
         return found if self.other is None else found - decode_entries(self.other.code, self.other.rows)
 
-    def each(self, chosen: Tensor) -> Tensor:
-        """The contributions of the latents at the indices `chosen: [any]`, [any, pos, d_model]."""
+    def first_tokens(self) -> Tensor:
+        """The first token on which each latent fires, [active] int64."""
+        found = torch.full_like(self.latents, self.num_tokens)
+        return found.scatter_reduce(0, self.indices, self.tokens, "amin")
+
+    def each(self, chosen: Tensor, start: int) -> Tensor:
+        """The contributions of the latents at the indices `chosen: [any]`, [any, pos - start, d_model].
+
+        None of them may fire before the token `start`.
+        """
         slots = torch.full_like(self.latents, -1)
         slots[chosen] = torch.arange(len(chosen), device=chosen.device)
         slots = slots[self.indices]
@@ -69,8 +77,8 @@ class Contributions(NamedTuple):
         written = self.own.of_entries(entries)
         if self.other is not None:
             written = written - self.other.of_entries(entries)
-        found = written.new_zeros(len(chosen), self.num_tokens, written.shape[1])
-        found[slots[entries], self.tokens[entries]] = written
+        found = written.new_zeros(len(chosen), self.num_tokens - start, written.shape[1])
+        found[slots[entries], self.tokens[entries] - start] = written
         return found
 
 

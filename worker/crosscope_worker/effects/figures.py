@@ -7,6 +7,7 @@ each. Logits are made in pieces of LOGIT_BYTES, also on the way back. Knows no l
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from crosscope_proto.roles import BASE, CHAT
 from crosscope_worker.effects.predictions import divergence, log_probabilities
 from crosscope_worker.effects.subject import Subject
+from crosscope_worker.models.text_cache import TextCache
 from crosscope_worker.models.upper_half import UpperHalf
 
 LOGIT_BYTES = 32 << 20
@@ -35,6 +37,16 @@ class _Text:
     terms: Terms
 
 
+class Unchanged(NamedTuple):
+    """What one run of a figure's unchanged texts gives."""
+
+    value: float
+    gradient: Tensor
+    """[num_tokens, d_model] float32: the figure's, by the stream."""
+    caches: tuple[TextCache, ...]
+    """Of each text; empty for a model that cannot read a text's end with one."""
+
+
 @dataclass(frozen=True, eq=False)
 class Figure:
     """A sum over predictions of one model, which depends on the stream at the first `num_tokens` tokens of a prompt."""
@@ -50,44 +62,66 @@ class Figure:
         """Tokens of the longest text."""
         return max(len(text.ids) for text in self.texts)
 
-    def values(self, taken: Tensor) -> Tensor:
-        """The figure after each of `taken: [variant, num_tokens, d_model]` is subtracted; [variant] float64."""
-        found = torch.zeros(len(taken), dtype=torch.float64, device=taken.device)
-        for text in self.texts:
-            hidden = self._hidden(text, taken)
-            for which, terms in self._terms(text, hidden):
-                found[which] += terms.sum(dim=1, dtype=torch.float64)
-        return found
-
-    def gradient(self) -> Tensor:
-        """The figure's gradient by the stream, [num_tokens, d_model] float32; the backward pass is the model's own."""
+    def unchanged(self) -> Unchanged:
+        """The figure and its gradient; the backward pass runs in the model's own data type."""
         taken = self.texts[0].x.new_zeros(1, self.num_tokens, self.texts[0].x.shape[1], requires_grad=True)
+        value, caches = 0.0, list[TextCache]()
         for text in self.texts:
+            cache = self.upper.text_cache()
             with torch.enable_grad():
-                hidden = self._hidden(text, taken)
+                hidden = self.upper.hidden(*_changed(text, taken, 0), cache)[:, text.at]
                 # Each piece goes back to the hidden states at once, so that no more logits are kept than one piece.
                 apart = hidden.detach().requires_grad_()
                 for _, terms in self._terms(text, apart):
                     terms.sum().backward()
+                    value += float(terms.detach().sum(dtype=torch.float64))
             assert apart.grad is not None
             hidden.backward(apart.grad)
+            if cache is not None:
+                caches.append(cache)
         assert taken.grad is not None
-        return -taken.grad[0]
+        return Unchanged(value, -taken.grad[0], tuple(caches))
 
-    def _hidden(self, text: _Text, taken: Tensor) -> Tensor:
-        """The head's input where the predictions are made, [variant, prediction, d_model]."""
-        after = torch.nn.functional.pad(taken, (0, 0, 0, len(text.ids) - self.num_tokens))
-        return self.upper.hidden(text.ids.expand(len(taken), -1), text.x - after)[:, text.at]
+    def effects(self, taken: Tensor, start: int, caches: Sequence[TextCache]) -> Tensor:
+        """How much the figure falls when each of `taken` is subtracted from the stream, [variant] float64.
+
+        taken: [variant, num_tokens - start, d_model], from the token `start` on, which is 0 without caches. Nothing
+        before that token runs. The unchanged end runs in the same batch, so that rounding in another one is no effect.
+        """
+        rows = torch.cat([taken.new_zeros(1, *taken.shape[1:]), taken])
+        found = torch.zeros(len(rows), dtype=torch.float64, device=taken.device)
+        for index, text in enumerate(self.texts):
+            ids, x = _changed(text, rows, start)
+            at = text.at[text.at >= start] - start
+            if caches:
+                first = int(at[0])
+                hidden = self.upper.last_hidden(ids, x, first, caches[index].before(start))[:, at - first]
+            else:
+                hidden = self.upper.hidden(ids, x)[:, at]
+            for which, terms in self._terms(text, hidden):
+                found[which] += terms.sum(dim=1, dtype=torch.float64)
+        return found[0] - found[1:]
 
     def _terms(self, text: _Text, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """The terms [variant, prediction] of one piece after the other, and which variants they are of."""
+        """The terms [variant, prediction] of one piece after the other, and which variants they are of.
+
+        hidden: [variant, prediction, d_model], of the text's last predictions.
+        """
         num_variants, num_predictions = hidden.shape[:2]
+        skipped = len(text.at) - num_predictions
         rows = max(1, LOGIT_BYTES // (4 * self.upper.vocabulary))
         for at in _slices(num_predictions, rows):
             for which in _slices(num_variants, max(1, rows // (at.stop - at.start))):
                 piece = hidden[which, at]
                 logits = self.upper.logits(piece.flatten(0, 1)).unflatten(0, piece.shape[:2])
-                yield which, text.terms(logits, at)
+                yield which, text.terms(logits, slice(skipped + at.start, skipped + at.stop))
+
+
+def _changed(text: _Text, taken: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    """The ids [variant, pos] and the streams [variant, pos, d_model] of a text from `start` on, without `taken`."""
+    ids, x = text.ids[start:], text.x[start:]
+    after = torch.nn.functional.pad(taken, (0, 0, 0, len(ids) - taken.shape[1]))
+    return ids.expand(len(taken), -1), x - after
 
 
 def divergence_figure(
