@@ -4,6 +4,7 @@ The first run reads the text whole and keeps them. A later run reads the tokens 
 rows; what comes before that token is the same in all of them. Knows no tokens.
 """
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
@@ -65,6 +66,11 @@ class _Layer(CacheLayerMixin):
 
 class TextCache(Cache):
     """Keys and values of the layers that have read a text. The same object serves one run."""
+
+    def __init__(self, layers: Sequence[_Layer]) -> None:
+        """See `of_first_run` and `before`."""
+        super().__init__(layers=list(layers))
+        self.layers: list[Any] = list(layers)
 
     @classmethod
     def of_first_run(cls, num_layers: int) -> Self:
