@@ -133,7 +133,7 @@ async def running(sizes: Sizes) -> AsyncGenerator[tuple[Any, Any]]:
                     asyncio.timeout(600),
                 ):
                     await channel.channel_ready()
-                    front = Front(channel)
+                    front = Front(channel, environment["CROSSCOPE_SERVER_LISTEN"])
                     await front.prompts_serve()
                     yield front, inference_pb2_grpc.InferenceStub(to_worker)
             finally:

@@ -231,10 +231,12 @@ def test_speed_of_all_targets_in_both_directions():
     )
     moments = Moments(crosscoder, 20, 1)
     moments.add(block)
-    begin = time.perf_counter()
-    for _ in range(4):
+    took: list[float] = []
+    for _ in range(6):
+        begin = time.perf_counter()
         moments.add(block)
-    elapsed = (time.perf_counter() - begin) / 4
+        took.append(time.perf_counter() - begin)
+    elapsed = min(took)  # Other processes only add.
     assert elapsed * 1e6 / (num_latents * num_tokens / 1000) < 20
 
 
