@@ -42,7 +42,12 @@ class SpecificTo(StrEnum):
 
 
 _CLASS_NUMBERS = {each: number for number, each in enumerate(LatentClass, 1)}
-_GAPS = tuple(causal_column(effect, group) for effect in ("ablation_gap", "transplant_gap") for group in CAUSAL_GROUPS)
+_GAPS = {
+    causal_column(effect, group): f"{CAUSAL_EFFECTS[effect][0]}{ending}"
+    for effect in ("ablation_gap", "transplant_gap")
+    for group, (ending, _) in CAUSAL_GROUPS.items()
+}
+"""Labels of the effects on the gap between the models, by column."""
 FIGURES: Final = (
     *("latent_class", "rel_norm", "num_active", "num_texts", "beta_ratio", "beta_ratio_se"),
     *(f"{prefix}nu_{target}{end}" for prefix in ("", "mirror_") for target in ("err", "rec") for end in ("", "_se")),
@@ -282,8 +287,7 @@ def _without_effect(f: Mapping[str, Any]) -> Iterator[str]:
     if _has_no_effect(f):
         measured = [gap for gap in _GAPS if not _is_nan(f[f"{gap}_se"])]
         largest = max(measured, key=lambda gap: abs(f[gap]))
-        label = CAUSAL_EFFECTS[largest.rsplit("_", 1)[0]][0]
-        yield f"no causal effect beyond its error (largest: {label} {_figure(f, largest)})"
+        yield f"no causal effect beyond its error ({_GAPS[largest]}: {_figure(f, largest)})"
 
 
 def _at_border(f: Mapping[str, Any], latent_class: LatentClass) -> Iterator[str]:
