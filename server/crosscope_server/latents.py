@@ -190,7 +190,7 @@ class LatentTable:
         return np.where(has, values[np.where(has, starts + index, -1)], np.nan)
 
     def _sort(self, column: str, descending: bool) -> NDArray[np.int64]:
-        values = self.column(column).astype(np.float64)
+        values = np.where(self._is_undefined(column), np.nan, self.column(column).astype(np.float64))
         return np.argsort(-values if descending else values, kind="stable")
 
     def _is_undefined(self, column: str) -> NDArray[np.bool_]:
