@@ -130,7 +130,7 @@ def latent_cells(latent: LatentStatistics) -> tuple[str, ...]:
     return (
         str(latent.id),
         latent.latent_class,
-        _verdict_cell(latent.verdict),
+        latent.verdict.short,
         number(latent.rel_norm),
         number(latent.nu_err),
         number(latent.nu_rec),
@@ -139,12 +139,6 @@ def latent_cells(latent: LatentStatistics) -> tuple[str, ...]:
         number(latent.max),
         " ".join(map(visible, latent.top_tokens[:6])),
     )
-
-
-def _verdict_cell(judgement: Judgement) -> str:
-    """A verdict, and the model that the latent is specific to in brackets."""
-    specific_to = f" ({judgement.specific_to})" if judgement.specific_to else ""
-    return f"{judgement.verdict}{specific_to}"
 
 
 def latent_table(shown: Sequence[LatentStatistics], total: int, remarks: Sequence[str]) -> str:

@@ -77,6 +77,11 @@ class Judgement:
     reasons: tuple[str, ...]
     """Short phrases with the numbers that decided, then remarks."""
 
+    @property
+    def short(self) -> str:
+        """The verdict for a cell of a table, and in brackets the model that the latent is specific to."""
+        return f"{self.verdict} ({self.specific_to})" if self.specific_to else str(self.verdict)
+
     def __str__(self) -> str:
         said = ", ".join(self.reasons)
         if self.verdict is Verdict.TOO_FEW and said:

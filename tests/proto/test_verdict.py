@@ -222,6 +222,8 @@ def test_a_judgement_is_one_phrase():
     assert str(said("not_judged", "", "it never fired")) == "not judged: it never fired"
     assert str(said("too_few", "", "too few tokens (8)")) == "too few tokens (8)"
     assert str(said("supported", "chat")) == "supported"
+    assert said("supported", "chat").short == "supported (chat)"
+    assert said("too_few", "").short == "too_few"
 
 
 def test_the_figures_are_columns():
