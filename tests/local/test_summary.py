@@ -8,7 +8,6 @@ from crosscope import Judgement, SpecificTo, Verdict
 from crosscope_local.summary import BehaviourRow, CrosscoderSummary, DetectorRow, Query, Summary, chat_datasets, finite
 from crosscope_local.summary_table import render
 
-
 WEAK = Judgement(Verdict.WEAK, SpecificTo.CHAT, ("activation ratio 0.4 > 0.15",))
 
 

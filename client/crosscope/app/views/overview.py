@@ -188,7 +188,7 @@ def telling(info: CrosscoderInfo) -> None:
     more = f"; the first {NUM_TELLING} of {text.count(len(found))}" if len(found) > NUM_TELLING else ""
     st.caption(
         f"Latents that base lacks by their measurements, whatever their class: {text.count(len(found))}, of which "
-        f"{text.count(supported)} have the verdict “supported”. Best verdict first, then by {by}{more}. {OPENS}"
+        f"{text.count(int(supported))} have the verdict “supported”. Best verdict first, then by {by}{more}. {OPENS}"
     )
     about = {"order": TELLING.order, "specific": list(TELLING.specific)}
     listed(info, found[:NUM_TELLING], columns, evidence(columns), about)
@@ -226,7 +226,7 @@ def classes(info: CrosscoderInfo) -> None:
         size, said = info.class_counts.get(name, 0), text.count(info.class_counts.get(name, 0))
         if size and name in CLAIMING:
             supported = np.count_nonzero(is_supported & (columns["latent_class"] == number))
-            said += f", {text.count(supported)} supported"
+            said += f", {text.count(int(supported))} supported"
         bars.append((CLASS_NAMES[name], size, said, CLASS_COLOURS[name]))
     panels.bars(bars, largest=total)
     by = AXES["beta_ratio" if is_difference(columns) else "rel_norm"].label
