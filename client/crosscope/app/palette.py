@@ -47,7 +47,7 @@ VERDICT_NAMES: Mapping[str, str] = {
     "supported": "supported",
     "weak": "weak",
     "contradicted": "contradicted",
-    "too_few": "too few texts",
+    "too_few": "too few",
     "not_judged": "not judged",
 }
 SPECIFIC_NAMES: Mapping[str, str] = {"chat": "specific to chat", "base": "specific to base", "each": "a row in each"}

@@ -18,7 +18,7 @@ from crosscope.app.columns import (
     evidence,
     is_defined,
 )
-from crosscope.app.palette import CLASS_NAMES, SPECIFIC_NAMES, VERDICT_NAMES
+from crosscope.app.palette import CLASS_NAMES, VERDICT_NAMES
 from crosscope.app.selection import (
     DEFAULT_X,
     FREQUENCY_RANGE,
@@ -80,19 +80,7 @@ def current(info: CrosscoderInfo, columns: Mapping[str, np.ndarray]) -> tuple[Se
 def controls(selection: Selection, info: CrosscoderInfo, columns: Mapping[str, np.ndarray]) -> str:
     """Draws filters, order and axes, whose values the URL holds. Returns the column of the colour."""
     by_default = default_order(columns)
-    url.several(
-        "Class",
-        CLASS_OF_NUMBER[1:],
-        "classes",
-        CLASS_NAMES.__getitem__,
-        help="By relative norm or β ratio alone; the verdict says more. None chosen: all.",
-    )
-    row = st.container(horizontal=True)
-    help_ = "What the measurements say of the class. None chosen: all."
-    with row:
-        url.several("Verdict", VERDICT_OF_NUMBER[1:], "verdict", VERDICT_NAMES.__getitem__, help=help_)
-        help_ = "By its measurements, whatever its class. A row in each: each model lacks the other's row."
-        url.several("Specific to", SPECIFIC_OF_NUMBER[1:], "specific", SPECIFIC_NAMES.__getitem__, help=help_)
+    kinds()
     server_filters(session.parts(info.name, info.version_id))
     filters = st.columns(4)
     frequency = selection.frequency
@@ -115,6 +103,17 @@ def controls(selection: Selection, info: CrosscoderInfo, columns: Mapping[str, n
     order_help = "The order of the table, and of previous and next on a latent's page. A click on a head sets it too."
     url.choice(axes[3], "Order", ORDERS, by_default, "order", order_name, help=order_help)
     return colour
+
+
+def kinds() -> None:
+    """Draws the filters by class, by verdict and by the model that a latent is specific to."""
+    with st.container(horizontal=True):
+        help_ = "By relative norm or β ratio alone; the verdict says more. None chosen: all."
+        url.several("Class", CLASS_OF_NUMBER[1:], "classes", CLASS_NAMES.__getitem__, help=help_)
+        help_ = "What the measurements say of the class. None chosen: all."
+        url.several("Verdict", VERDICT_OF_NUMBER[1:], "verdict", VERDICT_NAMES.__getitem__, help=help_)
+        help_ = "By its measurements, whatever its class. Each: each model lacks the other's row. None chosen: all."
+        url.several("Specific to", SPECIFIC_OF_NUMBER[1:], "specific", str, help=help_)
 
 
 def server_filters(parts: Sequence[str]) -> None:
