@@ -152,7 +152,7 @@ def summarise_crosscoder(crosscoder: Crosscoder) -> CrosscoderSummary:
     """The figures of one crosscoder."""
     info = crosscoder.info
     chats = chat_datasets(info.manifest_json, info.datasets)
-    specific = list(crosscoder.latents(where="specific_to != base", order_by="verdict", limit=NUM_CHAT_SPECIFIC))
+    specific = list(crosscoder.latents(where="specific_to = chat", order_by="verdict", limit=NUM_CHAT_SPECIFIC))
     on_chats = [latent for latent in specific if sum(latent.dataset_shares[i] for i in chats) >= CHAT_SHARE]
     return CrosscoderSummary(
         name=info.name,

@@ -41,7 +41,8 @@ class SpecificTo(StrEnum):
     """Each model lacks the other's row: where it fires, the two models write different things."""
 
 
-_CLASS_NUMBERS = {each: number for number, each in enumerate(LatentClass, 1)}
+_CLASSES, _VERDICTS, _SPECIFIC_TO = [None, *LatentClass], [None, *Verdict], [None, *SpecificTo]
+"""Words by their numbers."""
 _GAPS = {
     causal_column(effect, group): f"{CAUSAL_EFFECTS[effect][0]}{ending}"
     for effect in ("ablation_gap", "transplant_gap")
@@ -63,7 +64,6 @@ def _stored(limit: float) -> float:
 
 
 _NU_LIMITS = {"err": _stored(limits.MAX_NU_ERR), "rec": _stored(limits.MAX_NU_REC)}
-_BASE_ROW_UP_TO, _CHAT_ROW_FROM = _stored(limits.CHAT_ONLY_ABOVE), _stored(limits.BASE_ONLY_BELOW)
 _DIFFERENCE_RATIO, _MAX_ACTIVATION_RATIO = _stored(limits.DIFFERENCE_RATIO), _stored(limits.MAX_ACTIVATION_RATIO)
 
 
@@ -109,15 +109,15 @@ def judged(figures: Mapping[str, Any]) -> tuple[Any, Any]:
     """
     f, chat, base = figures, _row(figures, ""), _row(figures, "mirror_")
     is_dead, is_chat_only, is_base_only, is_shared = (
-        f["latent_class"] == _CLASS_NUMBERS[each]
+        f["latent_class"] == _CLASSES.index(each)
         for each in (LatentClass.DEAD, LatentClass.CHAT_ONLY, LatentClass.BASE_ONLY, LatentClass.SHARED)
     )
     few = _is_few(f) & _not(is_dead)
     enough = _not(is_dead | few)
     is_difference = is_chat_only & _is_nan(f["rel_norm"])  # its rows are of one side: there is no relative norm
-    # A row that is nearly zero is no evidence.
-    only_chat = enough & (chat.absent & (f["rel_norm"] >= _CHAT_ROW_FROM) | is_difference & _has_small_ratio(f))
-    only_base = enough & base.absent & (f["rel_norm"] <= _BASE_ROW_UP_TO)
+    # The other model's row is nearly zero in a class of one model, and no evidence.
+    only_chat = enough & (chat.absent & _not(is_base_only) | is_difference & _has_small_ratio(f))
+    only_base = enough & base.absent & _not(is_chat_only)
     is_specific = only_chat | only_base
     is_doubted = only_chat & _not(is_difference) & chat.doubted | only_base & base.doubted
     is_doubted = is_doubted | is_difference & _has_doubtful_ratio(f)
@@ -145,9 +145,13 @@ def judge(figures: Mapping[str, Any], floor: float = math.inf) -> Judgement:
     `figures` holds FIGURES as numbers, and perhaps base_uselessness_single; `floor` is the largest value that the
     analysis could give it (math §5).
     """
-    verdict, specific = judged(figures)
-    kind, specific_to = list(Verdict)[verdict - 1], [None, *SpecificTo][specific]
-    return Judgement(kind, specific_to, tuple(_reasons(figures, kind, specific_to, floor)))
+    verdict, specific_to = judged(figures)
+    return Judgement(_VERDICTS[verdict], _SPECIFIC_TO[specific_to], reasons(figures, verdict, specific_to, floor))
+
+
+def reasons(figures: Mapping[str, Any], verdict: int, specific_to: int, floor: float = math.inf) -> tuple[str, ...]:
+    """The reasons of a latent whose verdict and model are known by their numbers; the rest is that of `judge`."""
+    return tuple(_reasons(figures, _VERDICTS[verdict], _SPECIFIC_TO[specific_to], floor))
 
 
 def _row(f: Mapping[str, Any], prefix: str) -> _Row:
@@ -201,13 +205,13 @@ def _not(truth: Any) -> Any:
 
 
 def _reasons(f: Mapping[str, Any], verdict: Verdict, specific_to: SpecificTo | None, floor: float) -> Iterator[str]:
-    latent_class = list(LatentClass)[f["latent_class"] - 1]
+    latent_class = _CLASSES[f["latent_class"]]
     if verdict is Verdict.NOT_JUDGED:
         yield _why_not(f, latent_class)
     elif verdict is Verdict.TOO_FEW:
         texts = f["num_texts"]
         yield f"too few tokens ({f['num_active']:.0f})" if _is_nan(texts) else f"too few texts ({texts:.0f})"
-    elif _is_nan(f["rel_norm"]):
+    elif latent_class is LatentClass.CHAT_ONLY and _is_nan(f["rel_norm"]):
         yield from _of_difference(f, verdict)
         yield from _without_effect(f)
     elif latent_class is LatentClass.SHARED:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from crosscope_proto.column import Column
 from crosscope_proto.columns import DERIVED_COLUMNS, LATENT_COLUMNS
 from crosscope_proto.roles import TokenRole
-from crosscope_proto.verdict import FIGURES, judge, judged
+from crosscope_proto.verdict import FIGURES, judged, reasons
 from crosscope_server.errors import InvalidRequest, NotFound, Violation
 
 _KEPT_ORDERS = 16
@@ -161,7 +161,9 @@ class LatentTable:
             if column.is_text and not column.categories:
                 texts = self.categories(column.name)
                 values[column.name] = [texts[code] for code in values[column.name]]
-        values["verdict_reasons"] = [judge(figures, self._floor).reasons for figures in _each_row(values)]
+        values["verdict_reasons"] = [
+            reasons(figures, figures["verdict"], figures["specific_to"], self._floor) for figures in _each_row(values)
+        ]
         return values | {column: [array[i].as_py() for i in ids] for column, array in self._lists.items()}
 
     def categories(self, column: str) -> list[str]:

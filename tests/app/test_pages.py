@@ -119,12 +119,15 @@ def test_a_verdict_stands_beside_the_class_and_filters_by_url_and_by_hand(stack:
 
 @pytest.fixture(scope="module")
 def judged(stack: Stack) -> str:
-    """A crosscoder in which base lacks latents 3 (class other), 5 and 7 (chat-only, 7 with a doubt), and no others."""
+    """A crosscoder in which base lacks latents 3 (class other), 5 and 7 (chat-only, 7 with a doubt), and no others.
+
+    In latent 9 each model lacks the other's row.
+    """
     ids = np.arange(40)
-    is_lacking = np.isin(ids, [3, 5, 7])
-    figures = {"nu_err": 0.05, "nu_rec": 0.1, "mirror_nu_err": 0.9, "mirror_nu_rec": 0.9}
-    columns = {name: np.where(is_lacking, value, 0.9) for name, value in figures.items()}
-    columns |= {f"{name}_se": np.full(40, 0.01) for name in figures}
+    lacks_chat, lacks_base = np.isin(ids, [3, 5, 7, 9]), ids == 9
+    columns = {name: np.where(lacks_chat, value, 0.9) for name, value in (("nu_err", 0.05), ("nu_rec", 0.1))}
+    columns |= {f"mirror_{name}": np.where(lacks_base, 0.05, 0.9) for name in ("nu_err", "nu_rec")}
+    columns |= {f"{name}_se": np.full(40, 0.01) for name in tuple(columns)}
     columns |= {column.name: np.full(40, np.nan) for column in CAUSAL_COLUMNS}
     columns["latent_class"] = np.where(np.isin(ids, [5, 7]), "chat_only", np.where(ids == 3, "other", "shared"))
     columns["rel_norm"] = np.where(np.isin(ids, [5, 7]), 0.95, np.where(ids == 3, 0.7, 0.5))
@@ -141,6 +144,7 @@ def test_the_most_telling_latents_are_those_that_base_lacks(judged: str, open_pa
     expect(page.locator(".xs-bars").first).to_contain_text("2, 1 supported")
     table = page.locator('table[aria-label="Most telling latents"] tbody')
     expect(table.locator("td:nth-child(1)")).to_have_text(["5", "3", "7"])
+    expect(page.get_by_role("link", name="1 with a row of its own in each model")).to_be_visible()
     kinds = ["chat-only · supported", "other · specific to chat", "chat-only · weak"]
     expect(table.locator("td:nth-child(2)")).to_have_text(kinds)
     table.locator("tr").nth(1).click()

@@ -58,7 +58,8 @@ def evidence(latent: Latent, floor: float) -> None:
         f"{escape(value)}</span>"
         for column, value in figures
     )
-    st.html(f'<div class="xs-evidence">{class_chip(latent.latent_class)}{verdict(latent.verdict)}{items}</div>')
+    judged = f'<span class="xs-judged">{class_chip(latent.latent_class)} {verdict(latent.verdict)}</span>'
+    st.html(f'<div class="xs-evidence">{judged}{items}</div>')
 
 
 def verdict(judgement: Judgement) -> str:

@@ -7,7 +7,16 @@ import streamlit as st
 
 from crosscope import CrosscoderInfo
 from crosscope.app import address, charts, panels, session, tables, text
-from crosscope.app.columns import AXES, CLASS_OF_NUMBER, LABELS, VERDICT_OF_NUMBER, evidence, is_defined, is_difference
+from crosscope.app.columns import (
+    AXES,
+    CLASS_OF_NUMBER,
+    LABELS,
+    SPECIFIC_OF_NUMBER,
+    VERDICT_OF_NUMBER,
+    evidence,
+    is_defined,
+    is_difference,
+)
 from crosscope.app.palette import CLASS_COLOURS, CLASS_NAMES
 from crosscope.app.selection import VERDICT, Selection
 from crosscope.app.table_view import Column, table_view
@@ -16,7 +25,7 @@ from crosscope_proto.metrics import inlier_fve
 NUM_TELLING = 12
 NUM_PEAKS = 6
 """Tokens that a row of the most telling latents shows."""
-TELLING = Selection(specific=("chat", "each"), order=VERDICT)
+TELLING = Selection(specific=("chat",), order=VERDICT)
 """The most telling latents: what base lacks, in whichever class."""
 OPENS = "A row opens its latent."
 REPEATS = "of tokens repeat an earlier text"
@@ -180,18 +189,22 @@ def telling(info: CrosscoderInfo) -> None:
     st.subheader("Most telling latents")
     columns = session.atlas(info.name, info.version_id)
     found = TELLING.ids(columns)
-    if not len(found):
+    if len(found):
+        supported = np.count_nonzero(columns[VERDICT][found] == VERDICT_OF_NUMBER.index("supported"))
+        by = "β ratio nearest to 0" if is_difference(columns) else AXES["base_uselessness_single"].label
+        more = f"; the first {NUM_TELLING} of {text.count(len(found))}" if len(found) > NUM_TELLING else ""
+        st.caption(
+            f"Latents that base lacks by their measurements, whatever their class: {text.count(len(found))}, of which "
+            f"{text.count(int(supported))} have the verdict “supported”. Best verdict first, then by {by}{more}. "
+            f"{OPENS}"
+        )
+        about = {"order": TELLING.order, "specific": list(TELLING.specific)}
+        listed(info, found[:NUM_TELLING], columns, evidence(columns), about)
+    else:
         st.markdown("No latent is shown to be specific to chat by its measurements.")
-        return
-    by = "β ratio nearest to 0" if is_difference(columns) else AXES["base_uselessness_single"].label
-    supported = np.count_nonzero(columns[VERDICT][found] == VERDICT_OF_NUMBER.index("supported"))
-    more = f"; the first {NUM_TELLING} of {text.count(len(found))}" if len(found) > NUM_TELLING else ""
-    st.caption(
-        f"Latents that base lacks by their measurements, whatever their class: {text.count(len(found))}, of which "
-        f"{text.count(int(supported))} have the verdict “supported”. Best verdict first, then by {by}{more}. {OPENS}"
-    )
-    about = {"order": TELLING.order, "specific": list(TELLING.specific)}
-    listed(info, found[:NUM_TELLING], columns, evidence(columns), about)
+    if num_each := np.count_nonzero(columns["specific_to"] == SPECIFIC_OF_NUMBER.index("each")):
+        says = f"{text.count(int(num_each))} with a row of its own in each model"
+        session.link("atlas", says, crosscoder=info.name, specific=["each"], order=VERDICT)
 
 
 def listed(
