@@ -71,8 +71,8 @@ def write_crosscoder(
     """Writes one version of a crosscoder, makes it the current one, and gives its manifest.
 
     `columns` replaces scalar columns of latents.parquet by planted values, [num_latents] each. Another seed or
-    created_at gives another version; another seed other weights. Every latent but the dead ones (a tenth, drawn; num_active 0) has
-    EXAMPLES_PER_DATASET examples in each of DATASETS; its strongest one has the latent's max.
+    created_at gives another version; another seed other weights. Every latent but the dead ones (a tenth, drawn;
+    num_active 0) has EXAMPLES_PER_DATASET examples in each of DATASETS; its strongest one has the latent's max.
     """
     rng = np.random.default_rng(seed)
     version_id = hashlib.sha256(f"{name} {num_latents} {seed} {created_at}".encode()).hexdigest()[:16]

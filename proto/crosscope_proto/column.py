@@ -32,7 +32,8 @@ class Column:
     undefined: str = ""
     """Where it is NaN, for instance "where it never fired"; empty: nowhere."""
     absent: float | str | tuple[()] | None = None
-    """The value, () for an empty list, for versions that were published before the column existed; None: every version has the column."""
+    """The value, () for an empty list, for versions that were published before the column existed; None: every version
+    has the column."""
     categories: tuple[str, ...] = ()
     """All possible texts of a column of texts, in the order of their numbers, which begin at 1; empty: any text."""
     axis: str = ""

@@ -79,8 +79,8 @@ def _stale(latent: int, what: What, now: Said | None, said: Said | None) -> Stal
     yours = "clears it" if said is None else f"says {_shown(said)}"
     revision = 0 if now is None else now.revision
     return Stale(
-        f"the {name} of latent {latent} has changed since you read it: now {there} (revision {revision}); yours {yours}. "
-        "Nothing was changed: read it again, or write without a revision to write over it",
+        f"the {name} of latent {latent} has changed since you read it: now {there} (revision {revision}); yours "
+        f"{yours}. Nothing was changed: read it again, or write without a revision to write over it",
         revision,
         "" if now is None else _cut(now.text),
     )

@@ -32,7 +32,5 @@ async def elsewhere(annotations: Annotations, version: Version) -> list[str]:
     found = str(await annotations.elsewhere(manifest.weights_id, manifest.name))
     if not found:
         return []
-    return [
-        f"{found} of {manifest.name} belong to other weights, which were published under this name: they are not "
-        "about these latents; an export with earlier weights has them"
-    ]
+    which = f"{found} of {manifest.name} belong to other weights, which were published under this name"
+    return [f"{which}: they are not about these latents; an export with earlier weights has them"]
