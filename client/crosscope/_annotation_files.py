@@ -35,24 +35,32 @@ _YES = "1"
 
 def write(path: Path, rows: Sequence[Mapping[str, Any]], crosscoder: str) -> None:
     """Writes rows as JSON or CSV, by the name's ending. Raises InvalidInput for another ending, or OSError."""
-    is_json = _is_json(path)
-    if is_json:
+    path.write_text(text_of(path, rows, crosscoder), "utf-8", newline="")
+
+
+def text_of(path: Path, rows: Sequence[Mapping[str, Any]], crosscoder: str) -> str:
+    """The text of a file of this name with rows. Raises InvalidInput for an ending that is not .json or .csv."""
+    if _is_json(path):
         document = {"format": _FORMAT, "version": _VERSION, "crosscoder": crosscoder, "rows": list(rows)}
-        text = json.dumps(document, ensure_ascii=False, indent=1) + "\n"
-    else:
-        out = io.StringIO()
-        writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({name: _safe(cell) for name, cell in flat(row).items()} for row in rows)
-        text = out.getvalue()
-    path.write_text(text, "utf-8", newline="")
+        return json.dumps(document, ensure_ascii=False, indent=1) + "\n"
+    out = io.StringIO()
+    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: safe(cell) for name, cell in flat(row).items()} for row in rows)
+    return out.getvalue()
 
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON or CSV file. Raises InvalidInput with the place, or OSError."""
+    _is_json(path)
+    return parse(path, path.read_bytes())
+
+
+def parse(path: Path, data: bytes) -> list[dict[str, Any]]:
+    """The rows in the bytes of a file of this name. Raises InvalidInput with the place."""
     is_json = _is_json(path)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
         return _from_json(text) if is_json else _from_csv(text)
     except (ValueError, TypeError, KeyError, csv.Error) as error:
         if isinstance(error, InvalidInput):
@@ -133,7 +141,8 @@ def _nested(cells: Mapping[str, str]) -> list[dict[str, Any]]:
     return [row | ({"lists": lists} if lists else {})]
 
 
-def _safe(cell: str) -> str:
+def safe(cell: str) -> str:
+    """A cell of CSV that no spreadsheet runs as a formula."""
     return f"'{cell}" if _FORMULA.match(cell) else cell
 
 

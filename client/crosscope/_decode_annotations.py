@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from crosscope import _annotations as types
+import crosscope._annotations as types
 from crosscope._annotation_files import WHATS
 from crosscope._errors import InvalidInput
 from crosscope_proto.v1 import annotations_pb2 as pb

@@ -206,12 +206,14 @@ class Annotations:
         return self._change(name, "remove", latents)
 
     def _change(self, name: str, how: str, latents: Iterable[int]) -> NamedList:
-        ids = [check_count(latent, "latents") for latent in latents]
-        for first in range(0, max(1, len(ids)), _IDS_A_CALL):
-            some: dict[str, Any] = {how: ids[first : first + _IDS_A_CALL]}
+        rest = [check_count(latent, "latents") for latent in latents]
+        while True:
+            some: dict[str, Any] = {how: rest[:_IDS_A_CALL]}
             request = pb.ChangeListRequest(of=self._of, name=check_text(name, "name"), author=self.author, **some)
             reply = self._transport.unary(self._stub.ChangeList, request)
-        return _decode_annotations.named_list(reply.list)
+            rest = rest[_IDS_A_CALL:]
+            if not rest:
+                return _decode_annotations.named_list(reply.list)
 
     def export(self, path: Path | str | None = None, *, with_earlier: bool = False) -> AnnotationExport:
         """All words, lists first, then latents by id; also written to `path`, by its ending as JSON or CSV.

@@ -31,7 +31,10 @@ def said_of(connection: sqlite3.Connection, dictionary: int, latent: int, what: 
     question = """SELECT text, author, written_at, revision, scores FROM words
         WHERE dictionary = ? AND latent = ? AND what = ?"""
     row = connection.execute(question, (dictionary, latent, what)).fetchone()
-    return None if row is None else Said(*row[:4], json.loads(row[4]))
+    if row is None:
+        return None
+    text, author, written_at, revision, scores = row
+    return Said(text, author, written_at, revision, json.loads(scores))
 
 
 def say(
