@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from crosscope._tables import marked, visible
 
-_MOST = 24
+_MOST = 16
 """Characters on each side of the peak."""
 
 

@@ -16,7 +16,15 @@ TURNS = [["user", "bake some <img src=x onerror=window.hacked=1> bread"], ["assi
 LAB = f"lab?crosscoder=demo&turns={quote(json.dumps(TURNS))}"
 STEER = f"steer?crosscoder=demo&turns={quote(json.dumps(TURNS[:1]))}&steer=7+add+4&steer=3,5+ablate"
 CHART, TOKEN = ".js-plotly-plot .main-svg", ".strip .token"
-PAGES = {"": CHART, "atlas": CHART, "latent?latent=7": TOKEN, LAB: TOKEN, "jobs": "textarea", STEER: "textarea", "labels": "input[type=file]"}
+PAGES = {
+    "": CHART,
+    "atlas": CHART,
+    "latent?latent=7": TOKEN,
+    LAB: TOKEN,
+    "jobs": "textarea",
+    STEER: "textarea",
+    "labels": "input[type=file]",
+}
 """Paths, and what each page draws late."""
 FITS = """() => [document.documentElement, document.querySelector("[data-testid=stMain]")]
     .every((element) => element.scrollWidth === element.clientWidth)"""

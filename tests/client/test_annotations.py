@@ -143,10 +143,10 @@ def test_names_are_labels_or_peaks(demo: Crosscoder) -> None:
     [
         (("I", " cannot", " help"), "I **cannot** help"),
         (("", "Sorry", ", but"), "**Sorry**, but"),
-        (("<start_of_turn>model\n", "I", ""), "<start_of_turn>model↵**I**"),
+        (("<start_of_turn>model\n", "I", ""), "…t_of_turn>model↵**I**"),
         (("end", "\n", " of"), "end**↵** of"),
         (("a", "  ", "b"), "a**␣␣**b"),
-        (("x" * 30, " peak", "y" * 30), f"…{'x' * 23} **peak**{'y' * 24}…"),
+        (("x" * 30, " peak", "y" * 30), f"…{'x' * 15} **peak**{'y' * 16}…"),
     ],
 )
 def test_a_name_from_the_text_around_a_peak(context: tuple[str, str, str], name: str) -> None:

@@ -8,6 +8,10 @@ from crosscope.app import session, text, words
 from crosscope.app.table_view import Column, table_view
 
 
+MAX_NOTE = 400
+"""Characters of a note that stand on the page; its field has the whole."""
+
+
 def panel(latent: Latent, info: CrosscoderInfo) -> None:
     """Draws them. Errors are shown here, so that a page goes on without words."""
     with session.shown_errors(part="words"), st.container(key="words"):
@@ -24,13 +28,13 @@ def panel(latent: Latent, info: CrosscoderInfo) -> None:
         if found.automatic_label and not found.label:
             st.caption(text.plain(f"Labelled by {found.automatic_label.author or 'a program'}."))
         if found.note:
-            st.markdown(text.plain(found.note.text))
+            shown = found.note.text
+            st.markdown(text.plain(shown if len(shown) <= MAX_NOTE else f"{shown[:MAX_NOTE]}…"))
         if found.lists:
             with st.container(horizontal=True):
                 for name in found.lists:
-                    session.link(
-                        "latent", f"List {name}", crosscoder=info.name, latent=latent.id, list=name, order="list"
-                    )
+                    walk = {"latent": latent.id, "list": name, "order": "list"}
+                    session.link("latent", f"List {text.plain(name)}", crosscoder=info.name, **walk)
 
 
 def star(found: Annotation, info: CrosscoderInfo) -> None:
