@@ -7,7 +7,6 @@ from crosscope._annotations import HISTORY_HEADERS
 from crosscope.app import session, text, words
 from crosscope.app.table_view import Column, table_view
 
-
 MAX_NOTE = 400
 """Characters of a note that stand on the page; its field has the whole."""
 

@@ -129,14 +129,15 @@ def _import_words(
     options: Options,
     report: Report,
 ) -> None:
+    there = writing.all_said(connection, dictionary, words.latent)
     for what, given in words.said.items():
         said = Said(given.text, given.author or options.author, given.written_at or options.at, 0, given.scores)
-        now = writing.said_of(connection, dictionary, words.latent, what)
+        now = there.get(what)
         # A star has no text, so that it never differs.
         if now is not None and now.text != said.text and not options.replace:
             reason = f"it has another {what.replace('_', ' ')} already, by {now.author or 'somebody'}"
             report.skip(number, words.latent, what, reason)
-        elif not writing.say(connection, dictionary, words.latent, what, said, (options.author, options.at)):
+        elif not writing.write(connection, dictionary, words.latent, what, now, said, (options.author, options.at)):
             report.num_unchanged += 1
         elif now is None:
             report.num_added += 1

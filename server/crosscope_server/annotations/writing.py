@@ -26,15 +26,15 @@ def known_dictionary(connection: sqlite3.Connection, about: Dictionary) -> int:
     return number
 
 
-def said_of(connection: sqlite3.Connection, dictionary: int, latent: int, what: What) -> Said | None:
-    """What is said of a latent; None: nothing."""
-    question = """SELECT text, author, written_at, revision, scores FROM words
-        WHERE dictionary = ? AND latent = ? AND what = ?"""
-    row = connection.execute(question, (dictionary, latent, what)).fetchone()
-    if row is None:
-        return None
-    text, author, written_at, revision, scores = row
-    return Said(text, author, written_at, revision, json.loads(scores))
+def all_said(connection: sqlite3.Connection, dictionary: int, latent: int) -> dict[What, Said]:
+    """Everything that is said of a latent."""
+    question = """SELECT what, text, author, written_at, revision, scores FROM words
+        WHERE dictionary = ? AND latent = ?"""
+    found = connection.execute(question, (dictionary, latent))
+    return {
+        What(what): Said(text, author, at, revision, json.loads(scores))
+        for what, text, author, at, revision, scores in found
+    }
 
 
 def say(
@@ -51,12 +51,25 @@ def say(
     `by` is who changes it and when; `seen` the revision that the writer saw, 0 for nothing. Raises Stale if another
     change came in between.
     """
-    now = said_of(connection, dictionary, latent, what)
+    now = all_said(connection, dictionary, latent).get(what)
+    present = 0 if now is None else now.revision
+    if seen is not None and seen != present and not _is_same(now, said, what):
+        raise _stale(latent, what, now, said)
+    return write(connection, dictionary, latent, what, now, said, by)
+
+
+def write(
+    connection: sqlite3.Connection,
+    dictionary: int,
+    latent: int,
+    what: What,
+    now: Said | None,
+    said: Said | None,
+    by: tuple[str, float],
+) -> bool:
+    """Puts `said` in the place of `now`, which is there; whether that changed anything."""
     if _is_same(now, said, what):
         return False
-    present = 0 if now is None else now.revision
-    if seen is not None and seen != present:
-        raise _stale(latent, what, now, said)
     before, after = (None if each is None else each.text for each in (now, said))
     revision = record(connection, dictionary, latent, what, "", before, after, by)
     if said is None:

@@ -7,7 +7,7 @@ number of texts that it stands for. Knows nothing about models.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -218,7 +218,7 @@ def peak_contexts(choice: Choice, segments: Segments, sequences: pa.Table, texts
     latents, first = np.unique(segments.latent[segment][order], return_index=True)
     strongest = segment[order][first]
     rows = np.searchsorted(texts, segments.text[strongest])
-    pieces = sequences.column("pieces").combine_chunks()
+    pieces: Any = sequences.column("pieces").combine_chunks()
     found = [""] * (3 * num_latents)
     for latent, row, peak in zip(latents.tolist(), rows.tolist(), segments.peak[strongest].tolist(), strict=True):
         start, end = pieces.offsets[row].as_py(), pieces.offsets[row + 1].as_py()
