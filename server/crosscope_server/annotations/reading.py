@@ -29,6 +29,12 @@ def revision(connection: sqlite3.Connection, dictionary: int | None) -> int:
     return 0 if row is None else row[0]
 
 
+def changed_kinds(connection: sqlite3.Connection, dictionary: int | None, since: int) -> set[str]:
+    """The kinds of words that have changed since a revision."""
+    question = "SELECT DISTINCT what FROM changes WHERE dictionary = ? AND id > ?"
+    return {row[0] for row in connection.execute(question, (dictionary, since))}
+
+
 def words(connection: sqlite3.Connection, dictionary: int | None, latents: Sequence[int]) -> list[LatentWords]:
     """All words about some latents, in their order."""
     said: dict[int, dict[What, Said]] = defaultdict(dict)

@@ -4,10 +4,10 @@ import sqlite3
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -46,12 +46,20 @@ class Listing:
     totals: Totals
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """Words in memory, and the connection that read them."""
+
+    connection: sqlite3.Connection
+    snapshot: Snapshot
+
+
 class Annotations:
     """The words of a home. Calls raise Unavailable or Conflict where the file cannot be read or written."""
 
     def __init__(self, home: Path) -> None:
         self._database = Database(home / FILE)
-        self._snapshots: OrderedDict[str, Snapshot] = OrderedDict()
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()
 
     async def close(self) -> None:
         """Closes the file."""
@@ -111,14 +119,22 @@ class Annotations:
         return found
 
     async def snapshot(self, weights: str) -> Snapshot:
-        """The words of a dictionary as they are now; read again only if they have changed."""
-        known = self._snapshots.get(weights)
-        found = await self._database.read(partial(_snapshot, weights, known), Snapshot())
-        self._snapshots[weights] = found
-        self._snapshots.move_to_end(weights)
-        while len(self._snapshots) > _KEPT:
-            self._snapshots.popitem(last=False)
-        return found
+        """The words of a dictionary as they are now; only the kinds that have changed are read again."""
+
+        def read(connection: sqlite3.Connection) -> _Kept:
+            known = self._kept.get(weights)
+            # Another connection may be of another file, a backup for instance.
+            before = known.snapshot if known is not None and known.connection is connection else None
+            return _Kept(connection, _snapshot(weights, before, connection))
+
+        found = await self._database.read(read, None)
+        if found is None:
+            return Snapshot()
+        self._kept[weights] = found
+        self._kept.move_to_end(weights)
+        while len(self._kept) > _KEPT:
+            self._kept.popitem(last=False)
+        return found.snapshot
 
     async def elsewhere(self, weights: str, crosscoder: str) -> Totals:
         """What was said under a crosscoder's name about other weights."""
@@ -208,19 +224,27 @@ class Annotations:
         )
 
 
-def _snapshot(weights: str, known: Snapshot | None, connection: sqlite3.Connection) -> Snapshot:
+def _snapshot(weights: str, before: Snapshot | None, connection: sqlite3.Connection) -> Snapshot:
+    """The words as they are now, from those before, of which None says that nothing is known."""
     dictionary = reading.dictionary_id(connection, weights)
     revision = reading.revision(connection, dictionary)
-    if known is not None and known.revision == revision:
-        return known
-    labels = list(reading.labels(connection, dictionary))
-    lists = reading.lists(connection, dictionary)
-    numbers = {each.name: reading.list_id(connection, dictionary, each.name) for each in lists}
-    return Snapshot(
-        revision=revision,
-        labels={latent: text for latent, text, _ in labels},
-        automatic=frozenset(latent for latent, _, is_automatic in labels if is_automatic),
-        starred=np.array(reading.with_word(connection, dictionary, What.STAR), np.int64),
-        noted=np.array(reading.with_word(connection, dictionary, What.NOTE), np.int64),
-        lists={name: np.array(reading.members(connection, number), np.int64) for name, number in numbers.items()},
-    )
+    if before is not None and before.revision == revision:
+        return before
+    changed = {"label", "automatic_label", "star", "note", "list"}
+    if before is not None and before.revision < revision:
+        changed = reading.changed_kinds(connection, dictionary, before.revision)
+    parts: dict[str, Any] = {"revision": revision}
+    if not changed.isdisjoint(("label", "automatic_label")):
+        labels = list(reading.labels(connection, dictionary))
+        parts["labels"] = {latent: text for latent, text, _ in labels}
+        parts["automatic"] = frozenset(latent for latent, _, is_automatic in labels if is_automatic)
+    for name, what in (("starred", What.STAR), ("noted", What.NOTE)):
+        if what in changed:
+            parts[name] = np.array(reading.with_word(connection, dictionary, what), np.int64)
+    if "list" in changed:
+        names = [each.name for each in reading.lists(connection, dictionary)]
+        numbers = {name: reading.list_id(connection, dictionary, name) for name in names}
+        parts["lists"] = {
+            name: np.array(reading.members(connection, number), np.int64) for name, number in numbers.items()
+        }
+    return replace(before or Snapshot(), **parts)
