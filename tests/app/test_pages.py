@@ -23,7 +23,7 @@ PAGES = {
     LAB: TOKEN,
     "jobs": "textarea",
     STEER: "textarea",
-    "labels": "input[type=file]",
+    "labels": "[data-testid=stFileUploader]",
 }
 """Paths, and what each page draws late."""
 FITS = """() => [document.documentElement, document.querySelector("[data-testid=stMain]")]

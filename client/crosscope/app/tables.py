@@ -51,7 +51,7 @@ def of_latents(
     classes = [CLASS_NAMES.get(CLASS_OF_NUMBER[int(number)], "") for number in columns["latent_class"][ids]]
     found = [Column("latent", [str(latent) for latent in ids])]
     if names_of_latents:
-        found.append(Column("name", names_of_latents, NAME_HELP, is_text=True))
+        found.append(Column("name", names_of_latents, NAME_HELP, is_text=True, is_narrow=True))
     found += [Column("class", classes, class_help(columns), is_text=True), *more]
     for name in names:
         column = SHOWN[name]

@@ -1,11 +1,12 @@
 """Atlas: every latent as a point, filters, and the chosen ones as a table."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from crosscope import CrosscoderInfo
 from crosscope.app import address, charts, panels, session, tables, url, words
@@ -84,8 +85,7 @@ def controls(selection: Selection, info: CrosscoderInfo, columns: Mapping[str, n
         CLASS_NAMES.__getitem__,
         help="By relative norm alone. None chosen: all.",
     )
-    server_filters(session.parts(info.name, info.version_id))
-    word_filters(info)
+    server_filters(info)
     filters = st.columns(4)
     frequency = selection.frequency
     help_ = AXES["frequency"].meaning
@@ -110,20 +110,20 @@ def controls(selection: Selection, info: CrosscoderInfo, columns: Mapping[str, n
     return colour
 
 
-def server_filters(parts: Sequence[str]) -> None:
-    """Draws the filters that the server answers: part of the dictionary, and a token at the peaks."""
+def server_filters(info: CrosscoderInfo) -> None:
+    """Draws the filters that the server answers: part of the dictionary, a token at the peaks, what people say."""
     row = st.container(horizontal=True)
-    if parts:
+    if parts := session.parts(info.name, info.version_id):
         help_ = "Part of the dictionary, as training set it apart."
         url.choice(row, "Part", ["", *parts], "", "part", lambda part: part or "all", help=help_, width=180)
     help_ = "A token at the peaks of its strongest examples, blanks around it not counted."
-    url.text(row, "Peaks on the token", "peak", help=help_, width=240)
+    url.text(row, "Peaks on the token", "peak", help=help_, width=220)
+    word_filters(row, info)
 
 
-def word_filters(info: CrosscoderInfo) -> None:
+def word_filters(row: DeltaGenerator, info: CrosscoderInfo) -> None:
     """Draws the filters by what people say."""
-    row = st.container(horizontal=True)
-    url.text(row, "Label contains", "label", help="Upper and lower case alike.", width=240)
+    url.text(row, "Label contains", "label", help="Upper and lower case alike.", width=220)
     url.choice(row, "Words", ["", *SAID], "", "said", lambda said: said or "any", width=160)
     with session.shown_errors(part="lists"):
         names = [each.name for each in words.lists(info.name, info.version_id)]
