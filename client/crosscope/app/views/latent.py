@@ -263,9 +263,7 @@ def others(title: str, measure: str, help_: str, found: list[tuple[int, float]],
     called = words.cells(info, [latent for latent, _ in found])
     columns = [
         Column("latent", [str(latent) for latent, _ in found]),
-        Column(
-            "name", words.cells(info, [latent for latent, _ in found]), tables.NAME_HELP, is_text=True, is_narrow=True
-        ),
+        Column("name", called, tables.NAME_HELP, is_text=True, is_narrow=True),
         Column(measure, tables.figures([value for _, value in found], "%.3f"), help_),
     ]
     links = [address.href("latent", {"crosscoder": info.name, "latent": latent}) for latent, _ in found]
