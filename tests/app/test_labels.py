@@ -46,8 +46,9 @@ def test_labels_are_written_shown_walked_and_imported(stack: Stack, open_page: O
     table.locator("tbody tr").first.get_by_role("link").first.click()
     expect(page.locator("h1")).to_have_text("Latent 9")
     expect(page.get_by_text("1 of 2 · in the order of the list")).to_be_visible()
+    page.locator(".strip .token").first.wait_for()
     settle(page)
-    page.keyboard.press("j")
+    page.get_by_role("button", name="Next").click()
     expect(page.locator("h1")).to_have_text("Latent 4")
     assert re.search("list=mine", page.url)
 
