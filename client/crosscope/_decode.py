@@ -173,6 +173,9 @@ def latent_fields(message: latents_pb2.Latent) -> dict[str, Any]:
         "coactive": tuple(types.CoActive(other.latent, other.index) for other in message.coactive),
         "more": dict(message.more),
         "verdict": _judgement(message.verdict),
+        "peak_context": tuple(message.peak_context) if any(message.peak_context) else (),
+        "label": message.label,
+        "is_starred": message.is_starred,
     }
 
 

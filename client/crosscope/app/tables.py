@@ -1,11 +1,12 @@
 """Latents as tables: cells as people read them, and the same as CSV for programs. Built from whole columns."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from crosscope import _tables
+from crosscope import Annotation, _tables
+from crosscope._annotation_files import safe
 from crosscope.app.columns import (
     AXES,
     CLASS_OF_NUMBER,
@@ -30,6 +31,9 @@ def figures(values: Sequence[float] | np.ndarray, text: str, floor: float = math
     return cells
 
 
+NAME_HELP = "Its label, else the strongest peak in its text. A star: somebody has starred it."
+
+
 def class_help(columns: Mapping[str, np.ndarray]) -> str:
     """Help for the class of a latent in this dictionary, and for the verdict beside it."""
     by = "β ratio" if is_difference(columns) else "relative norm"
@@ -48,10 +52,11 @@ def of_latents(
     names: Sequence[str],
     *,
     floor: float,
+    names_of_latents: Sequence[str] = (),
     more: Sequence[Column] = (),
     order: Callable[[str], tuple[str, str]] | None = None,
 ) -> list[Column]:
-    """The columns of a table with a row for each latent: id, class, `more`, and columns of the atlas.
+    """The columns of a table with a row for each latent: id, name, class, `more`, and columns of the atlas.
 
     `order` gives the link of a column's head and the direction of the table's present order by it. `floor` is
     `session.uselessness_floor`.
@@ -59,6 +64,8 @@ def of_latents(
     classes = [judged(*each) for each in zip(*kinds(ids, columns).values(), strict=True)]
     link, direction = order("verdict") if order else ("", "")
     found = [Column("latent", [str(latent) for latent in ids])]
+    if names_of_latents:
+        found.append(Column("name", names_of_latents, NAME_HELP, is_text=True, is_narrow=True))
     by_verdict = Column("class", classes, class_help(columns), is_text=True, order=link, ordered=direction)
     found += [by_verdict, *more]
     for name in names:
@@ -73,9 +80,16 @@ def of_latents(
     return found
 
 
-def csv(ids: np.ndarray, columns: Mapping[str, np.ndarray]) -> str:
-    """Latents as CSV under the names of latents.parquet's columns, standard errors included; undefined is empty."""
+def csv(ids: np.ndarray, columns: Mapping[str, np.ndarray], said: Iterable[Annotation] = ()) -> str:
+    """Latents as CSV under the names of latents.parquet's columns, standard errors included; undefined is empty.
+
+    `said` gives labels and stars; a label that a spreadsheet would run has an apostrophe in front.
+    """
     import pandas as pd
 
-    frame = {"id": ids, **kinds(ids, columns), **{name: columns[name][ids] for name in SHOWN}}
+    words = {each.latent: each for each in said}
+    labels = [words[latent].text if latent in words else "" for latent in ids.tolist()]
+    stars = [int(latent in words and words[latent].star is not None) for latent in ids.tolist()]
+    named = {"label": [safe(label) for label in labels], "starred": stars} if words else {}
+    frame = {"id": ids, **kinds(ids, columns), **named, **{name: columns[name][ids] for name in SHOWN}}
     return pd.DataFrame(frame).to_csv(index=False)
