@@ -115,7 +115,7 @@ def test_a_verdict_stands_beside_the_class_and_filters_by_url_and_by_hand(stack:
     expect(page).to_have_url(re.compile("verdict=contradicted"))
     expect(page.get_by_text(f"{len(found)} latents", exact=True)).to_be_visible()
     cells = page.locator("tbody tr").first.locator("td")
-    expect(cells.nth(1)).to_have_text("chat-only · contradicted")
+    expect(cells.nth(2)).to_have_text("chat-only · contradicted")
     page.get_by_role("link", name="class", exact=True).click()
     expect(page).to_have_url(re.compile("order=verdict"))
     settle(page)
@@ -154,7 +154,7 @@ def test_the_most_telling_latents_are_those_that_base_lacks(judged: str, open_pa
     expect(table.locator("td:nth-child(1)")).to_have_text(["5", "3", "7"])
     expect(page.get_by_role("link", name="1 with a row of its own in each model")).to_be_visible()
     kinds = ["chat-only · supported", "other · specific to chat", "chat-only · weak"]
-    expect(table.locator("td:nth-child(2)")).to_have_text(kinds)
+    expect(table.locator("td:nth-child(3)")).to_have_text(kinds)
     table.locator("tr").nth(1).click()
     expect(page.locator("h1")).to_have_text("Latent 3")
     expect(page.get_by_text("2 of 3 · verdict, best first")).to_be_visible()
