@@ -6,13 +6,15 @@ from typing import Any
 
 from crosscope import _html, _tables
 from crosscope._columns import scalar_columns, value_of
+from crosscope._names import latent_name
 from crosscope._public import public
-from crosscope._tables import number, visible
+from crosscope._tables import number, printable, visible
 from crosscope._types import CoActive, Estimate, LatentScaling, Neighbour
 from crosscope_proto.artefacts import LatentClass
 from crosscope_proto.roles import TokenRole
+from crosscope_proto.verdict import Judgement
 
-LATENT_HEADERS = ("id", "class", "rel_norm", "nu_err", "nu_rec", "uselessness", "frequency", "max", "top tokens")
+LATENT_HEADERS = ("id", "class", "verdict", "rel_norm", "nu_err", "nu_rec", "uselessness", "frequency", "max", "name")
 
 
 @public
@@ -24,7 +26,7 @@ class LatentStatistics:
     version_id: str
     id: int
     latent_class: LatentClass
-    """By relative norm (math §6): read it beside nu_err, nu_rec and num_active."""
+    """By its decoder rows alone (math §6); `verdict` says what the measurements make of it."""
     part: str
     """Part of the dictionary that it belongs to, for instance "delta"; empty in a dictionary without parts."""
     norm_base: float
@@ -62,6 +64,20 @@ class LatentStatistics:
     """Latents that fire on the same tokens most."""
     more: Mapping[str, float]
     """The columns of numbers that have no field of their own, by name; undefined values are left out."""
+    verdict: Judgement
+    """What the measurements say of its class, to which model it is specific, and the reasons (math §6)."""
+    peak_context: tuple[str, ...]
+    """The text before the peak of its strongest example, the peak, and the text behind it; empty where it never fired,
+    and in versions that were published before this was kept."""
+    label: str
+    """A person's label, else a program's; empty: it has none."""
+    is_starred: bool
+    """Whether somebody has given it a star."""
+
+    @property
+    def name(self) -> str:
+        """What it is called: its label, else its strongest peak in its text, as in "I **cannot** help"."""
+        return latent_name(self.label, self.peak_context, self.top_tokens)
 
     @property
     def nu_err(self) -> float:
@@ -90,7 +106,10 @@ class LatentStatistics:
     def _facts(self) -> list[tuple[str, str]]:
         norms = f"base {number(self.norm_base)}, chat {number(self.norm_chat)}, cosine {number(self.cosine)}"
         return [
+            ("name", ("★ " if self.is_starred else "") + self.name),
             ("class", f"{self.latent_class} (relative norm {number(self.rel_norm)})"),
+            ("verdict", str(self.verdict)),
+            *([("specific to", self.verdict.specific_to)] if self.verdict.specific_to else []),
             *([("part", self.part)] if self.part else []),
             ("norms", norms),
             ("nu_err", str(self.chat_direction.nu_err)),
@@ -114,13 +133,14 @@ def latent_cells(latent: LatentStatistics) -> tuple[str, ...]:
     return (
         str(latent.id),
         latent.latent_class,
+        latent.verdict.short,
         number(latent.rel_norm),
         number(latent.nu_err),
         number(latent.nu_rec),
         number(latent.base_uselessness),
         number(latent.frequency.value),
         number(latent.max),
-        " ".join(map(visible, latent.top_tokens[:6])),
+        printable(("★ " if latent.is_starred else "") + latent.name),
     )
 
 

@@ -14,9 +14,11 @@ The worker writes what this module describes, and the server reads it. Knows nam
           sequences.parquet                         SEQUENCE_COLUMNS, each text once, by id
           examples/part-NN.parquet                  EXAMPLE_COLUMNS, sorted by (latent, dataset, group, quantile, rank)
       looks/<name>/                                 a look: look.json and its tables (looks.py)
+      annotations.sqlite3                           what people say about latents; the server's own
       jobs/<id>/                                    recipe.yaml, first-day, checkpoints/, log.jsonl
 """
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import PurePath
@@ -221,3 +223,14 @@ class CrosscoderManifest:
     created_at: float = 0.0
     """Seconds since 1970."""
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def uselessness_floor(self) -> float:
+        """Base uselessness at the smallest scale that was told apart, its largest value; infinite where unknown."""
+        floor = self.uselessness.get("floor", 0.0)
+        return -math.log(floor) if floor > 0 else math.inf
+
+    @property
+    def weights_id(self) -> str:
+        """What tells these weights from all others: their SHA-256; of a version without one, the version's id."""
+        return self.hashes.get(WEIGHTS) or f"version {self.version_id}"

@@ -5,7 +5,8 @@ that order takes 8 ms. Knows nothing about protobuf or where the file lies.
 """
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
@@ -17,8 +18,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from crosscope_proto.column import Column
-from crosscope_proto.columns import LATENT_COLUMNS
+from crosscope_proto.columns import DERIVED_COLUMNS, LATENT_COLUMNS
 from crosscope_proto.roles import TokenRole
+from crosscope_proto.verdict import FIGURES, judged, reasons
 from crosscope_server.errors import InvalidRequest, NotFound, Violation
 
 _KEPT_ORDERS = 16
@@ -29,8 +31,10 @@ _NAMED_COLUMNS = 12
 
 _SCALARS = tuple(column for column in LATENT_COLUMNS if column.is_scalar)
 _LISTS = tuple(column for column in LATENT_COLUMNS if column.is_list)
-SCALAR_COLUMNS = tuple(column.name for column in _SCALARS)
-TOKEN_COLUMNS = tuple(column.name for column in _LISTS if column.is_text)
+_DERIVED = tuple(column for column in DERIVED_COLUMNS if column.is_scalar)
+_DERIVED_LISTS = tuple(column.name for column in DERIVED_COLUMNS if column.is_list)
+SCALAR_COLUMNS = tuple(column.name for column in (*_SCALARS, *_DERIVED))
+TOKEN_COLUMNS = tuple(column.name for column in _LISTS if column.is_text and not column.axis)
 """Columns that hold lists of tokens; a filter can compare them with a text."""
 
 _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
@@ -49,8 +53,18 @@ class Filter:
 
     column: str
     comparison: str
-    """One of < <= > >= = !=."""
+    """One of < <= > >= = !=, or contains."""
     value: float | str
+
+
+@dataclass(frozen=True)
+class Order:
+    """An order of all latents by something that the table does not hold."""
+
+    ids: NDArray[np.int64]
+    """[latent] their ids in the order, those without a value last."""
+    undefined: NDArray[np.bool_]
+    """[latent] whether it has no value."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +84,15 @@ class Page:
 class LatentTable:
     """latents.parquet in memory."""
 
-    def __init__(self, name: str, table: pa.Table, datasets: Sequence[str] = ()) -> None:
+    def __init__(
+        self, name: str, table: pa.Table, datasets: Sequence[str] = (), uselessness_floor: float = math.inf
+    ) -> None:
         """Takes a table with LATENT_COLUMNS, sorted by id, without empty cells, and the data sets of dataset_shares.
 
-        Raises ValueError on a wrong id or class.
+        `uselessness_floor` is the largest base uselessness that the analysis could give. Raises ValueError on a wrong
+        id or class.
         """
-        self._name = name
+        self._name, self._floor = name, uselessness_floor
         self.num_latents = table.num_rows
         # pa.array and to_numpy would import pandas where it is installed.
         self._scalars: dict[str, NDArray[Any]] = {
@@ -89,6 +106,8 @@ class LatentTable:
         for column in _SCALARS:
             if column.is_text:
                 self._categories[column.name], self._scalars[column.name] = _coded(column, table[column.name])
+        self._scalars |= derived(self._scalars)
+        self._categories |= {column.name: list(column.categories) for column in _DERIVED}
         self._lists: dict[str, Any] = {column.name: table[column.name].combine_chunks() for column in _LISTS}
         self._check_lengths()
         # Shares of activation mass: one column for each data set and role, read from the lists when it is asked for.
@@ -121,52 +140,80 @@ class LatentTable:
             self._scalars[name] = self._share(*self._shares[name])
         return self._scalars[name]
 
-    def page(self, filters: Sequence[Filter], order_by: str, after: int | None, size: int) -> Page:
+    def page(
+        self,
+        filters: Sequence[Filter],
+        order_by: str,
+        after: int | None,
+        size: int,
+        *,
+        met: Mapping[int, NDArray[np.bool_]] | None = None,
+        order: Order | None = None,
+    ) -> Page:
         """A page of the latents that meet all filters, after the latent `after` in the order.
 
         `order_by` is a scalar column or share, with "-" in front for descending, or empty for ids. Undefined values
-        come last either way; equal ones by id. Raises InvalidRequest, also where the order is undefined for every
-        latent that meets the filters.
+        come last either way; equal ones by id. What the table does not hold comes from outside: by the number of a
+        filter the latents that meet it, and `order`, the order for `order_by`. Raises InvalidRequest, also where the
+        order is undefined for every latent that meets the filters.
         """
-        descending = order_by.startswith("-")
+        met = met or {}
         column = order_by.removeprefix("-") or "id"
-        self._check_column("order_by", column)
+        if order is None:
+            self._check_column("order_by", column)
         keep = np.ones(self.num_latents, bool)
         for i, condition in enumerate(filters):
-            keep &= self._meets(i, condition)
+            keep &= met[i] if i in met else self._meets(i, condition)
         num_matching = int(np.count_nonzero(keep))
-        num_undefined = int(np.count_nonzero(keep & self._is_undefined(column)))
+        undefined = self._is_undefined(column) if order is None else order.undefined
+        num_undefined = int(np.count_nonzero(keep & undefined))
         if num_matching and num_undefined == num_matching:
             raise InvalidRequest([Violation("order_by", self._undefined_order(column, keep, bool(filters)))])
-        order = self._order(column, descending)
-        start = 0 if after is None else int(np.flatnonzero(order == after)[0]) + 1
-        rest = order[start:]
+        ids = self._order(column, order_by.startswith("-")) if order is None else order.ids
+        start = 0 if after is None else int(np.flatnonzero(ids == after)[0]) + 1
+        rest = ids[start:]
         found = rest[keep[rest]]
-        return Page(found[:size].tolist(), num_matching, len(found) <= size, num_undefined, self._notes(filters))
+        notes = self._notes([each for i, each in enumerate(filters) if i not in met])
+        return Page(found[:size].tolist(), num_matching, len(found) <= size, num_undefined, notes)
 
     def rows(self, ids: Sequence[int]) -> dict[str, list[Any]]:
-        """Every column of some latents, as lists of plain values in the order of ids; a class as its number."""
+        """Every column of some latents, as lists of plain values in the order of ids; a category as its number."""
         taken = np.asarray(ids, np.int64)
         values = {column: self._scalars[column][taken].tolist() for column in SCALAR_COLUMNS}
         for column in _SCALARS:
             if column.is_text and not column.categories:
                 texts = self.categories(column.name)
                 values[column.name] = [texts[code] for code in values[column.name]]
+        values["verdict_reasons"] = [
+            reasons(figures, figures["verdict"], figures["specific_to"], self._floor) for figures in _each_row(values)
+        ]
         return values | {column: [array[i].as_py() for i in ids] for column, array in self._lists.items()}
+
+    def tokens(self, column: str, ids: Sequence[int]) -> list[list[str]]:
+        """The texts of a column of lists of texts, for some latents in the order of ids."""
+        array = self._lists[column]
+        return [array[i].as_py() for i in ids]
 
     def categories(self, column: str) -> list[str]:
         """The text for each number of a column, from 0, the empty text; empty for a column of numbers."""
         return ["", *self._categories[column]] if column in self._categories else []
 
-    def pack(self, columns: Sequence[str]) -> Iterator[tuple[str, int, bytes]]:
-        """Whole columns as (column, first latent, little-endian float32 values), in pieces of at most 1 MB."""
-        for i, column in enumerate(columns):
-            self._check_column(f"columns[{i}]", column)
-        return self._pieces(columns)
+    def pack(
+        self, columns: Sequence[str], beside: Mapping[str, NDArray[Any]] | None = None
+    ) -> Iterator[tuple[str, int, bytes]]:
+        """Whole columns as (column, first latent, little-endian float32 values), in pieces of at most 1 MB.
 
-    def _pieces(self, columns: Sequence[str]) -> Iterator[tuple[str, int, bytes]]:
+        `beside` holds the columns, [latent] each, that the table does not hold.
+        """
+        beside = beside or {}
+        for i, column in enumerate(columns):
+            if column not in beside:
+                self._check_column(f"columns[{i}]", column)
+        return self._pieces(columns, beside)
+
+    def _pieces(self, columns: Sequence[str], beside: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, int, bytes]]:
         for column in columns:
-            values = self.column(column).astype("<f4")
+            values = (beside[column] if column in beside else self.column(column)).astype("<f4")
             for start in range(0, self.num_latents, _CHUNK):
                 yield column, start, values[start : start + _CHUNK].tobytes()
 
@@ -180,7 +227,7 @@ class LatentTable:
         return np.where(has, values[np.where(has, starts + index, -1)], np.nan)
 
     def _sort(self, column: str, descending: bool) -> NDArray[np.int64]:
-        values = self.column(column).astype(np.float64)
+        values = np.where(self._is_undefined(column), np.nan, self.column(column).astype(np.float64))
         return np.argsort(-values if descending else values, kind="stable")
 
     def _is_undefined(self, column: str) -> NDArray[np.bool_]:
@@ -189,7 +236,7 @@ class LatentTable:
 
     def _undefined_order(self, column: str, keep: NDArray[np.bool_], has_filters: bool) -> str:
         which = "each latent that meets the filters" if has_filters else f"every latent of {self._name}"
-        named = [each.name for each in _SCALARS if not each.error_of and each.name != "id"]
+        named = [each.name for each in (*_SCALARS, *_DERIVED) if not each.error_of and each.name != "id"]
         defined = [each for each in named if not self._is_undefined(each)[keep].all()]
         more = ", …" if len(defined) > _NAMED_COLUMNS else ""
         return f"{column} is undefined for {which}; defined are {', '.join(defined[:_NAMED_COLUMNS])}{more}"
@@ -209,10 +256,14 @@ class LatentTable:
         self._check_column(f"{field}.column", condition.column)
         values = self.column(condition.column)
         if (known := self._categories.get(condition.column)) is not None:
-            return _COMPARISONS[condition.comparison](values, _category_code(field, condition, known))
+            code = _category_code(field, condition, known)
+            return _COMPARISONS[condition.comparison](values, code) & (values != 0)
         if isinstance(value, str):
             sentence = f"{condition.column} holds numbers, but is compared with the text {value!r}"
             raise InvalidRequest([Violation(f"{field}.text", sentence)])
+        if condition.comparison not in _COMPARISONS:
+            sentence = f"{condition.column} holds numbers, which contain nothing; compare them by < <= > >= = !="
+            raise InvalidRequest([Violation(f"{field}.op", sentence)])
         with np.errstate(over="ignore"):  # a limit beyond float32 becomes infinite, and compares right
             met = _COMPARISONS[condition.comparison](values, value)
         return met & ~np.isnan(values)
@@ -233,7 +284,7 @@ class LatentTable:
             return
         if column in TOKEN_COLUMNS:
             sentence = f"{column} holds lists of tokens; it can only be compared with a text in a filter"
-        elif column in self._lists:
+        elif column in self._lists or column in _DERIVED_LISTS:
             sentence = f"{column} holds lists; only columns with one number a latent can be used here"
             if shares := [name for name, (of, _) in self._shares.items() if of == column]:
                 sentence = f"{column} holds lists; use one of {', '.join(shares)}"
@@ -244,6 +295,18 @@ class LatentTable:
             hint = f"did you mean {' or '.join(near)}?" if near else f"there are {named}, …"
             sentence = f"no column {column!r}; {hint}"
         raise InvalidRequest([Violation(field, sentence)])
+
+
+def derived(scalars: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.uint8]]:
+    """The DERIVED_COLUMNS with one value a latent, from the scalar columns of a table; categories as their codes."""
+    figures = {name: scalars[name].astype(np.float64) for name in FIGURES}
+    verdict, specific_to = judged(figures)
+    return {"verdict": verdict.astype(np.uint8), "specific_to": specific_to.astype(np.uint8)}
+
+
+def _each_row(values: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    """The columns with one value a latent, row by row."""
+    return (dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True))
 
 
 def _offsets(lists: Any) -> NDArray[np.int64]:

@@ -126,12 +126,12 @@ def test_difference_dictionary_is_read_by_its_ratio(difference: str, open_page: 
     last = str(NUM_LATENTS - 1)
     page = open_page(difference.format(""))
     expect(page.locator(".xs-facts").first).to_contain_text(re.compile(r"FVE difference, inliers\s*0\.71"))
-    expect(page.get_by_text("By β ratio, nearest to 0 first")).to_be_visible()
+    expect(page.get_by_text("then by β ratio nearest to 0")).to_be_visible()
     expect(page.get_by_role("link", name=last, exact=True)).to_be_visible()
     page.locator('[data-testid="stSidebar"]').get_by_role("link", name="Atlas").click()
     expect(page.get_by_text("β ratio, lowest first")).to_be_visible()
     expect(page.get_by_role("columnheader", name="β ratio ↑")).to_be_visible()
-    assert page.locator("thead th").all_inner_texts()[:3] == ["latent", "class", "β ratio ↑"]
+    assert page.locator("thead th").all_inner_texts()[:4] == ["latent", "name", "class", "β ratio ↑"]
     page.get_by_role("link", name=last, exact=True).click()
     expect(page.locator(".xs-evidence")).to_contain_text("β ratio 0.1 ± 0.02")
     expect(page.locator(".xs-evidence")).not_to_contain_text("relative norm")

@@ -8,11 +8,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crosscope.app.columns import AXES, CLASS_OF_NUMBER, is_defined, is_difference
+from crosscope.app.columns import (
+    AXES,
+    CLASS_OF_NUMBER,
+    SPECIFIC_OF_NUMBER,
+    VERDICT_OF_NUMBER,
+    is_defined,
+    is_difference,
+)
 from crosscope_proto.artefacts import LatentPart
 
 ORDERS_BY_DEFAULT = ("-base_uselessness_single", "-rel_norm", "-max")
 """The default order is the first of these that some latent has a value of; `default_order` has the exceptions."""
+VERDICT = "verdict"
+"""An order besides AXES: best verdict first, then the most telling."""
 DEFAULT_X = "frequency"
 FREQUENCY_RANGE = (-7.0, 0.0)
 """log10 of the firing frequency, the ends of its slider."""
@@ -20,10 +29,16 @@ NU_LIMIT = 2.0
 """The end of the sliders of nu; a slider at its end filters nothing."""
 MAX_VERTICES = 48
 PARAMS = (
-    *("classes", "part", "peak", "freq", "nu_err", "nu_rec", "template"),
+    *("classes", "verdict", "specific", "part", "peak", "freq", "nu_err", "nu_rec", "template"),
     *("x", "y", "colour", "area", "rel", "order"),
+    *("label", "said", "list"),
 )
 MAX_TOKEN_CHARACTERS = 200
+MAX_LIST_CHARACTERS = 100
+SAID = ("labelled", "starred", "noted")
+"""Columns of what people say about a latent, 1 or 0."""
+OF_LIST = "list"
+"""The order of a list that somebody keeps."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +46,9 @@ class Selection:
     """Conditions that all must hold, and an order."""
 
     classes: tuple[str, ...] = ()
+    verdicts: tuple[str, ...] = ()
+    specific: tuple[str, ...] = ()
+    """Models that it is specific to, of SpecificTo; any of them is enough, as of classes and verdicts."""
     part: str = ""
     """Part of the dictionary; empty: all."""
     peak: str = ""
@@ -46,14 +64,23 @@ class Selection:
     area: tuple[tuple[float, float], ...] = ()
     """Corners of a polygon in the plane of x and y; an axis with a logarithmic scale counts in log10."""
     order: str = ORDERS_BY_DEFAULT[0]
+    label: str = ""
+    """A part of the label; empty: any."""
+    said: str = ""
+    """One of SAID that must hold; empty: none."""
+    in_list: str = ""
+    """Name of a list that it is in; empty: any."""
 
     @classmethod
     def from_params(cls, params: Mapping[str, Sequence[str]], default_order: str = ORDERS_BY_DEFAULT[0]) -> "Selection":
         """The selection of a URL; a parameter that cannot be read counts as absent. `default_order` also sets y."""
         one = {name: values[-1] for name, values in params.items() if values}
-        order = one.get("order", default_order)
+        order, in_list = one.get("order", default_order), one.get("list", "")[:MAX_LIST_CHARACTERS]
+        is_order = order.removeprefix("-") in (*AXES, VERDICT) or order == "id" or (order == OF_LIST and in_list)
         return cls(
             classes=tuple(c for c in params.get("classes", ()) if c in CLASS_OF_NUMBER[1:]),
+            verdicts=tuple(v for v in params.get("verdict", ()) if v in VERDICT_OF_NUMBER[1:]),
+            specific=tuple(s for s in params.get("specific", ()) if s in SPECIFIC_OF_NUMBER[1:]),
             part=one["part"] if one.get("part") in tuple(LatentPart) else "",
             peak=one.get("peak", "")[:MAX_TOKEN_CHARACTERS],
             frequency=_range(params.get("freq", ()), FREQUENCY_RANGE),
@@ -64,20 +91,28 @@ class Selection:
             x=one["x"] if one.get("x") in AXES else DEFAULT_X,
             y=one["y"] if one.get("y") in AXES else default_order.removeprefix("-"),
             area=_polygon(one.get("area", "")),
-            order=order if order.removeprefix("-") in AXES or order == "id" else default_order,
+            order=order if is_order else default_order,
+            label=one.get("label", "")[:MAX_TOKEN_CHARACTERS],
+            said=one["said"] if one.get("said") in SAID else "",
+            in_list=in_list,
         )
 
     def mask(self, columns: Mapping[str, np.ndarray], among: np.ndarray | None = None) -> np.ndarray:
         """[latent] bool: which latents meet every condition but the area.
 
-        `among` holds the ids that the server found for `part` and `peak`; None: all latents.
+        `among` holds the ids that the server found for the conditions that only it can answer; None: all latents.
         """
         keep = np.ones(len(columns["rel_norm"]), dtype=bool)
         if among is not None:
             keep[:] = False
             keep[among] = True
-        if self.classes:
-            keep &= np.isin(columns["latent_class"], [CLASS_OF_NUMBER.index(c) for c in self.classes])
+        for column, names, wanted in (
+            ("latent_class", CLASS_OF_NUMBER, self.classes),
+            ("verdict", VERDICT_OF_NUMBER, self.verdicts),
+            ("specific_to", SPECIFIC_OF_NUMBER, self.specific),
+        ):
+            if wanted:
+                keep &= np.isin(columns[column], [names.index(each) for each in wanted])
         if self.frequency != FREQUENCY_RANGE:
             low, high = self.frequency
             frequency = on_axis("frequency", columns["frequency"])
@@ -87,6 +122,11 @@ class Selection:
         for column, limit in self._limits().items():
             keep &= columns[column] <= limit
         return keep
+
+    def words(self) -> tuple[tuple[str, str, float | str], ...]:
+        """The conditions on what people say, for the server."""
+        conditions = (("label", "contains", self.label), ("list", "=", self.in_list), (self.said, "=", 1))
+        return tuple(each for each in conditions if each[0] and each[2])
 
     def _limits(self) -> dict[str, float]:
         """The largest value that passes, by column; columns without a limit are left out."""
@@ -99,19 +139,32 @@ class Selection:
 
     def limited(self) -> list[str]:
         """Columns in which a latent must have a value."""
-        return [*self._limits(), *(["rel_norm"] if self.rel_norm != (0.0, 1.0) else [])]
+        named = {"rel_norm": self.rel_norm != (0.0, 1.0), "verdict": self.verdicts, "specific_to": self.specific}
+        return [*self._limits(), *(column for column, is_limited in named.items() if is_limited)]
 
     def ids(self, columns: Mapping[str, np.ndarray], among: np.ndarray | None = None) -> np.ndarray:
-        """The ids of the chosen latents in the chosen order, undefined values last. `among` is that of `mask`."""
+        """The ids of the chosen latents in the chosen order, undefined values last. `among` is that of `mask`; for the
+        order of a list it is in that order.
+        """
         keep = self.mask(columns, among)
         if self.area:
             keep &= inside(on_axis(self.x, columns[self.x]), on_axis(self.y, columns[self.y]), self.area)
+        if self.order == OF_LIST and among is not None:
+            return among[keep[among]]
         ids = np.flatnonzero(keep)
         column = self.order.removeprefix("-")
         if column == "id":
             return ids
         values = columns[column][ids]
-        return ids[np.argsort(-values if self.order.startswith("-") else values, kind="stable")]
+        values = -values if self.order.startswith("-") else values
+        if column == VERDICT:
+            return ids[np.lexsort((telling(columns)[ids], values))]
+        return ids[np.argsort(values, kind="stable")]
+
+
+def telling(columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    """[latent] what decides between latents of one verdict, smallest first: base uselessness, or how small β is."""
+    return np.abs(columns["beta_ratio"]) if is_difference(columns) else -columns["base_uselessness_single"]
 
 
 def default_order(columns: Mapping[str, np.ndarray]) -> str:

@@ -91,7 +91,8 @@ class TableView {
       const row = element("tr");
       row.style.height = `${data.row_height}px`;
       cells.forEach((text, place) => {
-        const cell = element("td", data.columns[place].text ? "text" : "");
+        const column = data.columns[place];
+        const cell = element("td", column.narrow ? "text narrow" : column.text ? "text" : "");
         if (data.columns[place].text) cell.title = text;
         const own = data.columns[place].links[index] ?? (place === 0 ? data.links[index] : undefined);
         if (own) cell.append(link(text, own));

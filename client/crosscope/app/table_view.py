@@ -34,6 +34,8 @@ class Column:
     """What the column says; shown at its head."""
     is_text: bool = False
     """Texts stand to the left, figures to the right."""
+    is_narrow: bool = False
+    """Whether a long text is cut early, so that the figures beside it stay in view; hovering shows the whole."""
     order: str = ""
     """A link that orders the table by this column; empty: the head is no link."""
     links: Sequence[str] = ()
@@ -72,6 +74,7 @@ def table_view(
                 "head": column.head,
                 "help": column.help,
                 "text": column.is_text,
+                "narrow": column.is_narrow,
                 "order": column.order,
                 "links": list(column.links),
                 "ordered": column.ordered,

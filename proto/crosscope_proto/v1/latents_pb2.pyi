@@ -57,6 +57,70 @@ LATENT_CLASS_DEAD: LatentClass.ValueType  # 5
 """Never fired in the analysis, whatever its norm."""
 Global___LatentClass: _TypeAlias = LatentClass  # noqa: Y015
 
+class _Verdict:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _VerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verdict.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    VERDICT_UNSPECIFIED: _Verdict.ValueType  # 0
+    """Not set."""
+    VERDICT_SUPPORTED: _Verdict.ValueType  # 1
+    """They bear it out."""
+    VERDICT_WEAK: _Verdict.ValueType  # 2
+    """They leave it open, or something else speaks against it."""
+    VERDICT_CONTRADICTED: _Verdict.ValueType  # 3
+    """They say otherwise."""
+    VERDICT_TOO_FEW: _Verdict.ValueType  # 4
+    """It fired in too few texts to be judged."""
+    VERDICT_NOT_JUDGED: _Verdict.ValueType  # 5
+    """Its class claims nothing, or nothing was measured that could tell."""
+
+class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper):
+    """What the measurements say of the claim that a latent's class makes (math §6), best first."""
+
+VERDICT_UNSPECIFIED: Verdict.ValueType  # 0
+"""Not set."""
+VERDICT_SUPPORTED: Verdict.ValueType  # 1
+"""They bear it out."""
+VERDICT_WEAK: Verdict.ValueType  # 2
+"""They leave it open, or something else speaks against it."""
+VERDICT_CONTRADICTED: Verdict.ValueType  # 3
+"""They say otherwise."""
+VERDICT_TOO_FEW: Verdict.ValueType  # 4
+"""It fired in too few texts to be judged."""
+VERDICT_NOT_JUDGED: Verdict.ValueType  # 5
+"""Its class claims nothing, or nothing was measured that could tell."""
+Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
+
+class _SpecificTo:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SpecificToEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SpecificTo.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SPECIFIC_TO_UNSPECIFIED: _SpecificTo.ValueType  # 0
+    """To neither, as far as the measurements show."""
+    SPECIFIC_TO_CHAT: _SpecificTo.ValueType  # 1
+    """Base lacks its chat row, and chat does not lack its base row."""
+    SPECIFIC_TO_BASE: _SpecificTo.ValueType  # 2
+    """Chat lacks its base row, and base does not lack its chat row."""
+    SPECIFIC_TO_EACH: _SpecificTo.ValueType  # 3
+    """Each model lacks the other's row."""
+
+class SpecificTo(_SpecificTo, metaclass=_SpecificToEnumTypeWrapper):
+    """The model that a latent is specific to by its measurements, whatever its class (math §6)."""
+
+SPECIFIC_TO_UNSPECIFIED: SpecificTo.ValueType  # 0
+"""To neither, as far as the measurements show."""
+SPECIFIC_TO_CHAT: SpecificTo.ValueType  # 1
+"""Base lacks its chat row, and chat does not lack its base row."""
+SPECIFIC_TO_BASE: SpecificTo.ValueType  # 2
+"""Chat lacks its base row, and base does not lack its chat row."""
+SPECIFIC_TO_EACH: SpecificTo.ValueType  # 3
+"""Each model lacks the other's row."""
+Global___SpecificTo: _TypeAlias = SpecificTo  # noqa: Y015
+
 class _ExampleGroup:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -80,6 +144,38 @@ EXAMPLE_GROUP_TOP: ExampleGroup.ValueType  # 1
 EXAMPLE_GROUP_QUANTILE: ExampleGroup.ValueType  # 2
 """Sequences drawn evenly from quantile bands of the sequence maximum."""
 Global___ExampleGroup: _TypeAlias = ExampleGroup  # noqa: Y015
+
+@_typing.final
+class Judgement(_message.Message):
+    """A verdict and its reasons."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERDICT_FIELD_NUMBER: _builtins.int
+    SPECIFIC_TO_FIELD_NUMBER: _builtins.int
+    REASONS_FIELD_NUMBER: _builtins.int
+    verdict: Global___Verdict.ValueType
+    """The verdict on the claim of its class; of class other, on what specific_to says."""
+    specific_to: Global___SpecificTo.ValueType
+    """The model that it is specific to."""
+    @_builtins.property
+    def reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Short phrases with the numbers that decided, then remarks."""
+
+    def __init__(
+        self,
+        *,
+        verdict: Global___Verdict.ValueType = ...,
+        specific_to: Global___SpecificTo.ValueType = ...,
+        reasons: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reasons", b"reasons", "specific_to", b"specific_to", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Judgement: _TypeAlias = Judgement  # noqa: Y015
 
 @_typing.final
 class Crosscoder(_message.Message):
@@ -439,10 +535,14 @@ class Latent(_message.Message):
     PART_FIELD_NUMBER: _builtins.int
     REPEAT_SHARE_FIELD_NUMBER: _builtins.int
     MORE_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    PEAK_CONTEXT_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    IS_STARRED_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Its id, 0 to num_latents - 1."""
     latent_class: Global___LatentClass.ValueType
-    """Its class; read it together with nu_err and nu_rec."""
+    """Its class by its decoder rows alone; verdict says what the measurements make of it."""
     norm_base: _builtins.float
     """Norm of its decoder row in the base model."""
     norm_chat: _builtins.float
@@ -467,6 +567,10 @@ class Latent(_message.Message):
     """The part of the dictionary that it belongs to, for instance "delta" or "rest"; empty in a dictionary without parts."""
     repeat_share: _builtins.float
     """Share of its active tokens that repeat an earlier text. Unset where it never fired or was not measured."""
+    label: _builtins.str
+    """Its label, a person's before a program's; empty: it has none, or the words cannot be read (notes of a listing)."""
+    is_starred: _builtins.bool
+    """Whether somebody has given it a star."""
     @_builtins.property
     def frequency(self) -> Global___Estimate:
         """Share of the analysis's tokens on which it fired."""
@@ -525,6 +629,16 @@ class Latent(_message.Message):
     def more(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Columns of numbers that have no field of their own, by name. One whose value is undefined (NaN) is left out."""
 
+    @_builtins.property
+    def verdict(self) -> Global___Judgement:
+        """What the measurements say of its class."""
+
+    @_builtins.property
+    def peak_context(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The tokens around the peak of its strongest example: before it, the peak, behind it. Empty texts where it never
+        fired; nothing in versions that were published before this was kept.
+        """
+
     def __init__(
         self,
         *,
@@ -556,10 +670,14 @@ class Latent(_message.Message):
         part: _builtins.str = ...,
         repeat_share: _builtins.float | None = ...,
         more: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        verdict: Global___Judgement | None = ...,
+        peak_context: _abc.Iterable[_builtins.str] | None = ...,
+        label: _builtins.str = ...,
+        is_starred: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_base_uselessness", b"_base_uselessness", "_base_uselessness_ls", b"_base_uselessness_ls", "_base_uselessness_single", b"_base_uselessness_single", "_repeat_share", b"_repeat_share", "base_direction", b"base_direction", "base_uselessness", b"base_uselessness", "base_uselessness_ls", b"base_uselessness_ls", "base_uselessness_single", b"base_uselessness_single", "beta_ratio", b"beta_ratio", "chat_direction", b"chat_direction", "frequency", b"frequency", "mean", b"mean", "repeat_share", b"repeat_share"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_base_uselessness", b"_base_uselessness", "_base_uselessness_ls", b"_base_uselessness_ls", "_base_uselessness_single", b"_base_uselessness_single", "_repeat_share", b"_repeat_share", "base_direction", b"base_direction", "base_uselessness", b"base_uselessness", "base_uselessness_ls", b"base_uselessness_ls", "base_uselessness_single", b"base_uselessness_single", "beta_ratio", b"beta_ratio", "chat_direction", b"chat_direction", "frequency", b"frequency", "mean", b"mean", "repeat_share", b"repeat_share", "verdict", b"verdict"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_base_uselessness", b"_base_uselessness", "_base_uselessness_ls", b"_base_uselessness_ls", "_base_uselessness_single", b"_base_uselessness_single", "_repeat_share", b"_repeat_share", "base_direction", b"base_direction", "base_uselessness", b"base_uselessness", "base_uselessness_ls", b"base_uselessness_ls", "base_uselessness_single", b"base_uselessness_single", "beta_ratio", b"beta_ratio", "chat_direction", b"chat_direction", "coactive", b"coactive", "cosine", b"cosine", "dataset_shares", b"dataset_shares", "frequency", b"frequency", "histogram", b"histogram", "id", b"id", "latent_class", b"latent_class", "logit_tokens_base", b"logit_tokens_base", "logit_tokens_chat", b"logit_tokens_chat", "max", b"max", "mean", b"mean", "more", b"more", "neighbours", b"neighbours", "norm_base", b"norm_base", "norm_chat", b"norm_chat", "num_active", b"num_active", "part", b"part", "rel_norm", b"rel_norm", "repeat_share", b"repeat_share", "role_shares", b"role_shares", "template_share", b"template_share", "top_tokens", b"top_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_base_uselessness", b"_base_uselessness", "_base_uselessness_ls", b"_base_uselessness_ls", "_base_uselessness_single", b"_base_uselessness_single", "_repeat_share", b"_repeat_share", "base_direction", b"base_direction", "base_uselessness", b"base_uselessness", "base_uselessness_ls", b"base_uselessness_ls", "base_uselessness_single", b"base_uselessness_single", "beta_ratio", b"beta_ratio", "chat_direction", b"chat_direction", "coactive", b"coactive", "cosine", b"cosine", "dataset_shares", b"dataset_shares", "frequency", b"frequency", "histogram", b"histogram", "id", b"id", "is_starred", b"is_starred", "label", b"label", "latent_class", b"latent_class", "logit_tokens_base", b"logit_tokens_base", "logit_tokens_chat", b"logit_tokens_chat", "max", b"max", "mean", b"mean", "more", b"more", "neighbours", b"neighbours", "norm_base", b"norm_base", "norm_chat", b"norm_chat", "num_active", b"num_active", "part", b"part", "peak_context", b"peak_context", "rel_norm", b"rel_norm", "repeat_share", b"repeat_share", "role_shares", b"role_shares", "template_share", b"template_share", "top_tokens", b"top_tokens", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__base_uselessness: _TypeAlias = _typing.Literal["base_uselessness"]  # noqa: Y015
     _WhichOneofArgType__base_uselessness: _TypeAlias = _typing.Literal["_base_uselessness", b"_base_uselessness"]  # noqa: Y015
@@ -843,6 +961,8 @@ class LatentFilter(_message.Message):
         """Equal."""
         OP_NE: LatentFilter._Op.ValueType  # 6
         """Not equal."""
+        OP_CONTAINS: LatentFilter._Op.ValueType  # 7
+        """Contains a text, upper and lower case alike. For labels."""
 
     class Op(_Op, metaclass=_OpEnumTypeWrapper):
         """How to compare."""
@@ -861,23 +981,26 @@ class LatentFilter(_message.Message):
     """Equal."""
     OP_NE: LatentFilter.Op.ValueType  # 6
     """Not equal."""
+    OP_CONTAINS: LatentFilter.Op.ValueType  # 7
+    """Contains a text, upper and lower case alike. For labels."""
 
     COLUMN_FIELD_NUMBER: _builtins.int
     OP_FIELD_NUMBER: _builtins.int
     NUMBER_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     column: _builtins.str
-    """A scalar column of latents.parquet, for instance "nu_err", "frequency", "latent_class" or "part"; or one share of
-    activation mass, "dataset_share_NAME" or "role_share_ROLE" (role_share_user); or, with a text, one of the lists of
-    tokens "top_tokens", "logit_tokens_base" and "logit_tokens_chat".
+    """A column with one value a latent, for instance "nu_err", "frequency", "latent_class", "verdict", "specific_to" or
+    "part"; or one share of activation mass, "dataset_share_NAME" or "role_share_ROLE" (role_share_user); or, with a
+    text, one of the lists of tokens "top_tokens", "logit_tokens_base" and "logit_tokens_chat". Or what people say:
+    "label" and "list" (a list's name) with a text, "labelled", "starred" and "noted" with 1 or 0.
     """
     op: Global___LatentFilter.Op.ValueType
-    """The comparison. A latent whose value is undefined (NaN) meets no condition."""
+    """The comparison. A latent whose value is undefined (NaN, or an empty text) meets no condition."""
     number: _builtins.float
     """A number."""
     text: _builtins.str
-    """A text, for latent_class, part and the lists of tokens. A list equals a text if one of its tokens does, blanks
-    around it not counted.
+    """A text, for latent_class, verdict, specific_to, part, label, list and the lists of tokens. A list of tokens equals
+    a text if one of its tokens does, blanks around it not counted.
     """
     def __init__(
         self,
@@ -912,8 +1035,10 @@ class ListLatentsRequest(_message.Message):
     crosscoder: _builtins.str
     """Name of the crosscoder."""
     order_by: _builtins.str
-    """A scalar column or share, with "-" in front for descending; empty: by id. Undefined values come last either way; a
-    column that is undefined for every latent that meets the filters is refused.
+    """A scalar column or share, with "-" in front for descending; texts come in the order of their categories, so
+    "verdict" lists the best first; empty: by id. Undefined values come last either way; a column that is undefined for
+    every latent that meets the filters is refused. "label", "labelled", "starred" and "noted" order too, and so does
+    "list" beside one filter "list" = NAME: by the place in that list.
     """
     page_size: _builtins.int
     """Latents a page; unset: 50."""
@@ -1038,21 +1163,27 @@ class GetLatentResponse(_message.Message):
 
     LATENT_FIELD_NUMBER: _builtins.int
     VERSION_ID_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
     version_id: _builtins.str
     """The version that answered."""
     @_builtins.property
     def latent(self) -> Global___Latent:
         """The latent."""
 
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Why words are missing; sentences."""
+
     def __init__(
         self,
         *,
         latent: Global___Latent | None = ...,
         version_id: _builtins.str = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["latent", b"latent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["latent", b"latent", "version_id", b"version_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["latent", b"latent", "notes", b"notes", "version_id", b"version_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1242,7 +1373,9 @@ class GetAtlasRequest(_message.Message):
     """The version to answer from; unset: the current one. One that is gone answers FAILED_PRECONDITION."""
     @_builtins.property
     def columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Scalar columns of latents.parquet, and shares. A column of texts comes as numbers, see GetAtlasResponse.categories."""
+        """Columns with one value a latent, shares, and "labelled", "starred" and "noted". A column of texts comes as numbers,
+        see GetAtlasResponse.categories.
+        """
 
     def __init__(
         self,

@@ -1,21 +1,33 @@
 """Atlas: every latent as a point, filters, and the chosen ones as a table."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from crosscope import CrosscoderInfo
-from crosscope.app import address, charts, panels, session, tables, url
-from crosscope.app.columns import AXES, CLASS_OF_NUMBER, evidence, is_defined
-from crosscope.app.palette import CLASS_NAMES
+from crosscope.app import address, charts, panels, session, tables, url, words
+from crosscope.app.columns import (
+    AXES,
+    CLASS_OF_NUMBER,
+    LABELS,
+    SPECIFIC_OF_NUMBER,
+    VERDICT_OF_NUMBER,
+    evidence,
+    is_defined,
+)
+from crosscope.app.palette import CLASS_NAMES, VERDICT_NAMES
 from crosscope.app.selection import (
     DEFAULT_X,
     FREQUENCY_RANGE,
     NU_LIMIT,
+    OF_LIST,
     PARAMS,
+    SAID,
+    VERDICT,
     Selection,
     default_order,
     polygon_text,
@@ -25,7 +37,7 @@ from crosscope.app.table_view import table_view
 MAX_ROWS = 500
 CHART = "atlas-chart"
 FILTERS_OPEN = "atlas-filters-open"
-ORDERS = [f"{sign}{name}" for name in AXES for sign in ("-", "")]
+ORDERS = [VERDICT, *(f"{sign}{name}" for name in AXES for sign in ("-", ""))]
 _CHART_CONFIG: dict[str, Any] = {
     "displaylogo": False,
     "displayModeBar": True,
@@ -65,20 +77,18 @@ def current(info: CrosscoderInfo, columns: Mapping[str, np.ndarray]) -> tuple[Se
     selection = Selection.from_params(params, default_order(columns))
     if selection.part and selection.part not in session.parts(info.name, info.version_id):
         selection = replace(selection, part="")
-    return selection, session.among(info.name, info.version_id, selection.part, selection.peak)
+    among = session.among(info.name, info.version_id, selection.part, selection.peak)
+    if conditions := selection.words():
+        said = words.among(info.name, info.version_id, conditions)
+        among = said if among is None else said[np.isin(said, among)]
+    return selection, among
 
 
 def controls(selection: Selection, info: CrosscoderInfo, columns: Mapping[str, np.ndarray]) -> str:
     """Draws filters, order and axes, whose values the URL holds. Returns the column of the colour."""
     by_default = default_order(columns)
-    url.several(
-        "Class",
-        CLASS_OF_NUMBER[1:],
-        "classes",
-        CLASS_NAMES.__getitem__,
-        help="By relative norm alone. None chosen: all.",
-    )
-    server_filters(session.parts(info.name, info.version_id))
+    kinds()
+    server_filters(info)
     filters = st.columns(4)
     frequency = selection.frequency
     help_ = AXES["frequency"].meaning
@@ -96,31 +106,56 @@ def controls(selection: Selection, info: CrosscoderInfo, columns: Mapping[str, n
     url.choice(axes[0], "Across", names, DEFAULT_X, "x", axis_name, help=AXES[selection.x].meaning)
     url.choice(axes[1], "Up", names, by_default.removeprefix("-"), "y", axis_name, help=AXES[selection.y].meaning)
     shade = "rel_norm" if is_defined(columns, "rel_norm") else by_default.removeprefix("-")
+    orders = [*([OF_LIST] if selection.in_list else []), *ORDERS]
     colour = url.choice(axes[2], "Colour", names, shade, "colour", axis_name, help="What the colour stands for.")
     order_help = "The order of the table, and of previous and next on a latent's page. A click on a head sets it too."
-    url.choice(axes[3], "Order", ORDERS, by_default, "order", order_name, help=order_help)
+    url.choice(axes[3], "Order", orders, by_default, "order", order_name, help=order_help)
     return colour
 
 
-def server_filters(parts: Sequence[str]) -> None:
-    """Draws the filters that the server answers: part of the dictionary, and a token at the peaks."""
+def kinds() -> None:
+    """Draws the filters by class, by verdict and by the model that a latent is specific to."""
+    with st.container(horizontal=True):
+        help_ = "By relative norm or β ratio alone; the verdict says more. None chosen: all."
+        url.several("Class", CLASS_OF_NUMBER[1:], "classes", CLASS_NAMES.__getitem__, help=help_)
+        help_ = "What the measurements say of the class. None chosen: all."
+        url.several("Verdict", VERDICT_OF_NUMBER[1:], "verdict", VERDICT_NAMES.__getitem__, help=help_)
+        help_ = "By its measurements, whatever its class. Each: each model lacks the other's row. None chosen: all."
+        url.several("Specific to", SPECIFIC_OF_NUMBER[1:], "specific", str, help=help_)
+
+
+def server_filters(info: CrosscoderInfo) -> None:
+    """Draws the filters that the server answers: part of the dictionary, a token at the peaks, what people say."""
     row = st.container(horizontal=True)
-    if parts:
+    if parts := session.parts(info.name, info.version_id):
         help_ = "Part of the dictionary, as training set it apart."
         url.choice(row, "Part", ["", *parts], "", "part", lambda part: part or "all", help=help_, width=180)
     help_ = "A token at the peaks of its strongest examples, blanks around it not counted."
-    url.text(row, "Peaks on the token", "peak", help=help_, width=240)
+    url.text(row, "Peaks on the token", "peak", help=help_, width=220)
+    word_filters(row, info)
+
+
+def word_filters(row: DeltaGenerator, info: CrosscoderInfo) -> None:
+    """Draws the filters by what people say."""
+    url.text(row, "Label contains", "label", help="Upper and lower case alike.", width=220)
+    url.choice(row, "Words", ["", *SAID], "", "said", lambda said: said or "any", width=160)
+    with session.shown_errors(part="lists"):
+        names = [each.name for each in words.lists(info.name, info.version_id)]
+        if names or "list" in st.query_params:
+            url.choice(row, "List", ["", *names], "", "list", lambda name: name or "any", width=200)
 
 
 def axis_name(column: str) -> str:
     """The name of a column as people read it."""
-    return AXES[column].label
+    return LABELS[column]
 
 
 def order_name(order: str) -> str:
     """The name of an order as people read it."""
-    if order == "id":
-        return "by id"
+    if order in ("id", OF_LIST):
+        return "by id" if order == "id" else "in the order of the list"
+    if order.removeprefix("-") == VERDICT:
+        return f"verdict, {'worst' if order.startswith('-') else 'best'} first"
     return f"{AXES[order.removeprefix('-')].label}, {'highest' if order.startswith('-') else 'lowest'} first"
 
 
@@ -134,7 +169,11 @@ def plot(
     """The scatter plot. A box or lasso becomes the URL's area; a click opens a latent."""
     keep = selection.mask(columns, among)
     floor = session.uselessness_floor(info)
-    figure = charts.scatter(columns, keep, selection.x, selection.y, colour, selection.area, floor)
+    said = words.known(info)
+    labels = {each.latent: each.text for each in said if each.text}
+    starred = [each.latent for each in said if each.star]
+    axes = (selection.x, selection.y, colour)
+    figure = charts.scatter(columns, keep, *axes, selection.area, floor, labels=labels, starred=starred)
     panels.plot(
         figure,
         CHART,
@@ -154,6 +193,9 @@ def plot(
         if at_floor:
             notes.append(f"{at_floor:,} lie at {floor:.2f} in {axis_name(name)}, which reads ≥ {floor:.2f}.")
     notes.append("A click opens a latent; dragging draws a box, and a lasso is in the chart's bar.")
+    if said:
+        notes.append("Labelled latents have a ring, starred ones are stars.")
+    notes += said.missing
     st.caption(" ".join(notes))
     address.clicks(CHART, "latent", {"crosscoder": info.name, "latent": "PLACE", **kept()})
 
@@ -178,7 +220,8 @@ def kept() -> dict[str, list[str]]:
 def ordered_by(selection: Selection, column: str, by_default: str) -> tuple[str, str]:
     """The link that orders by a column, largest first and then smallest first, and the present direction."""
     now = {f"-{column}": "descending", column: "ascending"}.get(selection.order, "")
-    order = column if now == "descending" else f"-{column}"
+    first, second = (column, f"-{column}") if column == VERDICT else (f"-{column}", column)
+    order = second if selection.order == first else first
     return address.here({"order": None if order == by_default else order}), now
 
 
@@ -193,7 +236,7 @@ def listing(
         row.button("Clear the area", on_click=url.keep, args=("area", None))
     row.download_button(
         "CSV",
-        lambda: tables.csv(ids, columns),
+        lambda: tables.csv(ids, columns, words.known(info)),
         file_name=f"{info.name}-{info.version_id}-latents.csv",
         mime="text/csv",
         on_click="ignore",
@@ -210,6 +253,7 @@ def listing(
         columns,
         (*evidence(columns), "frequency", "template_share"),
         floor=session.uselessness_floor(info),
+        names_of_latents=words.cells(info, shown),
         order=lambda column: ordered_by(selection, column, default_order(columns)),
     )
     links = [address.href("latent", {"crosscoder": info.name, "latent": latent, **kept()}) for latent in shown.tolist()]
@@ -221,7 +265,7 @@ def listing(
 
 def undefined(columns: Mapping[str, np.ndarray], ids: np.ndarray, by: str) -> None:
     """Says how many latents have no value of the order; if none has one, names columns that they have."""
-    missing = 0 if by == "id" else int((~np.isfinite(columns[by][ids])).sum())
+    missing = 0 if by in ("id", OF_LIST) else int((~np.isfinite(columns[by][ids])).sum())
     if missing == len(ids):
         have = ", ".join(axis.label for name, axis in AXES.items() if np.isfinite(columns[name][ids]).any())
         st.info(f"None of these latents has a {axis_name(by)}, so they are listed by id. They have {have}.")
