@@ -136,7 +136,7 @@ class LatentGroupList(list[LatentGroup]):
             of = f" of {number(self.gap, 3)}" if self.gap == self.gap else ""
             said.append(
                 f"The largest measured effect is that of latent {group.measured.id if group.measured else ''} "
-                f"({group.name}): without it chat is {_signed(group.ablation)}{of} nats nearer to base on the "
+                f"({group.name}): without it chat is {rounded(group.ablation)}{of} nats nearer to base on the "
                 "assistant's tokens, means of KL(chat‖base)."
             )
         return said
@@ -160,8 +160,8 @@ class LatentGroupList(list[LatentGroup]):
                 ", ".join(map(str, group.ids[:8])) + (f" … {len(group.ids) - 8} more" if len(group.ids) > 8 else ""),
                 _whole(group.num_texts) if group.num_texts else _tables.UNDEFINED,
                 f"{group.num_supported} of {len(group.latents)}",
-                _signed(group.ablation),
-                _signed(group.transplant),
+                rounded(group.ablation),
+                rounded(group.transplant),
                 str(group.examples[0]).strip()[:100] if group.examples else "",
             ]
             for group in self
@@ -261,9 +261,12 @@ def _whole(value: int) -> str:
     return f"{value:,}".replace(",", "\u202f")
 
 
-def _signed(effect: Estimate) -> str:
-    """An effect with its error, rounded alike; a dash where it was not measured."""
-    if math.isnan(effect.value):
+def rounded(effect: Estimate) -> str:
+    """An effect with its error in two digits, rounded alike, with a true minus; a dash where it was not measured."""
+    value, se = effect.value, effect.se
+    if math.isnan(value):
         return _tables.UNDEFINED
-    shown = f"{effect.value:.3g}".replace("-", "−")
-    return shown if math.isnan(effect.se) else f"{shown} ± {effect.se:.2g}"
+    if math.isnan(se) or se <= 0:
+        return number(value, 2).replace("-", "−")
+    places = max(0, 1 - int(f"{se:.1e}".partition("e")[2]))
+    return f"{value:.{places}f} ± {se:.{places}f}".replace("-", "−")

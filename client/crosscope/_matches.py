@@ -37,7 +37,7 @@ class MatchCount:
         """The kind in words."""
         if not self.column:
             return "all living"
-        return f"{_NAMES.get(self.column, self.column)}: {self.value.replace('_', ' ') or 'undefined'}"
+        return f"{_NAMES.get(self.column, self.column)}: {self.value.replace('_', ' ') or 'none'}"
 
 
 @public

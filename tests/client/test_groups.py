@@ -112,7 +112,7 @@ def test_groups_say_what_chat_alone_has(client: Client) -> None:
     assert "Of 40 latents, 6 are specific to chat by the measurements" in said
     assert "5 of them have the verdict “supported”" in said
     assert "The largest, refuses, has 3 latents and fires in at least 121 held-out texts." in said
-    assert "latent 20 (refuses): without it chat is 0.3 ± 0.02 nats nearer to base" in said
+    assert "latent 20 (refuses): without it chat is 0.300 ± 0.020 nats nearer to base" in said
 
 
 def test_nothing_specific_is_said_so(client: Client) -> None:

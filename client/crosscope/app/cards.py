@@ -40,7 +40,8 @@ def story_of(info: CrosscoderInfo) -> None:
     with session.shown_errors(part="story"):
         groups = session.groups(info.name, info.version_id)
         st.html(story.style())
-        st.markdown(" ".join(map(text.plain, story.sentences(groups, info.metrics))))
+        first, *rest = map(text.plain, story.sentences(groups, info.metrics))
+        st.markdown("\n".join([f"**{first}**", "", *(f"- {sentence}" for sentence in rest)]))
         with st.expander("How this is counted"):
             st.markdown(story.COUNTED)
         with st.container(horizontal=True, gap="medium", key="story-cards"):

@@ -10,11 +10,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from crosscope import Arm, CrosscoderInfo, Estimate, Example, LatentGroup, LatentGroupList, Steer, TokenRole, Tokens
+from crosscope import Arm, CrosscoderInfo, Example, LatentGroup, LatentGroupList, Steer, TokenRole, Tokens
+from crosscope._groups import rounded
 from crosscope.app import address, prompts
 from crosscope.app.composer import link_params
 from crosscope.app.prompts import LabPrompt
-from crosscope.app.text import count, judged, number, visible, with_error
+from crosscope.app.text import count, judged, number, visible
 from crosscope_proto.limits import MAX_NU_ERR, MAX_NU_REC, MIN_TEXTS, NUM_SE
 
 QUOTED = 14
@@ -26,7 +27,7 @@ COUNTED = f"""\
 ν rec < {MAX_NU_REC:g}, each by more than {NUM_SE:g} standard errors, in at least {MIN_TEXTS} distinct texts, and chat \
 does not lack base's row. The class by norm plays no part. *Supported* says that nothing else speaks against it \
 (math §6).
-- **A group**: two latents are joined if they fire together on one in ten of the tokens on which either fires, or more, \
+- **A group**: two latents are joined if they fire together on at least one in ten of the tokens of either, \
 strongest pair first. The best detectors of a behaviour that the data tags stand in one group from the start; a pair \
 that would unite two behaviours is left out (math §13).
 - **A name**: the behaviour; else the text around the peak of the strongest example.
@@ -83,11 +84,11 @@ def quote(example: Example) -> str:
     """The text around an example's peak, its active tokens shaded and underlined."""
     tokens, values = example.tokens, example.values()
     first, last = max(0, example.peak - QUOTED), min(len(tokens), example.peak + QUOTED + 1)
-    spans = []
+    turn, spans = '<span class="turn"> ⏎ </span>', []
     for i in range(first, last):
         if tokens.is_template[i] and not values[i]:
-            if tokens.roles[i] is TokenRole.TURN_END and i > first:
-                spans.append('<span class="turn"> ⏎ </span>')
+            if tokens.roles[i] is TokenRole.TURN_END and spans and spans[-1] != turn:
+                spans.append(turn)
             continue
         piece = escape(tokens.pieces[i].replace("\n", "↵ ")) or "⋯"
         if values[i] > 0:
@@ -95,6 +96,8 @@ def quote(example: Example) -> str:
             shade = f"background:color-mix(in srgb, var(--xs-heat) {15 + 55 * share:.0f}%, transparent)"
             piece = f'<b style="{shade}" title="activation {number(values[i])}">{piece}</b>'
         spans.append(piece)
+    if spans and spans[-1] == turn:
+        spans.pop()
     before, after = "… " if first else "", " …" if last < len(tokens) else ""
     return f"<blockquote>{before}{''.join(spans)}{after}</blockquote>"
 
@@ -119,15 +122,10 @@ def effect(group: LatentGroup, gap: float) -> str:
     if group.measured is None:
         return "What they do was not measured; a recipe of kind causal does. Ask the models below."
     of = f" of {number(gap)}" if not math.isnan(gap) else ""
-    said = f"Without latent {group.measured.id}, chat comes {nats(group.ablation)}{of} nats nearer to base"
+    said = f"Without latent {group.measured.id}, chat comes {rounded(group.ablation)}{of} nats nearer to base"
     if math.isnan(group.transplant.value):
         return f"{said}."
-    return f"{said}; with it, base comes {nats(group.transplant)} nearer to chat."
-
-
-def nats(estimate: Estimate) -> str:
-    """An effect with its error, with a true minus."""
-    return with_error(estimate.value, estimate.se).replace("-", "−")
+    return f"{said}; with it, base comes {rounded(group.transplant)} nearer to chat."
 
 
 def links(group: LatentGroup, info: CrosscoderInfo) -> Iterator[str]:

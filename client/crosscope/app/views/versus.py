@@ -74,14 +74,14 @@ def page() -> None:
     with session.shown_errors(part="matches"):
         found = session.matches(chosen.name, chosen.version_id, other.name, other.version_id)
         matched(found)
-        which = url.segments(st.container(), "List latents", list(SETS), "specific", "set")
+        which = url.choice(st.container(), "List latents", list(SETS), "specific", "set", SETS.__getitem__, width=320)
         for side, back, one, opposite in zip(found.sides, found.sides[::-1], both, both[::-1], strict=True):
             listed(side, back, one, opposite, which, found.min_cosine)
 
 
 def lesson(both: Sequence[Shown]) -> None:
     """Draws what the two call chat-only and what holds, in sentences."""
-    st.markdown(" ".join(text.plain(sentence) for sentence in sentences(both)))
+    st.markdown("\n".join(f"- {text.plain(sentence)}" for sentence in sentences(both)))
     with st.expander("How this is counted"):
         st.markdown(
             "- **Chat-only** is a label by the norms of the decoder rows alone; the verdict is what the measurements "
@@ -97,10 +97,11 @@ def sentences(both: Sequence[Shown]) -> list[str]:
     said = []
     for one in both:
         num = one.num(latent_class="chat_only")
-        by = [f"{one.num(latent_class='chat_only', verdict=each)} {VERDICT_NAMES[each]}" for each in JUDGED]
-        judged = f": {', '.join(by)}" if num else ""
+        found = {each: one.num(latent_class="chat_only", verdict=each) for each in JUDGED}
+        by = ", ".join(f"{size} {VERDICT_NAMES[each]}" for each, size in found.items() if size)
+        judged = f": {by}" if by else ""
         specific, supported = one.num(specific_to="chat"), one.num(specific_to="chat", verdict="supported")
-        latents = "1 latent" if num == 1 else f"{text.count(num)} latents"
+        latents = {0: "no latent", 1: "1 latent"}.get(num, f"{text.count(num)} latents")
         said.append(
             f"{one.info.name} ({one.info.variant}) calls {latents} chat-only by norm{judged}. By the measurements "
             f"{text.count(specific)} are specific to chat, {text.count(supported)} of them supported."
