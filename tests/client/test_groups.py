@@ -1,11 +1,13 @@
 """Groups of latents that one model alone has, and matches of two crosscoders: by hand, and through the real server."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fixtures_snippets import run_snippet
 from safetensors.numpy import save_file
 
 from crosscope import Client, InvalidInput
@@ -79,7 +81,7 @@ def plant(home: Path) -> None:
     columns["coactive"] = np.array([[other for other, _ in pairs_of(i)] for i in range(40)])
     columns["coactive_indices"] = np.array([[index for _, index in pairs_of(i)] for i in range(40)], np.float32)
     rows = np.random.default_rng(0).normal(size=(40, 128)).astype(np.float32)
-    for name, changes, own in (("planted", {}, rows), ("same", {"nu_err": np.full(40, 0.9)}, rows[::-1] * 2)):
+    for name, changes, own in (("planted", {}, rows), ("demo-l1", {"nu_err": np.full(40, 0.9)}, rows[::-1] * 2)):
         written = write_crosscoder(home, name, 40, columns=columns | changes)
         folder = Path(layout.version_folder(home, name, written.version_id))
         save_file({"W_dec": np.ascontiguousarray(own)}, folder / layout.WEIGHTS)
@@ -116,10 +118,10 @@ def test_groups_say_what_chat_alone_has(client: Client) -> None:
 
 
 def test_nothing_specific_is_said_so(client: Client) -> None:
-    groups = client.crosscoder("same").groups()
+    groups = client.crosscoder("demo-l1").groups()
     assert str(groups) == "None of 40 latents is shown to be specific to chat."
     with pytest.raises(InvalidInput, match="no model of the pair"):
-        client.crosscoder("same").groups("both")
+        client.crosscoder("demo-l1").groups("both")
 
 
 def test_the_command_prints_the_same(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,8 +135,17 @@ def test_the_command_prints_the_same(client: Client, capsys: pytest.CaptureFixtu
     assert groups.sentences[0] in capsys.readouterr().out
 
 
+def test_the_page_of_the_client_runs(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "client.md").read_text()
+    [block] = [each for each in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "demo-l1" in each]
+    run_snippet(block, {"crosscoder": client.crosscoder("planted")})
+    shown = capsys.readouterr().out
+    assert "6 are specific to chat" in shown
+    assert shown.splitlines()[-1].startswith("(32, ")
+
+
 def test_matches_of_two_crosscoders(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
-    planted, same = client.crosscoder("planted"), client.crosscoder("same")
+    planted, same = client.crosscoder("planted"), client.crosscoder("demo-l1")
     found = planted.match(same)  # the same rows in the opposite order, and twice as long
     assert found.first.nearest.tolist() == list(range(39, -1, -1))
     assert found.first.of(7) == (32, pytest.approx(1.0), True)
@@ -143,11 +154,11 @@ def test_matches_of_two_crosscoders(client: Client, capsys: pytest.CaptureFixtur
     assert found.first.count("specific_to", "chat").num_matched == 6
     assert found.second.count("specific_to", "chat").num == 0
     assert found.first.to_pandas().loc[7, "nearest"] == 32
-    assert planted.match("same").first.nearest.tolist() == found.first.nearest.tolist()
+    assert planted.match("demo-l1").first.nearest.tolist() == found.first.nearest.tolist()
     assert "specific to: chat" in str(found)
     address = ["--address", client._transport.address]
-    assert run(["match", "planted", "same", "--json", "--latents", *address]) == 0
+    assert run(["match", "planted", "demo-l1", "--json", "--latents", *address]) == 0
     sides = json.loads(capsys.readouterr().out)["sides"]
     assert sides[0]["nearest"] == found.first.nearest.tolist()
     assert run(["match", "planted", "nothing", *address]) == 1
-    assert run(["match", "planted", "same", "--latents", *address]) == 2
+    assert run(["match", "planted", "demo-l1", "--latents", *address]) == 2

@@ -14,6 +14,7 @@ from crosscope import CrosscoderInfo, LatentGroup, LatentGroupList
 from crosscope.app import prompts, session, story, text
 from crosscope.app.answering import Answering
 from crosscope.app.prompts import LabPrompt
+from crosscope_proto.roles import TEMPLATE_ROLES
 
 ASKED = "cards-asked"
 """Key of the session state with what the pressed button asked."""
@@ -107,7 +108,9 @@ def said_by(asked: Asked) -> Mapping[str, str]:
     """The answers by the names of their arms, as far as they have come."""
     answering = asked.answering
     return {
-        str(arm.name): "".join(token.piece for token in answering.tokens(index, 0)).strip()
+        str(arm.name): "".join(
+            token.piece for token in answering.tokens(index, 0) if token.role not in TEMPLATE_ROLES
+        ).strip()
         for index, arm in enumerate(answering.arms)
     }
 
