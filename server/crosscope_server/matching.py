@@ -35,7 +35,7 @@ class Dictionary:
     def differences(self) -> Floats:
         """[latent, d_model]: chat's row less base's, in the models' own scale."""
         base, chat = np.split(self.rows, [self.d_model[0]], axis=1)
-        return chat / np.float32(self.input_scale[1]) - base / np.float32(self.input_scale[0])
+        return (chat / self.input_scale[1] - base / self.input_scale[0]).astype(np.float32)
 
     def rows_for(self, other: "Dictionary") -> Floats:
         """[latent, both]: its rows in the space in which the other one was trained."""
@@ -95,4 +95,4 @@ def match(one: Dictionary, other: Dictionary) -> tuple[Side, Side]:
 def _unit(rows: Floats) -> Floats:
     """Rows of length one; a row of zeros stays."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(norms > 0, norms, 1)
+    return (rows / np.where(norms > 0, norms, 1)).astype(np.float32, copy=False)

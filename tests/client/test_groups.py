@@ -125,7 +125,7 @@ def test_nothing_specific_is_said_so(client: Client) -> None:
 
 
 def test_the_command_prints_the_same(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
-    address = client._transport.address
+    address = client.address
     assert run(["groups", "planted", "--json", "--address", address]) == 0
     found = json.loads(capsys.readouterr().out)
     groups = client.crosscoder("planted").groups()
@@ -156,7 +156,7 @@ def test_matches_of_two_crosscoders(client: Client, capsys: pytest.CaptureFixtur
     assert found.first.to_pandas().loc[7, "nearest"] == 32
     assert planted.match("demo-l1").first.nearest.tolist() == found.first.nearest.tolist()
     assert "specific to: chat" in str(found)
-    address = ["--address", client._transport.address]
+    address = ["--address", client.address]
     assert run(["match", "planted", "demo-l1", "--json", "--latents", *address]) == 0
     sides = json.loads(capsys.readouterr().out)["sides"]
     assert sides[0]["nearest"] == found.first.nearest.tolist()

@@ -245,7 +245,7 @@ class Crosscoder(Behaviours):
         for behaviour, some, detectors in found[:limit]:
             examples = self.examples(some[0].id, limit=num_examples, group=ExampleGroup.TOP)
             result.append(LatentGroup(some, behaviour, detectors, examples))
-        result.crosscoder, result.version_id, result.specific_to = self.name, self._version, specific_to
+        result.crosscoder, result.version_id, result.specific_to = self.name, self.version_id, specific_to
         result.num_latents, result.num_specific = self.info.num_latents, listed.num_matching
         result.num_supported = sum(latent.verdict.verdict is Verdict.SUPPORTED for latent in latents)
         result.num_grouped, result.num_groups = len(latents), len(found)

@@ -65,17 +65,15 @@ def card(group: LatentGroup, groups: LatentGroupList, info: CrosscoderInfo) -> N
     mine = f"{info.name} {info.version_id} {key}"
     with st.container(border=True, key=key):
         st.html(story.card(group, info, groups.gap))
-        asked: Asked | None = st.session_state.get(ASKED)
-        is_mine = asked is not None and asked.card == mine
-        running = is_mine and not asked.answering.is_over
+        latest: Asked | None = st.session_state.get(ASKED)
+        asked = latest if latest is not None and latest.card == mine else None
+        running = asked is not None and not asked.answering.is_over
         if group.examples:
-            example = (asked.example + 1) % len(group.examples) if is_mine else 0
-            again = (
-                "Ask with another example" if is_mine and len(group.examples) > 1 else "Take them away and ask again"
-            )
+            example = (asked.example + 1) % len(group.examples) if asked else 0
+            again = "Ask with another example" if asked and len(group.examples) > 1 else "Take them away and ask again"
             ask = partial(start, mine, group, example, info)
             st.button(again, key=f"ask-{key}", on_click=ask, disabled=running, help=ASK_HELP)
-        if is_mine:
+        if asked:
             st.fragment(draw, run_every=REFRESH_S if running else None)(asked, key, running)
 
 
