@@ -126,8 +126,13 @@ from ._findings import FirstDifference as FirstDifference
 from ._findings import LookGroup as LookGroup
 from ._findings import LookLayer as LookLayer
 from ._findings import LookText as LookText
+from ._groups import LatentGroup as LatentGroup
+from ._groups import LatentGroupList as LatentGroupList
 from ._latents import LatentStatistics as LatentStatistics
 from ._looks import LookInfo as LookInfo
+from ._matches import LatentMatches as LatentMatches
+from ._matches import MatchCount as MatchCount
+from ._matches import MatchedSide as MatchedSide
 from ._steering import Steer as Steer
 from ._sync.annotations import Annotations as Annotations
 from ._sync.client import Client as Client

@@ -9,6 +9,7 @@ from typing import Any
 import crosscope._types as types
 from crosscope._encoding import Encoding, Rank, TopLatent, TopLatents
 from crosscope._examples import Example
+from crosscope._matches import LatentMatches, MatchCount, MatchedSide
 from crosscope_proto.artefacts import ExampleGroup, LatentClass
 from crosscope_proto.columns import NAN
 from crosscope_proto.roles import LeftOut, TokenRole
@@ -84,6 +85,29 @@ def _are_counts(value: object) -> bool:
     if not isinstance(value, dict):
         return False
     return all(isinstance(each, dict) and all(isinstance(n, int) for n in each.values()) for each in value.values())
+
+
+def latent_matches(message: latents_pb2.MatchLatentsResponse) -> LatentMatches:
+    """How the latents of two crosscoders correspond."""
+    return LatentMatches(_side(message.first), _side(message.second), message.min_cosine)
+
+
+def _side(message: latents_pb2.MatchedSide) -> MatchedSide:
+    import numpy as np
+
+    return MatchedSide(
+        crosscoder=message.crosscoder,
+        version_id=message.version_id,
+        latents=np.array(message.latents, np.int64),
+        nearest=np.array(message.nearest, np.int64),
+        cosines=np.array(message.cosines, np.float32),
+        mutual=np.array(message.is_mutual, bool),
+        counts=tuple(
+            MatchCount(each.column, each.value, each.num, each.num_matched, each.num_alone, each.mean_cosine)
+            for each in message.counts
+        ),
+        num_dead=message.num_dead,
+    )
 
 
 def detector(message: latents_pb2.BehaviourDetector) -> types.Detector:

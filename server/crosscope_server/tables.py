@@ -26,6 +26,19 @@ class TableFolder:
     mend: str = "publish the crosscoder again"
     """What a person does about a broken file."""
 
+    def checked(self, name: str) -> Path:
+        """The path of a file that matches its checksum. Raises BrokenArtefact if it is missing or does not."""
+        path = self.folder / name
+        try:
+            self._check_sum(path, name)
+            if path.is_file():
+                return path
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise self._unreadable(path, error) from error
+        raise BrokenArtefact(f"{path} is missing; {self.mend}")
+
     def open(self, name: str, columns: tuple[Column, ...]) -> pq.ParquetFile:
         """An open file. It may lack columns that are newer than it (Column.absent).
 

@@ -72,6 +72,8 @@ def test_overview_tells_what_the_server_knows_and_a_bar_opens_the_atlas(stack: S
     expect(page.get_by_text("Planted behaviours")).to_be_visible()
     expect(page).to_have_url(re.compile("crosscoder=demo"))
     chart = page.locator(".js-plotly-plot")
+    chart.scroll_into_view_if_needed()
+    settle(page)
     expect(chart.locator(".bars")).not_to_have_count(0)
     x, y = chart.evaluate(
         """(chart) => {

@@ -14,14 +14,18 @@ from crosscope._async.transport import AsyncTransport
 from crosscope._errors import InvalidInput, ServerError
 from crosscope._examples import ExampleList
 from crosscope._filters import Condition, build_filters
+from crosscope._groups import MOST_GROUPED, LatentGroup, LatentGroupList, groups_of
 from crosscope._latents import LatentStatistics, latent_html, latent_table
+from crosscope._matches import LatentMatches
 from crosscope._prompts import check_count, check_text
 from crosscope._public import public
+from crosscope._steering import MODELS
 from crosscope._tables import MOST_ROWS
 from crosscope._types import Detector, TrainingCurves
 from crosscope_proto.artefacts import ExampleGroup
 from crosscope_proto.v1 import latents_pb2
 from crosscope_proto.v1.latents_pb2_grpc import LatentsStub
+from crosscope_proto.verdict import Verdict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -230,6 +234,48 @@ class AsyncCrosscoder(AsyncBehaviours):
         reply = await self._transport.unary(self._latents.GetCrosscoder, request)
         self._checked(reply.crosscoder.version_id)
         return [_decode.detector(message) for message in reply.detectors]
+
+    async def groups(self, specific_to: str = "chat", limit: int = 24, num_examples: int = 3) -> LatentGroupList:
+        """What one model has and the other lacks: latents specific to it that fire together, and examples of each.
+
+        `specific_to` is "chat" or "base". At most `limit` groups come, each with at most `num_examples` texts of its
+        first latent; what is left out is counted. The rule is that of math §13.
+        """
+        if specific_to not in MODELS:
+            raise InvalidInput.of("specific_to", f"{specific_to!r} is no model of the pair; use 'chat' or 'base'")
+        check_count(limit, "limit", low=1)
+        check_count(num_examples, "num_examples", low=1)
+        where = ("specific_to", "=", specific_to)
+        listed = await self.latents([where], "verdict", MOST_GROUPED, progress=False)
+        latents = await listed[:]
+        found = groups_of(latents, await self.detectors() if latents else [])
+        result = LatentGroupList()
+        for behaviour, some, detectors in found[:limit]:
+            examples = await self.examples(some[0].id, limit=num_examples, group=ExampleGroup.TOP)
+            result.append(LatentGroup(some, behaviour, detectors, examples))
+        result.crosscoder, result.version_id, result.specific_to = self.name, self.version_id, specific_to
+        result.num_latents, result.num_specific = self.info.num_latents, listed.num_matching
+        result.num_supported = sum(latent.verdict.verdict is Verdict.SUPPORTED for latent in latents)
+        result.num_grouped, result.num_groups = len(latents), len(found)
+        result.gap = self.info.metrics.get("causal_gap_all", float("nan"))
+        return result
+
+    async def match(self, other: "AsyncCrosscoder | str") -> LatentMatches:
+        """For each living latent the nearest one of another crosscoder of the same pair and layer, and the way back.
+
+        `other` is a handle, or the name of a crosscoder whose current version is taken. Nearness is the cosine of the
+        decoder rows (math §13). The first answer of two large dictionaries may take a minute; the call ends after ten
+        times the client's `timeout_s`. Raises InvalidInput where the two cannot be compared, or are too large.
+        """
+        if not isinstance(other, AsyncCrosscoder):
+            other = await open_crosscoder(self._transport, check_text(other, "other"))
+        request = latents_pb2.MatchLatentsRequest(
+            **self._source, other=other.name, other_version_id=other.version_id or None
+        )
+        timeout_s = self._transport.connection.long_timeout_s
+        reply = await self._transport.unary(self._latents.MatchLatents, request, timeout_s=timeout_s)
+        self._checked(reply.first.version_id)
+        return _decode.latent_matches(reply)
 
 
 async def open_crosscoder(transport: AsyncTransport, name: str, version: str | None = None) -> AsyncCrosscoder:

@@ -45,7 +45,7 @@ function listen() {
     if (target.matches("textarea, input")) window.crosscopeTyped = performance.now();
   }, true);
   document.addEventListener("click", (event) => {
-    const link = event.target.closest?.('[data-testid="stPageLink-NavLink"]');
+    const link = event.target.closest?.('[data-testid="stPageLink-NavLink"], a.xs-link');
     if (!link || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
     const written = link.getAttribute("href"), href = written.startsWith("?") ? `./${written}` : written || "./";
     if (new URL(href, window.location.href).href === window.location.href) return; // Streamlit draws the page again
@@ -65,7 +65,7 @@ export default function ({ data }) {
   }
 }
 """
-"""Takes Streamlit's own links over, so that every step goes the same way."""
+"""Takes Streamlit's own links over, and those of class xs-link, so that every step goes the same way."""
 
 _CLICKS = """
 const plots = new WeakMap();

@@ -56,6 +56,31 @@ def relative_norms(rel_norm: np.ndarray, classes: np.ndarray) -> go.Figure:
     return figure
 
 
+def shares(values: Mapping[str, np.ndarray], title: str, limit: float, top: float = 1.5) -> go.Figure:
+    """Histograms of some [latent] arrays, by name, as shares of the defined values; those above `top` count there.
+
+    `limit` is a dotted line.
+    """
+    edges = np.linspace(0, top, 31)
+    figure = go.Figure()
+    for (name, each), colour, dash in zip(values.items(), (NEUTRAL, ACTIVATION), ("solid", "dot"), strict=True):
+        defined = np.clip(each[np.isfinite(each)], 0, top)
+        counts, _ = np.histogram(defined, bins=edges)
+        figure.add_scatter(
+            x=edges,
+            y=np.append(counts, counts[-1]) / max(1, len(defined)),
+            mode="lines",
+            line={"shape": "hv", "color": colour, "width": 2.5, "dash": dash},
+            name=name,
+            hovertemplate=f"{title} %{{x:.2f}}<br>%{{y:.1%}} of {len(defined):,} latents<extra>{name}</extra>",
+        )
+    figure.add_vline(x=limit, line={"width": 1.5, "dash": "dot", "color": OUTLINE})
+    figure.update_layout(height=240, margin=_MARGIN, legend={"orientation": "h", "y": 1.15, "x": 0})
+    figure.update_xaxes(title=title, range=[0, top])
+    figure.update_yaxes(title="share of latents", tickformat=".0%", rangemode="tozero")
+    return figure
+
+
 def log_range(figure: go.Figure) -> list[float]:
     """Range of a logarithmic axis on which a bar of one still shows."""
     largest = max((max(bar.y, default=1) for bar in figure.data), default=1)  # pyright: ignore[reportAttributeAccessIssue]

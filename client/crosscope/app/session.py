@@ -28,6 +28,8 @@ from crosscope import (
     InvalidInput,
     JobInfo,
     Latent,
+    LatentGroupList,
+    LatentMatches,
     Look,
     LookInfo,
     TopLatents,
@@ -44,6 +46,8 @@ CHOSEN = "crosscope-chosen"
 """Key of the session state with the card of the chosen crosscoder, or None."""
 PINNED = "crosscope-pinned"
 """Key of the session state with the cards of the crosscoders that this session has opened, by name."""
+MOST_CARDS = 9
+"""Groups of latents that the overview shows."""
 PAGES = "crosscope-pages"
 """Key of the session state with the app's pages by name."""
 
@@ -139,6 +143,24 @@ def _has_part(asked: Crosscoder, part: str) -> bool:
 def detectors(name: str, version_id: str) -> list[Detector]:
     """The latents that best detect planted behaviours."""
     return list(crosscoder(name, version_id).detectors())
+
+
+@st.cache_resource(max_entries=16, show_spinner="Grouping latents …")
+def groups(name: str, version_id: str) -> LatentGroupList:
+    """Groups of latents that are specific to chat."""
+    return crosscoder(name, version_id).groups(limit=MOST_CARDS)
+
+
+def comparable(one: CrosscoderInfo, other: CrosscoderInfo) -> bool:
+    """Whether two crosscoders are different ones of one layer of one pair, so that their latents can be matched."""
+    same = ("base_model", "chat_model", "layer", "d_model")
+    return one.name != other.name and all(getattr(one, name) == getattr(other, name) for name in same)
+
+
+@st.cache_resource(max_entries=8, show_spinner="Matching latents …")
+def matches(name: str, version_id: str, other: str, other_version_id: str) -> LatentMatches:
+    """The nearest latents of two crosscoders."""
+    return crosscoder(name, version_id).match(crosscoder(other, other_version_id))
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)

@@ -36,6 +36,8 @@ _COMMANDS = {
     "label": _Entry("crosscope.cli.words", "Label a latent, note something about it, star it, or show its words."),
     "lists": _Entry("crosscope.cli.words", "Show, make and change lists of latents."),
     "annotations": _Entry("crosscope.cli.annotations", "List, export and import labels, notes, stars and lists."),
+    "groups": _Entry("crosscope.cli.groups", "Show which latents one model alone has, by what fires together."),
+    "match": _Entry("crosscope.cli.groups", "Match the latents of two crosscoders of one pair."),
     "encode": _Entry("crosscope.cli.prompts", "Show which latents every token of a prompt fires."),
     "top": _Entry("crosscope.cli.prompts", "Rank the latents that a prompt fires."),
     "tokenize": _Entry("crosscope.cli.prompts", "Show the tokens of a prompt and their roles."),

@@ -1439,3 +1439,180 @@ class GetAtlasResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetAtlasResponse: _TypeAlias = GetAtlasResponse  # noqa: Y015
+
+@_typing.final
+class MatchLatentsRequest(_message.Message):
+    """Asks how the latents of two crosscoders of one pair and layer correspond."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CROSSCODER_FIELD_NUMBER: _builtins.int
+    OTHER_FIELD_NUMBER: _builtins.int
+    VERSION_ID_FIELD_NUMBER: _builtins.int
+    OTHER_VERSION_ID_FIELD_NUMBER: _builtins.int
+    crosscoder: _builtins.str
+    """Name of the first crosscoder."""
+    other: _builtins.str
+    """Name of the second one. It may be the same; then the versions tell them apart."""
+    version_id: _builtins.str
+    """The version of the first; unset: the current one. One that is gone answers FAILED_PRECONDITION."""
+    other_version_id: _builtins.str
+    """The version of the second, likewise."""
+    def __init__(
+        self,
+        *,
+        crosscoder: _builtins.str = ...,
+        other: _builtins.str = ...,
+        version_id: _builtins.str | None = ...,
+        other_version_id: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_other_version_id", b"_other_version_id", "_version_id", b"_version_id", "other_version_id", b"other_version_id", "version_id", b"version_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_other_version_id", b"_other_version_id", "_version_id", b"_version_id", "crosscoder", b"crosscoder", "other", b"other", "other_version_id", b"other_version_id", "version_id", b"version_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__other_version_id: _TypeAlias = _typing.Literal["other_version_id"]  # noqa: Y015
+    _WhichOneofArgType__other_version_id: _TypeAlias = _typing.Literal["_other_version_id", b"_other_version_id"]  # noqa: Y015
+    _WhichOneofReturnType__version_id: _TypeAlias = _typing.Literal["version_id"]  # noqa: Y015
+    _WhichOneofArgType__version_id: _TypeAlias = _typing.Literal["_version_id", b"_version_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__other_version_id) -> _WhichOneofReturnType__other_version_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__version_id) -> _WhichOneofReturnType__version_id | None: ...
+
+Global___MatchLatentsRequest: _TypeAlias = MatchLatentsRequest  # noqa: Y015
+
+@_typing.final
+class MatchCount(_message.Message):
+    """Latents of one kind, and how many of them the other crosscoder has too."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLUMN_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    NUM_FIELD_NUMBER: _builtins.int
+    NUM_MATCHED_FIELD_NUMBER: _builtins.int
+    NUM_ALONE_FIELD_NUMBER: _builtins.int
+    MEAN_COSINE_FIELD_NUMBER: _builtins.int
+    column: _builtins.str
+    """The column by which they are of one kind: "latent_class", "verdict" or "specific_to"; empty: all living latents."""
+    value: _builtins.str
+    """Its value; empty where it is undefined."""
+    num: _builtins.int
+    """Number of living latents of this kind."""
+    num_matched: _builtins.int
+    """Of these, the ones that are matched: mutually nearest, with a cosine of at least min_cosine."""
+    num_alone: _builtins.int
+    """The ones whose nearest latent has a smaller cosine: the other crosscoder has nothing like them."""
+    mean_cosine: _builtins.float
+    """Mean cosine to the nearest latent; NaN where there is none."""
+    def __init__(
+        self,
+        *,
+        column: _builtins.str = ...,
+        value: _builtins.str = ...,
+        num: _builtins.int = ...,
+        num_matched: _builtins.int = ...,
+        num_alone: _builtins.int = ...,
+        mean_cosine: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["column", b"column", "mean_cosine", b"mean_cosine", "num", b"num", "num_alone", b"num_alone", "num_matched", b"num_matched", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MatchCount: _TypeAlias = MatchCount  # noqa: Y015
+
+@_typing.final
+class MatchedSide(_message.Message):
+    """The nearest latents of the other crosscoder, for the living latents of one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CROSSCODER_FIELD_NUMBER: _builtins.int
+    VERSION_ID_FIELD_NUMBER: _builtins.int
+    LATENTS_FIELD_NUMBER: _builtins.int
+    NEAREST_FIELD_NUMBER: _builtins.int
+    COSINES_FIELD_NUMBER: _builtins.int
+    IS_MUTUAL_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    NUM_DEAD_FIELD_NUMBER: _builtins.int
+    crosscoder: _builtins.str
+    """Name of the crosscoder."""
+    version_id: _builtins.str
+    """The version that answered."""
+    num_dead: _builtins.int
+    """Latents that never fired in the analysis; they are not compared."""
+    @_builtins.property
+    def latents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Ids of its living latents, ascending; the next three have an entry for each."""
+
+    @_builtins.property
+    def nearest(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Ids of the nearest latents of the other crosscoder."""
+
+    @_builtins.property
+    def cosines(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Their cosines."""
+
+    @_builtins.property
+    def is_mutual(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]:
+        """Whether the latent is also the nearest of its nearest."""
+
+    @_builtins.property
+    def counts(self) -> _containers.RepeatedCompositeFieldContainer[Global___MatchCount]:
+        """All living latents, then those of each class, verdict and model that they are specific to."""
+
+    def __init__(
+        self,
+        *,
+        crosscoder: _builtins.str = ...,
+        version_id: _builtins.str = ...,
+        latents: _abc.Iterable[_builtins.int] | None = ...,
+        nearest: _abc.Iterable[_builtins.int] | None = ...,
+        cosines: _abc.Iterable[_builtins.float] | None = ...,
+        is_mutual: _abc.Iterable[_builtins.bool] | None = ...,
+        counts: _abc.Iterable[Global___MatchCount] | None = ...,
+        num_dead: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cosines", b"cosines", "counts", b"counts", "crosscoder", b"crosscoder", "is_mutual", b"is_mutual", "latents", b"latents", "nearest", b"nearest", "num_dead", b"num_dead", "version_id", b"version_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MatchedSide: _TypeAlias = MatchedSide  # noqa: Y015
+
+@_typing.final
+class MatchLatentsResponse(_message.Message):
+    """How the latents of two crosscoders correspond."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_FIELD_NUMBER: _builtins.int
+    SECOND_FIELD_NUMBER: _builtins.int
+    MIN_COSINE_FIELD_NUMBER: _builtins.int
+    min_cosine: _builtins.float
+    """The least cosine of a match."""
+    @_builtins.property
+    def first(self) -> Global___MatchedSide:
+        """For the latents of the first crosscoder."""
+
+    @_builtins.property
+    def second(self) -> Global___MatchedSide:
+        """For those of the second."""
+
+    def __init__(
+        self,
+        *,
+        first: Global___MatchedSide | None = ...,
+        second: Global___MatchedSide | None = ...,
+        min_cosine: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "second", b"second"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "min_cosine", b"min_cosine", "second", b"second"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MatchLatentsResponse: _TypeAlias = MatchLatentsResponse  # noqa: Y015

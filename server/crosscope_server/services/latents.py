@@ -20,6 +20,8 @@ from crosscope_server.catalogue import Broken, Card, Catalogue, Version
 from crosscope_server.errors import InvalidRequest, Violation
 from crosscope_server.examples import Example, Key
 from crosscope_server.latents import Filter
+from crosscope_server.matches import Matches, counts
+from crosscope_server.matching import MIN_COSINE, Side
 from crosscope_server.pages import PageToken, decode_token, encode_token
 from crosscope_server.services import decode, said
 from crosscope_server.services.latent_rows import latent_messages
@@ -60,6 +62,7 @@ class LatentsService(latents_pb2_grpc.LatentsServicer):
     def __init__(self, catalogue: Catalogue, annotations: Annotations) -> None:
         self._catalogue = catalogue
         self._annotations = annotations
+        self._matches = Matches(catalogue)
 
     async def ListCrosscoders(
         self, request: latents_pb2.ListCrosscodersRequest, context: Context
@@ -175,6 +178,17 @@ class LatentsService(latents_pb2_grpc.LatentsServicer):
                 categories=version.table.categories(column),
             )
 
+    async def MatchLatents(
+        self, request: latents_pb2.MatchLatentsRequest, context: Context
+    ) -> latents_pb2.MatchLatentsResponse:
+        """The nearest latents of two crosscoders."""
+        one = await self._version(request)
+        other = await self._catalogue.open(request.other, request.other_version_id or None)
+        first, second = await self._matches.match(one, other)
+        return latents_pb2.MatchLatentsResponse(
+            first=_side_message(one, first), second=_side_message(other, second), min_cosine=MIN_COSINE
+        )
+
     async def _version(self, request: _OfVersion, token: PageToken | None = None) -> Version:
         """The version that a request or its page token names, else the current one."""
         wanted = request.version_id or None
@@ -233,6 +247,19 @@ def _example_message(example: Example) -> latents_pb2.Example:
         max=example.max,
         peak=example.peak,
         repeats=example.repeats,
+    )
+
+
+def _side_message(version: Version, side: Side) -> latents_pb2.MatchedSide:
+    return latents_pb2.MatchedSide(
+        crosscoder=version.card.manifest.name,
+        version_id=version.version_id,
+        latents=side.latents,
+        nearest=side.nearest,
+        cosines=side.cosines,
+        is_mutual=side.mutual,
+        counts=[latents_pb2.MatchCount(**dataclasses.asdict(count)) for count in counts(version, side)],
+        num_dead=version.table.num_latents - len(side.latents),
     )
 
 

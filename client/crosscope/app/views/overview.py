@@ -6,7 +6,7 @@ import numpy as np
 import streamlit as st
 
 from crosscope import CrosscoderInfo
-from crosscope.app import address, charts, panels, session, tables, text, words
+from crosscope.app import address, cards, charts, panels, session, tables, text, words
 from crosscope.app.columns import (
     AXES,
     CLASS_OF_NUMBER,
@@ -26,9 +26,30 @@ NUM_TELLING = 12
 """Tokens that a row of the most telling latents shows."""
 TELLING = Selection(specific=("chat",), order=VERDICT)
 """The most telling latents: what base lacks, in whichever class."""
+WHAT = "What did tuning add?"
 OPENS = "A row opens its latent."
 REPEATS = "of tokens repeat an earlier text"
 NUM_JOBS = 4
+HELP: Mapping[str, str] = {
+    "FVE": "Fraction of the variance of a model's activations that the dictionary explains on held-out tokens; inliers "
+    "leave out tokens of an outlying norm (math §7).",
+    "KL recovered": "How much of a model's predictions survives when its activations are replaced by their "
+    "reconstruction: 1 is all, 0 no better than zeros (math §7).",
+    "L0": "Mean number of latents that fire on a token.",
+    "threshold": "Scaled activations above it stay at inference.",
+    "dead": "Share of the latents that never fired in the analysis.",
+    "outliers": "Share of the held-out tokens whose norm is more than ten times the median, attention sinks for "
+    "instance (math §7).",
+    "repeats": "Share of the held-out tokens that stand in a text as in an earlier one; they count once in standard "
+    "errors (math §4).",
+    "latents": "Size of the dictionary.",
+    "pair": "The two models, and the layer whose output is read.",
+    "variant": "How the dictionary is kept sparse (math §2), and the widths of both models.",
+    "tokens": "Tokens that it was trained on, and held-out tokens that the figures rest on.",
+    "relative norm": "Of a latent's two decoder rows: 0 base only, ½ shared, 1 chat only (math §6).",
+    "verdict": "What the measurements say of a class, which is by norms alone (math §6).",
+}
+"""What the figures of the page mean, in Markdown."""
 CLAIMING = ("chat_only", "base_only", "shared")
 """Classes that claim something of both models."""
 NORMS = "norms"
@@ -43,9 +64,12 @@ def page() -> None:
         nothing_yet()
         return
     st.title(chosen.name)
+    broken()
+    st.header(WHAT)
+    cards.story_of(chosen)
+    st.header("The figures")
     card(chosen)
     remarks(chosen)
-    broken()
     with st.container(key="wrap-norms"):
         left, right = st.columns([3, 2], gap="large")
     with left:
@@ -108,6 +132,8 @@ def card(info: CrosscoderInfo) -> None:
             ("tokens", trained_on, f"{text.count(info.analysis_tokens)} analysed of {data}"),
         ]
     )
+    with st.expander("What these figures mean"):
+        st.markdown("\n".join(f"- **{name}**: {said}" for name, said in HELP.items()))
     with st.expander("Models, version and manifest"):
         st.table({"base": info.base_model, "chat": info.chat_model, "version": info.version_id})
         st.json(session.manifest(info), expanded=1)
