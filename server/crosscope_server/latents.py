@@ -140,9 +140,7 @@ class LatentTable:
         descending = order_by.startswith("-")
         column = order_by.removeprefix("-") or "id"
         self._check_column("order_by", column)
-        keep = np.ones(self.num_latents, bool)
-        for i, condition in enumerate(filters):
-            keep &= self._meets(i, condition)
+        keep = self.matching(filters)
         num_matching = int(np.count_nonzero(keep))
         num_undefined = int(np.count_nonzero(keep & self._is_undefined(column)))
         if num_matching and num_undefined == num_matching:
@@ -151,7 +149,14 @@ class LatentTable:
         start = 0 if after is None else int(np.flatnonzero(order == after)[0]) + 1
         rest = order[start:]
         found = rest[keep[rest]]
-        return Page(found[:size].tolist(), num_matching, len(found) <= size, num_undefined, self._notes(filters))
+        return Page(found[:size].tolist(), num_matching, len(found) <= size, num_undefined, self.notes(filters))
+
+    def matching(self, filters: Sequence[Filter]) -> NDArray[np.bool_]:
+        """[latent]: whether each latent meets all filters. Raises InvalidRequest."""
+        keep = np.ones(self.num_latents, bool)
+        for i, condition in enumerate(filters):
+            keep &= self._meets(i, condition)
+        return keep
 
     def rows(self, ids: Sequence[int]) -> dict[str, list[Any]]:
         """Every column of some latents, as lists of plain values in the order of ids; a category as its number."""
@@ -206,7 +211,8 @@ class LatentTable:
         more = ", …" if len(defined) > _NAMED_COLUMNS else ""
         return f"{column} is undefined for {which}; defined are {', '.join(defined[:_NAMED_COLUMNS])}{more}"
 
-    def _notes(self, filters: Sequence[Filter]) -> tuple[str, ...]:
+    def notes(self, filters: Sequence[Filter]) -> tuple[str, ...]:
+        """Sentences about filters whose column is undefined for every latent."""
         columns = dict.fromkeys(each.column for each in filters if each.column not in TOKEN_COLUMNS)
         return tuple(
             f"{column} is undefined for every latent of {self._name}, so none meets a condition on it"

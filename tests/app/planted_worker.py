@@ -28,7 +28,7 @@ class PlantedWorker(inference_pb2_grpc.InferenceServicer):
     """
 
     def Tokenize(self, request: inference_pb2.TokenizeRequest, context: Any) -> inference_pb2.TokenizeResponse:
-        return inference_pb2.TokenizeResponse(tokens=_tokens(_fired(request.prompt)))
+        return inference_pb2.TokenizeResponse(tokens=_tokens(_fired(request.prompt)), max_prompt_tokens=4096)
 
     def Encode(self, request: inference_pb2.EncodeRequest, context: Any) -> inference_pb2.EncodeResponse:
         self._refuse(request.prompt, context)
