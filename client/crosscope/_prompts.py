@@ -114,6 +114,12 @@ def build_prompt(
     return prompt
 
 
+def has_prefix(messages: object) -> bool:
+    """Whether the last of some messages is only begun."""
+    last = messages[-1] if isinstance(messages, Sequence) and messages else None
+    return isinstance(last, Mapping) and last.get("prefix") is True
+
+
 def build_any(
     prompt: object,
     *,

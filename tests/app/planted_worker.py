@@ -213,6 +213,8 @@ def _tokens(fired: Fired) -> types_pb2.Tokens:
 
 
 def _parts(prompt: types_pb2.Prompt) -> list[tuple[TokenRole, str]]:
+    if prompt.WhichOneof("content") == "token_ids":
+        return [(TokenRole.TEXT, " ".join(map(str, prompt.token_ids.ids[1:])))]
     if prompt.WhichOneof("content") == "text":
         return [(TokenRole.TEXT, prompt.text)]
     return [(TokenRole[turn.role.upper()], turn.content) for turn in prompt.conversation.turns]

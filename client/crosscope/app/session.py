@@ -233,9 +233,9 @@ COMPARED = json.dumps({"top_n": NEXT_TOKENS})
 """Further arguments of `Crosscoder.compare`."""
 
 
-def compare(name: str, version_id: str, prompt_json: str) -> Comparison:
-    """Both models' predictions on a prompt; `prompt_json` as in `encode`."""
-    return _answer("compare", name, version_id, prompt_json, COMPARED, "Running both models whole …")
+def compare(name: str, version_id: str, prompt_json: str, more_json: str = COMPARED) -> Comparison:
+    """Both models' predictions on a prompt; `prompt_json` as in `encode`, `more_json` as in COMPARED."""
+    return _answer("compare", name, version_id, prompt_json, more_json, "Running both models whole …")
 
 
 @st.cache_resource(max_entries=32, show_spinner="Changing latents in both models, one by one …")
