@@ -187,7 +187,9 @@ def _message(message: object, field: str) -> pb.Turn:
         raise InvalidInput.of(field, f"needs the keys role and content, and may have {more}, but is {message!r:.80}")
     said = {key: check_text(message[key], f"{field}.{key}") for key in message if key not in ("tool_calls", "prefix")}
     reasoning = said.pop("reasoning_content", "")
-    built = pb.Turn(**{"reasoning": reasoning, **said})
+    built = pb.Turn(reasoning=reasoning)
+    for key, text in said.items():
+        setattr(built, key, text)
     built.prefix = check_flag(message.get("prefix", False), f"{field}.prefix")
     if calls := message.get("tool_calls"):
         built.tool_calls_json = _json(calls, f"{field}.tool_calls")

@@ -68,7 +68,6 @@ class Transcript:
         return " ".join([f"{turns}, written as {self.format}.", *self.dropped])
 
 
-@public
 def turns_from_text(text: str) -> Transcript:
     """The turns in a copied text.
 

@@ -10,7 +10,7 @@ import pytest
 from google.protobuf import json_format
 
 from crosscope import Encoding, InvalidInput, Steer, TokenRole, Tokens, TopLatent, TopLatents, turns_from_text
-from crosscope.app import differences, prompts, steering, two_prompts
+from crosscope.app import differences, prompts, steering, text, two_prompts
 from crosscope.app.prompts import LabPrompt, Turn
 from crosscope_proto.v1 import prompts_pb2, types_pb2
 
@@ -178,3 +178,8 @@ def test_a_change_is_edited_to_what_its_action_can_have() -> None:
     for wrong in ("", "seven", "-1"):
         with pytest.raises(InvalidInput, match="no list of latents"):
             steering.latents_of(wrong)
+
+
+def test_letters_that_run_to_the_left_do_not_turn_the_line_around() -> None:
+    assert text.isolated("\u0633\u0644") == "\u2068\u0633\u0644\u2069"
+    assert text.isolated("naïve") == "naïve"

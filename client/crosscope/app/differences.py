@@ -214,7 +214,7 @@ def explanation(prompt: LabPrompt, found: BothAttributions, info: CrosscoderInfo
 def acts_at(found: BothAttributions, entry: LatentInBoth) -> str:
     """The token at which a latent acts most."""
     token = entry.strongest.peak_token
-    return f"{token} {text.visible(found.ablation.tokens.pieces[token])}"
+    return f"{token} {text.isolated(text.visible(found.ablation.tokens.pieces[token]))}"
 
 
 def totals(found: BothAttributions) -> list[tuple[str, str, str]]:

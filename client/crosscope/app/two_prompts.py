@@ -64,7 +64,7 @@ def compared(
     strips = [strip(each, f"{name}: {len(each)} tokens") for name, each in (("first", encoding), ("second", second))]
     token_view(strips, key="lab-two", colour_by=by if by >= 0 else None, line_breaks=True, columns=2)
     figure = "sum" if ranking["rank"] == "sum" else "max"
-    found = difference(*tops, figure)
+    found = difference(tops[0], tops[1], figure)
     shown = slice(ranking["limit"])
     ids, first, last = found.ids[shown], found.first[shown], found.second[shown]
     more = [

@@ -276,7 +276,10 @@ def ranked(top: TopLatents, info: CrosscoderInfo) -> None:
     largest = np.array([entry.max for entry in top.entries])
     own = session.atlas(info.name, info.version_id)["max"][ids]
     share = 100 * largest / np.where(own > 0, own, np.nan)
-    at = [f"{entry.peak_token} {text.visible(top.tokens.pieces[entry.peak_token])}" for entry in top.entries]
+    at = [
+        f"{entry.peak_token} {text.isolated(text.visible(top.tokens.pieces[entry.peak_token]))}"
+        for entry in top.entries
+    ]
     useless = session.atlas(info.name, info.version_id)["base_uselessness_single"][ids] * largest
     weighed = tables.figures(useless, "%.2f")
     rows = [
