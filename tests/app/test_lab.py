@@ -86,6 +86,7 @@ def test_two_prompts_and_the_copied_script(stack: Stack, open_page: OpenPage) ->
     expect(rows).to_have_count(3)
     cells = rows.first.inner_text().split("\t")
     assert [cells[0], *cells[2:5]] == ["3", "0.00", "4.50", "-4.50"]
+    expect(page.locator(".scale").first).to_contain_text("activation of latents specific to chat: 0")  # the default
     page.get_by_text("Copy as Python, grpcurl or JSON").click()
     script = page.locator("code.language-python").inner_text()
     printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
