@@ -47,7 +47,7 @@ class CountingWorker(inference_pb2_grpc.InferenceServicer):
         """Set once a caller has left a stream."""
 
     async def Tokenize(self, request: Any, context: Any) -> inference_pb2.TokenizeResponse:
-        return inference_pb2.TokenizeResponse(tokens=tokens_of(text_of(request.prompt)))
+        return inference_pb2.TokenizeResponse(tokens=tokens_of(text_of(request.prompt)), max_prompt_tokens=9)
 
     async def Encode(self, request: Any, context: Any) -> inference_pb2.EncodeResponse:
         text = text_of(request.prompt)

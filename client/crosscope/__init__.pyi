@@ -166,6 +166,8 @@ from ._tagged import (
 from ._tagged import (
     tagged_sets as tagged_sets,
 )
+from ._transcripts import Transcript as Transcript
+from ._transcripts import turns_from_text as turns_from_text
 from ._types import (
     CoActive as CoActive,
 )
@@ -204,6 +206,9 @@ from ._types import (
 )
 from ._types import (
     PlanEntry as PlanEntry,
+)
+from ._types import (
+    TokenCount as TokenCount,
 )
 from ._types import (
     Tokens as Tokens,

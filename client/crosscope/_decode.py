@@ -225,6 +225,12 @@ def tokens(message: types_pb2.Tokens) -> types.Tokens:
     return types.Tokens(tuple(message.ids), tuple(message.pieces), roles, left_out, dropped)
 
 
+def token_count(message: prompts_pb2.TokenizeResponse) -> types.TokenCount:
+    """How many tokens a prompt has."""
+    found = tokens(message.tokens)
+    return types.TokenCount(len(found), sum(found.is_template), message.max_prompt_tokens or None)
+
+
 def example(message: latents_pb2.Example) -> Example:
     """One text on which a latent fires."""
     quantile = message.group == latents_pb2.EXAMPLE_GROUP_QUANTILE
@@ -276,6 +282,8 @@ def top_latents(message: prompts_pb2.TopLatentsResponse, crosscoder: str, rank: 
         num_latents=message.num_latents,
         cached=message.cached,
         num_left_out=message.num_left_out,
+        num_filtered=message.num_filtered,
+        notes=tuple(message.notes),
     )
 
 

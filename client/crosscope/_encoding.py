@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 from crosscope import _html, _tables
 from crosscope._public import public
-from crosscope._tables import number, visible
+from crosscope._tables import counted, number, visible
 from crosscope._types import Tokens
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-Rank = Literal["max", "sum", "count", "share_of_max"]
+Rank = Literal["max", "sum", "count", "share_of_max", "uselessness"]
 TOP_LATENT_HEADERS = ("latent", "score", "max", "sum", "count", "peak token")
 TOKEN_HEADERS = ("token", "piece", "role", "strongest latents")
 _STRONGEST = 5
@@ -163,10 +163,14 @@ class TopLatents(Sequence[TopLatent]):
     entries: tuple[TopLatent, ...]
     tokens: Tokens
     num_latents: int
-    """Latents that fired before the limit was applied."""
+    """Latents that fired and meet the conditions, before the limit was applied."""
     cached: bool
     num_left_out: int = 0
     """Tokens that were not ranked because training left them out: BOS, attention sinks."""
+    num_filtered: int = 0
+    """Latents that fired and do not meet max_frequency or the conditions."""
+    notes: tuple[str, ...] = ()
+    """Sentences about conditions on columns that are undefined for every latent."""
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -187,11 +191,15 @@ class TopLatents(Sequence[TopLatent]):
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """A sentence about tokens that were not ranked; empty if all were."""
-        if not self.num_left_out:
-            return ()
-        are = "token is" if self.num_left_out == 1 else "tokens are"
-        return (f"{self.num_left_out} {are} not ranked, as training left such tokens out (BOS, outlying norms).",)
+        """Sentences about tokens that were not ranked, which come first, and latents that the conditions left out."""
+        lines = []
+        if self.num_left_out:
+            are = "token is" if self.num_left_out == 1 else "tokens are"
+            why = "as training left such tokens out (BOS, outlying norms)"
+            lines.append(f"{self.num_left_out} {are} not ranked, {why}.")
+        if self.num_filtered:
+            lines.append(f"{counted(self.num_filtered, 'latent')} that also fired did not meet the conditions.")
+        return (*lines, *self.notes)
 
     def rows(self) -> list[tuple[str, ...]]:
         """Cells of every latent: id, score, max, sum, count, and where it peaks."""

@@ -11,8 +11,11 @@ from crosscope_proto.v1 import types_pb2 as pb
 
 Messages = Sequence[Mapping[str, Any]]
 """Messages of a conversation: {"role": "user", "content": "…"}, as chat templates read them. They may also have
-reasoning (or reasoning_content), tool_calls, name and tool_call_id."""
-_MESSAGE_KEYS = frozenset({"role", "content", "reasoning", "reasoning_content", "tool_calls", "name", "tool_call_id"})
+reasoning (or reasoning_content), tool_calls, name and tool_call_id; and the last one, the assistant's, prefix: True, so
+that a model goes on with it."""
+_MESSAGE_KEYS = frozenset(
+    {"role", "content", "reasoning", "reasoning_content", "tool_calls", "name", "tool_call_id", "prefix"}
+)
 
 AnyPrompt = str | Messages | Tokens | Mapping[str, Any]
 """One prompt of many: a text, messages, tokens, or one of them by its name: {"text": …}, {"messages": …},
@@ -111,6 +114,12 @@ def build_prompt(
     return prompt
 
 
+def has_prefix(messages: object) -> bool:
+    """Whether the last of some messages is only begun."""
+    last = messages[-1] if isinstance(messages, Sequence) and messages else None
+    return isinstance(last, Mapping) and last.get("prefix") is True
+
+
 def build_any(
     prompt: object,
     *,
@@ -176,9 +185,12 @@ def _message(message: object, field: str) -> pb.Turn:
     if not isinstance(message, Mapping) or not {"role", "content"} <= set(message) <= _MESSAGE_KEYS:
         more = ", ".join(sorted(_MESSAGE_KEYS - {"role", "content"}))
         raise InvalidInput.of(field, f"needs the keys role and content, and may have {more}, but is {message!r:.80}")
-    said = {key: check_text(message[key], f"{field}.{key}") for key in message if key != "tool_calls"}
+    said = {key: check_text(message[key], f"{field}.{key}") for key in message if key not in ("tool_calls", "prefix")}
     reasoning = said.pop("reasoning_content", "")
-    built = pb.Turn(**{"reasoning": reasoning, **said})
+    built = pb.Turn(reasoning=reasoning)
+    for key, text in said.items():
+        setattr(built, key, text)
+    built.prefix = check_flag(message.get("prefix", False), f"{field}.prefix")
     if calls := message.get("tool_calls"):
         built.tool_calls_json = _json(calls, f"{field}.tool_calls")
     return built

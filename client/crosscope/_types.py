@@ -107,6 +107,27 @@ class Tokens:
 
 @public
 @dataclass(frozen=True)
+class TokenCount:
+    """How many tokens a prompt has."""
+
+    num_tokens: int
+    num_template: int
+    """Those of them that the template adds: BOS, role headers, turn ends."""
+    limit: int | None
+    """Most tokens that the models are run on; None if the worker does not say."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether the models can be run on it, as far as is known."""
+        return self.limit is None or self.num_tokens <= self.limit
+
+    def __str__(self) -> str:
+        of = "" if self.limit is None else f" of {self.limit}"
+        return f"{self.num_tokens}{of} tokens, {self.num_template} of them the template's"
+
+
+@public
+@dataclass(frozen=True)
 class CrosscoderInfo:
     """A published crosscoder's card."""
 

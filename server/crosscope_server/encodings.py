@@ -25,6 +25,7 @@ class Turn:
     tool_calls_json: str = ""
     name: str = ""
     tool_call_id: str = ""
+    prefix: bool = False
 
 
 @dataclass(frozen=True)

@@ -161,9 +161,7 @@ class LatentTable:
         column = order_by.removeprefix("-") or "id"
         if order is None:
             self._check_column("order_by", column)
-        keep = np.ones(self.num_latents, bool)
-        for i, condition in enumerate(filters):
-            keep &= met[i] if i in met else self._meets(i, condition)
+        keep = self.matching(filters, met)
         num_matching = int(np.count_nonzero(keep))
         undefined = self._is_undefined(column) if order is None else order.undefined
         num_undefined = int(np.count_nonzero(keep & undefined))
@@ -173,8 +171,18 @@ class LatentTable:
         start = 0 if after is None else int(np.flatnonzero(ids == after)[0]) + 1
         rest = ids[start:]
         found = rest[keep[rest]]
-        notes = self._notes([each for i, each in enumerate(filters) if i not in met])
+        notes = self.notes([each for i, each in enumerate(filters) if i not in met])
         return Page(found[:size].tolist(), num_matching, len(found) <= size, num_undefined, notes)
+
+    def matching(
+        self, filters: Sequence[Filter], met: Mapping[int, NDArray[np.bool_]] | None = None
+    ) -> NDArray[np.bool_]:
+        """[latent]: whether each latent meets all filters; `met` as in `page`. Raises InvalidRequest."""
+        met = met or {}
+        keep = np.ones(self.num_latents, bool)
+        for i, condition in enumerate(filters):
+            keep &= met[i] if i in met else self._meets(i, condition)
+        return keep
 
     def rows(self, ids: Sequence[int]) -> dict[str, list[Any]]:
         """Every column of some latents, as lists of plain values in the order of ids; a category as its number."""
@@ -241,7 +249,8 @@ class LatentTable:
         more = ", …" if len(defined) > _NAMED_COLUMNS else ""
         return f"{column} is undefined for {which}; defined are {', '.join(defined[:_NAMED_COLUMNS])}{more}"
 
-    def _notes(self, filters: Sequence[Filter]) -> tuple[str, ...]:
+    def notes(self, filters: Sequence[Filter]) -> tuple[str, ...]:
+        """Sentences about filters whose column is undefined for every latent."""
         columns = dict.fromkeys(each.column for each in filters if each.column not in TOKEN_COLUMNS)
         return tuple(
             f"{column} is undefined for every latent of {self._name}, so none meets a condition on it"

@@ -9,7 +9,6 @@ from typing import TypeVar
 
 from crosscope_proto.keys import encode_key
 from crosscope_proto.template_kwargs import parse_template_kwargs, parse_tool_calls
-from crosscope_proto.v1 import types_pb2
 from crosscope_proto.worker.v1 import inference_pb2
 from crosscope_server.catalogue import Catalogue
 from crosscope_server.encodings import ENCODINGS, Encoding, Prompt, prompt_message, read_encoding
@@ -44,8 +43,8 @@ class Prompts:
 
     async def tokenize(
         self, crosscoder: str, wanted: str | None, prompt: Prompt, timeout_s: float | None
-    ) -> tuple[types_pb2.Tokens, str]:
-        """The tokens of a prompt, and the id of the version that answered: the wanted or the current one.
+    ) -> tuple[inference_pb2.TokenizeResponse, str]:
+        """A prompt's tokens, and the id of the version that answered: the wanted or the current one.
 
         Raises CallError.
         """
@@ -56,7 +55,7 @@ class Prompts:
             crosscoder=crosscoder, version_id=version_id, prompt=prompt_message(prompt)
         )
         reply = await self._of_version(request, self._workers.tokenize(request, timeout_s))
-        return reply.tokens, version_id
+        return reply, version_id
 
     async def encode(self, crosscoder: str, wanted: str | None, prompt: Prompt, timeout_s: float | None) -> Encoded:
         """Every latent that fires on every token of a prompt, in the wanted version or the current.

@@ -18,6 +18,12 @@ class Rank(StrEnum):
     SUM = "sum"
     COUNT = "count"
     SHARE_OF_MAX = "share_of_max"
+    USELESSNESS = "uselessness"
+
+    @property
+    def column(self) -> str | None:
+        """The column of the statistics table that it reads, if any."""
+        return {Rank.SHARE_OF_MAX: "max", Rank.USELESSNESS: "base_uselessness_single"}.get(self)
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,8 @@ class Ranked:
     """Latents that were ranked, before the cut."""
     num_left_out: int
     """Tokens that were not ranked because training left them out."""
+    num_filtered: int
+    """Latents that fire there and were not allowed."""
 
 
 def rank_latents(
@@ -56,22 +64,23 @@ def rank_latents(
     limit: int,
     tokens: TokenRange,
     *,
-    frequency: NDArray[np.float32] | None = None,
-    max_frequency: float | None = None,
-    maximum: NDArray[np.float32] | None = None,
+    allowed: NDArray[np.bool_] | None = None,
+    figures: NDArray[np.float32] | None = None,
 ) -> Ranked:
     """The `limit` strongest latents of a prompt.
 
-    `frequency` and `maximum` are columns of the statistics table: [latent]. Latents above max_frequency are left out
-    before the cut to `limit`. The share of a latent that never fired in the analysis is NaN, and NaN comes last. Raises
-    InvalidRequest if the token range does not lie in the prompt.
+    `allowed: [latent]` says which latents are ranked at all; the others are left out before the cut to `limit`.
+    `figures: [latent]` is the column that the rank reads. A score of a latent whose figure is undefined is NaN, as is
+    the share of one that never fired in the analysis; NaN comes last. Raises InvalidRequest if the token range does not
+    lie in the prompt.
     """
     counted, num_left_out = _counted(encoding, tokens)
     token = np.repeat(np.arange(len(counted)), np.diff(encoding.row_starts.astype(np.int64)))
     keep = counted[token]
-    if max_frequency is not None:
-        assert frequency is not None, "max_frequency needs the frequencies"
-        keep &= frequency[encoding.latents] <= max_frequency
+    num_filtered = 0
+    if allowed is not None:
+        num_filtered = len(np.unique(encoding.latents[keep & ~allowed[encoding.latents]]))
+        keep &= allowed[encoding.latents]
     token, latent, value = token[keep], encoding.latents[keep], encoding.activations[keep]
     # By latent, its strongest token first, the earliest of equal ones.
     order = np.lexsort((token, -value, latent))
@@ -88,9 +97,10 @@ def rank_latents(
         case Rank.COUNT:
             scores = counts.astype(np.float64)
         case Rank.SHARE_OF_MAX:
-            assert maximum is not None, "shares need the maxima"
-            own = maximum[latents].astype(np.float64)
+            own = _of_latents(figures, latents)
             scores = maxima / np.where(own > 0, own, np.nan)
+        case Rank.USELESSNESS:
+            scores = maxima * _of_latents(figures, latents)
     best = np.lexsort((latents, -scores))[:limit]
     return Ranked(
         latents=latents[best],
@@ -101,7 +111,13 @@ def rank_latents(
         peaks=token[first][best].astype(np.uint32),
         num_latents=len(latents),
         num_left_out=num_left_out,
+        num_filtered=num_filtered,
     )
+
+
+def _of_latents(figures: NDArray[np.float32] | None, latents: NDArray[np.uint32]) -> NDArray[np.float64]:
+    assert figures is not None, "this rank reads a column"
+    return figures[latents].astype(np.float64)
 
 
 def _counted(encoding: Encoding, tokens: TokenRange) -> tuple[NDArray[np.bool_], int]:

@@ -28,7 +28,7 @@ class PlantedWorker(inference_pb2_grpc.InferenceServicer):
     """
 
     def Tokenize(self, request: inference_pb2.TokenizeRequest, context: Any) -> inference_pb2.TokenizeResponse:
-        return inference_pb2.TokenizeResponse(tokens=_tokens(_fired(request.prompt)))
+        return inference_pb2.TokenizeResponse(tokens=_tokens(_fired(request.prompt)), max_prompt_tokens=4096)
 
     def Encode(self, request: inference_pb2.EncodeRequest, context: Any) -> inference_pb2.EncodeResponse:
         self._refuse(request.prompt, context)
@@ -213,6 +213,8 @@ def _tokens(fired: Fired) -> types_pb2.Tokens:
 
 
 def _parts(prompt: types_pb2.Prompt) -> list[tuple[TokenRole, str]]:
+    if prompt.WhichOneof("content") == "token_ids":
+        return [(TokenRole.TEXT, " ".join(map(str, prompt.token_ids.ids[1:])))]
     if prompt.WhichOneof("content") == "text":
         return [(TokenRole.TEXT, prompt.text)]
     return [(TokenRole[turn.role.upper()], turn.content) for turn in prompt.conversation.turns]

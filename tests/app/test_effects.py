@@ -72,6 +72,18 @@ def test_steer_page_restores_its_url_and_answers_side_by_side(stack: Stack, open
     expect(page.get_by_role("table", name="Latents of the token").get_by_role("link")).to_have_text(["7", "9"])
 
 
+def test_steered_answers_are_coloured_by_what_the_plain_model_makes_of_them(stack: Stack, open_page: OpenPage) -> None:
+    page = open_page(f"{stack.url}/{steer('7 add 4', shade='against_plain')}")
+    generate(page)
+    expect(page.locator(".scale")).to_contain_text("|log p steered − plain|, nats: 0")
+    for strip, said in ((2, "4.36, log-probability -0.25, in the plain model -4.61: +4.36"), (3, "0.44, log-")):
+        first = page.locator(".strip").nth(strip).locator(".token").first
+        expect(first).to_have_attribute("aria-label", re.compile(re.escape(f"|log p steered − plain|, nats: {said}")))
+    plain = page.locator(".strip").first.locator(".token").first
+    expect(plain).to_have_attribute("aria-label", re.compile("not measured"))
+    expect(page.locator(".strip .head").nth(3)).to_contain_text("Mean log p less plain: ")
+
+
 def test_changes_are_added_edited_and_removed_in_the_url(stack: Stack, open_page: OpenPage) -> None:
     page = open_page(f"{stack.url}/latent?crosscoder=demo&latent=7")
     page.get_by_role("link", name="Steer with this latent").click()
@@ -137,7 +149,7 @@ def test_lab_colours_tokens_by_kl_and_shows_both_models_next_tokens(stack: Stack
     assert page.evaluate("window.hacked") is None
     settle(page)
     page.get_by_role("button", name="strongest").click()
-    expect(page).not_to_have_url(re.compile("shade="))
+    expect(page).to_have_url(re.compile("shade=latents"))
     page = open_page(f"{stack.url}/{lab(shade='difference')}")
     expect(page.locator(".scale")).to_contain_text("21.0")
     page = open_page(f"{stack.url}/lab?crosscoder=demo&shade=kl&text={LOST}")

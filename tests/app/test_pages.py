@@ -245,7 +245,7 @@ def test_latent_shows_class_evidence_and_examples_of_the_server(stack: Stack, op
 
 
 def test_token_view_works_by_keyboard_and_keeps_the_lock_in_the_url(stack: Stack, open_page: OpenPage) -> None:
-    page = open_page(f"{stack.url}/{LAB}")
+    page = open_page(f"{stack.url}/{LAB}&shade=latents")
     tokens = page.locator(".strip .token")
     tokens.first.focus()
     page.keyboard.press("ArrowRight")
@@ -266,7 +266,7 @@ def test_token_view_works_by_keyboard_and_keeps_the_lock_in_the_url(stack: Stack
 
 
 def test_lab_shows_text_as_text_and_leaves_tokens_out_unless_asked(stack: Stack, open_page: OpenPage) -> None:
-    page = open_page(f"{stack.url}/{LAB}")
+    page = open_page(f"{stack.url}/{LAB}&shade=latents")
     expect(page.get_by_text("7 of 7 latents that fire")).to_be_visible()
     expect(page.locator(".strip .token", has_text="<img")).to_have_count(1)
     assert page.evaluate("window.hacked") is None

@@ -1,13 +1,18 @@
 """The prompt lab's prompt, on its way into URLs, calls and scripts."""
 
 import ast
+import json
+import shlex
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from google.protobuf import json_format
 
-from crosscope import InvalidInput, Steer, TokenRole, Tokens
-from crosscope.app import prompts, steering
+from crosscope import Encoding, InvalidInput, Steer, TokenRole, Tokens, TopLatent, TopLatents, turns_from_text
+from crosscope.app import differences, prompts, steering, text, two_prompts
 from crosscope.app.prompts import LabPrompt, Turn
+from crosscope_proto.v1 import prompts_pb2, types_pb2
 
 HOSTILE = 'a "quote", \\ backslash,\n<script>, \u00e9 and {brace}'
 
@@ -69,6 +74,67 @@ def test_script_is_python_and_says_the_same() -> None:
     assert given == {**prompt.arguments(), "rank": "max", "limit": 5}
 
 
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        LabPrompt(text=HOSTILE),
+        LabPrompt(turns=(Turn("user", HOSTILE), Turn("assistant", "It's")), is_begun=True, template_options='{"a": 1}'),
+    ],
+)
+def test_the_copied_command_sends_what_the_page_asks(prompt: LabPrompt) -> None:
+    where = ["latent_class = chat_only", "verdict = supported"]
+    ranking = {"rank": "share_of_max", "limit": 5, "skip_template_tokens": True, "max_frequency": 0.1, "where": where}
+    command = shlex.split(prompts.grpcurl(prompts.request_json(prompt, "demo", {**ranking, "tokens": [1, 3]}), "h:1"))
+    assert command[:3] == ["grpcurl", "-plaintext", "-d"]
+    assert command[4:] == ["h:1", "crosscope.v1.Prompts/TopLatents"]
+    request = json_format.Parse(command[3], prompts_pb2.TopLatentsRequest())
+    given = prompt.arguments()
+    turns = [{"role": t.role, "content": t.content} | ({"prefix": True} if t.prefix else {}) for t in _turns(request)]
+    assert request.prompt.text == given.get("text", "")
+    assert turns == given.get("messages", [])
+    kwargs = request.prompt.conversation.chat_template_kwargs_json
+    assert json.loads(kwargs or "{}") == given.get("chat_template_kwargs", {})
+    assert (request.rank, request.limit, request.skip_template_tokens) == (prompts_pb2.RANK_SHARE_OF_MAX, 5, True)
+    assert (request.max_frequency, request.token_start, request.token_end) == (0.1, 1, 3)
+    assert [f"{each.column} = {each.text}" for each in request.filters] == where
+
+
+def _turns(request: prompts_pb2.TopLatentsRequest) -> list[types_pb2.Turn]:
+    return list(request.prompt.conversation.turns)
+
+
+def test_a_begun_turn_is_gone_on_with() -> None:
+    begun = LabPrompt(turns=(Turn("user", "hi"), Turn("assistant", "I am ")), is_begun=True)
+    assert begun.arguments()["messages"][-1] == {"role": "assistant", "content": "I am ", "prefix": True}
+    assert begun.to_answer() == begun
+    assert begun.answered("here") == LabPrompt(turns=(Turn("user", "hi"), Turn("assistant", "I am here")))
+    assert prompts.of_params({name: value for name, value in begun.params().items() if value}) == begun
+    assert prompts.of_transcript(turns_from_text("<|im_start|>user\nhi<|im_end|><|im_start|>assistant\nI am ")) == begun
+    assert prompts.second("User: a\nAssistant: b", begun).turns == (Turn("user", "a"), Turn("assistant", "b"))
+    assert prompts.second("a", begun) == LabPrompt(turns=(Turn("user", "a"),))
+    assert prompts.second("a", LabPrompt(text="x")) == LabPrompt(text="a")
+
+
+def test_what_tells_two_prompts_apart_comes_by_the_size_of_the_difference() -> None:
+    def top(*entries: tuple[int, float, float]) -> TopLatents:
+        found = tuple(TopLatent(latent, most, most, total, 1, 0) for latent, most, total in entries)
+        return TopLatents("demo", "v", "max", found, Tokens((), (), ()), len(found), False)
+
+    first, second = top((3, 4.0, 5.0), (5, 1.0, 9.0)), top((5, 2.0, 2.0), (9, 3.5, 3.5))
+    found = two_prompts.difference(first, second, "max")
+    assert (found.ids.tolist(), (found.first - found.second).tolist()) == ([3, 9, 5], [4.0, -3.5, -1.0])
+    assert two_prompts.difference(first, second, "sum").ids.tolist() == [5, 3, 9]
+
+
+def test_tokens_are_coloured_by_the_latents_that_are_specific_to_chat() -> None:
+    tokens = Tokens((1, 2, 3), ("a", "b", "c"), (TokenRole.TEXT,) * 3)
+    rows, latents, values = np.array([0, 2, 2, 3]), np.array([0, 2, 1]), np.array([1.5, 2.0, 4.0], np.float32)
+    code = Encoding("demo", "v", tokens, rows, latents, values, False, 1.0)
+    chat, base, neither = 1.0, 2.0, 0.0  # numbers of the column specific_to
+    assert differences.specificity(code, np.array([chat, base, neither])).tolist() == [1.5, 0.0, 0.0]
+    assert differences.specificity(code, np.array([chat, chat, chat])).tolist() == [3.5, 0.0, 4.0]
+
+
 def test_turns_are_replaced_appended_and_removed() -> None:
     one, two = Turn("user", "1"), Turn("assistant", "2")
     prompt = LabPrompt(turns=(one,)).with_turn(1, two)
@@ -112,3 +178,8 @@ def test_a_change_is_edited_to_what_its_action_can_have() -> None:
     for wrong in ("", "seven", "-1"):
         with pytest.raises(InvalidInput, match="no list of latents"):
             steering.latents_of(wrong)
+
+
+def test_letters_that_run_to_the_left_do_not_turn_the_line_around() -> None:
+    assert text.isolated("\u0633\u0644") == "\u2068\u0633\u0644\u2069"
+    assert text.isolated("naïve") == "naïve"

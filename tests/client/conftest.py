@@ -64,7 +64,7 @@ class ScriptedPrompts(prompts_pb2_grpc.PromptsServicer):
 
     def Tokenize(self, request, context):
         self.last = request
-        return prompts_pb2.TokenizeResponse(tokens=self.tokens(request.prompt))
+        return prompts_pb2.TokenizeResponse(tokens=self.tokens(request.prompt), max_prompt_tokens=4)
 
     def Encode(self, request, context):
         self.last = request

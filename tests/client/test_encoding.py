@@ -44,14 +44,31 @@ def test_messages(scripted: Client, prompts) -> None:
     tokens = scripted.crosscoder("demo").tokenize(messages=messages, add_generation_prompt=True)
     assert tokens.text == "<bos>hiyo"
     assert prompts.last.prompt.conversation.add_generation_prompt
+    begun = [messages[0], {**messages[1], "prefix": True}]
+    count = scripted.crosscoder("demo").count_tokens(begun)
+    assert [turn.prefix for turn in prompts.last.prompt.conversation.turns] == [False, True]
+    assert (count.num_tokens, count.num_template, count.limit, count.fits) == (5, 1, 4, False)
+    assert str(count) == "5 of 4 tokens, 1 of them the template's"
+    with pytest.raises(InvalidInput, match="prefix"):
+        scripted.crosscoder("demo").count_tokens([{**messages[0], "prefix": 1}])
 
 
 def test_top_latents(scripted: Client, prompts) -> None:
     demo = scripted.crosscoder("demo")
     found = demo.top_latents(
-        "abc", rank="share_of_max", limit=5, max_frequency=0.25, skip_template_tokens=True, tokens=slice(1, 3)
+        "abc",
+        rank="share_of_max",
+        limit=5,
+        max_frequency=0.25,
+        where=["verdict = supported", "nu_err < 0.2"],
+        skip_template_tokens=True,
+        tokens=slice(1, 3),
     )
     request = prompts.last
+    assert [(each.column, each.text, each.number) for each in request.filters] == [
+        ("verdict", "supported", 0),
+        ("nu_err", "", 0.2),
+    ]
     assert (request.rank, request.limit, request.max_frequency) == (4, 5, 0.25)
     assert (request.token_start, request.token_end, request.skip_template_tokens) == (1, 3, True)
     assert found.num_latents == 9
@@ -72,6 +89,7 @@ def test_top_latents(scripted: Client, prompts) -> None:
         ({"include_left_out": 1}, "include_left_out"),
         ({"tokens": slice(0, 4, 2)}, "tokens"),
         ({"max_frequency": "often"}, "max_frequency"),
+        ({"where": "rare"}, "where"),
     ],
 )
 def test_top_latents_refuses(scripted: Client, options, field: str) -> None:

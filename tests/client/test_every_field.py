@@ -27,7 +27,11 @@ ELSEWHERE = {
 }
 """Fields that an attribute shows in another form."""
 REPLIES: dict[type[Message], Callable[[Any], Any]] = {
-    prompts_pb2.TokenizeResponse: lambda reply: (decode.tokens(reply.tokens), reply.version_id),
+    prompts_pb2.TokenizeResponse: lambda reply: (
+        decode.tokens(reply.tokens),
+        decode.token_count(reply),
+        reply.version_id,
+    ),
     prompts_pb2.EncodeResponse: lambda reply: decode.encoding(reply, "demo"),
     prompts_pb2.TopLatentsResponse: lambda reply: decode.top_latents(reply, "demo", "max"),
     prompts_pb2.ContrastResponse: lambda reply: effects.contrast(reply, "demo"),

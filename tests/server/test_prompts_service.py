@@ -70,6 +70,7 @@ async def test_top_k_cuts_each_token(online):
 async def test_tokenize_answers_with_tokens(online):
     reply = await online.prompts.Tokenize(prompts_pb2.TokenizeRequest(crosscoder="demo", prompt=text("a b")))
     assert list(reply.tokens.pieces) == ["<bos>", "a", "b"]
+    assert reply.max_prompt_tokens == 9
 
 
 async def test_top_latents(online, planted_home):
@@ -91,6 +92,23 @@ async def test_top_latents(online, planted_home):
     request.max_frequency = sorted(measured[latent].frequency.value for latent in (1, 2, 3))[1]
     rare = {latent for latent in (1, 2, 3) if measured[latent].frequency.value <= request.max_frequency}
     assert {e.latent for e in (await online.prompts.TopLatents(request)).entries} == rare < {1, 2, 3}
+    request.ClearField("max_frequency")
+    request.rank, classes = prompts_pb2.RANK_USELESSNESS, {measured[latent].latent_class for latent in (1, 2, 3)}
+    reply = await online.prompts.TopLatents(request)
+    weighed = {latent: fired * measured[latent].base_uselessness_single for latent, fired in ((1, 4), (2, 6), (3, 3))}
+    assert {e.latent: e.score for e in reply.entries} == pytest.approx(weighed, nan_ok=True, rel=1e-5)
+    for number in classes:
+        name = latents_pb2.LatentClass.Name(number).removeprefix("LATENT_CLASS_").lower()
+        condition = latents_pb2.LatentFilter(column="latent_class", op=latents_pb2.LatentFilter.OP_EQ, text=name)
+        del request.filters[:]
+        request.filters.append(condition)
+        reply = await online.prompts.TopLatents(request)
+        among = {latent for latent in (1, 2, 3) if measured[latent].latent_class == number}
+        assert {e.latent for e in reply.entries} == among
+        assert (reply.num_latents, reply.num_filtered) == (len(among), 3 - len(among))
+    request.filters[0].text = "wizard"
+    with pytest.raises(grpc.aio.AioRpcError, match="no latent_class 'wizard'"):
+        await online.prompts.TopLatents(request)
 
 
 async def test_what_training_left_out_is_marked_and_not_ranked(online):

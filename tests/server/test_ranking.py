@@ -37,7 +37,7 @@ def test_ranks_by_hand():
     assert ranked(Rank.SUM) == [(7, 9.0), (5, 7.0), (3, 5.0), (2, 0.5)]
     assert ranked(Rank.COUNT) == [(5, 3.0), (3, 2.0), (2, 1.0), (7, 1.0)]
     maximum = np.array([0, 0, 0.5, 8, 0, 5, 0, 90], np.float32)
-    shares = ranked(Rank.SHARE_OF_MAX, maximum=maximum)
+    shares = ranked(Rank.SHARE_OF_MAX, figures=maximum)
     assert shares == [(2, 1.0), (5, pytest.approx(0.8)), (3, 0.5), (7, pytest.approx(0.1))]
 
 
@@ -55,17 +55,26 @@ def test_the_first_of_equal_peaks_counts():
 
 def test_a_latent_that_never_fired_in_the_analysis_has_no_share_and_comes_last():
     maximum = np.array([0, 0, 1, 8, 0, 5, 0, 0], np.float32)
-    shares = ranked(Rank.SHARE_OF_MAX, maximum=maximum)
+    shares = ranked(Rank.SHARE_OF_MAX, figures=maximum)
     assert [latent for latent, _ in shares] == [5, 2, 3, 7]
     assert np.isnan(shares[-1][1])
 
 
-def test_frequent_latents_go_before_the_cut():
-    frequency = np.zeros(8, np.float32)
-    frequency[[7, 3]] = 0.2, 0.1
-    assert ranked(Rank.MAX, limit=2, frequency=frequency, max_frequency=0.15) == [(3, 4.0), (5, 4.0)]
-    kept = rank_latents(encoding(), Rank.MAX, 1, TokenRange(), frequency=frequency, max_frequency=0.05)
-    assert kept.num_latents == 2
+def test_uselessness_weighs_the_largest_activation_and_undefined_ones_come_last():
+    uselessness = np.array([0, 0, 12, 1, 0, 2, 0, np.nan], np.float32)
+    found = ranked(Rank.USELESSNESS, figures=uselessness)
+    assert found[:3] == [(5, 8.0), (2, 6.0), (3, 4.0)]  # 2 · 4, 12 · 0.5, 1 · 4
+    assert found[3][0] == 7
+    assert np.isnan(found[3][1])
+
+
+def test_latents_that_are_not_allowed_go_before_the_cut_and_are_counted():
+    allowed = np.ones(8, bool)
+    allowed[7] = False
+    assert ranked(Rank.MAX, limit=2, allowed=allowed) == [(3, 4.0), (5, 4.0)]
+    allowed[[3, 0]] = False  # 0 does not fire: nothing was left out of it
+    kept = rank_latents(encoding(), Rank.MAX, 1, TokenRange(), allowed=allowed)
+    assert (kept.num_latents, kept.num_filtered) == (2, 2)
 
 
 def test_template_tokens_and_tokens_outside_the_range_do_not_count():

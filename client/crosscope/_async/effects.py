@@ -9,7 +9,7 @@ from crosscope._async.generation import AsyncGeneration
 from crosscope._async.transport import AsyncTransport
 from crosscope._comparison import Comparison
 from crosscope._errors import InvalidInput, ServerError
-from crosscope._prompts import Messages, build_prompt, check_count, check_flag
+from crosscope._prompts import Messages, build_prompt, check_count, check_flag, has_prefix
 from crosscope._steering import ModelName, Steer
 from crosscope._types import Tokens
 from crosscope_proto.v1 import effects_pb2, types_pb2
@@ -103,11 +103,12 @@ class AsyncEffects:
         behind the first of the `stop` strings, or after `max_new_tokens`. `with_code` also gives the sparse code of the
         prompt and of every new token, the `top_k` strongest latents a token, by default all.
 
-        Messages get the header of an assistant message (`add_generation_prompt`) unless it is switched off. The result
-        has the prompt at once, and yields tokens as they come. The call ends after ten times the client's `timeout_s`:
-        ten minutes, if nothing else was said.
+        Messages get the header of an assistant message (`add_generation_prompt`) unless it is switched off or the last
+        one is a prefix. The result has the prompt at once, and yields tokens as they come. The call ends after ten
+        times the client's `timeout_s`: ten minutes, if nothing else was said.
         """
-        with_header = messages is not None if add_generation_prompt is None else add_generation_prompt
+        asks = messages is not None and not has_prefix(messages)
+        with_header = asks if add_generation_prompt is None else add_generation_prompt
         prompt = build_prompt(
             text,
             messages,

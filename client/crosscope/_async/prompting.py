@@ -1,7 +1,7 @@
 """Calls that run a prompt: its tokens, its sparse codes, its latents ranked."""
 
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Literal, overload
 
@@ -11,6 +11,7 @@ from crosscope import _aio, _decode
 from crosscope._async.handle import AsyncHandle
 from crosscope._encoding import Encoding, Rank, TopLatents
 from crosscope._errors import CrosscopeError, InvalidInput, ServerError
+from crosscope._filters import Condition, build_filters
 from crosscope._progress import open_bar
 from crosscope._prompts import (
     AnyPrompt,
@@ -23,7 +24,7 @@ from crosscope._prompts import (
     check_whole,
 )
 from crosscope._status import error_of, error_of_item
-from crosscope._types import Tokens
+from crosscope._types import TokenCount, Tokens
 from crosscope_proto.v1 import prompts_pb2, types_pb2
 
 _RANKS: dict[str, prompts_pb2.Rank.ValueType] = {
@@ -31,6 +32,7 @@ _RANKS: dict[str, prompts_pb2.Rank.ValueType] = {
     "sum": prompts_pb2.RANK_SUM,
     "count": prompts_pb2.RANK_COUNT,
     "share_of_max": prompts_pb2.RANK_SHARE_OF_MAX,
+    "uselessness": prompts_pb2.RANK_USELESSNESS,
 }
 _Request = prompts_pb2.EncodeRequest
 
@@ -61,13 +63,21 @@ class AsyncPrompting(AsyncHandle):
             token_ids=token_ids,
             stored_text=stored_text,
         )
-        return _decode.tokens(await self._tokenize(prompt))
+        return _decode.tokens((await self._tokenize(prompt)).tokens)
 
-    async def _tokenize(self, prompt: types_pb2.Prompt) -> types_pb2.Tokens:
+    async def count_tokens(self, prompt: AnyPrompt, *, add_generation_prompt: bool = False, **flags: Any) -> TokenCount:
+        """How many tokens a prompt has, and how many it may have; runs no model.
+
+        The prompt is one of those of `encode_many`, and `flags` are its other arguments about prompts.
+        """
+        reply = await self._tokenize(build_any(prompt, add_generation_prompt=add_generation_prompt, **flags))
+        return _decode.token_count(reply)
+
+    async def _tokenize(self, prompt: types_pb2.Prompt) -> prompts_pb2.TokenizeResponse:
         request = prompts_pb2.TokenizeRequest(crosscoder=self.name, version_id=self._version, prompt=prompt)
         reply = await self._transport.unary(self._prompts.Tokenize, request)
         self._checked(reply.version_id)
-        return reply.tokens
+        return reply
 
     async def encode(
         self,
@@ -230,6 +240,7 @@ class AsyncPrompting(AsyncHandle):
         rank: Rank = "max",
         limit: int = 20,
         max_frequency: float | None = None,
+        where: Condition | Iterable[Condition] = (),
         skip_template_tokens: bool = False,
         include_left_out: bool = False,
         tokens: slice | None = None,
@@ -240,13 +251,15 @@ class AsyncPrompting(AsyncHandle):
         stored_text: int | None = None,
         turns: Messages | None = None,
     ) -> TopLatents:
-        """The latents that a prompt fires, ranked by max, sum, count or share_of_max.
+        """The latents that a prompt fires, ranked by max, sum, count, share_of_max or uselessness.
 
-        The prompt is given as to `encode`. `max_frequency` leaves out latents that fire on a larger share of tokens in
-        the analysis, before the cut. `skip_template_tokens` leaves out BOS, role headers and turn ends, but not the
-        last token of an assistant's header, where the model decides. `tokens` is the range of tokens to look at, for
-        instance slice(3, 10) or slice(-1, None). Tokens that training left out (`Tokens.left_out`) are not ranked
-        unless `include_left_out`, because latents fire on them as on no others.
+        uselessness is the largest activation times `base_uselessness_single`. The prompt is given as to `encode`.
+        `max_frequency` leaves out latents that fire on a larger share of tokens in the analysis, and `where` those that
+        do not meet its conditions, which are written as for `latents`; both act before the cut. `skip_template_tokens`
+        leaves out BOS, role headers and turn ends, but not the last token of an assistant's header, where the model
+        decides. `tokens` is the range of tokens to look at, for instance slice(3, 10) or slice(-1, None). Tokens that
+        training left out (`Tokens.left_out`) are not ranked unless `include_left_out`, because latents fire on them as
+        on no others.
         """
         if rank not in _RANKS:
             raise InvalidInput.of("rank", f"{rank!r} is no ranking; use one of {', '.join(_RANKS)}")
@@ -269,6 +282,7 @@ class AsyncPrompting(AsyncHandle):
             skip_template_tokens=check_flag(skip_template_tokens, "skip_template_tokens"),
             include_left_out=check_flag(include_left_out, "include_left_out"),
         )
+        request.filters.extend(build_filters(where))
         if max_frequency is not None:
             request.max_frequency = check_number(max_frequency, "max_frequency")
         if tokens is not None:
@@ -284,7 +298,7 @@ class AsyncPrompting(AsyncHandle):
         ends = {"start": tokens.start, "stop": tokens.stop}
         given = {name: check_whole(end, f"tokens.{name}") for name, end in ends.items() if end is not None}
         if any(end < 0 for end in given.values()):
-            num_tokens = len((await self._tokenize(request.prompt)).ids)
+            num_tokens = len((await self._tokenize(request.prompt)).tokens.ids)
             given = {name: max(0, end + num_tokens) if end < 0 else end for name, end in given.items()}
         if "start" in given:
             request.token_start = check_count(given["start"], "tokens.start")

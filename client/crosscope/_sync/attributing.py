@@ -114,7 +114,7 @@ class Attributing(Prompting, Effects):
             raise InvalidInput.of("tokens", "is empty; leave it out for the token where the models differ most")
         if min(given) >= 0:
             return given
-        num_tokens = len((self._tokenize(prompt)).ids)
+        num_tokens = len((self._tokenize(prompt)).tokens.ids)
         outside = [each for each in given if not -num_tokens <= each < num_tokens]
         if outside:
             raise InvalidInput.of("tokens", f"token {outside[0]} is outside the {num_tokens} tokens of this prompt")

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import closing
 
-from crosscope import Answer, Arm, CrosscopeError, Generation, NewToken
+from crosscope import Answer, Arm, CrosscopeError, Generation, NewToken, Tokens
 
 UNSEEN_S = 90.0
 """A generation that no page has looked at for so long is cancelled: its page is closed, so its place is free."""
@@ -26,6 +26,8 @@ class Answering:
         """Why it failed, if it did."""
         self.answers: list[Answer] = []
         """The answers, once it is over; empty before, and where none could be given."""
+        self.prompt: Tokens | None = None
+        """The tokens of the prompt, once they have come."""
         self._ask, self._unseen_s = ask, unseen_s
         self._tokens: defaultdict[tuple[int, int], list[NewToken]] = defaultdict(list)
         self._is_stopped = threading.Event()
@@ -36,6 +38,7 @@ class Answering:
     def _run(self) -> None:
         try:
             with closing(self._ask()) as generation:
+                self.prompt = generation.prompt
                 for token in generation:
                     self._tokens[token.arm, token.sample].append(token)
                     if self._is_stopped.is_set() or time.monotonic() - self._seen_at > self._unseen_s:

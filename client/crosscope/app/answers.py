@@ -3,21 +3,24 @@
 While answers come, their words alone are drawn; latents follow at the end.
 """
 
+import json
 from collections.abc import Sequence
 
 import numpy as np
 import streamlit as st
 
 from crosscope import Answer, CrosscoderInfo, LeftOut, NewToken
-from crosscope.app import address, latent_list, prompts, steering, tables, text, url
+from crosscope.app import address, latent_list, prompts, session, steering, tables, text, url
 from crosscope.app.answering import Answering
 from crosscope.app.table_view import Column
 from crosscope.app.token_view import Strip, TokenEvent, token_view
 
 MOST_LATENTS = 8
 """Latents of a token that travel to the browser, beside those that are steered."""
-COLOURS = {"latents": "latents", "surprise": "surprise"}
-SURPRISE = "−log p, nats:"
+COLOURS = {"latents": "latents", "surprise": "surprise", "against_plain": "steered less plain"}
+MEASURES = {"surprise": "−log p, nats:", "against_plain": "|log p steered − plain|, nats:"}
+UNLISTED = json.dumps({"top_n": 0})
+"""Further arguments of `Crosscoder.compare`: no next tokens."""
 PLACES = tuple[int, int]
 """Index of an arm, and of a sample in it."""
 
@@ -28,6 +31,11 @@ def answers_view(answering: Answering, info: CrosscoderInfo) -> None:
     places = [(arm, sample) for sample in range(answering.num_samples) for arm in range(len(answering.arms))]
     is_over = answering.is_over
     ended = {(answering.arms.index(answer.arm), answer.sample): answer for answer in answering.answers}
+    colour = "latents"
+    if is_over:
+        named = list(COLOURS) if steered else list(COLOURS)[:2]
+        colour = url.segments(st.container(), "Colour by", named, "latents", "shade")
+    plain = against_plain(answering, places, info) if colour == "against_plain" else {}
     strips = [
         strip_of(
             answering.tokens(*place),
@@ -35,10 +43,11 @@ def answers_view(answering: Answering, info: CrosscoderInfo) -> None:
             note_of(answering, place, ended),
             steered,
             whole=is_over,
+            colour=colour,
+            plain=plain.get(place),
         )
         for place in places
     ]
-    colour = url.segments(st.container(), "Colour by", list(COLOURS), "latents", "shade") if is_over else "latents"
     by = prompts.decimal(st.query_params.get("by"), -1)
     event = token_view(
         strips,
@@ -46,7 +55,7 @@ def answers_view(answering: Answering, info: CrosscoderInfo) -> None:
         colour_by=by if by >= 0 else None,
         locked=locked(),
         legend={latent: f"latent {latent}" for latent in steered} if is_over else {},
-        measure=SURPRISE if colour == "surprise" else "",
+        measure=MEASURES.get(colour, ""),
         line_breaks=True,
         columns=2,
     )
@@ -92,8 +101,48 @@ def is_plain_of(other: Answer, answer: Answer) -> bool:
     )
 
 
-def strip_of(tokens: Sequence[NewToken], title: str, note: str, steered: Sequence[int], *, whole: bool) -> Strip:
-    """The tokens of one answer; with their latents and log-probabilities, if it is whole."""
+def against_plain(answering: Answering, places: Sequence[PLACES], info: CrosscoderInfo) -> dict[PLACES, np.ndarray]:
+    """[token] of every steered answer: the log-probability that the same model, unchanged, gives each of its tokens."""
+    if answering.prompt is None:
+        return {}
+    asked: dict[PLACES, str] = {}
+    for place in places:
+        tokens = answering.tokens(*place)
+        if answering.arms[place[0]].steer and tokens:
+            asked[place] = json.dumps({"token_ids": [*answering.prompt.ids, *(token.id for token in tokens)]})
+    for prompt in asked.values():
+        session.ask_ahead("compare", info.name, info.version_id, prompt, UNLISTED)
+    found: dict[PLACES, np.ndarray] = {}
+    with session.shown_errors(part="plain"):
+        for place, prompt in asked.items():
+            comparison = session.compare(info.name, info.version_id, prompt, UNLISTED)
+            model = comparison.base if answering.arms[place[0]].model == "base" else comparison.chat
+            found[place] = model.log_probabilities[len(answering.prompt) - 1 : -1]
+    return found
+
+
+def strip_of(
+    tokens: Sequence[NewToken],
+    title: str,
+    note: str,
+    steered: Sequence[int],
+    *,
+    whole: bool,
+    colour: str,
+    plain: np.ndarray | None,
+) -> Strip:
+    """The tokens of one answer; with their latents and log-probabilities, if it is whole.
+
+    `plain: [token]` are the log-probabilities in the unchanged model, where they are known.
+    """
+    own = np.array([token.log_probability for token in tokens])
+    shades, notes = -own, [f"log-probability {text.number(value)}" for value in own.tolist()]
+    if colour == "against_plain":
+        shades = np.full(len(tokens), np.nan) if plain is None else np.abs(own - plain)
+    if plain is not None:
+        pairs = zip(notes, plain.tolist(), (own - plain).tolist(), strict=True)
+        notes = [f"{line}, in the plain model {text.number(value)}: {less:+.2f}" for line, value, less in pairs]
+        note += f" Mean log p less plain: {np.mean(own - plain):+.2f}."
     starts, latents, values = [0], [], []
     for token in tokens if whole else ():
         kept = [
@@ -113,8 +162,8 @@ def strip_of(tokens: Sequence[NewToken], title: str, note: str, steered: Sequenc
         title=title,
         note=note,
         left_out=[token.left_out or LeftOut.KEPT for token in tokens] if whole else (),
-        shades=[-token.log_probability for token in tokens] if whole else (),
-        notes=[f"log-probability {text.number(token.log_probability)}" for token in tokens] if whole else (),
+        shades=shades.tolist() if whole else (),
+        notes=notes if whole else (),
     )
 
 

@@ -8,9 +8,12 @@ from dataclasses import replace
 
 import streamlit as st
 
-from crosscope.app import prompts, url
+from crosscope import InvalidInput, turns_from_text
+from crosscope.app import prompts, text, url
 from crosscope.app.prompts import ROLES, LabPrompt, Turn
 
+PASTED, RECOGNISED = "lab-pasted", "lab-recognised"
+"""Keys of the session state with what was pasted, and with what was made of it."""
 LONG_PROMPT = "lab-long-prompt"
 """Key of the session state with a prompt that is too long for a URL."""
 
@@ -26,7 +29,8 @@ def current() -> LabPrompt:
 def store(prompt: LabPrompt) -> None:
     """Makes a prompt the current one and unlocks the token that was locked in the old one."""
     fits = prompt.fits_url()
-    url.write({"token": None, **{name: value if fits else None for name, value in prompt.params().items()}})
+    params = {name: value if fits else None for name, value in prompt.params().items()}
+    url.write({"token": None, "range": None, **params})
     if fits:
         st.session_state.pop(LONG_PROMPT, None)
     else:
@@ -43,6 +47,11 @@ def fields(prompt: LabPrompt, *, answered: bool = False) -> LabPrompt:
 
     With `answered`, a model answers the prompt: it always ends with the assistant's header, and no switch says so.
     """
+    with st.container(key="composer"):
+        return _fields(prompt, answered)
+
+
+def _fields(prompt: LabPrompt, answered: bool) -> LabPrompt:
     kinds = ("conversation", "raw text")
     kind = st.segmented_control(
         "Prompt",
@@ -61,7 +70,7 @@ def fields(prompt: LabPrompt, *, answered: bool = False) -> LabPrompt:
     row = st.container(horizontal=True, vertical_alignment="center")
     role = "assistant" if turns[-1].role == "user" else "user"
     row.button("Add turn", on_click=lambda: store(replace(prompt, text="", turns=(*turns, Turn(role, "")))))
-    if not answered:
+    if not answered and not prompt.goes_on:
         row.toggle(
             "End with the assistant's header",
             prompt.add_generation_prompt,
@@ -71,6 +80,14 @@ def fields(prompt: LabPrompt, *, answered: bool = False) -> LabPrompt:
                 replace(prompt, text="", turns=turns, add_generation_prompt=not prompt.add_generation_prompt)
             ),
         )
+    if turns[-1].role == "assistant":
+        row.toggle(
+            "The last turn is only begun",
+            prompt.is_begun,
+            key=f"begun-{prompt.is_begun}",
+            help="Nothing is printed behind it: a model goes on with it.",
+            on_change=lambda: store(replace(prompt, text="", turns=turns, is_begun=not prompt.is_begun)),
+        )
     template_options(replace(prompt, text="", turns=turns))
     silent = [str(place + 1) for place in range(len(turns)) if place not in prompt.spoken]
     if prompt.spoken and silent:
@@ -78,6 +95,34 @@ def fields(prompt: LabPrompt, *, answered: bool = False) -> LabPrompt:
     if not prompt.fits_url():
         row.caption("Too long for the link: the link restores the page without it.")
     return replace(prompt, text="", turns=prompt.turns)
+
+
+def paste() -> None:
+    """A field for a copied conversation, which becomes the turns of the prompt."""
+    with st.expander("Paste a conversation"):
+        st.text_area(
+            "A conversation as text",
+            key=PASTED,
+            height=120,
+            help="Llama 3 headers, ChatML, Gemma's turns, JSON messages, or lines like User: and Assistant:.",
+        )
+        st.button("Make turns of it", on_click=take_pasted)
+        if said := st.session_state.get(RECOGNISED):
+            st.caption(text.plain(said))
+
+
+def take_pasted() -> None:
+    """Makes the pasted conversation the prompt, and keeps what was recognised and left out."""
+    try:
+        found = turns_from_text(st.session_state[PASTED])
+    except InvalidInput as error:
+        st.session_state[RECOGNISED] = str(error)
+        return
+    unread = sorted({key for turn in found.messages for key in turn if key not in ("role", "content", "prefix")})
+    more = f" This page has no field for {', '.join(unread)}." if unread else ""
+    st.session_state[RECOGNISED] = f"{found}{more}"
+    st.session_state[PASTED] = ""
+    store(prompts.of_transcript(found))
 
 
 def template_options(prompt: LabPrompt) -> None:

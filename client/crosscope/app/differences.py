@@ -6,14 +6,28 @@ from dataclasses import dataclass
 import numpy as np
 import streamlit as st
 
-from crosscope import Attribution, BothAttributions, Comparison, CrosscoderInfo, LatentInBoth, LeftOut, ModelPredictions
+from crosscope import (
+    Attribution,
+    BothAttributions,
+    Comparison,
+    CrosscoderInfo,
+    Encoding,
+    LatentInBoth,
+    LeftOut,
+    ModelPredictions,
+)
 from crosscope._tables import percent
 from crosscope.app import address, composer, panels, prompts, session, text, url
+from crosscope.app.columns import SPECIFIC_OF_NUMBER
 from crosscope.app.latent_list import latent_list
 from crosscope.app.next_tokens import side_by_side
 from crosscope.app.prompts import LabPrompt
 from crosscope.app.table_view import Column
+from crosscope_proto.verdict import SpecificTo
 
+LATENTS, SPECIFIC = "latents", "specific"
+"""Colourings that need no comparison of the models."""
+SPECIFIC_MEASURE = "activation of latents specific to chat:"
 SHADE, WHY = "shade", "why"
 """Names of parameters of the URL."""
 INTO_BASE_HELP = (
@@ -64,14 +78,29 @@ SHADES: Mapping[str, Shade] = {
 }
 
 
-def shade_choice() -> Shade | None:
-    """Draws the choice of what colours the tokens; None: latents do."""
-    options = ("latents", *SHADES)
+def shade_name(has_specific: bool) -> str:
+    """What colours the tokens by the URL: LATENTS, SPECIFIC or one of SHADES.
+
+    If the URL does not say, it is the latent that it names, else what is specific to chat, where any latent is.
+    """
+    options = (LATENTS, SPECIFIC, *SHADES)
+    default = SPECIFIC if has_specific and st.query_params.get("by") is None else LATENTS
+    found = st.query_params.get(SHADE, default)
+    return found if found in options else default
+
+
+def shade_choice(has_specific: bool) -> None:
+    """Draws the choice of what colours the tokens."""
+    names = {LATENTS: "latents", SPECIFIC: "chat-specificity"} | {name: shade.label for name, shade in SHADES.items()}
+    default = SPECIFIC if has_specific and st.query_params.get("by") is None else LATENTS
     row = st.container(horizontal=True)
-    name = url.choice(
-        row, "Colour tokens by", options, "latents", SHADE, lambda o: SHADES[o].label if o in SHADES else o, width=230
-    )
-    return SHADES.get(name)
+    url.choice(row, "Colour tokens by", tuple(names), default, SHADE, names.__getitem__, width=230)
+
+
+def specificity(encoding: Encoding, specific_to: np.ndarray) -> np.ndarray:
+    """[token] the activations of all latents that are specific to chat by their measurements, added up."""
+    is_chat = specific_to[encoding.latents] == SPECIFIC_OF_NUMBER.index(SpecificTo.CHAT)
+    return np.bincount(encoding.token_index(), encoding.activations * is_chat, len(encoding))
 
 
 def colours(shade: Shade, comparison: Comparison) -> np.ndarray | None:
@@ -185,7 +214,7 @@ def explanation(prompt: LabPrompt, found: BothAttributions, info: CrosscoderInfo
 def acts_at(found: BothAttributions, entry: LatentInBoth) -> str:
     """The token at which a latent acts most."""
     token = entry.strongest.peak_token
-    return f"{token} {text.visible(found.ablation.tokens.pieces[token])}"
+    return f"{token} {text.isolated(text.visible(found.ablation.tokens.pieces[token]))}"
 
 
 def totals(found: BothAttributions) -> list[tuple[str, str, str]]:

@@ -5,12 +5,13 @@ Knows nothing about Streamlit.
 
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from crosscope import InvalidInput, TokenRole, Tokens
+from crosscope import InvalidInput, TokenRole, Tokens, Transcript, turns_from_text
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 OPTIONS = "template options"
@@ -18,6 +19,7 @@ OPTIONS = "template options"
 MAX_URL_CHARACTERS = 6000
 """A longer prompt stays out of the URL."""
 _TURN = re.compile(r"\bturn (\d{1,4})\b|\b(?:prompt\.)?(?:conversation\.)?(?:turns|messages)\[(\d{1,4})\]")
+_CAMEL = re.compile(r"_([a-z])")
 _CONTENT = {
     TokenRole.SYSTEM: "system",
     TokenRole.USER: "user",
@@ -45,6 +47,8 @@ class LabPrompt:
     text: str = ""
     turns: tuple[Turn, ...] = ()
     add_generation_prompt: bool = False
+    is_begun: bool = False
+    """The assistant has only begun the last turn that is run: a model goes on with it."""
     template_options: str = ""
     """Arguments of the chat template, as a JSON object; empty: none."""
 
@@ -59,7 +63,7 @@ class LabPrompt:
         return {
             "text": self.text or None,
             "turns": turns,
-            "answer": "1" if self.turns and self.add_generation_prompt else None,
+            "answer": "begun" if self.goes_on else "1" if self.turns and self.add_generation_prompt else None,
             "options": (self.template_options or None) if self.turns else None,
         }
 
@@ -72,6 +76,11 @@ class LabPrompt:
         """Positions of the turns that have content; a turn that is still empty is not run."""
         return tuple(i for i, turn in enumerate(self.turns) if turn.content.strip())
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether its last turn is the assistant's and only begun."""
+        return self.is_begun and bool(self.spoken) and self.turns[self.spoken[-1]].role == "assistant"
+
     def arguments(self) -> dict[str, Any]:
         """Arguments of `Crosscoder.encode` and `Crosscoder.top_latents`; turns without content are left out.
 
@@ -79,8 +88,13 @@ class LabPrompt:
         """
         if not self.turns:
             return {"text": self.text}
-        messages = [{"role": self.turns[i].role, "content": self.turns[i].content} for i in self.spoken]
-        arguments: dict[str, Any] = {"messages": messages, "add_generation_prompt": self.add_generation_prompt}
+        messages: list[dict[str, Any]] = [
+            {"role": self.turns[i].role, "content": self.turns[i].content} for i in self.spoken
+        ]
+        if self.goes_on:
+            messages[-1]["prefix"] = True
+        header = self.add_generation_prompt and not self.goes_on
+        arguments: dict[str, Any] = {"messages": messages, "add_generation_prompt": header}
         options = self._options()
         return {**arguments, "chat_template_kwargs": options} if options else arguments
 
@@ -98,24 +112,26 @@ class LabPrompt:
 
         Raises InvalidInput if its last turn is the assistant's already.
         """
-        if not self.turns:
+        if not self.turns or self.goes_on:
             return self
         if self.spoken and self.turns[self.spoken[-1]].role == "assistant":
-            problem = "is the assistant's already; add a turn of the user, or take it out"
+            problem = "is the assistant's already; add a turn of the user, take it out, or say that it is only begun"
             raise InvalidInput.of(f"turn {self.spoken[-1] + 1}", problem)
         return replace(self, add_generation_prompt=True)
 
     def question(self) -> "LabPrompt":
         """The prompt without the assistant's last turn, so that a model can answer it again."""
         turns = tuple(self.turns[i] for i in self.spoken)
-        return replace(self, turns=turns[:-1]) if turns and turns[-1].role == "assistant" else self
+        return replace(self, turns=turns[:-1], is_begun=False) if turns and turns[-1].role == "assistant" else self
 
     def answered(self, answer: str) -> "LabPrompt":
         """The prompt with an answer to it: one more turn of the assistant, or the text gone on."""
         if not self.turns:
             return replace(self, text=self.text + answer)
-        said = tuple(self.turns[i] for i in self.spoken)
-        return replace(self, turns=(*said, Turn("assistant", answer)), add_generation_prompt=False)
+        said = [self.turns[i] for i in self.spoken]
+        begun = said.pop().content if self.goes_on else ""
+        turns = (*said, Turn("assistant", begun + answer))
+        return replace(self, turns=turns, add_generation_prompt=False, is_begun=False)
 
     def with_turn(self, index: int, turn: Turn | None) -> "LabPrompt":
         """The prompt with one turn replaced, or taken out if `turn` is None; an index one past the end appends."""
@@ -132,7 +148,24 @@ def of_params(params: Mapping[str, str]) -> LabPrompt:
     except (ValueError, TypeError):
         turns = ()
     options = params.get("options", "") if turns else ""
-    return LabPrompt("" if turns else params.get("text", ""), turns, params.get("answer") == "1", options)
+    answer = params.get("answer")
+    return LabPrompt("" if turns else params.get("text", ""), turns, answer == "1", answer == "begun", options)
+
+
+def of_transcript(found: Transcript) -> LabPrompt:
+    """The prompt of a conversation that somebody pasted. Turns have a role and a content here, and nothing else."""
+    turns = tuple(Turn(turn["role"], turn["content"]) for turn in found.messages)
+    return LabPrompt("", turns, found.add_generation_prompt, bool(found.messages[-1].get("prefix")))
+
+
+def second(text: str, first: LabPrompt) -> LabPrompt:
+    """The prompt to compare with: a pasted conversation, else a text, or one turn of the user as `first` has turns."""
+    if not first.turns:
+        return LabPrompt(text=text)
+    try:
+        return of_transcript(turns_from_text(text))
+    except InvalidInput:
+        return replace(first, turns=(Turn("user", text),), is_begun=False)
 
 
 def of_tokens(tokens: Tokens) -> LabPrompt:
@@ -146,9 +179,11 @@ def of_tokens(tokens: Tokens) -> LabPrompt:
 
 
 def python_code(prompt: LabPrompt, address: str, crosscoder: str, ranking: Mapping[str, Any]) -> str:
-    """A Python script that asks the same server for the same ranking."""
-    arguments = prompt.arguments()
-    shown = [f"{name}={value!r}" for name, value in {**arguments, **ranking}.items()]
+    """A Python script that asks the same server for the same ranking, whose `tokens` are [first, one past the last]."""
+    arguments = {**prompt.arguments(), **ranking}
+    if "tokens" in ranking:
+        arguments["tokens"] = slice(*ranking["tokens"])
+    shown = [f"{name}={value!r}" for name, value in arguments.items()]
     lines = "".join(f"    {argument},\n" for argument in shown)
     return (
         "from crosscope import Client\n\n"
@@ -156,6 +191,32 @@ def python_code(prompt: LabPrompt, address: str, crosscoder: str, ranking: Mappi
         f"top = crosscoder.top_latents(\n{lines})\n"
         "print(top)\n"
     )
+
+
+def request_json(prompt: LabPrompt, crosscoder: str, ranking: Mapping[str, Any]) -> str:
+    """The same question as the JSON of a TopLatentsRequest."""
+    given, said = prompt.arguments(), dict(ranking)
+    if "text" in given:
+        asked: dict[str, Any] = {"text": given["text"]}
+    else:
+        conversation = {"turns": given["messages"], "addGenerationPrompt": given["add_generation_prompt"]}
+        if kwargs := given.get("chat_template_kwargs"):
+            conversation["chatTemplateKwargsJson"] = json.dumps(kwargs, ensure_ascii=False)
+        asked = {"conversation": conversation}
+    message: dict[str, Any] = {"crosscoder": crosscoder, "prompt": asked, "rank": f"RANK_{said.pop('rank').upper()}"}
+    if tokens := said.pop("tokens", None):
+        message |= {"tokenStart": tokens[0], "tokenEnd": tokens[1]}
+    if where := said.pop("where", None):
+        pairs = [condition.split(" = ") for condition in where]
+        message["filters"] = [{"column": column, "op": "OP_EQ", "text": text} for column, text in pairs]
+    message |= {_CAMEL.sub(lambda found: found[1].upper(), name): value for name, value in said.items()}
+    return json.dumps(message, ensure_ascii=False, indent=2)
+
+
+def grpcurl(request: str, address: str) -> str:
+    """A shell command that sends the JSON of a request. The server's reflection tells grpcurl the messages."""
+    where = f"-unix {shlex.quote(address[5:])}" if address.startswith("unix:") else shlex.quote(address)
+    return f"grpcurl -plaintext -d {shlex.quote(request)} {where} crosscope.v1.Prompts/TopLatents"
 
 
 def as_on_page(sentence: str, spoken: Sequence[int]) -> str:

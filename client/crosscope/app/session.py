@@ -8,6 +8,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,6 +33,7 @@ from crosscope import (
     LatentMatches,
     Look,
     LookInfo,
+    TokenCount,
     TopLatents,
     TrainingCurves,
     Unavailable,
@@ -183,16 +185,54 @@ def examples(
     return crosscoder(name, version_id).examples(latent_id, limit=limit, group=group, dataset=dataset, context=context)
 
 
-@st.cache_resource(max_entries=64, show_spinner="Running both models …")
+@st.cache_resource(max_entries=256, show_spinner=False)
+def count_tokens(name: str, version_id: str, prompt_json: str) -> TokenCount:
+    """How many tokens a prompt has; `prompt_json` as in `encode`."""
+    arguments = json.loads(prompt_json)
+    prompt = arguments.pop("messages", None) or arguments.pop("text")
+    return crosscoder(name, version_id).count_tokens(prompt, **arguments)
+
+
+@st.cache_resource(show_spinner=False)
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(8, "asking")
+
+
+@st.cache_resource(max_entries=128, show_spinner=False)
+def _asking(call: str, name: str, version_id: str, prompt_json: str, more_json: str) -> Future[Any]:
+    more = json.loads(more_json)
+    if "tokens" in more:
+        more["tokens"] = slice(*more["tokens"])
+    ask = getattr(crosscoder(name, version_id), call)
+    return _threads().submit(ask, **json.loads(prompt_json), **more)
+
+
+def ask_ahead(call: str, name: str, version_id: str, prompt_json: str, more_json: str = "{}") -> None:
+    """Begins to ask what the page needs later: "encode", "compare" or "top_latents", so that calls run side by side."""
+    _asking(call, name, version_id, prompt_json, more_json)
+
+
+def _answer(call: str, name: str, version_id: str, prompt_json: str, more_json: str, spinner: str) -> Any:
+    """The answer of a call that may be on its way already. A failed one is asked again the next time."""
+    asked = _asking(call, name, version_id, prompt_json, more_json)
+    try:
+        if asked.done():
+            return asked.result()
+        with st.spinner(spinner):
+            return asked.result()
+    except CrosscopeError:
+        _asking.clear(call, name, version_id, prompt_json, more_json)
+        raise
+
+
 def encode(name: str, version_id: str, prompt_json: str) -> Encoding:
     """The sparse code of a prompt; `prompt_json` holds the arguments of `Crosscoder.encode`."""
-    return crosscoder(name, version_id).encode(**json.loads(prompt_json))
+    return _answer("encode", name, version_id, prompt_json, "{}", "Running both models …")
 
 
-@st.cache_resource(max_entries=64, show_spinner=False)
 def top_latents(name: str, version_id: str, prompt_json: str, ranking_json: str) -> TopLatents:
     """The latents of a prompt, ranked; `ranking_json` holds the other arguments of `Crosscoder.top_latents`."""
-    return crosscoder(name, version_id).top_latents(**json.loads(prompt_json), **json.loads(ranking_json))
+    return _answer("top_latents", name, version_id, prompt_json, ranking_json, "Ranking …")
 
 
 @st.cache_data(ttl=2, show_spinner=False)
@@ -211,10 +251,13 @@ NEXT_TOKENS = 8
 """Next tokens of each model that a page shows."""
 
 
-@st.cache_resource(max_entries=32, show_spinner="Running both models whole …")
-def compare(name: str, version_id: str, prompt_json: str) -> Comparison:
-    """Both models' predictions on a prompt; `prompt_json` as in `encode`."""
-    return crosscoder(name, version_id).compare(**json.loads(prompt_json), top_n=NEXT_TOKENS)
+COMPARED = json.dumps({"top_n": NEXT_TOKENS})
+"""Further arguments of `Crosscoder.compare`."""
+
+
+def compare(name: str, version_id: str, prompt_json: str, more_json: str = COMPARED) -> Comparison:
+    """Both models' predictions on a prompt; `prompt_json` as in `encode`, `more_json` as in COMPARED."""
+    return _answer("compare", name, version_id, prompt_json, more_json, "Running both models whole …")
 
 
 @st.cache_resource(max_entries=32, show_spinner="Changing latents in both models, one by one …")

@@ -2,6 +2,7 @@
 
 import math
 import re
+import unicodedata
 
 from crosscope import _tables
 from crosscope.app.palette import CLASS_NAMES, SPECIFIC_NAMES, VERDICT_NAMES
@@ -45,6 +46,12 @@ def judged(latent_class: str, verdict: str, specific_to: str) -> str:
 def visible(text: str) -> str:
     """A token's text with visible white space; "⋯" for a token that only continues a character."""
     return _tables.marked(text) or PART
+
+
+def isolated(text: str) -> str:
+    """A text for a line that runs from left to right: isolated if some of its letters run the other way."""
+    runs_left = any(unicodedata.bidirectional(character) in ("R", "AL") for character in text)
+    return f"\u2068{text}\u2069" if runs_left else text
 
 
 def plain(text: str) -> str:

@@ -19,7 +19,9 @@ function button(text, onClick) {
 
 const number = (value) => (value >= 100 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toFixed(2));
 const figure = (value) => (value === 0 || value >= 0.1 ? number(value) : value.toPrecision(2));
-const visible = (piece) => [...piece].map((c) => MARKS[c] ?? c).join("") || "(rest of the character before)";
+// A piece that begins with a combining mark gets a circle for the mark to stand on.
+const visible = (piece) => (/^\p{M}/u.test(piece) ? "\u25cc" : "") + [...piece].map((c) => MARKS[c] ?? c).join("")
+  || "(rest of the character before)";
 
 class TokenView {
   constructor(root) {
@@ -29,14 +31,25 @@ class TokenView {
   }
 
   update(data, send) {
-    this.send = (kind, strip, position) => send("event", { kind, strip, position });
+    this.send = (kind, strip, position, end = -1) => send("event", { kind, strip, position, end });
     const rebuilt = this.data?.revision !== data.revision;
     if (rebuilt && this.data?.line_breaks !== data.line_breaks) this.breaks = data.line_breaks;
     this.data = data;
     this.colourBy = data.colour_by;
     this.locked = data.locked;
-    if (rebuilt) this.build();
+    this.range = data.range;
+    if (rebuilt) this.rebuild();
     this.paint();
+    this.heat?.draw();
+  }
+
+  // Builds again; the token that had the focus keeps it.
+  rebuild() {
+    const focused = this.root.getRootNode().activeElement;
+    const strip = (this.tokens ?? []).findIndex((nodes) => nodes.includes(focused));
+    const position = strip < 0 ? -1 : this.tokens[strip].indexOf(focused);
+    this.build();
+    this.tokens[strip]?.[position]?.focus({ preventScroll: true });
   }
 
   build() {
@@ -46,6 +59,9 @@ class TokenView {
     this.strips = element("div", this.data.columns > 1 ? "strips side" : "strips");
     this.root.append(this.strips);
     this.tokens = this.data.strips.map((strip, index) => this.strip(strip, index));
+    this.heat = this.data.heat.length
+      ? new HeatMap(this.data.strips[0], this.data.heat, (latent) => this.send("latent", 0, latent)) : null;
+    if (this.heat) this.root.append(this.heat.node);
     this.tip = element("div", "tip");
     this.tip.hidden = true;
     this.tip.setAttribute("aria-hidden", "true");
@@ -77,7 +93,13 @@ class TokenView {
     this.root.classList.toggle("flat", !this.breaks);
     bar.append(breaks);
     bar.append(element("span", "hidden", "Left and right arrows move by a token, up and down to the next active one, "
-      + "Enter locks a token, Escape releases it."));
+      + "Enter locks a token, Escape releases it."
+      + (this.data.ranges ? " Shift with an arrow, or dragging, chooses several tokens." : "")));
+    if (this.data.ranges) {
+      this.chosen = element("span", "chosen");
+      this.chosen.setAttribute("role", "status");
+      bar.append(this.chosen);
+    }
     return bar;
   }
 
@@ -107,14 +129,67 @@ class TokenView {
     line.setAttribute("role", "group");
     if (!whole && strip.token_start > 0) line.append(element("span", "edge", "… "));
     const nodes = strip.pieces.map((piece, position) => this.token(strip, index, piece, position));
-    line.append(...nodes);
+    line.dir = "auto";
+    line.append(...this.characters(nodes, strip));
     if (!whole && strip.token_start + strip.pieces.length < strip.num_tokens) line.append(element("span", "edge", " …"));
     box.append(line);
     this.strips.append(box);
     const first = nodes[strip.peak ?? 0];
     if (first) first.tabIndex = 0;
     line.addEventListener("keydown", (event) => this.key(event, index));
+    if (this.data.ranges) this.drags(line, index, nodes);
     return nodes;
+  }
+
+  // The tokens, with those of one character in a frame of their own: its text stands on the first of them.
+  characters(nodes, strip) {
+    const groups = [];
+    nodes.forEach((node, position) => {
+      if (strip.pieces[position] === "" && position > 0) groups.at(-1).push(node);
+      else groups.push([node]);
+    });
+    return groups.map((group) => {
+      if (group.length === 1) return group[0];
+      const frame = element("span", "character");
+      frame.append(...group);
+      return frame;
+    });
+  }
+
+  drags(line, index, nodes) {
+    let from = -1;
+    const at = (event) => nodes.indexOf(event.target.closest?.(".token"));
+    line.addEventListener("pointerdown", (event) => {
+      if (event.button === 0 && event.pointerType !== "touch") from = at(event);
+    });
+    line.addEventListener("pointermove", (event) => {
+      const to = at(event);
+      if (from < 0 || to < 0 || (to === from && !this.isDragging)) return;
+      this.isDragging = true;
+      line.classList.add("dragging");
+      this.reach(index, from, to);
+    });
+    const drop = (event) => {
+      line.classList.remove("dragging");
+      if (this.isDragging && event.type === "pointerup") this.sendRange();
+      from = -1;
+      setTimeout(() => { this.isDragging = false; }); // behind the click that ends a drag
+    };
+    line.addEventListener("pointerup", drop);
+    line.addEventListener("pointerleave", drop);
+    line.addEventListener("keyup", (event) => { if (event.key === "Shift" && this.isReaching) this.sendRange(); });
+  }
+
+  // Marks the tokens from one to another, both counted.
+  reach(index, from, to) {
+    this.range = [index, Math.min(from, to), Math.max(from, to) + 1];
+    this.isReaching = true;
+    this.paint();
+  }
+
+  sendRange() {
+    this.isReaching = false;
+    this.send("range", ...this.range);
   }
 
   head(strip, index) {
@@ -146,6 +221,7 @@ class TokenView {
   }
 
   toggle(index, position) {
+    if (this.isDragging) return;
     const same = this.locked && this.locked[0] === index && this.locked[1] === position;
     this.locked = same ? null : [index, position];
     this.paint();
@@ -165,12 +241,18 @@ class TokenView {
       Home: () => 0, End: () => nodes.length - 1,
     };
     if (event.key in moves) {
+      const to = Math.max(0, Math.min(nodes.length - 1, moves[event.key]()));
+      if (event.shiftKey && this.data.ranges) this.reach(index, this.anchor ??= at, to);
+      else this.anchor = undefined;
       const next = nodes[Math.max(0, Math.min(nodes.length - 1, moves[event.key]()))];
       nodes[at].tabIndex = -1;
       next.tabIndex = 0;
       next.focus();
     } else if (event.key === "Enter" || event.key === " ") {
       this.toggle(index, at);
+    } else if (event.key === "Escape" && this.range) {
+      this.range = this.anchor = null;
+      this.send("range", index, -1);
     } else if (event.key === "Escape" && this.locked) {
       this.toggle(...this.locked);
     } else return;
@@ -209,6 +291,10 @@ class TokenView {
       const top = (this.eachScale ? largest(kept(index)) : overall) || 1;
       rows.forEach((entry, position) => this.paintToken(index, position, entry, top));
     });
+    if (this.chosen) {
+      const [, start, end] = this.range ?? [];
+      this.chosen.textContent = this.range ? `tokens ${start} to ${end - 1} chosen; Escape releases them` : "";
+    }
     for (const [latent, chip] of this.chips ?? []) {
       const chosen = this.data.measure === "" && latent === (this.colourBy ?? null);
       chip.setAttribute("aria-pressed", String(chosen));
@@ -224,13 +310,16 @@ class TokenView {
     node.style.setProperty("--v", share.toFixed(3));
     const locked = this.locked !== null && this.locked[0] === index && this.locked[1] === position;
     node.classList.toggle("locked", locked);
+    const inRange = Boolean(this.range) && this.range[0] === index && this.range[1] <= position && position < this.range[2];
+    node.classList.toggle("ranged", inRange);
     node.setAttribute("aria-pressed", String(locked));
     const value = entry === null ? (this.isMeasured() ? "not measured" : "not active")
       : entry[0] === null ? `${this.data.measure} ${figure(entry[1])}`
       : `activation ${number(entry[1])} of latent ${entry[0]}`;
     const note = strip.notes[position] ? `, ${strip.notes[position]}` : "";
     node.setAttribute("aria-label", `${visible(strip.pieces[position])}, token ${strip.token_start + position}, `
-      + `${ROLES[strip.roles[position]]}${this.leftOut(strip, position, ", ")}, ${value}${note}`);
+      + `${ROLES[strip.roles[position]]}${this.leftOut(strip, position, ", ")}, ${value}${note}`
+      + (inRange ? ", in the chosen range" : ""));
   }
 
   leftOut(strip, position, before) {

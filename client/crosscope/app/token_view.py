@@ -78,12 +78,14 @@ class Strip:
 
 @dataclass(frozen=True)
 class TokenEvent:
-    """A click: `kind` is "lock", "unlock", "latent" or "open"."""
+    """A click or a choice: `kind` is "lock", "unlock", "latent", "open" or "range"."""
 
     kind: str
     strip: int
     position: int
-    """Token index in the strip; the latent for "latent"; -1 for "open"."""
+    """Token index in the strip, for "range" the first one; the latent for "latent"; -1 for "open" and for no range."""
+    end: int = -1
+    """One past the last token of a range."""
 
 
 def strip_of_latent(
@@ -105,7 +107,7 @@ def _component() -> Any:
         "crosscope_token_view",
         html='<div class="root"></div>',
         css=css_variables(".root") + _mark_variables() + (_FOLDER / "token_view.css").read_text("utf-8"),
-        js=_constants() + (_FOLDER / "token_view.js").read_text("utf-8"),
+        js=_constants() + (_FOLDER / "heat_map.js").read_text("utf-8") + (_FOLDER / "token_view.js").read_text("utf-8"),
     )
 
 
@@ -151,6 +153,9 @@ def token_view(
     line_breaks: bool = False,
     measure: str = "",
     columns: int = 1,
+    ranges: bool = False,
+    chosen: tuple[int, int] | None = None,
+    heat: Sequence[int] = (),
 ) -> TokenEvent | None:
     """Draws the strips and returns the click that caused this rerun, if one did.
 
@@ -158,7 +163,8 @@ def token_view(
     of the full colour; unset: the largest one on a token that training did not leave out. `locked` is (strip,
     token). `legend` offers latents, with a name each, to colour by. `action` names a button on every strip.
     `measure` says what the strips' `shades` are: they then colour the tokens. Two `columns` lay strips side by side
-    where there is room.
+    where there is room. With `ranges`, several tokens can be chosen by dragging or with Shift; `chosen` is the range of
+    the first strip, from a token to one past the last. `heat` are latents that get a heat map over its tokens.
     """
     content = {
         "strips": [_packed(strip) for strip in strips],
@@ -168,18 +174,21 @@ def token_view(
         "scale_max": scale_max,
         "measure": measure,
         "columns": columns,
+        "ranges": ranges,
+        "heat": [int(latent) for latent in heat],
     }
     data = {
         **content,
         "revision": hashlib.blake2b(json.dumps(content).encode("utf-8", "surrogatepass"), digest_size=12).hexdigest(),
         "colour_by": colour_by,
         "locked": list(locked) if locked else None,
+        "range": [0, *chosen] if chosen else None,
     }
     result = _component()(key=key, data=data, on_event_change=_ignore)
     event = result.event
     if not event:
         return None
-    return TokenEvent(str(event["kind"]), int(event["strip"]), int(event["position"]))
+    return TokenEvent(str(event["kind"]), int(event["strip"]), int(event["position"]), int(event["end"]))
 
 
 def _ignore() -> None:

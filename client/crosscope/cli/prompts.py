@@ -1,11 +1,11 @@
 """`crosscope encode`, `top`, `tokenize`: the tokens of a prompt and the latents that they fire."""
 
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from crosscope import _tables
-from crosscope._encoding import TOKEN_HEADERS, TOP_LATENT_HEADERS
+from crosscope._encoding import TOKEN_HEADERS, TOP_LATENT_HEADERS, Rank
 from crosscope.cli.options import Options
 from crosscope.cli.output import print_json, print_table
 from crosscope.cli.prompt_options import takes_prompt, tell_dropped
@@ -45,9 +45,10 @@ def encode(options: Options, crosscoder: str, prompt: dict[str, Any], top_k: int
 
 
 @click.command()
-@click.option("--rank", type=click.Choice(["max", "sum", "count", "share_of_max"]), default="max", show_default=True)
+@click.option("--rank", type=click.Choice(get_args(Rank)), default="max", show_default=True)
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most this many.")
 @click.option("--max-frequency", type=float, help="Leave out latents that fire on a larger share of tokens.")
+@click.option("--where", multiple=True, help='A condition on the latents, as for "latents"; may be given again.')
 @click.option(
     "--skip-template",
     is_flag=True,
@@ -63,6 +64,7 @@ def top(
     rank: Any,
     limit: int,
     max_frequency: float | None,
+    where: tuple[str, ...],
     skip_template: bool,
     tokens: slice | None,
     include_left_out: bool,
@@ -74,6 +76,7 @@ def top(
             rank=rank,
             limit=limit,
             max_frequency=max_frequency,
+            where=where,
             skip_template_tokens=skip_template,
             include_left_out=include_left_out,
             tokens=tokens,
@@ -84,8 +87,9 @@ def top(
         return
     rows = found.rows()
     print_table(TOP_LATENT_HEADERS, rows, rest=found.num_latents - len(rows))
-    for line in found.remarks:
-        click.echo(f"{line} --include-left-out ranks them.", err=True)
+    for index, line in enumerate(found.remarks):
+        hint = " --include-left-out ranks them." if found.num_left_out and not index else ""
+        click.echo(f"{line}{hint}", err=True)
 
 
 @click.command()

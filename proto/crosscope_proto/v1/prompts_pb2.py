@@ -25,10 +25,11 @@ _sym_db = _symbol_database.Default()
 
 from crosscope_proto import validation_rules_pb2 as buf_dot_validate_dot_validate__pb2
 from crosscope_proto.v1 import effects_pb2 as crosscope__proto_dot_v1_dot_effects__pb2
+from crosscope_proto.v1 import latents_pb2 as crosscope__proto_dot_v1_dot_latents__pb2
 from crosscope_proto.v1 import types_pb2 as crosscope__proto_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n crosscope_proto/v1/prompts.proto\x12\x0c\x63rosscope.v1\x1a\x1b\x62uf/validate/validate.proto\x1a crosscope_proto/v1/effects.proto\x1a\x1e\x63rosscope_proto/v1/types.proto\"\x8f\x01\n\x0fTokenizeRequest\x12\x1d\n\ncrosscoder\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x64\x12,\n\x06prompt\x18\x02 \x01(\x0b\x32\x14.crosscope.v1.PromptB\x06\xbaH\x03\xc8\x01\x01\x12 \n\nversion_id\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18\x64H\x00\x88\x01\x01\x42\r\n\x0b_version_id\"L\n\x10TokenizeResponse\x12$\n\x06tokens\x18\x01 \x01(\x0b\x32\x14.crosscope.v1.Tokens\x12\x12\n\nversion_id\x18\x02 \x01(\t\"\xb8\x01\n\rEncodeRequest\x12\x1d\n\ncrosscoder\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x64\x12,\n\x06prompt\x18\x02 \x01(\x0b\x32\x14.crosscope.v1.PromptB\x06\xbaH\x03\xc8\x01\x01\x12\x1f\n\x05top_k\x18\x03 \x01(\rB\x0b\xbaH\x08*\x06\x18\x80\x80\x04(\x01H\x00\x88\x01\x01\x12 \n\nversion_id\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18\x64H\x01\x88\x01\x01\x42\x08\n\x06_top_kB\r\n\x0b_version_id\"\x96\x01\n\x0e\x45ncodeResponse\x12$\n\x06tokens\x18\x01 \x01(\x0b\x32\x14.crosscope.v1.Tokens\x12&\n\x04\x63ode\x18\x02 \x01(\x0b\x32\x18.crosscope.v1.SparseCode\x12\x12\n\nversion_id\x18\x03 \x01(\t\x12\x0e\n\x06\x63\x61\x63hed\x18\x04 \x01(\x08\x12\x12\n\ncompute_ms\x18\x05 \x01(\x02\"\xa1\x03\n\x11TopLatentsRequest\x12\x1d\n\ncrosscoder\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x64\x12,\n\x06prompt\x18\x02 \x01(\x0b\x32\x14.crosscope.v1.PromptB\x06\xbaH\x03\xc8\x01\x01\x12*\n\x04rank\x18\x03 \x01(\x0e\x32\x12.crosscope.v1.RankB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1e\n\x05limit\x18\x04 \x01(\rB\n\xbaH\x07*\x05\x18\x90N(\x01H\x00\x88\x01\x01\x12\x1c\n\x14skip_template_tokens\x18\x05 \x01(\x08\x12\x33\n\rmax_frequency\x18\x06 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?!\x00\x00\x00\x00\x00\x00\x00\x00H\x01\x88\x01\x01\x12\x13\n\x0btoken_start\x18\x07 \x01(\r\x12\x16\n\ttoken_end\x18\x08 \x01(\rH\x02\x88\x01\x01\x12\x18\n\x10include_left_out\x18\n \x01(\x08\x12 \n\nversion_id\x18\t \x01(\tB\x07\xbaH\x04r\x02\x18\x64H\x03\x88\x01\x01\x42\x08\n\x06_limitB\x10\n\x0e_max_frequencyB\x0c\n\n_token_endB\r\n\x0b_version_id\"\xa7\x02\n\x12TopLatentsResponse\x12\x37\n\x07\x65ntries\x18\x01 \x03(\x0b\x32&.crosscope.v1.TopLatentsResponse.Entry\x12$\n\x06tokens\x18\x02 \x01(\x0b\x32\x14.crosscope.v1.Tokens\x12\x12\n\nversion_id\x18\x03 \x01(\t\x12\x13\n\x0bnum_latents\x18\x04 \x01(\r\x12\x0e\n\x06\x63\x61\x63hed\x18\x05 \x01(\x08\x12\x14\n\x0cnum_left_out\x18\x06 \x01(\r\x1a\x63\n\x05\x45ntry\x12\x0e\n\x06latent\x18\x01 \x01(\r\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x0b\n\x03max\x18\x03 \x01(\x02\x12\x0b\n\x03sum\x18\x04 \x01(\x02\x12\r\n\x05\x63ount\x18\x05 \x01(\r\x12\x12\n\npeak_token\x18\x06 \x01(\r\"]\n\x13\x45ncodeStreamRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x34\n\x07request\x18\x02 \x01(\x0b\x32\x1b.crosscope.v1.EncodeRequestB\x06\xbaH\x03\xc8\x01\x01\"\x91\x01\n\x14\x45ncodeStreamResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x30\n\x08response\x18\x02 \x01(\x0b\x32\x1c.crosscope.v1.EncodeResponseH\x00\x12*\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x19.crosscope.v1.StreamErrorH\x00\x42\t\n\x07outcome\"<\n\x0bStreamError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\x0c\"\xfe\x01\n\x0f\x43ontrastRequest\x12\x1d\n\ncrosscoder\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x64\x12 \n\nversion_id\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18\x64H\x00\x88\x01\x01\x12\x30\n\x05\x66irst\x18\x03 \x03(\x0b\x32\x14.crosscope.v1.PromptB\x0b\xbaH\x08\x92\x01\x05\x08\x05\x10\xf4\x03\x12\x31\n\x06second\x18\x04 \x03(\x0b\x32\x14.crosscope.v1.PromptB\x0b\xbaH\x08\x92\x01\x05\x08\x05\x10\xf4\x03\x12\x1e\n\x05limit\x18\x05 \x01(\rB\n\xbaH\x07*\x05\x18\xe8\x07(\x01H\x01\x88\x01\x01\x12\x0c\n\x04seed\x18\x06 \x01(\x04\x42\r\n\x0b_version_idB\x08\n\x06_limit\"\xe3\x03\n\x10\x43ontrastResponse\x12\x34\n\x06places\x18\x01 \x03(\x0b\x32$.crosscope.v1.ContrastResponse.Place\x12\x11\n\tnum_first\x18\x02 \x01(\r\x12\x12\n\nnum_second\x18\x03 \x01(\r\x12\x12\n\nversion_id\x18\x04 \x01(\t\x12\x13\n\x0bnum_repeats\x18\x05 \x01(\r\x1an\n\x05\x45ntry\x12\x0e\n\x06latent\x18\x01 \x01(\r\x12\x0b\n\x03\x61uc\x18\x02 \x01(\x02\x12\x0e\n\x06\x61uc_se\x18\x03 \x01(\x02\x12\x12\n\nmean_first\x18\x04 \x01(\x02\x12\x13\n\x0bmean_second\x18\x05 \x01(\x02\x12\x0f\n\x07p_value\x18\x06 \x01(\x02\x1a\xd8\x01\n\x05Place\x12\r\n\x05place\x18\x01 \x01(\t\x12\x35\n\x07\x65ntries\x18\x02 \x03(\x0b\x32$.crosscope.v1.ContrastResponse.Entry\x12\x14\n\x0cheld_out_auc\x18\x03 \x01(\x02\x12\x17\n\x0fheld_out_auc_se\x18\x04 \x01(\x02\x12\x14\n\x0cshuffled_auc\x18\x05 \x01(\x02\x12\x14\n\x0cnum_shuffles\x18\x06 \x01(\r\x12\x13\n\x0bnum_latents\x18\x07 \x01(\r\x12\x19\n\x11num_without_token\x18\x08 \x01(\r*_\n\x04Rank\x12\x14\n\x10RANK_UNSPECIFIED\x10\x00\x12\x0c\n\x08RANK_MAX\x10\x01\x12\x0c\n\x08RANK_SUM\x10\x02\x12\x0e\n\nRANK_COUNT\x10\x03\x12\x15\n\x11RANK_SHARE_OF_MAX\x10\x04\x32\xf3\x04\n\x07Prompts\x12I\n\x08Tokenize\x12\x1d.crosscope.v1.TokenizeRequest\x1a\x1e.crosscope.v1.TokenizeResponse\x12\x43\n\x06\x45ncode\x12\x1b.crosscope.v1.EncodeRequest\x1a\x1c.crosscope.v1.EncodeResponse\x12O\n\nTopLatents\x12\x1f.crosscope.v1.TopLatentsRequest\x1a .crosscope.v1.TopLatentsResponse\x12Y\n\x0c\x45ncodeStream\x12!.crosscope.v1.EncodeStreamRequest\x1a\".crosscope.v1.EncodeStreamResponse(\x01\x30\x01\x12\x46\n\x07\x43ompare\x12\x1c.crosscope.v1.CompareRequest\x1a\x1d.crosscope.v1.CompareResponse\x12K\n\x08Generate\x12\x1d.crosscope.v1.GenerateRequest\x1a\x1e.crosscope.v1.GenerateResponse0\x01\x12L\n\tAttribute\x12\x1e.crosscope.v1.AttributeRequest\x1a\x1f.crosscope.v1.AttributeResponse\x12I\n\x08\x43ontrast\x12\x1d.crosscope.v1.ContrastRequest\x1a\x1e.crosscope.v1.ContrastResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n crosscope_proto/v1/prompts.proto\x12\x0c\x63rosscope.v1\x1a\x1b\x62uf/validate/validate.proto\x1a crosscope_proto/v1/effects.proto\x1a crosscope_proto/v1/latents.proto\x1a\x1e\x63rosscope_proto/v1/types.proto\"\x8f\x01\n\x0fTokenizeRequest\x12\x1d\n\ncrosscoder\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x64\x12,\n\x06prompt\x18\x02 \x01(\x0b\x32\x14.crosscope.v1.PromptB\x06\xbaH\x03\xc8\x01\x01\x12 \n\nversion_id\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18\x64H\x00\x88\x01\x01\x42\r\n\x0b_version_id\"g\n\x10TokenizeResponse\x12$\n\x06tokens\x18\x01 \x01(\x0b\x32\x14.crosscope.v1.Tokens\x12\x12\n\nversion_id\x18\x02 \x01(\t\x12\x19\n\x11max_prompt_tokens\x18\x03 \x01(\r\"\xb8\x01\n\rEncodeRequest\x12\x1d\n\ncrosscoder\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x64\x12,\n\x06prompt\x18\x02 \x01(\x0b\x32\x14.crosscope.v1.PromptB\x06\xbaH\x03\xc8\x01\x01\x12\x1f\n\x05top_k\x18\x03 \x01(\rB\x0b\xbaH\x08*\x06\x18\x80\x80\x04(\x01H\x00\x88\x01\x01\x12 \n\nversion_id\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18\x64H\x01\x88\x01\x01\x42\x08\n\x06_top_kB\r\n\x0b_version_id\"\x96\x01\n\x0e\x45ncodeResponse\x12$\n\x06tokens\x18\x01 \x01(\x0b\x32\x14.crosscope.v1.Tokens\x12&\n\x04\x63ode\x18\x02 \x01(\x0b\x32\x18.crosscope.v1.SparseCode\x12\x12\n\nversion_id\x18\x03 \x01(\t\x12\x0e\n\x06\x63\x61\x63hed\x18\x04 \x01(\x08\x12\x12\n\ncompute_ms\x18\x05 \x01(\x02\"\xd8\x03\n\x11TopLatentsRequest\x12\x1d\n\ncrosscoder\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x64\x12,\n\x06prompt\x18\x02 \x01(\x0b\x32\x14.crosscope.v1.PromptB\x06\xbaH\x03\xc8\x01\x01\x12*\n\x04rank\x18\x03 \x01(\x0e\x32\x12.crosscope.v1.RankB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1e\n\x05limit\x18\x04 \x01(\rB\n\xbaH\x07*\x05\x18\x90N(\x01H\x00\x88\x01\x01\x12\x1c\n\x14skip_template_tokens\x18\x05 \x01(\x08\x12\x33\n\rmax_frequency\x18\x06 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?!\x00\x00\x00\x00\x00\x00\x00\x00H\x01\x88\x01\x01\x12\x13\n\x0btoken_start\x18\x07 \x01(\r\x12\x16\n\ttoken_end\x18\x08 \x01(\rH\x02\x88\x01\x01\x12\x18\n\x10include_left_out\x18\n \x01(\x08\x12\x35\n\x07\x66ilters\x18\x0b \x03(\x0b\x32\x1a.crosscope.v1.LatentFilterB\x08\xbaH\x05\x92\x01\x02\x10 \x12 \n\nversion_id\x18\t \x01(\tB\x07\xbaH\x04r\x02\x18\x64H\x03\x88\x01\x01\x42\x08\n\x06_limitB\x10\n\x0e_max_frequencyB\x0c\n\n_token_endB\r\n\x0b_version_id\"\xcc\x02\n\x12TopLatentsResponse\x12\x37\n\x07\x65ntries\x18\x01 \x03(\x0b\x32&.crosscope.v1.TopLatentsResponse.Entry\x12$\n\x06tokens\x18\x02 \x01(\x0b\x32\x14.crosscope.v1.Tokens\x12\x12\n\nversion_id\x18\x03 \x01(\t\x12\x13\n\x0bnum_latents\x18\x04 \x01(\r\x12\x0e\n\x06\x63\x61\x63hed\x18\x05 \x01(\x08\x12\x14\n\x0cnum_left_out\x18\x06 \x01(\r\x12\x14\n\x0cnum_filtered\x18\x07 \x01(\r\x12\r\n\x05notes\x18\x08 \x03(\t\x1a\x63\n\x05\x45ntry\x12\x0e\n\x06latent\x18\x01 \x01(\r\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x0b\n\x03max\x18\x03 \x01(\x02\x12\x0b\n\x03sum\x18\x04 \x01(\x02\x12\r\n\x05\x63ount\x18\x05 \x01(\r\x12\x12\n\npeak_token\x18\x06 \x01(\r\"]\n\x13\x45ncodeStreamRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x34\n\x07request\x18\x02 \x01(\x0b\x32\x1b.crosscope.v1.EncodeRequestB\x06\xbaH\x03\xc8\x01\x01\"\x91\x01\n\x14\x45ncodeStreamResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x30\n\x08response\x18\x02 \x01(\x0b\x32\x1c.crosscope.v1.EncodeResponseH\x00\x12*\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x19.crosscope.v1.StreamErrorH\x00\x42\t\n\x07outcome\"<\n\x0bStreamError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\x0c\"\xfe\x01\n\x0f\x43ontrastRequest\x12\x1d\n\ncrosscoder\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x64\x12 \n\nversion_id\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18\x64H\x00\x88\x01\x01\x12\x30\n\x05\x66irst\x18\x03 \x03(\x0b\x32\x14.crosscope.v1.PromptB\x0b\xbaH\x08\x92\x01\x05\x08\x05\x10\xf4\x03\x12\x31\n\x06second\x18\x04 \x03(\x0b\x32\x14.crosscope.v1.PromptB\x0b\xbaH\x08\x92\x01\x05\x08\x05\x10\xf4\x03\x12\x1e\n\x05limit\x18\x05 \x01(\rB\n\xbaH\x07*\x05\x18\xe8\x07(\x01H\x01\x88\x01\x01\x12\x0c\n\x04seed\x18\x06 \x01(\x04\x42\r\n\x0b_version_idB\x08\n\x06_limit\"\xe3\x03\n\x10\x43ontrastResponse\x12\x34\n\x06places\x18\x01 \x03(\x0b\x32$.crosscope.v1.ContrastResponse.Place\x12\x11\n\tnum_first\x18\x02 \x01(\r\x12\x12\n\nnum_second\x18\x03 \x01(\r\x12\x12\n\nversion_id\x18\x04 \x01(\t\x12\x13\n\x0bnum_repeats\x18\x05 \x01(\r\x1an\n\x05\x45ntry\x12\x0e\n\x06latent\x18\x01 \x01(\r\x12\x0b\n\x03\x61uc\x18\x02 \x01(\x02\x12\x0e\n\x06\x61uc_se\x18\x03 \x01(\x02\x12\x12\n\nmean_first\x18\x04 \x01(\x02\x12\x13\n\x0bmean_second\x18\x05 \x01(\x02\x12\x0f\n\x07p_value\x18\x06 \x01(\x02\x1a\xd8\x01\n\x05Place\x12\r\n\x05place\x18\x01 \x01(\t\x12\x35\n\x07\x65ntries\x18\x02 \x03(\x0b\x32$.crosscope.v1.ContrastResponse.Entry\x12\x14\n\x0cheld_out_auc\x18\x03 \x01(\x02\x12\x17\n\x0fheld_out_auc_se\x18\x04 \x01(\x02\x12\x14\n\x0cshuffled_auc\x18\x05 \x01(\x02\x12\x14\n\x0cnum_shuffles\x18\x06 \x01(\r\x12\x13\n\x0bnum_latents\x18\x07 \x01(\r\x12\x19\n\x11num_without_token\x18\x08 \x01(\r*u\n\x04Rank\x12\x14\n\x10RANK_UNSPECIFIED\x10\x00\x12\x0c\n\x08RANK_MAX\x10\x01\x12\x0c\n\x08RANK_SUM\x10\x02\x12\x0e\n\nRANK_COUNT\x10\x03\x12\x15\n\x11RANK_SHARE_OF_MAX\x10\x04\x12\x14\n\x10RANK_USELESSNESS\x10\x05\x32\xf3\x04\n\x07Prompts\x12I\n\x08Tokenize\x12\x1d.crosscope.v1.TokenizeRequest\x1a\x1e.crosscope.v1.TokenizeResponse\x12\x43\n\x06\x45ncode\x12\x1b.crosscope.v1.EncodeRequest\x1a\x1c.crosscope.v1.EncodeResponse\x12O\n\nTopLatents\x12\x1f.crosscope.v1.TopLatentsRequest\x1a .crosscope.v1.TopLatentsResponse\x12Y\n\x0c\x45ncodeStream\x12!.crosscope.v1.EncodeStreamRequest\x1a\".crosscope.v1.EncodeStreamResponse(\x01\x30\x01\x12\x46\n\x07\x43ompare\x12\x1c.crosscope.v1.CompareRequest\x1a\x1d.crosscope.v1.CompareResponse\x12K\n\x08Generate\x12\x1d.crosscope.v1.GenerateRequest\x1a\x1e.crosscope.v1.GenerateResponse0\x01\x12L\n\tAttribute\x12\x1e.crosscope.v1.AttributeRequest\x1a\x1f.crosscope.v1.AttributeResponse\x12I\n\x08\x43ontrast\x12\x1d.crosscope.v1.ContrastRequest\x1a\x1e.crosscope.v1.ContrastResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -59,6 +60,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOPLATENTSREQUEST'].fields_by_name['limit']._serialized_options = b'\272H\007*\005\030\220N(\001'
   _globals['_TOPLATENTSREQUEST'].fields_by_name['max_frequency']._loaded_options = None
   _globals['_TOPLATENTSREQUEST'].fields_by_name['max_frequency']._serialized_options = b'\272H\024\022\022\031\000\000\000\000\000\000\360?!\000\000\000\000\000\000\000\000'
+  _globals['_TOPLATENTSREQUEST'].fields_by_name['filters']._loaded_options = None
+  _globals['_TOPLATENTSREQUEST'].fields_by_name['filters']._serialized_options = b'\272H\005\222\001\002\020 '
   _globals['_TOPLATENTSREQUEST'].fields_by_name['version_id']._loaded_options = None
   _globals['_TOPLATENTSREQUEST'].fields_by_name['version_id']._serialized_options = b'\272H\004r\002\030d'
   _globals['_ENCODESTREAMREQUEST'].fields_by_name['request']._loaded_options = None
@@ -73,36 +76,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONTRASTREQUEST'].fields_by_name['second']._serialized_options = b'\272H\010\222\001\005\010\005\020\364\003'
   _globals['_CONTRASTREQUEST'].fields_by_name['limit']._loaded_options = None
   _globals['_CONTRASTREQUEST'].fields_by_name['limit']._serialized_options = b'\272H\007*\005\030\350\007(\001'
-  _globals['_RANK']._serialized_start=2475
-  _globals['_RANK']._serialized_end=2570
-  _globals['_TOKENIZEREQUEST']._serialized_start=146
-  _globals['_TOKENIZEREQUEST']._serialized_end=289
-  _globals['_TOKENIZERESPONSE']._serialized_start=291
-  _globals['_TOKENIZERESPONSE']._serialized_end=367
-  _globals['_ENCODEREQUEST']._serialized_start=370
-  _globals['_ENCODEREQUEST']._serialized_end=554
-  _globals['_ENCODERESPONSE']._serialized_start=557
-  _globals['_ENCODERESPONSE']._serialized_end=707
-  _globals['_TOPLATENTSREQUEST']._serialized_start=710
-  _globals['_TOPLATENTSREQUEST']._serialized_end=1127
-  _globals['_TOPLATENTSRESPONSE']._serialized_start=1130
-  _globals['_TOPLATENTSRESPONSE']._serialized_end=1425
-  _globals['_TOPLATENTSRESPONSE_ENTRY']._serialized_start=1326
-  _globals['_TOPLATENTSRESPONSE_ENTRY']._serialized_end=1425
-  _globals['_ENCODESTREAMREQUEST']._serialized_start=1427
-  _globals['_ENCODESTREAMREQUEST']._serialized_end=1520
-  _globals['_ENCODESTREAMRESPONSE']._serialized_start=1523
-  _globals['_ENCODESTREAMRESPONSE']._serialized_end=1668
-  _globals['_STREAMERROR']._serialized_start=1670
-  _globals['_STREAMERROR']._serialized_end=1730
-  _globals['_CONTRASTREQUEST']._serialized_start=1733
-  _globals['_CONTRASTREQUEST']._serialized_end=1987
-  _globals['_CONTRASTRESPONSE']._serialized_start=1990
-  _globals['_CONTRASTRESPONSE']._serialized_end=2473
-  _globals['_CONTRASTRESPONSE_ENTRY']._serialized_start=2144
-  _globals['_CONTRASTRESPONSE_ENTRY']._serialized_end=2254
-  _globals['_CONTRASTRESPONSE_PLACE']._serialized_start=2257
-  _globals['_CONTRASTRESPONSE_PLACE']._serialized_end=2473
-  _globals['_PROMPTS']._serialized_start=2573
-  _globals['_PROMPTS']._serialized_end=3200
+  _globals['_RANK']._serialized_start=2628
+  _globals['_RANK']._serialized_end=2745
+  _globals['_TOKENIZEREQUEST']._serialized_start=180
+  _globals['_TOKENIZEREQUEST']._serialized_end=323
+  _globals['_TOKENIZERESPONSE']._serialized_start=325
+  _globals['_TOKENIZERESPONSE']._serialized_end=428
+  _globals['_ENCODEREQUEST']._serialized_start=431
+  _globals['_ENCODEREQUEST']._serialized_end=615
+  _globals['_ENCODERESPONSE']._serialized_start=618
+  _globals['_ENCODERESPONSE']._serialized_end=768
+  _globals['_TOPLATENTSREQUEST']._serialized_start=771
+  _globals['_TOPLATENTSREQUEST']._serialized_end=1243
+  _globals['_TOPLATENTSRESPONSE']._serialized_start=1246
+  _globals['_TOPLATENTSRESPONSE']._serialized_end=1578
+  _globals['_TOPLATENTSRESPONSE_ENTRY']._serialized_start=1479
+  _globals['_TOPLATENTSRESPONSE_ENTRY']._serialized_end=1578
+  _globals['_ENCODESTREAMREQUEST']._serialized_start=1580
+  _globals['_ENCODESTREAMREQUEST']._serialized_end=1673
+  _globals['_ENCODESTREAMRESPONSE']._serialized_start=1676
+  _globals['_ENCODESTREAMRESPONSE']._serialized_end=1821
+  _globals['_STREAMERROR']._serialized_start=1823
+  _globals['_STREAMERROR']._serialized_end=1883
+  _globals['_CONTRASTREQUEST']._serialized_start=1886
+  _globals['_CONTRASTREQUEST']._serialized_end=2140
+  _globals['_CONTRASTRESPONSE']._serialized_start=2143
+  _globals['_CONTRASTRESPONSE']._serialized_end=2626
+  _globals['_CONTRASTRESPONSE_ENTRY']._serialized_start=2297
+  _globals['_CONTRASTRESPONSE_ENTRY']._serialized_end=2407
+  _globals['_CONTRASTRESPONSE_PLACE']._serialized_start=2410
+  _globals['_CONTRASTRESPONSE_PLACE']._serialized_end=2626
+  _globals['_PROMPTS']._serialized_start=2748
+  _globals['_PROMPTS']._serialized_end=3375
 # @@protoc_insertion_point(module_scope)

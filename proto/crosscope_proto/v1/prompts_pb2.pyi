@@ -5,6 +5,7 @@ isort:skip_file
 Online questions: which latents does this prompt fire?"""
 
 from collections import abc as _abc
+from crosscope_proto.v1 import latents_pb2 as _latents_pb2
 from crosscope_proto.v1 import types_pb2 as _types_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -37,6 +38,8 @@ class _RankEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Rank.ValueType],
     """By number of active tokens."""
     RANK_SHARE_OF_MAX: _Rank.ValueType  # 4
     """By largest scaled activation as a share of the latent's maximum in the analysis."""
+    RANK_USELESSNESS: _Rank.ValueType  # 5
+    """By largest scaled activation times the latent's base uselessness (base_uselessness_single, math §5)."""
 
 class Rank(_Rank, metaclass=_RankEnumTypeWrapper):
     """How latents are ranked over the tokens of a prompt."""
@@ -51,6 +54,8 @@ RANK_COUNT: Rank.ValueType  # 3
 """By number of active tokens."""
 RANK_SHARE_OF_MAX: Rank.ValueType  # 4
 """By largest scaled activation as a share of the latent's maximum in the analysis."""
+RANK_USELESSNESS: Rank.ValueType  # 5
+"""By largest scaled activation times the latent's base uselessness (base_uselessness_single, math §5)."""
 Global___Rank: _TypeAlias = Rank  # noqa: Y015
 
 @_typing.final
@@ -95,8 +100,11 @@ class TokenizeResponse(_message.Message):
 
     TOKENS_FIELD_NUMBER: _builtins.int
     VERSION_ID_FIELD_NUMBER: _builtins.int
+    MAX_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     version_id: _builtins.str
     """The version of the crosscoder that answered."""
+    max_prompt_tokens: _builtins.int
+    """Most tokens of a prompt that the models are run on here; 0: the worker does not say."""
     @_builtins.property
     def tokens(self) -> _types_pb2.Tokens:
         """The tokens."""
@@ -106,10 +114,11 @@ class TokenizeResponse(_message.Message):
         *,
         tokens: _types_pb2.Tokens | None = ...,
         version_id: _builtins.str = ...,
+        max_prompt_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens", "version_id", b"version_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_prompt_tokens", b"max_prompt_tokens", "tokens", b"tokens", "version_id", b"version_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -217,6 +226,7 @@ class TopLatentsRequest(_message.Message):
     TOKEN_START_FIELD_NUMBER: _builtins.int
     TOKEN_END_FIELD_NUMBER: _builtins.int
     INCLUDE_LEFT_OUT_FIELD_NUMBER: _builtins.int
+    FILTERS_FIELD_NUMBER: _builtins.int
     VERSION_ID_FIELD_NUMBER: _builtins.int
     crosscoder: _builtins.str
     """Name of the crosscoder."""
@@ -244,6 +254,10 @@ class TopLatentsRequest(_message.Message):
     def prompt(self) -> _types_pb2.Prompt:
         """The prompt."""
 
+    @_builtins.property
+    def filters(self) -> _containers.RepeatedCompositeFieldContainer[_latents_pb2.LatentFilter]:
+        """Conditions on the latents, which all must hold, for instance on latent_class or verdict. Act before the cut."""
+
     def __init__(
         self,
         *,
@@ -256,11 +270,12 @@ class TopLatentsRequest(_message.Message):
         token_start: _builtins.int = ...,
         token_end: _builtins.int | None = ...,
         include_left_out: _builtins.bool = ...,
+        filters: _abc.Iterable[_latents_pb2.LatentFilter] | None = ...,
         version_id: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_max_frequency", b"_max_frequency", "_token_end", b"_token_end", "_version_id", b"_version_id", "limit", b"limit", "max_frequency", b"max_frequency", "prompt", b"prompt", "token_end", b"token_end", "version_id", b"version_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_max_frequency", b"_max_frequency", "_token_end", b"_token_end", "_version_id", b"_version_id", "crosscoder", b"crosscoder", "include_left_out", b"include_left_out", "limit", b"limit", "max_frequency", b"max_frequency", "prompt", b"prompt", "rank", b"rank", "skip_template_tokens", b"skip_template_tokens", "token_end", b"token_end", "token_start", b"token_start", "version_id", b"version_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_max_frequency", b"_max_frequency", "_token_end", b"_token_end", "_version_id", b"_version_id", "crosscoder", b"crosscoder", "filters", b"filters", "include_left_out", b"include_left_out", "limit", b"limit", "max_frequency", b"max_frequency", "prompt", b"prompt", "rank", b"rank", "skip_template_tokens", b"skip_template_tokens", "token_end", b"token_end", "token_start", b"token_start", "version_id", b"version_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
     _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
@@ -333,14 +348,18 @@ class TopLatentsResponse(_message.Message):
     NUM_LATENTS_FIELD_NUMBER: _builtins.int
     CACHED_FIELD_NUMBER: _builtins.int
     NUM_LEFT_OUT_FIELD_NUMBER: _builtins.int
+    NUM_FILTERED_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
     version_id: _builtins.str
     """The version of the crosscoder that answered."""
     num_latents: _builtins.int
-    """Latents that fired before the limit was applied."""
+    """Latents that fired and meet the conditions, before the limit was applied."""
     cached: _builtins.bool
     """The codes came from the cache."""
     num_left_out: _builtins.int
     """Tokens of the range that were not ranked because training left them out; 0 with include_left_out."""
+    num_filtered: _builtins.int
+    """Latents that fired and do not meet max_frequency or the filters."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___TopLatentsResponse.Entry]:
         """The latents."""
@@ -348,6 +367,10 @@ class TopLatentsResponse(_message.Message):
     @_builtins.property
     def tokens(self) -> _types_pb2.Tokens:
         """The prompt's tokens."""
+
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Sentences about filters on columns that are undefined for every latent."""
 
     def __init__(
         self,
@@ -358,10 +381,12 @@ class TopLatentsResponse(_message.Message):
         num_latents: _builtins.int = ...,
         cached: _builtins.bool = ...,
         num_left_out: _builtins.int = ...,
+        num_filtered: _builtins.int = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "entries", b"entries", "num_latents", b"num_latents", "num_left_out", b"num_left_out", "tokens", b"tokens", "version_id", b"version_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "entries", b"entries", "notes", b"notes", "num_filtered", b"num_filtered", "num_latents", b"num_latents", "num_left_out", b"num_left_out", "tokens", b"tokens", "version_id", b"version_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,7 @@ _sym_db = _symbol_database.Default()
 from crosscope_proto import validation_rules_pb2 as buf_dot_validate_dot_validate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63rosscope_proto/v1/types.proto\x12\x0c\x63rosscope.v1\x1a\x1b\x62uf/validate/validate.proto\"\xdb\x01\n\x04Turn\x12=\n\x04role\x18\x01 \x01(\tB/\xbaH,r*R\x06systemR\tdeveloperR\x04userR\tassistantR\x04tool\x12\x1a\n\x07\x63ontent\x18\x02 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x10\x12\x1c\n\treasoning\x18\x03 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x10\x12\"\n\x0ftool_calls_json\x18\x04 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x10\x12\x16\n\x04name\x18\x05 \x01(\tB\x08\xbaH\x05r\x03(\x80\x08\x12\x1e\n\x0ctool_call_id\x18\x06 \x01(\tB\x08\xbaH\x05r\x03(\x80\x08\"\x8b\x01\n\x0c\x43onversation\x12.\n\x05turns\x18\x01 \x03(\x0b\x32\x12.crosscope.v1.TurnB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x80\x08\x12\x1d\n\x15\x61\x64\x64_generation_prompt\x18\x02 \x01(\x08\x12,\n\x19\x63hat_template_kwargs_json\x18\x03 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x10\"\xe7\x01\n\x06Prompt\x12\x1b\n\x04text\x18\x01 \x01(\tB\x0b\xbaH\x08r\x06 \x01(\x80\x80\x10H\x00\x12\x32\n\x0c\x63onversation\x18\x02 \x01(\x0b\x32\x1a.crosscope.v1.ConversationH\x00\x12+\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x16.crosscope.v1.TokenIdsH\x00\x12/\n\x0bstored_text\x18\x05 \x01(\x0b\x32\x18.crosscope.v1.StoredTextH\x00\x12\x1c\n\x14parse_control_tokens\x18\x03 \x01(\x08\x42\x10\n\x07\x63ontent\x12\x05\xbaH\x02\x08\x01\"b\n\x08TokenIds\x12\x19\n\x03ids\x18\x01 \x03(\rB\x0c\xbaH\t\x92\x01\x06\x08\x01\x10\x80\x80\x04\x12;\n\x05roles\x18\x02 \x03(\x0e\x32\x17.crosscope.v1.TokenRoleB\x13\xbaH\x10\x92\x01\r\x10\x80\x80\x04\"\x07\x82\x01\x04\x10\x01 \x00\"!\n\nStoredText\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\"\x96\x01\n\x06Tokens\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12\x0e\n\x06pieces\x18\x02 \x03(\t\x12&\n\x05roles\x18\x03 \x03(\x0e\x32\x17.crosscope.v1.TokenRole\x12,\n\x08left_out\x18\x04 \x03(\x0e\x32\x1a.crosscope.v1.TokenLeftOut\x12\x19\n\x11\x64ropped_reasoning\x18\x05 \x03(\r\"F\n\nSparseCode\x12\x12\n\nrow_starts\x18\x01 \x03(\x07\x12\x0f\n\x07latents\x18\x02 \x03(\x07\x12\x13\n\x0b\x61\x63tivations\x18\x03 \x03(\x02*\x89\x02\n\tTokenRole\x12\x1a\n\x16TOKEN_ROLE_UNSPECIFIED\x10\x00\x12\x13\n\x0fTOKEN_ROLE_TEXT\x10\x01\x12\x12\n\x0eTOKEN_ROLE_BOS\x10\x02\x12\x15\n\x11TOKEN_ROLE_HEADER\x10\x03\x12\x17\n\x13TOKEN_ROLE_TURN_END\x10\x04\x12\x15\n\x11TOKEN_ROLE_SYSTEM\x10\x05\x12\x13\n\x0fTOKEN_ROLE_USER\x10\x06\x12\x18\n\x14TOKEN_ROLE_ASSISTANT\x10\x07\x12\x18\n\x14TOKEN_ROLE_REASONING\x10\x08\x12\x13\n\x0fTOKEN_ROLE_TOOL\x10\t\x12\x12\n\x0eTOKEN_ROLE_PAD\x10\n*\x91\x01\n\x0cTokenLeftOut\x12\x1e\n\x1aTOKEN_LEFT_OUT_UNSPECIFIED\x10\x00\x12\x16\n\x12TOKEN_LEFT_OUT_BOS\x10\x01\x12\x18\n\x14TOKEN_LEFT_OUT_FIRST\x10\x02\x12\x17\n\x13TOKEN_LEFT_OUT_NORM\x10\x03\x12\x16\n\x12TOKEN_LEFT_OUT_PAD\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63rosscope_proto/v1/types.proto\x12\x0c\x63rosscope.v1\x1a\x1b\x62uf/validate/validate.proto\"\xeb\x01\n\x04Turn\x12=\n\x04role\x18\x01 \x01(\tB/\xbaH,r*R\x06systemR\tdeveloperR\x04userR\tassistantR\x04tool\x12\x1a\n\x07\x63ontent\x18\x02 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x10\x12\x1c\n\treasoning\x18\x03 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x10\x12\"\n\x0ftool_calls_json\x18\x04 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x10\x12\x16\n\x04name\x18\x05 \x01(\tB\x08\xbaH\x05r\x03(\x80\x08\x12\x1e\n\x0ctool_call_id\x18\x06 \x01(\tB\x08\xbaH\x05r\x03(\x80\x08\x12\x0e\n\x06prefix\x18\x07 \x01(\x08\"\x8b\x01\n\x0c\x43onversation\x12.\n\x05turns\x18\x01 \x03(\x0b\x32\x12.crosscope.v1.TurnB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x80\x08\x12\x1d\n\x15\x61\x64\x64_generation_prompt\x18\x02 \x01(\x08\x12,\n\x19\x63hat_template_kwargs_json\x18\x03 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x10\"\xe7\x01\n\x06Prompt\x12\x1b\n\x04text\x18\x01 \x01(\tB\x0b\xbaH\x08r\x06 \x01(\x80\x80\x10H\x00\x12\x32\n\x0c\x63onversation\x18\x02 \x01(\x0b\x32\x1a.crosscope.v1.ConversationH\x00\x12+\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x16.crosscope.v1.TokenIdsH\x00\x12/\n\x0bstored_text\x18\x05 \x01(\x0b\x32\x18.crosscope.v1.StoredTextH\x00\x12\x1c\n\x14parse_control_tokens\x18\x03 \x01(\x08\x42\x10\n\x07\x63ontent\x12\x05\xbaH\x02\x08\x01\"b\n\x08TokenIds\x12\x19\n\x03ids\x18\x01 \x03(\rB\x0c\xbaH\t\x92\x01\x06\x08\x01\x10\x80\x80\x04\x12;\n\x05roles\x18\x02 \x03(\x0e\x32\x17.crosscope.v1.TokenRoleB\x13\xbaH\x10\x92\x01\r\x10\x80\x80\x04\"\x07\x82\x01\x04\x10\x01 \x00\"!\n\nStoredText\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\"\x96\x01\n\x06Tokens\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12\x0e\n\x06pieces\x18\x02 \x03(\t\x12&\n\x05roles\x18\x03 \x03(\x0e\x32\x17.crosscope.v1.TokenRole\x12,\n\x08left_out\x18\x04 \x03(\x0e\x32\x1a.crosscope.v1.TokenLeftOut\x12\x19\n\x11\x64ropped_reasoning\x18\x05 \x03(\r\"F\n\nSparseCode\x12\x12\n\nrow_starts\x18\x01 \x03(\x07\x12\x0f\n\x07latents\x18\x02 \x03(\x07\x12\x13\n\x0b\x61\x63tivations\x18\x03 \x03(\x02*\x89\x02\n\tTokenRole\x12\x1a\n\x16TOKEN_ROLE_UNSPECIFIED\x10\x00\x12\x13\n\x0fTOKEN_ROLE_TEXT\x10\x01\x12\x12\n\x0eTOKEN_ROLE_BOS\x10\x02\x12\x15\n\x11TOKEN_ROLE_HEADER\x10\x03\x12\x17\n\x13TOKEN_ROLE_TURN_END\x10\x04\x12\x15\n\x11TOKEN_ROLE_SYSTEM\x10\x05\x12\x13\n\x0fTOKEN_ROLE_USER\x10\x06\x12\x18\n\x14TOKEN_ROLE_ASSISTANT\x10\x07\x12\x18\n\x14TOKEN_ROLE_REASONING\x10\x08\x12\x13\n\x0fTOKEN_ROLE_TOOL\x10\t\x12\x12\n\x0eTOKEN_ROLE_PAD\x10\n*\x91\x01\n\x0cTokenLeftOut\x12\x1e\n\x1aTOKEN_LEFT_OUT_UNSPECIFIED\x10\x00\x12\x16\n\x12TOKEN_LEFT_OUT_BOS\x10\x01\x12\x18\n\x14TOKEN_LEFT_OUT_FIRST\x10\x02\x12\x17\n\x13TOKEN_LEFT_OUT_NORM\x10\x03\x12\x16\n\x12TOKEN_LEFT_OUT_PAD\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -57,22 +57,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKENIDS'].fields_by_name['ids']._serialized_options = b'\272H\t\222\001\006\010\001\020\200\200\004'
   _globals['_TOKENIDS'].fields_by_name['roles']._loaded_options = None
   _globals['_TOKENIDS'].fields_by_name['roles']._serialized_options = b'\272H\020\222\001\r\020\200\200\004\"\007\202\001\004\020\001 \000'
-  _globals['_TOKENROLE']._serialized_start=1036
-  _globals['_TOKENROLE']._serialized_end=1301
-  _globals['_TOKENLEFTOUT']._serialized_start=1304
-  _globals['_TOKENLEFTOUT']._serialized_end=1449
+  _globals['_TOKENROLE']._serialized_start=1052
+  _globals['_TOKENROLE']._serialized_end=1317
+  _globals['_TOKENLEFTOUT']._serialized_start=1320
+  _globals['_TOKENLEFTOUT']._serialized_end=1465
   _globals['_TURN']._serialized_start=78
-  _globals['_TURN']._serialized_end=297
-  _globals['_CONVERSATION']._serialized_start=300
-  _globals['_CONVERSATION']._serialized_end=439
-  _globals['_PROMPT']._serialized_start=442
-  _globals['_PROMPT']._serialized_end=673
-  _globals['_TOKENIDS']._serialized_start=675
-  _globals['_TOKENIDS']._serialized_end=773
-  _globals['_STOREDTEXT']._serialized_start=775
-  _globals['_STOREDTEXT']._serialized_end=808
-  _globals['_TOKENS']._serialized_start=811
-  _globals['_TOKENS']._serialized_end=961
-  _globals['_SPARSECODE']._serialized_start=963
-  _globals['_SPARSECODE']._serialized_end=1033
+  _globals['_TURN']._serialized_end=313
+  _globals['_CONVERSATION']._serialized_start=316
+  _globals['_CONVERSATION']._serialized_end=455
+  _globals['_PROMPT']._serialized_start=458
+  _globals['_PROMPT']._serialized_end=689
+  _globals['_TOKENIDS']._serialized_start=691
+  _globals['_TOKENIDS']._serialized_end=789
+  _globals['_STOREDTEXT']._serialized_start=791
+  _globals['_STOREDTEXT']._serialized_end=824
+  _globals['_TOKENS']._serialized_start=827
+  _globals['_TOKENS']._serialized_end=977
+  _globals['_SPARSECODE']._serialized_start=979
+  _globals['_SPARSECODE']._serialized_end=1049
 # @@protoc_insertion_point(module_scope)

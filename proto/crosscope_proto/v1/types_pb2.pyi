@@ -120,6 +120,7 @@ class Turn(_message.Message):
     TOOL_CALLS_JSON_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     TOOL_CALL_ID_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     """"system", "developer", "user", "assistant" or "tool"; which of them may stand where, the chat template says."""
     content: _builtins.str
@@ -132,6 +133,10 @@ class Turn(_message.Message):
     """Who speaks, or which tool answers, for templates that print it."""
     tool_call_id: _builtins.str
     """The call that a tool turn answers, for templates that ask for it."""
+    prefix: _builtins.bool
+    """The assistant has only begun this turn, the last one: nothing is printed behind what it says, so that a model goes on
+    with it.
+    """
     def __init__(
         self,
         *,
@@ -141,10 +146,11 @@ class Turn(_message.Message):
         tool_calls_json: _builtins.str = ...,
         name: _builtins.str = ...,
         tool_call_id: _builtins.str = ...,
+        prefix: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "name", b"name", "reasoning", b"reasoning", "role", b"role", "tool_call_id", b"tool_call_id", "tool_calls_json", b"tool_calls_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "name", b"name", "prefix", b"prefix", "reasoning", b"reasoning", "role", b"role", "tool_call_id", b"tool_call_id", "tool_calls_json", b"tool_calls_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

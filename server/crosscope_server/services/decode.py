@@ -1,9 +1,20 @@
 """Converts the public messages that several services share to and from the server's own. Knows nothing about calls."""
 
-from crosscope_proto.v1 import prompts_pb2, types_pb2
+from crosscope_proto.v1 import latents_pb2, prompts_pb2, types_pb2
 from crosscope_server.encodings import Prompt, Turn, strongest
 from crosscope_server.examples import TextTokens
+from crosscope_server.latents import Filter
 from crosscope_server.prompts import Encoded
+
+_COMPARISONS = {
+    latents_pb2.LatentFilter.OP_LT: "<",
+    latents_pb2.LatentFilter.OP_LE: "<=",
+    latents_pb2.LatentFilter.OP_GT: ">",
+    latents_pb2.LatentFilter.OP_GE: ">=",
+    latents_pb2.LatentFilter.OP_EQ: "=",
+    latents_pb2.LatentFilter.OP_NE: "!=",
+    latents_pb2.LatentFilter.OP_CONTAINS: "contains",
+}
 
 
 def prompt(message: types_pb2.Prompt) -> Prompt:
@@ -24,11 +35,17 @@ def prompt(message: types_pb2.Prompt) -> Prompt:
 
 def _conversation(conversation: types_pb2.Conversation, parse_control_tokens: bool) -> Prompt:
     turns = tuple(
-        Turn(turn.role, turn.content, turn.reasoning, turn.tool_calls_json, turn.name, turn.tool_call_id)
+        Turn(turn.role, turn.content, turn.reasoning, turn.tool_calls_json, turn.name, turn.tool_call_id, turn.prefix)
         for turn in conversation.turns
     )
     kwargs = conversation.chat_template_kwargs_json
     return Prompt(None, turns, conversation.add_generation_prompt, parse_control_tokens, kwargs)
+
+
+def latent_filter(message: latents_pb2.LatentFilter) -> Filter:
+    """The condition in a message."""
+    value = message.text if message.WhichOneof("value") == "text" else message.number
+    return Filter(message.column, _COMPARISONS[message.op], value)
 
 
 def tokens_message(tokens: TextTokens) -> types_pb2.Tokens:

@@ -19,7 +19,6 @@ from crosscope_server.annotations.store import Annotations
 from crosscope_server.catalogue import Broken, Card, Catalogue, Version
 from crosscope_server.errors import InvalidRequest, Violation
 from crosscope_server.examples import Example, Key
-from crosscope_server.latents import Filter
 from crosscope_server.matches import Matches, counts
 from crosscope_server.matching import MIN_COSINE, Side
 from crosscope_server.pages import PageToken, decode_token, encode_token
@@ -33,15 +32,6 @@ _DEFAULT_EXAMPLES = 10
 _LARGE_PAGE = 100
 """Number of latents from which on a reply is built in a thread, off the event loop."""
 
-_COMPARISONS = {
-    latents_pb2.LatentFilter.OP_LT: "<",
-    latents_pb2.LatentFilter.OP_LE: "<=",
-    latents_pb2.LatentFilter.OP_GT: ">",
-    latents_pb2.LatentFilter.OP_GE: ">=",
-    latents_pb2.LatentFilter.OP_EQ: "=",
-    latents_pb2.LatentFilter.OP_NE: "!=",
-    latents_pb2.LatentFilter.OP_CONTAINS: "contains",
-}
 _GROUPS = {
     latents_pb2.EXAMPLE_GROUP_TOP: ExampleGroup.TOP,
     latents_pb2.EXAMPLE_GROUP_QUANTILE: ExampleGroup.QUANTILE,
@@ -100,7 +90,7 @@ class LatentsService(latents_pb2_grpc.LatentsServicer):
         self, request: latents_pb2.ListLatentsRequest, context: Context
     ) -> latents_pb2.ListLatentsResponse:
         """A page of latents."""
-        filters = [_filter(condition) for condition in request.filters]
+        filters = [decode.latent_filter(condition) for condition in request.filters]
         query = [request.crosscoder, [dataclasses.astuple(condition) for condition in filters], request.order_by]
         token = decode_token(request.page_token, query) if request.page_token else None
         version = await self._version(request, token)
@@ -198,11 +188,6 @@ class LatentsService(latents_pb2_grpc.LatentsServicer):
                 raise InvalidRequest([Violation("page_token", sentence)])
             wanted = token.version_id
         return await self._catalogue.open(request.crosscoder, wanted)
-
-
-def _filter(message: latents_pb2.LatentFilter) -> Filter:
-    value = message.text if message.WhichOneof("value") == "text" else message.number
-    return Filter(message.column, _COMPARISONS[message.op], value)
 
 
 def _last_latent(token: PageToken, version: Version) -> int:

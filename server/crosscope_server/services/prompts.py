@@ -12,6 +12,7 @@ from crosscope_server.catalogue import Catalogue
 from crosscope_server.contrast import NUM_SHUFFLES
 from crosscope_server.effects import Effects
 from crosscope_server.errors import status_of
+from crosscope_server.latents import Filter
 from crosscope_server.prompt_sets import Place, PromptSets
 from crosscope_server.prompts import Prompts
 from crosscope_server.ranking import Rank, Ranked, TokenRange, rank_latents
@@ -28,6 +29,7 @@ _RANKS = {
     prompts_pb2.RANK_SUM: Rank.SUM,
     prompts_pb2.RANK_COUNT: Rank.COUNT,
     prompts_pb2.RANK_SHARE_OF_MAX: Rank.SHARE_OF_MAX,
+    prompts_pb2.RANK_USELESSNESS: Rank.USELESSNESS,
 }
 
 
@@ -43,10 +45,12 @@ class PromptsService(prompts_pb2_grpc.PromptsServicer):
 
     async def Tokenize(self, request: prompts_pb2.TokenizeRequest, context: Context) -> prompts_pb2.TokenizeResponse:
         """The tokens of a prompt."""
-        tokens, version_id = await self._prompts.tokenize(
+        reply, version_id = await self._prompts.tokenize(
             request.crosscoder, request.version_id or None, decode.prompt(request.prompt), context.time_remaining()
         )
-        return prompts_pb2.TokenizeResponse(tokens=tokens, version_id=version_id)
+        return prompts_pb2.TokenizeResponse(
+            tokens=reply.tokens, version_id=version_id, max_prompt_tokens=reply.max_prompt_tokens
+        )
 
     async def Encode(self, request: prompts_pb2.EncodeRequest, context: Context) -> prompts_pb2.EncodeResponse:
         """The sparse code of a prompt."""
@@ -59,21 +63,22 @@ class PromptsService(prompts_pb2_grpc.PromptsServicer):
         encoded = await self._prompts.encode(
             request.crosscoder, request.version_id or None, decode.prompt(request.prompt), context.time_remaining()
         )
-        rank = _RANKS[request.rank]
-        max_frequency = request.max_frequency if request.HasField("max_frequency") else None
-        frequency = maximum = None
-        if max_frequency is not None or rank is Rank.SHARE_OF_MAX:
+        rank, filters = _RANKS[request.rank], [decode.latent_filter(each) for each in request.filters]
+        if request.HasField("max_frequency"):
+            filters.append(Filter("frequency", "<=", request.max_frequency))
+        allowed, figures, notes = None, None, ()
+        if filters or rank.column:
             table = (await self._catalogue.open(request.crosscoder, encoded.version_id)).table
-            frequency, maximum = table.column("frequency"), table.column("max")
+            figures = table.column(rank.column) if rank.column else None
+            allowed, notes = (table.matching(filters) if filters else None), table.notes(filters)
         end = request.token_end if request.HasField("token_end") else None
         ranked = rank_latents(
             encoded.encoding,
             rank,
             request.limit if request.HasField("limit") else _DEFAULT_LIMIT,
             TokenRange(request.token_start, end, request.skip_template_tokens, request.include_left_out),
-            frequency=frequency,
-            max_frequency=max_frequency,
-            maximum=maximum,
+            allowed=allowed,
+            figures=figures,
         )
         return prompts_pb2.TopLatentsResponse(
             entries=_entries(ranked),
@@ -81,6 +86,8 @@ class PromptsService(prompts_pb2_grpc.PromptsServicer):
             version_id=encoded.version_id,
             num_latents=ranked.num_latents,
             num_left_out=ranked.num_left_out,
+            num_filtered=ranked.num_filtered,
+            notes=notes,
             cached=encoded.cached,
         )
 

@@ -322,3 +322,27 @@ def test_a_stated_day_is_the_date_string_too() -> None:
     assert "Today is 05 Mar 2026." in printed({"chat_template_date": "2026-03-05"})
     told = {"chat_template_date": "2026-03-05", "chat_template_kwargs": {"date_string": "now"}}
     assert "Today is now." in printed(json.loads(json.dumps(told)))
+
+
+@pytest.mark.parametrize("template", [templates.CHATML, templates.GEMMA, templates.LLAMA_3])
+def test_a_turn_that_the_assistant_has_begun_ends_where_its_text_ends(template: str) -> None:
+    tokenizer = tokenizer_with(template)
+    whole = tokenizer.conversation([ASK, ANSWER])
+    begun = tokenizer.conversation([ASK, Turn("assistant", "It is a fox. ", prefix=True)])
+    assert runs(tokenizer, begun)[-1] == (A, "It is a fox. ")
+    assert runs(tokenizer, begun)[:-1] == runs(tokenizer, whole)[:-2]
+    assert begun.content_spans[-1][1] == len(begun.ids)
+
+
+@pytest.mark.parametrize(
+    ("turns", "prompt"),
+    [
+        ([Turn("user", "hi", prefix=True)], False),
+        ([Turn("assistant", "hi", prefix=True), ASK], False),
+        ([ASK, Turn("assistant", "", reasoning="hm", prefix=True)], False),
+        ([ASK, Turn("assistant", "hi", prefix=True)], True),
+    ],
+)
+def test_what_cannot_be_gone_on_with_is_refused(turns: list[Turn], prompt: bool) -> None:
+    with pytest.raises(PromptError, match=r"turn \d .*prefix"):
+        tokenizer_with(templates.CHATML).conversation(turns, prompt)

@@ -47,7 +47,7 @@ def tokenise(
 
 def _turn(index: int, turn: types_pb2.Turn) -> Turn:
     calls = _parsed(f"turn {index}, tool_calls", parse_tool_calls, turn.tool_calls_json)
-    return Turn(turn.role, turn.content, turn.reasoning, tuple(calls), turn.name, turn.tool_call_id)
+    return Turn(turn.role, turn.content, turn.reasoning, tuple(calls), turn.name, turn.tool_call_id, turn.prefix)
 
 
 def _parsed(name: str, parse: Callable[[str], Parsed], text: str) -> Parsed:

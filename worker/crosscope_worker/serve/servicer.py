@@ -102,7 +102,8 @@ class Inference(inference_pb2_grpc.InferenceServicer):
     async def _tokenize(self, request: inference_pb2.TokenizeRequest) -> inference_pb2.TokenizeResponse:
         async with self._models.using(request.crosscoder, request.version_id) as crosscoder:
             _, tokens = await self._tokens(crosscoder, request.prompt)
-        return inference_pb2.TokenizeResponse(tokens=tokens)
+            most = self._most_tokens(crosscoder)
+        return inference_pb2.TokenizeResponse(tokens=tokens, max_prompt_tokens=most)
 
     async def _encode(
         self, request: inference_pb2.EncodeRequest, timeout_s: float | None
@@ -182,10 +183,14 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         return text, tokens
 
     def _check_length(self, loaded: Loaded, what: str, num_tokens: int) -> None:
-        limit = min(self._max_prompt_tokens, loaded.subject.pair.max_positions or self._max_prompt_tokens)
+        limit = self._most_tokens(loaded)
         if num_tokens > limit:
             whose = "this worker's limit" if limit == self._max_prompt_tokens else "what the models can read"
             raise PromptError(f"{what} {num_tokens} tokens, but {whose} is {limit}; shorten it")
+
+    def _most_tokens(self, loaded: Loaded) -> int:
+        """Most tokens of a prompt that the models are to read."""
+        return min(self._max_prompt_tokens, loaded.subject.pair.max_positions or self._max_prompt_tokens)
 
     async def _tokens(self, loaded: Loaded, prompt: types_pb2.Prompt) -> tuple[TokenisedText, types_pb2.Tokens]:
         what = loaded.tokenizer, prompt, loaded.subject.pair.num_readable

@@ -46,6 +46,8 @@ class Turn:
     """Who speaks, or which tool answers, for templates that print it."""
     tool_call_id: str = ""
     """The call that a tool turn answers, for templates that ask for it."""
+    prefix: bool = False
+    """The assistant has only begun it: nothing is printed behind what it says. Of the last turn alone."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from crosscope_proto.roles import TokenRole
 from crosscope_worker.tokenizer.chat_template import Turn
+from crosscope_worker.tokenizer.control_tokens import PromptError
 
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -74,6 +75,20 @@ class Printed:
     text: str
     indices: Ints
     """[character]: index, among the characters of all sayings, of the one that it prints; -1: it is the template's."""
+
+    def up_to(self, saying: Saying) -> "Printed":
+        """The same up to the last character of a saying, with white space at its end as it was said.
+
+        Raises PromptError.
+        """
+        end = saying.start + len(saying.text)
+        of_it = np.flatnonzero((self.indices >= saying.start) & (self.indices < end))
+        if not len(of_it):
+            raise PromptError(f"turn {saying.turn}: the chat template prints none of it, so it cannot be a prefix")
+        last = int(of_it[-1])
+        rest = np.arange(int(self.indices[last]) + 1, end)
+        text = self.text[: last + 1] + saying.text[int(self.indices[last]) + 1 - saying.start :]
+        return Printed(text, np.concatenate([self.indices[: last + 1], rest]))
 
 
 def find_sayings(

@@ -27,6 +27,10 @@ def check_turns(turns: Sequence[Turn]) -> None:
             raise PromptError(f"turn {index} ({turn.role}) has {what}, which only an assistant turn may have")
         if turn.role != "tool" and not (turn.content.strip() or turn.reasoning.strip() or turn.tool_calls):
             raise PromptError(f"turn {index} ({turn.role}) is empty; give it text or leave it out")
+        is_last = index + 1 == len(turns)
+        if turn.prefix and (turn.role != "assistant" or not is_last or not turn.content.strip() or turn.tool_calls):
+            rule = "only the last turn, the assistant's, with text and without tool calls can be one"
+            raise PromptError(f"turn {index} ({turn.role}) cannot be a prefix; {rule}")
 
 
 def refused(turns: Sequence[Turn], message: str) -> str:

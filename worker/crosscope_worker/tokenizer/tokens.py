@@ -175,6 +175,9 @@ class TextTokenizer:
         override those of the settings. Raises PromptError that names the turn at fault.
         """
         check_turns(turns)
+        if turns[-1].prefix and add_generation_prompt:
+            last = len(turns) - 1
+            raise PromptError(f"turn {last} is a prefix, so it has its header; leave add_generation_prompt out")
         kwargs = {**self._template.settings.kwargs, **(template_kwargs or {})}
         try:
             check_template_kwargs(kwargs)
@@ -194,8 +197,11 @@ class TextTokenizer:
         if found is None:
             raise PromptError(not_found(turns, sayings.all, printed))
         dropped = check_printed(turns, sayings.all, found)
-        roles = character_roles(found, sayings.all, turns, self._turn_end(found, kwargs))
-        encoding = self._control.encode(printed, is_disguised)
+        turn_end = self._turn_end(found, kwargs)
+        if turns[-1].prefix:
+            found = found.up_to(next(each for each in reversed(sayings.all) if each.field == "content"))
+        roles = character_roles(found, sayings.all, turns, turn_end)
+        encoding = self._control.encode(found.text, is_disguised)
         return self._tokenised(encoding, found, roles, sayings.all, len(turns), dropped)
 
     def _types_control_tokens(self, messages: list[dict[str, Any]], kwargs: Mapping[str, Any]) -> bool:

@@ -8,15 +8,38 @@ import numpy as np
 import streamlit as st
 
 from crosscope import Comparison, CrosscoderInfo, CrosscopeError, Encoding, LeftOut, TopLatents
-from crosscope.app import address, composer, differences, panels, prompts, session, tables, text, url
-from crosscope.app.differences import Shade
+from crosscope.app import (
+    address,
+    composer,
+    counting,
+    differences,
+    panels,
+    prompts,
+    session,
+    tables,
+    text,
+    two_prompts,
+    url,
+)
+from crosscope.app.differences import SHADE
 from crosscope.app.latent_list import latent_list
 from crosscope.app.looking import generate_then_look
+from crosscope.app.palette import CLASS_NAMES
 from crosscope.app.prompts import LabPrompt
 from crosscope.app.table_view import Column
 from crosscope.app.token_view import Strip, TokenEvent, token_view
+from crosscope_proto.verdict import Verdict
 
-RANKS = {"max": "largest", "sum": "sum", "count": "tokens", "share_of_max": "share of own largest"}
+RANKS = {
+    "max": "largest",
+    "sum": "sum",
+    "count": "tokens",
+    "share_of_max": "share of own largest",
+    "uselessness": "largest × uselessness",
+    "attribution": "what carries the difference",
+}
+HEAT_LATENTS = 12
+"""Latents of the heat map."""
 FREQUENCIES = (1.0, 0.1, 0.03, 0.01, 0.003, 0.001)
 LEGEND_LATENTS = 12
 TEMPLATE_HELP = (
@@ -30,6 +53,9 @@ OWN_HELP = (
 )
 
 
+USELESS_HELP = "Largest activation times base uselessness: strong here, and of no use to base."
+
+
 def page() -> None:
     """Draws the page."""
     chosen = session.chosen()
@@ -38,14 +64,22 @@ def page() -> None:
         return
     st.title("Prompt lab")
     prompt = composer.fields(composer.current())
+    counting.counter(prompt, chosen)
+    composer.paste()
     if prompt.is_empty:
         st.markdown("Write a turn or a text; every token's latents appear as soon as you leave the field.")
         session.link("latent", "Or take an example of a latent: each has a button for it", crosscoder=chosen.name)
         return
     generate_then_look(prompt, chosen)
     said = json.dumps(prompt.params())
+    has_specific = bool((session.atlas(chosen.name, chosen.version_id)["specific_to"] == 1).any())
+    shade = differences.SHADES.get(colour := differences.shade_name(has_specific))
+    attributes = differences.is_asked_why() or st.query_params.get("rank") == "attribution"
+    compares = bool(shade or "token" in st.query_params or attributes)
     try:
         arguments = json.dumps(prompt.arguments())
+        if compares:
+            session.ask_ahead("compare", chosen.name, chosen.version_id, arguments, session.COMPARED)
         encoding = session.encode(chosen.name, chosen.version_id, arguments)
     except CrosscopeError as error:
         session.show_error(error, said, lambda sentence: prompts.as_on_page(sentence, prompt.spoken))
@@ -53,18 +87,18 @@ def page() -> None:
     with st.container(key="wrap-lab"):
         left, right = st.columns(2, gap="large")
     with right:
-        ranking = ranking_controls()
+        ranking = ranking_controls(len(encoding))
         top = session.top_latents(chosen.name, chosen.version_id, arguments, json.dumps(ranking))
     token = prompts.decimal(st.query_params.get("token"), -1)
     locked = token if 0 <= token < len(encoding) else None
     comparison = None
     with left:
         not_printed(encoding, prompt)
-        shade = differences.shade_choice()
-        if shade or locked is not None or differences.is_asked_why():
+        differences.shade_choice(has_specific)
+        if compares:
             with session.shown_errors(said, "compare"):
                 comparison = session.compare(chosen.name, chosen.version_id, arguments)
-        strip(encoding, top, locked, comparison, shade)
+        strip(encoding, top, locked, comparison, colour, chosen)
         differences.why_switch(locked)
         if comparison and locked is not None:
             differences.next_tokens(comparison, locked)
@@ -72,16 +106,36 @@ def page() -> None:
     with right:
         ranked(top, chosen)
         chosen_latent(prompt, chosen)
-    if comparison and differences.is_asked_why():
+    if comparison and attributes:
         with session.shown_errors(said, "why"):
             differences.why(prompt, arguments, comparison, locked, chosen)
-    with st.expander("Copy as Python"):
-        st.code(prompts.python_code(prompt, session.client().address, chosen.name, ranking), language="python")
+    two_prompts.section(prompt, encoding, ranking, chosen)
+    copies(prompt, chosen, ranking)
 
 
-def ranking_controls() -> dict[str, Any]:
-    """How latents are ranked, as arguments of `Crosscoder.top_latents`."""
-    st.subheader("Latents of the prompt")
+def copies(prompt: LabPrompt, info: CrosscoderInfo, ranking: dict[str, Any]) -> None:
+    """The question of the page for other programs."""
+    request = prompts.request_json(prompt, info.name, ranking)
+    where = session.client().address
+    with st.expander("Copy as Python, grpcurl or JSON"):
+        st.code(prompts.python_code(prompt, where, info.name, ranking), language="python")
+        st.code(prompts.grpcurl(request, where), language="bash", wrap_lines=True)
+        st.code(request, language="json")
+
+
+def chosen_range(num_tokens: int) -> tuple[int, int] | None:
+    """The tokens that the URL chooses, the first and one past the last; None for all. The URL names first and last."""
+    first, _, last = st.query_params.get("range", "").partition("-")
+    start, end = prompts.decimal(first, -1), prompts.decimal(last, -1) + 1
+    return (start, min(end, num_tokens)) if 0 <= start < min(end, num_tokens) else None
+
+
+def ranking_controls(num_tokens: int) -> dict[str, Any]:
+    """How latents are ranked, as arguments of `Crosscoder.top_latents`; `tokens` is [first, one past the last]."""
+    tokens = chosen_range(num_tokens)
+    st.subheader(f"Latents of tokens {tokens[0]} to {tokens[1] - 1}" if tokens else "Latents of the prompt")
+    if tokens:
+        st.button("Rank the whole prompt", on_click=url.keep, args=("range", None))
     row = st.container(horizontal=True, vertical_alignment="bottom")
     rank = url.choice(row, "Rank by", list(RANKS), "max", "rank", RANKS.__getitem__, width=150)
     frequency = url.choice(row, "Frequency", FREQUENCIES, 1.0, "frequency", frequency_name, width=150)
@@ -89,8 +143,20 @@ def ranking_controls() -> dict[str, Any]:
     switches = st.container(horizontal=True)
     template = url.toggle(switches, "Template tokens", "with_template", help=TEMPLATE_HELP)
     left_out = url.toggle(switches, "Left-out tokens", "with_left_out", help=LEFT_OUT_HELP)
+    limits = st.container(horizontal=True, vertical_alignment="bottom")
+    kind = url.choice(limits, "Class", ("", *CLASS_NAMES), "", "class", lambda o: CLASS_NAMES.get(o, "any"), width=150)
+    verdict = url.choice(
+        limits, "Verdict", ("", *Verdict), "", "verdict", lambda o: o.replace("_", " ") or "any", width=150
+    )
+    given = {"latent_class": kind, "verdict": verdict}
+    where = [f"{column} = {value}" for column, value in given.items() if value]
+    if rank == "attribution":
+        st.caption("What carries the difference is listed below; here latents come by their largest activation.")
+        rank = "max"
     ranking: dict[str, Any] = {"rank": rank, "limit": limit, "skip_template_tokens": not template}
     ranking |= {"include_left_out": True} if left_out else {}
+    ranking |= {"where": where} if where else {}
+    ranking |= {"tokens": list(tokens)} if tokens else {}
     return ranking if frequency == 1 else {**ranking, "max_frequency": frequency}
 
 
@@ -107,7 +173,12 @@ def not_printed(encoding: Encoding, prompt: LabPrompt) -> None:
 
 
 def strip(
-    encoding: Encoding, top: TopLatents, locked: int | None, comparison: Comparison | None, shade: Shade | None
+    encoding: Encoding,
+    top: TopLatents,
+    locked: int | None,
+    comparison: Comparison | None,
+    colour: str,
+    info: CrosscoderInfo,
 ) -> None:
     """Draws the tokens, coloured by a figure of each, by the chosen latent, or each by its strongest latent."""
     by = st.query_params.get("by")
@@ -116,7 +187,12 @@ def strip(
     chosen = int(by) if by is not None and by.isdecimal() else None
     if chosen is not None:
         legend.setdefault(chosen, str(chosen))
-    shades = differences.colours(shade, comparison) if shade and comparison else None
+    shade, shades, measure = differences.SHADES.get(colour), None, ""
+    if shade and comparison:
+        shades, measure = differences.colours(shade, comparison), shade.measure
+    elif colour == differences.SPECIFIC:
+        shades = differences.specificity(encoding, session.atlas(info.name, info.version_id)["specific_to"])
+        measure = differences.SPECIFIC_MEASURE
     largest = scale_of(encoding, chosen) if shades is None else differences.top_of(shades, encoding.tokens.left_out)
     event = token_view(
         [
@@ -139,7 +215,10 @@ def strip(
         locked=None if locked is None else (0, locked),
         legend=legend,
         line_breaks=True,
-        measure=shade.measure if shade and shades is not None else "",
+        measure=measure if shades is not None else "",
+        ranges=True,
+        chosen=chosen_range(len(encoding)),
+        heat=[entry.latent for entry in top.entries[:HEAT_LATENTS]],
     )
     if event:
         react(event)
@@ -162,7 +241,10 @@ def react(event: TokenEvent) -> None:
     if event.kind in ("lock", "unlock"):
         url.keep("token", str(event.position) if event.kind == "lock" else None)
     elif event.kind == "latent":
-        url.write({"by": str(event.position) if event.position >= 0 else None, differences.SHADE: None})
+        chosen = event.position >= 0
+        url.write({"by": str(event.position) if chosen else None, SHADE: None if chosen else differences.LATENTS})
+    elif event.kind == "range":
+        url.keep("range", f"{event.position}-{event.end - 1}" if event.position >= 0 else None)
     st.rerun()
 
 
@@ -184,27 +266,34 @@ def locked_token(encoding: Encoding, token: int | None, info: CrosscoderInfo) ->
 
 def ranked(top: TopLatents, info: CrosscoderInfo) -> None:
     """Draws the ranked latents: a row colours the tokens by its latent, a head ranks by its figure."""
-    for line in top.remarks:
-        st.caption(f"{line} The switch above includes them.")
+    for index, line in enumerate(top.remarks):
+        hint = " The switch above includes them." if top.num_left_out and not index else ""
+        st.caption(text.plain(line) + hint)
     if not top.entries:
-        st.markdown("No latent fires in this choice. Let more tokens in or raise the frequency.")
+        st.markdown("No latent fires in this choice. Let more tokens in, raise the frequency or take filters out.")
         return
     ids = np.array([entry.latent for entry in top.entries])
     largest = np.array([entry.max for entry in top.entries])
     own = session.atlas(info.name, info.version_id)["max"][ids]
     share = 100 * largest / np.where(own > 0, own, np.nan)
-    at = [f"{entry.peak_token} {text.visible(top.tokens.pieces[entry.peak_token])}" for entry in top.entries]
+    at = [
+        f"{entry.peak_token} {text.isolated(text.visible(top.tokens.pieces[entry.peak_token]))}"
+        for entry in top.entries
+    ]
+    useless = session.atlas(info.name, info.version_id)["base_uselessness_single"][ids] * largest
+    weighed = tables.figures(useless, "%.2f")
     rows = [
         ranking_column("largest", "max", tables.figures(largest, "%.2f"), "Largest activation in the prompt.", top),
         Column("at", at, "Token with the largest activation.", is_text=True),
         ranking_column("sum", "sum", tables.figures([e.sum for e in top.entries], "%.2f"), "Sum over tokens.", top),
         ranking_column("tokens", "count", [text.count(e.count) for e in top.entries], "Tokens on which it fires.", top),
         ranking_column("of own", "share_of_max", tables.figures(share, "%.0f %%"), OWN_HELP, top),
+        ranking_column("× useless", "uselessness", weighed, USELESS_HELP, top),
     ]
     listed("ranked", "Latents of the prompt", ids, ("frequency",), rows, info)
     st.caption(
         f"{len(ids)} of {top.num_latents} latents that fire. A row colours the tokens by its latent; "
-        f"largest, sum, tokens and of own rank all {top.num_latents}."
+        f"the heads rank all {top.num_latents}."
     )
 
 
@@ -218,7 +307,7 @@ def listed(
     key: str, label: str, ids: np.ndarray, names: Sequence[str], more: Sequence[Column], info: CrosscoderInfo
 ) -> None:
     """Draws a table of latents with their evidence and further columns; a row colours the tokens by its latent."""
-    links = [address.here({"by": latent, differences.SHADE: None}) for latent in ids.tolist()]
+    links = [address.here({"by": latent, SHADE: None}) for latent in ids.tolist()]
     by = prompts.decimal(st.query_params.get("by"), -1)
     latent_list(key, label, ids, info, links, names=names, more=more, chosen=by)
 
