@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from playwright.sync_api import Browser, Page
@@ -31,7 +32,7 @@ from tests.app.stack import Stack, answers, until
 WIDE = "wide"
 WORDS = " ".join(f"word{i}" for i in range(62))
 MAIN = '[data-testid="stMain"]'
-POINTS = ".js-plotly-plot .main-svg"
+POINTS = ".points[data-drawn]"
 """The atlas's chart once its points are drawn; the attribute changes with every drawing."""
 PAGES = {
     "overview": ("", "tbody tr:visible"),
@@ -43,6 +44,13 @@ PAGES = {
     "jobs": ("jobs", "textarea"),
 }
 """Path of each page, and the first sign of its content."""
+STATE = """() => {
+    const count = [...document.querySelectorAll("strong")].map((e) => e.innerText).find((t) => t.endsWith("latents"));
+    const roots = [...document.querySelectorAll("*")].map((e) => e.shadowRoot).filter(Boolean);
+    const points = [document, ...roots].map((root) => root.querySelector(".points")).find(Boolean);
+    return [count, points?.dataset.drawn];
+}"""
+"""How many latents the page says it shows, and how often the chart has been drawn for others."""
 SIDEBAR = {"Atlas": "Atlas", "Prompt lab": "Prompt lab", "Jobs": "Jobs", "Overview": "demo"}
 """Links that are walked, and the titles that follow."""
 
@@ -128,7 +136,7 @@ def first_visit(report: Report, browser: Browser, url: str, empty: str) -> None:
     for name, address, sign in (("ours", url, "tbody tr:visible"), ("empty", empty, f"{MAIN} h1")):
         context = fresh(browser)
         page, traffic = watched(context)
-        times.append(seconds(lambda: opened(page, address, sign)))
+        times.append(seconds(partial(opened, page, address, sign)))
         idle(page)
         page.wait_for_load_state("networkidle")
         page.wait_for_timeout(1000)
@@ -158,7 +166,7 @@ def openings(report: Report, browser: Browser, url: str, empty: str, rounds: int
     for counted in [False] + [True] * rounds:
         for name, (address, sign) in cases.items():
             page = context.new_page()
-            each = seconds(lambda page=page, address=address, sign=sign: opened(page, address, sign))
+            each = seconds(partial(opened, page, address, sign))
             idle(page)
             page.close()
             if counted:
@@ -176,21 +184,17 @@ def steps(report: Report, browser: Browser, url: str, empty: str, rounds: int) -
     page, plain = context.new_page(), context.new_page()
     opened(plain, empty, f"{MAIN} h1")
     walk, runs = [], []
-    for there, back in ((True, False),) * rounds:
-        walk += [seconds(lambda to=to: stepped(plain, f"to {to}", to)) for to in ("two", "one") if there or back]
+    for _ in range(rounds):
+        walk += [seconds(partial(stepped, plain, f"to {to}", to)) for to in ("two", "one")]
     for _ in range(rounds):
         before = plain.get_by_text(re.compile(r"^run \d+$")).inner_text()
-        work = lambda before=before: (  # noqa: E731
-            plain.get_by_role("button", name="Run").click(),
-            plain.wait_for_function("(b) => !document.body.innerText.includes(b)", arg=before),
-        )
-        runs.append(seconds(work))
+        runs.append(seconds(partial(pressed, plain, before)))
     opened(page, url, "tbody tr:visible")
     idle(page)
     moves = []
     for counted in [False] + [True] * rounds:
         for label, title in SIDEBAR.items():
-            each = seconds(lambda label=label, title=title: followed(page, label, title))
+            each = seconds(partial(followed, page, label, title))
             idle(page)
             moves += [each] if counted else []
     report.add("in-app navigation", moves, "s", 0.5, walk)
@@ -200,7 +204,7 @@ def steps(report: Report, browser: Browser, url: str, empty: str, rounds: int) -
     report.add("next latent", nexts, "s", 0.2, runs)
     opened(page, f"{url}/lab?crosscoder=demo&text=hello", ".strip .token.on")
     idle(page)
-    prompts = [seconds(lambda n=n: run_prompt(page, f"start{n} {WORDS}")) for n in range(rounds + 1)][1:]
+    prompts = [seconds(partial(run_prompt, page, f"start{n} {WORDS}")) for n in range(rounds + 1)][1:]
     report.add("Run until coloured, 64 tokens", prompts, "s", 0.3, runs)
     context.close()
 
@@ -209,6 +213,12 @@ def stepped(page: Page, label: str, title: str) -> None:
     """Follows a link of the empty app."""
     page.get_by_role("link", name=label).click()
     page.locator("h1", has_text=title.capitalize()).wait_for()
+
+
+def pressed(page: Page, before: str) -> None:
+    """Presses the empty app's button until it has run again."""
+    page.get_by_role("button", name="Run").click()
+    page.wait_for_function("(before) => !document.body.innerText.includes(before)", arg=before)
 
 
 def followed(page: Page, label: str, title: str) -> None:
@@ -240,16 +250,14 @@ def atlas(report: Report, browser: Browser, url: str, rounds: int) -> None:
     idle(page)
     filters, boxes = [], []
     for _ in range(rounds + 1):
-        chart = page.locator(POINTS)
-        page.get_by_text("Filters and axes").wait_for()
         pill = page.get_by_role("button", name="chat-only", exact=True)
-        filters.append(seconds(lambda chart=chart, pill=pill: redrawn(page, chart, pill.click)))
+        filters.append(seconds(partial(redrawn, page, pill.click)))
         idle(page)
         before = traffic.frames_in
-        boxes.append(seconds(lambda chart=chart: redrawn(page, chart, lambda: drag(page, chart), "area=")))
+        boxes.append(seconds(partial(redrawn, page, partial(drag, page), "area=")))
         idle(page)
         sent = traffic.frames_in - before
-        seconds(lambda: page.get_by_role("button", name="Clear the area").click())
+        page.get_by_role("button", name="Clear the area").click()
         page.wait_for_url(lambda address: "area=" not in address)
         idle(page)
     report.add("atlas 73 728, filter until redrawn", filters[1:], "s", 0.7)
@@ -257,17 +265,18 @@ def atlas(report: Report, browser: Browser, url: str, rounds: int) -> None:
     context.close()
 
 
-def redrawn(page: Page, chart: object, act: Callable[[], object], in_url: str = "") -> None:
+def redrawn(page: Page, act: Callable[[], object], in_url: str = "") -> None:
     """Acts, and waits until the number of latents above the table is another and the chart is drawn for it."""
-    count = "() => [...document.querySelectorAll('strong')].map((e) => e.innerText).find((t) => t.endsWith('latents'))"
-    before = page.evaluate(count)
+    before = page.evaluate(f"({STATE})()")
     act()
-    page.wait_for_function(f"(before) => ({count})() !== before", arg=before)
+    page.wait_for_function(
+        f"(before) => {{ const now = ({STATE})(); return now[0] !== before[0] && now[1] !== before[1]; }}", arg=before
+    )
     if in_url:
         page.wait_for_url(lambda address: in_url in address)
 
 
-def drag(page: Page, chart: object) -> None:
+def drag(page: Page) -> None:
     """Draws a box in the middle of the chart."""
     box = page.locator(POINTS).first.bounding_box()
     assert box

@@ -1,4 +1,4 @@
-"""A headless Chromium that counts what it transfers. Knows nothing of the app but how Streamlit says that it is idle."""
+"""A headless Chromium that counts what it transfers. Of the app it knows how Streamlit says that it is idle."""
 
 import os
 import subprocess
