@@ -127,7 +127,7 @@ def _evidence(gauges: Sequence[Gauge]) -> Column:
 
     def said(gauge: Gauge, row: int) -> str:
         error = gauge.errors[row] if gauge.errors else math.nan
-        spread = "" if math.isnan(error) else f" ± {number(error, 2)}"
+        spread = "" if math.isnan(error) or math.isnan(gauge.values[row]) else f" ± {number(error, 2)}"
         return f"{gauge.head} {gauge.cells[row]}{spread}"
 
     rows = range(len(gauges[0].cells))

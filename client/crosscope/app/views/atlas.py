@@ -72,7 +72,8 @@ def controls(selection: Selection, info: CrosscoderInfo, columns: Mapping[str, n
     by_default = default_order(columns)
     kinds()
     server_filters(session.parts(info.name, info.version_id))
-    for container, (name, whole) in zip(st.columns(len(RANGES)), RANGES.items(), strict=True):
+    half = len(RANGES) // 2
+    for container, (name, whole) in zip([*st.columns(half), *st.columns(half)], RANGES.items(), strict=True):
         title, help_ = axis_title(whole.column), AXES[whole.column].meaning
         url.slider(container, title, (whole.low, whole.high), whole.step, selection.bound(name), name, help=help_)
     axes = st.columns(4)

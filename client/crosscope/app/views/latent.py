@@ -88,7 +88,11 @@ def header(latent_id: int | None, ids: np.ndarray, info: CrosscoderInfo, selecti
         width=130,
         on_change=lambda: show(st.session_state[f"goto-{latent_id}"]),
     )
-    where = f"{at + 1:,} of {len(ids):,}" if at is not None else f"not among the {len(ids):,} chosen"
+    where = (
+        f"{text.count(at + 1)} of {text.count(len(ids))}"
+        if at is not None
+        else f"not among the {text.count(len(ids))} chosen"
+    )
     st.caption(f"{where} · {order_name(selection.order)}")
 
 
