@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -95,7 +95,7 @@ class Report:
 
 
 @contextmanager
-def empty_app() -> Iterator[str]:
+def empty_app() -> Generator[str]:
     """The address of an empty Streamlit app, served as `streamlit run` does."""
     folder = Path(tempfile.mkdtemp(prefix="cb"))
     with socket.socket() as free:
@@ -115,7 +115,7 @@ def empty_app() -> Iterator[str]:
 
 
 @contextmanager
-def running(num_latents: int) -> Iterator[Stack]:
+def running(num_latents: int) -> Generator[Stack]:
     """The app in front of a server with both crosscoders, a queue and a planted worker."""
     stack = Stack()
     try:
@@ -189,6 +189,8 @@ def steps(report: Report, browser: Browser, url: str, empty: str, rounds: int) -
     for _ in range(rounds):
         before = plain.get_by_text(re.compile(r"^run \d+$")).inner_text()
         runs.append(seconds(partial(pressed, plain, before)))
+    plain.close()
+    page.bring_to_front()  # a page behind another draws once a second
     opened(page, url, "tbody tr:visible")
     idle(page)
     moves = []
@@ -200,11 +202,11 @@ def steps(report: Report, browser: Browser, url: str, empty: str, rounds: int) -
     report.add("in-app navigation", moves, "s", 0.5, walk)
     opened(page, f"{url}/latent?crosscoder={WIDE}&latent=7", ".strip .token")
     idle(page)
-    nexts = [seconds(lambda: next_latent(page)) for _ in range(rounds + 1)][1:]
+    nexts = [rested(page, partial(next_latent, page)) for _ in range(rounds + 1)][1:]
     report.add("next latent", nexts, "s", 0.2, runs)
     opened(page, f"{url}/lab?crosscoder=demo&text=hello", ".strip .token.on")
     idle(page)
-    prompts = [seconds(partial(run_prompt, page, f"start{n} {WORDS}")) for n in range(rounds + 1)][1:]
+    prompts = [rested(page, partial(run_prompt, page, f"start{n} {WORDS}")) for n in range(rounds + 1)][1:]
     report.add("Run until coloured, 64 tokens", prompts, "s", 0.3, runs)
     context.close()
 
@@ -234,6 +236,14 @@ def next_latent(page: Page) -> None:
     page.wait_for_function("(before) => document.querySelector('h1').innerText !== before", arg=before)
 
 
+def rested(page: Page, work: Callable[[], object]) -> float:
+    """How long the work takes; then waits until the page is idle."""
+    took = seconds(work)
+    idle(page)
+    page.wait_for_timeout(200)
+    return took
+
+
 def run_prompt(page: Page, text: str) -> None:
     """Types a prompt and runs it, until its tokens are coloured. Typing is not counted by much: it is one event."""
     field = page.locator(f"{MAIN} textarea").first
@@ -248,7 +258,7 @@ def atlas(report: Report, browser: Browser, url: str, rounds: int) -> None:
     page, traffic = watched(context)
     opened(page, f"{url}/atlas?crosscoder={WIDE}&classes=shared", POINTS)
     idle(page)
-    filters, boxes = [], []
+    filters, boxes, sent = [], [], 0
     for _ in range(rounds + 1):
         pill = page.get_by_role("button", name="chat-only", exact=True)
         filters.append(seconds(partial(redrawn, page, pill.click)))

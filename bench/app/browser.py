@@ -3,7 +3,7 @@
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -44,7 +44,7 @@ class Traffic:
 
 
 @contextmanager
-def chromium() -> Iterator[Browser]:
+def chromium() -> Generator[Browser]:
     """A headless Chromium. Raises RuntimeError if there is none."""
     found = subprocess.run([ROOT / "scripts" / "find-chromium"], stdout=subprocess.PIPE, text=True, check=False)
     if found.returncode:

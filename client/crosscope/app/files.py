@@ -4,6 +4,7 @@ A browser loads some 3 MB of JavaScript before it draws the first page; compress
 compressed once, when it is first asked for. Knows no page.
 """
 
+import asyncio
 import gzip
 import mimetypes
 import re
@@ -12,7 +13,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from anyio import to_thread
 from streamlit.file_util import get_static_dir
 
 Message = MutableMapping[str, Any]
@@ -43,7 +43,7 @@ class Compressed:
         if file is None or not accepts_gzip(scope):
             await self._app(scope, receive, send)
             return
-        body = await to_thread.run_sync(compressed, file)
+        body = await asyncio.to_thread(compressed, file)
         kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
         headers = [
             (b"content-type", f"{kind}; charset=utf-8".encode()),
