@@ -328,3 +328,14 @@ def test_jobs_are_checked_submitted_and_cancelled(stack: Stack, open_page: OpenP
     settle(page)
     page.get_by_role("button", name="Cancel").click()
     expect(page.get_by_text("my-crosscoder · crosscoder · cancelled")).to_be_visible()
+
+
+def test_a_chosen_theme_holds_on_every_page(stack: Stack, open_page: OpenPage) -> None:
+    page = open_page(stack.url)
+    background = "getComputedStyle(document.querySelector('.stApp')).backgroundColor"
+    for name, colour in (("dark", "rgb(20, 23, 27)"), ("as the system", "rgb(253, 253, 252)")):
+        page.get_by_label("Theme").select_option(label=name)
+        page.wait_for_function(f"(colour) => {background} === colour", arg=colour)
+        page.goto(f"{stack.url}/jobs")
+        page.get_by_label("Theme").wait_for()
+        assert page.evaluate(background) == colour
