@@ -3,6 +3,7 @@
 The command line adds the colours and widths of a terminal.
 """
 
+import math
 import unicodedata
 from collections.abc import Iterable, Sequence
 
@@ -13,6 +14,9 @@ MARKS = {"\n": "↵", "\t": "⇥", "\r": "␍", " ": "␣"}
 _MARKED = str.maketrans(MARKS)
 UNDEFINED = "–"
 """The sign that stands for an undefined figure."""
+MINUS = "−"
+THIN_SPACE = "\u202f"
+"""Between thousands; lines do not break at it."""
 
 
 def marked(text: str) -> str:
@@ -35,11 +39,24 @@ def lines(text: str) -> str:
     return "".join(c if c == "\n" or unicodedata.category(c)[0] != "C" else f"\\u{ord(c):04x}" for c in text)
 
 
-def number(value: float | None, digits: int = 4) -> str:
-    """A number in at most `digits` digits, a large one whole; a dash where it is undefined."""
+def number(value: float | None, digits: int = 3) -> str:
+    """A number as people read it, wherever one is shown: `digits` significant digits, one from 1 000 on whole.
+
+    Thin spaces stand between thousands, a true minus in front, "–" for an undefined one: 0.123, 12 345, −1.2e−5.
+    """
     if value is None or value != value:
         return UNDEFINED
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
+    if abs(value) == math.inf:
+        return "∞" if value > 0 else f"{MINUS}∞"
+    rounded = float(f"{value:.{digits - 1}e}")
+    shown = count(value) if abs(rounded) >= 1000 else f"{rounded:.{digits}g}"
+    mantissa, _, exponent = shown.partition("e")
+    return (f"{mantissa}e{int(exponent)}" if exponent else shown).replace("-", MINUS)
+
+
+def count(value: float) -> str:
+    """A whole number with thin spaces between thousands."""
+    return f"{value:,.0f}".replace(",", THIN_SPACE).replace("-", MINUS)
 
 
 def percent(share: float | None) -> str:

@@ -34,11 +34,38 @@ def test_a_table_shows_heads_formats_and_meanings_of_the_columns(columns: dict[s
         ["chat-only · weak", "dead", "shared · supported"],
     ]
     assert found[1].order == "?order=verdict"
-    for column, said in zip(found[2:], SHOWN.values(), strict=True):
-        assert column.head == said.short
+    evidence, *others = found[2:]
+    drawn = {gauge.head: gauge for gauge in evidence.gauges} | {column.head: column for column in others}
+    for said in SHOWN.values():
+        if said.error_of in tables.BARS:
+            assert said.short not in drawn  # a whisker of its bar
+            continue
+        column = drawn[said.short]
         assert column.help.startswith(said.meaning)
         assert column.order == ("" if said.error_of else f"?order={said.name}")
-        assert column.cells == [said.format % 0.25, "–", ("≥ " if said.is_floored else "") + said.format % 5.0]
+        assert column.cells == ["0.25", "–", ("≥ " if said.is_floored else "") + "5"]
+    assert "ν err 0.25 ± 0.25, " in evidence.cells[0]
+    assert "ν err –, " in evidence.cells[1]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0, "0"),
+        (0.12345, "0.123"),
+        (-0.5, "−0.5"),
+        (99.96, "100"),
+        (999.6, "1\u202f000"),
+        (12345.6, "12\u202f346"),
+        (0.00012, "0.00012"),
+        (-1.234e-5, "−1.23e−5"),
+        (float("nan"), "–"),
+        (None, "–"),
+        (float("-inf"), "−∞"),
+    ],
+)
+def test_a_number_has_one_form(value: float | None, shown: str) -> None:
+    assert _tables.number(value) == shown
 
 
 def test_every_column_with_a_head_is_fetched_and_exported_behind_it_its_error(columns: dict[str, np.ndarray]) -> None:
@@ -82,7 +109,7 @@ def test_columns_that_an_old_server_does_not_know_are_undefined(columns: dict[st
     shown = tables.of_latents(np.arange(3), completed, ["num_texts", "max"], floor=5.0)
     assert shown[1].cells == ["chat-only", "dead", "shared"]
     assert shown[2].cells == ["–"] * 3
-    assert shown[3].cells[0] == "0.250"
+    assert shown[3].cells[0] == "0.25"
 
 
 def test_the_token_view_knows_every_role_and_the_marks() -> None:

@@ -1,14 +1,16 @@
 """Every page in a real browser, against a real server with planted artefacts."""
 
-import contextlib
 import json
 import re
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote, urlsplit
 
 import numpy as np
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Page, expect
 
+from crosscope import _tables
+from crosscope.app.columns import ATLAS_COLUMNS, complete
+from crosscope.app.selection import Selection
 from crosscope_proto.causal_columns import CAUSAL_COLUMNS
 from tests.app.stack import NUM_LATENTS, OpenPage, Stack, settle
 from tests.fixtures_artefacts import write_crosscoder
@@ -18,9 +20,9 @@ pytestmark = pytest.mark.browser
 TURNS = [["user", "bake some <img src=x onerror=window.hacked=1> bread"], ["assistant", "first\n\nflour"]]
 LAB = f"lab?crosscoder=demo&turns={quote(json.dumps(TURNS))}"
 STEER = f"steer?crosscoder=demo&turns={quote(json.dumps(TURNS[:1]))}&steer=7+add+4&steer=3,5+ablate"
-CHART, TOKEN = ".js-plotly-plot .main-svg", ".strip .token"
+CHART, BARS, TOKEN = ".points[data-drawn]", ".bar", ".strip .token"
 PAGES = {
-    "": CHART,
+    "": BARS,
     "atlas": CHART,
     "latent?latent=7": TOKEN,
     LAB: TOKEN,
@@ -68,25 +70,13 @@ def test_overview_tells_what_the_server_knows_and_a_bar_opens_the_atlas(stack: S
     for shown in ("0.987", "0.981", "11.8", "batch_topk", "documents, chats"):
         expect(facts).to_contain_text(shown)
     expect(page.locator(".xs-bars").first).to_contain_text(str(info.class_counts["chat_only"]))
-    expect(page.locator(".js-plotly-plot")).to_have_count(1)
     expect(page.get_by_text("Planted behaviours")).to_be_visible()
     expect(page).to_have_url(re.compile("crosscoder=demo"))
-    chart = page.locator(".js-plotly-plot")
-    chart.scroll_into_view_if_needed()
-    settle(page)
-    expect(chart.locator(".bars")).not_to_have_count(0)
-    x, y = chart.evaluate(
-        """(chart) => {
-            const layout = chart._fullLayout, box = chart.getBoundingClientRect();
-            const bars = chart._fullData.find((bars) => bars.name === "chat-only");
-            const tallest = bars.y.indexOf(Math.max(...bars.y));
-            const x = layout.xaxis.l2p(bars.x[tallest]), y = layout.yaxis.l2p(Math.log10(bars.y[tallest]));
-            return [box.left + layout.xaxis._offset + x, box.top + layout.yaxis._offset + y + 5];
-        }"""
-    )
-    page.mouse.move(x, y)
-    expect(chart.locator(".hovertext").first).to_contain_text("relative norm")
-    page.mouse.click(x, y)
+    assert page.locator(".js-plotly-plot").count() == 0  # nothing of the first page needs a plotting library
+    bars = page.get_by_role("link", name=re.compile("^relative norm .*, chat-only$"))
+    bars.last.hover()
+    expect(page.locator(".tip", has_text="relative norm")).to_contain_text("latents, chat-only")
+    bars.last.click()
     expect(page.locator("h1")).to_have_text("Atlas")
     low, high = (float(value) for value in re.findall(r"[\d.]+", re.findall(r"rel=([^&]+)", page.url)[0]))
     assert high - low == pytest.approx(0.02)
@@ -166,19 +156,13 @@ def test_the_most_telling_latents_are_those_that_base_lacks(judged: str, open_pa
     expect(page.locator(".xs-verdict")).to_have_text("weak: activation ratio 0.4 > 0.15; specific to chat")
 
 
-PLACES = """(chart) => {
-    const layout = chart._fullLayout, box = chart.getBoundingClientRect(), points = chart._fullData[0];
-    const x = (value) => box.left + layout.xaxis._offset + layout.xaxis.l2p(value);
-    const y = (value) => box.top + layout.yaxis._offset + layout.yaxis.l2p(value);
-    return Array.from(points.customdata).map((id, i) => [id, x(points.x[i]), y(points.y[i])]);
-}"""
-"""Latents of a scatter plot and where they lie on the screen."""
+PLACES = "(points) => points.places()"
+"""Latents of the scatter plot and where they lie on the screen."""
 
 
 def test_drag_in_the_atlas_chooses_and_a_click_opens_a_latent_of_the_set(stack: Stack, open_page: OpenPage) -> None:
     page = open_page(f"{stack.url}/atlas?classes=base_only")
-    chart = page.locator(".js-plotly-plot")
-    expect(chart.locator(".point").first).to_be_visible()
+    chart = page.locator(CHART)
     places = chart.evaluate(PLACES)
     _, x, y = places[0]
     inside = [other for other, px, py in places if abs(px - x) < 60 and abs(py - y) < 60]
@@ -191,7 +175,11 @@ def test_drag_in_the_atlas_chooses_and_a_click_opens_a_latent_of_the_set(stack: 
     page.get_by_role("button", name="Clear the area").click()
     expect(page).not_to_have_url(re.compile("area="))
     settle(page)
-    latent, x, y = _hover(page, chart)
+    latent, x, y = chart.evaluate(PLACES)[0]
+    page.mouse.move(x, y)
+    tip = page.locator(".points .tip")
+    expect(tip).to_contain_text("base uselessness")
+    latent = re.findall(r"latent (\d+)", tip.inner_text())[0]
     page.mouse.click(x, y)
     expect(page.locator("h1")).to_have_text(f"Latent {latent}")
     expect(page).to_have_url(re.compile("classes=base_only"))
@@ -200,19 +188,43 @@ def test_drag_in_the_atlas_chooses_and_a_click_opens_a_latent_of_the_set(stack: 
     expect(page.locator("h1")).not_to_have_text(f"Latent {latent}")
 
 
-def _hover(page: Page, chart: Locator) -> tuple[int, float, float]:
-    """Moves the mouse to the first point until the chart names its latent; returns the latent and the place.
+def test_points_are_reached_by_arrow_keys(stack: Stack, open_page: OpenPage) -> None:
+    page = open_page(f"{stack.url}/atlas")
+    chart = page.locator(CHART)
+    places = {latent: (x, y) for latent, x, y in chart.evaluate(PLACES)}
+    assert len(places) > NUM_LATENTS / 2
+    chart.focus()
+    said = page.locator(".said")
+    seen = []
+    for key in ("ArrowRight", "ArrowRight", "ArrowUp"):
+        page.keyboard.press(key)
+        expect(said).to_contain_text("latent")
+        seen.append(int(re.findall(r"latent (\d+)", said.inner_text())[0]))
+    assert places[seen[0]][0] < places[seen[1]][0]
+    assert places[seen[2]][1] < places[seen[1]][1]
+    page.keyboard.press("Enter")
+    expect(page.locator("h1")).to_have_text(f"Latent {seen[2]}")
 
-    A chart that is drawn again drops its label, and says nothing to a mouse that stands still.
-    """
-    for _ in range(30):
-        latent, x, y = chart.evaluate(PLACES)[0]
-        page.mouse.move(x + 40, y + 40)
-        page.mouse.move(x, y, steps=2)
-        with contextlib.suppress(AssertionError):
-            expect(chart.locator(".hovertext")).to_contain_text(f"latent {latent}", timeout=1000)
-            return latent, x, y
-    raise AssertionError(f"the chart names no latent at {x}, {y}")
+
+def test_a_lasso_chooses_what_lies_in_it_and_pales_the_rest(stack: Stack, open_page: OpenPage) -> None:
+    page = open_page(f"{stack.url}/atlas")
+    chart = page.locator(CHART)
+    page.get_by_role("button", name="lasso").click()
+    box = chart.bounding_box()
+    assert box
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    corners = [(x, y - 150), (x + 150, y + 100), (x - 150, y + 100)]
+    page.mouse.move(*corners[0])
+    page.mouse.down()
+    for corner in (*corners[1:], corners[0]):
+        page.mouse.move(*corner, steps=8)
+    page.mouse.up()
+    expect(page).to_have_url(re.compile("area="))
+    params = parse_qs(urlsplit(page.url).query)
+    columns = stack.client.crosscoder("demo").columns(*ATLAS_COLUMNS, only_known=True).read()
+    chosen = Selection.from_params(params).ids(complete(columns))
+    assert 0 < len(chosen) < NUM_LATENTS
+    expect(page.get_by_text(f"{len(chosen)} latents", exact=True)).to_be_visible()
 
 
 def test_latent_shows_class_evidence_and_examples_of_the_server(stack: Stack, open_page: OpenPage) -> None:
@@ -222,7 +234,7 @@ def test_latent_shows_class_evidence_and_examples_of_the_server(stack: Stack, op
     evidence = page.locator(".xs-evidence")
     for shown in (
         latent.latent_class.replace("_", "-"),
-        f"relative norm {latent.rel_norm:.3g}",
+        f"relative norm {_tables.number(latent.rel_norm)}",
         f"ν error {latent.nu_err:.3g} ± {latent.chat_direction.nu_err.se:.2g}",
         f"ν reconstruction {latent.nu_rec:.3g} ± {latent.chat_direction.nu_rec.se:.2g}",
         "base uselessness",
@@ -324,3 +336,14 @@ def test_jobs_are_checked_submitted_and_cancelled(stack: Stack, open_page: OpenP
     settle(page)
     page.get_by_role("button", name="Cancel").click()
     expect(page.get_by_text("my-crosscoder · crosscoder · cancelled")).to_be_visible()
+
+
+def test_a_chosen_theme_holds_on_every_page(stack: Stack, open_page: OpenPage) -> None:
+    page = open_page(stack.url)
+    background = "getComputedStyle(document.querySelector('.stApp')).backgroundColor"
+    for name, colour in (("dark", "rgb(20, 23, 27)"), ("as the system", "rgb(253, 253, 252)")):
+        page.get_by_label("Theme").select_option(label=name)
+        page.wait_for_function(f"(colour) => {background} === colour", arg=colour)
+        page.goto(f"{stack.url}/jobs")
+        page.get_by_label("Theme").wait_for()
+        assert page.evaluate(background) == colour

@@ -1,5 +1,6 @@
 """What people must be able to read: contrast of colours, figures, text taken literally; and how the app is started."""
 
+import json
 import sys
 from dataclasses import replace
 from itertools import product
@@ -10,9 +11,10 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from crosscope import JobEvent, JobInfo, JobState
-from crosscope.app import charts, follow, panels, starter, tables, text
-from crosscope.app.__main__ import command, port_from_environment
+from crosscope.app import bars_view, follow, panels, starter, tables, text
+from crosscope.app.__main__ import options, port_from_environment
 from crosscope.app.palette import CLASS_COLOURS, DARK, HEAT, LIGHT, Theme, channels, contrast
+from crosscope.app.scatter_view import ON_TOP, Points, packed
 from crosscope.app.token_view import strip_of_latent
 from crosscope_proto.recipe import RecipeError, parse_recipe
 
@@ -47,13 +49,6 @@ def test_classes_can_be_seen_on_both_themes() -> None:
             assert contrast(CLASS_COLOURS[name], theme.background) >= AA_GRAPHICS, name
 
 
-@pytest.mark.parametrize(
-    ("value", "shown"), [(None, "–"), (float("nan"), "–"), (0.12345, "0.123"), (12345.6, "12,346"), (-0.5, "-0.5")]
-)
-def test_numbers(value: float | None, shown: str) -> None:
-    assert text.number(value) == shown
-
-
 def test_an_estimate_shows_its_error_where_it_has_one() -> None:
     assert text.with_error(0.1234, 0.0123) == "0.123 ± 0.012"
     assert text.with_error(0.1234, float("nan")) == "0.123"
@@ -80,7 +75,7 @@ def test_folders_of_the_server_are_not_shown(sentence: str, shown: str | None) -
 def test_a_value_at_the_floor_of_the_analysis_says_so() -> None:
     assert text.number(11.5129, floor=11.51293) == "≥ 11.5"
     assert text.number(11.4, floor=11.51293) == "11.4"
-    assert tables.figures(np.array([1.0, np.nan, 11.5129]), "%.2f", 11.51293) == ["1.00", "–", "≥ 11.51"]
+    assert tables.figures(np.array([1.0, np.nan, 11.5129]), floor=11.51293) == ["1", "–", "≥ 11.5"]
 
 
 def test_recipe_that_a_person_starts_from() -> None:
@@ -127,16 +122,22 @@ def test_strip_of_one_latent_has_a_row_a_token() -> None:
 
 
 def test_histogram_counts_living_latents_in_class_colours() -> None:
-    figure = charts.relative_norms(np.array([0.01, 0.5, 0.5, 0.99, 0.5]), np.array([2, 3, 3, 1, 5]))
-    assert {bar.name: int(sum(bar.y)) for bar in figure.data} == {"chat-only": 1, "base-only": 1, "shared": 2}  # pyright: ignore
+    bars = bars_view.relative_norms(np.array([0.01, 0.5, 0.5, 0.99, 0.5]), np.array([2, 3, 3, 1, 5]))
+    counted = {series.name: sum(count for _, _, count, _ in series.bars) for series in bars.series}
+    assert counted == {"chat-only": 1, "base-only": 1, "shared": 2}
+    assert bars.series[0].bars[0][3] == "0.98~1.00"
 
 
-def test_scatter_draws_what_has_a_place() -> None:
+def test_columns_of_the_scatter_plot_travel_packed() -> None:
     columns = {"frequency": np.array([0.1, 0.0, 0.01]), "base_uselessness_single": np.array([1.0, 2.0, np.nan])}
-    columns["rel_norm"] = np.full(3, 0.5)
-    keep = np.ones(3, dtype=bool)
-    figure = charts.scatter(columns, keep, "frequency", "base_uselessness_single", "rel_norm")
-    assert figure.data[0].customdata.tolist() == [0]  # pyright: ignore[reportAttributeAccessIssue]
+    columns |= {"latent_class": np.array([1, 3, 4]), "specific_to": np.array([0, 0, 1])}
+    points = Points("demo v1", np.ones(3, dtype=bool), "frequency", "base_uselessness_single", "frequency")
+    assert points.placed(columns).tolist() == [True, False, False]
+    head, _, values = packed("demo v1", ["frequency"], columns).partition(b"\n")
+    assert json.loads(head) == {"version": "demo v1", "columns": ["frequency", ON_TOP], "count": 3}
+    found = np.frombuffer(values, "<f4").reshape(2, 3)
+    assert found[0].tolist() == pytest.approx([0.1, 0.0, 0.01])
+    assert found[1].tolist() == [1, 0, 1]  # chat-only by class, and specific to chat by what is measured
 
 
 def test_figures_of_a_job_line_up_by_step() -> None:
@@ -152,8 +153,8 @@ def test_figures_of_a_job_line_up_by_step() -> None:
 
 
 def test_app_listens_on_loopback_and_reports_nothing() -> None:
-    flags = command(8600)
-    assert {"--server.port=8600", "--server.address=127.0.0.1", "--browser.gatherUsageStats=false"} <= set(flags)
+    expected = {"server.port": 8600, "server.address": "127.0.0.1", "browser.gatherUsageStats": False}
+    assert expected.items() <= options(8600).items()
 
 
 @pytest.mark.parametrize("value", ["", "x", "0", "70000", "-1"])

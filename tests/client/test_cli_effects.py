@@ -105,7 +105,7 @@ def test_attribute_and_explain(cli: Any, effects: ScriptedEffects) -> None:
     assert code == 0
     assert (list(effects.last.tokens), effects.last.num_exact) == ([4, 0], 2)
     assert out.splitlines()[2].split()[:4] == ["7", "carries", "1.5", "75%"]
-    assert out.splitlines()[3].split()[:4] == ["8", "works", "against", "-0.5"]
+    assert out.splitlines()[3].split()[:4] == ["8", "works", "against", "−0.5"]
     assert "The whole streams of base at this layer, put into chat, carry 90%." in err
     assert json.loads(cli("attribute", "demo", "ab", "--first", "a", "--second", "b", "--json")[1])["value"] == 2
     code, out, err = cli("explain", "demo", "abcd", "--num-tokens", "1", "--limit", "2")

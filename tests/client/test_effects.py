@@ -200,7 +200,7 @@ def test_what_works_against_a_difference_is_said(client: Client) -> None:
     wide = replace(found, effect_of_stream=float("nan"))
     assert "have different widths" in str(wide)
     assert "nan" not in str(wide)
-    assert "together, change it by -0.5 nats" in str(replace(found, value=0.0))
+    assert "together, change it by −0.5 nats" in str(replace(found, value=0.0))
 
 
 def test_attribute_both_merges_by_latent(client: Client, effects: ScriptedEffects) -> None:

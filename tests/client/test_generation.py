@@ -123,8 +123,8 @@ def test_generate_then_highlight(client: Client) -> None:
     assert np.isnan(code.compute_ms)
     assert code.latent_values(9).tolist() == [0, 0, 0, 0, 1.5, 41.5, 0]
     spans = [a for tag, a in Seen(answer._repr_html_()).tags if tag == "span"]
-    assert spans[0]["title"] == "token 0, assistant: log p -0.5; latent 9: 1.5, latent 3: 0.5"
-    assert spans[2]["title"] == "token 2, assistant: log p -1.5; no latent"
+    assert spans[0]["title"] == "token 0, assistant: log p −0.5; latent 9: 1.5, latent 3: 0.5"
+    assert spans[2]["title"] == "token 2, assistant: log p −1.5; no latent"
 
 
 def test_new_tokens_that_training_left_out_are_marked(client: Client) -> None:
@@ -137,7 +137,7 @@ def test_new_tokens_that_training_left_out_are_marked(client: Client) -> None:
     assert answer.code.tokens.left_out == (LeftOut.BOS, *[LeftOut.KEPT] * 4, LeftOut.NORM, LeftOut.KEPT)
     assert answer.code.to_pandas()["left_out"].tolist()[-3:] == ["kept", "norm", "norm"]
     first, second, _ = (a for tag, a in Seen(answer._repr_html_()).tags if tag == "span")
-    assert second["title"].startswith("token 1, assistant, left out: norm: log p -1")
+    assert second["title"].startswith("token 1, assistant, left out: norm: log p −1")
     assert (second["class"], "class" in first) == ("left-out", False)
     assert f"{MAX_ALPHA:.3f}" in first["style"], "a token that was left out sets no scale"
     plain = demo.generate("abc", model="base")

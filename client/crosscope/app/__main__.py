@@ -1,4 +1,4 @@
-"""`python -m crosscope.app`: becomes `streamlit run` with the app's settings.
+"""`python -m crosscope.app`: serves the app with its settings.
 
 Settings come from the environment: CROSSCOPE_APP_PORT (8501), CROSSCOPE_APP_HOST (127.0.0.1; a container needs
 0.0.0.0), and CROSSCOPE_ADDRESS, which the pages read.
@@ -8,29 +8,31 @@ import os
 import sys
 from pathlib import Path
 
+import streamlit as st
+from starlette.middleware import Middleware
+
+from crosscope.app.files import Compressed
 from crosscope.app.palette import theme_options
 
 DEFAULT_PORT = 8501
 DEFAULT_HOST = "127.0.0.1"
 
 
-def command(port: int, host: str = DEFAULT_HOST) -> list[str]:
-    """The command line that serves the app, by default on the loopback interface."""
-    options = {
-        "server.port": str(port),
+def options(port: int, host: str = DEFAULT_HOST) -> dict[str, object]:
+    """Streamlit's options, by default for the loopback interface."""
+    return {
+        "server.port": port,
         "server.address": host,
-        "server.headless": "true",
+        "server.headless": True,
         "server.fileWatcherType": "none",
-        "browser.gatherUsageStats": "false",
+        "server.enableWebsocketCompression": True,
+        "browser.gatherUsageStats": False,
         "client.toolbarMode": "minimal",
         "client.showErrorDetails": "none",
-        "client.showErrorLinks": "false",
-        "client.showSidebarNavigation": "false",
+        "client.showErrorLinks": False,
+        "client.showSidebarNavigation": False,
         **theme_options(),
     }
-    script = Path(__file__).with_name("main.py")
-    flags = [f"--{name}={value}" for name, value in options.items()]
-    return [sys.executable, "-m", "streamlit", "run", str(script), *flags]
 
 
 def port_from_environment() -> int:
@@ -42,5 +44,6 @@ def port_from_environment() -> int:
 
 
 if __name__ == "__main__":
-    argv = command(port_from_environment(), os.environ.get("CROSSCOPE_APP_HOST") or DEFAULT_HOST)
-    os.execv(argv[0], argv)
+    settings = options(port_from_environment(), os.environ.get("CROSSCOPE_APP_HOST") or DEFAULT_HOST)
+    app = st.App(Path(__file__).with_name("main.py").resolve(), middleware=[Middleware(Compressed)])
+    app.run(config=settings)

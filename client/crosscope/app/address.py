@@ -67,39 +67,10 @@ export default function ({ data }) {
 """
 """Takes Streamlit's own links over, and those of class xs-link, so that every step goes the same way."""
 
-_CLICKS = """
-const plots = new WeakMap();
-export default function ({ data }) {
-  const attach = (tries) => {
-    const plot = document.querySelector(`.st-key-${data.plot} .js-plotly-plot`);
-    if (!plot?.on) { if (tries) setTimeout(attach, 50, tries - 1); return; }
-    if (!plots.has(plot)) {
-      plot.on("plotly_click", ({ points }) => {
-        const place = [points[0]?.customdata].flat()[0];
-        if (place !== undefined) follow(plots.get(plot).replace("PLACE", encodeURIComponent(place)));
-      });
-    }
-    plots.set(plot, data.href);
-  };
-  attach(200);
-}
-"""
-"""Opens a clicked point. Streamlit reports one only in charts that a drag moves; here a drag draws a box."""
-
 
 @cache
 def _component() -> Any:
     return v2.component("crosscope_address", html="<span hidden></span>", js=SCRIPT + _MOUNT)
-
-
-@cache
-def _clicks() -> Any:
-    return v2.component("crosscope_clicks", html="<span hidden></span>", js=SCRIPT + _CLICKS)
-
-
-def clicks(plot: str, page: str, params: Mapping[str, Any]) -> None:
-    """Makes a click on a point of the chart with the key `plot` go to a page; its customdata stands for PLACE."""
-    _clicks()(key=f"{plot}-clicks", data={"plot": plot, "href": href(page, params)})
 
 
 def href(page: str, params: Mapping[str, Any]) -> str:

@@ -202,6 +202,6 @@ def locked_token(answering: Answering, places: Sequence[PLACES], info: Crosscode
     ids = np.array(token.latents)
     steer = st.query_params.get_all("steer")
     links = [address.here({"steer": [*steer, f"{latent} add 1"], "token": None}) for latent in token.latents]
-    activation = Column("activation", tables.figures(token.activations, "%.3f"))
+    activation = Column("activation", tables.figures(token.activations))
     latent_list.latent_list("answer-token", "Latents of the token", ids, info, links, more=[activation])
     st.caption("A row adds its latent to the changes.")

@@ -22,7 +22,7 @@ SPECIFIC_OF_NUMBER = ("", *SpecificTo)
 """Verdicts, and models that a latent may be specific to, by their numbers in the columns verdict and specific_to."""
 LABELS: Mapping[str, str] = {column.name: column.label for column in ALL_LATENT_COLUMNS}
 
-EVIDENCE = ("rel_norm", "base_uselessness_single", "nu_err", "nu_err_se", "nu_rec", "nu_rec_se", "num_active")
+EVIDENCE = ("rel_norm", "nu_err", "nu_err_se", "nu_rec", "nu_rec_se", "base_uselessness_single", "num_active")
 """Columns that stand beside a class wherever it is shown."""
 DIFFERENCE_EVIDENCE = ("beta_ratio", "beta_ratio_se", "num_active")
 """EVIDENCE of a dictionary of the models' difference, in which relative norms and ν are undefined (math §2)."""

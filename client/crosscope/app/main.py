@@ -6,7 +6,7 @@ from pathlib import Path
 import streamlit as st
 
 from crosscope import CrosscoderInfo, CrosscopeError
-from crosscope.app import address, panels, session, text, url
+from crosscope.app import address, panels, session, text, theme, url
 from crosscope.app.views import atlas, jobs, lab, labels, latent, look, overview, steer, versus
 
 TITLES = {
@@ -74,6 +74,7 @@ def sidebar(found: list[CrosscoderInfo], pages: Iterable[str]) -> CrosscoderInfo
         chosen = choice(published, {info.name: info.broken for info in found}) if published else None
         for name in pages:
             session.link(name, TITLES[name], crosscoder=chosen.name if chosen else None)
+        theme.switch(["" if name == "overview" else name for name in pages])
     return chosen
 
 

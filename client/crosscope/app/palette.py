@@ -90,18 +90,21 @@ REL_NORM_SCALE: tuple[tuple[float, str], ...] = (
 )
 """Base-only blue to chat-only vermilion, through a grey that shows on both themes."""
 
+CIVIDIS = ("#00224e", "#35456c", "#666970", "#948e77", "#c8b866", "#fee838")
+"""A ramp whose lightness rises evenly, also for people with colour-blindness (Nuñez, Anderton & Renslow 2018)."""
+
 HEAT = {"light": "#f59e2e", "dark": "#9a5208"}
 """A token's background at the top of the scale."""
 MARK = {"light": "#a34700", "dark": "#ffb454"}
 """The line below an active token."""
 
 
-def theme_options() -> dict[str, str]:
+def theme_options() -> dict[str, str | int]:
     """Both themes as Streamlit options; the viewer's system chooses between them."""
-    options = {
+    options: dict[str, str | int] = {
         "theme.font": "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif",
         "theme.codeFont": "ui-monospace, 'SF Mono', Menlo, Consolas, 'DejaVu Sans Mono', monospace",
-        "theme.baseFontSize": "15",
+        "theme.baseFontSize": 15,
         "theme.baseRadius": "6px",
         "theme.codeFontSize": "0.85rem",
     }

@@ -8,9 +8,8 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import plotly.graph_objects as go
 import streamlit as st
 
 from crosscope import JobInfo, JobState, Judgement, Latent, _cards
@@ -19,6 +18,9 @@ from crosscope.app.palette import CLASS_COLOURS, CLASS_NAMES, DARK, LIGHT, SPECI
 from crosscope.app.text import count, number, plain, visible, with_error, without_paths
 
 _VERDICT_HELP = "What the measurements say of the class, and to which model the latent is specific (math §6)."
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 
 @cache
@@ -148,14 +150,9 @@ def _running(job: JobInfo) -> str:
     return f"{job_title(job)} · {_cards.job_progress(job)} · {plain(job.stage)}"
 
 
-def plot(figure: go.Figure, key: str, alt: str, *, zooms: bool = False, **options: Any) -> Any:
-    """Draws a figure with axes in a colour of the viewer's theme; returns Streamlit's selection.
-
-    If it does not zoom, a finger that moves on it scrolls the page.
-    """
+def plot(figure: "go.Figure", key: str, alt: str) -> None:
+    """Draws a figure with axes in a colour of the viewer's theme. A finger that moves on it scrolls the page."""
     muted = (DARK if st.context.theme.type == "dark" else LIGHT).muted
     for update in (figure.update_xaxes, figure.update_yaxes):
-        update(tickfont={"color": muted}, title_font={"color": muted}, fixedrange=not zooms)
-    return st.plotly_chart(
-        figure, key=key, alt=alt, **{"config": {"displaylogo": False, "displayModeBar": False}, **options}
-    )
+        update(tickfont={"color": muted}, title_font={"color": muted}, fixedrange=True)
+    st.plotly_chart(figure, key=key, alt=alt, config={"displaylogo": False, "displayModeBar": False})

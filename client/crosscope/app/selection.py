@@ -4,7 +4,7 @@ Works on whole columns; knows nothing about Streamlit.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -23,14 +23,31 @@ ORDERS_BY_DEFAULT = ("-base_uselessness_single", "-rel_norm", "-max")
 VERDICT = "verdict"
 """An order besides AXES: best verdict first, then the most telling."""
 DEFAULT_X = "frequency"
-FREQUENCY_RANGE = (-7.0, 0.0)
-"""log10 of the firing frequency, the ends of its slider."""
-NU_LIMIT = 2.0
-"""The end of the sliders of nu; a slider at its end filters nothing."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """A filter by a column: its values between two bounds. A bound that lies at an end of the range filters nothing."""
+
+    column: str
+    low: float
+    high: float
+    step: float
+
+
+RANGES: Mapping[str, Range] = {
+    "freq": Range("frequency", -7.0, 0.0, 0.1),
+    "rel": Range("rel_norm", 0.0, 1.0, 0.02),
+    "nu_err": Range("nu_err", 0.0, 2.0, 0.05),
+    "nu_rec": Range("nu_rec", 0.0, 2.0, 0.05),
+    "useless": Range("base_uselessness_single", 0.0, 12.0, 0.1),
+    "template": Range("template_share", 0.0, 1.0, 0.05),
+}
+"""By the URL's parameter. A column with a logarithmic axis counts in log10."""
 MAX_VERTICES = 48
 PARAMS = (
-    *("classes", "verdict", "specific", "part", "peak", "freq", "nu_err", "nu_rec", "template"),
-    *("x", "y", "colour", "area", "rel", "order"),
+    *("classes", "verdict", "specific", "part", "peak", *RANGES),
+    *("x", "y", "colour", "area", "order"),
     *("label", "said", "list"),
 )
 MAX_TOKEN_CHARACTERS = 200
@@ -53,12 +70,8 @@ class Selection:
     """Part of the dictionary; empty: all."""
     peak: str = ""
     """A token at the peaks of its strongest examples; empty: any."""
-    frequency: tuple[float, float] = FREQUENCY_RANGE
-    """log10 of the firing frequency, lowest and highest."""
-    nu_err: float = NU_LIMIT
-    nu_rec: float = NU_LIMIT
-    template: float = 1.0
-    rel_norm: tuple[float, float] = (0.0, 1.0)
+    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Lowest and highest value of each of RANGES that filters anything."""
     x: str = DEFAULT_X
     y: str = ORDERS_BY_DEFAULT[0].removeprefix("-")
     area: tuple[tuple[float, float], ...] = ()
@@ -83,11 +96,11 @@ class Selection:
             specific=tuple(s for s in params.get("specific", ()) if s in SPECIFIC_OF_NUMBER[1:]),
             part=one["part"] if one.get("part") in tuple(LatentPart) else "",
             peak=one.get("peak", "")[:MAX_TOKEN_CHARACTERS],
-            frequency=_range(params.get("freq", ()), FREQUENCY_RANGE),
-            nu_err=_number(one.get("nu_err"), NU_LIMIT),
-            nu_rec=_number(one.get("nu_rec"), NU_LIMIT),
-            template=_number(one.get("template"), 1.0),
-            rel_norm=_range(params.get("rel", ()), (0.0, 1.0)),
+            bounds={
+                name: bounds
+                for name, whole in RANGES.items()
+                if (bounds := _bounds(params.get(name, ()), whole)) != (whole.low, whole.high)
+            },
             x=one["x"] if one.get("x") in AXES else DEFAULT_X,
             y=one["y"] if one.get("y") in AXES else default_order.removeprefix("-"),
             area=_polygon(one.get("area", "")),
@@ -113,14 +126,10 @@ class Selection:
         ):
             if wanted:
                 keep &= np.isin(columns[column], [names.index(each) for each in wanted])
-        if self.frequency != FREQUENCY_RANGE:
-            low, high = self.frequency
-            frequency = on_axis("frequency", columns["frequency"])
-            keep &= (frequency >= low if low > FREQUENCY_RANGE[0] else True) & (frequency <= high)
-        if self.rel_norm != (0.0, 1.0):
-            keep &= (columns["rel_norm"] >= self.rel_norm[0]) & (columns["rel_norm"] <= self.rel_norm[1])
-        for column, limit in self._limits().items():
-            keep &= columns[column] <= limit
+        for name, (low, high) in self.bounds.items():
+            whole = RANGES[name]
+            values = on_axis(whole.column, columns[whole.column])
+            keep &= (values >= low if low > whole.low else True) & (values <= high if high < whole.high else True)
         return keep
 
     def words(self) -> tuple[tuple[str, str, float | str], ...]:
@@ -128,19 +137,17 @@ class Selection:
         conditions = (("label", "contains", self.label), ("list", "=", self.in_list), (self.said, "=", 1))
         return tuple(each for each in conditions if each[0] and each[2])
 
-    def _limits(self) -> dict[str, float]:
-        """The largest value that passes, by column; columns without a limit are left out."""
-        limits = (
-            ("nu_err", self.nu_err, NU_LIMIT),
-            ("nu_rec", self.nu_rec, NU_LIMIT),
-            ("template_share", self.template, 1.0),
-        )
-        return {column: limit for column, limit, end in limits if limit < end}
+    def bound(self, name: str) -> tuple[float, float]:
+        """Lowest and highest value of one of RANGES."""
+        return self.bounds.get(name, (RANGES[name].low, RANGES[name].high))
 
     def limited(self) -> list[str]:
         """Columns in which a latent must have a value."""
-        named = {"rel_norm": self.rel_norm != (0.0, 1.0), "verdict": self.verdicts, "specific_to": self.specific}
-        return [*self._limits(), *(column for column, is_limited in named.items() if is_limited)]
+        named = {"verdict": self.verdicts, "specific_to": self.specific}
+        return [
+            *(RANGES[name].column for name in self.bounds),
+            *(column for column, is_limited in named.items() if is_limited),
+        ]
 
     def ids(self, columns: Mapping[str, np.ndarray], among: np.ndarray | None = None) -> np.ndarray:
         """The ids of the chosen latents in the chosen order, undefined values last. `among` is that of `mask`; for the
@@ -192,12 +199,6 @@ def inside(x: np.ndarray, y: np.ndarray, polygon: Sequence[tuple[float, float]])
     return result
 
 
-def polygon_text(corners: Sequence[tuple[float, float]]) -> str:
-    """A polygon for a URL, thinned to MAX_VERTICES corners."""
-    step = -(-len(corners) // MAX_VERTICES)
-    return "~".join(f"{x:.4g},{y:.4g}" for x, y in corners[::step])
-
-
 def _polygon(text: str) -> tuple[tuple[float, float], ...]:
     try:
         corners = [tuple(float(v) for v in corner.split(",")) for corner in text.split("~") if corner]
@@ -215,10 +216,12 @@ def _number(text: str | None, default: float) -> float:
     return value if np.isfinite(value) else default
 
 
-def _range(texts: Sequence[str], default: tuple[float, float]) -> tuple[float, float]:
-    """A range, written as two values of the parameter or as one, "low~high"."""
+def _bounds(texts: Sequence[str], whole: Range) -> tuple[float, float]:
+    """Two bounds, written as two values of the parameter or as one, "low~high". A single value is the upper bound."""
     texts = [part for text in texts for part in text.split("~")]
+    if len(texts) == 1:
+        return (whole.low, _number(texts[0], whole.high))
     if len(texts) != 2:
-        return default
-    low, high = sorted((_number(texts[0], default[0]), _number(texts[1], default[1])))
+        return (whole.low, whole.high)
+    low, high = sorted((_number(texts[0], whole.low), _number(texts[1], whole.high)))
     return (low, high)

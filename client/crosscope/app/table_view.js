@@ -1,13 +1,6 @@
 // A table whose rows and heads are links. Cells are set through textContent only. See table_view.py for the data.
 const views = new WeakMap();
 
-function element(tag, className, text) {
-  const node = document.createElement(tag);
-  if (className) node.className = className;
-  if (text !== undefined) node.textContent = text;
-  return node;
-}
-
 function link(text, href) {
   const node = element("a", "", text);
   node.href = href;
@@ -65,24 +58,64 @@ class TableView {
   head(data) {
     const head = element("thead"), line = element("tr");
     line.style.height = `${data.row_height}px`;
-    this.heads = data.columns.map((column) => {
+    this.heads = [];
+    for (const column of data.columns) {
       const cell = element("th", column.text ? "text" : "");
       cell.scope = "col";
-      const mark = { ascending: " ↑", descending: " ↓" }[column.ordered] ?? "";
-      if (column.ordered) cell.setAttribute("aria-sort", column.ordered);
-      if (column.help) cell.setAttribute("aria-description", column.help);
-      const inner = column.order ? link(column.head + mark, column.order) : element("span", "", column.head + mark);
-      cell.append(inner);
+      if (column.gauges.length) {
+        const grid = element("div", "gauges");
+        for (const gauge of column.gauges) {
+          const part = element("span", "gauge");
+          this.name(part, gauge, part);
+          grid.append(part);
+        }
+        cell.append(grid);
+        const ordered = column.gauges.find((gauge) => gauge.ordered)?.ordered;
+        if (ordered) cell.setAttribute("aria-sort", ordered);
+      } else {
+        if (column.ordered) cell.setAttribute("aria-sort", column.ordered);
+        this.name(cell, column, cell);
+      }
       line.append(cell);
-      const hide = () => { this.tip.hidden = true; };
-      cell.addEventListener("pointerenter", () => this.explain(cell, column.help));
-      cell.addEventListener("pointerleave", hide);
-      inner.addEventListener("focus", () => this.explain(cell, column.help));
-      inner.addEventListener("blur", hide);
-      return inner;
-    });
+    }
     head.append(line);
     return head;
+  }
+
+  // A head's text or link, with its help.
+  name(cell, column, near) {
+    const mark = { ascending: " ↑", descending: " ↓" }[column.ordered] ?? "";
+    const inner = column.order ? link(column.head + mark, column.order) : element("span", "", column.head + mark);
+    if (column.help && column.order) inner.setAttribute("aria-description", column.help);
+    else if (column.help) cell.title = column.help;
+    const hide = () => { this.tip.hidden = true; };
+    near.addEventListener("pointerenter", () => this.explain(near, column.help));
+    near.addEventListener("pointerleave", hide);
+    inner.addEventListener("focus", () => this.explain(near, column.help));
+    inner.addEventListener("blur", hide);
+    cell.append(inner);
+    this.heads.push(inner);
+  }
+
+  // Bars with whiskers and their figures; a screen reader reads the words instead.
+  gauges(cell, column, words, index) {
+    const grid = element("div", "gauges");
+    grid.setAttribute("aria-hidden", "true");
+    for (const { cells, bars, whiskers, limit } of column.gauges) {
+      const gauge = element("span", "gauge"), track = element("span", "track");
+      const place = (name, from, to) => {
+        const part = element("i", name);
+        part.style.left = `${100 * from}%`;
+        if (to !== undefined) part.style.width = `${100 * (to - from)}%`;
+        track.append(part);
+      };
+      if (bars[index] !== null) place("bar", 0, bars[index]);
+      if (whiskers[index]) place("whisker", ...whiskers[index]);
+      if (limit !== null) place("limit", limit);
+      gauge.append(element("b", "", cells[index]), track);
+      grid.append(gauge);
+    }
+    cell.append(element("span", "words", words), grid);
   }
 
   body(data) {
@@ -95,7 +128,8 @@ class TableView {
         const cell = element("td", column.narrow ? "text narrow" : column.text ? "text" : "");
         if (data.columns[place].text) cell.title = text;
         const own = data.columns[place].links[index] ?? (place === 0 ? data.links[index] : undefined);
-        if (own) cell.append(link(text, own));
+        if (data.columns[place].gauges.length) this.gauges(cell, data.columns[place], text, index);
+        else if (own) cell.append(link(text, own));
         else cell.textContent = text;
         row.append(cell);
       });

@@ -8,6 +8,7 @@ server.
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +23,26 @@ from crosscope.app.palette import css_variables
 _FOLDER = Path(__file__).parent
 ROW_HEIGHT = 30
 MAX_HEIGHT = 500
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """A figure that shares a cell with others: a bar, its standard error as a whisker, and the figure."""
+
+    head: str
+    cells: Sequence[str]
+    values: Sequence[float]
+    """What the bars say; NaN has no bar."""
+    errors: Sequence[float] = ()
+    """Standard errors of `values`, if there are any."""
+    top: float = 1.0
+    """The value at which the bar is full."""
+    limit: float | None = None
+    """A value that decides something; the bar has a line there."""
+    help: str = ""
+    order: str = ""
+    ordered: str = ""
+    """As of a column."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +63,8 @@ class Column:
     """A link of each cell, if the cells have links of their own."""
     ordered: str = ""
     """"ascending" or "descending" where the table is in this column's order."""
+    gauges: Sequence[Gauge] = ()
+    """What each cell draws. `cells` then say the same in words."""
 
 
 @cache
@@ -50,7 +73,7 @@ def _component() -> Any:
         "crosscope_table_view",
         html='<div class="root"></div>',
         css=css_variables(".root") + (_FOLDER / "table_view.css").read_text("utf-8"),
-        js=SCRIPT + (_FOLDER / "table_view.js").read_text("utf-8"),
+        js=SCRIPT + "".join((_FOLDER / name).read_text("utf-8") for name in ("parts.js", "table_view.js")),
     )
 
 
@@ -78,6 +101,7 @@ def table_view(
                 "order": column.order,
                 "links": list(column.links),
                 "ordered": column.ordered,
+                "gauges": [_gauge(gauge) for gauge in column.gauges],
             }
             for column in columns
         ],
@@ -88,3 +112,26 @@ def table_view(
     }
     revision = hashlib.blake2b(json.dumps(content).encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
     _component()(key=key, data={**content, "revision": revision, "chosen": chosen})
+
+
+def _gauge(gauge: Gauge) -> dict[str, Any]:
+    """A gauge as the browser draws it: of each row the bar's length and the whisker's ends, 0 to 1."""
+
+    def share(value: float) -> float:
+        return round(min(1.0, max(0.0, value / gauge.top)), 3)
+
+    bars = [None if math.isnan(value) else share(value) for value in gauge.values]
+    whiskers = [
+        None if math.isnan(value) or math.isnan(error) else [share(value - error), share(value + error)]
+        for value, error in zip(gauge.values, gauge.errors, strict=False)
+    ]
+    return {
+        "head": gauge.head,
+        "help": gauge.help,
+        "order": gauge.order,
+        "ordered": gauge.ordered,
+        "cells": list(gauge.cells),
+        "bars": bars,
+        "whiskers": whiskers,
+        "limit": None if gauge.limit is None else share(gauge.limit),
+    }

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from crosscope import Annotation, _tables
+from crosscope import Annotation
 from crosscope._annotation_files import safe
 from crosscope.app.columns import (
     AXES,
@@ -13,22 +14,47 @@ from crosscope.app.columns import (
     SHOWN,
     SPECIFIC_OF_NUMBER,
     VERDICT_OF_NUMBER,
+    evidence,
     is_difference,
     texts,
 )
-from crosscope.app.table_view import Column
-from crosscope.app.text import at_least, judged
+from crosscope.app.table_view import Column, Gauge
+from crosscope.app.text import judged, number
+from crosscope_proto.limits import DIFFERENCE_RATIO, MAX_NU_ERR, MAX_NU_REC
 
 
-def figures(values: Sequence[float] | np.ndarray, text: str, floor: float = math.inf) -> list[str]:
-    """Cells of figures in a printf format; "–" if undefined, "≥" in front if the value has reached `floor`."""
-    cells = []
-    for value in values:
-        if value is None or math.isnan(value):
-            cells.append(_tables.UNDEFINED)
-        else:
-            cells.append(at_least(text % value, value, floor))
-    return cells
+@dataclass(frozen=True)
+class Bar:
+    """How a column is drawn among the evidence."""
+
+    top: float
+    """The value at which the bar is full."""
+    limit: float | None = None
+    """Where a label stops being believed."""
+
+
+MIN_TELLING = 4.0
+"""Base uselessness above which latents of the original work were highly interpretable."""
+BARS: Mapping[str, Bar] = {
+    "rel_norm": Bar(1.0),
+    "beta_ratio": Bar(1.0, DIFFERENCE_RATIO),
+    "nu_err": Bar(1.0, MAX_NU_ERR),
+    "nu_rec": Bar(1.0, MAX_NU_REC),
+    "base_uselessness": Bar(12.0, MIN_TELLING),
+    "base_uselessness_single": Bar(12.0, MIN_TELLING),
+}
+"""Columns that share one cell of a table."""
+
+
+def figures(values: Sequence[float] | np.ndarray, *, floor: float = math.inf) -> list[str]:
+    """Cells of figures (`text.number`); "≥" in front if the value has reached `floor`."""
+    return [number(value, floor=floor) for value in values]
+
+
+def beside(order: str, columns: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    """Columns for a table in an order: the evidence, how often a latent fires, and what orders it."""
+    shown = (*evidence(columns), "frequency")
+    return (*shown[:-1], order) if order in AXES and order not in shown else shown
 
 
 NAME_HELP = "Its label, else the strongest peak in its text. A star: somebody has starred it."
@@ -58,6 +84,8 @@ def of_latents(
 ) -> list[Column]:
     """The columns of a table with a row for each latent: id, name, class, `more`, and columns of the atlas.
 
+    Those of BARS are drawn in one cell, with their errors; the others have a column each.
+
     `order` gives the link of a column's head and the direction of the table's present order by it. `floor` is
     `session.uselessness_floor`.
     """
@@ -68,16 +96,62 @@ def of_latents(
         found.append(Column("name", names_of_latents, NAME_HELP, is_text=True, is_narrow=True))
     by_verdict = Column("class", classes, class_help(columns), is_text=True, order=link, ordered=direction)
     found += [by_verdict, *more]
+    bars = [name for name in names if name in BARS]
+    if bars:
+        found.append(_evidence([_gauge(name, ids, columns, floor, order) for name in bars]))
     for name in names:
-        column = SHOWN[name]
-        limit = floor if column.is_floored else math.inf
-        cells = figures(columns[name][ids], column.format, limit)
+        if name in BARS or SHOWN[name].error_of in BARS:
+            continue
         link, direction = order(name) if order and name in AXES else ("", "")
-        meaning = column.meaning
-        if limit < math.inf:
-            meaning += f" {at_least(f'{limit:.2f}', limit, limit)} is the largest value that the analysis can give."
-        found.append(Column(column.short, cells, meaning, order=link, ordered=direction))
+        cells = figures(columns[name][ids], floor=_limit(name, floor))
+        found.append(Column(SHOWN[name].short, cells, _help(name, floor), order=link, ordered=direction))
     return found
+
+
+def _gauge(
+    name: str,
+    ids: np.ndarray,
+    columns: Mapping[str, np.ndarray],
+    floor: float,
+    order: Callable[[str], tuple[str, str]] | None,
+) -> Gauge:
+    error, bar = f"{name}_se", BARS[name]
+    link, direction = order(name) if order else ("", "")
+    return Gauge(
+        SHOWN[name].short,
+        figures(columns[name][ids], floor=_limit(name, floor)),
+        columns[name][ids].tolist(),
+        columns[error][ids].tolist() if error in SHOWN else (),
+        bar.top,
+        bar.limit,
+        _help(name, floor) + (f" The line stands at {number(bar.limit)}." if bar.limit is not None else ""),
+        link,
+        direction,
+    )
+
+
+def _evidence(gauges: Sequence[Gauge]) -> Column:
+    """Figures that share a cell, and the same in words: "ν err 0.12 ± 0.03"."""
+
+    def said(gauge: Gauge, row: int) -> str:
+        error = gauge.errors[row] if gauge.errors else math.nan
+        spread = "" if math.isnan(error) or math.isnan(gauge.values[row]) else f" ± {number(error, 2)}"
+        return f"{gauge.head} {gauge.cells[row]}{spread}"
+
+    rows = range(len(gauges[0].cells))
+    return Column("evidence", [", ".join(said(gauge, row) for gauge in gauges) for row in rows], gauges=gauges)
+
+
+def _limit(name: str, floor: float) -> float:
+    return floor if SHOWN[name].is_floored else math.inf
+
+
+def _help(name: str, floor: float) -> str:
+    """The meaning of a column, with the largest value that it can have."""
+    limit, meaning = _limit(name, floor), SHOWN[name].meaning
+    if limit == math.inf:
+        return meaning
+    return f"{meaning} {number(limit, floor=limit)} is the largest value that the analysis can give."
 
 
 def csv(ids: np.ndarray, columns: Mapping[str, np.ndarray], said: Iterable[Annotation] = ()) -> str:

@@ -15,7 +15,7 @@ _LAYOUT = ("jobs", "crosscoders", "pairs")
 
 
 def number(value: float | None, digits: int = 3, floor: float = math.inf) -> str:
-    """A figure for people; "–" if undefined, "≥" in front if it has reached the `floor` of the measurement."""
+    """A figure for people (`_tables.number`), "≥" in front if it has reached the `floor` of the measurement."""
     shown = _tables.number(value, digits)
     return shown if value is None else at_least(shown, value, floor)
 
@@ -32,7 +32,7 @@ def with_error(value: float, se: float) -> str:
 
 def count(value: float) -> str:
     """A whole number with thin spaces between thousands."""
-    return f"{int(value):,}".replace(",", "\u202f")
+    return _tables.count(value)
 
 
 def judged(latent_class: str, verdict: str, specific_to: str) -> str:

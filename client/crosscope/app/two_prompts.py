@@ -68,11 +68,11 @@ def compared(
     shown = slice(ranking["limit"])
     ids, first, last = found.ids[shown], found.first[shown], found.second[shown]
     more = [
-        Column(head, tables.figures(values, form), f"{meaning} Over whole prompts.")
-        for head, values, form, meaning in (
-            ("first", first, "%.2f", f"The {figure} on the first prompt."),
-            ("second", last, "%.2f", f"The {figure} on the second prompt."),
-            ("difference", first - last, "%+.2f", "First less second."),
+        Column(head, tables.figures(values), f"{meaning} Over whole prompts.")
+        for head, values, meaning in (
+            ("first", first, f"The {figure} on the first prompt."),
+            ("second", last, f"The {figure} on the second prompt."),
+            ("difference", first - last, "First less second."),
         )
     ]
     links = [address.here({"by": latent, "shade": None}) for latent in ids.tolist()]

@@ -14,6 +14,8 @@ from streamlit.delta_generator import DeltaGenerator
 
 Option = TypeVar("Option")
 Value = str | Sequence[str] | None
+PAGE = "page"
+"""The parameter of the rows that a table shows, 1 for the first. Every other change begins again at the first."""
 FILLED_IN = "url-filled-in"
 """Key of the session state with the parameters that a page fills in where its URL lacks them."""
 
@@ -32,6 +34,8 @@ def write(changes: Mapping[str, Value]) -> None:
     """Changes parameters of the URL at once; None or nothing takes one out. Does nothing where nothing changes."""
     before = canonical()
     after = {**before, **{name: _texts(value) for name, value in changes.items()}}
+    if PAGE not in changes:
+        after.pop(PAGE, None)
     after = {name: values for name, values in after.items() if values}
     if after != before:
         st.query_params.from_dict(after)
@@ -40,6 +44,12 @@ def write(changes: Mapping[str, Value]) -> None:
 def keep(name: str, value: Value) -> None:
     """Writes one parameter."""
     write({name: value})
+
+
+def page() -> int:
+    """The number of the page of rows, 0 for the first."""
+    found = st.query_params.get(PAGE, "")
+    return max(0, int(found) - 1) if found.isdecimal() and len(found) < 10 else 0
 
 
 def fill_in(**values: str) -> None:

@@ -2,48 +2,40 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from crosscope import CrosscoderInfo
-from crosscope.app import address, charts, panels, session, tables, url, words
+from crosscope.app import address, session, tables, text, url, words
 from crosscope.app.columns import (
     AXES,
     CLASS_OF_NUMBER,
     LABELS,
     SPECIFIC_OF_NUMBER,
     VERDICT_OF_NUMBER,
-    evidence,
     is_defined,
 )
 from crosscope.app.palette import CLASS_NAMES, VERDICT_NAMES
+from crosscope.app.scatter_view import Points, axis_title, scatter_view
 from crosscope.app.selection import (
     DEFAULT_X,
-    FREQUENCY_RANGE,
-    NU_LIMIT,
     OF_LIST,
     PARAMS,
+    RANGES,
     SAID,
     VERDICT,
     Selection,
     default_order,
-    polygon_text,
 )
 from crosscope.app.table_view import table_view
 
-MAX_ROWS = 500
+ROWS = 50
+"""Rows of the table on a page."""
 CHART = "atlas-chart"
 FILTERS_OPEN = "atlas-filters-open"
 ORDERS = [VERDICT, *(f"{sign}{name}" for name in AXES for sign in ("-", ""))]
-_CHART_CONFIG: dict[str, Any] = {
-    "displaylogo": False,
-    "displayModeBar": True,
-    "scrollZoom": True,
-    "modeBarButtonsToRemove": ["autoScale2d", "toImage", "zoom2d", "zoomIn2d", "zoomOut2d"],
-}
 
 
 def page() -> None:
@@ -61,10 +53,8 @@ def page() -> None:
     is_open = st.session_state.get(FILTERS_OPEN, False)
     with st.expander("Filters and axes", expanded=is_open), st.container(key="wrap-controls"):
         colour = controls(selection, chosen, columns)
-    if "rel" in st.query_params:
-        st.button("Show every relative norm again", on_click=url.keep, args=("rel", None))
     with st.container(key="wrap-atlas"):
-        left, right = st.columns(2, gap="medium")
+        left, right = st.columns([5, 6], gap="medium")
     with left:
         plot(chosen, columns, selection, among, colour)
     with right:
@@ -89,18 +79,10 @@ def controls(selection: Selection, info: CrosscoderInfo, columns: Mapping[str, n
     by_default = default_order(columns)
     kinds()
     server_filters(info)
-    filters = st.columns(4)
-    frequency = selection.frequency
-    help_ = AXES["frequency"].meaning
-    url.slider(filters[0], charts.axis_title("frequency"), FREQUENCY_RANGE, 0.1, frequency, "freq", help=help_)
-    limits = (
-        ("nu_err", NU_LIMIT, selection.nu_err, "nu_err"),
-        ("nu_rec", NU_LIMIT, selection.nu_rec, "nu_rec"),
-        ("template_share", 1.0, selection.template, "template"),
-    )
-    for container, (name, end, value, param) in zip(filters[1:], limits, strict=True):
-        axis = AXES[name]
-        url.slider(container, f"{axis.label} at most", (0.0, end), 0.05, value, param, help=axis.meaning)
+    half = len(RANGES) // 2
+    for container, (name, whole) in zip([*st.columns(half), *st.columns(half)], RANGES.items(), strict=True):
+        title, help_ = axis_title(whole.column), AXES[whole.column].meaning
+        url.slider(container, title, (whole.low, whole.high), whole.step, selection.bound(name), name, help=help_)
     axes = st.columns(4)
     names = list(AXES)
     url.choice(axes[0], "Across", names, DEFAULT_X, "x", axis_name, help=AXES[selection.x].meaning)
@@ -168,48 +150,34 @@ def plot(
 ) -> None:
     """The scatter plot. A box or lasso becomes the URL's area; a click opens a latent."""
     keep = selection.mask(columns, among)
-    floor = session.uselessness_floor(info)
     said = words.known(info)
     labels = {each.latent: each.text for each in said if each.text}
     starred = [each.latent for each in said if each.star]
+    floor, num_kept = session.uselessness_floor(info), int(keep.sum())
+    version = f"{info.name} {info.version_id}"
     axes = (selection.x, selection.y, colour)
-    figure = charts.scatter(columns, keep, *axes, selection.area, floor, labels=labels, starred=starred)
-    panels.plot(
-        figure,
+    points = Points(version, keep, *axes, selection.area, floor, labels=labels, starred=starred)
+    scatter_view(
         CHART,
-        f"Scatter plot of {int(keep.sum())} latents: {charts.axis_title(selection.x)} across, "
-        f"{charts.axis_title(selection.y)} up. The table beside it lists them.",
-        zooms=True,
-        on_select=take_selection,
-        selection_mode=("points", "box", "lasso"),
-        config=_CHART_CONFIG,
+        f"Scatter plot of {text.count(num_kept)} latents: {axis_title(selection.x)} across, "
+        f"{axis_title(selection.y)} up. Arrow keys go from point to point, Enter opens one. The table lists them.",
+        columns,
+        points,
+        href=address.href("latent", {"crosscoder": info.name, "latent": "PLACE", **kept()}),
+        area_href=address.here({"area": "AREA", url.PAGE: None}),
     )
-    hidden = int(keep.sum()) - len(figure.data[0].customdata)  # pyright: ignore[reportAttributeAccessIssue]
-    notes = [f"{int(keep.sum()):,} of {len(keep):,} latents."]
-    if hidden:
-        notes.append(f"{hidden:,} have no value on these axes and are not drawn.")
-    for name in [each for each in {selection.x, selection.y, colour} if AXES[each].is_floored]:
-        at_floor = int((columns[name][keep] >= floor - 1e-3).sum())
-        if at_floor:
-            notes.append(f"{at_floor:,} lie at {floor:.2f} in {axis_name(name)}, which reads ≥ {floor:.2f}.")
-    notes.append("A click opens a latent; dragging draws a box, and a lasso is in the chart's bar.")
+    notes = [f"{text.count(num_kept)} of {text.count(len(keep))} latents."]
+    if hidden := int((keep & ~points.placed(columns)).sum()):
+        notes.append(f"{text.count(hidden)} have no value on these axes and are not drawn.")
+    for name in dict.fromkeys(each for each in (selection.x, selection.y, colour) if AXES[each].is_floored):
+        if at_floor := int((columns[name][keep] >= floor - 1e-3).sum()):
+            shown = text.number(floor)
+            notes.append(f"{text.count(at_floor)} lie at {shown} in {axis_name(name)}, which reads ≥ {shown}.")
+    notes.append("Chat-specific latents lie on top. A click opens a latent; dragging draws a box or a lasso.")
     if said:
         notes.append("Labelled latents have a ring, starred ones are stars.")
     notes += said.missing
     st.caption(" ".join(notes))
-    address.clicks(CHART, "latent", {"crosscoder": info.name, "latent": "PLACE", **kept()})
-
-
-def take_selection() -> None:
-    """Writes the area that was selected in the chart into the URL."""
-    chosen = st.session_state[CHART]["selection"]
-    outlines = [*chosen["box"], *chosen["lasso"]]
-    if outlines:
-        xs, ys = outlines[0]["x"], outlines[0]["y"]
-        corners = list(zip(xs, ys, strict=True))
-        if chosen["box"]:
-            corners = [(xs[0], ys[0]), (xs[1], ys[0]), (xs[1], ys[1]), (xs[0], ys[1])]
-        url.keep("area", polygon_text(corners))
 
 
 def kept() -> dict[str, list[str]]:
@@ -222,7 +190,7 @@ def ordered_by(selection: Selection, column: str, by_default: str) -> tuple[str,
     now = {f"-{column}": "descending", column: "ascending"}.get(selection.order, "")
     first, second = (column, f"-{column}") if column == VERDICT else (f"-{column}", column)
     order = second if selection.order == first else first
-    return address.here({"order": None if order == by_default else order}), now
+    return address.here({"order": None if order == by_default else order, url.PAGE: None}), now
 
 
 def listing(
@@ -231,7 +199,7 @@ def listing(
     """The chosen latents as a table, and as CSV."""
     ids = selection.ids(columns, among)
     row = st.container(horizontal=True, vertical_alignment="center")
-    row.markdown(f"**{len(ids):,} latents** · {order_name(selection.order)}")
+    row.markdown(f"**{text.count(len(ids))} latents** · {order_name(selection.order)}")
     if selection.area:
         row.button("Clear the area", on_click=url.keep, args=("area", None))
     row.download_button(
@@ -247,20 +215,32 @@ def listing(
         st.markdown(f"{why} meets these conditions. Widen a filter or clear the area.")
         return
     undefined(columns, ids, selection.order.removeprefix("-"))
-    shown = ids[:MAX_ROWS]
+    at = min(url.page(), (len(ids) - 1) // ROWS)
+    shown = ids[at * ROWS : (at + 1) * ROWS]
     rows = tables.of_latents(
         shown,
         columns,
-        (*evidence(columns), "frequency", "template_share"),
+        tables.beside(selection.order.removeprefix("-"), columns),
         floor=session.uselessness_floor(info),
         names_of_latents=words.cells(info, shown),
         order=lambda column: ordered_by(selection, column, default_order(columns)),
     )
     links = [address.href("latent", {"crosscoder": info.name, "latent": latent, **kept()}) for latent in shown.tolist()]
     table_view("atlas-table", "Latents", rows, links)
-    cut = f"The first {MAX_ROWS} in this order; the CSV holds all. " if len(ids) > MAX_ROWS else ""
-    st.caption(f"{cut}A row opens its latent; a head orders all {len(ids):,} by its column.")
+    pages(at, len(ids))
     glossary()
+
+
+def pages(at: int, total: int) -> None:
+    """Draws which rows of all are shown, and the way to the others."""
+    last = (total - 1) // ROWS
+    row = st.container(horizontal=True, vertical_alignment="center")
+    first, end = at * ROWS + 1, min(total, (at + 1) * ROWS)
+    row.caption(f"{text.count(first)} to {text.count(end)} of {text.count(total)}. A head orders all of them.")
+    if last:
+        for label, to in (("First", 0), ("Earlier", at - 1), ("Later", at + 1), ("Last", last)):
+            is_there = 0 <= to <= last and to != at
+            row.button(label, on_click=url.keep, args=(url.PAGE, str(to + 1)), disabled=not is_there)
 
 
 def undefined(columns: Mapping[str, np.ndarray], ids: np.ndarray, by: str) -> None:
@@ -270,7 +250,7 @@ def undefined(columns: Mapping[str, np.ndarray], ids: np.ndarray, by: str) -> No
         have = ", ".join(axis.label for name, axis in AXES.items() if np.isfinite(columns[name][ids]).any())
         st.info(f"None of these latents has a {axis_name(by)}, so they are listed by id. They have {have}.")
     elif missing:
-        st.caption(f"{missing:,} of {len(ids):,} have no {axis_name(by)}; they come last.")
+        st.caption(f"{text.count(missing)} of {text.count(len(ids))} have no {axis_name(by)}; they come last.")
 
 
 def glossary() -> None:

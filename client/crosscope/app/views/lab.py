@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from crosscope import Comparison, CrosscoderInfo, CrosscopeError, Encoding, LeftOut, TopLatents
+from crosscope import Comparison, CrosscoderInfo, CrosscopeError, Encoding, LeftOut, TopLatents, _tables
 from crosscope.app import (
     address,
     composer,
@@ -260,7 +260,7 @@ def locked_token(encoding: Encoding, token: int | None, info: CrosscoderInfo) ->
         st.markdown("No latent fires on it.")
         return
     ids = np.array([entry.latent for entry in found])
-    activation = Column("activation", tables.figures([entry.activation for entry in found], "%.3f"))
+    activation = Column("activation", tables.figures([entry.activation for entry in found]))
     listed(f"token-{token}", f"Latents of token {token}", ids, (), [activation], info)
 
 
@@ -275,19 +275,19 @@ def ranked(top: TopLatents, info: CrosscoderInfo) -> None:
     ids = np.array([entry.latent for entry in top.entries])
     largest = np.array([entry.max for entry in top.entries])
     own = session.atlas(info.name, info.version_id)["max"][ids]
-    share = 100 * largest / np.where(own > 0, own, np.nan)
+    share = largest / np.where(own > 0, own, np.nan)
     at = [
         f"{entry.peak_token} {text.isolated(text.visible(top.tokens.pieces[entry.peak_token]))}"
         for entry in top.entries
     ]
     useless = session.atlas(info.name, info.version_id)["base_uselessness_single"][ids] * largest
-    weighed = tables.figures(useless, "%.2f")
+    weighed = tables.figures(useless)
     rows = [
-        ranking_column("largest", "max", tables.figures(largest, "%.2f"), "Largest activation in the prompt.", top),
+        ranking_column("largest", "max", tables.figures(largest), "Largest activation in the prompt.", top),
         Column("at", at, "Token with the largest activation.", is_text=True),
-        ranking_column("sum", "sum", tables.figures([e.sum for e in top.entries], "%.2f"), "Sum over tokens.", top),
+        ranking_column("sum", "sum", tables.figures([e.sum for e in top.entries]), "Sum over tokens.", top),
         ranking_column("tokens", "count", [text.count(e.count) for e in top.entries], "Tokens on which it fires.", top),
-        ranking_column("of own", "share_of_max", tables.figures(share, "%.0f %%"), OWN_HELP, top),
+        ranking_column("of own", "share_of_max", [_tables.percent(each) for each in share], OWN_HELP, top),
         ranking_column("× useless", "uselessness", weighed, USELESS_HELP, top),
     ]
     listed("ranked", "Latents of the prompt", ids, ("frequency",), rows, info)

@@ -7,7 +7,7 @@ import numpy as np
 import streamlit as st
 
 from crosscope import CrosscoderInfo, Example, ExampleGroup, Latent, LatentScaling, TokenRole
-from crosscope.app import address, charts, panels, prompts, session, tables, text, url, word_panel, words
+from crosscope.app import address, bars_view, panels, prompts, session, tables, text, url, word_panel, words
 from crosscope.app.columns import AXES, DIFFERENCE_EVIDENCE, EVIDENCE
 from crosscope.app.palette import MODEL_COLOURS, NEUTRAL, ROLE_COLOURS, ROLE_NAMES
 from crosscope.app.selection import Selection
@@ -89,7 +89,11 @@ def header(latent_id: int | None, ids: np.ndarray, info: CrosscoderInfo, selecti
         width=130,
         on_change=lambda: show(st.session_state[f"goto-{latent_id}"]),
     )
-    where = f"{at + 1:,} of {len(ids):,}" if at is not None else f"not among the {len(ids):,} chosen"
+    where = (
+        f"{text.count(at + 1)} of {text.count(len(ids))}"
+        if at is not None
+        else f"not among the {text.count(len(ids))} chosen"
+    )
     st.caption(f"{where} · {order_name(selection.order)}")
 
 
@@ -264,7 +268,7 @@ def others(title: str, measure: str, help_: str, found: list[tuple[int, float]],
     columns = [
         Column("latent", [str(latent) for latent, _ in found]),
         Column("name", called, tables.NAME_HELP, is_text=True, is_narrow=True),
-        Column(measure, tables.figures([value for _, value in found], "%.3f"), help_),
+        Column(measure, tables.figures([value for _, value in found]), help_),
     ]
     links = [address.href("latent", {"crosscoder": info.name, "latent": latent}) for latent, _ in found]
     table_view(measure, title, columns, links)
@@ -276,7 +280,7 @@ def histogram(latent: Latent, info: CrosscoderInfo) -> None:
         st.info("It never fired in the analysis, so there are no activations and no examples to show.")
         return
     alt = "Histogram of its scaled activations, tokens on a logarithmic axis"
-    panels.plot(charts.activations(latent.histogram, info.histogram_edges), "histogram", alt)
+    bars_view.bars_view("histogram", alt, bars_view.activations(latent.histogram, info.histogram_edges))
 
 
 @st.fragment

@@ -6,7 +6,7 @@ import numpy as np
 import streamlit as st
 
 from crosscope import CrosscoderInfo
-from crosscope.app import address, cards, charts, panels, session, tables, text, words
+from crosscope.app import address, bars_view, cards, panels, session, tables, text, words
 from crosscope.app.columns import (
     AXES,
     CLASS_OF_NUMBER,
@@ -202,10 +202,9 @@ def norms(info: CrosscoderInfo) -> None:
         st.markdown("No latent has a relative norm, because this dictionary has decoder rows of one side only.")
         session.link("atlas", "All latents in the atlas", crosscoder=info.name)
         return
-    figure = charts.relative_norms(columns["rel_norm"], columns["latent_class"])
+    bars = bars_view.relative_norms(columns["rel_norm"], columns["latent_class"])
     alt = "Histogram of the relative norm of all latents, in class colours"
-    panels.plot(figure, NORMS, alt)
-    address.clicks(NORMS, "atlas", {"crosscoder": info.name, "rel": "PLACE"})
+    bars_view.bars_view(NORMS, alt, bars, href=address.href("atlas", {"crosscoder": info.name, "rel": "PLACE"}))
     st.caption("A click on a bar opens the atlas there. Dead latents are not drawn.")
 
 
@@ -283,10 +282,10 @@ def behaviours(info: CrosscoderInfo) -> None:
         Column("behaviour", [d.behaviour for d in found], is_text=True),
         Column("place", [d.place for d in found], "The token that decides it, or its own tokens.", is_text=True),
         Column("latent", [str(d.latent) for d in found]),
-        Column("recall", tables.figures([d.recall for d in found], "%.2f"), "Share of its occurrences that it finds."),
+        Column("recall", tables.figures([d.recall for d in found]), "Share of its occurrences that it finds."),
         Column(
             "false rate",
-            tables.figures([d.false_rate for d in found], "%.2f"),
+            tables.figures([d.false_rate for d in found]),
             "Share of the other assistant turns on which the latent is above its threshold.",
         ),
         Column("of", [text.count(d.num_positive) for d in found], "Occurrences of the behaviour."),

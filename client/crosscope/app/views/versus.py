@@ -10,6 +10,7 @@ from crosscope import CrosscoderInfo, LatentMatches, MatchedSide
 from crosscope.app import address, charts, panels, session, tables, text, url
 from crosscope.app.columns import CLASS_OF_NUMBER, SPECIFIC_OF_NUMBER, VERDICT_OF_NUMBER, is_defined
 from crosscope.app.palette import VERDICT_NAMES
+from crosscope.app.scatter_view import axis_title
 from crosscope.app.table_view import Column, table_view
 from crosscope_proto.limits import MAX_NU_ERR, MAX_NU_REC
 from crosscope_proto.metrics import inlier_fve
@@ -155,7 +156,7 @@ def nus(both: Sequence[Shown]) -> None:
     for column, (name, limit) in zip(columns, LIMITS.items(), strict=True):
         values = {one.info.name: one.columns[name] for one in both}
         with column:
-            figure = charts.shares(values, charts.axis_title(name), limit)
+            figure = charts.shares(values, axis_title(name), limit)
             panels.plot(figure, f"versus-{name}", f"Distribution of {name} in both crosscoders")
 
 
@@ -168,7 +169,7 @@ def matched(found: LatentMatches) -> None:
         Column("latents", [text.count(count.num) for _, count in counts]),
         Column("matched", [_share(count.num_matched, count.num) for _, count in counts], "Mutually nearest."),
         Column("without a like", [_share(count.num_alone, count.num) for _, count in counts], "Cosine below 0.7."),
-        Column("mean cosine", tables.figures([count.mean_cosine for _, count in counts], "%.3f")),
+        Column("mean cosine", tables.figures([count.mean_cosine for _, count in counts])),
     ]
     table_view("versus-counts", "Matched latents by kind", columns)
 
@@ -202,7 +203,7 @@ def listed(side: MatchedSide, back: MatchedSide, one: Shown, opposite: Shown, wh
         Column("class", kinds, is_text=True),
         Column("nearest", [str(latent) for latent in nearest], links=links_of_nearest),
         Column("its class", kinds_of_nearest, is_text=True),
-        Column("cosine", tables.figures(side.cosines[shown], "%.3f")),
+        Column("cosine", tables.figures(side.cosines[shown])),
         Column("mutual", ["yes" if each else "no" for each in side.mutual[shown]], is_text=True),
     ]
     table_view(f"versus-{name}", f"Latents of {name} and the nearest ones", columns)
