@@ -31,7 +31,9 @@ _GROUPS: dict[str | None, latents_pb2.ExampleGroup.ValueType] = {
     None: latents_pb2.EXAMPLE_GROUP_UNSPECIFIED,
     ExampleGroup.TOP: latents_pb2.EXAMPLE_GROUP_TOP,
     ExampleGroup.QUANTILE: latents_pb2.EXAMPLE_GROUP_QUANTILE,
+    ExampleGroup.SILENT: latents_pb2.EXAMPLE_GROUP_SILENT,
 }
+_NAMES = "'top', 'quantile', 'silent', or None for both on which it fires"
 
 
 @public
@@ -49,8 +51,9 @@ class AsyncLatent(LatentStatistics):
         dataset: str | None = None,
         context: int | None = None,
     ) -> ExampleList:
-        """Texts on which it fires, strongest first.
+        """Texts on which it fires, strongest first; of group "silent" the nearest texts on which it does not fire.
 
+        A silent text has the token at which the latent peaks elsewhere. Older versions have none.
         `context` is the number of tokens on each side of the peak; None gives the whole text.
         """
         return await self.source.examples(self.id, limit=limit, group=group, dataset=dataset, context=context)
@@ -154,7 +157,7 @@ class AsyncCrosscoder(AsyncBehaviours):
     ) -> ExampleList:
         """Texts on which a latent fires; see `AsyncLatent.examples`."""
         if group not in _GROUPS:
-            raise InvalidInput.of("group", f"{group!r} is no group of examples; use 'top', 'quantile' or None for both")
+            raise InvalidInput.of("group", f"{group!r} is no group of examples; use {_NAMES}")
         request = latents_pb2.ListExamplesRequest(
             crosscoder=self.name,
             version_id=self._version,
