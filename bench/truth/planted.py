@@ -138,7 +138,7 @@ class Planted:
     def held_out(self, num_tokens: int) -> Iterator[Harvest]:
         """Harvests of whole texts for the analysis, about `num_tokens` tokens that training never sees."""
         for block in range(-(-num_tokens // BLOCK_TOKENS)):
-            yield _as_harvest(self.draw(BLOCK_TOKENS, _generator(self.seed, _HELD_OUT, block))[1])
+            yield _as_harvest(self.draw(BLOCK_TOKENS, _generator(self.seed, _HELD_OUT, block))[1], block)
 
 
 class PlantedSource:
@@ -209,11 +209,13 @@ def _rows(spec: PlantedSpec, kind: np.ndarray, generator: torch.Generator) -> Te
     return torch.cat([base, chat], dim=1)
 
 
-def _as_harvest(x: Tensor) -> Harvest:
+def _as_harvest(x: Tensor, block: int) -> Harvest:
+    """The tokens as texts. Every token has an id of its own, so that no text repeats another."""
     num_texts = len(x) // TEXT_TOKENS
+    ids = block * len(x) + np.arange(num_texts * TEXT_TOKENS).reshape(num_texts, TEXT_TOKENS)
     roles = np.full(TEXT_TOKENS, TokenRole.TEXT, np.uint8)
     return Harvest(
-        texts=[Text(0, np.zeros(TEXT_TOKENS, np.int64), roles) for _ in range(num_texts)],
+        texts=[Text(0, own, roles) for own in ids],
         x=x,
         text=torch.arange(num_texts).repeat_interleave(TEXT_TOKENS),
         position=torch.arange(TEXT_TOKENS).repeat(num_texts),

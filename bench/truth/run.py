@@ -12,18 +12,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from bench.truth import score
 from bench.truth.planted import Planted, PlantedSource, PlantedSpec, plant
+from crosscope_proto.artefacts import LatentClass
 from crosscope_proto.dictionaries import Known, dictionary
 from crosscope_proto.recipe import CrosscoderRecipe
 from crosscope_proto.scaling_columns import beta_column
 from crosscope_proto.specs import AnalysisSpec, DataSpec, PairSpec, TrainingSpec
-from crosscope_worker.analysis.geometry import geometry
+from crosscope_proto.verdict import FIGURES, Verdict, judged
+from crosscope_worker.analysis.geometry import classes, difference_classes, geometry
 from crosscope_worker.analysis.intake import blocks
 from crosscope_worker.analysis.moments import Moments
 from crosscope_worker.analysis.quality import Quality
-from crosscope_worker.analysis.scaling import directions, estimates
+from crosscope_worker.analysis.scaling import directions, estimates, jackknife
 from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.training import train
 from crosscope_worker.work import silent
@@ -127,24 +130,42 @@ def trained(variant: Variant, planted: Planted, sizes: Sizes) -> Crosscoder:
 @torch.no_grad()
 def measure(crosscoder: Crosscoder, planted: Planted, num_tokens: int) -> tuple[score.Measured, dict[str, float]]:
     """The results of the analysis on held-out tokens: columns of every latent, and the quality figures."""
-    spec = AnalysisSpec(max_tokens=num_tokens, num_shards=2)
+    spec = AnalysisSpec(max_tokens=num_tokens)
     moments, quality = Moments(crosscoder, spec.num_shards, 1), Quality(crosscoder)
     for intake in blocks(crosscoder, planted.held_out(num_tokens), spec, [_DATASET]):
         moments.add(intake.block)
         quality.add(intake.block)
-    sums = moments.shard_sums().total()
+    shards, along = moments.shard_sums(), directions(crosscoder)
+    sums, rel_norm = shards.total(), geometry(crosscoder).rel_norm.double().numpy()
     with np.errstate(divide="ignore", invalid="ignore"):
-        found = estimates(sums, directions(crosscoder))
+        found, errors = jackknife(shards, lambda each: estimates(each, along))
         # The bias of a dictionary of differences is not part of a model's activation.
         target = "act" if crosscoder.streams.is_difference else "act_no_bias"
         ratio = found[beta_column("", target, "base")] / found[beta_column("", target, "chat")]
     measured = score.Measured(
         rows=crosscoder.W_dec[:, crosscoder.streams.columns(crosscoder.d_model)],
         living=sums.count > 0,
-        rel_norm=geometry(crosscoder).rel_norm.double().numpy(),
+        rel_norm=rel_norm,
         nu_err=found["nu_err"],
         nu_rec=found["nu_rec"],
         mirror_nu_err=found["mirror_nu_err"],
         beta_ratio=ratio,
+        is_supported=supported(
+            found
+            | {f"{name}_se": error for name, error in errors.items()}
+            | {"rel_norm": rel_norm, "num_active": sums.count, "num_texts": moments.num_texts()}
+        ),
     )
     return measured, quality.metrics()
+
+
+def supported(figures: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
+    """[latent] whether the verdict is "supported" (math §6). Causal effects are not measured here."""
+    rel_norm, num_active = figures["rel_norm"], figures["num_active"]
+    is_difference = bool(np.isnan(rel_norm).all())
+    named = difference_classes(figures["beta_ratio"], num_active) if is_difference else classes(rel_norm, num_active)
+    numbers = {str(each): number for number, each in enumerate(LatentClass, 1)}
+    undefined = np.full(len(rel_norm), np.nan)
+    told = {name: figures.get(name, undefined) for name in FIGURES}
+    verdicts, _ = judged(told | {"latent_class": np.array([numbers[name] for name in named])})
+    return verdicts == list(Verdict).index(Verdict.SUPPORTED) + 1

@@ -12,15 +12,20 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from bench.truth.planted import Kind, Planted
-from crosscope_proto.limits import BASE_ONLY_BELOW, CHAT_ONLY_ABOVE, DIFFERENCE_RATIO, MAX_NU_ERR, MAX_NU_REC
+from crosscope_proto.limits import (
+    BASE_ONLY_BELOW,
+    CHAT_ONLY_ABOVE,
+    DIFFERENCE_RATIO,
+    MAX_ACTIVATION_RATIO,
+    MAX_NU_ERR,
+    MAX_NU_REC,
+)
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 RECOVERED_COSINE = 0.9
 """Cosine from which a planted row counts as found."""
-BETA_RATIO_ABOVE = 0.15
-"""Our flag's limit on base's share of the whole activation along the chat row, however the crosscoder explains it."""
 WEAK_WITHIN = 0.05
 """Tolerance within which a weak latent's nu_err equals the planted ratio."""
 
@@ -39,6 +44,8 @@ class Measured:
     beta_ratio: Floats
     """`beta_act_no_bias` of base divided by that of chat, along the chat row (math §4); from `beta_act` in a dictionary
     of differences."""
+    is_supported: Bools
+    """Whether the verdict on its class is "supported" (math §6)."""
 
 
 @dataclass(frozen=True)
@@ -157,14 +164,15 @@ def published_flag(measured: Measured) -> Bools:
 
 
 def ratio_flag(measured: Measured) -> Bools:
-    """Whether base's activation along the chat row is more than 0.15 of chat's, [latent]."""
-    return measured.beta_ratio > BETA_RATIO_ABOVE
+    """Whether base's activation along the chat row is more than 0.15 of chat's, however it is explained, [latent]."""
+    return measured.beta_ratio > MAX_ACTIVATION_RATIO
 
 
 def label_counts(labels: Labels, measured: Measured) -> dict[str, float]:
-    """The numbers of labels by planted cause, and the shares of artefacts and of genuine labels that each flag marks.
+    """The numbers of labels by planted cause, and of artefacts and genuine labels that each flag marks.
 
-    A flag's share is NaN if none of its columns is defined, like the nus in a dictionary of differences.
+    `…_supported` are those whose verdict is "supported". A flag's numbers are NaN if none of its columns is defined,
+    like the nus in a dictionary of differences.
     """
     counts = {
         "labels": len(labels.latent),
@@ -179,6 +187,10 @@ def label_counts(labels: Labels, measured: Measured) -> dict[str, float]:
         flagged, defined = flag[labels.latent], any(np.isfinite(each).any() for each in asked)
         counts[f"artefacts_flagged_{name}"] = (flagged & labels.artefact).sum() if defined else np.nan
         counts[f"genuine_flagged_{name}"] = (flagged & labels.genuine).sum() if defined else np.nan
+    supported = measured.is_supported[labels.latent]
+    counts["artefacts_supported"] = (supported & labels.artefact).sum()
+    counts["genuine_supported"] = (supported & labels.genuine).sum()
+    counts["mixtures_supported"] = (supported & ~labels.artefact & ~labels.genuine).sum()
     return {name: float(count) for name, count in counts.items()}
 
 

@@ -201,13 +201,22 @@ from ._vocabulary import (
     ExampleGroup as ExampleGroup,
 )
 from ._vocabulary import (
+    Judgement as Judgement,
+)
+from ._vocabulary import (
     LatentClass as LatentClass,
 )
 from ._vocabulary import (
     LeftOut as LeftOut,
 )
 from ._vocabulary import (
+    SpecificTo as SpecificTo,
+)
+from ._vocabulary import (
     TokenRole as TokenRole,
+)
+from ._vocabulary import (
+    Verdict as Verdict,
 )
 
 __version__: str

@@ -6,11 +6,11 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from crosscope._errors import InvalidInput
-from crosscope_proto.columns import LATENT_COLUMNS, NAN
+from crosscope_proto.columns import ALL_LATENT_COLUMNS, NAN
 
-_BY_NAME = {column.name: column for column in LATENT_COLUMNS}
+_BY_NAME = {column.name: column for column in ALL_LATENT_COLUMNS}
 _SHARES = {
-    f"{column.name.removesuffix('s')}_": column for column in LATENT_COLUMNS if column.axis in ("role", "dataset")
+    f"{column.name.removesuffix('s')}_": column for column in ALL_LATENT_COLUMNS if column.axis in ("role", "dataset")
 }
 _REFUSED = re.compile(r"columns\[(\d+)\]")
 """The field that a refusal of one column names."""
@@ -49,7 +49,7 @@ def column_facts(name: str) -> ColumnFacts:
 
 def scalar_columns(*, numbers_only: bool = False) -> list[str]:
     """Names of the columns with one value a latent, in the order of the table; categories count as numbers."""
-    scalars = [column for column in LATENT_COLUMNS if column.is_scalar]
+    scalars = [column for column in ALL_LATENT_COLUMNS if column.is_scalar]
     return [each.name for each in scalars if not numbers_only or not each.is_text or each.categories]
 
 
@@ -60,9 +60,11 @@ def refused_columns(error: InvalidInput, asked: Sequence[str]) -> list[str]:
 
 
 def value_of(latent: object, name: str) -> object:
-    """The value of a latent in a column of one value; NaN where it is undefined."""
+    """The value of a latent in a column of one value; NaN, or an empty text, where it is undefined."""
     column, value = _BY_NAME[name], latent
     for field in column.path:
         at: Any = value
         value = at.get(field, NAN) if isinstance(at, Mapping) else getattr(at, field)
-    return NAN if value is None else str(value) if column.is_text else value
+    if column.is_text:
+        return "" if value is None else str(value)
+    return NAN if value is None else value

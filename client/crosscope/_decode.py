@@ -13,6 +13,7 @@ from crosscope_proto.artefacts import ExampleGroup, LatentClass
 from crosscope_proto.columns import NAN
 from crosscope_proto.roles import LeftOut, TokenRole
 from crosscope_proto.v1 import jobs_pb2, latents_pb2, prompts_pb2, types_pb2
+from crosscope_proto.verdict import Judgement, SpecificTo, Verdict
 
 _CLASSES = {
     latents_pb2.LATENT_CLASS_CHAT_ONLY: LatentClass.CHAT_ONLY,
@@ -21,6 +22,9 @@ _CLASSES = {
     latents_pb2.LATENT_CLASS_OTHER: LatentClass.OTHER,
     latents_pb2.LATENT_CLASS_DEAD: LatentClass.DEAD,
 }
+_VERDICTS = dict(enumerate(Verdict, 1))
+_SPECIFIC_TO = dict(enumerate(SpecificTo, 1))
+_NO_VERDICT = "the server gave no verdict: its software is older than this client's"
 _STATES = {
     jobs_pb2.JOB_STATE_QUEUED: types.JobState.QUEUED,
     jobs_pb2.JOB_STATE_RUNNING: types.JobState.RUNNING,
@@ -130,6 +134,13 @@ def _optional(message: latents_pb2.Latent, field: str) -> float | None:
     return getattr(message, field) if message.HasField(field) else None  # pyright: ignore[reportArgumentType]
 
 
+def _judgement(message: latents_pb2.Judgement) -> Judgement:
+    verdict, specific_to = _VERDICTS.get(message.verdict), _SPECIFIC_TO.get(message.specific_to)
+    if verdict is None:
+        return Judgement(Verdict.NOT_JUDGED, specific_to, tuple(message.reasons) or (_NO_VERDICT,))
+    return Judgement(verdict, specific_to, tuple(message.reasons))
+
+
 def latent_fields(message: latents_pb2.Latent) -> dict[str, Any]:
     """One latent's statistics, by the names of the fields of LatentStatistics."""
     return {
@@ -161,6 +172,7 @@ def latent_fields(message: latents_pb2.Latent) -> dict[str, Any]:
         "neighbours": tuple(types.Neighbour(n.latent, n.cosine) for n in message.neighbours),
         "coactive": tuple(types.CoActive(other.latent, other.index) for other in message.coactive),
         "more": dict(message.more),
+        "verdict": _judgement(message.verdict),
     }
 
 

@@ -8,7 +8,7 @@ from crosscope._prompts import check_number, check_text
 from crosscope_proto.v1 import latents_pb2 as pb
 
 Condition = str | tuple[str, str, float | str]
-"""A column, one of < <= > >= = !=, and a number or a text (a class, a part, a token of a list of tokens)."""
+"""A column, one of < <= > >= = !=, and a number or a text (a class, a verdict, a part, a token of a list of tokens)."""
 
 _OPS = {
     "<": pb.LatentFilter.OP_LT,

@@ -11,8 +11,20 @@ from crosscope._tables import number, visible
 from crosscope._types import CoActive, Estimate, LatentScaling, Neighbour
 from crosscope_proto.artefacts import LatentClass
 from crosscope_proto.roles import TokenRole
+from crosscope_proto.verdict import Judgement
 
-LATENT_HEADERS = ("id", "class", "rel_norm", "nu_err", "nu_rec", "uselessness", "frequency", "max", "top tokens")
+LATENT_HEADERS = (
+    "id",
+    "class",
+    "verdict",
+    "rel_norm",
+    "nu_err",
+    "nu_rec",
+    "uselessness",
+    "frequency",
+    "max",
+    "top tokens",
+)
 
 
 @public
@@ -24,7 +36,7 @@ class LatentStatistics:
     version_id: str
     id: int
     latent_class: LatentClass
-    """By relative norm (math §6): read it beside nu_err, nu_rec and num_active."""
+    """By its decoder rows alone (math §6); `verdict` says what the measurements make of it."""
     part: str
     """Part of the dictionary that it belongs to, for instance "delta"; empty in a dictionary without parts."""
     norm_base: float
@@ -62,6 +74,8 @@ class LatentStatistics:
     """Latents that fire on the same tokens most."""
     more: Mapping[str, float]
     """The columns of numbers that have no field of their own, by name; undefined values are left out."""
+    verdict: Judgement
+    """What the measurements say of its class, to which model it is specific, and the reasons (math §6)."""
 
     @property
     def nu_err(self) -> float:
@@ -91,6 +105,8 @@ class LatentStatistics:
         norms = f"base {number(self.norm_base)}, chat {number(self.norm_chat)}, cosine {number(self.cosine)}"
         return [
             ("class", f"{self.latent_class} (relative norm {number(self.rel_norm)})"),
+            ("verdict", str(self.verdict)),
+            *([("specific to", self.verdict.specific_to)] if self.verdict.specific_to else []),
             *([("part", self.part)] if self.part else []),
             ("norms", norms),
             ("nu_err", str(self.chat_direction.nu_err)),
@@ -114,6 +130,7 @@ def latent_cells(latent: LatentStatistics) -> tuple[str, ...]:
     return (
         str(latent.id),
         latent.latent_class,
+        latent.verdict.short,
         number(latent.rel_norm),
         number(latent.nu_err),
         number(latent.nu_rec),

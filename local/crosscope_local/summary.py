@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from crosscope import Client, Crosscoder, Latent, LatentClass, Probe, TopLatents, Unavailable
+from crosscope import Client, Crosscoder, Judgement, Latent, LatentClass, Probe, TopLatents, Unavailable
 from crosscope_local.demo import Outcome
 from crosscope_proto.artefacts import pair_folder
-from crosscope_proto.limits import MAX_NU_ERR
 
 NUM_CHAT_SPECIFIC = 20
 CHAT_SHARE = 0.8
@@ -42,6 +41,7 @@ class DetectorRow:
     nu_err: float
     nu_rec: float
     base_uselessness: float | None
+    verdict: Judgement
 
     @property
     def found(self) -> bool:
@@ -64,7 +64,7 @@ class CrosscoderSummary:
     class_counts: Mapping[str, int]
     detectors: tuple[DetectorRow, ...]
     chat_specific: int
-    """Number of the most chat-specific living latents, at most NUM_CHAT_SPECIFIC."""
+    """Number of latents that base lacks by their measurements, best verdict first, at most NUM_CHAT_SPECIFIC."""
     chat_specific_on_chats: int
     """How many of these have at least CHAT_SHARE of their activation mass on chats."""
 
@@ -152,8 +152,7 @@ def summarise_crosscoder(crosscoder: Crosscoder) -> CrosscoderSummary:
     """The figures of one crosscoder."""
     info = crosscoder.info
     chats = chat_datasets(info.manifest_json, info.datasets)
-    conditions = [f"nu_err < {MAX_NU_ERR}", "num_active > 0"]
-    specific = list(crosscoder.latents(where=conditions, order_by="-rel_norm", limit=NUM_CHAT_SPECIFIC))
+    specific = list(crosscoder.latents(where="specific_to = chat", order_by="verdict", limit=NUM_CHAT_SPECIFIC))
     on_chats = [latent for latent in specific if sum(latent.dataset_shares[i] for i in chats) >= CHAT_SHARE]
     return CrosscoderSummary(
         name=info.name,
@@ -188,6 +187,7 @@ def _detector_rows(crosscoder: Crosscoder) -> tuple[DetectorRow, ...]:
                 nu_err=latent.nu_err,
                 nu_rec=latent.nu_rec,
                 base_uselessness=latent.base_uselessness,
+                verdict=latent.verdict,
             )
         )
     return tuple(rows)

@@ -12,12 +12,12 @@ from crosscope_local.summary import (
     MAX_FALSE_RATE,
     MIN_RECALL,
     NUM_CARRIERS,
+    NUM_CHAT_SPECIFIC,
     CrosscoderSummary,
     DetectorRow,
     Query,
     Summary,
 )
-from crosscope_proto.limits import MAX_NU_ERR
 from crosscope_proto.metrics import inlier_fve
 from crosscope_proto.stages import in_order
 
@@ -55,7 +55,7 @@ def _cards(crosscoders: Sequence[CrosscoderSummary]) -> Table:
         rows[title] = [number(each.metrics.get(metric)) for each in crosscoders]
     for name in crosscoders[0].class_counts if crosscoders else ():
         rows[f"latents {name}"] = [f"{each.class_counts[name]:,}" for each in crosscoders]
-    rows[f"of the most chat-specific (ν_err < {MAX_NU_ERR}), ≥ {CHAT_SHARE:.0%} on chats"] = [
+    rows[f"of the first {NUM_CHAT_SPECIFIC} that base lacks, ≥ {CHAT_SHARE:.0%} on chats"] = [
         f"{each.chat_specific_on_chats} of {each.chat_specific}" for each in crosscoders
     ]
     for place, title in {None: "anywhere", "decision": "on the decision token", "within": "within"}.items():
@@ -76,7 +76,8 @@ def _detectors(crosscoder: CrosscoderSummary) -> Table:
     table.add_column("place")
     for title in ("latent", "recall", "false", "cases", "rel. norm", "ν_err", "ν_rec", "uselessness"):
         table.add_column(title, justify="right")
-    table.add_column("found")
+    for title in ("verdict", "found"):
+        table.add_column(title)
     for row in crosscoder.detectors:
         table.add_row(*_detector_cells(row))
     return table
@@ -86,7 +87,7 @@ def _detector_cells(row: DetectorRow) -> list[str]:
     shares = (row.recall, row.false_rate)
     scores = (row.rel_norm, row.nu_err, row.nu_rec, row.base_uselessness)
     cells = [*map(number, shares), f"{row.num_positive:,}", *map(number, scores)]
-    return [row.behaviour, row.place, str(row.latent), *cells, "yes" if row.found else "no"]
+    return [row.behaviour, row.place, str(row.latent), *cells, row.verdict.short, "yes" if row.found else "no"]
 
 
 def _behaviours(summary: Summary) -> Table:

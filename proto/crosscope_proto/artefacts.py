@@ -17,6 +17,7 @@ The worker writes what this module describes, and the server reads it. Knows nam
       jobs/<id>/                                    recipe.yaml, first-day, checkpoints/, log.jsonl
 """
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import PurePath
@@ -223,3 +224,9 @@ class CrosscoderManifest:
     created_at: float = 0.0
     """Seconds since 1970."""
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def uselessness_floor(self) -> float:
+        """Base uselessness at the smallest scale that was told apart, its largest value; infinite where unknown."""
+        floor = self.uselessness.get("floor", 0.0)
+        return -math.log(floor) if floor > 0 else math.inf

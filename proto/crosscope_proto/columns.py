@@ -1,13 +1,14 @@
 """The columns of every table on disk. Everything that any part says about a column comes from here.
 
-`python -m crosscope_proto.columns` prints the columns of latents.parquet as a table in Markdown. A new column of a
-latent is a row of LATENT_COLUMNS and a function that computes it (docs/extending-column.md).
+`python -m crosscope_proto.columns` prints the columns of a latent as a table in Markdown. A new column of a latent is a
+row of LATENT_COLUMNS and a function that computes it (docs/extending-column.md).
 """
 
 from crosscope_proto.artefacts import LatentClass
 from crosscope_proto.causal_columns import CAUSAL_COLUMNS
 from crosscope_proto.column import Column, markdown, with_error
 from crosscope_proto.scaling_columns import SCALING_COLUMNS
+from crosscope_proto.verdict import SpecificTo, Verdict
 
 NAN = float("nan")
 _SHARE = {"unit": "share", "low": 0.0, "high": 1.0}
@@ -276,6 +277,40 @@ LATENT_COLUMNS: tuple[Column, ...] = (
 )
 """Columns of latents.parquet. Activations are scaled (math §1)."""
 
+DERIVED_COLUMNS: tuple[Column, ...] = (
+    Column(
+        "verdict",
+        "string",
+        "What the measurements say of the claim that its class makes; of class other, of what specific_to says.",
+        source="math §6",
+        categories=tuple(map(str, Verdict)),
+        label="verdict",
+        wire="verdict.verdict",
+    ),
+    Column(
+        "specific_to",
+        "string",
+        "Model that it is specific to by its measurements, whatever its class; each: each model lacks the other's row.",
+        source="math §6",
+        undefined="where the measurements do not show it",
+        categories=tuple(map(str, SpecificTo)),
+        label="specific to",
+        wire="verdict.specific_to",
+    ),
+    Column(
+        "verdict_reasons",
+        "list<string>",
+        "Short phrases with the numbers that decided the verdict, then remarks.",
+        source="math §6",
+        label="reasons of the verdict",
+        wire="verdict.reasons",
+    ),
+)
+"""Columns that the server derives from LATENT_COLUMNS when it reads a version; no file has them."""
+
+ALL_LATENT_COLUMNS: tuple[Column, ...] = (*LATENT_COLUMNS, *DERIVED_COLUMNS)
+"""Every column of a latent, as the server answers with it."""
+
 SEQUENCE_COLUMNS: tuple[Column, ...] = (
     Column("id", "uint32", "Row number."),
     Column("dataset", "string", "Name of its data set."),
@@ -332,4 +367,4 @@ BEHAVIOUR_COLUMNS: tuple[Column, ...] = (
 """Columns of behaviours.parquet: for each tagged behaviour and place, the latent that detects it best."""
 
 if __name__ == "__main__":
-    print(markdown(LATENT_COLUMNS), end="")  # noqa: T201
+    print(markdown(ALL_LATENT_COLUMNS), end="")  # noqa: T201

@@ -14,7 +14,7 @@ from markdown.extensions.toc import slugify
 from mkdocs.exceptions import PluginError
 
 from crosscope_proto.column import markdown
-from crosscope_proto.columns import LATENT_COLUMNS
+from crosscope_proto.columns import ALL_LATENT_COLUMNS
 from scripts.docs import api, recipes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,7 +22,7 @@ MARKER = "<!-- generated -->"
 REFERENCES: Mapping[str, Callable[[], str]] = {
     "recipes.md": recipes.reference,
     "api.md": api.reference,
-    "columns.md": lambda: markdown(LATENT_COLUMNS),
+    "columns.md": lambda: markdown(ALL_LATENT_COLUMNS),
 }
 """The function that makes the tables of each page."""
 _README = re.compile(r"<!-- readme: (.+) -->")

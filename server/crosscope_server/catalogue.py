@@ -261,7 +261,7 @@ def _read_version(folder: Path, name: str) -> Version:
             sentence = f"{path}: the lists of {column} have {found} values, but {layout.MANIFEST} needs {expected}"
             raise BrokenArtefact(f"{sentence}; publish the crosscoder again")
     try:
-        latents = LatentTable(manifest.name, table, manifest.datasets)
+        latents = LatentTable(manifest.name, table, manifest.datasets, manifest.uselessness_floor)
     except ValueError as error:
         raise BrokenArtefact(f"{path}: {error}; publish the crosscoder again") from error
     return Version(card, latents, ExampleReader(card.tables, manifest.num_latents))

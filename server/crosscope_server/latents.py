@@ -5,7 +5,8 @@ that order takes 8 ms. Knows nothing about protobuf or where the file lies.
 """
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
@@ -17,8 +18,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from crosscope_proto.column import Column
-from crosscope_proto.columns import LATENT_COLUMNS
+from crosscope_proto.columns import DERIVED_COLUMNS, LATENT_COLUMNS
 from crosscope_proto.roles import TokenRole
+from crosscope_proto.verdict import FIGURES, judged, reasons
 from crosscope_server.errors import InvalidRequest, NotFound, Violation
 
 _KEPT_ORDERS = 16
@@ -29,7 +31,9 @@ _NAMED_COLUMNS = 12
 
 _SCALARS = tuple(column for column in LATENT_COLUMNS if column.is_scalar)
 _LISTS = tuple(column for column in LATENT_COLUMNS if column.is_list)
-SCALAR_COLUMNS = tuple(column.name for column in _SCALARS)
+_DERIVED = tuple(column for column in DERIVED_COLUMNS if column.is_scalar)
+_DERIVED_LISTS = tuple(column.name for column in DERIVED_COLUMNS if column.is_list)
+SCALAR_COLUMNS = tuple(column.name for column in (*_SCALARS, *_DERIVED))
 TOKEN_COLUMNS = tuple(column.name for column in _LISTS if column.is_text)
 """Columns that hold lists of tokens; a filter can compare them with a text."""
 
@@ -70,12 +74,15 @@ class Page:
 class LatentTable:
     """latents.parquet in memory."""
 
-    def __init__(self, name: str, table: pa.Table, datasets: Sequence[str] = ()) -> None:
+    def __init__(
+        self, name: str, table: pa.Table, datasets: Sequence[str] = (), uselessness_floor: float = math.inf
+    ) -> None:
         """Takes a table with LATENT_COLUMNS, sorted by id, without empty cells, and the data sets of dataset_shares.
 
-        Raises ValueError on a wrong id or class.
+        `uselessness_floor` is the largest base uselessness that the analysis could give. Raises ValueError on a wrong
+        id or class.
         """
-        self._name = name
+        self._name, self._floor = name, uselessness_floor
         self.num_latents = table.num_rows
         # pa.array and to_numpy would import pandas where it is installed.
         self._scalars: dict[str, NDArray[Any]] = {
@@ -89,6 +96,8 @@ class LatentTable:
         for column in _SCALARS:
             if column.is_text:
                 self._categories[column.name], self._scalars[column.name] = _coded(column, table[column.name])
+        self._scalars |= derived(self._scalars)
+        self._categories |= {column.name: list(column.categories) for column in _DERIVED}
         self._lists: dict[str, Any] = {column.name: table[column.name].combine_chunks() for column in _LISTS}
         self._check_lengths()
         # Shares of activation mass: one column for each data set and role, read from the lists when it is asked for.
@@ -145,13 +154,16 @@ class LatentTable:
         return Page(found[:size].tolist(), num_matching, len(found) <= size, num_undefined, self._notes(filters))
 
     def rows(self, ids: Sequence[int]) -> dict[str, list[Any]]:
-        """Every column of some latents, as lists of plain values in the order of ids; a class as its number."""
+        """Every column of some latents, as lists of plain values in the order of ids; a category as its number."""
         taken = np.asarray(ids, np.int64)
         values = {column: self._scalars[column][taken].tolist() for column in SCALAR_COLUMNS}
         for column in _SCALARS:
             if column.is_text and not column.categories:
                 texts = self.categories(column.name)
                 values[column.name] = [texts[code] for code in values[column.name]]
+        values["verdict_reasons"] = [
+            reasons(figures, figures["verdict"], figures["specific_to"], self._floor) for figures in _each_row(values)
+        ]
         return values | {column: [array[i].as_py() for i in ids] for column, array in self._lists.items()}
 
     def categories(self, column: str) -> list[str]:
@@ -180,7 +192,7 @@ class LatentTable:
         return np.where(has, values[np.where(has, starts + index, -1)], np.nan)
 
     def _sort(self, column: str, descending: bool) -> NDArray[np.int64]:
-        values = self.column(column).astype(np.float64)
+        values = np.where(self._is_undefined(column), np.nan, self.column(column).astype(np.float64))
         return np.argsort(-values if descending else values, kind="stable")
 
     def _is_undefined(self, column: str) -> NDArray[np.bool_]:
@@ -189,7 +201,7 @@ class LatentTable:
 
     def _undefined_order(self, column: str, keep: NDArray[np.bool_], has_filters: bool) -> str:
         which = "each latent that meets the filters" if has_filters else f"every latent of {self._name}"
-        named = [each.name for each in _SCALARS if not each.error_of and each.name != "id"]
+        named = [each.name for each in (*_SCALARS, *_DERIVED) if not each.error_of and each.name != "id"]
         defined = [each for each in named if not self._is_undefined(each)[keep].all()]
         more = ", …" if len(defined) > _NAMED_COLUMNS else ""
         return f"{column} is undefined for {which}; defined are {', '.join(defined[:_NAMED_COLUMNS])}{more}"
@@ -209,7 +221,8 @@ class LatentTable:
         self._check_column(f"{field}.column", condition.column)
         values = self.column(condition.column)
         if (known := self._categories.get(condition.column)) is not None:
-            return _COMPARISONS[condition.comparison](values, _category_code(field, condition, known))
+            code = _category_code(field, condition, known)
+            return _COMPARISONS[condition.comparison](values, code) & (values != 0)
         if isinstance(value, str):
             sentence = f"{condition.column} holds numbers, but is compared with the text {value!r}"
             raise InvalidRequest([Violation(f"{field}.text", sentence)])
@@ -233,7 +246,7 @@ class LatentTable:
             return
         if column in TOKEN_COLUMNS:
             sentence = f"{column} holds lists of tokens; it can only be compared with a text in a filter"
-        elif column in self._lists:
+        elif column in self._lists or column in _DERIVED_LISTS:
             sentence = f"{column} holds lists; only columns with one number a latent can be used here"
             if shares := [name for name, (of, _) in self._shares.items() if of == column]:
                 sentence = f"{column} holds lists; use one of {', '.join(shares)}"
@@ -244,6 +257,18 @@ class LatentTable:
             hint = f"did you mean {' or '.join(near)}?" if near else f"there are {named}, …"
             sentence = f"no column {column!r}; {hint}"
         raise InvalidRequest([Violation(field, sentence)])
+
+
+def derived(scalars: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.uint8]]:
+    """The DERIVED_COLUMNS with one value a latent, from the scalar columns of a table; categories as their codes."""
+    figures = {name: scalars[name].astype(np.float64) for name in FIGURES}
+    verdict, specific_to = judged(figures)
+    return {"verdict": verdict.astype(np.uint8), "specific_to": specific_to.astype(np.uint8)}
+
+
+def _each_row(values: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    """The columns with one value a latent, row by row."""
+    return (dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True))
 
 
 def _offsets(lists: Any) -> NDArray[np.int64]:

@@ -10,7 +10,7 @@ import pytest
 
 import crosscope
 from crosscope import TokenRole, _tables
-from crosscope.app import tables, token_view
+from crosscope.app import tables, text, token_view
 from crosscope.app.columns import ATLAS_COLUMNS, AXES, SHOWN, complete
 from crosscope_proto.columns import LATENT_COLUMNS
 from crosscope_proto.roles import TEMPLATE_ROLES
@@ -20,14 +20,20 @@ CLIENT = Path(crosscope.__file__).parent
 
 @pytest.fixture
 def columns() -> dict[str, np.ndarray]:
-    return {name: np.array([0.25, np.nan, 5.0]) for name in SHOWN} | {"latent_class": np.array([1.0, 5.0, 3.0])}
+    kinds = {"latent_class": [1.0, 5.0, 3.0], "verdict": [2.0, 5.0, 1.0], "specific_to": [1.0, 0.0, 0.0]}
+    values = {name: np.array([0.25, np.nan, 5.0]) for name in SHOWN}
+    return values | {name: np.array(numbers) for name, numbers in kinds.items()}
 
 
 def test_a_table_shows_heads_formats_and_meanings_of_the_columns(columns: dict[str, np.ndarray]) -> None:
     ids = np.arange(3)
-    order = {name: (f"?order={name}", "") for name in AXES}
+    order = {name: (f"?order={name}", "") for name in (*AXES, "verdict")}
     found = tables.of_latents(ids, columns, list(SHOWN), floor=5.0, order=order.__getitem__)
-    assert [column.cells for column in found[:2]] == [["0", "1", "2"], ["chat-only", "dead", "shared"]]
+    assert [column.cells for column in found[:2]] == [
+        ["0", "1", "2"],
+        ["chat-only · weak", "dead", "shared · supported"],
+    ]
+    assert found[1].order == "?order=verdict"
     for column, said in zip(found[2:], SHOWN.values(), strict=True):
         assert column.head == said.short
         assert column.help.startswith(said.meaning)
@@ -37,22 +43,44 @@ def test_a_table_shows_heads_formats_and_meanings_of_the_columns(columns: dict[s
 
 def test_every_column_with_a_head_is_fetched_and_exported_behind_it_its_error(columns: dict[str, np.ndarray]) -> None:
     expected = [column.name for column in LATENT_COLUMNS if column.short]
-    assert set(ATLAS_COLUMNS) == {*expected, "latent_class"}
+    kinds = ["latent_class", "verdict", "specific_to"]
+    assert set(ATLAS_COLUMNS) == {*expected, *kinds}
     head, *rows = csv.reader(io.StringIO(tables.csv(np.array([0, 1]), columns)))
-    assert head == ["id", "latent_class", *expected]
+    assert head == ["id", *kinds, *expected]
     for column in LATENT_COLUMNS:
         if column.short and column.error_of:
             assert head[head.index(column.name) - 1] == column.error_of
-    assert rows[0][:3] == ["0", "chat_only", "0.25"]
-    assert set(rows[1][2:]) == {""}
+    assert rows[0][:5] == ["0", "chat_only", "weak", "chat", "0.25"]
+    assert rows[1][:3] == ["1", "dead", "not_judged"]
+    assert set(rows[1][3:]) == {""}
+
+
+@pytest.mark.parametrize(
+    ("judged", "cell"),
+    [
+        (("chat_only", "contradicted", ""), "chat-only · contradicted"),
+        (("chat_only", "supported", "chat"), "chat-only · supported"),
+        (("shared", "contradicted", "each"), "shared · contradicted"),
+        (("base_only", "too_few", ""), "base-only · too few"),
+        (("other", "supported", "chat"), "other · specific to chat"),
+        (("other", "weak", "each"), "other · a row in each, weak"),
+        (("other", "too_few", ""), "other · too few"),
+        (("other", "not_judged", ""), "other"),
+        (("dead", "not_judged", ""), "dead"),
+        (("shared", "", ""), "shared"),
+    ],
+)
+def test_the_cell_of_a_class_says_its_verdict(judged: tuple[str, str, str], cell: str) -> None:
+    assert text.judged(*judged) == cell
 
 
 def test_columns_that_an_old_server_does_not_know_are_undefined(columns: dict[str, np.ndarray]) -> None:
-    known = {name: values for name, values in columns.items() if name != "num_texts"}
+    known = {name: values for name, values in columns.items() if name not in ("num_texts", "verdict", "specific_to")}
     completed = complete(known)
     assert tuple(completed) == ATLAS_COLUMNS
     assert np.isnan(completed["num_texts"]).all()
     shown = tables.of_latents(np.arange(3), completed, ["num_texts", "max"], floor=5.0)
+    assert shown[1].cells == ["chat-only", "dead", "shared"]
     assert shown[2].cells == ["–"] * 3
     assert shown[3].cells[0] == "0.250"
 

@@ -126,7 +126,7 @@ def test_difference_dictionary_is_read_by_its_ratio(difference: str, open_page: 
     last = str(NUM_LATENTS - 1)
     page = open_page(difference.format(""))
     expect(page.locator(".xs-facts").first).to_contain_text(re.compile(r"FVE difference, inliers\s*0\.71"))
-    expect(page.get_by_text("By β ratio, nearest to 0 first")).to_be_visible()
+    expect(page.get_by_text("then by β ratio nearest to 0")).to_be_visible()
     expect(page.get_by_role("link", name=last, exact=True)).to_be_visible()
     page.locator('[data-testid="stSidebar"]').get_by_role("link", name="Atlas").click()
     expect(page.get_by_text("β ratio, lowest first")).to_be_visible()

@@ -5,10 +5,13 @@ import json
 import re
 from urllib.parse import quote
 
+import numpy as np
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
+from crosscope_proto.causal_columns import CAUSAL_COLUMNS
 from tests.app.stack import NUM_LATENTS, OpenPage, Stack, settle
+from tests.fixtures_artefacts import write_crosscoder
 
 pytestmark = pytest.mark.browser
 
@@ -90,7 +93,67 @@ def test_atlas_filters_from_its_url_and_counts(stack: Stack, open_page: OpenPage
         page.get_by_role("button", name="CSV", exact=True).click()
     lines = download.value.path().read_text().splitlines()
     assert len(lines) == matching + 1
-    assert lines[0].startswith("id,latent_class,")
+    assert lines[0].startswith("id,latent_class,verdict,specific_to,")
+
+
+def test_a_verdict_stands_beside_the_class_and_filters_by_url_and_by_hand(stack: Stack, open_page: OpenPage) -> None:
+    crosscoder = stack.client.crosscoder("demo")
+    where = ["latent_class = chat_only", "verdict = contradicted"]
+    found = crosscoder.latents(where, order_by="-base_uselessness_single", limit=None)
+    assert 0 < len(found) < crosscoder.latents(where[:1]).num_matching
+    page = open_page(f"{stack.url}/atlas?classes=chat_only")
+    page.get_by_text("Filters and axes").wait_for()
+    page.get_by_role("button", name="contradicted", exact=True).click()
+    expect(page).to_have_url(re.compile("verdict=contradicted"))
+    expect(page.get_by_text(f"{len(found)} latents", exact=True)).to_be_visible()
+    cells = page.locator("tbody tr").first.locator("td")
+    expect(cells.nth(1)).to_have_text("chat-only · contradicted")
+    page.get_by_role("link", name="class", exact=True).click()
+    expect(page).to_have_url(re.compile("order=verdict"))
+    settle(page)
+    page.locator("tbody tr").first.click()
+    expect(page.locator("h1")).to_have_text(f"Latent {found[0].id}")
+    expect(page.locator(".xs-verdict")).to_have_text(str(found[0].verdict))
+    expect(page.get_by_text(f"1 of {len(found)} · verdict, best first")).to_be_visible()
+
+
+@pytest.fixture(scope="module")
+def judged(stack: Stack) -> str:
+    """A crosscoder in which base lacks latents 3 (class other), 5 and 7 (chat-only, 7 with a doubt), and no others.
+
+    In latent 9 each model lacks the other's row.
+    """
+    ids = np.arange(40)
+    lacks_chat, lacks_base = np.isin(ids, [3, 5, 7, 9]), ids == 9
+    columns = {name: np.where(lacks_chat, value, 0.9) for name, value in (("nu_err", 0.05), ("nu_rec", 0.1))}
+    columns |= {f"mirror_{name}": np.where(lacks_base, 0.05, 0.9) for name in ("nu_err", "nu_rec")}
+    columns |= {f"{name}_se": np.full(40, 0.01) for name in tuple(columns)}
+    columns |= {column.name: np.full(40, np.nan) for column in CAUSAL_COLUMNS}
+    columns["latent_class"] = np.where(np.isin(ids, [5, 7]), "chat_only", np.where(ids == 3, "other", "shared"))
+    columns["rel_norm"] = np.where(np.isin(ids, [5, 7]), 0.95, np.where(ids == 3, 0.7, 0.5))
+    columns |= {"num_active": np.full(40, 900), "num_texts": np.full(40, 90)}
+    columns |= {"beta_act_no_bias_base": np.where(ids == 7, 0.4, 0.1), "beta_act_no_bias_chat": np.ones(40)}
+    columns["base_uselessness_single"] = np.select([ids == 3, ids == 5, ids == 7], [2.0, 4.0, 9.0], 0.1)
+    write_crosscoder(stack.home, "judged", 40, columns=columns, created_at=1_500_000_000.0)
+    return f"{stack.url}/{{}}?crosscoder=judged"
+
+
+def test_the_most_telling_latents_are_those_that_base_lacks(judged: str, open_page: OpenPage) -> None:
+    page = open_page(judged.format(""))
+    expect(page.get_by_text("whatever their class: 3, of which 2 have the verdict “supported”")).to_be_visible()
+    expect(page.locator(".xs-bars").first).to_contain_text("2, 1 supported")
+    table = page.locator('table[aria-label="Most telling latents"] tbody')
+    expect(table.locator("td:nth-child(1)")).to_have_text(["5", "3", "7"])
+    expect(page.get_by_role("link", name="1 with a row of its own in each model")).to_be_visible()
+    kinds = ["chat-only · supported", "other · specific to chat", "chat-only · weak"]
+    expect(table.locator("td:nth-child(2)")).to_have_text(kinds)
+    table.locator("tr").nth(1).click()
+    expect(page.locator("h1")).to_have_text("Latent 3")
+    expect(page.get_by_text("2 of 3 · verdict, best first")).to_be_visible()
+    reasons = "supported: ν err 0.05 ± 0.01 < 0.2, ν rec 0.1 ± 0.01 < 0.5; specific to chat"
+    expect(page.locator(".xs-verdict")).to_have_text(reasons)
+    page.get_by_role("button", name="Next").click()
+    expect(page.locator(".xs-verdict")).to_have_text("weak: activation ratio 0.4 > 0.15; specific to chat")
 
 
 PLACES = """(chart) => {

@@ -13,6 +13,8 @@ def planted() -> dict[str, np.ndarray]:
     columns = {name: np.full(5, 0.5, dtype=np.float32) for name in ATLAS_COLUMNS}
     columns["latent_class"] = np.array([1, 2, 3, 1, 5], dtype=np.float32)
     columns["frequency"] = np.array([1e-2, 1e-3, 1e-4, 1e-5, 0], dtype=np.float32)
+    columns["verdict"] = np.array([2, 1, 1, 3, 5], dtype=np.float32)
+    columns["specific_to"] = np.array([1, 0, 3, 2, 0], dtype=np.float32)
     columns["nu_err"] = np.array([0.1, 0.3, NAN, 0.15, NAN], dtype=np.float32)
     columns["base_uselessness_single"] = np.array([1, 4, 2, 3, NAN], dtype=np.float32)
     return columns
@@ -31,6 +33,12 @@ def test_no_params_choose_all_by_base_uselessness_undefined_last() -> None:
     [
         ({"classes": ["chat_only"]}, [3, 0]),
         ({"classes": ["chat_only", "dead"]}, [3, 0, 4]),
+        ({"verdict": ["weak"]}, [0]),
+        ({"verdict": ["supported", "not_judged"]}, [1, 2, 4]),
+        ({"specific": ["chat", "each"]}, [2, 0]),
+        ({"specific": ["chat", "each"], "verdict": ["supported"]}, [2]),
+        ({"order": ["verdict"]}, [1, 2, 0, 3, 4]),
+        ({"order": ["-verdict"]}, [4, 3, 0, 1, 2]),
         ({"nu_err": ["0.2"]}, [3, 0]),
         ({"freq": ["-3.5", "-1.5"]}, [1, 0]),
         ({"freq": ["-7", "-3.5"]}, [3, 2]),
@@ -50,6 +58,9 @@ def test_each_condition_holds(params: dict[str, list[str]], expected: list[int])
     "params",
     [
         {"classes": ["nonsense"]},
+        {"verdict": ["nonsense"]},
+        {"specific": [""]},
+        {"order": ["specific_to"]},
         {"nu_err": ["nan"]},
         {"nu_err": ["x"]},
         {"freq": ["-3"]},

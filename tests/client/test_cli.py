@@ -77,7 +77,7 @@ def test_status(cli) -> None:
 def test_latents_as_table_and_json(cli) -> None:
     code, out, err = cli("latents", "demo", "--where", "rel_norm > 0.4", "--order-by=-max", "--limit", "3")
     assert code == 0
-    assert out.splitlines()[0].split()[:3] == ["id", "class", "rel_norm"]
+    assert out.splitlines()[0].split()[:4] == ["id", "class", "verdict", "rel_norm"]
     assert len(out.splitlines()) == 4
     assert "more; --limit" in err
     ids = [int(line.split()[0]) for line in out.splitlines()[1:]]
@@ -85,6 +85,20 @@ def test_latents_as_table_and_json(cli) -> None:
     document = json.loads(out)
     assert [latent["id"] for latent in document["latents"]] == ids
     assert "source" not in document["latents"][0]
+
+
+def test_latents_by_verdict(cli) -> None:
+    code, out, _ = cli("latents", "demo", "--where", "verdict = contradicted", "--order-by=-max", "--limit", "3")
+    assert code == 0
+    assert [line.split()[2] for line in out.splitlines()] == ["verdict", *["contradicted"] * 3]
+    asked = ("latents", "demo", "--where", "verdict = contradicted", "--order-by=-max", "--limit", "1")
+    [latent] = json.loads(cli("--json", *asked)[1])["latents"]
+    assert latent["verdict"]["verdict"] == "contradicted"
+    said = f"contradicted: {', '.join(latent['verdict']['reasons'])}"
+    assert said in cli("latent", "demo", str(latent["id"]), "--examples", "0")[1]
+    code, _, err = cli("latents", "demo", "--where", "verdict = good")
+    assert code == 2
+    assert "there are supported, weak, contradicted, too_few, not_judged" in err
 
 
 def test_latent_and_crosscoder(cli) -> None:
@@ -277,7 +291,7 @@ def test_a_narrow_terminal(server_address: str) -> None:
 def test_columns_without_room_are_left_out_and_named(server_address: str) -> None:
     _, written = in_terminal(server_address, 60, "latents", "demo", "--limit", "2")
     header, *lines = plain_lines(written)
-    assert header.split()[:4] == ["id", "class", "rel_norm", "nu_err"]
+    assert header.split()[:4] == ["id", "class", "verdict", "rel_norm"]
     assert "top tokens" not in header
     assert any("no room for" in line and "top tokens" in line for line in lines)
     _, wide = in_terminal(server_address, 160, "latents", "demo", "--limit", "2")

@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from crosscope import Client, Crosscoder, InvalidInput, LatentClass, NotFound, TokenRole, Unavailable
+from crosscope import Client, Crosscoder, InvalidInput, LatentClass, NotFound, TokenRole, Unavailable, Verdict
 from crosscope._cards import crosscoder_card
-from crosscope._decode import crosscoder_info
+from crosscope._decode import crosscoder_info, latent_fields
 from crosscope_proto.columns import LATENT_COLUMNS
 from crosscope_proto.v1 import latents_pb2
+from crosscope_proto.verdict import FIGURES, Judgement, judge
 
 
 @pytest.fixture
@@ -82,6 +83,46 @@ def test_every_scalar_column_arrives(demo: Crosscoder, table: pa.Table) -> None:
             assert frame[name].tolist() == expected
         else:
             np.testing.assert_allclose(frame[name], np.array(expected, dtype=float), rtol=1e-6, err_msg=name)
+
+
+def judgements(table: pa.Table) -> list[Judgement]:
+    """The rule itself on every row of the planted table; the fixture's floor is 1e-5."""
+    classes = {str(each): number for number, each in enumerate(LatentClass, 1)}
+    rows = table.select([*FIGURES, "base_uselessness_single"]).to_pylist()
+    return [judge(row | {"latent_class": classes[row["latent_class"]]}, -math.log(1e-5)) for row in rows]
+
+
+def test_a_latent_comes_with_its_verdict(demo: Crosscoder, table: pa.Table) -> None:
+    expected, found = judgements(table), demo.latents(limit=None)
+    assert [latent.verdict for latent in found] == expected
+    assert len({judgement.verdict for judgement in expected}) > 2
+    frame = found.to_pandas()
+    assert frame["verdict"].tolist() == [str(judgement.verdict) for judgement in expected]
+    assert frame["specific_to"].tolist() == [str(judgement.specific_to or "") for judgement in expected]
+    first = next(i for i, judgement in enumerate(expected) if judgement.verdict is Verdict.CONTRADICTED)
+    assert str(demo.latent(first).verdict).startswith("contradicted: ν ")
+    assert str(expected[first]) in str(demo.latent(first))
+    assert expected[first].verdict in str(demo.latents(where=f"id = {first}"))
+
+
+def test_latents_by_verdict(demo: Crosscoder, table: pa.Table) -> None:
+    expected = judgements(table)
+    for verdict in Verdict:
+        ids = [i for i, judgement in enumerate(expected) if judgement.verdict is verdict]
+        assert [latent.id for latent in demo.latents(where=f"verdict = {verdict}", limit=None)] == ids
+    ordered = demo.latents(order_by="verdict", limit=None)
+    assert [latent.verdict.verdict for latent in ordered] == sorted(
+        (each.verdict for each in expected), key=list(Verdict).index
+    )
+    columns = demo.columns("verdict", "specific_to")
+    assert columns["verdict"].texts == [str(judgement.verdict) for judgement in expected]
+    assert columns["specific_to"].texts == [str(judgement.specific_to or "") for judgement in expected]
+
+
+def test_an_old_server_gives_no_verdict() -> None:
+    judgement = latent_fields(latents_pb2.Latent(latent_class=latents_pb2.LATENT_CLASS_CHAT_ONLY))["verdict"]
+    assert judgement.verdict is Verdict.NOT_JUDGED
+    assert str(judgement) == "not judged: the server gave no verdict: its software is older than this client's"
 
 
 def test_lists_of_a_latent_arrive(demo: Crosscoder, table: pa.Table) -> None:

@@ -4,12 +4,15 @@ import math
 import pytest
 from rich.console import Console
 
+from crosscope import Judgement, SpecificTo, Verdict
 from crosscope_local.summary import BehaviourRow, CrosscoderSummary, DetectorRow, Query, Summary, chat_datasets, finite
 from crosscope_local.summary_table import render
 
+WEAK = Judgement(Verdict.WEAK, SpecificTo.CHAT, ("activation ratio 0.4 > 0.15",))
+
 
 def row(behaviour: str, place: str, recall: float, false_rate: float) -> DetectorRow:
-    return DetectorRow(behaviour, place, 7, recall, false_rate, 12, 0.8, 0.1, math.nan, None)
+    return DetectorRow(behaviour, place, 7, recall, false_rate, 12, 0.8, 0.1, math.nan, None, WEAK)
 
 
 DEMO = CrosscoderSummary(
@@ -57,12 +60,12 @@ def test_the_tables_say_what_was_found_and_what_is_not_known() -> None:
     stages = {"crosscoder demo": {"publish": 0.25, "train": 60.0, "load": 1.0}}
     out = io.StringIO()
     query = Query("demo", "who are you ?", ((7, 3.5),), 16, 4.0, 1.5)
-    Console(file=out, width=140).print(render(Summary((DEMO,), stages, query, BEHAVIOURS)))
+    Console(file=out, width=160).print(render(Summary((DEMO,), stages, query, BEHAVIOURS)))
     text = " ".join(out.getvalue().replace("│", " ").split())
     assert "FVE base, inliers 0.988 FVE chat, inliers –" in text
-    assert "≥ 80% on chats 17 of 20" in text
+    assert "of the first 20 that base lacks, ≥ 80% on chats 17 of 20" in text
     assert "behaviours found on the decision token 1 of 3" in text
-    assert "refusal decision 7 0.9 0.1 12 0.8 0.1 – – yes" in text
+    assert "refusal decision 7 0.9 0.1 12 0.8 0.1 – – weak (chat) yes" in text
     assert "load 1.0, train 60.0, publish 0.2" in text
     assert "fires latents 7 (3.5); 4.0 ms, 1.5 ms cached." in text
     assert "behaviour n chat base chat ablated refusal 4 100% 0% 25% apology 6 50% 0% 0% all 10 70% 0% 10%" in only(

@@ -10,7 +10,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from crosscope_proto import columns as tables
 from crosscope_proto.column import Column, arrow_schema, markdown, with_error
-from crosscope_proto.columns import LATENT_COLUMNS
+from crosscope_proto.columns import ALL_LATENT_COLUMNS
 from crosscope_proto.v1 import latents_pb2
 
 ON_DISK = {
@@ -63,7 +63,7 @@ def test_schemas_on_disk_stay(name: str) -> None:
 
 def test_every_field_of_the_message_is_a_column() -> None:
     """And every column lies where it says: neither side has something that the other lacks."""
-    own = [column.path for column in LATENT_COLUMNS if column.path != ("more", column.name)]
+    own = [column.path for column in ALL_LATENT_COLUMNS if column.path != ("more", column.name)]
     assert sorted(own) == sorted(leaves(latents_pb2.Latent.DESCRIPTOR))
 
 
@@ -80,7 +80,7 @@ def leaves(message: Descriptor) -> list[tuple[str, ...]]:
     return found
 
 
-@pytest.mark.parametrize("column", LATENT_COLUMNS, ids=lambda column: column.name)
+@pytest.mark.parametrize("column", ALL_LATENT_COLUMNS, ids=lambda column: column.name)
 def test_a_column_says_what_it_is(column: Column) -> None:
     assert re.fullmatch(r"\S.*[^.]\.", column.meaning)
     assert column.label
@@ -92,7 +92,10 @@ def test_a_column_says_what_it_is(column: Column) -> None:
 
 
 def test_heads_and_labels_tell_columns_apart() -> None:
-    for names in ([column.short for column in LATENT_COLUMNS if column.short], [c.label for c in LATENT_COLUMNS]):
+    for names in (
+        [column.short for column in ALL_LATENT_COLUMNS if column.short],
+        [c.label for c in ALL_LATENT_COLUMNS],
+    ):
         assert len(set(names)) == len(names)
 
 
@@ -119,4 +122,4 @@ def test_the_table_of_the_docs() -> None:
         "| `b` | Text. | – | `x`, `y` | – |\n"
     )
     done = subprocess.run([sys.executable, "-m", "crosscope_proto.columns"], capture_output=True, text=True, check=True)
-    assert done.stdout == markdown(LATENT_COLUMNS)
+    assert done.stdout == markdown(ALL_LATENT_COLUMNS)

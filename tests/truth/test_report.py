@@ -39,6 +39,7 @@ def test_a_small_run_finds_most_of_what_was_planted():
     assert line["auroc_base_only_nu_err"] >= 0.95
     assert line["labels_genuine"] >= 3
     assert line["labels_artefact"] == 0
+    assert line["genuine_supported"] >= 3
     assert line["weak_nu_err_right"] >= 0.75
     assert line["null_chat_only"] == 0
     text = "".join(written[1:])
@@ -54,6 +55,7 @@ def test_a_dictionary_of_differences_finds_what_differs_and_sees_nothing_of_the_
     assert figures["recovered_chat_only"] >= 0.75
     assert figures["recovered_base_only"] >= 0.75
     assert figures["auroc_chat_only_ratio"] >= 0.9
+    assert 0 < figures["genuine_supported"] <= figures["labels_genuine"]
     assert math.isnan(figures["auroc_chat_only_rel_norm"])
     assert figures["fve_difference"] > 0.9
     assert "null_chat_only" not in figures

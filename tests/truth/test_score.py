@@ -30,8 +30,9 @@ def measured(rows: list[list[float]], **columns: list[float]) -> Measured:
     count = len(rows)
     names = ("rel_norm", "nu_err", "nu_rec", "mirror_nu_err", "beta_ratio")
     living = np.array(columns.pop("living", [True] * count), dtype=bool)
+    is_supported = np.array(columns.pop("is_supported", [False] * count), dtype=bool)
     values = {name: np.array(columns.get(name, [NAN] * count)) for name in names}
-    return Measured(rows=torch.tensor(rows), living=living, **values)
+    return Measured(rows=torch.tensor(rows), living=living, is_supported=is_supported, **values)
 
 
 TRUTH = planted(
@@ -143,6 +144,7 @@ def labelled() -> Measured:
         nu_err=[0.1, 0.21, NAN, 0.0, 1.0, NAN],
         nu_rec=[0.6, 0.0, 0.4, 0.0, 1.0, NAN],
         beta_ratio=[0.1, 0.1, 0.9, 0.3, 1.0, NAN],
+        is_supported=[True, False, True, False, True, False],
     )
 
 
@@ -165,6 +167,9 @@ def test_what_the_flags_catch():
         "genuine_flagged_published": 1.0,
         "artefacts_flagged_ratio": 1.0,
         "genuine_flagged_ratio": 0.0,
+        "artefacts_supported": 1.0,
+        "genuine_supported": 1.0,
+        "mixtures_supported": 0.0,
     }
 
 

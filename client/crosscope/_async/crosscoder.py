@@ -107,10 +107,11 @@ class AsyncCrosscoder(AsyncBehaviours):
     ) -> AsyncLatentList:
         """Latents that meet all conditions, in the order of a column; "-" in front of its name descends.
 
-        Latents without a value of the order come last. Columns are those of `columns()`, and the shares
-        "dataset_share_NAME" and "role_share_ROLE". A condition may also compare "top_tokens", "logit_tokens_base" or
-        "logit_tokens_chat" with the text of a token. `limit=None` lists all latents, page by page as they are reached;
-        `progress` shows a bar of the pages, by default in a terminal and in a notebook.
+        Latents without a value of the order come last; by "verdict" the best comes first. Columns are those of
+        `columns()`, and the shares "dataset_share_NAME" and "role_share_ROLE". A condition may also compare
+        "top_tokens", "logit_tokens_base" or "logit_tokens_chat" with the text of a token. `limit=None` lists all
+        latents, page by page as they are reached; `progress` shows a bar of the pages, by default in a terminal and in
+        a notebook.
         Raises InvalidInput for an unknown column, and for an order that is undefined for every latent that matches.
         """
         filters = build_filters(where)

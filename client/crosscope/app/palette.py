@@ -43,6 +43,14 @@ CLASS_NAMES: Mapping[str, str] = {
     "other": "other",
     "dead": "dead",
 }
+VERDICT_NAMES: Mapping[str, str] = {
+    "supported": "supported",
+    "weak": "weak",
+    "contradicted": "contradicted",
+    "too_few": "too few",
+    "not_judged": "not judged",
+}
+SPECIFIC_NAMES: Mapping[str, str] = {"chat": "specific to chat", "base": "specific to base", "each": "a row in each"}
 MODEL_COLOURS = (CLASS_COLOURS["base_only"], CLASS_COLOURS["chat_only"])
 """Base and chat wherever the two stand side by side."""
 

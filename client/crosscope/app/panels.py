@@ -13,10 +13,12 @@ from typing import Any
 import plotly.graph_objects as go
 import streamlit as st
 
-from crosscope import JobInfo, JobState, Latent, _cards
+from crosscope import JobInfo, JobState, Judgement, Latent, _cards
 from crosscope.app.columns import AXES
-from crosscope.app.palette import CLASS_COLOURS, CLASS_NAMES, DARK, LIGHT, css_variables
+from crosscope.app.palette import CLASS_COLOURS, CLASS_NAMES, DARK, LIGHT, SPECIFIC_NAMES, css_variables
 from crosscope.app.text import count, number, plain, visible, with_error, without_paths
+
+_VERDICT_HELP = "What the measurements say of the class, and to which model the latent is specific (math §6)."
 
 
 @cache
@@ -56,7 +58,14 @@ def evidence(latent: Latent, floor: float) -> None:
         f"{escape(value)}</span>"
         for column, value in figures
     )
-    st.html(f'<div class="xs-evidence">{class_chip(latent.latent_class)}{items}</div>')
+    judged = f'<span class="xs-judged">{class_chip(latent.latent_class)} {verdict(latent.verdict)}</span>'
+    st.html(f'<div class="xs-evidence">{judged}{items}</div>')
+
+
+def verdict(judgement: Judgement) -> str:
+    """A verdict with its reasons as HTML, and the model that the latent is specific to."""
+    specific_to = f"; {SPECIFIC_NAMES[judgement.specific_to]}" if judgement.specific_to else ""
+    return f'<span class="xs-verdict" title="{escape(_VERDICT_HELP)}">{escape(f"{judgement}{specific_to}")}</span>'
 
 
 def facts(items: Iterable[tuple[str, str] | tuple[str, str, str]]) -> None:

@@ -8,11 +8,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crosscope.app.columns import AXES, CLASS_OF_NUMBER, is_defined, is_difference
+from crosscope.app.columns import (
+    AXES,
+    CLASS_OF_NUMBER,
+    SPECIFIC_OF_NUMBER,
+    VERDICT_OF_NUMBER,
+    is_defined,
+    is_difference,
+)
 from crosscope_proto.artefacts import LatentPart
 
 ORDERS_BY_DEFAULT = ("-base_uselessness_single", "-rel_norm", "-max")
 """The default order is the first of these that some latent has a value of; `default_order` has the exceptions."""
+VERDICT = "verdict"
+"""An order besides AXES: best verdict first, then the most telling."""
 DEFAULT_X = "frequency"
 FREQUENCY_RANGE = (-7.0, 0.0)
 """log10 of the firing frequency, the ends of its slider."""
@@ -20,7 +29,7 @@ NU_LIMIT = 2.0
 """The end of the sliders of nu; a slider at its end filters nothing."""
 MAX_VERTICES = 48
 PARAMS = (
-    *("classes", "part", "peak", "freq", "nu_err", "nu_rec", "template"),
+    *("classes", "verdict", "specific", "part", "peak", "freq", "nu_err", "nu_rec", "template"),
     *("x", "y", "colour", "area", "rel", "order"),
 )
 MAX_TOKEN_CHARACTERS = 200
@@ -31,6 +40,9 @@ class Selection:
     """Conditions that all must hold, and an order."""
 
     classes: tuple[str, ...] = ()
+    verdicts: tuple[str, ...] = ()
+    specific: tuple[str, ...] = ()
+    """Models that it is specific to, of SpecificTo; any of them is enough, as of classes and verdicts."""
     part: str = ""
     """Part of the dictionary; empty: all."""
     peak: str = ""
@@ -54,6 +66,8 @@ class Selection:
         order = one.get("order", default_order)
         return cls(
             classes=tuple(c for c in params.get("classes", ()) if c in CLASS_OF_NUMBER[1:]),
+            verdicts=tuple(v for v in params.get("verdict", ()) if v in VERDICT_OF_NUMBER[1:]),
+            specific=tuple(s for s in params.get("specific", ()) if s in SPECIFIC_OF_NUMBER[1:]),
             part=one["part"] if one.get("part") in tuple(LatentPart) else "",
             peak=one.get("peak", "")[:MAX_TOKEN_CHARACTERS],
             frequency=_range(params.get("freq", ()), FREQUENCY_RANGE),
@@ -64,7 +78,7 @@ class Selection:
             x=one["x"] if one.get("x") in AXES else DEFAULT_X,
             y=one["y"] if one.get("y") in AXES else default_order.removeprefix("-"),
             area=_polygon(one.get("area", "")),
-            order=order if order.removeprefix("-") in AXES or order == "id" else default_order,
+            order=order if order.removeprefix("-") in (*AXES, VERDICT) or order == "id" else default_order,
         )
 
     def mask(self, columns: Mapping[str, np.ndarray], among: np.ndarray | None = None) -> np.ndarray:
@@ -76,8 +90,13 @@ class Selection:
         if among is not None:
             keep[:] = False
             keep[among] = True
-        if self.classes:
-            keep &= np.isin(columns["latent_class"], [CLASS_OF_NUMBER.index(c) for c in self.classes])
+        for column, names, wanted in (
+            ("latent_class", CLASS_OF_NUMBER, self.classes),
+            ("verdict", VERDICT_OF_NUMBER, self.verdicts),
+            ("specific_to", SPECIFIC_OF_NUMBER, self.specific),
+        ):
+            if wanted:
+                keep &= np.isin(columns[column], [names.index(each) for each in wanted])
         if self.frequency != FREQUENCY_RANGE:
             low, high = self.frequency
             frequency = on_axis("frequency", columns["frequency"])
@@ -99,7 +118,8 @@ class Selection:
 
     def limited(self) -> list[str]:
         """Columns in which a latent must have a value."""
-        return [*self._limits(), *(["rel_norm"] if self.rel_norm != (0.0, 1.0) else [])]
+        named = {"rel_norm": self.rel_norm != (0.0, 1.0), "verdict": self.verdicts, "specific_to": self.specific}
+        return [*self._limits(), *(column for column, is_limited in named.items() if is_limited)]
 
     def ids(self, columns: Mapping[str, np.ndarray], among: np.ndarray | None = None) -> np.ndarray:
         """The ids of the chosen latents in the chosen order, undefined values last. `among` is that of `mask`."""
@@ -111,7 +131,15 @@ class Selection:
         if column == "id":
             return ids
         values = columns[column][ids]
-        return ids[np.argsort(-values if self.order.startswith("-") else values, kind="stable")]
+        values = -values if self.order.startswith("-") else values
+        if column == VERDICT:
+            return ids[np.lexsort((telling(columns)[ids], values))]
+        return ids[np.argsort(values, kind="stable")]
+
+
+def telling(columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    """[latent] what decides between latents of one verdict, smallest first: base uselessness, or how small β is."""
+    return np.abs(columns["beta_ratio"]) if is_difference(columns) else -columns["base_uselessness_single"]
 
 
 def default_order(columns: Mapping[str, np.ndarray]) -> str:

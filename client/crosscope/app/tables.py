@@ -6,10 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from crosscope import _tables
-from crosscope.app.columns import AXES, CLASS_OF_NUMBER, SHOWN, is_difference
-from crosscope.app.palette import CLASS_NAMES
+from crosscope.app.columns import (
+    AXES,
+    CLASS_OF_NUMBER,
+    SHOWN,
+    SPECIFIC_OF_NUMBER,
+    VERDICT_OF_NUMBER,
+    is_difference,
+    texts,
+)
 from crosscope.app.table_view import Column
-from crosscope.app.text import at_least
+from crosscope.app.text import at_least, judged
 
 
 def figures(values: Sequence[float] | np.ndarray, text: str, floor: float = math.inf) -> list[str]:
@@ -24,9 +31,15 @@ def figures(values: Sequence[float] | np.ndarray, text: str, floor: float = math
 
 
 def class_help(columns: Mapping[str, np.ndarray]) -> str:
-    """Help for the class of a latent in this dictionary."""
+    """Help for the class of a latent in this dictionary, and for the verdict beside it."""
     by = "β ratio" if is_difference(columns) else "relative norm"
-    return f"By {by} alone; the columns beside it say what the label rests on."
+    return f"The class is by {by} alone; the verdict says what the measurements make of it. Ordered by verdict."
+
+
+def kinds(ids: np.ndarray, columns: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
+    """The class, the verdict and the model that it is specific to, of each latent, "" where undefined."""
+    named = {"latent_class": CLASS_OF_NUMBER, "verdict": VERDICT_OF_NUMBER, "specific_to": SPECIFIC_OF_NUMBER}
+    return {name: texts(columns, name, names, ids) for name, names in named.items()}
 
 
 def of_latents(
@@ -43,9 +56,11 @@ def of_latents(
     `order` gives the link of a column's head and the direction of the table's present order by it. `floor` is
     `session.uselessness_floor`.
     """
-    classes = [CLASS_NAMES.get(CLASS_OF_NUMBER[int(number)], "") for number in columns["latent_class"][ids]]
+    classes = [judged(*each) for each in zip(*kinds(ids, columns).values(), strict=True)]
+    link, direction = order("verdict") if order else ("", "")
     found = [Column("latent", [str(latent) for latent in ids])]
-    found += [Column("class", classes, class_help(columns), is_text=True), *more]
+    by_verdict = Column("class", classes, class_help(columns), is_text=True, order=link, ordered=direction)
+    found += [by_verdict, *more]
     for name in names:
         column = SHOWN[name]
         limit = floor if column.is_floored else math.inf
@@ -62,6 +77,5 @@ def csv(ids: np.ndarray, columns: Mapping[str, np.ndarray]) -> str:
     """Latents as CSV under the names of latents.parquet's columns, standard errors included; undefined is empty."""
     import pandas as pd
 
-    classes = np.array(CLASS_OF_NUMBER)[columns["latent_class"][ids].astype(int)]
-    frame = {"id": ids, "latent_class": classes, **{name: columns[name][ids] for name in SHOWN}}
+    frame = {"id": ids, **kinds(ids, columns), **{name: columns[name][ids] for name in SHOWN}}
     return pd.DataFrame(frame).to_csv(index=False)

@@ -4,6 +4,7 @@ import math
 import re
 
 from crosscope import _tables
+from crosscope.app.palette import CLASS_NAMES, SPECIFIC_NAMES, VERDICT_NAMES
 
 PART = "⋯"
 """The sign of a token that only continues the character of the token before it."""
@@ -31,6 +32,14 @@ def with_error(value: float, se: float) -> str:
 def count(value: float) -> str:
     """A whole number with thin spaces between thousands."""
     return f"{int(value):,}".replace(",", "\u202f")
+
+
+def judged(latent_class: str, verdict: str, specific_to: str) -> str:
+    """A class and the verdict on it, for a cell; class other claims nothing, so what it is specific to stands there."""
+    said = [VERDICT_NAMES[verdict]] if verdict not in ("", "not_judged") else []
+    if latent_class == "other" and specific_to:
+        said = [SPECIFIC_NAMES[specific_to], *(each for each in said if verdict != "supported")]
+    return " · ".join(filter(None, (CLASS_NAMES.get(latent_class, latent_class), ", ".join(said))))
 
 
 def visible(text: str) -> str:

@@ -55,7 +55,7 @@ def latents(options: Options, crosscoder: str, where: tuple[str, ...], order_by:
     """List latents of CROSSCODER by conditions.
 
     \b
-    crosscope latents demo --where "latent_class = chat_only" --where "nu_err < 0.2" --order-by=-base_uselessness
+    crosscope latents demo --where "specific_to = chat" --where "verdict = supported" --order-by=-max
     """  # noqa: D301 (click wants the backspace itself)
     with options.client() as client:
         found = options.crosscoder(client, crosscoder).latents(list(where), order_by, limit)

@@ -57,6 +57,70 @@ LATENT_CLASS_DEAD: LatentClass.ValueType  # 5
 """Never fired in the analysis, whatever its norm."""
 Global___LatentClass: _TypeAlias = LatentClass  # noqa: Y015
 
+class _Verdict:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _VerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verdict.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    VERDICT_UNSPECIFIED: _Verdict.ValueType  # 0
+    """Not set."""
+    VERDICT_SUPPORTED: _Verdict.ValueType  # 1
+    """They bear it out."""
+    VERDICT_WEAK: _Verdict.ValueType  # 2
+    """They leave it open, or something else speaks against it."""
+    VERDICT_CONTRADICTED: _Verdict.ValueType  # 3
+    """They say otherwise."""
+    VERDICT_TOO_FEW: _Verdict.ValueType  # 4
+    """It fired in too few texts to be judged."""
+    VERDICT_NOT_JUDGED: _Verdict.ValueType  # 5
+    """Its class claims nothing, or nothing was measured that could tell."""
+
+class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper):
+    """What the measurements say of the claim that a latent's class makes (math §6), best first."""
+
+VERDICT_UNSPECIFIED: Verdict.ValueType  # 0
+"""Not set."""
+VERDICT_SUPPORTED: Verdict.ValueType  # 1
+"""They bear it out."""
+VERDICT_WEAK: Verdict.ValueType  # 2
+"""They leave it open, or something else speaks against it."""
+VERDICT_CONTRADICTED: Verdict.ValueType  # 3
+"""They say otherwise."""
+VERDICT_TOO_FEW: Verdict.ValueType  # 4
+"""It fired in too few texts to be judged."""
+VERDICT_NOT_JUDGED: Verdict.ValueType  # 5
+"""Its class claims nothing, or nothing was measured that could tell."""
+Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
+
+class _SpecificTo:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SpecificToEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SpecificTo.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SPECIFIC_TO_UNSPECIFIED: _SpecificTo.ValueType  # 0
+    """To neither, as far as the measurements show."""
+    SPECIFIC_TO_CHAT: _SpecificTo.ValueType  # 1
+    """Base lacks its chat row, and chat does not lack its base row."""
+    SPECIFIC_TO_BASE: _SpecificTo.ValueType  # 2
+    """Chat lacks its base row, and base does not lack its chat row."""
+    SPECIFIC_TO_EACH: _SpecificTo.ValueType  # 3
+    """Each model lacks the other's row."""
+
+class SpecificTo(_SpecificTo, metaclass=_SpecificToEnumTypeWrapper):
+    """The model that a latent is specific to by its measurements, whatever its class (math §6)."""
+
+SPECIFIC_TO_UNSPECIFIED: SpecificTo.ValueType  # 0
+"""To neither, as far as the measurements show."""
+SPECIFIC_TO_CHAT: SpecificTo.ValueType  # 1
+"""Base lacks its chat row, and chat does not lack its base row."""
+SPECIFIC_TO_BASE: SpecificTo.ValueType  # 2
+"""Chat lacks its base row, and base does not lack its chat row."""
+SPECIFIC_TO_EACH: SpecificTo.ValueType  # 3
+"""Each model lacks the other's row."""
+Global___SpecificTo: _TypeAlias = SpecificTo  # noqa: Y015
+
 class _ExampleGroup:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -84,6 +148,38 @@ EXAMPLE_GROUP_QUANTILE: ExampleGroup.ValueType  # 2
 EXAMPLE_GROUP_SILENT: ExampleGroup.ValueType  # 3
 """Texts on which the latent stays silent, although they have the token at which it peaks elsewhere; nearest first."""
 Global___ExampleGroup: _TypeAlias = ExampleGroup  # noqa: Y015
+
+@_typing.final
+class Judgement(_message.Message):
+    """A verdict and its reasons."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERDICT_FIELD_NUMBER: _builtins.int
+    SPECIFIC_TO_FIELD_NUMBER: _builtins.int
+    REASONS_FIELD_NUMBER: _builtins.int
+    verdict: Global___Verdict.ValueType
+    """The verdict on the claim of its class; of class other, on what specific_to says."""
+    specific_to: Global___SpecificTo.ValueType
+    """The model that it is specific to."""
+    @_builtins.property
+    def reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Short phrases with the numbers that decided, then remarks."""
+
+    def __init__(
+        self,
+        *,
+        verdict: Global___Verdict.ValueType = ...,
+        specific_to: Global___SpecificTo.ValueType = ...,
+        reasons: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reasons", b"reasons", "specific_to", b"specific_to", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Judgement: _TypeAlias = Judgement  # noqa: Y015
 
 @_typing.final
 class Crosscoder(_message.Message):
@@ -443,10 +539,11 @@ class Latent(_message.Message):
     PART_FIELD_NUMBER: _builtins.int
     REPEAT_SHARE_FIELD_NUMBER: _builtins.int
     MORE_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Its id, 0 to num_latents - 1."""
     latent_class: Global___LatentClass.ValueType
-    """Its class; read it together with nu_err and nu_rec."""
+    """Its class by its decoder rows alone; verdict says what the measurements make of it."""
     norm_base: _builtins.float
     """Norm of its decoder row in the base model."""
     norm_chat: _builtins.float
@@ -529,6 +626,10 @@ class Latent(_message.Message):
     def more(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Columns of numbers that have no field of their own, by name. One whose value is undefined (NaN) is left out."""
 
+    @_builtins.property
+    def verdict(self) -> Global___Judgement:
+        """What the measurements say of its class."""
+
     def __init__(
         self,
         *,
@@ -560,10 +661,11 @@ class Latent(_message.Message):
         part: _builtins.str = ...,
         repeat_share: _builtins.float | None = ...,
         more: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        verdict: Global___Judgement | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_base_uselessness", b"_base_uselessness", "_base_uselessness_ls", b"_base_uselessness_ls", "_base_uselessness_single", b"_base_uselessness_single", "_repeat_share", b"_repeat_share", "base_direction", b"base_direction", "base_uselessness", b"base_uselessness", "base_uselessness_ls", b"base_uselessness_ls", "base_uselessness_single", b"base_uselessness_single", "beta_ratio", b"beta_ratio", "chat_direction", b"chat_direction", "frequency", b"frequency", "mean", b"mean", "repeat_share", b"repeat_share"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_base_uselessness", b"_base_uselessness", "_base_uselessness_ls", b"_base_uselessness_ls", "_base_uselessness_single", b"_base_uselessness_single", "_repeat_share", b"_repeat_share", "base_direction", b"base_direction", "base_uselessness", b"base_uselessness", "base_uselessness_ls", b"base_uselessness_ls", "base_uselessness_single", b"base_uselessness_single", "beta_ratio", b"beta_ratio", "chat_direction", b"chat_direction", "frequency", b"frequency", "mean", b"mean", "repeat_share", b"repeat_share", "verdict", b"verdict"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_base_uselessness", b"_base_uselessness", "_base_uselessness_ls", b"_base_uselessness_ls", "_base_uselessness_single", b"_base_uselessness_single", "_repeat_share", b"_repeat_share", "base_direction", b"base_direction", "base_uselessness", b"base_uselessness", "base_uselessness_ls", b"base_uselessness_ls", "base_uselessness_single", b"base_uselessness_single", "beta_ratio", b"beta_ratio", "chat_direction", b"chat_direction", "coactive", b"coactive", "cosine", b"cosine", "dataset_shares", b"dataset_shares", "frequency", b"frequency", "histogram", b"histogram", "id", b"id", "latent_class", b"latent_class", "logit_tokens_base", b"logit_tokens_base", "logit_tokens_chat", b"logit_tokens_chat", "max", b"max", "mean", b"mean", "more", b"more", "neighbours", b"neighbours", "norm_base", b"norm_base", "norm_chat", b"norm_chat", "num_active", b"num_active", "part", b"part", "rel_norm", b"rel_norm", "repeat_share", b"repeat_share", "role_shares", b"role_shares", "template_share", b"template_share", "top_tokens", b"top_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_base_uselessness", b"_base_uselessness", "_base_uselessness_ls", b"_base_uselessness_ls", "_base_uselessness_single", b"_base_uselessness_single", "_repeat_share", b"_repeat_share", "base_direction", b"base_direction", "base_uselessness", b"base_uselessness", "base_uselessness_ls", b"base_uselessness_ls", "base_uselessness_single", b"base_uselessness_single", "beta_ratio", b"beta_ratio", "chat_direction", b"chat_direction", "coactive", b"coactive", "cosine", b"cosine", "dataset_shares", b"dataset_shares", "frequency", b"frequency", "histogram", b"histogram", "id", b"id", "latent_class", b"latent_class", "logit_tokens_base", b"logit_tokens_base", "logit_tokens_chat", b"logit_tokens_chat", "max", b"max", "mean", b"mean", "more", b"more", "neighbours", b"neighbours", "norm_base", b"norm_base", "norm_chat", b"norm_chat", "num_active", b"num_active", "part", b"part", "rel_norm", b"rel_norm", "repeat_share", b"repeat_share", "role_shares", b"role_shares", "template_share", b"template_share", "top_tokens", b"top_tokens", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__base_uselessness: _TypeAlias = _typing.Literal["base_uselessness"]  # noqa: Y015
     _WhichOneofArgType__base_uselessness: _TypeAlias = _typing.Literal["_base_uselessness", b"_base_uselessness"]  # noqa: Y015
@@ -871,17 +973,17 @@ class LatentFilter(_message.Message):
     NUMBER_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     column: _builtins.str
-    """A scalar column of latents.parquet, for instance "nu_err", "frequency", "latent_class" or "part"; or one share of
-    activation mass, "dataset_share_NAME" or "role_share_ROLE" (role_share_user); or, with a text, one of the lists of
+    """A column with one value a latent, for instance "nu_err", "frequency", "latent_class", "verdict", "specific_to" or
+    "part"; or one share of activation mass, "dataset_share_NAME" or "role_share_ROLE" (role_share_user); or, with a text, one of the lists of
     tokens "top_tokens", "logit_tokens_base" and "logit_tokens_chat".
     """
     op: Global___LatentFilter.Op.ValueType
-    """The comparison. A latent whose value is undefined (NaN) meets no condition."""
+    """The comparison. A latent whose value is undefined (NaN, or an empty text) meets no condition."""
     number: _builtins.float
     """A number."""
     text: _builtins.str
-    """A text, for latent_class, part and the lists of tokens. A list equals a text if one of its tokens does, blanks
-    around it not counted.
+    """A text, for latent_class, verdict, specific_to, part and the lists of tokens. A list equals a text if one of its
+    tokens does, blanks around it not counted.
     """
     def __init__(
         self,
@@ -916,7 +1018,8 @@ class ListLatentsRequest(_message.Message):
     crosscoder: _builtins.str
     """Name of the crosscoder."""
     order_by: _builtins.str
-    """A scalar column or share, with "-" in front for descending; empty: by id. Undefined values come last either way; a
+    """A scalar column or share, with "-" in front for descending; texts come in the order of their categories, so
+    "verdict" lists the best first; empty: by id. Undefined values come last either way; a
     column that is undefined for every latent that meets the filters is refused.
     """
     page_size: _builtins.int
@@ -1262,7 +1365,7 @@ class GetAtlasRequest(_message.Message):
     """The version to answer from; unset: the current one. One that is gone answers FAILED_PRECONDITION."""
     @_builtins.property
     def columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Scalar columns of latents.parquet, and shares. A column of texts comes as numbers, see GetAtlasResponse.categories."""
+        """Columns with one value a latent, and shares. A column of texts comes as numbers, see GetAtlasResponse.categories."""
 
     def __init__(
         self,

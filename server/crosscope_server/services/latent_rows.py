@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from crosscope_proto.column import Column
-from crosscope_proto.columns import LATENT_COLUMNS
+from crosscope_proto.columns import ALL_LATENT_COLUMNS
 from crosscope_proto.v1 import latents_pb2
 
 Rows = dict[str, list[Any]]
@@ -27,7 +27,7 @@ def _tree(columns: Iterable[Column]) -> _Tree:
     return root
 
 
-_TREE = _tree(LATENT_COLUMNS)
+_TREE = _tree(ALL_LATENT_COLUMNS)
 _FIELDS = latents_pb2.Latent.DESCRIPTOR.fields
 _OPTIONAL = {field.name for field in _FIELDS if field.has_presence and field.message_type is None}
 """Optional fields: unset where the value is NaN."""
@@ -38,7 +38,7 @@ _SPREAD = {field.name for field in _FIELDS if field.is_repeated and field.messag
 
 
 def latent_messages(rows: Rows) -> list[latents_pb2.Latent]:
-    """A message for each row. `rows` holds every column of latents.parquet; latent_class is a number."""
+    """A message for each row. `rows` holds ALL_LATENT_COLUMNS; categories are numbers."""
     return [latents_pb2.Latent(**_latent(rows, i)) for i in range(len(rows["id"]))]
 
 

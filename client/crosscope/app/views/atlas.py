@@ -9,13 +9,22 @@ import streamlit as st
 
 from crosscope import CrosscoderInfo
 from crosscope.app import address, charts, panels, session, tables, url
-from crosscope.app.columns import AXES, CLASS_OF_NUMBER, evidence, is_defined
-from crosscope.app.palette import CLASS_NAMES
+from crosscope.app.columns import (
+    AXES,
+    CLASS_OF_NUMBER,
+    LABELS,
+    SPECIFIC_OF_NUMBER,
+    VERDICT_OF_NUMBER,
+    evidence,
+    is_defined,
+)
+from crosscope.app.palette import CLASS_NAMES, VERDICT_NAMES
 from crosscope.app.selection import (
     DEFAULT_X,
     FREQUENCY_RANGE,
     NU_LIMIT,
     PARAMS,
+    VERDICT,
     Selection,
     default_order,
     polygon_text,
@@ -25,7 +34,7 @@ from crosscope.app.table_view import table_view
 MAX_ROWS = 500
 CHART = "atlas-chart"
 FILTERS_OPEN = "atlas-filters-open"
-ORDERS = [f"{sign}{name}" for name in AXES for sign in ("-", "")]
+ORDERS = [VERDICT, *(f"{sign}{name}" for name in AXES for sign in ("-", ""))]
 _CHART_CONFIG: dict[str, Any] = {
     "displaylogo": False,
     "displayModeBar": True,
@@ -71,13 +80,7 @@ def current(info: CrosscoderInfo, columns: Mapping[str, np.ndarray]) -> tuple[Se
 def controls(selection: Selection, info: CrosscoderInfo, columns: Mapping[str, np.ndarray]) -> str:
     """Draws filters, order and axes, whose values the URL holds. Returns the column of the colour."""
     by_default = default_order(columns)
-    url.several(
-        "Class",
-        CLASS_OF_NUMBER[1:],
-        "classes",
-        CLASS_NAMES.__getitem__,
-        help="By relative norm alone. None chosen: all.",
-    )
+    kinds()
     server_filters(session.parts(info.name, info.version_id))
     filters = st.columns(4)
     frequency = selection.frequency
@@ -102,6 +105,17 @@ def controls(selection: Selection, info: CrosscoderInfo, columns: Mapping[str, n
     return colour
 
 
+def kinds() -> None:
+    """Draws the filters by class, by verdict and by the model that a latent is specific to."""
+    with st.container(horizontal=True):
+        help_ = "By relative norm or β ratio alone; the verdict says more. None chosen: all."
+        url.several("Class", CLASS_OF_NUMBER[1:], "classes", CLASS_NAMES.__getitem__, help=help_)
+        help_ = "What the measurements say of the class. None chosen: all."
+        url.several("Verdict", VERDICT_OF_NUMBER[1:], "verdict", VERDICT_NAMES.__getitem__, help=help_)
+        help_ = "By its measurements, whatever its class. Each: each model lacks the other's row. None chosen: all."
+        url.several("Specific to", SPECIFIC_OF_NUMBER[1:], "specific", str, help=help_)
+
+
 def server_filters(parts: Sequence[str]) -> None:
     """Draws the filters that the server answers: part of the dictionary, and a token at the peaks."""
     row = st.container(horizontal=True)
@@ -114,13 +128,15 @@ def server_filters(parts: Sequence[str]) -> None:
 
 def axis_name(column: str) -> str:
     """The name of a column as people read it."""
-    return AXES[column].label
+    return LABELS[column]
 
 
 def order_name(order: str) -> str:
     """The name of an order as people read it."""
     if order == "id":
         return "by id"
+    if order.removeprefix("-") == VERDICT:
+        return f"verdict, {'worst' if order.startswith('-') else 'best'} first"
     return f"{AXES[order.removeprefix('-')].label}, {'highest' if order.startswith('-') else 'lowest'} first"
 
 
@@ -178,7 +194,8 @@ def kept() -> dict[str, list[str]]:
 def ordered_by(selection: Selection, column: str, by_default: str) -> tuple[str, str]:
     """The link that orders by a column, largest first and then smallest first, and the present direction."""
     now = {f"-{column}": "descending", column: "ascending"}.get(selection.order, "")
-    order = column if now == "descending" else f"-{column}"
+    first, second = (column, f"-{column}") if column == VERDICT else (f"-{column}", column)
+    order = second if selection.order == first else first
     return address.here({"order": None if order == by_default else order}), now
 
 

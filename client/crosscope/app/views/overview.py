@@ -7,19 +7,31 @@ import streamlit as st
 
 from crosscope import CrosscoderInfo
 from crosscope.app import address, charts, panels, session, tables, text
-from crosscope.app.columns import AXES, CLASS_OF_NUMBER, SHOWN, evidence, is_defined, is_difference
-from crosscope.app.palette import CLASS_NAMES
+from crosscope.app.columns import (
+    AXES,
+    CLASS_OF_NUMBER,
+    LABELS,
+    SPECIFIC_OF_NUMBER,
+    VERDICT_OF_NUMBER,
+    evidence,
+    is_defined,
+    is_difference,
+)
+from crosscope.app.palette import CLASS_COLOURS, CLASS_NAMES
+from crosscope.app.selection import VERDICT, Selection
 from crosscope.app.table_view import Column, table_view
-from crosscope_proto.limits import MAX_NU_ERR
 from crosscope_proto.metrics import inlier_fve
 
 NUM_TELLING = 12
 NUM_PEAKS = 6
 """Tokens that a row of the most telling latents shows."""
-PUBLISHED, ALONE, RATIO = "base_uselessness", "base_uselessness_single", "beta_ratio"
+TELLING = Selection(specific=("chat",), order=VERDICT)
+"""The most telling latents: what base lacks, in whichever class."""
 OPENS = "A row opens its latent."
 REPEATS = "of tokens repeat an earlier text"
 NUM_JOBS = 4
+CLAIMING = ("chat_only", "base_only", "shared")
+"""Classes that claim something of both models."""
 NORMS = "norms"
 """Key of the histogram."""
 REFRESH_S = 2
@@ -144,7 +156,7 @@ def remarks(info: CrosscoderInfo) -> None:
     sentences = [*info.left_out, *manifest.get("warnings", ()), *manifest.get("notes", ())]
     sentences += [f"No {name.replace('_', ' ')}: {reason}" for name, reason in info.unavailable.items()]
     if unknown := session.unknown_columns(info.name, info.version_id):
-        labels = ", ".join(SHOWN[name].label for name in unknown)
+        labels = ", ".join(LABELS[name] for name in unknown)
         sentences.append(f"The server is older than this app and does not know: {labels}")
     if sentences:
         st.subheader("What to know")
@@ -173,22 +185,26 @@ def norms(info: CrosscoderInfo) -> None:
 
 
 def telling(info: CrosscoderInfo) -> None:
-    """Draws the latents of highest base uselessness among those with a small ν error."""
+    """Draws the latents that are specific to chat by their measurements, best verdict first."""
     st.subheader("Most telling latents")
     columns = session.atlas(info.name, info.version_id)
-    if is_difference(columns):
-        st.caption(f"By {AXES[RATIO].label}, nearest to 0 first: chat uses them and base does not. {OPENS}")
-        ids, about = nearest_to_zero(columns), {"order": RATIO}
-        listed(info, ids, columns, evidence(columns), about)
-        return
-    by = PUBLISHED if is_defined(columns, PUBLISHED) else ALONE
-    ids = most_telling(columns, by)
-    if not len(ids):
-        st.markdown(f"No latent has a base uselessness and ν error below {MAX_NU_ERR}.")
-        return
-    st.caption(f"By {AXES[by].label}; only latents with ν error below {MAX_NU_ERR}. {OPENS}")
-    names = (by, *(name for name in evidence(columns) if name != ALONE))
-    listed(info, ids, columns, names, {"order": f"-{by}", "nu_err": MAX_NU_ERR})
+    found = TELLING.ids(columns)
+    if len(found):
+        supported = np.count_nonzero(columns[VERDICT][found] == VERDICT_OF_NUMBER.index("supported"))
+        by = "β ratio nearest to 0" if is_difference(columns) else AXES["base_uselessness_single"].label
+        more = f"; the first {NUM_TELLING} of {text.count(len(found))}" if len(found) > NUM_TELLING else ""
+        st.caption(
+            f"Latents that base lacks by their measurements, whatever their class: {text.count(len(found))}, of which "
+            f"{text.count(int(supported))} have the verdict “supported”. Best verdict first, then by {by}{more}. "
+            f"{OPENS}"
+        )
+        about = {"order": TELLING.order, "specific": list(TELLING.specific)}
+        listed(info, found[:NUM_TELLING], columns, evidence(columns), about)
+    else:
+        st.markdown("No latent is shown to be specific to chat by its measurements.")
+    if num_each := np.count_nonzero(columns["specific_to"] == SPECIFIC_OF_NUMBER.index("each")):
+        says = f"{text.count(int(num_each))} with a row of its own in each model"
+        session.link("atlas", says, crosscoder=info.name, specific=["each"], order=VERDICT)
 
 
 def listed(
@@ -212,30 +228,22 @@ def listed(
     table_view("telling", "Most telling latents", rows, links)
 
 
-def most_telling(columns: Mapping[str, np.ndarray], by: str) -> np.ndarray:
-    """The NUM_TELLING latents of highest `by` among those with a small ν error."""
-    fitting = np.flatnonzero(np.isfinite(columns[by]) & (columns["nu_err"] < MAX_NU_ERR))
-    return fitting[np.argsort(-columns[by][fitting], kind="stable")][:NUM_TELLING]
-
-
-def nearest_to_zero(columns: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The NUM_TELLING latents whose β ratio is nearest to 0 (math §6)."""
-    fitting = np.flatnonzero(np.isfinite(columns[RATIO]))
-    return fitting[np.argsort(np.abs(columns[RATIO][fitting]), kind="stable")][:NUM_TELLING]
-
-
 def classes(info: CrosscoderInfo) -> None:
     """Counts of the classes, each with a link to its part of the atlas."""
     st.subheader("Classes")
     total = max(1, info.num_latents)
-    rows = [
-        (CLASS_NAMES[name], info.class_counts.get(name, 0), text.count(info.class_counts.get(name, 0)), name)
-        for name in CLASS_OF_NUMBER[1:]
-    ]
-    panels.bars([(label, size, text, panels.CLASS_COLOURS[name]) for label, size, text, name in rows], largest=total)
     columns = session.atlas(info.name, info.version_id)
-    by = AXES[RATIO if is_difference(columns) else "rel_norm"].label
-    st.caption(f"By {by} alone; a latent's page shows what the label rests on.")
+    is_supported = columns[VERDICT] == VERDICT_OF_NUMBER.index("supported")
+    bars = []
+    for number, name in enumerate(CLASS_OF_NUMBER[1:], 1):
+        size, said = info.class_counts.get(name, 0), text.count(info.class_counts.get(name, 0))
+        if size and name in CLAIMING:
+            supported = np.count_nonzero(is_supported & (columns["latent_class"] == number))
+            said += f", {text.count(int(supported))} supported"
+        bars.append((CLASS_NAMES[name], size, said, CLASS_COLOURS[name]))
+    panels.bars(bars, largest=total)
+    by = AXES["beta_ratio" if is_difference(columns) else "rel_norm"].label
+    st.caption(f"By {by} alone; the verdict of the measurements on each class is counted beside it.")
     if info.class_counts.get("chat_only"):
         session.link("atlas", "Chat-only latents in the atlas", crosscoder=info.name, classes=["chat_only"])
     elif is_defined(columns, "rel_norm"):
