@@ -12,6 +12,8 @@ from crosscope._tables import number, visible
 from crosscope._types import Tokens
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     import pandas as pd
 
@@ -128,6 +130,15 @@ class Encoding:
         return _html.page(
             f"<small>{head}</small>{_html.tokens(self.tokens, values, _html.scale_of(self.tokens, values), titles)}"
         )
+
+    def to_html(self, path: "str | Path") -> int:
+        """Writes it as one HTML file that opens without a server and loads nothing, and returns the bytes written.
+
+        Raises OSError if the file cannot be written.
+        """
+        from crosscope._export import encoding_document, write_page
+
+        return write_page(path, encoding_document(self))
 
     def _title(self, i: int) -> str:
         strongest = ", ".join(

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 from crosscope import _decode
 from crosscope._errors import InvalidInput, ServerError
-from crosscope._examples import ExampleList
+from crosscope._examples import Example, ExampleList
+from crosscope._export import MOST_EXPORTED, latents_document, write_page
 from crosscope._filters import Condition, build_filters
 from crosscope._latents import LatentStatistics, latent_html, latent_table
 from crosscope._prompts import check_count, check_text
 from crosscope._public import public
+from crosscope._sections import Section, sections
 from crosscope._sync.behaviours import Behaviours
 from crosscope._sync.columns import ColumnAnswer, Columns
 from crosscope._sync.handle import check_version
@@ -24,6 +26,8 @@ from crosscope_proto.v1 import latents_pb2
 from crosscope_proto.v1.latents_pb2_grpc import LatentsStub
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     import pandas as pd
 
@@ -58,6 +62,10 @@ class Latent(LatentStatistics):
         `context` is the number of tokens on each side of the peak; None gives the whole text.
         """
         return self.source.examples(self.id, limit=limit, group=group, dataset=dataset, context=context)
+
+    def to_html(self, path: "str | Path", *, limit: int = 10, context: int | None = 32) -> int:
+        """Writes it as one HTML file, as `Crosscoder.export_html` does, and returns the bytes written."""
+        return self.source.export_html([self.id], path, limit=limit, context=context)
 
 
 @public
@@ -179,6 +187,30 @@ class Crosscoder(Behaviours):
                 break
             request.page_token = reply.next_page_token
         return ExampleList(found[:limit])
+
+    def html(self, latents: Iterable[int], *, limit: int = 10, context: int | None = 32) -> str:
+        """Some latents as one HTML document that opens without a server and loads nothing.
+
+        Each with its figures, their errors, its verdict, and at most `limit` examples of each group: the strongest, those
+        of the quantile bands, and the silent ones. `context` as in `examples`. Raises InvalidInput for no latent.
+        """
+        ids = [check_count(each, "latents") for each in latents]
+        if not 0 < len(ids) <= MOST_EXPORTED:
+            raise InvalidInput.of("latents", f"{len(ids)} latents; name 1 to {MOST_EXPORTED}")
+        shown: list[tuple[LatentStatistics, list[Section]]] = []
+        for each in ids:
+            latent = self.latent(each)
+            found: list[Example] = []
+            for group in (ExampleGroup.TOP, ExampleGroup.QUANTILE, ExampleGroup.SILENT):
+                found += self.examples(each, limit=limit, group=group, context=context)
+            shown.append((latent, sections(found, latent.max)))
+        return latents_document(self.info, shown)
+
+    def export_html(
+        self, latents: Iterable[int], path: "str | Path", *, limit: int = 10, context: int | None = 32
+    ) -> int:
+        """Writes `html` to a file and returns the bytes written. Raises OSError if the file cannot be written."""
+        return write_page(path, self.html(latents, limit=limit, context=context))
 
     def columns(self, *names: str, only_known: bool = False) -> Columns:
         """Columns of the statistics table, by name: what each means, and its values when they are first used.

@@ -33,6 +33,7 @@ _COMMANDS = {
     "crosscoders": _Entry("crosscope.cli.latents", "List published crosscoders, or show one."),
     "latents": _Entry("crosscope.cli.latents", "List latents by conditions."),
     "latent": _Entry("crosscope.cli.latents", "Show one latent and its examples."),
+    "export": _Entry("crosscope.cli.export", "Write latents or a prompt as one HTML file."),
     "encode": _Entry("crosscope.cli.prompts", "Show which latents every token of a prompt fires."),
     "top": _Entry("crosscope.cli.prompts", "Rank the latents that a prompt fires."),
     "tokenize": _Entry("crosscope.cli.prompts", "Show the tokens of a prompt and their roles."),
