@@ -42,7 +42,7 @@ def latents_document(info: CrosscoderInfo, shown: Sequence[tuple[LatentStatistic
 def encoding_document(encoding: Encoding) -> str:
     """A file about a prompt: its tokens and the latents that fire on them."""
     title = f"{encoding.crosscoder}: a prompt of {len(encoding.tokens)} tokens"
-    return _document(title, f"<p>Version {escape(encoding.version_id)}</p>{encoding._repr_html_()}")  # noqa: SLF001
+    return _document(title, f"<p>Version {escape(encoding.version_id)}</p>{encoding._repr_html_()}")
 
 
 def write_page(path: str | Path, document: str) -> int:
@@ -65,7 +65,7 @@ def _latent(latent: LatentStatistics, found: Sequence[Section]) -> str:
     parts = [
         f'<section id="latent-{latent.id}"><h2>Latent {latent.id}</h2>',
         f"<p>{escape(str(latent.latent_class))}, {escape(str(latent.verdict))}</p>",
-        _html.facts(f"version {latent.version_id}", latent._facts()),  # noqa: SLF001
+        _html.facts(f"version {latent.version_id}", latent._facts()),
     ]
     for section in found:
         parts.append(f"<h3>{escape(section.title)}</h3><p><small>{escape(section.remark)}</small></p>")

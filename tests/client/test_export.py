@@ -33,7 +33,8 @@ def loads_nothing(seen: Seen) -> None:
     for _, attributes in seen.tags:
         assert not any(name.startswith("on") or name == "src" for name in attributes)
         assert (attributes.get("href") or "#").startswith("#")
-    assert "url(" not in seen.text and "@import" not in seen.text
+    assert "url(" not in seen.text
+    assert "@import" not in seen.text
     assert ("meta", "default-src 'none'; style-src 'unsafe-inline'") in [
         (tag, attributes.get("content")) for tag, attributes in seen.tags
     ]
@@ -102,11 +103,14 @@ def test_sections_by_hand() -> None:
     members = [
         example(ExampleGroup.TOP),
         example(ExampleGroup.QUANTILE, quantile=1, group_low=2.0, group_high=3.0, group_texts=3),
-        Example(
-            **{
-                **vars(example(ExampleGroup.QUANTILE, (9, 2, 3, 4, 5), quantile=1)),
-                **{"dataset": "chats", "group_low": 1.0, "group_high": 5.0, "group_texts": 4},
-            }
+        example(
+            ExampleGroup.QUANTILE,
+            (9, 2, 3, 4, 5),
+            quantile=1,
+            dataset="chats",
+            group_low=1.0,
+            group_high=5.0,
+            group_texts=4,
         ),
         example(ExampleGroup.SILENT, group_texts=8),
     ]

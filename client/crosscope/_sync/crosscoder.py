@@ -191,8 +191,8 @@ class Crosscoder(Behaviours):
     def html(self, latents: Iterable[int], *, limit: int = 10, context: int | None = 32) -> str:
         """Some latents as one HTML document that opens without a server and loads nothing.
 
-        Each with its figures, their errors, its verdict, and at most `limit` examples of each group: the strongest, those
-        of the quantile bands, and the silent ones. `context` as in `examples`. Raises InvalidInput for no latent.
+        Each has its figures, their errors, its verdict, and at most `limit` examples of each group: the strongest,
+        those of the bands, and silent ones. `context` as in `examples`. Raises InvalidInput for no latent.
         """
         ids = [check_count(each, "latents") for each in latents]
         if not 0 < len(ids) <= MOST_EXPORTED:
