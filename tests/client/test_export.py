@@ -46,7 +46,7 @@ def example(group: ExampleGroup, ids=(1, 2, 3, 4, 5), maximum: float = 2.0, **mo
     tokens = Tokens(tuple(ids), HOSTILE, roles)
     return Example(
         3,
-        "<i>web",
+        more.pop("dataset", "<i>web"),
         group,
         more.pop("quantile", 0),
         0,
@@ -61,8 +61,8 @@ def example(group: ExampleGroup, ids=(1, 2, 3, 4, 5), maximum: float = 2.0, **mo
     )
 
 
-def test_latents_of_a_server(front_client: Client, tmp_path: Path) -> None:
-    crosscoder = front_client.crosscoder("demo")
+def test_latents_of_a_server(real: Client, tmp_path: Path) -> None:
+    crosscoder = real.crosscoder("demo")
     size = crosscoder.export_html(range(20), tmp_path / "latents.html")
     content = (tmp_path / "latents.html").read_bytes()
     seen = Seen(content.decode())
@@ -77,8 +77,8 @@ def test_latents_of_a_server(front_client: Client, tmp_path: Path) -> None:
     assert latent.to_html(tmp_path / "one.html") == (tmp_path / "one.html").stat().st_size
 
 
-def test_hostile_texts_stay_texts(front_client: Client) -> None:
-    latent = front_client.crosscoder("demo").latent(0)
+def test_hostile_texts_stay_texts(real: Client) -> None:
+    latent = real.crosscoder("demo").latent(0)
     found = sections([example(group) for group in ExampleGroup], latent.max)
     seen = Seen(latents_document(latent.source.info, [(latent, found)]))
     loads_nothing(seen)

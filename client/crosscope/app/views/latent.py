@@ -51,7 +51,7 @@ def page() -> None:
 
 
 def export(latent: Latent, info: CrosscoderInfo) -> None:
-    """A button that saves the latent and its examples as a file that opens without a server; made when it is clicked."""
+    """A button that saves the latent and its examples as one file. The file is made when it is clicked."""
     st.download_button(
         "Save as HTML",
         lambda: session.crosscoder(info.name, info.version_id).html([latent.id]),
