@@ -7,6 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 from crosscope import _html, _tables
+from crosscope._export import prompt_document, write_page
 from crosscope._public import public
 from crosscope._tables import number, visible
 from crosscope._types import Tokens
@@ -136,9 +137,8 @@ class Encoding:
 
         Raises OSError if the file cannot be written.
         """
-        from crosscope._export import encoding_document, write_page
-
-        return write_page(path, encoding_document(self))
+        title = f"{self.crosscoder}: a prompt of {len(self)} tokens"
+        return write_page(path, prompt_document(title, self.version_id, self._repr_html_()))
 
     def _title(self, i: int) -> str:
         strongest = ", ".join(

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from crosscope import _html
 from crosscope._cards import crosscoder_facts
-from crosscope._encoding import Encoding
 from crosscope._examples import Example
 from crosscope._latents import LatentStatistics
 from crosscope._sections import Section
@@ -39,10 +38,9 @@ def latents_document(info: CrosscoderInfo, shown: Sequence[tuple[LatentStatistic
     return _document(title, f"<ul>{contents}</ul>{''.join(_latent(*each) for each in shown)}<h2>Source</h2>{head}")
 
 
-def encoding_document(encoding: Encoding) -> str:
-    """A file about a prompt: its tokens and the latents that fire on them."""
-    title = f"{encoding.crosscoder}: a prompt of {len(encoding.tokens)} tokens"
-    return _document(title, f"<p>Version {escape(encoding.version_id)}</p>{encoding._repr_html_()}")
+def prompt_document(title: str, version_id: str, tokens: str) -> str:
+    """A file about a prompt; `tokens` is the HTML of its coloured tokens."""
+    return _document(title, f"<p>Version {escape(version_id)}</p>{tokens}")
 
 
 def write_page(path: str | Path, document: str) -> int:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from crosscope._export import encoding_document, write_page
+from crosscope._export import write_page
 from crosscope.cli.options import Options, with_version
 from crosscope.cli.output import print_json, print_text
 
@@ -40,12 +40,10 @@ def html(
         raise click.UsageError("name latents, or give --prompt a text; one of the two")
     with options.client() as client:
         found = options.crosscoder(client, crosscoder)
-        if prompt is None:
-            document = found.html(latents, limit=limit, context=context)
-        else:
-            document = encoding_document(found.encode(prompt))
+        document = found.html(latents, limit=limit, context=context) if prompt is None else ""
+        encoding = None if prompt is None else found.encode(prompt)
     try:
-        size_bytes = write_page(out, document)
+        size_bytes = write_page(out, document) if encoding is None else encoding.to_html(out)
     except OSError as error:
         raise click.ClickException(f"{out} cannot be written: {error.strerror}; name another file") from error
     if options.as_json:
