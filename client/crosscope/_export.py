@@ -11,7 +11,7 @@ from pathlib import Path
 from crosscope import _html
 from crosscope._cards import crosscoder_facts
 from crosscope._examples import Example
-from crosscope._latents import LatentStatistics
+from crosscope._latents import LatentStatistics, latent_facts
 from crosscope._sections import Section
 from crosscope._tables import MARKS, number
 from crosscope._types import CrosscoderInfo
@@ -63,7 +63,7 @@ def _latent(latent: LatentStatistics, found: Sequence[Section]) -> str:
     parts = [
         f'<section id="latent-{latent.id}"><h2>Latent {latent.id}</h2>',
         f"<p>{escape(str(latent.latent_class))}, {escape(str(latent.verdict))}</p>",
-        _html.facts(f"version {latent.version_id}", latent._facts()),
+        _html.facts(f"version {latent.version_id}", latent_facts(latent)),
     ]
     for section in found:
         parts.append(f"<h3>{escape(section.title)}</h3><p><small>{escape(section.remark)}</small></p>")
