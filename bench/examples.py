@@ -12,7 +12,7 @@ from bench.material import DATASETS, QUICK, AnalysisSizes, crosscoder, held_out
 from bench.rows import Figure, Row
 from bench.timing import Ratio, interleave
 from crosscope_proto.specs import AnalysisSpec
-from crosscope_worker.analysis.examples import TextFacts, choose, example_table, peak_windows
+from crosscope_worker.analysis.examples import TextFacts, choose, example_table, peak_windows, silent_texts
 from crosscope_worker.analysis.intake import Intake, blocks
 from crosscope_worker.analysis.store import Store
 
@@ -24,7 +24,7 @@ def rows(quick: bool) -> Iterator[Row]:
     """One row: milliseconds per 1 000 tokens."""
     sizes = QUICK if quick else AnalysisSizes()
     harvested = held_out(sizes)
-    spec = AnalysisSpec(max_tokens=10 * len(harvested.x))
+    spec = AnalysisSpec(max_tokens=10 * len(harvested.x), silent_examples=0)
     intakes = list(blocks(crosscoder(sizes), [harvested], spec, DATASETS))
     chosen: dict[str, int] = {}
 
@@ -60,7 +60,8 @@ def collect(intakes: list[Intake], spec: AnalysisSpec) -> int:
             store.add(intake.block)
         segments = store.segments()
         choice = choose(segments, peak_windows(segments, store), TextFacts.of(store), DATASETS, spec)
-        return example_table(choice, segments, store, DATASETS)[0].num_rows
+        silent = silent_texts(choice, segments, store, spec)
+        return example_table(choice, silent, segments, store, DATASETS)[0].num_rows
     finally:
         store.close()
 

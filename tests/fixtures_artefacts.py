@@ -40,6 +40,7 @@ NUM_BINS = 24
 TOP_EXAMPLES = 6
 QUANTILES, EXAMPLES_PER_QUANTILE = 2, 2
 EXAMPLES_PER_DATASET = TOP_EXAMPLES + QUANTILES * EXAMPLES_PER_QUANTILE
+SILENT_EXAMPLES = 2
 _SPECIAL = ["<bos>", "<start_of_turn>", "user", "model", "\n", "<end_of_turn>"]
 _TEXT = """the a baker in town old river bread sorry i can not help with that hope this helps hello please count two
 three red green boat sails to harbour was built stone bridge flour water salt first then finally made of"""
@@ -72,7 +73,8 @@ def write_crosscoder(
 
     `columns` replaces scalar columns of latents.parquet by planted values, [num_latents] each. Another seed or
     created_at gives another version; another seed other weights. Every latent but the dead ones (a tenth, drawn;
-    num_active 0) has EXAMPLES_PER_DATASET examples in each of DATASETS; its strongest one has the latent's max.
+    num_active 0) has EXAMPLES_PER_DATASET examples in each of DATASETS, and SILENT_EXAMPLES silent ones; its strongest
+    one has the latent's max.
     """
     rng = np.random.default_rng(seed)
     version_id = hashlib.sha256(f"{name} {num_latents} {seed} {created_at}".encode()).hexdigest()[:16]
@@ -221,14 +223,17 @@ def _examples(
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     tokens = np.concatenate([np.array(row) for row in ids])
     living = np.flatnonzero(np.asarray(latents["num_active"]) > 0)
-    per_latent = EXAMPLES_PER_DATASET * len(DATASETS)
-    # Tables are sorted by name: "chats" before "documents", "quantile" before "top".
-    dataset = np.repeat(np.sort(DATASETS), EXAMPLES_PER_DATASET)
+    per_dataset = EXAMPLES_PER_DATASET + SILENT_EXAMPLES
+    per_latent = per_dataset * len(DATASETS)
+    # Tables are sorted by name: "chats" before "documents", "quantile" before "silent" before "top".
+    dataset = np.repeat(np.sort(DATASETS), per_dataset)
     half = QUANTILES * EXAMPLES_PER_QUANTILE
-    group = np.tile(np.repeat([str(ExampleGroup.QUANTILE), str(ExampleGroup.TOP)], [half, TOP_EXAMPLES]), len(DATASETS))
-    ranks = np.concatenate([np.tile(np.arange(EXAMPLES_PER_QUANTILE), QUANTILES), np.arange(TOP_EXAMPLES)])
-    bands = np.concatenate([np.repeat(np.arange(QUANTILES), EXAMPLES_PER_QUANTILE), np.zeros(TOP_EXAMPLES, int)])
-    strength = np.concatenate([0.2 + 0.2 * bands[:half] - 0.05 * ranks[:half], 1 - 0.05 * np.arange(TOP_EXAMPLES)])
+    sizes = [half, SILENT_EXAMPLES, TOP_EXAMPLES]
+    kinds = np.repeat([str(ExampleGroup.QUANTILE), str(ExampleGroup.SILENT), str(ExampleGroup.TOP)], sizes)
+    group, is_silent = np.tile(kinds, len(DATASETS)), np.tile(kinds == "silent", len(DATASETS) * len(living))
+    ranks = np.concatenate([np.tile(np.arange(EXAMPLES_PER_QUANTILE), QUANTILES), *map(np.arange, sizes[1:])])
+    bands = np.concatenate([np.repeat(np.arange(QUANTILES), EXAMPLES_PER_QUANTILE), np.zeros(sum(sizes[1:]), int)])
+    strength = np.where(kinds == "top", 1 - 0.05 * ranks, 0.2 + 0.2 * bands - 0.05 * ranks) * (kinds != "silent")
     strengths = np.concatenate([strength, strength * 0.97])  # chats first
     n = len(living) * per_latent
     of_chats = np.tile(dataset == "chats", len(living))
@@ -243,19 +248,29 @@ def _examples(
         "rank": np.tile(ranks, len(DATASETS) * len(living)),
         "sequence": sequence,
         "max": maximum,
-        "positions": peak[:, None] + np.arange(-1, 2),
-        "values": (maximum[:, None] * np.array([0.5, 1.0, 0.4])).astype(np.float32),
+        "positions": _lists([[p] if s else [p - 1, p, p + 1] for p, s in zip(peak.tolist(), is_silent, strict=True)]),
+        "values": _lists(
+            [[0.0] if s else [m * 0.5, m, m * 0.4] for m, s in zip(maximum.tolist(), is_silent, strict=True)]
+        ),
         "repeats": np.zeros(n, np.int64),
+        "group_low": maximum * 0.5,
+        "group_high": maximum,
+        "group_texts": np.full(n, 7),
     }
     peak_tokens = np.array(VOCABULARY)[tokens[starts[sequence] + peak]].reshape(len(living), per_latent)
     top_tokens = np.full((len(np.asarray(latents["id"])), 3), "", dtype=peak_tokens.dtype)
-    top_tokens[living] = peak_tokens[:, half : half + 3]
-    strongest = np.arange(len(living)) * per_latent + half
+    first = half + SILENT_EXAMPLES
+    top_tokens[living] = peak_tokens[:, first : first + 3]
+    strongest = np.arange(len(living)) * per_latent + first
     contexts: list[list[str]] = [["", "", ""]] * len(np.asarray(latents["id"]))
     for latent, row in zip(living.tolist(), strongest.tolist(), strict=True):
         text, at = np.array(VOCABULARY)[ids[sequence[row]]].tolist(), int(peak[row])
         contexts[latent] = ["".join(text[max(0, at - 4) : at]), text[at], "".join(text[at + 1 : at + 5])]
     return rows, top_tokens, contexts
+
+
+def _lists(rows: list[list[Any]]) -> pa.Array:
+    return pa.array(rows)
 
 
 def _write_examples(folder: Path, num_latents: int, rows: Mapping[str, Array]) -> None:

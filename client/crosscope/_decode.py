@@ -231,13 +231,18 @@ def token_count(message: prompts_pb2.TokenizeResponse) -> types.TokenCount:
     return types.TokenCount(len(found), sum(found.is_template), message.max_prompt_tokens or None)
 
 
+_GROUPS = {
+    latents_pb2.EXAMPLE_GROUP_QUANTILE: ExampleGroup.QUANTILE,
+    latents_pb2.EXAMPLE_GROUP_SILENT: ExampleGroup.SILENT,
+}
+
+
 def example(message: latents_pb2.Example) -> Example:
-    """One text on which a latent fires."""
-    quantile = message.group == latents_pb2.EXAMPLE_GROUP_QUANTILE
+    """One text on which a latent fires, or stays silent."""
     return Example(
         sequence_id=message.sequence_id,
         dataset=message.dataset,
-        group=ExampleGroup.QUANTILE if quantile else ExampleGroup.TOP,
+        group=_GROUPS.get(message.group, ExampleGroup.TOP),
         quantile=message.quantile,
         rank=message.rank,
         tokens=tokens(message.tokens),
@@ -248,6 +253,9 @@ def example(message: latents_pb2.Example) -> Example:
         max=message.max,
         peak=message.peak,
         repeats=message.repeats,
+        group_low=message.group_low,
+        group_high=message.group_high,
+        group_texts=message.group_texts,
     )
 
 

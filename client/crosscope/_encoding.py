@@ -7,11 +7,14 @@ from itertools import islice
 from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 from crosscope import _html, _tables
+from crosscope._export import prompt_document, write_page
 from crosscope._public import public
 from crosscope._tables import counted, number, visible
 from crosscope._types import Tokens
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     import pandas as pd
 
@@ -128,6 +131,14 @@ class Encoding:
         return _html.page(
             f"<small>{head}</small>{_html.tokens(self.tokens, values, _html.scale_of(self.tokens, values), titles)}"
         )
+
+    def to_html(self, path: "str | Path") -> int:
+        """Writes it as one HTML file that opens without a server and loads nothing, and returns the bytes written.
+
+        Raises OSError if the file cannot be written.
+        """
+        title = f"{self.crosscoder}: a prompt of {len(self)} tokens"
+        return write_page(path, prompt_document(title, self.version_id, self._repr_html_()))
 
     def _title(self, i: int) -> str:
         strongest = ", ".join(

@@ -1,4 +1,4 @@
-"""Texts on which a latent fires, as people and notebooks see them. Knows nothing about gRPC."""
+"""Texts on which a latent fires or stays silent, as people and notebooks see them. Knows nothing about gRPC."""
 
 from dataclasses import dataclass
 from html import escape
@@ -13,14 +13,14 @@ from crosscope_proto.artefacts import ExampleGroup
 @public
 @dataclass(frozen=True)
 class Example:
-    """A text on which a latent fires, or the window of the text that was asked for."""
+    """A text on which a latent fires or stays silent, or the window of the text that was asked for."""
 
     sequence_id: int
     """The text's id in its version: `encode(stored_text=example.sequence_id)` reads it exactly as the analysis did."""
     dataset: str
     group: ExampleGroup
     quantile: int
-    """Band of the sequence maximum, 0 the lowest; 0 in group top."""
+    """Band of the sequence maximum, 0 the lowest; 0 in the other groups."""
     rank: int
     tokens: Tokens
     token_start: int
@@ -34,9 +34,16 @@ class Example:
     max: float
     """Largest activation in the whole text."""
     peak: int
-    """Index of the largest activation in `tokens`."""
+    """Index of the largest activation in `tokens`; in group silent of the token at which the latent peaks elsewhere."""
     repeats: int = 0
     """Number of further texts that it stands for; their tokens around the peak are the same."""
+    group_low: float = 0.0
+    """Smallest of the maxima of all texts of its data set, group and band."""
+    group_high: float = 0.0
+    """Largest of these maxima."""
+    group_texts: int = 0
+    """Number of these texts, equal ones counted once: in group top all on which the latent fires, in group silent those
+    found silent among the texts that were looked at. 0 if the version does not say."""
 
     def values(self) -> list[float]:
         """The scaled activation of every token, 0 where the latent is silent."""
@@ -46,12 +53,15 @@ class Example:
         return values
 
     def __str__(self) -> str:
-        """A line: its largest activation, its data set and group, and its text with active tokens in brackets."""
-        active = set(self.positions)
-        text = printable("".join(f"⟦{p}⟧" if i in active else p for i, p in enumerate(self.tokens.pieces)))
+        """A line: its largest activation, its data set and group, and its text with active tokens in brackets.
+
+        Of a silent text, the token in brackets is the one at which the latent peaks elsewhere.
+        """
+        marked = {self.peak} if self.group == "silent" else set(self.positions)
+        text = printable("".join(f"⟦{p}⟧" if i in marked else p for i, p in enumerate(self.tokens.pieces)))
         before = "…" if self.token_start else ""
         after = "…" if self.token_start + len(self.tokens) < self.num_tokens else ""
-        where = self.group if self.group == "top" else f"{self.group} {self.quantile}"
+        where = f"{self.group} {self.quantile}" if self.group == "quantile" else self.group
         times = f" ({self.repeats + 1} texts)" if self.repeats else ""
         return f"{number(self.max):>7}  {self.dataset}/{where}{times}  {before}{text}{after}"
 
@@ -61,7 +71,7 @@ class Example:
 
 @public
 class ExampleList(list[Example]):
-    """Examples, strongest first; quantile groups after the top ones, highest band first."""
+    """Examples, strongest first; quantile groups after the top ones, highest band first; silent ones nearest first."""
 
     def __str__(self) -> str:
         return "\n".join(str(example) for example in self) or "no examples"

@@ -98,34 +98,36 @@ class LatentStatistics:
         return {name: value_of(self, name) for name in scalar_columns()} | {"top_tokens": list(self.top_tokens)}
 
     def __str__(self) -> str:
-        return _tables.card(f"latent {self.id} of {self.crosscoder}", self._facts())
+        return _tables.card(f"latent {self.id} of {self.crosscoder}", latent_facts(self))
 
     def _repr_html_(self) -> str:
-        return _html.page(_html.facts(f"latent {self.id} of {self.crosscoder}", self._facts()))
+        return _html.page(_html.facts(f"latent {self.id} of {self.crosscoder}", latent_facts(self)))
 
-    def _facts(self) -> list[tuple[str, str]]:
-        norms = f"base {number(self.norm_base)}, chat {number(self.norm_chat)}, cosine {number(self.cosine)}"
-        return [
-            ("name", ("★ " if self.is_starred else "") + self.name),
-            ("class", f"{self.latent_class} (relative norm {number(self.rel_norm)})"),
-            ("verdict", str(self.verdict)),
-            *([("specific to", self.verdict.specific_to)] if self.verdict.specific_to else []),
-            *([("part", self.part)] if self.part else []),
-            ("norms", norms),
-            ("nu_err", str(self.chat_direction.nu_err)),
-            ("nu_rec", str(self.chat_direction.nu_rec)),
-            ("beta_ratio", str(self.beta_ratio)),
-            ("base uselessness", number(self.base_uselessness)),
-            ("active tokens", f"{self.num_active} (frequency {self.frequency})"),
-            ("activation", f"mean {self.mean}, max {number(self.max)}"),
-            ("template share", number(self.template_share)),
-            ("repeats", f"{number(self.repeat_share)} of its active tokens repeat an earlier text"),
-            ("top tokens", " ".join(map(visible, self.top_tokens))),
-            ("base raises", " ".join(map(visible, self.logit_tokens_base))),
-            ("chat raises", " ".join(map(visible, self.logit_tokens_chat))),
-            ("nearest", ", ".join(f"{n.latent} ({number(n.cosine)})" for n in self.neighbours)),
-            ("fires with", ", ".join(f"{other.latent} ({number(other.index)})" for other in self.coactive)),
-        ]
+
+def latent_facts(latent: LatentStatistics) -> list[tuple[str, str]]:
+    """Its figures with their errors, as (what, value)."""
+    norms = f"base {number(latent.norm_base)}, chat {number(latent.norm_chat)}, cosine {number(latent.cosine)}"
+    return [
+        ("name", ("★ " if latent.is_starred else "") + latent.name),
+        ("class", f"{latent.latent_class} (relative norm {number(latent.rel_norm)})"),
+        ("verdict", str(latent.verdict)),
+        *([("specific to", latent.verdict.specific_to)] if latent.verdict.specific_to else []),
+        *([("part", latent.part)] if latent.part else []),
+        ("norms", norms),
+        ("nu_err", str(latent.chat_direction.nu_err)),
+        ("nu_rec", str(latent.chat_direction.nu_rec)),
+        ("beta_ratio", str(latent.beta_ratio)),
+        ("base uselessness", number(latent.base_uselessness)),
+        ("active tokens", f"{latent.num_active} (frequency {latent.frequency})"),
+        ("activation", f"mean {latent.mean}, max {number(latent.max)}"),
+        ("template share", number(latent.template_share)),
+        ("repeats", f"{number(latent.repeat_share)} of its active tokens repeat an earlier text"),
+        ("top tokens", " ".join(map(visible, latent.top_tokens))),
+        ("base raises", " ".join(map(visible, latent.logit_tokens_base))),
+        ("chat raises", " ".join(map(visible, latent.logit_tokens_chat))),
+        ("nearest", ", ".join(f"{n.latent} ({number(n.cosine)})" for n in latent.neighbours)),
+        ("fires with", ", ".join(f"{other.latent} ({number(other.index)})" for other in latent.coactive)),
+    ]
 
 
 def latent_cells(latent: LatentStatistics) -> tuple[str, ...]:

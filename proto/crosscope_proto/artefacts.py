@@ -120,6 +120,8 @@ class ExampleGroup(StrEnum):
 
     TOP = "top"
     QUANTILE = "quantile"
+    SILENT = "silent"
+    """The latent does not fire on it, although the text has the token at which the latent peaks elsewhere."""
 
 
 @dataclass(frozen=True)

@@ -333,13 +333,26 @@ EXAMPLE_COLUMNS: tuple[Column, ...] = (
     Column("latent", "uint32", "Latent id."),
     Column("dataset", "string", "Name of the data set."),
     Column("group", "string", "An ExampleGroup."),
-    Column("quantile", "uint8", "Band of the sequence maximum, 0 the lowest; 0 in group top."),
+    Column("quantile", "uint8", "Band of the sequence maximum, 0 the lowest; 0 in the other groups."),
     Column("rank", "uint32", "Rank within (latent, dataset, group, quantile), 0 first."),
     Column("sequence", "uint32", "Id in sequences.parquet."),
     Column("max", "float32", "Largest scaled activation in the sequence."),
-    Column("positions", "list<uint16>", "Token positions with an activation, ascending."),
+    Column(
+        "positions",
+        "list<uint16>",
+        "Token positions with an activation, ascending; in group silent the token that peaks elsewhere, with value 0.",
+    ),
     Column("values", "list<float32>", "Their scaled activations; float16 in versions from before November 2026."),
     Column("repeats", "uint32", "Number of further texts with the same tokens around the peak.", absent=0),
+    Column("group_low", "float32", "Smallest maximum of the texts of its data set, group and band.", absent=0),
+    Column("group_high", "float32", "Largest maximum of the texts of its data set, group and band.", absent=0),
+    Column(
+        "group_texts",
+        "uint32",
+        "Number of these texts, equal ones counted once: in group top all on which it fires, in group silent those "
+        "found silent among the texts that were looked at; 0: not counted.",
+        absent=0,
+    ),
 )
 """Columns of examples/part-NN.parquet."""
 

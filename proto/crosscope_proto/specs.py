@@ -331,6 +331,9 @@ class AnalysisSpec:
     """Number of bands into which texts are divided by their largest activation (group quantile)."""
     examples_per_quantile: Natural = 5
     """For each latent, data set and band, this many texts are kept as examples."""
+    silent_examples: Natural = 5
+    """For each latent and data set, this many texts are kept as examples on which the latent stays silent although they
+    have the token of its peaks (group silent)."""
     uselessness_steps: Count = 500
     """Training steps of the published base uselessness (math §5)."""
     uselessness_lr: Positive = 0.01

@@ -34,7 +34,7 @@ class TextTokens:
 
 @dataclass(frozen=True)
 class Example:
-    """One text on which a latent fires."""
+    """One text on which a latent fires, or stays silent."""
 
     sequence_id: int
     dataset: str
@@ -47,12 +47,16 @@ class Example:
     num_tokens: int
     """Tokens of the whole text."""
     positions: list[int]
-    """Relative to token_start, like `peak`."""
+    """Relative to token_start, like `peak`; empty in group silent."""
     activations: list[float]
     max: float
     peak: int
     repeats: int
     """Number of further texts that it stands for."""
+    group_low: float
+    """Smallest and largest maximum, and number, of the texts of its data set, group and band."""
+    group_high: float
+    group_texts: int
 
     @property
     def key(self) -> Key:
@@ -82,7 +86,8 @@ class ExampleReader:
     ) -> tuple[list[Example], bool]:
         """A page of a latent's examples, and whether it is the last one.
 
-        Strongest first; quantile groups after the top ones, highest band first. `context` is the number of tokens
+        Strongest first; quantile groups after the top ones, highest band first. Without a group, those on which it
+        fires; silent ones come nearest first. `context` is the number of tokens
         shown on each side of the peak, None for whole texts. Raises BrokenArtefact.
         """
         rows = self._rows(latent, group, dataset)
@@ -110,13 +115,15 @@ class ExampleReader:
         rows = [
             row
             for row in part.rows(latent)
-            if (group is None or row["group"] == group) and (dataset is None or row["dataset"] == dataset)
+            if (row["group"] != ExampleGroup.SILENT if group is None else row["group"] == group)
+            and (dataset is None or row["dataset"] == dataset)
         ]
         rows.sort(
             key=lambda row: (
                 row["group"] != ExampleGroup.TOP,
                 -row["quantile"],
                 -row["max"],
+                row["rank"] if row["group"] == ExampleGroup.SILENT else 0,
                 row["dataset"],
                 row["rank"],
             )
@@ -140,7 +147,7 @@ class ExampleReader:
         inside = [
             (position - start, value)
             for position, value in zip(positions, values, strict=True)
-            if start <= position < end
+            if start <= position < end and row["group"] != ExampleGroup.SILENT
         ]
         return Example(
             sequence_id=sequence,
@@ -158,6 +165,9 @@ class ExampleReader:
             max=row["max"],
             peak=peak - start,
             repeats=row.get("repeats", 0),
+            group_low=row.get("group_low", 0.0),
+            group_high=row.get("group_high", 0.0),
+            group_texts=row.get("group_texts", 0),
         )
 
     def _texts(self) -> dict[str, Any]:

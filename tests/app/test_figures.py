@@ -104,7 +104,7 @@ def test_latent_says_its_part_and_for_how_many_texts_an_example_stands(sinks: st
     for shown in (re.compile(r"part\s*delta"), repeats, "β ratio", re.compile(r"texts\s*1")):
         expect(facts).to_contain_text(shown)
     expect(page.get_by_text("Not measured: Gemma has no head in …/gemma.")).to_be_visible()
-    expect(page.locator(".strip .head").first).to_contain_text("stands for 2 more texts")
+    expect(page.locator(".strip .head").first).to_contain_text("like it")
 
 
 def test_atlas_filters_by_part_and_by_token(stack: Stack, sinks: str, open_page: OpenPage) -> None:

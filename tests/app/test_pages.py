@@ -252,8 +252,15 @@ def test_latent_shows_class_evidence_and_examples_of_the_server(stack: Stack, op
     shown = re.search(r"activation ([\d.]+) of latent 7", label)
     assert shown is not None
     assert float(shown[1]) == pytest.approx(example.max, abs=0.06)
+    expect(page.get_by_text("Silent on the same token")).to_be_visible()
+    expect(page.locator(".strip .head", has_text="silent on")).to_have_count(4)
+    expect(page.get_by_text(re.compile("silent texts were found"))).to_be_visible()
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Save as HTML").click()
+    assert f"<h2>Latent {latent.id}</h2>" in saved.value.path().read_text("utf-8")
+    page.get_by_text("top", exact=True).click()
     page.get_by_role("button", name="More examples").click()
-    expect(page.locator(".strip")).to_have_count(20)
+    expect(page.get_by_role("button", name="More examples")).to_have_count(0)
 
 
 def test_token_view_works_by_keyboard_and_keeps_the_lock_in_the_url(stack: Stack, open_page: OpenPage) -> None:

@@ -101,6 +101,19 @@ def test_latents_by_verdict(cli) -> None:
     assert "there are supported, weak, contradicted, too_few, not_judged" in err
 
 
+def test_latents_as_one_file(cli, tmp_path) -> None:
+    file = tmp_path / "latents.html"
+    code, out, _ = cli("export", "html", "demo", "0", "3", "--out", str(file))
+    assert (code, out) == (0, f"{file}: {file.stat().st_size:,} bytes\n")
+    assert file.read_text("utf-8").count("<section") == 2
+    code, _, err = cli("export", "html", "demo", "--out", str(file))
+    assert code == 2
+    assert "name latents, or give --prompt a text" in err
+    code, _, err = cli("export", "html", "demo", "0", "--out", str(tmp_path / "none" / "latents.html"))
+    assert code == 1
+    assert "cannot be written" in err
+
+
 def test_latent_and_crosscoder(cli) -> None:
     code, out, _ = cli("latent", "demo", "0", "--examples", "2", "--context", "3")
     assert code == 0

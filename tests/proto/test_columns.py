@@ -44,7 +44,7 @@ ON_DISK = {
     "SEQUENCE_COLUMNS": "id:uint32 dataset:string token_ids:list<uint32> pieces:list<string> roles:list<uint8>",
     "EXAMPLE_COLUMNS": """
         latent:uint32 dataset:string group:string quantile:uint8 rank:uint32 sequence:uint32 max:float
-        positions:list<uint16> values:list<float> repeats:uint32
+        positions:list<uint16> values:list<float> repeats:uint32 group_low:float group_high:float group_texts:uint32
     """,
     "METRIC_COLUMNS": "step:uint64 name:string value:float",
     "BEHAVIOUR_COLUMNS": """

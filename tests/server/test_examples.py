@@ -17,6 +17,12 @@ EXAMPLES = [
      "positions": [2, 7], "values": [1.0, 3.0]},
     {"latent": 6, "dataset": "a", "group": "top", "quantile": 0, "rank": 0, "sequence": 1, "max": 2.0,
      "positions": [0], "values": [2.0]},
+    {"latent": 7, "dataset": "a", "group": "silent", "quantile": 0, "rank": 0, "sequence": 0, "max": 0.0,
+     "positions": [6], "values": [0.0], "group_texts": 9},
+    {"latent": 7, "dataset": "a", "group": "silent", "quantile": 0, "rank": 1, "sequence": 1, "max": 0.0,
+     "positions": [4], "values": [0.0], "group_texts": 9},
+    {"latent": 7, "dataset": "a", "group": "top", "quantile": 0, "rank": 0, "sequence": 1, "max": 2.0,
+     "positions": [5], "values": [2.0], "group_low": 0.5, "group_high": 2.0, "group_texts": 3},
 ]  # fmt: skip
 SEQUENCES = [
     {"id": i, "dataset": "a", "token_ids": [i * 100 + t for t in range(10)], "pieces": [f"p{t}" for t in range(10)],
@@ -27,7 +33,17 @@ SEQUENCES = [
 
 @pytest.fixture
 def folder(tmp_path):
-    rows = [{**row, "repeats": 0, "values": np.array(row["values"], np.float16)} for row in EXAMPLES]
+    rows = [
+        {
+            "group_low": 0.0,
+            "group_high": 0.0,
+            "group_texts": 0,
+            **row,
+            "repeats": 0,
+            "values": np.array(row["values"], np.float16),
+        }
+        for row in EXAMPLES
+    ]
     (tmp_path / layout.EXAMPLES).mkdir()
     examples = pa.Table.from_pylist(rows, arrow_schema(EXAMPLE_COLUMNS))
     pq.write_table(examples, tmp_path / layout.EXAMPLES / "part-00.parquet")
@@ -65,6 +81,22 @@ def test_a_window_around_the_peak(folder, latent, context, ids, peak, positions)
     assert example.tokens.pieces == [f"p{token - 100}" for token in ids]
     assert (example.token_start, example.peak, example.positions) == (ids[0] - 100, peak, positions)
     assert example.num_tokens == 10
+
+
+def test_silent_texts_come_when_they_are_asked_for(folder):
+    """With the token that peaks elsewhere in the middle, and no activation."""
+    reader = ExampleReader(TableFolder(folder, {}), 16)
+    assert only(reader, 7, None).group is ExampleGroup.TOP
+    found, is_last = reader.page(7, ExampleGroup.SILENT, None, None, 1, 2)
+    rest, _ = reader.page(7, ExampleGroup.SILENT, None, found[0].key, 5, 2)
+    assert (len(found), is_last, [example.rank for example in (*found, *rest)]) == (1, False, [0, 1])
+    assert (found[0].tokens.ids, found[0].peak, found[0].positions, found[0].activations) == (
+        [4, 5, 6, 7, 8],
+        2,
+        [],
+        [],
+    )
+    assert (found[0].group_texts, rest[0].peak) == (9, 2)
 
 
 def test_a_version_that_was_removed_can_still_be_read(folder):

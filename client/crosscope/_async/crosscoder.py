@@ -12,13 +12,15 @@ from crosscope._async.handle import check_version
 from crosscope._async.pages import PAGE_SIZE, AsyncPages, Page
 from crosscope._async.transport import AsyncTransport
 from crosscope._errors import InvalidInput, ServerError
-from crosscope._examples import ExampleList
+from crosscope._examples import Example, ExampleList
+from crosscope._export import MOST_EXPORTED, latents_document, write_page
 from crosscope._filters import Condition, build_filters
 from crosscope._groups import MOST_GROUPED, LatentGroup, LatentGroupList, groups_of
 from crosscope._latents import LatentStatistics, latent_html, latent_table
 from crosscope._matches import LatentMatches
 from crosscope._prompts import check_count, check_text
 from crosscope._public import public
+from crosscope._sections import Section, sections
 from crosscope._steering import MODELS
 from crosscope._tables import MOST_ROWS
 from crosscope._types import Detector, TrainingCurves
@@ -28,6 +30,8 @@ from crosscope_proto.v1.latents_pb2_grpc import LatentsStub
 from crosscope_proto.verdict import Verdict
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     import pandas as pd
 
@@ -36,7 +40,9 @@ _GROUPS: dict[str | None, latents_pb2.ExampleGroup.ValueType] = {
     None: latents_pb2.EXAMPLE_GROUP_UNSPECIFIED,
     ExampleGroup.TOP: latents_pb2.EXAMPLE_GROUP_TOP,
     ExampleGroup.QUANTILE: latents_pb2.EXAMPLE_GROUP_QUANTILE,
+    ExampleGroup.SILENT: latents_pb2.EXAMPLE_GROUP_SILENT,
 }
+_NAMES = "'top', 'quantile', 'silent', or None for both on which it fires"
 
 
 @public
@@ -54,11 +60,16 @@ class AsyncLatent(LatentStatistics):
         dataset: str | None = None,
         context: int | None = None,
     ) -> ExampleList:
-        """Texts on which it fires, strongest first.
+        """Texts on which it fires, strongest first; of group "silent" the nearest texts on which it does not fire.
 
+        A silent text has the token at which the latent peaks elsewhere. Older versions have none.
         `context` is the number of tokens on each side of the peak; None gives the whole text.
         """
         return await self.source.examples(self.id, limit=limit, group=group, dataset=dataset, context=context)
+
+    async def to_html(self, path: "str | Path", *, limit: int = 10, context: int | None = 32) -> int:
+        """Writes it as one HTML file, as `AsyncCrosscoder.export_html` does, and returns the bytes written."""
+        return await self.source.export_html([self.id], path, limit=limit, context=context)
 
 
 @public
@@ -168,7 +179,7 @@ class AsyncCrosscoder(AsyncBehaviours):
     ) -> ExampleList:
         """Texts on which a latent fires; see `AsyncLatent.examples`."""
         if group not in _GROUPS:
-            raise InvalidInput.of("group", f"{group!r} is no group of examples; use 'top', 'quantile' or None for both")
+            raise InvalidInput.of("group", f"{group!r} is no group of examples; use {_NAMES}")
         request = latents_pb2.ListExamplesRequest(
             crosscoder=self.name,
             version_id=self._version,
@@ -188,6 +199,30 @@ class AsyncCrosscoder(AsyncBehaviours):
                 break
             request.page_token = reply.next_page_token
         return ExampleList(found[:limit])
+
+    async def html(self, latents: Iterable[int], *, limit: int = 10, context: int | None = 32) -> str:
+        """Some latents as one HTML document that opens without a server and loads nothing.
+
+        Each has its figures, their errors, its verdict, and at most `limit` examples of each group: the strongest,
+        those of the bands, and silent ones. `context` as in `examples`. Raises InvalidInput for no latent.
+        """
+        ids = [check_count(each, "latents") for each in latents]
+        if not 0 < len(ids) <= MOST_EXPORTED:
+            raise InvalidInput.of("latents", f"{len(ids)} latents; name 1 to {MOST_EXPORTED}")
+        shown: list[tuple[LatentStatistics, list[Section]]] = []
+        for each in ids:
+            latent = await self.latent(each)
+            found: list[Example] = []
+            for group in (ExampleGroup.TOP, ExampleGroup.QUANTILE, ExampleGroup.SILENT):
+                found += await self.examples(each, limit=limit, group=group, context=context)
+            shown.append((latent, sections(found, latent.max)))
+        return latents_document(self.info, shown)
+
+    async def export_html(
+        self, latents: Iterable[int], path: "str | Path", *, limit: int = 10, context: int | None = 32
+    ) -> int:
+        """Writes `html` to a file and returns the bytes written. Raises OSError if the file cannot be written."""
+        return write_page(path, await self.html(latents, limit=limit, context=context))
 
     def columns(self, *names: str, only_known: bool = False) -> AsyncColumns:
         """Columns of the statistics table, by name: what each means, and its values when they are first used.

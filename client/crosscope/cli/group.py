@@ -38,6 +38,7 @@ _COMMANDS = {
     "annotations": _Entry("crosscope.cli.annotations", "List, export and import labels, notes, stars and lists."),
     "groups": _Entry("crosscope.cli.groups", "Show which latents one model alone has, by what fires together."),
     "match": _Entry("crosscope.cli.groups", "Match the latents of two crosscoders of one pair."),
+    "export": _Entry("crosscope.cli.export", "Write latents or a prompt as one HTML file."),
     "encode": _Entry("crosscope.cli.prompts", "Show which latents every token of a prompt fires."),
     "top": _Entry("crosscope.cli.prompts", "Rank the latents that a prompt fires."),
     "tokenize": _Entry("crosscope.cli.prompts", "Show the tokens of a prompt and their roles."),

@@ -79,7 +79,7 @@ def latents(options: Options, crosscoder: str, where: tuple[str, ...], order_by:
 @click.argument("crosscoder")
 @click.argument("latent_id", metavar="LATENT", type=click.IntRange(min=0))
 @click.option("--examples", "limit", type=click.IntRange(min=0), default=5, show_default=True, help="Examples to show.")
-@click.option("--group", type=click.Choice(["top", "quantile"]), help="Only this group of examples.")
+@click.option("--group", type=click.Choice(["top", "quantile", "silent"]), help="Only this group of examples.")
 @click.option("--dataset", help="Only examples of this data set.")
 @click.option("--context", type=click.IntRange(min=0), help="Tokens on each side of the peak [the whole text].")
 @with_version

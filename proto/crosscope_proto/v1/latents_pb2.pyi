@@ -128,21 +128,25 @@ class _ExampleGroup:
 class _ExampleGroupEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExampleGroup.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     EXAMPLE_GROUP_UNSPECIFIED: _ExampleGroup.ValueType  # 0
-    """Not set: all groups."""
+    """Not set: all texts on which the latent fires."""
     EXAMPLE_GROUP_TOP: _ExampleGroup.ValueType  # 1
     """The sequences with the largest activations."""
     EXAMPLE_GROUP_QUANTILE: _ExampleGroup.ValueType  # 2
     """Sequences drawn evenly from quantile bands of the sequence maximum."""
+    EXAMPLE_GROUP_SILENT: _ExampleGroup.ValueType  # 3
+    """Texts on which the latent stays silent, although they have the token at which it peaks elsewhere; nearest first."""
 
 class ExampleGroup(_ExampleGroup, metaclass=_ExampleGroupEnumTypeWrapper):
     """Which examples of a latent."""
 
 EXAMPLE_GROUP_UNSPECIFIED: ExampleGroup.ValueType  # 0
-"""Not set: all groups."""
+"""Not set: all texts on which the latent fires."""
 EXAMPLE_GROUP_TOP: ExampleGroup.ValueType  # 1
 """The sequences with the largest activations."""
 EXAMPLE_GROUP_QUANTILE: ExampleGroup.ValueType  # 2
 """Sequences drawn evenly from quantile bands of the sequence maximum."""
+EXAMPLE_GROUP_SILENT: ExampleGroup.ValueType  # 3
+"""Texts on which the latent stays silent, although they have the token at which it peaks elsewhere; nearest first."""
 Global___ExampleGroup: _TypeAlias = ExampleGroup  # noqa: Y015
 
 @_typing.final
@@ -1191,7 +1195,7 @@ Global___GetLatentResponse: _TypeAlias = GetLatentResponse  # noqa: Y015
 
 @_typing.final
 class Example(_message.Message):
-    """One text on which a latent fires."""
+    """One text on which a latent fires, or stays silent."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1208,6 +1212,9 @@ class Example(_message.Message):
     MAX_FIELD_NUMBER: _builtins.int
     PEAK_FIELD_NUMBER: _builtins.int
     REPEATS_FIELD_NUMBER: _builtins.int
+    GROUP_LOW_FIELD_NUMBER: _builtins.int
+    GROUP_HIGH_FIELD_NUMBER: _builtins.int
+    GROUP_TEXTS_FIELD_NUMBER: _builtins.int
     sequence_id: _builtins.int
     """Its row in sequences.parquet."""
     dataset: _builtins.str
@@ -1225,16 +1232,26 @@ class Example(_message.Message):
     max: _builtins.float
     """Largest activation in the whole text."""
     peak: _builtins.int
-    """Position of the largest activation, relative to token_start."""
+    """Position of the largest activation, relative to token_start; in EXAMPLE_GROUP_SILENT that of the token at which the
+    latent peaks elsewhere.
+    """
     repeats: _builtins.int
     """Further texts that it stands for: their tokens around the peak are the same, so they are not shown."""
+    group_low: _builtins.float
+    """Smallest of the maxima of all texts of its data set, group and band; 0 in EXAMPLE_GROUP_SILENT."""
+    group_high: _builtins.float
+    """Largest of these maxima."""
+    group_texts: _builtins.int
+    """Number of these texts, equal ones counted once: in EXAMPLE_GROUP_TOP all on which the latent fires, in
+    EXAMPLE_GROUP_SILENT those found silent among the texts that were looked at. 0: the version does not say.
+    """
     @_builtins.property
     def tokens(self) -> _types_pb2.Tokens:
         """The text's tokens, or the window of them that was asked for."""
 
     @_builtins.property
     def positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Positions with an activation, relative to token_start."""
+        """Positions with an activation, relative to token_start; none in EXAMPLE_GROUP_SILENT."""
 
     @_builtins.property
     def activations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
@@ -1256,10 +1273,13 @@ class Example(_message.Message):
         max: _builtins.float = ...,
         peak: _builtins.int = ...,
         repeats: _builtins.int = ...,
+        group_low: _builtins.float = ...,
+        group_high: _builtins.float = ...,
+        group_texts: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activations", b"activations", "dataset", b"dataset", "group", b"group", "max", b"max", "num_tokens", b"num_tokens", "peak", b"peak", "positions", b"positions", "quantile", b"quantile", "rank", b"rank", "repeats", b"repeats", "sequence_id", b"sequence_id", "token_start", b"token_start", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activations", b"activations", "dataset", b"dataset", "group", b"group", "group_high", b"group_high", "group_low", b"group_low", "group_texts", b"group_texts", "max", b"max", "num_tokens", b"num_tokens", "peak", b"peak", "positions", b"positions", "quantile", b"quantile", "rank", b"rank", "repeats", b"repeats", "sequence_id", b"sequence_id", "token_start", b"token_start", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -35,6 +35,7 @@ _LARGE_PAGE = 100
 _GROUPS = {
     latents_pb2.EXAMPLE_GROUP_TOP: ExampleGroup.TOP,
     latents_pb2.EXAMPLE_GROUP_QUANTILE: ExampleGroup.QUANTILE,
+    latents_pb2.EXAMPLE_GROUP_SILENT: ExampleGroup.SILENT,
 }
 _GROUP_NUMBERS = {group: number for number, group in _GROUPS.items()}
 
@@ -232,6 +233,9 @@ def _example_message(example: Example) -> latents_pb2.Example:
         max=example.max,
         peak=example.peak,
         repeats=example.repeats,
+        group_low=example.group_low,
+        group_high=example.group_high,
+        group_texts=example.group_texts,
     )
 
 

@@ -8,17 +8,17 @@ import pyarrow as pa
 import pytest
 import torch
 
-from crosscope_worker.analysis import HeldOut, analyse, examples
+from crosscope_worker.analysis import HeldOut, analyse, examples, silent
 from crosscope_worker.analysis.examples import TextFacts, choose, peak_contexts
 from crosscope_worker.analysis.store import Segments, Store, runs
 from crosscope_worker.data.harvest import Harvest
 from crosscope_worker.data.texts import Text
 from crosscope_worker.tokenizer.pieces import lone_pieces, text_pieces
-from crosscope_worker.work import silent
+from crosscope_worker.work import silent as no_progress
 
 
 def run(world, tokenizer):
-    return analyse(world.crosscoder, HeldOut(world.harvests, world.datasets, tokenizer), world.spec, silent)
+    return analyse(world.crosscoder, HeldOut(world.harvests, world.datasets, tokenizer), world.spec, no_progress)
 
 
 def activations(world):
@@ -169,7 +169,7 @@ def test_segments_are_joined_once(make_world):
 def test_nothing_is_chosen_of_nothing(make_world):
     texts = TextFacts(np.empty(0, np.int64), np.empty(0, np.int64))
     choice = choose(Segments.empty(), np.empty(0, np.uint64), texts, ("documents",), make_world().spec)
-    assert [len(array) for array in vars(choice).values()] == [0] * 6
+    assert [len(array) for array in vars(choice).values()] == [0] * 9
 
 
 def test_runs_by_hand():
@@ -183,11 +183,13 @@ def test_bands_by_hand(make_world):
     spec = make_world(top_examples=2, examples_per_quantile=1).spec
     choice = choose_of([float(i) for i in range(10)], spec)
     picked = list(zip(choice.group.tolist(), choice.quantile.tolist(), choice.segment.tolist(), strict=True))
-    assert picked == [(0, 0, 1), (0, 1, 3), (0, 2, 6), (0, 3, 8), (1, 0, 9), (1, 0, 8)]
+    ranges = list(zip(choice.low.tolist(), choice.high.tolist(), choice.members.tolist(), strict=True))
+    assert ranges == [(0, 2, 3), (3, 4, 2), (5, 7, 3), (8, 9, 2), (0, 9, 10), (0, 9, 10)]
+    assert picked == [(0, 0, 1), (0, 1, 3), (0, 2, 6), (0, 3, 8), (2, 0, 9), (2, 0, 8)]
 
 
 def test_no_quantile_examples_when_none_are_asked_for(make_world, tokenizer):
-    world = make_world(examples_per_quantile=0)
+    world = make_world(examples_per_quantile=0, silent_examples=0)
     assert set(run(world, tokenizer).examples["group"].to_pylist()) == {"top"}
 
 
@@ -197,24 +199,77 @@ def test_ties_go_to_the_earlier_text(make_world):
     assert choice.segment.tolist() == [1, 2]
 
 
-def test_top_tokens_and_the_text_around_the_peak(make_world, tokenizer):
-    """One latent that reads dimension 0 of the base model; token 50 peaks in two texts, token 60 in the first."""
-    world = make_world(num_latents=4, threshold=None, input_scale=(1.0, 1.0))
+def reading_one_dimension(make_world, texts, **spec):
+    """A world of (data set, token ids, activations of latent 1): it reads dimension 0 of the base model, all others
+    are dead. A first token is left out."""
+    world = make_world(num_latents=4, threshold=None, input_scale=(1.0, 1.0), **spec)
     crosscoder = world.crosscoder
     crosscoder.W_enc = torch.zeros_like(crosscoder.W_enc)
     crosscoder.W_enc[0, 1] = 1.0
     crosscoder.b_enc = torch.zeros(4)
-    texts, x = [], []
-    for peak in (60, 50, 50):
-        ids = np.array([2, 40 + len(texts), peak, 70 + len(texts)])
-        texts.append(Text(0, ids, np.array([2, 1, 1, 1], np.uint8)))
-        rows = torch.zeros(4, 10)
-        rows[1:, 0] = torch.tensor([1.0, 3.0, 2.0])
-        x.append(rows)
-    index = torch.arange(3).repeat_interleave(4)
-    position, zeros = torch.arange(4).repeat(3), torch.zeros(12, dtype=torch.uint8)
-    world.harvests = [Harvest(texts, torch.cat(x), index, position, zeros + 1, zeros)]
-    latents = run(world, tokenizer).latents
+    lengths = torch.tensor([len(ids) - 1 for _, ids, _ in texts])
+    x = torch.zeros(int(lengths.sum()), 10)
+    x[:, 0] = torch.tensor([value for _, _, values in texts for value in values[1:]])
+    held = [Text(each, np.array(ids), np.array([2] + [1] * (len(ids) - 1), np.uint8)) for each, ids, _ in texts]
+    position = torch.cat([torch.arange(1, n + 1) for n in lengths.tolist()])
+    ones = torch.ones(len(x), dtype=torch.uint8)
+    dataset = torch.tensor([each for each, _, _ in texts], dtype=torch.uint8).repeat_interleave(lengths)
+    world.harvests = [Harvest(held, x, torch.arange(len(texts)).repeat_interleave(lengths), position, ones, dataset)]
+    return world
+
+
+def test_silent_texts_by_hand(make_world, tokenizer):
+    """Latent 1 peaks on token 50. Nearest is the text that shares most of the tokens around it; equal texts are one."""
+    quiet = [0.0] * 6
+    texts = [
+        (0, [2, 40, 41, 50, 42, 43], [0, 0, 0, 3.0, 0, 0]),
+        (0, [2, 60, 61, 50, 62, 63], quiet),  # shares BOS
+        (0, [2, 40, 41, 50, 42, 44], quiet),  # shares four
+        (0, [50, 40, 41, 42, 43, 44], quiet),  # the token is left out, so nobody knows
+        (0, [2, 40, 41, 51, 42, 43], quiet),  # another token
+        (0, [2, 50, 41, 45, 42, 43], [0, 0, 0, 1.0, 0, 0]),  # it fires elsewhere
+        (0, [2, 60, 61, 50, 62, 63], quiet),  # once more
+        (0, [2, 70, 41, 50, 71, 50], quiet),  # twice; the first shares BOS and 41, the second nothing
+        (1, [2, 40, 41, 50, 42, 43], quiet),  # of a data set in which it never fires
+    ]
+    world = reading_one_dimension(make_world, texts)
+    names = ("group_texts", "rank", "positions", "values", "max", "repeats", "group_low", "group_high")
+    by_text = {}
+    for keep in (5, 2, 0):
+        world.spec = replace(world.spec, silent_examples=keep)
+        analysis = run(world, tokenizer)
+        ids = analysis.sequences["token_ids"].to_pylist()
+        rows = [row for row in analysis.examples.to_pylist() if row["group"] == "silent"]
+        assert {(row["latent"], row["dataset"]) for row in rows} == ({(1, "documents")} if keep else set())
+        by_text[keep] = [(ids[row["sequence"]], *(row[name] for name in names)) for row in rows]
+    assert by_text[5] == [
+        (texts[2][1], 3, 0, [3], [0.0], 0.0, 0, 0.0, 0.0),
+        (texts[7][1], 3, 1, [3], [0.0], 0.0, 0, 0.0, 0.0),
+        (texts[1][1], 3, 2, [3], [0.0], 0.0, 1, 0.0, 0.0),
+    ]
+    assert (by_text[2], by_text[0]) == (by_text[5][:2], [])
+
+
+def test_silent_texts_are_the_same_in_pieces(make_world, tokenizer, monkeypatch):
+    world = make_world(num_texts=61, seed=4)
+    for harvest in world.harvests:
+        for text in harvest.texts:
+            text.ids[:] %= 7
+    whole = run(world, tokenizer).examples
+    found = [row for row in whole.to_pylist() if row["group"] == "silent"]
+    fired = {(latent, ids) for (_, ids), latents in activations(world).items() for latent in latents}
+    ids = [tuple(each) for each in run(world, tokenizer).sequences["token_ids"].to_pylist()]
+    assert len(found) > 10
+    assert not any((row["latent"], ids[row["sequence"]]) in fired for row in found)
+    monkeypatch.setattr(silent, "KEYS_AT_ONCE", 3)
+    monkeypatch.setattr(silent, "SEGMENTS_AT_ONCE", 5)
+    assert run(world, tokenizer).examples.equals(whole)
+
+
+def test_top_tokens_and_the_text_around_the_peak(make_world, tokenizer):
+    """One latent that reads dimension 0 of the base model; token 50 peaks in two texts, token 60 in the first."""
+    texts = [(0, [2, 40 + n, peak, 70 + n], [0, 1, 3, 2]) for n, peak in enumerate((60, 50, 50))]
+    latents = run(reading_one_dimension(make_world, texts), tokenizer).latents
     assert latents["top_tokens"].to_pylist() == [[], lone_pieces(tokenizer, [50, 60]), [], []]
     # All three texts are equally strong: the first one counts.
     first, second, peak, behind = text_pieces(tokenizer, np.array([2, 40, 60, 70]))

@@ -1,4 +1,5 @@
-"""The choice of examples: the strongest texts of every latent and data set, and texts from bands of their maxima.
+"""The choice of examples: the strongest texts of every latent and data set, and texts from bands of their maxima; the
+table of them and of the silent ones (silent.py).
 
 Both are exact over all held-out texts, because every (latent, text) maximum is kept through the pass (store.py). Of
 texts that are equal around a latent's peak (repeats.WINDOW tokens on each side), only the strongest is chosen, with the
@@ -18,20 +19,22 @@ from crosscope_proto.column import arrow_schema
 from crosscope_proto.columns import EXAMPLE_COLUMNS, SEQUENCE_COLUMNS
 from crosscope_proto.specs import AnalysisSpec
 from crosscope_worker.analysis.columns import chosen, lists, plain
-from crosscope_worker.analysis.repeats import Hashes, WindowHashes
-from crosscope_worker.analysis.store import Segments, Store, runs
+from crosscope_worker.analysis.repeats import Hashes, WindowHashes, distinct
+from crosscope_worker.analysis.silent import Corpus, Silent, anchors, choose_silent
+from crosscope_worker.analysis.store import ENTRY, Segments, Store, runs
 from crosscope_worker.tokenizer.pieces import text_pieces
 
 if TYPE_CHECKING:
     from crosscope_worker.tokenizer.tokens import TextTokenizer
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
 NUM_TOP_TOKENS = 10
 PEAK_CONTEXT = 4
 """Tokens on each side of the peak that a latent is called by until somebody labels it."""
 SEGMENTS_AT_ONCE = 1 << 20
 """Segments that are sorted at a time, about 220 bytes each; a latent with more is sorted alone."""
-_GROUPS = (ExampleGroup.QUANTILE, ExampleGroup.TOP)
+_GROUPS = (ExampleGroup.QUANTILE, ExampleGroup.SILENT, ExampleGroup.TOP)
 """In alphabetical order, as the table is sorted."""
 
 
@@ -48,6 +51,10 @@ class Choice:
     rank: Ints
     repeats: Ints
     """Number of further texts that the example stands for."""
+    low: Floats
+    """Smallest and largest maximum, and number, of the texts of its data set, group and band."""
+    high: Floats
+    members: Ints
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,7 @@ def choose(segments: Segments, windows: Hashes, texts: TextFacts, names: Sequenc
     rank r with `r·quantiles // n = q`). From each band `examples_per_quantile` are chosen at even distances, strongest
     first.
 
-    Memory: 12 bytes a segment, 88 a chosen example, and the memory for SEGMENTS_AT_ONCE.
+    Memory: 12 bytes a segment, 104 a chosen example, and the memory for SEGMENTS_AT_ONCE.
     """
     sizes = np.bincount(segments.latent)
     by_latent = np.argsort(segments.latent, kind="stable")
@@ -92,8 +99,9 @@ def choose(segments: Segments, windows: Hashes, texts: TextFacts, names: Sequenc
         own = by_latent[ends[first] - sizes[first] : ends[last - 1]]
         part = _choose(segments.at(own), windows[own], texts, names, spec)
         parts.append(replace(part, segment=own[part.segment]))
+    parts = parts or [_choose(segments, windows, texts, names, spec)]
     columns = ([getattr(part, name) for part in parts] for name in Choice.__dataclass_fields__)
-    return Choice(*(np.concatenate([np.empty(0, np.int64), *column]) for column in columns))
+    return Choice(*(np.concatenate(column) for column in columns))
 
 
 def _choose(segments: Segments, windows: Hashes, texts: TextFacts, names: Sequence[str], spec: AnalysisSpec) -> Choice:
@@ -101,7 +109,7 @@ def _choose(segments: Segments, windows: Hashes, texts: TextFacts, names: Sequen
     dataset = texts.dataset[segments.text]
     key = segments.latent.astype(np.int64) * max(1, len(names)) + dataset
     order = np.lexsort((segments.text, -segments.max, key))
-    first, repeats = _distinct(key[order], windows[order], texts.copies[segments.text][order])
+    first, repeats = distinct(key[order], windows[order], texts.copies[segments.text][order])
     order = order[first]
     key = key[order]
     begins = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]])) if len(key) else np.empty(0, np.int64)
@@ -116,27 +124,31 @@ def _choose(segments: Segments, windows: Hashes, texts: TextFacts, names: Sequen
     drawn = _evenly(last - (n - 1 - rank), last - first + 1, spec.examples_per_quantile)
     banded = np.flatnonzero(drawn >= 0)
 
-    segment = order[np.concatenate([banded, top])]
-    group = np.repeat([0, 1], [len(banded), len(top)])
+    drawn_from = np.concatenate([banded, top])
+    segment = order[drawn_from]
+    group = np.repeat([_GROUPS.index(ExampleGroup.QUANTILE), _GROUPS.index(ExampleGroup.TOP)], [len(banded), len(top)])
     quantile = np.concatenate([band[banded], np.zeros(len(top), np.int64)])
+    begin = np.repeat(begins, size)[drawn_from]
+    weakest = begin + n[drawn_from] - 1 - np.concatenate([first[banded], np.zeros(len(top), np.int64)])
+    strongest = begin + np.concatenate([(n - 1 - last)[banded], np.zeros(len(top), np.int64)])
     rank = np.concatenate([drawn[banded], rank[top]])
-    repeats = repeats[np.concatenate([banded, top])]
-    by_name = np.argsort(np.argsort(np.asarray(names, dtype=str), kind="stable"), kind="stable")
-    rows = np.lexsort((rank, quantile, group, by_name[dataset[segment]], segments.latent[segment]))
-    return Choice(segment[rows], dataset[segment][rows], group[rows], quantile[rows], rank[rows], repeats[rows])
+    rows = np.lexsort((rank, quantile, group, _by_name(names)[dataset[segment]], segments.latent[segment]))
+    return Choice(
+        segment=segment[rows],
+        dataset=dataset[segment][rows],
+        group=group[rows],
+        quantile=quantile[rows],
+        rank=rank[rows],
+        repeats=repeats[drawn_from][rows],
+        low=segments.max[order[weakest]][rows],
+        high=segments.max[order[strongest]][rows],
+        members=(weakest - strongest + 1)[rows],
+    )
 
 
-def _distinct(key: Ints, windows: Hashes, copies: Ints) -> tuple[Ints, Ints]:
-    """Indices of the first member of each (key, window), ascending, and how many more texts each stands for."""
-    if len(key) == 0:
-        return np.empty(0, np.int64), np.empty(0, np.int64)
-    together = np.lexsort((windows, key))
-    key, windows = key[together], windows[together]
-    begins = np.flatnonzero(np.concatenate([[True], (key[1:] != key[:-1]) | (windows[1:] != windows[:-1])]))
-    repeats = np.add.reduceat(copies[together], begins) - 1
-    first = together[begins]
-    order = np.argsort(first)
-    return first[order], repeats[order]
+def _by_name(names: Sequence[str]) -> Ints:
+    """The place of each data set in the order of their names, as the table is sorted."""
+    return np.argsort(np.argsort(np.asarray(names, dtype=str), kind="stable"), kind="stable")
 
 
 def _evenly(rank: Ints, members: Ints, count: int) -> Ints:
@@ -153,23 +165,51 @@ def _evenly(rank: Ints, members: Ints, count: int) -> Ints:
     return np.where(members <= count, rank, np.where(following > pick, pick, -1))
 
 
-def example_table(choice: Choice, segments: Segments, store: Store, names: Sequence[str]) -> tuple[pa.Table, Ints]:
+def silent_texts(choice: Choice, segments: Segments, store: Store, spec: AnalysisSpec) -> Silent:
+    """The silent examples of each latent and data set that has top examples."""
+    if spec.silent_examples == 0:
+        return Silent.empty()
+    top = np.flatnonzero(choice.group == _GROUPS.index(ExampleGroup.TOP))
+    corpus = Corpus(store)
+    found = anchors(segments.at(choice.segment[top]), choice.dataset[top], corpus)
+    return choose_silent(found, segments, store, corpus, spec.silent_examples)
+
+
+def example_table(
+    choice: Choice, silent: Silent, segments: Segments, store: Store, names: Sequence[str]
+) -> tuple[pa.Table, Ints]:
     """The table of EXAMPLE_COLUMNS, and the texts to which it refers: `sequence` counts them in that order."""
-    segment = choice.segment
-    texts, sequence = np.unique(segments.text[segment].astype(np.int64), return_inverse=True)
-    length = segments.length[segment]
-    entries = store.entries(segments.start[segment], length)
+    segment, quiet = choice.segment, len(silent.text)
+    none = np.zeros(quiet, np.int64)
+    latent = np.concatenate([segments.latent[segment].astype(np.int64), silent.latent])
+    dataset = np.concatenate([choice.dataset, silent.dataset])
+    group = np.concatenate([choice.group, none + _GROUPS.index(ExampleGroup.SILENT)])
+    quantile, rank = np.concatenate([choice.quantile, none]), np.concatenate([choice.rank, silent.rank])
+    rows = np.lexsort((rank, quantile, group, _by_name(names)[dataset], latent))
+    texts, sequence = np.unique(
+        np.concatenate([segments.text[segment].astype(np.int64), silent.text]), return_inverse=True
+    )
+    length = np.concatenate([segments.length[segment].astype(np.int64), none + 1])[rows]
+    entries = np.zeros(int(length.sum()), ENTRY)
+    is_silent = np.repeat(rows >= len(segment), length)
+    # Rows of one kind keep their order, so their entries follow one another.
+    order = rows[rows < len(segment)]
+    entries[~is_silent] = store.entries(segments.start[segment][order], segments.length[segment][order])
+    entries["position"][is_silent] = silent.position[rows[rows >= len(segment)] - len(segment)]
     columns = {
-        "latent": segments.latent[segment],
-        "dataset": chosen(list(names), choice.dataset),
-        "group": chosen([str(group) for group in _GROUPS], choice.group),
-        "quantile": choice.quantile.astype(np.uint8),
-        "rank": choice.rank.astype(np.uint32),
-        "sequence": sequence.reshape(-1).astype(np.uint32),
-        "max": segments.max[segment],
+        "latent": latent[rows].astype(np.uint32),
+        "dataset": chosen(list(names), dataset[rows]),
+        "group": chosen([str(each) for each in _GROUPS], group[rows]),
+        "quantile": quantile[rows].astype(np.uint8),
+        "rank": rank[rows].astype(np.uint32),
+        "sequence": sequence.reshape(-1)[rows].astype(np.uint32),
+        "max": np.concatenate([segments.max[segment], none.astype(np.float32)])[rows],
         "positions": lists(length, plain(np.ascontiguousarray(entries["position"]))),
         "values": lists(length, plain(np.ascontiguousarray(entries["value"]))),
-        "repeats": choice.repeats.astype(np.uint32),
+        "repeats": np.concatenate([choice.repeats, silent.repeats])[rows].astype(np.uint32),
+        "group_low": np.concatenate([choice.low, none.astype(np.float32)])[rows],
+        "group_high": np.concatenate([choice.high, none.astype(np.float32)])[rows],
+        "group_texts": np.concatenate([choice.members, silent.members])[rows].astype(np.uint32),
     }
     return pa.table(columns, schema=arrow_schema(EXAMPLE_COLUMNS)), texts
 

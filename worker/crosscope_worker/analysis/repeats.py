@@ -83,6 +83,21 @@ class FirstShards:
         return shards, known
 
 
+def distinct(
+    key: NDArray[np.int64], windows: NDArray[np.integer], copies: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indices of the first member of each (key, window), ascending, and how many more texts each stands for."""
+    if len(key) == 0:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    together = np.lexsort((windows, key))
+    key, windows = key[together], windows[together]
+    begins = np.flatnonzero(np.concatenate([[True], (key[1:] != key[:-1]) | (windows[1:] != windows[:-1])]))
+    repeats = np.add.reduceat(copies[together], begins) - 1
+    first = together[begins]
+    order = np.argsort(first)
+    return first[order], repeats[order]
+
+
 def _powers(base: np.uint64, count: int) -> Hashes:
     factors = np.full(count, base, np.uint64)
     factors[:1] = 1

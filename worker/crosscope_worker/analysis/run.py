@@ -26,6 +26,7 @@ from crosscope_worker.analysis.examples import (
     peak_contexts,
     peak_windows,
     sequence_table,
+    silent_texts,
     top_tokens,
 )
 from crosscope_worker.analysis.fidelity import fidelity, patched_latents
@@ -144,7 +145,7 @@ def _tables(
     progress(Stage.ANALYSE, _PASS_SHARE, "choosing examples")
     segments = store.segments()
     choice = choose(segments, peak_windows(segments, store), TextFacts.of(store), datasets, spec)
-    examples, texts = example_table(choice, segments, store, datasets)
+    examples, texts = example_table(choice, silent_texts(choice, segments, store, spec), segments, store, datasets)
     progress(Stage.ANALYSE, 0.92, "scoring behaviours")
     behaviours = behaviour_table(store, segments)
     progress(Stage.ANALYSE, 0.94, "scoring every latent")

@@ -1,7 +1,7 @@
 """The store of a pass: each distinct text once, and the segments in which every latent fires.
 
 A segment is one latent in one text: its largest activation, the position of that, and a run of (position, value)
-entries. Memory: 22 bytes a segment, 30 for a moment while `segments` joins them, and 5 bytes a token of text. The
+entries. Memory: 22 bytes a segment, 30 for a moment while `segments` joins them, and 6 bytes a token of text. The
 entries, 6 bytes each, lie in a temporary file that has no name and vanishes with the process. A text with the same
 tokens as an earlier text of its data set is counted there and left out, because the same latents fire in the same way.
 
@@ -68,6 +68,9 @@ class Store:
         """Number of times that each of the texts occurred."""
         self._seen: dict[tuple[int, bytes], int] = {}
         self._kept: list[int] = []
+        self._starts: list[int] = []
+        self._read = bytearray()
+        """Of each token of the texts, 1 if a block has it."""
         self._file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         self._num_entries = 0
         self._parts = {name: [array] for name, array in vars(Segments.empty()).items()}
@@ -84,6 +87,8 @@ class Store:
             return
         self._seen[key] = len(self.texts)
         self._kept.append(len(self.texts))
+        self._starts.append(len(self._read))
+        self._read.extend(bytes(len(ids)))
         self.texts.append(text)
         self.copies.append(1)
 
@@ -94,14 +99,18 @@ class Store:
         """
         kept = np.asarray(self._kept)
         tokens = block.tokens.cpu().numpy()
-        text = kept[block.text.cpu().numpy()][tokens]
+        text_of = kept[block.text.cpu().numpy()]
+        position = block.position.cpu().numpy()
+        first = text_of >= 0
+        np.frombuffer(self._read, np.uint8)[np.asarray(self._starts, np.int64)[text_of[first]] + position[first]] = 1
+        text = text_of[tokens]
         ours = text >= 0
         tokens, text = tokens[ours], text[ours]
         if len(text) == 0:
             return
         latent = block.latents.cpu().numpy()[ours]
         value = block.scaled.cpu().numpy()[ours]
-        position = block.position.cpu().numpy()[tokens]
+        position = position[tokens]
         begins = np.flatnonzero(np.concatenate([[True], (latent[1:] != latent[:-1]) | (text[1:] != text[:-1])]))
         length = np.diff(np.append(begins, len(latent)))
         largest = np.maximum.reduceat(value, begins)
@@ -141,6 +150,10 @@ class Store:
         self._file.flush()
         everything = np.memmap(self._file, ENTRY, mode="r", shape=(self._num_entries,))
         return np.asarray(everything[ranges(start, length)])
+
+    def was_read(self) -> NDArray[np.bool_]:
+        """[token] of all texts, end to end: whether the pass read it, or the token policy left it out."""
+        return np.frombuffer(bytes(self._read), np.bool_)
 
     def close(self) -> None:
         """Frees the temporary file."""

@@ -6,17 +6,14 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from crosscope import CrosscoderInfo, Example, ExampleGroup, Latent, LatentScaling, TokenRole
-from crosscope.app import address, bars_view, panels, prompts, session, tables, text, url, word_panel, words
+from crosscope import CrosscoderInfo, Latent, LatentScaling, TokenRole
+from crosscope.app import address, bars_view, latent_examples, panels, session, tables, text, url, word_panel, words
 from crosscope.app.columns import AXES, DIFFERENCE_EVIDENCE, EVIDENCE
 from crosscope.app.palette import MODEL_COLOURS, NEUTRAL, ROLE_COLOURS, ROLE_NAMES
 from crosscope.app.selection import Selection
 from crosscope.app.table_view import Column, table_view
-from crosscope.app.token_view import strip_of_latent, token_view
 from crosscope.app.views.atlas import current, order_name
 
-EXAMPLES_A_PAGE = 10
-MAX_EXAMPLES = 200
 PLACED = frozenset(
     {
         *(*EVIDENCE, *DIFFERENCE_EVIDENCE, "max", "mean", "frequency", "cosine", "repeat_share", "template_share"),
@@ -24,9 +21,6 @@ PLACED = frozenset(
     }
 )
 """Columns that the page shows in a place of their own; template_share follows from the shares by role."""
-CONTEXTS = (8, 16, 32, 64, 128, 0)
-"""Tokens on each side of the peak; 0 is the whole text."""
-GROUPS = {"all": None, "top": "top", "quantiles": "quantile"}
 
 
 def page() -> None:
@@ -47,13 +41,27 @@ def page() -> None:
     panels.evidence(latent, session.uselessness_floor(chosen))
     word_panel.panel(latent, chosen)
     session.link("steer", "Steer with this latent", crosscoder=chosen.name, steer=f"{latent_id} add 1")
+    export(latent, chosen)
     with st.container(key="wrap-latent"):
         left, right = st.columns([2, 3], gap="large")
     with left:
         statistics(latent, chosen)
     with right:
         histogram(latent, chosen)
-        examples(latent, chosen)
+        latent_examples.examples(latent, chosen)
+
+
+def export(latent: Latent, info: CrosscoderInfo) -> None:
+    """A button that saves the latent and its examples as one file. The file is made when it is clicked."""
+    st.download_button(
+        "Save as HTML",
+        lambda: session.crosscoder(info.name, info.version_id).html([latent.id]),
+        f"{info.name}-latent-{latent.id}.html",
+        "text/html",
+        key=f"export-{latent.id}",
+        on_click="ignore",
+        help="One file with its figures and examples. It opens without a server and loads nothing.",
+    )
 
 
 def wanted(ids: np.ndarray, num_latents: int) -> int | None:
@@ -107,17 +115,6 @@ def neighbours_in(ids: np.ndarray, at: int | None) -> tuple[int | None, int | No
 def show(latent_id: int | None) -> None:
     """Goes to another latent and starts its examples from the top."""
     url.write({"latent": str(latent_id), "n": None, "token": None})
-
-
-def context_name(tokens: int) -> str:
-    """The name of a context width as people read it."""
-    return f"± {tokens} tokens" if tokens else "whole text"
-
-
-def locked_token() -> tuple[int, int] | None:
-    """The locked token of the URL: the index of its example, and its own in the example; None if none is locked."""
-    example, _, token = st.query_params.get("token", "").partition(".")
-    return (int(example), int(token)) if example.isdecimal() and token.isdecimal() else None
 
 
 def statistics(latent: Latent, info: CrosscoderInfo) -> None:
@@ -179,15 +176,6 @@ def further(latent: Latent) -> list[tuple[str, str]]:
     row = latent.to_row()
     values: dict[str, Any] = {name: row[name] for name in AXES if name not in PLACED}
     return [(AXES[name].short, text.number(value)) for name, value in values.items() if not math.isnan(value)]
-
-
-def example_note(example: Example) -> str:
-    """An example's rank in its group, its strength and length, and the number of texts that it stands for."""
-    group = "top" if example.group is ExampleGroup.TOP else f"band {example.quantile}"
-    note = f"{group} {example.rank + 1} · max {text.number(example.max)} · {example.num_tokens} tokens"
-    if not example.repeats:
-        return note
-    return f"{note} · stands for {example.repeats:,} more {'text' if example.repeats == 1 else 'texts'}"
 
 
 def role_bars(latent: Latent, bos_left_out: bool) -> list[tuple[str, float, str, str]]:
@@ -281,67 +269,3 @@ def histogram(latent: Latent, info: CrosscoderInfo) -> None:
         return
     alt = "Histogram of its scaled activations, tokens on a logarithmic axis"
     bars_view.bars_view("histogram", alt, bars_view.activations(latent.histogram, info.histogram_edges))
-
-
-@st.fragment
-def examples(latent: Latent, info: CrosscoderInfo) -> None:
-    """Draws the texts on which it fires. Errors are shown here, because this part may be drawn again alone."""
-    with session.shown_errors():
-        list_examples(latent, info)
-
-
-def list_examples(latent: Latent, info: CrosscoderInfo) -> None:
-    """Texts on which it fires, with a choice of group, data set and context width."""
-    st.subheader("Examples")
-    row = st.container(horizontal=True, vertical_alignment="bottom")
-    group = url.segments(row, "Group", list(GROUPS), "all", "group")
-    dataset = url.choice(row, "Data set", ["all", *info.datasets], "all", "dataset", width=160)
-    context = url.choice(row, "Context", CONTEXTS, 32, "context", context_name, width=140)
-    limit = min(MAX_EXAMPLES, int(prompts.decimal(st.query_params.get("n"), EXAMPLES_A_PAGE)))
-    found = session.examples(
-        info.name,
-        info.version_id,
-        latent.id,
-        limit + 1,
-        GROUPS[group],
-        None if dataset == "all" else dataset,
-        context or None,
-    )
-    if not found:
-        st.markdown("No example in this choice. Try another group or data set.")
-        return
-    shown = found[:limit]
-    strips = [
-        strip_of_latent(
-            example.tokens.pieces,
-            example.tokens.roles,
-            latent.id,
-            example.positions,
-            example.activations,
-            title=example.dataset,
-            note=example_note(example),
-            token_start=example.token_start,
-            num_tokens=example.num_tokens,
-            peak=example.peak,
-        )
-        for example in shown
-    ]
-    if any(example.repeats for example in shown):
-        st.caption("An example that stands for more texts is one of several with the same words around the peak.")
-    event = token_view(
-        strips,
-        key="examples",
-        scale_max=latent.max or None,
-        colour_by=latent.id,
-        locked=locked_token(),
-        action="Prompt lab",
-    )
-    if event and event.kind in ("lock", "unlock"):
-        url.keep("token", f"{event.strip}.{event.position}" if event.kind == "lock" else None)
-    if event and event.kind == "open":
-        whole = session.examples(
-            info.name, info.version_id, latent.id, limit + 1, GROUPS[group], None if dataset == "all" else dataset, None
-        )[event.strip]
-        address.go("lab", crosscoder=info.name, by=latent.id, **prompts.of_tokens(whole.tokens).params())
-    if len(found) > limit and limit < MAX_EXAMPLES:
-        st.button("More examples", on_click=url.keep, args=("n", str(limit + EXAMPLES_A_PAGE)))

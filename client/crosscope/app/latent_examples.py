@@ -1,0 +1,150 @@
+"""The examples of a latent's page: the strongest, the bands, and the silent ones, each under a heading with its range.
+
+Does not know the statistics of the latent.
+"""
+
+import streamlit as st
+
+from crosscope import CrosscoderInfo, Example, ExampleGroup, ExampleList, Latent
+from crosscope._sections import Folded, Section, sections
+from crosscope.app import address, prompts, session, text, url
+from crosscope.app.token_view import Strip, TokenEvent, strip_of_latent, token_view
+
+EXAMPLES_A_PAGE = 10
+OF_OTHER_GROUPS = 40
+"""Examples of the bands that are asked for, and silent ones."""
+MAX_EXAMPLES = 200
+CONTEXTS = (8, 16, 32, 64, 128, 0)
+"""Tokens on each side of the peak; 0 is the whole text."""
+GROUPS: dict[str, tuple[ExampleGroup, ...]] = {
+    "all": (ExampleGroup.TOP, ExampleGroup.QUANTILE, ExampleGroup.SILENT),
+    "top": (ExampleGroup.TOP,),
+    "quantiles": (ExampleGroup.QUANTILE,),
+    "silent": (ExampleGroup.SILENT,),
+}
+
+
+@st.fragment
+def examples(latent: Latent, info: CrosscoderInfo) -> None:
+    """Draws the texts on which it fires. Errors are shown here, because this part may be drawn again alone."""
+    with session.shown_errors():
+        list_examples(latent, info)
+
+
+def list_examples(latent: Latent, info: CrosscoderInfo) -> None:
+    """Texts under headings, with a choice of group, data set and context width."""
+    st.subheader("Examples")
+    row = st.container(horizontal=True, vertical_alignment="bottom")
+    group = url.segments(row, "Group", list(GROUPS), "all", "group")
+    dataset = url.choice(row, "Data set", ["all", *info.datasets], "all", "dataset", width=160)
+    context = url.choice(row, "Context", CONTEXTS, 32, "context", context_name, width=140)
+    limit = min(MAX_EXAMPLES, int(prompts.decimal(st.query_params.get("n"), EXAMPLES_A_PAGE)))
+    only = None if dataset == "all" else dataset
+    has_more = False
+    found = ExampleList()
+    for each in GROUPS[group]:
+        count = limit + 1 if each is ExampleGroup.TOP else OF_OTHER_GROUPS
+        listed = session.examples(info.name, info.version_id, latent.id, count, each, only, context or None)
+        has_more |= each is ExampleGroup.TOP and len(listed) > limit
+        found += listed[:limit] if each is ExampleGroup.TOP else listed
+    if not found:
+        st.markdown("No example in this choice. Try another group or data set.")
+    shown = sections(found, latent.max, num_bands(info))
+    first = 0
+    for section in shown:
+        draw(section, latent, info, first)
+        first += len(section.examples)
+        if section.examples[0].example.group is ExampleGroup.TOP and has_more and limit < MAX_EXAMPLES:
+            st.button("More examples", on_click=url.keep, args=("n", str(limit + EXAMPLES_A_PAGE)))
+    if ExampleGroup.SILENT in GROUPS[group] and not any(each.group is ExampleGroup.SILENT for each in found):
+        st.caption(why_none_is_silent(info))
+
+
+def draw(section: Section, latent: Latent, info: CrosscoderInfo, first: int) -> None:
+    """A heading and its examples; `first` is the number of the first one among all on the page."""
+    st.markdown(f"**{section.title}**")
+    if section.remark:
+        st.caption(section.remark)
+    strips = [strip(each, latent) for each in section.examples]
+    locked = locked_token()
+    here = locked is not None and first <= locked[0] < first + len(strips)
+    event = token_view(
+        strips,
+        key=f"examples-{first}",
+        scale_max=latent.max or None,
+        colour_by=latent.id,
+        locked=(locked[0] - first, locked[1]) if locked and here else None,
+        action="Prompt lab",
+    )
+    if event:
+        follow(event, section, latent, info, first)
+
+
+def follow(event: TokenEvent, section: Section, latent: Latent, info: CrosscoderInfo, first: int) -> None:
+    """Keeps a locked token in the URL; opens the whole text in the prompt lab."""
+    if event.kind in ("lock", "unlock"):
+        url.keep("token", f"{first + event.strip}.{event.position}" if event.kind == "lock" else None)
+    if event.kind == "open":
+        example = section.examples[event.strip].example
+        whole = session.examples(
+            info.name, info.version_id, latent.id, MAX_EXAMPLES, example.group, example.dataset, None
+        )
+        same = (each for each in whole if each.quantile == example.quantile and each.rank == example.rank)
+        address.go("lab", crosscoder=info.name, by=latent.id, **prompts.of_tokens(next(same).tokens).params())
+
+
+def strip(folded: Folded, latent: Latent) -> Strip:
+    """An example as a strip. Of a silent one a note marks the token at which the latent peaks elsewhere."""
+    example = folded.example
+    is_silent = example.group is ExampleGroup.SILENT
+    notes = ["" for _ in example.tokens.pieces]
+    if is_silent:
+        notes[example.peak] = "it peaks on this token elsewhere"
+    return strip_of_latent(
+        example.tokens.pieces,
+        example.tokens.roles,
+        latent.id,
+        example.positions,
+        example.activations,
+        title=example.dataset,
+        note=example_note(example, folded.note),
+        token_start=example.token_start,
+        num_tokens=example.num_tokens,
+        peak=example.peak,
+        notes=notes if is_silent else (),
+    )
+
+
+def example_note(example: Example, alike: str) -> str:
+    """An example's strength and length, and the number of texts like it."""
+    if example.group is ExampleGroup.SILENT:
+        said = f"silent on {text.visible(example.tokens.pieces[example.peak])}"
+    else:
+        said = f"max {text.number(example.max)}"
+    return " · ".join(part for part in (said, f"{example.num_tokens} tokens", alike) if part)
+
+
+def num_bands(info: CrosscoderInfo) -> int:
+    """The bands of the version's analysis; 0 if its manifest does not say."""
+    return int(((session.manifest(info).get("recipe") or {}).get("analysis") or {}).get("quantiles") or 0)
+
+
+def why_none_is_silent(info: CrosscoderInfo) -> str:
+    """Why there are no silent texts: the version is older, its recipe asked for none, or none was found."""
+    wanted = ((session.manifest(info).get("recipe") or {}).get("analysis") or {}).get("silent_examples")
+    if wanted is None:
+        return "This version was analysed before silent texts were kept. Run its recipe again to get them."
+    if wanted == 0:
+        return "Its recipe keeps no silent texts (analysis.silent_examples: 0)."
+    return "No silent text was found: the latent fires in every text with the token of its peaks that was looked at."
+
+
+def context_name(tokens: int) -> str:
+    """The name of a context width as people read it."""
+    return f"± {tokens} tokens" if tokens else "whole text"
+
+
+def locked_token() -> tuple[int, int] | None:
+    """The locked token of the URL: the index of its example, and its own in the example; None if none is locked."""
+    example, _, token = st.query_params.get("token", "").partition(".")
+    return (int(example), int(token)) if example.isdecimal() and token.isdecimal() else None
