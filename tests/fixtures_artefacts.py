@@ -71,8 +71,8 @@ def write_crosscoder(
     """Writes one version of a crosscoder, makes it the current one, and gives its manifest.
 
     `columns` replaces scalar columns of latents.parquet by planted values, [num_latents] each. Another seed or
-    created_at gives another version. Every latent but the dead ones (a tenth, drawn; num_active 0) has
-    EXAMPLES_PER_DATASET examples in each of DATASETS; its strongest one has the latent's max.
+    created_at gives another version; another seed other weights. Every latent but the dead ones (a tenth, drawn;
+    num_active 0) has EXAMPLES_PER_DATASET examples in each of DATASETS; its strongest one has the latent's max.
     """
     rng = np.random.default_rng(seed)
     version_id = hashlib.sha256(f"{name} {num_latents} {seed} {created_at}".encode()).hexdigest()[:16]
@@ -80,15 +80,15 @@ def write_crosscoder(
     (folder / layout.EXAMPLES).mkdir(parents=True)
     sequences = _sequences(rng, num_sequences)
     latents = _latents(rng, num_latents) | dict(columns or {})
-    examples, top_tokens = _examples(rng, latents, sequences)
-    latents["top_tokens"] = top_tokens
+    examples, latents["top_tokens"], latents["peak_context"] = _examples(rng, latents, sequences)
     _write(folder / layout.LATENTS, LATENT_COLUMNS, latents)
     _write(folder / layout.SEQUENCES, SEQUENCE_COLUMNS, sequences)
     _write_examples(folder / layout.EXAMPLES, num_latents, examples)
     _write(folder / layout.METRICS, METRIC_COLUMNS, _metrics())
     if with_behaviours:
         _write(folder / layout.BEHAVIOURS, BEHAVIOUR_COLUMNS, _behaviours(num_latents))
-    manifest = _manifest(home, name, version_id, num_latents, latents, created_at)
+    weights = hashlib.sha256(f"{name} {num_latents} {seed}".encode()).hexdigest()
+    manifest = _manifest(home, name, version_id, num_latents, latents, created_at, weights)
     (folder / layout.MANIFEST).write_text(json.dumps(asdict(manifest), indent=1))
     _write_pair(home, manifest.pair)
     current = folder.parents[1] / layout.CURRENT
@@ -214,8 +214,8 @@ def _classes(rel_norm: NDArray[np.float64], dead: NDArray[np.bool_]) -> Array:
 
 def _examples(
     rng: np.random.Generator, latents: Mapping[str, Array], sequences: Mapping[str, object]
-) -> tuple[dict[str, Array], Array]:
-    """Rows of the example files in their order, and the top tokens of each latent."""
+) -> tuple[dict[str, Array], Array, list[list[str]]]:
+    """Rows of the example files in their order, and of each latent the top tokens and the text around its peak."""
     ids: list[list[int]] = sequences["token_ids"]  # pyright: ignore[reportAssignmentType]
     lengths = np.array([len(row) for row in ids])
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
@@ -250,7 +250,12 @@ def _examples(
     peak_tokens = np.array(VOCABULARY)[tokens[starts[sequence] + peak]].reshape(len(living), per_latent)
     top_tokens = np.full((len(np.asarray(latents["id"])), 3), "", dtype=peak_tokens.dtype)
     top_tokens[living] = peak_tokens[:, half : half + 3]
-    return rows, top_tokens
+    strongest = np.arange(len(living)) * per_latent + half
+    contexts: list[list[str]] = [["", "", ""]] * len(np.asarray(latents["id"]))
+    for latent, row in zip(living.tolist(), strongest.tolist(), strict=True):
+        text, at = np.array(VOCABULARY)[ids[sequence[row]]].tolist(), int(peak[row])
+        contexts[latent] = ["".join(text[max(0, at - 4) : at]), text[at], "".join(text[at + 1 : at + 5])]
+    return rows, top_tokens, contexts
 
 
 def _write_examples(folder: Path, num_latents: int, rows: Mapping[str, Array]) -> None:
@@ -291,7 +296,13 @@ def _behaviours(num_latents: int) -> dict[str, object]:
 
 
 def _manifest(
-    home: Path, name: str, version_id: str, num_latents: int, latents: Mapping[str, Array], created_at: float
+    home: Path,
+    name: str,
+    version_id: str,
+    num_latents: int,
+    latents: Mapping[str, Array],
+    created_at: float,
+    weights: str,
 ) -> CrosscoderManifest:
     folder = Path(layout.pair_folder(home, "demo"))
     pair = PairManifest("demo", str(folder / "base"), str(folder / "chat"), str(folder / "chat"))
@@ -316,7 +327,7 @@ def _manifest(
         class_counts={str(kind): classes.count(str(kind)) for kind in LatentClass},
         histogram_edges=tuple(float(edge) for edge in np.linspace(0, 48, NUM_BINS + 1)),
         uselessness={"steps": 500, "lr": 0.01, "start": 0.0, "floor": 1e-5},
-        hashes={"weights": "0" * 64},
+        hashes={layout.WEIGHTS: weights},
         software={"crosscope": "0.1.0"},
         unavailable={"logit_lens_chat": "Some model has no head"},
         created_at=created_at,

@@ -17,7 +17,7 @@ from grpc_status import rpc_status
 
 from crosscope_local.redis import find_binary
 from crosscope_proto.roles import LeftOut, TokenRole
-from crosscope_proto.v1 import effects_pb2, latents_pb2_grpc, prompts_pb2_grpc, types_pb2
+from crosscope_proto.v1 import annotations_pb2_grpc, effects_pb2, latents_pb2_grpc, prompts_pb2_grpc, types_pb2
 from crosscope_proto.worker.v1 import inference_pb2, inference_pb2_grpc
 from crosscope_server.serve import serving
 from crosscope_server.settings import Settings
@@ -163,11 +163,13 @@ class Front:
 
     channel: grpc.aio.Channel
     address: str
+    annotations: Any = field(init=False)
     latents: Any = field(init=False)
     prompts: Any = field(init=False)
     health: Any = field(init=False)
 
     def __post_init__(self) -> None:
+        self.annotations = annotations_pb2_grpc.AnnotationsStub(self.channel)
         self.latents = latents_pb2_grpc.LatentsStub(self.channel)
         self.prompts = prompts_pb2_grpc.PromptsStub(self.channel)
         self.health = health_pb2_grpc.HealthStub(self.channel)

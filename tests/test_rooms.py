@@ -53,9 +53,10 @@ ROOM_RULES: dict[str, dict[str, set[str]]] = {
     },
     "server": {
         TOP: set(),
-        "services": set(),
+        "annotations": set(),
+        "services": {"annotations"},
         "jobs": set(),
-        ENTRY: {"services", "jobs"},
+        ENTRY: {"annotations", "services", "jobs"},
     },
     "client": {
         TOP: set(),

@@ -1,8 +1,19 @@
 """The public names: the one list of them, which type checkers and `__init__` read."""
 
+from ._annotations import Annotation as Annotation
+from ._annotations import AnnotationExport as AnnotationExport
+from ._annotations import AnnotationList as AnnotationList
+from ._annotations import Change as Change
+from ._annotations import History as History
+from ._annotations import ImportReport as ImportReport
+from ._annotations import LatentName as LatentName
+from ._annotations import NamedList as NamedList
+from ._annotations import SkippedWords as SkippedWords
+from ._annotations import Words as Words
 from ._answers import Answer as Answer
 from ._answers import NewToken as NewToken
 from ._arms import Arm as Arm
+from ._async.annotations import AsyncAnnotations as AsyncAnnotations
 from ._async.client import AsyncClient as AsyncClient
 from ._async.columns import (
     AsyncColumn as AsyncColumn,
@@ -88,6 +99,9 @@ from ._errors import (
     ServerError as ServerError,
 )
 from ._errors import (
+    StaleWrite as StaleWrite,
+)
+from ._errors import (
     Unauthorized as Unauthorized,
 )
 from ._errors import (
@@ -115,6 +129,7 @@ from ._findings import LookText as LookText
 from ._latents import LatentStatistics as LatentStatistics
 from ._looks import LookInfo as LookInfo
 from ._steering import Steer as Steer
+from ._sync.annotations import Annotations as Annotations
 from ._sync.client import Client as Client
 from ._sync.columns import (
     Column as Column,

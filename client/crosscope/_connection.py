@@ -1,5 +1,6 @@
 """How to reach a server: address, token, time limit, TLS. Both kinds of client share it; it opens no connection."""
 
+import getpass
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from crosscope._prompts import check_text
 from crosscope._public import public
 
 _MAX_REPLY_BYTES = 64 * 1024 * 1024
+_MAX_AUTHOR = 100
 _LOCAL = re.compile(r"unix:.*|(localhost|127\.[\d.]+|\[::1\])(:\d+)?")
 _ADDRESS = re.compile(r"unix:.+|(dns:)?[^\s/:]+:\d{1,5}|(ipv6:)?\[[0-9a-fA-F:.%]+\]:\d{1,5}")
 
@@ -43,6 +45,14 @@ def _read(path: Path | str | None, field: str) -> bytes | None:
         raise InvalidInput.of(f"tls.{field}", f"cannot read {str(path)!r}: {error.strerror}") from error
 
 
+def login_name() -> str:
+    """The name of the person who runs this program; "" where the system does not say."""
+    try:
+        return getpass.getuser()[:_MAX_AUTHOR]
+    except (OSError, KeyError):  # a container may run under a number that has no name
+        return ""
+
+
 @dataclass(frozen=True)
 class Connection:
     """How a client reaches its server. Raises InvalidInput for an address or a time limit that cannot be used."""
@@ -52,6 +62,8 @@ class Connection:
     token: str | None = field(repr=False)
     timeout_s: float
     tls: Tls | None
+    author: str = ""
+    """The name that this client's changes of words are recorded with, as it claims."""
 
     def __post_init__(self) -> None:
         address = check_text(self.address, "address").strip()
@@ -62,6 +74,9 @@ class Connection:
             raise InvalidInput.of("timeout_s", f"must be more than 0 seconds, but is {self.timeout_s!r}")
         if self.token is not None:
             check_text(self.token, "token")
+        if len(check_text(self.author, "author")) > _MAX_AUTHOR:
+            problem = f"must have at most {_MAX_AUTHOR} characters, but has {len(self.author)}; see CROSSCOPE_AUTHOR"
+            raise InvalidInput.of("author", problem)
         object.__setattr__(self, "address", address)
 
     @property

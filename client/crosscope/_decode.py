@@ -161,6 +161,9 @@ def latent_fields(message: latents_pb2.Latent) -> dict[str, Any]:
         "neighbours": tuple(types.Neighbour(n.latent, n.cosine) for n in message.neighbours),
         "coactive": tuple(types.CoActive(other.latent, other.index) for other in message.coactive),
         "more": dict(message.more),
+        "peak_context": tuple(message.peak_context) if any(message.peak_context) else (),
+        "label": message.label,
+        "is_starred": message.is_starred,
     }
 
 

@@ -4,7 +4,8 @@ CrosscopeError
 ├── InvalidInput       the request is wrong; `.violations` names the fields
 ├── NotFound           no such crosscoder, latent, job
 ├── Conflict           the request does not fit the present state
-│   └── VersionGone    the version that was asked for is gone; `.newest` names the current one
+│   ├── VersionGone    the version that was asked for is gone; `.newest` names the current one
+│   └── StaleWrite     somebody else changed the words meanwhile; `.now` says what they are, `.revision` their number
 ├── Unauthorized       the token is missing or wrong, or TLS refused
 ├── Unavailable        no server answers, or it has no inference worker or no queue
 ├── Busy               too many requests wait; `.retry_after_s` says when to ask again
@@ -66,6 +67,18 @@ class VersionGone(Conflict):
         super().__init__(message)
         self.newest = newest
         """Id of the crosscoder's current version; empty if the server did not say."""
+
+
+@public
+class StaleWrite(Conflict):
+    """A write named a revision, and another change came in between. Nothing was changed."""
+
+    def __init__(self, message: str, now: str = "", revision: int = 0) -> None:
+        super().__init__(message)
+        self.now = now
+        """The text that is there, its first 200 characters; empty: it was cleared."""
+        self.revision = revision
+        """The revision that is there, 0 if it was cleared."""
 
 
 @public

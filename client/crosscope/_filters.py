@@ -1,4 +1,7 @@
-"""Filters from conditions on latents: "nu_err < 0.2" or ("nu_err", "<", 0.2). Does not know which columns there are."""
+"""Filters from conditions on latents: "nu_err < 0.2", "label contains refus" or ("nu_err", "<", 0.2).
+
+Does not know which columns there are.
+"""
 
 import re
 from collections.abc import Iterable
@@ -8,7 +11,7 @@ from crosscope._prompts import check_number, check_text
 from crosscope_proto.v1 import latents_pb2 as pb
 
 Condition = str | tuple[str, str, float | str]
-"""A column, one of < <= > >= = !=, and a number or a text (a class, a part, a token of a list of tokens)."""
+"""A column, one of < <= > >= = != contains, and a number or a text (a class, a part, a token of a list of tokens)."""
 
 _OPS = {
     "<": pb.LatentFilter.OP_LT,
@@ -18,8 +21,9 @@ _OPS = {
     "=": pb.LatentFilter.OP_EQ,
     "==": pb.LatentFilter.OP_EQ,
     "!=": pb.LatentFilter.OP_NE,
+    "contains": pb.LatentFilter.OP_CONTAINS,
 }
-_TEXT = re.compile(r"\s*([A-Za-z_][\w.-]*)\s*(<=|>=|==|!=|<|>|=)\s*(.+?)\s*", re.DOTALL)
+_TEXT = re.compile(r"\s*([A-Za-z_][\w.-]*)(?:\s*(<=|>=|==|!=|<|>|=)|\s+(contains)\s)\s*(.+?)\s*", re.DOTALL)
 _HOW = 'write it as "nu_err < 0.2", "latent_class = chat_only" or ("nu_err", "<", 0.2)'
 
 
@@ -38,7 +42,9 @@ def _filter(condition: object) -> pb.LatentFilter:
         match = _TEXT.fullmatch(check_text(condition, "where"))
         if match is None:
             raise InvalidInput.of("where", f"{condition!r} is not a condition; {_HOW}")
-        column, op, value = match[1], match[2], _value(match[3])
+        column, op, value = match[1], match[2] or match[3], _value(match[4])
+        if match[3] and not isinstance(value, str):
+            value = match[4]  # a text that looks like a number
     elif isinstance(condition, tuple) and len(condition) == 3:
         column, op, value = condition
     else:

@@ -6,13 +6,14 @@ from typing import Any
 
 from crosscope import _html, _tables
 from crosscope._columns import scalar_columns, value_of
+from crosscope._names import latent_name
 from crosscope._public import public
-from crosscope._tables import number, visible
+from crosscope._tables import number, printable, visible
 from crosscope._types import CoActive, Estimate, LatentScaling, Neighbour
 from crosscope_proto.artefacts import LatentClass
 from crosscope_proto.roles import TokenRole
 
-LATENT_HEADERS = ("id", "class", "rel_norm", "nu_err", "nu_rec", "uselessness", "frequency", "max", "top tokens")
+LATENT_HEADERS = ("id", "class", "rel_norm", "nu_err", "nu_rec", "uselessness", "frequency", "max", "name")
 
 
 @public
@@ -62,6 +63,18 @@ class LatentStatistics:
     """Latents that fire on the same tokens most."""
     more: Mapping[str, float]
     """The columns of numbers that have no field of their own, by name; undefined values are left out."""
+    peak_context: tuple[str, ...]
+    """The text before the peak of its strongest example, the peak, and the text behind it; empty where it never fired,
+    and in versions that were published before this was kept."""
+    label: str
+    """A person's label, else a program's; empty: it has none."""
+    is_starred: bool
+    """Whether somebody has given it a star."""
+
+    @property
+    def name(self) -> str:
+        """What it is called: its label, else its strongest peak in its text, as in "I **cannot** help"."""
+        return latent_name(self.label, self.peak_context, self.top_tokens)
 
     @property
     def nu_err(self) -> float:
@@ -90,6 +103,7 @@ class LatentStatistics:
     def _facts(self) -> list[tuple[str, str]]:
         norms = f"base {number(self.norm_base)}, chat {number(self.norm_chat)}, cosine {number(self.cosine)}"
         return [
+            ("name", ("★ " if self.is_starred else "") + self.name),
             ("class", f"{self.latent_class} (relative norm {number(self.rel_norm)})"),
             *([("part", self.part)] if self.part else []),
             ("norms", norms),
@@ -120,7 +134,7 @@ def latent_cells(latent: LatentStatistics) -> tuple[str, ...]:
         number(latent.base_uselessness),
         number(latent.frequency.value),
         number(latent.max),
-        " ".join(map(visible, latent.top_tokens[:6])),
+        printable(("★ " if latent.is_starred else "") + latent.name),
     )
 
 

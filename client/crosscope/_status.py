@@ -15,6 +15,7 @@ from crosscope._errors import (
     InvalidInput,
     NotFound,
     ServerError,
+    StaleWrite,
     Unauthorized,
     Unavailable,
     VersionGone,
@@ -76,6 +77,8 @@ def _error_of_code(code: grpc.StatusCode, message: str, rich: "Status | None") -
         info = _detail(rich, ErrorInfo)
         if info.reason == "VERSION_GONE":
             return VersionGone(message, info.metadata["newest_version"])
+        if info.reason == "STALE":
+            return StaleWrite(message, info.metadata["now"], int(info.metadata["revision"]))
         return Conflict(message)
     if code in _UNAUTHORIZED:
         return Unauthorized(f"{message} (give Client(token=…) or set CROSSCOPE_TOKEN)")

@@ -14,6 +14,7 @@ The worker writes what this module describes, and the server reads it. Knows nam
           sequences.parquet                         SEQUENCE_COLUMNS, each text once, by id
           examples/part-NN.parquet                  EXAMPLE_COLUMNS, sorted by (latent, dataset, group, quantile, rank)
       looks/<name>/                                 a look: look.json and its tables (looks.py)
+      annotations.sqlite3                           what people say about latents; the server's own
       jobs/<id>/                                    recipe.yaml, first-day, checkpoints/, log.jsonl
 """
 
@@ -221,3 +222,8 @@ class CrosscoderManifest:
     created_at: float = 0.0
     """Seconds since 1970."""
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def weights_id(self) -> str:
+        """What tells these weights from all others: their SHA-256; of a version without one, the version's id."""
+        return self.hashes.get(WEIGHTS) or f"version {self.version_id}"

@@ -31,12 +31,13 @@ class Column:
     """Largest possible value; None: no limit."""
     undefined: str = ""
     """Where it is NaN, for instance "where it never fired"; empty: nowhere."""
-    absent: float | str | None = None
-    """The value for versions that were published before the column existed; None: every version has the column."""
+    absent: float | str | tuple[()] | None = None
+    """The value, () for an empty list, for versions that were published before the column existed; None: every version
+    has the column."""
     categories: tuple[str, ...] = ()
     """All possible texts of a column of texts, in the order of their numbers, which begin at 1; empty: any text."""
     axis: str = ""
-    """For lists of one length: what an entry stands for, "role", "dataset" or "bin"."""
+    """For lists of one length: what an entry stands for, "role", "dataset", "bin" or "place"."""
     label: str = ""
     """Name of the column for people."""
     short: str = ""

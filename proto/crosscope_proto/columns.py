@@ -226,6 +226,15 @@ LATENT_COLUMNS: tuple[Column, ...] = (
         label="tokens at its peaks",
     ),
     Column(
+        "peak_context",
+        "list<string>",
+        "The text around the peak of its strongest example: up to four tokens before it, the peak, up to four behind.",
+        undefined=_SILENT,
+        absent=(),
+        axis="place",
+        label="text around its peak",
+    ),
+    Column(
         "logit_tokens_base",
         "list<string>",
         "Tokens that its base decoder row raises most through the base unembedding.",

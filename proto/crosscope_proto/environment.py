@@ -30,7 +30,7 @@ HUB_ACCESS: Final = (
 """What a process needs to read from the hub as this person. A proxy's address may hold a password."""
 WORKER: Final = ("CROSSCOPE_WORKER_*",)
 SERVER: Final = ("CROSSCOPE_SERVER_*",)
-APP: Final = ("CROSSCOPE_APP_*", "CROSSCOPE_ADDRESS", "CROSSCOPE_TOKEN", "STREAMLIT_*")
+APP: Final = ("CROSSCOPE_APP_*", "CROSSCOPE_ADDRESS", "CROSSCOPE_TOKEN", "CROSSCOPE_AUTHOR", "STREAMLIT_*")
 
 _SECRETS: Final = ("TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "API_KEY", "ACCESS_KEY", "AUTHORIZATION")
 """A variable whose name contains one of these words is a secret. Its full name passes it, or a pattern of _OWNED."""

@@ -78,6 +78,24 @@ class Conflict(CallError):
     reason = "CONFLICT"
 
 
+class AlreadyExists(CallError):
+    """A name that is taken."""
+
+    status = grpc.StatusCode.ALREADY_EXISTS
+    reason = "ALREADY_EXISTS"
+
+
+class Stale(CallError):
+    """A write by somebody who has not seen the last change."""
+
+    status = grpc.StatusCode.ABORTED
+    reason = "STALE"
+
+    def __init__(self, sentence: str, revision: int, now: str) -> None:
+        super().__init__(sentence)
+        self.facts = {"revision": str(revision), "now": now}
+
+
 class VersionGone(CallError):
     """A version that was asked for by its id and does not exist, or no longer exists."""
 

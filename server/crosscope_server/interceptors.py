@@ -80,8 +80,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if handler is None:
             return handler
-        inner: Any = handler.unary_unary or handler.unary_stream or handler.stream_stream
-        assert inner is not None, f"{method}: client streaming with one reply is not wired"
+        inner: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         is_ours = method.startswith(OURS)
         around = self._around if is_ours else _around_others
         read: Any = _messages if handler.request_streaming else _checked if is_ours else _message

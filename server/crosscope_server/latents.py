@@ -5,7 +5,7 @@ that order takes 8 ms. Knows nothing about protobuf or where the file lies.
 """
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
@@ -30,7 +30,7 @@ _NAMED_COLUMNS = 12
 _SCALARS = tuple(column for column in LATENT_COLUMNS if column.is_scalar)
 _LISTS = tuple(column for column in LATENT_COLUMNS if column.is_list)
 SCALAR_COLUMNS = tuple(column.name for column in _SCALARS)
-TOKEN_COLUMNS = tuple(column.name for column in _LISTS if column.is_text)
+TOKEN_COLUMNS = tuple(column.name for column in _LISTS if column.is_text and not column.axis)
 """Columns that hold lists of tokens; a filter can compare them with a text."""
 
 _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
@@ -49,8 +49,18 @@ class Filter:
 
     column: str
     comparison: str
-    """One of < <= > >= = !=."""
+    """One of < <= > >= = !=, or contains."""
     value: float | str
+
+
+@dataclass(frozen=True)
+class Order:
+    """An order of all latents by something that the table does not hold."""
+
+    ids: NDArray[np.int64]
+    """[latent] their ids in the order, those without a value last."""
+    undefined: NDArray[np.bool_]
+    """[latent] whether it has no value."""
 
 
 @dataclass(frozen=True)
@@ -121,28 +131,41 @@ class LatentTable:
             self._scalars[name] = self._share(*self._shares[name])
         return self._scalars[name]
 
-    def page(self, filters: Sequence[Filter], order_by: str, after: int | None, size: int) -> Page:
+    def page(
+        self,
+        filters: Sequence[Filter],
+        order_by: str,
+        after: int | None,
+        size: int,
+        *,
+        met: Mapping[int, NDArray[np.bool_]] | None = None,
+        order: Order | None = None,
+    ) -> Page:
         """A page of the latents that meet all filters, after the latent `after` in the order.
 
         `order_by` is a scalar column or share, with "-" in front for descending, or empty for ids. Undefined values
-        come last either way; equal ones by id. Raises InvalidRequest, also where the order is undefined for every
-        latent that meets the filters.
+        come last either way; equal ones by id. What the table does not hold comes from outside: by the number of a
+        filter the latents that meet it, and `order`, the order for `order_by`. Raises InvalidRequest, also where the
+        order is undefined for every latent that meets the filters.
         """
-        descending = order_by.startswith("-")
+        met = met or {}
         column = order_by.removeprefix("-") or "id"
-        self._check_column("order_by", column)
+        if order is None:
+            self._check_column("order_by", column)
         keep = np.ones(self.num_latents, bool)
         for i, condition in enumerate(filters):
-            keep &= self._meets(i, condition)
+            keep &= met[i] if i in met else self._meets(i, condition)
         num_matching = int(np.count_nonzero(keep))
-        num_undefined = int(np.count_nonzero(keep & self._is_undefined(column)))
+        undefined = self._is_undefined(column) if order is None else order.undefined
+        num_undefined = int(np.count_nonzero(keep & undefined))
         if num_matching and num_undefined == num_matching:
             raise InvalidRequest([Violation("order_by", self._undefined_order(column, keep, bool(filters)))])
-        order = self._order(column, descending)
-        start = 0 if after is None else int(np.flatnonzero(order == after)[0]) + 1
-        rest = order[start:]
+        ids = self._order(column, order_by.startswith("-")) if order is None else order.ids
+        start = 0 if after is None else int(np.flatnonzero(ids == after)[0]) + 1
+        rest = ids[start:]
         found = rest[keep[rest]]
-        return Page(found[:size].tolist(), num_matching, len(found) <= size, num_undefined, self._notes(filters))
+        notes = self._notes([each for i, each in enumerate(filters) if i not in met])
+        return Page(found[:size].tolist(), num_matching, len(found) <= size, num_undefined, notes)
 
     def rows(self, ids: Sequence[int]) -> dict[str, list[Any]]:
         """Every column of some latents, as lists of plain values in the order of ids; a class as its number."""
@@ -154,19 +177,31 @@ class LatentTable:
                 values[column.name] = [texts[code] for code in values[column.name]]
         return values | {column: [array[i].as_py() for i in ids] for column, array in self._lists.items()}
 
+    def tokens(self, column: str, ids: Sequence[int]) -> list[list[str]]:
+        """The texts of a column of lists of texts, for some latents in the order of ids."""
+        array = self._lists[column]
+        return [array[i].as_py() for i in ids]
+
     def categories(self, column: str) -> list[str]:
         """The text for each number of a column, from 0, the empty text; empty for a column of numbers."""
         return ["", *self._categories[column]] if column in self._categories else []
 
-    def pack(self, columns: Sequence[str]) -> Iterator[tuple[str, int, bytes]]:
-        """Whole columns as (column, first latent, little-endian float32 values), in pieces of at most 1 MB."""
-        for i, column in enumerate(columns):
-            self._check_column(f"columns[{i}]", column)
-        return self._pieces(columns)
+    def pack(
+        self, columns: Sequence[str], beside: Mapping[str, NDArray[Any]] | None = None
+    ) -> Iterator[tuple[str, int, bytes]]:
+        """Whole columns as (column, first latent, little-endian float32 values), in pieces of at most 1 MB.
 
-    def _pieces(self, columns: Sequence[str]) -> Iterator[tuple[str, int, bytes]]:
+        `beside` holds the columns, [latent] each, that the table does not hold.
+        """
+        beside = beside or {}
+        for i, column in enumerate(columns):
+            if column not in beside:
+                self._check_column(f"columns[{i}]", column)
+        return self._pieces(columns, beside)
+
+    def _pieces(self, columns: Sequence[str], beside: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, int, bytes]]:
         for column in columns:
-            values = self.column(column).astype("<f4")
+            values = (beside[column] if column in beside else self.column(column)).astype("<f4")
             for start in range(0, self.num_latents, _CHUNK):
                 yield column, start, values[start : start + _CHUNK].tobytes()
 
@@ -213,6 +248,9 @@ class LatentTable:
         if isinstance(value, str):
             sentence = f"{condition.column} holds numbers, but is compared with the text {value!r}"
             raise InvalidRequest([Violation(f"{field}.text", sentence)])
+        if condition.comparison not in _COMPARISONS:
+            sentence = f"{condition.column} holds numbers, which contain nothing; compare them by < <= > >= = !="
+            raise InvalidRequest([Violation(f"{field}.op", sentence)])
         with np.errstate(over="ignore"):  # a limit beyond float32 becomes infinite, and compares right
             met = _COMPARISONS[condition.comparison](values, value)
         return met & ~np.isnan(values)

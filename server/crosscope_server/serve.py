@@ -14,6 +14,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from crosscope_proto.v1 import (
+    annotations_pb2,
+    annotations_pb2_grpc,
     jobs_pb2,
     jobs_pb2_grpc,
     latents_pb2,
@@ -23,6 +25,7 @@ from crosscope_proto.v1 import (
     prompts_pb2,
     prompts_pb2_grpc,
 )
+from crosscope_server.annotations.store import Annotations
 from crosscope_server.cache import Cache
 from crosscope_server.catalogue import Catalogue
 from crosscope_server.effects import Effects
@@ -32,6 +35,7 @@ from crosscope_server.looks import Looks
 from crosscope_server.metrics import Metrics
 from crosscope_server.prompts import Prompts
 from crosscope_server.replies import Replies
+from crosscope_server.services.annotations import AnnotationsService
 from crosscope_server.services.latents import LatentsService
 from crosscope_server.services.looks import LooksService
 from crosscope_server.services.prompts import PromptsService
@@ -54,6 +58,7 @@ _OPTIONS = [
 _LATENTS = latents_pb2.DESCRIPTOR.services_by_name["Latents"].full_name
 _LOOKS = looks_pb2.DESCRIPTOR.services_by_name["Looks"].full_name
 _PROMPTS = prompts_pb2.DESCRIPTOR.services_by_name["Prompts"].full_name
+_ANNOTATIONS = annotations_pb2.DESCRIPTOR.services_by_name["Annotations"].full_name
 _JOBS = jobs_pb2.DESCRIPTOR.services_by_name["Jobs"].full_name
 _SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -83,7 +88,8 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
         async def prompts_change(is_alive: bool) -> None:
             await healths.set(_PROMPTS, _SERVING if is_alive else _NOT_SERVING)
 
-        catalogue = Catalogue(settings.home)
+        catalogue, annotations = Catalogue(settings.home), Annotations(settings.home)
+        stack.push_async_callback(annotations.close)
         cache = None
         if settings.cache_url:
             cache = Cache(settings.cache_url, metrics.looked_up)
@@ -98,14 +104,16 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
         if settings.token:
             interceptors.insert(0, TokenInterceptor(settings.token.get_secret_value()))
         server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
-        latents_pb2_grpc.add_LatentsServicer_to_server(LatentsService(catalogue), server)
+        latents_pb2_grpc.add_LatentsServicer_to_server(LatentsService(catalogue, annotations), server)
+        words_service = AnnotationsService(annotations, catalogue)
+        annotations_pb2_grpc.add_AnnotationsServicer_to_server(words_service, server)
         looks_pb2_grpc.add_LooksServicer_to_server(LooksService(Looks(settings.home)), server)
         prompts_service = PromptsService(prompts, effects, catalogue, settings.stream_in_flight)
         prompts_pb2_grpc.add_PromptsServicer_to_server(prompts_service, server)
         jobs_pb2_grpc.add_JobsServicer_to_server(jobs, server)
         health_pb2_grpc.add_HealthServicer_to_server(healths, server)
         if settings.with_reflection:
-            names = (_LATENTS, _LOOKS, _PROMPTS, _JOBS, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            names = (_LATENTS, _LOOKS, _PROMPTS, _JOBS, _ANNOTATIONS, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
 
         port = _bind(server, settings.listen)
@@ -115,6 +123,7 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
         await healths.set(_JOBS, _SERVING if settings.queue_url else _NOT_SERVING)
         await healths.set(_LATENTS, _SERVING)
         await healths.set(_LOOKS, _SERVING)
+        await healths.set(_ANNOTATIONS, _SERVING)
         await healths.set("", _SERVING)
         await server.start()
         stack.push_async_callback(_stop, server)

@@ -16,7 +16,15 @@ TURNS = [["user", "bake some <img src=x onerror=window.hacked=1> bread"], ["assi
 LAB = f"lab?crosscoder=demo&turns={quote(json.dumps(TURNS))}"
 STEER = f"steer?crosscoder=demo&turns={quote(json.dumps(TURNS[:1]))}&steer=7+add+4&steer=3,5+ablate"
 CHART, TOKEN = ".js-plotly-plot .main-svg", ".strip .token"
-PAGES = {"": CHART, "atlas": CHART, "latent?latent=7": TOKEN, LAB: TOKEN, "jobs": "textarea", STEER: "textarea"}
+PAGES = {
+    "": CHART,
+    "atlas": CHART,
+    "latent?latent=7": TOKEN,
+    LAB: TOKEN,
+    "jobs": "textarea",
+    STEER: "textarea",
+    "labels": "input[type=file]",
+}
 """Paths, and what each page draws late."""
 FITS = """() => [document.documentElement, document.querySelector("[data-testid=stMain]")]
     .every((element) => element.scrollWidth === element.clientWidth)"""
@@ -37,7 +45,7 @@ def errors_on(page: Page) -> list[str]:
     return page.locator('[data-testid="stException"], [data-testid="stAlert"]').all_inner_texts()
 
 
-@pytest.mark.parametrize("path", PAGES, ids=("overview", "atlas", "latent", "lab", "jobs", "steer"))
+@pytest.mark.parametrize("path", PAGES, ids=("overview", "atlas", "latent", "lab", "jobs", "steer", "labels"))
 def test_page_draws_without_errors_overlaps_or_sideways_scrolling(stack: Stack, open_page: OpenPage, path: str) -> None:
     page = open_page(f"{stack.url}/{path}", width=390, dark=True)
     page.locator(PAGES[path]).first.wait_for()

@@ -278,10 +278,10 @@ def test_columns_without_room_are_left_out_and_named(server_address: str) -> Non
     _, written = in_terminal(server_address, 60, "latents", "demo", "--limit", "2")
     header, *lines = plain_lines(written)
     assert header.split()[:4] == ["id", "class", "rel_norm", "nu_err"]
-    assert "top tokens" not in header
-    assert any("no room for" in line and "top tokens" in line for line in lines)
+    assert "name" not in header
+    assert any("no room for" in line and line.endswith("name; widen the terminal, or use --json") for line in lines)
     _, wide = in_terminal(server_address, 160, "latents", "demo", "--limit", "2")
-    assert "top tokens" in plain_lines(wide)[0]
+    assert plain_lines(wide)[0].split()[-1] == "name"
 
 
 @pytest.mark.parametrize(("columns", "has_message"), [(30, False), (100, True)])
@@ -319,7 +319,7 @@ def test_completion(cli) -> None:
     }
     command = [sys.executable, "-c", "from crosscope.cli import main; main()"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["plain,latents", "plain,latent"]
+    assert done.stdout.splitlines() == ["plain,latents", "plain,latent", "plain,label"]
 
 
 def test_ctrl_c_leaves_the_job_and_exits_with_130(serve) -> None:

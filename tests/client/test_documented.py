@@ -35,26 +35,38 @@ class OneJob(jobs_pb2_grpc.JobsServicer):
         yield jobs_pb2.WatchJobResponse(job=self.job, events=[event])
 
 
+def forget_words(client: Client) -> None:
+    """Takes the words of the page away: other tests read the same latents."""
+    words = client.crosscoder("demo").annotations
+    words.label(7, None)
+    words.note(7, None)
+    words.star(7, False)
+    words.delete_list("refusals")
+
+
 def test_python(online: Client, serve, monkeypatch, capsys) -> None:
-    assert len(BLOCKS) == 8
+    assert len(BLOCKS) == 9
     monkeypatch.setenv("CROSSCOPE_ADDRESS", online.address)
     names: dict[str, object] = {}
-    for block in BLOCKS[:3]:
+    for block in BLOCKS[:4]:
         run_snippet(block, names)
-    assert "'prompts': True" in capsys.readouterr().out
-    run_snippet(BLOCKS[7], {})
+    shown = capsys.readouterr().out
+    assert "'prompts': True" in shown
+    assert "[7, 12, 3]" in shown, "a list keeps its order"
+    forget_words(online)
+    run_snippet(BLOCKS[8], {})
     assert capsys.readouterr().out.splitlines() == ["9", "8"], "tokens of two texts"
     monkeypatch.chdir(ROOT)
     with Client(serve(OneJob()).address) as client:
-        run_snippet(BLOCKS[6], {"client": client})
+        run_snippet(BLOCKS[7], {"client": client})
     assert capsys.readouterr().out == "train 100% {'l0': 12.0}\n() () 0.0 0.0\n['demo']\n"
 
 
 def test_compare_and_steer(serve, capsys) -> None:
     with Client(serve(NamedLatents(), ScriptedEffects()).address) as client:
         names: dict[str, object] = {"client": client}
-        run_snippet(BLOCKS[4], names)
         run_snippet(BLOCKS[5], names)
+        run_snippet(BLOCKS[6], names)
     shown = capsys.readouterr().out
     assert "base with chat's stream" in shown
     assert "latent 7 (peaks:" in shown

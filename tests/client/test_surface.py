@@ -30,9 +30,10 @@ def test_results_and_handles_travel() -> None:
     for each in (Estimate(1.0, 0.5), Tls(ca="ca.pem"), crosscope.JobState.FAILED, crosscope.CoActive(3, 0.5)):
         assert pickle.loads(pickle.dumps(each)) == copy.deepcopy(each) == each
     for kind in (Client, crosscope.AsyncClient):
-        again = pickle.loads(pickle.dumps(kind("host:1", "secret", 3.0, Tls(ca="ca.pem"))))
+        made = kind("host:1", "secret", 3.0, Tls(ca="ca.pem"), "ada")
+        again = pickle.loads(pickle.dumps(made))
         assert type(again) is kind
-        assert again._transport.connection == kind("host:1", "secret", 3.0, Tls(ca="ca.pem"))._transport.connection
+        assert again._transport.connection == made._transport.connection
 
 
 def test_errors_travel_with_what_they_hold() -> None:
@@ -43,6 +44,7 @@ def test_errors_travel_with_what_they_hold() -> None:
         (crosscope.JobCancelled(job), {"job": job}),
         (InvalidInput("top_k: is 0", (violation,)), {"violations": (violation,)}),
         (crosscope.VersionGone("gone", "v2"), {"newest": "v2"}),
+        (crosscope.StaleWrite("stale", "bread", 7), {"now": "bread", "revision": 7}),
         (Busy("too much waits", 1.5), {"retry_after_s": 1.5}),
     ):
         again = pickle.loads(pickle.dumps(error))
@@ -111,7 +113,7 @@ def test_every_error_stands_in_the_tree_and_in_the_docs() -> None:
     import crosscope._errors as module
 
     errors = [e for e in vars(module).values() if inspect.isclass(e) and issubclass(e, Exception)]
-    assert len(errors) == 12
+    assert len(errors) == 13
     for error in errors:
         assert issubclass(error, CrosscopeError)
         assert error.__name__ in crosscope.__all__

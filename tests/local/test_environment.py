@@ -12,6 +12,7 @@ from tests.local.small_programs import SLEEPER, eventually, program
 PLANTED = {
     "CROSSCOPE_SERVER_TOKEN": {"server"},
     "CROSSCOPE_TOKEN": {"app"},
+    "CROSSCOPE_AUTHOR": {"app"},
     "HF_TOKEN": {"worker", "jobs"},
     "HTTPS_PROXY": {"worker", "jobs"},
     "AWS_SECRET_ACCESS_KEY": set(),

@@ -38,7 +38,7 @@ ON_DISK = {
         causal_equivalence_tokens:float
         template_share:float
         role_shares:list<float> dataset_shares:list<float> histogram:list<uint32> top_tokens:list<string>
-        logit_tokens_base:list<string> logit_tokens_chat:list<string> neighbours:list<uint32>
+        peak_context:list<string> logit_tokens_base:list<string> logit_tokens_chat:list<string> neighbours:list<uint32>
         neighbour_cosines:list<float> coactive:list<uint32> coactive_indices:list<float>
     """,
     "SEQUENCE_COLUMNS": "id:uint32 dataset:string token_ids:list<uint32> pieces:list<string> roles:list<uint8>",
@@ -71,7 +71,7 @@ def leaves(message: Descriptor) -> list[tuple[str, ...]]:
     """Paths of all fields that hold no message, those of inner messages included."""
     found: list[tuple[str, ...]] = []
     for field in message.fields:
-        if field.name == "more":
+        if field.name in ("more", "label", "is_starred"):  # people write the last two, no analysis
             continue
         if field.type == FieldDescriptor.TYPE_MESSAGE:
             found += [(field.name, *rest) for rest in leaves(field.message_type)]

@@ -21,6 +21,7 @@ from crosscope_proto.column import Column
 from crosscope_proto.columns import BEHAVIOUR_COLUMNS, EXAMPLE_COLUMNS, LATENT_COLUMNS, METRIC_COLUMNS, SEQUENCE_COLUMNS
 from crosscope_proto.manifest import MAX_BYTES, ManifestError, parse_manifest
 from crosscope_proto.v1 import latents_pb2
+from crosscope_server.annotations.store import Annotations
 from crosscope_server.catalogue import Catalogue
 from crosscope_server.errors import BrokenArtefact
 from crosscope_server.services.latents import LatentsService
@@ -49,7 +50,7 @@ class Asked:
     """What a fresh server says about the crosscoder "hurt"."""
 
     def __init__(self, home: Path) -> None:
-        self._service = LatentsService(Catalogue(home))
+        self._service = LatentsService(Catalogue(home), Annotations(home))
 
     async def listed(self) -> dict[str, latents_pb2.Crosscoder]:
         reply = await self._service.ListCrosscoders(latents_pb2.ListCrosscodersRequest(), None)  # pyright: ignore[reportArgumentType]

@@ -5,12 +5,13 @@ from types import TracebackType
 from typing import Any, Self
 
 from crosscope import _decode, _decode_looks
+from crosscope._async.annotations import AsyncAnnotations
 from crosscope._async.crosscoder import AsyncCrosscoder, open_crosscoder
 from crosscope._async.jobs import AsyncJobs
 from crosscope._async.looks import AsyncLook
 from crosscope._async.pair import AsyncPair
 from crosscope._async.transport import AsyncTransport
-from crosscope._connection import Connection, Tls
+from crosscope._connection import Connection, Tls, login_name
 from crosscope._errors import NotFound
 from crosscope._explanation import Explanation
 from crosscope._looks import LookInfo
@@ -45,14 +46,17 @@ class AsyncClient:
         token: str | None = None,
         timeout_s: float = 60.0,
         tls: Tls | None = None,
+        author: str | None = None,
     ) -> None:
         """`address` is host:port or unix:PATH; else CROSSCOPE_ADDRESS, else localhost:50051.
 
-        `token` goes with every call; else CROSSCOPE_TOKEN. `tls=Tls()` encrypts.
+        `token` goes with every call; else CROSSCOPE_TOKEN. `tls=Tls()` encrypts. `author` is the name that changes of
+        labels, notes, stars and lists are recorded with; else CROSSCOPE_AUTHOR, else the login name.
         """
         chosen = address if address is not None else os.environ.get("CROSSCOPE_ADDRESS") or _DEFAULT_ADDRESS
         secret = token if token is not None else os.environ.get("CROSSCOPE_TOKEN") or None
-        self._transport = AsyncTransport(Connection(chosen, secret, timeout_s, tls))
+        writer = author if author is not None else os.environ.get("CROSSCOPE_AUTHOR") or login_name()
+        self._transport = AsyncTransport(Connection(chosen, secret, timeout_s, tls, writer))
         self.jobs = AsyncJobs(self._transport)
 
     @property
@@ -62,7 +66,7 @@ class AsyncClient:
 
     def __reduce__(self) -> tuple[object, ...]:
         made = self._transport.connection
-        return AsyncClient, (made.address, made.token, made.timeout_s, made.tls)
+        return AsyncClient, (made.address, made.token, made.timeout_s, made.tls, made.author)
 
     async def crosscoders(self) -> list[AsyncCrosscoder]:
         """All published crosscoders, newest first, each bound to its current version.
@@ -79,6 +83,10 @@ class AsyncClient:
         The handle keeps this version, whatever is published later. Raises NotFound, or VersionGone.
         """
         return await open_crosscoder(self._transport, name, version)
+
+    async def annotations(self, name: str, version: str | None = None) -> AsyncAnnotations:
+        """The words about a crosscoder, by its name alone: `export` gives them even if it is published no longer."""
+        return AsyncAnnotations(self._transport, check_text(name, "name"), version)
 
     async def looks(self) -> list[LookInfo]:
         """All looks, newest first. One that the server cannot read comes last: `broken` says why."""

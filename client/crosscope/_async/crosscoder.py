@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from crosscope import _decode
+from crosscope._async.annotations import AsyncAnnotations
 from crosscope._async.behaviours import AsyncBehaviours
 from crosscope._async.columns import AsyncColumns, ColumnAnswer
 from crosscope._async.handle import check_version
@@ -90,6 +91,11 @@ class AsyncCrosscoder(AsyncBehaviours):
     removed the version. `current()` gives a handle of the newest one.
     """
 
+    @property
+    def annotations(self) -> AsyncAnnotations:
+        """The words about its latents: labels, notes, stars, lists."""
+        return AsyncAnnotations(self._transport, self.name, self._version)
+
     async def current(self) -> "AsyncCrosscoder":
         """A handle of the version that is current now; this handle keeps its own. Raises NotFound."""
         return await open_crosscoder(self._transport, self.name)
@@ -103,6 +109,9 @@ class AsyncCrosscoder(AsyncBehaviours):
         progress: bool | None = None,
     ) -> AsyncLatentList:
         """Latents that meet all conditions, in the order of a column; "-" in front of its name descends.
+
+        A condition or an order may also be about words: "label contains refus", "list = mine", "starred = 1",
+        "labelled = 1", "noted = 1"; with one condition on a list, the order "list" is that of the list.
 
         Latents without a value of the order come last. Columns are those of `columns()`, and the shares
         "dataset_share_NAME" and "role_share_ROLE". A condition may also compare "top_tokens", "logit_tokens_base" or

@@ -1,7 +1,7 @@
 """One gRPC channel, opened on first use: calls with deadlines, retries and translated errors. Knows no service."""
 
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
@@ -73,6 +73,17 @@ class AsyncTransport:
                 if delay_s is None:
                     raise error_of(error, self.address, timeout_s) from None
             await _aio.sleep(delay_s)
+
+    async def upload(
+        self, method: "grpc.aio.StreamUnaryMultiCallable[Any, _Reply]", requests: "Sequence[Message]"
+    ) -> _Reply:
+        """Sends many requests and returns the one reply."""
+        timeout_s = self.connection.long_timeout_s
+        try:
+            with _aio.failing():
+                return await method(iter(requests), timeout=timeout_s, metadata=self.connection.metadata)
+        except grpc.RpcError as error:
+            raise error_of(error, self.address, timeout_s) from None
 
     async def stream(
         self, method: "grpc.aio.UnaryStreamMultiCallable[Any, _Reply]", request: "Message", timeout_s: float | None

@@ -6,12 +6,13 @@ from types import TracebackType
 from typing import Any, Self
 
 from crosscope import _decode, _decode_looks
-from crosscope._connection import Connection, Tls
+from crosscope._connection import Connection, Tls, login_name
 from crosscope._errors import NotFound
 from crosscope._explanation import Explanation
 from crosscope._looks import LookInfo
 from crosscope._prompts import check_count, check_text
 from crosscope._public import public
+from crosscope._sync.annotations import Annotations
 from crosscope._sync.crosscoder import Crosscoder, open_crosscoder
 from crosscope._sync.jobs import Jobs
 from crosscope._sync.looks import Look
@@ -46,14 +47,17 @@ class Client:
         token: str | None = None,
         timeout_s: float = 60.0,
         tls: Tls | None = None,
+        author: str | None = None,
     ) -> None:
         """`address` is host:port or unix:PATH; else CROSSCOPE_ADDRESS, else localhost:50051.
 
-        `token` goes with every call; else CROSSCOPE_TOKEN. `tls=Tls()` encrypts.
+        `token` goes with every call; else CROSSCOPE_TOKEN. `tls=Tls()` encrypts. `author` is the name that changes of
+        labels, notes, stars and lists are recorded with; else CROSSCOPE_AUTHOR, else the login name.
         """
         chosen = address if address is not None else os.environ.get("CROSSCOPE_ADDRESS") or _DEFAULT_ADDRESS
         secret = token if token is not None else os.environ.get("CROSSCOPE_TOKEN") or None
-        self._transport = Transport(Connection(chosen, secret, timeout_s, tls))
+        writer = author if author is not None else os.environ.get("CROSSCOPE_AUTHOR") or login_name()
+        self._transport = Transport(Connection(chosen, secret, timeout_s, tls, writer))
         self.jobs = Jobs(self._transport)
 
     @property
@@ -63,7 +67,7 @@ class Client:
 
     def __reduce__(self) -> tuple[object, ...]:
         made = self._transport.connection
-        return Client, (made.address, made.token, made.timeout_s, made.tls)
+        return Client, (made.address, made.token, made.timeout_s, made.tls, made.author)
 
     def crosscoders(self) -> list[Crosscoder]:
         """All published crosscoders, newest first, each bound to its current version.
@@ -80,6 +84,10 @@ class Client:
         The handle keeps this version, whatever is published later. Raises NotFound, or VersionGone.
         """
         return open_crosscoder(self._transport, name, version)
+
+    def annotations(self, name: str, version: str | None = None) -> Annotations:
+        """The words about a crosscoder, by its name alone: `export` gives them even if it is published no longer."""
+        return Annotations(self._transport, check_text(name, "name"), version)
 
     def looks(self) -> list[LookInfo]:
         """All looks, newest first. One that the server cannot read comes last: `broken` says why."""

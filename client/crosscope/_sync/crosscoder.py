@@ -12,6 +12,7 @@ from crosscope._filters import Condition, build_filters
 from crosscope._latents import LatentStatistics, latent_html, latent_table
 from crosscope._prompts import check_count, check_text
 from crosscope._public import public
+from crosscope._sync.annotations import Annotations
 from crosscope._sync.behaviours import Behaviours
 from crosscope._sync.columns import ColumnAnswer, Columns
 from crosscope._sync.handle import check_version
@@ -91,6 +92,11 @@ class Crosscoder(Behaviours):
     removed the version. `current()` gives a handle of the newest one.
     """
 
+    @property
+    def annotations(self) -> Annotations:
+        """The words about its latents: labels, notes, stars, lists."""
+        return Annotations(self._transport, self.name, self._version)
+
     def current(self) -> "Crosscoder":
         """A handle of the version that is current now; this handle keeps its own. Raises NotFound."""
         return open_crosscoder(self._transport, self.name)
@@ -104,6 +110,9 @@ class Crosscoder(Behaviours):
         progress: bool | None = None,
     ) -> LatentList:
         """Latents that meet all conditions, in the order of a column; "-" in front of its name descends.
+
+        A condition or an order may also be about words: "label contains refus", "list = mine", "starred = 1",
+        "labelled = 1", "noted = 1"; with one condition on a list, the order "list" is that of the list.
 
         Latents without a value of the order come last. Columns are those of `columns()`, and the shares
         "dataset_share_NAME" and "role_share_ROLE". A condition may also compare "top_tokens", "logit_tokens_base" or

@@ -2,7 +2,7 @@
 """One gRPC channel, opened on first use: calls with deadlines, retries and translated errors. Knows no service."""
 
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
@@ -73,6 +73,15 @@ class Transport:
                 if delay_s is None:
                     raise error_of(error, self.address, timeout_s) from None
             _blocking.sleep(delay_s)
+
+    def upload(self, method: "grpc.StreamUnaryMultiCallable[Any, _Reply]", requests: "Sequence[Message]") -> _Reply:
+        """Sends many requests and returns the one reply."""
+        timeout_s = self.connection.long_timeout_s
+        try:
+            with _blocking.failing():
+                return method(iter(requests), timeout=timeout_s, metadata=self.connection.metadata)
+        except grpc.RpcError as error:
+            raise error_of(error, self.address, timeout_s) from None
 
     def stream(
         self, method: "grpc.UnaryStreamMultiCallable[Any, _Reply]", request: "Message", timeout_s: float | None

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from html import escape
 from itertools import pairwise
 
 import numpy as np
@@ -69,8 +70,14 @@ def scatter(
     colour: str,
     area: Sequence[tuple[float, float]] = (),
     floor: float = math.inf,
+    *,
+    labels: Mapping[int, str] | None = None,
+    starred: Sequence[int] = (),
 ) -> go.Figure:
-    """Every kept latent as a point; `customdata` holds its id. `area` is outlined; values at `floor` show "≥"."""
+    """Every kept latent as a point; `customdata` holds its id. `area` is outlined; values at `floor` show "≥".
+
+    Latents with `labels` have a ring and show their label, `starred` ones are stars.
+    """
     xs, ys = on_axis(x, columns[x]), on_axis(y, columns[y])
     ids = np.flatnonzero(keep & np.isfinite(xs) & np.isfinite(ys))
     shades = on_axis(colour, columns[colour])[ids]
@@ -83,7 +90,12 @@ def scatter(
         "colorbar": {"title": {"text": axis_title(colour), "side": "right"}, "thickness": 10, "len": 0.9},
         **({"cmin": 0, "cmax": 1} if is_norm else {}),
     }
-    at_floor = _at_floor(columns, ids, (x, y, colour), floor)
+    if labels:
+        rings = np.isin(ids, list(labels))
+        marker["line"] = {"width": np.where(rings, 1.5, 0), "color": OUTLINE}
+    if starred:
+        marker["symbol"] = np.where(np.isin(ids, starred), "star", "circle")
+    notes = _notes(columns, ids, (x, y, colour), floor, labels or {})
     kind = go.Scattergl if len(ids) > WEBGL_FROM else go.Scatter
     figure = go.Figure(
         kind(
@@ -92,12 +104,12 @@ def scatter(
             mode="markers",
             marker=marker,
             customdata=ids,
-            text=at_floor,
+            text=notes,
             selected={"marker": {"opacity": 1}},
             unselected={"marker": {"opacity": 0.25}},
             hovertemplate=(
                 f"latent %{{customdata}}<br>{axis_title(x)} %{{x:.3g}}<br>{axis_title(y)} %{{y:.3g}}"
-                f"<br>{axis_title(colour)} %{{marker.color:.3g}}{'%{text}' if at_floor else ''}<extra></extra>"
+                f"<br>{axis_title(colour)} %{{marker.color:.3g}}{'%{text}' if notes else ''}<extra></extra>"
             ),
         )
     )
@@ -110,16 +122,21 @@ def scatter(
     return figure
 
 
-def _at_floor(
-    columns: Mapping[str, np.ndarray], ids: np.ndarray, names: Sequence[str], floor: float
+def _notes(
+    columns: Mapping[str, np.ndarray], ids: np.ndarray, names: Sequence[str], floor: float, labels: Mapping[int, str]
 ) -> list[str] | None:
-    """For each latent, what its point adds when hovered: the values that have reached `floor`. None if none has."""
+    """For each latent, what its point adds when hovered: values that have reached `floor`, and its label. None if none
+    has any.
+    """
     reached = [(name, columns[name][ids] >= floor - 1e-3) for name in dict.fromkeys(names) if AXES[name].is_floored]
-    if not any(where.any() for _, where in reached):
+    labelled = [place for place, latent in enumerate(ids.tolist()) if latent in labels]
+    if not labelled and not any(where.any() for _, where in reached):
         return None
     notes = np.full(len(ids), "", dtype=object)
     for name, where in reached:
         notes[where] += f"<br>{AXES[name].label} ≥ {floor:.2f}"
+    for place in labelled:
+        notes[place] += f"<br><b>{escape(labels[int(ids[place])])}</b>"
     return notes.tolist()
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from crosscope import CrosscoderInfo
-from crosscope.app import session, tables
+from crosscope.app import session, tables, words
 from crosscope.app.columns import evidence
 from crosscope.app.table_view import Column, table_view
 
@@ -27,6 +27,7 @@ def latent_list(
     """
     columns = session.atlas(info.name, info.version_id)
     shown = (*evidence(columns), *names)
-    rows = tables.of_latents(ids, columns, shown, floor=session.uselessness_floor(info), more=more)
+    floor, called = session.uselessness_floor(info), words.cells(info, ids)
+    rows = tables.of_latents(ids, columns, shown, floor=floor, more=more, names_of_latents=called)
     row = int(np.flatnonzero(ids == chosen)[0]) if chosen in ids else None
     table_view(key, label, rows, links, chosen=row)

@@ -7,7 +7,7 @@ import streamlit as st
 
 from crosscope import CrosscoderInfo, CrosscopeError
 from crosscope.app import address, panels, session, text, url
-from crosscope.app.views import atlas, jobs, lab, latent, look, overview, steer
+from crosscope.app.views import atlas, jobs, lab, labels, latent, look, overview, steer
 
 TITLES = {
     "overview": "Overview",
@@ -15,6 +15,7 @@ TITLES = {
     "latent": "Latent",
     "lab": "Prompt lab",
     "steer": "Steer",
+    "labels": "Labels",
     "look": "Look",
     "jobs": "Jobs",
 }
@@ -33,6 +34,7 @@ def main() -> None:
         "latent": latent,
         "lab": lab,
         "steer": steer,
+        "labels": labels,
         "look": look,
         "jobs": jobs,
     }

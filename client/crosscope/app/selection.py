@@ -22,8 +22,14 @@ MAX_VERTICES = 48
 PARAMS = (
     *("classes", "part", "peak", "freq", "nu_err", "nu_rec", "template"),
     *("x", "y", "colour", "area", "rel", "order"),
+    *("label", "said", "list"),
 )
 MAX_TOKEN_CHARACTERS = 200
+MAX_LIST_CHARACTERS = 100
+SAID = ("labelled", "starred", "noted")
+"""Columns of what people say about a latent, 1 or 0."""
+OF_LIST = "list"
+"""The order of a list that somebody keeps."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +52,19 @@ class Selection:
     area: tuple[tuple[float, float], ...] = ()
     """Corners of a polygon in the plane of x and y; an axis with a logarithmic scale counts in log10."""
     order: str = ORDERS_BY_DEFAULT[0]
+    label: str = ""
+    """A part of the label; empty: any."""
+    said: str = ""
+    """One of SAID that must hold; empty: none."""
+    in_list: str = ""
+    """Name of a list that it is in; empty: any."""
 
     @classmethod
     def from_params(cls, params: Mapping[str, Sequence[str]], default_order: str = ORDERS_BY_DEFAULT[0]) -> "Selection":
         """The selection of a URL; a parameter that cannot be read counts as absent. `default_order` also sets y."""
         one = {name: values[-1] for name, values in params.items() if values}
-        order = one.get("order", default_order)
+        order, in_list = one.get("order", default_order), one.get("list", "")[:MAX_LIST_CHARACTERS]
+        is_order = order.removeprefix("-") in AXES or order == "id" or (order == OF_LIST and in_list)
         return cls(
             classes=tuple(c for c in params.get("classes", ()) if c in CLASS_OF_NUMBER[1:]),
             part=one["part"] if one.get("part") in tuple(LatentPart) else "",
@@ -64,13 +77,16 @@ class Selection:
             x=one["x"] if one.get("x") in AXES else DEFAULT_X,
             y=one["y"] if one.get("y") in AXES else default_order.removeprefix("-"),
             area=_polygon(one.get("area", "")),
-            order=order if order.removeprefix("-") in AXES or order == "id" else default_order,
+            order=order if is_order else default_order,
+            label=one.get("label", "")[:MAX_TOKEN_CHARACTERS],
+            said=one["said"] if one.get("said") in SAID else "",
+            in_list=in_list,
         )
 
     def mask(self, columns: Mapping[str, np.ndarray], among: np.ndarray | None = None) -> np.ndarray:
         """[latent] bool: which latents meet every condition but the area.
 
-        `among` holds the ids that the server found for `part` and `peak`; None: all latents.
+        `among` holds the ids that the server found for the conditions that only it can answer; None: all latents.
         """
         keep = np.ones(len(columns["rel_norm"]), dtype=bool)
         if among is not None:
@@ -88,6 +104,11 @@ class Selection:
             keep &= columns[column] <= limit
         return keep
 
+    def words(self) -> tuple[tuple[str, str, float | str], ...]:
+        """The conditions on what people say, for the server."""
+        conditions = (("label", "contains", self.label), ("list", "=", self.in_list), (self.said, "=", 1))
+        return tuple(each for each in conditions if each[0] and each[2])
+
     def _limits(self) -> dict[str, float]:
         """The largest value that passes, by column; columns without a limit are left out."""
         limits = (
@@ -102,10 +123,14 @@ class Selection:
         return [*self._limits(), *(["rel_norm"] if self.rel_norm != (0.0, 1.0) else [])]
 
     def ids(self, columns: Mapping[str, np.ndarray], among: np.ndarray | None = None) -> np.ndarray:
-        """The ids of the chosen latents in the chosen order, undefined values last. `among` is that of `mask`."""
+        """The ids of the chosen latents in the chosen order, undefined values last. `among` is that of `mask`; for the
+        order of a list it is in that order.
+        """
         keep = self.mask(columns, among)
         if self.area:
             keep &= inside(on_axis(self.x, columns[self.x]), on_axis(self.y, columns[self.y]), self.area)
+        if self.order == OF_LIST and among is not None:
+            return among[keep[among]]
         ids = np.flatnonzero(keep)
         column = self.order.removeprefix("-")
         if column == "id":

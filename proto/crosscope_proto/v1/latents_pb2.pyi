@@ -439,6 +439,9 @@ class Latent(_message.Message):
     PART_FIELD_NUMBER: _builtins.int
     REPEAT_SHARE_FIELD_NUMBER: _builtins.int
     MORE_FIELD_NUMBER: _builtins.int
+    PEAK_CONTEXT_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    IS_STARRED_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Its id, 0 to num_latents - 1."""
     latent_class: Global___LatentClass.ValueType
@@ -467,6 +470,10 @@ class Latent(_message.Message):
     """The part of the dictionary that it belongs to, for instance "delta" or "rest"; empty in a dictionary without parts."""
     repeat_share: _builtins.float
     """Share of its active tokens that repeat an earlier text. Unset where it never fired or was not measured."""
+    label: _builtins.str
+    """Its label, a person's before a program's; empty: it has none, or the words cannot be read (notes of a listing)."""
+    is_starred: _builtins.bool
+    """Whether somebody has given it a star."""
     @_builtins.property
     def frequency(self) -> Global___Estimate:
         """Share of the analysis's tokens on which it fired."""
@@ -525,6 +532,12 @@ class Latent(_message.Message):
     def more(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Columns of numbers that have no field of their own, by name. One whose value is undefined (NaN) is left out."""
 
+    @_builtins.property
+    def peak_context(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The tokens around the peak of its strongest example: before it, the peak, behind it. Empty texts where it never
+        fired; nothing in versions that were published before this was kept.
+        """
+
     def __init__(
         self,
         *,
@@ -556,10 +569,13 @@ class Latent(_message.Message):
         part: _builtins.str = ...,
         repeat_share: _builtins.float | None = ...,
         more: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        peak_context: _abc.Iterable[_builtins.str] | None = ...,
+        label: _builtins.str = ...,
+        is_starred: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_base_uselessness", b"_base_uselessness", "_base_uselessness_ls", b"_base_uselessness_ls", "_base_uselessness_single", b"_base_uselessness_single", "_repeat_share", b"_repeat_share", "base_direction", b"base_direction", "base_uselessness", b"base_uselessness", "base_uselessness_ls", b"base_uselessness_ls", "base_uselessness_single", b"base_uselessness_single", "beta_ratio", b"beta_ratio", "chat_direction", b"chat_direction", "frequency", b"frequency", "mean", b"mean", "repeat_share", b"repeat_share"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_base_uselessness", b"_base_uselessness", "_base_uselessness_ls", b"_base_uselessness_ls", "_base_uselessness_single", b"_base_uselessness_single", "_repeat_share", b"_repeat_share", "base_direction", b"base_direction", "base_uselessness", b"base_uselessness", "base_uselessness_ls", b"base_uselessness_ls", "base_uselessness_single", b"base_uselessness_single", "beta_ratio", b"beta_ratio", "chat_direction", b"chat_direction", "coactive", b"coactive", "cosine", b"cosine", "dataset_shares", b"dataset_shares", "frequency", b"frequency", "histogram", b"histogram", "id", b"id", "latent_class", b"latent_class", "logit_tokens_base", b"logit_tokens_base", "logit_tokens_chat", b"logit_tokens_chat", "max", b"max", "mean", b"mean", "more", b"more", "neighbours", b"neighbours", "norm_base", b"norm_base", "norm_chat", b"norm_chat", "num_active", b"num_active", "part", b"part", "rel_norm", b"rel_norm", "repeat_share", b"repeat_share", "role_shares", b"role_shares", "template_share", b"template_share", "top_tokens", b"top_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_base_uselessness", b"_base_uselessness", "_base_uselessness_ls", b"_base_uselessness_ls", "_base_uselessness_single", b"_base_uselessness_single", "_repeat_share", b"_repeat_share", "base_direction", b"base_direction", "base_uselessness", b"base_uselessness", "base_uselessness_ls", b"base_uselessness_ls", "base_uselessness_single", b"base_uselessness_single", "beta_ratio", b"beta_ratio", "chat_direction", b"chat_direction", "coactive", b"coactive", "cosine", b"cosine", "dataset_shares", b"dataset_shares", "frequency", b"frequency", "histogram", b"histogram", "id", b"id", "is_starred", b"is_starred", "label", b"label", "latent_class", b"latent_class", "logit_tokens_base", b"logit_tokens_base", "logit_tokens_chat", b"logit_tokens_chat", "max", b"max", "mean", b"mean", "more", b"more", "neighbours", b"neighbours", "norm_base", b"norm_base", "norm_chat", b"norm_chat", "num_active", b"num_active", "part", b"part", "peak_context", b"peak_context", "rel_norm", b"rel_norm", "repeat_share", b"repeat_share", "role_shares", b"role_shares", "template_share", b"template_share", "top_tokens", b"top_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__base_uselessness: _TypeAlias = _typing.Literal["base_uselessness"]  # noqa: Y015
     _WhichOneofArgType__base_uselessness: _TypeAlias = _typing.Literal["_base_uselessness", b"_base_uselessness"]  # noqa: Y015
@@ -843,6 +859,8 @@ class LatentFilter(_message.Message):
         """Equal."""
         OP_NE: LatentFilter._Op.ValueType  # 6
         """Not equal."""
+        OP_CONTAINS: LatentFilter._Op.ValueType  # 7
+        """Contains a text, upper and lower case alike. For labels."""
 
     class Op(_Op, metaclass=_OpEnumTypeWrapper):
         """How to compare."""
@@ -861,6 +879,8 @@ class LatentFilter(_message.Message):
     """Equal."""
     OP_NE: LatentFilter.Op.ValueType  # 6
     """Not equal."""
+    OP_CONTAINS: LatentFilter.Op.ValueType  # 7
+    """Contains a text, upper and lower case alike. For labels."""
 
     COLUMN_FIELD_NUMBER: _builtins.int
     OP_FIELD_NUMBER: _builtins.int
@@ -869,15 +889,16 @@ class LatentFilter(_message.Message):
     column: _builtins.str
     """A scalar column of latents.parquet, for instance "nu_err", "frequency", "latent_class" or "part"; or one share of
     activation mass, "dataset_share_NAME" or "role_share_ROLE" (role_share_user); or, with a text, one of the lists of
-    tokens "top_tokens", "logit_tokens_base" and "logit_tokens_chat".
+    tokens "top_tokens", "logit_tokens_base" and "logit_tokens_chat". Or what people say: "label" and "list" (a list's
+    name) with a text, "labelled", "starred" and "noted" with 1 or 0.
     """
     op: Global___LatentFilter.Op.ValueType
     """The comparison. A latent whose value is undefined (NaN) meets no condition."""
     number: _builtins.float
     """A number."""
     text: _builtins.str
-    """A text, for latent_class, part and the lists of tokens. A list equals a text if one of its tokens does, blanks
-    around it not counted.
+    """A text, for latent_class, part, label, list and the lists of tokens. A list of tokens equals a text if one of its
+    tokens does, blanks around it not counted.
     """
     def __init__(
         self,
@@ -913,7 +934,8 @@ class ListLatentsRequest(_message.Message):
     """Name of the crosscoder."""
     order_by: _builtins.str
     """A scalar column or share, with "-" in front for descending; empty: by id. Undefined values come last either way; a
-    column that is undefined for every latent that meets the filters is refused.
+    column that is undefined for every latent that meets the filters is refused. "label", "labelled", "starred" and
+    "noted" order too, and so does "list" beside one filter "list" = NAME: by the place in that list.
     """
     page_size: _builtins.int
     """Latents a page; unset: 50."""
@@ -1038,21 +1060,27 @@ class GetLatentResponse(_message.Message):
 
     LATENT_FIELD_NUMBER: _builtins.int
     VERSION_ID_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
     version_id: _builtins.str
     """The version that answered."""
     @_builtins.property
     def latent(self) -> Global___Latent:
         """The latent."""
 
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Why words are missing; sentences."""
+
     def __init__(
         self,
         *,
         latent: Global___Latent | None = ...,
         version_id: _builtins.str = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["latent", b"latent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["latent", b"latent", "version_id", b"version_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["latent", b"latent", "notes", b"notes", "version_id", b"version_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1242,7 +1270,7 @@ class GetAtlasRequest(_message.Message):
     """The version to answer from; unset: the current one. One that is gone answers FAILED_PRECONDITION."""
     @_builtins.property
     def columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Scalar columns of latents.parquet, and shares. A column of texts comes as numbers, see GetAtlasResponse.categories."""
+        """Scalar columns of latents.parquet, shares, and "labelled", "starred" and "noted". A column of texts comes as numbers, see GetAtlasResponse.categories."""
 
     def __init__(
         self,

@@ -13,12 +13,15 @@ import grpc.aio
 
 from crosscope_proto.artefacts import ExampleGroup
 from crosscope_proto.v1 import latents_pb2, latents_pb2_grpc
+from crosscope_server.annotations import snapshot
+from crosscope_server.annotations.snapshot import Snapshot
+from crosscope_server.annotations.store import Annotations
 from crosscope_server.catalogue import Broken, Card, Catalogue, Version
 from crosscope_server.errors import InvalidRequest, Violation
 from crosscope_server.examples import Example, Key
 from crosscope_server.latents import Filter
 from crosscope_server.pages import PageToken, decode_token, encode_token
-from crosscope_server.services import decode
+from crosscope_server.services import decode, said
 from crosscope_server.services.latent_rows import latent_messages
 
 Context = grpc.aio.ServicerContext
@@ -35,6 +38,7 @@ _COMPARISONS = {
     latents_pb2.LatentFilter.OP_GE: ">=",
     latents_pb2.LatentFilter.OP_EQ: "=",
     latents_pb2.LatentFilter.OP_NE: "!=",
+    latents_pb2.LatentFilter.OP_CONTAINS: "contains",
 }
 _GROUPS = {
     latents_pb2.EXAMPLE_GROUP_TOP: ExampleGroup.TOP,
@@ -53,8 +57,9 @@ class _OfVersion(Protocol):
 class LatentsService(latents_pb2_grpc.LatentsServicer):
     """Offline questions."""
 
-    def __init__(self, catalogue: Catalogue) -> None:
+    def __init__(self, catalogue: Catalogue, annotations: Annotations) -> None:
         self._catalogue = catalogue
+        self._annotations = annotations
 
     async def ListCrosscoders(
         self, request: latents_pb2.ListCrosscodersRequest, context: Context
@@ -98,23 +103,31 @@ class LatentsService(latents_pb2_grpc.LatentsServicer):
         version = await self._version(request, token)
         after = None if token is None else _last_latent(token, version)
         size = request.page_size if request.HasField("page_size") else _DEFAULT_LATENTS
-        page = version.table.page(filters, request.order_by, after, size)
-        messages = await _latents(version, page.ids)
+        by_words = request.order_by.removeprefix("-") in snapshot.COLUMNS
+        about = [i for i, condition in enumerate(filters) if condition.column in snapshot.COLUMNS]
+        words, missing = await said.words(self._annotations, version, is_needed=by_words or bool(about))
+        num_latents = version.table.num_latents
+        met = {i: words.meets(i, filters[i], num_latents) for i in about}
+        order = words.order(request.order_by, filters, num_latents) if by_words else None
+        page = version.table.page(filters, request.order_by, after, size, met=met, order=order)
+        elsewhere = await said.elsewhere(self._annotations, version) if by_words or about else ()
+        messages = await _latents(version, page.ids, words)
         return latents_pb2.ListLatentsResponse(
             latents=messages,
             next_page_token="" if page.is_last else encode_token(version.version_id, [page.ids[-1]], query),
             num_matching=page.num_matching,
             version_id=version.version_id,
             num_undefined=page.num_undefined,
-            notes=page.notes,
+            notes=[*page.notes, *missing, *elsewhere],
         )
 
     async def GetLatent(self, request: latents_pb2.GetLatentRequest, context: Context) -> latents_pb2.GetLatentResponse:
         """One latent."""
         version = await self._version(request)
         version.table.check_id(request.latent)
-        [message] = await _latents(version, [request.latent])
-        return latents_pb2.GetLatentResponse(latent=message, version_id=version.version_id)
+        words, missing = await said.words(self._annotations, version)
+        [message] = await _latents(version, [request.latent], words)
+        return latents_pb2.GetLatentResponse(latent=message, version_id=version.version_id, notes=missing)
 
     async def ListExamples(
         self, request: latents_pb2.ListExamplesRequest, context: Context
@@ -149,7 +162,10 @@ class LatentsService(latents_pb2_grpc.LatentsServicer):
     ) -> AsyncIterator[latents_pb2.GetAtlasResponse]:
         """Packed columns."""
         version = await self._version(request)
-        for column, start, values in version.table.pack(request.columns):
+        flags = [column for column in request.columns if column in snapshot.FLAGS]
+        words, _ = await said.words(self._annotations, version, is_needed=True) if flags else (Snapshot(), ())
+        beside = {column: words.flags(column, version.table.num_latents) for column in flags}
+        for column, start, values in version.table.pack(request.columns, beside):
             yield latents_pb2.GetAtlasResponse(
                 column=column,
                 latent_start=start,
@@ -191,10 +207,15 @@ def _last_example(token: PageToken) -> Key:
             raise InvalidRequest([Violation("page_token", "not a token of a listing of examples")])
 
 
-async def _latents(version: Version, ids: list[int]) -> list[latents_pb2.Latent]:
-    if len(ids) < _LARGE_PAGE:
-        return latent_messages(version.table.rows(ids))
-    return await asyncio.to_thread(lambda: latent_messages(version.table.rows(ids)))
+async def _latents(version: Version, ids: list[int], words: Snapshot) -> list[latents_pb2.Latent]:
+    def messages() -> list[latents_pb2.Latent]:
+        found = latent_messages(version.table.rows(ids))
+        for message in found:
+            message.label = words.labels.get(message.id, "")
+            message.is_starred = words.is_starred(message.id)
+        return found
+
+    return messages() if len(ids) < _LARGE_PAGE else await asyncio.to_thread(messages)
 
 
 def _example_message(example: Example) -> latents_pb2.Example:

@@ -4,11 +4,12 @@ from collections import defaultdict
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from crosscope_worker.analysis import HeldOut, analyse, examples
-from crosscope_worker.analysis.examples import TextFacts, choose
+from crosscope_worker.analysis.examples import TextFacts, choose, peak_contexts
 from crosscope_worker.analysis.store import Segments, Store, runs
 from crosscope_worker.data.harvest import Harvest
 from crosscope_worker.data.texts import Text
@@ -196,8 +197,8 @@ def test_ties_go_to_the_earlier_text(make_world):
     assert choice.segment.tolist() == [1, 2]
 
 
-def test_top_tokens_are_those_at_the_peaks(make_world, tokenizer):
-    """One latent that reads dimension 0 of the base model; token 50 peaks in two texts, token 60 in one."""
+def test_top_tokens_and_the_text_around_the_peak(make_world, tokenizer):
+    """One latent that reads dimension 0 of the base model; token 50 peaks in two texts, token 60 in the first."""
     world = make_world(num_latents=4, threshold=None, input_scale=(1.0, 1.0))
     crosscoder = world.crosscoder
     crosscoder.W_enc = torch.zeros_like(crosscoder.W_enc)
@@ -213,8 +214,22 @@ def test_top_tokens_are_those_at_the_peaks(make_world, tokenizer):
     index = torch.arange(3).repeat_interleave(4)
     position, zeros = torch.arange(4).repeat(3), torch.zeros(12, dtype=torch.uint8)
     world.harvests = [Harvest(texts, torch.cat(x), index, position, zeros + 1, zeros)]
-    tokens = run(world, tokenizer).latents["top_tokens"].to_pylist()
-    assert tokens == [[], lone_pieces(tokenizer, [50, 60]), [], []]
+    latents = run(world, tokenizer).latents
+    assert latents["top_tokens"].to_pylist() == [[], lone_pieces(tokenizer, [50, 60]), [], []]
+    # All three texts are equally strong: the first one counts.
+    first, second, peak, behind = text_pieces(tokenizer, np.array([2, 40, 60, 70]))
+    nothing = ["", "", ""]
+    assert latents["peak_context"].to_pylist() == [nothing, [first + second, peak, behind], nothing, nothing]
+
+
+def test_the_text_around_a_peak_has_four_tokens_on_each_side(make_world):
+    """The second of two texts is stronger; of its twelve tokens the seventh is the peak."""
+    spec = make_world(top_examples=1, examples_per_quantile=0).spec
+    found = replace(segments([2.0, 5.0]), peak=np.array([0, 6], np.uint16))
+    facts = TextFacts(np.zeros(2, np.int64), np.ones(2, np.int64))
+    choice = choose(found, np.arange(2, dtype=np.uint64), facts, ("documents",), spec)
+    sequences = pa.table({"pieces": pa.array([list("mnopqrstuvwx")], pa.list_(pa.string()))})
+    assert peak_contexts(choice, found, sequences, np.array([1]), 2) == ["opqr", "s", "tuvw", "", "", ""]
 
 
 @pytest.mark.parametrize(

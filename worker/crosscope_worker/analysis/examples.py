@@ -7,7 +7,7 @@ number of texts that it stands for. Knows nothing about models.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 Ints = NDArray[np.int64]
 NUM_TOP_TOKENS = 10
+PEAK_CONTEXT = 4
+"""Tokens on each side of the peak that a latent is called by until somebody labels it."""
 SEGMENTS_AT_ONCE = 1 << 20
 """Segments that are sorted at a time, about 220 bytes each; a latent with more is sorted alone."""
 _GROUPS = (ExampleGroup.QUANTILE, ExampleGroup.TOP)
@@ -203,3 +205,25 @@ def top_tokens(choice: Choice, segments: Segments, store: Store, num_latents: in
     size = np.bincount(latent, minlength=num_latents)
     rank = np.arange(len(order)) - np.repeat(np.cumsum(size) - size, size)
     return ids[order][rank < NUM_TOP_TOKENS], np.minimum(size, NUM_TOP_TOKENS)
+
+
+def peak_contexts(choice: Choice, segments: Segments, sequences: pa.Table, texts: Ints, num_latents: int) -> list[str]:
+    """The text around the peak of each latent's strongest top example: before it, the peak, behind it.
+
+    Three texts a latent, those of latent 0 first; empty where it has no example. Of equally strong examples the one of
+    the earlier text counts. `sequences` and `texts` are those of sequence_table.
+    """
+    segment = choice.segment[choice.group == _GROUPS.index(ExampleGroup.TOP)]
+    order = np.lexsort((segments.text[segment], -segments.max[segment], segments.latent[segment]))
+    latents, first = np.unique(segments.latent[segment][order], return_index=True)
+    strongest = segment[order][first]
+    rows = np.searchsorted(texts, segments.text[strongest])
+    pieces: Any = sequences.column("pieces").combine_chunks()
+    found = [""] * (3 * num_latents)
+    for latent, row, peak in zip(latents.tolist(), rows.tolist(), segments.peak[strongest].tolist(), strict=True):
+        start, end = pieces.offsets[row].as_py(), pieces.offsets[row + 1].as_py()
+        at, low = start + peak, max(start, start + peak - PEAK_CONTEXT)
+        around = pieces.values[low : min(end, at + 1 + PEAK_CONTEXT)].to_pylist()
+        middle = at - low
+        found[3 * latent : 3 * latent + 3] = "".join(around[:middle]), around[middle], "".join(around[middle + 1 :])
+    return found

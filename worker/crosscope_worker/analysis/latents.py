@@ -45,6 +45,8 @@ class Measured:
     """The sums of the pass."""
     peaks: tuple[Ints, Ints]
     """Ids and counts of examples.top_tokens."""
+    contexts: Sequence[str]
+    """Texts of examples.peak_contexts."""
     spec: AnalysisSpec
     tokenizer: "TextTokenizer"
     lenses: Sequence[Lens | None]
@@ -133,7 +135,11 @@ def _uselessness(found: Measured) -> Columns:
 
 
 def _tokens(found: Measured) -> Columns:
-    columns = {"top_tokens": _pieces(*found.peaks, found.tokenizer)}
+    three = np.full(found.crosscoder.num_latents, 3)
+    columns = {
+        "top_tokens": _pieces(*found.peaks, found.tokenizer),
+        "peak_context": lists(three, pa.array(found.contexts, pa.string())),
+    }
     for model, (name, lens) in enumerate(zip(MODEL_NAMES, found.lenses, strict=True)):
         columns[f"logit_tokens_{name}"] = _pieces(*_lens(found.crosscoder, model, lens), found.tokenizer)
     return columns

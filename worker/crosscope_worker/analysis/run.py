@@ -23,6 +23,7 @@ from crosscope_worker.analysis.examples import (
     TextFacts,
     choose,
     example_table,
+    peak_contexts,
     peak_windows,
     sequence_table,
     top_tokens,
@@ -149,7 +150,9 @@ def _tables(
     progress(Stage.ANALYSE, 0.94, "scoring every latent")
     peaks = top_tokens(choice, segments, store, crosscoder.num_latents)
     lenses, unavailable = find_lenses(held_out.pair)
-    measured = Measured(crosscoder, found, peaks, spec, tokenizer, lenses, parts)
+    sequences = sequence_table(store, texts, datasets, tokenizer)
+    contexts = peak_contexts(choice, segments, sequences, texts, crosscoder.num_latents)
+    measured = Measured(crosscoder, found, peaks, contexts, spec, tokenizer, lenses, parts)
     latents = latent_table(measured)
     progress(Stage.ANALYSE, 0.99, "writing the tables")
     classes = latents.column("latent_class").to_pylist()
@@ -157,7 +160,7 @@ def _tables(
     living = {"num_living": float(num_living), "dead_share": 1 - num_living / len(classes)}
     return Analysis(
         latents=latents,
-        sequences=sequence_table(store, texts, datasets, tokenizer),
+        sequences=sequences,
         examples=examples,
         behaviours=behaviours,
         datasets=tuple(datasets),

@@ -8,14 +8,16 @@ import numpy as np
 import streamlit as st
 
 from crosscope import CrosscoderInfo
-from crosscope.app import address, charts, panels, session, tables, url
+from crosscope.app import address, charts, panels, session, tables, url, words
 from crosscope.app.columns import AXES, CLASS_OF_NUMBER, evidence, is_defined
 from crosscope.app.palette import CLASS_NAMES
 from crosscope.app.selection import (
     DEFAULT_X,
     FREQUENCY_RANGE,
     NU_LIMIT,
+    OF_LIST,
     PARAMS,
+    SAID,
     Selection,
     default_order,
     polygon_text,
@@ -65,7 +67,11 @@ def current(info: CrosscoderInfo, columns: Mapping[str, np.ndarray]) -> tuple[Se
     selection = Selection.from_params(params, default_order(columns))
     if selection.part and selection.part not in session.parts(info.name, info.version_id):
         selection = replace(selection, part="")
-    return selection, session.among(info.name, info.version_id, selection.part, selection.peak)
+    among = session.among(info.name, info.version_id, selection.part, selection.peak)
+    if conditions := selection.words():
+        said = words.among(info.name, info.version_id, conditions)
+        among = said if among is None else said[np.isin(said, among)]
+    return selection, among
 
 
 def controls(selection: Selection, info: CrosscoderInfo, columns: Mapping[str, np.ndarray]) -> str:
@@ -79,6 +85,7 @@ def controls(selection: Selection, info: CrosscoderInfo, columns: Mapping[str, n
         help="By relative norm alone. None chosen: all.",
     )
     server_filters(session.parts(info.name, info.version_id))
+    word_filters(info)
     filters = st.columns(4)
     frequency = selection.frequency
     help_ = AXES["frequency"].meaning
@@ -96,9 +103,10 @@ def controls(selection: Selection, info: CrosscoderInfo, columns: Mapping[str, n
     url.choice(axes[0], "Across", names, DEFAULT_X, "x", axis_name, help=AXES[selection.x].meaning)
     url.choice(axes[1], "Up", names, by_default.removeprefix("-"), "y", axis_name, help=AXES[selection.y].meaning)
     shade = "rel_norm" if is_defined(columns, "rel_norm") else by_default.removeprefix("-")
+    orders = [*([OF_LIST] if selection.in_list else []), *ORDERS]
     colour = url.choice(axes[2], "Colour", names, shade, "colour", axis_name, help="What the colour stands for.")
     order_help = "The order of the table, and of previous and next on a latent's page. A click on a head sets it too."
-    url.choice(axes[3], "Order", ORDERS, by_default, "order", order_name, help=order_help)
+    url.choice(axes[3], "Order", orders, by_default, "order", order_name, help=order_help)
     return colour
 
 
@@ -112,6 +120,17 @@ def server_filters(parts: Sequence[str]) -> None:
     url.text(row, "Peaks on the token", "peak", help=help_, width=240)
 
 
+def word_filters(info: CrosscoderInfo) -> None:
+    """Draws the filters by what people say."""
+    row = st.container(horizontal=True)
+    url.text(row, "Label contains", "label", help="Upper and lower case alike.", width=240)
+    url.choice(row, "Words", ["", *SAID], "", "said", lambda said: said or "any", width=160)
+    with session.shown_errors(part="lists"):
+        names = [each.name for each in words.lists(info.name, info.version_id)]
+        if names or "list" in st.query_params:
+            url.choice(row, "List", ["", *names], "", "list", lambda name: name or "any", width=200)
+
+
 def axis_name(column: str) -> str:
     """The name of a column as people read it."""
     return AXES[column].label
@@ -119,8 +138,8 @@ def axis_name(column: str) -> str:
 
 def order_name(order: str) -> str:
     """The name of an order as people read it."""
-    if order == "id":
-        return "by id"
+    if order in ("id", OF_LIST):
+        return "by id" if order == "id" else "in the order of the list"
     return f"{AXES[order.removeprefix('-')].label}, {'highest' if order.startswith('-') else 'lowest'} first"
 
 
@@ -134,7 +153,11 @@ def plot(
     """The scatter plot. A box or lasso becomes the URL's area; a click opens a latent."""
     keep = selection.mask(columns, among)
     floor = session.uselessness_floor(info)
-    figure = charts.scatter(columns, keep, selection.x, selection.y, colour, selection.area, floor)
+    said = words.known(info)
+    labels = {each.latent: each.text for each in said if each.text}
+    starred = [each.latent for each in said if each.star]
+    axes = (selection.x, selection.y, colour)
+    figure = charts.scatter(columns, keep, *axes, selection.area, floor, labels=labels, starred=starred)
     panels.plot(
         figure,
         CHART,
@@ -154,6 +177,9 @@ def plot(
         if at_floor:
             notes.append(f"{at_floor:,} lie at {floor:.2f} in {axis_name(name)}, which reads ≥ {floor:.2f}.")
     notes.append("A click opens a latent; dragging draws a box, and a lasso is in the chart's bar.")
+    if said:
+        notes.append("Labelled latents have a ring, starred ones are stars.")
+    notes += said.missing
     st.caption(" ".join(notes))
     address.clicks(CHART, "latent", {"crosscoder": info.name, "latent": "PLACE", **kept()})
 
@@ -193,7 +219,7 @@ def listing(
         row.button("Clear the area", on_click=url.keep, args=("area", None))
     row.download_button(
         "CSV",
-        lambda: tables.csv(ids, columns),
+        lambda: tables.csv(ids, columns, words.known(info)),
         file_name=f"{info.name}-{info.version_id}-latents.csv",
         mime="text/csv",
         on_click="ignore",
@@ -210,6 +236,7 @@ def listing(
         columns,
         (*evidence(columns), "frequency", "template_share"),
         floor=session.uselessness_floor(info),
+        names_of_latents=words.cells(info, shown),
         order=lambda column: ordered_by(selection, column, default_order(columns)),
     )
     links = [address.href("latent", {"crosscoder": info.name, "latent": latent, **kept()}) for latent in shown.tolist()]
@@ -221,7 +248,7 @@ def listing(
 
 def undefined(columns: Mapping[str, np.ndarray], ids: np.ndarray, by: str) -> None:
     """Says how many latents have no value of the order; if none has one, names columns that they have."""
-    missing = 0 if by == "id" else int((~np.isfinite(columns[by][ids])).sum())
+    missing = 0 if by in ("id", OF_LIST) else int((~np.isfinite(columns[by][ids])).sum())
     if missing == len(ids):
         have = ", ".join(axis.label for name, axis in AXES.items() if np.isfinite(columns[name][ids]).any())
         st.info(f"None of these latents has a {axis_name(by)}, so they are listed by id. They have {have}.")

@@ -7,7 +7,7 @@ import numpy as np
 import streamlit as st
 
 from crosscope import CrosscoderInfo, Example, ExampleGroup, Latent, LatentScaling, TokenRole
-from crosscope.app import address, charts, panels, prompts, session, tables, text, url
+from crosscope.app import address, charts, panels, prompts, session, tables, text, url, word_panel, words
 from crosscope.app.columns import AXES, DIFFERENCE_EVIDENCE, EVIDENCE
 from crosscope.app.palette import MODEL_COLOURS, NEUTRAL, ROLE_COLOURS, ROLE_NAMES
 from crosscope.app.selection import Selection
@@ -45,6 +45,7 @@ def page() -> None:
     url.fill_in(latent=str(latent_id))
     latent = session.latent(chosen.name, chosen.version_id, latent_id)
     panels.evidence(latent, session.uselessness_floor(chosen))
+    word_panel.panel(latent, chosen)
     session.link("steer", "Steer with this latent", crosscoder=chosen.name, steer=f"{latent_id} add 1")
     with st.container(key="wrap-latent"):
         left, right = st.columns([2, 3], gap="large")
@@ -261,6 +262,7 @@ def others(title: str, measure: str, help_: str, found: list[tuple[int, float]],
     st.subheader(title)
     columns = [
         Column("latent", [str(latent) for latent, _ in found]),
+        Column("name", words.cells(info, [latent for latent, _ in found]), tables.NAME_HELP, is_text=True),
         Column(measure, tables.figures([value for _, value in found], "%.3f"), help_),
     ]
     links = [address.href("latent", {"crosscoder": info.name, "latent": latent}) for latent, _ in found]

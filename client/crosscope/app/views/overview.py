@@ -6,7 +6,7 @@ import numpy as np
 import streamlit as st
 
 from crosscope import CrosscoderInfo
-from crosscope.app import address, charts, panels, session, tables, text
+from crosscope.app import address, charts, panels, session, tables, text, words
 from crosscope.app.columns import AXES, CLASS_OF_NUMBER, SHOWN, evidence, is_defined, is_difference
 from crosscope.app.palette import CLASS_NAMES
 from crosscope.app.table_view import Column, table_view
@@ -14,7 +14,6 @@ from crosscope_proto.limits import MAX_NU_ERR
 from crosscope_proto.metrics import inlier_fve
 
 NUM_TELLING = 12
-NUM_PEAKS = 6
 """Tokens that a row of the most telling latents shows."""
 PUBLISHED, ALONE, RATIO = "base_uselessness", "base_uselessness_single", "beta_ratio"
 OPENS = "A row opens its latent."
@@ -199,14 +198,12 @@ def listed(
     about: Mapping[str, object],
 ) -> None:
     """Draws the most telling latents as a table; `about` is the set and the order in the links of its rows."""
-    peaks = [session.latent(info.name, info.version_id, int(latent)).top_tokens[:NUM_PEAKS] for latent in ids]
-    tokens = ["  ".join(map(text.visible, peak)) for peak in peaks]
     rows = tables.of_latents(
         ids,
         columns,
         names,
         floor=session.uselessness_floor(info),
-        more=[Column("tokens at its peaks", tokens, "Of its strongest examples, most frequent first.", is_text=True)],
+        names_of_latents=words.cells(info, ids),
     )
     links = [address.href("latent", {"crosscoder": info.name, **about, "latent": latent}) for latent in ids.tolist()]
     table_view("telling", "Most telling latents", rows, links)
