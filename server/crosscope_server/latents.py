@@ -152,9 +152,7 @@ class LatentTable:
         column = order_by.removeprefix("-") or "id"
         if order is None:
             self._check_column("order_by", column)
-        keep = np.ones(self.num_latents, bool)
-        for i, condition in enumerate(filters):
-            keep &= met[i] if i in met else self._meets(i, condition)
+        keep = self.matching(filters, met)
         num_matching = int(np.count_nonzero(keep))
         undefined = self._is_undefined(column) if order is None else order.undefined
         num_undefined = int(np.count_nonzero(keep & undefined))
@@ -166,6 +164,23 @@ class LatentTable:
         found = rest[keep[rest]]
         notes = self._notes([each for i, each in enumerate(filters) if i not in met])
         return Page(found[:size].tolist(), num_matching, len(found) <= size, num_undefined, notes)
+
+    def matching(
+        self, filters: Sequence[Filter], met: Mapping[int, NDArray[np.bool_]] | None = None
+    ) -> NDArray[np.bool_]:
+        """Which latents meet all filters, `met` as in `page`: [latent]. Raises InvalidRequest."""
+        met = met or {}
+        keep = np.ones(self.num_latents, bool)
+        for i, condition in enumerate(filters):
+            keep &= met[i] if i in met else self._meets(i, condition)
+        return keep
+
+    def any_token(self, column: str, is_met: Callable[[pa.Array], NDArray[np.bool_]]) -> NDArray[np.bool_]:
+        """Whether one of each latent's tokens in a column of TOKEN_COLUMNS meets a condition on texts: [latent]."""
+        lists = self._lists[column]
+        counts = np.concatenate([[0], np.cumsum(is_met(lists.values))])
+        offsets = _offsets(lists)
+        return counts[offsets[1:]] > counts[offsets[:-1]]
 
     def rows(self, ids: Sequence[int]) -> dict[str, list[Any]]:
         """Every column of some latents, as lists of plain values in the order of ids; a class as its number."""
@@ -258,12 +273,12 @@ class LatentTable:
     def _has_token(self, field: str, condition: Filter) -> NDArray[np.bool_]:
         """Whether one of each latent's tokens equals a text; blanks around both do not count."""
         text = _checked_text(field, condition)
-        lists = self._lists[condition.column]
-        tokens = pc.utf8_trim_whitespace(lists.values) if text.strip() else lists.values
-        equal = pc.equal(tokens, pa.scalar(text.strip() or text))
-        counts = np.concatenate([[0], np.cumsum(np.asarray(equal.to_pylist(), dtype=np.int64))])
-        offsets = _offsets(lists)
-        found = counts[offsets[1:]] > counts[offsets[:-1]]
+
+        def equals(tokens: pa.Array) -> NDArray[np.bool_]:
+            trimmed = pc.utf8_trim_whitespace(tokens) if text.strip() else tokens
+            return np.asarray(pc.equal(trimmed, pa.scalar(text.strip() or text)).to_pylist(), bool)
+
+        found = self.any_token(condition.column, equals)
         return found if condition.comparison == "=" else ~found
 
     def _check_column(self, field: str, column: str) -> None:

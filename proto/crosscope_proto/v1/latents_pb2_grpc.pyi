@@ -48,6 +48,8 @@ class LatentsStub:
     """Examples of one latent, a page at a time."""
     GetAtlas: _grpc.UnaryStreamMultiCallable[_latents_pb2.GetAtlasRequest, _latents_pb2.GetAtlasResponse]
     """Whole columns of the statistics table, packed, in chunks of at most 1 MB."""
+    SearchLatents: _grpc.UnaryUnaryMultiCallable[_latents_pb2.SearchLatentsRequest, _latents_pb2.SearchLatentsResponse]
+    """Latents that a text or a regular expression finds: in their labels, peaks, raised tokens and examples."""
 
 @_typing.type_check_only
 class LatentsAsyncStub(LatentsStub):
@@ -68,6 +70,8 @@ class LatentsAsyncStub(LatentsStub):
     """Examples of one latent, a page at a time."""
     GetAtlas: _aio.UnaryStreamMultiCallable[_latents_pb2.GetAtlasRequest, _latents_pb2.GetAtlasResponse]  # type: ignore[assignment]
     """Whole columns of the statistics table, packed, in chunks of at most 1 MB."""
+    SearchLatents: _aio.UnaryUnaryMultiCallable[_latents_pb2.SearchLatentsRequest, _latents_pb2.SearchLatentsResponse]  # type: ignore[assignment]
+    """Latents that a text or a regular expression finds: in their labels, peaks, raised tokens and examples."""
 
 class LatentsServicer(metaclass=_abc_1.ABCMeta):
     """Reads published crosscoders. Needs no worker and no GPU."""
@@ -127,5 +131,13 @@ class LatentsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_latents_pb2.GetAtlasResponse], _abc.AsyncIterator[_latents_pb2.GetAtlasResponse]]:
         """Whole columns of the statistics table, packed, in chunks of at most 1 MB."""
+
+    @_abc_1.abstractmethod
+    def SearchLatents(
+        self,
+        request: _latents_pb2.SearchLatentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_latents_pb2.SearchLatentsResponse, _abc.Awaitable[_latents_pb2.SearchLatentsResponse]]:
+        """Latents that a text or a regular expression finds: in their labels, peaks, raised tokens and examples."""
 
 def add_LatentsServicer_to_server(servicer: LatentsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
