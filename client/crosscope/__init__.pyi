@@ -128,6 +128,11 @@ from ._findings import LookLayer as LookLayer
 from ._findings import LookText as LookText
 from ._latents import LatentStatistics as LatentStatistics
 from ._looks import LookInfo as LookInfo
+from ._search import SearchCount as SearchCount
+from ._search import SearchMatch as SearchMatch
+from ._search import SearchPlace as SearchPlace
+from ._search import SearchResult as SearchResult
+from ._search import SearchResults as SearchResults
 from ._steering import Steer as Steer
 from ._sync.annotations import Annotations as Annotations
 from ._sync.client import Client as Client

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import grpc.aio
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -59,8 +60,16 @@ def write_known(home: Path, *, created_at: float = 1_700_000_000.0, texts: list[
     # Each example stands in both groups: it counts once.
     rows = [
         {
-            **{"latent": latent, "dataset": "documents", "group": group, "quantile": 0, "rank": 0, "sequence": text},
-            **{"max": max(values), "positions": positions, "values": values, "repeats": 0},
+            "latent": latent,
+            "dataset": "documents",
+            "group": group,
+            "quantile": 0,
+            "rank": 0,
+            "sequence": text,
+            "max": max(values),
+            "positions": positions,
+            "values": values,
+            "repeats": 0,
         }
         for latent, text, positions, values in EXAMPLES
         for group in ("quantile", "top")
@@ -175,7 +184,13 @@ async def test_pages_stay_with_their_version(known: Front, tmp_path: Path) -> No
 async def test_an_index_is_built_once_kept_mended_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     version = write_known(tmp_path)
     built: list[Path] = []
-    monkeypatch.setattr(index, "_write", lambda *a, write=index._write: built.append(write(*a)) or built[-1])
+    write = index._write  # pyright: ignore[reportPrivateUsage]
+
+    def counted(*arguments: Any) -> Path:
+        built.append(write(*arguments))
+        return built[-1]
+
+    monkeypatch.setattr(index, "_write", counted)
     for _ in range(2):
         async with run_front(home=tmp_path) as front:
             replies = await asyncio.gather(*(search(front, text) for text in ("can", "refus", "cafe")))

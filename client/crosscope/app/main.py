@@ -7,7 +7,7 @@ import streamlit as st
 
 from crosscope import CrosscoderInfo, CrosscopeError
 from crosscope.app import address, panels, session, text, url
-from crosscope.app.views import atlas, jobs, lab, labels, latent, look, overview, steer
+from crosscope.app.views import atlas, jobs, lab, labels, latent, look, overview, search, steer
 
 TITLES = {
     "overview": "Overview",
@@ -16,6 +16,7 @@ TITLES = {
     "lab": "Prompt lab",
     "steer": "Steer",
     "labels": "Labels",
+    "search": "Search",
     "look": "Look",
     "jobs": "Jobs",
 }
@@ -35,6 +36,7 @@ def main() -> None:
         "lab": lab,
         "steer": steer,
         "labels": labels,
+        "search": search,
         "look": look,
         "jobs": jobs,
     }

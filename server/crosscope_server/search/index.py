@@ -91,7 +91,7 @@ def build(tables: TableFolder, num_latents: int, folder: Path, max_bytes: int, r
 
     Raises TooLarge, BrokenArtefact, or OSError where the file cannot be written.
     """
-    texts = tables.read(layout.SEQUENCES, _TEXT_COLUMNS)["pieces"].combine_chunks()
+    texts: Any = tables.read(layout.SEQUENCES, _TEXT_COLUMNS)["pieces"].combine_chunks()
     names = [f"{layout.EXAMPLES}/{layout.example_part(first, num_latents)}" for first in _first_latents(num_latents)]
     _check_size(tables, names, texts, max_bytes)
     columns = _texts(texts)
@@ -117,7 +117,7 @@ def open_index(path: Path) -> Index:
         raise Damaged(f"{path} cannot be read: {error}") from error
     if (table.schema.metadata or {}).get(b"format") != str(_FORMAT).encode():
         raise Damaged(f"{path} has another format")
-    lists = {each.name: table[each.name].chunk(0).flatten() for each in fields(Index)}
+    lists: dict[str, Any] = {each.name: table[each.name].chunk(0).values for each in fields(Index)}
     return Index(**{name: values if name in _TEXTS else np.from_dlpack(values) for name, values in lists.items()})
 
 
@@ -144,7 +144,7 @@ def _first_latents(num_latents: int) -> range:
     return range(0, num_latents, layout.latents_per_part(num_latents))
 
 
-def _check_size(tables: TableFolder, names: list[str], texts: pa.Array, max_bytes: int) -> None:
+def _check_size(tables: TableFolder, names: list[str], texts: Any, max_bytes: int) -> None:
     """Raises TooLarge before anything large is made."""
     num_tokens, num_bytes = len(texts.values), texts.values.nbytes
     entries = 0
@@ -168,7 +168,7 @@ def _num_values(metadata: Any) -> int:
     )
 
 
-def _texts(pieces: pa.Array) -> dict[str, Any]:
+def _texts(pieces: Any) -> dict[str, Any]:
     """The columns of an index that follow from the pieces of each text."""
     offsets = np.from_dlpack(pieces.offsets).astype(np.int64)
     values = pieces.flatten()
@@ -176,19 +176,20 @@ def _texts(pieces: pa.Array) -> dict[str, Any]:
     columns: dict[str, Any] = {"text_starts": (offsets - offsets[0]).astype(np.uint32)}
     for name, texts in (("raw", values), ("folded", folded)):
         # The pieces lie one after the other already; the texts are the same bytes with fewer bounds.
-        flat = texts.cast(pa.large_string())
+        flat: Any = texts.cast(pa.large_string())
         bounds = byte_offsets(flat)
-        of_text = pa.py_buffer(np.ascontiguousarray(bounds[columns["text_starts"]]))
-        columns[name] = pa.LargeStringArray.from_buffers(len(offsets) - 1, of_text, flat.buffers()[2])
+        starts: Any = np.ascontiguousarray(bounds[columns["text_starts"]])
+        columns[name] = pa.LargeStringArray.from_buffers(len(offsets) - 1, pa.py_buffer(starts), flat.buffers()[2])
         columns[f"{name}_ends"] = (bounds[1:] - bounds[0]).astype(np.uint32)
     return columns
 
 
 def _part(tables: TableFolder, name: str, text_starts: NDArray[np.uint32], num_latents: int) -> _Part:
     """One example file. Raises BrokenArtefact where an example names what there is not."""
-    table = tables.read(name, _NEEDED)
+    table: Any = tables.read(name, _NEEDED)
     latent, text, maxima = (np.from_dlpack(table[each].combine_chunks()) for each in ("latent", "sequence", "max"))
-    positions, values = (table[each].combine_chunks() for each in ("positions", "values"))
+    lists: list[Any] = [table[each].combine_chunks() for each in ("positions", "values")]
+    positions, values = lists
     lengths = np.asarray(pc.list_value_length(positions), np.int64)
     sizes = np.diff(text_starts.astype(np.int64))
     position = np.asarray(positions.flatten(), np.int64)

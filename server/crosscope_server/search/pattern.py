@@ -95,12 +95,11 @@ class Pattern:
         """Whether it is in each of some texts as they are: [text]."""
         return self.matches(folded_array(texts) if self.is_folded else texts)
 
-    def spans(self, texts: pa.Array) -> Spans:
+    def spans(self, texts: Any) -> Spans:
         """All matches in some texts (large_string), without overlaps; texts are folded ones if `is_folded`."""
         found = np.flatnonzero(self.matches(texts))
-        marked = pc.replace_substring_regex(
-            texts.take(pa.array(found)), pattern=self._re2, replacement=_OPEN + b"\\0" + _CLOSE
-        )
+        taken: Any = texts.take(pa.array(found, pa.int64()))
+        marked: Any = pc.replace_substring_regex(taken, pattern=self._re2, replacement=_OPEN + b"\\0" + _CLOSE)
         starts = byte_offsets(marked)
         written = np.frombuffer(marked.buffers()[2] or b"", np.uint8)[starts[0] : starts[-1]]
         opened, closed = (np.flatnonzero(written == sign[0]) for sign in (_OPEN, _CLOSE))
@@ -154,14 +153,14 @@ def quoted(text: str) -> str:
     return "".join(each if _UNCHANGED.match(each) else f"\\x{{{ord(each):x}}}" for each in text)
 
 
-def folded_array(texts: pa.Array) -> pa.Array:
+def folded_array(texts: Any) -> Any:
     """Texts folded; each different one once."""
     encoded = texts.dictionary_encode()
     dictionary: Sequence[Any] = encoded.dictionary.to_pylist()
     return pa.array([fold(text) for text in dictionary], texts.type).take(encoded.indices)
 
 
-def byte_offsets(texts: pa.Array) -> Ints:
+def byte_offsets(texts: Any) -> Ints:
     """Bytes at which texts begin, and at last the end: [text + 1]."""
     kind = np.int64 if pa.types.is_large_string(texts.type) else np.int32
     found = np.frombuffer(texts.buffers()[1] or b"", kind)[texts.offset : texts.offset + len(texts) + 1]
