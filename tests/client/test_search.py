@@ -24,7 +24,7 @@ def test_a_search_gives_latents_with_where_they_match_and_prints_what_was_not_se
     pieces = example.tokens.pieces[best.example.token_start : best.example.token_end]
     assert "".join(pieces).startswith(" help")
     assert not demo.search("<b>no such text</b>")
-    everything = demo.search("a", ["example"], limit=1000)
+    everything = demo.search("a", ["example"], limit=2000)
     assert len({each.latent.id for each in everything}) == len(everything) == everything.num_matching
 
 

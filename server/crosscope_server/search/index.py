@@ -112,13 +112,16 @@ def open_index(path: Path) -> Index:
         raise Damaged(f"{path} is not what its name says")
     try:
         with pa.memory_map(str(path)) as source:
-            table = pa.ipc.open_file(source).read_all()
+            table: Any = pa.ipc.open_file(source).read_all()
     except pa.ArrowException as error:
         raise Damaged(f"{path} cannot be read: {error}") from error
     if (table.schema.metadata or {}).get(b"format") != str(_FORMAT).encode():
         raise Damaged(f"{path} has another format")
     lists: dict[str, Any] = {each.name: table[each.name].chunk(0).values for each in fields(Index)}
-    return Index(**{name: values if name in _TEXTS else np.from_dlpack(values) for name, values in lists.items()})
+    arrays: dict[str, Any] = {
+        name: values if name in _TEXTS else np.from_dlpack(values) for name, values in lists.items()
+    }
+    return Index(**arrays)
 
 
 def version_of(path: Path) -> str | None:
@@ -187,7 +190,8 @@ def _texts(pieces: Any) -> dict[str, Any]:
 def _part(tables: TableFolder, name: str, text_starts: NDArray[np.uint32], num_latents: int) -> _Part:
     """One example file. Raises BrokenArtefact where an example names what there is not."""
     table: Any = tables.read(name, _NEEDED)
-    latent, text, maxima = (np.from_dlpack(table[each].combine_chunks()) for each in ("latent", "sequence", "max"))
+    scalars: list[NDArray[Any]] = [np.asarray(table[each].combine_chunks()) for each in ("latent", "sequence", "max")]
+    latent, text, maxima = scalars
     lists: list[Any] = [table[each].combine_chunks() for each in ("positions", "values")]
     positions, values = lists
     lengths = np.asarray(pc.list_value_length(positions), np.int64)
