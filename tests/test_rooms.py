@@ -54,9 +54,10 @@ ROOM_RULES: dict[str, dict[str, set[str]]] = {
     "server": {
         TOP: set(),
         "annotations": set(),
-        "services": {"annotations"},
+        "search": set(),
+        "services": {"annotations", "search"},
         "jobs": set(),
-        ENTRY: {"annotations", "services", "jobs"},
+        ENTRY: {"annotations", "search", "services", "jobs"},
     },
     "client": {
         TOP: set(),

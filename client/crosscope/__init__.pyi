@@ -133,6 +133,11 @@ from ._looks import LookInfo as LookInfo
 from ._matches import LatentMatches as LatentMatches
 from ._matches import MatchCount as MatchCount
 from ._matches import MatchedSide as MatchedSide
+from ._search import SearchCount as SearchCount
+from ._search import SearchMatch as SearchMatch
+from ._search import SearchPlace as SearchPlace
+from ._search import SearchResult as SearchResult
+from ._search import SearchResults as SearchResults
 from ._steering import Steer as Steer
 from ._sync.annotations import Annotations as Annotations
 from ._sync.client import Client as Client

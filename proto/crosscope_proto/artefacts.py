@@ -15,6 +15,7 @@ The worker writes what this module describes, and the server reads it. Knows nam
           examples/part-NN.parquet                  EXAMPLE_COLUMNS, sorted by (latent, dataset, group, quantile, rank)
       looks/<name>/                                 a look: look.json and its tables (looks.py)
       annotations.sqlite3                           what people say about latents; the server's own
+      search/<name>/<id>-<checksum>.arrow           the index of a version's examples; the server's own
       jobs/<id>/                                    recipe.yaml, first-day, checkpoints/, log.jsonl
 """
 
@@ -36,7 +37,8 @@ LATENTS = "latents.parquet"
 SEQUENCES = "sequences.parquet"
 EXAMPLES = "examples"
 PAIR_MANIFEST = "pair.json"
-OWN_FOLDERS = ("queue", "cache", "logs")
+SEARCH = "search"
+OWN_FOLDERS = ("queue", "cache", "logs", SEARCH)
 """Folders of the home that belong to the processes. No recipe reads them."""
 
 EXAMPLE_PARTS = 16

@@ -184,6 +184,13 @@ class LatentTable:
             keep &= met[i] if i in met else self._meets(i, condition)
         return keep
 
+    def any_token(self, column: str, is_met: Callable[[pa.Array], NDArray[np.bool_]]) -> NDArray[np.bool_]:
+        """Whether one of each latent's tokens in a column of TOKEN_COLUMNS meets a condition on texts: [latent]."""
+        lists = self._lists[column]
+        counts = np.concatenate([[0], np.cumsum(is_met(lists.values))])
+        offsets = _offsets(lists)
+        return counts[offsets[1:]] > counts[offsets[:-1]]
+
     def rows(self, ids: Sequence[int]) -> dict[str, list[Any]]:
         """Every column of some latents, as lists of plain values in the order of ids; a category as its number."""
         taken = np.asarray(ids, np.int64)
@@ -280,12 +287,12 @@ class LatentTable:
     def _has_token(self, field: str, condition: Filter) -> NDArray[np.bool_]:
         """Whether one of each latent's tokens equals a text; blanks around both do not count."""
         text = _checked_text(field, condition)
-        lists = self._lists[condition.column]
-        tokens = pc.utf8_trim_whitespace(lists.values) if text.strip() else lists.values
-        equal = pc.equal(tokens, pa.scalar(text.strip() or text))
-        counts = np.concatenate([[0], np.cumsum(np.asarray(equal.to_pylist(), dtype=np.int64))])
-        offsets = _offsets(lists)
-        found = counts[offsets[1:]] > counts[offsets[:-1]]
+
+        def equals(tokens: pa.Array) -> NDArray[np.bool_]:
+            trimmed = pc.utf8_trim_whitespace(tokens) if text.strip() else tokens
+            return np.asarray(pc.equal(trimmed, pa.scalar(text.strip() or text)).to_pylist(), bool)
+
+        found = self.any_token(condition.column, equals)
         return found if condition.comparison == "=" else ~found
 
     def _check_column(self, field: str, column: str) -> None:

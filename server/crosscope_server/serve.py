@@ -35,6 +35,8 @@ from crosscope_server.looks import Looks
 from crosscope_server.metrics import Metrics
 from crosscope_server.prompts import Prompts
 from crosscope_server.replies import Replies
+from crosscope_server.search.indices import Indices
+from crosscope_server.search.searches import Searches
 from crosscope_server.services.annotations import AnnotationsService
 from crosscope_server.services.latents import LatentsService
 from crosscope_server.services.looks import LooksService
@@ -90,6 +92,8 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
 
         catalogue, annotations = Catalogue(settings.home), Annotations(settings.home)
         stack.push_async_callback(annotations.close)
+        indices = Indices(catalogue, settings.home, settings.search_bytes)
+        stack.push_async_callback(indices.close)
         cache = None
         if settings.cache_url:
             cache = Cache(settings.cache_url, metrics.looked_up)
@@ -104,7 +108,9 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
         if settings.token:
             interceptors.insert(0, TokenInterceptor(settings.token.get_secret_value()))
         server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
-        latents_pb2_grpc.add_LatentsServicer_to_server(LatentsService(catalogue, annotations), server)
+        latents_pb2_grpc.add_LatentsServicer_to_server(
+            LatentsService(catalogue, annotations, Searches(indices)), server
+        )
         words_service = AnnotationsService(annotations, catalogue)
         annotations_pb2_grpc.add_AnnotationsServicer_to_server(words_service, server)
         looks_pb2_grpc.add_LooksServicer_to_server(LooksService(Looks(settings.home)), server)

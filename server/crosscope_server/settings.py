@@ -30,6 +30,8 @@ class Settings(ProcessSettings):
     """Port on 127.0.0.1 for Prometheus; unset: no metrics endpoint."""
     stream_in_flight: int = Field(default=8, ge=1, le=256)
     """Number of prompts of one stream that are computed at the same time."""
+    search_bytes: int = Field(default=4_000_000_000, ge=1_000_000)
+    """Room for the indices of examples on disk, in bytes; those used longest ago go first."""
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
     """Least severe level that is logged."""
 

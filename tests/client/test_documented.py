@@ -46,28 +46,28 @@ def forget_words(client: Client) -> None:
 
 
 def test_python(online: Client, serve, monkeypatch, capsys) -> None:
-    assert len(BLOCKS) == 9
+    assert len(BLOCKS) == 10
     monkeypatch.setenv("CROSSCOPE_ADDRESS", online.address)
     names: dict[str, object] = {}
-    for block in BLOCKS[:4]:
+    for block in BLOCKS[:5]:
         run_snippet(block, names)
     shown = capsys.readouterr().out
     assert "'prompts': True" in shown
     assert "[7, 12, 3]" in shown, "a list keeps its order"
     forget_words(online)
-    run_snippet(BLOCKS[8], {})
+    run_snippet(BLOCKS[9], {})
     assert capsys.readouterr().out.splitlines() == ["9", "8"], "tokens of two texts"
     monkeypatch.chdir(ROOT)
     with Client(serve(OneJob()).address) as client:
-        run_snippet(BLOCKS[7], {"client": client})
+        run_snippet(BLOCKS[8], {"client": client})
     assert capsys.readouterr().out == "train 100% {'l0': 12.0}\n() () 0.0 0.0\n['demo']\n"
 
 
 def test_compare_and_steer(serve, capsys) -> None:
     with Client(serve(NamedLatents(), ScriptedEffects()).address) as client:
         names: dict[str, object] = {"client": client}
-        run_snippet(BLOCKS[5], names)
         run_snippet(BLOCKS[6], names)
+        run_snippet(BLOCKS[7], names)
     shown = capsys.readouterr().out
     assert "base with chat's stream" in shown
     assert "latent 7 (peaks:" in shown

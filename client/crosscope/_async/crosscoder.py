@@ -10,6 +10,7 @@ from crosscope._async.behaviours import AsyncBehaviours
 from crosscope._async.columns import AsyncColumns, ColumnAnswer
 from crosscope._async.handle import check_version
 from crosscope._async.pages import PAGE_SIZE, AsyncPages, Page
+from crosscope._async.searching import search
 from crosscope._async.transport import AsyncTransport
 from crosscope._errors import InvalidInput, ServerError
 from crosscope._examples import Example, ExampleList
@@ -20,6 +21,7 @@ from crosscope._latents import LatentStatistics, latent_html, latent_table
 from crosscope._matches import LatentMatches
 from crosscope._prompts import check_count, check_text
 from crosscope._public import public
+from crosscope._search import SearchResults
 from crosscope._sections import Section, sections
 from crosscope._steering import MODELS
 from crosscope._tables import MOST_ROWS
@@ -156,6 +158,40 @@ class AsyncCrosscoder(AsyncBehaviours):
 
         first = await read_page("", PAGE_SIZE if limit is None else min(limit, PAGE_SIZE))
         return AsyncLatentList(read_page, first, limit, progress)
+
+    async def search(
+        self,
+        text: str,
+        places: str | Iterable[str] = (),
+        where: Condition | Iterable[Condition] = (),
+        *,
+        regex: bool = False,
+        match_case: bool = False,
+        limit: int = 20,
+        wait_s: float = 120.0,
+    ) -> SearchResults:
+        """Latents that a text finds in their labels, peaks, raised tokens and examples.
+
+        A text is found wherever it stands, within words too, whatever the case and the accents of Latin, Greek and
+        Cyrillic letters, unless `match_case`. With `regex` it is a regular expression of RE2; accents then count.
+        `places` are some of SearchPlace, by default all; `where` are conditions as in `latents`.
+
+        Latents whose label matches come first; then those whose examples peak on a match most often; then those that
+        fire on one most, as a share of their own maximum. The first search of a version builds an index of its
+        examples, for which this waits up to `wait_s` seconds; the `remarks` say what was not searched.
+        Raises InvalidInput, with the place of the fault in a regular expression.
+        """
+        return await search(
+            self._transport,
+            (self.name, self._version),
+            text,
+            places,
+            where,
+            regex=regex,
+            match_case=match_case,
+            limit=limit,
+            wait_s=wait_s,
+        )
 
     async def latent(self, latent: int) -> AsyncLatent:
         """One latent's statistics."""

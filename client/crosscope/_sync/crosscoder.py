@@ -15,6 +15,7 @@ from crosscope._latents import LatentStatistics, latent_html, latent_table
 from crosscope._matches import LatentMatches
 from crosscope._prompts import check_count, check_text
 from crosscope._public import public
+from crosscope._search import SearchResults
 from crosscope._sections import Section, sections
 from crosscope._steering import MODELS
 from crosscope._sync.annotations import Annotations
@@ -22,6 +23,7 @@ from crosscope._sync.behaviours import Behaviours
 from crosscope._sync.columns import ColumnAnswer, Columns
 from crosscope._sync.handle import check_version
 from crosscope._sync.pages import PAGE_SIZE, Page, Pages
+from crosscope._sync.searching import search
 from crosscope._sync.transport import Transport
 from crosscope._tables import MOST_ROWS
 from crosscope._types import Detector, TrainingCurves
@@ -157,6 +159,40 @@ class Crosscoder(Behaviours):
 
         first = read_page("", PAGE_SIZE if limit is None else min(limit, PAGE_SIZE))
         return LatentList(read_page, first, limit, progress)
+
+    def search(
+        self,
+        text: str,
+        places: str | Iterable[str] = (),
+        where: Condition | Iterable[Condition] = (),
+        *,
+        regex: bool = False,
+        match_case: bool = False,
+        limit: int = 20,
+        wait_s: float = 120.0,
+    ) -> SearchResults:
+        """Latents that a text finds in their labels, peaks, raised tokens and examples.
+
+        A text is found wherever it stands, within words too, whatever the case and the accents of Latin, Greek and
+        Cyrillic letters, unless `match_case`. With `regex` it is a regular expression of RE2; accents then count.
+        `places` are some of SearchPlace, by default all; `where` are conditions as in `latents`.
+
+        Latents whose label matches come first; then those whose examples peak on a match most often; then those that
+        fire on one most, as a share of their own maximum. The first search of a version builds an index of its
+        examples, for which this waits up to `wait_s` seconds; the `remarks` say what was not searched.
+        Raises InvalidInput, with the place of the fault in a regular expression.
+        """
+        return search(
+            self._transport,
+            (self.name, self._version),
+            text,
+            places,
+            where,
+            regex=regex,
+            match_case=match_case,
+            limit=limit,
+            wait_s=wait_s,
+        )
 
     def latent(self, latent: int) -> Latent:
         """One latent's statistics."""

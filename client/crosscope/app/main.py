@@ -7,7 +7,7 @@ import streamlit as st
 
 from crosscope import CrosscoderInfo, CrosscopeError
 from crosscope.app import address, panels, session, text, theme, url
-from crosscope.app.views import atlas, jobs, lab, labels, latent, look, overview, steer, versus
+from crosscope.app.views import atlas, jobs, lab, labels, latent, look, overview, search, steer, versus
 
 TITLES = {
     "overview": "Overview",
@@ -17,6 +17,7 @@ TITLES = {
     "steer": "Steer",
     "labels": "Labels",
     "versus": "Compare",
+    "search": "Search",
     "look": "Look",
     "jobs": "Jobs",
 }
@@ -37,6 +38,7 @@ def main() -> None:
         "steer": steer,
         "labels": labels,
         "versus": versus,
+        "search": search,
         "look": look,
         "jobs": jobs,
     }

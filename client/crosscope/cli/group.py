@@ -33,6 +33,7 @@ _COMMANDS = {
     "crosscoders": _Entry("crosscope.cli.latents", "List published crosscoders, or show one."),
     "latents": _Entry("crosscope.cli.latents", "List latents by conditions."),
     "latent": _Entry("crosscope.cli.latents", "Show one latent and its examples."),
+    "search": _Entry("crosscope.cli.search", "Find latents by a text or a regular expression."),
     "label": _Entry("crosscope.cli.words", "Label a latent, note something about it, star it, or show its words."),
     "lists": _Entry("crosscope.cli.words", "Show, make and change lists of latents."),
     "annotations": _Entry("crosscope.cli.annotations", "List, export and import labels, notes, stars and lists."),

@@ -149,6 +149,42 @@ EXAMPLE_GROUP_SILENT: ExampleGroup.ValueType  # 3
 """Texts on which the latent stays silent, although they have the token at which it peaks elsewhere; nearest first."""
 Global___ExampleGroup: _TypeAlias = ExampleGroup  # noqa: Y015
 
+class _SearchPlace:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SearchPlaceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SearchPlace.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SEARCH_PLACE_UNSPECIFIED: _SearchPlace.ValueType  # 0
+    """Not set."""
+    SEARCH_PLACE_LABEL: _SearchPlace.ValueType  # 1
+    """The label: a person's, else a program's. Annotations.ListAnnotations searches notes."""
+    SEARCH_PLACE_PEAK: _SearchPlace.ValueType  # 2
+    """Each of the tokens at its peaks (Latent.top_tokens)."""
+    SEARCH_PLACE_LOGIT_BASE: _SearchPlace.ValueType  # 3
+    """Each of the tokens that it raises in base (Latent.logit_tokens_base)."""
+    SEARCH_PLACE_LOGIT_CHAT: _SearchPlace.ValueType  # 4
+    """Each of the tokens that it raises in chat (Latent.logit_tokens_chat)."""
+    SEARCH_PLACE_EXAMPLE: _SearchPlace.ValueType  # 5
+    """The whole texts of its examples."""
+
+class SearchPlace(_SearchPlace, metaclass=_SearchPlaceEnumTypeWrapper):
+    """Where a search looks."""
+
+SEARCH_PLACE_UNSPECIFIED: SearchPlace.ValueType  # 0
+"""Not set."""
+SEARCH_PLACE_LABEL: SearchPlace.ValueType  # 1
+"""The label: a person's, else a program's. Annotations.ListAnnotations searches notes."""
+SEARCH_PLACE_PEAK: SearchPlace.ValueType  # 2
+"""Each of the tokens at its peaks (Latent.top_tokens)."""
+SEARCH_PLACE_LOGIT_BASE: SearchPlace.ValueType  # 3
+"""Each of the tokens that it raises in base (Latent.logit_tokens_base)."""
+SEARCH_PLACE_LOGIT_CHAT: SearchPlace.ValueType  # 4
+"""Each of the tokens that it raises in chat (Latent.logit_tokens_chat)."""
+SEARCH_PLACE_EXAMPLE: SearchPlace.ValueType  # 5
+"""The whole texts of its examples."""
+Global___SearchPlace: _TypeAlias = SearchPlace  # noqa: Y015
+
 @_typing.final
 class Judgement(_message.Message):
     """A verdict and its reasons."""
@@ -1636,3 +1672,273 @@ class MatchLatentsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MatchLatentsResponse: _TypeAlias = MatchLatentsResponse  # noqa: Y015
+
+@_typing.final
+class SearchLatentsRequest(_message.Message):
+    """Asks which latents a text or a regular expression finds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CROSSCODER_FIELD_NUMBER: _builtins.int
+    VERSION_ID_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    IS_REGEX_FIELD_NUMBER: _builtins.int
+    MATCH_CASE_FIELD_NUMBER: _builtins.int
+    PLACES_FIELD_NUMBER: _builtins.int
+    FILTERS_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    crosscoder: _builtins.str
+    """Name of the crosscoder."""
+    version_id: _builtins.str
+    """The version to answer from; unset: the current one. One that is gone answers FAILED_PRECONDITION."""
+    text: _builtins.str
+    """What to find. A text is found wherever it stands, within words too, whatever the case and the accents of Latin,
+    Greek and Cyrillic letters ("cafe" finds "Café").
+    """
+    is_regex: _builtins.bool
+    """Whether `text` is a regular expression in the syntax of RE2, which has neither look-around nor back references. It
+    ignores case; accents count. One that matches the empty text is refused. ^ and $ are the ends of a token, a label
+    or a whole text.
+    """
+    match_case: _builtins.bool
+    """Whether upper and lower case differ; of a text, accents too."""
+    page_size: _builtins.int
+    """Latents a page; unset: 20."""
+    page_token: _builtins.str
+    """Empty for the first page, then next_page_token of the last reply."""
+    @_builtins.property
+    def places(self) -> _containers.RepeatedScalarFieldContainer[Global___SearchPlace.ValueType]:
+        """Where to look; empty: everywhere."""
+
+    @_builtins.property
+    def filters(self) -> _containers.RepeatedCompositeFieldContainer[Global___LatentFilter]:
+        """Conditions on the latents, as in ListLatentsRequest; all must hold."""
+
+    def __init__(
+        self,
+        *,
+        crosscoder: _builtins.str = ...,
+        version_id: _builtins.str | None = ...,
+        text: _builtins.str = ...,
+        is_regex: _builtins.bool = ...,
+        match_case: _builtins.bool = ...,
+        places: _abc.Iterable[Global___SearchPlace.ValueType] | None = ...,
+        filters: _abc.Iterable[Global___LatentFilter] | None = ...,
+        page_size: _builtins.int | None = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "_version_id", b"_version_id", "page_size", b"page_size", "version_id", b"version_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "_version_id", b"_version_id", "crosscoder", b"crosscoder", "filters", b"filters", "is_regex", b"is_regex", "match_case", b"match_case", "page_size", b"page_size", "page_token", b"page_token", "places", b"places", "text", b"text", "version_id", b"version_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__page_size: _TypeAlias = _typing.Literal["page_size"]  # noqa: Y015
+    _WhichOneofArgType__page_size: _TypeAlias = _typing.Literal["_page_size", b"_page_size"]  # noqa: Y015
+    _WhichOneofReturnType__version_id: _TypeAlias = _typing.Literal["version_id"]  # noqa: Y015
+    _WhichOneofArgType__version_id: _TypeAlias = _typing.Literal["_version_id", b"_version_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__page_size) -> _WhichOneofReturnType__page_size | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__version_id) -> _WhichOneofReturnType__version_id | None: ...
+
+Global___SearchLatentsRequest: _TypeAlias = SearchLatentsRequest  # noqa: Y015
+
+@_typing.final
+class SearchMatch(_message.Message):
+    """A place where a latent was found, with what stands around it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLACE_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    MATCHED_FIELD_NUMBER: _builtins.int
+    BEHIND_FIELD_NUMBER: _builtins.int
+    ACTIVATION_FIELD_NUMBER: _builtins.int
+    SEQUENCE_ID_FIELD_NUMBER: _builtins.int
+    TOKEN_START_FIELD_NUMBER: _builtins.int
+    TOKEN_END_FIELD_NUMBER: _builtins.int
+    place: Global___SearchPlace.ValueType
+    """The place."""
+    before: _builtins.str
+    """The text before the match: all of a label or a token, up to 80 characters of an example."""
+    matched: _builtins.str
+    """What matched."""
+    behind: _builtins.str
+    """The text behind the match, like `before`."""
+    activation: _builtins.float
+    """Of an example: the latent's largest scaled activation on a token of the match; unset: it is silent on all of them."""
+    sequence_id: _builtins.int
+    """Of an example: its row in sequences.parquet."""
+    token_start: _builtins.int
+    """Of an example: position of the first token of the match."""
+    token_end: _builtins.int
+    """Of an example: position behind the last token of the match."""
+    def __init__(
+        self,
+        *,
+        place: Global___SearchPlace.ValueType = ...,
+        before: _builtins.str = ...,
+        matched: _builtins.str = ...,
+        behind: _builtins.str = ...,
+        activation: _builtins.float | None = ...,
+        sequence_id: _builtins.int | None = ...,
+        token_start: _builtins.int = ...,
+        token_end: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_activation", b"_activation", "_sequence_id", b"_sequence_id", "activation", b"activation", "sequence_id", b"sequence_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_activation", b"_activation", "_sequence_id", b"_sequence_id", "activation", b"activation", "before", b"before", "behind", b"behind", "matched", b"matched", "place", b"place", "sequence_id", b"sequence_id", "token_end", b"token_end", "token_start", b"token_start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__activation: _TypeAlias = _typing.Literal["activation"]  # noqa: Y015
+    _WhichOneofArgType__activation: _TypeAlias = _typing.Literal["_activation", b"_activation"]  # noqa: Y015
+    _WhichOneofReturnType__sequence_id: _TypeAlias = _typing.Literal["sequence_id"]  # noqa: Y015
+    _WhichOneofArgType__sequence_id: _TypeAlias = _typing.Literal["_sequence_id", b"_sequence_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__activation) -> _WhichOneofReturnType__activation | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sequence_id) -> _WhichOneofReturnType__sequence_id | None: ...
+
+Global___SearchMatch: _TypeAlias = SearchMatch  # noqa: Y015
+
+@_typing.final
+class SearchResult(_message.Message):
+    """A latent that was found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LATENT_FIELD_NUMBER: _builtins.int
+    MATCHES_FIELD_NUMBER: _builtins.int
+    NUM_EXAMPLES_FIELD_NUMBER: _builtins.int
+    NUM_MATCHING_FIELD_NUMBER: _builtins.int
+    NUM_FIRING_FIELD_NUMBER: _builtins.int
+    NUM_PEAKING_FIELD_NUMBER: _builtins.int
+    num_examples: _builtins.int
+    """Its examples, each text counted once."""
+    num_matching: _builtins.int
+    """Its examples that have a match."""
+    num_firing: _builtins.int
+    """Its examples in which it fires on a token of a match."""
+    num_peaking: _builtins.int
+    """Its examples whose peak is a token of a match."""
+    @_builtins.property
+    def latent(self) -> Global___Latent:
+        """The latent."""
+
+    @_builtins.property
+    def matches(self) -> _containers.RepeatedCompositeFieldContainer[Global___SearchMatch]:
+        """One for each place where it was found; of its examples the one whose match it fires on most."""
+
+    def __init__(
+        self,
+        *,
+        latent: Global___Latent | None = ...,
+        matches: _abc.Iterable[Global___SearchMatch] | None = ...,
+        num_examples: _builtins.int = ...,
+        num_matching: _builtins.int = ...,
+        num_firing: _builtins.int = ...,
+        num_peaking: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["latent", b"latent"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["latent", b"latent", "matches", b"matches", "num_examples", b"num_examples", "num_firing", b"num_firing", "num_matching", b"num_matching", "num_peaking", b"num_peaking"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchResult: _TypeAlias = SearchResult  # noqa: Y015
+
+@_typing.final
+class SearchCount(_message.Message):
+    """What was found in a place."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLACE_FIELD_NUMBER: _builtins.int
+    NUM_LATENTS_FIELD_NUMBER: _builtins.int
+    NOT_SEARCHED_FIELD_NUMBER: _builtins.int
+    place: Global___SearchPlace.ValueType
+    """The place."""
+    num_latents: _builtins.int
+    """Latents that were found there and meet the filters."""
+    not_searched: _builtins.str
+    """Why the place was not searched, or not to its end; empty: it was searched whole."""
+    def __init__(
+        self,
+        *,
+        place: Global___SearchPlace.ValueType = ...,
+        num_latents: _builtins.int = ...,
+        not_searched: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["not_searched", b"not_searched", "num_latents", b"num_latents", "place", b"place"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchCount: _TypeAlias = SearchCount  # noqa: Y015
+
+@_typing.final
+class SearchLatentsResponse(_message.Message):
+    """A page of latents that were found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    NUM_MATCHING_FIELD_NUMBER: _builtins.int
+    VERSION_ID_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    NUM_TEXT_MATCHES_FIELD_NUMBER: _builtins.int
+    NUM_TEXTS_FIELD_NUMBER: _builtins.int
+    BUILDING_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    num_matching: _builtins.int
+    """Latents that were found and meet the filters, over all pages."""
+    version_id: _builtins.str
+    """The version that answered; all pages of a search come from one version."""
+    num_text_matches: _builtins.int
+    """Matches in the stored texts of examples."""
+    num_texts: _builtins.int
+    """Stored texts with a match."""
+    building: _builtins.float
+    """The index of the examples is being built, and this share of it is done; unset: it is not being built. Until then
+    examples are not searched: ask again.
+    """
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___SearchResult]:
+        """Those whose label matches first; then by the number of examples that peak on a match; then by the largest activation
+        on a match, as a share of the latent's own largest; then those with a token that matches; then by the number of
+        examples that have a match; equal ones by id.
+        """
+
+    @_builtins.property
+    def counts(self) -> _containers.RepeatedCompositeFieldContainer[Global___SearchCount]:
+        """A count for each place that was asked for."""
+
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Sentences that a reader must know, for instance that the matches were too many to look at all of them."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___SearchResult] | None = ...,
+        next_page_token: _builtins.str = ...,
+        num_matching: _builtins.int = ...,
+        version_id: _builtins.str = ...,
+        counts: _abc.Iterable[Global___SearchCount] | None = ...,
+        num_text_matches: _builtins.int = ...,
+        num_texts: _builtins.int = ...,
+        building: _builtins.float | None = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_building", b"_building", "building", b"building"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_building", b"_building", "building", b"building", "counts", b"counts", "next_page_token", b"next_page_token", "notes", b"notes", "num_matching", b"num_matching", "num_text_matches", b"num_text_matches", "num_texts", b"num_texts", "results", b"results", "version_id", b"version_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__building: _TypeAlias = _typing.Literal["building"]  # noqa: Y015
+    _WhichOneofArgType__building: _TypeAlias = _typing.Literal["_building", b"_building"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__building) -> _WhichOneofReturnType__building | None: ...
+
+Global___SearchLatentsResponse: _TypeAlias = SearchLatentsResponse  # noqa: Y015

@@ -76,6 +76,11 @@ class LatentsStub:
                 request_serializer=crosscope__proto_dot_v1_dot_latents__pb2.MatchLatentsRequest.SerializeToString,
                 response_deserializer=crosscope__proto_dot_v1_dot_latents__pb2.MatchLatentsResponse.FromString,
                 _registered_method=True)
+        self.SearchLatents = channel.unary_unary(
+                '/crosscope.v1.Latents/SearchLatents',
+                request_serializer=crosscope__proto_dot_v1_dot_latents__pb2.SearchLatentsRequest.SerializeToString,
+                response_deserializer=crosscope__proto_dot_v1_dot_latents__pb2.SearchLatentsResponse.FromString,
+                _registered_method=True)
 
 
 class LatentsServicer:
@@ -138,6 +143,13 @@ class LatentsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SearchLatents(self, request, context):
+        """Latents that a text or a regular expression finds: in their labels, peaks, raised tokens and examples.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LatentsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -180,6 +192,11 @@ def add_LatentsServicer_to_server(servicer, server):
                     servicer.MatchLatents,
                     request_deserializer=crosscope__proto_dot_v1_dot_latents__pb2.MatchLatentsRequest.FromString,
                     response_serializer=crosscope__proto_dot_v1_dot_latents__pb2.MatchLatentsResponse.SerializeToString,
+            ),
+            'SearchLatents': grpc.unary_unary_rpc_method_handler(
+                    servicer.SearchLatents,
+                    request_deserializer=crosscope__proto_dot_v1_dot_latents__pb2.SearchLatentsRequest.FromString,
+                    response_serializer=crosscope__proto_dot_v1_dot_latents__pb2.SearchLatentsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -399,6 +416,33 @@ class Latents:
             '/crosscope.v1.Latents/MatchLatents',
             crosscope__proto_dot_v1_dot_latents__pb2.MatchLatentsRequest.SerializeToString,
             crosscope__proto_dot_v1_dot_latents__pb2.MatchLatentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SearchLatents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crosscope.v1.Latents/SearchLatents',
+            crosscope__proto_dot_v1_dot_latents__pb2.SearchLatentsRequest.SerializeToString,
+            crosscope__proto_dot_v1_dot_latents__pb2.SearchLatentsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -50,6 +50,8 @@ class LatentsStub:
     """Whole columns of the statistics table, packed, in chunks of at most 1 MB."""
     MatchLatents: _grpc.UnaryUnaryMultiCallable[_latents_pb2.MatchLatentsRequest, _latents_pb2.MatchLatentsResponse]
     """The nearest latents of two crosscoders of one pair and layer, by their decoder rows (math §13)."""
+    SearchLatents: _grpc.UnaryUnaryMultiCallable[_latents_pb2.SearchLatentsRequest, _latents_pb2.SearchLatentsResponse]
+    """Latents that a text or a regular expression finds: in their labels, peaks, raised tokens and examples."""
 
 @_typing.type_check_only
 class LatentsAsyncStub(LatentsStub):
@@ -72,6 +74,8 @@ class LatentsAsyncStub(LatentsStub):
     """Whole columns of the statistics table, packed, in chunks of at most 1 MB."""
     MatchLatents: _aio.UnaryUnaryMultiCallable[_latents_pb2.MatchLatentsRequest, _latents_pb2.MatchLatentsResponse]  # type: ignore[assignment]
     """The nearest latents of two crosscoders of one pair and layer, by their decoder rows (math §13)."""
+    SearchLatents: _aio.UnaryUnaryMultiCallable[_latents_pb2.SearchLatentsRequest, _latents_pb2.SearchLatentsResponse]  # type: ignore[assignment]
+    """Latents that a text or a regular expression finds: in their labels, peaks, raised tokens and examples."""
 
 class LatentsServicer(metaclass=_abc_1.ABCMeta):
     """Reads published crosscoders. Needs no worker and no GPU."""
@@ -139,5 +143,13 @@ class LatentsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_latents_pb2.MatchLatentsResponse, _abc.Awaitable[_latents_pb2.MatchLatentsResponse]]:
         """The nearest latents of two crosscoders of one pair and layer, by their decoder rows (math §13)."""
+
+    @_abc_1.abstractmethod
+    def SearchLatents(
+        self,
+        request: _latents_pb2.SearchLatentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_latents_pb2.SearchLatentsResponse, _abc.Awaitable[_latents_pb2.SearchLatentsResponse]]:
+        """Latents that a text or a regular expression finds: in their labels, peaks, raised tokens and examples."""
 
 def add_LatentsServicer_to_server(servicer: LatentsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -22,7 +22,8 @@ from crosscope_server.examples import Example, Key
 from crosscope_server.matches import Matches, counts
 from crosscope_server.matching import MIN_COSINE, Side
 from crosscope_server.pages import PageToken, decode_token, encode_token
-from crosscope_server.services import decode, said
+from crosscope_server.search.searches import Searches
+from crosscope_server.services import decode, said, search_messages
 from crosscope_server.services.latent_rows import latent_messages
 
 Context = grpc.aio.ServicerContext
@@ -50,10 +51,11 @@ class _OfVersion(Protocol):
 class LatentsService(latents_pb2_grpc.LatentsServicer):
     """Offline questions."""
 
-    def __init__(self, catalogue: Catalogue, annotations: Annotations) -> None:
+    def __init__(self, catalogue: Catalogue, annotations: Annotations, searches: Searches) -> None:
         self._catalogue = catalogue
         self._annotations = annotations
         self._matches = Matches(catalogue)
+        self._searches = searches
 
     async def ListCrosscoders(
         self, request: latents_pb2.ListCrosscodersRequest, context: Context
@@ -122,6 +124,38 @@ class LatentsService(latents_pb2_grpc.LatentsServicer):
         words, missing = await said.words(self._annotations, version)
         [message] = await _latents(version, [request.latent], words)
         return latents_pb2.GetLatentResponse(latent=message, version_id=version.version_id, notes=missing)
+
+    async def SearchLatents(
+        self, request: latents_pb2.SearchLatentsRequest, context: Context
+    ) -> latents_pb2.SearchLatentsResponse:
+        """A page of the latents that a text or a regular expression finds."""
+        pattern, places = search_messages.pattern(request), search_messages.places(request)
+        filters = [decode.latent_filter(condition) for condition in request.filters]
+        query = [request.crosscoder, [dataclasses.astuple(each) for each in (pattern, *filters)], places]
+        token = decode_token(request.page_token, query) if request.page_token else None
+        at = None if token is None else search_messages.After.of(token)
+        version = await self._version(request, token)
+        about = [i for i, condition in enumerate(filters) if condition.column in snapshot.COLUMNS]
+        words, missing = await said.words(self._annotations, version, is_needed=bool(about))
+        num_latents = version.table.num_latents
+        keep = version.table.matching(filters, {i: words.meets(i, filters[i], num_latents) for i in about})
+        with_examples = at is None or at.with_examples
+        said_of = words.revision, words.labels
+        answer = await self._searches.find(version, pattern, places, said_of, with_examples=with_examples)
+        page = search_messages.page(answer, keep, request, at)
+        snippets = await self._searches.snippets(answer, version, pattern, words.labels, page.ids)
+        examples = answer.found.examples
+        return latents_pb2.SearchLatentsResponse(
+            results=search_messages.results(answer, await _latents(version, page.ids, words), snippets),
+            next_page_token="" if page.after is None else encode_token(version.version_id, page.after, query),
+            num_matching=page.num_matching,
+            version_id=version.version_id,
+            counts=search_messages.counts(answer, places, keep),
+            num_text_matches=0 if examples is None else len(examples.text),
+            num_texts=0 if examples is None else examples.num_texts,
+            building=answer.opened.building,
+            notes=[*missing, *answer.found.notes],
+        )
 
     async def ListExamples(
         self, request: latents_pb2.ListExamplesRequest, context: Context

@@ -1,0 +1,1 @@
+"""Finds latents by text."""
