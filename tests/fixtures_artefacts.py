@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from safetensors.numpy import save_file
 
 from crosscope_proto import artefacts as layout
 from crosscope_proto.artefacts import CrosscoderManifest, ExampleGroup, LatentClass, PairManifest
@@ -98,6 +99,15 @@ def write_crosscoder(
     replacement.write_text(f"{version_id}\n")
     replacement.replace(current)
     return manifest
+
+
+def write_rows(folder: Path, rows: NDArray[np.float32]) -> None:
+    """Writes decoder rows, [latent, both], as the weights of a version, and their hash into its manifest."""
+    save_file({"W_dec": np.ascontiguousarray(rows, np.float32)}, folder / layout.WEIGHTS)
+    text = (folder / layout.MANIFEST).read_text()
+    hashes = json.loads(text)["hashes"]
+    found = hashlib.sha256((folder / layout.WEIGHTS).read_bytes()).hexdigest()
+    (folder / layout.MANIFEST).write_text(text.replace(hashes[layout.WEIGHTS], found))
 
 
 def _write(path: Path, columns: tuple[Column, ...], values: Mapping[str, object]) -> None:

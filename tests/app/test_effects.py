@@ -56,7 +56,7 @@ def test_steer_page_restores_its_url_and_answers_side_by_side(stack: Stack, open
     assert page.evaluate("window.hacked") is None
     assert page.locator(".strip img").count() == 0
     first = page.locator(".strip").nth(3).locator(".token").first
-    label = "chat, token 0, assistant, activation 2.00 of latent 7, log-probability -0.25"
+    label = "chat, token 0, assistant, activation 2.00 of latent 7, log-probability −0.25"
     expect(first).to_have_attribute("aria-label", label)
     tokens = page.locator(".strip").nth(3).locator(".token")
     expect(tokens.nth(1)).to_have_class(re.compile("left-out"))
@@ -68,7 +68,7 @@ def test_steer_page_restores_its_url_and_answers_side_by_side(stack: Stack, open
     assert left["y"] == right["y"]
     first.press("Enter")
     expect(page).to_have_url(re.compile(r"token=3\.0"))
-    expect(page.get_by_text("Log-probability -0.25, probability 77.9%.")).to_be_visible()
+    expect(page.get_by_text("Log-probability −0.25, probability 77.9%.")).to_be_visible()
     expect(page.get_by_role("table", name="Latents of the token").get_by_role("link")).to_have_text(["7", "9"])
 
 
@@ -76,7 +76,7 @@ def test_steered_answers_are_coloured_by_what_the_plain_model_makes_of_them(stac
     page = open_page(f"{stack.url}/{steer('7 add 4', shade='against_plain')}")
     generate(page)
     expect(page.locator(".scale")).to_contain_text("|log p steered − plain|, nats: 0")
-    for strip, said in ((2, "4.36, log-probability -0.25, in the plain model -4.61: +4.36"), (3, "0.44, log-")):
+    for strip, said in ((2, "4.36, log-probability −0.25, in the plain model −4.61: +4.36"), (3, "0.44, log-")):
         first = page.locator(".strip").nth(strip).locator(".token").first
         expect(first).to_have_attribute("aria-label", re.compile(re.escape(f"|log p steered − plain|, nats: {said}")))
     plain = page.locator(".strip").first.locator(".token").first
@@ -165,11 +165,11 @@ def test_why_they_differ_lists_latents_by_what_they_do(stack: Stack, open_page: 
     rows = page.get_by_role("table", name="Latents that carry the difference").locator("tbody tr")
     expect(rows).to_have_count(4)
     cells = [row.split("\t") for row in rows.all_inner_texts()]
-    assert [(row[0], *row[2:4], row[4][0], row[6]) for row in cells] == [
+    assert [(row[0], *row[3:5], row[5][0], row[7]) for row in cells] == [
         ("2", "3%", "75%", "3", "ablate"),
-        ("5", "50%", "-25%", "4", "transplant"),
+        ("5", "50%", "−25%", "4", "transplant"),
         ("7", "–", "~3%", "4", "ablate"),
-        ("9", "-25%", "–", "5", "transplant"),
+        ("9", "−25%", "–", "5", "transplant"),
     ]
     for head in ("into base", "out of chat"):
         column = page.get_by_role("columnheader", name=head, exact=True)

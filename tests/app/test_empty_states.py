@@ -61,6 +61,6 @@ def test_missing_parts_are_said_one_after_the_other(bare: Stack, open_page: Open
     expect(page.locator("h1")).to_have_text("demo")
     expect(page.get_by_text("Showing demo")).to_be_visible()
     expect(page.get_by_role("alert").filter(has_text="bad cannot be read:")).to_contain_text("layer")
-    page.get_by_role("combobox").click()
+    page.get_by_role("combobox", name="Crosscoder").click()
     expect(page.get_by_role("option")).to_have_text(["demo"])
     assert page.locator('[data-testid="stException"]').count() == 0

@@ -85,7 +85,7 @@ def test_two_prompts_and_the_copied_script(stack: Stack, open_page: OpenPage) ->
     rows = page.get_by_role("table", name="Latents that tell the prompts apart").locator("tbody tr")
     expect(rows).to_have_count(3)
     cells = rows.first.inner_text().split("\t")
-    assert [cells[0], *cells[2:5]] == ["3", "0.00", "4.50", "-4.50"]
+    assert [cells[0], *cells[3:6]] == ["3", "0", "4.5", "−4.5"]
     expect(page.locator(".scale").first).to_contain_text("activation of latents specific to chat: 0")  # the default
     page.get_by_text("Copy as Python, grpcurl or JSON").click()
     script = page.locator("code.language-python").inner_text()

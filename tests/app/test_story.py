@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from playwright.sync_api import expect
-from safetensors.numpy import save_file
 
 from crosscope import Tokens
 from crosscope._examples import Example
@@ -17,7 +16,7 @@ from crosscope_proto.causal_columns import CAUSAL_COLUMNS
 from crosscope_proto.roles import TokenRole
 from tests.app.stack import OpenPage, Stack
 from tests.app.test_pages import FITS, errors_on
-from tests.fixtures_artefacts import write_crosscoder
+from tests.fixtures_artefacts import write_crosscoder, write_rows
 
 HEADER, USER, ASSISTANT, END = TokenRole.HEADER, TokenRole.USER, TokenRole.ASSISTANT, TokenRole.TURN_END
 TALK = [
@@ -25,6 +24,8 @@ TALK = [
     *[("<a>", HEADER), ("I am", ASSISTANT), (" Gem", ASSISTANT), ("</s>", END)],
     *[("<s>", HEADER), ("Bye", USER), ("</s>", END)],
 ]
+
+pytestmark = pytest.mark.browser
 
 
 def example(pieces: list[tuple[str, TokenRole]], peak: int) -> Example:
@@ -87,7 +88,7 @@ def told(stack: Stack) -> str:
             stack.home, name, 60, columns=columns, created_at=1_400_000_000.0, with_behaviours=False
         )
         folder = Path(layout.version_folder(stack.home, name, written.version_id))
-        save_file({"W_dec": own}, folder / layout.WEIGHTS)
+        write_rows(folder, own)
         manifest = (folder / layout.MANIFEST).read_text()
         if name == "told-l1":
             (folder / layout.MANIFEST).write_text(
@@ -96,7 +97,6 @@ def told(stack: Stack) -> str:
     return stack.url
 
 
-@pytest.mark.browser
 def test_the_overview_tells_what_tuning_added_and_takes_it_away(told: str, stack: Stack, open_page: OpenPage) -> None:
     groups = stack.client.crosscoder("told").groups()
     page = open_page(f"{told}/?crosscoder=told")
@@ -122,7 +122,6 @@ def test_the_overview_tells_what_tuning_added_and_takes_it_away(told: str, stack
     assert errors_on(page) == []
 
 
-@pytest.mark.browser
 def test_two_crosscoders_on_one_page(told: str, open_page: OpenPage) -> None:
     page = open_page(f"{told}/versus?crosscoder=told&other=told-l1", width=390, dark=True)
     expect(page.get_by_text("told-l1 (l1) calls 2 latents chat-only by norm: 2 contradicted")).to_be_visible()

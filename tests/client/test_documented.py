@@ -45,9 +45,10 @@ def forget_words(client: Client) -> None:
     words.delete_list("refusals")
 
 
-def test_python(online: Client, serve, monkeypatch, capsys) -> None:
+def test_python(online: Client, serve, monkeypatch, capsys, tmp_path) -> None:
     assert len(BLOCKS) == 10
     monkeypatch.setenv("CROSSCOPE_ADDRESS", online.address)
+    monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for block in BLOCKS[:5]:
         run_snippet(block, names)

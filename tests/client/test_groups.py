@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fixtures_snippets import run_snippet
-from safetensors.numpy import save_file
 
 from crosscope import Client, InvalidInput
 from crosscope._groups import grouped
@@ -16,7 +15,7 @@ from crosscope.cli import run
 from crosscope_proto import artefacts as layout
 from crosscope_proto.causal_columns import CAUSAL_COLUMNS
 from tests.client.conftest import running_server
-from tests.fixtures_artefacts import write_crosscoder
+from tests.fixtures_artefacts import write_crosscoder, write_rows
 
 IDS = np.arange(40)
 SPECIFIC = [3, 5, 7, 20, 21, 30]
@@ -84,7 +83,7 @@ def plant(home: Path) -> None:
     for name, changes, own in (("planted", {}, rows), ("demo-l1", {"nu_err": np.full(40, 0.9)}, rows[::-1] * 2)):
         written = write_crosscoder(home, name, 40, columns=columns | changes)
         folder = Path(layout.version_folder(home, name, written.version_id))
-        save_file({"W_dec": np.ascontiguousarray(own)}, folder / layout.WEIGHTS)
+        write_rows(folder, own)
 
 
 def pairs_of(latent: int) -> list[tuple[int, float]]:

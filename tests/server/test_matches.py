@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import pytest_asyncio
 import torch
-from safetensors.numpy import save_file
 
 from crosscope_proto import artefacts as layout
 from crosscope_proto.artefacts import CrosscoderManifest
@@ -22,7 +21,7 @@ from crosscope_worker.analysis.stability import match_latents
 from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.dictionary.keep import StoredKeep
 from crosscope_worker.dictionary.streams import STREAMS
-from tests.fixtures_artefacts import write_crosscoder
+from tests.fixtures_artefacts import write_crosscoder, write_rows
 from tests.fixtures_server import Front, run_front
 
 ONE = [[1, 0, 0, 0], [0, 1, 0, 0], [3, 4, 0, 0], [0, 0, 1, 0], [0, 0, 1, 0]]
@@ -36,7 +35,7 @@ def plant(home: Path, name: str, rows: Any, dead: int, **changes: Any) -> Crossc
     classes = np.where(num_active == 0, "dead", np.where(np.arange(len(rows)) < 2, "chat_only", "shared"))
     written = write_crosscoder(home, name, len(rows), columns={"num_active": num_active, "latent_class": classes})
     folder = Path(layout.version_folder(home, name, written.version_id))
-    save_file({"W_dec": rows}, folder / layout.WEIGHTS)
+    write_rows(folder, rows)
     manifest = {**json.loads((folder / layout.MANIFEST).read_text()), "d_model": (2, 2), **changes}
     (folder / layout.MANIFEST).write_text(json.dumps(manifest))
     return written
@@ -92,8 +91,8 @@ async def test_a_damaged_file_is_named(planted: tuple[Front, Path]) -> None:
     plant(home, "torn", ONE, 4)
     [torn] = home.glob("crosscoders/torn/versions/*/crosscoder.safetensors")
     torn.write_bytes(torn.read_bytes()[:-8])
-    for name in ("short", "torn"):
-        with pytest.raises(grpc.aio.AioRpcError, match=r"crosscoder.safetensors cannot be read") as error:
+    for name, says in (("short", "cannot be read"), ("torn", "has the SHA-256")):
+        with pytest.raises(grpc.aio.AioRpcError, match=rf"{name}/versions/\w+/crosscoder.safetensors {says}") as error:
             await front.latents.MatchLatents(request("one", name))
         assert error.value.code() is grpc.StatusCode.DATA_LOSS
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from crosscope import Arm, CrosscoderInfo, Example, LatentGroup, LatentGroupList, Steer, TokenRole, Tokens
 from crosscope._groups import rounded
+from crosscope._tables import MARKS
 from crosscope.app import address, prompts
 from crosscope.app.composer import link_params
 from crosscope.app.prompts import LabPrompt
@@ -90,7 +91,7 @@ def quote(example: Example) -> str:
             if tokens.roles[i] is TokenRole.TURN_END and spans and spans[-1] != turn:
                 spans.append(turn)
             continue
-        piece = escape(tokens.pieces[i].replace("\n", "↵ ")) or "⋯"
+        piece = escape(tokens.pieces[i].replace("\n", MARKS["\n"] + " ")) or "⋯"
         if values[i] > 0:
             share = min(1.0, values[i] / example.max) if example.max > 0 else 0.0
             shade = f"background:color-mix(in srgb, var(--xs-heat) {15 + 55 * share:.0f}%, transparent)"

@@ -52,9 +52,9 @@ def figures(values: Sequence[float] | np.ndarray, *, floor: float = math.inf) ->
 
 
 def beside(order: str, columns: Mapping[str, np.ndarray]) -> tuple[str, ...]:
-    """Columns for a table in an order: the evidence, how often a latent fires, and what orders it."""
-    shown = (*evidence(columns), "frequency")
-    return (*shown[:-1], order) if order in AXES and order not in shown else shown
+    """Columns for a table in an order: the evidence, and what orders it or else how often a latent fires."""
+    shown = evidence(columns)
+    return (*shown, order if order in AXES and order not in shown else "frequency")
 
 
 NAME_HELP = "Its label, else the strongest peak in its text. A star: somebody has starred it."
