@@ -167,13 +167,13 @@ def test_why_they_differ_lists_latents_by_what_they_do(stack: Stack, open_page: 
     cells = [row.split("\t") for row in rows.all_inner_texts()]
     assert [(row[0], *row[3:5], row[5][0], row[7]) for row in cells] == [
         ("2", "3%", "75%", "3", "ablate"),
-        ("5", "50%", "−25%", "4", "transplant"),
+        ("5", "50%", "-25%", "4", "transplant"),
         ("7", "–", "~3%", "4", "ablate"),
-        ("9", "−25%", "–", "5", "transplant"),
+        ("9", "-25%", "–", "5", "transplant"),
     ]
     for head in ("into base", "out of chat"):
         column = page.get_by_role("columnheader", name=head, exact=True)
-        expect(column).to_have_attribute("aria-description", re.compile("Share of the KL that goes when"))
+        expect(column).to_have_attribute("title", re.compile("Share of the KL that goes when"))
     facts = page.locator(".xs-facts", has_text="whole stream")
     for shown in (
         "4 nats",
