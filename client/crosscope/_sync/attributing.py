@@ -78,14 +78,12 @@ class Attributing(Prompting, Effects):
             token_ids=token_ids,
             stored_text=stored_text,
         )
-        request = effects_pb2.AttributeRequest(
-            crosscoder=self.name,
-            version_id=self._version,
-            prompt=prompt,
-            model=MODELS[check_model(model, "model")],
-            num_exact=check_count(num_exact, "num_exact"),
-            limit=check_count(limit, "limit", low=1),
-            include_left_out=check_flag(include_left_out, "include_left_out"),
+        request = self._attribute_request(
+            prompt,
+            check_model(model, "model"),
+            check_count(num_exact, "num_exact"),
+            check_count(limit, "limit", low=1),
+            check_flag(include_left_out, "include_left_out"),
         )
         continuations = _continuations(first, second)
         if continuations is not None:
@@ -95,6 +93,20 @@ class Attributing(Prompting, Effects):
         if tokens is not None:
             request.tokens.extend(self._positions(prompt, tokens))
         return self._attribute(request, model, continuations)
+
+    def _attribute_request(
+        self, prompt: types_pb2.Prompt, model: ModelName, num_exact: int, limit: int, include_left_out: bool
+    ) -> effects_pb2.AttributeRequest:
+        """What is asked about a prompt, but for the tokens or continuations that are explained."""
+        return effects_pb2.AttributeRequest(
+            crosscoder=self.name,
+            version_id=self._version,
+            prompt=prompt,
+            model=MODELS[model],
+            num_exact=num_exact,
+            limit=limit,
+            include_left_out=include_left_out,
+        )
 
     def _attribute(
         self, request: effects_pb2.AttributeRequest, model: ModelName, continuations: tuple[str, str] | None
@@ -174,16 +186,8 @@ class Attributing(Prompting, Effects):
         include_left_out: bool,
     ) -> Attribution | InvalidInput:
         """The latents that change a KL, all of them measured; the refusal if this model cannot be changed by them."""
-        request = effects_pb2.AttributeRequest(
-            crosscoder=self.name,
-            version_id=self._version,
-            prompt=prompt,
-            model=MODELS[model],
-            tokens=tokens,
-            num_exact=num_exact,
-            limit=num_exact,
-            include_left_out=include_left_out,
-        )
+        request = self._attribute_request(prompt, model, num_exact, num_exact, include_left_out)
+        request.tokens.extend(tokens)
         try:
             return self._attribute(request, model, None)
         except InvalidInput as error:
