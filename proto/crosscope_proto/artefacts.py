@@ -38,8 +38,10 @@ SEQUENCES = "sequences.parquet"
 EXAMPLES = "examples"
 PAIR_MANIFEST = "pair.json"
 SEARCH = "search"
-OWN_FOLDERS = ("queue", "cache", "logs", SEARCH)
-"""Folders of the home that belong to the processes. No recipe reads them."""
+ANNOTATIONS = "annotations.sqlite3"
+"""People's labels, notes and lists, and those of programs."""
+OWN_PATHS = ("queue", "cache", "logs", SEARCH, ANNOTATIONS, f"{ANNOTATIONS}-wal", f"{ANNOTATIONS}-shm")
+"""What of the home belongs to the processes. No recipe reads it."""
 
 EXAMPLE_PARTS = 16
 """Number of example files; each has a contiguous range of latents, all of one size."""

@@ -142,6 +142,7 @@ def test_tables_say_what_columns_and_missing_or_largest_values_mean(
     expect(evidence).to_have_text(re.compile("ν err –, ν rec .*, useless alone ≥ 11.5$"))
     assert page.locator("thead th").count() <= 6
     assert not {"None", "nan"} & set(page.locator("td").all_inner_texts())
+    settle(page)
     page.get_by_role("link", name="useless alone").hover()
     expect(page.locator(".tip", has_text="≥ 11.5 is the largest value that the analysis can give")).to_be_visible()
     expect(page.get_by_text(re.compile("1 lie at 11.5 in base uselessness, alone"))).to_be_visible()
@@ -257,7 +258,7 @@ def test_a_recipe_that_has_run_is_the_start_and_is_kept(stack: Stack, open_page:
     start = parse_recipe(field.input_value())
     assert start.name == "my-crosscoder"
     assert start == parse_recipe(json.dumps({**recipe, "name": "my-crosscoder"}))
-    page.get_by_role("button", name="Check").click()
+    page.get_by_role("button", name="Check", exact=True).click()
     expect(page.get_by_role("alert")).to_contain_text("no file matches documents.jsonl")
     field.fill(field.input_value().replace("documents.jsonl", "a.jsonl").replace("chats.jsonl", "a.jsonl"))
     (stack.home / "a.jsonl").write_text(
@@ -265,7 +266,7 @@ def test_a_recipe_that_has_run_is_the_start_and_is_kept(stack: Stack, open_page:
     )
     for model in ("base", "chat"):
         save_folder(stack.home / "pairs" / "demo" / model)
-    page.get_by_role("button", name="Check").click()
+    page.get_by_role("button", name="Check", exact=True).click()
     expect(page.get_by_text("The recipe is sound")).to_be_visible()
     expect(page.get_by_role("table", name="What the job would take")).to_contain_text("memory")
     expect(page.get_by_role("alert").filter(has_text="steps")).not_to_have_count(0)

@@ -15,12 +15,13 @@ import pytest
 from fixtures_artefacts import write_crosscoder
 from fixtures_server import Front, run_front
 
+from crosscope_proto.artefacts import ANNOTATIONS
 from crosscope_proto.v1 import annotations_pb2 as pb
 from crosscope_proto.v1 import latents_pb2
 from crosscope_server.annotations.database import Database
 from crosscope_server.annotations.records import Dictionary, Said, What
 from crosscope_server.annotations.schema import MIGRATIONS
-from crosscope_server.annotations.store import FILE, Annotations
+from crosscope_server.annotations.store import Annotations
 from crosscope_server.errors import CallError, Conflict, Unavailable
 
 pytestmark = pytest.mark.asyncio
@@ -92,11 +93,11 @@ async def test_a_killed_writer_loses_nothing_that_it_said_was_written(tmp_path: 
 
 
 async def test_an_empty_file_becomes_one_of_this_version(tmp_path: Path):
-    (tmp_path / FILE).touch()
+    (tmp_path / ANNOTATIONS).touch()
     store = Annotations(tmp_path)
     assert (await store.snapshot("w")).revision == 0
     await store.close()
-    with sqlite3.connect(tmp_path / FILE) as connection:
+    with sqlite3.connect(tmp_path / ANNOTATIONS) as connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
@@ -120,7 +121,7 @@ async def test_a_step_that_fails_leaves_the_file_as_it_was(tmp_path: Path, monke
                 await labels(tmp_path)
         else:
             assert await labels(tmp_path) == [3]
-        with sqlite3.connect(tmp_path / FILE) as connection:
+        with sqlite3.connect(tmp_path / ANNOTATIONS) as connection:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             assert version == len(MIGRATIONS) + works
             assert len(connection.execute("SELECT * FROM sqlite_schema WHERE name = 'more'").fetchall()) == works
@@ -148,7 +149,7 @@ async def test_a_busy_file_is_waited_for_and_then_said(tmp_path: Path, monkeypat
     monkeypatch.setattr("crosscope_server.annotations.database.BUSY_S", 0.1)
     store = Annotations(tmp_path)
     await store.say(ABOUT, 3, What.LABEL, Said("label 3", "ada", 1.0), "ada", None)
-    other = sqlite3.connect(tmp_path / FILE, isolation_level=None)
+    other = sqlite3.connect(tmp_path / ANNOTATIONS, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(Unavailable, match="another process has held it") as caught:
         await store.say(ABOUT, 4, What.LABEL, Said("x", "ada", 1.0), "ada", None)
@@ -163,11 +164,11 @@ async def test_latents_are_read_without_words_where_the_file_is_damaged(tmp_path
     write_crosscoder(tmp_path, "demo", 40, num_sequences=20)
     async with run_front(home=tmp_path) as front:
         await front.annotations.SetLabel(pb.SetLabelRequest(of=DEMO, latent=1, text="kept"))
-        shutil.copy(tmp_path / FILE, tmp_path / "backup")
+        shutil.copy(tmp_path / ANNOTATIONS, tmp_path / "backup")
         for suffix in ("-wal", "-shm"):
-            (tmp_path / f"{FILE}{suffix}").unlink(missing_ok=True)
+            (tmp_path / f"{ANNOTATIONS}{suffix}").unlink(missing_ok=True)
         (tmp_path / "damaged").write_bytes(b"not a database" * 500)
-        (tmp_path / "damaged").rename(tmp_path / FILE)
+        (tmp_path / "damaged").rename(tmp_path / ANNOTATIONS)
         listing = latents_pb2.ListLatentsRequest(crosscoder="demo", page_size=2)
         reply = await front.latents.ListLatents(listing)
         assert [each.id for each in reply.latents] == [0, 1]
@@ -183,7 +184,7 @@ async def test_latents_are_read_without_words_where_the_file_is_damaged(tmp_path
                 await call
             assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
             assert "it is damaged" in (caught.value.details() or "")
-        (tmp_path / FILE).unlink()
+        (tmp_path / ANNOTATIONS).unlink()
         reply = await front.latents.GetLatent(latents_pb2.GetLatentRequest(crosscoder="demo", latent=1))
         assert (reply.latent.label, list(reply.notes)) == ("", [])
         await front.annotations.SetStar(pb.SetStarRequest(of=DEMO, latent=2, is_starred=True))
@@ -299,10 +300,10 @@ async def test_logs_and_metrics_hold_no_words(tmp_path: Path, caplog: pytest.Log
 
 
 async def test_errors_of_sqlite_that_are_bugs_stay_bugs(tmp_path: Path):
-    database = Database(tmp_path / FILE)
+    database = Database(tmp_path / ANNOTATIONS)
     with pytest.raises(sqlite3.OperationalError):
         await database.write(lambda connection: connection.execute("no sql"))
     assert await database.write(lambda connection: connection.execute("SELECT 1").fetchone()) == (1,)
     with pytest.raises(CallError):
-        await Database(tmp_path / "no folder" / FILE).write(lambda _: None)
+        await Database(tmp_path / "no folder" / ANNOTATIONS).write(lambda _: None)
     await database.close()

@@ -24,6 +24,8 @@ from crosscope_proto.v1 import latents_pb2
 from crosscope_server.annotations.store import Annotations
 from crosscope_server.catalogue import Catalogue
 from crosscope_server.errors import BrokenArtefact
+from crosscope_server.search.indices import Indices
+from crosscope_server.search.searches import Searches
 from crosscope_server.services.latents import LatentsService
 
 pytestmark = pytest.mark.asyncio
@@ -50,7 +52,8 @@ class Asked:
     """What a fresh server says about the crosscoder "hurt"."""
 
     def __init__(self, home: Path) -> None:
-        self._service = LatentsService(Catalogue(home), Annotations(home))
+        catalogue = Catalogue(home)
+        self._service = LatentsService(catalogue, Annotations(home), Searches(Indices(catalogue, home, 2**20)))
 
     async def listed(self) -> dict[str, latents_pb2.Crosscoder]:
         reply = await self._service.ListCrosscoders(latents_pb2.ListCrosscodersRequest(), None)  # pyright: ignore[reportArgumentType]

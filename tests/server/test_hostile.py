@@ -14,9 +14,10 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import numpy as np
 import pytest
 import pytest_asyncio
-from fixtures_artefacts import write_crosscoder
+from fixtures_artefacts import write_crosscoder, write_rows
 from fixtures_server import Front, details_of, run_cache, run_front, run_worker
 from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 from google.protobuf.message import DecodeError, Message
@@ -24,6 +25,7 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
+from crosscope_proto.artefacts import version_folder
 from crosscope_proto.columns import LATENT_COLUMNS
 from crosscope_proto.v1 import jobs_pb2, jobs_pb2_grpc, latents_pb2, prompts_pb2, types_pb2
 
@@ -33,7 +35,7 @@ FILES = (latents_pb2, prompts_pb2, jobs_pb2, health_pb2, reflection_pb2)
 METHODS: list[MethodDescriptor] = [
     method for file in FILES for service in file.DESCRIPTOR.services_by_name.values() for method in service.methods
 ]
-STRICT = {f"/crosscope.v1.Prompts/{name}" for name in ("Compare", "Generate", "Contrast")}
+STRICT = {f"/crosscope.v1.Prompts/{name}" for name in ("Compare", "Generate", "Contrast", "TopLatents")}
 """Methods with rules over several fields, which few random messages keep; other tests show that they answer."""
 GARBAGE = (b"\xff\xff\xff", b"\x0a\x05ab", b"\x0a\x02\xff\xfe", b"\x08" + b"\xff" * 20, b"\x0b" * 500, b"\x00")
 BUGS = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
@@ -68,7 +70,8 @@ def path_of(method: MethodDescriptor) -> str:
 @pytest_asyncio.fixture
 async def front(tmp_path: Path) -> AsyncIterator[Front]:
     """A server with everything: a crosscoder, a worker, a queue."""
-    write_crosscoder(tmp_path, "demo", 40)
+    version = write_crosscoder(tmp_path, "demo", 40).version_id
+    write_rows(Path(version_folder(tmp_path, "demo", version)), np.ones((40, 128), np.float32))
     async with (
         run_cache(tmp_path / "queue.sock"),
         run_worker(tmp_path) as worker,
@@ -205,7 +208,9 @@ async def known_values(front: Front) -> dict[str, list[Any]]:
     job = (await jobs_pb2_grpc.JobsStub(front.channel).SubmitJob(submit)).job.id
     return {
         "crosscoder": ["demo"],
+        "other": ["demo"],
         "version_id": ["", version],
+        "other_version_id": ["", version],
         "latent": [0, 3, 39],
         "dataset": ["", "chats"],
         "page_token": ["", token, token[:-1], "W10"],

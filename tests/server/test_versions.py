@@ -5,8 +5,9 @@ from pathlib import Path
 
 import grpc
 import grpc.aio
+import numpy as np
 import pytest
-from fixtures_artefacts import write_crosscoder
+from fixtures_artefacts import write_crosscoder, write_rows
 from fixtures_server import Front, details_of, run_front, run_worker
 from google.rpc import error_details_pb2
 
@@ -29,12 +30,17 @@ async def answers(front: Front, version_id: str | None) -> dict[str, str]:
     attribute = effects_pb2.AttributeRequest(prompt=PROMPT, **of)
     words = [types_pb2.Prompt(text=" ".join("x" * (each + 1))) for each in range(10)]
     contrast = prompts_pb2.ContrastRequest(first=words[:5], second=words[5:], **of)
+    match = latents_pb2.MatchLatentsRequest(other="demo", other_version_id=version_id, **of)
+    matched = await latents.MatchLatents(match)
+    assert matched.first.version_id == matched.second.version_id
     streamed = await prompts.EncodeStream(iter([prompts_pb2.EncodeStreamRequest(request=encode)])).read()
     return {
         "GetCrosscoder": (await latents.GetCrosscoder(latents_pb2.GetCrosscoderRequest(**of))).crosscoder.version_id,
         "GetTrainingCurves": (await latents.GetTrainingCurves(latents_pb2.GetTrainingCurvesRequest(**of))).version_id,
         "ListLatents": (await latents.ListLatents(latents_pb2.ListLatentsRequest(**of))).version_id,
         "GetLatent": (await latents.GetLatent(latents_pb2.GetLatentRequest(**of))).version_id,
+        "SearchLatents": (await latents.SearchLatents(latents_pb2.SearchLatentsRequest(text="a", **of))).version_id,
+        "MatchLatents": matched.first.version_id,
         "ListExamples": (await latents.ListExamples(latents_pb2.ListExamplesRequest(**of))).version_id,
         "GetAtlas": atlas.version_id,
         "Tokenize": (await prompts.Tokenize(prompts_pb2.TokenizeRequest(prompt=PROMPT, **of))).version_id,
@@ -59,8 +65,9 @@ async def gone(call, newest: str) -> None:
 
 
 async def test_every_call_about_a_crosscoder_is_answered_from_the_version_that_it_names(tmp_path: Path):
-    first = write_crosscoder(tmp_path, "demo", 40).version_id
-    second = write_crosscoder(tmp_path, "demo", 50, seed=1).version_id
+    first, second = (write_crosscoder(tmp_path, "demo", n, seed=n).version_id for n in (40, 50))
+    for version, n in ((first, 40), (second, 50)):
+        write_rows(Path(layout.version_folder(tmp_path, "demo", version)), np.ones((n, 128), np.float32))
     methods = {
         m.name for d in (latents_pb2, prompts_pb2) for s in d.DESCRIPTOR.services_by_name.values() for m in s.methods
     }

@@ -104,16 +104,19 @@ def test_the_folder_of_a_submission_is_read_if_its_owner_allows_it(stream, tiny_
     assert read(stream(TEXT, private, folders=(private,)), tiny_pair) == ["home"], "the home comes first"
 
 
-@pytest.mark.parametrize("path", ["logs/server.log", "queue/*", "q*/a.aof", "link", "pairs/../cache/lock"])
+@pytest.mark.parametrize(
+    "path", ["logs/server.log", "queue/*", "q*/a.aof", "link", "pairs/../cache/lock", "search/*", "annotations*"]
+)
 def test_what_the_processes_keep_for_themselves_is_no_data(home: Path, path: str) -> None:
-    """Logs hold tracebacks and the queue all records: neither comes back through examples."""
-    for name in ("logs/server.log", "queue/a.aof", "cache/lock"):
-        (home / name).parent.mkdir()
+    """Logs hold tracebacks, the queue all records, annotations what people wrote: examples never show them."""
+    for name in ("logs/server.log", "queue/a.aof", "cache/lock", "search/a.arrow", "annotations.sqlite3-wal"):
+        (home / name).parent.mkdir(exist_ok=True)
         (home / name).write_text("private\n")
     (home / "pairs").mkdir()
     (home / "link").symlink_to(home / "logs/server.log")
     roots = Workspace(home, home / "jobs/1", lambda: None, data_roots=(home / "logs",)).roots
-    with pytest.raises(RootError, match=r"is never read: .*/queue, .*/cache, .*/logs are crosscope's own"):
+    own = ", ".join(f".*/{name}" for name in ("queue", "cache", "logs", "search", "annotations.*"))
+    with pytest.raises(RootError, match=f"is never read: {own} are crosscope's own"):
         files_below(roots, home, path)
     assert [found.name for found in files_below(roots, home, "a.txt")] == ["a.txt"]
 

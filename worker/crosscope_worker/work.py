@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from crosscope_proto.artefacts import OWN_FOLDERS, CrosscoderManifest, PairManifest
+from crosscope_proto.artefacts import OWN_PATHS, CrosscoderManifest, PairManifest
 from crosscope_proto.looks import LookManifest
 from crosscope_proto.roots import Roots
 from crosscope_worker.disk import write_whole
@@ -81,7 +81,7 @@ class Workspace:
     @property
     def roots(self) -> Roots:
         """What a recipe may have read."""
-        return Roots((self.home, *self.data_roots), [self.home / name for name in OWN_FOLDERS])
+        return Roots((self.home, *self.data_roots), [self.home / name for name in OWN_PATHS])
 
     @property
     def checkpoints(self) -> Path:

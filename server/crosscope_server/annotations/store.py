@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from crosscope_proto.artefacts import ANNOTATIONS
 from crosscope_server.annotations import reading, transfer, writing
 from crosscope_server.annotations.database import Database
 from crosscope_server.annotations.records import (
@@ -26,8 +27,6 @@ from crosscope_server.annotations.records import (
 from crosscope_server.annotations.snapshot import Snapshot
 from crosscope_server.errors import NotFound
 
-FILE = "annotations.sqlite3"
-"""Name of the file below the home."""
 _KEPT = 8
 """Dictionaries whose words stay in memory."""
 
@@ -58,7 +57,7 @@ class Annotations:
     """The words of a home. Calls raise Unavailable or Conflict where the file cannot be read or written."""
 
     def __init__(self, home: Path) -> None:
-        self._database = Database(home / FILE)
+        self._database = Database(home / ANNOTATIONS)
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
 
     async def close(self) -> None:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from crosscope_proto.artefacts import CURRENT, OWN_FOLDERS, PAIR_MANIFEST, crosscoder_folder, pair_folder
+from crosscope_proto.artefacts import CURRENT, OWN_PATHS, PAIR_MANIFEST, crosscoder_folder, pair_folder
 from crosscope_proto.manifest import ManifestError, parse_pair_manifest
 from crosscope_proto.recipe import (
     CausalRecipe,
@@ -59,7 +59,7 @@ def check(recipe: Recipe, home: Path, roots: Sequence[Path] = (), *, after_other
     if isinstance(recipe, CausalRecipe):
         _check_crosscoder(recipe.name, home, found, after_others=after_others)
         return found
-    may_look = Roots((home, *roots), [home / name for name in OWN_FOLDERS])
+    may_look = Roots((home, *roots), [home / name for name in OWN_PATHS])
     looker = _Looker(recipe, home, may_look, found, after_others)
     steps: list[tuple[str, Callable[[], None]]] = [("pair", looker.pair)]
     steps += [(f"data.{i}", partial(looker.data, f"data.{i}", spec)) for i, spec in enumerate(recipe.data)]
