@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.autograd.profiler_util import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from bench.gpu.rows import Run
@@ -38,7 +39,7 @@ def kernels(run: Run, work: Callable[[], object], calls: int = 3, top: int = 10)
     count: Counter[str] = Counter()
     spans: list[tuple[float, float]] = []
     for event in found.events() or ():
-        if event.device_type == torch.autograd.DeviceType.CUDA:
+        if event.device_type == DeviceType.CUDA:
             spent[event.name] += event.time_range.elapsed_us() / 1000
             count[event.name] += 1
             spans.append((event.time_range.start, event.time_range.end))

@@ -17,7 +17,7 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,7 +94,7 @@ class Run:
             self.error(name, f"the value is {value}")
             return
         self._write(
-            {"row": name, "value": _short(float(value)), "unit": unit, "reach": bound_of(name), "detail": detail}
+            {"row": name, "value": _short(float(value)), "unit": unit, "reach": bound_of(name, unit), "detail": detail}
         )
 
     def error(self, name: str, why: BaseException | str) -> None:
@@ -239,7 +239,7 @@ def _short(value: Any) -> Any:
 
 
 @contextmanager
-def _alarm(seconds: float) -> Iterator[None]:
+def _alarm(seconds: float) -> Generator[None]:
     """Raises OutOfTime in the main thread after `seconds`; what ran before runs on afterwards."""
 
     def ring(*_: object) -> None:
@@ -256,7 +256,7 @@ def _alarm(seconds: float) -> Iterator[None]:
 
 
 @contextmanager
-def _turn(use: Use) -> Iterator[None]:
+def _turn(use: Use) -> Generator[None]:
     """Waits until the device may be used so. A part that waits to be alone is let in before later checks."""
     path = os.environ.get(LOCK)
     if use == "free" or not path:
