@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -77,11 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    present = [each.name for each in SECTIONS if each.exists]
+    every = [each.name for each in SECTIONS]
     parser = argparse.ArgumentParser(
         prog="make bench-gpu", description="Measure on one GPU, beside what it should reach."
     )
-    parser.add_argument("--only", type=_names, default=present, metavar="NAME,…", help="some of the sections")
+    parser.add_argument("--only", type=_names, default=every, metavar="NAME,…", help="some of the sections")
     parser.add_argument("--dry", action="store_true", help="tiny sizes on the CPU: shows that everything runs")
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"for everything (default {SECONDS:.0f})")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the results go (default bench/results)")
@@ -111,7 +112,7 @@ class Record:
         self._machine, self._lock = asdict(machine), threading.Lock()
         self._results = path.open("w", encoding="utf-8")
         self._log = path.with_suffix(".log").open("w", encoding="utf-8")
-        self._logged = 0
+        self._logged, self._rows = 0, Counter[str]()
 
     def line(self, section: Section, text: str) -> None:
         """Takes a line of a section's standard output; what is no row goes to the log."""
@@ -120,6 +121,7 @@ class Record:
         except ValueError:
             row = None
         if isinstance(row, dict) and isinstance(row.get("row"), str) and ("error" in row or "value" in row):
+            self._rows[section.name] += 1
             self._write(row)
         else:
             self.log(section, text)
@@ -134,9 +136,13 @@ class Record:
     def end(self, ended: Ended) -> None:
         """Takes how a section ended."""
         name = ended.section.name
-        if ended.why:
-            self._write({"row": name, "error": ended.why})
-        print(f"{name:12}from {ended.began_s:3.0f} s, {ended.took_s:3.0f} s  {ended.why or 'ended'}", flush=True)
+        why = ended.why or (None if self._rows[name] else "no row came of it; the log says why")
+        if why:
+            self._write({"row": name, "error": why})
+        print(
+            f"{name:12}from {ended.began_s:3.0f} s, {ended.took_s:3.0f} s: {self._rows[name]} rows  {why or ''}",
+            flush=True,
+        )
 
     def _write(self, row: dict[str, Any]) -> None:
         with self._lock:
