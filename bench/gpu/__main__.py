@@ -14,6 +14,7 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -68,12 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     machine = _machine(options.dry, options.commit)
     folder: Path = options.out or (Path(tempfile.mkdtemp(prefix="bench-gpu-")) if options.dry else table.RESULTS)
     folder.mkdir(parents=True, exist_ok=True)
-    record = Record(machine, _free(folder / f"{machine.stem}.jsonl"))
+    path = _free(folder / f"{machine.stem}.jsonl")
     dry = "a dry run: tiny sizes on the CPU, the figures say nothing; " if options.dry else ""
-    print(f"{dry}{', '.join(asdict(machine).values())}\n{record.path}", flush=True)
+    print(f"{dry}{', '.join(asdict(machine).values())}\n{path}", flush=True)
     sections = [each for each in SECTIONS if each.name in options.only]
-    run_all(sections, options.seconds, ["--dry"] if options.dry else [], record.line, record.log, record.end)
-    print("\n".join(table.table(table.read(record.path), _before(), options.dry)), flush=True)
+    with closing(Record(machine, path)) as record:
+        run_all(sections, options.seconds, ["--dry"] if options.dry else [], record.line, record.log, record.end)
+    print("\n".join(table.table(table.read(path), _before(), options.dry)), flush=True)
     return int(record.failed)
 
 
@@ -113,6 +115,12 @@ class Record:
         self._results = path.open("w", encoding="utf-8")
         self._log = path.with_suffix(".log").open("w", encoding="utf-8")
         self._logged, self._rows = 0, Counter[str]()
+        self._last: dict[str, str] = {}
+
+    def close(self) -> None:
+        """Closes both files."""
+        self._results.close()
+        self._log.close()
 
     def line(self, section: Section, text: str) -> None:
         """Takes a line of a section's standard output; what is no row goes to the log."""
@@ -129,6 +137,7 @@ class Record:
     def log(self, section: Section, text: str) -> None:
         """Takes a line of a section's standard error."""
         with self._lock:
+            self._last[section.name] = text.strip() or self._last.get(section.name, "")
             if self._logged < MOST_LOGGED:
                 self._logged += self._log.write(f"{section.name}: {text.rstrip()}\n")
                 self._log.flush()
@@ -136,7 +145,9 @@ class Record:
     def end(self, ended: Ended) -> None:
         """Takes how a section ended."""
         name = ended.section.name
-        why = ended.why or (None if self._rows[name] else "no row came of it; the log says why")
+        why = ended.why or (None if self._rows[name] else "no row came of it")
+        if why and self._last.get(name):
+            why += f"; last in the log: {self._last[name][:300]}"
         if why:
             self._write({"row": name, "error": why})
         print(

@@ -119,6 +119,9 @@ class Process:
         for reader in self._readers:
             reader.join(_GRACE_S)
         code = self._process.wait()
+        for stream in (self._process.stdout, self._process.stderr):
+            assert stream is not None
+            stream.close()
         why = None
         if self._asked is not None:
             why = f"ended at its limit or that of all, after {self._asked - self.began:.0f} s"
