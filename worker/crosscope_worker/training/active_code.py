@@ -122,7 +122,8 @@ class EntryCode:
         self._num_latents = num_latents
 
     @cached_property
-    def _by_latent(self) -> ByLatent:
+    def order(self) -> ByLatent:
+        """The entries ordered by latent."""
         return by_latent(self.code, self._num_latents)
 
     def decode(self, rows: Tensor) -> Tensor:
@@ -135,7 +136,7 @@ class EntryCode:
 
     def per_latent(self, values: Tensor, tokens: Tensor, out: Tensor | None = None) -> Tensor:
         """See ActiveCode."""
-        return self._by_latent.products(values, tokens, out)
+        return self.order.products(values, tokens, out)
 
     def sums(self, values: Tensor) -> Tensor:
         """See ActiveCode."""
