@@ -42,6 +42,15 @@ class Weights(NamedTuple):
     """[both]."""
 
 
+class Smallest(NamedTuple):
+    """The smallest scaled activation of a batch that was kept in a budget."""
+
+    value: Tensor
+    """A number; 0 if nothing fired."""
+    sure: Tensor
+    """Whether the guess by which it was found hid no larger one, a bool (dictionary.sparse.Largest)."""
+
+
 class Scratch:
     """Memory for large results that every step uses again.
 
@@ -113,7 +122,8 @@ class EntryCode:
         self._num_latents = num_latents
 
     @cached_property
-    def _by_latent(self) -> ByLatent:
+    def order(self) -> ByLatent:
+        """The entries ordered by latent."""
         return by_latent(self.code, self._num_latents)
 
     def decode(self, rows: Tensor) -> Tensor:
@@ -126,7 +136,7 @@ class EntryCode:
 
     def per_latent(self, values: Tensor, tokens: Tensor, out: Tensor | None = None) -> Tensor:
         """See ActiveCode."""
-        return self._by_latent.products(values, tokens, out)
+        return self.order.products(values, tokens, out)
 
     def sums(self, values: Tensor) -> Tensor:
         """See ActiveCode."""
@@ -217,9 +227,12 @@ def active_code(
     most = dense_above(pre.device, dtype) * pre.numel()
     if flat is None:
         active = pre > (-bias if above is None else above - bias)
-        if int(torch.count_nonzero(active)) > most:
+        # CUDA counts while it lists, and the host waits once. On the CPU a count costs less than a list of no use.
+        if active.is_cuda:
+            flat = flat_indices(active)
+        if (int(torch.count_nonzero(active)) if flat is None else len(flat)) > most:
             code = (pre + bias).relu_()
             return DenseCode(code if above is None else code.mul_(active))
-        flat = flat_indices(active)
+        flat = flat_indices(active) if flat is None else flat
     code = sparse_relu(flat, pre, bias)
     return DenseCode(code.dense(pre.shape[1])) if len(flat) > most else EntryCode(code, pre.shape[1])

@@ -11,7 +11,7 @@ from crosscope_proto import dictionaries
 from crosscope_worker.dictionary.keep import AboveThresholds, Keep
 from crosscope_worker.dictionary.sparse import flat_indices
 from crosscope_worker.dictionary.sparsifier import cuts
-from crosscope_worker.training.active_code import Selected, Weights
+from crosscope_worker.training.active_code import Selected, Smallest, Weights
 from crosscope_worker.training.variants.penalised import Penalised
 from crosscope_worker.training.variants.variant import Batch, Further, Reconstruction
 
@@ -30,7 +30,7 @@ class JumpReLU(Penalised[dictionaries.JumpReLU]):
         """See Variant."""
         return {_LOG_THRESHOLD: torch.full_like(weights.b_enc, math.log(self.spec.initial_threshold))}
 
-    def select(self, batch: Batch) -> tuple[list[Selected], tuple[float, ...]]:
+    def select(self, batch: Batch) -> tuple[list[Selected], tuple[Smallest, ...]]:
         """See Variant."""
         norms = self.norms(batch.weights.decoder)
         above = cuts(batch.extra[_LOG_THRESHOLD].exp(), norms)
@@ -40,7 +40,7 @@ class JumpReLU(Penalised[dictionaries.JumpReLU]):
     def penalty(self, selected: Selected, num_tokens: int) -> None:
         """See Variant: the number of active latents has a gradient by thresholds alone, which `further` gives."""
 
-    def further(self, batch: Batch, reconstruction: Reconstruction, gradients: Weights) -> Further:
+    def further(self, batch: Batch, reconstruction: Reconstruction, gradients: Weights | None) -> Further:
         """See Variant: `mu` times the active latents of a token, and all gradients by the logarithm of the threshold.
 
         Both are step functions of the threshold, whose derivatives are taken as -1 / bandwidth, times the jump, at the
@@ -54,7 +54,7 @@ class JumpReLU(Penalised[dictionaries.JumpReLU]):
         by_value = near.sums(near.products(by_decoded.to(rows.dtype), rows))
         jump = torch.where(selected.norms > 0, threshold / selected.norms, 0.0)
         by_threshold = (jump * by_value + price * near.sums((near.values > 0).to(bias.dtype))) / -self.spec.bandwidth
-        num_active = int(torch.count_nonzero(selected.code.values))
+        num_active = (selected.code.values > 0).sum(dtype=torch.float64)
         return Further(price * num_active, {_LOG_THRESHOLD: threshold * by_threshold})
 
     def keep(self, thresholds: Sequence[float], weights: Weights, extra: Mapping[str, Tensor]) -> Keep:

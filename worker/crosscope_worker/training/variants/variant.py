@@ -14,7 +14,7 @@ from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.dictionary.keep import ALL_POSITIVE, Keep
 from crosscope_worker.dictionary.sparsifier import code_norms
 from crosscope_worker.dictionary.streams import STREAMS
-from crosscope_worker.training.active_code import ActiveCode, Selected, Weights, active_code
+from crosscope_worker.training.active_code import ActiveCode, Selected, Smallest, Weights, active_code
 from crosscope_worker.training.losses import mean_size
 
 AnySpec = TypeVar("AnySpec", bound=DictionarySpec)
@@ -54,7 +54,7 @@ class Batch:
 class Reconstruction(NamedTuple):
     """The loss of a reconstruction, and its gradients by the codes and by the bias."""
 
-    loss: float
+    loss: Tensor
     pieces: list[tuple[Selected, Tensor]]
     """Codes, each with the gradient by its reconstruction, [batch, width of all columns]. Codes of the same columns
     have different latents (`Selected.narrowed`), in ascending order, and together they have all latents."""
@@ -67,7 +67,7 @@ class Reconstruction(NamedTuple):
 class Penalty(NamedTuple):
     """The sparsity loss of a code, and its gradients."""
 
-    loss: float
+    loss: Tensor
     by_code: Tensor
     """The gradient by the code, in the shape of its values."""
     by_norm: Tensor
@@ -78,7 +78,7 @@ class Penalty(NamedTuple):
 class Further:
     """Losses beside reconstruction and penalty, and the gradients by the variant's own tensors."""
 
-    loss: float = 0.0
+    loss: Tensor | float = 0.0
     extra: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -89,7 +89,7 @@ class Variant(Generic[AnySpec]):
     `variant`, which ends with `VARIANT = TheClass`. The class overrides what differs, and nothing else:
 
     - before the first step: `extra` gives learnt tensors of its own; Adam updates them, clipping counts them and
-      checkpoints keep them, as with the weights. `absent` zeroes weights that do not exist;
+      checkpoints keep them, as with the weights. `blocks` says where weights exist;
     - at a step, in this order: `at_step` warms the sparsity up, `select` chooses the active entries, `reconstruct`
       decodes them and takes the loss of the error from `loss`, `penalty` gives the sparsity loss of the code, `further`
       adds any other loss and all gradients by `extra`, and `constrain` ties gradients;
@@ -102,6 +102,9 @@ class Variant(Generic[AnySpec]):
 
     equal_widths: ClassVar[bool] = False
     """Whether the variant needs models of equal width."""
+    changes_gradients: ClassVar[bool] = False
+    """Whether `further` adds to the gradients of the weights, or `constrain` ties them. They are then made as matrices,
+    also where the optimiser could sum them itself."""
     centres_bias: ClassVar[bool] = False
     """Whether the decoder's bias starts at the geometric median of the first batch, instead of 0."""
 
@@ -122,10 +125,19 @@ class Variant(Generic[AnySpec]):
         """Learnt tensors beside the weights, by name: their values before the first step, on the weights' device."""
         return {}
 
-    def absent(self, encoder: Tensor, decoder: Tensor) -> None:
-        """Zeroes, in place, the entries of `[latent, width]` weights or gradients that a latent neither reads nor
-        writes.
+    def blocks(self) -> Sequence[tuple[slice, slice]]:
+        """The latents and columns in which weights exist: one block of columns for each latent, all by default.
+
+        A latent neither reads nor writes what lies outside.
         """
+        return ((slice(0, self.spec.num_latents), slice(0, sum(self.widths))),)
+
+    def absent(self, encoder: Tensor, decoder: Tensor) -> None:
+        """Zeroes, in place, the entries of `[latent, width]` weights or gradients outside the blocks."""
+        for weights in (encoder, decoder):
+            for latents, columns in self.blocks():
+                weights[latents, : columns.start] = 0
+                weights[latents, columns.stop :] = 0
 
     def at_step(self, training: TrainingSpec, step: int) -> Self:
         """The variant with the sparsity of a step of the warm-up."""
@@ -141,7 +153,7 @@ class Variant(Generic[AnySpec]):
         """The code normalisation of `decoder: [latent, width]`, [latent]."""
         return code_norms(decoder, self.widths, self.spec.code_normalisation)
 
-    def select(self, batch: Batch) -> tuple[list[Selected], tuple[float, ...]]:
+    def select(self, batch: Batch) -> tuple[list[Selected], tuple[Smallest, ...]]:
         """The active entries of the batch, and the smallest kept value for each threshold to be estimated.
 
         Returns one code of all latents and columns, or one for each model's columns.
@@ -156,7 +168,7 @@ class Variant(Generic[AnySpec]):
         loss, grad = self.loss(error)
         return Reconstruction(loss, [(each, grad) for each in selected], grad.sum(0), error)
 
-    def loss(self, error: Tensor) -> tuple[float, Tensor]:
+    def loss(self, error: Tensor) -> tuple[Tensor, Tensor]:
         """The loss of an error `x - x_hat: [batch, width]`, and its gradient by x_hat in the same shape.
 
         The loss is `mean over batch and part of ‖e‖`, or of its square if `spec.squared`. With a cross term lambda, the
@@ -165,7 +177,7 @@ class Variant(Generic[AnySpec]):
         loss, grad = mean_size(error, self.widths, squared=self.spec.squared)
         if isinstance(self.spec, TwoModels) and (weight := self.spec.cross_term):
             base, chat = error.split(self.widths, dim=1)
-            loss += weight * float((base * chat).sum()) / len(error)
+            loss += weight * (base * chat).sum(dtype=torch.float64) / len(error)
             grad -= torch.cat([chat, base], 1).mul_(weight / len(error))
         return loss, grad
 
@@ -173,8 +185,11 @@ class Variant(Generic[AnySpec]):
         """The sparsity loss of a code of `num_tokens` tokens, or None."""
         return None
 
-    def further(self, batch: Batch, reconstruction: Reconstruction, gradients: Weights) -> Further:
-        """Losses of the variant's own; adds their gradients by the weights to `gradients`, in place."""
+    def further(self, batch: Batch, reconstruction: Reconstruction, gradients: Weights | None) -> Further:
+        """Losses of the variant's own; adds their gradients by the weights to `gradients`, in place.
+
+        `gradients` are there for sure only if the variant `changes_gradients`.
+        """
         return Further()
 
     def constrain(self, encoder: Tensor, decoder: Tensor) -> None:
