@@ -105,9 +105,13 @@ class LoadedCrosscoder:
         """Whether the models can be asked for more than codes."""
         return self.pair.is_whole
 
-    @cached_property
+    @property
     def size_bytes(self) -> int:
-        """Memory of the crosscoder; its pair is apart."""
+        """Memory of the crosscoder and of what its encoder keeps; its pair is apart."""
+        return self._weights_bytes + self.encoder.size_bytes
+
+    @cached_property
+    def _weights_bytes(self) -> int:
         values = (*vars(self.reading.crosscoder).values(), *vars(self.reading.crosscoder.keep).values())
         return storage_bytes(value for value in values if isinstance(value, Tensor))
 
