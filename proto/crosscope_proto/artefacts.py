@@ -222,6 +222,8 @@ class CrosscoderManifest:
     """Why a figure was not measured, by its name, for instance "logit_lens_chat"."""
     chat_template_date: str = ""
     """The day that the chat template printed, YYYY-MM-DD; "": it printed the day of each run, in older versions."""
+    float32: str = ""
+    """How float32 products were made in training and analysis: "ieee" or "tf32"; "" in older files: ieee."""
     job: str = ""
     """Id of the job that published it. By this a job that runs again finds that it has published already."""
     created_at: float = 0.0

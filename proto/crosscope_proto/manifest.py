@@ -20,6 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from crosscope_proto.artefacts import NAME_PATTERN, SCHEMA_VERSION, CrosscoderManifest, PairManifest
 from crosscope_proto.dictionaries import Normalisation, Reads
 from crosscope_proto.looks import LookManifest
+from crosscope_proto.specs import Float32
 
 MAX_BYTES = 1_048_576
 """Limit of a manifest's size. Every list of crosscoders holds the whole manifests."""
@@ -38,6 +39,7 @@ _RANGES: dict[str, tuple[int, int]] = {
 }
 _NORMALISATIONS = get_args(Normalisation)
 _READS = get_args(Reads)
+_FLOAT32 = ("", *get_args(Float32))
 _READ_BY_VARIANT = {"diff_sae": "difference", "base_sae": "base", "chat_sae": "chat"}
 """What a crosscoder reads if its manifest does not say so, by variant; all other variants read both models."""
 _MAX_SHOWN = 3
@@ -164,6 +166,8 @@ def _out_of_range(manifest: CrosscoderManifest) -> Iterator[str]:
         yield f"code_normalisation: must be one of {known}, but is {_value(manifest.code_normalisation)}"
     if manifest.reads not in _READS:
         yield f"reads: must be one of {', '.join(_READS)}, but is {_value(manifest.reads)}"
+    if manifest.float32 not in _FLOAT32:
+        yield f"float32: must be one of {', '.join(_FLOAT32[1:])} or empty, but is {_value(manifest.float32)}"
     if manifest.token_k is not None and not 1 <= manifest.token_k <= manifest.num_latents:
         yield f"token_k: must be 1 to num_latents {manifest.num_latents} or null, but is {_value(manifest.token_k)}"
     if manifest.threshold is not None and not math.isfinite(manifest.threshold):

@@ -17,6 +17,7 @@ from crosscope_proto.specs import (
     CausalSpec,
     DataSpec,
     Day,
+    Float32,
     LookTokens,
     Name,
     PairSpec,
@@ -69,6 +70,10 @@ class CrosscoderRecipe:
     """How the dictionary is trained."""
     analysis: AnalysisSpec = AnalysisSpec()
     """What is measured on held-out texts."""
+    float32: Float32 | None = None
+    """How float32 products are made on CUDA in training, in the analysis and for prompts: ieee, or tf32, which rounds
+    operands to 10 bits of mantissa and is several times as fast; null: tf32. CPUs, and GPUs without TF32 units, take
+    ieee. The manifest records what was taken."""
     chat_template_date: Day | None = None
     """The day that the chat template prints, YYYY-MM-DD; null: the day of the job's first attempt. It is recorded with
     the crosscoder, and prompts get the same day."""
@@ -135,6 +140,8 @@ class PublishedRecipe:
     """Which tokens are analysed. Only every `held_out_every`-th text is read."""
     analysis: AnalysisSpec = AnalysisSpec()
     """What is measured."""
+    float32: Float32 | None = None
+    """As in a recipe of kind crosscoder, for the analysis and for prompts."""
     chat_template_date: Day | None = None
     """As in a recipe of kind crosscoder."""
     chat_template_kwargs: TemplateKwargs = Field(default_factory=dict)

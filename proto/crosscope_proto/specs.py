@@ -31,6 +31,8 @@ Natural = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Float32 = Literal["ieee", "tf32"]
+"""How products of float32 matrices are made: exactly as IEEE says, or rounded to TF32 (NVIDIA GPUs)."""
 
 ALPACA_COLUMNS = {"instruction": True, "input": False, "output": True, "system": False, "history": False}
 """Columns of `format: alpaca`, and whether each must be there."""

@@ -21,6 +21,7 @@ CROSSCODER = CrosscoderManifest(
     threshold=None,
     input_scale=(1.0, 0.5),
     reads="both",
+    float32="tf32",
     recipe={"kind": "crosscoder", "data": [{"name": "web"}]},
     norm_limits=(1.5, 2.5),
     warnings=("Of the texts …",),

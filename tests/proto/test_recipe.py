@@ -178,6 +178,16 @@ def test_what_a_chat_template_is_told(kind: str) -> None:
             parsed(f"chat_template_kwargs: {wrong}")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_how_float32_products_are_made(kind: str) -> None:
+    def parsed(more: str) -> object:
+        return recipe_dict(parse_recipe(TOLD.format(kind=kind, more=KINDS[kind] + more)))["float32"]
+
+    assert [parsed(more) for more in ("", "float32: ieee", "float32: tf32")] == [None, "ieee", "tf32"]
+    with pytest.raises(RecipeError, match="float32: Input should be 'ieee' or 'tf32', but is 'bf16'"):
+        parsed("float32: bf16")
+
+
 def test_fields_of_other_dictionaries_that_are_null_are_left_out() -> None:
     """As manifests of before have them."""
     text = RECIPE.format(

@@ -233,6 +233,7 @@ def test_a_recipe_becomes_a_published_crosscoder(home: Path, recipe: CrosscoderR
     assert manifest.job == "job-1"
     assert manifest.datasets == ("web", "chat")
     assert manifest.training_tokens > 0
+    assert manifest.float32 == "ieee"
     assert set(manifest.metrics) >= {"fve_base", "fve_chat", "l0", "dead_share"}
     assert (manifest.metrics.get("threshold"), "threshold_running" in manifest.metrics) == (
         manifest.threshold,

@@ -25,6 +25,7 @@ from crosscope_worker.dictionary.version import read_manifest
 from crosscope_worker.models.norms import NormBounds, NormFilter
 from crosscope_worker.models.places import PairError
 from crosscope_worker.phases import Following
+from crosscope_worker.precision import float32_products
 from crosscope_worker.recipes.material import AnalysedRecipe, Material
 from crosscope_worker.recipes.publish import already_published, publish_again, read_current
 from crosscope_worker.work import Progress, Workspace
@@ -52,7 +53,8 @@ def make_causal(recipe: CausalRecipe, workspace: Workspace, progress: Progress) 
     bounds = None if manifest.norm_limits is None else NormBounds(manifest.norm_limits, manifest.norm_positions)
     norms = NormFilter(made_by.tokens.max_norm_ratio, material.pair.d_model, bounds)
     sample = Splicing(material.activations, material.texts("held_out"), made_by.tokens, norms)
-    effects = measure_causal(crosscoder, sample, latents, recipe.causal, Following(progress, Stage.CAUSAL))
+    with float32_products(material.float32):
+        effects = measure_causal(crosscoder, sample, latents, recipe.causal, Following(progress, Stage.CAUSAL))
     if effects.reason:
         raise AnalysisError(effects.reason)
     progress(Stage.PUBLISH, 0.0, f"writing the version: {recipe.name}")

@@ -11,7 +11,7 @@ import torch
 
 from crosscope_proto.artefacts import PairManifest, pair_folder
 from crosscope_proto.recipe import CrosscoderRecipe, LookRecipe, PublishedRecipe, recipe_dict
-from crosscope_proto.specs import TokenPolicy
+from crosscope_proto.specs import Float32, TokenPolicy
 from crosscope_proto.stages import Stage
 from crosscope_worker.analysis.fidelity import spliced_half
 from crosscope_worker.analysis.lens import find_lenses
@@ -22,6 +22,7 @@ from crosscope_worker.models.fingerprints import pair_hashes
 from crosscope_worker.models.pair import Pair, load_pair
 from crosscope_worker.models.places import resolve_pair
 from crosscope_worker.phases import Phase, loading
+from crosscope_worker.precision import float32_on
 from crosscope_worker.roots import check_pair_folders
 from crosscope_worker.tokenizer.tokens import TemplateSettings, TextTokenizer
 from crosscope_worker.work import Progress, Workspace
@@ -61,6 +62,11 @@ class Material:
         progress(Stage.LOAD, 0.96, "looking for the held-out texts")
         material.texts("held_out").check_held_out()
         return replace(material, hashes=hash_models(pair, progress))
+
+    @property
+    def float32(self) -> Float32:
+        """How float32 products are made on the job's device."""
+        return float32_on(self.workspace.device, self.recipe.float32)
 
     def texts(self, split: Split) -> TextStream:
         """The recipe's texts of a split, from their beginning, cut to the length that both models can read.

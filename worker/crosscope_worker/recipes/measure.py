@@ -17,6 +17,7 @@ from crosscope_worker.data.texts import TextStream
 from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.models.norms import NormFilter
 from crosscope_worker.phases import Following
+from crosscope_worker.precision import float32_products
 from crosscope_worker.recipes.material import Material
 from crosscope_worker.recipes.publish import Provenance, manifest_of, publish
 from crosscope_worker.training.variants import variant_of
@@ -53,7 +54,8 @@ def measure_and_publish(material: Material, trained: Trained) -> CrosscoderManif
     held_out = material.texts("held_out")
     norms = _held_out_norms(material, trained)
     try:
-        analysis = _measure(material, trained, held_out, norms)
+        with float32_products(material.float32):
+            analysis = _measure(material, trained, held_out, norms)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -121,6 +123,7 @@ def _provenance(material: Material, trained: Trained, counts: Sequence[Counts] =
         texts={name: each.plain() for name, each in found.items()},
         job=material.workspace.folder.name,
         chat_template_date=material.tokenizer.template.settings.date,
+        float32=material.float32,
         hashes=material.hashes,
     )
 

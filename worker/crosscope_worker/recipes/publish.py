@@ -75,6 +75,8 @@ class Provenance:
     """See CrosscoderManifest."""
     chat_template_date: str = ""
     """The day that the chat template printed, YYYY-MM-DD."""
+    float32: str = ""
+    """See CrosscoderManifest."""
     hashes: dict[str, str] | None = None
     """SHA-256 by name, for instance of the tokenizer and of both models; the hashes of the written files are added."""
 
@@ -263,6 +265,7 @@ def manifest_of(name: str, crosscoder: Crosscoder, provenance: Provenance) -> Cr
         hashes=dict(provenance.hashes or {}),
         job=provenance.job,
         chat_template_date=provenance.chat_template_date,
+        float32=provenance.float32,
     )
 
 

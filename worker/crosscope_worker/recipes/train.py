@@ -10,6 +10,7 @@ from crosscope_worker.data.harvest import TOKENS_PER_FORWARD, WINDOW_FORWARDS
 from crosscope_worker.data.harvest_source import norms_of, open_source
 from crosscope_worker.data.tally import Counts
 from crosscope_worker.phases import TrainingProgress
+from crosscope_worker.precision import float32_products
 from crosscope_worker.recipes.material import Material
 from crosscope_worker.recipes.measure import Trained, brief, keep, measure_and_publish
 from crosscope_worker.recipes.publish import already_published
@@ -39,7 +40,7 @@ def make_crosscoder(recipe: CrosscoderRecipe, workspace: Workspace, progress: Pr
     suggestion = faster_dtype(recipe, sum(material.pair.d_model), workspace.device)
     following.begin(suggestion)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), float32_products(material.float32):
             result = train(recipe, source, material.pair.d_model, workspace.checkpoints, following, workspace.device)
     except Stopped:
         raise
