@@ -1,7 +1,8 @@
 """Codes of prompts as the inference process makes them: both models up to the layer, and the crosscoder.
 
-Each figure is a median over new prompts of random tokens. `plain` runs the same shapes without graphs. The rows below
-`online.same` compare: graphs with plain runs in the same shapes, and TF32 with IEEE float32.
+Each figure is a median over new prompts of random tokens. `plain` runs the same shapes without graphs and fused norms,
+`unfused` as graphs without fused norms. The rows below `online.same` compare them, one by one with together, which is
+what rounding in bfloat16 comes to, and TF32 with IEEE float32.
 """
 
 import sys
@@ -61,6 +62,8 @@ class Online:
         self.subject = Subject(pair, reading)
         self.recorder: Recorder = plain if run.dry else Graphs(run.device)
         self.graphs = Encoder(self.subject, torch.get_num_threads(), self.recorder)
+        unfused: Recorder = plain if run.dry else Graphs(run.device, fuse=False)
+        self.unfused = Encoder(self.subject, torch.get_num_threads(), unfused)
         self.plain = Encoder(self.subject, torch.get_num_threads(), plain)
 
     @torch.inference_mode()
@@ -114,7 +117,7 @@ class Online:
         self.run.row("online.1x64.models", models.median, "ms", **models.detail())
         whole = self.run.timed(lambda: self.graphs(ids), rounds=3 if self.run.dry else 30)
         self.run.row("online.1x64.code", whole.median - models.median, "ms", whole_ms=whole.median)
-        for name, encoder in (("graph", self.graphs), ("plain", self.plain)):
+        for name, encoder in (("graph", self.graphs), ("unfused", self.unfused), ("plain", self.plain)):
             found = kernels(self.run, lambda encoder=encoder: encoder(ids))
             if found is not None:
                 detail = {"kernels_ms": found.ms, "busy": found.busy, "largest": found.largest}
@@ -136,21 +139,16 @@ class Online:
         run.row("online.graphs", by_driver / 2**30, "GiB", counted_gib=counted / 2**30, runs=len(runs), s=took)
 
     def same(self) -> None:
-        """Rows: graphs against plain runs of the same shapes, and TF32 against IEEE float32."""
-        activations, worst = self.subject.activations, 0.0
-        for shape in (Shape(1, 16), Shape(1, 64), Shape(4, 64), Shape(1, 512)):
-            ids = torch.from_numpy(np.stack(self.prompts(*shape)))
-            repeated = self.recorder(activations, shape).repeat(ids)
-            worst = max(worst, float((repeated - activations.rows(ids)).abs().max()))
-        self.run.row("online.same.graph_against_plain", worst, "largest difference")
+        """Rows: entries that two ways have in common. Graphs without fused norms must give a plain run's, every bit."""
         prompts = [self.prompts(1, length)[0] for length in (5, 64, 40, 200, 64, 90, 33)]
-        ours, same_shapes = self.graphs(prompts), self.plain(prompts)
-        self._overlap("online.same.codes_graph_against_plain", ours, same_shapes)
+        ours, plainly = self.graphs(prompts), self.plain(prompts)
+        self._overlap("online.same.graph_unfused_against_plain", self.unfused(prompts), plainly)
+        self._overlap("online.same.graph_against_plain", ours, plainly)
         alone = [self.plain([ids])[0] for ids in prompts]
-        self._overlap("online.same.codes_together_against_alone", ours, alone)
+        self._overlap("online.same.together_against_alone", plainly, alone)
         assert self.subject.reading is not None
         ieee = Subject(self.subject.pair, replace(self.subject.reading, float32="ieee"))
-        self._overlap("online.same.codes_tf32_against_ieee", ours, Encoder(ieee, 1, plain)(prompts))
+        self._overlap("online.same.tf32_against_ieee", plainly, Encoder(ieee, 1, plain)(prompts))
 
     def _overlap(self, row: str, found: list[PromptCode], expected: list[PromptCode]) -> None:
         """A row: the share of entries that both have, and how much their activations differ."""
@@ -198,9 +196,11 @@ def rows(run: Run) -> None:
         return
     few, many, long = (4, 8, 100) if run.dry else (32, 128, 512)
     run.part("online.1x64", lambda: online.latency("online.1x64", online.graphs, 1, 64, 60))
+    run.part("online.1x64.unfused", lambda: online.latency("online.1x64.unfused", online.unfused, 1, 64, 20))
     run.part("online.1x64.plain", lambda: online.latency("online.1x64.plain", online.plain, 1, 64, 20))
     run.part("online.32x64", lambda: online.latency("online.32x64", online.graphs, few, 64, 20))
     run.part("online.32x64.plain", lambda: online.latency("online.32x64.plain", online.plain, few, 64, 10))
+    run.part("online.32x64.unfused", lambda: online.latency("online.32x64.unfused", online.unfused, few, 64, 10))
     run.part("online.128x64", lambda: online.latency("online.128x64", online.graphs, many, 64, 12))
     run.part("online.1x512", lambda: online.latency("online.1x512", online.graphs, 1, long, 20))
     run.part("online.1x64.shares", online.shares)

@@ -22,6 +22,7 @@ from crosscope_worker.models.fixed_shapes import (
 from crosscope_worker.models.graphs import Graphs, _one_text_a_row
 from crosscope_worker.models.pair import Pair
 from crosscope_worker.models.places import PairError
+from crosscope_worker.models.probes import standardised_error
 from tests.worker.effects.subjects import make_pair
 from tests.worker.tiny_models import VOCAB
 
@@ -189,15 +190,20 @@ def on_gpu(pair: Pair, dtype: torch.dtype) -> Pair:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("fuse", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("kind", ["Gemma2", "Llama", "GPTNeoX"])
-def test_a_graph_repeats_a_plain_run_bit_for_bit(kind: str, dtype: torch.dtype) -> None:
+def test_a_graph_repeats_a_plain_run(kind: str, dtype: torch.dtype, fuse: bool) -> None:
+    """Bit for bit; with fused norms up to rounding. Graphs that share their memory do not disturb each other."""
     activations = PairActivations(on_gpu(make_pair(kind), dtype), LAYER)
-    graphs, draw = Graphs(torch.device("cuda")), torch.Generator().manual_seed(0)
+    graphs, draw = Graphs(torch.device("cuda"), fuse), torch.Generator().manual_seed(0)
     runs = [(shape, graphs(activations, shape)) for shape in (Shape(1, 16), Shape(4, 32), Shape(1, 64))]
     for shape, run in runs * 2:
         ids = torch.randint(3, VOCAB, shape, generator=draw)
-        assert torch.equal(run.repeat(ids), activations.rows(ids))
+        found, expected = run.repeat(ids), activations.rows(ids)
+        if not fuse:
+            assert torch.equal(found, expected)
+        assert standardised_error(found, expected) < (0.05 if dtype == torch.bfloat16 else 1e-4)
         assert run.size_bytes > 0
 
 
