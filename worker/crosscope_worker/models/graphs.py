@@ -7,6 +7,7 @@ compared with a plain run before it is used. Does not know which shapes are want
 import logging
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ class Graphs:
         self._norms: tuple[PairActivations, FusedNorms] | None = None
         """The norms of the pair that was recorded last."""
         self._stream: torch.cuda.Stream | None = None
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None
 
     @torch.inference_mode()
     def __call__(self, activations: PairActivations, shape: Shape) -> Run:
@@ -48,7 +49,7 @@ class Graphs:
             raise CannotRecord(f"a CUDA graph of {shape.rows} x {shape.pos} tokens failed: {reason}") from error
 
     def _recorded(self, activations: PairActivations, shape: Shape) -> Run:
-        if self._stream is None or self._pool is None:
+        if self._stream is None:
             self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
         ids = probe_ids(activations.pair.models, shape.rows, shape.pos)
         expected = activations.rows(ids)  # finds the shared layers too

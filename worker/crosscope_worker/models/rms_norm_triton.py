@@ -6,6 +6,7 @@ Squares are summed in float32, whatever the operands are. Does not know models, 
 
 # Without Triton (torch's CPU builds) its imports are missing; with it, what `triton.jit` adds to a function is untyped.
 # pyright: reportMissingImports=false, reportIndexIssue=false, reportCallIssue=false, reportArgumentType=false
+# pyright: reportMissingParameterType=false
 
 import torch
 import triton

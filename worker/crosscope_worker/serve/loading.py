@@ -280,7 +280,7 @@ def _pair_key(manifest: PairManifest, hashes: Mapping[str, str]) -> PairKey:
 def _asked(manifest: CrosscoderManifest) -> Float32 | None:
     """How the recipe wants float32 products to be made; None: it does not say."""
     asked = manifest.recipe.get("float32")
-    return asked if asked in get_args(Float32) else None
+    return next((each for each in get_args(Float32) if each == asked), None)
 
 
 def _reading(folder: Path, manifest: CrosscoderManifest, crosscoder: Crosscoder, float32: Float32) -> Reading:
