@@ -2,11 +2,14 @@
 
 import copy
 import logging
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import masking_utils
 
 from crosscope_worker.models.activations import PairActivations
 from crosscope_worker.models.fixed_shapes import (
@@ -19,7 +22,7 @@ from crosscope_worker.models.fixed_shapes import (
     Shape,
     groups,
 )
-from crosscope_worker.models.graphs import Graphs, _one_text_a_row
+from crosscope_worker.models.graphs import Graphs, Masks
 from crosscope_worker.models.pair import Pair
 from crosscope_worker.models.places import PairError
 from crosscope_worker.models.probes import standardised_error
@@ -169,18 +172,39 @@ def test_every_text_runs_once_and_little_is_padding() -> None:
         assert padded < 1.6 * lengths.sum() + 512
 
 
-def test_a_recording_builds_the_masks_of_a_plain_run() -> None:
-    """Without asking whether rows hold several texts; and transformers asks again afterwards."""
-    activations = PairActivations(make_pair("Gemma2"), LAYER)
-    ids = torch.from_numpy(texts_of([24])[0])[None]
-    plain = activations.unchecked_rows(ids)
+@pytest.mark.parametrize(("kind", "num_masks"), [("Gemma2", 4), ("Llama", 2), ("GPTNeoX", 2)])
+def test_a_recording_is_given_the_masks_of_the_run_before(kind: str, num_masks: int) -> None:
+    """It makes none and asks the device nothing, which a graph could not record. Afterwards transformers does again."""
+    activations = PairActivations(make_pair(kind), LAYER)
+    one, other = (torch.from_numpy(ids)[None] for ids in texts_of([24, 24]))
+    masks, functions = Masks(activations), masking_utils.ALL_MASK_ATTENTION_FUNCTIONS
+    before = {name: functions[name] for name in functions}
+    for _ in range(2):
+        with masks.made(), Operations() as plain:
+            expected = activations.unchecked_rows(one)
+    assert len(masks._masks) == num_masks  # a full one and one with a window in each Gemma 2; a full one in others
+    others = activations.unchecked_rows(other)
+    for ids, x in ((one, expected), (other, others)):
+        with masks.given(), Operations() as recorded:
+            assert torch.equal(activations.unchecked_rows(ids), x)
+        assert "aten::_local_scalar_dense" in plain.names
+        assert not recorded.names & {"aten::_local_scalar_dense", "aten::where", "aten::lift_fresh"}
+    assert {name: functions[name] for name in functions} == before
     both = torch.cat([torch.arange(12)] * 2)[None]
-    with _one_text_a_row():
-        assert torch.equal(activations.unchecked_rows(ids), plain)
-        mixed = activations.rows(ids, both)
-    apart = activations.rows(ids, both)
-    assert not torch.allclose(mixed[:, 12:], apart[:, 12:], atol=1e-3)
-    torch.testing.assert_close(apart[:, 12:], activations.rows(ids[:, 12:]), rtol=1e-5, atol=1e-5)
+    apart = activations.rows(one, both)
+    torch.testing.assert_close(apart[:, 12:], activations.rows(one[:, 12:]), rtol=1e-5, atol=1e-5)
+
+
+class Operations(TorchDispatchMode):
+    """Names of torch's operations while it lasts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func._schema.name)
+        return func(*args, **(kwargs or {}))
 
 
 def on_gpu(pair: Pair, dtype: torch.dtype) -> Pair:

@@ -5,7 +5,7 @@ compared with a plain run before it is used. Does not know which shapes are want
 """
 
 import logging
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -71,24 +71,26 @@ class Graphs:
 
     def _captured(self, activations: PairActivations, ids: Tensor, norms: FusedNorms) -> Run:
         assert self._stream is not None
+        masks = Masks(activations)
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream), norms.standing_in():
             for _ in range(_NUM_WARM_UPS):
-                activations.unchecked_rows(ids)
+                with masks.made():
+                    activations.unchecked_rows(ids)
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         before = torch.cuda.memory_reserved()
         graph = torch.cuda.CUDAGraph()
         recording = torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local")
-        with _one_text_a_row(), norms.standing_in(), recording:
+        with masks.given(), norms.standing_in(), recording:
             x = activations.unchecked_rows(ids)
 
-        def repeat(given: Tensor) -> Tensor:
+        def repeat(given: Tensor, _masks: Masks = masks) -> Tensor:  # The graph reads the masks' memory.
             ids.copy_(given)
             graph.replay()
             return x
 
-        return Run(repeat, max(x.nbytes, torch.cuda.memory_reserved() - before))
+        return Run(repeat, max(x.nbytes, torch.cuda.memory_reserved() - before) + masks.size_bytes)
 
     def _fused_norms(self, activations: PairActivations) -> FusedNorms:
         if self._norms is None or self._norms[0] is not activations:
@@ -97,19 +99,63 @@ class Graphs:
         return self._norms[1]
 
 
-@contextmanager
-def _one_text_a_row() -> Generator[None]:
-    """Spares transformers the question to the device whether rows hold several texts: a graph cannot record it.
+class Masks:
+    """The attention masks of a run of one shape, in the order in which both models ask for them.
 
-    Here each row holds one. In a recording transformers would else build another mask, and take another attention.
+    transformers makes masks by copies from the CPU's memory and asks the device whether rows hold several texts. A
+    graph can record neither. Here each row holds one text, so masks depend on the shape alone.
     """
-    name = "find_packed_sequence_indices"
-    own = getattr(masking_utils, name, None)
-    if own is None:
-        yield
-        return
-    setattr(masking_utils, name, lambda _positions: None)
-    try:
-        yield
-    finally:
-        setattr(masking_utils, name, own)
+
+    def __init__(self, activations: PairActivations) -> None:
+        configs = (model.config.get_text_config() for model in activations.pair.models)
+        self._attentions = {config._attn_implementation for config in configs}  # pyright: ignore[reportPrivateUsage]
+        self._masks: list[Any] = []
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that they take."""
+        return sum(mask.nbytes for mask in self._masks if isinstance(mask, Tensor))
+
+    @contextmanager
+    def made(self) -> Generator[None]:
+        """Notes the masks that a run makes."""
+        self._masks.clear()
+
+        def making(own: Callable[..., Any]) -> Callable[..., Any]:
+            def make(*args: Any, **kwargs: Any) -> Any:
+                self._masks.append(own(*args, **kwargs))
+                return self._masks[-1]
+
+            return make
+
+        with self._replaced(making):
+            yield
+
+    @contextmanager
+    def given(self) -> Generator[None]:
+        """Gives a run the masks of the run before."""
+        left = list(self._masks)
+
+        def giving(_own: Callable[..., Any]) -> Callable[..., Any]:
+            return lambda *_, **__: left.pop(0)
+
+        name = "find_packed_sequence_indices"  # asks the device
+        own = getattr(masking_utils, name)
+        setattr(masking_utils, name, lambda _positions: None)
+        try:
+            with self._replaced(giving):
+                yield
+        finally:
+            setattr(masking_utils, name, own)
+
+    @contextmanager
+    def _replaced(self, replacing: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Generator[None]:
+        functions = masking_utils.ALL_MASK_ATTENTION_FUNCTIONS
+        own = {name: functions[name] for name in self._attentions if name in functions}
+        for name, function in own.items():
+            functions[name] = replacing(function)
+        try:
+            yield
+        finally:
+            for name, function in own.items():
+                functions[name] = function
