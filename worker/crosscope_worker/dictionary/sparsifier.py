@@ -6,7 +6,6 @@ Knows no rule by name: keep.py turns each into one of the two kinds here. Knows 
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -121,14 +120,6 @@ class TwoCodes:
             for keep, norms in zip((base, chat), self.norms, strict=True):
                 keep &= _largest_entries(code, code.values * norms[code.latents], self.k)
         return base, chat
-
-
-def by_strength(code: SparseCode, sparsifier: Sparsifier) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Token, latent and scaled activation of every entry, by token, strongest first; [entry] each."""
-    columns = code.tokens, code.latents, sparsifier.scaled_entries(code)
-    tokens, latents, activations = (column.cpu().numpy() for column in columns)
-    order = np.lexsort((-activations, tokens))
-    return tokens[order], latents[order], activations[order]
 
 
 def model_norms(W_dec: Tensor, d_model: Widths) -> ByModel:

@@ -163,7 +163,8 @@ class Changing:
         if not len(wanted) and not any(group.steering.needs_whole_code for group in self._groups):
             return None
         assert both is not None
-        codes = Codes(self._reading.crosscoder, self._reading.sparsifier, both)
+        with self._reading.products():
+            codes = Codes(self._reading.crosscoder, self._reading.sparsifier, both)
         if len(wanted):
             num_columns = self._positions.shape[1]
             sparse = codes.select(_tokens(wanted, num_columns)).sparse()

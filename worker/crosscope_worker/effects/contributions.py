@@ -99,7 +99,8 @@ def contributions(reading: Reading, code: SparseCode, model: int) -> Contributio
 def code_of(reading: Reading, x: Tensor) -> SparseCode:
     """The sparse code of `x: [token, both]`, dense in pieces of CODE_BYTES only."""
     rows = max(1, CODE_BYTES // (4 * reading.crosscoder.num_latents))
-    pieces = [reading.crosscoder.encode_sparse(piece, reading.sparsifier) for piece in x.split(rows)]
+    with reading.products():
+        pieces = [reading.crosscoder.encode_sparse(piece, reading.sparsifier) for piece in x.split(rows)]
     tokens = torch.cat([piece.tokens + start for piece, start in zip(pieces, range(0, len(x), rows), strict=True)])
     latents, values = (
         torch.cat(column) for column in zip(*((each.latents, each.values) for each in pieces), strict=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from crosscope_proto.roles import LeftOut
 from crosscope_worker.dictionary.sparse import SparseCode
-from crosscope_worker.dictionary.sparsifier import by_strength
+from crosscope_worker.dictionary.strongest import by_strength
 from crosscope_worker.effects.changing import Chunk
 from crosscope_worker.effects.lane import Lane
 from crosscope_worker.effects.orders import TokenCode

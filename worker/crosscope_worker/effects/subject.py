@@ -3,6 +3,7 @@
 Knows no texts and no requests.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from crosscope_proto.roles import BASE, CHAT, LeftOut
-from crosscope_proto.specs import TokenPolicy
+from crosscope_proto.specs import Float32, TokenPolicy
 from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.dictionary.sparsifier import Sparsifier
 from crosscope_worker.dictionary.streams import model_slice
@@ -19,6 +20,7 @@ from crosscope_worker.models.activations import PairActivations
 from crosscope_worker.models.norms import NormBounds
 from crosscope_worker.models.pair import Pair
 from crosscope_worker.models.upper_half import UpperHalf, WholeModel
+from crosscope_worker.precision import float32_products
 from crosscope_worker.tokenizer.token_policy import policy_reasons
 
 
@@ -34,11 +36,17 @@ class Reading:
     """The policy by which the training left tokens out."""
     bounds: NormBounds | None = None
     """The training's bounds of norms; None: no token is left out because of its norm."""
+    float32: Float32 | None = None
+    """How the crosscoder's products are made; None: as the process makes all others."""
 
     @cached_property
     def sparsifier(self) -> Sparsifier:
         """The crosscoder's, worked out once."""
         return self.crosscoder.sparsifier()
+
+    def products(self) -> AbstractContextManager[None]:
+        """Within it, products are made as the crosscoder's are. Models run outside: some make angles by products."""
+        return nullcontext() if self.float32 is None else float32_products(self.float32)
 
     def outlying(self, x: Tensor, positions: Tensor, d_model: tuple[int, int]) -> Tensor:
         """[token] bool: the training leaves the token out because of its norm. x: [token, both]."""

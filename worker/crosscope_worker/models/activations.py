@@ -66,8 +66,11 @@ class PairActivations:
         id that has no embedding in both models.
         """
         self.check_ids(ids)
-        ids = ids.to(self.pair.device)
         positions = None if positions is None else positions.to(self.pair.device)
+        return self.unchecked_rows(ids.to(self.pair.device), positions)
+
+    def unchecked_rows(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """The same of tensors on the pair's device. Asks the device nothing, so that a run can be recorded."""
         num_shared = min(self._num_shared, self.layer + 1)
         base, chat = _both(self.pair, self.layer, ids, positions, num_shared)
         return torch.cat([base.float(), chat.float()], dim=-1)

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from crosscope_worker.dictionary.sparsifier import by_strength
+from crosscope_worker.dictionary.strongest import by_strength
 from crosscope_worker.effects.contributions import code_of
 from crosscope_worker.effects.subject import Subject
+from crosscope_worker.models.fixed_shapes import FixedShapes, Recorder
+from crosscope_worker.models.graphs import Graphs
 
 _MIN_PARALLEL_ELEMENTS = 1 << 15
 """Tokens times width from which more than one CPU thread pays; torch's own grain of work."""
@@ -31,12 +34,23 @@ class PromptCode:
 class Encoder:
     """Encodes prompts with one crosscoder and its pair."""
 
-    def __init__(self, subject: Subject, num_threads: int) -> None:
-        """A subject with a reading. Uses up to `num_threads` of the CPU, fewer if that is faster."""
+    def __init__(self, subject: Subject, num_threads: int, record: Recorder | None = None) -> None:
+        """A subject with a reading. Uses up to `num_threads` of the CPU, fewer if that is faster.
+
+        `record` makes runs of fixed shapes; by default CUDA graphs on CUDA, and none elsewhere.
+        """
         assert subject.reading is not None
         self._reading = subject.reading
         self._activations = subject.activations
         self._num_threads = num_threads
+        if record is None and subject.pair.device.type == "cuda":
+            record = Graphs(subject.pair.device)
+        self._shapes = None if record is None else FixedShapes(self._activations, record)
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory of the runs that are recorded so far."""
+        return 0 if self._shapes is None else self._shapes.size_bytes
 
     def check(self) -> None:
         """Raises PairError if a model's activations are not those that this encoder reads."""
@@ -60,15 +74,18 @@ class Encoder:
     @torch.inference_mode()
     def _codes(self, prompts: Sequence[np.ndarray]) -> list[PromptCode]:
         lengths = np.array([len(ids) for ids in prompts])
+        x = self._padded(prompts, lengths) if self._shapes is None else self._shapes(prompts)
+        positions = torch.from_numpy(np.concatenate([np.arange(length) for length in lengths])).to(x.device)
+        outlying = self._reading.outlying(x, positions, self._activations.d_model)
+        return _split(lengths, *by_strength(code_of(self._reading, x), self._reading.sparsifier, outlying))
+
+    def _padded(self, prompts: Sequence[np.ndarray], lengths: np.ndarray) -> Tensor:
+        """Activations of all prompts in one forward, one prompt after the other, [token, both]."""
         padded = np.zeros((len(prompts), int(lengths.max())), dtype=np.int64)
         inside = np.arange(padded.shape[1]) < lengths[:, None]
         padded[inside] = np.concatenate(prompts)
         x = self._activations(torch.from_numpy(padded), torch.from_numpy(lengths))
-        x = x.flatten(0, 1) if inside.all() else x[torch.from_numpy(inside).to(x.device)]
-        tokens, latents, activations = by_strength(code_of(self._reading, x), self._reading.sparsifier)
-        positions = torch.from_numpy(np.concatenate([np.arange(length) for length in lengths])).to(x.device)
-        outlying = self._reading.outlying(x, positions, self._activations.d_model).cpu().numpy()
-        return _split(lengths, tokens, latents, activations, outlying)
+        return x.flatten(0, 1) if inside.all() else x[torch.from_numpy(inside).to(x.device)]
 
 
 def _split(

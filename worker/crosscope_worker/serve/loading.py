@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
+from typing import get_args
 from weakref import WeakSet
 
 import numpy as np
@@ -28,7 +29,7 @@ from crosscope_proto.artefacts import (
     pair_folder,
     version_folder,
 )
-from crosscope_proto.specs import PairSpec, TokenPolicy
+from crosscope_proto.specs import Float32, PairSpec, TokenPolicy
 from crosscope_worker.dictionary.crosscoder import Crosscoder, CrosscoderError
 from crosscope_worker.dictionary.load import load_crosscoder
 from crosscope_worker.dictionary.version import read_manifest
@@ -37,6 +38,7 @@ from crosscope_worker.models.fingerprints import changed_parts, pair_hashes
 from crosscope_worker.models.norms import NormBounds
 from crosscope_worker.models.pair import Pair, expected_bytes, load_pair
 from crosscope_worker.models.places import PairError, find_pair, resolve_pair
+from crosscope_worker.precision import float32_on
 from crosscope_worker.serve.encoding import Encoder
 from crosscope_worker.serve.errors import UnknownName
 from crosscope_worker.tokenizer.tokens import TemplateSettings, TextTokenizer
@@ -105,9 +107,13 @@ class LoadedCrosscoder:
         """Whether the models can be asked for more than codes."""
         return self.pair.is_whole
 
-    @cached_property
+    @property
     def size_bytes(self) -> int:
-        """Memory of the crosscoder; its pair is apart."""
+        """Memory of the crosscoder and of what its encoder keeps; its pair is apart."""
+        return self._weights_bytes + self.encoder.size_bytes
+
+    @cached_property
+    def _weights_bytes(self) -> int:
         values = (*vars(self.reading.crosscoder).values(), *vars(self.reading.crosscoder.keep).values())
         return storage_bytes(value for value in values if isinstance(value, Tensor))
 
@@ -132,9 +138,11 @@ class Plan:
 class Loader:
     """Reads from one home folder onto one device. For one thread."""
 
-    def __init__(self, home: Path, device: str) -> None:
+    def __init__(self, home: Path, device: str, float32: Float32 | None = None) -> None:
+        """`float32`: how crosscoders' products are made; None: as each recipe says."""
         self._home = home
         self._device = device
+        self._float32: Float32 | None = float32
         self._num_threads = torch.get_num_threads()
         self._pairs: WeakSet[LoadedPair] = WeakSet()
         self._uncut: set[PairKey] = set()
@@ -192,7 +200,8 @@ class Loader:
                 f"crosscoder {name!r} reads widths {crosscoder.d_model}, its pair {manifest.pair.name!r} has "
                 f"{pair.pair.d_model}; the models have changed since, so train it again"
             )
-        reading = given.reading if given else _reading(folder, manifest, crosscoder)
+        float32 = self._float32 or _asked(manifest)
+        reading = given.reading if given else _reading(folder, manifest, crosscoder, float32_on(self._device, float32))
         subject = Subject(pair.pair, reading)
         encoder = Encoder(subject, self._num_threads)
         seconds = round(time.perf_counter() - started, 3)
@@ -268,10 +277,16 @@ def _pair_key(manifest: PairManifest, hashes: Mapping[str, str]) -> PairKey:
     return replace(manifest, token_differences=()), tuple(hashes.get(name, "") for name in _PAIR_HASHES)
 
 
-def _reading(folder: Path, manifest: CrosscoderManifest, crosscoder: Crosscoder) -> Reading:
+def _asked(manifest: CrosscoderManifest) -> Float32 | None:
+    """How the recipe wants float32 products to be made; None: it does not say."""
+    asked = manifest.recipe.get("float32")
+    return next((each for each in get_args(Float32) if each == asked), None)
+
+
+def _reading(folder: Path, manifest: CrosscoderManifest, crosscoder: Crosscoder, float32: Float32) -> Reading:
     limits = manifest.norm_limits
     bounds = None if limits is None else NormBounds(limits, manifest.norm_positions)
-    return Reading(manifest.layer, crosscoder, _maxima(folder, crosscoder), _policy(manifest), bounds)
+    return Reading(manifest.layer, crosscoder, _maxima(folder, crosscoder), _policy(manifest), bounds, float32)
 
 
 def _maxima(folder: Path, crosscoder: Crosscoder) -> Tensor:

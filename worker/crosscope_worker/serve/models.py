@@ -13,6 +13,7 @@ from typing import NamedTuple
 import psutil
 import torch
 
+from crosscope_proto.specs import Float32
 from crosscope_worker.models.places import PairError
 from crosscope_worker.serve.errors import ModelTooLarge, Overloaded
 from crosscope_worker.serve.loading import Loaded, LoadedCrosscoder, LoadedPair, Loader, Plan, pair_json, warm_up
@@ -49,14 +50,21 @@ class _Entry:
 class Models:
     """Loads crosscoders and pairs on request and keeps those that were used last. For one event loop."""
 
-    def __init__(self, home: Path, device: str, max_bytes: int | None, device_executor: Executor) -> None:
+    def __init__(
+        self,
+        home: Path,
+        device: str,
+        max_bytes: int | None,
+        device_executor: Executor,
+        float32: Float32 | None = None,
+    ) -> None:
         """Weights take at most `max_bytes`; None: most of the device's memory. Models warm up on `device_executor`,
-        on which they will run.
+        on which they will run. `float32`: see Loader.
         """
         self._home = home
         self._max_bytes = max_bytes or round(_SHARE * device_bytes(device))
         self._device_executor = device_executor
-        self._reader = Loader(home, device)
+        self._reader = Loader(home, device, float32)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="load")
         self._one_load = asyncio.Lock()
         self._entries: OrderedDict[_Key, _Entry] = OrderedDict()

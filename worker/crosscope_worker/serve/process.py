@@ -51,7 +51,9 @@ class InferenceProcess:
         self._listen = settings.listen
         self._device_thread = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._tokenising_threads = ThreadPoolExecutor(2, thread_name_prefix="tokenise")
-        self.models = Models(settings.home, settings.device, settings.max_model_bytes, self._device_thread)
+        self.models = Models(
+            settings.home, settings.device, settings.max_model_bytes, self._device_thread, settings.float32
+        )
         self.batcher: DeviceQueue = Batcher(
             ask, self._device_thread, settings.max_batch_tokens, settings.max_queued_tokens
         )

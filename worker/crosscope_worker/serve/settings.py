@@ -6,6 +6,7 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from crosscope_proto.settings import ProcessSettings
+from crosscope_proto.specs import Float32
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -19,6 +20,9 @@ class ServeSettings(ProcessSettings):
     """A gRPC address: host:port or unix:PATH."""
     device: str = "cpu"
     """The torch device on which models and crosscoders run."""
+    float32: Float32 | None = None
+    """How products of crosscoders are made on CUDA: "ieee" or "tf32"; by default as a crosscoder's recipe says, and
+    tf32 where it says nothing. Models compute in their own data type either way."""
     max_prompt_tokens: Count = 4096
     """Maximum length of a prompt in tokens; longer prompts are refused."""
     max_batch_tokens: Count = 8192
