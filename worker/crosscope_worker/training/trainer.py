@@ -159,15 +159,17 @@ class Trainer:
         return out
 
     def restore(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
-        """Continues from a copy of a checkpoint's tensors and counters."""
+        """Continues from a copy of a checkpoint's tensors, of any device, and counters."""
         self.since_fired.copy_(tensors["since_fired"])
         for name, weight in self._learnt().items():
             weight.copy_(tensors[name])
             prefix = f"adam.{name}."
             self.optimiser.state[weight] = {
-                key.removeprefix(prefix): value.clone() for key, value in tensors.items() if key.startswith(prefix)
+                key.removeprefix(prefix): value.to(weight.device, copy=True)
+                for key, value in tensors.items()
+                if key.startswith(prefix)
             }
-        self.sample.restore(tensors.get("sample", torch.empty(0, 0)))
+        self.sample.restore(tensors.get("sample", torch.empty(0, 0)), self.since_fired.device)
         curves = [(int(step), str(name), float(value)) for step, name, value in counters["curves"]]
         base, chat = counters["input_scale"]
         smallest = tuple(float(value) for value in counters["last_smallest"])
