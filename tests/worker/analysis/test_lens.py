@@ -87,6 +87,7 @@ def test_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch, chunk: int):
     rows = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
     expected = lens.tokens(rows)
     monkeypatch.setattr(module, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(largest, "CHUNK_BYTES", chunk)
     assert torch.equal(lens.tokens(rows), expected)
 
 
