@@ -62,14 +62,14 @@ def test_row_starts_cover_tokens_without_entries():
 
 def test_batch_topk_breaks_ties_by_index():
     code, norms = torch.tensor([[1.0, 1.0, 2.0], [2.0, 0.0, 3.0]]), torch.tensor([1.0, 2.0, 1.0])
-    kept, smallest = batch_topk(code, torch.zeros(3), norms, 2)
+    kept, smallest, _ = batch_topk(code, torch.zeros(3), norms, 2)
     assert kept.tolist() == [1, 5]
     assert smallest == 2.0
 
 
 def test_batch_topk_among_some_latents_only():
     code = torch.tensor([[9.0, 1.0, 4.0, 9.0], [9.0, 3.0, 2.0, 9.0]])
-    kept, smallest = batch_topk(code, torch.zeros(4), torch.tensor([1.0, 2.0, 1.0, 1.0]), 2, latents=slice(1, 3))
+    kept, smallest, _ = batch_topk(code, torch.zeros(4), torch.tensor([1.0, 2.0, 1.0, 1.0]), 2, latents=slice(1, 3))
     assert kept.tolist() == [2, 5]
     assert smallest == 4.0
 
@@ -91,4 +91,21 @@ def test_batch_topk_equals_a_stable_sort_whatever_the_floor(values: list[float],
     scaled = [value * float(norms[i % 2]) for i, value in enumerate(values)]
     order = sorted(range(len(scaled)), key=lambda i: (-scaled[i], i))
     expected = sorted(i for i in order[:count] if scaled[i] > 0)
-    assert batch_topk(torch.tensor(values).reshape(-1, 2) - bias, bias, norms, count, floor)[0].tolist() == expected
+    pre = torch.tensor(values).reshape(-1, 2) - bias
+    found = batch_topk(pre, bias, norms, count, floor)
+    assert bool(found.sure) or floor > 0
+    if not found.sure:  # an entry lies at the floor
+        assert found.smallest <= floor * (1 + 1e-5) + 1e-5
+        found = batch_topk(pre, bias, norms, count)
+    assert found.flat.tolist() == expected
+    assert found.smallest == (scaled[order[: len(expected)][-1]] if expected else 0.0)
+
+
+@given(values=st.lists(st.sampled_from([0.5, 1.0, 1.5]), min_size=1, max_size=30), count=st.integers(1, 30))
+def test_the_largest_are_the_same_however_they_are_found(values: list[float], count: int):
+    count = min(count, len(values))
+    expected = sorted(sorted(range(len(values)), key=lambda i: (-values[i], i))[:count])
+    for find in (sparse._by_sorting, sparse._by_selection):
+        kept, smallest = find(torch.tensor(values), count)
+        assert kept.tolist() == expected
+        assert smallest == min(values[i] for i in expected)

@@ -43,9 +43,12 @@ class SparseCode(NamedTuple):
 
     def row_starts(self) -> Tensor:
         """[batch + 1] int64: entries of token t are `row_starts[t]` to `row_starts[t + 1]`."""
-        starts = torch.zeros(self.num_tokens + 1, dtype=torch.int64, device=self.tokens.device)
-        torch.cumsum(torch.bincount(self.tokens, minlength=self.num_tokens), 0, out=starts[1:])
-        return starts
+        return _starts(self.tokens, self.num_tokens + 1)
+
+
+def _starts(ascending: Tensor, count: int) -> Tensor:
+    """Where each number from 0 to `count - 1` begins in `ascending: [entry]`, [count]; no host waits for it."""
+    return torch.searchsorted(ascending, torch.arange(count, device=ascending.device))
 
 
 def sparse_code(flat: Tensor, code: Tensor) -> SparseCode:
@@ -62,7 +65,7 @@ def sparse_relu(flat: Tensor, pre: Tensor, bias: Tensor) -> SparseCode:
 
 def flat_indices(keep: Tensor) -> Tensor:
     """Ascending indices, into the flattened mask, at which `keep` (any shape) is true."""
-    if keep.device.type == "cpu":  # several times faster than torch's own on sparse masks
+    if not keep.is_cuda:  # several times faster than torch's own on sparse masks
         return torch.from_numpy(np.flatnonzero(keep.numpy()))
     return keep.reshape(-1).nonzero().squeeze(1)
 
@@ -71,7 +74,7 @@ def decode_entries(code: SparseCode, rows: Tensor) -> Tensor:
     """`f @ rows` for `rows: [latent, width]`; returns [batch, width]."""
     starts = code.row_starts()[:-1]
     if kernels := _kernels(rows, code.values):
-        return kernels.weighted_sums(code.latents, rows, starts, code.values)
+        return kernels.weighted_sums(code.latents, rows, starts, code.values, kernels.DECODING)
     rows = _summable(rows)
     return _bags(code.latents, rows, starts, code.values.to(rows.dtype))
 
@@ -113,11 +116,11 @@ class ByLatent(NamedTuple):
     def products(self, values: Tensor, tokens: Tensor, out: Tensor | None = None) -> Tensor:
         """`f.T @ tokens` for `values: [entry]` in the code's order and `tokens: [batch, width]`; [latent, width].
 
-        Plain torch writes to `out` where it is given.
+        Written to `out`, contiguous, if it is given.
         """
         values = values[self.order]
         if kernels := _kernels(tokens, values):
-            return kernels.weighted_sums(self.tokens, tokens, self.starts, values)
+            return kernels.weighted_sums(self.tokens, tokens, self.starts, values, kernels.BY_LATENT, out)
         tokens = _summable(tokens)
         values = values.to(tokens.dtype)
         if out is None:
@@ -167,48 +170,79 @@ def _summable(x: Tensor) -> Tensor:
 
 def by_latent(code: SparseCode, num_latents: int) -> ByLatent:
     """The entries of `code` ordered by latent."""
-    order = torch.argsort(code.latents, stable=True)
-    counts = torch.bincount(code.latents, minlength=num_latents)
-    starts = torch.zeros(num_latents, dtype=torch.int64, device=counts.device)
-    torch.cumsum(counts[:-1], 0, out=starts[1:])
-    return ByLatent(order, code.tokens[order], starts)
+    latents, order = torch.sort(code.latents, stable=True)
+    return ByLatent(order, code.tokens[order], _starts(latents, num_latents))
+
+
+class Largest(NamedTuple):
+    """The largest entries of a batch."""
+
+    flat: Tensor
+    """[entry] int64: ascending indices into the flattened code."""
+    smallest: Tensor
+    """The smallest value that was kept, a float32 number; 0 if nothing is positive."""
+    sure: Tensor
+    """Whether the guess hid no larger entry, a bool; if it is false, choose again without a guess."""
 
 
 def batch_topk(
     pre: Tensor, bias: Tensor, norms: Tensor, count: int, floor: float = 0.0, latents: slice | None = None
-) -> tuple[Tensor, float]:
-    """Flat indices of the `count` largest positive entries of `(pre + bias) * norms`; exact, ties to the lower index.
+) -> Largest:
+    """The `count` largest positive entries of `(pre + bias) * norms`; exact, ties to the lower index.
 
-    `pre: [batch, latent]`, `bias, norms: [latent]`. With `latents`, only those compete. Returns ascending indices into
-    the flattened code and the smallest kept value, 0 if nothing is positive. `floor` is a guess at that value. Entries
-    below it are looked at only if fewer than `count` lie above, so a good guess (a little below the last step's value)
-    passes over most of the batch. Neither the sum nor the product is ever built for the whole batch.
+    `pre: [batch, latent]`, `bias, norms: [latent]`. With `latents`, only those compete. `floor` is a guess at the
+    smallest kept value. Entries below it are looked at only if fewer than `count` lie above, so a good guess (a little
+    below the last step's value) passes over most of the batch. Neither the sum nor the product is ever built for the
+    whole batch. With a good guess the host waits for the device once, for the number of entries above it.
     """
     if latents is not None and (own := range(pre.shape[1])[latents]) != range(pre.shape[1]):
-        kept, smallest = batch_topk(pre[:, latents].contiguous(), bias[latents], norms[latents], count, floor)
-        tokens = torch.div(kept, len(own), rounding_mode="floor")
-        return kept + tokens * (pre.shape[1] - len(own)) + own.start, smallest
+        found = batch_topk(pre[:, latents].contiguous(), bias[latents], norms[latents], count, floor)
+        tokens = torch.div(found.flat, len(own), rounding_mode="floor")
+        return found._replace(flat=found.flat + tokens * (pre.shape[1] - len(own)) + own.start)
     if floor > 0:
-        kept, smallest = _largest(pre, bias, norms, count, pre > floor / norms - bias)
-        # Rounding of the comparison might have hidden an entry near the floor.
-        rounding = 1e-6 * (floor + float((bias.abs() * norms).max()))
-        if len(kept) == count and smallest > floor + rounding:
-            return kept, smallest
-    return _largest(pre, bias, norms, count, pre > -bias)
-
-
-def _largest(pre: Tensor, bias: Tensor, norms: Tensor, count: int, keep: Tensor) -> tuple[Tensor, float]:
-    """Flat indices of the `count` largest positive entries where `keep`, or of all of them, and the smallest value."""
-    candidates = flat_indices(keep)
-    latents = candidates % pre.shape[1]
-    values = (pre.reshape(-1)[candidates] + bias[latents]) * norms[latents]
+        candidates, values = _scaled(pre, bias, norms, pre > floor / norms - bias)
+        if len(candidates) >= count:
+            kept, smallest = _largest(values, count)
+            # Rounding of the comparison might have hidden an entry near the floor.
+            rounding = 1e-6 * (floor + (bias.abs() * norms).max())
+            return Largest(candidates[kept], smallest, smallest > floor + rounding)
+    candidates, values = _scaled(pre, bias, norms, pre > -bias)
     positive = values > 0
     if not bool(positive.all()):
         candidates, values = candidates[positive], values[positive]
+    sure = positive.new_ones(())
     if len(candidates) <= count:
-        return candidates, float(values.min()) if len(values) else 0.0
+        return Largest(candidates, values.min() if len(values) else values.new_zeros(()), sure)
+    kept, smallest = _largest(values, count)
+    return Largest(candidates[kept], smallest, sure)
+
+
+def _scaled(pre: Tensor, bias: Tensor, norms: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    """Flat indices of the entries where `keep`, and the entries of `(pre + bias) * norms` there."""
+    candidates = flat_indices(keep)
+    latents = candidates % pre.shape[1]
+    return candidates, (pre.reshape(-1)[candidates] + bias[latents]) * norms[latents]
+
+
+_SORTED_AT_MOST = 8
+"""Up to so many times the entries that stay are sorted on CUDA; of more, the largest are found first."""
+
+
+def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Ascending indices of the `count` largest of at least as many values, ties to the lower one, and the smallest."""
+    sorts = values.is_cuda and len(values) <= _SORTED_AT_MOST * count
+    return (_by_sorting if sorts else _by_selection)(values, count)
+
+
+def _by_sorting(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """As `_largest`; no host waits for it."""
+    ordered = torch.sort(values, descending=True, stable=True)
+    return ordered.indices[:count].sort().values, ordered.values[count - 1]
+
+
+def _by_selection(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """As `_largest`, without sorting anything."""
     smallest = torch.topk(values, count, sorted=False).values.min()
-    above = values > smallest
-    ties = flat_indices(values == smallest)[: count - int(above.sum())]
-    above[ties] = True
-    return candidates[above], float(smallest)
+    keep = values > smallest
+    keep[flat_indices(values == smallest)[: count - int(keep.sum())]] = True
+    return flat_indices(keep), smallest

@@ -14,7 +14,7 @@ _ROUNDING = 8
 class Auxiliary(NamedTuple):
     """The unweighted loss, and its gradients by the dead latents' weights."""
 
-    loss: float
+    loss: Tensor
     encoder: Tensor
     """[dead, both]."""
     b_enc: Tensor
@@ -44,7 +44,7 @@ def auxiliary_loss(code: Tensor, norms: Tensor, rows: Tensor, x: Tensor, error: 
     grad = (rest * (-2 * share)).to(rows.dtype)
     code_grad = product(grad, rows.T).mul_(code > 0)
     return Auxiliary(
-        loss=float(rest.square().sum() * share),
+        loss=rest.square().sum() * share,
         encoder=product(code_grad.to(x.dtype).T, x),
         b_enc=code_grad.sum(0),
         decoder=product(code.to(grad.dtype).T, grad),

@@ -9,7 +9,7 @@ from torch import Tensor
 from crosscope_worker.dictionary.sparse import batch_topk
 from crosscope_worker.dictionary.sparsifier import code_norms
 from crosscope_worker.dictionary.streams import Widths, model_slice
-from crosscope_worker.training.active_code import Selected, Weights, active_code
+from crosscope_worker.training.active_code import Selected, Smallest, Weights, active_code
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,20 @@ def largest_of_batch(
     widths: Widths,
     normalisation: str,
     floors: Sequence[float],
-) -> tuple[list[Selected], tuple[float, ...]]:
+    dtype: torch.dtype,
+) -> tuple[list[Selected], tuple[Smallest, ...]]:
     """The largest scaled entries of `relu(pre + b_enc)` in each budget, and the smallest kept value of each.
 
     Returns one code, or one for each model if budgets belong to one model each. `floors` are guesses at the smallest
-    kept values.
+    kept values; products with the code are made in `dtype`.
     """
     kept, smallest = [], []
     for budget, floor in zip(budgets, floors or (0.0,) * len(budgets), strict=True):
         norms = budget.norms(weights.decoder, widths, normalisation)
-        flat, least = batch_topk(pre, weights.b_enc, norms, budget.k * len(pre), floor, budget.latents)
-        smallest.append(least)
-        kept.append((flat, budget.columns(widths), norms))
+        found = batch_topk(pre, weights.b_enc, norms, budget.k * len(pre), floor, budget.latents)
+        smallest.append(Smallest(found.smallest, found.sure))
+        kept.append((found.flat, budget.columns(widths), norms))
     if len(kept) > 1 and budgets[0].model is None:
         kept = [(torch.cat([flat for flat, _, _ in kept]).sort().values, *kept[0][1:])]
-    codes = [Selected(active_code(pre, weights.b_enc, flat), columns, norms) for flat, columns, norms in kept]
+    codes = [Selected(active_code(pre, weights.b_enc, flat, dtype), columns, norms) for flat, columns, norms in kept]
     return codes, tuple(smallest)

@@ -6,15 +6,15 @@ from torch import Tensor
 from crosscope_worker.dictionary.streams import Widths
 
 
-def mean_size(error: Tensor, parts: Widths, *, squared: bool) -> tuple[float, Tensor]:
+def mean_size(error: Tensor, parts: Widths, *, squared: bool) -> tuple[Tensor, Tensor]:
     """`mean over batch and part of ‖e‖`, or of its square, and its gradient by x_hat in the shape of `error`."""
     count = len(parts) * len(error)
     if squared:
-        return float(error.square().sum()) / count, error * (-2 / count)
-    grad, loss = torch.empty_like(error), 0.0
+        return error.square().sum(dtype=torch.float64) / count, error * (-2 / count)
+    grad, loss = torch.empty_like(error), error.new_zeros((), dtype=torch.float64)
     for e, out in zip(error.split(parts, dim=1), grad.split(parts, dim=1), strict=True):
         norms = e.norm(dim=1, keepdim=True)
-        loss += float(norms.sum())
+        loss += norms.sum(dtype=torch.float64)
         # The gradient of a norm at zero is taken as zero.
         torch.mul(e, (-1 / count) / norms.clamp_min(torch.finfo(e.dtype).tiny), out=out)
     return loss / count, grad

@@ -36,6 +36,22 @@ class Step:
     """Gradients by the variant's own tensors, by name."""
 
 
+class Counted:
+    """The number of true entries of a mask, which the device counts while the host goes on."""
+
+    def __init__(self, mask: Tensor) -> None:
+        self._number, self._done = mask.sum(), None
+        if mask.is_cuda:
+            self._number = torch.empty((), dtype=torch.int64, pin_memory=True).copy_(self._number, non_blocking=True)
+            self._done = torch.cuda.Event()
+            self._done.record()
+
+    def __int__(self) -> int:
+        if self._done is not None:
+            self._done.synchronize()
+        return int(self._number)
+
+
 class Dead(NamedTuple):
     """The dead latents, and how the auxiliary loss uses them."""
 
@@ -71,18 +87,31 @@ def compute_step(
     scratch = scratch or Scratch()
     pre = product(operands.x, operands.encoder.T, scratch.take("pre", x, len(x), len(weights.b_enc)))
     batch = Batch(x, pre, weights, extra or {}, operands, floors)
+    num_dead = Counted(dead) if aux_weight > 0 and dead is not None else 0
     selected, smallest = variant.select(batch)
     reconstruction = variant.reconstruct(batch, selected)
     gradients, penalties = _gradients(reconstruction, batch, variant, scratch)
     loss, error = reconstruction.loss + penalties, reconstruction.error
-    if aux_weight > 0 and dead is not None and bool(dead.any()):
-        found_dead = Dead(dead.nonzero().squeeze(1), max(variant.widths) // 2, aux_weight)
-        loss += _add_auxiliary(gradients, batch, variant.norms(weights.decoder), error, found_dead)
+    if dead is not None and (number := int(num_dead)):  # By now the host has waited for a later result.
+        found_dead = Dead(dead.nonzero_static(size=number).squeeze(1), max(variant.widths) // 2, aux_weight)
+        loss = loss + _add_auxiliary(gradients, batch, variant.norms(weights.decoder), error, found_dead)
     further = variant.further(batch, reconstruction, gradients)
     variant.constrain(gradients.encoder, gradients.decoder)
     fired, num_active = _activity(selected)
-    squares = [float(part.square().sum(dtype=torch.float64)) for part in error.split(variant.widths, dim=1)]
-    return Step(loss + further.loss, gradients, fired, smallest, num_active, tuple(squares), further.extra)
+    squares = [part.square().sum(dtype=torch.float64) for part in error.split(variant.widths, dim=1)]
+    values, sure = [each.value for each in smallest], [each.sure for each in smallest]
+    (total, active), sizes, kept, certain = _on_host([loss + further.loss, num_active], squares, values, sure)
+    if not all(certain):
+        return compute_step(
+            weights, x, variant, extra=extra, dead=dead, aux_weight=aux_weight, dtype=dtype, scratch=scratch
+        )
+    return Step(total, gradients, fired, tuple(kept), round(active), tuple(sizes), further.extra)
+
+
+def _on_host(*groups: Sequence[Tensor]) -> list[list[float]]:
+    """The numbers of all groups, for which the host waits once."""
+    found = iter(torch.stack([number.double() for group in groups for number in group]).tolist())
+    return [[next(found) for _ in group] for group in groups]
 
 
 class _CodeGradients(NamedTuple):
@@ -93,12 +122,12 @@ class _CodeGradients(NamedTuple):
     b_enc: Tensor
     decoder: Tensor
     """[latent of the codes, width of their columns]."""
-    penalty: float
+    penalty: Tensor | float
 
 
 def _gradients(
     reconstruction: Reconstruction, batch: Batch, variant: Variant, scratch: Scratch
-) -> tuple[Weights, float]:
+) -> tuple[Weights, Tensor | float]:
     """The gradients of all pieces, and their penalties: those of other columns lie side by side."""
     starts = list(dict.fromkeys(selected.columns.start for selected, _ in reconstruction.pieces))
     groups = [[piece for piece in reconstruction.pieces if piece[0].columns.start == start] for start in starts]
@@ -171,17 +200,17 @@ def _columns(rows: Tensor, columns: slice) -> Tensor:
     return rows[:, columns].contiguous()
 
 
-def _activity(selected: list[Selected]) -> tuple[Tensor, int]:
+def _activity(selected: list[Selected]) -> tuple[Tensor, Tensor]:
     """Which latents fired, [latent], and the number of active entries.
 
     A decoupled code has an entry for each model; each counts half.
     """
     active = [(each.code.values > 0).to(each.code.values.dtype) for each in selected]
     counts = torch.stack([each.code.sums(ones) for each, ones in zip(selected, active, strict=True)])
-    return counts.sum(0) > 0, round(float(counts.sum()) / len(selected))
+    return counts.sum(0) > 0, counts.sum(dtype=torch.float64) / len(selected)
 
 
-def _add_auxiliary(gradients: Weights, batch: Batch, norms: Tensor, error: Tensor, dead: Dead) -> float:
+def _add_auxiliary(gradients: Weights, batch: Batch, norms: Tensor, error: Tensor, dead: Dead) -> Tensor:
     """Adds the auxiliary loss's gradients in place and returns the loss, both weighted."""
     code = (batch.pre[:, dead.latents] + batch.weights.b_enc[dead.latents]).relu_()
     rows = batch.operands.decoder[dead.latents]

@@ -1,5 +1,6 @@
 """The state of a training, and the one step that changes it. Knows no loop, no data and no disk."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -82,11 +83,11 @@ class Trainer:
             dtype=getattr(torch, self.training.dtype),
             scratch=self._scratch,
         )
-        if not torch.isfinite(torch.tensor(outcome.loss)):
+        if not math.isfinite(outcome.loss):
             raise TrainingError(f"the loss is {outcome.loss} at step {counters.step}; try training.lr below {lr:g}")
         self._update({**outcome.gradients._asdict(), **outcome.extra}, lr)
         self.since_fired += len(x)
-        self.since_fired[outcome.fired] = 0
+        self.since_fired.masked_fill_(outcome.fired, 0)
         # The last batch of a stream may have few tokens, so its smallest kept activation says little about the others.
         if len(x) == self.training.batch_size or not counters.last_smallest:
             counters.last_smallest = outcome.smallest_kept

@@ -12,7 +12,7 @@ from crosscope_proto.roles import BASE, CHAT
 from crosscope_proto.specs import TrainingSpec
 from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.dictionary.keep import AboveModelThresholds, AboveThreshold, AboveThresholds, Keep
-from crosscope_worker.training.active_code import Selected, Weights
+from crosscope_worker.training.active_code import Selected, Smallest, Weights
 from crosscope_worker.training.budget import Budget, largest_of_batch
 from crosscope_worker.training.calibration import calibrate
 from crosscope_worker.training.variants.variant import Batch, Variant
@@ -42,10 +42,11 @@ class Budgeted(Variant[AnyK]):
         share = step / training.sparsity_warmup_steps
         return replace(self.spec, k=round(training.k_start + share * (self.spec.k - training.k_start)))
 
-    def select(self, batch: Batch) -> tuple[list[Selected], tuple[float, ...]]:
+    def select(self, batch: Batch) -> tuple[list[Selected], tuple[Smallest, ...]]:
         """See Variant."""
-        normalisation = self.spec.code_normalisation
-        return largest_of_batch(batch.pre, batch.weights, self.budgets(), self.widths, normalisation, batch.floors)
+        pre, weights, normalisation = batch.pre, batch.weights, self.spec.code_normalisation
+        dtype = batch.operands.x.dtype
+        return largest_of_batch(pre, weights, self.budgets(), self.widths, normalisation, batch.floors, dtype)
 
     @property
     def num_thresholds(self) -> int:

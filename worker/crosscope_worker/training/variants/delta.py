@@ -23,7 +23,7 @@ class Delta(Budgeted[dictionaries.Delta]):
         spec = self.spec
         return Budget(slice(0, spec.num_delta), spec.k_delta), Budget(slice(spec.num_delta, spec.num_latents), spec.k)
 
-    def loss(self, error: Tensor) -> tuple[float, Tensor]:
+    def loss(self, error: Tensor) -> tuple[Tensor, Tensor]:
         """The loss of Variant, plus `delta_weight · mean ‖e^chat - e^base‖`, squared if the loss is."""
         loss, grad = super().loss(error)
         base, chat = error.split(self.widths, dim=1)

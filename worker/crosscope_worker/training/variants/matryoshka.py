@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from crosscope_proto import dictionaries
@@ -21,7 +22,7 @@ class Matryoshka(Budgeted[dictionaries.Matryoshka]):
         """See Variant. Every active entry is decoded once: a prefix's error is that of the one before, less what the
         latents between them decode to.
         """
-        error, loss = batch.x - batch.weights.b_dec, 0.0
+        error, loss = batch.x - batch.weights.b_dec, batch.x.new_zeros((), dtype=torch.float64)
         pieces: list[list[Selected]] = []
         grads: list[Tensor] = []
         for latents in self._between():

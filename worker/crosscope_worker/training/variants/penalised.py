@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from crosscope_proto import dictionaries
@@ -29,4 +30,4 @@ class Penalised(Variant[AnyMu]):
         weights = self.penalties(selected.norms)[selected.latents] / num_tokens
         code, norms = selected.code, selected.norms
         totals = weights * code.sums(code.values)
-        return Penalty(float(totals @ norms), code.spread(weights * norms), totals)
+        return Penalty((totals * norms).sum(dtype=torch.float64), code.spread(weights * norms), totals)

@@ -14,7 +14,7 @@ from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.dictionary.keep import ALL_POSITIVE, Keep
 from crosscope_worker.dictionary.sparsifier import code_norms
 from crosscope_worker.dictionary.streams import STREAMS
-from crosscope_worker.training.active_code import Selected, Weights, active_code
+from crosscope_worker.training.active_code import ActiveCode, Selected, Smallest, Weights, active_code
 from crosscope_worker.training.losses import mean_size
 
 AnySpec = TypeVar("AnySpec", bound=DictionarySpec)
@@ -46,11 +46,15 @@ class Batch:
     floors: Sequence[float] = ()
     """Guesses at the smallest kept values; they change the speed, not the result."""
 
+    def active(self, flat: Tensor | None = None, above: Tensor | None = None) -> ActiveCode:
+        """The code at the ascending flat indices `flat`; without them, all entries above `above: [latent]`, or 0."""
+        return active_code(self.pre, self.weights.b_enc, flat, self.operands.x.dtype, above)
+
 
 class Reconstruction(NamedTuple):
     """The loss of a reconstruction, and its gradients by the codes and by the bias."""
 
-    loss: float
+    loss: Tensor
     pieces: list[tuple[Selected, Tensor]]
     """Codes, each with the gradient by its reconstruction, [batch, width of all columns]. Codes of the same columns
     have different latents (`Selected.narrowed`), in ascending order, and together they have all latents."""
@@ -63,7 +67,7 @@ class Reconstruction(NamedTuple):
 class Penalty(NamedTuple):
     """The sparsity loss of a code, and its gradients."""
 
-    loss: float
+    loss: Tensor
     by_code: Tensor
     """The gradient by the code, in the shape of its values."""
     by_norm: Tensor
@@ -74,7 +78,7 @@ class Penalty(NamedTuple):
 class Further:
     """Losses beside reconstruction and penalty, and the gradients by the variant's own tensors."""
 
-    loss: float = 0.0
+    loss: Tensor | float = 0.0
     extra: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -137,13 +141,12 @@ class Variant(Generic[AnySpec]):
         """The code normalisation of `decoder: [latent, width]`, [latent]."""
         return code_norms(decoder, self.widths, self.spec.code_normalisation)
 
-    def select(self, batch: Batch) -> tuple[list[Selected], tuple[float, ...]]:
+    def select(self, batch: Batch) -> tuple[list[Selected], tuple[Smallest, ...]]:
         """The active entries of the batch, and the smallest kept value for each threshold to be estimated.
 
         Returns one code of all latents and columns, or one for each model's columns.
         """
-        code = active_code(batch.pre, batch.weights.b_enc, None)
-        return [Selected(code, slice(0, sum(self.widths)), self.norms(batch.weights.decoder))], ()
+        return [Selected(batch.active(), slice(0, sum(self.widths)), self.norms(batch.weights.decoder))], ()
 
     def reconstruct(self, batch: Batch, selected: Sequence[Selected]) -> Reconstruction:
         """The reconstruction by the codes, its loss, and the gradients by each code."""
@@ -153,7 +156,7 @@ class Variant(Generic[AnySpec]):
         loss, grad = self.loss(error)
         return Reconstruction(loss, [(each, grad) for each in selected], grad.sum(0), error)
 
-    def loss(self, error: Tensor) -> tuple[float, Tensor]:
+    def loss(self, error: Tensor) -> tuple[Tensor, Tensor]:
         """The loss of an error `x - x_hat: [batch, width]`, and its gradient by x_hat in the same shape.
 
         The loss is `mean over batch and part of ‖e‖`, or of its square if `spec.squared`. With a cross term lambda, the
@@ -162,7 +165,7 @@ class Variant(Generic[AnySpec]):
         loss, grad = mean_size(error, self.widths, squared=self.spec.squared)
         if isinstance(self.spec, TwoModels) and (weight := self.spec.cross_term):
             base, chat = error.split(self.widths, dim=1)
-            loss += weight * float((base * chat).sum()) / len(error)
+            loss += weight * (base * chat).sum(dtype=torch.float64) / len(error)
             grad -= torch.cat([chat, base], 1).mul_(weight / len(error))
         return loss, grad
 
