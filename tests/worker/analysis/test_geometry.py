@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from crosscope_worker.analysis import geometry as module
+from crosscope_worker.analysis import largest
 from crosscope_worker.analysis.geometry import classes, geometry, inner_products, neighbours
 from crosscope_worker.dictionary.crosscoder import Crosscoder
 

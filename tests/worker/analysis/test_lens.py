@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedModel
 
+from crosscope_worker.analysis import largest
 from crosscope_worker.analysis import lens as module
 from crosscope_worker.analysis.lens import Lens, LensError, find_lens
 from crosscope_worker.models.pair import decoder_layers

@@ -117,7 +117,7 @@ def row_sums(block: Block, dense: Tensor, ours: Tensor | slice) -> Iterator[tupl
     sum with `v_j` equals the sum of the inner products of all active entries with `v_j`, at a fraction of the memory
     traffic.
     """
-    tokens, values = block.tokens[ours], block.values[ours].to(dense.dtype)
+    tokens, values = block.tokens[ours], block.values[ours]
     latents, counts = torch.unique_consecutive(block.latents[ours], return_counts=True)
     starts = counts.cumsum(0) - counts
     at_once = max(1, scratch_bytes(dense.device, ROW_SUM_BYTES) // (dense.shape[1] * dense.element_size()))
