@@ -31,7 +31,7 @@ SECTIONS = (
     Section("online", "codes of prompts as the inference process makes them", 90, 18),
     Section("train", "training end to end: texts, both models, dictionary", 130, 52),
     Section("analysis", "the analysis of a dictionary: its pass, and what follows", 90, 26),
-    Section("checkpoint", "how long training stands still for a checkpoint", 60, 24),
+    Section("checkpoint", "how long training stands still for a checkpoint", 60, 46),
     Section("memory", "the peak of a training step against its estimate", 60, 56),
     Section("peaks", "products and copies: what the card can do", 45, 12),
 )
