@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from crosscope_worker.analysis import geometry as module
+from crosscope_worker.analysis import largest
 from crosscope_worker.analysis.geometry import classes, geometry, inner_products, neighbours
 from crosscope_worker.dictionary.crosscoder import Crosscoder
 
@@ -34,7 +35,7 @@ def test_classes_by_hand():
 
 @pytest.mark.parametrize(("num_latents", "chunk"), [(25, 1 << 20), (25, 400), (3, 1)])
 def test_neighbours_equal_brute_force(monkeypatch, num_latents, chunk):
-    monkeypatch.setattr(module, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(largest, "CHUNK_BYTES", chunk)
     rows = torch.randn(num_latents, 6, generator=torch.Generator().manual_seed(0))
     rows[1] = 0
     ids, cosines = neighbours(rows, 10)

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedModel
 
+from crosscope_worker.analysis import largest
 from crosscope_worker.analysis import lens as module
 from crosscope_worker.analysis.lens import Lens, LensError, find_lens
 from crosscope_worker.models.pair import decoder_layers
@@ -87,6 +88,7 @@ def test_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch, chunk: int):
     rows = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
     expected = lens.tokens(rows)
     monkeypatch.setattr(module, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(largest, "CHUNK_BYTES", chunk)
     assert torch.equal(lens.tokens(rows), expected)
 
 

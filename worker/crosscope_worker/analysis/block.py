@@ -17,9 +17,23 @@ import torch
 from torch import Tensor
 
 from crosscope_worker.dictionary.crosscoder import Crosscoder
+from crosscope_worker.dictionary.sparse import bag_sums
+from crosscope_worker.dictionary.sparsifier import Sparsifier
 
 ROW_SUM_BYTES = 64 << 20
-"""Memory for row sums at a time; latents are cut into pieces that fit into it."""
+"""Memory for row sums at a time on a CPU; latents are cut into pieces that fit into it."""
+_MOST_SCRATCH_BYTES = 2 << 30
+
+
+def scratch_bytes(device: torch.device, on_cpu: int) -> int:
+    """Memory for large results at a time: `on_cpu`; on a GPU, where each piece costs launches and waits, an eighth of
+    the memory that is free, at most 2 GiB.
+    """
+    if device.type != "cuda":
+        return on_cpu
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = torch.cuda.mem_get_info(device)[0] + unused
+    return max(on_cpu, min(_MOST_SCRATCH_BYTES, free // 8))
 
 
 @dataclass(frozen=True)
@@ -72,9 +86,12 @@ class TokenFacts(NamedTuple):
     repeats: Tensor
 
 
-def encode_block(crosscoder: Crosscoder, x: Tensor, facts: TokenFacts) -> Block:
-    """Encodes `x: [token, both]`, activations as the models gave them, and orders the entries by latent."""
-    sparsifier = crosscoder.sparsifier()
+def encode_block(crosscoder: Crosscoder, x: Tensor, facts: TokenFacts, sparsifier: Sparsifier | None = None) -> Block:
+    """Encodes `x: [token, both]`, activations as the models gave them, and orders the entries by latent.
+
+    A `sparsifier` of the crosscoder that is given is used; a new one reads the whole decoder.
+    """
+    sparsifier = sparsifier or crosscoder.sparsifier()
     code = crosscoder.encode_sparse(x, sparsifier)
     x = crosscoder.scale_inputs(x)
     scaled, kept_by = sparsifier.scaled_entries(code), sparsifier.kept_by(code)
@@ -102,17 +119,9 @@ def row_sums(block: Block, dense: Tensor, ours: Tensor | slice) -> Iterator[tupl
     """
     tokens, values = block.tokens[ours], block.values[ours]
     latents, counts = torch.unique_consecutive(block.latents[ours], return_counts=True)
-    ends = counts.cumsum(0)
-    rows_at_once = max(1, ROW_SUM_BYTES // (dense.shape[1] * dense.element_size()))
-    for first in range(0, len(latents), rows_at_once):
-        piece = slice(first, first + rows_at_once)
-        start = int(ends[first] - counts[first])
-        entries = slice(start, int(ends[piece][-1]))
-        sums = torch.nn.functional.embedding_bag(
-            tokens[entries],
-            dense,
-            ends[piece] - counts[piece] - start,
-            mode="sum",
-            per_sample_weights=values[entries].to(dense.dtype),
-        )
-        yield latents[piece], sums
+    starts = counts.cumsum(0) - counts
+    at_once = max(1, scratch_bytes(dense.device, ROW_SUM_BYTES) // (dense.shape[1] * dense.element_size()))
+    edges = [*starts[::at_once].tolist(), len(tokens)]
+    for i, piece in enumerate(latents.split(at_once)):
+        entries, own = slice(edges[i], edges[i + 1]), starts[i * at_once : i * at_once + len(piece)]
+        yield piece, bag_sums(tokens[entries], dense, own - edges[i], values[entries])

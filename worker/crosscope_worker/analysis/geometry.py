@@ -13,11 +13,12 @@ from torch import Tensor
 from crosscope_proto.artefacts import LatentClass
 from crosscope_proto.limits import BASE_ONLY_BELOW, CHAT_ONLY_ABOVE, DIFFERENCE_RATIO, SHARED_WITHIN
 from crosscope_proto.roles import BASE, CHAT
+from crosscope_worker.analysis.largest import largest_products
 from crosscope_worker.dictionary.crosscoder import Crosscoder, relative_norms
 
 NUM_NEIGHBOURS = 10
 CHUNK_BYTES = 128 << 20
-"""Memory for a chunk of inner products, cosines or logits."""
+"""Memory for a chunk of inner products."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,4 @@ def neighbours(W_dec: Tensor, count: int = NUM_NEIGHBOURS) -> tuple[Tensor, Tens
     cosine 0 with everything.
     """
     rows = torch.nn.functional.normalize(W_dec, dim=1)
-    num_latents = len(rows)
-    count = min(count, num_latents - 1)
-    ids, cosines = [], []
-    for piece in torch.arange(num_latents, device=rows.device).split(max(1, CHUNK_BYTES // (4 * num_latents))):
-        products = rows[piece] @ rows.T
-        products[torch.arange(len(piece), device=rows.device), piece] = -torch.inf
-        top = products.topk(count, dim=1)
-        ids.append(top.indices)
-        cosines.append(top.values)
-    return torch.cat(ids), torch.cat(cosines)
+    return largest_products(rows, rows, count, themselves=True)

@@ -44,7 +44,7 @@ def blocks(
     budget = [max(1, spec.max_tokens // len(datasets))] * len(datasets)
     block_tokens = min(BLOCK_TOKENS, max(1, spec.max_tokens // spec.num_shards))
     num_texts = num_blocks = 0
-    first_shards = FirstShards()
+    first_shards, sparsifier = FirstShards(), crosscoder.sparsifier()
     for harvest in harvests:
         x = harvest.x
         text = harvest.text.cpu().long()
@@ -66,7 +66,7 @@ def blocks(
                 shard=torch.from_numpy(shard).long().to(crosscoder.device),
                 repeats=torch.from_numpy(repeats).to(crosscoder.device),
             )
-            block = encode_block(crosscoder, x[keep.to(x.device)].to(crosscoder.device), facts)
+            block = encode_block(crosscoder, x[keep.to(x.device)].to(crosscoder.device), facts, sparsifier)
             yield Intake([harvest.texts[each] for each in group], block)
             num_texts, num_blocks = num_texts + len(group), num_blocks + 1
         if all(left <= 0 for left in budget):

@@ -19,7 +19,7 @@ from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
 from crosscope_proto.scaling_columns import beta_column
 from crosscope_proto.specs import AnalysisSpec
 from crosscope_worker.analysis.accumulators import Accumulators
-from crosscope_worker.analysis.columns import chosen, lists, matrix
+from crosscope_worker.analysis.columns import chosen, lists, matrix, plain
 from crosscope_worker.analysis.geometry import Geometry, classes, difference_classes, geometry, neighbours
 from crosscope_worker.analysis.lens import Lens
 from crosscope_worker.analysis.moments import ShardSums
@@ -146,8 +146,11 @@ def _tokens(found: Measured) -> Columns:
 
 
 def _together(found: Measured) -> Columns:
-    together, indices = found.passed.coactivation.strongest(found.crosscoder.num_latents)
-    return {"coactive": _ragged(together, np.uint32), "coactive_indices": _ragged(indices, np.float32)}
+    counts, together, indices = found.passed.coactivation.strongest(found.crosscoder.num_latents)
+    return {
+        "coactive": lists(counts, plain(together.astype(np.uint32))),
+        "coactive_indices": lists(counts, plain(indices)),
+    }
 
 
 def _causal(found: Measured) -> Columns:
@@ -186,10 +189,6 @@ def with_columns(latents: pa.Table, columns: Columns) -> pa.Table:
     values: Columns = {name: columns[name] if name in columns else latents.column(name) for name in names}
     fields = [schema.field(name) if name in columns else latents.schema.field(name) for name in names]
     return pa.table(values, schema=pa.schema(fields))
-
-
-def _ragged(rows: "Sequence[NDArray[Any]]", dtype: type[np.generic]) -> "pa.Array[Any]":
-    return lists(np.array([len(row) for row in rows]), pa.array(np.concatenate([*rows, []]).astype(dtype)))
 
 
 def _classes(

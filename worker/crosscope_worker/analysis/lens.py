@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from crosscope_proto.roles import MODEL_NAMES
 from crosscope_worker.analysis.geometry import CHUNK_BYTES
+from crosscope_worker.analysis.largest import largest_products
 from crosscope_worker.models.pair import decoder_layers, num_ids
 from crosscope_worker.models.probes import ROUNDED_TOLERANCE, probe_ids, standardised_error
 from crosscope_worker.models.residual import stream
@@ -53,11 +54,12 @@ class Lens:
         `rows: [latent, d_model]`. Biases are left out, so every logit scales with the row, and the order does not
         depend on the row's length.
         """
-        width = self.normed(rows[:1].float().to(next(self.head.parameters()).device)).shape[-1]
-        weights = _head_weights(self.head, width)[:, : self.vocabulary]
-        pieces = rows.split(max(1, CHUNK_BYTES // (4 * weights.shape[1])))
-        logits = (self.normed(piece.to(weights.device, torch.float32)) @ weights for piece in pieces)
-        return torch.cat([piece.topk(min(count, weights.shape[1]), dim=1).indices for piece in logits])
+        device = next(self.head.parameters()).device
+        width = self.normed(rows[:1].float().to(device)).shape[-1]
+        weights = _head_weights(self.head, width)[:, : self.vocabulary].T
+        pieces = rows.split(max(1, CHUNK_BYTES // (4 * width)))
+        normed = (self.normed(piece.to(device, torch.float32)) for piece in pieces)
+        return torch.cat([largest_products(piece, weights, count)[0] for piece in normed])
 
     def normed(self, rows: Tensor) -> Tensor:
         """The output of the final norm for `rows: [row, d_model]` without its bias; each row up to a positive factor.

@@ -130,8 +130,7 @@ class Moments:
             model_sums = sums[:, crosscoder.model_slice(model)]
             for direction in (BASE, CHAT):
                 if same_width or direction == model:
-                    found = torch.linalg.vecdot(model_sums, directions[direction])
-                    products[direction, model, latents] += found.double()
+                    products[direction, model, latents] += _row_products(model_sums, directions[direction])
 
     def shard_sums(self) -> ShardSums:
         """The sums of the shards that have tokens."""
@@ -177,6 +176,13 @@ class Moments:
         first, last = (int(used[0]), int(used[-1])) if len(used) else (0, 0)
         counts = self._histogram[:, first : last + 1].cpu().numpy().astype(np.uint32)
         return counts, tuple(self._edges[first : last + 2].tolist())
+
+
+def _row_products(sums: Tensor, rows: Tensor) -> Tensor:
+    """`<sums_j, rows_j>: [row]` float64."""
+    if sums.is_cuda:  # vecdot is a matrix product, which TF32 would round.
+        return (sums * rows).sum(1, dtype=torch.float64)
+    return torch.linalg.vecdot(sums, rows).double()
 
 
 def _once_a_text(block: Block) -> Tensor:

@@ -79,6 +79,17 @@ def decode_entries(code: SparseCode, rows: Tensor) -> Tensor:
     return _bags(code.latents, rows, starts, code.values.to(rows.dtype))
 
 
+def bag_sums(indices: Tensor, rows: Tensor, starts: Tensor, values: Tensor) -> Tensor:
+    """Sums of `values[i] * rows[indices[i]]` from each of the ascending `starts` to the next, [start, width].
+
+    `indices, values: [entry]`, `rows: [row, width]`.
+    """
+    if kernels := _kernels(rows, values):
+        return kernels.weighted_sums(indices, rows, starts, values, kernels.BY_LATENT)
+    rows = _summable(rows)
+    return _bags(indices, rows, starts, values.to(rows.dtype))
+
+
 def _bags(indices: Tensor, rows: Tensor, starts: Tensor, values: Tensor) -> Tensor:
     """Sums of `values[i] * rows[indices[i]]` from each of `starts` to the next, [start, width]."""
     return torch.nn.functional.embedding_bag(indices, rows, starts, mode="sum", per_sample_weights=values)

@@ -154,7 +154,8 @@ class Adam:
         """Continues from a copy of what `tensors` gave."""
         for name, weight in self._learnt.items():
             keys = {key: key.removeprefix(f"{name}.") for key in tensors if key.startswith(f"{name}.")}
-            self._torch.state[weight] = {key: tensors[full].clone() for full, key in keys.items()}
+            own = {key: tensors[full].to(weight.device, copy=True) for full, key in keys.items()}
+            self._torch.state[weight] = own
             self._steps = int(tensors.get(f"{name}.step", 0))
 
 

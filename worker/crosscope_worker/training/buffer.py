@@ -78,12 +78,12 @@ class ShuffleBuffer:
             "generator": torch.frombuffer(bytearray(generator), dtype=torch.uint8),
         }
 
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Continues from a copy of a saved state; the stream must stand where it stood when the state was saved."""
+    def restore(self, state: dict[str, Tensor], device: torch.device | str = "cpu") -> None:
+        """Continues from a copy, on `device`, of a saved state; the stream must stand where it stood at that time."""
         held = state["tokens"]
         self._size, self._tokens = len(held), None
         if held.numel():
-            self._tokens = held.new_empty(self._capacity, held.shape[1])
+            self._tokens = held.new_empty(self._capacity, held.shape[1], device=device)
             self._tokens[: len(held)] = held
-        self._waiting = state["waiting"].clone() if state["waiting"].numel() else None
+        self._waiting = state["waiting"].to(device, copy=True) if state["waiting"].numel() else None
         self._generator.bit_generator.state = json.loads(bytes(state["generator"].cpu().numpy()))

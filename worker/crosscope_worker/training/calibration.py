@@ -50,11 +50,11 @@ class TokenSample:
         """The sample, [token, both]."""
         return torch.empty(0, 0) if self._held is None else self._held[: self._size]
 
-    def restore(self, tokens: Tensor) -> None:
-        """Continues from a copy of a saved sample."""
+    def restore(self, tokens: Tensor, device: torch.device) -> None:
+        """Continues from a copy, on `device`, of a saved sample."""
         self._held, self._size = None, len(tokens)
         if len(tokens):
-            self._held = tokens.new_empty(self._capacity, tokens.shape[1])
+            self._held = tokens.new_empty(self._capacity, tokens.shape[1], device=device)
             self._held[: self._size] = tokens
 
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from crosscope_worker.disk import is_no_room, whole_folder
+from crosscope_worker.training.tensor_file import write_tensors
 
 TENSORS = "tensors.safetensors"
 STATE = "state.json"
@@ -48,10 +48,10 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         return
     try:
         with whole_folder(target) as partial:
-            save_file({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}, partial / TENSORS)
+            write_tensors(checkpoint.tensors, partial / TENSORS)
             state = {name: getattr(checkpoint, name) for name in _IN_STATE}
             (partial / STATE).write_text(json.dumps(state), encoding="utf-8")
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         if is_no_room(error):
             size = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
             raise OSError(
@@ -64,8 +64,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
             shutil.rmtree(old)
 
 
-def load_checkpoint(folder: Path, recipe: dict[str, Any], device: torch.device | str = "cpu") -> Checkpoint | None:
-    """The newest checkpoint below `folder`, its tensors on `device`, or None.
+def load_checkpoint(folder: Path, recipe: dict[str, Any]) -> Checkpoint | None:
+    """The newest checkpoint below `folder`, or None. Its tensors are on the host, mapped from the file.
 
     Raises CheckpointError if it is damaged or was made by another recipe; in the second case the message names the
     first field that differs.
@@ -82,7 +82,7 @@ def load_checkpoint(folder: Path, recipe: dict[str, Any], device: torch.device |
         tensors = load_file(found[-1] / TENSORS)
     except (OSError, SafetensorError) as error:
         raise _damaged(found[-1] / TENSORS, f"is missing, damaged or cut short ({error})") from error
-    return Checkpoint(tensors={name: tensor.to(device) for name, tensor in tensors.items()}, **state)
+    return Checkpoint(tensors=tensors, **state)
 
 
 def _read_state(checkpoint: Path) -> dict[str, Any]:

@@ -24,7 +24,8 @@ from crosscope_worker.data.activation_source import ActivationSource
 from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.training import memory
 from crosscope_worker.training.buffer import ShuffleBuffer
-from crosscope_worker.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from crosscope_worker.training.checkpoint import Checkpoint, load_checkpoint
+from crosscope_worker.training.checkpoint_writer import CheckpointWriter
 from crosscope_worker.training.errors import TrainingError
 from crosscope_worker.training.objective import Step
 from crosscope_worker.training.start import geometric_median, input_scales
@@ -125,20 +126,25 @@ def _train(
     training = recipe.training
     _check_memory(recipe.crosscoder, training, d_model, torch.device(device))
     trainer = Trainer(recipe.crosscoder, training, d_model, device)
-    checkpoint = load_checkpoint(folder, recipe_dict(recipe), device)
+    checkpoint = load_checkpoint(folder, recipe_dict(recipe))
     if checkpoint is not None:
         source.restore(checkpoint.source)
         trainer.restore(checkpoint.tensors, checkpoint.counters)
-    with closing(source.blocks()) as blocks:
+
+    def say(message: str) -> None:
+        fraction = _fraction(training, trainer.counters, source, buffer.num_waiting)
+        progress(Stage.TRAIN, fraction, message, step=trainer.counters.step)
+
+    with closing(source.blocks()) as blocks, CheckpointWriter(folder, say) as checkpoints:
         buffer = ShuffleBuffer(blocks, training.buffer_tokens, training.batch_size, training.seed)
         if checkpoint is not None:
-            buffer.restore(_of_buffer(checkpoint.tensors))
+            buffer.restore(_of_buffer(checkpoint.tensors), device)
         else:
             _start(trainer, buffer.fill(), training, d_model)
         del checkpoint  # Its tensors would take memory until the end of the training.
-        _steps(recipe, trainer, buffer, source, folder, progress)
+        _steps(recipe, trainer, buffer, source, checkpoints, progress)
         if trainer.counters.step % training.checkpoint_every:
-            _save(folder, recipe, trainer, buffer, source)  # Later stages can fail and be retried from here.
+            checkpoints.save(_state(recipe, trainer, buffer, source))  # Later stages can fail and be retried from here.
     if trainer.counters.step == 0:
         raise TrainingError("the token policy leaves no token to train on; check data and tokens in the recipe")
     return _result(trainer, source.state())
@@ -149,7 +155,7 @@ def _steps(
     trainer: Trainer,
     buffer: ShuffleBuffer,
     source: ActivationSource,
-    folder: Path,
+    checkpoints: CheckpointWriter,
     progress: Progress,
 ) -> None:
     training = recipe.training
@@ -169,7 +175,8 @@ def _steps(
         progress(Stage.TRAIN, fraction, step=counters.step, metrics=metrics)
         if counters.step % training.checkpoint_every == 0:
             progress(Stage.TRAIN, fraction, f"writing the checkpoint of step {counters.step}", step=counters.step)
-            _save(folder, recipe, trainer, buffer, source)
+            checkpoints.save(_state(recipe, trainer, buffer, source))
+        checkpoints.check()
 
 
 def _check_memory(spec: DictionarySpec, training: TrainingSpec, d_model: tuple[int, int], device: torch.device) -> None:
@@ -223,13 +230,7 @@ def _of_buffer(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(_BUFFER): tensor for name, tensor in tensors.items() if name.startswith(_BUFFER)}
 
 
-def _save(
-    folder: Path,
-    recipe: CrosscoderRecipe,
-    trainer: Trainer,
-    buffer: ShuffleBuffer,
-    source: ActivationSource,
-) -> None:
+def _state(recipe: CrosscoderRecipe, trainer: Trainer, buffer: ShuffleBuffer, source: ActivationSource) -> Checkpoint:
+    """The whole state between two steps; its tensors are the training's own."""
     tensors = trainer.tensors() | {f"{_BUFFER}{name}": tensor for name, tensor in buffer.state().items()}
-    counters = asdict(trainer.counters)
-    save_checkpoint(folder, Checkpoint(trainer.counters.step, tensors, recipe_dict(recipe), counters, source.state()))
+    return Checkpoint(trainer.counters.step, tensors, recipe_dict(recipe), asdict(trainer.counters), source.state())

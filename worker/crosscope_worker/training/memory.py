@@ -12,7 +12,7 @@ import torch
 
 from crosscope_proto.footprint import SAMPLE, needed, values_of
 
-__all__ = ["free_bytes", "needed", "ran_out", "shortage", "values_of"]
+__all__ = ["free_bytes", "needed", "ran_out", "room_beside", "shortage", "values_of"]
 
 _CONTAINER = Path("/sys/fs/cgroup")
 
@@ -54,6 +54,14 @@ def free_bytes(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0]
     free, in_container = psutil.virtual_memory().available, _free_of_container()
     return free if in_container is None else min(free, in_container)
+
+
+def room_beside(device: torch.device) -> int:
+    """Memory that may be taken for good in the middle of a training: what is free less what a step still takes."""
+    free = free_bytes(device)
+    if device.type == "cuda":  # What torch holds is free for its tensors, up to the most that they have ever taken.
+        free += torch.cuda.memory_reserved(device) - torch.cuda.max_memory_allocated(device)
+    return max(0, free)
 
 
 def _free_of_container() -> int | None:

@@ -151,13 +151,13 @@ class Trainer:
         return out | {f"{_ADAM}{name}": tensor for name, tensor in self.optimiser.tensors().items()}
 
     def restore(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
-        """Continues from a copy of a checkpoint's tensors and counters."""
+        """Continues from a copy of a checkpoint's tensors, of any device, and counters."""
         self.since_fired.copy_(tensors["since_fired"])
         for name, weight in self._learnt().items():
             weight.copy_(tensors[name])
         adam = {name.removeprefix(_ADAM): each for name, each in tensors.items() if name.startswith(_ADAM)}
         self.optimiser.restore(adam)
-        self.sample.restore(tensors.get("sample", torch.empty(0, 0)))
+        self.sample.restore(tensors.get("sample", torch.empty(0, 0)), self.since_fired.device)
         curves = [(int(step), str(name), float(value)) for step, name, value in counters["curves"]]
         base, chat = counters["input_scale"]
         smallest = tuple(float(value) for value in counters["last_smallest"])
