@@ -84,7 +84,7 @@ def bag_sums(indices: Tensor, rows: Tensor, starts: Tensor, values: Tensor) -> T
 
     `indices, values: [entry]`, `rows: [row, width]`.
     """
-    if kernels := _kernels(rows, values):
+    if kernels := kernels_for(rows, values):
         return kernels.weighted_sums(indices, rows, starts, values, kernels.BY_LATENT)
     rows = _summable(rows)
     return _bags(indices, rows, starts, values.to(rows.dtype))
