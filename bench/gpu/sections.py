@@ -24,8 +24,8 @@ SECTIONS = (
     Section("harvest", "activations of both models to the layer", 70, 20),
     Section("online", "codes of prompts as the inference process makes them", 60, 18),
     Section("train", "training end to end: texts, both models, dictionary", 90, 52),
-    Section("analysis", "the analysis of a dictionary: its pass, and what follows", 70, 26),
-    Section("checkpoint", "how long training stands still for a checkpoint", 45, 24),
+    Section("analysis", "the analysis of a dictionary: its pass, and what follows", 90, 26),
+    Section("checkpoint", "how long training stands still for a checkpoint", 60, 46),
     Section("memory", "the peak of a training step against its estimate", 45, 56),
     Section("peaks", "products and copies: what the card can do", 30, 12),
 )
