@@ -19,7 +19,7 @@ class Section:
 
 SECTIONS = (
     Section("step", "a training step against a dense step and its floor", 70, 30),
-    Section("tests", "the tests marked gpu", 120, 4, "checked"),
+    Section("tests", "the tests marked gpu", 120, 8, "checked"),
     Section("checks", "losses, codes, trainings and analysis against the CPU and autograd", 120, 4, "checked"),
     Section("harvest", "activations of both models to the layer", 70, 20),
     Section("online", "codes of prompts as the inference process makes them", 60, 18),
