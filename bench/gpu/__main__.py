@@ -15,7 +15,7 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,6 +27,7 @@ from bench.gpu.sections import SECTIONS, Section
 from bench.rows import commit
 
 SECONDS = 300.0
+DRY_SECONDS = 900.0
 MOST_LOGGED = 12_000_000
 """Characters of the log; the rest is counted."""
 
@@ -73,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     dry = "a dry run: tiny sizes on the CPU, the figures say nothing; " if options.dry else ""
     print(f"{dry}{', '.join(asdict(machine).values())}\n{path}", flush=True)
     sections = [each for each in SECTIONS if each.name in options.only]
+    if options.dry:  # The limits are for a device that is there for minutes.
+        sections = [replace(each, limit_s=options.seconds) for each in sections]
     with closing(Record(machine, path)) as record:
         run_all(sections, options.seconds, ["--dry"] if options.dry else [], record.line, record.log, record.end)
     print("\n".join(table.table(table.read(path), _before(), options.dry)), flush=True)
@@ -86,12 +89,14 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--only", type=_names, default=every, metavar="NAME,…", help="some of the sections")
     parser.add_argument("--dry", action="store_true", help="tiny sizes on the CPU: shows that everything runs")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"for everything (default {SECONDS:.0f})")
+    help_ = f"for everything (default {SECONDS:.0f}, with --dry {DRY_SECONDS:.0f})"
+    parser.add_argument("--seconds", type=float, help=help_)
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the results go (default bench/results)")
     parser.add_argument("--commit", help="of the source, where git is not there to tell")
     parser.add_argument("--list", action="store_true", help="list the sections, and end")
     parser.add_argument("--table", type=Path, metavar="FILE", help="run nothing: the table of these results")
     options = parser.parse_args(arguments)
+    options.seconds = options.seconds or (DRY_SECONDS if options.dry else SECONDS)
     if options.seconds < 20:
         parser.error(f"--seconds is {options.seconds:g}; give at least 20")
     return options

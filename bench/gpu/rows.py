@@ -33,6 +33,8 @@ LOCK = "CROSSCOPE_BENCH_LOCK"
 """Environment variable: the file that the sections of one run take turns by."""
 
 _LONGEST_WAIT_S = 280.0
+_DRY_PATIENCE = 10
+"""How many times its limit a part may take with --dry, on a CPU that others use too."""
 T = TypeVar("T")
 Use = Literal["alone", "beside", "free"]
 """How a part uses the device: alone while it is timed; beside other checks; or hardly at all, as a compilation does."""
@@ -122,10 +124,11 @@ class Run:
             self.error(name, "not begun: no time left to this section")
             return None
         began = None
+        limit = min(limit_s * (_DRY_PATIENCE if self.dry else 1), self.left())
         try:
             with _alarm(_LONGEST_WAIT_S), self.turn(use):
                 began = time.monotonic()
-                with _alarm(min(limit_s, self.left())):
+                with _alarm(limit):
                     return work()
         except OutOfTime:
             waited = began is None

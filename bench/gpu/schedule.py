@@ -142,7 +142,7 @@ def run_all(
     log: Callable[[Section, str], None],
     on_end: Callable[[Ended], None],
 ) -> None:
-    """Runs the sections in this order within `seconds`; a later one begins early where an earlier one lacks the room.
+    """Runs the sections within `seconds`, those of a kind in this order.
 
     `on_line` gets each line of a section's standard output when it comes, `log` those of its standard error, `on_end`
     how each section ended, also one that was not begun. They are called from several threads.
@@ -157,11 +157,13 @@ def run_all(
                 if left < _GRACE_S:
                     for process in running:
                         process.end()
-                for section in list(waiting):
-                    if left < LEAST_S:
-                        waiting.remove(section)
+                if left < LEAST_S:
+                    for section in waiting:
                         on_end(Ended(section, seconds - left, 0, "not begun: no time left"))
-                    elif _has_room(section, running):
+                    waiting.clear()
+                for kind in {each.kind for each in waiting}:
+                    section = next(each for each in waiting if each.kind == kind)
+                    if _has_room(section, running):
                         waiting.remove(section)
                         limit = min(section.limit_s, left - _GRACE_S)
                         telling = _for(section, on_line), _for(section, log)

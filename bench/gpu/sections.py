@@ -18,14 +18,14 @@ class Section:
 
 
 SECTIONS = (
-    Section("step", "a training step against a dense step and its floor", 100, 30),
-    Section("tests", "the tests marked gpu", 150, 4, "checked"),
-    Section("checks", "losses, codes, trainings and analysis against the CPU and autograd", 150, 4, "checked"),
-    Section("harvest", "activations of both models to the layer", 110, 20),
-    Section("online", "codes of prompts as the inference process makes them", 90, 18),
-    Section("train", "training end to end: texts, both models, dictionary", 130, 52),
+    Section("step", "a training step against a dense step and its floor", 70, 30),
+    Section("tests", "the tests marked gpu", 120, 8, "checked"),
+    Section("checks", "losses, codes, trainings and analysis against the CPU and autograd", 120, 4, "checked"),
+    Section("harvest", "activations of both models to the layer", 70, 20),
+    Section("online", "codes of prompts as the inference process makes them", 60, 18),
+    Section("train", "training end to end: texts, both models, dictionary", 90, 52),
     Section("analysis", "the analysis of a dictionary: its pass, and what follows", 90, 26),
     Section("checkpoint", "how long training stands still for a checkpoint", 60, 46),
-    Section("memory", "the peak of a training step against its estimate", 60, 56),
-    Section("peaks", "products and copies: what the card can do", 45, 12),
+    Section("memory", "the peak of a training step against its estimate", 45, 56),
+    Section("peaks", "products and copies: what the card can do", 30, 12),
 )
