@@ -106,6 +106,7 @@ class Online:
             active=active / num_tokens / rounds,
             rounds=rounds,
             first_ms=1000 * first_s,
+            recorded_mib=encoder.size_bytes / 2**20,
         )
 
     def shares(self) -> None:

@@ -86,9 +86,10 @@ class FixedShapes:
             run = None if shape is None else self._run(shape, own)
             padded = Shape(len(chosen), int(own.max())) if shape is None or run is None else shape
             ids, inside = _padded([texts[index] for index in chosen], padded)
-            found = self._activations(ids, torch.from_numpy(own)) if run is None else run.repeat(ids)
             ranges = [np.arange(start, start + length) for start, length in zip(starts[chosen], own, strict=True)]
+            # Sent before the run: a copy from the CPU waits for what the device has begun.
             to, taken = (torch.from_numpy(each).to(device) for each in (np.concatenate(ranges), inside))
+            found = self._activations(ids, torch.from_numpy(own)) if run is None else run.repeat(ids)
             x.index_copy_(0, to, found.flatten(0, 1).index_select(0, taken))
         return x
 

@@ -43,8 +43,9 @@ class Encoder:
         self._reading = subject.reading
         self._activations = subject.activations
         self._num_threads = num_threads
-        if record is None and subject.pair.device.type == "cuda":
-            record = Graphs(subject.pair.device)
+        self._device = subject.pair.device
+        if record is None and self._device.type == "cuda":
+            record = Graphs(self._device)
         self._shapes = None if record is None else FixedShapes(self._activations, record)
 
     @property
@@ -74,10 +75,11 @@ class Encoder:
     @torch.inference_mode()
     def _codes(self, prompts: Sequence[np.ndarray]) -> list[PromptCode]:
         lengths = np.array([len(ids) for ids in prompts])
+        positions = torch.from_numpy(np.concatenate([np.arange(length) for length in lengths])).to(self._device)
         x = self._padded(prompts, lengths) if self._shapes is None else self._shapes(prompts)
-        positions = torch.from_numpy(np.concatenate([np.arange(length) for length in lengths])).to(x.device)
+        code = code_of(self._reading, x)
         outlying = self._reading.outlying(x, positions, self._activations.d_model)
-        return _split(lengths, *by_strength(code_of(self._reading, x), self._reading.sparsifier, outlying))
+        return _split(lengths, *by_strength(code, self._reading.sparsifier, outlying))
 
     def _padded(self, prompts: Sequence[np.ndarray], lengths: np.ndarray) -> Tensor:
         """Activations of all prompts in one forward, one prompt after the other, [token, both]."""
