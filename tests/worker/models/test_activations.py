@@ -1,4 +1,3 @@
-import warnings
 from collections.abc import Callable
 from typing import cast
 
@@ -22,7 +21,7 @@ from crosscope_proto.artefacts import PairManifest
 from crosscope_worker.data.packing import pack
 from crosscope_worker.models import probes
 from crosscope_worker.models.activations import PairActivations
-from crosscope_worker.models.pair import BLOCK_SPARSE, Pair, decoder_layers
+from crosscope_worker.models.pair import Pair, decoder_layers
 from crosscope_worker.models.places import PairError
 from tests.worker.tiny_models import KINDS, tiny_model
 
@@ -145,24 +144,14 @@ def shared_row(texts: list[Tensor]) -> tuple[Tensor, Tensor]:
     return torch.cat(texts)[None], torch.cat([torch.arange(len(text)) for text in texts])[None]
 
 
-@pytest.mark.parametrize("attention", ["own", BLOCK_SPARSE])
-def test_texts_that_share_a_row_do_not_see_each_other(make: Make, tiny_pair: Pair, attention: str) -> None:
+def test_texts_that_share_a_row_do_not_see_each_other(make: Make, tiny_pair: Pair) -> None:
     torch.manual_seed(0)
     pair = pair_of(make(), make(), tiny_pair)
     activations = PairActivations(pair, 1)
     texts = [torch.randint(VOCAB, (length,)) for length in (1, 5, 17, POS)]
     alone = torch.cat([activations(text[None], torch.tensor([len(text)]))[0] for text in texts])
-    if attention == BLOCK_SPARSE:
-        if not all(model._supports_flex_attn for model in pair.models):  # pyright: ignore[reportPrivateUsage]
-            pytest.skip("transformers has no flex attention for it")
-        for model in pair.models:
-            model.set_attn_implementation(BLOCK_SPARSE)
-    # Compiling would take half a minute; torch's plain flex attention has the same masks and soft-capping.
-    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "flex_attention called without torch.compile", UserWarning)
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch's and transformers' own
-        assert activations.shares_rows
-        together = activations.rows(*shared_row(texts))[0]
+    assert activations.shares_rows
+    together = activations.rows(*shared_row(texts))[0]
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
 
 

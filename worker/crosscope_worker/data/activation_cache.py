@@ -88,7 +88,7 @@ def cache_key(
         "layer": activations.layer,
         "dtype": activations.pair.manifest.dtype,
         "device": activations.pair.device.type,
-        "rows": _rows(activations),
+        "rows": _rows(activations, tokens_per_forward),
         "data": document["data"],
         "data_sha256": [[sha256(path, tick) for path in paths] for paths in files],
         "tokens": document["tokens"],
@@ -99,8 +99,9 @@ def cache_key(
     }
 
 
-def _rows(activations: PairActivations) -> dict[str, Any]:
-    rows: dict[str, Any] = {"shared": activations.shares_rows, "long": activations.pair.long_rows}
+def _rows(activations: PairActivations, tokens_per_forward: int) -> dict[str, Any]:
+    long = activations.packs_rows(tokens_per_forward) and tokens_per_forward
+    rows: dict[str, Any] = {"shared": activations.shares_rows, "long": long}
     limits = activations.long_text_limits
     return rows | {"long_text_limits": list(limits)} if limits else rows
 

@@ -19,6 +19,7 @@ from crosscope_worker.models.activations import PairActivations
 from crosscope_worker.models.norms import NormFilter
 from crosscope_worker.ticks import Tick, idle_tick
 from crosscope_worker.tokenizer.token_policy import policy_positions
+from crosscope_worker.transfer import sent
 
 TOKENS_PER_FORWARD = 8192
 WINDOW_FORWARDS = 8
@@ -58,7 +59,8 @@ def harvest(
     """Runs both models over a stream of texts and yields the kept tokens of each window of texts.
 
     A window is a run of texts of about eight forwards; within it texts are packed (`packing.pack`) into forwards of at
-    most `tokens_per_forward` tokens, padding counted, or of a single longer text.
+    most `tokens_per_forward` tokens, padding counted, or of a single longer text. Of long rows, which cost the same
+    however full they are, a window fills eight.
     After each forward `tick` hears of the tokens that the policy keeps, outliers included.
     An earlier harvest goes on with `norms`, its filter, and `num_before`, the number of texts that it has read. A new
     filter takes its bounds from the first window.
@@ -66,7 +68,8 @@ def harvest(
     """
     norms = norms or NormFilter(policy.max_norm_ratio, activations.d_model)
     num_texts, kept = num_before, 0
-    for window in _windows(texts, WINDOW_FORWARDS * tokens_per_forward):
+    num_tokens, long_rows = WINDOW_FORWARDS * tokens_per_forward, activations.packs_rows(tokens_per_forward)
+    for window in _full_windows(texts, num_tokens) if long_rows else _windows(texts, num_tokens):
         found = _harvest_window(window, activations, policy, norms, tokens_per_forward, tick)
         num_texts += len(window)
         kept += len(found.x)
@@ -91,6 +94,23 @@ def _windows(texts: Iterable[Text], num_tokens: int) -> Iterator[list[Text]]:
         yield window
 
 
+def _full_windows(texts: Iterable[Text], num_tokens: int) -> Iterator[list[Text]]:
+    """Windows that end before another text as long as their longest might have no room in `num_tokens`.
+
+    Packing leaves a little room unused, for which 1/512 is kept free.
+    """
+    window: list[Text] = []
+    size = longest = 0
+    for text in texts:
+        window.append(text)
+        size, longest = size + len(text.ids), max(longest, len(text.ids))
+        if size + longest > num_tokens - num_tokens // 512:
+            yield window
+            window, size, longest = [], 0, 0
+    if window:
+        yield window
+
+
 def _harvest_window(
     window: list[Text],
     activations: PairActivations,
@@ -101,17 +121,19 @@ def _harvest_window(
 ) -> Harvest:
     found: list[_Found] = []
     lengths = [len(text.ids) for text in window]
-    rows_as = activations.shares_rows, activations.pair.long_rows, activations.regimes(lengths)
+    rows_as = activations.shares_rows, activations.packs_rows(tokens_per_forward), activations.regimes(lengths)
     for forward in pack(lengths, tokens_per_forward, *rows_as):
         x = activations.rows(*forward.fill([window[index].ids for index in forward.texts]))
         candidates = [policy_positions(window[index].roles, policy) for index in forward.texts]
         text_of = np.repeat(np.arange(len(forward.texts)), [len(positions) for positions in candidates])
         position_of = np.concatenate(candidates)
-        column = torch.from_numpy(forward.starts[text_of] + position_of)
-        flat = x[torch.from_numpy(forward.rows[text_of]), column]
-        check_finite(flat, activations, window, forward.texts[text_of], position_of)
-        found.append(_Found(forward.texts, flat, text_of, position_of))
+        places = forward.rows[text_of] * forward.shape[1] + forward.starts[text_of] + position_of
+        flat = x.flatten(0, 1)[sent(torch.from_numpy(places), x.device)]
+        found.append(_Found(forward.texts, flat, text_of, position_of, torch.isfinite(flat).all()))
         tick(len(position_of))
+    if not torch.stack([each.is_finite for each in found]).all():
+        for each in found:
+            check_finite(each.x, activations, window, each.texts[each.text], each.position)
     norms.measure([(each.x, each.position) for each in found])
     rows: list[tuple[Tensor, np.ndarray] | None] = [None] * len(window)
     while found:
@@ -132,6 +154,8 @@ class _Found(NamedTuple):
     """[token]: index into `texts`, ascending."""
     position: np.ndarray
     """[token]: position in its text."""
+    is_finite: Tensor
+    """[] bool: asked of the device once a window, so that no forward waits for the one before."""
 
 
 def _kept(found: _Found, norms: NormFilter) -> Iterator[tuple[Tensor, np.ndarray]]:

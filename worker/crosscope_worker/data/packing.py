@@ -25,6 +25,8 @@ class Forward:
     """[text] int64: where in the row its first token lies."""
     shape: tuple[int, int]
     """Rows, and positions of each."""
+    is_long: bool = False
+    """Whether it is one long row, whose positions are always told."""
 
     @property
     def shares_rows(self) -> bool:
@@ -35,13 +37,14 @@ class Forward:
         """Rows of `ids`, each [pos] int64 in the order of `texts`, and their positions: both [row, pos] int64.
 
         Padding has id 0 and position 0, so each of its tokens is a text of its own, at which nothing looks. Positions
-        are None if no row is shared.
+        are None if no row is shared and none is long.
         """
         filled, positions = np.zeros((2, *self.shape), dtype=np.int64)
         for row, start, text in zip(self.rows, self.starts, ids, strict=True):
             filled[row, start : start + len(text)] = text
             positions[row, start : start + len(text)] = np.arange(len(text))
-        return torch.from_numpy(filled), torch.from_numpy(positions) if self.shares_rows else None
+        told = self.shares_rows or self.is_long
+        return torch.from_numpy(filled), torch.from_numpy(positions) if told else None
 
 
 def pack(
@@ -55,9 +58,10 @@ def pack(
 
     Longest texts come first, so that rows of a forward have similar lengths. With `share_rows`, the longest texts that
     fit fill the rest of a row. Rows are as long as the longest text of their forward, since the cost of attention for a
-    token grows with its row. With `long_rows`, for attention that skips what a text does not look at, a forward is one
-    row. Texts of different `regimes` (PairActivations.regimes; None: all of one) share no forward. Equal lengths give
-    equal forwards.
+    token grows with its row. With `long_rows`, where a row of `tokens_per_forward` tokens may hold many texts at no
+    cost (PairActivations.packs_rows), a forward is one such row, padded at its end, or the row of a single longer text.
+    Texts of different `regimes` (PairActivations.regimes; None: all of one) share no forward. Equal lengths give equal
+    forwards.
     """
     sizes = np.array(lengths, dtype=np.int64)
     groups = np.zeros_like(sizes) if regimes is None else np.array(regimes, dtype=np.int64)
@@ -70,8 +74,9 @@ def pack(
 def _packed(lengths: Sequence[int], tokens_per_forward: int, share_rows: bool, long_rows: bool) -> Iterator[Forward]:
     left = sorted(range(len(lengths)), key=lambda index: (lengths[index], -index))
     sizes = [lengths[index] for index in left]
+    is_long = share_rows and long_rows
     while left:
-        length = max(sizes[-1], tokens_per_forward) if share_rows and long_rows else sizes[-1]
+        length = max(sizes[-1], tokens_per_forward) if is_long else sizes[-1]
         placed: list[tuple[int, int, int]] = []
         ends: list[int] = []
         while left and len(ends) < max(1, tokens_per_forward // length):
@@ -82,4 +87,4 @@ def _packed(lengths: Sequence[int], tokens_per_forward: int, share_rows: bool, l
                 end += size
             ends.append(end)
         texts, rows, starts = np.array(placed).T
-        yield Forward(texts, rows, starts, (len(ends), max(ends)))
+        yield Forward(texts, rows, starts, (len(ends), length if is_long else max(ends)), is_long)

@@ -4,18 +4,23 @@ Does not know texts, roles or which tokens anybody keeps.
 """
 
 import functools
+import logging
 from bisect import bisect_left
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
-from crosscope_worker.models import probes
+from crosscope_worker.models import packed_rows, probes
 from crosscope_worker.models.pair import Pair, check_layer, num_embeddings, shared_layers
 from crosscope_worker.models.places import PairError
 from crosscope_worker.models.residual import NotReached, layer_outputs, stream
+from crosscope_worker.transfer import sent
+
+log = logging.getLogger(__name__)
 
 
 class PairActivations:
@@ -27,6 +32,8 @@ class PairActivations:
         self.pair = pair
         self.layer = layer
         self.d_model = pair.d_model
+        self._packed: dict[int, tuple[packed_rows.PackedRows | None, str]] = {}
+        """How rows of a length are read, once that was tried, and what was said about it."""
 
     def check(self) -> None:
         """Tries both models on a few tokens. Raises PairError if the layer's output is not a model's residual stream.
@@ -61,13 +68,20 @@ class PairActivations:
         """Activations of rows in which several texts may lie one after the other; none sees another.
 
         ids: [row, pos] int64, of texts of one regime. positions: [row, pos] int64, of each token in its own text
-        (packing.Forward.fill); None where each row holds a single text, as it must unless `shares_rows`.
+        (packing.Forward.fill); None where each row holds a single text, as it must unless `shares_rows`. A single row
+        with positions is read as `packs_rows` has found for its length.
         Returns [row, pos, both] float32 on the pair's device; values at padding mean nothing. Raises PairError for an
         id that has no embedding in both models.
         """
         self.check_ids(ids)
-        positions = None if positions is None else positions.to(self.pair.device)
-        return self.unchecked_rows(ids.to(self.pair.device), positions)
+        ids = sent(ids, self.pair.device)
+        positions = None if positions is None else sent(positions, self.pair.device)
+        is_one = positions is not None and len(ids) == 1
+        packed, _ = self._packed.get(ids.shape[1], (None, "")) if is_one else (None, "")
+        if positions is not None and packed is not None:
+            positions = positions.clone()  # Compiled layers hold for tensors that were made in inference mode.
+        with nullcontext() if packed is None else packed.running():
+            return self.unchecked_rows(ids, positions)
 
     def unchecked_rows(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
         """The same of tensors on the pair's device. Asks the device nothing, so that a run can be recorded."""
@@ -106,8 +120,29 @@ class PairActivations:
 
     @functools.cached_property
     def shares_rows(self) -> bool:
-        """Whether both models keep texts of one row apart by their positions (probes.keeps_texts_apart)."""
-        return all(probes.keeps_texts_apart(model, self.layer) for model in self.pair.models)
+        """Whether both models keep texts of one row apart by their positions (probes.mixing_of_texts); logs why not."""
+        for name, model in zip(MODEL_NAMES, self.pair.models, strict=True):
+            if mixing := probes.mixing_of_texts(model, self.layer):
+                log.info("each text has a row to itself: the %s model %s", name, mixing)
+                return False
+        return True
+
+    def packs_rows(self, length: int) -> bool:
+        """Whether a row of exactly `length` tokens may hold many texts at no cost (packed_rows).
+
+        Tries it once, which takes seconds, and logs what came of it; `rows` then reads such rows so. What is compiled
+        holds for the process's way to make float32 products (precision). False for a pair without `long_rows`.
+        """
+        if not (self.pair.long_rows and self.shares_rows):
+            return False
+        if length not in self._packed:
+            self._packed[length] = packed_rows.tried(self.pair, self.layer, length)
+            log.info("pair %r: %s", self.pair.manifest.name, self._packed[length][1])
+        return self._packed[length][0] is not None
+
+    def about_rows(self, length: int) -> str:
+        """What `packs_rows` has found, in a sentence with figures; empty if nothing was tried."""
+        return self._packed.get(length, (None, ""))[1]
 
     def regimes(self, lengths: Sequence[int]) -> list[int]:
         """A regime for each text length; texts of two regimes must not share a forward, which would change them."""

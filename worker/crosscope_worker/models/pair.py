@@ -37,8 +37,6 @@ from crosscope_worker.models.places import (
 )
 from crosscope_worker.work import is_out_of_memory
 
-BLOCK_SPARSE = "flex_attention"
-"""transformers' name of an attention that skips blocks of tokens that do not look at each other."""
 _LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
 """What transformers raises for a model that is absent, of another kind, or whose files do not fit together."""
 
@@ -54,7 +52,7 @@ class Pair:
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
     long_rows: bool = False
-    """Whether attention of both models skips what a token does not look at, so that a row may be long at no cost."""
+    """Whether it may be tried to read both models in long rows of many texts (packed_rows)."""
 
     @property
     def is_whole(self) -> bool:
@@ -148,9 +146,8 @@ def load_pair(
 ) -> Pair:
     """Loads both models and the tokenizer and checks that they fit together.
 
-    Folders are never looked up on a network; anything else is a hub id. With `long_rows`, a model that can takes an
-    attention that skips what a token does not look at; it is compiled when it first runs. Where `token_names` allows
-    the tokenizers to differ, the pair's manifest lists the tokens that do.
+    Folders are never looked up on a network; anything else is a hub id. `long_rows` is the pair's. Where `token_names`
+    allows the tokenizers to differ, the pair's manifest lists the tokens that do.
     With `upto`, what the output of that decoder layer does not need is not loaded, of a model that can be cut.
     `given` is the same pair with less of it in memory: its weights are taken and not read again, and it stays usable.
     Raises PairError that names the model or file and what is wrong with it. Where memory runs out, torch's own error
@@ -159,10 +156,9 @@ def load_pair(
     tokenizers = {place: load_tokenizer(place, manifest.name) for place in tokenizer_places(manifest)}
     tokenizer = tokenizers[tokenizer_place(manifest)]
     manifest = replace(manifest, token_differences=tuple(token_differences(manifest, tokenizers)))
-    base, chat = _load_models(manifest, _How(device, long_rows, upto), given)
+    base, chat = _load_models(manifest, _How(device, upto), given)
     _check_embeddings(manifest, (base, chat), tokenizer)
-    is_block_sparse = all(model.config.get_text_config()._attn_implementation == BLOCK_SPARSE for model in (base, chat))  # pyright: ignore[reportPrivateUsage]
-    return Pair(manifest, (base, chat), tokenizer, torch.device(device), is_block_sparse)
+    return Pair(manifest, (base, chat), tokenizer, torch.device(device), long_rows)
 
 
 def expected_bytes(manifest: PairManifest, upto: int | None = None) -> int:
@@ -193,7 +189,6 @@ class _How:
     """How both models are loaded; see load_pair."""
 
     device: str | torch.device
-    long_rows: bool
     upto: int | None
 
 
@@ -238,8 +233,6 @@ def _load_model(manifest: PairManifest, model: int, how: _How, given: PreTrained
             "attn_implementation": "eager" if capped else None,
         }
         loaded, report = _from_pretrained(source, named, how.upto, given, settings)
-        if how.long_rows and loaded._supports_flex_attn:  # pyright: ignore[reportPrivateUsage]
-            loaded.set_attn_implementation(BLOCK_SPARSE)
     except _LOAD_ERRORS as error:
         if is_out_of_memory(error):
             raise

@@ -62,11 +62,11 @@ def standardised_error(found: Tensor, expected: Tensor) -> float:
 
 
 @torch.inference_mode()
-def keeps_texts_apart(model: PreTrainedModel, layer: int) -> bool:
-    """Whether the model keeps texts of one row apart by their positions, tried in float32.
+def mixing_of_texts(model: PreTrainedModel, layer: int) -> str:
+    """Why texts of one row cannot be kept apart by their positions, as what "the model" does; empty where they can.
 
-    Some cannot: a recurrent state, say, goes on from one text to the next. Nor can a model that raises because it takes
-    no `position_ids`; every other error passes.
+    Tried in float32. A recurrent state, say, goes on from one text to the next. A model that raises because it takes
+    no `position_ids` cannot either; every other error passes.
     """
     ids = probe_ids([model])
     halves = ids.split(_NUM_TOKENS // 2, dim=1)
@@ -77,9 +77,13 @@ def keeps_texts_apart(model: PreTrainedModel, layer: int) -> bool:
             together = _read(model, layer, ids, torch.cat(positions, dim=1))
         except (TypeError, ValueError) as error:
             if "position_ids" in str(error):
-                return False
+                return "takes no positions"
             raise
-    return standardised_error(together, torch.cat(alone, dim=1)) <= TOLERANCE
+    error = standardised_error(together, torch.cat(alone, dim=1))
+    if error <= TOLERANCE:
+        return ""
+    change = f"{error:.2g} of their spread in float32, more than {TOLERANCE:g}"
+    return f"mixes texts of one row: activations change by {change}"
 
 
 def long_text_limits(model: PreTrainedModel) -> tuple[int, ...]:

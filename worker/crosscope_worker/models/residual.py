@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from crosscope_worker.models.pair import BLOCK_SPARSE, decoder, decoder_layers
+from crosscope_worker.models.pair import decoder, decoder_layers
+from crosscope_worker.precision import float32_products
 
 
 class NotReached(RuntimeError):
@@ -115,14 +116,10 @@ def in_float32(model: PreTrainedModel, layer: int) -> Generator[None]:
     """Lets the decoder layers up to `layer` compute in float32, so that rounding hides no difference.
 
     Each call makes a float32 copy of its layer and drops it: memory for one layer more, whatever the model's size.
-    Quantised weights stay as they are, and so do layers that are float32 already. An attention that is compiled for
-    its data type gives way to plain attention, which has the same masks.
+    Quantised weights stay as they are, and so do layers that are float32 already. Products are IEEE's.
     """
     with ExitStack() as stack:
-        attention = model.config.get_text_config()._attn_implementation  # pyright: ignore[reportPrivateUsage]
-        if attention == BLOCK_SPARSE:
-            model.set_attn_implementation("eager")
-            stack.callback(model.set_attn_implementation, attention)
+        stack.enter_context(float32_products("ieee"))
         if getattr(model, "hf_quantizer", None) is None:
             for each in decoder_layers(model)[: layer + 1]:
                 if any(tensor.dtype in (torch.bfloat16, torch.float16) for tensor in each.parameters()):

@@ -15,6 +15,7 @@ from crosscope_proto.specs import Float32, TokenPolicy
 from crosscope_proto.stages import Stage
 from crosscope_worker.analysis.fidelity import spliced_half
 from crosscope_worker.analysis.lens import find_lenses
+from crosscope_worker.data.harvest import TOKENS_PER_FORWARD
 from crosscope_worker.data.texts import Split, TextStream, open_rows
 from crosscope_worker.dictionary.sparse import launches_kernels
 from crosscope_worker.models.activations import PairActivations
@@ -22,7 +23,7 @@ from crosscope_worker.models.fingerprints import pair_hashes
 from crosscope_worker.models.pair import Pair, load_pair
 from crosscope_worker.models.places import resolve_pair
 from crosscope_worker.phases import Phase, loading
-from crosscope_worker.precision import float32_on
+from crosscope_worker.precision import float32_on, float32_products
 from crosscope_worker.roots import check_pair_folders
 from crosscope_worker.tokenizer.tokens import TemplateSettings, TextTokenizer
 from crosscope_worker.work import Progress, Workspace
@@ -67,6 +68,14 @@ class Material:
     def float32(self) -> Float32:
         """How float32 products are made on the job's device."""
         return float32_on(self.workspace.device, self.recipe.float32)
+
+    def try_long_rows(self) -> None:
+        """Tries whether models are read in long rows, and says what came of it: before training, for layers compile."""
+        if self.pair.long_rows:
+            self.progress(Stage.LOAD, 0.97, "trying rows of many texts, for which decoder layers are compiled")
+            with float32_products(self.float32):
+                self.activations.packs_rows(TOKENS_PER_FORWARD)
+            self.progress(Stage.LOAD, 0.99, self.activations.about_rows(TOKENS_PER_FORWARD))
 
     def texts(self, split: Split) -> TextStream:
         """The recipe's texts of a split, from their beginning, cut to the length that both models can read.

@@ -35,6 +35,7 @@ def make_crosscoder(recipe: CrosscoderRecipe, workspace: Workspace, progress: Pr
         progress("cache", 0.0, message)
 
     hashes = {**material.hashes, "chat_template": material.tokenizer.template.settings_hash}
+    material.try_long_rows()
     following = TrainingProgress(progress, recipe.training, WINDOW_FORWARDS * TOKENS_PER_FORWARD)
     source = open_source(recipe, texts, material.activations, workspace.home, hashes, tell, following)
     suggestion = faster_dtype(recipe, sum(material.pair.d_model), workspace.device)

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from crosscope_worker.transfer import sent
+
 
 class ShuffleBuffer:
     """Draws each batch at random from all tokens that it holds, and refills from the stream.
@@ -58,10 +60,14 @@ class ShuffleBuffer:
         self._size = len(held) - len(drawn)
         stays = np.ones(len(drawn), dtype=bool)
         stays[drawn[drawn >= self._size] - self._size] = False
-        batch = held[torch.from_numpy(drawn)]
         free, moved = drawn[drawn < self._size], self._size + np.flatnonzero(stays)
-        held[torch.from_numpy(free)] = held[torch.from_numpy(moved)]
+        batch = held[self._index(drawn)]
+        held[self._index(free)] = held[self._index(moved)]
         return batch
+
+    def _index(self, places: np.ndarray) -> Tensor:
+        assert self._tokens is not None
+        return sent(torch.from_numpy(places), self._tokens.device)
 
     @property
     def num_waiting(self) -> int:
