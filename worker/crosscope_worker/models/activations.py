@@ -80,6 +80,7 @@ class PairActivations:
         packed, _ = self._packed.get(ids.shape[1], (None, "")) if is_one else (None, "")
         if positions is not None and packed is not None:
             positions = positions.clone()  # Compiled layers hold for tensors that were made in inference mode.
+        _ = self._num_shared  # Found in the models' own way.
         with nullcontext() if packed is None else packed.running():
             return self.unchecked_rows(ids, positions)
 
