@@ -99,13 +99,17 @@ def provenance() -> Provenance:
     """This run's."""
     import torch  # only after the arguments were read
 
-    commit = _git("rev-parse", "--short", "HEAD") or "unknown"
-    changed = "+" if _git("status", "--porcelain", "--untracked-files=no") else ""
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     hardware = f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB{gpu}"
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Provenance(f"{commit}{changed}", hardware, str(torch.__version__), now, torch.get_num_threads())
+    return Provenance(commit(), hardware, str(torch.__version__), now, torch.get_num_threads())
+
+
+def commit() -> str:
+    """The commit of the source, with "+" behind it where files differ from it; "unknown" without git."""
+    changed = "+" if _git("status", "--porcelain", "--untracked-files=no") else ""
+    return (_git("rev-parse", "--short", "HEAD") or "unknown") + changed
 
 
 def _git(*arguments: str) -> str:

@@ -63,6 +63,9 @@ def assert_product(found: Tensor, left: Tensor, right: Tensor, at: tuple[Tensor,
 def assert_all(dense: Tensor, code: SparseCode, tokens: Tensor, rows: Tensor) -> None:
     """Each operation equals its dense formula."""
     assert_product(decode_entries(code, rows), dense, rows)
+    out = torch.full((len(rows), tokens.shape[1]), torch.nan, device=DEVICE)
+    assert by_latent(code, len(rows)).products(code.values, tokens, out) is out
+    assert_product(out, dense.T, tokens)
     assert_product(by_latent(code, len(rows)).products(code.values, tokens), dense.T, tokens)
     assert_product(entry_products(code, tokens, rows), tokens, rows.T, (code.tokens, code.latents))
 

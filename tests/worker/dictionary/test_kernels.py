@@ -41,9 +41,12 @@ def test_kernels_equal_dense_formulas_on_a_gpu():
 
 
 @needs_triton
-@pytest.mark.parametrize("kernel", ["_weighted_sums", "_entry_products"])
+@pytest.mark.parametrize(
+    ("kernel", "tiled"),
+    [("_weighted_sums", "DECODING"), ("_weighted_sums", "BY_LATENT"), ("_entry_products", "ENTRY_PRODUCTS")],
+)
 @pytest.mark.parametrize("rows", ["*fp32", "*bf16"])
-def test_kernels_compile_for_a_gpu(kernel: str, rows: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_kernels_compile_for_a_gpu(kernel: str, tiled: str, rows: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """For compute capability 9.0, down to machine code, without sums in a random order."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     import triton
@@ -53,7 +56,9 @@ def test_kernels_compile_for_a_gpu(kernel: str, rows: str, tmp_path: Path, monke
     from crosscope_worker.dictionary import sparse_triton
 
     function = getattr(sparse_triton, kernel)
-    tiles = {"TILE_ENTRIES": sparse_triton.TILE_ENTRIES, "TILE_COLUMNS": sparse_triton.MAX_TILE_COLUMNS}
+    dtype = {"*fp32": torch.float32, "*bf16": torch.bfloat16}[rows]
+    entries, columns = getattr(sparse_triton, tiled)[dtype]
+    tiles = {"TILE_ENTRIES": entries, "TILE_COLUMNS": columns}
     kinds = {"indices": "*i64", "latents": "*i64", "starts": "*i64", "rows": rows, "tokens": rows}
     kinds |= {"weights": "*fp32", "sums": "*fp32", "products": "*fp32"} | dict.fromkeys(tiles, "constexpr")
     signature = {name: kinds.get(name, "i32") for name in function.arg_names}

@@ -193,7 +193,7 @@ def test_gradients_equal_autograd(
     latents: int,
     batch: int,
 ):
-    monkeypatch.setattr(active_code, "DENSE_ABOVE", dense_above)
+    monkeypatch.setattr(active_code, "dense_above", lambda device, dtype: dense_above)
     variant = made(options | {"num_latents": latents}, d_model)
     if variant.needs_equal_widths():
         variant = made(options | {"num_latents": latents}, (max(variant.widths),) * 2)
@@ -223,7 +223,7 @@ def test_gradients_equal_autograd(
 @pytest.mark.parametrize("dense_above", [-1.0, 2.0], ids=["dense", "entries"])
 @pytest.mark.parametrize("options", [*VARIANTS, {**VARIANTS[0], "code_normalisation": "decoupled"}], ids=name_of)
 def test_reused_memory_changes_no_bit(monkeypatch: pytest.MonkeyPatch, dense_above: float, options: dict[str, Any]):
-    monkeypatch.setattr(active_code, "DENSE_ABOVE", dense_above)
+    monkeypatch.setattr(active_code, "dense_above", lambda device, dtype: dense_above)
     variant = made(options | {"num_latents": 30}, (5, 5))
     parts = variant.widths
     weights, scratch = make_weights(parts, 30), Scratch()
@@ -243,7 +243,7 @@ def test_reused_memory_changes_no_bit(monkeypatch: pytest.MonkeyPatch, dense_abo
 def test_products_in_bfloat16_come_close_and_everything_else_stays_float32(
     monkeypatch: pytest.MonkeyPatch, dense_above: float, options: dict[str, Any]
 ):
-    monkeypatch.setattr(active_code, "DENSE_ABOVE", dense_above)
+    monkeypatch.setattr(active_code, "dense_above", lambda device, dtype: dense_above)
     variant = made(options | {"num_latents": 64}, (16, 16))
     parts = variant.widths
     weights = Weights(*(weight.float() for weight in make_weights(parts, 64)))

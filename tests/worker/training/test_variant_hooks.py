@@ -76,7 +76,7 @@ class InPieces(BatchTopK):
 
 @pytest.mark.parametrize("dense_above", [-1.0, 2.0], ids=["dense", "entries"])
 def test_pieces_of_latents_have_the_gradients_of_the_whole(monkeypatch: pytest.MonkeyPatch, dense_above: float):
-    monkeypatch.setattr(active_code, "DENSE_ABOVE", dense_above)
+    monkeypatch.setattr(active_code, "dense_above", lambda device, dtype: dense_above)
     spec = dictionary(variant="batch_topk", num_latents=16, k=3)
     draw = torch.Generator().manual_seed(0)
     weights = Weights(

@@ -71,7 +71,7 @@ def decode_entries(code: SparseCode, rows: Tensor) -> Tensor:
     """`f @ rows` for `rows: [latent, width]`; returns [batch, width]."""
     starts = code.row_starts()[:-1]
     if kernels := _kernels(rows, code.values):
-        return kernels.weighted_sums(code.latents, rows, starts, code.values)
+        return kernels.weighted_sums(code.latents, rows, starts, code.values, kernels.DECODING)
     rows = _summable(rows)
     return _bags(code.latents, rows, starts, code.values.to(rows.dtype))
 
@@ -113,11 +113,11 @@ class ByLatent(NamedTuple):
     def products(self, values: Tensor, tokens: Tensor, out: Tensor | None = None) -> Tensor:
         """`f.T @ tokens` for `values: [entry]` in the code's order and `tokens: [batch, width]`; [latent, width].
 
-        Plain torch writes to `out` where it is given.
+        Written to `out`, contiguous, if it is given.
         """
         values = values[self.order]
         if kernels := _kernels(tokens, values):
-            return kernels.weighted_sums(self.tokens, tokens, self.starts, values)
+            return kernels.weighted_sums(self.tokens, tokens, self.starts, values, kernels.BY_LATENT, out)
         tokens = _summable(tokens)
         values = values.to(tokens.dtype)
         if out is None:

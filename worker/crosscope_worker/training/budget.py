@@ -39,11 +39,12 @@ def largest_of_batch(
     widths: Widths,
     normalisation: str,
     floors: Sequence[float],
+    dtype: torch.dtype,
 ) -> tuple[list[Selected], tuple[float, ...]]:
     """The largest scaled entries of `relu(pre + b_enc)` in each budget, and the smallest kept value of each.
 
     Returns one code, or one for each model if budgets belong to one model each. `floors` are guesses at the smallest
-    kept values.
+    kept values; products with the code are made in `dtype`.
     """
     kept, smallest = [], []
     for budget, floor in zip(budgets, floors or (0.0,) * len(budgets), strict=True):
@@ -53,5 +54,5 @@ def largest_of_batch(
         kept.append((flat, budget.columns(widths), norms))
     if len(kept) > 1 and budgets[0].model is None:
         kept = [(torch.cat([flat for flat, _, _ in kept]).sort().values, *kept[0][1:])]
-    codes = [Selected(active_code(pre, weights.b_enc, flat), columns, norms) for flat, columns, norms in kept]
+    codes = [Selected(active_code(pre, weights.b_enc, flat, dtype), columns, norms) for flat, columns, norms in kept]
     return codes, tuple(smallest)

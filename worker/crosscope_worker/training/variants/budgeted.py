@@ -44,8 +44,9 @@ class Budgeted(Variant[AnyK]):
 
     def select(self, batch: Batch) -> tuple[list[Selected], tuple[float, ...]]:
         """See Variant."""
-        normalisation = self.spec.code_normalisation
-        return largest_of_batch(batch.pre, batch.weights, self.budgets(), self.widths, normalisation, batch.floors)
+        pre, weights, normalisation = batch.pre, batch.weights, self.spec.code_normalisation
+        dtype = batch.operands.x.dtype
+        return largest_of_batch(pre, weights, self.budgets(), self.widths, normalisation, batch.floors, dtype)
 
     @property
     def num_thresholds(self) -> int:

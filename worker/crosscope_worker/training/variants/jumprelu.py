@@ -11,7 +11,7 @@ from crosscope_proto import dictionaries
 from crosscope_worker.dictionary.keep import AboveThresholds, Keep
 from crosscope_worker.dictionary.sparse import flat_indices
 from crosscope_worker.dictionary.sparsifier import cuts
-from crosscope_worker.training.active_code import Selected, Weights, active_code
+from crosscope_worker.training.active_code import Selected, Weights
 from crosscope_worker.training.variants.penalised import Penalised
 from crosscope_worker.training.variants.variant import Batch, Further, Reconstruction
 
@@ -34,7 +34,7 @@ class JumpReLU(Penalised[dictionaries.JumpReLU]):
         """See Variant."""
         norms = self.norms(batch.weights.decoder)
         above = cuts(batch.extra[_LOG_THRESHOLD].exp(), norms)
-        code = active_code(batch.pre, batch.weights.b_enc, None, above)
+        code = batch.active(above=above)
         return [Selected(code, slice(0, sum(self.widths)), norms)], ()
 
     def penalty(self, selected: Selected, num_tokens: int) -> None:
@@ -50,7 +50,7 @@ class JumpReLU(Penalised[dictionaries.JumpReLU]):
         threshold, price = batch.extra[_LOG_THRESHOLD].exp(), self.spec.mu / len(batch.x)
         low, high = (cuts(threshold + side * self.spec.bandwidth / 2, selected.norms) for side in (-1, 1))
         bias, rows = batch.weights.b_enc, batch.operands.decoder
-        near = active_code(batch.pre, bias, flat_indices((batch.pre > low - bias) & (batch.pre < high - bias)))
+        near = batch.active(flat_indices((batch.pre > low - bias) & (batch.pre < high - bias)))
         by_value = near.sums(near.products(by_decoded.to(rows.dtype), rows))
         jump = torch.where(selected.norms > 0, threshold / selected.norms, 0.0)
         by_threshold = (jump * by_value + price * near.sums((near.values > 0).to(bias.dtype))) / -self.spec.bandwidth

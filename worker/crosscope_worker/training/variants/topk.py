@@ -8,7 +8,7 @@ from crosscope_proto import dictionaries
 from crosscope_worker.dictionary.keep import Keep, LargestByModel, LargestOfToken
 from crosscope_worker.dictionary.sparse import flat_indices
 from crosscope_worker.dictionary.sparsifier import largest
-from crosscope_worker.training.active_code import Selected, Weights, active_code
+from crosscope_worker.training.active_code import Selected, Weights
 from crosscope_worker.training.budget import Budget
 from crosscope_worker.training.variants.budgeted import Budgeted
 from crosscope_worker.training.variants.variant import Batch
@@ -25,7 +25,7 @@ class TopK(Budgeted[dictionaries.TopK]):
     def _selected(self, batch: Batch, budget: Budget, relu: Tensor) -> Selected:
         norms = budget.norms(batch.weights.decoder, self.widths, self.spec.code_normalisation)
         kept = flat_indices(largest(relu * norms, budget.k))
-        return Selected(active_code(batch.pre, batch.weights.b_enc, kept), budget.columns(self.widths), norms)
+        return Selected(batch.active(kept), budget.columns(self.widths), norms)
 
     @property
     def num_thresholds(self) -> int:

@@ -14,7 +14,7 @@ from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.dictionary.keep import ALL_POSITIVE, Keep
 from crosscope_worker.dictionary.sparsifier import code_norms
 from crosscope_worker.dictionary.streams import STREAMS
-from crosscope_worker.training.active_code import Selected, Weights, active_code
+from crosscope_worker.training.active_code import ActiveCode, Selected, Weights, active_code
 from crosscope_worker.training.losses import mean_size
 
 AnySpec = TypeVar("AnySpec", bound=DictionarySpec)
@@ -45,6 +45,10 @@ class Batch:
     operands: Operands
     floors: Sequence[float] = ()
     """Guesses at the smallest kept values; they change the speed, not the result."""
+
+    def active(self, flat: Tensor | None = None, above: Tensor | None = None) -> ActiveCode:
+        """The code at the ascending flat indices `flat`; without them, all entries above `above: [latent]`, or 0."""
+        return active_code(self.pre, self.weights.b_enc, flat, self.operands.x.dtype, above)
 
 
 class Reconstruction(NamedTuple):
@@ -142,8 +146,7 @@ class Variant(Generic[AnySpec]):
 
         Returns one code of all latents and columns, or one for each model's columns.
         """
-        code = active_code(batch.pre, batch.weights.b_enc, None)
-        return [Selected(code, slice(0, sum(self.widths)), self.norms(batch.weights.decoder))], ()
+        return [Selected(batch.active(), slice(0, sum(self.widths)), self.norms(batch.weights.decoder))], ()
 
     def reconstruct(self, batch: Batch, selected: Sequence[Selected]) -> Reconstruction:
         """The reconstruction by the codes, its loss, and the gradients by each code."""
