@@ -74,18 +74,20 @@ class PairActivations:
         id that has no embedding in both models.
         """
         self.check_ids(ids)
+        ids = sent(ids, self.pair.device)
         positions = None if positions is None else sent(positions, self.pair.device)
-        return self.unchecked_rows(sent(ids, self.pair.device), positions)
-
-    def unchecked_rows(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
-        """The same of tensors on the pair's device. Asks the device nothing, so that a run can be recorded."""
-        num_shared = min(self._num_shared, self.layer + 1)
         is_one = positions is not None and len(ids) == 1
         packed, _ = self._packed.get(ids.shape[1], (None, "")) if is_one else (None, "")
         if positions is not None and packed is not None:
             positions = positions.clone()  # Compiled layers hold for tensors that were made in inference mode.
+        _ = self._num_shared  # Found in the models' own way.
         with nullcontext() if packed is None else packed.running():
-            base, chat = _both(self.pair, self.layer, ids, positions, num_shared)
+            return self.unchecked_rows(ids, positions)
+
+    def unchecked_rows(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """The same of tensors on the pair's device. Asks the device nothing, so that a run can be recorded."""
+        num_shared = min(self._num_shared, self.layer + 1)
+        base, chat = _both(self.pair, self.layer, ids, positions, num_shared)
         return torch.cat([base.float(), chat.float()], dim=-1)
 
     def check_ids(self, ids: Tensor) -> None:
