@@ -41,7 +41,7 @@ class Plain:
 
     def __call__(self, activations: PairActivations, shape: Shape) -> Run:
         self.recorded.append(shape)
-        x = torch.empty(*shape, sum(activations.d_model))
+        x = torch.empty(*shape, sum(activations.d_model), device=activations.pair.device)
 
         def repeat(ids: Tensor) -> Tensor:
             assert ids.shape == shape

@@ -70,7 +70,7 @@ def test_steps_equal_torchs_adam(
     for name, weight in theirs.items():
         torch.testing.assert_close(ours[name], weight, rtol=1e-6, atol=1e-6)
         for key, value in optimiser.state[weight].items():
-            torch.testing.assert_close(one.tensors()[f"{name}.{key}"].cpu(), value.cpu(), rtol=2e-6, atol=1e-7)
+            torch.testing.assert_close(one.tensors()[f"{name}.{key}"].cpu(), value.cpu(), rtol=2e-6, atol=5e-7)
     if not INTERPRETED:
         assert one.rounded("row", torch.bfloat16) is copies
         assert torch.equal(copies, ours["row"].bfloat16())

@@ -85,6 +85,7 @@ class Graphs:
         with masks.given(), norms.standing_in(), recording:
             x = activations.unchecked_rows(ids)
 
+        @torch.inference_mode()
         def repeat(given: Tensor, _masks: Masks = masks) -> Tensor:  # The graph reads the masks' memory.
             ids.copy_(given)
             graph.replay()
