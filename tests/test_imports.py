@@ -11,7 +11,7 @@ _ALL_MODULES = """
 import importlib, pkgutil, sys
 package = importlib.import_module({package!r})
 for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-    if not module.name.endswith(("__main__", ".sparse_triton")):  # Triton comes only with torch's CUDA builds
+    if not module.name.endswith(("__main__", "_triton")):  # Triton comes only with torch's CUDA builds
         importlib.import_module(module.name)
 print(*sorted({{name.partition(".")[0] for name in sys.modules}}))
 """
