@@ -16,7 +16,7 @@ from bench.gpu.rows import Run
 from crosscope_proto.artefacts import PairManifest
 from crosscope_proto.roles import TokenRole
 from crosscope_worker.data.texts import Text
-from crosscope_worker.models.pair import BLOCK_SPARSE, Pair
+from crosscope_worker.models.pair import Pair
 
 _SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
 _TURNS = ("<start_of_turn>", "<end_of_turn>")
@@ -92,9 +92,6 @@ def gemma_pair(
 ) -> Pair:
     """These two models as `load_pair` leaves them."""
     both = models_of(run, dtype)
-    if long_rows:
-        for model in both:
-            model.set_attn_implementation(BLOCK_SPARSE)
     name = str(dtype).removeprefix("torch.")
     manifest = PairManifest(name="random", base="base", chat="chat", tokenizer="chat", dtype=name)
     return Pair(manifest, both, tokenizer, run.device, long_rows)
