@@ -1,13 +1,15 @@
 """A section of `make bench-gpu`: activations of both models up to the layer, as jobs make them and otherwise."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import Gemma2Model
+from transformers import Gemma2Model, PreTrainedModel
 
 from bench.gpu import material, profiles
 from bench.gpu.rows import Run, main
@@ -108,8 +110,9 @@ class Harvests:
         ids = torch.from_numpy(np.concatenate([text.ids for text in self.equal])).to(self.run.device)
         rows = ids[: ids.numel() // LONGEST // 8 * 8 * LONGEST].view(-1, 8, LONGEST)
         rows = rows[:16]
-        seconds, _ = self.run.wall(lambda: _bare(models, rows[:1]))
-        took, _ = self.run.wall(lambda: _bare(models, rows))
+        with _with_sdpa([*models, *self.pair.models]):
+            seconds, _ = self.run.wall(lambda: _bare(models, rows[:1]))
+            took, _ = self.run.wall(lambda: _bare(models, rows))
         self.run.row("harvest.bare.compiled", rows.numel() / took, "tok/s", compile_s=seconds)
 
     def longer(self) -> None:
@@ -139,7 +142,7 @@ def _lower(run: Run, model: nn.Module) -> Gemma2Model:
     whole = model.get_submodule("model")
     for name in ("embed_tokens", "norm", "rotary_emb"):
         lower.set_submodule(name, whole.get_submodule(name))
-    lower.layers = nn.ModuleList(whole.get_submodule("layers")[:num_layers])
+    lower.layers = nn.ModuleList(list(whole.get_submodule("layers").children())[:num_layers])
     for layer in lower.layers:
         layer.forward = partial(torch.compile(type(layer).forward, dynamic=False), layer)
     return lower.eval()
@@ -147,17 +150,22 @@ def _lower(run: Run, model: nn.Module) -> Gemma2Model:
 
 @torch.inference_mode()
 def _bare(models: Sequence[Gemma2Model], rows: Tensor) -> None:
-    own = [layer.self_attn for model in models for layer in model.layers]
-    configs = {id(each.config): each.config for each in (*own, *models)}.values()
-    before = [each._attn_implementation for each in configs]  # pyright: ignore[reportPrivateUsage]
+    for ids in rows:
+        torch.cat([model(input_ids=ids, use_cache=False).last_hidden_state for model in models], dim=-1)
+
+
+@contextmanager
+def _with_sdpa(models: Sequence[PreTrainedModel]) -> Generator[None]:
+    """Lets models take torch's own attention, which transformers may refuse for their soft-capping."""
+    configs: list[Any] = [model.config for model in models]
+    before = [config._attn_implementation for config in configs]
+    for config in configs:
+        config._attn_implementation = "sdpa"
     try:
-        for config in configs:
-            config._attn_implementation = "sdpa"  # pyright: ignore[reportPrivateUsage]
-        for ids in rows:
-            torch.cat([model(input_ids=ids, use_cache=False).last_hidden_state for model in models], dim=-1)
+        yield
     finally:
         for config, name in zip(configs, before, strict=True):
-            config._attn_implementation = name  # pyright: ignore[reportPrivateUsage]
+            config._attn_implementation = name
 
 
 def rows(run: Run) -> None:

@@ -46,7 +46,8 @@ def gemma(seed: int, dtype: torch.dtype) -> Gemma2ForCausalLM:
         attn_implementation="eager",  # pyright: ignore[reportCallIssue]
     )
     torch.manual_seed(seed)
-    return Gemma2ForCausalLM(config).to(device="cuda", dtype=dtype).eval().requires_grad_(False)
+    model = Gemma2ForCausalLM(config).eval().requires_grad_(False)
+    return model.to(device="cuda", dtype=dtype)  # pyright: ignore[reportCallIssue]
 
 
 def texts_of(num: int, seed: int) -> list[Text]:
