@@ -1,5 +1,7 @@
 """Rows of many texts with packed attention and compiled layers, on the CPU: by a formula in the kernel's place."""
 
+# pyright: reportPrivateUsage=false, reportArgumentType=false, reportAttributeAccessIssue=false
+
 import re
 from collections.abc import Iterator
 
