@@ -12,9 +12,9 @@ from transformers import BertConfig, BertLMHeadModel
 
 from crosscope_proto.recipe import CrosscoderRecipe, parse_recipe
 from crosscope_worker.analysis.errors import AnalysisError
-from crosscope_worker.models.pair import decoder_layers
+from crosscope_worker.models.pair import decoder, decoder_layers
 from crosscope_worker.models.places import PairError
-from crosscope_worker.models.probes import check_model, probe_ids, standardised_error
+from crosscope_worker.models.probes import TOLERANCE, check_model, moved_by_tf32, probe_ids, standardised_error
 from crosscope_worker.models.residual import NotReached, layer_outputs
 from crosscope_worker.models.upper_half import UpperHalf
 from crosscope_worker.recipes.train import make_crosscoder
@@ -130,3 +130,19 @@ def test_a_job_whose_models_cannot_be_spliced_says_so_before_it_trains(
     with pytest.raises(AnalysisError, match=re.escape("set analysis.spliced_tokens to 0")):
         job(folder)
     assert not any((folder.parent.parent / "job").iterdir())
+
+
+def test_tf32_moves_a_model_whose_angles_are_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Late positions are rounded as TF32 rounds them: 10 bits hold even numbers only between 2 048 and 4 096."""
+    model = tiny_model("Gemma2").to(torch.bfloat16)
+    model.config.max_position_embeddings = 4096
+    rotary = decoder(model).rotary_emb
+    assert moved_by_tf32(model, 1) == 0
+
+    def rounded(x: torch.Tensor, positions: torch.Tensor, **given: object) -> object:
+        if torch.get_float32_matmul_precision() == "high":
+            positions = positions // 2 * 2
+        return type(rotary).forward(rotary, x, positions, **given)
+
+    monkeypatch.setattr(rotary, "forward", rounded)
+    assert moved_by_tf32(model, 1) > TOLERANCE

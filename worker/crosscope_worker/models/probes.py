@@ -16,6 +16,7 @@ from crosscope_worker.models.pair import decoder, decoder_layers, num_embeddings
 from crosscope_worker.models.partial import NotLoaded, is_partial
 from crosscope_worker.models.places import PairError
 from crosscope_worker.models.residual import NotReached, in_float32, layer_outputs, stream
+from crosscope_worker.precision import float32_products
 from crosscope_worker.work import is_out_of_memory
 
 TOLERANCE = 1e-3
@@ -23,6 +24,8 @@ TOLERANCE = 1e-3
 ROUNDED_TOLERANCE = 0.05
 """The same in half precision."""
 _NUM_TOKENS = 12
+_LATE = 4096
+"""Positions up to which late tokens are tried: RoPE's angles are rounded most there."""
 _MANY_IDS = 1 << 12
 _SEED = 20_25
 
@@ -116,6 +119,28 @@ def depends_on_longer_texts(model: PreTrainedModel, layer: int) -> bool:
                 return False
             raise
     return standardised_error(together, alone) > TOLERANCE
+
+
+@torch.inference_mode()
+def moved_by_tf32(model: PreTrainedModel, layer: int) -> float:
+    """The `standardised_error` of a few late tokens where float32 products are made as TF32; 0 if nothing changes.
+
+    Some versions of transformers make RoPE's angles by such a product, whatever the model's data type: TF32 then
+    rounds positions above 2 048 to even numbers.
+    """
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or _NUM_TOKENS
+    ids = probe_ids([model])
+    positions = torch.arange(ids.shape[1], device=ids.device)[None] + max(0, min(longest, _LATE) - ids.shape[1])
+    found = []
+    for how in ("ieee", "tf32"):
+        with float32_products(how):
+            try:
+                found.append(_read(model, layer, ids, positions))
+            except (TypeError, ValueError) as error:
+                if "position_ids" not in str(error):
+                    raise
+                found.append(_read(model, layer, ids))
+    return standardised_error(found[1], found[0])
 
 
 @torch.inference_mode()

@@ -3,7 +3,9 @@
 Knows no formula.
 """
 
+import logging
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -11,6 +13,7 @@ import torch
 
 from crosscope_proto.artefacts import PairManifest, pair_folder
 from crosscope_proto.recipe import CrosscoderRecipe, LookRecipe, PublishedRecipe, recipe_dict
+from crosscope_proto.roles import MODEL_NAMES
 from crosscope_proto.specs import Float32, TokenPolicy
 from crosscope_proto.stages import Stage
 from crosscope_worker.analysis.fidelity import spliced_half
@@ -22,6 +25,7 @@ from crosscope_worker.models.activations import PairActivations
 from crosscope_worker.models.fingerprints import pair_hashes
 from crosscope_worker.models.pair import Pair, load_pair
 from crosscope_worker.models.places import resolve_pair
+from crosscope_worker.models.probes import ROUNDED_TOLERANCE, TOLERANCE, moved_by_tf32
 from crosscope_worker.phases import Phase, loading
 from crosscope_worker.precision import float32_on, float32_products
 from crosscope_worker.roots import check_pair_folders
@@ -31,6 +35,8 @@ from crosscope_worker.work import Progress, Workspace
 AnalysedRecipe = CrosscoderRecipe | PublishedRecipe
 ReadingRecipe = AnalysedRecipe | LookRecipe
 """Recipes with a pair and data."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,10 +70,24 @@ class Material:
         material.texts("held_out").check_held_out()
         return replace(material, hashes=hash_models(pair, progress))
 
-    @property
+    @cached_property
     def float32(self) -> Float32:
-        """How float32 products are made on the job's device."""
-        return float32_on(self.workspace.device, self.recipe.float32)
+        """How float32 products are made on the job's device: as IEEE says, whatever is asked, where TF32 moves a model.
+
+        A setting of torch holds for the whole process, so the dictionary's products cannot be TF32 without the models'.
+        """
+        how = float32_on(self.workspace.device, self.recipe.float32)
+        if how == "ieee":
+            return how
+        for name, model in zip(MODEL_NAMES, self.pair.models, strict=True):
+            moved = moved_by_tf32(model, self.recipe.layer)
+            if moved > (ROUNDED_TOLERANCE if model.dtype == torch.float32 else TOLERANCE):
+                log.warning(
+                    "float32 products are IEEE's: TF32 moves activations of the %s model by %.2g of their spread",
+                    name, moved,
+                )  # fmt: skip
+                return "ieee"
+        return how
 
     def try_long_rows(self) -> None:
         """Tries whether models are read in long rows, and says what came of it: before training, for layers compile."""
