@@ -32,8 +32,8 @@ class Harvests:
         self.pair = material.gemma_pair(run, material.gemma_tokenizer(1000), long_rows=not run.dry)
         self.activations = PairActivations(self.pair, run.sizes.layer)
         vocabulary = self.pair.num_readable
-        self.length = 512 if run.dry else TOKENS_PER_FORWARD
-        num_tokens, longest = (2000, 120) if run.dry else (260_000, LONGEST)
+        self.length = 128 if run.dry else TOKENS_PER_FORWARD
+        num_tokens, longest = (400, 60) if run.dry else (260_000, LONGEST)
         self.mixed = material.texts(material.lengths(num_tokens, high=longest), vocabulary)
         self.equal = material.texts([longest] * (num_tokens // longest), vocabulary)
 
