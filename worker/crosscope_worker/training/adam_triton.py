@@ -166,7 +166,10 @@ def _gradient(
     return gradient
 
 
-@triton.jit(do_not_specialize=["num_latents", "num_entries", "split", "first", "left", "right"])
+# The first and last column are specialised: where 16 divides them, loads and stores are of 16 bytes.
+
+
+@triton.jit(do_not_specialize=["num_latents", "num_entries", "split", "first"])
 def _squares(
     indices: tl.tensor,
     values: tl.tensor,
@@ -206,7 +209,7 @@ def _squares(
     tl.store(squares + place, tl.sum(gradient * gradient, 0))
 
 
-@triton.jit(do_not_specialize=["num_latents", "num_entries", "split", "first", "left", "right"])
+@triton.jit(do_not_specialize=["num_latents", "num_entries", "split", "first"])
 def _move(
     indices: tl.tensor,
     values: tl.tensor,
