@@ -11,7 +11,7 @@ DEV := .venv/installed-dev
 PROJECTS := proto/pyproject.toml server/pyproject.toml worker/pyproject.toml client/pyproject.toml local/pyproject.toml
 SOURCES := proto server worker client local tests bench scripts deploy
 
-.PHONY: help setup demo test check lint type format proto sdk proto-check compose-check bench bench-app peers truth lock clean
+.PHONY: help setup demo test check lint type format proto sdk proto-check compose-check bench bench-gpu bench-app peers truth lock clean
 .PHONY: docs docs-check
 
 help: ## This list
@@ -64,6 +64,9 @@ docs-check: $(DEV) ## Build the site and throw it away: broken links and missing
 
 bench: $(DEV) ## Measure against references (ARGS="--list": the benches; ARGS="--quick": only a trial run)
 	@$(BIN)/python -m bench $(ARGS)
+
+bench-gpu: $(DEV) ## Measure on a GPU, beside what it should reach (ARGS=--dry: tiny, on the CPU)
+	@$(BIN)/python -m bench.gpu $(ARGS)
 
 bench-app: $(DEV) ## Measure the app in a headless Chromium (ARGS="--json FILE": lines of JSON too)
 	@CHROMIUM=$$(scripts/find-chromium) $(BIN)/python -m bench.app $(ARGS)

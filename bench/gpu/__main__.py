@@ -12,8 +12,10 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,6 +27,7 @@ from bench.gpu.sections import SECTIONS, Section
 from bench.rows import commit
 
 SECONDS = 300.0
+DRY_SECONDS = 900.0
 MOST_LOGGED = 12_000_000
 """Characters of the log; the rest is counted."""
 
@@ -67,28 +70,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     machine = _machine(options.dry, options.commit)
     folder: Path = options.out or (Path(tempfile.mkdtemp(prefix="bench-gpu-")) if options.dry else table.RESULTS)
     folder.mkdir(parents=True, exist_ok=True)
-    record = Record(machine, _free(folder / f"{machine.stem}.jsonl"))
+    path = _free(folder / f"{machine.stem}.jsonl")
     dry = "a dry run: tiny sizes on the CPU, the figures say nothing; " if options.dry else ""
-    print(f"{dry}{', '.join(asdict(machine).values())}\n{record.path}", flush=True)
+    print(f"{dry}{', '.join(asdict(machine).values())}\n{path}", flush=True)
     sections = [each for each in SECTIONS if each.name in options.only]
-    run_all(sections, options.seconds, ["--dry"] if options.dry else [], record.line, record.log, record.end)
-    print("\n".join(table.table(table.read(record.path), _before(), options.dry)), flush=True)
+    if options.dry:  # The limits are for a device that is there for minutes.
+        sections = [replace(each, limit_s=options.seconds) for each in sections]
+    with closing(Record(machine, path)) as record:
+        run_all(sections, options.seconds, ["--dry"] if options.dry else [], record.line, record.log, record.end)
+    print("\n".join(table.table(table.read(path), _before(), options.dry)), flush=True)
     return int(record.failed)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    present = [each.name for each in SECTIONS if each.exists]
+    every = [each.name for each in SECTIONS]
     parser = argparse.ArgumentParser(
         prog="make bench-gpu", description="Measure on one GPU, beside what it should reach."
     )
-    parser.add_argument("--only", type=_names, default=present, metavar="NAME,…", help="some of the sections")
+    parser.add_argument("--only", type=_names, default=every, metavar="NAME,…", help="some of the sections")
     parser.add_argument("--dry", action="store_true", help="tiny sizes on the CPU: shows that everything runs")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"for everything (default {SECONDS:.0f})")
+    help_ = f"for everything (default {SECONDS:.0f}, with --dry {DRY_SECONDS:.0f})"
+    parser.add_argument("--seconds", type=float, help=help_)
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the results go (default bench/results)")
     parser.add_argument("--commit", help="of the source, where git is not there to tell")
     parser.add_argument("--list", action="store_true", help="list the sections, and end")
     parser.add_argument("--table", type=Path, metavar="FILE", help="run nothing: the table of these results")
     options = parser.parse_args(arguments)
+    options.seconds = options.seconds or (DRY_SECONDS if options.dry else SECONDS)
     if options.seconds < 20:
         parser.error(f"--seconds is {options.seconds:g}; give at least 20")
     return options
@@ -111,7 +119,13 @@ class Record:
         self._machine, self._lock = asdict(machine), threading.Lock()
         self._results = path.open("w", encoding="utf-8")
         self._log = path.with_suffix(".log").open("w", encoding="utf-8")
-        self._logged = 0
+        self._logged, self._rows = 0, Counter[str]()
+        self._last: dict[str, str] = {}
+
+    def close(self) -> None:
+        """Closes both files."""
+        self._results.close()
+        self._log.close()
 
     def line(self, section: Section, text: str) -> None:
         """Takes a line of a section's standard output; what is no row goes to the log."""
@@ -120,6 +134,7 @@ class Record:
         except ValueError:
             row = None
         if isinstance(row, dict) and isinstance(row.get("row"), str) and ("error" in row or "value" in row):
+            self._rows[section.name] += 1
             self._write(row)
         else:
             self.log(section, text)
@@ -127,6 +142,7 @@ class Record:
     def log(self, section: Section, text: str) -> None:
         """Takes a line of a section's standard error."""
         with self._lock:
+            self._last[section.name] = text.strip() or self._last.get(section.name, "")
             if self._logged < MOST_LOGGED:
                 self._logged += self._log.write(f"{section.name}: {text.rstrip()}\n")
                 self._log.flush()
@@ -134,9 +150,15 @@ class Record:
     def end(self, ended: Ended) -> None:
         """Takes how a section ended."""
         name = ended.section.name
-        if ended.why:
-            self._write({"row": name, "error": ended.why})
-        print(f"{name:12}from {ended.began_s:3.0f} s, {ended.took_s:3.0f} s  {ended.why or 'ended'}", flush=True)
+        why = ended.why or (None if self._rows[name] else "no row came of it")
+        if why and self._last.get(name):
+            why += f"; last in the log: {self._last[name][:300]}"
+        if why:
+            self._write({"row": name, "error": why})
+        print(
+            f"{name:12}from {ended.began_s:3.0f} s, {ended.took_s:3.0f} s: {self._rows[name]} rows  {why or ''}",
+            flush=True,
+        )
 
     def _write(self, row: dict[str, Any]) -> None:
         with self._lock:

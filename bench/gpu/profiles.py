@@ -70,5 +70,5 @@ def waits(run: Run, work: Callable[[], object]) -> Counter[str] | None:
             work()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    told = [each for each in caught if "synchroniz" in str(each.message)]
+    told = [each for each in caught if "called a synchronizing" in str(each.message)]
     return Counter(f"{Path(each.filename).parent.name}/{Path(each.filename).name}:{each.lineno}" for each in told)

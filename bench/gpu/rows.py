@@ -18,7 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -32,6 +32,9 @@ MOST_CHARACTERS = 4000
 LOCK = "CROSSCOPE_BENCH_LOCK"
 """Environment variable: the file that the sections of one run take turns by."""
 
+_LONGEST_WAIT_S = 280.0
+_DRY_PATIENCE = 10
+"""How many times its limit a part may take with --dry, on a CPU that others use too."""
 T = TypeVar("T")
 Use = Literal["alone", "beside", "free"]
 """How a part uses the device: alone while it is timed; beside other checks; or hardly at all, as a compilation does."""
@@ -115,17 +118,17 @@ class Run:
     def part(self, name: str, work: Callable[[], T], limit_s: float = 30, use: Use = "alone") -> T | None:
         """What `work` returns; None, and an error under `name`, if it fails or takes longer than `limit_s`.
 
-        The wait for the device counts towards the section's time, not towards the part's. What `work` leaves in the
-        device's cache is freed.
+        The wait for the device counts towards nothing. What `work` leaves in the device's cache is freed.
         """
         if self.left() < 2:
             self.error(name, "not begun: no time left to this section")
             return None
         began = None
+        limit = min(limit_s * (_DRY_PATIENCE if self.dry else 1), self.left())
         try:
-            with _alarm(self.left()), _turn(use if self.device.type == "cuda" else "free"):
+            with _alarm(_LONGEST_WAIT_S), self.turn(use):
                 began = time.monotonic()
-                with _alarm(min(limit_s, self.left())):
+                with _alarm(limit):
                     return work()
         except OutOfTime:
             waited = began is None
@@ -137,6 +140,30 @@ class Run:
         finally:
             self.free()
         return None
+
+    @contextmanager
+    def turn(self, use: Use) -> Generator[None]:
+        """Waits until the device may be used so. A part that is "free" takes turns for its pieces by this.
+
+        What waits to be alone is let in before later checks.
+        """
+        path = os.environ.get(LOCK)
+        if use == "free" or not path or self.device.type != "cuda":
+            yield
+            return
+        waiting, began = waits_at(path, os.getpid()), time.monotonic()
+        waiting.touch()
+        try:
+            with Path(path).open("a") as device, Path(f"{path}.gate").open("a") as gate:
+                fcntl.flock(gate, fcntl.LOCK_EX)
+                fcntl.flock(device, fcntl.LOCK_EX if use == "alone" else fcntl.LOCK_SH)
+                fcntl.flock(gate, fcntl.LOCK_UN)
+                waiting.unlink()
+                self.seconds += time.monotonic() - began
+                yield
+                self.sync()
+        finally:
+            waiting.unlink(missing_ok=True)
 
     def timed(self, work: Callable[[], object], rounds: int = 10, warm_up: int = 3, budget_s: float = 5) -> Timing:
         """Milliseconds of `work` between events on the device, by the clock on a CPU.
@@ -181,7 +208,8 @@ class Run:
         """Gives back what nothing refers to."""
         gc.collect()
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+            with suppress(RuntimeError):  # A device that has failed says so to whoever uses it next.
+                torch.cuda.empty_cache()
 
     def start_peak(self) -> int:
         """Bytes held on the device now; from here on the peak is counted. 0 on a CPU."""
@@ -205,6 +233,11 @@ class Run:
         if self.out:
             with self.out.open("a", encoding="utf-8") as file:
                 file.write(text + "\n")
+
+
+def waits_at(lock: str, process: int) -> Path:
+    """The file that is there while a process waits for its turn."""
+    return Path(f"{lock}.{process}.waits")
 
 
 def main(name: str, rows: Callable[[Run], None], arguments: Sequence[str] | None = None) -> int:
@@ -253,20 +286,3 @@ def _alarm(seconds: float) -> Generator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - started), 0.1) if left else 0)
         signal.signal(signal.SIGALRM, before)
-
-
-@contextmanager
-def _turn(use: Use) -> Generator[None]:
-    """Waits until the device may be used so. A part that waits to be alone is let in before later checks."""
-    path = os.environ.get(LOCK)
-    if use == "free" or not path:
-        yield
-        return
-    with Path(path).open("a") as device, Path(f"{path}.gate").open("a") as gate:
-        fcntl.flock(gate, fcntl.LOCK_EX)
-        fcntl.flock(device, fcntl.LOCK_EX if use == "alone" else fcntl.LOCK_SH)
-        fcntl.flock(gate, fcntl.LOCK_UN)
-        try:
-            yield
-        finally:
-            fcntl.flock(device, fcntl.LOCK_UN)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from bench.gpu.rows import LOCK
+from bench.gpu.rows import LOCK, waits_at
 from bench.gpu.sections import Section
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +61,9 @@ class Process:
     ) -> None:
         """`on_line` gets lines of standard output, `log` those of standard error, each from a thread of its own."""
         self.section, self.limit_s, self.began = section, limit_s, time.monotonic()
-        self._asked = False
+        self._asked: float | None = None
+        self._looked, self._waited = self.began, 0.0
+        self._lock = environment[LOCK]
         command = [sys.executable, "-m", f"bench.gpu.{section.name}", "--seconds", f"{limit_s:.0f}", *options]
         self._process = subprocess.Popen(
             command,
@@ -84,16 +86,28 @@ class Process:
             reader.start()
 
     def ended(self) -> bool:
-        """Whether the process is gone. Asks one that is over its limit to end, and ends one that does not."""
+        """Whether the process is gone. Asks one that is over its limit to end, and ends one that does not.
+
+        Time in which it waits for the device does not count.
+        """
         if self._process.poll() is not None:
             return True
-        over = time.monotonic() - self.began - self.limit_s
-        if over > 0 and not self._asked:
-            self._asked = True
-            self._signal(signal.SIGTERM)
-        elif over > _GRACE_S:
+        now = time.monotonic()
+        if waits_at(self._lock, self._process.pid).exists():
+            self._waited += now - self._looked
+        self._looked = now
+        over = now - self.began - self._waited - self.limit_s
+        if over > 0:
+            self.end()
+        if self._asked is not None and now - self._asked > _GRACE_S:
             self.kill()
         return False
+
+    def end(self) -> None:
+        """Asks the process to end; some seconds later it is ended."""
+        if self._asked is None:
+            self._asked = time.monotonic()
+            self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
         """Ends the process and all that it has started."""
@@ -105,9 +119,12 @@ class Process:
         for reader in self._readers:
             reader.join(_GRACE_S)
         code = self._process.wait()
+        for stream in (self._process.stdout, self._process.stderr):
+            assert stream is not None
+            stream.close()
         why = None
-        if self._asked:
-            why = f"ended after {self.limit_s:.0f} s, its limit"
+        if self._asked is not None:
+            why = f"ended at its limit or that of all, after {self._asked - self.began:.0f} s"
         elif code not in (0, 1):
             why = f"ended with status {code}" if code > 0 else f"ended by {signal.Signals(-code).name}"
         return Ended(self.section, self.began - started, time.monotonic() - self.began, why)
@@ -137,6 +154,9 @@ def run_all(
         try:
             while waiting or running:
                 left = seconds - (time.monotonic() - started)
+                if left < _GRACE_S:
+                    for process in running:
+                        process.end()
                 for section in list(waiting):
                     if left < LEAST_S:
                         waiting.remove(section)

@@ -5,7 +5,7 @@ several times as fast. One setting of torch holds for a whole process, so a job 
 computes. Products of bfloat16 and of float64 are not touched. Knows no recipe.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -27,7 +27,7 @@ def float32_on(device: torch.device | str, asked: Float32 | None) -> Float32:
 
 
 @contextmanager
-def float32_products(how: Float32) -> Iterator[None]:
+def float32_products(how: Float32) -> Generator[None]:
     """Within it, float32 products of the whole process are made so; after it as before.
 
     Compiled code is compiled again for another setting, so nothing that is compiled should run on both sides of it.

@@ -31,7 +31,7 @@ SIZES = [(1, 1, 1), (6, 13, 7), (9, 17, 33), (5, 70, 100), (3, 8, 1025)]
 @pytest.fixture(autouse=True)
 def _kernels_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     if INTERPRETED:
-        monkeypatch.setattr(sparse, "_kernels", lambda *operands: sparse_triton)
+        monkeypatch.setattr(sparse, "kernels_for", lambda *operands: sparse_triton)
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 1) -> Tensor:
@@ -120,7 +120,7 @@ def test_equal_inputs_give_equal_bits():
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter works on the CPU, where the kernels are not chosen")
 def test_the_kernels_are_chosen_for_what_they_take():
-    chosen = sparse._kernels
+    chosen = sparse.kernels_for
     assert chosen(normal(2, 2), normal(2, 2, dtype=torch.bfloat16)) is sparse_triton
     assert chosen(normal(2, 2), normal(2, 2, dtype=torch.float64)) is None
     assert chosen(normal(2, 2), normal(2, 2).cpu()) is None

@@ -69,7 +69,7 @@ def test_kernels_compile_for_a_gpu(kernel: str, tiled: str, rows: str, tmp_path:
 
 
 def test_the_cpu_takes_plain_torch():
-    assert sparse._kernels(torch.ones(1, 1)) is None
+    assert sparse.kernels_for(torch.ones(1, 1)) is None
 
 
 def test_triton_is_left_alone_where_it_cannot_compile_its_launcher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from crosscope_proto.dictionaries import Known, dictionary
 from crosscope_proto.specs import TrainingSpec
 from crosscope_worker.dictionary import sparse
-from crosscope_worker.training import active_code, objective
+from crosscope_worker.training import active_code, adam, objective
+from crosscope_worker.training.entry_sums import EntrySums
 from crosscope_worker.training.trainer import Trainer
 
 WAITS = {
@@ -83,6 +84,13 @@ def _entry_products(starts: Tensor, latents: Tensor, tokens: Tensor, rows: Tenso
     return (tokens[of] * rows[latents]).sum(1)
 
 
+def _norm(sums: EntrySums, weights: Tensor, *others: Any) -> Tensor:
+    return sums.made(weights).norm()
+
+
+ADAM = SimpleNamespace(norm=_norm, step=lambda *args: None, Rates=lambda *args: args, Moments=lambda *args: args)
+
+
 def starts(variant: str, device: str) -> tuple[Trainer, Tensor]:
     """A trainer after three steps, which gave it guesses and some dead latents, and a batch."""
     training = TrainingSpec(batch_size=32, dead_after_tokens=40)
@@ -104,7 +112,9 @@ def test_the_host_waits_seldom(monkeypatch: pytest.MonkeyPatch, variant: str):
     kernels = SimpleNamespace(
         weighted_sums=_weighted_sums, entry_products=_entry_products, DECODING={}, BY_LATENT={}, ENTRY_PRODUCTS={}
     )
-    monkeypatch.setattr(sparse, "_kernels", lambda *operands: kernels)
+    monkeypatch.setattr(sparse, "kernels_for", lambda *operands: kernels)
+    monkeypatch.setattr(adam, "_kernels", lambda weight: ADAM)
+    monkeypatch.setattr(adam.Adam, "takes_sums", lambda self, dtype: True)
     monkeypatch.setattr(objective, "Counted", Uncounted)
     monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda self: True))
     monkeypatch.setattr(torch.Tensor, "tolist", _tolist)

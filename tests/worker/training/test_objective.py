@@ -11,7 +11,7 @@ from torch import Tensor
 from crosscope_proto.dictionaries import Known, dictionary
 from crosscope_worker.training import active_code
 from crosscope_worker.training.active_code import Scratch, Weights
-from crosscope_worker.training.losses import add_norm_gradient
+from crosscope_worker.training.losses import add_own_rows, norm_gradient
 from crosscope_worker.training.objective import compute_step
 from crosscope_worker.training.variants import Variant, variant_of
 
@@ -285,7 +285,7 @@ def test_a_batch_in_which_nothing_fires_trains_the_bias_only(options: dict[str, 
 @pytest.mark.parametrize("normalisation", NORMALISATIONS)
 def test_a_row_of_zeros_has_no_gradient_by_its_norm(normalisation: str):
     gradient, decoder = torch.zeros(2, 4), torch.tensor([[0.0] * 4, [3.0, 4.0, 0.0, 0.0]])
-    add_norm_gradient(gradient, decoder, (2, 2), normalisation, torch.ones(2))
+    add_own_rows(gradient, decoder, (2, 2), norm_gradient(decoder, (2, 2), normalisation, torch.ones(2)))
     size = {"crosscoder": 1.0, "sae": 1.0, "mixed": 1.1, "none": 0.0}[normalisation]
     torch.testing.assert_close(gradient, size * torch.tensor([[0.0] * 4, [0.6, 0.8, 0.0, 0.0]]))
 

@@ -30,7 +30,7 @@ class Learns(L1):
     def extra(self, weights: Weights) -> dict[str, Tensor]:
         return {"log_threshold": torch.zeros_like(weights.b_enc)}
 
-    def further(self, batch: Batch, reconstruction: Reconstruction, gradients: Weights) -> Further:
+    def further(self, batch: Batch, reconstruction: Reconstruction, gradients: Weights | None) -> Further:
         gradient = batch.extra["log_threshold"] - 1
         return Further(0.5 * float(gradient.square().sum()), {"log_threshold": gradient})
 

@@ -77,7 +77,7 @@ def flat_indices(keep: Tensor) -> Tensor:
 def decode_entries(code: SparseCode, rows: Tensor) -> Tensor:
     """`f @ rows` for `rows: [latent, width]`; returns [batch, width]."""
     starts = code.row_starts()[:-1]
-    if kernels := _kernels(rows, code.values):
+    if kernels := kernels_for(rows, code.values):
         return kernels.weighted_sums(code.latents, rows, starts, code.values, kernels.DECODING)
     rows = _summable(rows)
     return _bags(code.latents, rows, starts, code.values.to(rows.dtype))
@@ -88,7 +88,7 @@ def bag_sums(indices: Tensor, rows: Tensor, starts: Tensor, values: Tensor) -> T
 
     `indices, values: [entry]`, `rows: [row, width]`.
     """
-    if kernels := _kernels(rows, values):
+    if kernels := kernels_for(rows, values):
         return kernels.weighted_sums(indices, rows, starts, values, kernels.BY_LATENT)
     rows = _summable(rows)
     return _bags(indices, rows, starts, values.to(rows.dtype))
@@ -102,7 +102,7 @@ def _bags(indices: Tensor, rows: Tensor, starts: Tensor, values: Tensor) -> Tens
 def entry_products(code: SparseCode, tokens: Tensor, rows: Tensor) -> Tensor:
     """`(tokens @ rows.T)[t, j]` at every active entry; `tokens: [batch, width]`, `rows: [latent, width]`; [entry]."""
     starts = code.row_starts()
-    if kernels := _kernels(tokens, rows):
+    if kernels := kernels_for(tokens, rows):
         return kernels.entry_products(starts, code.latents, tokens, rows)
     tokens, rows = _summable(tokens), _summable(rows)
     with warnings.catch_warnings():
@@ -134,7 +134,7 @@ class ByLatent(NamedTuple):
         Written to `out`, contiguous, if it is given.
         """
         values = values[self.order]
-        if kernels := _kernels(tokens, values):
+        if kernels := kernels_for(tokens, values):
             return kernels.weighted_sums(self.tokens, tokens, self.starts, values, kernels.BY_LATENT, out)
         tokens = _summable(tokens)
         values = values.to(tokens.dtype)
@@ -150,7 +150,7 @@ class ByLatent(NamedTuple):
         return out
 
 
-def _kernels(*operands: Tensor) -> ModuleType | None:
+def kernels_for(*operands: Tensor) -> ModuleType | None:
     """`sparse_triton` if it takes these operands (float32 or bfloat16, on CUDA, outside autograd), else None."""
     taken = (x.is_cuda and x.dtype in (torch.float32, torch.bfloat16) and not x.requires_grad for x in operands)
     return _sparse_triton() if all(taken) else None

@@ -73,11 +73,11 @@ class Scratch:
 def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """`a @ b` of equal data types; bfloat16 is summed and returned in float32, as sparse products are.
 
-    The result is written to `out` if that is given and needs no conversion.
+    The result is written to `out` if that is given and needs no conversion, as bfloat16 on the CPU does.
     """
     if a.dtype != torch.bfloat16:
         return torch.mm(a, b, out=out)
-    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else (a @ b).float()
+    return torch.mm(a, b, out_dtype=torch.float32, out=out) if a.is_cuda else (a @ b).float()
 
 
 class ActiveCode(Protocol):
@@ -122,7 +122,8 @@ class EntryCode:
         self._num_latents = num_latents
 
     @cached_property
-    def _by_latent(self) -> ByLatent:
+    def order(self) -> ByLatent:
+        """The entries ordered by latent."""
         return by_latent(self.code, self._num_latents)
 
     def decode(self, rows: Tensor) -> Tensor:
@@ -135,7 +136,7 @@ class EntryCode:
 
     def per_latent(self, values: Tensor, tokens: Tensor, out: Tensor | None = None) -> Tensor:
         """See ActiveCode."""
-        return self._by_latent.products(values, tokens, out)
+        return self.order.products(values, tokens, out)
 
     def sums(self, values: Tensor) -> Tensor:
         """See ActiveCode."""

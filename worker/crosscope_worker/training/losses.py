@@ -20,13 +20,18 @@ def mean_size(error: Tensor, parts: Widths, *, squared: bool) -> tuple[Tensor, T
     return loss / count, grad
 
 
-def add_norm_gradient(gradient: Tensor, decoder: Tensor, d_model: Widths, normalisation: str, by_norm: Tensor) -> None:
-    """Adds the gradient by the decoder of `sum_j by_norm_j n_j` to `gradient: [latent, both]`, in place."""
+def norm_gradient(decoder: Tensor, parts: Widths, normalisation: str, by_norm: Tensor) -> Tensor:
+    """The gradient by the decoder of `sum_j by_norm_j n_j`: factors on the parts of its own rows, [part, latent]."""
     per_model, together = {"crosscoder": (1.0, 0.0), "sae": (0.0, 1.0), "mixed": (0.1, 1.0), "none": (0.0, 0.0)}[
         normalisation
     ]
     tiny = torch.finfo(decoder.dtype).tiny
-    halves = [half.norm(dim=1).clamp_min(tiny) for half in decoder.split(d_model, dim=1)]
-    whole = torch.stack(halves).norm(dim=0).clamp_min(tiny)  # the squares of tiny norms are 0
-    for out, rows, norms in zip(gradient.split(d_model, dim=1), decoder.split(d_model, dim=1), halves, strict=True):
-        out.addcmul_(rows, (by_norm * (per_model / norms + together / whole))[:, None])
+    norms = torch.stack([part.norm(dim=1).clamp_min(tiny) for part in decoder.split(parts, dim=1)])
+    whole = norms.norm(dim=0).clamp_min(tiny)  # the squares of tiny norms are 0
+    return by_norm * (per_model / norms + together / whole)
+
+
+def add_own_rows(gradient: Tensor, weights: Tensor, parts: Widths, factors: Tensor) -> None:
+    """Adds `factors: [part, latent]` times the parts of `weights: [latent, width]` to a gradient, in place."""
+    for out, rows, own in zip(gradient.split(parts, dim=1), weights.split(parts, dim=1), factors, strict=True):
+        out.addcmul_(rows, own[:, None])

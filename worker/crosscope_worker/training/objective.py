@@ -12,10 +12,26 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from crosscope_worker.training.active_code import Scratch, Selected, Weights, product
+from crosscope_worker.training.active_code import ActiveCode, EntryCode, Scratch, Selected, Weights, product
 from crosscope_worker.training.auxiliary import auxiliary_loss
-from crosscope_worker.training.losses import add_norm_gradient
+from crosscope_worker.training.entry_sums import EntrySums, RowGradient, add_rows
+from crosscope_worker.training.losses import add_own_rows, norm_gradient
 from crosscope_worker.training.variants.variant import Batch, Operands, Reconstruction, Variant
+
+
+class Gradients(NamedTuple):
+    """The gradients of the weights, as `active_code.Weights`."""
+
+    encoder: RowGradient
+    b_enc: Tensor
+    decoder: RowGradient
+    b_dec: Tensor
+
+    def made(self) -> Weights | None:
+        """The same as matrices, if they are."""
+        if isinstance(self.encoder, Tensor) and isinstance(self.decoder, Tensor):
+            return Weights(self.encoder, self.b_enc, self.decoder, self.b_dec)
+        return None
 
 
 @dataclass(frozen=True)
@@ -23,7 +39,7 @@ class Step:
     """The loss and gradients of one batch, and its figures."""
 
     loss: float
-    gradients: Weights
+    gradients: Gradients
     fired: Tensor
     """[latent] bool: fired in this batch."""
     smallest_kept: tuple[float, ...]
@@ -73,38 +89,42 @@ def compute_step(
     aux_weight: float = 0.0,
     floors: Sequence[float] = (),
     dtype: torch.dtype | None = None,
+    rounded: tuple[Tensor, Tensor] | None = None,
     scratch: Scratch | None = None,
+    unmade: bool = False,
 ) -> Step:
     """Loss and gradients of one batch.
 
     `x: [batch, width]` is float32, as the dictionary reads it; `extra` are the variant's own learnt tensors. `dead:
     [latent]` bool and `aux_weight` belong to the auxiliary loss. `floors` are guesses at each threshold's smallest kept
-    scaled activation; they change the speed, not the result. Products are made in `dtype`, by default that of `x`. With
-    `scratch`, the gradients lie in it, and the next step with the same `scratch` overwrites them.
+    scaled activation; they change the speed, not the result. Products are made in `dtype`, by default that of `x`;
+    `rounded` are encoder and decoder in it. With `scratch`, the gradients lie in it, and the next step with the same
+    `scratch` overwrites them. `unmade`: those of encoder and decoder come as EntrySums if the code's form allows it.
     """
     dtype = dtype or x.dtype
-    operands = Operands(x.to(dtype), weights.encoder.to(dtype), weights.decoder.to(dtype))
+    operands = Operands(x.to(dtype), *(rounded or (weights.encoder.to(dtype), weights.decoder.to(dtype))))
     scratch = scratch or Scratch()
     pre = product(operands.x, operands.encoder.T, scratch.take("pre", x, len(x), len(weights.b_enc)))
     batch = Batch(x, pre, weights, extra or {}, operands, floors)
     num_dead = Counted(dead) if aux_weight > 0 and dead is not None else 0
     selected, smallest = variant.select(batch)
     reconstruction = variant.reconstruct(batch, selected)
-    gradients, penalties = _gradients(reconstruction, batch, variant, scratch)
+    gradients, penalties = _gradients(reconstruction, batch, variant, scratch, unmade)
     loss, error = reconstruction.loss + penalties, reconstruction.error
     if dead is not None and (number := int(num_dead)):  # By now the host has waited for a later result.
         found_dead = Dead(dead.nonzero_static(size=number).squeeze(1), max(variant.widths) // 2, aux_weight)
         loss = loss + _add_auxiliary(gradients, batch, variant.norms(weights.decoder), error, found_dead)
-    further = variant.further(batch, reconstruction, gradients)
-    variant.constrain(gradients.encoder, gradients.decoder)
+    made = gradients.made()
+    further = variant.further(batch, reconstruction, made)
+    if made is not None:
+        variant.constrain(made.encoder, made.decoder)
     fired, num_active = _activity(selected)
     squares = [part.square().sum(dtype=torch.float64) for part in error.split(variant.widths, dim=1)]
     values, sure = [each.value for each in smallest], [each.sure for each in smallest]
     (total, active), sizes, kept, certain = _on_host([loss + further.loss, num_active], squares, values, sure)
     if not all(certain):
-        return compute_step(
-            weights, x, variant, extra=extra, dead=dead, aux_weight=aux_weight, dtype=dtype, scratch=scratch
-        )
+        more = {"extra": extra, "dead": dead, "aux_weight": aux_weight, "scratch": scratch, "unmade": unmade}
+        return compute_step(weights, x, variant, dtype=dtype, rounded=rounded, **more)
     return Step(total, gradients, fired, tuple(kept), round(active), tuple(sizes), further.extra)
 
 
@@ -117,25 +137,29 @@ def _on_host(*groups: Sequence[Tensor]) -> list[list[float]]:
 class _CodeGradients(NamedTuple):
     """What codes add to the gradients, and their sparsity penalty."""
 
-    encoder: Tensor
+    encoder: RowGradient
     """[latent of the codes, width]."""
     b_enc: Tensor
-    decoder: Tensor
+    decoder: RowGradient
     """[latent of the codes, width of their columns]."""
     penalty: Tensor | float
 
 
 def _gradients(
-    reconstruction: Reconstruction, batch: Batch, variant: Variant, scratch: Scratch
-) -> tuple[Weights, Tensor | float]:
+    reconstruction: Reconstruction, batch: Batch, variant: Variant, scratch: Scratch, unmade: bool
+) -> tuple[Gradients, Tensor | float]:
     """The gradients of all pieces, and their penalties: those of other columns lie side by side."""
+    (selected, grad), *others = reconstruction.pieces
+    if unmade and not others and isinstance(selected.code, EntryCode):
+        found = _code_gradients(selected, grad, batch, variant, None)
+        return Gradients(found.encoder, found.b_enc, found.decoder, reconstruction.b_dec), found.penalty
     starts = list(dict.fromkeys(selected.columns.start for selected, _ in reconstruction.pieces))
     groups = [[piece for piece in reconstruction.pieces if piece[0].columns.start == start] for start in starts]
     found = [_column_gradients(group, batch, variant, scratch) for group in groups]
-    gradients = Weights(
-        encoder=_sum([each.encoder for each in found]),
+    gradients = Gradients(
+        encoder=_sum([_made(each.encoder) for each in found]),
         b_enc=_sum([each.b_enc for each in found]),
-        decoder=_stacked([each.decoder for each in found], dim=1),
+        decoder=_stacked([_made(each.decoder) for each in found], dim=1),
         b_dec=reconstruction.b_dec,
     )
     return gradients, sum(each.penalty for each in found)
@@ -157,8 +181,8 @@ def _column_gradients(
     if len(found) == 1:
         return found[0]
     for (selected, _), each in zip(pieces, found, strict=True):
-        _put(each.encoder, encoder[selected.latents])
-        _put(each.decoder, decoder[selected.latents])
+        _put(_made(each.encoder), encoder[selected.latents])
+        _put(_made(each.decoder), decoder[selected.latents])
     return _CodeGradients(encoder, _stacked([each.b_enc for each in found]), decoder, sum(f.penalty for f in found))
 
 
@@ -168,21 +192,39 @@ def _put(rows: Tensor, place: Tensor) -> None:
         place.copy_(rows)
 
 
+def _made(gradient: RowGradient) -> Tensor:
+    assert isinstance(gradient, Tensor)
+    return gradient
+
+
 def _code_gradients(
-    selected: Selected, grad: Tensor, batch: Batch, variant: Variant, out: tuple[Tensor, Tensor]
+    selected: Selected, grad: Tensor, batch: Batch, variant: Variant, out: tuple[Tensor, Tensor] | None
 ) -> _CodeGradients:
-    """The gradients of one piece, made in `out` (encoder, decoder) where the way they are made takes it."""
+    """The gradients of one piece, made in `out` (encoder, decoder) where the way they are made takes it; not made
+    without `out`, which a sparse code of all latents and columns allows.
+    """
     code, operands, latents = selected.code, batch.operands, selected.latents
     rows, own_grad = operands.decoder[latents], _columns(grad, selected.columns).to(operands.x.dtype)
     code_grad = code.products(own_grad, _columns(rows, selected.columns))
-    decoder, loss = code.per_latent(code.values, own_grad, out[1]), 0.0
+    decoder, loss = _per_latent(code, code.values, own_grad, variant, out and out[1]), 0.0
     if (penalty := variant.penalty(selected, len(grad))) is not None:
         code_grad += penalty.by_code
         own_rows, normalisation = batch.weights.decoder[latents], variant.spec.code_normalisation
-        add_norm_gradient(decoder, own_rows, variant.widths, normalisation, penalty.by_norm)
+        factors = norm_gradient(own_rows, variant.widths, normalisation, penalty.by_norm)
+        if isinstance(decoder, EntrySums):
+            decoder.own = factors
+        else:
+            add_own_rows(decoder, own_rows, variant.widths, factors)
         loss = penalty.loss
-    encoder = code.per_latent(code_grad, operands.x, out[0])
+    encoder = _per_latent(code, code_grad, operands.x, variant, out and out[0])
     return _CodeGradients(encoder, code.sums(code_grad), decoder, loss)
+
+
+def _per_latent(code: ActiveCode, values: Tensor, tokens: Tensor, variant: Variant, out: Tensor | None) -> RowGradient:
+    if out is not None:
+        return code.per_latent(values, tokens, out)
+    assert isinstance(code, EntryCode)
+    return EntrySums(code.order, values, tokens, variant.widths)
 
 
 def _stacked(tensors: list[Tensor], dim: int = 0) -> Tensor:
@@ -210,12 +252,12 @@ def _activity(selected: list[Selected]) -> tuple[Tensor, Tensor]:
     return counts.sum(0) > 0, counts.sum(dtype=torch.float64) / len(selected)
 
 
-def _add_auxiliary(gradients: Weights, batch: Batch, norms: Tensor, error: Tensor, dead: Dead) -> Tensor:
+def _add_auxiliary(gradients: Gradients, batch: Batch, norms: Tensor, error: Tensor, dead: Dead) -> Tensor:
     """Adds the auxiliary loss's gradients in place and returns the loss, both weighted."""
     code = (batch.pre[:, dead.latents] + batch.weights.b_enc[dead.latents]).relu_()
     rows = batch.operands.decoder[dead.latents]
     found = auxiliary_loss(code, norms[dead.latents], rows, batch.operands.x, error, dead.num_taken)
-    gradients.encoder.index_add_(0, dead.latents, found.encoder, alpha=dead.weight)
+    add_rows(gradients.encoder, dead.latents, found.encoder, dead.weight)
     gradients.b_enc.index_add_(0, dead.latents, found.b_enc, alpha=dead.weight)
-    gradients.decoder.index_add_(0, dead.latents, found.decoder, alpha=dead.weight)
+    add_rows(gradients.decoder, dead.latents, found.decoder, dead.weight)
     return dead.weight * found.loss

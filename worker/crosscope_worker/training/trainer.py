@@ -13,6 +13,7 @@ from crosscope_proto.roles import BASE, CHAT
 from crosscope_proto.specs import TrainingSpec
 from crosscope_worker.dictionary.crosscoder import Crosscoder, scale_inputs
 from crosscope_worker.training.active_code import Scratch, Weights
+from crosscope_worker.training.adam import Adam
 from crosscope_worker.training.calibration import TokenSample
 from crosscope_worker.training.errors import TrainingError
 from crosscope_worker.training.objective import Step, compute_step
@@ -21,6 +22,8 @@ from crosscope_worker.training.variants import variant_of
 
 THRESHOLD_MEMORY = 0.999
 """Decay of the moving average of thresholds (math §2)."""
+_ADAM = "adam."
+"""Prefix of the optimiser's tensors in a checkpoint."""
 FLOOR_SHARE = 0.8
 """The guess at a batch's smallest kept activation, as a share of the last batch's."""
 
@@ -61,7 +64,7 @@ class Trainer:
         self.extra = self.variant.extra(self.weights)
         """The variant's own learnt tensors, by name."""
         self.since_fired = torch.zeros(spec.num_latents, dtype=torch.int64, device=device)
-        self.optimiser = torch.optim.Adam(self._learnt().values(), lr=training.lr, fused=True)
+        self.optimiser = Adam(self._learnt(), training.max_grad_norm, self.variant.blocks())
         self.sample = TokenSample()
         """Tokens on which thresholds are calibrated at the end; empty for a dictionary without calibration."""
         self._scratch = Scratch()
@@ -71,7 +74,7 @@ class Trainer:
 
         The gradients stay valid until the next step. Raises TrainingError if the loss is not finite.
         """
-        counters = self.counters
+        counters, optimiser, dtype = self.counters, self.optimiser, getattr(torch, self.training.dtype)
         outcome = compute_step(
             self.weights,
             x,
@@ -80,12 +83,14 @@ class Trainer:
             dead=self.since_fired >= self.training.dead_after_tokens,
             aux_weight=self.variant.aux_weight(self.training),
             floors=[FLOOR_SHARE * smallest for smallest in counters.last_smallest],
-            dtype=getattr(torch, self.training.dtype),
+            dtype=dtype,
+            rounded=(optimiser.rounded("encoder", dtype), optimiser.rounded("decoder", dtype)),
             scratch=self._scratch,
+            unmade=not self.variant.changes_gradients and optimiser.takes_sums(dtype),
         )
         if not math.isfinite(outcome.loss):
             raise TrainingError(f"the loss is {outcome.loss} at step {counters.step}; try training.lr below {lr:g}")
-        self._update({**outcome.gradients._asdict(), **outcome.extra}, lr)
+        optimiser.step({**outcome.gradients._asdict(), **outcome.extra}, lr)
         self.since_fired += len(x)
         self.since_fired.masked_fill_(outcome.fired, 0)
         # The last batch of a stream may have few tokens, so its smallest kept activation says little about the others.
@@ -100,17 +105,6 @@ class Trainer:
     def _learnt(self) -> dict[str, Tensor]:
         """All learnt tensors by name; weights first."""
         return {**self.weights._asdict(), **self.extra}
-
-    def _update(self, gradients: dict[str, Tensor], lr: float) -> None:
-        if (limit := self.training.max_grad_norm) is not None:
-            norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
-            # The fused optimiser divides gradients while it reads them, so clipping needs no pass of its own.
-            self.optimiser.grad_scale = (norm / limit).clamp_min_(1.0)  # pyright: ignore[reportAttributeAccessIssue]
-        for name, weight in self._learnt().items():
-            weight.grad = gradients[name]
-        for group in self.optimiser.param_groups:
-            group["lr"] = lr
-        self.optimiser.step()
 
     def _update_thresholds(self, smallest: tuple[float, ...]) -> None:
         # A plain mean until the moving average has seen enough batches, so that its start does not weigh on short runs.
@@ -153,23 +147,16 @@ class Trainer:
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights, optimiser state, counters of latents and the sample, for a checkpoint."""
-        out = {"since_fired": self.since_fired, "sample": self.sample.tokens()}
-        for name, weight in self._learnt().items():
-            out[name] = weight
-            out |= {f"adam.{name}.{key}": value for key, value in self.optimiser.state[weight].items()}
-        return out
+        out = {"since_fired": self.since_fired, "sample": self.sample.tokens(), **self._learnt()}
+        return out | {f"{_ADAM}{name}": tensor for name, tensor in self.optimiser.tensors().items()}
 
     def restore(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
         """Continues from a copy of a checkpoint's tensors, of any device, and counters."""
         self.since_fired.copy_(tensors["since_fired"])
         for name, weight in self._learnt().items():
             weight.copy_(tensors[name])
-            prefix = f"adam.{name}."
-            self.optimiser.state[weight] = {
-                key.removeprefix(prefix): value.to(weight.device, copy=True)
-                for key, value in tensors.items()
-                if key.startswith(prefix)
-            }
+        adam = {name.removeprefix(_ADAM): each for name, each in tensors.items() if name.startswith(_ADAM)}
+        self.optimiser.restore(adam)
         self.sample.restore(tensors.get("sample", torch.empty(0, 0)), self.since_fired.device)
         curves = [(int(step), str(name), float(value)) for step, name, value in counters["curves"]]
         base, chat = counters["input_scale"]

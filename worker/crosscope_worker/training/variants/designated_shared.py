@@ -15,6 +15,7 @@ class DesignatedShared(Penalised[dictionaries.DesignatedShared]):
     """The first `num_shared` latents are shared by design."""
 
     equal_widths: ClassVar[bool] = True
+    changes_gradients: ClassVar[bool] = True
 
     def penalties(self, like: Tensor) -> Tensor:
         """See Penalised."""

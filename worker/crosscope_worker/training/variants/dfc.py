@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from crosscope_proto import dictionaries
 from crosscope_proto.artefacts import LatentPart
 from crosscope_proto.roles import BASE
@@ -13,12 +11,15 @@ from crosscope_worker.training.variants.budgeted import Budgeted
 class Dfc(Budgeted[dictionaries.Dfc]):
     """BatchTopK whose first latents belong to base alone, and the next ones to chat alone."""
 
-    def absent(self, encoder: Tensor, decoder: Tensor) -> None:
+    def blocks(self) -> Sequence[tuple[slice, slice]]:
         """See Variant."""
-        split, first = self.widths[BASE], self.spec.num_base_only
-        for weights in (encoder, decoder):
-            weights[:first, split:] = 0
-            weights[first : first + self.spec.num_chat_only, :split] = 0
+        split, width, spec = self.widths[BASE], sum(self.widths), self.spec
+        first, second = spec.num_base_only, spec.num_base_only + spec.num_chat_only
+        return (
+            (slice(0, first), slice(0, split)),
+            (slice(first, second), slice(split, width)),
+            (slice(second, spec.num_latents), slice(0, width)),
+        )
 
     def apart(self) -> Sequence[tuple[LatentPart, int]]:
         """See Variant."""

@@ -40,7 +40,7 @@ class JumpReLU(Penalised[dictionaries.JumpReLU]):
     def penalty(self, selected: Selected, num_tokens: int) -> None:
         """See Variant: the number of active latents has a gradient by thresholds alone, which `further` gives."""
 
-    def further(self, batch: Batch, reconstruction: Reconstruction, gradients: Weights) -> Further:
+    def further(self, batch: Batch, reconstruction: Reconstruction, gradients: Weights | None) -> Further:
         """See Variant: `mu` times the active latents of a token, and all gradients by the logarithm of the threshold.
 
         Both are step functions of the threshold, whose derivatives are taken as -1 / bandwidth, times the jump, at the

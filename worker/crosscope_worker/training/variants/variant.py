@@ -89,7 +89,7 @@ class Variant(Generic[AnySpec]):
     `variant`, which ends with `VARIANT = TheClass`. The class overrides what differs, and nothing else:
 
     - before the first step: `extra` gives learnt tensors of its own; Adam updates them, clipping counts them and
-      checkpoints keep them, as with the weights. `absent` zeroes weights that do not exist;
+      checkpoints keep them, as with the weights. `blocks` says where weights exist;
     - at a step, in this order: `at_step` warms the sparsity up, `select` chooses the active entries, `reconstruct`
       decodes them and takes the loss of the error from `loss`, `penalty` gives the sparsity loss of the code, `further`
       adds any other loss and all gradients by `extra`, and `constrain` ties gradients;
@@ -102,6 +102,9 @@ class Variant(Generic[AnySpec]):
 
     equal_widths: ClassVar[bool] = False
     """Whether the variant needs models of equal width."""
+    changes_gradients: ClassVar[bool] = False
+    """Whether `further` adds to the gradients of the weights, or `constrain` ties them. They are then made as matrices,
+    also where the optimiser could sum them itself."""
     centres_bias: ClassVar[bool] = False
     """Whether the decoder's bias starts at the geometric median of the first batch, instead of 0."""
 
@@ -122,10 +125,19 @@ class Variant(Generic[AnySpec]):
         """Learnt tensors beside the weights, by name: their values before the first step, on the weights' device."""
         return {}
 
-    def absent(self, encoder: Tensor, decoder: Tensor) -> None:
-        """Zeroes, in place, the entries of `[latent, width]` weights or gradients that a latent neither reads nor
-        writes.
+    def blocks(self) -> Sequence[tuple[slice, slice]]:
+        """The latents and columns in which weights exist: one block of columns for each latent, all by default.
+
+        A latent neither reads nor writes what lies outside.
         """
+        return ((slice(0, self.spec.num_latents), slice(0, sum(self.widths))),)
+
+    def absent(self, encoder: Tensor, decoder: Tensor) -> None:
+        """Zeroes, in place, the entries of `[latent, width]` weights or gradients outside the blocks."""
+        for weights in (encoder, decoder):
+            for latents, columns in self.blocks():
+                weights[latents, : columns.start] = 0
+                weights[latents, columns.stop :] = 0
 
     def at_step(self, training: TrainingSpec, step: int) -> Self:
         """The variant with the sparsity of a step of the warm-up."""
@@ -173,8 +185,11 @@ class Variant(Generic[AnySpec]):
         """The sparsity loss of a code of `num_tokens` tokens, or None."""
         return None
 
-    def further(self, batch: Batch, reconstruction: Reconstruction, gradients: Weights) -> Further:
-        """Losses of the variant's own; adds their gradients by the weights to `gradients`, in place."""
+    def further(self, batch: Batch, reconstruction: Reconstruction, gradients: Weights | None) -> Further:
+        """Losses of the variant's own; adds their gradients by the weights to `gradients`, in place.
+
+        `gradients` are there for sure only if the variant `changes_gradients`.
+        """
         return Further()
 
     def constrain(self, encoder: Tensor, decoder: Tensor) -> None:
