@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from crosscope_proto.footprint import SPEEDS, needed
+from crosscope_proto.footprint import SPEEDS
 from crosscope_proto.recipe import CrosscoderRecipe, parse_recipe
+from crosscope_proto.training_memory import COPY, needed
 from crosscope_server.jobs.check import Findings, check
 from crosscope_server.jobs.plan import plan
 
@@ -77,7 +78,9 @@ def test_a_sound_recipe(home: Path) -> None:
     assert value["warm-up"] == pytest.approx(3 / 270, rel=0.02)
     assert value["models"] == 2 * 1000 * 4 // 2  # bfloat16 files, loaded in float32
     recipe = changed()
-    assert value["training memory"] == sum(needed(recipe.crosscoder, recipe.training, 64).values())
+    parts = needed(recipe.crosscoder, recipe.training, (32, 32), "cuda")  # here more than on a CPU
+    assert value["copy of a checkpoint"] == parts.pop(COPY)
+    assert value["training memory"] == sum(parts.values())
 
 
 @pytest.mark.parametrize(

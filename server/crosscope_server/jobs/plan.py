@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from crosscope_proto.footprint import SPEEDS, Speed, checkpoint_bytes, needed
+from crosscope_proto.footprint import SPEEDS, Speed
 from crosscope_proto.recipe import CrosscoderRecipe, Recipe
 from crosscope_proto.specs import DataSpec
+from crosscope_proto.training_memory import COPY, checkpoint_bytes, needed
 from crosscope_server.jobs.check import Findings
 from crosscope_server.jobs.inputs import FirstRows, Model
 
@@ -119,13 +120,15 @@ def _entries(recipe: CrosscoderRecipe, found: Findings, length: Length, speed: S
     if base and chat:
         yield Entry("models", sum(_loaded_bytes(each, recipe) for each in (base, chat)), "bytes", "memory of both")
     if base and chat and base.width and chat.width:
-        both = recipe.crosscoder.width(base.width, chat.width)
-        parts = needed(recipe.crosscoder, training, both)
+        widths = base.width, chat.width
+        each = (needed(recipe.crosscoder, training, widths, device) for device in ("cpu", "cuda"))
+        parts = max(each, key=lambda parts: sum(parts.values()))  # on which the job will run is not known
+        copy = parts.pop(COPY)
         note = "; ".join(f"{name} {_gb(size)}" for name, size in parts.items())
         yield Entry("training memory", sum(parts.values()), "bytes", f"beside the models: {note}")
-        yield Entry(
-            "checkpoint", checkpoint_bytes(recipe.crosscoder, training, both), "bytes", "disk, twice while written"
-        )
+        yield Entry("copy of a checkpoint", copy, "bytes", "memory, if there is room; else training waits for the disk")
+        size = checkpoint_bytes(recipe.crosscoder, training, widths)
+        yield Entry("checkpoint", size, "bytes", "disk, at most, twice while written")
         if training.cache and length.epoch_tokens is not None:
             size = 4 * length.epoch_tokens * (base.width + chat.width)
             yield Entry("cache of activations", size, "bytes", "disk, at most, kept until it is deleted")

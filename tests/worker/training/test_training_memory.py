@@ -15,24 +15,42 @@ TRAINING = TrainingSpec(batch_size=100, buffer_tokens=10_000)
 
 
 def test_bytes_by_hand():
-    assert memory.needed(SPEC, TRAINING, 50) == {
+    assert memory.needed(SPEC, TRAINING, (30, 20), "cpu") == {
         "the threshold's sample, tokens:": 4 * 32_768 * 50,  # 6 553 600
-        "crosscoder.num_latents": 4 * 4 * (2 * 1000 * 50 + 1000 + 50),  # 1 616 800
-        "training.batch_size": 26 * 100 * 1000,  # 2 600 000
+        # Weights, two moments and gradients of encoder and decoder; 60 bytes a latent.
+        "crosscoder.num_latents": 4 * 8 * 1000 * 50 + 60 * 1000,  # 1 660 000
+        # 1.25 codes, 22 bytes an entry where all are looked at, batches as they are drawn, and active entries.
+        "training.batch_size": 5 * 100_000 + 22 * 100_000 + 8 * 100 * 50 + 200 * 100 * 8,  # 2 900 000
         "training.buffer_tokens": 4 * 10_000 * 50,  # 2 000 000
+        "activations on their way and work space, tokens:": 3 * 65_536 * 4 * 50 + 80 * 8192 * 30 + (4 << 20),
+        "a checkpoint's copy, copies:": 3 * 4 * (2 * 1000 * 50 + 1050)
+        + 8 * 1000
+        + 4 * (10_000 + 65_536) * 50
+        + 6_553_600,
     }
+    on_gpu = memory.needed(SPEC, TrainingSpec(batch_size=100, dtype="bfloat16"), (30, 20), "cuda")
+    assert on_gpu["crosscoder.num_latents"] == 3.5 * 8 * 1000 * 50 + 60 * 1000
+    assert on_gpu["activations on their way and work space, tokens:"] == 5 * 262_144 * 50 + 80 * 8192 * 30 + (100 << 20)
+
+
+def test_the_difference_is_read_from_the_activations_of_both_models():
+    spec = dictionary(variant="diff_sae", num_latents=1000, k=8)
+    parts = memory.needed(spec, TRAINING, (50, 50), "cpu")
+    assert parts["training.buffer_tokens"] == 4 * 10_000 * 100
+    assert parts["crosscoder.num_latents"] == 4 * 8 * 1000 * 50 + 60 * 1000
 
 
 @pytest.mark.parametrize(
     ("free", "says"),
     [
-        (12_900_000, None),
-        (11_770_400, "12.8 MB of memory .* 11.8 MB are free; lower training.buffer_tokens to 5000$"),
-        (2_460_000, "lower crosscoder.num_latents to about 96, or use a machine with more"),
+        (76_290_304, None),  # without the checkpoint's copy
+        (75_290_304, "76.3 MB of memory .* 75.3 MB are free; lower training.buffer_tokens to 5000$"),
+        (2_460_000, "lower crosscoder.num_latents to about 16, or use a machine with more"),
     ],
 )
 def test_what_to_lower(free: int, says: str | None):
-    found = memory.shortage(memory.needed(SPEC, TRAINING, 50), memory.values_of(SPEC, TRAINING), free)
+    parts = memory.needed(SPEC, TRAINING, (30, 20), "cpu")
+    found = memory.shortage(parts, memory.values_of(SPEC, TRAINING), free)
     if says is None:
         assert found is None
     else:
@@ -42,18 +60,19 @@ def test_what_to_lower(free: int, says: str | None):
 
 def test_a_batch_that_is_too_large():
     training = TrainingSpec(batch_size=10_000, buffer_tokens=20_000)
-    parts, values = memory.needed(SPEC, training, 50), memory.values_of(SPEC, training)
-    found = memory.shortage(parts, values, 146_553_600)
+    parts, values = memory.needed(SPEC, training, (30, 20), "cpu"), memory.values_of(SPEC, training)
+    rest = sum(parts.values()) - parts["a checkpoint's copy, copies:"] - parts["training.batch_size"]
+    found = memory.shortage(parts, values, rest + parts["training.batch_size"] // 2)
     assert found is not None
-    assert found.endswith("lower training.batch_size to 5100")
+    assert found.endswith(("lower training.batch_size to 5000", "lower training.batch_size to 4900"))
 
 
 def test_a_buffer_is_never_lowered_below_two_batches():
     training = TrainingSpec(batch_size=10_000, buffer_tokens=1000)
     values = memory.values_of(SPEC, training)
     assert values["training.buffer_tokens"] == 20_000
-    fields = memory.needed(dictionary(variant="l1", num_latents=1000, mu=0.1), training, 50)
-    found = memory.shortage(dict.fromkeys(fields, 3000000), values, 8_000_000)
+    fields = memory.needed(dictionary(variant="l1", num_latents=1000, mu=0.1), training, (30, 20), "cpu")
+    found = memory.shortage(dict.fromkeys(fields, 3000000), values, 11_000_000)
     assert found is not None
     assert found.endswith("lower training.batch_size to 6600")
     sizes = {"crosscoder.num_latents": 1, "training.batch_size": 1, "training.buffer_tokens": 2}
@@ -78,7 +97,7 @@ def test_the_machine_says_what_is_free():
 
 def test_a_training_that_cannot_fit_does_not_start(tmp_path: Path):
     spec = {"variant": "l1", "num_latents": 2_000_000_000, "mu": 0.1}
-    with pytest.raises(TrainingError, match=r"needs about 4384.0 GB .*; lower crosscoder.num_latents to about"):
+    with pytest.raises(TrainingError, match=r"needs about 3857.6 GB .*; lower crosscoder.num_latents to about"):
         run(make_recipe(spec), tmp_path)
 
 

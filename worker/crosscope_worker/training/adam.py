@@ -151,11 +151,10 @@ class Adam:
         return {f"{name}.{key}": value for name, state in states.items() for key, value in state.items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Continues from a copy of what `tensors` gave."""
+        """Continues from a copy of what `tensors` gave, of any device."""
         for name, weight in self._learnt.items():
             keys = {key: key.removeprefix(f"{name}.") for key in tensors if key.startswith(f"{name}.")}
-            own = {key: tensors[full].to(weight.device, copy=True) for full, key in keys.items()}
-            self._torch.state[weight] = own
+            self._torch.state[weight] = {key: tensors[full].to(weight.device, copy=True) for full, key in keys.items()}
             self._steps = int(tensors.get(f"{name}.step", 0))
 
 

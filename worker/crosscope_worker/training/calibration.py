@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from crosscope_proto.footprint import SAMPLE_TOKENS
+from crosscope_proto.training_memory import SAMPLE_TOKENS
 from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.training.budget import Budget
 

@@ -84,7 +84,7 @@ def train(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        parts = memory.needed(recipe.crosscoder, recipe.training, recipe.crosscoder.width(*d_model))
+        parts = memory.needed(recipe.crosscoder, recipe.training, d_model, torch.device(device).type)
         values = memory.values_of(recipe.crosscoder, recipe.training)
         raise TrainingError(memory.ran_out(parts, values)) from error
 
@@ -181,7 +181,7 @@ def _steps(
 
 def _check_memory(spec: DictionarySpec, training: TrainingSpec, d_model: tuple[int, int], device: torch.device) -> None:
     free = memory.free_bytes(device)
-    parts = memory.needed(spec, training, spec.width(*d_model))
+    parts = memory.needed(spec, training, d_model, device.type)
     if sentence := memory.shortage(parts, memory.values_of(spec, training), free):
         raise TrainingError(sentence)
 

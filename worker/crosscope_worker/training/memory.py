@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from crosscope_proto.footprint import SAMPLE, needed, values_of
+from crosscope_proto.training_memory import COPY, ON_THE_WAY, SAMPLE, needed, values_of
 
 __all__ = ["free_bytes", "needed", "ran_out", "room_beside", "shortage", "values_of"]
 
@@ -20,8 +20,10 @@ _CONTAINER = Path("/sys/fs/cgroup")
 def shortage(parts: Mapping[str, int], values: Mapping[str, int], free: int) -> str | None:
     """A sentence if `parts` (from `needed`) do not fit into `free` bytes: which of `values` to lower, and to what.
 
-    Of the fields that can make room it names the first: buffer, batch, latents.
+    Of the fields that can make room it names the first: buffer, batch, latents. The copy of a checkpoint is left out,
+    because a training does without it (checkpoint_writer.py).
     """
+    parts = {name: size for name, size in parts.items() if name != COPY}
     total = sum(parts.values())
     if total <= free:
         return None
@@ -38,7 +40,7 @@ def shortage(parts: Mapping[str, int], values: Mapping[str, int], free: int) -> 
 
 def ran_out(parts: Mapping[str, int], values: Mapping[str, int]) -> str:
     """A sentence for a training that ran out of memory: halve the field that takes most."""
-    most = max(parts.keys() - {SAMPLE}, key=lambda name: parts[name])
+    most = max(parts.keys() - {SAMPLE, ON_THE_WAY, COPY}, key=lambda name: parts[name])
     if most == "training.buffer_tokens" and values[most] < 4 * values["training.batch_size"]:
         most = "training.batch_size"  # The buffer holds at least two batches.
     listed = ", ".join(f"{_size(size)} for {name} {values[name]}" for name, size in parts.items())

@@ -1,0 +1,140 @@
+"""The memory that a training takes at its peak, term by term, from its recipe alone.
+
+A step's peak is counted in four sizes: the two weight matrices, a code of the batch, a batch of inputs, and constants.
+How many of each it holds depends on the dictionary, on the data type of products and on the device;
+tests/worker/training/test_memory_peaks.py counts what the code allocates and compares. Dead latents, which an auxiliary
+loss revives, take more while there are many. Pure functions of sizes: reads no file and asks no device.
+"""
+
+from typing import NamedTuple
+
+from crosscope_proto.dictionaries import DictionarySpec
+from crosscope_proto.specs import TrainingSpec
+
+SAMPLE_TOKENS = 32_768
+"""Most tokens that thresholds are calibrated on, `4 · both` bytes each. A sample that was just thinned has half."""
+SAMPLE = "the threshold's sample, tokens:"
+"""Key of the sample's bytes in `needed`. No field of the recipe changes its size; some variants have no sample."""
+ON_THE_WAY = "activations on their way and work space, tokens:"
+"""Key of the activations that are made for the buffer, the models' forward and work space. No field changes them."""
+COPY = "a checkpoint's copy, copies:"
+"""Key of the copy from which a checkpoint is written. It is not taken where there is no room for it."""
+WINDOW_TOKENS = 65_536
+"""Tokens that both models read before the buffer gets them."""
+FORWARD_TOKENS = 8192
+"""Tokens of one forward."""
+WINDOWS = {"cpu": 3, "cuda": 5}
+"""Windows at a time: one that is being joined from its forwards, which takes two, what is left of one in the buffer,
+and on CUDA those made ahead."""
+_FORWARD_BYTES = 80
+"""Bytes of a forward, for each token and each number of a model's width. 65 to 80 were measured on Gemma 2 2B."""
+_LIBRARIES = {"cpu": 4 << 20, "cuda": 100 << 20}
+"""Work space of matrix products on CUDA; pieces of gradients on a CPU."""
+_PIECE_ENTRIES = 1 << 23
+_BYTES_A_PIECE_ENTRY = 22
+"""Of a batch in which nothing says which entries are large (`batch_topk`)."""
+_BYTES_AN_ACTIVE = 200
+"""Of an active entry of a code: its token, latent and value, in two orders, and the candidates for its place."""
+_BYTES_A_LATENT = 60
+
+
+class _Held(NamedTuple):
+    """What a step holds at its peak, besides weights and Adam's two moments in float32."""
+
+    matrices: float
+    """Times encoder and decoder in float32: gradients, copies in bfloat16 (each a half)."""
+    codes: float
+    """Times `[batch, latent]` float32: the encoder's product, masks, and dense codes with their gradients."""
+    inputs: float
+    """Times `[batch, width]` float32: inputs, errors and their gradients."""
+
+
+_HELD: dict[tuple[str, str], dict[str, _Held]] = {
+    ("cpu", "float32"): {
+        "batch_topk": _Held(1.0, 1.25, 5.1),
+        "delta": _Held(1.0, 2.2, 3.2),
+        "topk": _Held(1.0, 5.3, 2.8),
+        "l1": _Held(1.0, 5.3, 3.2),
+        "jumprelu": _Held(1.0, 4.6, 3.2),
+        "matryoshka": _Held(1.0, 1.1, 8.9),
+    },
+    ("cpu", "bfloat16"): {
+        "batch_topk": _Held(2.0, 2.3, 5.3),
+        "delta": _Held(2.0, 2.9, 3.7),
+        "topk": _Held(2.0, 6.2, 1.0),
+        "l1": _Held(3.75, 5.95, 3.8),
+        "jumprelu": _Held(4.0, 5.45, 2.0),
+        "matryoshka": _Held(1.8, 2.05, 9.3),
+    },
+    ("cuda", "float32"): {
+        "batch_topk": _Held(0.0, 1.2, 5.8),
+        "delta": _Held(0.0, 2.2, 3.0),
+        "topk": _Held(0.0, 5.3, 1.1),
+        "l1": _Held(1.0, 5.3, 3.1),
+        "jumprelu": _Held(1.0, 4.6, 3.1),
+        "matryoshka": _Held(1.0, 1.1, 8.8),
+    },
+    ("cuda", "bfloat16"): {
+        "batch_topk": _Held(0.5, 1.2, 6.9),
+        "delta": _Held(0.5, 2.2, 3.6),
+        "topk": _Held(0.5, 5.3, 1.6),
+        "l1": _Held(1.5, 5.3, 3.5),
+        "jumprelu": _Held(1.5, 4.6, 3.6),
+        "matryoshka": _Held(1.5, 1.1, 9.3),
+    },
+}
+"""By device and data type of products. l1 and jumprelu start with half of the code active, which is dense."""
+_LIKE = {"dfc": "batch_topk", "diff_sae": "batch_topk", "designated_shared": "l1"}
+_DECOUPLED = {"float32": 2.5, "bfloat16": 3.0}
+"""`matrices` of a code with entries of its own for each model: gradients of each, and one of both."""
+
+
+def needed(
+    spec: DictionarySpec, training: TrainingSpec, d_model: tuple[int, int], device: str = "cuda"
+) -> dict[str, int]:
+    """Bytes of memory, by the field of the recipe that they grow with. `device` is torch's name of the kind.
+
+    The models' weights are not counted; their forward is.
+    """
+    device = device if device == "cuda" else "cpu"
+    both, width, batch, latents = sum(d_model), spec.width(*d_model), training.batch_size, spec.num_latents
+    matrices, code, inputs = 8 * latents * width, 4 * batch * latents, 4 * batch * width
+    held = _HELD[device, training.dtype][_LIKE.get(spec.variant, spec.variant)]
+    if spec.code_normalisation == "decoupled":
+        held = held._replace(matrices=_DECOUPLED[training.dtype])
+    piece = _BYTES_A_PIECE_ENTRY * min(batch * latents, _PIECE_ENTRIES)
+    of_inputs = max(held.inputs * inputs, piece * (getattr(spec, "k", None) is not None)) + 2 * 4 * batch * both
+    windows = WINDOWS[device] * WINDOW_TOKENS
+    parts = {SAMPLE: 4 * SAMPLE_TOKENS * both} if spec.calibrates else {}
+    parts |= {
+        "crosscoder.num_latents": round((3 + held.matrices) * matrices) + _BYTES_A_LATENT * latents,
+        "training.batch_size": round(held.codes * code + of_inputs) + _BYTES_AN_ACTIVE * batch * getattr(spec, "k", 0),
+        "training.buffer_tokens": 4 * _buffer_tokens(training) * both,
+        ON_THE_WAY: 4 * windows * both + _FORWARD_BYTES * FORWARD_TOKENS * max(d_model) + _LIBRARIES[device],
+    }
+    return parts | {COPY: checkpoint_bytes(spec, training, d_model)}
+
+
+def values_of(spec: DictionarySpec, training: TrainingSpec) -> dict[str, int]:
+    """The values of the fields in `needed`, as the training uses them."""
+    return {
+        SAMPLE: SAMPLE_TOKENS,
+        "crosscoder.num_latents": spec.num_latents,
+        "training.batch_size": training.batch_size,
+        "training.buffer_tokens": _buffer_tokens(training),
+        ON_THE_WAY: WINDOW_TOKENS,
+        COPY: 1,
+    }
+
+
+def _buffer_tokens(training: TrainingSpec) -> int:
+    """At least two batches (buffer.py)."""
+    return max(training.buffer_tokens, 2 * training.batch_size)
+
+
+def checkpoint_bytes(spec: DictionarySpec, training: TrainingSpec, d_model: tuple[int, int]) -> int:
+    """Size of a checkpoint at most: weights, Adam's two moments, the buffer with what waits for it, and the sample."""
+    both, width = sum(d_model), spec.width(*d_model)
+    weights = 4 * (2 * spec.num_latents * width + spec.num_latents + width)
+    sample = 4 * SAMPLE_TOKENS * both if spec.calibrates else 0
+    return 3 * weights + 8 * spec.num_latents + 4 * (_buffer_tokens(training) + WINDOW_TOKENS) * both + sample
