@@ -9,7 +9,7 @@ are not measured.
 
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from typing import Any
@@ -85,7 +85,9 @@ def _given(run: Run, pair: Pair, tokenizer: TextTokenizer) -> None:
     run.row("analysis.finish", finish, "s", peak_gib=run.peak_gib(held))
     with _timed_parts(run) as parts:
         analyse(crosscoder, held_out, AnalysisSpec(max_tokens=_num_tokens(run)), _Clock(run))
-    seconds = {name: [took, parts.calls[name]] for name, took in parts.seconds.most_common(24)}
+    seconds = {
+        name: [took, parts.calls[name]] for name, took in sorted(parts.seconds.items(), key=lambda each: -each[1])
+    }
     run.row("analysis.parts", sum(parts.seconds.values()), "s", parts=seconds)
 
 
@@ -129,8 +131,9 @@ class _Clock:
         """Seconds of the pass."""
         return self.passed - self._began
 
-    def __call__(self, stage: str, _fraction: float, message: str = "", **_: object) -> None:
+    def __call__(self, stage: str, fraction: float, message: str = "", **_: object) -> None:
         """See Progress."""
+        del fraction
         if stage == Stage.ANALYSE and message == "choosing examples":
             self._run.sync()
             self.passed = time.perf_counter()
@@ -181,7 +184,7 @@ class _Parts:
     """Seconds and calls of parts; a part's time is without that of the parts in it."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.calls: Counter[str] = Counter()
         self._within = [0.0]
 

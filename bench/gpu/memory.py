@@ -50,7 +50,10 @@ def rows(run: Run) -> None:
 
 def _step(run: Run, name: str, spec: Known, batch: int) -> float:
     """The row of a few steps in bfloat16: the terms of weights and batch, over their peak."""
-    training, widths = TrainingSpec(batch_size=batch, buffer_tokens=1, dtype="bfloat16"), 2 * (run.sizes.d_model,)
+    training, widths = (
+        TrainingSpec(batch_size=batch, buffer_tokens=1, dtype="bfloat16"),
+        (run.sizes.d_model, run.sizes.d_model),
+    )
     held = run.start_peak()
     trainer = Trainer(spec, training, widths, run.device)
     tokens = torch.randn(batch, sum(widths), device=run.device)
@@ -77,10 +80,11 @@ def _with_models(run: Run, spec: Known) -> float:
     )
     buffer = ShuffleBuffer(PrefetchedSource(source, run.device).blocks(), training.buffer_tokens, run.sizes.batch, 0)
     trainer = Trainer(spec, training, pair.d_model, run.device)
+    copied: list[Tensor] = []
     for step, tokens in zip(range(40), buffer, strict=False):
         trainer.sample.add(step * run.sizes.batch, tokens)
         trainer.step(trainer.inputs(tokens), LR)
-        if step == 30:
+        if step == 30:  # the copy of a checkpoint
             copied = [tensor.clone() for tensor in (*trainer.tensors().values(), *buffer.state().values())]
     del copied
     parts = needed(spec, training, pair.d_model, run.device.type)

@@ -84,7 +84,8 @@ _HELD: dict[tuple[str, str], dict[str, _Held]] = {
     },
 }
 """By device and data type of products. l1 and jumprelu start with half of the code active, which is dense."""
-_LIKE = {"dfc": "batch_topk", "diff_sae": "batch_topk", "designated_shared": "l1"}
+LIKE = {"dfc": "batch_topk", "diff_sae": "batch_topk", "designated_shared": "l1"}
+"""Dictionaries whose steps hold what another one's do."""
 _DECOUPLED = {"float32": 2.5, "bfloat16": 3.0}
 """`matrices` of a code with entries of its own for each model: gradients of each, and one of both."""
 
@@ -99,7 +100,7 @@ def needed(
     device = device if device == "cuda" else "cpu"
     both, width, batch, latents = sum(d_model), spec.width(*d_model), training.batch_size, spec.num_latents
     matrices, code, inputs = 8 * latents * width, 4 * batch * latents, 4 * batch * width
-    held = _HELD[device, training.dtype][_LIKE.get(spec.variant, spec.variant)]
+    held = _HELD[device, training.dtype][LIKE.get(spec.variant, spec.variant)]
     if spec.code_normalisation == "decoupled":
         held = held._replace(matrices=_DECOUPLED[training.dtype])
     piece = _BYTES_A_PIECE_ENTRY * min(batch * latents, _PIECE_ENTRIES)

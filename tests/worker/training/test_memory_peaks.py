@@ -20,7 +20,7 @@ from crosscope_proto.specs import TrainingSpec
 from crosscope_worker.data.harvest import TOKENS_PER_FORWARD, WINDOW_FORWARDS
 from crosscope_worker.data.prefetch import BLOCKS_AHEAD
 from crosscope_worker.dictionary import sparse
-from crosscope_worker.training import objective
+from crosscope_worker.training import adam, objective
 from crosscope_worker.training.buffer import ShuffleBuffer
 from crosscope_worker.training.trainer import Trainer
 
@@ -37,6 +37,8 @@ OWN: dict[str, dict[str, Any]] = {
     "matryoshka": {"k": 4},
     "decoupled": {"k": 4, "variant": "batch_topk", "code_normalisation": "decoupled"},
 }
+VARIANTS = [pytest.param(name, marks=pytest.mark.slow) if name in training_memory.LIKE else name for name in OWN]
+"""All dictionaries; those that are counted like another one are slow tests."""
 SHAPES = {"wide": (512, 64), "long": (64, 256)}
 """Width of each model, and batch: most memory is of weights in the first, and of codes in the second."""
 
@@ -52,11 +54,11 @@ def blocks(width: int, batch: int) -> Iterator[Tensor]:
 
 
 def train(spec: Known, training: TrainingSpec, d_model: int) -> tuple[object, ...]:
-    """Three steps; what lives on."""
+    """Two steps, of which the first makes Adam's moments; what lives on."""
     buffer = ShuffleBuffer(blocks(2 * d_model, training.batch_size), 0, training.batch_size, 0)
     trainer = Trainer(spec, training, (d_model, d_model))
     batches = iter(buffer)
-    for _ in range(3):
+    for _ in range(2):
         trainer.step(trainer.inputs(next(batches)), 1e-3)
     return trainer, buffer, batches
 
@@ -90,18 +92,18 @@ def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "_PIECE_ENTRIES", 1 << 13)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("variant", OWN)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_on_a_cpu(monkeypatch: pytest.MonkeyPatch, variant: str, shape: str, dtype: str):
     monkeypatch.setattr(np, "flatnonzero", lambda mask: torch.from_numpy(mask).reshape(-1).nonzero().squeeze(1).numpy())
     monkeypatch.setattr(sparse, "_PIECE_BYTES", 1 << 16)
     assert 1 <= ratio(variant, shape, dtype, "cpu") <= 1.1
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("variant", OWN)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_on_cuda(monkeypatch: pytest.MonkeyPatch, variant: str, shape: str, dtype: str):
     as_on_cuda(monkeypatch)
     assert 1 <= ratio(variant, shape, dtype, "cuda") <= 1.1
@@ -109,7 +111,6 @@ def test_on_cuda(monkeypatch: pytest.MonkeyPatch, variant: str, shape: str, dtyp
 
 def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets the CPU take the ways of CUDA."""
-    adam = pytest.importorskip("crosscope_worker.training.adam")
 
     def weighted_sums(_: Tensor, rows: Tensor, starts: Tensor, __: Tensor, ___: Any, out: Any = None) -> Tensor:
         return torch.zeros(len(starts), rows.shape[1]) if out is None else out.zero_()

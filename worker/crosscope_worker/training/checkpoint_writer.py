@@ -80,9 +80,9 @@ class CheckpointWriter:
 
         An earlier one that is still being written is waited for. Raises `check`'s errors.
         """
-        began = time.monotonic()
+        began, waits = time.monotonic(), self._thread is not None
         self._wait()
-        if (took := time.monotonic() - began) > _WORTH_SAYING_S:
+        if waits and (took := time.monotonic() - began) > _WORTH_SAYING_S:
             self._say(f"waited {took:.1f} s until the checkpoint of step {self._step} was written")
         self.check()
         self._step = checkpoint.step

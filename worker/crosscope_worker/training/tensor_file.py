@@ -53,7 +53,7 @@ class _Staging:
     def pieces(self, tensor: Tensor) -> Iterator[memoryview]:
         """The bytes of a tensor; each piece is valid until the next."""
         for piece in tensor.contiguous().reshape(-1).view(torch.uint8).split(PIECE_BYTES):
-            yield memoryview(self._on_host(piece).numpy())
+            yield self._on_host(piece).numpy().data
 
     def _on_host(self, piece: Tensor) -> Tensor:
         if not piece.is_cuda:
