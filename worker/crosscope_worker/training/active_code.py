@@ -21,11 +21,12 @@ from crosscope_worker.dictionary.sparse import (
     sparse_relu,
 )
 
-DENSE_ABOVE = {"cpu": 0.05, "bfloat16": 0.0033, "tf32": 0.005, "ieee": 0.045}
+DENSE_ABOVE = {"cpu": 0.05, "bfloat16": 0.014, "tf32": 0.012, "ieee": 0.045}
 """Share of active entries above which the dense formulas are faster.
 
-cpu: two cores, width 512 to 1 024. The others are products on an H100, width 4 608, 73 728 latents: measured at six
-shares in bfloat16 and TF32; in IEEE float32 worked out from these and from its products, 7 times as slow as TF32's.
+cpu: two cores, width 512 to 1 024. The others are products on an H100, width 4 608, 73 728 latents: between two of
+four measured shares in bfloat16 and TF32 (step.crossing of `make bench-gpu`, 27 November 2026); in IEEE float32 worked
+out from these and from its products, 7 times as slow as TF32's.
 """
 
 
