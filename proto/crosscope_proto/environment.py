@@ -23,11 +23,12 @@ COMPUTE: Final = (
 """What torch and the compilers below it read: threads, devices, kernels."""
 HUB: Final = ("HF_*", "TRANSFORMERS_*", "HUGGINGFACE_*")
 """Where files of the hub are kept on this machine, and how the hub is asked; no token."""
-HUB_ACCESS: Final = (
-    *("HF_TOKEN", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN"),
+PROXIES: Final = (
     *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"),
 )
-"""What a process needs to read from the hub as this person. A proxy's address may hold a password."""
+"""How other machines are reached. A proxy's address may hold a password."""
+HUB_ACCESS: Final = ("HF_TOKEN", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN", *PROXIES)
+"""What a process needs to read from the hub as this person."""
 WORKER: Final = ("CROSSCOPE_WORKER_*",)
 SERVER: Final = ("CROSSCOPE_SERVER_*",)
 APP: Final = ("CROSSCOPE_APP_*", "CROSSCOPE_ADDRESS", "CROSSCOPE_TOKEN", "CROSSCOPE_AUTHOR", "STREAMLIT_*")
