@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Protocol
 
 from crosscope_proto.artefacts import OWN_FOLDERS, CrosscoderManifest, PairManifest
+from crosscope_proto.labels import MadeLabels
 from crosscope_proto.looks import LookManifest
 from crosscope_proto.roots import Roots
 from crosscope_worker.disk import write_whole
 
-Manifest = CrosscoderManifest | PairManifest | LookManifest
+Manifest = CrosscoderManifest | PairManifest | LookManifest | MadeLabels
 
 CHECKPOINTS = "checkpoints"
 """Folder below a job's own, from which a later attempt goes on. Removed once the job has ended."""
@@ -75,6 +76,8 @@ class Workspace:
     """Where models and training run, a torch device."""
     data_roots: tuple[Path, ...] = ()
     """Folders besides the home from which recipes may have files read."""
+    label_addresses: tuple[str, ...] = ()
+    """Addresses besides those of this machine that recipes may have called (addresses.check_address)."""
     submitted_from: Path | None = None
     """Folder from which the job was submitted, where relative paths of data are looked up too."""
 
