@@ -68,6 +68,15 @@ _RUN = (
         help="A further folder from which jobs may read data and models; can be given several times.",
     ),
     click.option(
+        "--label-address",
+        "label_addresses",
+        multiple=True,
+        metavar="URL",
+        envvar="CROSSCOPE_WORKER_LABEL_ADDRESSES",
+        show_envvar=True,
+        help="An endpoint on another machine that jobs may have label latents; can be given several times.",
+    ),
+    click.option(
         "--job-threads",
         type=click.IntRange(min=1),
         default=None,
@@ -89,10 +98,11 @@ def _runs(command: Callable[..., None]) -> Callable[..., None]:
         app_port: int,
         no_app: bool,
         data_roots: tuple[Path, ...],
+        label_addresses: tuple[str, ...],
         job_threads: int | None,
         **own: object,
     ) -> None:
-        wanted = Wanted(home, address, port, None if no_app else app_port, data_roots, job_threads)
+        wanted = Wanted(home, address, port, None if no_app else app_port, data_roots, job_threads, label_addresses)
         command(wanted=wanted, **own)
 
     return apply(_RUN, runner)

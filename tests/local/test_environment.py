@@ -16,6 +16,7 @@ PLANTED = {
     "HF_TOKEN": {"worker", "jobs"},
     "HTTPS_PROXY": {"worker", "jobs"},
     "AWS_SECRET_ACCESS_KEY": set(),
+    "OPENAI_API_KEY": {"jobs"},
     "CROSSCOPE_WORKER_DEVICE": {"worker", "jobs"},
     "CUDA_VISIBLE_DEVICES": {"worker", "jobs"},
     "PATH": {"queue", "cache", "server", "app", "worker", "jobs"},

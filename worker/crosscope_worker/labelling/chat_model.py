@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from crosscope_proto.label_specs import ANSWER_TOKENS
 from crosscope_proto.roles import CHAT
 from crosscope_worker.effects.decoding import Decoder
 from crosscope_worker.effects.orders import ArmOrder, DoesNotFit, Ended, EndReason, Order, SamplingSettings
@@ -26,10 +25,10 @@ PREFILL_TOKENS = 512
 class ChatExplainer:
     """The chat model of a pair."""
 
-    def __init__(
-        self, asker: Asker, pair: Pair, tokenizer: TextTokenizer, *, answer_tokens: int = ANSWER_TOKENS
-    ) -> None:
-        """Raises PairError for a model that cannot generate, and LabelError for one that tells no Yes from No."""
+    def __init__(self, asker: Asker, pair: Pair, tokenizer: TextTokenizer, answer_tokens: int) -> None:
+        """An answer has at most `answer_tokens`. Raises PairError for a model that cannot generate, and LabelError for
+        one that tells no Yes from No.
+        """
         self._asker, self._pair, self._tokenizer = asker, pair, tokenizer
         self._answer_tokens = answer_tokens
         self._subject = Subject(pair)

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from crosscope_proto.artefacts import LATENTS, CrosscoderManifest, crosscoder_folder, version_folder
-from crosscope_proto.label_specs import NOTHING, Cost, Endpoint
+from crosscope_proto.label_specs import ANSWER_TOKENS, NOTHING, Cost, Endpoint
 from crosscope_proto.labels import SCORES, MadeLabel, MadeLabels, labels_path, labels_text
 from crosscope_proto.recipe import LabelRecipe
 from crosscope_proto.stages import Stage
@@ -145,10 +145,8 @@ def _explainer(
         check_pair_folders(manifest.pair, workspace.roots)
         pair = load_pair(manifest.pair, workspace.device)
         settings = TemplateSettings.of_recipe(manifest.recipe, manifest.chat_template_date)
-        yield (
-            ChatExplainer(asker, pair, TextTokenizer(pair.tokenizer, settings)),
-            f"chat model of {manifest.pair.name}"[:100],
-        )
+        explainer = ChatExplainer(asker, pair, TextTokenizer(pair.tokenizer, settings), ANSWER_TOKENS)
+        yield explainer, f"chat model of {manifest.pair.name}"[:100]
         return
     key = os.environ.get(spec.key, "") if spec.key else None
     if key == "":
