@@ -21,6 +21,7 @@ from crosscope_proto.recipe import (
     parse_recipe,
     recipe_dict,
 )
+from crosscope_worker.addresses import is_local
 from crosscope_worker.jobs.settings import JobSettings
 
 _IDLE = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
@@ -52,7 +53,8 @@ def _for_labels(text: str) -> Iterator[tuple[str, ...]]:
     except RecipeError:
         return
     if isinstance(recipe, LabelRecipe) and isinstance(recipe.explainer, Endpoint):
-        yield environment.PROXIES
+        if not is_local(recipe.explainer.address):
+            yield environment.PROXIES
         if recipe.explainer.key is not None:
             yield (recipe.explainer.key,)
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from crosscope_proto.artefacts import EXAMPLES, SEQUENCES, CrosscoderManifest, ExampleGroup, example_part
+from crosscope_proto.artefacts import EXAMPLES, LATENTS, SEQUENCES, CrosscoderManifest, ExampleGroup, example_part
 from crosscope_proto.label_specs import LabelExamples
 from crosscope_worker.disk import sha256
 from crosscope_worker.labelling.errors import LabelError
@@ -76,13 +76,15 @@ class Texts:
 
 
 class ExampleFile:
-    """The examples of a version, read a latent at a time."""
+    """The tables of a version, examples a latent at a time."""
 
     def __init__(self, folder: Path, manifest: CrosscoderManifest) -> None:
         """Reads the texts. Raises LabelError for files that are missing or damaged."""
         self._folder, self._manifest = folder, manifest
         self._checked: set[str] = set()
         self._pieces = self._read(SEQUENCES, ["pieces"]).column("pieces").combine_chunks()
+        self.latents = self._read(LATENTS)
+        """LATENT_COLUMNS."""
 
     def texts(self, latent: int, largest: float, spec: LabelExamples) -> Texts:
         """The texts of a latent whose largest activation is `largest`. Equal arguments give equal texts."""
@@ -134,7 +136,7 @@ class ExampleFile:
         columns = ["latent", "dataset", "group", "rank", "sequence", "max", "positions", "values"]
         return self._read(name, columns, pc.field("latent") == latent).to_pylist()
 
-    def _read(self, name: str, columns: list[str], filters: pc.Expression | None = None) -> pa.Table:
+    def _read(self, name: str, columns: list[str] | None = None, filters: pc.Expression | None = None) -> pa.Table:
         path = self._folder / name
         try:
             expected = self._manifest.hashes.get(name)

@@ -10,29 +10,21 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-import pyarrow.parquet as pq
-
-from crosscope_proto.artefacts import LATENTS, CrosscoderManifest, crosscoder_folder, version_folder
-from crosscope_proto.label_specs import ANSWER_TOKENS, NOTHING, Cost, Endpoint
+from crosscope_proto.artefacts import CURRENT, MANIFEST, CrosscoderManifest, crosscoder_folder, version_folder
+from crosscope_proto.label_specs import NOTHING, Cost, Endpoint
 from crosscope_proto.labels import SCORES, MadeLabel, MadeLabels, labels_path, labels_text
+from crosscope_proto.manifest import ManifestError, parse_manifest
 from crosscope_proto.recipe import LabelRecipe
 from crosscope_proto.stages import Stage
 from crosscope_worker.addresses import check_address, is_local
-from crosscope_worker.dictionary.version import check_hash, read_manifest
 from crosscope_worker.disk import write_whole
 from crosscope_worker.labelling.asking import FAILED, Answers, Asker
-from crosscope_worker.labelling.chat_model import ChatExplainer
 from crosscope_worker.labelling.choice import Chosen, choose
 from crosscope_worker.labelling.endpoint import Client
 from crosscope_worker.labelling.errors import LabelError
 from crosscope_worker.labelling.examples import ExampleFile, Texts
 from crosscope_worker.labelling.explainer import EndpointExplainer, Explainer
 from crosscope_worker.labelling.labeller import Outcome, cost_of, label_latent, side_by_side
-from crosscope_worker.models.pair import load_pair
-from crosscope_worker.recipes.publish import read_current
-from crosscope_worker.roots import check_pair_folders
-from crosscope_worker.tokenizer.tokens import TemplateSettings, TextTokenizer
 from crosscope_worker.work import Progress, Workspace
 
 ANSWERS = "answers.jsonl"
@@ -47,18 +39,17 @@ def make_labels(recipe: LabelRecipe, workspace: Workspace, progress: Progress) -
     """Labels and scores latents of a crosscoder, and leaves the labels for a server to take in.
 
     Goes on where an earlier attempt of the job stood: answers that came are not asked for again. Raises
-    CrosscoderError for a version that cannot be read, LabelError where nothing can be labelled or the budget is too
-    small, AddressError, what loading a pair raises, and whatever `progress` and `workspace.fence` raise.
+    LabelError for a version that cannot be read, and where nothing can be labelled or the budget is too small,
+    AddressError, what loading a pair raises, and whatever `progress` and `workspace.fence` raise.
     """
     began = time.time()
     if isinstance(recipe.explainer, Endpoint):
         check_address(recipe.explainer.address, workspace.label_addresses)
     progress(Stage.LOAD, 0.0, f"reading the crosscoder {recipe.name}")
     folder, manifest = _version(recipe, workspace.home)
-    check_hash(folder / LATENTS, manifest.hashes.get(LATENTS))
-    table = pq.read_table(folder / LATENTS)
-    chosen = choose(table, recipe.latents)
-    work = _Work(recipe, ExampleFile(folder, manifest), table.column("max").to_numpy())
+    examples = ExampleFile(folder, manifest)
+    chosen = choose(examples.latents, recipe.latents)
+    work = _Work(recipe, examples)
     cost = work.cost(chosen, progress)
     _check_budget(recipe, cost, len(chosen.latents))
     answers = Answers(workspace.checkpoints / ANSWERS)
@@ -83,8 +74,9 @@ def make_labels(recipe: LabelRecipe, workspace: Workspace, progress: Progress) -
 class _Work:
     """The texts of latents."""
 
-    def __init__(self, recipe: LabelRecipe, examples: ExampleFile, largest: np.ndarray) -> None:
-        self._recipe, self._examples, self._largest = recipe, examples, largest
+    def __init__(self, recipe: LabelRecipe, examples: ExampleFile) -> None:
+        self._recipe, self._examples = recipe, examples
+        self._largest = examples.latents.column("max").to_numpy()
         self._lock = threading.Lock()
 
     def cost(self, chosen: Chosen, progress: Progress) -> Cost:
@@ -107,12 +99,17 @@ class _Work:
 
 def _version(recipe: LabelRecipe, home: Path) -> tuple[Path, CrosscoderManifest]:
     folder = Path(crosscoder_folder(home, recipe.name))
-    version_id = recipe.version or read_current(folder)
-    found = Path(version_folder(home, recipe.name, version_id)) if version_id else folder
-    if version_id is None or not found.is_dir():
+    found = folder
+    try:
+        version_id = recipe.version or (folder / CURRENT).read_text("utf-8").strip()
+        found = Path(version_folder(home, recipe.name, version_id))
+        return found, parse_manifest((found / MANIFEST).read_bytes())
+    except FileNotFoundError as error:
         there = ", ".join(sorted(each.name for each in (folder / "versions").glob("[!.]*"))[:20]) or "none"
-        raise LabelError(f"there is no version {version_id or ''} of the crosscoder {recipe.name!r} (there: {there})")
-    return found, read_manifest(found)
+        which = f"version {recipe.version} of the " if recipe.version else ""
+        raise LabelError(f"there is no {which}crosscoder {recipe.name!r} (versions: {there})") from error
+    except ManifestError as error:
+        raise LabelError(f"{found / MANIFEST}: {error}") from error
 
 
 def _named(recipe: LabelRecipe) -> str:
@@ -141,12 +138,10 @@ def _explainer(
     """The explainer of a recipe, and its name."""
     spec = recipe.explainer
     if not isinstance(spec, Endpoint):
+        from crosscope_worker.recipes.label_chat import chat_explainer  # torch, which a job with an endpoint needs not
+
         progress(Stage.LABEL, 0.0, f"loading the pair {manifest.pair.name}")
-        check_pair_folders(manifest.pair, workspace.roots)
-        pair = load_pair(manifest.pair, workspace.device)
-        settings = TemplateSettings.of_recipe(manifest.recipe, manifest.chat_template_date)
-        explainer = ChatExplainer(asker, pair, TextTokenizer(pair.tokenizer, settings), ANSWER_TOKENS)
-        yield explainer, f"chat model of {manifest.pair.name}"[:100]
+        yield chat_explainer(manifest, asker, workspace), f"chat model of {manifest.pair.name}"[:100]
         return
     key = os.environ.get(spec.key, "") if spec.key else None
     if key == "":
