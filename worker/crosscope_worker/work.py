@@ -19,6 +19,8 @@ Manifest = CrosscoderManifest | PairManifest | LookManifest | MadeLabels
 
 CHECKPOINTS = "checkpoints"
 """Folder below a job's own, from which a later attempt goes on. Removed once the job has ended."""
+ANSWERS = "answers.jsonl"
+"""File below the checkpoints of a job that labels: every answer that came."""
 FIRST_DAY = "first-day"
 """File below a job's folder: the day of its first attempt, YYYY-MM-DD."""
 

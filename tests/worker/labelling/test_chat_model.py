@@ -109,5 +109,6 @@ def test_a_prompt_that_is_too_long_is_shortened(answers: Answers, long_pair: Pai
     rng = np.random.default_rng(0)
     long = [Window(tuple(f" {n}" for n in rng.integers(0, 10**6, 60)), frozenset({3}), frozenset({3}), 1.0)] * 6
     assert explainer.label(long)
+    assert explainer.notes() == ["Texts that were not shown, because the model cannot read so much: 3."]
     assert pair.max_positions is not None
     assert pair.max_positions - 800 < asker.spent.prompt_tokens <= pair.max_positions - 5

@@ -10,10 +10,14 @@ from fixtures_endpoint import Endpoint, completion, run_endpoint
 from fixtures_labelled import WORDS, write_planted
 
 from crosscope_proto.artefacts import CrosscoderManifest
+from crosscope_proto.label_specs import explaining_cost, judging_cost
 from crosscope_proto.labels import MadeLabels, labels_path, parse_labels
 from crosscope_proto.recipe import LabelRecipe, parse_recipe
 from crosscope_worker.addresses import AddressError
+from crosscope_worker.jobs.retention import retry_hint
+from crosscope_worker.labelling import prompts
 from crosscope_worker.labelling.errors import LabelError
+from crosscope_worker.labelling.examples import Window
 from crosscope_worker.recipes.label import make_labels
 from crosscope_worker.work import Cancelled, LostClaim, Workspace, silent
 
@@ -114,6 +118,8 @@ def test_an_endpoint_in_trouble_is_asked_again(tmp_path: Path, manifest: Crossco
     assert len(endpoint.prompts) == PER_LATENT + len(trouble)
     assert endpoint.prompts[5].startswith("This has no line that begins with LABEL:")
     assert made.notes[0].startswith(f"{PER_LATENT + len(trouble)} requests")
+    after = "HTTP 429: 1, HTTP 503: 1, an answer that is no chat completion: 2"
+    assert made.notes[-1] == f"Requests that the last attempt repeated, after {after}."
 
 
 def test_latents_without_a_label_are_counted_by_reason(
@@ -140,8 +146,8 @@ def test_latents_without_a_label_are_counted_by_reason(
     assert [(each.latent, each.text, dict(each.scores)) for each in made.labels] == [(4, "harp", {})]
     said = "the explainer refused: 2, the answer could not be read: 1, the explainer did not answer: 1"
     assert made.summary == f"1 of 5 latents labelled; {said}."
-    assert "16 texts were not judged." in made.notes
-    assert made.notes[1:3] == ("1 labels have no score by detection.", "1 labels have no score by fuzzing.")
+    assert "Texts that were not judged: 16." in made.notes
+    assert made.notes[1:3] == ("Labels without a score by detection: 1.", "Labels without a score by fuzzing: 1.")
 
 
 def test_texts_that_were_not_judged_do_not_count(tmp_path: Path, manifest: CrosscoderManifest, endpoint: Endpoint):
@@ -151,7 +157,7 @@ def test_texts_that_were_not_judged_do_not_count(tmp_path: Path, manifest: Cross
     smoothed = 7 / 8 * 1 / 8 / 6 + 1 / 5 * 4 / 5 / 3
     detection = {"detection": 0.5, "detection_n": 9.0, "detection_se": math.sqrt(smoothed) / 2}
     assert made.labels[0].scores == pytest.approx(detection | FUZZING)
-    assert "1 texts were not judged." in made.notes
+    assert "Texts that were not judged: 1." in made.notes
     assert len(endpoint.prompts) == 1 + 10 + 2 + 6, "the text that could not be read was asked three times"
 
 
@@ -225,6 +231,8 @@ def test_a_job_goes_on_where_it_stood(tmp_path: Path, manifest: CrosscoderManife
     answers = workspace(tmp_path).checkpoints / "answers.jsonl"
     kept = answers.read_bytes()
     answers.write_bytes(kept + kept[: len(kept) // 50])  # a kill in the middle of a line
+    folder = workspace(tmp_path).folder
+    assert retry_hint(folder) == "crosscope retry job-1 asks only what was not answered."
     made = make_labels(recipe(endpoint), workspace(tmp_path), silent)
     assert {each.text for each in made.labels} == set(WORDS[:-1])
     for each in made.labels:
@@ -266,4 +274,55 @@ def test_the_order_and_the_limit_choose(tmp_path: Path, manifest: CrosscoderMani
     of = recipe(endpoint, "latents: {specific_to: null, verdicts: [], order_by: num_active, limit: 2}")
     made = make_labels(of, workspace(tmp_path), silent)
     assert {each.latent for each in made.labels} == {4, 5}
-    assert made.notes[-1] == "4 further latents meet the conditions and lie behind latents.limit."
+    assert made.notes[-1] == "Latents that meet the conditions and lie behind latents.limit: 4."
+
+
+def test_requests_are_as_long_as_the_estimate_says():
+    window = Window(tuple(f" {i:06d}" for i in range(33)), frozenset({3, 9}), frozenset({3, 9}), 1.0)
+    spec = recipe(Endpoint("http://127.0.0.1")).explainer
+    explained = sum(len(content) for _, content in prompts.explain([window] * 12))
+    cost = explaining_cost([len(window.shown)] * 12)
+    assert 0.4 * cost.prompt_tokens < explained / 4 <= cost.prompt_tokens
+    for measure in ("detection", "fuzzing"):
+        asked = sum(len(content) for _, content in prompts.judge(measure, "x" * 200, [window.shown] * 5))
+        cost = judging_cost(spec, [len(window.shown)] * 5)
+        assert (cost.requests, asked / 4 <= cost.prompt_tokens) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("answer", "strict", "loose"),
+    [
+        ("I think.\nLABEL: refusals", "refusals", "refusals"),
+        ('**LABEL:** "Refusals."', "Refusals", "Refusals"),
+        ("label: a\nLABEL: b", "b", "b"),
+        ("LABEL:", None, None),
+        ("LABEL: …", None, None),
+        (f"LABEL: {'x' * 201}", None, f"{'x' * 199}…"),
+        ("one\ttwo\u202e", None, "one two"),
+        ("\n\n", None, None),
+    ],
+)
+def test_a_label_is_read(answer: str, strict: str | None, loose: str | None):
+    assert prompts.read_label(answer, is_strict=True) == strict
+    assert prompts.read_label(answer, is_strict=False) == loose
+
+
+@pytest.mark.parametrize(
+    ("answer", "judged"),
+    [
+        ("[1, 0, 1]", [True, False, True]),
+        ("as in [0, 0, 0]: so\n[1,0,1]", [True, False, True]),
+        ("[1, 0]", None),
+        ("[1, 0, 2]", None),
+        ("[1 0 1]", None),
+        ("1, 0, 1", None),
+    ],
+)
+def test_judgements_are_read(answer: str, judged: list[bool] | None):
+    assert prompts.read_judgements(answer, 3) == judged
+
+
+def test_marks_of_a_text_are_not_ours():
+    window = Window(("a", " <<b", ">>", " c"), frozenset({1, 2}), frozenset({1, 2}))
+    assert window.shown == "a<< < <b> >>> c"
+    assert window.with_marks([3]).shown == "a < <b> ><< c>>"

@@ -38,12 +38,14 @@ class ChatExplainer:
         if yes == no:
             raise LabelError("the pair's tokenizer begins Yes and No with the same token; use an endpoint")
         self._yes, self._no = yes, no
+        self._num_not_shown = 0
 
     def label(self, windows: Sequence[Window]) -> str:
         """See Explainer. Where the model cannot read as many texts, the weakest are left out."""
         shown = list(windows)
         while (prompt := self._fits(prompts.explain(shown), self._answer_tokens)) is None and len(shown) > 1:
             shown.pop()
+        self._num_not_shown += len(windows) - len(shown)
         if prompt is None:
             raise NoAnswer(FAILED, "the chat model cannot read so long a prompt; lower examples.context")
         reply = self._asker.ask(prompts.explain(shown), lambda _, spend: self._write(prompt, spend), "write")
@@ -54,6 +56,11 @@ class ChatExplainer:
     def judge(self, measure: str, label: str, texts: Sequence[str]) -> list[bool | None]:
         """See Explainer."""
         return [self._judge(prompts.judge_one(measure, label, text)) for text in texts]
+
+    def notes(self) -> list[str]:
+        """See Explainer."""
+        count = self._num_not_shown
+        return [f"Texts that were not shown, because the model cannot read so much: {count}."] if count else []
 
     def _judge(self, messages: Messages) -> bool | None:
         if (prompt := self._fits(messages, 1)) is None:

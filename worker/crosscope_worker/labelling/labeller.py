@@ -22,7 +22,8 @@ from crosscope_worker.labelling.scores import balanced_accuracy
 
 NO_TEXTS = "the version holds no text on which it fires"
 """Reason why a latent got no label."""
-BEAT_S = 0.2
+BEAT_S = 0.5
+"""Seconds after which a job that waits for answers shows that it lives, and hears of a cancel."""
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -29,6 +29,8 @@ _FUZZING = f"Some tokens stand {_MARKED}. Are these the tokens that the descript
 _LIST = """Answer with a JSON list of {count} numbers in the order of the texts, 1 for yes and 0 for no, such as \
 {example}, and nothing else."""
 _LIST_AGAIN = "This is no JSON list of {count} numbers, each 0 or 1. Give that list alone."
+_AROUND = " \"'`*“”"
+"""Characters that a label may stand between."""
 _YES_NO = "Answer with Yes or No."
 _REFUSALS = re.compile(r"^\W*(i(['’]?m| am) (sorry|unable|not able)|sorry,|i can(['’]?t| ?not)\b)", re.IGNORECASE)
 QUESTIONS = {"detection": _DETECTION, "fuzzing": _FUZZING}
@@ -71,7 +73,7 @@ def read_label(answer: str, *, is_strict: bool) -> str | None:
     if not chosen:
         return None
     text = "".join(each if each.isprintable() else " " for each in chosen[0])
-    text = " ".join(text.split()).strip("\"'`*“”").removesuffix(".").strip()
+    text = " ".join(text.split()).strip(_AROUND).removesuffix(".").strip(_AROUND)
     if not any(map(str.isalnum, text)) or not has_something_to_see(text):
         return None
     if len(text) > MAX_LABEL:

@@ -25,10 +25,8 @@ from crosscope_worker.labelling.errors import LabelError
 from crosscope_worker.labelling.examples import ExampleFile, Texts
 from crosscope_worker.labelling.explainer import EndpointExplainer, Explainer
 from crosscope_worker.labelling.labeller import Outcome, cost_of, label_latent, side_by_side
-from crosscope_worker.work import Progress, Workspace
+from crosscope_worker.work import ANSWERS, Progress, Workspace
 
-ANSWERS = "answers.jsonl"
-"""File below the checkpoints with every answer that came."""
 MAX_FAILURES = 5
 """After this many latents in a row to which the explainer did not answer, the job fails and can be retried."""
 
@@ -59,9 +57,10 @@ def make_labels(recipe: LabelRecipe, workspace: Workspace, progress: Progress) -
         asker = Asker(answers, recipe.budget, _named(recipe))
         with _explainer(recipe, manifest, asker, workspace, progress) as (explainer, author):
             outcomes = _label(chosen.latents, work, explainer, asker, recipe, progress)
+            notes = [*_notes(outcomes, chosen, asker), *explainer.notes()]
     finally:
         answers.close()
-    made = _made(outcomes, chosen, asker, manifest, author, workspace.folder.name, began)
+    made = _made(outcomes, notes, manifest, author, workspace.folder.name, began)
     progress(Stage.PUBLISH, 0.0, "handing the labels over", metrics=_metrics(outcomes, asker))
     write_whole(workspace.folder / "labels.json", labels_text(made))
     workspace.fence()
@@ -149,12 +148,10 @@ def _explainer(
     stopping = threading.Event()
     client = Client(spec, key, stopping, is_local=is_local(spec.address))
     try:
-        yield EndpointExplainer(asker, client.send, spec.per_request), spec.model
+        yield EndpointExplainer(asker, client, spec.per_request), spec.model
     finally:
         stopping.set()
         client.close()
-        for what, count in client.retries.items():
-            log.warning("%d requests were repeated after %s", count, what)
 
 
 def _label(
@@ -178,8 +175,9 @@ def _label(
             if failures >= MAX_FAILURES:
                 raise LabelError(f"the explainer did not answer for {failures} latents in a row: {outcome.detail}")
         labelled = sum(not each.reason for each in found)
+        metrics = None if outcome is None else _metrics(found, asker)
         said = f"{labelled} labelled, {len(found) - labelled} without, of {len(latents)}; {_spent(asker)}"
-        progress(Stage.LABEL, len(found) / len(latents), said, step=len(found), metrics=_metrics(found, asker))
+        progress(Stage.LABEL, len(found) / len(latents), said, step=len(found), metrics=metrics)
     return sorted(found, key=lambda outcome: outcome.latent)
 
 
@@ -207,8 +205,7 @@ def _metrics(outcomes: Sequence[Outcome], asker: Asker) -> dict[str, float]:
 
 def _made(
     outcomes: Sequence[Outcome],
-    chosen: Chosen,
-    asker: Asker,
+    notes: Sequence[str],
     manifest: CrosscoderManifest,
     author: str,
     job: str,
@@ -227,7 +224,7 @@ def _made(
         made_at=made_at,
         labels=tuple(MadeLabel(each.latent, each.label, each.scores) for each in outcomes if not each.reason),
         unlabelled={reason: tuple(latents) for reason, latents in unlabelled.items()},
-        notes=tuple(_notes(outcomes, chosen, asker)),
+        notes=tuple(notes),
     )
 
 
@@ -235,8 +232,8 @@ def _notes(outcomes: Sequence[Outcome], chosen: Chosen, asker: Asker) -> Generat
     yield f"{_spent(asker)}."
     for name in SCORES:
         if missing := sum(not each.reason and name not in each.scores for each in outcomes):
-            yield f"{missing} labels have no score by {name}."
+            yield f"Labels without a score by {name}: {missing}."
     if unjudged := sum(each.num_unjudged for each in outcomes):
-        yield f"{unjudged} texts were not judged."
+        yield f"Texts that were not judged: {unjudged}."
     if chosen.num_left_out:
-        yield f"{chosen.num_left_out} further latents meet the conditions and lie behind latents.limit."
+        yield f"Latents that meet the conditions and lie behind latents.limit: {chosen.num_left_out}."
