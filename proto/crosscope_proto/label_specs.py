@@ -48,6 +48,8 @@ def checked_address(value: str) -> str:
         raise ValueError("must begin with http:// or https:// and a host, as in http://127.0.0.1:8000/v1")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError("must hold no password, question mark or #; name the variable with the key in `key`")
+    if ".." in parts.path.replace("%2e", ".").replace("%2E", ".").split("/"):
+        raise ValueError("must hold no ..")
     if re.search(r"[\s\x00-\x1f\x7f]", value):
         raise ValueError("must hold no white space")
     return value.rstrip("/")
