@@ -36,6 +36,23 @@ class Words:
     scores: Mapping[str, float] = field(default_factory=dict)
     """Of an automatic label: how well it was found to fit, by the name of the measure."""
 
+    @property
+    def fit(self) -> str:
+        """The scores in words, each with its standard error and its number of texts; "" without scores."""
+        ends = {name: ("_se", "_n") for name in self.scores if f"{name}_se" in self.scores}
+        parts = {f"{name}{end}" for name, of in ends.items() for end in of}
+        said: list[str] = []
+        for name, score in self.scores.items():
+            if name in parts:
+                continue
+            text = f"{name} {_tables.number(score, 2)}"
+            if name in ends:
+                text += f" ± {_tables.number(self.scores[f'{name}_se'], 1)}"
+            if f"{name}_n" in self.scores:
+                text += f" (n {self.scores[f'{name}_n']:.0f})"
+            said.append(text)
+        return ", ".join(said)
+
 
 @public
 @dataclass(frozen=True)
@@ -67,8 +84,8 @@ class Annotation:
     def _facts(self) -> list[tuple[str, str]]:
         facts = [("label", _said(self.label))]
         if self.automatic_label:
-            scores = ", ".join(f"{name} {_tables.number(score)}" for name, score in self.automatic_label.scores.items())
-            facts.append(("automatic label", _said(self.automatic_label) + (f", {scores}" if scores else "")))
+            fit = self.automatic_label.fit
+            facts.append(("automatic label", _said(self.automatic_label) + (f", {fit}" if fit else "")))
         return [
             *facts,
             ("note", _said(self.note)),

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +27,7 @@ from crosscope_local.summary import Summary, finite, summarise
 from crosscope_local.summary_table import render
 from crosscope_local.supervise import Supervisor
 from crosscope_local.terminal import JobBoard, Terminal
+from crosscope_proto.label_specs import checked_address
 
 DEFAULT_HOME = "~/.local/share/crosscope"
 _READY_WITHIN_S = 180.0
@@ -54,6 +55,17 @@ _LOCATION = (
     click.option("--app-port", default=8501, show_default=True, type=_PORT, help="The app's port; 0: a free one."),
 )
 """Options that say where an installation lies and listens."""
+
+
+def _checked_addresses(given: Iterable[str]) -> tuple[str, ...]:
+    """The addresses of --label-address. Raises BadParameter."""
+    parts = [part.strip() for text in given for part in text.split(",") if part.strip()]
+    try:
+        return tuple(map(checked_address, parts))
+    except ValueError as error:
+        raise click.BadParameter(f"{', '.join(parts)}: {error}") from error
+
+
 _RUN = (
     *_LOCATION,
     click.option("--no-app", is_flag=True, help="Leave the app out."),
@@ -66,6 +78,16 @@ _RUN = (
         envvar="CROSSCOPE_WORKER_DATA_ROOTS",
         show_envvar=True,
         help="A further folder from which jobs may read data and models; can be given several times.",
+    ),
+    click.option(
+        "--label-address",
+        "label_addresses",
+        multiple=True,
+        metavar="URL",
+        envvar="CROSSCOPE_WORKER_LABEL_ADDRESSES",
+        callback=lambda _ctx, _option, given: _checked_addresses(given),
+        show_envvar=True,
+        help="An endpoint on another machine that jobs may have label latents; can be given several times.",
     ),
     click.option(
         "--job-threads",
@@ -89,10 +111,11 @@ def _runs(command: Callable[..., None]) -> Callable[..., None]:
         app_port: int,
         no_app: bool,
         data_roots: tuple[Path, ...],
+        label_addresses: tuple[str, ...],
         job_threads: int | None,
         **own: object,
     ) -> None:
-        wanted = Wanted(home, address, port, None if no_app else app_port, data_roots, job_threads)
+        wanted = Wanted(home, address, port, None if no_app else app_port, data_roots, job_threads, label_addresses)
         command(wanted=wanted, **own)
 
     return apply(_RUN, runner)

@@ -35,6 +35,8 @@ class Installation:
     """Folders beside the home from which jobs may read files."""
     job_threads: int | None = None
     """Threads of one operation of a job; None: the environment decides, else torch."""
+    label_addresses: tuple[str, ...] = ()
+    """Addresses on other machines that jobs may have label latents."""
 
     @property
     def address(self) -> str:
@@ -114,9 +116,10 @@ class Installation:
                 "CROSSCOPE_HOME": str(self.home),
                 "CROSSCOPE_WORKER_QUEUE_URL": f"unix://{self._socket('queue')}",
                 "CROSSCOPE_WORKER_DATA_ROOTS": os.pathsep.join(map(str, self.data_roots)),
+                "CROSSCOPE_WORKER_LABEL_ADDRESSES": ",".join(self.label_addresses),
                 **threads,
             },
-            reads=_MODELS,
+            reads=(*_MODELS, environment.LABEL_KEYS),
             probe=None,
             after=("queue",),
         )

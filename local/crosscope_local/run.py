@@ -31,6 +31,8 @@ class Wanted:
     """Folders beside the home from which jobs may read files."""
     job_threads: int | None = None
     """Threads of one operation of a job; None: torch decides."""
+    label_addresses: tuple[str, ...] = ()
+    """Addresses on other machines that jobs may have label latents."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def installation(wanted: Wanted) -> Generator[Installation]:
     app_port = preflight.free_port(wanted.host) if wanted.app_port == 0 else wanted.app_port
     roots = tuple(folder.expanduser().absolute() for folder in wanted.data_roots)
     runtime = preflight.runtime_folder(home)
-    found = Installation(home, wanted.host, port, app_port, runtime, roots, wanted.job_threads)
+    found = Installation(home, wanted.host, port, app_port, runtime, roots, wanted.job_threads, wanted.label_addresses)
     with preflight.HomeLock(home, found.address):
         preflight.check_disk(home)
         preflight.check_port(wanted.host, port, "--port")

@@ -14,6 +14,7 @@ The worker writes what this module describes, and the server reads it. Knows nam
           sequences.parquet                         SEQUENCE_COLUMNS, each text once, by id
           examples/part-NN.parquet                  EXAMPLE_COLUMNS, sorted by (latent, dataset, group, quantile, rank)
       looks/<name>/                                 a look: look.json and its tables (looks.py)
+      labels/<job>.json                             labels that a job made, until a server takes them in (labels.py)
       annotations.sqlite3                           what people say about latents; the server's own
       search/<name>/<id>-<checksum>.arrow           the index of a version's examples; the server's own
       jobs/<id>/                                    recipe.yaml, first-day, checkpoints/, log.jsonl

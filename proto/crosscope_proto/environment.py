@@ -23,17 +23,21 @@ COMPUTE: Final = (
 """What torch and the compilers below it read: threads, devices, kernels."""
 HUB: Final = ("HF_*", "TRANSFORMERS_*", "HUGGINGFACE_*")
 """Where files of the hub are kept on this machine, and how the hub is asked; no token."""
-HUB_ACCESS: Final = (
-    *("HF_TOKEN", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN"),
+PROXIES: Final = (
     *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"),
 )
-"""What a process needs to read from the hub as this person. A proxy's address may hold a password."""
+"""How other machines are reached. A proxy's address may hold a password."""
+HUB_ACCESS: Final = ("HF_TOKEN", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN", *PROXIES)
+"""What a process needs to read from the hub as this person."""
+LABEL_KEYS: Final = ("*_API_KEY",)
+"""Keys of endpoints that label latents: the job worker hands the one that a recipe names to its job."""
 WORKER: Final = ("CROSSCOPE_WORKER_*",)
 SERVER: Final = ("CROSSCOPE_SERVER_*",)
 APP: Final = ("CROSSCOPE_APP_*", "CROSSCOPE_ADDRESS", "CROSSCOPE_TOKEN", "CROSSCOPE_AUTHOR", "STREAMLIT_*")
 
 _SECRETS: Final = ("TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "API_KEY", "ACCESS_KEY", "AUTHORIZATION")
-"""A variable whose name contains one of these words is a secret. Its full name passes it, or a pattern of _OWNED."""
+"""A variable whose name contains one of these words is a secret. Its full name passes it, a pattern of _OWNED, or one
+that begins with *."""
 _OWNED: Final = ("CROSSCOPE_SERVER_*", "CROSSCOPE_WORKER_*", "CROSSCOPE_APP_*", "STREAMLIT_*")
 
 
@@ -44,6 +48,8 @@ def needed(environment: Mapping[str, str], *groups: Iterable[str]) -> dict[str, 
 
 
 def _allows(pattern: str, name: str) -> bool:
+    if pattern.startswith("*"):
+        return name.endswith(pattern[1:])
     if not pattern.endswith("*"):
         return name == pattern
     is_secret = any(word in name.upper() for word in _SECRETS)

@@ -10,6 +10,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from crosscope_proto.dictionaries import VARIANTS, AnyDictionary, ChoosesK, Reads
+from crosscope_proto.label_specs import Explainer, LabelBudget, LabelExamples, LatentChoice
 from crosscope_proto.recipe_yaml import YamlTextError, load_yaml
 from crosscope_proto.specs import (
     STRICT,
@@ -228,6 +229,25 @@ class CausalRecipe:
 
 
 @dataclass(config=STRICT)
+class LabelRecipe:
+    """Has a model write labels for latents of a published crosscoder, and scores each label (math §14)."""
+
+    kind: Literal["label"]
+    name: Name
+    """The crosscoder."""
+    explainer: Explainer
+    """Who writes the labels."""
+    version: Name | None = None
+    """The version that is labelled; null: the current one. Words belong to its weights."""
+    latents: LatentChoice = LatentChoice()
+    """Which latents."""
+    examples: LabelExamples = LabelExamples()
+    """On what they are labelled and scored."""
+    budget: LabelBudget = LabelBudget()
+    """What it may cost."""
+
+
+@dataclass(config=STRICT)
 class DemoPairRecipe:
     """Trains the demo's pair of small Gemma 2 models on a generated world."""
 
@@ -250,8 +270,8 @@ class DemoPairRecipe:
     """Seed of the world and of both trainings."""
 
 
-Recipe = CrosscoderRecipe | PublishedRecipe | LookRecipe | CausalRecipe | DemoPairRecipe
-_KINDS = ("crosscoder", "published", "look", "causal", "demo-pair")
+Recipe = CrosscoderRecipe | PublishedRecipe | LookRecipe | CausalRecipe | LabelRecipe | DemoPairRecipe
+_KINDS = ("crosscoder", "published", "look", "causal", "label", "demo-pair")
 _UNIONS = ("str", "AdapterSpec", *VARIANTS)
 """Words that pydantic puts into the path of a field of a union; no recipe has them as keys."""
 _ADAPTER: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe, Field(discriminator="kind")])
@@ -276,8 +296,7 @@ def parse_recipe(text: str) -> Recipe:
 
 def _violation(detail: dict[str, Any]) -> tuple[str, str]:
     location: tuple[str | int, ...] = detail["loc"]
-    parts = (part for i, part in enumerate(location) if not (i == 0 and part in _KINDS) and part not in _UNIONS)
-    path = ".".join(str(part) for part in parts)
+    path = ".".join(str(part) for i, part in enumerate(location) if not _is_union_word(location, i))
     value = _SHORT.repr(detail.get("input"))
     text = str(detail["msg"]).removeprefix("Value error, ")
     known = {
@@ -289,6 +308,13 @@ def _violation(detail: dict[str, Any]) -> tuple[str, str]:
     if (kind := str(detail["type"])) in known:
         return path, known[kind]
     return path, text if kind == "value_error" else f"{text}, but is {value}"
+
+
+def _is_union_word(location: tuple[str | int, ...], at: int) -> bool:
+    part = location[at]
+    if at == 0:
+        return part in _KINDS
+    return part in _UNIONS or (location[at - 1] == "explainer" and part in ("endpoint", "chat"))
 
 
 def recipe_dict(recipe: Recipe) -> dict[str, object]:

@@ -36,6 +36,8 @@ class Stage(StrEnum):
     """Lets both models continue the prompts that differ most."""
     CAUSAL = "causal"
     """Runs both models with single latents changed."""
+    LABEL = "label"
+    """Asks for labels, and has them judged."""
     PUBLISH = "publish"
     """Writes the version, or the look, and makes it current."""
 
@@ -69,6 +71,7 @@ STAGES: Final[Mapping[str, Sequence[tuple[Stage, float]]]] = {
         (Stage.PUBLISH, 1.0),
     ),
     "causal": ((Stage.LOAD, 8.0), (Stage.HASH, 4.0), (Stage.CAUSAL, 85.0), (Stage.PUBLISH, 3.0)),
+    "label": ((Stage.LOAD, 4.0), (Stage.LABEL, 95.0), (Stage.PUBLISH, 1.0)),
     "demo-pair": ((Stage.WORLD, 5.0), (Stage.BASE, 60.0), (Stage.CHAT, 35.0)),
 }
 """The stages of each kind of recipe in their order. A weight is the rough share of time, in a job of usual size."""

@@ -17,6 +17,9 @@ def test_labels_are_written_shown_walked_and_imported(stack: Stack, open_page: O
     words = demo.annotations
     words.label(9, "second <b>of</b> the list")
     words.create_list("mine", [9, 4])
+    scores = {"detection": 0.82, "detection_se": 0.05, "detection_n": 40.0}
+    for latent in (4, 9):
+        words.label(latent, "endings", by_program="some-model", scores=scores)
     page = open_page(f"{stack.url}/latent?crosscoder=demo&latent=7")
     expect(page.get_by_role("textbox", name="Label")).to_have_attribute("placeholder", demo.latent(7).name)
     page.get_by_role("textbox", name="Label").fill("refusals")
@@ -46,10 +49,16 @@ def test_labels_are_written_shown_walked_and_imported(stack: Stack, open_page: O
     table.locator("tbody tr").first.get_by_role("link").first.click()
     expect(page.locator("h1")).to_have_text("Latent 9")
     expect(page.get_by_text("1 of 2 · in the order of the list")).to_be_visible()
+    # What a model wrote says who, and how well it fits; a person's label stays in its place.
+    fit = "detection 0.82 ± 0.05 (n 40)"
+    expect(page.get_by_role("textbox", name="Label")).to_have_value("second <b>of</b> the list")
+    expect(page.get_by_text(f"some-model: endings, {fit}.")).to_be_visible()
     page.locator(".strip .token").first.wait_for()
     settle(page)
     page.get_by_role("button", name="Next").click()
     expect(page.locator("h1")).to_have_text("Latent 4")
+    expect(page.get_by_text(f"Written by some-model, {fit}.")).to_be_visible()
+    expect(page.get_by_role("textbox", name="Label")).to_have_attribute("placeholder", "endings")
     assert re.search("list=mine", page.url)
 
     page = open_page(f"{stack.url}/atlas?crosscoder=demo&label=SECOND")
@@ -76,5 +85,6 @@ def test_labels_are_written_shown_walked_and_imported(stack: Stack, open_page: O
     assert (words.get(11).text, words.get(9).text) == ("imported", "second <b>of</b> the list")
     for each in words.all():
         words.label(each.latent, None)
+        words.label(each.latent, None, by_program="")
         words.star(each.latent, False)
     words.delete_list("mine")

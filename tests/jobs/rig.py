@@ -71,9 +71,10 @@ class Rig:
         given = {"CROSSCOPE_WORKER_QUEUE_URL": self.queue_url, "PYTHONPATH": str(HERE), **environment}
         return self._start(["-c", WORKER], **given)
 
-    def start_real_worker(self) -> Process:
+    def start_real_worker(self, **environment: str) -> Process:
         """Starts a worker that runs the kinds of jobs that users submit."""
-        return self._start(["-m", "crosscope_worker", "jobs"], CROSSCOPE_WORKER_QUEUE_URL=self.queue_url)
+        given = {"CROSSCOPE_WORKER_QUEUE_URL": self.queue_url, **environment}
+        return self._start(["-m", "crosscope_worker", "jobs"], **given)
 
     def start_below_a_supervisor(self, arguments: list[str]) -> Process:
         """Starts a process that has started a job worker, whose pid is then in child.pid."""

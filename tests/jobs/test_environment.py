@@ -80,6 +80,33 @@ def test_the_hubs_token_goes_where_the_hub_is_used(
     assert given["PATH"] == "/bin"
 
 
+@pytest.mark.parametrize(
+    ("explainer", "kept"),
+    [
+        ("{by: endpoint, address: http://127.0.0.1/v1, model: m, key: MKL_API_KEY}", {"MKL_API_KEY"}),
+        ("{by: endpoint, address: http://localhost:8000/v1, model: m}", set()),
+        ("{by: endpoint, address: https://api.example.org/v1, model: m}", {"http_proxy"}),
+        ("{by: chat}", set()),
+    ],
+)
+def test_a_labelling_gets_the_key_that_it_names(tmp_path: Path, explainer: str, kept: set[str]) -> None:
+    recipe = f"{{kind: label, name: a, explainer: {explainer}}}"
+    settings = JobSettings(home=tmp_path, queue_url="redis://:planted-queue@host")
+    given = job_environment({**PLANTED, "http_proxy": "http://me:planted@proxy"}, settings, recipe)
+    assert {name for name, value in given.items() if "planted" in value} == kept
+
+
+def test_addresses_of_endpoints_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def addresses(text: str) -> tuple[str, ...]:
+        monkeypatch.setenv("CROSSCOPE_WORKER_LABEL_ADDRESSES", text)
+        return JobSettings(home=tmp_path, queue_url="redis://host").label_addresses
+
+    assert addresses("https://a.org/v1/, http://b:8000") == ("https://a.org/v1", "http://b:8000")
+    assert addresses("") == ()
+    with pytest.raises(ValueError, match="must begin with http:// or https://"):
+        addresses("ftp://a.org")
+
+
 def test_a_recipe_that_cannot_be_read_gets_no_token(tmp_path: Path) -> None:
     assert not uses_hub("kind: nothing", tmp_path)
     assert not uses_hub("kind: demo-pair\nname: a\n", tmp_path)

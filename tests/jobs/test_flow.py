@@ -273,7 +273,14 @@ def test_a_check_looks_for_what_the_recipe_names(rig: Rig) -> None:
 
 def test_the_schema_names_every_kind(rig: Rig) -> None:
     schema = json.loads(rig.jobs.GetRecipeSchema(jobs_pb2.GetRecipeSchemaRequest()).json_schema)
-    assert set(schema["discriminator"]["mapping"]) == {"crosscoder", "published", "look", "causal", "demo-pair"}
+    assert set(schema["discriminator"]["mapping"]) == {
+        "crosscoder",
+        "published",
+        "look",
+        "causal",
+        "label",
+        "demo-pair",
+    }
 
 
 def test_a_job_in_the_middle_of_a_step_is_cancelled_within_two_seconds(rig: Rig) -> None:

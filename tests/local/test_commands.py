@@ -31,6 +31,19 @@ def test_without_this_part_one_sentence_says_what_to_install(
     assert {"up", "demo", "doctor", "status"} <= completed
 
 
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("ftp://a.org", "must begin with http:// or https://"),
+        ("https://me:secret@a.org", "must hold no password"),
+        ("https://a.org/v1/../admin", "must hold no .."),
+    ],
+)
+def test_addresses_of_endpoints_are_checked(address: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["up", "--no-app", "--label-address", "http://b:8000,https://c.org/v1", "--label-address", address]) == 2
+    assert says in capsys.readouterr().err
+
+
 def test_a_file_holds_the_new_text_or_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "file"
     write_whole(file, "old")

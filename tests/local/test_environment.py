@@ -16,6 +16,7 @@ PLANTED = {
     "HF_TOKEN": {"worker", "jobs"},
     "HTTPS_PROXY": {"worker", "jobs"},
     "AWS_SECRET_ACCESS_KEY": set(),
+    "OPENAI_API_KEY": {"jobs"},
     "CROSSCOPE_WORKER_DEVICE": {"worker", "jobs"},
     "CUDA_VISIBLE_DEVICES": {"worker", "jobs"},
     "PATH": {"queue", "cache", "server", "app", "worker", "jobs"},
@@ -29,6 +30,10 @@ def test_each_program_gets_its_own_variables(tmp_path: Path) -> None:
     threads = {each.name: each.environment.get("CROSSCOPE_WORKER_JOB_THREADS") for each in programs}
     assert {name for name, number in threads.items() if number} == {"jobs"}
     assert threads["jobs"] == "3"
+    found = Installation(
+        tmp_path, "127.0.0.1", 1, None, tmp_path, label_addresses=("https://a.org", "http://b")
+    ).programs()
+    assert found[-1].environment["CROSSCOPE_WORKER_LABEL_ADDRESSES"] == "https://a.org,http://b"
 
 
 def test_a_child_starts_without_the_supervisors_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

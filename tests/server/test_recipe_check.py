@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from fixtures_labelled import write_planted
 
 from crosscope_proto.footprint import SPEEDS
-from crosscope_proto.recipe import CrosscoderRecipe, parse_recipe
+from crosscope_proto.recipe import CrosscoderRecipe, Recipe, parse_recipe
 from crosscope_proto.training_memory import COPY, needed
 from crosscope_server.jobs.check import Findings, check
 from crosscope_server.jobs.plan import plan
@@ -193,3 +194,33 @@ def test_a_crosscoder_to_measure_must_be_there(home: Path) -> None:
     found = check(recipe, home)
     assert (found.violations, found.warnings) == ([], [])
     assert plan(recipe, found, home) == ([], [])
+
+
+def test_a_recipe_that_labels_says_what_it_takes_at_most(home: Path) -> None:
+    manifest = write_planted(home)
+
+    def found(rest: str = "") -> Findings:
+        return check(label_recipe(rest), home)
+
+    def label_recipe(rest: str) -> Recipe:
+        by = "by: endpoint, address: http://127.0.0.1:1, model: m, per_request: 4"
+        return parse_recipe(f"{{kind: label, name: planted, explainer: {{{by}}}, {rest}}}")
+
+    assert (found().violations, found().warnings) == ([], [])
+    assert said(found("latents: {ids: [5]}")) == ""
+    assert said(found("latents: {ids: [0, 6]}")) == "latents.ids: there is no latent 6: 'planted' has 6, 0 to 5"
+    wrong = f"version: there is no version 'v9' of 'planted' (there: {manifest.version_id})"
+    assert said(found("version: v9")) == wrong
+    recipe = label_recipe("latents: {ids: [1, 2]}, examples: {shown: 3, held_out: 6, context: 2}")
+    entries, _ = plan(recipe, check(recipe, home), home)
+    # A label, three requests for 12 texts and two for 6 markings, of 5 tokens each and 12 for marks.
+    label, judgements = 400 + 3 * 17, 5 * (400 + 50) + 18 * 17
+    assert {entry.name: entry.value for entry in entries} == {
+        "latents": 2,
+        "requests": 2 * 6,
+        "prompt tokens": 2 * (label + judgements),
+        "answer tokens": 2 * 6 * 400,
+    }
+    limited = found("latents: {ids: [1, 2]}, budget: {requests: 10}, examples: {held_out: 6}")
+    (warning,) = limited.warnings
+    assert warning.startswith("budget.requests 10: labelling 2 latents takes up to 12 requests; the job counts exactly")

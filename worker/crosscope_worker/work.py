@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Protocol
 
 from crosscope_proto.artefacts import OWN_PATHS, CrosscoderManifest, PairManifest
+from crosscope_proto.labels import MadeLabels
 from crosscope_proto.looks import LookManifest
 from crosscope_proto.roots import Roots
 from crosscope_worker.disk import write_whole
 
-Manifest = CrosscoderManifest | PairManifest | LookManifest
+Manifest = CrosscoderManifest | PairManifest | LookManifest | MadeLabels
 
 CHECKPOINTS = "checkpoints"
 """Folder below a job's own, from which a later attempt goes on. Removed once the job has ended."""
+ANSWERS = "answers.jsonl"
+"""File below the checkpoints of a job that labels: every answer that came."""
 FIRST_DAY = "first-day"
 """File below a job's folder: the day of its first attempt, YYYY-MM-DD."""
 
@@ -75,6 +78,8 @@ class Workspace:
     """Where models and training run, a torch device."""
     data_roots: tuple[Path, ...] = ()
     """Folders besides the home from which recipes may have files read."""
+    label_addresses: tuple[str, ...] = ()
+    """Addresses besides those of this machine that recipes may have called (addresses.check_address)."""
     submitted_from: Path | None = None
     """Folder from which the job was submitted, where relative paths of data are looked up too."""
 

@@ -129,7 +129,8 @@ class Crosscoder(Behaviours):
         """Latents that meet all conditions, in the order of a column; "-" in front of its name descends.
 
         A condition or an order may also be about words: "label contains refus", "list = mine", "starred = 1",
-        "labelled = 1", "noted = 1"; with one condition on a list, the order "list" is that of the list.
+        "labelled = 1", "noted = 1"; with one condition on a list, the order "list" is that of the list. Automatic
+        labels have the scores "detection" and "fuzzing".
 
         Latents without a value of the order come last; by "verdict" the best comes first. Columns are those of
         `columns()`, and the shares "dataset_share_NAME" and "role_share_ROLE". A condition may also compare

@@ -2,11 +2,15 @@
 
 import streamlit as st
 
-from crosscope import Annotation, CrosscoderInfo, Latent
+from crosscope import Annotation, CrosscoderInfo, Latent, Words
 from crosscope._annotations import HISTORY_HEADERS
 from crosscope.app import session, text, words
 from crosscope.app.table_view import Column, table_view
 
+FIT_HELP = (
+    "How well the label fits, as another request to the model judged it: on texts that were not shown (detection), and "
+    "on right and wrong marks in them (fuzzing). Balanced accuracy ± standard error; 0.5 is guessing."
+)
 MAX_NOTE = 400
 """Characters of a note that stand on the page; its field has the whole."""
 
@@ -24,8 +28,8 @@ def panel(latent: Latent, info: CrosscoderInfo) -> None:
                 note(found, info)
                 lists(found, info)
                 history(found, info)
-        if found.automatic_label and not found.label:
-            st.caption(text.plain(f"Labelled by {found.automatic_label.author or 'a program'}."))
+        if found.automatic_label:
+            automatic_label(found.automatic_label, is_shown=not found.label)
         if found.note:
             shown = found.note.text
             st.markdown(text.plain(shown if len(shown) <= MAX_NOTE else f"{shown[:MAX_NOTE]}…"))
@@ -34,6 +38,12 @@ def panel(latent: Latent, info: CrosscoderInfo) -> None:
                 for name in found.lists:
                     walk = {"latent": latent.id, "list": name, "order": "list"}
                     session.link("latent", f"List {text.plain(name)}", crosscoder=info.name, **walk)
+
+
+def automatic_label(words: Words, *, is_shown: bool) -> None:
+    """Who wrote it, and how well it fits; the label itself where a person's stands in its place."""
+    said = f"Written by {words.author or 'a program'}" if is_shown else f"{words.author or 'A program'}: {words.text}"
+    st.caption(text.plain(", ".join(filter(None, (said, words.fit))) + "."), help=FIT_HELP if words.fit else None)
 
 
 def star(found: Annotation, info: CrosscoderInfo) -> None:

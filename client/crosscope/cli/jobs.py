@@ -12,7 +12,7 @@ from crosscope.cli.output import print_json, print_table, print_text, to_plain
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from crosscope import Job, JobInfo
+    from crosscope import Job, JobInfo, Plan
 
 
 @click.command()
@@ -52,7 +52,11 @@ def _source(recipe: str) -> "str | Path":
 def plan(options: Options, recipe: str, after: tuple[str, ...]) -> None:
     """Check RECIPE, a YAML file or "-" for stdin, and say what its job would take. Queues nothing."""
     with options.client() as client:
-        found = client.jobs.plan(_source(recipe), after=after)
+        show_plan(options, client.jobs.plan(_source(recipe), after=after))
+
+
+def show_plan(options: Options, found: "Plan") -> None:
+    """Shows what a job would take."""
     if options.as_json:
         print_json(found)
         return

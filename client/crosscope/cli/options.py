@@ -1,6 +1,6 @@
 """The options that every command takes, before or after its name, and the client that they describe."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any
@@ -103,3 +103,11 @@ def with_version(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--version", "version_id", metavar="ID", help="Ask this version [the current one].")(
         with_options(function)
     )
+
+
+def latent_ids(texts: Iterable[str], option: str) -> list[int]:
+    """The latents that the values of an option name. Raises UsageError."""
+    parts = [part.strip() for text in texts for part in text.split(",") if part.strip()]
+    if wrong := [part for part in parts if not (part.isascii() and part.isdigit())]:
+        raise click.UsageError(f"{option}: {wrong[0]!r} is no latent id; write 7 or 3,5,9")
+    return [int(part) for part in parts]

@@ -1,15 +1,29 @@
 """`crosscope label` and `crosscope lists`: words about latents."""
 
 import sys
+from typing import Any
 
 import click
 
 from crosscope._annotations import LIST_HEADERS
-from crosscope.cli.options import Options, with_version
+from crosscope.cli.options import Options, latent_ids, with_version
 from crosscope.cli.output import print_json, print_table, print_text
 
 
-@click.command()
+class _Label(click.Command):
+    """A command before which another one may stand: `crosscope label auto`."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        if args[:1] == ["auto"]:
+            from crosscope.cli.auto_label import auto
+
+            return auto.make_context(f"{info_name} auto", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+
+@click.command(cls=_Label, epilog="`crosscope label auto CROSSCODER` has a model label many; see its --help.")
 @click.argument("crosscoder")
 @click.argument("latent", type=click.IntRange(min=0))
 @click.argument("text", required=False)
@@ -82,7 +96,7 @@ def lists(
         raise click.UsageError("name the list to change")
     if delete and (create or new_name or add or remove):
         raise click.UsageError("--delete goes alone")
-    added, removed = _ids(add, "--add"), _ids(remove, "--remove")
+    added, removed = latent_ids(add, "--add"), latent_ids(remove, "--remove")
     with options.client() as client:
         whole = options.crosscoder(client, crosscoder)
         words = whole.annotations
@@ -114,10 +128,3 @@ def lists(
         return
     rows = [(str(latent), "★" if names[latent].is_starred else "", str(names[latent])) for latent in members]
     print_table(("latent", "star", "name"), rows) if rows else print_text(f"{name} is empty; --add puts latents in")
-
-
-def _ids(texts: tuple[str, ...], option: str) -> list[int]:
-    parts = [part.strip() for text in texts for part in text.split(",") if part.strip()]
-    if wrong := [part for part in parts if not (part.isascii() and part.isdigit())]:
-        raise click.UsageError(f"{option}: {wrong[0]!r} is no latent id; write 7 or 3,5,9")
-    return [int(part) for part in parts]

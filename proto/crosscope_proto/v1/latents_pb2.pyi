@@ -1032,7 +1032,8 @@ class LatentFilter(_message.Message):
     """A column with one value a latent, for instance "nu_err", "frequency", "latent_class", "verdict", "specific_to" or
     "part"; or one share of activation mass, "dataset_share_NAME" or "role_share_ROLE" (role_share_user); or, with a
     text, one of the lists of tokens "top_tokens", "logit_tokens_base" and "logit_tokens_chat". Or what people say:
-    "label" and "list" (a list's name) with a text, "labelled", "starred" and "noted" with 1 or 0.
+    "label" and "list" (a list's name) with a text, "labelled", "starred" and "noted" with 1 or 0. Or how well an
+    automatic label fits: "detection" and "fuzzing", from 0 to 1.
     """
     op: Global___LatentFilter.Op.ValueType
     """The comparison. A latent whose value is undefined (NaN, or an empty text) meets no condition."""

@@ -161,6 +161,13 @@ def labels(connection: sqlite3.Connection, dictionary: int | None) -> Iterator[t
         last = latent
 
 
+def scores(connection: sqlite3.Connection, dictionary: int | None) -> Iterator[tuple[int, dict[str, float]]]:
+    """For each latent with an automatic label its id and the label's scores."""
+    question = "SELECT latent, scores FROM words WHERE dictionary = ? AND what = ?"
+    for latent, found in connection.execute(question, (dictionary, What.AUTOMATIC_LABEL)):
+        yield latent, json.loads(found)
+
+
 def with_word(connection: sqlite3.Connection, dictionary: int | None, what: What) -> list[int]:
     """Ids of the latents of which something of a kind is said, ascending."""
     question = "SELECT latent FROM words WHERE dictionary = ? AND what = ? ORDER BY latent"

@@ -1,6 +1,7 @@
 """The words of one dictionary in memory, for filters and orders of latents. Knows nothing about SQL.
 
-The columns are `label` and `list`, which hold texts, and `labelled`, `starred` and `noted`, which are 1 or 0.
+The columns are `label` and `list`, which hold texts, `labelled`, `starred` and `noted`, which are 1 or 0, and the
+scores of automatic labels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,11 +10,21 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from crosscope_proto.labels import SCORES
 from crosscope_server.errors import InvalidRequest, NotFound, Violation
 from crosscope_server.latents import Filter, Order
 
 FLAGS = ("labelled", "starred", "noted")
-COLUMNS = ("label", "list", *FLAGS)
+COLUMNS = ("label", "list", *FLAGS, *SCORES)
+
+_COMPARISONS = {
+    "<": np.less,
+    "<=": np.less_equal,
+    ">": np.greater,
+    ">=": np.greater_equal,
+    "=": np.equal,
+    "!=": np.not_equal,
+}
 
 Ids = NDArray[np.int64]
 _NOBODY: Ids = np.empty(0, np.int64)
@@ -29,6 +40,8 @@ class Snapshot:
     """By latent; a person's before a program's."""
     automatic: frozenset[int] = frozenset()
     """Latents whose label a program said."""
+    scores: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    """By the names of SCORES, then by latent: how well its automatic label fits."""
     starred: Ids = field(default_factory=_NOBODY.copy)
     noted: Ids = field(default_factory=_NOBODY.copy)
     lists: Mapping[str, Ids] = field(default_factory=dict)
@@ -44,6 +57,14 @@ class Snapshot:
         ids = {"labelled": np.array(list(self.labels), np.int64), "starred": self.starred, "noted": self.noted}[column]
         return _among(ids, num_latents).astype(np.float64)
 
+    def score(self, column: str, num_latents: int) -> NDArray[np.float64]:
+        """A column of SCORES: [latent], NaN without a score."""
+        found = np.full(num_latents, np.nan)
+        for latent, value in self.scores.get(column, {}).items():
+            if latent < num_latents:
+                found[latent] = value
+        return found
+
     def meets(self, index: int, condition: Filter, num_latents: int) -> NDArray[np.bool_]:
         """Which latents meet a condition on one of COLUMNS, the filter `index` of a request: [latent].
 
@@ -55,6 +76,8 @@ class Snapshot:
             if value not in (0, 1) or comparison not in ("=", "!="):
                 raise InvalidRequest([Violation(field_, f"{column} is 1 or 0: write {column} = 1 or {column} = 0")])
             return self.flags(column, num_latents) == (value if comparison == "=" else 1 - value)
+        if column in SCORES:
+            return self._scored(field_, condition, num_latents)
         if not isinstance(value, str):
             sentence = f"{column} is compared with a text, but is compared with {value!r}"
             raise InvalidRequest([Violation(f"{field_}.number", sentence)])
@@ -71,6 +94,15 @@ class Snapshot:
             found = _of(num_latents, [latent for latent, label in self.labels.items() if label == value])
         return ~found if comparison == "!=" else found
 
+    def _scored(self, field_: str, condition: Filter, num_latents: int) -> NDArray[np.bool_]:
+        """Which latents meet a condition on a score; without a score, none does."""
+        column, comparison, value = condition.column, condition.comparison, condition.value
+        if isinstance(value, str) or comparison not in _COMPARISONS:
+            sentence = f"{column} is a score from 0 to 1: compare it with a number by {', '.join(_COMPARISONS)}"
+            raise InvalidRequest([Violation(field_, sentence)])
+        found = self.score(column, num_latents)
+        return _COMPARISONS[comparison](found, value) & ~np.isnan(found)
+
     def order(self, order_by: str, filters: Sequence[Filter], num_latents: int) -> Order:
         """The order by one of COLUMNS, with "-" in front for descending. Raises InvalidRequest or NotFound."""
         descending, column = order_by.startswith("-"), order_by.removeprefix("-")
@@ -78,6 +110,9 @@ class Snapshot:
             values = self.flags(column, num_latents)
             nobody = np.zeros(num_latents, bool)
             return Order(np.argsort(-values if descending else values, kind="stable"), nobody)
+        if column in SCORES:
+            values = self.score(column, num_latents)
+            return Order(np.argsort(-values if descending else values, kind="stable"), np.isnan(values))
         if column == "label":
             ids = sorted(self.labels, key=lambda latent: (self.labels[latent].casefold(), latent))
         else:

@@ -12,8 +12,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from crosscope_proto.artefacts import ANNOTATIONS
+from crosscope_proto.labels import SCORES
 from crosscope_server.annotations import reading, transfer, writing
 from crosscope_server.annotations.database import Database
+from crosscope_server.annotations.deliveries import Deliveries
 from crosscope_server.annotations.records import (
     Change,
     Conditions,
@@ -58,6 +60,7 @@ class Annotations:
 
     def __init__(self, home: Path) -> None:
         self._database = Database(home / ANNOTATIONS)
+        self._deliveries = Deliveries(home)
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
 
     async def close(self) -> None:
@@ -70,7 +73,7 @@ class Annotations:
         def read(connection: sqlite3.Connection) -> LatentWords:
             return reading.words(connection, reading.dictionary_id(connection, weights), [latent])[0]
 
-        return await self._database.read(read, LatentWords(latent, {}, {}))
+        return await self._read(read, LatentWords(latent, {}, {}))
 
     async def listing(self, weights: str, conditions: Conditions, after: int, size: int) -> Listing:
         """Latents above `after` that have words and meet conditions, by id. Raises NotFound for a list."""
@@ -83,7 +86,7 @@ class Annotations:
             return Listing(found, count, len(ids) <= size, reading.revision(connection, dictionary), totals)
 
         empty = Listing([], 0, True, 0, Totals())
-        found = await self._database.read(read, None)
+        found = await self._read(read, None)
         if found is None and conditions.list:
             raise NotFound(f"no list {conditions.list!r}; there is no list yet; make one")
         return empty if found is None else found
@@ -94,7 +97,7 @@ class Annotations:
         def read(connection: sqlite3.Connection) -> list[Change]:
             return reading.history(connection, reading.dictionary_id(connection, weights), latent, before, size)
 
-        return await self._database.read(read, [])
+        return await self._read(read, [])
 
     async def lists(self, weights: str) -> list[ListInfo]:
         """All lists of a dictionary, by name."""
@@ -102,7 +105,7 @@ class Annotations:
         def read(connection: sqlite3.Connection) -> list[ListInfo]:
             return reading.lists(connection, reading.dictionary_id(connection, weights))
 
-        return await self._database.read(read, [])
+        return await self._read(read, [])
 
     async def members(self, weights: str, name: str) -> tuple[ListInfo, list[int]]:
         """A list and its latents in its order. Raises NotFound."""
@@ -112,7 +115,7 @@ class Annotations:
             info = reading.list_info(connection, dictionary, name)
             return info, reading.members(connection, reading.list_id(connection, dictionary, name))
 
-        found = await self._database.read(read, None)
+        found = await self._read(read, None)
         if found is None:
             raise NotFound(f"no list {name!r}; there is no list yet; make one")
         return found
@@ -126,7 +129,7 @@ class Annotations:
             before = known.snapshot if known is not None and known.connection is connection else None
             return _Kept(connection, _snapshot(weights, before, connection))
 
-        found = await self._database.read(read, None)
+        found = await self._read(read, None)
         if found is None:
             return Snapshot()
         self._kept[weights] = found
@@ -142,7 +145,7 @@ class Annotations:
             named = reading.named(connection, crosscoder)
             return reading.totals(connection, [number for each, number in named.items() if each != weights])
 
-        return await self._database.read(read, Totals())
+        return await self._read(read, Totals())
 
     async def say(
         self, about: Dictionary, latent: int, what: What, said: Said | None, author: str, seen: int | None
@@ -198,7 +201,7 @@ class Annotations:
 
     async def dictionaries(self, crosscoder: str) -> list[str]:
         """The weights about which something was said under a name, in the order of the first words."""
-        return await self._database.read(lambda connection: list(reading.named(connection, crosscoder)), [])
+        return await self._read(lambda connection: list(reading.named(connection, crosscoder)), [])
 
     async def exported(self, weights: Sequence[str]) -> AsyncIterator[list[transfer.Row]]:
         """The rows of some dictionaries, each in one state of the file."""
@@ -207,7 +210,7 @@ class Annotations:
             def read(connection: sqlite3.Connection, of: str = each) -> list[list[transfer.Row]]:
                 return list(transfer.exported(connection, [of]))
 
-            for rows in await self._database.read(read, []):
+            for rows in await self._read(read, []):
                 yield rows
 
     async def import_rows(
@@ -216,6 +219,11 @@ class Annotations:
         """Writes rows, all in one step; none if not `is_kept`."""
         write = partial(transfer.import_rows, about=about, rows=rows, options=options)
         return await self._database.write(write, is_kept=is_kept)
+
+    async def _read(self, work: Callable[[sqlite3.Connection], T], without: T) -> T:
+        """What `work` finds, once the labels of jobs that wait are taken in; `without` while there is no file."""
+        await self._deliveries.take_in(partial(self.import_rows, is_kept=True))
+        return await self._database.read(work, without)
 
     async def _write(self, about: Dictionary, write: Callable[[sqlite3.Connection, int], T]) -> T:
         return await self._database.write(
@@ -236,6 +244,8 @@ def _snapshot(weights: str, before: Snapshot | None, connection: sqlite3.Connect
     if not changed.isdisjoint(("label", "automatic_label")):
         labels = list(reading.labels(connection, dictionary))
         parts["labels"] = {latent: text for latent, text, _ in labels}
+        known = list(reading.scores(connection, dictionary))
+        parts["scores"] = {name: {latent: each[name] for latent, each in known if name in each} for name in SCORES}
         parts["automatic"] = frozenset(latent for latent, _, is_automatic in labels if is_automatic)
     for name, what in (("starred", What.STAR), ("noted", What.NOTE)):
         if what in changed:

@@ -16,6 +16,7 @@ from crosscope_proto.recipe import (
     CausalRecipe,
     CrosscoderRecipe,
     DemoPairRecipe,
+    LabelRecipe,
     LookRecipe,
     PublishedRecipe,
     Recipe,
@@ -24,6 +25,7 @@ from crosscope_proto.roots import Roots
 from crosscope_proto.specs import DataSpec
 from crosscope_server.errors import Violation
 from crosscope_server.jobs.inputs import FirstRows, Model, find_files, is_hub_id, read_model, read_rows
+from crosscope_server.jobs.labels import over_budget, wrong_fields
 from crosscope_server.jobs.layers import layer_warnings
 
 SAMPLE_ROWS = 200
@@ -56,8 +58,12 @@ def check(recipe: Recipe, home: Path, roots: Sequence[Path] = (), *, after_other
     found = Findings()
     if isinstance(recipe, DemoPairRecipe):
         return found
-    if isinstance(recipe, CausalRecipe):
-        _check_crosscoder(recipe.name, home, found, after_others=after_others)
+    if isinstance(recipe, CausalRecipe | LabelRecipe):
+        is_there = _check_crosscoder(recipe.name, home, found, after_others=after_others)
+        if isinstance(recipe, LabelRecipe):
+            found.warnings.extend(over_budget(recipe))
+            if is_there:
+                _check_labels(recipe, home, found)
         return found
     may_look = Roots((home, *roots), [home / name for name in OWN_PATHS])
     looker = _Looker(recipe, home, may_look, found, after_others)
@@ -75,17 +81,26 @@ def check(recipe: Recipe, home: Path, roots: Sequence[Path] = (), *, after_other
     return found
 
 
-def _check_crosscoder(name: str, home: Path, found: Findings, *, after_others: bool) -> None:
-    """Checks that a crosscoder is published."""
+def _check_labels(recipe: LabelRecipe, home: Path, found: Findings) -> None:
+    try:
+        for path, sentence in wrong_fields(recipe, home):
+            found.wrong(path, sentence)
+    except (OSError, UnicodeDecodeError) as error:
+        found.warnings.append(f"the crosscoder {recipe.name!r} could not be checked: {error}")
+
+
+def _check_crosscoder(name: str, home: Path, found: Findings, *, after_others: bool) -> bool:
+    """Checks that a crosscoder is published, and says whether it is."""
     folder = Path(crosscoder_folder(home, name))
     if (folder / CURRENT).is_file():
-        return
+        return True
     if after_others:
         found.warnings.append(f"there is no crosscoder {name!r} yet; a job before this one must make it")
-        return
+        return False
     known = sorted(each.parent.name for each in folder.parent.glob(f"*/{CURRENT}"))
     there = ", ".join(known[:20]) or "none"
     found.wrong("name", f"there is no crosscoder {name!r} (there: {there}); train it, or import it as published")
+    return False
 
 
 class _Looker:

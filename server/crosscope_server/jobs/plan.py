@@ -10,13 +10,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from crosscope_proto.footprint import SPEEDS, Speed
-from crosscope_proto.recipe import CrosscoderRecipe, Recipe
+from crosscope_proto.label_specs import CHARACTERS_A_TOKEN
+from crosscope_proto.recipe import CrosscoderRecipe, LabelRecipe, Recipe
 from crosscope_proto.specs import DataSpec
 from crosscope_proto.training_memory import COPY, checkpoint_bytes, needed
 from crosscope_server.jobs.check import Findings
 from crosscope_server.jobs.inputs import FirstRows, Model
+from crosscope_server.jobs.labels import most
 
-CHARACTERS_A_TOKEN = 4
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _MAX_SPEEDS_BYTES = 1 << 20
 
@@ -50,12 +51,23 @@ class Length:
 
 def plan(recipe: Recipe, found: Findings, home: Path) -> tuple[list[Entry], list[str]]:
     """What a job takes, as far as that follows from `found`, and warnings about its training."""
+    if isinstance(recipe, LabelRecipe):
+        return [*_label_entries(recipe)], []
     if not isinstance(recipe, CrosscoderRecipe):
         return [], []
     length = _length(recipe, found)
     speed = _speed(recipe, home)
     notes = [f"measured on {speed.device}: {speed.note}"] if speed and speed.note else []
     return [*_entries(recipe, found, length, speed)], [*_oddities(recipe, length), *notes]
+
+
+def _label_entries(recipe: LabelRecipe) -> Iterator[Entry]:
+    num_latents, cost = most(recipe)
+    bound = "at most; the job counts exactly before it asks"
+    yield Entry("latents", num_latents, "", "" if recipe.latents.ids else "at most")
+    yield Entry("requests", cost.requests, "", f"{bound}; repeated ones count against budget.requests too")
+    yield Entry("prompt tokens", cost.prompt_tokens, "tokens", f"{bound}; {CHARACTERS_A_TOKEN} characters a token")
+    yield Entry("answer tokens", cost.answer_tokens, "tokens", "at most")
 
 
 def _length(recipe: CrosscoderRecipe, found: Findings) -> Length:

@@ -20,6 +20,7 @@ from redis.retry import Retry
 
 from crosscope_proto import job_record
 from crosscope_proto.artefacts import CrosscoderManifest, job_folder
+from crosscope_proto.labels import MadeLabels
 from crosscope_proto.left_out import left_out
 from crosscope_proto.logs import configure_logging
 from crosscope_proto.looks import LookManifest
@@ -63,6 +64,8 @@ class Attempt:
     kinds: Mapping[str, str]
     data_roots: Sequence[str] = ()
     """Folders besides the home from which recipes may read files."""
+    label_addresses: Sequence[str] = ()
+    """Addresses besides those of this machine that recipes may have called."""
     keeps_checkpoints: bool = True
     """Whether a failed job can be retried."""
 
@@ -132,7 +135,8 @@ def _work(attempt: Attempt, claim: Claim, folder: Path, stopping: threading.Even
             job = load_kind(attempt.kinds, recipe.kind)
             roots = tuple(map(Path, attempt.data_roots))
             submitted_from = Path(task.folder) if task.folder else None
-            workspace = Workspace(Path(attempt.home), folder, fence, attempt.device, roots, submitted_from)
+            addresses = tuple(attempt.label_addresses)
+            workspace = Workspace(Path(attempt.home), folder, fence, attempt.device, roots, addresses, submitted_from)
             result = _keep_result(folder, job(recipe, workspace, reporter))
         ending = job_record.SUCCEEDED, result["message"], result["version_id"]
     except Cancelled:
@@ -197,6 +201,8 @@ def _keep_result(folder: Path, manifest: Manifest) -> dict[str, str]:
         result["message"] = " ".join([done, *manifest.warnings])
     if isinstance(manifest, CrosscoderManifest):
         result["version_id"] = manifest.version_id
+    if isinstance(manifest, MadeLabels):
+        result["message"] = " ".join([DONE, manifest.summary, *manifest.notes])
     if isinstance(manifest, LookManifest):
         result["message"] += f" {manifest.reason}"
     try:

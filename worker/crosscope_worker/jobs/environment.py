@@ -9,16 +9,19 @@ from pathlib import Path
 
 from crosscope_proto import environment
 from crosscope_proto.artefacts import CURRENT, MANIFEST, PAIR_MANIFEST, crosscoder_folder, pair_folder, version_folder
+from crosscope_proto.label_specs import Endpoint
 from crosscope_proto.manifest import ManifestError, parse_manifest, parse_pair_manifest
 from crosscope_proto.recipe import (
     CausalRecipe,
     DemoPairRecipe,
+    LabelRecipe,
     PublishedRecipe,
     Recipe,
     RecipeError,
     parse_recipe,
     recipe_dict,
 )
+from crosscope_worker.addresses import is_local
 from crosscope_worker.jobs.settings import JobSettings
 
 _IDLE = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
@@ -36,10 +39,24 @@ def job_environment(given: Mapping[str, str], settings: JobSettings, recipe: str
     groups = [environment.COMPUTE, environment.HUB]
     if uses_hub(recipe, settings.home):
         groups.append(environment.HUB_ACCESS)
+    groups.extend(_for_labels(recipe))
     made = _IDLE | environment.needed(given, *groups) | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     if settings.job_threads is not None:
         made |= {name: str(settings.job_threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     return made
+
+
+def _for_labels(text: str) -> Iterator[tuple[str, ...]]:
+    """What a recipe of kind label needs to call its endpoint: the key that it names, and the way out."""
+    try:
+        recipe = parse_recipe(text)
+    except RecipeError:
+        return
+    if isinstance(recipe, LabelRecipe) and isinstance(recipe.explainer, Endpoint):
+        if not is_local(recipe.explainer.address):
+            yield environment.PROXIES
+        if recipe.explainer.key is not None:
+            yield (recipe.explainer.key,)
 
 
 def uses_hub(text: str, home: Path) -> bool:
@@ -48,7 +65,9 @@ def uses_hub(text: str, home: Path) -> bool:
         recipe = parse_recipe(text)
     except RecipeError:
         return False
-    if isinstance(recipe, CausalRecipe):
+    if isinstance(recipe, CausalRecipe | LabelRecipe):
+        if isinstance(recipe, LabelRecipe) and isinstance(recipe.explainer, Endpoint):
+            return False
         return uses_hub(_made_by(recipe.name, home), home)
     if isinstance(recipe, DemoPairRecipe):
         return False

@@ -14,6 +14,7 @@ KINDS: Mapping[str, str] = {
     "published": "crosscope_worker.recipes.published:make_published",
     "look": "crosscope_worker.recipes.look:make_look",
     "causal": "crosscope_worker.recipes.causal:make_causal",
+    "label": "crosscope_worker.recipes.label:make_labels",
     "demo-pair": "crosscope_worker.demo.pair:make_demo_pair",
 }
 """The function of each kind of recipe, as module:name."""

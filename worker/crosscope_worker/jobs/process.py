@@ -157,6 +157,7 @@ class JobWorker(Worker):
             home=str(self._settings.home),
             device=self._settings.device,
             data_roots=[str(folder) for folder in self._settings.data_roots],
+            label_addresses=list(self._settings.label_addresses),
             parent_pid=os.getpid(),
             kinds=dict(self._kinds),
             keeps_checkpoints=self._settings.keeps_checkpoints,

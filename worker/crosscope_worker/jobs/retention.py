@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from crosscope_worker.work import CHECKPOINTS
+from crosscope_worker.work import ANSWERS, CHECKPOINTS
 
 _STEP = "step-"
 """Prefix of a training checkpoint's name; a number follows (training/checkpoint.py)."""
@@ -25,9 +25,9 @@ def newest_step(checkpoints: Path) -> int | None:
 
 
 def retry_hint(folder: Path) -> str:
-    """The end of the message of a failed or cancelled job: from which step a retry continues; empty without a
-    checkpoint.
-    """
+    """The end of the message of a failed or cancelled job: where a retry continues; empty without a checkpoint."""
+    if (folder / CHECKPOINTS / ANSWERS).exists():
+        return f"crosscope retry {folder.name} asks only what was not answered."
     step = newest_step(folder / CHECKPOINTS)
     return "" if step is None else f"crosscope retry {folder.name} continues from step {step}."
 

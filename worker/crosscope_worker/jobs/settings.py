@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
+from crosscope_proto.label_specs import checked_address
 from crosscope_proto.settings import ProcessSettings, RedisUrl
 
 
@@ -29,10 +30,20 @@ class JobSettings(ProcessSettings):
     data_roots: Annotated[tuple[Path, ...], NoDecode] = ()
     """Folders besides the home from which recipes may read files, separated by the system's path separator."""
 
+    label_addresses: Annotated[tuple[str, ...], NoDecode] = ()
+    """Addresses besides those of this machine that recipes of kind label may call, separated by commas."""
+
     @property
     def keeps_checkpoints(self) -> bool:
         """Whether a failed job can be retried at all."""
         return self.keep_checkpoints_days > 0 and self.keep_checkpoints_gb > 0
+
+    @field_validator("label_addresses", mode="before")
+    @classmethod
+    def _addresses(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return tuple(checked_address(part.strip()) for part in value.split(",") if part.strip())
 
     @field_validator("data_roots", mode="before")
     @classmethod
