@@ -183,6 +183,12 @@ from ._types import (
     Detector as Detector,
 )
 from ._types import (
+    DevicePlan as DevicePlan,
+)
+from ._types import (
+    Download as Download,
+)
+from ._types import (
     Estimate as Estimate,
 )
 from ._types import (
@@ -192,6 +198,9 @@ from ._types import (
     JobInfo as JobInfo,
 )
 from ._types import (
+    JobLog as JobLog,
+)
+from ._types import (
     JobState as JobState,
 )
 from ._types import (
@@ -199,6 +208,9 @@ from ._types import (
 )
 from ._types import (
     LatentScaling as LatentScaling,
+)
+from ._types import (
+    LogLine as LogLine,
 )
 from ._types import (
     ModelEstimates as ModelEstimates,

@@ -38,6 +38,8 @@ SEQUENCES = "sequences.parquet"
 EXAMPLES = "examples"
 PAIR_MANIFEST = "pair.json"
 SEARCH = "search"
+JOB_LOG = "log.jsonl"
+"""A job's own log: a JSON object a line, with at, attempt, event, and what the event says."""
 OWN_FOLDERS = ("queue", "cache", "logs", SEARCH)
 """Folders of the home that belong to the processes. No recipe reads them."""
 

@@ -12,7 +12,9 @@ import yaml
 from crosscope_proto.footprint import SPEEDS, needed
 from crosscope_proto.recipe import CrosscoderRecipe, parse_recipe
 from crosscope_server.jobs.check import Findings, check
-from crosscope_server.jobs.plan import plan
+from crosscope_server.jobs.estimate import NO_WORKER
+from crosscope_server.jobs.plan import Planned, plan
+from crosscope_server.jobs.planning import named_target
 
 RECIPE: dict[str, Any] = {
     "kind": "crosscoder",
@@ -68,16 +70,20 @@ def said(found: Findings) -> str:
 def test_a_sound_recipe(home: Path) -> None:
     found = check(changed(), home)
     assert (said(found), found.warnings) == ("", [])
-    entries, odd = plan(changed(), found, home)
-    assert odd == []
-    value = {entry.name: entry.value for entry in entries}
+    planned = plan(changed(), found, home)
+    assert planned.warnings == []
+    value = {entry.name: entry.value for entry in planned.entries}
     # 100 texts of 396 characters a set: 100 tokens each, a tenth held out; 98.75 of a conversation with its roles.
     assert value["training tokens"] == pytest.approx(3 * 9000, rel=0.02)
     assert value["steps"] == pytest.approx(270, abs=3)
     assert value["warm-up"] == pytest.approx(3 / 270, rel=0.02)
     assert value["models"] == 2 * 1000 * 4 // 2  # bfloat16 files, loaded in float32
     recipe = changed()
-    assert value["training memory"] == sum(needed(recipe.crosscoder, recipe.training, 64).values())
+    device = planned.devices[0]
+    memory = {entry.name: entry.value for entry in device.memory}
+    assert memory == {"both models": 4000, **needed(recipe.crosscoder, recipe.training, 64)}
+    assert (device.name, device.fits) == (NO_WORKER, None)
+    assert value["version"] == 4 * (2 * 64 * 64 + 64 + 64)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +129,7 @@ def test_what_cannot_be_is_named_by_its_field(home: Path, change: dict[str, Any]
 )
 def test_what_cannot_do_what_it_is_meant_for_is_warned_of(home: Path, training: dict[str, Any], sentence: str) -> None:
     recipe = changed(training=training)
-    assert sentence in " | ".join(plan(recipe, check(recipe, home), home)[1])
+    assert sentence in " | ".join(plan(recipe, check(recipe, home), home).warnings)
 
 
 def test_nothing_is_said_of_what_the_processes_keep_for_themselves(home: Path) -> None:
@@ -172,9 +178,13 @@ def test_a_measured_speed_gives_the_time(home: Path) -> None:
     other = line | {"num_latents": 65, "tokens_per_second": 1.0}
     (home / SPEEDS).write_text("".join(json.dumps(each) + "\n" for each in (line, other)) + "cut sho")
     recipe = changed()
-    entries, odd = plan(recipe, check(recipe, home), home)
-    assert odd == ["measured on cpu: bfloat16 is faster"]
-    assert {entry.name: entry.value for entry in entries}["training time"] == pytest.approx(30, rel=0.02)
+    planned = plan(recipe, check(recipe, home), home)
+    assert planned.warnings == ["measured on cpu: bfloat16 is faster"]
+    assert planned.devices[0].times[0].value == pytest.approx(30, rel=0.02)
+    # A named device is not the one that was measured here.
+    elsewhere = plan(recipe, check(recipe, home), home, [named_target("h100")])
+    assert elsewhere.warnings == []
+    assert elsewhere.devices[0].times[0].value is None  # these models say no vocabulary, so no size of a layer
 
 
 def test_a_crosscoder_to_measure_must_be_there(home: Path) -> None:
@@ -189,4 +199,4 @@ def test_a_crosscoder_to_measure_must_be_there(home: Path) -> None:
     (folder / "CURRENT").write_text("1\n")
     found = check(recipe, home)
     assert (found.violations, found.warnings) == ([], [])
-    assert plan(recipe, found, home) == ([], [])
+    assert plan(recipe, found, home) == Planned()

@@ -19,7 +19,7 @@ from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
 from crosscope_proto import job_record
-from crosscope_proto.artefacts import CrosscoderManifest, job_folder
+from crosscope_proto.artefacts import JOB_LOG, CrosscoderManifest, job_folder
 from crosscope_proto.left_out import left_out
 from crosscope_proto.logs import configure_logging
 from crosscope_proto.looks import LookManifest
@@ -27,7 +27,7 @@ from crosscope_proto.recipe import RecipeError, parse_recipe
 from crosscope_proto.stages import STAGES
 from crosscope_worker.disk import is_no_room, write_whole
 from crosscope_worker.jobs.claim import MAX_MESSAGE, Claim, QueueAway
-from crosscope_worker.jobs.journal import JOURNAL, Journal
+from crosscope_worker.jobs.journal import Journal
 from crosscope_worker.jobs.kinds import load_kind
 from crosscope_worker.jobs.lifeline import die_with_parent
 from crosscope_worker.jobs.reporter import Reporter
@@ -174,7 +174,7 @@ def _cause(error: Exception, folder: Path) -> str:
         return "Out of memory: a smaller batch_size, buffer_tokens or num_latents needs less."
     if isinstance(error, ValueError) and str(error):
         return str(error)
-    return f"Unexpected {type(error).__name__}: {error}. The traceback is in {folder / JOURNAL}."
+    return f"Unexpected {type(error).__name__}: {error}. The traceback is in {folder / JOB_LOG}."
 
 
 def _kind(text: str) -> str:

@@ -104,6 +104,8 @@ class Reporter:
                 self._end_stage()
                 self._stage = stage
                 self._journal.write("stage", stage=stage, message=message)
+            else:
+                self._journal.say(stage, message)
             self._shares.at(stage, share)
             now, total, eta_s = time.time(), self._shares.total, self._shares.eta_s
             event = _Event(now, stage, share, as_message(message), step, figures, begins, total, eta_s)

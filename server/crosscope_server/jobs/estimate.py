@@ -1,0 +1,198 @@
+"""What a training takes on one device: memory, whether it fits, what would, and how long it runs.
+
+Pure arithmetic on a recipe and the sizes of its models: asks no device. Another device is another `Target`.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from crosscope_proto import rates
+from crosscope_proto.footprint import Speed, needed
+from crosscope_proto.rates import Rates
+from crosscope_proto.recipe import CrosscoderRecipe
+from crosscope_server.jobs.inputs import Model, bytes_of
+
+WHOLE_JOB = "whole job"
+NO_WORKER = "no job worker listens now"
+_LEAST = {"training.buffer_tokens": 1, "training.batch_size": 1, "crosscoder.num_latents": 1}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Something that a job takes (PlanEntry of the .proto); a value of None is unknown, and the note says why."""
+
+    name: str
+    value: float | None
+    unit: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device to plan for."""
+
+    name: str
+    """As the job worker calls it, or its name in the table of rates."""
+    rates: Rates | None
+    memory_bytes: int | None = None
+    free_bytes: int | None = None
+    torch_device: str = ""
+    """The device in torch's words; empty for a device that no worker has said to have."""
+
+
+@dataclass(frozen=True)
+class DevicePlan:
+    """A job on one device (DevicePlan of the .proto)."""
+
+    name: str
+    memory_bytes: int | None
+    free_bytes: int | None
+    memory: Sequence[Entry] = ()
+    fits: bool | None = None
+    """None: unknown."""
+    ways_out: Sequence[str] = ()
+    times: Sequence[Entry] = ()
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """The sizes of a training that do not depend on the device; None where unknown."""
+
+    models: Mapping[str, Model] = field(default_factory=dict)
+    """The models that were found, by "base" and "chat"."""
+    both: int | None = None
+    """Width of what the dictionary reads."""
+    tokens: int | None = None
+    """Tokens that it trains on; a token counts in every epoch."""
+    steps: int | None = None
+    harvested_tokens: int | None = None
+    """Tokens that both models read for it: those of one epoch where activations are kept, else all."""
+
+
+def on_device(recipe: CrosscoderRecipe, amounts: Amounts, target: Target, speed: Speed | None) -> DevicePlan:
+    """The job of a recipe on one device; `speed` is that of a training like this one on the same device."""
+    memory = memory_of(recipe, amounts)
+    fits, ways_out = None, []
+    if memory and target.memory_bytes is not None:
+        fits = sum(memory.values()) <= target.memory_bytes
+        ways_out = [] if fits else list(_ways_out(recipe, amounts, target.memory_bytes))
+    return DevicePlan(
+        name=target.name,
+        memory_bytes=target.memory_bytes,
+        free_bytes=target.free_bytes,
+        memory=[Entry(name, size, "bytes") for name, size in memory.items()],
+        fits=fits,
+        ways_out=ways_out,
+        times=list(_times(recipe, amounts, target, speed)),
+    )
+
+
+def memory_of(recipe: CrosscoderRecipe, amounts: Amounts) -> dict[str, int]:
+    """Bytes at the peak of the training, by what they are for; nothing where a model is unknown."""
+    if amounts.both is None or len(amounts.models) < 2:
+        return {}
+    models = sum(loaded_bytes(each, recipe) for each in amounts.models.values())
+    return {"both models": models, **needed(recipe.crosscoder, recipe.training, amounts.both)}
+
+
+def loaded_bytes(model: Model, recipe: CrosscoderRecipe) -> int:
+    """Memory of a model in the pair's data type."""
+    return model.parameters * bytes_of(recipe.pair.dtype)
+
+
+def _ways_out(recipe: CrosscoderRecipe, amounts: Amounts, memory_bytes: int) -> Iterator[str]:
+    """What would fit into `memory_bytes`: lower values, one field at a time, and measured devices with more memory."""
+    for name in _LEAST:
+        value = _fitting(recipe, amounts, memory_bytes, name)
+        if value is not None:
+            yield f"{name} {value} would fit"
+    need = sum(memory_of(recipe, amounts).values())
+    for device in rates.DEVICES:
+        if device.memory_bytes is not None and need <= device.memory_bytes and device.memory_bytes > memory_bytes:
+            yield f"it fits on {device.name} ({device.title})"
+
+
+def _fitting(recipe: CrosscoderRecipe, amounts: Amounts, memory_bytes: int, name: str) -> int | None:
+    """The largest value of a field that fits, of the field's value halved again and again; None if none does."""
+    section, _, key = name.partition(".")
+    part = getattr(recipe, section)
+    value = getattr(part, key)
+    while value > _LEAST[name]:
+        value //= 2
+        try:
+            smaller = dataclasses.replace(recipe, **{section: dataclasses.replace(part, **{key: value})})
+        except ValueError:  # For instance fewer latents than k.
+            return None
+        if sum(memory_of(smaller, amounts).values()) <= memory_bytes:
+            return value
+    return None
+
+
+def token_flops(recipe: CrosscoderRecipe, models: Mapping[str, Model]) -> float | None:
+    """Operations in which both models read a token up to the recipe's layer; None where a model's size is unknown."""
+    layers = [each.layer_parameters for each in models.values()]
+    known = [each for each in layers if each is not None]
+    return 2 * sum(known) * (recipe.layer + 1) if len(known) == 2 else None
+
+
+def _times(recipe: CrosscoderRecipe, amounts: Amounts, target: Target, speed: Speed | None) -> Iterator[Entry]:
+    training = _training_time(recipe, amounts, target, speed)
+    analysis = _analysis_time(recipe, amounts, target)
+    yield training
+    yield analysis
+    if training.value is not None and analysis.value is not None:
+        note = "training and analysis; loading, hashing and what follows the analysis are not in it"
+        yield Entry(WHOLE_JOB, training.value + analysis.value, "seconds", note)
+    else:
+        yield Entry(WHOLE_JOB, None, "seconds", "one of its parts is not known")
+
+
+def _training_time(recipe: CrosscoderRecipe, amounts: Amounts, target: Target, speed: Speed | None) -> Entry:
+    if amounts.tokens is None or amounts.steps is None:
+        why = "the length of the training is not known: give training.max_steps, or max_tokens of each data set"
+        return Entry("training", None, "seconds", why)
+    if speed is not None:
+        note = f"at {speed.tokens_per_second:,.0f} tokens/s, measured on {speed.device}".replace(",", " ")
+        return Entry("training", amounts.tokens / speed.tokens_per_second, "seconds", note)
+    flops = token_flops(recipe, amounts.models)
+    if (why := _unknown(amounts, target, flops)) or target.rates is None or flops is None or amounts.both is None:
+        return Entry("training", None, "seconds", why)
+    spec, training = recipe.crosscoder, recipe.training
+    reading = (amounts.harvested_tokens or amounts.tokens) * target.rates.harvest_s(flops)
+    step = target.rates.step_s(training.dtype, training.batch_size, spec.num_latents, amounts.both)
+    note = (
+        f"both models {reading:.0f} s, {amounts.steps} steps of {step * 1e3:.3g} ms, one after the other; scaled from "
+        f"{target.rates.source}"
+    )
+    return Entry("training", reading + amounts.steps * step, "seconds", note)
+
+
+def _analysis_time(recipe: CrosscoderRecipe, amounts: Amounts, target: Target) -> Entry:
+    flops = token_flops(recipe, amounts.models)
+    if (why := _unknown(amounts, target, flops)) or target.rates is None or flops is None or amounts.both is None:
+        return Entry("analysis", None, "seconds", why)
+    tokens, most = recipe.analysis.max_tokens, held_out_tokens(recipe, amounts)
+    tokens = tokens if most is None else min(tokens, most)
+    seconds = target.rates.analysis_seconds(tokens, flops, recipe.crosscoder.num_latents, amounts.both)
+    left_out = "" if target.rates.analysis_latent_s is not None else ", without the tables at its end"
+    return Entry("analysis", seconds, "seconds", f"{tokens} tokens{left_out}; scaled from {target.rates.source}")
+
+
+def held_out_tokens(recipe: CrosscoderRecipe, amounts: Amounts) -> int | None:
+    """About how many tokens are held out, for files that are read whole; None where that is unknown."""
+    if amounts.tokens is None or recipe.training.max_steps is not None or any(each.max_tokens for each in recipe.data):
+        return None
+    return int(amounts.tokens / recipe.training.epochs / (recipe.tokens.held_out_every - 1))
+
+
+def _unknown(amounts: Amounts, target: Target, flops: float | None) -> str:
+    """Why a time is unknown; empty if it is known."""
+    if target.rates is None:
+        if target.name == NO_WORKER:
+            return f"{NO_WORKER}, so the device is not known"
+        there = ", ".join(each.name for each in rates.DEVICES)
+        return f"no rates were measured on {target.name}; plan for one of {there} to see theirs"
+    if amounts.both is None or flops is None:
+        return "the sizes of the models are not known before they are loaded"
+    return ""
