@@ -43,6 +43,8 @@ JOB_LOG = "log.jsonl"
 OWN_FOLDERS = ("queue", "cache", "logs", SEARCH)
 """Folders of the home that belong to the processes. No recipe reads them."""
 
+REL_NORM_BINS = 20
+"""Bins of the relative norm from 0 to 1 in a training's histogram; the middle, 1/2, is an edge."""
 EXAMPLE_PARTS = 16
 """Number of example files; each has a contiguous range of latents, all of one size."""
 EXAMPLE_LATENTS_PER_ROW_GROUP = 16

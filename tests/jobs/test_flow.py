@@ -32,6 +32,7 @@ def test_a_job_runs_and_reports(rig: Rig) -> None:
     assert set(job.stage_seconds) == {"prepare", "train", "publish"}
     assert [event.metrics["loss"] for event in events if event.metrics] == [1, 1 / 2, 1 / 3]
     assert [event.step for event in events if event.metrics] == [0, 1, 2]
+    assert [list(event.rel_norms) for event in events if event.metrics] == [[0, 1], [1, 1], [2, 1]]
     told = [event.message for event in events if event.message]
     assert told == ["Queued.", "Started.", "Getting ready.", "Done."]
     assert rig.published("plain") == 1
