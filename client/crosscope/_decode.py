@@ -348,6 +348,7 @@ def _device_plan(message: jobs_pb2.DevicePlan) -> types.DevicePlan:
         fits={jobs_pb2.FIT_YES: True, jobs_pb2.FIT_NO: False}.get(message.fit),
         ways_out=tuple(message.ways_out),
         times=_plan_entries(message.times),
+        rates=message.rates,
     )
 
 

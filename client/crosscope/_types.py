@@ -286,6 +286,8 @@ class DevicePlan:
     """What would fit, in sentences; empty where the job fits."""
     times: tuple[PlanEntry, ...]
     """How long stages take there, and the "whole job"."""
+    rates: str = ""
+    """Where the rates come from that times are scaled from; empty where none were measured on such a device."""
 
     @property
     def needed_bytes(self) -> float | None:

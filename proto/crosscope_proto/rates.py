@@ -22,7 +22,9 @@ class Rates:
     memory_bytes: int | None
     """Its memory; None where machines differ."""
     forward_flops: float
-    """Operations a second while both models run up to a layer, tokenising included."""
+    """Operations a second while both models run up to a layer."""
+    token_s: float
+    """Seconds a token costs beside these operations: reading, tokenising, small models' calls."""
     product_flops: Mapping[str, float]
     """Operations a second of a training step's encoder product, by the recipe's dtype."""
     weight_s: Mapping[str, float]
@@ -38,7 +40,7 @@ class Rates:
 
     def harvest_s(self, token_flops: float) -> float:
         """Seconds in which both models read a token, for the operations that this takes."""
-        return token_flops / self.forward_flops
+        return self.token_s + token_flops / self.forward_flops
 
     def step_s(self, dtype: str, batch_size: int, num_latents: int, both: int) -> float:
         """Seconds of one training step."""
@@ -58,8 +60,9 @@ DEVICES = (
         called=r"H100",
         source="one H100 80GB HBM3, two random Gemma 2 2B to layer 13, 73 728 latents, batch 2 048, 26 November 2026",
         memory_bytes=85_520_809_984,
-        # 57 400 tokens/s of 4.36 GFLOP each.
+        # 57 400 tokens/s of 4.36 GFLOP each; texts are read and tokenised meanwhile.
         forward_flops=2.50e14,
+        token_s=0.0,
         # Products alone: 773 TFLOP/s (bfloat16), 53 (float32 as IEEE). Whole steps of batch_topk: 26.1 and 46.0 ms.
         product_flops={"bfloat16": 7.73e14, "float32": 5.3e13},
         weight_s={"bfloat16": 3.58e-11, "float32": 2.90e-11},
@@ -71,10 +74,12 @@ DEVICES = (
         name="cpu",
         title="two CPU cores",
         called=r"\bCPU\b",
-        source="two shared cores of an AMD EPYC, make bench, 25 November 2026",
+        source="two shared cores of an AMD EPYC, make bench of 25 November 2026 and the demo of 27 November",
         memory_bytes=None,
-        # 1 892 tokens/s of mixed lengths, 27.5 MFLOP each.
-        forward_flops=5.2e10,
+        # Two points: 1 892 tokens/s of 27.5 MFLOP each (harvest, mixed lengths), and the demo's 65 536 tokens of
+        # 0.7 MFLOP each in 4.9 s (its stage fill).
+        forward_flops=5.9e10,
+        token_s=6.3e-5,
         # Steps of batch_topk at 1 024 and 2 048 tokens took 0.569 and 0.989 s at 16 384 latents of 2 · 512.
         product_flops={"float32": 8.2e10, "bfloat16": 8.2e10},
         weight_s={"float32": 4.4e-9, "bfloat16": 4.4e-9},

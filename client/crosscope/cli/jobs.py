@@ -68,6 +68,8 @@ def plan(options: Options, recipe: str, after: tuple[str, ...], device: str | No
         for way in each.ways_out:
             print_text(f"  {_tables.printable(way)}")
         _print_amounts(_plans.device_rows(each))
+        if each.rates:
+            print_text(f"  rates: {_tables.printable(each.rates)}")
     for each in found.downloads:
         print_text(f"download: {_tables.printable(_plans.download_line(each))}")
     for warning in found.warnings:

@@ -451,6 +451,7 @@ class DevicePlan(_message.Message):
     FIT_FIELD_NUMBER: _builtins.int
     WAYS_OUT_FIELD_NUMBER: _builtins.int
     TIMES_FIELD_NUMBER: _builtins.int
+    RATES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The device: as the job worker calls it, or its name in the table of measured rates."""
     memory_bytes: _builtins.int
@@ -459,6 +460,8 @@ class DevicePlan(_message.Message):
     """What of the memory is free now; unset: not known."""
     fit: Global___Fit.ValueType
     """Whether it fits into the device's memory."""
+    rates: _builtins.str
+    """Where the rates come from that times are scaled from; empty where none were measured on such a device."""
     @_builtins.property
     def memory(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlanEntry]:
         """What the job needs of it, by what it is for; empty: not known."""
@@ -481,10 +484,11 @@ class DevicePlan(_message.Message):
         fit: Global___Fit.ValueType = ...,
         ways_out: _abc.Iterable[_builtins.str] | None = ...,
         times: _abc.Iterable[Global___PlanEntry] | None = ...,
+        rates: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_free_bytes", b"_free_bytes", "_memory_bytes", b"_memory_bytes", "free_bytes", b"free_bytes", "memory_bytes", b"memory_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_free_bytes", b"_free_bytes", "_memory_bytes", b"_memory_bytes", "fit", b"fit", "free_bytes", b"free_bytes", "memory", b"memory", "memory_bytes", b"memory_bytes", "name", b"name", "times", b"times", "ways_out", b"ways_out"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_free_bytes", b"_free_bytes", "_memory_bytes", b"_memory_bytes", "fit", b"fit", "free_bytes", b"free_bytes", "memory", b"memory", "memory_bytes", b"memory_bytes", "name", b"name", "rates", b"rates", "times", b"times", "ways_out", b"ways_out"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__free_bytes: _TypeAlias = _typing.Literal["free_bytes"]  # noqa: Y015
     _WhichOneofArgType__free_bytes: _TypeAlias = _typing.Literal["_free_bytes", b"_free_bytes"]  # noqa: Y015

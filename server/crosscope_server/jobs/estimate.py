@@ -53,6 +53,8 @@ class DevicePlan:
     """None: unknown."""
     ways_out: Sequence[str] = ()
     times: Sequence[Entry] = ()
+    rates: str = ""
+    """Where the rates come from; empty where none were measured on such a device."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ def on_device(recipe: CrosscoderRecipe, amounts: Amounts, target: Target, speed:
         fits=fits,
         ways_out=ways_out,
         times=list(_times(recipe, amounts, target, speed)),
+        rates=target.rates.source if target.rates else "",
     )
 
 
@@ -153,7 +156,8 @@ def _training_time(recipe: CrosscoderRecipe, amounts: Amounts, target: Target, s
         why = "the length of the training is not known: give training.max_steps, or max_tokens of each data set"
         return Entry("training", None, "seconds", why)
     if speed is not None:
-        note = f"at {speed.tokens_per_second:,.0f} tokens/s, measured on {speed.device}".replace(",", " ")
+        rate = f"{speed.tokens_per_second:,.0f}".replace(",", " ")
+        note = f"at {rate} tokens/s, measured on {speed.device}"
         return Entry("training", amounts.tokens / speed.tokens_per_second, "seconds", note)
     flops = token_flops(recipe, amounts.models)
     if (why := _unknown(amounts, target, flops)) or target.rates is None or flops is None or amounts.both is None:
@@ -161,10 +165,8 @@ def _training_time(recipe: CrosscoderRecipe, amounts: Amounts, target: Target, s
     spec, training = recipe.crosscoder, recipe.training
     reading = (amounts.harvested_tokens or amounts.tokens) * target.rates.harvest_s(flops)
     step = target.rates.step_s(training.dtype, training.batch_size, spec.num_latents, amounts.both)
-    note = (
-        f"both models {reading:.0f} s, {amounts.steps} steps of {step * 1e3:.3g} ms, one after the other; scaled from "
-        f"{target.rates.source}"
-    )
+    length = f"{step:.3g} s" if step >= 1 else f"{step * 1e3:.3g} ms"
+    note = f"both models {reading:.0f} s, then {amounts.steps} steps of {length}; scaled from the rates"
     return Entry("training", reading + amounts.steps * step, "seconds", note)
 
 
@@ -176,7 +178,7 @@ def _analysis_time(recipe: CrosscoderRecipe, amounts: Amounts, target: Target) -
     tokens = tokens if most is None else min(tokens, most)
     seconds = target.rates.analysis_seconds(tokens, flops, recipe.crosscoder.num_latents, amounts.both)
     left_out = "" if target.rates.analysis_latent_s is not None else ", without the tables at its end"
-    return Entry("analysis", seconds, "seconds", f"{tokens} tokens{left_out}; scaled from {target.rates.source}")
+    return Entry("analysis", seconds, "seconds", f"{tokens} tokens{left_out}; scaled from the rates")
 
 
 def held_out_tokens(recipe: CrosscoderRecipe, amounts: Amounts) -> int | None:

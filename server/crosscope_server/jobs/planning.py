@@ -64,6 +64,7 @@ def _device(plan: DevicePlan) -> jobs_pb2.DevicePlan:
         fit=_FITS[plan.fits],
         ways_out=plan.ways_out,
         times=[_entry(each) for each in plan.times],
+        rates=plan.rates,
     )
 
 
