@@ -124,7 +124,7 @@ def norms(steps: Sequence[int], counts: np.ndarray) -> go.Figure:
     figure.update_layout(height=240, margin={**_MARGIN, "t": 30})
     figure.update_layout(title={"text": "Relative norm as it forms", "font": {"size": 13}, "x": 0})
     figure.update_xaxes(title="step")
-    figure.update_yaxes(title="base only … shared … chat only", range=[0, 1])
+    figure.update_yaxes(title="relative norm", range=[0, 1])
     return figure
 
 

@@ -123,6 +123,12 @@ class JobWorker(Worker):
             if not is_passing(error):
                 raise
 
+    def register_death(self) -> None:
+        """Takes this worker off the lists; an absent Redis forgets it by itself."""
+        with contextlib.suppress(RedisError):
+            self.connection.hdel(keys.JOB_WORKERS, self.name)
+        super().register_death()
+
     def subscribe(self) -> None:
         """Nothing: requests to stop a job are in the job's record."""
 
