@@ -39,9 +39,10 @@ class WorkerNote:
     """What of it is free; None if unknown."""
 
 
-TEXT_FIELDS = ("kind", "name", "recipe", "claim", "stage", "message", "end", "version_id", "folder")
+TEXT_FIELDS = ("kind", "name", "recipe", "claim", "stage", "message", "end", "version_id", "folder", "seconds")
 """Fields that are texts. `claim` is the id of the attempt that runs the job. `end` is one of SUCCEEDED, FAILED and
-CANCELLED. `folder` is the folder from which the job was submitted."""
+CANCELLED. `folder` is the folder from which the job was submitted. `seconds` is a JSON object: how long each
+stage is expected to take; empty where that is not known."""
 NUMBER_FIELDS = (
     "created_at",
     "started_at",

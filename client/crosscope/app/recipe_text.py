@@ -5,7 +5,7 @@ Knows nothing about what a recipe may say, nor about Streamlit.
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
@@ -89,7 +89,7 @@ def _checked(changed: str | None, wanted: dict[str, Any]) -> str:
 
 def _with(document: dict[str, Any], path: Path, value: object) -> dict[str, Any]:
     made = deepcopy(document)
-    inner: Any = made
+    inner = cast("Any", made)
     for key in path[:-1]:
         if value_at(inner, [key]) is MISSING or not isinstance(value_at(inner, [key]), dict | list):
             inner[key] = {}

@@ -13,7 +13,8 @@ from crosscope_proto.rates import Rates
 from crosscope_proto.recipe import CrosscoderRecipe
 from crosscope_server.jobs.inputs import Model, bytes_of
 
-WHOLE_JOB = "whole job"
+TRAINING, ANALYSIS, WHOLE_JOB = "training", "analysis", "whole job"
+"""Names of times."""
 NO_WORKER = "no job worker listens now"
 _LEAST = {"training.buffer_tokens": 1, "training.batch_size": 1, "crosscoder.num_latents": 1}
 
@@ -154,31 +155,31 @@ def _times(recipe: CrosscoderRecipe, amounts: Amounts, target: Target, speed: Sp
 def _training_time(recipe: CrosscoderRecipe, amounts: Amounts, target: Target, speed: Speed | None) -> Entry:
     if amounts.tokens is None or amounts.steps is None:
         why = "the length of the training is not known: give training.max_steps, or max_tokens of each data set"
-        return Entry("training", None, "seconds", why)
+        return Entry(TRAINING, None, "seconds", why)
     if speed is not None:
         rate = f"{speed.tokens_per_second:,.0f}".replace(",", " ")
         note = f"at {rate} tokens/s, measured on {speed.device}"
-        return Entry("training", amounts.tokens / speed.tokens_per_second, "seconds", note)
+        return Entry(TRAINING, amounts.tokens / speed.tokens_per_second, "seconds", note)
     flops = token_flops(recipe, amounts.models)
     if (why := _unknown(amounts, target, flops)) or target.rates is None or flops is None or amounts.both is None:
-        return Entry("training", None, "seconds", why)
+        return Entry(TRAINING, None, "seconds", why)
     spec, training = recipe.crosscoder, recipe.training
     reading = (amounts.harvested_tokens or amounts.tokens) * target.rates.harvest_s(flops)
     step = target.rates.step_s(training.dtype, training.batch_size, spec.num_latents, amounts.both)
     length = f"{step:.3g} s" if step >= 1 else f"{step * 1e3:.3g} ms"
     note = f"both models {reading:.0f} s, then {amounts.steps} steps of {length}; scaled from the rates"
-    return Entry("training", reading + amounts.steps * step, "seconds", note)
+    return Entry(TRAINING, reading + amounts.steps * step, "seconds", note)
 
 
 def _analysis_time(recipe: CrosscoderRecipe, amounts: Amounts, target: Target) -> Entry:
     flops = token_flops(recipe, amounts.models)
     if (why := _unknown(amounts, target, flops)) or target.rates is None or flops is None or amounts.both is None:
-        return Entry("analysis", None, "seconds", why)
+        return Entry(ANALYSIS, None, "seconds", why)
     tokens, most = recipe.analysis.max_tokens, held_out_tokens(recipe, amounts)
     tokens = tokens if most is None else min(tokens, most)
     seconds = target.rates.analysis_seconds(tokens, flops, recipe.crosscoder.num_latents, amounts.both)
     left_out = "" if target.rates.analysis_latent_s is not None else ", without the tables at its end"
-    return Entry("analysis", seconds, "seconds", f"{tokens} tokens{left_out}; scaled from the rates")
+    return Entry(ANALYSIS, seconds, "seconds", f"{tokens} tokens{left_out}; scaled from the rates")
 
 
 def held_out_tokens(recipe: CrosscoderRecipe, amounts: Amounts) -> int | None:

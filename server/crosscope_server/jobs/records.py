@@ -55,6 +55,8 @@ class JobRecord:
     version_id: str
     folder: str = ""
     """The folder from which it was submitted; empty if unknown."""
+    seconds: str = ""
+    """JSON: how long each stage is expected to take; empty if unknown."""
     total_fraction: float = 0.0
     eta_s: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict)

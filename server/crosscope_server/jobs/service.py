@@ -25,7 +25,8 @@ from crosscope_proto.recipe import recipe_schema
 from crosscope_proto.v1 import jobs_pb2, jobs_pb2_grpc
 from crosscope_server.errors import Conflict, InvalidRequest, NotFound, Unavailable, Violation
 from crosscope_server.jobs.check import check
-from crosscope_server.jobs.estimate import Entry
+from crosscope_server.jobs.estimate import Target
+from crosscope_server.jobs.expected import expected_seconds
 from crosscope_server.jobs.janitor import Janitor
 from crosscope_server.jobs.log import DEFAULT_LINES, read_tail
 from crosscope_server.jobs.messages import event_message, job_message
@@ -120,7 +121,10 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         recipe = await self._recipes.read(request.recipe_yaml)
         values = {"kind": recipe.kind, "name": recipe.name, "recipe": request.recipe_yaml, "folder": request.folder}
         found = await asyncio.to_thread(check, recipe, self._home, after_others=bool(request.after))
-        planned = await asyncio.to_thread(plan, recipe, found, self._home)
+        targets, before = await self._known([])
+        planned = await asyncio.to_thread(plan, recipe, found, self._home, targets)
+        seconds = expected_seconds(recipe, request.recipe_yaml, before, planned.devices)
+        values["seconds"] = json.dumps(seconds) if seconds else ""
         warnings = [*found.warnings, *planned.warnings]
         if request.validate_only:
             if found.violations:
@@ -143,12 +147,19 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         found = await asyncio.to_thread(check, recipe, self._home, after_others=bool(request.after))
         if found.violations:
             raise InvalidRequest(found.violations)
-        earlier: list[Entry] = []
-        with contextlib.suppress(Unavailable), _queue_needed():  # A plan can do without the queue.
-            targets = targets or targets_of(await self._records.workers())
-            earlier = earlier_entries(await self._records.newest(LOOK_BACK), recipe)
+        targets, before = await self._known(targets)
         planned = await asyncio.to_thread(plan, recipe, found, self._home, targets)
-        return reply(recipe, request.recipe_yaml, planned, earlier, found.warnings)
+        return reply(recipe, request.recipe_yaml, planned, earlier_entries(before, recipe), found.warnings)
+
+    async def _known(self, targets: list[Target]) -> tuple[list[Target], list[JobRecord]]:
+        """The devices to plan for, those of the job workers unless `targets` are given, and the newest jobs.
+
+        Nothing of both while the queue does not answer: a plan can do without.
+        """
+        with contextlib.suppress(Unavailable), _queue_needed():
+            targets = targets or targets_of(await self._records.workers())
+            return targets, await self._records.newest(LOOK_BACK)
+        return targets, []
 
     async def GetJob(
         self, request: jobs_pb2.GetJobRequest, context: grpc.aio.ServicerContext

@@ -32,7 +32,7 @@ from crosscope_worker.jobs.kinds import load_kind
 from crosscope_worker.jobs.lifeline import die_with_parent
 from crosscope_worker.jobs.reporter import Reporter
 from crosscope_worker.jobs.retention import retry_hint
-from crosscope_worker.jobs.stages import Shares
+from crosscope_worker.jobs.stages import Shares, weights
 from crosscope_worker.work import Cancelled, LostClaim, Manifest, Workspace, is_out_of_memory
 
 RESULT = "result.json"
@@ -112,7 +112,7 @@ def _work(attempt: Attempt, claim: Claim, folder: Path, stopping: threading.Even
         journal.write("end", state=job_record.CANCELLED, message=f"{message} It was in the middle of a step.")
         os._exit(0)
 
-    shares = Shares(STAGES.get(_kind(task.recipe), ()), task.done)
+    shares = Shares(weights(STAGES.get(_kind(task.recipe), ()), task.seconds), task.done)
     reporter = Reporter(claim, journal, stopping.is_set, shares, give_up)
 
     def fence() -> None:
