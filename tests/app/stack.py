@@ -10,7 +10,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -71,7 +71,7 @@ class Stack:
         until(lambda: answers(f"{self.url}/_stcore/health"))
 
     @contextlib.contextmanager
-    def job_worker(self) -> Iterator[None]:
+    def job_worker(self) -> Generator[None]:
         """A job worker while it lasts; it runs the jobs without models of tests/jobs/job_kinds.py."""
         folder = FIXTURES.parent / "jobs"
         code = "import sys; from job_kinds import KINDS; from crosscope_worker.jobs.process import main; main(KINDS)"

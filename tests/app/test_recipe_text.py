@@ -3,7 +3,8 @@
 import pytest
 import yaml
 
-from crosscope.app import recipe_schema, recipe_text
+from crosscope import JobInfo, JobState
+from crosscope.app import recipe_schema, recipe_text, runs
 from crosscope.app.recipe_text import MISSING
 from crosscope_proto.recipe import recipe_schema as schema_of_recipes
 
@@ -92,3 +93,21 @@ def test_a_form_follows_the_variant_and_says_limits_and_defaults() -> None:
     assert found["data"].is_list
     assert found["data"].groups == ()
     assert recipe_schema.sections(SCHEMA, {"kind": "none such"}) == []
+
+
+def job(recipe: str, job_id: str) -> JobInfo:
+    return JobInfo(
+        id=job_id, kind="demo-pair", name="pair", state=JobState.SUCCEEDED, queue_position=0, after=(), stage="",
+        fraction=1, message="", attempt=1, created_at=0, started_at=0, ended_at=0, metrics={}, stage_seconds={},
+        version_id="", recipe_yaml=recipe,
+    )  # fmt: skip
+
+
+def test_what_differs_in_recipes_counts_defaults_and_names_the_field() -> None:
+    one = job("{kind: demo-pair, name: a, seed: 0}", "j-1111")
+    two = job("{kind: demo-pair, name: a, num_layers: 6}", "j-2222")
+    assert runs.differences([one, two]) == [("num_layers", ["4", "6"])]
+    broken = job("{kind: unknown, name: b, list: [{x: 1}]}", "j-3333")
+    rows = dict(runs.differences([one, broken]))
+    assert (rows["kind"], rows["list.0.x"]) == (["demo-pair", "unknown"], ["–", "1"])
+    assert runs.short_name(one) == "pair 1111"

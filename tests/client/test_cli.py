@@ -456,6 +456,10 @@ def test_plan_check_and_retry(serve, capsys) -> None:
     ]
     assert run(["--address", address, "plan", recipe, "--device", "h100"]) == 0
     assert "\nh100: does not fit" in capsys.readouterr().out
+    assert run(["--address", address, "jobs", "j1", "--recipe"]) == 0
+    assert capsys.readouterr().out == "kind: crosscoder\n"
+    assert run(["--address", address, "jobs", "--recipe"]) == 2
+    assert "--recipe needs the id of a JOB" in capsys.readouterr().err
     assert run(["--address", address, "log", "j1", "--lines", "3"]) == 0
     first, line = capsys.readouterr().out.splitlines()
     assert (first, line.partition(" #")[2]) == ("… 3 lines before", "2 end: failed: no disk")

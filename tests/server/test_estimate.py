@@ -50,7 +50,7 @@ def test_the_original_run_on_an_h100_takes_what_was_measured(tmp_path: Path) -> 
     assert times(device)["training"] == pytest.approx(1.685 * 3600, rel=0.02)
     # 5 million tokens at 14 000 a second, and 32.6 s.
     assert times(device)["analysis"] == pytest.approx(5e6 / 14_000 + 32.6, rel=0.02)
-    assert times(device)["whole job"] == sum(value for name, value in times(device).items() if name != "whole job")
+    assert times(device)["whole job"] == sum(value or 0 for name, value in times(device).items() if name != "whole job")
     assert device.fits is True
     assert [(each.field, each.size_bytes, each.gated) for each in found.downloads] == [
         ("pair.base", 5_228_683_776, True),
@@ -77,7 +77,7 @@ def test_what_does_not_fit_says_what_would(tmp_path: Path) -> None:
 
 
 def amounts_of(recipe: CrosscoderRecipe) -> Amounts:
-    models = dict.fromkeys(("base", "chat"), KNOWN["google/gemma-2-2b"])
+    models: dict[str, Model] = dict.fromkeys(("base", "chat"), KNOWN["google/gemma-2-2b"])
     return Amounts(models, recipe.crosscoder.width(2304, 2304), 1, 1, 1)
 
 

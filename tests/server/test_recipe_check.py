@@ -81,7 +81,8 @@ def test_a_sound_recipe(home: Path) -> None:
     recipe = changed()
     device = planned.devices[0]
     memory = {entry.name: entry.value for entry in device.memory}
-    assert memory == {"both models": 4000, **needed(recipe.crosscoder, recipe.training, 64)}
+    parts = needed(recipe.crosscoder, recipe.training, 64)
+    assert memory == {"both models": 4000, **{name.rstrip(":"): size for name, size in parts.items()}}
     assert (device.name, device.fits) == (NO_WORKER, None)
     assert value["version"] == 4 * (2 * 64 * 64 + 64 + 64)
 

@@ -40,6 +40,7 @@ def draw(schema: Mapping[str, Any], text: str, write: Write, wrong: Sequence[tup
         names,
         key=SECTION,
         required=True,
+        wrap=True,
         format_func=lambda name: f"{name} ({counts[name]} wrong)" if counts[name] else name,
     )
     _section(next(each for each in found if each.name == st.session_state[SECTION]), text, document, write, wrong)

@@ -89,16 +89,20 @@ def _checked(changed: str | None, wanted: dict[str, Any]) -> str:
 
 def _with(document: dict[str, Any], path: Path, value: object) -> dict[str, Any]:
     made = deepcopy(document)
-    inner = cast("Any", made)
+    inner: Any = cast("Any", made)
     for key in path[:-1]:
-        if value_at(inner, [key]) is MISSING or not isinstance(value_at(inner, [key]), dict | list):
+        if not isinstance(value_at(inner, [key]), dict | list):
             inner[key] = {}
         inner = inner[key]
     if isinstance(inner, list) and path[-1] == len(inner):
         inner.append(value)
     else:
-        inner[path[-1]] = value
+        _set(inner, path[-1], value)
     return made
+
+
+def _set(container: Any, key: str | int, value: object) -> None:
+    container[key] = value
 
 
 def _put(text: str, path: Path, value: object) -> str | None:

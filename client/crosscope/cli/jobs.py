@@ -84,12 +84,18 @@ def _print_amounts(rows: "Sequence[tuple[str, str, str]]") -> None:
 @click.command()
 @click.argument("job_id", metavar="[JOB]", required=False)
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most this many.")
+@click.option("--recipe", "with_recipe", is_flag=True, help="With JOB: print its recipe, to change and submit again.")
 @with_options
-def jobs(options: Options, job_id: str | None, limit: int) -> None:
+def jobs(options: Options, job_id: str | None, limit: int, with_recipe: bool) -> None:
     """List jobs, newest first, or show the one with the id JOB."""
+    if with_recipe and job_id is None:
+        raise click.UsageError("--recipe needs the id of a JOB")
     with options.client() as client:
         if job_id is not None:
             job = client.jobs.get(job_id)
+            if with_recipe:
+                print_text(job.info.recipe_yaml.rstrip("\n"))
+                return
             print_json(job.info) if options.as_json else print_text(str(job))
             return
         infos = [job.info for job in client.jobs.list(limit, recipes=options.as_json)]

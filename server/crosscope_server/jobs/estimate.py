@@ -84,7 +84,7 @@ def on_device(recipe: CrosscoderRecipe, amounts: Amounts, target: Target, speed:
         name=target.name,
         memory_bytes=target.memory_bytes,
         free_bytes=target.free_bytes,
-        memory=[Entry(name, size, "bytes") for name, size in memory.items()],
+        memory=[Entry(name.rstrip(":"), size, "bytes") for name, size in memory.items()],
         fits=fits,
         ways_out=ways_out,
         times=list(_times(recipe, amounts, target, speed)),
