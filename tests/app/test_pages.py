@@ -62,7 +62,8 @@ def test_page_draws_without_errors_overlaps_or_sideways_scrolling(stack: Stack, 
         settle(page)
         page.wait_for_function(FITS)
         assert page.evaluate(OVERLAPS) == [], width
-        assert errors_on(page) == []
+        # The planted crosscoder's data lies nowhere, and the form says so.
+        assert [each for each in errors_on(page) if "cannot be used as it is" not in each] == []
 
 
 def test_overview_tells_what_the_server_knows_and_a_bar_opens_the_atlas(stack: Stack, open_page: OpenPage) -> None:
