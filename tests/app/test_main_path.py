@@ -271,6 +271,13 @@ def test_a_recipe_that_has_run_is_the_start_and_is_kept(stack: Stack, open_page:
     expect(page.get_by_text("no job worker listens now: whether it fits is unknown")).to_be_visible()
     expect(page.get_by_role("table", name="On no job worker listens now")).to_contain_text("unknown")
     expect(page.get_by_role("alert").filter(has_text="steps")).not_to_have_count(0)
+    page.get_by_role("radio", name="crosscoder").click()
+    settle(page)
+    page.get_by_role("combobox", name=re.compile("^.*variant")).click()
+    page.get_by_role("option", name="l1", exact=True).click()
+    expect(field).to_have_value(re.compile("variant: l1"))
+    expect(field).not_to_have_value(re.compile(" k:"))  # the other variant's field went with it
+    expect(page.locator(".xs-wrong")).to_contain_text("mu")
     field.fill("kind: mine")
     page.locator('[data-testid="stSidebar"]').get_by_role("link", name="Atlas").click()
     expect(page.locator("h1")).to_have_text("Atlas")

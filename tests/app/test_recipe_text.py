@@ -111,3 +111,19 @@ def test_what_differs_in_recipes_counts_defaults_and_names_the_field() -> None:
     rows = dict(runs.differences([one, broken]))
     assert (rows["kind"], rows["list.0.x"]) == (["demo-pair", "unknown"], ["–", "1"])
     assert runs.short_name(one) == "pair 1111"
+
+
+def test_keys_that_a_kind_or_a_variant_does_not_have_are_found() -> None:
+    document = {
+        "kind": "crosscoder",
+        "sweep_tokens": 3,
+        "crosscoder": {"variant": "l1", "num_latents": 4, "k": 2},
+        "data": [{"name": "web"}, {"name": "chat", "colour": 1}],
+        "training": {"lr": 1, "speed": 9},
+    }
+    assert recipe_schema.strangers(SCHEMA, document) == [
+        ("sweep_tokens",),
+        ("data", 1, "colour"),
+        ("crosscoder", "k"),
+        ("training", "speed"),
+    ]

@@ -11,7 +11,7 @@ from typing import Any
 import streamlit as st
 
 from crosscope.app import recipe_text
-from crosscope.app.recipe_schema import MAIN, Field, Path, Section, dotted, kinds, properties, sections
+from crosscope.app.recipe_schema import MAIN, Field, Path, Section, dotted, kinds, sections, strangers
 from crosscope.app.recipe_text import MISSING
 
 SECTION = "recipe-section"
@@ -26,7 +26,7 @@ def draw(schema: Mapping[str, Any], text: str, write: Write, wrong: Sequence[tup
     if document is None:
         st.info("This is not the YAML of a recipe, so there is no form of it. The text beside says where it breaks.")
         return
-    _kind(schema, document, write)
+    _kind(schema, text, document, write)
     found = sections(schema, document)
     if not found:
         return
@@ -43,10 +43,17 @@ def draw(schema: Mapping[str, Any], text: str, write: Write, wrong: Sequence[tup
         wrap=True,
         format_func=lambda name: f"{name} ({counts[name]} wrong)" if counts[name] else name,
     )
-    _section(next(each for each in found if each.name == st.session_state[SECTION]), text, document, write, wrong)
+    shown = next(each for each in found if each.name == st.session_state[SECTION])
+
+    def write_whole(changed: str) -> None:
+        """Another variant has other fields: those that it does not have go."""
+        before, after = _tags(schema, text), _tags(schema, changed)
+        write(changed if before == after else _without_strangers(schema, changed))
+
+    _section(shown, text, document, write_whole, wrong)
 
 
-def _kind(schema: Mapping[str, Any], document: Mapping[str, Any], write: Write) -> None:
+def _kind(schema: Mapping[str, Any], text: str, document: Mapping[str, Any], write: Write) -> None:
     """The choice of what the recipe makes. Another kind keeps the parts that it has too."""
     options = kinds(schema)
     current = document.get("kind")
@@ -54,10 +61,23 @@ def _kind(schema: Mapping[str, Any], document: Mapping[str, Any], write: Write) 
     st.session_state[key] = current if current in options else None
 
     def change() -> None:
-        kept = {name: part for name, part in document.items() if name in properties(schema, st.session_state[key])}
-        write(recipe_text.written({**kept, "kind": st.session_state[key]}))
+        write(_without_strangers(schema, recipe_text.put(text, ("kind",), st.session_state[key])))
 
     st.selectbox("Kind", options, key=key, on_change=change, help="What the job makes.", placeholder="choose one")
+
+
+def _without_strangers(schema: Mapping[str, Any], text: str) -> str:
+    """The text without the keys that its kind and its variant do not have."""
+    for path in strangers(schema, recipe_text.read(text) or {}):
+        text = recipe_text.drop(text, path)
+    return text
+
+
+def _tags(schema: Mapping[str, Any], text: str) -> list[object]:
+    """The values of the fields that say which other fields there are."""
+    document = recipe_text.read(text) or {}
+    fields = [field for section in sections(schema, document) for group in section.groups for field in group.fields]
+    return [recipe_text.value_at(document, field.path) for field in fields if field.is_tag]
 
 
 def _section(section: Section, text: str, document: Mapping[str, Any], write: Write, wrong: Any) -> None:

@@ -31,6 +31,8 @@ class Field:
     choices: tuple[str, ...] = ()
     limits: str = ""
     """The limits of a number, such as "≥ 1"."""
+    is_tag: bool = False
+    """Whether its value says which other fields its part has."""
 
     @property
     def dotted(self) -> str:
@@ -95,13 +97,27 @@ def sections(schema: Schema, document: Mapping[str, Any]) -> list[Section]:
     return [Section(MAIN, (Group((), "", whole.get("description", ""), tuple(plain)),)), *found]
 
 
+def strangers(schema: Schema, document: Mapping[str, Any]) -> list[Path]:
+    """The keys of a document that its kind, or the variant of a part, does not have."""
+    found: list[Path] = [(name,) for name in document if name not in properties(schema, str(document.get("kind")))]
+    for section in sections(schema, document)[1:]:
+        entries = document.get(section.name)
+        for group in section.groups:
+            place = group.path[-1]
+            entry = entries[place] if isinstance(entries, list) and isinstance(place, int) else entries
+            known = {field.path[-1] for field in group.fields}
+            if isinstance(entry, Mapping):
+                found += [(*group.path, name) for name in entry if name not in known]
+    return found
+
+
 def _group(schema: Schema, path: Path, each: Schema, value: object) -> Group:
     part = _resolve(schema, each)
     fields: list[Field] = []
     help_text = each.get("description") or part.get("description", "")
     if "discriminator" in part:
         tag, mapping = part["discriminator"]["propertyName"], part["discriminator"]["mapping"]
-        fields.append(Field((*path, tag), "choice", help_text, True, None, tuple(mapping)))
+        fields.append(Field((*path, tag), "choice", help_text, True, None, tuple(mapping), is_tag=True))
         chosen = value.get(tag) if isinstance(value, Mapping) else None
         if chosen not in mapping:
             return Group(path, dotted(path), help_text, tuple(fields))
