@@ -133,6 +133,12 @@ from ._looks import LookInfo as LookInfo
 from ._matches import LatentMatches as LatentMatches
 from ._matches import MatchCount as MatchCount
 from ._matches import MatchedSide as MatchedSide
+from ._plan_types import DevicePlan as DevicePlan
+from ._plan_types import Download as Download
+from ._plan_types import JobLog as JobLog
+from ._plan_types import LogLine as LogLine
+from ._plan_types import Plan as Plan
+from ._plan_types import PlanEntry as PlanEntry
 from ._search import SearchCount as SearchCount
 from ._search import SearchMatch as SearchMatch
 from ._search import SearchPlace as SearchPlace
@@ -183,12 +189,6 @@ from ._types import (
     Detector as Detector,
 )
 from ._types import (
-    DevicePlan as DevicePlan,
-)
-from ._types import (
-    Download as Download,
-)
-from ._types import (
     Estimate as Estimate,
 )
 from ._types import (
@@ -196,9 +196,6 @@ from ._types import (
 )
 from ._types import (
     JobInfo as JobInfo,
-)
-from ._types import (
-    JobLog as JobLog,
 )
 from ._types import (
     JobState as JobState,
@@ -210,19 +207,10 @@ from ._types import (
     LatentScaling as LatentScaling,
 )
 from ._types import (
-    LogLine as LogLine,
-)
-from ._types import (
     ModelEstimates as ModelEstimates,
 )
 from ._types import (
     Neighbour as Neighbour,
-)
-from ._types import (
-    Plan as Plan,
-)
-from ._types import (
-    PlanEntry as PlanEntry,
 )
 from ._types import (
     TokenCount as TokenCount,

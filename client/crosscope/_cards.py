@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 
 from crosscope import _html, _tables
-from crosscope._types import CrosscoderInfo, JobInfo, JobLog
+from crosscope._plan_types import JobLog
+from crosscope._types import CrosscoderInfo, JobInfo
 
 
 def crosscoder_facts(info: CrosscoderInfo) -> list[tuple[str, str]]:

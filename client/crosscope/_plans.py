@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from crosscope import _tables
-from crosscope._types import DevicePlan, Download, PlanEntry
+from crosscope._plan_types import DevicePlan, Download, PlanEntry
 
 UNKNOWN = "unknown"
 

@@ -9,14 +9,15 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from crosscope import _blocking, _cards, _decode
+from crosscope import _blocking, _cards, _decode, _decode_plans
 from crosscope._errors import DeadlineExceeded, JobCancelled, JobFailed, Unavailable
+from crosscope._plan_types import JobLog, Plan
 from crosscope._progress import move_to, open_bar
 from crosscope._prompts import check_count, check_flag, check_text
 from crosscope._public import public
 from crosscope._recipes import recipe_folder, recipe_text
 from crosscope._sync.transport import Transport
-from crosscope._types import JobEvent, JobInfo, JobLog, JobState, JobUpdate, Plan
+from crosscope._types import JobEvent, JobInfo, JobState, JobUpdate
 from crosscope_proto.v1 import jobs_pb2
 from crosscope_proto.v1.jobs_pb2_grpc import JobsStub
 
@@ -218,7 +219,7 @@ class Jobs:
             after=_ids(after),
             device="" if device is None else check_text(device, "device"),
         )
-        return _decode.plan(self._transport.unary(self._stub.PlanJob, request))
+        return _decode_plans.plan(self._transport.unary(self._stub.PlanJob, request))
 
     def get(self, job_id: str) -> Job:
         """One job."""
@@ -245,7 +246,7 @@ class Jobs:
     def log(self, job_id: str, lines: int = 100) -> JobLog:
         """The last lines of a job's log; see `Job.log`."""
         request = jobs_pb2.ReadJobLogRequest(id=check_text(job_id, "id"), lines=check_count(lines, "lines", low=1))
-        return _decode.job_log(self._transport.unary(self._stub.ReadJobLog, request))
+        return _decode_plans.job_log(self._transport.unary(self._stub.ReadJobLog, request))
 
     def schema(self) -> dict[str, object]:
         """The JSON schema of recipes; the descriptions of fields are their help texts."""
