@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
+import crosscope._plan_types as types
 from crosscope import _decode
-from crosscope import _plan_types as types
 from crosscope_proto.v1 import jobs_pb2
 
 
