@@ -133,6 +133,12 @@ from ._looks import LookInfo as LookInfo
 from ._matches import LatentMatches as LatentMatches
 from ._matches import MatchCount as MatchCount
 from ._matches import MatchedSide as MatchedSide
+from ._plan_types import DevicePlan as DevicePlan
+from ._plan_types import Download as Download
+from ._plan_types import JobLog as JobLog
+from ._plan_types import LogLine as LogLine
+from ._plan_types import Plan as Plan
+from ._plan_types import PlanEntry as PlanEntry
 from ._search import SearchCount as SearchCount
 from ._search import SearchMatch as SearchMatch
 from ._search import SearchPlace as SearchPlace
@@ -205,12 +211,6 @@ from ._types import (
 )
 from ._types import (
     Neighbour as Neighbour,
-)
-from ._types import (
-    Plan as Plan,
-)
-from ._types import (
-    PlanEntry as PlanEntry,
 )
 from ._types import (
     TokenCount as TokenCount,

@@ -1,8 +1,10 @@
 """Cards of crosscoders and jobs, as text and as HTML."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from datetime import datetime
 
 from crosscope import _html, _tables
+from crosscope._plan_types import JobLog
 from crosscope._types import CrosscoderInfo, JobInfo
 
 
@@ -68,6 +70,16 @@ def job_progress(info: JobInfo) -> str:
 def job_line(info: JobInfo) -> str:
     """One job on a line."""
     return f"Job({info.id!r}, {info.kind} {info.name!r}, {info.state})"
+
+
+def log_lines(log: JobLog) -> Iterator[str]:
+    """The end of a job's log as lines to read: what is missing before it, then time, attempt, event and text."""
+    if log.has_more:
+        yield f"… more before: the server read only the end of the log, and {log.num_before} lines of it are not shown"
+    elif log.num_before:
+        yield f"… {log.num_before} lines before"
+    for line in log.lines:
+        yield f"{datetime.fromtimestamp(line.at):%d %b %H:%M:%S} #{line.attempt} {line.event}: {line.text}"
 
 
 def job_card(info: JobInfo) -> str:

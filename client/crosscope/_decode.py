@@ -320,12 +320,6 @@ def job(message: jobs_pb2.Job) -> types.JobInfo:
     )
 
 
-def plan(message: jobs_pb2.SubmitJobResponse) -> types.Plan:
-    """What a checked recipe would take."""
-    entries = (types.PlanEntry(each.name, each.value, each.unit, each.note) for each in message.plan)
-    return types.Plan(job(message.job), tuple(entries), tuple(message.warnings))
-
-
 def job_event(message: jobs_pb2.JobEvent) -> types.JobEvent:
     """Something that happened to a job."""
     return types.JobEvent(
@@ -336,4 +330,5 @@ def job_event(message: jobs_pb2.JobEvent) -> types.JobEvent:
         message=message.message,
         step=message.step,
         metrics=dict(message.metrics),
+        rel_norms=tuple(message.rel_norms),
     )

@@ -256,30 +256,6 @@ class JobInfo:
 
 @public
 @dataclass(frozen=True)
-class PlanEntry:
-    """An amount that a job takes or makes, as far as it is known before the job runs."""
-
-    name: str
-    value: float
-    unit: str
-    """"", "share", "tokens", "bytes" or "seconds"."""
-    note: str
-    """A remark on how it was found or what it means; may be empty."""
-
-
-@public
-@dataclass(frozen=True)
-class Plan:
-    """A checked recipe: what its job would take, and warnings."""
-
-    job: JobInfo
-    """The job that the recipe describes; it has no id."""
-    entries: tuple[PlanEntry, ...]
-    warnings: tuple[str, ...]
-
-
-@public
-@dataclass(frozen=True)
 class JobEvent:
     """Something that happened to a job."""
 
@@ -291,6 +267,8 @@ class JobEvent:
     message: str
     step: int
     metrics: Mapping[str, float]
+    rel_norms: tuple[int, ...] = ()
+    """Latents in bins of relative norm, of equal width from 0 to 1; empty where it was not measured."""
 
 
 @public

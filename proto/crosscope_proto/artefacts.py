@@ -39,11 +39,15 @@ SEQUENCES = "sequences.parquet"
 EXAMPLES = "examples"
 PAIR_MANIFEST = "pair.json"
 SEARCH = "search"
+JOB_LOG = "log.jsonl"
+"""A job's own log: a JSON object a line, with at, attempt, event, and what the event says."""
 ANNOTATIONS = "annotations.sqlite3"
 """People's labels, notes and lists, and those of programs."""
 OWN_PATHS = ("queue", "cache", "logs", SEARCH, ANNOTATIONS, f"{ANNOTATIONS}-wal", f"{ANNOTATIONS}-shm")
 """What of the home belongs to the processes. No recipe reads it."""
 
+REL_NORM_BINS = 20
+"""Bins of the relative norm from 0 to 1 in a training's histogram; the middle, 1/2, is an edge."""
 EXAMPLE_PARTS = 16
 """Number of example files; each has a contiguous range of latents, all of one size."""
 EXAMPLE_LATENTS_PER_ROW_GROUP = 16

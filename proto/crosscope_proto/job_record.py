@@ -8,6 +8,7 @@ A job waits if its record has neither `claim` nor `end`. An attempt runs it if t
 somebody retries it, if the record has `end`.
 """
 
+from dataclasses import dataclass
 from typing import Final
 
 MAX_CRASHES: Final = 3
@@ -21,9 +22,27 @@ SUCCEEDED: Final = "succeeded"
 FAILED: Final = "failed"
 CANCELLED: Final = "cancelled"
 
-TEXT_FIELDS = ("kind", "name", "recipe", "claim", "stage", "message", "end", "version_id", "folder")
+
+@dataclass(frozen=True)
+class WorkerNote:
+    """What a job worker says of itself, with every beat (keys.JOB_WORKERS)."""
+
+    at: float
+    """When, seconds since 1970."""
+    device: str
+    """Its device in torch's words."""
+    name: str
+    """Its device for people."""
+    memory_bytes: int | None
+    """All memory of the device; None if unknown."""
+    free_bytes: int | None
+    """What of it is free; None if unknown."""
+
+
+TEXT_FIELDS = ("kind", "name", "recipe", "claim", "stage", "message", "end", "version_id", "folder", "seconds")
 """Fields that are texts. `claim` is the id of the attempt that runs the job. `end` is one of SUCCEEDED, FAILED and
-CANCELLED. `folder` is the folder from which the job was submitted."""
+CANCELLED. `folder` is the folder from which the job was submitted. `seconds` is a JSON object: how long each
+stage is expected to take; empty where that is not known."""
 NUMBER_FIELDS = (
     "created_at",
     "started_at",

@@ -20,6 +20,10 @@ MAX_JOBS = 10_000
 EVENTS_MAXLEN = 20_000
 """About how many events of one job are kept; the oldest go first."""
 
+JOB_WORKERS = "crosscope:workers"
+"""Hash of what each job worker says of itself, by its name: JSON of a WorkerNote (job_record.py)."""
+WORKER_NOTE_S = 60
+"""A job worker that has not said anything of itself for this long is gone."""
 LEASE_S = 20
 """A running job whose worker has not renewed its lease for this long has died."""
 IDEMPOTENCY_TTL_S = 7 * 24 * 3600

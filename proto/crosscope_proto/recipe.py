@@ -3,13 +3,17 @@
 The parts of a recipe are in `specs` and `dictionaries`. Knows nothing about files, models or data.
 """
 
+import dataclasses
 import reprlib
+import sys
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
+from crosscope_proto import dictionaries, specs
 from crosscope_proto.dictionaries import VARIANTS, AnyDictionary, ChoosesK, Reads
+from crosscope_proto.field_meanings import meanings
 from crosscope_proto.label_specs import Explainer, LabelBudget, LabelExamples, LatentChoice
 from crosscope_proto.recipe_yaml import YamlTextError, load_yaml
 from crosscope_proto.specs import (
@@ -274,6 +278,8 @@ Recipe = CrosscoderRecipe | PublishedRecipe | LookRecipe | CausalRecipe | LabelR
 _KINDS = ("crosscoder", "published", "look", "causal", "label", "demo-pair")
 _UNIONS = ("str", "AdapterSpec", *VARIANTS)
 """Words that pydantic puts into the path of a field of a union; no recipe has them as keys."""
+_MODULES = (specs, dictionaries, sys.modules[__name__])
+"""Where the dataclasses of a recipe are."""
 _ADAPTER: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe, Field(discriminator="kind")])
 
 
@@ -323,5 +329,13 @@ def recipe_dict(recipe: Recipe) -> dict[str, object]:
 
 
 def recipe_schema() -> dict[str, object]:
-    """The JSON schema of recipes."""
-    return _ADAPTER.json_schema()
+    """The JSON schema of recipes. A field's description is the docstring below it, its help in forms."""
+    schema = _ADAPTER.json_schema()
+    for name, part in schema["$defs"].items():
+        made_of = next((vars(module).get(name) for module in _MODULES if name in vars(module)), None)
+        if isinstance(made_of, type) and dataclasses.is_dataclass(made_of):
+            said = meanings(made_of)
+            for field, description in part["properties"].items():
+                if field in said:
+                    description["description"] = said[field]
+    return schema

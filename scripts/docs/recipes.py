@@ -4,11 +4,9 @@ Everything is read from the dataclasses of `crosscope_proto`: annotations give t
 field gives its meaning. Unions of dataclasses get one table per member. Knows no field by name.
 """
 
-import ast
 import dataclasses
 import datetime
 import inspect
-import textwrap
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,6 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from crosscope_proto.field_meanings import meanings
 from crosscope_proto.recipe import Recipe
 
 _PLAIN = {
@@ -61,23 +60,6 @@ def rows(part: type) -> list[Row]:
 def fields(part: type) -> Mapping[str, FieldInfo]:
     """The fields of a pydantic dataclass by name."""
     return vars(part)["__pydantic_fields__"]
-
-
-def meanings(part: type) -> dict[str, str]:
-    """The docstring below each field that has one, including inherited fields."""
-    found: dict[str, str] = {}
-    for base in reversed(part.__mro__):
-        if not dataclasses.is_dataclass(base):
-            continue
-        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
-        assert isinstance(body, ast.ClassDef)
-        for field, behind in zip(body.body, body.body[1:], strict=False):
-            match field, behind:
-                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str() as text)):
-                    found[name] = " ".join(text.split())
-                case _:
-                    pass
-    return found
 
 
 def _section(title: str, part: type) -> str:

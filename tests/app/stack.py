@@ -1,5 +1,6 @@
 """The processes behind the app in tests: a server on planted artefacts, a queue, and a planted worker."""
 
+import contextlib
 import os
 import shutil
 import socket
@@ -9,7 +10,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -69,6 +70,29 @@ class Stack:
         self._start("crosscope.app")
         until(lambda: answers(f"{self.url}/_stcore/health"))
 
+    @contextlib.contextmanager
+    def job_worker(self) -> Generator[None]:
+        """A job worker while it lasts; it runs the jobs without models of tests/jobs/job_kinds.py."""
+        folder = FIXTURES.parent / "jobs"
+        code = "import sys; from job_kinds import KINDS; from crosscope_worker.jobs.process import main; main(KINDS)"
+        environment = {"CROSSCOPE_HOME": str(self.home), "CROSSCOPE_WORKER_QUEUE_URL": self.queue_url}
+        with (self.folder / "jobs.log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                env={**os.environ, **environment, "PYTHONPATH": str(folder)},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait(10)
+
+    @property
+    def queue_url(self) -> str:
+        return f"unix://{self.folder}/queue/s"
+
     def close(self) -> None:
         for process in reversed(self._processes):
             process.terminate()
@@ -84,7 +108,7 @@ class Stack:
             **os.environ,
             "CROSSCOPE_HOME": str(self.home),
             "CROSSCOPE_SERVER_LISTEN": self.address,
-            "CROSSCOPE_SERVER_QUEUE_URL": f"unix://{self.folder}/queue/s",
+            "CROSSCOPE_SERVER_QUEUE_URL": self.queue_url,
             "CROSSCOPE_SERVER_WORKERS": f"unix:{self.folder}/worker" if self._worker else "",
             "CROSSCOPE_ADDRESS": self.address,
             "CROSSCOPE_APP_PORT": str(self.port),

@@ -251,7 +251,7 @@ def test_a_character_of_two_tokens_stands_on_the_first(stack: Stack, open_page: 
 
 
 def test_a_recipe_that_has_run_is_the_start_and_is_kept(stack: Stack, open_page: OpenPage) -> None:
-    page = open_page(f"{stack.url}/jobs?crosscoder=demo")
+    page = open_page(f"{stack.url}/jobs?crosscoder=demo&show=New+job")
     field = page.get_by_label("Recipe, YAML")
     recipe = json.loads(stack.client.crosscoder("demo").info.manifest_json)["recipe"]
     expect(field).to_have_value(re.compile("name: my-crosscoder"))
@@ -268,12 +268,22 @@ def test_a_recipe_that_has_run_is_the_start_and_is_kept(stack: Stack, open_page:
         save_folder(stack.home / "pairs" / "demo" / model)
     page.get_by_role("button", name="Check", exact=True).click()
     expect(page.get_by_text("The recipe is sound")).to_be_visible()
-    expect(page.get_by_role("table", name="What the job would take")).to_contain_text("memory")
+    expect(page.get_by_role("table", name="What the job would take")).to_contain_text("checkpoint")
+    expect(page.get_by_text("no job worker listens now: whether it fits is unknown")).to_be_visible()
+    expect(page.get_by_role("table", name="On no job worker listens now")).to_contain_text("unknown")
     expect(page.get_by_role("alert").filter(has_text="steps")).not_to_have_count(0)
+    page.get_by_role("radio", name="crosscoder").click()
+    settle(page)
+    page.get_by_role("combobox", name=re.compile("^.*variant")).click()
+    page.get_by_role("option", name="l1", exact=True).click()
+    expect(field).to_have_value(re.compile("variant: l1"))
+    expect(field).not_to_have_value(re.compile(" k:"))  # the other variant's field went with it
+    expect(page.locator(".xs-wrong")).to_contain_text("mu")
     field.fill("kind: mine")
     page.locator('[data-testid="stSidebar"]').get_by_role("link", name="Atlas").click()
     expect(page.locator("h1")).to_have_text("Atlas")
     page.locator('[data-testid="stSidebar"]').get_by_role("link", name="Jobs").click()
+    page.get_by_role("radio", name="New job").click()
     expect(field).to_have_value("kind: mine")
 
 

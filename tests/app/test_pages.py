@@ -26,7 +26,8 @@ PAGES = {
     "atlas": CHART,
     "latent?latent=7": TOKEN,
     LAB: TOKEN,
-    "jobs": "textarea",
+    "jobs": "[data-testid=stMain] p",
+    "jobs?show=New+job": "textarea",
     STEER: "textarea",
     "labels": "[data-testid=stFileUploader]",
 }
@@ -50,7 +51,9 @@ def errors_on(page: Page) -> list[str]:
     return page.locator('[data-testid="stException"], [data-testid="stAlert"]').all_inner_texts()
 
 
-@pytest.mark.parametrize("path", PAGES, ids=("overview", "atlas", "latent", "lab", "jobs", "steer", "labels"))
+@pytest.mark.parametrize(
+    "path", PAGES, ids=("overview", "atlas", "latent", "lab", "jobs", "new-job", "steer", "labels")
+)
 def test_page_draws_without_errors_overlaps_or_sideways_scrolling(stack: Stack, open_page: OpenPage, path: str) -> None:
     page = open_page(f"{stack.url}/{path}", width=390, dark=True)
     page.locator(PAGES[path]).first.wait_for()
@@ -59,7 +62,8 @@ def test_page_draws_without_errors_overlaps_or_sideways_scrolling(stack: Stack, 
         settle(page)
         page.wait_for_function(FITS)
         assert page.evaluate(OVERLAPS) == [], width
-        assert errors_on(page) == []
+        # The planted crosscoder's data lies nowhere, and the form says so.
+        assert [each for each in errors_on(page) if "cannot be used as it is" not in each] == []
 
 
 def test_overview_tells_what_the_server_knows_and_a_bar_opens_the_atlas(stack: Stack, open_page: OpenPage) -> None:
@@ -324,7 +328,7 @@ def test_typed_prompt_runs_and_stands_in_the_url(stack: Stack, open_page: OpenPa
 
 
 def test_jobs_are_checked_submitted_and_cancelled(stack: Stack, open_page: OpenPage) -> None:
-    page = open_page(f"{stack.url}/jobs")
+    page = open_page(f"{stack.url}/jobs?show=New+job")
     recipe = page.get_by_label("Recipe, YAML")
     expect(recipe).to_have_value(re.compile("layer: 2"))
     good = recipe.input_value()

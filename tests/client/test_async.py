@@ -92,7 +92,9 @@ async def jobs_script(client: Any, scripted: ScriptedJobs) -> list[Any]:
     job = await got(jobs.submit(RECIPE, after=["j0"]))
     answers = [
         job.warnings,
-        (await got(jobs.plan(RECIPE))).entries,
+        await got(jobs.plan(RECIPE)),
+        await got(jobs.log("j1")),
+        await got(job.log(3)),
         [each.id for each in await got(jobs.list(limit=5))],
         await got(jobs.schema()),
         (await got(job.refresh())).state,
@@ -120,7 +122,7 @@ async def test_jobs_have_the_same_answers(serve) -> None:
         found.append(await jobs_script(client, scripted))
         await got(client.close())
     assert found[0] == found[1]
-    assert found[1][5:8] == [["1", "2", "3"], JobState.SUCCEEDED, [0, 1]]
+    assert found[1][7:10] == [["1", "2", "3"], JobState.SUCCEEDED, [0, 1]]
 
 
 async def test_calls_of_one_client_run_at_once(scripted: Client) -> None:

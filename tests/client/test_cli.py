@@ -44,9 +44,7 @@ def process(*arguments: str, address: str = "127.0.0.1:1", stdin: bytes = b"") -
 def test_help_lists_every_command_and_loads_none(cli) -> None:
     code, out, _ = cli("--help")
     assert code == 0
-    names = (
-        "demo up doctor status look submit plan jobs watch cancel retry crosscoders latents latent encode top tokenize"
-    )
+    names = "demo up doctor status look submit plan jobs watch log cancel retry crosscoders latents latent encode top"
     for name in [*names.split(), "tokenize", "completion"]:
         assert f"\n  {name}  " in out
     script = "import sys; from crosscope.cli import run; run(['--help']); print({'grpc', 'rich'} & set(sys.modules))"
@@ -55,7 +53,8 @@ def test_help_lists_every_command_and_loads_none(cli) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["status", "look", "submit", "plan", "jobs", "watch", "cancel", "retry", "latents", "encode", "top", "up"]
+    "name",
+    ["status", "look", "submit", "plan", "jobs", "watch", "log", "cancel", "retry", "latents", "encode", "top", "up"],
 )
 def test_every_command_has_help(cli, name: str) -> None:
     code, out, _ = cli(name, "--help")
@@ -381,9 +380,29 @@ class WatchedJobs(jobs_pb2_grpc.JobsServicer):
 
     def SubmitJob(self, request, context):
         assert request.validate_only
-        entry = jobs_pb2.PlanEntry(name="training memory", value=2.5e9, unit="bytes", note="beside the models")
         job = jobs_pb2.Job(kind="crosscoder", name="demo")
-        return jobs_pb2.SubmitJobResponse(job=job, warnings=["the warm-up is long"], plan=[entry])
+        return jobs_pb2.SubmitJobResponse(job=job, warnings=["the warm-up is long"])
+
+    def PlanJob(self, request, context):
+        job = jobs_pb2.Job(kind="crosscoder", name="demo")
+        checkpoint = jobs_pb2.PlanEntry(name="checkpoint", value=2.5e9, unit="bytes", note="disk")
+        device = jobs_pb2.DevicePlan(
+            name=request.device or "2 CPU cores",
+            memory_bytes=2_000_000_000,
+            free_bytes=1_000_000_000,
+            memory=[jobs_pb2.PlanEntry(name="both models", value=3e9, unit="bytes")],
+            fit=jobs_pb2.FIT_NO,
+            ways_out=["training.batch_size 16 would fit"],
+            times=[jobs_pb2.PlanEntry(name="training", unit="seconds", note="no rates")],
+        )
+        gated = jobs_pb2.Download(field="pair.base", source="a/b", size_bytes=5_200_000_000, gated=True)
+        return jobs_pb2.PlanJobResponse(
+            job=job, warnings=["the warm-up is long"], entries=[checkpoint], devices=[device], downloads=[gated]
+        )
+
+    def ReadJobLog(self, request, context):
+        line = jobs_pb2.LogLine(at=0, attempt=2, event="end", text="failed: no disk")
+        return jobs_pb2.ReadJobLogResponse(lines=[line], num_before=request.lines)
 
     def RetryJob(self, request, context):
         return jobs_pb2.RetryJobResponse(job=self.job(jobs_pb2.JOB_STATE_QUEUED))
@@ -424,10 +443,26 @@ def test_plan_check_and_retry(serve, capsys) -> None:
     assert run(["--address", address, "plan", recipe]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "crosscoder demo",
-        "what             how much  note",
-        "training memory  2.5 GB    beside the models",
+        "what        how much  note",
+        "checkpoint  2.5 GB    disk",
+        "",
+        "2 CPU cores: does not fit (needs 3.0 GB, has 2.0 GB, 1.0 GB free now)",
+        "  training.batch_size 16 would fit",
+        "what                 how much  note",
+        "time, training       unknown   no rates",
+        "memory, both models  3.0 GB",
+        "download: pair.base a/b: 5.2 GB; gated: ask for access on the hub",
         "warning: the warm-up is long",
     ]
+    assert run(["--address", address, "plan", recipe, "--device", "h100"]) == 0
+    assert "\nh100: does not fit" in capsys.readouterr().out
+    assert run(["--address", address, "jobs", "j1", "--recipe"]) == 0
+    assert capsys.readouterr().out == "kind: crosscoder\n"
+    assert run(["--address", address, "jobs", "--recipe"]) == 2
+    assert "--recipe needs the id of a JOB" in capsys.readouterr().err
+    assert run(["--address", address, "log", "j1", "--lines", "3"]) == 0
+    first, line = capsys.readouterr().out.splitlines()
+    assert (first, line.partition(" #")[2]) == ("… 3 lines before", "2 end: failed: no disk")
     assert run(["--address", address, "plan", recipe, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["entries"][0]["value"] == 2.5e9
     assert run(["--address", address, "submit", recipe, "--check"]) == 0

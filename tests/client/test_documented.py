@@ -25,6 +25,13 @@ class OneJob(jobs_pb2_grpc.JobsServicer):
     def SubmitJob(self, request, context):
         return jobs_pb2.SubmitJobResponse(job=self.job)
 
+    def PlanJob(self, request, context):
+        device = jobs_pb2.DevicePlan(name="2 CPU cores", fit=jobs_pb2.FIT_YES)
+        return jobs_pb2.PlanJobResponse(job=self.job, devices=[device])
+
+    def ReadJobLog(self, request, context):
+        return jobs_pb2.ReadJobLogResponse(lines=[jobs_pb2.LogLine(attempt=1, event="end", text="succeeded: Done.")])
+
     def RetryJob(self, request, context):
         return jobs_pb2.RetryJobResponse(job=self.job)
 
@@ -61,7 +68,13 @@ def test_python(online: Client, serve, monkeypatch, capsys, tmp_path) -> None:
     monkeypatch.chdir(ROOT)
     with Client(serve(OneJob()).address) as client:
         run_snippet(BLOCKS[8], {"client": client})
-    assert capsys.readouterr().out == "train 100% {'l0': 12.0}\n() () 0.0 0.0\n['demo']\n"
+    assert capsys.readouterr().out.splitlines() == [
+        "train 100% {'l0': 12.0}",
+        "2 CPU cores True None () ()",
+        "() () () 0.0 0.0",
+        "1 end succeeded: Done.",
+        "['demo']",
+    ]
 
 
 def test_compare_and_steer(serve, capsys) -> None:

@@ -20,6 +20,7 @@ class ScriptedJobs(jobs_pb2_grpc.JobsServicer):
         self.state = jobs_pb2.JOB_STATE_RUNNING
         self.asked_after: list[str] = []
         self.submitted: list[jobs_pb2.SubmitJobRequest] = []
+        self.planned: list[jobs_pb2.PlanJobRequest] = []
         self.go = threading.Semaphore(0)
         self.drop_after: int | None = None
 
@@ -29,9 +30,32 @@ class ScriptedJobs(jobs_pb2_grpc.JobsServicer):
 
     def SubmitJob(self, request, context):
         self.submitted.append(request)
-        entry = jobs_pb2.PlanEntry(name="steps", value=1234, note="of 10 tokens")
-        memory = jobs_pb2.PlanEntry(name="memory", value=2.5e9, unit="bytes")
-        return jobs_pb2.SubmitJobResponse(job=self.job(), warnings=["the warm-up is long"], plan=[entry, memory])
+        return jobs_pb2.SubmitJobResponse(job=self.job(), warnings=["the warm-up is long"])
+
+    def PlanJob(self, request, context):
+        self.planned.append(request)
+        steps = jobs_pb2.PlanEntry(name="steps", value=1234, note="of 10 tokens")
+        models = jobs_pb2.PlanEntry(name="both models", value=2.5e9, unit="bytes")
+        training = jobs_pb2.PlanEntry(name="training", unit="seconds", note="no rates")
+        device = jobs_pb2.DevicePlan(
+            name="2 CPU cores",
+            memory_bytes=2_000_000_000,
+            memory=[models],
+            fit=jobs_pb2.FIT_NO,
+            ways_out=["training.batch_size 16 would fit"],
+            times=[training],
+        )
+        return jobs_pb2.PlanJobResponse(
+            job=self.job(),
+            warnings=["the warm-up is long"],
+            entries=[steps],
+            devices=[device],
+            downloads=[jobs_pb2.Download(field="pair.base", source="a/b", size_bytes=5_200_000_000, gated=True)],
+        )
+
+    def ReadJobLog(self, request, context):
+        line = jobs_pb2.LogLine(at=1e9, attempt=2, event="stage", text="train: step 1")
+        return jobs_pb2.ReadJobLogResponse(lines=[line], num_before=request.lines, has_more=False)
 
     def GetJob(self, request, context):
         return jobs_pb2.GetJobResponse(job=self.job())
@@ -99,13 +123,30 @@ def test_retry(serve) -> None:
         assert client.jobs.retry("j1").state is JobState.QUEUED
 
 
-def test_a_plan_and_warnings(serve) -> None:
+def test_the_end_of_a_log(serve) -> None:
     with Client(serve(ScriptedJobs(1)).address) as client:
+        log = client.jobs.get("j1").log(7)
+        assert (log.num_before, log.has_more) == (7, False)
+        assert [(line.attempt, line.event, line.text) for line in log.lines] == [(2, "stage", "train: step 1")]
+        assert client.jobs.log("j1").num_before == 100
+        with pytest.raises(InvalidInput, match="lines"):
+            client.jobs.log("j1", 0)
+
+
+def test_a_plan_and_warnings(serve) -> None:
+    scripted = ScriptedJobs(1)
+    with Client(serve(scripted).address) as client:
         found = client.jobs.plan("kind: demo-pair\nname: a\n")
         assert [(entry.name, entry.value, entry.unit) for entry in found.entries] == [
             ("steps", 1234, ""),
-            ("memory", 2.5e9, "bytes"),
         ]
+        device = found.devices[0]
+        assert (device.fits, device.needed_bytes, device.free_bytes) == (False, 2.5e9, None)
+        assert (device.times[0].value, device.times[0].note) == (None, "no rates")
+        assert found.downloads[0].gated
+        client.jobs.plan("kind: demo-pair\nname: a\n", after="j0", device="h100")
+        asked = scripted.planned[-1]
+        assert (list(asked.after), asked.device) == (["j0"], "h100")
         assert found.warnings == client.jobs.submit("kind: demo-pair\nname: a\n").warnings == ("the warm-up is long",)
 
 

@@ -35,7 +35,7 @@ def run_by_name(recipe: DemoPairRecipe, workspace: Workspace, progress: Progress
     if kind == "deaf":
         _wait(home / f"{recipe.name}.go")
     for step in range(3):
-        progress("train", step / 3, step=step, metrics={"loss": 1 / (step + 1)})
+        progress("train", step / 3, step=step, metrics={"loss": 1 / (step + 1)}, rel_norms=[step, 1])
     progress("publish", 0.5)
     workspace.fence()
     with (home / f"{recipe.name}.published").open("a") as file:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from crosscope_proto.v1 import jobs_pb2
 from tests.jobs.rig import Rig, is_alive, until
 
 SUCCEEDED, FAILED, CANCELLED = jobs_pb2.JOB_STATE_SUCCEEDED, jobs_pb2.JOB_STATE_FAILED, jobs_pb2.JOB_STATE_CANCELLED
+NUM_CORES = len(os.sched_getaffinity(0))
 QUEUED, RUNNING = jobs_pb2.JOB_STATE_QUEUED, jobs_pb2.JOB_STATE_RUNNING
 
 
@@ -30,6 +32,7 @@ def test_a_job_runs_and_reports(rig: Rig) -> None:
     assert set(job.stage_seconds) == {"prepare", "train", "publish"}
     assert [event.metrics["loss"] for event in events if event.metrics] == [1, 1 / 2, 1 / 3]
     assert [event.step for event in events if event.metrics] == [0, 1, 2]
+    assert [list(event.rel_norms) for event in events if event.metrics] == [[0, 1], [1, 1], [2, 1]]
     told = [event.message for event in events if event.message]
     assert told == ["Queued.", "Started.", "Getting ready.", "Done."]
     assert rig.published("plain") == 1
@@ -41,6 +44,15 @@ def test_a_job_runs_and_reports(rig: Rig) -> None:
     assert {reply.job.recipe_yaml for reply in replies[1:]} == {""}  # said once, not with every event
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [line["event"] for line in lines] == ["start", "stage", "stage", "stage", "end"]
+    log = rig.jobs.ReadJobLog(jobs_pb2.ReadJobLogRequest(id=job.id, lines=2))
+    assert [(line.attempt, line.event, line.text) for line in log.lines] == [
+        (1, "stage", "publish"),
+        (1, "end", "succeeded: Done."),
+    ]
+    assert (log.num_before, log.has_more) == (3, False)
+    again = rig.jobs.PlanJob(jobs_pb2.PlanJobRequest(recipe_yaml=replies[0].job.recipe_yaml))
+    assert [entry.name for entry in again.entries] == ["last job of this name"]
+    assert again.entries[0].value == pytest.approx(sum(job.stage_seconds.values()))
 
 
 def test_what_a_job_warns_of_stands_in_its_last_message(rig: Rig) -> None:
@@ -233,6 +245,11 @@ def test_bad_requests(rig: Rig) -> None:
     assert bad == (grpc.StatusCode.INVALID_ARGUMENT, "layers: no such key; check its spelling")
     unknown = code(rig.submit, "x", "no-such-job")
     assert unknown == (grpc.StatusCode.INVALID_ARGUMENT, "after[0]: there is no job 'no-such-job' to wait for")
+    log = jobs_pb2.ReadJobLogRequest
+    assert code(rig.jobs.ReadJobLog, log(id="nope"))[0] == grpc.StatusCode.NOT_FOUND
+    assert code(rig.jobs.ReadJobLog, log(id="nope", lines=1001))[0] == grpc.StatusCode.INVALID_ARGUMENT
+    device = jobs_pb2.PlanJobRequest(recipe_yaml="kind: demo-pair\nname: a\n", device="abacus")
+    assert code(rig.jobs.PlanJob, device)[1] == "device: no rates were measured on 'abacus'; there are h100, cpu"
     assert code(rig.get, "nope")[0] == grpc.StatusCode.NOT_FOUND
     assert code(rig.cancel, "nope")[0] == grpc.StatusCode.NOT_FOUND
     assert code(list, rig.watch("nope"))[0] == grpc.StatusCode.NOT_FOUND
@@ -263,8 +280,13 @@ def test_a_check_looks_for_what_the_recipe_names(rig: Rig) -> None:
     request = jobs_pb2.SubmitJobRequest(recipe_yaml=recipe, validate_only=True, after=[before.id])
     checked = rig.jobs.SubmitJob(request)
     assert checked.job.id == ""
-    assert [(entry.name, entry.value) for entry in checked.plan[:2]] == [("training tokens", 9 * 2048), ("steps", 9)]
     assert checked.warnings[0] == "there is no pair 'none-such' yet; a job before this one must make it"
+    planned = rig.jobs.PlanJob(jobs_pb2.PlanJobRequest(recipe_yaml=recipe, after=[before.id]))
+    assert (planned.job.id, planned.warnings) == ("", checked.warnings)
+    assert [(entry.name, entry.value) for entry in planned.entries[:2]] == [("training tokens", 9 * 2048), ("steps", 9)]
+    assert [re.sub("cores?", "cores", each.name) for each in planned.devices] == [f"{NUM_CORES} CPU cores"]
+    assert planned.devices[0].memory_bytes > planned.devices[0].free_bytes > 1 << 20
+    assert not any(entry.HasField("value") for entry in planned.devices[0].times)  # the pair is not there yet
     assert checked.warnings[-1].startswith("training.warmup_steps 10: the learning rate never reaches training.lr")
     queued = rig.jobs.SubmitJob(jobs_pb2.SubmitJobRequest(recipe_yaml=recipe))
     assert "pair.name: there is no pair 'none-such' (there: none)" in queued.warnings[0]

@@ -4,7 +4,7 @@ import pytest
 
 from crosscope_proto.stages import STAGES
 from crosscope_worker.jobs.kinds import KINDS
-from crosscope_worker.jobs.stages import Shares
+from crosscope_worker.jobs.stages import Shares, weights
 
 
 class Clock:
@@ -33,6 +33,15 @@ def test_a_jobs_share_never_falls_and_its_end_is_estimated_from_the_stages_speed
     assert shares.total == pytest.approx(0.42)
     shares.at("analyse", 1.0)
     assert shares.total == pytest.approx(1.0)
+
+
+def test_expected_seconds_take_the_place_of_the_table_if_all_are_known() -> None:
+    table = (("load", 1.0), ("train", 3.0))
+    assert weights(table, {"load": 2.0, "train": 38.0, "other": 5.0}) == [("load", 2.0), ("train", 38.0)]
+    assert weights(table, {"train": 38.0}) == weights(table, {}) == [("load", 1.0), ("train", 3.0)]
+    shares = Shares(weights(table, {"load": 2.0, "train": 38.0}))
+    shares.at("train", 0.5)
+    assert shares.total == pytest.approx((2 + 19) / 40)
 
 
 def test_a_later_attempt_goes_on_from_what_was_reported() -> None:

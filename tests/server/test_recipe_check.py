@@ -14,7 +14,9 @@ from crosscope_proto.footprint import SPEEDS
 from crosscope_proto.recipe import CrosscoderRecipe, Recipe, parse_recipe
 from crosscope_proto.training_memory import COPY, needed
 from crosscope_server.jobs.check import Findings, check
-from crosscope_server.jobs.plan import plan
+from crosscope_server.jobs.estimate import NO_WORKER
+from crosscope_server.jobs.plan import Planned, plan
+from crosscope_server.jobs.planning import named_target
 
 RECIPE: dict[str, Any] = {
     "kind": "crosscoder",
@@ -70,18 +72,23 @@ def said(found: Findings) -> str:
 def test_a_sound_recipe(home: Path) -> None:
     found = check(changed(), home)
     assert (said(found), found.warnings) == ("", [])
-    entries, odd = plan(changed(), found, home)
-    assert odd == []
-    value = {entry.name: entry.value for entry in entries}
+    planned = plan(changed(), found, home)
+    assert planned.warnings == []
+    value = {entry.name: entry.value for entry in planned.entries}
     # 100 texts of 396 characters a set: 100 tokens each, a tenth held out; 98.75 of a conversation with its roles.
     assert value["training tokens"] == pytest.approx(3 * 9000, rel=0.02)
     assert value["steps"] == pytest.approx(270, abs=3)
     assert value["warm-up"] == pytest.approx(3 / 270, rel=0.02)
     assert value["models"] == 2 * 1000 * 4 // 2  # bfloat16 files, loaded in float32
     recipe = changed()
+    device = planned.devices[0]
+    memory = {entry.name: entry.value for entry in device.memory}
     parts = needed(recipe.crosscoder, recipe.training, (32, 32), "cuda")  # here more than on a CPU
-    assert value["copy of a checkpoint"] == parts.pop(COPY)
-    assert value["training memory"] == sum(parts.values())
+    names = {"the threshold's sample, tokens:": "the threshold's sample", COPY: "a checkpoint's copy"}
+    names["activations on their way and work space, tokens:"] = "activations on their way and work space"
+    assert memory == {"both models": 4000, **{names.get(name, name): size for name, size in parts.items()}}
+    assert (device.name, device.fits) == (NO_WORKER, None)
+    assert value["version"] == 4 * (2 * 64 * 64 + 64 + 64)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +134,7 @@ def test_what_cannot_be_is_named_by_its_field(home: Path, change: dict[str, Any]
 )
 def test_what_cannot_do_what_it_is_meant_for_is_warned_of(home: Path, training: dict[str, Any], sentence: str) -> None:
     recipe = changed(training=training)
-    assert sentence in " | ".join(plan(recipe, check(recipe, home), home)[1])
+    assert sentence in " | ".join(plan(recipe, check(recipe, home), home).warnings)
 
 
 def test_nothing_is_said_of_what_the_processes_keep_for_themselves(home: Path) -> None:
@@ -176,9 +183,13 @@ def test_a_measured_speed_gives_the_time(home: Path) -> None:
     other = line | {"num_latents": 65, "tokens_per_second": 1.0}
     (home / SPEEDS).write_text("".join(json.dumps(each) + "\n" for each in (line, other)) + "cut sho")
     recipe = changed()
-    entries, odd = plan(recipe, check(recipe, home), home)
-    assert odd == ["measured on cpu: bfloat16 is faster"]
-    assert {entry.name: entry.value for entry in entries}["training time"] == pytest.approx(30, rel=0.02)
+    planned = plan(recipe, check(recipe, home), home)
+    assert planned.warnings == ["measured on cpu: bfloat16 is faster"]
+    assert planned.devices[0].times[0].value == pytest.approx(30, rel=0.02)
+    # A named device is not the one that was measured here.
+    elsewhere = plan(recipe, check(recipe, home), home, [named_target("h100")])
+    assert elsewhere.warnings == []
+    assert elsewhere.devices[0].times[0].value is None  # these models say no vocabulary, so no size of a layer
 
 
 def test_a_crosscoder_to_measure_must_be_there(home: Path) -> None:
@@ -193,7 +204,7 @@ def test_a_crosscoder_to_measure_must_be_there(home: Path) -> None:
     (folder / "CURRENT").write_text("1\n")
     found = check(recipe, home)
     assert (found.violations, found.warnings) == ([], [])
-    assert plan(recipe, found, home) == ([], [])
+    assert plan(recipe, found, home) == Planned()
 
 
 def test_a_recipe_that_labels_says_what_it_takes_at_most(home: Path) -> None:
@@ -212,7 +223,7 @@ def test_a_recipe_that_labels_says_what_it_takes_at_most(home: Path) -> None:
     wrong = f"version: there is no version 'v9' of 'planted' (there: {manifest.version_id})"
     assert said(found("version: v9")) == wrong
     recipe = label_recipe("latents: {ids: [1, 2]}, examples: {shown: 3, held_out: 6, context: 2}")
-    entries, _ = plan(recipe, check(recipe, home), home)
+    entries = plan(recipe, check(recipe, home), home).entries
     # A label, three requests for 12 texts and two for 6 markings, of 5 tokens each and 12 for marks.
     label, judgements = 400 + 3 * 17, 5 * (400 + 50) + 18 * 17
     assert {entry.name: entry.value for entry in entries} == {

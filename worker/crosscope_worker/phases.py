@@ -6,7 +6,7 @@ Knows Progress and Tick; knows neither models nor files.
 import contextlib
 import threading
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 
 import psutil
 
@@ -79,10 +79,11 @@ class Following:
         *,
         step: int = 0,
         metrics: Mapping[str, float] | None = None,
+        rel_norms: Sequence[int] = (),
     ) -> None:
         """See Progress."""
         self._last, self._num_read = (stage, fraction, step), 0
-        self._progress(stage, fraction, message, step=step, metrics=metrics)
+        self._progress(stage, fraction, message, step=step, metrics=metrics, rel_norms=rel_norms)
 
     def say(self, message: str) -> None:
         """Reports a message at the stage, fraction and step that were reported last."""
@@ -114,9 +115,11 @@ class TrainingProgress(Following):
         *,
         step: int = 0,
         metrics: Mapping[str, float] | None = None,
+        rel_norms: Sequence[int] = (),
     ) -> None:
         """See Progress."""
-        super().__call__(stage, fraction, message or f"step {step}{self._end}", step=step, metrics=metrics)
+        said = message or f"step {step}{self._end}"
+        super().__call__(stage, fraction, said, step=step, metrics=metrics, rel_norms=rel_norms)
 
     def begin(self, suggestion: str = "") -> None:
         """Reports that the models run, or a checkpoint is read, from here on. A suggestion stays in the job's log."""

@@ -4,7 +4,7 @@ A job is a plain function `(recipe, workspace, progress) -> manifest` (see jobs/
 """
 
 import datetime
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -56,8 +56,11 @@ class Progress(Protocol):
         *,
         step: int = 0,
         metrics: Mapping[str, float] | None = None,
+        rel_norms: Sequence[int] = (),
     ) -> None:
         """Reports that `fraction` (0 to 1) of `stage` is done.
+
+        `rel_norms` are numbers of latents in bins of relative norm, from 0 to 1.
 
         Raises Cancelled when the job was asked to stop, and LostClaim when another attempt has taken over.
         """
@@ -122,5 +125,6 @@ def silent(
     *,
     step: int = 0,
     metrics: Mapping[str, float] | None = None,
+    rel_norms: Sequence[int] = (),
 ) -> None:
     """A Progress that reports nothing."""

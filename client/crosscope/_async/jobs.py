@@ -8,14 +8,15 @@ from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 
-from crosscope import _aio, _cards, _decode
+from crosscope import _aio, _cards, _decode, _decode_plans
 from crosscope._async.transport import AsyncTransport
 from crosscope._errors import DeadlineExceeded, JobCancelled, JobFailed, Unavailable
+from crosscope._plan_types import JobLog, Plan
 from crosscope._progress import move_to, open_bar
 from crosscope._prompts import check_count, check_flag, check_text
 from crosscope._public import public
 from crosscope._recipes import recipe_folder, recipe_text
-from crosscope._types import JobEvent, JobInfo, JobState, JobUpdate, Plan
+from crosscope._types import JobEvent, JobInfo, JobState, JobUpdate
 from crosscope_proto.v1 import jobs_pb2
 from crosscope_proto.v1.jobs_pb2_grpc import JobsStub
 
@@ -73,6 +74,13 @@ class AsyncJob:
         reply = await self._transport.unary(self._stub.RetryJob, jobs_pb2.RetryJobRequest(id=self.id))
         self.info = _decode.job(reply.job)
         return self
+
+    async def log(self, lines: int = 100) -> JobLog:
+        """The last lines of its log, at most 1000: stages, what they said, errors, how each attempt ended.
+
+        Holds no text of data sets and no prompts; what looks like a secret is masked.
+        """
+        return await AsyncJobs(self._transport).log(self.id, lines)
 
     async def watch(self, after_event: str = "") -> AsyncGenerator[JobEvent, None]:
         """The job's events until it has ended: all of them, or those after the one with the id `after_event`."""
@@ -184,24 +192,34 @@ class AsyncJobs:
         in the file's folder too, if it may read there. `after` names jobs that must succeed first. With `validate_only`
         the recipe is only checked, and the job that is returned has no id. `warnings` of the job are about the recipe.
         """
-        reply = await self._submit(recipe, after, validate_only=check_flag(validate_only, "validate_only"))
-        return AsyncJob(self._transport, _decode.job(reply.job), reply.warnings)
-
-    async def plan(self, recipe: str | Path | Mapping[str, object], *, after: Sequence[str | AsyncJob] = ()) -> Plan:
-        """Checks a recipe as `submit` does with `validate_only`, and says what its job would take."""
-        return _decode.plan(await self._submit(recipe, after, validate_only=True))
-
-    async def _submit(
-        self, recipe: str | Path | Mapping[str, object], after: Sequence[str | AsyncJob], *, validate_only: bool
-    ) -> jobs_pb2.SubmitJobResponse:
         request = jobs_pb2.SubmitJobRequest(
             recipe_yaml=recipe_text(recipe),
             folder=recipe_folder(recipe),
-            after=[check_text(job.id if isinstance(job, AsyncJob) else job, "after") for job in _as_list(after)],
+            after=_ids(after),
             idempotency_key=uuid.uuid4().hex,
-            validate_only=validate_only,
+            validate_only=check_flag(validate_only, "validate_only"),
         )
-        return await self._transport.unary(self._stub.SubmitJob, request)
+        reply = await self._transport.unary(self._stub.SubmitJob, request)
+        return AsyncJob(self._transport, _decode.job(reply.job), reply.warnings)
+
+    async def plan(
+        self,
+        recipe: str | Path | Mapping[str, object],
+        *,
+        after: Sequence[str | AsyncJob] = (),
+        device: str | None = None,
+    ) -> Plan:
+        """Checks a recipe as `submit` does, and says what its job would take: tokens, memory, disk, time, downloads.
+
+        For the devices of the job workers that listen now, or for `device`, the name of one that was measured ("h100",
+        "cpu"). Loads nothing and queues nothing. What is unknown is None and says why. Raises InvalidInput.
+        """
+        request = jobs_pb2.PlanJobRequest(
+            recipe_yaml=recipe_text(recipe),
+            after=_ids(after),
+            device="" if device is None else check_text(device, "device"),
+        )
+        return _decode_plans.plan(await self._transport.unary(self._stub.PlanJob, request))
 
     async def get(self, job_id: str) -> AsyncJob:
         """One job."""
@@ -225,13 +243,22 @@ class AsyncJobs:
         request = jobs_pb2.RetryJobRequest(id=check_text(job_id, "id"))
         return self._job((await self._transport.unary(self._stub.RetryJob, request)).job)
 
+    async def log(self, job_id: str, lines: int = 100) -> JobLog:
+        """The last lines of a job's log; see `AsyncJob.log`."""
+        request = jobs_pb2.ReadJobLogRequest(id=check_text(job_id, "id"), lines=check_count(lines, "lines", low=1))
+        return _decode_plans.job_log(await self._transport.unary(self._stub.ReadJobLog, request))
+
     async def schema(self) -> dict[str, object]:
-        """The JSON schema of recipes."""
+        """The JSON schema of recipes; the descriptions of fields are their help texts."""
         request = jobs_pb2.GetRecipeSchemaRequest()
         return json.loads((await self._transport.unary(self._stub.GetRecipeSchema, request)).json_schema)
 
     def _job(self, message: jobs_pb2.Job) -> AsyncJob:
         return AsyncJob(self._transport, _decode.job(message))
+
+
+def _ids(after: Sequence[str | AsyncJob] | str | AsyncJob) -> list[str]:
+    return [check_text(job.id if isinstance(job, AsyncJob) else job, "after") for job in _as_list(after)]
 
 
 def _as_list(after: Sequence[str | AsyncJob] | str | AsyncJob) -> Sequence[str | AsyncJob]:

@@ -1,6 +1,7 @@
 """Plotly figures, as pure functions of numbers. Both themes share them: Streamlit restyles text and background."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import plotly.graph_objects as go
@@ -13,6 +14,7 @@ from crosscope.app.palette import (
     OUTLINE,
 )
 
+TOKENS_A_SECOND = "Tokens a second"
 _MARGIN = {"l": 8, "r": 8, "t": 8, "b": 8}
 
 
@@ -69,26 +71,76 @@ def layers(swept: Sequence[LookLayer], recommended: int | None) -> go.Figure:
     return figure
 
 
-def curves(steps: Sequence[float], series: Mapping[str, Sequence[float]], title: str) -> go.Figure:
-    """Figures over training steps; base and chat keep their colours and differ in dash."""
+@dataclass(frozen=True)
+class Line:
+    """One curve of a chart."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: str
+    dash: str = "solid"
+
+
+def curves(lines: Sequence[Line], title: str) -> go.Figure:
+    """Figures over training steps."""
     figure = go.Figure()
-    for name, values in series.items():
-        colour = MODEL_COLOURS[1] if name.endswith("chat") else MODEL_COLOURS[0] if name.endswith("base") else NEUTRAL
+    for line in lines:
         figure.add_scatter(
-            x=list(steps),
-            y=list(values),
-            name=name.rpartition("_")[2],
-            mode="lines+markers" if len(steps) < 3 else "lines",
+            x=list(line.x),
+            y=list(line.y),
+            name=line.name,
+            mode="lines+markers" if len(line.x) < 3 else "lines",
             connectgaps=True,
-            line={"color": colour, "width": 2, "dash": "dot" if name.endswith("base") else "solid"},
-            hovertemplate="step %{x}<br>%{y:.4g}<extra>" + name + "</extra>",
+            line={"color": line.colour, "width": 2, "dash": line.dash},
+            hovertemplate="step %{x}<br>%{y:.4g}<extra>" + line.name.replace("%", "") + "</extra>",
         )
     figure.update_layout(
-        height=220,
+        height=220 + 18 * max(0, len(lines) - 2),
         margin={**_MARGIN, "t": 30},
         title={"text": title, "font": {"size": 13}, "x": 0},
-        showlegend=len(series) > 1,
-        legend={"orientation": "h", "y": 1.2, "x": 1, "xanchor": "right"},
+        showlegend=len(lines) > 1,
+        legend={"orientation": "h", "y": -0.3, "x": 0},
     )
     figure.update_xaxes(title="step")
+    figure.update_yaxes(rangemode="tozero" if title == TOKENS_A_SECOND else "normal")
+    return figure
+
+
+def norms(steps: Sequence[int], counts: np.ndarray) -> go.Figure:
+    """The histogram of relative norms as it forms: `counts: [step, bin]` shaded by the share of the step's latents."""
+    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    edges = np.linspace(0, 1, counts.shape[1] + 1)
+    figure = go.Figure()
+    figure.add_heatmap(
+        x=list(steps),
+        y=(edges[:-1] + edges[1:]) / 2,
+        z=np.sqrt(shares.T),
+        customdata=counts.T,
+        colorscale=[[0, "rgba(107,127,140,0)"], [1, ACTIVATION]],
+        showscale=False,
+        hovertemplate="step %{x}<br>relative norm %{y:.3f}<br>%{customdata} latents<extra></extra>",
+    )
+    figure.update_layout(height=240, margin={**_MARGIN, "t": 30})
+    figure.update_layout(title={"text": "Relative norm as it forms", "font": {"size": 13}, "x": 0})
+    figure.update_xaxes(title="step")
+    figure.update_yaxes(title="relative norm", range=[0, 1])
+    return figure
+
+
+def histogram(counts: Sequence[int], step: int) -> go.Figure:
+    """The histogram of relative norms at a step, in equal bins from 0 to 1."""
+    edges = np.linspace(0, 1, len(counts) + 1)
+    figure = go.Figure()
+    figure.add_bar(
+        x=(edges[:-1] + edges[1:]) / 2,
+        y=list(counts),
+        width=1 / len(counts),
+        marker={"color": NEUTRAL, "line": {"width": 0.5, "color": OUTLINE}},
+        hovertemplate="relative norm %{x:.3f}<br>%{y} latents<extra></extra>",
+    )
+    figure.update_layout(height=240, margin={**_MARGIN, "t": 30}, bargap=0)
+    figure.update_layout(title={"text": f"Relative norm at step {step}", "font": {"size": 13}, "x": 0})
+    figure.update_xaxes(title="0 base only, ½ shared, 1 chat only", range=[0, 1])
+    figure.update_yaxes(title="latents", rangemode="tozero")
     return figure

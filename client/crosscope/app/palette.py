@@ -54,6 +54,9 @@ SPECIFIC_NAMES: Mapping[str, str] = {"chat": "specific to chat", "base": "specif
 MODEL_COLOURS = (CLASS_COLOURS["base_only"], CLASS_COLOURS["chat_only"])
 """Base and chat wherever the two stand side by side."""
 
+RUN_COLOURS = ("#6b7f8c", "#cc5aa0", "#b8860b", "#5b6fd6", "#3a9a8f", "#c4553b")
+"""Curves of runs side by side, in their order; a legend names each."""
+
 NEUTRAL = "#6b7f8c"
 """Bars and curves that stand for neither a class nor a model."""
 ACTIVATION = "#d98a2b"

@@ -147,7 +147,7 @@ def job_progress(job: JobInfo) -> None:
 
 def _running(job: JobInfo) -> str:
     """A running job on a line: how far it is, how long it may still take if that is known, and its stage."""
-    return f"{job_title(job)} · {_cards.job_progress(job)} · {plain(job.stage)}"
+    return " · ".join(filter(None, (job_title(job), _cards.job_progress(job), plain(job.stage))))
 
 
 def plot(figure: "go.Figure", key: str, alt: str) -> None:

@@ -28,6 +28,7 @@ _COMMANDS = {
     "plan": _Entry("crosscope.cli.jobs", "Check a recipe, and say what its job would take."),
     "jobs": _Entry("crosscope.cli.jobs", "List jobs, or show one."),
     "watch": _Entry("crosscope.cli.jobs", "Follow a job until it ends."),
+    "log": _Entry("crosscope.cli.jobs", "Show the end of a job's log."),
     "cancel": _Entry("crosscope.cli.jobs", "Stop jobs."),
     "retry": _Entry("crosscope.cli.jobs", "Queue failed jobs again; they go on from their checkpoints."),
     "crosscoders": _Entry("crosscope.cli.latents", "List published crosscoders, or show one."),

@@ -1,15 +1,16 @@
-"""`crosscope submit`, `plan`, `jobs`, `watch`, `cancel`, `retry`."""
+"""`crosscope submit`, `plan`, `jobs`, `watch`, `log`, `cancel`, `retry`."""
 
 import sys
 from typing import TYPE_CHECKING
 
 import click
 
-from crosscope import _cards, _tables
+from crosscope import _cards, _plans, _tables
 from crosscope.cli.options import Options, with_options
 from crosscope.cli.output import print_json, print_table, print_text, to_plain
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from crosscope import Job, JobInfo, Plan
@@ -48,11 +49,15 @@ def _source(recipe: str) -> "str | Path":
 @click.command()
 @click.argument("recipe")
 @click.option("--after", multiple=True, metavar="JOB", help="As if it started once this job has succeeded.")
+@click.option("--device", metavar="NAME", help="Plan for a device that was measured: h100, cpu.")
 @with_options
-def plan(options: Options, recipe: str, after: tuple[str, ...]) -> None:
-    """Check RECIPE, a YAML file or "-" for stdin, and say what its job would take. Queues nothing."""
+def plan(options: Options, recipe: str, after: tuple[str, ...], device: str | None) -> None:
+    """Check RECIPE, a YAML file or "-" for stdin, and say what its job would take. Queues and loads nothing.
+
+    Without --device it plans for the job workers that listen now.
+    """
     with options.client() as client:
-        show_plan(options, client.jobs.plan(_source(recipe), after=after))
+        show_plan(options, client.jobs.plan(_source(recipe), after=after, device=device))
 
 
 def show_plan(options: Options, found: "Plan") -> None:
@@ -61,22 +66,40 @@ def show_plan(options: Options, found: "Plan") -> None:
         print_json(found)
         return
     print_text(f"{found.job.kind} {found.job.name}")
-    rows = [(entry.name, _tables.amount(entry.value, entry.unit), entry.note) for entry in found.entries]
-    if rows:
-        print_table(("what", "how much", "note"), [tuple(map(_tables.printable, row)) for row in rows])
+    _print_amounts(_plans.rows(found.entries))
+    for each in found.devices:
+        print_text("\n" + _tables.printable(_plans.device_line(each)))
+        for way in each.ways_out:
+            print_text(f"  {_tables.printable(way)}")
+        _print_amounts(_plans.device_rows(each))
+        if each.rates:
+            print_text(f"  rates: {_tables.printable(each.rates)}")
+    for each in found.downloads:
+        print_text(f"download: {_tables.printable(_plans.download_line(each))}")
     for warning in found.warnings:
         print_text(f"warning: {_tables.printable(warning)}")
+
+
+def _print_amounts(rows: "Sequence[tuple[str, str, str]]") -> None:
+    if rows:
+        print_table(("what", "how much", "note"), [tuple(map(_tables.printable, row)) for row in rows])
 
 
 @click.command()
 @click.argument("job_id", metavar="[JOB]", required=False)
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most this many.")
+@click.option("--recipe", "with_recipe", is_flag=True, help="With JOB: print its recipe, to change and submit again.")
 @with_options
-def jobs(options: Options, job_id: str | None, limit: int) -> None:
+def jobs(options: Options, job_id: str | None, limit: int, with_recipe: bool) -> None:
     """List jobs, newest first, or show the one with the id JOB."""
+    if with_recipe and job_id is None:
+        raise click.UsageError("--recipe needs the id of a JOB")
     with options.client() as client:
         if job_id is not None:
             job = client.jobs.get(job_id)
+            if with_recipe:
+                print_text(job.info.recipe_yaml.rstrip("\n"))
+                return
             print_json(job.info) if options.as_json else print_text(str(job))
             return
         infos = [job.info for job in client.jobs.list(limit, recipes=options.as_json)]
@@ -100,6 +123,21 @@ def watch(options: Options, job_id: str, with_recipe: bool) -> None:
     """Follow a job until it ends; exits with 4 if it failed or was cancelled. Ctrl-C leaves the job running."""
     with options.client() as client:
         follow_job(options, client.jobs.get(job_id), with_recipe=with_recipe)
+
+
+@click.command()
+@click.argument("job_id", metavar="JOB")
+@click.option("--lines", type=click.IntRange(1, 1000), default=100, show_default=True, help="At most this many.")
+@with_options
+def log(options: Options, job_id: str, lines: int) -> None:
+    """Show the end of a job's log: stages, errors, how each attempt ended. Secrets are masked."""
+    with options.client() as client:
+        found = client.jobs.log(job_id, lines)
+    if options.as_json:
+        print_json(found)
+        return
+    for line in _cards.log_lines(found):
+        print_text(_tables.printable(line))
 
 
 @click.command()

@@ -56,6 +56,30 @@ JOB_STATE_CANCELLED: JobState.ValueType  # 5
 """Ended because someone asked."""
 Global___JobState: _TypeAlias = JobState  # noqa: Y015
 
+class _Fit:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Fit.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FIT_UNSPECIFIED: _Fit.ValueType  # 0
+    """Not known: the need or the device's memory is unknown."""
+    FIT_YES: _Fit.ValueType  # 1
+    """It fits."""
+    FIT_NO: _Fit.ValueType  # 2
+    """It does not fit."""
+
+class Fit(_Fit, metaclass=_FitEnumTypeWrapper):
+    """Whether a job fits into a device's memory."""
+
+FIT_UNSPECIFIED: Fit.ValueType  # 0
+"""Not known: the need or the device's memory is unknown."""
+FIT_YES: Fit.ValueType  # 1
+"""It fits."""
+FIT_NO: Fit.ValueType  # 2
+"""It does not fit."""
+Global___Fit: _TypeAlias = Fit  # noqa: Y015
+
 @_typing.final
 class Job(_message.Message):
     """A job."""
@@ -229,6 +253,7 @@ class JobEvent(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    REL_NORMS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Its place in the job's log; ascending, to be given as WatchJobRequest.after_event."""
     at: _builtins.float
@@ -245,6 +270,12 @@ class JobEvent(_message.Message):
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Figures measured at this event."""
 
+    @_builtins.property
+    def rel_norms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Latents by relative norm at this event: counts in bins of equal width from 0 (base only) to 1 (chat only). Empty
+        where it was not measured; latents without a relative norm are in no bin.
+        """
+
     def __init__(
         self,
         *,
@@ -255,10 +286,11 @@ class JobEvent(_message.Message):
         message: _builtins.str = ...,
         step: _builtins.int = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        rel_norms: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "fraction", b"fraction", "id", b"id", "message", b"message", "metrics", b"metrics", "stage", b"stage", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "fraction", b"fraction", "id", b"id", "message", b"message", "metrics", b"metrics", "rel_norms", b"rel_norms", "stage", b"stage", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -307,6 +339,70 @@ class SubmitJobRequest(_message.Message):
 Global___SubmitJobRequest: _TypeAlias = SubmitJobRequest  # noqa: Y015
 
 @_typing.final
+class SubmitJobResponse(_message.Message):
+    """The queued job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def job(self) -> Global___Job:
+        """The job."""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What is odd about the recipe, or could not be checked; sentences."""
+
+    def __init__(
+        self,
+        *,
+        job: Global___Job | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "warnings", b"warnings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubmitJobResponse: _TypeAlias = SubmitJobResponse  # noqa: Y015
+
+@_typing.final
+class PlanJobRequest(_message.Message):
+    """Asks what a job would take."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECIPE_YAML_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    recipe_yaml: _builtins.str
+    """The recipe, YAML."""
+    device: _builtins.str
+    """The device to plan for, by its name in the table of measured rates, for instance "h100". Empty: the devices of the
+    job workers that listen now.
+    """
+    @_builtins.property
+    def after(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of jobs that must succeed first. These may make a pair or data, so missing ones are warnings."""
+
+    def __init__(
+        self,
+        *,
+        recipe_yaml: _builtins.str = ...,
+        after: _abc.Iterable[_builtins.str] | None = ...,
+        device: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "device", b"device", "recipe_yaml", b"recipe_yaml"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanJobRequest: _TypeAlias = PlanJobRequest  # noqa: Y015
+
+@_typing.final
 class PlanEntry(_message.Message):
     """Something that a recipe takes or makes, as far as it is known before the job runs."""
 
@@ -317,9 +413,9 @@ class PlanEntry(_message.Message):
     UNIT_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """What, for instance "steps" or "memory"."""
+    """What, for instance "steps"."""
     value: _builtins.float
-    """How much."""
+    """How much; unset: not known, and the note says why."""
     unit: _builtins.str
     """Unit of the value: "", "share", "tokens", "bytes" or "seconds"."""
     note: _builtins.str
@@ -328,53 +424,171 @@ class PlanEntry(_message.Message):
         self,
         *,
         name: _builtins.str = ...,
-        value: _builtins.float = ...,
+        value: _builtins.float | None = ...,
         unit: _builtins.str = ...,
         note: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_value", b"_value", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "note", b"note", "unit", b"unit", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_value", b"_value", "name", b"name", "note", b"note", "unit", b"unit", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__value: _TypeAlias = _typing.Literal["value"]  # noqa: Y015
+    _WhichOneofArgType__value: _TypeAlias = _typing.Literal["_value", b"_value"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__value) -> _WhichOneofReturnType__value | None: ...
 
 Global___PlanEntry: _TypeAlias = PlanEntry  # noqa: Y015
 
 @_typing.final
-class SubmitJobResponse(_message.Message):
-    """The queued job."""
+class DevicePlan(_message.Message):
+    """What a job takes on one device."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    FREE_BYTES_FIELD_NUMBER: _builtins.int
+    MEMORY_FIELD_NUMBER: _builtins.int
+    FIT_FIELD_NUMBER: _builtins.int
+    WAYS_OUT_FIELD_NUMBER: _builtins.int
+    TIMES_FIELD_NUMBER: _builtins.int
+    RATES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The device: as the job worker calls it, or its name in the table of measured rates."""
+    memory_bytes: _builtins.int
+    """Its memory in bytes; unset: not known."""
+    free_bytes: _builtins.int
+    """What of the memory is free now; unset: not known."""
+    fit: Global___Fit.ValueType
+    """Whether it fits into the device's memory."""
+    rates: _builtins.str
+    """Where the rates come from that times are scaled from; empty where none were measured on such a device."""
+    @_builtins.property
+    def memory(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlanEntry]:
+        """What the job needs of it, by what it is for; empty: not known."""
+
+    @_builtins.property
+    def ways_out(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What would fit: sentences. Empty where it fits."""
+
+    @_builtins.property
+    def times(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlanEntry]:
+        """How long stages take there, and the whole job as "whole job"."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        memory_bytes: _builtins.int | None = ...,
+        free_bytes: _builtins.int | None = ...,
+        memory: _abc.Iterable[Global___PlanEntry] | None = ...,
+        fit: Global___Fit.ValueType = ...,
+        ways_out: _abc.Iterable[_builtins.str] | None = ...,
+        times: _abc.Iterable[Global___PlanEntry] | None = ...,
+        rates: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_free_bytes", b"_free_bytes", "_memory_bytes", b"_memory_bytes", "free_bytes", b"free_bytes", "memory_bytes", b"memory_bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_free_bytes", b"_free_bytes", "_memory_bytes", b"_memory_bytes", "fit", b"fit", "free_bytes", b"free_bytes", "memory", b"memory", "memory_bytes", b"memory_bytes", "name", b"name", "rates", b"rates", "times", b"times", "ways_out", b"ways_out"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__free_bytes: _TypeAlias = _typing.Literal["free_bytes"]  # noqa: Y015
+    _WhichOneofArgType__free_bytes: _TypeAlias = _typing.Literal["_free_bytes", b"_free_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__memory_bytes: _TypeAlias = _typing.Literal["memory_bytes"]  # noqa: Y015
+    _WhichOneofArgType__memory_bytes: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__free_bytes) -> _WhichOneofReturnType__free_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_bytes) -> _WhichOneofReturnType__memory_bytes | None: ...
+
+Global___DevicePlan: _TypeAlias = DevicePlan  # noqa: Y015
+
+@_typing.final
+class Download(_message.Message):
+    """Something that a job reads from the hub."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIELD_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    GATED_FIELD_NUMBER: _builtins.int
+    field: _builtins.str
+    """What it is, for instance "pair.base"."""
+    source: _builtins.str
+    """Its hub id."""
+    size_bytes: _builtins.int
+    """Its size; unset: not known."""
+    gated: _builtins.bool
+    """Whether one must ask for access on the hub first; unset: not known."""
+    def __init__(
+        self,
+        *,
+        field: _builtins.str = ...,
+        source: _builtins.str = ...,
+        size_bytes: _builtins.int | None = ...,
+        gated: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gated", b"_gated", "_size_bytes", b"_size_bytes", "gated", b"gated", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gated", b"_gated", "_size_bytes", b"_size_bytes", "field", b"field", "gated", b"gated", "size_bytes", b"size_bytes", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__gated: _TypeAlias = _typing.Literal["gated"]  # noqa: Y015
+    _WhichOneofArgType__gated: _TypeAlias = _typing.Literal["_gated", b"_gated"]  # noqa: Y015
+    _WhichOneofReturnType__size_bytes: _TypeAlias = _typing.Literal["size_bytes"]  # noqa: Y015
+    _WhichOneofArgType__size_bytes: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gated) -> _WhichOneofReturnType__gated | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__size_bytes) -> _WhichOneofReturnType__size_bytes | None: ...
+
+Global___Download: _TypeAlias = Download  # noqa: Y015
+
+@_typing.final
+class PlanJobResponse(_message.Message):
+    """What a job would take."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
-    PLAN_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    DOWNLOADS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def job(self) -> Global___Job:
-        """The job."""
+        """The job that the recipe describes; it has no id."""
 
     @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What is odd about the recipe, or could not be checked; sentences."""
 
     @_builtins.property
-    def plan(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlanEntry]:
-        """With validate_only: what the job would take."""
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlanEntry]:
+        """Amounts that are the same on every device."""
+
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___DevicePlan]:
+        """The same job on each device."""
+
+    @_builtins.property
+    def downloads(self) -> _containers.RepeatedCompositeFieldContainer[Global___Download]:
+        """What it reads from the hub, as far as that is not in the hub's cache of the server."""
 
     def __init__(
         self,
         *,
         job: Global___Job | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
-        plan: _abc.Iterable[Global___PlanEntry] | None = ...,
+        entries: _abc.Iterable[Global___PlanEntry] | None = ...,
+        devices: _abc.Iterable[Global___DevicePlan] | None = ...,
+        downloads: _abc.Iterable[Global___Download] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "plan", b"plan", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "downloads", b"downloads", "entries", b"entries", "job", b"job", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___SubmitJobResponse: _TypeAlias = SubmitJobResponse  # noqa: Y015
+Global___PlanJobResponse: _TypeAlias = PlanJobResponse  # noqa: Y015
 
 @_typing.final
 class GetJobRequest(_message.Message):
@@ -621,6 +835,100 @@ class RetryJobResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RetryJobResponse: _TypeAlias = RetryJobResponse  # noqa: Y015
+
+@_typing.final
+class ReadJobLogRequest(_message.Message):
+    """Asks for the end of a job's log."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    LINES_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Its id."""
+    lines: _builtins.int
+    """At most this many lines, the last ones; unset: 100."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        lines: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_lines", b"_lines", "lines", b"lines"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lines", b"_lines", "id", b"id", "lines", b"lines"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__lines: _TypeAlias = _typing.Literal["lines"]  # noqa: Y015
+    _WhichOneofArgType__lines: _TypeAlias = _typing.Literal["_lines", b"_lines"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lines) -> _WhichOneofReturnType__lines | None: ...
+
+Global___ReadJobLogRequest: _TypeAlias = ReadJobLogRequest  # noqa: Y015
+
+@_typing.final
+class LogLine(_message.Message):
+    """A line of a job's log."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    EVENT_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    at: _builtins.float
+    """When, seconds since 1970."""
+    attempt: _builtins.int
+    """The attempt that wrote it."""
+    event: _builtins.str
+    """What kind of line: "start", "stage", "say", "error" or "end"."""
+    text: _builtins.str
+    """What it says."""
+    def __init__(
+        self,
+        *,
+        at: _builtins.float = ...,
+        attempt: _builtins.int = ...,
+        event: _builtins.str = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "attempt", b"attempt", "event", b"event", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LogLine: _TypeAlias = LogLine  # noqa: Y015
+
+@_typing.final
+class ReadJobLogResponse(_message.Message):
+    """The end of a job's log."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINES_FIELD_NUMBER: _builtins.int
+    NUM_BEFORE_FIELD_NUMBER: _builtins.int
+    HAS_MORE_FIELD_NUMBER: _builtins.int
+    num_before: _builtins.int
+    """Lines before these that were not sent; as far as the server looked."""
+    has_more: _builtins.bool
+    """Whether the log has more before what the server looked at."""
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogLine]:
+        """Oldest first. Empty before the job's first attempt."""
+
+    def __init__(
+        self,
+        *,
+        lines: _abc.Iterable[Global___LogLine] | None = ...,
+        num_before: _builtins.int = ...,
+        has_more: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["has_more", b"has_more", "lines", b"lines", "num_before", b"num_before"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadJobLogResponse: _TypeAlias = ReadJobLogResponse  # noqa: Y015
 
 @_typing.final
 class GetRecipeSchemaRequest(_message.Message):

@@ -41,6 +41,11 @@ class JobsStub:
                 request_serializer=crosscope__proto_dot_v1_dot_jobs__pb2.SubmitJobRequest.SerializeToString,
                 response_deserializer=crosscope__proto_dot_v1_dot_jobs__pb2.SubmitJobResponse.FromString,
                 _registered_method=True)
+        self.PlanJob = channel.unary_unary(
+                '/crosscope.v1.Jobs/PlanJob',
+                request_serializer=crosscope__proto_dot_v1_dot_jobs__pb2.PlanJobRequest.SerializeToString,
+                response_deserializer=crosscope__proto_dot_v1_dot_jobs__pb2.PlanJobResponse.FromString,
+                _registered_method=True)
         self.GetJob = channel.unary_unary(
                 '/crosscope.v1.Jobs/GetJob',
                 request_serializer=crosscope__proto_dot_v1_dot_jobs__pb2.GetJobRequest.SerializeToString,
@@ -66,6 +71,11 @@ class JobsStub:
                 request_serializer=crosscope__proto_dot_v1_dot_jobs__pb2.RetryJobRequest.SerializeToString,
                 response_deserializer=crosscope__proto_dot_v1_dot_jobs__pb2.RetryJobResponse.FromString,
                 _registered_method=True)
+        self.ReadJobLog = channel.unary_unary(
+                '/crosscope.v1.Jobs/ReadJobLog',
+                request_serializer=crosscope__proto_dot_v1_dot_jobs__pb2.ReadJobLogRequest.SerializeToString,
+                response_deserializer=crosscope__proto_dot_v1_dot_jobs__pb2.ReadJobLogResponse.FromString,
+                _registered_method=True)
         self.GetRecipeSchema = channel.unary_unary(
                 '/crosscope.v1.Jobs/GetRecipeSchema',
                 request_serializer=crosscope__proto_dot_v1_dot_jobs__pb2.GetRecipeSchemaRequest.SerializeToString,
@@ -79,6 +89,14 @@ class JobsServicer:
 
     def SubmitJob(self, request, context):
         """Checks a recipe and queues it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PlanJob(self, request, context):
+        """Checks a recipe as SubmitJob does, and says what its job would take. Queues nothing, loads nothing, and works
+        without the queue. INVALID_ARGUMENT names each wrong field.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -121,8 +139,15 @@ class JobsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadJobLog(self, request, context):
+        """The last lines of a job's log. Holds neither prompts nor texts of data sets; what looks like a secret is masked.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetRecipeSchema(self, request, context):
-        """The JSON schema of a recipe, for forms and editors.
+        """The JSON schema of a recipe, for forms and editors. The descriptions of its fields are their help texts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -135,6 +160,11 @@ def add_JobsServicer_to_server(servicer, server):
                     servicer.SubmitJob,
                     request_deserializer=crosscope__proto_dot_v1_dot_jobs__pb2.SubmitJobRequest.FromString,
                     response_serializer=crosscope__proto_dot_v1_dot_jobs__pb2.SubmitJobResponse.SerializeToString,
+            ),
+            'PlanJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanJob,
+                    request_deserializer=crosscope__proto_dot_v1_dot_jobs__pb2.PlanJobRequest.FromString,
+                    response_serializer=crosscope__proto_dot_v1_dot_jobs__pb2.PlanJobResponse.SerializeToString,
             ),
             'GetJob': grpc.unary_unary_rpc_method_handler(
                     servicer.GetJob,
@@ -160,6 +190,11 @@ def add_JobsServicer_to_server(servicer, server):
                     servicer.RetryJob,
                     request_deserializer=crosscope__proto_dot_v1_dot_jobs__pb2.RetryJobRequest.FromString,
                     response_serializer=crosscope__proto_dot_v1_dot_jobs__pb2.RetryJobResponse.SerializeToString,
+            ),
+            'ReadJobLog': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadJobLog,
+                    request_deserializer=crosscope__proto_dot_v1_dot_jobs__pb2.ReadJobLogRequest.FromString,
+                    response_serializer=crosscope__proto_dot_v1_dot_jobs__pb2.ReadJobLogResponse.SerializeToString,
             ),
             'GetRecipeSchema': grpc.unary_unary_rpc_method_handler(
                     servicer.GetRecipeSchema,
@@ -195,6 +230,33 @@ class Jobs:
             '/crosscope.v1.Jobs/SubmitJob',
             crosscope__proto_dot_v1_dot_jobs__pb2.SubmitJobRequest.SerializeToString,
             crosscope__proto_dot_v1_dot_jobs__pb2.SubmitJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crosscope.v1.Jobs/PlanJob',
+            crosscope__proto_dot_v1_dot_jobs__pb2.PlanJobRequest.SerializeToString,
+            crosscope__proto_dot_v1_dot_jobs__pb2.PlanJobResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -330,6 +392,33 @@ class Jobs:
             '/crosscope.v1.Jobs/RetryJob',
             crosscope__proto_dot_v1_dot_jobs__pb2.RetryJobRequest.SerializeToString,
             crosscope__proto_dot_v1_dot_jobs__pb2.RetryJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadJobLog(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crosscope.v1.Jobs/ReadJobLog',
+            crosscope__proto_dot_v1_dot_jobs__pb2.ReadJobLogRequest.SerializeToString,
+            crosscope__proto_dot_v1_dot_jobs__pb2.ReadJobLogResponse.FromString,
             options,
             channel_credentials,
             insecure,

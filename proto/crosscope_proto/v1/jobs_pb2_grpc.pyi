@@ -36,6 +36,10 @@ class JobsStub:
     def __new__(cls, channel: _aio.Channel) -> JobsAsyncStub: ...
     SubmitJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.SubmitJobRequest, _jobs_pb2.SubmitJobResponse]
     """Checks a recipe and queues it."""
+    PlanJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.PlanJobRequest, _jobs_pb2.PlanJobResponse]
+    """Checks a recipe as SubmitJob does, and says what its job would take. Queues nothing, loads nothing, and works
+    without the queue. INVALID_ARGUMENT names each wrong field.
+    """
     GetJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.GetJobRequest, _jobs_pb2.GetJobResponse]
     """One job as it stands."""
     ListJobs: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ListJobsRequest, _jobs_pb2.ListJobsResponse]
@@ -49,8 +53,10 @@ class JobsStub:
     job stays as it is. FAILED_PRECONDITION if the job runs or has succeeded, if its checkpoints are gone, or if a job
     that it waits for failed or was cancelled.
     """
+    ReadJobLog: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ReadJobLogRequest, _jobs_pb2.ReadJobLogResponse]
+    """The last lines of a job's log. Holds neither prompts nor texts of data sets; what looks like a secret is masked."""
     GetRecipeSchema: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.GetRecipeSchemaRequest, _jobs_pb2.GetRecipeSchemaResponse]
-    """The JSON schema of a recipe, for forms and editors."""
+    """The JSON schema of a recipe, for forms and editors. The descriptions of its fields are their help texts."""
 
 @_typing.type_check_only
 class JobsAsyncStub(JobsStub):
@@ -59,6 +65,10 @@ class JobsAsyncStub(JobsStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     SubmitJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.SubmitJobRequest, _jobs_pb2.SubmitJobResponse]  # type: ignore[assignment]
     """Checks a recipe and queues it."""
+    PlanJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.PlanJobRequest, _jobs_pb2.PlanJobResponse]  # type: ignore[assignment]
+    """Checks a recipe as SubmitJob does, and says what its job would take. Queues nothing, loads nothing, and works
+    without the queue. INVALID_ARGUMENT names each wrong field.
+    """
     GetJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.GetJobRequest, _jobs_pb2.GetJobResponse]  # type: ignore[assignment]
     """One job as it stands."""
     ListJobs: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ListJobsRequest, _jobs_pb2.ListJobsResponse]  # type: ignore[assignment]
@@ -72,8 +82,10 @@ class JobsAsyncStub(JobsStub):
     job stays as it is. FAILED_PRECONDITION if the job runs or has succeeded, if its checkpoints are gone, or if a job
     that it waits for failed or was cancelled.
     """
+    ReadJobLog: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ReadJobLogRequest, _jobs_pb2.ReadJobLogResponse]  # type: ignore[assignment]
+    """The last lines of a job's log. Holds neither prompts nor texts of data sets; what looks like a secret is masked."""
     GetRecipeSchema: _aio.UnaryUnaryMultiCallable[_jobs_pb2.GetRecipeSchemaRequest, _jobs_pb2.GetRecipeSchemaResponse]  # type: ignore[assignment]
-    """The JSON schema of a recipe, for forms and editors."""
+    """The JSON schema of a recipe, for forms and editors. The descriptions of its fields are their help texts."""
 
 class JobsServicer(metaclass=_abc_1.ABCMeta):
     """Queues and follows jobs. Needs the queue; UNAVAILABLE without it."""
@@ -85,6 +97,16 @@ class JobsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_jobs_pb2.SubmitJobResponse, _abc.Awaitable[_jobs_pb2.SubmitJobResponse]]:
         """Checks a recipe and queues it."""
+
+    @_abc_1.abstractmethod
+    def PlanJob(
+        self,
+        request: _jobs_pb2.PlanJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.PlanJobResponse, _abc.Awaitable[_jobs_pb2.PlanJobResponse]]:
+        """Checks a recipe as SubmitJob does, and says what its job would take. Queues nothing, loads nothing, and works
+        without the queue. INVALID_ARGUMENT names each wrong field.
+        """
 
     @_abc_1.abstractmethod
     def GetJob(
@@ -130,11 +152,19 @@ class JobsServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def ReadJobLog(
+        self,
+        request: _jobs_pb2.ReadJobLogRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.ReadJobLogResponse, _abc.Awaitable[_jobs_pb2.ReadJobLogResponse]]:
+        """The last lines of a job's log. Holds neither prompts nor texts of data sets; what looks like a secret is masked."""
+
+    @_abc_1.abstractmethod
     def GetRecipeSchema(
         self,
         request: _jobs_pb2.GetRecipeSchemaRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_jobs_pb2.GetRecipeSchemaResponse, _abc.Awaitable[_jobs_pb2.GetRecipeSchemaResponse]]:
-        """The JSON schema of a recipe, for forms and editors."""
+        """The JSON schema of a recipe, for forms and editors. The descriptions of its fields are their help texts."""
 
 def add_JobsServicer_to_server(servicer: JobsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -24,6 +24,7 @@ from crosscope_proto.recipe import (
 from crosscope_proto.roots import Roots
 from crosscope_proto.specs import DataSpec
 from crosscope_server.errors import Violation
+from crosscope_server.jobs.hub import KNOWN, cached_model
 from crosscope_server.jobs.inputs import FirstRows, Model, find_files, is_hub_id, read_model, read_rows
 from crosscope_server.jobs.labels import over_budget, wrong_fields
 from crosscope_server.jobs.layers import layer_warnings
@@ -164,9 +165,20 @@ class _Looker:
             if Path(source).expanduser().is_absolute() or source.startswith(".") or not is_hub_id(source):
                 self._found.wrong(where, f"there is no folder {path}; give a hub id or the folder of a saved model")
             else:
-                self._found.warnings.append(f"{where} {source} is a hub id; the hub was not asked whether it exists")
+                self._on_hub(name, where, source)
         elif name != "tokenizer":
             self._config(name, where, path)
+
+    def _on_hub(self, name: str, where: str, source: str) -> None:
+        """Takes what this machine knows of a model of the hub: its cache, else the table of published models."""
+        revision = None if name == "tokenizer" else getattr(self._recipe.pair, f"revision_{name}")
+        model = cached_model(source, revision)
+        if model is None:
+            self._found.warnings.append(f"{where} {source} is a hub id; the hub was not asked whether it exists")
+            model = KNOWN.get(source)
+        if model is not None and name != "tokenizer":
+            self._found.models[name] = model
+            self._layers(name, model)
 
     def _config(self, name: str, where: str, path: Path) -> None:
         if getattr(self._recipe.pair, f"revision_{name}") is not None:
@@ -178,6 +190,10 @@ class _Looker:
             self._found.wrong(where, model)
             return
         self._found.models[name] = model
+        self._layers(name, model)
+
+    def _layers(self, name: str, model: Model) -> None:
+        """Checks that a model has the recipe's layer."""
         if isinstance(self._recipe, LookRecipe):
             return
         layer = self._recipe.layer

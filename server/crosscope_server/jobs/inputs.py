@@ -43,6 +43,27 @@ class Model:
     size_bytes: int
     """Size of its weight files."""
     dtype: str
+    vocab_size: int | None = None
+    is_tied: bool = True
+    """Whether its head has the weights of its embeddings."""
+
+    @property
+    def parameters(self) -> int:
+        """Number of its weights."""
+        return self.size_bytes // bytes_of(self.dtype)
+
+    @property
+    def layer_parameters(self) -> float | None:
+        """About how many weights one decoder layer has."""
+        if not (self.num_layers and self.width and self.vocab_size):
+            return None
+        embeddings = self.vocab_size * self.width * (1 if self.is_tied else 2)
+        return max(0, self.parameters - embeddings) / self.num_layers
+
+
+def bytes_of(dtype: str) -> int:
+    """Bytes of a number of a data type; float32's for an unknown one."""
+    return {"bfloat16": 2, "float16": 2}.get(dtype.removeprefix("torch."), 4)
 
 
 def read_model(folder: Path) -> Model | str:
@@ -64,7 +85,14 @@ def read_model(folder: Path) -> Model | str:
     inner: Mapping[str, Any] = text if isinstance(text, dict) else document
     dtype = inner.get("dtype") or inner.get("torch_dtype") or document.get("torch_dtype") or "float32"
     size_bytes = sum(each.stat().st_size for each in weights)
-    return Model(_first_int(inner, _LAYERS), _first_int(inner, _WIDTHS), size_bytes, str(dtype))
+    return Model(
+        _first_int(inner, _LAYERS),
+        _first_int(inner, _WIDTHS),
+        size_bytes,
+        str(dtype),
+        _first_int(inner, ("vocab_size",)),
+        inner.get("tie_word_embeddings", document.get("tie_word_embeddings", True)) is not False,
+    )
 
 
 def _first_int(document: Mapping[str, Any], names: Sequence[str]) -> int | None:

@@ -5,31 +5,34 @@ Numbers of tokens are estimates from the beginning of each data set, four charac
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from crosscope_proto.footprint import SPEEDS, Speed
 from crosscope_proto.label_specs import CHARACTERS_A_TOKEN
-from crosscope_proto.recipe import CrosscoderRecipe, LabelRecipe, Recipe
+from crosscope_proto.recipe import CausalRecipe, CrosscoderRecipe, DemoPairRecipe, LabelRecipe, Recipe
 from crosscope_proto.specs import DataSpec
-from crosscope_proto.training_memory import COPY, checkpoint_bytes, needed
+from crosscope_proto.training_memory import checkpoint_bytes
 from crosscope_server.jobs.check import Findings
-from crosscope_server.jobs.inputs import FirstRows, Model
+from crosscope_server.jobs.estimate import NO_WORKER, Amounts, DevicePlan, Entry, Target, loaded_bytes, on_device
+from crosscope_server.jobs.hub import Download, downloads
+from crosscope_server.jobs.inputs import FirstRows
 from crosscope_server.jobs.labels import most
 
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _MAX_SPEEDS_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Entry:
-    """Something that a job takes (PlanEntry of the .proto)."""
+class Planned:
+    """What a job takes, as far as it is known."""
 
-    name: str
-    value: float
-    unit: str = ""
-    note: str = ""
+    entries: Sequence[Entry] = ()
+    """Amounts that are the same on every device."""
+    devices: Sequence[DevicePlan] = ()
+    downloads: Sequence[Download] = ()
+    warnings: Sequence[str] = ()
+    """Settings of the training that can have no effect."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +52,34 @@ class Length:
         return "about " if self.is_estimate else ""
 
 
-def plan(recipe: Recipe, found: Findings, home: Path) -> tuple[list[Entry], list[str]]:
-    """What a job takes, as far as that follows from `found`, and warnings about its training."""
+def plan(recipe: Recipe, found: Findings, home: Path, targets: Sequence[Target] = ()) -> Planned:
+    """What a job takes on each of the devices, as far as that follows from `found`. Loads nothing."""
     if isinstance(recipe, LabelRecipe):
-        return [*_label_entries(recipe)], []
+        return Planned(list(_label_entries(recipe)))
+    if isinstance(recipe, DemoPairRecipe | CausalRecipe):
+        return Planned()
+    fetched = list(downloads(recipe, home))
     if not isinstance(recipe, CrosscoderRecipe):
-        return [], []
+        return Planned(downloads=fetched)
     length = _length(recipe, found)
-    speed = _speed(recipe, home)
-    notes = [f"measured on {speed.device}: {speed.note}"] if speed and speed.note else []
-    return [*_entries(recipe, found, length, speed)], [*_oddities(recipe, length), *notes]
+    speeds = list(_speeds(recipe, home))
+    amounts = _amounts(recipe, found, length)
+    newest = {speed.device: speed for speed in reversed(speeds)}
+    if not targets:  # No worker listens now; one has before.
+        targets = [Target(device, None, torch_device=device) for device in newest] or [Target(NO_WORKER, None)]
+    plans = [on_device(recipe, amounts, target, newest.get(target.torch_device)) for target in targets]
+    used = [newest[each.torch_device] for each in targets if each.torch_device in newest]
+    notes = [f"measured on {speed.device}: {speed.note}" for speed in used if speed.note]
+    return Planned(list(_entries(recipe, found, length, amounts)), plans, fetched, [*_oddities(recipe, length), *notes])
+
+
+def _amounts(recipe: CrosscoderRecipe, found: Findings, length: Length) -> Amounts:
+    base, chat = found.models.get("base"), found.models.get("chat")
+    d_model = (base.width, chat.width) if base and chat and base.width and chat.width else None
+    harvested = length.tokens
+    if recipe.training.cache and length.tokens is not None and length.epoch_tokens is not None:
+        harvested = min(length.tokens, length.epoch_tokens)
+    return Amounts(found.models, d_model, length.tokens, length.steps, harvested)
 
 
 def _label_entries(recipe: LabelRecipe) -> Iterator[Entry]:
@@ -119,10 +140,12 @@ def _wrapped(value: object) -> object:
     return list(value.values()) if isinstance(value, dict) else value
 
 
-def _entries(recipe: CrosscoderRecipe, found: Findings, length: Length, speed: Speed | None) -> Iterator[Entry]:
+def _entries(recipe: CrosscoderRecipe, found: Findings, length: Length, amounts: Amounts) -> Iterator[Entry]:
     training = recipe.training
     guess = f"estimated at {CHARACTERS_A_TOKEN} characters a token" if length.is_estimate else ""
-    if length.tokens is not None and length.steps is not None:
+    if length.tokens is None or length.steps is None:
+        yield Entry("training tokens", None, "tokens", "give training.max_steps, or max_tokens of each data set")
+    else:
         epochs = f"{training.epochs} epochs" if training.epochs > 1 else ""
         yield Entry("training tokens", length.tokens, "tokens", ", ".join(filter(None, (epochs, guess))))
         yield Entry("steps", length.steps, "", f"of {training.batch_size} tokens")
@@ -130,49 +153,35 @@ def _entries(recipe: CrosscoderRecipe, found: Findings, length: Length, speed: S
             yield Entry("warm-up", min(1.0, training.warmup_steps / length.steps), "share", "of the steps")
     base, chat = found.models.get("base"), found.models.get("chat")
     if base and chat:
-        yield Entry("models", sum(_loaded_bytes(each, recipe) for each in (base, chat)), "bytes", "memory of both")
-    if base and chat and base.width and chat.width:
-        widths = base.width, chat.width
-        each = (needed(recipe.crosscoder, training, widths, device) for device in ("cpu", "cuda"))
-        parts = max(each, key=lambda parts: sum(parts.values()))  # on which the job will run is not known
-        copy = parts.pop(COPY)
-        note = "; ".join(f"{name} {_gb(size)}" for name, size in parts.items())
-        yield Entry("training memory", sum(parts.values()), "bytes", f"beside the models: {note}")
-        yield Entry("copy of a checkpoint", copy, "bytes", "memory, if there is room; else training waits for the disk")
-        size = checkpoint_bytes(recipe.crosscoder, training, widths)
-        yield Entry("checkpoint", size, "bytes", "disk, at most, twice while written")
-        if training.cache and length.epoch_tokens is not None:
-            size = 4 * length.epoch_tokens * (base.width + chat.width)
-            yield Entry("cache of activations", size, "bytes", "disk, at most, kept until it is deleted")
-    if speed is not None and length.tokens is not None:
-        note = f"at {speed.tokens_per_second:,.0f} tokens/s, measured on {speed.device}".replace(",", " ")
-        yield Entry("training time", length.tokens / speed.tokens_per_second, "seconds", note)
+        yield Entry("models", sum(loaded_bytes(each, recipe) for each in (base, chat)), "bytes", "memory of both")
+    if amounts.d_model is None:
+        yield Entry("checkpoint", None, "bytes", "the widths of the models are not known before they are loaded")
+        return
+    size = checkpoint_bytes(recipe.crosscoder, training, amounts.d_model)
+    yield Entry("checkpoint", size, "bytes", "disk, at most, twice while written; removed once the job has succeeded")
+    width = recipe.crosscoder.width(*amounts.d_model)
+    weights = 4 * (2 * recipe.crosscoder.num_latents * width + recipe.crosscoder.num_latents + width)
+    yield Entry("version", weights, "bytes", "disk, kept: its weights; tables and examples come on top")
+    if training.cache and length.epoch_tokens is not None:
+        size = 4 * length.epoch_tokens * sum(amounts.d_model)
+        yield Entry("cache of activations", size, "bytes", "disk, at most, kept until it is deleted")
 
 
-def _loaded_bytes(model: Model, recipe: CrosscoderRecipe) -> int:
-    return model.size_bytes * _BYTES[recipe.pair.dtype] // _BYTES.get(model.dtype.removeprefix("torch."), 4)
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
-
-
-def _speed(recipe: CrosscoderRecipe, home: Path) -> Speed | None:
-    """The newest measured speed of a training like this one."""
+def _speeds(recipe: CrosscoderRecipe, home: Path) -> Iterator[Speed]:
+    """The measured speeds of trainings like this one, the newest first."""
     try:
         with (home / SPEEDS).open(encoding="utf-8") as file:
             lines = file.read(_MAX_SPEEDS_BYTES).splitlines()
     except (OSError, UnicodeDecodeError):
-        return None
+        return
     names = {each.name for each in fields(Speed)}
     for line in reversed(lines):
         try:
             speed = Speed(**{name: value for name, value in json.loads(line).items() if name in names})
             if speed.is_of(recipe) and speed.tokens_per_second > 0:
-                return speed
+                yield speed
         except (ValueError, TypeError, AttributeError):
             continue  # A line that another version wrote, or that was cut short.
-    return None
 
 
 def _oddities(recipe: CrosscoderRecipe, length: Length) -> Iterator[str]:

@@ -14,6 +14,7 @@ from typing import Any, cast
 from redis.asyncio import Redis
 
 from crosscope_proto import job_record, keys
+from crosscope_proto.job_record import WorkerNote
 
 
 class JobState(Enum):
@@ -54,6 +55,8 @@ class JobRecord:
     version_id: str
     folder: str = ""
     """The folder from which it was submitted; empty if unknown."""
+    seconds: str = ""
+    """JSON: how long each stage is expected to take; empty if unknown."""
     total_fraction: float = 0.0
     eta_s: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -78,6 +81,8 @@ class Event:
     message: str
     step: int
     metrics: Mapping[str, float]
+    rel_norms: Sequence[int] = ()
+    """Latents in bins of relative norm, from 0 to 1; empty where it was not measured."""
 
 
 class JobRecords:
@@ -147,6 +152,15 @@ class JobRecords:
         reply: Any = await self._redis.xread({stream: after_event}, count=limit, block=block_ms)
         entries = reply.get(stream, [[]])[0] if isinstance(reply, dict) else (reply[0][1] if reply else [])
         return [_event(event_id, fields) for event_id, fields in entries]
+
+    async def workers(self) -> list[WorkerNote]:
+        """What the job workers that listen now say of themselves; those that have gone are forgotten."""
+        notes = cast("dict[str, str]", await _await(self._redis.hgetall(keys.JOB_WORKERS)))
+        found = {name: WorkerNote(**json.loads(note)) for name, note in sorted(notes.items())}
+        since = time.time() - keys.WORKER_NOTE_S
+        if gone := [name for name, note in found.items() if note.at < since]:
+            await _await(self._redis.hdel(keys.JOB_WORKERS, *gone))
+        return [note for name, note in found.items() if name not in gone]
 
     async def cancel(self, job_id: str) -> str:
         """Asks a job to stop; returns what job_record.CANCEL says."""
@@ -223,4 +237,5 @@ def _event(event_id: str, fields: dict[str, str]) -> Event:
         message=fields["message"],
         step=int(fields["step"] or 0),
         metrics=json.loads(fields["metrics"]),
+        rel_norms=json.loads(fields.get("rel_norms") or "[]"),
     )

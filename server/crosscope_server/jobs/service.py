@@ -25,25 +25,25 @@ from crosscope_proto.recipe import recipe_schema
 from crosscope_proto.v1 import jobs_pb2, jobs_pb2_grpc
 from crosscope_server.errors import Conflict, InvalidRequest, NotFound, Unavailable, Violation
 from crosscope_server.jobs.check import check
+from crosscope_server.jobs.estimate import Target
+from crosscope_server.jobs.expected import expected_seconds
 from crosscope_server.jobs.janitor import Janitor
+from crosscope_server.jobs.log import DEFAULT_LINES, read_tail
+from crosscope_server.jobs.messages import event_message, job_message
 from crosscope_server.jobs.plan import plan
+from crosscope_server.jobs.planning import earlier_entries, named_target, reply, targets_of
 from crosscope_server.jobs.queue import JobQueue
 from crosscope_server.jobs.recipes import RecipeReader
-from crosscope_server.jobs.records import Event, JobRecord, JobRecords, JobState, is_event_id
+from crosscope_server.jobs.records import JobRecord, JobRecords, JobState, is_event_id
 
 DEFAULT_LIMIT = 50
+LOOK_BACK = 200
+"""Jobs among which a plan looks for an earlier one of the same kind and name."""
 MAX_LIST_BYTES = 3 * 1024 * 1024
 """A longer list of jobs is sent without recipes, so that it fits into gRPC's 4 MiB."""
 WATCH_BLOCK_MS = 2000
 """A watch looks at the job's state at least this often."""
 
-_STATES = {
-    JobState.QUEUED: jobs_pb2.JOB_STATE_QUEUED,
-    JobState.RUNNING: jobs_pb2.JOB_STATE_RUNNING,
-    JobState.SUCCEEDED: jobs_pb2.JOB_STATE_SUCCEEDED,
-    JobState.FAILED: jobs_pb2.JOB_STATE_FAILED,
-    JobState.CANCELLED: jobs_pb2.JOB_STATE_CANCELLED,
-}
 _NOT_RETRIED = {
     "unknown": "is gone: submit its recipe again",
     "running": "is running: cancel it first, or wait until it has ended",
@@ -121,20 +121,45 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         recipe = await self._recipes.read(request.recipe_yaml)
         values = {"kind": recipe.kind, "name": recipe.name, "recipe": request.recipe_yaml, "folder": request.folder}
         found = await asyncio.to_thread(check, recipe, self._home, after_others=bool(request.after))
-        entries, odd = await asyncio.to_thread(plan, recipe, found, self._home)
-        warnings = [*found.warnings, *odd]
+        targets, before = await self._known([])
+        planned = await asyncio.to_thread(plan, recipe, found, self._home, targets)
+        seconds = expected_seconds(recipe, request.recipe_yaml, before, planned.devices)
+        values["seconds"] = json.dumps(seconds) if seconds else ""
+        warnings = [*found.warnings, *planned.warnings]
         if request.validate_only:
             if found.violations:
                 raise InvalidRequest(found.violations)
             job = jobs_pb2.Job(kind=recipe.kind, name=recipe.name, recipe_yaml=request.recipe_yaml)
-            made = [jobs_pb2.PlanEntry(name=e.name, value=e.value, unit=e.unit, note=e.note) for e in entries]
-            return jobs_pb2.SubmitJobResponse(job=job, warnings=warnings, plan=made)
+            return jobs_pb2.SubmitJobResponse(job=job, warnings=warnings)
         # What is missing now may exist when the job runs, so the job is queued all the same.
         warnings = [*(f"{each.field}: {each.sentence}" for each in found.violations), *warnings]
         with _queue_needed():
             waits_for = await self._unfinished(list(dict.fromkeys(request.after)))
             job_id = await self._submit(values, list(dict.fromkeys(request.after)), waits_for, request.idempotency_key)
             return jobs_pb2.SubmitJobResponse(job=await self._job(job_id), warnings=warnings)
+
+    async def PlanJob(
+        self, request: jobs_pb2.PlanJobRequest, context: grpc.aio.ServicerContext
+    ) -> jobs_pb2.PlanJobResponse:
+        """Checks a recipe and says what its job would take."""
+        targets = [named_target(request.device)] if request.device else []
+        recipe = await self._recipes.read(request.recipe_yaml)
+        found = await asyncio.to_thread(check, recipe, self._home, after_others=bool(request.after))
+        if found.violations:
+            raise InvalidRequest(found.violations)
+        targets, before = await self._known(targets)
+        planned = await asyncio.to_thread(plan, recipe, found, self._home, targets)
+        return reply(recipe, request.recipe_yaml, planned, earlier_entries(before, recipe), found.warnings)
+
+    async def _known(self, targets: list[Target]) -> tuple[list[Target], list[JobRecord]]:
+        """The devices to plan for, those of the job workers unless `targets` are given, and the newest jobs.
+
+        Nothing of both while the queue does not answer: a plan can do without.
+        """
+        with contextlib.suppress(Unavailable), _queue_needed():
+            targets = targets or targets_of(await self._records.workers())
+            return targets, await self._records.newest(LOOK_BACK)
+        return targets, []
 
     async def GetJob(
         self, request: jobs_pb2.GetJobRequest, context: grpc.aio.ServicerContext
@@ -151,7 +176,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         with _queue_needed():
             records = await self._records.newest(limit)
             waiting = await self._waiting(records)
-        jobs = [_job(record, waiting) for record in records]
+        jobs = [job_message(record, waiting) for record in records]
         if request.without_recipes or sum(job.ByteSize() for job in jobs) > MAX_LIST_BYTES:
             for job in jobs:
                 job.ClearField("recipe_yaml")
@@ -175,7 +200,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
             if last is not None:
                 job.ClearField("recipe_yaml")
             if events or job != last:
-                yield jobs_pb2.WatchJobResponse(job=job, events=[_event(event) for event in events])
+                yield jobs_pb2.WatchJobResponse(job=job, events=[event_message(event) for event in events])
                 job.ClearField("recipe_yaml")
             ended = job.ended_at > 0
             if ended and not events:
@@ -205,6 +230,17 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
             if done == "ok":
                 await asyncio.to_thread(self._queue.again, record.id, waits_for)
             return jobs_pb2.RetryJobResponse(job=await self._job(record.id))
+
+    async def ReadJobLog(
+        self, request: jobs_pb2.ReadJobLogRequest, context: grpc.aio.ServicerContext
+    ) -> jobs_pb2.ReadJobLogResponse:
+        """The last lines of a job's log."""
+        at_most = request.lines if request.HasField("lines") else DEFAULT_LINES
+        with _queue_needed():
+            record = await self._record(request.id)
+        tail = await asyncio.to_thread(read_tail, self._home, record.id, at_most)
+        lines = [jobs_pb2.LogLine(at=e.at, attempt=e.attempt, event=e.event, text=e.text) for e in tail.lines]
+        return jobs_pb2.ReadJobLogResponse(lines=lines, num_before=tail.num_before, has_more=tail.has_more)
 
     async def GetRecipeSchema(
         self, request: jobs_pb2.GetRecipeSchemaRequest, context: grpc.aio.ServicerContext
@@ -256,7 +292,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
 
     async def _job(self, job_id: str) -> jobs_pb2.Job:
         record = await self._record(job_id)
-        return _job(record, await self._waiting([record]))
+        return job_message(record, await self._waiting([record]))
 
     async def _waiting(self, records: Sequence[JobRecord]) -> list[str]:
         if all(record.state is not JobState.QUEUED for record in records):
@@ -282,42 +318,3 @@ def _queue_needed() -> Generator[None]:
         if not str(error).startswith(("MISCONF", "OOM", "READONLY")):
             raise
         raise Unavailable(f"the job queue cannot write; its disk or memory may be full: {error}") from error
-
-
-def _job(record: JobRecord, waiting: Sequence[str]) -> jobs_pb2.Job:
-    position = 0
-    if record.state is JobState.QUEUED:
-        position = waiting.index(record.id) if record.id in waiting else len(waiting) if record.after else 0
-    return jobs_pb2.Job(
-        id=record.id,
-        kind=record.kind,
-        name=record.name,
-        state=_STATES[record.state],
-        queue_position=position,
-        after=record.after,
-        stage=record.stage,
-        fraction=record.fraction,
-        message=record.message,
-        attempt=record.attempt,
-        created_at=record.created_at,
-        started_at=record.started_at,
-        ended_at=record.ended_at,
-        metrics=record.metrics,
-        stage_seconds=record.stage_seconds,
-        version_id=record.version_id,
-        recipe_yaml=record.recipe,
-        total_fraction=record.total_fraction,
-        eta_s=record.eta_s if record.state is JobState.RUNNING else 0,
-    )
-
-
-def _event(event: Event) -> jobs_pb2.JobEvent:
-    return jobs_pb2.JobEvent(
-        id=event.id,
-        at=event.at,
-        stage=event.stage,
-        fraction=event.fraction,
-        message=event.message,
-        step=event.step,
-        metrics=event.metrics,
-    )

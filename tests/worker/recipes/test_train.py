@@ -5,6 +5,7 @@ import json
 import random
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import groupby
 from pathlib import Path
@@ -186,7 +187,16 @@ PARTS = {
 @pytest.mark.parametrize("variant", OTHERS)
 def test_every_dictionary_is_trained_analysed_and_published(home: Path, recipe: CrosscoderRecipe, variant: str):
     spec = dictionary(**asdict(recipe.crosscoder) | {"variant": variant} | OTHERS[variant])
-    manifest = make_crosscoder(replace(recipe, crosscoder=spec), workspace(home), silent)
+    bins: list[Sequence[int]] = []
+
+    def note(*_: object, metrics: object = None, rel_norms: Sequence[int] = (), **__: object) -> None:
+        if metrics:
+            bins.append(rel_norms)
+
+    manifest = make_crosscoder(replace(recipe, crosscoder=spec), workspace(home), note)
+    assert {sum(each) for each in bins} == {0 if variant == "diff_sae" else 64}
+    if variant == "dfc":
+        assert all(each[0] >= 8 <= each[-1] for each in bins)
     folder = version_folder(home, manifest)
     crosscoder = load_crosscoder(folder)
     assert crosscoder.variant == manifest.variant == variant

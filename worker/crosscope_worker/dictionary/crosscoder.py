@@ -218,4 +218,12 @@ def relative_norms(crosscoder: Crosscoder) -> Tensor:
     if not crosscoder.streams.compares_rows:
         return torch.full_like(crosscoder.b_enc, torch.nan)
     base, chat = (crosscoder.decoder(model).norm(dim=1) for model in (BASE, CHAT))
+    return relative_norm(base, chat)
+
+
+def relative_norm(base: Tensor, chat: Tensor) -> Tensor:
+    """`[latent]`, the relative norm of rows with the norms `base: [latent]` and `chat: [latent]` (math §6).
+
+    NaN where both are zero.
+    """
     return 0.5 * ((chat - base) / torch.maximum(chat, base) + 1)

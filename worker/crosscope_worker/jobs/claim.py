@@ -62,6 +62,8 @@ class Task:
     """The folder from which the job was submitted; empty if unknown."""
     done: float
     """The share of the job that earlier attempts completed."""
+    seconds: Mapping[str, float]
+    """How long each stage is expected to take; empty if unknown."""
 
 
 class Claim:
@@ -81,9 +83,9 @@ class Claim:
         """
 
         def ask() -> Task:
-            names = ("recipe", "attempt", "folder", "total_fraction")
-            recipe, attempt, folder, done = cast("list[str | None]", self._redis.hmget(self._keys[0], *names))
-            return Task(recipe or "", int(attempt or 1), folder or "", float(done or 0))
+            names = ("recipe", "attempt", "folder", "total_fraction", "seconds")
+            recipe, attempt, folder, done, seconds = cast("list[str | None]", self._redis.hmget(self._keys[0], *names))
+            return Task(recipe or "", int(attempt or 1), folder or "", float(done or 0), json.loads(seconds or "{}"))
 
         return patiently(ask, wait_s, give_up)
 

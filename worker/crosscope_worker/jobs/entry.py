@@ -19,7 +19,7 @@ from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
 from crosscope_proto import job_record
-from crosscope_proto.artefacts import CrosscoderManifest, job_folder
+from crosscope_proto.artefacts import JOB_LOG, CrosscoderManifest, job_folder
 from crosscope_proto.labels import MadeLabels
 from crosscope_proto.left_out import left_out
 from crosscope_proto.logs import configure_logging
@@ -28,12 +28,12 @@ from crosscope_proto.recipe import RecipeError, parse_recipe
 from crosscope_proto.stages import STAGES
 from crosscope_worker.disk import is_no_room, write_whole
 from crosscope_worker.jobs.claim import MAX_MESSAGE, Claim, QueueAway
-from crosscope_worker.jobs.journal import JOURNAL, Journal
+from crosscope_worker.jobs.journal import Journal
 from crosscope_worker.jobs.kinds import load_kind
 from crosscope_worker.jobs.lifeline import die_with_parent
 from crosscope_worker.jobs.reporter import Reporter
 from crosscope_worker.jobs.retention import retry_hint
-from crosscope_worker.jobs.stages import Shares
+from crosscope_worker.jobs.stages import Shares, weights
 from crosscope_worker.work import Cancelled, LostClaim, Manifest, Workspace, is_out_of_memory
 
 RESULT = "result.json"
@@ -115,7 +115,7 @@ def _work(attempt: Attempt, claim: Claim, folder: Path, stopping: threading.Even
         journal.write("end", state=job_record.CANCELLED, message=f"{message} It was in the middle of a step.")
         os._exit(0)
 
-    shares = Shares(STAGES.get(_kind(task.recipe), ()), task.done)
+    shares = Shares(weights(STAGES.get(_kind(task.recipe), ()), task.seconds), task.done)
     reporter = Reporter(claim, journal, stopping.is_set, shares, give_up)
 
     def fence() -> None:
@@ -178,7 +178,7 @@ def _cause(error: Exception, folder: Path) -> str:
         return "Out of memory: a smaller batch_size, buffer_tokens or num_latents needs less."
     if isinstance(error, ValueError) and str(error):
         return str(error)
-    return f"Unexpected {type(error).__name__}: {error}. The traceback is in {folder / JOURNAL}."
+    return f"Unexpected {type(error).__name__}: {error}. The traceback is in {folder / JOB_LOG}."
 
 
 def _kind(text: str) -> str:

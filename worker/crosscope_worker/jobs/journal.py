@@ -9,8 +9,10 @@ import time
 import traceback
 from pathlib import Path
 
-JOURNAL = "log.jsonl"
-"""Name of the log file in the job's folder."""
+from crosscope_proto.artefacts import JOB_LOG
+
+SAY_EVERY_S = 10.0
+"""Least time between two lines about a stage that goes on."""
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +23,8 @@ class Journal:
     def __init__(self, folder: Path, attempt: int) -> None:
         """Makes the folder if need be; raises OSError if it cannot."""
         folder.mkdir(parents=True, exist_ok=True)
-        self._path, self._attempt = folder / JOURNAL, attempt
+        self._path, self._attempt = folder / JOB_LOG, attempt
+        self._said_at = 0.0
 
     def write(self, event: str, **fields: object) -> None:
         """Adds a line."""
@@ -31,6 +34,12 @@ class Journal:
                 file.write(json.dumps(entry, default=str) + "\n")
         except OSError as error:
             log.warning("cannot write to %s (%s): %s", self._path, error.strerror, entry)
+
+    def say(self, stage: str, message: str) -> None:
+        """Adds a line about a stage that goes on, unless the last one is younger than SAY_EVERY_S."""
+        if message and time.monotonic() - self._said_at >= SAY_EVERY_S:
+            self._said_at = time.monotonic()
+            self.write("say", stage=stage, message=message)
 
     def failure(self, error: BaseException) -> None:
         """Adds an error with its traceback."""

@@ -5,6 +5,7 @@ and outcome are in its record (`crosscope_proto.job_record`). Redis may go away 
 """
 
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -14,6 +15,7 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import cast
@@ -33,6 +35,7 @@ from rq.worker import Worker
 
 from crosscope_proto import job_record, keys
 from crosscope_proto.artefacts import job_folder
+from crosscope_proto.job_record import WorkerNote
 from crosscope_proto.logs import configure_logging
 from crosscope_proto.settings import SettingsError, read_settings
 from crosscope_worker.jobs.claim import QueueAway, is_passing, patiently
@@ -40,6 +43,7 @@ from crosscope_worker.jobs.entry import Attempt
 from crosscope_worker.jobs.environment import job_environment
 from crosscope_worker.jobs.kinds import KINDS
 from crosscope_worker.jobs.lifeline import die_with_parent
+from crosscope_worker.jobs.machine import find_machine
 from crosscope_worker.jobs.retention import retry_hint, sweep
 from crosscope_worker.jobs.settings import JobSettings
 
@@ -67,7 +71,7 @@ class JobWorker(Worker):
             serializer=JSONSerializer,
             log_job_description=False,
         )
-        self._settings, self._kinds = settings, kinds
+        self._settings, self._kinds, self._machine = settings, kinds, find_machine(settings.device)
         self._attending = False
         self._claim = connection.register_script(job_record.CLAIM)
         self._release = connection.register_script(job_record.RELEASE)
@@ -109,12 +113,21 @@ class JobWorker(Worker):
         """Nothing: nobody suspends workers through RQ."""
 
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
-        """Reports that this worker lives, for RQ's list of workers; an absent Redis is ignored here."""
+        """Reports that this worker lives, to RQ and, with its device, to plans; an absent Redis is ignored here."""
         try:
             super().heartbeat(timeout, pipeline)
+            machine = self._machine
+            note = WorkerNote(time.time(), machine.device, machine.name, machine.memory_bytes, machine.free_bytes())
+            self.connection.hset(keys.JOB_WORKERS, self.name, json.dumps(asdict(note)))
         except RedisError as error:
             if not is_passing(error):
                 raise
+
+    def register_death(self) -> None:
+        """Takes this worker off the lists; an absent Redis forgets it by itself."""
+        with contextlib.suppress(RedisError):
+            self.connection.hdel(keys.JOB_WORKERS, self.name)
+        super().register_death()
 
     def subscribe(self) -> None:
         """Nothing: requests to stop a job are in the job's record."""

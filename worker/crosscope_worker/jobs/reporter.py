@@ -8,7 +8,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from redis.exceptions import RedisError
@@ -33,6 +33,7 @@ class _Event:
     message: str
     step: int
     metrics: Mapping[str, float]
+    rel_norms: Sequence[int]
     begins: bool
     """Whether the event begins a stage."""
     total: float
@@ -52,7 +53,7 @@ class _Event:
             "message": self.message,
             "step": str(self.step),
             "metrics": json.dumps(dict(self.metrics)),
-        }
+        } | ({"rel_norms": json.dumps(list(self.rel_norms))} if self.rel_norms else {})
 
 
 class Reporter:
@@ -93,6 +94,7 @@ class Reporter:
         *,
         step: int = 0,
         metrics: Mapping[str, float] | None = None,
+        rel_norms: Sequence[int] = (),
     ) -> None:
         """See Progress."""
         self.check()
@@ -104,9 +106,11 @@ class Reporter:
                 self._end_stage()
                 self._stage = stage
                 self._journal.write("stage", stage=stage, message=message)
+            else:
+                self._journal.say(stage, message)
             self._shares.at(stage, share)
             now, total, eta_s = time.time(), self._shares.total, self._shares.eta_s
-            event = _Event(now, stage, share, as_message(message), step, figures, begins, total, eta_s)
+            event = _Event(now, stage, share, as_message(message), step, figures, rel_norms, begins, total, eta_s)
             if self._events and not self._events[-1].keep and self._events[-1].stage == stage:
                 self._events.pop()
             self._events.append(event)

@@ -1,15 +1,22 @@
-"""The progress of a whole job by the weights of its stages (`crosscope_proto.stages`), and the time that it still
-takes.
+"""The progress of a whole job by the weights of its stages, and the time that it still takes. The weights are expected
+seconds, else the table of `crosscope_proto.stages`.
 
 The weights alone decide the share that is done, so that the progress bar never goes back. The remaining seconds are
 measured: see Shares. Knows nothing about Redis.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 _LEAST_SHARE, _LEAST_S = 0.002, 1.0
 """Share of a stage that must be done before its speed is trusted."""
+
+
+def weights(stages: Sequence[tuple[str, float]], seconds: Mapping[str, float]) -> list[tuple[str, float]]:
+    """The stages of a kind, weighted by the seconds that each is expected to take; by the table if one is unknown."""
+    if any(seconds.get(stage, 0) <= 0 for stage, _ in stages):
+        return list(stages)
+    return [(stage, seconds[stage]) for stage, _ in stages]
 
 
 class Shares:

@@ -27,6 +27,7 @@ from crosscope_worker.training.buffer import ShuffleBuffer
 from crosscope_worker.training.checkpoint import Checkpoint, load_checkpoint
 from crosscope_worker.training.checkpoint_writer import CheckpointWriter
 from crosscope_worker.training.errors import TrainingError
+from crosscope_worker.training.norm_histogram import relative_norm_bins
 from crosscope_worker.training.objective import Step
 from crosscope_worker.training.start import geometric_median, input_scales
 from crosscope_worker.training.trainer import Counters, Trainer
@@ -168,11 +169,14 @@ def _steps(
         x = trainer.inputs(tokens)
         outcome = trainer.step(x, learning_rate(training, counters.step, fraction))
         metrics: dict[str, float] = {}
+        bins: list[int] = []
         if counters.step % training.log_every == 0:
             rate = (counters.tokens - tokens_before) / max(time.monotonic() - clock, 1e-9)
             metrics = batch_figures(trainer, outcome, x) | {"tokens_per_second": rate}
             counters.curves += [(counters.step, name, value) for name, value in metrics.items()]
-        progress(Stage.TRAIN, fraction, step=counters.step, metrics=metrics)
+            if trainer.variant.streams.compares_rows:
+                bins = relative_norm_bins(trainer.weights.decoder, trainer.variant.widths)
+        progress(Stage.TRAIN, fraction, step=counters.step, metrics=metrics, rel_norms=bins)
         if counters.step % training.checkpoint_every == 0:
             progress(Stage.TRAIN, fraction, f"writing the checkpoint of step {counters.step}", step=counters.step)
             checkpoints.save(_state(recipe, trainer, buffer, source))

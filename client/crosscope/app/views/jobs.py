@@ -1,53 +1,51 @@
-"""Jobs: the queued, running and finished ones; progress and figures of one job; submission of a recipe."""
+"""Jobs: the queued, running and finished ones; progress, figures and log of one; a new one from a recipe."""
 
-from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-import numpy as np
 import streamlit as st
 
-from crosscope import JobInfo, JobState, Plan, _tables
-from crosscope.app import address, charts, follow, panels, session, starter, text, url
+from crosscope import JobInfo, JobState, _cards, _tables
+from crosscope.app import address, new_job, panels, runs, session, text, url
 from crosscope.app.table_view import Column, table_view
 from crosscope_proto.stages import in_order
 
 REFRESH_S = 2
 LIST_HEIGHT = 214
 """Height of the list of jobs in pixels: six rows."""
-FIGURES = (("loss", "Loss"), ("fve", "Variance explained"), ("l0", "L0, latents a token"))
-"""The charts: what the names of their figures begin with, and their titles."""
+LOG_LINES = 100
+OFFERED = 12
+"""Jobs that are offered to stand beside one, the newest; the URL may name older ones."""
 MAKES_CROSSCODERS = ("crosscoder", "published", "causal")
 """Kinds of jobs that end with a crosscoder to browse."""
 AGAIN = (JobState.FAILED, JobState.CANCELLED)
 """States of jobs that can be queued again."""
-RECIPE, KEPT_RECIPE = "recipe", "jobs-recipe"
-"""Keys of the field of the recipe, and of its text, which outlives the page."""
 
 
 def page() -> None:
     """Draws the page."""
     st.title("Jobs")
-    with st.container(key="wrap-page"):
-        left, right = st.columns([2, 3], gap="large")
-    with left:
-        submit()
-    with right, session.shown_errors():
+    part = url.segments(st.container(), "Part of the page", (new_job.LIST, new_job.NEW), new_job.LIST, new_job.SHOW)
+    if part == new_job.NEW:
+        new_job.draw()
+        return
+    new_job.said()
+    with session.shown_errors():
         active = any(not job.state.is_over for job in session.jobs())
         st.fragment(overview, run_every=REFRESH_S if active else None)(active)
 
 
 def overview(was_active: bool) -> None:
-    """Draws the chosen job and the list; repeatedly, while a job is active."""
+    """Draws the list and the chosen job; repeatedly, while a job is active."""
     with session.shown_errors():
         jobs = session.jobs()
         if not jobs:
-            st.markdown("No job yet. Submit a recipe, or make the demo with `crosscope demo`.")
+            st.markdown("No job yet. Make a new one here, or make the demo with `crosscope demo`.")
             return
         shown = chosen_job(jobs)
         st.subheader("All jobs")
         listing(jobs, shown)
         st.space("small")
-        detail(shown)
+        detail(shown, jobs)
         if was_active and all(job.state.is_over for job in jobs):
             st.rerun()
 
@@ -80,11 +78,43 @@ def listing(jobs: list[JobInfo], shown: JobInfo) -> None:
     table_view("jobs", "Jobs", columns, links, chosen=chosen, max_height=LIST_HEIGHT)
 
 
-def detail(job: JobInfo) -> None:
-    """One job: state, stages, figures, recipe."""
+def detail(job: JobInfo, jobs: list[JobInfo]) -> None:
+    """One job: state, stages, figures, log, recipe; other jobs beside it."""
     panels.job_progress(job)
-    row = st.container(horizontal=True)
-    with row:
+    actions(job)
+    if job.stage_seconds:
+        panels.facts([(stage, _tables.duration(job.stage_seconds[stage])) for stage in in_order(job.stage_seconds)])
+    if job.metrics:
+        panels.facts([(name.replace("_", " "), text.number(value, 4)) for name, value in sorted(job.metrics.items())])
+    beside = chosen_beside(job, jobs)
+    runs.draw(job, beside)
+    if beside:
+        st.subheader("What differs in their recipes")
+        runs.draw_differences([job, *beside])
+    log(job)
+    with st.expander("Recipe"):
+        st.code(job.recipe_yaml, language="yaml")
+
+
+def chosen_beside(job: JobInfo, jobs: list[JobInfo]) -> list[JobInfo]:
+    """The jobs whose curves are drawn beside a job's own: the URL's `beside`."""
+    others = {each.id: each for each in jobs if each.id != job.id and each.metrics}
+    if not job.metrics or not others:
+        return []
+    given = st.query_params.get_all("beside")
+    offered = [each for i, each in enumerate(others) if i < OFFERED or each in given]
+    chosen = url.several("Beside it", offered, "beside", lambda job_id: runs.short_name(others[job_id]))
+    notes = [f"{len(others) - len(offered)} older jobs are not offered"] if len(offered) < len(others) else []
+    if len(chosen) > runs.MOST_BESIDE:
+        notes.append(f"at most {runs.MOST_BESIDE} stand beside one, the first of those chosen")
+    if notes:
+        st.caption("; ".join(notes).capitalize() + ".")
+    return [others[job_id] for job_id in chosen][: runs.MOST_BESIDE]
+
+
+def actions(job: JobInfo) -> None:
+    """What can be done with a job."""
+    with st.container(horizontal=True):
         if not job.state.is_over and st.button("Cancel", key=f"cancel-{job.id}"):
             session.client().jobs.cancel(job.id)
             session.jobs.clear()
@@ -93,99 +123,19 @@ def detail(job: JobInfo) -> None:
             session.client().jobs.retry(job.id)
             session.jobs.clear()
             st.rerun()
-        st.button("Start from its recipe", key=f"reuse-{job.id}", on_click=reuse, args=(job.recipe_yaml,))
+        if st.button("Clone", key=f"clone-{job.id}", help="Opens the form with this job's recipe."):
+            new_job.clone(job.recipe_yaml)
+            st.rerun()
         if job.state is JobState.SUCCEEDED and job.kind in MAKES_CROSSCODERS:
             session.link("overview", f"Open {job.name}", crosscoder=job.name)
             session.link("atlas", "Atlas", crosscoder=job.name)
-    if job.stage_seconds:
-        panels.facts([(stage, _tables.duration(job.stage_seconds[stage])) for stage in in_order(job.stage_seconds)])
-    if job.metrics:
-        panels.facts([(name.replace("_", " "), text.number(value, 4)) for name, value in sorted(job.metrics.items())])
-    figures(job)
-    with st.expander("Recipe"):
-        st.code(job.recipe_yaml, language="yaml")
 
 
-def reuse(recipe: str) -> None:
-    """Puts a recipe into the field, at the next run."""
-    st.session_state[KEPT_RECIPE] = recipe
-
-
-def figures(job: JobInfo) -> None:
-    """Draws curves of the figures that were measured so far."""
-    if job.state is JobState.QUEUED:
+def log(job: JobInfo) -> None:
+    """The end of a job's log, if the person asks for it."""
+    if not url.toggle(st.container(), "Log", "log"):
         return
-    steps, series = follow.series(follow.follower(session.client(), job.id, job.attempt).events())
-    for prefix, title in FIGURES:
-        drawn = {name: values for name, values in series.items() if matches(name, prefix)}
-        if drawn:
-            figure = charts.curves(*measured(steps, drawn), title)
-            panels.plot(figure, f"curve-{prefix}-{job.id}", f"{title} over training steps")
-
-
-def matches(name: str, prefix: str) -> bool:
-    """Whether a figure belongs in a chart: "loss" itself or "loss_…"."""
-    return name == prefix or name.startswith(f"{prefix}_")
-
-
-def measured(steps: list[int], series: Mapping[str, np.ndarray]) -> tuple[list[float], dict[str, list[float]]]:
-    """The figures at the steps at which any of them was measured."""
-    table = np.stack(list(series.values()))
-    keep = np.flatnonzero(np.isfinite(table).any(axis=0) & (np.asarray(steps) > 0))
-    return [steps[i] for i in keep], {name: values[keep].tolist() for name, values in series.items()}
-
-
-def submit() -> None:
-    """Draws a field for a recipe, and what the server says when it is checked or submitted."""
-    st.subheader("Submit a recipe")
-    if KEPT_RECIPE not in st.session_state:
-        st.session_state[KEPT_RECIPE] = first_recipe()
-    st.session_state[RECIPE] = st.session_state[KEPT_RECIPE]
-    recipe = st.text_area("Recipe, YAML", key=RECIPE, height=320, on_change=lambda: reuse(st.session_state[RECIPE]))
-    row = st.container(horizontal=True)
-    check = row.button("Check")
-    send = row.button("Submit", type="primary")
-    if not (check or send):
-        return
-    with session.shown_errors(recipe):
-        # A line break makes it YAML to the SDK, never the path of a file on the app's machine.
-        yaml = recipe if "\n" in recipe else f"{recipe}\n"
-        if not send:
-            checked(session.client().jobs.plan(yaml), recipe)
-            return
-        job = session.client().jobs.submit(yaml)
-        warn(job.warnings, recipe)
-        session.jobs.clear()
-        url.keep("job", job.id)
-        st.success(f"Queued as {job.id}.", icon=None)
-
-
-def checked(plan: Plan, recipe: str) -> None:
-    """Draws the warnings about a checked recipe, and what its job would take."""
-    st.success(f"The recipe is sound: a job {text.plain(plan.job.kind)} named {text.plain(plan.job.name)}.")
-    warn(plan.warnings, recipe)
-    if not plan.entries:
-        return
-    columns = [
-        Column("what", [entry.name for entry in plan.entries], is_text=True),
-        Column("how much", [_tables.amount(entry.value, entry.unit) for entry in plan.entries]),
-        Column("note", [text.without_paths(entry.note, recipe) for entry in plan.entries], is_text=True),
-    ]
-    table_view("plan", "What the job would take", columns)
-
-
-def warn(warnings: Sequence[str], recipe: str) -> None:
-    """Warnings about a recipe."""
-    for warning in warnings:
-        st.warning(text.plain(text.without_paths(warning, recipe)))
-
-
-def first_recipe() -> str:
-    """The first content of the field: a recipe that ran on this server, else a form to fill in."""
-    chosen = session.chosen()
-    if chosen is None:
-        return starter.FORM
-    with session.shown_errors():
-        made = next((job.recipe_yaml for job in session.jobs() if job.version_id == chosen.version_id), "")
-        return starter.of_published(made, session.manifest(chosen))
-    return starter.of_published("", session.manifest(chosen))
+    with session.shown_errors(part="log"):
+        lines = list(_cards.log_lines(session.client().jobs.log(job.id, LOG_LINES)))
+        shown = [text.without_paths(line, job.recipe_yaml) for line in lines]
+        st.code("\n".join(shown) or "Nothing yet: no attempt has begun.", language=None, wrap_lines=True)

@@ -6,7 +6,7 @@ import numpy as np
 import streamlit as st
 
 from crosscope import CrosscoderInfo
-from crosscope.app import address, bars_view, cards, panels, session, tables, text, words
+from crosscope.app import address, bars_view, cards, new_job, panels, session, tables, text, words
 from crosscope.app.columns import (
     AXES,
     CLASS_OF_NUMBER,
@@ -101,7 +101,7 @@ def nothing_yet() -> None:
     st.markdown(
         "Make the demo with `crosscope demo`, or submit a recipe of your own. It takes a few minutes and shows here."
     )
-    session.link("jobs", "Submit a recipe")
+    session.link("jobs", "Submit a recipe", show=new_job.NEW)
 
 
 @st.fragment(run_every=REFRESH_S)

@@ -7,7 +7,7 @@ import numpy as np
 import streamlit as st
 
 from crosscope import CrosscoderInfo, LatentMatches, MatchedSide
-from crosscope.app import address, charts, panels, session, tables, text, url
+from crosscope.app import address, charts, new_job, panels, session, tables, text, url
 from crosscope.app.columns import CLASS_OF_NUMBER, SPECIFIC_OF_NUMBER, VERDICT_OF_NUMBER, is_defined
 from crosscope.app.palette import VERDICT_NAMES
 from crosscope.app.scatter_view import axis_title
@@ -62,7 +62,7 @@ def page() -> None:
     if not others:
         name = text.plain(chosen.name)
         st.markdown(f"No other crosscoder reads the same two models at layer {chosen.layer} as {name} does.")
-        session.link("jobs", "Submit a recipe for another one", crosscoder=chosen.name)
+        session.link("jobs", "Submit a recipe for another one", crosscoder=chosen.name, show=new_job.NEW)
         return
     names = [info.name for info in others]
     name = url.choice(st.container(), f"{chosen.name} and", names, names[0], "other", width=320)

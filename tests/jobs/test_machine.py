@@ -1,0 +1,36 @@
+"""What a job worker says of its device."""
+
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+
+from crosscope_worker.jobs.machine import Machine, find_machine
+
+
+def test_the_cpu_is_named_by_its_cores_with_its_memory() -> None:
+    found = find_machine("cpu")
+    cores = len(os.sched_getaffinity(0))
+    assert (found.device, found.name) == ("cpu", f"{cores} CPU core{'s' * (cores != 1)}")
+    assert found.memory_bytes is not None
+    assert 0 < (found.free_bytes() or 0) <= found.memory_bytes <= psutil.virtual_memory().total
+
+
+@pytest.mark.parametrize(("device", "visible", "asked"), [("cuda", "", "0"), ("cuda:1", "5, 7", "7")])
+def test_a_gpu_is_described_by_its_drivers_tool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, visible: str, asked: str
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f'#!/bin/sh\necho "$*" | grep -q -- "-i {asked}$" && echo "NVIDIA H100 80GB HBM3, 81559"\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = find_machine(device)
+    assert found == Machine(device, "NVIDIA H100 80GB HBM3", 81559 << 20)
+    assert found.free_bytes() is None
+
+
+def test_a_gpu_that_cannot_be_asked_has_unknown_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_machine("cuda") == Machine("cuda", "cuda", None)

@@ -1,0 +1,71 @@
+"""What a job worker says of its device, for plans: name and memory.
+
+Loads no torch: of a GPU it asks the driver's own tool. Knows nothing about Redis.
+"""
+
+import logging
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+_CONTAINER = Path("/sys/fs/cgroup/memory.max")
+_ASK_S = 10.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The device on which a worker's jobs run."""
+
+    device: str
+    """In torch's words: "cpu", "cuda:1"."""
+    name: str
+    """For people: "NVIDIA H100 80GB HBM3", "2 CPU cores"."""
+    memory_bytes: int | None
+    """All of its memory; None if unknown."""
+
+    def free_bytes(self) -> int | None:
+        """What of the memory is free now; None if unknown, as for a GPU."""
+        if self.device != "cpu":
+            return None
+        free = psutil.virtual_memory().available
+        return free if self.memory_bytes is None else min(free, self.memory_bytes)
+
+
+def find_machine(device: str) -> Machine:
+    """The machine behind a torch device."""
+    kind, _, index = device.partition(":")
+    if kind == "cpu":
+        cores = len(os.sched_getaffinity(0))
+        return Machine("cpu", f"{cores} CPU core{'s' * (cores != 1)}", _memory())
+    if kind == "cuda":
+        return _gpu(device, int(index) if index.isdecimal() else 0)
+    return Machine(device, device, None)
+
+
+def _memory() -> int:
+    """Memory of this machine, or of this container if that is less."""
+    whole = psutil.virtual_memory().total
+    try:
+        limit = _CONTAINER.read_text().strip()
+    except OSError:
+        return whole
+    return min(whole, int(limit)) if limit.isdecimal() else whole
+
+
+def _gpu(device: str, index: int) -> Machine:
+    """A GPU as nvidia-smi describes it; of unknown memory if that does not answer."""
+    visible = [each.strip() for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each.strip()]
+    which = visible[index] if index < len(visible) else str(index)
+    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits", "-i", which]
+    try:
+        said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=_ASK_S).stdout
+        name, _, mebibytes = said.strip().splitlines()[0].rpartition(",")
+        return Machine(device, name.strip(), int(mebibytes) << 20)
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
+        log.warning("the memory of %s is not known for plans: %s", device, error)
+        return Machine(device, device, None)
