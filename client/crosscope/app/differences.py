@@ -130,7 +130,7 @@ def notes(comparison: Comparison) -> list[str]:
 
 def next_tokens(comparison: Comparison, token: int) -> None:
     """Draws both models' most probable next tokens at a token side by side, and how they ranked what came."""
-    st.subheader("What comes next")
+    st.header("What comes next")
     kl, reverse = float(comparison.kl_chat_base[token]), float(comparison.kl_base_chat[token])
     is_last = token + 1 == len(comparison)
     came = None if is_last else comparison.tokens.ids[token + 1]
@@ -176,7 +176,7 @@ def why(prompt: LabPrompt, arguments: str, comparison: Comparison, locked: int |
             "Every token is of the template or was left out by training. Click one to ask about it all the same."
         )
         return
-    st.subheader("Why they differ")
+    st.header("Why they differ")
     piece = text.plain(text.visible(comparison.tokens.pieces[tokens[0]]))
     st.caption(f"At token {tokens[0]}, “{piece}”" + (", where they differ most." if locked is None else "."))
     explanation(prompt, session.attribute_both(info.name, info.version_id, arguments, tokens[0]), info)

@@ -39,6 +39,7 @@ class TableView {
     this.tip.hidden = true;
     this.tip.setAttribute("aria-hidden", "true");
     table.append(this.head(data), this.body(data));
+    if (!linksOf(this.rows).length) scroll.tabIndex = 0; // so that the arrow keys scroll what has no link
     scroll.append(table);
     scroll.addEventListener("scroll", () => { this.tip.hidden = true; });
     this.root.replaceChildren(scroll, this.tip);

@@ -44,7 +44,7 @@ def overview(was_active: bool) -> None:
             st.markdown("No job yet. Submit a recipe, or make the demo with `crosscope demo`.")
             return
         shown = chosen_job(jobs)
-        st.subheader("All jobs")
+        st.header("All jobs")
         listing(jobs, shown)
         st.space("small")
         detail(shown)
@@ -137,7 +137,7 @@ def measured(steps: list[int], series: Mapping[str, np.ndarray]) -> tuple[list[f
 
 def submit() -> None:
     """Draws a field for a recipe, and what the server says when it is checked or submitted."""
-    st.subheader("Submit a recipe")
+    st.header("Submit a recipe")
     if KEPT_RECIPE not in st.session_state:
         st.session_state[KEPT_RECIPE] = first_recipe()
     st.session_state[RECIPE] = st.session_state[KEPT_RECIPE]

@@ -133,7 +133,7 @@ def chosen_range(num_tokens: int) -> tuple[int, int] | None:
 def ranking_controls(num_tokens: int) -> dict[str, Any]:
     """How latents are ranked, as arguments of `Crosscoder.top_latents`; `tokens` is [first, one past the last]."""
     tokens = chosen_range(num_tokens)
-    st.subheader(f"Latents of tokens {tokens[0]} to {tokens[1] - 1}" if tokens else "Latents of the prompt")
+    st.header(f"Latents of tokens {tokens[0]} to {tokens[1] - 1}" if tokens else "Latents of the prompt")
     if tokens:
         st.button("Rank the whole prompt", on_click=url.keep, args=("range", None))
     row = st.container(horizontal=True, vertical_alignment="bottom")
@@ -255,7 +255,7 @@ def locked_token(encoding: Encoding, token: int | None, info: CrosscoderInfo) ->
         return
     found = encoding.top(token)
     piece = text.visible(encoding.tokens.pieces[token])
-    st.subheader(f"Token {token}: {text.plain(piece)}")
+    st.header(f"Token {token}: {text.plain(piece)}")
     if not found:
         st.markdown("No latent fires on it.")
         return
@@ -317,7 +317,7 @@ def chosen_latent(prompt: LabPrompt, info: CrosscoderInfo) -> None:
     by = prompts.decimal(st.query_params.get("by"), -1)
     if not 0 <= by < info.num_latents:
         return
-    st.subheader(f"Latent {by}")
+    st.header(f"Latent {by}")
     latent = session.latent(info.name, info.version_id, by)
     panels.evidence(latent, session.uselessness_floor(info))
     panels.chips(latent.top_tokens)

@@ -91,7 +91,7 @@ def columns(info: CrosscoderInfo, some: Sequence[Annotation]) -> list[Column]:
 
 def lists(info: CrosscoderInfo) -> None:
     """The lists, each with a link to its latents; the chosen one can be renamed and deleted."""
-    st.subheader("Lists")
+    st.header("Lists")
     there = words.lists(info.name, info.version_id)
     if there:
         rows = [
@@ -132,7 +132,7 @@ def chosen_list(name: str, info: CrosscoderInfo) -> None:
 
 def transfer(info: CrosscoderInfo) -> None:
     """Export and import."""
-    st.subheader("Export and import")
+    st.header("Export and import")
     row = st.container(horizontal=True)
     for ending, mime in (("json", "application/json"), ("csv", "text/csv")):
         file = Path(f"{info.name}-labels.{ending}")

@@ -71,9 +71,11 @@ def results(
         st.markdown("No latent was found.")
         return
     rows = [(each, row) for each in found for row in search_rows(each)]
-    columns = [
+    columns = [Column("latent", [str(each.latent.id) for each, _ in rows])]
+    columns += [
         Column(head, [row[i] for _, row in rows], _HELP.get(head, ""), is_text=head != "activation")
         for i, head in enumerate(SEARCH_HEADERS)
+        if head != "latent"
     ]
     links = [address.href("latent", {"crosscoder": info.name, "latent": each.latent.id}) for each, _ in rows]
     table_view("search", "Latents found", columns, links, max_height=640)

@@ -1,0 +1,94 @@
+"""Every page by axe in both themes, and a walk through the app with the keyboard alone."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from fixtures_artefacts import write_crosscoder, write_rows
+from fixtures_looks import write_look
+from playwright.sync_api import BrowserContext, Page
+
+from crosscope_proto.artefacts import PairManifest, version_folder
+from tests.app.stack import OpenPage, Stack, settle
+from tests.app.test_pages import LAB, STEER
+
+pytestmark = pytest.mark.browser
+
+PAGES = {
+    "": ("demo", ".bar"),
+    "atlas": ("Atlas", ".points[data-drawn]"),
+    "latent?latent=7&group=top&context=8": ("Latent 7", ".strip .token"),
+    "latent?latent=7&beside=9&try=brown+fox": ("Latent 7", ".token.split, .strip .token"),
+    f"{LAB}&token=2&why=true": ("Prompt lab", ".strip .token"),
+    STEER: ("Steer", "textarea"),
+    "labels": ("Labels", "[data-testid=stFileUploader]"),
+    "versus?crosscoder=twin-a&other=twin-b": ("Compare two crosscoders", "table[aria-label='Matched latents by kind']"),
+    "search?text=fox": ("Search", "table"),
+    "look": ("Look", "table"),
+    "jobs": ("Jobs", "textarea"),
+}
+"""Titles, and what each page draws late, by path."""
+GO = """(path) => { history.pushState({}, "", `/${path}`); dispatchEvent(new PopStateEvent("popstate")); }"""
+IS_DARK = "parseInt(getComputedStyle(document.querySelector('.stApp')).backgroundColor.slice(4)) < 128"
+FOCUSED = """() => {
+    let node = document.activeElement;
+    while (node.shadowRoot?.activeElement) node = node.shadowRoot.activeElement;
+    return [node.getAttribute("aria-label") ?? node.innerText ?? "", node.tagName];
+}"""
+"""The name of what has the focus, and its tag."""
+
+
+@pytest.fixture(scope="module")
+def furnished(stack: Stack) -> Stack:
+    """The stack with two crosscoders that match, a look, and a latent with words."""
+    rows = np.random.default_rng(3).normal(size=(40, 128)).astype(np.float32)
+    for name, own in (("twin-a", rows), ("twin-b", rows[::-1].copy())):
+        written = write_crosscoder(stack.home, name, 40, created_at=1_400_000_000.0)
+        write_rows(Path(version_folder(stack.home, name, written.version_id)), own)
+    write_look(stack.home, "first", PairManifest("demo", "/models/base", "/models/chat", "/models/chat"))
+    said = stack.client.crosscoder("demo").annotations
+    said.label(11, "about foxes")
+    said.create_list("animals", [11])
+    return stack
+
+
+def faults(page: Page, rules: list[str] | None = None) -> list[str]:
+    """What axe finds that is moderate or worse, all rules unless some are named."""
+    options: dict[str, object] = {"resultTypes": ["violations"], **({"runOnly": rules} if rules else {})}
+    if page.evaluate("typeof axe === 'undefined'"):
+        page.evaluate(Axe().axe_script)
+    found = page.evaluate("(options) => axe.run(options)", options)["violations"]
+    return [
+        f"{each['impact']} {each['id']}: {node['html'][:200]} {node['failureSummary']}"
+        for each in found
+        if each["impact"] != "minor"
+        for node in each["nodes"]
+    ]
+
+
+def turn(page: Page, theme: Literal["light", "dark"]) -> None:
+    """Turns the viewer's system light or dark, and waits until the page has followed."""
+    page.emulate_media(color_scheme=theme)
+    page.wait_for_function(IS_DARK + (" === true" if theme == "dark" else " === false"))
+
+
+def test_axe_finds_nothing_moderate_on_any_page_in_both_themes(
+    furnished: Stack, contexts: Callable[[int, bool], BrowserContext], open_page: OpenPage
+) -> None:
+    page = open_page(furnished.url)
+
+    found = {}
+    for path, (title, late) in PAGES.items():
+        page.evaluate(GO, path)
+        page.locator("h1", has_text=re.compile(f"^{title}$")).wait_for()
+        page.locator(late).first.wait_for()
+        settle(page)
+        found[path] = faults(page)
+        turn(page, "dark")
+        found[f"{path}, dark"] = faults(page, ["color-contrast"])
+        turn(page, "light")
+    assert {path: each for path, each in found.items() if each} == {}
