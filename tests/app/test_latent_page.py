@@ -1,4 +1,4 @@
-"""A latent's page beyond its figures: a text of one's own, a second latent beside it, copies, and where it comes from."""
+"""A latent's page beyond its figures: a text of one's own, a second latent beside it, copies, provenance."""
 
 import json
 import re

@@ -16,6 +16,7 @@ PLACES = {
     SearchPlace.LOGIT_BASE: "raised in base",
     SearchPlace.LOGIT_CHAT: "raised in chat",
     SearchPlace.EXAMPLE: "examples",
+    SearchPlace.NOTE: "notes",
 }
 _HELP = {
     "in": "Where the text was found.",
