@@ -10,7 +10,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from fixtures_artefacts import write_crosscoder, write_rows
 from fixtures_looks import write_look
-from playwright.sync_api import BrowserContext, Page
+from playwright.sync_api import BrowserContext, Page, expect
 
 from crosscope_proto.artefacts import PairManifest, version_folder
 from tests.app.stack import OpenPage, Stack, settle
@@ -92,3 +92,42 @@ def test_axe_finds_nothing_moderate_on_any_page_in_both_themes(
         found[f"{path}, dark"] = faults(page, ["color-contrast"])
         turn(page, "light")
     assert {path: each for path, each in found.items() if each} == {}
+
+
+def test_the_keyboard_alone_goes_from_a_search_to_a_latent_and_on(furnished: Stack, open_page: OpenPage) -> None:
+    page = open_page(f"{furnished.url}/?crosscoder=demo")
+    page.keyboard.press("/")
+    assert page.evaluate(FOCUSED) == ["Search latents", "INPUT"]
+    page.keyboard.type("about foxes")
+    page.keyboard.press("Enter")
+    expect(page.locator("h1")).to_have_text("Search")
+    expect(page).to_have_url(re.compile("text=about"))
+    rows = page.get_by_role("table", name="Latents found").locator("tbody a")
+    expect(rows).to_have_text(["11"])
+    settle(page)
+    tab_to(page, "11", "A")
+    page.keyboard.press("Enter")
+    expect(page.locator("h1")).to_have_text("Latent 11")
+    page.locator(".strip .token").first.wait_for()
+    settle(page)
+    page.keyboard.press("j")
+    expect(page.locator("h1")).not_to_have_text("Latent 11")
+    settle(page)
+    tab_to(page, "Try a text", "INPUT")
+    page.keyboard.type("one / two")
+    page.keyboard.press("Enter")
+    expect(page.locator(".st-key-trial .token").first).to_be_visible()
+    settle(page)
+    tab_to(page, "Copy", "BUTTON")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    assert page.evaluate(FOCUSED) == ["Copy as text", "BUTTON"]
+
+
+def tab_to(page: Page, name: str, tag: str, most: int = 60) -> None:
+    """Presses Tab until what is called `name` has the focus."""
+    for _ in range(most):
+        page.keyboard.press("Tab")
+        if page.evaluate(FOCUSED) == [name, tag]:
+            return
+    raise AssertionError(f"{name} is not reached by {most} steps of Tab")

@@ -9,6 +9,7 @@ import streamlit as st
 from crosscope import Annotation, AnnotationExport, CrosscoderInfo, ImportReport
 from crosscope._annotation_files import parse, text_of
 from crosscope._annotations import moment
+from crosscope._export import MOST_EXPORTED
 from crosscope.app import address, session, tables, text, url, words
 from crosscope.app.selection import SAID
 from crosscope.app.table_view import Column, table_view
@@ -62,6 +63,22 @@ def listing(info: CrosscoderInfo, found: Sequence[Annotation]) -> None:
     table_view("labels", "Latents with words", columns(info, some), links, max_height=640)
     cut = f"The first {MAX_ROWS} of {len(shown):,}; an export holds all. " if len(shown) > MAX_ROWS else ""
     st.caption(f"{cut}A row opens its latent; J and K go on from there.")
+    save(info, [each.latent for each in shown], in_list)
+
+
+def save(info: CrosscoderInfo, latents: Sequence[int], name: str) -> None:
+    """A button that saves the shown latents with their examples as one file, which is made when it is clicked."""
+    some = latents[:MOST_EXPORTED]
+    title = f"{info.name}: {name or 'latents with words'}"
+    st.download_button(
+        f"Save these {text.count(len(some))} as HTML",
+        lambda: session.crosscoder(info.name, info.version_id).html(some, title=title),
+        f"{info.name}-{name or 'words'}.html",
+        "text/html",
+        key="save-list",
+        on_click="ignore",
+        help=f"One file with figures and examples. It opens without a server. At most {text.count(MOST_EXPORTED)}.",
+    )
 
 
 def meets(each: Annotation, wanted: str, said: str, in_list: str) -> bool:
