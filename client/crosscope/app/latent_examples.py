@@ -3,6 +3,7 @@
 Does not know the statistics of the latent.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import streamlit as st
@@ -29,13 +30,16 @@ GROUPS: dict[str, tuple[ExampleGroup, ...]] = {
 
 
 @st.fragment
-def examples(latent: Latent, info: CrosscoderInfo) -> None:
-    """Draws the texts on which it fires. Errors are shown here, because this part may be drawn again alone."""
+def examples(latent: Latent, info: CrosscoderInfo, near: Sequence[int] = ()) -> None:
+    """Draws the texts on which it fires. Errors are shown here, because this part may be drawn again alone.
+
+    What the latents `near` would show is read ahead.
+    """
     with session.shown_errors():
-        list_examples(latent, info)
+        list_examples(latent, info, near)
 
 
-def list_examples(latent: Latent, info: CrosscoderInfo) -> None:
+def list_examples(latent: Latent, info: CrosscoderInfo, near: Sequence[int]) -> None:
     """Texts under headings, with a choice of group, data set and context width."""
     st.header("Examples")
     row = st.container(horizontal=True, vertical_alignment="bottom")
@@ -46,9 +50,10 @@ def list_examples(latent: Latent, info: CrosscoderInfo) -> None:
     only = None if dataset == "all" else dataset
     has_more = False
     found = ExampleList()
-    for each in GROUPS[group]:
-        count = limit + 1 if each is ExampleGroup.TOP else OF_OTHER_GROUPS
-        listed = session.examples(info.name, info.version_id, latent.id, count, each, only, context or None)
+    counts = {each: limit + 1 if each is ExampleGroup.TOP else OF_OTHER_GROUPS for each in GROUPS[group]}
+    asked = [(count, each, only, context or None) for each, count in counts.items()]
+    for each, arguments in zip(counts, asked, strict=True):
+        listed = session.examples(info.name, info.version_id, latent.id, *arguments)
         has_more |= each is ExampleGroup.TOP and len(listed) > limit
         found += listed[:limit] if each is ExampleGroup.TOP else listed
     if not found:
@@ -62,6 +67,8 @@ def list_examples(latent: Latent, info: CrosscoderInfo) -> None:
             st.button("More examples", on_click=url.keep, args=("n", str(limit + EXAMPLES_A_PAGE)))
     if ExampleGroup.SILENT in GROUPS[group] and not any(each.group is ExampleGroup.SILENT for each in found):
         st.caption(why_none_is_silent(info))
+    if limit == EXAMPLES_A_PAGE:
+        session.ahead(info.name, info.version_id, near, asked)
 
 
 def draw(section: Section, latent: Latent, info: CrosscoderInfo, first: int) -> None:

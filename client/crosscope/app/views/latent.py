@@ -1,5 +1,7 @@
 """Latent: one latent's evidence, its statistics, and the texts on which it fires."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import streamlit as st
 
@@ -42,15 +44,21 @@ def page() -> None:
         export(latent, chosen)
     if (second := beside.wanted(chosen.num_latents)) is None:
         trial.box([latent], chosen)
-        alone(latent, chosen)
+        alone(latent, chosen, near(ids, latent_id))
     else:
         other = session.latent(chosen.name, chosen.version_id, second)
         trial.box([latent] if second == latent_id else [latent, other], chosen)
         beside.draw(latent, other, chosen)
 
 
-def alone(latent: Latent, info: CrosscoderInfo) -> None:
-    """One latent: its figures at the left, where it fires at the right."""
+def near(ids: np.ndarray, latent_id: int) -> list[int]:
+    """The latents before and after one in an order, if there are any."""
+    found = np.flatnonzero(ids == latent_id)
+    return [each for each in neighbours_in(ids, int(found[0]) if len(found) else None) if each is not None]
+
+
+def alone(latent: Latent, info: CrosscoderInfo, ahead: Sequence[int]) -> None:
+    """One latent: its figures at the left, where it fires at the right. The latents `ahead` are read already."""
     with st.container(key="wrap-latent"):
         left, right = st.columns([2, 3], gap="large")
     with left:
@@ -58,7 +66,7 @@ def alone(latent: Latent, info: CrosscoderInfo) -> None:
         provenance.panel(info)
     with right:
         latent_figures.histogram(latent, info)
-        latent_examples.examples(latent, info)
+        latent_examples.examples(latent, info, ahead)
 
 
 def export(latent: Latent, info: CrosscoderInfo) -> None:
