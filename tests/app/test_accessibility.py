@@ -1,7 +1,7 @@
 """Every page by axe in both themes, and a walk through the app with the keyboard alone."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -43,7 +43,7 @@ FOCUSED = """() => {
 
 
 @pytest.fixture(scope="module")
-def furnished(stack: Stack) -> Stack:
+def furnished(stack: Stack) -> Iterator[Stack]:
     """The stack with two crosscoders that match, a look, and a latent with words."""
     rows = np.random.default_rng(3).normal(size=(40, 128)).astype(np.float32)
     for name, own in (("twin-a", rows), ("twin-b", rows[::-1].copy())):
@@ -53,7 +53,9 @@ def furnished(stack: Stack) -> Stack:
     said = stack.client.crosscoder("demo").annotations
     said.label(11, "about foxes")
     said.create_list("animals", [11])
-    return stack
+    yield stack
+    said.label(11, None)
+    said.delete_list("animals")
 
 
 def faults(page: Page, rules: list[str] | None = None) -> list[str]:

@@ -93,3 +93,6 @@ def test_two_prompts_and_the_copied_script(stack: Stack, open_page: OpenPage) ->
     script = page.locator("code.language-python").inner_text()
     printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert printed == f"{stack.client.crosscoder('demo').top_latents('one two', limit=7, skip_template_tokens=True)}\n"
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save as HTML").click()
+    assert "latent 2: 3" in download.value.path().read_text("utf-8")
