@@ -92,7 +92,12 @@ def figures(both: Sequence[Latent], floor: float) -> list[Column]:
     return [
         Column("figure", names, is_text=True),
         *(
-            Column(f"latent {latent.id}", [side.get(name, text.number(None)) for name in names], is_text=True)
+            Column(
+                f"latent {latent.id}",
+                [side.get(name, text.number(None)) for name in names],
+                is_text=True,
+                is_narrow=True,
+            )
             for latent, side in zip(both, sides, strict=True)
         ),
     ]
@@ -104,7 +109,7 @@ def _figures(latent: Latent, floor: float) -> dict[str, str]:
     return {
         "called": latent.name,
         "class": CLASS_NAMES[latent.latent_class],
-        "verdict": str(latent.verdict),
+        "verdict": latent.verdict.short,
         "specific to": SPECIFIC_NAMES.get(latent.verdict.specific_to or "", text.number(None)),
         AXES["rel_norm"].label: text.number(latent.rel_norm),
         AXES["nu_err"].label: text.with_error(scaling.nu_err.value, scaling.nu_err.se),
@@ -123,6 +128,7 @@ def _figures(latent: Latent, floor: float) -> dict[str, str]:
 def side(latent: Latent, info: CrosscoderInfo, place: str) -> None:
     """One latent: tokens, activations, strongest examples."""
     st.header(f"Latent {latent.id}")
+    st.caption(text.plain(str(latent.verdict)))
     session.link("latent", f"Latent {latent.id} alone", crosscoder=info.name, latent=latent.id)
     latent_figures.histogram(latent, info, place)
     latent_figures.tokens(latent, info)

@@ -284,9 +284,8 @@ def ranked(top: TopLatents, info: CrosscoderInfo) -> None:
     ids = np.array([entry.latent for entry in top.entries])
     largest = np.array([entry.max for entry in top.entries])
     largest_at = [
-        f"{text.number(entry.max)} at {entry.peak_token} {text.isolated(piece)}"
-        for entry in top.entries
-        if (piece := text.visible(top.tokens.pieces[entry.peak_token])) is not None
+        f"{text.number(entry.max)} at {entry.peak_token} {text.isolated(text.visible(piece))}"
+        for entry, piece in ((entry, top.tokens.pieces[entry.peak_token]) for entry in top.entries)
     ]
     rows = [Column("largest", largest_at, "Largest activation in the prompt, and its token.", is_text=True)]
     if top.rank != "max":

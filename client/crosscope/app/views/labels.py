@@ -31,7 +31,9 @@ def page() -> None:
     found = words.found(chosen.name, chosen.version_id)
     for note in found.notes:
         st.info(text.sentence(note))
-    counts = f"{found.num_labelled:,} labelled · {found.num_starred:,} starred · {found.num_noted:,} with a note"
+    sizes = (found.num_labelled, found.num_starred, found.num_noted)
+    kinds = ("labelled", "starred", "with a note")
+    counts = " · ".join(f"{text.count(size)} {kind}" for size, kind in zip(sizes, kinds, strict=True))
     st.caption(f"{counts}. They belong to the weights of {text.plain(chosen.name)}, in every version of them.")
     with st.container(key="wrap-labels"):
         left, right = st.columns([3, 1], gap="large")
@@ -61,7 +63,7 @@ def listing(info: CrosscoderInfo, found: Sequence[Annotation]) -> None:
     about: dict[str, Any] = {"said": said, "list": in_list, "order": "list" if in_list else "id"}
     links = [address.href("latent", {"crosscoder": info.name, "latent": each.latent, **about}) for each in some]
     table_view("labels", "Latents with words", columns(info, some), links, max_height=640)
-    cut = f"The first {MAX_ROWS} of {len(shown):,}; an export holds all. " if len(shown) > MAX_ROWS else ""
+    cut = f"The first {MAX_ROWS} of {text.count(len(shown))}; an export holds all. " if len(shown) > MAX_ROWS else ""
     st.caption(f"{cut}A row opens its latent; J and K go on from there.")
     save(info, [each.latent for each in shown], in_list)
 
