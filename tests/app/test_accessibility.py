@@ -20,14 +20,14 @@ pytestmark = pytest.mark.browser
 
 PAGES = {
     "": ("demo", ".bar"),
-    "atlas": ("Atlas", ".points[data-drawn]"),
+    "atlas?ids=3,5,7,9": ("Atlas", ".points[data-drawn]"),
     "latent?latent=7&group=top&context=8": ("Latent 7", ".strip .token"),
     "latent?latent=7&beside=9&try=brown+fox": ("Latent 7", ".token.split, .strip .token"),
-    f"{LAB}&token=2&why=true": ("Prompt lab", ".strip .token"),
+    f"{LAB}&token=2&why=true&limit=4": ("Prompt lab", ".strip .token"),
     STEER: ("Steer", "textarea"),
     "labels": ("Labels", "[data-testid=stFileUploader]"),
     "versus?crosscoder=twin-a&other=twin-b": ("Compare two crosscoders", "table[aria-label='Matched latents by kind']"),
-    "search?text=fox": ("Search", "table"),
+    "search?text=fox&in=label": ("Search", "table"),
     "look": ("Look", "table"),
     "jobs": ("Jobs", "textarea"),
 }
