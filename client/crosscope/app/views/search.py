@@ -72,12 +72,12 @@ def results(
         st.markdown("No latent was found.")
         return
     rows = [(each, row) for each in found for row in search_rows(each)]
-    cells = {head: [row[i] for _, row in rows] for i, head in enumerate(SEARCH_HEADERS)}
-    places = [PLACES[SearchPlace(place)] for place in cells["in"]]
+    cells: dict[str, list[str]] = {head: [row[i] for _, row in rows] for i, head in enumerate(SEARCH_HEADERS)}
+    where = [PLACES[SearchPlace(place)] for place in cells["in"]]
     columns = [
         Column("latent", [str(each.latent.id) for each, _ in rows]),
         Column("name", cells["name"], tables.NAME_HELP, is_text=True, is_narrow=True),
-        Column("in", places, _HELP["in"], is_text=True),
+        Column("in", where, _HELP["in"], is_text=True),
         Column("match", cells["match"], _HELP["match"], is_text=True),
         Column("activation", cells["activation"], _HELP["activation"]),
         Column("class", cells["class"], is_text=True),
