@@ -11,7 +11,7 @@ DEV := .venv/installed-dev
 PROJECTS := proto/pyproject.toml server/pyproject.toml worker/pyproject.toml client/pyproject.toml local/pyproject.toml
 SOURCES := proto server worker client local tests bench scripts deploy
 
-.PHONY: help setup demo test check lint type format proto sdk proto-check compose-check bench bench-gpu bench-app peers truth lock clean
+.PHONY: help setup demo test check lint type format proto sdk proto-check compose-check bench bench-gpu bench-app screenshots peers truth lock clean
 .PHONY: docs docs-check
 
 help: ## This list
@@ -70,6 +70,9 @@ bench-gpu: $(DEV) ## Measure on a GPU, beside what it should reach (ARGS=--dry: 
 
 bench-app: $(DEV) ## Measure the app in a headless Chromium (ARGS="--json FILE": lines of JSON too)
 	@CHROMIUM=$$(scripts/find-chromium) $(BIN)/python -m bench.app $(ARGS)
+
+screenshots: $(DEV) ## Take the pictures of docs/ from a copy of the finished demo (ARGS="--home DIR": another home)
+	@CHROMIUM=$$(scripts/find-chromium) $(BIN)/python scripts/screenshots $(ARGS)
 
 peers: $(DEV) ## Install published trainers apart, and measure a training step against them
 	@$(BIN)/pip install --quiet --no-deps --upgrade --target .venv/peers -r bench/peers.txt

@@ -38,7 +38,7 @@ PAGES = {
     "overview": ("", "tbody tr:visible"),
     "atlas": ("atlas", POINTS),
     "latent": ("latent?latent=7", ".strip .token"),
-    "lab": ("lab?text=hello+there", ".strip .token.on"),
+    "lab": ("lab?shade=latents&text=hello+there", ".strip .token.on"),
     "steer": ("steer", "textarea"),
     "look": ("look", f"{MAIN} h1"),
     "jobs": ("jobs", "textarea"),
@@ -204,7 +204,7 @@ def steps(report: Report, browser: Browser, url: str, empty: str, rounds: int) -
     idle(page)
     nexts = [rested(page, partial(next_latent, page)) for _ in range(rounds + 1)][1:]
     report.add("next latent", nexts, "s", 0.2, runs)
-    opened(page, f"{url}/lab?crosscoder=demo&text=hello", ".strip .token.on")
+    opened(page, f"{url}/lab?crosscoder=demo&shade=latents&text=hello", ".strip .token.on")
     idle(page)
     prompts = [rested(page, partial(run_prompt, page, f"start{n} {WORDS}")) for n in range(rounds + 1)][1:]
     report.add("Run until coloured, 64 tokens", prompts, "s", 0.3, runs)
@@ -301,7 +301,7 @@ def hovering(report: Report, browser: Browser, url: str) -> None:
     """What the mouse over tokens and points asks of the server."""
     context = fresh(browser)
     page, traffic = watched(context)
-    for path, sign in (("lab?text=" + WORDS.replace(" ", "+"), ".strip .token.on"), ("atlas", POINTS)):
+    for path, sign in (("lab?shade=latents&text=" + WORDS.replace(" ", "+"), ".strip .token.on"), ("atlas", POINTS)):
         opened(page, f"{url}/{path}", sign)
         idle(page)
         page.wait_for_load_state("networkidle")

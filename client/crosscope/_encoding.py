@@ -132,13 +132,14 @@ class Encoding:
             f"<small>{head}</small>{_html.tokens(self.tokens, values, _html.scale_of(self.tokens, values), titles)}"
         )
 
-    def to_html(self, path: "str | Path") -> int:
-        """Writes it as one HTML file that opens without a server and loads nothing, and returns the bytes written.
-
-        Raises OSError if the file cannot be written.
-        """
+    def html(self) -> str:
+        """It as one HTML document that opens without a server and loads nothing."""
         title = f"{self.crosscoder}: a prompt of {len(self)} tokens"
-        return write_page(path, prompt_document(title, self.version_id, self._repr_html_()))
+        return prompt_document(title, self.version_id, self._repr_html_())
+
+    def to_html(self, path: "str | Path") -> int:
+        """Writes `html` to a file and returns the bytes written. Raises OSError if the file cannot be written."""
+        return write_page(path, self.html())
 
     def _title(self, i: int) -> str:
         strongest = ", ".join(

@@ -18,6 +18,8 @@ from crosscope._types import CrosscoderInfo
 
 MOST_EXPORTED = 1000
 """Latents in one file."""
+_TITLED = 10
+"""Latents that a title names."""
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _STYLE = (
     ":root{color-scheme:light dark;--wash:230,120,0}body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;"
@@ -30,10 +32,19 @@ _STYLE = (
 )
 
 
-def latents_document(info: CrosscoderInfo, shown: Sequence[tuple[LatentStatistics, Sequence[Section]]]) -> str:
-    """A file about some latents: the crosscoder, then of each its figures with errors, its verdict and its examples."""
-    title = f"{info.name}: latents {', '.join(str(latent.id) for latent, _ in shown)}"
-    contents = "".join(f'<li><a href="#latent-{latent.id}">Latent {latent.id}</a></li>' for latent, _ in shown)
+def latents_document(
+    info: CrosscoderInfo, shown: Sequence[tuple[LatentStatistics, Sequence[Section]]], title: str = ""
+) -> str:
+    """A file about some latents: the crosscoder, then of each its figures with errors, its verdict and its examples.
+
+    Without a title, the ids of the first latents are it.
+    """
+    ids = ", ".join(str(latent.id) for latent, _ in shown[:_TITLED])
+    more = f" and {len(shown) - _TITLED} more" if len(shown) > _TITLED else ""
+    title = title or f"{info.name}: latents {ids}{more}"
+    contents = "".join(
+        f'<li><a href="#latent-{latent.id}">Latent {latent.id}</a> {escape(latent.name)}</li>' for latent, _ in shown
+    )
     head = _html.facts(f"crosscoder {info.name}", crosscoder_facts(info))
     return _document(title, f"<ul>{contents}</ul>{''.join(_latent(*each) for each in shown)}<h2>Source</h2>{head}")
 

@@ -42,12 +42,19 @@ class LatentGroup:
     """The best detectors of that behaviour. They need not be among the latents."""
     examples: ExampleList = field(repr=False)
     """Whole texts on which its first latent fires, strongest first."""
+    called: str = ""
+    """A person's label of the first of its latents that has one; empty: none has."""
+
+    @property
+    def tagged(self) -> str:
+        """The behaviour as people read it."""
+        return self.behaviour.replace("_", " ")
 
     @property
     def name(self) -> str:
-        """The behaviour, else the text around the peak of its strongest example, else the tokens at its peaks."""
-        if self.behaviour:
-            return self.behaviour.replace("_", " ")
+        """A person's label, else the behaviour, else the text around its strongest peak, else tokens at its peaks."""
+        if self.called or self.behaviour:
+            return self.called or self.tagged
         if self.examples:
             tokens, peak = self.examples[0].tokens, self.examples[0].peak
             near = range(max(0, peak - PEAK_CONTEXT), min(len(tokens), peak + PEAK_CONTEXT + 1))
@@ -122,7 +129,7 @@ class LatentGroupList(list[LatentGroup]):
         said = [f"Of {_whole(self.num_latents)} latents, {specific}: {other} lacks what they write. {supported}."]
         if not self:
             return [f"None of {_whole(self.num_latents)} latents is shown to be specific to {self.specific_to}."]
-        named = [group.name for group in self if group.behaviour]
+        named = [group.tagged for group in self if group.behaviour]
         groups = counted(self.num_groups, "group")
         carry = "1 of them carries" if len(named) == 1 else f"{len(named)} of them carry"
         tagged = f"; {carry} a behaviour that the data tags: {', '.join(named)}" if named else ""

@@ -23,6 +23,7 @@ class SearchPlace(StrEnum):
     """Each of the tokens that it raises in chat."""
     EXAMPLE = "example"
     """The whole texts of its examples."""
+    NOTE = "note"
 
 
 @public

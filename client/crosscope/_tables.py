@@ -60,12 +60,13 @@ def count(value: float) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share in per cent, one below 1 % with a digit more; a dash where it is undefined."""
+    """A share in per cent, one below 1 % with a digit more, a true minus in front; a dash where it is undefined."""
     if share is None or share != share:
         return UNDEFINED
     if abs(share) < 0.0005:
         return "0%"
-    return f"{share:.1%}" if abs(share) < 0.01 else f"{share:.0%}"
+    shown = f"{share:.1%}" if abs(share) < 0.01 else f"{share:.0%}"
+    return shown.replace("-", MINUS)
 
 
 def counted(count: int, noun: str) -> str:

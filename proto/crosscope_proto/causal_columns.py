@@ -49,7 +49,6 @@ def _effect(effect: str, group: str) -> tuple[Column, Column]:
         absent=NAN,
         label=label,
         short=short,
-        format="%.4f",
         wire=f"more.{name}",
     )
     error = Column(
@@ -63,7 +62,6 @@ def _effect(effect: str, group: str) -> tuple[Column, Column]:
         absent=NAN,
         label=f"standard error of the {label}",
         short=f"± {short}",
-        format="%.4f",
         error_of=name,
         wire=f"more.{name}_se",
     )
@@ -94,7 +92,6 @@ CAUSAL_COLUMNS: tuple[Column, ...] = (
         label="texts of the causal effects",
         short="causal texts",
         is_log=True,
-        format="%d",
     ),
     _number(
         "causal_equivalence",
@@ -114,7 +111,6 @@ CAUSAL_COLUMNS: tuple[Column, ...] = (
         label="tokens of the causal equivalence",
         short="equiv. tokens",
         is_log=True,
-        format="%d",
     ),
 )
 """The columns, NaN for latents that were not chosen."""

@@ -44,8 +44,6 @@ class Column:
     """Head of the column in a table. The app draws, orders and exports the scalar columns that have one."""
     is_log: bool = False
     """Whether an axis of this column is logarithmic."""
-    format: str = "%.3f"
-    """The printf format of a value in a table."""
     is_floored: bool = False
     """Whether the largest value means "at least": it is -ln of a scale with a lower limit (math §5)."""
     error_of: str = ""
@@ -93,7 +91,6 @@ def with_error(column: Column) -> tuple[Column, Column]:
         absent=column.absent,
         label=f"standard error of the {column.label}",
         short=f"± {column.short.split()[-1]}" if column.short else "",
-        format=column.format,
         error_of=column.name,
         wire=f"{field}.se",
     )

@@ -25,7 +25,6 @@ def _uselessness(name: str, how: str, label: str, short: str, *, undefined: str,
         undefined=undefined,
         label=label,
         short=short,
-        format="%.2f",
         is_floored=is_floored,
     )
 
@@ -82,7 +81,6 @@ LATENT_COLUMNS: tuple[Column, ...] = (
         label="active tokens",
         short="active",
         is_log=True,
-        format="%d",
     ),
     Column(
         "num_texts",
@@ -95,7 +93,6 @@ LATENT_COLUMNS: tuple[Column, ...] = (
         label="active texts",
         short="texts",
         is_log=True,
-        format="%d",
         wire="more.num_texts",
     ),
     *with_error(
@@ -108,7 +105,6 @@ LATENT_COLUMNS: tuple[Column, ...] = (
             label="firing frequency",
             short="frequency",
             is_log=True,
-            format="%.2e",
         )
     ),
     *with_error(

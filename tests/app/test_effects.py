@@ -165,19 +165,25 @@ def test_why_they_differ_lists_latents_by_what_they_do(stack: Stack, open_page: 
     rows = page.get_by_role("table", name="Latents that carry the difference").locator("tbody tr")
     expect(rows).to_have_count(4)
     cells = [row.split("\t") for row in rows.all_inner_texts()]
-    assert [(row[0], *row[3:5], row[5][0], row[7]) for row in cells] == [
-        ("2", "3%", "75%", "3", "ablate"),
-        ("5", "50%", "-25%", "4", "transplant"),
-        ("7", "–", "~3%", "4", "ablate"),
-        ("9", "-25%", "–", "5", "transplant"),
+    assert [(row[0], row[4].partition(" ␣")[0]) for row in cells] == [
+        ("2", "ablate at 3"),
+        ("5", "transplant at 4"),
+        ("7", "ablate at 4"),
+        ("9", "transplant at 5"),
     ]
-    for head in ("into base", "out of chat"):
-        column = page.get_by_role("columnheader", name=head, exact=True)
-        expect(column).to_have_attribute("title", re.compile("Share of the KL that goes when"))
+    assert [row.locator(".words").first.inner_text() for row in rows.all()] == [
+        "into base 3%, out of chat 75%",
+        "into base 50%, out of chat −25%",
+        "into base –, out of chat ~3%",
+        "into base −25%, out of chat –",
+    ]
+    assert page.locator("table[aria-label='Latents that carry the difference'] thead th").count() <= 6
+    page.get_by_text("into base", exact=True).hover()
+    expect(page.locator(".tip", has_text="Share of the KL that goes when chat's row")).to_be_visible()
     facts = page.locator(".xs-facts", has_text="whole stream")
     for shown in (
         "4 nats",
-        "-10%",
+        "−10%",
         "against it, by the 9 that fire",
         "80%",
         "of it, by the 9 that fire",
@@ -191,8 +197,7 @@ def test_why_they_differ_lists_latents_by_what_they_do(stack: Stack, open_page: 
     first = rows.first.get_by_role("link").first
     first.focus()
     page.keyboard.press("ArrowRight")
-    expect(rows.first.get_by_role("link", name="open")).to_be_focused()
-    page.keyboard.press("ArrowRight")
+    expect(rows.first.get_by_role("link", name="ablate")).to_be_focused()
     page.keyboard.press("Enter")
     expect(page.locator("h1")).to_have_text("Steer")
     expect(page).to_have_url(re.compile(r"steer=2(\+|%20)ablate"))

@@ -84,10 +84,15 @@ def test_two_prompts_and_the_copied_script(stack: Stack, open_page: OpenPage) ->
     page = open_page(f"{stack.url}/{lab(text='one two', b='one two three', limit='7')}")
     rows = page.get_by_role("table", name="Latents that tell the prompts apart").locator("tbody tr")
     expect(rows).to_have_count(3)
-    cells = rows.first.inner_text().split("\t")
-    assert [cells[0], *cells[3:6]] == ["3", "0", "4.5", "−4.5"]
+    cells = rows.first.locator("td")
+    expect(cells.nth(3).locator(".words")).to_have_text("first 0, second 4.5")
+    expect(cells.nth(4)).to_have_text("−4.5")
+    assert [table.locator("thead th").count() for table in page.get_by_role("table").all()] == [5, 6]
     expect(page.locator(".scale").first).to_contain_text("activation of latents specific to chat: 0")  # the default
     page.get_by_text("Copy as Python, grpcurl or JSON").click()
     script = page.locator("code.language-python").inner_text()
     printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert printed == f"{stack.client.crosscoder('demo').top_latents('one two', limit=7, skip_template_tokens=True)}\n"
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save as HTML").click()
+    assert "latent 2: 3" in download.value.path().read_text("utf-8")

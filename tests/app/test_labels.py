@@ -46,6 +46,12 @@ def test_labels_are_written_shown_walked_and_imported(stack: Stack, open_page: O
     expect(table).to_contain_text("second <b>of</b> the list")
     page.get_by_role("table", name="Lists").get_by_role("link", name="mine").click()
     expect(table.locator("tbody tr")).to_have_count(2)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save these 2 as HTML").click()
+    saved = download.value.path().read_text("utf-8")
+    assert "<title>demo: mine</title>" in saved
+    assert "second &lt;b&gt;of&lt;/b&gt; the list" in saved
+    assert saved.count("<section") == 2
     table.locator("tbody tr").first.get_by_role("link").first.click()
     expect(page.locator("h1")).to_have_text("Latent 9")
     expect(page.get_by_text("1 of 2 · in the order of the list")).to_be_visible()

@@ -13,7 +13,7 @@ from streamlit.testing.v1 import AppTest
 from crosscope import JobEvent, JobInfo, JobState
 from crosscope.app import bars_view, follow, panels, starter, tables, text
 from crosscope.app.__main__ import options, port_from_environment
-from crosscope.app.palette import CLASS_COLOURS, DARK, HEAT, LIGHT, Theme, channels, contrast
+from crosscope.app.palette import CLASS_COLOURS, COOL, DARK, HEAT, LIGHT, Theme, channels, contrast
 from crosscope.app.scatter_view import ON_TOP, Points, packed
 from crosscope.app.token_view import strip_of_latent
 from crosscope_proto.recipe import RecipeError, parse_recipe
@@ -40,7 +40,8 @@ def test_text_can_be_read_on_both_themes() -> None:
 @pytest.mark.parametrize(("name", "theme"), [("light", LIGHT), ("dark", DARK)])
 def test_tokens_can_be_read_at_every_activation(name: str, theme: Theme) -> None:
     for share in np.linspace(0, 1, 11):
-        assert contrast(theme.text, mixed(HEAT[name], theme.background, float(share))) >= AA_TEXT
+        for colour in (HEAT, COOL):
+            assert contrast(theme.text, mixed(colour[name], theme.background, float(share))) >= AA_TEXT
 
 
 def test_classes_can_be_seen_on_both_themes() -> None:

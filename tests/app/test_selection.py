@@ -37,6 +37,7 @@ def test_no_params_choose_all_by_base_uselessness_undefined_last() -> None:
         ({"verdict": ["supported", "not_judged"]}, [1, 2, 4]),
         ({"specific": ["chat", "each"]}, [2, 0]),
         ({"specific": ["chat", "each"], "verdict": ["supported"]}, [2]),
+        ({"ids": ["4, 1,x,-2"], "order": ["id"]}, [1, 4]),
         ({"order": ["verdict"]}, [1, 2, 0, 3, 4]),
         ({"order": ["-verdict"]}, [4, 3, 0, 1, 2]),
         ({"nu_err": ["0.2"]}, [3, 0]),

@@ -105,9 +105,14 @@ def test_latents_as_one_file(cli, tmp_path) -> None:
     code, out, _ = cli("export", "html", "demo", "0", "3", "--out", str(file))
     assert (code, out) == (0, f"{file}: {file.stat().st_size:,} bytes\n")
     assert file.read_text("utf-8").count("<section") == 2
+    assert cli("lists", "demo", "of mine", "--create", "--add", "3,0")[0] == 0
+    code, _, _ = cli("export", "html", "demo", "--list", "of mine", "--out", str(file))
+    document = file.read_text("utf-8")
+    assert "<title>demo: of mine</title>" in document
+    assert document.index('<section id="latent-3">') < document.index('<section id="latent-0">')
     code, _, err = cli("export", "html", "demo", "--out", str(file))
     assert code == 2
-    assert "name latents, or give --prompt a text" in err
+    assert "name latents, give --list a name, or give --prompt a text" in err
     code, _, err = cli("export", "html", "demo", "0", "--out", str(tmp_path / "none" / "latents.html"))
     assert code == 1
     assert "cannot be written" in err

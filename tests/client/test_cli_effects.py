@@ -112,7 +112,7 @@ def test_attribute_and_explain(cli: Any, effects: ScriptedEffects) -> None:
     assert [line.split() for line in out.splitlines()] == [
         ["token", "piece", "KL", "latent", "into", "base", "out", "of", "chat", "peaks"],
         ["4", "d", "2", "9", "88%", "–", "▁cannot", "<i>9</i>"],
-        ["4", "d", "2", "7", "-12%", "75%", "▁cannot", "<i>7</i>"],
+        ["4", "d", "2", "7", "−12%", "75%", "▁cannot", "<i>7</i>"],
     ]
     assert "do not add up" in err
     document = json.loads(cli("explain", "demo", "abcd", "--num-tokens", "1", "--json")[1])

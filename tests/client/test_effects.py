@@ -218,7 +218,7 @@ def test_attribute_both_merges_by_latent(client: Client, effects: ScriptedEffect
     assert found[1].ablation == LatentEffect(effect=1.5, share=0.75, measured=True, peak_token=1)
     assert (found.ablation.model, found.transplant and found.transplant.model) == ("chat", "base")
     assert found.rows() == [
-        *(("9", "88%", "–"), ("7", "-12%", "75%"), ("8", "25%", "-25%"), ("3", "–", "~12%"), ("5", "-25%", "–")),
+        *(("9", "88%", "–"), ("7", "−12%", "75%"), ("8", "25%", "−25%"), ("3", "–", "~12%"), ("5", "−25%", "–")),
     ]
     assert [each.words for each in found[:4]] == [
         "put into base it makes up 88% of the difference; taken out of chat it was not measured",
@@ -235,7 +235,7 @@ def test_attribute_both_merges_by_latent(client: Client, effects: ScriptedEffect
     assert np.isnan(frame["ablation_share"].astype(float)).tolist() == [True, False, False, False, True]
     seen = Seen(found._repr_html_())
     assert {tag for tag, _ in seen.tags} <= ALLOWED
-    assert "-12%" in seen.texts
+    assert "−12%" in seen.texts
     with pytest.raises(InvalidInput, match="num_exact: must be 1"):
         client.crosscoder("demo").attribute_both("abcd", tokens=1, num_exact=0)
 
@@ -254,7 +254,7 @@ def test_explain(client: Client, effects: ScriptedEffects) -> None:
         "12% larger; without it in chat 75% of the difference goes."
     )
     assert found.sentences[0].endswith("it makes up 88% of the difference; taken out of chat it was not measured.")
-    assert found.rows()[1] == ("4", "d", "2", "7", "-12%", "75%", "▁cannot <i>7</i>")
+    assert found.rows()[1] == ("4", "d", "2", "7", "−12%", "75%", "▁cannot <i>7</i>")
     assert "1 of 5 latents listed carry nothing in either model." in str(found), "with latent 5 they differ more"
     assert "Others that carry some of it: 1;" in str(found)
     assert found.passed_over == ()

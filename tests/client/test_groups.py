@@ -116,6 +116,19 @@ def test_groups_say_what_chat_alone_has(client: Client) -> None:
     assert "latent 20 (refuses): without it chat is 0.300 ± 0.020 nats nearer to base" in said
 
 
+def test_a_group_is_called_what_a_person_called_its_latents(client: Client) -> None:
+    planted = client.crosscoder("planted")
+    said = planted.annotations
+    said.label(20, "says no")
+    said.label(30, "what a program says", by_program="a labeller")
+    try:
+        refuses, other = planted.groups(limit=2)
+        assert (refuses.name, refuses.called, refuses.tagged) == ("says no", "says no", "refuses")
+        assert other.called == ""
+    finally:
+        said.label(20, "")
+
+
 def test_nothing_specific_is_said_so(client: Client) -> None:
     groups = client.crosscoder("demo-l1").groups()
     assert str(groups) == "None of 40 latents is shown to be specific to chat."

@@ -139,7 +139,7 @@ def test_findings_are_explained_by_a_crosscoder_of_the_pair(address: str, serve)
     assert list(effects.last.tokens) == [2]
     assert explained[0].finding is look.findings[0]
     assert [entry.latent for entry in explained[0].latents] == [9, 7, 8]
-    assert explained.rows()[0][4:] == ("95% / 90%", "9: 88% / –, 7: -12% / 75%, 8: 25% / -25%")
+    assert explained.rows()[0][4:] == ("95% / 90%", "9: 88% / –, 7: −12% / 75%, 8: 25% / −25%")
     assert "do not add up" in str(explained)
     assert len(explained.to_pandas()) == 6
 

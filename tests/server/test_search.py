@@ -40,6 +40,7 @@ EXAMPLES = [
 ]
 MAX = {1: 4.0, 2: 6.0, 3: 5.0, 4: 9.0}
 LABEL, PEAK, EXAMPLE = pb.SEARCH_PLACE_LABEL, pb.SEARCH_PLACE_PEAK, pb.SEARCH_PLACE_EXAMPLE
+NOTE = pb.SEARCH_PLACE_NOTE
 
 
 def write_known(home: Path, *, created_at: float = 1_700_000_000.0, texts: list[list[str]] = TEXTS) -> str:
@@ -162,6 +163,13 @@ async def test_labels_tokens_and_filters(known: Front) -> None:
     assert ids(reply)[:2] == [6, 3]
     assert reply.results[0].matches[0].matched == "Refus"
     assert {each.place: each.num_latents for each in reply.counts}[EXAMPLE] == 2
+    text = f"{'x' * 200} They refuse here."
+    note = annotations_pb2.WriteNoteRequest(of=of, latent=5, text=text, author="ada")
+    await known.annotations.WriteNote(note)
+    reply = await search(known, "refus", LABEL, EXAMPLE, NOTE)
+    assert ids(reply)[:3] == [6, 5, 3]
+    match = reply.results[1].matches[0]
+    assert (match.place, len(match.before), match.behind) == (NOTE, 80, "e here.")
     only = pb.LatentFilter(column="max", op=pb.LatentFilter.OP_GT, number=4.5)
     reply = await search(known, "refus", LABEL, EXAMPLE, filters=[only])
     assert ids(reply) == [3]

@@ -22,6 +22,7 @@ _PLACES = {
     SearchPlace.LOGIT_BASE: pb.SEARCH_PLACE_LOGIT_BASE,
     SearchPlace.LOGIT_CHAT: pb.SEARCH_PLACE_LOGIT_CHAT,
     SearchPlace.EXAMPLE: pb.SEARCH_PLACE_EXAMPLE,
+    SearchPlace.NOTE: pb.SEARCH_PLACE_NOTE,
 }
 _NAMES = {number: name for name, number in _PLACES.items()}
 

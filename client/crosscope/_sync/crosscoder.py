@@ -238,11 +238,12 @@ class Crosscoder(Behaviours):
             request.page_token = reply.next_page_token
         return ExampleList(found[:limit])
 
-    def html(self, latents: Iterable[int], *, limit: int = 10, context: int | None = 32) -> str:
+    def html(self, latents: Iterable[int], *, limit: int = 10, context: int | None = 32, title: str = "") -> str:
         """Some latents as one HTML document that opens without a server and loads nothing.
 
         Each has its figures, their errors, its verdict, and at most `limit` examples of each group: the strongest,
-        those of the bands, and silent ones. `context` as in `examples`. Raises InvalidInput for no latent.
+        those of the bands, and silent ones. `context` as in `examples`. Without a `title` the ids are it. Raises
+        InvalidInput for no latent and for more than 1 000.
         """
         ids = [check_count(each, "latents") for each in latents]
         if not 0 < len(ids) <= MOST_EXPORTED:
@@ -254,13 +255,19 @@ class Crosscoder(Behaviours):
             for group in (ExampleGroup.TOP, ExampleGroup.QUANTILE, ExampleGroup.SILENT):
                 found += self.examples(each, limit=limit, group=group, context=context)
             shown.append((latent, sections(found, latent.max)))
-        return latents_document(self.info, shown)
+        return latents_document(self.info, shown, title)
 
     def export_html(
-        self, latents: Iterable[int], path: "str | Path", *, limit: int = 10, context: int | None = 32
+        self,
+        latents: Iterable[int],
+        path: "str | Path",
+        *,
+        limit: int = 10,
+        context: int | None = 32,
+        title: str = "",
     ) -> int:
         """Writes `html` to a file and returns the bytes written. Raises OSError if the file cannot be written."""
-        return write_page(path, self.html(latents, limit=limit, context=context))
+        return write_page(path, self.html(latents, limit=limit, context=context, title=title))
 
     def columns(self, *names: str, only_known: bool = False) -> Columns:
         """Columns of the statistics table, by name: what each means, and its values when they are first used.
@@ -323,9 +330,13 @@ class Crosscoder(Behaviours):
         latents = listed[:]
         found = groups_of(latents, self.detectors() if latents else [])
         result = LatentGroupList()
+        labelled = [latent.id for _, some, _ in found[:limit] for latent in some if latent.label]
+        names = self.annotations.names(labelled) if labelled else {}
+        labels = {latent: name.label for latent, name in names.items() if not name.is_automatic}
         for behaviour, some, detectors in found[:limit]:
             examples = self.examples(some[0].id, limit=num_examples, group=ExampleGroup.TOP)
-            result.append(LatentGroup(some, behaviour, detectors, examples))
+            called = next((labels[latent.id] for latent in some if latent.id in labels), "")
+            result.append(LatentGroup(some, behaviour, detectors, examples, called))
         result.crosscoder, result.version_id, result.specific_to = self.name, self.version_id, specific_to
         result.num_latents, result.num_specific = self.info.num_latents, listed.num_matching
         result.num_supported = sum(latent.verdict.verdict is Verdict.SUPPORTED for latent in latents)

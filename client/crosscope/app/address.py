@@ -34,6 +34,8 @@ A field that was just left sends its text to its own page. The text must arrive 
 Streamlit stays on the old one.
 """
 
+SEARCH_FIELD = "sidebar-search"
+"""Key of the field that the key / leads to."""
 _MOUNT = """
 const done = (window.crosscopeMoves ??= new Set());
 const query = (text) => new URLSearchParams(text).toString();
@@ -43,6 +45,14 @@ function listen() {
   window.crosscopeListens = true;
   document.addEventListener("focusout", ({ target }) => {
     if (target.matches("textarea, input")) window.crosscopeTyped = performance.now();
+  }, true);
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "/" || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.composedPath()[0].matches?.("input, textarea, select, [contenteditable]")) return;
+    const field = document.querySelector(".st-key-sidebar-search input");
+    if (!field) return;
+    event.preventDefault();
+    field.focus();
   }, true);
   document.addEventListener("click", (event) => {
     const link = event.target.closest?.('[data-testid="stPageLink-NavLink"], a.xs-link');
@@ -65,7 +75,8 @@ export default function ({ data }) {
   }
 }
 """
-"""Takes Streamlit's own links over, and those of class xs-link, so that every step goes the same way."""
+"""Takes Streamlit's own links over, and those of class xs-link, so that every step goes the same way; / goes to the
+sidebar's field."""
 
 
 @cache

@@ -191,7 +191,7 @@ def locked_token(answering: Answering, places: Sequence[PLACES], info: Crosscode
             st.caption("Click a token, or press Enter on it, to list its latents here.")
         return
     token = tokens[where[1]]
-    st.subheader(f"{title_of(answering, places[where[0]])}, token {where[1]}: {text.plain(text.visible(token.piece))}")
+    st.header(f"{title_of(answering, places[where[0]])}, token {where[1]}: {text.plain(text.visible(token.piece))}")
     st.caption(
         f"Log-probability {text.number(token.log_probability)}, probability {np.exp(token.log_probability):.1%}."
     )

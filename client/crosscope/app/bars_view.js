@@ -19,6 +19,11 @@ class BarsView {
     this.legend = element("div", "legend");
     root.replaceChildren(this.legend, this.frame, this.tip);
     new ResizeObserver(() => this.draw()).observe(this.frame);
+    const pointed = ({ detail }) => {
+      if (!root.isConnected) window.removeEventListener("crosscope-pointed", pointed);
+      else this.mark(detail.latent === this.data?.latent ? detail.value : null);
+    };
+    window.addEventListener("crosscope-pointed", pointed);
   }
 
   update(data) {
@@ -48,7 +53,10 @@ class BarsView {
       svg.append(shape("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: at, y2: at }));
       svg.append(shape("text", { x: LEFT - 6, y: at + 4, "text-anchor": "end" }, number(10 ** power)));
     }
+    let free = -Infinity; // ticks that would lie on the one before have no text
     for (const [value, text] of ticks) {
+      if (x(value) < free) continue;
+      free = x(value) + 7 * text.length + 4;
       svg.append(shape("text", { x: x(value), y: TOP + tall + 16, "text-anchor": "middle" }, text));
     }
     svg.append(shape("text", { x: LEFT + inner / 2, y: TOP + tall + 34, "text-anchor": "middle" }, this.data.title));
@@ -56,6 +64,19 @@ class BarsView {
     svg.append(...this.bars);
     this.frame.replaceChildren(svg);
     if (this.bars[0] && this.data.href) this.bars[0].setAttribute("tabindex", "0");
+  }
+
+  // A line at an activation that is pointed at elsewhere on the page; null takes it away.
+  mark(value) {
+    this.frame.querySelector(".marker")?.remove();
+    const svg = this.frame.querySelector("svg"), width = this.frame.clientWidth;
+    if (value === null || !svg || !width) return;
+    const { ends, height } = this.data;
+    const share = Math.max(0, Math.min(1, (value - ends[0]) / (ends[1] - ends[0])));
+    const x = LEFT + share * (width - LEFT - RIGHT), group = shape("g", { class: "marker" });
+    group.append(shape("line", { x1: x, x2: x, y1: TOP, y2: height - BOTTOM }));
+    group.append(shape("text", { x: x + (share > 0.8 ? -4 : 4), y: TOP + 10, "text-anchor": share > 0.8 ? "end" : "start" }, number(value)));
+    svg.append(group);
   }
 
   bar({ name, colour }, [low, high, count, place], x, y, floor) {

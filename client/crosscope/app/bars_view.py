@@ -46,6 +46,8 @@ class Bars:
     ends: tuple[float, float]
     ticks: Sequence[tuple[float, str]]
     height: int
+    latent: int = -1
+    """The latent whose activations these are: a token that is pointed at marks its own. -1: none."""
 
 
 @cache
@@ -82,11 +84,11 @@ def relative_norms(rel_norm: np.ndarray, classes: np.ndarray) -> Bars:
     return Bars(series, "relative norm", "latents", (-0.02, 1.02), ticks, 260)
 
 
-def activations(counts: Sequence[int], edges: Sequence[float]) -> Bars:
-    """A latent's scaled activations over the analysis."""
+def activations(latent: int, counts: Sequence[int], edges: Sequence[float]) -> Bars:
+    """A latent's scaled activations over the analysis. A token that is pointed at marks its activation there."""
     bins = zip(pairwise(edges), counts, strict=True)
     found = [(float(low), float(high), int(count), "") for (low, high), count in bins if count]
     step = max(1, len(edges) // 6)
     ticks = [(float(edge), f"{edge:.3g}") for edge in edges[::step]]
     series = [Series("", ACTIVATION, found)]
-    return Bars(series, "scaled activation", "tokens", (float(edges[0]), float(edges[-1])), ticks, 180)
+    return Bars(series, "scaled activation", "tokens", (float(edges[0]), float(edges[-1])), ticks, 180, latent)

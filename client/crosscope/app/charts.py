@@ -7,6 +7,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from crosscope import LookLayer
+from crosscope._tables import count
 from crosscope.app.palette import (
     ACTIVATION,
     MODEL_COLOURS,
@@ -34,7 +35,7 @@ def shares(values: Mapping[str, np.ndarray], title: str, limit: float, top: floa
             mode="lines",
             line={"shape": "hv", "color": colour, "width": 2.5, "dash": dash},
             name=name,
-            hovertemplate=f"{title} %{{x:.2f}}<br>%{{y:.1%}} of {len(defined):,} latents<extra>{name}</extra>",
+            hovertemplate=f"{title} %{{x:.2f}}<br>%{{y:.1%}} of {count(len(defined))} latents<extra>{name}</extra>",
         )
     figure.add_vline(x=limit, line={"width": 1.5, "dash": "dot", "color": OUTLINE})
     figure.update_layout(height=240, margin=_MARGIN, legend={"orientation": "h", "y": 1.15, "x": 0})

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import nan
 
 import numpy as np
 import streamlit as st
@@ -17,12 +18,12 @@ from crosscope import (
     ModelPredictions,
 )
 from crosscope._tables import percent
-from crosscope.app import address, composer, panels, prompts, session, text, url
+from crosscope.app import address, composer, panels, prompts, session, tables, text, url
 from crosscope.app.columns import SPECIFIC_OF_NUMBER
 from crosscope.app.latent_list import latent_list
 from crosscope.app.next_tokens import side_by_side
 from crosscope.app.prompts import LabPrompt
-from crosscope.app.table_view import Column
+from crosscope.app.table_view import Column, Gauge
 from crosscope_proto.verdict import SpecificTo
 
 LATENTS, SPECIFIC = "latents", "specific"
@@ -38,7 +39,7 @@ OUT_OF_CHAT_HELP = (
     "Share of the KL that goes when this latent is taken out of the chat model, which then is run again. It is small "
     "where other latents carry the same. Below 0 the models differ more. ~: estimated. –: not measured in chat."
 )
-AT_HELP = "The token at which it acts most, by the estimate, in the model where it carries more."
+AT_HELP = "Behind it: the token at which it acts most, by the estimate, in the model where it carries more."
 TRY_HELP = "Both models' answers with this change."
 
 
@@ -130,7 +131,7 @@ def notes(comparison: Comparison) -> list[str]:
 
 def next_tokens(comparison: Comparison, token: int) -> None:
     """Draws both models' most probable next tokens at a token side by side, and how they ranked what came."""
-    st.subheader("What comes next")
+    st.header("What comes next")
     kl, reverse = float(comparison.kl_chat_base[token]), float(comparison.kl_base_chat[token])
     is_last = token + 1 == len(comparison)
     came = None if is_last else comparison.tokens.ids[token + 1]
@@ -176,7 +177,7 @@ def why(prompt: LabPrompt, arguments: str, comparison: Comparison, locked: int |
             "Every token is of the template or was left out by training. Click one to ask about it all the same."
         )
         return
-    st.subheader("Why they differ")
+    st.header("Why they differ")
     piece = text.plain(text.visible(comparison.tokens.pieces[tokens[0]]))
     st.caption(f"At token {tokens[0]}, “{piece}”" + (", where they differ most." if locked is None else "."))
     explanation(prompt, session.attribute_both(info.name, info.version_id, arguments, tokens[0]), info)
@@ -190,20 +191,25 @@ def explanation(prompt: LabPrompt, found: BothAttributions, info: CrosscoderInfo
         st.markdown("No latent fires before this token.")
         return
     ids = np.array([entry.latent for entry in found])
-    open_links = [address.href("latent", {"crosscoder": info.name, "latent": i}) for i in ids.tolist()]
     changes = ["transplant" if entry.strongest is entry.transplant else "ablate" for entry in found]
     question = composer.link_params(prompt.question())
     steer_links = [
         address.href("steer", {"crosscoder": info.name, **question, "steer": f"{entry.latent} {change}"})
         for entry, change in zip(found, changes, strict=True)
     ]
-    into_base, out_of_chat = zip(*(entry.cells() for entry in found), strict=True)
+    sides = [
+        ("into base", INTO_BASE_HELP, [entry.transplant for entry in found]),
+        ("out of chat", OUT_OF_CHAT_HELP, [entry.ablation for entry in found]),
+    ]
+    cells = zip(*(entry.cells() for entry in found), strict=True)
+    gauges = [
+        Gauge(head, said, [nan if each is None else each.share for each in effects], help=help_)
+        for (head, help_, effects), said in zip(sides, cells, strict=True)
+    ]
+    acts = [f"{change} at {acts_at(found, entry)}" for entry, change in zip(found, changes, strict=True)]
     more = [
-        Column("into base", into_base, INTO_BASE_HELP),
-        Column("out of chat", out_of_chat, OUT_OF_CHAT_HELP),
-        Column("at", [acts_at(found, entry) for entry in found], AT_HELP, is_text=True),
-        Column("page", ["open"] * len(ids), "Its own page.", is_text=True, links=open_links),
-        Column("try it", changes, TRY_HELP, is_text=True, links=steer_links),
+        tables.gauged("share of the KL", gauges),
+        Column("try it", acts, f"{TRY_HELP} {AT_HELP}", is_text=True, links=steer_links),
     ]
     links = [address.here({"by": latent, SHADE: None}) for latent in ids.tolist()]
     chosen = prompts.decimal(st.query_params.get("by"), -1)

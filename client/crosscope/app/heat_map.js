@@ -75,7 +75,7 @@ class HeatMap {
     const value = this.values[this.row][this.column], { strip } = this;
     const left = this.column in strip.left_out ? ", left out of training" : "";
     this.said.textContent = `latent ${this.latents[this.row]}, token ${this.column} ${visible(strip.pieces[this.column])}${left}: `
-      + (value ? number(value) : "not active");
+      + (value ? rounded(value) : "not active");
     this.draw();
   }
 

@@ -17,16 +17,15 @@ def latent_list(
     info: CrosscoderInfo,
     links: Sequence[str],
     *,
-    names: Sequence[str] = (),
     more: Sequence[Column] = (),
     chosen: int = -1,
 ) -> None:
-    """Draws latents `ids` with the columns `more`, then the evidence for their class, then the columns `names`.
+    """Draws latents `ids` with at most two columns `more`, then the evidence for their class in one: six in all.
 
     Row i links to `links[i]`; `chosen` is the latent that the page is about.
     """
     columns = session.atlas(info.name, info.version_id)
-    shown = (*evidence(columns), *names)
+    shown = [name for name in evidence(columns) if name in tables.BARS]
     floor, called = session.uselessness_floor(info), words.cells(info, ids)
     rows = tables.of_latents(ids, columns, shown, floor=floor, more=more, names_of_latents=called)
     row = int(np.flatnonzero(ids == chosen)[0]) if chosen in ids else None

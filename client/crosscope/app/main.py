@@ -21,6 +21,8 @@ TITLES = {
     "look": "Look",
     "jobs": "Jobs",
 }
+# Key of the session state with the text that the sidebar's field asks for. (Streamlit would draw a docstring here.)
+SEARCHED = "crosscope-searched"
 # A file of our own: Streamlit's named icons come from another host.
 ICON = Path(__file__).with_name("icon.svg")
 
@@ -58,6 +60,8 @@ def main() -> None:
         return
     chosen = sidebar(found, pages)
     st.session_state[session.CHOSEN] = chosen
+    if wanted := st.session_state.pop(SEARCHED, ""):
+        address.go("search", crosscoder=chosen.name if chosen else None, text=wanted)
     try:
         current.run()
     except CrosscopeError as error:
@@ -74,10 +78,30 @@ def sidebar(found: list[CrosscoderInfo], pages: Iterable[str]) -> CrosscoderInfo
         st.markdown("**crosscope**")
         published = [info for info in found if not info.broken]
         chosen = choice(published, {info.name: info.broken for info in found}) if published else None
+        if chosen:
+            search_box()
         for name in pages:
             session.link(name, TITLES[name], crosscoder=chosen.name if chosen else None)
         theme.switch(["" if name == "overview" else name for name in pages])
     return chosen
+
+
+def search_box() -> None:
+    """A field whose text the page Search looks for. The key / leads to it from anywhere (`address`)."""
+
+    def ask() -> None:
+        st.session_state[SEARCHED] = st.session_state[address.SEARCH_FIELD].strip()
+        st.session_state[address.SEARCH_FIELD] = ""
+
+    hint = "Search latents ( / )"
+    st.text_input(
+        "Search latents",
+        key=address.SEARCH_FIELD,
+        max_chars=500,
+        placeholder=hint,
+        label_visibility="collapsed",
+        on_change=ask,
+    )
 
 
 def choice(published: list[CrosscoderInfo], reasons: Mapping[str, str]) -> CrosscoderInfo:

@@ -24,7 +24,7 @@ def side_by_side(
         with column:
             st.caption(f"**{name}**{line and ', '}{line}")
             rows = [
-                Column("", [str(rank + 1) for rank in range(len(found))]),
+                Column("rank", [str(rank + 1) for rank in range(len(found))]),
                 Column("probability", [f"{each.probability:.1%}" for each in found]),
                 Column("next", [text.visible(each.piece) for each in found], is_text=True),
             ]

@@ -98,6 +98,8 @@ CIVIDIS = ("#00224e", "#35456c", "#666970", "#948e77", "#c8b866", "#fee838")
 
 HEAT = {"light": "#f59e2e", "dark": "#9a5208"}
 """A token's background at the top of the scale."""
+COOL = {"light": "#6fb7e8", "dark": "#1f5f8f"}
+"""The same of a second latent beside the first."""
 MARK = {"light": "#a34700", "dark": "#ffb454"}
 """The line below an active token."""
 
@@ -126,7 +128,7 @@ def theme_options() -> dict[str, str | int]:
 def css_variables(selector: str) -> str:
     """A rule that gives style sheets the colours of both themes, as --xs-text, --xs-muted, --xs-heat, …"""
     colours = {name: (getattr(LIGHT, name), getattr(DARK, name)) for name in vars(LIGHT)}
-    colours |= {"heat": (HEAT["light"], HEAT["dark"]), "mark": (MARK["light"], MARK["dark"])}
+    colours |= {name: (each["light"], each["dark"]) for name, each in (("heat", HEAT), ("cool", COOL), ("mark", MARK))}
     lines = "".join(f"  --xs-{name}: light-dark({light}, {dark});\n" for name, (light, dark) in colours.items())
     return f"{selector} {{\n{lines}}}\n"
 

@@ -48,8 +48,10 @@ MAX_VERTICES = 48
 PARAMS = (
     *("classes", "verdict", "specific", "part", "peak", *RANGES),
     *("x", "y", "colour", "area", "order"),
-    *("label", "said", "list"),
+    *("label", "said", "list", "ids"),
 )
+MAX_IDS = 200
+"""Latents that a URL may name one by one."""
 MAX_TOKEN_CHARACTERS = 200
 MAX_LIST_CHARACTERS = 100
 SAID = ("labelled", "starred", "noted")
@@ -83,6 +85,8 @@ class Selection:
     """One of SAID that must hold; empty: none."""
     in_list: str = ""
     """Name of a list that it is in; empty: any."""
+    only: tuple[int, ...] = ()
+    """Ids of which it is one; empty: any."""
 
     @classmethod
     def from_params(cls, params: Mapping[str, Sequence[str]], default_order: str = ORDERS_BY_DEFAULT[0]) -> "Selection":
@@ -108,6 +112,7 @@ class Selection:
             label=one.get("label", "")[:MAX_TOKEN_CHARACTERS],
             said=one["said"] if one.get("said") in SAID else "",
             in_list=in_list,
+            only=_ids(one.get("ids", "")),
         )
 
     def mask(self, columns: Mapping[str, np.ndarray], among: np.ndarray | None = None) -> np.ndarray:
@@ -119,6 +124,8 @@ class Selection:
         if among is not None:
             keep[:] = False
             keep[among] = True
+        if self.only:
+            keep &= np.isin(np.arange(len(keep)), self.only)
         for column, names, wanted in (
             ("latent_class", CLASS_OF_NUMBER, self.classes),
             ("verdict", VERDICT_OF_NUMBER, self.verdicts),
@@ -197,6 +204,12 @@ def inside(x: np.ndarray, y: np.ndarray, polygon: Sequence[tuple[float, float]])
             continue
         result ^= ((y0 > y) != (y1 > y)) & (x < (x1 - x0) * (y - y0) / (y1 - y0) + x0)
     return result
+
+
+def _ids(text: str) -> tuple[int, ...]:
+    """The ids in a text, between commas or blanks, without what is no id; at most MAX_IDS."""
+    parts = text.replace(",", " ").split()
+    return tuple(int(part) for part in parts if part.isascii() and part.isdecimal() and len(part) < 10)[:MAX_IDS]
 
 
 def _polygon(text: str) -> tuple[tuple[float, float], ...]:

@@ -7,9 +7,9 @@ mixes two versions. Caches are keyed by version id. Does not know widgets and UR
 import json
 import math
 import os
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -183,6 +183,23 @@ def examples(
 ) -> ExampleList:
     """Examples of one latent."""
     return crosscoder(name, version_id).examples(latent_id, limit=limit, group=group, dataset=dataset, context=context)
+
+
+def ahead(
+    name: str, version_id: str, latents: Sequence[int], asked: Sequence[tuple[Any, ...]]
+) -> list[Future[Latent | None]]:
+    """Reads latents and their examples in the background, so that a step to one of them finds all of it there.
+
+    `asked` are the arguments of `examples` behind the latent. A call that fails is made again when it is needed.
+    """
+    return [_threads().submit(_read, name, version_id, each, tuple(asked)) for each in latents]
+
+
+def _read(name: str, version_id: str, latent_id: int, asked: Sequence[tuple[Any, ...]]) -> Latent | None:
+    with suppress(CrosscopeError):
+        for arguments in asked:
+            examples(name, version_id, latent_id, *arguments)
+        return latent(name, version_id, latent_id)
 
 
 @st.cache_resource(max_entries=256, show_spinner=False)

@@ -16,6 +16,7 @@ from crosscope._tables import MARKS
 from crosscope.app import address, prompts
 from crosscope.app.composer import link_params
 from crosscope.app.prompts import LabPrompt
+from crosscope.app.selection import MAX_IDS
 from crosscope.app.text import count, judged, number, visible
 from crosscope_proto.limits import MAX_NU_ERR, MAX_NU_REC, MIN_TEXTS, NUM_SE
 
@@ -31,7 +32,8 @@ does not lack base's row. The class by norm plays no part. *Supported* says that
 - **A group**: two latents are joined if they fire together on at least one in ten of the tokens of either, \
 strongest pair first. The best detectors of a behaviour that the data tags stand in one group from the start; a pair \
 that would unite two behaviours is left out (math §13).
-- **A name**: the behaviour; else the text around the peak of the strongest example.
+- **A name**: what a person called one of its latents; else the behaviour; else the text around the peak of the \
+strongest example.
 - **Texts**: distinct held-out texts in which the group's most frequent latent fires.
 - **Without it**: by how much KL(chat‖base) falls when one latent is ablated in chat, and when chat's row of it is put \
 into base: means over the assistant's tokens, with standard errors over texts (math §11). Effects of several latents \
@@ -77,7 +79,10 @@ def what(group: LatentGroup) -> str:
     num = len(group.latents)
     texts = f"in at least {count(group.num_texts)} texts" if group.num_texts else "texts were not counted"
     latents = "1 latent" if num == 1 else f"{count(num)} latents"
-    kind = "a behaviour that the data tags" if group.behaviour else "named after its strongest example"
+    tagged, own = "a behaviour that the data tags", "named after its strongest example"
+    kind = f"{tagged}: {group.tagged}" if group.behaviour and group.called else tagged if group.behaviour else own
+    if group.called and not group.behaviour:
+        kind = "named by a person"
     return f"{kind} · {latents}, {group.num_supported} supported · {texts}"
 
 
@@ -130,7 +135,9 @@ def effect(group: LatentGroup, gap: float) -> str:
 
 
 def links(group: LatentGroup, info: CrosscoderInfo) -> Iterator[str]:
-    """Links to try the group, as HTML."""
+    """Links to try the group and to see its latents in the atlas, as HTML."""
+    ids = ",".join(map(str, group.ids[:MAX_IDS]))
+    yield link(address.href("atlas", {"crosscoder": info.name, "ids": ids, "order": "verdict"}), "in the atlas")
     if not group.examples:
         return
     example = group.examples[0]

@@ -39,8 +39,12 @@ class TableView {
     this.tip.hidden = true;
     this.tip.setAttribute("aria-hidden", "true");
     table.append(this.head(data), this.body(data));
+    if (!linksOf(this.rows).length) scroll.tabIndex = 0; // so that the arrow keys scroll what has no link
     scroll.append(table);
-    scroll.addEventListener("scroll", () => { this.tip.hidden = true; });
+    scroll.addEventListener("scroll", () => {
+      if (!this.tip.hidden && this.explained.matches(":hover, :focus-within")) this.explain(this.explained, this.tip.textContent);
+      else this.tip.hidden = true;
+    });
     this.root.replaceChildren(scroll, this.tip);
     scroll.scrollTop = scrolled;
     this.hold(head >= 0 ? this.heads[head] : row < 0 ? undefined : this.anchors().find((a) => a.href === held.href));
@@ -176,6 +180,7 @@ class TableView {
 
   explain(cell, help) {
     if (!help) return;
+    this.explained = cell;
     this.tip.textContent = help;
     this.tip.hidden = false;
     const box = this.root.getBoundingClientRect(), at = cell.getBoundingClientRect();

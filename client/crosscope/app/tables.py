@@ -98,7 +98,7 @@ def of_latents(
     found += [by_verdict, *more]
     bars = [name for name in names if name in BARS]
     if bars:
-        found.append(_evidence([_gauge(name, ids, columns, floor, order) for name in bars]))
+        found.append(gauged("evidence", [_gauge(name, ids, columns, floor, order) for name in bars]))
     for name in names:
         if name in BARS or SHOWN[name].error_of in BARS:
             continue
@@ -130,7 +130,7 @@ def _gauge(
     )
 
 
-def _evidence(gauges: Sequence[Gauge]) -> Column:
+def gauged(head: str, gauges: Sequence[Gauge]) -> Column:
     """Figures that share a cell, and the same in words: "ν err 0.12 ± 0.03"."""
 
     def said(gauge: Gauge, row: int) -> str:
@@ -139,7 +139,7 @@ def _evidence(gauges: Sequence[Gauge]) -> Column:
         return f"{gauge.head} {gauge.cells[row]}{spread}"
 
     rows = range(len(gauges[0].cells))
-    return Column("evidence", [", ".join(said(gauge, row) for gauge in gauges) for row in rows], gauges=gauges)
+    return Column(head, [", ".join(said(gauge, row) for gauge in gauges) for row in rows], gauges=gauges)
 
 
 def _limit(name: str, floor: float) -> float:

@@ -3,25 +3,14 @@
 const SHOWN_LATENTS = 8;
 const views = new WeakMap();
 
-function element(tag, className, text) {
-  const node = document.createElement(tag);
-  if (className) node.className = className;
-  if (text !== undefined) node.textContent = text;
-  return node;
-}
-
-function button(text, onClick) {
-  const node = element("button", "", text);
-  node.type = "button";
-  node.addEventListener("click", onClick);
-  return node;
-}
-
-const number = (value) => (value >= 100 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toFixed(2));
-const figure = (value) => (value === 0 || value >= 0.1 ? number(value) : value.toPrecision(2));
+const rounded = (value) => (value >= 100 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toFixed(2));
+const figure = (value) => (value === 0 || value >= 0.1 ? rounded(value) : value.toPrecision(2));
 // A piece that begins with a combining mark gets a circle for the mark to stand on.
 const visible = (piece) => (/^\p{M}/u.test(piece) ? "\u25cc" : "") + [...piece].map((c) => MARKS[c] ?? c).join("")
   || "(rest of the character before)";
+
+// Tells the histograms of the page which activation is pointed at; a latent of null: none.
+const point = (latent, value) => window.dispatchEvent(new CustomEvent("crosscope-pointed", { detail: { latent, value } }));
 
 class TokenView {
   constructor(root) {
@@ -70,11 +59,16 @@ class TokenView {
 
   toolbar() {
     const bar = element("div", "bar");
-    const scale = element("span", "scale");
+    const scale = this.scale = element("span", "scale");
     this.scaleEnd = element("span");
     this.scaleStart = element("span");
     scale.append(this.scaleStart, element("span", "ramp"), this.scaleEnd);
     bar.append(scale);
+    this.data.split.forEach(([latent, top], half) => {
+      const one = element("span", "scale");
+      one.append(`latent ${latent}, ${half ? "lower" : "upper"} half: 0`, element("span", half ? "ramp other" : "ramp"), figure(top));
+      bar.append(one);
+    });
     if (this.data.strips.length > 1) {
       const each = button("scale each text", () => {
         this.eachScale = !this.eachScale;
@@ -121,10 +115,11 @@ class TokenView {
   }
 
   strip(strip, index) {
-    const box = element("section", "strip");
+    const box = element("div", "strip");
     const whole = strip.num_tokens === strip.pieces.length;
+    box.setAttribute("role", "group");
     box.setAttribute("aria-label", strip.title || "Text");
-    if (strip.title || strip.note || this.data.action) box.append(this.head(strip, index));
+    box.append(this.head(strip, index));
     const line = element("div", "tokens");
     line.setAttribute("role", "group");
     if (!whole && strip.token_start > 0) line.append(element("span", "edge", "… "));
@@ -196,7 +191,9 @@ class TokenView {
     const head = element("div", "head");
     if (strip.title) head.append(element("strong", "", strip.title));
     if (strip.note) head.append(element("span", "", strip.note));
-    if (this.data.action) head.append(button(this.data.action, () => this.send("open", index, -1)));
+    const actions = element("span", "actions");
+    actions.append(copies(strip), ...strip.actions.map(([kind, says]) => button(says, () => this.send(kind, index, -1))));
+    head.append(actions);
     return head;
   }
 
@@ -211,7 +208,10 @@ class TokenView {
     node.setAttribute("role", "button");
     node.tabIndex = -1;
     const show = () => this.show(index, position);
-    const hide = () => { this.tip.hidden = true; };
+    const hide = () => {
+      this.tip.hidden = true;
+      point(null, 0);
+    };
     node.addEventListener("pointerenter", show);
     node.addEventListener("pointerleave", hide);
     node.addEventListener("focus", show);
@@ -273,8 +273,8 @@ class TokenView {
     const start = strip.row_starts[position], end = strip.row_starts[position + 1];
     if (start === end) return null;
     if (chosen === null || chosen === undefined) return [strip.latents[start], strip.values[start]];
-    for (let i = start; i < end; i++) if (strip.latents[i] === chosen) return [chosen, strip.values[i]];
-    return null;
+    const value = this.valueOf(strip, position, chosen);
+    return value ? [chosen, value] : null;
   }
 
   paint() {
@@ -287,6 +287,7 @@ class TokenView {
     const overall = given ?? Math.max(0, ...entries.map((_, index) => largest(kept(index))));
     this.scaleStart.textContent = `${measured ? this.data.measure : "activation"} 0`;
     this.scaleEnd.textContent = this.eachScale ? "each text's largest" : figure(overall);
+    this.scale.hidden = this.data.split.length > 0;
     entries.forEach((rows, index) => {
       const top = (this.eachScale ? largest(kept(index)) : overall) || 1;
       rows.forEach((entry, position) => this.paintToken(index, position, entry, top));
@@ -301,21 +302,41 @@ class TokenView {
     }
   }
 
+  // The share of its full colour that each of two latents has on a token, and what a screen reader reads of both.
+  paintHalves(node, strip, position) {
+    const halves = this.data.split.map(([latent, top]) => {
+      const value = this.valueOf(strip, position, latent);
+      return [value ? Math.min(1, Math.max(0.08, value / (top || 1))) : 0, latent, value];
+    });
+    node.classList.toggle("split", halves.some(([share]) => share > 0));
+    halves.forEach(([share], half) => node.style.setProperty(half ? "--w" : "--v", share.toFixed(3)));
+    return halves.map(([, latent, value]) => `${value ? `activation ${rounded(value)}` : "silence"} of latent ${latent}`).join(", ");
+  }
+
+  // The activation of a latent on a token, 0 where it is silent.
+  valueOf(strip, position, latent) {
+    for (let i = strip.row_starts[position]; i < strip.row_starts[position + 1]; i++) {
+      if (strip.latents[i] === latent) return strip.values[i];
+    }
+    return 0;
+  }
+
   paintToken(index, position, entry, top) {
     const node = this.tokens[index][position];
     const strip = this.data.strips[index];
     const least = this.isMeasured() ? 0 : 0.08; // a latent that fires shows, however weakly
     const share = entry ? Math.min(1, Math.max(least, entry[1] / top)) : 0;
-    node.classList.toggle("on", share >= 0.02);
-    node.style.setProperty("--v", share.toFixed(3));
+    const halves = this.data.split.length ? this.paintHalves(node, strip, position) : "";
+    node.classList.toggle("on", halves ? node.classList.contains("split") : share >= 0.02);
+    if (!halves) node.style.setProperty("--v", share.toFixed(3));
     const locked = this.locked !== null && this.locked[0] === index && this.locked[1] === position;
     node.classList.toggle("locked", locked);
     const inRange = Boolean(this.range) && this.range[0] === index && this.range[1] <= position && position < this.range[2];
     node.classList.toggle("ranged", inRange);
     node.setAttribute("aria-pressed", String(locked));
-    const value = entry === null ? (this.isMeasured() ? "not measured" : "not active")
+    const value = halves ? halves : entry === null ? (this.isMeasured() ? "not measured" : "not active")
       : entry[0] === null ? `${this.data.measure} ${figure(entry[1])}`
-      : `activation ${number(entry[1])} of latent ${entry[0]}`;
+      : `activation ${rounded(entry[1])} of latent ${entry[0]}`;
     const note = strip.notes[position] ? `, ${strip.notes[position]}` : "";
     node.setAttribute("aria-label", `${visible(strip.pieces[position])}, token ${strip.token_start + position}, `
       + `${ROLES[strip.roles[position]]}${this.leftOut(strip, position, ", ")}, ${value}${note}`
@@ -336,6 +357,7 @@ class TokenView {
         + this.leftOut(strip, position, " · ")));
     const start = strip.row_starts[position], end = strip.row_starts[position + 1];
     const chosen = this.entry(strip, position);
+    if (chosen && chosen[0] !== null) point(chosen[0], chosen[1]);
     if (chosen && chosen[0] === null) {
       tip.append(element("div", "", `${this.data.measure} ${figure(chosen[1])}`));
     }
@@ -349,7 +371,7 @@ class TokenView {
 
   tipRow(strip, i, chosen) {
     const row = element("div", chosen && chosen[0] === strip.latents[i] ? "row chosen" : "row");
-    row.append(element("span", "", `latent ${strip.latents[i]}`), element("span", "", number(strip.values[i])));
+    row.append(element("span", "", `latent ${strip.latents[i]}`), element("span", "", rounded(strip.values[i])));
     return row;
   }
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from crosscope.app.text import PART
 from crosscope_proto.roles import TEMPLATE_ROLES
 
 _FOLDER = Path(__file__).parent
+SCRIPTS = ("parts.js", "heat_map.js", "token_copies.js", "token_view.js")
 REASONS = {
     LeftOut.BOS: "it is BOS",
     LeftOut.FIRST: "it is one of the first tokens",
@@ -74,16 +75,18 @@ class Strip:
     """A figure of each token, at least 0; NaN where undefined. It colours the tokens of a view with a measure."""
     notes: Sequence[str] = ()
     """A line about each token, read where the token is pointed at; empty: none."""
+    actions: Mapping[str, str] = field(default_factory=dict)
+    """Buttons at its head: what each says, by the kind of the event that it sends."""
 
 
 @dataclass(frozen=True)
 class TokenEvent:
-    """A click or a choice: `kind` is "lock", "unlock", "latent", "open" or "range"."""
+    """A click or a choice: `kind` is "lock", "unlock", "latent", "range" or that of one of the strip's actions."""
 
     kind: str
     strip: int
     position: int
-    """Token index in the strip, for "range" the first one; the latent for "latent"; -1 for "open" and for no range."""
+    """Token index in the strip, for "range" the first one; the latent for "latent"; -1 for actions and for no range."""
     end: int = -1
     """One past the last token of a range."""
 
@@ -107,7 +110,7 @@ def _component() -> Any:
         "crosscope_token_view",
         html='<div class="root"></div>',
         css=css_variables(".root") + _mark_variables() + (_FOLDER / "token_view.css").read_text("utf-8"),
-        js=_constants() + (_FOLDER / "heat_map.js").read_text("utf-8") + (_FOLDER / "token_view.js").read_text("utf-8"),
+        js=_constants() + "".join((_FOLDER / name).read_text("utf-8") for name in SCRIPTS),
     )
 
 
@@ -137,6 +140,7 @@ def _packed(strip: Strip) -> dict[str, Any]:
         "peak": strip.peak,
         "shades": [None if math.isnan(shade) else float(f"{shade:.5g}") for shade in strip.shades],
         "notes": list(strip.notes),
+        "actions": [list(each) for each in strip.actions.items()],
         "left_out": {str(position): REASONS[why] for position, why in enumerate(strip.left_out) if why in REASONS},
     }
 
@@ -149,33 +153,34 @@ def token_view(
     colour_by: int | None = None,
     locked: tuple[int, int] | None = None,
     legend: Mapping[int, str] | None = None,
-    action: str | None = None,
     line_breaks: bool = False,
     measure: str = "",
     columns: int = 1,
     ranges: bool = False,
     chosen: tuple[int, int] | None = None,
     heat: Sequence[int] = (),
+    split: Mapping[int, float] | None = None,
 ) -> TokenEvent | None:
     """Draws the strips and returns the click that caused this rerun, if one did.
 
     Tokens are coloured by the latent `colour_by`, or by the strongest one of each token. `scale_max` is the activation
     of the full colour; unset: the largest one on a token that training did not leave out. `locked` is (strip,
-    token). `legend` offers latents, with a name each, to colour by. `action` names a button on every strip.
-    `measure` says what the strips' `shades` are: they then colour the tokens. Two `columns` lay strips side by side
-    where there is room. With `ranges`, several tokens can be chosen by dragging or with Shift; `chosen` is the range of
-    the first strip, from a token to one past the last. `heat` are latents that get a heat map over its tokens.
+    token). `legend` offers latents, with a name each, to colour by. `measure` says what the strips' `shades` are: they
+    then colour the tokens. Two `columns` lay strips side by side where there is room. With `ranges`, several tokens can
+    be chosen by dragging or with Shift; `chosen` is the range of the first strip, from a token to one past the last.
+    `heat` are latents that get a heat map over its tokens. `split` are two latents and the activation of the full
+    colour of each: one colours the upper half of a token, the other the lower half.
     """
     content = {
         "strips": [_packed(strip) for strip in strips],
         "legend": [[int(latent), name] for latent, name in (legend or {}).items()],
-        "action": action,
         "line_breaks": line_breaks,
         "scale_max": scale_max,
         "measure": measure,
         "columns": columns,
         "ranges": ranges,
         "heat": [int(latent) for latent in heat],
+        "split": [[int(latent), largest] for latent, largest in (split or {}).items()],
     }
     data = {
         **content,

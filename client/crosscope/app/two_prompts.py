@@ -11,7 +11,7 @@ from crosscope import CrosscoderInfo, Encoding, TopLatents
 from crosscope.app import address, prompts, session, tables, text, url
 from crosscope.app.latent_list import latent_list
 from crosscope.app.prompts import LabPrompt
-from crosscope.app.table_view import Column
+from crosscope.app.table_view import Column, Gauge
 from crosscope.app.token_view import Strip, token_view
 
 PARAM = "b"
@@ -67,14 +67,13 @@ def compared(
     found = difference(tops[0], tops[1], figure)
     shown = slice(ranking["limit"])
     ids, first, last = found.ids[shown], found.first[shown], found.second[shown]
-    more = [
-        Column(head, tables.figures(values), f"{meaning} Over whole prompts.")
-        for head, values, meaning in (
-            ("first", first, f"The {figure} on the first prompt."),
-            ("second", last, f"The {figure} on the second prompt."),
-            ("difference", first - last, "First less second."),
-        )
+    top = float(max(first.max(initial=0), last.max(initial=0))) or 1.0
+    both = [
+        Gauge(head, tables.figures(values), values.tolist(), top=top, help=f"The {figure} on the whole {head} prompt.")
+        for head, values in (("first", first), ("second", last))
     ]
+    less = Column("difference", tables.figures(first - last), "First less second, over whole prompts.")
+    more = [tables.gauged("on the prompts", both), less]
     links = [address.here({"by": latent, "shade": None}) for latent in ids.tolist()]
     latent_list("two-latents", "Latents that tell the prompts apart", ids, info, links, more=more, chosen=by)
     cut = [top.num_latents for top in tops if top.num_latents > len(top)]

@@ -100,7 +100,7 @@ def change(info: CrosscoderInfo, write: Callable[[Annotations], object]) -> None
         write(session.crosscoder(info.name, info.version_id).annotations)
     except CrosscopeError as error:
         st.session_state[_ERROR] = error
-    for cached in (found, of_latent, lists, _names, among):
+    for cached in (found, of_latent, lists, _names, among, session.groups):
         cached.clear()
 
 

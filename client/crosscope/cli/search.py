@@ -1,4 +1,4 @@
-"""`crosscope search`: latents by what stands in their labels, peaks, raised tokens and examples."""
+"""`crosscope search`: latents by what stands in their labels, notes, peaks, raised tokens and examples."""
 
 import click
 

@@ -158,7 +158,7 @@ class _SearchPlaceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SearchPla
     SEARCH_PLACE_UNSPECIFIED: _SearchPlace.ValueType  # 0
     """Not set."""
     SEARCH_PLACE_LABEL: _SearchPlace.ValueType  # 1
-    """The label: a person's, else a program's. Annotations.ListAnnotations searches notes."""
+    """The label: a person's, else a program's."""
     SEARCH_PLACE_PEAK: _SearchPlace.ValueType  # 2
     """Each of the tokens at its peaks (Latent.top_tokens)."""
     SEARCH_PLACE_LOGIT_BASE: _SearchPlace.ValueType  # 3
@@ -167,6 +167,8 @@ class _SearchPlaceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SearchPla
     """Each of the tokens that it raises in chat (Latent.logit_tokens_chat)."""
     SEARCH_PLACE_EXAMPLE: _SearchPlace.ValueType  # 5
     """The whole texts of its examples."""
+    SEARCH_PLACE_NOTE: _SearchPlace.ValueType  # 6
+    """The note."""
 
 class SearchPlace(_SearchPlace, metaclass=_SearchPlaceEnumTypeWrapper):
     """Where a search looks."""
@@ -174,7 +176,7 @@ class SearchPlace(_SearchPlace, metaclass=_SearchPlaceEnumTypeWrapper):
 SEARCH_PLACE_UNSPECIFIED: SearchPlace.ValueType  # 0
 """Not set."""
 SEARCH_PLACE_LABEL: SearchPlace.ValueType  # 1
-"""The label: a person's, else a program's. Annotations.ListAnnotations searches notes."""
+"""The label: a person's, else a program's."""
 SEARCH_PLACE_PEAK: SearchPlace.ValueType  # 2
 """Each of the tokens at its peaks (Latent.top_tokens)."""
 SEARCH_PLACE_LOGIT_BASE: SearchPlace.ValueType  # 3
@@ -183,6 +185,8 @@ SEARCH_PLACE_LOGIT_CHAT: SearchPlace.ValueType  # 4
 """Each of the tokens that it raises in chat (Latent.logit_tokens_chat)."""
 SEARCH_PLACE_EXAMPLE: SearchPlace.ValueType  # 5
 """The whole texts of its examples."""
+SEARCH_PLACE_NOTE: SearchPlace.ValueType  # 6
+"""The note."""
 Global___SearchPlace: _TypeAlias = SearchPlace  # noqa: Y015
 
 @_typing.final
@@ -1699,8 +1703,8 @@ class SearchLatentsRequest(_message.Message):
     """
     is_regex: _builtins.bool
     """Whether `text` is a regular expression in the syntax of RE2, which has neither look-around nor back references. It
-    ignores case; accents count. One that matches the empty text is refused. ^ and $ are the ends of a token, a label
-    or a whole text.
+    ignores case; accents count. One that matches the empty text is refused. ^ and $ are the ends of a token, a label,
+    a note or a whole text.
     """
     match_case: _builtins.bool
     """Whether upper and lower case differ; of a text, accents too."""
@@ -1761,7 +1765,7 @@ class SearchMatch(_message.Message):
     place: Global___SearchPlace.ValueType
     """The place."""
     before: _builtins.str
-    """The text before the match: all of a label or a token, up to 80 characters of an example."""
+    """The text before the match: all of a label or a token, up to 80 characters of an example or a note."""
     matched: _builtins.str
     """What matched."""
     behind: _builtins.str
@@ -1908,7 +1912,7 @@ class SearchLatentsResponse(_message.Message):
     """
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___SearchResult]:
-        """Those whose label matches first; then by the number of examples that peak on a match; then by the largest activation
+        """Those whose label matches first; then those whose note does; then by the number of examples that peak on a match; then by the largest activation
         on a match, as a share of the latent's own largest; then those with a token that matches; then by the number of
         examples that have a match; equal ones by id.
         """

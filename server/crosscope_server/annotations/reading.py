@@ -168,6 +168,12 @@ def scores(connection: sqlite3.Connection, dictionary: int | None) -> Iterator[t
         yield latent, json.loads(found)
 
 
+def notes(connection: sqlite3.Connection, dictionary: int | None) -> dict[int, str]:
+    """The notes by latent, ascending."""
+    question = "SELECT latent, text FROM words WHERE dictionary = ? AND what = ? ORDER BY latent"
+    return dict(connection.execute(question, (dictionary, What.NOTE)))
+
+
 def with_word(connection: sqlite3.Connection, dictionary: int | None, what: What) -> list[int]:
     """Ids of the latents of which something of a kind is said, ascending."""
     question = "SELECT latent FROM words WHERE dictionary = ? AND what = ? ORDER BY latent"

@@ -43,7 +43,8 @@ class Snapshot:
     scores: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     """By the names of SCORES, then by latent: how well its automatic label fits."""
     starred: Ids = field(default_factory=_NOBODY.copy)
-    noted: Ids = field(default_factory=_NOBODY.copy)
+    notes: Mapping[int, str] = field(default_factory=dict)
+    """By latent."""
     lists: Mapping[str, Ids] = field(default_factory=dict)
     """The latents of each list, in its order."""
 
@@ -54,8 +55,8 @@ class Snapshot:
 
     def flags(self, column: str, num_latents: int) -> NDArray[np.float64]:
         """A column of FLAGS: [latent] 1 or 0."""
-        ids = {"labelled": np.array(list(self.labels), np.int64), "starred": self.starred, "noted": self.noted}[column]
-        return _among(ids, num_latents).astype(np.float64)
+        ids = {"labelled": self.labels, "starred": self.starred, "noted": self.notes}[column]
+        return _among(np.array(list(ids), np.int64), num_latents).astype(np.float64)
 
     def score(self, column: str, num_latents: int) -> NDArray[np.float64]:
         """A column of SCORES: [latent], NaN without a score."""

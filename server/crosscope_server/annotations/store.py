@@ -247,9 +247,10 @@ def _snapshot(weights: str, before: Snapshot | None, connection: sqlite3.Connect
         known = list(reading.scores(connection, dictionary))
         parts["scores"] = {name: {latent: each[name] for latent, each in known if name in each} for name in SCORES}
         parts["automatic"] = frozenset(latent for latent, _, is_automatic in labels if is_automatic)
-    for name, what in (("starred", What.STAR), ("noted", What.NOTE)):
-        if what in changed:
-            parts[name] = np.array(reading.with_word(connection, dictionary, what), np.int64)
+    if What.STAR in changed:
+        parts["starred"] = np.array(reading.with_word(connection, dictionary, What.STAR), np.int64)
+    if What.NOTE in changed:
+        parts["notes"] = reading.notes(connection, dictionary)
     if "list" in changed:
         names = [each.name for each in reading.lists(connection, dictionary)]
         numbers = {name: reading.list_id(connection, dictionary, name) for name in names}

@@ -128,7 +128,7 @@ def loaded_bytes(model: Model, recipe: CrosscoderRecipe) -> int:
 
 
 def _ways_out(recipe: CrosscoderRecipe, amounts: Amounts, target: Target) -> Iterator[str]:
-    """What would fit into the device's memory: lower values, one field at a time, and measured devices with more memory."""
+    """What would fit into the device: lower values, one field at a time, and measured devices with more memory."""
     for name in _LEAST:
         value = _fitting(recipe, amounts, target, name)
         if value is not None:

@@ -34,7 +34,11 @@ class Place(IntEnum):
     LOGIT_BASE = 3
     LOGIT_CHAT = 4
     EXAMPLE = 5
+    NOTE = 6
 
+
+Words = Mapping[Place, Mapping[int, str]]
+"""What people say, by place and latent: labels and notes."""
 
 TOKEN_COLUMNS = {
     Place.PEAK: "top_tokens",
@@ -88,15 +92,13 @@ class Found:
     notes: tuple[str, ...] = field(default=())
 
 
-def find(
-    pattern: Pattern, places: Sequence[Place], table: LatentTable, labels: Mapping[int, str], index: Index | None
-) -> Found:
+def find(pattern: Pattern, places: Sequence[Place], table: LatentTable, words: Words, index: Index | None) -> Found:
     """Looks in some places for a pattern; without an index not in examples."""
     n = table.num_latents
     masks: dict[Place, NDArray[np.bool_]] = {}
-    if Place.LABEL in places:
-        masks[Place.LABEL] = _in_labels(pattern, labels, n)
     for place in places:
+        if place in words:
+            masks[place] = _in_words(pattern, words[place], n)
         if place in TOKEN_COLUMNS:
             masks[place] = table.any_token(TOKEN_COLUMNS[place], pattern.found_in)
     examples = None
@@ -119,14 +121,14 @@ def _order(
     if examples is not None:
         largest = np.maximum(np.asarray(table.column("max"), np.float64)[found], np.finfo(np.float32).tiny)
         keys += [-(examples.activation[found] / largest), -examples.num_peaking[found]]
-    keys.append(~masks.get(Place.LABEL, nobody)[found])
+    keys += [~masks.get(place, nobody)[found] for place in (Place.NOTE, Place.LABEL)]
     return found[np.lexsort(keys)]
 
 
-def _in_labels(pattern: Pattern, labels: Mapping[int, str], num_latents: int) -> NDArray[np.bool_]:
+def _in_words(pattern: Pattern, words: Mapping[int, str], num_latents: int) -> NDArray[np.bool_]:
     found = np.zeros(num_latents, bool)
-    texts = pa.array(list(labels.values()), pa.string())
-    ids = np.array(list(labels), np.int64)[pattern.found_in(texts)]
+    texts = pa.array(list(words.values()), pa.string())
+    ids = np.array(list(words), np.int64)[pattern.found_in(texts)]
     found[ids[ids < num_latents]] = True
     return found
 

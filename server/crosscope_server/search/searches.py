@@ -2,11 +2,11 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from crosscope_server.catalogue import Version
-from crosscope_server.search.finding import Found, Place, find
+from crosscope_server.search.finding import Found, Place, Words, find
 from crosscope_server.search.index import Index
 from crosscope_server.search.indices import Indices, Opened
 from crosscope_server.search.pattern import Pattern
@@ -39,21 +39,21 @@ class Searches:
         version: Version,
         pattern: Pattern,
         places: Sequence[Place],
-        labels: tuple[int, Mapping[int, str]],
+        words: tuple[int, Words],
         *,
         with_examples: bool = True,
     ) -> Answer:
-        """Searches places of a version; `labels` come with the number of their last change.
+        """Searches places of a version; `words` come with the number of their last change.
 
         Without `with_examples`, examples are not searched, as if their index were not there yet. Raises VersionGone.
         """
         wants_index = Place.EXAMPLE in places and with_examples
         opened = await self._indices.open(version) if wants_index else Opened()
         index = opened.index
-        key = (version.card.manifest.name, version.version_id, pattern, tuple(places), labels[0], index is None)
+        key = (version.card.manifest.name, version.version_id, pattern, tuple(places), words[0], index is None)
         if (found := self._kept.get(key)) is None:
             async with self._turns:
-                found = await asyncio.to_thread(find, pattern, places, version.table, labels[1], index)
+                found = await asyncio.to_thread(find, pattern, places, version.table, words[1], index)
             self._kept[key] = found
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
@@ -62,12 +62,12 @@ class Searches:
         return Answer(found, opened)
 
     async def snippets(
-        self, answer: Answer, version: Version, pattern: Pattern, labels: Mapping[int, str], latents: Sequence[int]
+        self, answer: Answer, version: Version, pattern: Pattern, words: Words, latents: Sequence[int]
     ) -> list[list[Snippet]]:
         """For each of some latents that were found, a snippet a place."""
         index: Index | None = answer.opened.index
 
         def cut() -> list[list[Snippet]]:
-            return [list(snippets(answer.found, each, pattern, version.table, labels, index)) for each in latents]
+            return [list(snippets(answer.found, each, pattern, version.table, words, index)) for each in latents]
 
         return await asyncio.to_thread(cut)

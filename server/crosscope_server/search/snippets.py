@@ -1,10 +1,10 @@
 """Shows where a latent was found: the match, and the text around it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from crosscope_server.latents import LatentTable
-from crosscope_server.search.finding import TOKEN_COLUMNS, Found, InExamples, Place
+from crosscope_server.search.finding import TOKEN_COLUMNS, Found, InExamples, Place, Words
 from crosscope_server.search.index import Index
 from crosscope_server.search.pattern import Pattern
 
@@ -30,7 +30,7 @@ class Snippet:
 
 
 def snippets(
-    found: Found, latent: int, pattern: Pattern, table: LatentTable, labels: Mapping[int, str], index: Index | None
+    found: Found, latent: int, pattern: Pattern, table: LatentTable, words: Words, index: Index | None
 ) -> Iterator[Snippet]:
     """One snippet for each place where a latent was found."""
     for place, mask in found.masks.items():
@@ -39,8 +39,9 @@ def snippets(
         if place == Place.EXAMPLE and found.examples is not None and index is not None:
             yield _of_example(found.examples, latent, pattern, index)
             continue
-        texts = [labels[latent]] if place == Place.LABEL else table.tokens(TOKEN_COLUMNS[place], [latent])[0]
-        yield Snippet(place, *next(cut for cut in map(pattern.cut, texts) if cut is not None))
+        texts = [words[place][latent]] if place in words else table.tokens(TOKEN_COLUMNS[place], [latent])[0]
+        before, matched, behind = next(cut for cut in map(pattern.cut, texts) if cut is not None)
+        yield Snippet(place, before[-AROUND:], matched, behind[:AROUND])
 
 
 def _of_example(examples: InExamples, latent: int, pattern: Pattern, index: Index) -> Snippet:

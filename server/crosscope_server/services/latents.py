@@ -140,10 +140,12 @@ class LatentsService(latents_pb2_grpc.LatentsServicer):
         num_latents = version.table.num_latents
         keep = version.table.matching(filters, {i: words.meets(i, filters[i], num_latents) for i in about})
         with_examples = at is None or at.with_examples
-        said_of = words.revision, words.labels
-        answer = await self._searches.find(version, pattern, places, said_of, with_examples=with_examples)
+        texts = search_messages.words(words)
+        answer = await self._searches.find(
+            version, pattern, places, (words.revision, texts), with_examples=with_examples
+        )
         page = search_messages.page(answer, keep, request, at)
-        snippets = await self._searches.snippets(answer, version, pattern, words.labels, page.ids)
+        snippets = await self._searches.snippets(answer, version, pattern, texts, page.ids)
         examples = answer.found.examples
         return latents_pb2.SearchLatentsResponse(
             results=search_messages.results(answer, await _latents(version, page.ids, words), snippets),

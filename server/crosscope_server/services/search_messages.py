@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crosscope_proto.v1 import latents_pb2
+from crosscope_server.annotations.snapshot import Snapshot
 from crosscope_server.errors import InvalidRequest, Violation
 from crosscope_server.pages import Key, PageToken
-from crosscope_server.search.finding import Found, Place
+from crosscope_server.search.finding import Found, Place, Words
 from crosscope_server.search.indices import Opened
 from crosscope_server.search.pattern import Pattern
 from crosscope_server.search.snippets import Snippet
@@ -62,6 +63,11 @@ def pattern(request: latents_pb2.SearchLatentsRequest) -> Pattern:
 def places(request: latents_pb2.SearchLatentsRequest) -> tuple[Place, ...]:
     """Where to look, in the order of Place."""
     return tuple(sorted(map(Place, request.places))) or tuple(Place)
+
+
+def words(snapshot: Snapshot) -> Words:
+    """What people say, as a search reads it."""
+    return {Place.LABEL: snapshot.labels, Place.NOTE: snapshot.notes}
 
 
 def page(

@@ -21,6 +21,7 @@ from crosscope.app.palette import CLASS_NAMES, VERDICT_NAMES
 from crosscope.app.scatter_view import Points, axis_title, scatter_view
 from crosscope.app.selection import (
     DEFAULT_X,
+    MAX_IDS,
     OF_LIST,
     PARAMS,
     RANGES,
@@ -114,6 +115,7 @@ def server_filters(info: CrosscoderInfo) -> None:
         url.choice(row, "Part", ["", *parts], "", "part", lambda part: part or "all", help=help_, width=180)
     help_ = "A token at the peaks of its strongest examples, blanks around it not counted."
     url.text(row, "Peaks on the token", "peak", help=help_, width=220)
+    url.text(row, "Ids", "ids", help=f"Only these latents, at most {MAX_IDS}: 7, 20, 21.", width=160)
     word_filters(row, info)
 
 

@@ -42,7 +42,7 @@ def overview(was_active: bool) -> None:
             st.markdown("No job yet. Make a new one here, or make the demo with `crosscope demo`.")
             return
         shown = chosen_job(jobs)
-        st.subheader("All jobs")
+        st.header("All jobs")
         listing(jobs, shown)
         st.space("small")
         detail(shown, jobs)

@@ -1,7 +1,7 @@
 """Prompt lab: a prompt, the latents that fire on each of its tokens, and those that fire on the whole, ranked."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -111,6 +111,15 @@ def page() -> None:
             differences.why(prompt, arguments, comparison, locked, chosen)
     two_prompts.section(prompt, encoding, ranking, chosen)
     copies(prompt, chosen, ranking)
+    st.download_button(
+        "Save as HTML",
+        encoding.html,
+        f"{chosen.name}-prompt.html",
+        "text/html",
+        key="save-prompt",
+        on_click="ignore",
+        help="One file with the tokens and the latents that fire on each. It opens without a server and loads nothing.",
+    )
 
 
 def copies(prompt: LabPrompt, info: CrosscoderInfo, ranking: dict[str, Any]) -> None:
@@ -133,7 +142,7 @@ def chosen_range(num_tokens: int) -> tuple[int, int] | None:
 def ranking_controls(num_tokens: int) -> dict[str, Any]:
     """How latents are ranked, as arguments of `Crosscoder.top_latents`; `tokens` is [first, one past the last]."""
     tokens = chosen_range(num_tokens)
-    st.subheader(f"Latents of tokens {tokens[0]} to {tokens[1] - 1}" if tokens else "Latents of the prompt")
+    st.header(f"Latents of tokens {tokens[0]} to {tokens[1] - 1}" if tokens else "Latents of the prompt")
     if tokens:
         st.button("Rank the whole prompt", on_click=url.keep, args=("range", None))
     row = st.container(horizontal=True, vertical_alignment="bottom")
@@ -255,17 +264,17 @@ def locked_token(encoding: Encoding, token: int | None, info: CrosscoderInfo) ->
         return
     found = encoding.top(token)
     piece = text.visible(encoding.tokens.pieces[token])
-    st.subheader(f"Token {token}: {text.plain(piece)}")
+    st.header(f"Token {token}: {text.plain(piece)}")
     if not found:
         st.markdown("No latent fires on it.")
         return
     ids = np.array([entry.latent for entry in found])
     activation = Column("activation", tables.figures([entry.activation for entry in found]))
-    listed(f"token-{token}", f"Latents of token {token}", ids, (), [activation], info)
+    listed(f"token-{token}", f"Latents of token {token}", ids, [activation], info)
 
 
 def ranked(top: TopLatents, info: CrosscoderInfo) -> None:
-    """Draws the ranked latents: a row colours the tokens by its latent, a head ranks by its figure."""
+    """Draws the ranked latents with what ranks them; a row colours the tokens by its latent."""
     for index, line in enumerate(top.remarks):
         hint = " The switch above includes them." if top.num_left_out and not index else ""
         st.caption(text.plain(line) + hint)
@@ -274,42 +283,38 @@ def ranked(top: TopLatents, info: CrosscoderInfo) -> None:
         return
     ids = np.array([entry.latent for entry in top.entries])
     largest = np.array([entry.max for entry in top.entries])
-    own = session.atlas(info.name, info.version_id)["max"][ids]
+    largest_at = [
+        f"{text.number(entry.max)} at {entry.peak_token} {text.isolated(text.visible(piece))}"
+        for entry, piece in ((entry, top.tokens.pieces[entry.peak_token]) for entry in top.entries)
+    ]
+    rows = [Column("largest", largest_at, "Largest activation in the prompt, and its token.", is_text=True)]
+    if top.rank != "max":
+        head, cells, help_ = figures_of(top, ids, largest, session.atlas(info.name, info.version_id))
+        rows.append(Column(head, cells, help_, ordered="descending"))
+    listed("ranked", "Latents of the prompt", ids, rows, info)
+    st.caption(f"{len(ids)} of {top.num_latents} latents that fire. A row colours the tokens by its latent.")
+
+
+def figures_of(
+    top: TopLatents, ids: np.ndarray, largest: np.ndarray, columns: Mapping[str, np.ndarray]
+) -> tuple[str, list[str], str]:
+    """The figure that ranks the latents, other than the largest activation: head, cells and help."""
+    own = columns["max"][ids]
     share = largest / np.where(own > 0, own, np.nan)
-    at = [
-        f"{entry.peak_token} {text.isolated(text.visible(top.tokens.pieces[entry.peak_token]))}"
-        for entry in top.entries
-    ]
-    useless = session.atlas(info.name, info.version_id)["base_uselessness_single"][ids] * largest
-    weighed = tables.figures(useless)
-    rows = [
-        ranking_column("largest", "max", tables.figures(largest), "Largest activation in the prompt.", top),
-        Column("at", at, "Token with the largest activation.", is_text=True),
-        ranking_column("sum", "sum", tables.figures([e.sum for e in top.entries]), "Sum over tokens.", top),
-        ranking_column("tokens", "count", [text.count(e.count) for e in top.entries], "Tokens on which it fires.", top),
-        ranking_column("of own", "share_of_max", [_tables.percent(each) for each in share], OWN_HELP, top),
-        ranking_column("× useless", "uselessness", weighed, USELESS_HELP, top),
-    ]
-    listed("ranked", "Latents of the prompt", ids, ("frequency",), rows, info)
-    st.caption(
-        f"{len(ids)} of {top.num_latents} latents that fire. A row colours the tokens by its latent; "
-        f"the heads rank all {top.num_latents}."
-    )
+    useless = columns["base_uselessness_single"][ids] * largest
+    return {
+        "sum": ("sum", tables.figures([entry.sum for entry in top.entries]), "Sum over tokens."),
+        "count": ("tokens", [text.count(entry.count) for entry in top.entries], "Tokens on which it fires."),
+        "share_of_max": ("of own", [_tables.percent(each) for each in share], OWN_HELP),
+        "uselessness": ("× useless", tables.figures(useless), USELESS_HELP),
+    }[top.rank]
 
 
-def ranking_column(head: str, rank: str, cells: Sequence[str], help_: str, top: TopLatents) -> Column:
-    """A column of a figure by which all latents of the prompt can be ranked."""
-    link = address.here({"rank": None if rank == "max" else rank})
-    return Column(head, cells, help_, order=link, ordered="descending" if top.rank == rank else "")
-
-
-def listed(
-    key: str, label: str, ids: np.ndarray, names: Sequence[str], more: Sequence[Column], info: CrosscoderInfo
-) -> None:
+def listed(key: str, label: str, ids: np.ndarray, more: Sequence[Column], info: CrosscoderInfo) -> None:
     """Draws a table of latents with their evidence and further columns; a row colours the tokens by its latent."""
     links = [address.here({"by": latent, SHADE: None}) for latent in ids.tolist()]
     by = prompts.decimal(st.query_params.get("by"), -1)
-    latent_list(key, label, ids, info, links, names=names, more=more, chosen=by)
+    latent_list(key, label, ids, info, links, more=more, chosen=by)
 
 
 def chosen_latent(prompt: LabPrompt, info: CrosscoderInfo) -> None:
@@ -317,7 +322,7 @@ def chosen_latent(prompt: LabPrompt, info: CrosscoderInfo) -> None:
     by = prompts.decimal(st.query_params.get("by"), -1)
     if not 0 <= by < info.num_latents:
         return
-    st.subheader(f"Latent {by}")
+    st.header(f"Latent {by}")
     latent = session.latent(info.name, info.version_id, by)
     panels.evidence(latent, session.uselessness_floor(info))
     panels.chips(latent.top_tokens)

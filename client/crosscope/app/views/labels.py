@@ -9,6 +9,7 @@ import streamlit as st
 from crosscope import Annotation, AnnotationExport, CrosscoderInfo, ImportReport
 from crosscope._annotation_files import parse, text_of
 from crosscope._annotations import moment
+from crosscope._export import MOST_EXPORTED
 from crosscope.app import address, session, tables, text, url, words
 from crosscope.app.selection import SAID
 from crosscope.app.table_view import Column, table_view
@@ -30,7 +31,9 @@ def page() -> None:
     found = words.found(chosen.name, chosen.version_id)
     for note in found.notes:
         st.info(text.sentence(note))
-    counts = f"{found.num_labelled:,} labelled · {found.num_starred:,} starred · {found.num_noted:,} with a note"
+    sizes = (found.num_labelled, found.num_starred, found.num_noted)
+    kinds = ("labelled", "starred", "with a note")
+    counts = " · ".join(f"{text.count(size)} {kind}" for size, kind in zip(sizes, kinds, strict=True))
     st.caption(f"{counts}. They belong to the weights of {text.plain(chosen.name)}, in every version of them.")
     with st.container(key="wrap-labels"):
         left, right = st.columns([3, 1], gap="large")
@@ -60,8 +63,24 @@ def listing(info: CrosscoderInfo, found: Sequence[Annotation]) -> None:
     about: dict[str, Any] = {"said": said, "list": in_list, "order": "list" if in_list else "id"}
     links = [address.href("latent", {"crosscoder": info.name, "latent": each.latent, **about}) for each in some]
     table_view("labels", "Latents with words", columns(info, some), links, max_height=640)
-    cut = f"The first {MAX_ROWS} of {len(shown):,}; an export holds all. " if len(shown) > MAX_ROWS else ""
+    cut = f"The first {MAX_ROWS} of {text.count(len(shown))}; an export holds all. " if len(shown) > MAX_ROWS else ""
     st.caption(f"{cut}A row opens its latent; J and K go on from there.")
+    save(info, [each.latent for each in shown], in_list)
+
+
+def save(info: CrosscoderInfo, latents: Sequence[int], name: str) -> None:
+    """A button that saves the shown latents with their examples as one file, which is made when it is clicked."""
+    some = latents[:MOST_EXPORTED]
+    title = f"{info.name}: {name or 'latents with words'}"
+    st.download_button(
+        f"Save these {text.count(len(some))} as HTML",
+        lambda: session.crosscoder(info.name, info.version_id).html(some, title=title),
+        f"{info.name}-{name or 'words'}.html",
+        "text/html",
+        key="save-list",
+        on_click="ignore",
+        help=f"One file with figures and examples. It opens without a server. At most {text.count(MOST_EXPORTED)}.",
+    )
 
 
 def meets(each: Annotation, wanted: str, said: str, in_list: str) -> bool:
@@ -91,7 +110,7 @@ def columns(info: CrosscoderInfo, some: Sequence[Annotation]) -> list[Column]:
 
 def lists(info: CrosscoderInfo) -> None:
     """The lists, each with a link to its latents; the chosen one can be renamed and deleted."""
-    st.subheader("Lists")
+    st.header("Lists")
     there = words.lists(info.name, info.version_id)
     if there:
         rows = [
@@ -132,7 +151,7 @@ def chosen_list(name: str, info: CrosscoderInfo) -> None:
 
 def transfer(info: CrosscoderInfo) -> None:
     """Export and import."""
-    st.subheader("Export and import")
+    st.header("Export and import")
     row = st.container(horizontal=True)
     for ending, mime in (("json", "application/json"), ("csv", "text/csv")):
         file = Path(f"{info.name}-labels.{ending}")

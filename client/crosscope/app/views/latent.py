@@ -1,26 +1,25 @@
 """Latent: one latent's evidence, its statistics, and the texts on which it fires."""
 
-import math
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import streamlit as st
 
-from crosscope import CrosscoderInfo, Latent, LatentScaling, TokenRole
-from crosscope.app import address, bars_view, latent_examples, panels, session, tables, text, url, word_panel, words
-from crosscope.app.columns import AXES, DIFFERENCE_EVIDENCE, EVIDENCE
-from crosscope.app.palette import MODEL_COLOURS, NEUTRAL, ROLE_COLOURS, ROLE_NAMES
-from crosscope.app.selection import Selection
-from crosscope.app.table_view import Column, table_view
-from crosscope.app.views.atlas import current, order_name
-
-PLACED = frozenset(
-    {
-        *(*EVIDENCE, *DIFFERENCE_EVIDENCE, "max", "mean", "frequency", "cosine", "repeat_share", "template_share"),
-        *("base_uselessness", "base_uselessness_ls", "base_uselessness_single"),
-    }
+from crosscope import CrosscoderInfo, Latent
+from crosscope.app import (
+    beside,
+    latent_examples,
+    latent_figures,
+    panels,
+    provenance,
+    session,
+    text,
+    trial,
+    url,
+    word_panel,
 )
-"""Columns that the page shows in a place of their own; template_share follows from the shares by role."""
+from crosscope.app.selection import Selection
+from crosscope.app.views.atlas import current, order_name
 
 
 def page() -> None:
@@ -40,15 +39,34 @@ def page() -> None:
     latent = session.latent(chosen.name, chosen.version_id, latent_id)
     panels.evidence(latent, session.uselessness_floor(chosen))
     word_panel.panel(latent, chosen)
-    session.link("steer", "Steer with this latent", crosscoder=chosen.name, steer=f"{latent_id} add 1")
-    export(latent, chosen)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        session.link("steer", "Steer with this latent", crosscoder=chosen.name, steer=f"{latent_id} add 1")
+        export(latent, chosen)
+    if (second := beside.wanted(chosen.num_latents)) is None:
+        trial.box([latent], chosen)
+        alone(latent, chosen, near(ids, latent_id))
+    else:
+        other = session.latent(chosen.name, chosen.version_id, second)
+        trial.box([latent] if second == latent_id else [latent, other], chosen)
+        beside.draw(latent, other, chosen)
+
+
+def near(ids: np.ndarray, latent_id: int) -> list[int]:
+    """The latents before and after one in an order, if there are any."""
+    found = np.flatnonzero(ids == latent_id)
+    return [each for each in neighbours_in(ids, int(found[0]) if len(found) else None) if each is not None]
+
+
+def alone(latent: Latent, info: CrosscoderInfo, ahead: Sequence[int]) -> None:
+    """One latent: its figures at the left, where it fires at the right. The latents `ahead` are read already."""
     with st.container(key="wrap-latent"):
         left, right = st.columns([2, 3], gap="large")
     with left:
-        statistics(latent, chosen)
+        latent_figures.statistics(latent, info)
+        provenance.panel(info)
     with right:
-        histogram(latent, chosen)
-        latent_examples.examples(latent, chosen)
+        latent_figures.histogram(latent, info)
+        latent_examples.examples(latent, info, ahead)
 
 
 def export(latent: Latent, info: CrosscoderInfo) -> None:
@@ -97,6 +115,8 @@ def header(latent_id: int | None, ids: np.ndarray, info: CrosscoderInfo, selecti
         width=130,
         on_change=lambda: show(st.session_state[f"goto-{latent_id}"]),
     )
+    if latent_id is not None:
+        beside.choice(row, latent_id, info)
     where = (
         f"{text.count(at + 1)} of {text.count(len(ids))}"
         if at is not None
@@ -114,158 +134,4 @@ def neighbours_in(ids: np.ndarray, at: int | None) -> tuple[int | None, int | No
 
 def show(latent_id: int | None) -> None:
     """Goes to another latent and starts its examples from the top."""
-    url.write({"latent": str(latent_id), "n": None, "token": None})
-
-
-def statistics(latent: Latent, info: CrosscoderInfo) -> None:
-    """The left column: norms, scaling, tokens, shares, neighbours."""
-    panels.facts(
-        [
-            ("max activation", text.number(latent.max)),
-            ("mean", text.with_error(latent.mean.value, latent.mean.se), "where it fired"),
-            ("frequency", text.with_error(latent.frequency.value, latent.frequency.se), "of all tokens"),
-            ("cosine", text.number(latent.cosine), "of the decoder rows"),
-            *measured(latent),
-            *further(latent),
-            *([("part", latent.part.replace("_", " "), "of the dictionary")] if latent.part else []),
-        ]
-    )
-    st.subheader("Decoder norms")
-    panels.bars(
-        [
-            ("base", latent.norm_base, text.number(latent.norm_base), MODEL_COLOURS[0]),
-            ("chat", latent.norm_chat, text.number(latent.norm_chat), MODEL_COLOURS[1]),
-        ]
-    )
-    st.subheader("Tokens at its peaks")
-    panels.chips(latent.top_tokens)
-    for name, found in (("base", latent.logit_tokens_base), ("chat", latent.logit_tokens_chat)):
-        st.caption(f"Raised most through the {name} unembedding")
-        reason = info.unavailable.get(f"logit_lens_{name}")
-        if reason and not any(found):
-            st.caption(f"Not measured: {text.sentence(reason)}")
-        else:
-            panels.chips(found)
-    st.subheader("Share of activation")
-    st.caption("by role")
-    panels.bars(role_bars(latent, session.bos_left_out(info)), largest=1.0)
-    st.caption("by data set")
-    panels.bars([share(*each) for each in zip(info.datasets, latent.dataset_shares, strict=False)], largest=1.0)
-    st.subheader("Latent scaling")
-    scaling_table("Along the chat decoder row (the published choice)", latent.chat_direction)
-    with st.expander("Along the base decoder row"):
-        scaling_table("", latent.base_direction)
-    uselessness(latent, session.uselessness_floor(info))
-    neighbours(latent, info)
-    coactive(latent, info)
-
-
-def measured(latent: Latent) -> list[tuple[str, str, str]]:
-    """Its β ratio, and the share of its active tokens that repeat an earlier text, if they were measured."""
-    ratio, share = latent.beta_ratio, latent.repeat_share
-    facts = []
-    if not math.isnan(ratio.value):
-        facts.append(("β ratio", text.with_error(ratio.value, ratio.se), "of base over chat"))
-    if share is not None and not math.isnan(share):
-        facts.append(("repeats", f"{share:.0%}", "of active tokens"))
-    return facts
-
-
-def further(latent: Latent) -> list[tuple[str, str]]:
-    """The columns of the app's tables that the page shows nowhere else, if they are defined."""
-    row = latent.to_row()
-    values: dict[str, Any] = {name: row[name] for name in AXES if name not in PLACED}
-    return [(AXES[name].short, text.number(value)) for name, value in values.items() if not math.isnan(value)]
-
-
-def role_bars(latent: Latent, bos_left_out: bool) -> list[tuple[str, float, str, str]]:
-    """A bar for each role that the analysis told apart; padding only if something fires on it.
-
-    If BOS was left out of the analysis, its bar says so.
-    """
-    told_apart = [role for role in TokenRole if role < len(latent.role_shares)]
-    roles = [role for role in told_apart if role is not TokenRole.PAD or latent.role_share(role) > 0]
-    bars = [share(ROLE_NAMES[role], latent.role_share(role), ROLE_COLOURS[role]) for role in roles]
-    if bos_left_out and TokenRole.BOS in roles:
-        left_out = (ROLE_NAMES[TokenRole.BOS], 0.0, "left out by the token policy", NEUTRAL)
-        bars[roles.index(TokenRole.BOS)] = left_out
-    return bars
-
-
-def share(name: str, value: float, colour: str = NEUTRAL) -> tuple[str, float, str, str]:
-    """A bar of a share."""
-    return (name, value, "–" if math.isnan(value) else f"{value:.0%}", colour)
-
-
-def scaling_table(caption: str, scaling: LatentScaling) -> None:
-    """Coefficients with their standard errors."""
-    if caption:
-        st.caption(caption)
-    rows = (
-        ("activation", scaling.activation),
-        ("activation without bias", scaling.activation_no_bias),
-        ("reconstruction", scaling.reconstruction),
-        ("error", scaling.error),
-    )
-    lines = ["| β of | base | chat |", "|:--|--:|--:|"]
-    for name, both in rows:
-        base, chat = (text.with_error(estimate.value, estimate.se) for estimate in (both.base, both.chat))
-        lines.append(f"| {name} | {base} | {chat} |")
-    st.markdown("\n".join(lines))
-    if math.isnan(scaling.nu_err.value) and math.isnan(scaling.nu_rec.value):
-        return
-    nu_err, nu_rec = (text.with_error(nu.value, nu.se) for nu in (scaling.nu_err, scaling.nu_rec))
-    st.markdown(f"ν error {nu_err} · ν reconstruction {nu_rec}")
-
-
-def uselessness(latent: Latent, floor: float) -> None:
-    """Draws base uselessness by its three definitions; nothing if none is defined, as in a difference dictionary."""
-    scores = (latent.base_uselessness, latent.base_uselessness_ls, latent.base_uselessness_single)
-    if all(value is None for value in scores):
-        return
-    st.subheader("Base uselessness")
-    panels.facts(
-        [
-            ("published recipe", text.number(latent.base_uselessness)),
-            ("least squares", text.number(latent.base_uselessness_ls, floor=floor)),
-            ("alone", text.number(latent.base_uselessness_single, floor=floor)),
-        ]
-    )
-    st.caption(AXES["base_uselessness_single"].meaning)
-
-
-def neighbours(latent: Latent, info: CrosscoderInfo) -> None:
-    """The nearest latents by decoder cosine."""
-    found = [(other.latent, other.cosine) for other in latent.neighbours]
-    others("Nearest latents", "cosine", "Of both models' decoder rows side by side.", found, info)
-
-
-def coactive(latent: Latent, info: CrosscoderInfo) -> None:
-    """The latents that fire on the same tokens."""
-    found = [(other.latent, other.index) for other in latent.coactive]
-    help_ = "Tokens on which both fire, as a share of those on which either does."
-    others("Fires with", "Jaccard index", help_, found, info)
-
-
-def others(title: str, measure: str, help_: str, found: list[tuple[int, float]], info: CrosscoderInfo) -> None:
-    """Other latents and a measure of how near they are; a row opens one."""
-    if not found:
-        return
-    st.subheader(title)
-    called = words.cells(info, [latent for latent, _ in found])
-    columns = [
-        Column("latent", [str(latent) for latent, _ in found]),
-        Column("name", called, tables.NAME_HELP, is_text=True, is_narrow=True),
-        Column(measure, tables.figures([value for _, value in found]), help_),
-    ]
-    links = [address.href("latent", {"crosscoder": info.name, "latent": latent}) for latent, _ in found]
-    table_view(measure, title, columns, links)
-
-
-def histogram(latent: Latent, info: CrosscoderInfo) -> None:
-    """Density of its activations."""
-    if not any(latent.histogram):
-        st.info("It never fired in the analysis, so there are no activations and no examples to show.")
-        return
-    alt = "Histogram of its scaled activations, tokens on a logarithmic axis"
-    bars_view.bars_view("histogram", alt, bars_view.activations(latent.histogram, info.histogram_edges))
+    url.write({"latent": str(latent_id), "n": None, "token": None, "whole": None})

@@ -52,7 +52,7 @@ def chosen_look(found: Sequence[LookInfo]) -> LookInfo:
 def contents(look: Look) -> None:
     """Draws all that a look found."""
     facts(look)
-    st.subheader("Which layer")
+    st.header("Which layer")
     st.markdown(text.sentence(look.reason))
     if look.recipe_line:
         st.code(look.recipe_line, language="yaml")
@@ -93,7 +93,7 @@ def share(value: float | None) -> str:
 
 def findings(look: Look) -> None:
     """The tokens that differ most; a row shows its text and both models' next tokens."""
-    st.subheader("Tokens that differ most")
+    st.header("Tokens that differ most")
     if not look.findings:
         st.markdown("No token differs.")
         return
@@ -135,7 +135,7 @@ def groups(look: Look) -> None:
     """The difference by data set and by role."""
     if not look.groups:
         return
-    st.subheader("By data set and role")
+    st.header("By data set and role")
     rows = [
         Column("", [each.kind for each in look.groups], is_text=True),
         Column("name", [each.name.replace("_", " ") for each in look.groups], is_text=True),
@@ -151,7 +151,7 @@ def conversations(look: Look) -> None:
     """The texts that differ most, coloured by KL."""
     if not look.conversations:
         return
-    st.subheader("Texts that differ most")
+    st.header("Texts that differ most")
     shown = int(prompts.decimal(st.query_params.get("n"), CONVERSATIONS_A_PAGE))
     strips_of(look.conversations[:shown], "look-conversations", look)
     if shown < len(look.conversations):
@@ -174,6 +174,7 @@ def strips_of(texts: Sequence[LookText], key: str, look: Look, at: int | None = 
             peak=at,
             left_out=each.tokens.left_out,
             shades=each.kl,
+            actions={"open": "Prompt lab"} if has_lab else {},
         )
         for each in texts
     ]
@@ -182,7 +183,6 @@ def strips_of(texts: Sequence[LookText], key: str, look: Look, at: int | None = 
         key=key,
         measure=MEASURE,
         locked=None if at is None else (0, at),
-        action="Prompt lab" if has_lab else None,
         line_breaks=True,
     )
     if event and event.kind == "open" and crosscoder is not None:
@@ -207,7 +207,7 @@ def continuations(found: Sequence[Continuation]) -> None:
     """What both models say after prompts that differ most, greedily."""
     if not found:
         return
-    st.subheader("What they say")
+    st.header("What they say")
     st.caption("Greedy answers to prompts at whose answers the models differ most.")
     for index, each in enumerate(found):
         with st.container(border=True):
@@ -228,7 +228,7 @@ def first_positions(look: Look) -> None:
     """The mean activation difference at the first positions, read through both models' heads."""
     if not look.first:
         return
-    st.subheader("First positions")
+    st.header("First positions")
     st.caption(
         "The mean of chat's stream less base's at the first positions of the texts, and the tokens it raises most."
     )

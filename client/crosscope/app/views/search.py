@@ -4,7 +4,7 @@ import streamlit as st
 
 from crosscope import CrosscoderInfo, SearchPlace, SearchResults
 from crosscope._search import SEARCH_HEADERS, search_rows
-from crosscope.app import address, session, text, url
+from crosscope.app import address, session, tables, text, url
 from crosscope.app.columns import CLASS_OF_NUMBER
 from crosscope.app.palette import CLASS_NAMES
 from crosscope.app.table_view import Column, table_view
@@ -16,6 +16,7 @@ PLACES = {
     SearchPlace.LOGIT_BASE: "raised in base",
     SearchPlace.LOGIT_CHAT: "raised in chat",
     SearchPlace.EXAMPLE: "examples",
+    SearchPlace.NOTE: "notes",
 }
 _HELP = {
     "in": "Where the text was found.",
@@ -64,21 +65,27 @@ def results(
             st.warning(f"Not searched in {PLACES[count.place]}: {text.plain(count.not_searched)}")
     for note in found.notes:
         st.info(text.sentence(note))
-    counts = " · ".join(f"{PLACES[each.place]} {each.num_latents:,}" for each in found.counts)
-    texts = f"{found.num_text_matches:,} matches in {found.num_texts:,} texts"
-    st.caption(f"{found.num_matching:,} latents: {counts}. {texts}.")
+    counts = " · ".join(f"{PLACES[each.place]} {text.count(each.num_latents)}" for each in found.counts)
+    texts = f"{text.count(found.num_text_matches)} matches in {text.count(found.num_texts)} texts"
+    st.caption(f"{text.count(found.num_matching)} latents: {counts}. {texts}.")
     if not found:
         st.markdown("No latent was found.")
         return
     rows = [(each, row) for each in found for row in search_rows(each)]
+    cells: dict[str, list[str]] = {head: [row[i] for _, row in rows] for i, head in enumerate(SEARCH_HEADERS)}
+    where = [PLACES[SearchPlace(place)] for place in cells["in"]]
     columns = [
-        Column(head, [row[i] for _, row in rows], _HELP.get(head, ""), is_text=head != "activation")
-        for i, head in enumerate(SEARCH_HEADERS)
+        Column("latent", [str(each.latent.id) for each, _ in rows]),
+        Column("name", cells["name"], tables.NAME_HELP, is_text=True, is_narrow=True),
+        Column("in", where, _HELP["in"], is_text=True),
+        Column("match", cells["match"], _HELP["match"], is_text=True),
+        Column("activation", cells["activation"], _HELP["activation"]),
+        Column("class", cells["class"], is_text=True),
     ]
     links = [address.href("latent", {"crosscoder": info.name, "latent": each.latent.id}) for each, _ in rows]
     table_view("search", "Latents found", columns, links, max_height=640)
     if found.num_matching > len(found):
-        st.caption(f"The first {len(found)} of {found.num_matching:,}.")
+        st.caption(f"The first {len(found)} of {text.count(found.num_matching)}.")
 
 
 def _found(

@@ -39,7 +39,7 @@ def page() -> None:
     with st.container(key="wrap-steer"):
         left, right = st.columns(2, gap="large")
     with left:
-        st.subheader("Prompt")
+        st.header("Prompt")
         prompt = composer.fields(composer.current(), answered=True)
         sampling = sampling_fields()
     with right:
@@ -50,7 +50,7 @@ def page() -> None:
 
 def sampling_fields() -> Sampling:
     """How answers are drawn."""
-    st.subheader("Answers")
+    st.header("Answers")
     row = st.container(horizontal=True, vertical_alignment="bottom")
     default = Sampling()
     return Sampling(
@@ -82,7 +82,7 @@ def sampling_fields() -> Sampling:
 
 def changes_fields(info: CrosscoderInfo) -> list[Steer]:
     """Draws the changes of the URL and a field to add one; returns those that can be asked for."""
-    st.subheader("Changes")
+    st.header("Changes")
     changes, problems = steering.read(st.query_params.get_all(steering.PARAM))
     if problem := st.session_state.pop(PROBLEM, None):
         problems.append(problem)

@@ -71,7 +71,7 @@ def page() -> None:
     lesson(both)
     figures(both)
     nus(both)
-    st.subheader("Which latents are the same?")
+    st.header("Which latents are the same?")
     with session.shown_errors(part="matches"):
         found = session.matches(chosen.name, chosen.version_id, other.name, other.version_id)
         matched(found)
@@ -115,7 +115,7 @@ def sentences(both: Sequence[Shown]) -> list[str]:
 
 def figures(both: Sequence[Shown]) -> None:
     """Draws the figures of both, side by side."""
-    st.subheader("Side by side")
+    st.header("Side by side")
     rows: list[tuple[str, list[str]]] = [
         ("variant", [one.info.variant for one in both]),
         ("latents", [text.count(one.info.num_latents) for one in both]),
@@ -146,7 +146,7 @@ def nus(both: Sequence[Shown]) -> None:
     if not all(is_defined(one.columns, "nu_err") for one in both):
         st.caption("ν is undefined in a dictionary of differences, so its distribution is not drawn (math §2).")
         return
-    st.subheader("Does base have them too?")
+    st.header("Does base have them too?")
     st.caption(
         "Share of the living latents by ν: near 1 base has what chat's row writes, near 0 it lacks it. Left of both "
         "dotted limits, by more than its errors, a latent is specific to chat."
