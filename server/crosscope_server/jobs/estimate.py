@@ -187,9 +187,8 @@ def _training_time(recipe: CrosscoderRecipe, amounts: Amounts, target: Target, s
         return Entry(TRAINING, None, "seconds", why)
     spec, training = recipe.crosscoder, recipe.training
     reading = (amounts.harvested_tokens or amounts.tokens) * target.rates.harvest_s(flops)
-    step = target.rates.step_s(
-        training.dtype, training.batch_size, spec.num_latents, recipe.crosscoder.width(*amounts.d_model)
-    )
+    width = spec.width(*amounts.d_model)
+    step = target.rates.step_s(training.dtype, training.batch_size, spec.num_latents, width)
     length = f"{step:.3g} s" if step >= 1 else f"{step * 1e3:.3g} ms"
     note = f"both models {reading:.0f} s, then {amounts.steps} steps of {length}; scaled from the rates"
     return Entry(TRAINING, reading + amounts.steps * step, "seconds", note)
