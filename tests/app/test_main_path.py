@@ -141,6 +141,8 @@ def test_tables_say_what_columns_and_missing_or_largest_values_mean(
     evidence = page.locator("tbody tr").first.locator(".words")
     expect(evidence).to_have_text(re.compile("ν err –, ν rec .*, useless alone ≥ 11.5$"))
     assert page.locator("thead th").count() <= 6
+    expect(page.locator("tbody td b").first).to_be_visible()  # a name's peak
+    assert "**" not in page.locator("tbody").inner_text()
     assert not {"None", "nan"} & set(page.locator("td").all_inner_texts())
     settle(page)
     page.get_by_role("link", name="useless alone").hover()

@@ -13,6 +13,11 @@ function link(text, href) {
   return node;
 }
 
+const BOLD = /\*\*(.+?)\*\*/g;
+
+// A latent's name: the peak, between two pairs of asterisks, is bold.
+const withBold = (text) => text.split(BOLD).map((part, place) => (place % 2 ? element("b", "", part) : part));
+
 const linksOf = (rows) => rows.flatMap((row) => [...row.querySelectorAll("a")]);
 
 class TableView {
@@ -130,10 +135,11 @@ class TableView {
       cells.forEach((text, place) => {
         const column = data.columns[place];
         const cell = element("td", column.narrow ? "text narrow" : column.text ? "text" : "");
-        if (data.columns[place].text) cell.title = text;
+        if (column.text) cell.title = column.narrow ? text.replaceAll(BOLD, "$1") : text;
         const own = data.columns[place].links[index] ?? (place === 0 ? data.links[index] : undefined);
         if (data.columns[place].gauges.length) this.gauges(cell, data.columns[place], text, index);
         else if (own) cell.append(link(text, own));
+        else if (column.narrow) cell.append(...withBold(text));
         else cell.textContent = text;
         row.append(cell);
       });
