@@ -272,7 +272,7 @@ def test_a_recipe_that_has_run_is_the_start_and_is_kept(stack: Stack, open_page:
     expect(page.get_by_text("The recipe is sound")).to_be_visible()
     expect(page.get_by_role("table", name="What the job would take")).to_contain_text("checkpoint")
     expect(page.get_by_text("no job worker listens now: whether it fits is unknown")).to_be_visible()
-    expect(page.get_by_role("table", name="On no job worker listens now")).to_contain_text("unknown")
+    expect(page.get_by_role("table", name="no job worker listens now: times and memory")).to_contain_text("unknown")
     expect(page.get_by_role("alert").filter(has_text="steps")).not_to_have_count(0)
     page.get_by_role("radio", name="crosscoder").click()
     settle(page)

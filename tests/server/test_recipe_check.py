@@ -84,9 +84,8 @@ def test_a_sound_recipe(home: Path) -> None:
     device = planned.devices[0]
     memory = {entry.name: entry.value for entry in device.memory}
     parts = needed(recipe.crosscoder, recipe.training, (32, 32), "cuda")  # here more than on a CPU
-    names = {"the threshold's sample, tokens:": "the threshold's sample", COPY: "a checkpoint's copy"}
-    names["activations on their way and work space, tokens:"] = "activations on their way and work space"
-    assert memory == {"both models": 4000, **{names.get(name, name): size for name, size in parts.items()}}
+    assert value["copy of a checkpoint"] == parts.pop(COPY)
+    assert memory == {"both models": 4000, **{name.partition(", ")[0]: size for name, size in parts.items()}}
     assert (device.name, device.fits) == (NO_WORKER, None)
     assert value["version"] == 4 * (2 * 64 * 64 + 64 + 64)
 

@@ -46,7 +46,7 @@ def _device(device: DevicePlan, recipe: str) -> None:
         st.error("\n".join([line, "", *(f"- {text.plain(way)}" for way in device.ways_out)]))
     else:
         st.markdown(f"**{line}**")
-    _table(f"On {device.name}", _plans.device_rows(device), recipe)
+    _table(f"{device.name}: times and memory", _plans.device_rows(device), recipe)
     if device.rates:
         st.caption(f"Rates: {text.plain(device.rates)}.")
 

@@ -56,7 +56,7 @@ class Column:
     is_text: bool = False
     """Texts stand to the left, figures to the right."""
     is_narrow: bool = False
-    """Whether a long text is cut early, so that the figures beside it stay in view; hovering shows the whole. What stands
+    """Whether a long text is cut early, so that the figures beside it stay in view; hovering shows the whole. A part
     between ** and ** is bold, as in the name of a latent."""
     order: str = ""
     """A link that orders the table by this column; empty: the head is no link."""

@@ -17,7 +17,6 @@ from crosscope_server.jobs.inputs import Model, bytes_of
 TRAINING, ANALYSIS, WHOLE_JOB = "training", "analysis", "whole job"
 """Names of times."""
 NO_WORKER = "no job worker listens now"
-_NOTES = {COPY: "if there is room; else training waits while a checkpoint is written"}
 _LEAST = {"training.buffer_tokens": 1, "training.batch_size": 1, "crosscoder.num_latents": 1}
 
 
@@ -87,13 +86,13 @@ def on_device(recipe: CrosscoderRecipe, amounts: Amounts, target: Target, speed:
     memory = memory_of(recipe, amounts, target)
     fits, ways_out = None, []
     if memory and target.memory_bytes is not None:
-        fits = _least(memory) <= target.memory_bytes
+        fits = sum(memory.values()) <= target.memory_bytes
         ways_out = [] if fits else list(_ways_out(recipe, amounts, target))
     return DevicePlan(
         name=target.name,
         memory_bytes=target.memory_bytes,
         free_bytes=target.free_bytes,
-        memory=[Entry(_name(part), size, "bytes", _NOTES.get(part, "")) for part, size in memory.items()],
+        memory=[Entry(part.partition(", ")[0], size, "bytes") for part, size in memory.items()],
         fits=fits,
         ways_out=ways_out,
         times=list(_times(recipe, amounts, target, speed)),
@@ -102,24 +101,17 @@ def on_device(recipe: CrosscoderRecipe, amounts: Amounts, target: Target, speed:
 
 
 def memory_of(recipe: CrosscoderRecipe, amounts: Amounts, target: Target) -> dict[str, int]:
-    """Bytes at the peak of the training, by what they are for; nothing where a model is unknown.
+    """Bytes without which the training cannot run, by what they are for; nothing where a model is unknown.
 
-    Where the kind of device is not known, those of the kind that takes more.
+    A checkpoint's copy is not among them: it is not taken where there is no room for it. If the kind of device is not
+    known, they are those of the kind that takes more.
     """
     if amounts.d_model is None or len(amounts.models) < 2:
         return {}
     models = sum(loaded_bytes(each, recipe) for each in amounts.models.values())
     parts = [needed(recipe.crosscoder, recipe.training, amounts.d_model, kind) for kind in target.kinds]
-    return {"both models": models, **max(parts, key=_least)}
-
-
-def _least(memory: Mapping[str, int]) -> int:
-    """Bytes without which the training cannot run: a checkpoint's copy is not taken where there is no room for it."""
-    return sum(memory.values()) - memory.get(COPY, 0)
-
-
-def _name(part: str) -> str:
-    return part.partition(", ")[0].rstrip(":")
+    most = max(parts, key=lambda each: sum(each.values()))
+    return {"both models": models, **{name: size for name, size in most.items() if name != COPY}}
 
 
 def loaded_bytes(model: Model, recipe: CrosscoderRecipe) -> int:
@@ -134,7 +126,7 @@ def _ways_out(recipe: CrosscoderRecipe, amounts: Amounts, target: Target) -> Ite
         if value is not None:
             yield f"{name} {value} would fit"
     for device in rates.DEVICES:
-        need, room = _least(memory_of(recipe, amounts, Target(device.name, device))), device.memory_bytes
+        need, room = sum(memory_of(recipe, amounts, Target(device.name, device)).values()), device.memory_bytes
         if room is not None and need <= room and room > (target.memory_bytes or 0):
             yield f"it fits on {device.name} ({device.title})"
 
@@ -150,7 +142,7 @@ def _fitting(recipe: CrosscoderRecipe, amounts: Amounts, target: Target, name: s
             smaller = dataclasses.replace(recipe, **{section: dataclasses.replace(part, **{key: value})})
         except ValueError:  # For instance fewer latents than k.
             return None
-        if _least(memory_of(smaller, amounts, target)) <= (target.memory_bytes or 0):
+        if sum(memory_of(smaller, amounts, target).values()) <= (target.memory_bytes or 0):
             return value
     return None
 

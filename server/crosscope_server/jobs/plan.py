@@ -159,6 +159,7 @@ def _entries(recipe: CrosscoderRecipe, found: Findings, length: Length, amounts:
         return
     size = checkpoint_bytes(recipe.crosscoder, training, amounts.d_model)
     yield Entry("checkpoint", size, "bytes", "disk, at most, twice while written; removed once the job has succeeded")
+    yield Entry("copy of a checkpoint", size, "bytes", "memory, if there is room; else training waits for the disk")
     width = recipe.crosscoder.width(*amounts.d_model)
     weights = 4 * (2 * recipe.crosscoder.num_latents * width + recipe.crosscoder.num_latents + width)
     yield Entry("version", weights, "bytes", "disk, kept: its weights; tables and examples come on top")
