@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 from crosscope_worker.models.pair import decoder, decoder_layers
 from crosscope_worker.precision import float32_products
 
-
 _ROWS_AT_ONCE = 1 << 14
 """Rows of a head that are widened at a time."""
 
@@ -117,7 +116,7 @@ def standing_in(module: nn.Module, forward: Callable[..., Any]) -> Generator[Non
 
 @contextmanager
 def in_float32(model: PreTrainedModel, layer: int | None = None) -> Generator[None]:
-    """Lets the decoder layers up to `layer` compute in float32, so that rounding hides no difference, nor looks like one.
+    """Lets the decoder layers up to `layer` compute in float32, so that rounding neither hides nor makes a difference.
 
     None: all layers, and what comes behind them, such as the final norm and the head. Each call makes a float32 copy of
     its layer and drops it: memory for one layer more, whatever the model's size; a head is copied piece by piece.
