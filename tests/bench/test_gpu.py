@@ -219,13 +219,29 @@ def test_every_bound_belongs_to_a_section():
     assert {each.row.partition(".")[0] for each in REACH} <= {each.name for each in SECTIONS}
 
 
-def test_pytest_s_summary_is_read():
-    file = Path("tests/a.py")
-    found = tests.read(file, ["FAILED tests/a.py::b - x", "1 failed, 3 passed, 2 skipped, 2 errors in 4.00s"], 1)
-    assert (found.passed, found.failed, found.skipped) == (3, 3, 2)
-    assert found.first == ("FAILED tests/a.py::b - x",)
-    broken = tests.read(file, ["no tests collected", "INTERNALERROR"], 3)
-    assert broken.error == "pytest ended with status 3: no tests collected / INTERNALERROR"
+FILES = [Path(f"tests/{name}.py") for name in "abc"]
+SAID = [
+    "tests/a.py::one[x y] PASSED                     [ 20%]",
+    "tests/a.py::two FAILED                          [ 40%]",
+    "tests/b.py::three SKIPPED (no CUDA device)      [ 60%]",
+]
+
+
+def test_pytest_s_lines_are_read():
+    summary = ["FAILED tests/a.py::two - x", "ERROR tests/c.py - SyntaxError", "1 failed, 1 passed, 1 error in 4.00s"]
+    a, b, c = tests.read(FILES, [*SAID, *summary], None)
+    assert (a.passed, a.failed, a.skipped, a.first, a.error) == (1, 1, 0, ("FAILED tests/a.py::two - x",), None)
+    assert (b.passed, b.failed, b.skipped, b.error) == (0, 0, 1, None)
+    assert (c.failed, c.first, c.error) == (1, ("ERROR tests/c.py - SyntaxError",), None)
+    *_, none = tests.read(FILES, SAID, None)
+    assert none.error == f"no test of it was run: {' / '.join(SAID)}"[: len(none.error or "")]
+
+
+def test_a_process_that_dies_says_in_which_test_and_what_was_not_begun():
+    a, b, c = tests.read(FILES, [*SAID, "tests/b.py::four Fatal Python error: Aborted"], "pytest ended with status -6")
+    assert (a.failed, a.error) == (1, None)
+    assert (b.error or "").startswith("pytest ended with status -6 in four Fatal Python error: Aborted: ")
+    assert (c.error or "").startswith("pytest ended with status -6 before it was begun: ")
 
 
 def test_the_files_with_marked_tests_are_found():
