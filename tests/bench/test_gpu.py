@@ -146,6 +146,40 @@ def test_sections_wait_for_memory(sections: Any):
     assert ended["second"].began_s >= ended["first"].took_s
 
 
+def test_checks_begin_when_all_that_is_measured_has_ended_and_time_is_left_to_them(
+    sections: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(schedule, "CHECKED_S", 4.0)
+    monkeypatch.setattr(schedule, "LEAST_S", 1.5)
+    sleeps = "import os, time; print(os.environ.get('OMP_NUM_THREADS')); time.sleep(0.2)"
+    given = {
+        "check": ("checked", sleeps),
+        "first": ("measured", sleeps),
+        "long": ("measured", "import time; time.sleep(60)"),
+    }
+    for name, (_, source) in given.items():
+        (tmp_path / "bench" / "gpu" / f"{name}.py").write_text(source)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    lines: list[tuple[str, str]] = []
+    ended: list[Ended] = []
+    run_all(
+        [Section(name, "", 60, 1, kind, is_alone=name == "first") for name, (kind, _) in given.items()],
+        10,
+        ["--dry"],
+        lambda section, line: lines.append((section.name, line.strip())),
+        lambda *_: None,
+        ended.append,
+    )
+    assert [each.section.name for each in ended] == ["first", "long", "check"]
+    first, long, check = ended
+    assert long.began_s >= first.took_s
+    assert long.why is not None
+    assert long.began_s + long.took_s < 10 - 4 + 1
+    assert check.began_s >= long.began_s + long.took_s
+    assert check.why is None
+    assert lines == [("first", "None"), ("check", "2")]
+
+
 def test_no_section_is_begun_late(sections: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(schedule, "LEAST_S", 29.5)
     _, ended = sections({"first": "import time; time.sleep(1)", "second": ""}, seconds=30, gib=50)
