@@ -6,7 +6,7 @@ import os
 import random
 import resource
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ class Opened:
         self.cache = ActivationCache(home, key, sum(pair.d_model), tell=self.told.append)
         self.source = CachedSource(self.harvests, self.cache) if cached else self.harvests
 
-    def seen(self) -> Iterator[tuple[bytes, float, dict[str, Any]]]:
+    def seen(self) -> Generator[tuple[bytes, float, dict[str, Any]]]:
         """Bytes of each block, and the source's fraction and the models' state after it."""
         for x in self.source.blocks():
             yield x.numpy().tobytes(), self.source.fraction(), self.harvests.state()
@@ -255,9 +255,9 @@ def test_a_stop_between_forwards_ends_the_reading_ahead(opened: Open, recipe: Cr
     def stop(_: int) -> None:
         raise Stop
 
-    one.harvests._tick = stop
+    source = HarvestSource(one.stream, one.activations, recipe, UNEVEN, stop, 2)
     with pytest.raises(Stop):
-        next(one.source.blocks())
+        next(source.blocks())
     assert not reading_ahead()
 
 
