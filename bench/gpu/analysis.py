@@ -8,6 +8,7 @@ are not measured.
 """
 
 import sys
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterable
@@ -43,6 +44,8 @@ TIMED: tuple[tuple[Any, str], ...] = (
     (uselessness.ChatOnlySums, "add"),
     (coactivation.CoActivation, "add"),
     (store.Store, "add"),
+    (store.Store, "segments"),
+    (moments.Moments, "shard_sums"),
     (coactivation.CoActivation, "strongest"),
     *((module, name) for name in ("peak_windows", "choose", "silent_texts", "example_table", "behaviour_table")),
     *((module, name) for name in ("top_tokens", "find_lenses", "sequence_table", "peak_contexts", "latent_table")),
@@ -57,7 +60,7 @@ def rows(run: Run) -> None:
         pair = run.part("analysis.models", lambda: gemma_pair(run, gemma_tokenizer(4000), _long_rows(run)), 20, "free")
         if pair is not None:
             tokenizer = TextTokenizer(pair.tokenizer)
-            run.part("analysis.finish", lambda: _given(run, pair, tokenizer), limit_s=40)
+            _rows_of_given(run, pair, tokenizer)
             run.part("analysis.pass", lambda: _with_models(run, pair, tokenizer), limit_s=50)
 
 
@@ -69,12 +72,37 @@ def _num_tokens(run: Run) -> int:
     return 4000 if run.dry else 65_536
 
 
-def _given(run: Run, pair: Pair, tokenizer: TextTokenizer) -> None:
-    """Rows of the pass and the tables with given activations; a first analysis of a part warms up."""
-    given = _activations(run, len(pair.tokenizer))
-    crosscoder = _crosscoder(run, given.x[: run.sizes.batch])
-    held_out = HeldOut([given], NAMES, tokenizer, pair)
+def _rows_of_given(run: Run, pair: Pair, tokenizer: TextTokenizer) -> None:
+    """The rows of given activations, the parts of an analysis first."""
+
+    def make() -> tuple[Crosscoder, HeldOut]:
+        given = _activations(run, len(pair.tokenizer))
+        return _crosscoder(run, given.x[: run.sizes.batch]), HeldOut([given], NAMES, tokenizer, pair)
+
+    made = run.part("analysis.given", make, limit_s=15)
+    if made is not None:
+        run.part("analysis.parts", lambda: _in_parts(run, *made), limit_s=30)
+        run.part("analysis.finish", lambda: _given(run, *made), limit_s=30)
+
+
+def _in_parts(run: Run, crosscoder: Crosscoder, held_out: HeldOut) -> None:
+    """The row of the parts of one analysis, after a short one that warms up; so far as it came if it is broken off."""
     analyse(crosscoder, held_out, AnalysisSpec(max_tokens=_num_tokens(run) // 16), _Clock(run))
+    clock, began = _Clock(run), time.perf_counter()
+    with _timed_parts(run) as parts:
+        try:
+            analyse(crosscoder, held_out, AnalysisSpec(max_tokens=_num_tokens(run)), clock)
+        finally:
+            whole = time.perf_counter() - began
+            seconds = {
+                name: [took, parts.calls[name]]
+                for name, took in sorted(parts.seconds.items(), key=lambda each: -each[1])
+            }
+            run.row("analysis.parts", whole, "s", of_pass=clock.passed and clock.took, parts=seconds)
+
+
+def _given(run: Run, crosscoder: Crosscoder, held_out: HeldOut) -> None:
+    """Rows of the pass and the tables with given activations, after those of the parts."""
     clock = _Clock(run)
     held = run.start_peak()
     found = analyse(crosscoder, held_out, AnalysisSpec(max_tokens=_num_tokens(run)), clock)
@@ -83,12 +111,6 @@ def _given(run: Run, pair: Pair, tokenizer: TextTokenizer) -> None:
     figures = {"tokens": found.num_tokens, "l0": found.metrics["l0"], "classes": found.class_counts}
     run.row("analysis.pass_given", found.num_tokens / clock.took, "tok/s", seconds=clock.took, **figures)
     run.row("analysis.finish", finish, "s", peak_gib=run.peak_gib(held))
-    with _timed_parts(run) as parts:
-        analyse(crosscoder, held_out, AnalysisSpec(max_tokens=_num_tokens(run)), _Clock(run))
-    seconds = {
-        name: [took, parts.calls[name]] for name, took in sorted(parts.seconds.items(), key=lambda each: -each[1])
-    }
-    run.row("analysis.parts", sum(parts.seconds.values()), "s", parts=seconds)
 
 
 def _with_models(run: Run, pair: Pair, tokenizer: TextTokenizer) -> None:
@@ -181,12 +203,12 @@ def _crosscoder(run: Run, x: Tensor) -> Crosscoder:
 
 
 class _Parts:
-    """Seconds and calls of parts; a part's time is without that of the parts in it."""
+    """Seconds and calls of parts; a part's time is without that of the parts in it, in its thread."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.calls: Counter[str] = Counter()
-        self._within = [0.0]
+        self._within = threading.local()
 
     def timed(self, run: Run, name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
         """The same function, timed."""
@@ -194,15 +216,16 @@ class _Parts:
         def call(*arguments: Any, **options: Any) -> Any:
             run.sync()
             began = time.perf_counter()
-            self._within.append(0.0)
+            stack: list[float] = vars(self._within).setdefault("stack", [0.0])
+            stack.append(0.0)
             try:
                 return plain(*arguments, **options)
             finally:
                 run.sync()
                 took = time.perf_counter() - began
-                self.seconds[name] += took - self._within.pop()
+                self.seconds[name] += took - stack.pop()
                 self.calls[name] += 1
-                self._within[-1] += took
+                stack[-1] += took
 
         return call
 

@@ -89,9 +89,9 @@ def objective(run: Run) -> Outcome:
     outcome, worst = Outcome(), dict.fromkeys(LOSS_ERRORS, 0.0)
     shapes = SHAPES[:1] if run.dry else SHAPES
     count = 0
-    for (d_model, latents, batch), options, limit in itertools.product(shapes, losses.SPECS, (-1.0, 2.0)):
+    for (d_model, latents, batch), options in itertools.product(shapes, losses.SPECS):
         case = _Case.of(d_model, latents, batch, options)
-        for dtype, most in LOSS_ERRORS.items():
+        for limit, (dtype, most) in itertools.product((-1.0, 2.0), LOSS_ERRORS.items()):
             name = f"{losses.name_of(options)} {'dense' if limit < 0 else 'entries'} {latents} {dtype}"
             count += 1
             try:

@@ -87,7 +87,7 @@ class Harvests:
         seen = float((positions + 1).sum())
         for tile in chosen:
             name = f"harvest.attention.{'x'.join(map(str, tile))}"
-            self.run.part(name, partial(self._tile, name, tile, (q, k, v, positions), seen, tile == TILES[0]), 10)
+            self.run.part(name, partial(self._tile, name, tile, (q, k, v, positions), seen, tile == TILES[0]), 3)
 
     def _tile(self, name: str, tile: tuple[int, ...], given: tuple[Tensor, ...], seen: float, is_chosen: bool) -> None:
         from crosscope_worker.models.packed_attention_triton import Tile, attention
@@ -173,15 +173,15 @@ def rows(run: Run) -> None:
     made = run.part("harvest", lambda: Harvests(run), 30, "beside")
     if made is None:
         return
-    run.part("harvest.ready", made.ready, 60, "beside")
-    run.part("harvest.mixed", lambda: made.rate("harvest.mixed", made.mixed, made.activations, 3), 20)
-    run.part("harvest.equal", lambda: made.rate("harvest.equal", made.equal, made.activations), 15)
-    run.part("harvest.busy", made.profile, 20)
-    run.part("harvest.waits", made.waits, 10)
+    run.part("harvest.ready", made.ready, 25, "beside")
+    run.part("harvest.mixed", lambda: made.rate("harvest.mixed", made.mixed, made.activations, 2), 12)
+    run.part("harvest.equal", lambda: made.rate("harvest.equal", made.equal, made.activations, 1), 8)
+    run.part("harvest.busy", made.profile, 8)
+    run.part("harvest.waits", made.waits, 4)
     made.tiles()
-    run.part("harvest.mixed.own_attention", made.own_attention, 20)
-    run.part("harvest.mixed.longer", made.longer, 40)
-    run.part("harvest.bare.compiled", made.bare, 30)
+    run.part("harvest.mixed.own_attention", made.own_attention, 12)
+    run.part("harvest.mixed.longer", made.longer, 25)
+    run.part("harvest.bare.compiled", made.bare, 25)
 
 
 if __name__ == "__main__":

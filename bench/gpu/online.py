@@ -128,16 +128,20 @@ class Online:
             self.run.row("online.1x64.waits", sum(told.values()), "waits", places=dict(told))
 
     def memory(self) -> None:
-        """A row: what recorded runs take, by torch's count and by the driver's; and how long recording takes."""
+        """A row: what recorded runs take, by what torch holds of the device, and how long recording takes.
+
+        The driver counts all processes, so its count would be of other sections too.
+        """
         run, activations = self.run, self.subject.activations
-        before = 0 if run.dry else torch.cuda.mem_get_info()[0]
+        run.free()  # What is cached would be taken for what the runs hold.
+        before = 0 if run.dry else torch.cuda.memory_reserved()
         shapes = [Shape(1, pos) for pos in (16, 32, 64, 128, 256, 512)] + [Shape(8, 64), Shape(32, 64)]
         recorder = plain if run.dry else Graphs(run.device)
         took, runs = run.wall(lambda: [recorder(activations, shape) for shape in shapes])
         run.free()
-        by_driver = 0 if run.dry else before - torch.cuda.mem_get_info()[0]
+        held = 0 if run.dry else torch.cuda.memory_reserved() - before
         counted = sum(each.size_bytes for each in runs)
-        run.row("online.graphs", by_driver / 2**30, "GiB", counted_gib=counted / 2**30, runs=len(runs), s=took)
+        run.row("online.graphs", held / 2**30, "GiB", counted_gib=counted / 2**30, runs=len(runs), s=took)
 
     def same(self) -> None:
         """Rows: entries that two ways have in common. Graphs without fused norms must give a plain run's, every bit."""

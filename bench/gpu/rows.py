@@ -31,7 +31,10 @@ MOST_CHARACTERS = 4000
 """Longest line of a row; a longer one loses its detail, which the line says."""
 LOCK = "CROSSCOPE_BENCH_LOCK"
 """Environment variable: the file that the sections of one run take turns by."""
-
+BEGAN = "CROSSCOPE_BENCH_BEGAN"
+"""Environment variable: when the section's process was started, by the machine's monotonic clock."""
+_LEAST_LEFT_S = 2.0
+"""A part is not begun, and a running one is broken off, where less is left to the section."""
 _LONGEST_WAIT_S = 280.0
 _DRY_PATIENCE = 10
 """How many times its limit a part may take with --dry, on a CPU that others use too."""
@@ -85,7 +88,7 @@ class Run:
     sizes: Sizes = field(init=False)
     failed: int = 0
     """Number of errors written."""
-    _started: float = field(init=False, default_factory=time.monotonic)
+    _started: float = field(init=False, default_factory=lambda: float(os.environ.get(BEGAN, time.monotonic())))
 
     def __post_init__(self) -> None:
         self.device = torch.device("cpu" if self.dry else "cuda")
@@ -120,11 +123,11 @@ class Run:
 
         The wait for the device counts towards nothing. What `work` leaves in the device's cache is freed.
         """
-        if self.left() < 2:
+        if self.left() < _LEAST_LEFT_S:
             self.error(name, "not begun: no time left to this section")
             return None
         began = None
-        limit = min(limit_s * (_DRY_PATIENCE if self.dry else 1), self.left())
+        limit = min(limit_s * (_DRY_PATIENCE if self.dry else 1), self.left() - _LEAST_LEFT_S / 2)
         try:
             with _alarm(_LONGEST_WAIT_S), self.turn(use):
                 began = time.monotonic()

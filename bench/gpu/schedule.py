@@ -1,4 +1,4 @@
-"""Runs sections as processes: two that measure and two that check at a time, each ended at its limit.
+"""Runs sections as processes: two at a time, first those that measure, then those that check; each ends at its limit.
 
 Knows how a process is started, read and ended; does not know what its lines mean.
 """
@@ -16,14 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from bench.gpu.rows import LOCK, waits_at
+from bench.gpu.rows import BEGAN, LOCK, waits_at
 from bench.gpu.sections import Section
 
 ROOT = Path(__file__).parents[2]
 ROOM_GIB = 74.0
 """Memory of a card of 80 GB that sections may share."""
 AT_ONCE = 2
-"""Sections of a kind that run side by side: while one has the device, the next one loads and compiles."""
+"""Sections that run side by side: while one has the device, the next one loads and compiles."""
+CHECKED_S = 75.0
+"""Seconds that are left to the sections that check, where there are any."""
+CHECKED_THREADS = "2"
+"""Threads of the CPU for each process that checks; tests are four processes."""
 LEAST_S = 10.0
 """A section is not started where less time is left."""
 MOST_LINES = 400
@@ -68,7 +72,7 @@ class Process:
         self._process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env=environment,
+            env=environment | {BEGAN: str(self.began)} | _threads(section),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -142,32 +146,31 @@ def run_all(
     log: Callable[[Section, str], None],
     on_end: Callable[[Ended], None],
 ) -> None:
-    """Runs the sections within `seconds`, those of a kind in this order.
+    """Runs the sections within `seconds`, in this order, those that check last; some time is left to them.
 
     `on_line` gets each line of a section's standard output when it comes, `log` those of its standard error, `on_end`
     how each section ended, also one that was not begun. They are called from several threads.
     """
     started = time.monotonic()
-    waiting, running = list(sections), list[Process]()
+    waiting, running = sorted(sections, key=lambda each: each.kind == "checked"), list[Process]()
     with tempfile.TemporaryDirectory(prefix="bench-gpu-") as folder:
         environment = os.environ | {LOCK: str(Path(folder) / "device"), "PYTHONUNBUFFERED": "1"}
         try:
             while waiting or running:
                 left = seconds - (time.monotonic() - started)
-                if left < _GRACE_S:
-                    for process in running:
+                kept = CHECKED_S if any(each.kind == "checked" for each in waiting) else 0.0
+                left_to = {"measured": left - kept, "checked": left}
+                for process in running:
+                    if left_to[process.section.kind] < _GRACE_S:
                         process.end()
-                if left < LEAST_S:
-                    for section in waiting:
-                        on_end(Ended(section, seconds - left, 0, "not begun: no time left"))
-                    waiting.clear()
-                for kind in {each.kind for each in waiting}:
-                    section = next(each for each in waiting if each.kind == kind)
-                    if _has_room(section, running):
-                        waiting.remove(section)
-                        limit = min(section.limit_s, left - _GRACE_S)
-                        telling = _for(section, on_line), _for(section, log)
-                        running.append(Process(section, limit, options, environment, *telling))
+                for section in [each for each in waiting if left_to[each.kind] < LEAST_S]:
+                    waiting.remove(section)
+                    on_end(Ended(section, seconds - left, 0, "not begun: no time left"))
+                if waiting and _has_room(waiting, running):
+                    section = waiting.pop(0)
+                    limit = min(section.limit_s, left_to[section.kind] - _GRACE_S)
+                    telling = _for(section, on_line), _for(section, log)
+                    running.append(Process(section, limit, options, environment, *telling))
                 for process in [each for each in running if each.ended()]:
                     running.remove(process)
                     on_end(process.outcome(started))
@@ -177,10 +180,16 @@ def run_all(
                 process.kill()
 
 
-def _has_room(section: Section, running: Sequence[Process]) -> bool:
-    others = [each.section for each in running]
-    alike = sum(each.kind == section.kind for each in others)
-    return alike < AT_ONCE and section.gib + sum(each.gib for each in others) <= ROOM_GIB
+def _has_room(waiting: Sequence[Section], running: Sequence[Process]) -> bool:
+    """Whether the first that waits may begin."""
+    section, others = waiting[0], [each.section for each in running]
+    if any(each.is_alone or section.is_alone or each.kind != section.kind for each in others):
+        return False
+    return len(others) < AT_ONCE and section.gib + sum(each.gib for each in others) <= ROOM_GIB
+
+
+def _threads(section: Section) -> dict[str, str]:
+    return {"OMP_NUM_THREADS": CHECKED_THREADS} if section.kind == "checked" else {}
 
 
 def _for(section: Section, tell: Callable[[Section, str], None]) -> Callable[[str], None]:

@@ -1,11 +1,13 @@
 """The tests marked `gpu`, on the device: how many fail, and which.
 
-Each file is run in a process of its own, because a failed kernel takes the device from all later tests of its process.
+Importing takes longer than most tests, so the files are divided among a few processes. A failed kernel takes the device
+from all later tests of its process: those fail too, and a process that dies says which file it was in.
 """
 
 import re
 import subprocess
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,10 @@ from bench.gpu.rows import Run, main
 
 ROOT = Path(__file__).parents[2]
 AT_ONCE = 4
-"""Files whose tests run side by side."""
+"""Processes that run side by side."""
+_OPTIONS = ("-m", "gpu", "-v", "--tb=short", "-n0", "-p", "no:cacheprovider", "-W", "default", "-p", "bench.gpu.turns")
+_LINE = re.compile(r"^(tests/\S+?\.py)::(.*?)(?: (PASSED|FAILED|ERROR|SKIPPED)\b.*)?$")
+"""A test's line, written when it begins; its outcome follows when it ends."""
 
 
 @dataclass(frozen=True)
@@ -28,60 +33,70 @@ class Found:
     first: tuple[str, ...] = ()
     """Its lines of what failed."""
     error: str | None = None
-    """Why pytest came to no summary."""
+    """Why not all of its tests were run."""
 
 
 def rows(run: Run) -> None:
     """One row for each file, and one for all: the tests that failed, or could not be collected, or did not end."""
     files = marked()
-    deadline = run.left() - 3
+    groups = [files[first::AT_ONCE] for first in range(min(AT_ONCE, len(files)))]
+    every: list[Found] = []
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        every = [_write(run, found) for found in pool.map(lambda file: _run(run, file, deadline), files)]
+        for found in pool.map(lambda group: _run(run, group), groups):
+            every += [_write(run, each) for each in found]
     failed = sum(found.failed + (found.error is not None) for found in every)
     passed, skipped = (sum(getattr(found, what) for found in every) for what in ("passed", "skipped"))
     run.row("tests.failed", failed, "failed", passed=passed, skipped=skipped, files=len(files))
 
 
-def _run(run: Run, file: Path, deadline: float) -> Found:
-    """Runs the marked tests of a file until the section has `deadline` seconds less than now."""
-    options = [
-        "-m",
-        "gpu",
-        "-q",
-        "--tb=short",
-        "-n0",
-        "-p",
-        "no:cacheprovider",
-        "-W",
-        "default",
-        "-p",
-        "bench.gpu.turns",
-    ]
-    seconds = min(deadline, run.left() - 3)
-    if seconds < 1:
-        return Found(file, error="not begun: no time left to this section")
-    command = [sys.executable, "-m", "pytest", *options, str(file)]
+def _run(run: Run, files: list[Path]) -> list[Found]:
+    """Runs the marked tests of some files in one process, until the section's time ends."""
+    seconds = max(1.0, run.left() - 4)
+    command = [sys.executable, "-m", "pytest", *_OPTIONS, "--continue-on-collection-errors", *map(str, files)]
     try:
         done = subprocess.run(
             command, check=False, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=seconds
         )
+        said, broken = done.stdout, None
+        if done.returncode not in (0, 1):
+            broken = f"pytest ended with status {done.returncode}"
     except subprocess.TimeoutExpired as expired:
-        said = (expired.output or b"").decode(errors="replace")
-        print(said, file=sys.stderr)
-        return Found(file, error=f"did not end within {seconds:.0f} s: {' '.join(said.split())[-200:]}")
-    print(done.stdout, file=sys.stderr)
-    return read(file, done.stdout.splitlines(), done.returncode)
+        said, broken = (expired.output or b"").decode(errors="replace"), f"not ended after {seconds:.0f} s"
+    print(said, file=sys.stderr)
+    return read(files, said.splitlines(), broken)
 
 
-def read(file: Path, lines: list[str], status: int) -> Found:
-    """What pytest printed of a file, and its exit status."""
-    last = lines[-1] if lines else ""
-    counts = {what: int(number) for number, what in re.findall(r"(\d+) (passed|failed|skipped|errors?)", last)}
-    if status not in (0, 1) or not counts:
-        return Found(file, error=f"pytest ended with status {status}: {' / '.join(lines[-3:])[-300:]}")
-    bad = tuple(line[:200] for line in lines if line.startswith(("FAILED ", "ERROR ")))
-    failed = counts.get("failed", 0) + counts.get("error", 0) + counts.get("errors", 0)
-    return Found(file, counts.get("passed", 0), failed, counts.get("skipped", 0), bad[:5])
+def read(files: list[Path], lines: list[str], broken: str | None) -> list[Found]:
+    """What pytest printed of the files that one process runs in turn; `broken`: why it did not come to its end."""
+    counts = {file: Counter[str]() for file in files}
+    bad: dict[Path, list[str]] = {file: [] for file in files}
+    at = -1
+    for line in lines:
+        if (test := _LINE.match(line)) and Path(test[1]) in counts:
+            file = Path(test[1])
+            at = max(at, files.index(file))
+            counts[file][test[3] or "begun"] += 1
+        elif line.startswith(("FAILED ", "ERROR ")) and (file := Path(re.split(r"::| ", line)[1])) in counts:
+            bad[file].append(line[:200])
+            counts[file]["uncollected"] += "::" not in line.split(" - ")[0]
+    last = " / ".join(line for line in lines[-3:] if line.strip())[-200:]
+    found: list[Found] = []
+    for index, file in enumerate(files):
+        number, error = counts[file], None
+        if broken and index >= max(at, 0):
+            where = f" in {_begun_last(lines, file)}" if index == at else " before it was begun"
+            error = f"{broken}{where}: {last}"
+        elif not number:
+            error = f"no test of it was run: {last}"
+        failed = number["FAILED"] + number["ERROR"] + number["uncollected"]
+        found.append(Found(file, number["PASSED"], failed, number["SKIPPED"], tuple(bad[file][:5]), error))
+    return found
+
+
+def _begun_last(lines: list[str], file: Path) -> str:
+    """The test of a file that was begun last."""
+    begun = [test[2] for line in lines if (test := _LINE.match(line)) and test[1] == str(file)]
+    return begun[-1] if begun else "none"
 
 
 def _write(run: Run, found: Found) -> Found:

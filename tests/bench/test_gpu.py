@@ -146,6 +146,40 @@ def test_sections_wait_for_memory(sections: Any):
     assert ended["second"].began_s >= ended["first"].took_s
 
 
+def test_checks_begin_when_all_that_is_measured_has_ended_and_time_is_left_to_them(
+    sections: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(schedule, "CHECKED_S", 4.0)
+    monkeypatch.setattr(schedule, "LEAST_S", 1.5)
+    sleeps = "import os, time; print(os.environ.get('OMP_NUM_THREADS')); time.sleep(0.2)"
+    given = {
+        "check": ("checked", sleeps),
+        "first": ("measured", sleeps),
+        "long": ("measured", "import time; time.sleep(60)"),
+    }
+    for name, (_, source) in given.items():
+        (tmp_path / "bench" / "gpu" / f"{name}.py").write_text(source)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    lines: list[tuple[str, str]] = []
+    ended: list[Ended] = []
+    run_all(
+        [Section(name, "", 60, 1, kind, is_alone=name == "first") for name, (kind, _) in given.items()],
+        10,
+        ["--dry"],
+        lambda section, line: lines.append((section.name, line.strip())),
+        lambda *_: None,
+        ended.append,
+    )
+    assert [each.section.name for each in ended] == ["first", "long", "check"]
+    first, long, check = ended
+    assert long.began_s >= first.took_s
+    assert long.why is not None
+    assert long.began_s + long.took_s < 10 - 4 + 1
+    assert check.began_s >= long.began_s + long.took_s
+    assert check.why is None
+    assert lines == [("first", "None"), ("check", "2")]
+
+
 def test_no_section_is_begun_late(sections: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(schedule, "LEAST_S", 29.5)
     _, ended = sections({"first": "import time; time.sleep(1)", "second": ""}, seconds=30, gib=50)
@@ -219,13 +253,29 @@ def test_every_bound_belongs_to_a_section():
     assert {each.row.partition(".")[0] for each in REACH} <= {each.name for each in SECTIONS}
 
 
-def test_pytest_s_summary_is_read():
-    file = Path("tests/a.py")
-    found = tests.read(file, ["FAILED tests/a.py::b - x", "1 failed, 3 passed, 2 skipped, 2 errors in 4.00s"], 1)
-    assert (found.passed, found.failed, found.skipped) == (3, 3, 2)
-    assert found.first == ("FAILED tests/a.py::b - x",)
-    broken = tests.read(file, ["no tests collected", "INTERNALERROR"], 3)
-    assert broken.error == "pytest ended with status 3: no tests collected / INTERNALERROR"
+FILES = [Path(f"tests/{name}.py") for name in "abc"]
+SAID = [
+    "tests/a.py::one[x y] PASSED                     [ 20%]",
+    "tests/a.py::two FAILED                          [ 40%]",
+    "tests/b.py::three SKIPPED (no CUDA device)      [ 60%]",
+]
+
+
+def test_pytest_s_lines_are_read():
+    summary = ["FAILED tests/a.py::two - x", "ERROR tests/c.py - SyntaxError", "1 failed, 1 passed, 1 error in 4.00s"]
+    a, b, c = tests.read(FILES, [*SAID, *summary], None)
+    assert (a.passed, a.failed, a.skipped, a.first, a.error) == (1, 1, 0, ("FAILED tests/a.py::two - x",), None)
+    assert (b.passed, b.failed, b.skipped, b.error) == (0, 0, 1, None)
+    assert (c.failed, c.first, c.error) == (1, ("ERROR tests/c.py - SyntaxError",), None)
+    *_, none = tests.read(FILES, SAID, None)
+    assert none.error == f"no test of it was run: {' / '.join(SAID)}"[: len(none.error or "")]
+
+
+def test_a_process_that_dies_says_in_which_test_and_what_was_not_begun():
+    a, b, c = tests.read(FILES, [*SAID, "tests/b.py::four Fatal Python error: Aborted"], "pytest ended with status -6")
+    assert (a.failed, a.error) == (1, None)
+    assert (b.error or "").startswith("pytest ended with status -6 in four Fatal Python error: Aborted: ")
+    assert (c.error or "").startswith("pytest ended with status -6 before it was begun: ")
 
 
 def test_the_files_with_marked_tests_are_found():

@@ -1,6 +1,7 @@
 """Random models of many of transformers' classes, a few thousand weights each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -110,3 +111,41 @@ def tiny_model(kind: str, **changed: Any) -> PreTrainedModel:
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
     return model.eval().requires_grad_(False)
+
+
+def deep_gemma() -> PreTrainedModel:
+    """Gemma 2 of 26 layers, 64 wide, in bfloat16: deep enough that roundings grow."""
+    torch.manual_seed(0)
+    config = transformers.Gemma2Config(
+        **_SPECIAL,
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=26,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        query_pre_attn_scalar=16,
+        sliding_window=8,
+        attn_implementation="eager",  # pyright: ignore[reportCallIssue]
+    )
+    return transformers.Gemma2ForCausalLM(config).eval().requires_grad_(False).bfloat16()
+
+
+@contextmanager
+def products_of_few_tokens_split(most: int = 10) -> Generator[None]:
+    """Within it, products of fewer tokens add two halves, each rounded, as a GPU's libraries do for such shapes."""
+    whole = torch.nn.functional.linear
+
+    def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        if x.shape[:-1].numel() >= most:
+            return whole(x, weight, bias)
+        half = weight.shape[1] // 2
+        y = whole(x[..., :half], weight[:, :half]) + whole(x[..., half:], weight[:, half:])
+        return y if bias is None else y + bias
+
+    torch.nn.functional.linear = linear
+    try:
+        yield
+    finally:
+        torch.nn.functional.linear = whole

@@ -21,6 +21,18 @@ def test_exact_products_decide_among_the_candidates():
     torch.testing.assert_close(products, expected.values)
 
 
+@pytest.mark.parametrize("width", [40 * largest.GROUP, 41 * largest.GROUP - 1], ids=["whole groups", "some left over"])
+def test_the_largest_of_wide_rows_are_found_by_groups(width):
+    dense = torch.randn(9, width, generator=torch.Generator().manual_seed(0))
+    dense[:, -1] = dense[:, 5] = torch.tensor(9.0)
+    dense[:, -1] += 1
+    dense[3, 128:136] = 20 + torch.arange(8)
+    places, values = largest._largest(dense, 10)
+    expected = dense.topk(10, dim=1)
+    assert torch.equal(places, expected.indices)
+    assert torch.equal(values, expected.values)
+
+
 def test_pieces_on_a_cpu_are_as_large_as_asked():
     assert scratch_bytes(torch.device("cpu"), 123) == 123
 

@@ -1,6 +1,7 @@
 """analyse: every column, on a small random world, against dense float64 loops."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from crosscope_proto.column import arrow_schema
 from crosscope_proto.columns import BEHAVIOUR_COLUMNS, EXAMPLE_COLUMNS, LATENT_COLUMNS, SEQUENCE_COLUMNS
 from crosscope_proto.roles import NUM_ROLES, TokenRole
 from crosscope_proto.specs import TokenPolicy
-from crosscope_worker.analysis import AnalysisError, HeldOut, analyse
+from crosscope_worker.analysis import AnalysisError, HeldOut, analyse, intake, store
 from crosscope_worker.analysis import run as analysis_run
 from crosscope_worker.analysis.latents import GROUPS, latent_table
 from crosscope_worker.data.harvest import HarvestError, harvest
@@ -188,6 +189,24 @@ def test_a_silent_crosscoder_is_all_dead(make_world, tokenizer):
     assert analysis.metrics["l0"] == 0
     assert analysis.examples.num_rows == analysis.sequences.num_rows == 0
     assert np.isnan(analysis.latents["nu_err"].to_numpy()).all()
+
+
+def test_a_full_disk_ends_the_analysis(make_world, tokenizer, monkeypatch):
+    """Entries are written while the next block is encoded; those of the last block too are waited for."""
+    monkeypatch.setattr(store.tempfile, "TemporaryFile", lambda: open("/dev/full", "wb", buffering=0))  # noqa: PTH123, SIM115
+    for num_texts in (1, 31):
+        with pytest.raises(AnalysisError, match=r"no room for .* more bytes of codes"):
+            run(make_world(num_texts=num_texts), tokenizer)
+
+
+def test_blocks_are_larger_on_a_gpu_as_far_as_memory_allows():
+    def block_tokens(device, num_latents):
+        return intake._block_tokens(SimpleNamespace(device=torch.device(device), num_latents=num_latents))
+
+    assert block_tokens("cpu", 73_728) == 1024
+    assert block_tokens("cuda", 73_728) == (3 << 30) // (12 * 73_728) == 3640
+    assert block_tokens("cuda", 4096) == 8192
+    assert block_tokens("cuda", 1 << 20) == 1024
 
 
 def test_cancelling_passes_through(make_world, tokenizer):

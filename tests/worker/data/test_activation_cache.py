@@ -5,7 +5,8 @@ import json
 import os
 import random
 import resource
-from collections.abc import Callable, Generator, Iterator
+import threading
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 from crosscope_proto.recipe import CrosscoderRecipe, parse_recipe
 from crosscope_worker.data.activation_cache import GRACE_S, ActivationCache, CacheError, CacheFull, Shard, cache_key
 from crosscope_worker.data.harvest_source import CachedSource, HarvestSource
+from crosscope_worker.data.rows import DataError
 from crosscope_worker.data.tally import from_state
 from crosscope_worker.data.texts import TextStream
 from crosscope_worker.dictionary.crosscoder import Crosscoder
@@ -53,18 +55,26 @@ class Opened:
     """A source over a recipe's texts, and its parts."""
 
     def __init__(
-        self, home: Path, pair: Pair, recipe: CrosscoderRecipe, cached: bool, tokens_per_forward: int = UNEVEN
+        self,
+        home: Path,
+        pair: Pair,
+        recipe: CrosscoderRecipe,
+        cached: bool,
+        tokens_per_forward: int = UNEVEN,
+        windows_ahead: int = 0,
     ) -> None:
         self.activations = Counted(pair, recipe.layer)
         self.stream = TextStream(recipe.data, TextTokenizer(pair.tokenizer), recipe.tokens, [home], "train")
         self.told: list[str] = []
-        self.harvests = HarvestSource(self.stream, self.activations, recipe, tokens_per_forward)
+        self.harvests = HarvestSource(
+            self.stream, self.activations, recipe, tokens_per_forward, windows_ahead=windows_ahead
+        )
         key = cache_key(recipe, self.activations, self.stream.files, {"base": "b"}, tokens_per_forward)
         self.activations.forwards = 0  # The key asks whether texts may share rows, which is tried.
         self.cache = ActivationCache(home, key, sum(pair.d_model), tell=self.told.append)
         self.source = CachedSource(self.harvests, self.cache) if cached else self.harvests
 
-    def seen(self) -> Iterator[tuple[bytes, float, dict[str, Any]]]:
+    def seen(self) -> Generator[tuple[bytes, float, dict[str, Any]]]:
         """Bytes of each block, and the source's fraction and the models' state after it."""
         for x in self.source.blocks():
             yield x.numpy().tobytes(), self.source.fraction(), self.harvests.state()
@@ -128,8 +138,8 @@ def even(recipe: CrosscoderRecipe) -> CrosscoderRecipe:
 
 @pytest.fixture
 def opened(home: Path, tiny_pair: Pair) -> Open:
-    def open_source(recipe: CrosscoderRecipe, cached: bool = True, tokens_per_forward: int = UNEVEN) -> Opened:
-        return Opened(home, tiny_pair, recipe, cached, tokens_per_forward)
+    def open_source(recipe: CrosscoderRecipe, cached: bool = True, size: int = UNEVEN, ahead: int = 0) -> Opened:
+        return Opened(home, tiny_pair, recipe, cached, size, ahead)
 
     return open_source
 
@@ -182,6 +192,73 @@ def test_blocks_and_states_are_the_same_with_and_without_cache(
         assert one.num_refused == 18
         assert len(one.shards()) == per_epoch
     assert reading.activations.forwards == 0
+
+
+def reading_ahead() -> bool:
+    return any(thread.name == "texts" for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("size", [UNEVEN, EVEN])
+def test_blocks_and_states_are_the_same_where_texts_are_read_ahead(
+    opened: Open, recipe: CrosscoderRecipe, even: CrosscoderRecipe, size: int
+):
+    recipe = recipe if size == UNEVEN else even
+    expected = list(opened(recipe, False, size).seen())
+    ahead = opened(recipe, False, size, 2)
+    assert list(ahead.seen()) == expected
+    assert ahead.num_refused == 18
+    assert not reading_ahead()
+    for num_given in (1, len(expected) // 2):
+        cut, resumed = (opened(recipe, False, size, 2) for _ in range(2))
+        seen = cut.seen()
+        given = [next(seen) for _ in range(num_given)]
+        assert given == expected[:num_given]
+        seen.close()
+        assert not reading_ahead()
+        assert cut.stream.state() == given[-1][2]["stream"], "what was read ahead counts for nothing"
+        resumed.source.restore(given[-1][2])
+        assert list(resumed.seen()) == expected[num_given:]
+
+
+def test_a_cut_training_that_reads_ahead_ends_with_the_same_weights(opened: Open, recipe: CrosscoderRecipe, home: Path):
+    expected = trained(opened(recipe, cached=False), recipe, home / "plain")
+
+    def stop(*_: Any, step: int = 0, **__: Any) -> None:
+        if step == 11:
+            raise Stop
+
+    for cached in (False, True):
+        with pytest.raises(Stop):
+            trained(opened(recipe, cached, ahead=2), recipe, home / f"cut {cached}", stop)
+        assert not reading_ahead()
+        assert_equal(trained(opened(recipe, cached, ahead=2), recipe, home / f"cut {cached}"), expected)
+
+
+def test_an_error_of_a_text_that_is_read_ahead_comes_after_the_blocks_before_it(
+    opened: Open, recipe: CrosscoderRecipe, home: Path
+):
+    with (home / "web.jsonl").open("a") as file:
+        file.write("no JSON\n")
+    found: list[list[bytes]] = []
+    for ahead in (0, 2):
+        found.append([])
+        with pytest.raises(DataError, match=r"web\.jsonl.*61"):
+            found[-1].extend(x.numpy().tobytes() for x in opened(recipe, False, ahead=ahead).source.blocks())
+    assert found[0] == found[1]
+    assert len(found[0]) > 1
+    assert not reading_ahead()
+
+
+def test_a_stop_between_forwards_ends_the_reading_ahead(opened: Open, recipe: CrosscoderRecipe):
+    one = opened(recipe, False, ahead=2)
+
+    def stop(_: int) -> None:
+        raise Stop
+
+    source = HarvestSource(one.stream, one.activations, recipe, UNEVEN, stop, 2)
+    with pytest.raises(Stop):
+        next(source.blocks())
+    assert not reading_ahead()
 
 
 def test_no_block_crosses_the_end_of_an_epoch(opened: Open, recipe: CrosscoderRecipe):

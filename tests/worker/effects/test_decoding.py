@@ -25,6 +25,7 @@ from crosscope_worker.effects.orders import (
     Token,
 )
 from crosscope_worker.effects.subject import Subject
+from crosscope_worker.effects.trial import bytes_per_token
 from crosscope_worker.models.pair import Pair, decoder_layers
 from crosscope_worker.models.places import PairError
 from crosscope_worker.tokenizer.tokens import TextTokenizer, Turn
@@ -38,7 +39,7 @@ from tests.worker.effects.decoder_runs import (
     subject,
     with_models,
 )
-from tests.worker.tiny_models import KINDS, tiny_model
+from tests.worker.tiny_models import KINDS, deep_gemma, products_of_few_tokens_split, tiny_model
 
 LONG = "tell me a short story about the red fox and the old river please, and then what the baker sells at the market"
 SHORT = "what is two"
@@ -132,6 +133,26 @@ def test_a_class_generates_as_by_itself_or_is_refused_with_its_name_and_the_reas
     events = run(Decoder(Subject(pair), CACHE_BYTES, 4), *orders)
     for order in orders:
         assert ids_of(events, order) == greedy(model, order)
+
+
+def test_a_deep_model_whose_rounding_depends_on_the_batch_is_not_refused(tiny_pair: Pair) -> None:
+    """Its logits differ by 0.13 of their spread in bfloat16. The cache's bytes are those of bfloat16."""
+    model = deep_gemma()
+    ids = torch.arange(3, 15)[None]
+    with products_of_few_tokens_split(), torch.inference_mode():
+        long, short = (model(input_ids=each, use_cache=False).logits[0, :5].float() for each in (ids, ids[:, :5]))
+        assert float((long - short).abs().max() / long.std()) > 0.05
+        found = bytes_per_token(Subject(with_models(tiny_pair, model, model)), BASE)
+    assert found == (26 * 2 * 2 * 16 * 2, 0)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("kind", ["Mamba", "RecurrentGemma", "RWKV", "Bert"])
+def test_another_state_is_refused_in_half_precision_too(kind: str, tiny_pair: Pair) -> None:
+    model = tiny_model(kind).bfloat16()
+    with pytest.raises(PairError, match=r"logits differ \(by \d.* of their spread, more than 0\.001\)"):
+        bytes_per_token(Subject(with_models(tiny_pair, model, model)), BASE)
 
 
 def test_equal_seeds_give_equal_texts_whatever_else_is_in_the_batch(

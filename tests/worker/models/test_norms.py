@@ -35,7 +35,7 @@ def test_each_model_has_its_own_limit():
     found = measured_bounds([(x[:2], position[:2]), (x[2:], position[2:])], WIDTHS, 10.0)
     assert found == NormBounds((10.0, 200.0))
     norms = NormFilter(10.0, WIDTHS, found)
-    assert norms(x, position).tolist() == [True] * 4 + [False] * 2
+    assert norms([(x, position)])[0].tolist() == [True] * 4 + [False] * 2
     assert (norms.num_tokens, norms.num_left_out) == (6, 2)
     assert norms.sentence() == (
         "33 % of the tokens (2 of 6) were left out: norm above 10 × the median (10 in the base model, 200 in the chat "
@@ -52,7 +52,7 @@ def test_every_token_at_a_position_with_an_outlying_median_is_left_out():
     norms = NormFilter(10.0, WIDTHS)
     norms.measure([(x, position)])
     assert norms.bounds == NormBounds((10.0, 10.0), (0,))
-    assert norms(x, position).tolist() == [p != 0 for p in position]
+    assert norms([(x, position)])[0].tolist() == [p != 0 for p in position]
     assert norms.sentence().startswith("5 % of the tokens (9 of 180) were left out: ")
     assert norms.sentence().endswith("; all at position 0.")
     few = NormFilter(10.0, WIDTHS)
@@ -65,7 +65,7 @@ def test_null_keeps_everything():
     x = tokens([1, 1e6], [1, 1])
     norms.measure([(x, np.arange(2))])
     assert norms.bounds is None
-    assert norms(x, np.arange(2)).all()
+    assert norms([(x, np.arange(2))])[0].all()
     assert norms.sentence() == ""
 
 

@@ -1,5 +1,6 @@
 """Models that cannot be read are refused by class and reason before anything is trained; others go on."""
 
+import copy
 import re
 import shutil
 from pathlib import Path
@@ -8,18 +9,25 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertLMHeadModel
+from transformers import BertConfig, BertLMHeadModel, PreTrainedModel
 
 from crosscope_proto.recipe import CrosscoderRecipe, parse_recipe
 from crosscope_worker.analysis.errors import AnalysisError
 from crosscope_worker.models.pair import decoder, decoder_layers
 from crosscope_worker.models.places import PairError
-from crosscope_worker.models.probes import TOLERANCE, check_model, moved_by_tf32, probe_ids, standardised_error
-from crosscope_worker.models.residual import NotReached, layer_outputs
+from crosscope_worker.models.probes import (
+    TOLERANCE,
+    check_model,
+    moved_by_tf32,
+    probe_ids,
+    rounding_error,
+    standardised_error,
+)
+from crosscope_worker.models.residual import NotReached, layer_outputs, stream
 from crosscope_worker.models.upper_half import UpperHalf
 from crosscope_worker.recipes.train import make_crosscoder
 from crosscope_worker.work import Workspace, silent
-from tests.worker.tiny_models import KINDS, tiny_model
+from tests.worker.tiny_models import KINDS, deep_gemma, products_of_few_tokens_split, tiny_model
 
 REFUSED = {
     "Gemma3n": r"Gemma3nForCausalLM, has no single residual stream: layer 1 gives \[2, 1, 12, 16\]",
@@ -111,6 +119,23 @@ def job(folder: Path, spliced_tokens: int = 64) -> None:
 @pytest.fixture
 def folder(tiny_pair_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_pair_folder, tmp_path / "pairs" / "tiny"))
+
+
+def test_what_rounding_alone_comes_to_is_an_equal_computation_in_another_batch() -> None:
+    model = deep_gemma()
+    wide = copy.deepcopy(model).float()
+    for rows in (1, 4):
+        ids = probe_ids([model], rows)
+        found: list[float] = []
+        for each in (model, wide):
+            with products_of_few_tokens_split(20), torch.inference_mode():
+
+                def read(given: torch.Tensor, each: PreTrainedModel = each) -> torch.Tensor:
+                    return stream(layer_outputs(each, [25], given)[0])
+
+                found.append(rounding_error(read, ids, read(ids)))
+        assert found[1] < TOLERANCE
+        assert found[0] > 0.05 if rows == 1 else found[0] == 0, "four rows, and two: no product is split"
 
 
 def test_a_job_with_a_model_that_cannot_be_read_trains_nothing(folder: Path) -> None:

@@ -24,6 +24,7 @@ from transformers import (
 from crosscope_worker.models.pair import decoder_layers
 from crosscope_worker.models.places import PairError
 from crosscope_worker.models.upper_half import UpperHalf
+from tests.worker.tiny_models import deep_gemma, products_of_few_tokens_split
 
 VOCAB, LAYERS, POS = 61, 3, 24
 SIZES = {"vocab_size": VOCAB, "num_hidden_layers": LAYERS, "num_attention_heads": 2, "hidden_size": 16}
@@ -85,6 +86,11 @@ def test_changed_ends_of_a_text_are_read_as_in_whole_runs(model: PreTrainedModel
         hidden = upper.last_hidden(*ends, behind, cache.before(start))
         logits = upper.logits(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
         torch.testing.assert_close(logits, expected[:, start + behind :], rtol=1e-5, atol=1e-5)
+
+
+def test_a_deep_model_whose_rounding_depends_on_the_batch_reads_ends_too():
+    with products_of_few_tokens_split(13):
+        assert UpperHalf(deep_gemma(), 2).text_cache() is not None
 
 
 def test_the_top_layer_runs_whole_for_the_last_tokens_alone(make_gemma):

@@ -1,3 +1,5 @@
+import threading
+
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -181,3 +183,24 @@ def test_ids_that_do_not_fit_are_refused_with_value_and_limit(tokenise: TextToke
     ):
         with pytest.raises(PromptError, match=says):
             tokenise.given(ids, roles, readable)
+
+
+def test_other_threads_run_while_a_text_is_encoded(tiny_pair: Pair):
+    """Texts are tokenised on a thread beside the one that keeps the device busy."""
+    text = "the red fox " * 60_000
+    tokenizer, turns, ended = TextTokenizer(tiny_pair.tokenizer), [0], threading.Event()
+
+    def count() -> None:
+        while not ended.wait(0.001):
+            turns[0] += 1
+
+    other = threading.Thread(target=count)
+    other.start()
+    try:
+        before = turns[0]
+        tokenizer.continuation(text)
+        during = turns[0] - before
+    finally:
+        ended.set()
+        other.join()
+    assert during > 10

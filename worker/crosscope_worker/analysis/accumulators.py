@@ -1,11 +1,15 @@
 """The accumulators of one pass over the activations: sums, and data kept for later. Knows no formula."""
 
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Self
 
+import torch
+
 from crosscope_proto.limits import CHAT_ONLY_ABOVE
 from crosscope_proto.specs import AnalysisSpec
+from crosscope_worker.analysis.block import Block
 from crosscope_worker.analysis.coactivation import CoActivation
 from crosscope_worker.analysis.geometry import geometry
 from crosscope_worker.analysis.intake import Intake
@@ -18,13 +22,19 @@ from crosscope_worker.dictionary.crosscoder import Crosscoder
 
 @dataclass(frozen=True, eq=False)
 class Accumulators:
-    """The accumulators that a pass fills, block by block. `close` removes their temporary file."""
+    """The accumulators that a pass fills, block by block. `close` removes their temporary file.
+
+    The store works on the host, in a thread of its own, while the next block is encoded.
+    """
 
     moments: Moments
     quality: Quality
     chat_only: ChatOnlySums
     coactivation: CoActivation
     store: Store
+    """Complete after `settle`."""
+    _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "store"))
+    _adding: "list[Future[None]]" = field(default_factory=list)
 
     @classmethod
     def of(cls, crosscoder: Crosscoder, spec: AnalysisSpec, num_datasets: int) -> Self:
@@ -38,11 +48,23 @@ class Accumulators:
         )
 
     def add(self, intake: Intake) -> None:
-        """Adds a block and the texts that begin in it."""
+        """Adds a block and the texts that begin in it.
+
+        Raises what Store.add raised for the block before.
+        """
+        block = intake.block
+        for accumulator in (self.moments, self.quality, self.chat_only, self.coactivation):
+            accumulator.add(block)
+        self.settle()
         for text in intake.texts:
             self.store.add_text(text)
-        for accumulator in (self.moments, self.quality, self.chat_only, self.coactivation, self.store):
-            accumulator.add(intake.block)
+        stream = torch.cuda.current_stream(block.x.device) if block.x.is_cuda else None
+        self._adding.append(self._thread.submit(_add_to, self.store, block, stream))
+
+    def settle(self) -> None:
+        """Waits until the store has every block; raises what its `add` raised."""
+        while self._adding:
+            self._adding.pop().result()
 
     @cached_property
     def shard_sums(self) -> ShardSums:
@@ -51,4 +73,11 @@ class Accumulators:
 
     def close(self) -> None:
         """Removes the temporary file."""
+        self._thread.shutdown()
         self.store.close()
+
+
+def _add_to(store: Store, block: Block, stream: "torch.cuda.Stream | None") -> None:
+    """Adds a block behind the work that `stream` has for it; None on a CPU."""
+    with torch.cuda.stream(stream):
+        store.add(block)

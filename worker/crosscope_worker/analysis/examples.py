@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from crosscope_proto.artefacts import ExampleGroup
@@ -19,9 +20,10 @@ from crosscope_proto.column import arrow_schema
 from crosscope_proto.columns import EXAMPLE_COLUMNS, SEQUENCE_COLUMNS
 from crosscope_proto.specs import AnalysisSpec
 from crosscope_worker.analysis.columns import chosen, lists, plain
-from crosscope_worker.analysis.repeats import Hashes, WindowHashes, distinct
+from crosscope_worker.analysis.ordering import descending, ordered_by
+from crosscope_worker.analysis.repeats import WindowHashes, distinct
 from crosscope_worker.analysis.silent import Corpus, Silent, anchors, choose_silent
-from crosscope_worker.analysis.store import ENTRY, Segments, Store, runs
+from crosscope_worker.analysis.store import ENTRY, Segments, Store, ranges, runs
 from crosscope_worker.tokenizer.pieces import text_pieces
 
 if TYPE_CHECKING:
@@ -73,12 +75,15 @@ class TextFacts:
         return cls(dataset, np.array(store.copies, dtype=np.int64))
 
 
-def peak_windows(segments: Segments, store: Store) -> Hashes:
-    """A hash of the tokens around each segment's peak, [segment]."""
-    return WindowHashes([np.asarray(text.ids) for text in store.texts]).around(segments.text, segments.peak)
+def peak_windows(segments: Segments, store: Store) -> Ints:
+    """A number for the tokens around each segment's peak, [segment]: equal for equal tokens."""
+    lengths = np.array([len(text.ids) for text in store.texts], dtype=np.int64)
+    first = np.cumsum(lengths) - lengths
+    numbers = WindowHashes([np.asarray(text.ids) for text in store.texts]).numbers()
+    return numbers[first[segments.text] + segments.peak]
 
 
-def choose(segments: Segments, windows: Hashes, texts: TextFacts, names: Sequence[str], spec: AnalysisSpec) -> Choice:
+def choose(segments: Segments, windows: Ints, texts: TextFacts, names: Sequence[str], spec: AnalysisSpec) -> Choice:
     """Chooses examples; `windows: [segment]` comes from peak_windows.
 
     Segments of one latent and data set with equal windows count as one, with the largest of their maxima.
@@ -92,7 +97,7 @@ def choose(segments: Segments, windows: Hashes, texts: TextFacts, names: Sequenc
     Memory: 12 bytes a segment, 104 a chosen example, and the memory for SEGMENTS_AT_ONCE.
     """
     sizes = np.bincount(segments.latent)
-    by_latent = np.argsort(segments.latent, kind="stable")
+    by_latent = ordered_by(segments.latent, segments.text)
     ends = np.cumsum(sizes)
     parts: list[Choice] = []
     for first, last in runs(sizes, SEGMENTS_AT_ONCE):
@@ -104,11 +109,11 @@ def choose(segments: Segments, windows: Hashes, texts: TextFacts, names: Sequenc
     return Choice(*(np.concatenate(column) for column in columns))
 
 
-def _choose(segments: Segments, windows: Hashes, texts: TextFacts, names: Sequence[str], spec: AnalysisSpec) -> Choice:
-    """As `choose`, with all segments at once."""
+def _choose(segments: Segments, windows: Ints, texts: TextFacts, names: Sequence[str], spec: AnalysisSpec) -> Choice:
+    """As `choose`, with all segments at once, those of one latent in the order of their texts."""
     dataset = texts.dataset[segments.text]
     key = segments.latent.astype(np.int64) * max(1, len(names)) + dataset
-    order = np.lexsort((segments.text, -segments.max, key))
+    order = ordered_by(key, descending(segments.max))
     first, repeats = distinct(key[order], windows[order], texts.copies[segments.text][order])
     order = order[first]
     key = key[order]
@@ -132,7 +137,7 @@ def _choose(segments: Segments, windows: Hashes, texts: TextFacts, names: Sequen
     weakest = begin + n[drawn_from] - 1 - np.concatenate([first[banded], np.zeros(len(top), np.int64)])
     strongest = begin + np.concatenate([(n - 1 - last)[banded], np.zeros(len(top), np.int64)])
     rank = np.concatenate([drawn[banded], rank[top]])
-    rows = np.lexsort((rank, quantile, group, _by_name(names)[dataset[segment]], segments.latent[segment]))
+    rows = ordered_by(segments.latent[segment], _by_name(names)[dataset[segment]], group, quantile, rank)
     return Choice(
         segment=segment[rows],
         dataset=dataset[segment][rows],
@@ -185,7 +190,7 @@ def example_table(
     dataset = np.concatenate([choice.dataset, silent.dataset])
     group = np.concatenate([choice.group, none + _GROUPS.index(ExampleGroup.SILENT)])
     quantile, rank = np.concatenate([choice.quantile, none]), np.concatenate([choice.rank, silent.rank])
-    rows = np.lexsort((rank, quantile, group, _by_name(names)[dataset], latent))
+    rows = ordered_by(latent, _by_name(names)[dataset], group, quantile, rank)
     texts, sequence = np.unique(
         np.concatenate([segments.text[segment].astype(np.int64), silent.text]), return_inverse=True
     )
@@ -241,29 +246,31 @@ def top_tokens(choice: Choice, segments: Segments, store: Store, num_latents: in
     vocabulary = int(flat.max(initial=0)) + 1
     keys, counts = np.unique(segments.latent[segment].astype(np.int64) * vocabulary + ids, return_counts=True)
     latent, ids = keys // vocabulary, keys % vocabulary
-    order = np.lexsort((ids, -counts, latent))
+    order = ordered_by(latent, -counts, ids)
     size = np.bincount(latent, minlength=num_latents)
     rank = np.arange(len(order)) - np.repeat(np.cumsum(size) - size, size)
     return ids[order][rank < NUM_TOP_TOKENS], np.minimum(size, NUM_TOP_TOKENS)
 
 
-def peak_contexts(choice: Choice, segments: Segments, sequences: pa.Table, texts: Ints, num_latents: int) -> list[str]:
+def peak_contexts(
+    choice: Choice, segments: Segments, sequences: pa.Table, texts: Ints, num_latents: int
+) -> "pa.Array[Any]":
     """The text around the peak of each latent's strongest top example: before it, the peak, behind it.
 
     Three texts a latent, those of latent 0 first; empty where it has no example. Of equally strong examples the one of
     the earlier text counts. `sequences` and `texts` are those of sequence_table.
     """
     segment = choice.segment[choice.group == _GROUPS.index(ExampleGroup.TOP)]
-    order = np.lexsort((segments.text[segment], -segments.max[segment], segments.latent[segment]))
+    order = ordered_by(segments.latent[segment], descending(segments.max[segment]), segments.text[segment])
     latents, first = np.unique(segments.latent[segment][order], return_index=True)
     strongest = segment[order][first]
-    rows = np.searchsorted(texts, segments.text[strongest])
     pieces: Any = sequences.column("pieces").combine_chunks()
-    found = [""] * (3 * num_latents)
-    for latent, row, peak in zip(latents.tolist(), rows.tolist(), segments.peak[strongest].tolist(), strict=True):
-        start, end = pieces.offsets[row].as_py(), pieces.offsets[row + 1].as_py()
-        at, low = start + peak, max(start, start + peak - PEAK_CONTEXT)
-        around = pieces.values[low : min(end, at + 1 + PEAK_CONTEXT)].to_pylist()
-        middle = at - low
-        found[3 * latent : 3 * latent + 3] = "".join(around[:middle]), around[middle], "".join(around[middle + 1 :])
-    return found
+    offsets = pieces.offsets.to_numpy().astype(np.int64)
+    rows = np.searchsorted(texts, segments.text[strongest])
+    peak = offsets[rows] + segments.peak[strongest]
+    begins = np.stack([np.maximum(offsets[rows], peak - PEAK_CONTEXT), peak, peak + 1], axis=1)
+    ends = np.stack([peak, peak + 1, np.minimum(offsets[rows + 1], peak + 1 + PEAK_CONTEXT)], axis=1)
+    lengths = np.zeros((num_latents, 3), np.int64)
+    lengths[latents] = ends - begins
+    around = pieces.values.take(pa.array(ranges(begins.reshape(-1), (ends - begins).reshape(-1))))
+    return pc.binary_join(lists(lengths.reshape(-1), around), "")

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 BLOCK_TOKENS = 1024
 """Tokens at which a block is closed; a longer text makes a longer block. Encoding takes about `12 · latents` bytes a
 token: 900 MB for 73 728 latents."""
+_MOST_CUDA_TOKENS = 8192
+_CUDA_BLOCK_BYTES = 3 << 30
+"""Memory for encoding a block on a GPU, where a block costs launches and waits besides its tokens."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ def blocks(
     read (math §4).
     """
     budget = [max(1, spec.max_tokens // len(datasets))] * len(datasets)
-    block_tokens = min(BLOCK_TOKENS, max(1, spec.max_tokens // spec.num_shards))
+    block_tokens = min(_block_tokens(crosscoder), max(1, spec.max_tokens // spec.num_shards))
     num_texts = num_blocks = 0
     first_shards, sparsifier = FirstShards(), crosscoder.sparsifier()
     for harvest in harvests:
@@ -71,6 +74,13 @@ def blocks(
             num_texts, num_blocks = num_texts + len(group), num_blocks + 1
         if all(left <= 0 for left in budget):
             return
+
+
+def _block_tokens(crosscoder: Crosscoder) -> int:
+    """Tokens at which a block is closed at the latest, by the device and the number of latents alone."""
+    if crosscoder.device.type != "cuda":
+        return BLOCK_TOKENS
+    return max(BLOCK_TOKENS, min(_MOST_CUDA_TOKENS, _CUDA_BLOCK_BYTES // (12 * crosscoder.num_latents)))
 
 
 def _groups(texts: "Sequence[Text]", lengths: list[int], budget: list[int], block_tokens: int) -> Iterator[list[int]]:

@@ -8,6 +8,8 @@ from crosscope_worker.dictionary.sparse import SparseCode, entry_products
 
 CHUNK_BYTES = 128 << 20
 """Memory for a piece of the products on a CPU."""
+GROUP = 64
+"""Products whose largest is found before the largest groups are searched."""
 _SPARE = 8
 """Further ones that are found where products are rounded to TF32, before the exact products decide."""
 
@@ -30,14 +32,32 @@ def largest_products(rows: Tensor, others: Tensor, count: int, *, themselves: bo
         dense = piece @ others.T
         if themselves:
             dense.diagonal(first).fill_(-torch.inf)
-        top = dense.topk(found, dim=1)
+        best, values = _largest(dense, found)
         del dense  # before the next piece's
-        best, values = top.indices, top.values
         if is_rounded:
             best, values = _ordered(piece, others, best, count)
         ids.append(best)
         products.append(values)
     return torch.cat(ids), torch.cat(products)
+
+
+def _largest(dense: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The places and values of the `count` largest of each row of `dense: [row, column]`, largest first, [row, count].
+
+    They lie in the `count` groups of columns with the largest maxima, or in what is left over behind the groups. One
+    pass over a wide row finds these maxima; a selection among all columns takes several.
+    """
+    num_groups = dense.shape[1] // GROUP
+    if num_groups < 4 * count:
+        top = dense.topk(count, dim=1)
+        return top.indices, top.values
+    grouped = dense[:, : num_groups * GROUP].view(len(dense), num_groups, GROUP)
+    groups = grouped.amax(dim=2).topk(count, dim=1).indices
+    columns = (GROUP * groups).unsqueeze(2) + torch.arange(GROUP, device=dense.device)
+    behind = torch.arange(num_groups * GROUP, dense.shape[1], device=dense.device).expand(len(dense), -1)
+    columns = torch.cat([columns.flatten(1), behind], dim=1)
+    top = dense.gather(1, columns).topk(count, dim=1)
+    return columns.gather(1, top.indices), top.values
 
 
 def _ordered(rows: Tensor, others: Tensor, ids: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -45,7 +45,7 @@ class Measured:
     """The sums of the pass."""
     peaks: tuple[Ints, Ints]
     """Ids and counts of examples.top_tokens."""
-    contexts: Sequence[str]
+    contexts: "pa.Array[Any]"
     """Texts of examples.peak_contexts."""
     spec: AnalysisSpec
     tokenizer: "TextTokenizer"
@@ -138,7 +138,7 @@ def _tokens(found: Measured) -> Columns:
     three = np.full(found.crosscoder.num_latents, 3)
     columns = {
         "top_tokens": _pieces(*found.peaks, found.tokenizer),
-        "peak_context": lists(three, pa.array(found.contexts, pa.string())),
+        "peak_context": lists(three, found.contexts),
     }
     for model, (name, lens) in enumerate(zip(MODEL_NAMES, found.lenses, strict=True)):
         columns[f"logit_tokens_{name}"] = _pieces(*_lens(found.crosscoder, model, lens), found.tokenizer)

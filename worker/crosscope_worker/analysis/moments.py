@@ -82,7 +82,7 @@ class Moments:
             self._products[:, :, BASE, CHAT] = self._products[:, :, CHAT, BASE] = torch.nan
         self._max = zeros(latents, dtype=torch.float32)
         self._repeats = zeros(latents)
-        self._num_repeats = 0
+        self._num_repeats = zeros(dtype=torch.int64)
         self._num_texts = zeros(latents)
         self._role_mass = zeros(latents, NUM_ROLES)
         self._dataset_mass = zeros(latents, num_datasets)
@@ -101,7 +101,7 @@ class Moments:
         if self._kept is not None:
             for model in (BASE, CHAT):
                 _add_at(self._kept[model], shard, latents, raw * raw * block.kept[model])
-        self._num_repeats += int(block.repeats.sum())
+        self._num_repeats += block.repeats.sum()
         self._repeats.index_add_(0, latents, block.repeats[block.tokens].double())
         self._num_texts += torch.bincount(_once_a_text(block), minlength=len(self._num_texts))
         self._max.scatter_reduce_(0, latents, block.scaled, "amax")
@@ -148,7 +148,7 @@ class Moments:
 
     def repeat_share(self) -> float:
         """Share of all tokens that repeat an earlier text."""
-        return self._num_repeats / max(1.0, float(self._num_tokens.sum()))
+        return int(self._num_repeats) / max(1.0, float(self._num_tokens.sum()))
 
     def repeat_shares(self) -> Floats:
         """Share of its active tokens that repeat an earlier text, [latent]; NaN where it never fired."""

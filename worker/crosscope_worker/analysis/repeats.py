@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from crosscope_worker.analysis.ordering import ordered_by
+
 WINDOW = 16
 """Number of tokens on each side of a peak by which examples are compared, and before a token by which repeats are
 found."""
@@ -37,6 +39,12 @@ class WindowHashes:
     def around(self, text: NDArray[np.integer], position: NDArray[np.integer]) -> Hashes:
         """Hashes of the tokens up to WINDOW before and behind each position, and of how many there are on each side."""
         return self._hashes(text, position, WINDOW)
+
+    def numbers(self) -> NDArray[np.int64]:
+        """A number for each token of all texts, end to end, [token]: equal for those with the same hash of `around`."""
+        text = np.repeat(np.arange(len(self._lengths)), self._lengths)
+        hashes = self.around(text, np.arange(len(text)) - self._starts[text])
+        return np.unique(hashes, return_inverse=True)[1].reshape(-1)
 
     def before(self, text: NDArray[np.integer], position: NDArray[np.integer]) -> Hashes:
         """Hashes of each token with the tokens up to WINDOW before it, and of how many there are."""
@@ -84,17 +92,17 @@ class FirstShards:
 
 
 def distinct(
-    key: NDArray[np.int64], windows: NDArray[np.integer], copies: NDArray[np.int64]
+    key: NDArray[np.int64], windows: NDArray[np.int64], copies: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Indices of the first member of each (key, window), ascending, and how many more texts each stands for."""
     if len(key) == 0:
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    together = np.lexsort((windows, key))
+    together = ordered_by(key, windows)
     key, windows = key[together], windows[together]
     begins = np.flatnonzero(np.concatenate([[True], (key[1:] != key[:-1]) | (windows[1:] != windows[:-1])]))
     repeats = np.add.reduceat(copies[together], begins) - 1
     first = together[begins]
-    order = np.argsort(first)
+    order = ordered_by(first)
     return first[order], repeats[order]
 
 

@@ -126,6 +126,7 @@ def _pass(
         num_tokens += intake.block.num_tokens
         share = _PASS_SHARE * min(1.0, num_tokens / spec.max_tokens)
         progress(Stage.ANALYSE, share, f"{num_tokens} tokens measured")
+    found.settle()
     if num_tokens == 0:
         raise AnalysisError(
             "no held-out token is left to analyse: the held-out texts are empty, or the token policy dropped them "

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
+from crosscope_worker.analysis.ordering import ordered_by
 from crosscope_worker.analysis.repeats import WindowHashes, distinct
 from crosscope_worker.analysis.store import Segments, Store
 
@@ -70,7 +71,7 @@ class Corpus:
         self._dataset = np.array([text.dataset for text in store.texts], dtype=np.int64)
         read = np.flatnonzero(store.was_read())
         kinds = self._dataset[self.text_of[read]] * self.num_ids + self.ids[read]
-        order = np.argsort(kinds, kind="stable")
+        order = ordered_by(kinds)
         self._kinds, self._places = kinds[order], read[order]
 
     def places(self, dataset: Ints, token: Ints) -> tuple[Ints, Ints]:
@@ -108,7 +109,7 @@ def anchors(top: Segments, dataset: Ints, corpus: Corpus) -> Anchors:
     owner = top.latent.astype(np.int64) * num_datasets + dataset
     token = corpus.ids[corpus.starts[top.text] + top.peak]
     pairs, first, count = np.unique(owner * corpus.num_ids + token, return_index=True, return_counts=True)
-    order = np.lexsort((first, -count, pairs // corpus.num_ids))
+    order = ordered_by(pairs // corpus.num_ids, -count, first)
     _, best = np.unique(pairs[order] // corpus.num_ids, return_index=True)
     chosen = first[order][best]
     text, position = top.text[chosen].astype(np.int64), top.peak[chosen].astype(np.int64)
@@ -122,29 +123,27 @@ def choose_silent(found: Anchors, segments: Segments, store: Store, corpus: Corp
     """
     parts = [Silent.empty()]
     if count and len(found.latent):
-        hashes = WindowHashes([np.asarray(text.ids) for text in store.texts])
+        windows = WindowHashes([np.asarray(text.ids) for text in store.texts]).numbers()
         copies = np.array(store.copies, dtype=np.int64)
         for first in range(0, len(found.latent), KEYS_AT_ONCE):
             part = Anchors(*(array[first : first + KEYS_AT_ONCE] for array in vars(found).values()))
-            parts.append(_choose(part, segments, hashes, copies, corpus, count))
+            parts.append(_choose(part, segments, windows, copies, corpus, count))
     return Silent(*(np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(Silent)))
 
 
-def _choose(
-    found: Anchors, segments: Segments, hashes: WindowHashes, copies: Ints, corpus: Corpus, count: int
-) -> Silent:
-    """As `choose_silent`, for all anchors at once."""
+def _choose(found: Anchors, segments: Segments, windows: Ints, copies: Ints, corpus: Corpus, count: int) -> Silent:
+    """As `choose_silent`, for all anchors at once; `windows: [token]` as `WindowHashes.numbers` gives them."""
     anchor = corpus.starts[found.text] + found.position
     key, place = corpus.places(found.dataset, corpus.ids[anchor])
     text = corpus.text_of[place]
     quiet = ~_fires(found.latent[key], text, segments, len(copies))
     key, place, text = key[quiet], place[quiet], text[quiet]
-    order = np.lexsort((place, -corpus.nearness(place, anchor[key]), key))
+    order = ordered_by(key, -corpus.nearness(place, anchor[key]), place)
     key, place, text = key[order], place[order], text[order]
     nearest, _ = distinct(key, text, np.ones(len(key), np.int64))
     key, place, text = key[nearest], place[nearest], text[nearest]
     position = place - corpus.starts[text]
-    first, repeats = distinct(key, hashes.around(text, position), copies[text])
+    first, repeats = distinct(key, windows[place], copies[text])
     key = key[first]
     members = np.bincount(key, minlength=len(anchor))
     rank = np.arange(len(key)) - np.repeat(np.cumsum(members) - members, members)

@@ -93,7 +93,7 @@ def read(texts: Sequence[Text], activations: PairActivations, policy: TokenPolic
     flat = x[torch.from_numpy(rows), torch.from_numpy(positions)]
     check_finite(flat, activations, texts, rows, positions)
     norms.measure([(flat, positions)])
-    stay = norms(flat, positions).cpu().numpy()
+    (stay,) = norms([(flat, positions)])
     kept[rows[~stay], positions[~stay]] = False
     predicts = kept & (np.arange(shape[1]) < np.array(lengths)[:, None] - 1)
     template = np.isin(roles, [*TEMPLATE_ROLES])

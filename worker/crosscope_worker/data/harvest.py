@@ -56,20 +56,32 @@ def harvest(
     num_before: int = 0,
     tick: Tick = idle_tick,
 ) -> Iterator[Harvest]:
-    """Runs both models over a stream of texts and yields the kept tokens of each window of texts.
+    """Runs both models over a stream of texts and yields the kept tokens of each window of texts (`windows_of`).
 
-    A window is a run of texts of about eight forwards; within it texts are packed (`packing.pack`) into forwards of at
-    most `tokens_per_forward` tokens, padding counted, or of a single longer text. Of long rows, which cost the same
-    however full they are, a window fills eight.
+    Within a window texts are packed (`packing.pack`) into forwards of at most `tokens_per_forward` tokens, padding
+    counted, or of a single longer text.
     After each forward `tick` hears of the tokens that the policy keeps, outliers included.
     An earlier harvest goes on with `norms`, its filter, and `num_before`, the number of texts that it has read. A new
     filter takes its bounds from the first window.
     Raises HarvestError for a NaN or infinite activation and when the policy keeps no token of the whole stream.
     """
+    windows = windows_of(texts, activations, tokens_per_forward)
+    return harvest_windows(windows, activations, policy, tokens_per_forward, norms, num_before, tick)
+
+
+def harvest_windows(
+    windows: Iterable[list[Text]],
+    activations: PairActivations,
+    policy: TokenPolicy,
+    tokens_per_forward: int = TOKENS_PER_FORWARD,
+    norms: NormFilter | None = None,
+    num_before: int = 0,
+    tick: Tick = idle_tick,
+) -> Iterator[Harvest]:
+    """`harvest` over texts that are divided into windows already."""
     norms = norms or NormFilter(policy.max_norm_ratio, activations.d_model)
     num_texts, kept = num_before, 0
-    num_tokens, long_rows = WINDOW_FORWARDS * tokens_per_forward, activations.packs_rows(tokens_per_forward)
-    for window in _full_windows(texts, num_tokens) if long_rows else _windows(texts, num_tokens):
+    for window in windows:
         found = _harvest_window(window, activations, policy, norms, tokens_per_forward, tick)
         num_texts += len(window)
         kept += len(found.x)
@@ -79,6 +91,18 @@ def harvest(
             f"the token policy keeps no token of {num_texts} texts; lower skip_first ({policy.skip_first}) "
             f"or raise max_norm_ratio ({policy.max_norm_ratio})"
         )
+
+
+def windows_of(
+    texts: Iterable[Text], activations: PairActivations, tokens_per_forward: int = TOKENS_PER_FORWARD
+) -> Iterator[list[Text]]:
+    """Divides a stream of texts into windows, runs of texts of about eight forwards.
+
+    Of long rows, which cost the same however full they are, a window fills eight. Reads no text beyond a window before
+    the next one is asked for.
+    """
+    num_tokens = WINDOW_FORWARDS * tokens_per_forward
+    return (_full_windows if activations.packs_rows(tokens_per_forward) else _windows)(texts, num_tokens)
 
 
 def _windows(texts: Iterable[Text], num_tokens: int) -> Iterator[list[Text]]:
@@ -134,11 +158,14 @@ def _harvest_window(
     if not torch.stack([each.is_finite for each in found]).all():
         for each in found:
             check_finite(each.x, activations, window, each.texts[each.text], each.position)
-    norms.measure([(each.x, each.position) for each in found])
+    pieces = [(each.x, each.position) for each in found]
+    norms.measure(pieces)
+    stay = norms(pieces)
+    pieces.clear()
     rows: list[tuple[Tensor, np.ndarray] | None] = [None] * len(window)
     while found:
         forward = found.pop()
-        for index, part in zip(forward.texts, _kept(forward, norms), strict=True):
+        for index, part in zip(forward.texts, _kept(forward, stay.pop()), strict=True):
             rows[index] = part
     return _joined(window, [row for row in rows if row is not None])
 
@@ -158,12 +185,10 @@ class _Found(NamedTuple):
     """[] bool: asked of the device once a window, so that no forward waits for the one before."""
 
 
-def _kept(found: _Found, norms: NormFilter) -> Iterator[tuple[Tensor, np.ndarray]]:
-    """Activations and positions of the tokens of each text that the filter keeps."""
-    stay = norms(found.x, found.position)
-    stays = stay.cpu().numpy()
+def _kept(found: _Found, stays: np.ndarray) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """Activations and positions of the tokens of each text that stay; `stays: [token]`."""
     num_kept = np.bincount(found.text[stays], minlength=len(found.texts))
-    x = found.x if stays.all() else found.x[stay]
+    x = found.x if stays.all() else found.x[sent(torch.from_numpy(np.flatnonzero(stays)), found.x.device)]
     positions = np.split(found.position[stays], np.cumsum(num_kept)[:-1])
     return zip(x.split(num_kept.tolist()), positions, strict=True)
 

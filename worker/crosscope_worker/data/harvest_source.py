@@ -4,9 +4,12 @@ Both sources give the same blocks bit for bit, in the same order, with the same 
 learning rates do not depend on which it was. Does not know what the activations are used for.
 """
 
+import copy
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -15,7 +18,8 @@ from crosscope_proto.specs import TokenPolicy
 from crosscope_proto.stages import Stage
 from crosscope_worker.data.activation_cache import ActivationCache, Shard, State, cache_key
 from crosscope_worker.data.activation_source import ActivationSource
-from crosscope_worker.data.harvest import TOKENS_PER_FORWARD, harvest
+from crosscope_worker.data.ahead import ahead
+from crosscope_worker.data.harvest import TOKENS_PER_FORWARD, harvest_windows, windows_of
 from crosscope_worker.data.prefetch import PrefetchedSource
 from crosscope_worker.data.tally import shifted
 from crosscope_worker.data.texts import Text, TextStream
@@ -24,11 +28,24 @@ from crosscope_worker.models.norms import NormFilter
 from crosscope_worker.phases import Following, Phase
 from crosscope_worker.ticks import Tick, idle_tick
 
+WINDOWS_AHEAD = 2
+"""Most windows of texts that wait for the models on a GPU while one more is read and tokenised."""
+
+
+class _Standing(NamedTuple):
+    """Where the reading of the texts stands."""
+
+    epoch: int
+    num_texts: int
+    """Texts read in this epoch."""
+    stream: State
+
 
 class HarvestSource:
     """Runs both models over a recipe's training texts in every epoch: the ActivationSource of a training.
 
-    No block crosses the end of an epoch, and blocks do not depend on where a resumed training took over.
+    Texts may be read ahead, on a thread; its state is that of the window given last. No block crosses the end of an
+    epoch, and blocks do not depend on where a resumed training took over.
     """
 
     def __init__(
@@ -38,17 +55,23 @@ class HarvestSource:
         recipe: CrosscoderRecipe,
         tokens_per_forward: int = TOKENS_PER_FORWARD,
         tick: Tick = idle_tick,
+        windows_ahead: int = 0,
     ) -> None:
+        """`windows_ahead`: most windows of texts that wait for the models; at 0 texts are read between forwards."""
         self._tick = tick
         self._num_epochs = recipe.training.epochs
-        self.epoch = 0
-        """Index of the epoch that is being read; after the last one, the number of epochs."""
         self._stream = stream
+        self._windows_ahead = windows_ahead
         self._activations = activations
         self._policy = recipe.tokens
         self._tokens_per_forward = tokens_per_forward
         self._norms = NormFilter(recipe.tokens.max_norm_ratio, activations.d_model)
-        self._num_texts = 0
+        self._at = self._standing(0, 0)
+
+    @property
+    def epoch(self) -> int:
+        """Index of the epoch that is being read; after the last one, the number of epochs."""
+        return self._at.epoch
 
     @property
     def ended(self) -> bool:
@@ -60,48 +83,68 @@ class HarvestSource:
         while not self.ended:
             yield from self.rest_of_epoch()
 
-    def rest_of_epoch(self) -> Iterator[Tensor]:
+    def rest_of_epoch(self) -> Generator[Tensor]:
         """Yields `[token, both]` float32 of the texts that are left in this epoch.
 
-        At its last block `epoch` may be the next one already. Not to be read on after `restore`.
+        At its last block `epoch` may be the next one already. To be closed before `restore`, and not read on after it.
         """
-        harvests = harvest(
-            self._texts(),
-            self._activations,
-            self._policy,
-            self._tokens_per_forward,
-            self._norms,
-            self._num_texts,
-            self._tick,
-        )
-        for found in harvests:
-            yield found.x
+        try:
+            with closing(ahead(self._read(), self._windows_ahead, "texts")) as windows:
+                harvests = harvest_windows(
+                    self._taken(windows),
+                    self._activations,
+                    self._policy,
+                    self._tokens_per_forward,
+                    self._norms,
+                    self._at.num_texts,
+                    self._tick,
+                )
+                for found in harvests:
+                    yield found.x
+        finally:
+            # What was read ahead and not given counts for nothing.
+            self._stream.restore(self._at.stream)
 
-    def _texts(self) -> Iterator[Text]:
-        for text in self._stream:
-            self._num_texts += 1
-            yield text
-        self._num_texts = 0
-        self.epoch += 1
+    def _taken(self, windows: Iterator[tuple[list[Text], _Standing]]) -> Iterator[list[Text]]:
+        for window, self._at in windows:
+            if window:
+                yield window
+
+    def _read(self) -> Generator[tuple[list[Text], _Standing]]:
+        """The windows that are left in this epoch, and where the reading stands after each; at the end an empty one."""
+        epoch, num_texts = self._at.epoch, self._at.num_texts
+
+        def counted() -> Iterator[Text]:
+            nonlocal epoch, num_texts
+            for text in self._stream:
+                num_texts += 1
+                yield text
+            epoch, num_texts = epoch + 1, 0
+
+        for window in windows_of(counted(), self._activations, self._tokens_per_forward):
+            yield window, self._standing(epoch, num_texts)
+        yield [], self._standing(epoch, num_texts)
+
+    def _standing(self, epoch: int, num_texts: int) -> _Standing:
+        return _Standing(epoch, num_texts, copy.deepcopy(self._stream.state()))
 
     def fraction(self) -> float:
         """See ActivationSource."""
-        return min(1.0, (self.epoch + self._stream.fraction()) / self._num_epochs)
+        return min(1.0, (self._at.epoch + self._stream.fraction(self._at.stream)) / self._num_epochs)
 
     def state(self) -> State:
         """See ActivationSource. "num_texts" is the number of texts read in this epoch."""
         return {
-            "epoch": self.epoch,
-            "num_texts": self._num_texts,
-            "stream": self._stream.state(),
+            "epoch": self._at.epoch,
+            "num_texts": self._at.num_texts,
+            "stream": self._at.stream,
             "norms": self._norms.state(),
         }
 
     def restore(self, state: State) -> None:
         """See ActivationSource."""
-        self.epoch = state["epoch"]
-        self._num_texts = state["num_texts"]
         self._stream.restore(state["stream"])
+        self._at = self._standing(state["epoch"], state["num_texts"])
         self._norms.restore(state["norms"])
 
 
@@ -132,10 +175,12 @@ class CachedSource:
 
     def _rest_of_epoch(self) -> Iterator[Tensor]:
         source, cache, epoch = self._source, self._cache, self._source.epoch
-        fresh: Iterator[Tensor] | None = None
+        fresh: Generator[Tensor] | None = None
         while source.epoch == epoch:
             before = source.state()
             if (shard := cache.read(self._next_shard)) is not None:
+                if fresh is not None:
+                    fresh.close()
                 fresh, x = None, shard.x
                 source.restore(_sum(before, shard.state))
                 self._tick(len(x))
@@ -209,7 +254,11 @@ def open_source(
     read, written and hashed. Raises CacheError if activations cannot be cached, and OSError if a data file cannot be
     read.
     """
-    harvested = HarvestSource(stream, activations, recipe, tick=following.tick)
+    device = activations.pair.device
+    # Without a GPU, tokeniser, models and trainer would share the cores that each of them alone keeps busy.
+    on_gpu = device.type == "cuda"
+    windows_ahead = WINDOWS_AHEAD if on_gpu else 0
+    harvested = HarvestSource(stream, activations, recipe, tick=following.tick, windows_ahead=windows_ahead)
     source: ActivationSource = harvested
     if recipe.training.cache:
         size = sum(path.stat().st_size for paths in stream.files for path in paths)
@@ -218,6 +267,4 @@ def open_source(
         cache = ActivationCache(home, key, sum(activations.d_model), activations.pair.device, tell)
         cache.remove_partial(time.time())
         source = CachedSource(harvested, cache, following.tick, following.say)
-    device = activations.pair.device
-    # Without a GPU, models and trainer would share the cores that each of them alone keeps busy.
-    return PrefetchedSource(source, device) if device.type == "cuda" else source
+    return PrefetchedSource(source, device) if on_gpu else source

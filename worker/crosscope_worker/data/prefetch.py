@@ -4,8 +4,6 @@ On a GPU the thread has a CUDA stream of its own. Knows neither models nor what 
 """
 
 import copy
-import queue
-import threading
 from collections.abc import Generator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ import torch
 from torch import Tensor
 
 from crosscope_worker.data.activation_source import ActivationSource
+from crosscope_worker.data.ahead import ahead
 
 BLOCKS_AHEAD = 2
 """Most blocks that wait for the trainer while one more is made; each takes `4 · both` bytes a token."""
@@ -22,13 +21,12 @@ BLOCKS_AHEAD = 2
 
 @dataclass(frozen=True, eq=False)
 class _Made:
-    """A block and the source's state after it, or why there is no block."""
+    """A block and the source's state after it; no block at the source's end."""
 
     x: Tensor | None
     state: dict[str, Any]
     fraction: float
-    ready: torch.Event | None = None
-    error: BaseException | None = None
+    ready: torch.Event | None
 
 
 class PrefetchedSource:
@@ -42,44 +40,31 @@ class PrefetchedSource:
 
     def blocks(self) -> Generator[Tensor]:
         """See ActivationSource. Raises what the other source raises. Closing this waits for the thread to end."""
-        made: queue.Queue[_Made] = queue.Queue()
-        room, stopped = threading.Semaphore(BLOCKS_AHEAD + 1), threading.Event()
-        thread = threading.Thread(target=self._make, args=(made, room, stopped), name="prefetch", daemon=True)
-        thread.start()
-        try:
-            while (block := made.get()).x is not None:
+        with closing(ahead(self._made(), BLOCKS_AHEAD, "prefetch")) as made:
+            for block in made:
                 self._state, self._fraction = block.state, block.fraction
+                if block.x is None:
+                    return
                 if block.ready is not None:
                     stream = torch.cuda.current_stream(self._device)
                     stream.wait_event(block.ready)
                     block.x.record_stream(stream)
-                room.release()
                 yield block.x
-            if block.error is not None:
-                raise block.error
-            self._state, self._fraction = block.state, block.fraction
-        finally:
-            stopped.set()
-            room.release()
-            thread.join()
 
-    def _make(self, made: "queue.Queue[_Made]", room: threading.Semaphore, stopped: threading.Event) -> None:
+    def _made(self) -> Generator[_Made]:
+        """The source's blocks and their states, all made on the thread that reads this."""
         on_gpu = self._device.type == "cuda"
-        try:
-            with (
-                torch.no_grad(),
-                torch.cuda.stream(torch.cuda.Stream(self._device)) if on_gpu else nullcontext(),
-                closing(self._source.blocks()) as blocks,
-            ):
-                while room.acquire() and not stopped.is_set():
-                    x = next(blocks, None)
-                    ready = torch.cuda.current_stream(self._device).record_event() if on_gpu else None
-                    state = copy.deepcopy(self._source.state())
-                    made.put(_Made(x, state, self._source.fraction(), ready))
-                    if x is None:
-                        return
-        except BaseException as error:  # The trainer's thread raises it.
-            made.put(_Made(None, {}, 0.0, error=error))
+        with (
+            torch.no_grad(),
+            torch.cuda.stream(torch.cuda.Stream(self._device)) if on_gpu else nullcontext(),
+            closing(self._source.blocks()) as blocks,
+        ):
+            while True:
+                x = next(blocks, None)
+                ready = torch.cuda.current_stream(self._device).record_event() if on_gpu else None
+                yield _Made(x, copy.deepcopy(self._source.state()), self._source.fraction(), ready)
+                if x is None:
+                    return
 
     def fraction(self) -> float:
         """See ActivationSource."""

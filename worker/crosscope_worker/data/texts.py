@@ -149,17 +149,21 @@ class TextStream:
         for rows, saved in zip(self._rows, state["rows"], strict=True):
             rows.restore(saved)
 
-    def fraction(self) -> float:
-        """Share of its texts, 0 to 1, that the data set furthest behind has given; 0 if that is unknown."""
-        return min(self._share(index) for index in range(len(self._data)))
+    def fraction(self, state: Mapping[str, Any] | None = None) -> float:
+        """Share of its texts, 0 to 1, that the data set furthest behind has given; 0 if that is unknown.
 
-    def _share(self, index: int) -> float:
-        if self._ended[index]:
+        `state`: an earlier one, of which it is told instead.
+        """
+        state = state or self.state()
+        return min(self._share(index, state) for index in range(len(self._data)))
+
+    def _share(self, index: int, state: Mapping[str, Any]) -> float:
+        if state["ended"][index]:
             return 1.0
         num_rows = self._num_rows[index]
         limit = self._limit(index)
-        by_rows = self._next_row[index] / num_rows if num_rows else 0.0
-        by_tokens = self._num_tokens[index] / limit if limit else 0.0
+        by_rows = state["next_row"][index] / num_rows if num_rows else 0.0
+        by_tokens = state["num_tokens"][index] / limit if limit else 0.0
         return min(1.0, max(by_rows, by_tokens))
 
     def _limit(self, index: int) -> int | None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from crosscope_proto.roles import MODEL_NAMES
+from crosscope_worker.transfer import sent
 
 SINK_POSITIONS = 16
 """Number of positions at a text's beginning that may be sinks."""
@@ -30,7 +31,7 @@ class NormBounds:
 
     def outlying(self, x: Tensor, position: Tensor, d_model: tuple[int, int]) -> Tensor:
         """Which tokens are outliers, [token] bool; `x: [token, both]`, `position: [token]` in the text."""
-        found = torch.isin(position, position.new_tensor(self.positions))
+        found = torch.isin(position, self._positions(position))
         for part, limit in zip(x.split(d_model, dim=-1), self.limits, strict=True):
             found |= part.norm(dim=-1) > limit
         return found
@@ -40,7 +41,10 @@ class NormBounds:
 
         Finds no token that is an outlier in the other model alone.
         """
-        return torch.isin(position, position.new_tensor(self.positions)) | (x.norm(dim=-1) > self.limits[model])
+        return torch.isin(position, self._positions(position)) | (x.norm(dim=-1) > self.limits[model])
+
+    def _positions(self, like: Tensor) -> Tensor:
+        return sent(torch.tensor(self.positions, dtype=like.dtype), like.device)
 
 
 def measured_bounds(
@@ -56,16 +60,15 @@ def measured_bounds(
     ]
     if not norms or len(norms[0]) == 0:
         return None
-    limits = [ratio * float(norm.median()) for norm in norms]
-    position = torch.from_numpy(np.concatenate([each for _, each in pieces])).to(norms[0].device)
-    sinks: list[int] = []
-    for sink in range(SINK_POSITIONS):
-        at = position == sink
-        if int(at.sum()) >= MIN_TEXTS and any(
-            float(norm[at].median()) > limit for norm, limit in zip(norms, limits, strict=True)
-        ):
-            sinks.append(sink)
-    return NormBounds((limits[0], limits[1]), tuple(sinks))
+    device, position = norms[0].device, np.concatenate([each for _, each in pieces])
+    at = {sink: np.flatnonzero(position == sink) for sink in range(SINK_POSITIONS)}
+    at = {sink: where for sink, where in at.items() if len(where) >= MIN_TEXTS}
+    groups = [sent(torch.from_numpy(where), device) for where in at.values()]
+    medians = [norm.median() for norm in norms] + [norm[group].median() for group in groups for norm in norms]
+    both, *by_sink = torch.stack(medians).view(-1, 2).tolist()  # the one wait for the device
+    limits = (ratio * both[0], ratio * both[1])
+    sinks = [sink for sink, (base, chat) in zip(at, by_sink, strict=True) if base > limits[0] or chat > limits[1]]
+    return NormBounds(limits, tuple(sinks))
 
 
 class NormFilter:
@@ -86,15 +89,22 @@ class NormFilter:
         if self.ratio is not None and self.bounds is None:
             self.bounds = measured_bounds(window, self._d_model, self.ratio)
 
-    def __call__(self, x: Tensor, position: np.ndarray) -> Tensor:
-        """Which of `x: [token, both]` stay, [token] bool; `position: [token]` in the text."""
-        self.num_tokens += len(x)
-        if self.ratio is None or self.bounds is None:
-            return torch.ones(len(x), dtype=torch.bool, device=x.device)
-        outlying = self.bounds.outlying(x, torch.from_numpy(position).to(x.device), self._d_model)
-        positions = np.minimum(position[outlying.cpu().numpy()], SINK_POSITIONS)
-        self.left_out += np.bincount(positions, minlength=SINK_POSITIONS + 1)
-        return ~outlying
+    def __call__(self, window: Sequence[tuple[Tensor, np.ndarray]]) -> list[np.ndarray]:
+        """Which tokens of each piece of a window stay, each [token] bool; counts those that do not.
+
+        A piece is activations `[token, both]` and the tokens' positions `[token]`. Waits for the device once.
+        """
+        sizes = [len(position) for _, position in window]
+        self.num_tokens += sum(sizes)
+        if self.ratio is None or self.bounds is None or not window:
+            return [np.ones(size, dtype=bool) for size in sizes]
+        found = [
+            self.bounds.outlying(x, sent(torch.from_numpy(position), x.device), self._d_model) for x, position in window
+        ]
+        outlying = torch.cat(found).cpu().numpy()
+        positions = np.concatenate([position for _, position in window])[outlying]
+        self.left_out += np.bincount(np.minimum(positions, SINK_POSITIONS), minlength=SINK_POSITIONS + 1)
+        return np.split(~outlying, np.cumsum(sizes)[:-1])
 
     @property
     def num_left_out(self) -> int:

@@ -4,7 +4,7 @@ A model without a residual stream that is read from left to right is refused; th
 reason. Does not know texts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -62,6 +62,17 @@ def standardised_error(found: Tensor, expected: Tensor) -> float:
     divisor = torch.maximum(torch.maximum(spread, floor), 1e-3 * expected.abs())
     error = float(((found - expected) / divisor).square().mean(dim=-1).sqrt().max())
     return error if error == error else float("inf")
+
+
+@torch.inference_mode()
+def rounding_error(read: Callable[[Tensor], Tensor], ids: Tensor, expected: Tensor) -> float:
+    """The `standardised_error` of an equal computation in another batch: what rounding alone comes to.
+
+    expected: what `read` gives for ids, [row, pos]. Reads half of the rows, or one row twice.
+    """
+    rows = max(1, len(ids) // 2)
+    again = read(ids[:rows] if len(ids) > 1 else ids.expand(2, -1).contiguous())[:rows]
+    return standardised_error(again, expected[:rows])
 
 
 @torch.inference_mode()

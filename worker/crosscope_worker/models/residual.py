@@ -16,6 +16,9 @@ from transformers import PreTrainedModel
 from crosscope_worker.models.pair import decoder, decoder_layers
 from crosscope_worker.precision import float32_products
 
+_ROWS_AT_ONCE = 1 << 14
+"""Rows of a head that are widened at a time."""
+
 
 class NotReached(RuntimeError):
     """A model ran without calling the layer whose output is wanted."""
@@ -112,22 +115,39 @@ def standing_in(module: nn.Module, forward: Callable[..., Any]) -> Generator[Non
 
 
 @contextmanager
-def in_float32(model: PreTrainedModel, layer: int) -> Generator[None]:
-    """Lets the decoder layers up to `layer` compute in float32, so that rounding hides no difference.
+def in_float32(model: PreTrainedModel, layer: int | None = None) -> Generator[None]:
+    """Lets the decoder layers up to `layer` compute in float32, so that rounding neither hides nor makes a difference.
 
-    Each call makes a float32 copy of its layer and drops it: memory for one layer more, whatever the model's size.
+    None: all layers, and what comes behind them, such as the final norm and the head. Each call makes a float32 copy of
+    its layer and drops it: memory for one layer more, whatever the model's size; a head is copied piece by piece.
     Quantised weights stay as they are, and so do layers that are float32 already. Products are IEEE's.
     """
     with ExitStack() as stack:
         stack.enter_context(float32_products("ieee"))
         if getattr(model, "hf_quantizer", None) is None:
-            for each in decoder_layers(model)[: layer + 1]:
+            layers = decoder_layers(model)
+            for each in [*layers, *_beside(model, layers)] if layer is None else layers[: layer + 1]:
                 if any(tensor.dtype in (torch.bfloat16, torch.float16) for tensor in each.parameters()):
                     stack.enter_context(standing_in(each, _wider(each)))
         yield
 
 
+def _beside(model: PreTrainedModel, layers: Sequence[nn.Module]) -> list[nn.Module]:
+    """The modules that have weights and stand in no layer, without embeddings: those are looked up, so they round none.
+
+    Only modules without parts of their own, so that nothing is widened twice.
+    """
+    inside = {id(module) for layer in layers for module in layer.modules()}
+    return [
+        module
+        for module in model.modules()
+        if id(module) not in inside and not isinstance(module, nn.Embedding) and not list(module.children())
+    ]
+
+
 def _wider(layer: nn.Module) -> Callable[..., Any]:
+    if type(layer) is nn.Linear:
+        return _wider_linear(layer)
     own = layer.__dict__.get("forward")
 
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -137,6 +157,17 @@ def _wider(layer: nn.Module) -> Callable[..., Any]:
         else:
             wide.forward = own
         return wide.forward(*_widened(args), **_widened(kwargs))  # Hooks are the layer's own, and run there.
+
+    return forward
+
+
+def _wider_linear(linear: nn.Linear) -> Callable[[Tensor], Tensor]:
+    """The product in float32, some rows of the weight at a time: a head's are as many as the vocabulary."""
+
+    def forward(x: Tensor) -> Tensor:
+        made = [nn.functional.linear(x.float(), rows.float()) for rows in linear.weight.split(_ROWS_AT_ONCE)]
+        y = torch.cat(made, dim=-1)
+        return y if linear.bias is None else y + linear.bias.float()
 
     return forward
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from crosscope_worker.models.pair import decoder, decoder_layers
 from crosscope_worker.models.places import PairError
 from crosscope_worker.models.probes import ROUNDED_TOLERANCE, TOLERANCE, probe_ids, standardised_error
-from crosscope_worker.models.residual import standing_in, stream
+from crosscope_worker.models.residual import in_float32, standing_in, stream
 from crosscope_worker.models.text_cache import Reached, TextCache
 from crosscope_worker.work import is_out_of_memory
 
@@ -97,7 +97,7 @@ class UpperHalf:
         ids: [batch, pos] int64, right-padded. x: [batch, pos, d_model] float. Both begin behind the tokens that a cache
         holds.
         """
-        return self._run(ids, x, self._num_below, cache)
+        return self._run(ids, x.to(self._model.dtype), self._num_below, cache)
 
     def last_hidden(self, ids: Tensor, x: Tensor, start: int, cache: TextCache) -> Tensor:
         """What `hidden` gives behind the first `start` of these tokens; the top layer runs whole for those alone.
@@ -119,7 +119,6 @@ class UpperHalf:
 
     def _run(self, ids: Tensor, x: Tensor, num_below: int, cache: TextCache | None) -> Tensor:
         """The head's input if the lowest layers give `x`."""
-        x = x.to(self._model.dtype)
         given = x if self._beside is None else (x, *self._beside)
         with ExitStack() as stack:
             for layer in self._layers[:num_below]:
@@ -151,11 +150,14 @@ class UpperHalf:
 
     @cached_property
     def _reads_ends(self) -> bool:
-        """Whether two changed ends of a text, read behind its unchanged beginning, are as in whole runs; tried once."""
+        """Whether two changed ends of a text, read behind its unchanged beginning, are as in whole runs; tried once.
+
+        In float32: in half precision, equal computations of other shapes differ too, the more the deeper the model is.
+        """
         ids = probe_ids([self._model])
         cut, start = ids.shape[1] // 2, 2
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), in_float32(self._model):
                 x = self._stream(ids)
                 changed = torch.cat([x, x])
                 changed[:, cut:] = torch.stack([x[0, cut:].flip(0), -x[0, cut:]])
@@ -170,7 +172,7 @@ class UpperHalf:
             if is_out_of_memory(error):
                 raise
             return False
-        tolerance = ROUNDED_TOLERANCE if self._model.dtype in (torch.bfloat16, torch.float16) else TOLERANCE
+        tolerance = TOLERANCE if getattr(self._model, "hf_quantizer", None) is None else ROUNDED_TOLERANCE
         return all(standardised_error(each.nan_to_num(), expected.nan_to_num()) <= tolerance for each in logits)
 
 

@@ -73,7 +73,8 @@ class ControlTokens:
         if is_disguised:
             backend, text = self._exchanged, self._either.sub(lambda found: self._swapped[found[0]], text)
         try:
-            return backend.encode(text, add_special_tokens=add_special_tokens)
+            # Unlike encode, encode_batch lets other threads run: the one that keeps the device busy, above all.
+            return backend.encode_batch([text], add_special_tokens=add_special_tokens)[0]
         except (TypeError, UnicodeEncodeError) as error:
             raise PromptError("the text holds a lone surrogate, which is no character; remove it") from error
 
