@@ -29,7 +29,8 @@ PAGES = {
     "versus?crosscoder=twin-a&other=twin-b": ("Compare two crosscoders", "table[aria-label='Matched latents by kind']"),
     "search?text=fox&in=label": ("Search", "table"),
     "look": ("Look", "table"),
-    "jobs": ("Jobs", "textarea"),
+    "jobs": ("Jobs", "[data-testid=stMain] p"),
+    "jobs?show=New+job": ("Jobs", "textarea"),
 }
 """Titles, and what each page draws late, by path."""
 GO = """(path) => { history.pushState({}, "", `/${path}`); dispatchEvent(new PopStateEvent("popstate")); }"""

@@ -24,9 +24,12 @@ class Submitted(jobs_pb2_grpc.JobsServicer):
         recipe = parse_recipe(request.recipe_yaml)
         assert isinstance(recipe, LabelRecipe)
         self.recipes.append(recipe)
-        job = jobs_pb2.Job(id="j1", kind="label", name=recipe.name)
+        return jobs_pb2.SubmitJobResponse(job=jobs_pb2.Job(id="j1", kind="label", name=recipe.name))
+
+    def PlanJob(self, request, context):
+        job = jobs_pb2.Job(kind="label", name=parse_recipe(request.recipe_yaml).name)
         entry = jobs_pb2.PlanEntry(name="requests", value=26, note="at most")
-        return jobs_pb2.SubmitJobResponse(job=job, plan=[entry] if request.validate_only else [])
+        return jobs_pb2.PlanJobResponse(job=job, entries=[entry])
 
 
 @pytest.fixture

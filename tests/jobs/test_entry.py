@@ -124,5 +124,5 @@ def test_an_error_of_memory_of_a_device_or_the_machine_names_what_to_lower() -> 
 
 
 def test_only_listed_kinds_run() -> None:
-    with pytest.raises(ValueError, match=r"kind 'os', only causal, crosscoder, demo-pair, look, published"):
+    with pytest.raises(ValueError, match=r"kind 'os', only causal, crosscoder, demo-pair, label, look, published"):
         load_kind(KINDS, "os")

@@ -38,6 +38,8 @@ def largest_products(rows: Tensor, others: Tensor, count: int, *, themselves: bo
             best, values = _ordered(piece, others, best, count)
         ids.append(best)
         products.append(values)
+    if not ids:
+        return rows.new_zeros((0, count), dtype=torch.int64), rows.new_zeros((0, count))
     return torch.cat(ids), torch.cat(products)
 
 

@@ -5,13 +5,13 @@ Knows neither endpoints nor models: both are a function that answers.
 
 import hashlib
 import json
-import os
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from crosscope_proto.label_specs import LabelBudget
+from crosscope_worker.disk import sync
 from crosscope_worker.labelling.prompts import Messages
 
 FAILED, SPENT = "the explainer did not answer", "the budget was reached"
@@ -48,7 +48,7 @@ class Answers:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._known: dict[str, Reply] = {}
         self._lock = threading.Lock()
-        self._file = path.open("a+b")
+        self._path, self._file = path, path.open("a+b")
         self._file.seek(0)
         whole = 0
         for line in self._file:
@@ -80,7 +80,7 @@ class Answers:
             self._known[key] = reply
             self._file.write(line.encode())
             self._file.flush()
-            os.fsync(self._file.fileno())
+            sync(self._path)
 
     def close(self) -> None:
         """Closes the file."""
