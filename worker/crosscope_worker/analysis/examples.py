@@ -273,4 +273,5 @@ def peak_contexts(
     lengths = np.zeros((num_latents, 3), np.int64)
     lengths[latents] = ends - begins
     around = pieces.values.take(pa.array(ranges(begins.reshape(-1), (ends - begins).reshape(-1))))
-    return pc.binary_join(lists(lengths.reshape(-1), around), "")
+    joined: Any = pc.binary_join(lists(lengths.reshape(-1), around), "")
+    return joined

@@ -5,7 +5,7 @@ Does not know pairs, texts, or which tokens anybody keeps.
 """
 
 import copy
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -132,7 +132,7 @@ def in_float32(model: PreTrainedModel, layer: int | None = None) -> Generator[No
         yield
 
 
-def _beside(model: PreTrainedModel, layers: Sequence[nn.Module]) -> list[nn.Module]:
+def _beside(model: PreTrainedModel, layers: Iterable[nn.Module]) -> list[nn.Module]:
     """The modules that have weights and stand in no layer, without embeddings: those are looked up, so they round none.
 
     Only modules without parts of their own, so that nothing is widened twice.
@@ -167,7 +167,8 @@ def _wider_linear(linear: nn.Linear) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
         made = [nn.functional.linear(x.float(), rows.float()) for rows in linear.weight.split(_ROWS_AT_ONCE)]
         y = torch.cat(made, dim=-1)
-        return y if linear.bias is None else y + linear.bias.float()
+        bias = getattr(linear, "bias", None)
+        return y if bias is None else y + bias.float()
 
     return forward
 
