@@ -58,17 +58,18 @@ DEVICES = (
         name="h100",
         title="NVIDIA H100 80GB",
         called=r"H100",
-        source="one H100 80GB HBM3, two random Gemma 2 2B to layer 13, 73 728 latents, batch 2 048, 26 November 2026",
+        source="one H100 80GB HBM3, two random Gemma 2 2B to layer 13, 73 728 latents, batch 2 048, 27 November 2026",
         memory_bytes=85_520_809_984,
-        # 57 400 tokens/s of 4.36 GFLOP each; texts are read and tokenised meanwhile.
-        forward_flops=2.50e14,
-        token_s=0.0,
-        # Products alone: 773 TFLOP/s (bfloat16), 53 (float32 as IEEE). Whole steps of batch_topk: 26.1 and 46.0 ms.
-        product_flops={"bfloat16": 7.73e14, "float32": 5.3e13},
-        weight_s={"bfloat16": 3.58e-11, "float32": 2.90e-11},
-        # 14 000 tokens/s, of which running the models takes a quarter; 32.6 s at the end.
-        analysis_s=1.59e-13,
-        analysis_latent_s=4.42e-4,
+        # 116 300 tokens/s of 4.36 GFLOP each; 93 200 where texts are read and tokenised beside.
+        forward_flops=5.07e14,
+        token_s=2.1e-6,
+        # Products alone: 773 TFLOP/s (bfloat16), 354 (TF32). Whole steps of batch_topk in a training: 14.7 ms; 16.6
+        # alone in float32.
+        product_flops={"bfloat16": 7.73e14, "float32": 3.54e14},
+        weight_s={"bfloat16": 1.90e-11, "float32": 1.87e-11},
+        # 42 600 tokens/s of given activations; 5.94 s at the end.
+        analysis_s=6.91e-14,
+        analysis_latent_s=8.06e-5,
     ),
     Rates(
         name="cpu",
@@ -88,7 +89,7 @@ DEVICES = (
         analysis_latent_s=None,
     ),
 )
-"""The devices that were measured. float32 products were IEEE, bfloat16 on the CPU was taken as fast as float32."""
+"""The devices that were measured. float32 products were TF32 on the H100; bfloat16 on the CPU was taken as fast as float32."""
 
 
 def named(name: str) -> Rates | None:
