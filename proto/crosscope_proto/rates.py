@@ -89,7 +89,8 @@ DEVICES = (
         analysis_latent_s=None,
     ),
 )
-"""The devices that were measured. float32 products were TF32 on the H100; bfloat16 on the CPU was taken as fast as float32."""
+"""The devices that were measured. float32 products were TF32 on the H100. bfloat16 on the CPU was taken as fast as
+float32."""
 
 
 def named(name: str) -> Rates | None:

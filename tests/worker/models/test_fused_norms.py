@@ -1,11 +1,8 @@
 """Norms by one kernel: right (norm_comparisons.py), compiled for a GPU without having one, and left alone elsewhere."""
 
 import logging
-import os
 import re
-import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,31 +10,21 @@ import torch
 
 from crosscope_worker.models.fused_norms import FusedNorms
 from tests.worker.tiny_models import tiny_model
+from tests.worker.triton_runs import compare, needs_gpu, needs_triton
 
 COMPARISONS = Path(__file__).with_name("norm_comparisons.py")
-needs_triton = pytest.mark.skipif(
-    find_spec("triton") is None,
-    reason="no package triton: it comes with torch's CUDA builds, or by pip install 'triton>=3.7' (1 GB)",
-)
-
-
-def compare(interpret: str) -> None:
-    command = [sys.executable, "-m", "pytest", "--noconftest", "-p", "no:cacheprovider", "-q", str(COMPARISONS)]
-    environment = {**os.environ, "TRITON_INTERPRET": interpret}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @needs_triton
 def test_fused_norms_are_right_in_the_interpreter() -> None:
-    compare(interpret="1")
+    compare(COMPARISONS, interpret=True)
 
 
 @needs_triton
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@needs_gpu
 def test_fused_norms_are_right_on_a_gpu() -> None:
-    compare(interpret="0")
+    compare(COMPARISONS, interpret=False)
 
 
 @needs_triton

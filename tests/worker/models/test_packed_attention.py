@@ -3,42 +3,27 @@
 # Without Triton its imports are missing.
 # pyright: reportMissingImports=false, reportPrivateUsage=false, reportFunctionMemberAccess=false
 
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch
+
+from tests.worker.triton_runs import compare, needs_gpu, needs_triton
 
 COMPARISONS = Path(__file__).with_name("packed_attention_comparisons.py")
 SHARED_BYTES = {90: 232_448, 89: 101_376}
 """What a program may take of a processor's memory: an H100, and a small GPU."""
 
-needs_triton = pytest.mark.skipif(
-    find_spec("triton") is None,
-    reason="no package triton: it comes with torch's CUDA builds, or by pip install 'triton>=3.7' (1 GB)",
-)
-
-
-def compare(interpret: str) -> None:
-    command = [sys.executable, "-m", "pytest", "--noconftest", "-p", "no:cacheprovider", "-q", str(COMPARISONS)]
-    environment = {**os.environ, "TRITON_INTERPRET": interpret}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-
 
 @needs_triton
 def test_the_kernel_equals_the_formula_in_the_interpreter() -> None:
-    compare(interpret="1")
+    compare(COMPARISONS, interpret=True)
 
 
 @needs_triton
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@needs_gpu
 def test_the_kernel_equals_the_formula_on_a_gpu() -> None:
-    compare(interpret="0")
+    compare(COMPARISONS, interpret=False)
 
 
 @needs_triton

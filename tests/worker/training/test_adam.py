@@ -1,11 +1,7 @@
 """Adam's kernels move weights as torch's Adam does (adam_comparisons.py), and compile for a GPU without having one."""
 
-import os
 import re
-import subprocess
-import sys
 import warnings
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,32 +12,21 @@ from crosscope_worker.dictionary.sparse import by_latent, sparse_code
 from crosscope_worker.training import adam
 from crosscope_worker.training.adam import Adam
 from crosscope_worker.training.entry_sums import EntrySums
+from tests.worker.triton_runs import compare, needs_gpu, needs_triton
 
 COMPARISONS = Path(__file__).with_name("adam_comparisons.py")
-
-needs_triton = pytest.mark.skipif(
-    find_spec("triton") is None,
-    reason="no package triton: it comes with torch's CUDA builds, or by pip install 'triton>=3.7' (1 GB)",
-)
-
-
-def compare(interpret: str) -> None:
-    command = [sys.executable, "-m", "pytest", "--noconftest", "-p", "no:cacheprovider", "-q", str(COMPARISONS)]
-    environment = {**os.environ, "TRITON_INTERPRET": interpret}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @needs_triton
 def test_kernels_equal_torchs_adam_in_the_interpreter():
-    compare(interpret="1")
+    compare(COMPARISONS, interpret=True)
 
 
 @needs_triton
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@needs_gpu
 def test_kernels_equal_torchs_adam_on_a_gpu():
-    compare(interpret="0")
+    compare(COMPARISONS, interpret=False)
 
 
 @needs_triton
