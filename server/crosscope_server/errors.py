@@ -17,10 +17,9 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from crosscope_proto.recipe import RecipeError
-from crosscope_proto.rich_status import cut, retry_info, rich_status
+from crosscope_proto.rich_status import bad_request, encodable, retry_info, rich_status
 
 DOMAIN = "crosscope"
-_MAX_VIOLATIONS, _MAX_FIELD_BYTES, _MAX_VIOLATION_BYTES = 10, 80, 200
 
 log = logging.getLogger(__name__)
 
@@ -165,13 +164,10 @@ def status_of(error: Exception, method: str) -> status_pb2.Status:
             f"the server has a bug; its log tells more under bug id {bug_id}",
             [error_details_pb2.ErrorInfo(reason="BUG", domain=DOMAIN, metadata={"bug_id": bug_id})],
         )
-    details: list[Message] = [error_details_pb2.ErrorInfo(reason=known.reason, domain=DOMAIN, metadata=known.facts)]
+    facts = {name: encodable(value) for name, value in known.facts.items()}
+    details: list[Message] = [error_details_pb2.ErrorInfo(reason=known.reason, domain=DOMAIN, metadata=facts)]
     if known.violations:
-        bad_request = error_details_pb2.BadRequest()
-        for violation in known.violations[:_MAX_VIOLATIONS]:
-            sentence = cut(violation.sentence, _MAX_VIOLATION_BYTES)
-            bad_request.field_violations.add(field=cut(violation.field, _MAX_FIELD_BYTES), description=sentence)
-        details.append(bad_request)
+        details.append(bad_request([(each.field, each.sentence) for each in known.violations]))
     if known.retry_after_s is not None:
         details.append(retry_info(known.retry_after_s))
     return rich_status(known.status, known.sentence, details)

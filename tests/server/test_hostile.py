@@ -22,12 +22,13 @@ from fixtures_server import Front, details_of, run_cache, run_front, run_worker
 from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
+from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from crosscope_proto.artefacts import version_folder
 from crosscope_proto.columns import LATENT_COLUMNS
-from crosscope_proto.v1 import jobs_pb2, jobs_pb2_grpc, latents_pb2, prompts_pb2, types_pb2
+from crosscope_proto.v1 import annotations_pb2, jobs_pb2, jobs_pb2_grpc, latents_pb2, prompts_pb2, types_pb2
 
 pytestmark = pytest.mark.asyncio
 
@@ -147,6 +148,21 @@ async def test_an_error_fits_its_headers_whatever_language_it_quotes(front: Fron
         assert len(violations) == 10
         text = len(urllib.parse.quote(status.message, safe=string.printable))
         assert text + len(base64.b64encode(status.SerializeToString())) < 8192
+
+
+async def test_a_long_value_in_an_errors_facts_fits_its_headers(front: Front):
+    """The refusal of a stale note repeats the one that stands there now: it is cut, and the error is still Stale."""
+    write = front.annotations.WriteNote
+    of = annotations_pb2.WordsOf(crosscoder="demo")
+    for sign in ("Ω", "🦊"):
+        await write(annotations_pb2.WriteNoteRequest(of=of, latent=1, text=sign * 10_000, author=sign * 100))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await write(annotations_pb2.WriteNoteRequest(of=of, latent=1, text="mine", seen_revision=0))
+        assert caught.value.code() is grpc.StatusCode.ABORTED
+        info = error_details_pb2.ErrorInfo()
+        assert details_of(caught.value)[0].details[0].Unpack(info)
+        assert info.reason == "STALE"
+        assert info.metadata["now"].startswith(sign)
 
 
 class Maker:

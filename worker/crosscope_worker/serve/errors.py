@@ -4,9 +4,9 @@ import logging
 
 import grpc
 from google.protobuf.message import Message
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import status_pb2
 
-from crosscope_proto.rich_status import cut, retry_info, rich_status
+from crosscope_proto.rich_status import bad_request, retry_info, rich_status
 from crosscope_worker.dictionary.crosscoder import CrosscoderError
 from crosscope_worker.effects.attribute import QuestionError
 from crosscope_worker.effects.interventions import InterventionError
@@ -16,9 +16,6 @@ from crosscope_worker.tokenizer.tokens import PromptError
 from crosscope_worker.work import is_out_of_memory
 
 log = logging.getLogger(__name__)
-
-
-_MAX_VIOLATION_BYTES = 400
 
 
 class UnknownName(LookupError):
@@ -78,10 +75,7 @@ def status_of(error: Exception) -> status_pb2.Status:
         return rich_status(grpc.StatusCode.INTERNAL, sentence)
     details: list[Message] = []
     if code is grpc.StatusCode.INVALID_ARGUMENT:
-        field, sentence = _violation(error)
-        bad_request = error_details_pb2.BadRequest()
-        bad_request.field_violations.add(field=field, description=cut(sentence, _MAX_VIOLATION_BYTES))
-        details.append(bad_request)
+        details.append(bad_request([_violation(error)]))
     if isinstance(error, Overloaded) and error.retry_after_s is not None:
         details.append(retry_info(error.retry_after_s))
     return rich_status(code, str(error), details)
