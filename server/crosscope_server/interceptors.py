@@ -16,6 +16,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
+from crosscope_proto.handlers import Handler, not_a_message, with_behaviour
 from crosscope_proto.rich_status import abort
 from crosscope_server.errors import InvalidRequest, NoToken, Violation, status_code, status_of
 from crosscope_server.metrics import Metrics
@@ -27,8 +28,6 @@ _HEALTH = "/grpc.health.v1.Health/"
 log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext
-Handler = Any
-"""grpc.RpcMethodHandler, or None for a method that does not exist."""
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]
 
 
@@ -58,7 +57,7 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
             await abort(context, status)
             yield Message()
 
-        return _with_behaviour(handler, refuse, refuse_stream)
+        return with_behaviour(handler, refuse, refuse_stream)
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -100,7 +99,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     async for reply in replies:
                         yield reply
 
-        return _with_behaviour(handler, unary, stream)
+        return with_behaviour(handler, unary, stream)
 
     @asynccontextmanager
     async def _around(self, method: str, context: Context) -> AsyncGenerator[None]:
@@ -125,16 +124,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
 @asynccontextmanager
 async def _around_others(method: str, context: Context) -> AsyncGenerator[None]:
-    """Ends calls of health and reflection whose request is not a message; their other errors are their own."""
+    """Gives errors of health and reflection their statuses, but for those with which they end a call themselves."""
     try:
         yield
-    except InvalidRequest as error:
+    except grpc.aio.AbortError:
+        raise
+    except Exception as error:
         await abort(context, status_of(error, method))
 
 
 def _message(request: Message | DecodeError) -> Message:
     if isinstance(request, DecodeError):
-        raise InvalidRequest([Violation("", f"the request is not a valid message: {request}")])
+        raise InvalidRequest([Violation("", not_a_message(request))])
     return request
 
 
@@ -147,24 +148,3 @@ def _checked(request: Message | DecodeError) -> Message:
 async def _messages(requests: AsyncIterable[Message | DecodeError]) -> AsyncIterator[Message]:
     async for request in requests:
         yield _message(request)
-
-
-def _with_behaviour(handler: Any, unary: Any, stream: Any) -> Handler:
-    """The handler with another behaviour. Bytes that are not a message reach it as a DecodeError, not as a request."""
-    parse = handler.request_deserializer
-
-    def tolerant(data: bytes) -> Message | DecodeError:
-        try:
-            return parse(data)
-        except DecodeError as error:
-            return error
-
-    makers: dict[tuple[bool, bool], Any] = {
-        (False, False): grpc.unary_unary_rpc_method_handler,
-        (False, True): grpc.unary_stream_rpc_method_handler,
-        (True, False): grpc.stream_unary_rpc_method_handler,
-        (True, True): grpc.stream_stream_rpc_method_handler,
-    }
-    make = makers[handler.request_streaming, handler.response_streaming]
-    behaviour = stream if handler.response_streaming else unary
-    return make(behaviour, request_deserializer=tolerant, response_serializer=handler.response_serializer)

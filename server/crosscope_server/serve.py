@@ -5,7 +5,6 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Any
 
 import grpc
 import grpc.aio
@@ -13,6 +12,7 @@ import prometheus_client
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from crosscope_proto.healths import Healths
 from crosscope_proto.v1 import (
     annotations_pb2,
     annotations_pb2_grpc,
@@ -85,7 +85,7 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
     """Runs a server for as long as the context lasts. Raises StartError."""
     async with contextlib.AsyncExitStack() as stack:
         metrics = Metrics()
-        healths: Any = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
+        healths = Healths()
 
         async def prompts_change(is_alive: bool) -> None:
             await healths.set(_PROMPTS, _SERVING if is_alive else _NOT_SERVING)

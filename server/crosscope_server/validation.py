@@ -1,48 +1,12 @@
 """Checks messages against the rules in the .proto files. Knows nothing about what a message is for."""
 
-from collections.abc import Iterable
-from typing import Any
-
-import protovalidate
 from google.protobuf.message import Message
 
+from crosscope_proto.rules import broken
 from crosscope_server.errors import InvalidRequest, Violation
-
-_SHOWN = 60
-"""Most characters of a value that a sentence repeats."""
 
 
 def check(message: Message) -> None:
-    """Raises InvalidRequest, which names every field that breaks a rule, its value and the rule."""
-    if violations := protovalidate.collect_violations(message):
-        raise InvalidRequest([_violation(violation) for violation in violations])
-
-
-def _violation(violation: protovalidate.Violation) -> Violation:
-    text = violation.proto.message.removeprefix("value ")
-    rule = violation.proto.rule_id
-    if rule != "required" and rule != "message.oneof":
-        text = f"{text}, but is {_shown(violation.field_value, rule)}"
-    return Violation(_path(violation.proto.field.elements if violation.proto.field else ()), text)
-
-
-def _path(elements: Iterable[Any]) -> str:
-    path = ""
-    for element in elements:
-        path += f".{element.field_name}" if path else element.field_name
-        if (subscript := element.subscript) is not None:
-            path += f"[{subscript.value!r}]"
-    return path
-
-
-def _shown(value: object, rule: str) -> str:
-    if isinstance(value, str):
-        if rule.endswith("_bytes"):
-            return f"{len(value.encode())} bytes"
-        return repr(value) if len(value) <= _SHOWN else f"{len(value)} characters"
-    if isinstance(value, (int, float)):
-        return repr(value)
-    if rule.startswith("repeated.m") and isinstance(value, Iterable):
-        return f"{sum(1 for _ in value)} items"
-    shown = repr(value)
-    return shown if len(shown) <= _SHOWN else f"{shown[: _SHOWN - 3]}..."
+    """Raises InvalidRequest, which names the fields that break a rule, their values and the rules."""
+    if found := broken(message):
+        raise InvalidRequest([Violation(field, sentence) for field, sentence in found])

@@ -10,9 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc.aio
 import torch
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from transformers.utils import logging as transformers_logging
 
+from crosscope_proto.healths import Healths
 from crosscope_proto.logs import configure_logging
 from crosscope_proto.settings import SettingsError, read_settings
 from crosscope_proto.worker.v1 import inference_pb2_grpc
@@ -20,6 +21,7 @@ from crosscope_worker.serve.batching import Batcher
 from crosscope_worker.serve.generation import Generations
 from crosscope_worker.serve.models import Models, device_bytes
 from crosscope_worker.serve.questions import DeviceQueue, ask
+from crosscope_worker.serve.requests import RequestInterceptor
 from crosscope_worker.serve.servicer import Inference
 from crosscope_worker.serve.settings import ServeSettings
 
@@ -67,12 +69,12 @@ class InferenceProcess:
         self._servicer = Inference(
             self.models, self.batcher, self.generations, self._tokenising_threads, settings.max_prompt_tokens
         )
-        self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
+        self._health = Healths()
         self._server: grpc.aio.Server | None = None
 
     async def start(self) -> int:
         """Listens, reports SERVING and returns the port (1 for a socket). Raises StartError if the address is taken."""
-        self._server = grpc.aio.server(options=_OPTIONS)
+        self._server = grpc.aio.server(interceptors=[RequestInterceptor()], options=_OPTIONS)
         inference_pb2_grpc.add_InferenceServicer_to_server(self._servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         try:
