@@ -64,14 +64,21 @@ class Maker:
         """`known`: values that exist, by the name of a field; so that messages come past the first check."""
         self.random = random.Random(seed)
         self._known = known
+        self._is_careful = False
+
+    def request(self, kind: Descriptor) -> Message:
+        """A message of a type; half of them keep most rules, so that they are answered."""
+        self._is_careful = self.random.random() < 0.5
+        return self.message(kind)
 
     def message(self, kind: Descriptor, depth: int = 0) -> Message:
-        """A message of a type."""
+        """A message of a type, inside another at `depth`."""
         made: Any = GetMessageClass(kind)()
-        chosen = {group.name: self.random.choice(group.fields).name for group in kind.oneofs}
+        chosen = {group.name: self._choice(group.fields).name for group in kind.oneofs}
         skipped = {field.name for group in kind.oneofs for field in group.fields if field.name != chosen[group.name]}
         for field in kind.fields:
-            if field.name in skipped or depth > 8 or self.random.random() < 0.15:
+            is_needed = self._is_careful and (_rules(field).required or _rules(field).repeated.min_items)
+            if field.name in skipped or depth > 8 or (not is_needed and self.random.random() < 0.15):
                 continue
             if field.message_type is not None and field.message_type.GetOptions().map_entry:
                 self._fill(field, getattr(made, field.name))
@@ -83,6 +90,10 @@ class Maker:
                 setattr(made, field.name, self._value(field))
         return made
 
+    def _choice(self, fields: Sequence[FieldDescriptor]) -> FieldDescriptor:
+        is_first = self._is_careful and self.random.random() < 0.7
+        return fields[0] if is_first else self.random.choice(fields)
+
     def _fill(self, field: FieldDescriptor, target: Any) -> None:
         assert field.message_type is not None
         key, value = (field.message_type.fields_by_name[name] for name in ("key", "value"))
@@ -92,7 +103,9 @@ class Maker:
     def _extend(self, field: FieldDescriptor, target: Any, depth: int) -> None:
         rules = _rules(field).repeated
         sizes = [0, 1, 1, 2, 5, 5, 40]
-        if self.random.random() < 0.05 and field.message_type is None:
+        if self._is_careful:
+            sizes = [max(size, rules.min_items) for size in (0, 1, 2)]
+        elif self.random.random() < 0.05 and field.message_type is None:
             sizes = [rules.max_items or 1000, (rules.max_items or 1000) + 1, 100_000]
         for _ in range(self.random.choice(sizes)):
             if field.message_type is not None:
@@ -102,8 +115,12 @@ class Maker:
 
     def _value(self, field: FieldDescriptor) -> Any:
         choose = self.random.choice
-        if field.name in self._known and self.random.random() < 0.75:
+        if field.name in self._known and (self._is_careful or self.random.random() < 0.75):
             return choose(self._known[field.name])
+        if self._is_careful and field.enum_type is not None:
+            return choose(list(field.enum_type.values_by_number)[1:])
+        if self._is_careful and field.cpp_type not in (FieldDescriptor.CPPTYPE_STRING, FieldDescriptor.CPPTYPE_BOOL):
+            return choose((1, 2, 5))
         if field.enum_type is not None:
             return choose([*field.enum_type.values_by_number, 99, -1, 2**31 - 1])
         match field.cpp_type:
@@ -124,7 +141,9 @@ class Maker:
                 return choose(INTEGERS)
 
     def _text(self, rules: Any) -> str:
-        if self.random.random() < 0.1 and (most := rules.string.max_len or rules.string.max_bytes):
+        if self._is_careful:
+            return self.random.choice((f"{MARK} a", "Ω", "🦊 \u202e"))
+        if self.random.random() < 0.03 and (most := rules.string.max_len or rules.string.max_bytes):
             sign = self.random.choice("xé🦊")
             num = most // (1 if rules.string.max_len else len(sign.encode()))
             return sign * min(LONGEST, num + self.random.choice((-1, 0, 1)))

@@ -34,7 +34,7 @@ def _path(elements: Iterable[Any]) -> str:
     for element in elements:
         path += f".{element.field_name}" if path else element.field_name
         if (subscript := element.subscript) is not None:
-            path += f"[{subscript.value!r}]"
+            path += f"[{_short(repr(subscript.value))}]"
     return path
 
 
@@ -47,5 +47,8 @@ def _shown(value: object, rule: str) -> str:
         return repr(value)
     if rule.startswith("repeated.m") and isinstance(value, Iterable):
         return f"{sum(1 for _ in value)} items"
-    shown = repr(value)
-    return shown if len(shown) <= _SHOWN else f"{shown[: _SHOWN - 3]}..."
+    return _short(repr(value))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."

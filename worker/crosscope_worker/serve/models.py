@@ -15,7 +15,7 @@ import torch
 
 from crosscope_proto.specs import Float32
 from crosscope_worker.models.places import PairError
-from crosscope_worker.serve.errors import ModelTooLarge, Overloaded
+from crosscope_worker.serve.errors import ModelTooLarge, Overloaded, UnknownName
 from crosscope_worker.serve.loading import Loaded, LoadedCrosscoder, LoadedPair, Loader, Plan, pair_json, warm_up
 
 _SHARE = 0.75
@@ -213,7 +213,7 @@ class Models:
     def _end_of_load(self, key: _Key, whole: bool) -> Callable[[asyncio.Task[_Entry]], None]:
         def forget(task: asyncio.Task[_Entry]) -> None:
             del self._loading[key, whole]
-            if not task.cancelled() and (error := task.exception()):
+            if not task.cancelled() and (error := task.exception()) and not isinstance(error, UnknownName):
                 why = {"model": key.name, "version": key.version_id, "whole": whole, "error": str(error)}
                 log.warning("cannot load a model", extra=why)
 

@@ -27,7 +27,7 @@ if _version_not_supported:
 
 
 class InferenceStub:
-    """Holds model pairs and crosscoders and answers the server. Requests were checked by the server; what only the
+    """Holds model pairs and crosscoders and answers the server. The rules of a request hold here too, and what only the
     worker can know (token counts, the chat template) is checked here.
     """
 
@@ -65,7 +65,7 @@ class InferenceStub:
 
 
 class InferenceServicer:
-    """Holds model pairs and crosscoders and answers the server. Requests were checked by the server; what only the
+    """Holds model pairs and crosscoders and answers the server. The rules of a request hold here too, and what only the
     worker can know (token counts, the chat template) is checked here.
     """
 
@@ -141,7 +141,7 @@ def add_InferenceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Inference:
-    """Holds model pairs and crosscoders and answers the server. Requests were checked by the server; what only the
+    """Holds model pairs and crosscoders and answers the server. The rules of a request hold here too, and what only the
     worker can know (token counts, the chat template) is checked here.
     """
 

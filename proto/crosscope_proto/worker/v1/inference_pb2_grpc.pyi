@@ -28,7 +28,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class InferenceStub:
-    """Holds model pairs and crosscoders and answers the server. Requests were checked by the server; what only the
+    """Holds model pairs and crosscoders and answers the server. The rules of a request hold here too, and what only the
     worker can know (token counts, the chat template) is checked here.
     """
 
@@ -49,7 +49,7 @@ class InferenceStub:
 
 @_typing.type_check_only
 class InferenceAsyncStub(InferenceStub):
-    """Holds model pairs and crosscoders and answers the server. Requests were checked by the server; what only the
+    """Holds model pairs and crosscoders and answers the server. The rules of a request hold here too, and what only the
     worker can know (token counts, the chat template) is checked here.
     """
 
@@ -66,7 +66,7 @@ class InferenceAsyncStub(InferenceStub):
     """The latents that carry a difference."""
 
 class InferenceServicer(metaclass=_abc_1.ABCMeta):
-    """Holds model pairs and crosscoders and answers the server. Requests were checked by the server; what only the
+    """Holds model pairs and crosscoders and answers the server. The rules of a request hold here too, and what only the
     worker can know (token counts, the chat template) is checked here.
     """
 
