@@ -1,4 +1,4 @@
-"""Keeps programs running: starts them in order, restarts what ends or hangs, stops everything. Knows no program by name.
+"""Keeps programs running: starts them, restarts what ends or hangs, stops everything. Knows no program by name.
 
 One loop in the main thread does all of this. Other threads only ask whether a program answers; they may call `stop()`
 and `wait_ready()`. Nothing is given up: what keeps ending is started again every 30 s, and that is said once.

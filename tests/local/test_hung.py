@@ -33,7 +33,9 @@ def test_a_stopped_program_that_beats_is_started_again(stage: Stage) -> None:
 
     assert stage.play([program("one", BEATS)], script)
     (told,) = stage.texts("warning")
-    assert told.startswith("one hung (no sign of life from its event loop for 1 s) and was killed. Starting it again in")
+    assert told.startswith(
+        "one hung (no sign of life from its event loop for 1 s) and was killed. Starting it again in"
+    )
 
 
 def test_a_program_whose_loop_stands_while_a_thread_of_it_runs_is_hung(stage: Stage) -> None:

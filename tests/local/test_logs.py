@@ -1,5 +1,4 @@
 import logging
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -110,5 +109,5 @@ def test_a_log_is_emptied_also_if_there_is_no_room_for_a_copy(tmp_path: Path, mo
     log.write_text("much")
     monkeypatch.setattr("shutil.copyfileobj", no_room)
     assert not empty(log, Keep())
-    assert os.listdir(tmp_path) == ["x.log"]
+    assert list(tmp_path.iterdir()) == [log]
     assert log.read_text() == ""

@@ -1,4 +1,4 @@
-"""Room on the disk: told when it is low, with a reserve that goes and comes back. Real files; the disk's room is told."""
+"""Room on the disk: told when it is low, with a reserve that goes and comes back. Files are real, the room is told."""
 
 from pathlib import Path
 

@@ -51,10 +51,8 @@ signal.pause()
 
     assert stage.play([program("bad", source, probe=mended.exists)], script)
     log = stage.logs / "bad.log"
-    assert stage.texts("error") == [
-        f"bad ended with code 1: no such model, for the 6th time in a row. It is started again at least every 0.02 s; "
-        f"its log is {log}"
-    ]
+    how = "bad ended with code 1: no such model, for the 6th time in a row. It is started again at least every 0.02 s"
+    assert stage.texts("error") == [f"{how}; its log is {log}"]
 
 
 def test_what_fails_to_the_end_makes_the_run_fail(stage: Stage, monkeypatch) -> None:
@@ -64,7 +62,9 @@ def test_what_fails_to_the_end_makes_the_run_fail(stage: Stage, monkeypatch) -> 
         assert not supervisor.wait_ready("bad", 20)
         assert not supervisor.stopping
 
-    assert not stage.play([program("bad", "raise SystemExit(3)", probe=lambda: False), program("good", SLEEPER)], script)
+    assert not stage.play(
+        [program("bad", "raise SystemExit(3)", probe=lambda: False), program("good", SLEEPER)], script
+    )
 
 
 def test_order_of_start_follows_after(stage: Stage, tmp_path: Path) -> None:

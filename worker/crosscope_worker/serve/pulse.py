@@ -53,16 +53,19 @@ class Pulse:
 
     async def _moves_within(self, seconds: float) -> bool:
         """Whether a question through the device's thread is answered in time; the loop beats meanwhile."""
-        waited_s = 0.0
         question = asyncio.get_running_loop().run_in_executor(self._device_thread, _nothing)
+        waited_s, promised_s = 0.0, 0.0
         while True:
             self._beats("event loop", LOOP_S)
+            allowed_s = max(self._stuck_after_s, LOAD_S if self._is_loading() else 0.0)
+            if allowed_s > promised_s:
+                promised_s = allowed_s
+                self._beats("device's thread", allowed_s + MORE_S)
             done, _ = await asyncio.wait([question], timeout=EVERY_S)
             if done:
-                self._beats("device's thread", max(self._stuck_after_s, LOAD_S if self._is_loading() else 0) + MORE_S)
                 return True
             waited_s += EVERY_S
-            if waited_s >= max(seconds, LOAD_S if self._is_loading() else 0):
+            if waited_s >= max(seconds, allowed_s):
                 return False
 
 
