@@ -11,7 +11,7 @@ DEV := .venv/installed-dev
 PROJECTS := proto/pyproject.toml server/pyproject.toml worker/pyproject.toml client/pyproject.toml local/pyproject.toml
 SOURCES := proto server worker client local tests bench scripts deploy
 
-.PHONY: help setup demo test check lint type format proto sdk proto-check compose-check bench bench-gpu bench-app screenshots peers truth lock clean
+.PHONY: help setup demo test stress check lint type format proto sdk proto-check compose-check bench bench-gpu bench-app screenshots peers truth lock clean
 .PHONY: docs docs-check
 
 help: ## This list
@@ -30,6 +30,9 @@ demo: $(RUN) ## Train two crosscoders on the spot and browse them (ARGS=--once: 
 
 test: $(DEV) ## Run the tests (ARGS="tests/client -k name": some of them)
 	@scripts/run-tests $(ARGS)
+
+stress: $(DEV) ## Measure under attack and overload, minutes long (ARGS="--minutes 1 --only hostile")
+	@scripts/run-stress $(ARGS)
 
 check: lint type proto-check compose-check docs-check ## Everything that checks the code without running it
 
