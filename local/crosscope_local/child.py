@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from crosscope_proto.beats import Listener
 from crosscope_proto.environment import needed
 
 _LAUNCH = Path(__file__).with_name("launch.py")
@@ -41,8 +42,10 @@ class Program:
     (crosscope_proto.environment)."""
     after: tuple[str, ...] = ()
     """Names of programs that must have been ready before this one is first started."""
-    essential: bool = False
-    """Whether nothing is of use without it: if it is given up, everything stops."""
+    answers: Probe | None = None
+    """Asked again and again once it is ready, of a process that does not beat by itself (crosscope_proto.beats)."""
+    answers_within_s: float = 30.0
+    """How long `answers` may stay false before the process counts as hung."""
     stop_last: bool = False
     """Whether it is stopped after the others have ended, because they use it to the end."""
     watch_log: bool = True
@@ -58,16 +61,27 @@ class Child:
         Raises OSError if it cannot be started. Call from the main thread only: the parent-death signal is sent when
         the thread that started the process ends.
         """
-        with log.open("ab") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, str(_LAUNCH), str(os.getpid()), *program.command],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={**needed(os.environ, *program.reads), "PYTHONUNBUFFERED": "1", **program.environment},
-                start_new_session=True,
-            )
+        self.beats = Listener()
+        own = {"PYTHONUNBUFFERED": "1", **program.environment, **self.beats.environment}
+        try:
+            with log.open("ab") as output:  # appended to, so that it can be emptied while the process writes
+                self._process = subprocess.Popen(
+                    [sys.executable, str(_LAUNCH), str(os.getpid()), *program.command],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env={**needed(os.environ, *program.reads), **own},
+                    pass_fds=self.beats.passed_on,
+                    start_new_session=True,
+                )
+        except OSError:
+            self.beats.close()
+            raise
+        finally:
+            self.beats.started()
         self._log = log
+        self._hung = ""
+        self.killed_at: float | None = None
         self.pid = self._process.pid
         self.started_at = time.monotonic()
         self.ready = False
@@ -76,15 +90,26 @@ class Child:
         """Whether the process itself has ended; what it started may still live."""
         return self._process.poll() is not None
 
-    def ending(self) -> str:
-        """How it ended, as a part of a sentence: "was killed by SIGKILL", "ended with code 1: …"."""
+    def hung(self) -> str:
+        """What has not moved for how long, as a part of a sentence; empty while everything beats in time."""
+        if not self._hung and (silence := self.beats.silence()):
+            self._hung = f"hung (no sign of life from its {silence.part} for {silence.for_s:.0f} s)"
+        return self._hung
+
+    def manner(self) -> str:
+        """How it ended, as a part of a sentence: "was killed by SIGKILL", "ended with code 1"."""
         code = self._process.poll()
+        if self._hung:
+            return f"{self._hung} and was killed"
         if code is None:
             return "runs"
-        if code < 0:
-            return f"was killed by {signal.Signals(-code).name}"
-        line = last_line(self._log)
-        return f"ended with code {code}" + (f": {line}" if line and code else "")
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+
+    def ending(self) -> str:
+        """`manner`, and for a process that failed by itself the last line of its log."""
+        code = self._process.poll()
+        line = last_line(self._log) if code is not None and code > 0 and not self._hung else ""
+        return f"{self.manner()}: {line}" if line else self.manner()
 
     def terminate(self) -> None:
         """Sends SIGTERM to the process and its group."""
@@ -93,6 +118,7 @@ class Child:
 
     def kill_rest(self) -> None:
         """Sends SIGKILL to every process that is left in the session."""
+        self.killed_at = self.killed_at or time.monotonic()
         if not self.has_ended():
             _signal_group(self.pid, signal.SIGKILL)
         for pid in session_members(self.pid):

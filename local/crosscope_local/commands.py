@@ -20,6 +20,7 @@ from crosscope import Client, CrosscopeError
 from crosscope.cli.options import apply, json_before_name
 from crosscope_local import demo as demo_jobs
 from crosscope_local import doctor as doctor_checks
+from crosscope_local.logs import Keep
 from crosscope_local.preflight import PreflightError
 from crosscope_local.programs import Installation
 from crosscope_local.run import Ending, Wanted, installation, run
@@ -90,6 +91,33 @@ _RUN = (
         help="An endpoint on another machine that jobs may have label latents; can be given several times.",
     ),
     click.option(
+        "--log-mb",
+        type=click.FloatRange(min=0.1),
+        default=10,
+        show_default=True,
+        envvar="CROSSCOPE_LOG_MB",
+        show_envvar=True,
+        help="Size at which a process's log is put aside and begun anew.",
+    ),
+    click.option(
+        "--log-files",
+        type=click.IntRange(min=0),
+        default=3,
+        show_default=True,
+        envvar="CROSSCOPE_LOG_FILES",
+        show_envvar=True,
+        help="How many logs of each process are kept beside the present one.",
+    ),
+    click.option(
+        "--reserve-mb",
+        type=click.IntRange(min=0),
+        default=100,
+        show_default=True,
+        envvar="CROSSCOPE_RESERVE_MB",
+        show_envvar=True,
+        help="Room that is kept aside in the home and freed when the disk is full.",
+    ),
+    click.option(
         "--job-threads",
         type=click.IntRange(min=1),
         default=None,
@@ -113,9 +141,14 @@ def _runs(command: Callable[..., None]) -> Callable[..., None]:
         data_roots: tuple[Path, ...],
         label_addresses: tuple[str, ...],
         job_threads: int | None,
+        log_mb: float,
+        log_files: int,
+        reserve_mb: int,
         **own: object,
     ) -> None:
-        wanted = Wanted(home, address, port, None if no_app else app_port, data_roots, job_threads, label_addresses)
+        keep, reserve_bytes = Keep(round(log_mb * 1e6), log_files), reserve_mb * 1_000_000
+        ports = port, None if no_app else app_port
+        wanted = Wanted(home, address, *ports, data_roots, job_threads, label_addresses, keep, reserve_bytes)
         command(wanted=wanted, **own)
 
     return apply(_RUN, runner)
@@ -147,7 +180,7 @@ def up(as_json: bool, wanted: Wanted) -> None:
 
     with _prepared(terminal, wanted) as found:
         _greet(terminal, found)
-        ending = run(found, terminal, act, then_stop=False)
+        ending = run(found, wanted, terminal, act, then_stop=False)
     _exit(terminal, ending, 0)
 
 
@@ -175,7 +208,7 @@ def demo(once: bool, as_json: bool, recipes: Path | None, wanted: Wanted) -> Non
         board = JobBoard()
         with Client(found.address) as client, terminal.progress(board):
             play = _DemoRun(client, found, demo_jobs.Demo(client, found.home, steps, terminal.job), terminal, once)
-            ending = run(found, terminal, play, then_stop=once)
+            ending = run(found, wanted, terminal, play, then_stop=once)
     if play.summary and as_json:
         click.echo(json.dumps(finite(asdict(play.summary)), indent=2))
     elif play.summary:
@@ -250,7 +283,7 @@ def _await(supervisor: Supervisor, names: list[str]) -> bool:
 def _prepared(terminal: Terminal, wanted: Wanted) -> Generator[Installation]:
     """The checked installation; a refusal is printed as one sentence and ends the program with code 1."""
     try:
-        with installation(wanted) as found:
+        with installation(wanted, terminal.say) as found:
             yield found
     except PreflightError as error:
         terminal.say("error", str(error))
@@ -270,4 +303,4 @@ def _exit(terminal: Terminal, ending: Ending, code: int, *, interrupted_is_failu
         sys.exit(128 + ending.signals[0])
     if ending.signals:
         terminal.say("info", "Stopped.")
-    sys.exit(code or int(ending.gave_up and not ending.signals))
+    sys.exit(code or int(ending.failing and not ending.signals))

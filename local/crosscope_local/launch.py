@@ -12,10 +12,13 @@ _PR_SET_PDEATHSIG = 1
 
 
 def end_with(parent: int) -> bool:
-    """Asks the kernel for SIGTERM when the parent process dies (Linux only); False if it has died already."""
+    """Asks the kernel for SIGKILL when the parent process dies (Linux only); False if it has died already.
+
+    Not SIGTERM, which a process that is stopped or hung does not take: it would stay, and hold its port.
+    """
     if sys.platform != "linux":
         return True
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGTERM), 0, 0, 0)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
     return os.getppid() == parent
 
 

@@ -1,7 +1,9 @@
-"""Log files of the processes: rotated at start, followed for warnings and errors. Knows no process."""
+"""Log files of the processes: rotated at start and by size, followed for warnings and errors. Knows no process."""
 
 import json
+import os
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +13,8 @@ _LEVELS = {"warning": "warning", "error": "error", "critical": "error"}
 _PLAIN = re.compile(r"^\d{4}-\S+( [\d:,.]+)?( [\w.]+)? (?P<level>WARNING|ERROR|CRITICAL):? +(?P<text>.+)")
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 _MAX_LINES_A_LOOK = 5
+_COPY_BYTES = 1 << 20
+_MAX_BYTES_A_LOOK = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -22,10 +26,54 @@ class Problem:
     text: str
 
 
-def rotate(log: Path) -> None:
-    """Renames the log of the previous run to `<name>.log.1`, which replaces an older one."""
+@dataclass(frozen=True)
+class Keep:
+    """How much of a log is kept."""
+
+    max_bytes: int = 10_000_000
+    """A log that is longer is rotated."""
+    num_files: int = 3
+    """Older files beside the present one."""
+
+
+KEEP = Keep()
+
+
+def rotate(log: Path, keep: Keep) -> None:
+    """Renames the log of the previous run to `<name>.log.1`, that one to `.2` and so on; the oldest goes."""
     if log.exists():
-        log.replace(log.with_name(f"{log.name}.1"))
+        _shift(log, keep.num_files)
+        log.replace(_older(log, 1)) if keep.num_files else log.unlink()
+
+
+def empty(log: Path, keep: Keep) -> bool:
+    """Copies a log that a process appends to into `<name>.log.1`, as `rotate` does, and empties it.
+
+    The process writes on into the same file. What it writes between the end of the copy and the emptying is lost: a
+    line or two at worst. Returns False if the disk had no room for the copy; the log is empty then too.
+    """
+    _shift(log, keep.num_files)
+    copy = _older(log, 1)
+    try:
+        if keep.num_files:
+            with log.open("rb") as source, copy.open("wb") as target:
+                shutil.copyfileobj(source, target, _COPY_BYTES)
+    except OSError:
+        copy.unlink(missing_ok=True)
+        os.truncate(log, 0)
+        return False
+    os.truncate(log, 0)
+    return True
+
+
+def _shift(log: Path, num_files: int) -> None:
+    for number in range(num_files - 1, 0, -1):
+        if _older(log, number).exists():
+            _older(log, number).replace(_older(log, number + 1))
+
+
+def _older(log: Path, number: int) -> Path:
+    return log.with_name(f"{log.name}.{number}")
 
 
 class LogTail:
@@ -35,6 +83,17 @@ class LogTail:
         self.path = path
         self._offset = 0
         self._partial = b""
+
+    def empty_if_long(self, keep: Keep) -> bool:
+        """Empties the log if it is longer than `keep` allows; call right after `problems`. False as `empty` says."""
+        try:
+            if self.path.stat().st_size <= keep.max_bytes:
+                return True
+            copied = empty(self.path, keep)
+        except OSError:  # no log yet, or a disk that does not answer
+            return True
+        self._offset, self._partial = 0, b""
+        return copied
 
     def problems(self) -> list[Problem]:
         """The new warnings and errors: the first five, and then one that says how many more there are."""
@@ -48,7 +107,7 @@ class LogTail:
         try:
             with self.path.open("rb") as file:
                 file.seek(self._offset)
-                data = file.read()
+                data = file.read(_MAX_BYTES_A_LOOK)
         except OSError:
             return []
         self._offset += len(data)

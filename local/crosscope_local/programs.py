@@ -19,6 +19,10 @@ _MODELS = (environment.WORKER, environment.COMPUTE, environment.HUB, environment
 _PROMPTS = "crosscope.v1.Prompts"
 """The service of the server that is ready as soon as the server has found a worker."""
 
+_ANSWERS_WITHIN_S = {"queue": 30.0, "cache": 10.0, "app": 30.0}
+"""After how long without an answer a process is restarted. A queue on a slow disk waits for each write. The other
+processes beat by themselves, each part with its own time."""
+
 
 @dataclass(frozen=True)
 class Installation:
@@ -62,6 +66,8 @@ class Installation:
             name=role,
             command=_module("crosscope_local.redis", role, "--folder", folder, "--socket", path),
             probe=redis_answers(path),
+            answers=redis_answers(path),
+            answers_within_s=_ANSWERS_WITHIN_S[role],
             stop_last=True,
             watch_log=False,
         )
@@ -80,10 +86,10 @@ class Installation:
             reads=(environment.SERVER,),
             probe=grpc_serving(self.address),
             after=("queue", "cache"),
-            essential=True,
         )
 
     def _app(self, port: int) -> Program:
+        answers = http_answers(_reachable(self.host), port, "/_stcore/health")
         return Program(
             name="app",
             command=_module("crosscope.app"),
@@ -93,7 +99,9 @@ class Installation:
                 "CROSSCOPE_APP_PORT": str(port),
             },
             reads=(environment.APP,),
-            probe=http_answers(_reachable(self.host), port, "/_stcore/health"),
+            probe=answers,
+            answers=answers,
+            answers_within_s=_ANSWERS_WITHIN_S["app"],
         )
 
     def _worker(self) -> Program:

@@ -4,17 +4,24 @@ Does not know what the actor does.
 """
 
 import threading
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from crosscope_local import preflight
+from crosscope_local.leftovers import end_leftovers
+from crosscope_local.logs import KEEP, Keep
 from crosscope_local.programs import APP_PARTS, PARTS, Installation
-from crosscope_local.supervise import Supervisor, stopped_by_signals
+from crosscope_local.room import RESERVE_BYTES, Room
+from crosscope_local.supervise import Say, Supervisor, stopped_by_signals
 from crosscope_local.terminal import Terminal
 
+PROCESSES = "processes.json"
+"""Name of the file in the home that notes which processes run."""
 _ACTOR_ENDS_WITHIN_S = 1.0
+_LOOK_EVERY_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,10 @@ class Wanted:
     """Threads of one operation of a job; None: torch decides."""
     label_addresses: tuple[str, ...] = ()
     """Addresses on other machines that jobs may have label latents."""
+    keep_logs: Keep = KEEP
+    """How much of each process's log is kept."""
+    reserve_bytes: int = RESERVE_BYTES
+    """What the reserve takes, which is freed when the disk is full; 0: none."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +52,18 @@ class Ending:
 
     signals: tuple[int, ...]
     """Signals that stopped it, in order."""
-    gave_up: bool
-    """Whether a process had to be given up."""
+    failing: bool
+    """Whether a process kept failing in the end."""
     error: Exception | None
     """The exception that the actor raised."""
 
 
 @contextmanager
-def installation(wanted: Wanted) -> Generator[Installation]:
-    """Checks that everything can start, and holds the home's lock. Raises PreflightError; starts nothing."""
+def installation(wanted: Wanted, say: Say) -> Generator[Installation]:
+    """Checks that everything can start, and holds the home's lock. Raises PreflightError; starts nothing.
+
+    Ends what a supervisor of this home left behind that was killed.
+    """
     preflight.check_parts(PARTS if wanted.app_port is None else {**PARTS, **APP_PARTS})
     preflight.check_redis()
     home = wanted.home.expanduser().absolute()
@@ -60,6 +74,8 @@ def installation(wanted: Wanted) -> Generator[Installation]:
     runtime = preflight.runtime_folder(home)
     found = Installation(home, wanted.host, port, app_port, runtime, roots, wanted.job_threads, wanted.label_addresses)
     with preflight.HomeLock(home, found.address):
+        if ended := end_leftovers(home / PROCESSES):
+            say("warning", f"Ended what an earlier run had left behind: {', '.join(ended)}.")
         preflight.check_disk(home)
         preflight.check_port(wanted.host, port, "--port")
         if app_port is not None:
@@ -67,12 +83,16 @@ def installation(wanted: Wanted) -> Generator[Installation]:
         yield found
 
 
-def run(found: Installation, terminal: Terminal, act: Callable[[Supervisor], None], *, then_stop: bool) -> Ending:
+def run(
+    found: Installation, wanted: Wanted, terminal: Terminal, act: Callable[[Supervisor], None], *, then_stop: bool
+) -> Ending:
     """Keeps the processes running until a signal comes; with `then_stop`, also until `act` returns.
 
     `act` runs beside the processes, in a thread. An exception in it stops everything too.
     """
-    supervisor = Supervisor(found.programs(), found.home / "logs", terminal.say)
+    home = found.home
+    supervisor = Supervisor(found.programs(), home / "logs", terminal.say, wanted.keep_logs, home / PROCESSES)
+    room = Room(home, terminal.say, reserve_bytes=wanted.reserve_bytes)
     errors: list[Exception] = []
 
     def beside() -> None:
@@ -85,7 +105,13 @@ def run(found: Installation, terminal: Terminal, act: Callable[[Supervisor], Non
         if then_stop:
             supervisor.stop()
 
+    def watch_room() -> None:
+        while not supervisor.stopping:
+            room.look()
+            time.sleep(_LOOK_EVERY_S)
+
     with stopped_by_signals(supervisor) as received:
+        threading.Thread(target=watch_room, daemon=True).start()
         actor = threading.Thread(target=beside, daemon=True)
         actor.start()
         fine = supervisor.run()

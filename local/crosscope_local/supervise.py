@@ -1,7 +1,7 @@
-"""Keeps programs running: starts them in order, restarts what ends, stops everything. Knows no program by name.
+"""Keeps programs running: starts them, restarts what ends or hangs, stops everything. Knows no program by name.
 
-One loop in the main thread does all of this. Other threads only wait for a program to answer; they may call `stop()`
-and `wait_ready()`.
+One loop in the main thread does all of this. Other threads only ask whether a program answers; they may call `stop()`
+and `wait_ready()`. Nothing is given up: what keeps ending is started again every 30 s, and that is said once.
 """
 
 import signal
@@ -14,16 +14,20 @@ from pathlib import Path
 from types import FrameType
 
 from crosscope_local.child import Child, Program
-from crosscope_local.logs import LogTail, rotate
+from crosscope_local.leftovers import note
+from crosscope_local.logs import KEEP, Keep, LogTail, rotate
 
 Say = Callable[[str, str], None]
 """Called with a level ("info", "warning" or "error") and a sentence for the person at the terminal."""
 
 _LOOP_S = 0.05
 _PROBE_EVERY_S = 0.1
+_ASK_EVERY_S = 2.0
 _LOG_EVERY_S = 0.5
 _ALIVE_FOR_S = 1.0
-_RESTART_DELAYS_S = (0.2, 0.5, 1.0, 2.0, 4.0)
+_RESTART_DELAYS_S = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+_FAILING_AFTER = 6
+"""Quick ends in a row after which a program counts as failing."""
 _STEADY_AFTER_S = 20.0
 _SLOW_START_S = 60.0
 _STOP_REST_AFTER_S = 2.5
@@ -38,7 +42,6 @@ class State(Enum):
     STARTING = "starting"
     READY = "ready"
     RESTARTING = "restarting"
-    GIVEN_UP = "given up"
     STOPPED = "stopped"
 
 
@@ -52,23 +55,34 @@ class _Kept:
         self.child: Child | None = None
         self.state = State.WAITING
         self.quick_failures = 0
+        self.failing = ""
+        """How it ended last, if it has ended too often to be told each time; else empty."""
         self.due_at = 0.0
         self.was_ready = threading.Event()
-        self.told_slow = False
+        self.told_slow = self.told_stuck = False
 
 
 class Supervisor:
     """Runs programs until it is told to stop."""
 
-    def __init__(self, programs: Sequence[Program], logs: Path, say: Say) -> None:
-        """`logs` is the folder of the log files, one for each program; this call rotates them."""
+    def __init__(
+        self,
+        programs: Sequence[Program],
+        logs: Path,
+        say: Say,
+        keep_logs: Keep = KEEP,
+        noted_in: Path | None = None,
+    ) -> None:
+        """`logs` is the folder of the log files, one for each program; this call rotates them.
+
+        What runs is noted in the file `noted_in`, for leftovers.end_leftovers.
+        """
         self._kept = {program.name: _Kept(program, logs / f"{program.name}.log") for program in programs}
         for kept in self._kept.values():
-            rotate(kept.log)
-        self._say = say
+            rotate(kept.log, keep_logs)
+        self._say, self._keep_logs, self._noted_in = say, keep_logs, noted_in
         self._stopping = False
         self._kill_now = False
-        self._failed = False
 
     def states(self) -> dict[str, State]:
         """Where each program stands."""
@@ -92,17 +106,17 @@ class Supervisor:
         self._kill_now = self._stopping = True
 
     def wait_ready(self, name: str, timeout_s: float) -> bool:
-        """Waits until a program has been ready once. False if it was given up, at a stop, or after `timeout_s`."""
+        """Waits until a program has been ready once. False if it keeps failing, at a stop, or after `timeout_s`."""
         kept, end = self._kept[name], time.monotonic() + timeout_s
         while not kept.was_ready.wait(_PROBE_EVERY_S):
-            if self._stopping or kept.state is State.GIVEN_UP or time.monotonic() > end:
+            if self._stopping or kept.failing or time.monotonic() > end:
                 return False
         return True
 
     def run(self) -> bool:
         """Keeps the programs running until `stop()`; then stops them all, within 5 s.
 
-        Returns False if a program had to be given up. Must be called from the main thread.
+        Returns False if a program kept failing in the end. Must be called from the main thread.
         """
         next_look = 0.0
         try:
@@ -117,7 +131,7 @@ class Supervisor:
         finally:
             self._stopping = True
             self._stop_all()
-        return not self._failed
+        return not any(kept.failing for kept in self._kept.values())
 
     def _advance(self, kept: _Kept, now: float) -> None:
         child = kept.child
@@ -129,57 +143,85 @@ class Supervisor:
                 self._start(kept)
         elif child and child.has_ended():
             self._recover(kept, child, now)
+        elif child and child.hung():
+            self._end_hung(kept, child, now)
         elif child and kept.state is State.STARTING:
-            if child.ready:
-                kept.state = State.READY
-                kept.was_ready.set()
-                if kept.quick_failures or kept.due_at:
-                    self._say("info", f"{kept.program.name} is back.")
-            elif now - child.started_at > _SLOW_START_S and not kept.told_slow:
-                kept.told_slow = True
-                self._say(
-                    "warning",
-                    f"{kept.program.name} does not answer {_SLOW_START_S:.0f} s after its start; {_see(kept)}",
-                )
+            self._await_start(kept, child, now)
+        elif child and kept.failing and now - child.started_at >= _STEADY_AFTER_S:
+            self._tell_back(kept)
+
+    def _end_hung(self, kept: _Kept, child: Child, now: float) -> None:
+        if child.killed_at is None:
+            child.kill_rest()
+        elif now - child.killed_at > _KILL_AFTER_S and not kept.told_stuck:
+            kept.told_stuck = True
+            why = "it waits in the kernel, for a device or a file system: mend that, or restart the machine"
+            self._say("error", f"{kept.program.name} {child.hung()} and does not end when killed; {why}.")
+
+    def _await_start(self, kept: _Kept, child: Child, now: float) -> None:
+        if child.ready:
+            kept.state = State.READY
+            kept.was_ready.set()
+            if (kept.quick_failures or kept.due_at) and not kept.failing:
+                self._tell_back(kept)
+        elif now - child.started_at > _SLOW_START_S and not kept.told_slow:
+            kept.told_slow = True
+            sentence = f"{kept.program.name} does not answer {_SLOW_START_S:.0f} s after its start; {_see(kept)}"
+            self._say("warning", sentence)
+
+    def _tell_back(self, kept: _Kept) -> None:
+        kept.failing = ""
+        self._say("info", f"{kept.program.name} is back.")
 
     def _start(self, kept: _Kept) -> None:
         try:
             child = Child(kept.program, kept.log)
         except OSError as error:
-            self._schedule(kept, f"could not be started: {error}", time.monotonic())
+            sentence = f"could not be started: {error}"
+            self._schedule(kept, sentence, sentence, time.monotonic())
             return
         kept.child, kept.state = child, State.STARTING
-        threading.Thread(target=self._await_ready, args=(kept.program, child), daemon=True).start()
+        if self._noted_in:
+            note(self._noted_in, self.pids())
+        threading.Thread(target=self._ask, args=(kept.program, child), daemon=True).start()
 
-    def _await_ready(self, program: Program, child: Child) -> None:
+    def _ask(self, program: Program, child: Child) -> None:
+        """Waits until a child is ready; goes on asking it, if it does not beat by itself."""
         while not (child.ready or self._stopping or child.has_ended()):
             child.ready = program.probe() if program.probe else time.monotonic() - child.started_at > _ALIVE_FOR_S
             time.sleep(_PROBE_EVERY_S)
+        while program.answers and not (self._stopping or child.has_ended()):
+            if program.answers():
+                child.beats.promise("socket", program.answers_within_s)
+            time.sleep(_ASK_EVERY_S)
 
     def _recover(self, kept: _Kept, child: Child, now: float) -> None:
         child.kill_rest()
+        child.beats.close()
         if kept.state is State.READY and now - child.started_at >= _STEADY_AFTER_S:
             kept.quick_failures = 0
-        self._schedule(kept, child.ending(), now)
+        self._schedule(kept, child.manner(), child.ending(), now)
 
-    def _schedule(self, kept: _Kept, ending: str, now: float) -> None:
-        name, failures = kept.program.name, kept.quick_failures
-        kept.child = None
-        if failures >= len(_RESTART_DELAYS_S):
-            kept.state, self._failed = State.GIVEN_UP, True
-            self._say("error", f"{name} {ending}. Gave up on it after {_starts(failures + 1)}; {_see(kept)}")
-            if kept.program.essential:
-                self._stopping = True
-            return
-        delay = _RESTART_DELAYS_S[failures]
-        kept.state, kept.due_at, kept.quick_failures = State.RESTARTING, now + delay, failures + 1
-        self._say("warning", f"{name} {ending}. Starting it again in {delay:g} s; {_see(kept)}")
+    def _schedule(self, kept: _Kept, manner: str, ending: str, now: float) -> None:
+        name, failures = kept.program.name, kept.quick_failures + 1
+        delay = _RESTART_DELAYS_S[min(failures, len(_RESTART_DELAYS_S)) - 1]
+        kept.child, kept.quick_failures = None, failures
+        kept.state, kept.due_at = State.RESTARTING, now + delay
+        if failures < _FAILING_AFTER:
+            self._say("warning", f"{name} {ending}. Starting it again in {delay:g} s; {_see(kept)}")
+        elif kept.failing != manner:
+            kept.failing = manner
+            every = f"at least every {_RESTART_DELAYS_S[-1]:g} s"
+            text = f"{name} {ending}, for the {failures}th time in a row. It is started again {every}; {_see(kept)}"
+            self._say("error", text)
 
     def _report_logs(self) -> None:
         for name, kept in self._kept.items():
             if kept.program.watch_log:
                 for problem in kept.tail.problems():
                     self._say(problem.level, f"{name}: {problem.text}")
+            if not kept.tail.empty_if_long(self._keep_logs):
+                self._say("warning", f"{kept.log} was emptied: the disk has no room to keep what stood there.")
 
     def _stop_all(self) -> None:
         running = [kept for kept in self._kept.values() if kept.child]
@@ -201,16 +243,16 @@ class Supervisor:
         end = time.monotonic() + _REAP_WITHIN_S
         while time.monotonic() < end and not all(child.is_gone() for child in children):
             time.sleep(_LOOP_S)
+        for child in children:
+            child.beats.close()
         for kept in self._kept.values():
             kept.state = State.STOPPED
+        if self._noted_in:
+            self._noted_in.unlink(missing_ok=True)
 
     def _await_ends(self, children: Sequence[Child], end: float) -> None:
         while time.monotonic() < end and not self._kill_now and not all(child.has_ended() for child in children):
             time.sleep(_LOOP_S)
-
-
-def _starts(count: int) -> str:
-    return "1 start" if count == 1 else f"{count} starts"
 
 
 def _see(kept: _Kept) -> str:

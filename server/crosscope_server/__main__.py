@@ -5,9 +5,13 @@ import os
 import signal
 import sys
 
+from crosscope_proto.beats import Beats
 from crosscope_proto.logs import configure_logging
 from crosscope_proto.settings import SettingsError, read_settings
 from crosscope_server.settings import Settings
+
+LOOP_S = 10.0
+"""A server whose event loop has not moved for this long counts as hung."""
 
 
 def main() -> int:
@@ -36,8 +40,11 @@ async def _serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, told_to_stop.set)
+    beats = Beats.from_environment()
     async with serving(settings):
+        beating = asyncio.create_task(beats.go_on("event loop", LOOP_S))
         await told_to_stop.wait()
+        beating.cancel()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,14 @@
 """The janitor repairs what a death between two steps has left."""
 
+import asyncio
+import contextlib
+import os
+import signal
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+import pytest
 import pytest_asyncio
 import redis
 from redis.asyncio import Redis as AsyncRedis
@@ -83,7 +88,7 @@ async def test_a_job_whose_lease_lapsed_goes_to_the_front(office: Office) -> Non
     assert office.queue.waiting() == ["a", "b"]
     record = await office.get("a")
     assert (record.state, record.attempt) == (JobState.QUEUED, 1)
-    assert record.message == "Its worker died; it will be resumed."
+    assert record.message == "Its worker died or stood still; it will be resumed."
 
 
 async def test_a_job_with_a_lease_goes_on(office: Office) -> None:
@@ -98,6 +103,68 @@ async def test_workers_get_time_to_renew_leases_after_a_start_of_redis(office: O
     await office.submit("a")
     office.claim("a", "first", lease_s=-1)
     await look(office.janitor(grace_s=30), times=3)
+    assert (await office.get("a")).claim == "first"
+
+
+@contextlib.asynccontextmanager
+async def stalled(office: Office, seconds: float) -> AsyncIterator[None]:
+    """Stops Redis within the block, for at least some seconds, and lets it go on meanwhile."""
+    pid = office.redis.info("server")["process_id"]
+    os.kill(pid, signal.SIGSTOP)
+    going_on = asyncio.get_running_loop().call_later(seconds, os.kill, pid, signal.SIGCONT)
+    try:
+        yield
+    finally:
+        going_on.cancel()
+        os.kill(pid, signal.SIGCONT)
+
+
+async def test_a_queue_that_stalls_during_a_look_is_no_death(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crosscope_server.jobs.janitor.STALL_S", 0.4)
+    await office.submit("a")
+    office.claim("a", "first", lease_s=0.3)
+    janitor = office.janitor(grace_s=0.5)
+    await look(janitor)
+    await asyncio.sleep(0.6)  # the grace after its own start
+    async with stalled(office, 0.8):
+        await look(janitor)  # its commands wait for Redis, and find a lease that has lapsed meanwhile
+    assert (await office.get("a")).claim == "first"
+    await asyncio.sleep(0.6)
+    await look(janitor)
+    record = await office.get("a")
+    assert (record.state, record.message) == (
+        JobState.QUEUED,
+        "The job queue stood still and its worker lost touch; it will be resumed.",
+    )
+    assert office.redis.hget(keys.job_key("a"), "crashes") is None
+
+
+async def test_a_stall_between_two_looks_is_no_death(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after looks that Redis did not answer, or while the server itself was stopped."""
+    monkeypatch.setattr("crosscope_server.jobs.janitor.STALL_S", 0.2)
+    await office.submit("a")
+    office.claim("a", "first", lease_s=0.3)
+    janitor = Janitor(office.records, office.queue, interval_s=0, grace_s=0.5, settle_s=0)
+    await look(janitor)
+    await asyncio.sleep(0.7)
+    await look(janitor)
+    assert (await office.get("a")).claim == "first"
+
+
+@pytest.mark.parametrize("jump_s", [3600.0, -3600.0])
+async def test_a_clock_that_jumps_is_no_death(office: Office, monkeypatch: pytest.MonkeyPatch, jump_s: float) -> None:
+    await office.submit("a")
+    office.claim("a", "first", lease_s=10)
+    janitor = office.janitor(grace_s=0.5)
+    await look(janitor)
+    await asyncio.sleep(0.6)
+    real = time.time
+    monkeypatch.setattr("time.time", lambda: real() + jump_s)
+    await look(janitor)
+    assert (await office.get("a")).claim == "first"
+    office.redis.zadd(f"rq:wip:{keys.JOB_QUEUE}", {"a:execution": time.time() + 10})  # the worker renews its lease
+    await asyncio.sleep(0.6)
+    await look(janitor)
     assert (await office.get("a")).claim == "first"
 
 

@@ -1,6 +1,7 @@
 """The reports of a job reach its record, whatever Redis does meanwhile."""
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
@@ -11,14 +12,16 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from crosscope_proto import job_record, keys
+from crosscope_proto.beats import Beats
 from crosscope_worker.jobs.claim import Claim, QueueAway
 from crosscope_worker.jobs.journal import Journal
-from crosscope_worker.jobs.reporter import Reporter
+from crosscope_worker.jobs.reporter import JobPulse, Reporter
 from crosscope_worker.jobs.stages import Shares
 from crosscope_worker.work import Cancelled, LostClaim
 from tests.jobs.rig import Rig, kill, until
 
 JOB = "job-1"
+STILL = JobPulse(Beats(None), 60, 60)
 
 
 @pytest.fixture
@@ -33,7 +36,7 @@ def queue(bare_rig: Rig) -> Iterator[redis.Redis]:
 
 @pytest.fixture
 def report(queue: redis.Redis, tmp_path: Path) -> Iterator[Reporter]:
-    reporter = Reporter(Claim(queue, JOB, "mine"), Journal(tmp_path, 1), lambda: False)
+    reporter = Reporter(Claim(queue, JOB, "mine"), Journal(tmp_path, 1), STILL, lambda: False)
     yield reporter
     reporter.close(wait_s=0)
 
@@ -81,7 +84,7 @@ def test_nothing_is_lost_while_redis_is_away(bare_rig: Rig, tmp_path: Path) -> N
     process = bare_rig.start_redis()
     with redis.Redis(unix_socket_path=str(bare_rig.socket), decode_responses=True) as client:
         client.hset(keys.job_key(JOB), "claim", "mine")
-        report = Reporter(Claim(client, JOB, "mine"), Journal(tmp_path, 1), lambda: False)
+        report = Reporter(Claim(client, JOB, "mine"), Journal(tmp_path, 1), STILL, lambda: False)
         report("train", 0, metrics={"loss": 0})
         until(lambda: len(events(client)) == 1)
         kill(process)
@@ -108,7 +111,7 @@ def test_a_message_stays_until_the_next_one_or_the_next_stage(queue: redis.Redis
 
 def test_the_whole_jobs_share_reaches_the_record(queue: redis.Redis, tmp_path: Path) -> None:
     shares = Shares((("load", 1.0), ("train", 3.0)), done=0.1)
-    report = Reporter(Claim(queue, JOB, "mine"), Journal(tmp_path, 1), lambda: False, shares)
+    report = Reporter(Claim(queue, JOB, "mine"), Journal(tmp_path, 1), STILL, lambda: False, shares)
     report("load", 0.2)
     until(lambda: queue.hget(keys.job_key(JOB), "total_fraction") == "0.1", 3)
     report("train", 0.5)
@@ -149,3 +152,17 @@ def test_the_fence_waits_for_redis_only_so_long(bare_rig: Rig, queue: redis.Redi
     queue.shutdown(nosave=True)
     with pytest.raises(QueueAway, match=r"has not answered for \d s: Error 2"):
         claim.standing(0.6, lambda: False)
+
+
+def test_an_attempt_that_lost_its_job_in_the_middle_of_a_step_is_ended(
+    queue: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crosscope_worker.jobs.reporter.LOST_GRACE_S", 0.3)
+    ended = threading.Event()
+    claim, journal = Claim(queue, JOB, "mine"), Journal(tmp_path, 1)
+    report = Reporter(claim, journal, STILL, lambda: False, give_up=ended.set)
+    report("train", 0.1)
+    assert not ended.wait(0.6)
+    queue.hset(keys.job_key(JOB), "claim", "another")
+    assert ended.wait(10)
+    report.close(wait_s=0)

@@ -27,7 +27,9 @@ def test_the_folders_come_from_the_option_or_the_variable(
 def test_only_the_job_worker_gets_the_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
-    with installation(Wanted(tmp_path / "home", "127.0.0.1", 0, None, (Path("data"), Path("/usr")))) as found:
+    with installation(
+        Wanted(tmp_path / "home", "127.0.0.1", 0, None, (Path("data"), Path("/usr"))), lambda *_: None
+    ) as found:
         told = {program.name: program.environment.get("CROSSCOPE_WORKER_DATA_ROOTS") for program in found.programs()}
     assert told.pop("jobs") == f"{tmp_path}/data{os.pathsep}/usr"
     assert set(told.values()) == {None}

@@ -28,29 +28,43 @@ def test_a_killed_program_is_started_again_and_the_person_is_told(stage: Stage) 
     assert "one is back." in stage.texts("info")
 
 
-def test_gives_up_after_repeated_quick_failures_and_names_the_reason(stage: Stage, monkeypatch) -> None:
-    monkeypatch.setattr("crosscope_local.supervise._RESTART_DELAYS_S", (0.05, 0.05))
+def test_what_keeps_ending_is_told_once_and_comes_back_when_its_cause_has_passed(
+    stage: Stage, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr("crosscope_local.supervise._RESTART_DELAYS_S", (0.02,))
+    monkeypatch.setattr("crosscope_local.supervise._STEADY_AFTER_S", 0.5)
+    mended, starts = tmp_path / "mended", tmp_path / "starts"
+    source = f"""
+import pathlib, signal
+pathlib.Path({str(starts)!r}).open("a").write(".")
+if not pathlib.Path({str(mended)!r}).exists():
+    raise SystemExit("no such model")
+signal.pause()
+"""
 
     def script(supervisor: Supervisor) -> None:
         assert not supervisor.wait_ready("bad", 20)
-        assert supervisor.states()["bad"] is State.GIVEN_UP
-        assert not supervisor.stopping
+        seen = len(starts.read_text())
+        assert eventually(lambda: len(starts.read_text()) >= seen + 2)
+        mended.touch()
+        assert eventually(lambda: "bad is back." in stage.texts("info"))
 
-    assert not stage.play([program("bad", "raise SystemExit('no such model')", probe=lambda: False)], script)
-    assert stage.texts("error") == [
-        f"bad ended with code 1: no such model. Gave up on it after 3 starts; its log is {stage.logs / 'bad.log'}"
-    ]
+    assert stage.play([program("bad", source, probe=mended.exists)], script)
+    log = stage.logs / "bad.log"
+    how = "bad ended with code 1: no such model, for the 6th time in a row. It is started again at least every 0.02 s"
+    assert stage.texts("error") == [f"{how}; its log is {log}"]
 
 
-def test_giving_up_on_an_essential_program_stops_everything(stage: Stage, monkeypatch) -> None:
-    monkeypatch.setattr("crosscope_local.supervise._RESTART_DELAYS_S", ())
+def test_what_fails_to_the_end_makes_the_run_fail(stage: Stage, monkeypatch) -> None:
+    monkeypatch.setattr("crosscope_local.supervise._RESTART_DELAYS_S", (0.02,))
 
     def script(supervisor: Supervisor) -> None:
-        assert eventually(lambda: supervisor.stopping)
+        assert not supervisor.wait_ready("bad", 20)
+        assert not supervisor.stopping
 
-    programs = [program("bad", "raise SystemExit(3)", probe=lambda: False, essential=True), program("good", SLEEPER)]
-    assert not stage.play(programs, script)
-    assert stage.texts("error")[0].startswith("bad ended with code 3. Gave up on it after 1 start;")
+    assert not stage.play(
+        [program("bad", "raise SystemExit(3)", probe=lambda: False), program("good", SLEEPER)], script
+    )
 
 
 def test_order_of_start_follows_after(stage: Stage, tmp_path: Path) -> None:

@@ -112,6 +112,15 @@ def test_a_process_that_is_killed_comes_back(up: Up, name: str) -> None:
     assert up.process.poll() is None
 
 
+def test_a_server_that_is_stopped_comes_back(up: Up) -> None:
+    first = process_of(up, "server")
+    assert first
+    os.kill(first, signal.SIGSTOP)
+    assert eventually(lambda: up.said("^server hung") and process_of(up, "server") not in (None, first), 60), up.lines
+    assert up.said("^server hung .no sign of life from its event loop for 1. s. and was killed. Starting it again in ")
+    assert not alive(first)
+
+
 def test_a_second_supervisor_of_the_home_is_refused(up: Up) -> None:
     done = subprocess.run([*COMMAND, "up", "--home", str(up.home), "--no-app"], capture_output=True, text=True)
     assert done.returncode == 1

@@ -58,9 +58,12 @@ class JobQueue:
         return self._queue.job_ids
 
     def leased(self) -> set[str]:
-        """Ids of the jobs whose worker has renewed its lease within keys.LEASE_S."""
+        """Ids of the jobs whose worker has renewed its lease within keys.LEASE_S.
+
+        A lease that lasts much longer was given by a clock that has been set back since.
+        """
         now = time.time()
-        return {_job_of(entry) for entry, until in self._leases().items() if until > now}
+        return {_job_of(entry) for entry, until in self._leases().items() if now < until < now + 2 * keys.LEASE_S}
 
     def _leases(self) -> dict[str, float]:
         entries = cast("list[tuple[bytes, float]]", self._redis.zrange(self._running.key, 0, -1, withscores=True))

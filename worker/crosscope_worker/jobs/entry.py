@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from redis.retry import Retry
 
 from crosscope_proto import job_record
 from crosscope_proto.artefacts import JOB_LOG, CrosscoderManifest, job_folder
+from crosscope_proto.beats import Beats
 from crosscope_proto.labels import MadeLabels
 from crosscope_proto.left_out import left_out
 from crosscope_proto.logs import configure_logging
@@ -31,7 +32,7 @@ from crosscope_worker.jobs.claim import MAX_MESSAGE, Claim, QueueAway
 from crosscope_worker.jobs.journal import Journal
 from crosscope_worker.jobs.kinds import load_kind
 from crosscope_worker.jobs.lifeline import die_with_parent
-from crosscope_worker.jobs.reporter import Reporter
+from crosscope_worker.jobs.reporter import JobPulse, Reporter
 from crosscope_worker.jobs.retention import retry_hint
 from crosscope_worker.jobs.stages import Shares, weights
 from crosscope_worker.work import Cancelled, LostClaim, Manifest, Workspace, is_out_of_memory
@@ -68,18 +69,25 @@ class Attempt:
     """Addresses besides those of this machine that recipes may have called."""
     keeps_checkpoints: bool = True
     """Whether a failed job can be retried."""
+    beat_s: float = 60
+    """How long the reporting thread may stand still."""
+    silent_s: float = 1800
+    """How long the job may go without a report of progress."""
 
     def to_json(self) -> str:
         """JSON for a pipe: a command line or an environment would show the queue's password to others."""
         return json.dumps(asdict(self))
 
 
-def run(attempt: Attempt, stopping: threading.Event | None = None) -> None:
+def run(attempt: Attempt, stopping: threading.Event | None = None, beats: Beats | None = None) -> None:
     """Runs one attempt of a job to its end and records the outcome.
 
-    After `stopping` is set the job stops at its next step, and its record stays open for a later attempt.
+    After `stopping` is set the job stops at its next step, and its record stays open for a later attempt. `beats` are
+    for the job worker, which kills what hangs.
     """
-    stopping = stopping or threading.Event()
+    stopping, pulse = stopping or threading.Event(), JobPulse(beats or Beats(None), attempt.beat_s, attempt.silent_s)
+    is_stopping = _waiting(stopping, pulse)
+
     redis = Redis.from_url(
         attempt.queue_url,
         decode_responses=True,
@@ -91,35 +99,52 @@ def run(attempt: Attempt, stopping: threading.Event | None = None) -> None:
         claim = Claim(redis, attempt.job_id, attempt.claim)
         folder = Path(job_folder(Path(attempt.home), attempt.job_id))
         try:
-            end, message, version_id = _work(attempt, claim, folder, stopping)
-            claim.finish(end, message, version_id, QUEUE_WAIT_S, stopping.is_set)
+            end, message, version_id = _work(attempt, claim, folder, stopping, pulse)
+            claim.finish(end, message, version_id, QUEUE_WAIT_S, is_stopping)
         except (LostClaim, QueueAway) as error:
             log.warning("job %s: attempt stopped: %s", attempt.job_id, error)
 
 
-def _work(attempt: Attempt, claim: Claim, folder: Path, stopping: threading.Event) -> tuple[str, str, str]:
+def _waiting(stopping: threading.Event, pulse: JobPulse) -> Callable[[], bool]:
+    """What says whether to stop at each try while the queue is away; to wait for it is no hang."""
+
+    def is_stopping() -> bool:
+        pulse.reports()
+        pulse.work()
+        return stopping.is_set()
+
+    return is_stopping
+
+
+def _work(
+    attempt: Attempt, claim: Claim, folder: Path, stopping: threading.Event, pulse: JobPulse
+) -> tuple[str, str, str]:
     """The outcome of the job: state, message, version id. Raises LostClaim and QueueAway."""
-    task = claim.task(QUEUE_WAIT_S, stopping.is_set)
+    is_stopping = _waiting(stopping, pulse)
+    task = claim.task(QUEUE_WAIT_S, is_stopping)
     try:
         journal = Journal(folder, task.attempt)
     except OSError as error:
         return job_record.FAILED, sentence(error, folder), ""
 
     def give_up() -> None:
-        """Ends the job and this process at once; every file that it writes is whole or absent."""
+        """Ends this process at once, and the job if it was cancelled; every file that it writes is whole or absent."""
         message = with_hint("Cancelled.", attempt, folder)
+        end = job_record.CANCELLED, f"{message} It was in the middle of a step."
         try:
-            claim.finish(job_record.CANCELLED, message, "", _GIVE_UP_S, stopping.is_set)
-        except (LostClaim, QueueAway):
+            claim.finish(job_record.CANCELLED, message, "", _GIVE_UP_S, lambda: False)
+        except QueueAway:
             return  # The job worker ends the job.
-        journal.write("end", state=job_record.CANCELLED, message=f"{message} It was in the middle of a step.")
+        except LostClaim:
+            end = "lost", "Another attempt has taken over; this one was in the middle of a step."
+        journal.write("end", state=end[0], message=end[1])
         os._exit(0)
 
     shares = Shares(weights(STAGES.get(_kind(task.recipe), ()), task.seconds), task.done)
-    reporter = Reporter(claim, journal, stopping.is_set, shares, give_up)
+    reporter = Reporter(claim, journal, pulse, stopping.is_set, shares, give_up)
 
     def fence() -> None:
-        standing = claim.standing(QUEUE_WAIT_S, stopping.is_set)
+        standing = claim.standing(QUEUE_WAIT_S, is_stopping)
         if not standing.holds:
             raise LostClaim("another attempt has taken over this job")
         if standing.cancelled:
@@ -220,12 +245,13 @@ def _keep_recipe(folder: Path, text: str) -> None:
 def main() -> int:
     """Runs the attempt that standard input describes."""
     configure_logging("job")
+    beats = Beats.from_environment()
     attempt = Attempt(**json.load(sys.stdin))
     die_with_parent(attempt.parent_pid)
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    run(attempt, stopping)
+    run(attempt, stopping, beats)
     return 0
 
 

@@ -10,11 +10,11 @@ import logging
 import os
 import signal
 import socket
-import subprocess
 import sys
+import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -35,9 +35,11 @@ from rq.worker import Worker
 
 from crosscope_proto import job_record, keys
 from crosscope_proto.artefacts import job_folder
+from crosscope_proto.beats import EVERY_S, Beats
 from crosscope_proto.job_record import WorkerNote
 from crosscope_proto.logs import configure_logging
 from crosscope_proto.settings import SettingsError, read_settings
+from crosscope_worker.jobs.child import JobProcess
 from crosscope_worker.jobs.claim import QueueAway, is_passing, patiently
 from crosscope_worker.jobs.entry import Attempt
 from crosscope_worker.jobs.environment import job_environment
@@ -50,6 +52,11 @@ from crosscope_worker.jobs.settings import JobSettings
 BEAT_S = 5.0
 STOP_GRACE_S = 2.0
 """Seconds after which a job's process is killed if it does not stop when its worker stops."""
+PROCESS_S = 10.0
+"""A job worker that has not moved at all for this long counts as hung."""
+LOOP_S = 300.0
+"""A job worker whose main loop has not moved for this long counts as hung. A call waits up to a minute for a queue that
+stalls; old checkpoints take a while to remove."""
 SETTLE_WAIT_S = 600.0
 """How long an ended job waits for Redis, if it is away, before the job is left to the janitor."""
 
@@ -61,7 +68,10 @@ class JobWorker(Worker):
 
     max_connection_wait_time = 2.0
 
-    def __init__(self, settings: JobSettings, kinds: Mapping[str, str], connection: Redis) -> None:
+    def __init__(
+        self, settings: JobSettings, kinds: Mapping[str, str], connection: Redis, moves: Callable[[], None]
+    ) -> None:
+        """`moves` is called at each turn of the main loop."""
         super().__init__(
             [Queue(keys.JOB_QUEUE, connection=connection, serializer=JSONSerializer)],
             name=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}",
@@ -72,6 +82,7 @@ class JobWorker(Worker):
             log_job_description=False,
         )
         self._settings, self._kinds, self._machine = settings, kinds, find_machine(settings.device)
+        self._moves = moves
         self._attending = False
         self._claim = connection.register_script(job_record.CLAIM)
         self._release = connection.register_script(job_record.RELEASE)
@@ -114,6 +125,7 @@ class JobWorker(Worker):
 
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
         """Reports that this worker lives, to RQ and, with its device, to plans; an absent Redis is ignored here."""
+        self._moves()
         try:
             super().heartbeat(timeout, pipeline)
             machine = self._machine
@@ -154,15 +166,13 @@ class JobWorker(Worker):
             try:
                 self._attend(child, job, execution)
             finally:
-                if child.poll() is None:
-                    os.killpg(child.pid, signal.SIGKILL)
-                    child.wait()
-            log.info("job %s: its process ended with %s", job.id, child.returncode)
-            self._settle(job, queue, execution, claim, child.returncode)
+                child.close()
+            log.info("job %s: its process %s", job.id, child.ending())
+            self._settle(job, queue, execution, claim, child)
         finally:
             self._attending = False
 
-    def _start(self, job_id: str, claim: str) -> "subprocess.Popen[bytes]":
+    def _start(self, job_id: str, claim: str) -> JobProcess:
         attempt = Attempt(
             job_id=job_id,
             claim=claim,
@@ -174,25 +184,19 @@ class JobWorker(Worker):
             parent_pid=os.getpid(),
             kinds=dict(self._kinds),
             keeps_checkpoints=self._settings.keeps_checkpoints,
+            beat_s=self._settings.job_beat_s,
+            silent_s=self._settings.job_silent_s,
         )
         recipe = cast("bytes | None", self.connection.hget(keys.job_key(job_id), "recipe")) or b""
         environment = job_environment(os.environ, self._settings, recipe.decode())
-        command = [sys.executable, "-m", "crosscope_worker.jobs.entry"]
-        child = subprocess.Popen(command, stdin=subprocess.PIPE, process_group=0, env=environment)
-        assert child.stdin is not None
-        with contextlib.suppress(BrokenPipeError), child.stdin:  # The process has ended; its exit code says more.
-            child.stdin.write(attempt.to_json().encode())
-        return child
+        return JobProcess(attempt.to_json(), environment)
 
-    def _attend(self, child: "subprocess.Popen[bytes]", job: Job, execution: Execution) -> None:
-        """Waits for a job's process: renews its lease, passes on a stop, and kills it if it does not stop."""
+    def _attend(self, child: JobProcess, job: Job, execution: Execution) -> None:
+        """Waits for a job's process: renews its lease, passes on a stop, and kills it if it hangs or does not stop."""
         next_beat, kill_at = time.monotonic() + BEAT_S, float("inf")
-        while True:
-            try:
-                child.wait(0.25)
-                return
-            except subprocess.TimeoutExpired:
-                moment = time.monotonic()
+        while not child.ends_within(0.25):
+            self._moves()
+            moment = time.monotonic()
             if self._stop_requested and kill_at == float("inf"):
                 child.terminate()
                 kill_at = moment + STOP_GRACE_S
@@ -201,8 +205,11 @@ class JobWorker(Worker):
                 if self._beat(job, execution):
                     log.warning("job %s did not stop within %d s and is killed", job.id, job_record.CANCEL_GRACE_S)
                     kill_at = moment
+            if kill_at > moment and (hung := child.hung()):
+                log.warning("the process of job %s %s and is killed", job.id, hung)
+                kill_at = moment
             if moment >= kill_at:
-                os.killpg(child.pid, signal.SIGKILL)
+                child.kill()
 
     def _beat(self, job: Job, execution: Execution) -> bool:
         """Renews the lease if Redis answers; returns whether the job's time to stop is over."""
@@ -215,24 +222,27 @@ class JobWorker(Worker):
             return False
         return bool(asked_at) and time.time() - float(asked_at or 0) > job_record.CANCEL_GRACE_S
 
-    def _settle(self, job: Job, queue: Queue, execution: Execution, claim: str, code: int) -> None:
+    def _settle(self, job: Job, queue: Queue, execution: Execution, claim: str, child: JobProcess) -> None:
         def stopping() -> bool:
+            self._moves()
             return self._stop_requested
 
         job.ended_at = rq_now()
         try:
-            outcome = patiently(lambda: self._outcome(job.id, claim, code), SETTLE_WAIT_S, stopping)
+            outcome = patiently(lambda: self._outcome(job.id, claim, child), SETTLE_WAIT_S, stopping)
             if outcome in ("succeeded", "ended"):
                 self._sweep()
             patiently(lambda: self._tell_rq(outcome, job, queue, execution), SETTLE_WAIT_S, stopping)
         except QueueAway as error:
             log.warning("job %s is left to the janitor: %s", job.id, error)
 
-    def _outcome(self, job_id: str, claim: str, code: int) -> str:
+    def _outcome(self, job_id: str, claim: str, child: JobProcess) -> str:
         """The outcome of the job: "succeeded", "ended" in another way, "again", or "lost" to another attempt."""
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        how = child.ending()
         message, last = f"Its process {how}; it will be resumed.", f"Given up: its process {how}, and not for the first"
-        last = f"{last} time ({job_record.MAX_CRASHES} crashes). Signal 9 often means that memory ran out."
+        last = f"{last} time ({job_record.MAX_CRASHES} crashes)."
+        if child.may_have_run_out_of_memory:
+            last = f"{last} Signal 9 often means that memory ran out."
         if self._settings.keeps_checkpoints:
             last = f"{last} {retry_hint(Path(job_folder(self._settings.home, job_id)))}".strip()
         if self._stop_requested:
@@ -280,19 +290,29 @@ def main(kinds: Mapping[str, str] = KINDS) -> int:
         sys.stderr.write(f"CROSSCOPE_WORKER_QUEUE_URL: {error}\n")
         return 1
     die_with_parent(os.getppid(), signal.SIGTERM)
-    return _work(settings, kinds, connection)
+    beats = Beats.from_environment()
+    threading.Thread(target=_beat, args=(beats,), name="beats", daemon=True).start()
+    return _work(settings, kinds, connection, lambda: beats("main loop", LOOP_S))
 
 
-def _work(settings: JobSettings, kinds: Mapping[str, str], connection: Redis) -> int:
+def _beat(beats: Beats) -> None:
+    """Beats for the process as a whole, for ever."""
+    while True:
+        beats("process", PROCESS_S)
+        time.sleep(EVERY_S)
+
+
+def _work(settings: JobSettings, kinds: Mapping[str, str], connection: Redis, moves: Callable[[], None]) -> int:
     """Runs for ever, with a new RQ worker whenever Redis was away."""
     away, worker = False, None
     while worker is None or not worker.stopped:
+        moves()
         signal.signal(signal.SIGTERM, _exit)
         signal.signal(signal.SIGINT, _exit)
         try:
             connection.ping()
             away = False
-            worker = JobWorker(settings, kinds, connection)
+            worker = JobWorker(settings, kinds, connection, moves)
             worker.work(logging_level="INFO")
         except StopRequested:
             return 0

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from redis.exceptions import RedisError
 
 from crosscope_proto import job_record
+from crosscope_proto.beats import Beats
 from crosscope_worker.jobs.claim import Claim, News, Standing, as_message, is_passing
 from crosscope_worker.jobs.journal import Journal
 from crosscope_worker.jobs.stages import Shares
@@ -23,6 +24,8 @@ FLUSH_S = 0.2
 AWAY_S = 1.0
 """Pause after a call that Redis did not answer."""
 MAX_EVENTS_A_FLUSH = 500
+LOST_GRACE_S = 10.0
+"""An attempt whose job has been taken over ends at its next step, or after this time wherever it is."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,22 @@ class _Event:
         } | ({"rel_norms": json.dumps(list(self.rel_norms))} if self.rel_norms else {})
 
 
+class JobPulse:
+    """The beats of a job's process: of the thread that reports, and of the work as it reports progress."""
+
+    def __init__(self, beats: Beats, reports_s: float, work_s: float) -> None:
+        """`reports_s` and `work_s`: how long each may stand still."""
+        self._beats, self._reports_s, self._work_s = beats, reports_s, work_s
+
+    def reports(self) -> None:
+        """The reporting thread moves."""
+        self._beats("reporting thread", self._reports_s)
+
+    def work(self) -> None:
+        """The work has come to a step."""
+        self._beats("work", self._work_s)
+
+
 class Reporter:
     """A Progress (work.py). Raises Cancelled or LostClaim from the next call once the job should stop."""
 
@@ -63,18 +82,20 @@ class Reporter:
         self,
         claim: Claim,
         journal: Journal,
+        pulse: JobPulse,
         stopping: Callable[[], bool],
         shares: Shares | None = None,
         give_up: Callable[[], None] | None = None,
     ) -> None:
         """`stopping` says whether this process should end and leave the job to a later attempt.
 
-        `shares` compute how far the whole job is. `give_up` is called, on the reporter's own thread, if a cancelled job
-        reaches no step for STOP_WITHIN_S, for instance during a long product or write.
+        `shares` compute how far the whole job is. `give_up` is called, on the reporter's own thread, if a job that
+        should stop reaches no step, for instance during a long product or write: within STOP_WITHIN_S if it was
+        cancelled, within LOST_GRACE_S if another attempt has taken over.
         """
-        self._claim, self._journal, self._stopping = claim, journal, stopping
+        self._claim, self._journal, self._pulse, self._stopping = claim, journal, pulse, stopping
         self._shares, self._give_up = shares or Shares(()), give_up
-        self._cancelled_at, self._is_stopping, self.is_publishing = math.inf, False, False
+        self._late_at, self._is_stopping, self.is_publishing = math.inf, False, False
         """`is_publishing`: the fence was passed, so the job completes its publication."""
         self._lock = threading.RLock()
         self._events: list[_Event] = []
@@ -117,11 +138,13 @@ class Reporter:
 
     def check(self) -> None:
         """Raises Cancelled or LostClaim if the job should stop."""
+        self._pulse.work()
         if self._stopping():
             raise LostClaim("this worker is stopping; a later attempt continues the job")
         if self._bug is not None:
             raise self._bug
         if not self._standing.holds:
+            self._is_stopping = True
             raise LostClaim("another attempt has taken over this job")
         if self._standing.cancelled:
             self._is_stopping = True
@@ -151,6 +174,7 @@ class Reporter:
     def _pass_on(self) -> None:
         pause_s = FLUSH_S
         while True:
+            self._pulse.reports()
             closed = self._closed.wait(pause_s)
             answered = self._flush()
             if not closed:
@@ -163,12 +187,13 @@ class Reporter:
                     time.sleep(AWAY_S)
 
     def _watch(self) -> None:
-        """Gives up a cancelled job that reaches no step."""
+        """Gives up a job that should stop and reaches no step."""
         now = time.monotonic()
         if self._standing.cancelled:
-            self._cancelled_at = min(self._cancelled_at, now)
-        is_late = now - self._cancelled_at > job_record.STOP_WITHIN_S
-        if is_late and self._give_up and not self._is_stopping and not self.is_publishing:
+            self._late_at = min(self._late_at, now + job_record.STOP_WITHIN_S)
+        if not self._standing.holds:
+            self._late_at = min(self._late_at, now + LOST_GRACE_S)
+        if now > self._late_at and self._give_up and not self._is_stopping and not self.is_publishing:
             self._give_up()
 
     def _is_hopeless(self) -> bool:

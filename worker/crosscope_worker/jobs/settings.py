@@ -26,6 +26,10 @@ class JobSettings(ProcessSettings):
     """How long a failed or cancelled job can be retried; 0: not at all."""
     keep_checkpoints_gb: float = Field(default=100, ge=0, allow_inf_nan=False)
     """Bytes that the checkpoints of all such jobs may take; the oldest go first."""
+    job_beat_s: float = Field(default=60, ge=1, allow_inf_nan=False)
+    """How long a job's process may stand still before it is killed and its job queued again."""
+    job_silent_s: float = Field(default=1800, ge=1, allow_inf_nan=False)
+    """How long a job may go without a report of progress before its process is killed and it is queued again."""
 
     data_roots: Annotated[tuple[Path, ...], NoDecode] = ()
     """Folders besides the home from which recipes may read files, separated by the system's path separator."""

@@ -77,6 +77,11 @@ class Models:
         """Memory of all that is loaded; what several share counts once."""
         return self._bytes_of([entry.loaded for entry in self._entries.values()])
 
+    @property
+    def is_loading(self) -> bool:
+        """Whether something is being loaded, or waits to be."""
+        return bool(self._loading)
+
     @asynccontextmanager
     async def using(self, name: str, version_id: str, whole: bool = False) -> AsyncGenerator[LoadedCrosscoder]:
         """A version of a crosscoder, loaded if necessary, which stays for as long as the context lasts.

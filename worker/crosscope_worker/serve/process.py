@@ -13,6 +13,7 @@ import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from transformers.utils import logging as transformers_logging
 
+from crosscope_proto.beats import Beats
 from crosscope_proto.healths import Healths
 from crosscope_proto.logs import configure_logging
 from crosscope_proto.settings import SettingsError, read_settings
@@ -20,6 +21,7 @@ from crosscope_proto.worker.v1 import inference_pb2_grpc
 from crosscope_worker.serve.batching import Batcher
 from crosscope_worker.serve.generation import Generations
 from crosscope_worker.serve.models import Models, device_bytes
+from crosscope_worker.serve.pulse import STUCK_ON_CPU_S, STUCK_ON_GPU_S, Pulse
 from crosscope_worker.serve.questions import DeviceQueue, ask
 from crosscope_worker.serve.requests import RequestInterceptor
 from crosscope_worker.serve.servicer import Inference
@@ -49,7 +51,8 @@ class StartError(Exception):
 class InferenceProcess:
     """The inference service with everything that it runs on. Call `start`, then `stop`, once each."""
 
-    def __init__(self, settings: ServeSettings) -> None:
+    def __init__(self, settings: ServeSettings, beats: Beats | None = None) -> None:
+        """`beats` are for whoever started the process; None: nobody listens."""
         self._listen = settings.listen
         self._device_thread = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._tokenising_threads = ThreadPoolExecutor(2, thread_name_prefix="tokenise")
@@ -71,6 +74,15 @@ class InferenceProcess:
         )
         self._health = Healths()
         self._server: grpc.aio.Server | None = None
+        usual_s = STUCK_ON_CPU_S if torch.device(settings.device).type == "cpu" else STUCK_ON_GPU_S
+        self._pulse = Pulse(
+            self._device_thread,
+            settings.stuck_after_s or usual_s,
+            lambda: self.models.is_loading,
+            self._tell_health,
+            beats or Beats(None),
+        )
+        self._beating: asyncio.Task[None] | None = None
 
     async def start(self) -> int:
         """Listens, reports SERVING and returns the port (1 for a socket). Raises StartError if the address is taken."""
@@ -84,9 +96,14 @@ class InferenceProcess:
                 f"cannot listen at {self._listen}: it is in use or not allowed; set CROSSCOPE_WORKER_LISTEN"
             ) from error
         await self._server.start()
-        for service in ("", SERVICE):
-            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        await self._tell_health(serves=True)
+        self._beating = asyncio.create_task(self._pulse.run())
         return port
+
+    async def _tell_health(self, serves: bool) -> None:
+        status = health_pb2.HealthCheckResponse.SERVING if serves else health_pb2.HealthCheckResponse.NOT_SERVING
+        for service in ("", SERVICE):
+            await self._health.set(service, status)
 
     async def idle(self) -> None:
         """Waits until no call of our own service is in progress, a stream no more than any other."""
@@ -100,6 +117,8 @@ class InferenceProcess:
             await asyncio.wait_for(self.idle(), DRAIN_S)
         if self._server is not None:
             await self._server.stop(_LAST_REPLIES_S)
+        if self._beating is not None:
+            self._beating.cancel()
         self.models.close()
         for thread in (self._device_thread, self._tokenising_threads):
             thread.shutdown(wait=False, cancel_futures=True)
@@ -132,7 +151,7 @@ async def _serve(settings: ServeSettings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    process = InferenceProcess(settings)
+    process = InferenceProcess(settings, Beats.from_environment())
     await process.start()
     where = {"listen": settings.listen, "device": settings.device, "home": str(settings.home)}
     log.info("serving", extra=where)

@@ -43,3 +43,6 @@ class ServeSettings(ProcessSettings):
     """About how many tokens of new prompts are read between two decode steps."""
     num_threads: Count | None = None
     """Threads of one operation on the CPU; by default torch decides."""
+    stuck_after_s: float | None = Field(default=None, ge=1, allow_inf_nan=False)
+    """How long the device's thread may take for one batch before the worker says that it does not serve; by default 30
+    s on a GPU, 600 s on the CPU."""

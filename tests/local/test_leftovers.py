@@ -1,0 +1,52 @@
+"""What a killed supervisor leaves behind ends: at once on Linux, also if it is stopped, and else at the next start."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+from crosscope_local.child import Child
+from crosscope_local.leftovers import end_leftovers, note
+from tests.local.small_programs import SLEEPER, alive, eventually, program
+
+
+def test_a_stopped_child_ends_with_its_supervisor(tmp_path: Path) -> None:
+    source = f"""
+import pathlib, sys
+from crosscope_local.child import Child, Program
+child = Child(Program("one", (sys.executable, "-c", {SLEEPER!r}), None), pathlib.Path({str(tmp_path / "one.log")!r}))
+print(child.pid, flush=True)
+child._process.wait()
+"""
+    with subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, text=True) as supervisor:
+        assert supervisor.stdout is not None
+        pid = int(supervisor.stdout.readline())
+        assert eventually(lambda: Path(f"/proc/{pid}/cmdline").read_text().split("\0")[1:3] == ["-c", SLEEPER])
+        os.kill(pid, signal.SIGSTOP)
+        supervisor.kill()
+    assert eventually(lambda: not alive(pid))
+
+
+def test_the_next_start_ends_what_still_runs(tmp_path: Path) -> None:
+    child = Child(program("server", SLEEPER), tmp_path / "server.log")
+    noted = tmp_path / "processes.json"
+    note(noted, {"server": child.pid, "gone": 2**22 - 1})
+    os.kill(child.pid, signal.SIGSTOP)
+    assert end_leftovers(noted) == [f"server (process {child.pid})"]
+    assert eventually(child.is_gone)
+    assert not noted.exists()
+    child.beats.close()
+
+
+def test_another_process_with_a_noted_id_is_left_alone(tmp_path: Path) -> None:
+    noted = tmp_path / "processes.json"
+    me = psutil.Process()
+    noted.write_text(json.dumps({"server": [me.pid, me.create_time() - 60]}))
+    assert end_leftovers(noted) == []
+    for odd in ("", "[]", '{"server": 1}', '{"server": ["x", 1]}'):
+        noted.write_text(odd)
+        assert end_leftovers(noted) == []
