@@ -36,6 +36,8 @@ class Program:
     """None for a process that listens nowhere; it counts as ready when it has lived for a second."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Environment variables that are set for it."""
+    defaults: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables that it gets unless the supervisor's environment sets them and it `reads` them."""
     reads: tuple[Sequence[str], ...] = ()
     """Groups of the supervisor's environment variables that it gets beside those that every program gets
     (crosscope_proto.environment)."""
@@ -47,6 +49,13 @@ class Program:
     """Whether it is stopped after the others have ended, because they use it to the end."""
     watch_log: bool = True
     """Whether its log marks warnings and errors in a form that LogTail knows."""
+
+
+def environment_of(program: Program) -> dict[str, str]:
+    """The environment that a program gets. An empty variable counts as not set where there is a default."""
+    read = needed(os.environ, *program.reads)
+    given = {name: value for name, value in read.items() if value or name not in program.defaults}
+    return {**program.defaults, **given, "PYTHONUNBUFFERED": "1", **program.environment}
 
 
 class Child:
@@ -64,7 +73,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**needed(os.environ, *program.reads), "PYTHONUNBUFFERED": "1", **program.environment},
+                env=environment_of(program),
                 start_new_session=True,
             )
         self._log = log

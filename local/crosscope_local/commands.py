@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import signal
 import sys
 import time
@@ -20,6 +19,7 @@ from crosscope import Client, CrosscopeError
 from crosscope.cli.options import apply, json_before_name
 from crosscope_local import demo as demo_jobs
 from crosscope_local import doctor as doctor_checks
+from crosscope_local.config import Config, ConfigError, read_config
 from crosscope_local.preflight import PreflightError
 from crosscope_local.programs import Installation
 from crosscope_local.run import Ending, Wanted, installation, run
@@ -46,8 +46,9 @@ _LOCATION = (
         "--home",
         callback=_not_empty,
         type=click.Path(path_type=Path, file_okay=False),
-        default=lambda: os.environ.get("CROSSCOPE_HOME") or DEFAULT_HOME,
+        default=DEFAULT_HOME,
         show_default=f"$CROSSCOPE_HOME or {DEFAULT_HOME}",
+        envvar="CROSSCOPE_HOME",
         help="Folder of pairs, crosscoders, jobs and logs.",
     ),
     click.option("--address", default="127.0.0.1", show_default=True, help="Where server and app listen."),
@@ -66,7 +67,28 @@ def _checked_addresses(given: Iterable[str]) -> tuple[str, ...]:
         raise click.BadParameter(f"{', '.join(parts)}: {error}") from error
 
 
+def _from_file(context: click.Context, _option: click.Parameter, file: Path | None) -> Config:
+    """What --config says. Its options become the defaults of the command. Raises BadParameter."""
+    if file is None:
+        return Config()
+    names = {option.opts[0].removeprefix("--").replace("-", "_"): option for option in context.command.params}
+    offered = [name for name in names if name not in ("config", "json", "help")]
+    try:
+        config = read_config(file, offered)
+    except ConfigError as error:
+        raise click.BadParameter(str(error)) from error
+    context.default_map = {str(names[name].name): value for name, value in config.options.items()}
+    return config
+
+
 _RUN = (
+    click.option(
+        "--config",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        is_eager=True,
+        callback=_from_file,
+        help="A TOML file of these options and of the processes' settings.",
+    ),
     *_LOCATION,
     click.option("--no-app", is_flag=True, help="Leave the app out."),
     click.option(
@@ -105,6 +127,7 @@ def _runs(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def runner(
         *,
+        config: Config,
         home: Path,
         address: str,
         port: int,
@@ -115,7 +138,8 @@ def _runs(command: Callable[..., None]) -> Callable[..., None]:
         job_threads: int | None,
         **own: object,
     ) -> None:
-        wanted = Wanted(home, address, port, None if no_app else app_port, data_roots, job_threads, label_addresses)
+        shown_port = None if no_app else app_port
+        wanted = Wanted(home, address, port, shown_port, data_roots, job_threads, label_addresses, config)
         command(wanted=wanted, **own)
 
     return apply(_RUN, runner)

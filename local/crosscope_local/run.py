@@ -6,10 +6,11 @@ Does not know what the actor does.
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from crosscope_local import preflight
+from crosscope_local.config import Config, ConfigError
 from crosscope_local.programs import APP_PARTS, PARTS, Installation
 from crosscope_local.supervise import Supervisor, stopped_by_signals
 from crosscope_local.terminal import Terminal
@@ -33,6 +34,8 @@ class Wanted:
     """Threads of one operation of a job; None: torch decides."""
     label_addresses: tuple[str, ...] = ()
     """Addresses on other machines that jobs may have label latents."""
+    config: Config = field(default_factory=Config)
+    """The file that was given, if any; its options are in the fields above."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,14 @@ def installation(wanted: Wanted) -> Generator[Installation]:
     app_port = preflight.free_port(wanted.host) if wanted.app_port == 0 else wanted.app_port
     roots = tuple(folder.expanduser().absolute() for folder in wanted.data_roots)
     runtime = preflight.runtime_folder(home)
-    found = Installation(home, wanted.host, port, app_port, runtime, roots, wanted.job_threads, wanted.label_addresses)
+    found = Installation(
+        *(home, wanted.host, port, app_port, runtime, roots, wanted.job_threads, wanted.label_addresses),
+        settings=wanted.config.settings,
+    )
+    try:
+        wanted.config.check(found.programs())
+    except ConfigError as error:
+        raise preflight.PreflightError(str(error)) from error
     with preflight.HomeLock(home, found.address):
         preflight.check_disk(home)
         preflight.check_port(wanted.host, port, "--port")
