@@ -34,7 +34,8 @@ def is_healthy(process: subprocess.Popen[str], command: list[str], environment: 
     end = time.monotonic() + _HEALTHY_WITHIN_S
     while time.monotonic() < end and process.poll() is None:
         check = start(command, environment)
-        if check.communicate()[0] is not None and check.returncode == 0:
+        check.communicate()
+        if check.returncode == 0:
             return True
         time.sleep(0.2)
     return False
