@@ -37,6 +37,8 @@ class Program:
     """None for a process that listens nowhere; it counts as ready when it has lived for a second."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Environment variables that are set for it."""
+    defaults: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables that it gets unless the supervisor's environment sets them and it `reads` them."""
     reads: tuple[Sequence[str], ...] = ()
     """Groups of the supervisor's environment variables that it gets beside those that every program gets
     (crosscope_proto.environment)."""
@@ -52,6 +54,13 @@ class Program:
     """Whether its log marks warnings and errors in a form that LogTail knows."""
 
 
+def environment_of(program: Program) -> dict[str, str]:
+    """The environment that a program gets. An empty variable counts as not set where there is a default."""
+    read = needed(os.environ, *program.reads)
+    given = {name: value for name, value in read.items() if value or name not in program.defaults}
+    return {**program.defaults, **given, "PYTHONUNBUFFERED": "1", **program.environment}
+
+
 class Child:
     """A process of a Program; it runs or has ended."""
 
@@ -62,7 +71,6 @@ class Child:
         the thread that started the process ends.
         """
         self.beats = Listener()
-        own = {"PYTHONUNBUFFERED": "1", **program.environment, **self.beats.environment}
         try:
             with log.open("ab") as output:  # appended to, so that it can be emptied while the process writes
                 self._process = subprocess.Popen(
@@ -70,7 +78,7 @@ class Child:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    env={**needed(os.environ, *program.reads), **own},
+                    env={**environment_of(program), **self.beats.environment},
                     pass_fds=self.beats.passed_on,
                     start_new_session=True,
                 )

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import signal
 import sys
 import time
@@ -10,17 +9,18 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.table import Table
 from rich.text import Text
 
 from crosscope import Client, CrosscopeError
-from crosscope.cli.options import apply, json_before_name
+from crosscope.cli.options import apply
 from crosscope_local import demo as demo_jobs
 from crosscope_local import doctor as doctor_checks
+from crosscope_local.config import Config, ConfigError, read_config
 from crosscope_local.logs import Keep
+from crosscope_local.options import HOME, as_json_option
 from crosscope_local.preflight import PreflightError
 from crosscope_local.programs import Installation
 from crosscope_local.run import Ending, Wanted, installation, run
@@ -30,27 +30,13 @@ from crosscope_local.supervise import Supervisor
 from crosscope_local.terminal import JobBoard, Terminal
 from crosscope_proto.label_specs import checked_address
 
-DEFAULT_HOME = "~/.local/share/crosscope"
 _READY_WITHIN_S = 180.0
 _PORT = click.IntRange(0, 65535)
 _VERDICT_STYLES = {"ok": "green", "note": "yellow", "bad": "bold red"}
 
 
-def _not_empty(_ctx: click.Context, _option: click.Parameter, home: Path) -> Path:
-    if home == Path():
-        raise click.BadParameter("is empty or the current folder; name the folder")
-    return home
-
-
 _LOCATION = (
-    click.option(
-        "--home",
-        callback=_not_empty,
-        type=click.Path(path_type=Path, file_okay=False),
-        default=lambda: os.environ.get("CROSSCOPE_HOME") or DEFAULT_HOME,
-        show_default=f"$CROSSCOPE_HOME or {DEFAULT_HOME}",
-        help="Folder of pairs, crosscoders, jobs and logs.",
-    ),
+    HOME,
     click.option("--address", default="127.0.0.1", show_default=True, help="Where server and app listen."),
     click.option("--port", default=50051, show_default=True, type=_PORT, help="The server's port; 0: a free one."),
     click.option("--app-port", default=8501, show_default=True, type=_PORT, help="The app's port; 0: a free one."),
@@ -67,7 +53,28 @@ def _checked_addresses(given: Iterable[str]) -> tuple[str, ...]:
         raise click.BadParameter(f"{', '.join(parts)}: {error}") from error
 
 
+def _from_file(context: click.Context, _option: click.Parameter, file: Path | None) -> Config:
+    """What --config says. Its options become the defaults of the command. Raises BadParameter."""
+    if file is None:
+        return Config()
+    names = {option.opts[0].removeprefix("--").replace("-", "_"): option for option in context.command.params}
+    offered = [name for name in names if name not in ("config", "json", "help")]
+    try:
+        config = read_config(file, offered)
+    except ConfigError as error:
+        raise click.BadParameter(str(error)) from error
+    context.default_map = {str(names[name].name): value for name, value in config.options.items()}
+    return config
+
+
 _RUN = (
+    click.option(
+        "--config",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        is_eager=True,
+        callback=_from_file,
+        help="A TOML file of these options and of the processes' settings.",
+    ),
     *_LOCATION,
     click.option("--no-app", is_flag=True, help="Leave the app out."),
     click.option(
@@ -133,6 +140,7 @@ def _runs(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def runner(
         *,
+        config: Config,
         home: Path,
         address: str,
         port: int,
@@ -148,7 +156,9 @@ def _runs(command: Callable[..., None]) -> Callable[..., None]:
     ) -> None:
         keep, reserve_bytes = Keep(round(log_mb * 1e6), log_files), reserve_mb * 1_000_000
         ports = port, None if no_app else app_port
-        wanted = Wanted(home, address, *ports, data_roots, job_threads, label_addresses, keep, reserve_bytes)
+        wanted = Wanted(
+            *(home, address, *ports, data_roots, job_threads, label_addresses, keep, reserve_bytes), config=config
+        )
         command(wanted=wanted, **own)
 
     return apply(_RUN, runner)
@@ -159,15 +169,8 @@ def _at(command: Callable[..., None]) -> Callable[..., None]:
     return apply(_LOCATION, command)
 
 
-def _json(text: str) -> Callable[..., Any]:
-    """The option --json, which may also stand before the command's name."""
-    return click.option(
-        "--json", "as_json", is_flag=True, help=text, callback=lambda _ctx, _option, given: json_before_name() or given
-    )
-
-
 @click.command()
-@_json("Print what happens as JSON, a line each.")
+@as_json_option("Print what happens as JSON, a line each.")
 @_runs
 def up(as_json: bool, wanted: Wanted) -> None:
     """Start queue, cache, workers, server and app, and keep them running until Ctrl-C."""
@@ -186,7 +189,7 @@ def up(as_json: bool, wanted: Wanted) -> None:
 
 @click.command()
 @click.option("--once", is_flag=True, help="End when the jobs have, with a summary.")
-@_json("The summary as JSON on standard output; only with --once.")
+@as_json_option("The summary as JSON on standard output; only with --once.")
 @click.option(
     "--recipes",
     type=click.Path(path_type=Path, file_okay=False),
@@ -251,7 +254,7 @@ class _DemoRun:
 
 @click.command()
 @_at
-@_json("Findings as JSON.")
+@as_json_option("Findings as JSON.")
 def doctor(home: Path, address: str, port: int, app_port: int, as_json: bool) -> None:
     """Check that this machine has everything that crosscope needs."""
     findings = doctor_checks.examine(home.expanduser().absolute(), address, port, app_port)

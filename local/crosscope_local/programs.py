@@ -2,7 +2,8 @@
 
 import os
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from crosscope_local.child import Program
@@ -41,6 +42,8 @@ class Installation:
     """Threads of one operation of a job; None: the environment decides, else torch."""
     label_addresses: tuple[str, ...] = ()
     """Addresses on other machines that jobs may have label latents."""
+    settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Of each program, settings that hold unless its environment says otherwise: variables and their values."""
 
     @property
     def address(self) -> str:
@@ -57,7 +60,8 @@ class Installation:
         programs = [self._redis("queue"), self._redis("cache"), self._server()]
         if self.app_port is not None:
             programs.append(self._app(self.app_port))
-        return [*programs, self._worker(), self._jobs()]
+        programs += [self._worker(), self._jobs()]
+        return [replace(program, defaults=self.settings.get(program.name, {})) for program in programs]
 
     def _redis(self, role: str) -> Program:
         path = self._socket(role)

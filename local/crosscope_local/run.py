@@ -7,10 +7,11 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from crosscope_local import preflight
+from crosscope_local.config import Config, ConfigError
 from crosscope_local.leftovers import end_leftovers
 from crosscope_local.logs import KEEP, Keep
 from crosscope_local.programs import APP_PARTS, PARTS, Installation
@@ -44,6 +45,8 @@ class Wanted:
     """How much of each process's log is kept."""
     reserve_bytes: int = RESERVE_BYTES
     """What the reserve takes, which is freed when the disk is full; 0: none."""
+    config: Config = field(default_factory=Config)
+    """The file that was given, if any; its options are in the fields above."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,14 @@ def installation(wanted: Wanted, say: Say) -> Generator[Installation]:
     app_port = preflight.free_port(wanted.host) if wanted.app_port == 0 else wanted.app_port
     roots = tuple(folder.expanduser().absolute() for folder in wanted.data_roots)
     runtime = preflight.runtime_folder(home)
-    found = Installation(home, wanted.host, port, app_port, runtime, roots, wanted.job_threads, wanted.label_addresses)
+    found = Installation(
+        *(home, wanted.host, port, app_port, runtime, roots, wanted.job_threads, wanted.label_addresses),
+        settings=wanted.config.settings,
+    )
+    try:
+        wanted.config.check(found.programs())
+    except ConfigError as error:
+        raise preflight.PreflightError(str(error)) from error
     with preflight.HomeLock(home, found.address):
         if ended := end_leftovers(home / PROCESSES):
             say("warning", f"Ended what an earlier run had left behind: {', '.join(ended)}.")

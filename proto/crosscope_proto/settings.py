@@ -3,6 +3,9 @@
 Knows no process: each has its own class with its own fields.
 """
 
+import difflib
+import os
+import sys
 from pathlib import Path
 from typing import Annotated, TypeVar
 from urllib.parse import urlsplit
@@ -47,13 +50,47 @@ def read_settings(kind: type[S]) -> S:
     try:
         return kind()
     except ValidationError as error:
-        prefix = str(kind.model_config.get("env_prefix", ""))
         lines: list[str] = []
         for detail in error.errors():
             name = ".".join(map(str, detail["loc"]))
-            variable = name if name.isupper() else f"{prefix}{name.upper()}"
+            variable = name if name.isupper() else variable_of(kind, name)
             if detail["type"] == "missing":
                 lines.append(f"{variable}: must be set")
             else:
                 lines.append(f"{variable}: {detail['msg'].removeprefix('Value error, ')}, but is {detail['input']!r}")
         raise SettingsError("\n".join(lines)) from error
+
+
+def variable_of(kind: type[ProcessSettings], field: str) -> str:
+    """The environment variable of a field."""
+    alias = kind.model_fields[field].validation_alias if field in kind.model_fields else None
+    return alias if isinstance(alias, str) else f"{kind.model_config.get('env_prefix', '')}{field.upper()}"
+
+
+def unknown_variables(kind: type[ProcessSettings], *beside: type[ProcessSettings]) -> list[str]:
+    """A line for each variable of the environment that begins like a setting of `kind` and is none.
+
+    `beside` are the settings of other processes that share the prefix.
+    """
+    prefix = str(kind.model_config.get("env_prefix", ""))
+    known = {variable_of(each, field) for each in (kind, *beside) for field in each.model_fields}
+    lines: list[str] = []
+    for name in sorted(os.environ):
+        if prefix and name.startswith(prefix) and name not in known:
+            near = difflib.get_close_matches(
+                name.removeprefix(prefix), [each.removeprefix(prefix) for each in known], 1
+            )
+            lines.append(f"{name}: there is no such setting{f'; did you mean {prefix}{near[0]}?' if near else ''}")
+    return lines
+
+
+def check_settings(kind: type[ProcessSettings], *beside: type[ProcessSettings]) -> int:
+    """Prints a line for each setting in the environment that is wrong or unknown; returns the exit code."""
+    lines = unknown_variables(kind, *beside)
+    try:
+        read_settings(kind)
+    except SettingsError as error:
+        lines = [*str(error).splitlines(), *lines]
+    for line in lines:
+        sys.stderr.write(f"{line}\n")
+    return int(bool(lines))

@@ -1,27 +1,39 @@
-"""`python -m crosscope_server`: the front door. Settings come from the environment (settings.py)."""
+"""`python -m crosscope_server`: the front door. Settings come from the environment (settings.py).
 
+With `--check` it only says which settings are wrong or unknown; the exit code is then 1.
+"""
+
+import argparse
 import asyncio
+import logging
 import os
 import signal
 import sys
 
 from crosscope_proto.beats import Beats
 from crosscope_proto.logs import configure_logging
-from crosscope_proto.settings import SettingsError, read_settings
+from crosscope_proto.settings import SettingsError, check_settings, read_settings, unknown_variables
 from crosscope_server.settings import Settings
 
 LOOP_S = 10.0
 """A server whose event loop has not moved for this long counts as hung."""
+log = logging.getLogger("crosscope_server")
 
 
 def main() -> int:
     """Serves until SIGTERM or SIGINT; the exit code is 1 if it could not start."""
+    parser = argparse.ArgumentParser(prog="python -m crosscope_server", description="The front door.")
+    parser.add_argument("--check", action="store_true", help="only say which settings are wrong or unknown")
+    if parser.parse_args().check:
+        return check_settings(Settings)
     try:
         settings = read_settings(Settings)
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         return 1
     configure_logging("server", settings.log_level)
+    for line in unknown_variables(Settings):
+        log.warning(line)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read when grpc is imported; our own log says what matters
     from crosscope_server.serve import StartError
 

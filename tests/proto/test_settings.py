@@ -6,7 +6,7 @@ import pytest
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from crosscope_proto.settings import ProcessSettings, RedisUrl, SettingsError, read_settings
+from crosscope_proto.settings import ProcessSettings, RedisUrl, SettingsError, check_settings, read_settings
 
 
 class Mill(ProcessSettings):
@@ -46,3 +46,25 @@ def test_a_home_is_an_absolute_path(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setenv("MILL_RIVER", "unix:///river.sock")
     monkeypatch.setenv("CROSSCOPE_HOME", "kept")
     assert read_settings(Mill).home == tmp_path / "kept"
+
+
+def test_a_check_names_what_is_wrong_and_what_is_unknown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Oven(ProcessSettings):
+        model_config = SettingsConfigDict(env_prefix="MILL_")
+
+        heat: int = 1
+
+    monkeypatch.setenv("MILL_RIVER", "unix:///river.sock")
+    monkeypatch.setenv("MILL_HEAT", "2")
+    assert check_settings(Mill, Oven) == 0
+    monkeypatch.setenv("MILL_NUM_STONES", "none")
+    monkeypatch.setenv("MILL_MILER", "Joe")
+    capsys.readouterr()
+    assert check_settings(Mill) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "MILL_NUM_STONES: Input should be a valid integer, unable to parse string as an integer, but is 'none'",
+        "MILL_HEAT: there is no such setting",
+        "MILL_MILER: there is no such setting; did you mean MILL_MILLER?",
+    ]

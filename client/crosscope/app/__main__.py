@@ -27,6 +27,7 @@ def options(port: int, host: str = DEFAULT_HOST) -> dict[str, object]:
         "server.fileWatcherType": "none",
         "server.enableWebsocketCompression": True,
         "browser.gatherUsageStats": False,
+        "logger.hideWelcomeMessage": True,  # at a wildcard address it would ask a host outside for this machine's own
         "client.toolbarMode": "minimal",
         "client.showErrorDetails": "none",
         "client.showErrorLinks": False,

@@ -1,0 +1,151 @@
+"""`crosscope up --config FILE`: what a file may say, whose word counts, and what is said of a wrong one."""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from crosscope.cli import run
+from crosscope_local.child import Child, Program, environment_of
+from crosscope_local.config import Config, ConfigError, read_config
+from crosscope_local.programs import Installation
+
+Write = Callable[[str], Path]
+OPTIONS = ["home", "port", "data_root", "no_app"]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write(text: str) -> Path:
+        file = tmp_path / "crosscope.toml"
+        file.write_text(text)
+        return file
+
+    return write
+
+
+def installed(folder: Path, config: Config) -> Installation:
+    return Installation(folder, "127.0.0.1", 50051, None, folder, settings=config.settings)
+
+
+def test_options_and_settings(write: Write, tmp_path: Path) -> None:
+    file = write(
+        """
+        [up]
+        home = "data"
+        port = 0
+        data_root = ["/sets", "more"]
+        no_app = true
+        [server]
+        search_bytes = 2_000_000
+        reflection = false
+        [jobs]
+        keep_checkpoints_days = 0.5
+        """
+    )
+    config = read_config(file, OPTIONS)
+    assert config.options == {
+        "home": str(tmp_path / "data"),
+        "port": 0,
+        "data_root": ["/sets", str(tmp_path / "more")],
+        "no_app": True,
+    }
+    assert config.settings == {
+        "server": {"CROSSCOPE_SERVER_SEARCH_BYTES": "2000000", "CROSSCOPE_SERVER_REFLECTION": "false"},
+        "jobs": {"CROSSCOPE_WORKER_KEEP_CHECKPOINTS_DAYS": "0.5"},
+    }
+
+
+def test_each_thing_that_is_wrong_has_a_line(write: Write) -> None:
+    file = write(
+        """
+        home = "data"
+        [up]
+        porrt = 1
+        [servr]
+        [server]
+        token = "abc"
+        listen = "0.0.0.0:1"
+        search_bytes = {a = 1}
+        """
+    )
+    with pytest.raises(ConfigError) as caught:
+        read_config(file, OPTIONS)
+    assert [line.removeprefix(f"{file}: ") for line in str(caught.value).splitlines()] == [
+        "home: stands in no section; write it below [up]",
+        "[servr]: there is no such section; there are up, server, worker, jobs",
+        "[up] porrt: up has no such option; it has home, port, data_root, no_app",
+        "[server] token: keep secrets out of files; set CROSSCOPE_SERVER_TOKEN instead",
+        "[server] listen: up makes this one from its own options; see [up]",
+        "[server] search_bytes: write a number, a text, true, false, or a list of texts",
+    ]
+    with pytest.raises(ConfigError, match=r"is not TOML: Expected '\]'"):
+        read_config(write("\n[up"), OPTIONS)
+
+
+def test_the_processes_judge_their_settings_in_the_files_words(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CROSSCOPE_WORKER_MAX_BATCH_TOKENS", "0")
+    file = write("[server]\nstream_in_flight = 0\nserch_bytes = 1\n[worker]\nmax_batch_tokens = 64\n[jobs]\n")
+    config = read_config(file, OPTIONS)
+    with pytest.raises(ConfigError) as caught:
+        config.check(installed(tmp_path, config).programs())
+    lines = [line.removeprefix(f"{file}: ") for line in str(caught.value).splitlines()]
+    assert lines == [
+        "[server] stream_in_flight: Input should be greater than or equal to 1, but is '0'",
+        "[server] serch_bytes: there is no such setting; did you mean search_bytes?",
+        # What the environment says wins over the file, so it is named as the environment's.
+        "CROSSCOPE_WORKER_MAX_BATCH_TOKENS: Input should be greater than or equal to 1, but is '0'",
+    ]
+
+
+def test_the_environment_wins_over_the_file_and_up_over_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = Program(
+        "server", (sys.executable,), None, {"A": "up"}, {"A": "file", "B": "file", "C": "file"}, (("A", "B", "C"),)
+    )
+    monkeypatch.setenv("A", "shell")
+    monkeypatch.setenv("B", "shell")
+    monkeypatch.setenv("C", "")  # as if it were not set
+    got = environment_of(program)
+    assert (got["A"], got["B"], got["C"]) == ("up", "shell", "file")
+
+    said = tmp_path / "log"
+    child = Child(replace(program, command=(sys.executable, "-c", "import os; print(os.environ['B'])")), said)
+    while not child.has_ended():
+        time.sleep(0.02)
+    assert said.read_text() == "shell\n"
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What `up` says when it starts nothing."""
+    try:
+        code = run(["up", *arguments])
+    except SystemExit as ended:
+        code = ended.code
+    assert code in (1, 2)
+    return "".join(capsys.readouterr())
+
+
+def test_up_takes_its_options_from_the_file(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("CROSSCOPE_HOME", raising=False)
+    (tmp_path / "data").write_text("a file where the home should be")
+    file = str(write('[up]\nhome = "data"\nno_app = true\nport = 0\n'))
+    assert f"'{tmp_path / 'data'}' is a file" in refusal(capsys, "--config", file)
+    assert "other cannot be written to" in refusal(capsys, "--config", file, "--home", str(tmp_path / "data" / "other"))
+    monkeypatch.setenv("CROSSCOPE_HOME", str(tmp_path / "data" / "shell"))
+    assert "shell cannot be written to" in refusal(capsys, "--config", file)
+    assert "'x' is not a valid int" in refusal(capsys, "--config", str(write("[up]\nport = 'x'\n")))
+
+
+def test_up_says_what_is_wrong_before_anything_starts(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(f'[up]\nhome = "{tmp_path / "home"}"\nno_app = true\nport = 0\n[server]\nlog_level = "loud"\n')
+    assert "[server] log_level: String should match pattern" in refusal(capsys, "--config", str(file))
+    assert not (tmp_path / "home" / "logs" / "server.log").exists()
