@@ -25,11 +25,16 @@ from crosscope_proto.v1 import (
     prompts_pb2,
     prompts_pb2_grpc,
 )
+from crosscope_server.access.audit import Audit
+from crosscope_server.access.gate import Gate
+from crosscope_server.access.interceptor import AccessInterceptor
+from crosscope_server.access.notes import noted
+from crosscope_server.access.store import StoreError, Tokens
 from crosscope_server.annotations.store import Annotations
 from crosscope_server.cache import Cache
 from crosscope_server.catalogue import Catalogue
 from crosscope_server.effects import Effects
-from crosscope_server.interceptors import CallInterceptor, TokenInterceptor
+from crosscope_server.interceptors import CallInterceptor
 from crosscope_server.jobs.service import jobs_service
 from crosscope_server.looks import Looks
 from crosscope_server.metrics import Metrics
@@ -104,9 +109,8 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
         prompts, effects = Prompts(catalogue, workers, replies), Effects(catalogue, workers, replies)
         jobs = await stack.enter_async_context(jobs_service(settings.queue_url, settings.home))
 
-        interceptors: list[grpc.aio.ServerInterceptor] = [CallInterceptor(metrics)]
-        if settings.token:
-            interceptors.insert(0, TokenInterceptor(settings.token.get_secret_value()))
+        gate = Gate(_tokens(stack, settings))
+        interceptors = [AccessInterceptor(gate, Audit(settings.home)), CallInterceptor(metrics)]
         server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
         latents_pb2_grpc.add_LatentsServicer_to_server(
             LatentsService(catalogue, annotations, Searches(indices)), server
@@ -122,7 +126,7 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
             names = (_LATENTS, _LOOKS, _PROMPTS, _JOBS, _ANNOTATIONS, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
 
-        port = _bind(server, settings.listen)
+        port = _bind(server, settings)
         if settings.metrics_port:
             _expose(stack, metrics, settings.metrics_port)
         await prompts_change(is_alive=False)
@@ -135,10 +139,10 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
         stack.push_async_callback(_stop, server)
         stack.push_async_callback(healths.enter_graceful_shutdown)
         workers.start()
-        if not settings.is_local and not settings.token:
-            log.warning(
-                "anyone who reaches the address may call: set CROSSCOPE_SERVER_TOKEN", extra={"listen": settings.listen}
-            )
+        if settings.allow_anyone:
+            log.warning("anyone who reaches the address may do everything", extra={"listen": settings.listen})
+        else:
+            stack.enter_context(noted(settings.listen, port, settings.home))
         facts = {"listen": settings.listen, "port": port, "home": str(settings.home), "workers": settings.workers}
         log.info("serving", extra=facts)
         yield Running(server, port)
@@ -157,14 +161,42 @@ async def _stop(server: grpc.aio.Server) -> None:
         await asyncio.wait(cut_off, timeout=1)
 
 
-def _bind(server: grpc.aio.Server, listen: str) -> int:
+def _tokens(stack: contextlib.AsyncExitStack, settings: Settings) -> Tokens | None:
+    """The tokens that callers need; None if they need none. Raises StartError."""
+    if settings.allow_anyone:
+        return None
     try:
-        port = server.add_insecure_port(listen)
+        tokens = Tokens(settings.home, settings.token.get_secret_value() if settings.token else None)
+    except StoreError as error:
+        raise StartError(str(error)) from error
+    stack.callback(tokens.close)
+    return tokens
+
+
+def _bind(server: grpc.aio.Server, settings: Settings) -> int:
+    listen = settings.listen
+    try:
+        if settings.tls_cert is None:
+            port = server.add_insecure_port(listen)
+        else:
+            port = server.add_secure_port(listen, _credentials(settings))
     except RuntimeError as error:
         raise StartError(_why_not(listen)) from error
     if port == 0:
         raise StartError(_why_not(listen))
     return port
+
+
+def _credentials(settings: Settings) -> grpc.ServerCredentials:
+    """The server's certificate, and the authority of its clients. Raises StartError."""
+    assert settings.tls_cert is not None
+    assert settings.tls_key is not None
+    try:
+        pair = (settings.tls_key.read_bytes(), settings.tls_cert.read_bytes())
+        authority = settings.tls_client_ca.read_bytes() if settings.tls_client_ca else None
+    except OSError as error:
+        raise StartError(f"cannot read {error.filename}: {error.strerror}; see CROSSCOPE_SERVER_TLS_CERT") from error
+    return grpc.ssl_server_credentials([pair], authority, require_client_auth=authority is not None)
 
 
 def _why_not(listen: str) -> str:
