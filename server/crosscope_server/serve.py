@@ -31,6 +31,7 @@ from crosscope_server.access.interceptor import AccessInterceptor
 from crosscope_server.access.notes import noted
 from crosscope_server.access.store import StoreError, Tokens
 from crosscope_server.annotations.store import Annotations
+from crosscope_server.budgets import Budgets
 from crosscope_server.cache import Cache
 from crosscope_server.catalogue import Catalogue
 from crosscope_server.effects import Effects
@@ -106,7 +107,8 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
         workers = Workers(settings.workers, prompts_change)
         stack.push_async_callback(workers.close)
         replies = Replies(cache)
-        prompts, effects = Prompts(catalogue, workers, replies), Effects(catalogue, workers, replies)
+        budgets = Budgets()
+        prompts, effects = Prompts(catalogue, workers, replies, budgets), Effects(catalogue, workers, replies)
         jobs = await stack.enter_async_context(jobs_service(settings.queue_url, settings.home))
 
         gate = Gate(_tokens(stack, settings))
@@ -118,7 +120,7 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
         words_service = AnnotationsService(annotations, catalogue)
         annotations_pb2_grpc.add_AnnotationsServicer_to_server(words_service, server)
         looks_pb2_grpc.add_LooksServicer_to_server(LooksService(Looks(settings.home)), server)
-        prompts_service = PromptsService(prompts, effects, catalogue, settings.stream_in_flight)
+        prompts_service = PromptsService(prompts, effects, catalogue, budgets, settings.stream_in_flight)
         prompts_pb2_grpc.add_PromptsServicer_to_server(prompts_service, server)
         jobs_pb2_grpc.add_JobsServicer_to_server(jobs, server)
         health_pb2_grpc.add_HealthServicer_to_server(healths, server)
