@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import signal
 import sys
 import time
@@ -10,16 +9,16 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.table import Table
 from rich.text import Text
 
 from crosscope import Client, CrosscopeError
-from crosscope.cli.options import apply, json_before_name
+from crosscope.cli.options import apply
 from crosscope_local import demo as demo_jobs
 from crosscope_local import doctor as doctor_checks
+from crosscope_local.options import HOME, json_option
 from crosscope_local.preflight import PreflightError
 from crosscope_local.programs import Installation
 from crosscope_local.run import Ending, Wanted, installation, run
@@ -29,27 +28,13 @@ from crosscope_local.supervise import Supervisor
 from crosscope_local.terminal import JobBoard, Terminal
 from crosscope_proto.label_specs import checked_address
 
-DEFAULT_HOME = "~/.local/share/crosscope"
 _READY_WITHIN_S = 180.0
 _PORT = click.IntRange(0, 65535)
 _VERDICT_STYLES = {"ok": "green", "note": "yellow", "bad": "bold red"}
 
 
-def _not_empty(_ctx: click.Context, _option: click.Parameter, home: Path) -> Path:
-    if home == Path():
-        raise click.BadParameter("is empty or the current folder; name the folder")
-    return home
-
-
 _LOCATION = (
-    click.option(
-        "--home",
-        callback=_not_empty,
-        type=click.Path(path_type=Path, file_okay=False),
-        default=lambda: os.environ.get("CROSSCOPE_HOME") or DEFAULT_HOME,
-        show_default=f"$CROSSCOPE_HOME or {DEFAULT_HOME}",
-        help="Folder of pairs, crosscoders, jobs and logs.",
-    ),
+    HOME,
     click.option("--address", default="127.0.0.1", show_default=True, help="Where server and app listen."),
     click.option("--port", default=50051, show_default=True, type=_PORT, help="The server's port; 0: a free one."),
     click.option("--app-port", default=8501, show_default=True, type=_PORT, help="The app's port; 0: a free one."),
@@ -126,15 +111,8 @@ def _at(command: Callable[..., None]) -> Callable[..., None]:
     return apply(_LOCATION, command)
 
 
-def _json(text: str) -> Callable[..., Any]:
-    """The option --json, which may also stand before the command's name."""
-    return click.option(
-        "--json", "as_json", is_flag=True, help=text, callback=lambda _ctx, _option, given: json_before_name() or given
-    )
-
-
 @click.command()
-@_json("Print what happens as JSON, a line each.")
+@json_option("Print what happens as JSON, a line each.")
 @_runs
 def up(as_json: bool, wanted: Wanted) -> None:
     """Start queue, cache, workers, server and app, and keep them running until Ctrl-C."""
@@ -153,7 +131,7 @@ def up(as_json: bool, wanted: Wanted) -> None:
 
 @click.command()
 @click.option("--once", is_flag=True, help="End when the jobs have, with a summary.")
-@_json("The summary as JSON on standard output; only with --once.")
+@json_option("The summary as JSON on standard output; only with --once.")
 @click.option(
     "--recipes",
     type=click.Path(path_type=Path, file_okay=False),
@@ -218,7 +196,7 @@ class _DemoRun:
 
 @click.command()
 @_at
-@_json("Findings as JSON.")
+@json_option("Findings as JSON.")
 def doctor(home: Path, address: str, port: int, app_port: int, as_json: bool) -> None:
     """Check that this machine has everything that crosscope needs."""
     findings = doctor_checks.examine(home.expanduser().absolute(), address, port, app_port)

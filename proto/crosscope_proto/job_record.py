@@ -64,11 +64,7 @@ it."""
 AFTER = "after"
 """Field with a JSON list: the ids of jobs that must succeed first."""
 
-_FUNCTIONS = (
-    f"""
-local spent, spent_ttl_s = '{keys.SPENT}', {keys.SPENT_TTL_S}
-"""
-    + """
+_FUNCTIONS = """
 local job, events = KEYS[1], KEYS[2]
 local function get(name) return redis.call('HGET', job, name) or '' end
 local function say(at, message)
@@ -78,9 +74,9 @@ local function say(at, message)
 end
 local function spend(at)
   if get('claim') == '' or get('owner') == '' then return end
-  local key = spent .. math.floor(tonumber(at) / 86400) .. ':' .. get('owner')
+  local key = 'SPENT' .. math.floor(tonumber(at) / 86400) .. ':' .. get('owner')
   redis.call('INCRBYFLOAT', key, math.max(tonumber(at) - tonumber(get('started_at')), 0))
-  redis.call('EXPIRE', key, spent_ttl_s)
+  redis.call('EXPIRE', key, SPENT_TTL_S)
 end
 local function finish(state, at, message)
   spend(at)
@@ -88,8 +84,7 @@ local function finish(state, at, message)
   redis.call('HSET', job, 'end', state, 'ended_at', at)
   say(at, message)
 end
-"""
-)
+""".replace("SPENT_TTL_S", str(keys.SPENT_TTL_S)).replace("SPENT", keys.SPENT)
 
 SUBMIT = (
     _FUNCTIONS

@@ -183,9 +183,9 @@ def _bind(server: grpc.aio.Server, settings: Settings) -> int:
         else:
             port = server.add_secure_port(listen, _credentials(settings))
     except RuntimeError as error:
-        raise StartError(_why_not(listen)) from error
+        raise StartError(_why_not(settings)) from error
     if port == 0:
-        raise StartError(_why_not(listen))
+        raise StartError(_why_not(settings))
     return port
 
 
@@ -201,8 +201,13 @@ def _credentials(settings: Settings) -> grpc.ServerCredentials:
     return grpc.ssl_server_credentials([pair], authority, require_client_auth=authority is not None)
 
 
-def _why_not(listen: str) -> str:
-    return f"cannot listen on {listen}: it is in use or not an address; set CROSSCOPE_SERVER_LISTEN to a free one"
+def _why_not(settings: Settings) -> str:
+    sentence = (
+        f"cannot listen on {settings.listen}: it is in use or not an address; set CROSSCOPE_SERVER_LISTEN to a free one"
+    )
+    if settings.tls_cert is None:
+        return sentence
+    return f"{sentence}; or {settings.tls_cert} and {settings.tls_key} are no certificate with its key, in PEM"
 
 
 def _expose(stack: contextlib.AsyncExitStack, metrics: Metrics, port: int) -> None:

@@ -229,9 +229,8 @@ async def test_the_audit_log_names_who_and_what_and_holds_no_words(front: Front,
     ]
     assert "secret" not in text
     assert (tmp_path / access.AUDIT).stat().st_mode & 0o777 == 0o600
-    history = await front.annotations.GetHistory(
-        annotations_pb2.GetHistoryRequest(of=of, latent=3), metadata=bearer("eve")
-    )
+    asked = annotations_pb2.GetHistoryRequest(of=of, latent=3)
+    history = await front.annotations.GetHistory(asked, metadata=bearer("eve"))
     assert [change.author for change in history.changes] == ["ann"]
 
 

@@ -167,10 +167,7 @@ async def test_device_time_is_charged_to_the_submitter_when_an_attempt_ends_howe
         (at - 50, job_record.FINISH, ["succeeded", "Done.", "v1"]),
     ):
         assert await queue.script(job_record.CLAIM, first.id, "claim", start) == "ok"
-        if script is job_record.RELEASE:
-            assert await queue.script(script, first.id, "claim", start + 25.5, *rest) == "ok"
-        else:
-            assert await queue.script(script, first.id, "claim", start + 25.5, *rest) == "ok"
+        assert await queue.script(script, first.id, "claim", start + 25.5, *rest) == "ok"
     assert float(await queue.redis.get(keys.spent_key("ann", at))) == pytest.approx(51)
     assert 0 < await queue.redis.ttl(keys.spent_key("ann", at)) <= keys.SPENT_TTL_S
     second = await queue.submit("ann")

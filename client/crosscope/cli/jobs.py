@@ -118,10 +118,8 @@ def jobs(options: Options, job_id: str | None, limit: int, with_recipe: bool) ->
         )
         for info in infos
     ]
-    print_table(
-        ("id", "makes", "owner", "state", "done", "stage", "message"),
-        [tuple(map(_tables.printable, row)) for row in rows],
-    )
+    titles = ("id", "makes", "owner", "state", "done", "stage", "message")
+    print_table(titles, [tuple(map(_tables.printable, row)) for row in rows])
 
 
 @click.command()

@@ -20,8 +20,8 @@ def check_owner(record: JobRecord, caller: Caller) -> None:
     if record.owner != caller.name and Role.ADMIN not in caller.roles:
         whose = f"belongs to {record.owner!r}" if record.owner else "has no owner"
         sentence = (
-            f"job {record.id!r} {whose}, so the token {caller.name!r} needs the role 'admin' to cancel or retry it; ask "
-            "its owner, or whoever runs this server"
+            f"job {record.id!r} {whose}, so the token {caller.name!r} needs the role 'admin' to cancel or retry it; "
+            "ask its owner, or whoever runs this server"
         )
         raise PermissionDenied(sentence, caller.name)
 
