@@ -104,7 +104,8 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
         if settings.cache_url:
             cache = Cache(settings.cache_url, metrics.looked_up)
             stack.push_async_callback(cache.close)
-        workers = Workers(settings.workers, prompts_change)
+        worker_token = settings.worker_token.get_secret_value() if settings.worker_token else None
+        workers = Workers(settings.workers, prompts_change, worker_token)
         stack.push_async_callback(workers.close)
         replies = Replies(cache)
         budgets = Budgets()
