@@ -151,7 +151,7 @@ def demo(once: bool, as_json: bool, recipes: Path | None, wanted: Wanted) -> Non
         steps = demo_jobs.read_steps(recipes or demo_jobs.find_recipes())
         _greet(terminal, found)
         board = JobBoard()
-        with Client(found.address) as client, terminal.progress(board):
+        with Client(found.own_address) as client, terminal.progress(board):
             play = _DemoRun(client, found, demo_jobs.Demo(client, found.home, steps, terminal.job), terminal, once)
             ending = run(found, terminal, play, then_stop=once)
     if play.summary and as_json:

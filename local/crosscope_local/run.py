@@ -52,13 +52,15 @@ def installation(wanted: Wanted) -> Generator[Installation]:
     """Checks that everything can start, and holds the home's lock. Raises PreflightError; starts nothing."""
     preflight.check_parts(PARTS if wanted.app_port is None else {**PARTS, **APP_PARTS})
     preflight.check_redis()
+    preflight.check_exposure(wanted.host, with_app=wanted.app_port is not None)
     home = wanted.home.expanduser().absolute()
     preflight.prepare_home(home)
     port = wanted.port or preflight.free_port(wanted.host)
     app_port = preflight.free_port(wanted.host) if wanted.app_port == 0 else wanted.app_port
     roots = tuple(folder.expanduser().absolute() for folder in wanted.data_roots)
     runtime = preflight.runtime_folder(home)
-    found = Installation(home, wanted.host, port, app_port, runtime, roots, wanted.job_threads, wanted.label_addresses)
+    options = (roots, wanted.job_threads, wanted.label_addresses)
+    found = Installation(home, wanted.host, port, app_port, runtime, *options, preflight.app_key(home))
     with preflight.HomeLock(home, found.address):
         preflight.check_disk(home)
         preflight.check_port(wanted.host, port, "--port")

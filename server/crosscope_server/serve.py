@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
@@ -130,6 +131,8 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
             reflection.enable_server_reflection(names, server)
 
         port = _bind(server, settings)
+        if settings.socket is not None:
+            _bind_private(server, settings.socket)
         if settings.metrics_port:
             _expose(stack, metrics, settings.metrics_port)
         await prompts_change(is_alive=False)
@@ -145,7 +148,8 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
         if settings.allow_anyone:
             log.warning("anyone who reaches the address may do everything", extra={"listen": settings.listen})
         else:
-            stack.enter_context(noted(settings.listen, port, settings.home))
+            for address in filter(None, (settings.listen, settings.socket)):
+                stack.enter_context(noted(address, port, settings.home))
         facts = {"listen": settings.listen, "port": port, "home": str(settings.home), "workers": settings.workers}
         log.info("serving", extra=facts)
         yield Running(server, port)
@@ -188,6 +192,17 @@ def _bind(server: grpc.aio.Server, settings: Settings) -> int:
     if port == 0:
         raise StartError(_why_not(settings))
     return port
+
+
+def _bind_private(server: grpc.aio.Server, socket: str) -> None:
+    """Listens on a socket that is its owner's alone (0600). Raises StartError."""
+    before = os.umask(0o177)
+    try:
+        server.add_insecure_port(socket)
+    except RuntimeError as error:
+        raise StartError(f"cannot listen on {socket}; set CROSSCOPE_SERVER_SOCKET to another path") from error
+    finally:
+        os.umask(before)
 
 
 def _credentials(settings: Settings) -> grpc.ServerCredentials:

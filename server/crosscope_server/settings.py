@@ -16,6 +16,8 @@ class Settings(ProcessSettings):
 
     listen: str = Field(default="127.0.0.1:50051", min_length=1)
     """A gRPC address: host:port or unix:PATH."""
+    socket: str | None = Field(default=None, pattern="^unix:.")
+    """A further address, a Unix socket of this person alone and without TLS, for those who start the server."""
     workers: Annotated[tuple[str, ...], NoDecode] = ()
     """gRPC targets of the inference workers, separated by commas."""
     queue_url: RedisUrl | None = None
