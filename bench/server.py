@@ -122,6 +122,7 @@ async def running(sizes: Sizes) -> AsyncGenerator[tuple[Any, Any]]:
                 "CROSSCOPE_SERVER_LISTEN": f"unix:{name}/front.sock",
                 "CROSSCOPE_SERVER_WORKERS": worker.target,
                 "CROSSCOPE_SERVER_CACHE_URL": f"unix://{home}/cache.sock",
+                "CROSSCOPE_SERVER_ALLOW_ANYONE": "true",
             }
             server = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "crosscope_server", env=environment, stderr=asyncio.subprocess.DEVNULL

@@ -1,4 +1,7 @@
-"""The order of the tests, and which of them run in one process."""
+"""The order of the tests, which of them run in one process, and what they leave alone."""
+
+import os
+import tempfile
 
 import pytest
 from xdist.remote import Producer
@@ -17,6 +20,13 @@ class ByFile(LoadFileScheduling):
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile | None:
     return ByFile(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Servers of tests note their homes in a folder of their own, where the clients of tests find them."""
+    folder = tempfile.TemporaryDirectory(prefix="crosscope-state-")
+    config.add_cleanup(folder.cleanup)
+    os.environ["XDG_STATE_HOME"] = folder.name
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

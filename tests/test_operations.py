@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic_settings import BaseSettings
 
-from crosscope.app.__main__ import DEFAULT_HOST, DEFAULT_PORT
+from crosscope.app.settings import DEFAULT_HOST, DEFAULT_PORT
 from crosscope_server.settings import Settings
 from crosscope_worker.jobs.settings import JobSettings
 from crosscope_worker.serve.settings import ServeSettings

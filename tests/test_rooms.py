@@ -54,11 +54,12 @@ ROOM_RULES: dict[str, dict[str, set[str]]] = {
     },
     "server": {
         TOP: set(),
+        "access": set(),
         "annotations": set(),
         "search": set(),
         "services": {"annotations", "search"},
         "jobs": set(),
-        ENTRY: {"annotations", "search", "services", "jobs"},
+        ENTRY: {"access", "annotations", "search", "services", "jobs"},
     },
     "client": {
         TOP: set(),

@@ -46,6 +46,8 @@ def job_facts(info: JobInfo) -> list[tuple[str, str]]:
     """The facts on a job's card, as (what, value)."""
     took = info.ended_at - info.started_at
     facts = [("state", str(info.state)), ("makes", f"{info.kind} {info.name}"), ("message", info.message)]
+    if info.owner:
+        facts.append(("owner", info.owner))
     if info.state == "queued":
         facts.append(("before it", f"{info.queue_position} in the queue; after {', '.join(info.after) or 'no job'}"))
     if info.state == "running":

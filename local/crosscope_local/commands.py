@@ -20,7 +20,7 @@ from crosscope_local import demo as demo_jobs
 from crosscope_local import doctor as doctor_checks
 from crosscope_local.config import Config, ConfigError, read_config
 from crosscope_local.logs import Keep
-from crosscope_local.options import HOME, as_json_option
+from crosscope_local.options import HOME, json_option
 from crosscope_local.preflight import PreflightError
 from crosscope_local.programs import Installation
 from crosscope_local.run import Ending, Wanted, installation, run
@@ -170,7 +170,7 @@ def _at(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @click.command()
-@as_json_option("Print what happens as JSON, a line each.")
+@json_option("Print what happens as JSON, a line each.")
 @_runs
 def up(as_json: bool, wanted: Wanted) -> None:
     """Start queue, cache, workers, server and app, and keep them running until Ctrl-C."""
@@ -189,7 +189,7 @@ def up(as_json: bool, wanted: Wanted) -> None:
 
 @click.command()
 @click.option("--once", is_flag=True, help="End when the jobs have, with a summary.")
-@as_json_option("The summary as JSON on standard output; only with --once.")
+@json_option("The summary as JSON on standard output; only with --once.")
 @click.option(
     "--recipes",
     type=click.Path(path_type=Path, file_okay=False),
@@ -209,7 +209,7 @@ def demo(once: bool, as_json: bool, recipes: Path | None, wanted: Wanted) -> Non
         steps = demo_jobs.read_steps(recipes or demo_jobs.find_recipes())
         _greet(terminal, found)
         board = JobBoard()
-        with Client(found.address) as client, terminal.progress(board):
+        with Client(found.own_address) as client, terminal.progress(board):
             play = _DemoRun(client, found, demo_jobs.Demo(client, found.home, steps, terminal.job), terminal, once)
             ending = run(found, wanted, terminal, play, then_stop=once)
     if play.summary and as_json:
@@ -254,7 +254,7 @@ class _DemoRun:
 
 @click.command()
 @_at
-@as_json_option("Findings as JSON.")
+@json_option("Findings as JSON.")
 def doctor(home: Path, address: str, port: int, app_port: int, as_json: bool) -> None:
     """Check that this machine has everything that crosscope needs."""
     findings = doctor_checks.examine(home.expanduser().absolute(), address, port, app_port)

@@ -4,11 +4,16 @@ import os
 from pathlib import Path
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Replaces a file: writes beside it, syncs and renames. After a crash the old or the new text is there, whole."""
+def write_whole(path: Path, text: str, mode: int = 0o666) -> None:
+    """Replaces a file: writes beside it, syncs and renames. After a crash the old or the new text is there, whole.
+
+    `mode` is the file's, less what the umask takes away.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with beside.open("w", encoding="utf-8") as file:
+        beside.unlink(missing_ok=True)
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -12,7 +12,7 @@ import click
 from crosscope_local.backup import LEFT_OUT, BackupError, Copied, back_up
 from crosscope_local.backup import restore as restore_archive
 from crosscope_local.garbage import Keep, find, remove
-from crosscope_local.options import HOME, as_json_option
+from crosscope_local.options import HOME, json_option
 from crosscope_local.terminal import Terminal
 
 _DAYS = click.FloatRange(min=0)
@@ -21,7 +21,7 @@ _DAYS = click.FloatRange(min=0)
 @click.command()
 @click.argument("archive", type=click.Path(path_type=Path, dir_okay=False))
 @HOME
-@as_json_option("What was copied, as JSON.")
+@json_option("What was copied, as JSON.")
 def backup(archive: Path, home: Path, as_json: bool) -> None:
     """Write the home as one ARCHIVE, .tar or .tar.gz; crosscope may run meanwhile.
 
@@ -33,7 +33,7 @@ def backup(archive: Path, home: Path, as_json: bool) -> None:
 @click.command()
 @click.argument("archive", type=click.Path(path_type=Path, dir_okay=False, exists=True))
 @HOME
-@as_json_option("What was restored, as JSON.")
+@json_option("What was restored, as JSON.")
 def restore(archive: Path, home: Path, as_json: bool) -> None:
     """Put the files of an ARCHIVE into a home that is empty or not there; every file is checked."""
     _copy(as_json, lambda: restore_archive(archive, home.expanduser()), f"{home} holds")
@@ -81,7 +81,7 @@ def _copy(as_json: bool, work: Callable[[], Copied], holds: str) -> None:
     help="Days for which activations of trainings stay.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would go, and remove nothing.")
-@as_json_option("What goes, as JSON.")
+@json_option("What goes, as JSON.")
 def gc(home: Path, versions: int, jobs_days: float, activations_days: float, dry_run: bool, as_json: bool) -> None:
     """Remove what is of no use any more; crosscope may run meanwhile."""
     garbage = find(home.expanduser(), Keep(versions, jobs_days, activations_days))

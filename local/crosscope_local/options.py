@@ -1,4 +1,4 @@
-"""Options that several of the commands take."""
+"""Options that several commands share."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,8 +7,7 @@ from typing import Any
 import click
 
 from crosscope.cli.options import json_before_name
-
-DEFAULT_HOME = "~/.local/share/crosscope"
+from crosscope_proto.access import DEFAULT_HOME
 
 
 def _not_empty(_ctx: click.Context, _option: click.Parameter, home: Path) -> Path:
@@ -28,7 +27,7 @@ HOME = click.option(
 )
 
 
-def as_json_option(text: str) -> Callable[..., Any]:
+def json_option(text: str) -> Callable[..., Any]:
     """The option --json, which may also stand before the command's name."""
     return click.option(
         "--json", "as_json", is_flag=True, help=text, callback=lambda _ctx, _option, given: json_before_name() or given

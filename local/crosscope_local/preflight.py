@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import secrets
 import shutil
 import socket
 import stat
@@ -19,6 +20,7 @@ from typing import Any, Self
 
 from crosscope_local.disk import write_whole
 from crosscope_local.redis import RedisStartError, find_binary
+from crosscope_proto.access import APP_KEY, is_loopback
 
 MIN_FREE_BYTES = 500_000_000
 """Room that the demo's models, texts, tables and logs need."""
@@ -92,6 +94,30 @@ def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[Any, ...
     except OSError as error:
         raise PreflightError(f"The address {host}:{port} is not known here ({error.strerror}).") from error
     return family, address
+
+
+def check_exposure(host: str, *, with_app: bool) -> None:
+    """Checks that an address which others reach has TLS, unless the settings say by name that it needs none."""
+    if is_loopback(f"{host}:0"):
+        return
+    for prefix in ("CROSSCOPE_SERVER", *(["CROSSCOPE_APP"] if with_app else [])):
+        if not (os.environ.get(f"{prefix}_TLS_CERT") or os.environ.get(f"{prefix}_ALLOW_PLAINTEXT")):
+            raise PreflightError(
+                f"Others can reach {host}, so it needs TLS: make certificates with `crosscope certs` and set "
+                f"{prefix}_TLS_CERT and {prefix}_TLS_KEY, or set {prefix}_ALLOW_PLAINTEXT=true."
+            )
+
+
+def app_key(home: Path) -> str:
+    """The secret of the app's start address, which is made once a home."""
+    path = home / APP_KEY
+    try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        if not path.exists():
+            write_whole(path, secrets.token_urlsafe(32), mode=0o600)
+        return path.read_text().strip()
+    except OSError as error:
+        raise PreflightError(f"{path} cannot be made or read ({error.strerror}).") from error
 
 
 def check_parts(modules: dict[str, str]) -> None:

@@ -15,6 +15,9 @@ PARTS = {"crosscope_server": "crosscope-server", "crosscope_worker": "crosscope-
 APP_PARTS = {"streamlit": "crosscope[app]", "plotly": "crosscope[app]"}
 """Further modules that the app needs."""
 
+APP_TLS, APP_LOGIN = "CROSSCOPE_APP_TLS_CERT", "CROSSCOPE_APP_LOGIN"
+"""Settings of the app that decide its address."""
+
 _MODELS = (environment.WORKER, environment.COMPUTE, environment.HUB, environment.HUB_ACCESS)
 """Environment variables of the workers: their settings, and those that torch and the hub's client read."""
 _PROMPTS = "crosscope.v1.Prompts"
@@ -44,6 +47,13 @@ class Installation:
     """Addresses on other machines that jobs may have label latents."""
     settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Of each program, settings that hold unless its environment says otherwise: variables and their values."""
+    app_key: str = ""
+    """The secret of the app's start address."""
+
+    @property
+    def own_address(self) -> str:
+        """Address of the server for this person's processes: a private socket, with or without TLS elsewhere."""
+        return f"unix:{self._socket('server')}"
 
     @property
     def address(self) -> str:
@@ -52,8 +62,13 @@ class Installation:
 
     @property
     def app_url(self) -> str | None:
-        """Address of the app in a browser; None without the app."""
-        return None if self.app_port is None else f"http://{_authority(_reachable(self.host), self.app_port)}"
+        """Address of the app in a browser, with its secret; None without the app."""
+        if self.app_port is None:
+            return None
+        scheme = "https" if os.environ.get(APP_TLS) else "http"
+        asks_for_key = (os.environ.get(APP_LOGIN) or "key") == "key"
+        query = f"/?key={self.app_key}" if asks_for_key else ""
+        return f"{scheme}://{_authority(_reachable(self.host), self.app_port)}{query}"
 
     def programs(self) -> list[Program]:
         """All processes, in the order in which they are first started."""
@@ -83,22 +98,25 @@ class Installation:
             environment={
                 "CROSSCOPE_HOME": str(self.home),
                 "CROSSCOPE_SERVER_LISTEN": _authority(self.host, self.port),
+                "CROSSCOPE_SERVER_SOCKET": self.own_address,
                 "CROSSCOPE_SERVER_WORKERS": f"unix:{self._socket('worker')}",
                 "CROSSCOPE_SERVER_QUEUE_URL": f"unix://{self._socket('queue')}",
                 "CROSSCOPE_SERVER_CACHE_URL": f"unix://{self._socket('cache')}",
             },
             reads=(environment.SERVER,),
-            probe=grpc_serving(self.address),
+            probe=grpc_serving(self.own_address),
             after=("queue", "cache"),
         )
 
     def _app(self, port: int) -> Program:
-        answers = http_answers(_reachable(self.host), port, "/_stcore/health")
+        answers = http_answers(_reachable(self.host), port, "/_stcore/health", tls=bool(os.environ.get(APP_TLS)))
         return Program(
             name="app",
             command=_module("crosscope.app"),
             environment={
-                "CROSSCOPE_ADDRESS": self.address,
+                "CROSSCOPE_HOME": str(self.home),
+                "CROSSCOPE_ADDRESS": self.own_address,
+                "CROSSCOPE_APP_KEY": self.app_key,
                 "CROSSCOPE_APP_HOST": self.host,
                 "CROSSCOPE_APP_PORT": str(port),
             },
@@ -110,7 +128,7 @@ class Installation:
 
     def _worker(self) -> Program:
         target = f"unix:{self._socket('worker')}"
-        answers, is_found = grpc_serving(target), grpc_serving(self.address, _PROMPTS)
+        answers, is_found = grpc_serving(target), grpc_serving(self.own_address, _PROMPTS)
         return Program(
             name="worker",
             command=_module("crosscope_worker", "serve"),

@@ -69,6 +69,7 @@ def installation(wanted: Wanted, say: Say) -> Generator[Installation]:
     """
     preflight.check_parts(PARTS if wanted.app_port is None else {**PARTS, **APP_PARTS})
     preflight.check_redis()
+    preflight.check_exposure(wanted.host, with_app=wanted.app_port is not None)
     home = wanted.home.expanduser().absolute()
     preflight.prepare_home(home)
     port = wanted.port or preflight.free_port(wanted.host)
@@ -78,6 +79,7 @@ def installation(wanted: Wanted, say: Say) -> Generator[Installation]:
     found = Installation(
         *(home, wanted.host, port, app_port, runtime, roots, wanted.job_threads, wanted.label_addresses),
         settings=wanted.config.settings,
+        app_key=preflight.app_key(home),
     )
     try:
         wanted.config.check(found.programs())

@@ -16,6 +16,7 @@ The worker writes what this module describes, and the server reads it. Knows nam
       looks/<name>/                                 a look: look.json and its tables (looks.py)
       labels/<job>.json                             labels that a job made, until a server takes them in (labels.py)
       annotations.sqlite3                           what people say about latents; the server's own
+      access/                                       who may call (access.py); audit.jsonl: who changed what
       search/<name>/<id>-<checksum>.arrow           the index of a version's examples; the server's own
       jobs/<id>/                                    recipe.yaml, first-day, checkpoints/, log.jsonl
 """
@@ -24,6 +25,8 @@ import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import PurePath
+
+from crosscope_proto.access import AUDIT, AUDIT_KEPT, FOLDER
 
 SCHEMA_VERSION = 1
 NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,99}"
@@ -43,7 +46,10 @@ JOB_LOG = "log.jsonl"
 """A job's own log: a JSON object a line, with at, attempt, event, and what the event says."""
 ANNOTATIONS = "annotations.sqlite3"
 """People's labels, notes and lists, and those of programs."""
-OWN_PATHS = ("queue", "cache", "logs", SEARCH, ANNOTATIONS, f"{ANNOTATIONS}-wal", f"{ANNOTATIONS}-shm")
+OWN_PATHS = (
+    *("queue", "cache", "logs", SEARCH, ANNOTATIONS, f"{ANNOTATIONS}-wal", f"{ANNOTATIONS}-shm"),
+    *(FOLDER, AUDIT, *(f"{AUDIT}.{number}" for number in range(1, AUDIT_KEPT + 1))),
+)
 """What of the home belongs to the processes. No recipe reads it."""
 
 REL_NORM_BINS = 20

@@ -11,6 +11,8 @@ somebody retries it, if the record has `end`.
 from dataclasses import dataclass
 from typing import Final
 
+from crosscope_proto import keys
+
 MAX_CRASHES: Final = 3
 """A job whose process has died this often is not started again."""
 STOP_WITHIN_S: Final = 1.2
@@ -39,10 +41,11 @@ class WorkerNote:
     """What of it is free; None if unknown."""
 
 
-TEXT_FIELDS = ("kind", "name", "recipe", "claim", "stage", "message", "end", "version_id", "folder", "seconds")
+TEXT_FIELDS = ("kind", "name", "recipe", "claim", "stage", "message", "end", "version_id", "folder", "seconds", "owner")
 """Fields that are texts. `claim` is the id of the attempt that runs the job. `end` is one of SUCCEEDED, FAILED and
 CANCELLED. `folder` is the folder from which the job was submitted. `seconds` is a JSON object: how long each
-stage is expected to take; empty where that is not known."""
+stage is expected to take; empty where that is not known. `owner` is the name of the token that submitted the job; empty
+where callers have no names."""
 NUMBER_FIELDS = (
     "created_at",
     "started_at",
@@ -69,12 +72,19 @@ local function say(at, message)
   redis.call('XADD', events, '*', 'at', at, 'stage', get('stage'), 'fraction', get('fraction'), 'message', message,
     'step', '0', 'metrics', '{}')
 end
+local function spend(at)
+  if get('claim') == '' or get('owner') == '' then return end
+  local key = 'SPENT' .. math.floor(tonumber(at) / 86400) .. ':' .. get('owner')
+  redis.call('INCRBYFLOAT', key, math.max(tonumber(at) - tonumber(get('started_at')), 0))
+  redis.call('EXPIRE', key, SPENT_TTL_S)
+end
 local function finish(state, at, message)
+  spend(at)
   redis.call('HDEL', job, 'claim')
   redis.call('HSET', job, 'end', state, 'ended_at', at)
   say(at, message)
 end
-"""
+""".replace("SPENT_TTL_S", str(keys.SPENT_TTL_S)).replace("SPENT", keys.SPENT)
 
 SUBMIT = (
     _FUNCTIONS
@@ -116,6 +126,7 @@ if ARGV[4] ~= '' and redis.call('HINCRBY', job, 'crashes', 1) >= tonumber(ARGV[5
   finish('failed', ARGV[2], ARGV[4])
   return 'ended'
 end
+spend(ARGV[2])
 redis.call('HDEL', job, 'claim')
 say(ARGV[2], ARGV[3])
 return 'ok'

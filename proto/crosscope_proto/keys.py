@@ -17,6 +17,10 @@ OPEN_JOBS = "crosscope:jobs:open"
 MAX_JOBS = 10_000
 """Jobs that the index keeps; the oldest ended ones go first."""
 
+SPENT = "crosscope:spent:"
+"""Beginning of the keys of spent_key."""
+SPENT_TTL_S = 3 * 24 * 3600
+
 EVENTS_MAXLEN = 20_000
 """About how many events of one job are kept; the oldest go first."""
 
@@ -55,6 +59,11 @@ def stages_key(job_id: str) -> str:
 def idempotency_key(caller_key: str) -> str:
     """Id of the job that the first submission with this key made."""
     return f"crosscope:submission:{_digest(caller_key)}"
+
+
+def spent_key(owner: str, at: float) -> str:
+    """Seconds of devices that the jobs of one submitter took on the day of `at` (UTC). An attempt counts at its end."""
+    return f"{SPENT}{int(at // 86400)}:{owner}"
 
 
 def encode_key(crosscoder: str, version_id: str, method: str, request: bytes) -> str:

@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from crosscope_proto.access import DEFAULT_HOME
+
 
 class SettingsError(ValueError):
     """An environment with which a process cannot start; the message has a line for each wrong variable."""
@@ -38,7 +40,7 @@ class ProcessSettings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, populate_by_name=True, env_ignore_empty=True)
 
-    home: AbsolutePath = Field(default=Path("~/.local/share/crosscope"), validation_alias="CROSSCOPE_HOME")
+    home: AbsolutePath = Field(default=Path(DEFAULT_HOME), validation_alias="CROSSCOPE_HOME")
     """The artefact folder."""
 
 
@@ -53,6 +55,9 @@ def read_settings(kind: type[S]) -> S:
         lines: list[str] = []
         for detail in error.errors():
             name = ".".join(map(str, detail["loc"]))
+            if not name:  # a rule about several variables, whose sentence names them; the input holds secrets
+                lines.append(detail["msg"].removeprefix("Value error, "))
+                continue
             variable = name if name.isupper() else variable_of(kind, name)
             if detail["type"] == "missing":
                 lines.append(f"{variable}: must be set")

@@ -138,10 +138,27 @@ class BrokenArtefact(CallError):
 
 
 class NoToken(CallError):
-    """A call without the server's token."""
+    """A call without a token that the server knows."""
 
     status = grpc.StatusCode.UNAUTHENTICATED
     reason = "NO_TOKEN"
+
+    def __init__(self, sentence: str, told: int = 0) -> None:
+        super().__init__(sentence)
+        self.told = told
+        """How many wrong tokens the caller's host has sent, where the audit log is to say so; else 0."""
+
+
+class PermissionDenied(CallError):
+    """A call that the caller's token does not allow."""
+
+    status = grpc.StatusCode.PERMISSION_DENIED
+    reason = "PERMISSION_DENIED"
+
+    def __init__(self, sentence: str, who: str) -> None:
+        super().__init__(sentence)
+        self.who = who
+        """The token's name."""
 
 
 def as_call_error(error: Exception) -> CallError | None:

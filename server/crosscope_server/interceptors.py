@@ -1,10 +1,9 @@
-"""What happens around every call: token, rules of the .proto files, errors, log line, metrics.
+"""What happens around every call: rules of the .proto files, errors, log line, metrics.
 
 Knows nothing about services. It never looks into a message and logs no text of one.
 """
 
 import asyncio
-import hmac
 import inspect
 import logging
 import time
@@ -18,46 +17,16 @@ from google.protobuf.message import DecodeError, Message
 
 from crosscope_proto.handlers import Handler, not_a_message, with_behaviour
 from crosscope_proto.rich_status import abort
-from crosscope_server.errors import InvalidRequest, NoToken, Violation, status_code, status_of
+from crosscope_server.errors import InvalidRequest, Violation, status_code, status_of
 from crosscope_server.metrics import Metrics
 from crosscope_server.validation import check
 
 OURS = "/crosscope.v1."
-_HEALTH = "/grpc.health.v1.Health/"
 
 log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]
-
-
-class TokenInterceptor(grpc.aio.ServerInterceptor):
-    """Lets only callers with the token through. Health checks need none."""
-
-    def __init__(self, token: str) -> None:
-        self._expected = f"Bearer {token}".encode()
-
-    async def intercept_service(
-        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
-    ) -> Handler:
-        """Replaces the handler by a refusal where the token is missing or wrong."""
-        method = handler_call_details.method
-        given = dict(handler_call_details.invocation_metadata or ()).get("authorization", "")
-        given_bytes = given.encode() if isinstance(given, str) else given
-        handler = await continuation(handler_call_details)
-        if handler is None or method.startswith(_HEALTH) or hmac.compare_digest(given_bytes, self._expected):
-            return handler
-        sentence = 'this server asks for a token: send it as the metadata "authorization: Bearer TOKEN"'
-        status = status_of(NoToken(sentence), method)
-
-        async def refuse(_: object, context: Context) -> None:
-            await abort(context, status)
-
-        async def refuse_stream(_: object, context: Context) -> AsyncIterator[Message]:
-            await abort(context, status)
-            yield Message()
-
-        return with_behaviour(handler, refuse, refuse_stream)
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):

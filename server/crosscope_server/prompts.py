@@ -10,6 +10,7 @@ from typing import TypeVar
 from crosscope_proto.keys import encode_key
 from crosscope_proto.template_kwargs import parse_template_kwargs, parse_tool_calls
 from crosscope_proto.worker.v1 import inference_pb2
+from crosscope_server.budgets import Budgets
 from crosscope_server.catalogue import Catalogue
 from crosscope_server.encodings import ENCODINGS, Encoding, Prompt, prompt_message, read_encoding
 from crosscope_server.errors import InvalidRequest, NotFound, Violation
@@ -36,10 +37,11 @@ class Encoded:
 class Prompts:
     """Runs prompts. For one event loop."""
 
-    def __init__(self, catalogue: Catalogue, workers: Workers, replies: Replies) -> None:
+    def __init__(self, catalogue: Catalogue, workers: Workers, replies: Replies, budgets: Budgets) -> None:
         self._catalogue = catalogue
         self._workers = workers
         self._replies = replies
+        self._budgets = budgets
 
     async def tokenize(
         self, crosscoder: str, wanted: str | None, prompt: Prompt, timeout_s: float | None
@@ -55,6 +57,7 @@ class Prompts:
             crosscoder=crosscoder, version_id=version_id, prompt=prompt_message(prompt)
         )
         reply = await self._of_version(request, self._workers.tokenize(request, timeout_s))
+        self._budgets.charge(len(reply.tokens.ids))
         return reply, version_id
 
     async def encode(self, crosscoder: str, wanted: str | None, prompt: Prompt, timeout_s: float | None) -> Encoded:
@@ -74,6 +77,7 @@ class Prompts:
             return read_encoding(await self._of_version(request, self._workers.encode(request, seconds)))
 
         encoding, cached = await self._replies.get(key, ENCODINGS, compute, timeout_s)
+        self._budgets.charge(len(encoding.tokens.ids))
         return Encoded(encoding, version_id, cached)
 
     async def _of_version(

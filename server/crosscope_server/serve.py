@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
@@ -25,11 +26,17 @@ from crosscope_proto.v1 import (
     prompts_pb2,
     prompts_pb2_grpc,
 )
+from crosscope_server.access.audit import Audit
+from crosscope_server.access.gate import Gate
+from crosscope_server.access.interceptor import AccessInterceptor
+from crosscope_server.access.notes import noted
+from crosscope_server.access.store import StoreError, Tokens
 from crosscope_server.annotations.store import Annotations
+from crosscope_server.budgets import Budgets
 from crosscope_server.cache import Cache
 from crosscope_server.catalogue import Catalogue
 from crosscope_server.effects import Effects
-from crosscope_server.interceptors import CallInterceptor, TokenInterceptor
+from crosscope_server.interceptors import CallInterceptor
 from crosscope_server.jobs.service import jobs_service
 from crosscope_server.looks import Looks
 from crosscope_server.metrics import Metrics
@@ -98,15 +105,16 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
         if settings.cache_url:
             cache = Cache(settings.cache_url, metrics.looked_up)
             stack.push_async_callback(cache.close)
-        workers = Workers(settings.workers, prompts_change)
+        worker_token = settings.worker_token.get_secret_value() if settings.worker_token else None
+        workers = Workers(settings.workers, prompts_change, worker_token)
         stack.push_async_callback(workers.close)
         replies = Replies(cache)
-        prompts, effects = Prompts(catalogue, workers, replies), Effects(catalogue, workers, replies)
+        budgets = Budgets()
+        prompts, effects = Prompts(catalogue, workers, replies, budgets), Effects(catalogue, workers, replies)
         jobs = await stack.enter_async_context(jobs_service(settings.queue_url, settings.home))
 
-        interceptors: list[grpc.aio.ServerInterceptor] = [CallInterceptor(metrics)]
-        if settings.token:
-            interceptors.insert(0, TokenInterceptor(settings.token.get_secret_value()))
+        gate = Gate(_tokens(stack, settings))
+        interceptors = [AccessInterceptor(gate, Audit(settings.home)), CallInterceptor(metrics)]
         server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
         latents_pb2_grpc.add_LatentsServicer_to_server(
             LatentsService(catalogue, annotations, Searches(indices)), server
@@ -114,7 +122,7 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
         words_service = AnnotationsService(annotations, catalogue)
         annotations_pb2_grpc.add_AnnotationsServicer_to_server(words_service, server)
         looks_pb2_grpc.add_LooksServicer_to_server(LooksService(Looks(settings.home)), server)
-        prompts_service = PromptsService(prompts, effects, catalogue, settings.stream_in_flight)
+        prompts_service = PromptsService(prompts, effects, catalogue, budgets, settings.stream_in_flight)
         prompts_pb2_grpc.add_PromptsServicer_to_server(prompts_service, server)
         jobs_pb2_grpc.add_JobsServicer_to_server(jobs, server)
         health_pb2_grpc.add_HealthServicer_to_server(healths, server)
@@ -122,7 +130,9 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
             names = (_LATENTS, _LOOKS, _PROMPTS, _JOBS, _ANNOTATIONS, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
 
-        port = _bind(server, settings.listen)
+        port = _bind(server, settings)
+        if settings.socket is not None:
+            _bind_private(server, settings.socket)
         if settings.metrics_port:
             _expose(stack, metrics, settings.metrics_port)
         await prompts_change(is_alive=False)
@@ -135,10 +145,11 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
         stack.push_async_callback(_stop, server)
         stack.push_async_callback(healths.enter_graceful_shutdown)
         workers.start()
-        if not settings.is_local and not settings.token:
-            log.warning(
-                "anyone who reaches the address may call: set CROSSCOPE_SERVER_TOKEN", extra={"listen": settings.listen}
-            )
+        if settings.allow_anyone:
+            log.warning("anyone who reaches the address may do everything", extra={"listen": settings.listen})
+        else:
+            for address in filter(None, (settings.listen, settings.socket)):
+                stack.enter_context(noted(address, port, settings.home))
         facts = {"listen": settings.listen, "port": port, "home": str(settings.home), "workers": settings.workers}
         log.info("serving", extra=facts)
         yield Running(server, port)
@@ -157,18 +168,62 @@ async def _stop(server: grpc.aio.Server) -> None:
         await asyncio.wait(cut_off, timeout=1)
 
 
-def _bind(server: grpc.aio.Server, listen: str) -> int:
+def _tokens(stack: contextlib.AsyncExitStack, settings: Settings) -> Tokens | None:
+    """The tokens that callers need; None if they need none. Raises StartError."""
+    if settings.allow_anyone:
+        return None
     try:
-        port = server.add_insecure_port(listen)
+        tokens = Tokens(settings.home, settings.token.get_secret_value() if settings.token else None)
+    except StoreError as error:
+        raise StartError(str(error)) from error
+    stack.callback(tokens.close)
+    return tokens
+
+
+def _bind(server: grpc.aio.Server, settings: Settings) -> int:
+    listen = settings.listen
+    try:
+        if settings.tls_cert is None:
+            port = server.add_insecure_port(listen)
+        else:
+            port = server.add_secure_port(listen, _credentials(settings))
     except RuntimeError as error:
-        raise StartError(_why_not(listen)) from error
+        raise StartError(_why_not(settings)) from error
     if port == 0:
-        raise StartError(_why_not(listen))
+        raise StartError(_why_not(settings))
     return port
 
 
-def _why_not(listen: str) -> str:
-    return f"cannot listen on {listen}: it is in use or not an address; set CROSSCOPE_SERVER_LISTEN to a free one"
+def _bind_private(server: grpc.aio.Server, socket: str) -> None:
+    """Listens on a socket that is its owner's alone (0600). Raises StartError."""
+    before = os.umask(0o177)
+    try:
+        server.add_insecure_port(socket)
+    except RuntimeError as error:
+        raise StartError(f"cannot listen on {socket}; set CROSSCOPE_SERVER_SOCKET to another path") from error
+    finally:
+        os.umask(before)
+
+
+def _credentials(settings: Settings) -> grpc.ServerCredentials:
+    """The server's certificate, and the authority of its clients. Raises StartError."""
+    assert settings.tls_cert is not None
+    assert settings.tls_key is not None
+    try:
+        pair = (settings.tls_key.read_bytes(), settings.tls_cert.read_bytes())
+        authority = settings.tls_client_ca.read_bytes() if settings.tls_client_ca else None
+    except OSError as error:
+        raise StartError(f"cannot read {error.filename}: {error.strerror}; see CROSSCOPE_SERVER_TLS_CERT") from error
+    return grpc.ssl_server_credentials([pair], authority, require_client_auth=authority is not None)
+
+
+def _why_not(settings: Settings) -> str:
+    sentence = (
+        f"cannot listen on {settings.listen}: it is in use or not an address; set CROSSCOPE_SERVER_LISTEN to a free one"
+    )
+    if settings.tls_cert is None:
+        return sentence
+    return f"{sentence}; or {settings.tls_cert} and {settings.tls_key} are no certificate with its key, in PEM"
 
 
 def _expose(stack: contextlib.AsyncExitStack, metrics: Metrics, port: int) -> None:

@@ -1,11 +1,11 @@
 """Settings of the server process. __main__ reads them once from the environment."""
 
-import ipaddress
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, FilePath, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
+from crosscope_proto.access import is_loopback
 from crosscope_proto.settings import ProcessSettings, RedisUrl
 
 
@@ -16,6 +16,8 @@ class Settings(ProcessSettings):
 
     listen: str = Field(default="127.0.0.1:50051", min_length=1)
     """A gRPC address: host:port or unix:PATH."""
+    socket: str | None = Field(default=None, pattern="^unix:.")
+    """A further address, a Unix socket of this person alone and without TLS, for those who start the server."""
     workers: Annotated[tuple[str, ...], NoDecode] = ()
     """gRPC targets of the inference workers, separated by commas."""
     queue_url: RedisUrl | None = None
@@ -25,7 +27,19 @@ class Settings(ProcessSettings):
     reflection: bool | None = None
     """Whether gRPC reflection answers; unset: only if the address is this machine's own."""
     token: SecretStr | None = None
-    """Callers must send "authorization: Bearer TOKEN"; unset: anyone may call."""
+    """A further token that may do everything, for where the home's own cannot be read; see access/store.py."""
+    allow_anyone: bool = False
+    """Whether callers need no token."""
+    allow_plaintext: bool = False
+    """Whether an address that others can reach may do without TLS."""
+    tls_cert: FilePath | None = None
+    """PEM file of the server's certificate and those between it and its authority; unset: no TLS."""
+    tls_key: FilePath | None = None
+    """PEM file of its private key."""
+    tls_client_ca: FilePath | None = None
+    """PEM file of the authority whose certificates clients must have; unset: clients need none."""
+    worker_token: SecretStr | None = None
+    """CROSSCOPE_WORKER_TOKEN of the inference workers, which those on TCP ports ask for."""
     metrics_port: int | None = Field(default=None, ge=1, le=65535)
     """Port on 127.0.0.1 for Prometheus; unset: no metrics endpoint."""
     stream_in_flight: int = Field(default=8, ge=1, le=256)
@@ -40,16 +54,28 @@ class Settings(ProcessSettings):
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
+    @model_validator(mode="after")
+    def _is_safe(self) -> Self:
+        """Refuses an address that strangers reach without TLS or without tokens, unless told so by name."""
+        if (self.tls_cert is None) != (self.tls_key is None) or (self.tls_client_ca and not self.tls_cert):
+            raise ValueError(
+                "CROSSCOPE_SERVER_TLS_CERT and CROSSCOPE_SERVER_TLS_KEY go together, and with "
+                "CROSSCOPE_SERVER_TLS_CLIENT_CA: set the certificate and its key, or none"
+            )
+        if self.is_local:
+            return self
+        if not (self.tls_cert or self.allow_plaintext):
+            raise ValueError(
+                f"others can reach {self.listen}, so it needs TLS: make certificates with `crosscope certs` and set "
+                "CROSSCOPE_SERVER_TLS_CERT and CROSSCOPE_SERVER_TLS_KEY; or set CROSSCOPE_SERVER_ALLOW_PLAINTEXT=true "
+                "where nobody listens in between"
+            )
+        return self
+
     @property
     def is_local(self) -> bool:
         """Whether only this machine can reach the address."""
-        if self.listen.startswith("unix:"):
-            return True
-        host = self.listen.rpartition(":")[0].strip("[]")
-        try:
-            return ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return host == "localhost"
+        return is_loopback(self.listen)
 
     @property
     def with_reflection(self) -> bool:

@@ -27,6 +27,7 @@ from crosscope_server.errors import (
     Unavailable,
     Violation,
 )
+from crosscope_server.worker_channel import WithToken
 
 _RETRY_S = 0.25
 _CHECK_S = 2.0
@@ -60,8 +61,14 @@ class _Worker:
 class Workers:
     """A set of workers; each can answer every call. For one event loop; call `start` first and `close` last."""
 
-    def __init__(self, targets: Sequence[str], on_change: Callable[[bool], Awaitable[None]]) -> None:
-        """Takes gRPC targets. `on_change` is told whether any worker is alive, each time that this changes."""
+    def __init__(
+        self, targets: Sequence[str], on_change: Callable[[bool], Awaitable[None]], token: str | None = None
+    ) -> None:
+        """Takes gRPC targets, and the token that workers ask for.
+
+        `on_change` is told whether any worker is alive, each time that this changes.
+        """
+        self._token = token
         self._workers: list[_Worker] = []
         self._targets = targets
         self._on_change = on_change
@@ -78,7 +85,8 @@ class Workers:
         """Connects and begins to watch."""
         for target in self._targets:
             channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
-            self._workers.append(_Worker(target, channel, inference_pb2_grpc.InferenceStub(channel)))
+            with_token: Any = WithToken(channel, self._token)
+            self._workers.append(_Worker(target, channel, inference_pb2_grpc.InferenceStub(with_token)))
         self._watches = [asyncio.create_task(self._watch(worker)) for worker in self._workers]
 
     async def close(self) -> None:
@@ -237,6 +245,8 @@ def _caller_error(error: grpc.aio.AioRpcError) -> Exception:
             return BrokenArtefact(sentence)
         case grpc.StatusCode.FAILED_PRECONDITION:
             return Conflict(sentence)
+        case grpc.StatusCode.UNAUTHENTICATED:
+            return Unavailable(f"the inference worker refuses this server: {sentence}")
         case _:
             return error
 

@@ -66,8 +66,9 @@ class Stack:
         with grpc.insecure_channel(self.address) as channel:
             grpc.channel_ready_future(channel).result(timeout=60)
 
-    def start_app(self) -> None:
-        self._start("crosscope.app")
+    def start_app(self, **settings: str) -> None:
+        """Starts the app; everyone who reaches it acts with the home's own token, unless the settings say otherwise."""
+        self._start("crosscope.app", **settings)
         until(lambda: answers(f"{self.url}/_stcore/health"))
 
     @contextlib.contextmanager
@@ -103,7 +104,7 @@ class Stack:
         self.client.close()
         shutil.rmtree(self.folder)
 
-    def _start(self, module: str, *arguments: str) -> None:
+    def _start(self, module: str, *arguments: str, **settings: str) -> None:
         environment = {
             **os.environ,
             "CROSSCOPE_HOME": str(self.home),
@@ -112,6 +113,8 @@ class Stack:
             "CROSSCOPE_SERVER_WORKERS": f"unix:{self.folder}/worker" if self._worker else "",
             "CROSSCOPE_ADDRESS": self.address,
             "CROSSCOPE_APP_PORT": str(self.port),
+            "CROSSCOPE_APP_LOGIN": "open",
+            **settings,
         }
         log = (self.folder / f"{module}.log").open("wb")
         with log:

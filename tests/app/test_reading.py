@@ -12,9 +12,10 @@ from streamlit.testing.v1 import AppTest
 
 from crosscope import JobEvent, JobInfo, JobState
 from crosscope.app import bars_view, follow, panels, starter, tables, text
-from crosscope.app.__main__ import options, port_from_environment
+from crosscope.app.__main__ import options
 from crosscope.app.palette import CLASS_COLOURS, COOL, DARK, HEAT, LIGHT, Theme, channels, contrast
 from crosscope.app.scatter_view import ON_TOP, Points, packed
+from crosscope.app.settings import read_settings
 from crosscope.app.token_view import strip_of_latent
 from crosscope_proto.recipe import RecipeError, parse_recipe
 
@@ -155,11 +156,4 @@ def test_figures_of_a_job_line_up_by_step() -> None:
 
 def test_app_listens_on_loopback_and_reports_nothing() -> None:
     expected = {"server.port": 8600, "server.address": "127.0.0.1", "browser.gatherUsageStats": False}
-    assert expected.items() <= options(8600).items()
-
-
-@pytest.mark.parametrize("value", ["", "x", "0", "70000", "-1"])
-def test_a_port_that_is_none_is_said(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    monkeypatch.setenv("CROSSCOPE_APP_PORT", value)
-    with pytest.raises(SystemExit, match="CROSSCOPE_APP_PORT"):
-        port_from_environment()
+    assert expected.items() <= options(read_settings({"CROSSCOPE_APP_PORT": "8600"})).items()

@@ -16,10 +16,10 @@ def version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     written = write_crosscoder(tmp_path, "demo", 20)
     with running_server(tmp_path) as address:
         monkeypatch.setenv("CROSSCOPE_ADDRESS", address)
-        session.client.clear()
+        session.clients.clear()
         yield written.version_id
         session.client().close()
-        session.client.clear()
+        session.clients.clear()
 
 
 def test_latents_that_are_read_ahead_are_there_when_they_are_needed(version: str) -> None:

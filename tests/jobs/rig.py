@@ -63,6 +63,7 @@ class Rig:
             CROSSCOPE_SERVER_LISTEN=self._address,
             CROSSCOPE_SERVER_QUEUE_URL=self.queue_url if queue_url is None else queue_url,
             CROSSCOPE_SERVER_LOG_LEVEL="warning",
+            CROSSCOPE_SERVER_ALLOW_ANYONE="true",
         )
         self.jobs.GetRecipeSchema(jobs_pb2.GetRecipeSchemaRequest(), wait_for_ready=True, timeout=30)
         return process

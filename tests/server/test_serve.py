@@ -16,6 +16,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from crosscope_proto.access import OWN_TOKEN
 from crosscope_proto.v1 import jobs_pb2, jobs_pb2_grpc, latents_pb2, latents_pb2_grpc
 from crosscope_server.errors import InvalidRequest, Overloaded, Violation, status_of
 from crosscope_server.settings import Settings
@@ -78,10 +79,10 @@ async def test_reflection_alone_is_enough_to_build_a_call(front):
         ({"listen": "[::1]:1"}, True),
         ({"listen": "localhost:1"}, True),
         ({"listen": "unix:/x"}, True),
-        ({"listen": "0.0.0.0:1"}, False),
-        ({"listen": "[::]:1"}, False),
-        ({"listen": "example.org:1"}, False),
-        ({"listen": "0.0.0.0:1", "reflection": True}, True),
+        ({"listen": "0.0.0.0:1", "allow_plaintext": True}, False),
+        ({"listen": "[::]:1", "allow_plaintext": True}, False),
+        ({"listen": "example.org:1", "allow_plaintext": True}, False),
+        ({"listen": "0.0.0.0:1", "allow_plaintext": True, "reflection": True}, True),
         ({"listen": "127.0.0.1:1", "reflection": False}, False),
     ],
 )
@@ -101,7 +102,7 @@ async def test_reflection_can_be_switched_off(tmp_path):
 
 @pytest.mark.asyncio
 async def test_a_token_is_asked_for_by_everything_but_health(tmp_path):
-    async with run_front(home=tmp_path, token="s3cret") as front:
+    async with run_front(home=tmp_path, allow_anyone=False, token="s3cret") as front:
         for metadata in (None, (("authorization", "Bearer wrong"),), (("authorization", "s3cret"),)):
             calls = [
                 front.latents.ListCrosscoders(LIST, metadata=metadata),
@@ -186,7 +187,8 @@ def test_a_signal_stops_the_process_within_5_s_even_with_a_call_under_way(tmp_pa
                     "/grpc.health.v1.Health/Watch", response_deserializer=health_pb2.HealthCheckResponse.FromString
                 )(b"", wait_for_ready=True, timeout=20)
                 assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
-                latents_pb2_grpc.LatentsStub(channel).ListCrosscoders(LIST)
+                own = (("authorization", f"Bearer {(tmp_path / OWN_TOKEN).read_text().strip()}"),)
+                latents_pb2_grpc.LatentsStub(channel).ListCrosscoders(LIST, metadata=own)
                 process.send_signal(number)
                 assert process.wait(5) == 0
                 assert process.stderr is not None

@@ -1,10 +1,7 @@
-"""`python -m crosscope.app`: serves the app with its settings.
-
-Settings come from the environment: CROSSCOPE_APP_PORT (8501), CROSSCOPE_APP_HOST (127.0.0.1; a container needs
-0.0.0.0), and CROSSCOPE_ADDRESS, which the pages read.
-"""
+"""`python -m crosscope.app`: serves the app with its settings (settings.py), which come from the environment."""
 
 import os
+import secrets
 import sys
 from pathlib import Path
 
@@ -12,17 +9,17 @@ import streamlit as st
 from starlette.middleware import Middleware
 
 from crosscope.app.files import Compressed
+from crosscope.app.guard import PARAMETER, Guard
 from crosscope.app.palette import theme_options
-
-DEFAULT_PORT = 8501
-DEFAULT_HOST = "127.0.0.1"
+from crosscope.app.settings import AppSettings, Login, SettingsError, read_settings
 
 
-def options(port: int, host: str = DEFAULT_HOST) -> dict[str, object]:
-    """Streamlit's options, by default for the loopback interface."""
+def options(settings: AppSettings) -> dict[str, object]:
+    """Streamlit's options."""
+    tls = settings.tls and {"server.sslCertFile": str(settings.tls[0]), "server.sslKeyFile": str(settings.tls[1])}
     return {
-        "server.port": port,
-        "server.address": host,
+        "server.port": settings.port,
+        "server.address": settings.host,
         "server.headless": True,
         "server.fileWatcherType": "none",
         "server.enableWebsocketCompression": True,
@@ -33,18 +30,25 @@ def options(port: int, host: str = DEFAULT_HOST) -> dict[str, object]:
         "client.showErrorLinks": False,
         "client.showSidebarNavigation": False,
         **theme_options(),
+        **(tls or {}),
     }
 
 
-def port_from_environment() -> int:
-    """CROSSCOPE_APP_PORT as a number; if it is no port, exits with a sentence."""
-    text = os.environ.get("CROSSCOPE_APP_PORT", str(DEFAULT_PORT))
-    if not text.isdecimal() or not 1 <= int(text) <= 65535:
-        sys.exit(f"CROSSCOPE_APP_PORT is {text!r}; it must be a port number from 1 to 65535.")
-    return int(text)
+def main() -> None:
+    """Serves until it is stopped; a setting that makes no sense is one sentence, and exit code 1."""
+    try:
+        settings = read_settings()
+    except SettingsError as error:
+        sys.exit(str(error))
+    key = settings.key
+    if settings.login is Login.KEY and key is None:
+        key = os.environ["CROSSCOPE_APP_KEY"] = secrets.token_urlsafe(32)  # the pages read it there
+        scheme = "https" if settings.tls else "http"
+        sys.stderr.write(f"Open {scheme}://{settings.host}:{settings.port}/?{PARAMETER}={key}\n")
+    guard = Middleware(Guard, hosts=settings.hosts, key=key if settings.login is Login.KEY else None)
+    app = st.App(Path(__file__).with_name("main.py").resolve(), middleware=[guard, Middleware(Compressed)])
+    app.run(config=options(settings))
 
 
 if __name__ == "__main__":
-    settings = options(port_from_environment(), os.environ.get("CROSSCOPE_APP_HOST") or DEFAULT_HOST)
-    app = st.App(Path(__file__).with_name("main.py").resolve(), middleware=[Middleware(Compressed)])
-    app.run(config=settings)
+    main()

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import streamlit as st
 
-from crosscope import CrosscoderInfo, CrosscopeError
-from crosscope.app import address, panels, session, text, theme, url
+from crosscope import CrosscoderInfo, CrosscopeError, Unauthorized
+from crosscope.app import address, login, panels, session, text, theme, url
 from crosscope.app.views import atlas, jobs, lab, labels, latent, look, overview, search, steer, versus
 
 TITLES = {
@@ -52,8 +52,13 @@ def main() -> None:
     }
     st.session_state[session.PAGES] = pages
     current = st.navigation(list(pages.values()), position="hidden")
+    if not login.is_known():
+        return
     try:
         found = session.crosscoders_with(st.query_params.get("crosscoder"))
+    except Unauthorized as error:
+        refused(error)
+        return
     except CrosscopeError as error:
         sidebar([], pages)
         no_server(error)
@@ -133,13 +138,21 @@ def choice(published: list[CrosscoderInfo], reasons: Mapping[str, str]) -> Cross
     return chosen
 
 
+def refused(error: Unauthorized) -> None:
+    """Draws the page of a viewer whose token is refused, because it was revoked or has ended."""
+    st.title("Your token is refused" if login.is_typed() else "The app's token is refused")
+    st.markdown(text.plain(str(error)))
+    if login.is_typed():
+        st.button("Log in again", type="primary", on_click=login.forget)
+
+
 def no_server(error: CrosscopeError) -> None:
     """Draws the page while no server answers."""
     st.title("No server answers")
     st.markdown(text.plain(text.without_paths(str(error))))
     st.markdown("Start everything with `crosscope up`, or point the app elsewhere with `CROSSCOPE_ADDRESS`.")
     if st.button("Try again", type="primary"):
-        session.crosscoders.clear()
+        session.published.clear()
         st.rerun()
 
 

@@ -79,7 +79,7 @@ def _buttons() -> None:
     row.button(
         "Check",
         help="What is typed is checked at each change; this checks the files again too.",
-        on_click=planned.plan_of.clear,
+        on_click=planned.plans.clear,
     )
     row.button("Submit", type="primary", on_click=_submit)
     if refused := st.session_state.pop("jobs-refused", None):

@@ -6,17 +6,22 @@ from html import escape
 import streamlit as st
 
 from crosscope import DevicePlan, InvalidInput, Plan, _plans
-from crosscope.app import session, text
+from crosscope.app import login, session, text
 
 WORKERS = "the job workers"
 """The choice that plans for the devices of the job workers that listen now."""
 
 
-@st.cache_data(ttl=5, max_entries=64, show_spinner=False)
 def plan_of(recipe: str, device: str | None) -> tuple[Plan | None, tuple[tuple[str, str], ...]]:
     """The plan of a recipe's YAML, or what is wrong with it: fields with sentences. Raises the SDK's other errors."""
+    return plans(login.token(), recipe, device)
+
+
+@st.cache_data(ttl=5, max_entries=64, show_spinner=False)
+def plans(token: str | None, recipe: str, device: str | None) -> tuple[Plan | None, tuple[tuple[str, str], ...]]:
+    """What `plan_of` answers with a token."""
     try:
-        return session.client().jobs.plan(recipe, device=device), ()
+        return session.clients(token).jobs.plan(recipe, device=device), ()
     except InvalidInput as error:
         if not error.violations:
             raise

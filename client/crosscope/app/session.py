@@ -1,9 +1,11 @@
 """What all pages share: the client, the chosen crosscoder, cached answers, and the look of errors.
 
 A session keeps the version of a crosscoder that it found first until a person asks for the newer one, so that no page
-mixes two versions. Caches are keyed by version id. Does not know widgets and URLs, which belong to the pages.
+mixes two versions. Caches are keyed by version id. Answers to prompts are cached for each token; what every token may
+read is shared by all viewers. Does not know widgets and URLs, which belong to the pages.
 """
 
+import functools
 import json
 import math
 import os
@@ -39,8 +41,9 @@ from crosscope import (
     Unavailable,
     VersionGone,
 )
-from crosscope.app import address
+from crosscope.app import address, login
 from crosscope.app.columns import ATLAS_COLUMNS, complete
+from crosscope.app.settings import DEFAULT_ADDRESS
 from crosscope.app.text import plain, without_paths
 from crosscope_proto.artefacts import LatentPart
 
@@ -54,16 +57,29 @@ PAGES = "crosscope-pages"
 """Key of the session state with the app's pages by name."""
 
 
-@st.cache_resource(show_spinner=False)
 def client() -> Client:
-    """One connection for all viewers; the address comes from CROSSCOPE_ADDRESS."""
-    return Client(os.environ.get("CROSSCOPE_ADDRESS", "127.0.0.1:50051"))
+    """The connection of this viewer: each token has one. The address comes from CROSSCOPE_ADDRESS."""
+    return clients(login.token())
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def clients(token: str | None) -> Client:
+    """The connection of all viewers with a token; None: with the app's own."""
+    return Client(os.environ.get("CROSSCOPE_ADDRESS") or DEFAULT_ADDRESS, token)
+
+
+def crosscoders() -> list[CrosscoderInfo]:
+    """Cards of all published crosscoders, newest first, those that cannot be read last.
+
+    Each viewer asks anew, so that whoever lost their token sees no further page.
+    """
+    return published(login.token())
 
 
 @st.cache_data(ttl=2, show_spinner=False)
-def crosscoders() -> list[CrosscoderInfo]:
-    """Cards of all published crosscoders, newest first, those that cannot be read last."""
-    return [crosscoder.info for crosscoder in client().crosscoders()]
+def published(token: str | None) -> list[CrosscoderInfo]:
+    """What `crosscoders` answers with a token."""
+    return [crosscoder.info for crosscoder in clients(token).crosscoders()]
 
 
 def crosscoders_with(name: str | None) -> list[CrosscoderInfo]:
@@ -71,7 +87,7 @@ def crosscoders_with(name: str | None) -> list[CrosscoderInfo]:
     found = crosscoders()
     if name is None or any(info.name == name for info in found):
         return found
-    crosscoders.clear()
+    published.clear()
     return crosscoders()
 
 
@@ -81,10 +97,14 @@ def jobs(limit: int = 50) -> list[JobInfo]:
     return [job.info for job in client().jobs.list(limit=limit)]
 
 
-@st.cache_resource(max_entries=16, show_spinner=False)
 def crosscoder(name: str, version_id: str) -> Crosscoder:
-    """The handle of one version. Every question about a crosscoder goes through it."""
-    return client().crosscoder(name, version=version_id)
+    """The viewer's handle of one version. Every question about a crosscoder goes through it."""
+    return _crosscoder(login.token(), name, version_id)
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def _crosscoder(token: str | None, name: str, version_id: str) -> Crosscoder:
+    return clients(token).crosscoder(name, version=version_id)
 
 
 def pin(published: CrosscoderInfo) -> CrosscoderInfo:
@@ -95,7 +115,7 @@ def pin(published: CrosscoderInfo) -> CrosscoderInfo:
 def unpin(name: str) -> None:
     """Forgets the version of a crosscoder, so that the next run shows the newest."""
     st.session_state.setdefault(PINNED, {}).pop(name, None)
-    crosscoders.clear()
+    published.clear()
 
 
 @st.cache_resource(max_entries=4, show_spinner="Reading the atlas …")
@@ -192,7 +212,8 @@ def ahead(
 
     `asked` are the arguments of `examples` behind the latent. A call that fails is made again when it is needed.
     """
-    return [_threads().submit(_read, name, version_id, each, tuple(asked)) for each in latents]
+    ask = functools.partial(_threads().submit, login.run_as, login.token(), _read, name, version_id)
+    return [ask(each, tuple(asked)) for each in latents]
 
 
 def _read(name: str, version_id: str, latent_id: int, asked: Sequence[tuple[Any, ...]]) -> Latent | None:
@@ -202,12 +223,16 @@ def _read(name: str, version_id: str, latent_id: int, asked: Sequence[tuple[Any,
         return latent(name, version_id, latent_id)
 
 
-@st.cache_resource(max_entries=256, show_spinner=False)
 def count_tokens(name: str, version_id: str, prompt_json: str) -> TokenCount:
     """How many tokens a prompt has; `prompt_json` as in `encode`."""
+    return _count_tokens(login.token(), name, version_id, prompt_json)
+
+
+@st.cache_resource(max_entries=256, show_spinner=False)
+def _count_tokens(token: str | None, name: str, version_id: str, prompt_json: str) -> TokenCount:
     arguments = json.loads(prompt_json)
     prompt = arguments.pop("messages", None) or arguments.pop("text")
-    return crosscoder(name, version_id).count_tokens(prompt, **arguments)
+    return _crosscoder(token, name, version_id).count_tokens(prompt, **arguments)
 
 
 @st.cache_resource(show_spinner=False)
@@ -216,29 +241,29 @@ def _threads() -> ThreadPoolExecutor:
 
 
 @st.cache_resource(max_entries=128, show_spinner=False)
-def _asking(call: str, name: str, version_id: str, prompt_json: str, more_json: str) -> Future[Any]:
+def _asking(token: str | None, call: str, name: str, version_id: str, prompt_json: str, more_json: str) -> Future[Any]:
     more = json.loads(more_json)
     if "tokens" in more:
         more["tokens"] = slice(*more["tokens"])
-    ask = getattr(crosscoder(name, version_id), call)
+    ask = getattr(_crosscoder(token, name, version_id), call)
     return _threads().submit(ask, **json.loads(prompt_json), **more)
 
 
 def ask_ahead(call: str, name: str, version_id: str, prompt_json: str, more_json: str = "{}") -> None:
     """Begins to ask what the page needs later: "encode", "compare" or "top_latents", so that calls run side by side."""
-    _asking(call, name, version_id, prompt_json, more_json)
+    _asking(login.token(), call, name, version_id, prompt_json, more_json)
 
 
 def _answer(call: str, name: str, version_id: str, prompt_json: str, more_json: str, spinner: str) -> Any:
     """The answer of a call that may be on its way already. A failed one is asked again the next time."""
-    asked = _asking(call, name, version_id, prompt_json, more_json)
+    asked = _asking(login.token(), call, name, version_id, prompt_json, more_json)
     try:
         if asked.done():
             return asked.result()
         with st.spinner(spinner):
             return asked.result()
     except CrosscopeError:
-        _asking.clear(call, name, version_id, prompt_json, more_json)
+        _asking.clear(login.token(), call, name, version_id, prompt_json, more_json)
         raise
 
 
@@ -277,10 +302,14 @@ def compare(name: str, version_id: str, prompt_json: str, more_json: str = COMPA
     return _answer("compare", name, version_id, prompt_json, more_json, "Running both models whole …")
 
 
-@st.cache_resource(max_entries=32, show_spinner="Changing latents in both models, one by one …")
-def attribute_both(name: str, version_id: str, prompt_json: str, token: int) -> BothAttributions:
+def attribute_both(name: str, version_id: str, prompt_json: str, at: int) -> BothAttributions:
     """What latents do to the difference at one token of a prompt, in both models; `prompt_json` as in `encode`."""
-    return crosscoder(name, version_id).attribute_both(**json.loads(prompt_json), tokens=[token])
+    return _attribute_both(login.token(), name, version_id, prompt_json, at)
+
+
+@st.cache_resource(max_entries=32, show_spinner="Changing latents in both models, one by one …")
+def _attribute_both(token: str | None, name: str, version_id: str, prompt_json: str, at: int) -> BothAttributions:
+    return _crosscoder(token, name, version_id).attribute_both(**json.loads(prompt_json), tokens=[at])
 
 
 def show_error(

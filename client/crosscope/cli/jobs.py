@@ -107,12 +107,19 @@ def jobs(options: Options, job_id: str | None, limit: int, with_recipe: bool) ->
         print_json(infos)
         return
     rows = [
-        (info.id, f"{info.kind} {info.name}", info.state, _cards.job_progress(info), _where(info), info.message)
+        (
+            info.id,
+            f"{info.kind} {info.name}",
+            info.owner,
+            info.state,
+            _cards.job_progress(info),
+            _where(info),
+            info.message,
+        )
         for info in infos
     ]
-    print_table(
-        ("id", "makes", "state", "done", "stage", "message"), [tuple(map(_tables.printable, row)) for row in rows]
-    )
+    titles = ("id", "makes", "owner", "state", "done", "stage", "message")
+    print_table(titles, [tuple(map(_tables.printable, row)) for row in rows])
 
 
 @click.command()

@@ -38,6 +38,7 @@ def job_message(record: JobRecord, waiting: Sequence[str]) -> jobs_pb2.Job:
         version_id=record.version_id,
         recipe_yaml=record.recipe,
         total_fraction=record.total_fraction,
+        owner=record.owner,
         eta_s=record.eta_s if record.state is JobState.RUNNING else 0,
     )
 

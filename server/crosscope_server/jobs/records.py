@@ -57,6 +57,8 @@ class JobRecord:
     """The folder from which it was submitted; empty if unknown."""
     seconds: str = ""
     """JSON: how long each stage is expected to take; empty if unknown."""
+    owner: str = ""
+    """Name of the token that submitted it; empty where callers have no names."""
     total_fraction: float = 0.0
     eta_s: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -109,6 +111,14 @@ class JobRecords:
             keys=record_keys, args=[job_id, keys.IDEMPOTENCY_TTL_S, now, "Queued.", *flat], client=self._redis
         )
         return cast("str", made)
+
+    async def submitted(self, idempotency_key: str) -> bool:
+        """Whether a submission with this key has made a job."""
+        return bool(idempotency_key) and bool(await self._redis.exists(keys.idempotency_key(idempotency_key)))
+
+    async def spent_s(self, owner: str, at: float) -> float:
+        """Seconds of devices that a submitter's attempts took that have ended on the day of `at` (UTC)."""
+        return float(cast("str | None", await self._redis.get(keys.spent_key(owner, at))) or 0)
 
     async def get(self, job_id: str) -> JobRecord | None:
         """One job; None if there is none with this id."""

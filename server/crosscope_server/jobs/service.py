@@ -23,6 +23,7 @@ from redis.retry import Retry
 
 from crosscope_proto.recipe import recipe_schema
 from crosscope_proto.v1 import jobs_pb2, jobs_pb2_grpc
+from crosscope_server.callers import calling
 from crosscope_server.errors import Conflict, InvalidRequest, NotFound, Unavailable, Violation
 from crosscope_server.jobs.check import check
 from crosscope_server.jobs.estimate import Target
@@ -30,6 +31,7 @@ from crosscope_server.jobs.expected import expected_seconds
 from crosscope_server.jobs.janitor import Janitor
 from crosscope_server.jobs.log import DEFAULT_LINES, read_tail
 from crosscope_server.jobs.messages import event_message, job_message
+from crosscope_server.jobs.owners import check_limits, check_owner, owner_of
 from crosscope_server.jobs.plan import plan
 from crosscope_server.jobs.planning import earlier_entries, named_target, reply, targets_of
 from crosscope_server.jobs.queue import JobQueue
@@ -97,6 +99,8 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         self._home = home
         self._maybe_records, self._maybe_queue = records, queue
         self._recipes = RecipeReader()
+        self._admitting = asyncio.Lock()
+        """Held from the look at a caller's limits until their job is recorded."""
 
     def close(self) -> None:
         """Ends its thread."""
@@ -120,6 +124,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         """Checks a recipe and queues it."""
         recipe = await self._recipes.read(request.recipe_yaml)
         values = {"kind": recipe.kind, "name": recipe.name, "recipe": request.recipe_yaml, "folder": request.folder}
+        values["owner"] = owner_of(calling())
         found = await asyncio.to_thread(check, recipe, self._home, after_others=bool(request.after))
         targets, before = await self._known([])
         planned = await asyncio.to_thread(plan, recipe, found, self._home, targets)
@@ -135,7 +140,11 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         warnings = [*(f"{each.field}: {each.sentence}" for each in found.violations), *warnings]
         with _queue_needed():
             waits_for = await self._unfinished(list(dict.fromkeys(request.after)))
-            job_id = await self._submit(values, list(dict.fromkeys(request.after)), waits_for, request.idempotency_key)
+            async with self._admitting:
+                if not await self._records.submitted(request.idempotency_key):
+                    await check_limits(self._records, calling())
+                after = list(dict.fromkeys(request.after))
+                job_id = await self._submit(values, after, waits_for, request.idempotency_key)
             return jobs_pb2.SubmitJobResponse(job=await self._job(job_id), warnings=warnings)
 
     async def PlanJob(
@@ -213,6 +222,8 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
     ) -> jobs_pb2.CancelJobResponse:
         """Asks a job to stop."""
         with _queue_needed():
+            if (record := await self._records.get(request.id)) is not None:
+                check_owner(record, calling())
             if await self._records.cancel(request.id) == "ok":
                 await asyncio.to_thread(self._queue.remove, request.id)
             return jobs_pb2.CancelJobResponse(job=await self._job(request.id))
@@ -223,6 +234,9 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         """Queues a failed or cancelled job again."""
         with _queue_needed():
             record = await self._record(request.id)
+            check_owner(record, calling())
+            if record.state.ended:
+                await check_limits(self._records, calling())
             waits_for = await self._unfinished(record.after, f"which job {record.id!r} waits for: retry that one first")
             done = await self._records.retry(record.id, "Queued again; it goes on from its checkpoints.")
             if done in _NOT_RETRIED:

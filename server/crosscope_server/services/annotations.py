@@ -9,11 +9,13 @@ from typing import Protocol, TypeVar
 
 import grpc.aio
 
+from crosscope_proto.access import is_name
 from crosscope_proto.v1 import annotations_pb2 as pb
 from crosscope_proto.v1 import annotations_pb2_grpc
 from crosscope_server.annotations.records import Conditions, Dictionary, Said, What
 from crosscope_server.annotations.store import Annotations
 from crosscope_server.annotations.transfer import Options, Row
+from crosscope_server.callers import calling
 from crosscope_server.catalogue import Catalogue, Version
 from crosscope_server.errors import BrokenArtefact, InvalidRequest, NotFound, Violation
 from crosscope_server.pages import decode_token, encode_token
@@ -38,8 +40,9 @@ class _Written(Protocol):
 
 
 def author_of(request: _Written) -> str:
-    """Whose change it is. The one place that decides: today the server has no names, so it is whom the client names."""
-    return request.author
+    """Whose change it is: the token's name. The operator may name another, and so may all where there are no tokens."""
+    name = calling().name
+    return name if is_name(name) else request.author
 
 
 class AnnotationsService(annotations_pb2_grpc.AnnotationsServicer):

@@ -8,6 +8,7 @@ import grpc
 import grpc.aio
 
 from crosscope_proto.v1 import effects_pb2, prompts_pb2, prompts_pb2_grpc
+from crosscope_server.budgets import Budgets
 from crosscope_server.catalogue import Catalogue
 from crosscope_server.contrast import NUM_SHUFFLES
 from crosscope_server.effects import Effects
@@ -36,8 +37,11 @@ _RANKS = {
 class PromptsService(prompts_pb2_grpc.PromptsServicer):
     """Online questions."""
 
-    def __init__(self, prompts: Prompts, effects: Effects, catalogue: Catalogue, stream_in_flight: int) -> None:
+    def __init__(
+        self, prompts: Prompts, effects: Effects, catalogue: Catalogue, budgets: Budgets, stream_in_flight: int
+    ) -> None:
         self._prompts = prompts
+        self._budgets = budgets
         self._effects = effects
         self._catalogue = catalogue
         self._stream_in_flight = stream_in_flight
@@ -45,6 +49,7 @@ class PromptsService(prompts_pb2_grpc.PromptsServicer):
 
     async def Tokenize(self, request: prompts_pb2.TokenizeRequest, context: Context) -> prompts_pb2.TokenizeResponse:
         """The tokens of a prompt."""
+        self._budgets.check()
         reply, version_id = await self._prompts.tokenize(
             request.crosscoder, request.version_id or None, decode.prompt(request.prompt), context.time_remaining()
         )
@@ -54,12 +59,14 @@ class PromptsService(prompts_pb2_grpc.PromptsServicer):
 
     async def Encode(self, request: prompts_pb2.EncodeRequest, context: Context) -> prompts_pb2.EncodeResponse:
         """The sparse code of a prompt."""
+        self._budgets.check()
         return await self._encode(request, context)
 
     async def TopLatents(
         self, request: prompts_pb2.TopLatentsRequest, context: Context
     ) -> prompts_pb2.TopLatentsResponse:
         """The latents that a prompt fires."""
+        self._budgets.check()
         encoded = await self._prompts.encode(
             request.crosscoder, request.version_id or None, decode.prompt(request.prompt), context.time_remaining()
         )
@@ -99,6 +106,7 @@ class PromptsService(prompts_pb2_grpc.PromptsServicer):
         async def one(request: prompts_pb2.EncodeStreamRequest) -> prompts_pb2.EncodeStreamResponse:
             try:
                 check(request)
+                self._budgets.check()
                 response = await self._encode(request.request, context)
             except Exception as error:
                 status = status_of(error, "EncodeStream")
@@ -113,6 +121,7 @@ class PromptsService(prompts_pb2_grpc.PromptsServicer):
 
     async def Contrast(self, request: prompts_pb2.ContrastRequest, context: Context) -> prompts_pb2.ContrastResponse:
         """The latents that tell two sets of prompts apart."""
+        self._budgets.check()
         found = await self._sets.contrast(
             request.crosscoder,
             request.version_id or None,
@@ -131,19 +140,27 @@ class PromptsService(prompts_pb2_grpc.PromptsServicer):
 
     async def Compare(self, request: effects_pb2.CompareRequest, context: Context) -> effects_pb2.CompareResponse:
         """How both models' predictions differ at every token."""
-        return await self._effects.compare(request, decode.prompt(request.prompt), context.time_remaining())
+        self._budgets.check()
+        reply = await self._effects.compare(request, decode.prompt(request.prompt), context.time_remaining())
+        self._budgets.charge(len(reply.tokens.ids))
+        return reply
 
     async def Attribute(self, request: effects_pb2.AttributeRequest, context: Context) -> effects_pb2.AttributeResponse:
         """Which latents carry the difference at some tokens."""
-        return await self._effects.attribute(request, decode.prompt(request.prompt), context.time_remaining())
+        self._budgets.check()
+        reply = await self._effects.attribute(request, decode.prompt(request.prompt), context.time_remaining())
+        self._budgets.charge(len(reply.tokens.ids))
+        return reply
 
     async def Generate(
         self, request: effects_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[effects_pb2.GenerateResponse]:
         """Continues a prompt in several ways at once."""
+        self._budgets.check()
         replies = self._effects.generate(request, decode.prompt(request.prompt), context.time_remaining())
         async with aclosing(replies):
             async for reply in replies:
+                self._budgets.charge(len(reply.start.tokens.ids) + len(reply.step.tokens))
                 yield reply
 
     async def _encode(self, request: prompts_pb2.EncodeRequest, context: Context) -> prompts_pb2.EncodeResponse:

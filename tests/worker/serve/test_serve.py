@@ -380,9 +380,9 @@ async def test_the_process_serves_and_ends_on_sigterm(home: Path) -> None:
 
 def test_an_address_in_use_is_reported_in_one_sentence(home: Path) -> None:
     async def twice() -> None:
-        first = InferenceProcess(ServeSettings(home=home, listen="127.0.0.1:0"))
+        first = InferenceProcess(ServeSettings(home=home, listen="127.0.0.1:0", allow_anyone=True))
         port = await first.start()
-        second = InferenceProcess(ServeSettings(home=home, listen=f"127.0.0.1:{port}"))
+        second = InferenceProcess(ServeSettings(home=home, listen=f"127.0.0.1:{port}", allow_anyone=True))
         try:
             await second.start()
         finally:

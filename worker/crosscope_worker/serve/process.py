@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc.aio
@@ -18,6 +19,7 @@ from crosscope_proto.healths import Healths
 from crosscope_proto.logs import configure_logging
 from crosscope_proto.settings import SettingsError, read_settings
 from crosscope_proto.worker.v1 import inference_pb2_grpc
+from crosscope_worker.serve.access import TokenInterceptor
 from crosscope_worker.serve.batching import Batcher
 from crosscope_worker.serve.generation import Generations
 from crosscope_worker.serve.models import Models, device_bytes
@@ -54,6 +56,7 @@ class InferenceProcess:
     def __init__(self, settings: ServeSettings, beats: Beats | None = None) -> None:
         """`beats` are for whoever started the process; None: nobody listens."""
         self._listen = settings.listen
+        self._token = settings.token.get_secret_value() if settings.token else None
         self._device_thread = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._tokenising_threads = ThreadPoolExecutor(2, thread_name_prefix="tokenise")
         self.models = Models(
@@ -86,11 +89,14 @@ class InferenceProcess:
 
     async def start(self) -> int:
         """Listens, reports SERVING and returns the port (1 for a socket). Raises StartError if the address is taken."""
-        self._server = grpc.aio.server(interceptors=[RequestInterceptor()], options=_OPTIONS)
+        interceptors = [TokenInterceptor(self._token)] if self._token else []
+        interceptors.append(RequestInterceptor())
+        self._server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
         inference_pb2_grpc.add_InferenceServicer_to_server(self._servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         try:
-            port = self._server.add_insecure_port(self._listen)
+            with _private_sockets():
+                port = self._server.add_insecure_port(self._listen)
         except RuntimeError as error:
             raise StartError(
                 f"cannot listen at {self._listen}: it is in use or not allowed; set CROSSCOPE_WORKER_LISTEN"
@@ -122,6 +128,16 @@ class InferenceProcess:
         self.models.close()
         for thread in (self._device_thread, self._tokenising_threads):
             thread.shutdown(wait=False, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _private_sockets() -> Generator[None]:
+    """Sockets that are made meanwhile are their owner's alone (0600)."""
+    before = os.umask(0o177)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def run() -> int:

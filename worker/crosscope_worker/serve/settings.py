@@ -1,8 +1,8 @@
 """The inference process's settings from the environment. Read once, in main()."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from crosscope_proto.settings import ProcessSettings
@@ -18,6 +18,10 @@ class ServeSettings(ProcessSettings):
 
     listen: str = "127.0.0.1:50061"
     """A gRPC address: host:port or unix:PATH."""
+    token: SecretStr | None = None
+    """Callers must send "authorization: Bearer TOKEN"; a TCP port needs one, a Unix socket is private by itself."""
+    allow_anyone: bool = False
+    """Whether a TCP port may do without a token."""
     device: str = "cpu"
     """The torch device on which models and crosscoders run."""
     float32: Float32 | None = None
@@ -46,3 +50,14 @@ class ServeSettings(ProcessSettings):
     stuck_after_s: float | None = Field(default=None, ge=1, allow_inf_nan=False)
     """How long the device's thread may take for one batch before the worker says that it does not serve; by default 30
     s on a GPU, 600 s on the CPU."""
+
+    @model_validator(mode="after")
+    def _is_safe(self) -> Self:
+        """Refuses a TCP port on which anyone may ask, unless told so by name."""
+        if not (self.listen.startswith("unix:") or self.token or self.allow_anyone):
+            raise ValueError(
+                f"others can reach {self.listen}: set CROSSCOPE_WORKER_TOKEN, and CROSSCOPE_SERVER_WORKER_TOKEN at the "
+                "server to the same; or CROSSCOPE_WORKER_LISTEN to a socket, unix:PATH; or "
+                "CROSSCOPE_WORKER_ALLOW_ANYONE=true where nobody else reaches it"
+            )
+        return self

@@ -1,0 +1,77 @@
+"""Who sees the app, and as whom: the start address, typed tokens, a token that is revoked meanwhile."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from crosscope_proto import access
+from crosscope_proto.access import TokenEntry
+from tests.app.stack import Stack, settle
+
+pytestmark = pytest.mark.browser
+KEY = "a-secret"
+
+
+@pytest.fixture(scope="module")
+def app() -> Iterator[Stack]:
+    """The app in front of a server that knows ann (read) and the home's own token."""
+    stack = Stack()
+    try:
+        stack.plant()
+        stack.start_worker()
+        write(stack, TokenEntry("ann", access.digest("anns-token"), ("read",), time.time()))
+        stack.start_server()
+        stack.start_app(CROSSCOPE_APP_LOGIN="key", CROSSCOPE_APP_KEY=KEY)
+        yield stack
+    finally:
+        stack.close()
+
+
+def write(stack: Stack, *entries: TokenEntry) -> None:
+    path = stack.home / access.TOKENS
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    beside = path.with_suffix(".new")
+    beside.write_text(access.dump_tokens(entries))
+    beside.replace(path)
+
+
+@pytest.fixture
+def page(chromium: Browser) -> Iterator[Page]:
+    """A page of a browser that knows nothing."""
+    context = chromium.new_context()
+    expect.set_options(timeout=30_000)
+    yield context.new_page()
+    context.close()
+
+
+def test_the_start_address_is_the_operators(app: Stack, page: Page) -> None:
+    page.goto(f"{app.url}/?key={KEY}")
+    expect(page.get_by_text("Who are you?")).to_have_count(0)
+    expect(page.locator("h1").first).to_have_text("demo")
+    assert KEY not in page.url
+    page.goto(f"{app.url}/jobs")
+    expect(page.locator("h1").first).to_have_text("Jobs")
+
+
+def test_others_are_asked_and_act_as_themselves_until_their_token_is_revoked(app: Stack, page: Page) -> None:
+    page.goto(app.url)
+    expect(page.locator("h1").first).to_have_text("Who are you?")
+    expect(page.get_by_text("demo")).to_have_count(0)
+    page.get_by_label("Token").fill("a-guess")
+    page.get_by_role("button", name="Log in").click()
+    expect(page.get_by_text("The server does not know that token.")).to_be_visible()
+    page.get_by_label("Token").fill("anns-token")
+    page.get_by_role("button", name="Log in").click()
+    expect(page.locator("h1").first).to_have_text("demo")
+    settle(page)
+    page.get_by_role("link", name="Prompt lab").click()
+    page.get_by_label("Text", exact=True).fill("a b")
+    page.get_by_role("button", name="Run", exact=False).first.click()
+    expect(page.get_by_text("needs the role 'run'").first).to_be_visible()
+    write(app)
+    page.get_by_role("link", name="Overview").click()
+    expect(page.locator("h1").first).to_have_text("Your token is refused")
+    page.get_by_role("button", name="Log in again").click()
+    expect(page.locator("h1").first).to_have_text("Who are you?")
