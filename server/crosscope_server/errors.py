@@ -154,6 +154,12 @@ def as_call_error(error: Exception) -> CallError | None:
     return None
 
 
+def reason_of(error: Exception) -> str:
+    """The stable name of an exception for programs, as ErrorInfo sends it."""
+    known = as_call_error(error)
+    return "BUG" if known is None else known.reason
+
+
 def status_of(error: Exception, method: str) -> status_pb2.Status:
     """The status that a caller gets for an exception, with google.rpc details. Logs bugs."""
     known = as_call_error(error)

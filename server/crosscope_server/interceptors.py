@@ -17,7 +17,8 @@ import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
 from crosscope_proto.rich_status import abort
-from crosscope_server.errors import InvalidRequest, NoToken, Violation, status_code, status_of
+from crosscope_server.callers import calling
+from crosscope_server.errors import InvalidRequest, NoToken, Violation, reason_of, status_code, status_of
 from crosscope_server.metrics import Metrics
 from crosscope_server.validation import check
 
@@ -83,15 +84,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         inner: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         is_ours = method.startswith(OURS)
         around = self._around if is_ours else _around_others
+        is_stream = bool(handler.response_streaming)
         read: Any = _messages if handler.request_streaming else _checked if is_ours else _message
 
         async def unary(request: Message | DecodeError, context: Context) -> Message:
-            async with around(method, context):
+            async with around(method, context, is_stream=is_stream):
                 return await inner(read(request), context)
             raise AssertionError("unreachable: the context manager never swallows")
 
         async def stream(request: Any, context: Context) -> AsyncIterator[Message]:
-            async with around(method, context):
+            async with around(method, context, is_stream=is_stream):
                 replies = inner(read(request), context)
                 if inspect.isawaitable(replies):  # a handler that writes its replies itself
                     await replies
@@ -103,8 +105,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return _with_behaviour(handler, unary, stream)
 
     @asynccontextmanager
-    async def _around(self, method: str, context: Context) -> AsyncGenerator[None]:
+    async def _around(self, method: str, context: Context, *, is_stream: bool) -> AsyncGenerator[None]:
         started = time.perf_counter()
+        self._metrics.began()
         outcome = grpc.StatusCode.CANCELLED
         try:
             yield
@@ -112,19 +115,20 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         except Exception as error:
             status = status_of(error, method)
             outcome = status_code(status)
+            self._metrics.failed(reason_of(error))
             await abort(context, status)
         finally:
             seconds = time.perf_counter() - started
             # Record later: the reply goes out first.
-            asyncio.get_running_loop().call_soon(self._record, method, outcome, seconds)
+            asyncio.get_running_loop().call_soon(self._record, method, outcome, seconds, is_stream)
 
-    def _record(self, method: str, outcome: grpc.StatusCode, seconds: float) -> None:
-        self._metrics.called(method, outcome.name, seconds)
+    def _record(self, method: str, outcome: grpc.StatusCode, seconds: float, is_stream: bool) -> None:
+        self._metrics.called(method, outcome.name, calling().name, seconds, is_stream=is_stream)
         log.info("call", extra={"method": method, "status": outcome.name, "ms": round(seconds * 1000, 2)})
 
 
 @asynccontextmanager
-async def _around_others(method: str, context: Context) -> AsyncGenerator[None]:
+async def _around_others(method: str, context: Context, **_: bool) -> AsyncGenerator[None]:
     """Ends calls of health and reflection whose request is not a message; their other errors are their own."""
     try:
         yield

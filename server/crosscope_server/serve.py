@@ -13,6 +13,8 @@ import prometheus_client
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from crosscope_proto import __version__
+from crosscope_proto.beats import Beats
 from crosscope_proto.v1 import (
     annotations_pb2,
     annotations_pb2_grpc,
@@ -30,6 +32,7 @@ from crosscope_server.cache import Cache
 from crosscope_server.catalogue import Catalogue
 from crosscope_server.effects import Effects
 from crosscope_server.interceptors import CallInterceptor, TokenInterceptor
+from crosscope_server.jobs.figures import JobCollector, JobCounter
 from crosscope_server.jobs.service import jobs_service
 from crosscope_server.looks import Looks
 from crosscope_server.metrics import Metrics
@@ -48,6 +51,7 @@ GRACE_S = 1.5
 """How long calls under way may go on after the server was told to stop."""
 _CANCEL_S = 0.02
 """How long grpc takes to cancel the calls that it cuts off."""
+_BEAT_S = 0.5
 _OPTIONS = [
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", 4 * 1024 * 1024),
@@ -84,7 +88,13 @@ class Running:
 async def serving(settings: Settings) -> AsyncGenerator[Running]:
     """Runs a server for as long as the context lasts. Raises StartError."""
     async with contextlib.AsyncExitStack() as stack:
-        metrics = Metrics()
+        metrics = Metrics(__version__, settings.home)
+        beating = asyncio.create_task(_beat(metrics.beats))
+        stack.callback(beating.cancel)
+        if settings.queue_url:
+            job_counter = JobCounter(settings.queue_url)
+            stack.callback(job_counter.close)
+            metrics.registry.register(JobCollector(job_counter))
         healths: Any = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
 
         async def prompts_change(is_alive: bool) -> None:
@@ -98,7 +108,8 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
         if settings.cache_url:
             cache = Cache(settings.cache_url, metrics.looked_up)
             stack.push_async_callback(cache.close)
-        workers = Workers(settings.workers, prompts_change)
+        workers = Workers(settings.workers, prompts_change, metrics.worker_answered)
+        metrics.watch_workers(lambda: workers.num_alive, len(settings.workers))
         stack.push_async_callback(workers.close)
         replies = Replies(cache)
         prompts, effects = Prompts(catalogue, workers, replies), Effects(catalogue, workers, replies)
@@ -142,6 +153,13 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
         facts = {"listen": settings.listen, "port": port, "home": str(settings.home), "workers": settings.workers}
         log.info("serving", extra=facts)
         yield Running(server, port)
+
+
+async def _beat(beats: Beats) -> None:
+    """Says for ever that the event loop goes on."""
+    while True:
+        beats.beat("loop")
+        await asyncio.sleep(_BEAT_S)
 
 
 async def _stop(server: grpc.aio.Server) -> None:

@@ -6,6 +6,7 @@ codes.
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,11 +61,18 @@ class _Worker:
 class Workers:
     """A set of workers; each can answer every call. For one event loop; call `start` first and `close` last."""
 
-    def __init__(self, targets: Sequence[str], on_change: Callable[[bool], Awaitable[None]]) -> None:
-        """Takes gRPC targets. `on_change` is told whether any worker is alive, each time that this changes."""
+    def __init__(
+        self,
+        targets: Sequence[str],
+        on_change: Callable[[bool], Awaitable[None]],
+        on_answer: Callable[[str, float], None],
+    ) -> None:
+        """Takes gRPC targets. `on_change` is told whether any worker is alive, each time that this changes, and
+        `on_answer` the method and the seconds of each answer with one message.
+        """
         self._workers: list[_Worker] = []
         self._targets = targets
-        self._on_change = on_change
+        self._on_change, self._on_answer = on_change, on_answer
         self._watches: list[asyncio.Task[None]] = []
         self._checks: set[asyncio.Task[None]] = set()
         self._turn = 0
@@ -94,25 +102,25 @@ class Workers:
         self, request: inference_pb2.EncodeRequest, timeout_s: float | None
     ) -> inference_pb2.EncodeResponse:
         """The code of a prompt. Raises CallError."""
-        return await self._call(lambda worker: worker.inference.Encode(request, timeout=timeout_s))
+        return await self._call("Encode", lambda worker: worker.inference.Encode(request, timeout=timeout_s))
 
     async def tokenize(
         self, request: inference_pb2.TokenizeRequest, timeout_s: float | None
     ) -> inference_pb2.TokenizeResponse:
         """The tokens of a prompt. Raises CallError."""
-        return await self._call(lambda worker: worker.inference.Tokenize(request, timeout=timeout_s))
+        return await self._call("Tokenize", lambda worker: worker.inference.Tokenize(request, timeout=timeout_s))
 
     async def compare(
         self, request: inference_pb2.CompareRequest, timeout_s: float | None
     ) -> inference_pb2.CompareResponse:
         """How both models' predictions differ. Raises CallError."""
-        return await self._call(lambda worker: worker.inference.Compare(request, timeout=timeout_s))
+        return await self._call("Compare", lambda worker: worker.inference.Compare(request, timeout=timeout_s))
 
     async def attribute(
         self, request: inference_pb2.AttributeRequest, timeout_s: float | None
     ) -> inference_pb2.AttributeResponse:
         """The latents that carry a difference. Raises CallError."""
-        return await self._call(lambda worker: worker.inference.Attribute(request, timeout=timeout_s))
+        return await self._call("Attribute", lambda worker: worker.inference.Attribute(request, timeout=timeout_s))
 
     def generate(
         self, request: inference_pb2.GenerateRequest, timeout_s: float | None
@@ -120,14 +128,17 @@ class Workers:
         """Continuations of a prompt, piece by piece; closing the generator ends the worker's call. Raises CallError."""
         return self._stream(lambda worker: worker.inference.Generate(request, timeout=timeout_s))
 
-    async def _call(self, call: Callable[[_Worker], Awaitable[Any]]) -> Any:
+    async def _call(self, method: str, call: Callable[[_Worker], Awaitable[Any]]) -> Any:
         """The answer of the next live worker, or of another if that one is gone or busy: calls change nothing."""
         asked: list[_Worker] = []
         busy: grpc.aio.AioRpcError | None = None
         while (worker := self._next(asked)) is not None:
             asked.append(worker)
             try:
-                return await call(worker)
+                started = time.perf_counter()
+                answer = await call(worker)
+                self._on_answer(method, time.perf_counter() - started)
+                return answer
             except grpc.aio.AioRpcError as error:
                 busy = await self._passed_over(worker, error) or busy
         raise self._nobody(busy)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -38,12 +38,14 @@ from crosscope_proto.artefacts import job_folder
 from crosscope_proto.job_record import WorkerNote
 from crosscope_proto.logs import configure_logging
 from crosscope_proto.settings import SettingsError, read_settings
+from crosscope_worker.figures import expose
 from crosscope_worker.jobs.claim import QueueAway, is_passing, patiently
 from crosscope_worker.jobs.entry import Attempt
 from crosscope_worker.jobs.environment import job_environment
 from crosscope_worker.jobs.kinds import KINDS
 from crosscope_worker.jobs.lifeline import die_with_parent
-from crosscope_worker.jobs.machine import find_machine
+from crosscope_worker.jobs.machine import Machine, find_machine
+from crosscope_worker.jobs.metrics import Metrics
 from crosscope_worker.jobs.retention import retry_hint, sweep
 from crosscope_worker.jobs.settings import JobSettings
 
@@ -61,7 +63,9 @@ class JobWorker(Worker):
 
     max_connection_wait_time = 2.0
 
-    def __init__(self, settings: JobSettings, kinds: Mapping[str, str], connection: Redis) -> None:
+    def __init__(
+        self, settings: JobSettings, kinds: Mapping[str, str], connection: Redis, machine: Machine, metrics: Metrics
+    ) -> None:
         super().__init__(
             [Queue(keys.JOB_QUEUE, connection=connection, serializer=JSONSerializer)],
             name=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}",
@@ -71,7 +75,8 @@ class JobWorker(Worker):
             serializer=JSONSerializer,
             log_job_description=False,
         )
-        self._settings, self._kinds, self._machine = settings, kinds, find_machine(settings.device)
+        self._settings, self._kinds, self._machine = settings, kinds, machine
+        self._metrics = metrics
         self._attending = False
         self._claim = connection.register_script(job_record.CLAIM)
         self._release = connection.register_script(job_record.RELEASE)
@@ -119,6 +124,7 @@ class JobWorker(Worker):
             machine = self._machine
             note = WorkerNote(time.time(), machine.device, machine.name, machine.memory_bytes, machine.free_bytes())
             self.connection.hset(keys.JOB_WORKERS, self.name, json.dumps(asdict(note)))
+            self._metrics.beats.beat("queue")
         except RedisError as error:
             if not is_passing(error):
                 raise
@@ -151,6 +157,7 @@ class JobWorker(Worker):
                 self._drop(job, execution)
                 return
             child = self._start(job.id, claim)
+            self._metrics.began(child.pid)
             try:
                 self._attend(child, job, execution)
             finally:
@@ -158,7 +165,7 @@ class JobWorker(Worker):
                     os.killpg(child.pid, signal.SIGKILL)
                     child.wait()
             log.info("job %s: its process ended with %s", job.id, child.returncode)
-            self._settle(job, queue, execution, claim, child.returncode)
+            self._metrics.ended(self._settle(job, queue, execution, claim, child.returncode))
         finally:
             self._attending = False
 
@@ -193,6 +200,7 @@ class JobWorker(Worker):
                 return
             except subprocess.TimeoutExpired:
                 moment = time.monotonic()
+                self._metrics.beats.beat("job")
             if self._stop_requested and kill_at == float("inf"):
                 child.terminate()
                 kill_at = moment + STOP_GRACE_S
@@ -215,7 +223,9 @@ class JobWorker(Worker):
             return False
         return bool(asked_at) and time.time() - float(asked_at or 0) > job_record.CANCEL_GRACE_S
 
-    def _settle(self, job: Job, queue: Queue, execution: Execution, claim: str, code: int) -> None:
+    def _settle(self, job: Job, queue: Queue, execution: Execution, claim: str, code: int) -> str:
+        """Ends an attempt in the queue's books; returns its outcome, "unsettled" if the queue stayed away."""
+
         def stopping() -> bool:
             return self._stop_requested
 
@@ -227,6 +237,8 @@ class JobWorker(Worker):
             patiently(lambda: self._tell_rq(outcome, job, queue, execution), SETTLE_WAIT_S, stopping)
         except QueueAway as error:
             log.warning("job %s is left to the janitor: %s", job.id, error)
+            return "unsettled"
+        return outcome
 
     def _outcome(self, job_id: str, claim: str, code: int) -> str:
         """The outcome of the job: "succeeded", "ended" in another way, "again", or "lost" to another attempt."""
@@ -280,10 +292,18 @@ def main(kinds: Mapping[str, str] = KINDS) -> int:
         sys.stderr.write(f"CROSSCOPE_WORKER_QUEUE_URL: {error}\n")
         return 1
     die_with_parent(os.getppid(), signal.SIGTERM)
-    return _work(settings, kinds, connection)
+    machine = find_machine(settings.device)
+    metrics = Metrics(machine)
+    if settings.jobs_metrics_port is not None:
+        try:
+            expose(metrics.registry, settings.jobs_metrics_port, "CROSSCOPE_WORKER_JOBS_METRICS_PORT")
+        except OSError as error:
+            sys.stderr.write(f"{error.strerror}\n")
+            return 1
+    return _work(connection, lambda: JobWorker(settings, kinds, connection, machine, metrics))
 
 
-def _work(settings: JobSettings, kinds: Mapping[str, str], connection: Redis) -> int:
+def _work(connection: Redis, new_worker: Callable[[], JobWorker]) -> int:
     """Runs for ever, with a new RQ worker whenever Redis was away."""
     away, worker = False, None
     while worker is None or not worker.stopped:
@@ -292,7 +312,7 @@ def _work(settings: JobSettings, kinds: Mapping[str, str], connection: Redis) ->
         try:
             connection.ping()
             away = False
-            worker = JobWorker(settings, kinds, connection)
+            worker = new_worker()
             worker.work(logging_level="INFO")
         except StopRequested:
             return 0

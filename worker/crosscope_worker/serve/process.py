@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc.aio
@@ -16,9 +17,11 @@ from transformers.utils import logging as transformers_logging
 from crosscope_proto.logs import configure_logging
 from crosscope_proto.settings import SettingsError, read_settings
 from crosscope_proto.worker.v1 import inference_pb2_grpc
+from crosscope_worker.figures import expose
 from crosscope_worker.serve.batching import Batcher
 from crosscope_worker.serve.generation import Generations
-from crosscope_worker.serve.models import Models, device_bytes
+from crosscope_worker.serve.metrics import DeviceThread, Metrics
+from crosscope_worker.serve.models import Models, allocated_bytes, device_bytes
 from crosscope_worker.serve.questions import DeviceQueue, ask
 from crosscope_worker.serve.servicer import Inference
 from crosscope_worker.serve.settings import ServeSettings
@@ -27,6 +30,7 @@ SERVICE = "crosscope.worker.v1.Inference"
 DRAIN_S = 3.0
 """How long calls in progress may take to end after SIGTERM."""
 _LAST_REPLIES_S = 0.2
+_BEAT_S = 0.5
 _CACHE_SHARE = 8
 """One part of so many of the device's memory is for keys and values, if nothing is set."""
 _OPTIONS = [
@@ -49,13 +53,18 @@ class InferenceProcess:
 
     def __init__(self, settings: ServeSettings) -> None:
         self._listen = settings.listen
-        self._device_thread = ThreadPoolExecutor(1, thread_name_prefix="device")
+        self.metrics = Metrics()
+        self._device_thread = DeviceThread(self.metrics)
         self._tokenising_threads = ThreadPoolExecutor(2, thread_name_prefix="tokenise")
         self.models = Models(
             settings.home, settings.device, settings.max_model_bytes, self._device_thread, settings.float32
         )
         self.batcher: DeviceQueue = Batcher(
-            ask, self._device_thread, settings.max_batch_tokens, settings.max_queued_tokens
+            ask,
+            self._device_thread,
+            settings.max_batch_tokens,
+            settings.max_queued_tokens,
+            self.metrics.ran_batch,
         )
         self.generations = Generations(
             self._device_thread,
@@ -65,8 +74,22 @@ class InferenceProcess:
             settings.max_unread_bytes,
         )
         self._servicer = Inference(
-            self.models, self.batcher, self.generations, self._tokenising_threads, settings.max_prompt_tokens
+            self.models,
+            self.batcher,
+            self.generations,
+            self._tokenising_threads,
+            settings.max_prompt_tokens,
+            self.metrics,
         )
+        self.metrics.watch_memory(
+            lambda: self.batcher.queued_tokens,
+            lambda: self.models.used_bytes,
+            lambda: allocated_bytes(settings.device),
+        )
+        self.metrics.set_limit(device_bytes(settings.device))
+        self._metrics_port = settings.metrics_port
+        self._end_metrics: Callable[[], None] | None = None
+        self._beating: asyncio.Task[None] | None = None
         self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
         self._server: grpc.aio.Server | None = None
 
@@ -81,10 +104,22 @@ class InferenceProcess:
             raise StartError(
                 f"cannot listen at {self._listen}: it is in use or not allowed; set CROSSCOPE_WORKER_LISTEN"
             ) from error
+        if self._metrics_port is not None:
+            try:
+                self._end_metrics = expose(self.metrics.registry, self._metrics_port, "CROSSCOPE_WORKER_METRICS_PORT")
+            except OSError as error:
+                raise StartError(error.strerror) from error
         await self._server.start()
+        self._beating = asyncio.create_task(self._beat())
         for service in ("", SERVICE):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         return port
+
+    async def _beat(self) -> None:
+        """Says for ever that the event loop goes on."""
+        while True:
+            self.metrics.beats.beat("loop")
+            await asyncio.sleep(_BEAT_S)
 
     async def idle(self) -> None:
         """Waits until no call of our own service is in progress, a stream no more than any other."""
@@ -98,6 +133,10 @@ class InferenceProcess:
             await asyncio.wait_for(self.idle(), DRAIN_S)
         if self._server is not None:
             await self._server.stop(_LAST_REPLIES_S)
+        if self._beating is not None:
+            self._beating.cancel()
+        if self._end_metrics is not None:
+            await asyncio.to_thread(self._end_metrics)
         self.models.close()
         for thread in (self._device_thread, self._tokenising_threads):
             thread.shutdown(wait=False, cancel_futures=True)
