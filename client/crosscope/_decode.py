@@ -317,6 +317,7 @@ def job(message: jobs_pb2.Job) -> types.JobInfo:
         recipe_yaml=message.recipe_yaml,
         total_fraction=message.total_fraction,
         eta_s=message.eta_s,
+        request_id=message.request_id,
     )
 
 

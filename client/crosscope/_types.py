@@ -252,6 +252,8 @@ class JobInfo:
     """Share of the whole job that is done, 0 to 1, estimated from its stages; never falls."""
     eta_s: float = 0.0
     """Estimated seconds until it ends, while it runs; 0 if unknown."""
+    request_id: str = ""
+    """Id of the call that submitted it, as the server's log has it; empty if unknown."""
 
 
 @public

@@ -14,7 +14,7 @@ PARTS = {"crosscope_server": "crosscope-server", "crosscope_worker": "crosscope-
 APP_PARTS = {"streamlit": "crosscope[app]", "plotly": "crosscope[app]"}
 """Further modules that the app needs."""
 
-_MODELS = (environment.WORKER, environment.COMPUTE, environment.HUB, environment.HUB_ACCESS)
+_MODELS = (environment.WORKER, environment.COMPUTE, environment.HUB, environment.HUB_ACCESS, environment.TRACES)
 """Environment variables of the workers: their settings, and those that torch and the hub's client read."""
 _PROMPTS = "crosscope.v1.Prompts"
 """The service of the server that is ready as soon as the server has found a worker."""
@@ -77,7 +77,7 @@ class Installation:
                 "CROSSCOPE_SERVER_QUEUE_URL": f"unix://{self._socket('queue')}",
                 "CROSSCOPE_SERVER_CACHE_URL": f"unix://{self._socket('cache')}",
             },
-            reads=(environment.SERVER,),
+            reads=(environment.SERVER, environment.TRACES),
             probe=grpc_serving(self.address),
             after=("queue", "cache"),
             essential=True,

@@ -7,6 +7,7 @@ import sys
 
 from crosscope_proto.logs import configure_logging
 from crosscope_proto.settings import SettingsError, read_settings
+from crosscope_proto.tracing import configure_tracing
 from crosscope_server.settings import Settings
 
 
@@ -18,6 +19,7 @@ def main() -> int:
         sys.stderr.write(f"{error}\n")
         return 1
     configure_logging("server", settings.log_level)
+    configure_tracing("server")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read when grpc is imported; our own log says what matters
     from crosscope_server.serve import StartError
 

@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from crosscope_proto import request_ids
 from crosscope_proto.recipe import RecipeError
 from crosscope_proto.rich_status import cut, retry_info, rich_status
 
@@ -169,9 +170,11 @@ def status_of(error: Exception, method: str) -> status_pb2.Status:
         return rich_status(
             grpc.StatusCode.INTERNAL,
             f"the server has a bug; its log tells more under bug id {bug_id}",
-            [error_details_pb2.ErrorInfo(reason="BUG", domain=DOMAIN, metadata={"bug_id": bug_id})],
+            [error_details_pb2.ErrorInfo(reason="BUG", domain=DOMAIN, metadata=_facts({"bug_id": bug_id}))],
         )
-    details: list[Message] = [error_details_pb2.ErrorInfo(reason=known.reason, domain=DOMAIN, metadata=known.facts)]
+    details: list[Message] = [
+        error_details_pb2.ErrorInfo(reason=known.reason, domain=DOMAIN, metadata=_facts(known.facts))
+    ]
     if known.violations:
         bad_request = error_details_pb2.BadRequest()
         for violation in known.violations[:_MAX_VIOLATIONS]:
@@ -181,6 +184,12 @@ def status_of(error: Exception, method: str) -> status_pb2.Status:
     if known.retry_after_s is not None:
         details.append(retry_info(known.retry_after_s))
     return rich_status(known.status, known.sentence, details)
+
+
+def _facts(facts: Mapping[str, str]) -> dict[str, str]:
+    """Facts for programs, with the id of the call."""
+    request_id = request_ids.current()
+    return {**facts, request_ids.FACT: request_id} if request_id else dict(facts)
 
 
 def status_code(status: status_pb2.Status) -> grpc.StatusCode:

@@ -16,7 +16,9 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
+from crosscope_proto import request_ids
 from crosscope_proto.rich_status import abort
+from crosscope_proto.tracing import TRACEPARENT, span
 from crosscope_server.callers import calling
 from crosscope_server.errors import InvalidRequest, NoToken, Violation, reason_of, status_code, status_of
 from crosscope_server.metrics import Metrics
@@ -31,6 +33,18 @@ Context = grpc.aio.ServicerContext
 Handler = Any
 """grpc.RpcMethodHandler, or None for a method that does not exist."""
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]
+
+
+class RequestIdInterceptor(grpc.aio.ServerInterceptor):
+    """Gives every call its id: the caller's (metadata "x-request-id"), or a new one. Must be the first interceptor."""
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> Handler:
+        """Says which call this task serves; a call is intercepted and served by one task."""
+        given = dict(handler_call_details.invocation_metadata or ()).get(request_ids.METADATA)
+        request_ids.set_current(request_ids.usable(given))
+        return await continuation(handler_call_details)
 
 
 class TokenInterceptor(grpc.aio.ServerInterceptor):
@@ -110,7 +124,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._metrics.began()
         outcome = grpc.StatusCode.CANCELLED
         try:
-            yield
+            with span(method.removeprefix("/"), "server", parent=_parent(context), request_id=request_ids.current()):
+                yield
             outcome = grpc.StatusCode.OK
         except Exception as error:
             status = status_of(error, method)
@@ -134,6 +149,11 @@ async def _around_others(method: str, context: Context, **_: bool) -> AsyncGener
         yield
     except InvalidRequest as error:
         await abort(context, status_of(error, method))
+
+
+def _parent(context: Context) -> str:
+    """The caller's span; empty if it sent none."""
+    return next((str(value) for key, value in context.invocation_metadata() or () if key == TRACEPARENT), "")
 
 
 def _message(request: Message | DecodeError) -> Message:

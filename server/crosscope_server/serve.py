@@ -31,7 +31,7 @@ from crosscope_server.annotations.store import Annotations
 from crosscope_server.cache import Cache
 from crosscope_server.catalogue import Catalogue
 from crosscope_server.effects import Effects
-from crosscope_server.interceptors import CallInterceptor, TokenInterceptor
+from crosscope_server.interceptors import CallInterceptor, RequestIdInterceptor, TokenInterceptor
 from crosscope_server.jobs.figures import JobCollector, JobCounter
 from crosscope_server.jobs.service import jobs_service
 from crosscope_server.looks import Looks
@@ -115,9 +115,9 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
         prompts, effects = Prompts(catalogue, workers, replies), Effects(catalogue, workers, replies)
         jobs = await stack.enter_async_context(jobs_service(settings.queue_url, settings.home))
 
-        interceptors: list[grpc.aio.ServerInterceptor] = [CallInterceptor(metrics)]
+        interceptors: list[grpc.aio.ServerInterceptor] = [RequestIdInterceptor(), CallInterceptor(metrics)]
         if settings.token:
-            interceptors.insert(0, TokenInterceptor(settings.token.get_secret_value()))
+            interceptors.insert(1, TokenInterceptor(settings.token.get_secret_value()))
         server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
         latents_pb2_grpc.add_LatentsServicer_to_server(
             LatentsService(catalogue, annotations, Searches(indices)), server

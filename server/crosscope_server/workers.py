@@ -17,6 +17,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
+from crosscope_proto import request_ids, tracing
 from crosscope_proto.worker.v1 import inference_pb2, inference_pb2_grpc
 from crosscope_server.errors import (
     BrokenArtefact,
@@ -102,31 +103,41 @@ class Workers:
         self, request: inference_pb2.EncodeRequest, timeout_s: float | None
     ) -> inference_pb2.EncodeResponse:
         """The code of a prompt. Raises CallError."""
-        return await self._call("Encode", lambda worker: worker.inference.Encode(request, timeout=timeout_s))
+        return await self._call(
+            "Encode", lambda worker: worker.inference.Encode(request, timeout=timeout_s, metadata=call_metadata())
+        )
 
     async def tokenize(
         self, request: inference_pb2.TokenizeRequest, timeout_s: float | None
     ) -> inference_pb2.TokenizeResponse:
         """The tokens of a prompt. Raises CallError."""
-        return await self._call("Tokenize", lambda worker: worker.inference.Tokenize(request, timeout=timeout_s))
+        return await self._call(
+            "Tokenize", lambda worker: worker.inference.Tokenize(request, timeout=timeout_s, metadata=call_metadata())
+        )
 
     async def compare(
         self, request: inference_pb2.CompareRequest, timeout_s: float | None
     ) -> inference_pb2.CompareResponse:
         """How both models' predictions differ. Raises CallError."""
-        return await self._call("Compare", lambda worker: worker.inference.Compare(request, timeout=timeout_s))
+        return await self._call(
+            "Compare", lambda worker: worker.inference.Compare(request, timeout=timeout_s, metadata=call_metadata())
+        )
 
     async def attribute(
         self, request: inference_pb2.AttributeRequest, timeout_s: float | None
     ) -> inference_pb2.AttributeResponse:
         """The latents that carry a difference. Raises CallError."""
-        return await self._call("Attribute", lambda worker: worker.inference.Attribute(request, timeout=timeout_s))
+        return await self._call(
+            "Attribute", lambda worker: worker.inference.Attribute(request, timeout=timeout_s, metadata=call_metadata())
+        )
 
     def generate(
         self, request: inference_pb2.GenerateRequest, timeout_s: float | None
     ) -> AsyncGenerator[inference_pb2.GenerateResponse]:
         """Continuations of a prompt, piece by piece; closing the generator ends the worker's call. Raises CallError."""
-        return self._stream(lambda worker: worker.inference.Generate(request, timeout=timeout_s))
+        return self._stream(
+            lambda worker: worker.inference.Generate(request, timeout=timeout_s, metadata=call_metadata())
+        )
 
     async def _call(self, method: str, call: Callable[[_Worker], Awaitable[Any]]) -> Any:
         """The answer of the next live worker, or of another if that one is gone or busy: calls change nothing."""
@@ -229,6 +240,12 @@ class Workers:
         log.info("worker serves" if is_alive else "worker does not serve", extra={"worker": worker.target})
         if (after := self.num_alive > 0) != before:
             await self._on_change(after)
+
+
+def call_metadata() -> tuple[tuple[str, str], ...]:
+    """What a call to a worker says of the call that this server serves: its id, and the span above."""
+    given = ((request_ids.METADATA, request_ids.current()), (tracing.TRACEPARENT, tracing.current_traceparent()))
+    return tuple((key, value) for key, value in given if value)
 
 
 def _caller_error(error: grpc.aio.AioRpcError) -> Exception:

@@ -57,6 +57,9 @@ class JobRecord:
     """The folder from which it was submitted; empty if unknown."""
     seconds: str = ""
     """JSON: how long each stage is expected to take; empty if unknown."""
+    request_id: str = ""
+    """Id of the call that submitted it; empty if unknown."""
+    traceparent: str = ""
     total_fraction: float = 0.0
     eta_s: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict)

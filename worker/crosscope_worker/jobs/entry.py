@@ -18,7 +18,7 @@ from redis import Redis
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
-from crosscope_proto import job_record
+from crosscope_proto import job_record, request_ids
 from crosscope_proto.artefacts import JOB_LOG, CrosscoderManifest, job_folder
 from crosscope_proto.labels import MadeLabels
 from crosscope_proto.left_out import left_out
@@ -100,6 +100,7 @@ def run(attempt: Attempt, stopping: threading.Event | None = None) -> None:
 def _work(attempt: Attempt, claim: Claim, folder: Path, stopping: threading.Event) -> tuple[str, str, str]:
     """The outcome of the job: state, message, version id. Raises LostClaim and QueueAway."""
     task = claim.task(QUEUE_WAIT_S, stopping.is_set)
+    request_ids.set_current(task.request_id)
     try:
         journal = Journal(folder, task.attempt)
     except OSError as error:
@@ -128,7 +129,9 @@ def _work(attempt: Attempt, claim: Claim, folder: Path, stopping: threading.Even
 
     try:
         _keep_recipe(folder, task.recipe)
-        journal.write("start", device=attempt.device)
+        journal.write(
+            "start", device=attempt.device, **({request_ids.FACT: asked} if (asked := task.request_id) else {})
+        )
         result = _published(folder)
         if result is None:
             recipe = parse_recipe(task.recipe)

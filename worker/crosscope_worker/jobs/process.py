@@ -38,6 +38,7 @@ from crosscope_proto.artefacts import job_folder
 from crosscope_proto.job_record import WorkerNote
 from crosscope_proto.logs import configure_logging
 from crosscope_proto.settings import SettingsError, read_settings
+from crosscope_proto.tracing import configure_tracing
 from crosscope_worker.figures import expose
 from crosscope_worker.jobs.claim import QueueAway, is_passing, patiently
 from crosscope_worker.jobs.entry import Attempt
@@ -48,6 +49,7 @@ from crosscope_worker.jobs.machine import Machine, find_machine
 from crosscope_worker.jobs.metrics import Metrics
 from crosscope_worker.jobs.retention import retry_hint, sweep
 from crosscope_worker.jobs.settings import JobSettings
+from crosscope_worker.jobs.traced import attempt_span
 
 BEAT_S = 5.0
 STOP_GRACE_S = 2.0
@@ -156,16 +158,19 @@ class JobWorker(Worker):
             if self._claim(keys=_record_keys(job.id), args=[claim, repr(time.time())]) != b"ok":
                 self._drop(job, execution)
                 return
-            child = self._start(job.id, claim)
-            self._metrics.began(child.pid)
-            try:
-                self._attend(child, job, execution)
-            finally:
-                if child.poll() is None:
-                    os.killpg(child.pid, signal.SIGKILL)
-                    child.wait()
-            log.info("job %s: its process ended with %s", job.id, child.returncode)
-            self._metrics.ended(self._settle(job, queue, execution, claim, child.returncode))
+            with attempt_span(self.connection, job.id) as span:
+                child = self._start(job.id, claim)
+                self._metrics.began(child.pid)
+                try:
+                    self._attend(child, job, execution)
+                finally:
+                    if child.poll() is None:
+                        os.killpg(child.pid, signal.SIGKILL)
+                        child.wait()
+                log.info("job %s: its process ended with %s", job.id, child.returncode)
+                outcome = self._settle(job, queue, execution, claim, child.returncode)
+                self._metrics.ended(outcome)
+                span.set(outcome=outcome)
         finally:
             self._attending = False
 
@@ -277,6 +282,7 @@ class JobWorker(Worker):
 def main(kinds: Mapping[str, str] = KINDS) -> int:
     """Runs the job worker until SIGTERM; the exit code is 1 if it could not start."""
     configure_logging("jobs")
+    configure_tracing("jobs")
     try:
         settings = read_settings(JobSettings)
         connection = Redis.from_url(

@@ -34,6 +34,8 @@ class Answer(Generic[Result]):
     """From arrival until its batch started."""
     compute_s: float
     """Time of the batch that held the entry."""
+    batch: int
+    """Entries of that batch."""
 
 
 @dataclass(eq=False)
@@ -163,7 +165,7 @@ class Batcher(Generic[Key, Item, Result]):
         self._rate = _RATE_MEMORY * self._rate + (1 - _RATE_MEMORY) * rate
         for entry, result in zip(batch, results, strict=True):
             if not entry.future.done():
-                entry.future.set_result(Answer(result, started - entry.arrived, compute_s))
+                entry.future.set_result(Answer(result, started - entry.arrived, compute_s, len(batch)))
 
     @staticmethod
     def _fail(entry: _Entry[Key, Item, Result], error: Exception) -> None:

@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from crosscope_proto.logs import configure_logging
 from crosscope_proto.settings import SettingsError, read_settings
+from crosscope_proto.tracing import configure_tracing
 from crosscope_proto.worker.v1 import inference_pb2_grpc
 from crosscope_worker.figures import expose
 from crosscope_worker.serve.batching import Batcher
@@ -150,6 +151,7 @@ def run() -> int:
         sys.stderr.write(f"{error}\n")
         return 1
     configure_logging("inference")
+    configure_tracing("inference")
     transformers_logging.disable_progress_bar()
     torch.set_num_interop_threads(1)
     if settings.num_threads is not None:

@@ -1,6 +1,7 @@
 """The service `crosscope.worker.v1.Inference`: decode, call, reply."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable
 from concurrent.futures import Executor
@@ -11,7 +12,9 @@ import grpc
 import grpc.aio
 from grpc_status import rpc_status
 
+from crosscope_proto import request_ids
 from crosscope_proto.rich_status import abort
+from crosscope_proto.tracing import TRACEPARENT, span
 from crosscope_proto.v1 import effects_pb2, types_pb2
 from crosscope_proto.worker.v1 import inference_pb2, inference_pb2_grpc
 from crosscope_worker.serve import messages, orders
@@ -26,6 +29,8 @@ from crosscope_worker.tokenizer.tokens import PromptError, TokenisedText
 
 Reply = TypeVar("Reply")
 Context = grpc.aio.ServicerContext[Any, Any]
+log = logging.getLogger(__name__)
+
 _SHORT_PROMPT_BYTES = 4096
 """Length of prompts that are tokenised within about a millisecond, less than two thread changes beside a busy device
 take."""
@@ -98,8 +103,12 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         self._num_calls += 1
         self.idle.clear()
         outcome = grpc.StatusCode.CANCELLED
+        said = {key: str(value) for key, value in context.invocation_metadata() or ()}
+        request_ids.set_current(request_ids.usable(said.get(request_ids.METADATA)))
+        above = said.get(TRACEPARENT, "")
         try:
-            yield
+            with span(f"inference/{method}", "server", parent=above, request_id=request_ids.current()):
+                yield
             outcome = grpc.StatusCode.OK
         except Exception as error:  # mapped to a status in one place
             status = status_of(error)
@@ -107,6 +116,8 @@ class Inference(inference_pb2_grpc.InferenceServicer):
             await abort(context, status)
         finally:
             self._metrics.called(method, outcome.name)
+            level = logging.DEBUG if outcome is grpc.StatusCode.OK else logging.INFO
+            log.log(level, "call", extra={"method": method, "status": outcome.name})
             self._num_calls -= 1
             if not self._num_calls:
                 self.idle.set()
@@ -124,7 +135,9 @@ class Inference(inference_pb2_grpc.InferenceServicer):
             started = time.perf_counter()
             text, tokens = await self._prompt(crosscoder, request.prompt)
             tokenise_s = time.perf_counter() - started
-            answer = await self._device.submit(WhichCode(crosscoder), text.ids, len(text.ids), timeout_s)
+            with span("device", crosscoder=request.crosscoder, tokens=len(text.ids)) as device:
+                answer = await self._device.submit(WhichCode(crosscoder), text.ids, len(text.ids), timeout_s)
+                device.set(batch=answer.batch, queue_s=answer.queue_s, compute_s=answer.compute_s)
         with self._metrics.part("reply"):
             tokens.left_out.extend(left_out(crosscoder.reading, text, answer.result.outlying).tolist())
             return inference_pb2.EncodeResponse(
