@@ -318,6 +318,7 @@ def job(message: jobs_pb2.Job) -> types.JobInfo:
         total_fraction=message.total_fraction,
         eta_s=message.eta_s,
         owner=message.owner,
+        request_id=message.request_id,
     )
 
 

@@ -34,6 +34,9 @@ class FieldViolation(NamedTuple):
 class CrosscopeError(Exception):
     """Base of all errors that this package raises about a request. `str()` says what happened and what to do."""
 
+    request_id: str = ""
+    """Id of the call, under which the server's log tells of it; empty for an error before any call."""
+
 
 @public
 class InvalidInput(CrosscopeError, ValueError):

@@ -20,6 +20,7 @@ from crosscope._errors import (
     Unavailable,
     VersionGone,
 )
+from crosscope_proto import request_ids
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -62,7 +63,15 @@ def error_of_item(error: "StreamError") -> CrosscopeError:
 
 
 def _error_of_code(code: grpc.StatusCode, message: str, rich: "Status | None") -> CrosscopeError:
-    """The exception for a status that the server sent, with the server's sentence."""
+    """The exception for a status that the server sent, with the server's sentence and the call's id."""
+    from google.rpc.error_details_pb2 import ErrorInfo
+
+    error = _plain_error(code, message, rich)
+    error.request_id = _detail(rich, ErrorInfo).metadata.get(request_ids.FACT, "")
+    return error
+
+
+def _plain_error(code: grpc.StatusCode, message: str, rich: "Status | None") -> CrosscopeError:
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         if "message larger than max" in message:
             return _too_large(message)

@@ -254,6 +254,8 @@ class JobInfo:
     """Estimated seconds until it ends, while it runs; 0 if unknown."""
     owner: str = ""
     """Name of the token that submitted it; empty where callers have no names."""
+    request_id: str = ""
+    """Id of the call that submitted it, as the server's log has it; empty if unknown."""
 
 
 @public

@@ -18,7 +18,7 @@ APP_PARTS = {"streamlit": "crosscope[app]", "plotly": "crosscope[app]"}
 APP_TLS, APP_LOGIN = "CROSSCOPE_APP_TLS_CERT", "CROSSCOPE_APP_LOGIN"
 """Settings of the app that decide its address."""
 
-_MODELS = (environment.WORKER, environment.COMPUTE, environment.HUB, environment.HUB_ACCESS)
+_MODELS = (environment.WORKER, environment.COMPUTE, environment.HUB, environment.HUB_ACCESS, environment.TRACES)
 """Environment variables of the workers: their settings, and those that torch and the hub's client read."""
 _PROMPTS = "crosscope.v1.Prompts"
 """The service of the server that is ready as soon as the server has found a worker."""
@@ -103,7 +103,7 @@ class Installation:
                 "CROSSCOPE_SERVER_QUEUE_URL": f"unix://{self._socket('queue')}",
                 "CROSSCOPE_SERVER_CACHE_URL": f"unix://{self._socket('cache')}",
             },
-            reads=(environment.SERVER,),
+            reads=(environment.SERVER, environment.TRACES),
             probe=grpc_serving(self.own_address),
             after=("queue", "cache"),
         )

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Self
 
+from crosscope_proto.ages import Ages
+
 BEAT_FD: Final = "CROSSCOPE_BEAT_FD"
 """The variable that names the pipe's writing end to a process."""
 EVERY_S: Final = 1.0
@@ -29,6 +31,8 @@ class Beats:
         """`descriptor` is the pipe's writing end; None: nobody listens."""
         self._descriptor = descriptor
         self._last: dict[str, tuple[float, float]] = {}
+        self.ages = Ages()
+        """When each part last beat."""
 
     @classmethod
     def from_environment(cls) -> Self:
@@ -41,6 +45,7 @@ class Beats:
 
     def __call__(self, part: str, within_s: float) -> None:
         """Promises that `part` beats again within `within_s` seconds. Cheap enough to call every step."""
+        self.ages.beat(part)
         now = time.monotonic()
         at, before = self._last.get(part, (float("-inf"), 0.0))
         if self._descriptor is None or (within_s == before and now - at < min(EVERY_S, within_s) / 2):

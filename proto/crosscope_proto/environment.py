@@ -32,6 +32,8 @@ HUB_ACCESS: Final = ("HF_TOKEN", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN", *PRO
 LABEL_KEYS: Final = ("*_API_KEY",)
 """Keys of endpoints that label latents: the job worker hands the one that a recipe names to its job."""
 WORKER: Final = ("CROSSCOPE_WORKER_*",)
+TRACES: Final = ("OTEL_*",)
+"""Where spans go. A header of the collector may hold a key, so a job's process gets none of these."""
 SERVER: Final = ("CROSSCOPE_SERVER_*",)
 APP: Final = ("CROSSCOPE_APP_*", "CROSSCOPE_ADDRESS", "CROSSCOPE_TOKEN", "CROSSCOPE_AUTHOR", "STREAMLIT_*")
 

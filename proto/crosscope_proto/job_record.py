@@ -41,11 +41,26 @@ class WorkerNote:
     """What of it is free; None if unknown."""
 
 
-TEXT_FIELDS = ("kind", "name", "recipe", "claim", "stage", "message", "end", "version_id", "folder", "seconds", "owner")
+TEXT_FIELDS = (
+    "kind",
+    "name",
+    "recipe",
+    "claim",
+    "stage",
+    "message",
+    "end",
+    "version_id",
+    "folder",
+    "seconds",
+    "request_id",
+    "traceparent",
+    "owner",
+)
 """Fields that are texts. `claim` is the id of the attempt that runs the job. `end` is one of SUCCEEDED, FAILED and
 CANCELLED. `folder` is the folder from which the job was submitted. `seconds` is a JSON object: how long each
-stage is expected to take; empty where that is not known. `owner` is the name of the token that submitted the job; empty
-where callers have no names."""
+stage is expected to take; empty where that is not known. `request_id` is the id of the call that submitted the job,
+and `traceparent` the span of that call; empty if unknown. `owner` is the name of the token that submitted the job;
+empty where callers have no names."""
 NUMBER_FIELDS = (
     "created_at",
     "started_at",

@@ -10,6 +10,8 @@ import sys
 from datetime import UTC, datetime
 from typing import Final
 
+from crosscope_proto import request_ids
+
 OUR_LOGGERS: Final = ("crosscope", "crosscope_local", "crosscope_server", "crosscope_worker")
 """Our packages, which log from the level that is asked for. All other libraries log from WARNING on."""
 OF_EVERY_LINE: Final = frozenset({"event", "level", "timestamp", "process", "logger", "exception"})
@@ -25,9 +27,17 @@ def configure_logging(process: str, level: str = "info") -> None:
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PeopleFormatter() if sys.stderr.isatty() else JsonFormatter(process))
+    handler.addFilter(with_request_id)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     for name in OUR_LOGGERS:
         logging.getLogger(name).setLevel(level.upper())
+
+
+def with_request_id(record: logging.LogRecord) -> bool:
+    """Adds the id of the call that is served to a record; lets every record through. A filter for handlers."""
+    if request_id := request_ids.current():
+        record.__dict__.setdefault(request_ids.FACT, request_id)
+    return True
 
 
 class JsonFormatter(logging.Formatter):

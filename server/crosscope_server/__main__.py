@@ -13,6 +13,7 @@ import sys
 from crosscope_proto.beats import Beats
 from crosscope_proto.logs import configure_logging
 from crosscope_proto.settings import SettingsError, check_settings, read_settings, unknown_variables
+from crosscope_proto.tracing import configure_tracing
 from crosscope_server.settings import Settings
 
 LOOP_S = 10.0
@@ -34,6 +35,7 @@ def main() -> int:
     configure_logging("server", settings.log_level)
     for line in unknown_variables(Settings):
         log.warning(line)
+    configure_tracing("server")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read when grpc is imported; our own log says what matters
     from crosscope_server.serve import StartError
 
@@ -53,7 +55,7 @@ async def _serve(settings: Settings) -> None:
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, told_to_stop.set)
     beats = Beats.from_environment()
-    async with serving(settings):
+    async with serving(settings, beats.ages):
         beating = asyncio.create_task(beats.go_on("event loop", LOOP_S))
         await told_to_stop.wait()
         beating.cancel()

@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from crosscope_proto import request_ids
 from crosscope_proto.recipe import RecipeError
 from crosscope_proto.rich_status import bad_request, encodable, retry_info, rich_status
 
@@ -170,6 +171,12 @@ def as_call_error(error: Exception) -> CallError | None:
     return None
 
 
+def reason_of(error: Exception) -> str:
+    """The stable name of an exception for programs, as ErrorInfo sends it."""
+    known = as_call_error(error)
+    return "BUG" if known is None else known.reason
+
+
 def status_of(error: Exception, method: str) -> status_pb2.Status:
     """The status that a caller gets for an exception, with google.rpc details. Logs bugs."""
     known = as_call_error(error)
@@ -179,15 +186,23 @@ def status_of(error: Exception, method: str) -> status_pb2.Status:
         return rich_status(
             grpc.StatusCode.INTERNAL,
             f"the server has a bug; its log tells more under bug id {bug_id}",
-            [error_details_pb2.ErrorInfo(reason="BUG", domain=DOMAIN, metadata={"bug_id": bug_id})],
+            [error_details_pb2.ErrorInfo(reason="BUG", domain=DOMAIN, metadata=_facts({"bug_id": bug_id}))],
         )
-    facts = {name: encodable(value) for name, value in known.facts.items()}
-    details: list[Message] = [error_details_pb2.ErrorInfo(reason=known.reason, domain=DOMAIN, metadata=facts)]
+    details: list[Message] = [
+        error_details_pb2.ErrorInfo(reason=known.reason, domain=DOMAIN, metadata=_facts(known.facts))
+    ]
     if known.violations:
         details.append(bad_request([(each.field, each.sentence) for each in known.violations]))
     if known.retry_after_s is not None:
         details.append(retry_info(known.retry_after_s))
     return rich_status(known.status, known.sentence, details)
+
+
+def _facts(facts: Mapping[str, str]) -> dict[str, str]:
+    """Facts for programs, with the id of the call."""
+    request_id = request_ids.current()
+    sent = {name: encodable(value) for name, value in facts.items()}
+    return {**sent, request_ids.FACT: request_id} if request_id else sent
 
 
 def status_code(status: status_pb2.Status) -> grpc.StatusCode:

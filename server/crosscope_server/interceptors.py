@@ -15,9 +15,12 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
+from crosscope_proto import request_ids
 from crosscope_proto.handlers import Handler, not_a_message, with_behaviour
 from crosscope_proto.rich_status import abort
-from crosscope_server.errors import InvalidRequest, Violation, status_code, status_of
+from crosscope_proto.tracing import TRACEPARENT, span
+from crosscope_server.callers import calling
+from crosscope_server.errors import InvalidRequest, Violation, reason_of, status_code, status_of
 from crosscope_server.metrics import Metrics
 from crosscope_server.validation import check
 
@@ -27,6 +30,18 @@ log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]
+
+
+class RequestIdInterceptor(grpc.aio.ServerInterceptor):
+    """Gives every call its id: the caller's (metadata "x-request-id"), or a new one. Must be the first interceptor."""
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> Handler:
+        """Says which call this task serves; a call is intercepted and served by one task."""
+        given = dict(handler_call_details.invocation_metadata or ()).get(request_ids.METADATA)
+        request_ids.set_current(request_ids.usable(given))
+        return await continuation(handler_call_details)
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -51,15 +66,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         inner: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         is_ours = method.startswith(OURS)
         around = self._around if is_ours else _around_others
+        is_stream = bool(handler.response_streaming)
         read: Any = _messages if handler.request_streaming else _checked if is_ours else _message
 
         async def unary(request: Message | DecodeError, context: Context) -> Message:
-            async with around(method, context):
+            async with around(method, context, is_stream=is_stream):
                 return await inner(read(request), context)
             raise AssertionError("unreachable: the context manager never swallows")
 
         async def stream(request: Any, context: Context) -> AsyncIterator[Message]:
-            async with around(method, context):
+            async with around(method, context, is_stream=is_stream):
                 replies = inner(read(request), context)
                 if inspect.isawaitable(replies):  # a handler that writes its replies itself
                     await replies
@@ -71,28 +87,31 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return with_behaviour(handler, unary, stream)
 
     @asynccontextmanager
-    async def _around(self, method: str, context: Context) -> AsyncGenerator[None]:
+    async def _around(self, method: str, context: Context, *, is_stream: bool) -> AsyncGenerator[None]:
         started = time.perf_counter()
+        self._metrics.began()
         outcome = grpc.StatusCode.CANCELLED
         try:
-            yield
+            with span(method.removeprefix("/"), "server", parent=_parent(context), request_id=request_ids.current()):
+                yield
             outcome = grpc.StatusCode.OK
         except Exception as error:
             status = status_of(error, method)
             outcome = status_code(status)
+            self._metrics.failed(reason_of(error))
             await abort(context, status)
         finally:
             seconds = time.perf_counter() - started
             # Record later: the reply goes out first.
-            asyncio.get_running_loop().call_soon(self._record, method, outcome, seconds)
+            asyncio.get_running_loop().call_soon(self._record, method, outcome, seconds, is_stream)
 
-    def _record(self, method: str, outcome: grpc.StatusCode, seconds: float) -> None:
-        self._metrics.called(method, outcome.name, seconds)
+    def _record(self, method: str, outcome: grpc.StatusCode, seconds: float, is_stream: bool) -> None:
+        self._metrics.called(method, outcome.name, calling().name, seconds, is_stream=is_stream)
         log.info("call", extra={"method": method, "status": outcome.name, "ms": round(seconds * 1000, 2)})
 
 
 @asynccontextmanager
-async def _around_others(method: str, context: Context) -> AsyncGenerator[None]:
+async def _around_others(method: str, context: Context, **_: bool) -> AsyncGenerator[None]:
     """Gives errors of health and reflection their statuses, but for those with which they end a call themselves."""
     try:
         yield
@@ -100,6 +119,11 @@ async def _around_others(method: str, context: Context) -> AsyncGenerator[None]:
         raise
     except Exception as error:
         await abort(context, status_of(error, method))
+
+
+def _parent(context: Context) -> str:
+    """The caller's span; empty if it sent none."""
+    return next((str(value) for key, value in context.invocation_metadata() or () if key == TRACEPARENT), "")
 
 
 def _message(request: Message | DecodeError) -> Message:

@@ -13,6 +13,8 @@ import prometheus_client
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from crosscope_proto import __version__
+from crosscope_proto.ages import Ages
 from crosscope_proto.healths import Healths
 from crosscope_proto.v1 import (
     annotations_pb2,
@@ -36,7 +38,8 @@ from crosscope_server.budgets import Budgets
 from crosscope_server.cache import Cache
 from crosscope_server.catalogue import Catalogue
 from crosscope_server.effects import Effects
-from crosscope_server.interceptors import CallInterceptor
+from crosscope_server.interceptors import CallInterceptor, RequestIdInterceptor
+from crosscope_server.jobs.figures import JobCollector, JobCounter
 from crosscope_server.jobs.service import jobs_service
 from crosscope_server.looks import Looks
 from crosscope_server.metrics import Metrics
@@ -55,6 +58,7 @@ GRACE_S = 1.5
 """How long calls under way may go on after the server was told to stop."""
 _CANCEL_S = 0.02
 """How long grpc takes to cancel the calls that it cuts off."""
+_BEAT_S = 0.5
 _OPTIONS = [
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", 4 * 1024 * 1024),
@@ -88,10 +92,14 @@ class Running:
 
 
 @contextlib.asynccontextmanager
-async def serving(settings: Settings) -> AsyncGenerator[Running]:
-    """Runs a server for as long as the context lasts. Raises StartError."""
+async def serving(settings: Settings, ages: Ages | None = None) -> AsyncGenerator[Running]:
+    """Runs a server for as long as the context lasts. Raises StartError. `ages` are for its metrics."""
     async with contextlib.AsyncExitStack() as stack:
-        metrics = Metrics()
+        metrics = Metrics(__version__, settings.home, ages)
+        if settings.queue_url:
+            job_counter = JobCounter(settings.queue_url)
+            stack.callback(job_counter.close)
+            metrics.registry.register(JobCollector(job_counter))
         healths = Healths()
 
         async def prompts_change(is_alive: bool) -> None:
@@ -106,7 +114,8 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
             cache = Cache(settings.cache_url, metrics.looked_up)
             stack.push_async_callback(cache.close)
         worker_token = settings.worker_token.get_secret_value() if settings.worker_token else None
-        workers = Workers(settings.workers, prompts_change, worker_token)
+        workers = Workers(settings.workers, prompts_change, metrics.worker_answered, worker_token)
+        metrics.watch_workers(lambda: workers.num_alive, len(settings.workers))
         stack.push_async_callback(workers.close)
         replies = Replies(cache)
         budgets = Budgets()
@@ -114,7 +123,11 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
         jobs = await stack.enter_async_context(jobs_service(settings.queue_url, settings.home))
 
         gate = Gate(_tokens(stack, settings))
-        interceptors = [AccessInterceptor(gate, Audit(settings.home)), CallInterceptor(metrics)]
+        interceptors: list[grpc.aio.ServerInterceptor] = [
+            RequestIdInterceptor(),
+            AccessInterceptor(gate, Audit(settings.home)),
+            CallInterceptor(metrics),
+        ]
         server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
         latents_pb2_grpc.add_LatentsServicer_to_server(
             LatentsService(catalogue, annotations, Searches(indices)), server

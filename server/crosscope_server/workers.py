@@ -6,6 +6,7 @@ codes.
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
+from crosscope_proto import request_ids, tracing
 from crosscope_proto.worker.v1 import inference_pb2, inference_pb2_grpc
 from crosscope_server.errors import (
     BrokenArtefact,
@@ -62,16 +64,21 @@ class Workers:
     """A set of workers; each can answer every call. For one event loop; call `start` first and `close` last."""
 
     def __init__(
-        self, targets: Sequence[str], on_change: Callable[[bool], Awaitable[None]], token: str | None = None
+        self,
+        targets: Sequence[str],
+        on_change: Callable[[bool], Awaitable[None]],
+        on_answer: Callable[[str, float], None],
+        token: str | None = None,
     ) -> None:
         """Takes gRPC targets, and the token that workers ask for.
 
-        `on_change` is told whether any worker is alive, each time that this changes.
+        `on_change` is told whether any worker is alive, each time that this changes, and `on_answer` the method and
+        the seconds of each answer with one message.
         """
         self._token = token
         self._workers: list[_Worker] = []
         self._targets = targets
-        self._on_change = on_change
+        self._on_change, self._on_answer = on_change, on_answer
         self._watches: list[asyncio.Task[None]] = []
         self._checks: set[asyncio.Task[None]] = set()
         self._turn = 0
@@ -102,40 +109,53 @@ class Workers:
         self, request: inference_pb2.EncodeRequest, timeout_s: float | None
     ) -> inference_pb2.EncodeResponse:
         """The code of a prompt. Raises CallError."""
-        return await self._call(lambda worker: worker.inference.Encode(request, timeout=timeout_s))
+        return await self._call(
+            "Encode", lambda worker: worker.inference.Encode(request, timeout=timeout_s, metadata=call_metadata())
+        )
 
     async def tokenize(
         self, request: inference_pb2.TokenizeRequest, timeout_s: float | None
     ) -> inference_pb2.TokenizeResponse:
         """The tokens of a prompt. Raises CallError."""
-        return await self._call(lambda worker: worker.inference.Tokenize(request, timeout=timeout_s))
+        return await self._call(
+            "Tokenize", lambda worker: worker.inference.Tokenize(request, timeout=timeout_s, metadata=call_metadata())
+        )
 
     async def compare(
         self, request: inference_pb2.CompareRequest, timeout_s: float | None
     ) -> inference_pb2.CompareResponse:
         """How both models' predictions differ. Raises CallError."""
-        return await self._call(lambda worker: worker.inference.Compare(request, timeout=timeout_s))
+        return await self._call(
+            "Compare", lambda worker: worker.inference.Compare(request, timeout=timeout_s, metadata=call_metadata())
+        )
 
     async def attribute(
         self, request: inference_pb2.AttributeRequest, timeout_s: float | None
     ) -> inference_pb2.AttributeResponse:
         """The latents that carry a difference. Raises CallError."""
-        return await self._call(lambda worker: worker.inference.Attribute(request, timeout=timeout_s))
+        return await self._call(
+            "Attribute", lambda worker: worker.inference.Attribute(request, timeout=timeout_s, metadata=call_metadata())
+        )
 
     def generate(
         self, request: inference_pb2.GenerateRequest, timeout_s: float | None
     ) -> AsyncGenerator[inference_pb2.GenerateResponse]:
         """Continuations of a prompt, piece by piece; closing the generator ends the worker's call. Raises CallError."""
-        return self._stream(lambda worker: worker.inference.Generate(request, timeout=timeout_s))
+        return self._stream(
+            lambda worker: worker.inference.Generate(request, timeout=timeout_s, metadata=call_metadata())
+        )
 
-    async def _call(self, call: Callable[[_Worker], Awaitable[Any]]) -> Any:
+    async def _call(self, method: str, call: Callable[[_Worker], Awaitable[Any]]) -> Any:
         """The answer of the next live worker, or of another if that one is gone or busy: calls change nothing."""
         asked: list[_Worker] = []
         busy: grpc.aio.AioRpcError | None = None
         while (worker := self._next(asked)) is not None:
             asked.append(worker)
             try:
-                return await call(worker)
+                started = time.perf_counter()
+                answer = await call(worker)
+                self._on_answer(method, time.perf_counter() - started)
+                return answer
             except grpc.aio.AioRpcError as error:
                 busy = await self._passed_over(worker, error) or busy
         raise self._nobody(busy)
@@ -226,6 +246,12 @@ class Workers:
         log.info("worker serves" if is_alive else "worker does not serve", extra={"worker": worker.target})
         if (after := self.num_alive > 0) != before:
             await self._on_change(after)
+
+
+def call_metadata() -> tuple[tuple[str, str], ...]:
+    """What a call to a worker says of the call that this server serves: its id, and the span above."""
+    given = ((request_ids.METADATA, request_ids.current()), (tracing.TRACEPARENT, tracing.current_traceparent()))
+    return tuple((key, value) for key, value in given if value)
 
 
 def _caller_error(error: grpc.aio.AioRpcError) -> Exception:

@@ -130,7 +130,7 @@ async def test_metrics_count_calls(tmp_path):
     async with run_front(home=tmp_path, metrics_port=port) as front:
         await front.latents.ListCrosscoders(LIST)
         page = await asyncio.to_thread(_get, f"http://127.0.0.1:{port}/metrics")
-    assert 'crosscope_calls_total{method="/crosscope.v1.Latents/ListCrosscoders",status="OK"} 1.0' in page
+    assert 'crosscope_calls_total{caller="-",method="/crosscope.v1.Latents/ListCrosscoders",status="OK"} 1.0' in page
 
 
 def _get(url: str) -> str:

@@ -8,9 +8,11 @@ import grpc
 import grpc.aio
 
 from crosscope import _aio
+from crosscope._calls import outgoing
 from crosscope._connection import Connection
 from crosscope._errors import InvalidInput
 from crosscope._status import error_of, is_connection_failure
+from crosscope_proto import request_ids
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -62,46 +64,52 @@ class AsyncTransport:
 
         `timeout_s` is the connection's own by default.
         """
-        timeout_s, metadata = timeout_s or self.connection.timeout_s, self.connection.metadata
+        timeout_s = timeout_s or self.connection.timeout_s
         delays = iter(_RETRY_DELAYS_S if idempotent else ())
-        while True:
-            try:
-                with _aio.failing():
-                    return await method(request, timeout=timeout_s, metadata=metadata)
-            except grpc.RpcError as error:
-                delay_s = next(delays, None) if is_connection_failure(error) else None
-                if delay_s is None:
-                    raise error_of(error, self.address, timeout_s) from None
-            await _aio.sleep(delay_s)
+        with outgoing(self.connection, method) as metadata:
+            while True:
+                try:
+                    with _aio.failing():
+                        return await method(request, timeout=timeout_s, metadata=metadata)
+                except grpc.RpcError as error:
+                    delay_s = next(delays, None) if is_connection_failure(error) else None
+                    if delay_s is None:
+                        raise error_of(error, self.address, timeout_s) from None
+                await _aio.sleep(delay_s)
+        raise AssertionError("unreachable: the loop returns or raises")
 
     async def upload(
         self, method: "grpc.aio.StreamUnaryMultiCallable[Any, _Reply]", requests: "Sequence[Message]"
     ) -> _Reply:
         """Sends many requests and returns the one reply."""
         timeout_s = self.connection.long_timeout_s
-        try:
-            with _aio.failing():
-                return await method(iter(requests), timeout=timeout_s, metadata=self.connection.metadata)
-        except grpc.RpcError as error:
-            raise error_of(error, self.address, timeout_s) from None
+        with outgoing(self.connection, method) as metadata:
+            try:
+                with _aio.failing():
+                    return await method(iter(requests), timeout=timeout_s, metadata=metadata)
+            except grpc.RpcError as error:
+                raise error_of(error, self.address, timeout_s) from None
+        raise AssertionError("unreachable: the block returns or raises")
 
     async def stream(
         self, method: "grpc.aio.UnaryStreamMultiCallable[Any, _Reply]", request: "Message", timeout_s: float | None
     ) -> AsyncGenerator[_Reply, None]:
         """Sends a request and yields the replies; leaving the iterator early cancels the call."""
-        call = await _aio.start(method, request, timeout=timeout_s, metadata=self.connection.metadata)
-        try:
-            with _aio.failing():
-                async for reply in call:
-                    yield reply
-        except grpc.RpcError as error:
-            raise error_of(error, self.address, timeout_s) from None
-        finally:
-            call.cancel()
+        with outgoing(self.connection, method) as metadata:
+            call = await _aio.start(method, request, timeout=timeout_s, metadata=metadata)
+            try:
+                with _aio.failing():
+                    async for reply in call:
+                        yield reply
+            except grpc.RpcError as error:
+                raise error_of(error, self.address, timeout_s) from None
+            finally:
+                call.cancel()
 
     async def converse(self, method: "grpc.aio.StreamStreamMultiCallable[Any, _Reply]") -> "_aio.Conversation[_Reply]":
         """Opens a call with many requests and many replies, without a deadline."""
-        return await _aio.Conversation[_Reply].open(method, metadata=self.connection.metadata)
+        metadata = (*self.connection.metadata, (request_ids.METADATA, request_ids.new_id()))
+        return await _aio.Conversation[_Reply].open(method, metadata=metadata)
 
     async def close(self) -> None:
         """Closes the channel; calls in progress end with an error. Closing twice does nothing."""

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import grpc
 
 from crosscope import _blocking
+from crosscope._calls import outgoing
 from crosscope._connection import Connection
 from crosscope._errors import InvalidInput
 from crosscope._status import error_of, is_connection_failure
+from crosscope_proto import request_ids
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -62,43 +64,49 @@ class Transport:
 
         `timeout_s` is the connection's own by default.
         """
-        timeout_s, metadata = timeout_s or self.connection.timeout_s, self.connection.metadata
+        timeout_s = timeout_s or self.connection.timeout_s
         delays = iter(_RETRY_DELAYS_S if idempotent else ())
-        while True:
-            try:
-                with _blocking.failing():
-                    return method(request, timeout=timeout_s, metadata=metadata)
-            except grpc.RpcError as error:
-                delay_s = next(delays, None) if is_connection_failure(error) else None
-                if delay_s is None:
-                    raise error_of(error, self.address, timeout_s) from None
-            _blocking.sleep(delay_s)
+        with outgoing(self.connection, method) as metadata:
+            while True:
+                try:
+                    with _blocking.failing():
+                        return method(request, timeout=timeout_s, metadata=metadata)
+                except grpc.RpcError as error:
+                    delay_s = next(delays, None) if is_connection_failure(error) else None
+                    if delay_s is None:
+                        raise error_of(error, self.address, timeout_s) from None
+                _blocking.sleep(delay_s)
+        raise AssertionError("unreachable: the loop returns or raises")
 
     def upload(self, method: "grpc.StreamUnaryMultiCallable[Any, _Reply]", requests: "Sequence[Message]") -> _Reply:
         """Sends many requests and returns the one reply."""
         timeout_s = self.connection.long_timeout_s
-        try:
-            with _blocking.failing():
-                return method(iter(requests), timeout=timeout_s, metadata=self.connection.metadata)
-        except grpc.RpcError as error:
-            raise error_of(error, self.address, timeout_s) from None
+        with outgoing(self.connection, method) as metadata:
+            try:
+                with _blocking.failing():
+                    return method(iter(requests), timeout=timeout_s, metadata=metadata)
+            except grpc.RpcError as error:
+                raise error_of(error, self.address, timeout_s) from None
+        raise AssertionError("unreachable: the block returns or raises")
 
     def stream(
         self, method: "grpc.UnaryStreamMultiCallable[Any, _Reply]", request: "Message", timeout_s: float | None
     ) -> Generator[_Reply, None, None]:
         """Sends a request and yields the replies; leaving the iterator early cancels the call."""
-        call = _blocking.start(method, request, timeout=timeout_s, metadata=self.connection.metadata)
-        try:
-            with _blocking.failing():
-                yield from call
-        except grpc.RpcError as error:
-            raise error_of(error, self.address, timeout_s) from None
-        finally:
-            call.cancel()
+        with outgoing(self.connection, method) as metadata:
+            call = _blocking.start(method, request, timeout=timeout_s, metadata=metadata)
+            try:
+                with _blocking.failing():
+                    yield from call
+            except grpc.RpcError as error:
+                raise error_of(error, self.address, timeout_s) from None
+            finally:
+                call.cancel()
 
     def converse(self, method: "grpc.StreamStreamMultiCallable[Any, _Reply]") -> "_blocking.Conversation[_Reply]":
         """Opens a call with many requests and many replies, without a deadline."""
-        return _blocking.Conversation[_Reply].open(method, metadata=self.connection.metadata)
+        metadata = (*self.connection.metadata, (request_ids.METADATA, request_ids.new_id()))
+        return _blocking.Conversation[_Reply].open(method, metadata=metadata)
 
     def close(self) -> None:
         """Closes the channel; calls in progress end with an error. Closing twice does nothing."""

@@ -133,16 +133,28 @@ def report_usage(error: click.ClickException, *, as_json: bool) -> None:
 
 def report_error(error: Exception, *, as_json: bool) -> int | None:
     """Prints an expected error on stderr and returns its exit code; returns None for a bug, and prints nothing."""
-    from crosscope import CrosscopeError, InvalidInput, JobCancelled, JobFailed, Unavailable
+    from crosscope import (
+        Busy,
+        CrosscopeError,
+        DeadlineExceeded,
+        InvalidInput,
+        JobCancelled,
+        JobFailed,
+        ServerError,
+        Unavailable,
+    )
 
     if not isinstance(error, CrosscopeError):
         return None
     if as_json:
         violations = [v._asdict() for v in error.violations] if isinstance(error, InvalidInput) else []
         document = {"error": type(error).__name__, "message": str(error), "violations": violations}
-        click.echo(json.dumps(document), err=True)
+        click.echo(json.dumps(document | ({"request_id": asked} if (asked := error.request_id) else {})), err=True)
     else:
-        click.echo(f"error: {error}".encode("utf-8", "backslashreplace").decode(), err=True)
+        # What the server's operator must look up has its id; what the caller can mend needs none.
+        is_theirs = isinstance(error, ServerError | DeadlineExceeded | Busy) and error.request_id
+        hint = f" (request {error.request_id})" if is_theirs else ""
+        click.echo(f"error: {error}{hint}".encode("utf-8", "backslashreplace").decode(), err=True)
     if isinstance(error, InvalidInput):
         return _WRONG_INPUT
     if isinstance(error, Unavailable):

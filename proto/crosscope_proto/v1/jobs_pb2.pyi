@@ -146,6 +146,7 @@ class Job(_message.Message):
     TOTAL_FRACTION_FIELD_NUMBER: _builtins.int
     ETA_S_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Its id."""
     kind: _builtins.str
@@ -180,6 +181,8 @@ class Job(_message.Message):
     """Estimated seconds until it ends, while it runs; 0 where that is not known."""
     owner: _builtins.str
     """Name of the token that submitted it; empty where callers have no names. Others cancel or retry it as admins only."""
+    request_id: _builtins.str
+    """The id of the call that submitted it; empty if that is not known."""
     @_builtins.property
     def after(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The ids of jobs that must succeed first."""
@@ -215,10 +218,11 @@ class Job(_message.Message):
         total_fraction: _builtins.float = ...,
         eta_s: _builtins.float = ...,
         owner: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "attempt", b"attempt", "created_at", b"created_at", "ended_at", b"ended_at", "eta_s", b"eta_s", "fraction", b"fraction", "id", b"id", "kind", b"kind", "message", b"message", "metrics", b"metrics", "name", b"name", "owner", b"owner", "queue_position", b"queue_position", "recipe_yaml", b"recipe_yaml", "stage", b"stage", "stage_seconds", b"stage_seconds", "started_at", b"started_at", "state", b"state", "total_fraction", b"total_fraction", "version_id", b"version_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "attempt", b"attempt", "created_at", b"created_at", "ended_at", b"ended_at", "eta_s", b"eta_s", "fraction", b"fraction", "id", b"id", "kind", b"kind", "message", b"message", "metrics", b"metrics", "name", b"name", "owner", b"owner", "queue_position", b"queue_position", "recipe_yaml", b"recipe_yaml", "request_id", b"request_id", "stage", b"stage", "stage_seconds", b"stage_seconds", "started_at", b"started_at", "state", b"state", "total_fraction", b"total_fraction", "version_id", b"version_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

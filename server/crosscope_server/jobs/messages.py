@@ -36,6 +36,7 @@ def job_message(record: JobRecord, waiting: Sequence[str]) -> jobs_pb2.Job:
         metrics=record.metrics,
         stage_seconds=record.stage_seconds,
         version_id=record.version_id,
+        request_id=record.request_id,
         recipe_yaml=record.recipe,
         total_fraction=record.total_fraction,
         owner=record.owner,

@@ -59,6 +59,9 @@ class JobRecord:
     """JSON: how long each stage is expected to take; empty if unknown."""
     owner: str = ""
     """Name of the token that submitted it; empty where callers have no names."""
+    request_id: str = ""
+    """Id of the call that submitted it; empty if unknown."""
+    traceparent: str = ""
     total_fraction: float = 0.0
     eta_s: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict)

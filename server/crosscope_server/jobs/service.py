@@ -21,6 +21,7 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
+from crosscope_proto import request_ids, tracing
 from crosscope_proto.recipe import recipe_schema
 from crosscope_proto.v1 import jobs_pb2, jobs_pb2_grpc
 from crosscope_server.callers import calling
@@ -129,6 +130,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         targets, before = await self._known([])
         planned = await asyncio.to_thread(plan, recipe, found, self._home, targets)
         seconds = expected_seconds(recipe, request.recipe_yaml, before, planned.devices)
+        values |= {request_ids.FACT: request_ids.current(), tracing.TRACEPARENT: tracing.current_traceparent()}
         values["seconds"] = json.dumps(seconds) if seconds else ""
         warnings = [*found.warnings, *planned.warnings]
         if request.validate_only:

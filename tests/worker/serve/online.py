@@ -36,10 +36,12 @@ async def run_online(home: Path, **settings: Any) -> AsyncIterator[Online]:
     address = f"unix:{home}/worker"
     process = InferenceProcess(ServeSettings(home=home, listen=address, **settings))
     await process.start()
-    async with run_front(home=home, workers=address) as front:
-        await front.prompts_serve()
-        yield Online(front, process, home)
-    await process.stop()
+    try:
+        async with run_front(home=home, workers=address) as front:
+            await front.prompts_serve()
+            yield Online(front, process, home)
+    finally:
+        await process.stop()
 
 
 def prompt(text: str = TEXT) -> types_pb2.Prompt:

@@ -14,7 +14,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from crosscope_proto import job_record, keys
+from crosscope_proto import job_record, keys, request_ids
 from crosscope_worker.work import LostClaim, Stopped
 
 T = TypeVar("T")
@@ -64,6 +64,8 @@ class Task:
     """The share of the job that earlier attempts completed."""
     seconds: Mapping[str, float]
     """How long each stage is expected to take; empty if unknown."""
+    request_id: str = ""
+    """Id of the call that submitted the job; empty if unknown."""
 
 
 class Claim:
@@ -83,9 +85,18 @@ class Claim:
         """
 
         def ask() -> Task:
-            names = ("recipe", "attempt", "folder", "total_fraction", "seconds")
-            recipe, attempt, folder, done, seconds = cast("list[str | None]", self._redis.hmget(self._keys[0], *names))
-            return Task(recipe or "", int(attempt or 1), folder or "", float(done or 0), json.loads(seconds or "{}"))
+            names = ("recipe", "attempt", "folder", "total_fraction", "seconds", request_ids.FACT)
+            recipe, attempt, folder, done, seconds, request_id = cast(
+                "list[str | None]", self._redis.hmget(self._keys[0], *names)
+            )
+            return Task(
+                recipe or "",
+                int(attempt or 1),
+                folder or "",
+                float(done or 0),
+                json.loads(seconds or "{}"),
+                request_id or "",
+            )
 
         return patiently(ask, wait_s, give_up)
 

@@ -18,7 +18,7 @@ from redis import Redis
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
-from crosscope_proto import job_record
+from crosscope_proto import job_record, request_ids
 from crosscope_proto.artefacts import JOB_LOG, CrosscoderManifest, job_folder
 from crosscope_proto.beats import Beats
 from crosscope_proto.labels import MadeLabels
@@ -122,6 +122,7 @@ def _work(
     """The outcome of the job: state, message, version id. Raises LostClaim and QueueAway."""
     is_stopping = _waiting(stopping, pulse)
     task = claim.task(QUEUE_WAIT_S, is_stopping)
+    request_ids.set_current(task.request_id)
     try:
         journal = Journal(folder, task.attempt)
     except OSError as error:
@@ -153,7 +154,9 @@ def _work(
 
     try:
         _keep_recipe(folder, task.recipe)
-        journal.write("start", device=attempt.device)
+        journal.write(
+            "start", device=attempt.device, **({request_ids.FACT: asked} if (asked := task.request_id) else {})
+        )
         result = _published(folder)
         if result is None:
             recipe = parse_recipe(task.recipe)

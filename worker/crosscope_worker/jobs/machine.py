@@ -18,6 +18,15 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Use:
+    """How much of a device is in use, by all processes; None where that is not known."""
+
+    memory_bytes: int | None
+    busy: float | None
+    """Share of the last second in which the device worked, 0 to 1."""
+
+
+@dataclass(frozen=True)
 class Machine:
     """The device on which a worker's jobs run."""
 
@@ -35,15 +44,29 @@ class Machine:
         free = psutil.virtual_memory().available
         return free if self.memory_bytes is None else min(free, self.memory_bytes)
 
+    def use(self) -> Use:
+        """How much of the device is in use now."""
+        if self.device == "cpu":
+            whole = psutil.virtual_memory()
+            return Use(whole.total - whole.available, psutil.cpu_percent() / 100)
+        if not self.device.startswith("cuda"):
+            return Use(None, None)
+        try:
+            mebibytes, percent = (int(each) for each in _ask_driver(self.device, "memory.used,utilization.gpu"))
+        except (OSError, subprocess.SubprocessError, ValueError) as error:
+            log.debug("the use of %s is not known: %s", self.device, error)
+            return Use(None, None)
+        return Use(mebibytes << 20, percent / 100)
+
 
 def find_machine(device: str) -> Machine:
     """The machine behind a torch device."""
-    kind, _, index = device.partition(":")
+    kind = device.partition(":")[0]
     if kind == "cpu":
         cores = len(os.sched_getaffinity(0))
         return Machine("cpu", f"{cores} CPU core{'s' * (cores != 1)}", _memory())
     if kind == "cuda":
-        return _gpu(device, int(index) if index.isdecimal() else 0)
+        return _gpu(device)
     return Machine(device, device, None)
 
 
@@ -57,15 +80,23 @@ def _memory() -> int:
     return min(whole, int(limit)) if limit.isdecimal() else whole
 
 
-def _gpu(device: str, index: int) -> Machine:
+def _gpu(device: str) -> Machine:
     """A GPU as nvidia-smi describes it; of unknown memory if that does not answer."""
-    visible = [each.strip() for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each.strip()]
-    which = visible[index] if index < len(visible) else str(index)
-    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits", "-i", which]
     try:
-        said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=_ASK_S).stdout
-        name, _, mebibytes = said.strip().splitlines()[0].rpartition(",")
-        return Machine(device, name.strip(), int(mebibytes) << 20)
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
+        *names, mebibytes = _ask_driver(device, "name,memory.total")
+        return Machine(device, ",".join(names), int(mebibytes) << 20)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
         log.warning("the memory of %s is not known for plans: %s", device, error)
         return Machine(device, device, None)
+
+
+def _ask_driver(device: str, fields: str) -> list[str]:
+    """What nvidia-smi says of a GPU. Raises OSError, subprocess.SubprocessError or ValueError."""
+    index = int(number) if (number := device.partition(":")[2]).isdecimal() else 0
+    visible = [each.strip() for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each.strip()]
+    which = visible[index] if index < len(visible) else str(index)
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits", "-i", which]
+    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=_ASK_S).stdout
+    if not (lines := said.strip().splitlines()):
+        raise ValueError("nvidia-smi says nothing")
+    return [part.strip() for part in lines[0].split(",")]

@@ -39,15 +39,19 @@ from crosscope_proto.beats import EVERY_S, Beats
 from crosscope_proto.job_record import WorkerNote
 from crosscope_proto.logs import configure_logging
 from crosscope_proto.settings import SettingsError, read_settings
+from crosscope_proto.tracing import configure_tracing
+from crosscope_worker.figures import expose
 from crosscope_worker.jobs.child import JobProcess
 from crosscope_worker.jobs.claim import QueueAway, is_passing, patiently
 from crosscope_worker.jobs.entry import Attempt
 from crosscope_worker.jobs.environment import job_environment
 from crosscope_worker.jobs.kinds import KINDS
 from crosscope_worker.jobs.lifeline import die_with_parent
-from crosscope_worker.jobs.machine import find_machine
+from crosscope_worker.jobs.machine import Machine, find_machine
+from crosscope_worker.jobs.metrics import Metrics
 from crosscope_worker.jobs.retention import retry_hint, sweep
 from crosscope_worker.jobs.settings import JobSettings
+from crosscope_worker.jobs.traced import attempt_span
 
 BEAT_S = 5.0
 STOP_GRACE_S = 2.0
@@ -69,7 +73,13 @@ class JobWorker(Worker):
     max_connection_wait_time = 2.0
 
     def __init__(
-        self, settings: JobSettings, kinds: Mapping[str, str], connection: Redis, moves: Callable[[], None]
+        self,
+        settings: JobSettings,
+        kinds: Mapping[str, str],
+        connection: Redis,
+        machine: Machine,
+        metrics: Metrics,
+        moves: Callable[[], None],
     ) -> None:
         """`moves` is called at each turn of the main loop."""
         super().__init__(
@@ -81,8 +91,8 @@ class JobWorker(Worker):
             serializer=JSONSerializer,
             log_job_description=False,
         )
-        self._settings, self._kinds, self._machine = settings, kinds, find_machine(settings.device)
-        self._moves = moves
+        self._settings, self._kinds, self._machine = settings, kinds, machine
+        self._metrics, self._moves = metrics, moves
         self._attending = False
         self._claim = connection.register_script(job_record.CLAIM)
         self._release = connection.register_script(job_record.RELEASE)
@@ -131,6 +141,7 @@ class JobWorker(Worker):
             machine = self._machine
             note = WorkerNote(time.time(), machine.device, machine.name, machine.memory_bytes, machine.free_bytes())
             self.connection.hset(keys.JOB_WORKERS, self.name, json.dumps(asdict(note)))
+            self._metrics.ages.beat("queue")
         except RedisError as error:
             if not is_passing(error):
                 raise
@@ -162,13 +173,17 @@ class JobWorker(Worker):
             if self._claim(keys=_record_keys(job.id), args=[claim, repr(time.time())]) != b"ok":
                 self._drop(job, execution)
                 return
-            child = self._start(job.id, claim)
-            try:
-                self._attend(child, job, execution)
-            finally:
-                child.close()
-            log.info("job %s: its process %s", job.id, child.ending())
-            self._settle(job, queue, execution, claim, child)
+            with attempt_span(self.connection, job.id) as span:
+                child = self._start(job.id, claim)
+                self._metrics.began(child.pid)
+                try:
+                    self._attend(child, job, execution)
+                finally:
+                    child.close()
+                log.info("job %s: its process %s", job.id, child.ending())
+                outcome = self._settle(job, queue, execution, claim, child)
+                self._metrics.ended(outcome)
+                span.set(outcome=outcome)
         finally:
             self._attending = False
 
@@ -196,6 +211,7 @@ class JobWorker(Worker):
         next_beat, kill_at = time.monotonic() + BEAT_S, float("inf")
         while not child.ends_within(0.25):
             self._moves()
+            self._metrics.ages.beat("job")
             moment = time.monotonic()
             if self._stop_requested and kill_at == float("inf"):
                 child.terminate()
@@ -222,7 +238,9 @@ class JobWorker(Worker):
             return False
         return bool(asked_at) and time.time() - float(asked_at or 0) > job_record.CANCEL_GRACE_S
 
-    def _settle(self, job: Job, queue: Queue, execution: Execution, claim: str, child: JobProcess) -> None:
+    def _settle(self, job: Job, queue: Queue, execution: Execution, claim: str, child: JobProcess) -> str:
+        """Ends an attempt in the queue's books; returns its outcome, "unsettled" if the queue stayed away."""
+
         def stopping() -> bool:
             self._moves()
             return self._stop_requested
@@ -235,6 +253,8 @@ class JobWorker(Worker):
             patiently(lambda: self._tell_rq(outcome, job, queue, execution), SETTLE_WAIT_S, stopping)
         except QueueAway as error:
             log.warning("job %s is left to the janitor: %s", job.id, error)
+            return "unsettled"
+        return outcome
 
     def _outcome(self, job_id: str, claim: str, child: JobProcess) -> str:
         """The outcome of the job: "succeeded", "ended" in another way, "again", or "lost" to another attempt."""
@@ -275,6 +295,7 @@ class JobWorker(Worker):
 def main(kinds: Mapping[str, str] = KINDS) -> int:
     """Runs the job worker until SIGTERM; the exit code is 1 if it could not start."""
     configure_logging("jobs")
+    configure_tracing("jobs")
     try:
         settings = read_settings(JobSettings)
         connection = Redis.from_url(
@@ -292,7 +313,19 @@ def main(kinds: Mapping[str, str] = KINDS) -> int:
     die_with_parent(os.getppid(), signal.SIGTERM)
     beats = Beats.from_environment()
     threading.Thread(target=_beat, args=(beats,), name="beats", daemon=True).start()
-    return _work(settings, kinds, connection, lambda: beats("main loop", LOOP_S))
+    machine = find_machine(settings.device)
+    metrics = Metrics(machine, beats.ages)
+    if settings.jobs_metrics_port is not None:
+        try:
+            expose(metrics.registry, settings.jobs_metrics_port, "CROSSCOPE_WORKER_JOBS_METRICS_PORT")
+        except OSError as error:
+            sys.stderr.write(f"{error.strerror}\n")
+            return 1
+
+    def moves() -> None:
+        beats("main loop", LOOP_S)
+
+    return _work(connection, lambda: JobWorker(settings, kinds, connection, machine, metrics, moves), moves)
 
 
 def _beat(beats: Beats) -> None:
@@ -302,7 +335,7 @@ def _beat(beats: Beats) -> None:
         time.sleep(EVERY_S)
 
 
-def _work(settings: JobSettings, kinds: Mapping[str, str], connection: Redis, moves: Callable[[], None]) -> int:
+def _work(connection: Redis, new_worker: Callable[[], JobWorker], moves: Callable[[], None]) -> int:
     """Runs for ever, with a new RQ worker whenever Redis was away."""
     away, worker = False, None
     while worker is None or not worker.stopped:
@@ -312,7 +345,7 @@ def _work(settings: JobSettings, kinds: Mapping[str, str], connection: Redis, mo
         try:
             connection.ping()
             away = False
-            worker = JobWorker(settings, kinds, connection, moves)
+            worker = new_worker()
             worker.work(logging_level="INFO")
         except StopRequested:
             return 0

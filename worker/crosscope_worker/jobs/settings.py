@@ -20,6 +20,8 @@ class JobSettings(ProcessSettings):
     """Redis of the job queue, redis:// or unix://."""
     device: str = "cpu"
     """The torch device on which models and training run."""
+    jobs_metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    """Port on 127.0.0.1 for Prometheus; unset: no metrics endpoint."""
     job_threads: int | None = Field(default=None, ge=1)
     """Threads of one operation of a job on the CPU; by default torch decides."""
     keep_checkpoints_days: float = Field(default=7, ge=0, allow_inf_nan=False)

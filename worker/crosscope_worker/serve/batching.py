@@ -34,6 +34,8 @@ class Answer(Generic[Result]):
     """From arrival until its batch started."""
     compute_s: float
     """Time of the batch that held the entry."""
+    batch: int
+    """Entries of that batch."""
 
 
 @dataclass(eq=False)
@@ -60,10 +62,16 @@ class Batcher(Generic[Key, Item, Result]):
         executor: Executor,
         max_batch_tokens: int,
         max_queued_tokens: int,
+        on_batch: Callable[[Sequence[float], int, float], None] | None = None,
     ) -> None:
-        """`max_batch_tokens` includes padding; a longer entry runs alone."""
+        """`max_batch_tokens` includes padding; a longer entry runs alone.
+
+        `on_batch` is told of each batch how many seconds its entries had waited, how many tokens they have together,
+        and how many seconds the batch took.
+        """
         self._run = run
         self._executor = executor
+        self._on_batch = on_batch
         self._max_batch_tokens = max_batch_tokens
         self._max_queued_tokens = max_queued_tokens
         self._waiting: deque[_Entry[Key, Item, Result]] = deque()
@@ -150,11 +158,14 @@ class Batcher(Generic[Key, Item, Result]):
             await self._answer(batch[middle:])
             return
         compute_s = time.perf_counter() - started
-        rate = sum(entry.num_tokens for entry in batch) / max(compute_s, 1e-6)
+        num_tokens = sum(entry.num_tokens for entry in batch)
+        if self._on_batch is not None:
+            self._on_batch([started - entry.arrived for entry in batch], num_tokens, compute_s)
+        rate = num_tokens / max(compute_s, 1e-6)
         self._rate = _RATE_MEMORY * self._rate + (1 - _RATE_MEMORY) * rate
         for entry, result in zip(batch, results, strict=True):
             if not entry.future.done():
-                entry.future.set_result(Answer(result, started - entry.arrived, compute_s))
+                entry.future.set_result(Answer(result, started - entry.arrived, compute_s, len(batch)))
 
     @staticmethod
     def _fail(entry: _Entry[Key, Item, Result], error: Exception) -> None:

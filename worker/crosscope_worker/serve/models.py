@@ -240,5 +240,12 @@ def device_bytes(device: str) -> int:
         return total
 
 
+def allocated_bytes(device: str) -> int:
+    """Memory of a device that this process uses; on the CPU all that is resident."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.memory_reserved(device)
+    return psutil.Process().memory_info().rss
+
+
 def _size(number: int) -> str:
     return f"{number / 1e9:.1f} GB" if number >= 1e8 else f"{number / 1e6:.1f} MB"

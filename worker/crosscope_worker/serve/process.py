@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc.aio
@@ -18,11 +18,14 @@ from crosscope_proto.beats import Beats
 from crosscope_proto.healths import Healths
 from crosscope_proto.logs import configure_logging
 from crosscope_proto.settings import SettingsError, read_settings
+from crosscope_proto.tracing import configure_tracing
 from crosscope_proto.worker.v1 import inference_pb2_grpc
+from crosscope_worker.figures import expose
 from crosscope_worker.serve.access import TokenInterceptor
 from crosscope_worker.serve.batching import Batcher
 from crosscope_worker.serve.generation import Generations
-from crosscope_worker.serve.models import Models, device_bytes
+from crosscope_worker.serve.metrics import DeviceThread, Metrics
+from crosscope_worker.serve.models import Models, allocated_bytes, device_bytes
 from crosscope_worker.serve.pulse import STUCK_ON_CPU_S, STUCK_ON_GPU_S, Pulse
 from crosscope_worker.serve.questions import DeviceQueue, ask
 from crosscope_worker.serve.requests import RequestInterceptor
@@ -33,6 +36,7 @@ SERVICE = "crosscope.worker.v1.Inference"
 DRAIN_S = 3.0
 """How long calls in progress may take to end after SIGTERM."""
 _LAST_REPLIES_S = 0.2
+_BEAT_S = 0.5
 _CACHE_SHARE = 8
 """One part of so many of the device's memory is for keys and values, if nothing is set."""
 _OPTIONS = [
@@ -56,14 +60,20 @@ class InferenceProcess:
     def __init__(self, settings: ServeSettings, beats: Beats | None = None) -> None:
         """`beats` are for whoever started the process; None: nobody listens."""
         self._listen = settings.listen
+        beats = beats or Beats(None)
         self._token = settings.token.get_secret_value() if settings.token else None
-        self._device_thread = ThreadPoolExecutor(1, thread_name_prefix="device")
+        self.metrics = Metrics(beats.ages)
+        self._device_thread = DeviceThread(self.metrics)
         self._tokenising_threads = ThreadPoolExecutor(2, thread_name_prefix="tokenise")
         self.models = Models(
             settings.home, settings.device, settings.max_model_bytes, self._device_thread, settings.float32
         )
         self.batcher: DeviceQueue = Batcher(
-            ask, self._device_thread, settings.max_batch_tokens, settings.max_queued_tokens
+            ask,
+            self._device_thread,
+            settings.max_batch_tokens,
+            settings.max_queued_tokens,
+            self.metrics.ran_batch,
         )
         self.generations = Generations(
             self._device_thread,
@@ -73,8 +83,21 @@ class InferenceProcess:
             settings.max_unread_bytes,
         )
         self._servicer = Inference(
-            self.models, self.batcher, self.generations, self._tokenising_threads, settings.max_prompt_tokens
+            self.models,
+            self.batcher,
+            self.generations,
+            self._tokenising_threads,
+            settings.max_prompt_tokens,
+            self.metrics,
         )
+        self.metrics.watch_memory(
+            lambda: self.batcher.queued_tokens,
+            lambda: self.models.used_bytes,
+            lambda: allocated_bytes(settings.device),
+        )
+        self.metrics.set_limit(device_bytes(settings.device))
+        self._metrics_port = settings.metrics_port
+        self._end_metrics: Callable[[], None] | None = None
         self._health = Healths()
         self._server: grpc.aio.Server | None = None
         usual_s = STUCK_ON_CPU_S if torch.device(settings.device).type == "cpu" else STUCK_ON_GPU_S
@@ -83,7 +106,7 @@ class InferenceProcess:
             settings.stuck_after_s or usual_s,
             lambda: self.models.is_loading,
             self._tell_health,
-            beats or Beats(None),
+            beats,
         )
         self._beating: asyncio.Task[None] | None = None
 
@@ -101,6 +124,11 @@ class InferenceProcess:
             raise StartError(
                 f"cannot listen at {self._listen}: it is in use or not allowed; set CROSSCOPE_WORKER_LISTEN"
             ) from error
+        if self._metrics_port is not None:
+            try:
+                self._end_metrics = expose(self.metrics.registry, self._metrics_port, "CROSSCOPE_WORKER_METRICS_PORT")
+            except OSError as error:
+                raise StartError(error.strerror) from error
         await self._server.start()
         await self._tell_health(serves=True)
         self._beating = asyncio.create_task(self._pulse.run())
@@ -125,6 +153,8 @@ class InferenceProcess:
             await self._server.stop(_LAST_REPLIES_S)
         if self._beating is not None:
             self._beating.cancel()
+        if self._end_metrics is not None:
+            await asyncio.to_thread(self._end_metrics)
         self.models.close()
         for thread in (self._device_thread, self._tokenising_threads):
             thread.shutdown(wait=False, cancel_futures=True)
@@ -148,6 +178,7 @@ def run() -> int:
         sys.stderr.write(f"{error}\n")
         return 1
     configure_logging("inference")
+    configure_tracing("inference")
     transformers_logging.disable_progress_bar()
     torch.set_num_interop_threads(1)
     if settings.num_threads is not None:

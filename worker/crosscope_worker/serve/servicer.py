@@ -1,6 +1,7 @@
 """The service `crosscope.worker.v1.Inference`: decode, call, reply."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable
 from concurrent.futures import Executor
@@ -9,14 +10,18 @@ from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
+from grpc_status import rpc_status
 
+from crosscope_proto import request_ids
 from crosscope_proto.rich_status import abort
+from crosscope_proto.tracing import TRACEPARENT, span
 from crosscope_proto.v1 import effects_pb2, types_pb2
 from crosscope_proto.worker.v1 import inference_pb2, inference_pb2_grpc
 from crosscope_worker.serve import messages, orders
 from crosscope_worker.serve.errors import status_of
 from crosscope_worker.serve.generation import Generations
 from crosscope_worker.serve.loading import Loaded
+from crosscope_worker.serve.metrics import Metrics
 from crosscope_worker.serve.models import Models
 from crosscope_worker.serve.prompts import left_out, tokenise
 from crosscope_worker.serve.questions import DeviceQueue, WhichCode, WhichDifference, WhichLatents
@@ -24,6 +29,8 @@ from crosscope_worker.tokenizer.tokens import PromptError, TokenisedText
 
 Reply = TypeVar("Reply")
 Context = grpc.aio.ServicerContext[Any, Any]
+log = logging.getLogger(__name__)
+
 _SHORT_PROMPT_BYTES = 4096
 """Length of prompts that are tokenised within about a millisecond, less than two thread changes beside a busy device
 take."""
@@ -41,12 +48,14 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         generations: Generations,
         tokenising: Executor,
         max_prompt_tokens: int,
+        metrics: Metrics,
     ) -> None:
         self._models = models
         self._generations = generations
         self._device = device
         self._tokenising = tokenising
         self._max_prompt_tokens = max_prompt_tokens
+        self._metrics = metrics
         self._num_calls = 0
         self.idle = asyncio.Event()
         """Set while no call is in progress."""
@@ -56,45 +65,59 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         self, request: inference_pb2.TokenizeRequest, context: Context
     ) -> inference_pb2.TokenizeResponse:
         """The tokens of a prompt, however many."""
-        return await self._answered(self._tokenize(request), context)
+        return await self._answered("Tokenize", self._tokenize(request), context)
 
     async def Encode(self, request: inference_pb2.EncodeRequest, context: Context) -> inference_pb2.EncodeResponse:
         """The sparse codes of a prompt."""
-        return await self._answered(self._encode(request, context.time_remaining()), context)
+        return await self._answered("Encode", self._encode(request, context.time_remaining()), context)
 
     async def Compare(self, request: inference_pb2.CompareRequest, context: Context) -> inference_pb2.CompareResponse:
         """How both models' predictions differ."""
-        return await self._answered(self._compare(request.request, context.time_remaining()), context)
+        return await self._answered("Compare", self._compare(request.request, context.time_remaining()), context)
 
     async def Attribute(
         self, request: inference_pb2.AttributeRequest, context: Context
     ) -> inference_pb2.AttributeResponse:
         """The latents that carry a difference."""
-        return await self._answered(self._attribute(request.request, context.time_remaining()), context)
+        return await self._answered("Attribute", self._attribute(request.request, context.time_remaining()), context)
 
     async def Generate(
         self, request: inference_pb2.GenerateRequest, context: Context
     ) -> AsyncGenerator[inference_pb2.GenerateResponse]:
         """Continuations of a prompt."""
-        async with self._in_progress(context), aclosing(self._generate(request.request, context)) as replies:
+        async with (
+            self._in_progress("Generate", context),
+            aclosing(self._generate(request.request, context)) as replies,
+        ):
             async for reply in replies:
                 yield reply
 
-    async def _answered(self, reply: Awaitable[Reply], context: Context) -> Reply:
-        async with self._in_progress(context):
+    async def _answered(self, method: str, reply: Awaitable[Reply], context: Context) -> Reply:
+        async with self._in_progress(method, context):
             return await reply
         raise AssertionError("unreachable: the context manager never swallows")
 
     @asynccontextmanager
-    async def _in_progress(self, context: Context) -> AsyncGenerator[None]:
+    async def _in_progress(self, method: str, context: Context) -> AsyncGenerator[None]:
         """Counts a call for as long as it goes on, and gives its errors their statuses."""
         self._num_calls += 1
         self.idle.clear()
+        outcome = grpc.StatusCode.CANCELLED
+        said = {key: str(value) for key, value in context.invocation_metadata() or ()}
+        request_ids.set_current(request_ids.usable(said.get(request_ids.METADATA)))
+        above = said.get(TRACEPARENT, "")
         try:
-            yield
+            with span(f"inference/{method}", "server", parent=above, request_id=request_ids.current()):
+                yield
+            outcome = grpc.StatusCode.OK
         except Exception as error:  # mapped to a status in one place
-            await abort(context, status_of(error))
+            status = status_of(error)
+            outcome = rpc_status.to_status(status).code
+            await abort(context, status)
         finally:
+            self._metrics.called(method, outcome.name)
+            level = logging.DEBUG if outcome is grpc.StatusCode.OK else logging.INFO
+            log.log(level, "call", extra={"method": method, "status": outcome.name})
             self._num_calls -= 1
             if not self._num_calls:
                 self.idle.set()
@@ -112,14 +135,17 @@ class Inference(inference_pb2_grpc.InferenceServicer):
             started = time.perf_counter()
             text, tokens = await self._prompt(crosscoder, request.prompt)
             tokenise_s = time.perf_counter() - started
-            answer = await self._device.submit(WhichCode(crosscoder), text.ids, len(text.ids), timeout_s)
-        tokens.left_out.extend(left_out(crosscoder.reading, text, answer.result.outlying).tolist())
-        return inference_pb2.EncodeResponse(
-            tokens=tokens,
-            code=orders.code_message(answer.result),
-            compute_ms=(tokenise_s + answer.compute_s) * 1000,
-            queue_ms=answer.queue_s * 1000,
-        )
+            with span("device", crosscoder=request.crosscoder, tokens=len(text.ids)) as device:
+                answer = await self._device.submit(WhichCode(crosscoder), text.ids, len(text.ids), timeout_s)
+                device.set(batch=answer.batch, queue_s=answer.queue_s, compute_s=answer.compute_s)
+        with self._metrics.part("reply"):
+            tokens.left_out.extend(left_out(crosscoder.reading, text, answer.result.outlying).tolist())
+            return inference_pb2.EncodeResponse(
+                tokens=tokens,
+                code=orders.code_message(answer.result),
+                compute_ms=(tokenise_s + answer.compute_s) * 1000,
+                queue_ms=answer.queue_s * 1000,
+            )
 
     async def _compare(
         self, request: effects_pb2.CompareRequest, timeout_s: float | None
@@ -128,7 +154,8 @@ class Inference(inference_pb2_grpc.InferenceServicer):
             text, tokens = await self._prompt(loaded, request.prompt)
             question = WhichDifference(loaded, messages.top_n(request))
             answer = await self._device.submit(question, text.ids, len(text.ids), timeout_s)
-        response = messages.comparison(answer.result, loaded.tokenizer)
+        with self._metrics.part("reply"):
+            response = messages.comparison(answer.result, loaded.tokenizer)
         if (reading := loaded.subject.reading) is not None:
             outlying = messages.outlying_norms(answer.result, reading)
             tokens.left_out.extend(left_out(reading, text, outlying).tolist())
@@ -148,7 +175,8 @@ class Inference(inference_pb2_grpc.InferenceServicer):
             question = WhichLatents(crosscoder, text.roles, about)
             answer = await self._device.submit(question, text.ids, question.num_tokens, timeout_s)
         tokens.left_out.extend(left_out(crosscoder.reading, text, answer.result.outlying).tolist())
-        response = messages.attribution(answer.result)
+        with self._metrics.part("reply"):
+            response = messages.attribution(answer.result)
         response.tokens.CopyFrom(tokens)
         response.version_id = request.version_id
         response.compute_ms = answer.compute_s * 1000
@@ -194,6 +222,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
 
     async def _tokens(self, loaded: Loaded, prompt: types_pb2.Prompt) -> tuple[TokenisedText, types_pb2.Tokens]:
         what = loaded.tokenizer, prompt, loaded.subject.pair.num_readable
-        if prompt.ByteSize() <= _SHORT_PROMPT_BYTES:
-            return tokenise(*what)
-        return await asyncio.get_running_loop().run_in_executor(self._tokenising, tokenise, *what)
+        with self._metrics.part("tokenise"):
+            if prompt.ByteSize() <= _SHORT_PROMPT_BYTES:
+                return tokenise(*what)
+            return await asyncio.get_running_loop().run_in_executor(self._tokenising, tokenise, *what)

@@ -45,6 +45,8 @@ class ServeSettings(ProcessSettings):
     unread is cut off."""
     prefill_tokens: Count = 256
     """About how many tokens of new prompts are read between two decode steps."""
+    metrics_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """Port on 127.0.0.1 for Prometheus; unset: no metrics endpoint."""
     num_threads: Count | None = None
     """Threads of one operation on the CPU; by default torch decides."""
     stuck_after_s: float | None = Field(default=None, ge=1, allow_inf_nan=False)
