@@ -28,6 +28,8 @@ from crosscope_proto.v1 import (
 from crosscope_server.annotations.store import Annotations
 from crosscope_server.cache import Cache
 from crosscope_server.catalogue import Catalogue
+from crosscope_server.dispatch import Dispatch
+from crosscope_server.door import Door
 from crosscope_server.effects import Effects
 from crosscope_server.interceptors import CallInterceptor, TokenInterceptor
 from crosscope_server.jobs.service import jobs_service
@@ -100,11 +102,16 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
             stack.push_async_callback(cache.close)
         workers = Workers(settings.workers, prompts_change)
         stack.push_async_callback(workers.close)
-        replies = Replies(cache)
-        prompts, effects = Prompts(catalogue, workers, replies), Effects(catalogue, workers, replies)
+        dispatch = Dispatch(workers, settings.max_calls, settings.hold_s)
+        stack.callback(dispatch.close)
+        replies = Replies(cache, per_caller=settings.cache_per_caller)
+        prompts, effects = Prompts(catalogue, dispatch, replies), Effects(catalogue, dispatch, replies)
         jobs = await stack.enter_async_context(jobs_service(settings.queue_url, settings.home))
 
-        interceptors: list[grpc.aio.ServerInterceptor] = [CallInterceptor(metrics)]
+        interceptors: list[grpc.aio.ServerInterceptor] = [
+            CallInterceptor(metrics),
+            Door(_PROMPTS, settings.max_calls, dispatch.prompts.retry_after_s, dispatch.refused),
+        ]
         if settings.token:
             interceptors.insert(0, TokenInterceptor(settings.token.get_secret_value()))
         server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)

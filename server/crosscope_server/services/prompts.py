@@ -99,7 +99,7 @@ class PromptsService(prompts_pb2_grpc.PromptsServicer):
         async def one(request: prompts_pb2.EncodeStreamRequest) -> prompts_pb2.EncodeStreamResponse:
             try:
                 check(request)
-                response = await self._encode(request.request, context)
+                response = await self._encode(request.request, context, is_bulk=True)
             except Exception as error:
                 status = status_of(error, "EncodeStream")
                 outcome = prompts_pb2.StreamError(
@@ -146,9 +146,12 @@ class PromptsService(prompts_pb2_grpc.PromptsServicer):
             async for reply in replies:
                 yield reply
 
-    async def _encode(self, request: prompts_pb2.EncodeRequest, context: Context) -> prompts_pb2.EncodeResponse:
+    async def _encode(
+        self, request: prompts_pb2.EncodeRequest, context: Context, *, is_bulk: bool = False
+    ) -> prompts_pb2.EncodeResponse:
+        prompt, left_s = decode.prompt(request.prompt), context.time_remaining()
         encoded = await self._prompts.encode(
-            request.crosscoder, request.version_id or None, decode.prompt(request.prompt), context.time_remaining()
+            request.crosscoder, request.version_id or None, prompt, left_s, is_bulk=is_bulk
         )
         return decode.encode_message(encoded, request.top_k if request.HasField("top_k") else None)
 
