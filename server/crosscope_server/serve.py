@@ -34,6 +34,7 @@ from crosscope_server.effects import Effects
 from crosscope_server.interceptors import CallInterceptor, TokenInterceptor
 from crosscope_server.jobs.service import jobs_service
 from crosscope_server.looks import Looks
+from crosscope_server.memory import give_back_for_ever
 from crosscope_server.metrics import Metrics
 from crosscope_server.prompts import Prompts
 from crosscope_server.replies import Replies
@@ -44,6 +45,7 @@ from crosscope_server.services.latents import LatentsService
 from crosscope_server.services.looks import LooksService
 from crosscope_server.services.prompts import PromptsService
 from crosscope_server.settings import Settings
+from crosscope_server.unread import Unread
 from crosscope_server.workers import Workers
 
 GRACE_S = 1.5
@@ -56,6 +58,7 @@ _OPTIONS = [
     # gRPC itself cancels calls at random where more than these wait to be begun; our own door says why.
     ("grpc.server.max_pending_requests", 20_000),
     ("grpc.server.max_pending_requests_hard_limit", 30_000),
+    ("grpc.http2.bdp_probe", 0),  # else each connection's unread requests may grow to megabytes
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
@@ -124,7 +127,8 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
         words_service = AnnotationsService(annotations, catalogue)
         annotations_pb2_grpc.add_AnnotationsServicer_to_server(words_service, server)
         looks_pb2_grpc.add_LooksServicer_to_server(LooksService(Looks(settings.home)), server)
-        prompts_service = PromptsService(prompts, effects, catalogue, settings.stream_in_flight)
+        unread = Unread(settings.max_unread_bytes, dispatch.refused)
+        prompts_service = PromptsService(prompts, effects, catalogue, settings.stream_in_flight, unread)
         prompts_pb2_grpc.add_PromptsServicer_to_server(prompts_service, server)
         jobs_pb2_grpc.add_JobsServicer_to_server(jobs, server)
         health_pb2_grpc.add_HealthServicer_to_server(healths, server)
@@ -132,6 +136,8 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
             names = (_LATENTS, _LOOKS, _PROMPTS, _JOBS, _ANNOTATIONS, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
 
+        trimming = asyncio.create_task(give_back_for_ever())
+        stack.callback(trimming.cancel)
         port = _bind(server, settings.listen)
         if settings.metrics_port:
             _expose(stack, metrics, settings.metrics_port)

@@ -36,6 +36,9 @@ class Settings(ProcessSettings):
     """Seconds for which prompts wait for an inference worker when none serves."""
     cache_per_caller: bool = False
     """Whether a cached result answers only the caller for whom it was computed."""
+    max_unread_bytes: int = Field(default=33_554_432, ge=1)
+    """Room for replies of bulk streams that callers have not read, of all together; beyond it, whoever leaves most
+    unread is cut off."""
     search_bytes: int = Field(default=4_000_000_000, ge=1_000_000)
     """Room for the indices of examples on disk, in bytes; those used longest ago go first."""
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
