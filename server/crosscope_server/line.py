@@ -195,6 +195,8 @@ class Line:
         self._num_under_way[place.caller] -= 1
         if not self._num_under_way[place.caller]:
             del self._num_under_way[place.caller]
+        if not self._num_under_way and not self._turns.num:
+            self._turns.rest()
         self._advance()
 
     def _workers_changed(self) -> None:

@@ -21,8 +21,8 @@ async def in_order(
     """The results of `work` on each item, in the items' order, with at most `limit` items taken and not yet yielded.
 
     So a slow reader slows the reading of the source. Results that wait for their reader count with their `size` in
-    `unread`, if it is given; raises Overloaded where this stream leaves most unread. When the reader goes away, all work under way is
-    cancelled.
+    `unread`, if it is given; raises Overloaded where this stream leaves most unread. When the reader goes away, all
+    work under way is cancelled.
     """
     slots = asyncio.Semaphore(limit)
     results: asyncio.Queue[asyncio.Task[R] | None] = asyncio.Queue()

@@ -67,7 +67,7 @@ class Turns(Generic[T]):
         """A heap of the lanes with entries, by mark and then by who came first."""
         self._order = itertools.count()
         self._now = 0.0
-        """Mark of the last entry that was served; once nothing waits, where the furthest lane stands."""
+        """Mark of the last entry that was served."""
         self._furthest = 0.0
         self._num_kept = 0
         """Lanes that were kept when empty ones were last forgotten."""
@@ -133,10 +133,12 @@ class Turns(Generic[T]):
         self._furthest = max(self._furthest, lane.mark)
         if lane.num:
             heapq.heappush(self._ahead, (lane.mark, next(self._order), lane))
-        if not self._ahead:
-            self._now = self._furthest
         self._forget()
         return entry
+
+    def rest(self) -> None:
+        """Says that nothing waits and nothing is served: whoever comes next begins where the furthest lane stands."""
+        self._now = self._furthest
 
     def _count(self, entry: Waiting[T], one: int) -> None:
         entry.lane.num += one

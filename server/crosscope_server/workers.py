@@ -7,7 +7,7 @@ because a process that hangs says nothing and keeps its connection. Knows nothin
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ LOST_AFTER = 20
 _MAX_STREAMS = 128
 """Streams of new tokens at one worker; it has a queue of its own for their memory."""
 _RETRY_S = 0.25
+_CONNECT_EVERY_S = 0.02
 _RECONNECT_MS = 200
 """Longest pause between two tries to reach a worker. A worker that starts is found within this time."""
 _HOW_TO_START = "start one with `python -m crosscope_worker serve`; browsing works without"
@@ -100,7 +101,7 @@ class Workers:
         self._on_change = on_change
         self._tasks: list[asyncio.Task[None]] = []
         self.listeners: list[Callable[[], None]] = []
-        """Called when a worker begins or ceases to serve."""
+        """Called at the start, and when a worker begins or ceases to serve."""
         self.none_since: float | None = None
         """Time of the event loop since which no worker serves; None while one does."""
 
@@ -123,6 +124,8 @@ class Workers:
             self._workers.append(Worker(target, channel, health_channel, inference))
         for worker in self._workers:
             self._tasks += [asyncio.create_task(self._watch(worker)), asyncio.create_task(self._check(worker))]
+        for tell in self.listeners:
+            tell()
 
     async def close(self) -> None:
         """Stops watching and disconnects."""
@@ -171,9 +174,8 @@ class Workers:
                 await self._set_alive(worker, is_alive=reply.status == _SERVING)
             if not worker.num_silent:  # a check without an answer took its time, and was pause enough
                 worker.to_check.clear()
-                with_pause = asyncio.create_task(worker.to_check.wait())
-                await asyncio.wait({with_pause}, timeout=CHECK_EVERY_S)
-                with_pause.cancel()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(worker.to_check.wait(), CHECK_EVERY_S)
 
     async def _leave(self, worker: Worker) -> None:
         """Uses a worker no more that stands still, and takes its calls away."""
@@ -187,7 +189,7 @@ class Workers:
             asked.move()
 
     async def _set_alive(self, worker: Worker, *, is_alive: bool) -> None:
-        if worker.is_alive == is_alive:
+        if worker.is_alive == is_alive or (is_alive and not await _connected(worker)) or worker.is_alive == is_alive:
             return
         worker.is_alive = is_alive
         log.info("worker serves" if is_alive else "worker does not serve", extra={"worker": worker.target})
@@ -197,3 +199,13 @@ class Workers:
             tell()
         if is_any != was_any:
             await self._on_change(is_any)
+
+
+async def _connected(worker: Worker) -> bool:
+    """Whether the connection for calls stands too; it has a moment for it."""
+    until = asyncio.get_running_loop().time() + CHECK_S
+    while worker.channel.get_state(try_to_connect=True) is not grpc.ChannelConnectivity.READY:
+        if asyncio.get_running_loop().time() > until:
+            return False
+        await asyncio.sleep(_CONNECT_EVERY_S)
+    return True

@@ -102,4 +102,5 @@ def test_callers_who_are_gone_are_forgotten():
     for number in range(1000):
         turns.add(f"caller {number}", False, 1, "x")
         turns.next()
+        turns.rest()
     assert len(turns._lanes) < 200

@@ -186,12 +186,10 @@ async def cached() -> None:
             await front.prompts.Encode(encode(f"kept {i}"))
         await asyncio.sleep(0.5)
         for callers in (32, 200):
-            hits, number = Counter[bool](), 0
+            hits = Counter[bool]()
 
-            async def ask() -> None:
-                nonlocal number
-                number += 1
-                reply = await front.prompts.Encode(encode(f"kept {number % 50}", top_k=10))
+            async def ask(hits: Counter[bool] = hits) -> None:
+                reply = await front.prompts.Encode(encode(f"kept {hits.total() % 50}", top_k=10))
                 hits[reply.cached] += 1
 
             took = await for_a_while(SECONDS / 2, callers, ask)
