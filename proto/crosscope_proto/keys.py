@@ -75,6 +75,11 @@ def encode_key(crosscoder: str, version_id: str, method: str, request: bytes) ->
     return f"crosscope:reply:{method}:{crosscoder}:{version_id}:{_digest(request)}"
 
 
+def per_caller_key(key: str, caller: str) -> str:
+    """The key of a reply that answers one caller alone."""
+    return f"{key}:{_digest(caller)}"
+
+
 def _digest(value: str | bytes) -> str:
     data = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
     return hashlib.blake2b(data, digest_size=20).hexdigest()

@@ -14,11 +14,11 @@ from crosscope_proto.keys import encode_key
 from crosscope_proto.v1 import effects_pb2
 from crosscope_proto.worker.v1 import inference_pb2
 from crosscope_server.catalogue import Catalogue
+from crosscope_server.dispatch import Dispatch
 from crosscope_server.encodings import Prompt, prompt_message, strongest
 from crosscope_server.errors import InvalidRequest, NotFound, Violation
 from crosscope_server.prompts import check_prompt, with_stored_tokens
 from crosscope_server.replies import Packing, Replies
-from crosscope_server.workers import Workers
 
 MAX_SAMPLES = 64
 """Most answers of one generation, over all its arms."""
@@ -35,9 +35,9 @@ T = TypeVar("T")
 class Effects:
     """Asks what both models do. For one event loop."""
 
-    def __init__(self, catalogue: Catalogue, workers: Workers, replies: Replies) -> None:
+    def __init__(self, catalogue: Catalogue, dispatch: Dispatch, replies: Replies) -> None:
         self._catalogue = catalogue
-        self._workers = workers
+        self._dispatch = dispatch
         self._replies = replies
 
     async def compare(
@@ -48,7 +48,7 @@ class Effects:
 
         async def compute(seconds: float | None) -> effects_pb2.CompareResponse:
             asked = inference_pb2.CompareRequest(request=resolved)
-            return (await self._of_version(resolved, self._workers.compare(asked, seconds))).response
+            return (await self._of_version(resolved, self._dispatch.compare(asked, seconds))).response
 
         if resolved.pair:
             return await compute(timeout_s)
@@ -69,7 +69,7 @@ class Effects:
 
         async def compute(seconds: float) -> effects_pb2.AttributeResponse:
             asked = inference_pb2.AttributeRequest(request=resolved)
-            return (await self._of_version(resolved, self._workers.attribute(asked, seconds))).response
+            return (await self._of_version(resolved, self._dispatch.attribute(asked, seconds))).response
 
         key = _key(_ATTRIBUTE, resolved, prompt)
         return (await self._replies.get(key, _ATTRIBUTIONS, compute, timeout_s))[0]
@@ -86,7 +86,7 @@ class Effects:
         resolved = await self._resolved(request, prompt)
         top_k = request.top_k if request.HasField("top_k") else None
         asked = inference_pb2.GenerateRequest(request=resolved)
-        async with aclosing(self._workers.generate(asked, timeout_s)) as replies:
+        async with aclosing(self._dispatch.generate(asked, timeout_s)) as replies:
             try:
                 async for reply in replies:
                     yield reply.response if top_k is None else _cut(reply.response, top_k)

@@ -45,7 +45,8 @@ class Prompt:
 
     def canonical(self) -> bytes:
         """Bytes that are equal for equal prompts, whichever protobuf library the client has."""
-        return json.dumps(asdict(self), separators=(",", ":"), sort_keys=True).encode()
+        fields = vars(self) | {"turns": [vars(turn) for turn in self.turns]}
+        return json.dumps(fields, separators=(",", ":"), sort_keys=True).encode()
 
 
 @dataclass(frozen=True)

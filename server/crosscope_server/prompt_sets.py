@@ -94,7 +94,7 @@ class PromptSets:
             which, index, prompt = member
             left_s = None if ends_at is None else max(0.001, ends_at - loop.time())
             try:
-                encoded = await self._prompts.encode(crosscoder, version_id, prompt, left_s)
+                encoded = await self._prompts.encode(crosscoder, version_id, prompt, left_s, is_bulk=True)
             except VersionGone:
                 raise
             except CallError as error:

@@ -12,10 +12,10 @@ from crosscope_proto.template_kwargs import parse_template_kwargs, parse_tool_ca
 from crosscope_proto.worker.v1 import inference_pb2
 from crosscope_server.budgets import Budgets
 from crosscope_server.catalogue import Catalogue
+from crosscope_server.dispatch import Dispatch
 from crosscope_server.encodings import ENCODINGS, Encoding, Prompt, prompt_message, read_encoding
 from crosscope_server.errors import InvalidRequest, NotFound, Violation
 from crosscope_server.replies import Replies
-from crosscope_server.workers import Workers
 
 T = TypeVar("T")
 
@@ -37,9 +37,9 @@ class Encoded:
 class Prompts:
     """Runs prompts. For one event loop."""
 
-    def __init__(self, catalogue: Catalogue, workers: Workers, replies: Replies, budgets: Budgets) -> None:
+    def __init__(self, catalogue: Catalogue, dispatch: Dispatch, replies: Replies, budgets: Budgets) -> None:
         self._catalogue = catalogue
-        self._workers = workers
+        self._dispatch = dispatch
         self._replies = replies
         self._budgets = budgets
 
@@ -56,14 +56,16 @@ class Prompts:
         request = inference_pb2.TokenizeRequest(
             crosscoder=crosscoder, version_id=version_id, prompt=prompt_message(prompt)
         )
-        reply = await self._of_version(request, self._workers.tokenize(request, timeout_s))
+        reply = await self._of_version(request, self._dispatch.tokenize(request, timeout_s))
         self._budgets.charge(len(reply.tokens.ids))
         return reply, version_id
 
-    async def encode(self, crosscoder: str, wanted: str | None, prompt: Prompt, timeout_s: float | None) -> Encoded:
+    async def encode(
+        self, crosscoder: str, wanted: str | None, prompt: Prompt, timeout_s: float | None, *, is_bulk: bool = False
+    ) -> Encoded:
         """Every latent that fires on every token of a prompt, in the wanted version or the current.
 
-        Raises CallError.
+        `is_bulk` says that nobody sits and waits for this one. Raises CallError.
         """
         check_prompt(prompt)
         version_id = self._catalogue.resolve(crosscoder, wanted)
@@ -74,7 +76,8 @@ class Prompts:
         )
 
         async def compute(seconds: float) -> Encoding:
-            return read_encoding(await self._of_version(request, self._workers.encode(request, seconds)))
+            answer = self._dispatch.encode(request, seconds, is_bulk=is_bulk)
+            return read_encoding(await self._of_version(request, answer))
 
         encoding, cached = await self._replies.get(key, ENCODINGS, compute, timeout_s)
         self._budgets.charge(len(encoding.tokens.ids))

@@ -11,8 +11,9 @@ from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
-from crosscope_proto.keys import ENCODE_TTL_S
+from crosscope_proto.keys import ENCODE_TTL_S, per_caller_key
 from crosscope_server.cache import Cache
+from crosscope_server.callers import calling
 
 T = TypeVar("T")
 
@@ -47,12 +48,16 @@ class _Flight:
 class Replies:
     """Answers by key. For one event loop."""
 
-    def __init__(self, cache: Cache | None) -> None:
+    def __init__(self, cache: Cache | None, *, per_caller: bool = False) -> None:
+        """With `per_caller`, nobody gets what was computed for another, and so learns nothing from how fast it came."""
         self._cache = cache
+        self._per_caller = per_caller
         self._flights: dict[str, _Flight] = {}
 
     async def get(self, key: str, packing: Packing[T], compute: Compute[T], timeout_s: float | None) -> tuple[T, bool]:
         """The answer for a key, and whether it came from the cache."""
+        if self._per_caller:
+            key = per_caller_key(key, calling().name)
         if (found := await self._cached(key, packing)) is not None:
             return found, True
         return await self._share(key, packing, compute, timeout_s), False

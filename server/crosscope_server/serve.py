@@ -37,11 +37,14 @@ from crosscope_server.annotations.store import Annotations
 from crosscope_server.budgets import Budgets
 from crosscope_server.cache import Cache
 from crosscope_server.catalogue import Catalogue
+from crosscope_server.dispatch import Dispatch
+from crosscope_server.door import Door
 from crosscope_server.effects import Effects
 from crosscope_server.interceptors import CallInterceptor, RequestIdInterceptor
 from crosscope_server.jobs.figures import JobCollector, JobCounter
 from crosscope_server.jobs.service import jobs_service
 from crosscope_server.looks import Looks
+from crosscope_server.memory import give_back_for_ever
 from crosscope_server.metrics import Metrics
 from crosscope_server.prompts import Prompts
 from crosscope_server.replies import Replies
@@ -52,6 +55,7 @@ from crosscope_server.services.latents import LatentsService
 from crosscope_server.services.looks import LooksService
 from crosscope_server.services.prompts import PromptsService
 from crosscope_server.settings import Settings
+from crosscope_server.unread import Unread
 from crosscope_server.workers import Workers
 
 GRACE_S = 1.5
@@ -62,6 +66,10 @@ _BEAT_S = 0.5
 _OPTIONS = [
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", 4 * 1024 * 1024),
+    # gRPC itself cancels calls at random where more than these wait to be begun; our own door says why.
+    ("grpc.server.max_pending_requests", 20_000),
+    ("grpc.server.max_pending_requests_hard_limit", 30_000),
+    ("grpc.http2.bdp_probe", 0),  # else each connection's unread requests may grow to megabytes
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
@@ -114,12 +122,15 @@ async def serving(settings: Settings, ages: Ages | None = None) -> AsyncGenerato
             cache = Cache(settings.cache_url, metrics.looked_up)
             stack.push_async_callback(cache.close)
         worker_token = settings.worker_token.get_secret_value() if settings.worker_token else None
-        workers = Workers(settings.workers, prompts_change, metrics.worker_answered, worker_token)
-        metrics.watch_workers(lambda: workers.num_alive, len(settings.workers))
+        workers = Workers(settings.workers, prompts_change, worker_token)
+        metrics.watch_workers(lambda: len(workers.alive), len(settings.workers))
         stack.push_async_callback(workers.close)
-        replies = Replies(cache)
+        dispatch = Dispatch(workers, settings.max_calls, settings.hold_s, metrics.worker_answered)
+        stack.callback(dispatch.close)
+        metrics.watch_admission(lambda: dispatch.prompts.num_waiting, lambda: dispatch.prompts.oldest_s)
+        replies = Replies(cache, per_caller=settings.cache_per_caller)
         budgets = Budgets()
-        prompts, effects = Prompts(catalogue, workers, replies, budgets), Effects(catalogue, workers, replies)
+        prompts, effects = Prompts(catalogue, dispatch, replies, budgets), Effects(catalogue, dispatch, replies)
         jobs = await stack.enter_async_context(jobs_service(settings.queue_url, settings.home))
 
         gate = Gate(_tokens(stack, settings))
@@ -127,6 +138,7 @@ async def serving(settings: Settings, ages: Ages | None = None) -> AsyncGenerato
             RequestIdInterceptor(),
             AccessInterceptor(gate, Audit(settings.home)),
             CallInterceptor(metrics),
+            Door(_PROMPTS, settings.max_calls, dispatch.prompts.retry_after_s, dispatch.refused),
         ]
         server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
         latents_pb2_grpc.add_LatentsServicer_to_server(
@@ -135,7 +147,8 @@ async def serving(settings: Settings, ages: Ages | None = None) -> AsyncGenerato
         words_service = AnnotationsService(annotations, catalogue)
         annotations_pb2_grpc.add_AnnotationsServicer_to_server(words_service, server)
         looks_pb2_grpc.add_LooksServicer_to_server(LooksService(Looks(settings.home)), server)
-        prompts_service = PromptsService(prompts, effects, catalogue, budgets, settings.stream_in_flight)
+        unread = Unread(settings.max_unread_bytes, dispatch.refused)
+        prompts_service = PromptsService(prompts, effects, catalogue, budgets, settings.stream_in_flight, unread)
         prompts_pb2_grpc.add_PromptsServicer_to_server(prompts_service, server)
         jobs_pb2_grpc.add_JobsServicer_to_server(jobs, server)
         health_pb2_grpc.add_HealthServicer_to_server(healths, server)
@@ -143,6 +156,8 @@ async def serving(settings: Settings, ages: Ages | None = None) -> AsyncGenerato
             names = (_LATENTS, _LOOKS, _PROMPTS, _JOBS, _ANNOTATIONS, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
 
+        trimming = asyncio.create_task(give_back_for_ever())
+        stack.callback(trimming.cancel)
         port = _bind(server, settings)
         if settings.socket is not None:
             _bind_private(server, settings.socket)

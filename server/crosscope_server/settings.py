@@ -44,6 +44,15 @@ class Settings(ProcessSettings):
     """Port on 127.0.0.1 for Prometheus; unset: no metrics endpoint."""
     stream_in_flight: int = Field(default=8, ge=1, le=256)
     """Number of prompts of one stream that are computed at the same time."""
+    max_calls: int = Field(default=1024, ge=1, le=100_000)
+    """Prompt calls under way at a time, those that wait among them; of one caller 4/5. More are refused at once."""
+    hold_s: float = Field(default=5.0, ge=0, le=60)
+    """Seconds for which prompts wait for an inference worker when none serves."""
+    cache_per_caller: bool = False
+    """Whether a cached result answers only the caller for whom it was computed."""
+    max_unread_bytes: int = Field(default=33_554_432, ge=1)
+    """Room for replies of bulk streams that callers have not read, of all together; beyond it, whoever leaves most
+    unread is cut off."""
     search_bytes: int = Field(default=4_000_000_000, ge=1_000_000)
     """Room for the indices of examples on disk, in bytes; those used longest ago go first."""
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")

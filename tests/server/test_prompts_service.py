@@ -327,7 +327,8 @@ async def test_a_busy_worker_is_passed_over_and_only_when_all_are_busy_the_calle
 
 
 async def test_health_follows_the_worker(planted_home, tmp_path):
-    async with run_front(home=planted_home[0], workers=f"unix:{tmp_path}/worker.sock") as front:
+    workers = f"unix:{tmp_path}/worker.sock"
+    async with run_front(home=planted_home[0], workers=workers, hold_s=0.1) as front:
         await front.prompts_serve(serving=False)
         async with run_worker(tmp_path):
             await front.prompts_serve()

@@ -1,9 +1,12 @@
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 
 import pytest
 
+from crosscope_server.errors import Overloaded
 from crosscope_server.streams import in_order
+from crosscope_server.unread import Unread
 
 pytestmark = pytest.mark.asyncio
 
@@ -90,3 +93,61 @@ async def test_an_empty_source_has_no_results():
         return i
 
     assert [result async for result in in_order(Source(0), work, 1)] == []
+
+
+async def turns_of_the_loop() -> None:
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+async def size(item: int) -> int:
+    return item
+
+
+async def test_a_stream_takes_no_more_on_while_room_is_scarce_and_its_reader_has_not_read():
+    """Of 100 bytes it asks for more while 40 wait and not while 60 do; by then it had asked for the fourth."""
+    refused, taken = Counter[str](), []
+    unread = Unread(100, refused)
+
+    async def source() -> AsyncIterator[int]:
+        for i in range(100):
+            await turns_of_the_loop()  # by then the one before is ready
+            taken.append(i)
+            yield i
+
+    results = in_order(source(), size, 8, unread, lambda _: 20)
+    assert await anext(results) == 0
+    for _ in range(20):
+        await turns_of_the_loop()
+    assert taken == [0, 1, 2, 3]
+    assert unread.num_bytes == 80  # the one that is on its way among them
+    assert [await anext(results) for _ in range(20)] == list(range(1, 21))
+    await results.aclose()
+    assert (unread.num_bytes, unread.streams, refused) == (0, set(), Counter())
+
+
+async def test_the_stream_that_leaves_most_unread_is_cut_off_and_the_others_go_on():
+    refused = Counter[str]()
+    unread = Unread(100, refused)
+    gates = [asyncio.Event() for _ in range(2)]
+
+    async def work(item: int) -> int:
+        await gates[item > 0].wait()
+        return item
+
+    idle = in_order(Source(8), work, 8, unread, lambda _: 15)  # takes all eight before any is ready
+    busy = in_order(Source(3), size, 1, unread, lambda _: 10)
+    first = asyncio.create_task(anext(idle))
+    await turns_of_the_loop()
+    gates[0].set()
+    assert await first == 0
+    assert await anext(busy) == 0
+    gates[1].set()
+    await turns_of_the_loop()  # 10, and 15 of each of eight: with the seventh of them it is too much
+    assert unread.num_bytes == 25  # what is on its way still counts
+    with pytest.raises(Overloaded, match="105 bytes of this stream's replies waited to be read") as caught:
+        await anext(idle)
+    assert caught.value.retry_after_s
+    assert refused == {"unread": 1}
+    assert [result async for result in busy] == [1, 2]
+    assert (unread.num_bytes, unread.streams) == (0, set())

@@ -19,11 +19,14 @@ from crosscope_server.prompts import Prompts
 from crosscope_server.ranking import Rank, Ranked, TokenRange, rank_latents
 from crosscope_server.services import decode
 from crosscope_server.streams import in_order
+from crosscope_server.unread import Unread
 from crosscope_server.validation import check
 
 Context = grpc.aio.ServicerContext
 
 _DEFAULT_LIMIT = 20
+_COPIES = 3
+"""A reply on its way takes its size about so often: as a message, as bytes, and in gRPC's buffer."""
 _RANKS = {
     prompts_pb2.RANK_UNSPECIFIED: Rank.MAX,
     prompts_pb2.RANK_MAX: Rank.MAX,
@@ -38,13 +41,20 @@ class PromptsService(prompts_pb2_grpc.PromptsServicer):
     """Online questions."""
 
     def __init__(
-        self, prompts: Prompts, effects: Effects, catalogue: Catalogue, budgets: Budgets, stream_in_flight: int
+        self,
+        prompts: Prompts,
+        effects: Effects,
+        catalogue: Catalogue,
+        budgets: Budgets,
+        stream_in_flight: int,
+        unread: Unread,
     ) -> None:
         self._prompts = prompts
         self._budgets = budgets
         self._effects = effects
         self._catalogue = catalogue
         self._stream_in_flight = stream_in_flight
+        self._unread = unread
         self._sets = PromptSets(prompts, catalogue, stream_in_flight)
 
     async def Tokenize(self, request: prompts_pb2.TokenizeRequest, context: Context) -> prompts_pb2.TokenizeResponse:
@@ -107,7 +117,7 @@ class PromptsService(prompts_pb2_grpc.PromptsServicer):
             try:
                 check(request)
                 self._budgets.check()
-                response = await self._encode(request.request, context)
+                response = await self._encode(request.request, context, is_bulk=True)
             except Exception as error:
                 status = status_of(error, "EncodeStream")
                 outcome = prompts_pb2.StreamError(
@@ -116,7 +126,7 @@ class PromptsService(prompts_pb2_grpc.PromptsServicer):
                 return prompts_pb2.EncodeStreamResponse(sequence=request.sequence, error=outcome)
             return prompts_pb2.EncodeStreamResponse(sequence=request.sequence, response=response)
 
-        async for reply in in_order(request_iterator, one, self._stream_in_flight):
+        async for reply in in_order(request_iterator, one, self._stream_in_flight, self._unread, _size_bytes):
             yield reply
 
     async def Contrast(self, request: prompts_pb2.ContrastRequest, context: Context) -> prompts_pb2.ContrastResponse:
@@ -163,11 +173,18 @@ class PromptsService(prompts_pb2_grpc.PromptsServicer):
                 self._budgets.charge(len(reply.start.tokens.ids) + len(reply.step.tokens))
                 yield reply
 
-    async def _encode(self, request: prompts_pb2.EncodeRequest, context: Context) -> prompts_pb2.EncodeResponse:
+    async def _encode(
+        self, request: prompts_pb2.EncodeRequest, context: Context, *, is_bulk: bool = False
+    ) -> prompts_pb2.EncodeResponse:
+        prompt, left_s = decode.prompt(request.prompt), context.time_remaining()
         encoded = await self._prompts.encode(
-            request.crosscoder, request.version_id or None, decode.prompt(request.prompt), context.time_remaining()
+            request.crosscoder, request.version_id or None, prompt, left_s, is_bulk=is_bulk
         )
         return decode.encode_message(encoded, request.top_k if request.HasField("top_k") else None)
+
+
+def _size_bytes(reply: prompts_pb2.EncodeStreamResponse) -> int:
+    return _COPIES * reply.ByteSize()
 
 
 def _place(place: Place) -> prompts_pb2.ContrastResponse.Place:

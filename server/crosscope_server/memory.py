@@ -1,0 +1,32 @@
+"""Gives memory that this process has freed back to the system. Knows nothing about what it was used for.
+
+glibc keeps what was freed between pieces that are still in use. After a storm of large replies that is most of it.
+"""
+
+import asyncio
+import ctypes
+import os
+from pathlib import Path
+
+EVERY_S = 10.0
+GROWN_BYTES = 16 * 1024**2
+"""Growth since the process was smallest, from which it is worth the trouble."""
+
+
+async def give_back_for_ever() -> None:
+    """Looks every ten seconds whether the process has grown, and has the C library trim its heaps."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    statm = Path("/proc/self/statm")
+    if trim is None or not statm.exists():
+        return
+    smallest = resident_bytes()
+    while True:
+        await asyncio.sleep(EVERY_S)
+        if resident_bytes() > smallest + GROWN_BYTES:
+            await asyncio.to_thread(trim, 0)
+        smallest = min(smallest, resident_bytes())
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in RAM. Linux only."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,69 @@
+"""How much a worker is given, worked out by hand."""
+
+from crosscope_server.window import ANSWER_S, EXPRESS_CALLS, MAX_COST, MIN_CALLS, Rate, Window
+
+
+def test_a_worker_has_room_for_its_limit_and_some_more_for_who_has_nothing_under_way():
+    window = Window()
+    for _ in range(MIN_CALLS):
+        assert window.has_room()
+        window.begin(64, 0)
+    assert not window.has_room()
+    for _ in range(EXPRESS_CALLS):
+        assert window.has_room(express=True)
+        window.begin(64, 0)
+    assert not window.has_room(express=True)
+
+
+def test_a_call_beyond_all_cost_goes_alone():
+    window = Window()
+    assert window.has_room()
+    window.begin(2 * MAX_COST, 0)
+    assert not window.has_room(express=True)
+    window.end(2 * MAX_COST)
+    assert window.has_room()
+
+
+def test_the_limit_follows_how_fast_a_full_worker_answers():
+    window = Window()
+
+    def answer(seconds: float, times: int) -> float:
+        for _ in range(times):
+            while window.has_room():
+                window.begin(1, 0)
+            window.end(1, seconds)
+        return window.limit
+
+    assert answer(ANSWER_S / 2, 8) == MIN_CALLS + 2  # a quarter each
+    assert answer(1.5 * ANSWER_S, 8) == MIN_CALLS + 2  # neither quick nor slow
+    assert answer(3 * ANSWER_S, 4) == MIN_CALLS + 1
+    assert answer(3 * ANSWER_S, 100) == MIN_CALLS
+    idle = Window()
+    for _ in range(8):
+        idle.begin(1, 0)
+        idle.end(1, ANSWER_S / 2)
+    assert idle.limit == MIN_CALLS  # one call at a time says nothing about many
+
+
+def test_streams_have_a_fixed_limit():
+    window = Window(limit=9, is_fixed=True)
+    for _ in range(9):
+        window.begin(1, 0)
+    window.end(1, 0.0001)
+    assert window.limit == 9
+
+
+def test_the_rate_counts_busy_time_only():
+    rate = Rate()
+    assert rate.seconds(1000) == 0
+    rate.begin(10.0, 0)
+    rate.end(10.05, 30)  # too soon to tell
+    assert rate.per_s is None
+    rate.begin(10.05, 1)
+    rate.end(10.2, 70)  # 100 in 0.2 s
+    assert rate.per_s is not None
+    assert round(rate.per_s) == 500
+    rate.begin(99.0, 0)  # idle since
+    rate.end(99.2, 300)  # 1500/s, of which three tenths count
+    assert round(rate.per_s) == 800
+    assert round(rate.seconds(400), 3) == 0.5
