@@ -52,6 +52,7 @@ class Metrics:
         """`home` is the folder whose disk is shown; `ages` are those of the process's parts."""
         self.registry = registry = CollectorRegistry()
         self._clock = clock
+        shown = ages or Ages()
         ProcessCollector(registry=registry)
         Info("crosscope_build", "The version that runs", registry=registry).info({"version": version})
         self._calls = Counter("crosscope_calls", "Ended calls", ["method", "status", "caller"], registry=registry)
@@ -63,11 +64,9 @@ class Metrics:
         self._workers = Gauge("crosscope_workers", "Inference workers", ["state"], registry=registry)
         self._waiting = Gauge("crosscope_admission_waiting", "Calls that wait for admission", registry=registry)
         self._oldest = Gauge("crosscope_admission_oldest_seconds", "How long the first has waited", registry=registry)
-        if ages is not None:
-            beat = Gauge(
-                "crosscope_beat_age_seconds", "Time since the last beat", ["process", "part"], registry=registry
-            )
-            beat.labels("server", "event loop").set_function(lambda: ages.age_s("event loop"))
+        parts = ["process", "part"]
+        beat = Gauge("crosscope_beat_age_seconds", "Time since the last beat", parts, registry=registry)
+        beat.labels("server", "event loop").set_function(lambda: shown.age_s("event loop"))
         if home is not None:
             disk = Gauge("crosscope_disk_free_bytes", "Free room below the home", registry=registry)
             disk.set_function(lambda: _free_bytes(home))
