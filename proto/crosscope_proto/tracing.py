@@ -107,6 +107,14 @@ def open_span(name: str, kind: str = "internal", *, parent: str = "", **attribut
     return _Recorded(trace.get_tracer(_SCOPE).start_span(name, above, kinds[kind.upper()], dict(attributes)))
 
 
+def make_current(opened: Span) -> None:
+    """Makes a span the current one for the rest of this task, which serves one call."""
+    if isinstance(opened, _Recorded):
+        from opentelemetry import context, trace
+
+        context.attach(trace.set_span_in_context(opened._span))  # pyright: ignore[reportPrivateUsage]
+
+
 @contextmanager
 def close_span(opened: Span) -> Generator[None]:
     """Ends a span after a block; an error that leaves the block is recorded by its type, without its message."""

@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError, Message
 from crosscope_proto import request_ids
 from crosscope_proto.handlers import Handler, not_a_message, with_behaviour
 from crosscope_proto.rich_status import abort
-from crosscope_proto.tracing import TRACEPARENT, span
+from crosscope_proto.tracing import TRACEPARENT, close_span, make_current, open_span
 from crosscope_server.callers import calling
 from crosscope_server.errors import InvalidRequest, Violation, reason_of, status_code, status_of
 from crosscope_server.metrics import Metrics
@@ -90,9 +90,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     async def _around(self, method: str, context: Context, *, is_stream: bool) -> AsyncGenerator[None]:
         started = time.perf_counter()
         self._metrics.began()
+        called = method.removeprefix("/")
+        opened = open_span(called, "server", parent=_parent(context), request_id=request_ids.current())
+        make_current(opened)
         outcome = grpc.StatusCode.CANCELLED
         try:
-            with span(method.removeprefix("/"), "server", parent=_parent(context), request_id=request_ids.current()):
+            with close_span(opened):
                 yield
             outcome = grpc.StatusCode.OK
         except Exception as error:
