@@ -14,7 +14,7 @@ from grpc_status import rpc_status
 
 from crosscope_proto import request_ids
 from crosscope_proto.rich_status import abort
-from crosscope_proto.tracing import TRACEPARENT, span
+from crosscope_proto.tracing import TRACEPARENT, close_span, make_current, open_span, span
 from crosscope_proto.v1 import effects_pb2, types_pb2
 from crosscope_proto.worker.v1 import inference_pb2, inference_pb2_grpc
 from crosscope_worker.serve import messages, orders
@@ -106,8 +106,10 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         said = {key: str(value) for key, value in context.invocation_metadata() or ()}
         request_ids.set_current(request_ids.usable(said.get(request_ids.METADATA)))
         above = said.get(TRACEPARENT, "")
+        opened = open_span(f"inference/{method}", "server", parent=above, request_id=request_ids.current())
+        make_current(opened)
         try:
-            with span(f"inference/{method}", "server", parent=above, request_id=request_ids.current()):
+            with close_span(opened):
                 yield
             outcome = grpc.StatusCode.OK
         except Exception as error:  # mapped to a status in one place
