@@ -4,13 +4,16 @@ Settings come from the environment: CROSSCOPE_APP_PORT (8501), CROSSCOPE_APP_HOS
 0.0.0.0), and CROSSCOPE_ADDRESS, which the pages read.
 """
 
+import gc
 import os
 import sys
 from pathlib import Path
 
+import pandas  # noqa: F401 (Streamlit's widgets load it when they are first drawn)
 import streamlit as st
 from starlette.middleware import Middleware
 
+from crosscope.app import frame  # noqa: F401 (the script of the first visitor finds all pages loaded)
 from crosscope.app.files import Compressed
 from crosscope.app.palette import theme_options
 
@@ -27,6 +30,7 @@ def options(port: int, host: str = DEFAULT_HOST) -> dict[str, object]:
         "server.fileWatcherType": "none",
         "server.enableWebsocketCompression": True,
         "browser.gatherUsageStats": False,
+        "runner.magicEnabled": False,
         "client.toolbarMode": "minimal",
         "client.showErrorDetails": "none",
         "client.showErrorLinks": False,
@@ -46,4 +50,6 @@ def port_from_environment() -> int:
 if __name__ == "__main__":
     settings = options(port_from_environment(), os.environ.get("CROSSCOPE_APP_HOST") or DEFAULT_HOST)
     app = st.App(Path(__file__).with_name("main.py").resolve(), middleware=[Middleware(Compressed)])
+    gc.collect()
+    gc.freeze()  # Streamlit collects behind every run, and sends nothing meanwhile; modules never become garbage
     app.run(config=settings)
