@@ -1,13 +1,16 @@
 """`python -m crosscope.app`: serves the app with its settings (settings.py), which come from the environment."""
 
+import gc
 import os
 import secrets
 import sys
 from pathlib import Path
 
+import pandas  # noqa: F401 (Streamlit's widgets load it when they are first drawn)
 import streamlit as st
 from starlette.middleware import Middleware
 
+from crosscope.app import frame  # noqa: F401 (the script of the first visitor finds all pages loaded)
 from crosscope.app.files import Compressed
 from crosscope.app.guard import PARAMETER, Guard
 from crosscope.app.palette import theme_options
@@ -25,6 +28,7 @@ def options(settings: AppSettings) -> dict[str, object]:
         "server.enableWebsocketCompression": True,
         "browser.gatherUsageStats": False,
         "logger.hideWelcomeMessage": True,  # at a wildcard address it would ask a host outside for this machine's own
+        "runner.magicEnabled": False,
         "client.toolbarMode": "minimal",
         "client.showErrorDetails": "none",
         "client.showErrorLinks": False,
@@ -47,6 +51,8 @@ def main() -> None:
         sys.stderr.write(f"Open {scheme}://{settings.host}:{settings.port}/?{PARAMETER}={key}\n")
     guard = Middleware(Guard, hosts=settings.hosts, key=key if settings.login is Login.KEY else None)
     app = st.App(Path(__file__).with_name("main.py").resolve(), middleware=[guard, Middleware(Compressed)])
+    gc.collect()
+    gc.freeze()  # Streamlit collects behind every run, and sends nothing meanwhile; modules never become garbage
     app.run(config=options(settings))
 
 

@@ -1,0 +1,156 @@
+"""What every run of the script draws: the sidebar, and the page that the URL names."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import streamlit as st
+
+from crosscope import CrosscoderInfo, CrosscopeError, Unauthorized
+from crosscope.app import address, login, panels, session, text, theme, url
+from crosscope.app.views import atlas, jobs, lab, labels, latent, look, overview, search, steer, versus
+
+TITLES = {
+    "overview": "Overview",
+    "atlas": "Atlas",
+    "latent": "Latent",
+    "lab": "Prompt lab",
+    "steer": "Steer",
+    "labels": "Labels",
+    "versus": "Compare",
+    "search": "Search",
+    "look": "Look",
+    "jobs": "Jobs",
+}
+SEARCHED = "crosscope-searched"
+"""Key of the session state with the text that the sidebar's field asks for."""
+ICON = Path(__file__).with_name("icon.svg")
+"""A file of our own: Streamlit's named icons come from another host."""
+
+
+def draw() -> None:
+    """Draws the page that the URL names."""
+    st.set_page_config(page_title="crosscope", page_icon=ICON, layout="wide")
+    st.html(panels.style())
+    st.session_state[url.FILLED_IN] = {}
+    views = {
+        "overview": overview,
+        "atlas": atlas,
+        "latent": latent,
+        "lab": lab,
+        "steer": steer,
+        "labels": labels,
+        "versus": versus,
+        "search": search,
+        "look": look,
+        "jobs": jobs,
+    }
+    pages = {
+        name: st.Page(
+            view.page, title=TITLES[name], url_path="" if name == "overview" else name, default=name == "overview"
+        )
+        for name, view in views.items()
+    }
+    st.session_state[session.PAGES] = pages
+    current = st.navigation(list(pages.values()), position="hidden")
+    if not login.is_known():
+        return
+    try:
+        found = session.crosscoders_with(st.query_params.get("crosscoder"))
+    except Unauthorized as error:
+        refused(error)
+        return
+    except CrosscopeError as error:
+        sidebar([], pages)
+        no_server(error)
+        return
+    chosen = sidebar(found, pages)
+    st.session_state[session.CHOSEN] = chosen
+    if wanted := st.session_state.pop(SEARCHED, ""):
+        address.go("search", crosscoder=chosen.name if chosen else None, text=wanted)
+    try:
+        current.run()
+    except CrosscopeError as error:
+        session.show_error(error)
+    address.settle()
+
+
+def sidebar(found: list[CrosscoderInfo], pages: Iterable[str]) -> CrosscoderInfo | None:
+    """Links to the pages and the choice of a crosscoder, which is the URL's `crosscoder`.
+
+    A crosscoder that the server cannot read cannot be chosen; the overview says why.
+    """
+    with st.sidebar:
+        st.markdown("**crosscope**")
+        published = [info for info in found if not info.broken]
+        chosen = choice(published, {info.name: info.broken for info in found}) if published else None
+        if chosen:
+            search_box()
+        for name in pages:
+            session.link(name, TITLES[name], crosscoder=chosen.name if chosen else None)
+        theme.switch(["" if name == "overview" else name for name in pages])
+    return chosen
+
+
+def search_box() -> None:
+    """A field whose text the page Search looks for. The key / leads to it from anywhere (`address`)."""
+
+    def ask() -> None:
+        st.session_state[SEARCHED] = st.session_state[address.SEARCH_FIELD].strip()
+        st.session_state[address.SEARCH_FIELD] = ""
+
+    hint = "Search latents ( / )"
+    st.text_input(
+        "Search latents",
+        key=address.SEARCH_FIELD,
+        max_chars=500,
+        placeholder=hint,
+        label_visibility="collapsed",
+        on_change=ask,
+    )
+
+
+def choice(published: list[CrosscoderInfo], reasons: Mapping[str, str]) -> CrosscoderInfo:
+    """The crosscoder of the URL, else the newest, in the version that this session found first.
+
+    `reasons` says by name why a crosscoder cannot be read; empty if it can.
+    """
+    names = [info.name for info in published]
+    wanted = st.query_params.get("crosscoder", names[0])
+    if wanted not in names:
+        reason = reasons.get(wanted)
+        what = f"{text.plain(wanted)} cannot be read." if reason else f"There is no crosscoder {text.plain(wanted)}."
+        st.warning(f"{what} {text.sentence(reason) if reason else ''} Showing {text.plain(names[0])}.")
+        wanted = names[0]
+    key = f"crosscoder-{wanted}"
+    st.selectbox(
+        "Crosscoder",
+        names,
+        index=names.index(wanted),
+        key=key,
+        on_change=lambda: url.keep("crosscoder", st.session_state[key]),
+    )
+    url.fill_in(crosscoder=wanted)
+    current = published[names.index(wanted)]
+    chosen = session.pin(current)
+    if chosen.version_id != current.version_id:
+        st.info("A newer version was published. This page still shows the one that you opened.")
+        st.button("Reload", on_click=session.unpin, args=(wanted,))
+    return chosen
+
+
+def refused(error: Unauthorized) -> None:
+    """Draws the page of a viewer whose token is refused, because it was revoked or has ended."""
+    st.title("Your token is refused" if login.is_typed() else "The app's token is refused")
+    st.markdown(text.plain(str(error)))
+    if login.is_typed():
+        st.button("Log in again", type="primary", on_click=login.forget)
+
+
+def no_server(error: CrosscopeError) -> None:
+    """Draws the page while no server answers."""
+    st.title("No server answers")
+    st.markdown(text.plain(text.without_paths(str(error))))
+    st.markdown("Start everything with `crosscope up`, or point the app elsewhere with `CROSSCOPE_ADDRESS`.")
+    if st.button("Try again", type="primary"):
+        session.published.clear()
+        st.rerun()
