@@ -15,6 +15,7 @@ from crosscope._public import public
 _MAX_REPLY_BYTES = 64 * 1024 * 1024
 _MAX_AUTHOR = 100
 _LOCAL = re.compile(r"unix:.*|(localhost|127\.[\d.]+|\[::1\])(:\d+)?")
+_TOKEN = re.compile(r"[!-~]*")
 _ADDRESS = re.compile(r"unix:.+|(dns:)?[^\s/:]+:\d{1,5}|(ipv6:)?\[[0-9a-fA-F:.%]+\]:\d{1,5}")
 
 
@@ -72,8 +73,12 @@ class Connection:
             raise InvalidInput.of("address", problem)
         if not self.timeout_s > 0:
             raise InvalidInput.of("timeout_s", f"must be more than 0 seconds, but is {self.timeout_s!r}")
-        if self.token is not None:
-            check_text(self.token, "token")
+        if self.token is not None and not _TOKEN.fullmatch(check_text(self.token, "token")):
+            problem = (
+                "may hold only printable ASCII characters and no spaces, but has others, perhaps a line break at its "
+                "end; see CROSSCOPE_TOKEN"
+            )
+            raise InvalidInput.of("token", problem)
         if len(check_text(self.author, "author")) > _MAX_AUTHOR:
             problem = f"must have at most {_MAX_AUTHOR} characters, but has {len(self.author)}; see CROSSCOPE_AUTHOR"
             raise InvalidInput.of("author", problem)

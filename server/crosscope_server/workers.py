@@ -183,7 +183,8 @@ class Workers:
 
     def _nobody(self, busy: grpc.aio.AioRpcError | None) -> Exception:
         """The error of a call that no worker answered."""
-        return Unavailable(self._why_none(), retry_after_s=2.0) if busy is None else _caller_error(busy)
+        retry_after_s = 2.0 if self._workers else None
+        return Unavailable(self._why_none(), retry_after_s=retry_after_s) if busy is None else _caller_error(busy)
 
     def _next(self, asked: Sequence[_Worker]) -> _Worker | None:
         """The next worker in turn that is alive and not among `asked`."""
