@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 _FIRST_S = 1.0
 """How long a client that no server has answered yet looks for one."""
-_BRIDGE_S = 30.0
+_BRIDGE_S = 60.0
 """How long a client waits for a server that answered it before, or for the process behind it, to come back."""
 _SHORTEST_S, _LONGEST_S = 0.1, 1.0
 """Pauses between tries where nobody says how long to wait. Each is twice as long as the last."""

@@ -6,6 +6,7 @@ codes.
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,8 @@ from crosscope_server.errors import (
 )
 
 _RETRY_S = 0.25
+_RESTART_S = 60.0
+"""How long a worker that has gone is expected to come back."""
 _CHECK_S = 2.0
 _RECONNECT_MS = 200
 """Longest pause between two tries to reach a worker. A worker that starts is found within this time."""
@@ -68,6 +71,8 @@ class Workers:
         self._watches: list[asyncio.Task[None]] = []
         self._checks: set[asyncio.Task[None]] = set()
         self._turn = 0
+        self._gone_s: float | None = None
+        """When a worker that had served was last found gone; at first, when this server began to look for workers."""
 
     @property
     def num_alive(self) -> int:
@@ -79,6 +84,7 @@ class Workers:
         for target in self._targets:
             channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
             self._workers.append(_Worker(target, channel, inference_pb2_grpc.InferenceStub(channel)))
+        self._gone_s = time.monotonic() if self._workers else None
         self._watches = [asyncio.create_task(self._watch(worker)) for worker in self._workers]
 
     async def close(self) -> None:
@@ -183,8 +189,11 @@ class Workers:
 
     def _nobody(self, busy: grpc.aio.AioRpcError | None) -> Exception:
         """The error of a call that no worker answered."""
-        retry_after_s = 2.0 if self._workers else None
-        return Unavailable(self._why_none(), retry_after_s=retry_after_s) if busy is None else _caller_error(busy)
+        if busy is not None:
+            return _caller_error(busy)
+        # Whoever is told to come back waits for it, so only workers that may just be starting again are promised.
+        is_back_soon = self._gone_s is not None and time.monotonic() - self._gone_s < _RESTART_S
+        return Unavailable(self._why_none(), retry_after_s=1.0 if is_back_soon else None)
 
     def _next(self, asked: Sequence[_Worker]) -> _Worker | None:
         """The next worker in turn that is alive and not among `asked`."""
@@ -216,6 +225,7 @@ class Workers:
             return
         before = self.num_alive > 0
         worker.is_alive = is_alive
+        self._gone_s = self._gone_s if is_alive else time.monotonic()
         log.info("worker serves" if is_alive else "worker does not serve", extra={"worker": worker.target})
         if (after := self.num_alive > 0) != before:
             await self._on_change(after)
