@@ -21,6 +21,7 @@ BENCHES = {
     "generate": "continued prompts against transformers' generate; many callers against one; changed arms",
     "effects": "Compare against both models whole; Attribute against one forward, and against a forward per latent",
     "server": "calls of the server against the worker alone, and against an empty call",
+    "callers": "prompts of many callers through server and worker against the worker in batches without calls",
     "prompts": "prompts on a running system against what its worker computes; server: CROSSCOPE_ADDRESS",
 }
 

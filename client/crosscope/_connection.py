@@ -92,7 +92,10 @@ class Connection:
             raise InvalidInput.of("timeout_s", f"must be more than 0 seconds, but is {self.timeout_s!r}")
         if self.token:
             if not _TOKEN.fullmatch(check_text(self.token, "token")):
-                problem = "must be 1 to 4096 characters of ASCII without spaces; check what was copied"
+                problem = (
+                    "must be 1 to 4096 printable ASCII characters without spaces, but has others, perhaps a line break "
+                    "at its end; see CROSSCOPE_TOKEN"
+                )
                 raise InvalidInput.of("token", problem)
         elif self.token is None and (note := access.note_of(address)) is not None:
             object.__setattr__(self, "_own", _OwnToken(note))

@@ -20,6 +20,7 @@ from crosscope._errors import (
     Unavailable,
     VersionGone,
 )
+from crosscope._repeats import Failure
 from crosscope_proto import request_ids
 
 if TYPE_CHECKING:
@@ -37,6 +38,11 @@ _INVALID = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE}
 _CONFLICT = {grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.ABORTED, grpc.StatusCode.ALREADY_EXISTS}
 _UNAUTHORIZED = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
 _GONE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+_NOT_REACHED = ("failed to connect to all addresses", "DNS resolution failed", "Name resolution failed")
+"""How gRPC's own errors of calls begin that were never sent."""
+_UNREADABLE = {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL}
+_LOST_ANSWER = re.compile(r"stream removed|(metadata|header).*(size|limit|large)", re.IGNORECASE)
+"""gRPC's own errors, of these codes, where the headers of an answer could not be read."""
 _SIZES = re.compile(r"\((\d+) vs\. (\d+)\)")
 _TLS = re.compile(r"ssl|tls|certificate|handshake", re.IGNORECASE)
 
@@ -46,11 +52,37 @@ def is_connection_failure(error: grpc.RpcError) -> bool:
     return _code(error) is grpc.StatusCode.UNAVAILABLE and not _said_by_server(error)
 
 
+def failure_of(error: grpc.RpcError) -> Failure:
+    """What a failed call says about a second try."""
+    code = _code(error)
+    if _said_by_server(error):
+        return _said(code, _retry_after_s(_rich(error)))
+    return Failure(code in _GONE, was_begun=not _details(error).startswith(_NOT_REACHED))
+
+
+def failure_of_item(error: "StreamError") -> Failure:
+    """What an item of a stream that failed says about a second try."""
+    code = _CODES.get(error.code, grpc.StatusCode.UNKNOWN)
+    return _said(code, _retry_after_s(_status_of_item(error.status)))
+
+
+def _said(code: grpc.StatusCode, after_s: float | None) -> Failure:
+    """A server that refuses a call and says when to come back has not begun it."""
+    is_busy = code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    is_passing = after_s is not None and (is_busy or code is grpc.StatusCode.UNAVAILABLE)
+    return Failure(is_passing, was_begun=not is_passing, is_busy=is_busy, after_s=after_s)
+
+
 def error_of(error: grpc.RpcError, address: str, timeout_s: float | None) -> CrosscopeError:
     """The exception for a failed call."""
     code = _code(error)
     if is_connection_failure(error):
         return _no_server(address, _details(error))
+    if code in _UNREADABLE and not _said_by_server(error) and _LOST_ANSWER.search(_details(error)):
+        return ServerError(
+            f"{address} refused the call, but its answer was lost on the way, perhaps because it was too long "
+            f"({_details(error)}); the server's log tells more"
+        )
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         limit = "" if timeout_s is None else f" within {timeout_s:g} s"
         return DeadlineExceeded(f"no answer from {address}{limit}; try again, or give Client(timeout_s=…) more time")

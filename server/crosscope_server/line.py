@@ -154,7 +154,9 @@ class Line:
 
     def _none(self) -> CallError:
         self._refused["no worker"] += 1
-        return Unavailable(self._workers.why_none(), retry_after_s=_NONE_RETRY_S)
+        # Whoever is told to come back waits for it, so only workers that may just be starting again are promised.
+        retry_after_s = _NONE_RETRY_S if self._workers.may_come_back else None
+        return Unavailable(self._workers.why_none(), retry_after_s=retry_after_s)
 
     def _advance(self) -> None:
         """Gives places to those whose turn it is, while workers have room."""

@@ -28,6 +28,8 @@ LOST_AFTER = 20
 _MAX_STREAMS = 128
 """Streams of new tokens at one worker; it has a queue of its own for their memory."""
 _RETRY_S = 0.25
+_RESTART_S = 60.0
+"""How long workers that have gone are expected to come back."""
 _CONNECT_EVERY_S = 0.02
 _RECONNECT_MS = 200
 """Longest pause between two tries to reach a worker. A worker that starts is found within this time."""
@@ -121,6 +123,12 @@ class Workers:
     def num(self) -> int:
         """All workers, those that do not serve among them."""
         return len(self._targets)
+
+    @property
+    def may_come_back(self) -> bool:
+        """Whether none serves for so short a time that one may just be starting again: whoever waits for it may."""
+        gone_at = self.none_since
+        return bool(self._targets) and gone_at is not None and asyncio.get_running_loop().time() - gone_at < _RESTART_S
 
     def start(self) -> None:
         """Connects and begins to watch."""

@@ -109,7 +109,7 @@ class Served:
     """A scripted server that can be stopped and started again at the same address."""
 
     def __init__(self, *servicers: object, address: str | None = None) -> None:
-        self.address = address or f"127.0.0.1:{_free_port()}"
+        self.address = address or f"127.0.0.1:{free_port()}"
         self._servicers = servicers
         self.start()
 
@@ -133,7 +133,7 @@ _ADD: dict[type, Callable[[Any, grpc.Server], None]] = {
 }
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -196,7 +196,14 @@ class ScriptedWorker(inference_pb2_grpc.InferenceServicer):
 @pytest.fixture(scope="session")
 def online_address(home: Path) -> Iterator[str]:
     """The real server over that folder with a scripted worker; no queue."""
-    worker = grpc.server(futures.ThreadPoolExecutor(4))
+    with running_worker() as target, running_server(home, CROSSCOPE_SERVER_WORKERS=target) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def running_worker() -> Iterator[str]:
+    """A scripted worker that serves; its target."""
+    worker = grpc.server(futures.ThreadPoolExecutor(8))
     inference_pb2_grpc.add_InferenceServicer_to_server(ScriptedWorker(), worker)
     healths = HealthServicer()
     healths.set("", health_pb2.HealthCheckResponse.SERVING)
@@ -204,8 +211,7 @@ def online_address(home: Path) -> Iterator[str]:
     port = worker.add_insecure_port("127.0.0.1:0")
     worker.start()
     try:
-        with running_server(home, CROSSCOPE_SERVER_WORKERS=f"127.0.0.1:{port}") as address:
-            yield address
+        yield f"127.0.0.1:{port}"
     finally:
         worker.stop(None).wait()
 
@@ -224,21 +230,28 @@ def online(online_address: str) -> Iterator[Client]:
 @contextlib.contextmanager
 def running_server(home: Path, **settings: str) -> Iterator[str]:
     """The real server as a process; its address once it answers."""
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
+    with server_process(home, address, **settings) as process:
+        wait_until_serving(address, process)
+        yield address
+
+
+@contextlib.contextmanager
+def server_process(home: Path, address: str, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The real server at an address, from its start on; it is ended if it has not ended."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("CROSSCOPE_")}
     environment = {**inherited, "CROSSCOPE_HOME": str(home), "CROSSCOPE_SERVER_LISTEN": address, **settings}
-    log = home / f"server-{address.rpartition(':')[2]}.log"
-    with log.open("wb") as out:
-        process = subprocess.Popen([sys.executable, "-m", "crosscope_server"], env=environment, stderr=out, stdout=out)
+    with (home / f"server-{address.rpartition(':')[2]}.log").open("ab") as log:
+        process = subprocess.Popen([sys.executable, "-m", "crosscope_server"], env=environment, stderr=log, stdout=log)
     try:
-        _wait_until_serving(address, process, log)
-        yield address
+        yield process
     finally:
         process.terminate()
         process.wait(10)
 
 
-def _wait_until_serving(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_until_serving(address: str, process: subprocess.Popen[bytes]) -> None:
+    """Waits until a server answers that was just started."""
     ends_at = time.monotonic() + 60
     with Client(address) as client:
         while time.monotonic() < ends_at and process.poll() is None:
@@ -248,7 +261,7 @@ def _wait_until_serving(address: str, process: subprocess.Popen[bytes], log: Pat
                 threading.Event().wait(0.1)
             else:
                 return
-    pytest.fail(f"the server did not start:\n{log.read_text()[-3000:]}")
+    pytest.fail(f"the server did not start at {address}")
 
 
 @pytest.fixture

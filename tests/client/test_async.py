@@ -155,7 +155,7 @@ async def test_errors_are_the_same_kinds(serve) -> None:
     async with AsyncClient(serve(failing).address) as client:
         with pytest.raises(Unavailable, match=r"crosscope up.*connection reset"):
             await client.crosscoders()
-    assert failing.calls == 3, "the connection is asked again"
+    assert failing.calls > 1, "the connection is asked again"
     async with AsyncClient("127.0.0.1:1") as client:
         with pytest.raises(Unavailable, match="no server answers at"):
             [event async for event in (await client.crosscoder("demo")).encode_many(["a"])]

@@ -1,16 +1,14 @@
 """Calls that run a prompt: its tokens, its sparse codes, its latents ranked."""
 
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Literal, overload
 
-import grpc
-
 from crosscope import _aio, _decode
 from crosscope._async.handle import AsyncHandle
+from crosscope._async.outcomes import AsyncOutcomes
 from crosscope._encoding import Encoding, Rank, TopLatents
-from crosscope._errors import CrosscopeError, InvalidInput, ServerError
+from crosscope._errors import CrosscopeError, InvalidInput
 from crosscope._filters import Condition, build_filters
 from crosscope._progress import open_bar
 from crosscope._prompts import (
@@ -23,7 +21,6 @@ from crosscope._prompts import (
     check_number,
     check_whole,
 )
-from crosscope._status import error_of, error_of_item
 from crosscope._types import TokenCount, Tokens
 from crosscope_proto.v1 import prompts_pb2, types_pb2
 
@@ -170,6 +167,8 @@ class AsyncPrompting(AsyncHandle):
         """Encodes many prompts, lazily and in order; at most `in_flight` are under way at a time.
 
         A prompt is a text, messages, Tokens, or one of them by its name: {"stored_text": 12}, {"token_ids": [2, 17]}.
+        Prompts that a busy server refuses are asked again when it says so, with fewer in flight, and so are those of a
+        connection that breaks; only when nothing was answered for the client's `timeout_s` is that an error.
         With `return_errors` (formerly `on_error="return"`) a prompt that fails yields its exception in its place and
         the rest goes on; else it is raised. An error of the connection is raised in either case. A prompt is drawn
         only when a reply has made room for it. Leaving the iterator early cancels the rest. `progress` shows a bar, by
@@ -185,7 +184,7 @@ class AsyncPrompting(AsyncHandle):
         built = (self._request_or_error(prompt, top_k, flags) async for prompt in _aio.drawn(prompts))
         total = len(prompts) if hasattr(prompts, "__len__") else None  # pyright: ignore[reportArgumentType]
         with open_bar(progress, "encoding", total, "prompts") as bar:
-            async with aclosing(self._outcomes(built, in_flight)) as outcomes:
+            async with aclosing(AsyncOutcomes(self._transport, in_flight).of(built)) as outcomes:
                 async for outcome in outcomes:
                     bar.update()
                     if isinstance(outcome, CrosscopeError) and not return_errors and on_error == "raise":
@@ -198,39 +197,6 @@ class AsyncPrompting(AsyncHandle):
             return self._encode_request(build_any(prompt, **flags), top_k)
         except InvalidInput as error:
             return error
-
-    async def _outcomes(
-        self, requests: AsyncIterator[_Request | CrosscopeError], in_flight: int
-    ) -> AsyncGenerator[prompts_pb2.EncodeResponse | CrosscopeError, None]:
-        """The response or the error of every request, in order. An error in place of a request is passed on."""
-        stream = await self._transport.converse(self._prompts.EncodeStream)
-        waiting: deque[CrosscopeError | None] = deque()  # None: the server's reply is awaited
-        num_sent = num_received = 0
-        try:
-            while True:
-                while len(waiting) < in_flight and (request := await anext(requests, None)) is not None:
-                    if isinstance(request, CrosscopeError):
-                        waiting.append(request)
-                        continue
-                    stream.send(prompts_pb2.EncodeStreamRequest(sequence=num_sent, request=request))
-                    waiting.append(None)
-                    num_sent += 1
-                if not waiting:
-                    return
-                if (error := waiting.popleft()) is not None:
-                    yield error
-                    continue
-                with _aio.failing():
-                    reply = await stream.receive()
-                if reply is None or reply.sequence != num_received:
-                    at = f"at prompt {num_received}"
-                    raise ServerError(f"the stream of {self._transport.address} ended or lost its order {at}")
-                num_received += 1
-                yield reply.response if reply.WhichOneof("outcome") == "response" else error_of_item(reply.error)
-        except grpc.RpcError as error:
-            raise error_of(error, self._transport.address, None) from None
-        finally:
-            stream.close()
 
     async def top_latents(
         self,

@@ -10,8 +10,9 @@ import grpc.aio
 from crosscope import _aio
 from crosscope._calls import outgoing
 from crosscope._connection import Connection
-from crosscope._errors import InvalidInput
-from crosscope._status import error_of, is_connection_failure
+from crosscope._errors import InvalidInput, Unauthorized
+from crosscope._repeats import REPEATS, Patience, Repeat
+from crosscope._status import error_of, failure_of
 from crosscope_proto import request_ids
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 _Reply = TypeVar("_Reply")
 _Stub = TypeVar("_Stub")
-
-_RETRY_DELAYS_S = (0.1, 0.3)
 
 
 class AsyncTransport:
@@ -32,6 +31,7 @@ class AsyncTransport:
         self._channel: grpc.aio.Channel | None = None
         self._stubs: dict[object, object] = {}
         self._closed = False
+        self._was_answered = False
 
     @property
     def address(self) -> str:
@@ -57,54 +57,82 @@ class AsyncTransport:
         method: "grpc.aio.UnaryUnaryMultiCallable[Any, _Reply]",
         request: "Message",
         *,
-        idempotent: bool = True,
         timeout_s: float | None = None,
     ) -> _Reply:
-        """Sends a request and returns the reply. An idempotent request is sent again when the connection fails.
+        """Sends a request and returns the reply. What fails in passing is tried again, as REPEATS says.
 
-        `timeout_s` is the connection's own by default.
+        `timeout_s` is that of all tries, and the connection's own by default.
         """
-        timeout_s = timeout_s or self.connection.timeout_s
-        delays = iter(_RETRY_DELAYS_S if idempotent else ())
-        with outgoing(self.connection, method) as metadata:
-            while True:
-                try:
-                    with _aio.failing():
-                        return await method(request, timeout=timeout_s, metadata=metadata)
-                except grpc.RpcError as error:
-                    delay_s = next(delays, None) if is_connection_failure(error) else None
-                    if delay_s is None:
-                        raise error_of(error, self.address, timeout_s) from None
-                await _aio.sleep(delay_s)
-        raise AssertionError("unreachable: the loop returns or raises")
+        return await self._tried(method, lambda **given: method(request, **given), request, timeout_s)
 
     async def upload(
         self, method: "grpc.aio.StreamUnaryMultiCallable[Any, _Reply]", requests: "Sequence[Message]"
     ) -> _Reply:
         """Sends many requests and returns the one reply."""
         timeout_s = self.connection.long_timeout_s
+        return await self._tried(method, lambda **given: method(iter(requests), **given), requests[0], timeout_s)
+
+    async def _tried(
+        self, method: object, send: Callable[..., Any], request: "Message", timeout_s: float | None
+    ) -> Any:
+        timeout_s = timeout_s or self.connection.timeout_s
+        patience = self.patience(timeout_s)
         with outgoing(self.connection, method) as metadata:
-            try:
-                with _aio.failing():
-                    return await method(iter(requests), timeout=timeout_s, metadata=metadata)
-            except grpc.RpcError as error:
-                raise error_of(error, self.address, timeout_s) from None
-        raise AssertionError("unreachable: the block returns or raises")
+            while True:
+                try:
+                    with _aio.failing():
+                        reply = await send(timeout=patience.left_s, metadata=metadata)
+                    self._was_answered = True
+                    return reply
+                except grpc.RpcError as error:
+                    pause_s = self._pause_s(error, patience, request)
+                    if pause_s is None:
+                        raise error_of(error, self.address, timeout_s) from None
+                await _aio.sleep(pause_s)
+        raise AssertionError("unreachable: the loop returns or raises")
 
     async def stream(
         self, method: "grpc.aio.UnaryStreamMultiCallable[Any, _Reply]", request: "Message", timeout_s: float | None
     ) -> AsyncGenerator[_Reply, None]:
-        """Sends a request and yields the replies; leaving the iterator early cancels the call."""
+        """Sends a request and yields the replies; leaving the iterator early cancels the call.
+
+        What fails in passing before the first reply is tried again, as REPEATS says.
+        """
+        patience, num_replies = self.patience(timeout_s), 0
         with outgoing(self.connection, method) as metadata:
-            call = await _aio.start(method, request, timeout=timeout_s, metadata=metadata)
-            try:
-                with _aio.failing():
-                    async for reply in call:
-                        yield reply
-            except grpc.RpcError as error:
-                raise error_of(error, self.address, timeout_s) from None
-            finally:
-                call.cancel()
+            while True:
+                call = await _aio.start(method, request, timeout=patience.left_s, metadata=metadata)
+                try:
+                    with _aio.failing():
+                        async for reply in call:
+                            self._was_answered, num_replies = True, num_replies + 1
+                            yield reply
+                    return
+                except grpc.RpcError as error:
+                    pause_s = None if num_replies else self._pause_s(error, patience, request)
+                    if pause_s is None:
+                        raise error_of(error, self.address, timeout_s) from None
+                finally:
+                    call.cancel()
+                await _aio.sleep(pause_s)
+
+    def patience(self, timeout_s: float | None) -> Patience:
+        """The patience for one call, as this client's server is known."""
+        return Patience(timeout_s, self._was_answered)
+
+    def pause_s(self, error: grpc.RpcError, patience: Patience) -> float | None:
+        """How long to wait before the same may be asked again; None: it may not."""
+        failure = failure_of(error)
+        self._was_answered |= failure.after_s is not None
+        if self._closed or isinstance(error_of(error, self.address, None), Unauthorized):
+            return None
+        return patience.pause_s(failure)
+
+    def _pause_s(self, error: grpc.RpcError, patience: Patience, request: "Message") -> float | None:
+        repeat = REPEATS[request.DESCRIPTOR.name.removesuffix("Request")]
+        if repeat is Repeat.BY_ITS_CALLER or (repeat is Repeat.UNSENT and failure_of(error).was_begun):
+            return None
+        return self.pause_s(error, patience)
 
     async def converse(self, method: "grpc.aio.StreamStreamMultiCallable[Any, _Reply]") -> "_aio.Conversation[_Reply]":
         """Opens a call with many requests and many replies, without a deadline."""

@@ -180,7 +180,7 @@ class Annotations:
     def create_list(self, name: str, latents: Iterable[int] = ()) -> NamedList:
         """Makes a list, with latents in this order. Raises Conflict for a name that is taken."""
         request = pb.CreateListRequest(of=self._of, name=check_text(name, "name"), author=self.author)
-        reply = self._transport.unary(self._stub.CreateList, request, idempotent=False)
+        reply = self._transport.unary(self._stub.CreateList, request)
         ids = list(latents)
         return self.add(name, ids) if ids else _decode_annotations.named_list(reply.list)
 
@@ -188,13 +188,13 @@ class Annotations:
         """Gives a list another name. Raises NotFound, or Conflict for a name that is taken."""
         names = {"name": check_text(name, "name"), "new_name": check_text(new_name, "new_name")}
         request = pb.RenameListRequest(of=self._of, author=self.author, **names)
-        reply = self._transport.unary(self._stub.RenameList, request, idempotent=False)
+        reply = self._transport.unary(self._stub.RenameList, request)
         return _decode_annotations.named_list(reply.list)
 
     def delete_list(self, name: str) -> NamedList:
         """Deletes a list; returns it as it was. Its latents keep all other words. Raises NotFound."""
         request = pb.DeleteListRequest(of=self._of, name=check_text(name, "name"), author=self.author)
-        reply = self._transport.unary(self._stub.DeleteList, request, idempotent=False)
+        reply = self._transport.unary(self._stub.DeleteList, request)
         return _decode_annotations.named_list(reply.list)
 
     def add(self, name: str, latents: Iterable[int]) -> NamedList:

@@ -17,6 +17,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import numpy as np
+import psutil
 import pytest
 import pytest_asyncio
 import torch
@@ -211,6 +212,36 @@ async def test_a_recipe_whose_token_policy_cannot_be_read_is_named(served: Serve
     code, sentence = await refusal(served.inference.Encode(encode_request("a", "odd")))
     assert code == grpc.StatusCode.DATA_LOSS
     assert "the recipe of crosscoder 'odd' holds tokens.skip_first: Input should be a valid integer" in sentence
+
+
+@pytest.mark.asyncio
+async def test_conversations_of_a_mebibyte_are_refused_beside_others(served: Served) -> None:
+    """They cost as much as their limit: memory stays, and prompts beside them are answered."""
+    await served.inference.Encode(encode_request("warm"))
+    before = psutil.Process().memory_info().rss
+    turns = [types_pb2.Turn(role=role, content="the old river " * 18_000) for role in ("user", "assistant") * 2]
+    prompt = types_pb2.Prompt(conversation=types_pb2.Conversation(turns=turns))
+    ask = {"crosscoder": "demo", "version_id": VERSION, "prompt": prompt}
+    hostile = [served.inference.Tokenize(inference_pb2.TokenizeRequest(**ask)) for _ in range(4)]
+    hostile += [served.inference.Encode(inference_pb2.EncodeRequest(**ask)) for _ in range(4)]
+    for number in range(20):
+        assert len((await served.inference.Encode(encode_request(f"the river {number}"))).tokens.ids) > 3
+    refused = [await refusal(call) for call in hostile]
+    assert {code for code, _ in refused} == {grpc.StatusCode.INVALID_ARGUMENT}
+    assert {sentence for _, sentence in refused} == {
+        "the text has at least 801 tokens, but may have 800; shorten it",
+        "the prompt has at least 201 tokens, but this worker's limit is 200; shorten it",
+    }
+    assert psutil.Process().memory_info().rss - before < 200 << 20
+
+
+@pytest.mark.asyncio
+async def test_tokens_of_a_prompt_that_is_too_long_are_told(served: Served) -> None:
+    request = inference_pb2.TokenizeRequest(
+        crosscoder="demo", version_id=VERSION, prompt=types_pb2.Prompt(text="a " * 300)
+    )
+    reply = await served.inference.Tokenize(request)
+    assert len(reply.tokens.ids) > reply.max_prompt_tokens == 200
 
 
 @pytest.mark.asyncio

@@ -17,7 +17,7 @@ from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
 from crosscope_worker.models import packed_rows, probes
 from crosscope_worker.models.pair import Pair, check_layer, num_embeddings, shared_layers
 from crosscope_worker.models.places import PairError
-from crosscope_worker.models.residual import NotReached, layer_outputs, stream
+from crosscope_worker.models.residual import NotReached, Stack, layer_outputs, stream
 from crosscope_worker.transfer import sent
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class PairActivations:
     def unchecked_rows(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
         """The same of tensors on the pair's device. Asks the device nothing, so that a run can be recorded."""
         num_shared = min(self._num_shared, self.layer + 1)
-        base, chat = _both(self.pair, self.layer, ids, positions, num_shared)
+        base, chat = _both(self._stacks, self.layer, ids, positions, num_shared)
         return torch.cat([base.float(), chat.float()], dim=-1)
 
     def check_ids(self, ids: Tensor) -> None:
@@ -101,6 +101,11 @@ class PairActivations:
             )
 
     @functools.cached_property
+    def _stacks(self) -> tuple[Stack, Stack]:
+        base, chat = map(Stack.of, self.pair.models)
+        return base, chat
+
+    @functools.cached_property
     def _num_embeddings(self) -> list[int]:
         return [num_embeddings(model) for model in self.pair.models]
 
@@ -112,7 +117,7 @@ class PairActivations:
             ids = probes.probe_ids(self.pair.models)
             at_most = min(num_shared, self.layer + 1)
             try:
-                apart, once = (_both(self.pair, self.layer, ids, None, number)[CHAT] for number in (0, at_most))
+                apart, once = (_both(self._stacks, self.layer, ids, None, number)[CHAT] for number in (0, at_most))
             except NotReached:
                 return 0
             if probes.standardised_error(once, apart) > probes.ROUNDED_TOLERANCE:
@@ -163,12 +168,14 @@ class PairActivations:
         return any(probes.depends_on_longer_texts(model, self.layer) for model in unlimited)
 
 
-def _both(pair: Pair, layer: int, ids: Tensor, positions: Tensor | None, num_shared: int) -> tuple[Tensor, Tensor]:
+def _both(
+    stacks: tuple[Stack, Stack], layer: int, ids: Tensor, positions: Tensor | None, num_shared: int
+) -> tuple[Tensor, Tensor]:
     """The layer's output in both models, [row, pos, d_model] each; the lowest `num_shared` layers run once."""
     wanted = [num_shared - 1, layer] if 0 < num_shared <= layer else [layer]
-    found: list[Any] = layer_outputs(pair.models[BASE], wanted, ids, positions)
+    found: list[Any] = layer_outputs(stacks[BASE], wanted, ids, positions)
     base = stream(found[-1])
     if num_shared > layer:
         return base, base
     below = (num_shared, found[0]) if num_shared else None
-    return base, stream(layer_outputs(pair.models[CHAT], [layer], ids, positions, below)[0])
+    return base, stream(layer_outputs(stacks[CHAT], [layer], ids, positions, below)[0])

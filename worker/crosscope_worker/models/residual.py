@@ -7,7 +7,7 @@ Does not know pairs, texts, or which tokens anybody keeps.
 import copy
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,20 @@ class _Reached(BaseException):
     """Stops a forward pass at the layer whose output is wanted."""
 
 
+class Stack(NamedTuple):
+    """The modules of a model that a run to some layer needs. To find them takes as long as a layer of a small model."""
+
+    decoder: nn.Module
+    layers: nn.ModuleList
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> "Stack":
+        """A model's. Raises PairError if it has no list of decoder layers."""
+        return cls(decoder(model), decoder_layers(model))
+
+
 def layer_outputs(
-    model: PreTrainedModel,
+    model: PreTrainedModel | Stack,
     wanted: Sequence[int],
     ids: Tensor,
     positions: Tensor | None = None,
@@ -37,11 +49,13 @@ def layer_outputs(
 ) -> list[Any]:
     """The outputs of the decoder layers with these ascending indices; the model stops at the last of them.
 
-    ids, positions: [row, pos] int64, on the model's device. `below`: a number of layers and what the last of them
-    returned for these ids; they are not computed. No attention mask: padding comes after every token that is kept.
+    `model`: a model, or what was found of it. ids, positions: [row, pos] int64, on its device. `below`: a number of
+    layers and what the last of them returned for these ids; they are not computed. No attention mask: padding comes
+    after every token that is kept.
     Raises NotReached if the highest layer is not called.
     """
-    layers = decoder_layers(model)
+    run = model if isinstance(model, Stack) else Stack.of(model)
+    layers = run.layers
     found: dict[int, Any] = {}
 
     def keeping(index: int) -> Callable[[nn.Module, object, Any], None]:
@@ -60,9 +74,9 @@ def layer_outputs(
         for index in wanted:
             stack.callback(layers[index].register_forward_hook(keeping(index)).remove)
         with suppress(_Reached):
-            decoder(model)(input_ids=ids, use_cache=False, **given)
+            run.decoder(input_ids=ids, use_cache=False, **given)
     if missed := [index for index in wanted if index not in found]:
-        raise NotReached(f"{type(model).__name__} does not call its decoder layer {missed[0]} for a text")
+        raise NotReached(f"{type(run.decoder).__name__} does not call its decoder layer {missed[0]} for a text")
     return [found[index] for index in wanted]
 
 

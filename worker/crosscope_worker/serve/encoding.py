@@ -13,8 +13,9 @@ from crosscope_worker.effects.subject import Subject
 from crosscope_worker.models.fixed_shapes import FixedShapes, Recorder
 from crosscope_worker.models.graphs import Graphs
 
-_MIN_PARALLEL_ELEMENTS = 1 << 15
-"""Tokens times width from which more than one CPU thread pays; torch's own grain of work."""
+_MIN_PARALLEL_WORK = 1 << 25
+"""Tokens times width squared from which more than one CPU thread pays: a product of that size takes one thread about a
+millisecond. Below, threads wait for each other at every operation, on cores that the server and the event loop need."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +65,7 @@ class Encoder:
         The code of a prompt does not depend on the other prompts.
         """
         size = len(prompts) * max(map(len, prompts))
-        if size * max(self._activations.d_model) >= _MIN_PARALLEL_ELEMENTS:
+        if size * max(self._activations.d_model) ** 2 >= _MIN_PARALLEL_WORK:
             return self._codes(prompts)
         torch.set_num_threads(1)
         try:

@@ -36,7 +36,8 @@ SERVICE = "crosscope.worker.v1.Inference"
 DRAIN_S = 3.0
 """How long calls in progress may take to end after SIGTERM."""
 _LAST_REPLIES_S = 0.2
-_BEAT_S = 0.5
+_SWITCH_S = 0.001
+"""How long a thread that tokenises, for instance, may keep the event loop from the interpreter."""
 _CACHE_SHARE = 8
 """One part of so many of the device's memory is for keys and values, if nothing is set."""
 _OPTIONS = [
@@ -65,6 +66,7 @@ class InferenceProcess:
         self.metrics = Metrics(beats.ages)
         self._device_thread = DeviceThread(self.metrics)
         self._tokenising_threads = ThreadPoolExecutor(2, thread_name_prefix="tokenise")
+        self._long_prompts_thread = ThreadPoolExecutor(1, thread_name_prefix="long-prompts")
         self.models = Models(
             settings.home, settings.device, settings.max_model_bytes, self._device_thread, settings.float32
         )
@@ -87,6 +89,7 @@ class InferenceProcess:
             self.batcher,
             self.generations,
             self._tokenising_threads,
+            self._long_prompts_thread,
             settings.max_prompt_tokens,
             self.metrics,
         )
@@ -156,7 +159,7 @@ class InferenceProcess:
         if self._end_metrics is not None:
             await asyncio.to_thread(self._end_metrics)
         self.models.close()
-        for thread in (self._device_thread, self._tokenising_threads):
+        for thread in (self._device_thread, self._tokenising_threads, self._long_prompts_thread):
             thread.shutdown(wait=False, cancel_futures=True)
 
 
@@ -181,6 +184,7 @@ def run() -> int:
     configure_tracing("inference")
     transformers_logging.disable_progress_bar()
     torch.set_num_interop_threads(1)
+    sys.setswitchinterval(_SWITCH_S)
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)
     try:

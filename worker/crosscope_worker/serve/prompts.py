@@ -9,6 +9,7 @@ from crosscope_proto.roles import LeftOut
 from crosscope_proto.template_kwargs import parse_template_kwargs, parse_tool_calls
 from crosscope_proto.v1 import types_pb2
 from crosscope_worker.effects.subject import Reading
+from crosscope_worker.tokenizer.lengths import TooLong
 from crosscope_worker.tokenizer.pieces import text_pieces
 from crosscope_worker.tokenizer.token_policy import policy_reasons
 from crosscope_worker.tokenizer.tokens import PromptError, TextTokenizer, TokenisedText, Turn
@@ -17,15 +18,15 @@ Parsed = TypeVar("Parsed")
 
 
 def tokenise(
-    tokenizer: TextTokenizer, prompt: types_pb2.Prompt, num_readable: int
+    tokenizer: TextTokenizer, prompt: types_pb2.Prompt, num_readable: int, most: int
 ) -> tuple[TokenisedText, types_pb2.Tokens]:
     """The tokens of a prompt, for the models and for the reply. Raises PromptError.
 
-    `num_readable`: ids that the models can read.
+    `num_readable`: ids that the models can read. `most`: tokens of which a prompt may not have many times as many.
     """
     match prompt.WhichOneof("content"):
         case "text":
-            text = tokenizer.text(prompt.text, prompt.parse_control_tokens)
+            text = tokenizer.text(prompt.text, prompt.parse_control_tokens, most)
         case "conversation":
             conversation = prompt.conversation
             text = tokenizer.conversation(
@@ -33,8 +34,11 @@ def tokenise(
                 conversation.add_generation_prompt,
                 prompt.parse_control_tokens,
                 _parsed("chat_template_kwargs", parse_template_kwargs, conversation.chat_template_kwargs_json),
+                most,
             )
         case "token_ids":
+            if len(prompt.token_ids.ids) > most:
+                raise TooLong(most)
             text = tokenizer.given(prompt.token_ids.ids, prompt.token_ids.roles, num_readable)
         case _:
             raise PromptError("the prompt holds neither text, conversation nor token ids; give one of them")

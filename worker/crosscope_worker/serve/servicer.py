@@ -25,20 +25,24 @@ from crosscope_worker.serve.metrics import Metrics
 from crosscope_worker.serve.models import Models
 from crosscope_worker.serve.prompts import left_out, tokenise
 from crosscope_worker.serve.questions import DeviceQueue, WhichCode, WhichDifference, WhichLatents
+from crosscope_worker.tokenizer.lengths import UNCOUNTED, TooLong
 from crosscope_worker.tokenizer.tokens import PromptError, TokenisedText
 
 Reply = TypeVar("Reply")
 Context = grpc.aio.ServicerContext[Any, Any]
 log = logging.getLogger(__name__)
-
+COUNTED = 4
+"""Tokenize tells how many tokens a prompt has that is up to so many times too long for the models."""
 _SHORT_PROMPT_BYTES = 4096
 """Length of prompts that are tokenised within about a millisecond, less than two thread changes beside a busy device
 take."""
 
 
 class Inference(inference_pb2_grpc.InferenceServicer):
-    """The inference service. It tokenises long prompts on threads of its own, so that they delay no others; short ones
-    at once.
+    """The inference service.
+
+    It tokenises short prompts at once, others on threads of their own, and those that are long enough to be refused on
+    one more: so no prompt delays shorter ones.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         device: DeviceQueue,
         generations: Generations,
         tokenising: Executor,
+        long_prompts: Executor,
         max_prompt_tokens: int,
         metrics: Metrics,
     ) -> None:
@@ -54,6 +59,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         self._generations = generations
         self._device = device
         self._tokenising = tokenising
+        self._long_prompts = long_prompts
         self._max_prompt_tokens = max_prompt_tokens
         self._metrics = metrics
         self._num_calls = 0
@@ -64,7 +70,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
     async def Tokenize(
         self, request: inference_pb2.TokenizeRequest, context: Context
     ) -> inference_pb2.TokenizeResponse:
-        """The tokens of a prompt, however many."""
+        """The tokens of a prompt, also of one that is too long for the models, within COUNTED times their limit."""
         return await self._answered("Tokenize", self._tokenize(request), context)
 
     async def Encode(self, request: inference_pb2.EncodeRequest, context: Context) -> inference_pb2.EncodeResponse:
@@ -126,8 +132,8 @@ class Inference(inference_pb2_grpc.InferenceServicer):
 
     async def _tokenize(self, request: inference_pb2.TokenizeRequest) -> inference_pb2.TokenizeResponse:
         async with self._models.using(request.crosscoder, request.version_id) as crosscoder:
-            _, tokens = await self._tokens(crosscoder, request.prompt)
             most = self._most_tokens(crosscoder)
+            _, tokens = await self._tokens(crosscoder, request.prompt, COUNTED * most)
         return inference_pb2.TokenizeResponse(tokens=tokens, max_prompt_tokens=most)
 
     async def _encode(
@@ -208,7 +214,12 @@ class Inference(inference_pb2_grpc.InferenceServicer):
 
     async def _prompt(self, loaded: Loaded, prompt: types_pb2.Prompt) -> tuple[TokenisedText, types_pb2.Tokens]:
         """The tokens of a prompt that the models are to read. Raises PromptError if they are too many."""
-        text, tokens = await self._tokens(loaded, prompt)
+        most = self._most_tokens(loaded)
+        try:
+            text, tokens = await self._tokens(loaded, prompt, most)
+        except TooLong as error:
+            self._check_length(loaded, "the prompt has at least", error.at_least)
+            raise
         self._check_length(loaded, "the prompt has", len(text.ids))
         return text, tokens
 
@@ -222,9 +233,12 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         """Most tokens of a prompt that the models are to read."""
         return min(self._max_prompt_tokens, loaded.subject.pair.max_positions or self._max_prompt_tokens)
 
-    async def _tokens(self, loaded: Loaded, prompt: types_pb2.Prompt) -> tuple[TokenisedText, types_pb2.Tokens]:
-        what = loaded.tokenizer, prompt, loaded.subject.pair.num_readable
+    async def _tokens(
+        self, loaded: Loaded, prompt: types_pb2.Prompt, most: int
+    ) -> tuple[TokenisedText, types_pb2.Tokens]:
+        what = loaded.tokenizer, prompt, loaded.subject.pair.num_readable, most
         with self._metrics.part("tokenise"):
-            if prompt.ByteSize() <= _SHORT_PROMPT_BYTES:
+            if (size_bytes := prompt.ByteSize()) <= _SHORT_PROMPT_BYTES:
                 return tokenise(*what)
-            return await asyncio.get_running_loop().run_in_executor(self._tokenising, tokenise, *what)
+            thread = self._tokenising if size_bytes <= UNCOUNTED * self._most_tokens(loaded) else self._long_prompts
+            return await asyncio.get_running_loop().run_in_executor(thread, tokenise, *what)

@@ -18,6 +18,7 @@ from crosscope_proto.roles import TokenRole
 from crosscope_proto.template_kwargs import check_template_kwargs
 from crosscope_worker.tokenizer.chat_template import ChatTemplate, TemplateRefusal, TemplateSettings, Turn, messages_of
 from crosscope_worker.tokenizer.control_tokens import ControlTokens, PromptError
+from crosscope_worker.tokenizer.lengths import check_length
 from crosscope_worker.tokenizer.printed import THINKING, Printed, Saying, Sayings, character_roles, find_sayings
 from crosscope_worker.tokenizer.refusals import check_printed, check_turns, not_found, refused
 
@@ -87,16 +88,17 @@ class TextTokenizer:
         other._turn_ends = {}
         return other
 
-    def text(self, text: str, parse_control_tokens: bool = False) -> TokenisedText:
+    def text(self, text: str, parse_control_tokens: bool = False, most: int | None = None) -> TokenisedText:
         """Tokens of a plain text, as the tokenizer's own call gives them, with all that it puts around a text.
 
         Three cases differ. Control tokens typed in the text stay text unless `parse_control_tokens`. A
         tokenizer whose own call adds no BOS while its chat template prints one gets it in front, so that documents
         begin as conversations do. A BOS that is typed in front, and parsed, is not doubled.
-        Raises PromptError if there is no text.
+        Raises PromptError if there is no text, TooLong for many more than `most` tokens (lengths).
         """
         if not text:
             raise PromptError("the text is empty; give at least one character")
+        check_length(self._control, text, most)
         typed = not parse_control_tokens and self._control.found_in(text)
         encoding = self._control.encode(self._control.disguise(text) if typed else text, typed, add_special_tokens=True)
         ids = np.array(encoding.ids, dtype=np.int64)
@@ -167,12 +169,14 @@ class TextTokenizer:
         add_generation_prompt: bool = False,
         parse_control_tokens: bool = False,
         template_kwargs: Mapping[str, Any] | None = None,
+        most: int | None = None,
     ) -> TokenisedText:
         """Tokens of a conversation in the chat template.
 
         The ids are those of `apply_chat_template`, except that control tokens typed in a turn or an argument stay text
         unless `parse_control_tokens`; `<think>` and `</think>` in an assistant turn are always read. `template_kwargs`
-        override those of the settings. Raises PromptError that names the turn at fault.
+        override those of the settings. Raises PromptError that names the turn at fault, TooLong for many more than
+        `most` tokens (lengths).
         """
         check_turns(turns)
         if turns[-1].prefix and add_generation_prompt:
@@ -191,6 +195,7 @@ class TextTokenizer:
             messages = messages_of(turns, self._disguising(turns, sayings))
         try:
             printed = self._template.render(messages, add_generation_prompt, kwargs)
+            check_length(self._control, printed, most)
             found = self._printed(printed, turns, sayings.all, add_generation_prompt, kwargs)
         except TemplateRefusal as error:
             raise PromptError(refused(turns, str(error))) from error
