@@ -50,6 +50,24 @@ def hit(up: Up, name: str, number: signal.Signals, hold_s: float) -> None:
     say(f"{how} of {name}", value, "", f"0 lost, 0 twice, longest wait {MOST_S:g} s", ok)
 
 
+def orphans(up: Up) -> None:
+    """kill -9 of the supervisor while its server is stopped: nothing stays, and a new start takes the same port."""
+    server, port = up.pid("server"), up.address.rpartition(":")[2]
+    assert server is not None
+    left = [pid for name in MARKS if (pid := up.pid(name))]
+    os.kill(server, signal.SIGSTOP)
+    up.process.kill()
+    up.process.wait()
+    begun = time.monotonic()
+    gone = until(lambda: not any(map(alive, left)), 20)
+    gone_s = time.monotonic() - begun
+    again = Up(up.home, "--port", port)
+    served = again.address == up.address
+    again.close()
+    value = f"{len(left)} processes gone after {gone_s:.1f} s; served again at the same port: {served}"
+    say("kill -9 of the supervisor while its server is stopped", value, "", "no process stays", ok=gone and served)
+
+
 def alive(pid: int) -> bool:
     """Whether a process is there and not a zombie."""
     try:
@@ -60,13 +78,14 @@ def alive(pid: int) -> bool:
 
 
 def main() -> int:
-    """Hits each process in turn, twice."""
+    """Hits each process in turn, twice, and the supervisor in the end."""
     hold_s = min(60.0, 12 * minutes())
     only = sys.argv[1:] or list(MARKS)
     with running() as up:
         for number in (signal.SIGKILL, signal.SIGSTOP):
             for name in only:
                 hit(up, name, number, hold_s)
+        orphans(up)
     return 0
 
 

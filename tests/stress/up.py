@@ -82,7 +82,7 @@ class Up:
         self.home, self.said = home, list[str]()
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "400", "NO_COLOR": "1"}
         self.process = subprocess.Popen(
-            [*COMMAND, "up", "--home", str(home), "--port", "0", "--app-port", "0", *options],
+            [*COMMAND, "up", "--home", str(home), "--app-port", "0", "--port", "0", *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
