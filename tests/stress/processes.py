@@ -17,7 +17,8 @@ BACK_S = 30.0
 def hit(up: Up, name: str, number: signal.Signals, hold_s: float) -> None:
     """Sends a signal to a process while callers ask and a job runs; prints what came of it."""
     work = Work(up)
-    work.submit(2)
+    work.submit(1)
+    work.submit(1, steps=20)
     if not until(work.running, 120):
         raise RuntimeError(f"no job ran: {up.said}")
     with Callers(up.address, prompt) as prompts, Callers(up.address, page, 1) as pages:

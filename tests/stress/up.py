@@ -203,7 +203,7 @@ class Work:
     def __init__(self, up: Up) -> None:
         self._up, self.ids = up, list[str]()
 
-    def submit(self, count: int = 1, steps: int = 300) -> None:
+    def submit(self, count: int = 1, steps: int = 120) -> None:
         """Queues jobs, whatever is away meanwhile: each once, by its key."""
         with Client(self._up.address, timeout_s=30) as client:
             for _ in range(count):
@@ -216,8 +216,11 @@ class Work:
         with Client(self._up.address, timeout_s=30) as client:
             return any(job.state == "running" and job.info.stage for job in client.jobs.list(limit=20))
 
-    def outcome(self, within_s: float = 300) -> tuple[int, int, int]:
-        """Waits for the end of all: how many were lost, how many were published twice, the most attempts."""
+    def outcome(self, within_s: float = 900) -> tuple[int, int, int]:
+        """Waits for the end of all: how many were lost, how many were published twice, the most attempts.
+
+        One that has not ended by then is lost.
+        """
         states: dict[str, str] = {}
         with Client(self._up.address, timeout_s=30) as client:
             until(lambda: self._see(client, states), within_s)
