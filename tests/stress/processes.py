@@ -8,8 +8,8 @@ import time
 from tests.stress.rows import minutes, say
 from tests.stress.up import MARKS, Callers, Up, Work, page, prompt, running, until
 
-MOST_S = 5.0
-"""The longest that a caller may wait, with a deadline of 30 s."""
+MOST_S = {signal.SIGKILL: 5.0, signal.SIGSTOP: 30.0}
+"""The longest that a caller may wait: for a process that is stopped, up to its deadline."""
 BACK_S = 30.0
 """A process that was killed is back within this time."""
 
@@ -40,15 +40,15 @@ def hit(up: Up, name: str, number: signal.Signals, hold_s: float) -> None:
     longest = max(prompts.longest_s, pages.longest_s)
     kinds = sorted({text.partition(":")[0] for _, text in [*prompts.refused, *pages.refused]})
     refused = len(prompts.refused) + len(pages.refused)
-    ok = not lost and not doubled and answered and longest <= MOST_S
+    ok = not lost and not doubled and answered and longest <= MOST_S[number]
     if number == signal.SIGKILL and name != "a job's process":
         ok = ok and back_s <= BACK_S
     value = (
         f"{lost} jobs lost, {doubled} published twice, {attempts} attempts at most; longest wait {longest:.1f} s; "
-        f"{len(prompts.took)} prompts answered, {refused} calls refused {kinds}; back after {back_s:.0f} s"
+        f"{len(prompts.took)} prompts answered, {refused} calls refused {kinds}; started again after {back_s:.0f} s"
     )
     how = "kill -9" if number == signal.SIGKILL else f"SIGSTOP up to {hold_s:.0f} s"
-    say(f"{how} of {name}", value, "", f"0 lost, 0 twice, longest wait {MOST_S:g} s", ok)
+    say(f"{how} of {name}", value, "", f"0 lost, 0 twice, longest wait {MOST_S[number]:g} s", ok)
 
 
 def orphans(up: Up) -> None:
