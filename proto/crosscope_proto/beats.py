@@ -38,9 +38,10 @@ class Beats:
     def from_environment(cls) -> Self:
         """The beats for whoever started this process. Takes BEAT_FD out of the environment: it is not for children."""
         text = os.environ.pop(BEAT_FD, "")
-        if not text.isdecimal():
+        try:
+            os.set_inheritable(int(text), False)
+        except (ValueError, OSError):  # no number, or one that was inherited without its pipe
             return cls(None)
-        os.set_inheritable(int(text), False)
         return cls(int(text))
 
     def __call__(self, part: str, within_s: float) -> None:

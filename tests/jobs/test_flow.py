@@ -6,6 +6,7 @@ import re
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
@@ -328,3 +329,16 @@ def test_an_attempt_that_lost_its_job_publishes_nothing(rig: Rig) -> None:
     publisher = (rig.home / "deaf-stale.published").read_text().split()
     assert publisher == [str(rig.pid("deaf-stale"))]
     assert publisher != [str(stale)]
+
+
+def test_a_storm_of_cancels_ends_a_job_once(rig: Rig) -> None:
+    job, waiting = rig.submit("hold-storm"), [rig.submit(f"plain-{number}") for number in range(5)]
+    rig.holding(job.id)
+    with ThreadPoolExecutor(16) as people:
+        ids = [job.id, *(each.id for each in waiting)] * 20
+        assert {reply.id for reply in people.map(rig.cancel, ids)} == set(ids)
+    assert [rig.wait(each.id).state for each in (job, *waiting)] == [CANCELLED] * 6
+    said = [event.message for reply in rig.watch(job.id) for event in reply.events]
+    assert (said.count("Stopping."), sum(text.startswith("Cancelled.") for text in said)) == (1, 1)
+    assert [rig.published(f"plain-{number}") for number in range(5)] == [0] * 5
+    assert rig.wait(rig.submit("after-storm").id).state == SUCCEEDED

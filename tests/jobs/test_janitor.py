@@ -223,3 +223,13 @@ async def test_a_second_claim_is_refused(office: Office) -> None:
     assert office.redis.eval(job_record.CLAIM, 2, *names, "second", "1") == b"taken"
     assert office.redis.eval(job_record.CLAIM, 2, *names, "first", "2") == b"ok"  # the reply was lost, it asks again
     assert (await office.get("a")).claim == "first"
+
+
+async def test_five_hundred_jobs_keep_their_order(office: Office) -> None:
+    ids = [f"job-{number:03}" for number in range(500)]
+    for job_id in ids:
+        await office.submit(job_id)
+    for job_id in ids[:-1]:
+        office.queue.enqueue(job_id)
+    await look(office.janitor(), times=2)
+    assert office.queue.waiting() == [ids[-1], *ids[:-1]]  # what was lost goes to the front

@@ -1,6 +1,7 @@
 """The reports of a job reach its record, whatever Redis does meanwhile."""
 
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -166,3 +167,31 @@ def test_an_attempt_that_lost_its_job_in_the_middle_of_a_step_is_ended(
     queue.hset(keys.job_key(JOB), "claim", "another")
     assert ended.wait(10)
     report.close(wait_s=0)
+
+
+def test_a_thread_beats_for_the_work_only_while_it_gets_on(queue: redis.Redis, tmp_path: Path) -> None:
+    """As `loading` reports each second, whether or not anything comes from the disk."""
+    reading, writing = os.pipe()
+    report = Reporter(Claim(queue, JOB, "mine"), Journal(tmp_path, 1), JobPulse(Beats(writing), 60, 0), lambda: False)
+
+    def beats(*shares: float) -> int:
+        """How often the work beat while a thread reported these shares."""
+        for share in shares:
+            thread = threading.Thread(target=report, args=("load", share))
+            thread.start()
+            thread.join()
+        os.write(writing, b"end 0\n")
+        found = b""
+        while not found.endswith(b"end 0\n"):
+            found += os.read(reading, 65536)
+        return found.count(b"work")
+
+    report("load", 0.0)
+    assert beats() == 1
+    assert beats(0.1, 0.2, 0.3) == 3
+    assert beats(0.3, 0.3) == 0
+    report("load", 0.3)
+    assert beats(0.4) == 2
+    report.close(wait_s=0)
+    for end in (reading, writing):
+        os.close(end)

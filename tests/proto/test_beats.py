@@ -88,3 +88,6 @@ def test_a_process_beats_through_its_descriptor_and_its_children_do_not_see_it()
 def test_without_a_listener_nothing_happens(monkeypatch) -> None:
     monkeypatch.delenv(BEAT_FD, raising=False)
     Beats.from_environment()("loop", 1)
+    for odd in ("x", "999999"):
+        monkeypatch.setenv(BEAT_FD, odd)
+        Beats.from_environment()("loop", 1)

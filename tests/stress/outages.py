@@ -64,7 +64,7 @@ def without_cache(up: Up, hold_s: float) -> None:
 def without_queue(up: Up, hold_s: float) -> None:
     """Prompts and pages go on; calls about jobs are refused at once; the running job goes on."""
     work = Work(up)
-    work.submit(1, steps=2000)
+    work.submit(1, steps=900)
     until(work.running, 120)
     with Callers(up.address, prompt, 2) as prompts, Callers(up.address, page, 1) as pages:
         time.sleep(2)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,10 +18,11 @@ from typing import TypeVar
 
 import psutil
 import torch
-from fixtures_serve import random_crosscoder, write_version
+from fixtures_artefacts import write_crosscoder
+from fixtures_serve import LATENTS, random_crosscoder, write_version
 
 from crosscope import Client, CrosscopeError
-from crosscope_proto.artefacts import JOB_LOG, PAIR_MANIFEST, PairManifest, job_folder
+from crosscope_proto.artefacts import JOB_LOG, MANIFEST, PAIR_MANIFEST, PairManifest, job_folder, version_folder
 from tests.worker.conftest import gemma_tokenizer, random_gemma
 
 COMMAND = [sys.executable, "-c", "from crosscope.cli import main; main()"]
@@ -49,7 +51,7 @@ T = TypeVar("T")
 
 
 def make_home(home: Path) -> None:
-    """A pair "tiny" and a crosscoder "demo" of it."""
+    """A pair "tiny" and a crosscoder "demo" of it, with tables that other data gave."""
     folder = home / "pairs" / "tiny"
     tokenizer = gemma_tokenizer()
     torch.manual_seed(0)
@@ -58,7 +60,19 @@ def make_home(home: Path) -> None:
         tokenizer.save_pretrained(folder / model)
     manifest = PairManifest(name="tiny", base="base", chat="chat", tokenizer="chat")
     (folder / PAIR_MANIFEST).write_text(json.dumps(asdict(manifest)))
-    write_version(home, "demo", random_crosscoder())
+    version = write_version(home, "demo", random_crosscoder())
+    own = {path.name for path in version.iterdir()}
+    with tempfile.TemporaryDirectory() as elsewhere:
+        tables = write_crosscoder(Path(elsewhere), "demo", LATENTS)
+        folder = Path(version_folder(Path(elsewhere), "demo", tables.version_id))
+        shutil.copytree(folder, version, dirs_exist_ok=True, ignore=lambda _, names: {*names} & own)
+        merged = json.loads((version / MANIFEST).read_text())
+        merged |= {
+            key: value
+            for key, value in json.loads((folder / MANIFEST).read_text()).items()
+            if key != "recipe" and not merged.get(key)
+        }
+        (version / MANIFEST).write_text(json.dumps(merged))
 
 
 class Up:
@@ -68,7 +82,7 @@ class Up:
         self.home, self.said = home, list[str]()
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "400", "NO_COLOR": "1"}
         self.process = subprocess.Popen(
-            [*COMMAND, "up", "--home", str(home), "--port", "0", "--app-port", "0", *options],
+            [*COMMAND, "up", "--home", str(home), "--app-port", "0", "--port", "0", *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -137,6 +151,7 @@ class Callers:
 
     def _go_on(self, address: str, number: int, timeout_s: float) -> None:
         with Client(address, timeout_s=timeout_s) as client:
+            patient(lambda: self._ask(client, number))  # what can never be answered is no refusal
             for turn in range(number, 1 << 60, 1000):
                 if self._stop.is_set():
                     return
@@ -188,7 +203,7 @@ class Work:
     def __init__(self, up: Up) -> None:
         self._up, self.ids = up, list[str]()
 
-    def submit(self, count: int = 1, steps: int = 300) -> None:
+    def submit(self, count: int = 1, steps: int = 120) -> None:
         """Queues jobs, whatever is away meanwhile: each once, by its key."""
         with Client(self._up.address, timeout_s=30) as client:
             for _ in range(count):
@@ -201,8 +216,11 @@ class Work:
         with Client(self._up.address, timeout_s=30) as client:
             return any(job.state == "running" and job.info.stage for job in client.jobs.list(limit=20))
 
-    def outcome(self, within_s: float = 300) -> tuple[int, int, int]:
-        """Waits for the end of all: how many were lost, how many were published twice, the most attempts."""
+    def outcome(self, within_s: float = 900) -> tuple[int, int, int]:
+        """Waits for the end of all: how many were lost, how many were published twice, the most attempts.
+
+        One that has not ended by then is lost.
+        """
         states: dict[str, str] = {}
         with Client(self._up.address, timeout_s=30) as client:
             until(lambda: self._see(client, states), within_s)

@@ -99,7 +99,7 @@ class Reporter:
         """`is_publishing`: the fence was passed, so the job completes its publication."""
         self._lock = threading.RLock()
         self._events: list[_Event] = []
-        self._stage, self._stage_began = "", time.monotonic()
+        self._stage, self._stage_began, self._last_share = "", time.monotonic(), 0.0
         self._stage_seconds: dict[str, float] = {}
         self._standing = Standing(holds=True, cancelled=False)
         self._closed, self._deadline = threading.Event(), math.inf
@@ -122,6 +122,9 @@ class Reporter:
         share = min(max(fraction, 0.0), 1.0) if math.isfinite(fraction) else 0.0
         figures = {name: float(value) for name, value in (metrics or {}).items()}
         with self._lock:
+            if threading.current_thread() is threading.main_thread() or share > self._last_share:
+                self._pulse.work()  # another thread may only say that time passes, as while a model is loaded
+            self._last_share = share
             begins = stage != self._stage
             if begins:
                 self._end_stage()
@@ -138,7 +141,6 @@ class Reporter:
 
     def check(self) -> None:
         """Raises Cancelled or LostClaim if the job should stop."""
-        self._pulse.work()
         if self._stopping():
             raise LostClaim("this worker is stopping; a later attempt continues the job")
         if self._bug is not None:
