@@ -146,10 +146,10 @@ class JobRecords:
         done = await self._retry(keys=names, args=[repr(time.time()), job_id, message], client=self._redis)
         return cast("str", done)
 
-    async def events(self, job_id: str, after_event: str, block_ms: int | None, limit: int = 500) -> list[Event]:
-        """At most `limit` events after the given one ("0": from the first). Waits up to `block_ms` for one."""
+    async def events(self, job_id: str, after_event: str, limit: int = 500) -> list[Event]:
+        """At most `limit` events after the given one ("0": from the first)."""
         stream = keys.events_key(job_id)
-        reply: Any = await self._redis.xread({stream: after_event}, count=limit, block=block_ms)
+        reply: Any = await self._redis.xread({stream: after_event}, count=limit)
         entries = reply.get(stream, [[]])[0] if isinstance(reply, dict) else (reply[0][1] if reply else [])
         return [_event(event_id, fields) for event_id, fields in entries]
 
