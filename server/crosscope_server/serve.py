@@ -102,7 +102,7 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
         stack.push_async_callback(workers.close)
         replies = Replies(cache)
         prompts, effects = Prompts(catalogue, workers, replies), Effects(catalogue, workers, replies)
-        jobs = await stack.enter_async_context(jobs_service(settings.queue_url, settings.home))
+        jobs = await stack.enter_async_context(jobs_service(settings.queue_url, settings.home, settings.max_open_jobs))
 
         interceptors: list[grpc.aio.ServerInterceptor] = [CallInterceptor(metrics)]
         if settings.token:

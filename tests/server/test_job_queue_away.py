@@ -128,3 +128,21 @@ async def test_every_call_says_that_the_queue_is_gone(queued: Queued) -> None:
     await refusals(queued.jobs, job_id)
     with pytest.raises(grpc.aio.AioRpcError, match="the job queue does not answer"):
         await watch.read()
+
+
+async def test_more_jobs_than_the_server_takes_are_refused_and_change_nothing(tmp_path: Path) -> None:
+    socket = tmp_path / "queue.sock"
+    async with (
+        run_cache(socket),
+        run_front(home=tmp_path, queue_url=f"unix://{socket}", max_open_jobs=2) as front,
+    ):
+        jobs: Any = jobs_pb2_grpc.JobsStub(front.channel)
+        same = jobs_pb2.SubmitJobRequest(recipe_yaml=RECIPE, idempotency_key="same")
+        first = (await jobs.SubmitJob(same)).job.id
+        second = (await jobs.SubmitJob(jobs_pb2.SubmitJobRequest(recipe_yaml=RECIPE))).job.id
+        with pytest.raises(grpc.aio.AioRpcError, match="2 jobs wait or run, which is the most") as caught:
+            await jobs.SubmitJob(jobs_pb2.SubmitJobRequest(recipe_yaml=RECIPE, idempotency_key="third"))
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert (await jobs.SubmitJob(same)).job.id == first
+        listed = await jobs.ListJobs(jobs_pb2.ListJobsRequest())
+        assert {job.id for job in listed.jobs} == {first, second}

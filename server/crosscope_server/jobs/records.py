@@ -98,16 +98,20 @@ class JobRecords:
         self._retry = redis.register_script(job_record.RETRY)
         self._close = redis.register_script(job_record.CLOSE)
 
-    async def submit(self, job_id: str, values: Mapping[str, str], after: Sequence[str], idempotency_key: str) -> str:
-        """Records a new job and returns its id. If the idempotency key is known, returns the id of its first job."""
+    async def submit(
+        self, job_id: str, values: Mapping[str, str], after: Sequence[str], idempotency_key: str, max_open: int
+    ) -> str:
+        """Records a new job and returns its id. If the idempotency key is known, returns the id of its first job.
+
+        Returns "" if `max_open` jobs are open already.
+        """
         now = repr(time.time())
         fields = {**values, job_record.AFTER: json.dumps(list(after)), "created_at": now}
         submission = keys.idempotency_key(idempotency_key or job_id)
         record_keys = [*_record_keys(job_id), submission, keys.JOB_INDEX, keys.OPEN_JOBS]
         flat = [part for pair in fields.items() for part in pair]
-        made = await self._submit(
-            keys=record_keys, args=[job_id, keys.IDEMPOTENCY_TTL_S, now, "Queued.", *flat], client=self._redis
-        )
+        arguments = [job_id, keys.IDEMPOTENCY_TTL_S, now, "Queued.", max_open, *flat]
+        made = await self._submit(keys=record_keys, args=arguments, client=self._redis)
         return cast("str", made)
 
     async def get(self, job_id: str) -> JobRecord | None:
@@ -134,6 +138,10 @@ class JobRecords:
     async def open_ids(self) -> list[str]:
         """Ids of the jobs that the janitor still looks after."""
         return sorted(cast("set[str]", await _await(self._redis.smembers(keys.OPEN_JOBS))))
+
+    async def num_open(self) -> int:
+        """How many jobs wait or run, or have just ended."""
+        return cast("int", await _await(self._redis.scard(keys.OPEN_JOBS)))
 
     async def close(self, job_id: str) -> bool:
         """Takes an ended job off the janitor's list; False if somebody has just retried it."""

@@ -14,15 +14,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc.aio
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from crosscope_proto.recipe import recipe_schema
 from crosscope_proto.v1 import jobs_pb2, jobs_pb2_grpc
-from crosscope_server.errors import Conflict, InvalidRequest, NotFound, Unavailable, Violation
+from crosscope_server.errors import Conflict, InvalidRequest, NotFound, Overloaded, Unavailable, Violation
 from crosscope_server.jobs.check import check
-from crosscope_server.jobs.connections import Connections
+from crosscope_server.jobs.connections import Connections, queue_needed
 from crosscope_server.jobs.estimate import Target
 from crosscope_server.jobs.expected import expected_seconds
 from crosscope_server.jobs.janitor import Janitor
@@ -38,12 +35,13 @@ from crosscope_server.jobs.watchers import Watchers
 T = TypeVar("T")
 
 DEFAULT_LIMIT = 50
+DEFAULT_MAX_OPEN = 1000
 LOOK_BACK = 200
 """Jobs among which a plan looks for an earlier one of the same kind and name."""
 MAX_LIST_BYTES = 3 * 1024 * 1024
 """A longer list of jobs is sent without recipes, so that it fits into gRPC's 4 MiB."""
-_ANSWER_S, _GLANCE_S = 1.3, 0.3
-"""How long a call waits for a queue that stalls, and for what it can do without."""
+_GLANCE_S = 0.3
+"""How long a call waits for what it can do without, where the queue stalls."""
 
 _NOT_RETRIED = {
     "unknown": "is gone: submit its recipe again",
@@ -55,11 +53,13 @@ _NOT_RETRIED = {
 
 
 @contextlib.asynccontextmanager
-async def jobs_service(queue_url: str | None, home: Path) -> AsyncGenerator["JobsService"]:
+async def jobs_service(
+    queue_url: str | None, home: Path, max_open: int = DEFAULT_MAX_OPEN
+) -> AsyncGenerator["JobsService"]:
     """The servicer on the queue at `queue_url` (redis:// or unix://), while its janitor runs.
 
-    Recipes are checked against the files below `home`, the artefact folder. The service starts even if the queue does
-    not answer. Without a URL every call ends with UNAVAILABLE.
+    Recipes are checked against the files below `home`, the artefact folder. At most `max_open` jobs wait or run. The
+    service starts even if the queue does not answer. Without a URL every call ends with UNAVAILABLE.
     """
     if queue_url is None:
         service = JobsService(None, None, home, None)
@@ -73,7 +73,9 @@ async def jobs_service(queue_url: str | None, home: Path) -> AsyncGenerator["Job
         stack.push_async_callback(connections.close)
         watchers = Watchers(connections.watching)
         stack.push_async_callback(watchers.close)
-        service = JobsService(JobRecords(connections.calls), JobQueue(connections.calls_blocking), home, watchers)
+        service = JobsService(
+            JobRecords(connections.calls), JobQueue(connections.calls_blocking), home, watchers, max_open
+        )
         stack.callback(service.close)
         janitor = Janitor(JobRecords(connections.janitor), JobQueue(connections.janitor_blocking))
         stack.push_async_callback(_end, asyncio.create_task(janitor.run(), name="janitor"))
@@ -90,9 +92,14 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
     """Queues and follows jobs."""
 
     def __init__(
-        self, records: JobRecords | None, queue: JobQueue | None, home: Path, watchers: Watchers | None
+        self,
+        records: JobRecords | None,
+        queue: JobQueue | None,
+        home: Path,
+        watchers: Watchers | None,
+        max_open: int = DEFAULT_MAX_OPEN,
     ) -> None:
-        self._home = home
+        self._home, self._max_open = home, max_open
         self._maybe_records, self._maybe_queue, self._maybe_watchers = records, queue, watchers
         self._recipes = RecipeReader()
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="queue")
@@ -144,7 +151,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
             return jobs_pb2.SubmitJobResponse(job=job, warnings=warnings)
         # What is missing now may exist when the job runs, so the job is queued all the same.
         warnings = [*(f"{each.field}: {each.sentence}" for each in found.violations), *warnings]
-        async with _queue_needed():
+        async with queue_needed():
             waits_for = await self._unfinished(list(dict.fromkeys(request.after)))
             job_id = await self._submit(values, list(dict.fromkeys(request.after)), waits_for, request.idempotency_key)
             return jobs_pb2.SubmitJobResponse(job=await self._job(job_id), warnings=warnings)
@@ -168,7 +175,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         Nothing of both while the queue does not answer: a plan can do without.
         """
         with contextlib.suppress(Unavailable):
-            async with _queue_needed(_GLANCE_S):
+            async with queue_needed(_GLANCE_S):
                 targets = targets or targets_of(await self._records.workers())
                 return targets, await self._records.newest(LOOK_BACK)
         return targets, []
@@ -177,7 +184,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         self, request: jobs_pb2.GetJobRequest, context: grpc.aio.ServicerContext
     ) -> jobs_pb2.GetJobResponse:
         """One job as it stands."""
-        async with _queue_needed():
+        async with queue_needed():
             return jobs_pb2.GetJobResponse(job=await self._job(request.id))
 
     async def ListJobs(
@@ -185,7 +192,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
     ) -> jobs_pb2.ListJobsResponse:
         """Jobs, newest first."""
         limit = request.limit if request.HasField("limit") else DEFAULT_LIMIT
-        async with _queue_needed():
+        async with queue_needed():
             records = await self._records.newest(limit)
             waiting = await self._waiting(records)
         jobs = [job_message(record, waiting) for record in records]
@@ -206,7 +213,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         async with self._watchers.watching(request.id) as watched:
             while True:
                 seen = watched.version
-                async with self._watchers.turn(), _queue_needed():
+                async with self._watchers.turn(), queue_needed():
                     job = await self._job(request.id)
                     if events := await self._records.events(request.id, after):
                         job = await self._job(request.id)
@@ -227,7 +234,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         self, request: jobs_pb2.CancelJobRequest, context: grpc.aio.ServicerContext
     ) -> jobs_pb2.CancelJobResponse:
         """Asks a job to stop."""
-        async with _queue_needed():
+        async with queue_needed():
             if await self._records.cancel(request.id) == "ok":
                 await self._blocking(self._queue.remove, request.id)
             return jobs_pb2.CancelJobResponse(job=await self._job(request.id))
@@ -236,9 +243,11 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         self, request: jobs_pb2.RetryJobRequest, context: grpc.aio.ServicerContext
     ) -> jobs_pb2.RetryJobResponse:
         """Queues a failed or cancelled job again."""
-        async with _queue_needed():
+        async with queue_needed():
             record = await self._record(request.id)
             waits_for = await self._unfinished(record.after, f"which job {record.id!r} waits for: retry that one first")
+            if await self._records.num_open() >= self._max_open:
+                raise self._too_many()
             done = await self._records.retry(record.id, "Queued again; it goes on from its checkpoints.")
             if done in _NOT_RETRIED:
                 raise Conflict(f"job {record.id!r} {_NOT_RETRIED[done]}")
@@ -251,7 +260,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
     ) -> jobs_pb2.ReadJobLogResponse:
         """The last lines of a job's log."""
         at_most = request.lines if request.HasField("lines") else DEFAULT_LINES
-        async with _queue_needed():
+        async with queue_needed():
             record = await self._record(request.id)
         tail = await asyncio.to_thread(read_tail, self._home, record.id, at_most)
         lines = [jobs_pb2.LogLine(at=e.at, attempt=e.attempt, event=e.event, text=e.text) for e in tail.lines]
@@ -291,13 +300,22 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         The record is written first. If the server dies before the job is in the queue, the janitor puts it there.
         """
         job_id = f"{int(time.time()):x}-{uuid.uuid4().hex[:12]}"
-        made = await self._records.submit(job_id, values, after, idempotency_key)
-        if made != job_id and await self._records.get(made) is None:
+        made = await self._records.submit(job_id, values, after, idempotency_key, self._max_open)
+        if made not in (job_id, "") and await self._records.get(made) is None:
             await self._records.forget_submission(idempotency_key)
-            made = await self._records.submit(job_id, values, after, idempotency_key)
+            made = await self._records.submit(job_id, values, after, idempotency_key, self._max_open)
+        if not made:
+            raise self._too_many()
         if made == job_id:
             await self._blocking(self._queue.enqueue, job_id, waits_for)
         return made
+
+    def _too_many(self) -> Overloaded:
+        return Overloaded(
+            f"{self._max_open} jobs wait or run, which is the most that this server takes "
+            "(CROSSCOPE_SERVER_MAX_OPEN_JOBS): cancel some, or submit again when some have ended",
+            retry_after_s=60.0,
+        )
 
     async def _record(self, job_id: str) -> JobRecord:
         record = await self._records.get(job_id)
@@ -319,19 +337,3 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
 def _schema_json() -> str:
     """The JSON schema of recipes. It takes 70 ms to compute and never changes."""
     return json.dumps(recipe_schema())
-
-
-@contextlib.asynccontextmanager
-async def _queue_needed(within_s: float = _ANSWER_S) -> AsyncGenerator[None]:
-    """Raises Unavailable if Redis does not answer in time, or cannot write."""
-    try:
-        async with asyncio.timeout(within_s):
-            yield
-    except (RedisConnectionError, RedisTimeoutError, TimeoutError) as error:
-        why = str(error) or f"not within {within_s:g} s"
-        text = f"the job queue does not answer ({why}); running jobs go on; try again in a moment"
-        raise Unavailable(text, retry_after_s=2) from error
-    except ResponseError as error:
-        if not str(error).startswith(("MISCONF", "OOM", "READONLY")):
-            raise
-        raise Unavailable(f"the job queue cannot write; its disk or memory may be full: {error}") from error
