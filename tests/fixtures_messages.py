@@ -51,8 +51,6 @@ TEXTS = (
 )
 INTEGERS = (0, 1, 2, 7, 99, 255, 4096, 2**31 - 1, 2**31, 2**32 - 1, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1)
 FLOATS = (0.0, -0.0, 0.5, 1.0, -1.0, 1e-320, 3.5e38, 1e308, float("nan"), float("inf"), float("-inf"))
-LONGEST = 3_000_000
-"""Most characters of a text: a request may have 4 MiB."""
 _RECIPES = tuple(path.read_text("utf-8") for path in sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml")))
 _VALUES = ("1e999", "-1", "9" * 400, "null", "[]", "{}", "[[[[", "&a [*a]", "!!python/object:os.system", "0x7fffffff")
 
@@ -65,10 +63,13 @@ class Maker:
         self.random = random.Random(seed)
         self._known = known
         self._is_careful = False
+        self._left = 0
+        """About how many bytes the request may still grow by. One of 4 MiB is refused."""
 
     def request(self, kind: Descriptor) -> Message:
         """A message of a type; half of them keep most rules, so that they are answered."""
         self._is_careful = self.random.random() < 0.5
+        self._left = 5_000_000 if self.random.random() < 0.01 else 1_000_000
         return self.message(kind)
 
     def message(self, kind: Descriptor, depth: int = 0) -> Message:
@@ -107,11 +108,14 @@ class Maker:
             sizes = [max(size, rules.min_items) for size in (0, 1, 2)]
         elif self.random.random() < 0.05 and field.message_type is None:
             sizes = [rules.max_items or 1000, (rules.max_items or 1000) + 1, 100_000]
-        for _ in range(self.random.choice(sizes)):
-            if field.message_type is not None:
+        size = self.random.choice(sizes)
+        if field.message_type is not None:
+            for _ in range(size if self._left > 0 else rules.min_items):
                 target.add().CopyFrom(self.message(field.message_type, depth + 1))
-            else:
-                target.append(self._value(field))
+            return
+        values = [self._value(field) for _ in range(min(size, 5))]
+        self._left -= sum(len(str(value)) for value in values) * size // 5
+        target.extend((values * (size // 5 + 1))[: size if self._left > 0 else 5])
 
     def _value(self, field: FieldDescriptor) -> Any:
         choose = self.random.choice
@@ -146,7 +150,8 @@ class Maker:
         if self.random.random() < 0.03 and (most := rules.string.max_len or rules.string.max_bytes):
             sign = self.random.choice("xé🦊")
             num = most // (1 if rules.string.max_len else len(sign.encode()))
-            return sign * min(LONGEST, num + self.random.choice((-1, 0, 1)))
+            self._left -= num
+            return sign * (num + self.random.choice((-1, 0, 1))) if self._left > 0 else sign
         text = self.random.choice(TEXTS)
         return f"{text} {MARK}" if self.random.random() < 0.5 else text
 

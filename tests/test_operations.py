@@ -7,10 +7,12 @@ import pytest
 from pydantic_settings import BaseSettings
 
 from crosscope.app.settings import DEFAULT_HOST, DEFAULT_PORT
+from crosscope_proto.v1 import annotations_pb2, jobs_pb2, latents_pb2, looks_pb2, prompts_pb2
 from crosscope_server.settings import Settings
 from crosscope_worker.jobs.settings import JobSettings
 from crosscope_worker.serve.settings import ServeSettings
 
+SERVICES = (annotations_pb2, jobs_pb2, latents_pb2, looks_pb2, prompts_pb2)
 PAGE = (Path(__file__).parents[1] / "docs" / "operations.md").read_text()
 
 
@@ -44,3 +46,11 @@ def test_every_setting_stands_in_the_table_with_its_default(command: str, settin
 def test_the_apps_defaults() -> None:
     table = table_behind("python -m crosscope.app")
     assert (table["CROSSCOPE_APP_HOST"], table["CROSSCOPE_APP_PORT"]) == (DEFAULT_HOST, str(DEFAULT_PORT))
+
+
+def test_every_method_says_what_bounds_it() -> None:
+    services = [service for file in SERVICES for service in file.DESCRIPTOR.services_by_name.values()]
+    methods = {f"{service.name}.{method.name}" for service in services for method in service.methods}
+    rows = PAGE[PAGE.index("### What bounds each call") :].splitlines()
+    named = [name for row in rows if row.startswith("| `") for name in re.findall(r"`(\w+\.\w+)`", row.split("|")[1])]
+    assert sorted(named) == sorted(methods)

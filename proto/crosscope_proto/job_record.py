@@ -106,16 +106,18 @@ SUBMIT = (
     + """
 local known = redis.call('GET', KEYS[3])
 if known then return known end
+if redis.call('SCARD', KEYS[5]) >= tonumber(ARGV[5]) then return '' end
 redis.call('SET', KEYS[3], ARGV[1], 'EX', ARGV[2])
 redis.call('ZADD', KEYS[4], ARGV[3], ARGV[1])
 redis.call('SADD', KEYS[5], ARGV[1])
-redis.call('HSET', job, unpack(ARGV, 5))
+redis.call('HSET', job, unpack(ARGV, 6))
 say(ARGV[3], ARGV[4])
 return ARGV[1]
 """
 )
 """Records a new job. Keys: …, idempotency_key, JOB_INDEX, OPEN_JOBS. Arguments: id, seconds that the idempotency key
-lives, now, message, then field, value, … Returns the job's id; if the idempotency key is known, the id of its job."""
+lives, now, message, most open jobs, then field, value, … Returns the job's id; if the idempotency key is known, the id
+of its job; nothing if there are as many open jobs as there may be."""
 
 CLAIM = (
     _FUNCTIONS

@@ -1,16 +1,21 @@
 """The log of every process: to stderr, one JSON object a line, or a readable line where stderr is a terminal.
 
 Programs log through the standard library's `logging.getLogger(__name__)`; details go into `extra` and become fields of
-the line (`log.info("serving", extra={"listen": address})`). Knows nothing about what is logged.
+the line (`log.info("serving", extra={"listen": address})`). Of exceptions only types and places are written, because
+their texts may repeat a prompt. Knows nothing about what is logged.
 """
 
 import json
 import logging
+import re
 import sys
+import threading
 from datetime import UTC, datetime
-from typing import Final
+from types import TracebackType
+from typing import Any, Final
 
 from crosscope_proto import request_ids
+from crosscope_proto.tracebacks import masked_traceback
 
 OUR_LOGGERS: Final = ("crosscope", "crosscope_local", "crosscope_server", "crosscope_worker")
 """Our packages, which log from the level that is asked for. All other libraries log from WARNING on."""
@@ -31,6 +36,8 @@ def configure_logging(process: str, level: str = "info") -> None:
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     for name in OUR_LOGGERS:
         logging.getLogger(name).setLevel(level.upper())
+    sys.excepthook = _end_of_process
+    threading.excepthook = lambda given: _end_of_process(given.exc_type, given.exc_value, given.exc_traceback)
 
 
 def with_request_id(record: logging.LogRecord) -> bool:
@@ -40,7 +47,26 @@ def with_request_id(record: logging.LogRecord) -> bool:
     return True
 
 
-class JsonFormatter(logging.Formatter):
+def _end_of_process(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    """Logs what would else be printed whole: an exception that ends the process, or a thread."""
+    if error is not None and not issubclass(kind, KeyboardInterrupt | SystemExit):
+        logging.getLogger("crosscope").critical("ended by an error", exc_info=(kind, error, trace))
+
+
+class _WithoutTexts(logging.Formatter):
+    """Writes exceptions without their texts, and of asyncio's messages what is not the repr of somebody's data."""
+
+    def formatException(self, ei: Any) -> str:
+        """The traceback without what the exceptions say."""
+        return masked_traceback(ei[1]) if ei[1] is not None else ""
+
+    def event(self, record: logging.LogRecord) -> str:
+        """What happened."""
+        text = record.getMessage()
+        return re.split(r"[(<\n]", text, maxsplit=1)[0].strip() if record.name == "asyncio" else text
+
+
+class JsonFormatter(_WithoutTexts):
     """One JSON object: event, level, timestamp (UTC, ISO 8601), process, logger, the details, and a traceback."""
 
     def __init__(self, process: str) -> None:
@@ -50,7 +76,7 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line, without a line break. A detail that JSON cannot hold is written as its repr."""
         entry: dict[str, object] = {
-            "event": record.getMessage(),
+            "event": self.event(record),
             "level": record.levelname.lower(),
             "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(),
             "process": self._process,
@@ -61,7 +87,7 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, default=repr)
 
 
-class PeopleFormatter(logging.Formatter):
+class PeopleFormatter(_WithoutTexts):
     """A line for a terminal: time, logger, level, sentence and details, and below it a traceback."""
 
     def __init__(self) -> None:
@@ -70,6 +96,7 @@ class PeopleFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         """The line with its details behind the sentence."""
         details = "".join(f"  {name}={value}" for name, value in _details(record).items())
+        record.message = self.event(record)
         return super().formatMessage(record) + details
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from crosscope_server.catalogue import Catalogue, Version
-from crosscope_server.errors import InvalidRequest, Violation
+from crosscope_server.errors import InvalidRequest, Overloaded, Violation
 from crosscope_server.matching import MIN_COSINE, Dictionary, Side, match
 from crosscope_server.rows import decoder_rows
 
@@ -19,6 +19,8 @@ MAX_WORK = 2_000_000_000_000
 """Multiplications of one answer: 20 000 latents against 20 000 of a pair of width 2 304; a minute on two cores."""
 KINDS = ("latent_class", "verdict", "specific_to")
 """Columns by which matches are counted."""
+MAX_WAITING = 4
+"""Matches that run or wait at a time."""
 _KEPT = 8
 
 Key = tuple[str, str, str, str]
@@ -51,6 +53,10 @@ class Matches:
         key = (one.card.manifest.name, one.version_id, other.card.manifest.name, other.version_id)
         task = self._known.get(key)
         if task is None:
+            if sum(not each.done() for each in self._known.values()) >= MAX_WAITING:
+                raise Overloaded(
+                    f"{MAX_WAITING} matches run or wait, the most at a time; try again", retry_after_s=20.0
+                )
             task = self._known[key] = asyncio.create_task(self._match(one, other))
             while len(self._known) > _KEPT:
                 self._known.popitem(last=False)

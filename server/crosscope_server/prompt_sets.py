@@ -14,12 +14,14 @@ from crosscope_proto.roles import TEMPLATE_ROLES, LeftOut
 from crosscope_server.catalogue import Catalogue
 from crosscope_server.contrast import NUM_FOLDS, Contrast, Scores, contrast
 from crosscope_server.encodings import Encoding, Prompt
-from crosscope_server.errors import CallError, InvalidRequest, VersionGone, Violation
+from crosscope_server.errors import CallError, InvalidRequest, Overloaded, VersionGone, Violation
 from crosscope_server.prompts import Prompts, check_prompt
 from crosscope_server.streams import in_order
 
 SETS = ("first", "second")
 PLACES = ("decision", "within")
+MAX_AT_ONCE = 4
+"""Contrasts that run or wait at a time: each holds the codes of up to 1 000 prompts, some 100 MB."""
 
 Row = tuple[NDArray[np.uint32], NDArray[np.float32]]
 """Latents, each once, and their scores."""
@@ -66,6 +68,7 @@ class PromptSets:
         self._catalogue = catalogue
         self._in_flight = in_flight
         self._computing = asyncio.Semaphore(1)
+        self._num_running = 0
 
     async def contrast(
         self,
@@ -87,6 +90,23 @@ class PromptSets:
             except CallError as error:
                 raise _placed(error, which, index) from error
         version_id = self._catalogue.resolve(crosscoder, wanted)
+        if self._num_running >= MAX_AT_ONCE:
+            raise Overloaded(f"{MAX_AT_ONCE} contrasts run, the most at a time; try again", retry_after_s=5.0)
+        self._num_running += 1
+        try:
+            return await self._contrast(crosscoder, version_id, members, limit, seed, timeout_s)
+        finally:
+            self._num_running -= 1
+
+    async def _contrast(
+        self,
+        crosscoder: str,
+        version_id: str,
+        members: Sequence[tuple[int, int, Prompt]],
+        limit: int,
+        seed: int,
+        timeout_s: float | None,
+    ) -> Contrasted:
         loop = asyncio.get_running_loop()
         ends_at = None if timeout_s is None else loop.time() + timeout_s
 

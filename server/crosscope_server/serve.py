@@ -131,7 +131,7 @@ async def serving(settings: Settings, ages: Ages | None = None) -> AsyncGenerato
         replies = Replies(cache, per_caller=settings.cache_per_caller)
         budgets = Budgets()
         prompts, effects = Prompts(catalogue, dispatch, replies, budgets), Effects(catalogue, dispatch, replies)
-        jobs = await stack.enter_async_context(jobs_service(settings.queue_url, settings.home))
+        jobs = await stack.enter_async_context(jobs_service(settings.queue_url, settings.home, settings.max_open_jobs))
 
         gate = Gate(_tokens(stack, settings))
         interceptors: list[grpc.aio.ServerInterceptor] = [

@@ -137,6 +137,15 @@ async def test_a_prompt_that_fails_is_named_by_set_and_index(spelled) -> None:
     assert violations == [("second[1].token_ids.roles", "has 1 roles for 2 ids; give one a token, or none")]
 
 
+async def test_more_contrasts_than_run_at_a_time_are_refused(spelled, monkeypatch: pytest.MonkeyPatch) -> None:
+    front, _ = spelled
+    monkeypatch.setattr("crosscope_server.prompt_sets.MAX_AT_ONCE", 0)
+    code, says, _ = await refused(front.prompts.Contrast(request(numbered("5=1"), numbered("x"))))
+    assert (code, says) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "0 contrasts run, the most at a time; try again")
+    monkeypatch.undo()
+    assert (await front.prompts.Contrast(request(numbered("5=1"), numbered("x")))).num_first == 10
+
+
 async def test_sets_that_cannot_be_told_apart_are_refused(spelled) -> None:
     front, _ = spelled
     code, says, violations = await refused(front.prompts.Contrast(request(numbered("x"), [*numbered("y", 7), "n3 x"])))

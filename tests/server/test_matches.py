@@ -108,6 +108,11 @@ async def test_what_cannot_be_compared_is_refused(planted: tuple[Front, Path], m
     monkeypatch.setattr(matches, "MAX_WORK", 47)  # 4 · 3 · 4 is 48
     with pytest.raises(grpc.aio.AioRpcError, match=r"crosscope_worker.analysis.stability crosscoders/one"):
         await front.latents.MatchLatents(request())
+    monkeypatch.undo()
+    monkeypatch.setattr(matches, "MAX_WAITING", 0)
+    with pytest.raises(grpc.aio.AioRpcError, match="0 matches run or wait, the most at a time") as error:
+        await front.latents.MatchLatents(request())
+    assert error.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 @pytest.mark.parametrize("reads", [("both", "both"), ("both", "difference")])

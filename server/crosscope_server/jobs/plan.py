@@ -19,6 +19,7 @@ from crosscope_server.jobs.estimate import NO_WORKER, Amounts, DevicePlan, Entry
 from crosscope_server.jobs.hub import Download, downloads
 from crosscope_server.jobs.inputs import FirstRows
 from crosscope_server.jobs.labels import most
+from crosscope_server.jobs.room import demo_entries, too_little
 
 _MAX_SPEEDS_BYTES = 1 << 20
 
@@ -56,7 +57,10 @@ def plan(recipe: Recipe, found: Findings, home: Path, targets: Sequence[Target] 
     """What a job takes on each of the devices, as far as that follows from `found`. Loads nothing."""
     if isinstance(recipe, LabelRecipe):
         return Planned(list(_label_entries(recipe)))
-    if isinstance(recipe, DemoPairRecipe | CausalRecipe):
+    if isinstance(recipe, DemoPairRecipe):
+        entries = demo_entries(recipe)
+        return Planned(entries, warnings=list(too_little(entries, home)))
+    if isinstance(recipe, CausalRecipe):
         return Planned()
     fetched = list(downloads(recipe, home))
     if not isinstance(recipe, CrosscoderRecipe):
@@ -70,7 +74,9 @@ def plan(recipe: Recipe, found: Findings, home: Path, targets: Sequence[Target] 
     plans = [on_device(recipe, amounts, target, newest.get(target.torch_device)) for target in targets]
     used = [newest[each.torch_device] for each in targets if each.torch_device in newest]
     notes = [f"measured on {speed.device}: {speed.note}" for speed in used if speed.note]
-    return Planned(list(_entries(recipe, found, length, amounts)), plans, fetched, [*_oddities(recipe, length), *notes])
+    entries = list(_entries(recipe, found, length, amounts))
+    warnings = [*_oddities(recipe, length), *too_little(entries, home), *notes]
+    return Planned(entries, plans, fetched, warnings)
 
 
 def _amounts(recipe: CrosscoderRecipe, found: Findings, length: Length) -> Amounts:

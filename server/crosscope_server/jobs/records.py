@@ -103,16 +103,20 @@ class JobRecords:
         self._retry = redis.register_script(job_record.RETRY)
         self._close = redis.register_script(job_record.CLOSE)
 
-    async def submit(self, job_id: str, values: Mapping[str, str], after: Sequence[str], idempotency_key: str) -> str:
-        """Records a new job and returns its id. If the idempotency key is known, returns the id of its first job."""
+    async def submit(
+        self, job_id: str, values: Mapping[str, str], after: Sequence[str], idempotency_key: str, max_open: int
+    ) -> str:
+        """Records a new job and returns its id. If the idempotency key is known, returns the id of its first job.
+
+        Returns "" if `max_open` jobs are open already.
+        """
         now = repr(time.time())
         fields = {**values, job_record.AFTER: json.dumps(list(after)), "created_at": now}
         submission = keys.idempotency_key(idempotency_key or job_id)
         record_keys = [*_record_keys(job_id), submission, keys.JOB_INDEX, keys.OPEN_JOBS]
         flat = [part for pair in fields.items() for part in pair]
-        made = await self._submit(
-            keys=record_keys, args=[job_id, keys.IDEMPOTENCY_TTL_S, now, "Queued.", *flat], client=self._redis
-        )
+        arguments = [job_id, keys.IDEMPOTENCY_TTL_S, now, "Queued.", max_open, *flat]
+        made = await self._submit(keys=record_keys, args=arguments, client=self._redis)
         return cast("str", made)
 
     async def submitted(self, idempotency_key: str) -> bool:
@@ -148,6 +152,10 @@ class JobRecords:
         """Ids of the jobs that the janitor still looks after."""
         return sorted(cast("set[str]", await _await(self._redis.smembers(keys.OPEN_JOBS))))
 
+    async def num_open(self) -> int:
+        """How many jobs wait or run, or have just ended."""
+        return cast("int", await _await(self._redis.scard(keys.OPEN_JOBS)))
+
     async def close(self, job_id: str) -> bool:
         """Takes an ended job off the janitor's list; False if somebody has just retried it."""
         done = await self._close(keys=[keys.job_key(job_id), keys.OPEN_JOBS], args=[job_id], client=self._redis)
@@ -159,10 +167,10 @@ class JobRecords:
         done = await self._retry(keys=names, args=[repr(time.time()), job_id, message], client=self._redis)
         return cast("str", done)
 
-    async def events(self, job_id: str, after_event: str, block_ms: int | None, limit: int = 500) -> list[Event]:
-        """At most `limit` events after the given one ("0": from the first). Waits up to `block_ms` for one."""
+    async def events(self, job_id: str, after_event: str, limit: int = 500) -> list[Event]:
+        """At most `limit` events after the given one ("0": from the first)."""
         stream = keys.events_key(job_id)
-        reply: Any = await self._redis.xread({stream: after_event}, count=limit, block=block_ms)
+        reply: Any = await self._redis.xread({stream: after_event}, count=limit)
         entries = reply.get(stream, [[]])[0] if isinstance(reply, dict) else (reply[0][1] if reply else [])
         return [_event(event_id, fields) for event_id, fields in entries]
 

@@ -8,25 +8,20 @@ import functools
 import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 
 import grpc.aio
-from redis import Redis
-from redis.asyncio import Redis as AsyncRedis
-from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import ExponentialBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
-from redis.retry import Retry
 
 from crosscope_proto import request_ids, tracing
 from crosscope_proto.recipe import recipe_schema
 from crosscope_proto.v1 import jobs_pb2, jobs_pb2_grpc
 from crosscope_server.callers import calling
-from crosscope_server.errors import Conflict, InvalidRequest, NotFound, Unavailable, Violation
+from crosscope_server.errors import Conflict, InvalidRequest, NotFound, Overloaded, Unavailable, Violation
 from crosscope_server.jobs.check import check
+from crosscope_server.jobs.connections import Connections, queue_needed
 from crosscope_server.jobs.estimate import Target
 from crosscope_server.jobs.expected import expected_seconds
 from crosscope_server.jobs.janitor import Janitor
@@ -38,14 +33,18 @@ from crosscope_server.jobs.planning import earlier_entries, named_target, reply,
 from crosscope_server.jobs.queue import JobQueue
 from crosscope_server.jobs.recipes import RecipeReader
 from crosscope_server.jobs.records import JobRecord, JobRecords, JobState, is_event_id
+from crosscope_server.jobs.watchers import Watchers
+
+T = TypeVar("T")
 
 DEFAULT_LIMIT = 50
+DEFAULT_MAX_OPEN = 1000
 LOOK_BACK = 200
 """Jobs among which a plan looks for an earlier one of the same kind and name."""
 MAX_LIST_BYTES = 3 * 1024 * 1024
 """A longer list of jobs is sent without recipes, so that it fits into gRPC's 4 MiB."""
-WATCH_BLOCK_MS = 2000
-"""A watch looks at the job's state at least this often."""
+_GLANCE_S = 0.3
+"""How long a call waits for what it can do without, where the queue stalls."""
 
 _NOT_RETRIED = {
     "unknown": "is gone: submit its recipe again",
@@ -54,58 +53,71 @@ _NOT_RETRIED = {
     "gone": "has no checkpoints any more, because they expire after some days: submit its recipe again",
 }
 """Why a job is not queued again, by what job_record.RETRY says."""
-_CONNECT_S = 2
 
 
 @contextlib.asynccontextmanager
-async def jobs_service(queue_url: str | None, home: Path) -> AsyncGenerator["JobsService"]:
+async def jobs_service(
+    queue_url: str | None, home: Path, max_open: int = DEFAULT_MAX_OPEN
+) -> AsyncGenerator["JobsService"]:
     """The servicer on the queue at `queue_url` (redis:// or unix://), while its janitor runs.
 
-    Recipes are checked against the files below `home`, the artefact folder. The service starts even if the queue does
-    not answer. Without a URL every call ends with UNAVAILABLE.
+    Recipes are checked against the files below `home`, the artefact folder. At most `max_open` jobs wait or run. The
+    service starts even if the queue does not answer. Without a URL every call ends with UNAVAILABLE.
     """
     if queue_url is None:
-        service = JobsService(None, None, home)
+        service = JobsService(None, None, home, None)
         try:
             yield service
         finally:
             service.close()
         return
-    backoff = ExponentialBackoff(cap=0.2, base=0.02)
-    records = AsyncRedis.from_url(
-        queue_url,
-        decode_responses=True,
-        socket_connect_timeout=_CONNECT_S,
-        socket_timeout=15,
-        retry=AsyncRetry(backoff, 3),
-    )
-    queue = Redis.from_url(queue_url, socket_connect_timeout=_CONNECT_S, socket_timeout=15, retry=Retry(backoff, 3))
-    service = JobsService(JobRecords(records), JobQueue(queue), home)
-    janitor = asyncio.create_task(Janitor(JobRecords(records), JobQueue(queue)).run(), name="janitor")
-    try:
+    async with contextlib.AsyncExitStack() as stack:
+        connections = Connections(queue_url)
+        stack.push_async_callback(connections.close)
+        watchers = Watchers(connections.watching)
+        stack.push_async_callback(watchers.close)
+        service = JobsService(
+            JobRecords(connections.calls), JobQueue(connections.calls_blocking), home, watchers, max_open
+        )
+        stack.callback(service.close)
+        janitor = Janitor(JobRecords(connections.janitor), JobQueue(connections.janitor_blocking))
+        stack.push_async_callback(_end, asyncio.create_task(janitor.run(), name="janitor"))
         yield service
-    finally:
-        janitor.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await janitor
-        service.close()
-        await records.aclose()
-        queue.close()
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
 
 
 class JobsService(jobs_pb2_grpc.JobsServicer):
     """Queues and follows jobs."""
 
-    def __init__(self, records: JobRecords | None, queue: JobQueue | None, home: Path) -> None:
-        self._home = home
-        self._maybe_records, self._maybe_queue = records, queue
+    def __init__(
+        self,
+        records: JobRecords | None,
+        queue: JobQueue | None,
+        home: Path,
+        watchers: Watchers | None,
+        max_open: int = DEFAULT_MAX_OPEN,
+    ) -> None:
+        self._home, self._max_open = home, max_open
+        self._maybe_records, self._maybe_queue, self._maybe_watchers = records, queue, watchers
         self._recipes = RecipeReader()
         self._admitting = asyncio.Lock()
         """Held from the look at a caller's limits until their job is recorded."""
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix="queue")
+        """For calls that block on the queue, so that a queue that stalls takes no thread of others."""
 
     def close(self) -> None:
-        """Ends its thread."""
+        """Ends its threads."""
         self._recipes.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _blocking(self, call: Callable[..., T], *arguments: Any) -> T:
+        """The result of a call that blocks on the queue."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
 
     @property
     def _records(self) -> JobRecords:
@@ -118,6 +130,12 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         if self._maybe_queue is None:
             raise Unavailable("this server has no job queue: start it with CROSSCOPE_SERVER_QUEUE_URL")
         return self._maybe_queue
+
+    @property
+    def _watchers(self) -> Watchers:
+        if self._maybe_watchers is None:
+            raise Unavailable("this server has no job queue: start it with CROSSCOPE_SERVER_QUEUE_URL")
+        return self._maybe_watchers
 
     async def SubmitJob(
         self, request: jobs_pb2.SubmitJobRequest, context: grpc.aio.ServicerContext
@@ -140,7 +158,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
             return jobs_pb2.SubmitJobResponse(job=job, warnings=warnings)
         # What is missing now may exist when the job runs, so the job is queued all the same.
         warnings = [*(f"{each.field}: {each.sentence}" for each in found.violations), *warnings]
-        with _queue_needed():
+        async with queue_needed():
             waits_for = await self._unfinished(list(dict.fromkeys(request.after)))
             async with self._admitting:
                 if not await self._records.submitted(request.idempotency_key):
@@ -167,16 +185,17 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
 
         Nothing of both while the queue does not answer: a plan can do without.
         """
-        with contextlib.suppress(Unavailable), _queue_needed():
-            targets = targets or targets_of(await self._records.workers())
-            return targets, await self._records.newest(LOOK_BACK)
+        with contextlib.suppress(Unavailable):
+            async with queue_needed(_GLANCE_S):
+                targets = targets or targets_of(await self._records.workers())
+                return targets, await self._records.newest(LOOK_BACK)
         return targets, []
 
     async def GetJob(
         self, request: jobs_pb2.GetJobRequest, context: grpc.aio.ServicerContext
     ) -> jobs_pb2.GetJobResponse:
         """One job as it stands."""
-        with _queue_needed():
+        async with queue_needed():
             return jobs_pb2.GetJobResponse(job=await self._job(request.id))
 
     async def ListJobs(
@@ -184,7 +203,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
     ) -> jobs_pb2.ListJobsResponse:
         """Jobs, newest first."""
         limit = request.limit if request.HasField("limit") else DEFAULT_LIMIT
-        with _queue_needed():
+        async with queue_needed():
             records = await self._records.newest(limit)
             waiting = await self._waiting(records)
         jobs = [job_message(record, waiting) for record in records]
@@ -201,50 +220,55 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         if not is_event_id(after):
             text = f"must be the id of one of the job's events, but is {after!r}"
             raise InvalidRequest([Violation("after_event", text)])
-        last, block_ms = None, None
-        while True:
-            with _queue_needed():
-                job = await self._job(request.id)
-                events = await self._records.events(request.id, after, block_ms)
-                if events:
+        last = None
+        async with self._watchers.watching(request.id) as watched:
+            while True:
+                seen = watched.version
+                async with self._watchers.turn(), queue_needed():
                     job = await self._job(request.id)
-            if last is not None:
-                job.ClearField("recipe_yaml")
-            if events or job != last:
-                yield jobs_pb2.WatchJobResponse(job=job, events=[event_message(event) for event in events])
-                job.ClearField("recipe_yaml")
-            ended = job.ended_at > 0
-            if ended and not events:
-                return
-            after = events[-1].id if events else after
-            last, block_ms = job, None if ended else WATCH_BLOCK_MS
+                    if events := await self._records.events(request.id, after):
+                        job = await self._job(request.id)
+                if last is not None:
+                    job.ClearField("recipe_yaml")
+                if events or job != last:
+                    yield jobs_pb2.WatchJobResponse(job=job, events=[event_message(event) for event in events])
+                    job.ClearField("recipe_yaml")
+                if events:
+                    after = events[-1].id
+                elif job.ended_at > 0:
+                    return
+                else:
+                    await watched.change(seen)
+                last = job
 
     async def CancelJob(
         self, request: jobs_pb2.CancelJobRequest, context: grpc.aio.ServicerContext
     ) -> jobs_pb2.CancelJobResponse:
         """Asks a job to stop."""
-        with _queue_needed():
+        async with queue_needed():
             if (record := await self._records.get(request.id)) is not None:
                 check_owner(record, calling())
             if await self._records.cancel(request.id) == "ok":
-                await asyncio.to_thread(self._queue.remove, request.id)
+                await self._blocking(self._queue.remove, request.id)
             return jobs_pb2.CancelJobResponse(job=await self._job(request.id))
 
     async def RetryJob(
         self, request: jobs_pb2.RetryJobRequest, context: grpc.aio.ServicerContext
     ) -> jobs_pb2.RetryJobResponse:
         """Queues a failed or cancelled job again."""
-        with _queue_needed():
+        async with queue_needed():
             record = await self._record(request.id)
             check_owner(record, calling())
             if record.state.ended:
                 await check_limits(self._records, calling())
             waits_for = await self._unfinished(record.after, f"which job {record.id!r} waits for: retry that one first")
+            if await self._records.num_open() >= self._max_open:
+                raise self._too_many()
             done = await self._records.retry(record.id, "Queued again; it goes on from its checkpoints.")
             if done in _NOT_RETRIED:
                 raise Conflict(f"job {record.id!r} {_NOT_RETRIED[done]}")
             if done == "ok":
-                await asyncio.to_thread(self._queue.again, record.id, waits_for)
+                await self._blocking(self._queue.again, record.id, waits_for)
             return jobs_pb2.RetryJobResponse(job=await self._job(record.id))
 
     async def ReadJobLog(
@@ -252,7 +276,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
     ) -> jobs_pb2.ReadJobLogResponse:
         """The last lines of a job's log."""
         at_most = request.lines if request.HasField("lines") else DEFAULT_LINES
-        with _queue_needed():
+        async with queue_needed():
             record = await self._record(request.id)
         tail = await asyncio.to_thread(read_tail, self._home, record.id, at_most)
         lines = [jobs_pb2.LogLine(at=e.at, attempt=e.attempt, event=e.event, text=e.text) for e in tail.lines]
@@ -292,13 +316,22 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         The record is written first. If the server dies before the job is in the queue, the janitor puts it there.
         """
         job_id = f"{int(time.time()):x}-{uuid.uuid4().hex[:12]}"
-        made = await self._records.submit(job_id, values, after, idempotency_key)
-        if made != job_id and await self._records.get(made) is None:
+        made = await self._records.submit(job_id, values, after, idempotency_key, self._max_open)
+        if made not in (job_id, "") and await self._records.get(made) is None:
             await self._records.forget_submission(idempotency_key)
-            made = await self._records.submit(job_id, values, after, idempotency_key)
+            made = await self._records.submit(job_id, values, after, idempotency_key, self._max_open)
+        if not made:
+            raise self._too_many()
         if made == job_id:
-            await asyncio.to_thread(self._queue.enqueue, job_id, waits_for)
+            await self._blocking(self._queue.enqueue, job_id, waits_for)
         return made
+
+    def _too_many(self) -> Overloaded:
+        return Overloaded(
+            f"{self._max_open} jobs wait or run, which is the most that this server takes "
+            "(CROSSCOPE_SERVER_MAX_OPEN_JOBS): cancel some, or submit again when some have ended",
+            retry_after_s=60.0,
+        )
 
     async def _record(self, job_id: str) -> JobRecord:
         record = await self._records.get(job_id)
@@ -313,24 +346,10 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
     async def _waiting(self, records: Sequence[JobRecord]) -> list[str]:
         if all(record.state is not JobState.QUEUED for record in records):
             return []
-        return await asyncio.to_thread(self._queue.waiting)
+        return await self._blocking(self._queue.waiting)
 
 
 @functools.cache
 def _schema_json() -> str:
     """The JSON schema of recipes. It takes 70 ms to compute and never changes."""
     return json.dumps(recipe_schema())
-
-
-@contextlib.contextmanager
-def _queue_needed() -> Generator[None]:
-    """Raises Unavailable if Redis does not answer or cannot write."""
-    try:
-        yield
-    except (RedisConnectionError, RedisTimeoutError) as error:
-        text = f"the job queue does not answer ({error}); running jobs go on; try again in a moment"
-        raise Unavailable(text, retry_after_s=2) from error
-    except ResponseError as error:
-        if not str(error).startswith(("MISCONF", "OOM", "READONLY")):
-            raise
-        raise Unavailable(f"the job queue cannot write; its disk or memory may be full: {error}") from error
