@@ -216,7 +216,8 @@ async def test_the_audit_log_names_who_and_what_and_holds_no_words(front: Front,
     for i in range(FREE):
         await code_of(front.latents.ListCrosscoders(LIST, metadata=bearer(f"wrong-{i}")))
     rows = [annotations_pb2.ImportAnnotationsRequest(options={"of": of, "author": "x"})]
-    await front.annotations.ImportAnnotations(iter(rows), metadata=bearer("ann"))
+    assert await code_of(front.annotations.ImportAnnotations(iter(rows), metadata=bearer("ann"))) is DENIED
+    await front.annotations.ImportAnnotations(iter(rows), metadata=bearer("root"))
     text = (tmp_path / access.AUDIT).read_text()
     lines = [json.loads(line) for line in text.splitlines()]
     method = "/crosscope.v1.Annotations/SetLabel"
@@ -225,7 +226,8 @@ async def test_the_audit_log_names_who_and_what_and_holds_no_words(front: Front,
         ("ann", method, {"crosscoder": "demo", "latent": 99}, "NOT_FOUND"),
         ("eve", method, {}, "PERMISSION_DENIED"),
         (lines[3]["who"], "/crosscope.v1.Latents/ListCrosscoders", {"wrong_tokens": FREE}, "UNAUTHENTICATED"),
-        ("ann", "/crosscope.v1.Annotations/ImportAnnotations", {"crosscoder": "demo"}, "OK"),
+        ("ann", "/crosscope.v1.Annotations/ImportAnnotations", {}, "PERMISSION_DENIED"),
+        ("root", "/crosscope.v1.Annotations/ImportAnnotations", {"crosscoder": "demo"}, "OK"),
     ]
     assert "secret" not in text
     assert (tmp_path / access.AUDIT).stat().st_mode & 0o777 == 0o600
