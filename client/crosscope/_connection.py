@@ -4,6 +4,7 @@ import getpass
 import os
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -144,9 +145,23 @@ class _OwnToken:
 
     def _find(self) -> str | None:
         notes = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / access.NOTES
+        if self._note.startswith("port-") and not owners(int(self._note.removeprefix("port-"))) <= {os.getuid()}:
+            return None  # somebody else has taken the port
         home = _text(notes / self._note) or os.environ.get("CROSSCOPE_HOME") or access.DEFAULT_HOME
         found = _text(Path(home).expanduser() / access.OWN_TOKEN)
         return found if found and _TOKEN.fullmatch(found) else None
+
+
+def owners(port: int, tables: Sequence[Path] = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))) -> set[int]:
+    """Ids of the people of this machine whose processes listen on a port; empty where the system does not say."""
+    found: set[int] = set()
+    for table in tables:
+        try:
+            rows = [line.split() for line in table.read_text().splitlines()[1:]]
+        except OSError:
+            continue
+        found |= {int(row[7]) for row in rows if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port}
+    return found
 
 
 def _text(path: Path) -> str | None:

@@ -191,6 +191,20 @@ async def test_a_refused_guess_is_told_when_to_come_back(front: Front) -> None:
     assert retry.retry_delay.ToMilliseconds() > 0
 
 
+async def test_guesses_that_are_given_up_keep_nobody_out_for_long() -> None:
+    brake = Brake()
+    for _ in range(FREE + 20):
+        brake.wrong("h")
+    for _ in range(100):
+        waiting = asyncio.ensure_future(brake.before("h"))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+    host = brake._hosts["h"]
+    assert host.waiting == 0
+    assert host.next_at - asyncio.get_running_loop().time() <= MAX_WAITING * brakes.MAX_DELAY_S
+
+
 async def test_the_memory_of_guesses_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(brakes, "MAX_HOSTS", 3)
     brake = Brake()
