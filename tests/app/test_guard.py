@@ -123,6 +123,7 @@ async def test_what_is_neither_a_request_nor_a_web_socket_is_handed_on() -> None
         ({"CROSSCOPE_APP_HOST": "0.0.0.0"}, "needs TLS"),
         ({"CROSSCOPE_APP_TLS_CERT": "c.pem"}, "go together"),
         ({"CROSSCOPE_APP_LOGIN": "nobody"}, "must be one of key, token, oidc, open"),
+        ({"CROSSCOPE_APP_KEY": "a; b=c, and so on"}, "CROSSCOPE_APP_KEY"),
         ({"CROSSCOPE_APP_LOGIN": "oidc"}, "CROSSCOPE_APP_OIDC_TOKENS"),
         *(({"CROSSCOPE_APP_PORT": value}, "must be a port number") for value in ("x", "0", "70000", "-1")),
     ],
