@@ -145,11 +145,14 @@ class _OwnToken:
 
     def _find(self) -> str | None:
         notes = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / access.NOTES
-        if self._note.startswith("port-") and not owners(int(self._note.removeprefix("port-"))) <= {os.getuid()}:
-            return None  # somebody else has taken the port
         home = _text(notes / self._note) or os.environ.get("CROSSCOPE_HOME") or access.DEFAULT_HOME
         found = _text(Path(home).expanduser() / access.OWN_TOKEN)
-        return found if found and _TOKEN.fullmatch(found) else None
+        if not found or not _TOKEN.fullmatch(found):
+            return None
+        port = self._note.removeprefix("port-")
+        # Somebody else may have taken the port while nobody listened there.
+        is_taken = port.isdecimal() and not owners(int(port)) <= {os.getuid()}
+        return None if is_taken else found
 
 
 def owners(port: int, tables: Sequence[Path] = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))) -> set[int]:
