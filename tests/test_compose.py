@@ -7,6 +7,7 @@ import subprocess
 import sys
 from concurrent import futures
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -14,8 +15,11 @@ import yaml
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from pydantic_settings import BaseSettings
 
+from crosscope.app.settings import Login as AppLogin
+from crosscope.app.settings import read_settings as read_app_settings
 from crosscope_server.settings import Settings
 from crosscope_worker.jobs.settings import JobSettings
+from crosscope_worker.serve.settings import ServeSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -96,8 +100,23 @@ def test_settings_are_ones_that_the_process_reads(name: str, settings: type[Base
 
 
 def test_settings_of_the_app_are_ones_that_it_reads() -> None:
-    code = "\n".join(path.read_text() for path in (ROOT / "client/crosscope").glob("*/__main__.py"))
-    assert all(variable in code for variable in OURS["app"]["environment"])
+    code = (ROOT / "client/crosscope/app/settings.py").read_text()
+    given = dict(OURS["app"]["environment"])
+    assert all(f'"{variable.removeprefix("CROSSCOPE_APP_")}"' in code or variable in code for variable in given)
+    assert AppLogin(given["CROSSCOPE_APP_LOGIN"]) is AppLogin.TOKEN
+    read_app_settings(given)
+
+
+def test_what_listens_for_others_is_taken_by_name_and_asks_for_tokens() -> None:
+    """As Compose fills the secrets in."""
+    for name in ("server", "worker", "worker-gpu"):
+        given = {key: "s" if value.startswith("${") else value for key, value in OURS[name]["environment"].items()}
+        kind: Any = Settings if name == "server" else ServeSettings
+        prefix = str(kind.model_config["env_prefix"])
+        fields = {key.removeprefix(prefix).lower(): value for key, value in given.items() if key.startswith(prefix)}
+        found = kind(**fields)
+        assert found.token is not None
+        assert not found.allow_anyone
 
 
 @pytest.mark.parametrize("name", ["worker-gpu", "jobs-gpu"])

@@ -4,6 +4,7 @@ import getpass
 import os
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -149,7 +150,24 @@ class _OwnToken:
         notes = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / access.NOTES
         home = _text(notes / self._note) or os.environ.get("CROSSCOPE_HOME") or access.DEFAULT_HOME
         found = _text(Path(home).expanduser() / access.OWN_TOKEN)
-        return found if found and _TOKEN.fullmatch(found) else None
+        if not found or not _TOKEN.fullmatch(found):
+            return None
+        port = self._note.removeprefix("port-")
+        # Somebody else may have taken the port while nobody listened there.
+        is_taken = port.isdecimal() and not owners(int(port)) <= {os.getuid()}
+        return None if is_taken else found
+
+
+def owners(port: int, tables: Sequence[Path] = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))) -> set[int]:
+    """Ids of the people of this machine whose processes listen on a port; empty where the system does not say."""
+    found: set[int] = set()
+    for table in tables:
+        try:
+            rows = [line.split() for line in table.read_text().splitlines()[1:]]
+        except OSError:
+            continue
+        found |= {int(row[7]) for row in rows if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port}
+    return found
 
 
 def _text(path: Path) -> str | None:

@@ -6,7 +6,7 @@ CrosscopeError
 ├── Conflict           the request does not fit the present state
 │   ├── VersionGone    the version that was asked for is gone; `.newest` names the current one
 │   └── StaleWrite     somebody else changed the words meanwhile; `.now` says what they are, `.revision` their number
-├── Unauthorized       the token is missing or wrong, or TLS refused
+├── Unauthorized       the token is missing, wrong or lacks a role, or TLS refused
 ├── Unavailable        no server answers, or it has no inference worker or no queue
 ├── Busy               too many requests wait; `.retry_after_s` says when to ask again
 ├── DeadlineExceeded   no answer within the time given

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import signal
 import sys
 import time
@@ -285,6 +286,7 @@ def _await(supervisor: Supervisor, names: list[str]) -> bool:
 @contextmanager
 def _prepared(terminal: Terminal, wanted: Wanted) -> Generator[Installation]:
     """The checked installation; a refusal is printed as one sentence and ends the program with code 1."""
+    os.environ.pop("CROSSCOPE_TOKEN", None)  # it may be another server's: here the home's own counts
     try:
         with installation(wanted, terminal.say) as found:
             yield found

@@ -60,7 +60,7 @@ class TokenEntry:
     roles: tuple[str, ...]
     created_at: float
     expires_at: float | None = None
-    limits: Mapping[str, int] = field(default_factory=dict)
+    limits: Mapping[str, Any] = field(default_factory=dict)
     """Limits by name, of LIMITS; one that is missing is no limit."""
 
     def __post_init__(self) -> None:

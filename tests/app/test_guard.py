@@ -2,12 +2,14 @@
 
 import http.client
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from crosscope.app import login
 from crosscope.app.guard import Guard
 from crosscope.app.settings import SettingsError, read_settings
 from tests.app.stack import Stack
@@ -121,6 +123,7 @@ async def test_what_is_neither_a_request_nor_a_web_socket_is_handed_on() -> None
         ({"CROSSCOPE_APP_HOST": "0.0.0.0"}, "needs TLS"),
         ({"CROSSCOPE_APP_TLS_CERT": "c.pem"}, "go together"),
         ({"CROSSCOPE_APP_LOGIN": "nobody"}, "must be one of key, token, oidc, open"),
+        ({"CROSSCOPE_APP_KEY": "a; b=c, and so on"}, "CROSSCOPE_APP_KEY"),
         ({"CROSSCOPE_APP_LOGIN": "oidc"}, "CROSSCOPE_APP_OIDC_TOKENS"),
         *(({"CROSSCOPE_APP_PORT": value}, "must be a port number") for value in ("x", "0", "70000", "-1")),
     ],
@@ -135,3 +138,26 @@ def test_settings_that_are_not_safe_by_themselves_are_taken_by_name() -> None:
     found = read_settings(given | {"CROSSCOPE_APP_ALLOWED_HOSTS": "Lab.example.org, other"})
     assert {"lab.example.org", "other", "localhost"} <= found.hosts
     assert read_settings({}).login == "key"
+
+
+@pytest.fixture
+def addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The file of tokens by e-mail address that the app is set to."""
+    path = tmp_path / "addresses.toml"
+    monkeypatch.setenv("CROSSCOPE_APP_LOGIN", "oidc")
+    monkeypatch.setenv("CROSSCOPE_APP_OIDC_TOKENS", str(path))
+    login.settings.cache_clear()
+    yield path
+    login.settings.cache_clear()
+
+
+def test_an_address_of_an_identity_provider_has_the_token_that_a_file_names(addresses: Path) -> None:
+    addresses.write_text('"Ann@example.org" = "cs_a"\n')
+    assert login.tokens_by_address() == {"ann@example.org": "cs_a"}
+
+
+def test_a_thread_beside_the_page_acts_with_the_pages_token() -> None:
+    assert login.run_as("cs_a", login.token) == "cs_a"
+    with login.acting_with(None):
+        assert login.run_as("cs_b", login.token) == "cs_b"
+        assert login.token() is None

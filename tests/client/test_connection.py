@@ -11,6 +11,8 @@ import grpc
 import pytest
 
 from crosscope import AsyncClient, Client, InvalidInput, Tls, Unauthorized, Unavailable
+from crosscope._connection import Connection, owners
+from crosscope_proto import access
 from crosscope_proto.v1 import latents_pb2, latents_pb2_grpc
 
 
@@ -53,11 +55,62 @@ def test_token(serve, monkeypatch) -> None:
     remembering = Remembering()
     address = serve(remembering).address
     monkeypatch.delenv("CROSSCOPE_TOKEN", raising=False)
+    monkeypatch.setenv("CROSSCOPE_HOME", "/nowhere")
     Client(address).crosscoders()
     Client(address, token="abc").crosscoders()
     monkeypatch.setenv("CROSSCOPE_TOKEN", "def")
     Client(address).crosscoders()
     assert [metadata.get("authorization") for metadata in remembering.metadata] == [None, "Bearer abc", "Bearer def"]
+
+
+def test_the_homes_own_token_goes_to_this_machine_only(serve, monkeypatch, tmp_path: Path) -> None:
+    remembering = Remembering()
+    address = serve(remembering).address
+    monkeypatch.delenv("CROSSCOPE_TOKEN", raising=False)
+    monkeypatch.setenv("CROSSCOPE_HOME", str(tmp_path))
+    own = tmp_path / access.OWN_TOKEN
+    client = Client(address)
+    client.crosscoders()
+    own.parent.mkdir()
+    own.write_text("own\n")
+    client.crosscoders()  # made before there was a token
+    Client(address, token="given").crosscoders()
+    Client(address, token="").crosscoders()
+    sent = [metadata.get("authorization") for metadata in remembering.metadata]
+    assert sent == [None, "Bearer own", "Bearer given", None]
+    for elsewhere in ("gpu7:1", "10.0.0.1:1", "grpcs://gpu7:1"):
+        assert Connection(elsewhere, None, 1, None).metadata == ()
+    assert Connection(address, None, 1, None).metadata == (("authorization", "Bearer own"),)
+    assert "own" not in repr(Connection(address, None, 1, None))
+
+
+def test_the_note_of_a_server_names_its_home(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("CROSSCOPE_HOME", str(tmp_path / "other"))
+    monkeypatch.delenv("CROSSCOPE_TOKEN", raising=False)
+    home = tmp_path / "home"
+    (home / access.FOLDER).mkdir(parents=True)
+    (home / access.OWN_TOKEN).write_text("of-the-home")
+    (tmp_path / "state" / access.NOTES).mkdir(parents=True)
+    (tmp_path / "state" / access.NOTES / "port-4").write_text(str(home))
+    assert Connection("localhost:4", None, 1, None).metadata == (("authorization", "Bearer of-the-home"),)
+    assert Connection("localhost:5", None, 1, None).metadata == ()
+
+
+def test_who_listens_on_a_port(tmp_path: Path) -> None:
+    table = tmp_path / "tcp"
+    rest = "00000000:0000 {} 00000000:00000000 00:00000000 00000000 {} 0 1 1"
+    rows = ["sl", f"0: 0100007F:C383 {rest.format('0A', 1000)}", f"1: 0100007F:C384 {rest.format('0A', 7)}"]
+    table.write_text("\n".join([*rows, f"2: 0100007F:C383 {rest.format('01', 7)}"]) + "\n")
+    assert owners(0xC383, [table, tmp_path / "none"]) == {1000}
+    assert owners(0xC384, [table]) == {7}
+    assert owners(1, [table]) == set()
+
+
+@pytest.mark.parametrize("token", ["two words", "ü", "a\nb", "\x00", "x" * 5000])
+def test_a_token_that_cannot_travel_is_said(token: str) -> None:
+    with pytest.raises(InvalidInput, match=r"^token: "):
+        Client("localhost:1", token=token)
 
 
 def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(serve, monkeypatch) -> None:

@@ -1,6 +1,7 @@
 """A gRPC client of another language that learns everything from reflection."""
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from crosscope import Job
+from crosscope_proto.access import OWN_TOKEN
 
 from .conftest import Stack
 
@@ -22,9 +24,9 @@ def test_node_lists_latents_and_encodes_a_prompt(stack: Stack, made: tuple[Job, 
         shutil.copy(SOURCE / name, tmp_path)
     install = ["npm", "install", "--no-package-lock", "--no-audit", "--no-fund", "--silent"]
     subprocess.run(install, cwd=tmp_path, check=True, timeout=120)
-    asked = subprocess.run(
-        ["node", "ask.mjs", stack.address, "demo"], cwd=tmp_path, capture_output=True, text=True, timeout=60
-    )
+    environment = os.environ | {"CROSSCOPE_TOKEN": (stack.home / OWN_TOKEN).read_text().strip()}
+    command = ["node", "ask.mjs", stack.address, "demo"]
+    asked = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
     assert asked.returncode == 0, asked.stderr
     said = json.loads(asked.stdout)
     assert {"crosscope.v1.Latents", "crosscope.v1.Prompts", "crosscope.v1.Jobs"} <= set(said["services"])

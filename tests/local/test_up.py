@@ -16,6 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from crosscope import Client, Unauthorized
+from crosscope_proto import access
 from tests.local.small_programs import alive, eventually
 
 COMMAND = [sys.executable, "-c", "from crosscope.cli import main; main()"]
@@ -119,6 +121,27 @@ def test_a_server_that_is_stopped_comes_back(up: Up) -> None:
     assert eventually(lambda: up.said("^server hung") and process_of(up, "server") not in (None, first), 60), up.lines
     assert up.said("^server hung .no sign of life from its event loop for 1. s. and was killed. Starting it again in ")
     assert not alive(first)
+
+
+def test_this_person_is_known_by_the_home_and_others_are_refused(up: Up) -> None:
+    server = up.said(r"^Server: (\S+)")
+    assert server
+    own = up.home / access.OWN_TOKEN
+    assert (own.stat().st_mode & 0o777, own.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    with Client(server[1]) as client:
+        assert client.crosscoders() == []
+    with Client(server[1], token="") as stranger, pytest.raises(Unauthorized, match="asks for a token"):
+        stranger.crosscoders()
+    listing = [*COMMAND, "--address", server[1], "crosscoders", "--json"]
+    assert subprocess.run(listing, capture_output=True, text=True).returncode == 0
+
+
+def test_an_address_that_others_reach_is_refused_without_tls(tmp_path: Path) -> None:
+    command = [*COMMAND, "up", "--home", str(tmp_path / "home"), "--address", "0.0.0.0"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert flat(done.stdout).startswith("Others can reach 0.0.0.0, so it needs TLS: make certificates with")
+    assert not (tmp_path / "home").exists()
 
 
 def test_a_second_supervisor_of_the_home_is_refused(up: Up) -> None:

@@ -191,6 +191,20 @@ async def test_a_refused_guess_is_told_when_to_come_back(front: Front) -> None:
     assert retry.retry_delay.ToMilliseconds() > 0
 
 
+async def test_guesses_that_are_given_up_keep_nobody_out_for_long() -> None:
+    brake = Brake()
+    for _ in range(FREE + 20):
+        brake.wrong("h")
+    for _ in range(100):
+        waiting = asyncio.ensure_future(brake.before("h"))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+    host = brake._hosts["h"]
+    assert host.waiting == 0
+    assert host.next_at - asyncio.get_running_loop().time() <= MAX_WAITING * brakes.MAX_DELAY_S
+
+
 async def test_the_memory_of_guesses_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(brakes, "MAX_HOSTS", 3)
     brake = Brake()
@@ -216,7 +230,8 @@ async def test_the_audit_log_names_who_and_what_and_holds_no_words(front: Front,
     for i in range(FREE):
         await code_of(front.latents.ListCrosscoders(LIST, metadata=bearer(f"wrong-{i}")))
     rows = [annotations_pb2.ImportAnnotationsRequest(options={"of": of, "author": "x"})]
-    await front.annotations.ImportAnnotations(iter(rows), metadata=bearer("ann"))
+    assert await code_of(front.annotations.ImportAnnotations(iter(rows), metadata=bearer("ann"))) is DENIED
+    await front.annotations.ImportAnnotations(iter(rows), metadata=bearer("root"))
     text = (tmp_path / access.AUDIT).read_text()
     lines = [json.loads(line) for line in text.splitlines()]
     method = "/crosscope.v1.Annotations/SetLabel"
@@ -225,7 +240,8 @@ async def test_the_audit_log_names_who_and_what_and_holds_no_words(front: Front,
         ("ann", method, {"crosscoder": "demo", "latent": 99}, "NOT_FOUND"),
         ("eve", method, {}, "PERMISSION_DENIED"),
         (lines[3]["who"], "/crosscope.v1.Latents/ListCrosscoders", {"wrong_tokens": FREE}, "UNAUTHENTICATED"),
-        ("ann", "/crosscope.v1.Annotations/ImportAnnotations", {"crosscoder": "demo"}, "OK"),
+        ("ann", "/crosscope.v1.Annotations/ImportAnnotations", {}, "PERMISSION_DENIED"),
+        ("root", "/crosscope.v1.Annotations/ImportAnnotations", {"crosscoder": "demo"}, "OK"),
     ]
     assert "secret" not in text
     assert (tmp_path / access.AUDIT).stat().st_mode & 0o777 == 0o600

@@ -7,7 +7,6 @@ too. Also sets the cookie of whoever opens the start address. Knows no page.
 
 import hmac
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
-from http.cookies import SimpleCookie
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
@@ -70,11 +69,11 @@ class Guard:
         return "./" + (f"?{rest}" if rest else "")
 
     async def _begin(self, scope: Message, send: Send, target: str) -> None:
-        cookie = SimpleCookie({COOKIE: self._key or ""})[COOKIE]
-        cookie.update({"path": "/", "httponly": True, "samesite": "Strict", "secure": scope.get("scheme") == "https"})
+        secure = "; Secure" if scope.get("scheme") == "https" else ""
+        cookie = f"{COOKIE}={self._key}; Path=/; HttpOnly; SameSite=Strict{secure}"
         headers = [
             (b"location", target.encode("latin-1")),
-            (b"set-cookie", cookie.OutputString().encode("latin-1")),
+            (b"set-cookie", cookie.encode("latin-1")),
             (b"cache-control", b"no-store"),
             (b"content-length", b"0"),
             *_HEADERS,

@@ -112,7 +112,7 @@ def _known_by_address() -> bool:
         st.button("Log in", type="primary", on_click=st.login)
         return False
     email = str(st.user.get("email") or "")
-    found = _tokens().get(email.lower()) if st.user.get("email_verified", True) else None
+    found = tokens_by_address().get(email.lower()) if st.user.get("email_verified", True) else None
     if found:
         st.session_state[_TOKEN] = found
         return True
@@ -122,7 +122,7 @@ def _known_by_address() -> bool:
     return False
 
 
-def _tokens() -> dict[str, str]:
+def tokens_by_address() -> dict[str, str]:
     """The tokens by e-mail address, in small letters; read each time that somebody logs in."""
     path = settings().oidc_tokens
     assert path is not None

@@ -5,7 +5,6 @@ mixes two versions. Caches are keyed by version id. Answers to prompts are cache
 read is shared by all viewers. Does not know widgets and URLs, which belong to the pages.
 """
 
-import functools
 import json
 import math
 import os
@@ -212,8 +211,8 @@ def ahead(
 
     `asked` are the arguments of `examples` behind the latent. A call that fails is made again when it is needed.
     """
-    ask = functools.partial(_threads().submit, login.run_as, login.token(), _read, name, version_id)
-    return [ask(each, tuple(asked)) for each in latents]
+    pool, token = _threads(), login.token()
+    return [pool.submit(login.run_as, token, _read, name, version_id, each, tuple(asked)) for each in latents]
 
 
 def _read(name: str, version_id: str, latent_id: int, asked: Sequence[tuple[Any, ...]]) -> Latent | None:

@@ -1,6 +1,7 @@
 """Settings of the app, from the environment. Knows no page and no browser."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,6 +13,7 @@ DEFAULT_PORT = 8501
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_SECRET = re.compile(r"[A-Za-z0-9_-]{8,}")
 _TRUE = ("1", "true", "yes", "on")
 
 
@@ -70,7 +72,9 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> AppSettings:
         )
     named = (part.strip().lower() for part in of("ALLOWED_HOSTS").split(","))
     login = _login(of("LOGIN", Login.KEY))
-    tokens = of("OIDC_TOKENS")
+    tokens, secret = of("OIDC_TOKENS"), of("KEY")
+    if secret and not _SECRET.fullmatch(secret):
+        raise SettingsError("CROSSCOPE_APP_KEY must be 8 or more of A-Z, a-z, 0-9, - and _, for instance 32 at random.")
     if login is Login.OIDC and not tokens:
         raise SettingsError("CROSSCOPE_APP_LOGIN=oidc needs CROSSCOPE_APP_OIDC_TOKENS, a TOML file of e-mail = token.")
     return AppSettings(
@@ -78,7 +82,7 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> AppSettings:
         host=host,
         address=environment.get("CROSSCOPE_ADDRESS") or DEFAULT_ADDRESS,
         login=login,
-        key=of("KEY") or None,
+        key=secret or None,
         hosts=frozenset({*_LOOPBACK, host.lower(), *filter(None, named)}),
         tls=(Path(certificate), Path(key)) if certificate else None,
         oidc_tokens=Path(tokens) if tokens else None,

@@ -78,7 +78,7 @@ class Words(_message.Message):
     text: _builtins.str
     """What was written; empty for a star. A label has at most 200 characters and no line ends, a note at most 10 000."""
     author: _builtins.str
-    """Who wrote it, as the client claimed; of an automatic label, the program that labelled."""
+    """Who wrote it; of an automatic label, the program that labelled."""
     written_at: _builtins.float
     """When, seconds since 1970."""
     revision: _builtins.int
@@ -197,7 +197,7 @@ class LatentList(_message.Message):
     num_latents: _builtins.int
     """Number of latents in it."""
     author: _builtins.str
-    """Who made it, as the client claimed."""
+    """Who made it."""
     created_at: _builtins.float
     """When, seconds since 1970."""
     def __init__(
@@ -564,7 +564,7 @@ class SetLabelRequest(_message.Message):
     origin: Global___LabelOrigin.ValueType
     """Who says it; unset: a person."""
     author: _builtins.str
-    """The author's name, as the client claims."""
+    """The author's name, where the caller's token does not say it."""
     seen_revision: _builtins.int
     """The revision that the writer saw, 0 for no label; unset: write over whatever is there. Another one answers ABORTED,
     with both texts.
@@ -638,7 +638,7 @@ class WriteNoteRequest(_message.Message):
     text: _builtins.str
     """The note; empty: clear it."""
     author: _builtins.str
-    """The author's name, as the client claims."""
+    """The author's name, where the caller's token does not say it."""
     seen_revision: _builtins.int
     """The revision that the writer saw, 0 for no note; unset: write over whatever is there. Another one answers ABORTED,
     with both texts.
@@ -705,7 +705,7 @@ class SetStarRequest(_message.Message):
     is_starred: _builtins.bool
     """Whether it has a star from now on."""
     author: _builtins.str
-    """The author's name, as the client claims."""
+    """The author's name, where the caller's token does not say it."""
     @_builtins.property
     def of(self) -> Global___WordsOf:
         """Which dictionary."""
@@ -812,7 +812,7 @@ class Change(_message.Message):
     after: _builtins.str
     """The text after; unset: there is nothing any more."""
     author: _builtins.str
-    """Who changed it, as the client claimed."""
+    """Who changed it."""
     changed_at: _builtins.float
     """When, seconds since 1970."""
     def __init__(
@@ -993,7 +993,7 @@ class CreateListRequest(_message.Message):
     name: _builtins.str
     """Its name. A name that is taken answers ALREADY_EXISTS."""
     author: _builtins.str
-    """The author's name, as the client claims."""
+    """The author's name, where the caller's token does not say it."""
     @_builtins.property
     def of(self) -> Global___WordsOf:
         """Which dictionary. One dictionary has at most 1 000 lists."""
@@ -1052,7 +1052,7 @@ class RenameListRequest(_message.Message):
     new_name: _builtins.str
     """Its name from now on. A name that is taken answers ALREADY_EXISTS."""
     author: _builtins.str
-    """The author's name, as the client claims."""
+    """The author's name, where the caller's token does not say it."""
     @_builtins.property
     def of(self) -> Global___WordsOf:
         """Which dictionary."""
@@ -1109,7 +1109,7 @@ class DeleteListRequest(_message.Message):
     name: _builtins.str
     """Its name."""
     author: _builtins.str
-    """The author's name, as the client claims."""
+    """The author's name, where the caller's token does not say it."""
     @_builtins.property
     def of(self) -> Global___WordsOf:
         """Which dictionary."""
@@ -1167,7 +1167,7 @@ class ChangeListRequest(_message.Message):
     name: _builtins.str
     """Name of the list."""
     author: _builtins.str
-    """The author's name, as the client claims."""
+    """The author's name, where the caller's token does not say it."""
     @_builtins.property
     def of(self) -> Global___WordsOf:
         """Which dictionary."""
@@ -1341,7 +1341,7 @@ class ImportAnnotationsRequest(_message.Message):
         any_weights: _builtins.bool
         """Take rows of other weights too; unset: they are skipped."""
         author: _builtins.str
-        """Name of the person who imports, as the client claims. Words keep the author and the time that their row names."""
+        """Name of the person who imports, where the caller's token does not say it. Words keep the author and the time that their row names."""
         @_builtins.property
         def of(self) -> Global___WordsOf:
             """Which dictionary gets the words."""

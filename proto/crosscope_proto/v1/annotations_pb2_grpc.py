@@ -30,8 +30,8 @@ class AnnotationsStub:
     """Reads and writes words about latents. Needs no worker and no GPU.
 
     Words belong to the weights of a dictionary: every version with these weights shows them, under whichever name, and a
-    crosscoder that is trained again does not. A write answers once it is on disk. Calls that write give the author's name
-    as the client claims it. A file of words that cannot be read or written answers UNAVAILABLE or FAILED_PRECONDITION,
+    crosscoder that is trained again does not. A write answers once it is on disk. The author of a
+    change is the caller's token; where callers have no names, and for the operator, it is whom the request names. A file of words that cannot be read or written answers UNAVAILABLE or FAILED_PRECONDITION,
     with what to do.
     """
 
@@ -122,8 +122,8 @@ class AnnotationsServicer:
     """Reads and writes words about latents. Needs no worker and no GPU.
 
     Words belong to the weights of a dictionary: every version with these weights shows them, under whichever name, and a
-    crosscoder that is trained again does not. A write answers once it is on disk. Calls that write give the author's name
-    as the client claims it. A file of words that cannot be read or written answers UNAVAILABLE or FAILED_PRECONDITION,
+    crosscoder that is trained again does not. A write answers once it is on disk. The author of a
+    change is the caller's token; where callers have no names, and for the operator, it is whom the request names. A file of words that cannot be read or written answers UNAVAILABLE or FAILED_PRECONDITION,
     with what to do.
     """
 
@@ -322,8 +322,8 @@ class Annotations:
     """Reads and writes words about latents. Needs no worker and no GPU.
 
     Words belong to the weights of a dictionary: every version with these weights shows them, under whichever name, and a
-    crosscoder that is trained again does not. A write answers once it is on disk. Calls that write give the author's name
-    as the client claims it. A file of words that cannot be read or written answers UNAVAILABLE or FAILED_PRECONDITION,
+    crosscoder that is trained again does not. A write answers once it is on disk. The author of a
+    change is the caller's token; where callers have no names, and for the operator, it is whom the request names. A file of words that cannot be read or written answers UNAVAILABLE or FAILED_PRECONDITION,
     with what to do.
     """
 

@@ -70,8 +70,9 @@ def subject(message: Any) -> dict[str, object]:
     for name in _TEXTS:
         if name in fields and isinstance(value := getattr(message, name), str) and value:
             found[name] = value[:_MAX_TEXT]
-    if "latent" in fields and isinstance(value := message.latent, int):
-        found["latent"] = value
+    latent: Any = getattr(message, "latent", None)
+    if isinstance(latent, int):
+        found["latent"] = latent
     if message.DESCRIPTOR.name == "Job":
         found |= {"id": message.id, "kind": message.kind, "name": message.name[:_MAX_TEXT]}  # pyright: ignore[reportAttributeAccessIssue]
     return found

@@ -13,7 +13,7 @@ from crosscope_server.errors import Overloaded
 
 FREE = 5
 """Wrong guesses of a host that cost nothing."""
-FIRST_DELAY_S, MAX_DELAY_S = 0.1, 10.0
+FIRST_DELAY_S, MAX_DELAY_S = 0.1, 2.0
 """The pause before the first guess that costs something; each further one doubles it, up to the second."""
 MAX_WAITING = 8
 MAX_HOSTS = 10_000
@@ -47,7 +47,8 @@ class Brake:
             return
         if found.wrong < FREE:
             return
-        next_at = max(found.next_at, now) + self._delay(found.wrong)
+        # The bound is for guesses that were given up while they waited: they must not keep others out for long.
+        next_at = min(max(found.next_at, now) + self._delay(found.wrong), now + MAX_WAITING * MAX_DELAY_S)
         wait_s = next_at - now
         if found.waiting >= MAX_WAITING:
             sentence = f"{found.wrong} wrong tokens came from your host: it has to wait {wait_s:.1f} s for its next try"

@@ -46,7 +46,7 @@ RULES: dict[str, Rule] = {
     "/crosscope.v1.Annotations/RenameList": _WORDS,
     "/crosscope.v1.Annotations/DeleteList": _WORDS,
     "/crosscope.v1.Annotations/ChangeList": _WORDS,
-    "/crosscope.v1.Annotations/ImportAnnotations": _WORDS,
+    "/crosscope.v1.Annotations/ImportAnnotations": Rule(Role.ADMIN, changes=True),  # rows name their authors
     "/crosscope.v1.Prompts/Tokenize": _RUN,
     "/crosscope.v1.Prompts/Encode": _RUN,
     "/crosscope.v1.Prompts/TopLatents": _RUN,
