@@ -41,12 +41,12 @@ class Installation:
     @property
     def address(self) -> str:
         """Address of the server for clients on this machine."""
-        return _authority(_reachable(self.host), self.port)
+        return authority(reachable(self.host), self.port)
 
     @property
     def app_url(self) -> str | None:
         """Address of the app in a browser; None without the app."""
-        return None if self.app_port is None else f"http://{_authority(_reachable(self.host), self.app_port)}"
+        return None if self.app_port is None else f"http://{authority(reachable(self.host), self.app_port)}"
 
     def programs(self) -> list[Program]:
         """All processes, in the order in which they are first started."""
@@ -72,7 +72,7 @@ class Installation:
             command=_module("crosscope_server"),
             environment={
                 "CROSSCOPE_HOME": str(self.home),
-                "CROSSCOPE_SERVER_LISTEN": _authority(self.host, self.port),
+                "CROSSCOPE_SERVER_LISTEN": authority(self.host, self.port),
                 "CROSSCOPE_SERVER_WORKERS": f"unix:{self._socket('worker')}",
                 "CROSSCOPE_SERVER_QUEUE_URL": f"unix://{self._socket('queue')}",
                 "CROSSCOPE_SERVER_CACHE_URL": f"unix://{self._socket('cache')}",
@@ -93,7 +93,7 @@ class Installation:
                 "CROSSCOPE_APP_PORT": str(port),
             },
             reads=(environment.APP,),
-            probe=http_answers(_reachable(self.host), port, "/_stcore/health"),
+            probe=http_answers(reachable(self.host), port, "/_stcore/health"),
         )
 
     def _worker(self) -> Program:
@@ -132,9 +132,11 @@ def _module(name: str, *arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-m", name, *arguments)
 
 
-def _reachable(host: str) -> str:
+def reachable(host: str) -> str:
+    """The host at which this machine reaches what listens at `host`."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
-def _authority(host: str, port: int) -> str:
+def authority(host: str, port: int) -> str:
+    """Host and port as one address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

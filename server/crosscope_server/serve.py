@@ -26,13 +26,15 @@ from crosscope_proto.v1 import (
     looks_pb2_grpc,
     prompts_pb2,
     prompts_pb2_grpc,
+    system_pb2,
+    system_pb2_grpc,
 )
 from crosscope_server.annotations.store import Annotations
 from crosscope_server.cache import Cache
 from crosscope_server.catalogue import Catalogue
 from crosscope_server.effects import Effects
 from crosscope_server.interceptors import CallInterceptor, RequestIdInterceptor, TokenInterceptor
-from crosscope_server.jobs.figures import JobCollector, JobCounter
+from crosscope_server.job_figures import JobCollector, JobCounter
 from crosscope_server.jobs.service import jobs_service
 from crosscope_server.looks import Looks
 from crosscope_server.metrics import Metrics
@@ -44,6 +46,7 @@ from crosscope_server.services.annotations import AnnotationsService
 from crosscope_server.services.latents import LatentsService
 from crosscope_server.services.looks import LooksService
 from crosscope_server.services.prompts import PromptsService
+from crosscope_server.services.system import Parts, SystemService
 from crosscope_server.settings import Settings
 from crosscope_server.workers import Workers
 
@@ -51,10 +54,11 @@ GRACE_S = 1.5
 """How long calls under way may go on after the server was told to stop."""
 _CANCEL_S = 0.02
 """How long grpc takes to cancel the calls that it cuts off."""
+MAX_REQUEST_BYTES = 4 * 1024 * 1024
 _BEAT_S = 0.5
 _OPTIONS = [
     ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", 4 * 1024 * 1024),
+    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
@@ -66,6 +70,7 @@ _LOOKS = looks_pb2.DESCRIPTOR.services_by_name["Looks"].full_name
 _PROMPTS = prompts_pb2.DESCRIPTOR.services_by_name["Prompts"].full_name
 _ANNOTATIONS = annotations_pb2.DESCRIPTOR.services_by_name["Annotations"].full_name
 _JOBS = jobs_pb2.DESCRIPTOR.services_by_name["Jobs"].full_name
+_SYSTEM = system_pb2.DESCRIPTOR.services_by_name["System"].full_name
 _SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 log = logging.getLogger(__name__)
@@ -91,8 +96,8 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
         metrics = Metrics(__version__, settings.home)
         beating = asyncio.create_task(_beat(metrics.beats))
         stack.callback(beating.cancel)
-        if settings.queue_url:
-            job_counter = JobCounter(settings.queue_url)
+        job_counter = JobCounter(settings.queue_url) if settings.queue_url else None
+        if job_counter is not None:
             stack.callback(job_counter.close)
             metrics.registry.register(JobCollector(job_counter))
         healths: Any = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
@@ -128,10 +133,24 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
         prompts_service = PromptsService(prompts, effects, catalogue, settings.stream_in_flight)
         prompts_pb2_grpc.add_PromptsServicer_to_server(prompts_service, server)
         jobs_pb2_grpc.add_JobsServicer_to_server(jobs, server)
+        system_service = SystemService(
+            Parts(
+                home=settings.home,
+                catalogue=catalogue,
+                workers=workers,
+                metrics=metrics,
+                jobs=job_counter,
+                cache=cache,
+                max_request_bytes=MAX_REQUEST_BYTES,
+                stream_in_flight=settings.stream_in_flight,
+                reflection=settings.with_reflection,
+            )
+        )
+        system_pb2_grpc.add_SystemServicer_to_server(system_service, server)
         health_pb2_grpc.add_HealthServicer_to_server(healths, server)
         if settings.with_reflection:
-            names = (_LATENTS, _LOOKS, _PROMPTS, _JOBS, _ANNOTATIONS, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, server)
+            ours = (_LATENTS, _LOOKS, _PROMPTS, _JOBS, _ANNOTATIONS, _SYSTEM)
+            reflection.enable_server_reflection((*ours, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
 
         port = _bind(server, settings.listen)
         if settings.metrics_port:
@@ -141,6 +160,7 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
         await healths.set(_LATENTS, _SERVING)
         await healths.set(_LOOKS, _SERVING)
         await healths.set(_ANNOTATIONS, _SERVING)
+        await healths.set(_SYSTEM, _SERVING)
         await healths.set("", _SERVING)
         await server.start()
         stack.push_async_callback(_stop, server)

@@ -32,6 +32,7 @@ from crosscope_server.errors import (
 
 _RETRY_S = 0.25
 _CHECK_S = 2.0
+_DESCRIBE_S = 1.0
 _RECONNECT_MS = 200
 """Longest pause between two tries to reach a worker. A worker that starts is found within this time."""
 _HOW_TO_START = "start one with `python -m crosscope_worker serve`; browsing works without"
@@ -98,6 +99,20 @@ class Workers:
         await asyncio.gather(*tasks, return_exceptions=True)
         for worker in self._workers:
             await worker.channel.close(None)
+
+    async def describe(self) -> list[tuple[bool, inference_pb2.DescribeResponse | None]]:
+        """For each worker whether its health says that it serves, and how it stands; None: it does not answer."""
+        return await asyncio.gather(*map(self._describe, self._workers))
+
+    async def _describe(self, worker: _Worker) -> tuple[bool, inference_pb2.DescribeResponse | None]:
+        if not worker.is_alive:
+            return False, None
+        try:
+            return True, await worker.inference.Describe(inference_pb2.DescribeRequest(), timeout=_DESCRIBE_S)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:  # it answers, and is older than this server
+                return True, inference_pb2.DescribeResponse()
+            return True, None
 
     async def encode(
         self, request: inference_pb2.EncodeRequest, timeout_s: float | None
