@@ -38,6 +38,8 @@ _CONFLICT = {grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.ABORTED, grpc.
 _UNAUTHORIZED = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
 _GONE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
 _SIZES = re.compile(r"\((\d+) vs\. (\d+)\)")
+_SILENT = re.compile(r"timed out before receiving SETTINGS")
+"""A connection that was accepted, by the system for a process that does nothing."""
 _TLS = re.compile(r"ssl|tls|certificate|handshake", re.IGNORECASE)
 
 
@@ -110,6 +112,11 @@ def _no_server(address: str, details: str) -> CrosscopeError:
     # The details repeat the address, whose name may say "tls" by chance.
     if _TLS.search(details.replace(address.removeprefix("unix:").removeprefix("//"), "")):
         return Unauthorized(f"{address} and this client do not agree about TLS: {details}; check Client(tls=Tls(…))")
+    if _SILENT.search(details):
+        return Unavailable(
+            f"what listens at {address} does not answer; if it is the server, it hangs: end its process with kill -9, "
+            f"and start it again ({details.rsplit(': ', 1)[-1]})"
+        )
     return Unavailable(
         f"no server answers at {address}; start one with `crosscope up`, or give the address of another with "
         f"Client(address) or CROSSCOPE_ADDRESS ({details.rsplit(': ', 1)[-1]})"

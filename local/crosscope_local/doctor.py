@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from crosscope import Client, CrosscopeError, DeadlineExceeded, Unavailable
+from crosscope import Client, CrosscopeError, Unavailable
 from crosscope_local import preflight
 from crosscope_local.programs import APP_PARTS, PARTS, authority, reachable
 from crosscope_proto.artefacts import CURRENT, MANIFEST, PAIR_MANIFEST, version_folder
@@ -140,16 +141,26 @@ def examine_service(host: str, port: int) -> list[Finding]:
     try:
         with Client(authority(reachable(host), port), timeout_s=_SERVICE_S) as client:
             found = client.capabilities()
-    except Unavailable:
+    except Unavailable as error:
+        if _listens(reachable(host), port):
+            return [Finding(what, Verdict.BAD, str(error))]
         return [Finding(what, Verdict.NOTE, f"none runs at {host}:{port}; `crosscope up` starts one")]
-    except DeadlineExceeded:
-        hangs = f"what listens at {host}:{port} does not answer within {_SERVICE_S:.0f} s"
-        return [Finding(what, Verdict.BAD, f"{hangs}; if it is the server, it hangs: end it with kill -9")]
     except CrosscopeError as error:
         return [Finding(what, Verdict.BAD, str(error))]
     if found.problems:
         return [Finding(what, Verdict.BAD, str(problem)) for problem in found.problems]
     return [Finding(what, Verdict.OK, f"version {found.version} serves {', '.join(found.features)}")]
+
+
+def _listens(host: str, port: int) -> bool:
+    """Whether something takes connections at an address, or is too busy to."""
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except TimeoutError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _pairs(home: Path) -> Finding:

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import pty
+import socket
 import struct
 import subprocess
 import sys
@@ -177,6 +178,12 @@ def test_top_with_options_of_latents_still_needs_a_crosscoder(capsys: pytest.Cap
 def test_status_without_a_server_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["status", "--address", "127.0.0.1:1"]) == 3
     assert "no server answers at 127.0.0.1:1; start one with `crosscope up`" in capsys.readouterr().err
+
+
+def test_status_of_a_server_that_hangs_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        assert run(["status", "--address", f"127.0.0.1:{silent.getsockname()[1]}"]) == 3
+    assert "it hangs: end its process with kill -9" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("address", ["the server's", "127.0.0.1:1"])

@@ -41,7 +41,7 @@ def test_broken_things_are_bad_and_all_else_is_fine(tmp_path: Path, capsys: pyte
     assert Path(found["Redis binary"][1]).is_file()
     assert found["torch"][0] == "ok"
     assert {what for what, (verdict, _) in found.items() if verdict == "bad"} == {"pairs", "crosscoders", "service"}
-    assert "does not answer within 3 s; if it is the server, it hangs" in found["service"][1]
+    assert "does not answer; if it is the server, it hangs: end its process with kill -9" in found["service"][1]
 
 
 async def test_what_is_wrong_with_a_server_that_runs_is_said(tmp_path: Path) -> None:
