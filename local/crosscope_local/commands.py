@@ -41,15 +41,16 @@ def _not_empty(_ctx: click.Context, _option: click.Parameter, home: Path) -> Pat
     return home
 
 
+HOME = click.option(
+    "--home",
+    callback=_not_empty,
+    type=click.Path(path_type=Path, file_okay=False),
+    default=lambda: os.environ.get("CROSSCOPE_HOME") or DEFAULT_HOME,
+    show_default=f"$CROSSCOPE_HOME or {DEFAULT_HOME}",
+    help="Folder of pairs, crosscoders, jobs and logs.",
+)
 _LOCATION = (
-    click.option(
-        "--home",
-        callback=_not_empty,
-        type=click.Path(path_type=Path, file_okay=False),
-        default=lambda: os.environ.get("CROSSCOPE_HOME") or DEFAULT_HOME,
-        show_default=f"$CROSSCOPE_HOME or {DEFAULT_HOME}",
-        help="Folder of pairs, crosscoders, jobs and logs.",
-    ),
+    HOME,
     click.option("--address", default="127.0.0.1", show_default=True, help="Where server and app listen."),
     click.option("--port", default=50051, show_default=True, type=_PORT, help="The server's port; 0: a free one."),
     click.option("--app-port", default=8501, show_default=True, type=_PORT, help="The app's port; 0: a free one."),
@@ -126,7 +127,7 @@ def _at(command: Callable[..., None]) -> Callable[..., None]:
     return apply(_LOCATION, command)
 
 
-def _json(text: str) -> Callable[..., Any]:
+def json_option(text: str) -> Callable[..., Any]:
     """The option --json, which may also stand before the command's name."""
     return click.option(
         "--json", "as_json", is_flag=True, help=text, callback=lambda _ctx, _option, given: json_before_name() or given
@@ -134,7 +135,7 @@ def _json(text: str) -> Callable[..., Any]:
 
 
 @click.command()
-@_json("Print what happens as JSON, a line each.")
+@json_option("Print what happens as JSON, a line each.")
 @_runs
 def up(as_json: bool, wanted: Wanted) -> None:
     """Start queue, cache, workers, server and app, and keep them running until Ctrl-C."""
@@ -153,7 +154,7 @@ def up(as_json: bool, wanted: Wanted) -> None:
 
 @click.command()
 @click.option("--once", is_flag=True, help="End when the jobs have, with a summary.")
-@_json("The summary as JSON on standard output; only with --once.")
+@json_option("The summary as JSON on standard output; only with --once.")
 @click.option(
     "--recipes",
     type=click.Path(path_type=Path, file_okay=False),
@@ -218,7 +219,7 @@ class _DemoRun:
 
 @click.command()
 @_at
-@_json("Findings as JSON.")
+@json_option("Findings as JSON.")
 def doctor(home: Path, address: str, port: int, app_port: int, as_json: bool) -> None:
     """Check that this machine has everything that crosscope needs."""
     findings = doctor_checks.examine(home.expanduser().absolute(), address, port, app_port)

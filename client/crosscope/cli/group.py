@@ -22,6 +22,8 @@ _COMMANDS = {
     "demo": _Entry(None, "Make and browse the demo: two small models and their crosscoders."),
     "up": _Entry(None, "Start the server, its workers and the app on this machine."),
     "doctor": _Entry(None, "Check that this machine can run everything."),
+    "backup": _Entry(None, "Write everything that cannot be made again to a file."),
+    "restore": _Entry(None, "Put a backup where no home is yet."),
     "status": _Entry("crosscope.cli.status", "Show what answers, what is published, and what is wrong."),
     "look": _Entry("crosscope.cli.looks", "Show where the models of a pair differ, before any training."),
     "submit": _Entry("crosscope.cli.jobs", "Queue a recipe."),
