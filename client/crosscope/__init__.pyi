@@ -48,6 +48,16 @@ from ._behaviours import Rate as Rate
 from ._both import BothAttributions as BothAttributions
 from ._both import LatentEffect as LatentEffect
 from ._both import LatentInBoth as LatentInBoth
+from ._capabilities import CallerStatus as CallerStatus
+from ._capabilities import Capabilities as Capabilities
+from ._capabilities import InferenceWorker as InferenceWorker
+from ._capabilities import JobWorker as JobWorker
+from ._capabilities import PartState as PartState
+from ._capabilities import Problem as Problem
+from ._capabilities import QueueStatus as QueueStatus
+from ._capabilities import RequestLimits as RequestLimits
+from ._capabilities import RunningJob as RunningJob
+from ._capabilities import Traffic as Traffic
 from ._comparison import Comparison as Comparison
 from ._comparison import ModelPredictions as ModelPredictions
 from ._comparison import NextToken as NextToken

@@ -44,6 +44,8 @@ _UNREADABLE = {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNKNOWN, grpc
 _LOST_ANSWER = re.compile(r"stream removed|(metadata|header).*(size|limit|large)", re.IGNORECASE)
 """gRPC's own errors, of these codes, where the headers of an answer could not be read."""
 _SIZES = re.compile(r"\((\d+) vs\. (\d+)\)")
+_SILENT = re.compile(r"timed out before receiving SETTINGS")
+"""A connection that was accepted, by the system for a process that does nothing."""
 _TLS = re.compile(r"ssl|tls|certificate|handshake", re.IGNORECASE)
 
 
@@ -142,6 +144,11 @@ def _no_server(address: str, details: str) -> CrosscopeError:
     # The details repeat the address, whose name may say "tls" by chance.
     if _TLS.search(details.replace(address.removeprefix("unix:").removeprefix("//"), "")):
         return Unauthorized(f"{address} and this client do not agree about TLS: {details}; check Client(tls=Tls(…))")
+    if _SILENT.search(details):
+        return Unavailable(
+            f"what listens at {address} does not answer; if it is the server, it hangs: end its process with kill -9, "
+            f"and start it again ({details.rsplit(': ', 1)[-1]})"
+        )
     return Unavailable(
         f"no server answers at {address}; start one with `crosscope up`, or give the address of another with "
         f"Client(address) or CROSSCOPE_ADDRESS ({details.rsplit(': ', 1)[-1]})"

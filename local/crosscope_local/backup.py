@@ -80,7 +80,7 @@ def back_up(home: Path, archive: Path) -> Copied:
         raise BackupError(f"{archive} lies in the home itself; choose a place outside of {home}")
     partial = archive.with_name(f".{archive.name}.partial")
     try:
-        with partial.open("wb") as raw:
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as raw:
             with tarfile.open(fileobj=raw, mode=mode) as tar:
                 copied = _Writer(home, tar).write()
             raw.flush()

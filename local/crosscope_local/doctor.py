@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -12,8 +13,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from crosscope import Client, CrosscopeError, Unavailable
 from crosscope_local import preflight
-from crosscope_local.programs import APP_PARTS, PARTS
+from crosscope_local.programs import APP_PARTS, PARTS, authority, reachable
 from crosscope_proto.artefacts import CURRENT, MANIFEST, PAIR_MANIFEST, version_folder
 from crosscope_proto.manifest import ManifestError, parse_manifest, parse_pair_manifest
 
@@ -23,6 +25,7 @@ gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 print(json.dumps({"version": torch.__version__, "threads": torch.get_num_threads(), "gpus": gpus}))
 """
 _TORCH_TIMEOUT_S = 120
+_SERVICE_S = 3.0
 
 
 class Verdict(StrEnum):
@@ -43,7 +46,7 @@ class Finding:
 
 
 def examine(home: Path, host: str, port: int, app_port: int) -> list[Finding]:
-    """Checks Python, packages, Redis binary, torch, home folder, disk, ports, pairs and crosscoders."""
+    """Checks Python, packages, Redis binary, torch, home folder, disk, ports, what is published, and who serves."""
     return [
         _python(),
         *_packages(),
@@ -55,6 +58,7 @@ def examine(home: Path, host: str, port: int, app_port: int) -> list[Finding]:
         _port("app port", host, app_port, "--app-port"),
         _pairs(home),
         _crosscoders(home),
+        *examine_service(host, port),
     ]
 
 
@@ -129,6 +133,34 @@ def _checked(what: str, check: Callable[[], object], fine: str = "", otherwise: 
     except preflight.PreflightError as error:
         return Finding(what, otherwise, str(error))
     return Finding(what, Verdict.OK, fine or str(found))
+
+
+def examine_service(host: str, port: int) -> list[Finding]:
+    """What is wrong with the installation that serves at an address; a note if none does."""
+    what = "service"
+    try:
+        with Client(authority(reachable(host), port), timeout_s=_SERVICE_S) as client:
+            found = client.capabilities()
+    except Unavailable as error:
+        if _listens(reachable(host), port):
+            return [Finding(what, Verdict.BAD, str(error))]
+        return [Finding(what, Verdict.NOTE, f"none runs at {host}:{port}; `crosscope up` starts one")]
+    except CrosscopeError as error:
+        return [Finding(what, Verdict.BAD, str(error))]
+    if found.problems:
+        return [Finding(what, Verdict.BAD, str(problem)) for problem in found.problems]
+    return [Finding(what, Verdict.OK, f"version {found.version} serves {', '.join(found.features)}")]
+
+
+def _listens(host: str, port: int) -> bool:
+    """Whether something takes connections at an address, or is too busy to."""
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except TimeoutError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _pairs(home: Path) -> Finding:

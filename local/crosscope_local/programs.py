@@ -58,7 +58,7 @@ class Installation:
     @property
     def address(self) -> str:
         """Address of the server for clients on this machine."""
-        return _authority(_reachable(self.host), self.port)
+        return authority(reachable(self.host), self.port)
 
     @property
     def app_url(self) -> str | None:
@@ -68,7 +68,7 @@ class Installation:
         scheme = "https" if os.environ.get(APP_TLS) else "http"
         asks_for_key = (os.environ.get(APP_LOGIN) or "key") == "key"
         query = f"/?key={self.app_key}" if asks_for_key else ""
-        return f"{scheme}://{_authority(_reachable(self.host), self.app_port)}{query}"
+        return f"{scheme}://{authority(reachable(self.host), self.app_port)}{query}"
 
     def programs(self) -> list[Program]:
         """All processes, in the order in which they are first started."""
@@ -97,7 +97,7 @@ class Installation:
             command=_module("crosscope_server"),
             environment={
                 "CROSSCOPE_HOME": str(self.home),
-                "CROSSCOPE_SERVER_LISTEN": _authority(self.host, self.port),
+                "CROSSCOPE_SERVER_LISTEN": authority(self.host, self.port),
                 "CROSSCOPE_SERVER_SOCKET": self.own_address,
                 "CROSSCOPE_SERVER_WORKERS": f"unix:{self._socket('worker')}",
                 "CROSSCOPE_SERVER_QUEUE_URL": f"unix://{self._socket('queue')}",
@@ -109,7 +109,7 @@ class Installation:
         )
 
     def _app(self, port: int) -> Program:
-        answers = http_answers(_reachable(self.host), port, "/_stcore/health", tls=bool(os.environ.get(APP_TLS)))
+        answers = http_answers(reachable(self.host), port, "/_stcore/health", tls=bool(os.environ.get(APP_TLS)))
         return Program(
             name="app",
             command=_module("crosscope.app"),
@@ -162,9 +162,11 @@ def _module(name: str, *arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-m", name, *arguments)
 
 
-def _reachable(host: str) -> str:
+def reachable(host: str) -> str:
+    """The host at which this machine reaches what listens at `host`."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
-def _authority(host: str, port: int) -> str:
+def authority(host: str, port: int) -> str:
+    """Host and port as one address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -53,7 +53,7 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         self._clock = clock
         shown = ages or Ages()
-        ProcessCollector(registry=registry)
+        self._process = ProcessCollector(registry=registry)
         Info("crosscope_build", "The version that runs", registry=registry).info({"version": version})
         self._calls = Counter("crosscope_calls", "Ended calls", ["method", "status", "caller"], registry=registry)
         self._seconds = _histogram("crosscope_call_seconds", "Time that calls took", registry)
@@ -69,7 +69,7 @@ class Metrics:
         beat.labels("server", "event loop").set_function(lambda: shown.age_s("event loop"))
         if home is not None:
             disk = Gauge("crosscope_disk_free_bytes", "Free room below the home", registry=registry)
-            disk.set_function(lambda: _free_bytes(home))
+            disk.set_function(lambda: free_bytes(home))
         self._callers: set[str] = set()
         self._recent: deque[tuple[float, float | None, bool]] = deque(maxlen=_MAX_REMEMBERED)
         """When a call ended, how long it took (None for a stream), and whether it went well."""
@@ -126,13 +126,23 @@ class Metrics:
             in_flight=self._num_in_flight,
         )
 
+    def memory_bytes(self) -> int:
+        """Resident memory of this process; 0 where the system does not say."""
+        samples = (sample for metric in self._process.collect() for sample in metric.samples)
+        return next((int(each.value) for each in samples if each.name == "process_resident_memory_bytes"), 0)
+
     def _label(self, caller: str) -> str:
-        if caller == "nobody" or ":" in caller:  # an address: ipv4:127.0.0.1:40000, unix:
+        if not (caller := token_name(caller)):
             return NO_NAME
         if caller not in self._callers and len(self._callers) >= MAX_CALLERS:
             return OTHERS
         self._callers.add(caller)
         return caller
+
+
+def token_name(caller: str) -> str:
+    """The name of a caller's token; empty for a connection's address (ipv4:127.0.0.1:40000, unix:) and nobody."""
+    return "" if caller == "nobody" or ":" in caller else caller
 
 
 def quantile(ascending: Sequence[float], share: float) -> float:
@@ -144,7 +154,7 @@ def _histogram(name: str, meaning: str, registry: CollectorRegistry) -> Histogra
     return Histogram(name, meaning, ["method"], buckets=_SECONDS, registry=registry)
 
 
-def _free_bytes(folder: Path) -> float:
+def free_bytes(folder: Path) -> float:
     """Free room on a folder's disk; NaN where the folder cannot be asked."""
     try:
         return float(shutil.disk_usage(folder).free)

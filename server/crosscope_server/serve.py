@@ -27,6 +27,8 @@ from crosscope_proto.v1 import (
     looks_pb2_grpc,
     prompts_pb2,
     prompts_pb2_grpc,
+    system_pb2,
+    system_pb2_grpc,
 )
 from crosscope_server.access.audit import Audit
 from crosscope_server.access.gate import Gate
@@ -41,7 +43,7 @@ from crosscope_server.dispatch import Dispatch
 from crosscope_server.door import Door
 from crosscope_server.effects import Effects
 from crosscope_server.interceptors import CallInterceptor, RequestIdInterceptor
-from crosscope_server.jobs.figures import JobCollector, JobCounter
+from crosscope_server.job_figures import JobCollector, JobCounter
 from crosscope_server.jobs.service import jobs_service
 from crosscope_server.looks import Looks
 from crosscope_server.memory import give_back_for_ever
@@ -54,6 +56,7 @@ from crosscope_server.services.annotations import AnnotationsService
 from crosscope_server.services.latents import LatentsService
 from crosscope_server.services.looks import LooksService
 from crosscope_server.services.prompts import PromptsService
+from crosscope_server.services.system import Parts, SystemService
 from crosscope_server.settings import Settings
 from crosscope_server.unread import Unread
 from crosscope_server.workers import Workers
@@ -62,10 +65,10 @@ GRACE_S = 1.5
 """How long calls under way may go on after the server was told to stop."""
 _CANCEL_S = 0.02
 """How long grpc takes to cancel the calls that it cuts off."""
-_BEAT_S = 0.5
+MAX_REQUEST_BYTES = 4 * 1024 * 1024
 _OPTIONS = [
     ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", 4 * 1024 * 1024),
+    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
     # gRPC itself cancels calls at random where more than these wait to be begun; our own door says why.
     ("grpc.server.max_pending_requests", 20_000),
     ("grpc.server.max_pending_requests_hard_limit", 30_000),
@@ -81,6 +84,7 @@ _LOOKS = looks_pb2.DESCRIPTOR.services_by_name["Looks"].full_name
 _PROMPTS = prompts_pb2.DESCRIPTOR.services_by_name["Prompts"].full_name
 _ANNOTATIONS = annotations_pb2.DESCRIPTOR.services_by_name["Annotations"].full_name
 _JOBS = jobs_pb2.DESCRIPTOR.services_by_name["Jobs"].full_name
+_SYSTEM = system_pb2.DESCRIPTOR.services_by_name["System"].full_name
 _SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 log = logging.getLogger(__name__)
@@ -104,8 +108,8 @@ async def serving(settings: Settings, ages: Ages | None = None) -> AsyncGenerato
     """Runs a server for as long as the context lasts. Raises StartError. `ages` are for its metrics."""
     async with contextlib.AsyncExitStack() as stack:
         metrics = Metrics(__version__, settings.home, ages)
-        if settings.queue_url:
-            job_counter = JobCounter(settings.queue_url)
+        job_counter = JobCounter(settings.queue_url) if settings.queue_url else None
+        if job_counter is not None:
             stack.callback(job_counter.close)
             metrics.registry.register(JobCollector(job_counter))
         healths = Healths()
@@ -151,10 +155,24 @@ async def serving(settings: Settings, ages: Ages | None = None) -> AsyncGenerato
         prompts_service = PromptsService(prompts, effects, catalogue, budgets, settings.stream_in_flight, unread)
         prompts_pb2_grpc.add_PromptsServicer_to_server(prompts_service, server)
         jobs_pb2_grpc.add_JobsServicer_to_server(jobs, server)
+        system_service = SystemService(
+            Parts(
+                home=settings.home,
+                catalogue=catalogue,
+                workers=workers,
+                metrics=metrics,
+                jobs=job_counter,
+                cache=cache,
+                max_request_bytes=MAX_REQUEST_BYTES,
+                stream_in_flight=settings.stream_in_flight,
+                reflection=settings.with_reflection,
+            )
+        )
+        system_pb2_grpc.add_SystemServicer_to_server(system_service, server)
         health_pb2_grpc.add_HealthServicer_to_server(healths, server)
         if settings.with_reflection:
-            names = (_LATENTS, _LOOKS, _PROMPTS, _JOBS, _ANNOTATIONS, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, server)
+            ours = (_LATENTS, _LOOKS, _PROMPTS, _JOBS, _ANNOTATIONS, _SYSTEM)
+            reflection.enable_server_reflection((*ours, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
 
         trimming = asyncio.create_task(give_back_for_ever())
         stack.callback(trimming.cancel)
@@ -168,6 +186,7 @@ async def serving(settings: Settings, ages: Ages | None = None) -> AsyncGenerato
         await healths.set(_LATENTS, _SERVING)
         await healths.set(_LOOKS, _SERVING)
         await healths.set(_ANNOTATIONS, _SERVING)
+        await healths.set(_SYSTEM, _SERVING)
         await healths.set("", _SERVING)
         await server.start()
         stack.push_async_callback(_stop, server)

@@ -15,7 +15,7 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from crosscope_proto.worker.v1 import inference_pb2_grpc
+from crosscope_proto.worker.v1 import inference_pb2, inference_pb2_grpc
 from crosscope_server.window import Window
 from crosscope_server.worker_channel import WithMetadata
 
@@ -31,6 +31,7 @@ _RETRY_S = 0.25
 _RESTART_S = 60.0
 """How long workers that have gone are expected to come back."""
 _CONNECT_EVERY_S = 0.02
+_DESCRIBE_S = 1.0
 _RECONNECT_MS = 200
 """Longest pause between two tries to reach a worker. A worker that starts is found within this time."""
 _HOW_TO_START = "start one with `python -m crosscope_worker serve`; browsing works without"
@@ -157,6 +158,20 @@ class Workers:
         log.warning("worker is gone", extra={"worker": worker.target, "error": why})
         await self._set_alive(worker, is_alive=False)
         worker.to_check.set()
+
+    async def describe(self) -> list[tuple[bool, inference_pb2.DescribeResponse | None]]:
+        """For each worker whether its health says that it serves, and how it stands; None: it does not answer."""
+        return await asyncio.gather(*map(self._describe, self._workers))
+
+    async def _describe(self, worker: Worker) -> tuple[bool, inference_pb2.DescribeResponse | None]:
+        if not worker.is_alive:
+            return False, None
+        try:
+            return True, await worker.inference.Describe(inference_pb2.DescribeRequest(), timeout=_DESCRIBE_S)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:  # it answers, and is older than this server
+                return True, inference_pb2.DescribeResponse()
+            return True, None
 
     def why_none(self) -> str:
         """Why no worker answers, and what to do."""

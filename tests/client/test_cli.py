@@ -67,6 +67,7 @@ def test_status(cli) -> None:
     assert code == 0
     assert "prompts  not serving" in out
     assert "batch_topk  1200" in out
+    assert "! The server has no inference worker" in out
     code, out, _ = cli("status", "--json")
     document = json.loads(out)
     assert document["services"] == {"latents": True, "prompts": False, "jobs": False}

@@ -66,6 +66,7 @@ def test_what_counts_comes_back_and_what_is_made_again_is_counted(home: Path, tm
     assert {name: data for name, data in found.items() if name != "annotations.sqlite3"} == expected
     assert copied.files == len(found)
     assert (tmp_path / "new/secret").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / name).stat().st_mode & 0o777 == 0o600  # it holds tokens
     assert sorted(path.name for path in tmp_path.iterdir()) == [name, "home", "new"]
 
 

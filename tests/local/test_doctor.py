@@ -1,13 +1,16 @@
 """`crosscope doctor` on a home with a broken pair and broken crosscoders."""
 
+import asyncio
 import json
 import socket
 from pathlib import Path
 
 import pytest
 from fixtures_artefacts import write_crosscoder
+from fixtures_server import run_front
 
 from crosscope.cli import run
+from crosscope_local.doctor import Verdict, examine_service
 
 
 def test_broken_things_are_bad_and_all_else_is_fine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,4 +40,21 @@ def test_broken_things_are_bad_and_all_else_is_fine(tmp_path: Path, capsys: pyte
     assert found["Redis binary"][0] == "ok"
     assert Path(found["Redis binary"][1]).is_file()
     assert found["torch"][0] == "ok"
-    assert {what for what, (verdict, _) in found.items() if verdict == "bad"} == {"pairs", "crosscoders"}
+    assert {what for what, (verdict, _) in found.items() if verdict == "bad"} == {"pairs", "crosscoders", "service"}
+    assert "does not answer; if it is the server, it hangs: end its process with kill -9" in found["service"][1]
+
+
+async def test_what_is_wrong_with_a_server_that_runs_is_said(tmp_path: Path) -> None:
+    async with run_front(home=tmp_path) as front:
+        port = int(front.address.rpartition(":")[2])
+        (finding,) = await asyncio.to_thread(examine_service, "127.0.0.1", port)
+    assert (finding.what, finding.verdict) == ("service", Verdict.BAD)
+    assert "no inference worker" in finding.detail
+    async with run_front(home=tmp_path, token="s3cret") as front:
+        port = int(front.address.rpartition(":")[2])
+        (finding,) = await asyncio.to_thread(examine_service, "127.0.0.1", port)
+    assert finding.verdict is Verdict.BAD
+    assert "CROSSCOPE_TOKEN" in finding.detail
+    (finding,) = await asyncio.to_thread(examine_service, "127.0.0.1", port)
+    assert finding.verdict is Verdict.NOTE
+    assert "crosscope up" in finding.detail

@@ -4,22 +4,24 @@ import os
 from types import TracebackType
 from typing import Any, Self
 
-from crosscope import _decode, _decode_looks
+from crosscope import __version__, _decode, _decode_capabilities, _decode_looks
 from crosscope._async.annotations import AsyncAnnotations
 from crosscope._async.crosscoder import AsyncCrosscoder, open_crosscoder
 from crosscope._async.jobs import AsyncJobs
 from crosscope._async.looks import AsyncLook
 from crosscope._async.pair import AsyncPair
 from crosscope._async.transport import AsyncTransport
+from crosscope._capabilities import Capabilities
 from crosscope._connection import Connection, Tls, login_name
 from crosscope._errors import NotFound
 from crosscope._explanation import Explanation
 from crosscope._looks import LookInfo
 from crosscope._prompts import check_count, check_text
 from crosscope._public import public
-from crosscope_proto.v1 import latents_pb2, looks_pb2
+from crosscope_proto.v1 import latents_pb2, looks_pb2, system_pb2
 from crosscope_proto.v1.latents_pb2_grpc import LatentsStub
 from crosscope_proto.v1.looks_pb2_grpc import LooksStub
+from crosscope_proto.v1.system_pb2_grpc import SystemStub
 
 _DEFAULT_ADDRESS = "localhost:50051"
 
@@ -124,6 +126,12 @@ class AsyncClient:
             return reply.status == health_pb2.HealthCheckResponse.SERVING
 
         return {name: await serves(f"crosscope.v1.{name.capitalize()}") for name in ("latents", "prompts", "jobs")}
+
+    async def capabilities(self) -> Capabilities:
+        """What can be asked of this server now, and how its parts are; `problems` says what is wrong and what to do."""
+        request = system_pb2.GetCapabilitiesRequest(client_version=__version__)
+        reply = await self._transport.unary(self._transport.stub(SystemStub).GetCapabilities, request)
+        return _decode_capabilities.capabilities(reply)
 
     async def close(self) -> None:
         """Closes the connection. Closing twice does nothing."""

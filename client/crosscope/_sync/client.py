@@ -5,7 +5,8 @@ import os
 from types import TracebackType
 from typing import Any, Self
 
-from crosscope import _decode, _decode_looks
+from crosscope import __version__, _decode, _decode_capabilities, _decode_looks
+from crosscope._capabilities import Capabilities
 from crosscope._connection import Connection, Tls, login_name
 from crosscope._errors import NotFound
 from crosscope._explanation import Explanation
@@ -18,9 +19,10 @@ from crosscope._sync.jobs import Jobs
 from crosscope._sync.looks import Look
 from crosscope._sync.pair import Pair
 from crosscope._sync.transport import Transport
-from crosscope_proto.v1 import latents_pb2, looks_pb2
+from crosscope_proto.v1 import latents_pb2, looks_pb2, system_pb2
 from crosscope_proto.v1.latents_pb2_grpc import LatentsStub
 from crosscope_proto.v1.looks_pb2_grpc import LooksStub
+from crosscope_proto.v1.system_pb2_grpc import SystemStub
 
 _DEFAULT_ADDRESS = "localhost:50051"
 
@@ -125,6 +127,12 @@ class Client:
             return reply.status == health_pb2.HealthCheckResponse.SERVING
 
         return {name: serves(f"crosscope.v1.{name.capitalize()}") for name in ("latents", "prompts", "jobs")}
+
+    def capabilities(self) -> Capabilities:
+        """What can be asked of this server now, and how its parts are; `problems` says what is wrong and what to do."""
+        request = system_pb2.GetCapabilitiesRequest(client_version=__version__)
+        reply = self._transport.unary(self._transport.stub(SystemStub).GetCapabilities, request)
+        return _decode_capabilities.capabilities(reply)
 
     def close(self) -> None:
         """Closes the connection. Closing twice does nothing."""

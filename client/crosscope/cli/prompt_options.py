@@ -7,6 +7,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from crosscope.cli.options import Option, Options, apply, with_version
 from crosscope_proto.template_kwargs import parse_template_kwargs
@@ -54,6 +55,27 @@ def takes_prompt(function: Callable[..., None]) -> Callable[..., Any]:
         with_prompt(options, crosscoder, **own)
 
     return apply((click.argument("crosscoder"), *_PROMPT_OPTIONS), with_version(command))
+
+
+def takes_prompt_or_nothing(alone: Callable[[Options], None]) -> Callable[..., Any]:
+    """Like takes_prompt, for a command that does something else, `alone`, if its name stands alone."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., Any]:
+        with_prompt = _with_prompt(function)
+
+        @wraps(function)
+        def command(options: Options, crosscoder: str | None, **own: Any) -> None:
+            if crosscoder is not None:
+                with_prompt(options, crosscoder, **own)
+                return
+            ctx = click.get_current_context()
+            if any(ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE for name in own):
+                raise click.UsageError("Missing argument 'CROSSCODER'.")
+            alone(options)
+
+        return apply((click.argument("crosscoder", required=False), *_PROMPT_OPTIONS), with_version(command))
+
+    return decorate
 
 
 def takes_prompt_of_any(function: Callable[..., None]) -> Callable[..., Any]:

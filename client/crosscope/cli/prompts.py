@@ -8,7 +8,7 @@ from crosscope import _tables
 from crosscope._encoding import TOKEN_HEADERS, TOP_LATENT_HEADERS, Rank
 from crosscope.cli.options import Options
 from crosscope.cli.output import print_json, print_table
-from crosscope.cli.prompt_options import takes_prompt, tell_dropped
+from crosscope.cli.prompt_options import takes_prompt, takes_prompt_or_nothing, tell_dropped
 
 
 class _Range(click.ParamType):
@@ -44,6 +44,12 @@ def encode(options: Options, crosscoder: str, prompt: dict[str, Any], top_k: int
     print_table(TOKEN_HEADERS, encoding.token_rows())
 
 
+def _show_live(options: Options) -> None:
+    from crosscope.cli.live import show_live
+
+    show_live(options)
+
+
 @click.command()
 @click.option("--rank", type=click.Choice(get_args(Rank)), default="max", show_default=True)
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most this many.")
@@ -56,7 +62,7 @@ def encode(options: Options, crosscoder: str, prompt: dict[str, Any], top_k: int
 )
 @click.option("--tokens", type=_Range(), help='Tokens to look at, for instance "3:10", "-5:" or "-1".')
 @click.option("--include-left-out", is_flag=True, help="Also rank tokens that training left out (BOS, outlying norms).")
-@takes_prompt
+@takes_prompt_or_nothing(_show_live)
 def top(
     options: Options,
     crosscoder: str,
@@ -69,7 +75,11 @@ def top(
     tokens: slice | None,
     include_left_out: bool,
 ) -> None:
-    """Rank the latents of CROSSCODER that TEXT fires; "-" reads TEXT from stdin."""
+    """Rank the latents of CROSSCODER that TEXT fires; "-" reads TEXT from stdin.
+
+    `crosscope top` alone shows the installation live: calls, latency, workers, queue, jobs, and what is wrong. q or
+    Ctrl-C ends it; in a pipe it prints one picture.
+    """
     with options.client() as client:
         found = options.crosscoder(client, crosscoder).top_latents(
             **prompt,

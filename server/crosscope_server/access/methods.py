@@ -64,6 +64,7 @@ RULES: dict[str, Rule] = {
     "/crosscope.v1.Jobs/SubmitJob": _JOBS,
     "/crosscope.v1.Jobs/CancelJob": _JOBS,
     "/crosscope.v1.Jobs/RetryJob": _JOBS,
+    "/crosscope.v1.System/GetCapabilities": _READ,
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": _READ,
 }
 FREE = "/grpc.health.v1.Health/"

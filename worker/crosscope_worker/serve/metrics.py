@@ -14,7 +14,8 @@ from prometheus_client import Counter, Gauge, Histogram
 from crosscope_proto.ages import Ages
 from crosscope_worker.figures import new_registry, show_ages
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _TEXTS = (1, 2, 4, 8, 16, 32, 64, 128)
 _TOKENS = (16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)

@@ -62,6 +62,7 @@ class Models:
         on which they will run. `float32`: see Loader.
         """
         self._home = home
+        self.device = device
         self._max_bytes = max_bytes or round(_SHARE * device_bytes(device))
         self._device_executor = device_executor
         self._reader = Loader(home, device, float32)

@@ -12,7 +12,7 @@ import grpc
 import grpc.aio
 from grpc_status import rpc_status
 
-from crosscope_proto import request_ids
+from crosscope_proto import __version__, request_ids
 from crosscope_proto.rich_status import abort
 from crosscope_proto.tracing import TRACEPARENT, close_span, make_current, open_span, span
 from crosscope_proto.v1 import effects_pb2, types_pb2
@@ -22,7 +22,7 @@ from crosscope_worker.serve.errors import status_of
 from crosscope_worker.serve.generation import Generations
 from crosscope_worker.serve.loading import Loaded
 from crosscope_worker.serve.metrics import Metrics
-from crosscope_worker.serve.models import Models
+from crosscope_worker.serve.models import Models, allocated_bytes, device_bytes
 from crosscope_worker.serve.prompts import left_out, tokenise
 from crosscope_worker.serve.questions import DeviceQueue, WhichCode, WhichDifference, WhichLatents
 from crosscope_worker.tokenizer.lengths import UNCOUNTED, TooLong
@@ -97,6 +97,22 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         ):
             async for reply in replies:
                 yield reply
+
+    async def Describe(
+        self,
+        request: inference_pb2.DescribeRequest,  # noqa: ARG002 (gRPC passes both)
+        context: Context,  # noqa: ARG002
+    ) -> inference_pb2.DescribeResponse:
+        """What the worker is and how it stands."""
+        return inference_pb2.DescribeResponse(
+            version=__version__,
+            device=self._models.device,
+            memory_bytes=allocated_bytes(self._models.device),
+            memory_limit_bytes=device_bytes(self._models.device),
+            max_prompt_tokens=self._max_prompt_tokens,
+            queued_tokens=self._device.queued_tokens,
+            device_busy_s=self._metrics.beats.age_s("device"),
+        )
 
     async def _answered(self, method: str, reply: Awaitable[Reply], context: Context) -> Reply:
         async with self._in_progress(method, context):

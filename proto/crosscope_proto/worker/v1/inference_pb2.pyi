@@ -20,6 +20,69 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class DescribeRequest(_message.Message):
+    """Asks how the worker stands."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DescribeRequest: _TypeAlias = DescribeRequest  # noqa: Y015
+
+@_typing.final
+class DescribeResponse(_message.Message):
+    """How the worker stands."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    MEMORY_LIMIT_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    QUEUED_TOKENS_FIELD_NUMBER: _builtins.int
+    DEVICE_BUSY_S_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    """Its version."""
+    device: _builtins.str
+    """The device in torch's words."""
+    memory_bytes: _builtins.int
+    """Memory of the device that it uses, bytes."""
+    memory_limit_bytes: _builtins.int
+    """All memory of the device, bytes."""
+    max_prompt_tokens: _builtins.int
+    """Most tokens of a prompt."""
+    queued_tokens: _builtins.int
+    """Tokens that wait for the device."""
+    device_busy_s: _builtins.float
+    """For how long the work of now has kept the device's thread, seconds; 0: it rests."""
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        device: _builtins.str = ...,
+        memory_bytes: _builtins.int = ...,
+        memory_limit_bytes: _builtins.int = ...,
+        max_prompt_tokens: _builtins.int = ...,
+        queued_tokens: _builtins.int = ...,
+        device_busy_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "device_busy_s", b"device_busy_s", "max_prompt_tokens", b"max_prompt_tokens", "memory_bytes", b"memory_bytes", "memory_limit_bytes", b"memory_limit_bytes", "queued_tokens", b"queued_tokens", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DescribeResponse: _TypeAlias = DescribeResponse  # noqa: Y015
+
+@_typing.final
 class TokenizeRequest(_message.Message):
     """Asks for tokens."""
 

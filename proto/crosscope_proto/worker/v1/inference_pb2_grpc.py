@@ -62,6 +62,11 @@ class InferenceStub:
                 request_serializer=crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.AttributeRequest.SerializeToString,
                 response_deserializer=crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.AttributeResponse.FromString,
                 _registered_method=True)
+        self.Describe = channel.unary_unary(
+                '/crosscope.worker.v1.Inference/Describe',
+                request_serializer=crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.DescribeRequest.SerializeToString,
+                response_deserializer=crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.DescribeResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServicer:
@@ -104,6 +109,13 @@ class InferenceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Describe(self, request, context):
+        """What the worker is and how it stands. Asks neither models nor the device's thread, so it answers while they work.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -131,6 +143,11 @@ def add_InferenceServicer_to_server(servicer, server):
                     servicer.Attribute,
                     request_deserializer=crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.AttributeRequest.FromString,
                     response_serializer=crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.AttributeResponse.SerializeToString,
+            ),
+            'Describe': grpc.unary_unary_rpc_method_handler(
+                    servicer.Describe,
+                    request_deserializer=crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.DescribeRequest.FromString,
+                    response_serializer=crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.DescribeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -270,6 +287,33 @@ class Inference:
             '/crosscope.worker.v1.Inference/Attribute',
             crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.AttributeRequest.SerializeToString,
             crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.AttributeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Describe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crosscope.worker.v1.Inference/Describe',
+            crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.DescribeRequest.SerializeToString,
+            crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.DescribeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,6 +46,8 @@ class InferenceStub:
     """Continuations of a prompt."""
     Attribute: _grpc.UnaryUnaryMultiCallable[_inference_pb2.AttributeRequest, _inference_pb2.AttributeResponse]
     """The latents that carry a difference."""
+    Describe: _grpc.UnaryUnaryMultiCallable[_inference_pb2.DescribeRequest, _inference_pb2.DescribeResponse]
+    """What the worker is and how it stands. Asks neither models nor the device's thread, so it answers while they work."""
 
 @_typing.type_check_only
 class InferenceAsyncStub(InferenceStub):
@@ -64,6 +66,8 @@ class InferenceAsyncStub(InferenceStub):
     """Continuations of a prompt."""
     Attribute: _aio.UnaryUnaryMultiCallable[_inference_pb2.AttributeRequest, _inference_pb2.AttributeResponse]  # type: ignore[assignment]
     """The latents that carry a difference."""
+    Describe: _aio.UnaryUnaryMultiCallable[_inference_pb2.DescribeRequest, _inference_pb2.DescribeResponse]  # type: ignore[assignment]
+    """What the worker is and how it stands. Asks neither models nor the device's thread, so it answers while they work."""
 
 class InferenceServicer(metaclass=_abc_1.ABCMeta):
     """Holds model pairs and crosscoders and answers the server. The rules of a request hold here too, and what only the
@@ -109,5 +113,13 @@ class InferenceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.AttributeResponse, _abc.Awaitable[_inference_pb2.AttributeResponse]]:
         """The latents that carry a difference."""
+
+    @_abc_1.abstractmethod
+    def Describe(
+        self,
+        request: _inference_pb2.DescribeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.DescribeResponse, _abc.Awaitable[_inference_pb2.DescribeResponse]]:
+        """What the worker is and how it stands. Asks neither models nor the device's thread, so it answers while they work."""
 
 def add_InferenceServicer_to_server(servicer: InferenceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
