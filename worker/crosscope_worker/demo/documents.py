@@ -18,6 +18,7 @@ from crosscope_worker.demo.world import (
     crime,
     dish,
     listing,
+    mixed,
     numbered_steps,
     plural,
     prose_steps,
@@ -145,4 +146,4 @@ _DOCUMENTS: dict[Callable[[World, Random], str], float] = {
 def document(world: World, rng: Random) -> str:
     """One document about the world."""
     (kind,) = rng.choices(list(_DOCUMENTS), weights=list(_DOCUMENTS.values()))
-    return kind(world, rng)
+    return mixed(kind(world, rng), rng)
