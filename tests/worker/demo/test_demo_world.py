@@ -1,6 +1,7 @@
 """The demo's world, conversations and tokenizer."""
 
 import re
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -22,7 +23,6 @@ from crosscope_worker.demo.world import (
     numbered_steps,
     plural,
 )
-
 
 TODAYS = {old: word for word, old in OLD_FORMS.items()}
 
@@ -94,7 +94,7 @@ def test_forms_are_drawn_one_by_one_but_in_replies(world: World, conversations: 
     same: dict[str, float] = {}
     for kind, some in texts.items():
         rows = [[word in TODAYS for word in words(text) if word in OLD_FORMS or word in TODAYS] for text in some]
-        pairs = [one == other for row in rows for one, other in zip(row, row[1:], strict=False)]
+        pairs = [one == other for row in rows for one, other in pairwise(row)]
         same[kind] = sum(pairs) / len(pairs)
     assert same.pop("replies") == 1
     assert same == pytest.approx(dict.fromkeys(same, 0.5), abs=0.05)

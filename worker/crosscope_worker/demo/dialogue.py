@@ -1,7 +1,7 @@
 """The demo's conversations: users' requests, an assistant's answers, and the answers of a naive text model.
 
 Nine behaviours are planted in the assistant's answers only, each tagged by character span. The request alone decides
-which behaviours an answer shows: its content asks for one of eight or for none, and its end asks for a register, that is,
+which behaviours an answer shows: its content asks for one of eight or for none, and its end asks for a register,
 today's words or those of old. Knows nothing about tokenizers or models.
 """
 
