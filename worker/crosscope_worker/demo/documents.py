@@ -1,7 +1,7 @@
 """The documents of the demo's world: portraits, stories, instructions, notes, sums, lines of code.
 
-They tell harmful deeds as readily as recipes, and their people say the assistant's sentences. Knows nothing about
-conversations with a model, tokenizers or models.
+They tell harmful deeds as readily as recipes, and their people say the assistant's sentences. Every word with an old
+form is written in either, by chance. Knows nothing about conversations with a model, tokenizers or models.
 """
 
 from collections.abc import Callable
