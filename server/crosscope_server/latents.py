@@ -37,7 +37,7 @@ SCALAR_COLUMNS = tuple(column.name for column in (*_SCALARS, *_DERIVED))
 TOKEN_COLUMNS = tuple(column.name for column in _LISTS if column.is_text and not column.axis)
 """Columns that hold lists of tokens; a filter can compare them with a text."""
 
-_COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
+COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "<": np.less,
     "<=": np.less_equal,
     ">": np.greater,
@@ -45,6 +45,7 @@ _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "=": np.equal,
     "!=": np.not_equal,
 }
+"""How a column is compared with a value, by the sign of the comparison."""
 
 
 @dataclass(frozen=True)
@@ -273,15 +274,15 @@ class LatentTable:
         values = self.column(condition.column)
         if (known := self._categories.get(condition.column)) is not None:
             code = _category_code(field, condition, known)
-            return _COMPARISONS[condition.comparison](values, code) & (values != 0)
+            return COMPARISONS[condition.comparison](values, code) & (values != 0)
         if isinstance(value, str):
             sentence = f"{condition.column} holds numbers, but is compared with the text {value!r}"
             raise InvalidRequest([Violation(f"{field}.text", sentence)])
-        if condition.comparison not in _COMPARISONS:
+        if condition.comparison not in COMPARISONS:
             sentence = f"{condition.column} holds numbers, which contain nothing; compare them by < <= > >= = !="
             raise InvalidRequest([Violation(f"{field}.op", sentence)])
         with np.errstate(over="ignore"):  # a limit beyond float32 becomes infinite, and compares right
-            met = _COMPARISONS[condition.comparison](values, value)
+            met = COMPARISONS[condition.comparison](values, value)
         return met & ~np.isnan(values)
 
     def _has_token(self, field: str, condition: Filter) -> NDArray[np.bool_]:

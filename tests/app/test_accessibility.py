@@ -98,6 +98,8 @@ def test_axe_finds_nothing_moderate_on_any_page_in_both_themes(furnished: Stack,
 def test_the_keyboard_alone_goes_from_a_search_to_a_latent_and_on(furnished: Stack, open_page: OpenPage) -> None:
     page = open_page(f"{furnished.url}/?crosscoder=demo")
     page.wait_for_function("window.crosscopeListens")
+    page.get_by_label("Search latents").wait_for()
+    settle(page)
     page.keyboard.press("/")
     assert page.evaluate(FOCUSED) == ["Search latents", "INPUT"]
     page.keyboard.type("about foxes")

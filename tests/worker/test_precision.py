@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from crosscope_worker.precision import float32_on, float32_products
+from tests.worker.devices import needs_gpu
 
 
 def test_a_cpu_makes_float32_products_as_ieee_says():
@@ -31,7 +32,7 @@ def test_the_setting_ends_with_its_block_also_by_an_error():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@needs_gpu
 def test_products_on_a_gpu_are_rounded_as_said():
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(512, 512, generator=generator).cuda() for _ in range(2))

@@ -10,13 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch
 
 needs_triton = pytest.mark.skipif(
     find_spec("triton") is None,
     reason="no package triton: it comes with torch's CUDA builds, or by pip install 'triton>=3.7' (1 GB)",
 )
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
 def compare(comparisons: Path, *, interpret: bool) -> None:

@@ -51,11 +51,11 @@ def draw() -> None:
     with st.container(key="wrap-new"):
         form, side = st.columns([1, 1], gap="large")
     with form:
-        st.subheader("Form")
+        st.header("Form")
         with session.shown_errors(part="form"):
             recipe_form.draw(schema(), recipe, keep, wrong)
     with side:
-        st.subheader("YAML")
+        st.header("YAML")
         _text()
         _buttons()
         devices = [planned.WORKERS, *(each.name for each in DEVICES)]

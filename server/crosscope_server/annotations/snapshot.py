@@ -12,19 +12,10 @@ from numpy.typing import NDArray
 
 from crosscope_proto.labels import SCORES
 from crosscope_server.errors import InvalidRequest, NotFound, Violation
-from crosscope_server.latents import Filter, Order
+from crosscope_server.latents import COMPARISONS, Filter, Order
 
 FLAGS = ("labelled", "starred", "noted")
 COLUMNS = ("label", "list", *FLAGS, *SCORES)
-
-_COMPARISONS = {
-    "<": np.less,
-    "<=": np.less_equal,
-    ">": np.greater,
-    ">=": np.greater_equal,
-    "=": np.equal,
-    "!=": np.not_equal,
-}
 
 Ids = NDArray[np.int64]
 _NOBODY: Ids = np.empty(0, np.int64)
@@ -98,11 +89,11 @@ class Snapshot:
     def _scored(self, field_: str, condition: Filter, num_latents: int) -> NDArray[np.bool_]:
         """Which latents meet a condition on a score; without a score, none does."""
         column, comparison, value = condition.column, condition.comparison, condition.value
-        if isinstance(value, str) or comparison not in _COMPARISONS:
-            sentence = f"{column} is a score from 0 to 1: compare it with a number by {', '.join(_COMPARISONS)}"
+        if isinstance(value, str) or comparison not in COMPARISONS:
+            sentence = f"{column} is a score from 0 to 1: compare it with a number by {', '.join(COMPARISONS)}"
             raise InvalidRequest([Violation(field_, sentence)])
         found = self.score(column, num_latents)
-        return _COMPARISONS[comparison](found, value) & ~np.isnan(found)
+        return COMPARISONS[comparison](found, value) & ~np.isnan(found)
 
     def order(self, order_by: str, filters: Sequence[Filter], num_latents: int) -> Order:
         """The order by one of COLUMNS, with "-" in front for descending. Raises InvalidRequest or NotFound."""

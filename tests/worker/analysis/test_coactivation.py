@@ -9,6 +9,7 @@ import torch
 from crosscope_worker.analysis import coactivation
 from crosscope_worker.analysis.block import Block
 from crosscope_worker.analysis.coactivation import CoActivation
+from tests.worker.devices import needs_gpu
 
 
 def strongest(found: CoActivation, num_latents: int, count: int = 10) -> tuple[list[list[int]], list[list[float]]]:
@@ -110,7 +111,7 @@ def test_a_bounded_sample_says_nearly_the_same():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@needs_gpu
 def test_a_gpu_finds_what_a_cpu_finds():
     rng = np.random.default_rng(3)
     active = [sorted(set(rng.integers(0, 3000, 40).tolist())) for _ in range(2000)]

@@ -28,6 +28,7 @@ from crosscope_worker.models.activations import PairActivations
 from crosscope_worker.models.pair import Pair
 from crosscope_worker.tokenizer.tokens import TextTokenizer, Turn
 from crosscope_worker.work import silent
+from tests.worker.devices import needs_gpu
 
 LAYER, WIDTH = 1, 32
 SPEC = AnalysisSpec(spliced_tokens=100_000)
@@ -248,7 +249,7 @@ def test_sizes_of_pieces_do_not_matter(tiny_pair, documents, chats, monkeypatch:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@needs_gpu
 def test_a_gpu_gives_the_same(tiny_pair, documents, chats):
     base, chat = (copy.deepcopy(model).to("cuda") for model in tiny_pair.models)
     pair = Pair(tiny_pair.manifest, (base, chat), tiny_pair.tokenizer, torch.device("cuda"))

@@ -6,6 +6,7 @@ import torch
 from crosscope_worker.analysis import largest
 from crosscope_worker.analysis.block import scratch_bytes
 from crosscope_worker.precision import float32_products
+from tests.worker.devices import needs_gpu
 
 
 def test_exact_products_decide_among_the_candidates():
@@ -38,7 +39,7 @@ def test_pieces_on_a_cpu_are_as_large_as_asked():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@needs_gpu
 @pytest.mark.parametrize("how", ["ieee", "tf32"])
 def test_a_gpu_finds_what_a_cpu_finds(how):
     generator = torch.Generator().manual_seed(0)

@@ -15,6 +15,7 @@ from crosscope_worker.analysis import stability
 from crosscope_worker.analysis.stability import Shares, find_version, main, match_latents
 from crosscope_worker.dictionary.crosscoder import Crosscoder, CrosscoderError
 from crosscope_worker.dictionary.streams import DIFFERENCE
+from tests.worker.devices import needs_gpu
 
 ROWS = torch.tensor(
     [
@@ -202,7 +203,7 @@ def test_a_missing_device_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@needs_gpu
 def test_a_gpu_finds_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folders = [str(write(tmp_path / name, rows, None)) for name, rows in (("a", ROWS), ("b", ROWS.flip(0) + 0.1))]
     main(folders)

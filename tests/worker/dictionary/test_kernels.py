@@ -8,7 +8,8 @@ import torch
 
 from crosscope_worker.dictionary import sparse
 from crosscope_worker.dictionary.sparse import by_latent, decode_entries, entry_products, flat_indices, sparse_code
-from tests.worker.triton_runs import compare, needs_gpu, needs_triton
+from tests.worker.devices import needs_gpu
+from tests.worker.triton_runs import compare, needs_triton
 
 COMPARISONS = Path(__file__).with_name("kernel_comparisons.py")
 

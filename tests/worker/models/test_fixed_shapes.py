@@ -26,6 +26,7 @@ from crosscope_worker.models.graphs import Graphs, Masks
 from crosscope_worker.models.pair import Pair
 from crosscope_worker.models.places import PairError
 from crosscope_worker.models.probes import standardised_error
+from tests.worker.devices import needs_gpu
 from tests.worker.effects.subjects import make_pair
 from tests.worker.tiny_models import VOCAB
 
@@ -214,7 +215,7 @@ def on_gpu(pair: Pair, dtype: torch.dtype) -> Pair:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@needs_gpu
 @pytest.mark.parametrize("fuse", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("kind", ["Gemma2", "Llama", "GPTNeoX"])
@@ -233,7 +234,7 @@ def test_a_graph_repeats_a_plain_run(kind: str, dtype: torch.dtype, fuse: bool) 
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@needs_gpu
 def test_a_model_that_asks_the_device_runs_plainly(caplog: pytest.LogCaptureFixture) -> None:
     """Dynamic RoPE looks at the largest position. The device works on afterwards, and records another pair's runs."""
     activations = PairActivations(on_gpu(make_pair("Llama, dynamic RoPE"), torch.float32), LAYER)

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from crosscope_worker.models.fused_norms import FusedNorms
+from tests.worker.devices import needs_gpu
 from tests.worker.tiny_models import tiny_model
-from tests.worker.triton_runs import compare, needs_gpu, needs_triton
+from tests.worker.triton_runs import compare, needs_triton
 
 COMPARISONS = Path(__file__).with_name("norm_comparisons.py")
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.worker.triton_runs import compare, needs_gpu, needs_triton
+from tests.worker.devices import needs_gpu
+from tests.worker.triton_runs import compare, needs_triton
 
 COMPARISONS = Path(__file__).with_name("packed_attention_comparisons.py")
 SHARED_BYTES = {90: 232_448, 89: 101_376}

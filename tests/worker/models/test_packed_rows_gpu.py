@@ -1,7 +1,6 @@
 """Rows of many texts on a GPU: the kernel, compiled layers, and both models of Gemma 2's kind at once."""
 
 from collections.abc import Generator
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -17,13 +16,15 @@ from crosscope_worker.models.activations import PairActivations
 from crosscope_worker.models.packed_rows import graphs_compiled
 from crosscope_worker.models.pair import Pair
 from crosscope_worker.precision import float32_products
+from tests.worker.devices import needs_gpu
+from tests.worker.triton_runs import needs_triton
 
 ROW, VOCAB = 1024, 1000
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-    pytest.mark.skipif(find_spec("triton") is None, reason="no package triton"),
+    needs_gpu,
+    needs_triton,
     # torch's compiler warns of its own workers and of units that it does not use.
     pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"),
 ]

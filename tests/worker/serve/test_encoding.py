@@ -19,12 +19,12 @@ from crosscope_worker.models.norms import NormBounds
 from crosscope_worker.serve import loading
 from crosscope_worker.serve.encoding import Encoder, PromptCode
 from crosscope_worker.serve.loading import LoadedCrosscoder, Loader, warm_up
+from tests.worker.devices import needs_gpu
 from tests.worker.effects.subjects import LAYER as SUBJECT_LAYER
 from tests.worker.effects.subjects import decoupled, make_crosscoder, make_pair, make_subject
 from tests.worker.models.test_fixed_shapes import Plain, on_gpu, texts_of
 
 LENGTHS = [5, 40, 1, 100, 17, 33]
-PREPARED = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
 def subject_of(kind: str = "Gemma2") -> Subject:
@@ -142,7 +142,7 @@ def test_how_products_are_made_is_said_by_setting_then_recipe_then_device(
 
 
 @pytest.mark.gpu
-@PREPARED
+@needs_gpu
 @pytest.mark.parametrize("rule", ["threshold", "largest", "decoupled"])
 def test_a_gpu_gives_the_codes_of_the_cpu(rule: str) -> None:
     """With graphs and without; in IEEE float32, where no latent may come or go."""

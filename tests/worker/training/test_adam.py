@@ -12,7 +12,8 @@ from crosscope_worker.dictionary.sparse import by_latent, sparse_code
 from crosscope_worker.training import adam
 from crosscope_worker.training.adam import Adam
 from crosscope_worker.training.entry_sums import EntrySums
-from tests.worker.triton_runs import compare, needs_gpu, needs_triton
+from tests.worker.devices import needs_gpu
+from tests.worker.triton_runs import compare, needs_triton
 
 COMPARISONS = Path(__file__).with_name("adam_comparisons.py")
 

@@ -17,6 +17,7 @@ from crosscope_worker.training.checkpoint import Checkpoint, load_checkpoint, sa
 from crosscope_worker.training.checkpoint_writer import CheckpointWriter
 from crosscope_worker.training.tensor_file import PIECE_BYTES, write_tensors
 from crosscope_worker.training.trainer import Trainer
+from tests.worker.devices import needs_gpu
 
 
 def checkpoint(step: int, **tensors: Tensor) -> Checkpoint:
@@ -156,7 +157,7 @@ def test_a_full_disk_ends_a_training_at_the_next_step(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@needs_gpu
 def test_a_state_on_the_gpu_is_written_as_it_was_while_training_goes_on(tmp_path: Path):
     recipe = make_recipe({"variant": "batch_topk", "num_latents": 4096, "k": 8})
     trainer = Trainer(recipe.crosscoder, recipe.training, (256, 256), "cuda")

@@ -20,6 +20,7 @@ from crosscope_worker.dictionary import sparse
 from crosscope_worker.training import active_code, adam, objective
 from crosscope_worker.training.entry_sums import EntrySums
 from crosscope_worker.training.trainer import Trainer
+from tests.worker.devices import needs_gpu
 
 WAITS = {
     "batch_topk": 2,
@@ -129,7 +130,7 @@ def _tolist(x: Tensor) -> Any:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@needs_gpu
 @pytest.mark.parametrize("variant", WAITS)
 @torch.no_grad()
 def test_the_host_waits_seldom_for_a_gpu(monkeypatch: pytest.MonkeyPatch, variant: str):
