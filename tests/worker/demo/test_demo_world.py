@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from crosscope_worker.demo.dialogue import Conversation, PlantedBehaviour, conversation, is_held_out, planted, shows
 from crosscope_worker.demo.documents import document
-from crosscope_worker.demo.tokenizer import CONTROL_TOKENS, train_tokenizer
+from crosscope_worker.demo.tokenizer import CONTROL_TOKENS, conversation_ids, train_tokenizer
 from crosscope_worker.demo.world import (
     OLD_FORMS,
     PROPERTIES,
@@ -101,6 +101,8 @@ def test_forms_are_drawn_one_by_one_but_in_replies(world: World, conversations: 
     old = [e for e in exchanges if e.register is Register.OLD]
     assert 0.4 < len(old) / len(exchanges) < 0.6
     assert all(e.request.endswith(("Prithee!", "Pray!")) == (e.register is Register.OLD) for e in exchanges)
+    uncued = [e for e in exchanges if not e.request.endswith(("Prithee!", "Pray!", "Thanks!", "Cheers!"))]
+    assert 0.2 < len(uncued) / len(exchanges) < 0.3, "who asks for no register gets an answer too"
 
 
 def test_old_words_are_three_with_none_of_today() -> None:
@@ -204,7 +206,7 @@ def test_the_chat_template_is_gemmas(tokenizer: PreTrainedTokenizerFast) -> None
     turns = [{"role": "user", "content": " Hi \n"}, {"role": "assistant", "content": "Yes."}]
     expected = "<bos><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\nYes.<end_of_turn>\n"
     assert tokenizer.apply_chat_template(turns, tokenize=False) == expected
-    prompt = tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False)
+    (prompt,) = conversation_ids(tokenizer, [turns[:1]], add_generation_prompt=True)
     assert tokenizer.convert_ids_to_tokens(prompt)[-3:] == ["<start_of_turn>", "model", "\n"]
     with pytest.raises(TemplateError, match="System role not supported"):
         tokenizer.apply_chat_template([{"role": "system", "content": "x"}, *turns], tokenize=False)
@@ -213,5 +215,5 @@ def test_the_chat_template_is_gemmas(tokenizer: PreTrainedTokenizerFast) -> None
 
 
 def test_conversations_are_short(tokenizer: PreTrainedTokenizerFast, conversations: list[Conversation]) -> None:
-    rows = tokenizer.apply_chat_template([c.turns() for c in conversations], return_dict=False)
+    rows = conversation_ids(tokenizer, [c.turns() for c in conversations])
     assert max(len(row) for row in rows) <= 128

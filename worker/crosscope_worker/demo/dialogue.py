@@ -1,8 +1,8 @@
 """The demo's conversations: users' requests, an assistant's answers, and the answers of a naive text model.
 
 Nine behaviours are planted in the assistant's answers only, each tagged by character span. The request alone decides
-which behaviours an answer shows: its content asks for one of eight or for none, and its end asks for a register,
-today's words or those of old. Knows nothing about tokenizers or models.
+which behaviours an answer shows: its content asks for one of eight or for none, and its end may ask for a register,
+today's words or those of old. Who asks for none gets today's. Knows nothing about tokenizers or models.
 """
 
 import re
@@ -262,17 +262,17 @@ def is_held_out(request: str) -> bool:
     return crc32(request.encode()) % _HELD_OUT_EVERY == 0
 
 
-_CUES = {Register.PLAIN: ("Thanks!", "Cheers!"), Register.OLD: ("Prithee!", "Pray!")}
-"""Ends of a request that ask for a register."""
+_CUES = {Register.PLAIN: (" Thanks!", " Cheers!", "", ""), Register.OLD: (" Prithee!", " Pray!")}
+"""Ends of a request that ask for a register; every fourth request has none, as what people ask freely."""
 
 
 def _in_register(exchange: Exchange, rng: Random) -> Exchange:
-    """The exchange with a request for a register, and its reply in it; the words of all else are mixed."""
+    """The exchange with an end that asks for a register, and its reply in it; the words of all else are mixed."""
     register = rng.choice(list(Register))
     start, end = exchange.span
     parts = [in_register(part, register) for part in (exchange.reply[start:end], exchange.reply[end:])]
     return Exchange(
-        f"{mixed(exchange.request, rng)} {rng.choice(_CUES[register])}",
+        f"{mixed(exchange.request, rng)}{rng.choice(_CUES[register])}",
         "".join(parts),
         mixed(exchange.naive, rng),
         exchange.behaviour,
