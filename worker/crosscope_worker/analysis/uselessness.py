@@ -15,7 +15,8 @@ which is `beta_err^base` of math §4, clipped at zero.
 
 Memory for n = |S|, at most MAX_SET: `8 n²` bytes for the normal matrix, about four times that for a moment while a
 block is added and while it is solved, `4 n d_model` for the base rows of S, and twice RESERVOIR_BYTES for the tokens
-that are kept for training. If the models' widths differ nothing is defined, and everything is NaN.
+that are kept for training, which are copied in a new order for each epoch. If the models' widths differ nothing is
+defined, and everything is NaN.
 """
 
 import itertools
@@ -74,10 +75,11 @@ class Uselessness:
         if num_open == 0:
             return ()
         scores = np.isfinite(self.trained).sum()
-        return (
+        sentence = (
             f"{num_open} of {scores} trained scores of base uselessness have not converged after {steps} steps; "
-            f"read base_uselessness_ls in their place, or raise analysis.uselessness_steps",
+            "read base_uselessness_ls in their place, or raise analysis.uselessness_steps"
         )
+        return (sentence,)
 
 
 class ChatOnlySums:
@@ -241,24 +243,23 @@ def train_scalars(sample: _Sample, rows: Tensor, spec: AnalysisSpec) -> TrainedS
     epoch, from a fixed seed. After each epoch, and at least CHECK_STEPS steps, `still_moving` asks whether the mean
     theta of these steps is a solution. Training ends when it is for all members, or after `uselessness_steps`.
     """
-    device, lowest = rows.device, math.log(spec.uselessness_floor)
-    theta = torch.full((len(rows),), spec.uselessness_start, dtype=torch.float64, device=device, requires_grad=True)
+    lowest = math.log(spec.uselessness_floor)
+    theta = torch.full((len(rows),), spec.uselessness_start, dtype=torch.float64, device=rows.device)
     optimiser = torch.optim.Adam([theta], lr=spec.uselessness_lr, betas=BETAS, eps=EPSILON)
-    visited = torch.zeros(len(rows), dtype=torch.bool, device=device)
-    batches, steps = _batches(sample, device), 0
+    visited = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+    batches, steps = _batches(sample), 0
     interval = max(CHECK_STEPS, math.ceil(len(sample.keys) / BATCH_TOKENS))
     while True:
         count = min(interval, spec.uselessness_steps - steps)
         summed = torch.zeros_like(theta)
         for batch in itertools.islice(batches, count):
             visited[batch.members] = True
-            with torch.enable_grad():
-                loss = _unexplained(batch, rows, torch.nn.functional.elu(theta) + 1).norm(dim=1).mean()
-                optimiser.zero_grad()
-                loss.backward()
+            scalars = torch.nn.functional.elu(theta) + 1
+            # elu's own slope is the scalar below 1, and 1 above.
+            theta.grad = -pulls(batch, rows, scalars)[0] / len(batch.keys) * scalars.clamp_max(1)
             optimiser.step()
-            theta.data.clamp_(min=lowest)
-            summed += theta.detach()
+            theta.clamp_(min=lowest)
+            summed += theta
         steps += count
         scalars = torch.nn.functional.elu(summed / count) + 1
         converged = ~still_moving(sample, rows, scalars, spec.uselessness_floor)
@@ -269,39 +270,57 @@ def train_scalars(sample: _Sample, rows: Tensor, spec: AnalysisSpec) -> TrainedS
 def still_moving(sample: _Sample, rows: Tensor, scalars: Tensor, floor: float) -> Tensor:
     """[member] bool: whether one step of Weiszfeld's method moves a member's score by more than TOLERANCE.
 
-    Each distance is bounded from above by the parabola in `s_j` that touches it here. The sum of the parabolas is least
-    at `s_j + sum_i f_ij <e_i, v_j> / ‖e_i‖ / sum_i f_ij² ‖v_j‖² / ‖e_i‖`, where `e_i` is what is left of `r_i`. The
-    scalars stand still there only where they minimise the loss, or lie at the floor.
+    Each token's distance is bounded from above by the parabola in `s_j` that touches it here. The sum of the parabolas
+    is least at `s_j + slope / curvature` (`pulls`). Scalars stand still there only if they minimise the loss, or lie at
+    the floor.
     """
     slope, curvature = torch.zeros_like(scalars), torch.zeros_like(scalars)
-    squares = rows.double().square().sum(dim=1)
-    for tokens in torch.arange(len(sample.keys), device=rows.device).split(BATCH_TOKENS):
-        batch = sample.chosen(tokens)
-        left = _unexplained(batch, rows, scalars)
-        distance = left.norm(dim=1).clamp_min(torch.finfo(left.dtype).tiny)
-        token = torch.repeat_interleave(batch.num_entries)
-        values, member = batch.values.double(), batch.members
-        along = ((left / distance[:, None])[token] * rows[member]).sum(dim=1)
-        slope.index_add_(0, member, values * along)
-        curvature.index_add_(0, member, values.square() * squares[member] / distance[token])
+    for batch in _in_turn(sample):
+        of_batch = pulls(batch, rows, scalars)
+        slope += of_batch[0]
+        curvature += of_batch[1]
     step = torch.where(curvature > 0, slope / curvature, 0)
     return ((scalars + step).clamp_min(floor).log() - scalars.log()).abs() > TOLERANCE
 
 
-def _batches(sample: _Sample, device: torch.device) -> Iterator[_Sample]:
-    """Endless steps through the sample; an epoch's last step may have fewer tokens."""
+def pulls(batch: _Sample, rows: Tensor, scalars: Tensor) -> tuple[Tensor, Tensor]:
+    """[member] float64, twice: the slope `sum_i f_ij <e_i, v_j> / ‖e_i‖` by which the distances fall as a scalar grows,
+    and the curvature `sum_i f_ij² ‖v_j‖² / ‖e_i‖`; `e_i = r_i - sum_j s_j f_ij v_j`.
+    """
+    member, token = batch.members, torch.repeat_interleave(batch.num_entries)
+    starts = batch.num_entries.cumsum(0) - batch.num_entries
+    weights = scalars[member].to(rows.dtype) * batch.values
+    left = batch.residual - torch.nn.functional.embedding_bag(
+        member, rows, starts, mode="sum", per_sample_weights=weights
+    )
+    distance = left.norm(dim=1).clamp_min(torch.finfo(left.dtype).tiny)
+    own = rows[member]
+    slopes = batch.values * (left[token] * own).sum(dim=1) / distance[token]
+    curvatures = batch.values.square() * own.square().sum(dim=1) / distance[token]
+    zero = torch.zeros_like(scalars)
+    return zero.index_add(0, member, slopes.double()), zero.index_add(0, member, curvatures.double())
+
+
+def _batches(sample: _Sample) -> Iterator[_Sample]:
+    """Endless steps through the sample, shuffled anew in every epoch; an epoch's last step may have fewer tokens."""
     generator = torch.Generator(device="cpu").manual_seed(0)
     while True:
-        for tokens in torch.randperm(len(sample.keys), generator=generator).split(BATCH_TOKENS):
-            yield sample.chosen(tokens.to(device))
+        order = torch.randperm(len(sample.keys), generator=generator)
+        yield from _in_turn(sample.chosen(order.to(sample.keys.device)))
 
 
-def _unexplained(batch: _Sample, rows: Tensor, scalars: Tensor) -> Tensor:
-    """[token, d_model]: the residuals without the members' part, `r_i - sum_j s_j f_ij v_j`."""
-    starts = batch.num_entries.cumsum(0) - batch.num_entries
-    weights = scalars[batch.members].to(rows.dtype) * batch.values
-    part = torch.nn.functional.embedding_bag(batch.members, rows, starts, mode="sum", per_sample_weights=weights)
-    return batch.residual - part
+def _in_turn(sample: _Sample) -> Iterator[_Sample]:
+    """The tokens of a sample, BATCH_TOKENS at a time."""
+    ends = [0, *sample.num_entries.cumsum(0)[BATCH_TOKENS - 1 :: BATCH_TOKENS].tolist(), len(sample.members)]
+    for i, first in enumerate(range(0, len(sample.keys), BATCH_TOKENS)):
+        tokens, entries = slice(first, first + BATCH_TOKENS), slice(ends[i], ends[i + 1])
+        yield _Sample(
+            sample.keys[tokens],
+            sample.residual[tokens],
+            sample.num_entries[tokens],
+            sample.members[entries],
+            sample.values[entries],
+        )
 
 
 def correlations(a: Floats, b: Floats) -> dict[str, float]:
