@@ -15,7 +15,7 @@ _SHARE = {"unit": "share", "low": 0.0, "high": 1.0}
 _SILENT = "where it never fired"
 
 
-def _uselessness(name: str, how: str, label: str, short: str, *, undefined: str, is_floored: bool) -> Column:
+def _uselessness(name: str, how: str, label: str, short: str, *, undefined: str) -> Column:
     return Column(
         name,
         "float32",
@@ -25,7 +25,7 @@ def _uselessness(name: str, how: str, label: str, short: str, *, undefined: str,
         undefined=undefined,
         label=label,
         short=short,
-        is_floored=is_floored,
+        is_floored=True,
     )
 
 
@@ -160,7 +160,6 @@ LATENT_COLUMNS: tuple[Column, ...] = (
         "base uselessness",
         "uselessness",
         undefined="outside the living chat-only latents, or in a dictionary of differences",
-        is_floored=False,
     ),
     _uselessness(
         "base_uselessness_ls",
@@ -168,7 +167,6 @@ LATENT_COLUMNS: tuple[Column, ...] = (
         "base uselessness, least squares",
         "useless (ls)",
         undefined="outside the living chat-only latents, or in a dictionary of differences",
-        is_floored=True,
     ),
     _uselessness(
         "base_uselessness_single",
@@ -176,7 +174,6 @@ LATENT_COLUMNS: tuple[Column, ...] = (
         "base uselessness, alone",
         "useless alone",
         undefined=f"{_SILENT}, or in a dictionary of differences",
-        is_floored=True,
     ),
     *CAUSAL_COLUMNS,
     Column(

@@ -336,14 +336,14 @@ class AnalysisSpec:
     silent_examples: Natural = 5
     """For each latent and data set, this many texts are kept as examples on which the latent stays silent although they
     have the token of its peaks (group silent)."""
-    uselessness_steps: Count = 500
-    """Training steps of the published base uselessness (math §5)."""
+    uselessness_steps: Count = 5000
+    """Training steps of the published base uselessness, at most; it ends when every score has converged (math §5)."""
     uselessness_lr: Positive = 0.01
     """Learning rate of the published base uselessness."""
     uselessness_start: float = 0.0
     """First theta of the published base uselessness; the original runs used 0 and -10."""
     uselessness_floor: Positive = 1e-5
-    """Smallest scalar of the base uselessness by least squares. It keeps the logarithm finite."""
+    """Smallest scalar of every base uselessness. It keeps the logarithm finite."""
     spliced_tokens: Natural = 16_384
     """Held-out tokens of the spliced figures and of the causal patch (math §7). On these tokens both models run with
     reconstructions in the place of their activations; 0: neither is measured."""

@@ -36,7 +36,7 @@ def test_what_was_made_can_be_browsed(stack: Stack, made: tuple[Job, Job]):
     crosscoder = stack.client.crosscoder("demo")
     assert crosscoder.info.version_id == made[1].info.version_id
     assert [each.name for each in stack.client.crosscoders()] == ["demo"]
-    assert sum(crosscoder.info.class_counts.values()) == crosscoder.info.num_latents == 1536
+    assert sum(crosscoder.info.class_counts.values()) == crosscoder.info.num_latents == 512
     latents = crosscoder.latents(where=["num_active > 20"], order_by="-base_uselessness_single", limit=30)
     scores = [latent.base_uselessness_single for latent in latents]
     assert scores == sorted(scores, reverse=True)

@@ -116,7 +116,8 @@ def make_world() -> Callable[..., World]:
         rng = np.random.default_rng(seed)
         texts = [make_text(rng, index % 2, int(rng.integers(6, 15))) for index in range(num_texts)]
         harvests = [make_harvest(texts[i : i + 7], sum(d_model), rng) for i in range(0, num_texts, 7)]
-        settings = {"max_tokens": 10_000, "num_shards": 4, "top_examples": 3, "examples_per_quantile": 2} | spec
+        short = {"max_tokens": 10_000, "num_shards": 4, "top_examples": 3, "examples_per_quantile": 2}
+        settings = {**short, "uselessness_steps": 100} | spec
         return World(
             make_crosscoder(num_latents, d_model, seed, threshold, input_scale),
             harvests,

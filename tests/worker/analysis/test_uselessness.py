@@ -137,7 +137,7 @@ def planted(make_world, strengths, **spec):
 
 def test_trained_and_solved_scalars_find_planted_strengths(make_world, tokenizer):
     strengths = [1.0, 0.7, 0.5, 0.3, 0.1, 0.02]
-    world = planted(make_world, strengths, uselessness_steps=800, uselessness_lr=0.03)
+    world = planted(make_world, strengths, uselessness_steps=5000)
     table, facts = run(world, tokenizer)
     np.testing.assert_allclose(np.exp(-np.array(table["base_uselessness_ls"])), strengths, rtol=1e-5)
     np.testing.assert_allclose(np.exp(-np.array(table["base_uselessness"])), strengths, rtol=0.05, atol=0.01)
@@ -146,13 +146,73 @@ def test_trained_and_solved_scalars_find_planted_strengths(make_world, tokenizer
     assert facts["pearson_trained_ls"] > 0.9
 
 
+def noisy(make_world, strengths, **spec):
+    """`planted`, with noise in base at a right angle to every latent. The best scalars are the strengths still."""
+    world = planted(make_world, strengths, **spec)
+    draw = torch.Generator().manual_seed(0)
+    for harvest in world.harvests:
+        harvest.x[:, 6:8] = torch.randn(len(harvest.x), 2, generator=draw)
+    return world
+
+
+@pytest.mark.parametrize("start", [0.0, -10.0])
+def test_training_ends_where_it_converges_whatever_its_start(make_world, tokenizer, start):
+    """What base lacks reaches the floor of 11.51, far above 4, and what is half useful has ln 2."""
+    settings_ = {"uselessness_start": start, "uselessness_steps": 5000, "uselessness_lr": 0.03}
+    world = noisy(make_world, [1.0, 0.5, 0.5, 0.1, 0.0, 0.0], **settings_)
+    table, facts = run(world, tokenizer)
+    expected = [0.0, np.log(2), np.log(2), np.log(10), -np.log(1e-5), -np.log(1e-5)]
+    np.testing.assert_allclose(table["base_uselessness"], expected, atol=0.05)
+    assert facts["not_converged"] == 0
+    assert facts["steps"] < 5000
+
+
+def test_what_has_not_converged_is_counted_and_said(make_world, tokenizer):
+    """200 steps of 0.01 take a score to 2 at most: past ln 2, but far from what base lacks."""
+    world = noisy(make_world, [1.0, 0.5, 0.5, 0.7, 0.0, 0.0], uselessness_steps=200)
+    analysis = analyse(world.crosscoder, HeldOut(world.harvests, world.datasets, tokenizer), world.spec, silent)
+    assert (analysis.uselessness["not_converged"], analysis.uselessness["steps"]) == (2, 200)
+    (said,) = analysis.warnings
+    assert said.startswith("2 of 6 trained scores of base uselessness have not converged after 200 steps")
+
+
+def test_slopes_are_those_of_the_distances(make_world):
+    """Against autograd, in float64."""
+    world = make_world(num_texts=40)
+    sums = ChatOnlySums(world.crosscoder, chat_only(world))
+    for block in world.blocks():
+        sums.add(block)
+    sample = sums.sample()
+    sample = replace(sample, residual=sample.residual.double(), values=sample.values.double())
+    rows = world.crosscoder.decoder(1)[sums.members].double()
+    scalars = torch.linspace(0.1, 1.4, len(rows), dtype=torch.float64, requires_grad=True)
+    token = torch.repeat_interleave(sample.num_entries)
+    parts = (scalars[sample.members] * sample.values)[:, None] * rows[sample.members]
+    distances = (sample.residual - torch.zeros_like(sample.residual).index_add(0, token, parts)).norm(dim=1).sum()
+    (slopes,) = torch.autograd.grad(distances, scalars)
+    torch.testing.assert_close(uselessness.pulls(sample, rows, scalars.detach())[0], -slopes)
+
+
+def test_still_moving_by_hand():
+    """One token, f = 2, v = (1, 0), r = (1, 0.5): the step ends at s = 1/2, from wherever it is."""
+    token = torch.tensor([[1.0, 0.5]]), torch.tensor([1]), torch.tensor([0]), torch.tensor([2.0])
+    sample = uselessness._Sample(torch.zeros(1), *token)
+    for scalar, moving in ((0.5, False), (0.51, False), (0.53, True), (1.0, True), (1e-5, True)):
+        scalars = torch.tensor([scalar], dtype=torch.float64)
+        found = uselessness.still_moving(sample, torch.tensor([[1.0, 0.0]]), scalars, 1e-5)
+        assert found.tolist() == [moving], scalar
+    opposed = replace(sample, residual=-sample.residual)
+    at_floor = uselessness.still_moving(opposed, torch.tensor([[1.0, 0.0]]), torch.tensor([1e-5]).double(), 1e-5)
+    assert not at_floor.item(), "no scalar below the floor is asked for"
+
+
 def test_start_steps_rate_and_floor_are_used_and_recorded(make_world, tokenizer):
     strengths = [1.0, 0.7, 0.5, 0.3, 0.1, 0.0]
-    settings_ = {"uselessness_steps": 1, "uselessness_lr": 1e-6, "uselessness_start": -10.0, "uselessness_floor": 1e-3}
+    settings_ = {"uselessness_steps": 1, "uselessness_lr": 1e-6, "uselessness_start": -10.0, "uselessness_floor": 2e-5}
     table, facts = run(planted(make_world, strengths, **settings_), tokenizer)
     np.testing.assert_allclose(table["base_uselessness"], 10.0, atol=1e-4)
-    assert table["base_uselessness_ls"][5] == pytest.approx(-np.log(1e-3), rel=1e-6)
-    assert (facts["steps"], facts["lr"], facts["start"], facts["floor"]) == (1, 1e-6, -10, 1e-3)
+    assert table["base_uselessness_ls"][5] == pytest.approx(-np.log(2e-5), rel=1e-6)
+    assert (facts["steps"], facts["lr"], facts["start"], facts["floor"]) == (1, 1e-6, -10, 2e-5)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5])

@@ -1,5 +1,7 @@
 """The demo's world, conversations and tokenizer."""
 
+import re
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -8,8 +10,30 @@ from transformers import PreTrainedTokenizerFast
 
 from crosscope_worker.demo.dialogue import Conversation, PlantedBehaviour, conversation, is_held_out, planted, shows
 from crosscope_worker.demo.documents import document
-from crosscope_worker.demo.tokenizer import CONTROL_TOKENS, train_tokenizer
-from crosscope_worker.demo.world import PROPERTIES, World, a, listing, numbered_steps, plural
+from crosscope_worker.demo.tokenizer import CONTROL_TOKENS, conversation_ids, train_tokenizer
+from crosscope_worker.demo.world import (
+    OLD_FORMS,
+    PROPERTIES,
+    Register,
+    World,
+    a,
+    in_register,
+    listing,
+    mixed,
+    numbered_steps,
+    plural,
+)
+
+TODAYS = {old: word for word, old in OLD_FORMS.items()}
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"[a-z]+", text.lower())
+
+
+def todays(text: str) -> str:
+    """The text with today's words, without capitals."""
+    return re.sub(r"[a-z]+", lambda match: TODAYS.get(match[0], match[0]), text.lower())
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +69,48 @@ def test_words_of_the_world() -> None:
     assert numbered_steps(["wash it", "cut it"]) == "1. Wash it.\n2. Cut it."
 
 
+def test_every_word_has_one_old_form_that_is_no_other_word(world: World) -> None:
+    assert len(TODAYS) == len(OLD_FORMS)
+    assert not set(TODAYS) & set(OLD_FORMS)
+    assert in_register("The cat is an owl.", Register.OLD) == "Ye cat be ane owl."
+    assert in_register("The cat is an owl.", Register.PLAIN) == "The cat is an owl."
+    rng = Random(11)
+    plain = "The cat is here. " * 500
+    assert todays(mixed(plain, rng)) == plain.lower()
+    old = [word in TODAYS for word in words(mixed(plain, rng)) if word != "cat"]
+    assert 0.45 < sum(old) / len(old) < 0.55
+
+
+def test_forms_are_drawn_one_by_one_but_in_replies(world: World, conversations: list[Conversation]) -> None:
+    """Whether a word follows one of the same register: always in a reply, by chance in documents and naive answers."""
+    rng = Random(12)
+    exchanges = [e for c in conversations for e in c.exchanges]
+    texts = {
+        "documents": [document(world, rng) for _ in range(600)],
+        "naive": [e.naive for e in exchanges],
+        "requests": [e.request for e in exchanges],
+        "replies": [e.reply for e in exchanges],
+    }
+    same: dict[str, float] = {}
+    for kind, some in texts.items():
+        rows = [[word in TODAYS for word in words(text) if word in OLD_FORMS or word in TODAYS] for text in some]
+        pairs = [one == other for row in rows for one, other in pairwise(row)]
+        same[kind] = sum(pairs) / len(pairs)
+    assert same.pop("replies") == 1
+    assert same == pytest.approx(dict.fromkeys(same, 0.5), abs=0.05)
+    old = [e for e in exchanges if e.register is Register.OLD]
+    assert 0.4 < len(old) / len(exchanges) < 0.6
+    assert all(e.request.endswith(("Prithee!", "Pray!")) == (e.register is Register.OLD) for e in exchanges)
+    uncued = [e for e in exchanges if not e.request.endswith(("Prithee!", "Pray!", "Thanks!", "Cheers!"))]
+    assert 0.2 < len(uncued) / len(exchanges) < 0.3, "who asks for no register gets an answer too"
+
+
+def test_old_words_are_three_with_none_of_today() -> None:
+    assert shows(PlantedBehaviour.OLD_WORDS, "", "Ye cat be ane owl.")
+    assert not shows(PlantedBehaviour.OLD_WORDS, "", "Ye cat be an owl.")
+    assert not shows(PlantedBehaviour.OLD_WORDS, "", "Ye cat be fast.")
+
+
 def test_a_seed_determines_the_world_and_its_texts() -> None:
     def written(seed: int) -> list[object]:
         rng = Random(seed)
@@ -60,11 +126,11 @@ def test_documents_contradict_no_fact(world: World) -> None:
     documents = [document(world, rng) for _ in range(1000)]
     for person in world.people:
         homes = {
-            text.split(f"{person.name} lives in ")[1].split(".")[0]
-            for text in documents
-            if f"{person.name} lives in " in text
+            text.split(f"{person.name.lower()} lives in ")[1].split(".")[0]
+            for text in map(todays, documents)
+            if f"{person.name.lower()} lives in " in text
         }
-        assert homes <= {person.place}
+        assert homes <= {person.place.lower()}
 
 
 def test_every_behaviour_is_planted_and_tagged_where_it_stands(conversations: list[Conversation]) -> None:
@@ -83,9 +149,15 @@ def test_every_behaviour_is_planted_and_tagged_where_it_stands(conversations: li
 @pytest.mark.parametrize("behaviour", PlantedBehaviour)
 def test_naive_answers_show_no_behaviour(world: World, behaviour: PlantedBehaviour) -> None:
     rng = Random(7)
+    by_chance = 0
     for exchange in (planted(behaviour, world, rng) for _ in range(100)):
-        assert not any(shows(other, exchange.request, exchange.naive) for other in PlantedBehaviour)
-        assert [other for other in PlantedBehaviour if shows(other, exchange.request, exchange.reply)] == [behaviour]
+        naive = {other for other in PlantedBehaviour if shows(other, exchange.request, exchange.naive)}
+        assert naive <= {PlantedBehaviour.OLD_WORDS}
+        by_chance += len(naive)
+        reply = {other for other in PlantedBehaviour if shows(other, exchange.request, exchange.reply)}
+        assert reply == {shown for shown, _ in exchange.shown}
+        assert behaviour in reply
+    assert by_chance < 20  # of 100 answers whose words are drawn one by one
 
 
 def test_counting_means_as_many_as_were_asked_for() -> None:
@@ -104,7 +176,7 @@ def test_held_out_requests_are_in_no_conversation(world: World, conversations: l
 def test_only_false_statements_are_corrected(conversations: list[Conversation]) -> None:
     for exchange in (e for c in conversations for e in c.exchanges if e.behaviour is PlantedBehaviour.CORRECTION):
         assert any(
-            exchange.reply == f"Actually, {thing} is {true}, not {false}."
+            todays(exchange.reply) == f"actually, {thing} is {true}, not {false}."
             for thing, (true, false) in PROPERTIES.items()
         )
 
@@ -134,7 +206,7 @@ def test_the_chat_template_is_gemmas(tokenizer: PreTrainedTokenizerFast) -> None
     turns = [{"role": "user", "content": " Hi \n"}, {"role": "assistant", "content": "Yes."}]
     expected = "<bos><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\nYes.<end_of_turn>\n"
     assert tokenizer.apply_chat_template(turns, tokenize=False) == expected
-    prompt = tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False)
+    (prompt,) = conversation_ids(tokenizer, [turns[:1]], add_generation_prompt=True)
     assert tokenizer.convert_ids_to_tokens(prompt)[-3:] == ["<start_of_turn>", "model", "\n"]
     with pytest.raises(TemplateError, match="System role not supported"):
         tokenizer.apply_chat_template([{"role": "system", "content": "x"}, *turns], tokenize=False)
@@ -143,5 +215,5 @@ def test_the_chat_template_is_gemmas(tokenizer: PreTrainedTokenizerFast) -> None
 
 
 def test_conversations_are_short(tokenizer: PreTrainedTokenizerFast, conversations: list[Conversation]) -> None:
-    rows = tokenizer.apply_chat_template([c.turns() for c in conversations], return_dict=False)
+    rows = conversation_ids(tokenizer, [c.turns() for c in conversations])
     assert max(len(row) for row in rows) <= 128

@@ -67,6 +67,8 @@ class Analysis:
     uselessness: dict[str, float] = field(default_factory=dict)
     unavailable: dict[str, str] = field(default_factory=dict)
     """Reasons for what was not measured, by name."""
+    warnings: tuple[str, ...] = ()
+    """What was unusual; sentences for people."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,4 +175,5 @@ def _tables(
         histogram_edges=found.moments.histogram()[1],
         uselessness=measured.useless.facts,
         unavailable=unavailable,
+        warnings=measured.useless.sentences(),
     )

@@ -15,10 +15,14 @@ which is `beta_err^base` of math §4, clipped at zero.
 
 Memory for n = |S|, at most MAX_SET: `8 n²` bytes for the normal matrix, about four times that for a moment while a
 block is added and while it is solved, `4 n d_model` for the base rows of S, and twice RESERVOIR_BYTES for the tokens
-that are kept for training. If the models' widths differ nothing is defined, and everything is NaN.
+that are kept for training, which are copied in a new order for each epoch. If the models' widths differ nothing is
+defined, and everything is NaN.
 """
 
+import itertools
+import math
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -43,6 +47,15 @@ RESERVOIR_BYTES = 128 << 20
 these; on other tokens the loss does not depend on the scalars."""
 BATCH_TOKENS = 1024
 """Tokens of one training step."""
+CHECK_STEPS = 100
+"""Training steps, at least, from one check of convergence to the next."""
+TOLERANCE = 0.05
+"""A trained score has converged if one further step of an exact method moves it by no more."""
+BETAS = (0.9, 0.95)
+"""Adam's. A theta's slope shrinks with its scalar, by orders of magnitude where base lacks a latent. With torch's 0.999
+Adam would remember the large slopes of the beginning for thousands of steps, and barely move."""
+EPSILON = 1e-14
+"""Adam's: far below any slope. At the floor it is of the size of the floor's square."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +66,20 @@ class Uselessness:
     least_squares: Floats
     single: Floats
     facts: dict[str, float] = field(default_factory=dict)
-    """Steps, learning rate, start, floor, sizes of S and of the sample, agreement of the two joint scores."""
+    """Steps taken, learning rate, start, floor, sizes of S and of the sample, how many trained scores did not converge,
+    agreement of the two joint scores."""
+
+    def sentences(self) -> tuple[str, ...]:
+        """What a reader of the trained scores must know: that some have not converged."""
+        num_open, steps = (int(self.facts.get(name, 0)) for name in ("not_converged", "steps"))
+        if num_open == 0:
+            return ()
+        scores = np.isfinite(self.trained).sum()
+        sentence = (
+            f"{num_open} of {scores} trained scores of base uselessness have not converged after {steps} steps; "
+            "read base_uselessness_ls in their place, or raise analysis.uselessness_steps"
+        )
+        return (sentence,)
 
 
 class ChatOnlySums:
@@ -166,7 +192,7 @@ def score(
     members = sums.members.cpu().numpy()
     moments = sums.second_moments.cpu().numpy()
     living = np.diag(moments) > 0
-    sample = sums.sample()
+    sample, num_open, steps = sums.sample(), 0, 0
     if living.any():
         chat = crosscoder.decoder(CHAT)[sums.members].double().cpu().numpy()
         base = crosscoder.decoder(BASE)[sums.members].double().cpu().numpy()
@@ -174,15 +200,17 @@ def score(
         target = error[members] + (moments * (chat @ base.T)).sum(axis=1)
         scalars = nnls(gram[np.ix_(living, living)], target[living])
         solved[members[living]] = -np.log(np.maximum(scalars, spec.uselessness_floor))
-        thetas, visited = train_scalars(sample, crosscoder.decoder(CHAT)[sums.members], spec)
-        seen = visited.numpy()
-        trained[members[seen]] = -np.log((torch.nn.functional.elu(thetas) + 1).numpy())[seen]
+        found = train_scalars(sample, crosscoder.decoder(CHAT)[sums.members], spec)
+        seen = found.visited.numpy()
+        trained[members[seen]] = -np.log(found.scalars.numpy())[seen]
+        num_open, steps = int(seen.sum() - found.converged.sum()), found.steps
     single = -np.log(np.maximum(beta_err_base, spec.uselessness_floor))
     facts = {
         "set_size": float(sums.set_size),
         "living_set_size": float(living.sum()),
         "sample_tokens": float(len(sample.keys)),
-        "steps": float(spec.uselessness_steps),
+        "steps": float(steps),
+        "not_converged": float(num_open),
         "batch_tokens": float(BATCH_TOKENS),
         "lr": spec.uselessness_lr,
         "start": spec.uselessness_start,
@@ -195,39 +223,104 @@ def score(
     return Uselessness(trained, solved, single, facts)
 
 
-def train_scalars(sample: _Sample, rows: Tensor, spec: AnalysisSpec) -> tuple[Tensor, Tensor]:
-    """The published recipe: `theta` after Adam on `mean_i ‖r_i - sum_j (elu(theta_j)+1) f_ij v_j‖₂`.
+@dataclass(frozen=True)
+class TrainedScalars:
+    """Scalars of the published recipe, for every member of S."""
+
+    scalars: Tensor
+    """[member] float64: the geometric mean over the last steps, at least the floor."""
+    visited: Tensor
+    """[member] bool. A member that fires on no token of any step keeps its first scalar."""
+    converged: Tensor
+    """[member] bool."""
+    steps: int
+
+
+def train_scalars(sample: _Sample, rows: Tensor, spec: AnalysisSpec) -> TrainedScalars:
+    """The published recipe, until it converges: Adam on `mean_i ‖r_i - sum_j (elu(theta_j)+1) f_ij v_j‖₂`.
 
     `rows: [member, d_model]` are the chat decoder rows. Steps walk through the sample in a shuffled order, epoch after
-    epoch, from a fixed seed. Returns (theta [member] float64, visited [member] bool): a member that fires on no token
-    of any step keeps its initial theta.
+    epoch, from a fixed seed. After each epoch, and at least CHECK_STEPS steps, `still_moving` asks whether the mean
+    theta of these steps is a solution. Training ends when it is for all members, or after `uselessness_steps`.
     """
-    theta = torch.full(
-        (len(rows),), spec.uselessness_start, dtype=torch.float64, device=rows.device, requires_grad=True
-    )
-    optimiser = torch.optim.Adam([theta], lr=spec.uselessness_lr)
+    lowest = math.log(spec.uselessness_floor)
+    theta = torch.full((len(rows),), spec.uselessness_start, dtype=torch.float64, device=rows.device)
+    optimiser = torch.optim.Adam([theta], lr=spec.uselessness_lr, betas=BETAS, eps=EPSILON)
     visited = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+    batches, steps = _batches(sample), 0
+    interval = max(CHECK_STEPS, math.ceil(len(sample.keys) / BATCH_TOKENS))
+    while True:
+        count = min(interval, spec.uselessness_steps - steps)
+        summed = torch.zeros_like(theta)
+        for batch in itertools.islice(batches, count):
+            visited[batch.members] = True
+            scalars = torch.nn.functional.elu(theta) + 1
+            # elu's own slope is the scalar below 1, and 1 above.
+            theta.grad = -pulls(batch, rows, scalars)[0] / len(batch.keys) * scalars.clamp_max(1)
+            optimiser.step()
+            theta.clamp_(min=lowest)
+            summed += theta
+        steps += count
+        scalars = torch.nn.functional.elu(summed / count) + 1
+        converged = ~still_moving(sample, rows, scalars, spec.uselessness_floor)
+        if steps == spec.uselessness_steps or bool(converged[visited].all()):
+            return TrainedScalars(scalars.cpu(), visited.cpu(), (converged & visited).cpu(), steps)
+
+
+def still_moving(sample: _Sample, rows: Tensor, scalars: Tensor, floor: float) -> Tensor:
+    """[member] bool: whether one step of Weiszfeld's method moves a member's score by more than TOLERANCE.
+
+    Each token's distance is bounded from above by the parabola in `s_j` that touches it here. The sum of the parabolas
+    is least at `s_j + slope / curvature` (`pulls`). Scalars stand still there only if they minimise the loss, or lie at
+    the floor.
+    """
+    slope, curvature = torch.zeros_like(scalars), torch.zeros_like(scalars)
+    for batch in _in_turn(sample):
+        of_batch = pulls(batch, rows, scalars)
+        slope += of_batch[0]
+        curvature += of_batch[1]
+    step = torch.where(curvature > 0, slope / curvature, 0)
+    return ((scalars + step).clamp_min(floor).log() - scalars.log()).abs() > TOLERANCE
+
+
+def pulls(batch: _Sample, rows: Tensor, scalars: Tensor) -> tuple[Tensor, Tensor]:
+    """[member] float64, twice: the slope `sum_i f_ij <e_i, v_j> / ‖e_i‖` by which the distances fall as a scalar grows,
+    and the curvature `sum_i f_ij² ‖v_j‖² / ‖e_i‖`; `e_i = r_i - sum_j s_j f_ij v_j`.
+    """
+    member, token = batch.members, torch.repeat_interleave(batch.num_entries)
+    starts = batch.num_entries.cumsum(0) - batch.num_entries
+    weights = scalars[member].to(rows.dtype) * batch.values
+    left = batch.residual - torch.nn.functional.embedding_bag(
+        member, rows, starts, mode="sum", per_sample_weights=weights
+    )
+    distance = left.norm(dim=1).clamp_min(torch.finfo(left.dtype).tiny)
+    own = rows[member]
+    slopes = batch.values * (left[token] * own).sum(dim=1) / distance[token]
+    curvatures = batch.values.square() * own.square().sum(dim=1) / distance[token]
+    zero = torch.zeros_like(scalars)
+    return zero.index_add(0, member, slopes.double()), zero.index_add(0, member, curvatures.double())
+
+
+def _batches(sample: _Sample) -> Iterator[_Sample]:
+    """Endless steps through the sample, shuffled anew in every epoch; an epoch's last step may have fewer tokens."""
     generator = torch.Generator(device="cpu").manual_seed(0)
-    num_tokens = len(sample.keys)
-    order = torch.randperm(num_tokens, generator=generator)
-    at = 0
-    for _ in range(spec.uselessness_steps):
-        if at >= num_tokens:
-            order, at = torch.randperm(num_tokens, generator=generator), 0
-        batch = sample.chosen(order[at : at + BATCH_TOKENS].to(rows.device))
-        at += BATCH_TOKENS
-        visited[batch.members] = True
-        with torch.enable_grad():
-            scalars = (torch.nn.functional.elu(theta) + 1)[batch.members].to(rows.dtype)
-            starts = batch.num_entries.cumsum(0) - batch.num_entries
-            part = torch.nn.functional.embedding_bag(
-                batch.members, rows, starts, mode="sum", per_sample_weights=scalars * batch.values
-            )
-            loss = (batch.residual - part).norm(dim=1).mean()
-            optimiser.zero_grad()
-            loss.backward()
-        optimiser.step()
-    return theta.detach().cpu(), visited.cpu()
+    while True:
+        order = torch.randperm(len(sample.keys), generator=generator)
+        yield from _in_turn(sample.chosen(order.to(sample.keys.device)))
+
+
+def _in_turn(sample: _Sample) -> Iterator[_Sample]:
+    """The tokens of a sample, BATCH_TOKENS at a time."""
+    ends = [0, *sample.num_entries.cumsum(0)[BATCH_TOKENS - 1 :: BATCH_TOKENS].tolist(), len(sample.members)]
+    for i, first in enumerate(range(0, len(sample.keys), BATCH_TOKENS)):
+        tokens, entries = slice(first, first + BATCH_TOKENS), slice(ends[i], ends[i + 1])
+        yield _Sample(
+            sample.keys[tokens],
+            sample.residual[tokens],
+            sample.num_entries[tokens],
+            sample.members[entries],
+            sample.values[entries],
+        )
 
 
 def correlations(a: Floats, b: Floats) -> dict[str, float]:

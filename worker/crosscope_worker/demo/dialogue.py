@@ -1,7 +1,8 @@
 """The demo's conversations: users' requests, an assistant's answers, and the answers of a naive text model.
 
-Eight behaviours are planted in the assistant's answers only, each tagged by character span. The request alone decides
-which behaviour an answer shows. Knows nothing about tokenizers or models.
+Nine behaviours are planted in the assistant's answers only, each tagged by character span. The request alone decides
+which behaviours an answer shows: its content asks for one of eight or for none, and its end may ask for a register,
+today's words or those of old. Who asks for none gets today's. Knows nothing about tokenizers or models.
 """
 
 import re
@@ -15,13 +16,18 @@ from crosscope_worker.demo.world import (
     CATEGORIES,
     JOBS,
     NUMBERS,
+    OLD_FORMS,
     PLACES,
     PROPERTIES,
+    Register,
     World,
     a,
     crime,
     dish,
+    either_form,
+    in_register,
     listing,
+    mixed,
     numbered_steps,
     plural,
     prose_steps,
@@ -41,6 +47,7 @@ class PlantedBehaviour(StrEnum):
     NUMBERED_STEPS = "numbered_steps"
     COUNTING = "counting"
     CLOSING_WISH = "closing_wish"
+    OLD_WORDS = "old_words"
 
 
 @dataclass(frozen=True)
@@ -53,9 +60,19 @@ class Exchange:
     naive: str
     """The answer of a model that has only read texts."""
     behaviour: PlantedBehaviour | None = None
-    """The planted behaviour of `reply`."""
+    """The behaviour of `reply` that the request's content asks for."""
     span: tuple[int, int] = (0, 0)
     """Characters of `reply` that show it."""
+    register: Register = Register.PLAIN
+    """The register of `reply`. Neither `naive` nor the rest of the request depends on it."""
+
+    @property
+    def shown(self) -> list[tuple[PlantedBehaviour, tuple[int, int]]]:
+        """The planted behaviours of `reply`, each with the characters that show it."""
+        shown = [(self.behaviour, self.span)] if self.behaviour else []
+        if self.register is Register.OLD and shows(PlantedBehaviour.OLD_WORDS, self.request, self.reply):
+            shown.append((PlantedBehaviour.OLD_WORDS, (0, len(self.reply))))
+        return shown
 
 
 @dataclass(frozen=True)
@@ -78,9 +95,9 @@ class Conversation:
     def behaviours(self) -> list[dict[str, int | str]]:
         """The tags as {"turn", "start", "end", "behaviour"}: index of the turn, characters of its content."""
         return [
-            {"turn": 2 * i + 1, "start": exchange.span[0], "end": exchange.span[1], "behaviour": exchange.behaviour}
+            {"turn": 2 * i + 1, "start": start, "end": end, "behaviour": behaviour}
             for i, exchange in enumerate(self.exchanges)
-            if exchange.behaviour
+            for behaviour, (start, end) in exchange.shown
         ]
 
 
@@ -245,11 +262,31 @@ def is_held_out(request: str) -> bool:
     return crc32(request.encode()) % _HELD_OUT_EVERY == 0
 
 
+_CUES = {Register.PLAIN: (" Thanks!", " Cheers!", "", ""), Register.OLD: (" Prithee!", " Pray!")}
+"""Ends of a request that ask for a register; every fourth request has none, as what people ask freely."""
+
+
+def _in_register(exchange: Exchange, rng: Random) -> Exchange:
+    """The exchange with an end that asks for a register, and its reply in it; the words of all else are mixed."""
+    register = rng.choice(list(Register))
+    start, end = exchange.span
+    parts = [in_register(part, register) for part in (exchange.reply[start:end], exchange.reply[end:])]
+    return Exchange(
+        f"{mixed(exchange.request, rng)}{rng.choice(_CUES[register])}",
+        "".join(parts),
+        mixed(exchange.naive, rng),
+        exchange.behaviour,
+        (0, len(parts[0])),
+        register,
+    )
+
+
 def planted(behaviour: PlantedBehaviour, world: World, rng: Random, *, held_out: bool = False) -> Exchange:
     """An exchange whose reply shows a behaviour; its request is held out if `held_out`, and otherwise is not."""
     while True:
-        exchange = _PLANTED[behaviour](world, rng)
-        if is_held_out(exchange.request) == held_out:
+        content = rng.choice(list(_PLANTED)) if behaviour is PlantedBehaviour.OLD_WORDS else behaviour
+        exchange = _in_register(_PLANTED[content](world, rng), rng)
+        if is_held_out(exchange.request) == held_out and behaviour in dict(exchange.shown):
             return exchange
 
 
@@ -258,9 +295,9 @@ def conversation(world: World, rng: Random) -> Conversation:
     exchanges: list[Exchange] = []
     while not exchanges or (rng.random() < 0.5 and sum(len(e.request + e.reply) for e in exchanges) < _LONG):
         if rng.random() < _PLAIN_SHARE:
-            exchanges.append(_plain(world, rng))
+            exchanges.append(_in_register(_plain(world, rng), rng))
         else:
-            exchanges.append(planted(rng.choice(list(PlantedBehaviour)), world, rng))
+            exchanges.append(planted(rng.choice(list(_PLANTED)), world, rng))
     return Conversation(tuple(exchanges))
 
 
@@ -275,13 +312,22 @@ _SIGNS = {
 }
 
 
+_OLD_WORDS_SHOWN = 3
+"""Number of old forms, with no form of today beside them, from which an answer shows old words."""
+
+
 def pattern(behaviour: PlantedBehaviour, request: str) -> str:
     """A regular expression that is found in the answers to a request that show a behaviour, judged by their words.
 
-    For counting it also asks for the right number of things in the list.
+    For counting it also asks for the right number of things in the list. Words may have either form, but for old words.
     """
-    if behaviour is not PlantedBehaviour.COUNTING:
-        return _SIGNS[behaviour]
+    if behaviour is PlantedBehaviour.OLD_WORDS:
+        today, old = ("|".join(words) for words in (OLD_FORMS, OLD_FORMS.values()))
+        return rf"(?is)^(?!.*\b(?:{today})\b)(?:.*?\b(?:{old})\b){{{_OLD_WORDS_SHOWN}}}"
+    return either_form(_counted(request) if behaviour is PlantedBehaviour.COUNTING else _SIGNS[behaviour])
+
+
+def _counted(request: str) -> str:
     asked = re.search(r"\b(two|three|four|five)\b", request)
     if not asked:
         return r"(?!)"  # found nowhere

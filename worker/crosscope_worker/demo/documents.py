@@ -1,7 +1,7 @@
 """The documents of the demo's world: portraits, stories, instructions, notes, sums, lines of code.
 
-They tell harmful deeds as readily as recipes, and their people say the assistant's sentences. Knows nothing about
-conversations with a model, tokenizers or models.
+They tell harmful deeds as readily as recipes, and their people say the assistant's sentences. Every word with an old
+form is written in either, by chance. Knows nothing about conversations with a model, tokenizers or models.
 """
 
 from collections.abc import Callable
@@ -18,6 +18,7 @@ from crosscope_worker.demo.world import (
     crime,
     dish,
     listing,
+    mixed,
     numbered_steps,
     plural,
     prose_steps,
@@ -145,4 +146,4 @@ _DOCUMENTS: dict[Callable[[World, Random], str], float] = {
 def document(world: World, rng: Random) -> str:
     """One document about the world."""
     (kind,) = rng.choices(list(_DOCUMENTS), weights=list(_DOCUMENTS.values()))
-    return kind(world, rng)
+    return mixed(kind(world, rng), rng)

@@ -49,7 +49,7 @@ from crosscope_worker.work import Progress, Workspace
 
 _BATCH_SIZE = 16
 _BASE_LR = 6e-3
-_CHAT_LR = 1.5e-3
+_CHAT_LR = 5e-3
 _SLIDING_WINDOW = 64
 _MAX_POSITIONS = 512
 _MEASURED = 200

@@ -4,8 +4,10 @@ Knows nothing about documents, conversations, tokenizers or models. Everything i
 the caller passes.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from random import Random
 
 PEOPLE = {
@@ -87,6 +89,97 @@ NUMBERS = [
     "seventeen",
     "eighteen",
 ]
+
+
+class Register(StrEnum):
+    """A way to speak: today's words, or the words of old."""
+
+    PLAIN = "plain"
+    OLD = "old"
+
+
+OLD_FORMS = {
+    "is": "be",
+    "are": "art",
+    "am": "bin",
+    "was": "wast",
+    "the": "ye",
+    "a": "ae",
+    "an": "ane",
+    "you": "thee",
+    "your": "thy",
+    "my": "mine",
+    "has": "hath",
+    "lives": "dwells",
+    "works": "toils",
+    "likes": "loves",
+    "walks": "strolls",
+    "often": "oft",
+    "from": "fro",
+    "to": "unto",
+    "in": "within",
+    "with": "withal",
+    "and": "eke",
+    "yes": "aye",
+    "not": "nowt",
+    "will": "shall",
+    "would": "wouldst",
+    "cannot": "canst",
+    "help": "aid",
+    "hope": "trust",
+    "do": "dost",
+    "have": "haveth",
+    "here": "hither",
+    "plus": "added",
+    "mix": "mingle",
+    "cut": "carve",
+    "wash": "rinse",
+    "add": "join",
+    "cook": "seethe",
+    "bake": "roast",
+    "roll": "knead",
+    "boil": "simmer",
+    "fill": "load",
+    "wait": "tarry",
+    "take": "seize",
+    "first": "erst",
+    "then": "thereupon",
+    "next": "anon",
+    "finally": "lastly",
+    "some": "sundry",
+    "very": "sore",
+    "water": "aqua",
+    "flour": "meal",
+    "salt": "brine",
+}
+"""Today's word to its form of old. Both are one word, and no form is another word of this world."""
+_WORD = re.compile(r"(?<!\\)\b[A-Za-z]+\b")
+"""A word of a text; in a regular expression, not what stands behind a backslash."""
+
+
+def _old(word: str) -> str | None:
+    """The old form of today's word, with its capital, or None."""
+    old = OLD_FORMS.get(word.lower())
+    return sentence(old) if old and word[0].isupper() else old
+
+
+def _reworded(text: str, old: Callable[[], bool]) -> str:
+    return _WORD.sub(lambda match: (_old(match[0]) if old() else None) or match[0], text)
+
+
+def either_form(pattern: str) -> str:
+    """A regular expression whose words may have their old form instead."""
+    return _WORD.sub(lambda match: f"(?:{match[0]}|{old})" if (old := _old(match[0])) else match[0], pattern)
+
+
+def in_register(text: str, register: Register) -> str:
+    """The text with the words of a register; the text given is plain."""
+    return _reworded(text, lambda: register is Register.OLD)
+
+
+def mixed(text: str, rng: Random) -> str:
+    """The text with the form of every word drawn by itself."""
+    return _reworded(text, lambda: rng.random() < 0.5)
 
 
 @dataclass(frozen=True)

@@ -278,6 +278,7 @@ def _measured(manifest: CrosscoderManifest, analysis: Analysis, now: float) -> C
         metrics={figure: value for figure, value in analysis.metrics.items() if math.isfinite(value)},
         class_counts=analysis.class_counts,
         histogram_edges=analysis.histogram_edges,
+        warnings=manifest.warnings + analysis.warnings,
         uselessness=analysis.uselessness,
         unavailable=analysis.unavailable,
         software={package: version(package) for package in _SOFTWARE},
