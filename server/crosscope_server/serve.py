@@ -108,7 +108,7 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
             stack.push_async_callback(cache.close)
         workers = Workers(settings.workers, prompts_change)
         stack.push_async_callback(workers.close)
-        dispatch = Dispatch(workers, settings.max_calls, settings.hold_s)
+        dispatch = Dispatch(workers, settings.hold_s)
         stack.callback(dispatch.close)
         replies = Replies(cache, per_caller=settings.cache_per_caller)
         prompts, effects = Prompts(catalogue, dispatch, replies), Effects(catalogue, dispatch, replies)
@@ -116,7 +116,7 @@ async def serving(settings: Settings) -> AsyncGenerator[Running]:
 
         interceptors: list[grpc.aio.ServerInterceptor] = [
             CallInterceptor(metrics),
-            Door(_PROMPTS, settings.max_calls, dispatch.prompts.retry_after_s, dispatch.refused),
+            Door(_PROMPTS, settings.most_calls, dispatch.prompts.retry_after_s, dispatch.refused),
         ]
         if settings.token:
             interceptors.insert(0, TokenInterceptor(settings.token.get_secret_value()))
