@@ -19,6 +19,8 @@ from crosscope_server.line import Line, Work
 from crosscope_server.worker_errors import RETRY_S, caller_error, is_gone
 from crosscope_server.workers import Asked, Worker, Workers
 
+MAX_WAITING = 1024
+"""Prompts that wait; a stream has several at a time."""
 MAX_TRIES = 3
 """Workers that one call is asked of, one after the other."""
 _MIN_COST, _BYTES_A_TOKEN = 16.0, 4.0
@@ -33,11 +35,10 @@ class Dispatch:
     def __init__(
         self,
         workers: Workers,
-        max_waiting: int,
         hold_s: float,
         on_answer: Callable[[str, float], None] = lambda _method, _seconds: None,
     ) -> None:
-        """At most `max_waiting` calls wait, and for `hold_s` seconds where no worker serves.
+        """Calls wait for `hold_s` seconds where no worker serves.
 
         `on_answer` is told the method and the seconds of each answer with one message.
         """
@@ -45,9 +46,9 @@ class Dispatch:
         self._on_answer = on_answer
         self.refused: Counter[str] = Counter()
         """Calls that were refused here, by reason."""
-        self.prompts = Line(workers, lambda worker: worker.prompts, max_waiting, hold_s, self.refused)
+        self.prompts = Line(workers, lambda worker: worker.prompts, MAX_WAITING, hold_s, self.refused)
         """Where prompts wait that are answered at once."""
-        self.streams = Line(workers, lambda worker: worker.streams, max_waiting, hold_s, self.refused)
+        self.streams = Line(workers, lambda worker: worker.streams, MAX_WAITING, hold_s, self.refused)
         """Where prompts wait that are continued."""
         self.num_moved = 0
         """Calls that were asked of another worker."""

@@ -129,7 +129,7 @@ async def serving(settings: Settings, ages: Ages | None = None) -> AsyncGenerato
         workers = Workers(settings.workers, prompts_change, worker_token)
         metrics.watch_workers(lambda: len(workers.alive), len(settings.workers))
         stack.push_async_callback(workers.close)
-        dispatch = Dispatch(workers, settings.max_calls, settings.hold_s, metrics.worker_answered)
+        dispatch = Dispatch(workers, settings.hold_s, metrics.worker_answered)
         stack.callback(dispatch.close)
         metrics.watch_admission(lambda: dispatch.prompts.num_waiting, lambda: dispatch.prompts.oldest_s)
         replies = Replies(cache, per_caller=settings.cache_per_caller)
@@ -142,7 +142,7 @@ async def serving(settings: Settings, ages: Ages | None = None) -> AsyncGenerato
             RequestIdInterceptor(),
             AccessInterceptor(gate, Audit(settings.home)),
             CallInterceptor(metrics),
-            Door(_PROMPTS, settings.max_calls, dispatch.prompts.retry_after_s, dispatch.refused),
+            Door(_PROMPTS, settings.most_calls, dispatch.prompts.retry_after_s, dispatch.refused),
         ]
         server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
         latents_pb2_grpc.add_LatentsServicer_to_server(

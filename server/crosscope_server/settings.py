@@ -8,6 +8,8 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 from crosscope_proto.access import is_loopback
 from crosscope_proto.settings import ProcessSettings, RedisUrl
 
+_CALLS_A_WORKER = 128
+
 
 class Settings(ProcessSettings):
     """Settings of `python -m crosscope_server`; every variable but CROSSCOPE_HOME starts with CROSSCOPE_SERVER_."""
@@ -44,8 +46,9 @@ class Settings(ProcessSettings):
     """Port on 127.0.0.1 for Prometheus; unset: no metrics endpoint."""
     stream_in_flight: int = Field(default=8, ge=1, le=256)
     """Number of prompts of one stream that are computed at the same time."""
-    max_calls: int = Field(default=1024, ge=1, le=100_000)
-    """Prompt calls under way at a time, those that wait among them; of one caller 4/5. More are refused at once."""
+    max_calls: int | None = Field(default=None, ge=1, le=100_000)
+    """Prompt calls under way at a time, those that wait among them; of one caller 4/5. More are refused at once. Unset:
+    128 for each worker."""
     hold_s: float = Field(default=5.0, ge=0, le=60)
     """Seconds for which prompts wait for an inference worker when none serves."""
     cache_per_caller: bool = False
@@ -82,6 +85,11 @@ class Settings(ProcessSettings):
                 "where nobody listens in between"
             )
         return self
+
+    @property
+    def most_calls(self) -> int:
+        """Prompt calls under way at a time. Each makes all others dearer for gRPC, which looks at every one of them."""
+        return self.max_calls or _CALLS_A_WORKER * max(1, len(self.workers))
 
     @property
     def is_local(self) -> bool:

@@ -72,7 +72,7 @@ async def test_2000_calls_at_once_are_answered_or_refused_with_a_hint(online, ru
 
     codes = Counter(await asyncio.gather(*(ask(number) for number in range(2000))))
     assert codes.keys() <= {"OK", "RESOURCE_EXHAUSTED"}
-    assert codes["OK"] >= 800
+    assert codes["OK"] >= 102  # 4/5 of 128
     assert codes["OK"] == len(running_worker.worker.prompts)  # what is refused costs no worker anything
     assert all(retry_after_s(error) > 0 for error in refused)
 

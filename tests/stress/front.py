@@ -22,7 +22,8 @@ import grpc
 import grpc.aio
 from fixtures_artefacts import write_crosscoder
 from fixtures_device import run_device
-from fixtures_server import Front, run_cache
+from fixtures_server import Front, details_of, run_cache
+from google.rpc import error_details_pb2
 
 from crosscope_proto.v1 import prompts_pb2, types_pb2
 from tests.stress.rows import minutes, say
@@ -80,6 +81,14 @@ def encode(text: str, **fields: Any) -> prompts_pb2.EncodeRequest:
     return prompts_pb2.EncodeRequest(crosscoder="demo", prompt=types_pb2.Prompt(text=f"{WORDS} {text}"), **fields)
 
 
+def retry_after_s(error: grpc.aio.AioRpcError) -> float:
+    """The hint of a refusal."""
+    retry = error_details_pb2.RetryInfo()
+    hinted = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    found = hinted and any(packed.Unpack(retry) for packed in details_of(error)[0].details)
+    return retry.retry_delay.ToMilliseconds() / 1000 if found else 0.5
+
+
 class Asked:
     """What calls came to."""
 
@@ -89,7 +98,7 @@ class Asked:
         self.refused_ms: list[float] = []
         self.number = 0
 
-    async def ask(self, stub: Any, timeout: float | None = 10.0, **fields: Any) -> bool:
+    async def ask(self, stub: Any, timeout: float | None = 10.0, *, waits: bool = False, **fields: Any) -> bool:
         """Asks for a prompt that nobody has asked for before."""
         self.number += 1
         begun = time.perf_counter()
@@ -98,6 +107,8 @@ class Asked:
         except grpc.aio.AioRpcError as error:
             self.codes[error.code().name] += 1
             self.refused_ms.append((time.perf_counter() - begun) * 1000)
+            if waits:  # as the SDK does
+                await asyncio.sleep(retry_after_s(error))
             return False
         self.codes["OK"] += 1
         self.ok_ms.append((time.perf_counter() - begun) * 1000)
@@ -160,7 +171,7 @@ async def fairness() -> None:
         alone, beside, greedy = Asked(), Asked(), Asked()
         one = Front(channel, front.address)
         await for_a_while(SECONDS / 3, 1, lambda: alone.ask(one.prompts))
-        others = asyncio.create_task(for_a_while(SECONDS, 256, lambda: greedy.ask(front.prompts, None)))
+        others = asyncio.create_task(for_a_while(SECONDS, 256, lambda: greedy.ask(front.prompts, None, waits=True)))
         await asyncio.sleep(1)
         await for_a_while(SECONDS - 2, 1, lambda: beside.ask(one.prompts))
         took = await others
