@@ -241,12 +241,12 @@ class Client:
         self._draw = random.Random()
 
     async def _open(self) -> AsyncCrosscoder:
-        demo = await self._client.crosscoder("demo")
         while True:
             try:
+                demo = await self._client.crosscoder("demo")
                 await demo.encode("word1")
                 return demo
-            except Unavailable:  # the worker has not started yet
+            except Unavailable:  # server or worker have not started yet
                 await asyncio.sleep(0.1)
 
     def __call__(self, seconds: float, case: str) -> tuple[float, int]:
