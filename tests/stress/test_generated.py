@@ -26,10 +26,10 @@ async def attack(attacker: Attacker, num: int, until: float, first_seed: int) ->
 
 
 async def test_generated_messages(tmp_path: Path) -> None:
-    begun, seconds = time.monotonic(), 60 * minutes(20)
     with running_stack(tmp_path / "stack") as stack:
         await stack.ready(stack.server_address, "crosscope.v1.Prompts")
         known = await known_values(stack)
+        begun, seconds = time.monotonic(), 60 * minutes(20)
         attackers = {
             "server": Attacker(stack.server_address, SERVER_METHODS, known),
             "worker": Attacker(stack.worker_address, WORKER_METHODS, known | {"version_id": [stack.version_id]}),
