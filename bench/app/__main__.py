@@ -41,7 +41,9 @@ PAGES = {
     "lab": ("lab?shade=latents&text=hello+there", ".strip .token.on"),
     "steer": ("steer", "textarea"),
     "look": ("look", f"{MAIN} h1"),
-    "jobs": ("jobs", "textarea"),
+    "labels": ("labels", "[data-testid=stFileUploader]"),
+    "jobs": ("jobs", f"{MAIN} >> text=No job yet"),
+    "new job": ("jobs?show=New+job", "textarea"),
 }
 """Path of each page, and the first sign of its content."""
 STATE = """() => {

@@ -31,7 +31,9 @@ REPEATS = {
     **dict.fromkeys(("GetAnnotation", "ListAnnotations", "GetNames", "GetHistory", "ListLists"), Repeat.ALWAYS),
     **dict.fromkeys(("GetList", "ExportAnnotations", "ListLooks", "GetLook", "Tokenize", "Encode"), Repeat.ALWAYS),
     **dict.fromkeys(("TopLatents", "Compare", "Attribute", "Contrast"), Repeat.ALWAYS),
-    **dict.fromkeys(("PlanJob", "GetJob", "ListJobs", "ReadJobLog", "GetRecipeSchema", "GetCapabilities"), Repeat.ALWAYS),
+    **dict.fromkeys(
+        ("PlanJob", "GetJob", "ListJobs", "ReadJobLog", "GetRecipeSchema", "GetCapabilities"), Repeat.ALWAYS
+    ),
     "HealthCheck": Repeat.ALWAYS,
     "Generate": Repeat.ALWAYS,  # before its first message, as every stream
     "SubmitJob": Repeat.ALWAYS,  # by its idempotency key

@@ -1,6 +1,7 @@
 """An inference worker that speaks the internal contract without any model, so that pages can be checked by hand."""
 
 import math
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -24,13 +25,19 @@ class PlantedWorker(inference_pb2_grpc.InferenceServicer):
     The BOS token, which training left out, fires latent 200 with 500, as an attention sink would. Where an assistant
     speaks, the reasoning of turn 1 is not printed. A word that ends with REST is two tokens, of which the second only
     goes on with the word's last character. A prompt with REFUSED is refused as a template would, one with LOST as a
-    worker does whose files are gone.
+    worker does whose files are gone. While `free` is not set, calls wait: a slow worker.
     """
 
+    def __init__(self) -> None:
+        self.free = threading.Event()
+        self.free.set()
+
     def Tokenize(self, request: inference_pb2.TokenizeRequest, context: Any) -> inference_pb2.TokenizeResponse:
+        self._wait()
         return inference_pb2.TokenizeResponse(tokens=_tokens(_fired(request.prompt)), max_prompt_tokens=4096)
 
     def Encode(self, request: inference_pb2.EncodeRequest, context: Any) -> inference_pb2.EncodeResponse:
+        self._wait()
         self._refuse(request.prompt, context)
         fired = _fired(request.prompt)
         starts, latents, values = [0], [], []
@@ -44,6 +51,7 @@ class PlantedWorker(inference_pb2_grpc.InferenceServicer):
     def Compare(self, request: inference_pb2.CompareRequest, context: Any) -> inference_pb2.CompareResponse:
         """KL(chat ‖ base) of n / 2 at word n and of 100 at BOS; at every token base would go on with SURE, chat with
         SORRY, and the token that came is the third of base and the first of chat."""
+        self._wait()
         self._refuse(request.request.prompt, context)
         fired = _fired(request.request.prompt)
         kl = [100.0 if role is TokenRole.BOS else value / 3 for role, value in ((f[1], _value(f)) for f in fired)]
@@ -66,6 +74,7 @@ class PlantedWorker(inference_pb2_grpc.InferenceServicer):
 
         Into base, latent 5 carries 2, latent 2 an eighth, latent 9 works against them by one.
         """
+        self._wait()
         entry = effects_pb2.AttributeResponse.Entry
         in_base = request.request.model == effects_pb2.MODEL_BASE
         out_of_chat = [
@@ -99,6 +108,7 @@ class PlantedWorker(inference_pb2_grpc.InferenceServicer):
 
         With SLOW in the prompt, words come ten a second up to max_new_tokens. With CUT the worker goes after a word.
         """
+        self._wait()
         asked = request.request
         said = " ".join(text for _, text in _parts(asked.prompt))
         start = effects_pb2.GenerationStart(tokens=_tokens(_fired(asked.prompt)), version_id=asked.version_id)
@@ -126,6 +136,9 @@ class PlantedWorker(inference_pb2_grpc.InferenceServicer):
                     num_left_out=1 if steered else 0,
                 )
             )
+
+    def _wait(self) -> None:
+        assert self.free.wait(60), "nobody lets the worker go on"
 
     def _refuse(self, prompt: types_pb2.Prompt, context: Any) -> None:
         for place, (_, text) in enumerate(_parts(prompt)):

@@ -37,6 +37,7 @@ class Stack:
         self.address = f"unix:{self.folder}/server"
         self.client = Client(self.address)
         self._processes: list[subprocess.Popen[bytes]] = []
+        self.planted = PlantedWorker()
         self._worker: grpc.Server | None = None
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -56,7 +57,7 @@ class Stack:
 
     def start_worker(self) -> None:
         self._worker = grpc.server(ThreadPoolExecutor(8))
-        inference_pb2_grpc.add_InferenceServicer_to_server(PlantedWorker(), self._worker)
+        inference_pb2_grpc.add_InferenceServicer_to_server(self.planted, self._worker)
         health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), self._worker)
         self._worker.add_insecure_port(f"unix:{self.folder}/worker")
         self._worker.start()
@@ -100,6 +101,7 @@ class Stack:
         for process in self._processes:
             process.wait(10)
         if self._worker:
+            self.planted.free.set()
             self._worker.stop(None).wait()
         self.client.close()
         shutil.rmtree(self.folder)
@@ -138,6 +140,16 @@ def until(holds: Callable[[], bool], timeout_s: float = 60.0) -> None:
     while not holds():
         assert time.monotonic() < ends_at, f"not so within {timeout_s} s"
         time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def slow_worker(stack: Stack) -> Generator[None]:
+    """The worker answers no call while it lasts."""
+    stack.planted.free.clear()
+    try:
+        yield
+    finally:
+        stack.planted.free.set()
 
 
 def settle(page: Page) -> None:

@@ -29,10 +29,6 @@ def generate(page: Page) -> None:
     page.get_by_role("button", name="Generate", exact=True).click()
 
 
-def answers(page: Page) -> list[str]:
-    return ["".join(strip.locator(".token").all_text_contents()) for strip in page.locator(".strip").all()]
-
-
 def test_steer_page_restores_its_url_and_answers_side_by_side(stack: Stack, open_page: OpenPage) -> None:
     page = open_page(f"{stack.url}/{steer('7 add 4', '3,5 ablate generated', seed='11', samples='1')}")
     expect(page.get_by_role("slider", name="Strength")).to_have_value("4")
@@ -45,23 +41,20 @@ def test_steer_page_restores_its_url_and_answers_side_by_side(stack: Stack, open
     expect(notes.nth(3)).to_contain_text(
         "4 tokens; the model ended its turn. Changed at 10 tokens of prompt and answer. Left alone at 1 that"
     )
-    assert answers(page) == [
-        f"base {HOSTILE}",
-        f"chat {HOSTILE}",
-        f"base add[7] ablate[3, 5] {HOSTILE}",
-        f"chat add[7] ablate[3, 5] {HOSTILE}",
-    ]
+    answers = ["base", "chat", "base add[7] ablate[3, 5]", "chat add[7] ablate[3, 5]"]
+    expect(page.locator(".strip .tokens")).to_have_text([f"{said} {HOSTILE}" for said in answers])
     expect(notes.nth(0)).to_contain_text("base, plain")
     expect(notes.nth(0)).not_to_contain_text("Changed")
     assert page.evaluate("window.hacked") is None
-    assert page.locator(".strip img").count() == 0
+    expect(page.locator(".strip img")).to_have_count(0)
     first = page.locator(".strip").nth(3).locator(".token").first
     label = "chat, token 0, assistant, activation 2.00 of latent 7, log-probability −0.25"
     expect(first).to_have_attribute("aria-label", label)
     tokens = page.locator(".strip").nth(3).locator(".token")
     expect(tokens.nth(1)).to_have_class(re.compile("left-out"))
     expect(tokens.nth(1)).to_have_attribute("aria-label", re.compile("left out of training and analysis: .*norm"))
-    assert [("left-out" in (each.get_attribute("class") or "")) for each in tokens.all()] == [False, True, False, False]
+    expect(tokens).to_have_count(4)
+    expect(page.locator(".strip").nth(3).locator(".left-out")).to_have_count(1)
     left, right = (page.locator(".strip").nth(i).bounding_box() for i in (0, 1))
     assert left is not None
     assert right is not None
@@ -141,9 +134,9 @@ def test_lab_colours_tokens_by_kl_and_shows_both_models_next_tokens(stack: Stack
     base, chat = (page.get_by_role("table", name=f"Next tokens of {model}") for model in ("base", "chat"))
     for table in (base, chat):
         expect(table.locator("tbody tr").first).to_be_visible()
-    assert base.locator("tbody tr").all_inner_texts()[0].split("\t") == ["1", "75.0%", "␣sure"]
+    expect(base.locator("tbody tr").first.locator("td")).to_have_text(["1", "75.0%", "␣sure"])
     shown = HOSTILE.replace(" ", "␣")
-    assert chat.locator("tbody tr").all_inner_texts()[0].split("\t") == ["1", "87.5%", shown]
+    expect(chat.locator("tbody tr").first.locator("td")).to_have_text(["1", "87.5%", shown])
     expect(page.get_by_text("rank 3 for what came, 1.0%")).to_be_visible()
     expect(page.get_by_text("rank 1 for what came, 50.0%")).to_be_visible()
     assert page.evaluate("window.hacked") is None
@@ -154,7 +147,7 @@ def test_lab_colours_tokens_by_kl_and_shows_both_models_next_tokens(stack: Stack
     expect(page.locator(".scale")).to_contain_text("21.0")
     page = open_page(f"{stack.url}/lab?crosscoder=demo&shade=kl&text={LOST}")
     expect(page.get_by_role("alert").first).to_contain_text("cannot be read")
-    assert SECRET_FOLDER not in page.get_by_role("alert").first.inner_text()
+    expect(page.get_by_role("alert").first).not_to_contain_text(SECRET_FOLDER)
 
 
 def test_why_they_differ_lists_latents_by_what_they_do(stack: Stack, open_page: OpenPage) -> None:
@@ -164,19 +157,17 @@ def test_why_they_differ_lists_latents_by_what_they_do(stack: Stack, open_page: 
     expect(page.get_by_text(re.compile("^At token 9, .*flour.*, where they differ most"))).to_be_visible()
     rows = page.get_by_role("table", name="Latents that carry the difference").locator("tbody tr")
     expect(rows).to_have_count(4)
-    cells = [row.split("\t") for row in rows.all_inner_texts()]
-    assert [(row[0], row[4].partition(" ␣")[0]) for row in cells] == [
-        ("2", "ablate at 3"),
-        ("5", "transplant at 4"),
-        ("7", "ablate at 4"),
-        ("9", "transplant at 5"),
-    ]
-    assert [row.locator(".words").first.inner_text() for row in rows.all()] == [
+    expect(rows.locator("td:nth-child(1)")).to_have_text(["2", "5", "7", "9"])
+    steps = ["ablate at 3", "transplant at 4", "ablate at 4", "transplant at 5"]
+    expect(rows.locator("td:nth-child(5)")).to_contain_text(steps)
+    shares = [
         "into base 3%, out of chat 75%",
         "into base 50%, out of chat −25%",
         "into base –, out of chat ~3%",
         "into base −25%, out of chat –",
     ]
+    for place, share in enumerate(shares):
+        expect(rows.nth(place).locator(".words").first).to_have_text(share)
     assert page.locator("table[aria-label='Latents that carry the difference'] thead th").count() <= 6
     page.get_by_text("into base", exact=True).hover()
     expect(page.locator(".tip", has_text="Share of the KL that goes when chat's row")).to_be_visible()

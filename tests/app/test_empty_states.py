@@ -63,4 +63,4 @@ def test_missing_parts_are_said_one_after_the_other(bare: Stack, open_page: Open
     expect(page.get_by_role("alert").filter(has_text="bad cannot be read:")).to_contain_text("layer")
     page.get_by_role("combobox", name="Crosscoder").click()
     expect(page.get_by_role("option")).to_have_text(["demo"])
-    assert page.locator('[data-testid="stException"]').count() == 0
+    expect(page.locator('[data-testid="stException"]')).to_have_count(0)

@@ -21,7 +21,9 @@ def test_labels_are_written_shown_walked_and_imported(stack: Stack, open_page: O
     for latent in (4, 9):
         words.label(latent, "endings", by_program="some-model", scores=scores)
     page = open_page(f"{stack.url}/latent?crosscoder=demo&latent=7")
-    expect(page.get_by_role("textbox", name="Label")).to_have_attribute("placeholder", demo.latent(7).name)
+    expect(page.get_by_role("textbox", name="Label")).to_have_attribute(
+        "placeholder", demo.latent(7).name.replace("**", "")
+    )
     page.get_by_role("textbox", name="Label").fill("refusals")
     page.get_by_role("textbox", name="Label").press("Enter")
     settle(page)
@@ -39,11 +41,16 @@ def test_labels_are_written_shown_walked_and_imported(stack: Stack, open_page: O
         expect(alert).to_contain_text(said)
     assert words.get(7).text == "of somebody else"
 
+    page = open_page(f"{stack.url}/atlas?ids=4,9")
+    expect(page.locator("tbody tr td:nth-child(4)", has_text="detection 0.82 n 40 ± 0.05")).to_have_count(1)
     page = open_page(f"{stack.url}/labels?crosscoder=demo")
     table = page.get_by_role("table", name="Latents with words")
     expect(table.locator("tbody tr")).to_have_count(3)
     expect(table).to_contain_text("★ of somebody else")
     expect(table).to_contain_text("second <b>of</b> the list")
+    fit = table.locator("tbody tr td:nth-child(3)")
+    expect(fit.nth(0)).to_contain_text("detection 0.82 n 40 ± 0.05")  # of latent 4, which no person labelled
+    expect(fit.nth(2)).to_contain_text("detection –")
     page.get_by_role("table", name="Lists").get_by_role("link", name="mine").click()
     expect(table.locator("tbody tr")).to_have_count(2)
     with page.expect_download() as download:

@@ -8,7 +8,7 @@ from playwright.sync_api import expect
 
 from crosscope_proto.artefacts import PairManifest
 from tests.app.stack import OpenPage, Stack, settle
-from tests.app.test_pages import FITS, OVERLAPS, errors_on
+from tests.app.test_walks import FITS, OVERLAPS, errors_on
 
 pytestmark = pytest.mark.browser
 
@@ -24,10 +24,11 @@ def test_a_look_says_which_layer_and_shows_what_differs(stack: Stack, open_page:
     expect(page.get_by_text("not measured, logit_lens_base: it has none")).to_be_visible()
     expect(page.locator(".js-plotly-plot .scatter")).to_have_count(2)  # both directions
     rows = page.get_by_role("table", name="Tokens that differ most").locator("tbody tr")
-    assert rows.first.inner_text().split("\t")[:4] == ["8", "e", "␣the 61%", "Sorry 90%"]
+    for place, cell in enumerate(("8", "e", "␣the 61%", "Sorry 90%")):
+        expect(rows.first.locator("td").nth(place)).to_have_text(cell)
     for model, first in (("base", ["1", "60.7%", "␣the"]), ("chat", ["1", "90.5%", "Sorry"])):
         table = page.get_by_role("table", name=f"Next tokens of {model}")
-        assert table.locator("tbody tr").first.inner_text().split("\t") == first
+        expect(table.locator("tbody tr").first.locator("td")).to_have_text(first)
     expect(page.locator(".token.locked")).to_have_text("e")
     label = re.compile(r"^e, token 1, user, KL\(chat‖base\), nats: 8\.00$")
     expect(page.locator(".token.locked")).to_have_attribute("aria-label", label)

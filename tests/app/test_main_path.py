@@ -12,6 +12,7 @@ from fixtures_artefacts import write_crosscoder
 from fixtures_looks import write_look
 from playwright.sync_api import Page, expect
 
+from crosscope.app.frame import TITLES
 from crosscope_proto.artefacts import PairManifest, version_folder
 from crosscope_proto.recipe import parse_recipe
 from tests.app.planted_worker import LOST, REFUSED, REST, SECRET_FOLDER
@@ -37,8 +38,8 @@ def wide(stack: Stack) -> dict[str, np.ndarray]:
     return columns
 
 
-def first_row(page: Page) -> str:
-    return page.locator("tbody tr").first.inner_text()
+def expect_first(page: Page, latent: int) -> None:
+    expect(page.locator("tbody tr").first.locator("td").first).to_have_text(str(latent))
 
 
 def test_every_filter_works_by_url_then_a_row_opens(stack: Stack, open_page: OpenPage) -> None:
@@ -51,7 +52,7 @@ def test_every_filter_works_by_url_then_a_row_opens(stack: Stack, open_page: Ope
     page.locator("tbody tr").first.click()
     expect(page.locator("h1")).to_have_text(re.compile(r"Latent \d+"))
     for part in query.split("&"):
-        assert part in page.url
+        expect(page).to_have_url(re.compile(re.escape(part)))
 
 
 def test_every_filter_works_by_hand_then_a_row_opens(stack: Stack, open_page: OpenPage) -> None:
@@ -64,7 +65,7 @@ def test_every_filter_works_by_hand_then_a_row_opens(stack: Stack, open_page: Op
         settle(page)
     page.wait_for_timeout(600)  # what would close the panel with its last filter takes half a second
     expect(shared).to_be_visible()
-    assert page.locator("details").first.get_attribute("open") is not None
+    expect(page.locator("details").first).to_have_attribute("open", "")
     shared.click()
     expect(page).to_have_url(re.compile("classes=shared"))
     for slider, param in (
@@ -127,7 +128,7 @@ def test_a_head_orders_all_latents_and_stays_in_focus(
     link = head.get_by_role("link", name="rel. norm")
     expect(link).to_be_focused()
     latents = stack.client.crosscoder("wide").latents(order_by="-rel_norm", limit=1)
-    assert first_row(page).split()[0] == str(latents[0].id)
+    expect_first(page, latents[0].id)
     link.click()
     expect(page).to_have_url(re.compile("order=rel_norm"))
 
@@ -136,15 +137,14 @@ def test_tables_say_what_columns_and_missing_or_largest_values_mean(
     stack: Stack, open_page: OpenPage, wide: dict[str, np.ndarray]
 ) -> None:
     page = open_page(f"{stack.url}/atlas?crosscoder=wide")
-    page.locator("tbody tr").first.wait_for()
-    assert first_row(page).split()[0] == "5"
+    expect_first(page, 5)
     evidence = page.locator("tbody tr").first.locator(".words")
     expect(evidence).to_have_text(re.compile("ν err –, ν rec .*, useless alone ≥ 11.5$"))
     assert page.locator("thead th").count() <= 6
     expect(page.locator("tbody td b").first).to_be_visible()  # a name's peak
-    assert "**" not in page.locator("tbody").inner_text()
-    assert not {"None", "nan"} & set(page.locator("td").all_inner_texts())
     settle(page)
+    expect(page.locator("tbody")).not_to_contain_text("**")
+    expect(page.locator("td").get_by_text(re.compile("^(None|nan)$"))).to_have_count(0)
     tip = page.locator(".tip", has_text="≥ 11.5 is the largest value that the analysis can give")
     for _ in range(20):  # A table that is drawn again under the pointer hides it.
         page.mouse.move(0, 0)
@@ -168,9 +168,8 @@ def test_back_and_forward_walk_every_pair_of_pages(stack: Stack, open_page: Open
     expect(page).to_have_url(re.compile("crosscoder=demo"))
     assert page.evaluate("history.length") == 2  # the empty page and this one
     sidebar = page.locator('[data-testid="stSidebar"]')
-    for title in ("Overview", "Atlas", "Latent", "Prompt lab", "Steer", "Look", "Jobs"):  # links come one by one
-        expect(sidebar.get_by_role("link", name=title, exact=True)).to_be_visible()
-    titles = [each.strip() for each in sidebar.get_by_role("link").all_inner_texts()]
+    titles = list(TITLES.values())
+    expect(sidebar.get_by_role("link")).to_have_text(titles)
     main = [titles.index(each) for each in ("Overview", "Atlas", "Latent", "Prompt lab", "Jobs")]
     others = [place for place in range(len(titles)) if place not in main]
     walk = [main[place] for place in pairs(len(main))] + [place for other in others for place in (other, 0)]
@@ -226,11 +225,12 @@ def test_an_added_turn_is_a_draft_until_it_says_something(stack: Stack, open_pag
     page = open_page(f"{stack.url}/{LAB}")
     tokens = page.locator(".strip .token")
     expect(tokens).to_have_count(10)
+    settle(page)
     before = tokens.all_text_contents()
     page.get_by_role("button", name="Add turn").click()
     expect(page.get_by_text("Still empty and not run: turn 3.")).to_be_visible()
     settle(page)
-    assert tokens.all_text_contents() == before
+    expect(tokens).to_have_text(before)
     expect(page.get_by_role("alert")).to_have_count(0)
     page.get_by_label("Turn 3, user").fill(REFUSED)
     page.keyboard.press("Control+Enter")
@@ -246,14 +246,14 @@ def test_errors_name_no_folder_of_the_server(stack: Stack, open_page: OpenPage) 
     page = open_page(f"{stack.url}/lab?text={LOST}")
     alert = page.get_by_role("alert")
     expect(alert).to_contain_text("…/crosscoders/demo/CURRENT cannot be read")
-    assert SECRET_FOLDER not in alert.inner_text()
+    expect(alert).not_to_contain_text(SECRET_FOLDER)
 
 
 def test_a_character_of_two_tokens_stands_on_the_first(stack: Stack, open_page: OpenPage) -> None:
     page = open_page(f"{stack.url}/lab?text={quote('a red ' + REST)}")
     tokens = page.locator(".strip .token")
     expect(tokens).to_have_count(5)
-    assert "".join(tokens.all_text_contents()) == f"<bos>a red {REST}"
+    expect(page.locator(".strip .tokens")).to_have_text(f"<bos>a red {REST}")
     expect(tokens.nth(4)).to_have_attribute("aria-label", re.compile(r"rest of the character before\), token 4"))
     assert "⋯" in tokens.nth(4).evaluate('(token) => getComputedStyle(token, "::before").content')
 

@@ -6,7 +6,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 import numpy as np
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
 
 from crosscope import _tables
 from crosscope.app.columns import ATLAS_COLUMNS, complete
@@ -20,50 +20,7 @@ pytestmark = pytest.mark.browser
 TURNS = [["user", "bake some <img src=x onerror=window.hacked=1> bread"], ["assistant", "first\n\nflour"]]
 LAB = f"lab?crosscoder=demo&turns={quote(json.dumps(TURNS))}"
 STEER = f"steer?crosscoder=demo&turns={quote(json.dumps(TURNS[:1]))}&steer=7+add+4&steer=3,5+ablate"
-CHART, BARS, TOKEN = ".points[data-drawn]", ".bar", ".strip .token"
-PAGES = {
-    "": BARS,
-    "atlas": CHART,
-    "latent?latent=7": TOKEN,
-    LAB: TOKEN,
-    "jobs": "[data-testid=stMain] p",
-    "jobs?show=New+job": "textarea",
-    STEER: "textarea",
-    "labels": "[data-testid=stFileUploader]",
-}
-"""Paths, and what each page draws late."""
-FITS = """() => [document.documentElement, document.querySelector("[data-testid=stMain]")]
-    .every((element) => element.scrollWidth === element.clientWidth)"""
-
-
-OVERLAPS = """() => [...document.querySelectorAll('[data-testid="stColumn"]')].flatMap((column) => {
-    const clips = (node) => node !== column &&
-        (getComputedStyle(node).overflowX !== "visible" || clips(node.parentElement));
-    return [...column.querySelectorAll("td, p, span, div")]
-        .filter((node) => node.getBoundingClientRect().right > column.getBoundingClientRect().right + 2)
-        .filter((node) => node.getBoundingClientRect().width && !clips(node.parentElement))
-        .map((node) => node.textContent.trim().slice(0, 40)).filter(Boolean);
-})"""
-"""Texts that reach out of their column, where they lie over the next one."""
-
-
-def errors_on(page: Page) -> list[str]:
-    return page.locator('[data-testid="stException"], [data-testid="stAlert"]').all_inner_texts()
-
-
-@pytest.mark.parametrize(
-    "path", PAGES, ids=("overview", "atlas", "latent", "lab", "jobs", "new-job", "steer", "labels")
-)
-def test_page_draws_without_errors_overlaps_or_sideways_scrolling(stack: Stack, open_page: OpenPage, path: str) -> None:
-    page = open_page(f"{stack.url}/{path}", width=390, dark=True)
-    page.locator(PAGES[path]).first.wait_for()
-    for width in (390, 900, 1440):
-        page.set_viewport_size({"width": width, "height": 900})
-        settle(page)
-        page.wait_for_function(FITS)
-        assert page.evaluate(OVERLAPS) == [], width
-        # The planted crosscoder's data lies nowhere, and the form says so.
-        assert [each for each in errors_on(page) if "cannot be used as it is" not in each] == []
+CHART = ".points[data-drawn]"
 
 
 def test_overview_tells_what_the_server_knows_and_a_bar_opens_the_atlas(stack: Stack, open_page: OpenPage) -> None:
@@ -76,7 +33,7 @@ def test_overview_tells_what_the_server_knows_and_a_bar_opens_the_atlas(stack: S
     expect(page.locator(".xs-bars").first).to_contain_text(str(info.class_counts["chat_only"]))
     expect(page.get_by_text("Planted behaviours")).to_be_visible()
     expect(page).to_have_url(re.compile("crosscoder=demo"))
-    assert page.locator(".js-plotly-plot").count() == 0  # nothing of the first page needs a plotting library
+    expect(page.locator(".js-plotly-plot")).to_have_count(0)  # nothing of the first page needs a plotting library
     bars = page.get_by_role("link", name=re.compile("^relative norm .*, chat-only$"))
     bars.last.hover()
     expect(page.locator(".tip", has_text="relative norm")).to_contain_text("latents, chat-only")
@@ -248,10 +205,11 @@ def test_latent_shows_class_evidence_and_examples_of_the_server(stack: Stack, op
     example = latent.examples(limit=1, context=32)[0]
     strip = page.locator(".strip").first
     expect(strip.locator(".token")).to_have_count(len(example.tokens))
-    assert strip.locator(".token").all_text_contents() == list(example.tokens.pieces)
+    expect(strip.locator(".tokens")).to_contain_text("".join(example.tokens.pieces).strip())
     active = strip.locator(".token.on")
     expect(active).to_have_count(len(example.positions))
     peak = strip.locator(".token").nth(example.peak)
+    expect(peak).to_have_attribute("aria-label", re.compile("activation .* of latent 7"))
     label = peak.get_attribute("aria-label") or ""
     shown = re.search(r"activation ([\d.]+) of latent 7", label)
     assert shown is not None
@@ -293,7 +251,8 @@ def test_lab_shows_text_as_text_and_leaves_tokens_out_unless_asked(stack: Stack,
     expect(page.get_by_text("7 of 7 latents that fire")).to_be_visible()
     expect(page.locator(".strip .token", has_text="<img")).to_have_count(1)
     assert page.evaluate("window.hacked") is None
-    assert page.locator(".strip img").count() == 0
+    expect(page.locator(".strip img")).to_have_count(0)
+    expect(page.locator(".strip .token", has_text="flour")).to_have_count(1)
     assert "first\n\nflour" in "".join(page.locator(".strip .token").all_text_contents())
     bos = page.locator(".strip .token").first
     expect(bos).to_have_class(re.compile("left-out"))

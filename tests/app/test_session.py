@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 from fixtures_artefacts import write_crosscoder
 
-from crosscope.app import session
+from crosscope.app import (
+    asking,
+    session,
+)
 from tests.client.conftest import running_server
 
 
@@ -24,7 +27,7 @@ def version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_latents_that_are_read_ahead_are_there_when_they_are_needed(version: str) -> None:
     asked = [(11, "top", None, 32), (40, "silent", None, 32)]
-    first, missing = session.ahead("demo", version, [6, 99], asked)
+    first, missing = asking.ahead("demo", version, [6, 99], asked)
     assert first.result(30) is session.latent("demo", version, 6)
     assert first.result() is not None
     assert missing.result(30) is None

@@ -1,20 +1,24 @@
 """`python -m crosscope.app`: serves the app with its settings (settings.py), which come from the environment."""
 
 import gc
+import importlib
 import os
 import secrets
 import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
-import pandas  # noqa: F401 (Streamlit's widgets load it when they are first drawn)
 import streamlit as st
 from starlette.middleware import Middleware
 
-from crosscope.app import frame  # noqa: F401 (the script of the first visitor finds all pages loaded)
 from crosscope.app.files import Compressed
 from crosscope.app.guard import PARAMETER, Guard
 from crosscope.app.palette import theme_options
 from crosscope.app.settings import AppSettings, Login, SettingsError, read_settings
+
+LOADED_AHEAD = ("pandas", "crosscope.app.frame")
+"""Modules that the first visitor would wait for: what Streamlit's widgets load when they are first drawn, all pages."""
 
 
 def options(settings: AppSettings) -> dict[str, object]:
@@ -50,10 +54,22 @@ def main() -> None:
         scheme = "https" if settings.tls else "http"
         sys.stderr.write(f"Open {scheme}://{settings.host}:{settings.port}/?{PARAMETER}={key}\n")
     guard = Middleware(Guard, hosts=settings.hosts, key=key if settings.login is Login.KEY else None)
-    app = st.App(Path(__file__).with_name("main.py").resolve(), middleware=[guard, Middleware(Compressed)])
-    gc.collect()
-    gc.freeze()  # Streamlit collects behind every run, and sends nothing meanwhile; modules never become garbage
+    script = Path(__file__).with_name("main.py").resolve()
+    app = st.App(script, middleware=[guard, Middleware(Compressed)], lifespan=loaded)
     app.run(config=options(settings))
+
+
+@asynccontextmanager
+async def loaded(_: st.App) -> AsyncGenerator[None]:
+    """Loads LOADED_AHEAD before the first visitor comes, and keeps what is loaded out of garbage collections.
+
+    Streamlit collects behind every run, and sends nothing meanwhile; modules never become garbage.
+    """
+    for name in LOADED_AHEAD:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+    yield
 
 
 if __name__ == "__main__":

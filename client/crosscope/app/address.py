@@ -7,6 +7,7 @@ button would. Knows pages by name only.
 
 from collections.abc import Mapping
 from functools import cache
+from html import escape
 from typing import Any, NoReturn
 from urllib.parse import urlencode
 from uuid import uuid4
@@ -55,18 +56,19 @@ function listen() {
     field.focus();
   }, true);
   document.addEventListener("click", (event) => {
-    const link = event.target.closest?.('[data-testid="stPageLink-NavLink"], a.xs-link');
+    const link = event.target.closest?.("a.xs-link");
     if (!link || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
-    const written = link.getAttribute("href"), href = written.startsWith("?") ? `./${written}` : written || "./";
-    if (new URL(href, window.location.href).href === window.location.href) return; // Streamlit draws the page again
     event.preventDefault();
     event.stopPropagation();
-    follow(href);
+    const href = link.getAttribute("href");
+    if (new URL(href, window.location.href).href === window.location.href) window.crosscopeAgain?.();
+    else follow(href);
   }, true);
 }
 
-export default function ({ data }) {
+export default function ({ data, setTriggerValue }) {
   listen();
+  window.crosscopeAgain = () => setTriggerValue("again", true);
   if (!data || done.has(data.move)) return;
   done.add(data.move);
   if (data.seen === null) follow(data.href);
@@ -75,8 +77,8 @@ export default function ({ data }) {
   }
 }
 """
-"""Takes Streamlit's own links over, and those of class xs-link, so that every step goes the same way; / goes to the
-sidebar's field."""
+"""Takes the links of class xs-link over, so that every step goes the same way; one to the page that is shown draws it
+again. / goes to the sidebar's field."""
 
 
 @cache
@@ -89,6 +91,11 @@ def href(page: str, params: Mapping[str, Any]) -> str:
     query = urlencode(texts(params), doseq=True)
     path = "./" if page == "overview" else page
     return f"{path}?{query}" if query else path
+
+
+def link(href: str, says: str, attributes: str = "") -> str:
+    """A link of the app as HTML, which the browser follows as a step within it; `says` is plain text."""
+    return f'<a class="xs-link" href="{escape(href)}"{attributes}>{escape(says)}</a>'
 
 
 def here(changes: Mapping[str, Any]) -> str:
@@ -115,4 +122,8 @@ def settle() -> None:
     seen = url.params()
     fits = url.canonical() == seen
     data = None if fits else {"href": here({}), "seen": urlencode(seen, doseq=True), "move": uuid4().hex}
-    _component()(key="address-settle", data=data)
+    _component()(key="address-settle", data=data, on_again_change=_draw_again)
+
+
+def _draw_again() -> None:
+    """Does nothing: the run that a trigger causes draws the page again."""

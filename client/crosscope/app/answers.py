@@ -10,7 +10,17 @@ import numpy as np
 import streamlit as st
 
 from crosscope import Answer, CrosscoderInfo, LeftOut, NewToken
-from crosscope.app import address, latent_list, prompts, session, steering, tables, text, url
+from crosscope.app import (
+    address,
+    asking,
+    errors,
+    latent_list,
+    prompts,
+    steering,
+    tables,
+    text,
+    url,
+)
 from crosscope.app.answering import Answering
 from crosscope.app.table_view import Column
 from crosscope.app.token_view import Strip, TokenEvent, token_view
@@ -111,11 +121,11 @@ def against_plain(answering: Answering, places: Sequence[PLACES], info: Crosscod
         if answering.arms[place[0]].steer and tokens:
             asked[place] = json.dumps({"token_ids": [*answering.prompt.ids, *(token.id for token in tokens)]})
     for prompt in asked.values():
-        session.ask_ahead("compare", info.name, info.version_id, prompt, UNLISTED)
+        asking.ask_ahead("compare", info.name, info.version_id, prompt, UNLISTED)
     found: dict[PLACES, np.ndarray] = {}
-    with session.shown_errors(part="plain"):
+    with errors.shown_errors(part="plain"):
         for place, prompt in asked.items():
-            comparison = session.compare(info.name, info.version_id, prompt, UNLISTED)
+            comparison = asking.compare(info.name, info.version_id, prompt, UNLISTED)
             model = comparison.base if answering.arms[place[0]].model == "base" else comparison.chat
             found[place] = model.log_probabilities[len(answering.prompt) - 1 : -1]
     return found

@@ -11,7 +11,14 @@ from typing import NamedTuple
 import streamlit as st
 
 from crosscope import CrosscoderInfo, LatentGroup, LatentGroupList
-from crosscope.app import prompts, session, story, text
+from crosscope.app import (
+    errors,
+    panels,
+    prompts,
+    session,
+    story,
+    text,
+)
 from crosscope.app.answering import Answering
 from crosscope.app.prompts import LabPrompt
 from crosscope_proto.roles import TEMPLATE_ROLES
@@ -38,13 +45,13 @@ class Asked(NamedTuple):
 
 def story_of(info: CrosscoderInfo) -> None:
     """Draws what the latents say about the tuning, and the cards."""
-    with session.shown_errors(part="story"):
+    with errors.shown_errors(part="story"):
         groups = session.groups(info.name, info.version_id)
         st.html(story.style())
         first, *rest = map(text.plain, story.sentences(groups, info.metrics))
         st.markdown("\n".join([f"**{first}**", "", *(f"- {sentence}" for sentence in rest)]))
-        with st.expander("How this is counted"):
-            st.markdown(story.COUNTED)
+        if box := panels.folded("How this is counted", "story-counted"):
+            box.markdown(story.COUNTED)
         with st.container(horizontal=True, gap="medium", key="story-cards"):
             for group in groups:
                 card(group, groups, info)
@@ -97,7 +104,7 @@ def draw(asked: Asked, key: str, was_running: bool) -> None:
     if answering.error:
         spoken = prompt.spoken
         said = json.dumps(prompt.params())
-        session.show_error(answering.error, said, lambda sentence: prompts.as_on_page(sentence, spoken), key)
+        errors.show_error(answering.error, said, lambda sentence: prompts.as_on_page(sentence, spoken), key)
         return
     st.html(story.answers(said_by(asked), request_of(prompt), is_over=answering.is_over))
 

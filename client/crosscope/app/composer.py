@@ -9,7 +9,7 @@ from dataclasses import replace
 import streamlit as st
 
 from crosscope import InvalidInput, turns_from_text
-from crosscope.app import prompts, text, url
+from crosscope.app import panels, prompts, text, url
 from crosscope.app.prompts import ROLES, LabPrompt, Turn
 
 PASTED, RECOGNISED = "lab-pasted", "lab-recognised"
@@ -99,16 +99,16 @@ def _fields(prompt: LabPrompt, answered: bool) -> LabPrompt:
 
 def paste() -> None:
     """A field for a copied conversation, which becomes the turns of the prompt."""
-    with st.expander("Paste a conversation"):
-        st.text_area(
+    if box := panels.folded("Paste a conversation", "paste"):
+        box.text_area(
             "A conversation as text",
             key=PASTED,
             height=120,
             help="Llama 3 headers, ChatML, Gemma's turns, JSON messages, or lines like User: and Assistant:.",
         )
-        st.button("Make turns of it", on_click=take_pasted)
+        box.button("Make turns of it", on_click=take_pasted)
         if said := st.session_state.get(RECOGNISED):
-            st.caption(text.plain(said))
+            box.caption(text.plain(said))
 
 
 def take_pasted() -> None:
@@ -128,8 +128,8 @@ def take_pasted() -> None:
 def template_options(prompt: LabPrompt) -> None:
     """Draws a field for arguments of the chat template."""
     key = f"options-{digest(prompt.template_options)}"
-    with st.expander("Template options", expanded=bool(prompt.template_options)):
-        st.text_input(
+    if box := panels.folded("Template options", "template-options", opened=bool(prompt.template_options)):
+        box.text_input(
             "Arguments of the chat template, as JSON",
             prompt.template_options,
             key=key,

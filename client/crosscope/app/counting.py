@@ -13,7 +13,10 @@ import streamlit as st
 from streamlit.components import v2
 
 from crosscope import CrosscoderInfo, CrosscopeError
-from crosscope.app import session, text
+from crosscope.app import (
+    asking,
+    text,
+)
 from crosscope.app.palette import css_variables
 from crosscope.app.prompts import LabPrompt
 
@@ -81,7 +84,7 @@ def count(prompt: LabPrompt, info: CrosscoderInfo) -> tuple[str, bool]:
     if prompt.is_empty:
         return "", False
     try:
-        found = session.count_tokens(info.name, info.version_id, json.dumps(prompt.arguments()))
+        found = asking.count_tokens(info.name, info.version_id, json.dumps(prompt.arguments()))
     except CrosscopeError as error:
         return str(error), False
     of = "" if found.limit is None else f" of {text.count(found.limit)}"

@@ -18,7 +18,16 @@ from crosscope import (
     ModelPredictions,
 )
 from crosscope._tables import percent
-from crosscope.app import address, composer, panels, prompts, session, tables, text, url
+from crosscope.app import (
+    address,
+    asking,
+    composer,
+    panels,
+    prompts,
+    tables,
+    text,
+    url,
+)
 from crosscope.app.columns import SPECIFIC_OF_NUMBER
 from crosscope.app.latent_list import latent_list
 from crosscope.app.next_tokens import side_by_side
@@ -180,7 +189,7 @@ def why(prompt: LabPrompt, arguments: str, comparison: Comparison, locked: int |
     st.header("Why they differ")
     piece = text.plain(text.visible(comparison.tokens.pieces[tokens[0]]))
     st.caption(f"At token {tokens[0]}, “{piece}”" + (", where they differ most." if locked is None else "."))
-    explanation(prompt, session.attribute_both(info.name, info.version_id, arguments, tokens[0]), info)
+    explanation(prompt, asking.attribute_both(info.name, info.version_id, arguments, tokens[0]), info)
 
 
 def explanation(prompt: LabPrompt, found: BothAttributions, info: CrosscoderInfo) -> None:

@@ -28,10 +28,15 @@ _PAGE = re.compile(r"/[a-z]*")
 _UNUSED_FONT = re.compile(rb"<link\s+rel=\"preload\"[^>]*?as=\"font\"[^>]*?/>", re.DOTALL)
 
 
+_STILL = b"<style>[data-testid=stSkeleton]{animation:none!important}</style></head>"
+"""A skeleton that pulses is drawn again sixty times a second, while the page needs the processor."""
+
+
 class Compressed:
     """Answers what Streamlit's page asks for first with compressed bytes, and hands everything else on.
 
-    The page itself loses its preloaded font: the app's theme uses fonts of the system.
+    The page itself loses its preloaded font, because the app's theme uses fonts of the system, and its skeletons stand
+    still.
     """
 
     def __init__(self, app: Served) -> None:
@@ -84,4 +89,5 @@ def compressed(file: Path) -> bytes:
     content = file.read_bytes()
     if file.suffix == ".html":
         content = _UNUSED_FONT.sub(b"", content).replace(b"<title>Streamlit</title>", b"<title>crosscope</title>")
+        content = content.replace(b"</head>", _STILL, 1)
     return gzip.compress(content, 9, mtime=0)

@@ -1,12 +1,12 @@
 """What every run of the script draws: the sidebar, and the page that the URL names."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import streamlit as st
 
 from crosscope import CrosscoderInfo, CrosscopeError, Unauthorized
-from crosscope.app import address, login, panels, session, text, theme, url
+from crosscope.app import address, errors, login, panels, session, text, theme, url
 from crosscope.app.views import atlas, jobs, lab, labels, latent, look, overview, search, steer, versus
 
 TITLES = {
@@ -50,7 +50,6 @@ def draw() -> None:
         )
         for name, view in views.items()
     }
-    st.session_state[session.PAGES] = pages
     current = st.navigation(list(pages.values()), position="hidden")
     if not login.is_known():
         return
@@ -60,22 +59,22 @@ def draw() -> None:
         refused(error)
         return
     except CrosscopeError as error:
-        sidebar([], pages)
+        sidebar([], current.title)
         no_server(error)
         return
-    chosen = sidebar(found, pages)
+    chosen = sidebar(found, current.title)
     st.session_state[session.CHOSEN] = chosen
     if wanted := st.session_state.pop(SEARCHED, ""):
         address.go("search", crosscoder=chosen.name if chosen else None, text=wanted)
     try:
         current.run()
     except CrosscopeError as error:
-        session.show_error(error)
+        errors.show_error(error)
     address.settle()
 
 
-def sidebar(found: list[CrosscoderInfo], pages: Iterable[str]) -> CrosscoderInfo | None:
-    """Links to the pages and the choice of a crosscoder, which is the URL's `crosscoder`.
+def sidebar(found: list[CrosscoderInfo], current: str) -> CrosscoderInfo | None:
+    """Links to the pages and the choice of a crosscoder, which is the URL's `crosscoder`. `current` is a page's title.
 
     A crosscoder that the server cannot read cannot be chosen; the overview says why.
     """
@@ -85,10 +84,20 @@ def sidebar(found: list[CrosscoderInfo], pages: Iterable[str]) -> CrosscoderInfo
         chosen = choice(published, {info.name: info.broken for info in found}) if published else None
         if chosen:
             search_box()
-        for name in pages:
-            session.link(name, TITLES[name], crosscoder=chosen.name if chosen else None)
-        theme.switch(["" if name == "overview" else name for name in pages])
+        st.html(links(current, chosen.name if chosen else None))
+        theme.switch(["" if name == "overview" else name for name in TITLES])
     return chosen
+
+
+def links(current: str, crosscoder: str | None) -> str:
+    """The pages as links, in one element: Streamlit's own links take as long to draw as a small page."""
+    items = (
+        address.link(
+            address.href(name, {"crosscoder": crosscoder}), title, ' aria-current="page"' if title == current else ""
+        )
+        for name, title in TITLES.items()
+    )
+    return f'<nav class="xs-pages" aria-label="Pages">{"".join(items)}</nav>'
 
 
 def search_box() -> None:

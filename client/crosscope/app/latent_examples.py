@@ -10,7 +10,15 @@ import streamlit as st
 
 from crosscope import CrosscoderInfo, Example, ExampleGroup, ExampleList, Latent
 from crosscope._sections import Folded, Section, sections
-from crosscope.app import address, prompts, session, text, url
+from crosscope.app import (
+    address,
+    asking,
+    errors,
+    prompts,
+    session,
+    text,
+    url,
+)
 from crosscope.app.token_view import Strip, TokenEvent, strip_of_latent, token_view
 
 EXAMPLES_A_PAGE = 10
@@ -35,7 +43,7 @@ def examples(latent: Latent, info: CrosscoderInfo, near: Sequence[int] = ()) -> 
 
     What the latents `near` would show is read ahead.
     """
-    with session.shown_errors():
+    with errors.shown_errors():
         list_examples(latent, info, near)
 
 
@@ -68,7 +76,7 @@ def list_examples(latent: Latent, info: CrosscoderInfo, near: Sequence[int]) -> 
     if ExampleGroup.SILENT in GROUPS[group] and not any(each.group is ExampleGroup.SILENT for each in found):
         st.caption(why_none_is_silent(info))
     if limit == EXAMPLES_A_PAGE:
-        session.ahead(info.name, info.version_id, near, asked)
+        asking.ahead(info.name, info.version_id, near, asked)
 
 
 def draw(section: Section, latent: Latent, info: CrosscoderInfo, first: int) -> None:

@@ -52,8 +52,9 @@ def statistics(latent: Latent, info: CrosscoderInfo) -> None:
     panels.bars([share(*each) for each in zip(info.datasets, latent.dataset_shares, strict=False)], largest=1.0)
     st.header("Latent scaling")
     scaling_table("Along the chat decoder row (the published choice)", latent.chat_direction)
-    with st.expander("Along the base decoder row"):
-        scaling_table("", latent.base_direction)
+    if box := panels.folded("Along the base decoder row", "base-row"):
+        with box:
+            scaling_table("", latent.base_direction)
     uselessness(latent, session.uselessness_floor(info))
     neighbours(latent, info)
     coactive(latent, info)

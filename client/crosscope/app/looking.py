@@ -6,7 +6,13 @@ from functools import partial
 import streamlit as st
 
 from crosscope import Arm, CrosscoderInfo
-from crosscope.app import composer, session, text, url
+from crosscope.app import (
+    composer,
+    errors,
+    session,
+    text,
+    url,
+)
 from crosscope.app.answering import Answering
 from crosscope.app.prompts import LabPrompt
 
@@ -25,7 +31,7 @@ def generate_then_look(prompt: LabPrompt, info: CrosscoderInfo) -> None:
     if (note := st.session_state.get(NOTE)) and note[0] == said:
         st.caption(text.plain(note[1]))
     if wants:
-        with session.shown_errors(said, "answer"):
+        with errors.shown_errors(said, "answer"):
             generate(prompt, model, most, info)
 
 

@@ -6,7 +6,15 @@ The YAML is kept in the session, so that it outlives the page.
 import streamlit as st
 
 from crosscope import CrosscopeError
-from crosscope.app import planned, recipe_form, session, starter, text, url
+from crosscope.app import (
+    errors,
+    planned,
+    recipe_form,
+    session,
+    starter,
+    text,
+    url,
+)
 from crosscope_proto.rates import DEVICES
 
 RECIPE, KEPT_RECIPE = "recipe", "jobs-recipe"
@@ -52,7 +60,7 @@ def draw() -> None:
         form, side = st.columns([1, 1], gap="large")
     with form:
         st.header("Form")
-        with session.shown_errors(part="form"):
+        with errors.shown_errors(part="form"):
             recipe_form.draw(schema(), recipe, keep, wrong)
     with side:
         st.header("YAML")
@@ -61,7 +69,7 @@ def draw() -> None:
         devices = [planned.WORKERS, *(each.name for each in DEVICES)]
         url.choice(st.container(), "Plan for", devices, planned.WORKERS, "device")
         if failed is not None:
-            session.show_error(failed, recipe, part="plan")
+            errors.show_error(failed, recipe, part="plan")
         elif wrong:
             lines = [f"- `{field or 'whole'}`: {text.plain(text.without_paths(said, recipe))}" for field, said in wrong]
             st.error("\n".join(["This cannot be used as it is:", "", *lines]))
@@ -83,7 +91,7 @@ def _buttons() -> None:
     )
     row.button("Submit", type="primary", on_click=_submit)
     if refused := st.session_state.pop("jobs-refused", None):
-        session.show_error(refused, st.session_state[KEPT_RECIPE], part="submit")
+        errors.show_error(refused, st.session_state[KEPT_RECIPE], part="submit")
 
 
 def _submit() -> None:
@@ -111,7 +119,7 @@ def first_recipe() -> str:
     chosen = session.chosen()
     if chosen is None:
         return starter.FORM
-    with session.shown_errors():
+    with errors.shown_errors():
         made = next((job.recipe_yaml for job in session.jobs() if job.version_id == chosen.version_id), "")
         return starter.of_published(made, session.manifest(chosen))
     return starter.of_published("", session.manifest(chosen))

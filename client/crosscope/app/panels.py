@@ -21,6 +21,7 @@ _VERDICT_HELP = "What the measurements say of the class, and to which model the 
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+    from streamlit.delta_generator import DeltaGenerator
 
 
 @cache
@@ -68,6 +69,12 @@ def verdict(judgement: Judgement) -> str:
     """A verdict with its reasons as HTML, and the model that the latent is specific to."""
     specific_to = f"; {SPECIFIC_NAMES[judgement.specific_to]}" if judgement.specific_to else ""
     return f'<span class="xs-verdict" title="{escape(_VERDICT_HELP)}">{escape(f"{judgement}{specific_to}")}</span>'
+
+
+def folded(label: str, key: str, *, opened: bool = False) -> "DeltaGenerator | None":
+    """Draws an expander; returns its inside while it is open. What it holds is drawn only then."""
+    box = st.expander(label, opened, key=key, on_change="rerun")
+    return box if box.open else None
 
 
 def facts(items: Iterable[tuple[str, str] | tuple[str, str, str]]) -> None:

@@ -1,31 +1,23 @@
-"""What all pages share: the client, the chosen crosscoder, cached answers, and the look of errors.
+"""What all pages share: the client, the chosen crosscoder, and cached answers about it.
 
 A session keeps the version of a crosscoder that it found first until a person asks for the newer one, so that no page
-mixes two versions. Caches are keyed by version id. Answers to prompts are cached for each token; what every token may
-read is shared by all viewers. Does not know widgets and URLs, which belong to the pages.
+mixes two versions. Caches are keyed by version id. What every token may read is shared by all viewers. Does not know widgets and URLs, which belong to the pages.
 """
 
 import json
 import math
 import os
-from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import streamlit as st
 
 from crosscope import (
-    BothAttributions,
-    Busy,
     Client,
-    Comparison,
     Crosscoder,
     CrosscoderInfo,
-    CrosscopeError,
     Detector,
-    Encoding,
     ExampleList,
     InvalidInput,
     JobInfo,
@@ -34,16 +26,11 @@ from crosscope import (
     LatentMatches,
     Look,
     LookInfo,
-    TokenCount,
-    TopLatents,
     TrainingCurves,
-    Unavailable,
-    VersionGone,
 )
 from crosscope.app import address, login
 from crosscope.app.columns import ATLAS_COLUMNS, complete
 from crosscope.app.settings import DEFAULT_ADDRESS
-from crosscope.app.text import plain, without_paths
 from crosscope_proto.artefacts import LatentPart
 
 CHOSEN = "crosscope-chosen"
@@ -52,8 +39,6 @@ PINNED = "crosscope-pinned"
 """Key of the session state with the cards of the crosscoders that this session has opened, by name."""
 MOST_CARDS = 9
 """Groups of latents that the overview shows."""
-PAGES = "crosscope-pages"
-"""Key of the session state with the app's pages by name."""
 
 
 def client() -> Client:
@@ -98,11 +83,12 @@ def jobs(limit: int = 50) -> list[JobInfo]:
 
 def crosscoder(name: str, version_id: str) -> Crosscoder:
     """The viewer's handle of one version. Every question about a crosscoder goes through it."""
-    return _crosscoder(login.token(), name, version_id)
+    return crosscoder_as(login.token(), name, version_id)
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)
-def _crosscoder(token: str | None, name: str, version_id: str) -> Crosscoder:
+def crosscoder_as(token: str | None, name: str, version_id: str) -> Crosscoder:
+    """The handle of one version for a token; None: for the app's own."""
     return clients(token).crosscoder(name, version=version_id)
 
 
@@ -150,7 +136,7 @@ def among(name: str, version_id: str, part: str, peak: str) -> np.ndarray | None
 def parts(name: str, version_id: str) -> list[str]:
     """The parts of a dictionary; empty if it has none."""
     asked = crosscoder(name, version_id)
-    return [part for part in LatentPart if asked.latent(0).part and _has_part(asked, part)]
+    return [part for part in LatentPart if _has_part(asked, part)] if asked.latent(0).part else []
 
 
 def _has_part(asked: Crosscoder, part: str) -> bool:
@@ -204,78 +190,6 @@ def examples(
     return crosscoder(name, version_id).examples(latent_id, limit=limit, group=group, dataset=dataset, context=context)
 
 
-def ahead(
-    name: str, version_id: str, latents: Sequence[int], asked: Sequence[tuple[Any, ...]]
-) -> list[Future[Latent | None]]:
-    """Reads latents and their examples in the background, so that a step to one of them finds all of it there.
-
-    `asked` are the arguments of `examples` behind the latent. A call that fails is made again when it is needed.
-    """
-    pool, token = _threads(), login.token()
-    return [pool.submit(login.run_as, token, _read, name, version_id, each, tuple(asked)) for each in latents]
-
-
-def _read(name: str, version_id: str, latent_id: int, asked: Sequence[tuple[Any, ...]]) -> Latent | None:
-    with suppress(CrosscopeError):
-        for arguments in asked:
-            examples(name, version_id, latent_id, *arguments)
-        return latent(name, version_id, latent_id)
-
-
-def count_tokens(name: str, version_id: str, prompt_json: str) -> TokenCount:
-    """How many tokens a prompt has; `prompt_json` as in `encode`."""
-    return _count_tokens(login.token(), name, version_id, prompt_json)
-
-
-@st.cache_resource(max_entries=256, show_spinner=False)
-def _count_tokens(token: str | None, name: str, version_id: str, prompt_json: str) -> TokenCount:
-    arguments = json.loads(prompt_json)
-    prompt = arguments.pop("messages", None) or arguments.pop("text")
-    return _crosscoder(token, name, version_id).count_tokens(prompt, **arguments)
-
-
-@st.cache_resource(show_spinner=False)
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(8, "asking")
-
-
-@st.cache_resource(max_entries=128, show_spinner=False)
-def _asking(token: str | None, call: str, name: str, version_id: str, prompt_json: str, more_json: str) -> Future[Any]:
-    more = json.loads(more_json)
-    if "tokens" in more:
-        more["tokens"] = slice(*more["tokens"])
-    ask = getattr(_crosscoder(token, name, version_id), call)
-    return _threads().submit(ask, **json.loads(prompt_json), **more)
-
-
-def ask_ahead(call: str, name: str, version_id: str, prompt_json: str, more_json: str = "{}") -> None:
-    """Begins to ask what the page needs later: "encode", "compare" or "top_latents", so that calls run side by side."""
-    _asking(login.token(), call, name, version_id, prompt_json, more_json)
-
-
-def _answer(call: str, name: str, version_id: str, prompt_json: str, more_json: str, spinner: str) -> Any:
-    """The answer of a call that may be on its way already. A failed one is asked again the next time."""
-    asked = _asking(login.token(), call, name, version_id, prompt_json, more_json)
-    try:
-        if asked.done():
-            return asked.result()
-        with st.spinner(spinner):
-            return asked.result()
-    except CrosscopeError:
-        _asking.clear(login.token(), call, name, version_id, prompt_json, more_json)
-        raise
-
-
-def encode(name: str, version_id: str, prompt_json: str) -> Encoding:
-    """The sparse code of a prompt; `prompt_json` holds the arguments of `Crosscoder.encode`."""
-    return _answer("encode", name, version_id, prompt_json, "{}", "Running both models …")
-
-
-def top_latents(name: str, version_id: str, prompt_json: str, ranking_json: str) -> TopLatents:
-    """The latents of a prompt, ranked; `ranking_json` holds the other arguments of `Crosscoder.top_latents`."""
-    return _answer("top_latents", name, version_id, prompt_json, ranking_json, "Ranking …")
-
-
 @st.cache_data(ttl=2, show_spinner=False)
 def looks() -> list[LookInfo]:
     """All looks, newest first, those that cannot be read last."""
@@ -288,75 +202,9 @@ def look(name: str, created_at: float) -> Look:  # noqa: ARG001
     return client().look(name)
 
 
-NEXT_TOKENS = 8
-"""Next tokens of each model that a page shows."""
-
-
-COMPARED = json.dumps({"top_n": NEXT_TOKENS})
-"""Further arguments of `Crosscoder.compare`."""
-
-
-def compare(name: str, version_id: str, prompt_json: str, more_json: str = COMPARED) -> Comparison:
-    """Both models' predictions on a prompt; `prompt_json` as in `encode`, `more_json` as in COMPARED."""
-    return _answer("compare", name, version_id, prompt_json, more_json, "Running both models whole …")
-
-
-def attribute_both(name: str, version_id: str, prompt_json: str, at: int) -> BothAttributions:
-    """What latents do to the difference at one token of a prompt, in both models; `prompt_json` as in `encode`."""
-    return _attribute_both(login.token(), name, version_id, prompt_json, at)
-
-
-@st.cache_resource(max_entries=32, show_spinner="Changing latents in both models, one by one …")
-def _attribute_both(token: str | None, name: str, version_id: str, prompt_json: str, at: int) -> BothAttributions:
-    return _crosscoder(token, name, version_id).attribute_both(**json.loads(prompt_json), tokens=[at])
-
-
-def show_error(
-    error: CrosscopeError, said: str = "", as_on_page: Callable[[str], str] = str, part: str = "page"
-) -> None:
-    """Shows what happened and at which fields, with a button to try again if that may help.
-
-    Paths on the server's machine are cut short, except those in `said`, which is what the person wrote. `as_on_page`
-    gives a sentence or a field with the page's names and numbers. `part` names the part of the page that failed; a page
-    may show one error of each.
-    """
-
-    def sentence(text: str) -> str:
-        return plain(without_paths(as_on_page(text), said))
-
-    if isinstance(error, VersionGone):
-        version_gone(error)
-    elif isinstance(error, InvalidInput) and error.violations:
-        lines = [f"- `{as_on_page(field) or 'whole'}`: {sentence(text)}" for field, text in error.violations]
-        st.error("\n".join(["This cannot be used as it is:", "", *lines]))
-    else:
-        st.error(sentence(str(error)))
-    if isinstance(error, Unavailable | Busy):
-        st.button("Try again", key=f"retry-{part}-{type(error).__name__}-{hash(str(error))}")
-
-
-def version_gone(error: VersionGone) -> None:
-    """Says that the version of this session no longer exists, and offers the newest."""
-    newest = f" The newest is {plain(error.newest)}." if error.newest else ""
-    st.warning(f"The version that this page shows is gone.{newest}")
-    info = chosen()
-    if info and st.button("Reload", key="reload-gone", type="primary"):
-        unpin(info.name)
-        st.rerun()
-
-
-@contextmanager
-def shown_errors(said: str = "", part: str = "page") -> Generator[None]:
-    """Shows the SDK's errors in place of what the block would have drawn; `said` and `part` as in `show_error`."""
-    try:
-        yield
-    except CrosscopeError as error:
-        show_error(error, said, part=part)
-
-
 def link(page: str, label: str, **params: Any) -> None:
-    """A link to a page of the app with parameters in its URL; None leaves one out."""
-    st.page_link(st.session_state[PAGES][page], label=label, query_params=address.texts(params))
+    """Draws a link to a page of the app with parameters in its URL; None leaves one out. `label` is plain text."""
+    st.html(address.link(address.href(page, params), label), width="content")
 
 
 def broken() -> list[CrosscoderInfo]:

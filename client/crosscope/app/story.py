@@ -115,7 +115,7 @@ def latent_lines(group: LatentGroup, info: CrosscoderInfo) -> Iterator[str]:
         kind = judged(latent.latent_class, latent.verdict.verdict, latent.verdict.specific_to or "")
         peaks = " ".join(map(visible, latent.top_tokens[:3]))
         yield (
-            f"<li>{link(where, f'latent {latent.id}')} "
+            f"<li>{address.link(where, f'latent {latent.id}')} "
             f'<span title="{escape(str(latent.verdict))}">{escape(kind)}</span>'
             f" <code>{escape(peaks)}</code></li>"
         )
@@ -137,20 +137,15 @@ def effect(group: LatentGroup, gap: float) -> str:
 def links(group: LatentGroup, info: CrosscoderInfo) -> Iterator[str]:
     """Links to try the group and to see its latents in the atlas, as HTML."""
     ids = ",".join(map(str, group.ids[:MAX_IDS]))
-    yield link(address.href("atlas", {"crosscoder": info.name, "ids": ids, "order": "verdict"}), "in the atlas")
+    yield address.link(address.href("atlas", {"crosscoder": info.name, "ids": ids, "order": "verdict"}), "in the atlas")
     if not group.examples:
         return
     example = group.examples[0]
     ablate = str(Steer(latents=group.ids, ablate=True))
     asked = {"crosscoder": info.name, **link_params(request(example)), "steer": ablate}
-    yield link(address.href("steer", asked), "steer without them")
+    yield address.link(address.href("steer", asked), "steer without them")
     shown = {"crosscoder": info.name, **link_params(prompts.of_tokens(example.tokens)), "by": group.latents[0].id}
-    yield link(address.href("lab", shown), "the prompt in the lab")
-
-
-def link(href: str, says: str) -> str:
-    """A link of the app as HTML; `address` takes it over, so that the page is not loaded anew."""
-    return f'<a class="xs-link" href="{escape(href)}">{escape(says)}</a>'
+    yield address.link(address.href("lab", shown), "the prompt in the lab")
 
 
 def request(example: Example) -> LabPrompt:

@@ -72,7 +72,7 @@ class TableView {
       const cell = element("th", column.text ? "text" : "");
       cell.scope = "col";
       if (column.gauges.length) {
-        const grid = element("div", "gauges");
+        const grid = element("div", column.wide ? "gauges wide" : "gauges");
         for (const gauge of column.gauges) {
           const part = element("span", "gauge");
           this.name(part, gauge, part);
@@ -108,8 +108,9 @@ class TableView {
 
   // Bars with whiskers and their figures; a screen reader reads the words instead.
   gauges(cell, column, words, index) {
-    const grid = element("div", "gauges");
+    const grid = element("div", column.wide ? "gauges wide" : "gauges");
     grid.setAttribute("aria-hidden", "true");
+    cell.title = words;
     for (const { cells, bars, whiskers, limit } of column.gauges) {
       const gauge = element("span", "gauge"), track = element("span", "track");
       const place = (name, from, to) => {
@@ -134,7 +135,7 @@ class TableView {
       row.style.height = `${data.row_height}px`;
       cells.forEach((text, place) => {
         const column = data.columns[place];
-        const cell = element("td", column.narrow ? "text narrow" : column.text ? "text" : "");
+        const cell = element("td", column.narrow ? "text narrow" : column.brief ? "text brief" : column.text ? "text" : "");
         if (column.text) cell.title = column.narrow ? text.replaceAll(BOLD, "$1") : text;
         const own = data.columns[place].links[index] ?? (place === 0 ? data.links[index] : undefined);
         if (data.columns[place].gauges.length) this.gauges(cell, data.columns[place], text, index);

@@ -23,6 +23,8 @@ from crosscope.app.palette import css_variables
 _FOLDER = Path(__file__).parent
 ROW_HEIGHT = 30
 MAX_HEIGHT = 500
+NARROW_CELL = 8
+"""Characters of a gauge's figure that fit over its bar."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Column:
     is_narrow: bool = False
     """Whether a long text is cut early, so that the figures beside it stay in view; hovering shows the whole. A part
     between ** and ** is bold, as in the name of a latent."""
+    is_brief: bool = False
+    """Whether a text takes two lines where the table is narrow."""
     order: str = ""
     """A link that orders the table by this column; empty: the head is no link."""
     links: Sequence[str] = ()
@@ -99,10 +103,12 @@ def table_view(
                 "help": column.help,
                 "text": column.is_text,
                 "narrow": column.is_narrow,
+                "brief": column.is_brief,
                 "order": column.order,
                 "links": list(column.links),
                 "ordered": column.ordered,
                 "gauges": [_gauge(gauge) for gauge in column.gauges],
+                "wide": any(len(cell) > NARROW_CELL for gauge in column.gauges for cell in gauge.cells),
             }
             for column in columns
         ],

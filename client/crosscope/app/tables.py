@@ -94,7 +94,9 @@ def of_latents(
     found = [Column("latent", [str(latent) for latent in ids])]
     if names_of_latents:
         found.append(Column("name", names_of_latents, NAME_HELP, is_text=True, is_narrow=True))
-    by_verdict = Column("class", classes, class_help(columns), is_text=True, order=link, ordered=direction)
+    by_verdict = Column(
+        "class", classes, class_help(columns), is_text=True, is_brief=True, order=link, ordered=direction
+    )
     found += [by_verdict, *more]
     bars = [name for name in names if name in BARS]
     if bars:

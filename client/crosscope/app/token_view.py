@@ -23,7 +23,7 @@ from crosscope.app.text import PART
 from crosscope_proto.roles import TEMPLATE_ROLES
 
 _FOLDER = Path(__file__).parent
-SCRIPTS = ("parts.js", "heat_map.js", "token_copies.js", "token_view.js")
+SCRIPTS = ("parts.js", "heat_map.js", "token_copies.js", "token_colours.js", "token_view.js")
 REASONS = {
     LeftOut.BOS: "it is BOS",
     LeftOut.FIRST: "it is one of the first tokens",

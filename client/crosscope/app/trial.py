@@ -11,7 +11,13 @@ import streamlit as st
 
 from crosscope import CrosscoderInfo, Encoding, Latent
 from crosscope._tables import percent
-from crosscope.app import session, text, url
+from crosscope.app import (
+    asking,
+    errors,
+    session,
+    text,
+    url,
+)
 from crosscope.app.prompts import LabPrompt, Turn
 from crosscope.app.token_view import Strip, token_view
 
@@ -24,7 +30,7 @@ MESSAGE_HELP = "Puts the text into the chat template, as a user's turn before th
 @st.fragment
 def box(latents: Sequence[Latent], info: CrosscoderInfo) -> None:
     """Draws the field, and below it the tokens of its text. Errors are shown here; the rest of the page stays."""
-    with session.shown_errors(part="trial"):
+    with errors.shown_errors(part="trial"):
         row = st.container(horizontal=True, vertical_alignment="bottom")
         hint = "Type a text; Enter shows where it fires"
         said = url.text(row, "Try a text", TEXT, placeholder=hint, max_chars=MAX_CHARACTERS, width=420)
@@ -40,7 +46,7 @@ def prompt_of(said: str, *, as_message: bool) -> LabPrompt:
 
 def draw(prompt: LabPrompt, latents: Sequence[Latent], info: CrosscoderInfo) -> None:
     """Runs the prompt, and draws its tokens in the colours of one latent or of two."""
-    encoding = session.encode(info.name, info.version_id, json.dumps(prompt.arguments()))
+    encoding = asking.encode(info.name, info.version_id, json.dumps(prompt.arguments()))
     for latent in latents:
         st.markdown(text.plain(summary(encoding, latent)))
     two = {latent.id: latent.max for latent in latents} if len(latents) > 1 else None

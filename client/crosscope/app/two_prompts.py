@@ -8,7 +8,16 @@ import numpy as np
 import streamlit as st
 
 from crosscope import CrosscoderInfo, Encoding, TopLatents
-from crosscope.app import address, prompts, session, tables, text, url
+from crosscope.app import (
+    address,
+    asking,
+    errors,
+    panels,
+    prompts,
+    tables,
+    text,
+    url,
+)
 from crosscope.app.latent_list import latent_list
 from crosscope.app.prompts import LabPrompt
 from crosscope.app.table_view import Column, Gauge
@@ -42,12 +51,15 @@ def difference(first: TopLatents, second: TopLatents, figure: str) -> Difference
 def section(prompt: LabPrompt, encoding: Encoding, ranking: dict[str, Any], info: CrosscoderInfo) -> None:
     """Draws the field of the second prompt, and the difference once there is one."""
     said = st.query_params.get(PARAM, "")
-    with st.expander("Compare with a second prompt", expanded=bool(said)):
+    box = panels.folded("Compare with a second prompt", "second", opened=bool(said))
+    if not box:
+        return
+    with box:
         st.session_state[key := "second-prompt"] = said
         write = lambda: url.keep(PARAM, st.session_state[key] or None)  # noqa: E731
         st.text_area("Second prompt", key=key, height=80, help=HELP, on_change=write)
         if said:
-            with session.shown_errors(said, "second"):
+            with errors.shown_errors(said, "second"):
                 compared(prompt, prompts.second(said, prompt), encoding, ranking, info)
 
 
@@ -57,9 +69,9 @@ def compared(
     """Draws both strips and the latents that differ most; `ranking` says which tokens and latents count, and how."""
     whole = {name: value for name, value in ranking.items() if name != "tokens"} | {"limit": MOST_LATENTS}
     asked, question = [json.dumps(each.arguments()) for each in (prompt, other)], json.dumps(whole)
-    session.ask_ahead("encode", info.name, info.version_id, asked[1])
-    tops = [session.top_latents(info.name, info.version_id, each, question) for each in asked]
-    second = session.encode(info.name, info.version_id, asked[1])
+    asking.ask_ahead("encode", info.name, info.version_id, asked[1])
+    tops = [asking.top_latents(info.name, info.version_id, each, question) for each in asked]
+    second = asking.encode(info.name, info.version_id, asked[1])
     by = prompts.decimal(st.query_params.get("by"), -1)
     strips = [strip(each, f"{name}: {len(each)} tokens") for name, each in (("first", encoding), ("second", second))]
     token_view(strips, key="lab-two", colour_by=by if by >= 0 else None, line_breaks=True, columns=2)

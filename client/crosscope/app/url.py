@@ -73,7 +73,7 @@ def choice(
     **layout: Any,
 ) -> Option:
     """One of several options, in a list to open; `name` is what people read."""
-    current = _current(options, default, param)
+    current = option_of(options, default, param)
     key = _key(param, current)
     container.selectbox(label, options, key=key, format_func=name, on_change=_write, args=(param, default), **layout)
     return current
@@ -81,7 +81,7 @@ def choice(
 
 def segments(container: DeltaGenerator, label: str, options: Sequence[Option], default: Option, param: str) -> Option:
     """One of a few options side by side."""
-    current = _current(options, default, param)
+    current = option_of(options, default, param)
     key = _key(param, current)
     container.segmented_control(label, options, required=True, key=key, on_change=_write, args=(param, default))
     return current
@@ -168,7 +168,8 @@ def toggle(container: DeltaGenerator, label: str, param: str, **layout: Any) -> 
     return current
 
 
-def _current(options: Sequence[Option], default: Option, param: str) -> Option:
+def option_of(options: Sequence[Option], default: Option, param: str) -> Option:
+    """The option that the URL names, else the default."""
     found = st.query_params.get(param)
     return next((option for option in options if str(option) == found), default)
 

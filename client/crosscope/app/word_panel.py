@@ -4,7 +4,12 @@ import streamlit as st
 
 from crosscope import Annotation, CrosscoderInfo, Latent, Words
 from crosscope._annotations import HISTORY_HEADERS
-from crosscope.app import session, text, words
+from crosscope.app import (
+    errors,
+    session,
+    text,
+    words,
+)
 from crosscope.app.table_view import Column, table_view
 
 FIT_HELP = (
@@ -17,7 +22,7 @@ MAX_NOTE = 400
 
 def panel(latent: Latent, info: CrosscoderInfo) -> None:
     """Draws them. Errors are shown here, so that a page goes on without words."""
-    with session.shown_errors(part="words"), st.container(key="words"):
+    with errors.shown_errors(part="words"), st.container(key="words"):
         words.show_error()
         found = words.of_latent(info.name, info.version_id, latent.id)
         row = st.container(horizontal=True, vertical_alignment="bottom", gap="small")
@@ -37,7 +42,7 @@ def panel(latent: Latent, info: CrosscoderInfo) -> None:
             with st.container(horizontal=True):
                 for name in found.lists:
                     walk = {"latent": latent.id, "list": name, "order": "list"}
-                    session.link("latent", f"List {text.plain(name)}", crosscoder=info.name, **walk)
+                    session.link("latent", f"List {name}", crosscoder=info.name, **walk)
 
 
 def automatic_label(words: Words, *, is_shown: bool) -> None:
@@ -69,7 +74,7 @@ def label(found: Annotation, latent: Latent, info: CrosscoderInfo) -> None:
         found.label.text if found.label else "",
         key=key,
         max_chars=200,
-        placeholder=calls or "Say what it is about",
+        placeholder=calls.replace("**", "") or "Say what it is about",
         on_change=write,
         width=420,
     )

@@ -3,7 +3,8 @@
 Words change at any time, so answers are kept for a moment only; a change by this app shows at once.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import streamlit as st
@@ -18,13 +19,26 @@ from crosscope import (
     NamedList,
     ServerError,
 )
-from crosscope.app import session
-from crosscope.app.text import sentence
+from crosscope.app import (
+    errors,
+    session,
+)
+from crosscope.app.table_view import Column, Gauge
+from crosscope.app.tables import gauged
+from crosscope.app.text import count, number, sentence
 
 FRESH_S = 2
 """Seconds for which an answer is kept."""
 _ERROR = "words-error"
 """Key of the session state with the error of the last change."""
+
+MEASURES = {
+    "detection": "Of an automatic label: how well a model that reads the label tells held-out texts on which the "
+    "latent fires from others (balanced accuracy, math §14; half is chance). Behind it the number of texts; the "
+    "whisker is the standard error.",
+    "fuzzing": "The same for marked tokens: whether they are those that the label is about.",
+}
+"""Scores of automatic labels that tables show, with help."""
 
 Conditions = tuple[tuple[str, str, float | str], ...]
 
@@ -58,6 +72,28 @@ def among(name: str, version_id: str, conditions: Conditions) -> np.ndarray:
     order_by = "list" if any(column == "list" for column, _, _ in conditions) else ""
     latents = session.crosscoder(name, version_id).latents(list(conditions), order_by, limit=None)
     return np.array([latent.id for latent in latents], dtype=np.int64)
+
+
+def fits(info: CrosscoderInfo, latents: Sequence[int] | np.ndarray) -> list[Column]:
+    """How well the automatic labels of latents fit, as a column of a table; none if no such label is shown.
+
+    Each cell has a bar for each measure, with its standard error, its figure, and the number of texts.
+    """
+    there = {each.latent: each.automatic_label for each in known(info) if each.automatic_label and not each.label}
+    scores = [label.scores if (label := there.get(int(latent))) else {} for latent in latents]
+    shown = [measure for measure in MEASURES if any(measure in each for each in scores)]
+    return [gauged("fit", [_fit(measure, scores) for measure in shown])] if shown else []
+
+
+def _fit(measure: str, scores: Sequence[Mapping[str, float]]) -> Gauge:
+    def cell(each: Mapping[str, float]) -> str:
+        num = each.get(f"{measure}_n")
+        return number(each.get(measure), 2) + (f" n {count(num)}" if num is not None else "")
+
+    def of(name: str) -> list[float]:
+        return [each.get(name, math.nan) for each in scores]
+
+    return Gauge(measure, list(map(cell, scores)), of(measure), of(f"{measure}_se"), help=MEASURES[measure])
 
 
 class Known(list[Annotation]):
@@ -107,4 +143,4 @@ def change(info: CrosscoderInfo, write: Callable[[Annotations], object]) -> None
 def show_error() -> None:
     """Shows why the last change failed, if it did."""
     if (error := st.session_state.pop(_ERROR, None)) is not None:
-        session.show_error(error, part="words")
+        errors.show_error(error, part="words")

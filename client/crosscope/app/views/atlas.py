@@ -8,7 +8,16 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from crosscope import CrosscoderInfo
-from crosscope.app import address, session, tables, text, url, words
+from crosscope.app import (
+    address,
+    errors,
+    panels,
+    session,
+    tables,
+    text,
+    url,
+    words,
+)
 from crosscope.app.columns import (
     AXES,
     CLASS_OF_NUMBER,
@@ -52,12 +61,13 @@ def page() -> None:
     if not set(st.query_params).isdisjoint(PARAMS):
         st.session_state[FILTERS_OPEN] = True
     is_open = st.session_state.get(FILTERS_OPEN, False)
-    with st.expander("Filters and axes", expanded=is_open), st.container(key="wrap-controls"):
-        colour = controls(selection, chosen, columns)
+    if box := panels.folded("Filters and axes", "atlas-filters", opened=is_open):
+        with box, st.container(key="wrap-controls"):
+            controls(selection, chosen, columns)
     with st.container(key="wrap-atlas"):
         left, right = st.columns([5, 6], gap="medium")
     with left:
-        plot(chosen, columns, selection, among, colour)
+        plot(chosen, columns, selection, among)
     with right:
         listing(chosen, columns, selection, among)
 
@@ -75,8 +85,13 @@ def current(info: CrosscoderInfo, columns: Mapping[str, np.ndarray]) -> tuple[Se
     return selection, among
 
 
-def controls(selection: Selection, info: CrosscoderInfo, columns: Mapping[str, np.ndarray]) -> str:
-    """Draws filters, order and axes, whose values the URL holds. Returns the column of the colour."""
+def shade(columns: Mapping[str, np.ndarray]) -> str:
+    """The column that colours the points where the URL names none."""
+    return "rel_norm" if is_defined(columns, "rel_norm") else default_order(columns).removeprefix("-")
+
+
+def controls(selection: Selection, info: CrosscoderInfo, columns: Mapping[str, np.ndarray]) -> None:
+    """Draws filters, order and axes, whose values the URL holds."""
     by_default = default_order(columns)
     kinds()
     server_filters(info)
@@ -88,12 +103,10 @@ def controls(selection: Selection, info: CrosscoderInfo, columns: Mapping[str, n
     names = list(AXES)
     url.choice(axes[0], "Across", names, DEFAULT_X, "x", axis_name, help=AXES[selection.x].meaning)
     url.choice(axes[1], "Up", names, by_default.removeprefix("-"), "y", axis_name, help=AXES[selection.y].meaning)
-    shade = "rel_norm" if is_defined(columns, "rel_norm") else by_default.removeprefix("-")
     orders = [*([OF_LIST] if selection.in_list else []), *ORDERS]
-    colour = url.choice(axes[2], "Colour", names, shade, "colour", axis_name, help="What the colour stands for.")
+    url.choice(axes[2], "Colour", names, shade(columns), "colour", axis_name, help="What the colour stands for.")
     order_help = "The order of the table, and of previous and next on a latent's page. A click on a head sets it too."
     url.choice(axes[3], "Order", orders, by_default, "order", order_name, help=order_help)
-    return colour
 
 
 def kinds() -> None:
@@ -123,7 +136,7 @@ def word_filters(row: DeltaGenerator, info: CrosscoderInfo) -> None:
     """Draws the filters by what people say."""
     url.text(row, "Label contains", "label", help="Upper and lower case alike.", width=220)
     url.choice(row, "Words", ["", *SAID], "", "said", lambda said: said or "any", width=160)
-    with session.shown_errors(part="lists"):
+    with errors.shown_errors(part="lists"):
         names = [each.name for each in words.lists(info.name, info.version_id)]
         if names or "list" in st.query_params:
             url.choice(row, "List", ["", *names], "", "list", lambda name: name or "any", width=200)
@@ -148,9 +161,9 @@ def plot(
     columns: Mapping[str, np.ndarray],
     selection: Selection,
     among: np.ndarray | None,
-    colour: str,
 ) -> None:
     """The scatter plot. A box or lasso becomes the URL's area; a click opens a latent."""
+    colour = url.option_of(list(AXES), shade(columns), "colour")
     keep = selection.mask(columns, among)
     said = words.known(info)
     labels = {each.latent: each.text for each in said if each.text}
@@ -225,6 +238,7 @@ def listing(
         tables.beside(selection.order.removeprefix("-"), columns),
         floor=session.uselessness_floor(info),
         names_of_latents=words.cells(info, shown),
+        more=words.fits(info, shown),
         order=lambda column: ordered_by(selection, column, default_order(columns)),
     )
     links = [address.href("latent", {"crosscoder": info.name, "latent": latent, **kept()}) for latent in shown.tolist()]

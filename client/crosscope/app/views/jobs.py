@@ -5,7 +5,16 @@ from datetime import datetime
 import streamlit as st
 
 from crosscope import JobInfo, JobState, _cards, _tables
-from crosscope.app import address, new_job, panels, runs, session, text, url
+from crosscope.app import (
+    address,
+    errors,
+    new_job,
+    panels,
+    runs,
+    session,
+    text,
+    url,
+)
 from crosscope.app.table_view import Column, table_view
 from crosscope_proto.stages import in_order
 
@@ -29,14 +38,14 @@ def page() -> None:
         new_job.draw()
         return
     new_job.said()
-    with session.shown_errors():
+    with errors.shown_errors():
         active = any(not job.state.is_over for job in session.jobs())
         st.fragment(overview, run_every=REFRESH_S if active else None)(active)
 
 
 def overview(was_active: bool) -> None:
     """Draws the list and the chosen job; repeatedly, while a job is active."""
-    with session.shown_errors():
+    with errors.shown_errors():
         jobs = session.jobs()
         if not jobs:
             st.markdown("No job yet. Make a new one here, or make the demo with `crosscope demo`.")
@@ -55,7 +64,7 @@ def chosen_job(jobs: list[JobInfo]) -> JobInfo:
     wanted = st.query_params.get("job")
     found = next((job for job in jobs if job.id == wanted), None)
     if found is None and wanted is not None:
-        with session.shown_errors():
+        with errors.shown_errors():
             found = session.client().jobs.get(wanted).info
     running = next((job for job in jobs if job.state is JobState.RUNNING), jobs[0])
     return found or running
@@ -92,8 +101,8 @@ def detail(job: JobInfo, jobs: list[JobInfo]) -> None:
         st.subheader("What differs in their recipes")
         runs.draw_differences([job, *beside])
     log(job)
-    with st.expander("Recipe"):
-        st.code(job.recipe_yaml, language="yaml")
+    if box := panels.folded("Recipe", f"recipe-of-{job.id}"):
+        box.code(job.recipe_yaml, language="yaml")
 
 
 def chosen_beside(job: JobInfo, jobs: list[JobInfo]) -> list[JobInfo]:
@@ -135,7 +144,7 @@ def log(job: JobInfo) -> None:
     """The end of a job's log, if the person asks for it."""
     if not url.toggle(st.container(), "Log", "log"):
         return
-    with session.shown_errors(part="log"):
+    with errors.shown_errors(part="log"):
         lines = list(_cards.log_lines(session.client().jobs.log(job.id, LOG_LINES)))
         shown = [text.without_paths(line, job.recipe_yaml) for line in lines]
         st.code("\n".join(shown) or "Nothing yet: no attempt has begun.", language=None, wrap_lines=True)

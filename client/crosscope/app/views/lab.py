@@ -10,9 +10,11 @@ import streamlit as st
 from crosscope import Comparison, CrosscoderInfo, CrosscopeError, Encoding, LeftOut, TopLatents, _tables
 from crosscope.app import (
     address,
+    asking,
     composer,
     counting,
     differences,
+    errors,
     panels,
     prompts,
     session,
@@ -79,16 +81,16 @@ def page() -> None:
     try:
         arguments = json.dumps(prompt.arguments())
         if compares:
-            session.ask_ahead("compare", chosen.name, chosen.version_id, arguments, session.COMPARED)
-        encoding = session.encode(chosen.name, chosen.version_id, arguments)
+            asking.ask_ahead("compare", chosen.name, chosen.version_id, arguments, asking.COMPARED)
+        encoding = asking.encode(chosen.name, chosen.version_id, arguments)
     except CrosscopeError as error:
-        session.show_error(error, said, lambda sentence: prompts.as_on_page(sentence, prompt.spoken))
+        errors.show_error(error, said, lambda sentence: prompts.as_on_page(sentence, prompt.spoken))
         return
     with st.container(key="wrap-lab"):
-        left, right = st.columns(2, gap="large")
+        left, right = st.columns(2, gap="medium")
     with right:
         ranking = ranking_controls(len(encoding))
-        top = session.top_latents(chosen.name, chosen.version_id, arguments, json.dumps(ranking))
+        top = asking.top_latents(chosen.name, chosen.version_id, arguments, json.dumps(ranking))
     token = prompts.decimal(st.query_params.get("token"), -1)
     locked = token if 0 <= token < len(encoding) else None
     comparison = None
@@ -96,8 +98,8 @@ def page() -> None:
         not_printed(encoding, prompt)
         differences.shade_choice(has_specific)
         if compares:
-            with session.shown_errors(said, "compare"):
-                comparison = session.compare(chosen.name, chosen.version_id, arguments)
+            with errors.shown_errors(said, "compare"):
+                comparison = asking.compare(chosen.name, chosen.version_id, arguments)
         strip(encoding, top, locked, comparison, colour, chosen)
         differences.why_switch(locked)
         if comparison and locked is not None:
@@ -107,7 +109,7 @@ def page() -> None:
         ranked(top, chosen)
         chosen_latent(prompt, chosen)
     if comparison and attributes:
-        with session.shown_errors(said, "why"):
+        with errors.shown_errors(said, "why"):
             differences.why(prompt, arguments, comparison, locked, chosen)
     two_prompts.section(prompt, encoding, ranking, chosen)
     copies(prompt, chosen, ranking)
@@ -126,10 +128,10 @@ def copies(prompt: LabPrompt, info: CrosscoderInfo, ranking: dict[str, Any]) -> 
     """The question of the page for other programs."""
     request = prompts.request_json(prompt, info.name, ranking)
     where = session.client().address
-    with st.expander("Copy as Python, grpcurl or JSON"):
-        st.code(prompts.python_code(prompt, where, info.name, ranking), language="python")
-        st.code(prompts.grpcurl(request, where), language="bash", wrap_lines=True)
-        st.code(request, language="json")
+    if box := panels.folded("Copy as Python, grpcurl or JSON", "copies"):
+        box.code(prompts.python_code(prompt, where, info.name, ranking), language="python")
+        box.code(prompts.grpcurl(request, where), language="bash", wrap_lines=True)
+        box.code(request, language="json")
 
 
 def chosen_range(num_tokens: int) -> tuple[int, int] | None:

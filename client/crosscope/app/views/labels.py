@@ -101,6 +101,7 @@ def columns(info: CrosscoderInfo, some: Sequence[Annotation]) -> list[Column]:
     return [
         Column("latent", [str(each.latent) for each in some]),
         Column("name", words.cells(info, [each.latent for each in some]), tables.NAME_HELP, is_text=True),
+        *words.fits(info, [each.latent for each in some]),
         Column("note", [each.note.text.replace("\n", " ") if each.note else "" for each in some], is_text=True),
         Column("lists", [", ".join(each.lists) for each in some], is_text=True),
         Column("by", [part.author if part else "" for part in last], "Who said the last of it.", is_text=True),

@@ -42,13 +42,15 @@ def page() -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         session.link("steer", "Steer with this latent", crosscoder=chosen.name, steer=f"{latent_id} add 1")
         export(latent, chosen)
+    tried, shown = st.container(), [latent]
     if (second := beside.wanted(chosen.num_latents)) is None:
-        trial.box([latent], chosen)
         alone(latent, chosen, near(ids, latent_id))
     else:
         other = session.latent(chosen.name, chosen.version_id, second)
-        trial.box([latent] if second == latent_id else [latent, other], chosen)
+        shown += [other] if second != latent_id else []
         beside.draw(latent, other, chosen)
+    with tried:  # last, because it may wait for a worker
+        trial.box(shown, chosen)
 
 
 def near(ids: np.ndarray, latent_id: int) -> list[int]:

@@ -6,7 +6,17 @@ from datetime import datetime
 import streamlit as st
 
 from crosscope import Continuation, CrosscoderInfo, Finding, Look, LookInfo, LookText, NextToken
-from crosscope.app import address, charts, composer, panels, prompts, session, text, url
+from crosscope.app import (
+    address,
+    charts,
+    composer,
+    errors,
+    panels,
+    prompts,
+    session,
+    text,
+    url,
+)
 from crosscope.app.next_tokens import side_by_side
 from crosscope.app.table_view import Column, table_view
 from crosscope.app.token_view import Strip, token_view
@@ -21,7 +31,7 @@ BEFORE = 8
 def page() -> None:
     """Draws the page."""
     st.title("Look")
-    with session.shown_errors():
+    with errors.shown_errors():
         found = session.looks()
         for info in found:
             if info.broken:

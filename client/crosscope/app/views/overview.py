@@ -6,7 +6,18 @@ import numpy as np
 import streamlit as st
 
 from crosscope import CrosscoderInfo
-from crosscope.app import address, bars_view, cards, new_job, panels, session, tables, text, words
+from crosscope.app import (
+    address,
+    bars_view,
+    cards,
+    errors,
+    new_job,
+    panels,
+    session,
+    tables,
+    text,
+    words,
+)
 from crosscope.app.columns import (
     AXES,
     CLASS_OF_NUMBER,
@@ -89,7 +100,7 @@ def nothing_yet() -> None:
     """The page before anything is published."""
     st.title("No crosscoder yet")
     broken()
-    with session.shown_errors():
+    with errors.shown_errors():
         jobs = session.jobs()
         if any(not job.state.is_over for job in jobs):
             st.markdown("These jobs make the first one; this page fills when it is published.")
@@ -107,7 +118,7 @@ def nothing_yet() -> None:
 @st.fragment(run_every=REFRESH_S)
 def running_jobs() -> None:
     """Draws the progress of all jobs, again and again until a crosscoder is there."""
-    with session.shown_errors():
+    with errors.shown_errors():
         for job in session.jobs():
             panels.job_line(job)
         if session.crosscoders():
@@ -132,11 +143,11 @@ def card(info: CrosscoderInfo) -> None:
             ("tokens", trained_on, f"{text.count(info.analysis_tokens)} analysed of {data}"),
         ]
     )
-    with st.expander("What these figures mean"):
-        st.markdown("\n".join(f"- **{name}**: {said}" for name, said in HELP.items()))
-    with st.expander("Models, version and manifest"):
-        st.table({"base": info.base_model, "chat": info.chat_model, "version": info.version_id})
-        st.json(session.manifest(info), expanded=1)
+    if box := panels.folded("What these figures mean", "figures-meaning"):
+        box.markdown("\n".join(f"- **{name}**: {said}" for name, said in HELP.items()))
+    if box := panels.folded("Models, version and manifest", "manifest"):
+        box.table({"base": info.base_model, "chat": info.chat_model, "version": info.version_id})
+        box.json(session.manifest(info), expanded=1)
 
 
 def _fve(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
@@ -298,7 +309,7 @@ def behaviours(info: CrosscoderInfo) -> None:
 def recent_jobs(info: CrosscoderInfo) -> None:
     """The latest jobs, refreshed while one runs."""
     st.subheader("Recent jobs")
-    with session.shown_errors():
+    with errors.shown_errors():
         active = any(not job.state.is_over for job in session.jobs())
         st.fragment(job_lines, run_every=REFRESH_S if active else None)(active)
         session.link("jobs", "All jobs", crosscoder=info.name)
@@ -306,7 +317,7 @@ def recent_jobs(info: CrosscoderInfo) -> None:
 
 def job_lines(was_active: bool) -> None:
     """Draws the latest jobs; draws the whole page again once the last active one has ended."""
-    with session.shown_errors():
+    with errors.shown_errors():
         jobs = session.jobs()
         for job in jobs[:NUM_JOBS]:
             panels.job_line(job)

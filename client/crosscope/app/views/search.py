@@ -4,7 +4,15 @@ import streamlit as st
 
 from crosscope import CrosscoderInfo, SearchPlace, SearchResults
 from crosscope._search import SEARCH_HEADERS, search_rows
-from crosscope.app import address, session, tables, text, url
+from crosscope.app import (
+    address,
+    errors,
+    session,
+    tables,
+    text,
+    url,
+    words,
+)
 from crosscope.app.columns import CLASS_OF_NUMBER
 from crosscope.app.palette import CLASS_NAMES
 from crosscope.app.table_view import Column, table_view
@@ -42,7 +50,7 @@ def page() -> None:
     if not wanted:
         st.markdown("Latents whose activation lies on the text come first. A text is found within words too.")
         return
-    with session.shown_errors(wanted):
+    with errors.shown_errors(wanted):
         results(chosen, wanted, tuple(places), tuple(classes), regex, match_case, limit)
 
 
@@ -80,7 +88,7 @@ def results(
         Column("in", where, _HELP["in"], is_text=True),
         Column("match", cells["match"], _HELP["match"], is_text=True),
         Column("activation", cells["activation"], _HELP["activation"]),
-        Column("class", cells["class"], is_text=True),
+        *(words.fits(info, [each.latent.id for each, _ in rows]) or [Column("class", cells["class"], is_text=True)]),
     ]
     links = [address.href("latent", {"crosscoder": info.name, "latent": each.latent.id}) for each, _ in rows]
     table_view("search", "Latents found", columns, links, max_height=640)

@@ -8,7 +8,17 @@ from typing import Any
 import streamlit as st
 
 from crosscope import CrosscoderInfo, InvalidInput, Steer
-from crosscope.app import answers, composer, panels, prompts, session, steering, text, url
+from crosscope.app import (
+    answers,
+    composer,
+    errors,
+    panels,
+    prompts,
+    session,
+    steering,
+    text,
+    url,
+)
 from crosscope.app.answering import Answering
 from crosscope.app.prompts import LabPrompt
 from crosscope.app.steering import Sampling
@@ -44,7 +54,7 @@ def page() -> None:
         sampling = sampling_fields()
     with right:
         changes = changes_fields(chosen)
-    with session.shown_errors():
+    with errors.shown_errors():
         generation(prompt, changes, sampling, chosen)
 
 
@@ -256,8 +266,8 @@ def draw(answering: Answering, prompt: LabPrompt, info: CrosscoderInfo, was_runn
         st.rerun()
     if answering.error:
         said = json.dumps(prompt.params())
-        session.show_error(
+        errors.show_error(
             answering.error, said, lambda sentence: prompts.as_on_page(sentence, prompt.spoken), "answers"
         )
-    with session.shown_errors(part="latents"):
+    with errors.shown_errors(part="latents"):
         answers.answers_view(answering, info)

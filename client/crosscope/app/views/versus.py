@@ -7,7 +7,17 @@ import numpy as np
 import streamlit as st
 
 from crosscope import CrosscoderInfo, LatentMatches, MatchedSide
-from crosscope.app import address, charts, new_job, panels, session, tables, text, url
+from crosscope.app import (
+    address,
+    charts,
+    errors,
+    new_job,
+    panels,
+    session,
+    tables,
+    text,
+    url,
+)
 from crosscope.app.columns import CLASS_OF_NUMBER, SPECIFIC_OF_NUMBER, VERDICT_OF_NUMBER, is_defined
 from crosscope.app.palette import VERDICT_NAMES
 from crosscope.app.scatter_view import axis_title
@@ -72,7 +82,7 @@ def page() -> None:
     figures(both)
     nus(both)
     st.header("Which latents are the same?")
-    with session.shown_errors(part="matches"):
+    with errors.shown_errors(part="matches"):
         found = session.matches(chosen.name, chosen.version_id, other.name, other.version_id)
         matched(found)
         which = url.choice(st.container(), "List latents", list(SETS), "specific", "set", SETS.__getitem__, width=320)
@@ -83,8 +93,8 @@ def page() -> None:
 def lesson(both: Sequence[Shown]) -> None:
     """Draws what the two call chat-only and what holds, in sentences."""
     st.markdown("\n".join(f"- {text.plain(sentence)}" for sentence in sentences(both)))
-    with st.expander("How this is counted"):
-        st.markdown(
+    if box := panels.folded("How this is counted", "versus-counted"):
+        box.markdown(
             "- **Chat-only** is a label by the norms of the decoder rows alone; the verdict is what the measurements "
             "make of it: *contradicted* if base has the latent too (math §6).\n"
             "- **Specific to chat** needs no norm: base lacks the latent, whatever its class.\n"
