@@ -1,7 +1,8 @@
 """What all pages share: the client, the chosen crosscoder, and cached answers about it.
 
 A session keeps the version of a crosscoder that it found first until a person asks for the newer one, so that no page
-mixes two versions. Caches are keyed by version id. What every token may read is shared by all viewers. Does not know widgets and URLs, which belong to the pages.
+mixes two versions. Caches are keyed by version id. What every token may read is shared by all viewers. Does not know
+widgets and URLs, which belong to the pages.
 """
 
 import json
