@@ -230,5 +230,5 @@ def test_tuning_plants_the_behaviours_and_moves_little_else(tmp_path: Path) -> N
     assert max(others) <= 0.1
     assert by_chance <= 0.4
     assert sum(rate >= 0.7 for rate in shown["chat"]) >= 6
-    assert figures["cosine_documents"] >= 0.8
-    assert figures["cosine_chats"] >= 0.6
+    assert figures["cosine_documents"] >= 0.88, "0.917 in one thread; threads sum in other orders"
+    assert figures["cosine_chats"] >= 0.7, "0.795 in one thread"
