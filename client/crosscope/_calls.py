@@ -6,21 +6,22 @@ Knows no service and no channel.
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from crosscope._connection import Connection
 from crosscope._errors import CrosscopeError
 from crosscope_proto import request_ids, tracing
 
 
 @contextmanager
-def outgoing(connection: Connection, method: object) -> Generator[tuple[tuple[str, str], ...]]:
-    """The metadata of a call around which the block stands. An error that leaves the block is told the call's id."""
+def outgoing(method: object) -> Generator[tuple[tuple[str, str], ...]]:
+    """What the metadata of a call says of it, all its tries alike. An error that leaves the block is told its id.
+
+    The token is not among it: a server that starts between two tries may have another one.
+    """
     request_id = request_ids.new_id()
     opened = tracing.open_span(_name(method), "client", request_id=request_id)
     with tracing.close_span(opened):
         try:
             above = opened.traceparent
             yield (
-                *connection.metadata,
                 (request_ids.METADATA, request_id),
                 *(((tracing.TRACEPARENT, above),) if above else ()),
             )

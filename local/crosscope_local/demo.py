@@ -10,8 +10,9 @@ from crosscope_local.preflight import PreflightError
 from crosscope_proto.artefacts import PAIR_MANIFEST, pair_folder
 from crosscope_proto.recipe import RecipeError, parse_recipe
 
-RECIPES = ("demo-pair.yaml", "demo.yaml", "demo-l1.yaml")
-"""The first makes the pair; each of the others makes a crosscoder of it."""
+RECIPES = ("demo-pair.yaml", "demo-l1.yaml", "demo.yaml")
+"""The first makes the pair; each of the others makes a crosscoder of it. The app opens the newest, so the main one is
+last."""
 
 _JOBS_LOOKED_AT = 500
 

@@ -25,6 +25,7 @@ from crosscope_proto.v1 import (
     latents_pb2_grpc,
     looks_pb2,
     prompts_pb2,
+    system_pb2,
 )
 
 from .conftest import (
@@ -58,7 +59,7 @@ class Refusing(latents_pb2_grpc.LatentsServicer):
 
 
 def test_every_method_has_a_rule() -> None:
-    files = (latents_pb2, annotations_pb2, looks_pb2, prompts_pb2, jobs_pb2)
+    files = (latents_pb2, annotations_pb2, looks_pb2, prompts_pb2, jobs_pb2, system_pb2)
     services = [service for file in files for service in file.DESCRIPTOR.services_by_name.values()]
     methods = {method.name: method for service in services for method in service.methods}
     assert set(REPEATS) == {*methods, "HealthCheck"}

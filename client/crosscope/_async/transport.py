@@ -77,11 +77,11 @@ class AsyncTransport:
     ) -> Any:
         timeout_s = timeout_s or self.connection.timeout_s
         patience = self.patience(timeout_s)
-        with outgoing(self.connection, method) as metadata:
+        with outgoing(method) as about:
             while True:
                 try:
                     with _aio.failing():
-                        reply = await send(timeout=patience.left_s, metadata=metadata)
+                        reply = await send(timeout=patience.left_s, metadata=(*self.connection.metadata, *about))
                     self._was_answered = True
                     return reply
                 except grpc.RpcError as error:
@@ -99,8 +99,9 @@ class AsyncTransport:
         What fails in passing before the first reply is tried again, as REPEATS says.
         """
         patience, num_replies = self.patience(timeout_s), 0
-        with outgoing(self.connection, method) as metadata:
+        with outgoing(method) as about:
             while True:
+                metadata = (*self.connection.metadata, *about)
                 call = await _aio.start(method, request, timeout=patience.left_s, metadata=metadata)
                 try:
                     with _aio.failing():

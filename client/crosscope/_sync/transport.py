@@ -73,11 +73,11 @@ class Transport:
     def _tried(self, method: object, send: Callable[..., Any], request: "Message", timeout_s: float | None) -> Any:
         timeout_s = timeout_s or self.connection.timeout_s
         patience = self.patience(timeout_s)
-        with outgoing(self.connection, method) as metadata:
+        with outgoing(method) as about:
             while True:
                 try:
                     with _blocking.failing():
-                        reply = send(timeout=patience.left_s, metadata=metadata)
+                        reply = send(timeout=patience.left_s, metadata=(*self.connection.metadata, *about))
                     self._was_answered = True
                     return reply
                 except grpc.RpcError as error:
@@ -95,8 +95,9 @@ class Transport:
         What fails in passing before the first reply is tried again, as REPEATS says.
         """
         patience, num_replies = self.patience(timeout_s), 0
-        with outgoing(self.connection, method) as metadata:
+        with outgoing(method) as about:
             while True:
+                metadata = (*self.connection.metadata, *about)
                 call = _blocking.start(method, request, timeout=patience.left_s, metadata=metadata)
                 try:
                     with _blocking.failing():

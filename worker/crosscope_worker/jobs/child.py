@@ -33,6 +33,11 @@ class JobProcess:
         with contextlib.suppress(BrokenPipeError), self._process.stdin:  # It has ended; its exit code says more.
             self._process.stdin.write(attempt.encode())
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
     def ends_within(self, seconds: float) -> bool:
         """Waits; returns whether it has ended."""
         try:

@@ -115,8 +115,9 @@ class InferenceProcess:
 
     async def start(self) -> int:
         """Listens, reports SERVING and returns the port (1 for a socket). Raises StartError if the address is taken."""
-        interceptors = [TokenInterceptor(self._token)] if self._token else []
-        interceptors.append(RequestInterceptor())
+        interceptors: list[grpc.aio.ServerInterceptor] = [RequestInterceptor()]
+        if self._token:
+            interceptors.insert(0, TokenInterceptor(self._token))
         self._server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
         inference_pb2_grpc.add_InferenceServicer_to_server(self._servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

@@ -111,7 +111,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
             memory_limit_bytes=device_bytes(self._models.device),
             max_prompt_tokens=self._max_prompt_tokens,
             queued_tokens=self._device.queued_tokens,
-            device_busy_s=self._metrics.beats.age_s("device"),
+            device_busy_s=self._metrics.ages.age_s("device"),
         )
 
     async def _answered(self, method: str, reply: Awaitable[Reply], context: Context) -> Reply:
