@@ -152,7 +152,7 @@ def test_the_real_server_says_what_it_is(real: Client) -> None:
     assert found.features == ("latents", "reflection")
     assert "demo" in found.crosscoders
     assert (found.queue.state, found.cache) == (PartState.ABSENT, PartState.ABSENT)
-    assert (found.caller.name, found.caller.roles) == ("", ("admin", "read", "run", "submit"))
+    assert (found.caller.name, found.caller.roles) == ("operator", ("admin", "read", "run", "submit"))
     assert found.limits == RequestLimits(4 << 20, 1 << 20, None, 65536, 8)
     assert found.disk_free_bytes > 0
     assert [problem.sentence[:34] for problem in found.problems][:1] == ["The server has no inference worker"]

@@ -75,7 +75,11 @@ def planned(name: str) -> dict[str, object]:
             "/data" if name == "queue" else "/tmp",
         ]
         return {"command": command, "environment": {}, "health": None}
-    variables = dict(re.findall(r"(\w+)=(\S+)", from_image(service, "ENV"))) | service["environment"]
+    from_compose = {
+        name: re.sub(r"\$\{(\w+):\?.*?\}", r"secret-of-\1", str(value))
+        for name, value in service["environment"].items()
+    }
+    variables = dict(re.findall(r"(\w+)=(\S+)", from_image(service, "ENV"))) | from_compose
     entry, default = (json.loads(from_image(service, each) or "[]") for each in ("ENTRYPOINT", "CMD"))
     health = json.loads(re.findall(r"CMD (\[.*\])", from_image(service, "HEALTHCHECK"))[0])
     is_checked = not service.get("healthcheck", {}).get("disable")
@@ -99,7 +103,10 @@ def test_every_container_runs_bare_and_works(tmp_path: Path) -> None:
     plan = {
         "services": {name: planned(name) for name in RUN},
         "client": [sys.executable, "-c", JOB],
-        "client_environment": {"CROSSCOPE_ADDRESS": SERVICES["app"]["environment"]["CROSSCOPE_ADDRESS"]},
+        "client_environment": {
+            "CROSSCOPE_ADDRESS": SERVICES["app"]["environment"]["CROSSCOPE_ADDRESS"],
+            "CROSSCOPE_TOKEN": "secret-of-CROSSCOPE_TOKEN",
+        },
     }
     done = subprocess.run(
         [
