@@ -34,7 +34,7 @@ class Office:
         return Janitor(self.records, self.queue, interval_s=60, grace_s=grace_s, settle_s=0)
 
     async def submit(self, job_id: str, *after: str) -> None:
-        assert await self.records.submit(job_id, VALUES, after, "") == job_id
+        assert await self.records.submit(job_id, VALUES, after, "", max_open=1000) == job_id
 
     def claim(self, job_id: str, claim: str, lease_s: float) -> None:
         """Takes, leases and claims a job, as a worker does."""

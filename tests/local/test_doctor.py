@@ -44,12 +44,13 @@ def test_broken_things_are_bad_and_all_else_is_fine(tmp_path: Path, capsys: pyte
     assert "does not answer; if it is the server, it hangs: end its process with kill -9" in found["service"][1]
 
 
-async def test_what_is_wrong_with_a_server_that_runs_is_said(tmp_path: Path) -> None:
+async def test_what_is_wrong_with_a_server_that_runs_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with run_front(home=tmp_path) as front:
         port = int(front.address.rpartition(":")[2])
         (finding,) = await asyncio.to_thread(examine_service, "127.0.0.1", port)
     assert (finding.what, finding.verdict) == ("service", Verdict.BAD)
     assert "no inference worker" in finding.detail
+    monkeypatch.setenv("CROSSCOPE_TOKEN", "another")
     async with run_front(home=tmp_path, token="s3cret") as front:
         port = int(front.address.rpartition(":")[2])
         (finding,) = await asyncio.to_thread(examine_service, "127.0.0.1", port)

@@ -28,6 +28,7 @@ from crosscope_proto.v1 import (
     latents_pb2,
     looks_pb2,
     prompts_pb2,
+    system_pb2,
 )
 from crosscope_server.access import brake as brakes
 from crosscope_server.access.audit import Audit
@@ -84,7 +85,7 @@ async def front(tmp_path: Path) -> AsyncIterator[Front]:
 
 
 def test_every_public_method_has_a_role() -> None:
-    files = (annotations_pb2, jobs_pb2, latents_pb2, looks_pb2, prompts_pb2)
+    files = (annotations_pb2, jobs_pb2, latents_pb2, looks_pb2, prompts_pb2, system_pb2)
     services = [service for file in files for service in file.DESCRIPTOR.services_by_name.values()]
     methods = {f"/{each.full_name}/{method.name}" for each in services for method in each.methods}
     assert {method for method in RULES if method.startswith("/crosscope.")} == methods
