@@ -51,7 +51,7 @@ async def test_what_is_wrong_with_a_server_that_runs_is_said(tmp_path: Path, mon
     assert (finding.what, finding.verdict) == ("service", Verdict.BAD)
     assert "no inference worker" in finding.detail
     monkeypatch.setenv("CROSSCOPE_TOKEN", "another")
-    async with run_front(home=tmp_path, token="s3cret") as front:
+    async with run_front(home=tmp_path, token="s3cret", allow_anyone=False) as front:
         port = int(front.address.rpartition(":")[2])
         (finding,) = await asyncio.to_thread(examine_service, "127.0.0.1", port)
     assert finding.verdict is Verdict.BAD
