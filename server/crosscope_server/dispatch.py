@@ -83,7 +83,8 @@ class Dispatch:
         self, request: inference_pb2.AttributeRequest, timeout_s: float | None
     ) -> inference_pb2.AttributeResponse:
         """The latents that carry a difference. Raises CallError."""
-        work = Work(num_tokens(request.request.prompt) * (2 + _num_exact(request.request)))
+        tokens = num_tokens(request.request.prompt)
+        work = Work(tokens * (2 + _num_exact(request.request)), least=2 * tokens)
         return await self._call("Attribute", request, work, timeout_s)
 
     async def generate(

@@ -31,6 +31,13 @@ class Work:
     """About how many tokens the models read for it."""
     is_bulk: bool = False
     """Whether nobody sits and waits for it."""
+    least: float | None = None
+    """What it costs at least, by which a deadline is judged, where `cost` may be far too much; None: `cost`."""
+
+    @property
+    def surely(self) -> float:
+        """What it costs at least."""
+        return self.cost if self.least is None else self.least
 
 
 @dataclass(eq=False)
@@ -140,9 +147,10 @@ class Line:
             raise self._full("queue full", f"{sentence}; try again in {retry_after_s:.1f} s", retry_after_s)
         if since is not None or self._rate.per_s is None:
             return
-        wait_s = self._rate.seconds(self._turns.cost_before(caller, work.is_bulk) + work.cost)
-        if deadline is not None and wait_s > deadline - now:
-            what = f"would take about {wait_s:.1f} s, but its deadline is in {max(0.0, deadline - now):.1f} s"
+        wait_s = self._rate.seconds(self._turns.cost_before(caller, work.is_bulk))
+        takes_s = wait_s + self._rate.seconds(work.surely)
+        if deadline is not None and takes_s > deadline - now:
+            what = f"would take about {takes_s:.1f} s, but its deadline is in {max(0.0, deadline - now):.1f} s"
             raise self._full("deadline", f"the call {what}; allow more time, or try again later", retry_after_s)
         if wait_s > (longest := MAX_BULK_WAIT_S if work.is_bulk else MAX_WAIT_S):
             what = f"would wait about {wait_s:.1f} s, but calls wait for at most {longest:.0f} s"
@@ -170,7 +178,7 @@ class Line:
             if waiter.granted.done():
                 continue
             left_s = None if waiter.deadline is None else waiter.deadline - asyncio.get_running_loop().time()
-            if left_s is not None and left_s < self._rate.seconds(waiter.work.cost):
+            if left_s is not None and left_s < self._rate.seconds(waiter.work.surely):
                 self._refused["late"] += 1
                 sentence = f"the call's turn came {max(0.0, left_s):.2f} s before its deadline, too late to answer it"
                 waiter.granted.set_exception(TooLate(f"{sentence}; allow more time"))

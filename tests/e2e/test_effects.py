@@ -103,7 +103,7 @@ def test_a_change_changes_what_is_said_and_whoever_leaves_is_told_so(demo: Cross
 
 def test_the_demos_probes_are_scored_with_and_without_the_latents_that_carry_them(stack: Stack, demo: Crosscoder):
     probes = Probe.read(stack.home / "pairs" / "demo" / "data" / "probes.jsonl")
-    assert len({probe.behaviour for probe in probes}) == 8
+    assert len({probe.behaviour for probe in probes}) == 9
     some = [probe for probe in probes if probe.behaviour == "numbered_steps"][:4]
     found = demo.behaviour_effects(some, num_latents=2, max_new_tokens=4)
     assert len(found.arms) == 6

@@ -181,6 +181,9 @@ async def test_who_cannot_be_answered_in_time_is_refused_when_they_come():
     late_place = await late
     late_place.end(answered=False)
     line._rate.per_s = 1000
+    # Its own work is no wait, and a deadline is judged by what it surely takes.
+    (await line.enter(Work(20_000), None)).end(answered=False)
+    (await line.enter(Work(20_000, least=100), loop.time() + 1)).end(answered=False)
     hopeless = asyncio.create_task(line.enter(Work(100), loop.time() + 0.15))
     (await hopeless).end(answered=False)
     for place in places:
