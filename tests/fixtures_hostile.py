@@ -115,12 +115,14 @@ class Stack:
             "worker",
             [sys.executable, "-m", "crosscope_worker", "serve"],
             CROSSCOPE_WORKER_LISTEN=self.worker_address,
+            CROSSCOPE_WORKER_ALLOW_ANYONE="true",
             CROSSCOPE_WORKER_NUM_THREADS="1",
         )
         self._start(
             "server",
             [sys.executable, "-m", "crosscope_server"],
             CROSSCOPE_SERVER_LISTEN=self.server_address,
+            CROSSCOPE_SERVER_ALLOW_ANYONE="true",
             CROSSCOPE_SERVER_WORKERS=self.worker_address,
             CROSSCOPE_SERVER_QUEUE_URL=self.queue_url,
             **settings,

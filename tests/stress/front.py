@@ -45,6 +45,7 @@ async def system(
         workers = [await stack.enter_async_context(run_device(socket, **device)) for socket in sockets]
         environment = os.environ | {
             "CROSSCOPE_HOME": str(home),
+            "CROSSCOPE_SERVER_ALLOW_ANYONE": "true",
             "CROSSCOPE_SERVER_LISTEN": f"127.0.0.1:{free_port()}",
             "CROSSCOPE_SERVER_WORKERS": ",".join(f"unix:{socket}" for socket in sockets),
         }
