@@ -85,7 +85,7 @@ async def queue_needed(within_s: float = _ANSWER_S) -> AsyncGenerator[None]:
     except (RedisConnectionError, RedisTimeoutError, TimeoutError) as error:
         why = str(error) or f"not within {within_s:g} s"
         text = f"the job queue does not answer ({why}); running jobs go on; try again in a moment"
-        raise Unavailable(text, retry_after_s=2) from error
+        raise Unavailable(text) from error
     except ResponseError as error:
         if not str(error).startswith(("MISCONF", "OOM", "READONLY")):
             raise

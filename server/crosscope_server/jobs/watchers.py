@@ -86,7 +86,7 @@ class Watchers:
         """
         async with self._turns:
             if time.monotonic() - self._away_at < _AWAY_S:
-                raise Unavailable(self._why_away, retry_after_s=2)
+                raise Unavailable(self._why_away)
             try:
                 yield
             except Unavailable as error:
