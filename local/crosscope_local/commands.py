@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
@@ -129,7 +129,13 @@ _RUN = (
         "--job-threads",
         type=click.IntRange(min=1),
         default=None,
-        help="Threads of one operation of a job on the CPU.  [default: torch decides]",
+        help="Threads of one operation of a job on the CPU.  [default: torch decides; the demo takes 1]",
+    ),
+    click.option(
+        "--job-workers",
+        type=click.IntRange(1, 64),
+        default=None,
+        help="Jobs that run at the same time.  [default: 1; the demo takes 2 if there are two cores]",
     ),
 )
 """Options of the commands that run an installation."""
@@ -150,6 +156,7 @@ def _runs(command: Callable[..., None]) -> Callable[..., None]:
         data_roots: tuple[Path, ...],
         label_addresses: tuple[str, ...],
         job_threads: int | None,
+        job_workers: int | None,
         log_mb: float,
         log_files: int,
         reserve_mb: int,
@@ -158,7 +165,8 @@ def _runs(command: Callable[..., None]) -> Callable[..., None]:
         keep, reserve_bytes = Keep(round(log_mb * 1e6), log_files), reserve_mb * 1_000_000
         ports = port, None if no_app else app_port
         wanted = Wanted(
-            *(home, address, *ports, data_roots, job_threads, label_addresses, keep, reserve_bytes), config=config
+            *(home, address, *ports, data_roots, job_threads, job_workers, label_addresses, keep, reserve_bytes),
+            config=config,
         )
         command(wanted=wanted, **own)
 
@@ -205,6 +213,9 @@ def demo(once: bool, as_json: bool, recipes: Path | None, wanted: Wanted) -> Non
     """
     if as_json and not once:
         raise click.UsageError("--json goes with --once: without it there is no end to summarise.")
+    # With one thread each, jobs end with the same weights again, and two of them use two cores well.
+    workers = wanted.job_workers or min(2, os.cpu_count() or 1)
+    wanted = replace(wanted, job_threads=wanted.job_threads or 1, job_workers=workers)
     terminal = Terminal(to_stderr=as_json)
     with _prepared(terminal, wanted) as found:
         steps = demo_jobs.read_steps(recipes or demo_jobs.find_recipes())

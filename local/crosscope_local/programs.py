@@ -20,6 +20,7 @@ APP_TLS, APP_LOGIN = "CROSSCOPE_APP_TLS_CERT", "CROSSCOPE_APP_LOGIN"
 
 _MODELS = (environment.WORKER, environment.COMPUTE, environment.HUB, environment.HUB_ACCESS, environment.TRACES)
 """Environment variables of the workers: their settings, and those that torch and the hub's client read."""
+_JOBS_METRICS = "CROSSCOPE_WORKER_JOBS_METRICS_PORT"
 _PROMPTS = "crosscope.v1.Prompts"
 """The service of the server that is ready as soon as the server has found a worker."""
 
@@ -43,6 +44,8 @@ class Installation:
     """Folders beside the home from which jobs may read files."""
     job_threads: int | None = None
     """Threads of one operation of a job; None: the environment decides, else torch."""
+    job_workers: int = 1
+    """Jobs that run at the same time."""
     label_addresses: tuple[str, ...] = ()
     """Addresses on other machines that jobs may have label latents."""
     settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -75,8 +78,12 @@ class Installation:
         programs = [self._redis("queue"), self._redis("cache"), self._server()]
         if self.app_port is not None:
             programs.append(self._app(self.app_port))
-        programs += [self._worker(), self._jobs()]
-        return [replace(program, defaults=self.settings.get(program.name, {})) for program in programs]
+        programs += [self._worker(), *map(self._jobs, range(self.job_workers))]
+        return [replace(program, defaults=self._defaults(program.name)) for program in programs]
+
+    def _defaults(self, name: str) -> Mapping[str, str]:
+        """The settings of a program; all job workers have the same."""
+        return self.settings.get("jobs" if name.startswith("jobs") else name, {})
 
     def _redis(self, role: str) -> Program:
         path = self._socket(role)
@@ -137,10 +144,12 @@ class Installation:
             probe=lambda: answers() and is_found(),
         )
 
-    def _jobs(self) -> Program:
+    def _jobs(self, place: int) -> Program:
         threads = {} if self.job_threads is None else {"CROSSCOPE_WORKER_JOB_THREADS": str(self.job_threads)}
+        # One port shows the figures of one process: those of the first.
+        silent = {_JOBS_METRICS: ""} if place else {}
         return Program(
-            name="jobs",
+            name=f"jobs-{place + 1}" if place else "jobs",
             command=_module("crosscope_worker", "jobs"),
             environment={
                 "CROSSCOPE_HOME": str(self.home),
@@ -148,6 +157,7 @@ class Installation:
                 "CROSSCOPE_WORKER_DATA_ROOTS": os.pathsep.join(map(str, self.data_roots)),
                 "CROSSCOPE_WORKER_LABEL_ADDRESSES": ",".join(self.label_addresses),
                 **threads,
+                **silent,
             },
             reads=(*_MODELS, environment.LABEL_KEYS),
             probe=None,

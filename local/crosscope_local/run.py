@@ -39,6 +39,8 @@ class Wanted:
     """Folders beside the home from which jobs may read files."""
     job_threads: int | None = None
     """Threads of one operation of a job; None: torch decides."""
+    job_workers: int | None = None
+    """Jobs that run at the same time; None: one."""
     label_addresses: tuple[str, ...] = ()
     """Addresses on other machines that jobs may have label latents."""
     keep_logs: Keep = KEEP
@@ -77,7 +79,8 @@ def installation(wanted: Wanted, say: Say) -> Generator[Installation]:
     roots = tuple(folder.expanduser().absolute() for folder in wanted.data_roots)
     runtime = preflight.runtime_folder(home)
     found = Installation(
-        *(home, wanted.host, port, app_port, runtime, roots, wanted.job_threads, wanted.label_addresses),
+        *(home, wanted.host, port, app_port, runtime, roots, wanted.job_threads, wanted.job_workers or 1),
+        label_addresses=wanted.label_addresses,
         settings=wanted.config.settings,
         app_key=preflight.app_key(home),
     )

@@ -36,6 +36,17 @@ def test_each_program_gets_its_own_variables(tmp_path: Path) -> None:
     assert found[-1].environment["CROSSCOPE_WORKER_LABEL_ADDRESSES"] == "https://a.org,http://b"
 
 
+def test_several_job_workers_have_one_queue_and_the_settings_of_one(tmp_path: Path) -> None:
+    settings = {"jobs": {"CROSSCOPE_WORKER_KEEP_CHECKPOINTS_DAYS": "1"}}
+    programs = Installation(tmp_path, "127.0.0.1", 1, None, tmp_path, job_workers=2, settings=settings).programs()
+    first, second = programs[-2:]
+    assert (first.name, second.name) == ("jobs", "jobs-2")
+    assert first.defaults == second.defaults == settings["jobs"]
+    port = "CROSSCOPE_WORKER_JOBS_METRICS_PORT"
+    assert port not in first.environment
+    assert dict(second.environment) == {**first.environment, port: ""}  # one port shows one process
+
+
 def test_a_child_starts_without_the_supervisors_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CROSSCOPE_SERVER_TOKEN", "planted")
     monkeypatch.setenv("LC_TIME", "C")
