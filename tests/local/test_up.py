@@ -117,11 +117,12 @@ def test_a_process_that_is_killed_comes_back(up: Up, name: str) -> None:
 def test_a_server_that_is_stopped_comes_back(up: Up) -> None:
     first = process_of(up, "server")
     assert first
+    back_before = up.times_said("^server is back")
     os.kill(first, signal.SIGSTOP)
     assert eventually(lambda: up.said("^server hung") and process_of(up, "server") not in (None, first), 60), up.lines
     assert up.said("^server hung .no sign of life from its event loop for 1. s. and was killed. Starting it again in ")
     assert not alive(first)
-    assert eventually(lambda: up.said("^server is back"), 60), up.lines
+    assert eventually(lambda: up.times_said("^server is back") > back_before, 60), up.lines
 
 
 def test_this_person_is_known_by_the_home_and_others_are_refused(up: Up) -> None:

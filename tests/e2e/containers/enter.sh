@@ -6,7 +6,11 @@ root=$1 data=$2 hosts=$3 folders=$4 tmpfs=$5
 shift 5
 ip link set lo up
 mount -t tmpfs tmpfs "$root"
-for folder in $folders; do
+for folder in $tmpfs; do
+  mkdir -p "$root$folder"
+  mount -t tmpfs -o mode=1777 tmpfs "$root$folder"
+done
+for folder in $folders; do  # the program may lie below one of those
   [ -e "$folder" ] || continue
   mkdir -p "$root$folder"
   mount --bind "$folder" "$root$folder"
@@ -19,10 +23,6 @@ done
 mkdir -p "$root/data"
 mount --bind "$data" "$root/data"
 mount --bind "$hosts" "$root/etc/hosts"
-for folder in $tmpfs; do
-  mkdir -p "$root$folder"
-  mount -t tmpfs -o mode=1777 tmpfs "$root$folder"
-done
 mount -o remount,ro "$root"
 cd "$root"
 pivot_root . .
