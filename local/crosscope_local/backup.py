@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+from crosscope_local.disk import bytes_of
 from crosscope_local.room import RESERVE
 from crosscope_local.run import PROCESSES
 from crosscope_proto import artefacts
@@ -129,7 +130,7 @@ class _Writer:
             where = path.relative_to(self._home).parts
             kind = where[0] if len(where) == 1 else where[-1] if where[0] == "jobs" and len(where) == 3 else ""
             if kind in LEFT_OUT and path.is_dir():
-                size = _size(path)
+                size = bytes_of(path)
                 self._copied.left_out[kind] = self._copied.left_out.get(kind, 0) + size
             elif where[0] in (*_OF_A_PROCESS, "queue", artefacts.ANNOTATIONS):
                 continue
@@ -280,7 +281,3 @@ def _modes(archive: Path) -> tuple[Any, Any]:
 def _sha256(file: Path) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _size(folder: Path) -> int:
-    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())

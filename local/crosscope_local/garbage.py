@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from crosscope_local.disk import bytes_of
 from crosscope_proto import artefacts
 
 _PARTIAL_AFTER_S = 3600.0
@@ -57,7 +58,7 @@ def find(home: Path, keep: Keep, now: float | None = None) -> list[Garbage]:
         ]
     )
     outermost = [path for path in kinds if not any(parent in kinds for parent in path.parents)]
-    found = [Garbage(path, kinds[path], _size(path)) for path in outermost]
+    found = [Garbage(path, kinds[path], bytes_of(path)) for path in outermost]
     return sorted(found, key=lambda each: -each.bytes)
 
 
@@ -126,8 +127,3 @@ def _newest(path: Path) -> float:
         return max([path.stat().st_mtime, *(each.lstat().st_mtime for each in files)])
     except FileNotFoundError:  # somebody else removes it
         return float("inf")
-
-
-def _size(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else (path,)
-    return sum(each.lstat().st_size for each in files if each.is_file())

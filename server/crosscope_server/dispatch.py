@@ -50,8 +50,6 @@ class Dispatch:
         """Where prompts wait that are answered at once."""
         self.streams = Line(workers, lambda worker: worker.streams, MAX_WAITING, hold_s, self.refused)
         """Where prompts wait that are continued."""
-        self.num_moved = 0
-        """Calls that were asked of another worker."""
 
     def close(self) -> None:
         """Stops waiting for workers."""
@@ -125,7 +123,6 @@ class Dispatch:
                     f"the inference worker ended in the middle of the answer, after {num_sent} messages; ask again",
                     retry_after_s=RETRY_S,
                 )
-            self.num_moved += 1
 
     async def _call(self, method: str, request: Message, work: Work, timeout_s: float | None) -> Any:
         deadline, attempt = _deadline(timeout_s), _Attempt(self._workers)
@@ -148,7 +145,6 @@ class Dispatch:
                 attempt.hangs(worker)
             finally:
                 place.end(answered=is_answered)
-            self.num_moved += 1
 
 
 class _Attempt:

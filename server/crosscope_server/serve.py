@@ -183,11 +183,8 @@ async def serving(settings: Settings, ages: Ages | None = None) -> AsyncGenerato
             _expose(stack, metrics, settings.metrics_port)
         await prompts_change(is_alive=False)
         await healths.set(_JOBS, _SERVING if settings.queue_url else _NOT_SERVING)
-        await healths.set(_LATENTS, _SERVING)
-        await healths.set(_LOOKS, _SERVING)
-        await healths.set(_ANNOTATIONS, _SERVING)
-        await healths.set(_SYSTEM, _SERVING)
-        await healths.set("", _SERVING)
+        for name in (_LATENTS, _LOOKS, _ANNOTATIONS, _SYSTEM, ""):
+            await healths.set(name, _SERVING)
         await server.start()
         stack.push_async_callback(_stop, server)
         stack.push_async_callback(healths.enter_graceful_shutdown)

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +13,7 @@ from typing import Any
 
 import grpc
 import pytest
+from fixtures_ports import free_port
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
 from google.rpc.status_pb2 import Status
@@ -131,12 +131,6 @@ _ADD: dict[type, Callable[[Any, grpc.Server], None]] = {
     prompts_pb2_grpc.PromptsServicer: prompts_pb2_grpc.add_PromptsServicer_to_server,
     jobs_pb2_grpc.JobsServicer: jobs_pb2_grpc.add_JobsServicer_to_server,
 }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ by a job and the README's recipe run on it."""
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from fixtures_ports import free_port
 
 from crosscope import Client, Job, Unavailable
 
@@ -50,12 +50,6 @@ class Stack:
                 if all(word in command for word in words):
                     found.append(process.pid)
         return found
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def start_stack(home: Path) -> Stack:

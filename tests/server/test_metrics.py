@@ -1,12 +1,12 @@
 import asyncio
 import math
-import socket
 import urllib.request
 from pathlib import Path
 
 import grpc.aio
 import pytest
 import redis
+from fixtures_ports import free_port
 from fixtures_server import run_cache, run_front, run_worker
 from metrics_table import documented, exposed
 
@@ -16,12 +16,6 @@ from crosscope_proto.v1 import jobs_pb2, jobs_pb2_grpc, latents_pb2, prompts_pb2
 from crosscope_server.metrics import MAX_CALLERS, Metrics, Traffic
 
 OF_SERVER = {name: each for name, each in documented().items() if each.processes.startswith(("server", "all"))}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 async def read(port: int) -> str:

@@ -10,6 +10,7 @@ import urllib.request
 import grpc
 import grpc.aio
 import pytest
+from fixtures_ports import free_port
 from fixtures_server import details_of, run_front
 from google.protobuf import descriptor_pb2
 from google.rpc import error_details_pb2
@@ -22,12 +23,6 @@ from crosscope_server.errors import InvalidRequest, Overloaded, Violation, statu
 from crosscope_server.settings import Settings
 
 LIST = latents_pb2.ListCrosscodersRequest()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.mark.asyncio

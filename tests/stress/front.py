@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import statistics
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import grpc
 import grpc.aio
 from fixtures_artefacts import write_crosscoder
 from fixtures_device import run_device
+from fixtures_ports import free_port
 from fixtures_server import Front, details_of, run_cache
 from google.rpc import error_details_pb2
 
@@ -65,12 +65,6 @@ async def system(
         finally:
             server.terminate()
             await server.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def connect(address: str) -> grpc.aio.Channel:

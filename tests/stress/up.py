@@ -191,12 +191,6 @@ def page(client: Client, turn: int) -> None:
     client.crosscoder("demo")
 
 
-def jobs_call(client: Client, turn: int) -> None:
-    """A look at the queue."""
-    del turn
-    client.jobs.list(limit=5)
-
-
 class Work:
     """Jobs that were submitted, and how they ended."""
 
