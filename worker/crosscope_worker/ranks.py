@@ -1,0 +1,68 @@
+"""The processes that train one dictionary together, one a device: ranks, and what they send each other.
+
+A process alone is one rank, and then nothing here calls torch.distributed. All calls are collective: every rank makes
+the same ones in the same order.
+"""
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One of the processes, and how many there are."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def of_process_group(cls) -> "Ranks":
+        """The ranks of torch's default process group, which torchrun or Ray has started."""
+        return cls(dist.get_rank(), dist.get_world_size())
+
+    def share(self, number: int) -> slice:
+        """The contiguous part of `number` things that is this rank's; parts differ by one at most, larger ones first."""
+        return _parts(number, self.size)[self.rank]
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sums `tensor` over all ranks in place, and returns it; the same bits on every rank."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def join(self, tensor: Tensor) -> Tensor:
+        """The tensors of all ranks, one behind the other along the first dimension, whose length may differ."""
+        if self.size == 1:
+            return tensor
+        length = torch.tensor([len(tensor)], device=tensor.device)
+        lengths = [torch.empty_like(length) for _ in range(self.size)]
+        dist.all_gather(lengths, length)
+        sizes = [int(each) for each in lengths]
+        padded = tensor.new_zeros(max(sizes), *tensor.shape[1:])
+        padded[: len(tensor)] = tensor
+        found = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(found, padded)
+        return torch.cat([each[:size] for each, size in zip(found, sizes, strict=True)])
+
+    def everyone(self, value: Any) -> list[Any]:
+        """The values, which can be pickled, of all ranks in their order. Slow: for starts, ends and checkpoints."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
+
+ALONE = Ranks()
+
+
+def _parts(number: int, size: int) -> list[slice]:
+    """`size` contiguous parts of `number` things, whose lengths differ by one at most."""
+    each, more = divmod(number, size)
+    starts = [rank * each + min(rank, more) for rank in range(size + 1)]
+    return [slice(start, stop) for start, stop in itertools.pairwise(starts)]
