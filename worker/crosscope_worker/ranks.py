@@ -26,7 +26,7 @@ class Ranks:
         return cls(dist.get_rank(), dist.get_world_size())
 
     def share(self, number: int) -> slice:
-        """The contiguous part of `number` things that is this rank's; parts differ by one at most, larger ones first."""
+        """The contiguous part of `number` things that is this rank's; parts differ by one at most."""
         return _parts(number, self.size)[self.rank]
 
     def sum(self, tensor: Tensor) -> Tensor:
