@@ -153,5 +153,9 @@ class Capabilities:
     traffic: Traffic
     limits: RequestLimits
     caller: CallerStatus
+    home_bytes: int | None = None
+    """What the home holds, as of a minute ago at most; None without a limit."""
+    home_max_bytes: int | None = None
+    """What the home may hold; no job is accepted beyond it. None without a limit."""
     problems: tuple[Problem, ...] = ()
     """What is wrong, the worst first; empty if all is well."""

@@ -46,6 +46,8 @@ def capabilities(message: system_pb2.GetCapabilitiesResponse) -> Capabilities:
             recipe_bytes=message.limits.recipe_bytes,
             stream_in_flight=message.limits.stream_in_flight,
         ),
+        home_bytes=message.home_bytes if message.HasField("home_bytes") else None,
+        home_max_bytes=message.home_max_bytes if message.HasField("home_max_bytes") else None,
         caller=CallerStatus(message.caller.name, tuple(message.caller.roles), dict(message.caller.limits)),
     )
     return replace(found, problems=problems_of(found))

@@ -46,6 +46,12 @@ def _disk(found: Capabilities) -> Iterator[Problem]:
             "is full.",
             "Remove what can be made again: activations/ and search/ of the home.",
         )
+    held, most = found.home_bytes, found.home_max_bytes
+    if held is not None and most is not None and held >= most:
+        yield Problem(
+            f"The home holds {held / 1e9:.4g} GB of the {most / 1e9:.4g} GB that it may: no job is accepted.",
+            "See what is of no use any more with `crosscope gc --dry-run`, or raise CROSSCOPE_SERVER_HOME_GB.",
+        )
 
 
 def _inference(found: Capabilities) -> Iterator[Problem]:

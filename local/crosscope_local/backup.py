@@ -23,10 +23,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from crosscope_local.disk import bytes_of
 from crosscope_local.room import RESERVE
 from crosscope_local.run import PROCESSES
 from crosscope_proto import artefacts
+from crosscope_proto.folders import bytes_of
 
 LEFT_OUT = {
     "activations": "activations, which jobs make again",

@@ -1,6 +1,5 @@
-"""Files that are replaced as a whole, and what files take. Knows nothing about their content."""
+"""Files that are replaced as a whole. Knows nothing about their content."""
 
-import contextlib
 import os
 from pathlib import Path
 
@@ -27,12 +26,3 @@ def write_whole(path: Path, text: str, mode: int = 0o666) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-def bytes_of(path: Path) -> int:
-    """The bytes of a file, or of all files below a folder. What goes away meanwhile counts nothing."""
-    total = 0
-    for each in path.rglob("*") if path.is_dir() else (path,):
-        with contextlib.suppress(FileNotFoundError):
-            total += each.lstat().st_size if each.is_file() else 0
-    return total

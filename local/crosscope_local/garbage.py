@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from crosscope_local.disk import bytes_of
 from crosscope_proto import artefacts
+from crosscope_proto.folders import bytes_of
 
 _PARTIAL_AFTER_S = 3600.0
 """What a process writes appears by a rename; what is older than this and was never renamed has been left behind."""

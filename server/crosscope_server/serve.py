@@ -49,6 +49,7 @@ from crosscope_server.looks import Looks
 from crosscope_server.memory import give_back_for_ever
 from crosscope_server.metrics import Metrics
 from crosscope_server.prompts import Prompts
+from crosscope_server.quota import Quota
 from crosscope_server.replies import Replies
 from crosscope_server.search.indices import Indices
 from crosscope_server.search.searches import Searches
@@ -135,7 +136,9 @@ async def serving(settings: Settings, ages: Ages | None = None) -> AsyncGenerato
         replies = Replies(cache, per_caller=settings.cache_per_caller)
         budgets = Budgets()
         prompts, effects = Prompts(catalogue, dispatch, replies, budgets), Effects(catalogue, dispatch, replies)
-        jobs = await stack.enter_async_context(jobs_service(settings.queue_url, settings.home, settings.max_open_jobs))
+        quota = Quota(settings.home, round(settings.home_gb * 1e9) if settings.home_gb else None)
+        queued = jobs_service(settings.queue_url, settings.home, quota, settings.max_open_jobs)
+        jobs = await stack.enter_async_context(queued)
 
         gate = Gate(_tokens(stack, settings))
         interceptors: list[grpc.aio.ServerInterceptor] = [
@@ -163,6 +166,7 @@ async def serving(settings: Settings, ages: Ages | None = None) -> AsyncGenerato
                 metrics=metrics,
                 jobs=job_counter,
                 cache=cache,
+                quota=quota,
                 max_request_bytes=MAX_REQUEST_BYTES,
                 stream_in_flight=settings.stream_in_flight,
                 reflection=settings.with_reflection,

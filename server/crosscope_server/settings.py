@@ -58,6 +58,8 @@ class Settings(ProcessSettings):
     unread is cut off."""
     search_bytes: int = Field(default=4_000_000_000, ge=1_000_000)
     """Room for the indices of examples on disk, in bytes; those used longest ago go first."""
+    home_gb: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """What the home may hold; no job is accepted beyond it. Unset: as much as the disk takes."""
     max_open_jobs: int = Field(default=1000, ge=1, le=9000)
     """Jobs that may wait or run; more are refused."""
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")

@@ -99,6 +99,11 @@ def test_nothing_is_wrong_where_all_is_well() -> None:
         (queue(workers=(JobWorker("cpu", "2 CPU cores", None, 21.0),)), "said nothing for 21 s", "logs/jobs.log"),
         ({"cache": PartState.AWAY}, "cache does not answer", "nothing is lost"),
         ({"disk_free_bytes": 1_900_000_000}, "Only 1.9 GB are free", "activations/"),
+        (
+            {"home_bytes": 3_000_000_000, "home_max_bytes": 2_000_000_000},
+            "holds 3 GB of the 2 GB that it may: no job is accepted",
+            "crosscope gc --dry-run",
+        ),
         ({"broken": ("old",)}, "cannot read old", "publish"),
     ],
 )

@@ -15,7 +15,8 @@ import pytest_asyncio
 from fixtures_server import run_cache, run_front
 from redis.asyncio import Redis
 
-from crosscope_proto.v1 import jobs_pb2, jobs_pb2_grpc
+from crosscope_proto.v1 import jobs_pb2, jobs_pb2_grpc, system_pb2, system_pb2_grpc
+from crosscope_server import quota
 from crosscope_server.jobs.connections import CALLS, THREADS
 
 pytestmark = pytest.mark.asyncio
@@ -128,6 +129,29 @@ async def test_every_call_says_that_the_queue_is_gone(queued: Queued) -> None:
     await refusals(queued.jobs, job_id)
     with pytest.raises(grpc.aio.AioRpcError, match="the job queue does not answer"):
         await watch.read()
+
+
+async def test_a_home_that_holds_what_it_may_takes_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quota, "MEASURED_EVERY_S", 0.0)
+    socket, full = tmp_path / "queue.sock", tmp_path / "home" / "crosscoders" / "old"
+    full.parent.mkdir(parents=True)
+    full.write_bytes(bytes(2_000_001))
+    async with (
+        run_cache(socket),
+        run_front(home=tmp_path / "home", queue_url=f"unix://{socket}", home_gb=0.002) as front,
+    ):
+        jobs: Any = jobs_pb2_grpc.JobsStub(front.channel)
+        system: Any = system_pb2_grpc.SystemStub(front.channel)
+        with pytest.raises(
+            grpc.aio.AioRpcError, match=r"holds 0\.002 GB of the 0\.002 GB that it may"
+        ) as caught:
+            await jobs.SubmitJob(jobs_pb2.SubmitJobRequest(recipe_yaml=RECIPE))
+        assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert not (await jobs.ListJobs(jobs_pb2.ListJobsRequest())).jobs
+        found = await system.GetCapabilities(system_pb2.GetCapabilitiesRequest())
+        assert found.home_max_bytes == 2_000_000 < found.home_bytes
+        full.unlink()
+        await jobs.SubmitJob(jobs_pb2.SubmitJobRequest(recipe_yaml=RECIPE))
 
 
 async def test_more_jobs_than_the_server_takes_are_refused_and_change_nothing(tmp_path: Path) -> None:

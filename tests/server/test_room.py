@@ -44,3 +44,10 @@ def test_all_that_lies_on_the_disk_counts(tmp_path: Path, monkeypatch: pytest.Mo
     [sentence] = too_little(entries, tmp_path)
     assert sentence.startswith("the job takes up to 3.0 GB of disk, but 2.5 GB are free")
     assert list(too_little(entries[:1], tmp_path)) == []
+
+
+def test_what_the_home_may_hold_counts(tmp_path: Path) -> None:
+    entries = [Entry("version", 2e3, "bytes", "disk, kept")]
+    assert list(too_little(entries, tmp_path, left_bytes=2000)) == []
+    [sentence] = too_little(entries, tmp_path, left_bytes=1999)
+    assert sentence.endswith("(CROSSCOPE_SERVER_HOME_GB): remove some with `crosscope gc`, or ask for less")

@@ -27,6 +27,8 @@ def parts_of(found: Capabilities) -> Iterator[tuple[str, str]]:
         yield "jobs on", worker.name
     yield "cache", {PartState.UP: "answers", PartState.AWAY: "away", PartState.ABSENT: "none"}[found.cache]
     yield "disk", f"{_size(found.disk_free_bytes)} free"
+    if found.home_bytes is not None and found.home_max_bytes is not None:
+        yield "home", f"{_size(found.home_bytes)} of {_size(found.home_max_bytes)}"
     if found.caller.name:
         yield "you", f"{found.caller.name}: {', '.join(found.caller.roles)}"
 

@@ -456,6 +456,8 @@ class GetCapabilitiesResponse(_message.Message):
     TRAFFIC_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     CALLER_FIELD_NUMBER: _builtins.int
+    HOME_BYTES_FIELD_NUMBER: _builtins.int
+    HOME_MAX_BYTES_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The server's version."""
     schema_version: _builtins.int
@@ -464,6 +466,10 @@ class GetCapabilitiesResponse(_message.Message):
     """The result cache."""
     disk_free_bytes: _builtins.int
     """Free room on the disk of the home, bytes."""
+    home_bytes: _builtins.int
+    """What the home holds, as of a minute ago at most; absent without a limit."""
+    home_max_bytes: _builtins.int
+    """What the home may hold; no job is accepted beyond it. Absent without a limit."""
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What can be asked now: "latents", "prompts", "jobs", "cache", "reflection"."""
@@ -511,11 +517,20 @@ class GetCapabilitiesResponse(_message.Message):
         traffic: Global___Traffic | None = ...,
         limits: Global___RequestLimits | None = ...,
         caller: Global___CallerStatus | None = ...,
+        home_bytes: _builtins.int | None = ...,
+        home_max_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "limits", b"limits", "queue", b"queue", "traffic", b"traffic"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_home_bytes", b"_home_bytes", "_home_max_bytes", b"_home_max_bytes", "caller", b"caller", "home_bytes", b"home_bytes", "home_max_bytes", b"home_max_bytes", "limits", b"limits", "queue", b"queue", "traffic", b"traffic"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "caller", b"caller", "crosscoders", b"crosscoders", "disk_free_bytes", b"disk_free_bytes", "features", b"features", "inference_workers", b"inference_workers", "limits", b"limits", "pairs", b"pairs", "queue", b"queue", "schema_version", b"schema_version", "traffic", b"traffic", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_home_bytes", b"_home_bytes", "_home_max_bytes", b"_home_max_bytes", "cache", b"cache", "caller", b"caller", "crosscoders", b"crosscoders", "disk_free_bytes", b"disk_free_bytes", "features", b"features", "home_bytes", b"home_bytes", "home_max_bytes", b"home_max_bytes", "inference_workers", b"inference_workers", "limits", b"limits", "pairs", b"pairs", "queue", b"queue", "schema_version", b"schema_version", "traffic", b"traffic", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__home_bytes: _TypeAlias = _typing.Literal["home_bytes"]  # noqa: Y015
+    _WhichOneofArgType__home_bytes: _TypeAlias = _typing.Literal["_home_bytes", b"_home_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__home_max_bytes: _TypeAlias = _typing.Literal["home_max_bytes"]  # noqa: Y015
+    _WhichOneofArgType__home_max_bytes: _TypeAlias = _typing.Literal["_home_max_bytes", b"_home_max_bytes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__home_bytes) -> _WhichOneofReturnType__home_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__home_max_bytes) -> _WhichOneofReturnType__home_max_bytes | None: ...
 
 Global___GetCapabilitiesResponse: _TypeAlias = GetCapabilitiesResponse  # noqa: Y015

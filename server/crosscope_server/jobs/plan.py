@@ -53,13 +53,18 @@ class Length:
         return "about " if self.is_estimate else ""
 
 
-def plan(recipe: Recipe, found: Findings, home: Path, targets: Sequence[Target] = ()) -> Planned:
-    """What a job takes on each of the devices, as far as that follows from `found`. Loads nothing."""
+def plan(
+    recipe: Recipe, found: Findings, home: Path, targets: Sequence[Target] = (), left_bytes: int | None = None
+) -> Planned:
+    """What a job takes on each of the devices, as far as that follows from `found`. Loads nothing.
+
+    `left_bytes` is what the home may still take in; None without a limit.
+    """
     if isinstance(recipe, LabelRecipe):
         return Planned(list(_label_entries(recipe)))
     if isinstance(recipe, DemoPairRecipe):
         entries = demo_entries(recipe)
-        return Planned(entries, warnings=list(too_little(entries, home)))
+        return Planned(entries, warnings=list(too_little(entries, home, left_bytes=left_bytes)))
     if isinstance(recipe, CausalRecipe):
         return Planned()
     fetched = list(downloads(recipe, home))
@@ -75,7 +80,7 @@ def plan(recipe: Recipe, found: Findings, home: Path, targets: Sequence[Target] 
     used = [newest[each.torch_device] for each in targets if each.torch_device in newest]
     notes = [f"measured on {speed.device}: {speed.note}" for speed in used if speed.note]
     entries = list(_entries(recipe, found, length, amounts))
-    warnings = [*_oddities(recipe, length), *too_little(entries, home), *notes]
+    warnings = [*_oddities(recipe, length), *too_little(entries, home, left_bytes=left_bytes), *notes]
     return Planned(entries, plans, fetched, warnings)
 
 

@@ -25,8 +25,13 @@ def demo_entries(recipe: DemoPairRecipe) -> list[Entry]:
     ]
 
 
-def too_little(entries: Sequence[Entry], home: Path, memory_bytes: int | None = None) -> Iterator[str]:
-    """Sentences where the disk of `home`, or this machine's memory, cannot hold what a plan's entries say."""
+def too_little(
+    entries: Sequence[Entry], home: Path, memory_bytes: int | None = None, left_bytes: int | None = None
+) -> Iterator[str]:
+    """Sentences where the disk of `home`, or this machine's memory, cannot hold what a plan's entries say.
+
+    `left_bytes` is what the home may still take in by its own limit.
+    """
     needed = sum(each.value or 0 for each in entries if each.unit == "bytes" and each.note.startswith("disk"))
     try:
         free = shutil.disk_usage(home).free
@@ -36,6 +41,11 @@ def too_little(entries: Sequence[Entry], home: Path, memory_bytes: int | None = 
         yield (
             f"the job takes up to {_gb(needed)} of disk, but {_gb(free)} are free where {home} lies: free some, or ask "
             "for less"
+        )
+    if left_bytes is not None and needed > left_bytes:
+        yield (
+            f"the job takes up to {_gb(needed)} of disk, but the home may take in {_gb(left_bytes)} more "
+            "(CROSSCOPE_SERVER_HOME_GB): remove some with `crosscope gc`, or ask for less"
         )
     memory_bytes = _memory() if memory_bytes is None else memory_bytes
     for each in entries:

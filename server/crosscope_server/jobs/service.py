@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 import grpc.aio
 
 from crosscope_proto import request_ids, tracing
-from crosscope_proto.recipe import recipe_schema
+from crosscope_proto.recipe import Recipe, recipe_schema
 from crosscope_proto.v1 import jobs_pb2, jobs_pb2_grpc
 from crosscope_server.callers import calling
 from crosscope_server.errors import Conflict, InvalidRequest, NotFound, Overloaded, Unavailable, Violation
-from crosscope_server.jobs.check import check
+from crosscope_server.jobs.check import Findings, check
 from crosscope_server.jobs.connections import Connections, queue_needed
 from crosscope_server.jobs.estimate import Target
 from crosscope_server.jobs.expected import expected_seconds
@@ -28,12 +28,13 @@ from crosscope_server.jobs.janitor import Janitor
 from crosscope_server.jobs.log import DEFAULT_LINES, read_tail
 from crosscope_server.jobs.messages import event_message, job_message
 from crosscope_server.jobs.owners import check_limits, check_owner, owner_of
-from crosscope_server.jobs.plan import plan
+from crosscope_server.jobs.plan import Planned, plan
 from crosscope_server.jobs.planning import earlier_entries, named_target, reply, targets_of
 from crosscope_server.jobs.queue import JobQueue
 from crosscope_server.jobs.recipes import RecipeReader
 from crosscope_server.jobs.records import JobRecord, JobRecords, JobState, is_event_id
 from crosscope_server.jobs.watchers import Watchers
+from crosscope_server.quota import Quota
 
 T = TypeVar("T")
 
@@ -57,15 +58,16 @@ _NOT_RETRIED = {
 
 @contextlib.asynccontextmanager
 async def jobs_service(
-    queue_url: str | None, home: Path, max_open: int = DEFAULT_MAX_OPEN
+    queue_url: str | None, home: Path, quota: Quota, max_open: int = DEFAULT_MAX_OPEN
 ) -> AsyncGenerator["JobsService"]:
     """The servicer on the queue at `queue_url` (redis:// or unix://), while its janitor runs.
 
-    Recipes are checked against the files below `home`, the artefact folder. At most `max_open` jobs wait or run. The
-    service starts even if the queue does not answer. Without a URL every call ends with UNAVAILABLE.
+    Recipes are checked against the files below `home`, the artefact folder, which may hold what `quota` says. At most
+    `max_open` jobs wait or run. The service starts even if the queue does not answer. Without a URL every call ends
+    with UNAVAILABLE.
     """
     if queue_url is None:
-        service = JobsService(None, None, home, None)
+        service = JobsService(None, None, home, quota, None)
         try:
             yield service
         finally:
@@ -77,7 +79,7 @@ async def jobs_service(
         watchers = Watchers(connections.watching)
         stack.push_async_callback(watchers.close)
         service = JobsService(
-            JobRecords(connections.calls), JobQueue(connections.calls_blocking), home, watchers, max_open
+            JobRecords(connections.calls), JobQueue(connections.calls_blocking), home, quota, watchers, max_open
         )
         stack.callback(service.close)
         janitor = Janitor(JobRecords(connections.janitor), JobQueue(connections.janitor_blocking))
@@ -99,10 +101,11 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         records: JobRecords | None,
         queue: JobQueue | None,
         home: Path,
+        quota: Quota,
         watchers: Watchers | None,
         max_open: int = DEFAULT_MAX_OPEN,
     ) -> None:
-        self._home, self._max_open = home, max_open
+        self._home, self._quota, self._max_open = home, quota, max_open
         self._maybe_records, self._maybe_queue, self._maybe_watchers = records, queue, watchers
         self._recipes = RecipeReader()
         self._admitting = asyncio.Lock()
@@ -146,7 +149,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         values["owner"] = owner_of(calling())
         found = await asyncio.to_thread(check, recipe, self._home, after_others=bool(request.after))
         targets, before = await self._known([])
-        planned = await asyncio.to_thread(plan, recipe, found, self._home, targets)
+        planned = await self._planned(recipe, found, targets)
         seconds = expected_seconds(recipe, request.recipe_yaml, before, planned.devices)
         values |= {request_ids.FACT: request_ids.current(), tracing.TRACEPARENT: tracing.current_traceparent()}
         values["seconds"] = json.dumps(seconds) if seconds else ""
@@ -162,6 +165,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
             waits_for = await self._unfinished(list(dict.fromkeys(request.after)))
             async with self._admitting:
                 if not await self._records.submitted(request.idempotency_key):
+                    await self._quota.check()
                     await check_limits(self._records, calling())
                 after = list(dict.fromkeys(request.after))
                 job_id = await self._submit(values, after, waits_for, request.idempotency_key)
@@ -177,8 +181,12 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         if found.violations:
             raise InvalidRequest(found.violations)
         targets, before = await self._known(targets)
-        planned = await asyncio.to_thread(plan, recipe, found, self._home, targets)
+        planned = await self._planned(recipe, found, targets)
         return reply(recipe, request.recipe_yaml, planned, earlier_entries(before, recipe), found.warnings)
+
+    async def _planned(self, recipe: Recipe, found: Findings, targets: Sequence[Target]) -> Planned:
+        held = await self._quota.held()
+        return await asyncio.to_thread(plan, recipe, found, self._home, targets, held and held.left_bytes)
 
     async def _known(self, targets: list[Target]) -> tuple[list[Target], list[JobRecord]]:
         """The devices to plan for, those of the job workers unless `targets` are given, and the newest jobs.
@@ -260,6 +268,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
             record = await self._record(request.id)
             check_owner(record, calling())
             if record.state.ended:
+                await self._quota.check()
                 await check_limits(self._records, calling())
             waits_for = await self._unfinished(record.after, f"which job {record.id!r} waits for: retry that one first")
             if await self._records.num_open() >= self._max_open:

@@ -23,6 +23,7 @@ from crosscope_server.catalogue import Catalogue
 from crosscope_server.job_figures import JobCounter, JobFigures
 from crosscope_server.metrics import Metrics, free_bytes, token_name
 from crosscope_server.prompts import MAX_PROMPT_BYTES
+from crosscope_server.quota import Quota
 from crosscope_server.workers import Workers
 
 _ABSENT, _AWAY, _UP = system_pb2.PART_STATE_ABSENT, system_pb2.PART_STATE_AWAY, system_pb2.PART_STATE_UP
@@ -39,6 +40,7 @@ class Parts:
     jobs: JobCounter | None
     """None: this server has no queue."""
     cache: Cache | None
+    quota: Quota
     max_request_bytes: int
     stream_in_flight: int
     reflection: bool
@@ -55,11 +57,12 @@ class SystemService(system_pb2_grpc.SystemServicer):
     ) -> system_pb2.GetCapabilitiesResponse:
         """What can be asked, by whom, and how the parts are."""
         parts = self._parts
-        (cards, broken), described, queue, pairs = await asyncio.gather(
+        (cards, broken), described, queue, pairs, held = await asyncio.gather(
             parts.catalogue.cards(),
             parts.workers.describe(),
             asyncio.to_thread(_queue, parts.jobs),
             asyncio.to_thread(_pairs, parts.home),
+            parts.quota.held(),
         )
         workers = [_worker(i, *each) for i, each in enumerate(described)]
         cache = _ABSENT if parts.cache is None else _UP if parts.cache.is_up else _AWAY
@@ -90,6 +93,8 @@ class SystemService(system_pb2_grpc.SystemServicer):
             traffic=system_pb2.Traffic(**asdict(parts.metrics.traffic()), memory_bytes=parts.metrics.memory_bytes()),
             limits=self._limits(workers),
             caller=_caller(calling()),
+            home_bytes=held and held.held_bytes,
+            home_max_bytes=held and held.max_bytes,
         )
 
     def _limits(self, workers: Sequence[system_pb2.InferenceWorker]) -> system_pb2.RequestLimits:

@@ -1,0 +1,59 @@
+"""How much the home may hold: beyond that no job is accepted. Measures the home in a thread, once a minute at most."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from crosscope_proto.folders import bytes_of
+from crosscope_server.errors import Conflict
+
+MEASURED_EVERY_S = 60.0
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a home holds, and may hold."""
+
+    held_bytes: int
+    max_bytes: int
+
+    @property
+    def left_bytes(self) -> int:
+        """What may still be added; 0 if nothing."""
+        return max(0, self.max_bytes - self.held_bytes)
+
+
+class Quota:
+    """The size of a home against its limit, for one event loop."""
+
+    def __init__(self, home: Path, max_bytes: int | None) -> None:
+        """Without `max_bytes` the home may hold anything, and is never measured."""
+        self._home, self._max_bytes = home, max_bytes
+        self._held: Held | None = None
+        self._measured_at = -MEASURED_EVERY_S
+        self._measuring = asyncio.Lock()
+
+    async def held(self) -> Held | None:
+        """What the home holds, as of a minute ago at most; None without a limit."""
+        if self._max_bytes is None:
+            return None
+        async with self._measuring:
+            if self._held is None or time.monotonic() - self._measured_at >= MEASURED_EVERY_S:
+                self._held = Held(await asyncio.to_thread(bytes_of, self._home), self._max_bytes)
+                self._measured_at = time.monotonic()
+            return self._held
+
+    async def check(self) -> None:
+        """Raises Conflict if the home holds as much as it may."""
+        found = await self.held()
+        if found is not None and not found.left_bytes:
+            raise Conflict(
+                f"the home holds {_gb(found.held_bytes)} of the {_gb(found.max_bytes)} that it may "
+                "(CROSSCOPE_SERVER_HOME_GB), so no job is accepted: `crosscope gc --dry-run` says what is of no use "
+                f"any more; the home is measured again after {MEASURED_EVERY_S:.0f} s"
+            )
+
+
+def _gb(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.4g} GB"
