@@ -142,9 +142,7 @@ async def test_a_home_that_holds_what_it_may_takes_no_job(tmp_path: Path, monkey
     ):
         jobs: Any = jobs_pb2_grpc.JobsStub(front.channel)
         system: Any = system_pb2_grpc.SystemStub(front.channel)
-        with pytest.raises(
-            grpc.aio.AioRpcError, match=r"holds 0\.002 GB of the 0\.002 GB that it may"
-        ) as caught:
+        with pytest.raises(grpc.aio.AioRpcError, match=r"holds 0\.002 GB of the 0\.002 GB that it may") as caught:
             await jobs.SubmitJob(jobs_pb2.SubmitJobRequest(recipe_yaml=RECIPE))
         assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
         assert not (await jobs.ListJobs(jobs_pb2.ListJobsRequest())).jobs

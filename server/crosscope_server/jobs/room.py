@@ -8,11 +8,8 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from crosscope_proto.recipe import DemoPairRecipe
+from crosscope_proto.recipe import DEMO_TEXT_MEMORY, DemoPairRecipe
 from crosscope_server.jobs.estimate import Entry
-
-TEXT_MEMORY, TEXT_DISK = 4000, 230
-"""Bytes that a text of the demo pair takes: as text and as two lists of ids; in its file. Measured on 3 000 texts."""
 
 
 def demo_entries(recipe: DemoPairRecipe) -> list[Entry]:
@@ -20,8 +17,8 @@ def demo_entries(recipe: DemoPairRecipe) -> list[Entry]:
     num = recipe.documents + recipe.conversations
     return [
         Entry("texts", num, "", "all of them lie in memory"),
-        Entry("memory of texts", num * TEXT_MEMORY, "bytes", f"about {TEXT_MEMORY} bytes a text"),
-        Entry("files of texts", num * TEXT_DISK, "bytes", "disk, kept"),
+        Entry("memory of texts", recipe.memory_bytes, "bytes", f"about {DEMO_TEXT_MEMORY} bytes a text"),
+        Entry("files of texts", recipe.disk_bytes, "bytes", "disk, kept"),
     ]
 
 

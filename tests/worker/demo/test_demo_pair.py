@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
@@ -14,7 +15,7 @@ from crosscope_proto.artefacts import PairManifest
 from crosscope_proto.recipe import DemoPairRecipe
 from crosscope_worker import disk
 from crosscope_worker.demo.dialogue import PlantedBehaviour
-from crosscope_worker.demo.pair import make_demo_pair
+from crosscope_worker.demo.pair import DemoPairError, make_demo_pair
 from crosscope_worker.demo.training import IGNORED, Example, Schedule, fit
 from crosscope_worker.demo.tuning_effect import answer, centred_cosine
 from crosscope_worker.work import Cancelled, LostClaim, Workspace, silent
@@ -54,6 +55,17 @@ class Recorder:
 
 def workspace(home: Path, job: str = "job", fence: Callable[[], None] = lambda: None) -> Workspace:
     return Workspace(home, home / "jobs" / job, fence)
+
+
+def test_texts_that_do_not_fit_are_refused_before_they_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = psutil.virtual_memory()._replace(available=2_000_000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    said = "400 documents and 101 conversations take about 0.0 GB of memory, and 0.0 GB are free: give fewer"
+    with pytest.raises(DemoPairError, match=said):
+        make_demo_pair(replace(TINY, documents=400, conversations=101), workspace(tmp_path), Recorder())
+    assert not (tmp_path / "pairs").exists()
 
 
 def contents(folder: Path) -> dict[str, bytes]:

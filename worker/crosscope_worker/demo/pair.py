@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+import psutil
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
@@ -58,6 +59,10 @@ _ASKED = 16
 """Number of requests on which each behaviour is checked."""
 
 
+class DemoPairError(ValueError):
+    """A demo pair that cannot be made here; the message is a sentence."""
+
+
 @dataclass(frozen=True)
 class _Texts:
     """The texts that both models read."""
@@ -70,8 +75,10 @@ class _Texts:
 def make_demo_pair(recipe: DemoPairRecipe, workspace: Workspace, progress: Progress) -> PairManifest:
     """Makes the pair and publishes it below the home folder by one rename.
 
-    Raises whatever `progress` and `workspace.fence` raise; then nothing is published.
+    Raises DemoPairError if its texts do not fit, and whatever `progress` and `workspace.fence` raise; then nothing is
+    published.
     """
+    _check_room(recipe, workspace.home)
     workspace.checkpoints.mkdir(parents=True, exist_ok=True)
     texts = _write_texts(recipe)
     progress(Stage.WORLD, 0.5, f"{len(texts.documents)} documents, {len(texts.conversations)} conversations")
@@ -93,6 +100,19 @@ def make_demo_pair(recipe: DemoPairRecipe, workspace: Workspace, progress: Progr
     finally:
         shutil.rmtree(written, ignore_errors=True)
     return manifest
+
+
+def _check_room(recipe: DemoPairRecipe, home: Path) -> None:
+    rooms = (
+        ("memory", recipe.memory_bytes, psutil.virtual_memory().available),
+        ("disk", recipe.disk_bytes, shutil.disk_usage(home).free),
+    )
+    for what, needed, free in rooms:
+        if needed > free:
+            raise DemoPairError(
+                f"{recipe.documents} documents and {recipe.conversations} conversations take about "
+                f"{needed / 1e9:.1f} GB of {what}, and {free / 1e9:.1f} GB are free: give fewer of them"
+            )
 
 
 def _write_texts(recipe: DemoPairRecipe) -> _Texts:
