@@ -125,6 +125,15 @@ async def test_what_is_neither_a_request_nor_a_web_socket_is_handed_on() -> None
         ({"CROSSCOPE_APP_LOGIN": "nobody"}, "must be one of key, token, oidc, open"),
         ({"CROSSCOPE_APP_KEY": "a; b=c, and so on"}, "CROSSCOPE_APP_KEY"),
         ({"CROSSCOPE_APP_LOGIN": "oidc"}, "CROSSCOPE_APP_OIDC_TOKENS"),
+        ({"CROSSCOPE_APP_LOGIN": "oidc", "CROSSCOPE_APP_OIDC_TOKENS": "a"}, "needs CROSSCOPE_APP_OIDC_SECRETS"),
+        (
+            {
+                "CROSSCOPE_APP_LOGIN": "oidc",
+                "CROSSCOPE_APP_OIDC_TOKENS": "a",
+                "CROSSCOPE_APP_OIDC_SECRETS": "/nowhere/secrets.toml",
+            },
+            "/nowhere/secrets.toml, cannot be read",
+        ),
         *(({"CROSSCOPE_APP_PORT": value}, "must be a port number") for value in ("x", "0", "70000", "-1")),
     ],
 )
@@ -146,6 +155,8 @@ def addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     path = tmp_path / "addresses.toml"
     monkeypatch.setenv("CROSSCOPE_APP_LOGIN", "oidc")
     monkeypatch.setenv("CROSSCOPE_APP_OIDC_TOKENS", str(path))
+    monkeypatch.setenv("CROSSCOPE_APP_OIDC_SECRETS", str(tmp_path / "secrets.toml"))
+    (tmp_path / "secrets.toml").write_text("[auth]\n")
     login.settings.cache_clear()
     yield path
     login.settings.cache_clear()

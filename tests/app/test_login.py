@@ -1,14 +1,12 @@
 """Who sees the app, and as whom: the start address, typed tokens, a token that is revoked meanwhile."""
 
-import time
 from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from crosscope_proto import access
-from crosscope_proto.access import TokenEntry
 from tests.app.stack import Stack, settle
+from tests.app.tokens import ann, write
 
 pytestmark = pytest.mark.browser
 KEY = "a-secret"
@@ -21,20 +19,12 @@ def app() -> Iterator[Stack]:
     try:
         stack.plant()
         stack.start_worker()
-        write(stack, TokenEntry("ann", access.digest("anns-token"), ("read",), time.time()))
+        write(stack, ann())
         stack.start_server()
         stack.start_app(CROSSCOPE_APP_LOGIN="key", CROSSCOPE_APP_KEY=KEY)
         yield stack
     finally:
         stack.close()
-
-
-def write(stack: Stack, *entries: TokenEntry) -> None:
-    path = stack.home / access.TOKENS
-    path.parent.mkdir(mode=0o700, exist_ok=True)
-    beside = path.with_suffix(".new")
-    beside.write_text(access.dump_tokens(entries))
-    beside.replace(path)
 
 
 @pytest.fixture

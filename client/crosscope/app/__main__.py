@@ -39,6 +39,7 @@ def options(settings: AppSettings) -> dict[str, object]:
         "client.showSidebarNavigation": False,
         **theme_options(),
         **(tls or {}),
+        **({"secrets.files": [str(settings.oidc_secrets)]} if settings.oidc_secrets else {}),
     }
 
 

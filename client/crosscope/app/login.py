@@ -112,12 +112,16 @@ def _known_by_address() -> bool:
         st.button("Log in", type="primary", on_click=st.login)
         return False
     email = str(st.user.get("email") or "")
-    found = tokens_by_address().get(email.lower()) if st.user.get("email_verified", True) else None
+    verified = st.user.get("email_verified") is True
+    found = tokens_by_address().get(email.lower()) if verified else None
     if found:
         st.session_state[_TOKEN] = found
         return True
     st.title("You have no token")
-    st.markdown(f"Whoever runs this app has to add {plain(email) or 'your address'} to `CROSSCOPE_APP_OIDC_TOKENS`.")
+    if verified:
+        st.markdown(f"Whoever runs this app has to add {plain(email)} to `CROSSCOPE_APP_OIDC_TOKENS`.")
+    else:  # anybody may write any address into an account whose provider does not look
+        st.markdown(f"The identity provider does not say that {plain(email) or 'your e-mail address'} is verified.")
     st.button("Log out", on_click=st.logout)
     return False
 

@@ -2,9 +2,11 @@
 
 import os
 import re
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 
 from crosscope_proto.access import is_loopback
@@ -51,6 +53,8 @@ class AppSettings:
     """Certificate and key, PEM."""
     oidc_tokens: Path | None
     """TOML file: the token of each e-mail address."""
+    oidc_secrets: Path | None
+    """TOML file with a table [auth], what Streamlit's log-in needs to know of the identity provider."""
 
 
 def read_settings(environment: Mapping[str, str] = os.environ) -> AppSettings:
@@ -75,8 +79,8 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> AppSettings:
     tokens, secret = of("OIDC_TOKENS"), of("KEY")
     if secret and not _SECRET.fullmatch(secret):
         raise SettingsError("CROSSCOPE_APP_KEY must be 8 or more of A-Z, a-z, 0-9, - and _, for instance 32 at random.")
-    if login is Login.OIDC and not tokens:
-        raise SettingsError("CROSSCOPE_APP_LOGIN=oidc needs CROSSCOPE_APP_OIDC_TOKENS, a TOML file of e-mail = token.")
+    if login is Login.OIDC:
+        _check_oidc(tokens, of("OIDC_SECRETS"))
     return AppSettings(
         port=_port(of("PORT", str(DEFAULT_PORT))),
         host=host,
@@ -86,7 +90,25 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> AppSettings:
         hosts=frozenset({*_LOOPBACK, host.lower(), *filter(None, named)}),
         tls=(Path(certificate), Path(key)) if certificate else None,
         oidc_tokens=Path(tokens) if tokens else None,
+        oidc_secrets=Path(of("OIDC_SECRETS")) if login is Login.OIDC else None,
     )
+
+
+def _check_oidc(tokens: str, provider: str) -> None:
+    """Raises SettingsError if something is missing that a log-in at an identity provider needs."""
+    if not tokens:
+        raise SettingsError("CROSSCOPE_APP_LOGIN=oidc needs CROSSCOPE_APP_OIDC_TOKENS, a TOML file of e-mail = token.")
+    try:
+        known = tomllib.loads(Path(provider).read_text("utf-8")).get("auth") if provider else None
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"CROSSCOPE_APP_OIDC_SECRETS, {provider}, cannot be read: {error}") from error
+    if not isinstance(known, dict):
+        raise SettingsError(
+            "CROSSCOPE_APP_LOGIN=oidc needs CROSSCOPE_APP_OIDC_SECRETS, a TOML file with a table [auth]: redirect_uri, "
+            "cookie_secret, client_id, client_secret and server_metadata_url."
+        )
+    if find_spec("authlib") is None:
+        raise SettingsError("CROSSCOPE_APP_LOGIN=oidc needs the package Authlib: pip install './client[oidc]'.")
 
 
 def _port(text: str) -> int:
