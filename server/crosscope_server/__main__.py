@@ -48,6 +48,7 @@ def main() -> int:
 
 
 async def _serve(settings: Settings) -> None:
+    from crosscope_server.memory import settle
     from crosscope_server.serve import serving
 
     told_to_stop = asyncio.Event()
@@ -56,6 +57,7 @@ async def _serve(settings: Settings) -> None:
         loop.add_signal_handler(signal_number, told_to_stop.set)
     beats = Beats.from_environment()
     async with serving(settings, beats.ages):
+        settle()
         beating = asyncio.create_task(beats.go_on("event loop", LOOP_S))
         await told_to_stop.wait()
         beating.cancel()

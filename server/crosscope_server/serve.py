@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -72,6 +73,7 @@ _OPTIONS = [
     # gRPC itself cancels calls at random where more than these wait to be begun; our own door says why.
     ("grpc.server.max_pending_requests", 20_000),
     ("grpc.server.max_pending_requests_hard_limit", 30_000),
+    ("grpc.http.overload_protection", 0),  # else it resets streams at random long before `most_streams` of them
     ("grpc.http2.bdp_probe", 0),  # else each connection's unread requests may grow to megabytes
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -144,17 +146,18 @@ async def serving(settings: Settings, ages: Ages | None = None) -> AsyncGenerato
             CallInterceptor(metrics),
             Door(_PROMPTS, settings.most_calls, dispatch.prompts.retry_after_s, dispatch.refused),
         ]
-        server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
-        latents_pb2_grpc.add_LatentsServicer_to_server(
-            LatentsService(catalogue, annotations, Searches(indices)), server
-        )
+        options = [*_OPTIONS, ("grpc.max_concurrent_streams", settings.most_streams)]
+        server = grpc.aio.server(interceptors=interceptors, options=options)
+        shared: Any = _OneQueue(server)
+        latents_service = LatentsService(catalogue, annotations, Searches(indices))
+        latents_pb2_grpc.add_LatentsServicer_to_server(latents_service, shared)
         words_service = AnnotationsService(annotations, catalogue)
-        annotations_pb2_grpc.add_AnnotationsServicer_to_server(words_service, server)
-        looks_pb2_grpc.add_LooksServicer_to_server(LooksService(Looks(settings.home)), server)
+        annotations_pb2_grpc.add_AnnotationsServicer_to_server(words_service, shared)
+        looks_pb2_grpc.add_LooksServicer_to_server(LooksService(Looks(settings.home)), shared)
         unread = Unread(settings.max_unread_bytes, dispatch.refused)
         prompts_service = PromptsService(prompts, effects, catalogue, budgets, settings.stream_in_flight, unread)
         prompts_pb2_grpc.add_PromptsServicer_to_server(prompts_service, server)
-        jobs_pb2_grpc.add_JobsServicer_to_server(jobs, server)
+        jobs_pb2_grpc.add_JobsServicer_to_server(jobs, shared)
         system_service = SystemService(
             Parts(
                 home=settings.home,
@@ -168,7 +171,7 @@ async def serving(settings: Settings, ages: Ages | None = None) -> AsyncGenerato
                 reflection=settings.with_reflection,
             )
         )
-        system_pb2_grpc.add_SystemServicer_to_server(system_service, server)
+        system_pb2_grpc.add_SystemServicer_to_server(system_service, shared)
         health_pb2_grpc.add_HealthServicer_to_server(healths, server)
         if settings.with_reflection:
             ours = (_LATENTS, _LOOKS, _PROMPTS, _JOBS, _ANNOTATIONS, _SYSTEM)
@@ -197,6 +200,20 @@ async def serving(settings: Settings, ages: Ages | None = None) -> AsyncGenerato
         facts = {"listen": settings.listen, "port": port, "home": str(settings.home), "workers": settings.workers}
         log.info("serving", extra=facts)
         yield Running(server, port)
+
+
+class _OneQueue:
+    """Where services are added whose calls wait in one queue of gRPC until they are begun.
+
+    A method that is registered has a queue of its own, and grpc.aio looks at all of these for each call that it begins.
+    So only prompts, which may come in thousands, and health checks, which must not wait behind them, register.
+    """
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self.add_generic_rpc_handlers = server.add_generic_rpc_handlers
+
+    def add_registered_method_handlers(self, service: str, handlers: object) -> None:
+        """Leaves the methods of a service unregistered."""
 
 
 async def _stop(server: grpc.aio.Server) -> None:

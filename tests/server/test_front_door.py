@@ -21,6 +21,7 @@ from crosscope_server.callers import Caller, Limits, set_calling
 from crosscope_server.door import Door
 from crosscope_server.errors import Overloaded, TooLate
 from crosscope_server.line import Line, Work
+from crosscope_server.settings import _LEAST_STREAMS
 from crosscope_server.window import EXPRESS_CALLS, MIN_CALLS
 from crosscope_server.workers import Worker, Workers
 
@@ -127,6 +128,46 @@ async def test_a_full_door_names_its_limit_and_leaves_room_for_others(planted_ho
         await until(lambda: "other" in worker.prompts)
         worker.may_answer.set()
         assert await one == "OK"
+
+
+async def test_a_full_door_refuses_before_it_reads_and_what_it_lets_in_must_send_a_message(
+    planted_home, running_worker, monkeypatch
+):
+    """Whoever is refused costs no reading: not even bytes that are no message are looked at."""
+    monkeypatch.setattr("crosscope_server.door.MESSAGE_S", 0.3)
+    running_worker.worker.may_answer.clear()
+    settings = {"home": planted_home[0], "workers": running_worker.target, "max_calls": 3}
+    async with run_front(**settings) as front:
+        await front.prompts_serve()
+        method = "/crosscope.v1.Prompts/Encode"
+        rubbish = front.channel.unary_unary(method)
+        assert await outcome(rubbish(b"\xff")) == "INVALID_ARGUMENT"
+        silent = front.channel.stream_unary(method)
+        assert await outcome(silent()) == "DEADLINE_EXCEEDED"
+        await (without := silent()).done_writing()
+        assert await outcome(without) == "INVALID_ARGUMENT"
+        calls = [asyncio.create_task(outcome(front.prompts.Encode(encode(f"p {i}")))) for i in range(3)]
+        await until(lambda: len(running_worker.worker.prompts) == 3)
+        assert await outcome(rubbish(b"\xff")) == await outcome(silent()) == "RESOURCE_EXHAUSTED"
+        running_worker.worker.may_answer.set()
+        assert await asyncio.gather(*calls) == ["OK"] * 3
+
+
+async def test_calls_beyond_a_connections_limit_wait_at_their_client(front):
+    """So a burst of one caller does not stand in front of others: `_LEAST_STREAMS` are under way, and the next follows."""
+    watches = [front.health.Watch(health_pb2.HealthCheckRequest()) for _ in range(_LEAST_STREAMS + 8)]
+    begun = [asyncio.create_task(watch.read()) for watch in watches]
+    await until(lambda: sum(task.done() for task in begun) == _LEAST_STREAMS)
+    async with another(front) as other:
+        await other.health.Check(_CHECK)
+    late = [task for task in begun if not task.done()]
+    assert len(late) == 8
+    for watch, task in zip(watches, begun, strict=True):
+        if task.done():
+            watch.cancel()
+    await asyncio.gather(*late)
+    for watch in watches:
+        watch.cancel()
 
 
 async def test_a_callers_own_limit_is_named():

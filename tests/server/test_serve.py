@@ -195,6 +195,24 @@ def test_a_signal_stops_the_process_within_5_s_even_with_a_call_under_way(tmp_pa
             process.kill()
 
 
+def test_what_lives_from_the_start_is_not_looked_through_for_garbage():
+    """In a process of its own: all that was imported is out of the collector's sight, and new garbage is found."""
+    program = """if True:
+        import gc, weakref
+        from crosscope_server.memory import GARBAGE, settle
+        settle()
+        assert gc.get_freeze_count() > 1000 > len(gc.get_objects()), (gc.get_freeze_count(), len(gc.get_objects()))
+        class Node: pass
+        gone = []
+        for _ in range(2 * GARBAGE[0]):
+            node = Node()
+            node.itself = node
+            weakref.finalize(node, gone.append, 1)
+        assert gone
+    """
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
+
+
 def test_an_error_carries_its_details():
     violations = [Violation(f"f{i}", "x" * 1000) for i in range(50)]
     status = status_of(InvalidRequest(violations), "m")
