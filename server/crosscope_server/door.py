@@ -18,6 +18,7 @@ from crosscope_proto.handlers import Handler
 from crosscope_server.callers import calling
 from crosscope_server.errors import InvalidRequest, Overloaded, TooLate, Violation
 from crosscope_server.interceptors import Context, Continuation, checked
+from crosscope_server.refusals import Reason, Refused
 from crosscope_server.turns import SHARE, may_enter
 
 MESSAGE_S = 20.0
@@ -27,10 +28,11 @@ MESSAGE_S = 20.0
 class Door(grpc.aio.ServerInterceptor):
     """Counts the calls of one service, and refuses those beyond a limit. The interceptors around it map its errors."""
 
-    def __init__(self, service: str, most: int, retry_after_s: Callable[[], float], refused: Counter[str]) -> None:
+    def __init__(self, service: str, most: int, retry_after_s: Callable[[], float], refused: Refused) -> None:
         """`retry_after_s` says when the caller may find room. `refused` counts refusals by reason."""
         self._prefix = f"/{service}/"
-        self._most = most
+        self.most = most
+        """Calls that may be under way."""
         self._retry_after_s = retry_after_s
         self._refused = refused
         self.inside: Counter[str] = Counter()
@@ -81,16 +83,18 @@ class Door(grpc.aio.ServerInterceptor):
         own, total = self.inside[name], self.inside.total()
         if most is not None and own >= most:
             sentence = f"{name} has {own} calls under way, and its limit concurrent_calls is {most}"
-            raise self._full("concurrent_calls", f"{sentence}; wait until one has ended, or ask for a higher limit")
-        if not may_enter(own, total, self._most):
+            raise self._full(
+                Reason.CONCURRENT_CALLS, f"{sentence}; wait until one has ended, or ask for a higher limit"
+            )
+        if not may_enter(own, total, self.most):
             sentence = (
-                f"{total} calls are under way here, {own} of them yours; there may be {self._most} in all, and one "
+                f"{total} calls are under way here, {own} of them yours; there may be {self.most} in all, and one "
                 f"caller's at most {SHARE} times as many as are still free"
             )
-            raise self._full("door full", sentence)
+            raise self._full(Reason.DOOR_FULL, sentence)
 
-    def _full(self, reason: str, sentence: str) -> Overloaded:
-        self._refused[reason] += 1
+    def _full(self, reason: Reason, sentence: str) -> Overloaded:
+        self._refused.add(reason)
         retry_after_s = self._retry_after_s()
         return Overloaded(f"{sentence}; try again in {retry_after_s:.1f} s", retry_after_s=retry_after_s)
 

@@ -10,6 +10,7 @@ import gc
 import os
 from pathlib import Path
 
+_STATM = Path("/proc/self/statm")
 EVERY_S = 10.0
 GROWN_BYTES = 16 * 1024**2
 """Growth since the process was smallest, from which it is worth the trouble."""
@@ -30,10 +31,8 @@ def settle() -> None:
 async def give_back_for_ever() -> None:
     """Looks every ten seconds whether the process has grown, and has the C library trim its heaps."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    statm = Path("/proc/self/statm")
-    if trim is None or not statm.exists():
+    if trim is None or not (smallest := resident_bytes()):
         return
-    smallest = resident_bytes()
     while True:
         await asyncio.sleep(EVERY_S)
         if resident_bytes() > smallest + GROWN_BYTES:
@@ -42,5 +41,8 @@ async def give_back_for_ever() -> None:
 
 
 def resident_bytes() -> int:
-    """Memory of this process that is in RAM. Linux only."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    """Memory of this process that is in RAM; 0 where the system does not say."""
+    try:
+        return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0

@@ -10,12 +10,11 @@ from typing import Any
 
 import grpc
 import grpc.aio
-import prometheus_client
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from crosscope_proto import __version__
 from crosscope_proto.ages import Ages
+from crosscope_proto.exposition import expose
 from crosscope_proto.healths import Healths
 from crosscope_proto.v1 import (
     annotations_pb2,
@@ -36,6 +35,7 @@ from crosscope_server.access.gate import Gate
 from crosscope_server.access.interceptor import AccessInterceptor
 from crosscope_server.access.notes import noted
 from crosscope_server.access.store import StoreError, Tokens
+from crosscope_server.admission import Admission
 from crosscope_server.annotations.store import Annotations
 from crosscope_server.budgets import Budgets
 from crosscope_server.cache import Cache
@@ -109,7 +109,7 @@ class Running:
 async def serving(settings: Settings, ages: Ages | None = None) -> AsyncGenerator[Running]:
     """Runs a server for as long as the context lasts. Raises StartError. `ages` are for its metrics."""
     async with contextlib.AsyncExitStack() as stack:
-        metrics = Metrics(__version__, settings.home, ages)
+        metrics = Metrics(settings.home, ages)
         job_counter = JobCounter(settings.queue_url) if settings.queue_url else None
         if job_counter is not None:
             stack.callback(job_counter.close)
@@ -135,16 +135,19 @@ async def serving(settings: Settings, ages: Ages | None = None) -> AsyncGenerato
         stack.callback(dispatch.close)
         metrics.watch_admission(lambda: dispatch.prompts.num_waiting, lambda: dispatch.prompts.oldest_s)
         replies = Replies(cache, per_caller=settings.cache_per_caller)
-        budgets = Budgets()
+        budgets = Budgets(dispatch.refused)
         prompts, effects = Prompts(catalogue, dispatch, replies, budgets), Effects(catalogue, dispatch, replies)
         jobs = await stack.enter_async_context(jobs_service(settings.queue_url, settings.home, settings.max_open_jobs))
 
         gate = Gate(_tokens(stack, settings))
+        door = Door(_PROMPTS, settings.most_calls, dispatch.prompts.retry_after_s, dispatch.refused)
+        admission = Admission(door, dispatch, metrics.label)
+        metrics.registry.register(admission)
         interceptors: list[grpc.aio.ServerInterceptor] = [
             RequestIdInterceptor(),
             AccessInterceptor(gate, Audit(settings.home)),
             CallInterceptor(metrics),
-            Door(_PROMPTS, settings.most_calls, dispatch.prompts.retry_after_s, dispatch.refused),
+            door,
         ]
         options = [*_OPTIONS, ("grpc.max_concurrent_streams", settings.most_streams)]
         server = grpc.aio.server(interceptors=interceptors, options=options)
@@ -164,6 +167,7 @@ async def serving(settings: Settings, ages: Ages | None = None) -> AsyncGenerato
                 catalogue=catalogue,
                 workers=workers,
                 metrics=metrics,
+                admission=admission,
                 jobs=job_counter,
                 cache=cache,
                 max_request_bytes=MAX_REQUEST_BYTES,
@@ -183,7 +187,10 @@ async def serving(settings: Settings, ages: Ages | None = None) -> AsyncGenerato
         if settings.socket is not None:
             _bind_private(server, settings.socket)
         if settings.metrics_port:
-            _expose(stack, metrics, settings.metrics_port)
+            try:
+                stack.callback(expose(metrics.registry, settings.metrics_port, "CROSSCOPE_SERVER_METRICS_PORT"))
+            except OSError as error:
+                raise StartError(str(error.strerror)) from error
         await prompts_change(is_alive=False)
         await healths.set(_JOBS, _SERVING if settings.queue_url else _NOT_SERVING)
         for name in (_LATENTS, _LOOKS, _ANNOTATIONS, _SYSTEM, ""):
@@ -285,16 +292,3 @@ def _why_not(settings: Settings) -> str:
     if settings.tls_cert is None:
         return sentence
     return f"{sentence}; or {settings.tls_cert} and {settings.tls_key} are no certificate with its key, in PEM"
-
-
-def _expose(stack: contextlib.AsyncExitStack, metrics: Metrics, port: int) -> None:
-    try:
-        web, thread = prometheus_client.start_http_server(port, "127.0.0.1", metrics.registry)
-    except OSError as error:
-        sentence = (
-            f"cannot show metrics on port {port}: {error.strerror}; set CROSSCOPE_SERVER_METRICS_PORT to a free one"
-        )
-        raise StartError(sentence) from error
-    stack.callback(thread.join)
-    stack.callback(web.server_close)
-    stack.callback(web.shutdown)

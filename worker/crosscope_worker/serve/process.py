@@ -15,12 +15,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from transformers.utils import logging as transformers_logging
 
 from crosscope_proto.beats import Beats
+from crosscope_proto.exposition import expose
 from crosscope_proto.healths import Healths
 from crosscope_proto.logs import configure_logging
 from crosscope_proto.settings import SettingsError, read_settings
 from crosscope_proto.tracing import configure_tracing
 from crosscope_proto.worker.v1 import inference_pb2_grpc
-from crosscope_worker.figures import expose
 from crosscope_worker.serve.access import TokenInterceptor
 from crosscope_worker.serve.batching import Batcher
 from crosscope_worker.serve.generation import Generations
