@@ -1,7 +1,7 @@
 """What an installation can do and how its parts are, as the server said. Knows no messages and asks nobody."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from crosscope._public import public
@@ -93,6 +93,15 @@ class Traffic:
     in_flight: int
     memory_bytes: int
     """Memory of the server."""
+    prompts_under_way: int = 0
+    """Prompt calls that have not ended, those that wait among them."""
+    max_prompts_under_way: int = 0
+    """Prompt calls that may be under way; 0 where the server does not say."""
+    prompts_waiting: int = 0
+    """Prompts that wait for an inference worker."""
+    refused: Mapping[str, int] = field(default_factory=dict)
+    """Calls that were refused, by reason: "door_full", "concurrent_calls", "prompt_tokens", "queue_full", "deadline",
+    "late", "no_worker" and "unread"."""
 
 
 @public

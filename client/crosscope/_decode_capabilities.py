@@ -103,4 +103,8 @@ def _traffic(message: system_pb2.Traffic) -> Traffic:
         p99_ms=message.p99_ms,
         in_flight=message.in_flight,
         memory_bytes=message.memory_bytes,
+        prompts_under_way=message.prompts_under_way,
+        max_prompts_under_way=message.max_prompts_under_way,
+        prompts_waiting=message.prompts_waiting,
+        refused=dict(message.refused),
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from crosscope._capabilities import Capabilities, InferenceWorker, PartState, Problem, QueueStatus
+from crosscope._capabilities import Capabilities, InferenceWorker, PartState, Problem, QueueStatus, Traffic
 
 LOW_DISK_BYTES = 2_000_000_000
 """Less free room than this is said."""
@@ -10,11 +10,31 @@ STUCK_S = 300.0
 """A device that one piece of work has kept for longer is said to be stuck."""
 SILENT_S = 20.0
 """A job worker that has said nothing for longer may be dead."""
+_MORE = "Start another inference worker, or ask for less at once: `encode_many` waits by itself."
+_HIGHER = "Ask whoever runs the server for a higher limit."
+_LESS = "Allow them more time, or ask for less."
+_REFUSED = {
+    "door_full": ("{traffic.max_prompts_under_way} prompt calls may be under way, of one caller fewer", _MORE),
+    "queue_full": ("they would have waited for too long", _MORE),
+    "deadline": ("they would not have been answered before their deadline", _LESS),
+    "late": ("their deadline passed while they waited", _LESS),
+    "concurrent_calls": ("their token may have no more calls at a time", _HIGHER),
+    "prompt_tokens": ("their token has had its tokens of this minute", _HIGHER),
+    "unread": ("their caller left too many results unread", "Read faster, or ask for less with top_k."),
+}
+"""Reasons of refusals: why, and what to do. That no worker serves is said on its own."""
 
 
 def problems_of(found: Capabilities) -> tuple[Problem, ...]:
     """What is wrong, the worst first."""
-    return (*_versions(found), *_disk(found), *_inference(found), *_queue(found.queue), *_rest(found))
+    return (
+        *_versions(found),
+        *_disk(found),
+        *_inference(found),
+        *_refused(found.traffic),
+        *_queue(found.queue),
+        *_rest(found),
+    )
 
 
 def skew(one: str, other: str) -> bool:
@@ -78,6 +98,15 @@ def _worker(worker: InferenceWorker) -> Iterator[Problem]:
             f"{name} has been at one piece of work on {worker.device} for {worker.device_busy_s:.0f} s.",
             "If it does not load a large model, its driver hangs: end its process with kill -9.",
         )
+
+
+def _refused(traffic: Traffic) -> Iterator[Problem]:
+    for reason, number in sorted(traffic.refused.items(), key=lambda each: -each[1]):
+        if reason in _REFUSED:
+            why, action = _REFUSED[reason]
+            calls, verb = ("call", "was") if number == 1 else ("calls", "were")
+            said = f"{number} {calls} of the last ten seconds {verb} refused"
+            yield Problem(f"{said}, because {why.format(traffic=traffic)}.", action)
 
 
 def _queue(queue: QueueStatus) -> Iterator[Problem]:

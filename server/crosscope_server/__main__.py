@@ -11,11 +11,14 @@ import signal
 import sys
 
 from crosscope_proto.beats import Beats
+from crosscope_proto.ending import end_within
 from crosscope_proto.logs import configure_logging
 from crosscope_proto.settings import SettingsError, check_settings, read_settings, unknown_variables
 from crosscope_proto.tracing import configure_tracing
 from crosscope_server.settings import Settings
 
+END_S = 3.5
+"""After so long a server that was told to stop is gone: 1.5 s for calls under way, and 2 s to close the rest."""
 LOOP_S = 10.0
 """A server whose event loop has not moved for this long counts as hung."""
 log = logging.getLogger("crosscope_server")
@@ -48,6 +51,7 @@ def main() -> int:
 
 
 async def _serve(settings: Settings) -> None:
+    from crosscope_server.memory import settle
     from crosscope_server.serve import serving
 
     told_to_stop = asyncio.Event()
@@ -56,8 +60,10 @@ async def _serve(settings: Settings) -> None:
         loop.add_signal_handler(signal_number, told_to_stop.set)
     beats = Beats.from_environment()
     async with serving(settings, beats.ages):
+        settle()
         beating = asyncio.create_task(beats.go_on("event loop", LOOP_S))
         await told_to_stop.wait()
+        end_within(END_S)
         beating.cancel()
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from crosscope_server.callers import Caller, calling
 from crosscope_server.errors import Overloaded
+from crosscope_server.refusals import Reason, Refused
 
 _MINUTE_S = 60.0
 
@@ -24,7 +25,9 @@ class _Bucket:
 class Budgets:
     """The buckets of all callers that have a limit, so of named tokens only. For one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, refused: Refused) -> None:
+        """`refused` counts refusals by reason."""
+        self._refused = refused
         self._buckets: dict[str, _Bucket] = {}
 
     def check(self) -> None:
@@ -35,6 +38,7 @@ class Budgets:
             return
         left = self._filled(caller, limit).left
         if left < 0 or limit == 0:
+            self._refused.add(Reason.PROMPT_TOKENS)
             wait_s = -left / limit * _MINUTE_S if limit else _MINUTE_S
             raise Overloaded(
                 f"the token {caller.name!r} may have {limit} tokens of prompts read a minute, and has used them; ask "

@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable
+from enum import StrEnum
 from typing import Any
 
 import grpc.aio
@@ -16,6 +17,7 @@ from crosscope_proto.v1 import effects_pb2, types_pb2
 from crosscope_proto.worker.v1 import inference_pb2
 from crosscope_server.errors import Unavailable
 from crosscope_server.line import Line, Work
+from crosscope_server.refusals import Refused
 from crosscope_server.worker_errors import RETRY_S, caller_error, is_gone
 from crosscope_server.workers import Asked, Worker, Workers
 
@@ -27,6 +29,18 @@ _MIN_COST, _BYTES_A_TOKEN = 16.0, 4.0
 _DEFAULT_NUM_EXACT = 32
 _READING = 8.0
 """Tokenising costs so much less than running the models."""
+
+
+class Why(StrEnum):
+    """Why a call was asked of another worker."""
+
+    GONE = "gone"
+    BUSY = "busy"
+    HANGS = "hangs"
+
+
+Moved = Counter[Why]
+"""Calls by why they were asked of another worker."""
 
 
 class Dispatch:
@@ -44,8 +58,10 @@ class Dispatch:
         """
         self._workers = workers
         self._on_answer = on_answer
-        self.refused: Counter[str] = Counter()
-        """Calls that were refused here, by reason."""
+        self.refused = Refused()
+        """Calls that were refused, by reason."""
+        self.moved = Moved()
+        """Calls that were asked of another worker, by what was wrong with the first."""
         self.prompts = Line(workers, lambda worker: worker.prompts, MAX_WAITING, hold_s, self.refused)
         """Where prompts wait that are answered at once."""
         self.streams = Line(workers, lambda worker: worker.streams, MAX_WAITING, hold_s, self.refused)
@@ -92,10 +108,11 @@ class Dispatch:
 
         Another worker is asked only before the first message.
         """
-        deadline, attempt = _deadline(timeout_s), _Attempt(self._workers)
+        deadline, attempt = _deadline(timeout_s), _Attempt(self._workers, self.moved)
         while True:
             place = await self.streams.enter(Work(1.0), deadline, attempt.asked)
             worker, num_sent, is_whole = place.worker, 0, False
+            attempt.begins()
             call = worker.inference.Generate(request, timeout=_left(deadline))
             asked = Asked(call)
             try:
@@ -125,10 +142,11 @@ class Dispatch:
                 )
 
     async def _call(self, method: str, request: Message, work: Work, timeout_s: float | None) -> Any:
-        deadline, attempt = _deadline(timeout_s), _Attempt(self._workers)
+        deadline, attempt = _deadline(timeout_s), _Attempt(self._workers, self.moved)
         while True:
             place = await self.prompts.enter(work, deadline, attempt.asked)
             worker, is_answered = place.worker, False
+            attempt.begins()
             asked = Asked(getattr(worker.inference, method)(request, timeout=_left(deadline)))
             try:
                 with worker.asking(asked):
@@ -150,9 +168,16 @@ class Dispatch:
 class _Attempt:
     """The tries of one call."""
 
-    def __init__(self, workers: Workers) -> None:
+    def __init__(self, workers: Workers, moved: Moved) -> None:
         self._workers = workers
+        self._moved = moved
+        self._why: Why | None = None
         self.asked: list[Worker] = []
+
+    def begins(self) -> None:
+        """Counts the call as moved, if a worker was asked before."""
+        if self._why is not None:
+            self._moved[self._why] += 1
 
     async def failed(self, worker: Worker, error: grpc.aio.AioRpcError) -> None:
         """Returns if the call may be asked again; else raises the caller's error."""
@@ -161,10 +186,12 @@ class _Attempt:
             await self._workers.lost(worker, error.details())
             if len(self.asked) >= MAX_TRIES:
                 raise caller_error(error) from error
+            self._why = Why.GONE
             return
         is_busy = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         if not is_busy or not any(each not in self.asked for each in self._workers.alive):
             raise caller_error(error) from error
+        self._why = Why.BUSY
 
     def hangs(self, worker: Worker) -> None:
         """Notes a worker that stands still. Raises Unavailable if it is not the first."""
@@ -172,6 +199,7 @@ class _Attempt:
         if len(self.asked) >= MAX_TRIES:
             sentence = f"{len(self.asked)} inference workers were asked, and each stopped answering; ask again"
             raise Unavailable(sentence, retry_after_s=RETRY_S)
+        self._why = Why.HANGS
 
 
 def num_tokens(prompt: types_pb2.Prompt) -> float:

@@ -1,10 +1,12 @@
 """The door of a service: so many calls at a time, and of one caller never all. Whoever finds it full hears so at once.
 
-Knows nothing about what calls ask.
+A call's message is read and checked behind the door, so a refusal costs no more than the call itself. Knows nothing
+about what calls ask.
 """
 
+import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import aclosing, contextmanager
 from typing import Any
 
@@ -12,45 +14,57 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
+from crosscope_proto.handlers import Handler
 from crosscope_server.callers import calling
-from crosscope_server.errors import Overloaded
+from crosscope_server.errors import InvalidRequest, Overloaded, TooLate, Violation
+from crosscope_server.interceptors import Context, Continuation, checked
+from crosscope_server.refusals import Reason, Refused
 from crosscope_server.turns import SHARE, may_enter
 
-Context = grpc.aio.ServicerContext
-Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
+MESSAGE_S = 20.0
+"""How long a call that was let in may take to send its message."""
 
 
 class Door(grpc.aio.ServerInterceptor):
     """Counts the calls of one service, and refuses those beyond a limit. The interceptors around it map its errors."""
 
-    def __init__(self, service: str, most: int, retry_after_s: Callable[[], float], refused: Counter[str]) -> None:
+    def __init__(self, service: str, most: int, retry_after_s: Callable[[], float], refused: Refused) -> None:
         """`retry_after_s` says when the caller may find room. `refused` counts refusals by reason."""
         self._prefix = f"/{service}/"
-        self._most = most
+        self.most = most
+        """Calls that may be under way."""
         self._retry_after_s = retry_after_s
         self._refused = refused
         self.inside: Counter[str] = Counter()
         """Calls under way, by caller."""
 
-    async def intercept_service(self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        """Puts the door around the handler of a call of the service."""
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> Handler:
+        """Puts the door in front of the handler of a call of the service."""
         handler = await continuation(handler_call_details)
         if handler is None or not handler_call_details.method.startswith(self._prefix):
             return handler
-        name = next(name for name in _KINDS if getattr(handler, name) is not None)
-        inner = getattr(handler, name)
+        inner: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+        read: Any = _all if handler.request_streaming else _single
 
-        async def unary(request: Any, context: Context) -> Message:
+        async def unary(requests: Any, context: Context) -> Message:
             with self.entered():
-                return await inner(request, context)
+                return await inner(await read(requests, context), context)
 
-        async def stream(request: Any, context: Context) -> AsyncIterator[Message]:
+        async def stream(requests: Any, context: Context) -> AsyncIterator[Message]:
             with self.entered():
-                async with aclosing(inner(request, context)) as replies:
+                async with aclosing(inner(await read(requests, context), context)) as replies:
                     async for reply in replies:
                         yield reply
 
-        return handler._replace(**{name: stream if handler.response_streaming else unary})
+        # gRPC reads the message of a call before it begins, but leaves that of a stream to whoever answers it.
+        make = grpc.stream_stream_rpc_method_handler if handler.response_streaming else _stream_unary
+        return make(
+            stream if handler.response_streaming else unary,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
 
     @contextmanager
     def entered(self) -> Generator[None]:
@@ -69,18 +83,37 @@ class Door(grpc.aio.ServerInterceptor):
         own, total = self.inside[name], self.inside.total()
         if most is not None and own >= most:
             sentence = f"{name} has {own} calls under way, and its limit concurrent_calls is {most}"
-            raise self._full("concurrent_calls", f"{sentence}; wait until one has ended, or ask for a higher limit")
-        if not may_enter(own, total, self._most):
+            raise self._full(
+                Reason.CONCURRENT_CALLS, f"{sentence}; wait until one has ended, or ask for a higher limit"
+            )
+        if not may_enter(own, total, self.most):
             sentence = (
-                f"{total} calls are under way here, {own} of them yours; there may be {self._most} in all, and one "
+                f"{total} calls are under way here, {own} of them yours; there may be {self.most} in all, and one "
                 f"caller's at most {SHARE} times as many as are still free"
             )
-            raise self._full("door full", sentence)
+            raise self._full(Reason.DOOR_FULL, sentence)
 
-    def _full(self, reason: str, sentence: str) -> Overloaded:
-        self._refused[reason] += 1
+    def _full(self, reason: Reason, sentence: str) -> Overloaded:
+        self._refused.add(reason)
         retry_after_s = self._retry_after_s()
         return Overloaded(f"{sentence}; try again in {retry_after_s:.1f} s", retry_after_s=retry_after_s)
 
 
-_KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
+_stream_unary = grpc.stream_unary_rpc_method_handler
+
+
+async def _all(requests: Any, _context: Context) -> Any:
+    """The messages of a caller's stream, as they are."""
+    return requests
+
+
+async def _single(_requests: Any, context: Context) -> Message:
+    """The only message of a call. Raises InvalidRequest, and TooLate where it does not come."""
+    try:
+        async with asyncio.timeout(MESSAGE_S):
+            request: Any = await context.read()
+    except TimeoutError as error:
+        raise TooLate(f"the call's message did not come within {MESSAGE_S:.0f} s; send it faster") from error
+    if request is grpc.aio.EOF:
+        raise InvalidRequest([Violation("", "the call ended without a message; send one")])
+    return checked(request)

@@ -48,8 +48,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     """Checks requests, maps errors, logs and counts calls of our services.
 
     The messages of a client's stream are handed on unchecked: a message that breaks a rule must not end the stream, so
-    the servicer calls `check` on each and answers it on its own. Bytes that are not a message end every call with
-    INVALID_ARGUMENT, also in services that are not ours.
+    the servicer calls `check` on each and answers it on its own; what a door lets in, the door checks. Bytes that are
+    not a message end every call with INVALID_ARGUMENT, also in services that are not ours.
     """
 
     def __init__(self, metrics: Metrics) -> None:
@@ -67,7 +67,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         is_ours = method.startswith(OURS)
         around = self._around if is_ours else _around_others
         is_stream = bool(handler.response_streaming)
-        read: Any = _messages if handler.request_streaming else _checked if is_ours else _message
+        read: Any = _messages if handler.request_streaming else checked if is_ours else _message
 
         async def unary(request: Message | DecodeError, context: Context) -> Message:
             async with around(method, context, is_stream=is_stream):
@@ -115,10 +115,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
 @asynccontextmanager
 async def _around_others(method: str, context: Context, **_: bool) -> AsyncGenerator[None]:
-    """Gives errors of health and reflection their statuses, but for those with which they end a call themselves."""
+    """Gives errors of health and reflection their statuses, but for those with which they end a call themselves.
+
+    Likewise where gRPC cannot send that end, because the caller has left.
+    """
     try:
         yield
-    except grpc.aio.AbortError:
+    except (grpc.aio.AbortError, grpc.aio.InternalError):
         raise
     except Exception as error:
         await abort(context, status_of(error, method))
@@ -135,7 +138,8 @@ def _message(request: Message | DecodeError) -> Message:
     return request
 
 
-def _checked(request: Message | DecodeError) -> Message:
+def checked(request: Message | DecodeError) -> Message:
+    """The message of a call. Raises InvalidRequest if it breaks a rule, or is none."""
     message = _message(request)
     check(message)
     return message

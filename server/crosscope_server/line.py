@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from crosscope_server.callers import calling
 from crosscope_server.errors import CallError, Overloaded, TooLate, Unavailable
+from crosscope_server.refusals import Reason, Refused
 from crosscope_server.turns import Turns
 from crosscope_server.window import Rate, Window
 from crosscope_server.workers import Worker, Workers
@@ -69,7 +70,7 @@ class Line:
     """A queue for all workers. For one event loop."""
 
     def __init__(
-        self, workers: Workers, window_of: Callable[[Worker], Window], most: int, hold_s: float, refused: Counter[str]
+        self, workers: Workers, window_of: Callable[[Worker], Window], most: int, hold_s: float, refused: Refused
     ) -> None:
         """At most `most` calls wait, `hold_s` seconds if no worker serves. `refused` counts refusals by reason."""
         self._workers = workers
@@ -127,7 +128,7 @@ class Line:
             if waiter.granted.done() and not waiter.granted.cancelled() and waiter.granted.exception() is None:
                 waiter.granted.result().end(answered=False)  # its turn came just as it left
             if isinstance(error, TimeoutError):
-                self._refused["late"] += 1
+                self._refused.add(Reason.LATE)
                 raise TooLate("the deadline passed while the call waited for its turn; allow more time") from error
             raise
         finally:
@@ -144,24 +145,24 @@ class Line:
             return
         if not self._turns.has_room(caller):
             sentence = f"{self._turns.num} prompts wait for inference workers, of at most {self._most}"
-            raise self._full("queue full", f"{sentence}; try again in {retry_after_s:.1f} s", retry_after_s)
+            raise self._full(Reason.QUEUE_FULL, f"{sentence}; try again in {retry_after_s:.1f} s", retry_after_s)
         if since is not None or self._rate.per_s is None:
             return
         wait_s = self._rate.seconds(self._turns.cost_before(caller, work.is_bulk))
         takes_s = wait_s + self._rate.seconds(work.surely)
         if deadline is not None and takes_s > deadline - now:
             what = f"would take about {takes_s:.1f} s, but its deadline is in {max(0.0, deadline - now):.1f} s"
-            raise self._full("deadline", f"the call {what}; allow more time, or try again later", retry_after_s)
+            raise self._full(Reason.DEADLINE, f"the call {what}; allow more time, or try again later", retry_after_s)
         if wait_s > (longest := MAX_BULK_WAIT_S if work.is_bulk else MAX_WAIT_S):
             what = f"would wait about {wait_s:.1f} s, but calls wait for at most {longest:.0f} s"
-            raise self._full("queue full", f"the call {what}; try again later", retry_after_s)
+            raise self._full(Reason.QUEUE_FULL, f"the call {what}; try again later", retry_after_s)
 
-    def _full(self, reason: str, sentence: str, retry_after_s: float) -> CallError:
-        self._refused[reason] += 1
+    def _full(self, reason: Reason, sentence: str, retry_after_s: float) -> CallError:
+        self._refused.add(reason)
         return Overloaded(sentence, retry_after_s=retry_after_s)
 
     def _none(self) -> CallError:
-        self._refused["no worker"] += 1
+        self._refused.add(Reason.NO_WORKER)
         # Whoever is told to come back waits for it, so only workers that may just be starting again are promised.
         retry_after_s = _NONE_RETRY_S if self._workers.may_come_back else None
         return Unavailable(self._workers.why_none(), retry_after_s=retry_after_s)
@@ -179,7 +180,7 @@ class Line:
                 continue
             left_s = None if waiter.deadline is None else waiter.deadline - asyncio.get_running_loop().time()
             if left_s is not None and left_s < self._rate.seconds(waiter.work.surely):
-                self._refused["late"] += 1
+                self._refused.add(Reason.LATE)
                 sentence = f"the call's turn came {max(0.0, left_s):.2f} s before its deadline, too late to answer it"
                 waiter.granted.set_exception(TooLate(f"{sentence}; allow more time"))
             else:

@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from crosscope_proto.ages import Ages
+from crosscope_proto.exposition import new_registry, show_ages
 
 NO_NAME = "-"
 """The caller of calls without a token: a connection is no name."""
@@ -44,17 +45,14 @@ class Metrics:
 
     def __init__(
         self,
-        version: str = "",
         home: Path | None = None,
         ages: Ages | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`home` is the folder whose disk is shown; `ages` are those of the process's parts."""
-        self.registry = registry = CollectorRegistry()
+        self.registry = registry = new_registry()
         self._clock = clock
-        shown = ages or Ages()
-        self._process = ProcessCollector(registry=registry)
-        Info("crosscope_build", "The version that runs", registry=registry).info({"version": version})
+        show_ages(registry, ages or Ages(), "server", "event loop")
         self._calls = Counter("crosscope_calls", "Ended calls", ["method", "status", "caller"], registry=registry)
         self._seconds = _histogram("crosscope_call_seconds", "Time that calls took", registry)
         self._worker_seconds = _histogram("crosscope_worker_call_seconds", "Time until a worker had answered", registry)
@@ -64,9 +62,6 @@ class Metrics:
         self._workers = Gauge("crosscope_workers", "Inference workers", ["state"], registry=registry)
         self._waiting = Gauge("crosscope_admission_waiting", "Calls that wait for admission", registry=registry)
         self._oldest = Gauge("crosscope_admission_oldest_seconds", "How long the first has waited", registry=registry)
-        parts = ["process", "part"]
-        beat = Gauge("crosscope_beat_age_seconds", "Time since the last beat", parts, registry=registry)
-        beat.labels("server", "event loop").set_function(lambda: shown.age_s("event loop"))
         if home is not None:
             disk = Gauge("crosscope_disk_free_bytes", "Free room below the home", registry=registry)
             disk.set_function(lambda: free_bytes(home))
@@ -84,7 +79,7 @@ class Metrics:
         """Counts a call that has ended. `caller` is a token's name, or the address of a connection."""
         self._num_in_flight -= 1
         self._in_flight.dec()
-        self._calls.labels(method, status, self._label(caller)).inc()
+        self._calls.labels(method, status, self.label(caller)).inc()
         self._seconds.labels(method).observe(seconds)
         self._recent.append((self._clock(), None if is_stream else seconds, status == "OK"))
 
@@ -126,12 +121,8 @@ class Metrics:
             in_flight=self._num_in_flight,
         )
 
-    def memory_bytes(self) -> int:
-        """Resident memory of this process; 0 where the system does not say."""
-        samples = (sample for metric in self._process.collect() for sample in metric.samples)
-        return next((int(each.value) for each in samples if each.name == "process_resident_memory_bytes"), 0)
-
-    def _label(self, caller: str) -> str:
+    def label(self, caller: str) -> str:
+        """What a caller is called here: the token's name, NO_NAME without one, OTHERS for all beyond MAX_CALLERS."""
         if not (caller := token_name(caller)):
             return NO_NAME
         if caller not in self._callers and len(self._callers) >= MAX_CALLERS:

@@ -6,15 +6,15 @@ import logging
 import os
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import grpc.aio
-import prometheus_client
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from crosscope_proto import __version__
 from crosscope_proto.ages import Ages
+from crosscope_proto.exposition import expose
 from crosscope_proto.healths import Healths
 from crosscope_proto.v1 import (
     annotations_pb2,
@@ -35,6 +35,7 @@ from crosscope_server.access.gate import Gate
 from crosscope_server.access.interceptor import AccessInterceptor
 from crosscope_server.access.notes import noted
 from crosscope_server.access.store import StoreError, Tokens
+from crosscope_server.admission import Admission
 from crosscope_server.annotations.store import Annotations
 from crosscope_server.budgets import Budgets
 from crosscope_server.cache import Cache
@@ -73,6 +74,7 @@ _OPTIONS = [
     # gRPC itself cancels calls at random where more than these wait to be begun; our own door says why.
     ("grpc.server.max_pending_requests", 20_000),
     ("grpc.server.max_pending_requests_hard_limit", 30_000),
+    ("grpc.http.overload_protection", 0),  # else it resets streams at random long before `most_streams` of them
     ("grpc.http2.bdp_probe", 0),  # else each connection's unread requests may grow to megabytes
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -108,7 +110,7 @@ class Running:
 async def serving(settings: Settings, ages: Ages | None = None) -> AsyncGenerator[Running]:
     """Runs a server for as long as the context lasts. Raises StartError. `ages` are for its metrics."""
     async with contextlib.AsyncExitStack() as stack:
-        metrics = Metrics(__version__, settings.home, ages)
+        metrics = Metrics(settings.home, ages)
         job_counter = JobCounter(settings.queue_url) if settings.queue_url else None
         if job_counter is not None:
             stack.callback(job_counter.close)
@@ -134,36 +136,41 @@ async def serving(settings: Settings, ages: Ages | None = None) -> AsyncGenerato
         stack.callback(dispatch.close)
         metrics.watch_admission(lambda: dispatch.prompts.num_waiting, lambda: dispatch.prompts.oldest_s)
         replies = Replies(cache, per_caller=settings.cache_per_caller)
-        budgets = Budgets()
+        budgets = Budgets(dispatch.refused)
         prompts, effects = Prompts(catalogue, dispatch, replies, budgets), Effects(catalogue, dispatch, replies)
         quota = Quota(settings.home, round(settings.home_gb * 1e9) if settings.home_gb else None)
         queued = jobs_service(settings.queue_url, settings.home, quota, settings.max_open_jobs)
         jobs = await stack.enter_async_context(queued)
 
         gate = Gate(_tokens(stack, settings))
+        door = Door(_PROMPTS, settings.most_calls, dispatch.prompts.retry_after_s, dispatch.refused)
+        admission = Admission(door, dispatch, metrics.label)
+        metrics.registry.register(admission)
         interceptors: list[grpc.aio.ServerInterceptor] = [
             RequestIdInterceptor(),
             AccessInterceptor(gate, Audit(settings.home)),
             CallInterceptor(metrics),
-            Door(_PROMPTS, settings.most_calls, dispatch.prompts.retry_after_s, dispatch.refused),
+            door,
         ]
-        server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
-        latents_pb2_grpc.add_LatentsServicer_to_server(
-            LatentsService(catalogue, annotations, Searches(indices)), server
-        )
+        options = [*_OPTIONS, ("grpc.max_concurrent_streams", settings.most_streams)]
+        server = grpc.aio.server(interceptors=interceptors, options=options)
+        shared: Any = _OneQueue(server)
+        latents_service = LatentsService(catalogue, annotations, Searches(indices))
+        latents_pb2_grpc.add_LatentsServicer_to_server(latents_service, shared)
         words_service = AnnotationsService(annotations, catalogue)
-        annotations_pb2_grpc.add_AnnotationsServicer_to_server(words_service, server)
-        looks_pb2_grpc.add_LooksServicer_to_server(LooksService(Looks(settings.home)), server)
+        annotations_pb2_grpc.add_AnnotationsServicer_to_server(words_service, shared)
+        looks_pb2_grpc.add_LooksServicer_to_server(LooksService(Looks(settings.home)), shared)
         unread = Unread(settings.max_unread_bytes, dispatch.refused)
         prompts_service = PromptsService(prompts, effects, catalogue, budgets, settings.stream_in_flight, unread)
         prompts_pb2_grpc.add_PromptsServicer_to_server(prompts_service, server)
-        jobs_pb2_grpc.add_JobsServicer_to_server(jobs, server)
+        jobs_pb2_grpc.add_JobsServicer_to_server(jobs, shared)
         system_service = SystemService(
             Parts(
                 home=settings.home,
                 catalogue=catalogue,
                 workers=workers,
                 metrics=metrics,
+                admission=admission,
                 jobs=job_counter,
                 cache=cache,
                 quota=quota,
@@ -172,7 +179,7 @@ async def serving(settings: Settings, ages: Ages | None = None) -> AsyncGenerato
                 reflection=settings.with_reflection,
             )
         )
-        system_pb2_grpc.add_SystemServicer_to_server(system_service, server)
+        system_pb2_grpc.add_SystemServicer_to_server(system_service, shared)
         health_pb2_grpc.add_HealthServicer_to_server(healths, server)
         if settings.with_reflection:
             ours = (_LATENTS, _LOOKS, _PROMPTS, _JOBS, _ANNOTATIONS, _SYSTEM)
@@ -184,7 +191,10 @@ async def serving(settings: Settings, ages: Ages | None = None) -> AsyncGenerato
         if settings.socket is not None:
             _bind_private(server, settings.socket)
         if settings.metrics_port:
-            _expose(stack, metrics, settings.metrics_port)
+            try:
+                stack.callback(expose(metrics.registry, settings.metrics_port, "CROSSCOPE_SERVER_METRICS_PORT"))
+            except OSError as error:
+                raise StartError(str(error.strerror)) from error
         await prompts_change(is_alive=False)
         await healths.set(_JOBS, _SERVING if settings.queue_url else _NOT_SERVING)
         for name in (_LATENTS, _LOOKS, _ANNOTATIONS, _SYSTEM, ""):
@@ -201,6 +211,20 @@ async def serving(settings: Settings, ages: Ages | None = None) -> AsyncGenerato
         facts = {"listen": settings.listen, "port": port, "home": str(settings.home), "workers": settings.workers}
         log.info("serving", extra=facts)
         yield Running(server, port)
+
+
+class _OneQueue:
+    """Where services are added whose calls wait in one queue of gRPC until they are begun.
+
+    A method that is registered has a queue of its own, and grpc.aio looks at all of these for each call that it begins.
+    So only prompts, which may come in thousands, and health checks, which must not wait behind them, register.
+    """
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self.add_generic_rpc_handlers = server.add_generic_rpc_handlers
+
+    def add_registered_method_handlers(self, service: str, handlers: object) -> None:
+        """Leaves the methods of a service unregistered."""
 
 
 async def _stop(server: grpc.aio.Server) -> None:
@@ -272,16 +296,3 @@ def _why_not(settings: Settings) -> str:
     if settings.tls_cert is None:
         return sentence
     return f"{sentence}; or {settings.tls_cert} and {settings.tls_key} are no certificate with its key, in PEM"
-
-
-def _expose(stack: contextlib.AsyncExitStack, metrics: Metrics, port: int) -> None:
-    try:
-        web, thread = prometheus_client.start_http_server(port, "127.0.0.1", metrics.registry)
-    except OSError as error:
-        sentence = (
-            f"cannot show metrics on port {port}: {error.strerror}; set CROSSCOPE_SERVER_METRICS_PORT to a free one"
-        )
-        raise StartError(sentence) from error
-    stack.callback(thread.join)
-    stack.callback(web.server_close)
-    stack.callback(web.shutdown)

@@ -9,6 +9,7 @@ from crosscope_proto.access import is_loopback
 from crosscope_proto.settings import ProcessSettings, RedisUrl
 
 _CALLS_A_WORKER = 128
+_LEAST_STREAMS = 512
 
 
 class Settings(ProcessSettings):
@@ -92,6 +93,11 @@ class Settings(ProcessSettings):
     def most_calls(self) -> int:
         """Prompt calls under way at a time. Each makes all others dearer for gRPC, which looks at every one of them."""
         return self.max_calls or _CALLS_A_WORKER * max(1, len(self.workers))
+
+    @property
+    def most_streams(self) -> int:
+        """Calls of any kind under way on one connection; further ones wait at their client, and not before our door."""
+        return max(_LEAST_STREAMS, self.most_calls)
 
     @property
     def is_local(self) -> bool:

@@ -1,10 +1,10 @@
 """Ordered, bounded concurrency over a stream. Knows nothing about gRPC."""
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
+from crosscope_server.refusals import Refused
 from crosscope_server.unread import Unread
 
 T = TypeVar("T")
@@ -56,7 +56,7 @@ async def in_order(
         finally:
             results.put_nowait(None)
 
-    held = (unread or Unread(1, Counter())).begin(forget)
+    held = (unread or Unread(1, Refused())).begin(forget)
     reader = asyncio.create_task(read())
     try:
         while (task := await results.get()) is not None:

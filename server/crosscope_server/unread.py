@@ -1,10 +1,10 @@
 """Room for results that nobody has read yet, of all streams together. Knows nothing about what a result is."""
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable
 
 from crosscope_server.errors import Overloaded
+from crosscope_server.refusals import Reason, Refused
 
 PATIENCE_S = 5.0
 """How long a stream may keep others waiting for room without reading."""
@@ -74,7 +74,7 @@ class Stream:
 class Unread:
     """All streams. For one event loop."""
 
-    def __init__(self, most_bytes: int, refused: Counter[str]) -> None:
+    def __init__(self, most_bytes: int, refused: Refused) -> None:
         """Beyond `most_bytes` the stream that holds most is cut off; `refused` counts these."""
         self._most_bytes = most_bytes
         self._refused = refused
@@ -112,7 +112,7 @@ class Unread:
                 f"{largest.num_bytes} bytes of this stream's replies waited to be read, the most of all streams, which "
                 f"together may leave {self._most_bytes} bytes unread; read faster, or ask for less with top_k"
             )
-            self._refused["unread"] += 1
+            self._refused.add(Reason.UNREAD)
             largest.cut(Overloaded(sentence, retry_after_s=1.0))
 
     def shrunk(self, num_bytes: int) -> None:
@@ -132,5 +132,5 @@ class Unread:
         self._timer = loop.call_later(_LOOK_EVERY_S, self._break_off)
         for stream in self.streams if 2 * self.num_bytes >= self._most_bytes else ():
             if stream.num_bytes and loop.time() - stream.read_at > PATIENCE_S:
-                self._refused["unread"] += 1
+                self._refused.add(Reason.UNREAD)
                 stream.cancel()

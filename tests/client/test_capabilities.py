@@ -72,6 +72,10 @@ def worker(**changed: Any) -> dict[str, Any]:
     return {"inference_workers": (dataclasses.replace(WORKER, **changed),)}
 
 
+def refused(**reasons: int) -> dict[str, Any]:
+    return {"traffic": dataclasses.replace(WELL.traffic, refused=reasons, max_prompts_under_way=128)}
+
+
 def queue(**changed: Any) -> dict[str, Any]:
     return {"queue": dataclasses.replace(QUEUE, **changed)}
 
@@ -105,6 +109,8 @@ def test_nothing_is_wrong_where_all_is_well() -> None:
             "crosscope gc --dry-run",
         ),
         ({"broken": ("old",)}, "cannot read old", "publish"),
+        (refused(door_full=7), "7 calls of the last ten seconds were refused, because 128 prompt calls", "another"),
+        (refused(late=1), "1 call of the last ten seconds was refused", "more time"),
     ],
 )
 def test_what_is_wrong_is_a_sentence_with_what_to_do(changed: dict[str, Any], said: str, action: str) -> None:

@@ -19,7 +19,7 @@ from fixtures_server import run_front, run_worker
 from metrics_table import documented
 
 from crosscope_proto.ages import Ages
-from crosscope_worker.figures import expose
+from crosscope_proto.exposition import expose
 from crosscope_worker.jobs.machine import find_machine
 from crosscope_worker.jobs.metrics import Metrics as JobsMetrics
 from crosscope_worker.serve.metrics import Metrics as InferenceMetrics

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import re
 import signal
+import urllib.request
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
@@ -12,15 +13,18 @@ import grpc
 import grpc.aio
 import pytest
 from fixtures_device import run_device
+from fixtures_ports import free_port
 from fixtures_server import Front, details_of, run_front, run_worker
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
 
-from crosscope_proto.v1 import prompts_pb2, types_pb2
+from crosscope_proto.v1 import prompts_pb2, system_pb2, system_pb2_grpc, types_pb2
 from crosscope_server.callers import Caller, Limits, set_calling
 from crosscope_server.door import Door
 from crosscope_server.errors import Overloaded, TooLate
 from crosscope_server.line import Line, Work
+from crosscope_server.refusals import Refused
+from crosscope_server.settings import _LEAST_STREAMS
 from crosscope_server.window import EXPRESS_CALLS, MIN_CALLS
 from crosscope_server.workers import Worker, Workers
 
@@ -45,6 +49,15 @@ async def outcome(call: Any) -> str:
     except grpc.aio.AioRpcError as error:
         return error.code().name
     return "OK"
+
+
+async def capabilities(front: Front) -> system_pb2.GetCapabilitiesResponse:
+    return await system_pb2_grpc.SystemStub(front.channel).GetCapabilities(system_pb2.GetCapabilitiesRequest())
+
+
+def read_text(url: str) -> str:
+    with urllib.request.urlopen(url) as reply:
+        return reply.read().decode()
 
 
 async def until(condition: Any) -> None:
@@ -123,14 +136,60 @@ async def test_a_full_door_names_its_limit_and_leaves_room_for_others(planted_ho
         said = "8 calls are under way here, 8 of them yours; there may be 10 in all"
         assert said in (caught.value.details() or "")
         assert retry_after_s(caught.value) > 0
+        traffic = (await capabilities(other)).traffic
+        assert (traffic.prompts_under_way, traffic.max_prompts_under_way, dict(traffic.refused)) == (
+            8,
+            10,
+            {"door_full": 1},
+        )
         one = asyncio.create_task(outcome(other.prompts.Encode(encode("other"))))
         await until(lambda: "other" in worker.prompts)
         worker.may_answer.set()
         assert await one == "OK"
 
 
+async def test_a_full_door_refuses_before_it_reads_and_what_it_lets_in_must_send_a_message(
+    planted_home, running_worker, monkeypatch
+):
+    """Whoever is refused costs no reading: not even bytes that are no message are looked at."""
+    monkeypatch.setattr("crosscope_server.door.MESSAGE_S", 0.3)
+    running_worker.worker.may_answer.clear()
+    settings = {"home": planted_home[0], "workers": running_worker.target, "max_calls": 3}
+    async with run_front(**settings) as front:
+        await front.prompts_serve()
+        method = "/crosscope.v1.Prompts/Encode"
+        rubbish = front.channel.unary_unary(method)
+        assert await outcome(rubbish(b"\xff")) == "INVALID_ARGUMENT"
+        silent = front.channel.stream_unary(method)
+        assert await outcome(silent()) == "DEADLINE_EXCEEDED"
+        await (without := silent()).done_writing()
+        assert await outcome(without) == "INVALID_ARGUMENT"
+        calls = [asyncio.create_task(outcome(front.prompts.Encode(encode(f"p {i}")))) for i in range(3)]
+        await until(lambda: len(running_worker.worker.prompts) == 3)
+        assert await outcome(rubbish(b"\xff")) == await outcome(silent()) == "RESOURCE_EXHAUSTED"
+        running_worker.worker.may_answer.set()
+        assert await asyncio.gather(*calls) == ["OK"] * 3
+
+
+async def test_calls_beyond_a_connections_limit_wait_at_their_client(front):
+    """So a burst of one caller does not stand in front of others."""
+    watches = [front.health.Watch(health_pb2.HealthCheckRequest()) for _ in range(_LEAST_STREAMS + 8)]
+    begun = [asyncio.create_task(watch.read()) for watch in watches]
+    await until(lambda: sum(task.done() for task in begun) == _LEAST_STREAMS)
+    async with another(front) as other:
+        await other.health.Check(_CHECK)
+    late = [task for task in begun if not task.done()]
+    assert len(late) == 8
+    for watch, task in zip(watches, begun, strict=True):
+        if task.done():
+            watch.cancel()
+    await asyncio.gather(*late)
+    for watch in watches:
+        watch.cancel()
+
+
 async def test_a_callers_own_limit_is_named():
-    refused = Counter[str]()
+    refused = Refused()
     door = Door("crosscope.v1.Prompts", 100, lambda: 1.5, refused)
     set_calling(Caller("lena", limits=Limits(concurrent_calls=2)))
     with door.entered(), door.entered():
@@ -144,11 +203,11 @@ async def test_a_callers_own_limit_is_named():
     assert (door.inside, refused) == ({}, {"concurrent_calls": 1})
 
 
-async def line_with(worker: Worker, **settings: Any) -> tuple[Line, Counter[str]]:
+async def line_with(worker: Worker, **settings: Any) -> tuple[Line, Refused]:
     async def changed(is_alive: bool) -> None:
         pass
 
-    workers, refused = Workers(["w"], changed), Counter[str]()
+    workers, refused = Workers(["w"], changed), Refused()
     workers._workers.append(worker)
     worker.is_alive = True
     return Line(workers, lambda each: each.prompts, 100, 1.0, refused, **settings), refused
@@ -209,11 +268,11 @@ async def test_whose_turn_comes_too_late_is_not_asked():
 
 async def test_calls_of_a_worker_that_stands_still_are_asked_of_another(planted_home, tmp_path):
     sockets = [tmp_path / name for name in ("a.sock", "b.sock")]
-    targets = ",".join(f"unix:{socket}" for socket in sockets)
+    targets, port = ",".join(f"unix:{socket}" for socket in sockets), free_port()
     async with (
         run_device(sockets[0], batch_ms=1, prompt_ms=0.1) as a,
         run_device(sockets[1], batch_ms=1, prompt_ms=0.1) as b,
-        run_front(home=planted_home[0], workers=targets) as front,
+        run_front(home=planted_home[0], workers=targets, metrics_port=port) as front,
     ):
         await front.prompts_serve()
         for i in range(8):
@@ -222,6 +281,10 @@ async def test_calls_of_a_worker_that_stands_still_are_asked_of_another(planted_
         asked = [front.prompts.Encode(encode(f"p {i}"), timeout=30) for i in range(20)]
         stream = front.prompts.Tokenize(prompts_pb2.TokenizeRequest(crosscoder="demo", prompt=encode("t").prompt))
         assert {await outcome(each) for each in [*asked, stream]} == {"OK"}  # long before their deadline
+        page = await asyncio.to_thread(read_text, f"http://127.0.0.1:{port}/metrics")
+        moved = re.search(r'crosscope_moved_calls_total\{why="hangs"\} (\d+)', page)
+        assert moved is not None
+        assert int(moved[1]) > 0
         b.send_signal(signal.SIGSTOP)
         await front.prompts_serve(serving=False)
         a.send_signal(signal.SIGCONT)

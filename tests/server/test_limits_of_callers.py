@@ -21,6 +21,7 @@ from crosscope_proto.v1 import jobs_pb2, jobs_pb2_grpc, prompts_pb2
 from crosscope_server.budgets import Budgets
 from crosscope_server.callers import Caller, Limits, set_calling
 from crosscope_server.errors import Overloaded
+from crosscope_server.refusals import Refused
 
 EXHAUSTED, DENIED = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.PERMISSION_DENIED
 
@@ -58,7 +59,8 @@ async def test_a_bucket_fills_evenly_and_is_refused_only_below_zero(monkeypatch:
             return now
 
     monkeypatch.setattr("crosscope_server.budgets.asyncio.get_running_loop", Loop)
-    budgets = Budgets()
+    refused = Refused()
+    budgets = Budgets(refused)
     set_calling(Caller("ann", limits=Limits(prompt_tokens_per_minute=60)))
     budgets.check()
     budgets.charge(60)
@@ -79,6 +81,7 @@ async def test_a_bucket_fills_evenly_and_is_refused_only_below_zero(monkeypatch:
     set_calling(Caller("bob"))
     budgets.charge(10**9)
     budgets.check()
+    assert refused == {"prompt_tokens": 3}
 
 
 async def test_tokens_of_prompts_are_charged_to_who_sent_them(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from metrics_table import documented, exposed
 
 from crosscope_proto import keys
 from crosscope_proto.ages import Ages
-from crosscope_proto.v1 import jobs_pb2, jobs_pb2_grpc, latents_pb2, prompts_pb2, types_pb2
+from crosscope_proto.v1 import jobs_pb2, jobs_pb2_grpc, latents_pb2, prompts_pb2, system_pb2, system_pb2_grpc, types_pb2
 from crosscope_server.metrics import MAX_CALLERS, Metrics, Traffic
+from crosscope_server.refusals import Reason, Refused
 
 OF_SERVER = {name: each for name, each in documented().items() if each.processes.startswith(("server", "all"))}
 
@@ -50,6 +51,8 @@ async def test_the_table_says_what_the_server_exposes(planted_home, tmp_path: Pa
         client.close()
         await asyncio.sleep(0)
         page = await read(port)
+        found = await system_pb2_grpc.SystemStub(front.channel).GetCapabilities(system_pb2.GetCapabilitiesRequest())
+    assert (found.traffic.prompts_under_way, found.traffic.max_prompts_under_way) == (0, 128)
     assert exposed(page) == {name: (each.kind, each.labels) for name, each in OF_SERVER.items()}
     for line in (
         'crosscope_calls_total{caller="-",method="/crosscope.v1.Latents/ListLatents",status="NOT_FOUND"} 1.0',
@@ -62,6 +65,10 @@ async def test_the_table_says_what_the_server_exposes(planted_home, tmp_path: Pa
         f'crosscope_job_progress_ratio{{job="{first}",kind="demo-pair",name="one"}} 0.25',
         f'crosscope_job_tokens_per_second{{job="{first}",kind="demo-pair",name="one"}} 512.5',
         "crosscope_queue_up 1.0",
+        'crosscope_door_calls{caller="-"} 0.0',
+        "crosscope_door_limit 128.0",
+        'crosscope_refused_total{reason="door_full"} 0.0',
+        'crosscope_moved_calls_total{why="gone"} 0.0',
     ):
         assert line in page.splitlines(), line
 
@@ -90,6 +97,19 @@ def test_a_caller_is_a_tokens_name_and_there_are_only_so_many() -> None:
     }
     assert len(found) == MAX_CALLERS + 2
     assert (found["-"], found["lab0"], found["others"]) == (4, 1, 3)
+
+
+def test_refusals_are_counted_for_ever_and_for_ten_seconds() -> None:
+    now = [0.0]
+    refused = Refused(clock=lambda: now[0])
+    refused.add(Reason.DOOR_FULL)
+    now[0] = 6.0
+    refused.add(Reason.DOOR_FULL)
+    refused.add(Reason.LATE)
+    assert refused.lately() == refused == {"door_full": 2, "late": 1}
+    now[0] = 11.0
+    assert refused.lately() == {"door_full": 1, "late": 1}
+    assert refused == {"door_full": 2, "late": 1}
 
 
 def test_traffic_of_the_last_ten_seconds() -> None:

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -6,22 +7,27 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import grpc.aio
 import pytest
 from fixtures_ports import free_port
-from fixtures_server import details_of, run_front
+from fixtures_server import details_of, run_cache, run_front
 from google.protobuf import descriptor_pb2
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from crosscope_proto.access import OWN_TOKEN
-from crosscope_proto.v1 import jobs_pb2, jobs_pb2_grpc, latents_pb2, latents_pb2_grpc
+from crosscope_proto.artefacts import PAIR_MANIFEST
+from crosscope_proto.v1 import jobs_pb2, jobs_pb2_grpc, latents_pb2, latents_pb2_grpc, prompts_pb2, prompts_pb2_grpc
+from crosscope_server.__main__ import END_S
 from crosscope_server.errors import InvalidRequest, Overloaded, Violation, status_of
 from crosscope_server.settings import Settings
 
+ROOT = Path(__file__).parents[2]
 LIST = latents_pb2.ListCrosscodersRequest()
 
 
@@ -193,6 +199,83 @@ def test_a_signal_stops_the_process_within_5_s_even_with_a_call_under_way(tmp_pa
                 assert (call["method"], call["status"]) == ("/crosscope.v1.Latents/ListCrosscoders", "OK")
         finally:
             process.kill()
+
+
+@contextlib.contextmanager
+def server_process(**settings: str) -> Iterator[tuple[subprocess.Popen[str], grpc.Channel]]:
+    """A server that serves, and a connection that takes little at a time."""
+    given = environment(CROSSCOPE_SERVER_ALLOW_ANYONE="true", **settings)
+    options = [("grpc.http2.lookahead_bytes", 1), ("grpc.http2.bdp_probe", 0)]
+    with (
+        subprocess.Popen(
+            [sys.executable, "-m", "crosscope_server"], env=given, stderr=subprocess.PIPE, text=True
+        ) as process,
+        grpc.insecure_channel(given["CROSSCOPE_SERVER_LISTEN"], options=options) as channel,
+    ):
+        try:
+            grpc.channel_ready_future(channel).result(30)
+            yield process, channel
+        finally:
+            process.kill()
+
+
+def test_a_thread_that_is_stuck_for_ever_does_not_keep_the_process(tmp_path):
+    """The pair's manifest is a pipe that nobody writes to: who opens it waits for ever."""
+    (tmp_path / "pairs" / "stuck").mkdir(parents=True)
+    os.mkfifo(tmp_path / "pairs" / "stuck" / PAIR_MANIFEST)
+    recipe = (ROOT / "recipes" / "demo.yaml").read_text().replace("  name: demo\n", "  name: stuck\n", 1)
+    with server_process(CROSSCOPE_HOME=str(tmp_path)) as (process, channel):
+        call = jobs_pb2_grpc.JobsStub(channel).PlanJob.future(jobs_pb2.PlanJobRequest(recipe_yaml=recipe), timeout=60)
+        assert not call.done()
+        with pytest.raises(grpc.FutureTimeoutError):
+            call.result(1.0)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(END_S + 5) == 0
+        assert process.stderr is not None
+        (entry,) = (each for each in map(json.loads, process.stderr) if each["level"] == "error")
+    assert entry["event"] == "cut off: it had not ended in time"
+    assert "check.py" in str(entry["stood_at"])
+
+
+@pytest.mark.asyncio
+async def test_neither_a_queue_that_hangs_nor_a_caller_who_does_not_read_keeps_the_process(tmp_path):
+    async with run_cache(tmp_path / "queue") as queue:
+        settings = {"CROSSCOPE_HOME": str(tmp_path), "CROSSCOPE_SERVER_QUEUE_URL": f"unix://{tmp_path}/queue"}
+        with server_process(**settings) as (process, channel):
+            jobs = jobs_pb2_grpc.JobsStub(channel)
+            await asyncio.to_thread(jobs.ListJobs, jobs_pb2.ListJobsRequest(), timeout=20)
+            queue.send_signal(signal.SIGSTOP)
+            try:
+                asked = [jobs.ListJobs.future(jobs_pb2.ListJobsRequest(), timeout=60) for _ in range(8)]
+                text = "x" * 2000
+                unread = prompts_pb2_grpc.PromptsStub(channel).EncodeStream(
+                    prompts_pb2.EncodeStreamRequest(sequence=i, request={"crosscoder": text}) for i in range(2000)
+                )
+                await asyncio.sleep(0.5)
+                process.send_signal(signal.SIGTERM)
+                assert await asyncio.to_thread(process.wait, END_S + 5) == 0
+                assert all(call.done() for call in asked)
+                unread.cancel()
+            finally:
+                queue.send_signal(signal.SIGCONT)
+
+
+def test_what_lives_from_the_start_is_not_looked_through_for_garbage():
+    """In a process of its own: all that was imported is out of the collector's sight, and new garbage is found."""
+    program = """if True:
+        import gc, weakref
+        from crosscope_server.memory import GARBAGE, settle
+        settle()
+        assert gc.get_freeze_count() > 1000 > len(gc.get_objects()), (gc.get_freeze_count(), len(gc.get_objects()))
+        class Node: pass
+        gone = []
+        for _ in range(2 * GARBAGE[0]):
+            node = Node()
+            node.itself = node
+            weakref.finalize(node, gone.append, 1)
+        assert gone
+    """
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
 
 
 def test_an_error_carries_its_details():

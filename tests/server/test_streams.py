@@ -1,10 +1,10 @@
 import asyncio
-from collections import Counter
 from collections.abc import AsyncIterator
 
 import pytest
 
 from crosscope_server.errors import Overloaded
+from crosscope_server.refusals import Refused
 from crosscope_server.streams import in_order
 from crosscope_server.unread import Unread
 
@@ -106,7 +106,7 @@ async def size(item: int) -> int:
 
 async def test_a_stream_takes_no_more_on_while_room_is_scarce_and_its_reader_has_not_read():
     """Of 100 bytes it asks for more while 40 wait and not while 60 do; by then it had asked for the fourth."""
-    refused, taken = Counter[str](), []
+    refused, taken = Refused(), []
     unread = Unread(100, refused)
 
     async def source() -> AsyncIterator[int]:
@@ -123,11 +123,11 @@ async def test_a_stream_takes_no_more_on_while_room_is_scarce_and_its_reader_has
     assert unread.num_bytes == 80  # the one that is on its way among them
     assert [await anext(results) for _ in range(20)] == list(range(1, 21))
     await results.aclose()
-    assert (unread.num_bytes, unread.streams, refused) == (0, set(), Counter())
+    assert (unread.num_bytes, unread.streams, refused) == (0, set(), Refused())
 
 
 async def test_the_stream_that_leaves_most_unread_is_cut_off_and_the_others_go_on():
-    refused = Counter[str]()
+    refused = Refused()
     unread = Unread(100, refused)
     gates = [asyncio.Event() for _ in range(2)]
 

@@ -7,7 +7,7 @@ import pytest
 from metrics_table import documented, exposed
 
 from crosscope_proto.ages import Ages
-from crosscope_worker.figures import expose
+from crosscope_proto.exposition import expose
 from crosscope_worker.jobs.machine import Machine, find_machine
 from crosscope_worker.jobs.metrics import Metrics as JobsMetrics
 from crosscope_worker.serve.metrics import DeviceThread

@@ -37,6 +37,9 @@ def traffic_of(found: Capabilities) -> Iterator[tuple[str, str]]:
     """What goes through the server now."""
     traffic = found.traffic
     yield "calls", f"{traffic.calls_per_s:.1f} a second, {traffic.in_flight} under way"
+    if traffic.max_prompts_under_way:
+        waiting = f", {traffic.prompts_waiting} of them wait" if traffic.prompts_waiting else ""
+        yield "prompts", f"{traffic.prompts_under_way} of at most {traffic.max_prompts_under_way}{waiting}"
     yield "errors", f"{traffic.errors_per_s:.1f} a second"
     yield "time", f"{traffic.p50_ms:.1f} ms for half of them, {traffic.p99_ms:.1f} ms for 99 of 100"
     yield "memory", f"{_size(traffic.memory_bytes)} in the server"

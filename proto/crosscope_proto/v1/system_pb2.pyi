@@ -278,12 +278,36 @@ class Traffic(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class RefusedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     CALLS_PER_S_FIELD_NUMBER: _builtins.int
     ERRORS_PER_S_FIELD_NUMBER: _builtins.int
     P50_MS_FIELD_NUMBER: _builtins.int
     P99_MS_FIELD_NUMBER: _builtins.int
     IN_FLIGHT_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    PROMPTS_UNDER_WAY_FIELD_NUMBER: _builtins.int
+    MAX_PROMPTS_UNDER_WAY_FIELD_NUMBER: _builtins.int
+    PROMPTS_WAITING_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
     calls_per_s: _builtins.float
     """Ended calls a second."""
     errors_per_s: _builtins.float
@@ -296,6 +320,18 @@ class Traffic(_message.Message):
     """Calls that have not ended."""
     memory_bytes: _builtins.int
     """Memory that the server uses, bytes."""
+    prompts_under_way: _builtins.int
+    """Prompt calls that have not ended, those that wait among them."""
+    max_prompts_under_way: _builtins.int
+    """Prompt calls that may be under way; more are refused."""
+    prompts_waiting: _builtins.int
+    """Prompts that wait for an inference worker."""
+    @_builtins.property
+    def refused(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Calls that were refused, by reason: "door_full", "concurrent_calls", "prompt_tokens", "queue_full", "deadline",
+        "late", "no_worker", "unread".
+        """
+
     def __init__(
         self,
         *,
@@ -305,10 +341,14 @@ class Traffic(_message.Message):
         p99_ms: _builtins.float = ...,
         in_flight: _builtins.int = ...,
         memory_bytes: _builtins.int = ...,
+        prompts_under_way: _builtins.int = ...,
+        max_prompts_under_way: _builtins.int = ...,
+        prompts_waiting: _builtins.int = ...,
+        refused: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls_per_s", b"calls_per_s", "errors_per_s", b"errors_per_s", "in_flight", b"in_flight", "memory_bytes", b"memory_bytes", "p50_ms", b"p50_ms", "p99_ms", b"p99_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls_per_s", b"calls_per_s", "errors_per_s", b"errors_per_s", "in_flight", b"in_flight", "max_prompts_under_way", b"max_prompts_under_way", "memory_bytes", b"memory_bytes", "p50_ms", b"p50_ms", "p99_ms", b"p99_ms", "prompts_under_way", b"prompts_under_way", "prompts_waiting", b"prompts_waiting", "refused", b"refused"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -17,10 +17,12 @@ from crosscope_proto.artefacts import PAIR_MANIFEST, SCHEMA_VERSION
 from crosscope_proto.recipe_yaml import MAX_BYTES
 from crosscope_proto.v1 import system_pb2, system_pb2_grpc
 from crosscope_proto.worker.v1 import inference_pb2
+from crosscope_server.admission import Admission
 from crosscope_server.cache import Cache
 from crosscope_server.callers import Caller, calling
 from crosscope_server.catalogue import Catalogue
 from crosscope_server.job_figures import JobCounter, JobFigures
+from crosscope_server.memory import resident_bytes
 from crosscope_server.metrics import Metrics, free_bytes, token_name
 from crosscope_server.prompts import MAX_PROMPT_BYTES
 from crosscope_server.quota import Quota
@@ -37,6 +39,7 @@ class Parts:
     catalogue: Catalogue
     workers: Workers
     metrics: Metrics
+    admission: Admission
     jobs: JobCounter | None
     """None: this server has no queue."""
     cache: Cache | None
@@ -90,7 +93,14 @@ class SystemService(system_pb2_grpc.SystemServicer):
             queue=queue,
             cache=cache,
             disk_free_bytes=0 if math.isnan(free) else int(free),
-            traffic=system_pb2.Traffic(**asdict(parts.metrics.traffic()), memory_bytes=parts.metrics.memory_bytes()),
+            traffic=system_pb2.Traffic(
+                **asdict(parts.metrics.traffic()),
+                memory_bytes=resident_bytes(),
+                prompts_under_way=parts.admission.num_inside,
+                max_prompts_under_way=parts.admission.most_inside,
+                prompts_waiting=parts.admission.num_waiting,
+                refused=parts.admission.refused_lately(),
+            ),
             limits=self._limits(workers),
             caller=_caller(calling()),
             home_bytes=held and held.held_bytes,

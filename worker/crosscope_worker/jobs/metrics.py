@@ -7,7 +7,7 @@ import psutil
 from prometheus_client import Counter, Gauge
 
 from crosscope_proto.ages import Ages
-from crosscope_worker.figures import new_registry, show_ages
+from crosscope_proto.exposition import new_registry, show_ages
 from crosscope_worker.jobs.machine import Machine
 
 PROCESS = "jobs"

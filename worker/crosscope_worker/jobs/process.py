@@ -36,11 +36,11 @@ from rq.worker import Worker
 from crosscope_proto import job_record, keys
 from crosscope_proto.artefacts import job_folder
 from crosscope_proto.beats import EVERY_S, Beats
+from crosscope_proto.exposition import expose
 from crosscope_proto.job_record import WorkerNote
 from crosscope_proto.logs import configure_logging
 from crosscope_proto.settings import SettingsError, read_settings
 from crosscope_proto.tracing import configure_tracing
-from crosscope_worker.figures import expose
 from crosscope_worker.jobs.child import JobProcess
 from crosscope_worker.jobs.claim import QueueAway, is_passing, patiently
 from crosscope_worker.jobs.entry import Attempt

@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 from prometheus_client import Counter, Gauge, Histogram
 
 from crosscope_proto.ages import Ages
-from crosscope_worker.figures import new_registry, show_ages
+from crosscope_proto.exposition import new_registry, show_ages
 
 P = ParamSpec("P")
 R = TypeVar("R")

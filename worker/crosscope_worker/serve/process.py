@@ -15,12 +15,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from transformers.utils import logging as transformers_logging
 
 from crosscope_proto.beats import Beats
+from crosscope_proto.ending import end_within
+from crosscope_proto.exposition import expose
 from crosscope_proto.healths import Healths
 from crosscope_proto.logs import configure_logging
 from crosscope_proto.settings import SettingsError, read_settings
 from crosscope_proto.tracing import configure_tracing
 from crosscope_proto.worker.v1 import inference_pb2_grpc
-from crosscope_worker.figures import expose
 from crosscope_worker.serve.access import TokenInterceptor
 from crosscope_worker.serve.batching import Batcher
 from crosscope_worker.serve.generation import Generations
@@ -36,6 +37,8 @@ SERVICE = "crosscope.worker.v1.Inference"
 DRAIN_S = 3.0
 """How long calls in progress may take to end after SIGTERM."""
 _LAST_REPLIES_S = 0.2
+_REST_S = 0.8
+"""Time for the rest of the process, so that it ends before its supervisor kills it."""
 _SWITCH_S = 0.001
 """How long a thread that tokenises, for instance, may keep the event loop from the interpreter."""
 _CACHE_SHARE = 8
@@ -209,4 +212,5 @@ async def _serve(settings: ServeSettings) -> None:
     log.info("serving", extra=where)
     await stop.wait()
     log.info("stopping")
+    end_within(DRAIN_S + _REST_S)
     await process.stop()

@@ -1,4 +1,4 @@
-"""What the figures of both worker processes share: a registry, and the port at which Prometheus reads it."""
+"""What the figures of all processes share: a registry, and the port at which Prometheus reads it. Knows no figures."""
 
 from collections.abc import Callable
 
@@ -26,7 +26,7 @@ def show_ages(registry: CollectorRegistry, ages: Ages, process: str, *parts: str
 def expose(registry: CollectorRegistry, port: int, variable: str) -> Callable[[], None]:
     """Answers Prometheus at a port of this machine; returns what ends that.
 
-    Raises OSError, with a sentence that names the variable, if the port is taken.
+    Raises OSError, whose strerror is a sentence that names the variable, if the port is taken.
     """
     try:
         web, thread = start_http_server(port, "127.0.0.1", registry)
