@@ -57,11 +57,11 @@ class Planned:
 
 @dataclass(frozen=True)
 class Reference:
-    """What the first window says about all tokens; parts that do not begin with it are told."""
+    """What is an outlier; None for what the part finds out by itself, from its first window."""
 
-    bounds: NormBounds | None
+    bounds: NormBounds | None = None
     """Of the norm filter."""
-    limits: Limits
+    limits: Limits | None = None
     """Of `Quality`."""
 
 
@@ -78,8 +78,8 @@ class Plan:
     """What became of the texts of each data set (`tally.as_state`)."""
     texts: str = ""
     """SHA-256 of the file of texts."""
-    reference: Reference | None = None
-    """None if there is one part, which begins with the first window."""
+    reference: Reference = Reference()
+    """Told to every part, for only one begins with the first window."""
 
     def first_text(self, part: int) -> int:
         """Number of texts in the windows before a part."""
@@ -185,10 +185,8 @@ def _window(batch: pa.RecordBatch) -> tuple[list[Text], Cut]:
     return texts, Cut(batch.column("block").to_numpy().copy(), values("shard").copy(), values("repeats").copy())
 
 
-def _reference(found: dict[str, Any] | None) -> Reference | None:
-    if found is None:
-        return None
-    bounds, (base, chat) = found["bounds"], found["limits"]
+def _reference(found: dict[str, Any]) -> Reference:
+    bounds, limits = found["bounds"], found["limits"]
     if bounds is not None:
         bounds = NormBounds((bounds["limits"][0], bounds["limits"][1]), tuple(bounds["positions"]))
-    return Reference(bounds, (base, chat))
+    return Reference(bounds, None if limits is None else (limits[0], limits[1]))

@@ -113,9 +113,14 @@ def measure_part(task: PartTask, device: str = "cpu", progress: Progress = silen
         measure(Equipment(recipe, activations, crosscoder), plan, folder, task.part, progress)[0].close()
 
 
+def result(folder: Path, part: int) -> Path:
+    """The folder of what was measured on a part."""
+    return folder / f"{part:03d}"
+
+
 def is_measured(folder: Path, part: int) -> bool:
     """Whether the result of a part is there."""
-    return (folder / _name(part)).is_dir()
+    return result(folder, part).is_dir()
 
 
 @torch.no_grad()
@@ -128,11 +133,10 @@ def measure(
     """
     recipe, reference = equipment.recipe, plan.reference
     try:
-        with first_folder(folder / _name(part)) as partial:
-            limits, bounds = (None, None) if reference is None else (reference.limits, reference.bounds)
-            norms = NormFilter(recipe.tokens.max_norm_ratio, equipment.crosscoder.d_model, bounds)
+        with first_folder(result(folder, part)) as partial:
+            norms = NormFilter(recipe.tokens.max_norm_ratio, equipment.crosscoder.d_model, reference.bounds)
             store = Store(partial / _ENTRIES)
-            found = Accumulators.of(equipment.crosscoder, recipe.analysis, len(recipe.data), limits, store)
+            found = Accumulators.of(equipment.crosscoder, recipe.analysis, len(recipe.data), reference.limits, store)
             try:
                 windows = plan.read(folder / PLAN, part)
                 harvested = harvest_cut(equipment, windows, norms, plan.first_text(part), tick)
@@ -174,7 +178,7 @@ def harvest_cut(
 
 def load_part(equipment: Equipment, folder: Path, part: int, *, whole: bool = True) -> tuple[Accumulators, NormFilter]:
     """What was found and written by `measure`; with `whole`, files are compared with their hashes. Raises PartError."""
-    place, spec = folder / _name(part), equipment.recipe.analysis
+    place, spec = result(folder, part), equipment.recipe.analysis
     try:
         state = json.loads((place / _STATE).read_text(encoding="utf-8"))
         for name, expected in state["files"].items():
@@ -198,7 +202,3 @@ def _write(folder: Path, found: Accumulators, norms: NormFilter) -> None:
     files = {name: sha256(folder / name) for name in (_SUMS, _ENTRIES)}
     state = {"files": files, "norms": norms.state()}
     (folder / _STATE).write_text(json.dumps(state), encoding="utf-8")
-
-
-def _name(part: int) -> str:
-    return f"{part:03d}"

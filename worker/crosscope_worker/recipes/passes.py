@@ -43,6 +43,7 @@ from crosscope_worker.recipes.parts import (
     is_measured,
     load_part,
     measure,
+    result,
 )
 
 _FORMAT = 1
@@ -93,7 +94,7 @@ def _found(
             following.say(f"{of} is measured already")
         except PartError as error:
             following.say(f"{of} is measured again: {error}")
-            shutil.rmtree(folder / f"{part:03d}")
+            shutil.rmtree(result(folder, part))
     found = found or measure(equipment, plan, folder, part, following, following.tick)
     norms.merge(found[1])
     return found[0]
@@ -101,7 +102,7 @@ def _found(
 
 def _plan(material: Material, equipment: Equipment, folder: Path, norms: NormFilter, following: Following) -> Plan:
     """The plan of an earlier attempt if there is one and it is about the same; else a new one, and nothing measured."""
-    key = _key(material, equipment.crosscoder)
+    key = _key(material, equipment.crosscoder, norms)
     if (folder / PLAN).is_dir():
         try:
             plan = Plan.load(folder / PLAN)
@@ -139,10 +140,9 @@ def _made(
         following(Stage.ANALYSE, 0.0, f"{num_tokens} held-out tokens read")
     stream.check_losses()
     plan = plan_of(folder, key, windows, recipe.analysis.parts, as_state(stream.counts))
-    if len(plan.parts) == 1:
-        return plan
-    reference = _reference(equipment, plan, folder, norms, following)
-    return replace(plan, reference=reference) if reference else replace(plan, parts=((0, len(windows)),))
+    if len(plan.parts) > 1 and (reference := _reference(equipment, plan, folder, norms, following)):
+        return replace(plan, reference=reference)
+    return replace(plan, parts=((0, len(windows)),), reference=Reference(norms.bounds))
 
 
 @torch.no_grad()
@@ -165,8 +165,10 @@ def _task(material: Material, folder: Path, part: int, num_parts: int) -> PartTa
     return PartTask(recipe, str(workspace.home), str(folder), part, num_parts, material.float32, roots)
 
 
-def _key(material: Material, crosscoder: Crosscoder) -> str:
-    """What measurements depend on, as a hash: the recipe, the models' files, the weights, and this program."""
+def _key(material: Material, crosscoder: Crosscoder, norms: NormFilter) -> str:
+    """What measurements depend on, as a hash: the recipe, the models' files, the weights, the bounds of the norms, and
+    this program.
+    """
     weights = hashlib.blake2b()
     for tensor in (crosscoder.b_enc, crosscoder.b_dec, crosscoder.W_enc.T, crosscoder.W_dec):
         step = max(1, len(tensor) // _ROWS) if tensor.ndim > 1 else 1
@@ -180,5 +182,6 @@ def _key(material: Material, crosscoder: Crosscoder) -> str:
         "weights": weights.hexdigest(),
         "reads": [repr(keep), crosscoder.input_scale, crosscoder.streams.name, crosscoder.code_normalisation],
         "float32": material.float32,
+        "bounds": repr(norms.bounds),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
