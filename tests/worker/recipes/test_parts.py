@@ -33,23 +33,7 @@ from crosscope_worker.recipes.parts import PARTS, PLAN, PartTask, load_part, mea
 from crosscope_worker.work import LostClaim, Workspace, silent
 
 NAMES = ("web", "chat")
-WORDS = [
-    "the",
-    "a",
-    "small",
-    "red",
-    "fox",
-    "cat",
-    "bird",
-    "sees",
-    "likes",
-    "finds",
-    "house",
-    "one",
-    "two",
-    "and",
-    "not",
-]
+WORDS = ["the", "small", "red", "fox", "cat", "bird", "sees", "likes", "finds", "house", "one", "two", "and", "not"]
 WINDOW = 60
 """Tokens of a window of texts here, so that a few texts make many parts."""
 
