@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -15,6 +16,7 @@ from grpc_reflection.v1alpha import reflection
 
 from crosscope_proto import __version__
 from crosscope_proto.ages import Ages
+from crosscope_proto.handlers import ByName
 from crosscope_proto.healths import Healths
 from crosscope_proto.v1 import (
     annotations_pb2,
@@ -145,16 +147,17 @@ async def serving(settings: Settings, ages: Ages | None = None) -> AsyncGenerato
             Door(_PROMPTS, settings.most_calls, dispatch.prompts.retry_after_s, dispatch.refused),
         ]
         server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
+        methods: Any = ByName(server)
         latents_pb2_grpc.add_LatentsServicer_to_server(
-            LatentsService(catalogue, annotations, Searches(indices)), server
+            LatentsService(catalogue, annotations, Searches(indices)), methods
         )
         words_service = AnnotationsService(annotations, catalogue)
-        annotations_pb2_grpc.add_AnnotationsServicer_to_server(words_service, server)
-        looks_pb2_grpc.add_LooksServicer_to_server(LooksService(Looks(settings.home)), server)
+        annotations_pb2_grpc.add_AnnotationsServicer_to_server(words_service, methods)
+        looks_pb2_grpc.add_LooksServicer_to_server(LooksService(Looks(settings.home)), methods)
         unread = Unread(settings.max_unread_bytes, dispatch.refused)
         prompts_service = PromptsService(prompts, effects, catalogue, budgets, settings.stream_in_flight, unread)
-        prompts_pb2_grpc.add_PromptsServicer_to_server(prompts_service, server)
-        jobs_pb2_grpc.add_JobsServicer_to_server(jobs, server)
+        prompts_pb2_grpc.add_PromptsServicer_to_server(prompts_service, methods)
+        jobs_pb2_grpc.add_JobsServicer_to_server(jobs, methods)
         system_service = SystemService(
             Parts(
                 home=settings.home,
@@ -168,8 +171,8 @@ async def serving(settings: Settings, ages: Ages | None = None) -> AsyncGenerato
                 reflection=settings.with_reflection,
             )
         )
-        system_pb2_grpc.add_SystemServicer_to_server(system_service, server)
-        health_pb2_grpc.add_HealthServicer_to_server(healths, server)
+        system_pb2_grpc.add_SystemServicer_to_server(system_service, methods)
+        health_pb2_grpc.add_HealthServicer_to_server(healths, methods)
         if settings.with_reflection:
             ours = (_LATENTS, _LOOKS, _PROMPTS, _JOBS, _ANNOTATIONS, _SYSTEM)
             reflection.enable_server_reflection((*ours, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
