@@ -219,8 +219,8 @@ def left_out_by(number: int) -> LeftOut:
 
 def tokens(message: types_pb2.Tokens) -> types.Tokens:
     """A text's tokens."""
-    roles = tuple(map(role, message.roles))
-    left_out = tuple(map(left_out_by, message.left_out))
+    roles = tuple(_ROLES.get(number, TokenRole.TEXT) for number in message.roles)
+    left_out = tuple(_LEFT_OUT.get(number, LeftOut.NORM) for number in message.left_out)
     dropped = tuple(message.dropped_reasoning)
     return types.Tokens(tuple(message.ids), tuple(message.pieces), roles, left_out, dropped)
 

@@ -1,4 +1,4 @@
-"""Handlers of gRPC calls whose request may be bytes that are no message, as server and inference worker wrap them.
+"""Handlers of gRPC calls, as server and inference worker add and wrap them: a request may be bytes that are no message.
 
 Knows nothing about what a refusal says.
 """
@@ -6,10 +6,29 @@ Knows nothing about what a refusal says.
 from typing import Any
 
 import grpc
+import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
 Handler = Any
 """grpc.RpcMethodHandler, or None for a method that does not exist."""
+
+
+class ByName:
+    """Stands for a server where services are added to it: their methods are found by name, and share one queue.
+
+    Generated code also registers each method by itself. grpc.aio then waits for every method's next call apart, and
+    begins all these waits anew for each call that comes: with fifty methods, a fifth of what a call takes in gRPC.
+    """
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self._server = server
+
+    def add_generic_rpc_handlers(self, handlers: Any) -> None:
+        """Adds a service."""
+        self._server.add_generic_rpc_handlers(handlers)
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: Any) -> None:
+        """Does nothing; the same methods are in the service's generic handler."""
 
 
 def with_behaviour(handler: Handler, unary: Any, stream: Any) -> Handler:

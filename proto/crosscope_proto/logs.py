@@ -72,6 +72,7 @@ class JsonFormatter(_WithoutTexts):
     def __init__(self, process: str) -> None:
         super().__init__()
         self._process = process
+        self._encode = json.JSONEncoder(default=repr).encode
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line, without a line break. A detail that JSON cannot hold is written as its repr."""
@@ -84,7 +85,7 @@ class JsonFormatter(_WithoutTexts):
         } | _details(record)
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, default=repr)
+        return self._encode(entry)
 
 
 class PeopleFormatter(_WithoutTexts):

@@ -97,8 +97,7 @@ def span(name: str, kind: str = "internal", *, parent: str = "", **attributes: s
 
 def open_span(name: str, kind: str = "internal", *, parent: str = "", **attributes: str | float) -> Span:
     """A span that began now and is current nowhere; `close_span` ends it."""
-    # Whoever has set OpenTelemetry up has imported it. Otherwise all that a span costs is this look.
-    if (trace := sys.modules.get("opentelemetry.trace")) is None:
+    if (trace := _set_up()) is None:
         return _NOTHING
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -135,6 +134,15 @@ def close_span(opened: Span) -> Generator[None]:
 
 def current_traceparent() -> str:
     """The current span as the parent of others; empty if there is none."""
-    if (trace := sys.modules.get("opentelemetry.trace")) is None:
-        return ""
-    return _Recorded(trace.get_current_span()).traceparent
+    return "" if (trace := _set_up()) is None else _Recorded(trace.get_current_span()).traceparent
+
+
+def _set_up() -> Any:
+    """The module opentelemetry.trace, if somebody has set it up; all that a span costs otherwise is this look.
+
+    Whoever has set it up has imported it. Others import it too, a Redis client among them.
+    """
+    trace = sys.modules.get("opentelemetry.trace")
+    if trace is None or isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+        return None
+    return trace

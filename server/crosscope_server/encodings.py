@@ -130,10 +130,10 @@ def _check_shape(encoding: Encoding) -> None:
         and len(encoding.tokens.left_out) in (0, n)
         and len(starts) == n + 1
         and starts[0] == 0
-        and starts[-1] == len(encoding.latents) == len(encoding.activations)
+        and starts[-1] == len(encoding.code.latents) == len(encoding.code.activations)
         and bool(np.all(starts[1:] >= starts[:-1]))
     )
     if not fits:
         raise ValueError(
-            f"{n} tokens, {len(starts)} row starts and {len(encoding.latents)} latents do not fit together"
+            f"{n} tokens, {len(starts)} row starts and {len(encoding.code.latents)} latents do not fit together"
         )

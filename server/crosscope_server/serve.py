@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection
 
 from crosscope_proto.ages import Ages
 from crosscope_proto.exposition import expose
+from crosscope_proto.handlers import ByName
 from crosscope_proto.healths import Healths
 from crosscope_proto.v1 import (
     annotations_pb2,
@@ -154,7 +155,8 @@ async def serving(settings: Settings, ages: Ages | None = None) -> AsyncGenerato
         ]
         options = [*_OPTIONS, ("grpc.max_concurrent_streams", settings.most_streams)]
         server = grpc.aio.server(interceptors=interceptors, options=options)
-        shared: Any = _OneQueue(server)
+        # Prompts may come in thousands, and health checks must not wait behind them: these have queues of their own.
+        shared: Any = ByName(server)
         latents_service = LatentsService(catalogue, annotations, Searches(indices))
         latents_pb2_grpc.add_LatentsServicer_to_server(latents_service, shared)
         words_service = AnnotationsService(annotations, catalogue)
@@ -211,20 +213,6 @@ async def serving(settings: Settings, ages: Ages | None = None) -> AsyncGenerato
         facts = {"listen": settings.listen, "port": port, "home": str(settings.home), "workers": settings.workers}
         log.info("serving", extra=facts)
         yield Running(server, port)
-
-
-class _OneQueue:
-    """Where services are added whose calls wait in one queue of gRPC until they are begun.
-
-    A method that is registered has a queue of its own, and grpc.aio looks at all of these for each call that it begins.
-    So only prompts, which may come in thousands, and health checks, which must not wait behind them, register.
-    """
-
-    def __init__(self, server: grpc.aio.Server) -> None:
-        self.add_generic_rpc_handlers = server.add_generic_rpc_handlers
-
-    def add_registered_method_handlers(self, service: str, handlers: object) -> None:
-        """Leaves the methods of a service unregistered."""
 
 
 async def _stop(server: grpc.aio.Server) -> None:

@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from crosscope import AsyncClient, AsyncCrosscoder, NotFound
 from crosscope._decode import crosscoder_info
-from crosscope_proto import keys, request_ids
+from crosscope_proto import keys, request_ids, tracing
 from crosscope_proto.v1 import latents_pb2
 from crosscope_worker.jobs.traced import attempt_span
 from tests.worker.serve.online import run_online
@@ -135,3 +135,10 @@ def test_with_an_endpoint_spans_are_sent_there() -> None:
         "assert b'crosscope-server' in body and b'work' in body\n"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True)
+
+
+def test_a_library_that_imports_opentelemetry_sets_up_nothing() -> None:
+    """A Redis client does so; spans then cost what they cost where OpenTelemetry is not installed."""
+    assert "opentelemetry.trace" in sys.modules
+    assert tracing.open_span("call") is tracing.open_span("another")
+    assert tracing.current_traceparent() == ""

@@ -8,6 +8,7 @@ Does not know texts, activations or crosscoders.
 import logging
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ class Pair:
         """Decoder layers that both models have."""
         return min(len(decoder_layers(model)) for model in self.models)
 
-    @property
+    @cached_property
     def max_positions(self) -> int | None:
         """Tokens that both models can read at once; None where neither says."""
         configs = [model.config.get_text_config() for model in self.models]

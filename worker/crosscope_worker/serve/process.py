@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import grpc.aio
 import torch
@@ -17,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from crosscope_proto.beats import Beats
 from crosscope_proto.ending import end_within
 from crosscope_proto.exposition import expose
+from crosscope_proto.handlers import ByName
 from crosscope_proto.healths import Healths
 from crosscope_proto.logs import configure_logging
 from crosscope_proto.settings import SettingsError, read_settings
@@ -122,8 +124,9 @@ class InferenceProcess:
         if self._token:
             interceptors.insert(0, TokenInterceptor(self._token))
         self._server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
-        inference_pb2_grpc.add_InferenceServicer_to_server(self._servicer, self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        methods: Any = ByName(self._server)
+        inference_pb2_grpc.add_InferenceServicer_to_server(self._servicer, methods)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, methods)
         try:
             with _private_sockets():
                 port = self._server.add_insecure_port(self._listen)

@@ -28,6 +28,8 @@ def text_pieces(tokenizer: "TextTokenizer", ids: "Sequence[int] | NDArray") -> l
     """
     numbers = [int(id_) for id_ in ids]
     pieces = tokenizer.pieces(numbers)
+    if not any(UNKNOWN in piece for piece in pieces):
+        return pieces
     for is_part, run in groupby(range(len(pieces)), key=lambda index: UNKNOWN in pieces[index]):
         indices = list(run)
         parts = [token_bytes(tokenizer, numbers[index], pieces[index]) for index in indices] if is_part else []
