@@ -164,8 +164,8 @@ def largest(scaled: Tensor, k: int) -> Tensor:
 def first_of(scaled: Tensor, smallest: Tensor, most: int | Tensor) -> Tensor:
     """A mask of each row's positive entries of at least `smallest: [batch, 1]`, of which `most` are kept.
 
-    `scaled: [batch, latent]`; `most`, a number or [batch], is enough for those above `smallest`. Of the entries equal to
-    it the last are left out.
+    `scaled: [batch, latent]`; `most`, a number or [batch], is enough for those above `smallest`. Of the entries equal
+    to it the last are left out.
     """
     keep = (scaled >= smallest) & (scaled > 0)
     crowded = (keep.sum(dim=1) > most).nonzero().squeeze(1)

@@ -122,14 +122,15 @@ class Adam:
         if self._max_norm is None:
             return None
         norms = {name: self._norm(name, gradient) for name, gradient in gradients.items()}
-        return (self._joint(norms) / self._max_norm).clamp_min_(1.0)
+        return (self._joint(norms) / self._max_norm).clamp_min_(1.0).float()  # as torch's fused Adam takes it
 
     def _joint(self, norms: Mapping[str, Tensor]) -> Tensor:
         """The norm of all gradients on all ranks, from this rank's norms by name."""
         if self._ranks.size == 1:
             return torch.stack(list(norms.values())).norm()
         own = [self._ranks.once(norm) if name in self._whole else norm for name, norm in norms.items()]
-        return self._ranks.sum(torch.stack(own).square().sum(dtype=torch.float64)).sqrt().float()
+        squares = torch.stack(own).double().square().sum()
+        return self._ranks.sum(squares).sqrt().to(own[0].dtype)
 
     def _norm(self, name: str, gradient: RowGradient) -> Tensor:
         if isinstance(gradient, Tensor):

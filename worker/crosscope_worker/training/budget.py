@@ -46,8 +46,9 @@ def largest_of_batch(
 ) -> tuple[list[Selected], tuple[Smallest, ...]]:
     """The largest scaled entries of `relu(pre + b_enc)` in each budget, and the smallest kept value of each.
 
-    `pre` and `weights` are those of the latents held; entries compete with those of all ranks. Returns one code, or one for each model if budgets belong to one model each. `floors` are guesses at the smallest
-    kept values; products with the code are made in `dtype`.
+    `pre` and `weights` are those of the latents held; entries compete with those of all ranks. Returns one code, or one
+    for each model if budgets belong to one model each. `floors` are guesses at the smallest kept values; products with
+    the code are made in `dtype`.
     """
     kept, smallest = [], []
     for budget, floor in zip(budgets, floors or (0.0,) * len(budgets), strict=True):

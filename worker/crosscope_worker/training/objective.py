@@ -72,16 +72,13 @@ class Counted:
 
 
 class Dead(NamedTuple):
-    """The dead latents, and how the auxiliary loss uses them."""
+    """The dead latents, and the weight of their loss."""
 
     latents: Tensor
     """[dead] int64: rows of the held ones."""
     num_all: int
     """Dead latents of all ranks."""
-    num_taken: int
-    """Dead latents that each token uses."""
     weight: float
-    """Weight of the auxiliary loss."""
 
 
 def compute_step(
@@ -98,32 +95,30 @@ def compute_step(
     scratch: Scratch | None = None,
     unmade: bool = False,
 ) -> Step:
-    """Loss and gradients of one batch, by the weights of the latents that `variant.held` says.
+    """Loss and gradients of one batch, by the weights of the latents held (`variant.held`).
 
-    All ranks call it with the same `x`. Each adds its latents' part to sums over all latents: reconstructions, penalties
-    and counts. `x: [batch, width]` is float32, as the dictionary reads it; `extra` are the variant's own learnt tensors. `dead:
-    [latent held]` bool and `aux_weight` belong to the auxiliary loss. `floors` are guesses at each threshold's smallest kept
-    scaled activation; they change the speed, not the result. Products are made in `dtype`, by default that of `x`;
-    `rounded` are encoder and decoder in it. With `scratch`, the gradients lie in it, and the next step with the same
-    `scratch` overwrites them. `unmade`: those of encoder and decoder come as EntrySums if the code's form allows it.
+    All ranks call it with the same `x: [batch, width]`, float32, as the dictionary reads it. `extra` are the variant's
+    own learnt tensors. `dead: [latent held]` bool and `aux_weight` belong to the auxiliary loss. `floors` are guesses
+    at each threshold's smallest kept scaled activation; they change the speed, not the result. Products are made in
+    `dtype`, by default that of `x`; `rounded` are encoder and decoder in it. With `scratch`, the gradients lie in it,
+    and the next step with the same `scratch` overwrites them. `unmade`: those of encoder and decoder come as EntrySums
+    if the code's form allows it.
     """
     dtype = dtype or x.dtype
     operands = Operands(x.to(dtype), *(rounded or (weights.encoder.to(dtype), weights.decoder.to(dtype))))
     scratch = scratch or Scratch()
     pre = product(operands.x, operands.encoder.T, scratch.take("pre", x, len(x), len(weights.b_enc)))
     batch = Batch(x, pre, weights, extra or {}, operands, floors)
-    ranks, dead_counts = variant.ranks, None
-    if aux_weight > 0 and dead is not None:
-        dead_counts = Counted(dead, ranks)
+    ranks = variant.ranks
+    num_dead = Counted(dead, ranks) if aux_weight > 0 and dead is not None else None
     selected, smallest = variant.select(batch)
     reconstruction = variant.reconstruct(batch, selected)
     gradients, penalties = _gradients(reconstruction, batch, variant, scratch, unmade)
     loss, error = ranks.once(reconstruction.loss) + penalties, reconstruction.error
-    # By now the host has waited for a result that is later than the counts.
-    if dead is not None and dead_counts is not None and (number := sum(by_rank := dead_counts.by_rank())):
+    # By now the host has waited for a result that is later than the numbers.
+    if dead is not None and num_dead is not None and any(by_rank := num_dead.by_rank()):
         own = dead.nonzero_static(size=by_rank[ranks.rank]).squeeze(1)
-        found_dead = Dead(own, number, max(variant.widths) // 2, aux_weight)
-        loss = loss + ranks.once(_add_auxiliary(gradients, batch, variant, error, found_dead))
+        loss = loss + ranks.once(_add_auxiliary(gradients, batch, variant, error, Dead(own, sum(by_rank), aux_weight)))
     made = gradients.made()
     further = variant.further(batch, reconstruction, made)
     if made is not None:
@@ -266,10 +261,10 @@ def _activity(selected: list[Selected]) -> tuple[Tensor, Tensor]:
 
 def _add_auxiliary(gradients: Gradients, batch: Batch, variant: Variant, error: Tensor, dead: Dead) -> Tensor:
     """Adds the auxiliary loss's gradients in place and returns the loss, both weighted."""
-    own, operands = dead.latents, batch.operands
+    own, operands, taken = dead.latents, batch.operands, max(variant.widths) // 2
     code = (batch.pre[:, own] + batch.weights.b_enc[own]).relu_()
     norms, rows = variant.norms(batch.weights.decoder)[own], operands.decoder[own]
-    found = auxiliary_loss(code, norms, rows, operands.x, error, dead.num_taken, variant.ranks, dead.num_all)
+    found = auxiliary_loss(code, norms, rows, operands.x, error, taken, variant.ranks, dead.num_all)
     if len(own):
         add_rows(gradients.encoder, own, found.encoder, dead.weight)
         gradients.b_enc.index_add_(0, own, found.b_enc, alpha=dead.weight)

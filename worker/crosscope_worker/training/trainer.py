@@ -88,8 +88,8 @@ class Trainer:
     def step(self, x: Tensor, lr: float) -> Step:
         """Trains on `x: [batch, both]`, from `inputs`; returns loss, gradients and figures from before the update.
 
-        All ranks call it with the same `x` and `lr`. The gradients stay valid until the next step. Raises TrainingError,
-        on every rank, if the loss is not finite.
+        All ranks call it with the same `x` and `lr`. The gradients stay valid until the next step. Raises
+        TrainingError, on every rank, if the loss is not finite.
         """
         counters, optimiser, dtype = self.counters, self.optimiser, getattr(torch, self.training.dtype)
         outcome = compute_step(
