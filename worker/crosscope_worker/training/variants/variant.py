@@ -54,12 +54,12 @@ class Batch:
 
 
 class Reconstruction(NamedTuple):
-    """The loss of a reconstruction, and its gradients by the codes and by the bias."""
+    """The loss of a reconstruction by the latents of all ranks, and its gradients by the codes and by the bias."""
 
     loss: Tensor
     pieces: list[tuple[Selected, Tensor]]
     """Codes, each with the gradient by its reconstruction, [batch, width of all columns]. Codes of the same columns
-    have different latents (`Selected.narrowed`), in ascending order, and together they have all latents."""
+    have different latents (`Selected.narrowed`), in ascending order, and together they have all latents held."""
     b_dec: Tensor
     """[width]; the gradient by the decoder's bias."""
     error: Tensor
@@ -67,7 +67,7 @@ class Reconstruction(NamedTuple):
 
 
 class Penalty(NamedTuple):
-    """The sparsity loss of a code, and its gradients."""
+    """The sparsity loss of a code of the latents held, and its gradients."""
 
     loss: Tensor
     by_code: Tensor
@@ -81,6 +81,7 @@ class Further:
     """Losses beside reconstruction and penalty, and the gradients by the variant's own tensors."""
 
     loss: Tensor | float = 0.0
+    """That of the latents held."""
     extra: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -98,8 +99,9 @@ class Variant(Generic[AnySpec]):
     - after the last step: `thresholds` computes what inference needs from a sample (if the spec `calibrates`), `keep`
       says which entries inference keeps, and `parts` names the parts of the dictionary.
 
-    All methods are pure, apart from the arguments that they change in place. The variant's row in
-    tests/worker/training/test_objective.py compares the gradients with autograd.
+    All methods are pure, apart from the arguments that they change in place. Until the last step all tensors have a row
+    for each latent that this rank holds, and slices of latents are turned into rows by `held` (docs/variants.md, Rows
+    of a rank). The variant's row in tests/worker/training/test_objective.py compares the gradients with autograd.
     """
 
     equal_widths: ClassVar[bool] = False
@@ -127,7 +129,9 @@ class Variant(Generic[AnySpec]):
         return "cross_term" if isinstance(self.spec, TwoModels) and self.spec.cross_term else None
 
     def extra(self, weights: Weights) -> dict[str, Tensor]:
-        """Learnt tensors beside the weights, by name: their values before the first step, on the weights' device."""
+        """Learnt tensors beside the weights, by name, with a row for each latent held: their values before the first
+        step, on the weights' device.
+        """
         return {}
 
     def blocks(self) -> Sequence[tuple[slice, slice]]:
