@@ -32,27 +32,30 @@ from crosscope_worker.training.trainer import Counters, Trainer
 from crosscope_worker.training.variants import variant_of
 
 LATENTS, BATCH, STEPS, MIDDLE = 25, 40, 30, 20
+DECOUPLED = {"code_normalisation": "decoupled"}
 OPTIONS: dict[str, dict[str, Any]] = {
     "batch_topk": {"k": 2},
     "l1": {"mu": 0.02, "squared": True, "cross_term": -0.5, "code_normalisation": "mixed"},
-    "topk": {"k": 2},
+    "topk": {"k": 2, **DECOUPLED},
     "matryoshka": {"k": 3, "prefixes": [3, 6, 15, LATENTS]},
     "jumprelu": {"mu": 0.05, "initial_threshold": 1.2, "bandwidth": 0.6},
-    "dfc": {"k": 2, "num_base_only": 4, "num_chat_only": 10},
+    "dfc": {"k": 2, "num_base_only": 4, "num_chat_only": 10, **DECOUPLED},
     "designated_shared": {"mu": 0.02, "num_shared": 10, "shared_penalty": 0.2},
     "diff_sae": {"k": 2},
     "delta": {"k": 2, "num_delta": 7, "k_delta": 1, "delta_weight": 0.5},
 }
-ANNEALED = {"jumprelu": {"sparsity_warmup_steps": 22}, "dfc": {"sparsity_warmup_steps": 22, "k_start": 9}}
+TRAINING: dict[str, dict[str, Any]] = {
+    "topk": {"max_grad_norm": None},
+    "jumprelu": {"sparsity_warmup_steps": 22},
+    "dfc": {"sparsity_warmup_steps": 22, "k_start": 9},
+}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    **{name: ({"variant": name, **own}, ANNEALED.get(name, {})) for name, own in OPTIONS.items()},
-    "decoupled": ({"variant": "matryoshka", **OPTIONS["matryoshka"], "code_normalisation": "decoupled"}, {}),
-    "decoupled k": ({"variant": "topk", "k": 2, "code_normalisation": "decoupled"}, {"max_grad_norm": None}),
+    **{name: ({"variant": name, **own}, TRAINING.get(name, {})) for name, own in OPTIONS.items()},
     "float32": ({"variant": "batch_topk", "k": 2}, {"dtype": "float32"}),
     "bfloat16": ({"variant": "batch_topk", "k": 2}, {"dtype": "bfloat16"}),
 }
 """Fields of the dictionary and of its training, in float64 unless said otherwise."""
-CALLS = {"l1": 3, "designated_shared": 3, "jumprelu": 4, "matryoshka": 9, "topk": 5, "delta": 8, "decoupled": 15}
+CALLS = {"l1": 3, "designated_shared": 3, "jumprelu": 4, "matryoshka": 9, "topk": 6, "dfc": 9, "delta": 8}
 """Collective calls of a step without dead latents: two for each choice within a batch, one for each within tokens, one
 for each reconstruction, and one each for the number of dead latents, the figures and the norm. Others have 6."""
 Numbers = dict[str, Any]
@@ -69,13 +72,9 @@ def float64() -> Generator[None]:
 
 def trainer(case: str, ranks: Ranks) -> Trainer:
     options, own = CASES[case]
-    defaults: dict[str, Any] = {
-        "batch_size": BATCH,
-        "warmup_steps": 4,
-        "dead_after_tokens": 3 * BATCH,
-        "max_grad_norm": 0.5,
-    }
-    spec, training = dictionary(num_latents=LATENTS, **options), TrainingSpec(**defaults | {"aux_weight": 0.1} | own)
+    shared: dict[str, Any] = {"batch_size": BATCH, "warmup_steps": 4, "max_grad_norm": 0.5}
+    shared |= {"dead_after_tokens": 3 * BATCH, "aux_weight": 0.1}
+    spec, training = dictionary(num_latents=LATENTS, **options), TrainingSpec(**shared | own)
     if "dtype" in own:
         return Trainer(spec, training, (6, 6), ranks=ranks)
     with float64():
@@ -141,27 +140,20 @@ def plain(counters: Counters) -> Numbers:
     return json.loads(json.dumps(asdict(counters)))
 
 
-def resumed(case: str, ranks: Ranks, saved: tuple[dict[str, Tensor], Numbers]) -> Trainer:
-    one, (tensors, counters) = trainer(case, ranks), saved
-    names = one.per_latent()
-    one.restore({name: each[one.latents] if name in names else each for name, each in tensors.items()}, counters)
-    return one
-
-
 @torch.no_grad()
-def course(case: str, ranks: Ranks, calls: Calls | None = None) -> Numbers:
-    """A whole training, and its state in the middle."""
+def first_part(case: str, ranks: Ranks, calls: Calls | None = None) -> Numbers:
+    """A training up to the middle."""
     one = trainer(case, ranks)
-    figures = trained(one, 0, MIDDLE, calls)
-    middle = whole(one), plain(one.counters)
-    figures += trained(one, MIDDLE, STEPS, calls)
-    return {"figures": figures, "tensors": whole(one), "middle": middle}
+    return {"figures": trained(one, 0, MIDDLE, calls), "tensors": whole(one), "counters": plain(one.counters)}
 
 
 @torch.no_grad()
-def second_half(case: str, ranks: Ranks, saved: tuple[dict[str, Tensor], Numbers]) -> Numbers:
-    """What follows a state in the middle."""
-    one = resumed(case, ranks, saved)
+def second_part(case: str, ranks: Ranks, middle: Numbers) -> Numbers:
+    """What follows a state in the middle, whose rows are handed out again."""
+    one = trainer(case, ranks)
+    names, saved = one.per_latent(), middle["tensors"]
+    own = {name: each[one.latents] if name in names else each for name, each in saved.items()}
+    one.restore(own, middle["counters"])
     return {"figures": trained(one, MIDDLE, STEPS), "tensors": whole(one)}
 
 
@@ -186,7 +178,7 @@ def check_choices(ranks: Ranks) -> None:
 
 
 def rank_main(rank: int, folder: Path) -> None:
-    """Three ranks, and then the first two of them, which also go on from where three were in the middle."""
+    """Three ranks, and then the first two of them. Both go on from where three were in the middle."""
     torch.set_num_threads(1)
     active_code.DENSE_ABOVE = dict.fromkeys(active_code.DENSE_ABOVE, 0.5)  # of l1's first steps
     calls, middles = Calls(), {}
@@ -199,10 +191,10 @@ def rank_main(rank: int, folder: Path) -> None:
         # Gradients come both ways, as sums and made; what makes sums on the CPU knows no blocks.
         Adam.takes_sums = lambda self, dtype, size=size: size == 3 and len(self._blocks) == 1
         check_choices(ranks)
-        found = {case: course(case, ranks, calls) for case in CASES}
+        found = {case: {"first": first_part(case, ranks, calls)} for case in CASES}
+        middles = middles or {case: each["first"] for case, each in found.items()}
         for case, middle in middles.items():
-            found[case]["resumed"] = second_half(case, ranks, middle)
-        middles = {case: each["middle"] for case, each in found.items()}
+            found[case]["second"] = second_part(case, ranks, middle)
         torch.save(found, folder / f"{size}-{rank}.pt")
         dist.destroy_process_group()
 
@@ -216,15 +208,17 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Numbers]:
 
 
 def assert_equal(case: str, course: Numbers, alone: Numbers) -> None:
-    """Equal but for rounding, of which bfloat16 makes more where a number lies near the edge of two."""
+    """Weights, Adam's state, counters of latents and the figures of every step are equal but for rounding.
+
+    bfloat16 rounds more, where a number lies near the edge of two.
+    """
     close = {"float32": 1e-6, "bfloat16": 3e-4}.get(case, 1e-9)
     assert course["tensors"].keys() == alone["tensors"].keys()
     for name, tensor in course["tensors"].items():
         torch.testing.assert_close(
             tensor, alone["tensors"][name], rtol=close, atol=close, msg=lambda m, n=name: f"{n}: {m}"
         )
-    steps = alone["figures"][-len(course["figures"]) :]
-    for step, (one, other) in enumerate(zip(course["figures"], steps, strict=True)):
+    for step, (one, other) in enumerate(zip(course["figures"], alone["figures"], strict=True)):
         assert one["numbers"] == pytest.approx(other["numbers"], rel=close), step
         assert all(one.get(name) == other.get(name) for name in ("active", "dead", "norms")), step
 
@@ -232,17 +226,18 @@ def assert_equal(case: str, course: Numbers, alone: Numbers) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_ranks_train_as_one_does(monkeypatch: pytest.MonkeyPatch, found: dict[str, Numbers], case: str):
     monkeypatch.setattr(active_code, "DENSE_ABOVE", dict.fromkeys(active_code.DENSE_ABOVE, 0.5))
-    alone = course(case, ALONE)
+    first = first_part(case, ALONE)
+    second = second_part(case, ALONE, first)
     if trainer(case, ALONE).spec.revives:
-        assert alone["figures"][-1]["dead"] > 0  # so that some are revived
-    assert_equal(case, found["3-0"][case], alone)
-    assert_equal(case, found["2-0"][case], alone)
-    assert_equal(case, found["2-0"][case]["resumed"], alone)  # from the middle of three ranks
-    assert_equal(case, second_half(case, ALONE, found["2-0"][case]["middle"]), alone)
+        assert second["figures"][-1]["dead"] > 0  # so that some are revived
     for place, courses in found.items():
-        assert courses[case]["figures"] == found[f"{place[0]}-0"][case]["figures"], place  # to the last bit
-        assert torch.equal(courses[case]["tensors"]["b_dec"], found[f"{place[0]}-0"][case]["tensors"]["b_dec"])
-    assert min(step["calls"] for step in found["3-0"][case]["figures"]) <= CALLS.get(case, 6)
+        assert_equal(case, courses[case]["first"], first)
+        assert_equal(case, courses[case]["second"], second)
+        for part, others in found[f"{place[0]}-0"][case].items():  # the same to the last bit
+            assert courses[case][part]["figures"] == others["figures"], place
+            assert torch.equal(courses[case][part]["tensors"]["b_dec"], others["tensors"]["b_dec"])
+    assert_equal(case, second_part(case, ALONE, found["3-0"][case]["first"]), second)
+    assert min(step["calls"] for step in found["3-0"][case]["first"]["figures"]) <= CALLS.get(case, 6)
 
 
 def test_more_ranks_than_latents_are_refused():
