@@ -29,6 +29,8 @@ def test_one_rank_sends_nothing() -> None:
     x = torch.arange(3.0)
     assert ALONE.sum(x) is x
     assert ALONE.join(x) is x
+    assert ALONE.once(x) is x
+    assert torch.equal(ALONE.stack(x), x[None])
     assert ALONE.everyone("a") == ["a"]
     assert not dist.is_initialized()
 
@@ -36,8 +38,15 @@ def test_one_rank_sends_nothing() -> None:
 def test_two_ranks(tmp_path: Path) -> None:
     mp.spawn(_rank, (tmp_path,), nprocs=2)
     one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert (one.pop("once"), other.pop("once")) == ([3], [0])
     assert one == other
-    assert one == {"sum": [1.0, 3.0], "joined": [[0.0], [0.0], [1.0]], "none": [], "everyone": [[0], [1]]}
+    assert one == {
+        "stacked": [[0, 5], [1, 5]],
+        "sum": [1.0, 3.0],
+        "joined": [[0.0], [0.0], [1.0]],
+        "none": [],
+        "everyone": [[0], [1]],
+    }
 
 
 def _rank(rank: int, folder: Path) -> None:
@@ -45,6 +54,8 @@ def _rank(rank: int, folder: Path) -> None:
     ranks = Ranks.of_process_group()
     found: dict[str, Any] = {
         "sum": ranks.sum(torch.tensor([rank, rank + 1.0])).tolist(),
+        "stacked": ranks.stack(torch.tensor([rank, 5])).tolist(),
+        "once": ranks.once(torch.tensor([3])).tolist(),
         "joined": ranks.join(torch.full((2 - rank, 1), float(rank))).tolist(),
         "none": ranks.join(torch.empty(0)).tolist(),
         "everyone": ranks.everyone([rank]),

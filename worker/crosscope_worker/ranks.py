@@ -39,15 +39,24 @@ class Ranks:
         """The tensors of all ranks, one behind the other along the first dimension, whose length may differ."""
         if self.size == 1:
             return tensor
-        length = torch.tensor([len(tensor)], device=tensor.device)
-        lengths = [torch.empty_like(length) for _ in range(self.size)]
-        dist.all_gather(lengths, length)
-        sizes = [int(each) for each in lengths]
+        sizes: list[int] = self.stack(torch.tensor(len(tensor), device=tensor.device)).tolist()
         padded = tensor.new_zeros(max(sizes), *tensor.shape[1:])
         padded[: len(tensor)] = tensor
-        found = [torch.empty_like(padded) for _ in range(self.size)]
-        dist.all_gather(found, padded)
-        return torch.cat([each[:size] for each, size in zip(found, sizes, strict=True)])
+        return torch.cat([each[:size] for each, size in zip(self.stack(padded), sizes, strict=True)])
+
+    def stack(self, tensor: Tensor) -> Tensor:
+        """The tensors of all ranks, which have one shape, as [rank, ...]."""
+        if self.size == 1:
+            return tensor[None]
+        found = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(found, tensor.contiguous())
+        return torch.stack(found)
+
+    def once(self, tensor: Tensor) -> Tensor:
+        """What each rank adds to a sum in which `tensor`, which all ranks have, counts once: the first has it, the
+        others zeros.
+        """
+        return tensor if self.rank == 0 else torch.zeros_like(tensor)
 
     def everyone(self, value: Any) -> list[Any]:
         """The values, which can be pickled, of all ranks in their order. Slow: for starts, ends and checkpoints."""

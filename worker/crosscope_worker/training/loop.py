@@ -27,7 +27,6 @@ from crosscope_worker.training.buffer import ShuffleBuffer
 from crosscope_worker.training.checkpoint import Checkpoint, load_checkpoint
 from crosscope_worker.training.checkpoint_writer import CheckpointWriter
 from crosscope_worker.training.errors import TrainingError
-from crosscope_worker.training.norm_histogram import relative_norm_bins
 from crosscope_worker.training.objective import Step
 from crosscope_worker.training.start import geometric_median, input_scales
 from crosscope_worker.training.trainer import Counters, Trainer
@@ -175,7 +174,7 @@ def _steps(
             metrics = batch_figures(trainer, outcome, x) | {"tokens_per_second": rate}
             counters.curves += [(counters.step, name, value) for name, value in metrics.items()]
             if trainer.variant.streams.compares_rows:
-                bins = relative_norm_bins(trainer.weights.decoder, trainer.variant.widths)
+                bins = trainer.relative_norm_bins()
         progress(Stage.TRAIN, fraction, step=counters.step, metrics=metrics, rel_norms=bins)
         if counters.step % training.checkpoint_every == 0:
             progress(Stage.TRAIN, fraction, f"writing the checkpoint of step {counters.step}", step=counters.step)
@@ -220,12 +219,11 @@ def batch_figures(trainer: Trainer, outcome: Step, x: Tensor) -> dict[str, float
     """Figures of one batch: loss, FVE of each part, L0, dead share, thresholds (math §7)."""
     total = [float((p - p.mean(0)).square().sum(dtype=torch.float64)) for p in x.split(trainer.variant.widths, dim=1)]
     fve = [1 - e / t if t else float("nan") for e, t in zip(outcome.squared_error, total, strict=True)]
-    dead = trainer.since_fired >= trainer.training.dead_after_tokens
     return {
         "loss": outcome.loss,
         **{f"fve_{name}": value for (_, name), value in zip(trainer.variant.streams.figures, fve, strict=True)},
         "l0": outcome.num_active / len(x),
-        "dead_share": float(dead.float().mean()),
+        "dead_share": trainer.dead_share(),
         **_numbered("threshold", trainer.counters.thresholds),
     }
 

@@ -14,7 +14,9 @@ from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.dictionary.keep import ALL_POSITIVE, Keep
 from crosscope_worker.dictionary.sparsifier import code_norms
 from crosscope_worker.dictionary.streams import STREAMS
+from crosscope_worker.ranks import ALONE, Ranks
 from crosscope_worker.training.active_code import ActiveCode, Selected, Smallest, Weights, active_code
+from crosscope_worker.training.held import Held
 from crosscope_worker.training.losses import mean_size
 
 AnySpec = TypeVar("AnySpec", bound=DictionarySpec)
@@ -52,12 +54,12 @@ class Batch:
 
 
 class Reconstruction(NamedTuple):
-    """The loss of a reconstruction, and its gradients by the codes and by the bias."""
+    """The loss of a reconstruction by the latents of all ranks, and its gradients by the codes and by the bias."""
 
     loss: Tensor
     pieces: list[tuple[Selected, Tensor]]
     """Codes, each with the gradient by its reconstruction, [batch, width of all columns]. Codes of the same columns
-    have different latents (`Selected.narrowed`), in ascending order, and together they have all latents."""
+    have different latents (`Selected.narrowed`), in ascending order, and together they have all latents held."""
     b_dec: Tensor
     """[width]; the gradient by the decoder's bias."""
     error: Tensor
@@ -65,7 +67,7 @@ class Reconstruction(NamedTuple):
 
 
 class Penalty(NamedTuple):
-    """The sparsity loss of a code, and its gradients."""
+    """The sparsity loss of a code of the latents held, and its gradients."""
 
     loss: Tensor
     by_code: Tensor
@@ -79,6 +81,7 @@ class Further:
     """Losses beside reconstruction and penalty, and the gradients by the variant's own tensors."""
 
     loss: Tensor | float = 0.0
+    """That of the latents held."""
     extra: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -96,8 +99,9 @@ class Variant(Generic[AnySpec]):
     - after the last step: `thresholds` computes what inference needs from a sample (if the spec `calibrates`), `keep`
       says which entries inference keeps, and `parts` names the parts of the dictionary.
 
-    All methods are pure, apart from the arguments that they change in place. The variant's row in
-    tests/worker/training/test_objective.py compares the gradients with autograd.
+    All methods are pure, apart from the arguments that they change in place. Until the last step all tensors have a row
+    for each latent that this rank holds, and slices of latents are turned into rows by `held` (docs/variants.md, Rows
+    of a rank). The variant's row in tests/worker/training/test_objective.py compares the gradients with autograd.
     """
 
     equal_widths: ClassVar[bool] = False
@@ -108,9 +112,12 @@ class Variant(Generic[AnySpec]):
     centres_bias: ClassVar[bool] = False
     """Whether the decoder's bias starts at the geometric median of the first batch, instead of 0."""
 
-    def __init__(self, spec: AnySpec, d_model: tuple[int, int]) -> None:
+    def __init__(self, spec: AnySpec, d_model: tuple[int, int], ranks: Ranks = ALONE) -> None:
         self.spec = spec
         self.d_model = d_model
+        self.ranks = ranks
+        self.held = Held(spec.num_latents, ranks)
+        """The latents whose rows are here."""
         self.streams = STREAMS[spec.reads]
         self.widths = self.streams.widths(d_model)
         """Widths of the parts of the dictionary's own columns, which every tensor here has."""
@@ -122,28 +129,36 @@ class Variant(Generic[AnySpec]):
         return "cross_term" if isinstance(self.spec, TwoModels) and self.spec.cross_term else None
 
     def extra(self, weights: Weights) -> dict[str, Tensor]:
-        """Learnt tensors beside the weights, by name: their values before the first step, on the weights' device."""
+        """Learnt tensors beside the weights, by name, with a row for each latent held: their values before the first
+        step, on the weights' device.
+        """
         return {}
 
     def blocks(self) -> Sequence[tuple[slice, slice]]:
-        """The latents and columns in which weights exist: one block of columns for each latent, all by default.
+        """The latents, of all, and the columns in which weights exist: one block of columns for each latent, all by
+        default.
 
         A latent neither reads nor writes what lies outside.
         """
         return ((slice(0, self.spec.num_latents), slice(0, sum(self.widths))),)
 
+    def held_blocks(self) -> Sequence[tuple[slice, slice]]:
+        """The blocks of the held latents, by their rows."""
+        found = [(self.held.rows(latents), columns) for latents, columns in self.blocks()]
+        return [(rows, columns) for rows, columns in found if rows.stop > rows.start]
+
     def absent(self, encoder: Tensor, decoder: Tensor) -> None:
-        """Zeroes, in place, the entries of `[latent, width]` weights or gradients outside the blocks."""
+        """Zeroes, in place, the entries of `[latent held, width]` weights or gradients outside the blocks."""
         for weights in (encoder, decoder):
-            for latents, columns in self.blocks():
-                weights[latents, : columns.start] = 0
-                weights[latents, columns.stop :] = 0
+            for rows, columns in self.held_blocks():
+                weights[rows, : columns.start] = 0
+                weights[rows, columns.stop :] = 0
 
     def at_step(self, training: TrainingSpec, step: int) -> Self:
         """The variant with the sparsity of a step of the warm-up."""
         if step >= training.sparsity_warmup_steps:
             return self
-        return type(self)(self.warming(training, step), self.d_model)
+        return type(self)(self.warming(training, step), self.d_model, self.ranks)
 
     def warming(self, training: TrainingSpec, step: int) -> AnySpec:
         """The spec at a step of the warm-up, which is `training.sparsity_warmup_steps` long."""
@@ -164,7 +179,7 @@ class Variant(Generic[AnySpec]):
         """The reconstruction by the codes, its loss, and the gradients by each code."""
         error = batch.x - batch.weights.b_dec
         for each in selected:
-            error[:, each.columns] -= each.decode(batch.operands.decoder)
+            error[:, each.columns] -= self.ranks.sum(each.decode(batch.operands.decoder))
         loss, grad = self.loss(error)
         return Reconstruction(loss, [(each, grad) for each in selected], grad.sum(0), error)
 
