@@ -12,6 +12,7 @@ from crosscope_proto.dictionaries import DictionarySpec
 from crosscope_proto.roles import BASE, CHAT
 from crosscope_proto.specs import TrainingSpec
 from crosscope_worker.dictionary.crosscoder import Crosscoder, scale_inputs
+from crosscope_worker.ranks import ALONE, Ranks
 from crosscope_worker.training.active_code import Scratch, Weights
 from crosscope_worker.training.adam import Adam
 from crosscope_worker.training.calibration import TokenSample
@@ -51,6 +52,7 @@ class Trainer:
         training: TrainingSpec,
         d_model: tuple[int, int],
         device: torch.device | str = "cpu",
+        ranks: Ranks = ALONE,
     ) -> None:
         """Raises TrainingError if the recipe needs models of equal width and these differ."""
         self.variant = variant_of(spec, d_model)
@@ -68,6 +70,15 @@ class Trainer:
         self.sample = TokenSample()
         """Tokens on which thresholds are calibrated at the end; empty for a dictionary without calibration."""
         self._scratch = Scratch()
+        self.latents = ranks.share(spec.num_latents)
+
+    def per_latent(self) -> frozenset[str]:
+        """Names of `tensors()` whose first dimension is the latents held here."""
+        return frozenset(
+            name
+            for name, each in self.tensors().items()
+            if name != "sample" and each.shape[:1] == (self.spec.num_latents,)
+        )
 
     def step(self, x: Tensor, lr: float) -> Step:
         """Trains on `x: [batch, both]`, from `inputs`; returns loss, gradients and figures from before the update.
