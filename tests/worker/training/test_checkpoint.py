@@ -11,22 +11,11 @@ import pytest
 import torch
 from fixtures_training import PlantedSource, make_recipe, run
 
-from crosscope_worker.training.checkpoint import (
-    SHARED,
-    STATE,
-    Checkpoint,
-    CheckpointError,
-    Group,
-    load_checkpoint,
-    save_checkpoint,
-)
+from crosscope_worker.training.checkpoint import SHARED, STATE, Checkpoint, CheckpointError, load_checkpoint
+from crosscope_worker.training.checkpoint import save_checkpoint as save
 
 RECIPE = make_recipe(checkpoint_every=4)
 ROWS, STREAM, SOURCE = "latents-0-24.safetensors", "stream-0.safetensors", "stream-0.json"
-
-
-def save(folder: Path, checkpoint: Checkpoint) -> None:
-    save_checkpoint(folder, checkpoint, Group())
 
 
 @pytest.fixture
