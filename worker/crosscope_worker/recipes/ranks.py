@@ -6,6 +6,7 @@ What a rank does is in rank.py, the launcher on one machine in elastic.py. Loads
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -18,6 +19,7 @@ from crosscope_worker.work import Progress, Workspace
 
 MOST_ON_CPU = 16
 """Most ranks on the CPU, whose cores they share: more only try out what as many devices would do."""
+_SOFTWARE = ("crosscope-worker", "torch", "transformers")
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,21 @@ class Launcher(Protocol):
 
 RunRank = Callable[[RankTask, Ranks, str, Progress], None]
 """What a rank does (rank.py): (task, ranks, its device in torch's words, progress)."""
+
+
+def check_alike(task: RankTask, ranks: Ranks) -> None:
+    """Raises TrainingError, on every rank, if a rank runs another version or another recipe than the first."""
+    facts = {**{package: version(package) for package in _SOFTWARE}, "recipe": task.recipe}
+    first, *others = ranks.everyone(facts)
+    for rank, found in enumerate(others, start=1):
+        for name, value in found.items():
+            if value == first[name]:
+                continue
+            if name == "recipe":
+                raise TrainingError(f"rank {rank} has another recipe than rank 0; start them with the same one")
+            raise TrainingError(
+                f"rank {rank} has {name} {value} and rank 0 has {first[name]}; install the same version for all ranks"
+            )
 
 
 def num_devices(recipe: CrosscoderRecipe, device: str, there: int) -> int:
