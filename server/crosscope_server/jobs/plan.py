@@ -163,7 +163,8 @@ def _entries(recipe: CrosscoderRecipe, found: Findings, length: Length, amounts:
     if amounts.d_model is None:
         yield Entry("checkpoint", None, "bytes", "the widths of the models are not known before they are loaded")
         return
-    size = checkpoint_bytes(recipe.crosscoder, training, amounts.d_model)
+    number = 1 if training.devices == "auto" else training.devices
+    size = checkpoint_bytes(recipe.crosscoder, training, amounts.d_model, number)
     yield Entry("checkpoint", size, "bytes", "disk, at most, twice while written; removed once the job has succeeded")
     yield Entry("copy of a checkpoint", size, "bytes", "memory, if there is room; else training waits for the disk")
     width = recipe.crosscoder.width(*amounts.d_model)
