@@ -195,6 +195,12 @@ def _speeds(recipe: CrosscoderRecipe, home: Path) -> Iterator[Speed]:
 def _oddities(recipe: CrosscoderRecipe, length: Length) -> Iterator[str]:
     """Sentences about settings of a training that can have no effect."""
     training, spec, steps, tokens = recipe.training, recipe.crosscoder, length.steps, length.tokens
+    devices, streams = training.devices, training.streams
+    if streams is not None and devices != "auto" and devices > streams:
+        yield (
+            f"training.devices {devices}: {devices - streams} of them read no texts, as there are training.streams "
+            f"{streams}, and only help with latents"
+        )
     if steps is None or tokens is None:
         yield "the length of the training is not known: give training.max_steps, or max_tokens of each data set"
         return

@@ -57,10 +57,10 @@ def home(tmp_path: Path, tiny_pair_folder: Path) -> Path:
     return tmp_path
 
 
-def recipe_on(devices: int, pair: Path, **training: Any) -> CrosscoderRecipe:
+def recipe_on(devices: int | Literal["auto"], pair: Path) -> CrosscoderRecipe:
     recipe = parse_recipe(RECIPE.format(pair=pair, devices=devices))
     assert isinstance(recipe, CrosscoderRecipe)
-    return replace(recipe, training=replace(recipe.training, **training))
+    return recipe
 
 
 def workspace(home: Path, job: str) -> Workspace:
@@ -120,7 +120,7 @@ def test_a_training_goes_on_on_two_ranks_of_which_one_is_killed(home: Path, tiny
 def test_the_number_of_devices(
     tiny_pair_folder: Path, wanted: int | Literal["auto"], device: str, there: int, taken: int
 ) -> None:
-    assert num_devices(recipe_on(1, tiny_pair_folder, devices=wanted), device, there) == taken
+    assert num_devices(recipe_on(wanted, tiny_pair_folder), device, there) == taken
 
 
 def test_more_devices_than_there_are_end_a_job_before_anything_is_loaded(home: Path, tiny_pair_folder: Path) -> None:
