@@ -1,6 +1,6 @@
 """A source of planted activations and recipes for tests of training."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from crosscope_proto.recipe import CrosscoderRecipe
 from crosscope_proto.specs import DataSpec, PairSpec, TrainingSpec
 from crosscope_worker import training as public
 from crosscope_worker.data.activation_source import ActivationSource
+from crosscope_worker.training.buffer import ShuffleBuffer
 from crosscope_worker.work import silent
 
 
@@ -36,13 +37,19 @@ class PlantedSource:
             yield 3 * (active * strength) @ self.directions
 
     def fraction(self) -> float:
-        return self.next / self.num_blocks
+        return self.next / self.num_blocks if self.num_blocks else 1.0
 
     def state(self) -> dict[str, Any]:
         return {"next": self.next}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.next = state["next"]
+
+
+def drawn(buffer: ShuffleBuffer, batch_size: int) -> Iterator[Tensor]:
+    """The batches of a buffer, to its end."""
+    while len(buffer.fill()):
+        yield buffer.draw(batch_size)
 
 
 def make_recipe(crosscoder: dict[str, Any] | None = None, **training: Any) -> CrosscoderRecipe:
@@ -60,4 +67,4 @@ def make_recipe(crosscoder: dict[str, Any] | None = None, **training: Any) -> Cr
 
 
 def run(recipe: CrosscoderRecipe, folder: Path, source: ActivationSource | None = None, progress: Any = silent):
-    return public.train(recipe, source or PlantedSource(), (8, 8), folder, progress)
+    return public.train(recipe, [source or PlantedSource()], (8, 8), folder, progress)

@@ -18,7 +18,7 @@ from torch import Tensor
 from bench.gpu.rows import Run, main
 from crosscope_proto.dictionaries import BatchTopK
 from crosscope_proto.specs import TrainingSpec
-from crosscope_worker.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from crosscope_worker.training.checkpoint import Checkpoint, Group, load_checkpoint, save_checkpoint
 from crosscope_worker.training.checkpoint_writer import CheckpointWriter
 from crosscope_worker.training.trainer import Trainer
 
@@ -55,12 +55,20 @@ def _measure(run: Run, folder: Path) -> None:
     run.free()
     took, found = run.wall(lambda: load_checkpoint(folder, {}))
     assert found is not None
-    same = all(torch.equal(found.tensors[name], tensor) for name, tensor in after.saved.items())
-    trainer.restore(found.tensors, found.counters)
+    took_tensors, tensors = run.wall(lambda: found.tensors(trainer.per_latent(), trainer.latents))
+    same = all(torch.equal(tensors[name], tensor) for name, tensor in after.saved.items())
+    trainer.restore(tensors, found.counters)
     resumed = trainer.step(x, LR)
     differs = float((trainer.weights.decoder - after.decoder).abs().max())
     wrong = (not same) + (resumed.loss != after.loss) + (differs != 0)
-    run.row("checkpoint.differs", wrong, "figures", loss=[after.loss, resumed.loss], decoder=differs, load_s=took)
+    run.row(
+        "checkpoint.differs",
+        wrong,
+        "figures",
+        loss=[after.loss, resumed.loss],
+        decoder=differs,
+        load_s=took + took_tensors,
+    )
 
 
 def _written(run: Run, folder: Path, trainer: Trainer, x: Tensor, buffer_tokens: int) -> _After:
@@ -71,20 +79,20 @@ def _written(run: Run, folder: Path, trainer: Trainer, x: Tensor, buffer_tokens:
 
     def state() -> Checkpoint:
         tensors = {**trainer.tensors(), BUFFER: buffer}
-        return Checkpoint(trainer.counters.step, tensors, {}, asdict(trainer.counters), {})
+        return Checkpoint(trainer.counters.step, tensors, {}, asdict(trainer.counters), {}, trainer.per_latent())
 
-    def write(folder: Path, whole: Checkpoint) -> None:
+    def write(folder: Path, whole: Checkpoint, group: Group) -> None:
         if whole.step == first_step:
             return  # the copy alone
         began = time.perf_counter()
         part = {BUFFER: whole.tensors[BUFFER][:WRITTEN_TOKENS]}
-        save_checkpoint(folder, replace(whole, tensors=whole.tensors | part))
+        save_checkpoint(folder, replace(whole, tensors=whole.tensors | part), group)
         written.append(time.perf_counter() - began)
 
     alone = run.timed(lambda: trainer.step(x, LR), rounds=8)
     first_step = trainer.counters.step
     size = sum(tensor.nbytes for tensor in state().tensors.values())
-    with CheckpointWriter(folder, said.append, write) as writer:
+    with CheckpointWriter(folder, said.append, Group([trainer.latents]), write) as writer:
         new, _ = run.wall(lambda: writer.save(state()))
         trainer.step(x, LR)
         saved = {name: tensor.cpu().clone() for name, tensor in _small(trainer.tensors()).items()}

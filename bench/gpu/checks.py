@@ -241,7 +241,7 @@ def _trained(
     folder.mkdir(exist_ok=True)
     source = PrefetchedSource(_Moved(device), device)
     with torch.no_grad():
-        return train(make_recipe(options, checkpoint_every=10), source, (8, 8), folder, progress, device)
+        return train(make_recipe(options, checkpoint_every=10), [source], (8, 8), folder, progress, device)
 
 
 class _Slow:

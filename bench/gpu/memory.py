@@ -81,7 +81,9 @@ def _with_models(run: Run, spec: Known) -> float:
     buffer = ShuffleBuffer(PrefetchedSource(source, run.device).blocks(), training.buffer_tokens, run.sizes.batch, 0)
     trainer = Trainer(spec, training, pair.d_model, run.device)
     copied: list[Tensor] = []
-    for step, tokens in zip(range(40), buffer, strict=False):
+    for step in range(40):
+        buffer.fill()
+        tokens = buffer.draw(run.sizes.batch)
         trainer.sample.add(step * run.sizes.batch, tokens)
         trainer.step(trainer.inputs(tokens), LR)
         if step == 30:  # the copy of a checkpoint

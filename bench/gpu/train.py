@@ -19,7 +19,7 @@ from crosscope_proto.recipe import CrosscoderRecipe, parse_recipe
 from crosscope_proto.stages import Stage
 from crosscope_worker.data.activation_source import ActivationSource
 from crosscope_worker.data.harvest import TOKENS_PER_FORWARD
-from crosscope_worker.data.harvest_source import HarvestSource, open_source
+from crosscope_worker.data.harvest_source import HarvestSource, open_sources
 from crosscope_worker.data.prefetch import PrefetchedSource
 from crosscope_worker.data.texts import TextStream
 from crosscope_worker.models.activations import PairActivations
@@ -124,7 +124,7 @@ class Trainings:
         if self.run.dry:
             return PrefetchedSource(HarvestSource(stream, self.activations, recipe, 256), self.run.device)
         following = Following(silent, Stage.FILL)
-        return open_source(recipe, stream, self.activations, self.home, {}, lambda _: None, following)
+        return open_sources(recipe, [stream], self.activations, self.home, {}, lambda _: None, following)[0]
 
     def ready(self) -> None:
         """Compiles what reading long rows needs."""
@@ -179,7 +179,7 @@ class Trainings:
         recipe, clock = self.recipe(num_steps), _Clock(num_steps)
         with tempfile.TemporaryDirectory(dir=self.home) as folder, torch.no_grad():
             try:
-                train(recipe, source, self.activations.d_model, Path(folder), clock, self.run.device)
+                train(recipe, [source], self.activations.d_model, Path(folder), clock, self.run.device)
             except _Enough:
                 return clock.at
         return clock.at

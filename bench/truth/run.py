@@ -124,7 +124,7 @@ def trained(variant: Variant, planted: Planted, sizes: Sizes) -> Crosscoder:
     width = planted.spec.d_model
     source = PlantedSource(planted, sizes.steps * sizes.batch_size)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        return train(recipe, source, (width, width), Path(folder), silent).crosscoder
+        return train(recipe, [source], (width, width), Path(folder), silent).crosscoder
 
 
 @torch.no_grad()

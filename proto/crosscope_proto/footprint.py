@@ -22,9 +22,12 @@ class Speed:
     tokens_per_second: float
     note: str = ""
     """What was noticed about the machine at that time."""
+    num_devices: int = 1
+    """Number of such devices that trained together."""
 
     def is_of(self, recipe: CrosscoderRecipe) -> bool:
         """Whether a recipe will train about as fast, on the same device."""
         spec, training = recipe.crosscoder, recipe.training
         wanted = recipe.pair.name, recipe.layer, spec.variant, spec.num_latents, training.batch_size, training.dtype
-        return wanted == (self.pair, self.layer, self.variant, self.num_latents, self.batch_size, self.dtype)
+        alike = wanted == (self.pair, self.layer, self.variant, self.num_latents, self.batch_size, self.dtype)
+        return alike and training.devices in (self.num_devices, "auto")

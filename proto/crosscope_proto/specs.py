@@ -26,6 +26,8 @@ STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
 MAX_COUNT = 10**12
 """Limit of steps, tokens and texts: far beyond any use, and far below the numbers at which arithmetic overflows."""
+MAX_DEVICES = 4096
+"""Limit of devices and of streams of texts."""
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 Natural = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -84,7 +86,19 @@ def _checked(kwargs: dict[str, Any]) -> dict[str, Any]:
     return kwargs
 
 
+def _devices(value: object) -> object:
+    """A number of devices as it is, or auto."""
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_DEVICES):
+        return value
+    raise ValueError(f"must be a number of devices from 1 to {MAX_DEVICES}, or auto, but is {str(value)[:40]!r}")
+
+
 Day = Annotated[datetime.date, BeforeValidator(_day)]
+Devices = Annotated[
+    Annotated[int, Field(ge=1, le=MAX_DEVICES)] | Literal["auto"],
+    BeforeValidator(_devices),
+]
+"""A number of devices; auto: all that there are."""
 TemplateKwargs = Annotated[dict[str, JsonValue], AfterValidator(_checked)]
 """Arguments of a chat template by name: enable_thinking, tools, documents, …"""
 
@@ -288,8 +302,30 @@ class TrainingSpec:
     """Steps between two checkpoints. A crash costs at most this many steps."""
     cache: bool = False
     """Whether the activations are kept on disk, in activations/ of the home folder. Further epochs, and further
-    trainings on the same data, then read them and do not run the models again. They take `tokens · (d_model base +
-    d_model chat) · 4` bytes."""
+    trainings on the same data in as many streams, then read them and do not run the models again. They take `tokens ·
+    (d_model base + d_model chat) · 4` bytes."""
+    devices: Devices = 1
+    """Number of devices that train together, each with a part of the latents and of the streams; auto: all that the job
+    worker sees. Weights do not depend on it but for the order of sums. On the CPU it is a number of processes that
+    share its cores. A training can go on with another number."""
+    streams: Annotated[int, Field(ge=1, le=MAX_DEVICES)] | None = None
+    """Number of streams that the texts are dealt to, of which each batch takes equal parts; null: the number of devices
+    at the first start. A device reads whole streams, so those beyond the number of streams only help with latents.
+    Batches depend on this number, not on the number of devices."""
+
+    @model_validator(mode="after")
+    def _a_token_of_each_stream(self) -> Self:
+        if self.streams is not None and self.streams > self.batch_size:
+            raise ValueError(
+                f"streams {self.streams} must be at most batch_size {self.batch_size}: a batch takes at least one "
+                "token of each stream"
+            )
+        if self.streams is None and self.devices != "auto" and self.devices > self.batch_size:
+            raise ValueError(
+                f"devices {self.devices} must be at most batch_size {self.batch_size}, or streams must be given: a "
+                "batch takes at least one token of each stream, and there are as many streams as devices"
+            )
+        return self
 
 
 @dataclass(config=STRICT)

@@ -91,29 +91,40 @@ _DECOUPLED = {"float32": 2.5, "bfloat16": 3.0}
 
 
 def needed(
-    spec: DictionarySpec, training: TrainingSpec, d_model: tuple[int, int], device: str = "cuda"
+    spec: DictionarySpec, training: TrainingSpec, d_model: tuple[int, int], device: str = "cuda", num_devices: int = 1
 ) -> dict[str, int]:
-    """Bytes of memory, by the field of the recipe that they grow with. `device` is torch's name of the kind.
+    """Bytes of memory on each of the devices that train together, by the field of the recipe that they grow with.
 
-    The models' weights are not counted; their forward is.
+    `device` is torch's name of the kind. A device holds its share of the latents and of the streams, and the whole of
+    each batch. The models' weights are not counted; their forward is.
     """
     device = device if device == "cuda" else "cpu"
-    both, width, batch, latents = sum(d_model), spec.width(*d_model), training.batch_size, spec.num_latents
+    both, width, batch = sum(d_model), spec.width(*d_model), training.batch_size
+    latents = -(-spec.num_latents // num_devices)
+    num_streams, held_streams = streams_of(training, num_devices)
     matrices, code, inputs = 8 * latents * width, 4 * batch * latents, 4 * batch * width
     held = _HELD[device, training.dtype][LIKE.get(spec.variant, spec.variant)]
     if spec.code_normalisation == "decoupled":
         held = held._replace(matrices=_DECOUPLED[training.dtype])
     piece = _BYTES_A_PIECE_ENTRY * min(batch * latents, _PIECE_ENTRIES)
     of_inputs = max(held.inputs * inputs, piece * (getattr(spec, "k", None) is not None)) + 2 * 4 * batch * both
-    windows = WINDOWS[device] * WINDOW_TOKENS
+    windows = held_streams * WINDOWS[device] * WINDOW_TOKENS
+    buffer_tokens = -(-_buffer_tokens(training) * held_streams // num_streams)
     parts = {SAMPLE: 4 * SAMPLE_TOKENS * both} if spec.calibrates else {}
     parts |= {
         "crosscoder.num_latents": round((3 + held.matrices) * matrices) + _BYTES_A_LATENT * latents,
         "training.batch_size": round(held.codes * code + of_inputs) + _BYTES_AN_ACTIVE * batch * getattr(spec, "k", 0),
-        "training.buffer_tokens": 4 * _buffer_tokens(training) * both,
+        "training.buffer_tokens": 4 * buffer_tokens * both,
         ON_THE_WAY: 4 * windows * both + _FORWARD_BYTES * FORWARD_TOKENS * max(d_model) + _LIBRARIES[device],
     }
-    return parts | {COPY: checkpoint_bytes(spec, training, d_model)}
+    state = _state_bytes(latents, width, buffer_tokens + held_streams * WINDOW_TOKENS, both)
+    return parts | {COPY: state + parts.get(SAMPLE, 0)}
+
+
+def streams_of(training: TrainingSpec, num_devices: int) -> tuple[int, int]:
+    """Number of streams of a training that starts on so many devices, and how many a device has at most."""
+    num_streams = training.streams or num_devices
+    return num_streams, -(-num_streams // num_devices)
 
 
 def values_of(spec: DictionarySpec, training: TrainingSpec) -> dict[str, int]:
@@ -133,9 +144,20 @@ def _buffer_tokens(training: TrainingSpec) -> int:
     return max(training.buffer_tokens, 2 * training.batch_size)
 
 
-def checkpoint_bytes(spec: DictionarySpec, training: TrainingSpec, d_model: tuple[int, int]) -> int:
-    """Size of a checkpoint at most: weights, Adam's two moments, the buffer with what waits for it, and the sample."""
+def checkpoint_bytes(
+    spec: DictionarySpec, training: TrainingSpec, d_model: tuple[int, int], num_devices: int = 1
+) -> int:
+    """Size of a checkpoint at most: weights, Adam's two moments, the buffers with what waits for them, and the sample.
+
+    It has the same size on any number of devices; only that of the first start counts, by its number of streams.
+    """
     both, width = sum(d_model), spec.width(*d_model)
-    weights = 4 * (2 * spec.num_latents * width + spec.num_latents + width)
+    num_streams, _ = streams_of(training, num_devices)
     sample = 4 * SAMPLE_TOKENS * both if spec.calibrates else 0
-    return 3 * weights + 8 * spec.num_latents + 4 * (_buffer_tokens(training) + WINDOW_TOKENS) * both + sample
+    return _state_bytes(spec.num_latents, width, _buffer_tokens(training) + num_streams * WINDOW_TOKENS, both) + sample
+
+
+def _state_bytes(num_latents: int, width: int, num_tokens: int, both: int) -> int:
+    """Bytes of what a checkpoint holds of so many latents, and of so many tokens of activations."""
+    weights = 4 * (2 * num_latents * width + num_latents + width)
+    return 3 * weights + 8 * num_latents + 4 * num_tokens * both

@@ -4,6 +4,7 @@ Knows Progress and Tick; knows neither models nor files.
 """
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Generator, Mapping, Sequence
@@ -99,10 +100,13 @@ class Following:
 class TrainingProgress(Following):
     """The Progress of a training. Its first stage is to read what fills the shuffle buffer before the first step."""
 
-    def __init__(self, progress: Progress, training: TrainingSpec, window: int) -> None:
-        """`window`: about how many tokens both models read at a time. The buffer is filled by whole windows."""
+    def __init__(self, progress: Progress, training: TrainingSpec, window: int, share: float = 1.0) -> None:
+        """`window`: about how many tokens both models read at a time. The buffer is filled by whole windows.
+
+        `share`: of the whole buffer that is filled here.
+        """
         super().__init__(progress, Stage.FILL)
-        wanted = max(training.buffer_tokens, 2 * training.batch_size)
+        wanted = math.ceil(share * max(training.buffer_tokens, 2 * training.batch_size))
         self._capacity = -(-wanted // window) * window
         self._end = "" if training.max_steps is None else f" of {training.max_steps}"
         self._filling: Phase | None = None

@@ -5,6 +5,7 @@ the same ones in the same order.
 """
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ class Ranks:
 
     def share(self, number: int) -> slice:
         """The contiguous part of `number` things that is this rank's; parts differ by one at most."""
-        return _parts(number, self.size)[self.rank]
+        return parts(number, self.size)[self.rank]
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sums `tensor` over all ranks in place, and returns it; the same bits on every rank."""
@@ -35,14 +36,17 @@ class Ranks:
             dist.all_reduce(tensor)
         return tensor
 
-    def join(self, tensor: Tensor) -> Tensor:
-        """The tensors of all ranks, one behind the other along the first dimension, whose length may differ."""
+    def join(self, tensor: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        """The tensors of all ranks, one behind the other along the first dimension, whose length may differ.
+
+        `lengths`: those of all ranks, where each knows them; else they are asked for, which waits for the device.
+        """
         if self.size == 1:
             return tensor
-        sizes: list[int] = self.stack(torch.tensor(len(tensor), device=tensor.device)).tolist()
-        padded = tensor.new_zeros(max(sizes), *tensor.shape[1:])
+        lengths = lengths or self.stack(torch.tensor(len(tensor), device=tensor.device)).tolist()
+        padded = tensor.new_zeros(max(lengths), *tensor.shape[1:])
         padded[: len(tensor)] = tensor
-        return torch.cat([each[:size] for each, size in zip(self.stack(padded), sizes, strict=True)])
+        return torch.cat([each[:length] for each, length in zip(self.stack(padded), lengths, strict=True)])
 
     def stack(self, tensor: Tensor) -> Tensor:
         """The tensors of all ranks, which have one shape, as [rank, ...]."""
@@ -51,6 +55,10 @@ class Ranks:
         found = [torch.empty_like(tensor) for _ in range(self.size)]
         dist.all_gather(found, tensor.contiguous())
         return torch.stack(found)
+
+    def table(self, row: Sequence[float]) -> list[list[float]]:
+        """A row of numbers of each rank, in their order; all as long. On the host, so it waits for no device."""
+        return self.stack(torch.tensor(row, dtype=torch.float64)).tolist()
 
     def once(self, tensor: Tensor) -> Tensor:
         """What each rank adds to a sum in which `tensor`, which all ranks have, counts once: the first has it, the
@@ -70,7 +78,7 @@ class Ranks:
 ALONE = Ranks()
 
 
-def _parts(number: int, size: int) -> list[slice]:
+def parts(number: int, size: int) -> list[slice]:
     """`size` contiguous parts of `number` things, whose lengths differ by one at most."""
     each, more = divmod(number, size)
     starts = [rank * each + min(rank, more) for rank in range(size + 1)]

@@ -85,6 +85,12 @@ class Workspace:
     """Addresses besides those of this machine that recipes may have called (addresses.check_address)."""
     submitted_from: Path | None = None
     """Folder from which the job was submitted, where relative paths of data are looked up too."""
+    beat_s: float = 60
+    """How long a process of the job may stand still before it counts as hung."""
+    silent_s: float = 1800
+    """How long the job may go without a report of progress."""
+    ray_address: str | None = None
+    """The Ray cluster on which trainings on several devices run; None: they run on this machine."""
 
     @property
     def roots(self) -> Roots:

@@ -146,7 +146,7 @@ def opened(home: Path, tiny_pair: Pair) -> Open:
 
 def trained(one: Opened, recipe: CrosscoderRecipe, folder: Path, progress: Any = silent) -> Crosscoder:
     with torch.no_grad():
-        return train(recipe, one.source, one.activations.d_model, folder, progress).crosscoder
+        return train(recipe, [one.source], one.activations.d_model, folder, progress).crosscoder
 
 
 def assert_equal(first: Crosscoder, second: Crosscoder) -> None:

@@ -1,7 +1,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import pytest
 
 from crosscope_proto.roles import TokenRole
 from crosscope_proto.specs import DataSpec, TokenPolicy
+from crosscope_worker.data import tally
+from crosscope_worker.data.part import WHOLE, Part
 from crosscope_worker.data.texts import DataError, Split, Text, TextStream
 from crosscope_worker.models.pair import Pair
 from crosscope_worker.tokenizer.tokens import TextTokenizer
@@ -26,8 +28,8 @@ def tokenizer(tiny_pair: Pair) -> TextTokenizer:
 
 @pytest.fixture
 def read(tokenizer: TextTokenizer, tmp_path: Path):
-    def stream(*data: DataSpec, split: Split = "train", policy: TokenPolicy = POLICY) -> TextStream:
-        return TextStream(data, tokenizer, policy, [tmp_path / "pair", tmp_path], split)
+    def stream(*data: DataSpec, split: Split = "train", policy: TokenPolicy = POLICY, part: Part = WHOLE) -> TextStream:
+        return TextStream(data, tokenizer, policy, [tmp_path / "pair", tmp_path], split, part=part)
 
     return stream
 
@@ -266,3 +268,62 @@ def test_configuration_and_split_of_a_hub_data_set(read: Read, tokenizer: TextTo
     assert said(tokenizer, list(read(replace(spec, split="test")))) == ["en test"]
     with pytest.raises(DataError, match=r"'docs': .* cannot be read from the hub"):
         list(read(replace(spec, config="fr")))
+
+
+def test_parts_give_every_text_once_and_counts_add_up(read: Read, tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    rows = [{"text": f"a {i}"} if i % 7 else {"text": ""} for i in range(43)]
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    pq.write_table(pa.table({"text": [f"p {i}" for i in range(31)]}), tmp_path / "p.parquet")
+    data = (
+        DataSpec(name="a", source="jsonl", path="a.jsonl", text_column="text", skip_refused=True),
+        DataSpec(name="p", source="parquet", path="p.parquet", text_column="text", max_tokens=60),
+        lines(tmp_path, "t", 9),
+    )
+    for split in ("train", "held_out"):
+        whole = read(*data, split=split)
+        texts, counts = said(tokenizer, list(whole)), tally.as_state(whole.counts)
+        for number in (1, 2, 3, 50):
+            streams = [read(*data, split=split, part=Part(index, number)) for index in range(number)]
+            found = [said(tokenizer, list(stream)) for stream in streams]
+            assert sum(map(len, found)) == len({text for each in found for text in each})
+            together = tally.as_state(tally.together(*(tally.as_state(stream.counts) for stream in streams)))
+            for name in ("a", "t"):
+                own = [
+                    sorted(text for text in each if text.startswith(name))
+                    for each in (chain.from_iterable(found), texts)
+                ]
+                assert own[0] == own[1], (split, number, name)
+            assert [together[0], together[2]] == [counts[0], counts[2]]
+            assert together[1]["stopped"] == counts[1]["stopped"]
+            if number == 3:
+                assert [len(each) for each in found] != [0, 0, 0]
+                assert max(map(len, found)) - min(map(len, found)) <= 4
+
+
+def test_a_part_goes_on_where_it_stood(read: Read, tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    spec, part = lines(tmp_path, "a", 40), Part(1, 3)
+    stream = read(spec, part=part)
+    first = said(tokenizer, list(islice(stream, 4)))
+    resumed = read(spec, part=part)
+    resumed.restore(json.loads(json.dumps(stream.state())))
+    rest = said(tokenizer, list(resumed))
+    assert first + rest == said(tokenizer, list(read(spec, part=part)))
+    assert first[:3] == ["a 1", "a 5", "a 8"], "every third of the texts that are not held out"
+
+
+def test_a_row_of_another_part_is_not_parsed(read: Read, tmp_path: Path) -> None:
+    (tmp_path / "b.jsonl").write_text('{"text": "one"}\n{broken\n{"text": "two"}\n')
+    spec = DataSpec(name="b", source="jsonl", path="b.jsonl", text_column="text")
+    assert len(list(read(spec, part=Part(0, 2)))) == 2
+    with pytest.raises(DataError, match=r"b\.jsonl, line 2: not JSON"):
+        list(read(spec, part=Part(1, 2)))
+
+
+def test_what_all_parts_lost_is_judged_together(read: Read, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "c.jsonl", [{"text": "" if i % 2 or i < 20 else f"c {i}"} for i in range(60)])
+    spec = DataSpec(name="c", source="jsonl", path="c.jsonl", text_column="text", skip_refused=True)
+    streams = [read(spec, part=Part(index, 2), policy=TokenPolicy(held_out_every=1000)) for index in range(2)]
+    found = [len(list(stream)) for stream in streams]
+    assert found == [20, 0], "one part alone would have none left"
+    with pytest.raises(DataError, match=r"40 of 60 texts were refused, more than max_refused_share 0\.5"):
+        read(spec).check_together(tally.together(*(tally.as_state(each.counts) for each in streams)), ended=True)

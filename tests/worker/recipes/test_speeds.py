@@ -28,16 +28,18 @@ def recipe() -> CrosscoderRecipe:
 
 
 def test_a_speed_is_remembered_and_found_again(tmp_path: Path, recipe: CrosscoderRecipe) -> None:
-    speeds.remember(tmp_path, recipe, "cpu", [(10, "loss", 1.0)])
+    speeds.remember(tmp_path, recipe, "cpu", 1, [(10, "loss", 1.0)])
     assert not (tmp_path / SPEEDS).exists()
     for rate in range(speeds.KEPT + 3):
         if rate in (3, 4, speeds.KEPT + 2) or rate == 0:
-            speeds.remember(tmp_path, recipe, "cpu", [(10, "tokens_per_second", 5.0), (20, "tokens_per_second", rate)])
+            speeds.remember(
+                tmp_path, recipe, "cpu", 1, [(10, "tokens_per_second", 5.0), (20, "tokens_per_second", rate)]
+            )
     found = [Speed(**json.loads(line)) for line in (tmp_path / SPEEDS).read_text().splitlines()]
     assert [speed.tokens_per_second for speed in found] == [0, 3, 4, speeds.KEPT + 2]
     assert all(speed.is_of(recipe) for speed in found)
     (tmp_path / SPEEDS).write_text("x\n" * 2 * speeds.KEPT)
-    speeds.remember(tmp_path, recipe, "cpu", [(10, "tokens_per_second", 5.0)])
+    speeds.remember(tmp_path, recipe, "cpu", 1, [(10, "tokens_per_second", 5.0)])
     assert len((tmp_path / SPEEDS).read_text().splitlines()) == speeds.KEPT
 
 

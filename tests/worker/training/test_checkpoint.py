@@ -11,10 +11,11 @@ import pytest
 import torch
 from fixtures_training import PlantedSource, make_recipe, run
 
-from crosscope_worker.training.checkpoint import STATE, TENSORS, Checkpoint, CheckpointError, load_checkpoint
+from crosscope_worker.training.checkpoint import SHARED, STATE, Checkpoint, CheckpointError, load_checkpoint
 from crosscope_worker.training.checkpoint import save_checkpoint as save
 
 RECIPE = make_recipe(checkpoint_every=4)
+ROWS, STREAM, SOURCE = "latents-0-24.safetensors", "stream-0.safetensors", "stream-0.json"
 
 
 @pytest.fixture
@@ -57,10 +58,15 @@ def a_list(path: Path) -> None:
 
 
 DAMAGES = [
-    (TENSORS, cut_short),
-    (TENSORS, emptied),
-    (TENSORS, garbage),
-    (TENSORS, Path.unlink),
+    (ROWS, cut_short),
+    (ROWS, emptied),
+    (ROWS, garbage),
+    (ROWS, Path.unlink),
+    (SHARED, cut_short),
+    (STREAM, garbage),
+    (STREAM, Path.unlink),
+    (SOURCE, cut_short),
+    (SOURCE, Path.unlink),
     (STATE, cut_short),
     (STATE, emptied),
     (STATE, garbage),
@@ -68,7 +74,8 @@ DAMAGES = [
     (STATE, Path.unlink),
     (STATE, without("step")),
     (STATE, without("counters")),
-    (STATE, without("source")),
+    (STATE, without("latents")),
+    (STATE, without("streams")),
 ]
 
 
@@ -76,7 +83,7 @@ DAMAGES = [
 def test_a_damaged_checkpoint_is_named(newest: Path, name: str, damage: Callable[[Path], None]):
     damage(newest / name)
     read = PlantedSource()
-    with pytest.raises(CheckpointError, match=rf"{newest.name}.*(cut short|damaged|missing|lacks)"):
+    with pytest.raises(CheckpointError, match=rf"{newest.name}/{name} .*(cut short|damaged|missing|lacks)"):
         run(RECIPE, newest.parent, read)
     assert read.next == 0
     assert newest.is_dir(), "nothing is thrown away"
@@ -86,7 +93,7 @@ def test_the_newest_whole_checkpoint_is_taken(tmp_path: Path):
     for step in (9, 10):
         save(
             tmp_path / f"of-{step}",
-            Checkpoint(step, {"a": torch.full((2,), float(step))}, recipe={}, counters={}, source={}),
+            Checkpoint(step, {"a": torch.full((2,), float(step))}, recipe={}, counters={}, streams={}),
         )
     for step in (9, 10):
         (folder,) = (tmp_path / f"of-{step}").iterdir()
@@ -95,7 +102,7 @@ def test_the_newest_whole_checkpoint_is_taken(tmp_path: Path):
     found = load_checkpoint(tmp_path, {})
     assert found is not None
     assert found.step == 10
-    assert found.tensors["a"].tolist() == [10, 10]
+    assert found.tensors(frozenset(), slice(0, 0))["a"].tolist() == [10, 10]
 
 
 def test_a_finished_training_is_not_written_again(tmp_path: Path):
@@ -103,20 +110,20 @@ def test_a_finished_training_is_not_written_again(tmp_path: Path):
     first = run(recipe, tmp_path)
     (end,) = tmp_path.iterdir()
     assert end.name == "step-000000063"
-    written = (end / TENSORS).stat()
+    written = (end / ROWS).stat()
     again = run(recipe, tmp_path)
     assert torch.equal(again.crosscoder.W_dec, first.crosscoder.W_dec)
     assert list(tmp_path.iterdir()) == [end]
-    assert ((end / TENSORS).stat().st_ino, (end / TENSORS).stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
+    assert ((end / ROWS).stat().st_ino, (end / ROWS).stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
 
 
 def test_a_full_disk_is_reported_and_leaves_the_previous_checkpoint(tmp_path: Path):
-    save(tmp_path, Checkpoint(1, {"a": torch.ones(2)}, recipe={}, counters={}, source={}))
+    save(tmp_path, Checkpoint(1, {"a": torch.ones(2)}, recipe={}, counters={}, streams={}))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
         with pytest.raises(OSError, match=r"no room for the checkpoint of step 2 in .*: it takes 0\.4 MB, and .* free"):
-            save(tmp_path, Checkpoint(2, {"a": torch.zeros(100_000)}, recipe={}, counters={}, source={}))
+            save(tmp_path, Checkpoint(2, {"a": torch.zeros(100_000)}, recipe={}, counters={}, streams={}))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000001"]
@@ -143,7 +150,7 @@ def test_a_resumed_training_gives_the_checkpoint_up(newest: Path):
     ],
 )
 def test_a_checkpoint_of_another_version_says_so(tmp_path: Path, made_with: dict[str, Any], says: str):
-    save(tmp_path, Checkpoint(1, {"a": torch.ones(2)}, made_with, counters={}, source={}))
+    save(tmp_path, Checkpoint(1, {"a": torch.ones(2)}, made_with, counters={}, streams={}))
     with pytest.raises(CheckpointError, match=says):
         load_checkpoint(tmp_path, {"training": {"lr": 1, "new": 2}})
 
@@ -157,7 +164,7 @@ def test_a_checkpoint_of_another_version_says_so(tmp_path: Path, made_with: dict
     ],
 )
 def test_a_data_set_that_differs_is_named(tmp_path: Path, data: list[dict[str, str]], says: str):
-    save(tmp_path, Checkpoint(1, {"a": torch.ones(2)}, {"data": data}, counters={}, source={}))
+    save(tmp_path, Checkpoint(1, {"a": torch.ones(2)}, {"data": data}, counters={}, streams={}))
     with pytest.raises(CheckpointError, match=says):
         load_checkpoint(tmp_path, {"data": [{"path": "a", "format": "x"}]})
 
@@ -171,8 +178,8 @@ def test_a_checkpoint_of_another_recipe_is_refused_and_stays(newest: Path):
 
 def test_null_fields_of_other_dictionaries_do_not_matter(tmp_path: Path):
     before = {"crosscoder": {"variant": "diff_sae", "k": 2, "mu": None, "cross_term": 0.0}}
-    save(tmp_path, Checkpoint(1, {"a": torch.ones(2)}, before, counters={}, source={}))
+    save(tmp_path, Checkpoint(1, {"a": torch.ones(2)}, before, counters={}, streams={}))
     assert load_checkpoint(tmp_path, {"crosscoder": {"variant": "diff_sae", "k": 2}}) is not None
-    save(tmp_path / "b", Checkpoint(1, {}, {"crosscoder": {"mu": 1.0}}, counters={}, source={}))
+    save(tmp_path / "b", Checkpoint(1, {}, {"crosscoder": {"mu": 1.0}}, counters={}, streams={}))
     with pytest.raises(CheckpointError, match=r"with crosscoder\.mu"):
         load_checkpoint(tmp_path / "b", {"crosscoder": {}})

@@ -13,7 +13,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from crosscope_worker.training import checkpoint_writer
-from crosscope_worker.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from crosscope_worker.training.checkpoint import (
+    ONE,
+    Checkpoint,
+    Group,
+    Saved,
+    StreamState,
+    load_checkpoint,
+    save_checkpoint,
+)
 from crosscope_worker.training.checkpoint_writer import CheckpointWriter
 from crosscope_worker.training.tensor_file import PIECE_BYTES, write_tensors
 from crosscope_worker.training.trainer import Trainer
@@ -21,7 +29,11 @@ from tests.worker.devices import needs_gpu
 
 
 def checkpoint(step: int, **tensors: Tensor) -> Checkpoint:
-    return Checkpoint(step, tensors, recipe={}, counters={}, source={"read": [step]})
+    return Checkpoint(step, tensors, recipe={}, counters={}, streams={})
+
+
+def everything(saved: Saved) -> dict[str, Tensor]:
+    return saved.tensors(frozenset(), slice(0, 0))
 
 
 def test_a_file_is_read_as_it_was_written(tmp_path: Path):
@@ -51,24 +63,30 @@ class Slow:
         self.go = threading.Event()
         self.threads: list[threading.Thread] = []
 
-    def __call__(self, folder: Path, what: Checkpoint) -> None:
+    def __call__(self, folder: Path, what: Checkpoint, group: Group) -> None:
         self.threads.append(threading.current_thread())
         assert self.go.wait(10)
-        save_checkpoint(folder, what)
+        save_checkpoint(folder, what, group)
 
 
 def test_what_is_written_is_the_state_at_that_step(tmp_path: Path):
-    slow, weights, state = Slow(), torch.ones(5), [1]
-    with CheckpointWriter(tmp_path, print, slow) as writer:
-        writer.save(Checkpoint(1, {"w": weights}, recipe={}, counters={}, source={"read": state}))
+    slow, weights, tokens, state = Slow(), torch.ones(5), torch.ones(3), [1]
+    with CheckpointWriter(tmp_path, print, write=slow) as writer:
+        writer.save(
+            Checkpoint(
+                1, {"w": weights}, recipe={}, counters={}, streams={0: StreamState({"t": tokens}, {"read": state})}
+            )
+        )
         weights.fill_(7)
+        tokens.fill_(7)
         state.append(2)
         assert not list(tmp_path.iterdir())
         slow.go.set()
     found = load_checkpoint(tmp_path, {})
     assert found is not None
-    assert found.tensors["w"].tolist() == [1] * 5
-    assert found.source == {"read": [1]}
+    assert everything(found)["w"].tolist() == [1] * 5
+    assert found.stream(0).tensors["t"].tolist() == [1] * 3
+    assert found.stream(0).source == {"read": [1]}
     assert threading.main_thread() not in slow.threads
 
 
@@ -79,14 +97,14 @@ def test_tensors_that_grow_and_shrink(tmp_path: Path):
             writer._wait()
             found = load_checkpoint(tmp_path, {})
             assert found is not None
-            assert torch.equal(found.tensors["w"], torch.full((size, 2), float(step)))
+            assert torch.equal(everything(found)["w"], torch.full((size, 2), float(step)))
     assert not writer._held
 
 
 def test_a_second_checkpoint_waits_for_the_first_and_says_how_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(checkpoint_writer, "_WORTH_SAYING_S", 0.0)
     slow, said = Slow(), list[str]()
-    with CheckpointWriter(tmp_path, said.append, slow) as writer:
+    with CheckpointWriter(tmp_path, said.append, write=slow) as writer:
         writer.save(checkpoint(1, w=torch.ones(1)))
         threading.Timer(0.1, slow.go.set).start()
         writer.save(checkpoint(2, w=torch.ones(1)))
@@ -98,14 +116,14 @@ def test_a_second_checkpoint_waits_for_the_first_and_says_how_long(tmp_path: Pat
     assert sentence.endswith("s until the checkpoint of step 1 was written")
 
 
-def full(_folder: Path, _what: Checkpoint) -> None:
+def full(_folder: Path, _what: Checkpoint, _group: Group) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.parametrize("by", ["check", "save", "end"])
 def test_an_error_of_the_thread_is_raised_by_whatever_comes_next(tmp_path: Path, by: str):
     def work() -> None:
-        with CheckpointWriter(tmp_path, print, full) as writer:
+        with CheckpointWriter(tmp_path, print, write=full) as writer:
             writer.save(checkpoint(1, w=torch.ones(1)))
             if by != "end":
                 writer._wait()
@@ -118,12 +136,12 @@ def test_an_error_of_the_thread_is_raised_by_whatever_comes_next(tmp_path: Path,
 
 def test_a_training_that_fails_waits_for_its_checkpoint_and_keeps_its_own_error(tmp_path: Path):
     slow = Slow()
-    with pytest.raises(KeyboardInterrupt), CheckpointWriter(tmp_path, print, slow) as writer:  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), CheckpointWriter(tmp_path, print, write=slow) as writer:  # noqa: PT012
         writer.save(checkpoint(1, w=torch.ones(1)))
         threading.Timer(0.05, slow.go.set).start()
         raise KeyboardInterrupt
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000001"]
-    with pytest.raises(KeyboardInterrupt) as found, CheckpointWriter(tmp_path, print, full) as writer:  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt) as found, CheckpointWriter(tmp_path, print, write=full) as writer:  # noqa: PT012
         writer.save(checkpoint(2, w=torch.ones(1)))
         raise KeyboardInterrupt
     assert "step 2 could not be written either: " in found.value.__notes__[0]
@@ -133,7 +151,7 @@ def test_without_room_for_a_copy_the_training_waits_and_says_so_once(tmp_path: P
     monkeypatch.setattr(checkpoint_writer, "room_beside", lambda _: 4_000_000)
     slow, said = Slow(), list[str]()
     slow.go.set()
-    with CheckpointWriter(tmp_path, said.append, slow) as writer:
+    with CheckpointWriter(tmp_path, said.append, write=slow) as writer:
         for step in (1, 2):
             writer.save(checkpoint(step, w=torch.zeros(1_000_000)))
             assert [path.name for path in tmp_path.iterdir()] == [f"step-{step:09d}"]
@@ -144,7 +162,7 @@ def test_without_room_for_a_copy_the_training_waits_and_says_so_once(tmp_path: P
 
 
 def test_a_full_disk_ends_a_training_at_the_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(CheckpointWriter.__init__, "__defaults__", (full,))
+    monkeypatch.setattr(CheckpointWriter.__init__, "__defaults__", (ONE, full))
     steps: list[int] = []
 
     def tell(*_: object, step: int = 0, **__: object) -> None:
@@ -172,4 +190,4 @@ def test_a_state_on_the_gpu_is_written_as_it_was_while_training_goes_on(tmp_path
     found = load_checkpoint(tmp_path, {})
     assert found is not None
     for name, tensor in before.items():
-        assert torch.equal(found.tensors[name], tensor), name
+        assert torch.equal(everything(found)[name], tensor), name

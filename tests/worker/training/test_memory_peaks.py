@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fixtures_training import drawn
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -58,7 +59,7 @@ def train(spec: Known, training: TrainingSpec, d_model: int) -> tuple[object, ..
     """Two steps, of which the first makes Adam's moments; what lives on."""
     buffer = ShuffleBuffer(blocks(2 * d_model, training.batch_size), 0, training.batch_size, 0)
     trainer = Trainer(spec, training, (d_model, d_model))
-    batches = iter(buffer)
+    batches = drawn(buffer, training.batch_size)
     for _ in range(2):
         trainer.step(trainer.inputs(next(batches)), 1e-3)
     return trainer, buffer, batches

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fixtures_training import PlantedSource, make_recipe, run
+from fixtures_training import PlantedSource, drawn, make_recipe, run
 from safetensors.torch import load_file
 from torch import Tensor
 
 from crosscope_proto.dictionaries import dictionary
 from crosscope_proto.specs import DataSpec, TokenPolicy, TrainingSpec
-from crosscope_worker.data.harvest_source import HarvestSource, open_source
+from crosscope_worker.data.harvest_source import HarvestSource, open_sources
 from crosscope_worker.data.texts import DataError, TextStream
 from crosscope_worker.models.activations import PairActivations
 from crosscope_worker.models.pair import Pair
@@ -23,7 +23,6 @@ from crosscope_worker.phases import Following
 from crosscope_worker.tokenizer.tokens import TextTokenizer
 from crosscope_worker.training import train
 from crosscope_worker.training.buffer import ShuffleBuffer
-from crosscope_worker.training.checkpoint import TENSORS
 from crosscope_worker.training.start import initial_weights
 from crosscope_worker.training.variants import variant_of
 from crosscope_worker.work import silent
@@ -56,8 +55,10 @@ CHANGES: dict[str, Any] = {
     "log_every": 7,
     "checkpoint_every": 30,
 }
-OF_A_SOURCE = {"epochs", "cache"}
+OF_A_SOURCE = {"epochs", "cache", "streams"}
 """Fields of TrainingSpec that a planted source knows nothing of."""
+NO_RESULT = {"devices"}
+"""Fields of TrainingSpec that change no result (test_ranks.py)."""
 
 
 def outcome(folder: Path, **training: Any) -> tuple[list[bytes], list[Any], list[str]]:
@@ -75,7 +76,7 @@ def unchanged(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[bytes], li
 
 
 def test_every_field_of_a_training_is_looked_at():
-    assert CHANGES.keys() | OF_A_SOURCE == {field.name for field in fields(TrainingSpec)}
+    assert CHANGES.keys() | OF_A_SOURCE | NO_RESULT == {field.name for field in fields(TrainingSpec)}
 
 
 def test_the_same_training_again_gives_the_same(tmp_path: Path, unchanged: tuple[Any, ...]):
@@ -119,17 +120,17 @@ def test_a_seed_decides_the_first_weights_and_the_order_of_the_tokens(tmp_path: 
     assert torch.equal(first, again)
     assert not torch.isclose(first, other).any()
 
-    def drawn(seed: int) -> list[float]:
+    def order(seed: int) -> list[float]:
         blocks = iter(torch.arange(100.0)[:, None].split(10))
-        return torch.cat(list(ShuffleBuffer(blocks, 50, 10, seed))).squeeze(1).tolist()
+        return torch.cat(list(drawn(ShuffleBuffer(blocks, 50, 10, seed), 10))).squeeze(1).tolist()
 
-    assert drawn(0) == drawn(0) != drawn(1)
+    assert order(0) == order(0) != order(1)
     # What waits in the buffer does not depend on weights, only on what was drawn before.
     waiting = []
     for seed in (0, 0, 1):
         folder = tmp_path / str(len(waiting))
         run(make_recipe(SPARSE, seed=seed, max_steps=4, checkpoint_every=4), folder)
-        waiting.append(load_file(folder / "step-000000004" / TENSORS)["buffer.tokens"])
+        waiting.append(load_file(folder / "step-000000004" / "stream-0.safetensors")["tokens"])
     assert torch.equal(waiting[0], waiting[1])
     assert not torch.equal(waiting[0], waiting[2])
 
@@ -158,7 +159,7 @@ class TwoColumns:
 def test_the_decoders_bias_starts_at_the_median_where_there_is_a_k(tmp_path: Path, spec: dict[str, Any], bias: Any):
     recipe = make_recipe(spec, lr=1e-30, batch_size=5)
     with torch.no_grad():
-        found = train(recipe, TwoColumns(), (1, 1), tmp_path, silent).crosscoder.b_dec
+        found = train(recipe, [TwoColumns()], (1, 1), tmp_path, silent).crosscoder.b_dec
     assert found.tolist() == pytest.approx(bias, abs=1e-3)
 
 
@@ -192,8 +193,14 @@ def harvested(tiny_pair: Pair, tmp_path: Path) -> Any:
             layer=layer,
         )
         stream = TextStream(recipe.data, TextTokenizer(tiny_pair.tokenizer), recipe.tokens, [tmp_path], "train")
-        source = open_source(
-            recipe, stream, PairActivations(tiny_pair, layer), tmp_path, {}, lambda _: None, Following(silent, "train")
+        (source,) = open_sources(
+            recipe,
+            [stream],
+            PairActivations(tiny_pair, layer),
+            tmp_path,
+            {},
+            lambda _: None,
+            Following(silent, "train"),
         )
         assert isinstance(source, HarvestSource)
         return torch.cat(list(source.blocks()))

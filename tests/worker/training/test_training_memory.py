@@ -45,7 +45,7 @@ def test_the_difference_is_read_from_the_activations_of_both_models():
     [
         (76_290_304, None),  # without the checkpoint's copy
         (75_290_304, "76.3 MB of memory .* 75.3 MB are free; lower training.buffer_tokens to 5000$"),
-        (2_460_000, "lower crosscoder.num_latents to about 16, or use a machine with more"),
+        (2_460_000, "lower crosscoder.num_latents to about 16, or use more devices"),
     ],
 )
 def test_what_to_lower(free: int, says: str | None):

@@ -127,7 +127,7 @@ def test_models_that_are_the_same_have_no_difference(tmp_path: Path):
 @pytest.mark.parametrize("spec", [DESIGNATED, DELTA, DIFFERENCE], ids=lambda spec: spec["variant"])
 def test_models_of_different_width_are_refused_where_they_must_be_equal(tmp_path: Path, spec: dict[str, Any]):
     with pytest.raises(TrainingError, match=rf"variant {spec['variant']} needs models of equal width; .* 8 and 7"):
-        train(make_recipe(spec), PlantedSource(d_model=(8, 7)), (8, 7), tmp_path, silent)
+        train(make_recipe(spec), [PlantedSource(d_model=(8, 7))], (8, 7), tmp_path, silent)
 
 
 def test_k_falls_and_mu_rises():

@@ -28,6 +28,7 @@ from torch import Tensor
 from crosscope_proto.artefacts import PairManifest
 from crosscope_proto.recipe import CrosscoderRecipe, recipe_dict
 from crosscope_worker.data.harvest import WINDOW_FORWARDS
+from crosscope_worker.data.part import WHOLE, Part
 from crosscope_worker.disk import PARTIAL, is_no_room, sha256, whole
 from crosscope_worker.models.activations import PairActivations
 from crosscope_worker.models.fingerprints import UNKNOWN, WEIGHTS, weight_files
@@ -97,6 +98,11 @@ def cache_key(
         "window_forwards": WINDOW_FORWARDS,
         "software": {package: ".".join(version(package).split(".")[:2]) for package in _SOFTWARE},
     }
+
+
+def of_part(key: dict[str, Any], part: Part) -> dict[str, Any]:
+    """The key of a part of the texts; that of the whole is the key itself."""
+    return key if part == WHOLE else key | {"part": [part.index, part.of]}
 
 
 def _rows(activations: PairActivations, tokens_per_forward: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 
 from crosscope_proto.roots import RootError, Roots
 from crosscope_proto.specs import DataSpec
-from crosscope_worker.data.rows import Columns, DataError, Row, said
+from crosscope_worker.data.rows import Columns, DataError, Row, Wanted, said
 from crosscope_worker.roots import files_below, open_file
 
 
@@ -24,12 +25,12 @@ class FileRows:
         self.files = _files(spec, folders, roots)
         self.retries = 0
 
-    def read(self, first: int) -> Iterator[tuple[int, Row]]:
+    def read(self, first: int, wanted: Wanted | None = None) -> Iterator[tuple[int, Row]]:
         """See Rows."""
         read = {"jsonl": self._jsonl, "parquet": self._parquet, "text": self._text}[self._spec.source]
         number = 0
         for file in self.files:
-            rows = read(file, max(0, first - number))
+            rows = read(file, _Wanted(number, first, wanted))
             while True:
                 try:
                     row = next(rows, None)
@@ -60,12 +61,12 @@ class FileRows:
     def restore(self, state: Mapping[str, Any] | None) -> None:
         """See Rows."""
 
-    def _jsonl(self, file: Path, passed_over: int) -> Iterator[Row]:
+    def _jsonl(self, file: Path, wanted: "_Wanted") -> Iterator[Row]:
         for index, (number, line) in enumerate(self._lines(file)):
-            yield Row(f"{file}, line {number}", {} if index < passed_over else _json_object(file, number, line))
+            yield Row(f"{file}, line {number}", _json_object(file, number, line) if wanted(index) else {})
 
-    def _text(self, file: Path, passed_over: int) -> Iterator[Row]:
-        del passed_over
+    def _text(self, file: Path, wanted: "_Wanted") -> Iterator[Row]:
+        del wanted
         for number, line in self._lines(file):
             yield Row(f"{file}, line {number}", {"text": line})
 
@@ -80,7 +81,7 @@ class FileRows:
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{file} cannot be read as UTF-8 text, line {number}: {error}") from error
 
-    def _parquet(self, file: Path, passed_over: int) -> Iterator[Row]:
+    def _parquet(self, file: Path, wanted: "_Wanted") -> Iterator[Row]:
         number = 0
         with self._open_parquet(file) as table:
             known = table.schema_arrow.names
@@ -90,10 +91,11 @@ class FileRows:
             columns = [*self._columns.needed, *(name for name in self._columns.optional if name in known)]
             try:
                 for batch in table.iter_batches(batch_size=256, columns=columns):
-                    beyond = number + len(batch) > passed_over
-                    for values in batch.to_pylist() if beyond else len(batch) * ({},):
-                        yield Row(f"{file}, row {number}", values)
-                        number += 1
+                    places = [place for place in range(len(batch)) if wanted(number + place)]
+                    found = iter(batch.take(places).to_pylist() if places else ())
+                    for place in range(len(batch)):
+                        yield Row(f"{file}, row {number + place}", next(found) if wanted(number + place) else {})
+                    number += len(batch)
             except (OSError, pa.ArrowException) as error:
                 raise DataError(f"{file} cannot be read as Parquet after row {number}: {error}") from error
 
@@ -114,6 +116,21 @@ class FileRows:
             raise DataError(f"data set {self._spec.name!r}: {error}") from error
         except OSError as error:
             raise DataError(f"{file} cannot be read: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Which rows of a file are looked at, by their index in the file."""
+
+    before: int
+    """Rows in the files before it."""
+    first: int
+    """Number of the first row that is wanted."""
+    also: Wanted | None
+
+    def __call__(self, index: int) -> bool:
+        number = self.before + index
+        return number >= self.first and (self.also is None or self.also(number))
 
 
 def _json_object(file: Path, number: int, line: str) -> dict[str, Any]:

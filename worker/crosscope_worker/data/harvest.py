@@ -77,8 +77,9 @@ def harvest_windows(
     norms: NormFilter | None = None,
     num_before: int = 0,
     tick: Tick = idle_tick,
+    is_part: bool = False,
 ) -> Iterator[Harvest]:
-    """`harvest` over texts that are divided into windows already."""
+    """`harvest` over texts that are divided into windows already; of a part of the texts no token need be kept."""
     norms = norms or NormFilter(policy.max_norm_ratio, activations.d_model)
     num_texts, kept = num_before, 0
     for window in windows:
@@ -86,7 +87,7 @@ def harvest_windows(
         num_texts += len(window)
         kept += len(found.x)
         yield found
-    if num_texts and not kept and not num_before:
+    if num_texts and not kept and not num_before and not is_part:
         raise HarvestError(
             f"the token policy keeps no token of {num_texts} texts; lower skip_first ({policy.skip_first}) "
             f"or raise max_norm_ratio ({policy.max_norm_ratio})"

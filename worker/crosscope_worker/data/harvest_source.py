@@ -5,8 +5,9 @@ learning rates do not depend on which it was. Does not know what the activations
 """
 
 import copy
+import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -16,15 +17,16 @@ from torch import Tensor
 from crosscope_proto.recipe import CrosscoderRecipe
 from crosscope_proto.specs import TokenPolicy
 from crosscope_proto.stages import Stage
-from crosscope_worker.data.activation_cache import ActivationCache, Shard, State, cache_key
+from crosscope_worker.data.activation_cache import ActivationCache, Shard, State, cache_key, of_part
 from crosscope_worker.data.activation_source import ActivationSource
 from crosscope_worker.data.ahead import ahead
 from crosscope_worker.data.harvest import TOKENS_PER_FORWARD, harvest_windows, windows_of
+from crosscope_worker.data.part import WHOLE
 from crosscope_worker.data.prefetch import PrefetchedSource
-from crosscope_worker.data.tally import shifted
+from crosscope_worker.data.tally import Counts, shifted, together
 from crosscope_worker.data.texts import Text, TextStream
 from crosscope_worker.models.activations import PairActivations
-from crosscope_worker.models.norms import NormFilter
+from crosscope_worker.models.norms import NormFilter, joined
 from crosscope_worker.phases import Following, Phase
 from crosscope_worker.ticks import Tick, idle_tick
 
@@ -98,6 +100,7 @@ class HarvestSource:
                     self._norms,
                     self._at.num_texts,
                     self._tick,
+                    self._stream.part != WHOLE,
                 )
                 for found in harvests:
                     yield found.x
@@ -232,23 +235,37 @@ def _shifted(state: State, by: State, sign: int) -> State:
     }
 
 
-def norms_of(state: State, policy: TokenPolicy, d_model: tuple[int, int]) -> NormFilter:
-    """The norm filter of a source with this state, with its bounds and counts."""
+def norms_of(states: Sequence[State], policy: TokenPolicy, d_model: tuple[int, int]) -> NormFilter:
+    """The norm filter of sources with these states, one a stream: counts added up, bounds as `norms.joined`."""
     norms = NormFilter(policy.max_norm_ratio, d_model)
-    norms.restore((state.get("harvest") or state)["norms"])
+    norms.restore(joined([_of_harvest(state)["norms"] for state in states]))
     return norms
 
 
-def open_source(
+def counts_of(states: Sequence[State]) -> list[Counts]:
+    """What became of the texts of each data set, by the states of all sources of a training."""
+    return together(*(_of_harvest(state)["stream"]["counts"] for state in states))
+
+
+def have_ended(states: Sequence[State]) -> bool:
+    """Whether all sources with these states stand at the end of an epoch."""
+    return all(_of_harvest(state)["epoch"] > 0 == _of_harvest(state)["num_texts"] for state in states)
+
+
+def _of_harvest(state: State) -> State:
+    return state.get("harvest") or state
+
+
+def open_sources(
     recipe: CrosscoderRecipe,
-    stream: TextStream,
+    streams: Sequence[TextStream],
     activations: PairActivations,
     home: Path,
     hashes: dict[str, str],
     tell: Callable[[str], None],
     following: Following,
-) -> ActivationSource:
-    """The source that a recipe asks for; on a GPU it works ahead.
+) -> list[ActivationSource]:
+    """The sources that a recipe asks for, one a stream of texts; on a GPU they work ahead.
 
     `hashes`: of the pair and of what its chat template is told; `tell` hears of damaged shards, `following` of what is
     read, written and hashed. Raises CacheError if activations cannot be cached, and OSError if a data file cannot be
@@ -258,13 +275,27 @@ def open_source(
     # Without a GPU, tokeniser, models and trainer would share the cores that each of them alone keeps busy.
     on_gpu = device.type == "cuda"
     windows_ahead = WINDOWS_AHEAD if on_gpu else 0
-    harvested = HarvestSource(stream, activations, recipe, tick=following.tick, windows_ahead=windows_ahead)
-    source: ActivationSource = harvested
-    if recipe.training.cache:
-        size = sum(path.stat().st_size for paths in stream.files for path in paths)
-        hashing = Phase(following, Stage.HASH_DATA, "hashing the data", size, "bytes")
-        key = cache_key(recipe, activations, stream.files, hashes, TOKENS_PER_FORWARD, hashing)
-        cache = ActivationCache(home, key, sum(activations.d_model), activations.pair.device, tell)
-        cache.remove_partial(time.time())
-        source = CachedSource(harvested, cache, following.tick, following.say)
-    return PrefetchedSource(source, device) if on_gpu else source
+    key = _key(recipe, streams[0], activations, hashes, following) if recipe.training.cache and streams else None
+    turn = threading.Lock() if len(streams) > 1 else None
+    sources: list[ActivationSource] = []
+    for stream in streams:
+        source: ActivationSource
+        source = made = HarvestSource(stream, activations, recipe, tick=following.tick, windows_ahead=windows_ahead)
+        if key is not None:
+            cache = ActivationCache(home, of_part(key, stream.part), sum(activations.d_model), device, tell)
+            cache.remove_partial(time.time())
+            source = CachedSource(made, cache, following.tick, following.say)
+        sources.append(PrefetchedSource(source, device, turn) if on_gpu else source)
+    return sources
+
+
+def _key(
+    recipe: CrosscoderRecipe,
+    stream: TextStream,
+    activations: PairActivations,
+    hashes: dict[str, str],
+    following: Following,
+) -> State:
+    size = sum(path.stat().st_size for paths in stream.files for path in paths)
+    hashing = Phase(following, Stage.HASH_DATA, "hashing the data", size, "bytes")
+    return cache_key(recipe, activations, stream.files, hashes, TOKENS_PER_FORWARD, hashing)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from crosscope_proto.roots import RootError, Roots
 from crosscope_proto.specs import DataSpec
-from crosscope_worker.data.rows import DataError, Row, Tell, said
+from crosscope_worker.data.rows import DataError, Row, Tell, Wanted, said
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -57,8 +57,9 @@ class HubRows:
         if state is not None:
             self._number, self._position, self._commit = state["row"], state["position"], state["commit"]
 
-    def read(self, first: int) -> Iterator[tuple[int, Row]]:
+    def read(self, first: int, wanted: Wanted | None = None) -> Iterator[tuple[int, Row]]:
         """See Rows."""
+        del wanted  # Rows come with their values.
         if self._number > first:
             self._number, self._position = 0, None
         failures = 0

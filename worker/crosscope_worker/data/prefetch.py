@@ -4,6 +4,7 @@ On a GPU the thread has a CUDA stream of its own. Knows neither models nor what 
 """
 
 import copy
+import threading
 from collections.abc import Generator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
@@ -32,8 +33,9 @@ class _Made:
 class PrefetchedSource:
     """The blocks of another ActivationSource, bit for bit. Its state is that of the block given last."""
 
-    def __init__(self, source: ActivationSource, device: torch.device) -> None:
-        self._source = source
+    def __init__(self, source: ActivationSource, device: torch.device, turn: "threading.Lock | None" = None) -> None:
+        """`turn`: held while a block is made, where several sources share the models, which run one block at a time."""
+        self._source, self._turn = source, turn
         self._device = device
         self._state = copy.deepcopy(source.state())
         self._fraction = source.fraction()
@@ -60,8 +62,11 @@ class PrefetchedSource:
             closing(self._source.blocks()) as blocks,
         ):
             while True:
-                x = next(blocks, None)
-                ready = torch.cuda.current_stream(self._device).record_event() if on_gpu else None
+                with self._turn or nullcontext():
+                    x = next(blocks, None)
+                    ready = torch.cuda.current_stream(self._device).record_event() if on_gpu else None
+                    if self._turn is not None and ready is not None:
+                        ready.synchronize()
                 yield _Made(x, copy.deepcopy(self._source.state()), self._source.fraction(), ready)
                 if x is None:
                     return

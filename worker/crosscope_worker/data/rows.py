@@ -9,6 +9,10 @@ Tell = Callable[[str], None]
 """Hears what a waiting person should know; may raise to stop the reading."""
 
 
+Wanted = Callable[[int], bool]
+"""Whether the row of a number will be looked at."""
+
+
 class DataError(ValueError):
     """Data that cannot be read; the sentence names the data set, or the file and line."""
 
@@ -29,8 +33,11 @@ class Rows(Protocol):
     retries: int
     """Reads that failed and were tried again."""
 
-    def read(self, first: int) -> Iterator[tuple[int, Row]]:
-        """Rows with their numbers, from number `first` on. Raises DataError that names the row."""
+    def read(self, first: int, wanted: Wanted | None = None) -> Iterator[tuple[int, Row]]:
+        """Rows with their numbers, from number `first` on. Those that are not `wanted` may come without their values.
+
+        Raises DataError that names the row.
+        """
         ...
 
     def count(self, at_most: int | None = None) -> int | None:

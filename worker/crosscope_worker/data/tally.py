@@ -101,3 +101,11 @@ def total(*parts: Sequence[Counts]) -> list[Counts]:
     for state in states[1:]:
         result = shifted(result, state, 1)
     return from_state(result)
+
+
+def together(*parts: Sequence[State]) -> list[Counts]:
+    """The counts of the same data sets in parts of one reading (`part.Part`), as one reading of all would have them."""
+    result = total(*map(from_state, parts))
+    for index, counts in enumerate(result):
+        counts.stopped = max(part[index]["stopped"] for part in parts)  # every part ends at its share of max_tokens
+    return result

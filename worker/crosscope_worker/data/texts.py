@@ -16,6 +16,7 @@ from crosscope_worker.data import chats, tally
 from crosscope_worker.data.chats import RefusedText
 from crosscope_worker.data.file_rows import FileRows
 from crosscope_worker.data.hub_rows import HubRows
+from crosscope_worker.data.part import WHOLE, Part
 from crosscope_worker.data.rows import Columns, DataError, Row, Rows, Tell
 from crosscope_worker.data.tally import Counts
 from crosscope_worker.tokenizer.token_policy import policy_positions
@@ -59,8 +60,8 @@ class TextStream:
     """Tokenised texts of several data sets, one of each in turn; a set that has ended drops out.
 
     Every `policy.held_out_every`-th text of each set, by its index in the set, is in split "held_out", all others in
-    "train"; "all" has both. There, and in "train", a set also ends at its max_tokens. Texts are cut to
-    `policy.max_length` tokens.
+    "train"; "all" has both. There, and in "train", a set also ends at its max_tokens, of which a part has its share.
+    Texts are cut to `policy.max_length` tokens.
     Iterating again goes on where the stream stands; after its end it starts over. Raises DataError for a text or set
     that cannot be read, and for a set with too many refused texts or without a token that is kept.
     """
@@ -74,11 +75,14 @@ class TextStream:
         split: Split,
         roots: Roots | None = None,
         tell: Tell = lambda _: None,
+        part: Part = WHOLE,
     ) -> None:
         """`folders`: where relative paths are looked up, in this order. `roots`: what may be read; unset: `folders`.
 
-        `tell` hears of reads that are tried again. Raises DataError if a file is missing or may not be read.
+        `tell` hears of reads that are tried again. What a `part` lost is judged once all parts were read
+        (`check_together`). Raises DataError if a file is missing or may not be read.
         """
+        self.part = part
         self._data = tuple(data)
         self._tokenizer = tokenizer
         self._policy = policy
@@ -117,6 +121,17 @@ class TextStream:
         """Raises DataError if too many texts of a data set were refused in a reading that ended early."""
         for index in range(len(self._data)):
             self._check_losses(index, 1)
+
+    def check_together(self, counts: Sequence[Counts], ended: bool) -> None:
+        """Raises DataError where a data set lost too many texts, or has no token; `counts` are those of all its parts.
+
+        `ended`: whether each part was read to its end.
+        """
+        self._counts = list(counts)
+        for index in range(len(self._data)):
+            self._check_losses(index, 1, of_a_part=not ended)
+            if ended:
+                self._check_tokens(index, 1)
 
     def _start(self) -> None:
         self._next_row = [0] * len(self._data)
@@ -167,7 +182,8 @@ class TextStream:
         return min(1.0, max(by_rows, by_tokens))
 
     def _limit(self, index: int) -> int | None:
-        return None if self._split == "held_out" else self._data[index].max_tokens
+        limit = None if self._split == "held_out" else self._data[index].max_tokens
+        return None if limit is None else self.part.share(limit)
 
     def _is_full(self, index: int) -> bool:
         """Whether a set has given its max_tokens."""
@@ -190,14 +206,14 @@ class TextStream:
 
     def _texts(self, index: int) -> Iterator[Text]:
         """Texts of one set from its next row on; advances the set's state before each text is given."""
-        every, rows = self._policy.held_out_every, self._rows[index]
+        rows, wanted = self._rows[index], None if self.part == WHOLE else self._has
         first = num_rows = self._next_row[index]
         retries = rows.retries
-        for number, row in rows.read(first) if not self._is_full(index) else ():
+        for number, row in rows.read(first, wanted) if not self._is_full(index) else ():
             num_rows = number + 1
             self._counts[index].retries += rows.retries - retries
             retries = rows.retries
-            if self._split != "all" and (number % every == every - 1) != (self._split == "held_out"):
+            if not self._has(number):
                 continue
             self._next_row[index] = number + 1
             text = self._text(index, row)
@@ -209,6 +225,15 @@ class TextStream:
                 break
         self._counts[index].stopped += self._is_full(index)
         self._check_end(index, num_rows)
+
+    def _has(self, number: int) -> bool:
+        """Whether the row of a number is in the split and in the part."""
+        every = self._policy.held_out_every
+        if self._split == "all":
+            return self.part.has(number)
+        is_held_out, num_before = number % every == every - 1, number // every
+        in_split = num_before if self._split == "held_out" else number - num_before
+        return is_held_out == (self._split == "held_out") and self.part.has(in_split)
 
     def _text(self, index: int, row: Row) -> Text | None:
         """The text of a row, counted; None if it is left out."""
@@ -253,10 +278,11 @@ class TextStream:
         spec, counts = self._data[index], self._counts[index]
         if not num_rows:
             raise DataError(f"data set {spec.name!r} is empty: {spec.path}")
-        if not counts.read and self._split == "held_out":
+        if not counts.read and self._split == "held_out" and self.part == WHOLE:
             raise self._too_small(index, num_rows)
-        self._check_losses(index, 1, of_a_part=False)
-        self._check_tokens(index, 1)
+        if self.part == WHOLE:
+            self._check_losses(index, 1, of_a_part=False)
+            self._check_tokens(index, 1)
 
     def _check_losses(self, index: int, enough: int, *, of_a_part: bool = True) -> None:
         """Raises DataError if at least `enough` texts were refused and their share is too large.

@@ -31,10 +31,10 @@ from crosscope_worker.disk import is_no_room, write_whole
 from crosscope_worker.jobs.claim import MAX_MESSAGE, Claim, QueueAway
 from crosscope_worker.jobs.journal import Journal
 from crosscope_worker.jobs.kinds import load_kind
-from crosscope_worker.jobs.lifeline import die_with_parent
 from crosscope_worker.jobs.reporter import JobPulse, Reporter
 from crosscope_worker.jobs.retention import retry_hint
 from crosscope_worker.jobs.stages import Shares, weights
+from crosscope_worker.lifeline import die_with_parent
 from crosscope_worker.work import Cancelled, LostClaim, Manifest, Workspace, is_out_of_memory
 
 RESULT = "result.json"
@@ -73,6 +73,8 @@ class Attempt:
     """How long the reporting thread may stand still."""
     silent_s: float = 1800
     """How long the job may go without a report of progress."""
+    ray_address: str | None = None
+    """The Ray cluster on which trainings on several devices run."""
 
     def to_json(self) -> str:
         """JSON for a pipe: a command line or an environment would show the queue's password to others."""
@@ -164,7 +166,18 @@ def _work(
             roots = tuple(map(Path, attempt.data_roots))
             submitted_from = Path(task.folder) if task.folder else None
             addresses = tuple(attempt.label_addresses)
-            workspace = Workspace(Path(attempt.home), folder, fence, attempt.device, roots, addresses, submitted_from)
+            workspace = Workspace(
+                Path(attempt.home),
+                folder,
+                fence,
+                attempt.device,
+                roots,
+                addresses,
+                submitted_from,
+                attempt.beat_s,
+                attempt.silent_s,
+                attempt.ray_address,
+            )
             result = _keep_result(folder, job(recipe, workspace, reporter))
         ending = job_record.SUCCEEDED, result["message"], result["version_id"]
     except Cancelled:

@@ -46,12 +46,12 @@ from crosscope_worker.jobs.claim import QueueAway, is_passing, patiently
 from crosscope_worker.jobs.entry import Attempt
 from crosscope_worker.jobs.environment import job_environment
 from crosscope_worker.jobs.kinds import KINDS
-from crosscope_worker.jobs.lifeline import die_with_parent
 from crosscope_worker.jobs.machine import Machine, find_machine
 from crosscope_worker.jobs.metrics import Metrics
 from crosscope_worker.jobs.retention import retry_hint, sweep
 from crosscope_worker.jobs.settings import JobSettings
 from crosscope_worker.jobs.traced import attempt_span
+from crosscope_worker.lifeline import die_with_parent
 
 BEAT_S = 5.0
 STOP_GRACE_S = 2.0
@@ -139,7 +139,14 @@ class JobWorker(Worker):
         try:
             super().heartbeat(timeout, pipeline)
             machine = self._machine
-            note = WorkerNote(time.time(), machine.device, machine.name, machine.memory_bytes, machine.free_bytes())
+            note = WorkerNote(
+                time.time(),
+                machine.device,
+                machine.name,
+                machine.memory_bytes,
+                machine.free_bytes(),
+                machine.num_devices,
+            )
             self.connection.hset(keys.JOB_WORKERS, self.name, json.dumps(asdict(note)))
             self._metrics.ages.beat("queue")
         except RedisError as error:
@@ -201,6 +208,7 @@ class JobWorker(Worker):
             keeps_checkpoints=self._settings.keeps_checkpoints,
             beat_s=self._settings.job_beat_s,
             silent_s=self._settings.job_silent_s,
+            ray_address=self._settings.ray_address,
         )
         recipe = cast("bytes | None", self.connection.hget(keys.job_key(job_id), "recipe")) or b""
         environment = job_environment(os.environ, self._settings, recipe.decode())

@@ -33,6 +33,9 @@ class JobSettings(ProcessSettings):
     job_silent_s: float = Field(default=1800, ge=1, allow_inf_nan=False)
     """How long a job may go without a report of progress before its process is killed and it is queued again."""
 
+    ray_address: Annotated[str, Field(min_length=1)] | None = None
+    """Address of a Ray cluster on which trainings on several devices run; unset: they run on this machine."""
+
     data_roots: Annotated[tuple[Path, ...], NoDecode] = ()
     """Folders besides the home from which recipes may read files, separated by the system's path separator."""
 

@@ -3,6 +3,7 @@
 Does not know where activations come from.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,6 +70,22 @@ def measured_bounds(
     limits = (ratio * both[0], ratio * both[1])
     sinks = [sink for sink, (base, chat) in zip(at, by_sink, strict=True) if base > limits[0] or chat > limits[1]]
     return NormBounds(limits, tuple(sinks))
+
+
+def joined(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The state of one filter for the filters, in these states, of several parts of the texts.
+
+    Counts are added up. Each limit is the mean of the parts'; a position is left out if at least half of them found it.
+    """
+    bounds = [state for state in states if state["limits"] is not None]
+    limits = [sum(each) / len(bounds) for each in zip(*(state["limits"] for state in bounds), strict=True)]
+    found = Counter(position for state in bounds for position in state["positions"])
+    return {
+        "limits": limits or None,
+        "positions": sorted(position for position, number in found.items() if 2 * number >= len(bounds)),
+        "num_tokens": sum(state["num_tokens"] for state in states),
+        "left_out": np.sum([state["left_out"] for state in states], axis=0).tolist(),
+    }
 
 
 class NormFilter:

@@ -19,6 +19,7 @@ from crosscope_proto.stages import Stage
 from crosscope_worker.analysis.fidelity import spliced_half
 from crosscope_worker.analysis.lens import find_lenses
 from crosscope_worker.data.harvest import TOKENS_PER_FORWARD
+from crosscope_worker.data.part import WHOLE, Part
 from crosscope_worker.data.texts import Split, TextStream, open_rows
 from crosscope_worker.dictionary.sparse import launches_kernels
 from crosscope_worker.models.activations import PairActivations
@@ -50,11 +51,11 @@ class Material:
     activations: PairActivations
     tokenizer: TextTokenizer
     hashes: dict[str, str]
-    """`pair_hashes` of the pair."""
+    """`pair_hashes` of the pair; empty if it was loaded without."""
 
     @classmethod
-    def load(cls, recipe: AnalysedRecipe, workspace: Workspace, progress: Progress) -> Self:
-        """Loads the pair and opens the data.
+    def load(cls, recipe: AnalysedRecipe, workspace: Workspace, progress: Progress, *, hashed: bool = True) -> Self:
+        """Loads the pair and opens the data; hashes the pair's files unless nobody asks for the hashes.
 
         Raises what load_models raises, AnalysisError for a model with which `analysis.spliced_tokens` is impossible,
         and DataError for a data set without held-out texts.
@@ -68,7 +69,7 @@ class Material:
         material = cls(recipe, workspace, progress, pair, activations, tokenizer, {})
         progress(Stage.LOAD, 0.96, "looking for the held-out texts")
         material.texts("held_out").check_held_out()
-        return replace(material, hashes=hash_models(pair, progress))
+        return replace(material, hashes=hash_models(pair, progress)) if hashed else material
 
     @cached_property
     def float32(self) -> Float32:
@@ -97,13 +98,13 @@ class Material:
                 self.activations.packs_rows(TOKENS_PER_FORWARD)
             self.progress(Stage.LOAD, 0.99, self.activations.about_rows(TOKENS_PER_FORWARD))
 
-    def texts(self, split: Split) -> TextStream:
+    def texts(self, split: Split, part: Part = WHOLE) -> TextStream:
         """The recipe's texts of a split, from their beginning, cut to the length that both models can read.
 
         Raises DataError if a file is missing.
         """
         return open_texts(
-            self.recipe, self.recipe.tokens, self.pair, self.tokenizer, split, self.workspace, self.progress
+            self.recipe, self.recipe.tokens, self.pair, self.tokenizer, split, self.workspace, self.progress, part
         )
 
 
@@ -148,6 +149,7 @@ def open_texts(
     split: Split,
     workspace: Workspace,
     progress: Progress,
+    part: Part = WHOLE,
 ) -> TextStream:
     """A recipe's texts of a split, from their beginning, cut to the length that both models can read.
 
@@ -159,7 +161,7 @@ def open_texts(
     def tell(message: str) -> None:
         progress("read", 0.0, message)
 
-    return TextStream(recipe.data, tokenizer, policy, _folders(recipe, workspace), split, workspace.roots, tell)
+    return TextStream(recipe.data, tokenizer, policy, _folders(recipe, workspace), split, workspace.roots, tell, part)
 
 
 def _folders(recipe: ReadingRecipe, workspace: Workspace) -> list[Path]:

@@ -29,7 +29,12 @@ _DTYPES: Sequence[str] = get_args(get_type_hints(TrainingSpec)["dtype"])
 
 
 def remember(
-    home: Path, recipe: CrosscoderRecipe, device: str, curves: Sequence[tuple[int, str, float]], note: str = ""
+    home: Path,
+    recipe: CrosscoderRecipe,
+    device: str,
+    num_devices: int,
+    curves: Sequence[tuple[int, str, float]],
+    note: str = "",
 ) -> None:
     """Adds the last speed in a training's curves to the home's speeds, with a note; a failed write is ignored."""
     measured = [value for _, name, value in curves if name == "tokens_per_second"]
@@ -37,7 +42,8 @@ def remember(
         return
     spec, training = recipe.crosscoder, recipe.training
     names = recipe.pair.name, recipe.layer, spec.variant, spec.num_latents, training.batch_size, training.dtype
-    entry = json.dumps(asdict(Speed(*names, device=device, tokens_per_second=measured[-1], note=note)))
+    speed = Speed(*names, device=device, tokens_per_second=measured[-1], note=note, num_devices=num_devices)
+    entry = json.dumps(asdict(speed))
     path = home / SPEEDS
     with contextlib.suppress(OSError, UnicodeDecodeError):
         before = path.read_text(encoding="utf-8").splitlines() if path.exists() else []

@@ -16,17 +16,18 @@ from crosscope_worker.transfer import sent
 
 
 class ShuffleBuffer:
-    """Draws each batch at random from all tokens that it holds, and refills from the stream.
+    """Fills from the stream, and is drawn from at random.
 
-    So a step takes as many tokens from the stream as it trains on, and a token stays for `capacity / batch_size` steps
-    on average. After the end of the stream the remaining tokens are drawn; the last batch may be smaller.
+    Filled before each batch, it takes as many tokens from the stream as are trained on, and a token stays for `capacity
+    / batch_size` steps on average. After the end of the stream the remaining tokens are drawn.
     """
 
-    def __init__(self, blocks: Iterator[Tensor], capacity: int, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, blocks: Iterator[Tensor], capacity: int, batch_size: int, seed: int | np.random.SeedSequence
+    ) -> None:
         """`blocks` yields `[token, both]` float32 on one device. `capacity` is raised to two batches if smaller."""
         self._blocks = blocks
         self._capacity = max(capacity, 2 * batch_size)
-        self._batch_size = batch_size
         self._generator = np.random.default_rng(seed)
         self._tokens: Tensor | None = None
         """[capacity, both], of which the first `_size` rows are held."""
@@ -49,14 +50,15 @@ class ShuffleBuffer:
             self._size += len(taken)
         return torch.empty(0, 0) if self._tokens is None else self._tokens[: self._size]
 
-    def __iter__(self) -> Iterator[Tensor]:
-        """Yields batches `[batch, both]`."""
-        while len(held := self.fill()):
-            yield self._draw(held)
+    def draw(self, number: int) -> Tensor:
+        """Takes `number` tokens out, [token, both], or all that it holds if these are fewer.
 
-    def _draw(self, held: Tensor) -> Tensor:
-        """Takes a batch out, and moves tokens from the end into the rows that become free before it."""
-        drawn = self._generator.choice(len(held), min(self._batch_size, len(held)), replace=False)
+        Moves tokens from the end into the rows that become free before it.
+        """
+        if not self._size or self._tokens is None:
+            return torch.empty(0, 0)
+        held = self._tokens[: self._size]
+        drawn = self._generator.choice(len(held), min(number, len(held)), replace=False)
         self._size = len(held) - len(drawn)
         stays = np.ones(len(drawn), dtype=bool)
         stays[drawn[drawn >= self._size] - self._size] = False
@@ -68,6 +70,11 @@ class ShuffleBuffer:
     def _index(self, places: np.ndarray) -> Tensor:
         assert self._tokens is not None
         return sent(torch.from_numpy(places), self._tokens.device)
+
+    @property
+    def num_held(self) -> int:
+        """Tokens from which the next batch is drawn."""
+        return self._size
 
     @property
     def num_waiting(self) -> int:

@@ -18,14 +18,14 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from crosscope_worker.training.checkpoint import Checkpoint, save_checkpoint
+from crosscope_worker.training.checkpoint import ONE, Checkpoint, Group, StreamState, save_checkpoint
 from crosscope_worker.training.memory import room_beside
 
 _ROOM_SHARE = 0.9
 """Most of the free memory that the copy may take."""
 _WORTH_SAYING_S = 0.5
 """Waits that are shorter are not told."""
-Write = Callable[[Path, Checkpoint], None]
+Write = Callable[[Path, Checkpoint, Group], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +33,7 @@ class _Copy:
     """A checkpoint that nothing changes any more."""
 
     checkpoint: Checkpoint
+    """Its streams' sources are copies too."""
     ready: torch.Event | None
     """On a GPU: when the copy is made."""
     device: torch.device
@@ -45,9 +46,17 @@ class CheckpointWriter:
     error, it is added to that as a note.
     """
 
-    def __init__(self, folder: Path, say: Callable[[str], None], write: Write = save_checkpoint) -> None:
-        """`say` hears sentences: of a checkpoint that is waited for, and once of missing room for the copy."""
+    def __init__(
+        self, folder: Path, say: Callable[[str], None], group: Group = ONE, write: Write = save_checkpoint
+    ) -> None:
+        """`say` hears sentences: of a checkpoint that is waited for, and once of missing room for the copy.
+
+        `group`: the ranks that write together. If a training on several ranks ends with an
+        error, the others' parts of the last checkpoint are not waited for.
+        """
         self._folder, self._say, self._write = folder, say, write
+        self._alone = threading.Event()
+        self._group = replace(group, given_up=self._alone.is_set)
         self._held: dict[str, Tensor] = {}
         """The copy's memory, by name, flat."""
         self._has_room: bool | None = None
@@ -62,6 +71,8 @@ class CheckpointWriter:
     def __exit__(
         self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
     ) -> None:
+        if error is not None:
+            self._alone.set()
         self._wait()
         self._held.clear()
         if self._error is not None and error is not None:
@@ -87,7 +98,7 @@ class CheckpointWriter:
         self.check()
         self._step = checkpoint.step
         if (copy := self._copied(checkpoint)) is None:
-            self._write(self._folder, checkpoint)
+            self._write(self._folder, checkpoint, self._group)
             return
         self._thread = threading.Thread(target=self._run, args=(copy,), name="checkpoint")
         self._thread.start()
@@ -107,21 +118,27 @@ class CheckpointWriter:
                 own.wait_event(copy.ready)
                 stream = torch.cuda.stream(own)
             with torch.no_grad(), stream:
-                self._write(self._folder, copy.checkpoint)
+                self._write(self._folder, copy.checkpoint, self._group)
         except BaseException as error:  # The training's thread raises it.
             self._error = error
 
     def _copied(self, checkpoint: Checkpoint) -> _Copy | None:
         """A copy of a checkpoint, or None where there is no room for one."""
-        tensors = checkpoint.tensors
-        device = max(tensors.values(), key=lambda each: each.nbytes).device
+        device = max(checkpoint.all_tensors, key=lambda each: each.nbytes).device
         if self._has_room is None:
-            self._has_room = self._fits(sum(tensor.nbytes for tensor in tensors.values()), device)
+            self._has_room = self._fits(checkpoint.size_bytes, device)
         if not self._has_room:
             return None
-        found = {name: self._copy_of(name, tensor) for name, tensor in tensors.items()}
+        found = {name: self._copy_of(name, tensor) for name, tensor in checkpoint.tensors.items()}
+        streams = {
+            number: StreamState(
+                {name: self._copy_of(f"stream {number} {name}", tensor) for name, tensor in stream.tensors.items()},
+                deepcopy(stream.source),
+            )
+            for number, stream in checkpoint.streams.items()
+        }
         ready = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
-        return _Copy(replace(checkpoint, tensors=found, source=deepcopy(checkpoint.source)), ready, device)
+        return _Copy(replace(checkpoint, tensors=found, streams=streams), ready, device)
 
     def _fits(self, size: int, device: torch.device) -> bool:
         room = room_beside(device)

@@ -17,8 +17,10 @@ __all__ = ["free_bytes", "needed", "ran_out", "room_beside", "shortage", "values
 _CONTAINER = Path("/sys/fs/cgroup")
 
 
-def shortage(parts: Mapping[str, int], values: Mapping[str, int], free: int) -> str | None:
+def shortage(parts: Mapping[str, int], values: Mapping[str, int], free: int, num_devices: int = 1) -> str | None:
     """A sentence if `parts` (from `needed`) do not fit into `free` bytes: which of `values` to lower, and to what.
+
+    Both are of each of the devices that train together.
 
     Of the fields that can make room it names the first: buffer, batch, latents. The copy of a checkpoint is left out,
     because a training does without it (checkpoint_writer.py).
@@ -28,14 +30,15 @@ def shortage(parts: Mapping[str, int], values: Mapping[str, int], free: int) -> 
     if total <= free:
         return None
     listed = ", ".join(f"{_size(size)} for {name} {values[name]}" for name, size in parts.items())
-    problem = f"training needs about {_size(total)} of memory ({listed}), and {_size(free)} are free"
+    where = f" on each of {num_devices} devices" if num_devices > 1 else ""
+    problem = f"training needs about {_size(total)} of memory{where} ({listed}), and {_size(free)} are free"
     for name, least in (("training.buffer_tokens", 2 * values["training.batch_size"]), ("training.batch_size", 1)):
         room = free - (total - parts[name])
         fitting = _round(values[name] * room // parts[name])
         if room > parts[name] // 8 and fitting >= least:
             return f"{problem}; lower {name} to {fitting}"
     fitting = _round(values["crosscoder.num_latents"] * free // (2 * total))
-    return f"{problem}; lower crosscoder.num_latents to about {fitting}, or use a machine with more"
+    return f"{problem}; lower crosscoder.num_latents to about {fitting}, or use more devices (training.devices)"
 
 
 def ran_out(parts: Mapping[str, int], values: Mapping[str, int]) -> str:

@@ -1,11 +1,14 @@
 """The start of a training: initial weights, and the scales and the bias that its first tokens give."""
 
 import math
+from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from crosscope_worker.dictionary.streams import Streams, Widths
+from crosscope_worker.ranks import ALONE, Ranks
 from crosscope_worker.training.active_code import Weights
 from crosscope_worker.training.errors import TrainingError
 from crosscope_worker.training.held import Held
@@ -70,18 +73,25 @@ def geometric_median(tokens: Tensor, iterations: int = 50) -> Tensor:
     return point
 
 
-def input_scales(streams: Streams, tokens: Tensor, d_model: tuple[int, int]) -> tuple[float, float]:
+def input_scales(
+    streams: Streams, held: Sequence[Tensor], d_model: tuple[int, int], ranks: Ranks = ALONE
+) -> tuple[float, float]:
     """Factors (base, chat) that bring each part of the dictionary's input to a mean squared norm equal to its width.
 
-    The input is computed from `tokens: [token, both]`. Raises TrainingError for a part that is zero everywhere.
+    The input is computed from `held`, the first tokens `[token, both]` of each of this rank's streams; sums are added
+    up in the order of streams. Raises TrainingError for a part that is zero everywhere.
     """
     widths = streams.widths(d_model)
-    totals = [0.0] * len(widths)
-    for piece in tokens.split(_AT_ONCE):
-        for index, part in enumerate(streams.parts(piece, d_model)):
-            totals[index] += float(part.double().square().sum())
+    of_streams: list[tuple[int, list[float]]] = []
+    for tokens in held:
+        totals = [0.0] * len(widths)
+        for piece in tokens.split(_AT_ONCE) if len(tokens) else ():
+            for index, part in enumerate(streams.parts(piece, d_model)):
+                totals[index] += float(part.double().square().sum())
+        of_streams.append((len(tokens), totals))
+    found = list(chain.from_iterable(ranks.everyone(of_streams)))
+    number = sum(each for each, _ in found)
+    totals = [sum(each) for each in zip(*(each for _, each in found), strict=True)]
     if not all(total > 0 for total in totals):
         raise TrainingError(streams.vanished)
-    return streams.scales(
-        [math.sqrt(width / (total / len(tokens))) for width, total in zip(widths, totals, strict=True)]
-    )
+    return streams.scales([math.sqrt(width / (total / number)) for width, total in zip(widths, totals, strict=True)])

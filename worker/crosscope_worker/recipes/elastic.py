@@ -1,0 +1,367 @@
+"""Launches the ranks of a training on this machine, by torch's elastic launcher (torchrun), and listens to them.
+
+A rank reports through a pipe of its own. The processes meet in a file and talk on the loopback interface, so no port is
+open to other machines. Knows nothing about what a rank does.
+"""
+
+import contextlib
+import logging
+import math
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from crosscope_proto.beats import EVERY_S, Listener
+from crosscope_proto.logs import configure_logging
+from crosscope_proto.stages import Stage
+from crosscope_worker.lifeline import die_with_parent
+from crosscope_worker.ranks import Ranks
+from crosscope_worker.recipes.ranks import RankTask, RunRank
+from crosscope_worker.training import TrainingError, newest_step, remove_partial
+from crosscope_worker.work import CHECKPOINTS, Progress, silent
+
+MAX_STARTS = 4
+"""How often the ranks of one job are started, the first time included."""
+_FAILED = 3
+"""Exit code of a rank that has told its error."""
+_TERMINATE_S = 5
+"""How long a rank that is asked to end may take before it is killed."""
+_LINGER_S = 15.0
+"""How long a rank that has lost the others waits to be ended: whoever died first is the cause."""
+_TORCHS_LOGS = ("torch.distributed.elastic.multiprocessing.api", "torch.multiprocessing.spawn")
+_LAST = ("failed", "lost", "ended")
+"""What a rank tells last; after that it need not show that it lives."""
+_LOOPBACK = "lo" if sys.platform == "linux" else "lo0"
+
+
+class _Elsewhere(Exception):
+    """The traceback of an error in a rank's process, for the job's log."""
+
+
+class ElasticLauncher:
+    """A Launcher (recipes/ranks.py) of ranks on this machine."""
+
+    def __init__(self, run: RunRank) -> None:
+        """`run`: what each rank does; a process of its own imports it by name."""
+        self._run = run
+
+    def __call__(self, task: RankTask, num_ranks: int, progress: Progress) -> None:
+        """See Launcher."""
+        checkpoints = Path(task.folder) / CHECKPOINTS
+        following = _Last(progress)
+        for start in range(1, MAX_STARTS + 1):
+            try:
+                how = self._start(task, num_ranks, following)
+            finally:
+                remove_partial(checkpoints)
+            if not how:
+                return
+            if start < MAX_STARTS:
+                step = newest_step(checkpoints)
+                again = "begins again" if step is None else f"goes on from step {step}"
+                following.say(f"{how}; training {again} (start {start + 1} of {MAX_STARTS})")
+        hint = " Signal 9 often means that memory ran out." if "signal 9" in how and "hung" not in how else ""
+        raise TrainingError(f"{how}, at the last of {MAX_STARTS} starts.{hint}")
+
+    def _start(self, task: RankTask, num_ranks: int, progress: Progress) -> str:
+        """Starts all ranks and waits for their end; how one died, empty if the training has ended.
+
+        Raises the error of a rank, and what `progress` raises.
+        """
+        with tempfile.TemporaryDirectory(prefix="crosscope-ranks-") as meeting, _Ears(num_ranks, task.beat_s) as ears:
+            agent = _Agent(self._run, task, Path(meeting), ears.pipes)
+            agent.start()
+            try:
+                while agent.is_alive():
+                    ears.hear(progress)
+                while ears.hear(progress, 0):
+                    pass
+            finally:
+                while agent.is_alive():  # The job is stopped.
+                    ears.kill()
+                    ears.hear(silent)
+        if ears.errors:
+            error, told = ears.errors[0]
+            raise error from _Elsewhere(f"in the process of a rank:\n{told}")
+        return _how(agent, ears)
+
+
+class _Last:
+    """A Progress that remembers where the training stood, so that a sentence can be said there."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._last = Stage.LOAD, 0.0, 0
+
+    def __call__(
+        self,
+        stage: str,
+        fraction: float,
+        message: str = "",
+        *,
+        step: int = 0,
+        metrics: Mapping[str, float] | None = None,
+        rel_norms: Sequence[int] = (),
+    ) -> None:
+        """See Progress."""
+        self._last = stage, fraction, step
+        self._progress(stage, fraction, message, step=step, metrics=metrics, rel_norms=rel_norms)
+
+    def say(self, message: str) -> None:
+        """Reports a sentence where the training stood last."""
+        stage, fraction, step = self._last
+        self._progress(stage, fraction, message, step=step)
+
+
+class _Agent(threading.Thread):
+    """The thread of torch's agent, which starts the processes, notices that one ends, and ends the others.
+
+    Processes are tied to this thread, which lives until all of them have ended. As it is not the main thread, the agent
+    takes no signal from the job's process.
+    """
+
+    def __init__(self, run: RunRank, task: RankTask, meeting: Path, pipes: Sequence[Connection]) -> None:
+        super().__init__(name="ranks")
+        self._run_rank, self._task, self._meeting, self._pipes = run, task, meeting, pipes
+        self.failure: ChildFailedError | None = None
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        """Runs the ranks until all have ended."""
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=len(self._pipes),
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint=str(self._meeting / "agent"),
+            rdzv_configs={"store_type": "file"},
+            local_addr="127.0.0.1",
+            max_restarts=0,
+            logs_specs=DefaultLogsSpecs(log_dir=str(self._meeting / "logs")),
+            shutdown_timeout=_TERMINATE_S,
+        )
+        threads = max(1, torch.get_num_threads() // len(self._pipes))
+        arguments = self._run_rank, self._task, str(self._meeting), self._pipes, os.getpid(), threads
+        for name in _TORCHS_LOGS:  # What they say of ranks that end is told in sentences.
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        try:
+            elastic_launch(config, _rank)(*arguments)
+        except ChildFailedError as error:
+            self.failure = error
+        except BaseException as error:  # The job's thread raises it.
+            self.error = error
+
+
+class _Ears:
+    """The reading ends of the ranks' pipes, and what was heard. A context: at its end they are closed."""
+
+    def __init__(self, num_ranks: int, beat_s: float) -> None:
+        """A rank that has not moved for `beat_s` seconds is killed."""
+        both = [multiprocessing.get_context("spawn").Pipe(duplex=False) for _ in range(num_ranks)]
+        self._reading, self._beat_s = [reading for reading, _ in both], beat_s
+        self._open = list(self._reading)
+        self.pipes = [writing for _, writing in both]
+        """The writing ends, open here until all ranks have them."""
+        self._pids: dict[int, int] = {}
+        self.errors: list[tuple[Exception, str]] = []
+        """Errors of ranks that starting again cannot mend, with their tracebacks."""
+        self.hung: dict[int, str] = {}
+        """How ranks hung that were killed for it."""
+        self.lost: dict[int, str] = {}
+        """What ranks said whose calls to others failed."""
+        self._beats = Listener()
+        self._beats.started()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._beats.close()
+        for pipe in (*self._reading, *self.pipes):
+            pipe.close()
+
+    def hear(self, progress: Progress, wait_s: float = 0.1) -> bool:
+        """Takes what ranks have told, at most one message each; False if there was none. Raises as `progress`."""
+        ready = wait(self._open, timeout=wait_s)
+        for pipe in ready:
+            assert isinstance(pipe, Connection)
+            try:
+                told = pipe.recv()
+            except (EOFError, OSError, pickle.UnpicklingError):  # cut short: its process was killed
+                self._open.remove(pipe)
+                continue
+            rank = self._reading.index(pipe)
+            ends = told[0] in _LAST
+            self._beats.promise(f"rank {rank}", math.inf if ends else self._beat_s)
+            self._take(rank, told, progress)
+        if (silence := self._beats.silence()) and not self.hung:
+            rank = int(silence.part.removeprefix("rank "))
+            self.hung[rank] = f"rank {rank} hung (no sign of life for {silence.for_s:.0f} s) and was killed"
+            _kill(self._pids[rank])
+        return bool(ready)
+
+    def kill(self) -> None:
+        """Kills the ranks that have told their process id."""
+        for pid in self._pids.values():
+            _kill(pid)
+        self._pids.clear()
+
+    def _take(self, rank: int, told: tuple[str, Any], progress: Progress) -> None:
+        kind, what = told
+        if kind == "started":
+            self._pids[rank] = what
+            if len(self._pids) == len(self.pipes):
+                for pipe in self.pipes:  # So that a pipe ends with its process.
+                    pipe.close()
+        elif kind == "progress":
+            positional, named = what
+            progress(*positional, **named)
+        elif kind == "failed":
+            self.errors.append((pickle.loads(what[0]), what[1]))  # from our own process
+        elif kind == "lost":
+            self.lost[rank] = what
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _how(agent: _Agent, ears: _Ears) -> str:
+    """How a rank died, as a part of a sentence; empty if none did."""
+    if agent.error is not None:
+        raise agent.error
+    if agent.failure is None:
+        return ""
+    if ears.hung:
+        return next(iter(ears.hung.values()))
+    rank, failure = min(agent.failure.failures.items(), key=lambda item: (item[1].exitcode > 0, item[1].timestamp))
+    if failure.exitcode < 0:
+        return f"rank {rank} was killed by signal {-failure.exitcode}"
+    if ears.lost:
+        rank, said = next(iter(ears.lost.items()))
+        return f"rank {rank} lost the others ({said})"
+    return f"rank {rank} ended with exit code {failure.exitcode}"
+
+
+def _rank(
+    run: RunRank, task: RankTask, meeting: str, pipes: Sequence[Connection], parent_pid: int, threads: int
+) -> None:
+    """The process of one rank, which torch's agent starts."""
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    die_with_parent(parent_pid)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    configure_logging("job")
+    for other, pipe in enumerate(pipes):
+        if other != rank:
+            pipe.close()
+    teller = _Teller(pipes[rank])
+    threading.Thread(target=teller.live, name="beats", daemon=True).start()
+    try:
+        device = _joined(task, rank, size, threads, meeting)
+        run(task, Ranks.of_process_group(), device, teller if rank == 0 else silent)
+    except Exception as error:  # The job's process raises it; a traceback here might repeat a prompt.
+        if _is_of_the_group(error):
+            teller.tell("lost", " ".join(str(error).split())[:200])
+            time.sleep(_LINGER_S)
+        else:
+            teller.tell("failed", (_pickled(error), traceback.format_exc()))
+        sys.exit(_FAILED)
+    teller.tell("ended", None)
+    dist.destroy_process_group()
+
+
+def _joined(task: RankTask, rank: int, size: int, threads: int, meeting: str) -> str:
+    """Joins the process group, and gives the device of this rank."""
+    torch.set_num_threads(threads)
+    os.environ |= {"GLOO_SOCKET_IFNAME": _LOOPBACK, "NCCL_SOCKET_IFNAME": _LOOPBACK}
+    device, backend = "cpu", "cpu:gloo"
+    if task.device == "cuda":
+        device, backend = f"cuda:{os.environ['LOCAL_RANK']}", "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        backend,
+        init_method=f"file://{meeting}/group",
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(seconds=task.silent_s),
+    )
+    return device
+
+
+class _Teller:
+    """The writing end of a rank's pipe, and the Progress of the first rank. Any thread may call."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe, self._lock, self._has_ended = pipe, threading.Lock(), False
+        self.tell("started", os.getpid())
+
+    def tell(self, kind: str, what: object) -> None:
+        """Sends something to the job's process; ends this one if that has ended."""
+        try:
+            with self._lock:
+                if self._has_ended:
+                    return
+                self._has_ended = kind in _LAST
+                self._pipe.send((kind, what))
+        except OSError:
+            os._exit(_FAILED)
+
+    def live(self) -> None:
+        """Shows for ever that this process moves."""
+        while not self._has_ended:
+            time.sleep(EVERY_S)
+            self.tell("lives", None)
+
+    def __call__(
+        self,
+        stage: str,
+        fraction: float,
+        message: str = "",
+        *,
+        step: int = 0,
+        metrics: Mapping[str, float] | None = None,
+        rel_norms: Sequence[int] = (),
+    ) -> None:
+        """See Progress. Raises nothing: a job that is stopped has its ranks killed."""
+        named = {"step": step, "metrics": dict(metrics or {}), "rel_norms": list(rel_norms)}
+        self.tell("progress", ((str(stage), fraction, message), named))
+
+
+def _pickled(error: Exception) -> bytes:
+    """An error for the job's process; one that cannot be sent is told in words."""
+    try:
+        sent = pickle.dumps(error)
+        pickle.loads(sent)
+    except Exception:  # Many ways: what it holds, or how it is made again.
+        kind = ValueError if isinstance(error, ValueError) else RuntimeError
+        told = kind(str(error) if kind is ValueError else f"{type(error).__name__}: {error}")
+        for note in getattr(error, "__notes__", ()):
+            told.add_note(note)
+        return pickle.dumps(told)
+    return sent
+
+
+def _is_of_the_group(error: Exception) -> bool:
+    """Whether a call to the other ranks failed, because one has gone or does not answer."""
+    said = str(error)
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and ("gloo" in said or "NCCL" in said))
