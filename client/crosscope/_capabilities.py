@@ -97,6 +97,23 @@ class Traffic:
 
 @public
 @dataclass(frozen=True)
+class StoreStatus:
+    """The store that several machines share."""
+
+    state: PartState
+    """Whether it answered when the server last looked."""
+    url: str
+    sentence: str
+    """What is wrong with it, or with something in it; empty if nothing is."""
+    published: int
+    """Versions, looks and pairs that it held when it last answered."""
+    copies_bytes: int
+    """Of copies of its files in the server's home."""
+    limit_bytes: int
+
+
+@public
+@dataclass(frozen=True)
 class RequestLimits:
     """What a request may hold at most."""
 
@@ -153,5 +170,6 @@ class Capabilities:
     traffic: Traffic
     limits: RequestLimits
     caller: CallerStatus
+    store: StoreStatus
     problems: tuple[Problem, ...] = ()
     """What is wrong, the worst first; empty if all is well."""

@@ -12,6 +12,7 @@ from crosscope._capabilities import (
     QueueStatus,
     RequestLimits,
     RunningJob,
+    StoreStatus,
     Traffic,
 )
 from crosscope._problems import problems_of
@@ -47,6 +48,14 @@ def capabilities(message: system_pb2.GetCapabilitiesResponse) -> Capabilities:
             stream_in_flight=message.limits.stream_in_flight,
         ),
         caller=CallerStatus(message.caller.name, tuple(message.caller.roles), dict(message.caller.limits)),
+        store=StoreStatus(
+            state=_state(message.store.state),
+            url=message.store.url,
+            sentence=message.store.sentence,
+            published=message.store.published,
+            copies_bytes=message.store.copies_bytes,
+            limit_bytes=message.store.limit_bytes,
+        ),
     )
     return replace(found, problems=problems_of(found))
 

@@ -24,6 +24,7 @@ from crosscope import (
     QueueStatus,
     RequestLimits,
     RunningJob,
+    StoreStatus,
     Traffic,
     __version__,
 )
@@ -65,6 +66,7 @@ WELL = Capabilities(
     traffic=Traffic(12.5, 0.1, 3.25, 40.0, 7, 150_000_000),
     limits=RequestLimits(4 << 20, 1 << 20, 4096, 65536, 8),
     caller=CallerStatus("ada", ("read", "run"), {"concurrent_calls": 4}),
+    store=StoreStatus(PartState.ABSENT, "", "", 0, 0, 0),
 )
 
 

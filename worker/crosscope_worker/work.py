@@ -13,6 +13,7 @@ from crosscope_proto.artefacts import OWN_PATHS, CrosscoderManifest, PairManifes
 from crosscope_proto.labels import MadeLabels
 from crosscope_proto.looks import LookManifest
 from crosscope_proto.roots import Roots
+from crosscope_store.shelf import ALONE, Shelf
 from crosscope_worker.disk import write_whole
 
 Manifest = CrosscoderManifest | PairManifest | LookManifest | MadeLabels
@@ -85,6 +86,8 @@ class Workspace:
     """Addresses besides those of this machine that recipes may have called (addresses.check_address)."""
     submitted_from: Path | None = None
     """Folder from which the job was submitted, where relative paths of data are looked up too."""
+    shelf: Shelf = ALONE
+    """The published things of the home, and the store that they come from and go to."""
 
     @property
     def roots(self) -> Roots:

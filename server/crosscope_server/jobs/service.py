@@ -34,6 +34,7 @@ from crosscope_server.jobs.queue import JobQueue
 from crosscope_server.jobs.recipes import RecipeReader
 from crosscope_server.jobs.records import JobRecord, JobRecords, JobState, is_event_id
 from crosscope_server.jobs.watchers import Watchers
+from crosscope_store.shelf import ALONE, Shelf
 
 T = TypeVar("T")
 
@@ -57,7 +58,7 @@ _NOT_RETRIED = {
 
 @contextlib.asynccontextmanager
 async def jobs_service(
-    queue_url: str | None, home: Path, max_open: int = DEFAULT_MAX_OPEN
+    queue_url: str | None, home: Path, max_open: int = DEFAULT_MAX_OPEN, shelf: Shelf = ALONE
 ) -> AsyncGenerator["JobsService"]:
     """The servicer on the queue at `queue_url` (redis:// or unix://), while its janitor runs.
 
@@ -77,7 +78,7 @@ async def jobs_service(
         watchers = Watchers(connections.watching)
         stack.push_async_callback(watchers.close)
         service = JobsService(
-            JobRecords(connections.calls), JobQueue(connections.calls_blocking), home, watchers, max_open
+            JobRecords(connections.calls), JobQueue(connections.calls_blocking), home, watchers, max_open, shelf
         )
         stack.callback(service.close)
         janitor = Janitor(JobRecords(connections.janitor), JobQueue(connections.janitor_blocking))
@@ -101,8 +102,9 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         home: Path,
         watchers: Watchers | None,
         max_open: int = DEFAULT_MAX_OPEN,
+        shelf: Shelf = ALONE,
     ) -> None:
-        self._home, self._max_open = home, max_open
+        self._home, self._max_open, self._shelf = home, max_open, shelf
         self._maybe_records, self._maybe_queue, self._maybe_watchers = records, queue, watchers
         self._recipes = RecipeReader()
         self._admitting = asyncio.Lock()
@@ -144,7 +146,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         recipe = await self._recipes.read(request.recipe_yaml)
         values = {"kind": recipe.kind, "name": recipe.name, "recipe": request.recipe_yaml, "folder": request.folder}
         values["owner"] = owner_of(calling())
-        found = await asyncio.to_thread(check, recipe, self._home, after_others=bool(request.after))
+        found = await asyncio.to_thread(check, recipe, self._home, after_others=bool(request.after), shelf=self._shelf)
         targets, before = await self._known([])
         planned = await asyncio.to_thread(plan, recipe, found, self._home, targets)
         seconds = expected_seconds(recipe, request.recipe_yaml, before, planned.devices)
@@ -173,7 +175,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         """Checks a recipe and says what its job would take."""
         targets = [named_target(request.device)] if request.device else []
         recipe = await self._recipes.read(request.recipe_yaml)
-        found = await asyncio.to_thread(check, recipe, self._home, after_others=bool(request.after))
+        found = await asyncio.to_thread(check, recipe, self._home, after_others=bool(request.after), shelf=self._shelf)
         if found.violations:
             raise InvalidRequest(found.violations)
         targets, before = await self._known(targets)

@@ -114,6 +114,7 @@ def load_models(recipe: ReadingRecipe, workspace: Workspace, progress: Progress)
     """
     progress(Stage.LOAD, 0.0, f"looking for the pair {recipe.pair.name} and the data")
     on_gpu = torch.device(workspace.device).type == "cuda"
+    workspace.shelf.need_all(Path(pair_folder(workspace.home, recipe.pair.name)))
     manifest = resolve_pair(recipe.pair, workspace.home)
     check_pair_folders(manifest, workspace.roots)
     for spec in recipe.data:

@@ -10,6 +10,7 @@ from textwrap import shorten
 from crosscope_proto.artefacts import CrosscoderManifest
 from crosscope_proto.recipe import CrosscoderRecipe, recipe_dict
 from crosscope_proto.stages import Stage
+from crosscope_store.errors import StoreError
 from crosscope_worker.analysis import Analysis, AnalysisError, HeldOut, Splicing, analyse
 from crosscope_worker.data.harvest import harvest
 from crosscope_worker.data.tally import Counts, total
@@ -20,6 +21,7 @@ from crosscope_worker.phases import Following
 from crosscope_worker.precision import float32_products
 from crosscope_worker.recipes.material import Material
 from crosscope_worker.recipes.publish import Provenance, manifest_of, publish
+from crosscope_worker.sharing import Sharing
 from crosscope_worker.training.variants import variant_of
 from crosscope_worker.work import is_out_of_memory
 
@@ -73,6 +75,7 @@ def measure_and_publish(material: Material, trained: Trained) -> CrosscoderManif
         analysis,
         trained.curves,
         workspace.fence,
+        Sharing.of(workspace, material.progress),
     )
 
 
@@ -129,7 +132,12 @@ def _provenance(material: Material, trained: Trained, counts: Sequence[Counts] =
 
 
 def keep(material: Material, trained: Trained, error: Exception, what: str = "The trained crosscoder") -> None:
-    """Writes a crosscoder that was not measured into the job's folder, and adds its path to `error`."""
+    """Writes a crosscoder that was not measured into the job's folder, and adds its path to `error`.
+
+    What a store did not take was measured, and is kept by then.
+    """
+    if isinstance(error, StoreError):
+        return
     folder = material.workspace.folder / TRAINED
     try:
         manifest = manifest_of(material.recipe.name, trained.crosscoder, _provenance(material, trained))
