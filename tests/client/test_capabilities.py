@@ -78,6 +78,10 @@ def queue(**changed: Any) -> dict[str, Any]:
     return {"queue": dataclasses.replace(QUEUE, **changed)}
 
 
+def store(sentence: str, state: PartState = PartState.AWAY) -> dict[str, Any]:
+    return {"store": StoreStatus(state, "s3://b", sentence, 3, 10**6, 10**9)}
+
+
 def test_nothing_is_wrong_where_all_is_well() -> None:
     assert problems_of(WELL) == ()
 
@@ -101,6 +105,8 @@ def test_nothing_is_wrong_where_all_is_well() -> None:
         (queue(workers=(JobWorker("cpu", "2 CPU cores", None, 21.0),)), "said nothing for 21 s", "logs/jobs.log"),
         ({"cache": PartState.AWAY}, "cache does not answer", "nothing is lost"),
         ({"disk_free_bytes": 1_900_000_000}, "Only 1.9 GB are free", "activations/"),
+        (store("s3://b does not answer"), "cannot be looked up: s3://b does not answer.", "served meanwhile"),
+        (store("x.json cannot be used", PartState.UP), "not shown: x.json cannot be used.", "Mend"),
         ({"broken": ("old",)}, "cannot read old", "publish"),
     ],
 )

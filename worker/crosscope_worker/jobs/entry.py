@@ -167,14 +167,13 @@ def _work(
         result = _published(folder)
         if result is None:
             recipe = parse_recipe(task.recipe)
-            job = load_kind(attempt.kinds, recipe.kind)
             roots = tuple(map(Path, attempt.data_roots))
             submitted_from = Path(task.folder) if task.folder else None
-            addresses = tuple(attempt.label_addresses)
-            home = Path(attempt.home)
+            addresses, home = tuple(attempt.label_addresses), Path(attempt.home)
             shelf = open_shelf(home, attempt.store, attempt.store_cache_bytes, _ticking(reporter))
             workspace = Workspace(home, folder, fence, attempt.device, roots, addresses, submitted_from, shelf)
             Sharing.of(workspace, reporter).prepare(publishes=not isinstance(recipe, LabelRecipe))
+            job = load_kind(attempt.kinds, recipe.kind)  # only now, since torch takes its time
             result = _keep_result(folder, job(recipe, workspace, reporter))
         ending = job_record.SUCCEEDED, result["message"], result["version_id"]
     except Cancelled:
