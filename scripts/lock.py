@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ["./proto", "./store[s3]", "./server", "./worker[peft]", "./client[app]", "./local"]
+PARTS = ["./proto", "./store", "./server", "./worker[peft]", "./client[app]", "./local"]
 BUILD = ["setuptools>=77"]
 TORCH = "torch==2.13.0"
 """The newest tested version; its CPU and CUDA builds have the same number."""
