@@ -8,8 +8,8 @@ SHELL := /bin/sh
 BIN := .venv/bin
 RUN := .venv/installed-run
 DEV := .venv/installed-dev
-PROJECTS := proto/pyproject.toml server/pyproject.toml worker/pyproject.toml client/pyproject.toml local/pyproject.toml
-SOURCES := proto server worker client local tests bench scripts deploy
+PROJECTS := proto/pyproject.toml store/pyproject.toml server/pyproject.toml worker/pyproject.toml client/pyproject.toml local/pyproject.toml
+SOURCES := proto store server worker client local tests bench scripts deploy
 
 .PHONY: help setup demo test stress check lint type format proto sdk proto-check compose-check bench bench-gpu bench-app screenshots peers truth lock clean
 .PHONY: docs docs-check

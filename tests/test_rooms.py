@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = {
     "proto": "crosscope_proto",
+    "store": "crosscope_store",
     "server": "crosscope_server",
     "worker": "crosscope_worker",
     "client": "crosscope",
@@ -30,10 +31,11 @@ ENTRIES = {
 }
 PART_RULES: dict[str, set[str]] = {
     "proto": set(),
-    "server": {"proto"},
-    "worker": {"proto"},
+    "store": {"proto"},
+    "server": {"proto", "store"},
+    "worker": {"proto", "store"},
     "client": {"proto"},
-    "local": {"proto", "client"},
+    "local": {"proto", "store", "client"},
 }
 ROOM_RULES: dict[str, dict[str, set[str]]] = {
     "worker": {

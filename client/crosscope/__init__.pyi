@@ -57,6 +57,7 @@ from ._capabilities import Problem as Problem
 from ._capabilities import QueueStatus as QueueStatus
 from ._capabilities import RequestLimits as RequestLimits
 from ._capabilities import RunningJob as RunningJob
+from ._capabilities import StoreStatus as StoreStatus
 from ._capabilities import Traffic as Traffic
 from ._comparison import Comparison as Comparison
 from ._comparison import ModelPredictions as ModelPredictions

@@ -106,6 +106,23 @@ class Traffic:
 
 @public
 @dataclass(frozen=True)
+class StoreStatus:
+    """The store that several machines share."""
+
+    state: PartState
+    """Whether it answered when the server last looked."""
+    url: str
+    sentence: str
+    """What is wrong with it, or with something in it; empty if nothing is."""
+    published: int
+    """Versions, looks and pairs that it held when it last answered."""
+    copies_bytes: int
+    """Of copies of its files in the server's home."""
+    limit_bytes: int
+
+
+@public
+@dataclass(frozen=True)
 class RequestLimits:
     """What a request may hold at most."""
 
@@ -162,6 +179,7 @@ class Capabilities:
     traffic: Traffic
     limits: RequestLimits
     caller: CallerStatus
+    store: StoreStatus
     home_bytes: int | None = None
     """What the home holds, as of a minute ago at most; None without a limit."""
     home_max_bytes: int | None = None

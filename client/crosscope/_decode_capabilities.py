@@ -12,6 +12,7 @@ from crosscope._capabilities import (
     QueueStatus,
     RequestLimits,
     RunningJob,
+    StoreStatus,
     Traffic,
 )
 from crosscope._problems import problems_of
@@ -49,6 +50,14 @@ def capabilities(message: system_pb2.GetCapabilitiesResponse) -> Capabilities:
         home_bytes=message.home_bytes if message.HasField("home_bytes") else None,
         home_max_bytes=message.home_max_bytes if message.HasField("home_max_bytes") else None,
         caller=CallerStatus(message.caller.name, tuple(message.caller.roles), dict(message.caller.limits)),
+        store=StoreStatus(
+            state=_state(message.store.state),
+            url=message.store.url,
+            sentence=message.store.sentence,
+            published=message.store.published,
+            copies_bytes=message.store.copies_bytes,
+            limit_bytes=message.store.limit_bytes,
+        ),
     )
     return replace(found, problems=problems_of(found))
 

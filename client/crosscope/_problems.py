@@ -136,6 +136,15 @@ def _rest(found: Capabilities) -> Iterator[Problem]:
         yield Problem(
             "The result cache does not answer: every prompt is computed anew.", "Read logs/cache.log; nothing is lost."
         )
+    if found.store.state is PartState.AWAY:
+        yield Problem(
+            f"What is published cannot be looked up: {found.store.sentence.rstrip('.')}.",
+            "What is here already is served meanwhile, and jobs that have ended wait to publish.",
+        )
+    elif found.store.sentence:
+        yield Problem(
+            f"Something in the store is not shown: {found.store.sentence.rstrip('.')}.", "Mend what it names."
+        )
     if found.broken:
         yield Problem(
             f"The server cannot read {', '.join(found.broken)}.",

@@ -21,7 +21,7 @@ from crosscope_local import demo as demo_jobs
 from crosscope_local import doctor as doctor_checks
 from crosscope_local.config import Config, ConfigError, read_config
 from crosscope_local.logs import Keep
-from crosscope_local.options import HOME, json_option
+from crosscope_local.options import HOME, STORE, json_option
 from crosscope_local.preflight import PreflightError
 from crosscope_local.programs import Installation
 from crosscope_local.run import Ending, Wanted, installation, run
@@ -77,6 +77,7 @@ _RUN = (
         help="A TOML file of these options and of the processes' settings.",
     ),
     *_LOCATION,
+    STORE,
     click.option("--no-app", is_flag=True, help="Leave the app out."),
     click.option(
         "--data-root",
@@ -160,12 +161,14 @@ def _runs(command: Callable[..., None]) -> Callable[..., None]:
         log_mb: float,
         log_files: int,
         reserve_mb: int,
+        store: str | None,
         **own: object,
     ) -> None:
         keep, reserve_bytes = Keep(round(log_mb * 1e6), log_files), reserve_mb * 1_000_000
         ports = port, None if no_app else app_port
         wanted = Wanted(
             *(home, address, *ports, data_roots, job_threads, job_workers, label_addresses, keep, reserve_bytes),
+            store=store,
             config=config,
         )
         command(wanted=wanted, **own)

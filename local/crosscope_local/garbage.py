@@ -12,6 +12,8 @@ from pathlib import Path
 
 from crosscope_proto import artefacts
 from crosscope_proto.folders import bytes_of
+from crosscope_store.moves import leftovers
+from crosscope_store.remote import Store
 
 _PARTIAL_AFTER_S = 3600.0
 """What a process writes appears by a rename; what is older than this and was never renamed has been left behind."""
@@ -36,10 +38,13 @@ class Keep:
 class Garbage:
     """A file or folder that may go."""
 
-    path: Path
+    path: Path | str
+    """In the home; of a store, below its root."""
     kind: str
     """Why it may go, as a part of a sentence."""
     bytes: int
+    store: Store | None = None
+    """Where it lies, if not in the home."""
 
 
 def find(home: Path, keep: Keep, now: float | None = None) -> list[Garbage]:
@@ -62,10 +67,20 @@ def find(home: Path, keep: Keep, now: float | None = None) -> list[Garbage]:
     return sorted(found, key=lambda each: -each.bytes)
 
 
+def find_in_store(store: Store, now: float | None = None) -> list[Garbage]:
+    """What uploads that died have left in a store. Raises StoreError, EntryError."""
+    found = leftovers(store, time.time() if now is None else now)
+    return [Garbage(path, "uploads to the store that died", size, store) for path, size in sorted(found.items())]
+
+
 def remove(garbage: Garbage) -> str | None:
     """Removes it; returns why that failed, or None."""
     try:
-        shutil.rmtree(garbage.path) if garbage.path.is_dir() else garbage.path.unlink(missing_ok=True)
+        if garbage.store is not None:
+            garbage.store.remove_all(str(garbage.path))
+            return None
+        path = Path(garbage.path)
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     except OSError as error:
         return f"{garbage.path}: {error.strerror or error}"
     return None
@@ -85,6 +100,9 @@ def _versions(home: Path, keep: int) -> Iterator[tuple[Path, str]]:
         except OSError:
             continue  # nothing says which one counts, so all stay
         versions = [path for path in (crosscoder / "versions").glob("[!.]*") if path.name != current]
+        versions = [
+            path for path in versions if not (path / artefacts.STORE_NOTE).exists()
+        ]  # the store's own rule holds
         newest_first = sorted(versions, key=lambda path: path.stat().st_mtime, reverse=True)
         for path in newest_first[max(keep, 1) - 1 :]:
             yield path, "versions that newer ones replaced"

@@ -11,9 +11,11 @@ import click
 
 from crosscope_local.backup import LEFT_OUT, BackupError, Copied, back_up
 from crosscope_local.backup import restore as restore_archive
-from crosscope_local.garbage import Keep, find, remove
-from crosscope_local.options import HOME, json_option
+from crosscope_local.garbage import Keep, find, find_in_store, remove
+from crosscope_local.options import HOME, STORE, json_option
 from crosscope_local.terminal import Terminal
+from crosscope_store.entries import EntryError
+from crosscope_store.remote import Store
 
 _DAYS = click.FloatRange(min=0)
 
@@ -81,11 +83,28 @@ def _copy(as_json: bool, work: Callable[[], Copied], holds: str) -> None:
     help="Days for which activations of trainings stay.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would go, and remove nothing.")
+@STORE
 @json_option("What goes, as JSON.")
-def gc(home: Path, versions: int, jobs_days: float, activations_days: float, dry_run: bool, as_json: bool) -> None:
-    """Remove what is of no use any more; crosscope may run meanwhile."""
-    garbage = find(home.expanduser(), Keep(versions, jobs_days, activations_days))
-    failures = [] if dry_run else [why for each in garbage if (why := remove(each)) is not None]
+def gc(
+    home: Path,
+    versions: int,
+    jobs_days: float,
+    activations_days: float,
+    dry_run: bool,
+    store: str | None,
+    as_json: bool,
+) -> None:
+    """Remove what is of no use any more; crosscope may run meanwhile.
+
+    With --store also what uploads have left there that died more than a day ago.
+    """
+    garbage, failures = find(home.expanduser(), Keep(versions, jobs_days, activations_days)), []
+    if store is not None:
+        try:
+            garbage += find_in_store(Store(store))
+        except (OSError, EntryError) as error:
+            failures.append(str(error))
+    failures += [] if dry_run else [why for each in garbage if (why := remove(each)) is not None]
     if as_json:
         rows = [{"path": str(each.path), "kind": each.kind, "bytes": each.bytes} for each in garbage]
         click.echo(json.dumps({"garbage": rows, "removed": not dry_run, "failures": failures}, indent=2))

@@ -8,6 +8,8 @@ import click
 
 from crosscope.cli.options import json_before_name
 from crosscope_proto.access import DEFAULT_HOME
+from crosscope_store.errors import StoreRefused
+from crosscope_store.remote import check_url
 
 
 def _not_empty(_ctx: click.Context, _option: click.Parameter, home: Path) -> Path:
@@ -24,6 +26,24 @@ HOME = click.option(
     show_default=f"$CROSSCOPE_HOME or {DEFAULT_HOME}",
     envvar="CROSSCOPE_HOME",
     help="Folder of pairs, crosscoders, jobs and logs.",
+)
+
+
+def _store_url(_ctx: click.Context, _option: click.Parameter, url: str | None) -> str | None:
+    try:
+        return None if not url else check_url(url)
+    except StoreRefused as error:
+        raise click.BadParameter(str(error)) from error
+
+
+STORE = click.option(
+    "--store",
+    callback=_store_url,
+    metavar="URL",
+    default=None,
+    envvar="CROSSCOPE_STORE",
+    show_envvar=True,
+    help="The store that machines share what is published on: s3://BUCKET/FOLDER or file:///FOLDER.",
 )
 
 

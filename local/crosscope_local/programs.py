@@ -24,6 +24,8 @@ _JOBS_METRICS = "CROSSCOPE_WORKER_JOBS_METRICS_PORT"
 _PROMPTS = "crosscope.v1.Prompts"
 """The service of the server that is ready as soon as the server has found a worker."""
 
+_ALONE = ("queue", "cache", "app")
+"""Programs that read and write nothing of what is published."""
 _ANSWERS_WITHIN_S = {"queue": 30.0, "cache": 10.0, "app": 30.0}
 """After how long without an answer a process is restarted. A queue on a slow disk waits for each write. The other
 processes beat by themselves, each part with its own time."""
@@ -52,6 +54,8 @@ class Installation:
     """Of each program, settings that hold unless its environment says otherwise: variables and their values."""
     app_key: str = ""
     """The secret of the app's start address."""
+    store: str | None = None
+    """URL of the store that the home shares with others."""
 
     @property
     def own_address(self) -> str:
@@ -79,7 +83,15 @@ class Installation:
         if self.app_port is not None:
             programs.append(self._app(self.app_port))
         programs += [self._worker(), *map(self._jobs, range(self.job_workers))]
-        return [replace(program, defaults=self._defaults(program.name)) for program in programs]
+        shared = [self._shared(program) if program.name not in _ALONE else program for program in programs]
+        return [replace(program, defaults=self._defaults(program.name)) for program in shared]
+
+    def _shared(self, program: Program) -> Program:
+        """A program with the store's address and keys, if there is a store."""
+        if self.store is None:
+            return program
+        environment_of_store = {**program.environment, "CROSSCOPE_STORE": self.store}
+        return replace(program, environment=environment_of_store, reads=(*program.reads, environment.STORE))
 
     def _defaults(self, name: str) -> Mapping[str, str]:
         """The settings of a program; all job workers have the same."""

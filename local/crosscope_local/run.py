@@ -47,6 +47,8 @@ class Wanted:
     """How much of each process's log is kept."""
     reserve_bytes: int = RESERVE_BYTES
     """What the reserve takes, which is freed when the disk is full; 0: none."""
+    store: str | None = None
+    """URL of the store that the home shares with others."""
     config: Config = field(default_factory=Config)
     """The file that was given, if any; its options are in the fields above."""
 
@@ -81,6 +83,7 @@ def installation(wanted: Wanted, say: Say) -> Generator[Installation]:
     found = Installation(
         *(home, wanted.host, port, app_port, runtime, roots, wanted.job_threads, wanted.job_workers or 1),
         label_addresses=wanted.label_addresses,
+        store=wanted.store,
         settings=wanted.config.settings,
         app_key=preflight.app_key(home),
     )

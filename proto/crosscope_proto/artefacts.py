@@ -19,6 +19,9 @@ The worker writes what this module describes, and the server reads it. Knows nam
       access/                                       who may call (access.py); audit.jsonl: who changed what
       search/<name>/<id>-<checksum>.arrow           the index of a version's examples; the server's own
       jobs/<id>/                                    recipe.yaml, first-day, checkpoints/, log.jsonl
+
+With a store (crosscope_store), pairs/<name>/, looks/<name>/ and versions/<id>/ that are copies of something published
+there hold .store.json, which says what; then files beside their manifest may not be here until they are needed.
 """
 
 import math
@@ -41,6 +44,7 @@ LATENTS = "latents.parquet"
 SEQUENCES = "sequences.parquet"
 EXAMPLES = "examples"
 PAIR_MANIFEST = "pair.json"
+STORE_NOTE = ".store.json"
 SEARCH = "search"
 JOB_LOG = "log.jsonl"
 """A job's own log: a JSON object a line, with at, attempt, event, and what the event says."""

@@ -34,13 +34,28 @@ LABEL_KEYS: Final = ("*_API_KEY",)
 WORKER: Final = ("CROSSCOPE_WORKER_*",)
 TRACES: Final = ("OTEL_*",)
 """Where spans go. A header of the collector may hold a key, so a job's process gets none of these."""
+STORE: Final = (
+    *("CROSSCOPE_STORE", "CROSSCOPE_STORE_CACHE_BYTES", "FSSPEC_*", "AWS_*", "AZURE_STORAGE_*"),
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SHARED_CREDENTIALS_FILE"),
+    *("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"),
+    *("AWS_CONTAINER_AUTHORIZATION_TOKEN", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", "GOOGLE_APPLICATION_CREDENTIALS"),
+)
+"""Where published things are shared, and the keys with which fsspec reads and writes there. A job's process gets them
+where there is a store, for it publishes."""
 SERVER: Final = ("CROSSCOPE_SERVER_*",)
 APP: Final = ("CROSSCOPE_APP_*", "CROSSCOPE_ADDRESS", "CROSSCOPE_TOKEN", "CROSSCOPE_AUTHOR", "STREAMLIT_*")
 
 _SECRETS: Final = ("TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "API_KEY", "ACCESS_KEY", "AUTHORIZATION")
 """A variable whose name contains one of these words is a secret. Its full name passes it, a pattern of _OWNED, or one
 that begins with *."""
-_OWNED: Final = ("CROSSCOPE_SERVER_*", "CROSSCOPE_WORKER_*", "CROSSCOPE_APP_*", "STREAMLIT_*")
+_OWNED: Final = (
+    "CROSSCOPE_SERVER_*",
+    "CROSSCOPE_WORKER_*",
+    "CROSSCOPE_APP_*",
+    "STREAMLIT_*",
+    "FSSPEC_*",
+    "AZURE_STORAGE_*",
+)
 
 
 def needed(environment: Mapping[str, str], *groups: Iterable[str]) -> dict[str, str]:

@@ -26,6 +26,7 @@ from crosscope_server.errors import BrokenArtefact, CallError, NotFound, Version
 from crosscope_server.examples import ExampleReader
 from crosscope_server.latents import LatentTable
 from crosscope_server.tables import TableFolder
+from crosscope_store.shelf import ALONE, Shelf
 
 _KEPT_VERSIONS = 8
 NAME = re.compile(layout.NAME_PATTERN)
@@ -116,8 +117,8 @@ class Version:
 class Catalogue:
     """The crosscoders below a home folder. For one event loop."""
 
-    def __init__(self, home: Path) -> None:
-        self._home = home
+    def __init__(self, home: Path, shelf: Shelf = ALONE) -> None:
+        self._home, self._shelf = home, shelf
         self._current: dict[str, tuple[tuple[int, int], str]] = {}
         self._cards: dict[tuple[str, str], Card] = {}
         self._told: set[Broken] = set()
@@ -193,7 +194,7 @@ class Catalogue:
         """The current version's card; raises NotFound or BrokenArtefact."""
         version_id = self.current(name)
         if (card := self._cards.get((name, version_id))) is None:
-            card = await asyncio.to_thread(_read_card, self._folder(name, version_id), name)
+            card = await asyncio.to_thread(_read_card, self._folder(name, version_id), name, self._shelf)
             for known in [key for key in self._cards if key[0] == name]:
                 del self._cards[known]
             self._cards[name, version_id] = card
@@ -221,7 +222,9 @@ class Catalogue:
         task = self._versions.get(key)
         if task is None:
             folder = self._folder(name, self.resolve(*key))
-            task = self._versions[key] = asyncio.create_task(asyncio.to_thread(_read_version, folder, name))
+            task = self._versions[key] = asyncio.create_task(
+                asyncio.to_thread(_read_version, folder, name, self._shelf)
+            )
             while len(self._versions) > _KEPT_VERSIONS:
                 self._versions.popitem(last=False)
         self._versions.move_to_end(key)
@@ -246,8 +249,8 @@ class Catalogue:
         return Path(layout.version_folder(self._home, name, version_id))
 
 
-def _read_version(folder: Path, name: str) -> Version:
-    card = _read_card(folder, name)
+def _read_version(folder: Path, name: str, shelf: Shelf) -> Version:
+    card = _read_card(folder, name, shelf)
     manifest = card.manifest
     path = folder / layout.LATENTS
     table = card.tables.read(layout.LATENTS, LATENT_COLUMNS)
@@ -267,7 +270,7 @@ def _read_version(folder: Path, name: str) -> Version:
     return Version(card, latents, ExampleReader(card.tables, manifest.num_latents))
 
 
-def _read_card(folder: Path, name: str) -> Card:
+def _read_card(folder: Path, name: str, shelf: Shelf) -> Card:
     """The card of the version in a folder. Raises BrokenArtefact, also if it is not a version of `name`."""
     path = folder / layout.MANIFEST
     try:
@@ -282,7 +285,7 @@ def _read_card(folder: Path, name: str) -> Card:
     for what, found, expected in (("name", manifest.name, name), ("version_id", manifest.version_id, folder.name)):
         if found != expected:
             raise BrokenArtefact(f"{path}: {what} is {found!r}, but its folder is called {expected!r}; make them equal")
-    return Card(TableFolder(folder, manifest.hashes), manifest, data.decode())
+    return Card(TableFolder(folder, manifest.hashes, shelf=shelf), manifest, data.decode())
 
 
 def read_regular(path: Path) -> bytes:

@@ -10,6 +10,7 @@ from crosscope_proto.manifest import ManifestError, parse_look_manifest
 from crosscope_server.catalogue import NAME, read_regular
 from crosscope_server.errors import BrokenArtefact, NotFound
 from crosscope_server.tables import TableFolder
+from crosscope_store.shelf import ALONE, Shelf
 
 _MEND = "look again"
 
@@ -34,8 +35,8 @@ class Look:
 class Looks:
     """The looks below a home folder."""
 
-    def __init__(self, home: Path) -> None:
-        self._folder = home / "looks"
+    def __init__(self, home: Path, shelf: Shelf = ALONE) -> None:
+        self._folder, self._shelf = home / "looks", shelf
 
     def names(self) -> list[str]:
         """Names of the folders with a look, sorted. Raises BrokenArtefact if the folder cannot be read."""
@@ -100,7 +101,7 @@ class Looks:
 
     def _read(self, card: LookCard) -> Look:
         folder = Path(layout.look_folder(self._folder.parent, card.manifest.name))
-        files = TableFolder(folder, card.manifest.hashes, _MEND)
+        files = TableFolder(folder, card.manifest.hashes, _MEND, self._shelf)
         found = {Path(file).stem: files.read(file, columns).to_pylist() for file, columns in TABLES.items()}
         texts = found["texts"]
         for row in found["findings"]:

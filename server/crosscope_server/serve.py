@@ -61,11 +61,16 @@ from crosscope_server.services.looks import LooksService
 from crosscope_server.services.prompts import PromptsService
 from crosscope_server.services.system import Parts, SystemService
 from crosscope_server.settings import Settings
+from crosscope_server.store_figures import StoreCollector
 from crosscope_server.unread import Unread
 from crosscope_server.workers import Workers
+from crosscope_store.following import Following
+from crosscope_store.shelf import Shelf
 
 GRACE_S = 1.5
 """How long calls under way may go on after the server was told to stop."""
+_FIRST_LOOK_S = 3.0
+"""How long a start waits for the first look at a store; then what is here is served."""
 _CANCEL_S = 0.02
 """How long grpc takes to cancel the calls that it cuts off."""
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
@@ -112,6 +117,9 @@ async def serving(settings: Settings, ages: Ages | None = None) -> AsyncGenerato
     """Runs a server for as long as the context lasts. Raises StartError. `ages` are for its metrics."""
     async with contextlib.AsyncExitStack() as stack:
         metrics = Metrics(settings.home, ages)
+        shelf = await _shelf(stack, settings)
+        if shelf.is_shared:
+            metrics.registry.register(StoreCollector(shelf))
         job_counter = JobCounter(settings.queue_url) if settings.queue_url else None
         if job_counter is not None:
             stack.callback(job_counter.close)
@@ -121,7 +129,7 @@ async def serving(settings: Settings, ages: Ages | None = None) -> AsyncGenerato
         async def prompts_change(is_alive: bool) -> None:
             await healths.set(_PROMPTS, _SERVING if is_alive else _NOT_SERVING)
 
-        catalogue, annotations = Catalogue(settings.home), Annotations(settings.home)
+        catalogue, annotations = Catalogue(settings.home, shelf), Annotations(settings.home)
         stack.push_async_callback(annotations.close)
         indices = Indices(catalogue, settings.home, settings.search_bytes)
         stack.push_async_callback(indices.close)
@@ -140,7 +148,7 @@ async def serving(settings: Settings, ages: Ages | None = None) -> AsyncGenerato
         budgets = Budgets(dispatch.refused)
         prompts, effects = Prompts(catalogue, dispatch, replies, budgets), Effects(catalogue, dispatch, replies)
         quota = Quota(settings.home, round(settings.home_gb * 1e9) if settings.home_gb else None)
-        queued = jobs_service(settings.queue_url, settings.home, quota, settings.max_open_jobs)
+        queued = jobs_service(settings.queue_url, settings.home, quota, settings.max_open_jobs, shelf)
         jobs = await stack.enter_async_context(queued)
 
         gate = Gate(_tokens(stack, settings))
@@ -161,7 +169,7 @@ async def serving(settings: Settings, ages: Ages | None = None) -> AsyncGenerato
         latents_pb2_grpc.add_LatentsServicer_to_server(latents_service, shared)
         words_service = AnnotationsService(annotations, catalogue)
         annotations_pb2_grpc.add_AnnotationsServicer_to_server(words_service, shared)
-        looks_pb2_grpc.add_LooksServicer_to_server(LooksService(Looks(settings.home)), shared)
+        looks_pb2_grpc.add_LooksServicer_to_server(LooksService(Looks(settings.home, shelf)), shared)
         unread = Unread(settings.max_unread_bytes, dispatch.refused)
         prompts_service = PromptsService(prompts, effects, catalogue, budgets, settings.stream_in_flight, unread)
         prompts_pb2_grpc.add_PromptsServicer_to_server(prompts_service, server)
@@ -179,6 +187,7 @@ async def serving(settings: Settings, ages: Ages | None = None) -> AsyncGenerato
                 max_request_bytes=MAX_REQUEST_BYTES,
                 stream_in_flight=settings.stream_in_flight,
                 reflection=settings.with_reflection,
+                shelf=shelf,
             )
         )
         system_pb2_grpc.add_SystemServicer_to_server(system_service, shared)
@@ -213,6 +222,16 @@ async def serving(settings: Settings, ages: Ages | None = None) -> AsyncGenerato
         facts = {"listen": settings.listen, "port": port, "home": str(settings.home), "workers": settings.workers}
         log.info("serving", extra=facts)
         yield Running(server, port)
+
+
+async def _shelf(stack: contextlib.AsyncExitStack, settings: Settings) -> Shelf:
+    """The published things of the home; with a store, after the first look at it or a moment."""
+    shelf = settings.shelf()
+    following = Following(shelf)
+    following.start()
+    stack.callback(following.stop)
+    await asyncio.to_thread(following.wait, _FIRST_LOOK_S)
+    return shelf
 
 
 async def _stop(server: grpc.aio.Server) -> None:

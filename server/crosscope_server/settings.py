@@ -6,14 +6,15 @@ from pydantic import Field, FilePath, SecretStr, field_validator, model_validato
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from crosscope_proto.access import is_loopback
-from crosscope_proto.settings import ProcessSettings, RedisUrl
+from crosscope_proto.settings import RedisUrl
+from crosscope_store.settings import StoreSettings
 
 _CALLS_A_WORKER = 128
 _LEAST_STREAMS = 512
 
 
-class Settings(ProcessSettings):
-    """Settings of `python -m crosscope_server`; every variable but CROSSCOPE_HOME starts with CROSSCOPE_SERVER_."""
+class Settings(StoreSettings):
+    """Settings of `python -m crosscope_server`; its own variables start with CROSSCOPE_SERVER_."""
 
     model_config = SettingsConfigDict(env_prefix="CROSSCOPE_SERVER_")
 

@@ -13,7 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crosscope_proto.column import Column, arrow_schema
-from crosscope_server.errors import BrokenArtefact
+from crosscope_server.errors import BrokenArtefact, Unavailable
+from crosscope_store.errors import StoreAway
+from crosscope_store.shelf import ALONE, Shelf
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,12 @@ class TableFolder:
     """SHA-256 of files, by their name below the folder. A file without one is not compared."""
     mend: str = "publish the crosscoder again"
     """What a person does about a broken file."""
+    shelf: Shelf = ALONE
+    """What brings files that are not here yet."""
 
     def checked(self, name: str) -> Path:
         """The path of a file that matches its checksum. Raises BrokenArtefact if it is missing or does not."""
-        path = self.folder / name
+        path = self._here(name)
         try:
             self._check_sum(path, name)
             if path.is_file():
@@ -45,7 +49,7 @@ class TableFolder:
         Raises BrokenArtefact, which names the file, if it is missing, is truncated, does not match its checksum, or has
         another schema.
         """
-        path = self.folder / name
+        path = self._here(name)
         try:
             self._check_sum(path, name)
             file = pq.ParquetFile(path, memory_map=True)
@@ -62,6 +66,17 @@ class TableFolder:
             if not _alike(found := file.schema_arrow.field(index).type, field.type):
                 raise BrokenArtefact(f"{path}: column {field.name} is {found}, not {field.type}; {self.mend}")
         return file
+
+    def _here(self, name: str) -> Path:
+        """The path of a file, which is brought if it is not here. Raises Unavailable, or BrokenArtefact."""
+        path = self.folder / name
+        try:
+            self.shelf.need(path)
+        except StoreAway as error:
+            raise Unavailable(f"{path.name} is not here yet, and {error}") from error
+        except OSError as error:
+            raise BrokenArtefact(f"{path} cannot be brought here: {error}") from error
+        return path
 
     def read(self, name: str, columns: tuple[Column, ...]) -> pa.Table:
         """The columns of a file; absent ones are filled in. Raises BrokenArtefact like `open`."""

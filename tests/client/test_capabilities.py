@@ -24,6 +24,7 @@ from crosscope import (
     QueueStatus,
     RequestLimits,
     RunningJob,
+    StoreStatus,
     Traffic,
     __version__,
 )
@@ -65,6 +66,7 @@ WELL = Capabilities(
     traffic=Traffic(12.5, 0.1, 3.25, 40.0, 7, 150_000_000),
     limits=RequestLimits(4 << 20, 1 << 20, 4096, 65536, 8),
     caller=CallerStatus("ada", ("read", "run"), {"concurrent_calls": 4}),
+    store=StoreStatus(PartState.ABSENT, "", "", 0, 0, 0),
 )
 
 
@@ -78,6 +80,10 @@ def refused(**reasons: int) -> dict[str, Any]:
 
 def queue(**changed: Any) -> dict[str, Any]:
     return {"queue": dataclasses.replace(QUEUE, **changed)}
+
+
+def store(sentence: str, state: PartState = PartState.AWAY) -> dict[str, Any]:
+    return {"store": StoreStatus(state, "s3://b", sentence, 3, 10**6, 10**9)}
 
 
 def test_nothing_is_wrong_where_all_is_well() -> None:
@@ -108,6 +114,8 @@ def test_nothing_is_wrong_where_all_is_well() -> None:
             "holds 3 GB of the 2 GB that it may: no job is accepted",
             "crosscope gc --dry-run",
         ),
+        (store("s3://b does not answer"), "cannot be looked up: s3://b does not answer.", "served meanwhile"),
+        (store("x.json cannot be used", PartState.UP), "not shown: x.json cannot be used.", "Mend"),
         ({"broken": ("old",)}, "cannot read old", "publish"),
         (refused(door_full=7), "7 calls of the last ten seconds were refused, because 128 prompt calls", "another"),
         (refused(late=1), "1 call of the last ten seconds was refused", "more time"),

@@ -33,6 +33,10 @@ def test_each_program_gets_its_own_variables(tmp_path: Path) -> None:
     found = Installation(
         tmp_path, "127.0.0.1", 1, None, tmp_path, label_addresses=("https://a.org", "http://b")
     ).programs()
+    sharing = Installation(tmp_path, "127.0.0.1", 1, 2, tmp_path, store="s3://bucket/x").programs()
+    shared = {each.name for each in sharing if each.environment.get("CROSSCOPE_STORE") == "s3://bucket/x"}
+    keyed = {each.name for each in sharing if "AWS_SECRET_ACCESS_KEY" in needed(PLANTED, *each.reads)}
+    assert shared == keyed == {"server", "worker", "jobs"}
     assert found[-1].environment["CROSSCOPE_WORKER_LABEL_ADDRESSES"] == "https://a.org,http://b"
 
 

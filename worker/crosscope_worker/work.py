@@ -13,6 +13,7 @@ from crosscope_proto.artefacts import OWN_PATHS, CrosscoderManifest, PairManifes
 from crosscope_proto.labels import MadeLabels
 from crosscope_proto.looks import LookManifest
 from crosscope_proto.roots import Roots
+from crosscope_store.shelf import ALONE, Shelf
 from crosscope_worker.disk import write_whole
 
 Manifest = CrosscoderManifest | PairManifest | LookManifest | MadeLabels
@@ -91,6 +92,8 @@ class Workspace:
     """How long the job may go without a report of progress."""
     ray_address: str | None = None
     """The Ray cluster on which trainings on several devices run; None: they run on this machine."""
+    shelf: Shelf = ALONE
+    """The published things of the home, and the store that they come from and go to."""
 
     @property
     def roots(self) -> Roots:

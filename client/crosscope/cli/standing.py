@@ -26,6 +26,10 @@ def parts_of(found: Capabilities) -> Iterator[tuple[str, str]]:
     for worker in queue.workers:
         yield "jobs on", worker.name
     yield "cache", {PartState.UP: "answers", PartState.AWAY: "away", PartState.ABSENT: "none"}[found.cache]
+    if found.store.state is not PartState.ABSENT:
+        copies = f"{_size(found.store.copies_bytes)} of {_size(found.store.limit_bytes)} in copies"
+        away = "away: " if found.store.state is PartState.AWAY else ""
+        yield "store", f"{away}{found.store.url}, {found.store.published} published, {copies}"
     yield "disk", f"{_size(found.disk_free_bytes)} free"
     if found.home_bytes is not None and found.home_max_bytes is not None:
         yield "home", f"{_size(found.home_bytes)} of {_size(found.home_max_bytes)}"

@@ -273,6 +273,48 @@ class QueueStatus(_message.Message):
 Global___QueueStatus: _TypeAlias = QueueStatus  # noqa: Y015
 
 @_typing.final
+class StoreStatus(_message.Message):
+    """The store that several machines share."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    URL_FIELD_NUMBER: _builtins.int
+    SENTENCE_FIELD_NUMBER: _builtins.int
+    PUBLISHED_FIELD_NUMBER: _builtins.int
+    COPIES_BYTES_FIELD_NUMBER: _builtins.int
+    LIMIT_BYTES_FIELD_NUMBER: _builtins.int
+    state: Global___PartState.ValueType
+    """Whether it answered when the server last looked; ABSENT: the home shares with nobody."""
+    url: _builtins.str
+    """Its URL, without secrets."""
+    sentence: _builtins.str
+    """What is wrong with it, or with something in it; empty if nothing is."""
+    published: _builtins.int
+    """How much it held when it last answered: versions, looks and pairs."""
+    copies_bytes: _builtins.int
+    """Bytes of copies of its files in the server's home."""
+    limit_bytes: _builtins.int
+    """Bytes that copies may take; those unused for longest go first."""
+    def __init__(
+        self,
+        *,
+        state: Global___PartState.ValueType = ...,
+        url: _builtins.str = ...,
+        sentence: _builtins.str = ...,
+        published: _builtins.int = ...,
+        copies_bytes: _builtins.int = ...,
+        limit_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copies_bytes", b"copies_bytes", "limit_bytes", b"limit_bytes", "published", b"published", "sentence", b"sentence", "state", b"state", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoreStatus: _TypeAlias = StoreStatus  # noqa: Y015
+
+@_typing.final
 class Traffic(_message.Message):
     """What went through the server in the last ten seconds."""
 
@@ -498,6 +540,7 @@ class GetCapabilitiesResponse(_message.Message):
     CALLER_FIELD_NUMBER: _builtins.int
     HOME_BYTES_FIELD_NUMBER: _builtins.int
     HOME_MAX_BYTES_FIELD_NUMBER: _builtins.int
+    STORE_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The server's version."""
     schema_version: _builtins.int
@@ -542,6 +585,10 @@ class GetCapabilitiesResponse(_message.Message):
     def caller(self) -> Global___CallerStatus:
         """Who asks."""
 
+    @_builtins.property
+    def store(self) -> Global___StoreStatus:
+        """The store."""
+
     def __init__(
         self,
         *,
@@ -559,10 +606,11 @@ class GetCapabilitiesResponse(_message.Message):
         caller: Global___CallerStatus | None = ...,
         home_bytes: _builtins.int | None = ...,
         home_max_bytes: _builtins.int | None = ...,
+        store: Global___StoreStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_home_bytes", b"_home_bytes", "_home_max_bytes", b"_home_max_bytes", "caller", b"caller", "home_bytes", b"home_bytes", "home_max_bytes", b"home_max_bytes", "limits", b"limits", "queue", b"queue", "traffic", b"traffic"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_home_bytes", b"_home_bytes", "_home_max_bytes", b"_home_max_bytes", "caller", b"caller", "home_bytes", b"home_bytes", "home_max_bytes", b"home_max_bytes", "limits", b"limits", "queue", b"queue", "store", b"store", "traffic", b"traffic"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_home_bytes", b"_home_bytes", "_home_max_bytes", b"_home_max_bytes", "cache", b"cache", "caller", b"caller", "crosscoders", b"crosscoders", "disk_free_bytes", b"disk_free_bytes", "features", b"features", "home_bytes", b"home_bytes", "home_max_bytes", b"home_max_bytes", "inference_workers", b"inference_workers", "limits", b"limits", "pairs", b"pairs", "queue", b"queue", "schema_version", b"schema_version", "traffic", b"traffic", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_home_bytes", b"_home_bytes", "_home_max_bytes", b"_home_max_bytes", "cache", b"cache", "caller", b"caller", "crosscoders", b"crosscoders", "disk_free_bytes", b"disk_free_bytes", "features", b"features", "home_bytes", b"home_bytes", "home_max_bytes", b"home_max_bytes", "inference_workers", b"inference_workers", "limits", b"limits", "pairs", b"pairs", "queue", b"queue", "schema_version", b"schema_version", "store", b"store", "traffic", b"traffic", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__home_bytes: _TypeAlias = _typing.Literal["home_bytes"]  # noqa: Y015
     _WhichOneofArgType__home_bytes: _TypeAlias = _typing.Literal["_home_bytes", b"_home_bytes"]  # noqa: Y015

@@ -28,7 +28,10 @@ from crosscope_server.jobs.hub import KNOWN, cached_model
 from crosscope_server.jobs.inputs import FirstRows, Model, find_files, is_hub_id, read_model, read_rows
 from crosscope_server.jobs.labels import over_budget, wrong_fields
 from crosscope_server.jobs.layers import layer_warnings
+from crosscope_store.shelf import ALONE, Shelf
 
+WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
+"""Files of a pair that are not brought from a store for a check."""
 SAMPLE_ROWS = 200
 """Rows of a data set from which its size in tokens is estimated."""
 
@@ -51,7 +54,9 @@ class Findings:
         self.violations.append(Violation(path, sentence))
 
 
-def check(recipe: Recipe, home: Path, roots: Sequence[Path] = (), *, after_others: bool = False) -> Findings:
+def check(
+    recipe: Recipe, home: Path, roots: Sequence[Path] = (), *, after_others: bool = False, shelf: Shelf = ALONE
+) -> Findings:
     """What was found of a recipe's inputs below `home` and `roots`.
 
     `after_others` says that the job waits for other jobs. These may make a pair or data, so missing ones are warnings.
@@ -67,13 +72,13 @@ def check(recipe: Recipe, home: Path, roots: Sequence[Path] = (), *, after_other
                 _check_labels(recipe, home, found)
         return found
     may_look = Roots((home, *roots), [home / name for name in OWN_PATHS])
-    looker = _Looker(recipe, home, may_look, found, after_others)
+    looker = _Looker(recipe, home, may_look, found, after_others, shelf)
     steps: list[tuple[str, Callable[[], None]]] = [("pair", looker.pair)]
     steps += [(f"data.{i}", partial(looker.data, f"data.{i}", spec)) for i, spec in enumerate(recipe.data)]
     if isinstance(recipe, PublishedRecipe):
         steps.append(("path", partial(looker.published, recipe)))
     if not isinstance(recipe, LookRecipe):
-        steps.append(("layer", lambda: found.warnings.extend(layer_warnings(recipe, home, may_look))))
+        steps.append(("layer", lambda: found.warnings.extend(layer_warnings(recipe, home, may_look, shelf))))
     for where, step in steps:
         try:
             step()
@@ -112,14 +117,16 @@ class _Looker:
         roots: Roots,
         found: Findings,
         after_others: bool,
+        shelf: Shelf,
     ) -> None:
         self._recipe, self._home, self._roots, self._found = recipe, home, roots, found
-        self._after_others = after_others
+        self._after_others, self._shelf = after_others, shelf
         self._pair_folder = Path(pair_folder(home, recipe.pair.name))
 
     def pair(self) -> None:
         """Checks that both models exist, have weights, and have the recipe's layer."""
         pair = self._recipe.pair
+        self._shelf.need_all(self._pair_folder, but=WEIGHTS)
         sources: Mapping[str, Any] = {"base": pair.base, "chat": pair.chat, "tokenizer": pair.tokenizer}
         folder, prefix = self._home, "pair"
         if pair.base is None:
@@ -185,7 +192,9 @@ class _Looker:
             self._found.wrong(
                 f"pair.revision_{name}", f"{path} is a folder, and folders have no revisions; leave it out"
             )
-        model = read_model(path)
+        below = f"{path.relative_to(self._pair_folder).as_posix()}/" if self._pair_folder in path.parents else None
+        coming = self._shelf.sizes(self._pair_folder) if below else {}
+        model = read_model(path, {name.removeprefix(below or ""): size for name, size in coming.items()})
         if isinstance(model, str):
             self._found.wrong(where, model)
             return

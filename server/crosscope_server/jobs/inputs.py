@@ -66,8 +66,11 @@ def bytes_of(dtype: str) -> int:
     return {"bfloat16": 2, "float16": 2}.get(dtype.removeprefix("torch."), 4)
 
 
-def read_model(folder: Path) -> Model | str:
-    """The model in `folder`, or a sentence about what is wrong with it."""
+def read_model(folder: Path, coming: Mapping[str, int] | None = None) -> Model | str:
+    """The model in `folder`, or a sentence about what is wrong with it.
+
+    `coming` are files of a store that need not be here: bytes by their path below the folder.
+    """
     path = folder / "config.json"
     try:
         with path.open("rb") as file:
@@ -78,13 +81,16 @@ def read_model(folder: Path) -> Model | str:
         return f"{path} cannot be read: {' '.join(str(error).split())[:200]}"
     if not isinstance(document, dict):
         return f"{path} is not the configuration of a model: it must be a JSON object"
-    weights = [each for pattern in ("*.safetensors", "*.bin") for each in folder.glob(pattern)]
+    here = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+    weights = {
+        name: size for name, size in {**(coming or {}), **here}.items() if name.endswith((".safetensors", ".bin"))
+    }
     if not weights:
         return f"there are no weights (*.safetensors) in {folder}"
     text = document.get("text_config")
     inner: Mapping[str, Any] = text if isinstance(text, dict) else document
     dtype = inner.get("dtype") or inner.get("torch_dtype") or document.get("torch_dtype") or "float32"
-    size_bytes = sum(each.stat().st_size for each in weights)
+    size_bytes = sum(weights.values())
     return Model(
         _first_int(inner, _LAYERS),
         _first_int(inner, _WIDTHS),

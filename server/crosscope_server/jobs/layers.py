@@ -9,15 +9,18 @@ from crosscope_proto.manifest import ManifestError, parse_pair_manifest
 from crosscope_proto.recipe import CrosscoderRecipe, PublishedRecipe
 from crosscope_proto.roots import Roots
 from crosscope_proto.specs import AdapterSpec, PairSpec
-from crosscope_server.errors import BrokenArtefact
+from crosscope_server.errors import BrokenArtefact, Unavailable
 from crosscope_server.looks import LookCard, Looks
 from crosscope_server.tables import TableFolder
+from crosscope_store.shelf import ALONE, Shelf
 
 _Models = tuple[str, ...]
 """What makes a pair another one: base, chat, adapter, and their revisions; folders are absolute."""
 
 
-def layer_warnings(recipe: CrosscoderRecipe | PublishedRecipe, home: Path, roots: Roots) -> Iterator[str]:
+def layer_warnings(
+    recipe: CrosscoderRecipe | PublishedRecipe, home: Path, roots: Roots, shelf: Shelf = ALONE
+) -> Iterator[str]:
     """A sentence if the newest look of the recipe's pair says that its layer carries little of what differs.
 
     A look of a pair whose models lie elsewhere, or have changed since, says nothing.
@@ -35,14 +38,14 @@ def layer_warnings(recipe: CrosscoderRecipe | PublishedRecipe, home: Path, roots
         yield f"the look {name!r} is older than the pair's models, so it says nothing about layer: look again"
         return
     try:
-        yield from _little(recipe.layer, card, home)
-    except BrokenArtefact as error:
+        yield from _little(recipe.layer, card, home, shelf)
+    except (BrokenArtefact, Unavailable) as error:
         yield f"the look {name!r} cannot be read, so layer is not compared with it: {error.sentence}"
 
 
-def _little(layer: int, card: LookCard, home: Path) -> Iterator[str]:
+def _little(layer: int, card: LookCard, home: Path, shelf: Shelf) -> Iterator[str]:
     manifest = card.manifest
-    files = TableFolder(home / "looks" / manifest.name, manifest.hashes, "look again")
+    files = TableFolder(home / "looks" / manifest.name, manifest.hashes, "look again", shelf)
     rows = {row["layer"]: row for row in files.read("layers.parquet", LAYER_COLUMNS).to_pylist()}
     if not rows:
         return

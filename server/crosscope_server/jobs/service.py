@@ -35,6 +35,7 @@ from crosscope_server.jobs.recipes import RecipeReader
 from crosscope_server.jobs.records import JobRecord, JobRecords, JobState, is_event_id
 from crosscope_server.jobs.watchers import Watchers
 from crosscope_server.quota import Quota
+from crosscope_store.shelf import ALONE, Shelf
 
 T = TypeVar("T")
 
@@ -58,7 +59,7 @@ _NOT_RETRIED = {
 
 @contextlib.asynccontextmanager
 async def jobs_service(
-    queue_url: str | None, home: Path, quota: Quota, max_open: int = DEFAULT_MAX_OPEN
+    queue_url: str | None, home: Path, quota: Quota, max_open: int = DEFAULT_MAX_OPEN, shelf: Shelf = ALONE
 ) -> AsyncGenerator["JobsService"]:
     """The servicer on the queue at `queue_url` (redis:// or unix://), while its janitor runs.
 
@@ -79,7 +80,7 @@ async def jobs_service(
         watchers = Watchers(connections.watching)
         stack.push_async_callback(watchers.close)
         service = JobsService(
-            JobRecords(connections.calls), JobQueue(connections.calls_blocking), home, quota, watchers, max_open
+            JobRecords(connections.calls), JobQueue(connections.calls_blocking), home, quota, watchers, max_open, shelf
         )
         stack.callback(service.close)
         janitor = Janitor(JobRecords(connections.janitor), JobQueue(connections.janitor_blocking))
@@ -104,8 +105,9 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         quota: Quota,
         watchers: Watchers | None,
         max_open: int = DEFAULT_MAX_OPEN,
+        shelf: Shelf = ALONE,
     ) -> None:
-        self._home, self._quota, self._max_open = home, quota, max_open
+        self._home, self._quota, self._max_open, self._shelf = home, quota, max_open, shelf
         self._maybe_records, self._maybe_queue, self._maybe_watchers = records, queue, watchers
         self._recipes = RecipeReader()
         self._admitting = asyncio.Lock()
@@ -147,7 +149,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         recipe = await self._recipes.read(request.recipe_yaml)
         values = {"kind": recipe.kind, "name": recipe.name, "recipe": request.recipe_yaml, "folder": request.folder}
         values["owner"] = owner_of(calling())
-        found = await asyncio.to_thread(check, recipe, self._home, after_others=bool(request.after))
+        found = await asyncio.to_thread(check, recipe, self._home, after_others=bool(request.after), shelf=self._shelf)
         targets, before = await self._known([])
         planned = await self._planned(recipe, found, targets)
         seconds = expected_seconds(recipe, request.recipe_yaml, before, planned.devices)
@@ -177,7 +179,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         """Checks a recipe and says what its job would take."""
         targets = [named_target(request.device)] if request.device else []
         recipe = await self._recipes.read(request.recipe_yaml)
-        found = await asyncio.to_thread(check, recipe, self._home, after_others=bool(request.after))
+        found = await asyncio.to_thread(check, recipe, self._home, after_others=bool(request.after), shelf=self._shelf)
         if found.violations:
             raise InvalidRequest(found.violations)
         targets, before = await self._known(targets)

@@ -26,7 +26,9 @@ from crosscope_server.memory import resident_bytes
 from crosscope_server.metrics import Metrics, free_bytes, token_name
 from crosscope_server.prompts import MAX_PROMPT_BYTES
 from crosscope_server.quota import Quota
+from crosscope_server.store_figures import store_status
 from crosscope_server.workers import Workers
+from crosscope_store.shelf import Shelf
 
 _ABSENT, _AWAY, _UP = system_pb2.PART_STATE_ABSENT, system_pb2.PART_STATE_AWAY, system_pb2.PART_STATE_UP
 
@@ -47,6 +49,7 @@ class Parts:
     max_request_bytes: int
     stream_in_flight: int
     reflection: bool
+    shelf: Shelf
 
 
 class SystemService(system_pb2_grpc.SystemServicer):
@@ -92,6 +95,7 @@ class SystemService(system_pb2_grpc.SystemServicer):
             inference_workers=workers,
             queue=queue,
             cache=cache,
+            store=store_status(parts.shelf),
             disk_free_bytes=0 if math.isnan(free) else int(free),
             traffic=system_pb2.Traffic(
                 **asdict(parts.metrics.traffic()),

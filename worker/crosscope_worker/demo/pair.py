@@ -25,7 +25,7 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
 from crosscope_proto.artefacts import PAIR_MANIFEST, PairManifest, pair_folder
-from crosscope_proto.manifest import manifest_text
+from crosscope_proto.manifest import manifest_text, parse_pair_manifest
 from crosscope_proto.recipe import DemoPairRecipe
 from crosscope_proto.stages import Stage
 from crosscope_worker.demo.dialogue import Conversation, conversation
@@ -45,7 +45,8 @@ from crosscope_worker.demo.tokenizer import (
 from crosscope_worker.demo.training import IGNORED, Example, Schedule, fit
 from crosscope_worker.demo.tuning_effect import behaviour_rates, centred_cosine, held_out_exchanges
 from crosscope_worker.demo.world import World
-from crosscope_worker.disk import PARTIAL, replace_folder, sync_tree, whole_folder
+from crosscope_worker.disk import PARTIAL, sync_tree, whole_folder
+from crosscope_worker.sharing import Sharing
 from crosscope_worker.work import Progress, Workspace
 
 _BATCH_SIZE = 16
@@ -73,11 +74,16 @@ class _Texts:
 
 
 def make_demo_pair(recipe: DemoPairRecipe, workspace: Workspace, progress: Progress) -> PairManifest:
-    """Makes the pair and publishes it below the home folder by one rename.
+    """Makes the pair and publishes it below the home folder by one rename, and in the store where there is one.
 
-    Raises DemoPairError if its texts do not fit, and whatever `progress` and `workspace.fence` raise; then nothing is
-    published.
+    What an earlier attempt of this job made and could not publish is published now. Raises DemoPairError if its texts
+    do not fit, StoreError, and whatever `progress` and `workspace.fence` raise; then nothing is published.
     """
+    sharing, target = Sharing.of(workspace, progress), Path(pair_folder(workspace.home, recipe.name))
+    if (kept := sharing.kept("pairs")) is not None:
+        made = parse_pair_manifest((kept / PAIR_MANIFEST).read_bytes())
+        sharing.publish("pairs", recipe.name, kept, target, workspace.fence)
+        return made
     _check_room(recipe, workspace.home)
     workspace.checkpoints.mkdir(parents=True, exist_ok=True)
     texts = _write_texts(recipe)
@@ -89,14 +95,12 @@ def make_demo_pair(recipe: DemoPairRecipe, workspace: Workspace, progress: Progr
     likeness = _likeness(recipe, texts, tokenizer, base, chat)
     progress(Stage.CHAT, 1.0, "trained", step=recipe.chat_steps, metrics=likeness)
     manifest = PairManifest(name=recipe.name, base="base", chat="chat", tokenizer="chat")
-    target = Path(pair_folder(workspace.home, recipe.name))
     written = target.with_name(f"{PARTIAL}{target.name}-{workspace.folder.name}")
     shutil.rmtree(written, ignore_errors=True)
     try:
         _write_pair(written, manifest, texts, tokenizer, base, chat, recipe.seed)
         sync_tree(written)
-        workspace.fence()
-        replace_folder(target, written)
+        sharing.publish("pairs", recipe.name, written, target, workspace.fence)
     finally:
         shutil.rmtree(written, ignore_errors=True)
     return manifest

@@ -25,8 +25,10 @@ from crosscope_proto.labels import MadeLabels
 from crosscope_proto.left_out import left_out
 from crosscope_proto.logs import configure_logging
 from crosscope_proto.looks import LookManifest
-from crosscope_proto.recipe import RecipeError, parse_recipe
+from crosscope_proto.recipe import LabelRecipe, RecipeError, parse_recipe
 from crosscope_proto.stages import STAGES
+from crosscope_store.remote import Tick
+from crosscope_store.shelf import open_shelf
 from crosscope_worker.disk import is_no_room, write_whole
 from crosscope_worker.jobs.claim import MAX_MESSAGE, Claim, QueueAway
 from crosscope_worker.jobs.journal import Journal
@@ -35,7 +37,8 @@ from crosscope_worker.jobs.reporter import JobPulse, Reporter
 from crosscope_worker.jobs.retention import retry_hint
 from crosscope_worker.jobs.stages import Shares, weights
 from crosscope_worker.lifeline import die_with_parent
-from crosscope_worker.work import Cancelled, LostClaim, Manifest, Workspace, is_out_of_memory
+from crosscope_worker.sharing import READING, Sharing
+from crosscope_worker.work import Cancelled, LostClaim, Manifest, Progress, Workspace, is_out_of_memory
 
 RESULT = "result.json"
 """Name of the file that a published job leaves in its folder. If the attempt dies before it reports, the next attempt
@@ -75,6 +78,10 @@ class Attempt:
     """How long the job may go without a report of progress."""
     ray_address: str | None = None
     """The Ray cluster on which trainings on several devices run."""
+    store: str | None = None
+    """URL of the store that the home shares with others."""
+    store_cache_bytes: int | None = None
+    """What copies of the store's files may take."""
 
     def to_json(self) -> str:
         """JSON for a pipe: a command line or an environment would show the queue's password to others."""
@@ -162,12 +169,12 @@ def _work(
         result = _published(folder)
         if result is None:
             recipe = parse_recipe(task.recipe)
-            job = load_kind(attempt.kinds, recipe.kind)
             roots = tuple(map(Path, attempt.data_roots))
             submitted_from = Path(task.folder) if task.folder else None
-            addresses = tuple(attempt.label_addresses)
+            addresses, home = tuple(attempt.label_addresses), Path(attempt.home)
+            shelf = open_shelf(home, attempt.store, attempt.store_cache_bytes, _ticking(reporter))
             workspace = Workspace(
-                Path(attempt.home),
+                home,
                 folder,
                 fence,
                 attempt.device,
@@ -177,7 +184,10 @@ def _work(
                 attempt.beat_s,
                 attempt.silent_s,
                 attempt.ray_address,
+                shelf,
             )
+            Sharing.of(workspace, reporter).prepare(publishes=not isinstance(recipe, LabelRecipe))
+            job = load_kind(attempt.kinds, recipe.kind)  # only now, since torch takes its time
             result = _keep_result(folder, job(recipe, workspace, reporter))
         ending = job_record.SUCCEEDED, result["message"], result["version_id"]
     except Cancelled:
@@ -191,6 +201,18 @@ def _work(
         reporter.close(QUEUE_WAIT_S)
     journal.write("end", state=ending[0], message=ending[1])
     return ending
+
+
+def _ticking(progress: Progress) -> Tick:
+    """A Tick that tells how much of the store's files has come."""
+    done = 0
+
+    def tick(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        progress(READING, 0.0, f"reading from the store: {done / 1e6:.0f} MB so far")
+
+    return tick
 
 
 def sentence(error: Exception, folder: Path) -> str:

@@ -34,12 +34,15 @@ _NO_REFERENCE = ("name", "dtype", "revision_base", "revision_chat")
 def job_environment(given: Mapping[str, str], settings: JobSettings, recipe: str) -> dict[str, str]:
     """The environment of a job with this `recipe` (YAML), out of the job worker's environment `given`.
 
-    Hub tokens and proxies are passed on only if the recipe names something that is not on this machine.
+    Hub tokens and proxies are passed on only if the recipe names something that is not on this machine; keys of a store
+    where the home has one.
     """
     groups = [environment.COMPUTE, environment.HUB]
     if uses_hub(recipe, settings.home):
         groups.append(environment.HUB_ACCESS)
     groups.extend(_for_labels(recipe))
+    if settings.store is not None:
+        groups += [environment.STORE, environment.PROXIES]
     made = _IDLE | environment.needed(given, *groups) | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     if settings.job_threads is not None:
         made |= {name: str(settings.job_threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}

@@ -41,6 +41,7 @@ from crosscope_proto.job_record import WorkerNote
 from crosscope_proto.logs import configure_logging
 from crosscope_proto.settings import SettingsError, read_settings
 from crosscope_proto.tracing import configure_tracing
+from crosscope_store.errors import StoreError
 from crosscope_worker.jobs.child import JobProcess
 from crosscope_worker.jobs.claim import QueueAway, is_passing, patiently
 from crosscope_worker.jobs.entry import Attempt
@@ -93,6 +94,7 @@ class JobWorker(Worker):
         )
         self._settings, self._kinds, self._machine = settings, kinds, machine
         self._metrics, self._moves = metrics, moves
+        self._shelf = settings.shelf()
         self._attending = False
         self._claim = connection.register_script(job_record.CLAIM)
         self._release = connection.register_script(job_record.RELEASE)
@@ -209,7 +211,11 @@ class JobWorker(Worker):
             beat_s=self._settings.job_beat_s,
             silent_s=self._settings.job_silent_s,
             ray_address=self._settings.ray_address,
+            store=self._settings.store,
+            store_cache_bytes=self._settings.store_cache_bytes,
         )
+        with contextlib.suppress(StoreError):  # The job asks again, and says what is wrong.
+            self._shelf.refresh()
         recipe = cast("bytes | None", self.connection.hget(keys.job_key(job_id), "recipe")) or b""
         environment = job_environment(os.environ, self._settings, recipe.decode())
         return JobProcess(attempt.to_json(), environment)

@@ -8,10 +8,11 @@ from pydantic import Field, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from crosscope_proto.label_specs import checked_address
-from crosscope_proto.settings import ProcessSettings, RedisUrl
+from crosscope_proto.settings import RedisUrl
+from crosscope_store.settings import StoreSettings
 
 
-class JobSettings(ProcessSettings):
+class JobSettings(StoreSettings):
     """Settings of `python -m crosscope_worker jobs`."""
 
     model_config = SettingsConfigDict(env_prefix="CROSSCOPE_WORKER_")

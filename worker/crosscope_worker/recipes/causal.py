@@ -28,6 +28,7 @@ from crosscope_worker.phases import Following
 from crosscope_worker.precision import float32_products
 from crosscope_worker.recipes.material import AnalysedRecipe, Material
 from crosscope_worker.recipes.publish import already_published, publish_again, read_current
+from crosscope_worker.sharing import Sharing
 from crosscope_worker.work import Progress, Workspace
 
 
@@ -38,10 +39,11 @@ def make_causal(recipe: CausalRecipe, workspace: Workspace, progress: Progress) 
     CrosscoderError for a crosscoder that is missing, damaged or without a recipe, PairError for models that have
     changed, AnalysisError where no latent can be chosen, and otherwise as make_crosscoder.
     """
-    if (published := already_published(recipe.name, workspace)) is not None:
+    if (published := already_published(recipe.name, workspace, progress)) is not None:
         return published
     progress(Stage.LOAD, 0.0, f"loading the crosscoder {recipe.name}")
     folder = _current(recipe.name, workspace.home)
+    workspace.shelf.need_all(folder)
     manifest = read_manifest(folder)
     made_by = _made_by(manifest)
     made_by = replace(made_by, analysis=replace(made_by.analysis, causal=recipe.causal))
@@ -67,7 +69,8 @@ def make_causal(recipe: CausalRecipe, workspace: Workspace, progress: Progress) 
         recipe=recipe_dict(made_by),
         job=workspace.folder.name,
     )
-    return publish_again(workspace.home, changed, with_columns(latents, effects.columns), workspace.fence)
+    sharing = Sharing.of(workspace, progress)
+    return publish_again(workspace.home, changed, with_columns(latents, effects.columns), workspace.fence, sharing)
 
 
 def _current(name: str, home: Path) -> Path:

@@ -10,7 +10,14 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from crosscope_proto.artefacts import CURRENT, MANIFEST, CrosscoderManifest, crosscoder_folder, version_folder
+from crosscope_proto.artefacts import (
+    CURRENT,
+    MANIFEST,
+    WEIGHTS,
+    CrosscoderManifest,
+    crosscoder_folder,
+    version_folder,
+)
 from crosscope_proto.label_specs import NOTHING, Cost, Endpoint
 from crosscope_proto.labels import SCORES, MadeLabel, MadeLabels, labels_path, labels_text
 from crosscope_proto.manifest import ManifestError, parse_manifest
@@ -45,6 +52,7 @@ def make_labels(recipe: LabelRecipe, workspace: Workspace, progress: Progress) -
         check_address(recipe.explainer.address, workspace.label_addresses)
     progress(Stage.LOAD, 0.0, f"reading the crosscoder {recipe.name}")
     folder, manifest = _version(recipe, workspace.home)
+    workspace.shelf.need_all(folder, but=[WEIGHTS])
     examples = ExampleFile(folder, manifest)
     chosen = choose(examples.latents, recipe.latents)
     work = _Work(recipe, examples)

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from crosscope_proto.artefacts import look_folder
-from crosscope_proto.looks import LookManifest
+from crosscope_proto.looks import MANIFEST, LookManifest
+from crosscope_proto.manifest import parse_look_manifest
 from crosscope_proto.recipe import LookRecipe, recipe_dict
 from crosscope_proto.roles import BASE, CHAT
 from crosscope_proto.specs import TokenPolicy
@@ -28,6 +29,7 @@ from crosscope_worker.models.places import PairError
 from crosscope_worker.recipes.look_files import published_look, write_look
 from crosscope_worker.recipes.look_tables import Looked, look_tables
 from crosscope_worker.recipes.material import hash_models, load_models, load_tokenizer, open_texts
+from crosscope_worker.sharing import Sharing
 from crosscope_worker.tokenizer.token_policy import policy_positions
 from crosscope_worker.tokenizer.tokens import TextTokenizer
 from crosscope_worker.work import Progress, Workspace
@@ -45,6 +47,11 @@ def make_look(recipe: LookRecipe, workspace: Workspace, progress: Progress) -> L
     folder = Path(look_folder(workspace.home, recipe.name))
     if (published := published_look(folder, workspace.folder.name)) is not None:
         return published
+    sharing = Sharing.of(workspace, progress)
+    if (kept := sharing.kept("looks")) is not None:
+        manifest = parse_look_manifest((kept / MANIFEST).read_bytes())
+        sharing.publish("looks", recipe.name, kept, folder, workspace.fence)
+        return manifest
     began = time.time()
     pair = load_models(recipe, workspace, progress)
     progress(Stage.LOAD, 0.92, "trying both models on a few tokens")
@@ -83,7 +90,7 @@ def make_look(recipe: LookRecipe, workspace: Workspace, progress: Progress) -> L
         job=workspace.folder.name,
         created_at=began,
     )
-    return write_look(folder, manifest, look_tables(looked, names, tokenizer), workspace.fence)
+    return write_look(folder, manifest, look_tables(looked, names, tokenizer), workspace.fence, sharing)
 
 
 def look_at(

@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 
 from crosscope_proto.looks import MANIFEST, LookManifest
 from crosscope_proto.manifest import ManifestError, manifest_text, parse_look_manifest
-from crosscope_worker.disk import PARTIAL, is_no_room, replace_folder, sha256, sync_tree
+from crosscope_worker.disk import PARTIAL, is_no_room, sha256, sync_tree
 from crosscope_worker.recipes.publish import PublishError
+from crosscope_worker.sharing import Sharing
 
 
 def published_look(folder: Path, job: str) -> LookManifest | None:
@@ -24,11 +25,15 @@ def published_look(folder: Path, job: str) -> LookManifest | None:
 
 
 def write_look(
-    folder: Path, manifest: LookManifest, tables: Mapping[str, pa.Table], fence: Callable[[], None]
+    folder: Path,
+    manifest: LookManifest,
+    tables: Mapping[str, pa.Table],
+    fence: Callable[[], None],
+    sharing: Sharing,
 ) -> LookManifest:
     """Writes a look and returns its manifest, with the tables' hashes.
 
-    Raises PublishError if there is no room, and what `fence` raises; the earlier look then stays.
+    Raises PublishError if there is no room, StoreError, and what `fence` raises; the earlier look then stays.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     written = folder.with_name(f"{PARTIAL}{folder.name}-{manifest.job}")
@@ -41,8 +46,7 @@ def write_look(
         manifest = replace(manifest, hashes=manifest.hashes | {name: sha256(written / name) for name in tables})
         (written / MANIFEST).write_text(manifest_text(manifest), "utf-8")
         sync_tree(written)
-        fence()
-        replace_folder(folder, written)
+        sharing.publish("looks", manifest.name, written, folder, fence)
     except OSError as error:
         if is_no_room(error):
             size = sum(table.nbytes for table in tables.values())

@@ -11,6 +11,7 @@ from textwrap import shorten
 from crosscope_proto.artefacts import CrosscoderManifest
 from crosscope_proto.recipe import CrosscoderRecipe, recipe_dict
 from crosscope_proto.stages import Stage
+from crosscope_store.errors import StoreError
 from crosscope_worker.analysis import Analysis, AnalysisError, HeldOut, Splicing, conclude
 from crosscope_worker.data.tally import Counts, total
 from crosscope_worker.dictionary.crosscoder import Crosscoder
@@ -21,6 +22,7 @@ from crosscope_worker.recipes.material import Material
 from crosscope_worker.recipes.parts import Runner
 from crosscope_worker.recipes.passes import pass_over
 from crosscope_worker.recipes.publish import Provenance, manifest_of, publish
+from crosscope_worker.sharing import Sharing
 from crosscope_worker.training.variants import variant_of
 from crosscope_worker.work import is_out_of_memory
 
@@ -74,6 +76,7 @@ def measure_and_publish(material: Material, trained: Trained, runner: Runner | N
         analysis,
         trained.curves,
         workspace.fence,
+        Sharing.of(workspace, material.progress),
     )
 
 
@@ -140,7 +143,12 @@ def _provenance(material: Material, trained: Trained, counts: Sequence[Counts] =
 
 
 def keep(material: Material, trained: Trained, error: Exception, what: str = "The trained crosscoder") -> None:
-    """Writes a crosscoder that was not measured into the job's folder, and adds its path to `error`."""
+    """Writes a crosscoder that was not measured into the job's folder, and adds its path to `error`.
+
+    What a store did not take was measured, and is kept by then.
+    """
+    if isinstance(error, StoreError):
+        return
     folder = material.workspace.folder / TRAINED
     try:
         manifest = manifest_of(material.recipe.name, trained.crosscoder, _provenance(material, trained))

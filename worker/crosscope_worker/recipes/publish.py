@@ -1,7 +1,7 @@
 """Publishing: a version of a crosscoder appears whole, by one rename, or not at all.
 
-    versions/.tmp-<id>/   written and synced file by file
-    versions/<id>/        renamed into place, right after the fence was asked
+    versions/.tmp-<id>/   written and synced file by file; with a store, its files are then written there
+    versions/<id>/        renamed into place, right after the fence was asked, and after the store has its entry
     CURRENT               replaced last; its new content was written and synced before the rename
 
 A reader follows CURRENT and reads one version's files; it never sees half of one. Two older versions stay for readers
@@ -17,35 +17,34 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from safetensors import SafetensorError
 
 from crosscope_proto import artefacts as layout
 from crosscope_proto.artefacts import CrosscoderManifest, PairManifest
-from crosscope_proto.column import arrow_schema
-from crosscope_proto.columns import METRIC_COLUMNS
 from crosscope_proto.manifest import manifest_text
+from crosscope_store.entries import Key, stamp
+from crosscope_store.errors import StoreError, StoreTaken
 from crosscope_worker.analysis import Analysis
 from crosscope_worker.dictionary.crosscoder import TENSORS, Crosscoder, CrosscoderError
 from crosscope_worker.dictionary.keep import StoredKeep
 from crosscope_worker.dictionary.version import read_manifest
-from crosscope_worker.disk import PARTIAL, is_no_room, move, sha256, sync, sync_tree, whole, write_whole
+from crosscope_worker.disk import PARTIAL, is_no_room, move, sync, sync_tree, whole, write_whole
 from crosscope_worker.models.norms import NormBounds
-from crosscope_worker.work import Workspace
+from crosscope_worker.recipes.version_tables import file_hashes, write_table, write_tables
+from crosscope_worker.sharing import Sharing
+from crosscope_worker.work import Progress, Workspace
 
 KEPT_VERSIONS = 2
 GRACE_S = 600.0
 """Seconds after which a superseded version beyond the newest KEPT_VERSIONS goes; the same for the folder of a dead
 attempt."""
 _TEMPORARY = ".tmp-"
+_ALONE = Sharing()
 _SOFTWARE = ("crosscope-worker", "torch", "transformers", "numpy", "pyarrow")
-_MAX_ROWS_PER_GROUP = 1 << 16
 
 
 class PublishError(OSError):
@@ -89,26 +88,32 @@ def publish(
     analysis: Analysis,
     curves: Sequence[tuple[int, str, float]],
     fence: Callable[[], None],
+    sharing: Sharing = _ALONE,
 ) -> CrosscoderManifest:
     """Writes a version of crosscoder `name` below `home`, makes it the current one, and returns its manifest.
 
-    `curves` are (step, figure, value). Raises PublishError if there is no room, and passes on what `fence` raises
-    (LostClaim, Cancelled); in both cases nothing of the version remains and CURRENT is unchanged.
+    `curves` are (step, figure, value). Raises PublishError if there is no room, StoreError if the store of `sharing`
+    does not take it, and passes on what `fence` raises (LostClaim, Cancelled); then nothing of the version remains,
+    but what `sharing` keeps for a retry, and CURRENT is unchanged.
     """
 
     def fill(folder: Path, now: float) -> CrosscoderManifest:
-        _write_tables(folder, analysis, curves, crosscoder.num_latents)
+        write_tables(folder, analysis, curves, crosscoder.num_latents)
         manifest = _measured(manifest_of(name, crosscoder, provenance), analysis, now)
         crosscoder.save(folder, manifest)
         return manifest
 
     weights = sum(getattr(crosscoder, each).nbytes for each in TENSORS)
     tables = sum(table.nbytes for table in (analysis.latents, analysis.sequences, analysis.examples))
-    return _publish(Path(layout.crosscoder_folder(home, name)) / "versions", fill, weights + tables, fence)
+    return _publish(Path(layout.crosscoder_folder(home, name)) / "versions", fill, weights + tables, fence, sharing)
 
 
 def publish_again(
-    home: Path, manifest: CrosscoderManifest, latents: pa.Table, fence: Callable[[], None]
+    home: Path,
+    manifest: CrosscoderManifest,
+    latents: pa.Table,
+    fence: Callable[[], None],
+    sharing: Sharing = _ALONE,
 ) -> CrosscoderManifest:
     """Writes a version like that of `manifest.version_id`, with another table of latents, and makes it current.
 
@@ -116,40 +121,50 @@ def publish_again(
     as `publish` does.
     """
     old = Path(layout.version_folder(home, manifest.name, manifest.version_id))
+    sharing.shelf.need_all(old)
 
     def fill(folder: Path, now: float) -> CrosscoderManifest:
-        shutil.copytree(old, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(layout.MANIFEST))
-        _write_table(folder / layout.LATENTS, latents)
+        _copy(old, folder)
+        write_table(folder / layout.LATENTS, latents)
         software = {package: version(package) for package in _SOFTWARE}
         return replace(manifest, version_id="", created_at=now, software=software)
 
-    size_bytes = sum(path.stat().st_size for path in old.rglob("*") if path.is_file())
-    return _publish(old.parent, fill, size_bytes, fence)
+    return _publish(old.parent, fill, _bytes_of(old), fence, sharing)
+
+
+def _copy(old: Path, folder: Path) -> None:
+    """Copies the files of a version, but not what is said of it."""
+    ignored = shutil.ignore_patterns(layout.MANIFEST, layout.STORE_NOTE)
+    shutil.copytree(old, folder, dirs_exist_ok=True, ignore=ignored)
+
+
+def _bytes_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _publish(
-    versions: Path, fill: Callable[[Path, float], CrosscoderManifest], size_bytes: int, fence: Callable[[], None]
+    versions: Path,
+    fill: Callable[[Path, float], CrosscoderManifest],
+    size_bytes: int,
+    fence: Callable[[], None],
+    sharing: Sharing,
 ) -> CrosscoderManifest:
     """Makes a version that `fill(folder, now)` writes, about `size_bytes` large, and makes it the current one."""
     versions.mkdir(parents=True, exist_ok=True)
     now = time.time()
-    stamp = datetime.fromtimestamp(now, UTC).strftime("%Y%m%dt%H%M%S%f")[:-3]
-    temporary = versions / f"{_TEMPORARY}{stamp}-{os.getpid()}"
+    temporary = versions / f"{_TEMPORARY}{stamp(now)}-{os.getpid()}"
     try:
         temporary.mkdir()
         manifest = fill(temporary, now)
-        hashes = _hashes(temporary)
+        hashes = file_hashes(temporary)
         content = hashlib.sha256("".join(f"{file}:{hashes[file]}\n" for file in sorted(hashes)).encode()).hexdigest()
-        manifest = replace(
-            manifest, version_id=f"{stamp}-{content[:12]}", hashes=manifest.hashes | hashes | {"content": content}
-        )
+        manifest = replace(manifest, hashes=manifest.hashes | hashes | {"content": content})
         write_whole(temporary / layout.MANIFEST, manifest_text(manifest))
         sync_tree(temporary)
-        with whole(versions.parent / layout.CURRENT) as pointer:
-            _point(pointer, manifest)
-            fence()
-            move(temporary, versions / manifest.version_id)
-        sync(versions.parent.parent)
+        manifest = _place(temporary, versions, manifest, now, fence, sharing)
+    except StoreError as error:
+        sharing.keep(temporary, error)
+        raise
     except (OSError, SafetensorError) as error:
         if is_no_room(error):
             raise _no_room(versions, size_bytes, error) from error
@@ -159,6 +174,36 @@ def _publish(
     # If two publications sweep at once, one may fail; the version is published, and the next publication sweeps again.
     with contextlib.suppress(OSError):
         remove_old_versions(versions.parent, time.time())
+    sharing.retire("crosscoders", manifest.name)
+    return manifest
+
+
+def _place(
+    temporary: Path,
+    versions: Path,
+    manifest: CrosscoderManifest,
+    now: float,
+    fence: Callable[[], None],
+    sharing: Sharing,
+) -> CrosscoderManifest:
+    """Gives a written version an id that nobody else has, and puts it in its place, in the store and here."""
+    upload = sharing.upload("crosscoders", manifest.name, temporary)
+    with whole(versions.parent / layout.CURRENT) as pointer:
+        while True:
+            begun = sharing.stamp("crosscoders", manifest.name, now)
+            manifest = replace(manifest, version_id=f"{begun}-{manifest.hashes['content'][:12]}")
+            write_whole(temporary / layout.MANIFEST, manifest_text(manifest))
+            _point(pointer, manifest)
+            fence()
+            try:
+                sharing.commit(upload, Key("crosscoders", manifest.name, manifest.version_id), temporary)
+                break
+            except StoreTaken:
+                continue  # The next id is later than the one that was taken.
+        target = versions / manifest.version_id
+        if not (target / layout.STORE_NOTE).exists():  # A server on this home may have brought it just now.
+            move(temporary, target)
+    sync(versions.parent.parent)
     return manifest
 
 
@@ -182,11 +227,25 @@ def _point(pointer: Path, manifest: CrosscoderManifest) -> None:
     sync(pointer)
 
 
-def already_published(name: str, workspace: Workspace) -> CrosscoderManifest | None:
-    """The version that an earlier attempt of this job published, now the current one, or None."""
+def already_published(name: str, workspace: Workspace, progress: Progress) -> CrosscoderManifest | None:
+    """The version that an earlier attempt of this job published, now the current one, or None.
+
+    What an earlier attempt made and could not publish is published now. Raises as `publish` does.
+    """
     if (published := find_published(workspace.home, name, workspace.folder.name)) is not None:
         make_current(workspace.home, published, workspace.fence)
-    return published
+        return published
+    sharing = Sharing.of(workspace, progress)
+    if (kept := sharing.kept("crosscoders")) is None:
+        return None
+    manifest = read_manifest(kept)
+
+    def fill(folder: Path, now: float) -> CrosscoderManifest:
+        _copy(kept, folder)
+        return replace(manifest, created_at=now)
+
+    versions = Path(layout.crosscoder_folder(workspace.home, name)) / "versions"
+    return _publish(versions, fill, _bytes_of(kept), workspace.fence, sharing)
 
 
 def find_published(home: Path, name: str, job: str) -> CrosscoderManifest | None:
@@ -284,48 +343,6 @@ def _measured(manifest: CrosscoderManifest, analysis: Analysis, now: float) -> C
         software={package: version(package) for package in _SOFTWARE},
         created_at=now,
     )
-
-
-def _write_tables(folder: Path, analysis: Analysis, curves: Sequence[tuple[int, str, float]], num_latents: int) -> None:
-    """Writes every table."""
-    schema = arrow_schema(METRIC_COLUMNS)
-    rows = [dict(zip(schema.names, row, strict=True)) for row in curves]
-    _write_table(folder / layout.METRICS, pa.Table.from_pylist(rows, schema=schema))
-    _write_table(folder / layout.LATENTS, analysis.latents)
-    _write_table(folder / layout.SEQUENCES, analysis.sequences)
-    if analysis.behaviours.num_rows:
-        _write_table(folder / layout.BEHAVIOURS, analysis.behaviours)
-    (folder / layout.EXAMPLES).mkdir()
-    _write_examples(folder / layout.EXAMPLES, analysis.examples, num_latents)
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    """The SHA-256 of every table and of the weights, by its name below the folder."""
-    files = [*sorted(folder.rglob("*.parquet")), folder / layout.WEIGHTS]
-    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
-
-
-def _write_table(path: Path, table: pa.Table) -> None:
-    with path.open("wb") as file:
-        pq.write_table(table, file, compression="zstd", row_group_size=_MAX_ROWS_PER_GROUP)
-
-
-def _write_examples(folder: Path, examples: pa.Table, num_latents: int) -> None:
-    """Writes files of contiguous latents, with a row group for every EXAMPLE_LATENTS_PER_ROW_GROUP latents that have
-    rows.
-    """
-    latent = examples.column("latent").to_numpy()
-    if np.any(latent[1:] < latent[:-1]):
-        raise ValueError("the examples are not sorted by latent; sort them first")
-    group = layout.EXAMPLE_LATENTS_PER_ROW_GROUP
-    for first in range(0, num_latents, layout.latents_per_part(num_latents)):
-        last = min(first + layout.latents_per_part(num_latents), num_latents)
-        edges = np.searchsorted(latent, np.append(np.arange(first, last, group), last))
-        path = folder / layout.example_part(first, num_latents)
-        with path.open("wb") as file, pq.ParquetWriter(file, examples.schema, compression="zstd") as writer:
-            for begin, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-                if end > begin:
-                    writer.write_table(examples.slice(begin, end - begin), row_group_size=end - begin)
 
 
 def _no_room(versions: Path, size_bytes: int, error: OSError | SafetensorError) -> PublishError:

@@ -25,7 +25,7 @@ def make_published(recipe: PublishedRecipe, workspace: Workspace, progress: Prog
     If this job has already published, returns what it published. Raises CrosscoderError for a crosscoder that is
     missing, cannot be loaded, or does not fit the pair; otherwise as make_crosscoder.
     """
-    if (published := already_published(recipe.name, workspace)) is not None:
+    if (published := already_published(recipe.name, workspace, progress)) is not None:
         return published
     progress(Stage.LOAD, 0.0, f"loading the crosscoder {recipe.path}")
     path = find_weights(recipe, workspace.home, workspace.roots)

@@ -29,7 +29,7 @@ def make_crosscoder(recipe: CrosscoderRecipe, workspace: Workspace, progress: Pr
     PairError, DataError, CacheError, HarvestError, TrainingError, CheckpointError, AnalysisError (all ValueError),
     CacheFull, PublishError (OSError), and whatever `progress` and `workspace.fence` raise.
     """
-    if (published := already_published(recipe.name, workspace)) is not None:
+    if (published := already_published(recipe.name, workspace, progress)) is not None:
         return published
     launcher, number = _launcher(recipe, workspace)
     if launcher is None:

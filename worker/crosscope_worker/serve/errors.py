@@ -7,6 +7,7 @@ from google.protobuf.message import Message
 from google.rpc import status_pb2
 
 from crosscope_proto.rich_status import bad_request, retry_info, rich_status
+from crosscope_store.errors import StoreError
 from crosscope_worker.dictionary.crosscoder import CrosscoderError
 from crosscope_worker.effects.attribute import QuestionError
 from crosscope_worker.effects.interventions import InterventionError
@@ -58,6 +59,7 @@ _CODES: dict[type[Exception], grpc.StatusCode] = {
     ModelTooLarge: grpc.StatusCode.FAILED_PRECONDITION,
     CrosscoderError: grpc.StatusCode.DATA_LOSS,
     PairError: grpc.StatusCode.FAILED_PRECONDITION,
+    StoreError: grpc.StatusCode.FAILED_PRECONDITION,
     Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     TooLate: grpc.StatusCode.DEADLINE_EXCEEDED,
 }

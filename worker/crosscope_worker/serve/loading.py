@@ -30,6 +30,7 @@ from crosscope_proto.artefacts import (
     version_folder,
 )
 from crosscope_proto.specs import Float32, PairSpec, TokenPolicy
+from crosscope_store.shelf import ALONE, Shelf
 from crosscope_worker.dictionary.crosscoder import Crosscoder, CrosscoderError
 from crosscope_worker.dictionary.load import load_crosscoder
 from crosscope_worker.dictionary.version import read_manifest
@@ -138,9 +139,9 @@ class Plan:
 class Loader:
     """Reads from one home folder onto one device. For one thread."""
 
-    def __init__(self, home: Path, device: str, float32: Float32 | None = None) -> None:
+    def __init__(self, home: Path, device: str, float32: Float32 | None = None, shelf: Shelf = ALONE) -> None:
         """`float32`: how crosscoders' products are made; None: as each recipe says."""
-        self._home = home
+        self._home, self._shelf = home, shelf
         self._device = device
         self._float32: Float32 | None = float32
         self._num_threads = torch.get_num_threads()
@@ -212,12 +213,19 @@ class Loader:
         return LoadedCrosscoder(name, version_id, pair, tokenizer, subject, reading, encoder)
 
     def _manifest(self, name: str, version_id: str) -> tuple[Path, CrosscoderManifest]:
-        folder = _version_folder(self._home, name, version_id)
+        try:
+            folder = _version_folder(self._home, name, version_id)
+        except UnknownName:
+            self._shelf.refresh()
+            folder = _version_folder(self._home, name, version_id)
         manifest = read_manifest(folder)
+        for file in (WEIGHTS, LATENTS):
+            self._shelf.need(folder / file)
+        self._shelf.need_all(Path(pair_folder(self._home, manifest.pair.name)))
         return folder, replace(manifest, pair=find_pair(manifest.pair, self._home))
 
     def _named_pair(self, name: str) -> PairManifest:
-        pair_json(self._home, name)
+        self._shelf.need_all(pair_json(self._home, name).parent)
         return resolve_pair(PairSpec(name=name), self._home)
 
     def _pair(

@@ -14,6 +14,7 @@ import psutil
 import torch
 
 from crosscope_proto.specs import Float32
+from crosscope_store.shelf import ALONE, Shelf
 from crosscope_worker.models.places import PairError
 from crosscope_worker.serve.errors import ModelTooLarge, Overloaded, UnknownName
 from crosscope_worker.serve.loading import Loaded, LoadedCrosscoder, LoadedPair, Loader, Plan, pair_json, warm_up
@@ -57,15 +58,16 @@ class Models:
         max_bytes: int | None,
         device_executor: Executor,
         float32: Float32 | None = None,
+        shelf: Shelf = ALONE,
     ) -> None:
         """Weights take at most `max_bytes`; None: most of the device's memory. Models warm up on `device_executor`,
-        on which they will run. `float32`: see Loader.
+        on which they will run. `float32`, `shelf`: see Loader.
         """
         self._home = home
         self.device = device
         self._max_bytes = max_bytes or round(_SHARE * device_bytes(device))
         self._device_executor = device_executor
-        self._reader = Loader(home, device, float32)
+        self._reader = Loader(home, device, float32, shelf)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="load")
         self._one_load = asyncio.Lock()
         self._entries: OrderedDict[_Key, _Entry] = OrderedDict()

@@ -24,6 +24,7 @@ from crosscope_proto.logs import configure_logging
 from crosscope_proto.settings import SettingsError, read_settings
 from crosscope_proto.tracing import configure_tracing
 from crosscope_proto.worker.v1 import inference_pb2_grpc
+from crosscope_store.following import Following
 from crosscope_worker.serve.access import TokenInterceptor
 from crosscope_worker.serve.batching import Batcher
 from crosscope_worker.serve.generation import Generations
@@ -72,8 +73,10 @@ class InferenceProcess:
         self._device_thread = DeviceThread(self.metrics)
         self._tokenising_threads = ThreadPoolExecutor(2, thread_name_prefix="tokenise")
         self._long_prompts_thread = ThreadPoolExecutor(1, thread_name_prefix="long-prompts")
+        shelf = settings.shelf()
+        self._following = Following(shelf)
         self.models = Models(
-            settings.home, settings.device, settings.max_model_bytes, self._device_thread, settings.float32
+            settings.home, settings.device, settings.max_model_bytes, self._device_thread, settings.float32, shelf
         )
         self.batcher: DeviceQueue = Batcher(
             ask,
@@ -139,6 +142,7 @@ class InferenceProcess:
                 self._end_metrics = expose(self.metrics.registry, self._metrics_port, "CROSSCOPE_WORKER_METRICS_PORT")
             except OSError as error:
                 raise StartError(error.strerror) from error
+        self._following.start()
         await self._server.start()
         await self._tell_health(serves=True)
         self._beating = asyncio.create_task(self._pulse.run())
@@ -166,6 +170,7 @@ class InferenceProcess:
         if self._end_metrics is not None:
             await asyncio.to_thread(self._end_metrics)
         self.models.close()
+        self._following.stop()
         for thread in (self._device_thread, self._tokenising_threads, self._long_prompts_thread):
             thread.shutdown(wait=False, cancel_futures=True)
 

@@ -5,13 +5,13 @@ from typing import Annotated, Self
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from crosscope_proto.settings import ProcessSettings
 from crosscope_proto.specs import Float32
+from crosscope_store.settings import StoreSettings
 
 Count = Annotated[int, Field(ge=1)]
 
 
-class ServeSettings(ProcessSettings):
+class ServeSettings(StoreSettings):
     """Settings of `python -m crosscope_worker serve`."""
 
     model_config = SettingsConfigDict(env_prefix="CROSSCOPE_WORKER_")

@@ -1,0 +1,1 @@
+"""Published things on a store that several machines share. Knows names and files, and neither models nor tables."""

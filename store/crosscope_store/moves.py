@@ -1,0 +1,82 @@
+"""Moves between a home and a store: everything at once, and what dead uploads have left. Knows no process."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from crosscope_proto.artefacts import STORE_NOTE
+from crosscope_store.copies import write_whole
+from crosscope_store.entries import KINDS, MANIFESTS, MAX_BYTES, Key, Kind, age_s, new_id, parse_entry, upload_path
+from crosscope_store.errors import StoreTaken
+from crosscope_store.remote import Store, Tick, idle
+from crosscope_store.shelf import SharedShelf
+
+LEFT_BEHIND_S = 86_400.0
+"""Age beyond which files of a store that nothing names were left by an upload that died."""
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Something that was published, and what became of it."""
+
+    key: Key
+    bytes: int
+    sentence: str
+
+
+def push(home: Path, store: Store, tick: Tick = idle) -> Iterator[Moved]:
+    """Publishes everything of a home that is not in the store; what is done is told one by one. Raises StoreError."""
+    shelf, there = SharedShelf(home, store), set(store.published())
+    for kind, name, folder in _own(home):
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        stamp = shelf.stamp_for(kind, name, time.time())
+        key = Key(kind, name, folder.name if kind == "crosscoders" else f"{stamp}-{new_id()[-12:]}")
+        if key in there:
+            write_whole(folder / STORE_NOTE, store.read(key.path, MAX_BYTES).decode())
+            yield Moved(key, 0, "was there")
+            continue
+        try:
+            shelf.commit(shelf.upload(kind, name, folder, tick), key, folder)
+        except StoreTaken:
+            yield Moved(key, 0, "was published by somebody else just now")
+        else:
+            yield Moved(key, size, "published")
+
+
+def pull(home: Path, store: Store, tick: Tick = idle) -> Iterator[Moved]:
+    """Brings every file of everything that counts in the store. Raises StoreError, OSError."""
+    shelf = SharedShelf(home, store, tick=tick)
+    shelf.refresh()
+    for key in store.published():
+        folder = key.folder(home)
+        if sizes := shelf.sizes(folder):
+            shelf.need_all(folder)
+            yield Moved(key, sum(sizes.values()), "is here")
+
+
+def leftovers(store: Store, now: float) -> dict[str, int]:
+    """Folders of uploads that nothing names and that began more than LEFT_BEHIND_S ago, each with its bytes.
+
+    Raises StoreError, and EntryError for an entry that cannot be read: then nobody knows what it names.
+    """
+    named: set[str] = set()
+    uploads = store.uploads()  # first: what is published meanwhile is named by then
+    for key in store.published():
+        entry = parse_entry(store.read(key.path, MAX_BYTES))
+        named.add(upload_path(entry.kind, entry.name, entry.upload))
+    return {
+        folder: size
+        for folder, size in uploads.items()
+        if folder not in named and age_s(folder.rpartition("/")[2], now) > LEFT_BEHIND_S
+    }
+
+
+def _own(home: Path) -> Iterator[tuple[Kind, str, Path]]:
+    """What lies in a home and is no copy: pairs first, since crosscoders name them."""
+    for kind in reversed(KINDS):
+        pattern = f"*/versions/[!.]*/{MANIFESTS[kind]}" if kind == "crosscoders" else f"[!.]*/{MANIFESTS[kind]}"
+        for path in sorted((home / kind).glob(pattern)):
+            folder = path.parent
+            if not (folder / STORE_NOTE).exists():
+                yield kind, folder.parent.parent.name if kind == "crosscoders" else folder.name, folder

@@ -1,0 +1,82 @@
+"""What is said of a store that is not there, lets nobody in, or is away."""
+
+import re
+import shutil
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+import s3fs
+from fixtures_store import S3Server
+
+from crosscope_store.errors import StoreAway, StoreRefused
+from crosscope_store.remote import Store, shown
+from crosscope_store.shelf import SharedShelf
+
+
+@pytest.fixture
+def keys(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Generator[S3Server]:
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()  # an instance keeps the keys that it began with
+    yield s3
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_no_bucket(keys: S3Server) -> None:
+    with pytest.raises(StoreRefused, match=r"s3://nowhere-at-all/x is not there .*: make the bucket, or name another"):
+        Store("s3://nowhere-at-all/x").check_rights()
+
+
+def test_no_key(keys: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    url = keys.bucket()
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    with pytest.raises(StoreRefused, match=r"does not let this process list .*credentials.*AWS_ACCESS_KEY_ID"):
+        Store(f"{url}/unused").published()
+
+
+def test_nobody_answers(monkeypatch: pytest.MonkeyPatch, keys: S3Server, tmp_path: Path) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    shelf = SharedShelf(tmp_path, Store("s3://bucket/x"))
+    with pytest.raises(StoreAway, match="the store s3://bucket/x does not answer: Could not connect"):
+        shelf.refresh()
+    assert not shelf.standing().is_up
+    assert "does not answer" in shelf.standing().sentence
+
+
+def test_a_disk_that_is_not_mounted_is_away_and_comes_back(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shelf = SharedShelf(tmp_path / "home", Store(shared.as_uri()))
+    with pytest.raises(StoreAway, match=re.escape(f"{shared}/ is no folder: mount it, or make it")):
+        shelf.refresh()
+    shared.mkdir()
+    shelf.refresh()
+    assert shelf.standing().is_up
+    shutil.rmtree(shared)
+    with pytest.raises(StoreAway):
+        shelf.check_rights()
+
+
+def test_a_folder_without_rights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "published").mkdir()
+    monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.pipe_file", _refuses)
+    with pytest.raises(StoreRefused, match=r"does not let this process write \(.*Permission denied.*give its key"):
+        Store(tmp_path.as_uri()).check_rights()
+
+
+def _refuses(*_: object, **__: object) -> None:
+    raise PermissionError(13, "Permission denied")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("s3://bucket/x", "s3://bucket/x"),
+        ("sftp://ann:secret@host/x", "sftp://host/x"),
+        ("http://host/x?key=secret", "http://host/x"),
+    ],
+)
+def test_secrets_of_a_url_are_not_shown(given: str, expected: str) -> None:
+    assert shown(given) == expected

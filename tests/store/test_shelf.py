@@ -1,0 +1,232 @@
+"""What several homes promise each other over a store in memory, on a disk, and on a server that speaks S3."""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fixtures_store import files_below
+
+from crosscope_proto.artefacts import CURRENT, STORE_NOTE, crosscoder_folder, version_folder
+from crosscope_store.entries import Key, stamp
+from crosscope_store.errors import StoreGone, StoreRefused, StoreTaken
+from crosscope_store.remote import Store
+from crosscope_store.shelf import SharedShelf, open_shelf
+
+Shelves = Callable[..., SharedShelf]
+NOW = 1_780_000_000.0
+
+
+def written(folder: Path, **files: bytes) -> Path:
+    """A folder of a version with these files, and a manifest."""
+    (folder / "examples").mkdir(parents=True)
+    (folder / "crosscoder.json").write_text(json.dumps({"of": folder.name}))
+    (folder / "latents.parquet").write_bytes(files.get("latents", b"latents"))
+    (folder / "examples" / "part-00.parquet").write_bytes(files.get("examples", b"examples"))
+    return folder
+
+
+def published(shelf: SharedShelf, folder: Path, identity: str, name: str = "demo") -> Key:
+    key = Key("crosscoders", name, identity)
+    shelf.commit(shelf.upload("crosscoders", name, folder), key, folder)
+    return key
+
+
+def current(home: Path, name: str = "demo") -> str:
+    return (Path(crosscoder_folder(home, name)) / CURRENT).read_text().strip()
+
+
+@pytest.mark.stores("memory", "file", "s3")
+def test_a_version_comes_to_another_home_and_each_file_when_it_is_needed(tmp_path: Path, shelf_at: Shelves) -> None:
+    identity = f"{stamp(NOW)}-a"
+    published(shelf_at("one"), written(tmp_path / "made"), identity)
+    two = shelf_at("two")
+    two.refresh()
+
+    folder = Path(version_folder(tmp_path / "two", "demo", identity))
+    assert current(tmp_path / "two") == identity
+    assert list(files_below(folder)) == [STORE_NOTE, "crosscoder.json"]
+    two.need(folder / "examples" / "part-00.parquet")
+    assert list(files_below(folder)) == [STORE_NOTE, "crosscoder.json", "examples/part-00.parquet"]
+    assert (folder / "examples" / "part-00.parquet").read_bytes() == b"examples"
+    assert two.standing().fetched_bytes == len(b"examples")
+    two.need_all(folder, but=["latents.*"])
+    assert not (folder / "latents.parquet").exists()
+    two.need_all(folder)
+    assert (folder / "latents.parquet").read_bytes() == b"latents"
+    assert two.sizes(folder)["latents.parquet"] == len(b"latents")
+
+
+def test_what_was_uploaded_and_not_published_is_nowhere(tmp_path: Path, shelf_at: Shelves) -> None:
+    one, two = shelf_at("one"), shelf_at("two")
+    one.upload("crosscoders", "demo", written(tmp_path / "made"))
+    two.refresh()
+    assert not (tmp_path / "two" / "crosscoders").exists()
+    assert two.standing().num_published == 0
+
+
+@pytest.mark.stores("memory", "file", "s3")
+def test_two_publishers_of_one_id_get_one_version_each(tmp_path: Path, shelf_at: Shelves) -> None:
+    identity = f"{stamp(NOW)}-a"
+    shelves = [shelf_at("one"), shelf_at("two")]
+    folders = [written(tmp_path / name, latents=name.encode()) for name in ("first", "second")]
+    uploads = [shelf.upload("crosscoders", "demo", each) for shelf, each in zip(shelves, folders, strict=True)]
+    barrier, won = threading.Barrier(2), []
+
+    def commit(index: int) -> None:
+        barrier.wait()
+        try:
+            shelves[index].commit(uploads[index], Key("crosscoders", "demo", identity), folders[index])
+            won.append(index)
+        except StoreTaken:
+            later = f"{shelves[index].stamp_for('crosscoders', 'demo', NOW)}-b"
+            assert later > identity
+            shelves[index].commit(uploads[index], Key("crosscoders", "demo", later), folders[index])
+
+    threads = [threading.Thread(target=commit, args=(index,)) for index in range(2)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert len(won) == 1
+    three = shelf_at("three")
+    three.refresh()
+    versions = sorted((tmp_path / "three" / "crosscoders" / "demo" / "versions").iterdir())
+    assert len(versions) == 2
+    assert current(tmp_path / "three") == versions[1].name
+    for folder, index in zip(versions, (won[0], 1 - won[0]), strict=True):
+        three.need_all(folder)
+        assert (folder / "latents.parquet").read_text() == ("first", "second")[index]
+
+
+def test_the_last_published_counts_though_its_clock_is_behind(shelf_at: Shelves, tmp_path: Path) -> None:
+    shelf = shelf_at("one")
+    published(shelf, written(tmp_path / "made"), f"{stamp(NOW)}-a")
+    assert shelf.stamp_for("crosscoders", "demo", NOW - 3600) == stamp(NOW + 0.001)
+    assert shelf.stamp_for("crosscoders", "demo", NOW + 3600) == stamp(NOW + 3600)
+    assert shelf.stamp_for("crosscoders", "other", NOW - 3600) == stamp(NOW - 3600)
+
+
+def test_a_look_is_replaced_whole(tmp_path: Path, shelf_at: Shelves) -> None:
+    one, two = shelf_at("one"), shelf_at("two")
+    for number in (1, 2):
+        folder = tmp_path / f"look{number}"
+        folder.mkdir()
+        (folder / "look.json").write_text(f"look {number}")
+        (folder / "texts.parquet").write_bytes(b"texts %d" % number)
+        key = Key("looks", "first", f"{stamp(NOW + number)}-x")
+        one.commit(one.upload("looks", "first", folder), key, folder)
+        two.refresh()
+        two.need(tmp_path / "two" / "looks" / "first" / "texts.parquet")
+        assert (tmp_path / "two" / "looks" / "first" / "look.json").read_text() == f"look {number}"
+        assert (tmp_path / "two" / "looks" / "first" / "texts.parquet").read_bytes() == b"texts %d" % number
+
+
+def test_what_is_of_the_home_alone_stays_and_is_named(tmp_path: Path, shelf_at: Shelves) -> None:
+    own = tmp_path / "two" / "looks" / "first"
+    own.mkdir(parents=True)
+    (own / "look.json").write_text("my own")
+    folder = tmp_path / "made"
+    folder.mkdir()
+    (folder / "look.json").write_text("the store's")
+    one, two = shelf_at("one"), shelf_at("two")
+    one.commit(one.upload("looks", "first", folder), Key("looks", "first", f"{stamp(NOW)}-x"), folder)
+    two.refresh()
+    assert (own / "look.json").read_text() == "my own"
+    assert f"{own} is not the store's" in two.standing().sentence
+
+
+def test_copies_unused_for_longest_go_first(tmp_path: Path, shelf_at: Shelves) -> None:
+    one, two = shelf_at("one"), shelf_at("two", limit_bytes=2500)
+    ids = [f"{stamp(NOW + number)}-x" for number in range(3)]
+    for identity in ids:
+        published(one, written(tmp_path / identity, latents=b"x" * 1000, examples=b""), identity)
+    two.refresh()
+    files = [Path(version_folder(tmp_path / "two", "demo", each)) / "latents.parquet" for each in ids]
+    for path, hours in zip(files[:2], (1, 2), strict=True):
+        two.need(path)
+        os.utime(path, (time.time() - hours * 3600,) * 2)
+    two.need(files[2])
+    assert [path.exists() for path in files] == [True, False, True]
+    assert (two.standing().copies_bytes, two.standing().evicted_bytes) == (2000, 1000)
+    two.need(files[1])
+    assert files[1].read_bytes() == b"x" * 1000
+    assert files[2].exists(), "it was used a moment ago"
+
+
+@pytest.mark.stores("memory", "file", "s3")
+def test_what_a_store_no_longer_holds_goes_after_a_while(tmp_path: Path, shelf_at: Shelves) -> None:
+    one, two = shelf_at("one"), shelf_at("two")
+    old, new = (published(one, written(tmp_path / each), f"{stamp(NOW)}-{each}") for each in ("a", "b"))
+    two.refresh()
+    one.remove(old)
+    two.refresh()
+    folder = old.folder(tmp_path / "two")
+    assert folder.exists()
+    with pytest.raises(StoreGone, match="is gone"):
+        two.need(folder / "latents.parquet")
+    os.utime(folder / STORE_NOTE, (time.time() - 3600,) * 2)
+    two.refresh()
+    assert not folder.exists()
+    assert new.folder(tmp_path / "two").exists()
+
+
+def test_older_versions_are_retired(tmp_path: Path, shelf_at: Shelves) -> None:
+    one = shelf_at("one")
+    for age_s in (9000, 8000, 7000, 6000):
+        published(one, written(tmp_path / f"of-{age_s}"), f"{stamp(time.time() - age_s)}-x")
+    one.retire("crosscoders", "demo")
+    two = shelf_at("two")
+    two.refresh()
+    assert two.standing().num_published == 2
+
+
+@pytest.mark.stores("file")
+def test_a_damaged_file_is_refused_by_name(tmp_path: Path, url: str, shelf_at: Shelves) -> None:
+    key = published(shelf_at("one"), written(tmp_path / "made"), f"{stamp(NOW)}-a")
+    store, two = Store(url), shelf_at("two")
+    entry = json.loads(store.read(key.path, 10_000))
+    changed = tmp_path / "changed"
+    changed.write_bytes(b"LATENTS")
+    store.put(changed, f"files/crosscoders/demo/{entry['upload']}/latents.parquet")
+    two.refresh()
+    path = key.folder(tmp_path / "two") / "latents.parquet"
+    with pytest.raises(StoreRefused, match=r"latents\.parquet is damaged"):
+        two.need(path)
+    assert not path.exists()
+
+
+def test_an_entry_that_cannot_be_read_harms_no_other(tmp_path: Path, url: str, shelf_at: Shelves) -> None:
+    one, two = shelf_at("one"), shelf_at("two")
+    key = published(one, written(tmp_path / "made"), f"{stamp(NOW)}-a")
+    text = json.loads(Store(url).read(key.path, 10_000))
+    text["files"]["../../../escaped"] = text["files"]["latents.parquet"]
+    Store(url).create(
+        f"published/crosscoders/demo/{stamp(NOW)}-b.json", json.dumps(text | {"id": f"{stamp(NOW)}-b"}).encode()
+    )
+    Store(url).create(f"published/crosscoders/demo/{stamp(NOW)}-c.json", b"{half")
+    two.refresh()
+    assert current(tmp_path / "two") == key.id
+    assert "escaped' is no path below a folder" in two.standing().sentence
+    assert f"{stamp(NOW)}-c.json" in two.standing().sentence
+
+
+@pytest.mark.stores("memory", "file", "s3")
+def test_rights_are_tried(shelf_at: Shelves, url: str) -> None:
+    shelf_at("one").check_rights()
+    assert Store(url).uploads() == {}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ("/mnt/x", "'/mnt/x' is no URL of fsspec; write file:///FOLDER or s3://BUCKET/FOLDER"),
+        ("nonsense://x", "nonsense:// is no kind of store that fsspec knows"),
+    ],
+)
+def test_wrong_urls_are_named(tmp_path: Path, wrong: str, sentence: str) -> None:
+    with pytest.raises(StoreRefused, match=sentence):
+        open_shelf(tmp_path, wrong)
