@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from fixtures_serve import LAYER, VERSION, random_crosscoder, write_version
 
 from crosscope_worker.effects.compare import compare
@@ -134,10 +135,11 @@ async def test_a_pair_that_was_written_again_is_read_again(home: Path, device: T
 
 async def test_sizes_are_known_before_a_pair_is_loaded(tiny_pair: Pair) -> None:
     parameters = storage_bytes(each for model in tiny_pair.models for each in model.parameters())
-    assert expected_bytes(tiny_pair.manifest) == parameters
+    cpu = torch.device("cpu")
+    assert expected_bytes(tiny_pair.manifest) == {cpu: parameters}
     kept = (name for name, _ in tiny_pair.models[0].named_parameters() if "layers.3." not in name)
     lower = sum(model.get_parameter(name).nbytes for name in kept for model in tiny_pair.models)
-    assert expected_bytes(tiny_pair.manifest, LAYER) == lower
+    assert expected_bytes(tiny_pair.manifest, LAYER) == {cpu: lower}
 
 
 def top_bytes(pair: Pair) -> int:
@@ -190,7 +192,9 @@ async def test_memory_for_the_lower_layers_alone_gives_codes_and_refuses_the_res
     said = (
         r"crosscoder 'demo' with its whole pair takes 0\.4 MB, but models may take 0\.\d MB here; set CROSSCOPE_WORKER_"
     )
-    said += r"MAX_MODEL_BYTES if the device has more; codes alone may need less"
+    said += (
+        r"MAX_MODEL_BYTES if the device has more, or CROSSCOPE_WORKER_DEVICE to more devices; codes alone may need less"
+    )
     with pytest.raises(ModelTooLarge, match=said):
         async with models.using("demo", VERSION, whole=True):
             pass
