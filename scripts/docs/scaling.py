@@ -1,7 +1,7 @@
 """The tables of docs/scaling.md, worked out by the functions with which `crosscope plan` plans.
 
 Run as a program it writes them into the page, each between `<!-- table: NAME -->` and `<!-- end -->`; a test says when
-they are stale. Every rate is one of `crosscope_proto.rates`, or a row of bench/results, or is named here as a data sheet's.
+they are stale. Every rate is one of `crosscope_proto.rates`, a row of bench/results, or said to be a data sheet's.
 """
 
 import re
@@ -20,7 +20,7 @@ PAGE = ROOT / "docs" / "scaling.md"
 GEMMA = KNOWN["google/gemma-2-2b"]
 H100 = rates.DEVICES[0]
 NVLINK, NETWORK = 450e9, 50e9
-"""Bytes a second each way: between the GPUs of one machine (NVLink 4), and between machines (400 Gbit/s)."""
+"""Bytes a second each way: between the GPUs of one machine (NVLink 4), and between machines (400 Gbit/s a GPU)."""
 GPUS_A_MACHINE = 8
 BATCH, TOKENS = 2048, 10**9
 DISK = 1.287e9
@@ -31,8 +31,8 @@ Row `step.batch_topk.bf16` of the same file: 13.642 ms, of which kernels take 12
 FINISHED_LATENTS = 73_728
 """The largest dictionary whose analysis was measured to its end."""
 EXAMPLES_A_LATENT, EXAMPLE_BYTES, ROW_BYTES = 86, 23.2, 528
-"""Of the demo's L1 crosscoder, 27 November 2026: 1 536 latents have 131 623 examples of 3 055 958 bytes in Parquet, and a
-table of 811 221 bytes."""
+"""Of the demo's L1 crosscoder, 27 November 2026: 1 536 latents have 131 623 examples of 3 055 958 bytes in Parquet, and
+a table of 811 221 bytes."""
 CALLS = {"GetLatent": 1.088, "ListLatents, a kept order": 7.595, "Encode, cached": 2.087, "Encode, new": 4.365}
 """Milliseconds of a call: rows of the bench `server` in bench/results/2026-11-25-two-cores-full.jsonl."""
 
@@ -183,7 +183,7 @@ def measured() -> Iterator[Row]:
     yield (
         "between GPUs, between machines",
         f"{NVLINK / 1e9:.0f} and {NETWORK / 1e9:.0f} GB/s",
-        "data sheets, not measured",
+        "data sheets (NVLink 4; 400 Gbit/s for each GPU), not measured",
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from crosscope_proto.roles import BASE, CHAT
@@ -23,6 +24,7 @@ from crosscope_worker.models.norms import NormBounds
 from crosscope_worker.models.pair import Pair, decoder_layers, expected_bytes, load_pair
 from crosscope_worker.models.placement import Placement, PlacementError, division
 from crosscope_worker.serve.encoding import Encoder
+from crosscope_worker.serve.settings import ServeSettings
 from crosscope_worker.tokenizer.tokens import TextTokenizer
 from tests.worker.effects.decoder_runs import CACHE_BYTES, prompt, random_crosscoder, run
 from tests.worker.elsewhere import HERE, THERE, elsewhere
@@ -70,6 +72,13 @@ def test_devices_that_are_not_there_are_refused_with_those_that_are(
     with pytest.raises(PlacementError) as refused:
         Placement.of(words)
     assert sentence in str(refused.value)
+
+
+def test_inference_does_not_start_on_a_device_that_is_not_there() -> None:
+    given: dict[str, Any] = {"home": "/home", "listen": "unix:/run/worker"}
+    assert ServeSettings(**given, device="cpu, cpu").device == "cpu"
+    with pytest.raises(ValidationError, match="there is no device 'cuda:7'; there are: cpu"):
+        ServeSettings(**given, device="cpu,cuda:7")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import gc
 import shutil
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
@@ -24,6 +25,7 @@ from crosscope_worker.serve import loading
 from crosscope_worker.serve.errors import ModelTooLarge, Overloaded, UnknownName
 from crosscope_worker.serve.loading import LoadedCrosscoder, storage_bytes
 from crosscope_worker.serve.models import Models
+from tests.worker.elsewhere import HERE, THERE
 from tests.worker.tiny_models import tiny_model
 
 pytestmark = pytest.mark.asyncio
@@ -133,6 +135,20 @@ async def test_a_pair_that_was_written_again_is_read_again(home: Path, device: T
     models.close()
 
 
+@pytest.mark.parametrize(("full", "other"), [(HERE, THERE), (THERE, HERE)])
+async def test_each_device_has_memory_of_its_own(
+    full: str, other: str, home: Path, device: ThreadPoolExecutor, tiny_pair: Pair
+) -> None:
+    models = Models(home, f"{HERE},{THERE}", 1 << 30, device)
+    needed = {torch.device(HERE): 0, torch.device(THERE): CROSSCODER_BYTES}
+    needed = expected_bytes(tiny_pair.manifest, None, f"{HERE},{THERE}") + Counter(needed)
+    models._max_bytes = {torch.device(full): needed[torch.device(full)] - 1, torch.device(other): 1 << 30}
+    with pytest.raises(ModelTooLarge, match=rf"takes 0\.\d MB on {full}, but models may take 0\.\d MB here"):
+        async with models.using("demo", VERSION, whole=True):
+            pass
+    models.close()
+
+
 async def test_sizes_are_known_before_a_pair_is_loaded(tiny_pair: Pair) -> None:
     parameters = storage_bytes(each for model in tiny_pair.models for each in model.parameters())
     cpu = torch.device("cpu")
@@ -192,9 +208,7 @@ async def test_memory_for_the_lower_layers_alone_gives_codes_and_refuses_the_res
     said = (
         r"crosscoder 'demo' with its whole pair takes 0\.4 MB, but models may take 0\.\d MB here; set CROSSCOPE_WORKER_"
     )
-    said += (
-        r"MAX_MODEL_BYTES if the device has more, or CROSSCOPE_WORKER_DEVICE to more devices; codes alone may need less"
-    )
+    said += r"MAX_MODEL_BYTES if the device has more, or CROSSCOPE_WORKER_DEVICE to more devices; codes alone may need"
     with pytest.raises(ModelTooLarge, match=said):
         async with models.using("demo", VERSION, whole=True):
             pass

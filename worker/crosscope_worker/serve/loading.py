@@ -146,11 +146,11 @@ class Plan:
 class Loader:
     """Reads from one home folder onto the devices of one placement. For one thread."""
 
-    def __init__(self, home: Path, placement: Placement, float32: Float32 | None = None) -> None:
+    def __init__(self, home: Path, device: str | Placement, float32: Float32 | None = None) -> None:
         """`float32`: how crosscoders' products are made; None: as each recipe says."""
         self._home = home
-        self._placement = placement
-        self._device = placement.home
+        self._placement = Placement.of(device)
+        self._device = self._placement.home
         self._float32: Float32 | None = float32
         self._num_threads = torch.get_num_threads()
         self._pairs: WeakSet[LoadedPair] = WeakSet()
