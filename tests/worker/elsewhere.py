@@ -23,17 +23,17 @@ _COPIES = {_aten._to_copy.default, _aten.copy_.default, _aten.copy.default}
 
 
 class Elsewhere(torch.Tensor):
-    """A tensor whose values are in `inner`, on the CPU."""
+    """A tensor whose values are in `values_here`, on the CPU."""
 
-    inner: Tensor
+    values_here: Tensor
 
     @staticmethod
-    def __new__(cls, inner: Tensor, device: torch.device) -> "Elsewhere":
+    def __new__(cls: type["Elsewhere"], inner: Tensor, device: torch.device) -> "Elsewhere":
         same = {"dtype": inner.dtype, "layout": inner.layout, "device": device}
         if inner.layout is torch.strided:
             same |= {"strides": inner.stride(), "storage_offset": inner.storage_offset()}
         made = torch.Tensor._make_wrapper_subclass(cls, inner.size(), **same)
-        made.inner = inner
+        made.values_here = inner
         return made
 
     @classmethod
@@ -114,7 +114,7 @@ def _mapped(of: Callable[[Any], Any], value: Any) -> Any:
 def _inner(leaf: Any) -> Any:
     """What the CPU is asked instead."""
     if isinstance(leaf, Elsewhere):
-        return leaf.inner
+        return leaf.values_here
     return torch.device("cpu") if isinstance(leaf, torch.device) and leaf.type == "lazy" else leaf
 
 

@@ -5,7 +5,6 @@ import gc
 import shutil
 import threading
 import weakref
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
@@ -135,14 +134,13 @@ async def test_a_pair_that_was_written_again_is_read_again(home: Path, device: T
     models.close()
 
 
-@pytest.mark.parametrize(("full", "other"), [(HERE, THERE), (THERE, HERE)])
+@pytest.mark.parametrize(("full", "also"), [(HERE, 0), (THERE, CROSSCODER_BYTES)])
 async def test_each_device_has_memory_of_its_own(
-    full: str, other: str, home: Path, device: ThreadPoolExecutor, tiny_pair: Pair
+    full: str, also: int, home: Path, device: ThreadPoolExecutor, tiny_pair: Pair
 ) -> None:
-    models = Models(home, f"{HERE},{THERE}", 1 << 30, device)
-    needed = {torch.device(HERE): 0, torch.device(THERE): CROSSCODER_BYTES}
-    needed = expected_bytes(tiny_pair.manifest, None, f"{HERE},{THERE}") + Counter(needed)
-    models._max_bytes = {torch.device(full): needed[torch.device(full)] - 1, torch.device(other): 1 << 30}
+    """The second has the dictionary besides its model."""
+    needed = expected_bytes(tiny_pair.manifest, None, f"{HERE},{THERE}")
+    models = Models(home, f"{HERE},{THERE}", needed[torch.device(full)] + also - 1, device)
     with pytest.raises(ModelTooLarge, match=rf"takes 0\.\d MB on {full}, but models may take 0\.\d MB here"):
         async with models.using("demo", VERSION, whole=True):
             pass

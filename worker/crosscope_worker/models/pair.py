@@ -197,7 +197,7 @@ def expected_bytes(
                 return Counter()
             model = _without_weights(config, dtype=getattr(torch, manifest.dtype))
             layers = decoder_layers(model)
-            places = _places(model, layers, devices)
+            places = _places(model, [*layers], devices)
         except (*_LOAD_ERRORS, PairError):
             return Counter()  # Loading says what is wrong.
         if upto is not None:
@@ -230,16 +230,16 @@ class _How:
 
     def put(self, model: int, loaded: PreTrainedModel, config: PreTrainedConfig) -> None:
         """Moves a model to its devices. Of a part, each layer goes where it lies in the whole model."""
-        devices = (self.placement.base, self.placement.chat)[model]
-        if devices == (self.placement.home,):
-            loaded.to(devices[0])  # pyright: ignore[reportArgumentType]
+        devices, home = (self.placement.base, self.placement.chat)[model], self.placement.home
+        if all(device == home for device in devices):
+            loaded.to(home)  # pyright: ignore[reportArgumentType]
             return
-        layers = decoder_layers(loaded)
+        layers = [*decoder_layers(loaded)]
         places = [devices[0]] * len(layers)
         if len(devices) > 1:
             whole = _without_weights(config)
-            places = _places(whole, decoder_layers(whole), devices)
-        put(loaded, decoder(loaded), layers, places, devices[0], self.placement.home)
+            places = _places(whole, [*decoder_layers(whole)], devices)
+        put(loaded, decoder(loaded), layers, places, devices[0], home)
 
 
 def _load_models(manifest: PairManifest, how: _How, given: Pair | None) -> tuple[PreTrainedModel, PreTrainedModel]:
