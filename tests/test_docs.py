@@ -15,12 +15,18 @@ from pydantic.dataclasses import dataclass
 from crosscope_proto.recipe import recipe_schema
 from crosscope_proto.v1 import jobs_pb2, latents_pb2, looks_pb2, prompts_pb2, types_pb2
 from crosscope_server.errors import CallError
-from scripts.docs import api, hook, recipes
+from scripts.docs import api, hook, recipes, scaling
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 STRICT = ConfigDict(extra="forbid", frozen=True)
 FILES = (jobs_pb2, latents_pb2, looks_pb2, prompts_pb2, types_pb2)
+
+
+def test_the_tables_about_scaling_are_those_of_today() -> None:
+    page = scaling.PAGE.read_text("utf-8")
+    assert scaling.filled(page) == page, "run: python -m scripts.docs.scaling"
+    assert set(re.findall(r"<!-- table: (\w+) -->", page)) == scaling.TABLES.keys()
 
 
 def tables(markdown: str) -> dict[str, dict[str, list[str]]]:

@@ -7,6 +7,7 @@ what rounding in bfloat16 comes to, and TF32 with IEEE float32.
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from statistics import median
 
@@ -20,7 +21,10 @@ from crosscope_proto.roles import CHAT, TokenRole
 from crosscope_proto.specs import TokenPolicy
 from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.dictionary.keep import AboveThreshold
+from crosscope_worker.effects.attribute import Question, attribute
+from crosscope_worker.effects.compare import compare
 from crosscope_worker.effects.decoding import Decoder
+from crosscope_worker.effects.interventions import Action, Intervention
 from crosscope_worker.effects.orders import ArmOrder, Order, Token
 from crosscope_worker.effects.sampling import SamplingSettings
 from crosscope_worker.effects.subject import Reading, Subject
@@ -33,7 +37,7 @@ from crosscope_worker.serve.encoding import Encoder, PromptCode
 from crosscope_worker.tokenizer.tokens import TextTokenizer
 
 CACHE_BYTES = 4 << 30
-NEW_TOKENS = 48
+NEW_TOKENS = 24
 
 
 def plain(activations: PairActivations, _shape: Shape) -> Recorded:
@@ -163,11 +167,28 @@ class Online:
         share = len(common) / max(1, len(one.keys() | other.keys()))
         self.run.row(row, share, "share in common", entries=len(one), largest_relative_difference=max(apart, default=0))
 
-    def generate(self, callers: int) -> None:
-        """A row: tokens a second of plain continuations."""
+    def compare(self) -> None:
+        """A row: milliseconds in which both models' predictions of a prompt of 64 tokens are compared."""
+        self._asked("online.compare.1x64", lambda ids: compare(self.subject, [ids], 10), rounds=10)
+
+    def attribute(self) -> None:
+        """A row: milliseconds of an attribution with 32 exact effects, on a prompt of 64 tokens."""
+        roles = np.full(64, TokenRole.TEXT, np.uint8)
+        self._asked("online.attribute.1x64", lambda ids: attribute(self.subject, ids, roles, Question()), rounds=3)
+
+    def _asked(self, row: str, ask: Callable[[np.ndarray], object], rounds: int) -> None:
+        """A row: milliseconds of a question about new prompts."""
+        first_s, _ = self.run.wall(lambda: ask(self.prompts(1)[0]))
+        rounds = 1 if self.run.dry else rounds
+        took = [1000 * self.run.wall(lambda: ask(self.prompts(1)[0]))[0] for _ in range(rounds)]
+        detail = {"lowest_ms": min(took), "highest_ms": max(took), "rounds": rounds, "first_ms": 1000 * first_s}
+        self.run.row(row, median(took), "ms", **detail)
+
+    def generate(self, row: str, callers: int, interventions: tuple[Intervention, ...] = ()) -> None:
+        """A row: tokens a second of continuations, plain or changed."""
         decoder, tokenizer = Decoder(self.subject, CACHE_BYTES, 2048), TextTokenizer(self.tokenizer)
         new_tokens = 4 if self.run.dry else NEW_TOKENS
-        arm = ArmOrder(CHAT, (), SamplingSettings(max_new_tokens=new_tokens))
+        arm = ArmOrder(CHAT, interventions, SamplingSettings(max_new_tokens=new_tokens))
 
         def answer() -> int:
             for ids in self.prompts(callers):
@@ -177,9 +198,9 @@ class Online:
                 count += sum(isinstance(event, Token) for event in decoder.step())
             return count
 
-        answer()
+        first_s, _ = self.run.wall(answer)
         took, count = self.run.wall(answer)
-        self.run.row(f"online.generate.{callers}", count / took, "tok/s", step_ms=1000 * took * callers / count)
+        self.run.row(row, count / took, "tok/s", step_ms=1000 * took * callers / count, first_s=first_s)
 
 
 def entries(codes: list[PromptCode]) -> dict[tuple[int, int, int], float]:
@@ -201,6 +222,15 @@ def rows(run: Run) -> None:
         return
     few, many, long = (4, 8, 100) if run.dry else (32, 128, 512)
     run.part("online.1x64", lambda: online.latency("online.1x64", online.graphs, 1, 64, 60))
+    ablated = (Intervention(tuple(range(16)), Action.ABLATE),)
+    for row, callers, changes in (
+        ("online.generate.1", 1, ()),
+        (f"online.generate.{few}", few, ()),
+        (f"online.generate.{few}.ablated", few, ablated),
+    ):
+        run.part(row, lambda row=row, callers=callers, changes=changes: online.generate(row, callers, changes))
+    run.part("online.compare.1x64", online.compare)
+    run.part("online.attribute.1x64", online.attribute)
     run.part("online.1x64.unfused", lambda: online.latency("online.1x64.unfused", online.unfused, 1, 64, 20))
     run.part("online.1x64.plain", lambda: online.latency("online.1x64.plain", online.plain, 1, 64, 20))
     run.part("online.32x64", lambda: online.latency("online.32x64", online.graphs, few, 64, 20))
@@ -211,8 +241,6 @@ def rows(run: Run) -> None:
     run.part("online.1x64.shares", online.shares)
     run.part("online.same", online.same, use="beside")
     run.part("online.graphs", online.memory)
-    for callers in (1, few):
-        run.part(f"online.generate.{callers}", lambda callers=callers: online.generate(callers))
 
 
 if __name__ == "__main__":

@@ -23,12 +23,12 @@ class Section:
 SECTIONS = (
     Section("step", "a training step against a dense step and its floor", 45, 30, is_alone=True),
     Section("analysis", "the analysis of a dictionary: its pass, and what follows", 45, 26),
-    Section("online", "codes of prompts as the inference process makes them", 45, 18),
+    Section("online", "codes of prompts as the inference process makes them, and answers", 75, 22),
     Section("train", "training end to end: texts, both models, dictionary", 62, 52),
     Section("memory", "the peak of a training step against its estimate", 45, 56),
     Section("checkpoint", "how long training stands still for a checkpoint", 45, 46),
     Section("harvest", "activations of both models to the layer", 60, 20),
     Section("peaks", "products and copies: what the card can do", 30, 12),
-    Section("tests", "the tests marked gpu", 90, 8, "checked"),
+    Section("tests", "the tests marked gpu", 120, 8, "checked"),
     Section("checks", "losses, codes, trainings and analysis against the CPU and autograd", 90, 4, "checked"),
 )

@@ -17,6 +17,8 @@ from bench.gpu.rows import Run, main
 ROOT = Path(__file__).parents[2]
 AT_ONCE = 4
 """Processes that run side by side."""
+LONG = Path("tests/worker/training/test_adam.py")
+"""A file whose 18 cases compile a kernel each; it did not end beside others."""
 _OPTIONS = ("-m", "gpu", "-v", "--tb=short", "-n0", "-p", "no:cacheprovider", "-W", "default", "-p", "bench.gpu.turns")
 _LINE = re.compile(r"^(tests/\S+?\.py)::(.*?)(?: (PASSED|FAILED|ERROR|SKIPPED)\b.*)?$")
 """A test's line, written when it begins; its outcome follows when it ends."""
@@ -39,7 +41,7 @@ class Found:
 def rows(run: Run) -> None:
     """One row for each file, and one for all: the tests that failed, or could not be collected, or did not end."""
     files = marked()
-    groups = [files[first::AT_ONCE] for first in range(min(AT_ONCE, len(files)))]
+    groups = divided(files)
     every: list[Found] = []
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for found in pool.map(lambda group: _run(run, group), groups):
@@ -47,6 +49,13 @@ def rows(run: Run) -> None:
     failed = sum(found.failed + (found.error is not None) for found in every)
     passed, skipped = (sum(getattr(found, what) for found in every) for what in ("passed", "skipped"))
     run.row("tests.failed", failed, "failed", passed=passed, skipped=skipped, files=len(files))
+
+
+def divided(files: list[Path]) -> list[list[Path]]:
+    """The files of each process; LONG has one to itself."""
+    others = [file for file in files if file != LONG]
+    num_groups = min(AT_ONCE - (LONG in files), len(others))
+    return [[file] for file in files if file == LONG] + [others[first::num_groups] for first in range(num_groups)]
 
 
 def _run(run: Run, files: list[Path]) -> list[Found]:

@@ -50,6 +50,7 @@ from ._both import LatentEffect as LatentEffect
 from ._both import LatentInBoth as LatentInBoth
 from ._capabilities import CallerStatus as CallerStatus
 from ._capabilities import Capabilities as Capabilities
+from ._capabilities import DeviceMemory as DeviceMemory
 from ._capabilities import InferenceWorker as InferenceWorker
 from ._capabilities import JobWorker as JobWorker
 from ._capabilities import PartState as PartState

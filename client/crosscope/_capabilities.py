@@ -20,6 +20,16 @@ class PartState(Enum):
 
 @public
 @dataclass(frozen=True)
+class DeviceMemory:
+    """Memory of one device of an inference worker."""
+
+    name: str
+    used_bytes: int
+    limit_bytes: int
+
+
+@public
+@dataclass(frozen=True)
 class InferenceWorker:
     """An inference worker."""
 
@@ -31,13 +41,16 @@ class InferenceWorker:
     version: str
     """Empty if it did not say."""
     device: str
+    """Of several: the base model's, a comma, and the chat model's; + between those that share a model's layers."""
     memory_bytes: int
-    """Memory of the device that it uses."""
+    """Memory of its devices that it uses."""
     memory_limit_bytes: int
     max_prompt_tokens: int
     queued_tokens: int
     device_busy_s: float
     """For how long the work of now has kept the device; 0: it rests."""
+    devices: tuple[DeviceMemory, ...] = ()
+    """Each device by itself; empty of an older version."""
 
 
 @public

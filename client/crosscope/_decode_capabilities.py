@@ -6,6 +6,7 @@ from crosscope import __version__
 from crosscope._capabilities import (
     CallerStatus,
     Capabilities,
+    DeviceMemory,
     InferenceWorker,
     JobWorker,
     PartState,
@@ -78,6 +79,7 @@ def _inference_worker(message: system_pb2.InferenceWorker) -> InferenceWorker:
         max_prompt_tokens=message.max_prompt_tokens,
         queued_tokens=message.queued_tokens,
         device_busy_s=message.device_busy_s,
+        devices=tuple(DeviceMemory(each.name, each.used_bytes, each.limit_bytes) for each in message.devices),
     )
 
 

@@ -18,6 +18,7 @@ from crosscope import (
     CallerStatus,
     Capabilities,
     Client,
+    DeviceMemory,
     InferenceWorker,
     JobWorker,
     PartState,
@@ -31,6 +32,7 @@ from crosscope import (
 from crosscope._problems import problems_of, skew
 from crosscope.cli import run
 from crosscope.cli.live import picture
+from crosscope.cli.standing import parts_of
 
 WORKER = InferenceWorker(
     index=0,
@@ -68,6 +70,13 @@ WELL = Capabilities(
     caller=CallerStatus("ada", ("read", "run"), {"concurrent_calls": 4}),
     store=StoreStatus(PartState.ABSENT, "", "", 0, 0, 0),
 )
+
+
+def test_status_tells_the_memory_of_each_device() -> None:
+    each = DeviceMemory("cuda:0", 3_000_000_000, 80_000_000_000), DeviceMemory("cuda:1", 9_000_000_000, 80_000_000_000)
+    found = dataclasses.replace(WELL, **worker(device="cuda:0,cuda:1", devices=each))
+    said = dict(parts_of(found))["worker 0"]
+    assert said == "cuda:0,cuda:1, 3.0 GB of 80.0 GB on cuda:0, 9.0 GB of 80.0 GB on cuda:1, 120 tokens wait"
 
 
 def worker(**changed: Any) -> dict[str, Any]:

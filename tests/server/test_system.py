@@ -13,6 +13,7 @@ from crosscope_proto import __version__, keys
 from crosscope_proto.v1 import jobs_pb2, jobs_pb2_grpc, system_pb2, system_pb2_grpc
 from crosscope_proto.worker.v1 import inference_pb2
 
+DEVICES = [system_pb2.DeviceMemory(name=f"cuda:{index}", used_bytes=index, limit_bytes=9) for index in (0, 1)]
 UP, AWAY, ABSENT = system_pb2.PART_STATE_UP, system_pb2.PART_STATE_AWAY, system_pb2.PART_STATE_ABSENT
 
 
@@ -26,7 +27,9 @@ class Describing(CountingWorker):
     async def Describe(self, request: Any, context: Any) -> inference_pb2.DescribeResponse:
         if self.hangs:
             await asyncio.Event().wait()
-        return inference_pb2.DescribeResponse(version="9.9", device="cuda:1", max_prompt_tokens=777, device_busy_s=1.5)
+        return inference_pb2.DescribeResponse(
+            version="9.9", device="cuda:1", max_prompt_tokens=777, device_busy_s=1.5, devices=DEVICES
+        )
 
 
 async def capabilities(front: Front, version: str = "0.1.0") -> system_pb2.GetCapabilitiesResponse:
@@ -56,6 +59,7 @@ async def test_workers_queue_jobs_and_cache_as_they_stand(planted_home, tmp_path
     assert set(found.features) == {"latents", "prompts", "jobs", "cache", "reflection"}
     alive, nobody = found.inference_workers
     assert (alive.state, alive.version, alive.device, alive.device_busy_s) == (UP, "9.9", "cuda:1", 1.5)
+    assert list(alive.devices) == DEVICES
     assert (nobody.state, nobody.says_serving) == (AWAY, False)
     assert {state: number for state, number in found.queue.jobs.items() if number} == {"queued": 1, "running": 1}
     assert [(job.id, job.stage, job.done) for job in found.queue.running] == [(first, "train", 0.25)]

@@ -27,6 +27,8 @@ def test_the_table_says_what_the_inference_process_exposes() -> None:
     metrics = InferenceMetrics(Ages())
     metrics.called("Encode", "OK")
     metrics.ran_batch([0.5, 0.25], 30, 0.01)
+    for index in (0, 1):
+        metrics.watch_device(f"cuda:{index}", lambda index=index: 10 + index, 90)
     with metrics.part("tokenise"):
         pass
     assert exposed(page(metrics)) == described("inference")
@@ -36,6 +38,8 @@ def test_the_table_says_what_the_inference_process_exposes() -> None:
         'crosscope_inference_part_seconds_sum{part="queue"} 0.75',
         'crosscope_inference_part_seconds_sum{part="device"} 0.02',
         'crosscope_inference_part_seconds_count{part="tokenise"} 1.0',
+        'crosscope_device_memory_allocated_bytes{device="cuda:1"} 11.0',
+        'crosscope_device_memory_limit_bytes{device="cuda:0"} 90.0',
     ):
         assert line in page(metrics).splitlines()
 

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from crosscope_worker.work import is_out_of_memory
+from crosscope_worker.serve.errors import status_of
+from crosscope_worker.work import exhausted, is_out_of_memory
 
 
 @pytest.mark.parametrize(
@@ -18,6 +19,26 @@ from crosscope_worker.work import is_out_of_memory
 )
 def test_every_way_of_saying_it_is_known(error: Exception) -> None:
     assert is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    ("error", "device"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. GPU 1 has a total capacity of"),
+            "cuda:1",
+        ),
+        (RuntimeError("CUDA error: out of memory"), "the device"),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"),
+            "this machine",
+        ),
+        (MemoryError(), "this machine"),
+    ],
+)
+def test_the_device_is_named_where_torch_names_it(error: Exception, device: str) -> None:
+    assert exhausted(error) == device
+    assert f"{device}'s memory ran out" in status_of(error).message
 
 
 def test_the_machines_own_refusal_is_known() -> None:

@@ -4,6 +4,7 @@ A job is a plain function `(recipe, workspace, progress) -> manifest` (see jobs/
 """
 
 import datetime
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,6 +126,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device or the machine ran out of memory: by the error's type, or by what it says."""
     says_so = any(phrase in str(error) for phrase in _OUT_OF_MEMORY)
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or says_so
+
+
+def exhausted(error: BaseException) -> str:
+    """Which device's memory ran out, in torch's words, for a sentence; "the device" where the error does not say."""
+    told = re.search(r"GPU (\d+) has a total capacity", str(error))
+    if told is not None:
+        return f"cuda:{told[1]}"
+    is_cpu = isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+    return "this machine" if is_cpu else "the device"
 
 
 def silent(

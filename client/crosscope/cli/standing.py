@@ -14,6 +14,9 @@ def parts_of(found: Capabilities) -> Iterator[tuple[str, str]]:
             yield name, "hangs" if worker.says_serving else "away"
             continue
         memory = f"{_size(worker.memory_bytes)} of {_size(worker.memory_limit_bytes)}"
+        if len(worker.devices) > 1:
+            each = (f"{_size(one.used_bytes)} of {_size(one.limit_bytes)} on {one.name}" for one in worker.devices)
+            memory = ", ".join(each)
         waiting = f"{worker.queued_tokens} tokens wait" if worker.queued_tokens else "nothing waits"
         yield name, f"{worker.device or 'of an older version'}, {memory}, {waiting}"
     queue = found.queue

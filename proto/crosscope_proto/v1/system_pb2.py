@@ -26,7 +26,7 @@ _sym_db = _symbol_database.Default()
 from crosscope_proto import validation_rules_pb2 as buf_dot_validate_dot_validate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x63rosscope_proto/v1/system.proto\x12\x0c\x63rosscope.v1\x1a\x1b\x62uf/validate/validate.proto\"M\n\x16GetCapabilitiesRequest\x12\x33\n\x0e\x63lient_version\x18\x01 \x01(\tB\x1b\xbaH\x18r\x16\x18@2\x12^[A-Za-z0-9.+_-]*$\"\xfa\x01\n\x0fInferenceWorker\x12\r\n\x05index\x18\x01 \x01(\r\x12&\n\x05state\x18\x02 \x01(\x0e\x32\x17.crosscope.v1.PartState\x12\x14\n\x0csays_serving\x18\x03 \x01(\x08\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x06 \x01(\x04\x12\x1a\n\x12memory_limit_bytes\x18\x07 \x01(\x04\x12\x19\n\x11max_prompt_tokens\x18\x08 \x01(\r\x12\x15\n\rqueued_tokens\x18\t \x01(\x04\x12\x15\n\rdevice_busy_s\x18\n \x01(\x02\"Q\n\tJobWorker\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x04\x12\x10\n\x08silent_s\x18\x04 \x01(\x02\"x\n\nRunningJob\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\r\n\x05stage\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x0c\n\x04\x64one\x18\x06 \x01(\x02\x12\x14\n\x0ctokens_per_s\x18\x07 \x01(\x02\"\x83\x02\n\x0bQueueStatus\x12&\n\x05state\x18\x01 \x01(\x0e\x32\x17.crosscope.v1.PartState\x12\x31\n\x04jobs\x18\x02 \x03(\x0b\x32#.crosscope.v1.QueueStatus.JobsEntry\x12\x17\n\x0foldest_queued_s\x18\x03 \x01(\x01\x12)\n\x07running\x18\x04 \x03(\x0b\x32\x18.crosscope.v1.RunningJob\x12(\n\x07workers\x18\x05 \x03(\x0b\x32\x17.crosscope.v1.JobWorker\x1a+\n\tJobsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"\x92\x01\n\x0bStoreStatus\x12&\n\x05state\x18\x01 \x01(\x0e\x32\x17.crosscope.v1.PartState\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\x10\n\x08sentence\x18\x03 \x01(\t\x12\x11\n\tpublished\x18\x04 \x01(\r\x12\x14\n\x0c\x63opies_bytes\x18\x05 \x01(\x04\x12\x13\n\x0blimit_bytes\x18\x06 \x01(\x04\"\xb5\x02\n\x07Traffic\x12\x13\n\x0b\x63\x61lls_per_s\x18\x01 \x01(\x02\x12\x14\n\x0c\x65rrors_per_s\x18\x02 \x01(\x02\x12\x0e\n\x06p50_ms\x18\x03 \x01(\x02\x12\x0e\n\x06p99_ms\x18\x04 \x01(\x02\x12\x11\n\tin_flight\x18\x05 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x06 \x01(\x04\x12\x19\n\x11prompts_under_way\x18\x07 \x01(\r\x12\x1d\n\x15max_prompts_under_way\x18\x08 \x01(\r\x12\x17\n\x0fprompts_waiting\x18\t \x01(\r\x12\x33\n\x07refused\x18\n \x03(\x0b\x32\".crosscope.v1.Traffic.RefusedEntry\x1a.\n\x0cRefusedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"\x89\x01\n\rRequestLimits\x12\x15\n\rrequest_bytes\x18\x01 \x01(\x04\x12\x1a\n\x12\x63onversation_bytes\x18\x02 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x14\n\x0crecipe_bytes\x18\x04 \x01(\x04\x12\x18\n\x10stream_in_flight\x18\x05 \x01(\r\"\x92\x01\n\x0c\x43\x61llerStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05roles\x18\x02 \x03(\t\x12\x36\n\x06limits\x18\x03 \x03(\x0b\x32&.crosscope.v1.CallerStatus.LimitsEntry\x1a-\n\x0bLimitsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"@\n\x0e\x43rosscoderName\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04pair\x18\x02 \x01(\t\x12\x12\n\nversion_id\x18\x03 \x01(\t\"\xbe\x04\n\x17GetCapabilitiesResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x16\n\x0eschema_version\x18\x02 \x01(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x03 \x03(\t\x12\r\n\x05pairs\x18\x04 \x03(\t\x12\x31\n\x0b\x63rosscoders\x18\x05 \x03(\x0b\x32\x1c.crosscope.v1.CrosscoderName\x12\x38\n\x11inference_workers\x18\x06 \x03(\x0b\x32\x1d.crosscope.v1.InferenceWorker\x12(\n\x05queue\x18\x07 \x01(\x0b\x32\x19.crosscope.v1.QueueStatus\x12&\n\x05\x63\x61\x63he\x18\x08 \x01(\x0e\x32\x17.crosscope.v1.PartState\x12\x17\n\x0f\x64isk_free_bytes\x18\t \x01(\x04\x12&\n\x07traffic\x18\n \x01(\x0b\x32\x15.crosscope.v1.Traffic\x12+\n\x06limits\x18\x0b \x01(\x0b\x32\x1b.crosscope.v1.RequestLimits\x12*\n\x06\x63\x61ller\x18\x0c \x01(\x0b\x32\x1a.crosscope.v1.CallerStatus\x12\x17\n\nhome_bytes\x18\r \x01(\x04H\x00\x88\x01\x01\x12\x1b\n\x0ehome_max_bytes\x18\x0e \x01(\x04H\x01\x88\x01\x01\x12(\n\x05store\x18\x0f \x01(\x0b\x32\x19.crosscope.v1.StoreStatusB\r\n\x0b_home_bytesB\x11\n\x0f_home_max_bytes*f\n\tPartState\x12\x1a\n\x16PART_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11PART_STATE_ABSENT\x10\x01\x12\x13\n\x0fPART_STATE_AWAY\x10\x02\x12\x11\n\rPART_STATE_UP\x10\x03\x32h\n\x06System\x12^\n\x0fGetCapabilities\x12$.crosscope.v1.GetCapabilitiesRequest\x1a%.crosscope.v1.GetCapabilitiesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x63rosscope_proto/v1/system.proto\x12\x0c\x63rosscope.v1\x1a\x1b\x62uf/validate/validate.proto\"M\n\x16GetCapabilitiesRequest\x12\x33\n\x0e\x63lient_version\x18\x01 \x01(\tB\x1b\xbaH\x18r\x16\x18@2\x12^[A-Za-z0-9.+_-]*$\"E\n\x0c\x44\x65viceMemory\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nused_bytes\x18\x02 \x01(\x04\x12\x13\n\x0blimit_bytes\x18\x03 \x01(\x04\"\xa7\x02\n\x0fInferenceWorker\x12\r\n\x05index\x18\x01 \x01(\r\x12&\n\x05state\x18\x02 \x01(\x0e\x32\x17.crosscope.v1.PartState\x12\x14\n\x0csays_serving\x18\x03 \x01(\x08\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x06 \x01(\x04\x12\x1a\n\x12memory_limit_bytes\x18\x07 \x01(\x04\x12\x19\n\x11max_prompt_tokens\x18\x08 \x01(\r\x12\x15\n\rqueued_tokens\x18\t \x01(\x04\x12\x15\n\rdevice_busy_s\x18\n \x01(\x02\x12+\n\x07\x64\x65vices\x18\x0b \x03(\x0b\x32\x1a.crosscope.v1.DeviceMemory\"Q\n\tJobWorker\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x04\x12\x10\n\x08silent_s\x18\x04 \x01(\x02\"x\n\nRunningJob\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\r\n\x05stage\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x0c\n\x04\x64one\x18\x06 \x01(\x02\x12\x14\n\x0ctokens_per_s\x18\x07 \x01(\x02\"\x83\x02\n\x0bQueueStatus\x12&\n\x05state\x18\x01 \x01(\x0e\x32\x17.crosscope.v1.PartState\x12\x31\n\x04jobs\x18\x02 \x03(\x0b\x32#.crosscope.v1.QueueStatus.JobsEntry\x12\x17\n\x0foldest_queued_s\x18\x03 \x01(\x01\x12)\n\x07running\x18\x04 \x03(\x0b\x32\x18.crosscope.v1.RunningJob\x12(\n\x07workers\x18\x05 \x03(\x0b\x32\x17.crosscope.v1.JobWorker\x1a+\n\tJobsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"\x92\x01\n\x0bStoreStatus\x12&\n\x05state\x18\x01 \x01(\x0e\x32\x17.crosscope.v1.PartState\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\x10\n\x08sentence\x18\x03 \x01(\t\x12\x11\n\tpublished\x18\x04 \x01(\r\x12\x14\n\x0c\x63opies_bytes\x18\x05 \x01(\x04\x12\x13\n\x0blimit_bytes\x18\x06 \x01(\x04\"\xb5\x02\n\x07Traffic\x12\x13\n\x0b\x63\x61lls_per_s\x18\x01 \x01(\x02\x12\x14\n\x0c\x65rrors_per_s\x18\x02 \x01(\x02\x12\x0e\n\x06p50_ms\x18\x03 \x01(\x02\x12\x0e\n\x06p99_ms\x18\x04 \x01(\x02\x12\x11\n\tin_flight\x18\x05 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x06 \x01(\x04\x12\x19\n\x11prompts_under_way\x18\x07 \x01(\r\x12\x1d\n\x15max_prompts_under_way\x18\x08 \x01(\r\x12\x17\n\x0fprompts_waiting\x18\t \x01(\r\x12\x33\n\x07refused\x18\n \x03(\x0b\x32\".crosscope.v1.Traffic.RefusedEntry\x1a.\n\x0cRefusedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"\x89\x01\n\rRequestLimits\x12\x15\n\rrequest_bytes\x18\x01 \x01(\x04\x12\x1a\n\x12\x63onversation_bytes\x18\x02 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x14\n\x0crecipe_bytes\x18\x04 \x01(\x04\x12\x18\n\x10stream_in_flight\x18\x05 \x01(\r\"\x92\x01\n\x0c\x43\x61llerStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05roles\x18\x02 \x03(\t\x12\x36\n\x06limits\x18\x03 \x03(\x0b\x32&.crosscope.v1.CallerStatus.LimitsEntry\x1a-\n\x0bLimitsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"@\n\x0e\x43rosscoderName\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04pair\x18\x02 \x01(\t\x12\x12\n\nversion_id\x18\x03 \x01(\t\"\xbe\x04\n\x17GetCapabilitiesResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x16\n\x0eschema_version\x18\x02 \x01(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x03 \x03(\t\x12\r\n\x05pairs\x18\x04 \x03(\t\x12\x31\n\x0b\x63rosscoders\x18\x05 \x03(\x0b\x32\x1c.crosscope.v1.CrosscoderName\x12\x38\n\x11inference_workers\x18\x06 \x03(\x0b\x32\x1d.crosscope.v1.InferenceWorker\x12(\n\x05queue\x18\x07 \x01(\x0b\x32\x19.crosscope.v1.QueueStatus\x12&\n\x05\x63\x61\x63he\x18\x08 \x01(\x0e\x32\x17.crosscope.v1.PartState\x12\x17\n\x0f\x64isk_free_bytes\x18\t \x01(\x04\x12&\n\x07traffic\x18\n \x01(\x0b\x32\x15.crosscope.v1.Traffic\x12+\n\x06limits\x18\x0b \x01(\x0b\x32\x1b.crosscope.v1.RequestLimits\x12*\n\x06\x63\x61ller\x18\x0c \x01(\x0b\x32\x1a.crosscope.v1.CallerStatus\x12\x17\n\nhome_bytes\x18\r \x01(\x04H\x00\x88\x01\x01\x12\x1b\n\x0ehome_max_bytes\x18\x0e \x01(\x04H\x01\x88\x01\x01\x12(\n\x05store\x18\x0f \x01(\x0b\x32\x19.crosscope.v1.StoreStatusB\r\n\x0b_home_bytesB\x11\n\x0f_home_max_bytes*f\n\tPartState\x12\x1a\n\x16PART_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11PART_STATE_ABSENT\x10\x01\x12\x13\n\x0fPART_STATE_AWAY\x10\x02\x12\x11\n\rPART_STATE_UP\x10\x03\x32h\n\x06System\x12^\n\x0fGetCapabilities\x12$.crosscope.v1.GetCapabilitiesRequest\x1a%.crosscope.v1.GetCapabilitiesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,36 +41,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRAFFIC_REFUSEDENTRY']._serialized_options = b'8\001'
   _globals['_CALLERSTATUS_LIMITSENTRY']._loaded_options = None
   _globals['_CALLERSTATUS_LIMITSENTRY']._serialized_options = b'8\001'
-  _globals['_PARTSTATE']._serialized_start=2270
-  _globals['_PARTSTATE']._serialized_end=2372
+  _globals['_PARTSTATE']._serialized_start=2386
+  _globals['_PARTSTATE']._serialized_end=2488
   _globals['_GETCAPABILITIESREQUEST']._serialized_start=78
   _globals['_GETCAPABILITIESREQUEST']._serialized_end=155
-  _globals['_INFERENCEWORKER']._serialized_start=158
-  _globals['_INFERENCEWORKER']._serialized_end=408
-  _globals['_JOBWORKER']._serialized_start=410
-  _globals['_JOBWORKER']._serialized_end=491
-  _globals['_RUNNINGJOB']._serialized_start=493
-  _globals['_RUNNINGJOB']._serialized_end=613
-  _globals['_QUEUESTATUS']._serialized_start=616
-  _globals['_QUEUESTATUS']._serialized_end=875
-  _globals['_QUEUESTATUS_JOBSENTRY']._serialized_start=832
-  _globals['_QUEUESTATUS_JOBSENTRY']._serialized_end=875
-  _globals['_STORESTATUS']._serialized_start=878
-  _globals['_STORESTATUS']._serialized_end=1024
-  _globals['_TRAFFIC']._serialized_start=1027
-  _globals['_TRAFFIC']._serialized_end=1336
-  _globals['_TRAFFIC_REFUSEDENTRY']._serialized_start=1290
-  _globals['_TRAFFIC_REFUSEDENTRY']._serialized_end=1336
-  _globals['_REQUESTLIMITS']._serialized_start=1339
-  _globals['_REQUESTLIMITS']._serialized_end=1476
-  _globals['_CALLERSTATUS']._serialized_start=1479
-  _globals['_CALLERSTATUS']._serialized_end=1625
-  _globals['_CALLERSTATUS_LIMITSENTRY']._serialized_start=1580
-  _globals['_CALLERSTATUS_LIMITSENTRY']._serialized_end=1625
-  _globals['_CROSSCODERNAME']._serialized_start=1627
-  _globals['_CROSSCODERNAME']._serialized_end=1691
-  _globals['_GETCAPABILITIESRESPONSE']._serialized_start=1694
-  _globals['_GETCAPABILITIESRESPONSE']._serialized_end=2268
-  _globals['_SYSTEM']._serialized_start=2374
-  _globals['_SYSTEM']._serialized_end=2478
+  _globals['_DEVICEMEMORY']._serialized_start=157
+  _globals['_DEVICEMEMORY']._serialized_end=226
+  _globals['_INFERENCEWORKER']._serialized_start=229
+  _globals['_INFERENCEWORKER']._serialized_end=524
+  _globals['_JOBWORKER']._serialized_start=526
+  _globals['_JOBWORKER']._serialized_end=607
+  _globals['_RUNNINGJOB']._serialized_start=609
+  _globals['_RUNNINGJOB']._serialized_end=729
+  _globals['_QUEUESTATUS']._serialized_start=732
+  _globals['_QUEUESTATUS']._serialized_end=991
+  _globals['_QUEUESTATUS_JOBSENTRY']._serialized_start=948
+  _globals['_QUEUESTATUS_JOBSENTRY']._serialized_end=991
+  _globals['_STORESTATUS']._serialized_start=994
+  _globals['_STORESTATUS']._serialized_end=1140
+  _globals['_TRAFFIC']._serialized_start=1143
+  _globals['_TRAFFIC']._serialized_end=1452
+  _globals['_TRAFFIC_REFUSEDENTRY']._serialized_start=1406
+  _globals['_TRAFFIC_REFUSEDENTRY']._serialized_end=1452
+  _globals['_REQUESTLIMITS']._serialized_start=1455
+  _globals['_REQUESTLIMITS']._serialized_end=1592
+  _globals['_CALLERSTATUS']._serialized_start=1595
+  _globals['_CALLERSTATUS']._serialized_end=1741
+  _globals['_CALLERSTATUS_LIMITSENTRY']._serialized_start=1696
+  _globals['_CALLERSTATUS_LIMITSENTRY']._serialized_end=1741
+  _globals['_CROSSCODERNAME']._serialized_start=1743
+  _globals['_CROSSCODERNAME']._serialized_end=1807
+  _globals['_GETCAPABILITIESRESPONSE']._serialized_start=1810
+  _globals['_GETCAPABILITIESRESPONSE']._serialized_end=2384
+  _globals['_SYSTEM']._serialized_start=2490
+  _globals['_SYSTEM']._serialized_end=2594
 # @@protoc_insertion_point(module_scope)

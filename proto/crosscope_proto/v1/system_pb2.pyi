@@ -71,6 +71,36 @@ class GetCapabilitiesRequest(_message.Message):
 Global___GetCapabilitiesRequest: _TypeAlias = GetCapabilitiesRequest  # noqa: Y015
 
 @_typing.final
+class DeviceMemory(_message.Message):
+    """Memory of a device."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    USED_BYTES_FIELD_NUMBER: _builtins.int
+    LIMIT_BYTES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The device in torch's words."""
+    used_bytes: _builtins.int
+    """What the worker uses of it, bytes."""
+    limit_bytes: _builtins.int
+    """All of it, bytes."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        used_bytes: _builtins.int = ...,
+        limit_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit_bytes", b"limit_bytes", "name", b"name", "used_bytes", b"used_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceMemory: _TypeAlias = DeviceMemory  # noqa: Y015
+
+@_typing.final
 class InferenceWorker(_message.Message):
     """An inference worker."""
 
@@ -86,6 +116,7 @@ class InferenceWorker(_message.Message):
     MAX_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     QUEUED_TOKENS_FIELD_NUMBER: _builtins.int
     DEVICE_BUSY_S_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Its place in the server's list, from 0."""
     state: Global___PartState.ValueType
@@ -95,17 +126,23 @@ class InferenceWorker(_message.Message):
     version: _builtins.str
     """Its version."""
     device: _builtins.str
-    """The device in torch's words, for instance "cuda:0"."""
+    """The device in torch's words, for instance "cuda:0". Of several, "cuda:0,cuda:1": the base model's, then the chat
+    model's and the dictionary's; a "+" stands between devices that share a model's layers.
+    """
     memory_bytes: _builtins.int
-    """Memory of the device that it uses, bytes."""
+    """Memory of the devices that it uses, bytes."""
     memory_limit_bytes: _builtins.int
-    """All memory of the device, bytes."""
+    """All memory of the devices, bytes."""
     max_prompt_tokens: _builtins.int
     """Most tokens of a prompt."""
     queued_tokens: _builtins.int
     """Tokens that wait for the device."""
     device_busy_s: _builtins.float
     """For how long the work of now has kept the device, seconds; 0: it rests."""
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceMemory]:
+        """Each device by itself, the base model's first."""
+
     def __init__(
         self,
         *,
@@ -119,10 +156,11 @@ class InferenceWorker(_message.Message):
         max_prompt_tokens: _builtins.int = ...,
         queued_tokens: _builtins.int = ...,
         device_busy_s: _builtins.float = ...,
+        devices: _abc.Iterable[Global___DeviceMemory] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "device_busy_s", b"device_busy_s", "index", b"index", "max_prompt_tokens", b"max_prompt_tokens", "memory_bytes", b"memory_bytes", "memory_limit_bytes", b"memory_limit_bytes", "queued_tokens", b"queued_tokens", "says_serving", b"says_serving", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "device_busy_s", b"device_busy_s", "devices", b"devices", "index", b"index", "max_prompt_tokens", b"max_prompt_tokens", "memory_bytes", b"memory_bytes", "memory_limit_bytes", b"memory_limit_bytes", "queued_tokens", b"queued_tokens", "says_serving", b"says_serving", "state", b"state", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

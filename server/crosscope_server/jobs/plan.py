@@ -113,7 +113,8 @@ def _length(recipe: CrosscoderRecipe, found: Findings) -> Length:
     tokens = whole * training.epochs
     if limit is not None and limit <= tokens:
         return Length(limit, training.max_steps, whole, False)
-    return Length(tokens, math.ceil(tokens / training.batch_size), whole, True)
+    guessed = any(spec.name in found.rows and found.rows[spec.name].first for spec in recipe.data)
+    return Length(tokens, math.ceil(tokens / training.batch_size), whole, guessed)
 
 
 def _train_tokens(spec: DataSpec, found: Findings, recipe: CrosscoderRecipe) -> int | None:
@@ -153,7 +154,8 @@ def _wrapped(value: object) -> object:
 
 def _entries(recipe: CrosscoderRecipe, found: Findings, length: Length, amounts: Amounts) -> Iterator[Entry]:
     training = recipe.training
-    guess = f"estimated at {CHARACTERS_A_TOKEN} characters a token" if length.is_estimate else ""
+    limit = "at most, by max_tokens" if training.max_steps is None else ""
+    guess = f"estimated at {CHARACTERS_A_TOKEN} characters a token" if length.is_estimate else limit
     if length.tokens is None or length.steps is None:
         yield Entry("training tokens", None, "tokens", "give training.max_steps, or max_tokens of each data set")
     else:

@@ -137,6 +137,7 @@ def _worker(
         max_prompt_tokens=described.max_prompt_tokens,
         queued_tokens=described.queued_tokens,
         device_busy_s=described.device_busy_s,
+        devices=described.devices,
     )
 
 

@@ -60,6 +60,13 @@ def test_row_starts_cover_tokens_without_entries():
     assert sparse_code(flat_indices(keep), torch.ones(4, 2)).row_starts().tolist() == [0, 0, 2, 2, 3]
 
 
+@pytest.mark.parametrize("most", [1, 7, 39, 40, 64])
+def test_a_mask_is_looked_at_in_pieces_with_the_same_result(most: int) -> None:
+    """Pieces stay below 2^31 elements on a GPU."""
+    keep = torch.rand(40, generator=torch.Generator().manual_seed(0)) > 0.5
+    assert sparse._nonzero(keep, most).tolist() == keep.nonzero()[:, 0].tolist()
+
+
 def test_batch_topk_breaks_ties_by_index():
     code, norms = torch.tensor([[1.0, 1.0, 2.0], [2.0, 0.0, 3.0]]), torch.tensor([1.0, 2.0, 1.0])
     kept, smallest, _ = batch_topk(code, torch.zeros(3), norms, 2)

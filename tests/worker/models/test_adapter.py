@@ -32,6 +32,7 @@ from crosscope_worker.recipes.train import make_crosscoder
 from crosscope_worker.serve.loading import LoadedCrosscoder
 from crosscope_worker.serve.models import Models
 from crosscope_worker.work import Workspace, silent
+from tests.worker.elsewhere import HERE, THERE, elsewhere
 from tests.worker.tiny_models import tiny_model
 
 pytestmark = [  # Of what PEFT does inside.
@@ -69,6 +70,16 @@ def save_adapter(home: Path, **config: Any) -> PeftModel:
 def adapted(home: Path, spec: dict[str, Any] | None = None, **pair: Any) -> Pair:
     chat = AdapterSpec(adapter="adapter", **spec or {})
     return load_pair(resolve_pair(PairSpec(name="lora", base="base", chat=chat, **pair), home))
+
+
+@pytest.mark.parametrize(("words", "lie"), [(f"{HERE},{THERE}", {THERE}), (f"{HERE}+{THERE}", {HERE, THERE})])
+def test_both_models_lie_where_the_chat_model_is_to(words: str, lie: set[str], home: Path) -> None:
+    save_adapter(home)
+    expected = PairActivations(adapted(home), 3)(IDS, LENGTHS)
+    with elsewhere():
+        pair = load_pair(adapted(home).manifest, words)
+        assert [{str(each.device) for each in model.parameters()} for model in pair.models] == [lie, lie]
+        torch.testing.assert_close(PairActivations(pair, 3)(IDS, LENGTHS).cpu(), expected, rtol=0, atol=0)
 
 
 def states(model: Any, layer: int) -> torch.Tensor:

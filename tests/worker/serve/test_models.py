@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from fixtures_serve import LAYER, VERSION, random_crosscoder, write_version
 
 from crosscope_worker.effects.compare import compare
@@ -23,6 +24,7 @@ from crosscope_worker.serve import loading
 from crosscope_worker.serve.errors import ModelTooLarge, Overloaded, UnknownName
 from crosscope_worker.serve.loading import LoadedCrosscoder, storage_bytes
 from crosscope_worker.serve.models import Models
+from tests.worker.elsewhere import HERE, THERE
 from tests.worker.tiny_models import tiny_model
 
 pytestmark = pytest.mark.asyncio
@@ -132,12 +134,26 @@ async def test_a_pair_that_was_written_again_is_read_again(home: Path, device: T
     models.close()
 
 
+@pytest.mark.parametrize(("full", "also"), [(HERE, 0), (THERE, CROSSCODER_BYTES)])
+async def test_each_device_has_memory_of_its_own(
+    full: str, also: int, home: Path, device: ThreadPoolExecutor, tiny_pair: Pair
+) -> None:
+    """The second has the dictionary besides its model."""
+    needed = expected_bytes(tiny_pair.manifest, None, f"{HERE},{THERE}")
+    models = Models(home, f"{HERE},{THERE}", needed[torch.device(full)] + also - 1, device)
+    with pytest.raises(ModelTooLarge, match=rf"takes 0\.\d MB on {full}, but models may take 0\.\d MB here"):
+        async with models.using("demo", VERSION, whole=True):
+            pass
+    models.close()
+
+
 async def test_sizes_are_known_before_a_pair_is_loaded(tiny_pair: Pair) -> None:
     parameters = storage_bytes(each for model in tiny_pair.models for each in model.parameters())
-    assert expected_bytes(tiny_pair.manifest) == parameters
+    cpu = torch.device("cpu")
+    assert expected_bytes(tiny_pair.manifest) == {cpu: parameters}
     kept = (name for name, _ in tiny_pair.models[0].named_parameters() if "layers.3." not in name)
     lower = sum(model.get_parameter(name).nbytes for name in kept for model in tiny_pair.models)
-    assert expected_bytes(tiny_pair.manifest, LAYER) == lower
+    assert expected_bytes(tiny_pair.manifest, LAYER) == {cpu: lower}
 
 
 def top_bytes(pair: Pair) -> int:
@@ -190,7 +206,7 @@ async def test_memory_for_the_lower_layers_alone_gives_codes_and_refuses_the_res
     said = (
         r"crosscoder 'demo' with its whole pair takes 0\.4 MB, but models may take 0\.\d MB here; set CROSSCOPE_WORKER_"
     )
-    said += r"MAX_MODEL_BYTES if the device has more; codes alone may need less"
+    said += r"MAX_MODEL_BYTES if the device has more, or CROSSCOPE_WORKER_DEVICE to more devices; codes alone may need"
     with pytest.raises(ModelTooLarge, match=said):
         async with models.using("demo", VERSION, whole=True):
             pass

@@ -28,6 +28,11 @@ _PIECE_ENTRIES = 1 << 23
 """Entries of a batch that are looked at at once where nothing says which are large: about 180 MB."""
 
 
+_MOST_ELEMENTS = 1 << 30
+"""Elements of a mask that are looked at at once on a GPU: some of its kernels count in 32 bits, and 2 048 tokens of a
+million latents are nearly 2^31."""
+
+
 class SparseCode(NamedTuple):
     """The non-zero entries of a code `f: [batch, latent]`, ordered by token, then by latent."""
 
@@ -69,9 +74,17 @@ def sparse_relu(flat: Tensor, pre: Tensor, bias: Tensor) -> SparseCode:
 
 def flat_indices(keep: Tensor) -> Tensor:
     """Ascending indices, into the flattened mask, at which `keep` (any shape) is true."""
-    if not keep.is_cuda:  # several times faster than torch's own on sparse masks
+    if keep.device.type == "cpu":  # several times faster than torch's own on sparse masks
         return torch.from_numpy(np.flatnonzero(keep.numpy()))
-    return keep.reshape(-1).nonzero().squeeze(1)
+    return _nonzero(keep.reshape(-1))
+
+
+def _nonzero(flat: Tensor, most: int = _MOST_ELEMENTS) -> Tensor:
+    """Ascending indices at which `flat: [element]` is true, in pieces of `most` elements."""
+    pieces = [piece.nonzero().squeeze(1) for piece in flat.split(most)]
+    if len(pieces) == 1:
+        return pieces[0]
+    return torch.cat([piece + index * most for index, piece in enumerate(pieces)])
 
 
 def decode_entries(code: SparseCode, rows: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ def by_strength(code: SparseCode, sparsifier: Sparsifier, *beside: Tensor) -> tu
     each. And what comes `beside` them, as it is.
     """
     columns = code.tokens, code.latents, sparsifier.scaled_entries(code)
-    if code.values.is_cuda:
+    if code.values.device.type != "cpu":
         order = _order(*columns[::2])
         return fetched([*(column[order] for column in columns), *beside])
     tokens, latents, activations = (column.numpy() for column in columns)

@@ -92,8 +92,8 @@ class Changing:
         return None if self._counts is None else self._counts.cpu().numpy()
 
     def __call__(self, _module: nn.Module, _inputs: object, output: Any) -> Any:
-        """The layer's output with the changes; None: as it is."""
-        x = stream(output)
+        """The layer's output with the changes, on its device; None: as it is."""
+        x = stream(output).to(self._positions.device)
         own = x.flatten(0, 1).float()
         both = None
         if self._other is not None:
@@ -104,7 +104,7 @@ class Changing:
         delta = self._delta(own, both, outlying)
         if delta is None:
             return None
-        changed = (own + delta).to(x.dtype).view(x.shape)
+        changed = (own + delta).view(x.shape).to(stream(output))
         return changed if isinstance(output, Tensor) else (changed, *output[1:])
 
     def _outlying(self, own: Tensor, both: Tensor | None) -> Tensor | None:

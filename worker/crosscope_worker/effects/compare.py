@@ -117,7 +117,7 @@ def _run(subject: Subject, model: int, ids: Tensor, inside: Tensor) -> tuple[Ten
             f"{type(subject.pair.models[model]).__name__} runs its decoder layer {subject.reading.layer} {len(found)} "
             "times for a text, not once"
         )
-    return hidden[inside], found[0][inside].float()
+    return hidden[inside], found[0].to(inside.device)[inside].float()
 
 
 class _Distribution(NamedTuple):

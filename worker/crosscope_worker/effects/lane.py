@@ -45,7 +45,7 @@ class Outcome:
     """What reading a chunk gave."""
 
     logits: Tensor
-    """[row, vocabulary] float32, behind each row's last token."""
+    """[row, vocabulary] float32, behind each row's last token; on the model's own device."""
     counts: np.ndarray | None
     """[row, 2] int64: tokens of the chunk that were changed, and tokens that were left alone; None: none."""
     outlying: np.ndarray | None
@@ -180,7 +180,7 @@ class Lane(Generic[R]):
     def _read_lower(self, ids: Tensor, positions: Tensor) -> Tensor:
         """The other model's stream, [lower row, column, d_model]."""
         at = self._planned().lower_places
-        return self._lower_half(**self._inputs(ids[at], positions[at], self.lower, self._lower_rows))
+        return self._lower_half(**self._inputs(ids[at], positions[at], self.lower, self._lower_rows)).to(self._device)
 
     def _inputs(self, ids: Tensor, positions: Tensor, cache: RowCache, rows: Sequence[Row]) -> dict[str, Any]:
         # A row of a prompt has its padding in the chunks themselves, so its tokens say where they begin.

@@ -115,12 +115,13 @@ class RowCache(Cache):
             moved = [layer.moved(at_least, max(held[2], _columns(length)), shift) for layer in layers]
             for layer, buffers in zip(layers, moved, strict=True):
                 layer.buffers = buffers
-        index = torch.tensor(list(rows), device=other.layers[0].buffers[0].device)
+        devices = {layer.buffers[0].device for layer in other.layers}
+        index = {device: torch.tensor(list(rows), device=device) for device in devices}
         start = length - other.length
         for layer, source in zip(layers, other.layers, strict=True):
             for buffer, states in zip(layer.buffers, source.buffers, strict=True):
                 new = buffer[self.num_rows : num_rows, :, :length]
-                new[:, :, start:] = states[index, :, : other.length]
+                new[:, :, start:] = states[index[states.device], :, : other.length]
                 new[:, :, :start] = 0
         self.layers = layers
         self._set(num_rows, length)

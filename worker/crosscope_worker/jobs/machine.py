@@ -61,6 +61,20 @@ class Machine:
         return Use(mebibytes << 20, percent / 100)
 
 
+def one_device(said: str) -> str:
+    """The device of jobs where the setting, which inference reads too, names several: the chat model's first.
+
+    Of "auto", the first GPU; the CPU if no driver answers.
+    """
+    if said.strip() == "auto":
+        try:
+            _ask_driver("cuda", "name")
+        except (OSError, subprocess.SubprocessError, ValueError):
+            return "cpu"
+        return "cuda"
+    return said.rpartition(",")[2].partition("+")[0].strip()
+
+
 def find_machine(device: str) -> Machine:
     """The machine behind a torch device."""
     kind = device.partition(":")[0]

@@ -25,12 +25,15 @@ class Metrics:
         self._running = Gauge("crosscope_job_attempt_running", "Whether a job runs here", registry=registry)
         resident = Gauge("crosscope_job_resident_bytes", "Memory of the running job's process", registry=registry)
         resident.set_function(self._resident_bytes)
-        limit = Gauge("crosscope_device_memory_limit_bytes", "All memory of the device", registry=registry)
-        limit.set(float("nan") if machine.memory_bytes is None else machine.memory_bytes)
+        limit = Gauge("crosscope_device_memory_limit_bytes", "All memory of a device", ["device"], registry=registry)
+        limit.labels(machine.device).set(float("nan") if machine.memory_bytes is None else machine.memory_bytes)
         allocated = Gauge(
-            "crosscope_device_memory_allocated_bytes", "Memory of the device that is in use", registry=registry
+            "crosscope_device_memory_allocated_bytes",
+            "Memory of a device that is in use",
+            ["device"],
+            registry=registry,
         )
-        allocated.set_function(lambda: _or_nan(machine.use().memory_bytes))
+        allocated.labels(machine.device).set_function(lambda: _or_nan(machine.use().memory_bytes))
         utilisation = Gauge("crosscope_device_utilisation_ratio", "Share of time the device works", registry=registry)
         utilisation.set_function(lambda: _or_nan(machine.use().busy))
 

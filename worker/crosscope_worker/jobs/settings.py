@@ -10,6 +10,7 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 from crosscope_proto.label_specs import checked_address
 from crosscope_proto.settings import RedisUrl
 from crosscope_store.settings import StoreSettings
+from crosscope_worker.jobs.machine import one_device
 
 
 class JobSettings(StoreSettings):
@@ -20,7 +21,8 @@ class JobSettings(StoreSettings):
     queue_url: RedisUrl
     """Redis of the job queue, redis:// or unix://."""
     device: str = "cpu"
-    """The torch device on which models and training run."""
+    """The torch device on which models and training run. Of several, which inference spreads models over, the chat
+    model's first."""
     jobs_metrics_port: int | None = Field(default=None, ge=1, le=65535)
     """Port on 127.0.0.1 for Prometheus; unset: no metrics endpoint."""
     job_threads: int | None = Field(default=None, ge=1)
@@ -47,6 +49,11 @@ class JobSettings(StoreSettings):
     def keeps_checkpoints(self) -> bool:
         """Whether a failed job can be retried at all."""
         return self.keep_checkpoints_days > 0 and self.keep_checkpoints_gb > 0
+
+    @field_validator("device")
+    @classmethod
+    def _one(cls, value: str) -> str:
+        return one_device(value)
 
     @field_validator("label_addresses", mode="before")
     @classmethod

@@ -88,7 +88,8 @@ class PairActivations:
         """The same of tensors on the pair's device. Asks the device nothing, so that a run can be recorded."""
         num_shared = min(self._num_shared, self.layer + 1)
         base, chat = _both(self._stacks, self.layer, ids, positions, num_shared)
-        return torch.cat([base.float(), chat.float()], dim=-1)
+        # Both run before one waits for the other: they may lie on two devices.
+        return torch.cat([each.to(ids.device).float() for each in (base, chat)], dim=-1)
 
     def check_ids(self, ids: Tensor) -> None:
         """Raises PairError for an id that has no embedding in both models; ids: any shape, int64."""

@@ -6,6 +6,8 @@ Does not know texts, activations or crosscoders.
 """
 
 import logging
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -28,6 +30,7 @@ from crosscope_proto.roles import BASE, CHAT, MODEL_NAMES
 from crosscope_worker.models import partial
 from crosscope_worker.models.adapter import with_adapter
 from crosscope_worker.models.pair_tokenizer import load_tokenizer, sentence, token_differences
+from crosscope_worker.models.placement import Placement, division, put
 from crosscope_worker.models.places import (
     PairError,
     adapter_place,
@@ -46,12 +49,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Pair:
-    """Both models in evaluation mode on one device, base first, and their tokenizer."""
+    """Both models in evaluation mode, base first, and their tokenizer."""
 
     manifest: PairManifest
     models: tuple[PreTrainedModel, PreTrainedModel]
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
+    """Where callers' tensors are, and results come together: the chat model's first device (placement)."""
     long_rows: bool = False
     """Whether it may be tried to read both models in long rows of many texts (packed_rows)."""
 
@@ -59,6 +63,11 @@ class Pair:
     def is_whole(self) -> bool:
         """Whether all of both models is in memory."""
         return not any(map(partial.is_partial, self.models))
+
+    @property
+    def is_together(self) -> bool:
+        """Whether all of both models lies on the pair's device."""
+        return all(tensor.device == self.device for model in self.models for tensor in _tensors(model))
 
     @property
     def d_model(self) -> tuple[int, int]:
@@ -140,57 +149,98 @@ def check_layer(pair: Pair, layer: int) -> None:
 
 def load_pair(
     manifest: PairManifest,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | Placement = "cpu",
     long_rows: bool = False,
     upto: int | None = None,
     given: Pair | None = None,
 ) -> Pair:
     """Loads both models and the tokenizer and checks that they fit together.
 
+    `device` says where the models lie, in Placement's words; models that share weights lie where the chat model is to.
     Folders are never looked up on a network; anything else is a hub id. `long_rows` is the pair's. Where `token_names`
     allows the tokenizers to differ, the pair's manifest lists the tokens that do.
     With `upto`, what the output of that decoder layer does not need is not loaded, of a model that can be cut.
     `given` is the same pair with less of it in memory: its weights are taken and not read again, and it stays usable.
-    Raises PairError that names the model or file and what is wrong with it. Where memory runs out, torch's own error
-    passes.
+    Raises PlacementError, and PairError that names the model or file and what is wrong with it. Where memory runs out,
+    torch's own error passes.
     """
     tokenizers = {place: load_tokenizer(place, manifest.name) for place in tokenizer_places(manifest)}
     tokenizer = tokenizers[tokenizer_place(manifest)]
     manifest = replace(manifest, token_differences=tuple(token_differences(manifest, tokenizers)))
-    base, chat = _load_models(manifest, _How(device, upto), given)
+    placement = _placement(manifest, device)
+    base, chat = _load_models(manifest, _How(placement, upto), given)
     _check_embeddings(manifest, (base, chat), tokenizer)
-    return Pair(manifest, (base, chat), tokenizer, torch.device(device), long_rows)
+    return Pair(manifest, (base, chat), tokenizer, placement.home, long_rows)
 
 
-def expected_bytes(manifest: PairManifest, upto: int | None = None) -> int:
-    """Memory that both models' weights will take, by their configurations; 0 where those do not tell.
+def _placement(manifest: PairManifest, device: str | torch.device | Placement) -> Placement:
+    placement = Placement.of(device)
+    base, chat = model_places(manifest)
+    shares = adapter_place(manifest) is not None and base == chat
+    return placement.together if shares else placement
 
-    `upto` as for `load_pair`. What an adapter adds is not counted.
+
+def expected_bytes(
+    manifest: PairManifest, upto: int | None = None, device: str | torch.device | Placement = "cpu"
+) -> Counter[torch.device]:
+    """Memory that both models' weights will take on each device, by their configurations; none if those do not tell.
+
+    `upto` and `device` as for `load_pair`. What an adapter adds is not counted.
     """
-    total = 0
-    for place in set(model_places(manifest)):
+    total: Counter[torch.device] = Counter()
+    placement = _placement(manifest, device)
+    for place, devices in dict(zip(model_places(manifest), (placement.base, placement.chat), strict=True)).items():
         try:
             config = AutoConfig.from_pretrained(
                 place.source, revision=place.revision, local_files_only=Path(place.source).is_absolute()
             )
             if getattr(config, "quantization_config", None) is not None:
-                return 0
+                return Counter()
             model = _without_weights(config, dtype=getattr(torch, manifest.dtype))
-        except _LOAD_ERRORS:
-            return 0  # Loading says what is wrong.
+            layers = decoder_layers(model)
+            places = _places(model, [*layers], devices)
+        except (*_LOAD_ERRORS, PairError):
+            return Counter()  # Loading says what is wrong.
         if upto is not None:
             with suppress(partial.CannotCut, PairError):
-                partial.cut(model, partial.above(model, decoder_layers(model), upto))
-        total += sum(tensor.nbytes for tensor in model.parameters())
+                partial.cut(model, partial.above(model, layers, upto))
+        in_layers = Counter[torch.device]()
+        for layer, device in zip(decoder_layers(model), places, strict=True):
+            in_layers[device] += _num_bytes(layer)
+        total += in_layers
+        total[devices[0]] += _num_bytes(model) - in_layers.total()
     return total
+
+
+def _num_bytes(module: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in module.parameters())
+
+
+def _places(model: PreTrainedModel, layers: Sequence[nn.Module], devices: Sequence[torch.device]) -> list[torch.device]:
+    """The device of each layer of a whole model, which may be one without weights."""
+    sizes = [_num_bytes(layer) for layer in layers]
+    return division(sizes, _num_bytes(model) - sum(sizes), devices)
 
 
 @dataclass(frozen=True)
 class _How:
     """How both models are loaded; see load_pair."""
 
-    device: str | torch.device
+    placement: Placement
     upto: int | None
+
+    def put(self, model: int, loaded: PreTrainedModel, config: PreTrainedConfig) -> None:
+        """Moves a model to its devices. Of a part, each layer goes where it lies in the whole model."""
+        devices, home = (self.placement.base, self.placement.chat)[model], self.placement.home
+        if all(device == home for device in devices):
+            loaded.to(home)  # pyright: ignore[reportArgumentType]
+            return
+        layers = [*decoder_layers(loaded)]
+        places = [devices[0]] * len(layers)
+        if len(devices) > 1:
+            whole = _without_weights(config)
+            places = _places(whole, [*decoder_layers(whole)], devices)
+        put(loaded, decoder(loaded), layers, places, devices[0], home)
 
 
 def _load_models(manifest: PairManifest, how: _How, given: Pair | None) -> tuple[PreTrainedModel, PreTrainedModel]:
@@ -241,7 +291,8 @@ def _load_model(manifest: PairManifest, model: int, how: _How, given: PreTrained
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise PairError(f"{named} lacks {len(missing)} weights, the first {missing[0]!r}")
-    loaded = loaded.to(how.device).eval().requires_grad_(False)  # pyright: ignore[reportArgumentType]
+    how.put(model, loaded, config)
+    loaded = loaded.eval().requires_grad_(False)
     if given is not None:
         partial.adopt(loaded, given)
     return loaded

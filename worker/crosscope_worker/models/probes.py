@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from crosscope_worker.models.pair import decoder, decoder_layers, num_embeddings
 from crosscope_worker.models.partial import NotLoaded, is_partial
+from crosscope_worker.models.placement import first_device
 from crosscope_worker.models.places import PairError
 from crosscope_worker.models.residual import NotReached, in_float32, layer_outputs, stream
 from crosscope_worker.precision import float32_products
@@ -31,12 +32,12 @@ _SEED = 20_25
 
 
 def probe_ids(models: Sequence[PreTrainedModel], rows: int = 1, pos: int = _NUM_TOKENS) -> Tensor:
-    """Ids that all the models read, [row, pos] int64 on their device: drawn at random, none of them special."""
+    """Ids that all the models read, [row, pos] int64 on the first one's device: random ones, none of them special."""
     special = {id_ for model in models for id_ in _special_ids(model.config.to_dict())}
     readable = min(_MANY_IDS, *(num_embeddings(model) for model in models))
     usual = [id_ for id_ in range(readable) if id_ not in special]
     chosen = torch.randint(len(usual), (rows, pos), generator=torch.Generator().manual_seed(_SEED))
-    return torch.tensor(usual)[chosen].to(models[0].device)
+    return torch.tensor(usual)[chosen].to(first_device(models[0]))
 
 
 def _special_ids(config: dict[Any, object]) -> set[int]:
@@ -220,7 +221,7 @@ def _check_hidden_state(model: PreTrainedModel, layer: int, ids: Tensor, x: Tens
         return
     if len(states) != len(ran) + 1 or ran != sorted(set(ran)):
         raise PairError(f"{named} runs {len(ran)} layers and gives {len(states)} hidden states, not {len(ran) + 1}")
-    near = [state for state in states[ran.index(layer) :][:2] if state.shape == x.shape]
+    near = [state.to(x.device) for state in states[ran.index(layer) :][:2] if state.shape == x.shape]
     error = min((standardised_error(x.nan_to_num(), state.nan_to_num()) for state in near), default=float("inf"))
     if error > ROUNDED_TOLERANCE:
         raise PairError(
@@ -245,6 +246,7 @@ def _check_handed_on(model: PreTrainedModel, layer: int, ids: Tensor, x: Tensor,
         for hook in hooks:
             hook.remove()
     given = next((each for each in found if isinstance(each, Tensor) and each.shape == x.shape), None)
+    given = None if given is None else given.to(x.device)
     if above and (given is None or standardised_error(x.nan_to_num(), given.nan_to_num()) > ROUNDED_TOLERANCE):
         raise PairError(
             f"{named} does not hand the output of layer {layer} on as it is: the next layer gets something else, so "
@@ -253,7 +255,7 @@ def _check_handed_on(model: PreTrainedModel, layer: int, ids: Tensor, x: Tensor,
 
 
 def _read(model: PreTrainedModel, layer: int, ids: Tensor, positions: Tensor | None = None) -> Tensor:
-    return stream(layer_outputs(model, [layer], ids, positions)[0])
+    return stream(layer_outputs(model, [layer], ids, positions)[0]).to(ids.device)
 
 
 def _shape(x: Tensor) -> list[int]:

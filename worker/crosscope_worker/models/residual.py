@@ -49,9 +49,9 @@ def layer_outputs(
 ) -> list[Any]:
     """The outputs of the decoder layers with these ascending indices; the model stops at the last of them.
 
-    `model`: a model, or what was found of it. ids, positions: [row, pos] int64, on its device. `below`: a number of
+    `model`: a model, or what was found of it. ids, positions: [row, pos] int64, on one device. `below`: a number of
     layers and what the last of them returned for these ids; they are not computed. No attention mask: padding comes
-    after every token that is kept.
+    after every token that is kept. Each output is on its layer's device.
     Raises NotReached if the highest layer is not called.
     """
     run = model if isinstance(model, Stack) else Stack.of(model)
@@ -88,7 +88,8 @@ class LowerHalf:
         self._layer = decoder_layers(model)[layer]
 
     def __call__(self, **inputs: Any) -> Tensor:
-        """The residual stream behind the layer, [row, pos, d_model]; a cache among the inputs is written as usual.
+        """The residual stream behind the layer, [row, pos, d_model], on its device; a cache among the inputs is written
+        as usual.
 
         Raises NotReached if the layer is not called.
         """

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from crosscope_worker.models.pair import decoder, decoder_layers
+from crosscope_worker.models.placement import first_device
 from crosscope_worker.models.places import PairError
 from crosscope_worker.models.probes import ROUNDED_TOLERANCE, TOLERANCE, probe_ids, standardised_error
 from crosscope_worker.models.residual import in_float32, standing_in, stream
@@ -39,7 +40,7 @@ class WholeModel:
         """What the decoder returned last, without its hidden states."""
 
     def hidden(self, ids: Tensor, cache: TextCache | None = None) -> Tensor:
-        """The head's input at every token, [batch, pos, d_model].
+        """The head's input at every token, [batch, pos, d_model], where the ids are.
 
         ids: [batch, pos] int64, right-padded; with a cache, the tokens behind those that it holds.
         """
@@ -50,15 +51,15 @@ class WholeModel:
         self._output.last_hidden_state = hidden.new_empty(0)
         if cache is not None:
             self._output.past_key_values = None
-        return hidden
+        return hidden.to(ids.device)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [token, vocabulary] float32 of some tokens of `hidden`, [token, d_model]."""
+        """Logits [token, vocabulary] float32 of some tokens of `hidden`, [token, d_model], on its device."""
         output = copy.copy(self._output)
-        output.last_hidden_state = hidden[None]
+        output.last_hidden_state = hidden[None].to(first_device(self._model))
         ids = torch.zeros(1, len(hidden), dtype=torch.int64, device=hidden.device)
         with standing_in(self._decoder, lambda *_, **__: output):
-            return self._model(input_ids=ids, use_cache=False).logits[0].float()
+            return self._model(input_ids=ids, use_cache=False).logits[0].float().to(hidden.device)
 
     def check(self) -> int:
         """The number of logits. Runs the model on a few tokens; raises PairError if the pieces are not the model's."""
@@ -119,6 +120,7 @@ class UpperHalf:
 
     def _run(self, ids: Tensor, x: Tensor, num_below: int, cache: TextCache | None) -> Tensor:
         """The head's input if the lowest layers give `x`."""
+        x = x.to(first_device(self._model))
         given = x if self._beside is None else (x, *self._beside)
         with ExitStack() as stack:
             for layer in self._layers[:num_below]:

@@ -38,14 +38,14 @@ class Encoder:
     def __init__(self, subject: Subject, num_threads: int, record: Recorder | None = None) -> None:
         """A subject with a reading. Uses up to `num_threads` of the CPU, fewer if that is faster.
 
-        `record` makes runs of fixed shapes; by default CUDA graphs on CUDA, and none elsewhere.
+        `record` makes runs of fixed shapes; by default CUDA graphs where both models lie on one CUDA device.
         """
         assert subject.reading is not None
         self._reading = subject.reading
         self._activations = subject.activations
         self._num_threads = num_threads
         self._device = subject.pair.device
-        if record is None and self._device.type == "cuda":
+        if record is None and self._device.type == "cuda" and subject.pair.is_together:
             record = Graphs(self._device)
         self._shapes = None if record is None else FixedShapes(self._activations, record)
 

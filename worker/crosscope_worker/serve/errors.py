@@ -14,7 +14,7 @@ from crosscope_worker.effects.interventions import InterventionError
 from crosscope_worker.effects.orders import DoesNotFit
 from crosscope_worker.models.places import PairError
 from crosscope_worker.tokenizer.tokens import PromptError
-from crosscope_worker.work import is_out_of_memory
+from crosscope_worker.work import exhausted, is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def status_of(error: Exception) -> status_pb2.Status:
     """The status that the server gets for an exception. Anything unexpected is a bug: INTERNAL, and logged."""
     code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), None)
     if code is None and is_out_of_memory(error):
-        sentence = "the device's memory ran out; ask again later, for less, or with a shorter prompt"
+        sentence = f"{exhausted(error)}'s memory ran out; ask again later, for less, or with a shorter prompt"
         return rich_status(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{sentence} ({error})")
     if code is None:
         log.error("bug", exc_info=error)

@@ -4,6 +4,7 @@ import logging
 import math
 import re
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -38,6 +39,7 @@ from crosscope_worker.effects.subject import Reading, Subject
 from crosscope_worker.models.fingerprints import changed_parts, pair_hashes
 from crosscope_worker.models.norms import NormBounds
 from crosscope_worker.models.pair import Pair, expected_bytes, load_pair
+from crosscope_worker.models.placement import Placement
 from crosscope_worker.models.places import PairError, find_pair, resolve_pair
 from crosscope_worker.precision import float32_on
 from crosscope_worker.serve.encoding import Encoder
@@ -50,6 +52,7 @@ _WARM_UP_LENGTHS = (1, 8, 64)
 
 log = logging.getLogger(__name__)
 
+Storages = dict[tuple[torch.device, int], int]
 PairKey = tuple[PairManifest, tuple[str, ...]]
 """Where a pair lies and what its files hold."""
 
@@ -79,14 +82,19 @@ class LoadedPair:
         return self.upto is None or (layer is not None and layer <= self.upto)
 
     @cached_property
-    def storages(self) -> dict[int, int]:
-        """Bytes of all memory that both models' weights take, by its address."""
+    def storages(self) -> "Storages":
+        """Bytes of all memory that both models' weights take, by its device and address."""
         return _storages(tensor for model in self.pair.models for tensor in (*model.parameters(), *model.buffers()))
 
     @property
     def size_bytes(self) -> int:
         """Memory of both models' weights; what they share counts once."""
         return sum(self.storages.values())
+
+    @property
+    def bytes_by_device(self) -> Counter[torch.device]:
+        """The same of each device."""
+        return by_device(self.storages)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,9 +135,9 @@ class Plan:
     """What a load would take."""
 
     own_bytes: int
-    """The crosscoder's; 0 for a pair."""
-    pair_bytes: int
-    """The pair's, as much of it as is asked for; 0 where nobody knows before it is loaded."""
+    """The crosscoder's, on the pair's own device; 0 for a pair."""
+    pair_bytes: Counter[torch.device]
+    """The pair's, as much of it as is asked for; none where nobody knows before it is loaded."""
     pair: LoadedPair | None
     """The pair, or the part of it that is loaded already."""
     upto: int | None
@@ -137,12 +145,15 @@ class Plan:
 
 
 class Loader:
-    """Reads from one home folder onto one device. For one thread."""
+    """Reads from one home folder onto the devices of one placement. For one thread."""
 
-    def __init__(self, home: Path, device: str, float32: Float32 | None = None, shelf: Shelf = ALONE) -> None:
+    def __init__(
+        self, home: Path, device: str | Placement, float32: Float32 | None = None, shelf: Shelf = ALONE
+    ) -> None:
         """`float32`: how crosscoders' products are made; None: as each recipe says."""
         self._home, self._shelf = home, shelf
-        self._device = device
+        self._placement = Placement.of(device)
+        self._device = self._placement.home
         self._float32: Float32 | None = float32
         self._num_threads = torch.get_num_threads()
         self._pairs: WeakSet[LoadedPair] = WeakSet()
@@ -163,8 +174,8 @@ class Loader:
             layer = self._layer(key, None if whole else crosscoder.layer)
         pair = self._found(key)
         if pair is not None and pair.reaches(layer):
-            return Plan(own_bytes, pair.size_bytes, pair, layer)
-        return Plan(own_bytes, expected_bytes(manifest, layer), pair, layer)
+            return Plan(own_bytes, pair.bytes_by_device, pair, layer)
+        return Plan(own_bytes, expected_bytes(manifest, layer, self._placement), pair, layer)
 
     def load(self, name: str, version_id: str | None, whole: bool, given: Loaded | None = None) -> Loaded:
         """A crosscoder's version; without a version, the pair of this name.
@@ -239,7 +250,7 @@ class Loader:
         layer, found = self._layer(key, layer), self._found(key)
         if found is not None and found.reaches(layer):
             return found
-        loaded = load_pair(manifest, self._device, upto=layer, given=found.pair if found else None)
+        loaded = load_pair(manifest, self._placement, upto=layer, given=found.pair if found else None)
         if of is not None:
             _check_unchanged(manifest, hashes, of)
         tokenizer = found.tokenizer if found else TextTokenizer(loaded.tokenizer)
@@ -264,8 +275,17 @@ def storage_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(_storages(tensors).values())
 
 
-def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
-    return {storage.data_ptr(): storage.nbytes() for storage in (each.untyped_storage() for each in tensors)}
+def by_device(storages: Storages) -> Counter[torch.device]:
+    """Bytes of each device."""
+    total: Counter[torch.device] = Counter()
+    for (device, _), num_bytes in storages.items():
+        total[device] += num_bytes
+    return total
+
+
+def _storages(tensors: Iterable[Tensor]) -> Storages:
+    storages = ((each.device, each.untyped_storage()) for each in tensors)
+    return {(device, storage.data_ptr()): storage.nbytes() for device, storage in storages}
 
 
 def _layers(pair: LoadedPair) -> str:

@@ -54,9 +54,14 @@ class Metrics:
         )
         self._models = Gauge("crosscope_inference_models_bytes", "Weights that are loaded", registry=registry)
         self._allocated = Gauge(
-            "crosscope_device_memory_allocated_bytes", "Memory of the device that this process uses", registry=registry
+            "crosscope_device_memory_allocated_bytes",
+            "Memory of a device that this process uses",
+            ["device"],
+            registry=registry,
         )
-        self._limit = Gauge("crosscope_device_memory_limit_bytes", "All memory of the device", registry=registry)
+        self._limit = Gauge(
+            "crosscope_device_memory_limit_bytes", "All memory of a device", ["device"], registry=registry
+        )
 
     def called(self, method: str, status: str) -> None:
         """Counts a call that has ended."""
@@ -79,15 +84,15 @@ class Metrics:
         finally:
             self._parts.labels(name).observe(time.perf_counter() - started)
 
-    def watch_memory(self, queued: Callable[[], int], models: Callable[[], int], allocated: Callable[[], int]) -> None:
-        """Shows tokens that wait, the bytes of loaded weights, and what the process uses of the device's memory."""
+    def watch_memory(self, queued: Callable[[], int], models: Callable[[], int]) -> None:
+        """Shows tokens that wait, and the bytes of loaded weights."""
         self._queued.set_function(queued)
         self._models.set_function(models)
-        self._allocated.set_function(allocated)
 
-    def set_limit(self, num_bytes: int) -> None:
-        """Shows all memory of the device."""
-        self._limit.set(num_bytes)
+    def watch_device(self, device: str, allocated: Callable[[], int], limit_bytes: int) -> None:
+        """Shows what the process uses of a device's memory, and all of it."""
+        self._allocated.labels(device).set_function(allocated)
+        self._limit.labels(device).set(limit_bytes)
 
     @contextmanager
     def device_works(self) -> Generator[None]:

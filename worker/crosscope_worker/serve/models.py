@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -15,9 +15,20 @@ import torch
 
 from crosscope_proto.specs import Float32
 from crosscope_store.shelf import ALONE, Shelf
+from crosscope_worker.models.placement import Placement
 from crosscope_worker.models.places import PairError
 from crosscope_worker.serve.errors import ModelTooLarge, Overloaded, UnknownName
-from crosscope_worker.serve.loading import Loaded, LoadedCrosscoder, LoadedPair, Loader, Plan, pair_json, warm_up
+from crosscope_worker.serve.loading import (
+    Loaded,
+    LoadedCrosscoder,
+    LoadedPair,
+    Loader,
+    Plan,
+    Storages,
+    by_device,
+    pair_json,
+    warm_up,
+)
 
 _SHARE = 0.75
 """Share of a device's memory that models may take if nothing is set."""
@@ -60,14 +71,15 @@ class Models:
         float32: Float32 | None = None,
         shelf: Shelf = ALONE,
     ) -> None:
-        """Weights take at most `max_bytes`; None: most of the device's memory. Models warm up on `device_executor`,
-        on which they will run. `float32`, `shelf`: see Loader.
+        """`device` in Placement's words. Weights take at most `max_bytes` of each device; None: most of its memory.
+        Models warm up on `device_executor`, on which they will run. `float32`, `shelf`: see Loader. Raises
+        PlacementError.
         """
         self._home = home
-        self.device = device
-        self._max_bytes = max_bytes or round(_SHARE * device_bytes(device))
+        self.placement = Placement.of(device)
+        self._max_bytes = {each: max_bytes or round(_SHARE * device_bytes(each)) for each in self.placement.devices}
         self._device_executor = device_executor
-        self._reader = Loader(home, device, float32, shelf)
+        self._reader = Loader(home, self.placement, float32, shelf)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="load")
         self._one_load = asyncio.Lock()
         self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
@@ -78,7 +90,7 @@ class Models:
     @property
     def used_bytes(self) -> int:
         """Memory of all that is loaded; what several share counts once."""
-        return self._bytes_of([entry.loaded for entry in self._entries.values()])
+        return self._bytes_of([entry.loaded for entry in self._entries.values()]).total()
 
     @property
     def is_loading(self) -> bool:
@@ -165,7 +177,7 @@ class Models:
         loaded = await loop.run_in_executor(self._thread, load, key.name, key.version_id, whole, given)
         own_bytes = loaded.size_bytes if isinstance(loaded, LoadedCrosscoder) else 0
         pair = _pair_of(loaded)
-        self._make_room(key, Plan(own_bytes, pair.size_bytes, pair, plan.upto))
+        self._make_room(key, Plan(own_bytes, pair.bytes_by_device, pair, plan.upto))
         return loaded
 
     async def _warm_up(self, loaded: Loaded) -> None:
@@ -176,47 +188,59 @@ class Models:
 
         Raises ModelTooLarge or Overloaded.
         """
-        needed = plan.own_bytes + plan.pair_bytes
-        if needed > self._max_bytes:
+        needed = self._own(plan.own_bytes) + plan.pair_bytes
+        if (full := self._too_small_for(needed)) is not None:
             is_more_than_codes = key.version_id is not None and plan.upto is None
             way_out = "; codes alone may need less, for they need no layers above the crosscoder's"
             way_out = way_out if is_more_than_codes else ""
             raise ModelTooLarge(
-                f"{key.named(plan.upto)} takes {_size(needed)}, but models may take {_size(self._max_bytes)} here; set "
-                f"CROSSCOPE_WORKER_MAX_MODEL_BYTES if the device has more{way_out}"
+                f"{key.named(plan.upto)} takes {_size(needed[full])}{self._on(full)}, but models may take "
+                f"{_size(self._max_bytes[full])} here; set CROSSCOPE_WORKER_MAX_MODEL_BYTES if the device has more, or "
+                f"CROSSCOPE_WORKER_DEVICE to more devices{way_out}"
             )
         dropped: list[_Key] = []
         kept = OrderedDict((each, entry) for each, entry in self._entries.items() if each != key)
         for candidate, entry in list(kept.items()):
-            if self._with(kept, plan) <= self._max_bytes:
+            if self._too_small_for(self._with(kept, plan)) is None:
                 break
             if not entry.num_calls:
                 dropped.append(candidate)
                 del kept[candidate]
-        if (taken := self._with(kept, plan)) > self._max_bytes:
+        if (full := self._too_small_for(taken := self._with(kept, plan))) is not None:
             raise Overloaded(
-                f"{key.named(plan.upto)} takes {_size(needed)}, but calls use {_size(taken - needed)} of the "
-                f"{_size(self._max_bytes)} that models may take here; try again later",
+                f"{key.named(plan.upto)} takes {_size(needed[full])}{self._on(full)}, but calls use "
+                f"{_size(taken[full] - needed[full])} of the {_size(self._max_bytes[full])} that models may take here; "
+                "try again later",
                 _RETRY_S,
             )
         for each in dropped:
             del self._entries[each]
             log.info("dropped a model", extra={"model": each.name, "version": each.version_id})
 
-    def _with(self, entries: "OrderedDict[_Key, _Entry]", plan: Plan) -> int:
-        """Memory of some entries and of a plan together."""
-        loaded: list[Loaded] = [entry.loaded for entry in entries.values()]
-        there = 0 if plan.pair is None else plan.pair.size_bytes
-        parts = loaded if plan.pair is None else [*loaded, plan.pair]
-        return self._bytes_of(parts) + plan.own_bytes + max(0, plan.pair_bytes - there)
+    def _too_small_for(self, needed: Counter[torch.device]) -> torch.device | None:
+        """The device that has less memory for models than is needed of it; None: there is room on each."""
+        return next((each for each in self.placement.devices if needed[each] > self._max_bytes[each]), None)
 
-    @staticmethod
-    def _bytes_of(loaded: list[Loaded]) -> int:
+    def _on(self, device: torch.device) -> str:
+        return f" on {device}" if len(self.placement.devices) > 1 else ""
+
+    def _own(self, num_bytes: int) -> Counter[torch.device]:
+        """Memory of crosscoders, which lie at home."""
+        return Counter({self.placement.home: num_bytes})
+
+    def _with(self, entries: "OrderedDict[_Key, _Entry]", plan: Plan) -> Counter[torch.device]:
+        """Memory of some entries and of a plan together, on each device."""
+        loaded: list[Loaded] = [entry.loaded for entry in entries.values()]
+        there: Counter[torch.device] = Counter() if plan.pair is None else plan.pair.bytes_by_device
+        parts = loaded if plan.pair is None else [*loaded, plan.pair]
+        return self._bytes_of(parts) + self._own(plan.own_bytes) + (plan.pair_bytes - there)
+
+    def _bytes_of(self, loaded: list[Loaded]) -> Counter[torch.device]:
         crosscoders = sum(each.size_bytes for each in loaded if isinstance(each, LoadedCrosscoder))
-        pairs: dict[int, int] = {}
+        pairs: Storages = {}
         for each in loaded:
             pairs |= _pair_of(each).storages
-        return crosscoders + sum(pairs.values())
+        return self._own(crosscoders) + by_device(pairs)
 
     def _end_of_load(self, key: _Key, whole: bool) -> Callable[[asyncio.Task[_Entry]], None]:
         def forget(task: asyncio.Task[_Entry]) -> None:
@@ -232,9 +256,9 @@ def _pair_of(loaded: Loaded) -> LoadedPair:
     return loaded.pair if isinstance(loaded, LoadedCrosscoder) else loaded
 
 
-def device_bytes(device: str) -> int:
+def device_bytes(device: torch.device) -> int:
     """All memory of a device; on the CPU what the machine, or the container, has."""
-    if torch.device(device).type == "cuda":
+    if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
     total = psutil.virtual_memory().total
     try:
@@ -243,9 +267,9 @@ def device_bytes(device: str) -> int:
         return total
 
 
-def allocated_bytes(device: str) -> int:
+def allocated_bytes(device: torch.device) -> int:
     """Memory of a device that this process uses; on the CPU all that is resident."""
-    if torch.device(device).type == "cuda":
+    if device.type == "cuda":
         return torch.cuda.memory_reserved(device)
     return psutil.Process().memory_info().rss
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -78,6 +79,7 @@ class InferenceProcess:
         self.models = Models(
             settings.home, settings.device, settings.max_model_bytes, self._device_thread, settings.float32, shelf
         )
+        devices = self.models.placement.devices
         self.batcher: DeviceQueue = Batcher(
             ask,
             self._device_thread,
@@ -87,7 +89,7 @@ class InferenceProcess:
         )
         self.generations = Generations(
             self._device_thread,
-            settings.max_cache_bytes or device_bytes(settings.device) // _CACHE_SHARE,
+            settings.max_cache_bytes or min(map(device_bytes, devices)) // _CACHE_SHARE,
             settings.prefill_tokens,
             settings.max_queued_generations,
             settings.max_unread_bytes,
@@ -104,14 +106,14 @@ class InferenceProcess:
         self.metrics.watch_memory(
             lambda: self.batcher.queued_tokens,
             lambda: self.models.used_bytes,
-            lambda: allocated_bytes(settings.device),
         )
-        self.metrics.set_limit(device_bytes(settings.device))
+        for each in devices:
+            self.metrics.watch_device(str(each), functools.partial(allocated_bytes, each), device_bytes(each))
         self._metrics_port = settings.metrics_port
         self._end_metrics: Callable[[], None] | None = None
         self._health = Healths()
         self._server: grpc.aio.Server | None = None
-        usual_s = STUCK_ON_CPU_S if torch.device(settings.device).type == "cpu" else STUCK_ON_GPU_S
+        usual_s = STUCK_ON_CPU_S if any(each.type == "cpu" for each in devices) else STUCK_ON_GPU_S
         self._pulse = Pulse(
             self._device_thread,
             settings.stuck_after_s or usual_s,

@@ -15,7 +15,7 @@ from grpc_status import rpc_status
 from crosscope_proto import __version__, request_ids
 from crosscope_proto.rich_status import abort
 from crosscope_proto.tracing import TRACEPARENT, close_span, make_current, open_span, span
-from crosscope_proto.v1 import effects_pb2, types_pb2
+from crosscope_proto.v1 import effects_pb2, system_pb2, types_pb2
 from crosscope_proto.worker.v1 import inference_pb2, inference_pb2_grpc
 from crosscope_worker.serve import messages, orders
 from crosscope_worker.serve.errors import status_of
@@ -104,11 +104,17 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         context: Context,  # noqa: ARG002
     ) -> inference_pb2.DescribeResponse:
         """What the worker is and how it stands."""
+        placement = self._models.placement
+        devices = [
+            system_pb2.DeviceMemory(name=str(each), used_bytes=allocated_bytes(each), limit_bytes=device_bytes(each))
+            for each in placement.devices
+        ]
         return inference_pb2.DescribeResponse(
             version=__version__,
-            device=self._models.device,
-            memory_bytes=allocated_bytes(self._models.device),
-            memory_limit_bytes=device_bytes(self._models.device),
+            device=str(placement),
+            memory_bytes=sum(each.used_bytes for each in devices),
+            memory_limit_bytes=sum(each.limit_bytes for each in devices),
+            devices=devices,
             max_prompt_tokens=self._max_prompt_tokens,
             queued_tokens=self._device.queued_tokens,
             device_busy_s=self._metrics.ages.age_s("device"),

@@ -2,11 +2,12 @@
 
 from typing import Annotated, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from crosscope_proto.specs import Float32
 from crosscope_store.settings import StoreSettings
+from crosscope_worker.models.placement import Placement
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -23,7 +24,7 @@ class ServeSettings(StoreSettings):
     allow_anyone: bool = False
     """Whether a TCP port may do without a token."""
     device: str = "cpu"
-    """The torch device on which models and crosscoders run."""
+    """The torch device on which models and crosscoders run; or several, see Placement."""
     float32: Float32 | None = None
     """How products of crosscoders are made on CUDA: "ieee" or "tf32"; by default as a crosscoder's recipe says, and
     tf32 where it says nothing. Models compute in their own data type either way."""
@@ -34,10 +35,11 @@ class ServeSettings(StoreSettings):
     max_queued_tokens: Count = 65536
     """Tokens that may wait for the device; beyond them, prompts are refused with a hint when to retry."""
     max_model_bytes: Count | None = None
-    """Memory for the weights of pairs and crosscoders; by default three quarters of the device's. Those unused for
+    """Memory of each device for the weights of pairs and crosscoders; by default three quarters. Those unused for
     longest go first, but none that a call uses."""
     max_cache_bytes: Count | None = None
-    """Memory for the keys and values of prompts that are continued; by default an eighth of the device's."""
+    """Memory for the keys and values of prompts that are continued, of both models together; by default an eighth of
+    the smallest device's."""
     max_queued_generations: Count = 64
     """Prompts that may wait to be continued; beyond them, prompts are refused with a hint when to retry."""
     max_unread_bytes: Count = 256 * 1024**2
@@ -52,6 +54,12 @@ class ServeSettings(StoreSettings):
     stuck_after_s: float | None = Field(default=None, ge=1, allow_inf_nan=False)
     """How long the device's thread may take for one batch before the worker says that it does not serve; by default 30
     s on a GPU, 600 s on the CPU."""
+
+    @field_validator("device")
+    @classmethod
+    def _is_there(cls, value: str) -> str:
+        """Refuses devices that the machine does not have."""
+        return str(Placement.of(value))
 
     @model_validator(mode="after")
     def _is_safe(self) -> Self:

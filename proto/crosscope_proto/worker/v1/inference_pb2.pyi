@@ -4,10 +4,13 @@
 isort:skip_file
 The internal contract between the server and inference workers. Not for other clients."""
 
+from collections import abc as _abc
 from crosscope_proto.v1 import effects_pb2 as _effects_pb2
+from crosscope_proto.v1 import system_pb2 as _system_pb2
 from crosscope_proto.v1 import types_pb2 as _types_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -49,20 +52,25 @@ class DescribeResponse(_message.Message):
     MAX_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     QUEUED_TOKENS_FIELD_NUMBER: _builtins.int
     DEVICE_BUSY_S_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Its version."""
     device: _builtins.str
     """The device in torch's words."""
     memory_bytes: _builtins.int
-    """Memory of the device that it uses, bytes."""
+    """Memory of its devices that it uses, bytes."""
     memory_limit_bytes: _builtins.int
-    """All memory of the device, bytes."""
+    """All memory of its devices, bytes."""
     max_prompt_tokens: _builtins.int
     """Most tokens of a prompt."""
     queued_tokens: _builtins.int
     """Tokens that wait for the device."""
     device_busy_s: _builtins.float
     """For how long the work of now has kept the device's thread, seconds; 0: it rests."""
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[_system_pb2.DeviceMemory]:
+        """Each device by itself."""
+
     def __init__(
         self,
         *,
@@ -73,10 +81,11 @@ class DescribeResponse(_message.Message):
         max_prompt_tokens: _builtins.int = ...,
         queued_tokens: _builtins.int = ...,
         device_busy_s: _builtins.float = ...,
+        devices: _abc.Iterable[_system_pb2.DeviceMemory] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "device_busy_s", b"device_busy_s", "max_prompt_tokens", b"max_prompt_tokens", "memory_bytes", b"memory_bytes", "memory_limit_bytes", b"memory_limit_bytes", "queued_tokens", b"queued_tokens", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "device_busy_s", b"device_busy_s", "devices", b"devices", "max_prompt_tokens", b"max_prompt_tokens", "memory_bytes", b"memory_bytes", "memory_limit_bytes", b"memory_limit_bytes", "queued_tokens", b"queued_tokens", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -114,7 +114,8 @@ def _shares(
     pair: Pair, heads: Heads, layers: Sequence[int], uppers: Sequence[tuple[UpperHalf, ...]], batch: _Batch
 ) -> list[np.ndarray]:
     """For each text of a batch [layer, 3]: KL added up as it is, with chat patched, and with base patched."""
-    streams = [[stream(each) for each in layer_outputs(model, layers, batch.ids)] for model in pair.models]
+    found = [layer_outputs(model, layers, batch.ids) for model in pair.models]
+    streams = [[stream(each).to(batch.ids.device) for each in outputs] for outputs in found]
     last = torch.cat([batch.at(each[-1]).float() for each in streams], dim=-1)
     logs: list[list[Tensor]] = [[], []]
     for _, both in heads.pieces(last):
