@@ -363,6 +363,10 @@ class AnalysisSpec:
     """The analysis reads at most this many tokens, in equal shares from the data sets."""
     num_shards: Annotated[int, Field(ge=2, le=1000)] = 20
     """Number of shards of the jackknife, from which standard errors come (math §4)."""
+    parts: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """The texts are measured in this many parts of about equal size; null: one for every 2 million tokens. A part that
+    was measured is not measured again by a retry, and a cluster measures parts side by side. The results do not depend
+    on the number. A part has at least one window of about 65 000 tokens."""
     top_examples: Count = 20
     """For each latent and data set, this many of its strongest texts are kept as examples (group top)."""
     quantiles: Annotated[int, Field(ge=1, le=256)] = 4

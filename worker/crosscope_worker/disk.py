@@ -93,6 +93,27 @@ def whole_folder(path: Path) -> Generator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def first_folder(path: Path) -> Generator[Path]:
+    """Gives an empty folder to fill; it is renamed to `path` when the block ends without an error.
+
+    Several processes may fill one at once: the first to end counts, and what the others wrote goes. Nothing waits for
+    the disk: who reads `path` after a power cut must tell by its files' hashes whether they are whole. A killed process
+    leaves a folder whose name begins with PARTIAL. Raises OSError, and what the block raises.
+    """
+    partial = path.with_name(f"{PARTIAL}{path.name}-{uuid.uuid4().hex}")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        try:
+            partial.rename(path)
+        except OSError:
+            if not path.is_dir():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def replace_folder(target: Path, written: Path) -> None:
     """Moves a written folder to `target`. A folder that is there is exchanged for it, so that one always exists.
 

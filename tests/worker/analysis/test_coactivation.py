@@ -19,13 +19,14 @@ def strongest(found: CoActivation, num_latents: int, count: int = 10) -> tuple[l
     return [each.tolist() for each in np.split(ids, ends)], [each.tolist() for each in np.split(indices, ends)]
 
 
-def block(active: list[list[int]]) -> Block:
-    """A block in which token t fires the latents active[t]; tests read nothing else in it."""
+def block(active: list[list[int]], keys: np.random.Generator | None = None) -> Block:
+    """A block in which token t fires the latents active[t]; tests read nothing else in it but the tokens' keys."""
     entries = sorted((latent, token) for token, latents in enumerate(active) for latent in latents)
     nothing = torch.zeros(0)
     tokens, latents = torch.tensor([token for _, token in entries]), torch.tensor([latent for latent, _ in entries])
     x = torch.zeros(len(active), 2)
-    return Block(x, x, *[nothing] * 6, tokens, latents, nothing, nothing, torch.ones(2, len(entries)))
+    key = torch.from_numpy((keys or np.random.default_rng(0)).random(len(active)))
+    return Block(x, x, *[nothing] * 6, key, tokens, latents, nothing, nothing, torch.ones(2, len(entries)))
 
 
 def test_jaccard_indices_by_hand():
@@ -91,8 +92,9 @@ def test_a_chunk_expands_no_more_partners_than_it_may(monkeypatch: pytest.Monkey
 
 def test_a_sample_holds_what_it_says():
     found = CoActivation(sample_entries=200)
+    keys = np.random.default_rng(0)
     for _ in range(20):
-        found.add(block([[0, 1, 2]] * 50))
+        found.add(block([[0, 1, 2]] * 50, keys))
     parts = (found._keys, found._tokens, found._latents)
     assert 0 < found._num_entries <= 200
     assert sum(each.nbytes for part in parts for each in part) == 24 * found._num_entries
@@ -103,7 +105,7 @@ def test_a_bounded_sample_says_nearly_the_same():
     active = [[0, 1] if rng.random() < 0.4 else [0, 2] for _ in range(20_000)]
     found = CoActivation(sample_entries=4000)
     for start in range(0, 20_000, 500):
-        found.add(block(active[start : start + 500]))
+        found.add(block(active[start : start + 500], rng))
     assert 1000 <= found._num_entries <= 4000
     ids, scores = strongest(found, 3)
     assert ids[0] == [2, 1]

@@ -15,7 +15,7 @@ def measured(x: Tensor, crosscoder: Crosscoder, num_blocks: int = 1) -> dict[str
     quality = Quality(crosscoder)
     for part in x.chunk(num_blocks):
         index = torch.arange(len(part))
-        quality.add(encode_block(crosscoder, part, TokenFacts(index, *[torch.zeros(len(part), dtype=torch.int64)] * 5)))
+        quality.add(encode_block(crosscoder, part, TokenFacts(index, *[torch.zeros(len(part), dtype=torch.int64)] * 6)))
     return quality.metrics()
 
 

@@ -201,7 +201,7 @@ def test_a_full_disk_ends_the_analysis(make_world, tokenizer, monkeypatch):
 
 def test_blocks_are_larger_on_a_gpu_as_far_as_memory_allows():
     def block_tokens(device, num_latents):
-        return intake._block_tokens(SimpleNamespace(device=torch.device(device), num_latents=num_latents))
+        return intake.block_tokens(SimpleNamespace(device=torch.device(device), num_latents=num_latents))
 
     assert block_tokens("cpu", 73_728) == 1024
     assert block_tokens("cuda", 73_728) == (3 << 30) // (12 * 73_728) == 3640

@@ -168,7 +168,8 @@ def planted(base_strength, crosscoder_rows, scale=(1.0, 1.0)):
     for shard in range(4):
         piece = x[shard * 1000 : (shard + 1) * 1000]
         zeros = torch.zeros(1000, dtype=torch.int64)
-        moments.add(encode_block(crosscoder, piece, TokenFacts(index, zeros, zeros, zeros, zeros + shard, zeros > 0)))
+        facts = TokenFacts(index, zeros, zeros, zeros, zeros + shard, zeros > 0, zeros)
+        moments.add(encode_block(crosscoder, piece, facts))
     rows = directions(crosscoder)
     return jackknife(moments.shard_sums(), lambda sums: estimates(sums, rows))
 
@@ -208,7 +209,7 @@ def test_speed_of_all_targets_in_both_directions():
     x = torch.randn(num_tokens, 2 * width, generator=generator)
     zeros = torch.zeros(num_tokens, dtype=torch.int64)
     silent_block = encode_block(
-        crosscoder, x, TokenFacts(torch.arange(num_tokens), zeros, zeros, zeros, zeros, zeros > 0)
+        crosscoder, x, TokenFacts(torch.arange(num_tokens), zeros, zeros, zeros, zeros, zeros > 0, zeros)
     )
     assert len(silent_block.latents) == 0
     latents = torch.randint(num_latents, (num_tokens * k,), generator=generator).sort().values
@@ -223,6 +224,7 @@ def test_speed_of_all_targets_in_both_directions():
         zeros,
         zeros,
         zeros > 0,
+        zeros,
         tokens,
         latents,
         values,

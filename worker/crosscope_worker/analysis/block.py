@@ -58,6 +58,8 @@ class Block:
     (math §4)."""
     repeats: Tensor
     """[token] bool, whether the token repeats an earlier text."""
+    key: Tensor
+    """[token] float64, uniform in [0, 1), from the token's place among all: samples are the tokens with small keys."""
     tokens: Tensor
     """[entry] int64."""
     latents: Tensor
@@ -84,6 +86,7 @@ class TokenFacts(NamedTuple):
     dataset: Tensor
     shard: Tensor
     repeats: Tensor
+    key: Tensor
 
 
 def encode_block(crosscoder: Crosscoder, x: Tensor, facts: TokenFacts, sparsifier: Sparsifier | None = None) -> Block:

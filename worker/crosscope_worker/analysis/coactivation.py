@@ -7,7 +7,7 @@ the pairs of a chunk; time grows with the sum of squares of the tokens' active l
 Knows nothing about decoder rows or strengths of activations.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -37,11 +37,14 @@ Ints = NDArray[np.int64]
 
 
 class CoActivation:
-    """Collects the sample, block by block."""
+    """Collects the sample, block by block. Samples of several passes over different texts merge: which tokens are
+    sampled depends on all tokens' keys alone.
+    """
 
-    def __init__(self, sample_entries: int = SAMPLE_ENTRIES) -> None:
+    def __init__(self, device: torch.device | str = "cpu", sample_entries: int = SAMPLE_ENTRIES) -> None:
+        """`device`: that of the blocks."""
+        self._device = device
         self._sample_entries = sample_entries
-        self._random = np.random.default_rng(0)
         self._share = 1.0
         self._keys: list[Tensor] = []
         self._tokens: list[Tensor] = []
@@ -50,22 +53,47 @@ class CoActivation:
 
     def add(self, block: Block) -> None:
         """Adds the tokens of a block."""
-        keys = torch.from_numpy(self._random.random(block.num_tokens)).to(block.tokens.device)[block.tokens]
-        tokens, latents = block.tokens + self._num_tokens, block.latents
+        self._add(block.key[block.tokens], block.tokens + self._num_tokens, block.latents)
+        self._num_tokens += block.num_tokens
+
+    def state(self) -> dict[str, Tensor]:
+        """The sample, and the numbers that it depends on."""
+        numbers = {"num_tokens": torch.tensor(self._num_tokens), "share": torch.tensor(self._share).double()}
+        entries = {"keys": self._keys, "tokens": self._tokens, "latents": self._latents}
+        return numbers | {name: torch.cat(parts) for name, parts in entries.items() if parts}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from a saved state."""
+        self._num_tokens, self._share = int(state["num_tokens"]), float(state["share"])
+        if "keys" in state:
+            self._add(*(state[name].to(self._device) for name in ("keys", "tokens", "latents")))
+
+    def merge(self, other: "CoActivation") -> None:
+        """Adds the sample of other tokens, which come behind."""
+        share = min(self._share, other._share)
+        if share < self._share:
+            self._thin(share)
+        for keys, tokens, latents in zip(other._keys, other._tokens, other._latents, strict=True):
+            self._add(keys, tokens + self._num_tokens, latents)
+        self._num_tokens += other._num_tokens
+
+    def _add(self, keys: Tensor, tokens: Tensor, latents: Tensor) -> None:
+        """Adds entries with the keys of their tokens, as far as the sample takes them."""
         if self._share < 1:
             kept = keys < self._share
             keys, tokens, latents = keys[kept], tokens[kept], latents[kept]
         self._keys.append(keys)
         self._tokens.append(tokens)
         self._latents.append(latents)
-        self._num_tokens += block.num_tokens
         self._num_entries += len(keys)
         while self._num_entries > self._sample_entries and self._share > 2**-30:
-            self._halve()
+            self._thin(self._share / 2)
 
-    def _halve(self) -> None:
-        """Keeps half of the sampled tokens, those with the smaller keys, so that the sample stays uniform."""
-        self._share /= 2
+    def _thin(self, share: float) -> None:
+        """Keeps a share of all tokens, those with the smaller keys, so that the sample stays uniform."""
+        self._share = share
+        if not self._keys:
+            return
         keys, tokens, latents = torch.cat(self._keys), torch.cat(self._tokens), torch.cat(self._latents)
         kept = keys < self._share
         self._keys, self._tokens, self._latents = [keys[kept]], [tokens[kept]], [latents[kept]]

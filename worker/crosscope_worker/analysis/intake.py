@@ -1,18 +1,18 @@
-"""From a stream of harvests to blocks: budgets per data set, whole texts and shards.
+"""From harvests of windows that were cut to encoded blocks. Knows nothing about what is summed.
 
-Knows nothing about latents. That every activation is finite is the harvest's promise (`data.harvest.check_finite`).
+That every activation is finite is the harvest's promise (`data.harvest.check_finite`).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from crosscope_proto.specs import AnalysisSpec
 from crosscope_worker.analysis.block import Block, TokenFacts, encode_block
-from crosscope_worker.analysis.repeats import FirstShards, WindowHashes
+from crosscope_worker.analysis.cutting import Cut, Cutter
 from crosscope_worker.dictionary.crosscoder import Crosscoder
 
 if TYPE_CHECKING:
@@ -38,67 +38,56 @@ class Intake:
 def blocks(
     crosscoder: Crosscoder, harvests: "Iterable[Harvest]", spec: AnalysisSpec, datasets: Sequence[str]
 ) -> Iterator[Intake]:
-    """Blocks of whole texts until every data set has its even share of `spec.max_tokens`.
+    """The blocks of harvests of all windows, which are cut as they come."""
+    return intakes(crosscoder, _cut(crosscoder, harvests, spec, datasets), 0)
 
-    A data set's last text is taken whole, so the share may be exceeded by less than one text. Block b belongs to shard
-    `b % spec.num_shards`; a token of it that repeats an earlier text belongs to the shard in which that text was first
-    read (math §4).
-    """
-    budget = [max(1, spec.max_tokens // len(datasets))] * len(datasets)
-    block_tokens = min(_block_tokens(crosscoder), max(1, spec.max_tokens // spec.num_shards))
-    num_texts = num_blocks = 0
-    first_shards, sparsifier = FirstShards(), crosscoder.sparsifier()
+
+def _cut(
+    crosscoder: Crosscoder, harvests: "Iterable[Harvest]", spec: AnalysisSpec, datasets: Sequence[str]
+) -> "Iterator[tuple[Harvest, Cut]]":
+    cutter = Cutter(spec, len(datasets), block_tokens(crosscoder))
     for harvest in harvests:
-        x = harvest.x
-        text = harvest.text.cpu().long()
-        lengths = torch.bincount(text, minlength=len(harvest.texts)).tolist()
-        for group in _groups(harvest.texts, lengths, budget, block_tokens):
-            wanted = torch.tensor(group, dtype=torch.int64)
-            number = torch.full((len(harvest.texts),), -1, dtype=torch.int64)
-            number[wanted] = torch.arange(num_texts, num_texts + len(group))
-            keep = (number[text] >= 0).nonzero().squeeze(1)
-            position = _column(harvest.position, keep)
-            windows = WindowHashes([harvest.texts[each].ids for each in group])
-            local = number[text[keep]] - num_texts
-            shard, repeats = first_shards(windows.before(local.numpy(), position.numpy()), num_blocks % spec.num_shards)
-            facts = TokenFacts(
-                text=number[text[keep]].to(crosscoder.device),
-                position=position.to(crosscoder.device),
-                role=_column(harvest.role, keep).to(crosscoder.device),
-                dataset=_column(harvest.dataset, keep).to(crosscoder.device),
-                shard=torch.from_numpy(shard).long().to(crosscoder.device),
-                repeats=torch.from_numpy(repeats).to(crosscoder.device),
-            )
-            block = encode_block(crosscoder, x[keep.to(x.device)].to(crosscoder.device), facts, sparsifier)
-            yield Intake([harvest.texts[each] for each in group], block)
-            num_texts, num_blocks = num_texts + len(group), num_blocks + 1
-        if all(left <= 0 for left in budget):
+        yield harvest, cutter.cut(harvest.texts, harvest.text.cpu().numpy(), harvest.position.cpu().numpy())
+        if cutter.is_full:
             return
 
 
-def _block_tokens(crosscoder: Crosscoder) -> int:
+def intakes(crosscoder: Crosscoder, harvested: "Iterable[tuple[Harvest, Cut]]", first_token: int) -> Iterator[Intake]:
+    """The blocks of some windows; `first_token` is the number of tokens that the analysis reads of earlier windows.
+
+    A token that was cut into a block and that the harvest left out, an outlier, is missing from the block.
+    """
+    random = np.random.default_rng(0)
+    random.bit_generator.advance(first_token)  # type: ignore[attr-defined] - numpy's stubs leave it out
+    num_texts, sparsifier, device = 0, crosscoder.sparsifier(), crosscoder.device
+    for harvest, cut in harvested:
+        keys = np.zeros(len(cut.shard))
+        keys[cut.shard >= 0] = random.random(cut.num_tokens)
+        lengths = np.array([len(each.ids) for each in harvest.texts], dtype=np.int64)
+        text, position = harvest.text.cpu().numpy(), harvest.position.cpu().long()
+        role, dataset = harvest.role.cpu().long(), harvest.dataset.cpu().long()
+        at = (np.cumsum(lengths) - lengths)[text] + position.numpy()
+        wanted = np.flatnonzero(cut.block[text] >= 0)
+        edges = np.flatnonzero(np.diff(cut.block[text[wanted]])) + 1
+        for keep in np.split(wanted, edges) if len(wanted) else ():
+            group, number = np.unique(text[keep], return_inverse=True)
+            rows = torch.from_numpy(keep)
+            facts = TokenFacts(
+                text=torch.from_numpy(number.reshape(-1) + num_texts).to(device),
+                position=position[rows].to(device),
+                role=role[rows].to(device),
+                dataset=dataset[rows].to(device),
+                shard=torch.from_numpy(cut.shard[at[keep]]).long().to(device),
+                repeats=torch.from_numpy(cut.repeats[at[keep]]).to(device),
+                key=torch.from_numpy(keys[at[keep]]).to(device),
+            )
+            x = harvest.x[rows.to(harvest.x.device)].to(device)
+            yield Intake([harvest.texts[each] for each in group], encode_block(crosscoder, x, facts, sparsifier))
+            num_texts += len(group)
+
+
+def block_tokens(crosscoder: Crosscoder) -> int:
     """Tokens at which a block is closed at the latest, by the device and the number of latents alone."""
     if crosscoder.device.type != "cuda":
         return BLOCK_TOKENS
     return max(BLOCK_TOKENS, min(_MOST_CUDA_TOKENS, _CUDA_BLOCK_BYTES // (12 * crosscoder.num_latents)))
-
-
-def _groups(texts: "Sequence[Text]", lengths: list[int], budget: list[int], block_tokens: int) -> Iterator[list[int]]:
-    """Indices of texts that are still wanted, in groups of about `block_tokens` tokens; updates the budget in place."""
-    group: list[int] = []
-    size = 0
-    for index, (text, length) in enumerate(zip(texts, lengths, strict=True)):
-        if length == 0 or budget[text.dataset] <= 0:
-            continue
-        budget[text.dataset] -= length
-        group.append(index)
-        size += length
-        if size >= block_tokens:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
-
-
-def _column(values: Tensor, keep: Tensor) -> Tensor:
-    return values.cpu().long()[keep]

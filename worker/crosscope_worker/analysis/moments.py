@@ -7,6 +7,7 @@ number of tokens.
 Knows nothing about decoder geometry beyond the rows that it gets; coefficients and their errors are in scaling.py.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,11 @@ Floats = NDArray[np.float64]
 _BINS_PER_DECADE = 8
 _LOWEST, _HIGHEST = -6, 8
 """Decades of scaled activation that the histogram resolves; values outside fall into the outermost bins."""
+_ADDED = (
+    "num_tokens", "sums", "kept", "products", "repeats", "num_repeats", "num_texts", "role_mass", "dataset_mass",
+    "histogram",
+)  # fmt: skip
+"""Names of the sums that are added where two passes are merged."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class ShardSums:
 
 
 class Moments:
-    """Accumulates the sums, block by block."""
+    """Accumulates the sums, block by block. Sums of several passes over different texts merge."""
 
     def __init__(self, crosscoder: Crosscoder, num_shards: int, num_datasets: int) -> None:
         latents, device = crosscoder.num_latents, crosscoder.device
@@ -110,6 +116,22 @@ class Moments:
         bins = (torch.bucketize(scaled, self._edges, right=True) - 1).clamp_(0, self._histogram.shape[1] - 1)
         _add_at(self._histogram, latents, bins, torch.ones_like(bins))
         self._add_products(block)
+
+    def state(self) -> dict[str, Tensor]:
+        """All sums by name."""
+        return {name: sums for name in (*_ADDED, "max") if (sums := getattr(self, f"_{name}")) is not None}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from a saved state of the same crosscoder, number of shards and of data sets."""
+        for name, sums in state.items():
+            getattr(self, f"_{name}").copy_(sums)
+
+    def merge(self, other: "Moments") -> None:
+        """Adds the sums over other texts."""
+        for name in _ADDED:
+            if (sums := getattr(self, f"_{name}")) is not None:
+                sums += getattr(other, f"_{name}")
+        torch.maximum(self._max, other._max, out=self._max)
 
     def _add_products(self, block: Block) -> None:
         crosscoder, both = self._crosscoder, block.x.shape[1]

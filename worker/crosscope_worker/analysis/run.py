@@ -1,8 +1,8 @@
-"""The analysis: one pass over held-out activations, then tables, then the fidelity of reconstructions.
+"""The analysis: a pass over held-out activations, then tables, then the fidelity of reconstructions.
 
-The pass feeds every accumulator; the tables read only their sums and the store; fidelity and
-causal effects run both models again.
-Knows the order of the work; the formulas are in the modules that it calls.
+The pass feeds every accumulator; passes over parts of the texts merge (accumulators.py). The tables read only their
+sums and the store; fidelity and causal effects run both models again. Knows the order of the work; the formulas are in
+the modules that it calls.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,7 +30,7 @@ from crosscope_worker.analysis.examples import (
     top_tokens,
 )
 from crosscope_worker.analysis.fidelity import fidelity, patched_latents
-from crosscope_worker.analysis.intake import blocks
+from crosscope_worker.analysis.intake import Intake, blocks
 from crosscope_worker.analysis.latents import Measured, latent_table, with_columns
 from crosscope_worker.analysis.lens import find_lenses
 from crosscope_worker.analysis.whole_texts import Splicing
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from crosscope_worker.models.pair import Pair
     from crosscope_worker.tokenizer.tokens import TextTokenizer
 
-_PASS_SHARE = 0.9
+PASS_SHARE = 0.9
 """Share of the stage's progress that belongs to the pass."""
 
 
@@ -76,6 +76,7 @@ class HeldOut:
     """The data and models on which a crosscoder is measured."""
 
     harvests: "Iterable[Harvest]"
+    """What `analyse` measures; `conclude` reads nothing of it."""
     datasets: Sequence[str]
     """Names of the data sets that `Harvest.dataset` counts."""
     tokenizer: "TextTokenizer"
@@ -103,10 +104,48 @@ def analyse(
         raise AnalysisError("the analysis has no data set; name at least one")
     found = Accumulators.of(crosscoder, spec, len(held_out.datasets))
     try:
-        _pass(crosscoder, held_out, spec, progress, found)
-        analysis = _tables(crosscoder, held_out, spec, progress, found, parts)
+        fill(found, blocks(crosscoder, held_out.harvests, spec, held_out.datasets), spec, progress)
+        return conclude(crosscoder, held_out, spec, progress, found, parts)
     finally:
         found.close()
+
+
+def fill(
+    found: Accumulators, intakes: Iterable[Intake], spec: AnalysisSpec, progress: Progress, first_token: int = 0
+) -> None:
+    """Adds blocks of texts to accumulators.
+
+    `first_token`: number of tokens that are measured elsewhere or were before, for the progress.
+    """
+    num_tokens = first_token
+    for intake in intakes:
+        found.add(intake)
+        num_tokens += intake.block.num_tokens
+        share = PASS_SHARE * min(1.0, num_tokens / spec.max_tokens)
+        progress(Stage.ANALYSE, share, f"{num_tokens} tokens measured")
+    found.settle()
+
+
+@torch.no_grad()
+def conclude(
+    crosscoder: Crosscoder,
+    held_out: HeldOut,
+    spec: AnalysisSpec,
+    progress: Progress,
+    found: Accumulators,
+    parts: Sequence[str] = (),
+) -> Analysis:
+    """The results of an analysis whose pass is over: tables, then fidelity, then causal effects. See `analyse`.
+
+    `found` is closed once the tables are made.
+    """
+    if int(found.shard_sums.num_tokens.sum()) == 0:
+        raise AnalysisError(
+            "no held-out token is left to analyse: the held-out texts are empty, or the token policy dropped them "
+            "all; add data, lower tokens.held_out_every, or loosen the policy"
+        )
+    analysis = _tables(crosscoder, held_out, spec, progress, found, parts)
+    found.close()
     if held_out.splicing is not None:
         patched = patched_latents(analysis.latents)
         figures = fidelity(crosscoder, held_out.splicing, patched, spec.spliced_tokens, progress)
@@ -119,23 +158,6 @@ def analyse(
     return analysis
 
 
-def _pass(
-    crosscoder: Crosscoder, held_out: HeldOut, spec: AnalysisSpec, progress: Progress, found: Accumulators
-) -> None:
-    num_tokens = 0
-    for intake in blocks(crosscoder, held_out.harvests, spec, held_out.datasets):
-        found.add(intake)
-        num_tokens += intake.block.num_tokens
-        share = _PASS_SHARE * min(1.0, num_tokens / spec.max_tokens)
-        progress(Stage.ANALYSE, share, f"{num_tokens} tokens measured")
-    found.settle()
-    if num_tokens == 0:
-        raise AnalysisError(
-            "no held-out token is left to analyse: the held-out texts are empty, or the token policy dropped them "
-            "all; add data, lower tokens.held_out_every, or loosen the policy"
-        )
-
-
 def _tables(
     crosscoder: Crosscoder,
     held_out: HeldOut,
@@ -145,7 +167,7 @@ def _tables(
     parts: Sequence[str],
 ) -> Analysis:
     store, datasets, tokenizer = found.store, held_out.datasets, held_out.tokenizer
-    progress(Stage.ANALYSE, _PASS_SHARE, "choosing examples")
+    progress(Stage.ANALYSE, PASS_SHARE, "choosing examples")
     segments = store.segments()
     choice = choose(segments, peak_windows(segments, store), TextFacts.of(store), datasets, spec)
     examples, texts = example_table(choice, silent_texts(choice, segments, store, spec), segments, store, datasets)

@@ -2,26 +2,29 @@
 
 A segment is one latent in one text: its largest activation, the position of that, and a run of (position, value)
 entries. Memory: 22 bytes a segment, 30 for a moment while `segments` joins them, and 6 bytes a token of text. The
-entries, 6 bytes each, lie in a temporary file that has no name and vanishes with the process. A text with the same
-tokens as an earlier text of its data set is counted there and left out, because the same latents fire in the same way.
+entries, 6 bytes each, lie in a file: a temporary one that has no name and vanishes with the process, unless one is
+named. A text with the same tokens as an earlier text of its data set is counted there and left out, because the same
+latents fire in the same way. Stores of several passes over different texts merge.
 
 Does not know which segments are shown.
 """
 
 import hashlib
+import json
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO, Self
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from crosscope_worker.analysis.block import Block
 from crosscope_worker.analysis.errors import AnalysisError
-
-if TYPE_CHECKING:
-    from crosscope_worker.data.texts import Text
+from crosscope_worker.data.texts import TaggedBehaviour, Text
 
 ENTRY = np.dtype([("position", "<u2"), ("value", "<f4")])
 MAX_LENGTH = 1 << 16
@@ -62,7 +65,9 @@ class Segments:
 class Store:
     """Collects texts and segments during the pass, and gives them back after it."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path | None = None) -> None:
+        """`path`: a file for the entries, which stays; None: a temporary one."""
+        self._folder = tempfile.gettempdir() if path is None else str(path.parent)
         self.texts: list[Text] = []
         self.copies: list[int] = []
         """Number of times that each of the texts occurred."""
@@ -71,32 +76,38 @@ class Store:
         self._starts: list[int] = []
         self._read = bytearray()
         """Of each token of the texts, 1 if a block has it."""
-        self._file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
+        self._file: BinaryIO = tempfile.TemporaryFile() if path is None else path.open("w+b")  # noqa: SIM115 - closed by close()
         self._num_entries = 0
+        """In the file."""
+        self._others: list[NDArray[np.void]] = []
+        """Entries of other stores, which come behind those of the file."""
         self._parts = {name: [array] for name, array in vars(Segments.empty()).items()}
 
-    def add_text(self, text: "Text") -> None:
+    def add_text(self, text: Text) -> None:
         """Registers the next text; `Block.text` counts the texts in this order."""
-        ids = np.ascontiguousarray(text.ids, dtype=np.int64)
-        if len(ids) > MAX_LENGTH:
-            raise AnalysisError(f"a text has {len(ids)} tokens, more than {MAX_LENGTH}; lower tokens.max_length")
-        key = (int(text.dataset), hashlib.blake2b(ids.tobytes(), digest_size=16).digest())
+        length = len(text.ids)
+        if length > MAX_LENGTH:
+            raise AnalysisError(f"a text has {length} tokens, more than {MAX_LENGTH}; lower tokens.max_length")
+        self._kept.append(self._registered(_key(text), text, 1, bytes(length)))
+
+    def _registered(self, key: tuple[int, bytes], text: Text, copies: int, read: bytes) -> int:
+        """The number of a text that is new, or -1."""
         if (known := self._seen.get(key)) is not None:
-            self._kept.append(-1)
-            self.copies[known] += 1
-            return
-        self._seen[key] = len(self.texts)
-        self._kept.append(len(self.texts))
+            self.copies[known] += copies
+            return -1
+        self._seen[key] = number = len(self.texts)
         self._starts.append(len(self._read))
-        self._read.extend(bytes(len(ids)))
+        self._read.extend(read)
         self.texts.append(text)
-        self.copies.append(1)
+        self.copies.append(copies)
+        return number
 
     def add(self, block: Block) -> None:
         """Adds a block's entries.
 
         Raises AnalysisError when the disk for temporary files is full.
         """
+        assert not self._others, "its entries follow those of its own file"
         kept = np.asarray(self._kept)
         tokens = block.tokens.cpu().numpy()
         text_of = kept[block.text.cpu().numpy()]
@@ -123,17 +134,15 @@ class Store:
             start=(begins + self._num_entries).astype(np.uint64),
             length=length.astype(np.uint32),
         )
-        for name, array in vars(part).items():
-            self._parts[name].append(array)
+        self._append(part)
         entries = np.empty(len(value), ENTRY)
         entries["position"], entries["value"] = position, value
         try:
             self._file.write(entries.tobytes())
         except OSError as error:
             raise AnalysisError(
-                f"no room for {entries.nbytes} more bytes of codes in {tempfile.gettempdir()} "
-                f"({self._num_entries * ENTRY.itemsize} written); free space there, set TMPDIR, or "
-                "lower analysis.max_tokens"
+                f"no room for {entries.nbytes} more bytes of codes in {self._folder} "
+                f"({self._num_entries * ENTRY.itemsize} written); free space there, or lower analysis.max_tokens"
             ) from error
         self._num_entries += len(entries)
 
@@ -145,19 +154,100 @@ class Store:
 
     def entries(self, start: NDArray[np.integer[Any]], length: NDArray[np.integer[Any]]) -> NDArray[np.void]:
         """The ENTRYs of some segments, one segment's after the other."""
-        if self._num_entries == 0 or len(start) == 0:
-            return np.empty(0, ENTRY)
+        index, runs_ = ranges(start, length), self._runs()
+        if len(runs_) == 1:
+            return np.asarray(runs_[0][index])
+        found, first = np.empty(len(index), ENTRY), 0
+        for run in runs_:
+            own = np.flatnonzero((index >= first) & (index < first + len(run)))
+            found[own] = run[index[own] - first]
+            first += len(run)
+        return found
+
+    def _runs(self) -> list[NDArray[np.void]]:
+        """All entries: those of the file, then those of each store that was merged in."""
         self._file.flush()
-        everything = np.memmap(self._file, ENTRY, mode="r", shape=(self._num_entries,))
-        return np.asarray(everything[ranges(start, length)])
+        mapped = [np.memmap(self._file, ENTRY, "r", shape=(self._num_entries,))] if self._num_entries else []
+        return [*mapped, *self._others]
+
+    def merge(self, other: "Store") -> None:
+        """Adds the texts and segments of a pass over other texts, which come behind; nothing is added after that.
+
+        `other` is closed.
+        """
+        number = np.empty(len(other.texts), np.int64)
+        for index, (key, text) in enumerate(zip(other._seen, other.texts, strict=True)):
+            begin = other._starts[index]
+            read = bytes(other._read[begin : begin + len(text.ids)])
+            number[index] = self._registered(key, text, other.copies[index], read)
+        found, offset = other.segments(), self._num_entries + sum(map(len, self._others))
+        text = number[found.text]
+        ours = np.flatnonzero(text >= 0)
+        self._append(
+            replace(found.at(ours), text=text[ours].astype(np.uint32), start=found.start[ours] + np.uint64(offset))
+        )
+        self._others += other._runs()
+        other.close()
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything but the entries, which are in the store's file."""
+        words = [[text.place, [_plain(each) for each in text.behaviours]] for text in self.texts]
+        arrays = {
+            "ids": np.concatenate([np.empty(0, np.int64), *(text.ids for text in self.texts)]).astype(np.int32),
+            "roles": np.concatenate([np.empty(0, np.uint8), *(text.roles for text in self.texts)]),
+            "lengths": np.array([len(text.ids) for text in self.texts], np.int64),
+            "dataset": np.array([text.dataset for text in self.texts], np.int64),
+            "copies": np.array(self.copies, np.int64),
+            "read": np.frombuffer(bytes(self._read), np.uint8),
+            "words": np.frombuffer(json.dumps(words).encode(), np.uint8),
+        }
+        # Torch and its files know few unsigned numbers.
+        segments = {f"segment_{name}": each.view(np.uint8) for name, each in vars(self.segments()).items()}
+        return {name: torch.from_numpy(each.copy()) for name, each in (arrays | segments).items()}
+
+    @classmethod
+    def saved(cls, state: Mapping[str, Tensor], path: Path) -> Self:
+        """The store that had this state and that wrote its entries to `path`."""
+        store, arrays = cls(), {name: tensor.numpy() for name, tensor in state.items()}
+        ends = np.cumsum(arrays["lengths"])
+        words = json.loads(arrays["words"].tobytes())
+        for index, (end, (place, behaviours)) in enumerate(zip(ends.tolist(), words, strict=True)):
+            at = slice(end - int(arrays["lengths"][index]), end)
+            ids, tagged = arrays["ids"][at].astype(np.int64), tuple(TaggedBehaviour(*each) for each in behaviours)
+            text = Text(int(arrays["dataset"][index]), ids, arrays["roles"][at].copy(), tagged, place)
+            store._registered(_key(text), text, int(arrays["copies"][index]), arrays["read"][at].tobytes())
+        types = {name: array.dtype for name, array in vars(Segments.empty()).items()}
+        store._append(Segments(**{name: arrays[f"segment_{name}"].copy().view(each) for name, each in types.items()}))
+        if path.stat().st_size:
+            store._others.append(np.memmap(path, ENTRY, "r"))
+        return store
+
+    def _append(self, part: Segments) -> None:
+        for name, array in vars(part).items():
+            self._parts[name].append(array)
 
     def was_read(self) -> NDArray[np.bool_]:
         """[token] of all texts, end to end: whether the pass read it, or the token policy left it out."""
         return np.frombuffer(bytes(self._read), np.bool_)
 
+    def flush(self) -> None:
+        """Hands all entries to the file."""
+        self._file.flush()
+
     def close(self) -> None:
-        """Frees the temporary file."""
+        """Frees the file."""
         self._file.close()
+
+
+def _key(text: Text) -> tuple[int, bytes]:
+    """What texts of one data set with the same tokens have in common."""
+    ids = np.ascontiguousarray(text.ids, dtype=np.int64)
+    return int(text.dataset), hashlib.blake2b(ids.tobytes(), digest_size=16).digest()
+
+
+def _plain(tagged: TaggedBehaviour) -> tuple[str, int, int, int]:
+    """Its fields, as JSON has them."""
+    return tagged.name, int(tagged.decision), int(tagged.start), int(tagged.end)
 
 
 def ranges(start: NDArray[np.integer[Any]], length: NDArray[np.integer[Any]]) -> NDArray[np.int64]:

@@ -22,7 +22,7 @@ defined, and everything is NaN.
 import itertools
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -100,7 +100,6 @@ class ChatOnlySums:
         self.second_moments = torch.zeros(len(self.members), len(self.members), dtype=torch.float64, device=device)
         """[member, member] `sum_i f_ij f_il`."""
         self._capacity = max(BATCH_TOKENS, RESERVOIR_BYTES // (4 * crosscoder.d_model[BASE]))
-        self._keys = torch.Generator(device="cpu").manual_seed(0)
         self._sample = _Sample.empty(crosscoder.d_model[BASE], device)
 
     def add(self, block: Block) -> None:
@@ -124,8 +123,26 @@ class ChatOnlySums:
         residual = residual + torch.nn.functional.embedding_bag(
             member[order], self._rows, own.cumsum(0) - own, mode="sum", per_sample_weights=raw[order]
         )
-        keys = torch.rand(len(tokens), generator=self._keys).to(raw.device)
-        self._sample = self._sample.joined(_Sample(keys, residual, own, member[order], raw[order]))
+        self._join(_Sample(block.key[tokens], residual, own, member[order], raw[order]))
+
+    def state(self) -> dict[str, Tensor]:
+        """The sums and the sample by name."""
+        return {"second_moments": self.second_moments} | vars(self.sample())
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from a saved state of the same crosscoder."""
+        device = self.second_moments.device
+        self.second_moments.copy_(state["second_moments"])
+        self._sample = _Sample(*(state[name].to(device) for name in _Sample.__dataclass_fields__))
+
+    def merge(self, other: "ChatOnlySums") -> None:
+        """Adds the sums and the sample of other tokens, which come behind."""
+        self.second_moments += other.second_moments
+        self._join(other._sample)
+
+    def _join(self, more: "_Sample") -> None:
+        """Adds tokens to the sample."""
+        self._sample = self._sample.joined(more)
         if len(self._sample.keys) > 2 * self._capacity:
             self._sample = self._sample.thinned(self._capacity)
 
@@ -136,7 +153,7 @@ class ChatOnlySums:
 
 @dataclass(frozen=True)
 class _Sample:
-    """Tokens with their random keys; a token's entries are consecutive, in token order."""
+    """Tokens with their keys (Block.key); a token's entries are consecutive, in token order."""
 
     keys: Tensor
     residual: Tensor
@@ -151,8 +168,9 @@ class _Sample:
     @classmethod
     def empty(cls, d_model: int, device: torch.device) -> "_Sample":
         none = torch.zeros(0, device=device)
+        keys = torch.zeros(0, dtype=torch.float64, device=device)
         index = torch.zeros(0, dtype=torch.int64, device=device)
-        return cls(none, torch.zeros(0, d_model, device=device), index, index, none)
+        return cls(keys, torch.zeros(0, d_model, device=device), index, index, none)
 
     def joined(self, other: "_Sample") -> "_Sample":
         """Both samples' tokens."""

@@ -123,6 +123,12 @@ class NormFilter:
         self.left_out += np.bincount(np.minimum(positions, SINK_POSITIONS), minlength=SINK_POSITIONS + 1)
         return np.split(~outlying, np.cumsum(sizes)[:-1])
 
+    def merge(self, other: "NormFilter") -> None:
+        """Adds the counts of a filter of other tokens, with the same bounds; takes these if it has none yet."""
+        self.bounds = self.bounds or other.bounds
+        self.num_tokens += other.num_tokens
+        self.left_out = self.left_out + other.left_out
+
     @property
     def num_left_out(self) -> int:
         """Tokens that it has left out."""

@@ -5,20 +5,21 @@ All files are written in the job's folder until one rename publishes them. Knows
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from textwrap import shorten
 
 from crosscope_proto.artefacts import CrosscoderManifest
 from crosscope_proto.recipe import CrosscoderRecipe, recipe_dict
 from crosscope_proto.stages import Stage
-from crosscope_worker.analysis import Analysis, AnalysisError, HeldOut, Splicing, analyse
-from crosscope_worker.data.harvest import harvest
+from crosscope_worker.analysis import Analysis, AnalysisError, HeldOut, Splicing, conclude
 from crosscope_worker.data.tally import Counts, total
-from crosscope_worker.data.texts import TextStream
 from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.models.norms import NormFilter
 from crosscope_worker.phases import Following
 from crosscope_worker.precision import float32_products
 from crosscope_worker.recipes.material import Material
+from crosscope_worker.recipes.parts import Runner
+from crosscope_worker.recipes.passes import pass_over
 from crosscope_worker.recipes.publish import Provenance, manifest_of, publish
 from crosscope_worker.training.variants import variant_of
 from crosscope_worker.work import is_out_of_memory
@@ -44,18 +45,18 @@ class Trained:
     """Metrics of the training itself, for instance the thresholds (math §2)."""
 
 
-def measure_and_publish(material: Material, trained: Trained) -> CrosscoderManifest:
+def measure_and_publish(material: Material, trained: Trained, runner: Runner | None = None) -> CrosscoderManifest:
     """Measures a crosscoder on the held-out texts and publishes it.
 
-    Raises DataError, HarvestError, AnalysisError (all ValueError), PublishError (OSError), and whatever `progress` and
-    `workspace.fence` raise.
+    The pass over the texts goes part by part (parts.py): by a `runner`, or here. Parts that an earlier attempt of the
+    job has measured are not measured again. Raises DataError, HarvestError, AnalysisError (all ValueError),
+    PublishError (OSError), and whatever the runner, `progress` and `workspace.fence` raise.
     """
     recipe, workspace = material.recipe, material.workspace
-    held_out = material.texts("held_out")
     norms = _held_out_norms(material, trained)
     try:
         with float32_products(material.float32):
-            analysis = _measure(material, trained, held_out, norms)
+            analysis, counts = _measure(material, trained, norms, runner)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -69,7 +70,7 @@ def measure_and_publish(material: Material, trained: Trained) -> CrosscoderManif
         workspace.home,
         recipe.name,
         trained.crosscoder,
-        _provenance(material, replace(trained, norms=trained.norms or norms), held_out.counts),
+        _provenance(material, replace(trained, norms=trained.norms or norms), counts),
         analysis,
         trained.curves,
         workspace.fence,
@@ -82,13 +83,21 @@ def _held_out_norms(material: Material, trained: Trained) -> NormFilter:
     return NormFilter(material.recipe.tokens.max_norm_ratio, material.pair.d_model, bounds)
 
 
-def _measure(material: Material, trained: Trained, held_out: TextStream, norms: NormFilter) -> Analysis:
+def _measure(
+    material: Material, trained: Trained, norms: NormFilter, runner: Runner | None
+) -> tuple[Analysis, Sequence[Counts]]:
+    """The analysis, and the counts of the texts of each data set that it read."""
     recipe, activations = material.recipe, material.activations
     if trained.norms is not None and (warning := trained.norms.sentence()):
         material.progress(Stage.ANALYSE, 0.0, warning)
     following = Following(material.progress, Stage.ANALYSE)
+
+    def save_weights(folder: Path) -> None:
+        trained.crosscoder.save(folder, manifest_of(recipe.name, trained.crosscoder, _provenance(material, trained)))
+
+    found, counts = pass_over(material, trained.crosscoder, norms, following, runner, save_weights)
     measured_on = HeldOut(
-        harvest(held_out, activations, recipe.tokens, norms=norms, tick=following.tick),
+        (),
         [data.name for data in recipe.data],
         material.tokenizer,
         material.pair,
@@ -97,12 +106,14 @@ def _measure(material: Material, trained: Trained, held_out: TextStream, norms: 
     )
     is_trained = isinstance(recipe, CrosscoderRecipe)
     apart = variant_of(recipe.crosscoder, material.pair.d_model).parts() if is_trained else ()
-    analysis = analyse(trained.crosscoder, measured_on, recipe.analysis, following, apart)
-    held_out.check_losses()
+    try:
+        analysis = conclude(trained.crosscoder, measured_on, recipe.analysis, following, found, apart)
+    finally:
+        found.close()
     left_out = norms.num_left_out / max(1, norms.num_tokens)
     outliers = left_out + (1 - left_out) * analysis.metrics["outlier_share"]
     metrics = analysis.metrics | {"outlier_share": outliers} | dict(trained.figures)
-    return replace(analysis, metrics=metrics)
+    return replace(analysis, metrics=metrics), counts
 
 
 def _provenance(material: Material, trained: Trained, counts: Sequence[Counts] = ()) -> Provenance:
