@@ -43,25 +43,28 @@ class Ranks:
         """
         if self.size == 1:
             return tensor
-        if lengths is None:
-            length = torch.tensor([len(tensor)], device=tensor.device)
-            told = [torch.empty_like(length) for _ in range(self.size)]
-            dist.all_gather(told, length)
-            lengths = [int(each) for each in told]
+        lengths = lengths or self.stack(torch.tensor(len(tensor), device=tensor.device)).tolist()
         padded = tensor.new_zeros(max(lengths), *tensor.shape[1:])
         padded[: len(tensor)] = tensor
-        found = [torch.empty_like(padded) for _ in range(self.size)]
-        dist.all_gather(found, padded)
-        return torch.cat([each[:length] for each, length in zip(found, lengths, strict=True)])
+        return torch.cat([each[:length] for each, length in zip(self.stack(padded), lengths, strict=True)])
+
+    def stack(self, tensor: Tensor) -> Tensor:
+        """The tensors of all ranks, which have one shape, as [rank, ...]."""
+        if self.size == 1:
+            return tensor[None]
+        found = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(found, tensor.contiguous())
+        return torch.stack(found)
 
     def table(self, row: Sequence[float]) -> list[list[float]]:
         """A row of numbers of each rank, in their order; all as long. On the host, so it waits for no device."""
-        if self.size == 1:
-            return [list(row)]
-        own = torch.tensor(row, dtype=torch.float64)
-        found = [torch.empty_like(own) for _ in range(self.size)]
-        dist.all_gather(found, own)
-        return [each.tolist() for each in found]
+        return self.stack(torch.tensor(row, dtype=torch.float64)).tolist()
+
+    def once(self, tensor: Tensor) -> Tensor:
+        """What each rank adds to a sum in which `tensor`, which all ranks have, counts once: the first has it, the
+        others zeros.
+        """
+        return tensor if self.rank == 0 else torch.zeros_like(tensor)
 
     def everyone(self, value: Any) -> list[Any]:
         """The values, which can be pickled, of all ranks in their order. Slow: for starts, ends and checkpoints."""

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from crosscope_proto.dictionaries import Known, dictionary
 from crosscope_proto.specs import TrainingSpec
 from crosscope_worker.dictionary import sparse
+from crosscope_worker.ranks import Ranks
 from crosscope_worker.training import active_code, adam, objective
 from crosscope_worker.training.entry_sums import EntrySums
 from crosscope_worker.training.trainer import Trainer
@@ -71,8 +72,11 @@ def _is_mask(value: Any) -> bool:
 class Uncounted(objective.Counted):
     """Its number comes without a wait of its own, as that of CUDA does."""
 
-    def __init__(self, mask: Tensor) -> None:
-        self._number, self._done = int(mask.numpy().sum()), None  # pyright: ignore[reportAttributeAccessIssue]
+    def __init__(self, mask: Tensor, ranks: Ranks) -> None:
+        self._count = int(mask.numpy().sum())
+
+    def by_rank(self) -> list[int]:
+        return [self._count]
 
 
 def _weighted_sums(indices: Tensor, rows: Tensor, starts: Tensor, weights: Tensor, *others: Any) -> Tensor:

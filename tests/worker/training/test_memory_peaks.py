@@ -21,6 +21,7 @@ from crosscope_proto.specs import TrainingSpec
 from crosscope_worker.data.harvest import TOKENS_PER_FORWARD, WINDOW_FORWARDS
 from crosscope_worker.data.prefetch import BLOCKS_AHEAD
 from crosscope_worker.dictionary import sparse
+from crosscope_worker.ranks import Ranks
 from crosscope_worker.training import adam, objective
 from crosscope_worker.training.buffer import ShuffleBuffer
 from crosscope_worker.training.trainer import Trainer
@@ -120,8 +121,11 @@ def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
         return torch.full((len(latents),), 1e-3)
 
     class Uncounted(objective.Counted):
-        def __init__(self, mask: Tensor) -> None:
-            self._number, self._done = int(mask.numpy().sum()), None  # pyright: ignore[reportAttributeAccessIssue]
+        def __init__(self, mask: Tensor, ranks: Ranks) -> None:
+            self._count = int(mask.numpy().sum())
+
+        def by_rank(self) -> list[int]:
+            return [self._count]
 
     plain = torch.mm
 

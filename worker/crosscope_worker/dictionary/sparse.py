@@ -212,20 +212,45 @@ def batch_topk(
     """
     if latents is not None and (own := range(pre.shape[1])[latents]) != range(pre.shape[1]):
         found = batch_topk(pre[:, latents].contiguous(), bias[latents], norms[latents], count, floor)
-        tokens = torch.div(found.flat, len(own), rounding_mode="floor")
-        return found._replace(flat=found.flat + tokens * (pre.shape[1] - len(own)) + own.start)
+        return found._replace(flat=widened(found.flat, len(own), own.start, pre.shape[1]))
     if floor > 0:
         candidates, values = _scaled(pre, bias, norms, pre > floor / norms - bias)
         if len(candidates) >= count:
             kept, smallest = _largest(values, count)
-            # Rounding of the comparison might have hidden an entry near the floor.
-            rounding = 1e-6 * (floor + (bias.abs() * norms).max())
-            return Largest(candidates[kept], smallest, smallest > floor + rounding)
-    return _largest_of_all(pre, bias, norms, count)
+            return Largest(candidates[kept], smallest, smallest > floor + rounding(bias, norms, floor))
+    flat, values = _largest_of_all(pre, bias, norms, count)
+    smallest = values.min() if len(values) else values.new_zeros(())
+    return Largest(flat, smallest, smallest.new_ones((), dtype=torch.bool))
 
 
-def _largest_of_all(pre: Tensor, bias: Tensor, norms: Tensor, count: int) -> Largest:
-    """As `batch_topk` without a guess, a piece of the batch after the other.
+def widened(flat: Tensor, width: int, start: int, whole: int) -> Tensor:
+    """Flat indices into `[batch, width]` as those into `[batch, whole]`, of which it is the columns from `start` on."""
+    return flat + torch.div(flat, max(1, width), rounding_mode="floor") * (whole - width) + start
+
+
+def strongest(pre: Tensor, bias: Tensor, norms: Tensor, count: int, floor: float) -> tuple[Tensor, Tensor]:
+    """The positive entries of `(pre + bias) * norms` above `floor`; of more than `count`, the largest.
+
+    Arguments as those of `batch_topk`. Returns flat indices, ascending, and values, [entry] each.
+    """
+    if not pre.numel():
+        return torch.empty(0, dtype=torch.int64, device=pre.device), pre.new_empty(0)
+    if floor <= 0:
+        return _largest_of_all(pre, bias, norms, count)
+    flat, values = _scaled(pre, bias, norms, pre > floor / norms - bias)
+    if len(flat) <= count:
+        return flat, values
+    kept, _ = _largest(values, count)
+    return flat[kept], values[kept]
+
+
+def rounding(bias: Tensor, norms: Tensor, floor: float) -> Tensor:
+    """How far above `floor` an entry may lie that its comparison with `pre` hides."""
+    return 1e-6 * (floor + (bias.abs() * norms).max())
+
+
+def _largest_of_all(pre: Tensor, bias: Tensor, norms: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """As `strongest` without a floor, a piece of the batch after the other.
 
     What is kept of the pieces before is a floor for the next, and half of a batch is never listed at once.
     """
@@ -241,7 +266,7 @@ def _largest_of_all(pre: Tensor, bias: Tensor, norms: Tensor, count: int) -> Lar
         if len(flat) > count:
             kept, smallest = _largest(values, count)
             flat, values = flat[kept], values[kept]
-    return Largest(flat, values.min() if len(values) else smallest, smallest.new_ones((), dtype=torch.bool))
+    return flat, values
 
 
 def _scaled(pre: Tensor, bias: Tensor, norms: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:

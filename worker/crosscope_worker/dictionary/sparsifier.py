@@ -158,12 +158,21 @@ def largest(scaled: Tensor, k: int) -> Tensor:
     if k >= scaled.shape[1]:
         return scaled > 0
     smallest = scaled.topk(k, dim=1, sorted=False).values.amin(dim=1, keepdim=True).clamp_min_(0.0)
+    return first_of(scaled, smallest, k)
+
+
+def first_of(scaled: Tensor, smallest: Tensor, most: int | Tensor) -> Tensor:
+    """A mask of each row's positive entries of at least `smallest: [batch, 1]`, of which `most` are kept.
+
+    `scaled: [batch, latent]`; `most`, a number or [batch], is enough for those above `smallest`. Of the entries equal to
+    it the last are left out.
+    """
     keep = (scaled >= smallest) & (scaled > 0)
-    crowded = (keep.sum(dim=1) > k).nonzero().squeeze(1)
+    crowded = (keep.sum(dim=1) > most).nonzero().squeeze(1)
     if len(crowded):
         rows, least = scaled[crowded], smallest[crowded]
         ties = rows == least
-        room = k - (rows > least).sum(dim=1, keepdim=True)
+        room = (most[crowded, None] if isinstance(most, Tensor) else most) - (rows > least).sum(dim=1, keepdim=True)
         keep[crowded] = (rows > least) | (ties & (ties.cumsum(dim=1) <= room))
     return keep
 

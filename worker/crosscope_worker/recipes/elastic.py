@@ -5,6 +5,8 @@ open to other machines. Knows nothing about what a rank does.
 """
 
 import contextlib
+import logging
+import math
 import multiprocessing
 import os
 import pickle
@@ -32,7 +34,7 @@ from crosscope_proto.logs import configure_logging
 from crosscope_proto.stages import Stage
 from crosscope_worker.lifeline import die_with_parent
 from crosscope_worker.ranks import Ranks
-from crosscope_worker.recipes.ranks import RankTask, RunRank, run_rank
+from crosscope_worker.recipes.ranks import RankTask, RunRank
 from crosscope_worker.training import TrainingError, newest_step, remove_partial
 from crosscope_worker.work import CHECKPOINTS, Progress, silent
 
@@ -44,6 +46,9 @@ _TERMINATE_S = 5
 """How long a rank that is asked to end may take before it is killed."""
 _LINGER_S = 15.0
 """How long a rank that has lost the others waits to be ended: whoever died first is the cause."""
+_TORCHS_LOGS = ("torch.distributed.elastic.multiprocessing.api", "torch.multiprocessing.spawn")
+_LAST = ("failed", "lost", "ended")
+"""What a rank tells last; after that it need not show that it lives."""
 _LOOPBACK = "lo" if sys.platform == "linux" else "lo0"
 
 
@@ -54,7 +59,8 @@ class _Elsewhere(Exception):
 class ElasticLauncher:
     """A Launcher (recipes/ranks.py) of ranks on this machine."""
 
-    def __init__(self, run: RunRank = run_rank) -> None:
+    def __init__(self, run: RunRank) -> None:
+        """`run`: what each rank does; a process of its own imports it by name."""
         self._run = run
 
     def __call__(self, task: RankTask, num_ranks: int, progress: Progress) -> None:
@@ -155,6 +161,8 @@ class _Agent(threading.Thread):
         )
         threads = max(1, torch.get_num_threads() // len(self._pipes))
         arguments = self._run_rank, self._task, str(self._meeting), self._pipes, os.getpid(), threads
+        for name in _TORCHS_LOGS:  # What they say of ranks that end is told in sentences.
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         try:
             elastic_launch(config, _rank)(*arguments)
         except ChildFailedError as error:
@@ -202,7 +210,8 @@ class _Ears:
                 self._open.remove(pipe)
                 continue
             rank = self._reading.index(pipe)
-            self._beats.promise(f"rank {rank}", self._beat_s)
+            ends = told[0] in _LAST
+            self._beats.promise(f"rank {rank}", math.inf if ends else self._beat_s)
             self._take(rank, told, progress)
         if (silence := self._beats.silence()) and not self.hung:
             rank = int(silence.part.removeprefix("rank "))
@@ -277,6 +286,7 @@ def _rank(
         else:
             teller.tell("failed", (_pickled(error), traceback.format_exc()))
         sys.exit(_FAILED)
+    teller.tell("ended", None)
     dist.destroy_process_group()
 
 
@@ -302,20 +312,23 @@ class _Teller:
     """The writing end of a rank's pipe, and the Progress of the first rank. Any thread may call."""
 
     def __init__(self, pipe: Connection) -> None:
-        self._pipe, self._lock = pipe, threading.Lock()
+        self._pipe, self._lock, self._has_ended = pipe, threading.Lock(), False
         self.tell("started", os.getpid())
 
     def tell(self, kind: str, what: object) -> None:
         """Sends something to the job's process; ends this one if that has ended."""
         try:
             with self._lock:
+                if self._has_ended:
+                    return
+                self._has_ended = kind in _LAST
                 self._pipe.send((kind, what))
         except OSError:
             os._exit(_FAILED)
 
     def live(self) -> None:
         """Shows for ever that this process moves."""
-        while True:
+        while not self._has_ended:
             time.sleep(EVERY_S)
             self.tell("lives", None)
 

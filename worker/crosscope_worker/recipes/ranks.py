@@ -1,33 +1,23 @@
-"""A training on several devices: the task of each rank, what it does, and the protocol of what launches ranks.
+"""A training on several devices: the task of each rank, and the protocol of what launches ranks.
 
-The ranks train; the last checkpoint holds the end (training/checkpoint.py). Knows neither how processes are started nor
-what is done with the result.
+What a rank does is in rank.py, the launcher on one machine in elastic.py. Loads no model.
 """
 
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol, Self
 
 import torch
 
-from crosscope_proto.recipe import CrosscoderRecipe, parse_recipe, recipe_dict
-from crosscope_worker.data.activation_source import ActivationSource
-from crosscope_worker.data.harvest import TOKENS_PER_FORWARD, WINDOW_FORWARDS
-from crosscope_worker.data.harvest_source import open_sources
-from crosscope_worker.data.part import Part
-from crosscope_worker.phases import TrainingProgress
-from crosscope_worker.precision import float32_products
-from crosscope_worker.ranks import ALONE, Ranks
-from crosscope_worker.recipes.material import Material
-from crosscope_worker.training import TrainingError, num_streams, train_together
+from crosscope_proto.recipe import CrosscoderRecipe, recipe_dict
+from crosscope_worker.ranks import Ranks
+from crosscope_worker.training import TrainingError
 from crosscope_worker.work import Progress, Workspace
 
 MOST_ON_CPU = 16
 """Most ranks on the CPU, whose cores they share: more only try out what as many devices would do."""
-_SOFTWARE = ("crosscope-worker", "torch", "transformers")
 
 
 @dataclass(frozen=True)
@@ -82,7 +72,7 @@ class Launcher(Protocol):
     """What starts the ranks of a training, and starts them again from the newest checkpoint if one dies."""
 
     def __call__(self, task: RankTask, num_ranks: int, progress: Progress) -> None:
-        """Runs `run_rank` in `num_ranks` processes until the training has ended.
+        """Runs `rank.run_rank` in `num_ranks` processes until the training has ended.
 
         `progress` hears what the first rank reports, and of ranks that died. Raises what the job should end with: the
         error of a rank, TrainingError if ranks die again and again, and what `progress` raises; then no rank is left.
@@ -91,61 +81,7 @@ class Launcher(Protocol):
 
 
 RunRank = Callable[[RankTask, Ranks, str, Progress], None]
-"""`run_rank`, or another function like it in tests."""
-
-
-def run_rank(task: RankTask, ranks: Ranks, device: str, progress: Progress) -> None:
-    """Trains as one of the ranks, from the newest checkpoint if there is one; the last checkpoint holds the end.
-
-    All ranks call it, in torch's default process group, whose tensors on the host go by gloo (backend "cpu:gloo" or
-    "cpu:gloo,cuda:nccl"). Raises TrainingError where ranks run other versions or recipes, and otherwise as
-    make_crosscoder up to the end of its training.
-    """
-    check_alike(task, ranks)
-    recipe = parse_recipe(task.recipe)
-    assert isinstance(recipe, CrosscoderRecipe)
-    material = Material.load(recipe, task.workspace(device), progress, hashed=recipe.training.cache)
-    material.try_long_rows()
-    sources, following = open_streams(material, progress, ranks)
-    how = "ieee" if "ieee" in ranks.everyone(material.float32) else material.float32
-    following.begin()
-    with torch.no_grad(), float32_products(how):
-        train_together(recipe, sources, material.pair.d_model, material.workspace.checkpoints, following, device, ranks)
-
-
-def open_streams(
-    material: Material, progress: Progress, ranks: Ranks = ALONE
-) -> tuple[list[ActivationSource], TrainingProgress]:
-    """The sources of a rank's streams, and the Progress that hears of what they read."""
-    recipe, workspace = material.recipe, material.workspace
-    assert isinstance(recipe, CrosscoderRecipe)
-
-    def tell(message: str) -> None:
-        progress("cache", 0.0, message)
-
-    number = num_streams(recipe, workspace.checkpoints, ranks.size)
-    own = range(number)[ranks.share(number)]
-    window = WINDOW_FORWARDS * TOKENS_PER_FORWARD
-    following = TrainingProgress(progress, recipe.training, window, len(own) / number)
-    hashes = {**material.hashes, "chat_template": material.tokenizer.template.settings_hash}
-    streams = [material.texts("train", Part(index, number)) for index in own]
-    sources = open_sources(recipe, streams, material.activations, workspace.home, hashes, tell, following)
-    return sources, following
-
-
-def check_alike(task: RankTask, ranks: Ranks) -> None:
-    """Raises TrainingError, on every rank, if a rank runs another version or another recipe than the first."""
-    facts = {**{package: version(package) for package in _SOFTWARE}, "recipe": task.recipe}
-    first, *others = ranks.everyone(facts)
-    for rank, found in enumerate(others, start=1):
-        for name, value in found.items():
-            if value == first[name]:
-                continue
-            if name == "recipe":
-                raise TrainingError(f"rank {rank} has another recipe than rank 0; start them with the same one")
-            raise TrainingError(
-                f"rank {rank} has {name} {value} and rank 0 has {first[name]}; install the same version for all ranks"
-            )
+"""What a rank does (rank.py): (task, ranks, its device in torch's words, progress)."""
 
 
 def num_devices(recipe: CrosscoderRecipe, device: str, there: int) -> int:

@@ -12,7 +12,8 @@ from crosscope_worker.recipes.elastic import ElasticLauncher
 from crosscope_worker.recipes.material import Material
 from crosscope_worker.recipes.measure import Trained, brief, keep, measure_and_publish
 from crosscope_worker.recipes.publish import already_published
-from crosscope_worker.recipes.ranks import Launcher, RankTask, devices_there, num_devices, open_streams
+from crosscope_worker.recipes.rank import open_streams, run_rank
+from crosscope_worker.recipes.ranks import Launcher, RankTask, devices_there, num_devices
 from crosscope_worker.recipes.speeds import faster_dtype, remember
 from crosscope_worker.training import TrainingError, TrainingResult, newest_step, saved_result, train
 from crosscope_worker.work import Progress, Stopped, Workspace, silent
@@ -65,7 +66,7 @@ def _launcher(recipe: CrosscoderRecipe, workspace: Workspace) -> tuple[Launcher 
             ) from error
         return cluster.launcher(recipe, workspace)
     number = num_devices(recipe, workspace.device, devices_there(workspace.device))
-    return (ElasticLauncher(), number) if number > 1 else (None, 1)
+    return (ElasticLauncher(run_rank), number) if number > 1 else (None, 1)
 
 
 def _train_here(material: Material, progress: Progress) -> tuple[TrainingResult, str]:

@@ -76,6 +76,9 @@ def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 
     The result is written to `out` if that is given and needs no conversion, as bfloat16 on the CPU does.
     """
+    if not (a.numel() and b.numel()):
+        dtype = torch.float32 if a.dtype == torch.bfloat16 else a.dtype
+        return a.new_zeros(len(a), b.shape[1], dtype=dtype)
     if a.dtype != torch.bfloat16:
         return torch.mm(a, b, out=out)
     return torch.mm(a, b, out_dtype=torch.float32, out=out) if a.is_cuda else (a @ b).float()
@@ -189,7 +192,7 @@ class DenseCode:
 
 @dataclass(frozen=True)
 class Selected:
-    """A batch's code after sparsification, for some of the latents and some of the decoder's columns."""
+    """A batch's code after sparsification, for some of the latents held and some of the decoder's columns."""
 
     code: ActiveCode
     """The code of `latents` alone: its latent 0 is the first of them."""
@@ -200,11 +203,11 @@ class Selected:
     latents: slice = field(default_factory=lambda: slice(None))
 
     def narrowed(self, latents: slice) -> "Selected":
-        """The same for some latents alone. This code must hold all latents."""
+        """The same for the latents of some rows alone, or for none. This code must have all latents held."""
         return Selected(self.code.narrowed(latents), self.columns, self.norms[latents], latents)
 
     def decode(self, decoder: Tensor) -> Tensor:
-        """The reconstruction with `decoder: [latent, width]`, [batch, width of its columns]."""
+        """What it adds to the reconstruction by `decoder: [latent held, width]`, [batch, width of its columns]."""
         return self.code.decode(decoder[self.latents, self.columns].contiguous())
 
 

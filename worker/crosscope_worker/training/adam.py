@@ -8,18 +8,21 @@ know which was taken.
 import importlib
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from crosscope_worker.dictionary import sparse
+from crosscope_worker.ranks import ALONE, Ranks
 from crosscope_worker.training.entry_sums import EntrySums, RowGradient
 from crosscope_worker.work import is_out_of_memory
 
 Block = tuple[slice, slice]
 """Rows and columns in which weights exist."""
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""The state of a learnt tensor that has its shape, by torch's names."""
 _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8
 _CLOSE = 1e-4
 """How far the kernels' step may be from torch's on a few numbers, as a share of the learning rate."""
@@ -33,11 +36,18 @@ class Adam:
         learnt: Mapping[str, Tensor],
         max_norm: float | None,
         blocks: Sequence[Block] = ((slice(None), slice(None)),),
+        ranks: Ranks = ALONE,
+        whole: Collection[str] = (),
     ) -> None:
-        """`learnt` are moved in place. Gradients that are not made count in `blocks` alone."""
+        """`learnt` are moved in place. Gradients that are not made count in `blocks` alone.
+
+        Each of several `ranks` moves its own rows; what `whole` names, all of them have and move alike.
+        """
         self._learnt = dict(learnt)
         self._max_norm = max_norm
         self._blocks = blocks
+        self._ranks = ranks
+        self._whole = whole
         self._torch = torch.optim.Adam(self._learnt.values(), betas=(_BETA1, _BETA2), eps=_EPS, fused=True)
         self._steps = 0
         self._rounded: dict[str, tuple[Tensor, int]] = {}
@@ -111,8 +121,15 @@ class Adam:
         """The number by which gradients are divided; None where they are not clipped."""
         if self._max_norm is None:
             return None
-        norms = [self._norm(name, gradient) for name, gradient in gradients.items()]
-        return (torch.stack(norms).norm() / self._max_norm).clamp_min_(1.0)
+        norms = {name: self._norm(name, gradient) for name, gradient in gradients.items()}
+        return (self._joint(norms) / self._max_norm).clamp_min_(1.0)
+
+    def _joint(self, norms: Mapping[str, Tensor]) -> Tensor:
+        """The norm of all gradients on all ranks, from this rank's norms by name."""
+        if self._ranks.size == 1:
+            return torch.stack(list(norms.values())).norm()
+        own = [self._ranks.once(norm) if name in self._whole else norm for name, norm in norms.items()]
+        return self._ranks.sum(torch.stack(own).square().sum(dtype=torch.float64)).sqrt().float()
 
     def _norm(self, name: str, gradient: RowGradient) -> Tensor:
         if isinstance(gradient, Tensor):
@@ -142,7 +159,7 @@ class Adam:
         state = self._torch.state[weight]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
+            state |= {moment: torch.zeros_like(weight) for moment in MOMENTS}
         return state
 
     def tensors(self) -> dict[str, Tensor]:

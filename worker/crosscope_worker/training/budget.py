@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from crosscope_worker.dictionary.sparse import batch_topk
 from crosscope_worker.dictionary.sparsifier import code_norms
 from crosscope_worker.dictionary.streams import Widths, model_slice
 from crosscope_worker.training.active_code import Selected, Smallest, Weights, active_code
+from crosscope_worker.training.choices import batch_choice
+from crosscope_worker.training.held import Held
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Budget:
     """Latents that compete for `k · batch` entries of a batch's code."""
 
     latents: slice
+    """Of all latents."""
     k: int
     model: int | None = None
     """The only model that the entries decode to, in a decoupled code; None: both."""
@@ -40,16 +42,17 @@ def largest_of_batch(
     normalisation: str,
     floors: Sequence[float],
     dtype: torch.dtype,
+    held: Held,
 ) -> tuple[list[Selected], tuple[Smallest, ...]]:
     """The largest scaled entries of `relu(pre + b_enc)` in each budget, and the smallest kept value of each.
 
-    Returns one code, or one for each model if budgets belong to one model each. `floors` are guesses at the smallest
+    `pre` and `weights` are those of the latents held; entries compete with those of all ranks. Returns one code, or one for each model if budgets belong to one model each. `floors` are guesses at the smallest
     kept values; products with the code are made in `dtype`.
     """
     kept, smallest = [], []
     for budget, floor in zip(budgets, floors or (0.0,) * len(budgets), strict=True):
         norms = budget.norms(weights.decoder, widths, normalisation)
-        found = batch_topk(pre, weights.b_enc, norms, budget.k * len(pre), floor, budget.latents)
+        found = batch_choice(pre, weights.b_enc, norms, budget.k * len(pre), floor, budget.latents, held)
         smallest.append(Smallest(found.smallest, found.sure))
         kept.append((found.flat, budget.columns(widths), norms))
     if len(kept) > 1 and budgets[0].model is None:

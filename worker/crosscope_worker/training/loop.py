@@ -35,7 +35,6 @@ from crosscope_worker.training.checkpoint import (
 )
 from crosscope_worker.training.checkpoint_writer import CheckpointWriter
 from crosscope_worker.training.errors import TrainingError
-from crosscope_worker.training.norm_histogram import relative_norm_bins
 from crosscope_worker.training.objective import Step
 from crosscope_worker.training.start import geometric_median, input_scales
 from crosscope_worker.training.trainer import Counters, Trainer
@@ -223,11 +222,10 @@ def _steps(
         bins: list[int] = []
         if counters.step % training.log_every == 0:
             rate = (counters.tokens - tokens_before) / max(time.monotonic() - clock, 1e-9)
-            metrics = batch_figures(trainer, outcome, x, ranks) | {"tokens_per_second": rate}
+            metrics = batch_figures(trainer, outcome, x) | {"tokens_per_second": rate}
             counters.curves += [(counters.step, name, value) for name, value in metrics.items()]
             if trainer.variant.streams.compares_rows:
-                own = relative_norm_bins(trainer.weights.decoder, trainer.variant.widths)
-                bins = [round(sum(each)) for each in zip(*ranks.table(own), strict=True)]
+                bins = trainer.relative_norm_bins()
         saves = counters.step % training.checkpoint_every == 0
         try:
             progress(Stage.TRAIN, fraction, step=counters.step, metrics=metrics, rel_norms=bins)
@@ -295,16 +293,15 @@ def _fraction(training: TrainingSpec, counters: Counters, batch: Batch) -> float
     return max(by_steps, batch.read * counters.tokens / (counters.tokens + batch.waiting))
 
 
-def batch_figures(trainer: Trainer, outcome: Step, x: Tensor, ranks: Ranks = ALONE) -> dict[str, float]:
+def batch_figures(trainer: Trainer, outcome: Step, x: Tensor) -> dict[str, float]:
     """Figures of one batch: loss, FVE of each part, L0, dead share, thresholds (math §7); the same on every rank."""
     total = [float((p - p.mean(0)).square().sum(dtype=torch.float64)) for p in x.split(trainer.variant.widths, dim=1)]
     fve = [1 - e / t if t else float("nan") for e, t in zip(outcome.squared_error, total, strict=True)]
-    dead = int((trainer.since_fired >= trainer.training.dead_after_tokens).sum())
     return {
         "loss": outcome.loss,
         **{f"fve_{name}": value for (_, name), value in zip(trainer.variant.streams.figures, fve, strict=True)},
         "l0": outcome.num_active / len(x),
-        "dead_share": sum(row[0] for row in ranks.table([dead])) / trainer.spec.num_latents,
+        "dead_share": trainer.dead_share(),
         **_numbered("threshold", trainer.counters.thresholds),
     }
 

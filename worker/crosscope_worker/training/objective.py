@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from crosscope_worker.ranks import Ranks
 from crosscope_worker.training.active_code import ActiveCode, EntryCode, Scratch, Selected, Weights, product
 from crosscope_worker.training.auxiliary import auxiliary_loss
 from crosscope_worker.training.entry_sums import EntrySums, RowGradient, add_rows
@@ -36,12 +37,12 @@ class Gradients(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """The loss and gradients of one batch, and its figures."""
+    """The loss and gradients of one batch, and its figures. Numbers are those of all latents, equal on all ranks."""
 
     loss: float
     gradients: Gradients
     fired: Tensor
-    """[latent] bool: fired in this batch."""
+    """[latent held] bool: fired in this batch."""
     smallest_kept: tuple[float, ...]
     """The smallest scaled activation that was kept, for each threshold to be estimated; 0 if nothing fired."""
     num_active: int
@@ -53,26 +54,30 @@ class Step:
 
 
 class Counted:
-    """The number of true entries of a mask, which the device counts while the host goes on."""
+    """The number of true entries of each rank's mask, which the device counts while the host goes on."""
 
-    def __init__(self, mask: Tensor) -> None:
-        self._number, self._done = mask.sum(), None
+    def __init__(self, mask: Tensor, ranks: Ranks) -> None:
+        self._numbers, self._done = ranks.stack(mask.sum()), None
         if mask.is_cuda:
-            self._number = torch.empty((), dtype=torch.int64, pin_memory=True).copy_(self._number, non_blocking=True)
+            there = torch.empty(self._numbers.shape, dtype=torch.int64, pin_memory=True)
+            self._numbers = there.copy_(self._numbers, non_blocking=True)
             self._done = torch.cuda.Event()
             self._done.record()
 
-    def __int__(self) -> int:
+    def by_rank(self) -> list[int]:
+        """The numbers; the host waits for them."""
         if self._done is not None:
             self._done.synchronize()
-        return int(self._number)
+        return self._numbers.tolist()
 
 
 class Dead(NamedTuple):
     """The dead latents, and how the auxiliary loss uses them."""
 
     latents: Tensor
-    """[dead] int64."""
+    """[dead] int64: rows of the held ones."""
+    num_all: int
+    """Dead latents of all ranks."""
     num_taken: int
     """Dead latents that each token uses."""
     weight: float
@@ -93,10 +98,11 @@ def compute_step(
     scratch: Scratch | None = None,
     unmade: bool = False,
 ) -> Step:
-    """Loss and gradients of one batch.
+    """Loss and gradients of one batch, by the weights of the latents that `variant.held` says.
 
-    `x: [batch, width]` is float32, as the dictionary reads it; `extra` are the variant's own learnt tensors. `dead:
-    [latent]` bool and `aux_weight` belong to the auxiliary loss. `floors` are guesses at each threshold's smallest kept
+    All ranks call it with the same `x`. Each adds its latents' part to sums over all latents: reconstructions, penalties
+    and counts. `x: [batch, width]` is float32, as the dictionary reads it; `extra` are the variant's own learnt tensors. `dead:
+    [latent held]` bool and `aux_weight` belong to the auxiliary loss. `floors` are guesses at each threshold's smallest kept
     scaled activation; they change the speed, not the result. Products are made in `dtype`, by default that of `x`;
     `rounded` are encoder and decoder in it. With `scratch`, the gradients lie in it, and the next step with the same
     `scratch` overwrites them. `unmade`: those of encoder and decoder come as EntrySums if the code's form allows it.
@@ -106,31 +112,36 @@ def compute_step(
     scratch = scratch or Scratch()
     pre = product(operands.x, operands.encoder.T, scratch.take("pre", x, len(x), len(weights.b_enc)))
     batch = Batch(x, pre, weights, extra or {}, operands, floors)
-    num_dead = Counted(dead) if aux_weight > 0 and dead is not None else 0
+    ranks, dead_counts = variant.ranks, None
+    if aux_weight > 0 and dead is not None:
+        dead_counts = Counted(dead, ranks)
     selected, smallest = variant.select(batch)
     reconstruction = variant.reconstruct(batch, selected)
     gradients, penalties = _gradients(reconstruction, batch, variant, scratch, unmade)
-    loss, error = reconstruction.loss + penalties, reconstruction.error
-    if dead is not None and (number := int(num_dead)):  # By now the host has waited for a later result.
-        found_dead = Dead(dead.nonzero_static(size=number).squeeze(1), max(variant.widths) // 2, aux_weight)
-        loss = loss + _add_auxiliary(gradients, batch, variant.norms(weights.decoder), error, found_dead)
+    loss, error = ranks.once(reconstruction.loss) + penalties, reconstruction.error
+    # By now the host has waited for a result that is later than the counts.
+    if dead is not None and dead_counts is not None and (number := sum(by_rank := dead_counts.by_rank())):
+        own = dead.nonzero_static(size=by_rank[ranks.rank]).squeeze(1)
+        found_dead = Dead(own, number, max(variant.widths) // 2, aux_weight)
+        loss = loss + ranks.once(_add_auxiliary(gradients, batch, variant, error, found_dead))
     made = gradients.made()
     further = variant.further(batch, reconstruction, made)
     if made is not None:
         variant.constrain(made.encoder, made.decoder)
     fired, num_active = _activity(selected)
-    squares = [part.square().sum(dtype=torch.float64) for part in error.split(variant.widths, dim=1)]
-    values, sure = [each.value for each in smallest], [each.sure for each in smallest]
-    (total, active), sizes, kept, certain = _on_host([loss + further.loss, num_active], squares, values, sure)
-    if not all(certain):
+    squares = [ranks.once(part.square().sum(dtype=torch.float64)) for part in error.split(variant.widths, dim=1)]
+    values, sure = [ranks.once(each.value) for each in smallest], [each.sure for each in smallest]
+    (total, active), sizes, kept, certain = _on_host(ranks, [loss + further.loss, num_active], squares, values, sure)
+    if any(number < ranks.size for number in certain):
         more = {"extra": extra, "dead": dead, "aux_weight": aux_weight, "scratch": scratch, "unmade": unmade}
         return compute_step(weights, x, variant, dtype=dtype, rounded=rounded, **more)
     return Step(total, gradients, fired, tuple(kept), round(active), tuple(sizes), further.extra)
 
 
-def _on_host(*groups: Sequence[Tensor]) -> list[list[float]]:
-    """The numbers of all groups, for which the host waits once."""
-    found = iter(torch.stack([number.double() for group in groups for number in group]).tolist())
+def _on_host(ranks: Ranks, *groups: Sequence[Tensor]) -> list[list[float]]:
+    """The numbers of all groups, summed over ranks; the host waits for them once."""
+    numbers = torch.stack([number.double() for group in groups for number in group])
+    found = iter(ranks.sum(numbers).tolist())
     return [[next(found) for _ in group] for group in groups]
 
 
@@ -149,12 +160,13 @@ def _gradients(
     reconstruction: Reconstruction, batch: Batch, variant: Variant, scratch: Scratch, unmade: bool
 ) -> tuple[Gradients, Tensor | float]:
     """The gradients of all pieces, and their penalties: those of other columns lie side by side."""
-    (selected, grad), *others = reconstruction.pieces
+    pieces = [piece for piece in reconstruction.pieces if len(piece[0].norms)]  # this rank holds none of the others
+    (selected, grad), *others = pieces
     if unmade and not others and isinstance(selected.code, EntryCode):
         found = _code_gradients(selected, grad, batch, variant, None)
         return Gradients(found.encoder, found.b_enc, found.decoder, reconstruction.b_dec), found.penalty
-    starts = list(dict.fromkeys(selected.columns.start for selected, _ in reconstruction.pieces))
-    groups = [[piece for piece in reconstruction.pieces if piece[0].columns.start == start] for start in starts]
+    starts = list(dict.fromkeys(selected.columns.start for selected, _ in pieces))
+    groups = [[piece for piece in pieces if piece[0].columns.start == start] for start in starts]
     found = [_column_gradients(group, batch, variant, scratch) for group in groups]
     gradients = Gradients(
         encoder=_sum([_made(each.encoder) for each in found]),
@@ -252,12 +264,14 @@ def _activity(selected: list[Selected]) -> tuple[Tensor, Tensor]:
     return counts.sum(0) > 0, counts.sum(dtype=torch.float64) / len(selected)
 
 
-def _add_auxiliary(gradients: Gradients, batch: Batch, norms: Tensor, error: Tensor, dead: Dead) -> Tensor:
+def _add_auxiliary(gradients: Gradients, batch: Batch, variant: Variant, error: Tensor, dead: Dead) -> Tensor:
     """Adds the auxiliary loss's gradients in place and returns the loss, both weighted."""
-    code = (batch.pre[:, dead.latents] + batch.weights.b_enc[dead.latents]).relu_()
-    rows = batch.operands.decoder[dead.latents]
-    found = auxiliary_loss(code, norms[dead.latents], rows, batch.operands.x, error, dead.num_taken)
-    add_rows(gradients.encoder, dead.latents, found.encoder, dead.weight)
-    gradients.b_enc.index_add_(0, dead.latents, found.b_enc, alpha=dead.weight)
-    add_rows(gradients.decoder, dead.latents, found.decoder, dead.weight)
+    own, operands = dead.latents, batch.operands
+    code = (batch.pre[:, own] + batch.weights.b_enc[own]).relu_()
+    norms, rows = variant.norms(batch.weights.decoder)[own], operands.decoder[own]
+    found = auxiliary_loss(code, norms, rows, operands.x, error, dead.num_taken, variant.ranks, dead.num_all)
+    if len(own):
+        add_rows(gradients.encoder, own, found.encoder, dead.weight)
+        gradients.b_enc.index_add_(0, own, found.b_enc, alpha=dead.weight)
+        add_rows(gradients.decoder, own, found.decoder, dead.weight)
     return dead.weight * found.loss

@@ -11,36 +11,57 @@ from crosscope_worker.dictionary.streams import Streams, Widths
 from crosscope_worker.ranks import ALONE, Ranks
 from crosscope_worker.training.active_code import Weights
 from crosscope_worker.training.errors import TrainingError
+from crosscope_worker.training.held import Held
 from crosscope_worker.training.variants import Variant
 
 INITIAL_ROW_NORM = 0.4
 """Norm of each model's half of a decoder row at the start."""
+_DRAWN = 1024
+"""Latents whose initial rows are drawn at once, a multiple of 16, so that they take little memory beside the own."""
 _AT_ONCE = 4096
 """Tokens that are read at once, so that the scales take little memory beside the buffer."""
 
 
 def initial_weights(variant: Variant, seed: int, device: torch.device | str) -> Weights:
-    """Weights with random decoder directions, equal for both models where their widths agree; the encoder is the
-    decoder.
+    """The held rows of weights with random decoder directions, equal for both models where their widths agree; the
+    encoder is the decoder.
     """
-    num_latents = variant.spec.num_latents
-    encoder = _directions(num_latents, variant.widths, seed)
+    encoder = _directions(variant.held, variant.widths, seed)
     decoder = encoder.clone()
     variant.absent(encoder, decoder)
     return Weights(
         encoder=encoder.to(device),
-        b_enc=torch.zeros(num_latents, device=device),
+        b_enc=torch.zeros(len(encoder), device=device),
         decoder=decoder.to(device),
         b_dec=torch.zeros(sum(variant.widths), device=device),
     )
 
 
-def _directions(num_latents: int, widths: Widths, seed: int) -> Tensor:
-    """Random rows, [latent, width], each part of norm INITIAL_ROW_NORM; the same in both parts where widths agree."""
-    generator = torch.Generator().manual_seed(seed)
-    widest = torch.randn(num_latents, max(widths), generator=generator)
+def _directions(held: Held, widths: Widths, seed: int) -> Tensor:
+    """Random rows, [latent held, width], each part of norm INITIAL_ROW_NORM; the same in both parts where widths agree.
+
+    Every rank draws the numbers of all latents, a piece after the other, and keeps those of its own.
+    """
+    generator, own = torch.Generator().manual_seed(seed), held.latents
+    widest, drawn = torch.empty(len(held), max(widths)), 0
+    for count in _pieces(held.num_latents):
+        piece = torch.randn(count, max(widths), generator=generator)
+        first, last = max(drawn, own.start), min(drawn + count, own.stop)
+        if first < last:
+            widest[first - own.start : last - own.start] = piece[first - drawn : last - drawn]
+        drawn += count
     halves = [torch.nn.functional.normalize(widest[:, :width], dim=1) for width in widths]
     return INITIAL_ROW_NORM * torch.cat(halves, 1)
+
+
+def _pieces(num_latents: int) -> list[int]:
+    """Numbers of latents that are drawn at once.
+
+    Torch draws normal numbers in blocks of 16, of which the last overlaps the one before where they do not fit. So
+    pieces of whole blocks, and one with what remains, hold the numbers of a single draw.
+    """
+    pieces = [_DRAWN] * max(1, num_latents // _DRAWN)
+    return [*pieces[:-1], num_latents - _DRAWN * (len(pieces) - 1)]
 
 
 def geometric_median(tokens: Tensor, iterations: int = 50) -> Tensor:

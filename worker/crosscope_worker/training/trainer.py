@@ -14,9 +14,10 @@ from crosscope_proto.specs import TrainingSpec
 from crosscope_worker.dictionary.crosscoder import Crosscoder, scale_inputs
 from crosscope_worker.ranks import ALONE, Ranks
 from crosscope_worker.training.active_code import Scratch, Weights
-from crosscope_worker.training.adam import Adam
+from crosscope_worker.training.adam import MOMENTS, Adam
 from crosscope_worker.training.calibration import TokenSample
 from crosscope_worker.training.errors import TrainingError
+from crosscope_worker.training.norm_histogram import relative_norm_bins
 from crosscope_worker.training.objective import Step, compute_step
 from crosscope_worker.training.start import initial_weights
 from crosscope_worker.training.variants import variant_of
@@ -25,6 +26,8 @@ THRESHOLD_MEMORY = 0.999
 """Decay of the moving average of thresholds (math §2)."""
 _ADAM = "adam."
 """Prefix of the optimiser's tensors in a checkpoint."""
+_WHOLE = frozenset({"b_dec"})
+"""The learnt tensors that every rank has whole; the others have a row for each latent held."""
 FLOOR_SHARE = 0.8
 """The guess at a batch's smallest kept activation, as a share of the last batch's."""
 
@@ -44,7 +47,7 @@ class Counters:
 
 
 class Trainer:
-    """Weights, optimiser and counters of one training."""
+    """Weights, optimiser and counters of one training, or what one of its ranks holds of them (math §3)."""
 
     def __init__(
         self,
@@ -54,8 +57,18 @@ class Trainer:
         device: torch.device | str = "cpu",
         ranks: Ranks = ALONE,
     ) -> None:
-        """Raises TrainingError if the recipe needs models of equal width and these differ."""
-        self.variant = variant_of(spec, d_model)
+        """Holds the latents `ranks.share(num_latents)`; everything else is the same on every rank.
+
+        Raises TrainingError if the recipe needs models of equal width and these differ, or for more ranks than latents.
+        """
+        if ranks.size > spec.num_latents:
+            raise TrainingError(
+                f"{ranks.size} devices cannot share crosscoder.num_latents {spec.num_latents}; "
+                f"set training.devices to {spec.num_latents} or fewer"
+            )
+        self.variant = variant_of(spec, d_model, ranks)
+        self.latents = self.variant.held.latents
+        """The latents held here, among all."""
         if (what := self.variant.needs_equal_widths()) and d_model[BASE] != d_model[CHAT]:
             raise TrainingError(f"{what} needs models of equal width; these have {d_model[BASE]} and {d_model[CHAT]}")
         self.spec = spec
@@ -64,26 +77,19 @@ class Trainer:
         self.counters = Counters()
         self.weights = initial_weights(self.variant, training.seed, device)
         self.extra = self.variant.extra(self.weights)
-        """The variant's own learnt tensors, by name."""
-        self.since_fired = torch.zeros(spec.num_latents, dtype=torch.int64, device=device)
-        self.optimiser = Adam(self._learnt(), training.max_grad_norm, self.variant.blocks())
+        """The variant's own learnt tensors, by name; a row for each latent held."""
+        self.since_fired = torch.zeros(len(self.variant.held), dtype=torch.int64, device=device)
+        """[latent held]: tokens since it fired."""
+        self.optimiser = Adam(self._learnt(), training.max_grad_norm, self.variant.held_blocks(), ranks, _WHOLE)
         self.sample = TokenSample()
         """Tokens on which thresholds are calibrated at the end; empty for a dictionary without calibration."""
         self._scratch = Scratch()
-        self.latents = ranks.share(spec.num_latents)
-
-    def per_latent(self) -> frozenset[str]:
-        """Names of `tensors()` whose first dimension is the latents held here."""
-        return frozenset(
-            name
-            for name, each in self.tensors().items()
-            if name != "sample" and each.shape[:1] == (self.spec.num_latents,)
-        )
 
     def step(self, x: Tensor, lr: float) -> Step:
         """Trains on `x: [batch, both]`, from `inputs`; returns loss, gradients and figures from before the update.
 
-        The gradients stay valid until the next step. Raises TrainingError if the loss is not finite.
+        All ranks call it with the same `x` and `lr`. The gradients stay valid until the next step. Raises TrainingError,
+        on every rank, if the loss is not finite.
         """
         counters, optimiser, dtype = self.counters, self.optimiser, getattr(torch, self.training.dtype)
         outcome = compute_step(
@@ -130,11 +136,21 @@ class Trainer:
         x = scale_inputs(tokens, self.d_model, self.counters.input_scale)
         return self.variant.streams.read(x, self.d_model)
 
+    def dead_share(self) -> float:
+        """The share of all latents that are dead. All ranks call it."""
+        dead = (self.since_fired >= self.training.dead_after_tokens).sum()
+        return float(self.variant.ranks.sum(dead) / self.spec.num_latents)
+
+    def relative_norm_bins(self) -> list[int]:
+        """The histogram of all latents' relative norms (`norm_histogram`). All ranks call it."""
+        return self.variant.ranks.sum(relative_norm_bins(self.weights.decoder, self.variant.widths)).tolist()
+
     def crosscoder(self, thresholds: Sequence[float] | None = None) -> Crosscoder:
-        """The current crosscoder; shares memory with the weights where it can.
+        """The current crosscoder, of a trainer that holds all latents; shares memory with the weights where it can.
 
         `thresholds` are the variant's thresholds at inference; by default the running averages.
         """
+        assert self.variant.ranks.size == 1
         weights = Weights(*(weight.detach() for weight in self.weights))
         extra = {name: tensor.detach() for name, tensor in self.extra.items()}
         streams = self.variant.streams
@@ -157,12 +173,24 @@ class Trainer:
         return tuple(counters.thresholds or counters.last_smallest or (0.0,) * self.variant.num_thresholds)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights, optimiser state, counters of latents and the sample, for a checkpoint."""
+        """Weights, optimiser state, counters of latents and the sample, for a checkpoint.
+
+        Of what `per_latent` names, the rows of the latents held; the others whole.
+        """
         out = {"since_fired": self.since_fired, "sample": self.sample.tokens(), **self._learnt()}
         return out | {f"{_ADAM}{name}": tensor for name, tensor in self.optimiser.tensors().items()}
 
+    def per_latent(self) -> frozenset[str]:
+        """The names in `tensors`, also those of moments before the first step, of what has a row for each latent
+        held.
+        """
+        learnt = self._learnt().keys() - _WHOLE
+        return frozenset(
+            {"since_fired", *learnt, *(f"{_ADAM}{name}.{moment}" for name in learnt for moment in MOMENTS)}
+        )
+
     def restore(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
-        """Continues from a copy of a checkpoint's tensors, of any device, and counters."""
+        """Continues from a copy of a checkpoint's tensors, of any device, and counters: what `tensors` gives."""
         self.since_fired.copy_(tensors["since_fired"])
         for name, weight in self._learnt().items():
             weight.copy_(tensors[name])

@@ -44,9 +44,16 @@ class Budgeted(Variant[AnyK]):
 
     def select(self, batch: Batch) -> tuple[list[Selected], tuple[Smallest, ...]]:
         """See Variant."""
-        pre, weights, normalisation = batch.pre, batch.weights, self.spec.code_normalisation
-        dtype = batch.operands.x.dtype
-        return largest_of_batch(pre, weights, self.budgets(), self.widths, normalisation, batch.floors, dtype)
+        return largest_of_batch(
+            batch.pre,
+            batch.weights,
+            self.budgets(),
+            self.widths,
+            self.spec.code_normalisation,
+            batch.floors,
+            batch.operands.x.dtype,
+            self.held,
+        )
 
     @property
     def num_thresholds(self) -> int:

@@ -20,13 +20,17 @@ class DesignatedShared(Penalised[dictionaries.DesignatedShared]):
     def penalties(self, like: Tensor) -> Tensor:
         """See Penalised."""
         weights = super().penalties(like)
-        weights[: self.spec.num_shared] *= self.spec.shared_penalty
+        weights[self._shared()] *= self.spec.shared_penalty
         return weights
 
     def constrain(self, encoder: Tensor, decoder: Tensor) -> None:
         """See Variant: each half of a tied row gets the gradient of the one tied row."""
-        rows, split = decoder[: self.spec.num_shared], self.widths[BASE]
+        rows, split = decoder[self._shared()], self.widths[BASE]
         rows.copy_((rows[:, :split] + rows[:, split:]).repeat(1, 2))
+
+    def _shared(self) -> slice:
+        """The rows of the held latents that are shared."""
+        return self.held.rows(slice(0, self.spec.num_shared))
 
     def apart(self) -> Sequence[tuple[LatentPart, int]]:
         """See Variant."""

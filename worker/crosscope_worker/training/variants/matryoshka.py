@@ -26,9 +26,9 @@ class Matryoshka(Budgeted[dictionaries.Matryoshka]):
         pieces: list[list[Selected]] = []
         grads: list[Tensor] = []
         for latents in self._between():
-            pieces.append([each.narrowed(latents) for each in selected])
+            pieces.append([each.narrowed(self.held.rows(latents)) for each in selected])
             for piece in pieces[-1]:
-                error[:, piece.columns] -= piece.decode(batch.operands.decoder)
+                error[:, piece.columns] -= self.ranks.sum(piece.decode(batch.operands.decoder))
             own_loss, grad = self.loss(error)
             loss += own_loss
             grads.append(grad)

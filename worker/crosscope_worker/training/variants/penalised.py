@@ -22,8 +22,8 @@ class Penalised(Variant[AnyMu]):
         return replace(self.spec, mu=(step + 1) / training.sparsity_warmup_steps * self.spec.mu)
 
     def penalties(self, like: Tensor) -> Tensor:
-        """Weight of each latent's scaled activation in the loss, [latent]."""
-        return like.new_full((self.spec.num_latents,), self.spec.mu)
+        """Weight of each held latent's scaled activation in the loss, [latent held]."""
+        return like.new_full((len(self.held),), self.spec.mu)
 
     def penalty(self, selected: Selected, num_tokens: int) -> Penalty | None:
         """See Variant."""

@@ -7,9 +7,9 @@ from torch import Tensor
 from crosscope_proto import dictionaries
 from crosscope_worker.dictionary.keep import Keep, LargestByModel, LargestOfToken
 from crosscope_worker.dictionary.sparse import flat_indices
-from crosscope_worker.dictionary.sparsifier import largest
 from crosscope_worker.training.active_code import Selected, Smallest, Weights
 from crosscope_worker.training.budget import Budget
+from crosscope_worker.training.choices import token_choice
 from crosscope_worker.training.variants.budgeted import Budgeted
 from crosscope_worker.training.variants.variant import Batch
 
@@ -24,7 +24,7 @@ class TopK(Budgeted[dictionaries.TopK]):
 
     def _selected(self, batch: Batch, budget: Budget, relu: Tensor) -> Selected:
         norms = budget.norms(batch.weights.decoder, self.widths, self.spec.code_normalisation)
-        kept = flat_indices(largest(relu * norms, budget.k))
+        kept = flat_indices(token_choice(relu * norms, budget.k, self.spec.num_latents, self.ranks))
         return Selected(batch.active(kept), budget.columns(self.widths), norms)
 
     @property

@@ -14,7 +14,9 @@ from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.dictionary.keep import ALL_POSITIVE, Keep
 from crosscope_worker.dictionary.sparsifier import code_norms
 from crosscope_worker.dictionary.streams import STREAMS
+from crosscope_worker.ranks import ALONE, Ranks
 from crosscope_worker.training.active_code import ActiveCode, Selected, Smallest, Weights, active_code
+from crosscope_worker.training.held import Held
 from crosscope_worker.training.losses import mean_size
 
 AnySpec = TypeVar("AnySpec", bound=DictionarySpec)
@@ -108,9 +110,12 @@ class Variant(Generic[AnySpec]):
     centres_bias: ClassVar[bool] = False
     """Whether the decoder's bias starts at the geometric median of the first batch, instead of 0."""
 
-    def __init__(self, spec: AnySpec, d_model: tuple[int, int]) -> None:
+    def __init__(self, spec: AnySpec, d_model: tuple[int, int], ranks: Ranks = ALONE) -> None:
         self.spec = spec
         self.d_model = d_model
+        self.ranks = ranks
+        self.held = Held(spec.num_latents, ranks)
+        """The latents whose rows are here."""
         self.streams = STREAMS[spec.reads]
         self.widths = self.streams.widths(d_model)
         """Widths of the parts of the dictionary's own columns, which every tensor here has."""
@@ -126,24 +131,30 @@ class Variant(Generic[AnySpec]):
         return {}
 
     def blocks(self) -> Sequence[tuple[slice, slice]]:
-        """The latents and columns in which weights exist: one block of columns for each latent, all by default.
+        """The latents, of all, and the columns in which weights exist: one block of columns for each latent, all by
+        default.
 
         A latent neither reads nor writes what lies outside.
         """
         return ((slice(0, self.spec.num_latents), slice(0, sum(self.widths))),)
 
+    def held_blocks(self) -> Sequence[tuple[slice, slice]]:
+        """The blocks of the held latents, by their rows."""
+        found = [(self.held.rows(latents), columns) for latents, columns in self.blocks()]
+        return [(rows, columns) for rows, columns in found if rows.stop > rows.start]
+
     def absent(self, encoder: Tensor, decoder: Tensor) -> None:
-        """Zeroes, in place, the entries of `[latent, width]` weights or gradients outside the blocks."""
+        """Zeroes, in place, the entries of `[latent held, width]` weights or gradients outside the blocks."""
         for weights in (encoder, decoder):
-            for latents, columns in self.blocks():
-                weights[latents, : columns.start] = 0
-                weights[latents, columns.stop :] = 0
+            for rows, columns in self.held_blocks():
+                weights[rows, : columns.start] = 0
+                weights[rows, columns.stop :] = 0
 
     def at_step(self, training: TrainingSpec, step: int) -> Self:
         """The variant with the sparsity of a step of the warm-up."""
         if step >= training.sparsity_warmup_steps:
             return self
-        return type(self)(self.warming(training, step), self.d_model)
+        return type(self)(self.warming(training, step), self.d_model, self.ranks)
 
     def warming(self, training: TrainingSpec, step: int) -> AnySpec:
         """The spec at a step of the warm-up, which is `training.sparsity_warmup_steps` long."""
@@ -164,7 +175,7 @@ class Variant(Generic[AnySpec]):
         """The reconstruction by the codes, its loss, and the gradients by each code."""
         error = batch.x - batch.weights.b_dec
         for each in selected:
-            error[:, each.columns] -= each.decode(batch.operands.decoder)
+            error[:, each.columns] -= self.ranks.sum(each.decode(batch.operands.decoder))
         loss, grad = self.loss(error)
         return Reconstruction(loss, [(each, grad) for each in selected], grad.sum(0), error)
 
