@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import os
 import random
 import signal
@@ -13,13 +14,11 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
 from crosscope_proto.recipe import PublishedRecipe, parse_recipe
-from crosscope_proto.specs import AnalysisSpec
 from crosscope_worker.analysis import Analysis, HeldOut, accumulators, analyse, conclude, uselessness
 from crosscope_worker.analysis.accumulators import Accumulators
 from crosscope_worker.data.harvest import harvest_windows, windows_of
@@ -34,7 +33,7 @@ from crosscope_worker.recipes.parts import PARTS, PLAN, PartTask, load_part, mea
 from crosscope_worker.work import LostClaim, Workspace, silent
 
 NAMES = ("web", "chat")
-WORDS = "the a small red fox cat bird sees likes finds house one two and not".split()
+WORDS = ["the", "small", "red", "fox", "cat", "bird", "sees", "likes", "finds", "house", "one", "two", "and", "not"]
 WINDOW = 60
 """Tokens of a window of texts here, so that a few texts make many parts."""
 
@@ -150,10 +149,12 @@ def _assert_alike(one: Any, other: Any, where: str, exactly: bool, rel: float) -
         assert len(one) == len(other), where
         for ours, theirs in zip(one, other, strict=True):
             _assert_alike(ours, theirs, where, exactly, rel)
+    elif one != one:
+        assert other != other, where
     elif isinstance(one, float) and not exactly:
-        assert other == pytest.approx(one, rel=rel, abs=1e-12, nan_ok=True), where
+        assert math.isclose(one, other, rel_tol=rel, abs_tol=1e-12), (where, one, other)
     else:
-        assert one == other or (one != one and other != other), where
+        assert one == other, where
 
 
 @pytest.fixture(scope="module")
@@ -191,3 +192,171 @@ def test_parts_give_the_tables_of_one_pass(
     assert_same(tables(job, crosscoder, found), whole(), exactly=parts == 1)
     assert whole().metrics["repeat_share"] > 0
     assert whole().behaviours.num_rows > 0
+
+
+def test_outliers_are_the_same_ones_in_every_part(material: Material, crosscoder: Crosscoder):
+    """No training has said what an outlier is: parts are told what the first window says."""
+    jobs = [in_job(material, f"outliers-{parts}", parts=parts) for parts in (1, 4)]
+    strict = [replace(job, recipe=replace(job.recipe, tokens=replace(job.recipe.tokens, max_norm_ratio=1.05)))
+              for job in jobs]  # fmt: skip
+    found = [passed(job, crosscoder) for job in strict]
+    assert found[0][1].state() == found[1][1].state()
+    assert found[0][1].num_left_out > 20
+    one, other = (tables(job, crosscoder, sums) for job, (sums, _) in zip(strict, found, strict=True))
+    assert_same(one, other)
+    assert one.metrics["outlier_share"] == other.metrics["outlier_share"]
+
+
+def test_parts_merge_in_any_grouping(measured: Material, crosscoder: Crosscoder, whole: Callable[[], Analysis]):
+    recipe = measured.recipe
+    equipment = passes.Equipment(recipe, measured.activations, crosscoder)
+    one, two, three, four, five = (load_part(equipment, folder_of(measured), part)[0] for part in range(5))
+    four.merge(five)
+    three.merge(four)
+    two.merge(three)
+    one.merge(two)
+    assert_same(tables(measured, crosscoder, one), whole())
+
+
+def test_two_sets_of_sums_are_in_memory_at_a_time(
+    measured: Material, crosscoder: Crosscoder, monkeypatch: pytest.MonkeyPatch
+):
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+    most = 0
+
+    class Watched(accumulators.Moments):
+        def __init__(self, *given: Any) -> None:
+            nonlocal most
+            super().__init__(*given)
+            alive.add(self)
+            most = max(most, len(alive))
+
+    monkeypatch.setattr(accumulators, "Moments", Watched)
+    passed(measured, crosscoder)[0].close()
+    assert most == 2
+
+
+def test_a_part_that_is_damaged_is_measured_again_and_said(
+    measured: Material, crosscoder: Crosscoder, whole: Callable[[], Analysis], monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[int] = []
+    measure = passes.measure
+    monkeypatch.setattr(passes, "measure", lambda *given: asked.append(given[3]) or measure(*given))
+    told: list[str] = []
+
+    def listen(_: str, __: float, message: str = "", **___: Any) -> None:
+        told.append(message)
+
+    for part, name in ((1, "entries"), (2, "sums.safetensors"), (4, "state.json")):
+        path = result(folder_of(measured), part) / name
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 255
+        path.write_bytes(content)
+    (folder_of(measured) / ".partial-003-left").mkdir()
+    found, _ = passed(measured, crosscoder, listen)
+    assert asked == [1, 2, 4]
+    said = [message for message in told if "is measured again" in message]
+    assert [message[:13] for message in said] == ["part 2 of 5 o", "part 3 of 5 o", "part 5 of 5 o"]
+    assert "entries is not what was written" in said[0]
+    assert not list(folder_of(measured).glob(".partial-*"))
+    assert_same(tables(measured, crosscoder, found), whole())
+
+
+def test_what_was_measured_of_something_else_is_not_used(
+    material: Material, crosscoder: Crosscoder, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[int] = []
+    measure = passes.measure
+    monkeypatch.setattr(passes, "measure", lambda *given: asked.append(given[3]) or measure(*given))
+    job = in_job(material, "changed", parts=2)
+    passed(job, crosscoder)[0].close()
+    moved = replace(crosscoder, W_enc=crosscoder.W_enc + 0.01)
+    passed(job, moved)[0].close()
+    texts = folder_of(job) / PLAN / "texts.arrow"
+    texts.write_bytes(texts.read_bytes()[:-9])
+    told: list[str] = []
+    passed(job, moved, lambda _, __, message="", **___: told.append(message))[0].close()
+    assert asked == [0, 1] * 3
+    assert any("measured again" in message and "texts.arrow is not what was written" in message for message in told)
+
+
+ELSEWHERE = """
+import json, sys, time
+import torch
+torch.set_num_threads(1)
+from crosscope_worker.recipes.parts import PartTask, measure_part
+
+seen = 0
+
+def stop_in_the_second(stage, fraction, message="", **_):
+    global seen
+    if message.endswith("measured") and task.part == 3:
+        seen += 1
+        if seen == 2:
+            print("in the middle", flush=True)
+            time.sleep(600)
+
+for task in [PartTask(**each) for each in json.load(sys.stdin)]:
+    measure_part(task, "cpu", stop_in_the_second)
+    print("measured", task.part, flush=True)
+"""
+
+
+def test_a_part_whose_process_is_killed_is_measured_again_alone(
+    material: Material, crosscoder: Crosscoder, whole: Callable[[], Analysis], monkeypatch: pytest.MonkeyPatch
+):
+    """A process loads models and weights, measures a part, and is killed in the middle of the next."""
+    job = in_job(material, "killed", parts=5)
+    runs: list[list[int]] = []
+
+    def elsewhere(tasks: Sequence[PartTask], progress: Any) -> None:
+        runs.append([task.part for task in tasks])
+        given = json.dumps([asdict(task) for task in tasks if task.part >= 2])
+        with subprocess.Popen(
+            [sys.executable, "-c", ELSEWHERE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(given)
+            process.stdin.close()
+            lines = [process.stdout.readline().strip() for _ in range(2)]
+            os.kill(process.pid, signal.SIGKILL)
+        assert lines == ["measured 2", "in the middle"]
+        assert process.returncode == -signal.SIGKILL
+        raise LostClaim
+
+    with pytest.raises(LostClaim):
+        passed(job, crosscoder, runner=elsewhere)
+    left = {path.name.split("-")[0] or path.name[:12] for path in folder_of(job).iterdir()}
+    assert left == {"plan", "weights", "002", ".partial"}, "the part before is whole, the next is half"
+
+    def in_turn(tasks: Sequence[PartTask], progress: Any) -> None:
+        runs.append([task.part for task in tasks])
+        for task in reversed(tasks):
+            measure_part(task)
+
+    found, _ = passed(job, crosscoder, runner=in_turn)
+    assert runs == [[0, 1, 2, 3, 4], [0, 1, 3, 4]]
+    assert_same(tables(job, crosscoder, found), whole())
+
+
+def test_a_job_that_is_tried_again_repeats_no_pass(
+    material: Material, crosscoder: Crosscoder, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[int] = []
+    measure = passes.measure
+    monkeypatch.setattr(passes, "measure", lambda *given: asked.append(given[3]) or measure(*given))
+    job = in_job(material, "again")
+    fences = iter([LostClaim, None])
+
+    def fence() -> None:
+        if (error := next(fences)) is not None:
+            raise error
+
+    job = replace(job, workspace=replace(job.workspace, fence=fence))
+    with pytest.raises(LostClaim):
+        measure_and_publish(job, Trained(crosscoder))
+    manifest = measure_and_publish(job, Trained(crosscoder))
+    assert asked == [0], "one part for less than 2 million tokens, and it is kept"
+    assert manifest.texts["web"]["read"] > 0
+    assert manifest.analysis_tokens > 0

@@ -449,7 +449,7 @@ def test_a_crosscoder_that_cannot_be_measured_is_kept_and_can_be_measured_later(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB")
 
     with monkeypatch.context() as patched:
-        patched.setattr("crosscope_worker.recipes.measure.analyse", run_out)
+        patched.setattr("crosscope_worker.recipes.measure.conclude", run_out)
         with pytest.raises(AnalysisError, match=r"memory ran out .* analysis.num_shards from 4 to 2") as refused:
             make_crosscoder(recipe, workspace(home), silent)
     assert refused.value.__notes__ == [
@@ -533,7 +533,7 @@ def test_an_attempt_after_a_death_in_the_analysis_trains_no_step_again(
         raise Stop
 
     with monkeypatch.context() as patched:
-        patched.setattr("crosscope_worker.recipes.measure.analyse", die)
+        patched.setattr("crosscope_worker.recipes.measure.conclude", die)
         with pytest.raises(Stop):
             make_crosscoder(recipe, workspace(home), silent)
     stages: list[str] = []

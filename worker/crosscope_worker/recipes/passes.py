@@ -77,8 +77,12 @@ def pass_over(
                 save_weights(partial)
         runner([_task(material, folder, part, len(parts)) for part in missing], following)
     found = _found(equipment, plan, folder, 0, norms, following)
-    for part in parts[1:]:
-        found.merge(_found(equipment, plan, folder, part, norms, following))
+    try:
+        for part in parts[1:]:
+            found.merge(_found(equipment, plan, folder, part, norms, following))
+    except BaseException:
+        found.close()
+        raise
     return found, from_state(plan.counts)
 
 
