@@ -39,6 +39,8 @@ def job_environment(given: Mapping[str, str], settings: JobSettings, recipe: str
     groups = [environment.COMPUTE, environment.HUB]
     if uses_hub(recipe, settings.home):
         groups.append(environment.HUB_ACCESS)
+    if settings.ray_address is not None:
+        groups.append(environment.RAY)
     groups.extend(_for_labels(recipe))
     made = _IDLE | environment.needed(given, *groups) | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     if settings.job_threads is not None:
