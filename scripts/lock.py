@@ -15,6 +15,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ["./proto", "./store", "./server", "./worker[peft]", "./client[app]", "./local"]
+TESTED = ["./worker[ray]"]
+"""Extras that the tests need and the demo does not."""
 BUILD = ["setuptools>=77"]
 TORCH = "torch==2.13.0"
 """The newest tested version; its CPU and CUDA builds have the same number."""
@@ -28,7 +30,7 @@ HEADER = "# Written by `make lock` from the pyproject.toml files. Do not edit.\n
 
 def main() -> None:
     """Resolves everything together first, so that the lock files agree with each other."""
-    together = versions([*PARTS, *BUILD, TORCH, "--group", "pyproject.toml:dev"])
+    together = versions([*PARTS, *TESTED, *BUILD, TORCH, "--group", "pyproject.toml:dev"])
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraints:
         constraints.write(pins(together))
         constraints.flush()

@@ -49,6 +49,7 @@ ROOM_RULES: dict[str, dict[str, set[str]]] = {
         "analysis": {"tokenizer", "models", "dictionary", "data", "effects"},
         "labelling": {"tokenizer", "models", "effects"},
         "recipes": {"tokenizer", "models", "dictionary", "data", "training", "analysis", "labelling"},
+        "cluster": {"training", "recipes"},
         "serve": {"tokenizer", "models", "dictionary", "effects"},
         "demo": set(),
         "jobs": set(),

@@ -171,7 +171,7 @@ class Installation:
                 **threads,
                 **silent,
             },
-            reads=(*_MODELS, environment.LABEL_KEYS),
+            reads=(*_MODELS, environment.LABEL_KEYS, environment.RAY),
             probe=None,
             after=("queue",),
         )

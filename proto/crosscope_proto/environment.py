@@ -23,6 +23,8 @@ COMPUTE: Final = (
 """What torch and the compilers below it read: threads, devices, kernels."""
 HUB: Final = ("HF_*", "TRANSFORMERS_*", "HUGGINGFACE_*")
 """Where files of the hub are kept on this machine, and how the hub is asked; no token."""
+RAY: Final = ("RAY_*", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+"""How a Ray cluster is joined, its token included."""
 PROXIES: Final = (
     *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"),
 )

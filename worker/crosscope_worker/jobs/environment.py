@@ -40,6 +40,8 @@ def job_environment(given: Mapping[str, str], settings: JobSettings, recipe: str
     groups = [environment.COMPUTE, environment.HUB]
     if uses_hub(recipe, settings.home):
         groups.append(environment.HUB_ACCESS)
+    if settings.ray_address is not None:
+        groups.append(environment.RAY)
     groups.extend(_for_labels(recipe))
     if settings.store is not None:
         groups += [environment.STORE, environment.PROXIES]

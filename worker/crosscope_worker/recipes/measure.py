@@ -3,6 +3,7 @@
 All files are written in the job's folder until one rename publishes them. Knows no formula.
 """
 
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,10 +25,12 @@ from crosscope_worker.recipes.passes import pass_over
 from crosscope_worker.recipes.publish import Provenance, manifest_of, publish
 from crosscope_worker.sharing import Sharing
 from crosscope_worker.training.variants import variant_of
-from crosscope_worker.work import is_out_of_memory
+from crosscope_worker.work import Workspace, is_out_of_memory
 
 TRAINED = "trained"
 """Folder below a job's folder for a crosscoder that was not measured because its training or analysis failed."""
+_RAY = "crosscope_worker.cluster.runner"
+"""The module of what measures parts on a Ray cluster, a room above this one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,15 +53,16 @@ class Trained:
 def measure_and_publish(material: Material, trained: Trained, runner: Runner | None = None) -> CrosscoderManifest:
     """Measures a crosscoder on the held-out texts and publishes it.
 
-    The pass over the texts goes part by part (parts.py): by a `runner`, or here. Parts that an earlier attempt of the
-    job has measured are not measured again. Raises DataError, HarvestError, AnalysisError (all ValueError),
-    PublishError (OSError), and whatever the runner, `progress` and `workspace.fence` raise.
+    The pass over the texts goes part by part (parts.py): by a `runner`, several parts on the workspace's Ray cluster,
+    or here. Parts that an earlier attempt of the job has measured are not measured again. Raises DataError,
+    HarvestError, AnalysisError, ClusterError (all ValueError), PublishError (OSError), and whatever the runner,
+    `progress` and `workspace.fence` raise.
     """
     recipe, workspace = material.recipe, material.workspace
     norms = _held_out_norms(material, trained)
     try:
         with float32_products(material.float32):
-            analysis, counts = _measure(material, trained, norms, runner)
+            analysis, counts = _measure(material, trained, norms, runner or _runner(workspace))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -78,6 +82,11 @@ def measure_and_publish(material: Material, trained: Trained, runner: Runner | N
         workspace.fence,
         Sharing.of(workspace, material.progress),
     )
+
+
+def _runner(workspace: Workspace) -> Runner | None:
+    """What measures several parts on the workspace's Ray cluster; None without one."""
+    return None if workspace.ray_address is None else importlib.import_module(_RAY).RayRunner(workspace.ray_address)
 
 
 def _held_out_norms(material: Material, trained: Trained) -> NormFilter:

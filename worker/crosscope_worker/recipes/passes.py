@@ -71,7 +71,7 @@ def pass_over(
     plan = _plan(material, equipment, folder, norms, following)
     parts = range(len(plan.parts))
     missing = [part for part in parts if not is_measured(folder, part)]
-    if runner is not None and missing:
+    if runner is not None and len(parts) > 1 and missing:
         if not (folder / WEIGHTS).is_dir():
             with whole_folder(folder / WEIGHTS) as partial:
                 save_weights(partial)

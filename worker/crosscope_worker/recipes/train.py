@@ -15,19 +15,19 @@ from crosscope_worker.recipes.publish import already_published
 from crosscope_worker.recipes.rank import open_streams, run_rank
 from crosscope_worker.recipes.ranks import Launcher, RankTask, devices_there, num_devices
 from crosscope_worker.recipes.speeds import faster_dtype, remember
-from crosscope_worker.training import TrainingError, TrainingResult, newest_step, saved_result, train
+from crosscope_worker.training import TrainingResult, newest_step, saved_result, train
 from crosscope_worker.work import Progress, Stopped, Workspace, silent
 
 _RAY = "crosscope_worker.cluster.launcher"
-"""The module of the launcher on a Ray cluster, which needs the extra "ray"."""
+"""The module of the launcher on a Ray cluster, a room above this one."""
 
 
 def make_crosscoder(recipe: CrosscoderRecipe, workspace: Workspace, progress: Progress) -> CrosscoderManifest:
     """Trains a crosscoder by a recipe, measures it on held-out texts and publishes it.
 
     Continues from the job's newest checkpoint; if this job has already published, returns what it published. Raises
-    PairError, DataError, CacheError, HarvestError, TrainingError, CheckpointError, AnalysisError (all ValueError),
-    CacheFull, PublishError (OSError), and whatever `progress` and `workspace.fence` raise.
+    PairError, DataError, CacheError, HarvestError, TrainingError, CheckpointError, AnalysisError, ClusterError (all
+    ValueError), CacheFull, PublishError (OSError), and whatever `progress` and `workspace.fence` raise.
     """
     if (published := already_published(recipe.name, workspace, progress)) is not None:
         return published
@@ -54,17 +54,10 @@ def make_crosscoder(recipe: CrosscoderRecipe, workspace: Workspace, progress: Pr
 def _launcher(recipe: CrosscoderRecipe, workspace: Workspace) -> tuple[Launcher | None, int]:
     """What launches the ranks of a training, and how many; None where this process trains alone.
 
-    Raises TrainingError if there are not as many devices, or if the launcher is not installed.
+    Raises TrainingError if there are not as many devices, and ClusterError of a Ray cluster that cannot be used.
     """
     if workspace.ray_address is not None and recipe.training.devices != 1:
-        try:
-            cluster = importlib.import_module(_RAY)
-        except ImportError as error:
-            raise TrainingError(
-                "training.devices asks for a Ray cluster (CROSSCOPE_WORKER_RAY_ADDRESS), but Ray cannot be loaded "
-                f"({error}); install crosscope-worker[ray], or unset the address"
-            ) from error
-        return cluster.launcher(recipe, workspace)
+        return importlib.import_module(_RAY).launcher(recipe, workspace)
     number = num_devices(recipe, workspace.device, devices_there(workspace.device))
     return (ElasticLauncher(run_rank), number) if number > 1 else (None, 1)
 

@@ -1,0 +1,82 @@
+"""Launches the ranks of a training on a Ray cluster, from a job's process, which loads no Ray itself."""
+
+import pickle
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from crosscope_proto.recipe import CrosscoderRecipe
+from crosscope_worker.cluster.devices import kind_of, num_ranks
+from crosscope_worker.cluster.driver import Driver
+from crosscope_worker.recipes.rank import run_rank
+from crosscope_worker.recipes.rank_reports import MAX_STARTS, Elsewhere, Last
+from crosscope_worker.recipes.ranks import RankTask, RunRank
+from crosscope_worker.training import TrainingError, newest_step
+from crosscope_worker.work import CHECKPOINTS, Progress, Workspace
+
+_TRAIN = "crosscope_worker.cluster.ranks:train"
+
+
+def launcher(recipe: CrosscoderRecipe, workspace: Workspace) -> tuple["RayLauncher", int]:
+    """What launches the ranks of a training on the workspace's cluster, and how many.
+
+    Raises ClusterError if the cluster does not answer or has not as many devices.
+    """
+    assert workspace.ray_address is not None
+    launching = RayLauncher(workspace.ray_address, run_rank)
+    try:
+        return launching, num_ranks(recipe.training.devices, launching.driver.nodes)
+    except BaseException:
+        launching.driver.close()
+        raise
+
+
+class RayLauncher:
+    """A Launcher (recipes/ranks.py) of ranks on a Ray cluster: one training, then it has left the cluster."""
+
+    def __init__(self, address: str, run: RunRank) -> None:
+        """Connects to the cluster, whose processes import `run` by name. Raises ClusterError."""
+        self.driver, self._run = Driver(address), run
+
+    def __call__(self, task: RankTask, num_ranks: int, progress: Progress) -> None:
+        """See Launcher."""
+        following = _Following(task, Last(progress))
+        with self.driver:
+            task = replace(task, device=kind_of(self.driver.nodes))
+            if not self.driver.ask(_TRAIN, (self._run, task, num_ranks), following.hear):
+                raise TrainingError(f"{following.how}, at the last of {MAX_STARTS} starts.")
+
+
+class _Following:
+    """What the ranks of one training have told."""
+
+    def __init__(self, task: RankTask, progress: Last) -> None:
+        self._checkpoints, self._progress = Path(task.folder) / CHECKPOINTS, progress
+        self._nodes: dict[int, str] = {}
+        self._start = 1
+        self.how = ""
+        """How a rank died, if one did and ranks were not started again since."""
+
+    def hear(self, letter: tuple[int, str, Any]) -> None:
+        """Takes what a rank tells, or Ray about it. Raises the error of a rank, and what the progress raises."""
+        rank, kind, what = letter
+        if kind in ("progress", "moved"):
+            positional, named = what
+            self._progress(*positional, **named)
+        elif kind == "started":
+            self._nodes[rank] = what[0]
+            if rank == 0 and self.how:
+                self._say_again()
+        elif kind == "died":
+            self._start += 1
+            self.how = f"rank {rank} on {self._nodes.get(rank, 'the Ray cluster')} {what}"
+        elif kind == "waits":
+            self._progress.say(what)
+        elif kind == "failed":
+            raise pickle.loads(what[0]) from Elsewhere(f"in the process of a rank:\n{what[1]}")  # from our own process
+
+    def _say_again(self) -> None:
+        step = newest_step(self._checkpoints)
+        again = "begins again" if step is None else f"goes on from step {step}"
+        self._progress.say(f"{self.how}; training {again} (start {self._start} of {MAX_STARTS})")
+        self.how = ""
