@@ -21,6 +21,7 @@ from crosscope._errors import (
     VersionGone,
 )
 from crosscope._repeats import Failure
+from crosscope._unreachable import NOT_REACHED, no_server
 from crosscope_proto import request_ids
 
 if TYPE_CHECKING:
@@ -38,15 +39,10 @@ _INVALID = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE}
 _CONFLICT = {grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.ABORTED, grpc.StatusCode.ALREADY_EXISTS}
 _UNAUTHORIZED = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
 _GONE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
-_NOT_REACHED = ("failed to connect to all addresses", "DNS resolution failed", "Name resolution failed")
-"""How gRPC's own errors of calls begin that were never sent."""
 _UNREADABLE = {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL}
 _LOST_ANSWER = re.compile(r"stream removed|(metadata|header).*(size|limit|large)", re.IGNORECASE)
 """gRPC's own errors, of these codes, where the headers of an answer could not be read."""
 _SIZES = re.compile(r"\((\d+) vs\. (\d+)\)")
-_SILENT = re.compile(r"timed out before receiving SETTINGS")
-"""A connection that was accepted, by the system for a process that does nothing."""
-_TLS = re.compile(r"ssl|tls|certificate|handshake", re.IGNORECASE)
 
 
 def is_connection_failure(error: grpc.RpcError) -> bool:
@@ -59,7 +55,7 @@ def failure_of(error: grpc.RpcError) -> Failure:
     code = _code(error)
     if _said_by_server(error):
         return _said(code, _retry_after_s(_rich(error)))
-    return Failure(code in _GONE, was_begun=not _details(error).startswith(_NOT_REACHED))
+    return Failure(code in _GONE, was_begun=not _details(error).startswith(NOT_REACHED))
 
 
 def failure_of_item(error: "StreamError") -> Failure:
@@ -75,11 +71,11 @@ def _said(code: grpc.StatusCode, after_s: float | None) -> Failure:
     return Failure(is_passing, was_begun=not is_passing, is_busy=is_busy, after_s=after_s)
 
 
-def error_of(error: grpc.RpcError, address: str, timeout_s: float | None) -> CrosscopeError:
-    """The exception for a failed call."""
+def error_of(error: grpc.RpcError, address: str, timeout_s: float | None, *, has_tls: bool = False) -> CrosscopeError:
+    """The exception for a failed call of a client that speaks TLS, or does not."""
     code = _code(error)
     if is_connection_failure(error):
-        return _no_server(address, _details(error))
+        return no_server(address, _details(error), has_tls=has_tls)
     if code in _UNREADABLE and not _said_by_server(error) and _LOST_ANSWER.search(_details(error)):
         return ServerError(
             f"{address} refused the call, but its answer was lost on the way, perhaps because it was too long "
@@ -138,21 +134,6 @@ def _too_large(message: str) -> InvalidInput:
     found = _SIZES.search(message)
     sizes = f"{found[1]} bytes, at most {found[2]}" if found else message
     return InvalidInput(f"too large to send or receive at once: {sizes}; ask with less, or for less")
-
-
-def _no_server(address: str, details: str) -> CrosscopeError:
-    # The details repeat the address, whose name may say "tls" by chance.
-    if _TLS.search(details.replace(address.removeprefix("unix:").removeprefix("//"), "")):
-        return Unauthorized(f"{address} and this client do not agree about TLS: {details}; check Client(tls=Tls(…))")
-    if _SILENT.search(details):
-        return Unavailable(
-            f"what listens at {address} does not answer; if it is the server, it hangs: end its process with kill -9, "
-            f"and start it again ({details.rsplit(': ', 1)[-1]})"
-        )
-    return Unavailable(
-        f"no server answers at {address}; start one with `crosscope up`, or give the address of another with "
-        f"Client(address) or CROSSCOPE_ADDRESS ({details.rsplit(': ', 1)[-1]})"
-    )
 
 
 def _code(error: grpc.RpcError) -> grpc.StatusCode:

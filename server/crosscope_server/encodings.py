@@ -77,16 +77,18 @@ class Encoding:
 def strongest(code: types_pb2.SparseCode, top_k: int) -> types_pb2.SparseCode:
     """The code with at most top_k latents a token."""
     starts = np.asarray(code.row_starts, np.int64)
-    counts = np.diff(starts)
+    counts = starts[1:] - starts[:-1]
     if not len(counts) or counts.max() <= top_k:
         return code
-    latents, activations = np.asarray(code.latents, np.uint32), np.asarray(code.activations, np.float32)
-    keep = np.arange(len(latents)) - np.repeat(starts[:-1], counts) < top_k
-    return types_pb2.SparseCode(
-        row_starts=np.cumsum([0, *np.minimum(counts, top_k)]).tolist(),
-        latents=latents[keep].tolist(),
-        activations=activations[keep].tolist(),
-    )
+    kept = np.minimum(counts, top_k)
+    ends = np.zeros_like(starts)
+    kept.cumsum(out=ends[1:])
+    places = np.arange(ends[-1]) + (starts[:-1] - ends[:-1]).repeat(kept)
+    found = types_pb2.SparseCode()  # filled by extend: a constructor takes three times as long for the same lists
+    found.row_starts.extend(ends.tolist())
+    found.latents.extend(np.asarray(code.latents, np.uint32)[places].tolist())
+    found.activations.extend(np.asarray(code.activations, np.float32)[places].tolist())
+    return found
 
 
 def prompt_message(prompt: Prompt) -> types_pb2.Prompt:
@@ -131,7 +133,7 @@ def _check_shape(encoding: Encoding) -> None:
         and len(starts) == n + 1
         and starts[0] == 0
         and starts[-1] == len(encoding.code.latents) == len(encoding.code.activations)
-        and bool(np.all(starts[1:] >= starts[:-1]))
+        and bool((starts[1:] >= starts[:-1]).all())
     )
     if not fits:
         raise ValueError(

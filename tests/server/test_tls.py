@@ -1,5 +1,9 @@
 """TLS with certificates of `crosscope certs`, and addresses that are refused without it."""
 
+import asyncio
+import subprocess
+import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +11,7 @@ import pytest
 from fixtures_artefacts import write_crosscoder
 from pydantic import ValidationError
 
-from crosscope import AsyncClient, InvalidInput, Tls, Unauthorized
+from crosscope import AsyncClient, InvalidInput, Tls, Unauthorized, Unavailable
 from crosscope_local.certs import CertsError, make
 from crosscope_proto import access
 from crosscope_server.serve import StartError, serving
@@ -56,11 +60,40 @@ async def test_a_server_may_ask_clients_for_certificates(
     async with serving(settings(tmp_path, folder, tls_client_ca=folder / "ca.pem")) as running:
         address = f"grpcs://127.0.0.1:{running.port}"
         monkeypatch.setenv("CROSSCOPE_TLS_CA", str(folder / "ca.pem"))
-        with pytest.raises(Exception, match=r"no server answers|TLS"):
-            await names(address, timeout_s=5)
+        with pytest.raises(Unavailable, match=r"may ask for a certificate of this client.*certs DIR --client"):
+            await names(address, timeout_s=1)
         monkeypatch.setenv("CROSSCOPE_TLS_CERT", str(folder / "ann.pem"))
         monkeypatch.setenv("CROSSCOPE_TLS_KEY", str(folder / "ann-key.pem"))
         assert await names(address) == ["demo"]
+
+
+async def test_whoever_does_not_agree_about_tls_hears_what_to_give(tmp_path: Path, folder: Path) -> None:
+    """Each with a real server: the sentence names what is wrong, and the way out."""
+    wrong, late, elsewhere = (tmp_path / name for name in ("wrong", "late", "elsewhere"))
+    make(wrong, ["127.0.0.1"], [], 2)
+    make(elsewhere, ["gpu7.example.org"], [], 2)
+    make(late, [], ["nobody"], 2)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("crosscope_local.certs._EARLIER", timedelta(days=5))
+        make(late, ["127.0.0.1"], [], -1)
+    known = Tls(ca=folder / "ca.pem")
+    async with serving(settings(tmp_path, folder)) as running:
+        address = f"127.0.0.1:{running.port}"
+        with pytest.raises(Unavailable, match=rf"may speak TLS.*grpcs://{address}.*CROSSCOPE_TLS_CA"):
+            await names(address, timeout_s=0.5)
+        with pytest.raises(Unauthorized, match=r"authority that this client does not know.*CROSSCOPE_TLS_CA"):
+            await names(address, tls=Tls(ca=wrong / "ca.pem"))
+        command = [Path(sys.executable).with_name("crosscope"), "crosscoders", "--address", address, "--timeout", "0.5"]
+        said = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True)
+        assert said.returncode
+        assert f"grpcs://{address}" in " ".join(said.stderr.split())
+    async with serving(Settings(home=tmp_path, listen="127.0.0.1:0")) as running:
+        with pytest.raises(Unauthorized, match=r"does not speak TLS, and this client does: write the address without"):
+            await names(f"127.0.0.1:{running.port}", tls=known)
+    for other, says in ((late, r"has expired.*crosscope certs"), (elsewhere, r"for other names.*--host")):
+        async with serving(settings(tmp_path, other)) as running:
+            with pytest.raises(Unauthorized, match=says):
+                await names(f"127.0.0.1:{running.port}", tls=Tls(ca=other / "ca.pem"))
 
 
 async def test_a_certificate_that_cannot_be_read_is_one_sentence(tmp_path: Path, folder: Path) -> None:

@@ -15,7 +15,7 @@ from crosscope import _aio
 from crosscope._async.transport import AsyncTransport
 from crosscope._errors import CrosscopeError, ServerError
 from crosscope._repeats import Failure
-from crosscope._status import error_of, error_of_item, failure_of_item
+from crosscope._status import error_of_item, failure_of_item
 from crosscope_proto.v1 import prompts_pb2
 from crosscope_proto.v1.prompts_pb2_grpc import PromptsStub
 
@@ -122,7 +122,7 @@ class AsyncOutcomes:
     async def _break(self, error: grpc.RpcError) -> None:
         """Puts back what the broken stream has not answered, and waits. Raises its error where nothing helps."""
         if (pause_s := self._transport.pause_s(error, self._patience)) is None:
-            raise error_of(error, self._transport.address, None) from None
+            raise self._transport.error(error, None) from None
         while self._sent:
             insort(self._unsent, self._sent.popleft())
         await _aio.sleep(pause_s)

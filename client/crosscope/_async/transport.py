@@ -10,7 +10,7 @@ import grpc.aio
 from crosscope import _aio
 from crosscope._calls import outgoing
 from crosscope._connection import Connection
-from crosscope._errors import InvalidInput, Unauthorized
+from crosscope._errors import CrosscopeError, InvalidInput, Unauthorized
 from crosscope._repeats import REPEATS, Patience, Repeat
 from crosscope._status import error_of, failure_of
 from crosscope_proto import request_ids
@@ -87,7 +87,7 @@ class AsyncTransport:
                 except grpc.RpcError as error:
                     pause_s = self._pause_s(error, patience, request)
                     if pause_s is None:
-                        raise error_of(error, self.address, timeout_s) from None
+                        raise self.error(error, timeout_s) from None
                 await _aio.sleep(pause_s)
         raise AssertionError("unreachable: the loop returns or raises")
 
@@ -112,10 +112,14 @@ class AsyncTransport:
                 except grpc.RpcError as error:
                     pause_s = None if num_replies else self._pause_s(error, patience, request)
                     if pause_s is None:
-                        raise error_of(error, self.address, timeout_s) from None
+                        raise self.error(error, timeout_s) from None
                 finally:
                     call.cancel()
                 await _aio.sleep(pause_s)
+
+    def error(self, error: grpc.RpcError, timeout_s: float | None) -> CrosscopeError:
+        """The exception for a call that failed."""
+        return error_of(error, self.address, timeout_s, has_tls=self.connection.tls is not None)
 
     def patience(self, timeout_s: float | None) -> Patience:
         """The patience for one call, as this client's server is known."""
@@ -125,7 +129,7 @@ class AsyncTransport:
         """How long to wait before the same may be asked again; None: it may not."""
         failure = failure_of(error)
         self._was_answered |= failure.after_s is not None
-        if self._closed or isinstance(error_of(error, self.address, None), Unauthorized):
+        if self._closed or isinstance(self.error(error, None), Unauthorized):
             return None
         return patience.pause_s(failure)
 
