@@ -45,6 +45,7 @@ OF_WEIGHTS = {
     *("threshold", "token_k", "input_scale", "hashes", "recipe"),
 }
 """What a manifest says about weights; the rest is about the analysis."""
+TOKEN = "a-token-of-the-bench"
 NUM_WORDS = 90
 """Words of prompts."""
 
@@ -148,7 +149,7 @@ async def running(sizes: Sizes) -> AsyncGenerator[tuple[Mapping[str, psutil.Proc
         write_home(home, sizes.pair)
         environment = {
             "CROSSCOPE_HOME": name,
-            "CROSSCOPE_SERVER_ALLOW_ANYONE": "true",
+            "CROSSCOPE_SERVER_TOKEN": TOKEN,
             "CROSSCOPE_SERVER_LISTEN": f"unix:{name}/front.sock",
             "CROSSCOPE_SERVER_WORKERS": f"unix:{name}/worker.sock",
             "CROSSCOPE_SERVER_CACHE_URL": f"unix://{name}/cache.sock",
@@ -235,7 +236,7 @@ class Client:
     """Callers in one client, each of whom asks for a prompt that is new as soon as the last is answered."""
 
     def __init__(self, address: str, num_tokens: str) -> None:
-        self._client = AsyncClient(address)
+        self._client = AsyncClient(address, token=TOKEN)
         self._num_tokens = int(num_tokens)
         self._loop = asyncio.new_event_loop()
         self._demo = self._loop.run_until_complete(self._open())

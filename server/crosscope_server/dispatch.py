@@ -147,7 +147,7 @@ class Dispatch:
             place = await self.prompts.enter(work, deadline, attempt.asked)
             worker, is_answered = place.worker, False
             attempt.begins()
-            asked = Asked(getattr(worker.inference, method)(request, timeout=_left(deadline)))
+            asked = Asked(worker.ask(method, request, work.cost, _left(deadline)))
             try:
                 with worker.asking(asked):
                     started = time.perf_counter()

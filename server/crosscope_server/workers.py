@@ -16,6 +16,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from crosscope_proto.worker.v1 import inference_pb2, inference_pb2_grpc
+from crosscope_server.together import Together
 from crosscope_server.window import Window
 from crosscope_server.worker_channel import WithMetadata
 
@@ -55,7 +56,7 @@ class Asked:
     """A call that a worker was asked."""
 
     call: Any
-    """grpc.aio's."""
+    """grpc.aio's, or a future of Together."""
     may_move: bool = True
     """Whether another worker may be asked the same: not once a part of the answer was handed on."""
     was_moved: bool = False
@@ -84,6 +85,15 @@ class Worker:
     under_way: set[Asked] = field(default_factory=set[Asked])
     to_check: asyncio.Event = field(default_factory=asyncio.Event)
     """Set where its health should be asked for at once."""
+
+    def __post_init__(self) -> None:
+        self.together = Together(self.inference)
+
+    def ask(self, method: str, request: Any, cost: float, timeout_s: float | None) -> Any:
+        """A call with one answer: something to await, and to `cancel`. Codes are asked together (together.py)."""
+        if method == "Encode":
+            return self.together.encode(request, cost, timeout_s)
+        return getattr(self.inference, method)(request, timeout=timeout_s)
 
     @contextmanager
     def asking(self, asked: Asked) -> Generator[None]:
@@ -223,6 +233,7 @@ class Workers:
         if worker.is_alive == is_alive or (is_alive and not await _connected(worker)) or worker.is_alive == is_alive:
             return
         worker.is_alive = is_alive
+        worker.together.restarted()
         log.info("worker serves" if is_alive else "worker does not serve", extra={"worker": worker.target})
         was_any, is_any = self.none_since is None, bool(self.alive)
         self.none_since = None if is_any else self.none_since or asyncio.get_running_loop().time()

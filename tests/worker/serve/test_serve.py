@@ -22,7 +22,7 @@ import pytest
 import pytest_asyncio
 import torch
 from fixtures_serve import LAYER, VERSION, random_crosscoder, write_version
-from google.rpc import error_details_pb2
+from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
@@ -74,6 +74,27 @@ def rows(code: types_pb2.SparseCode) -> list[dict[int, float]]:
 
 
 @pytest.mark.asyncio
+async def test_many_prompts_at_once_get_the_codes_and_the_errors_that_each_gets_alone(served: Served) -> None:
+    good = ["the baker", "the old river tells a story", "it"]
+    bad = [encode_request("a long day " * 100), encode_request("it", "nobody")]
+    requests = [*map(encode_request, good), *bad]
+    calls = [inference_pb2.EncodeManyRequest.Call(request=request) for request in requests]
+    reply = await served.inference.EncodeMany(inference_pb2.EncodeManyRequest(calls=calls))
+    assert len(reply.outcomes) == len(calls)
+    for request, outcome in zip(requests, reply.outcomes, strict=True):
+        if request in bad:
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await served.inference.Encode(request)
+            assert rpc_status.from_call(error.value) == status_pb2.Status.FromString(outcome.status)  # pyright: ignore[reportArgumentType]
+        else:
+            alone = await served.inference.Encode(request)
+            assert outcome.response.tokens == alone.tokens
+            assert outcome.response.code.latents == alone.code.latents
+            np.testing.assert_allclose(outcome.response.code.activations, alone.code.activations, rtol=1e-5)
+    too_many = inference_pb2.EncodeManyRequest(calls=calls * 13)
+    assert (await refusal(served.inference.EncodeMany(too_many)))[0] is grpc.StatusCode.INVALID_ARGUMENT
+
+
 async def test_codes_are_those_of_the_crosscoder(served: Served, tiny_pair: Pair) -> None:
     text = "the baker tells a story about the old river"
     reply = await served.inference.Encode(encode_request(text))

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
+from google.rpc import status_pb2
 from grpc_status import rpc_status
 
 from crosscope_proto import __version__, request_ids
@@ -36,6 +37,14 @@ COUNTED = 4
 _SHORT_PROMPT_BYTES = 4096
 """Length of prompts that are tokenised within about a millisecond, less than two thread changes beside a busy device
 take."""
+
+
+class _Ended(Exception):
+    """A call that ends with an error."""
+
+    def __init__(self, status: status_pb2.Status) -> None:
+        super().__init__(status.message)
+        self.status = status
 
 
 class Inference(inference_pb2_grpc.InferenceServicer):
@@ -76,6 +85,25 @@ class Inference(inference_pb2_grpc.InferenceServicer):
     async def Encode(self, request: inference_pb2.EncodeRequest, context: Context) -> inference_pb2.EncodeResponse:
         """The sparse codes of a prompt."""
         return await self._answered("Encode", self._encode(request, context.time_remaining()), context)
+
+    async def EncodeMany(
+        self,
+        request: inference_pb2.EncodeManyRequest,
+        context: Context,  # noqa: ARG002 (gRPC passes both)
+    ) -> inference_pb2.EncodeManyResponse:
+        """The sparse codes of several prompts, each as `Encode` gives it."""
+        return inference_pb2.EncodeManyResponse(outcomes=await asyncio.gather(*map(self._one_of_many, request.calls)))
+
+    async def _one_of_many(
+        self, call: inference_pb2.EncodeManyRequest.Call
+    ) -> inference_pb2.EncodeManyResponse.Outcome:
+        """What comes of a call; `gather` gives each a task, and so an id and a span, of its own."""
+        try:
+            async with self._counted("Encode", call.request_id, call.traceparent):
+                response = await self._encode(call.request, call.timeout_s or None)
+            return inference_pb2.EncodeManyResponse.Outcome(response=response)
+        except _Ended as ended:
+            return inference_pb2.EncodeManyResponse.Outcome(status=ended.status.SerializeToString())
 
     async def Compare(self, request: inference_pb2.CompareRequest, context: Context) -> inference_pb2.CompareResponse:
         """How both models' predictions differ."""
@@ -127,13 +155,21 @@ class Inference(inference_pb2_grpc.InferenceServicer):
 
     @asynccontextmanager
     async def _in_progress(self, method: str, context: Context) -> AsyncGenerator[None]:
-        """Counts a call for as long as it goes on, and gives its errors their statuses."""
+        """Counts a call for as long as it goes on, and ends it with the status of its error."""
+        said = {key: str(value) for key, value in context.invocation_metadata() or ()}
+        try:
+            async with self._counted(method, said.get(request_ids.METADATA, ""), said.get(TRACEPARENT, "")):
+                yield
+        except _Ended as ended:
+            await abort(context, ended.status)
+
+    @asynccontextmanager
+    async def _counted(self, method: str, request_id: str, above: str) -> AsyncGenerator[None]:
+        """Counts a call for as long as it goes on, below the span `above`. Its errors leave as _Ended."""
         self._num_calls += 1
         self.idle.clear()
         outcome = grpc.StatusCode.CANCELLED
-        said = {key: str(value) for key, value in context.invocation_metadata() or ()}
-        request_ids.set_current(request_ids.usable(said.get(request_ids.METADATA)))
-        above = said.get(TRACEPARENT, "")
+        request_ids.set_current(request_ids.usable(request_id))
         opened = open_span(f"inference/{method}", "server", parent=above, request_id=request_ids.current())
         make_current(opened)
         try:
@@ -143,7 +179,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         except Exception as error:  # mapped to a status in one place
             status = status_of(error)
             outcome = rpc_status.to_status(status).code
-            await abort(context, status)
+            raise _Ended(status) from error
         finally:
             self._metrics.called(method, outcome.name)
             level = logging.DEBUG if outcome is grpc.StatusCode.OK else logging.INFO

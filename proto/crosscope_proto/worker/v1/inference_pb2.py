@@ -29,7 +29,7 @@ from crosscope_proto.v1 import system_pb2 as crosscope__proto_dot_v1_dot_system_
 from crosscope_proto.v1 import types_pb2 as crosscope__proto_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)crosscope_proto/worker/v1/inference.proto\x12\x13\x63rosscope.worker.v1\x1a\x1b\x62uf/validate/validate.proto\x1a crosscope_proto/v1/effects.proto\x1a\x1f\x63rosscope_proto/v1/system.proto\x1a\x1e\x63rosscope_proto/v1/types.proto\"\x11\n\x0f\x44\x65scribeRequest\"\xdb\x01\n\x10\x44\x65scribeResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x04\x12\x1a\n\x12memory_limit_bytes\x18\x04 \x01(\x04\x12\x19\n\x11max_prompt_tokens\x18\x05 \x01(\r\x12\x15\n\rqueued_tokens\x18\x06 \x01(\x04\x12\x15\n\rdevice_busy_s\x18\x07 \x01(\x02\x12+\n\x07\x64\x65vices\x18\x08 \x03(\x0b\x32\x1a.crosscope.v1.DeviceMemory\"q\n\x0fTokenizeRequest\x12\x1b\n\ncrosscoder\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18\x64\x12\x1b\n\nversion_id\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18\x64\x12$\n\x06prompt\x18\x03 \x01(\x0b\x32\x14.crosscope.v1.Prompt\"S\n\x10TokenizeResponse\x12$\n\x06tokens\x18\x01 \x01(\x0b\x32\x14.crosscope.v1.Tokens\x12\x19\n\x11max_prompt_tokens\x18\x02 \x01(\r\"o\n\rEncodeRequest\x12\x1b\n\ncrosscoder\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18\x64\x12\x1b\n\nversion_id\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18\x64\x12$\n\x06prompt\x18\x03 \x01(\x0b\x32\x14.crosscope.v1.Prompt\"\x84\x01\n\x0e\x45ncodeResponse\x12$\n\x06tokens\x18\x01 \x01(\x0b\x32\x14.crosscope.v1.Tokens\x12&\n\x04\x63ode\x18\x02 \x01(\x0b\x32\x18.crosscope.v1.SparseCode\x12\x12\n\ncompute_ms\x18\x03 \x01(\x02\x12\x10\n\x08queue_ms\x18\x04 \x01(\x02\"?\n\x0e\x43ompareRequest\x12-\n\x07request\x18\x01 \x01(\x0b\x32\x1c.crosscope.v1.CompareRequest\"B\n\x0f\x43ompareResponse\x12/\n\x08response\x18\x01 \x01(\x0b\x32\x1d.crosscope.v1.CompareResponse\"A\n\x0fGenerateRequest\x12.\n\x07request\x18\x01 \x01(\x0b\x32\x1d.crosscope.v1.GenerateRequest\"D\n\x10GenerateResponse\x12\x30\n\x08response\x18\x01 \x01(\x0b\x32\x1e.crosscope.v1.GenerateResponse\"C\n\x10\x41ttributeRequest\x12/\n\x07request\x18\x01 \x01(\x0b\x32\x1e.crosscope.v1.AttributeRequest\"F\n\x11\x41ttributeResponse\x12\x31\n\x08response\x18\x01 \x01(\x0b\x32\x1f.crosscope.v1.AttributeResponse2\x9d\x04\n\tInference\x12W\n\x08Tokenize\x12$.crosscope.worker.v1.TokenizeRequest\x1a%.crosscope.worker.v1.TokenizeResponse\x12Q\n\x06\x45ncode\x12\".crosscope.worker.v1.EncodeRequest\x1a#.crosscope.worker.v1.EncodeResponse\x12T\n\x07\x43ompare\x12#.crosscope.worker.v1.CompareRequest\x1a$.crosscope.worker.v1.CompareResponse\x12Y\n\x08Generate\x12$.crosscope.worker.v1.GenerateRequest\x1a%.crosscope.worker.v1.GenerateResponse0\x01\x12Z\n\tAttribute\x12%.crosscope.worker.v1.AttributeRequest\x1a&.crosscope.worker.v1.AttributeResponse\x12W\n\x08\x44\x65scribe\x12$.crosscope.worker.v1.DescribeRequest\x1a%.crosscope.worker.v1.DescribeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)crosscope_proto/worker/v1/inference.proto\x12\x13\x63rosscope.worker.v1\x1a\x1b\x62uf/validate/validate.proto\x1a crosscope_proto/v1/effects.proto\x1a\x1f\x63rosscope_proto/v1/system.proto\x1a\x1e\x63rosscope_proto/v1/types.proto\"\x11\n\x0f\x44\x65scribeRequest\"\xdb\x01\n\x10\x44\x65scribeResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x04\x12\x1a\n\x12memory_limit_bytes\x18\x04 \x01(\x04\x12\x19\n\x11max_prompt_tokens\x18\x05 \x01(\r\x12\x15\n\rqueued_tokens\x18\x06 \x01(\x04\x12\x15\n\rdevice_busy_s\x18\x07 \x01(\x02\x12+\n\x07\x64\x65vices\x18\x08 \x03(\x0b\x32\x1a.crosscope.v1.DeviceMemory\"q\n\x0fTokenizeRequest\x12\x1b\n\ncrosscoder\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18\x64\x12\x1b\n\nversion_id\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18\x64\x12$\n\x06prompt\x18\x03 \x01(\x0b\x32\x14.crosscope.v1.Prompt\"S\n\x10TokenizeResponse\x12$\n\x06tokens\x18\x01 \x01(\x0b\x32\x14.crosscope.v1.Tokens\x12\x19\n\x11max_prompt_tokens\x18\x02 \x01(\r\"o\n\rEncodeRequest\x12\x1b\n\ncrosscoder\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18\x64\x12\x1b\n\nversion_id\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18\x64\x12$\n\x06prompt\x18\x03 \x01(\x0b\x32\x14.crosscope.v1.Prompt\"\x84\x01\n\x0e\x45ncodeResponse\x12$\n\x06tokens\x18\x01 \x01(\x0b\x32\x14.crosscope.v1.Tokens\x12&\n\x04\x63ode\x18\x02 \x01(\x0b\x32\x18.crosscope.v1.SparseCode\x12\x12\n\ncompute_ms\x18\x03 \x01(\x02\x12\x10\n\x08queue_ms\x18\x04 \x01(\x02\"\xf6\x01\n\x11\x45ncodeManyRequest\x12\x46\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32+.crosscope.worker.v1.EncodeManyRequest.CallB\n\xbaH\x07\x92\x01\x04\x08\x01\x10@\x1a\x98\x01\n\x04\x43\x61ll\x12\x33\n\x07request\x18\x01 \x01(\x0b\x32\".crosscope.worker.v1.EncodeRequest\x12\x1b\n\nrequest_id\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1d\n\x0btraceparent\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x1f\n\ttimeout_s\x18\x04 \x01(\x02\x42\x0c\xbaH\t\n\x07-\x00\x00\x00\x00@\x01\"\xb8\x01\n\x12\x45ncodeManyResponse\x12\x41\n\x08outcomes\x18\x01 \x03(\x0b\x32/.crosscope.worker.v1.EncodeManyResponse.Outcome\x1a_\n\x07Outcome\x12\x37\n\x08response\x18\x01 \x01(\x0b\x32#.crosscope.worker.v1.EncodeResponseH\x00\x12\x10\n\x06status\x18\x02 \x01(\x0cH\x00\x42\t\n\x07outcome\"?\n\x0e\x43ompareRequest\x12-\n\x07request\x18\x01 \x01(\x0b\x32\x1c.crosscope.v1.CompareRequest\"B\n\x0f\x43ompareResponse\x12/\n\x08response\x18\x01 \x01(\x0b\x32\x1d.crosscope.v1.CompareResponse\"A\n\x0fGenerateRequest\x12.\n\x07request\x18\x01 \x01(\x0b\x32\x1d.crosscope.v1.GenerateRequest\"D\n\x10GenerateResponse\x12\x30\n\x08response\x18\x01 \x01(\x0b\x32\x1e.crosscope.v1.GenerateResponse\"C\n\x10\x41ttributeRequest\x12/\n\x07request\x18\x01 \x01(\x0b\x32\x1e.crosscope.v1.AttributeRequest\"F\n\x11\x41ttributeResponse\x12\x31\n\x08response\x18\x01 \x01(\x0b\x32\x1f.crosscope.v1.AttributeResponse2\xfc\x04\n\tInference\x12W\n\x08Tokenize\x12$.crosscope.worker.v1.TokenizeRequest\x1a%.crosscope.worker.v1.TokenizeResponse\x12Q\n\x06\x45ncode\x12\".crosscope.worker.v1.EncodeRequest\x1a#.crosscope.worker.v1.EncodeResponse\x12]\n\nEncodeMany\x12&.crosscope.worker.v1.EncodeManyRequest\x1a\'.crosscope.worker.v1.EncodeManyResponse\x12T\n\x07\x43ompare\x12#.crosscope.worker.v1.CompareRequest\x1a$.crosscope.worker.v1.CompareResponse\x12Y\n\x08Generate\x12$.crosscope.worker.v1.GenerateRequest\x1a%.crosscope.worker.v1.GenerateResponse0\x01\x12Z\n\tAttribute\x12%.crosscope.worker.v1.AttributeRequest\x1a&.crosscope.worker.v1.AttributeResponse\x12W\n\x08\x44\x65scribe\x12$.crosscope.worker.v1.DescribeRequest\x1a%.crosscope.worker.v1.DescribeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,6 +44,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENCODEREQUEST'].fields_by_name['crosscoder']._serialized_options = b'\272H\004r\002\030d'
   _globals['_ENCODEREQUEST'].fields_by_name['version_id']._loaded_options = None
   _globals['_ENCODEREQUEST'].fields_by_name['version_id']._serialized_options = b'\272H\004r\002\030d'
+  _globals['_ENCODEMANYREQUEST_CALL'].fields_by_name['request_id']._loaded_options = None
+  _globals['_ENCODEMANYREQUEST_CALL'].fields_by_name['request_id']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_ENCODEMANYREQUEST_CALL'].fields_by_name['traceparent']._loaded_options = None
+  _globals['_ENCODEMANYREQUEST_CALL'].fields_by_name['traceparent']._serialized_options = b'\272H\005r\003\030\310\001'
+  _globals['_ENCODEMANYREQUEST_CALL'].fields_by_name['timeout_s']._loaded_options = None
+  _globals['_ENCODEMANYREQUEST_CALL'].fields_by_name['timeout_s']._serialized_options = b'\272H\t\n\007-\000\000\000\000@\001'
+  _globals['_ENCODEMANYREQUEST'].fields_by_name['calls']._loaded_options = None
+  _globals['_ENCODEMANYREQUEST'].fields_by_name['calls']._serialized_options = b'\272H\007\222\001\004\010\001\020@'
   _globals['_DESCRIBEREQUEST']._serialized_start=194
   _globals['_DESCRIBEREQUEST']._serialized_end=211
   _globals['_DESCRIBERESPONSE']._serialized_start=214
@@ -56,18 +64,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENCODEREQUEST']._serialized_end=746
   _globals['_ENCODERESPONSE']._serialized_start=749
   _globals['_ENCODERESPONSE']._serialized_end=881
-  _globals['_COMPAREREQUEST']._serialized_start=883
-  _globals['_COMPAREREQUEST']._serialized_end=946
-  _globals['_COMPARERESPONSE']._serialized_start=948
-  _globals['_COMPARERESPONSE']._serialized_end=1014
-  _globals['_GENERATEREQUEST']._serialized_start=1016
-  _globals['_GENERATEREQUEST']._serialized_end=1081
-  _globals['_GENERATERESPONSE']._serialized_start=1083
-  _globals['_GENERATERESPONSE']._serialized_end=1151
-  _globals['_ATTRIBUTEREQUEST']._serialized_start=1153
-  _globals['_ATTRIBUTEREQUEST']._serialized_end=1220
-  _globals['_ATTRIBUTERESPONSE']._serialized_start=1222
-  _globals['_ATTRIBUTERESPONSE']._serialized_end=1292
-  _globals['_INFERENCE']._serialized_start=1295
-  _globals['_INFERENCE']._serialized_end=1836
+  _globals['_ENCODEMANYREQUEST']._serialized_start=884
+  _globals['_ENCODEMANYREQUEST']._serialized_end=1130
+  _globals['_ENCODEMANYREQUEST_CALL']._serialized_start=978
+  _globals['_ENCODEMANYREQUEST_CALL']._serialized_end=1130
+  _globals['_ENCODEMANYRESPONSE']._serialized_start=1133
+  _globals['_ENCODEMANYRESPONSE']._serialized_end=1317
+  _globals['_ENCODEMANYRESPONSE_OUTCOME']._serialized_start=1222
+  _globals['_ENCODEMANYRESPONSE_OUTCOME']._serialized_end=1317
+  _globals['_COMPAREREQUEST']._serialized_start=1319
+  _globals['_COMPAREREQUEST']._serialized_end=1382
+  _globals['_COMPARERESPONSE']._serialized_start=1384
+  _globals['_COMPARERESPONSE']._serialized_end=1450
+  _globals['_GENERATEREQUEST']._serialized_start=1452
+  _globals['_GENERATEREQUEST']._serialized_end=1517
+  _globals['_GENERATERESPONSE']._serialized_start=1519
+  _globals['_GENERATERESPONSE']._serialized_end=1587
+  _globals['_ATTRIBUTEREQUEST']._serialized_start=1589
+  _globals['_ATTRIBUTEREQUEST']._serialized_end=1656
+  _globals['_ATTRIBUTERESPONSE']._serialized_start=1658
+  _globals['_ATTRIBUTERESPONSE']._serialized_end=1728
+  _globals['_INFERENCE']._serialized_start=1731
+  _globals['_INFERENCE']._serialized_end=2367
 # @@protoc_insertion_point(module_scope)

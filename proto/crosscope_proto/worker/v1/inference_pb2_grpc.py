@@ -47,6 +47,11 @@ class InferenceStub:
                 request_serializer=crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.EncodeRequest.SerializeToString,
                 response_deserializer=crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.EncodeResponse.FromString,
                 _registered_method=True)
+        self.EncodeMany = channel.unary_unary(
+                '/crosscope.worker.v1.Inference/EncodeMany',
+                request_serializer=crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.EncodeManyRequest.SerializeToString,
+                response_deserializer=crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.EncodeManyResponse.FromString,
+                _registered_method=True)
         self.Compare = channel.unary_unary(
                 '/crosscope.worker.v1.Inference/Compare',
                 request_serializer=crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.CompareRequest.SerializeToString,
@@ -83,6 +88,14 @@ class InferenceServicer:
 
     def Encode(self, request, context):
         """The sparse codes of a prompt: every latent that fires.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EncodeMany(self, request, context):
+        """The sparse codes of several short prompts that the server has at the same moment. Each is a call of its own, with
+        its own answer or error; one message for all costs less than a call each.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -128,6 +141,11 @@ def add_InferenceServicer_to_server(servicer, server):
                     servicer.Encode,
                     request_deserializer=crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.EncodeRequest.FromString,
                     response_serializer=crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.EncodeResponse.SerializeToString,
+            ),
+            'EncodeMany': grpc.unary_unary_rpc_method_handler(
+                    servicer.EncodeMany,
+                    request_deserializer=crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.EncodeManyRequest.FromString,
+                    response_serializer=crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.EncodeManyResponse.SerializeToString,
             ),
             'Compare': grpc.unary_unary_rpc_method_handler(
                     servicer.Compare,
@@ -206,6 +224,33 @@ class Inference:
             '/crosscope.worker.v1.Inference/Encode',
             crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.EncodeRequest.SerializeToString,
             crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.EncodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EncodeMany(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crosscope.worker.v1.Inference/EncodeMany',
+            crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.EncodeManyRequest.SerializeToString,
+            crosscope__proto_dot_worker_dot_v1_dot_inference__pb2.EncodeManyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,6 +40,10 @@ class InferenceStub:
     """The tokens of a prompt."""
     Encode: _grpc.UnaryUnaryMultiCallable[_inference_pb2.EncodeRequest, _inference_pb2.EncodeResponse]
     """The sparse codes of a prompt: every latent that fires."""
+    EncodeMany: _grpc.UnaryUnaryMultiCallable[_inference_pb2.EncodeManyRequest, _inference_pb2.EncodeManyResponse]
+    """The sparse codes of several short prompts that the server has at the same moment. Each is a call of its own, with
+    its own answer or error; one message for all costs less than a call each.
+    """
     Compare: _grpc.UnaryUnaryMultiCallable[_inference_pb2.CompareRequest, _inference_pb2.CompareResponse]
     """How both models' predictions differ."""
     Generate: _grpc.UnaryStreamMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateResponse]
@@ -60,6 +64,10 @@ class InferenceAsyncStub(InferenceStub):
     """The tokens of a prompt."""
     Encode: _aio.UnaryUnaryMultiCallable[_inference_pb2.EncodeRequest, _inference_pb2.EncodeResponse]  # type: ignore[assignment]
     """The sparse codes of a prompt: every latent that fires."""
+    EncodeMany: _aio.UnaryUnaryMultiCallable[_inference_pb2.EncodeManyRequest, _inference_pb2.EncodeManyResponse]  # type: ignore[assignment]
+    """The sparse codes of several short prompts that the server has at the same moment. Each is a call of its own, with
+    its own answer or error; one message for all costs less than a call each.
+    """
     Compare: _aio.UnaryUnaryMultiCallable[_inference_pb2.CompareRequest, _inference_pb2.CompareResponse]  # type: ignore[assignment]
     """How both models' predictions differ."""
     Generate: _aio.UnaryStreamMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateResponse]  # type: ignore[assignment]
@@ -89,6 +97,16 @@ class InferenceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.EncodeResponse, _abc.Awaitable[_inference_pb2.EncodeResponse]]:
         """The sparse codes of a prompt: every latent that fires."""
+
+    @_abc_1.abstractmethod
+    def EncodeMany(
+        self,
+        request: _inference_pb2.EncodeManyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.EncodeManyResponse, _abc.Awaitable[_inference_pb2.EncodeManyResponse]]:
+        """The sparse codes of several short prompts that the server has at the same moment. Each is a call of its own, with
+        its own answer or error; one message for all costs less than a call each.
+        """
 
     @_abc_1.abstractmethod
     def Compare(
