@@ -185,13 +185,13 @@ def harvest_cut(
         yield harvest, cuts.popleft()
 
 
-def load_part(equipment: Equipment, folder: Path, part: int, *, whole: bool = True) -> tuple[Accumulators, NormFilter]:
-    """What was found and written by `measure`; with `whole`, files are compared with their hashes. Raises PartError."""
+def load_part(equipment: Equipment, folder: Path, part: int, tick: Tick = idle_tick) -> tuple[Accumulators, NormFilter]:
+    """What was found and written by `measure`, compared with its hashes; `tick` hears of bytes. Raises PartError."""
     place, spec = result(folder, part), equipment.recipe.analysis
     try:
         state = json.loads((place / _STATE).read_text(encoding="utf-8"))
         for name, expected in state["files"].items():
-            if whole and sha256(place / name) != expected:
+            if sha256(place / name, tick) != expected:
                 raise PartError(f"{place / name} is not what was written")
         norms = NormFilter(equipment.recipe.tokens.max_norm_ratio, equipment.crosscoder.d_model)
         norms.restore(state["norms"])
