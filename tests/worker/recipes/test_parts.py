@@ -29,7 +29,7 @@ from crosscope_worker.phases import Following
 from crosscope_worker.recipes import passes
 from crosscope_worker.recipes.material import Material
 from crosscope_worker.recipes.measure import Trained, measure_and_publish
-from crosscope_worker.recipes.parts import PARTS, PLAN, PartTask, load_part, measure_part, result
+from crosscope_worker.recipes.parts import PARTS, PLAN, PartTask, equip, load_part, measure_part, result
 from crosscope_worker.work import LostClaim, Workspace, silent
 
 NAMES = ("web", "chat")
@@ -332,8 +332,9 @@ def test_a_part_whose_process_is_killed_is_measured_again_alone(
 
     def in_turn(tasks: Sequence[PartTask], progress: Any) -> None:
         runs.append([task.part for task in tasks])
+        equipment = equip(tasks[0])
         for task in reversed(tasks):
-            measure_part(task)
+            measure_part(task, equipment=equipment)
 
     found, _ = passed(job, crosscoder, runner=in_turn)
     assert runs == [[0, 1, 2, 3, 4], [0, 1, 3, 4]]
