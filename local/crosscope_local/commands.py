@@ -269,10 +269,11 @@ class _DemoRun:
 
 @click.command()
 @_at
+@STORE
 @json_option("Findings as JSON.")
-def doctor(home: Path, address: str, port: int, app_port: int, as_json: bool) -> None:
+def doctor(home: Path, address: str, port: int, app_port: int, store: str | None, as_json: bool) -> None:
     """Check that this machine has everything that crosscope needs."""
-    findings = doctor_checks.examine(home.expanduser().absolute(), address, port, app_port)
+    findings = doctor_checks.examine(home.expanduser().absolute(), address, port, app_port, store)
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:

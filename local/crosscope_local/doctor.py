@@ -18,6 +18,8 @@ from crosscope_local import preflight
 from crosscope_local.programs import APP_PARTS, PARTS, authority, reachable
 from crosscope_proto.artefacts import CURRENT, MANIFEST, PAIR_MANIFEST, version_folder
 from crosscope_proto.manifest import ManifestError, parse_manifest, parse_pair_manifest
+from crosscope_store.errors import StoreError
+from crosscope_store.remote import Store
 
 _TORCH_PROBE = """
 import json, torch
@@ -45,8 +47,8 @@ class Finding:
     detail: str
 
 
-def examine(home: Path, host: str, port: int, app_port: int) -> list[Finding]:
-    """Checks Python, packages, Redis binary, torch, home folder, disk, ports, what is published, and who serves."""
+def examine(home: Path, host: str, port: int, app_port: int, store: str | None = None) -> list[Finding]:
+    """Checks Python, packages, Redis binary, torch, home, disk, ports, store, what is published, and who serves."""
     return [
         _python(),
         *_packages(),
@@ -56,6 +58,7 @@ def examine(home: Path, host: str, port: int, app_port: int) -> list[Finding]:
         _disk(home),
         _port("server port", host, port, "--port"),
         _port("app port", host, app_port, "--app-port"),
+        *([] if store is None else [_store(store)]),
         _pairs(home),
         _crosscoders(home),
         *examine_service(host, port),
@@ -115,6 +118,15 @@ def _disk(home: Path) -> Finding:
         lambda: preflight.check_disk(folder),
         f"{shutil.disk_usage(folder).free / 1e9:.1f} GB free",
     )
+
+
+def _store(url: str) -> Finding:
+    store = Store(url)
+    try:
+        store.check_rights()
+    except StoreError as error:
+        return Finding("store", Verdict.BAD, str(error))
+    return Finding("store", Verdict.OK, f"{store.url} can be listed, read, written and cleared")
 
 
 def _port(what: str, host: str, port: int, option: str) -> Finding:

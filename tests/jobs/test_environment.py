@@ -31,6 +31,13 @@ data: [{{name: web, source: {source}, path: x{column}}}]
 """
 
 
+def test_a_job_gets_the_keys_of_a_store_only_where_it_publishes_there(tmp_path: Path) -> None:
+    recipe = RECIPE.format(pair="{name: a}", source="jsonl", column="")
+    for store, keys in ((None, set()), ("memory://x", {"AWS_SECRET_ACCESS_KEY"})):
+        settings = JobSettings(home=tmp_path, queue_url="unix:///q", store=store)
+        assert {name for name in PLANTED if name in job_environment(PLANTED, settings, recipe)} == keys
+
+
 def test_a_running_job_shows_no_token_and_its_threads_wait_in_silence(bare_rig: Rig) -> None:
     rig = bare_rig
     rig.start_redis()

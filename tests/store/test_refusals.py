@@ -9,8 +9,10 @@ import pytest
 import s3fs
 from fixtures_store import S3Server
 
+from crosscope_proto.settings import SettingsError, read_settings
 from crosscope_store.errors import StoreAway, StoreRefused
 from crosscope_store.remote import Store, shown
+from crosscope_store.settings import StoreSettings
 from crosscope_store.shelf import SharedShelf
 
 
@@ -68,6 +70,12 @@ def test_a_folder_without_rights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def _refuses(*_: object, **__: object) -> None:
     raise PermissionError(13, "Permission denied")
+
+
+def test_a_wrong_setting_is_named_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CROSSCOPE_STORE", "nonsense://x")
+    with pytest.raises(SettingsError, match="CROSSCOPE_STORE: nonsense:// is no kind of store that fsspec knows"):
+        read_settings(StoreSettings)
 
 
 @pytest.mark.parametrize(

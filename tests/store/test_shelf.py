@@ -1,5 +1,6 @@
 """What several homes promise each other over a store in memory, on a disk, and on a server that speaks S3."""
 
+import hashlib
 import json
 import os
 import threading
@@ -212,6 +213,19 @@ def test_an_entry_that_cannot_be_read_harms_no_other(tmp_path: Path, url: str, s
     assert current(tmp_path / "two") == key.id
     assert "escaped' is no path below a folder" in two.standing().sentence
     assert f"{stamp(NOW)}-c.json" in two.standing().sentence
+
+
+@pytest.mark.stores("memory", "file", "s3")
+def test_a_file_of_several_blocks_comes_as_it_was(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crosscope_store.remote.BLOCK_BYTES", 5 << 20)
+    data, seen = os.urandom(12_000_000), list[int]()
+    (tmp_path / "one").write_bytes(data)
+    store = Store(url)
+    fact = store.put(tmp_path / "one", "files/x", seen.append)
+    assert (fact.size, fact.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    store.get("files/x", tmp_path / "two", fact, seen.append)
+    assert (tmp_path / "two").read_bytes() == data
+    assert seen == [5 << 20, 5 << 20, len(data) - (10 << 20)] * 2
 
 
 @pytest.mark.stores("memory", "file", "s3")

@@ -25,6 +25,7 @@ _COMMANDS = {
     "backup": _Entry(None, "Write everything that is published, said and queued as one archive."),
     "restore": _Entry(None, "Put an archive back into an empty home."),
     "gc": _Entry(None, "Remove what is of no use any more."),
+    "store": _Entry(None, "Move what is published between a home and a store that machines share."),
     "tokens": _Entry(None, "Say who may call the server of a home: add, list and revoke tokens."),
     "audit": _Entry(None, "Show who changed what, and who was refused."),
     "certs": _Entry(None, "Make certificates for TLS."),

@@ -65,7 +65,7 @@ def make_labels(recipe: LabelRecipe, workspace: Workspace, progress: Progress) -
         asker = Asker(answers, recipe.budget, _named(recipe))
         with _explainer(recipe, manifest, asker, workspace, progress) as (explainer, author):
             outcomes = _label(chosen.latents, work, explainer, asker, recipe, progress)
-            notes = [*_notes(outcomes, chosen, asker), *explainer.notes()]
+            notes = [*_notes(outcomes, chosen, asker), *explainer.notes(), *_whereabouts(workspace)]
     finally:
         answers.close()
     made = _made(outcomes, notes, manifest, author, workspace.folder.name, began)
@@ -76,6 +76,14 @@ def make_labels(recipe: LabelRecipe, workspace: Workspace, progress: Progress) -
     path.parent.mkdir(exist_ok=True)
     write_whole(path, labels_text(made))
     return made
+
+
+def _whereabouts(workspace: Workspace) -> list[str]:
+    """A sentence where a server on another machine would not see the labels."""
+    if not workspace.shelf.is_shared:
+        return []
+    path = workspace.folder / "labels.json"
+    return [f"Labels do not go through the store: a server with another home than {workspace.home} needs {path}."]
 
 
 class _Work:

@@ -29,6 +29,7 @@ def make_published(recipe: PublishedRecipe, workspace: Workspace, progress: Prog
         return published
     progress(Stage.LOAD, 0.0, f"loading the crosscoder {recipe.path}")
     path = find_weights(recipe, workspace.home, workspace.roots)
+    workspace.shelf.need_all(path)
 
     def tell(message: str) -> None:
         progress(Stage.LOAD, 0.0, message)
