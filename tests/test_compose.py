@@ -114,6 +114,7 @@ def test_what_listens_for_others_is_taken_by_name_and_asks_for_tokens() -> None:
         kind: Any = Settings if name == "server" else ServeSettings
         prefix = str(kind.model_config["env_prefix"])
         fields = {key.removeprefix(prefix).lower(): value for key, value in given.items() if key.startswith(prefix)}
+        fields.pop("device", None)  # the machine of the test may have no GPU
         found = kind(**fields)
         assert found.token is not None
         assert not found.allow_anyone

