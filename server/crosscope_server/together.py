@@ -163,4 +163,4 @@ def _error_of(data: bytes) -> grpc.aio.AioRpcError:
 
 def _error(code: grpc.StatusCode, sentence: str, trailing: Any = None) -> grpc.aio.AioRpcError:
     nothing = grpc.aio.Metadata()
-    return grpc.aio.AioRpcError(code, nothing, nothing if trailing is None else trailing, sentence)
+    return grpc.aio.AioRpcError(code, nothing, nothing if trailing is None else trailing, sentence, "")

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ class NewWorker(OldWorker):
 
 
 @contextlib.asynccontextmanager
-async def together(folder: Path, worker: CountingWorker) -> AsyncIterator[Together]:
+async def together(folder: Path, worker: CountingWorker) -> AsyncGenerator[Together]:
     async with run_worker(folder, worker) as running, grpc.aio.insecure_channel(running.target) as channel:
         stands_for: Any = WithMetadata(channel, None)
         yield Together(inference_pb2_grpc.InferenceStub(stands_for))
