@@ -57,6 +57,7 @@ class Door(grpc.aio.ServerInterceptor):
                 async with aclosing(inner(await read(requests, context), context)) as replies:
                     async for reply in replies:
                         yield reply
+                        del reply
 
         # gRPC reads the message of a call before it begins, but leaves that of a stream to whoever answers it.
         make = grpc.stream_stream_rpc_method_handler if handler.response_streaming else _stream_unary
