@@ -115,6 +115,6 @@ async def _single(_requests: Any, context: Context) -> Message:
             request: Any = await context.read()
     except TimeoutError as error:
         raise TooLate(f"the call's message did not come within {MESSAGE_S:.0f} s; send it faster") from error
-    if request is grpc.aio.EOF:
+    if request is grpc.aio.EOF:  # pyright: ignore[reportAttributeAccessIssue]
         raise InvalidRequest([Violation("", "the call ended without a message; send one")])
     return checked(request)
