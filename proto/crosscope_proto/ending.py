@@ -36,7 +36,7 @@ def where_threads_stand() -> dict[str, str]:
     """File, line and function of each other thread, by its name: the last place that is our own, else the last."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     found: dict[str, str] = {}
-    for ident, frame in sys._current_frames().items():
+    for ident, frame in sys._current_frames().items():  # pyright: ignore[reportPrivateUsage]
         if ident == threading.get_ident():
             continue
         places = [each for each in traceback.extract_stack(frame) if each.filename != threading.__file__]

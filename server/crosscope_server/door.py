@@ -57,6 +57,7 @@ class Door(grpc.aio.ServerInterceptor):
                 async with aclosing(inner(await read(requests, context), context)) as replies:
                     async for reply in replies:
                         yield reply
+                        del reply
 
         # gRPC reads the message of a call before it begins, but leaves that of a stream to whoever answers it.
         make = grpc.stream_stream_rpc_method_handler if handler.response_streaming else _stream_unary
@@ -114,6 +115,6 @@ async def _single(_requests: Any, context: Context) -> Message:
             request: Any = await context.read()
     except TimeoutError as error:
         raise TooLate(f"the call's message did not come within {MESSAGE_S:.0f} s; send it faster") from error
-    if request is grpc.aio.EOF:
+    if request is grpc.aio.EOF:  # pyright: ignore[reportAttributeAccessIssue]
         raise InvalidRequest([Violation("", "the call ended without a message; send one")])
     return checked(request)

@@ -83,6 +83,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 async with aclosing(replies):  # A caller who goes away ends what was begun at once.
                     async for reply in replies:
                         yield reply
+                        del reply  # a stream that waits for its next reply does not keep the last
 
         return with_behaviour(handler, unary, stream)
 

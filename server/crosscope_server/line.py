@@ -14,7 +14,7 @@ from crosscope_server.callers import calling
 from crosscope_server.errors import CallError, Overloaded, TooLate, Unavailable
 from crosscope_server.refusals import Reason, Refused
 from crosscope_server.turns import Turns
-from crosscope_server.window import Rate, Window
+from crosscope_server.window import SHARED_S, Rate, Window
 from crosscope_server.workers import Worker, Workers
 
 MAX_WAIT_S, MAX_BULK_WAIT_S = 10.0, 60.0
@@ -81,6 +81,8 @@ class Line:
         self._turns = Turns[_Waiter](most)
         self._rate = Rate()
         self._num_under_way: Counter[str] = Counter()
+        self._shared_until = 0.0
+        """Until when somebody is taken to ask single calls beside others."""
         self._timer: asyncio.TimerHandle | None = None
         workers.listeners.append(self._workers_changed)
 
@@ -172,7 +174,10 @@ class Line:
         while (entry := self._turns.first()) is not None:
             waiter = entry.item
             express = not waiter.work.is_bulk and not self._num_under_way[waiter.caller]
-            free = [each for each in self._workers.alive if self._window_of(each).has_room(express=express)]
+            shared = time.monotonic() < self._shared_until
+            free = [
+                each for each in self._workers.alive if self._window_of(each).has_room(express=express, shared=shared)
+            ]
             if not free:
                 return
             self._turns.next()
@@ -185,6 +190,8 @@ class Line:
                 waiter.granted.set_exception(TooLate(f"{sentence}; allow more time"))
             else:
                 worker = self._least_busy(free)
+                if express and self._num_under_way:
+                    self._shared_until = time.monotonic() + SHARED_S
                 waiter.granted.set_result(self._begin(worker, waiter.work, waiter.caller, is_first=True))
 
     def _least_busy(self, workers: Sequence[Worker]) -> Worker:

@@ -50,9 +50,11 @@ async def in_order(
                     item = await anext(items)
                 except StopAsyncIteration:
                     break
+                await held.take()
                 task = asyncio.create_task(run(item))
                 running.add(task)
                 results.put_nowait(task)
+                del item, task  # while it waits for the next, nothing keeps the last result
         finally:
             results.put_nowait(None)
 
@@ -68,6 +70,7 @@ async def in_order(
             held.hand(size(result))
             task = None
             yield result
+            del result
             held.handed()
             slots.release()
         if held.error is not None:

@@ -9,6 +9,9 @@ from crosscope_server.refusals import Reason, Refused
 PATIENCE_S = 5.0
 """How long a stream may keep others waiting for room without reading."""
 _LOOK_EVERY_S = 1.0
+_FIRST_GUESS = 32
+"""Before any result is known, one is taken for this part of the room."""
+_MEMORY = 0.9
 
 
 class Stream:
@@ -20,6 +23,8 @@ class Stream:
         self._task = asyncio.current_task()
         """What hands the results on."""
         self.num_bytes = 0
+        self._reserved: list[int] = []
+        """Room for each result that is worked on."""
         self.handing_bytes = 0
         """Those of them that are on their way to the reader."""
         self.read_at = asyncio.get_running_loop().time()
@@ -32,9 +37,21 @@ class Stream:
         while not self._unread.has_room(self) and self.error is None:
             await self._unread.changed()
 
+    async def take(self) -> None:
+        """Waits for room for one more result, and reserves it; `hold` says how large it is."""
+        await self.room()
+        if self.error is None:
+            self._reserved.append(self._unread.reserve())
+
+    @property
+    def holds(self) -> bool:
+        """Whether it has results that are not read, or are worked on."""
+        return bool(self.num_bytes or self._reserved)
+
     def hold(self, num_bytes: int) -> None:
         """Counts a result that waits to be read; it may cut off this stream or another."""
         if self.error is None:
+            self._unread.known(self._reserved.pop() if self._reserved else 0, num_bytes)
             if not self.num_bytes:
                 self.read_at = asyncio.get_running_loop().time()
             self.num_bytes += num_bytes
@@ -53,6 +70,7 @@ class Stream:
     def cut(self, error: Overloaded) -> None:
         """Ends the stream: its results are forgotten, and its reader gets the error behind what is on its way."""
         self.error = error
+        self._leave()
         self._let_go(self.num_bytes - self.handing_bytes)
         self._forget()
 
@@ -63,8 +81,14 @@ class Stream:
 
     def close(self) -> None:
         """Says that the stream has ended."""
+        self._leave()
         self._let_go(self.num_bytes)
         self._unread.streams.discard(self)
+
+    def _leave(self) -> None:
+        """Gives back what is reserved."""
+        self._unread.num_reserved -= sum(self._reserved)
+        self._reserved.clear()
 
     def _let_go(self, num_bytes: int) -> None:
         self.num_bytes -= num_bytes
@@ -83,6 +107,9 @@ class Unread:
         self.streams: set[Stream] = set()
         self.num_bytes = 0
         """Bytes that all streams hold."""
+        self.num_reserved = 0
+        """Bytes of results that are worked on, as far as can be said before."""
+        self._typical = most_bytes // _FIRST_GUESS
 
     def begin(self, forget: Callable[[], None]) -> Stream:
         """A new stream of the current task; `close` it. `forget` drops its results."""
@@ -91,8 +118,23 @@ class Unread:
         return stream
 
     def has_room(self, stream: Stream) -> bool:
-        """Whether a stream may take more on: one that holds something while half of the room is free, others longer."""
-        return self.num_bytes < (self._most_bytes / 2 if stream.num_bytes else self._most_bytes)
+        """Whether a stream may take more on: one that holds something while half of the room is free, others longer.
+
+        What is worked on counts too: hundreds of streams that begin at once would else fill the room many times.
+        """
+        return self.num_bytes + self.num_reserved < (self._most_bytes / 2 if stream.holds else self._most_bytes)
+
+    def reserve(self) -> int:
+        """Reserves room for a result, as large as results were lately; returns the bytes."""
+        self.num_reserved += self._typical
+        return self._typical
+
+    def known(self, reserved: int, num_bytes: int) -> None:
+        """Takes back what was reserved for a result whose size is known now."""
+        self._typical = max(num_bytes, round(_MEMORY * self._typical + (1 - _MEMORY) * num_bytes))
+        self.num_reserved -= reserved
+        if num_bytes < reserved:
+            self._tell()
 
     async def changed(self) -> None:
         """Waits until a result was read. Streams that read nothing meanwhile are broken off."""
@@ -118,6 +160,10 @@ class Unread:
     def shrunk(self, num_bytes: int) -> None:
         """Counts what a stream holds less."""
         self.num_bytes -= num_bytes
+        self._tell()
+
+    def _tell(self) -> None:
+        """Wakes who waits for room."""
         for waits in self._waiting:
             if not waits.done():
                 waits.set_result(None)

@@ -9,6 +9,9 @@ MAX_COST = 16_384.0
 """About two full batches of a worker; beyond it a worker gets no second call."""
 EXPRESS_CALLS = 4
 """Calls beside a full window, for callers who have nothing under way."""
+SHARED_CALLS, SHARED_S = 4, 1.0
+"""Calls that a slow worker is given at a time for so long after somebody asked a single one beside others: whoever asks
+one waits for a batch that runs and is in the next, so small batches are their short wait."""
 _STEP = 0.25
 _MEASURE_S = 0.1
 _MEMORY = 0.7
@@ -33,11 +36,13 @@ class Window:
     last: float = 0.0
     """Time of the last call whose first worker this was."""
 
-    def has_room(self, *, express: bool = False) -> bool:
-        """Whether the worker gets one more."""
+    def has_room(self, *, express: bool = False, shared: bool = False) -> bool:
+        """Whether the worker gets one more: `express` for a caller without calls under way, `shared` beside such."""
         if self.num == 0:
             return True
-        return self.num < self.limit + EXPRESS_CALLS * express and self.cost < MAX_COST
+        is_slow = self.limit <= MIN_CALLS and not self.is_fixed
+        limit = SHARED_CALLS if shared and is_slow and not express else self.limit + EXPRESS_CALLS * express
+        return self.num < limit and self.cost < MAX_COST
 
     @property
     def load(self) -> tuple[float, int, float]:

@@ -1,4 +1,5 @@
 import asyncio
+import weakref
 from collections.abc import AsyncIterator
 
 import pytest
@@ -105,7 +106,7 @@ async def size(item: int) -> int:
 
 
 async def test_a_stream_takes_no_more_on_while_room_is_scarce_and_its_reader_has_not_read():
-    """Of 100 bytes it asks for more while 40 wait and not while 60 do; by then it had asked for the fourth."""
+    """Of 100 bytes, results of 20: with one on its way and two worked on or waiting, the next would pass the half."""
     refused, taken = Refused(), []
     unread = Unread(100, refused)
 
@@ -119,11 +120,56 @@ async def test_a_stream_takes_no_more_on_while_room_is_scarce_and_its_reader_has
     assert await anext(results) == 0
     for _ in range(20):
         await turns_of_the_loop()
-    assert taken == [0, 1, 2, 3]
-    assert unread.num_bytes == 80  # the one that is on its way among them
+    assert taken == [0, 1, 2]
+    assert unread.num_bytes == 60  # the one that is on its way among them
     assert [await anext(results) for _ in range(20)] == list(range(1, 21))
     await results.aclose()
     assert (unread.num_bytes, unread.streams, refused) == (0, set(), Refused())
+
+
+async def test_streams_that_begin_at_once_reserve_room_before_anything_is_known():
+    """Of 3 200 bytes a result is first taken for a 32nd."""
+    unread, gate, begun = Unread(3200, Refused()), asyncio.Event(), []
+
+    async def work(item: int) -> int:
+        begun.append(item)
+        await gate.wait()
+        return item
+
+    streams = [in_order(Source(2), work, 2, unread, lambda _: 100) for _ in range(60)]
+    firsts = [asyncio.create_task(anext(each)) for each in streams]
+    await turns_of_the_loop()
+    assert len(begun) == 32
+    gate.set()
+    await asyncio.sleep(0.1)  # nobody reads on, and no more are begun
+    assert len(begun) == 32
+    assert (unread.num_bytes, unread.num_reserved) == (3200, 0)
+    for task in firsts:
+        task.cancel()
+    await asyncio.gather(*firsts, return_exceptions=True)
+    for each in streams:
+        await each.aclose()
+    assert (unread.num_bytes, unread.num_reserved, unread.streams) == (0, 0, set())
+
+
+async def test_a_stream_that_waits_keeps_no_result():
+    class Result:
+        pass
+
+    async def work(_: int) -> Result:
+        return Result()
+
+    async def source() -> AsyncIterator[int]:
+        yield 1
+        await asyncio.Event().wait()
+
+    results = in_order(source(), work, 2)
+    first = weakref.ref(await anext(results))
+    rest = asyncio.create_task(anext(results))
+    await turns_of_the_loop()
+    assert first() is None
+    rest.cancel()
+    await asyncio.gather(rest, return_exceptions=True)
 
 
 async def test_the_stream_that_leaves_most_unread_is_cut_off_and_the_others_go_on():

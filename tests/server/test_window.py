@@ -1,6 +1,6 @@
 """How much a worker is given, worked out by hand."""
 
-from crosscope_server.window import ANSWER_S, EXPRESS_CALLS, MAX_COST, MIN_CALLS, Rate, Window
+from crosscope_server.window import ANSWER_S, EXPRESS_CALLS, MAX_COST, MIN_CALLS, SHARED_CALLS, Rate, Window
 
 
 def test_a_worker_has_room_for_its_limit_and_some_more_for_who_has_nothing_under_way():
@@ -13,6 +13,19 @@ def test_a_worker_has_room_for_its_limit_and_some_more_for_who_has_nothing_under
         assert window.has_room(express=True)
         window.begin(64, 0)
     assert not window.has_room(express=True)
+
+
+def test_a_slow_worker_is_given_less_beside_somebody_who_asks_single_calls():
+    window = Window()
+    for _ in range(SHARED_CALLS):
+        assert window.has_room(shared=True)
+        window.begin(64, 0)
+    assert not window.has_room(shared=True)
+    assert window.has_room(express=True, shared=True)
+    assert window.has_room()
+    quick = Window(limit=2 * MIN_CALLS, num=SHARED_CALLS)
+    assert quick.has_room(shared=True)  # a batch more or less costs it no time
+    assert Window(limit=MIN_CALLS, is_fixed=True, num=SHARED_CALLS).has_room(shared=True)
 
 
 def test_a_call_beyond_all_cost_goes_alone():

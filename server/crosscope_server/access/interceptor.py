@@ -44,7 +44,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
                 return await inner(request, context)
             return await self._noted(method, caller, inner, request, context)
 
-        async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+        async def stream(request: Any, context: Context) -> None:
             await self._admitted(method, authorization, rule, context)
             replies = inner(request, context)
             if inspect.isawaitable(replies):  # a handler that writes its replies itself
@@ -52,7 +52,8 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
                 return
             async with aclosing(replies):
                 async for reply in replies:
-                    yield reply
+                    await context.write(reply)  # were it yielded, gRPC would keep it until the next comes
+                    del reply
 
         return with_behaviour(handler, unary, stream)
 

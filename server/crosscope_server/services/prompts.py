@@ -128,6 +128,7 @@ class PromptsService(prompts_pb2_grpc.PromptsServicer):
 
         async for reply in in_order(request_iterator, one, self._stream_in_flight, self._unread, _size_bytes):
             yield reply
+            del reply
 
     async def Contrast(self, request: prompts_pb2.ContrastRequest, context: Context) -> prompts_pb2.ContrastResponse:
         """The latents that tell two sets of prompts apart."""
