@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 import torch.distributed as dist
@@ -30,29 +30,21 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from crosscope_proto.beats import EVERY_S, Listener
 from crosscope_proto.logs import configure_logging
-from crosscope_proto.stages import Stage
 from crosscope_worker.lifeline import die_with_parent
 from crosscope_worker.ranks import Ranks
+from crosscope_worker.recipes.rank_reports import LINGER_S, MAX_STARTS, Elsewhere, Last, is_of_the_group, pickled
 from crosscope_worker.recipes.ranks import RankTask, RunRank
 from crosscope_worker.training import TrainingError, newest_step, remove_partial
 from crosscope_worker.work import CHECKPOINTS, Progress, silent
 
-MAX_STARTS = 4
-"""How often the ranks of one job are started, the first time included."""
 _FAILED = 3
 """Exit code of a rank that has told its error."""
 _TERMINATE_S = 5
 """How long a rank that is asked to end may take before it is killed."""
-_LINGER_S = 15.0
-"""How long a rank that has lost the others waits to be ended: whoever died first is the cause."""
 _TORCHS_LOGS = ("torch.distributed.elastic.multiprocessing.api", "torch.multiprocessing.spawn")
 _LAST = ("failed", "lost", "ended")
 """What a rank tells last; after that it need not show that it lives."""
 _LOOPBACK = "lo" if sys.platform == "linux" else "lo0"
-
-
-class _Elsewhere(Exception):
-    """The traceback of an error in a rank's process, for the job's log."""
 
 
 class ElasticLauncher:
@@ -65,7 +57,7 @@ class ElasticLauncher:
     def __call__(self, task: RankTask, num_ranks: int, progress: Progress) -> None:
         """See Launcher."""
         checkpoints = Path(task.folder) / CHECKPOINTS
-        following, how = _Last(progress), ""
+        following, how = Last(progress), ""
         for start in range(1, MAX_STARTS + 1):
             try:
                 how = self._start(task, num_ranks, following)
@@ -99,35 +91,8 @@ class ElasticLauncher:
                     ears.hear(silent)
         if ears.errors:
             error, told = ears.errors[0]
-            raise error from _Elsewhere(f"in the process of a rank:\n{told}")
+            raise error from Elsewhere(f"in the process of a rank:\n{told}")
         return _how(agent, ears)
-
-
-class _Last:
-    """A Progress that remembers where the training stood, so that a sentence can be said there."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._last = Stage.LOAD, 0.0, 0
-
-    def __call__(
-        self,
-        stage: str,
-        fraction: float,
-        message: str = "",
-        *,
-        step: int = 0,
-        metrics: Mapping[str, float] | None = None,
-        rel_norms: Sequence[int] = (),
-    ) -> None:
-        """See Progress."""
-        self._last = stage, fraction, step
-        self._progress(stage, fraction, message, step=step, metrics=metrics, rel_norms=rel_norms)
-
-    def say(self, message: str) -> None:
-        """Reports a sentence where the training stood last."""
-        stage, fraction, step = self._last
-        self._progress(stage, fraction, message, step=step)
 
 
 class _Agent(threading.Thread):
@@ -175,7 +140,7 @@ class _Ears:
 
     def __init__(self, num_ranks: int, beat_s: float) -> None:
         """A rank that has not moved for `beat_s` seconds is killed."""
-        both = [Pipe(duplex=False) for _ in range(num_ranks)]
+        both = cast("list[tuple[Connection, Connection]]", [Pipe(duplex=False) for _ in range(num_ranks)])
         self._reading, self._beat_s = [reading for reading, _ in both], beat_s
         self._open = list(self._reading)
         self.pipes = [writing for _, writing in both]
@@ -279,11 +244,11 @@ def _rank(
         device = _joined(task, rank, size, threads, meeting)
         run(task, Ranks.of_process_group(), device, teller if rank == 0 else silent)
     except Exception as error:  # The job's process raises it; a traceback here might repeat a prompt.
-        if _is_of_the_group(error):
+        if is_of_the_group(error):
             teller.tell("lost", " ".join(str(error).split())[:200])
-            time.sleep(_LINGER_S)
+            time.sleep(LINGER_S)
         else:
-            teller.tell("failed", (_pickled(error), traceback.format_exc()))
+            teller.tell("failed", (pickled(error), traceback.format_exc()))
         sys.exit(_FAILED)
     teller.tell("ended", None)
     dist.destroy_process_group()
@@ -344,23 +309,3 @@ class _Teller:
         """See Progress. Raises nothing: a job that is stopped has its ranks killed."""
         named = {"step": step, "metrics": dict(metrics or {}), "rel_norms": list(rel_norms)}
         self.tell("progress", ((str(stage), fraction, message), named))
-
-
-def _pickled(error: Exception) -> bytes:
-    """An error for the job's process; one that cannot be sent is told in words."""
-    try:
-        sent = pickle.dumps(error)
-        pickle.loads(sent)
-    except Exception:  # Many ways: what it holds, or how it is made again.
-        kind = ValueError if isinstance(error, ValueError) else RuntimeError
-        told = kind(str(error) if kind is ValueError else f"{type(error).__name__}: {error}")
-        for note in getattr(error, "__notes__", ()):
-            told.add_note(note)
-        return pickle.dumps(told)
-    return sent
-
-
-def _is_of_the_group(error: Exception) -> bool:
-    """Whether a call to the other ranks failed, because one has gone or does not answer."""
-    said = str(error)
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and ("gloo" in said or "NCCL" in said))
