@@ -128,8 +128,7 @@ def num_devices(recipe: CrosscoderRecipe, device: str, there: int) -> int:
 
 def devices_there(device: str) -> int:
     """Number of devices of the job worker: all CUDA devices for "cuda", one for "cuda:1"."""
-    chosen = torch.device(device)
-    return torch.cuda.device_count() if chosen.type == "cuda" and chosen.index is None else 1
+    return torch.cuda.device_count() if device == "cuda" else 1
 
 
 def _publishes_nothing() -> None:
