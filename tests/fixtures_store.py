@@ -38,6 +38,9 @@ class S3Server:
         }
 
     def start(self) -> None:
+        """Starts it, unless it runs; it has forgotten its buckets."""
+        if self._process is not None:
+            return
         command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until = time.monotonic() + 60

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 from fixtures_ports import free_port
-from fixtures_store import S3Server, files_below, s3_server
+from fixtures_store import S3Server, files_below
 
 from crosscope import Client, CrosscopeError, Job, JobFailed, Unavailable
 from crosscope_local.backup import restore
@@ -91,9 +91,9 @@ def until(holds: Callable[[], object], seconds: float = 150) -> None:
 
 
 @pytest.fixture(scope="module")
-def machines(tmp_path_factory: pytest.TempPathFactory) -> Generator[Machines]:
+def machines(tmp_path_factory: pytest.TempPathFactory, s3: S3Server) -> Generator[Machines]:
     folder = tmp_path_factory.mktemp("m")
-    with s3_server() as s3, pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         for name, value in s3.environment.items():
             patch.setenv(name, value)
         running = Machines(folder, s3, s3.bucket())
@@ -108,6 +108,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Generator[Machines]:
             yield running
         finally:
             running.stop()
+            s3.start()  # for the tests behind these
 
 
 @pytest.fixture(scope="module")
