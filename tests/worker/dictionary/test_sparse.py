@@ -1,10 +1,14 @@
 """Sparse operations against the dense formulas in their docstrings."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import crosscope_worker
 from crosscope_worker.dictionary import sparse
 from crosscope_worker.dictionary.sparse import (
     batch_topk,
@@ -58,6 +62,15 @@ def test_operations_take_an_empty_code():
 def test_row_starts_cover_tokens_without_entries():
     keep = torch.tensor([[False, False], [True, True], [False, False], [False, True]])
     assert sparse_code(flat_indices(keep), torch.ones(4, 2)).row_starts().tolist() == [0, 0, 2, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["dictionary/sparse_triton", "training/adam_triton", "models/rms_norm_triton"])
+def test_a_programs_number_has_64_bits_before_it_is_multiplied(name: str) -> None:
+    """A table of a million latents has more numbers than 2^31; no device here could hold one to try it."""
+    source = (Path(crosscope_worker.__file__).parent / f"{name}.py").read_text("utf-8")
+    rows = re.findall(r"tl\.program_id\(0\)(\S*)", source)
+    assert rows
+    assert all(row.startswith(".to(tl.int64)") for row in rows)
 
 
 @pytest.mark.parametrize("most", [1, 7, 39, 40, 64])
