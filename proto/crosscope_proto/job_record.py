@@ -39,6 +39,8 @@ class WorkerNote:
     """All memory of the device; None if unknown."""
     free_bytes: int | None
     """What of it is free; None if unknown."""
+    num_devices: int = 1
+    """Number of such devices that it has for a training."""
 
 
 TEXT_FIELDS = (

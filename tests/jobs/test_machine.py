@@ -17,17 +17,28 @@ def test_the_cpu_is_named_by_its_cores_with_its_memory() -> None:
     assert 0 < (found.free_bytes() or 0) <= found.memory_bytes <= psutil.virtual_memory().total
 
 
-@pytest.mark.parametrize(("device", "visible", "asked"), [("cuda", "", "0"), ("cuda:1", "5, 7", "7")])
+@pytest.mark.parametrize(
+    ("device", "visible", "asked", "number"),
+    [("cuda", "", "0", 3), ("cuda", "5, 7", "5", 2), ("cuda:1", "5, 7", "7", 1)],
+)
 def test_a_gpu_is_described_by_its_drivers_tool(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, visible: str, asked: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, visible: str, asked: str, number: int
 ) -> None:
     tool = tmp_path / "nvidia-smi"
-    tool.write_text(f'#!/bin/sh\necho "$*" | grep -q -- "-i {asked}$" && echo "NVIDIA H100 80GB HBM3, 81559"\n')
+    tool.write_text(
+        f"""#!/bin/sh
+        case "$*" in
+            *query-gpu=index*) printf '0\\n1\\n2\\n' ;;
+            *"-i {asked}") echo "NVIDIA H100 80GB HBM3, 81559" ;;
+            *) exit 1 ;;
+        esac
+        """.replace("        ", "", 1)
+    )
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     found = find_machine(device)
-    assert found == Machine(device, "NVIDIA H100 80GB HBM3", 81559 << 20)
+    assert found == Machine(device, "NVIDIA H100 80GB HBM3", 81559 << 20, number)
     assert found.free_bytes() is None
 
 

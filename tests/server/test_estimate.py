@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -77,6 +78,54 @@ def test_what_does_not_fit_says_what_would(tmp_path: Path) -> None:
     assert planned(dataclasses.replace(recipe, training=half), tmp_path, short).devices[0].fits is True
     hopeless = planned(recipe, tmp_path, Target("tiny", None, 1000)).devices[0]
     assert hopeless.ways_out == ["it fits on h100 (NVIDIA H100 80GB)"]
+
+
+def on(recipe: CrosscoderRecipe, devices: int | Literal["auto"], streams: int | None = None) -> CrosscoderRecipe:
+    training = dataclasses.replace(recipe.training, devices=devices, streams=streams)
+    return dataclasses.replace(recipe, training=training)
+
+
+def test_several_devices_share_latents_and_streams(tmp_path: Path) -> None:
+    recipe, h100 = original(), named_target("h100")
+    (one,), (four,) = (planned(on(recipe, number), tmp_path, h100).devices for number in (1, 4))
+    assert (one.name, four.name) == ("h100", "4 × h100")
+    memory = [{entry.name: entry.value or 0 for entry in each.memory} for each in (one, four)]
+    assert memory[1]["both models"] == memory[0]["both models"], "each has both whole"
+    assert memory[1]["crosscoder.num_latents"] == memory[0]["crosscoder.num_latents"] / 4
+    assert memory[1]["training.buffer_tokens"] == memory[0]["training.buffer_tokens"] / 4
+    batch = "training.batch_size"
+    assert memory[0][batch] / 4 < memory[1][batch] < memory[0][batch], "inputs are whole, codes are a part"
+    # Both models are read by all four, and each step's products and weights are a fourth.
+    assert times(four)["training"] == pytest.approx((200e6 / 93_230 + 97_657 * 0.014675) / 4, rel=0.02)
+    assert "what these send each other is not in it" in four.times[0].note
+    found = planned(on(recipe, 4, streams=2), tmp_path, h100)
+    helps = "training.devices 4: 2 of them read no texts, as there are training.streams 2, and only help with latents"
+    assert helps in found.warnings
+    (two_read,) = found.devices
+    assert times(two_read)["training"] == pytest.approx(200e6 / 93_230 / 2 + 97_657 * 0.014675 / 4, rel=0.02)
+    assert "4 devices, of which 2 read texts" in two_read.times[0].note
+
+
+def test_the_smallest_number_of_devices_that_fits_is_a_way_out(tmp_path: Path) -> None:
+    recipe, amounts = original(), amounts_of(original())
+
+    def needs(number: int) -> int:
+        return sum(memory_of(on(recipe, number), amounts, Target("gpu", None, None, None, "cuda")).values())
+
+    assert needs(1) > needs(2) > needs(3)
+    gpu = Target("gpu", None, needs(3), None, "cuda", 4)
+    (device,) = planned(recipe, tmp_path, gpu).devices
+    assert device.fits is False
+    assert "training.devices 3 would fit" in device.ways_out
+    (all_four,) = planned(on(recipe, "auto"), tmp_path, gpu).devices
+    assert (all_four.name, all_four.fits, all_four.ways_out) == ("4 × gpu", True, [])
+    (eight,) = planned(on(recipe, 8), tmp_path, gpu).devices
+    assert (eight.fits, eight.ways_out[0]) == (False, "training.devices 4 is all that there are")
+    (fewer,) = planned(recipe, tmp_path, dataclasses.replace(gpu, num_devices=2)).devices
+    assert not any("training.devices" in way for way in fewer.ways_out)
+    cpu = Target("2 CPU cores", None, None, None, "cpu")
+    models = [memory_of(on(recipe, number), amounts, cpu)["both models"] for number in (1, 2)]
+    assert models[1] == 2 * models[0], "processes on the CPU share its memory"
 
 
 def amounts_of(recipe: CrosscoderRecipe) -> Amounts:

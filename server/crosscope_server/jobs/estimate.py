@@ -11,12 +11,14 @@ from crosscope_proto import rates
 from crosscope_proto.footprint import Speed
 from crosscope_proto.rates import Rates
 from crosscope_proto.recipe import CrosscoderRecipe
-from crosscope_proto.training_memory import COPY, needed
+from crosscope_proto.training_memory import COPY, needed, streams_of
 from crosscope_server.jobs.inputs import Model, bytes_of
 
 TRAINING, ANALYSIS, WHOLE_JOB = "training", "analysis", "whole job"
 """Names of times."""
 NO_WORKER = "no job worker listens now"
+_MOST_DEVICES = 64
+"""Most devices that are tried where nobody has said how many there are."""
 _LEAST = {"training.buffer_tokens": 1, "training.batch_size": 1, "crosscoder.num_latents": 1}
 
 
@@ -41,6 +43,8 @@ class Target:
     free_bytes: int | None = None
     torch_device: str = ""
     """The device in torch's words; empty for a device that no worker has said to have."""
+    num_devices: int | None = None
+    """Number of such devices that a worker has; None if nobody has said."""
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -52,7 +56,7 @@ class Target:
 
 @dataclass(frozen=True)
 class DevicePlan:
-    """A job on one device (DevicePlan of the .proto)."""
+    """A job on one device, or on several that train together (DevicePlan of the .proto); memory is that of each."""
 
     name: str
     memory_bytes: int | None
@@ -83,13 +87,15 @@ class Amounts:
 
 def on_device(recipe: CrosscoderRecipe, amounts: Amounts, target: Target, speed: Speed | None) -> DevicePlan:
     """The job of a recipe on one device; `speed` is that of a training like this one on the same device."""
-    memory = memory_of(recipe, amounts, target)
+    memory, number = memory_of(recipe, amounts, target), devices_of(recipe, target)
     fits, ways_out = None, []
     if memory and target.memory_bytes is not None:
         fits = sum(memory.values()) <= target.memory_bytes
         ways_out = [] if fits else list(_ways_out(recipe, amounts, target))
+    if "cuda" in target.kinds and number > (there := target.num_devices or number):
+        fits, ways_out = False, [f"training.devices {there} is all that there are", *ways_out]
     return DevicePlan(
-        name=target.name,
+        name=target.name if number == 1 else f"{number} × {target.name}",
         memory_bytes=target.memory_bytes,
         free_bytes=target.free_bytes,
         memory=[Entry(part.partition(", ")[0], size, "bytes") for part, size in memory.items()],
@@ -100,18 +106,28 @@ def on_device(recipe: CrosscoderRecipe, amounts: Amounts, target: Target, speed:
     )
 
 
+def devices_of(recipe: CrosscoderRecipe, target: Target) -> int:
+    """Number of devices that train together; on the CPU processes, of which auto makes one."""
+    wanted = recipe.training.devices
+    return (target.num_devices or 1) if wanted == "auto" else wanted
+
+
 def memory_of(recipe: CrosscoderRecipe, amounts: Amounts, target: Target) -> dict[str, int]:
     """Bytes without which the training cannot run, by what they are for; nothing where a model is unknown.
 
-    A checkpoint's copy is not among them: it is not taken where there is no room for it. If the kind of device is not
+    They are those of each device that trains; of processes on the CPU, which share its memory, those of all. A
+    checkpoint's copy is not among them: it is not taken where there is no room for it. If the kind of device is not
     known, they are those of the kind that takes more.
     """
     if amounts.d_model is None or len(amounts.models) < 2:
         return {}
     models = sum(loaded_bytes(each, recipe) for each in amounts.models.values())
-    parts = [needed(recipe.crosscoder, recipe.training, amounts.d_model, kind) for kind in target.kinds]
+    number = devices_of(recipe, target)
+    parts = [needed(recipe.crosscoder, recipe.training, amounts.d_model, kind, number) for kind in target.kinds]
     most = max(parts, key=lambda each: sum(each.values()))
-    return {"both models": models, **{name: size for name, size in most.items() if name != COPY}}
+    times = number if target.kinds == ("cpu",) else 1
+    found = {"both models": models, **{name: size for name, size in most.items() if name != COPY}}
+    return {name: times * size for name, size in found.items()}
 
 
 def loaded_bytes(model: Model, recipe: CrosscoderRecipe) -> int:
@@ -120,15 +136,34 @@ def loaded_bytes(model: Model, recipe: CrosscoderRecipe) -> int:
 
 
 def _ways_out(recipe: CrosscoderRecipe, amounts: Amounts, target: Target) -> Iterator[str]:
-    """What would fit into the device: lower values, one field at a time, and measured devices with more memory."""
+    """What would fit: lower values, one field at a time, more such devices, and measured devices with more memory."""
     for name in _LEAST:
         value = _fitting(recipe, amounts, target, name)
         if value is not None:
             yield f"{name} {value} would fit"
+    if (number := _enough(recipe, amounts, target)) is not None:
+        yield f"training.devices {number} would fit"
     for device in rates.DEVICES:
         need, room = sum(memory_of(recipe, amounts, Target(device.name, device)).values()), device.memory_bytes
         if room is not None and need <= room and room > (target.memory_bytes or 0):
             yield f"it fits on {device.name} ({device.title})"
+
+
+def _enough(recipe: CrosscoderRecipe, amounts: Amounts, target: Target) -> int | None:
+    """The smallest number of GPUs like the target, of those that there are, on which the training fits; None if none.
+
+    Each holds both models whole, and its share of the latents and streams.
+    """
+    if target.kinds != ("cuda",):
+        return None
+    for number in range(devices_of(recipe, target) + 1, 1 + (target.num_devices or _MOST_DEVICES)):
+        try:
+            wider = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, devices=number))
+        except ValueError:  # More streams than tokens in a batch.
+            return None
+        if sum(memory_of(wider, amounts, target).values()) <= (target.memory_bytes or 0):
+            return number
+    return None
 
 
 def _fitting(recipe: CrosscoderRecipe, amounts: Amounts, target: Target, name: str) -> int | None:
@@ -178,11 +213,16 @@ def _training_time(recipe: CrosscoderRecipe, amounts: Amounts, target: Target, s
     if (why := _unknown(amounts, target, flops)) or target.rates is None or flops is None or amounts.d_model is None:
         return Entry(TRAINING, None, "seconds", why)
     spec, training = recipe.crosscoder, recipe.training
-    reading = (amounts.harvested_tokens or amounts.tokens) * target.rates.harvest_s(flops)
+    number = devices_of(recipe, target) if target.kinds == ("cuda",) else 1  # Processes on a CPU share its cores.
+    num_readers = min(number, streams_of(training, number)[0])
+    reading = (amounts.harvested_tokens or amounts.tokens) * target.rates.harvest_s(flops) / num_readers
     width = spec.width(*amounts.d_model)
-    step = target.rates.step_s(training.dtype, training.batch_size, spec.num_latents, width)
+    step = target.rates.step_s(training.dtype, training.batch_size, spec.num_latents, width) / number
     length = f"{step:.3g} s" if step >= 1 else f"{step * 1e3:.3g} ms"
     note = f"both models {reading:.0f} s, then {amounts.steps} steps of {length}; scaled from the rates"
+    if number > 1:
+        readers = f", of which {num_readers} read texts" if num_readers < number else ""
+        note += f", divided by {number} devices{readers}; what these send each other is not in it"
     return Entry(TRAINING, reading + amounts.steps * step, "seconds", note)
 
 

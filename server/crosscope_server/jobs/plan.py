@@ -163,7 +163,8 @@ def _entries(recipe: CrosscoderRecipe, found: Findings, length: Length, amounts:
     if amounts.d_model is None:
         yield Entry("checkpoint", None, "bytes", "the widths of the models are not known before they are loaded")
         return
-    size = checkpoint_bytes(recipe.crosscoder, training, amounts.d_model)
+    number = 1 if training.devices == "auto" else training.devices
+    size = checkpoint_bytes(recipe.crosscoder, training, amounts.d_model, number)
     yield Entry("checkpoint", size, "bytes", "disk, at most, twice while written; removed once the job has succeeded")
     yield Entry("copy of a checkpoint", size, "bytes", "memory, if there is room; else training waits for the disk")
     width = recipe.crosscoder.width(*amounts.d_model)
@@ -194,6 +195,12 @@ def _speeds(recipe: CrosscoderRecipe, home: Path) -> Iterator[Speed]:
 def _oddities(recipe: CrosscoderRecipe, length: Length) -> Iterator[str]:
     """Sentences about settings of a training that can have no effect."""
     training, spec, steps, tokens = recipe.training, recipe.crosscoder, length.steps, length.tokens
+    devices, streams = training.devices, training.streams
+    if streams is not None and devices != "auto" and devices > streams:
+        yield (
+            f"training.devices {devices}: {devices - streams} of them read no texts, as there are training.streams "
+            f"{streams}, and only help with latents"
+        )
     if steps is None or tokens is None:
         yield "the length of the training is not known: give training.max_steps, or max_tokens of each data set"
         return

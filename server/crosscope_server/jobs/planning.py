@@ -28,7 +28,14 @@ def targets_of(notes: Iterable[WorkerNote]) -> list[Target]:
     """The devices of job workers, each kind once: of equal ones the one with most free memory."""
     found: dict[tuple[str, int | None], Target] = {}
     for note in sorted(notes, key=lambda each: each.free_bytes or 0):
-        target = Target(note.name, rates.of_device(note.name), note.memory_bytes, note.free_bytes, note.device)
+        target = Target(
+            note.name,
+            rates.of_device(note.name),
+            note.memory_bytes,
+            note.free_bytes,
+            note.device,
+            note.num_devices if note.device.startswith("cuda") else None,
+        )
         found[note.name, note.memory_bytes] = target
     return list(found.values())
 

@@ -41,7 +41,7 @@ def test_ranks_that_die_are_started_again_and_those_that_fail_are_not(cluster: R
         if message and "waiting" not in message:
             heard.append((stage, message))
 
-    with pytest.raises(ValueError, match=r"^chats\.jsonl, line 7: the turns do not alternate$") as found:
+    with pytest.raises(ValueError, match=r"^chats\.jsonl, line 7: the turns do not alternate") as found:
         RayLauncher(cluster.address, sums_up)(rank_task(tmp_path), 2, progress)
     assert heard[:2] == [
         ("train", "on cpu"),

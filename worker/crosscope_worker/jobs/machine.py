@@ -36,6 +36,8 @@ class Machine:
     """For people: "NVIDIA H100 80GB HBM3", "2 CPU cores"."""
     memory_bytes: int | None
     """All of its memory; None if unknown."""
+    num_devices: int = 1
+    """Number of such devices: all of the machine's for "cuda", one for "cuda:1"."""
 
     def free_bytes(self) -> int | None:
         """What of the memory is free now; None if unknown, as for a GPU."""
@@ -84,10 +86,21 @@ def _gpu(device: str) -> Machine:
     """A GPU as nvidia-smi describes it; of unknown memory if that does not answer."""
     try:
         *names, mebibytes = _ask_driver(device, "name,memory.total")
-        return Machine(device, ",".join(names), int(mebibytes) << 20)
+        return Machine(device, ",".join(names), int(mebibytes) << 20, _num_gpus(device))
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         log.warning("the memory of %s is not known for plans: %s", device, error)
         return Machine(device, device, None)
+
+
+def _num_gpus(device: str) -> int:
+    """Number of GPUs that torch sees where it is told `device`. Raises as `_ask_driver`."""
+    if ":" in device:
+        return 1
+    if visible := [each for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each.strip()]:
+        return len(visible)
+    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=_ASK_S).stdout
+    return max(1, len(said.split()))
 
 
 def _ask_driver(device: str, fields: str) -> list[str]:

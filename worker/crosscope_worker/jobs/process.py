@@ -139,7 +139,14 @@ class JobWorker(Worker):
         try:
             super().heartbeat(timeout, pipeline)
             machine = self._machine
-            note = WorkerNote(time.time(), machine.device, machine.name, machine.memory_bytes, machine.free_bytes())
+            note = WorkerNote(
+                time.time(),
+                machine.device,
+                machine.name,
+                machine.memory_bytes,
+                machine.free_bytes(),
+                machine.num_devices,
+            )
             self.connection.hset(keys.JOB_WORKERS, self.name, json.dumps(asdict(note)))
             self._metrics.ages.beat("queue")
         except RedisError as error:

@@ -7,7 +7,6 @@ open to other machines. Knows nothing about what a rank does.
 import contextlib
 import logging
 import math
-import multiprocessing
 import os
 import pickle
 import signal
@@ -19,9 +18,9 @@ import traceback
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 import torch.distributed as dist
@@ -58,7 +57,7 @@ class ElasticLauncher:
     def __call__(self, task: RankTask, num_ranks: int, progress: Progress) -> None:
         """See Launcher."""
         checkpoints = Path(task.folder) / CHECKPOINTS
-        following = Last(progress)
+        following, how = Last(progress), ""
         for start in range(1, MAX_STARTS + 1):
             try:
                 how = self._start(task, num_ranks, following)
@@ -141,7 +140,7 @@ class _Ears:
 
     def __init__(self, num_ranks: int, beat_s: float) -> None:
         """A rank that has not moved for `beat_s` seconds is killed."""
-        both = [multiprocessing.get_context("spawn").Pipe(duplex=False) for _ in range(num_ranks)]
+        both = cast("list[tuple[Connection, Connection]]", [Pipe(duplex=False) for _ in range(num_ranks)])
         self._reading, self._beat_s = [reading for reading, _ in both], beat_s
         self._open = list(self._reading)
         self.pipes = [writing for _, writing in both]

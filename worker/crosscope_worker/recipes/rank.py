@@ -3,8 +3,6 @@
 The last checkpoint holds the end (training/checkpoint.py). Does not know how processes are started.
 """
 
-from importlib.metadata import version
-
 import torch
 
 from crosscope_proto.recipe import CrosscoderRecipe, parse_recipe
@@ -16,11 +14,9 @@ from crosscope_worker.phases import TrainingProgress
 from crosscope_worker.precision import float32_products
 from crosscope_worker.ranks import ALONE, Ranks
 from crosscope_worker.recipes.material import Material
-from crosscope_worker.recipes.ranks import RankTask
-from crosscope_worker.training import TrainingError, num_streams, train_together
+from crosscope_worker.recipes.ranks import RankTask, check_alike
+from crosscope_worker.training import num_streams, train_together
 from crosscope_worker.work import Progress
-
-_SOFTWARE = ("crosscope-worker", "torch", "transformers")
 
 
 def run_rank(task: RankTask, ranks: Ranks, device: str, progress: Progress) -> None:
@@ -60,18 +56,3 @@ def open_streams(
     streams = [material.texts("train", Part(index, number)) for index in own]
     sources = open_sources(recipe, streams, material.activations, workspace.home, hashes, tell, following)
     return sources, following
-
-
-def check_alike(task: RankTask, ranks: Ranks) -> None:
-    """Raises TrainingError, on every rank, if a rank runs another version or another recipe than the first."""
-    facts = {**{package: version(package) for package in _SOFTWARE}, "recipe": task.recipe}
-    first, *others = ranks.everyone(facts)
-    for rank, found in enumerate(others, start=1):
-        for name, value in found.items():
-            if value == first[name]:
-                continue
-            if name == "recipe":
-                raise TrainingError(f"rank {rank} has another recipe than rank 0; start them with the same one")
-            raise TrainingError(
-                f"rank {rank} has {name} {value} and rank 0 has {first[name]}; install the same version for all ranks"
-            )

@@ -6,6 +6,7 @@ What a rank does is in rank.py, the launcher on one machine in elastic.py. Loads
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -18,6 +19,7 @@ from crosscope_worker.work import Progress, Workspace
 
 MOST_ON_CPU = 16
 """Most ranks on the CPU, whose cores they share: more only try out what as many devices would do."""
+_SOFTWARE = ("crosscope-worker", "torch", "transformers")
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,21 @@ RunRank = Callable[[RankTask, Ranks, str, Progress], None]
 """What a rank does (rank.py): (task, ranks, its device in torch's words, progress)."""
 
 
+def check_alike(task: RankTask, ranks: Ranks) -> None:
+    """Raises TrainingError, on every rank, if a rank runs another version or another recipe than the first."""
+    facts = {**{package: version(package) for package in _SOFTWARE}, "recipe": task.recipe}
+    first, *others = ranks.everyone(facts)
+    for rank, found in enumerate(others, start=1):
+        for name, value in found.items():
+            if value == first[name]:
+                continue
+            if name == "recipe":
+                raise TrainingError(f"rank {rank} has another recipe than rank 0; start them with the same one")
+            raise TrainingError(
+                f"rank {rank} has {name} {value} and rank 0 has {first[name]}; install the same version for all ranks"
+            )
+
+
 def num_devices(recipe: CrosscoderRecipe, device: str, there: int) -> int:
     """How many devices a recipe's training takes, of `there` on the job worker's `device`.
 
@@ -111,8 +128,7 @@ def num_devices(recipe: CrosscoderRecipe, device: str, there: int) -> int:
 
 def devices_there(device: str) -> int:
     """Number of devices of the job worker: all CUDA devices for "cuda", one for "cuda:1"."""
-    chosen = torch.device(device)
-    return torch.cuda.device_count() if chosen.type == "cuda" and chosen.index is None else 1
+    return torch.cuda.device_count() if device == "cuda" else 1
 
 
 def _publishes_nothing() -> None:
