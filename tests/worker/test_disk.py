@@ -102,3 +102,20 @@ def calls(path: Path) -> Iterator[str]:
 def test_only_disk_renames_and_syncs() -> None:
     assert [call for path in sorted(ROOT.rglob("*.py")) if path.name != "disk.py" for call in calls(path)] == []
     assert len(list(calls(ROOT / "disk.py"))) >= 3
+
+
+def test_of_two_that_fill_one_folder_the_first_to_end_counts(tmp_path: Path):
+    with disk.first_folder(tmp_path / "part") as late:
+        with disk.first_folder(tmp_path / "part") as early:
+            (early / "who").write_text("early")
+        (late / "who").write_text("late")
+    assert (tmp_path / "part" / "who").read_text() == "early"
+
+    def fail() -> None:
+        with disk.first_folder(tmp_path / "other") as folder:
+            (folder / "half").touch()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert names(tmp_path) == ["part"]

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,20 +22,27 @@ from crosscope_proto.recipe import PublishedRecipe, parse_recipe
 from crosscope_worker.analysis import Analysis, HeldOut, accumulators, analyse, conclude, uselessness
 from crosscope_worker.analysis.accumulators import Accumulators
 from crosscope_worker.data.harvest import harvest_windows, windows_of
+from crosscope_worker.data.texts import Text
 from crosscope_worker.dictionary.crosscoder import Crosscoder
 from crosscope_worker.dictionary.keep import AboveThreshold
+from crosscope_worker.models.activations import PairActivations
 from crosscope_worker.models.norms import NormFilter
 from crosscope_worker.phases import Following
 from crosscope_worker.recipes import passes
 from crosscope_worker.recipes.material import Material
 from crosscope_worker.recipes.measure import Trained, measure_and_publish
-from crosscope_worker.recipes.parts import PARTS, PLAN, PartTask, load_part, measure_part, result
+from crosscope_worker.recipes.parts import PARTS, PLAN, PartTask, equip, load_part, measure_part, result
+from crosscope_worker.recipes.publish import Provenance, manifest_of
 from crosscope_worker.work import LostClaim, Workspace, silent
 
 NAMES = ("web", "chat")
 WORDS = ["the", "small", "red", "fox", "cat", "bird", "sees", "likes", "finds", "house", "one", "two", "and", "not"]
 WINDOW = 60
 """Tokens of a window of texts here, so that a few texts make many parts."""
+
+
+def small_windows(texts: Iterable[Text], activations: PairActivations) -> Iterator[list[Text]]:
+    return windows_of(texts, activations, WINDOW // 8)
 
 
 def write_data(home: Path) -> None:
@@ -93,7 +100,7 @@ def crosscoder(material: Material) -> Crosscoder:
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows, blocks and samples so small that all of them are cut."""
-    monkeypatch.setattr(passes, "windows_of", lambda *given: windows_of(*given, WINDOW // 8))
+    monkeypatch.setattr(passes, "windows_of", small_windows)
     monkeypatch.setattr(accumulators, "CoActivation", functools.partial(accumulators.CoActivation, sample_entries=900))
     monkeypatch.setattr(uselessness, "RESERVOIR_BYTES", 0)
     monkeypatch.setattr(uselessness, "BATCH_TOKENS", 64)
@@ -117,9 +124,8 @@ def passed(
     following = Following(progress, "analyse")
 
     def save(folder: Path) -> None:
-        from crosscope_worker.recipes.measure import _provenance, manifest_of
-
-        crosscoder.save(folder, manifest_of("theirs", crosscoder, _provenance(material, Trained(crosscoder))))
+        provenance = Provenance(pair=material.pair.manifest, layer=material.recipe.layer, recipe={})
+        crosscoder.save(folder, manifest_of("theirs", crosscoder, provenance))
 
     return passes.pass_over(material, crosscoder, norms, following, runner, save)[0], norms
 
@@ -174,7 +180,7 @@ def whole(material: Material, crosscoder: Crosscoder) -> Callable[[], Analysis]:
 def measured(material: Material, crosscoder: Crosscoder) -> Iterator[Material]:
     """A job that has measured five parts."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(passes, "windows_of", lambda *given: windows_of(*given, WINDOW // 8))
+        patch.setattr(passes, "windows_of", small_windows)
         job = in_job(material, "five", parts=5)
         passed(job, crosscoder)[0].close()
         yield job
@@ -284,6 +290,7 @@ ELSEWHERE = """
 import json, sys, time
 import torch
 torch.set_num_threads(1)
+from crosscope_worker.recipes.publish import Provenance, manifest_of
 from crosscope_worker.recipes.parts import PartTask, measure_part
 
 seen = 0
@@ -332,8 +339,9 @@ def test_a_part_whose_process_is_killed_is_measured_again_alone(
 
     def in_turn(tasks: Sequence[PartTask], progress: Any) -> None:
         runs.append([task.part for task in tasks])
+        equipment = equip(tasks[0])
         for task in reversed(tasks):
-            measure_part(task)
+            measure_part(task, equipment=equipment)
 
     found, _ = passed(job, crosscoder, runner=in_turn)
     assert runs == [[0, 1, 2, 3, 4], [0, 1, 3, 4]]

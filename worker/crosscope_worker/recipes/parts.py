@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from crosscope_proto.recipe import CrosscoderRecipe, PublishedRecipe, parse_recipe
+from crosscope_proto.specs import Float32
 from crosscope_worker.analysis.accumulators import Accumulators
 from crosscope_worker.analysis.cutting import Cut
 from crosscope_worker.analysis.errors import AnalysisError
@@ -59,8 +60,8 @@ class PartTask:
     """The folder of all parts of the analysis, below the job's; the result is a folder in it."""
     part: int
     num_parts: int
-    float32: str
-    """How float32 products are made, "ieee" or "tf32"."""
+    float32: Float32
+    """How float32 products are made."""
     data_roots: tuple[str, ...] = ()
     """Folders besides the home from which the pair may be read."""
 
@@ -91,26 +92,34 @@ class Equipment:
     crosscoder: Crosscoder
 
 
-def measure_part(task: PartTask, device: str = "cpu", progress: Progress = silent) -> None:
-    """Measures a part with models and a crosscoder that it loads onto `device`, and writes its result; nothing is done
-    where the result is there.
+def equip(task: PartTask, device: str = "cpu", progress: Progress = silent) -> Equipment:
+    """Loads onto `device` what all parts of a task's analysis are measured with.
 
-    Raises PairError, CrosscoderError, PlanError, HarvestError, AnalysisError (all ValueError), OSError, and whatever
-    `progress` raises.
+    Raises PairError, RootError and CrosscoderError (all ValueError), and whatever `progress` raises.
+    """
+    recipe = parse_recipe(json.dumps(task.recipe))
+    assert isinstance(recipe, CrosscoderRecipe | PublishedRecipe)
+    roots = tuple(map(Path, task.data_roots))
+    workspace = Workspace(Path(task.home), Path(task.folder).parent.parent, lambda: None, device, roots)
+    activations = PairActivations(load_both(recipe, workspace, progress), recipe.layer)
+    return Equipment(recipe, activations, load_crosscoder(Path(task.folder) / WEIGHTS, device))
+
+
+def measure_part(
+    task: PartTask, device: str = "cpu", progress: Progress = silent, equipment: Equipment | None = None
+) -> None:
+    """Measures a part and writes its result; nothing is done where the result is there.
+
+    `equipment`: what `equip` gave for another part of the same analysis; None: it is loaded onto `device`. Raises what
+    `equip` raises, PlanError, HarvestError, AnalysisError (all ValueError), OSError, and whatever `progress` raises.
     """
     folder = Path(task.folder)
     if is_measured(folder, task.part):
         return
-    recipe = parse_recipe(json.dumps(task.recipe))
-    assert isinstance(recipe, CrosscoderRecipe | PublishedRecipe)
-    roots = tuple(map(Path, task.data_roots))
-    workspace = Workspace(Path(task.home), folder.parent.parent, lambda: None, device, roots)
-    activations = PairActivations(load_both(recipe, workspace, progress), recipe.layer)
-    crosscoder = load_crosscoder(folder / WEIGHTS, device)
+    equipment = equipment or equip(task, device, progress)
     plan = Plan.load(folder / PLAN, whole=False)
-    how = float32_on(device, "tf32" if task.float32 == "tf32" else "ieee")
-    with float32_products(how):
-        measure(Equipment(recipe, activations, crosscoder), plan, folder, task.part, progress)[0].close()
+    with float32_products(float32_on(device, task.float32)):
+        measure(equipment, plan, folder, task.part, progress)[0].close()
 
 
 def result(folder: Path, part: int) -> Path:
@@ -176,13 +185,13 @@ def harvest_cut(
         yield harvest, cuts.popleft()
 
 
-def load_part(equipment: Equipment, folder: Path, part: int, *, whole: bool = True) -> tuple[Accumulators, NormFilter]:
-    """What was found and written by `measure`; with `whole`, files are compared with their hashes. Raises PartError."""
+def load_part(equipment: Equipment, folder: Path, part: int, tick: Tick = idle_tick) -> tuple[Accumulators, NormFilter]:
+    """What was found and written by `measure`, compared with its hashes; `tick` hears of bytes. Raises PartError."""
     place, spec = result(folder, part), equipment.recipe.analysis
     try:
         state = json.loads((place / _STATE).read_text(encoding="utf-8"))
         for name, expected in state["files"].items():
-            if whole and sha256(place / name) != expected:
+            if sha256(place / name, tick) != expected:
                 raise PartError(f"{place / name} is not what was written")
         norms = NormFilter(equipment.recipe.tokens.max_norm_ratio, equipment.crosscoder.d_model)
         norms.restore(state["norms"])

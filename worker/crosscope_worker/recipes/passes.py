@@ -94,7 +94,7 @@ def _found(
     found: tuple[Accumulators, NormFilter] | None = None
     if is_measured(folder, part):
         try:
-            found = load_part(equipment, folder, part)
+            found = load_part(equipment, folder, part, lambda _: following.say(f"reading {of}"))
             following.say(f"{of} is measured already")
         except PartError as error:
             following.say(f"{of} is measured again: {error}")
