@@ -114,6 +114,15 @@ def test_addresses_of_endpoints_are_checked(tmp_path: Path, monkeypatch: pytest.
         addresses("ftp://a.org")
 
 
+def test_what_joins_a_cluster_goes_to_jobs_where_there_is_one(tmp_path: Path) -> None:
+    given = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/token", "RAY_AUTH_TOKEN": "planted", **PLANTED}
+    alone = JobSettings(home=tmp_path, queue_url="redis://host")
+    assert not given.keys() & job_environment(given, alone, "kind: nothing").keys()
+    clustered = JobSettings(home=tmp_path, queue_url="redis://host", ray_address="10.0.0.1:6379")
+    kept = given.keys() & job_environment(given, clustered, "kind: nothing").keys()
+    assert kept == {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN"}
+
+
 def test_a_recipe_that_cannot_be_read_gets_no_token(tmp_path: Path) -> None:
     assert not uses_hub("kind: nothing", tmp_path)
     assert not uses_hub("kind: demo-pair\nname: a\n", tmp_path)

@@ -12,23 +12,21 @@ from crosscope_worker.recipes.parts import PartTask
 from crosscope_worker.recipes.ranks import RankTask
 from crosscope_worker.work import CHECKPOINTS, Progress
 
-STEPS = 40
-
 
 def sums_up(task: RankTask, ranks: Ranks, device: str, progress: Progress) -> None:
     """Takes steps, of which each rank notes its process and the last; the checkpoint is one of step 2.
 
-    At a file `kill-RANK` that rank kills itself at step 3, once; at `fail` rank 1 fails there.
+    At a file `kill-RANK` that rank kills itself at step 3, once. Then rank 1 fails there, but for a file `go-on`.
     """
     folder = Path(task.folder)
     (folder / CHECKPOINTS / "step-000000002").mkdir(parents=True, exist_ok=True)
-    for step in range(STEPS):
+    for step in range(1000):
         total = int(ranks.sum(torch.tensor([ranks.rank + step])))
-        progress("train", step / STEPS, f"on {device}" if step == 0 else "", step=step)
+        progress("train", step / 1000, f"on {device}" if step == 0 else "", step=step)
         (folder / f"rank-{ranks.rank}").write_text(f"{os.getpid()} {step} {total}")
         if step == 3:
             _die_once(folder / f"kill-{ranks.rank}")
-            if (folder / "fail").exists() and ranks.rank == 1:
+            if ranks.rank == 1 and not (folder / "go-on").exists():
                 error = ValueError("chats.jsonl, line 7: the turns do not alternate")
                 error.add_note("Half of it is kept.")
                 raise error

@@ -79,7 +79,6 @@ class Driver:
         """The result of `work(tell, *arguments)`, called in the process; `hear` gets what it tells.
 
         `work` is module:function, so that Ray is loaded there alone. `idle` is called each second without news.
-
         Raises what `work`, `hear` and `idle` raise, and ClusterError if the process ends.
         """
         self._pipe.send((work, arguments))
@@ -97,16 +96,17 @@ class Driver:
     def _result(self, hear: Hear, idle: Callable[[], None]) -> Any:
         while True:
             try:
-                if not self._pipe.poll(1.0):
-                    idle()
-                    continue
-                kind, what = self._pipe.recv()
+                heard = self._pipe.recv() if self._pipe.poll(1.0) else None
             except (EOFError, OSError, pickle.UnpicklingError) as error:
                 self._process.join(_CLOSE_S)
                 raise ClusterError(
                     f"the connection to the Ray cluster at {self._address} was lost (its process ended with "
                     f"{self._process.exitcode}); see that the cluster runs, and retry the job"
                 ) from error
+            if heard is None:
+                idle()
+                continue
+            kind, what = heard
             if kind == "result":
                 return what
             if kind == "failed":

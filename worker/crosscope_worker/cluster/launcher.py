@@ -71,7 +71,7 @@ class _Following:
             self._start += 1
             self.how = f"rank {rank} on {self._nodes.get(rank, 'the Ray cluster')} {what}"
         elif kind == "waits":
-            self._progress.say(what)
+            self._progress.say(f"{self.how}; {what}" if self.how else what)
         elif kind == "failed":
             raise pickle.loads(what[0]) from Elsewhere(f"in the process of a rank:\n{what[1]}")  # from our own process
 

@@ -26,7 +26,7 @@ from crosscope_worker.recipes.parts import PartTask
 from crosscope_worker.recipes.rank_reports import MAX_STARTS, pickled
 
 MeasurePart = Callable[[PartTask, str], None]
-"""`measure_part`, or another function like it in tests."""
+"""What measures a part on a device (measuring.py)."""
 _DEATHS = {
     OutOfMemoryError: "ran out of memory and was killed",
     NodeDiedError: "died with its node",

@@ -6,7 +6,8 @@ from typing import Any
 
 from crosscope_proto.stages import Stage
 from crosscope_worker.cluster.driver import Driver
-from crosscope_worker.recipes.parts import PartTask, measure_part
+from crosscope_worker.cluster.measuring import measure_with_kept
+from crosscope_worker.recipes.parts import PartTask
 from crosscope_worker.recipes.rank_reports import MAX_STARTS, Elsewhere
 from crosscope_worker.work import Progress
 
@@ -16,7 +17,7 @@ _MEASURE = "crosscope_worker.cluster.parts:measure_parts"
 class RayRunner:
     """A Runner (recipes/parts.py) on a Ray cluster, to which each run connects anew."""
 
-    def __init__(self, address: str, measure: Callable[[PartTask, str], None] = measure_part) -> None:
+    def __init__(self, address: str, measure: Callable[[PartTask, str], None] = measure_with_kept) -> None:
         self._address, self._measure = address, measure
 
     def __call__(self, tasks: Sequence[PartTask], progress: Progress) -> None:

@@ -1,0 +1,30 @@
+"""A cluster or a node with other versions than the job worker: a sentence with both."""
+
+from importlib.metadata import version
+
+import pytest
+from ray._private.utils import check_version_info
+
+from crosscope_worker.cluster.connected import check_versions, sentence_of, versions
+from crosscope_worker.cluster.errors import ClusterError
+
+
+def test_another_version_of_ray_or_python() -> None:
+    with pytest.raises(RuntimeError) as found:  # as ray.init raises it
+        check_version_info({"ray_version": "2.50.0", "python_version": "3.10.1"}, "10.0.0.1")
+    said = sentence_of(found.value, "10.0.0.1:6379")
+    assert said.startswith(
+        "the Ray cluster at 10.0.0.1:6379 runs other versions than this job worker; install the same"
+    )
+    for each in ("Ray: 2.50.0", "Python: 3.10.1", f"Ray: {version('ray')}"):
+        assert each in said
+    assert "\n" not in said
+
+
+def test_another_version_on_a_node() -> None:
+    check_versions(versions())
+    here = version("torch").partition("+")[0]
+    with pytest.raises(
+        ClusterError, match=rf"^node .* has torch {here}, and the job worker has 1\.0; install the same"
+    ):
+        check_versions(versions() | {"torch": "1.0"})
