@@ -148,7 +148,9 @@ def measure(
             found = Accumulators.of(equipment.crosscoder, recipe.analysis, len(recipe.data), reference.limits, store)
             try:
                 windows = plan.read(folder / PLAN, part)
-                harvested = harvest_cut(equipment, windows, norms, plan.first_text(part), tick)
+                harvested = harvest_cut(
+                    equipment, windows, norms, plan.first_text(part), tick, is_part=len(plan.parts) > 1
+                )
                 taken = intakes(equipment.crosscoder, harvested, plan.first_token(part))
                 fill(found, taken, recipe.analysis, progress, plan.first_token(part))
                 _write(partial, found, norms)
@@ -171,8 +173,12 @@ def harvest_cut(
     norms: NormFilter,
     num_before: int,
     tick: Tick = idle_tick,
+    *,
+    is_part: bool = False,
 ) -> Iterator[tuple[Harvest, Cut]]:
-    """Runs both models over windows of a plan. `num_before`: number of texts in the windows before."""
+    """Runs both models over windows of a plan. `num_before`: number of texts in the windows before; `is_part`: they are
+    not all of the texts, so no token of them need be kept.
+    """
     cuts: deque[Cut] = deque()
 
     def texts() -> Iterator[list[Text]]:
@@ -181,7 +187,8 @@ def harvest_cut(
             yield window
 
     policy, activations = equipment.recipe.tokens, equipment.activations
-    for harvest in harvest_windows(texts(), activations, policy, norms=norms, num_before=num_before, tick=tick):
+    facts = {"norms": norms, "num_before": num_before, "tick": tick, "is_part": is_part}
+    for harvest in harvest_windows(texts(), activations, policy, **facts):
         yield harvest, cuts.popleft()
 
 
