@@ -187,8 +187,10 @@ def harvest_cut(
             yield window
 
     policy, activations = equipment.recipe.tokens, equipment.activations
-    facts = {"norms": norms, "num_before": num_before, "tick": tick, "is_part": is_part}
-    for harvest in harvest_windows(texts(), activations, policy, **facts):
+    harvests = harvest_windows(
+        texts(), activations, policy, norms=norms, num_before=num_before, tick=tick, is_part=is_part
+    )
+    for harvest in harvests:
         yield harvest, cuts.popleft()
 
 
