@@ -199,7 +199,7 @@ class Line:
 
     def _begin(self, worker: Worker, work: Work, caller: str, *, is_first: bool) -> Place:
         now = asyncio.get_running_loop().time()
-        self._rate.begin(now, self.num_under_way)
+        self._rate.begin(self.num_under_way)
         window = self._window_of(worker)
         window.begin(work.cost, now, is_first=is_first)
         self._num_under_way[caller] += 1

@@ -71,22 +71,28 @@ class Window:
 
 @dataclass
 class Rate:
-    """Cost that is answered in a second while there is something to answer."""
+    """Cost that is answered in a second while there is something to answer.
+
+    Counted from an answer to later ones: before the first of them, a worker may have loaded its models.
+    """
 
     per_s: float | None = None
     """None until it was measured."""
     _since: float | None = field(default=None, repr=False)
     _cost: float = field(default=0.0, repr=False)
 
-    def begin(self, now: float, num_before: int) -> None:
+    def begin(self, num_before: int) -> None:
         """Says that a call begins, beside so many others."""
         if num_before == 0:
-            self._since, self._cost = now, 0.0
+            self._since = None
 
     def end(self, now: float, cost: float) -> None:
         """Says that a call was answered."""
+        if self._since is None:
+            self._since, self._cost = now, 0.0
+            return
         self._cost += cost
-        if self._since is None or (took := now - self._since) < _MEASURE_S:
+        if (took := now - self._since) < _MEASURE_S:
             return
         rate = self._cost / took
         self.per_s = rate if self.per_s is None else _MEMORY * self.per_s + (1 - _MEMORY) * rate

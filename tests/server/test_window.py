@@ -66,17 +66,29 @@ def test_streams_have_a_fixed_limit():
     assert window.limit == 9
 
 
-def test_the_rate_counts_busy_time_only():
+def test_the_rate_counts_what_is_answered_after_an_answer():
     rate = Rate()
     assert rate.seconds(1000) == 0
-    rate.begin(10.0, 0)
-    rate.end(10.05, 30)  # too soon to tell
+    rate.begin(0)
+    rate.begin(1)
+    rate.begin(2)
+    rate.end(30.0, 64)  # the first one waited for the models to be loaded
+    rate.end(30.05, 30)  # too soon to tell
     assert rate.per_s is None
-    rate.begin(10.05, 1)
-    rate.end(10.2, 70)  # 100 in 0.2 s
+    rate.end(30.2, 70)  # 100 in 0.2 s
     assert rate.per_s is not None
     assert round(rate.per_s) == 500
-    rate.begin(99.0, 0)  # idle since
+    rate.begin(0)  # idle since
+    rate.begin(1)
+    rate.end(99.0, 10)
     rate.end(99.2, 300)  # 1500/s, of which three tenths count
     assert round(rate.per_s) == 800
     assert round(rate.seconds(400), 3) == 0.5
+
+
+def test_one_call_after_the_other_says_nothing_about_the_rate():
+    rate = Rate()
+    for now in (1.0, 2.0, 3.0):
+        rate.begin(0)
+        rate.end(now, 64)
+    assert rate.per_s is None
