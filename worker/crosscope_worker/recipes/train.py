@@ -6,6 +6,7 @@ import torch
 
 from crosscope_proto.artefacts import CrosscoderManifest
 from crosscope_proto.recipe import CrosscoderRecipe
+from crosscope_proto.stages import Stage
 from crosscope_worker.data.harvest_source import counts_of, have_ended, norms_of
 from crosscope_worker.precision import float32_products
 from crosscope_worker.recipes.elastic import ElasticLauncher
@@ -85,6 +86,7 @@ def _train_on(
     launcher: Launcher, number: int, recipe: CrosscoderRecipe, workspace: Workspace, progress: Progress
 ) -> Material:
     """Trains on `number` devices; then loads pair and data, which this process does not hold meanwhile."""
+    progress(Stage.LOAD, 0.0, f"starting {number} processes, one a device")
     try:
         launcher(RankTask.of(recipe, workspace), number, progress)
     except Stopped:
