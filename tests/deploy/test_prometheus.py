@@ -146,6 +146,7 @@ async def test_a_running_prometheus_scrapes_all_three_and_answers_every_panel(
     address, (server, inference, jobs) = prometheus
     of_inference, of_jobs = InferenceMetrics(Ages()), JobsMetrics(find_machine("cpu"), Ages())
     of_inference.ran_batch([0.1], 12, 0.2)
+    of_inference.watch_device("cpu", lambda: 1, 2)
     ends = [expose(of_inference.registry, inference, "A"), expose(of_jobs.registry, jobs, "B")]
     async with run_worker(tmp_path) as running, run_front(home=tmp_path, workers=running.target, metrics_port=server):
         await until_up(address)
