@@ -101,9 +101,11 @@ def ray_cluster(**variables: str) -> Iterator[RayCluster]:
         with suppress(subprocess.TimeoutExpired):
             starter.wait(20)
         starter.stdout.close()
-        for process in _processes(folder):
+        left = _processes(folder)
+        for process in left:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
+        psutil.wait_procs(left, 5)  # so that none writes below the folder any more
         starter.kill()
         starter.wait()
         shutil.rmtree(folder, ignore_errors=True)
