@@ -235,12 +235,12 @@ class _How:
         if all(device == home for device in devices):
             loaded.to(home)  # pyright: ignore[reportArgumentType]
             return
-        layers = [*decoder_layers(loaded)]
-        places = [devices[0]] * len(layers)
+        layers, first = [*decoder_layers(loaded)], devices[0]
+        places = [first] * len(layers)
         if len(devices) > 1:
             whole = _without_weights(config)
             places = _places(whole, [*decoder_layers(whole)], devices)
-        put(loaded, decoder(loaded), layers, places, devices[0], home)
+        put(loaded, decoder(loaded), layers, places, first, home)
 
 
 def _load_models(manifest: PairManifest, how: _How, given: Pair | None) -> tuple[PreTrainedModel, PreTrainedModel]:
