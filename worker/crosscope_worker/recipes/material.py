@@ -114,6 +114,7 @@ def load_models(recipe: ReadingRecipe, workspace: Workspace, progress: Progress)
     Raises PairError, RootError for a pair that jobs may not read, and DataError.
     """
     progress(Stage.LOAD, 0.0, f"looking for the pair {recipe.pair.name} and the data")
+    workspace.shelf.need_all(Path(pair_folder(workspace.home, recipe.pair.name)))
     check_pair_folders(resolve_pair(recipe.pair, workspace.home), workspace.roots)
     for spec in recipe.data:
         open_rows(spec, _folders(recipe, workspace), workspace.roots)
@@ -123,7 +124,6 @@ def load_models(recipe: ReadingRecipe, workspace: Workspace, progress: Progress)
 def load_both(recipe: ReadingRecipe, workspace: Workspace, progress: Progress) -> Pair:
     """The pair of a recipe, loaded. Raises PairError, and RootError for a pair that jobs may not read."""
     on_gpu = torch.device(workspace.device).type == "cuda"
-    workspace.shelf.need_all(Path(pair_folder(workspace.home, recipe.pair.name)))
     manifest = resolve_pair(recipe.pair, workspace.home)
     check_pair_folders(manifest, workspace.roots)
     with loading(progress, f"loading the pair {recipe.pair.name}", _size_bytes(manifest)):
