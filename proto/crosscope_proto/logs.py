@@ -102,5 +102,6 @@ class PeopleFormatter(_WithoutTexts):
 
 
 def _details(record: logging.LogRecord) -> dict[str, object]:
-    """What `extra` added to a record."""
-    return {name: value for name, value in vars(record).items() if name not in _OF_EVERY_RECORD}
+    """What `extra` added to a record; private names are a library's own (Ray marks every record of its process)."""
+    found = vars(record).items()
+    return {name: value for name, value in found if name not in _OF_EVERY_RECORD and not name.startswith("_")}
