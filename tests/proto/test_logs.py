@@ -37,7 +37,7 @@ def test_a_line_is_json_with_the_details_and_the_traceback(monkeypatch: pytest.M
     monkeypatch.setattr(sys, "stderr", written := StringIO())
     configure_logging("server")
     log = logging.getLogger("crosscope_server.calls")
-    log.info("call", extra={"method": "Encode", "ms": 3.5, "_ray_timestamp_ns": 1})
+    log.info("call", extra={"method": "Encode", "ms": 3.5, "_of_a_library": 1})
     try:
         raise OSError("no disk")
     except OSError:
