@@ -1,10 +1,12 @@
 """The whole job on two real ranks of gloo: the weights of one, a kill in the middle, and a resume on another number."""
 
+import importlib.util
 import json
 import os
 import random
 import re
 import signal
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +17,7 @@ import torch
 
 from crosscope_proto.artefacts import CrosscoderManifest
 from crosscope_proto.recipe import CrosscoderRecipe, parse_recipe
+from crosscope_worker.cluster.errors import ClusterError
 from crosscope_worker.dictionary.load import load_crosscoder
 from crosscope_worker.recipes.ranks import num_devices
 from crosscope_worker.recipes.train import make_crosscoder
@@ -131,5 +134,16 @@ def test_more_devices_than_there_are_end_a_job_before_anything_is_loaded(home: P
         make_crosscoder(recipe_on(17, tiny_pair_folder), workspace(home, "job"), never)
     with pytest.raises(TrainingError, match=r"training\.devices is 3, but .* has 2 \(cuda\); lower it to 2"):
         num_devices(recipe_on(3, tiny_pair_folder), "cuda", 2)
-    with pytest.raises(TrainingError, match=r"install crosscope-worker\[ray\], or unset the address"):
+    with pytest.raises(ClusterError, match="is 'auto', which is not host:port"):
         make_crosscoder(recipe_on(2, tiny_pair_folder), replace(workspace(home, "j"), ray_address="auto"), never)
+
+
+def test_a_cluster_without_the_package_for_it_is_a_sentence(
+    home: Path, tiny_pair_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None if name == "ray" else really(name, *more))
+    with socket.create_server(("127.0.0.1", 0)) as answers:
+        there = replace(workspace(home, "job"), ray_address=f"127.0.0.1:{answers.getsockname()[1]}")
+        with pytest.raises(ClusterError, match=r"Ray is not installed here; install crosscope-worker\[ray\]"):
+            make_crosscoder(recipe_on(2, tiny_pair_folder), there, silent)
