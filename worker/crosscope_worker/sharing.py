@@ -18,7 +18,7 @@ from crosscope_proto.stages import Stage
 from crosscope_store.entries import MANIFESTS, Key, Kind
 from crosscope_store.errors import StoreAway, StoreError
 from crosscope_store.shelf import ALONE, Shelf, Upload
-from crosscope_worker.disk import replace_folder
+from crosscope_worker.disk import move, replace_folder
 from crosscope_worker.work import Progress, Workspace, silent
 
 UNPUBLISHED = "unpublished"
@@ -118,7 +118,7 @@ class Sharing:
         if folder != written:
             shutil.rmtree(folder, ignore_errors=True)
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            written.rename(folder)
+            move(written, folder)
         error.add_note(f"What was made is kept: crosscope retry {self.checkpoints.parent.name} only publishes it.")
 
     def _patiently(self, ask: Callable[[], T], stage: str) -> T:
