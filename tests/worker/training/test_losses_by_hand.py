@@ -261,9 +261,9 @@ def test_the_start():
 def test_input_scales_by_hand():
     """Squared norms 25 and 0 of base, 4 and 12 of chat, mean 12.5 and 8; of the difference 9 + 16 + 4 and 12: 20.5."""
     tokens = torch.tensor([[3.0, 4.0, 0.0, 2.0], [0.0, 0.0, 2.0, 8**0.5]])
-    assert input_scales(BOTH, tokens, (2, 2)) == pytest.approx(((2 / 12.5) ** 0.5, (2 / 8) ** 0.5))
+    assert input_scales(BOTH, [tokens], (2, 2)) == pytest.approx(((2 / 12.5) ** 0.5, (2 / 8) ** 0.5))
     both = (2 / ((9 + 4 + 12) / 2)) ** 0.5
-    assert input_scales(DIFFERENCE, tokens, (2, 2)) == pytest.approx((both, both))
+    assert input_scales(DIFFERENCE, [tokens[:1], tokens[1:]], (2, 2)) == pytest.approx((both, both))
 
 
 @torch.no_grad()
