@@ -511,9 +511,9 @@ def test_a_training_that_fails_without_a_whole_checkpoint_says_only_why(
 
     def fail(stage: str, *_: Any, step: int = 0, **__: Any) -> None:
         if step == 8 - (damage == "none") * 5:
-            while damage == "cut" and not list(home.glob("jobs/*/checkpoints/step-*7/tensors.safetensors")):
+            while damage == "cut" and not list(home.glob("jobs/*/checkpoints/step-*7/latents-*.safetensors")):
                 time.sleep(0.01)  # A thread writes it.
-            for tensors in home.glob("jobs/*/checkpoints/*/tensors.safetensors"):
+            for tensors in home.glob("jobs/*/checkpoints/*/latents-*.safetensors"):
                 tensors.write_bytes(tensors.read_bytes()[:-9])
             raise Full("no room")
 

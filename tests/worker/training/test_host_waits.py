@@ -122,6 +122,7 @@ def test_the_host_waits_seldom(monkeypatch: pytest.MonkeyPatch, variant: str):
     monkeypatch.setattr(adam.Adam, "takes_sums", lambda self, dtype: True)
     monkeypatch.setattr(objective, "Counted", Uncounted)
     monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda self: True))
+    monkeypatch.setattr(sparse, "_is_on_cpu", lambda tensor: False)
     monkeypatch.setattr(torch.Tensor, "tolist", _tolist)
     with Waits() as waits:
         trainer.step(x, 1e-4)

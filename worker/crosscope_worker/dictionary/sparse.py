@@ -74,9 +74,13 @@ def sparse_relu(flat: Tensor, pre: Tensor, bias: Tensor) -> SparseCode:
 
 def flat_indices(keep: Tensor) -> Tensor:
     """Ascending indices, into the flattened mask, at which `keep` (any shape) is true."""
-    if keep.device.type == "cpu":  # several times faster than torch's own on sparse masks
+    if _is_on_cpu(keep):  # several times faster than torch's own on sparse masks
         return torch.from_numpy(np.flatnonzero(keep.numpy()))
     return _nonzero(keep.reshape(-1))
+
+
+def _is_on_cpu(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu"
 
 
 def _nonzero(flat: Tensor, most: int = _MOST_ELEMENTS) -> Tensor:
