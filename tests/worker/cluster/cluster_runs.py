@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from crosscope_worker.disk import write_whole
 from crosscope_worker.ranks import Ranks
 from crosscope_worker.recipes.parts import PartTask
 from crosscope_worker.recipes.ranks import RankTask
@@ -23,7 +24,7 @@ def sums_up(task: RankTask, ranks: Ranks, device: str, progress: Progress) -> No
     for step in range(1000):
         total = int(ranks.sum(torch.tensor([ranks.rank + step])))
         progress("train", step / 1000, f"on {device}" if step == 0 else "", step=step)
-        (folder / f"rank-{ranks.rank}").write_text(f"{os.getpid()} {step} {total}")
+        write_whole(folder / f"rank-{ranks.rank}", f"{os.getpid()} {step} {total}")  # it may be killed in between
         if step == 3:
             _die_once(folder / f"kill-{ranks.rank}")
             if ranks.rank == 1 and not (folder / "go-on").exists():
