@@ -9,7 +9,7 @@ from crosscope_proto.artefacts import STORE_NOTE
 from crosscope_store.copies import write_whole
 from crosscope_store.entries import KINDS, MANIFESTS, MAX_BYTES, Key, Kind, age_s, new_id, parse_entry, upload_path
 from crosscope_store.errors import StoreTaken
-from crosscope_store.remote import Store, Tick, idle
+from crosscope_store.remote import Store, Tick, bytes_behind, idle
 from crosscope_store.shelf import SharedShelf
 
 LEFT_BEHIND_S = 86_400.0
@@ -29,7 +29,7 @@ def push(home: Path, store: Store, tick: Tick = idle) -> Iterator[Moved]:
     """Publishes everything of a home that is not in the store; what is done is told one by one. Raises StoreError."""
     shelf, there = SharedShelf(home, store), set(store.published())
     for kind, name, folder in _own(home):
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        size = bytes_behind(folder)
         stamp = shelf.stamp_for(kind, name, time.time())
         key = Key(kind, name, folder.name if kind == "crosscoders" else f"{stamp}-{new_id()[-12:]}")
         if key in there:

@@ -279,3 +279,8 @@ def files_of(folder: Path) -> Iterator[tuple[str, Path]]:
             if not is_safe(file):
                 raise StoreRefused(f"{path} cannot be published: a name there has letters, digits, '.', '_' and '-'")
             yield file, path
+
+
+def bytes_behind(folder: Path) -> int:
+    """The bytes of all files below a folder; a link counts as what it leads to, because that is what is published."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

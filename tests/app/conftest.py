@@ -94,3 +94,12 @@ def open_page(contexts: Callable[[int, bool], BrowserContext]) -> Iterator[OpenP
 def is_elsewhere(url: str) -> bool:
     address = urlsplit(url)
     return address.scheme not in ("data", "blob") and address.hostname != "127.0.0.1"
+
+
+@pytest.fixture
+def page(chromium: Browser) -> Iterator[Page]:
+    """A page of a browser that knows nothing."""
+    context = chromium.new_context()
+    expect.set_options(timeout=TIMEOUT_MS)
+    yield context.new_page()
+    context.close()

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
 from tests.app.stack import Stack, settle
 from tests.app.tokens import ann, write
@@ -25,15 +25,6 @@ def app() -> Iterator[Stack]:
         yield stack
     finally:
         stack.close()
-
-
-@pytest.fixture
-def page(chromium: Browser) -> Iterator[Page]:
-    """A page of a browser that knows nothing."""
-    context = chromium.new_context()
-    expect.set_options(timeout=30_000)
-    yield context.new_page()
-    context.close()
 
 
 def test_the_start_address_is_the_operators(app: Stack, page: Page) -> None:

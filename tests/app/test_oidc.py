@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from fixtures_ports import free_port
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
 from tests.app.stack import Stack, answers, until
 from tests.app.tokens import ann, write
@@ -63,15 +63,6 @@ def app() -> Iterator[Stack]:
             yield stack
     finally:
         stack.close()
-
-
-@pytest.fixture
-def page(chromium: Browser) -> Iterator[Page]:
-    """A page of a browser that knows nothing."""
-    context = chromium.new_context()
-    expect.set_options(timeout=30_000)
-    yield context.new_page()
-    context.close()
 
 
 def log_in(app: Stack, page: Page, subject: str) -> None:

@@ -17,6 +17,7 @@ from crosscope_proto.artefacts import STORE_NOTE
 from crosscope_proto.stages import Stage
 from crosscope_store.entries import MANIFESTS, Key, Kind
 from crosscope_store.errors import StoreAway, StoreError
+from crosscope_store.remote import bytes_behind
 from crosscope_store.shelf import ALONE, Shelf, Upload
 from crosscope_worker.disk import move, replace_folder
 from crosscope_worker.work import Progress, Workspace, silent
@@ -64,7 +65,7 @@ class Sharing:
 
     def upload(self, kind: Kind, name: str, folder: Path) -> Upload:
         """Writes a folder's files to the store, where nobody sees them yet. Raises StoreError."""
-        total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        total = bytes_behind(folder)
 
         def once() -> Upload:
             done = 0

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from crosscope_proto.recipe import CrosscoderRecipe
+from crosscope_proto.stages import Stage
 from crosscope_worker.cluster.devices import kind_of, num_ranks
 from crosscope_worker.cluster.driver import Driver
+from crosscope_worker.phases import Following
 from crosscope_worker.recipes.rank import run_rank
-from crosscope_worker.recipes.rank_reports import MAX_STARTS, Elsewhere, Last
+from crosscope_worker.recipes.rank_reports import MAX_STARTS, Elsewhere, starting_again
 from crosscope_worker.recipes.ranks import RankTask, RunRank
-from crosscope_worker.training import TrainingError, newest_step
+from crosscope_worker.training import TrainingError
 from crosscope_worker.work import CHECKPOINTS, Progress, Workspace
 
 _TRAIN = "crosscope_worker.cluster.ranks:train"
@@ -40,17 +42,17 @@ class RayLauncher:
 
     def __call__(self, task: RankTask, num_ranks: int, progress: Progress) -> None:
         """See Launcher."""
-        following = _Following(task, Last(progress))
+        following = _Heard(task, Following(progress, Stage.LOAD))
         with self.driver:
             task = replace(task, device=kind_of(self.driver.nodes))
             if not self.driver.ask(_TRAIN, (self._run, task, num_ranks), following.hear):
                 raise TrainingError(f"{following.how}, at the last of {MAX_STARTS} starts.")
 
 
-class _Following:
+class _Heard:
     """What the ranks of one training have told."""
 
-    def __init__(self, task: RankTask, progress: Last) -> None:
+    def __init__(self, task: RankTask, progress: Following) -> None:
         self._checkpoints, self._progress = Path(task.folder) / CHECKPOINTS, progress
         self._nodes: dict[int, str] = {}
         self._start = 1
@@ -76,7 +78,5 @@ class _Following:
             raise pickle.loads(what[0]) from Elsewhere(f"in the process of a rank:\n{what[1]}")  # from our own process
 
     def _say_again(self) -> None:
-        step = newest_step(self._checkpoints)
-        again = "begins again" if step is None else f"goes on from step {step}"
-        self._progress.say(f"{self.how}; training {again} (start {self._start} of {MAX_STARTS})")
+        self._progress.say(starting_again(self.how, self._checkpoints, self._start))
         self.how = ""

@@ -177,14 +177,14 @@ def _work(
                 home,
                 folder,
                 fence,
-                attempt.device,
-                roots,
-                addresses,
-                submitted_from,
-                attempt.beat_s,
-                attempt.silent_s,
-                attempt.ray_address,
-                shelf,
+                device=attempt.device,
+                data_roots=roots,
+                label_addresses=addresses,
+                submitted_from=submitted_from,
+                beat_s=attempt.beat_s,
+                silent_s=attempt.silent_s,
+                ray_address=attempt.ray_address,
+                shelf=shelf,
             )
             Sharing.of(workspace, reporter).prepare(publishes=not isinstance(recipe, LabelRecipe))
             job = load_kind(attempt.kinds, recipe.kind)  # only now, since torch takes its time

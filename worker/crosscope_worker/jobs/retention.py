@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from crosscope_proto.folders import bytes_of
 from crosscope_worker.work import ANSWERS, CHECKPOINTS
 
 _STEP = "step-"
@@ -48,7 +49,7 @@ def sweep(jobs: Path, expire: Expire, keep_s: float, keep_bytes: float, now: flo
             if found == "gone" or (found == "unknown" and changed_at < now - keep_s):
                 _remove(folder, removed)
             elif found == "kept":
-                kept.append((changed_at, _size(folder), folder))
+                kept.append((changed_at, bytes_of(folder), folder))
     total = sum(size for _, size, _ in kept)
     for _, size, folder in sorted(kept):
         if total > keep_bytes and expire(folder.parent.name, now + 1) == "gone":
@@ -60,7 +61,3 @@ def sweep(jobs: Path, expire: Expire, keep_s: float, keep_bytes: float, now: flo
 def _remove(folder: Path, removed: list[str]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     removed.append(folder.parent.name)
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

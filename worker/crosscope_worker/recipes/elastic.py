@@ -30,11 +30,20 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from crosscope_proto.beats import EVERY_S, Listener
 from crosscope_proto.logs import configure_logging
+from crosscope_proto.stages import Stage
 from crosscope_worker.lifeline import die_with_parent
+from crosscope_worker.phases import Following
 from crosscope_worker.ranks import Ranks
-from crosscope_worker.recipes.rank_reports import LINGER_S, MAX_STARTS, Elsewhere, Last, is_of_the_group, pickled
+from crosscope_worker.recipes.rank_reports import (
+    LINGER_S,
+    MAX_STARTS,
+    Elsewhere,
+    is_of_the_group,
+    pickled,
+    starting_again,
+)
 from crosscope_worker.recipes.ranks import RankTask, RunRank
-from crosscope_worker.training import TrainingError, newest_step, remove_partial
+from crosscope_worker.training import TrainingError, remove_partial
 from crosscope_worker.work import CHECKPOINTS, Progress, silent
 
 _FAILED = 3
@@ -57,7 +66,7 @@ class ElasticLauncher:
     def __call__(self, task: RankTask, num_ranks: int, progress: Progress) -> None:
         """See Launcher."""
         checkpoints = Path(task.folder) / CHECKPOINTS
-        following, how = Last(progress), ""
+        following, how = Following(progress, Stage.LOAD), ""
         for start in range(1, MAX_STARTS + 1):
             try:
                 how = self._start(task, num_ranks, following)
@@ -66,9 +75,7 @@ class ElasticLauncher:
             if not how:
                 return
             if start < MAX_STARTS:
-                step = newest_step(checkpoints)
-                again = "begins again" if step is None else f"goes on from step {step}"
-                following.say(f"{how}; training {again} (start {start + 1} of {MAX_STARTS})")
+                following.say(starting_again(how, checkpoints, start + 1))
         hint = " Signal 9 often means that memory ran out." if "signal 9" in how and "hung" not in how else ""
         raise TrainingError(f"{how}, at the last of {MAX_STARTS} starts.{hint}")
 

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 
 from crosscope_proto import artefacts as layout
 from crosscope_proto.artefacts import CrosscoderManifest, PairManifest
+from crosscope_proto.folders import bytes_of
 from crosscope_proto.manifest import manifest_text
 from crosscope_store.entries import Key, stamp
 from crosscope_store.errors import StoreError, StoreTaken
@@ -129,17 +130,13 @@ def publish_again(
         software = {package: version(package) for package in _SOFTWARE}
         return replace(manifest, version_id="", created_at=now, software=software)
 
-    return _publish(old.parent, fill, _bytes_of(old), fence, sharing)
+    return _publish(old.parent, fill, bytes_of(old), fence, sharing)
 
 
 def _copy(old: Path, folder: Path) -> None:
     """Copies the files of a version, but not what is said of it."""
     ignored = shutil.ignore_patterns(layout.MANIFEST, layout.STORE_NOTE)
     shutil.copytree(old, folder, dirs_exist_ok=True, ignore=ignored)
-
-
-def _bytes_of(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _publish(
@@ -245,7 +242,7 @@ def already_published(name: str, workspace: Workspace, progress: Progress) -> Cr
         return replace(manifest, created_at=now)
 
     versions = Path(layout.crosscoder_folder(workspace.home, name)) / "versions"
-    return _publish(versions, fill, _bytes_of(kept), workspace.fence, sharing)
+    return _publish(versions, fill, bytes_of(kept), workspace.fence, sharing)
 
 
 def find_published(home: Path, name: str, job: str) -> CrosscoderManifest | None:

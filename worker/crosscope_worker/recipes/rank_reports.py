@@ -1,15 +1,14 @@
-"""What the processes of a training tell the job's process: errors that can be sent, and where the training stood.
+"""What the processes of a training tell the job's process: errors that can be sent, and how it goes on.
 
 Knows neither how ranks are started nor what they do.
 """
 
 import pickle
-from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch.distributed as dist
 
-from crosscope_proto.stages import Stage
-from crosscope_worker.work import Progress
+from crosscope_worker.training import newest_step
 
 MAX_STARTS = 4
 """How often the ranks of one job are started, the first time included."""
@@ -21,31 +20,11 @@ class Elsewhere(Exception):
     """The traceback of an error in another process, for the job's log."""
 
 
-class Last:
-    """A Progress that remembers where the training stood, so that a sentence can be said there."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._last = Stage.LOAD, 0.0, 0
-
-    def __call__(
-        self,
-        stage: str,
-        fraction: float,
-        message: str = "",
-        *,
-        step: int = 0,
-        metrics: Mapping[str, float] | None = None,
-        rel_norms: Sequence[int] = (),
-    ) -> None:
-        """See Progress."""
-        self._last = stage, fraction, step
-        self._progress(stage, fraction, message, step=step, metrics=metrics, rel_norms=rel_norms)
-
-    def say(self, message: str) -> None:
-        """Reports a sentence where the training stood last."""
-        stage, fraction, step = self._last
-        self._progress(stage, fraction, message, step=step)
+def starting_again(how: str, checkpoints: Path, start: int) -> str:
+    """The sentence for ranks that are started for the `start`-th time, after one of them died: `how`."""
+    step = newest_step(checkpoints)
+    again = "begins again" if step is None else f"goes on from step {step}"
+    return f"{how}; training {again} (start {start} of {MAX_STARTS})"
 
 
 def pickled(error: Exception) -> bytes:
