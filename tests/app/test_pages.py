@@ -71,7 +71,9 @@ def test_a_verdict_stands_beside_the_class_and_filters_by_url_and_by_hand(stack:
     expect(cells.nth(2)).to_have_text("chat-only · contradicted")
     page.get_by_role("link", name="class", exact=True).click()
     expect(page).to_have_url(re.compile("order=verdict"))
-    settle(page)
+    expect(page.get_by_role("columnheader", name="class")).to_have_attribute(
+        "aria-sort", re.compile("ascending|descending")
+    )
     page.locator("tbody tr").first.click()
     expect(page.locator("h1")).to_have_text(f"Latent {found[0].id}")
     expect(page.locator(".xs-verdict")).to_have_text(str(found[0].verdict))
@@ -313,7 +315,7 @@ def test_a_chosen_theme_holds_on_every_page(stack: Stack, open_page: OpenPage) -
     background = "getComputedStyle(document.querySelector('.stApp')).backgroundColor"
     for name, colour in (("dark", "rgb(20, 23, 27)"), ("as the system", "rgb(253, 253, 252)")):
         page.get_by_label("Theme").select_option(label=name)
-        page.wait_for_function(f"(colour) => {background} === colour", arg=colour)
+        page.wait_for_function(f"(colour) => document.querySelector('.stApp') && {background} === colour", arg=colour)
         page.goto(f"{stack.url}/jobs")
         page.get_by_label("Theme").wait_for()
         assert page.evaluate(background) == colour

@@ -129,6 +129,11 @@ async def test_every_call_says_that_the_queue_is_gone(queued: Queued) -> None:
     await refusals(queued.jobs, job_id)
     with pytest.raises(grpc.aio.AioRpcError, match="the job queue does not answer"):
         await watch.read()
+    async with run_cache(queued.socket):  # It is back, and has forgotten the job: whoever watches hears so at once.
+        watch = queued.jobs.WatchJob(jobs_pb2.WatchJobRequest(id=job_id), timeout=QUITE_LONG_S)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await watch.read()
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
 async def test_a_home_that_holds_what_it_may_takes_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

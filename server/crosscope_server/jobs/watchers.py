@@ -82,10 +82,12 @@ class Watchers:
     async def turn(self) -> AsyncGenerator[None]:
         """A watcher's turn to read; few read at a time, so that all others' calls find room.
 
-        If the queue was away for the last one, the next ones get the same Unavailable at once.
+        If the queue turns out to be away, all who wait for their turn get the same Unavailable at once. Who comes later
+        asks anew.
         """
+        came_at = time.monotonic()
         async with self._turns:
-            if time.monotonic() - self._away_at < _AWAY_S:
+            if self._away_at >= came_at:
                 raise Unavailable(self._why_away)
             try:
                 yield
