@@ -37,6 +37,7 @@ from crosscope_worker.jobs.reporter import JobPulse, Reporter
 from crosscope_worker.jobs.retention import retry_hint
 from crosscope_worker.jobs.stages import Shares, weights
 from crosscope_worker.lifeline import die_with_parent
+from crosscope_worker.priority import give_way
 from crosscope_worker.sharing import READING, Sharing
 from crosscope_worker.work import Cancelled, LostClaim, Manifest, Progress, Workspace, is_out_of_memory
 
@@ -76,6 +77,8 @@ class Attempt:
     """How long the reporting thread may stand still."""
     silent_s: float = 1800
     """How long the job may go without a report of progress."""
+    nice: int = 0
+    """How far it gives way to other processes."""
     ray_address: str | None = None
     """The Ray cluster on which trainings on several devices run."""
     store: str | None = None
@@ -286,6 +289,7 @@ def main() -> int:
     beats = Beats.from_environment()
     attempt = Attempt(**json.load(sys.stdin))
     die_with_parent(attempt.parent_pid)
+    give_way(attempt.nice, leader=attempt.parent_pid)
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)

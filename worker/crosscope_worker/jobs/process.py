@@ -210,6 +210,7 @@ class JobWorker(Worker):
             keeps_checkpoints=self._settings.keeps_checkpoints,
             beat_s=self._settings.job_beat_s,
             silent_s=self._settings.job_silent_s,
+            nice=self._settings.job_nice,
             ray_address=self._settings.ray_address,
             store=self._settings.store,
             store_cache_bytes=self._settings.store_cache_bytes,
