@@ -113,8 +113,8 @@ class Traffic:
     prompts_waiting: int = 0
     """Prompts that wait for an inference worker."""
     refused: Mapping[str, int] = field(default_factory=dict)
-    """Calls that were refused, by reason: "door_full", "concurrent_calls", "prompt_tokens", "queue_full", "deadline",
-    "late", "no_worker" and "unread"."""
+    """Calls that were refused, by reason: "door_full", "behind", "concurrent_calls", "prompt_tokens", "queue_full",
+    "deadline", "late", "no_worker" and "unread"."""
 
 
 @public

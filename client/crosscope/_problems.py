@@ -11,10 +11,12 @@ STUCK_S = 300.0
 SILENT_S = 20.0
 """A job worker that has said nothing for longer may be dead."""
 _MORE = "Start another inference worker, or ask for less at once: `encode_many` waits by itself."
+_SLOWER = "Ask for less at once, `encode_many` waits by itself; or give the server a core of its own."
 _HIGHER = "Ask whoever runs the server for a higher limit."
 _LESS = "Allow them more time, or ask for less."
 _REFUSED = {
     "door_full": ("{traffic.max_prompts_under_way} prompt calls may be under way, of one caller fewer", _MORE),
+    "behind": ("the server had too much to do, so that it let in fewer than it otherwise would", _SLOWER),
     "queue_full": ("they would have waited for too long", _MORE),
     "deadline": ("they would not have been answered before their deadline", _LESS),
     "late": ("their deadline passed while they waited", _LESS),

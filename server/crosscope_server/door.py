@@ -1,5 +1,7 @@
 """The door of a service: so many calls at a time, and of one caller never all. Whoever finds it full hears so at once.
 
+A server that does not keep up lets fewer in, so that what it lets in is answered soon, and what it refuses hears of it.
+
 A call's message is read and checked behind the door, so a refusal costs no more than the call itself. Knows nothing
 about what calls ask.
 """
@@ -18,25 +20,38 @@ from crosscope_proto.handlers import Handler
 from crosscope_server.callers import calling
 from crosscope_server.errors import InvalidRequest, Overloaded, TooLate, Violation
 from crosscope_server.interceptors import Context, Continuation, checked
+from crosscope_server.load import Load
 from crosscope_server.refusals import Reason, Refused
 from crosscope_server.turns import SHARE, may_enter
 
 MESSAGE_S = 20.0
 """How long a call that was let in may take to send its message."""
+LEAST = 16
+"""So many calls may be under way however late the server is: lateness may come from others on the machine."""
 
 
 class Door(grpc.aio.ServerInterceptor):
     """Counts the calls of one service, and refuses those beyond a limit. The interceptors around it map its errors."""
 
-    def __init__(self, service: str, most: int, retry_after_s: Callable[[], float], refused: Refused) -> None:
-        """`retry_after_s` says when the caller may find room. `refused` counts refusals by reason."""
+    def __init__(
+        self, service: str, most: int, retry_after_s: Callable[[], float], refused: Refused, load: Load | None = None
+    ) -> None:
+        """At most `most` calls are under way, or as many of them as an event loop with this `load` bears.
+
+        `retry_after_s` says when the caller may find room. `refused` counts refusals by reason.
+        """
         self._prefix = f"/{service}/"
-        self.most = most
-        """Calls that may be under way."""
+        self._most = most
+        self._load = load or Load()
         self._retry_after_s = retry_after_s
         self._refused = refused
         self.inside: Counter[str] = Counter()
         """Calls under way, by caller."""
+
+    @property
+    def most(self) -> int:
+        """Calls that may be under way now."""
+        return max(min(self._most, LEAST), int(self._most * self._load.share))
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -88,11 +103,13 @@ class Door(grpc.aio.ServerInterceptor):
                 Reason.CONCURRENT_CALLS, f"{sentence}; wait until one has ended, or ask for a higher limit"
             )
         if not may_enter(own, total, self.most):
+            is_behind = self.most < self._most
+            why = f" while this server has too much to do, else {self._most}" if is_behind else ""
             sentence = (
-                f"{total} calls are under way here, {own} of them yours; there may be {self.most} in all, and one "
+                f"{total} calls are under way here, {own} of them yours; there may be {self.most} in all{why}, and one "
                 f"caller's at most {SHARE} times as many as are still free"
             )
-            raise self._full(Reason.DOOR_FULL, sentence)
+            raise self._full(Reason.BEHIND if is_behind else Reason.DOOR_FULL, sentence)
 
     def _full(self, reason: Reason, sentence: str) -> Overloaded:
         self._refused.add(reason)

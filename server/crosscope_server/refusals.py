@@ -15,6 +15,8 @@ class Reason(StrEnum):
 
     DOOR_FULL = "door_full"
     """As many calls are under way as may be, or as one caller may have."""
+    BEHIND = "behind"
+    """The server does not keep up, and lets in fewer calls than it otherwise would."""
     CONCURRENT_CALLS = "concurrent_calls"
     """Its caller's own limit."""
     PROMPT_TOKENS = "prompt_tokens"

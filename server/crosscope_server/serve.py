@@ -47,6 +47,7 @@ from crosscope_server.effects import Effects
 from crosscope_server.interceptors import CallInterceptor, RequestIdInterceptor
 from crosscope_server.job_figures import JobCollector, JobCounter
 from crosscope_server.jobs.service import jobs_service
+from crosscope_server.load import Load
 from crosscope_server.looks import Looks
 from crosscope_server.memory import give_back_for_ever
 from crosscope_server.metrics import Metrics
@@ -152,7 +153,8 @@ async def serving(settings: Settings, ages: Ages | None = None) -> AsyncGenerato
         jobs = await stack.enter_async_context(queued)
 
         gate = Gate(_tokens(stack, settings))
-        door = Door(_PROMPTS, settings.most_calls, dispatch.prompts.retry_after_s, dispatch.refused)
+        load = Load()
+        door = Door(_PROMPTS, settings.most_calls, dispatch.prompts.retry_after_s, dispatch.refused, load)
         admission = Admission(door, dispatch, metrics.label)
         metrics.registry.register(admission)
         interceptors: list[grpc.aio.ServerInterceptor] = [
@@ -196,8 +198,8 @@ async def serving(settings: Settings, ages: Ages | None = None) -> AsyncGenerato
             ours = (_LATENTS, _LOOKS, _PROMPTS, _JOBS, _ANNOTATIONS, _SYSTEM)
             reflection.enable_server_reflection((*ours, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
 
-        trimming = asyncio.create_task(give_back_for_ever())
-        stack.callback(trimming.cancel)
+        for for_ever in (give_back_for_ever(), load.watch()):
+            stack.callback(asyncio.create_task(for_ever).cancel)
         port = _bind(server, settings)
         if settings.socket is not None:
             _bind_private(server, settings.socket)

@@ -1,6 +1,7 @@
 """A real `crosscope up` on a tiny home, with people who ask it and jobs that run, for what is measured here."""
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -11,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -47,6 +48,8 @@ documents: 60
 conversations: 60
 """
 PAUSE_S = 0.05
+_TURNS = 10**9
+"""More questions than a group of callers asks."""
 T = TypeVar("T")
 
 
@@ -137,22 +140,25 @@ class Asked:
 
 
 class Callers:
-    """People who ask the same question again and again, each in a thread, until the block ends."""
+    """People who ask again and again, each in a thread, until the block ends. No two ever ask with the same number."""
+
+    _groups = itertools.count()
 
     def __init__(
         self, address: str, ask: Callable[[Client, int], object], count: int = 4, timeout_s: float = 30
     ) -> None:
         self.asked = Asked()
         self._ask, self._stop = ask, threading.Event()
+        first = next(self._groups) * _TURNS
         self._threads = [
-            threading.Thread(target=self._go_on, args=(address, number, timeout_s), daemon=True)
+            threading.Thread(target=self._go_on, args=(address, first + number, timeout_s), daemon=True)
             for number in range(count)
         ]
 
     def _go_on(self, address: str, number: int, timeout_s: float) -> None:
         with Client(address, timeout_s=timeout_s) as client:
             patient(lambda: self._ask(client, number))  # what can never be answered is no refusal
-            for turn in range(number, 1 << 60, 1000):
+            for turn in itertools.count(number, 1000):
                 if self._stop.is_set():
                     return
                 begun = time.monotonic()
@@ -260,7 +266,7 @@ def until(happens: Callable[[], object], timeout_s: float) -> bool:
 
 
 @contextlib.contextmanager
-def running(*options: str, below: str | None = None) -> Iterator[Up]:
+def running(*options: str, below: str | None = None) -> Generator[Up]:
     """An installation on a home of its own, which goes in the end."""
     with tempfile.TemporaryDirectory(prefix="crosscope-stress-", dir=below) as folder:
         home = Path(folder) / "home"

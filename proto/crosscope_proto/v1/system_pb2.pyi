@@ -408,8 +408,8 @@ class Traffic(_message.Message):
     """Prompts that wait for an inference worker."""
     @_builtins.property
     def refused(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Calls that were refused, by reason: "door_full", "concurrent_calls", "prompt_tokens", "queue_full", "deadline",
-        "late", "no_worker", "unread".
+        """Calls that were refused, by reason: "door_full", "behind", "concurrent_calls", "prompt_tokens", "queue_full",
+        "deadline", "late", "no_worker", "unread".
         """
 
     def __init__(
