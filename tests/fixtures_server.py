@@ -187,9 +187,10 @@ class Front:
 
 @contextlib.asynccontextmanager
 async def run_front(**settings: Any) -> AsyncGenerator[Front]:
-    """A server that asks for no token, unless the settings say otherwise."""
+    """A server that asks for no token, and lets as many in however busy it is, unless the settings say otherwise."""
+    usual = {"listen": "127.0.0.1:0", "allow_anyone": True, "least_calls": 10_000}
     async with (
-        serving(Settings(**{"listen": "127.0.0.1:0", "allow_anyone": True, **settings})) as running,
+        serving(Settings(**{**usual, **settings})) as running,
         grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel,
     ):
         yield Front(channel, f"127.0.0.1:{running.port}")

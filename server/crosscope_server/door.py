@@ -26,22 +26,26 @@ from crosscope_server.turns import SHARE, may_enter
 
 MESSAGE_S = 20.0
 """How long a call that was let in may take to send its message."""
-LEAST = 16
-"""So many calls may be under way however late the server is: lateness may come from others on the machine."""
 
 
 class Door(grpc.aio.ServerInterceptor):
     """Counts the calls of one service, and refuses those beyond a limit. The interceptors around it map its errors."""
 
     def __init__(
-        self, service: str, most: int, retry_after_s: Callable[[], float], refused: Refused, load: Load | None = None
+        self,
+        service: str,
+        most: int,
+        retry_after_s: Callable[[], float],
+        refused: Refused,
+        load: Load | None = None,
+        least: int = 1,
     ) -> None:
-        """At most `most` calls are under way, or as many of them as an event loop with this `load` bears.
+        """At most `most` calls are under way, or as many of them as an event loop with this `load` bears: `least`.
 
         `retry_after_s` says when the caller may find room. `refused` counts refusals by reason.
         """
         self._prefix = f"/{service}/"
-        self._most = most
+        self._most, self._least = most, min(least, most)
         self._load = load or Load()
         self._retry_after_s = retry_after_s
         self._refused = refused
@@ -51,7 +55,7 @@ class Door(grpc.aio.ServerInterceptor):
     @property
     def most(self) -> int:
         """Calls that may be under way now."""
-        return max(min(self._most, LEAST), int(self._most * self._load.share))
+        return max(self._least, int(self._most * self._load.share))
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails

@@ -154,7 +154,8 @@ async def serving(settings: Settings, ages: Ages | None = None) -> AsyncGenerato
 
         gate = Gate(_tokens(stack, settings))
         load = Load()
-        door = Door(_PROMPTS, settings.most_calls, dispatch.prompts.retry_after_s, dispatch.refused, load)
+        retry_after_s, refused = dispatch.prompts.retry_after_s, dispatch.refused
+        door = Door(_PROMPTS, settings.most_calls, retry_after_s, refused, load, settings.least_calls)
         admission = Admission(door, dispatch, metrics.label)
         metrics.registry.register(admission)
         interceptors: list[grpc.aio.ServerInterceptor] = [

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from crosscope_server.callers import Caller, set_calling
-from crosscope_server.door import LEAST, Door
+from crosscope_server.door import Door
 from crosscope_server.errors import Overloaded
 from crosscope_server.load import Load
 from crosscope_server.refusals import Refused
@@ -43,12 +43,10 @@ async def test_a_loop_that_never_rests_is_busy_also_beside_others() -> None:
 def door_and_refused(most: int, share: float) -> tuple[Door, Refused]:
     load, refused = Load(), Refused()
     load.share = share
-    return Door("crosscope.v1.Prompts", most, lambda: 1.5, refused, load), refused
+    return Door("crosscope.v1.Prompts", most, lambda: 1.5, refused, load, least=16), refused
 
 
-@pytest.mark.parametrize(
-    ("most", "share", "bears"), [(100, 1.0, 100), (100, 0.25, 25), (100, 0.01, LEAST), (4, 0.1, 4)]
-)
+@pytest.mark.parametrize(("most", "share", "bears"), [(100, 1.0, 100), (100, 0.25, 25), (100, 0.01, 16), (4, 0.1, 4)])
 def test_a_server_that_does_not_keep_up_lets_fewer_in(most: int, share: float, bears: int) -> None:
     assert door_and_refused(most, share)[0].most == bears
 
