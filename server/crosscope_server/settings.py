@@ -52,7 +52,7 @@ class Settings(StoreSettings):
     """Prompt calls under way at a time, those that wait among them; of one caller 4/5. More are refused at once. Unset:
     128 for each worker."""
     least_calls: int = Field(default=16, ge=1)
-    """Prompt calls that may be under way however busy the server is; while it does not keep up, fewer than max_calls."""
+    """Prompt calls that may be under way however busy the server is, which else lets in fewer than max_calls."""
     hold_s: float = Field(default=5.0, ge=0, le=60)
     """Seconds for which prompts wait for an inference worker when none serves."""
     cache_per_caller: bool = False
