@@ -40,7 +40,7 @@ def rates(nice: int) -> tuple[float, float]:
 
 def main() -> None:
     """Prints a row for jobs that do not give way, and one for those that do."""
-    for nice, reach in ((0, ""), (10, ">= 0.7")):
+    for nice, reach in ((0, ""), (5, ">= 0.7")):
         alone, beside = rates(nice)
         row = f"prompts of 8 callers beside a training job of nice value {nice}"
         say(row, beside / alone, f"of {alone:.0f}/s alone", reach, ok=not reach or beside >= 0.7 * alone)

@@ -28,7 +28,7 @@ class JobSettings(StoreSettings):
     """Port on 127.0.0.1 for Prometheus; unset: no metrics endpoint."""
     job_threads: int | None = Field(default=None, ge=1)
     """Threads of one operation of a job on the CPU; by default torch decides."""
-    job_nice: int = Field(default=10, ge=0, le=MOST_NICE)
+    job_nice: int = Field(default=5, ge=0, le=MOST_NICE)
     """How far jobs give way to other processes, prompts among them, where they want the same cores: 0 not at all."""
     keep_checkpoints_days: float = Field(default=7, ge=0, allow_inf_nan=False)
     """How long a failed or cancelled job can be retried; 0: not at all."""
