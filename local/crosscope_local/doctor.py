@@ -73,9 +73,9 @@ def _python() -> Finding:
 
 def _packages() -> list[Finding]:
     findings: list[Finding] = []
-    for module, package in {"crosscope": "crosscope", **PARTS, **APP_PARTS}.items():
+    for module, package in {"crosscope": "./client", **PARTS, **APP_PARTS}.items():
         if importlib.util.find_spec(module) is None:
-            findings.append(Finding(module, Verdict.BAD, f"not installed; pip install {package}"))
+            findings.append(Finding(module, Verdict.BAD, f"not installed; {preflight.how_to_install([package])}"))
         else:
             name = module.replace("_", "-")
             findings.append(Finding(module, Verdict.OK, importlib.metadata.version(name)))

@@ -41,6 +41,25 @@ def test_a_token_is_shown_once_and_kept_as_its_hash(tmp_path: Path, capsys: pyte
     assert [entry.name for entry in tokens.read(tmp_path)] == ["bob"]
 
 
+def test_the_home_of_a_token_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["tokens", "add", "ann", "--role", "read", "--home", str(tmp_path / "typo")]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"No server has served {tmp_path / 'typo'} yet." in said
+    assert f"the token of ann for the home {tmp_path / 'typo'}" in said
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["tokens", "list"], ["tokens", "revoke", "ann"], ["audit"], ["gc"], ["backup", "a.tar"], ["store", "push"]],
+)
+def test_a_home_that_is_not_there_is_no_empty_home(
+    tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*command, "--home", str(tmp_path / "typo")]) == 2
+    assert f"there is no home at {tmp_path / 'typo'}" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "typo").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
