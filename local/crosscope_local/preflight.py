@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from crosscope_local.disk import write_whole
+from crosscope_local.disk import make_home, write_whole
 from crosscope_local.redis import RedisStartError, find_binary
 from crosscope_proto.access import APP_KEY, is_loopback
 
@@ -40,7 +40,8 @@ class PreflightError(Exception):
 def prepare_home(home: Path) -> None:
     """Makes the home folder and its log folder, and checks that they can be written to."""
     try:
-        (home / "logs").mkdir(parents=True, exist_ok=True)
+        make_home(home)
+        (home / "logs").mkdir(exist_ok=True)
         with tempfile.TemporaryFile(dir=home) as probe:
             probe.write(b"x" * 4096)
             probe.flush()

@@ -152,7 +152,8 @@ def _make_own(home: Path) -> None:
     """Makes the home's own token unless there is one, whole or not at all. Raises StoreError."""
     path = home / access.OWN_TOKEN
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (home, path.parent):  # both are their owner's alone, unless they are there
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not path.exists():
             beside = path.with_name(f".token.{os.getpid()}")
             descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
