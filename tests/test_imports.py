@@ -74,6 +74,12 @@ def test_a_client_loads_numpy_with_the_first_array_only() -> None:
     assert "numpy" not in loaded_after(f"{statement}\nimport sys\nprint(*sys.modules)")
 
 
+@pytest.mark.parametrize("settings", ["serve.settings", "jobs.settings"])
+def test_a_worker_judges_its_settings_without_torch(settings: str) -> None:
+    found = loaded_after(f"import crosscope_worker.{settings}, sys\nprint(*sys.modules)")
+    assert found & {"torch", "transformers"} == set()
+
+
 @pytest.mark.parametrize("statement", ["import crosscope", "import crosscope.cli"])
 def test_import_takes_less_than_300_ms(statement: str) -> None:
     code = f"import time; start = time.perf_counter(); {statement}; print(time.perf_counter() - start)"

@@ -7,12 +7,12 @@ import pytest
 from pydantic_settings import BaseSettings
 
 from crosscope.app.settings import DEFAULT_HOST, DEFAULT_PORT
-from crosscope_proto.v1 import annotations_pb2, jobs_pb2, latents_pb2, looks_pb2, prompts_pb2
+from crosscope_proto.v1 import annotations_pb2, jobs_pb2, latents_pb2, looks_pb2, prompts_pb2, system_pb2
 from crosscope_server.settings import Settings
 from crosscope_worker.jobs.settings import JobSettings
 from crosscope_worker.serve.settings import ServeSettings
 
-SERVICES = (annotations_pb2, jobs_pb2, latents_pb2, looks_pb2, prompts_pb2)
+SERVICES = (annotations_pb2, jobs_pb2, latents_pb2, looks_pb2, prompts_pb2, system_pb2)
 SHARED = {"home": "CROSSCOPE_HOME", "store": "CROSSCOPE_STORE", "store_cache_bytes": "CROSSCOPE_STORE_CACHE_BYTES"}
 """Settings that several processes have alike, in the first table."""
 PAGE = (Path(__file__).parents[1] / "docs" / "operations.md").read_text()

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from crosscope.cli.options import apply
 from crosscope_local import tokens as token_list
-from crosscope_local.options import HOME, json_option
+from crosscope_local.options import HOME, OLD_HOME, json_option
 from crosscope_local.terminal import Terminal
 from crosscope_proto import access
 from crosscope_proto.access import AccessError, TokenEntry
@@ -78,23 +78,26 @@ def add(
     """Make the token NAME and print it, once: only its hash is kept."""
     given = {limit: value for limit, value in limits.items() if value is not None}
     expires_at = None if expires_in_days is None else time.time() + expires_in_days * _DAY_S
+    home = home.expanduser().absolute()
     with _refusals():
-        secret = token_list.add(home.expanduser().absolute(), name, roles, given, expires_at)
+        secret = token_list.add(home, name, roles, given, expires_at)
+    if not (home / access.OWN_TOKEN).exists():
+        warning = f"No server has served {home} yet. If yours has another home, name it with --home."
+        Terminal(to_stderr=True).say("warning", warning)
     if as_json:
         made = {"name": name, "token": secret, "roles": access.with_read(roles), "limits": given}
         click.echo(json.dumps({**made, "expires_at": expires_at}))
         return
     click.echo(secret)
-    said = f"This is the token of {name}, shown only now: they set CROSSCOPE_TOKEN to it."
+    said = f"This is the token of {name} for the home {home}, shown only now: they set CROSSCOPE_TOKEN to it."
     Terminal(to_stderr=True).say("info", said)
 
 
 @tokens.command("list")
-@HOME
+@OLD_HOME
 @json_option("The tokens as JSON.")
 def list_tokens(home: Path, as_json: bool) -> None:
     """Show the names of all tokens, with roles, limits and when they were last used."""
-    home = home.expanduser().absolute()
     with _refusals():
         entries = token_list.read(home)
     used = token_list.last_used(home)
@@ -114,22 +117,22 @@ def list_tokens(home: Path, as_json: bool) -> None:
 
 @tokens.command()
 @click.argument("name")
-@HOME
+@OLD_HOME
 def revoke(name: str, home: Path) -> None:
     """Take the token NAME away; servers refuse it within a second."""
     with _refusals():
-        token_list.revoke(home.expanduser().absolute(), name)
+        token_list.revoke(home, name)
     Terminal().say("info", f"The token {name} is revoked.")
 
 
 @click.command()
 @click.option("--lines", type=click.IntRange(1, 100_000), default=50, show_default=True, help="At most this many.")
-@HOME
+@OLD_HOME
 @json_option("The lines as they are, JSON.")
 def audit(lines: int, home: Path, as_json: bool) -> None:
     """Show the end of the audit log: who changed what, and who was refused."""
     with _refusals():
-        found = token_list.audit_lines(home.expanduser().absolute(), lines)
+        found = token_list.audit_lines(home, lines)
     if as_json:
         for line in found:
             click.echo(json.dumps(line))

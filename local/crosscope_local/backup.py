@@ -6,9 +6,11 @@ manifests names them). The archive ends with a list of its files and their SHA-2
 is not restored. Knows no process.
 """
 
+import gzip
 import hashlib
 import io
 import json
+import lzma
 import os
 import shutil
 import sqlite3
@@ -26,6 +28,7 @@ from typing import IO, Any
 from crosscope_local.room import RESERVE
 from crosscope_local.run import PROCESSES
 from crosscope_proto import artefacts
+from crosscope_proto.access import FOLDER
 from crosscope_proto.folders import bytes_of
 
 LEFT_OUT = {
@@ -38,6 +41,8 @@ LEFT_OUT = {
 }
 """Folders that are not copied, and what the person is told of them. A name counts at the top of the home, `checkpoints`
 in a job's folder."""
+_HALF = (".partial-", ".tmp-")
+"""How what a process is writing is called until it is whole."""
 _OF_A_PROCESS = (
     RESERVE,
     PROCESSES,
@@ -51,6 +56,11 @@ _SCHEMA = 1
 _WHOLE_BELOW = 64 * 1024**2
 """Files below so many bytes are read whole before they are written, so one that grows meanwhile is copied as it was."""
 _QUEUE_TRIES = 20
+_DAMAGE = (
+    *(tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile),
+    *(ValueError, LookupError, TypeError, AttributeError, RecursionError),
+)
+"""What reading an archive raises that is cut short, damaged, or something else."""
 _MODES = {".tar": ("w", "r"), ".gz": ("w:gz", "r:gz"), ".tgz": ("w:gz", "r:gz"), ".xz": ("w:xz", "r:xz")}
 
 
@@ -68,6 +78,8 @@ class Copied:
     """Bytes of each kind of LEFT_OUT that is there."""
     gone: list[str] = field(default_factory=list)
     """Files that were removed while they were to be copied."""
+    links: list[str] = field(default_factory=list)
+    """Links that lead out of the home. They are copied as links, and not what they lead to."""
 
 
 def back_up(home: Path, archive: Path) -> Copied:
@@ -88,7 +100,8 @@ def back_up(home: Path, archive: Path) -> Copied:
             os.fsync(raw.fileno())
         partial.rename(archive)
     except OSError as error:
-        raise BackupError(f"{archive} could not be written: {error.strerror or error}") from error
+        where = f" ({error.filename})" if error.filename else ""
+        raise BackupError(f"{archive} could not be written: {error.strerror or error}{where}") from error
     finally:
         partial.unlink(missing_ok=True)
     return copied
@@ -103,8 +116,11 @@ class _Writer:
         self._copied = Copied()
 
     def write(self) -> Copied:
-        for current in sorted(self._home.glob("crosscoders/*/CURRENT")):
-            self._add(current)
+        # Right behind the name of the version that counts comes that version, before it can be retired.
+        for current in sorted(self._home.glob(f"crosscoders/*/{artefacts.CURRENT}")):
+            if not current.parent.is_symlink():
+                self._add(current)
+                self._add_version(current)
         self._add_words()
         self._add_queue()
         for path in self._walk(self._home):
@@ -116,9 +132,19 @@ class _Writer:
             "files": self._listed,
             "left_out": self._copied.left_out,
             "gone": self._copied.gone,
+            "links": self._copied.links,
         }
         self._add_bytes(_LIST, json.dumps(listing, indent=1).encode(), 0o600)
         return self._copied
+
+    def _add_version(self, current: Path) -> None:
+        """Adds the version that CURRENT names."""
+        try:
+            version = current.read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            return
+        for path in self._walk(current.parent / "versions" / version):
+            self._add(path)
 
     def _walk(self, folder: Path) -> Iterator[Path]:
         """Files and links below a folder that are copied as they are; counts what is left out."""
@@ -132,7 +158,7 @@ class _Writer:
             if kind in LEFT_OUT and path.is_dir():
                 size = bytes_of(path)
                 self._copied.left_out[kind] = self._copied.left_out.get(kind, 0) + size
-            elif where[0] in (*_OF_A_PROCESS, "queue", artefacts.ANNOTATIONS):
+            elif where[0] in (*_OF_A_PROCESS, "queue", artefacts.ANNOTATIONS) or path.name.startswith(_HALF):
                 continue
             elif path.is_symlink() or path.is_file():
                 yield path
@@ -145,6 +171,8 @@ class _Writer:
         try:
             if path.is_symlink():
                 self._tar.add(path, name, recursive=False)
+                if path.readlink().is_absolute() or not path.resolve().is_relative_to(self._home.resolve()):
+                    self._copied.links.append(name)
                 return
             with path.open("rb") as file:
                 info = self._tar.gettarinfo(name, arcname=name, fileobj=file)
@@ -171,7 +199,9 @@ class _Writer:
                 ):
                     source.backup(target)
             except sqlite3.Error as error:
-                raise BackupError(f"{words} cannot be copied: {error}; put a backup in its place first") from error
+                raise BackupError(
+                    f"{words} cannot be copied: {error}; free room in {folder}, or put a backup in its place first"
+                ) from error
             self._add_bytes(artefacts.ANNOTATIONS, copy.read_bytes(), 0o600)
 
     def _add_queue(self) -> None:
@@ -234,29 +264,34 @@ def restore(archive: Path, home: Path) -> Copied:
     mode = _modes(archive)[1]
     if home.exists() and (not home.is_dir() or any(home.iterdir())):
         raise BackupError(f"{home} is not empty; choose another folder with --home, or move it away")
-    home.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{home.name}.partial-", dir=home.parent))
+    partial: Path | None = None
     try:
+        home.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{home.name}.partial-", dir=home.parent))
         copied = _unpack(archive, mode, partial)
         if home.exists():
             home.rmdir()
         partial.rename(home)
-    except (tarfile.TarError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
+    except _DAMAGE as error:
         raise BackupError(f"{archive} is damaged or no backup of crosscope ({error}); use another one") from error
     except OSError as error:
         raise BackupError(f"{archive} could not be restored to {home}: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
     return copied
 
 
 def _unpack(archive: Path, mode: Any, folder: Path) -> Copied:
     """Unpacks into an empty folder and checks each file. Raises BackupError, and what a damaged archive raises."""
     listing: dict[str, Any] = {}
+    links: list[tarfile.TarInfo] = []
     with tarfile.open(archive, mode) as tar:
         for member in tar:
             if member.name == _LIST and (file := tar.extractfile(member)) is not None:
                 listing = json.load(file)
+            elif member.issym():
+                links.append(member)  # last, so that no file is written to where one leads
             else:
                 tar.extract(member, folder, filter="data")
     if not listing:
@@ -267,8 +302,23 @@ def _unpack(archive: Path, mode: Any, folder: Path) -> Copied:
         found = folder / name
         if not found.is_file() or found.stat().st_size != size or _sha256(found) != digest:
             raise BackupError(f"{archive} is damaged: {name} is not what was put in; use another backup")
+    for member in links:
+        _link(member, folder)
+    if (folder / FOLDER).is_dir():
+        (folder / FOLDER).chmod(0o700)
     total = sum(size for size, _ in listing["files"].values())
-    return Copied(len(listing["files"]), total, listing["left_out"], listing["gone"])
+    return Copied(
+        len(listing["files"]), total, listing["left_out"], listing["gone"], links=list(listing.get("links", []))
+    )
+
+
+def _link(member: tarfile.TarInfo, folder: Path) -> None:
+    """Makes a link as it was, wherever it leads; it itself lies below the folder. Raises ValueError, OSError."""
+    path = folder / member.name
+    if not path.parent.resolve().is_relative_to(folder.resolve()) or path.name in ("", "..", "."):
+        raise ValueError(f"{member.name} would lie outside of the home")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(member.linkname)
 
 
 def _modes(archive: Path) -> tuple[Any, Any]:

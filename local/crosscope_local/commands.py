@@ -21,7 +21,7 @@ from crosscope_local import demo as demo_jobs
 from crosscope_local import doctor as doctor_checks
 from crosscope_local.config import Config, ConfigError, read_config
 from crosscope_local.logs import Keep
-from crosscope_local.options import HOME, STORE, json_option
+from crosscope_local.options import HOME, STORE, FiniteRange, json_option
 from crosscope_local.preflight import PreflightError
 from crosscope_local.programs import Installation
 from crosscope_local.run import Ending, Wanted, installation, run
@@ -54,18 +54,36 @@ def _checked_addresses(given: Iterable[str]) -> tuple[str, ...]:
         raise click.BadParameter(f"{', '.join(parts)}: {error}") from error
 
 
+def _plain_folders(_ctx: click.Context, _option: click.Parameter, folders: tuple[Path, ...]) -> tuple[Path, ...]:
+    """The folders of --data-root. Raises BadParameter for one that the variable for all of them cannot hold."""
+    for folder in folders:
+        if os.pathsep in str(folder):
+            sentence = f"{folder} has {os.pathsep!r} in it, which stands between two folders; name a link to it"
+            raise click.BadParameter(sentence)
+    return folders
+
+
 def _from_file(context: click.Context, _option: click.Parameter, file: Path | None) -> Config:
     """What --config says. Its options become the defaults of the command. Raises BadParameter."""
     if file is None:
         return Config()
     names = {option.opts[0].removeprefix("--").replace("-", "_"): option for option in context.command.params}
-    offered = [name for name in names if name not in ("config", "json", "help")]
+    offered = {name: _type_of(option) for name, option in names.items() if name not in ("config", "json", "help")}
     try:
         config = read_config(file, offered)
     except ConfigError as error:
         raise click.BadParameter(str(error)) from error
     context.default_map = {str(names[name].name): value for name, value in config.options.items()}
     return config
+
+
+def _type_of(option: click.Parameter) -> type:
+    """How an option's value is written in a file: bool, int, float, str, or list for several."""
+    if getattr(option, "multiple", False):
+        return list
+    if getattr(option, "is_flag", False):
+        return bool
+    return {"integer range": int, "float range": float}.get(option.type.name, str)
 
 
 _RUN = (
@@ -86,6 +104,7 @@ _RUN = (
         metavar="DIR",
         type=click.Path(path_type=Path, exists=True, file_okay=False),
         envvar="CROSSCOPE_WORKER_DATA_ROOTS",
+        callback=_plain_folders,
         show_envvar=True,
         help="A further folder from which jobs may read data and models; can be given several times.",
     ),
@@ -101,7 +120,7 @@ _RUN = (
     ),
     click.option(
         "--log-mb",
-        type=click.FloatRange(min=0.1),
+        type=FiniteRange(min=0.1),
         default=10,
         show_default=True,
         envvar="CROSSCOPE_LOG_MB",

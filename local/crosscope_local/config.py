@@ -5,21 +5,33 @@ environment variable without its prefix, in small letters. What a process makes 
 (`check`), so this module knows no setting but those that `up` makes.
 """
 
+import math
 import os
+import re
 import subprocess
 import tomllib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from crosscope_local.child import Program, environment_of
 
 PREFIXES = {"server": "CROSSCOPE_SERVER_", "worker": "CROSSCOPE_WORKER_", "jobs": "CROSSCOPE_WORKER_"}
 """Sections of processes, by the program's name, and how the variables of their settings begin."""
 _UP = "up"
-_PATHS = ("home", "data_root")
-"""Options that name folders; a relative one lies beside the file."""
+_PATHS = {_UP: ("home", "data_root", "recipes"), "server": ("tls_cert", "tls_key", "tls_client_ca")}
+"""Options and settings that name files or folders; a relative one lies beside the file."""
+_NAME = re.compile("[a-z][a-z0-9_]*")
+_WRITTEN: Mapping[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    list: 'a list of texts, ["…", "…"]',
+    str: 'a text, "…"',
+}
+"""How a value of each type is written."""
 _NOT_IN_FILES = ("token", "password", "secret")
 _MADE_BY_UP = {
     "server": ("listen", "workers", "queue_url", "cache_url"),
@@ -27,7 +39,8 @@ _MADE_BY_UP = {
     "jobs": ("queue_url", "data_roots", "label_addresses", "job_threads"),
 }
 """Settings that `up` makes from its options and its sockets."""
-_CHECK_WITHIN_S = 30.0
+_CHECK_WITHIN_S = 120.0
+"""How long a process may take to judge its settings: devices are judged by torch, which a cold disk reads for long."""
 
 
 class ConfigError(Exception):
@@ -53,14 +66,12 @@ class Config:
             raise ConfigError("\n".join(f"{self.file}: {line}" for line in found))
 
 
-def read_config(file: Path, options: list[str]) -> Config:
-    """What a file says; `options` are the names that the section `up` may hold. Raises ConfigError."""
-    try:
-        sections = tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not TOML: {error}") from error
+def read_config(file: Path, options: Mapping[str, type]) -> Config:
+    """What a file says; `options` are the names that the section `up` may hold, and their types. Raises ConfigError.
+
+    A type is bool, int, float, str, or list for several texts.
+    """
+    sections = _parsed(file)
     wrong = [
         f"[{name}]: there is no such section; there are {', '.join([_UP, *PREFIXES])}"
         if isinstance(value, dict)
@@ -70,24 +81,54 @@ def read_config(file: Path, options: list[str]) -> Config:
     ]
     up = sections.get(_UP, {})
     if isinstance(up, dict):
-        wrong += [f"[up] {name}: up has no such option; it has {', '.join(options)}" for name in set(up) - set(options)]
+        wrong += [line for name, value in up.items() if (line := _wrong_option(name, value, options))]
     settings: dict[str, dict[str, str]] = {}
     for section, prefix in PREFIXES.items():
         if isinstance(values := sections.get(section), dict):
             wrong += [line for name in values for line in _refusals(section, name)]
             settings[section] = {}
             for name, value in values.items():
-                if (text := _text(value)) is None:
+                if (text := _text(_beside(file, section, name, value))) is None:
                     wrong.append(f"[{section}] {name}: write a number, a text, true, false, or a list of texts")
                 else:
                     settings[section][f"{prefix}{name.upper()}"] = text
     if wrong:
         raise ConfigError("\n".join(f"{file}: {line}" for line in wrong))
-    beside = {name: _beside(file, value) if name in _PATHS else value for name, value in up.items()}
-    return Config(file, beside, settings)
+    return Config(file, {name: _beside(file, _UP, name, value) for name, value in up.items()}, settings)
+
+
+def _parsed(file: Path) -> dict[str, Any]:
+    """The sections of a file. Raises ConfigError."""
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not TOML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{file} nests its values too deeply") from error
+
+
+def _wrong_option(name: str, value: object, options: Mapping[str, type]) -> str:
+    """What is wrong with an option; empty if nothing is."""
+    if (kind := options.get(name)) is None:
+        return f"[up] {name}: up has no such option; it has {', '.join(options)}"
+    if kind is list:
+        fits = isinstance(value, list) and all(map(_is_text, value))
+    elif kind is float:
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    else:
+        fits = _is_text(value) if kind is str else type(value) is kind
+    return "" if fits else f"[up] {name}: write {_WRITTEN[kind]}; it is {str(value)[:40]!r}"
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value) and "\0" not in value
 
 
 def _refusals(section: str, name: str) -> list[str]:
+    if not _NAME.fullmatch(name):
+        return [f"[{section}] {name[:40]!r}: a setting is named in small letters, digits and _"]
     if name in _MADE_BY_UP[section]:
         return [f"[{section}] {name}: up makes this one from its own options; see [up]"]
     if name.rpartition("_")[2] in _NOT_IN_FILES:
@@ -99,29 +140,32 @@ def _text(value: object) -> str | None:
     """A TOML value as a process reads it from its environment; None for one that no setting has."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, str | int | float):
+    if isinstance(value, int | float) or (isinstance(value, str) and "\0" not in value):
         return str(value)
-    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+    if isinstance(value, list) and all(map(_is_text, value)):
         return ",".join(value)
     return None
 
 
-def _beside(file: Path, value: object) -> object:
+def _beside(file: Path, section: str, name: str, value: object) -> object:
+    """A value; a path is taken from the file's folder."""
+    if name not in _PATHS.get(section, ()):
+        return value
     if isinstance(value, list):
-        return [_beside(file, each) for each in value]
-    return os.fspath(file.absolute().parent / Path(value).expanduser()) if isinstance(value, str) else value
+        return [_beside(file, section, name, each) for each in value]
+    return os.fspath(file.absolute().parent / Path(value).expanduser()) if isinstance(value, str) and value else value
 
 
 def _judged(program: Program) -> list[str]:
     """What a process says of its settings: a line for each that is wrong, in the file's words."""
     prefix = PREFIXES[program.name]
-    command = [*program.command, "--check"]
+    command = [*program.command, "--check", *program.defaults]
     try:
         done = subprocess.run(
             command, env=environment_of(program), capture_output=True, text=True, timeout=_CHECK_WITHIN_S, check=False
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return [f"[{program.name}]: could not be checked: {error}"]
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+        return [f"[{program.name}]: could not be checked ({type(error).__name__}): {' '.join(command)}"]
     lines = done.stderr.splitlines() if done.returncode else []
     return [_in_words_of_the_file(line, program, prefix) for line in lines]
 

@@ -1,7 +1,14 @@
 """Files that are replaced as a whole. Knows nothing about their content."""
 
+import contextlib
 import os
 from pathlib import Path
+
+
+def make_home(home: Path) -> None:
+    """Makes a home that nobody but its owner may look into, unless there is one. Raises OSError."""
+    with contextlib.suppress(FileExistsError):
+        home.mkdir(mode=0o700, parents=True)
 
 
 def write_whole(path: Path, text: str, mode: int = 0o666) -> None:

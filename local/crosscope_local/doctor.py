@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -54,7 +55,7 @@ def examine(home: Path, host: str, port: int, app_port: int, store: str | None =
         *_packages(),
         _redis(),
         _torch(),
-        _checked("home folder", lambda: _writable(home), f"{home} can be written to"),
+        _home(home),
         _disk(home),
         _port("server port", host, port, "--port"),
         _port("app port", host, app_port, "--app-port"),
@@ -73,9 +74,9 @@ def _python() -> Finding:
 
 def _packages() -> list[Finding]:
     findings: list[Finding] = []
-    for module, package in {"crosscope": "crosscope", **PARTS, **APP_PARTS}.items():
+    for module, package in {"crosscope": "./client", **PARTS, **APP_PARTS}.items():
         if importlib.util.find_spec(module) is None:
-            findings.append(Finding(module, Verdict.BAD, f"not installed; pip install {package}"))
+            findings.append(Finding(module, Verdict.BAD, f"not installed; {preflight.how_to_install([package])}"))
         else:
             name = module.replace("_", "-")
             findings.append(Finding(module, Verdict.OK, importlib.metadata.version(name)))
@@ -99,6 +100,14 @@ def _torch() -> Finding:
     found = json.loads(done.stdout)
     gpus = ", ".join(found["gpus"]) or "no GPU"
     return Finding("torch", Verdict.OK, f"{found['version']}, {found['threads']} threads, {gpus}")
+
+
+def _home(home: Path) -> Finding:
+    found = _checked("home folder", lambda: _writable(home), f"{home} can be written to")
+    if found.verdict is Verdict.OK and home.is_dir() and (mode := stat.S_IMODE(home.stat().st_mode)) & 0o007:
+        detail = f"{home}: others on this machine may look into it (mode {mode:04o}); chmod 700 it, unless they shall"
+        return Finding("home folder", Verdict.NOTE, detail)
+    return found
 
 
 def _writable(home: Path) -> None:

@@ -88,9 +88,10 @@ def remove(garbage: Garbage) -> str | None:
 
 def _left_behind(home: Path, now: float) -> Iterator[tuple[Path, str]]:
     for part in ("pairs", "crosscoders", "jobs", "looks", "labels", "activations"):
-        for path in (home / part).rglob(".partial-*"):
-            if _newest(path) < now - _PARTIAL_AFTER_S:
-                yield path, "half-written by a process that died"
+        for name in (".partial-*", ".tmp-*"):
+            for path in (home / part).rglob(name):
+                if _newest(path) < now - _PARTIAL_AFTER_S:
+                    yield path, "half-written by a process that died"
 
 
 def _versions(home: Path, keep: int) -> Iterator[tuple[Path, str]]:
@@ -103,7 +104,7 @@ def _versions(home: Path, keep: int) -> Iterator[tuple[Path, str]]:
         versions = [
             path for path in versions if not (path / artefacts.STORE_NOTE).exists()
         ]  # the store's own rule holds
-        newest_first = sorted(versions, key=lambda path: path.stat().st_mtime, reverse=True)
+        newest_first = sorted(versions, reverse=True)  # ids begin with their time; folders' times change in a copy
         for path in newest_first[max(keep, 1) - 1 :]:
             yield path, "versions that newer ones replaced"
 
@@ -117,7 +118,7 @@ def _indices(home: Path) -> Iterator[tuple[Path, str]]:
 
 def _older(home: Path, pattern: str, before: float, kind: str) -> Iterator[tuple[Path, str]]:
     for path in sorted(home.glob(pattern)):
-        if _newest(path) < before:
+        if max(_newest(path), _read(path)) < before:
             yield path, kind
 
 
@@ -136,6 +137,15 @@ def _has_ended(folder: Path) -> bool:
         return bool(json.loads(last).get("event") == "end")
     except (OSError, ValueError, IndexError, AttributeError):
         return False
+
+
+def _read(path: Path) -> float:
+    """When a file, or one in a folder, was last read, as far as the disk says so: a training may read it now."""
+    files = path.rglob("*") if path.is_dir() else (path,)
+    try:
+        return max((each.stat().st_atime for each in files if each.is_file()), default=0.0)
+    except FileNotFoundError:
+        return float("inf")
 
 
 def _newest(path: Path) -> float:

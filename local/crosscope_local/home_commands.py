@@ -12,24 +12,23 @@ import click
 from crosscope_local.backup import LEFT_OUT, BackupError, Copied, back_up
 from crosscope_local.backup import restore as restore_archive
 from crosscope_local.garbage import Keep, find, find_in_store, remove
-from crosscope_local.options import HOME, STORE, json_option
+from crosscope_local.options import HOME, OLD_HOME, STORE, FiniteRange, json_option
 from crosscope_local.terminal import Terminal
-from crosscope_store.entries import EntryError
 from crosscope_store.remote import Store
 
-_DAYS = click.FloatRange(min=0)
+_DAYS = FiniteRange(min=0)
 
 
 @click.command()
 @click.argument("archive", type=click.Path(path_type=Path, dir_okay=False))
-@HOME
+@OLD_HOME
 @json_option("What was copied, as JSON.")
 def backup(archive: Path, home: Path, as_json: bool) -> None:
     """Write the home as one ARCHIVE, .tar or .tar.gz; crosscope may run meanwhile.
 
     Left out is what is made again: activations, search indices, logs, checkpoints.
     """
-    _copy(as_json, lambda: back_up(home.expanduser(), archive), f"{archive} holds")
+    _copy(as_json, lambda: back_up(home, archive), f"{archive} holds")
 
 
 @click.command()
@@ -54,13 +53,18 @@ def _copy(as_json: bool, work: Callable[[], Copied], holds: str) -> None:
     terminal.say("info", f"{holds} {copied.files} files, {copied.bytes / 1e6:.1f} MB.")
     for kind, size in sorted(copied.left_out.items()):
         terminal.say("info", f"Left out, {size / 1e6:.1f} MB: {LEFT_OUT.get(kind, kind)}.")
+    if copied.links:
+        names = ", ".join(copied.links[:5])
+        terminal.say(
+            "warning", f"{len(copied.links)} links lead out of the home, and what they lead to is not in it: {names}"
+        )
     if copied.gone:
         names = ", ".join(copied.gone[:5])
         terminal.say("warning", f"{len(copied.gone)} files were removed while they were to be copied: {names}")
 
 
 @click.command()
-@HOME
+@OLD_HOME
 @click.option(
     "--versions",
     default=Keep.versions,
@@ -98,11 +102,11 @@ def gc(
 
     With --store also what uploads have left there that died more than a day ago.
     """
-    garbage, failures = find(home.expanduser(), Keep(versions, jobs_days, activations_days)), []
+    garbage, failures = find(home, Keep(versions, jobs_days, activations_days)), []
     if store is not None:
         try:
             garbage += find_in_store(Store(store))
-        except (OSError, EntryError) as error:
+        except OSError as error:
             failures.append(str(error))
     failures += [] if dry_run else [why for each in garbage if (why := remove(each)) is not None]
     if as_json:

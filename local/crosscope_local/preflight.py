@@ -14,11 +14,12 @@ import shutil
 import socket
 import stat
 import tempfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from crosscope_local.disk import write_whole
+from crosscope_local.disk import make_home, write_whole
 from crosscope_local.redis import RedisStartError, find_binary
 from crosscope_proto.access import APP_KEY, is_loopback
 
@@ -28,6 +29,8 @@ MIN_FREE_BYTES = 500_000_000
 _MAX_SOCKET_PATH = 100
 """Bytes of a unix socket's path that every system takes (macOS: 104, Linux: 108)."""
 _LONGEST_SOCKET_NAME = "/worker.sock"
+_NOT_IN_URLS = set("?#%,")
+"""Characters that a socket's path cannot have in the URLs and lists by which processes are told of it."""
 
 
 class PreflightError(Exception):
@@ -37,7 +40,8 @@ class PreflightError(Exception):
 def prepare_home(home: Path) -> None:
     """Makes the home folder and its log folder, and checks that they can be written to."""
     try:
-        (home / "logs").mkdir(parents=True, exist_ok=True)
+        make_home(home)
+        (home / "logs").mkdir(exist_ok=True)
         with tempfile.TemporaryFile(dir=home) as probe:
             probe.write(b"x" * 4096)
             probe.flush()
@@ -96,12 +100,17 @@ def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[Any, ...
     return family, address
 
 
-def check_exposure(host: str, *, with_app: bool) -> None:
-    """Checks that an address which others reach has TLS, unless the settings say by name that it needs none."""
+def check_exposure(host: str, defaults: Mapping[str, str], *, with_app: bool) -> None:
+    """Checks that an address which others reach has TLS, unless the settings say by name that it needs none.
+
+    `defaults` are settings that hold where the environment says nothing.
+    """
     if is_loopback(f"{host}:0"):
         return
+    settings = {**defaults, **{name: value for name, value in os.environ.items() if value}}
     for prefix in ("CROSSCOPE_SERVER", *(["CROSSCOPE_APP"] if with_app else [])):
-        if not (os.environ.get(f"{prefix}_TLS_CERT") or os.environ.get(f"{prefix}_ALLOW_PLAINTEXT")):
+        allows = settings.get(f"{prefix}_ALLOW_PLAINTEXT", "").lower() in ("1", "true", "yes", "on", "t", "y")
+        if not (settings.get(f"{prefix}_TLS_CERT") or allows):
             raise PreflightError(
                 f"Others can reach {host}, so it needs TLS: make certificates with `crosscope certs` and set "
                 f"{prefix}_TLS_CERT and {prefix}_TLS_KEY, or set {prefix}_ALLOW_PLAINTEXT=true."
@@ -121,10 +130,15 @@ def app_key(home: Path) -> str:
 
 
 def check_parts(modules: dict[str, str]) -> None:
-    """Checks that modules are installed beside this one; `modules` maps each to what to install."""
-    missing = sorted({package for module, package in modules.items() if importlib.util.find_spec(module) is None})
+    """Checks that modules are installed beside this one; `modules` maps each to what installs it (`how_to_install`)."""
+    missing = {module: part for module, part in modules.items() if importlib.util.find_spec(module) is None}
     if missing:
-        raise PreflightError(f"Not installed here: {', '.join(missing)}; install with pip install {' '.join(missing)}.")
+        raise PreflightError(f"Not installed here: {', '.join(sorted(missing))}; {how_to_install(missing.values())}.")
+
+
+def how_to_install(parts: Iterable[str]) -> str:
+    """How parts of crosscope are installed: from folders of its source. No package index has them."""
+    return f"in the folder of crosscope's source: pip install {' '.join(sorted({'./proto', './store', *parts}))}"
 
 
 def check_redis() -> Path:
@@ -142,7 +156,11 @@ def runtime_folder(home: Path) -> Path:
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):
         parents.insert(0, runtime)
     candidates = [Path(parent) / f"crosscope-{os.getuid()}-{digest}" for parent in parents]
-    short = [path for path in candidates if len(os.fsencode(path)) + len(_LONGEST_SOCKET_NAME) <= _MAX_SOCKET_PATH]
+    short = [
+        path
+        for path in candidates
+        if len(os.fsencode(path)) + len(_LONGEST_SOCKET_NAME) <= _MAX_SOCKET_PATH and not set(str(path)) & _NOT_IN_URLS
+    ]
     refusals: list[str] = []
     for folder in short:
         try:

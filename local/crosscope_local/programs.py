@@ -10,9 +10,9 @@ from crosscope_local.child import Program
 from crosscope_local.readiness import grpc_serving, http_answers, redis_answers
 from crosscope_proto import environment
 
-PARTS = {"crosscope_server": "crosscope-server", "crosscope_worker": "crosscope-worker"}
-"""Modules that the processes run, and the distribution that holds each."""
-APP_PARTS = {"streamlit": "crosscope[app]", "plotly": "crosscope[app]"}
+PARTS = {"crosscope_server": "./server", "crosscope_worker": "./worker"}
+"""Modules that the processes run, and what of crosscope's source installs each."""
+APP_PARTS = {"streamlit": "'./client[app]'", "plotly": "'./client[app]'"}
 """Further modules that the app needs."""
 
 APP_TLS, APP_LOGIN = "CROSSCOPE_APP_TLS_CERT", "CROSSCOPE_APP_LOGIN"

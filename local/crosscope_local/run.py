@@ -73,7 +73,8 @@ def installation(wanted: Wanted, say: Say) -> Generator[Installation]:
     """
     preflight.check_parts(PARTS if wanted.app_port is None else {**PARTS, **APP_PARTS})
     preflight.check_redis()
-    preflight.check_exposure(wanted.host, with_app=wanted.app_port is not None)
+    of_server = wanted.config.settings.get("server", {})
+    preflight.check_exposure(wanted.host, of_server, with_app=wanted.app_port is not None)
     home = wanted.home.expanduser().absolute()
     preflight.prepare_home(home)
     port = wanted.port or preflight.free_port(wanted.host)

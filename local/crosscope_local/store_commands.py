@@ -7,9 +7,8 @@ from pathlib import Path
 
 import click
 
-from crosscope_local.options import HOME, STORE, json_option
+from crosscope_local.options import HOME, OLD_HOME, STORE, json_option
 from crosscope_local.terminal import Terminal
-from crosscope_store.entries import EntryError
 from crosscope_store.moves import Moved
 from crosscope_store.moves import pull as pull_all
 from crosscope_store.moves import push as push_all
@@ -22,7 +21,7 @@ def store() -> None:
 
 
 @store.command()
-@HOME
+@OLD_HOME
 @STORE
 @json_option("What was published, as JSON.")
 def push(home: Path, store: str | None, as_json: bool) -> None:
@@ -52,14 +51,20 @@ def _move(work: Callable[[Path, Store], Iterator[Moved]], home: Path, url: str |
     try:
         for moved in work(home.expanduser().absolute(), Store(url)):
             found.append(moved)
-            where = f"{moved.key.kind[:-1]} {moved.key.name}"
-            terminal.say("info", f"{where} {moved.key.id}: {moved.sentence}, {moved.bytes / 1e6:.1f} MB")
-    except (EntryError, OSError) as error:
+            where = f"{moved.key.kind[:-1]} {moved.key.name} {moved.key.id}"
+            if moved.is_wrong:
+                terminal.say("error", f"{where}: {moved.sentence}")
+            else:
+                terminal.say("info", f"{where}: {moved.sentence}, {moved.bytes / 1e6:.1f} MB")
+    except OSError as error:
         failure = str(error)
         terminal.say("error", failure)
     if as_json:
-        rows = [{**moved.key._asdict(), "bytes": moved.bytes, "what": moved.sentence} for moved in found]
+        rows = [
+            {**moved.key._asdict(), "bytes": moved.bytes, "what": moved.sentence, "is_wrong": moved.is_wrong}
+            for moved in found
+        ]
         click.echo(json.dumps({"moved": rows, "failure": failure}, indent=2))
     elif not found and not failure:
         terminal.say("info", "There is nothing to move.")
-    sys.exit(bool(failure))
+    sys.exit(bool(failure) or any(moved.is_wrong for moved in found))

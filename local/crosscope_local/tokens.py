@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from crosscope_local.disk import write_whole
+from crosscope_local.disk import make_home, write_whole
 from crosscope_proto import access
 from crosscope_proto.access import AccessError, TokenEntry
 
@@ -75,7 +75,8 @@ def _change(home: Path, change: Callable[[list[TokenEntry]], list[TokenEntry]]) 
 
 @contextmanager
 def _locked(home: Path) -> Generator[None]:
-    (home / access.FOLDER).mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_home(home)
+    (home / access.FOLDER).mkdir(mode=0o700, exist_ok=True)
     descriptor = os.open(home / access.TOKENS_LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -73,8 +73,10 @@ NUMBER_FIELDS = (
     "fraction",
     "total_fraction",
     "eta_s",
+    "num_devices",
 )
-"""Fields that are decimal numbers. Times are in seconds since 1970."""
+"""Fields that are decimal numbers. Times are in seconds since 1970. `num_devices` is how many devices the job holds at
+once; 0 where nobody has said, which counts as one."""
 GONE = "gone"
 """Field that is set before the checkpoints of a failed or cancelled job are removed. From then on nobody can retry
 it."""
@@ -92,7 +94,8 @@ end
 local function spend(at)
   if get('claim') == '' or get('owner') == '' then return end
   local key = 'SPENT' .. math.floor(tonumber(at) / 86400) .. ':' .. get('owner')
-  redis.call('INCRBYFLOAT', key, math.max(tonumber(at) - tonumber(get('started_at')), 0))
+  local devices = math.max(tonumber(get('num_devices')) or 1, 1)
+  redis.call('INCRBYFLOAT', key, math.max(tonumber(at) - tonumber(get('started_at')), 0) * devices)
   redis.call('EXPIRE', key, SPENT_TTL_S)
 end
 local function finish(state, at, message)

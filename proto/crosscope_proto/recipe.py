@@ -6,6 +6,7 @@ The parts of a recipe are in `specs` and `dictionaries`. Knows nothing about fil
 import dataclasses
 import reprlib
 import sys
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
@@ -307,9 +308,24 @@ def parse_recipe(text: str) -> Recipe:
     if not isinstance(document, dict):
         raise RecipeError([("", "a recipe is a YAML mapping with the keys kind, name, …")])
     try:
-        return _ADAPTER.validate_python(document)
+        recipe = _ADAPTER.validate_python(document)
     except ValidationError as error:
         raise RecipeError([_violation(dict(detail)) for detail in error.errors()]) from error
+    if converted := list(_converted(document, _ADAPTER.dump_python(recipe))):
+        raise RecipeError(converted)
+    return recipe
+
+
+def _converted(given: object, made: object, path: str = "") -> Iterator[tuple[str, str]]:
+    """The fields that were given true or false (in YAML also yes and no) and made a number of it."""
+    if isinstance(given, bool) and not isinstance(made, bool):
+        yield path, f"must be a number, but is {str(given).lower()}"
+    elif isinstance(given, dict) and isinstance(made, dict):
+        for name, value in given.items():
+            yield from _converted(value, made.get(name, value), f"{path}.{name}" if path else str(name))
+    elif isinstance(given, list) and isinstance(made, (list, tuple)):
+        for i, (value, result) in enumerate(zip(given, made, strict=False)):
+            yield from _converted(value, result, f"{path}.{i}")
 
 
 def _violation(detail: dict[str, Any]) -> tuple[str, str]:

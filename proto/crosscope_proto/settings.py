@@ -5,7 +5,9 @@ Knows no process: each has its own class with its own fields.
 
 import difflib
 import os
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 from urllib.parse import urlsplit
@@ -45,6 +47,8 @@ class ProcessSettings(BaseSettings):
 
 
 S = TypeVar("S", bound=ProcessSettings)
+_WHO = re.compile(r"[^/\s'\"]+@")
+"""User and password of a URL, also of one that is mistyped."""
 
 
 def read_settings(kind: type[S]) -> S:
@@ -62,7 +66,8 @@ def read_settings(kind: type[S]) -> S:
             if detail["type"] == "missing":
                 lines.append(f"{variable}: must be set")
             else:
-                lines.append(f"{variable}: {detail['msg'].removeprefix('Value error, ')}, but is {detail['input']!r}")
+                said = f"{detail['msg'].removeprefix('Value error, ')}, but is {detail['input']!r}"
+                lines.append(f"{variable}: {_WHO.sub('…@', said)}")
         raise SettingsError("\n".join(lines)) from error
 
 
@@ -89,9 +94,15 @@ def unknown_variables(kind: type[ProcessSettings], *beside: type[ProcessSettings
     return lines
 
 
-def check_settings(kind: type[ProcessSettings], *beside: type[ProcessSettings]) -> int:
-    """Prints a line for each setting in the environment that is wrong or unknown; returns the exit code."""
+def check_settings(kind: type[ProcessSettings], *beside: type[ProcessSettings], own: Sequence[str] = ()) -> int:
+    """Prints a line for each setting in the environment that is wrong or unknown; returns the exit code.
+
+    `own` are variables that were set for this process alone, so a setting that only one of `beside` has is wrong too.
+    """
     lines = unknown_variables(kind, *beside)
+    known = {variable_of(kind, field) for field in kind.model_fields}
+    elsewhere = {variable_of(each, field) for each in beside for field in each.model_fields} - known
+    lines += [f"{name}: is a setting of another process, and changes nothing here" for name in own if name in elsewhere]
     try:
         read_settings(kind)
     except SettingsError as error:

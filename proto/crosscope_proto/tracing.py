@@ -33,7 +33,8 @@ def configure_tracing(process: str) -> None:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         log.warning(
-            "no traces: install the extra otel (pip install 'crosscope-proto[otel]')", extra={"error": str(error)}
+            "no traces: install the extra otel (in the source's folder: pip install './proto[otel]')",
+            extra={"error": str(error)},
         )
         return
     provider = TracerProvider(resource=Resource.create({"service.name": f"crosscope-{process}"}))

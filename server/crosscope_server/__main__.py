@@ -27,9 +27,10 @@ log = logging.getLogger("crosscope_server")
 def main() -> int:
     """Serves until SIGTERM or SIGINT; the exit code is 1 if it could not start."""
     parser = argparse.ArgumentParser(prog="python -m crosscope_server", description="The front door.")
-    parser.add_argument("--check", action="store_true", help="only say which settings are wrong or unknown")
-    if parser.parse_args().check:
-        return check_settings(Settings)
+    said = "only say which settings are wrong or unknown; NAME: variables that are meant for this process alone"
+    parser.add_argument("--check", nargs="*", metavar="NAME", help=said)
+    if (own := parser.parse_args().check) is not None:
+        return check_settings(Settings, own=own)
     try:
         settings = read_settings(Settings)
     except SettingsError as error:

@@ -144,10 +144,13 @@ class NoToken(CallError):
     status = grpc.StatusCode.UNAUTHENTICATED
     reason = "NO_TOKEN"
 
-    def __init__(self, sentence: str, told: int = 0) -> None:
+    def __init__(self, sentence: str, told: int = 0, who: str | None = None) -> None:
         super().__init__(sentence)
         self.told = told
-        """How many wrong tokens the caller's host has sent, where the audit log is to say so; else 0."""
+        """How often the caller's host, or a token that was valid once, was refused, where the audit log is to say so;
+        else 0."""
+        self.who = who
+        """The name of a token that was valid once."""
 
 
 class PermissionDenied(CallError):

@@ -9,6 +9,8 @@ from crosscope_proto.folders import bytes_of
 from crosscope_server.errors import Conflict
 
 MEASURED_EVERY_S = 60.0
+_PATIENCE_S = 0.5
+"""How long somebody who only wants to know waits for a measurement; a home on a slow disk takes minutes."""
 
 
 @dataclass(frozen=True)
@@ -32,27 +34,40 @@ class Quota:
         self._home, self._max_bytes = home, max_bytes
         self._held: Held | None = None
         self._measured_at = -MEASURED_EVERY_S
-        self._measuring = asyncio.Lock()
+        self._measuring: asyncio.Task[None] | None = None
 
     async def held(self) -> Held | None:
-        """What the home holds, as of a minute ago at most; None without a limit."""
-        if self._max_bytes is None:
-            return None
-        async with self._measuring:
-            if self._held is None or time.monotonic() - self._measured_at >= MEASURED_EVERY_S:
-                self._held = Held(await asyncio.to_thread(bytes_of, self._home), self._max_bytes)
-                self._measured_at = time.monotonic()
-            return self._held
+        """What the home held when it was last measured; None without a limit, or if that takes long the first time."""
+        if (measuring := self._measure()) is not None:
+            await asyncio.wait({measuring}, timeout=_PATIENCE_S)
+        return self._held
 
     async def check(self) -> None:
-        """Raises Conflict if the home holds as much as it may."""
-        found = await self.held()
+        """Raises Conflict if the home holds as much as it may, as of a minute ago at most."""
+        if (measuring := self._measure()) is not None:
+            await asyncio.shield(measuring)
+        found = self._held
         if found is not None and not found.left_bytes:
             raise Conflict(
                 f"the home holds {_gb(found.held_bytes)} of the {_gb(found.max_bytes)} that it may "
                 "(CROSSCOPE_SERVER_HOME_GB), so no job is accepted: `crosscope gc --dry-run` says what is of no use "
                 f"any more; the home is measured again after {MEASURED_EVERY_S:.0f} s"
             )
+
+    def _measure(self) -> asyncio.Task[None] | None:
+        """The measurement that runs, which is begun if the last one is too old; None if none has to be waited for."""
+        if self._max_bytes is None or time.monotonic() - self._measured_at < MEASURED_EVERY_S:
+            return None
+        if self._measuring is None:
+            self._measuring = asyncio.create_task(self._look(self._max_bytes))
+        return self._measuring
+
+    async def _look(self, max_bytes: int) -> None:
+        try:
+            self._held = Held(await asyncio.to_thread(bytes_of, self._home), max_bytes)
+            self._measured_at = time.monotonic()
+        finally:
+            self._measuring = None
 
 
 def _gb(size_bytes: int) -> str:

@@ -5,6 +5,7 @@ touched. Asks no store.
 """
 
 import contextlib
+import errno
 import os
 import shutil
 import threading
@@ -14,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from crosscope_proto.artefacts import CURRENT, STORE_NOTE
-from crosscope_store.entries import MANIFESTS, Entry, EntryError, Key, parse_entry
+from crosscope_store.entries import MANIFESTS, Entry, Key, parse_entry
+from crosscope_store.errors import EntryError
 
 PARTIAL = ".partial-"
 GRACE_S = 600.0
@@ -31,6 +33,15 @@ def write_whole(path: Path, text: str) -> None:
         written.replace(path)
     finally:
         written.unlink(missing_ok=True)
+
+
+def _put(written: Path, folder: Path) -> None:
+    """Renames a folder to a place where nothing is, or leaves what somebody else has put there just now."""
+    try:
+        written.rename(folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
 
 
 class Copies:
@@ -81,15 +92,19 @@ class Copies:
         return True
 
     def place(self, written: Path, folder: Path) -> None:
-        """Puts a written folder in the place of an earlier copy. A version that is here stays: it never changes."""
+        """Puts a written folder in the place of an earlier copy. A version that is here stays: it never changes.
+
+        Several processes of a home do this at once. Whoever comes second leaves what the first has put there.
+        """
         if (earlier := self.note(folder)) is None:
             if not folder.exists():
-                written.rename(folder)
+                _put(written, folder)
             return
         if earlier.kind != "crosscoders":
             hidden = self._hidden(folder)
-            folder.rename(hidden)
-            written.rename(folder)
+            with contextlib.suppress(FileNotFoundError):
+                folder.rename(hidden)
+            _put(written, folder)
             shutil.rmtree(hidden, ignore_errors=True)
 
     def strangers(self, keys: list[Key]) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from crosscope_proto.artefacts import NAME_PATTERN, SCHEMA_VERSION, look_folder, pair_folder, version_folder
+from crosscope_store.errors import EntryError
 
 Kind = Literal["crosscoders", "looks", "pairs"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -24,16 +25,12 @@ PUBLISHED, FILES = "published", "files"
 MANIFESTS: dict[Kind, str] = {"crosscoders": "crosscoder.json", "looks": "look.json", "pairs": "pair.json"}
 """The file of each kind that every reader has a copy of."""
 MAX_BYTES = 4 << 20
-"""Limit of an entry's size."""
+"""Limit of the size of an entry, and of the manifest that every reader gets with it."""
 _NAME = re.compile(NAME_PATTERN)
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _STAMP = "%Y%m%dt%H%M%S%f"
 _STAMP_LENGTH = 18
-
-
-class EntryError(ValueError):
-    """An entry that cannot be used; the message says why."""
 
 
 class Key(NamedTuple):
@@ -106,14 +103,25 @@ def parse_entry(data: bytes) -> Entry:
     if entry.schema_version > SCHEMA_VERSION:
         raise EntryError(f"it has schema {entry.schema_version}, newer than {SCHEMA_VERSION}: update crosscope")
     for field in ("name", "id", "upload"):
-        if not _NAME.fullmatch(getattr(entry, field)):
+        if not is_name(getattr(entry, field)):
             raise EntryError(f"{field} is {getattr(entry, field)[:60]!r}, which is no name")
     for file, fact in entry.files.items():
         if not is_safe(file) or fact.size < 0 or not _HASH.fullmatch(fact.sha256):
             raise EntryError(f"files: {file[:100]!r} is no path below a folder, or has no size and hash")
-    if MANIFESTS[entry.kind] not in entry.files:
-        raise EntryError(f"files: there is no {MANIFESTS[entry.kind]}")
+    _check_files(entry)
     return entry
+
+
+def _check_files(entry: Entry) -> None:
+    """Raises EntryError unless the files can lie in one folder, with a manifest among them."""
+    manifest = MANIFESTS[entry.kind]
+    if manifest not in entry.files:
+        raise EntryError(f"files: there is no {manifest}")
+    if entry.files[manifest].size > MAX_BYTES:
+        raise EntryError(f"files: {manifest} has {entry.files[manifest].size} bytes, at most {MAX_BYTES} are read")
+    folders = {file.rsplit("/", up)[0] for file in entry.files for up in range(1, file.count("/") + 1)}
+    if both := sorted(folders & set(entry.files)):
+        raise EntryError(f"files: {both[0][:100]!r} is a file and a folder")
 
 
 def is_safe(file: str) -> bool:
@@ -122,14 +130,25 @@ def is_safe(file: str) -> bool:
     return len(parts) <= 8 and all(_PART.fullmatch(part) for part in parts)
 
 
+def is_name(text: str) -> bool:
+    """Whether a text can name something that is published, or be its id."""
+    return _NAME.fullmatch(text) is not None
+
+
 def parse_key(path: str) -> Key | None:
     """The key of an entry's path below a store's root; None for a path that is none."""
     parts = path.split("/")
     if len(parts) != 4 or parts[0] != PUBLISHED or not parts[3].endswith(".json"):
         return None
     name, identity = parts[2], parts[3].removesuffix(".json")
-    is_named = _NAME.fullmatch(name) and _NAME.fullmatch(identity)
+    is_named = is_name(name) and is_name(identity)
     return next((Key(kind, name, identity) for kind in KINDS if kind == parts[1] and is_named), None)
+
+
+def is_upload(folder: str) -> bool:
+    """Whether a path below a store's root is the folder of an upload, as `upload_path` and `new_id` name it."""
+    parts = folder.split("/")
+    return len(parts) == 4 and parts[0] == FILES and parts[1] in KINDS and age_s(parts[3], 0.0) < float("inf")
 
 
 def upload_path(kind: Kind, name: str, upload: str) -> str:

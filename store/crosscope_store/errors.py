@@ -13,6 +13,10 @@ class StoreAway(StoreError):
     """A store that does not answer now; asking again may help."""
 
 
+class EntryError(StoreRefused):
+    """One thing that cannot be published, or be used as it was; the message says why. It says nothing of the others."""
+
+
 class StoreGone(StoreError):
     """Something that a store does not hold, or no longer holds."""
 

@@ -39,19 +39,24 @@ class Following:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
+            failure = ""
             try:
                 self._shelf.refresh()
             except StoreError:
                 pass  # `standing` says it
             except OSError as error:  # the home's disk
-                log.warning("copies of the store cannot be written", extra={"error": str(error)})
-            self._tell()
+                failure = f"copies cannot be written: {error}"
+            except Exception as error:  # a bug, here or in a library: the next look may go well
+                failure = f"a look at it failed with {type(error).__name__}"
+                if failure != self._told:
+                    log.exception("a look at the store failed")
+            self._tell(failure)
             self._looked.set()
             self._stopping.wait(self._every_s)
 
-    def _tell(self) -> None:
+    def _tell(self, failure: str) -> None:
         standing = self._shelf.standing()
-        sentence = "" if standing is None else standing.sentence
+        sentence = failure or ("" if standing is None else standing.sentence)
         if sentence != self._told:
             log.warning("store: %s", sentence or "all is well again")
             self._told = sentence

@@ -18,14 +18,28 @@ from fsspec.config import conf
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from crosscope_store.entries import FILES, PUBLISHED, FileFact, Key, is_safe, new_id, parse_key
-from crosscope_store.errors import StoreAway, StoreGone, StoreRefused, StoreTaken
+from crosscope_store.entries import (
+    FILES,
+    MAX_BYTES,
+    PUBLISHED,
+    Entry,
+    FileFact,
+    Key,
+    is_safe,
+    new_id,
+    parse_entry,
+    parse_key,
+)
+from crosscope_store.errors import EntryError, StoreAway, StoreGone, StoreRefused, StoreTaken
 
 BLOCK_BYTES = 32 << 20
 """Bytes that are read or written at once; after each, whoever waits is told."""
 _PATIENCE: Mapping[str, Any] = {"connect_timeout": 5, "read_timeout": 30, "retries": {"max_attempts": 2}}
 """How long an S3 store may take for an answer. It is asked again by whoever needs it."""
-_EXTRAS = {"s3": "crosscope-store[s3]", "s3a": "crosscope-store[s3]"}
+_EXTRAS = {"s3": "./store[s3]", "s3a": "./store[s3]"}
+_OF_ONE_PROCESS = ("memory", "data", "reference")
+"""Kinds of store that no second process sees."""
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _REFUSALS = ("NoCredentials", "PartialCredentials", "InvalidRegion", "ParamValidation", "Unauthorized", "Forbidden")
 """Beginnings of the names of exceptions that asking again does not change."""
 _REFUSED = (errno.EINVAL, errno.EACCES, errno.EPERM, errno.EROFS)
@@ -58,7 +72,18 @@ def check_url(url: str) -> str:
         raise StoreRefused(f"stores at {scheme}:// need a package: pip install '{wanted}' ({error})") from error
     except ValueError as error:
         raise StoreRefused(f"{scheme}:// is no kind of store that fsspec knows: write file:// or s3://") from error
+    if scheme in ("file", "local") and not url.removeprefix(f"{scheme}://").startswith("/"):
+        raise StoreRefused(
+            f"{shown(url)!r} names no folder from the root; write {scheme}:///FOLDER, with three slashes"
+        )
     return url
+
+
+def check_shared(url: str) -> str:
+    """The URL, as `check_url`, if stores of its kind are seen by more than one process. Raises StoreRefused."""
+    if (scheme := url.partition("://")[0]) in _OF_ONE_PROCESS:
+        raise StoreRefused(f"no other process sees a store at {scheme}://; write file:///FOLDER or s3://BUCKET/FOLDER")
+    return check_url(url)
 
 
 class Store:
@@ -82,15 +107,21 @@ class Store:
         return f"{self._opened[1].rstrip('/')}/{path}"
 
     def check_rights(self) -> None:
-        """Raises StoreRefused unless what is published here can be listed, written, read and removed."""
+        """Raises StoreRefused unless files may be listed, written, read and removed, and are created only once."""
         self.published()
-        path = self._at(f"probes/{new_id()}")
-        with self._saying("write"):
-            self._fs.pipe_file(path, b"crosscope")
-        with self._saying("read"):
-            self._fs.cat_file(path)
-        with self._saying("remove"):
-            self._fs.rm_file(path)
+        path = f"probes/{new_id()}"
+        self.create(path, b"crosscope")
+        try:
+            self.read(path, 100)
+            self.create(path, b"again")
+        except StoreTaken:
+            return
+        finally:
+            self.remove(path)
+        raise StoreRefused(
+            f"the store {self.url} lets a second writer replace what a first has created, so two jobs could publish "
+            "one version: take a store that refuses a second If-None-Match: *, as AWS and MinIO do"
+        )
 
     def published(self) -> list[Key]:
         """What is published, by kind, name and id."""
@@ -122,8 +153,18 @@ class Store:
         with self._saying("read", path):
             data = self._fs.cat_file(self._at(path), start=0, end=at_most + 1)
         if len(data) > at_most:
-            raise StoreRefused(f"{self.url}/{path} has more than {at_most} bytes, which is no entry of crosscope")
+            raise EntryError(f"{self.url}/{path} has more than {at_most} bytes, which is no entry of crosscope")
         return data
+
+    def entry(self, key: Key) -> Entry:
+        """What was published under a key. Raises StoreGone where there is nothing, and EntryError, with its place."""
+        try:
+            entry = parse_entry(self.read(key.path, MAX_BYTES))
+            if entry.key != key:
+                raise EntryError(f"it is the entry of {entry.key.path}")
+        except EntryError as error:
+            raise EntryError(f"{key.path} of {self.url} cannot be used: {error}") from error
+        return entry
 
     def create(self, path: str, data: bytes) -> None:
         """Writes a small file that must not be there yet. Raises StoreTaken if it is."""
@@ -146,7 +187,7 @@ class Store:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.link(written, path)
+            _link(written, path)
         finally:
             written.unlink(missing_ok=True)
 
@@ -171,7 +212,7 @@ class Store:
         return FileFact(size, digest.hexdigest())
 
     def get(self, path: str, target: Path, expected: FileFact, tick: Tick = idle) -> None:
-        """Reads a file into `target`, and compares it. Raises StoreGone, and StoreRefused where it is another file."""
+        """Reads a file into `target`, and compares it. Raises StoreGone, and EntryError where it is another file."""
         digest, size = hashlib.sha256(), 0
         with target.open("wb") as file:
             while size < expected.size:
@@ -186,7 +227,7 @@ class Store:
             file.flush()
             os.fsync(file.fileno())
         if size != expected.size or digest.hexdigest() != expected.sha256:
-            raise StoreRefused(
+            raise EntryError(
                 f"{self.url}/{path} is damaged: it has {size} bytes and the SHA-256 {digest.hexdigest()[:12]}…, but "
                 f"was published with {expected.size} and {expected.sha256[:12]}…; publish it again"
             )
@@ -259,6 +300,18 @@ def _open(url: str) -> tuple[Any, str]:
     return fs, root
 
 
+def _link(written: Path, path: Path) -> None:
+    try:
+        os.link(written, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        raise StoreRefused(
+            f"the disk of {path.parent} takes no hard links ({error.strerror}), by which something is published once: "
+            "put the store on a file system that has them"
+        ) from error
+
+
 def _is_of_a_store(error: Exception) -> bool:
     """Whether an exception is about the store: the libraries' own, and not what a Tick raises or a bug of ours."""
     module = type(error).__module__.partition(".")[0]
@@ -277,7 +330,7 @@ def files_of(folder: Path) -> Iterator[tuple[str, Path]]:
         file = path.relative_to(folder).as_posix()
         if path.is_file() and not any(part.startswith(".") for part in file.split("/")):
             if not is_safe(file):
-                raise StoreRefused(f"{path} cannot be published: a name there has letters, digits, '.', '_' and '-'")
+                raise EntryError(f"{path} cannot be published: a name there has letters, digits, '.', '_' and '-'")
             yield file, path
 
 

@@ -6,13 +6,13 @@ from pydantic import AfterValidator, Field
 
 from crosscope_proto.settings import ProcessSettings
 from crosscope_store.errors import StoreRefused
-from crosscope_store.remote import check_url
+from crosscope_store.remote import check_shared
 from crosscope_store.shelf import LIMIT_BYTES, Shelf, open_shelf
 
 
 def _store_url(value: str) -> str:
     try:
-        return check_url(value)
+        return check_shared(value)
     except StoreRefused as error:
         raise ValueError(str(error)) from error
 

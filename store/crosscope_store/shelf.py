@@ -4,6 +4,7 @@ A home has the same folders and files either way, and readers open them as ever.
 `refresh` looks, and other files when they are first needed. Knows no gRPC and no job.
 """
 
+import contextlib
 import itertools
 import shutil
 import threading
@@ -20,21 +21,18 @@ from crosscope_proto.artefacts import CURRENT, STORE_NOTE, crosscoder_folder
 from crosscope_store.copies import GRACE_S, PARTIAL, Copies, write_whole
 from crosscope_store.entries import (
     MANIFESTS,
-    MAX_BYTES,
     Entry,
-    EntryError,
     FileFact,
     Key,
     Kind,
     age_s,
     entry_text,
     new_id,
-    parse_entry,
     stamp,
     stamp_after,
     upload_path,
 )
-from crosscope_store.errors import StoreAway, StoreGone, StoreRefused
+from crosscope_store.errors import EntryError, StoreAway, StoreGone, StoreRefused
 from crosscope_store.remote import Store, Tick, files_of, idle
 
 LIMIT_BYTES = 200_000_000_000
@@ -130,6 +128,8 @@ class SharedShelf(Shelf):
         self._fetching: dict[Path, threading.Lock] = {}
         self._lock = threading.Lock()
         self._sentence = self._unread = ""
+        self.unusable: dict[Key, str] = {}
+        """What of the store could not be brought when it was last looked at, with the sentence."""
         self._is_up, self._num_published, self._fetched_bytes = True, 0, 0
 
     @override
@@ -150,6 +150,8 @@ class SharedShelf(Shelf):
         """Calls, and remembers how the store stands."""
         try:
             call()
+        except EntryError:
+            raise  # the store has answered
         except (StoreAway, StoreRefused) as error:
             self._is_up, self._sentence = False, str(error)
             raise
@@ -168,8 +170,8 @@ class SharedShelf(Shelf):
         began = time.time()
         keys = self._store.published()
         self._num_published = len(keys)
-        unread = [sentence for key in reversed(keys) if (sentence := self._bring(key, keys))]
-        unread += self._copies.strangers(keys)
+        self.unusable = {key: sentence for key in reversed(keys) if (sentence := self._bring(key, keys))}
+        unread = [*self.unusable.values(), *self._copies.strangers(keys)]
         more = f"; and {len(unread) - _MAX_TOLD} more" if len(unread) > _MAX_TOLD else ""
         self._unread = "; ".join(unread[:_MAX_TOLD]) + more
         for name in {key.name for key in keys if key.kind == "crosscoders"}:
@@ -189,19 +191,12 @@ class SharedShelf(Shelf):
         if note is None and folder.exists():
             return ""  # this home's own; `strangers` names it
         try:
-            self._lay(self._entry(key), folder)
+            self._lay(self._store.entry(key), folder)
         except StoreGone:
             return ""  # removed since the listing
-        except (EntryError, StoreRefused) as error:
-            return f"{key.path} of {self._store.url} cannot be used: {error}"
+        except EntryError as error:
+            return str(error)
         return ""
-
-    def _entry(self, key: Key) -> Entry:
-        """Raises EntryError, StoreError."""
-        entry = parse_entry(self._store.read(key.path, MAX_BYTES))
-        if entry.key != key:
-            raise EntryError(f"it is the entry of {entry.key.path}")
-        return entry
 
     def _lay(self, entry: Entry, folder: Path) -> None:
         """Puts a folder with an entry's manifest in its place. Raises StoreError, OSError."""
@@ -267,10 +262,10 @@ class SharedShelf(Shelf):
                 written.replace(path)
             finally:
                 written.unlink(missing_ok=True)
+                with self._lock:
+                    self._fetching.pop(path, None)
             with self._lock:
                 self._fetched_bytes += fact.size
-        with self._lock:
-            self._fetching.pop(path, None)
 
     @override
     def stamp_for(self, kind: Kind, name: str, now: float) -> str:
@@ -301,11 +296,12 @@ class SharedShelf(Shelf):
         kept = KEPT_VERSIONS if kind == "crosscoders" else 1
         for newer, old in list(itertools.pairwise(newest_first))[kept - 1 :]:
             if age_s(newer.id, time.time()) > GRACE_S:
-                self.remove(old)
+                with contextlib.suppress(EntryError):  # nobody knows which files are its own
+                    self.remove(old)
 
     def remove(self, key: Key) -> None:
         """Removes something that was published. Raises StoreError."""
-        entry = self._entry(key)
+        entry = self._store.entry(key)
         self._store.remove(key.path)
         self._store.remove_all(upload_path(key.kind, key.name, entry.upload))
 

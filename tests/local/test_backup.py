@@ -175,6 +175,75 @@ def test_a_wrong_archive_is_refused_and_leaves_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar", "home"]
 
 
+def damaged_in_the_middle(archive: Path) -> None:
+    data = bytearray(archive.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    archive.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.tar.xz"])
+def test_a_compressed_archive_that_is_damaged_is_refused(home: Path, tmp_path: Path, name: str) -> None:
+    (home / "noise").write_bytes(os.urandom(100_000))
+    back_up(home, tmp_path / name)
+    damaged_in_the_middle(tmp_path / name)
+    with pytest.raises(BackupError, match="is damaged"):
+        restore(tmp_path / name, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_links_come_back_as_links_and_those_that_lead_out_are_named(home: Path, tmp_path: Path) -> None:
+    big = tmp_path / "big-disk"
+    (big / "versions/v1").mkdir(parents=True)
+    (big / "CURRENT").write_text("v1")
+    (home / "crosscoders/big").symlink_to(big)
+    (home / "pairs/q").symlink_to("p")
+    copied = back_up(home, tmp_path / "a.tar")
+    assert copied.links == ["crosscoders/big"]
+    assert restore(tmp_path / "a.tar", tmp_path / "new").links == ["crosscoders/big"]
+    assert (tmp_path / "new/crosscoders/big").readlink() == big
+    assert (tmp_path / "new/pairs/q/pair.json").read_text() == "{}"
+    assert (tmp_path / "new/pairs/q").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["../link", "dir/link/inside", "/link"])
+def test_a_link_that_would_lie_outside_is_refused(home: Path, tmp_path: Path, name: str) -> None:
+    back_up(home, tmp_path / "a.tar")
+    (tmp_path / "out").mkdir()
+    with tarfile.open(tmp_path / "a.tar", "a") as tar:
+        for each in ("dir/link", name):
+            info = tarfile.TarInfo(each)
+            info.type, info.linkname = tarfile.SYMTYPE, str(tmp_path / "out")
+            tar.addfile(info)
+    with pytest.raises(BackupError):
+        restore(tmp_path / "a.tar", tmp_path / "new")
+    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_is_half_written_is_not_copied(home: Path, tmp_path: Path) -> None:
+    for name in (".tmp-1/weights", ".partial-1/weights"):
+        (home / "crosscoders/c/versions" / name).parent.mkdir()
+        (home / "crosscoders/c/versions" / name).write_text("half")
+    back_up(home, tmp_path / "a.tar")
+    restore(tmp_path / "a.tar", tmp_path / "new")
+    assert [path.name for path in (tmp_path / "new/crosscoders/c/versions").iterdir()] == ["v2"]
+
+
+def test_the_folder_of_tokens_stays_private(home: Path, tmp_path: Path) -> None:
+    (home / "access").mkdir(mode=0o700)
+    (home / "access/token").write_text("cs_")
+    back_up(home, tmp_path / "a.tar")
+    restore(tmp_path / "a.tar", tmp_path / "new")
+    assert (tmp_path / "new/access").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_place_for_the_home_that_cannot_be_made_is_a_sentence(home: Path, tmp_path: Path) -> None:
+    back_up(home, tmp_path / "a.tar")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BackupError, match=r"could not be restored to .*: File exists"):
+        restore(tmp_path / "a.tar", tmp_path / "file" / "home")
+
+
 def test_nothing_is_overwritten(home: Path, tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_text("mine")
     with pytest.raises(BackupError, match=r"a\.tar is there already"):

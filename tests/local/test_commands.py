@@ -24,7 +24,7 @@ def test_without_this_part_one_sentence_says_what_to_install(
     assert (
         capsys.readouterr()
         .err.splitlines()[-1]
-        .endswith("'crosscope up' needs crosscope-local: pip install crosscope-local.")
+        .endswith("'crosscope up' needs crosscope-local; in the source's folder: pip install ./store ./local.")
     )
     context = click.Context(group.crosscope)
     completed = {item.value for item in group.crosscope.shell_complete(context, "")}

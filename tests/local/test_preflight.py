@@ -95,7 +95,9 @@ def test_a_lock_is_free_when_its_process_has_ended(tmp_path: Path) -> None:
 
 
 def test_parts_that_are_not_installed_are_named() -> None:
-    preflight.check_parts({"crosscope_server": "crosscope-server"})
-    says = r"^Not installed here: crosscope-x; install with pip install crosscope-x.$"
+    preflight.check_parts({"crosscope_server": "./server"})
+    says = (
+        r"^Not installed here: crosscope_x; in the folder of crosscope's source: pip install \./proto \./store \./x\.$"
+    )
     with pytest.raises(PreflightError, match=says):
-        preflight.check_parts({"crosscope_x": "crosscope-x"})
+        preflight.check_parts({"crosscope_x": "./x"})

@@ -43,6 +43,7 @@ def test_a_home_is_pushed_and_pulled(tmp_path: Path, url: str, capsys: pytest.Ca
 
 def test_what_is_wrong_is_a_sentence(tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str]) -> None:
     home = ["--home", str(tmp_path / "one")]
+    (tmp_path / "one").mkdir()
     assert run(["store", "push", *home]) == 2
     assert "no store is named" in capsys.readouterr().out
     assert run(["up", *home, "--store", "nonsense://x"]) == 2

@@ -3,12 +3,18 @@
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from crosscope.cli import run
-from crosscope_local import tokens
+from crosscope_local import certs, tokens
+from crosscope_local.certs import CertsError
+from crosscope_local.doctor import Verdict, _home
+from crosscope_local.preflight import prepare_home
 from crosscope_proto import access
 from crosscope_proto.access import AccessError
 
@@ -39,6 +45,25 @@ def test_a_token_is_shown_once_and_kept_as_its_hash(tmp_path: Path, capsys: pyte
     assert access.digest(secret) not in out
     assert run(["tokens", "revoke", "ann", *home]) == 0
     assert [entry.name for entry in tokens.read(tmp_path)] == ["bob"]
+
+
+def test_the_home_of_a_token_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["tokens", "add", "ann", "--role", "read", "--home", str(tmp_path / "typo")]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"No server has served {tmp_path / 'typo'} yet." in said
+    assert f"the token of ann for the home {tmp_path / 'typo'}" in said
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["tokens", "list"], ["tokens", "revoke", "ann"], ["audit"], ["gc"], ["backup", "a.tar"], ["store", "push"]],
+)
+def test_a_home_that_is_not_there_is_no_empty_home(
+    tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*command, "--home", str(tmp_path / "typo")]) == 2
+    assert f"there is no home at {tmp_path / 'typo'}" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "typo").exists()
 
 
 @pytest.mark.parametrize(
@@ -78,6 +103,57 @@ def test_two_writers_lose_nothing(tmp_path: Path) -> None:
     writers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name]) for name in "ab"]
     assert [writer.wait(60) for writer in writers] == [0, 0]
     assert len(tokens.read(tmp_path)) == 20
+
+
+def test_a_home_that_is_made_is_its_owners_alone(tmp_path: Path) -> None:
+    tokens.add(tmp_path / "deep" / "home", "ann", ["read"], {}, None)
+    prepare_home(tmp_path / "deep" / "other")
+    (tmp_path / "mine").mkdir(mode=0o755)
+    prepare_home(tmp_path / "mine")
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("deep/home", "deep/other", "mine")]
+    assert modes == [0o700, 0o700, 0o755]
+    assert [_home(tmp_path / name).verdict for name in ("deep/home", "mine")] == [Verdict.OK, Verdict.NOTE]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["--host", "https://gpu7"], "'https://gpu7' is no host"),
+        (["--host", "gpu7:50051"], "'gpu7:50051' is no host"),
+        (["--host", ""], "'' is no host"),
+        (["--client", "../ann"], "cannot name a client"),
+        (["--host", "gpu7", "--client", "server"], "cannot name a client"),
+        (["--client", "ca"], "cannot name a client"),
+    ],
+)
+def test_names_that_no_certificate_has(
+    tmp_path: Path, given: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(["certs", str(tmp_path / "certs"), *given])
+    assert ended.value.code == 1
+    assert says.lower() in " ".join(capsys.readouterr().err.split()).lower()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_authority_that_has_ended_signs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made_ended = tmp_path / "ended"
+    monkeypatch.setattr(certs, "_end", lambda _: datetime.now(UTC) - timedelta(days=1))
+    with pytest.raises(CertsError, match="has ended on"):
+        certs.make(made_ended, ["gpu7"], [], 1)
+    monkeypatch.undo()
+    with pytest.raises(CertsError, match="has ended on"):
+        certs.make(made_ended, ["gpu7"], [], 1)
+
+
+def test_an_authority_of_somebody_else_is_a_sentence(tmp_path: Path) -> None:
+    certs.make(tmp_path, [], ["ann"], 1)
+    key = rsa.generate_private_key(65537, 2048)
+    kinds = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    for lock in (serialization.NoEncryption(), serialization.BestAvailableEncryption(b"hush")):
+        (tmp_path / certs.CA_KEY).write_bytes(key.private_bytes(*kinds, lock))
+        with pytest.raises(CertsError, match=r"was not made by|cannot be made in"):
+            certs.make(tmp_path, [], ["bob"], 1)
 
 
 def test_the_end_of_the_audit_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

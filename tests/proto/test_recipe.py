@@ -203,3 +203,17 @@ def test_fields_of_other_dictionaries_that_are_null_are_left_out() -> None:
         "squared": False,
         "code_normalisation": "crosscoder",
     }
+
+
+def test_yes_is_no_number() -> None:
+    says = refusal("variant: batch_topk, num_latents: 8, k: yes", "batch_size: true, cache: true, streams: on")
+    assert sorted(says.split("; ")) == [
+        "crosscoder.k: must be a number, but is true",
+        "training.batch_size: must be a number, but is true",
+        "training.streams: must be a number, but is true",
+    ]
+    recipe = parse_recipe(
+        RECIPE.format(data="{name: web, source: text, path: x}", crosscoder="variant: batch_topk, num_latents: 8, k: 2",
+                      training="cache: yes")[:-1] + ", chat_template_kwargs: {enable_thinking: true, depth: [1, true]}}"
+    )  # fmt: skip
+    assert getattr(recipe, "chat_template_kwargs") == {"enable_thinking": True, "depth": [1, True]}  # noqa: B009

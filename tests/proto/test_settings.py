@@ -31,6 +31,14 @@ def test_each_wrong_variable_has_a_line_with_its_value(monkeypatch: pytest.Monke
         read_settings(Mill)
 
 
+@pytest.mark.parametrize("given", ["http://miller:grain@x/0", "redis:/miller:grain@x/0", "redis:/:grain@x"])
+def test_a_password_in_a_wrong_value_is_not_shown(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    monkeypatch.setenv("MILL_RIVER", given)
+    with pytest.raises(SettingsError, match=r"…@x") as caught:
+        read_settings(Mill)
+    assert "grain" not in str(caught.value)
+
+
 def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MILL_RIVER", "unix:///river.sock")
     monkeypatch.setenv("MILL_NUM_STONES", "")
@@ -59,6 +67,9 @@ def test_a_check_names_what_is_wrong_and_what_is_unknown(
     monkeypatch.setenv("MILL_RIVER", "unix:///river.sock")
     monkeypatch.setenv("MILL_HEAT", "2")
     assert check_settings(Mill, Oven) == 0
+    assert check_settings(Mill, Oven, own=["MILL_RIVER"]) == 0
+    assert check_settings(Mill, Oven, own=["MILL_HEAT"]) == 1
+    assert capsys.readouterr().err == "MILL_HEAT: is a setting of another process, and changes nothing here\n"
     monkeypatch.setenv("MILL_NUM_STONES", "none")
     monkeypatch.setenv("MILL_MILER", "Joe")
     capsys.readouterr()

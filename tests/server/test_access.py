@@ -124,6 +124,46 @@ async def test_a_role_allows_its_calls_and_a_refusal_names_the_one_that_is_missi
     assert await code_of(stream.read()) is DENIED
 
 
+async def test_every_method_with_every_role(front: Front) -> None:
+    """As docs/security.md says it: nothing but words and prompts for `run`, jobs for `submit`, imports for `admin`."""
+    words = {"SetLabel", "WriteNote", "SetStar", "CreateList", "RenameList", "DeleteList", "ChangeList"}
+    jobs = {"PlanJob", "SubmitJob", "CancelJob", "RetryJob"}
+    files = (annotations_pb2, jobs_pb2, latents_pb2, looks_pb2, prompts_pb2, system_pb2)
+    found = {}
+    for service in (each for file in files for each in file.DESCRIPTOR.services_by_name.values()):
+        for method in service.methods:
+            needs = "run" if service.name == "Prompts" or method.name in words else "read"
+            needs = "submit" if method.name in jobs else "admin" if method.name == "ImportAnnotations" else needs
+            for name, roles in {"eve": "read", "ann": "read run", "bob": "read submit", "root": "admin"}.items():
+                called = f"/{service.full_name}/{method.name}"
+                code = await _code_of(front, called, method, bearer(name))
+                found[called, name] = (code is DENIED, needs not in roles.split() and name != "root")
+                assert code is not NO_TOKEN
+    assert {key: refused for key, (refused, _) in found.items()} == {
+        key: expected for key, (_, expected) in found.items()
+    }
+    assert len(found) == 4 * len([method for method in RULES if method.startswith("/crosscope.")])
+
+
+async def _code_of(front: Front, called: str, method: Any, metadata: Any) -> grpc.StatusCode:
+    """How a call with an empty message ends, or begins if it goes on."""
+    kinds = {
+        (False, False): front.channel.unary_unary,
+        (False, True): front.channel.unary_stream,
+        (True, False): front.channel.stream_unary,
+        (True, True): front.channel.stream_stream,
+    }
+    call = kinds[method.client_streaming, method.server_streaming](called)
+    sent: Any = iter([b""]) if method.client_streaming else b""
+    made: Any = call(sent, metadata=metadata, timeout=10)
+    try:
+        await (made.read() if method.server_streaming else made)
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    made.cancel()
+    return grpc.StatusCode.OK
+
+
 async def test_tokens_that_are_revoked_added_or_expired_while_the_server_runs(front: Front, tmp_path: Path) -> None:
     assert await code_of(front.latents.ListCrosscoders(LIST, metadata=bearer("ann"))) is grpc.StatusCode.OK
     with pytest.raises(grpc.aio.AioRpcError, match="'old' has expired"):
@@ -131,6 +171,54 @@ async def test_tokens_that_are_revoked_added_or_expired_while_the_server_runs(fr
     write(tmp_path, entry("new", "read"))
     await until(lambda: front.latents.ListCrosscoders(LIST, metadata=bearer("ann")), NO_TOKEN)
     await until(lambda: front.latents.ListCrosscoders(LIST, metadata=bearer("new")), grpc.StatusCode.OK)
+
+
+async def test_a_revoked_token_is_named_to_its_holder_and_in_the_audit_log(front: Front, tmp_path: Path) -> None:
+    def ask(name: str) -> Any:
+        return front.latents.ListCrosscoders(LIST, metadata=bearer(name))
+
+    assert await code_of(ask("ann")) is grpc.StatusCode.OK
+    assert await code_of(ask("old")) is NO_TOKEN
+    write(tmp_path, entry("old", "admin", expires_at=time.time() - 1))
+    await until(lambda: ask("ann"), NO_TOKEN)
+    with pytest.raises(grpc.aio.AioRpcError, match="'ann' was revoked; ask whoever runs this server for a new one"):
+        await ask("ann")
+    with pytest.raises(grpc.aio.AioRpcError, match="does not know that token"):
+        await ask("never")
+    lines = [json.loads(line) for line in (tmp_path / access.AUDIT).read_text().splitlines()]
+    assert [(line["who"], line["on"], line["outcome"]) for line in lines] == [
+        ("old", {"refused": 1}, "UNAUTHENTICATED"),
+        ("ann", {"refused": 1}, "UNAUTHENTICATED"),
+    ]
+
+
+async def test_a_stream_ends_when_its_token_is_revoked(front: Front, tmp_path: Path) -> None:
+    class Forever:
+        """Prompts that never end: a stream's caller decides how long it is."""
+
+        def __aiter__(self) -> "Forever":
+            return self
+
+        async def __anext__(self) -> prompts_pb2.EncodeStreamRequest:
+            await asyncio.sleep(0.05)
+            return prompts_pb2.EncodeStreamRequest()
+
+    streams = {name: front.prompts.EncodeStream(Forever(), metadata=bearer(name)) for name in ("ann", "root")}
+    for stream in streams.values():
+        await stream.read()  # the error of a prompt that is none
+    write(tmp_path, entry("root", "admin"))
+
+    async def read_on() -> None:
+        async with asyncio.timeout(20):
+            while True:
+                await streams["ann"].read()
+
+    with pytest.raises(grpc.aio.AioRpcError, match="'ann' was revoked") as caught:
+        await read_on()
+    assert caught.value.code() is NO_TOKEN
+    for _ in range(3):
+        assert (await streams["root"].read()).HasField("error")
+    streams["root"].cancel()
 
 
 async def test_a_list_that_cannot_be_read_refuses_all_its_tokens_and_no_other(front: Front, tmp_path: Path) -> None:
@@ -217,7 +305,9 @@ async def test_the_memory_of_guesses_is_bounded(monkeypatch: pytest.MonkeyPatch)
 
 def test_hosts_of_peers() -> None:
     assert host_of("ipv4:127.0.0.1:4711") == "ipv4:127.0.0.1"
-    assert host_of("ipv6:%5B::1%5D:4711") == "ipv6:%5B::1%5D"
+    assert host_of("ipv6:%5B2001:db8::1:2%5D:4711") == host_of("ipv6:%5B2001:db8::ffff%5D:1") == "ipv6:2001:db8::/64"
+    assert host_of("ipv6:%5Bfe80::1%25eth0%5D:4711") == "ipv6:fe80::/64"
+    assert host_of("ipv6:%5B::ffff:127.0.0.1%5D:4711") == "ipv4:127.0.0.1"
     assert host_of("unix:") == "unix"
 
 

@@ -1,8 +1,9 @@
 """What a token's limits allow: tokens of prompts, waiting jobs, device time; and whose job may be changed by whom."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,12 +18,16 @@ from redis.asyncio import Redis
 
 from crosscope_proto import access, job_record, keys
 from crosscope_proto.access import TokenEntry
+from crosscope_proto.recipe import CrosscoderRecipe, parse_recipe
 from crosscope_proto.v1 import jobs_pb2, jobs_pb2_grpc, prompts_pb2
 from crosscope_server.budgets import Budgets
 from crosscope_server.callers import Caller, Limits, set_calling
 from crosscope_server.errors import Overloaded
+from crosscope_server.jobs.estimate import Target
+from crosscope_server.jobs.owners import num_devices
 from crosscope_server.refusals import Refused
 
+ROOT = Path(__file__).parents[2]
 EXHAUSTED, DENIED = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.PERMISSION_DENIED
 
 
@@ -159,6 +164,55 @@ async def test_no_more_jobs_wait_than_a_token_may_have(queue: Queue) -> None:
     await queue.submit("bob")
     assert await queue.script(job_record.CLAIM, first.id, "claim", time.time()) == "ok"
     await queue.submit("ann")
+
+
+async def test_jobs_that_are_retried_at_once_are_counted_too(queue: Queue) -> None:
+    ids = []
+    for _ in range(6):
+        job = await queue.submit("ann")
+        await queue.jobs.CancelJob(jobs_pb2.CancelJobRequest(id=job.id), metadata=bearer("ann"))
+        ids.append(job.id)
+
+    async def again(job_id: str) -> grpc.StatusCode:
+        try:
+            await queue.jobs.RetryJob(jobs_pb2.RetryJobRequest(id=job_id), metadata=bearer("ann"))
+        except grpc.aio.AioRpcError as error:
+            return error.code()
+        return grpc.StatusCode.OK
+
+    codes = await asyncio.gather(*map(again, ids))
+    assert (codes.count(grpc.StatusCode.OK), codes.count(EXHAUSTED)) == (1, 5)
+
+
+async def test_device_time_counts_once_for_each_device(queue: Queue) -> None:
+    job = await queue.submit("ann")
+    await cast("Any", queue.redis.hset(keys.job_key(job.id), "num_devices", "4"))
+    now = time.time()
+    at = now if now % 86400 > 200 else now - now % 86400 + 201  # no midnight within this test
+    assert await queue.script(job_record.CLAIM, job.id, "claim", at - 20) == "ok"
+    assert await queue.script(job_record.RELEASE, job.id, "claim", at, "Again.", "", 3) == "ok"
+    assert float(await queue.redis.get(keys.spent_key("ann", at))) == pytest.approx(80)
+    assert await queue.script(job_record.CLAIM, job.id, "claim", time.time() - 10) == "ok"
+    refused = await failure(queue.submit("ann"))
+    assert "have taken 12" in (refused.details() or "")
+
+
+@pytest.mark.parametrize(
+    ("devices", "targets", "expected"),
+    [
+        ("8", [], 8),
+        ("auto", [], 1),
+        ("auto", [Target("H100", None, torch_device="cuda", num_devices=4)], 4),
+        ("8", [Target("H100", None, torch_device="cuda", num_devices=4)], 8),
+        ("8", [Target("cpu", None, torch_device="cpu")], 1),
+    ],
+)
+def test_how_many_devices_a_job_holds(devices: str, targets: list[Target], expected: int) -> None:
+    recipe = parse_recipe((ROOT / "recipes/demo.yaml").read_text())
+    assert isinstance(recipe, CrosscoderRecipe)
+    wanted = devices if devices == "auto" else int(devices)
+    changed = replace(recipe, training=replace(recipe.training, devices=wanted))
+    assert num_devices(changed, targets) == expected
 
 
 async def test_device_time_is_charged_to_the_submitter_when_an_attempt_ends_however_it_ends(queue: Queue) -> None:

@@ -31,7 +31,8 @@ async def read(port: int) -> str:
 async def test_the_table_says_what_the_server_exposes(planted_home, tmp_path: Path) -> None:
     port, queue = free_port(), f"unix://{tmp_path}/queue"
     settings = {"home": planted_home[0], "metrics_port": port, "queue_url": queue, "cache_url": queue}
-    settings |= {"store": f"memory://{tmp_path.name}"}
+    (tmp_path / "shared").mkdir()
+    settings |= {"store": (tmp_path / "shared").as_uri()}
     async with (
         run_cache(tmp_path / "queue"),
         run_worker(tmp_path) as running,

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import threading
 from collections.abc import Generator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from fixtures_store import S3Server
 
 from crosscope_proto.settings import SettingsError, read_settings
 from crosscope_store.errors import StoreAway, StoreRefused
+from crosscope_store.following import Following
 from crosscope_store.remote import Store, shown
 from crosscope_store.settings import StoreSettings
 from crosscope_store.shelf import SharedShelf
@@ -63,9 +65,51 @@ def test_a_disk_that_is_not_mounted_is_away_and_comes_back(tmp_path: Path) -> No
 
 def test_a_folder_without_rights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "published").mkdir()
-    monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.pipe_file", _refuses)
+    monkeypatch.setattr("os.link", _refuses)
     with pytest.raises(StoreRefused, match=r"does not let this process write \(.*Permission denied.*give its key"):
         Store(tmp_path.as_uri()).check_rights()
+
+
+def test_a_disk_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("os.link", link)
+    with pytest.raises(StoreRefused, match="takes no hard links"):
+        Store(tmp_path.as_uri()).check_rights()
+
+
+def test_a_store_that_replaces_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Store, "create", lambda store, path, data: (tmp_path / path).parent.mkdir(exist_ok=True)
+                        or (tmp_path / path).write_bytes(data))  # fmt: skip
+    with pytest.raises(StoreRefused, match="lets a second writer replace"):
+        Store(tmp_path.as_uri()).check_rights()
+    assert list((tmp_path / "probes").iterdir()) == []
+
+
+def test_what_no_other_process_sees_is_no_shared_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CROSSCOPE_STORE", "memory://x")
+    with pytest.raises(SettingsError, match="CROSSCOPE_STORE: no other process sees a store at memory://"):
+        read_settings(StoreSettings)
+
+
+def test_a_look_that_fails_in_an_unknown_way_is_not_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shelf = SharedShelf(tmp_path / "home", Store(tmp_path.as_uri()))
+    looks, looked_again = [RuntimeError("secret words of a library")], threading.Event()
+
+    def refresh() -> None:
+        if looks:
+            raise looks.pop()
+        looked_again.set()
+
+    monkeypatch.setattr(shelf, "refresh", refresh)
+    following = Following(shelf, every_s=0.01)
+    following.start()
+    assert looked_again.wait(30)
+    following.stop()
+    assert "a look at it failed with RuntimeError" in caplog.text
 
 
 def _refuses(*_: object, **__: object) -> None:

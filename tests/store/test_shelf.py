@@ -12,8 +12,8 @@ import pytest
 from fixtures_store import files_below
 
 from crosscope_proto.artefacts import CURRENT, STORE_NOTE, crosscoder_folder, version_folder
-from crosscope_store.entries import Key, stamp
-from crosscope_store.errors import StoreGone, StoreRefused, StoreTaken
+from crosscope_store.entries import MAX_BYTES, Key, stamp
+from crosscope_store.errors import EntryError, StoreGone, StoreRefused, StoreTaken
 from crosscope_store.remote import Store
 from crosscope_store.shelf import SharedShelf, open_shelf
 
@@ -195,9 +195,10 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, url: str, shelf_at: S
     store.put(changed, f"files/crosscoders/demo/{entry['upload']}/latents.parquet")
     two.refresh()
     path = key.folder(tmp_path / "two") / "latents.parquet"
-    with pytest.raises(StoreRefused, match=r"latents\.parquet is damaged"):
+    with pytest.raises(EntryError, match=r"latents\.parquet is damaged"):
         two.need(path)
     assert not path.exists()
+    assert two.standing().is_up, "it has answered"
 
 
 def test_an_entry_that_cannot_be_read_harms_no_other(tmp_path: Path, url: str, shelf_at: Shelves) -> None:
@@ -213,6 +214,68 @@ def test_an_entry_that_cannot_be_read_harms_no_other(tmp_path: Path, url: str, s
     assert current(tmp_path / "two") == key.id
     assert "escaped' is no path below a folder" in two.standing().sentence
     assert f"{stamp(NOW)}-c.json" in two.standing().sentence
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({"a": 1, "a/b": 1}, "'a' is a file and a folder"),
+        ({"crosscoder.json/x": 1}, "'crosscoder.json' is a file and a folder"),
+        ({"crosscoder.json": MAX_BYTES + 1}, f"crosscoder.json has {MAX_BYTES + 1} bytes"),
+    ],
+)
+def test_files_that_cannot_lie_in_one_folder_harm_no_other(
+    tmp_path: Path, url: str, shelf_at: Shelves, files: dict[str, int], says: str
+) -> None:
+    one, two = shelf_at("one"), shelf_at("two")
+    key = published(one, written(tmp_path / "made"), f"{stamp(NOW)}-a")
+    entry = json.loads(Store(url).read(key.path, 10_000))
+    entry["files"] |= {file: {"size": size, "sha256": "0" * 64} for file, size in files.items()}
+    wrong = Key("crosscoders", "demo", f"{stamp(NOW)}-b")
+    Store(url).create(wrong.path, json.dumps(entry | {"id": wrong.id}).encode())
+    two.refresh()
+    assert current(tmp_path / "two") == key.id
+    assert says in two.standing().sentence
+    assert wrong.path in two.standing().sentence
+
+
+def test_processes_of_one_home_bring_the_same_things_at_once(tmp_path: Path, shelf_at: Shelves) -> None:
+    one = shelf_at("one")
+    for number in range(20):
+        published(one, written(tmp_path / f"made{number}"), f"{stamp(NOW)}-{number}")
+    for number in range(20):
+        folder = tmp_path / f"look{number}"
+        folder.mkdir()
+        (folder / "look.json").write_text("{}")
+        key = Key("looks", f"look{number}", f"{stamp(NOW)}-x")
+        one.commit(one.upload("looks", key.name, folder), key, folder)
+    barrier, failures = threading.Barrier(4), list[BaseException]()
+
+    def look() -> None:
+        shelf = shelf_at("two")
+        barrier.wait()
+        try:
+            shelf.refresh()
+        except OSError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=look) for _ in range(4)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert failures == []
+    assert len(list((tmp_path / "two/crosscoders/demo/versions").iterdir())) == 20
+    assert len(list((tmp_path / "two/looks").iterdir())) == 20
+
+
+def test_an_old_entry_that_cannot_be_read_keeps_no_other(tmp_path: Path, url: str, shelf_at: Shelves) -> None:
+    one = shelf_at("one")
+    Store(url).create(f"published/crosscoders/demo/{stamp(time.time() - 9500)}-x.json", b"{half")
+    for age_s in (9000, 8000, 7000, 6000):
+        published(one, written(tmp_path / f"of-{age_s}"), f"{stamp(time.time() - age_s)}-x")
+    one.retire("crosscoders", "demo")
+    assert len(Store(url).published()) == 3
 
 
 @pytest.mark.stores("memory", "file", "s3")
@@ -232,6 +295,7 @@ def test_a_file_of_several_blocks_comes_as_it_was(tmp_path: Path, url: str, monk
 def test_rights_are_tried(shelf_at: Shelves, url: str) -> None:
     shelf_at("one").check_rights()
     assert Store(url).uploads() == {}
+    assert Store(url)._find("probes") == {}
 
 
 @pytest.mark.parametrize(
@@ -239,6 +303,7 @@ def test_rights_are_tried(shelf_at: Shelves, url: str) -> None:
     [
         ("/mnt/x", "'/mnt/x' is no URL of fsspec; write file:///FOLDER or s3://BUCKET/FOLDER"),
         ("nonsense://x", "nonsense:// is no kind of store that fsspec knows"),
+        ("file://shared", "'file://shared' names no folder from the root; write file:///FOLDER"),
     ],
 )
 def test_wrong_urls_are_named(tmp_path: Path, wrong: str, sentence: str) -> None:

@@ -15,11 +15,12 @@ def main() -> int:
     """Runs the process that the command line names; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m crosscope_worker", description=__doc__)
     parser.add_argument("process", choices=("serve", "jobs"))
-    parser.add_argument("--check", action="store_true", help="only say which settings are wrong or unknown")
+    said = "only say which settings are wrong or unknown; NAME: variables that are meant for this process alone"
+    parser.add_argument("--check", nargs="*", metavar="NAME", help=said)
     given = parser.parse_args()
     kind, other = (JobSettings, ServeSettings) if given.process == "jobs" else (ServeSettings, JobSettings)
-    if given.check:
-        return check_settings(kind, other)
+    if given.check is not None:
+        return check_settings(kind, other, own=given.check)
     if lines := unknown_variables(kind, other):
         configure_logging("jobs" if given.process == "jobs" else "inference")
         for line in lines:

@@ -97,7 +97,9 @@ def _local_command(name: str) -> click.Command:
         return found.load()
 
     def refuse(**_: object) -> None:
-        raise click.UsageError(f"'crosscope {name}' needs crosscope-local: pip install crosscope-local.")
+        raise click.UsageError(
+            f"'crosscope {name}' needs crosscope-local; in the source's folder: pip install ./store ./local."
+        )
 
     arguments = click.Argument(["arguments"], nargs=-1, type=click.UNPROCESSED)
     anything = {"ignore_unknown_options": True}

@@ -15,6 +15,7 @@ from crosscope_server.callers import Caller, Limits, Role
 LOOK_EVERY_S = 0.5
 """How often the files are looked at, so that a revoked token is refused within a second."""
 _WRITE_USED_EVERY_S = 60.0
+_MAX_REVOKED = 10_000
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,8 @@ class Tokens:
         _make_own(home)
         self._states: tuple[object, ...] = ()
         self._known: dict[str, Known] = {}
+        self._revoked: dict[str, str] = {}
+        """Names of tokens that were known since the start and are no longer, by hash."""
         self._looked_at = -1.0
         self._used: dict[str, float] = _read_used(home)
         self._wrote_used_at = time.monotonic()
@@ -64,6 +67,15 @@ class Tokens:
             self._used_changed = True
         return found
 
+    def get(self, hashed: str) -> Known | None:
+        """As `find`, but it does not count as used."""
+        self._look()
+        return self._known.get(hashed)
+
+    def revoked(self, hashed: str) -> str | None:
+        """The name of a token that was known since the start and is no longer."""
+        return self._revoked.get(hashed)
+
     def close(self) -> None:
         """Writes when tokens were last used."""
         if self._used_changed:
@@ -80,7 +92,17 @@ class Tokens:
         states = (_state(self._home / access.TOKENS), _state(self._home / access.OWN_TOKEN))
         if states != self._states:
             self._states = states
-            self._known = {**_named(self._home), **self._operator, **_own(self._home)}
+            self._change()
+
+    def _change(self) -> None:
+        """Reads the tokens again, and remembers the names of those that were revoked."""
+        named = _named(self._home)
+        known = {**(named or {}), **self._operator, **_own(self._home)}
+        if named is not None:
+            names = self._revoked | {hashed: each.caller.name for hashed, each in self._known.items()}
+            gone = [(hashed, name) for hashed, name in names.items() if hashed not in known]
+            self._revoked = dict(gone[-_MAX_REVOKED:])
+        self._known = known
 
     def _write_used(self) -> None:
         path = self._home / access.USED
@@ -102,15 +124,15 @@ def _state(path: Path) -> tuple[int, ...] | None:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _named(home: Path) -> dict[str, Known]:
-    """The named tokens by hash; none while the list cannot be read."""
+def _named(home: Path) -> dict[str, Known] | None:
+    """The named tokens by hash; None while the list cannot be read."""
     try:
         entries = access.parse_tokens((home / access.TOKENS).read_bytes())
     except FileNotFoundError:
         return {}
     except (OSError, AccessError) as error:
         log.error("the list of tokens cannot be read; all named tokens are refused", extra={"error": str(error)})
-        return {}
+        return None
     return {entry.digest: Known(_caller(entry), entry.expires_at) for entry in entries}
 
 
@@ -130,7 +152,8 @@ def _make_own(home: Path) -> None:
     """Makes the home's own token unless there is one, whole or not at all. Raises StoreError."""
     path = home / access.OWN_TOKEN
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (home, path.parent):  # both are their owner's alone, unless they are there
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not path.exists():
             beside = path.with_name(f".token.{os.getpid()}")
             descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

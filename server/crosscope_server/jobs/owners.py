@@ -1,10 +1,13 @@
 """Whose a job is, who may change it, and what its owner's limits say."""
 
 import time
+from collections.abc import Sequence
 
 from crosscope_proto.access import OPERATOR, is_name
+from crosscope_proto.recipe import CrosscoderRecipe, Recipe
 from crosscope_server.callers import Caller, Role
 from crosscope_server.errors import Overloaded, PermissionDenied
+from crosscope_server.jobs.estimate import Target
 from crosscope_server.jobs.records import JobRecord, JobRecords, JobState
 
 _DAY_S = 86400
@@ -13,6 +16,14 @@ _DAY_S = 86400
 def owner_of(caller: Caller) -> str:
     """The owner of what a caller submits; empty where callers have no names."""
     return caller.name if is_name(caller.name) or caller.name == OPERATOR else ""
+
+
+def num_devices(recipe: Recipe, targets: Sequence[Target]) -> int:
+    """How many devices a job holds at once, by its recipe and the devices of the job workers. A CPU is one device."""
+    if not isinstance(recipe, CrosscoderRecipe) or (targets and all("cuda" not in each.kinds for each in targets)):
+        return 1
+    wanted = recipe.training.devices
+    return max((each.num_devices or 1 for each in targets), default=1) if wanted == "auto" else wanted
 
 
 def check_owner(record: JobRecord, caller: Caller) -> None:
@@ -42,7 +53,11 @@ async def check_limits(records: JobRecords, caller: Caller) -> None:
     if seconds is None:
         return
     now = time.time()
-    running = sum(max(now - record.started_at, 0) for record in mine if record.state is JobState.RUNNING)
+    running = sum(
+        max(now - record.started_at, 0) * max(record.num_devices, 1)
+        for record in mine
+        if record.state is JobState.RUNNING
+    )
     used = await records.spent_s(caller.name, now) + running
     if used >= seconds:
         raise Overloaded(

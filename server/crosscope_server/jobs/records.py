@@ -64,6 +64,8 @@ class JobRecord:
     traceparent: str = ""
     total_fraction: float = 0.0
     eta_s: float = 0.0
+    num_devices: float = 0.0
+    """How many devices it holds at once; 0 counts as one."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
 

@@ -27,7 +27,7 @@ from crosscope_server.jobs.expected import expected_seconds
 from crosscope_server.jobs.janitor import Janitor
 from crosscope_server.jobs.log import DEFAULT_LINES, read_tail
 from crosscope_server.jobs.messages import event_message, job_message
-from crosscope_server.jobs.owners import check_limits, check_owner, owner_of
+from crosscope_server.jobs.owners import check_limits, check_owner, num_devices, owner_of
 from crosscope_server.jobs.plan import Planned, plan
 from crosscope_server.jobs.planning import earlier_entries, named_target, reply, targets_of
 from crosscope_server.jobs.queue import JobQueue
@@ -155,6 +155,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         seconds = expected_seconds(recipe, request.recipe_yaml, before, planned.devices)
         values |= {request_ids.FACT: request_ids.current(), tracing.TRACEPARENT: tracing.current_traceparent()}
         values["seconds"] = json.dumps(seconds) if seconds else ""
+        values["num_devices"] = str(num_devices(recipe, targets))
         warnings = [*found.warnings, *planned.warnings]
         if request.validate_only:
             if found.violations:
@@ -267,15 +268,17 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
     ) -> jobs_pb2.RetryJobResponse:
         """Queues a failed or cancelled job again."""
         async with queue_needed():
-            record = await self._record(request.id)
-            check_owner(record, calling())
-            if record.state.ended:
-                await self._quota.check()
-                await check_limits(self._records, calling())
-            waits_for = await self._unfinished(record.after, f"which job {record.id!r} waits for: retry that one first")
-            if await self._records.num_open() >= self._max_open:
-                raise self._too_many()
-            done = await self._records.retry(record.id, "Queued again; it goes on from its checkpoints.")
+            async with self._admitting:
+                record = await self._record(request.id)
+                check_owner(record, calling())
+                if record.state.ended:
+                    await self._quota.check()
+                    await check_limits(self._records, calling())
+                so = f"which job {record.id!r} waits for: retry that one first"
+                waits_for = await self._unfinished(record.after, so)
+                if await self._records.num_open() >= self._max_open:
+                    raise self._too_many()
+                done = await self._records.retry(record.id, "Queued again; it goes on from its checkpoints.")
             if done in _NOT_RETRIED:
                 raise Conflict(f"job {record.id!r} {_NOT_RETRIED[done]}")
             if done == "ok":

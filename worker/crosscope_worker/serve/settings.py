@@ -7,7 +7,6 @@ from pydantic_settings import SettingsConfigDict
 
 from crosscope_proto.specs import Float32
 from crosscope_store.settings import StoreSettings
-from crosscope_worker.models.placement import Placement
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -59,6 +58,10 @@ class ServeSettings(StoreSettings):
     @classmethod
     def _is_there(cls, value: str) -> str:
         """Refuses devices that the machine does not have."""
+        if value == "cpu":
+            return value
+        from crosscope_worker.models.placement import Placement  # torch and transformers: 7 s of a core
+
         return str(Placement.of(value))
 
     @model_validator(mode="after")
