@@ -219,7 +219,7 @@ def evidence(index: int, change: Steer, info: CrosscoderInfo) -> None:
     elif len(change.latents) > 1:
         links = [address.href("latent", {"crosscoder": info.name, "latent": latent}) for latent in change.latents]
         label, ids = f"Latents of change {index + 1}", np.array(change.latents)
-        latent_list(f"change-{index}-latents", label, ids, info, links, max_height=LATENTS_HEIGHT)
+        latent_list(f"latents-of-{index}", label, ids, info, links, max_height=LATENTS_HEIGHT)
     elif change.latents:
         latent = session.latent(info.name, info.version_id, change.latents[0])
         panels.evidence(latent, session.uselessness_floor(info))
