@@ -60,7 +60,7 @@ class Filter:
 
 @dataclass(frozen=True)
 class Order:
-    """An order of all latents by something that the table does not hold."""
+    """An order of all latents."""
 
     ids: NDArray[np.int64]
     """[latent] their ids in the order, those without a value last."""
@@ -159,21 +159,24 @@ class LatentTable:
         order is undefined for every latent that meets the filters.
         """
         met = met or {}
-        column = order_by.removeprefix("-") or "id"
-        if order is None:
-            self._check_column("order_by", column)
+        order = self.order(order_by) if order is None else order
         keep = self.matching(filters, met)
         num_matching = int(np.count_nonzero(keep))
-        undefined = self._is_undefined(column) if order is None else order.undefined
-        num_undefined = int(np.count_nonzero(keep & undefined))
+        num_undefined = int(np.count_nonzero(keep & order.undefined))
         if num_matching and num_undefined == num_matching:
+            column = order_by.removeprefix("-")
             raise InvalidRequest([Violation("order_by", self._undefined_order(column, keep, bool(filters)))])
-        ids = self._order(column, order_by.startswith("-")) if order is None else order.ids
-        start = 0 if after is None else int(np.flatnonzero(ids == after)[0]) + 1
-        rest = ids[start:]
+        start = 0 if after is None else int(np.flatnonzero(order.ids == after)[0]) + 1
+        rest = order.ids[start:]
         found = rest[keep[rest]]
         notes = self.notes([each for i, each in enumerate(filters) if i not in met])
         return Page(found[:size].tolist(), num_matching, len(found) <= size, num_undefined, notes)
+
+    def order(self, order_by: str) -> Order:
+        """All latents in the order by a scalar column or share, as in `page`. Raises InvalidRequest."""
+        column = order_by.removeprefix("-") or "id"
+        self._check_column("order_by", column)
+        return Order(self._order(column, order_by.startswith("-")), self._is_undefined(column))
 
     def matching(
         self, filters: Sequence[Filter], met: Mapping[int, NDArray[np.bool_]] | None = None

@@ -13,7 +13,7 @@ from crosscope_proto.v1 import effects_pb2, types_pb2
 from crosscope_proto.worker.v1 import inference_pb2, inference_pb2_grpc
 
 REST, REFUSED, LOST, SECRET_FOLDER = "\N{FOX FACE}", "refuse-me", "lose-me", "/srv/private/home"
-SLOW, CUT = "slowly", "cut-me"
+SLOW, CUT, ALIKE = "slowly", "cut-me", "alike"
 HOSTILE = "<img src=x onerror=window.hacked=1>"
 SORRY, SURE = 901, 902
 """Ids of the tokens that chat and base would say next at the first word."""
@@ -107,6 +107,7 @@ class PlantedWorker(inference_pb2_grpc.InferenceServicer):
         """Each model says its name, what is changed and HOSTILE; latent 7 fires on every word, latent 9 on the first.
 
         With SLOW in the prompt, words come ten a second up to max_new_tokens. With CUT the worker goes after a word.
+        With ALIKE changes have no effect.
         """
         self._wait()
         asked = request.request
@@ -114,7 +115,7 @@ class PlantedWorker(inference_pb2_grpc.InferenceServicer):
         start = effects_pb2.GenerationStart(tokens=_tokens(_fired(asked.prompt)), version_id=asked.version_id)
         start.code.row_starts.extend([0] * (len(start.tokens.ids) + 1))
         yield _reply(start=start)
-        answers = [_words(arm) for arm in asked.arms]
+        answers = [_words(arm, shows_changes=ALIKE not in said) for arm in asked.arms]
         if SLOW in said:
             answers = [[f" {n}" for n in range(arm.sampling.max_new_tokens)] for arm in asked.arms]
         for n in range(max(map(len, answers))):
@@ -152,10 +153,10 @@ def _reply(**event: Any) -> inference_pb2.GenerateResponse:
     return inference_pb2.GenerateResponse(response=effects_pb2.GenerateResponse(**event))
 
 
-def _words(arm: effects_pb2.Arm) -> list[str]:
+def _words(arm: effects_pb2.Arm, *, shows_changes: bool) -> list[str]:
     name = effects_pb2.Model.Name(arm.model).removeprefix("MODEL_").lower()
     changes = [f" {effects_pb2.Action.Name(each.action)[7:].lower()}{list(each.latents)}" for each in arm.interventions]
-    return [name, *changes, f" {HOSTILE}"]
+    return [name, *(changes if shows_changes else ()), f" {HOSTILE}"]
 
 
 _SECOND = types_pb2.TOKEN_LEFT_OUT_NORM

@@ -34,7 +34,9 @@ def test_steer_page_restores_its_url_and_answers_side_by_side(stack: Stack, open
     expect(page.get_by_role("slider", name="Strength")).to_have_value("4")
     expect(page.get_by_label("Seed")).to_have_value("11")
     expect(page.get_by_label("Latent", exact=True).nth(1)).to_have_value("3, 5")
-    expect(page.locator(".xs-evidence")).to_have_count(3)  # of latents 7, 3 and 5
+    expect(page.locator(".xs-evidence")).to_have_count(1)  # of latent 7; several latents stand in a table
+    several = page.get_by_role("table", name="Latents of change 2").locator("tbody a")
+    expect(several).to_have_text(["3", "5"])
     expect(page.locator(".strip")).to_have_count(0)  # a link alone runs nothing
     generate(page)
     notes = page.locator(".strip .head")

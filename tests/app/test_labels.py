@@ -50,7 +50,7 @@ def test_labels_are_written_shown_walked_and_imported(stack: Stack, open_page: O
     expect(table).to_contain_text("second <b>of</b> the list")
     fit = table.locator("tbody tr td:nth-child(3)")
     expect(fit.nth(0)).to_contain_text("detection 0.82 n 40 ± 0.05")  # of latent 4, which no person labelled
-    expect(fit.nth(2)).to_contain_text("detection –")
+    expect(fit.nth(2)).to_contain_text("detection (0.82 n 40)")  # of a label that a person's hides
     page.get_by_role("table", name="Lists").get_by_role("link", name="mine").click()
     expect(table.locator("tbody tr")).to_have_count(2)
     with page.expect_download() as download:

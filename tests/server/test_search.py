@@ -153,6 +153,37 @@ async def test_regular_expressions_and_what_is_wrong_with_them(known: Front) -> 
     assert "only accents" in await refused(known, "\u0301")
 
 
+async def test_an_order_is_of_all_that_is_found_whatever_the_page(known: Front) -> None:
+    of = annotations_pb2.WordsOf(crosscoder="demo")
+    for latent, score in ((1, 0.5), (3, 0.9), (6, 1.0)):  # latent 2 has no score, latent 6 is not found
+        label = annotations_pb2.SetLabelRequest(
+            of=of,
+            latent=latent,
+            text="fog",
+            origin=annotations_pb2.LABEL_ORIGIN_AUTOMATIC,
+            author="m",
+            scores={"detection": score},
+        )
+        await known.annotations.SetLabel(label)
+    assert ids(await search(known, " can")) == [1, 2, 3]
+    for order, expected in (("-detection", [3, 1, 2]), ("detection", [1, 3, 2]), ("-id", [3, 2, 1])):
+        assert ids(await search(known, " can", order_by=order)) == expected
+        reply, walked = await search(known, " can", order_by=order, page_size=1), []
+        while True:
+            walked += ids(reply)
+            if not reply.next_page_token:
+                break
+            reply = await search(known, " can", order_by=order, page_size=1, page_token=reply.next_page_token)
+        assert walked == expected
+    assert "no_column" in await refused(known, " can", order_by="no_column")
+    columns = [
+        each async for each in known.latents.GetAtlas(pb.GetAtlasRequest(crosscoder="demo", columns=["detection"]))
+    ]
+    values = np.frombuffer(b"".join(each.values for each in columns), "<f4")
+    assert np.flatnonzero(~np.isnan(values)).tolist() == [1, 3, 6]
+    assert values[3] == np.float32(0.9)
+
+
 async def test_labels_tokens_and_filters(known: Front) -> None:
     of = annotations_pb2.WordsOf(crosscoder="demo")
     label = annotations_pb2.SetLabelRequest(

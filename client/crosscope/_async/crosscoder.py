@@ -128,8 +128,8 @@ class AsyncCrosscoder(AsyncBehaviours):
         """Latents that meet all conditions, in the order of a column; "-" in front of its name descends.
 
         A condition or an order may also be about words: "label contains refus", "list = mine", "starred = 1",
-        "labelled = 1", "noted = 1"; with one condition on a list, the order "list" is that of the list. Automatic
-        labels have the scores "detection" and "fuzzing".
+        "labelled = 1", "noted = 1"; with one condition on a list, the order "list" is that of the list. "detection"
+        and "fuzzing" are the scores of automatic labels, also of those in whose place a person's stands.
 
         Latents without a value of the order come last; by "verdict" the best comes first. Columns are those of
         `columns()`, and the shares "dataset_share_NAME" and "role_share_ROLE". A condition may also compare
@@ -168,6 +168,7 @@ class AsyncCrosscoder(AsyncBehaviours):
         *,
         regex: bool = False,
         match_case: bool = False,
+        order_by: str = "",
         limit: int = 20,
         wait_s: float = 120.0,
     ) -> SearchResults:
@@ -178,7 +179,8 @@ class AsyncCrosscoder(AsyncBehaviours):
         `places` are some of SearchPlace, by default all; `where` are conditions as in `latents`.
 
         Latents whose label matches come first; then those whose examples peak on a match most often; then those that
-        fire on one most, as a share of their own maximum. The first search of a version builds an index of its
+        fire on one most, as a share of their own maximum. `order_by` gives another order, as in `latents`, in which
+        latents without a value come last. The first search of a version builds an index of its
         examples, for which this waits up to `wait_s` seconds; the `remarks` say what was not searched.
         Raises InvalidInput, with the place of the fault in a regular expression.
         """
@@ -190,6 +192,7 @@ class AsyncCrosscoder(AsyncBehaviours):
             where,
             regex=regex,
             match_case=match_case,
+            order_by=order_by,
             limit=limit,
             wait_s=wait_s,
         )
@@ -271,7 +274,8 @@ class AsyncCrosscoder(AsyncBehaviours):
     def columns(self, *names: str, only_known: bool = False) -> AsyncColumns:
         """Columns of the statistics table, by name: what each means, and its values when they are first used.
 
-        Names may also be the shares "dataset_share_NAME" and "role_share_ROLE". The values of up to 64 names come in
+        Names may also be the shares "dataset_share_NAME" and "role_share_ROLE", "labelled", "starred" and "noted" (1 or
+        0), and the scores "detection" and "fuzzing" (NaN where there is none). The values of up to 64 names come in
         one call, which raises InvalidInput for a column that the server does not know; with `only_known` such columns
         are left out, and a warning names them. Without names: every column of one number a latent that the server
         knows.

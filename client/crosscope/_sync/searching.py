@@ -37,6 +37,7 @@ def search(
     *,
     regex: bool,
     match_case: bool,
+    order_by: str,
     limit: int,
     wait_s: float,
 ) -> SearchResults:
@@ -52,6 +53,7 @@ def search(
         match_case=check_flag(match_case, "match_case"),
         places=_places(places),
         filters=build_filters(where),
+        order_by=check_text(order_by, "order_by"),
         page_size=min(check_count(limit, "limit", low=1), _RESULTS_A_PAGE),
     )
     ends_at = time.monotonic() + wait_s

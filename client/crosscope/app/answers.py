@@ -13,15 +13,20 @@ from crosscope import Answer, CrosscoderInfo, LeftOut, NewToken
 from crosscope.app import (
     address,
     asking,
+    composer,
+    differences,
     errors,
     latent_list,
     prompts,
+    session,
     steering,
     tables,
     text,
+    unmoved,
     url,
 )
 from crosscope.app.answering import Answering
+from crosscope.app.prompts import LabPrompt
 from crosscope.app.table_view import Column
 from crosscope.app.token_view import Strip, TokenEvent, token_view
 
@@ -35,16 +40,17 @@ PLACES = tuple[int, int]
 """Index of an arm, and of a sample in it."""
 
 
-def answers_view(answering: Answering, info: CrosscoderInfo) -> None:
-    """Draws the answers, and the token that is locked."""
+def answers_view(answering: Answering, prompt: LabPrompt, info: CrosscoderInfo) -> None:
+    """Draws the answers, and the token that is locked. Says so where the changes have no visible effect."""
     steered = steering.latents_in(answering.arms)
     places = [(arm, sample) for sample in range(answering.num_samples) for arm in range(len(answering.arms))]
     is_over = answering.is_over
     ended = {(answering.arms.index(answer.arm), answer.sample): answer for answer in answering.answers}
     colour = "latents"
     if is_over:
+        no_effect(answering, prompt, info)
         named = list(COLOURS) if steered else list(COLOURS)[:2]
-        colour = url.segments(st.container(), "Colour by", named, "latents", "shade")
+        colour = url.segments(st.container(), "Colour by", named, "latents", "shade", COLOURS.__getitem__)
     plain = against_plain(answering, places, info) if colour == "against_plain" else {}
     strips = [
         strip_of(
@@ -75,6 +81,17 @@ def answers_view(answering: Answering, info: CrosscoderInfo) -> None:
         locked_token(answering, places, info)
 
 
+def no_effect(answering: Answering, prompt: LabPrompt, info: CrosscoderInfo) -> None:
+    """Says that the changes have no visible effect, and what to try instead; draws nothing where they have one."""
+    if (found := unmoved.unmoved(answering.answers)) is None:
+        return
+    st.info("\n".join([f"**{found.said}** To try instead:", "", *(f"- {line}" for line in found.tries)]))
+    if answering.prompt is not None:
+        asked, last = composer.link_params(prompt.to_answer()), len(answering.prompt) - 1
+        why = {"token": last, differences.WHY: "true"}
+        session.link("lab", "Which latents carry the difference here?", crosscoder=info.name, **asked, **why)
+
+
 def title_of(answering: Answering, place: PLACES) -> str:
     """The name of an answer."""
     arm, sample = place
@@ -94,21 +111,8 @@ def note_of(answering: Answering, place: PLACES, ended: dict[PLACES, Answer]) ->
         note += f" Left alone at {answer.num_left_out} that training left out."
     if len(answer.log_probabilities):
         note += f" Mean log p {text.number(float(np.mean(answer.log_probabilities)))}."
-    plain = next((other for other in ended.values() if is_plain_of(other, answer)), None)
+    plain = next((other for other in ended.values() if unmoved.is_plain_of(other, answer)), None)
     return f"{note} The same as plain." if plain and plain.text == answer.text else note
-
-
-def is_plain_of(other: Answer, answer: Answer) -> bool:
-    """Whether the other answer is what the same model said unsteered."""
-    return (
-        bool(answer.arm.steer)
-        and not other.arm.steer
-        and (other.arm.model, other.sample)
-        == (
-            answer.arm.model,
-            answer.sample,
-        )
-    )
 
 
 def against_plain(answering: Answering, places: Sequence[PLACES], info: CrosscoderInfo) -> dict[PLACES, np.ndarray]:

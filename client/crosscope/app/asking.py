@@ -65,8 +65,15 @@ def _asking(token: str | None, call: str, name: str, version_id: str, prompt_jso
 
 
 def ask_ahead(call: str, name: str, version_id: str, prompt_json: str, more_json: str = "{}") -> None:
-    """Begins to ask what the page needs later: "encode", "compare" or "top_latents", so that calls run side by side."""
-    _asking(login.token(), call, name, version_id, prompt_json, more_json)
+    """Begins to ask what the page needs later: "encode", "compare" or "top_latents", so that calls run side by side.
+
+    What has failed before is asked anew.
+    """
+    question = (login.token(), call, name, version_id, prompt_json, more_json)
+    asked = _asking(*question)
+    if asked.done() and asked.exception():
+        _asking.clear(*question)
+        _asking(*question)
 
 
 def _answer(call: str, name: str, version_id: str, prompt_json: str, more_json: str, spinner: str) -> Any:

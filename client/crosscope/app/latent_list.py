@@ -1,4 +1,4 @@
-"""A table of latents with their evidence, for pages that find latents by what they do on a prompt."""
+"""A table of latents with their evidence, for pages that are about several latents at once."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ import numpy as np
 from crosscope import CrosscoderInfo
 from crosscope.app import session, tables, words
 from crosscope.app.columns import evidence
-from crosscope.app.table_view import Column, table_view
+from crosscope.app.table_view import MAX_HEIGHT, Column, table_view
 
 
 def latent_list(
@@ -19,6 +19,7 @@ def latent_list(
     *,
     more: Sequence[Column] = (),
     chosen: int = -1,
+    max_height: int = MAX_HEIGHT,
 ) -> None:
     """Draws latents `ids` with at most two columns `more`, then the evidence for their class in one: six in all.
 
@@ -29,4 +30,4 @@ def latent_list(
     floor, called = session.uselessness_floor(info), words.cells(info, ids)
     rows = tables.of_latents(ids, columns, shown, floor=floor, more=more, names_of_latents=called)
     row = int(np.flatnonzero(ids == chosen)[0]) if chosen in ids else None
-    table_view(key, label, rows, links, chosen=row)
+    table_view(key, label, rows, links, chosen=row, max_height=max_height)

@@ -17,6 +17,7 @@ from crosscope.app.columns import (
     is_difference,
 )
 from crosscope_proto.artefacts import LatentPart
+from crosscope_proto.labels import SCORES
 
 ORDERS_BY_DEFAULT = ("-base_uselessness_single", "-rel_norm", "-max")
 """The default order is the first of these that some latent has a value of; `default_order` has the exceptions."""
@@ -58,6 +59,10 @@ SAID = ("labelled", "starred", "noted")
 """Columns of what people say about a latent, 1 or 0."""
 OF_LIST = "list"
 """The order of a list that somebody keeps."""
+ORDERS = (VERDICT, *(f"{sign}{name}" for name in AXES for sign in ("-", "")))
+"""Orders by what was measured of latents."""
+BY_FIT = tuple(f"{sign}{name}" for name in SCORES for sign in ("-", ""))
+"""Orders by how well automatic labels fit; `Selection.ids` then needs SCORES among its columns."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,7 @@ class Selection:
         """The selection of a URL; a parameter that cannot be read counts as absent. `default_order` also sets y."""
         one = {name: values[-1] for name, values in params.items() if values}
         order, in_list = one.get("order", default_order), one.get("list", "")[:MAX_LIST_CHARACTERS]
-        is_order = order.removeprefix("-") in (*AXES, VERDICT) or order == "id" or (order == OF_LIST and in_list)
+        is_order = order in (*ORDERS, f"-{VERDICT}", *BY_FIT, "id") or (order == OF_LIST and in_list)
         return cls(
             classes=tuple(c for c in params.get("classes", ()) if c in CLASS_OF_NUMBER[1:]),
             verdicts=tuple(v for v in params.get("verdict", ()) if v in VERDICT_OF_NUMBER[1:]),

@@ -79,11 +79,20 @@ def choice(
     return current
 
 
-def segments(container: DeltaGenerator, label: str, options: Sequence[Option], default: Option, param: str) -> Option:
-    """One of a few options side by side."""
+def segments(
+    container: DeltaGenerator,
+    label: str,
+    options: Sequence[Option],
+    default: Option,
+    param: str,
+    name: Callable[[Option], str] = str,
+) -> Option:
+    """One of a few options side by side; `name` is what people read."""
     current = option_of(options, default, param)
     key = _key(param, current)
-    container.segmented_control(label, options, required=True, key=key, on_change=_write, args=(param, default))
+    container.segmented_control(
+        label, options, required=True, key=key, format_func=name, on_change=_write, args=(param, default)
+    )
     return current
 
 
@@ -122,9 +131,7 @@ def whole_number(
     container: DeltaGenerator, label: str, ends: tuple[int, int], default: int, param: str, width: int
 ) -> int:
     """A whole number within `ends`."""
-    text = st.query_params.get(param, "")
-    found = int(text) if text.isdecimal() and len(text) < 10 else default
-    current = min(max(found, ends[0]), ends[1])
+    current = whole_of(ends, default, param)
     key = _key(param, current)
     container.number_input(label, *ends, key=key, width=width, on_change=_write, args=(param, default))
     return current
@@ -162,10 +169,22 @@ def text(container: DeltaGenerator, label: str, param: str, **layout: Any) -> st
 
 def toggle(container: DeltaGenerator, label: str, param: str, **layout: Any) -> bool:
     """On or off; the URL says only that it is on."""
-    current = st.query_params.get(param) == "true"
+    current = is_on(param)
     key = _key(param, current)
     container.toggle(label, key=key, on_change=_write, args=(param, False), **layout)
     return current
+
+
+def whole_of(ends: tuple[int, int], default: int, param: str) -> int:
+    """The whole number that the URL names, within `ends`; else the default."""
+    text = st.query_params.get(param, "")
+    found = int(text) if text.isdecimal() and len(text) < 10 else default
+    return min(max(found, ends[0]), ends[1])
+
+
+def is_on(param: str) -> bool:
+    """Whether the URL says that something is on."""
+    return st.query_params.get(param) == "true"
 
 
 def option_of(options: Sequence[Option], default: Option, param: str) -> Option:

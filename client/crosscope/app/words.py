@@ -20,25 +20,28 @@ from crosscope import (
     ServerError,
 )
 from crosscope.app import (
+    address,
     errors,
     session,
 )
 from crosscope.app.table_view import Column, Gauge
 from crosscope.app.tables import gauged
 from crosscope.app.text import count, number, sentence
+from crosscope_proto.labels import SCORES
 
 FRESH_S = 2
 """Seconds for which an answer is kept."""
 _ERROR = "words-error"
 """Key of the session state with the error of the last change."""
 
+IN_BRACKETS = "In brackets: of a label in whose place a person's stands."
 MEASURES = {
     "detection": "Of an automatic label: how well a model that reads the label tells held-out texts on which the "
     "latent fires from others (balanced accuracy, math §14; half is chance). Behind it the number of texts; the "
-    "whisker is the standard error.",
-    "fuzzing": "The same for marked tokens: whether they are those that the label is about.",
+    f"whisker is the standard error. {IN_BRACKETS}",
+    "fuzzing": f"The same for marked tokens: whether they are those that the label is about. {IN_BRACKETS}",
 }
-"""Scores of automatic labels that tables show, with help."""
+"""Scores of automatic labels (SCORES) that tables show, with help."""
 
 Conditions = tuple[tuple[str, str, float | str], ...]
 
@@ -74,26 +77,62 @@ def among(name: str, version_id: str, conditions: Conditions) -> np.ndarray:
     return np.array([latent.id for latent in latents], dtype=np.int64)
 
 
-def fits(info: CrosscoderInfo, latents: Sequence[int] | np.ndarray) -> list[Column]:
-    """How well the automatic labels of latents fit, as a column of a table; none if no such label is shown.
+def scores(info: CrosscoderInfo) -> dict[str, np.ndarray]:
+    """How well automatic labels fit: [latent] float64 for each of SCORES, NaN without a score, as the server has it.
 
-    Each cell has a bar for each measure, with its standard error, its figure, and the number of texts.
+    An automatic label keeps its scores when a person's stands in its place.
     """
-    there = {each.latent: each.automatic_label for each in known(info) if each.automatic_label and not each.label}
-    scores = [label.scores if (label := there.get(int(latent))) else {} for latent in latents]
-    shown = [measure for measure in MEASURES if any(measure in each for each in scores)]
-    return [gauged("fit", [_fit(measure, scores) for measure in shown])] if shown else []
+    found = {name: np.full(info.num_latents, math.nan) for name in SCORES}
+    for each in known(info):
+        for name, values in found.items():
+            if each.automatic_label and each.latent < info.num_latents:
+                values[each.latent] = each.automatic_label.scores.get(name, math.nan)
+    return found
 
 
-def _fit(measure: str, scores: Sequence[Mapping[str, float]]) -> Gauge:
-    def cell(each: Mapping[str, float]) -> str:
-        num = each.get(f"{measure}_n")
-        return number(each.get(measure), 2) + (f" n {count(num)}" if num is not None else "")
+def has_scores(info: CrosscoderInfo) -> bool:
+    """Whether any automatic label has a score."""
+    return any(_scores(each) for each in known(info))
+
+
+def fits(
+    info: CrosscoderInfo,
+    latents: Sequence[int] | np.ndarray,
+    order: Callable[[str], tuple[str, str]] = lambda _: ("", ""),
+) -> list[Column]:
+    """How well the automatic labels of latents fit, as a column of a table; none if none of them has a score.
+
+    Each cell has a bar for each measure, with its standard error, its figure, and the number of texts. `order` gives
+    the link of a measure's head and the direction of the table's present order by it.
+    """
+    there = {each.latent: each for each in known(info) if each.automatic_label}
+    rows = [there.get(int(latent)) for latent in latents]
+    shown = [name for name in MEASURES if any(name in _scores(each) for each in rows)]
+    return [gauged("fit", [_fit(name, rows, *order(name)) for name in shown])] if shown else []
+
+
+def order_by_fit(order: str, measure: str) -> tuple[str, str]:
+    """The link of a head that orders by a measure, best first and then worst first, and its direction in an order."""
+    now = {f"-{measure}": "descending", measure: "ascending"}.get(order, "")
+    return address.here({"order": measure if now == "descending" else f"-{measure}"}), now
+
+
+def _scores(each: Annotation | None) -> Mapping[str, float]:
+    return each.automatic_label.scores if each and each.automatic_label else {}
+
+
+def _fit(measure: str, rows: Sequence[Annotation | None], link: str, direction: str) -> Gauge:
+    def cell(each: Annotation | None) -> str:
+        scores = _scores(each)
+        num = scores.get(f"{measure}_n")
+        said = number(scores.get(measure), 2) + (f" n {count(num)}" if num is not None else "")
+        return f"({said})" if each and each.label and measure in scores else said
 
     def of(name: str) -> list[float]:
-        return [each.get(name, math.nan) for each in scores]
+        return [_scores(each).get(name, math.nan) for each in rows]
 
-    return Gauge(measure, list(map(cell, scores)), of(measure), of(f"{measure}_se"), help=MEASURES[measure])
+    errors, help_ = of(f"{measure}_se"), MEASURES[measure]
+    return Gauge(measure, list(map(cell, rows)), of(measure), errors, help=help_, order=link, ordered=direction)
 
 
 class Known(list[Annotation]):

@@ -15,6 +15,7 @@ from crosscope.cli.output import print_json, print_table
 @click.option("--match-case", is_flag=True, help="Upper and lower case differ, and accents too.")
 @click.option("--in", "places", multiple=True, type=click.Choice(list(SearchPlace)), help="Look only here.")
 @click.option("--where", multiple=True, metavar="CONDITION", help='For instance "nu_err < 0.2"; all must hold.')
+@click.option("--order-by", default="", metavar="COLUMN", help="A column instead of the best matches first.")
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most this many.")
 @with_version
 def search(
@@ -25,6 +26,7 @@ def search(
     match_case: bool,
     places: tuple[str, ...],
     where: tuple[str, ...],
+    order_by: str,
     limit: int,
 ) -> None:
     """Find latents of CROSSCODER by TEXT; those that fire on it come first.
@@ -34,7 +36,8 @@ def search(
     """  # noqa: D301 (click wants the backspace itself)
     with options.client() as client:
         whole = options.crosscoder(client, crosscoder)
-        found = whole.search(text, places, list(where), regex=regex, match_case=match_case, limit=limit)
+        how = {"regex": regex, "match_case": match_case, "order_by": order_by, "limit": limit}
+        found = whole.search(text, places, list(where), **how)
     if options.as_json:
         named = ("num_matching", "counts", "num_text_matches", "num_texts", "building", "notes")
         print_json({name: getattr(found, name) for name in named} | {"results": list(found)})

@@ -1083,7 +1083,8 @@ class ListLatentsRequest(_message.Message):
     """A scalar column or share, with "-" in front for descending; texts come in the order of their categories, so
     "verdict" lists the best first; empty: by id. Undefined values come last either way; a column that is undefined for
     every latent that meets the filters is refused. "label", "labelled", "starred" and "noted" order too, and so does
-    "list" beside one filter "list" = NAME: by the place in that list.
+    "list" beside one filter "list" = NAME: by the place in that list. "detection" and "fuzzing" order by how well
+    automatic labels fit, also where a person's label stands in the place of one.
     """
     page_size: _builtins.int
     """Latents a page; unset: 50."""
@@ -1434,8 +1435,8 @@ class GetAtlasRequest(_message.Message):
     """The version to answer from; unset: the current one. One that is gone answers FAILED_PRECONDITION."""
     @_builtins.property
     def columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Columns with one value a latent, shares, and "labelled", "starred" and "noted". A column of texts comes as numbers,
-        see GetAtlasResponse.categories.
+        """Columns with one value a latent, shares, "labelled", "starred" and "noted", and "detection" and "fuzzing", the scores
+        of automatic labels. A column of texts comes as numbers, see GetAtlasResponse.categories.
         """
 
     def __init__(
@@ -1693,6 +1694,7 @@ class SearchLatentsRequest(_message.Message):
     FILTERS_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    ORDER_BY_FIELD_NUMBER: _builtins.int
     crosscoder: _builtins.str
     """Name of the crosscoder."""
     version_id: _builtins.str
@@ -1712,6 +1714,8 @@ class SearchLatentsRequest(_message.Message):
     """Latents a page; unset: 20."""
     page_token: _builtins.str
     """Empty for the first page, then next_page_token of the last reply."""
+    order_by: _builtins.str
+    """An order as in ListLatentsRequest, undefined values last; empty: those first whose activation lies on what was found."""
     @_builtins.property
     def places(self) -> _containers.RepeatedScalarFieldContainer[Global___SearchPlace.ValueType]:
         """Where to look; empty: everywhere."""
@@ -1732,10 +1736,11 @@ class SearchLatentsRequest(_message.Message):
         filters: _abc.Iterable[Global___LatentFilter] | None = ...,
         page_size: _builtins.int | None = ...,
         page_token: _builtins.str = ...,
+        order_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "_version_id", b"_version_id", "page_size", b"page_size", "version_id", b"version_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "_version_id", b"_version_id", "crosscoder", b"crosscoder", "filters", b"filters", "is_regex", b"is_regex", "match_case", b"match_case", "page_size", b"page_size", "page_token", b"page_token", "places", b"places", "text", b"text", "version_id", b"version_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "_version_id", b"_version_id", "crosscoder", b"crosscoder", "filters", b"filters", "is_regex", b"is_regex", "match_case", b"match_case", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "places", b"places", "text", b"text", "version_id", b"version_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__page_size: _TypeAlias = _typing.Literal["page_size"]  # noqa: Y015
     _WhichOneofArgType__page_size: _TypeAlias = _typing.Literal["_page_size", b"_page_size"]  # noqa: Y015

@@ -15,7 +15,9 @@ from crosscope_server.errors import InvalidRequest, NotFound, Violation
 from crosscope_server.latents import COMPARISONS, Filter, Order
 
 FLAGS = ("labelled", "starred", "noted")
-COLUMNS = ("label", "list", *FLAGS, *SCORES)
+FIGURES = (*FLAGS, *SCORES)
+"""Columns that hold a number for each latent."""
+COLUMNS = ("label", "list", *FIGURES)
 
 Ids = NDArray[np.int64]
 _NOBODY: Ids = np.empty(0, np.int64)
@@ -56,6 +58,10 @@ class Snapshot:
             if latent < num_latents:
                 found[latent] = value
         return found
+
+    def figures(self, column: str, num_latents: int) -> NDArray[np.float64]:
+        """A column of FIGURES: [latent]."""
+        return (self.flags if column in FLAGS else self.score)(column, num_latents)
 
     def meets(self, index: int, condition: Filter, num_latents: int) -> NDArray[np.bool_]:
         """Which latents meet a condition on one of COLUMNS, the filter `index` of a request: [latent].
@@ -98,12 +104,8 @@ class Snapshot:
     def order(self, order_by: str, filters: Sequence[Filter], num_latents: int) -> Order:
         """The order by one of COLUMNS, with "-" in front for descending. Raises InvalidRequest or NotFound."""
         descending, column = order_by.startswith("-"), order_by.removeprefix("-")
-        if column in FLAGS:
-            values = self.flags(column, num_latents)
-            nobody = np.zeros(num_latents, bool)
-            return Order(np.argsort(-values if descending else values, kind="stable"), nobody)
-        if column in SCORES:
-            values = self.score(column, num_latents)
+        if column in FIGURES:
+            values = self.figures(column, num_latents)
             return Order(np.argsort(-values if descending else values, kind="stable"), np.isnan(values))
         if column == "label":
             ids = sorted(self.labels, key=lambda latent: (self.labels[latent].casefold(), latent))

@@ -4,7 +4,7 @@
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -19,6 +19,7 @@ from crosscope_server.annotations.store import Annotations
 from crosscope_server.catalogue import Broken, Card, Catalogue, Version
 from crosscope_server.errors import InvalidRequest, Violation
 from crosscope_server.examples import Example, Key
+from crosscope_server.latents import Filter, Order
 from crosscope_server.matches import Matches, counts
 from crosscope_server.matching import MIN_COSINE, Side
 from crosscope_server.pages import PageToken, decode_token, encode_token
@@ -104,7 +105,7 @@ class LatentsService(latents_pb2_grpc.LatentsServicer):
         words, missing = await said.words(self._annotations, version, is_needed=by_words or bool(about))
         num_latents = version.table.num_latents
         met = {i: words.meets(i, filters[i], num_latents) for i in about}
-        order = words.order(request.order_by, filters, num_latents) if by_words else None
+        order = _ordered(request.order_by, filters, version, words)
         page = version.table.page(filters, request.order_by, after, size, met=met, order=order)
         elsewhere = await said.elsewhere(self._annotations, version) if by_words or about else ()
         messages = await _latents(version, page.ids, words)
@@ -131,20 +132,23 @@ class LatentsService(latents_pb2_grpc.LatentsServicer):
         """A page of the latents that a text or a regular expression finds."""
         pattern, places = search_messages.pattern(request), search_messages.places(request)
         filters = [decode.latent_filter(condition) for condition in request.filters]
-        query = [request.crosscoder, [dataclasses.astuple(each) for each in (pattern, *filters)], places]
+        asked = [dataclasses.astuple(each) for each in (pattern, *filters)]
+        query = [request.crosscoder, asked, places, request.order_by]
         token = decode_token(request.page_token, query) if request.page_token else None
         at = None if token is None else search_messages.After.of(token)
         version = await self._version(request, token)
+        by_words = request.order_by.removeprefix("-") in snapshot.COLUMNS
         about = [i for i, condition in enumerate(filters) if condition.column in snapshot.COLUMNS]
-        words, missing = await said.words(self._annotations, version, is_needed=bool(about))
+        words, missing = await said.words(self._annotations, version, is_needed=by_words or bool(about))
         num_latents = version.table.num_latents
+        order = _ordered(request.order_by, filters, version, words) if request.order_by else None
         keep = version.table.matching(filters, {i: words.meets(i, filters[i], num_latents) for i in about})
         with_examples = at is None or at.with_examples
         texts = search_messages.words(words)
         answer = await self._searches.find(
             version, pattern, places, (words.revision, texts), with_examples=with_examples
         )
-        page = search_messages.page(answer, keep, request, at)
+        page = search_messages.page(answer, keep, order, request, at)
         snippets = await self._searches.snippets(answer, version, pattern, texts, page.ids)
         examples = answer.found.examples
         return latents_pb2.SearchLatentsResponse(
@@ -192,9 +196,9 @@ class LatentsService(latents_pb2_grpc.LatentsServicer):
     ) -> AsyncIterator[latents_pb2.GetAtlasResponse]:
         """Packed columns."""
         version = await self._version(request)
-        flags = [column for column in request.columns if column in snapshot.FLAGS]
-        words, _ = await said.words(self._annotations, version, is_needed=True) if flags else (Snapshot(), ())
-        beside = {column: words.flags(column, version.table.num_latents) for column in flags}
+        about = [column for column in request.columns if column in snapshot.FIGURES]
+        words, _ = await said.words(self._annotations, version, is_needed=True) if about else (Snapshot(), ())
+        beside = {column: words.figures(column, version.table.num_latents) for column in about}
         for column, start, values in version.table.pack(request.columns, beside):
             yield latents_pb2.GetAtlasResponse(
                 column=column,
@@ -225,6 +229,13 @@ class LatentsService(latents_pb2_grpc.LatentsServicer):
                 raise InvalidRequest([Violation("page_token", sentence)])
             wanted = token.version_id
         return await self._catalogue.open(request.crosscoder, wanted)
+
+
+def _ordered(order_by: str, filters: Sequence[Filter], version: Version, words: Snapshot) -> Order:
+    """All latents in the order by what people say, or by a column of the table. Raises InvalidRequest or NotFound."""
+    if order_by.removeprefix("-") in snapshot.COLUMNS:
+        return words.order(order_by, filters, version.table.num_latents)
+    return version.table.order(order_by)
 
 
 def _last_latent(token: PageToken, version: Version) -> int:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from crosscope_proto.v1 import latents_pb2
 from crosscope_server.annotations.snapshot import Snapshot
 from crosscope_server.errors import InvalidRequest, Violation
+from crosscope_server.latents import Order
 from crosscope_server.pages import Key, PageToken
 from crosscope_server.search.finding import Found, Place, Words
 from crosscope_server.search.indices import Opened
@@ -71,11 +72,15 @@ def words(snapshot: Snapshot) -> Words:
 
 
 def page(
-    answer: "Answer", keep: NDArray[np.bool_], request: latents_pb2.SearchLatentsRequest, at: After | None
+    answer: "Answer",
+    keep: NDArray[np.bool_],
+    order: Order | None,
+    request: latents_pb2.SearchLatentsRequest,
+    at: After | None,
 ) -> Page:
-    """The page behind `at` of the latents that were found and are kept: [latent]."""
-    order = answer.found.order
-    ids = order[keep[order]]
+    """The page behind `at` of the latents that were found and are kept: [latent]; in an order, else best ones first."""
+    found = answer.found.order
+    ids = found[keep[found]] if order is None else order.ids[np.isin(order.ids, found[keep[found]])]
     start = 0
     if at is not None:
         there = np.flatnonzero(ids == at.latent)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import streamlit as st
@@ -29,9 +30,11 @@ from crosscope.app.columns import (
 from crosscope.app.palette import CLASS_NAMES, VERDICT_NAMES
 from crosscope.app.scatter_view import Points, axis_title, scatter_view
 from crosscope.app.selection import (
+    BY_FIT,
     DEFAULT_X,
     MAX_IDS,
     OF_LIST,
+    ORDERS,
     PARAMS,
     RANGES,
     SAID,
@@ -40,12 +43,12 @@ from crosscope.app.selection import (
     default_order,
 )
 from crosscope.app.table_view import table_view
+from crosscope_proto.labels import SCORES
 
 ROWS = 50
 """Rows of the table on a page."""
 CHART = "atlas-chart"
 FILTERS_OPEN = "atlas-filters-open"
-ORDERS = [VERDICT, *(f"{sign}{name}" for name in AXES for sign in ("-", ""))]
 
 
 def page() -> None:
@@ -85,6 +88,11 @@ def current(info: CrosscoderInfo, columns: Mapping[str, np.ndarray]) -> tuple[Se
     return selection, among
 
 
+def ordering(info: CrosscoderInfo, columns: Mapping[str, np.ndarray], selection: Selection) -> Mapping[str, np.ndarray]:
+    """The columns that `Selection.ids` needs: those of the atlas, and how well labels fit where that is the order."""
+    return {**columns, **words.scores(info)} if selection.order in BY_FIT else columns
+
+
 def shade(columns: Mapping[str, np.ndarray]) -> str:
     """The column that colours the points where the URL names none."""
     return "rel_norm" if is_defined(columns, "rel_norm") else default_order(columns).removeprefix("-")
@@ -103,7 +111,8 @@ def controls(selection: Selection, info: CrosscoderInfo, columns: Mapping[str, n
     names = list(AXES)
     url.choice(axes[0], "Across", names, DEFAULT_X, "x", axis_name, help=AXES[selection.x].meaning)
     url.choice(axes[1], "Up", names, by_default.removeprefix("-"), "y", axis_name, help=AXES[selection.y].meaning)
-    orders = [*([OF_LIST] if selection.in_list else []), *ORDERS]
+    by_fit = BY_FIT if selection.order in BY_FIT or words.has_scores(info) else ()
+    orders = [*([OF_LIST] if selection.in_list else []), *ORDERS, *by_fit]
     url.choice(axes[2], "Colour", names, shade(columns), "colour", axis_name, help="What the colour stands for.")
     order_help = "The order of the table, and of previous and next on a latent's page. A click on a head sets it too."
     url.choice(axes[3], "Order", orders, by_default, "order", order_name, help=order_help)
@@ -144,7 +153,7 @@ def word_filters(row: DeltaGenerator, info: CrosscoderInfo) -> None:
 
 def axis_name(column: str) -> str:
     """The name of a column as people read it."""
-    return LABELS[column]
+    return f"fit of the label ({column})" if column in SCORES else LABELS[column]
 
 
 def order_name(order: str) -> str:
@@ -153,7 +162,7 @@ def order_name(order: str) -> str:
         return "by id" if order == "id" else "in the order of the list"
     if order.removeprefix("-") == VERDICT:
         return f"verdict, {'worst' if order.startswith('-') else 'best'} first"
-    return f"{AXES[order.removeprefix('-')].label}, {'highest' if order.startswith('-') else 'lowest'} first"
+    return f"{axis_name(order.removeprefix('-'))}, {'highest' if order.startswith('-') else 'lowest'} first"
 
 
 def plot(
@@ -212,7 +221,8 @@ def listing(
     info: CrosscoderInfo, columns: Mapping[str, np.ndarray], selection: Selection, among: np.ndarray | None
 ) -> None:
     """The chosen latents as a table, and as CSV."""
-    ids = selection.ids(columns, among)
+    by = ordering(info, columns, selection)
+    ids = selection.ids(by, among)
     row = st.container(horizontal=True, vertical_alignment="center")
     row.markdown(f"**{text.count(len(ids))} latents** · {order_name(selection.order)}")
     if selection.area:
@@ -229,17 +239,18 @@ def listing(
         why = f"No latent of {info.name} has a {' or '.join(lacking)}, so none" if lacking else "No latent"
         st.markdown(f"{why} meets these conditions. Widen a filter or clear the area.")
         return
-    undefined(columns, ids, selection.order.removeprefix("-"))
+    undefined(by, ids, selection.order.removeprefix("-"))
     at = min(url.page(), (len(ids) - 1) // ROWS)
     shown = ids[at * ROWS : (at + 1) * ROWS]
+    order = partial(ordered_by, selection, by_default=default_order(columns))
     rows = tables.of_latents(
         shown,
         columns,
         tables.beside(selection.order.removeprefix("-"), columns),
         floor=session.uselessness_floor(info),
         names_of_latents=words.cells(info, shown),
-        more=words.fits(info, shown),
-        order=lambda column: ordered_by(selection, column, default_order(columns)),
+        more=words.fits(info, shown, order),
+        order=order,
     )
     links = [address.href("latent", {"crosscoder": info.name, "latent": latent, **kept()}) for latent in shown.tolist()]
     table_view("atlas-table", "Latents", rows, links)

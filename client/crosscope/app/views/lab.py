@@ -2,12 +2,22 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import streamlit as st
 
-from crosscope import Comparison, CrosscoderInfo, CrosscopeError, Encoding, LeftOut, TopLatents, _tables
+from crosscope import (
+    Comparison,
+    CrosscoderInfo,
+    CrosscopeError,
+    Encoding,
+    InvalidInput,
+    LeftOut,
+    TopLatents,
+    _tables,
+)
 from crosscope.app import (
     address,
     asking,
@@ -26,29 +36,14 @@ from crosscope.app import (
 from crosscope.app.differences import SHADE
 from crosscope.app.latent_list import latent_list
 from crosscope.app.looking import generate_then_look
-from crosscope.app.palette import CLASS_NAMES
 from crosscope.app.prompts import LabPrompt
+from crosscope.app.ranking import ATTRIBUTION, chosen_range, ranking_controls, ranking_of
 from crosscope.app.table_view import Column
 from crosscope.app.token_view import Strip, TokenEvent, token_view
-from crosscope_proto.verdict import Verdict
 
-RANKS = {
-    "max": "largest",
-    "sum": "sum",
-    "count": "tokens",
-    "share_of_max": "share of own largest",
-    "uselessness": "largest × uselessness",
-    "attribution": "what carries the difference",
-}
 HEAT_LATENTS = 12
 """Latents of the heat map."""
-FREQUENCIES = (1.0, 0.1, 0.03, 0.01, 0.003, 0.001)
 LEGEND_LATENTS = 12
-TEMPLATE_HELP = (
-    "BOS, role headers and turn ends. The last token of an assistant's header, where the model decides, is always "
-    "ranked."
-)
-LEFT_OUT_HELP = "Tokens like those that training left out, for instance BOS: latents fire there as nowhere else."
 OWN_HELP = (
     "Largest activation as a share of the largest in the analysis. Above 100 %, the token is like none there. "
     "Undefined for a latent that never fired there."
@@ -66,6 +61,11 @@ def page() -> None:
         return
     st.title("Prompt lab")
     prompt = composer.fields(composer.current())
+    attributes = differences.is_asked_why() or st.query_params.get("rank") == ATTRIBUTION
+    has_specific = bool((session.atlas(chosen.name, chosen.version_id)["specific_to"] == 1).any())
+    shade = differences.SHADES.get(colour := differences.shade_name(has_specific))
+    compares = bool(shade or "token" in st.query_params or attributes)
+    ask_ahead(prompt, chosen, compares=compares)
     counting.counter(prompt, chosen)
     composer.paste()
     if prompt.is_empty:
@@ -74,14 +74,8 @@ def page() -> None:
         return
     generate_then_look(prompt, chosen)
     said = json.dumps(prompt.params())
-    has_specific = bool((session.atlas(chosen.name, chosen.version_id)["specific_to"] == 1).any())
-    shade = differences.SHADES.get(colour := differences.shade_name(has_specific))
-    attributes = differences.is_asked_why() or st.query_params.get("rank") == "attribution"
-    compares = bool(shade or "token" in st.query_params or attributes)
     try:
         arguments = json.dumps(prompt.arguments())
-        if compares:
-            asking.ask_ahead("compare", chosen.name, chosen.version_id, arguments, asking.COMPARED)
         encoding = asking.encode(chosen.name, chosen.version_id, arguments)
     except CrosscopeError as error:
         errors.show_error(error, said, lambda sentence: prompts.as_on_page(sentence, prompt.spoken))
@@ -89,7 +83,8 @@ def page() -> None:
     with st.container(key="wrap-lab"):
         left, right = st.columns(2, gap="medium")
     with right:
-        ranking = ranking_controls(len(encoding))
+        ranking_controls(tokens := chosen_range(len(encoding)))
+        ranking = ranking_of(tokens)
         top = asking.top_latents(chosen.name, chosen.version_id, arguments, json.dumps(ranking))
     token = prompts.decimal(st.query_params.get("token"), -1)
     locked = token if 0 <= token < len(encoding) else None
@@ -124,6 +119,21 @@ def page() -> None:
     )
 
 
+def ask_ahead(prompt: LabPrompt, info: CrosscoderInfo, *, compares: bool) -> None:
+    """Begins all calls of the page at once: the server runs an equal prompt once. What is wrong is said where it is
+    drawn. A range of tokens must fit the prompt, so its ranking waits for the prompt's tokens.
+    """
+    if prompt.is_empty:
+        return
+    with suppress(InvalidInput):
+        asked = (info.name, info.version_id, json.dumps(prompt.arguments()))
+        asking.ask_ahead("encode", *asked)
+        if compares:
+            asking.ask_ahead("compare", *asked, asking.COMPARED)
+        if "range" not in st.query_params:
+            asking.ask_ahead("top_latents", *asked, json.dumps(ranking_of(None)))
+
+
 def copies(prompt: LabPrompt, info: CrosscoderInfo, ranking: dict[str, Any]) -> None:
     """The question of the page for other programs."""
     request = prompts.request_json(prompt, info.name, ranking)
@@ -132,48 +142,6 @@ def copies(prompt: LabPrompt, info: CrosscoderInfo, ranking: dict[str, Any]) -> 
         box.code(prompts.python_code(prompt, where, info.name, ranking), language="python")
         box.code(prompts.grpcurl(request, where), language="bash", wrap_lines=True)
         box.code(request, language="json")
-
-
-def chosen_range(num_tokens: int) -> tuple[int, int] | None:
-    """The tokens that the URL chooses, the first and one past the last; None for all. The URL names first and last."""
-    first, _, last = st.query_params.get("range", "").partition("-")
-    start, end = prompts.decimal(first, -1), prompts.decimal(last, -1) + 1
-    return (start, min(end, num_tokens)) if 0 <= start < min(end, num_tokens) else None
-
-
-def ranking_controls(num_tokens: int) -> dict[str, Any]:
-    """How latents are ranked, as arguments of `Crosscoder.top_latents`; `tokens` is [first, one past the last]."""
-    tokens = chosen_range(num_tokens)
-    st.header(f"Latents of tokens {tokens[0]} to {tokens[1] - 1}" if tokens else "Latents of the prompt")
-    if tokens:
-        st.button("Rank the whole prompt", on_click=url.keep, args=("range", None))
-    row = st.container(horizontal=True, vertical_alignment="bottom")
-    rank = url.choice(row, "Rank by", list(RANKS), "max", "rank", RANKS.__getitem__, width=150)
-    frequency = url.choice(row, "Frequency", FREQUENCIES, 1.0, "frequency", frequency_name, width=150)
-    limit = url.whole_number(row, "At most", (1, 500), 20, "limit", 110)
-    switches = st.container(horizontal=True)
-    template = url.toggle(switches, "Template tokens", "with_template", help=TEMPLATE_HELP)
-    left_out = url.toggle(switches, "Left-out tokens", "with_left_out", help=LEFT_OUT_HELP)
-    limits = st.container(horizontal=True, vertical_alignment="bottom")
-    kind = url.choice(limits, "Class", ("", *CLASS_NAMES), "", "class", lambda o: CLASS_NAMES.get(o, "any"), width=150)
-    verdict = url.choice(
-        limits, "Verdict", ("", *Verdict), "", "verdict", lambda o: o.replace("_", " ") or "any", width=150
-    )
-    given = {"latent_class": kind, "verdict": verdict}
-    where = [f"{column} = {value}" for column, value in given.items() if value]
-    if rank == "attribution":
-        st.caption("What carries the difference is listed below; here latents come by their largest activation.")
-        rank = "max"
-    ranking: dict[str, Any] = {"rank": rank, "limit": limit, "skip_template_tokens": not template}
-    ranking |= {"include_left_out": True} if left_out else {}
-    ranking |= {"where": where} if where else {}
-    ranking |= {"tokens": list(tokens)} if tokens else {}
-    return ranking if frequency == 1 else {**ranking, "max_frequency": frequency}
-
-
-def frequency_name(limit: float) -> str:
-    """A limit on the firing frequency, for people. It acts before the number of latents is cut."""
-    return "any" if limit == 1 else f"at most {limit:.1%}"
 
 
 def not_printed(encoding: Encoding, prompt: LabPrompt) -> None:

@@ -1,6 +1,8 @@
 """Labels: everything that people said about the latents of a crosscoder; lists; import and export."""
 
+import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from crosscope._annotation_files import parse, text_of
 from crosscope._annotations import moment
 from crosscope._export import MOST_EXPORTED
 from crosscope.app import address, session, tables, text, url, words
-from crosscope.app.selection import SAID
+from crosscope.app.selection import BY_FIT, OF_LIST, SAID
 from crosscope.app.table_view import Column, table_view
 
 MAX_ROWS = 500
@@ -52,20 +54,34 @@ def listing(info: CrosscoderInfo, found: Sequence[Annotation]) -> None:
     names = [each.name for each in words.lists(info.name, info.version_id)]
     in_list = url.choice(row, "List", ["", *names], "", "list", lambda name: name or "any", width=200)
     shown = [each for each in found if meets(each, wanted, said, in_list)]
-    if in_list:
-        shown.sort(key=lambda each: each.lists[in_list])
+    order = order_of(in_list)
+    shown.sort(key=lambda each: place(each, order, in_list))
     if not shown:
         st.markdown(
             "No latent meets these conditions." if found else "Nothing was said yet. A latent's page takes a label."
         )
         return
     some = shown[:MAX_ROWS]
-    about: dict[str, Any] = {"said": said, "list": in_list, "order": "list" if in_list else "id"}
+    about: dict[str, Any] = {"said": said, "list": in_list, "order": order}
     links = [address.href("latent", {"crosscoder": info.name, "latent": each.latent, **about}) for each in some]
-    table_view("labels", "Latents with words", columns(info, some), links, max_height=640)
+    table_view("labels", "Latents with words", columns(info, some, order), links, max_height=640)
     cut = f"The first {MAX_ROWS} of {text.count(len(shown))}; an export holds all. " if len(shown) > MAX_ROWS else ""
     st.caption(f"{cut}A row opens its latent; J and K go on from there.")
     save(info, [each.latent for each in shown], in_list)
+
+
+def order_of(in_list: str) -> str:
+    """The order of the URL: by how well labels fit, else that of the chosen list, else by id."""
+    return url.option_of(BY_FIT, OF_LIST if in_list else "id", "order")
+
+
+def place(each: Annotation, order: str, in_list: str) -> tuple[float, int]:
+    """What orders latents, smallest first: those without a score last, equal ones by id."""
+    if order not in BY_FIT:
+        return (each.lists[in_list] if order == OF_LIST else 0, each.latent)
+    scores = each.automatic_label.scores if each.automatic_label else {}
+    value = scores.get(order.removeprefix("-"), math.nan)
+    return (math.inf if math.isnan(value) else -value if order.startswith("-") else value, each.latent)
 
 
 def save(info: CrosscoderInfo, latents: Sequence[int], name: str) -> None:
@@ -94,14 +110,16 @@ def meets(each: Annotation, wanted: str, said: str, in_list: str) -> bool:
     )
 
 
-def columns(info: CrosscoderInfo, some: Sequence[Annotation]) -> list[Column]:
-    """The words of latents as columns."""
+def columns(info: CrosscoderInfo, some: Sequence[Annotation], order: str) -> list[Column]:
+    """The words of latents as columns; a head of a score orders the table by it, that of the ids as it was before."""
     said = [[each.label, each.automatic_label, each.note, each.star] for each in some]
     last = [max((part for part in parts if part), key=lambda part: part.written_at, default=None) for parts in said]
+    ids = [str(each.latent) for each in some]
+    back = address.here({"order": None}) if order in BY_FIT else ""
     return [
-        Column("latent", [str(each.latent) for each in some]),
+        Column("latent", ids, order=back),
         Column("name", words.cells(info, [each.latent for each in some]), tables.NAME_HELP, is_text=True),
-        *words.fits(info, [each.latent for each in some]),
+        *words.fits(info, [each.latent for each in some], partial(words.order_by_fit, order)),
         Column("note", [each.note.text.replace("\n", " ") if each.note else "" for each in some], is_text=True),
         Column("lists", [", ".join(each.lists) for each in some], is_text=True),
         Column("by", [part.author if part else "" for part in last], "Who said the last of it.", is_text=True),

@@ -19,7 +19,7 @@ from crosscope.app import (
     word_panel,
 )
 from crosscope.app.selection import Selection
-from crosscope.app.views.atlas import current, order_name
+from crosscope.app.views.atlas import current, order_name, ordering
 
 
 def page() -> None:
@@ -30,7 +30,7 @@ def page() -> None:
         return
     columns = session.atlas(chosen.name, chosen.version_id)
     selection, among = current(chosen, columns)
-    ids = selection.ids(columns, among)
+    ids = selection.ids(ordering(chosen, columns, selection), among)
     latent_id = wanted(ids, chosen.num_latents)
     header(latent_id, ids, chosen, selection)
     if latent_id is None:

@@ -1,5 +1,7 @@
 """Search: latents by a text or a regular expression, each with the place where it was found."""
 
+from functools import partial
+
 import streamlit as st
 
 from crosscope import CrosscoderInfo, SearchPlace, SearchResults
@@ -15,6 +17,7 @@ from crosscope.app import (
 )
 from crosscope.app.columns import CLASS_OF_NUMBER
 from crosscope.app.palette import CLASS_NAMES
+from crosscope.app.selection import BY_FIT
 from crosscope.app.table_view import Column, table_view
 
 LIMITS = (20, 50, 200)
@@ -50,8 +53,11 @@ def page() -> None:
     if not wanted:
         st.markdown("Latents whose activation lies on the text come first. A text is found within words too.")
         return
+    order = url.option_of(("", *BY_FIT), "", "order")
+    if order:
+        st.button("Best matches first", on_click=url.keep, args=("order", None))
     with errors.shown_errors(wanted):
-        results(chosen, wanted, tuple(places), tuple(classes), regex, match_case, limit)
+        results(chosen, wanted, tuple(places), tuple(classes), regex, match_case, order, limit)
 
 
 def results(
@@ -61,10 +67,11 @@ def results(
     classes: tuple[str, ...],
     regex: bool,
     match_case: bool,
+    order: str,
     limit: int,
 ) -> None:
     """What was found, and what was not searched."""
-    found = _found(info, wanted, places, classes, regex, match_case, limit)
+    found = _found(info, wanted, places, classes, regex, match_case, order, limit)
     if found.building is not None:
         st.progress(found.building, "The index of the examples is being built; they are not searched yet.")
         st.button("Search again")
@@ -88,7 +95,10 @@ def results(
         Column("in", where, _HELP["in"], is_text=True),
         Column("match", cells["match"], _HELP["match"], is_text=True),
         Column("activation", cells["activation"], _HELP["activation"]),
-        *(words.fits(info, [each.latent.id for each, _ in rows]) or [Column("class", cells["class"], is_text=True)]),
+        *(
+            words.fits(info, [each.latent.id for each, _ in rows], partial(words.order_by_fit, order))
+            or [Column("class", cells["class"], is_text=True)]
+        ),
     ]
     links = [address.href("latent", {"crosscoder": info.name, "latent": each.latent.id}) for each, _ in rows]
     table_view("search", "Latents found", columns, links, max_height=640)
@@ -103,9 +113,11 @@ def _found(
     classes: tuple[str, ...],
     regex: bool,
     match_case: bool,
+    order: str,
     limit: int,
 ) -> SearchResults:
     crosscoder = session.crosscoder(info.name, info.version_id)
     # A condition names one class; those that were not chosen are excluded one by one.
     excluded = [("latent_class", "!=", name) for name in CLASS_OF_NUMBER[1:] if classes and name not in classes]
-    return crosscoder.search(wanted, places, excluded, regex=regex, match_case=match_case, limit=limit, wait_s=0.0)
+    how = {"regex": regex, "match_case": match_case, "order_by": order, "limit": limit, "wait_s": 0.0}
+    return crosscoder.search(wanted, places, excluded, **how)

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import streamlit as st
 
 from crosscope import CrosscoderInfo, InvalidInput, Steer
 from crosscope.app import (
+    address,
     answers,
     composer,
     errors,
@@ -20,6 +22,7 @@ from crosscope.app import (
     url,
 )
 from crosscope.app.answering import Answering
+from crosscope.app.latent_list import latent_list
 from crosscope.app.prompts import LabPrompt
 from crosscope.app.steering import Sampling
 
@@ -29,8 +32,8 @@ PROBLEM = "steer-problem"
 """Key of the session state with what was wrong with the last edit."""
 REFRESH_S = 0.4
 """How often answers are drawn while they come."""
-SHOWN_LATENTS = 4
-"""Latents of one change that are shown with their evidence."""
+LATENTS_HEIGHT = 230
+"""Height of the table of a change's latents, which scrolls."""
 STRENGTH_HELP = (
     "In units of the latent's maximum in the analysis. Add moves the stream by so much whether or not the latent "
     "fires; set makes the latent so strong. Scale is a factor: 0 takes the latent away, 1 changes nothing."
@@ -103,7 +106,7 @@ def changes_fields(info: CrosscoderInfo) -> list[Steer]:
     for index, change in enumerate(changes):
         with st.container(border=True, key=f"change-{index}"):
             change_fields(changes, index, change)
-            evidence(change, info)
+            evidence(index, change, info)
     row = st.container(horizontal=True, vertical_alignment="bottom")
     row.number_input("Latent", 0, info.num_latents - 1, 0, key="steer-new", width=130)
     full = len(changes) >= steering.MAX_CHANGES
@@ -161,7 +164,8 @@ def change_fields(changes: Sequence[Steer], index: int, change: Steer) -> None:
 
     if change.latents:
         shown = ", ".join(map(str, change.latents))
-        row.text_input("Latent", **widget("latents", shown), width=110, help="One, or several with commas.")
+        width = 110 if len(change.latents) == 1 else 240
+        row.text_input("Latent", **widget("latents", shown), width=width, help="One, or several with commas.")
     actions = [name for name in steering.ACTIONS if (name == "swap_stream") == (not change.latents)]
     row.selectbox(
         "Action", actions, **widget("action", change.action), format_func=steering.ACTIONS.__getitem__, width=165
@@ -206,22 +210,22 @@ def where(change: Steer) -> str:
     return "; ".join(limits)
 
 
-def evidence(change: Steer, info: CrosscoderInfo) -> None:
-    """What a change's latents are: class, evidence, tokens at their peaks, a link."""
-    unknown = steering.unknown([change], info.num_latents)
-    if unknown:
+def evidence(index: int, change: Steer, info: CrosscoderInfo) -> None:
+    """What a change's latents are: class, evidence, tokens at their peaks, a link; of several a table."""
+    if unknown := steering.unknown([change], info.num_latents):
         st.warning(
             f"Latent {unknown[0]} does not exist; those of {text.plain(info.name)} are 0 to {info.num_latents - 1}."
         )
-        return
-    for latent_id in change.latents[:SHOWN_LATENTS]:
-        latent = session.latent(info.name, info.version_id, latent_id)
+    elif len(change.latents) > 1:
+        links = [address.href("latent", {"crosscoder": info.name, "latent": latent}) for latent in change.latents]
+        label, ids = f"Latents of change {index + 1}", np.array(change.latents)
+        latent_list(f"latents-of-{index}", label, ids, info, links, max_height=LATENTS_HEIGHT)
+    elif change.latents:
+        latent = session.latent(info.name, info.version_id, change.latents[0])
         panels.evidence(latent, session.uselessness_floor(info))
         with st.container(horizontal=True, vertical_alignment="center"):
             panels.chips(latent.top_tokens)
-            session.link("latent", f"Open latent {latent_id}", crosscoder=info.name, latent=latent_id)
-    if len(change.latents) > SHOWN_LATENTS:
-        st.caption(f"and {len(change.latents) - SHOWN_LATENTS} more")
+            session.link("latent", f"Open latent {latent.id}", crosscoder=info.name, latent=latent.id)
 
 
 def generation(prompt: LabPrompt, changes: list[Steer], sampling: Sampling, info: CrosscoderInfo) -> None:
@@ -270,4 +274,4 @@ def draw(answering: Answering, prompt: LabPrompt, info: CrosscoderInfo, was_runn
             answering.error, said, lambda sentence: prompts.as_on_page(sentence, prompt.spoken), "answers"
         )
     with errors.shown_errors(part="latents"):
-        answers.answers_view(answering, info)
+        answers.answers_view(answering, prompt, info)
