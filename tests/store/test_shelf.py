@@ -69,6 +69,22 @@ def test_what_was_uploaded_and_not_published_is_nowhere(tmp_path: Path, shelf_at
     assert two.standing().num_published == 0
 
 
+@pytest.mark.stores("memory", "file")
+def test_an_upload_that_is_broken_off_leaves_nothing(tmp_path: Path, url: str, shelf_at: Shelves) -> None:
+    folder = written(tmp_path / "made")
+
+    def cancel(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        shelf_at("one").upload("crosscoders", "demo", folder, cancel)
+    assert Store(url).uploads() == {}
+    (folder / "zz odd name").write_text("x")
+    with pytest.raises(EntryError, match="cannot be published"):
+        shelf_at("one").upload("crosscoders", "demo", folder)
+    assert Store(url).uploads() == {}
+
+
 @pytest.mark.stores("memory", "file", "s3")
 def test_two_publishers_of_one_id_get_one_version_each(tmp_path: Path, shelf_at: Shelves) -> None:
     identity = f"{stamp(NOW)}-a"
