@@ -186,11 +186,13 @@ class SharedShelf(Shelf):
         if key.kind != "crosscoders" and key.id != max(each.id for each in keys if each[:2] == key[:2]):
             return ""  # replaced
         note = self._copies.note(folder)
-        if note is not None and note.id == key.id:
-            return ""
         if note is None and folder.exists():
             return ""  # this home's own; `strangers` names it
         try:
+            if note is not None and note.id == key.id:
+                if not (manifest := folder / MANIFESTS[key.kind]).exists():  # somebody has deleted it
+                    self._fetch(note, manifest.name, manifest)
+                return ""
             self._lay(self._store.entry(key), folder)
         except StoreGone:
             return ""  # removed since the listing

@@ -255,6 +255,17 @@ def test_files_that_cannot_lie_in_one_folder_harm_no_other(
     assert wrong.path in two.standing().sentence
 
 
+def test_a_manifest_that_was_deleted_in_a_copy_comes_again(tmp_path: Path, shelf_at: Shelves) -> None:
+    two = shelf_at("two")
+    key = published(shelf_at("one"), written(tmp_path / "made"), f"{stamp(NOW)}-a")
+    two.refresh()
+    manifest = key.folder(tmp_path / "two") / "crosscoder.json"
+    before = manifest.read_bytes()
+    manifest.unlink()
+    two.refresh()
+    assert manifest.read_bytes() == before
+
+
 def test_processes_of_one_home_bring_the_same_things_at_once(tmp_path: Path, shelf_at: Shelves) -> None:
     one = shelf_at("one")
     for number in range(20):
