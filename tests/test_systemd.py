@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
-from crosscope_local.commands import up
+from crosscope_local.commands import options_of, up
 from crosscope_local.config import read_config
 from crosscope_local.programs import Installation
 
@@ -18,17 +18,13 @@ UNIT = ROOT / "deploy/systemd/crosscope.service"
 EXAMPLE = ROOT / "deploy/crosscope.toml"
 
 
-def options() -> list[str]:
-    return [option.opts[0].removeprefix("--").replace("-", "_") for option in up.params]
-
-
 def test_the_example_is_taken_with_every_line(tmp_path: Path) -> None:
-    config = read_config(EXAMPLE, options())
+    config = read_config(EXAMPLE, options_of(up))
     assert config.options == {"home": "/var/lib/crosscope"}
     written_out = re.sub(r"^# (\w+ = .*?)(   .*)?$", r"\1", EXAMPLE.read_text(), flags=re.MULTILINE)
     file = tmp_path / "crosscope.toml"
     file.write_text(written_out.replace('"cuda"', '"cpu"'))
-    config = read_config(file, options())
+    config = read_config(file, options_of(up))
     assert {len(config.options), *map(len, config.settings.values())} == {10, 4, 3}
     config.check(Installation(tmp_path, "127.0.0.1", 1, None, tmp_path, settings=config.settings).programs())
 
@@ -40,6 +36,10 @@ def test_the_units_command_is_one_of_ours() -> None:
     assert command == "up"
     with pytest.raises(click.BadParameter, match=re.escape(arguments[1])):  # no such file here
         up.make_context("up", arguments)
+
+
+def test_the_units_folders_are_its_users_alone() -> None:
+    assert {"StateDirectoryMode=0700", "CacheDirectoryMode=0700"} <= set(UNIT.read_text().splitlines())
 
 
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:

@@ -151,8 +151,15 @@ def _write(folder: Path, name: str, certificate: x509.Certificate, key: ec.Ellip
     pem = serialization.Encoding.PEM
     private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     contents = {f"{name}-key.pem": (private, 0o600), f"{name}.pem": (certificate.public_bytes(pem), 0o644)}
-    for file, (data, mode) in contents.items():
-        descriptor = os.open(folder / file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with os.fdopen(descriptor, "wb") as out:
-            out.write(data)
-    return [folder / file for file in contents]
+    made: list[Path] = []
+    try:
+        for file, (data, mode) in contents.items():
+            descriptor = os.open(folder / file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            made.append(folder / file)
+            with os.fdopen(descriptor, "wb") as out:
+                out.write(data)
+    except OSError:
+        for path in made:  # a key without its certificate would be in the way
+            path.unlink(missing_ok=True)
+        raise
+    return made

@@ -67,14 +67,23 @@ def _from_file(context: click.Context, _option: click.Parameter, file: Path | No
     """What --config says. Its options become the defaults of the command. Raises BadParameter."""
     if file is None:
         return Config()
-    names = {option.opts[0].removeprefix("--").replace("-", "_"): option for option in context.command.params}
-    offered = {name: _type_of(option) for name, option in names.items() if name not in ("config", "json", "help")}
+    names = _names(context.command)
     try:
-        config = read_config(file, offered)
+        config = read_config(file, options_of(context.command))
     except ConfigError as error:
         raise click.BadParameter(str(error)) from error
     context.default_map = {str(names[name].name): value for name, value in config.options.items()}
     return config
+
+
+def options_of(command: click.Command) -> dict[str, type]:
+    """The options of a command that a file may set, each with the type of its value, as `read_config` takes them."""
+    return {name: _type_of(option) for name, option in _names(command).items()}
+
+
+def _names(command: click.Command) -> dict[str, click.Parameter]:
+    names = {option.opts[0].removeprefix("--").replace("-", "_"): option for option in command.params}
+    return {name: option for name, option in names.items() if name not in ("config", "json", "help")}
 
 
 def _type_of(option: click.Parameter) -> type:

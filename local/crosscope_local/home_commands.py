@@ -108,7 +108,12 @@ def gc(
             garbage += find_in_store(Store(store))
         except OSError as error:
             failures.append(str(error))
-    failures += [] if dry_run else [why for each in garbage if (why := remove(each)) is not None]
+    stay: set[str] = set()
+    for each in [] if dry_run else garbage:
+        if (why := remove(each)) is not None:
+            failures.append(why)
+            stay.add(str(each.path))
+    garbage = [each for each in garbage if str(each.path) not in stay]
     if as_json:
         rows = [{"path": str(each.path), "kind": each.kind, "bytes": each.bytes} for each in garbage]
         click.echo(json.dumps({"garbage": rows, "removed": not dry_run, "failures": failures}, indent=2))

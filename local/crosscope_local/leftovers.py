@@ -21,16 +21,22 @@ _SAME_START_S = 2.0
 
 
 def note(path: Path, pids: Mapping[str, int]) -> None:
-    """Writes down which processes run, by name. A disk without room keeps the note before."""
+    """Writes down which processes run, by name, and in which folder. A disk without room keeps the note before."""
+    running = {name: [pid, started] for name, pid in pids.items() if (started := _began(pid))}
     with contextlib.suppress(OSError):
-        write_whole(path, json.dumps({name: [pid, started] for name, pid in pids.items() if (started := _began(pid))}))
+        write_whole(path, json.dumps({"folder": _folder(path), "processes": running}))
 
 
 def end_leftovers(path: Path) -> list[str]:
-    """Kills the noted processes that still run, each with its session; returns their names and ids."""
+    """Kills the noted processes that still run, each with its session; returns their names and ids.
+
+    A note that came with a copy of another home is removed, and its processes are left alone: that home may run.
+    """
     try:
-        noted = {str(name): (int(pid), float(began)) for name, (pid, began) in json.loads(path.read_bytes()).items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+        note = json.loads(path.read_bytes())
+        noted = {str(name): (int(pid), float(began)) for name, (pid, began) in note["processes"].items()}
+        noted = noted if note["folder"] == _folder(path) else {}
+    except (OSError, ValueError, TypeError, AttributeError, LookupError):
         return []
     ended: list[str] = []
     for name, (pid, began) in noted.items():
@@ -42,6 +48,12 @@ def end_leftovers(path: Path) -> list[str]:
             ended.append(f"{name} (process {pid})")
     path.unlink(missing_ok=True)
     return ended
+
+
+def _folder(path: Path) -> list[object]:
+    """What tells the folder of a file from a copy of it. Raises OSError."""
+    found = path.parent.stat()
+    return [str(path.parent.resolve()), found.st_dev, found.st_ino]
 
 
 def _began(pid: int) -> float | None:

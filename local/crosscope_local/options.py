@@ -32,7 +32,11 @@ class FiniteRange(click.FloatRange):
 
 def _there(ctx: click.Context, option: click.Parameter, home: Path) -> Path:
     found = _not_empty(ctx, option, home).expanduser().absolute()
-    if not found.is_dir():
+    try:
+        is_there = found.is_dir()
+    except OSError as error:
+        raise click.BadParameter(f"{found} cannot be looked at: {error.strerror}") from error
+    if not is_there:
         raise click.BadParameter(f"there is no home at {found}; name yours with --home, or set CROSSCOPE_HOME")
     return found
 

@@ -189,7 +189,12 @@ class HomeLock:
     def __init__(self, home: Path, address: str) -> None:
         """Takes the lock; raises PreflightError, which names the process that has it."""
         self._holder = home / "supervisor.json"
-        self._descriptor = os.open(home / "supervisor.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        lock = home / "supervisor.lock"
+        try:
+            self._descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            sentence = f"{lock} cannot be opened ({error.strerror}); does the home belong to another account?"
+            raise PreflightError(sentence) from error
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

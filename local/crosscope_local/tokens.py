@@ -4,6 +4,7 @@ Changes take a lock, so that two do not lose each other's; the file is replaced 
 within a second.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -15,6 +16,8 @@ from pathlib import Path
 from crosscope_local.disk import make_home, write_whole
 from crosscope_proto import access
 from crosscope_proto.access import AccessError, TokenEntry
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 def read(home: Path) -> list[TokenEntry]:
@@ -68,9 +71,28 @@ def _change(home: Path, change: Callable[[list[TokenEntry]], list[TokenEntry]]) 
     try:
         with _locked(home):
             text = access.dump_tokens(change(read(home)))
-            write_whole(home / access.TOKENS, text, mode=0o600)
+            try:
+                write_whole(home / access.TOKENS, text, mode=0o600)
+            except OSError as error:
+                if error.errno not in _NO_ROOM or not _write_over(home / access.TOKENS, text):
+                    raise
     except OSError as error:
         raise AccessError(f"{home / access.TOKENS} cannot be changed: {error.strerror}") from error
+
+
+def _write_over(path: Path, text: str) -> bool:
+    """Writes a text over a longer one, which needs no room: a full disk must not keep a token from being revoked.
+
+    False if the file is shorter. A list that a crash cuts in two refuses all its tokens. Raises OSError.
+    """
+    with path.open("r+b") as file:
+        if len(data := text.encode()) > os.fstat(file.fileno()).st_size:
+            return False
+        file.write(data)
+        file.truncate()
+        file.flush()
+        os.fsync(file.fileno())
+    return True
 
 
 @contextmanager

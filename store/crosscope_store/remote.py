@@ -284,6 +284,8 @@ class Store:
                 "list, read, write and remove there, or set another key (for s3:// AWS_ACCESS_KEY_ID and "
                 "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)"
             )
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return StoreAway(f"the store {self.url} is full ({_brief(error)}): free some room there")
         return StoreAway(f"the store {self.url} does not answer: {_brief(error)}")
 
 

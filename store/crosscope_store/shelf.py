@@ -32,7 +32,7 @@ from crosscope_store.entries import (
     stamp_after,
     upload_path,
 )
-from crosscope_store.errors import EntryError, StoreAway, StoreGone, StoreRefused
+from crosscope_store.errors import EntryError, StoreAway, StoreError, StoreGone, StoreRefused
 from crosscope_store.remote import Store, Tick, files_of, idle
 
 LIMIT_BYTES = 200_000_000_000
@@ -186,11 +186,13 @@ class SharedShelf(Shelf):
         if key.kind != "crosscoders" and key.id != max(each.id for each in keys if each[:2] == key[:2]):
             return ""  # replaced
         note = self._copies.note(folder)
-        if note is not None and note.id == key.id:
-            return ""
         if note is None and folder.exists():
             return ""  # this home's own; `strangers` names it
         try:
+            if note is not None and note.id == key.id:
+                if not (manifest := folder / MANIFESTS[key.kind]).exists():  # somebody has deleted it
+                    self._fetch(note, manifest.name, manifest)
+                return ""
             self._lay(self._store.entry(key), folder)
         except StoreGone:
             return ""  # removed since the listing
@@ -275,9 +277,15 @@ class SharedShelf(Shelf):
     @override
     def upload(self, kind: Kind, name: str, folder: Path, tick: Tick = idle) -> Upload:
         upload, facts = new_id(), []
-        for file, path in files_of(folder):
-            fact = self._store.put(path, f"{upload_path(kind, name, upload)}/{file}", tick)
-            facts.append((file, fact.size, fact.sha256))
+        there = upload_path(kind, name, upload)
+        try:
+            for file, path in files_of(folder):
+                fact = self._store.put(path, f"{there}/{file}", tick)
+                facts.append((file, fact.size, fact.sha256))
+        except BaseException:
+            with contextlib.suppress(StoreError):  # a store that is full would get fuller with every attempt
+                self._store.remove_all(there)
+            raise
         return Upload(upload, tuple(facts))
 
     @override

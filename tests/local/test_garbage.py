@@ -75,6 +75,28 @@ def test_what_goes_is_gone_and_the_rest_stays(home: Path) -> None:
     assert find(home, Keep(), NOW) == []
 
 
+def test_what_cannot_be_removed_is_not_said_to_be_freed(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("shutil.rmtree", refuse)
+    with pytest.raises(SystemExit) as ended:
+        run(["gc", "--home", str(home), "--json"])
+    assert ended.value.code == 1
+    said = json.loads(capsys.readouterr().out)
+    assert all(Path(failure.partition(": ")[0]).exists() for failure in said["failures"])
+    assert said["failures"]
+    assert not any(Path(row["path"]).exists() for row in said["garbage"])
+
+
+def test_activations_that_are_read_are_of_use(home: Path) -> None:
+    shard = home / "activations/old/shard-000000.safetensors"
+    os.utime(shard, (NOW - DAY, NOW - 31 * DAY))  # read yesterday
+    assert "activations/old" not in found(home, Keep())
+
+
 def test_the_command_says_what_would_go_and_removes_it(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def call(*arguments: str) -> tuple[int, str]:
         with pytest.raises(SystemExit) as ended:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,11 +43,27 @@ def test_the_next_start_ends_what_still_runs(tmp_path: Path) -> None:
     child.beats.close()
 
 
+def test_the_note_in_a_copy_of_a_home_that_runs_ends_nothing(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    child = Child(program("server", SLEEPER), tmp_path / "server.log")
+    note(tmp_path / "home/processes.json", {"server": child.pid})
+    shutil.copytree(tmp_path / "home", tmp_path / "copy")
+    assert end_leftovers(tmp_path / "copy/processes.json") == []
+    assert not (tmp_path / "copy/processes.json").exists()
+    assert alive(child.pid)
+    assert end_leftovers(tmp_path / "home/processes.json") == [f"server (process {child.pid})"]
+    assert eventually(child.is_gone)
+    child.beats.close()
+
+
 def test_another_process_with_a_noted_id_is_left_alone(tmp_path: Path) -> None:
     noted = tmp_path / "processes.json"
     me = psutil.Process()
-    noted.write_text(json.dumps({"server": [me.pid, me.create_time() - 60]}))
+    note(noted, {"server": me.pid})
+    said = json.loads(noted.read_text())
+    said["processes"]["server"][1] -= 60
+    noted.write_text(json.dumps(said))
     assert end_leftovers(noted) == []
-    for odd in ("", "[]", '{"server": 1}', '{"server": ["x", 1]}'):
+    for odd in ("", "[]", "{}", '{"processes": 1}', '{"folder": 1, "processes": {"server": ["x", 1]}}'):
         noted.write_text(odd)
         assert end_leftovers(noted) == []

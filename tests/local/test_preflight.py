@@ -94,6 +94,12 @@ def test_a_lock_is_free_when_its_process_has_ended(tmp_path: Path) -> None:
         preflight.HomeLock(tmp_path, "c")
 
 
+def test_a_lock_that_cannot_be_opened_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "supervisor.lock").mkdir()
+    with pytest.raises(PreflightError, match=r"supervisor\.lock cannot be opened .*another account"):
+        preflight.HomeLock(tmp_path, "a")
+
+
 def test_parts_that_are_not_installed_are_named() -> None:
     preflight.check_parts({"crosscope_server": "./server"})
     says = (

@@ -1,10 +1,12 @@
 """`crosscope tokens`, `audit` and `certs`, on a home without a server."""
 
 import json
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -93,6 +95,36 @@ def test_a_list_that_cannot_be_read_is_not_written_over(tmp_path: Path) -> None:
     with pytest.raises(AccessError, match="no list of tokens"):
         tokens.add(tmp_path, "ann", ["read"], {}, None)
     assert (tmp_path / access.TOKENS).read_text() == "{"
+
+
+def test_a_full_disk_keeps_no_token_from_being_revoked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ann", "bob"):
+        tokens.add(tmp_path, name, ["read"], {}, None)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tokens, "write_whole", full)
+    with pytest.raises(AccessError, match="cannot be changed: No space left on device"):
+        tokens.add(tmp_path, "eve", ["read"], {}, None)
+    assert [entry.name for entry in tokens.read(tmp_path)] == ["ann", "bob"]
+    tokens.revoke(tmp_path, "ann")
+    assert [entry.name for entry in tokens.read(tmp_path)] == ["bob"]
+
+
+def test_certificates_that_find_no_room_are_not_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def full(path: Any, *rest: Any) -> int:
+        if str(path).endswith("server.pem"):
+            raise OSError(28, "No space left on device")
+        return real(path, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", full)
+        with pytest.raises(CertsError, match="No space left on device"):
+            certs.make(tmp_path, ["gpu7"], [], 1)
+    assert len(certs.make(tmp_path, ["gpu7"], [], 1)) == 2
 
 
 def test_two_writers_lose_nothing(tmp_path: Path) -> None:

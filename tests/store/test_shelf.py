@@ -69,6 +69,22 @@ def test_what_was_uploaded_and_not_published_is_nowhere(tmp_path: Path, shelf_at
     assert two.standing().num_published == 0
 
 
+@pytest.mark.stores("memory", "file")
+def test_an_upload_that_is_broken_off_leaves_nothing(tmp_path: Path, url: str, shelf_at: Shelves) -> None:
+    folder = written(tmp_path / "made")
+
+    def cancel(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        shelf_at("one").upload("crosscoders", "demo", folder, cancel)
+    assert Store(url).uploads() == {}
+    (folder / "zz odd name").write_text("x")
+    with pytest.raises(EntryError, match="cannot be published"):
+        shelf_at("one").upload("crosscoders", "demo", folder)
+    assert Store(url).uploads() == {}
+
+
 @pytest.mark.stores("memory", "file", "s3")
 def test_two_publishers_of_one_id_get_one_version_each(tmp_path: Path, shelf_at: Shelves) -> None:
     identity = f"{stamp(NOW)}-a"
@@ -237,6 +253,17 @@ def test_files_that_cannot_lie_in_one_folder_harm_no_other(
     assert current(tmp_path / "two") == key.id
     assert says in two.standing().sentence
     assert wrong.path in two.standing().sentence
+
+
+def test_a_manifest_that_was_deleted_in_a_copy_comes_again(tmp_path: Path, shelf_at: Shelves) -> None:
+    two = shelf_at("two")
+    key = published(shelf_at("one"), written(tmp_path / "made"), f"{stamp(NOW)}-a")
+    two.refresh()
+    manifest = key.folder(tmp_path / "two") / "crosscoder.json"
+    before = manifest.read_bytes()
+    manifest.unlink()
+    two.refresh()
+    assert manifest.read_bytes() == before
 
 
 def test_processes_of_one_home_bring_the_same_things_at_once(tmp_path: Path, shelf_at: Shelves) -> None:
