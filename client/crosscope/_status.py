@@ -120,7 +120,8 @@ def _plain_error(code: grpc.StatusCode, message: str, rich: "Status | None") -> 
             return StaleWrite(message, info.metadata["now"], int(info.metadata["revision"]))
         return Conflict(message)
     if code in _UNAUTHORIZED:
-        return Unauthorized(f"{message} (give Client(token=…) or set CROSSCOPE_TOKEN)")
+        how = "" if code is grpc.StatusCode.PERMISSION_DENIED else " (give Client(token=…) or set CROSSCOPE_TOKEN)"
+        return Unauthorized(f"{message}{how}")
     if code in _GONE:
         return Unavailable(message)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:

@@ -22,7 +22,7 @@ def test_changes_without_a_visible_effect_say_so_and_lead_to_what_carries_the_di
     said = page.locator('[data-testid="stAlert"]')
     expect(said).to_have_count(0)
     page.get_by_role("button", name="Generate", exact=True).click()
-    expect(said).to_contain_text("No visible effect: with the changes, base and chat answer the same, word for word")
+    expect(said).to_contain_text("No visible effect. With the changes, base and chat answer the same, word for word")
     expect(said).to_contain_text("More latents together")
     expect(page.locator(".strip .head").nth(3)).to_contain_text("The same as plain.")
     expect(page.get_by_role("radio", name="steered less plain")).to_be_visible()

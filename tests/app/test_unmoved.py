@@ -41,8 +41,8 @@ def test_it_says_how_far_probabilities_moved_and_to_take_more_latents() -> None:
     found = unmoved([answer("base"), answer(), answer("base", ablate), answer("chat", ablate, moved=0.125)])
     assert found is not None
     assert found.said == (
-        "No visible effect: with the changes, base and chat answer the same, word for word; no token's log-probability "
-        "moved by more than 0.12."
+        "With the changes, base and chat answer the same, word for word; no token's log-probability moved by more than "
+        "0.12 nats."
     )
     starts = [line.split(":")[0].split(",")[0] for line in found.tries]
     assert starts == ["More latents together", "*Add the whole stream*", "The colour *steered less plain*"]
@@ -56,6 +56,14 @@ def test_latents_that_fire_nowhere_need_another_prompt() -> None:
     starts = [line.split(" ")[0] for line in found.tries]
     assert starts == ["A", "Changes", "*Also"]
     assert "they fire nowhere here" in found.tries[0]
+
+
+def test_latents_that_fire_in_one_model_alone_say_in_which_they_do_not() -> None:
+    ablate = Steer(latents=(7, 9), ablate=True)
+    found = unmoved([answer("base"), answer(), answer("base", ablate), answer("chat", ablate, changed=0)])
+    assert found is not None
+    assert "in chat they fire nowhere here" in found.tries[0]
+    assert found.tries[1].startswith("More latents together")
 
 
 def test_what_changes_nothing_by_itself_and_the_ceiling_are_named() -> None:

@@ -85,7 +85,9 @@ def no_effect(answering: Answering, prompt: LabPrompt, info: CrosscoderInfo) -> 
     """Says that the changes have no visible effect, and what to try instead; draws nothing where they have one."""
     if (found := unmoved.unmoved(answering.answers)) is None:
         return
-    st.info("\n".join([f"**{found.said}** To try instead:", "", *(f"- {line}" for line in found.tries)]))
+    st.info(
+        "\n".join([f"**No visible effect.** {found.said} To try instead:", "", *(f"- {line}" for line in found.tries)])
+    )
     if answering.prompt is not None:
         asked, last = composer.link_params(prompt.to_answer()), len(answering.prompt) - 1
         why = {"token": last, differences.WHY: "true"}

@@ -11,7 +11,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 from crosscope import CrosscoderInfo, ExampleGroup, Latent
 from crosscope._sections import Folded, folded
-from crosscope.app import latent_examples, latent_figures, session, text, url
+from crosscope.app import latent_examples, latent_figures, panels, session, text, url
 from crosscope.app.columns import AXES
 from crosscope.app.palette import CLASS_NAMES, SPECIFIC_NAMES
 from crosscope.app.table_view import Column, table_view
@@ -131,7 +131,7 @@ def side(latent: Latent, info: CrosscoderInfo, place: str) -> None:
     st.caption(text.plain(str(latent.verdict)))
     session.link("latent", f"Latent {latent.id} alone", crosscoder=info.name, latent=latent.id)
     latent_figures.histogram(latent, info, place)
-    latent_figures.tokens(latent, info)
+    panels.together(*latent_figures.tokens(latent, info))
     st.header("Strongest examples")
     found = session.examples(info.name, info.version_id, latent.id, 2 * NUM_EXAMPLES, ExampleGroup.TOP, None, CONTEXT)
     shown: list[Folded] = list(folded(found))[:NUM_EXAMPLES]

@@ -12,7 +12,7 @@ from typing import Any
 import streamlit as st
 from streamlit.components import v2
 
-from crosscope import CrosscoderInfo, CrosscopeError
+from crosscope import CrosscoderInfo, CrosscopeError, Unauthorized
 from crosscope.app import (
     asking,
     text,
@@ -23,8 +23,9 @@ from crosscope.app.prompts import LabPrompt
 KEY, TYPED = "token-count", "token-count-typed"
 """Keys of the component, and of the session state with the prompt and the texts that are being typed in its place."""
 _SCRIPT = """
-const PAUSE_MS = 300;
+const PAUSE_MS = 300, LEFT_MS = 2000;
 const watches = new WeakMap();
+const typed = (target) => target.matches?.("textarea") && target.closest(".st-key-composer");
 export default function ({ data, parentElement, setTriggerValue }) {
   const out = parentElement.querySelector(".count");
   if (out.textContent !== data.said) out.textContent = data.said;
@@ -33,13 +34,24 @@ export default function ({ data, parentElement, setTriggerValue }) {
   watch.send = setTriggerValue;
   if (watches.has(out)) return;
   watches.set(out, watch);
-  document.addEventListener("input", ({ target }) => {
-    const composer = target.closest?.(".st-key-composer");
-    if (!out.isConnected || !composer || !target.matches("textarea")) return;
+  const later = (field, pause) => {
     clearTimeout(watch.timer);
     watch.timer = setTimeout(() => {
-      watch.send("typed", [...composer.querySelectorAll("textarea")].map((field) => field.value));
-    }, PAUSE_MS);
+      watch.timer = undefined;
+      const fields = field.closest(".st-key-composer")?.querySelectorAll("textarea") ?? [];
+      if (field.isConnected) watch.send("typed", [...fields].map((each) => each.value));
+    }, pause);
+  };
+  document.addEventListener("input", ({ target }) => {
+    if (out.isConnected && typed(target)) later(target, PAUSE_MS);
+  }, true);
+  // A field that is left, or sent, becomes the prompt: the page puts a new one in its place, which counts its tokens.
+  const sent = ({ target }) => {
+    if (watch.timer && typed(target)) later(target, LEFT_MS);
+  };
+  document.addEventListener("focusout", sent, true);
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) sent(event);
   }, true);
 }
 """
@@ -85,6 +97,8 @@ def count(prompt: LabPrompt, info: CrosscoderInfo) -> tuple[str, bool]:
         return "", False
     try:
         found = asking.count_tokens(info.name, info.version_id, json.dumps(prompt.arguments()))
+    except Unauthorized:
+        return "", False  # the page says so where it would show the latents
     except CrosscopeError as error:
         return str(error), False
     of = "" if found.limit is None else f" of {text.count(found.limit)}"

@@ -5,15 +5,15 @@ from contextlib import contextmanager
 
 import streamlit as st
 
-from crosscope import Busy, CrosscopeError, InvalidInput, Unavailable, VersionGone
-from crosscope.app import session
+from crosscope import Busy, CrosscopeError, InvalidInput, Unauthorized, Unavailable, VersionGone
+from crosscope.app import login, session
 from crosscope.app.text import plain, without_paths
 
 
 def show_error(
     error: CrosscopeError, said: str = "", as_on_page: Callable[[str], str] = str, part: str = "page"
 ) -> None:
-    """Shows what happened and at which fields, with a button to try again if that may help.
+    """Shows what happened and at which fields, with a button for what may help: to try again, or another token.
 
     Paths on the server's machine are cut short, except those in `said`, which is what the person wrote. `as_on_page`
     gives a sentence or a field with the page's names and numbers. `part` names the part of the page that failed; a page
@@ -32,6 +32,8 @@ def show_error(
         st.error(sentence(str(error)))
     if isinstance(error, Unavailable | Busy):
         st.button("Try again", key=f"retry-{part}-{type(error).__name__}-{hash(str(error))}")
+    if isinstance(error, Unauthorized) and login.is_typed():
+        st.button("Log in with another token", key=f"login-{part}", on_click=login.forget)
 
 
 def version_gone(error: VersionGone) -> None:

@@ -4,6 +4,7 @@ Does not know its examples, nor the words about it.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import streamlit as st
@@ -26,30 +27,31 @@ BESIDE_HELP = "Both latents on one page."
 
 def statistics(latent: Latent, info: CrosscoderInfo) -> None:
     """The left column: norms, scaling, tokens, shares, neighbours."""
-    panels.facts(
-        [
-            ("max activation", text.number(latent.max)),
-            ("mean", text.with_error(latent.mean.value, latent.mean.se), "where it fired"),
-            ("frequency", text.with_error(latent.frequency.value, latent.frequency.se), "of all tokens"),
-            ("cosine", text.number(latent.cosine), "of the decoder rows"),
-            *measured(latent),
-            *further(latent),
-            *([("part", latent.part.replace("_", " "), "of the dictionary")] if latent.part else []),
-        ]
+    figures = [
+        ("max activation", text.number(latent.max)),
+        ("mean", text.with_error(latent.mean.value, latent.mean.se), "where it fired"),
+        ("frequency", text.with_error(latent.frequency.value, latent.frequency.se), "of all tokens"),
+        ("cosine", text.number(latent.cosine), "of the decoder rows"),
+        *measured(latent),
+        *further(latent),
+        *([("part", latent.part.replace("_", " "), "of the dictionary")] if latent.part else []),
+    ]
+    norms = [
+        ("base", latent.norm_base, text.number(latent.norm_base), MODEL_COLOURS[0]),
+        ("chat", latent.norm_chat, text.number(latent.norm_chat), MODEL_COLOURS[1]),
+    ]
+    shares = [share(*each) for each in zip(info.datasets, latent.dataset_shares, strict=False)]
+    panels.together(
+        panels.facts_html(figures),
+        panels.head("Decoder norms"),
+        panels.bars(norms),
+        *tokens(latent, info),
+        panels.head("Share of activation"),
+        panels.caption("by role"),
+        panels.bars(role_bars(latent, session.bos_left_out(info)), largest=1.0),
+        panels.caption("by data set"),
+        panels.bars(shares, largest=1.0),
     )
-    st.header("Decoder norms")
-    panels.bars(
-        [
-            ("base", latent.norm_base, text.number(latent.norm_base), MODEL_COLOURS[0]),
-            ("chat", latent.norm_chat, text.number(latent.norm_chat), MODEL_COLOURS[1]),
-        ]
-    )
-    tokens(latent, info)
-    st.header("Share of activation")
-    st.caption("by role")
-    panels.bars(role_bars(latent, session.bos_left_out(info)), largest=1.0)
-    st.caption("by data set")
-    panels.bars([share(*each) for each in zip(info.datasets, latent.dataset_shares, strict=False)], largest=1.0)
     st.header("Latent scaling")
     scaling_table("Along the chat decoder row (the published choice)", latent.chat_direction)
     if box := panels.folded("Along the base decoder row", "base-row"):
@@ -60,17 +62,17 @@ def statistics(latent: Latent, info: CrosscoderInfo) -> None:
     coactive(latent, info)
 
 
-def tokens(latent: Latent, info: CrosscoderInfo) -> None:
-    """The tokens at its peaks, and those that it raises through each model's unembedding."""
-    st.header("Tokens at its peaks")
-    panels.chips(latent.top_tokens)
+def tokens(latent: Latent, info: CrosscoderInfo) -> Iterator[str]:
+    """The tokens at its peaks, and those that it raises through each model's unembedding, as HTML."""
+    yield panels.head("Tokens at its peaks")
+    yield panels.chips_html(latent.top_tokens)
     for name, found in (("base", latent.logit_tokens_base), ("chat", latent.logit_tokens_chat)):
-        st.caption(f"Raised most through the {name} unembedding")
+        yield panels.caption(f"Raised most through the {name} unembedding")
         reason = info.unavailable.get(f"logit_lens_{name}")
         if reason and not any(found):
-            st.caption(f"Not measured: {text.sentence(reason)}")
+            yield panels.caption(f"Not measured: {text.without_paths(reason).strip().rstrip('.')}.")
         else:
-            panels.chips(found)
+            yield panels.chips_html(found)
 
 
 def measured(latent: Latent) -> list[tuple[str, str, str]]:

@@ -77,19 +77,39 @@ def folded(label: str, key: str, *, opened: bool = False) -> "DeltaGenerator | N
     return box if box.open else None
 
 
+def together(*parts: str) -> None:
+    """Draws parts of a page as one element: the browser takes as long for a small element as for a large one."""
+    st.html("".join(parts))
+
+
+def head(title: str) -> str:
+    """A heading as HTML, as large as Streamlit's own."""
+    return f"<h2>{escape(title)}</h2>"
+
+
+def caption(said: str) -> str:
+    """A remark as HTML; `said` is plain text."""
+    return f'<p class="xs-caption">{escape(said)}</p>'
+
+
 def facts(items: Iterable[tuple[str, str] | tuple[str, str, str]]) -> None:
-    """Named figures in a row that wraps: name, value, a remark below."""
+    """Draws named figures in a row that wraps: name, value, a remark below."""
+    st.html(facts_html(items))
+
+
+def facts_html(items: Iterable[tuple[str, str] | tuple[str, str, str]]) -> str:
+    """What `facts` draws, as HTML."""
     cells = "".join(
         f'<div><span class="k">{escape(item[0])}</span><span class="v">{escape(item[1])}</span>'
         + (f'<span class="k s">{escape(item[2])}</span>' if len(item) > 2 and item[2] else "")
         + "</div>"
         for item in items
     )
-    st.html(f'<div class="xs-facts">{cells}</div>')
+    return f'<div class="xs-facts">{cells}</div>'
 
 
-def bars(rows: Sequence[tuple[str, float, str, str]], largest: float | None = None) -> None:
-    """Horizontal bars: name, size, text beside it, colour."""
+def bars(rows: Sequence[tuple[str, float, str, str]], largest: float | None = None) -> str:
+    """Horizontal bars as HTML: name, size, text beside it, colour."""
     top = largest or max((size for _, size, _, _ in rows if not math.isnan(size)), default=0.0) or 1.0
     cells = "".join(
         f'<span class="k">{escape(name)}</span><span class="track"><div class="fill" style="width:'
@@ -97,13 +117,18 @@ def bars(rows: Sequence[tuple[str, float, str, str]], largest: float | None = No
         f"<span>{escape(text)}</span>"
         for name, size, text, colour in rows
     )
-    st.html(f'<div class="xs-bars">{cells}</div>')
+    return f'<div class="xs-bars">{cells}</div>'
 
 
 def chips(texts: Sequence[str]) -> None:
-    """Short texts, for instance tokens, with white space made visible."""
+    """Draws short texts, for instance tokens, with white space made visible."""
+    st.html(chips_html(texts))
+
+
+def chips_html(texts: Sequence[str]) -> str:
+    """What `chips` draws, as HTML."""
     shown = "".join(f"<span>{escape(visible(text))}</span>" for text in texts if text)
-    st.html(f'<div class="xs-chips">{shown}</div>' if shown else '<span class="xs-note">none recorded</span>')
+    return f'<div class="xs-chips">{shown}</div>' if shown else '<span class="xs-note">none recorded</span>'
 
 
 _STATES = {

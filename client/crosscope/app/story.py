@@ -53,10 +53,12 @@ def sentences(groups: LatentGroupList, metrics: Mapping[str, float]) -> list[str
     base, patch, full = (metrics.get(f"kl_{name}_all", math.nan) for name in ("base", "patch", "full"))
     said = list(groups.sentences)
     if base > 0 and not math.isnan(patch + full):
+        num = metrics.get("patch_latents", 0)
+        which = "the most chat-specific latent" if num == 1 else f"the {count(num)} most chat-specific latents"
+        together, close = ("", "closes") if num == 1 else (" together", "close")
         said.append(
-            f"Put into base's stream together, the {count(metrics.get('patch_latents', 0))} most chat-specific latents "
-            f"by decoder norms close {1 - patch / base:.0%} of the way from base to chat; all latents close "
-            f"{1 - full / base:.0%}."
+            f"Put into base's stream{together}, {which} by decoder norms {close} {1 - patch / base:.0%} of the way "
+            f"from base to chat; all latents close {1 - full / base:.0%}."
         )
     return said
 

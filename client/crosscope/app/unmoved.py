@@ -36,10 +36,11 @@ def unmoved(answers: Sequence[Answer]) -> Unmoved | None:
     steered = [each for _, each in pairs]
     models = list(dict.fromkeys(each.arm.model for each in steered))
     largest = max(_moved(*pair) for pair in pairs)
-    moved = f"no token's log-probability moved by more than {number(largest, 2)}" if largest else "no probability moved"
+    moved = f"no token's log-probability moved by more than {number(largest, 2)} nats"
     verb = "answer" if len(models) > 1 else "answers"
     return Unmoved(
-        f"No visible effect: with the changes, {' and '.join(models)} {verb} the same, word for word; {moved}.",
+        f"With the changes, {' and '.join(models)} {verb} the same, word for word; "
+        f"{moved if largest else 'no probability moved'}.",
         tuple(_tries(steered[0].arm.changes, steered, largest)),
     )
 
@@ -65,17 +66,19 @@ def _moved(plain: Answer, steered: Answer) -> float:
 def _tries(changes: Sequence[Steer], steered: Sequence[Answer], largest: float) -> list[str]:
     """What to try instead of changes that moved no word."""
     found: list[str] = []
-    actions = {change.action for change in changes}
+    actions, models = {change.action for change in changes}, list(dict.fromkeys(each.arm.model for each in steered))
     idle = [change.action for change in changes if change.action in NOTHING and change.amount == NOTHING[change.action]]
     if idle:
         said = {"scale": "a factor of 1", "add": "a strength of 0"}[idle[0]]
         found.append(f"Another strength: {said} changes nothing.")
-    if not any(each.num_changed for each in steered):
-        if actions <= set(ONLY_WHERE_IT_FIRES):
-            found.append(
-                "A prompt on which the latents fire: they fire nowhere here, so nothing was changed. Each example on a "
-                "latent's page opens in the prompt lab."
-            )
+    silent = [model for model in models if not any(each.num_changed for each in steered if each.arm.model == model)]
+    if silent and actions <= set(ONLY_WHERE_IT_FIRES):
+        where = f"in {silent[0]} they" if len(silent) < len(models) else "they"
+        found.append(
+            f"A prompt on which the latents fire: {where} fire nowhere here, so nothing was changed. Each example on a "
+            "latent's page opens in the prompt lab."
+        )
+    if silent == models:
         if any(change.reach != "all" or change.roles or change.positions for change in changes):
             found.append("Changes that act everywhere: these reach only a part of the text.")
         if any(each.num_left_out for each in steered):

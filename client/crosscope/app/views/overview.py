@@ -274,7 +274,7 @@ def classes(info: CrosscoderInfo) -> None:
             supported = np.count_nonzero(is_supported & (columns["latent_class"] == number))
             said += f", {text.count(int(supported))} supported"
         bars.append((CLASS_NAMES[name], size, said, CLASS_COLOURS[name]))
-    panels.bars(bars, largest=total)
+    panels.together(panels.bars(bars, largest=total))
     by = AXES["beta_ratio" if is_difference(columns) else "rel_norm"].label
     st.caption(f"By {by} alone; the verdict of the measurements on each class is counted beside it.")
     if info.class_counts.get("chat_only"):

@@ -89,16 +89,16 @@ def results(
     rows = [(each, row) for each in found for row in search_rows(each)]
     cells: dict[str, list[str]] = {head: [row[i] for _, row in rows] for i, head in enumerate(SEARCH_HEADERS)}
     where = [PLACES[SearchPlace(place)] for place in cells["in"]]
+    fits = words.fits(info, [each.latent.id for each, _ in rows], partial(words.order_by_fit, order))
+    if order and not fits:
+        st.caption("No label of these latents has a score, so they come by id.")
     columns = [
         Column("latent", [str(each.latent.id) for each, _ in rows]),
         Column("name", cells["name"], tables.NAME_HELP, is_text=True, is_narrow=True),
         Column("in", where, _HELP["in"], is_text=True),
         Column("match", cells["match"], _HELP["match"], is_text=True),
         Column("activation", cells["activation"], _HELP["activation"]),
-        *(
-            words.fits(info, [each.latent.id for each, _ in rows], partial(words.order_by_fit, order))
-            or [Column("class", cells["class"], is_text=True)]
-        ),
+        *(fits or [Column("class", cells["class"], is_text=True)]),
     ]
     links = [address.href("latent", {"crosscoder": info.name, "latent": each.latent.id}) for each, _ in rows]
     table_view("search", "Latents found", columns, links, max_height=640)
