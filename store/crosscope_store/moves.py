@@ -9,7 +9,8 @@ from crosscope_proto.artefacts import STORE_NOTE
 from crosscope_store.copies import write_whole
 from crosscope_store.entries import KINDS, MANIFESTS, MAX_BYTES, Key, Kind, age_s, new_id, parse_entry, upload_path
 from crosscope_store.errors import StoreTaken
-from crosscope_store.remote import Store, Tick, bytes_behind, idle
+from crosscope_store.files import Tick, bytes_behind, idle
+from crosscope_store.remote import Store
 from crosscope_store.shelf import SharedShelf
 
 LEFT_BEHIND_S = 86_400.0
