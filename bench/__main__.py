@@ -13,7 +13,8 @@ from bench.rows import Row, as_text, heading, provenance, write_json
 
 BENCHES = {
     "memory": "peak memory of a training step and of an analysis against the bytes of the weights",
-    "train_step": "a training step against a dense autograd step, and against its floor",
+    "train_step": "a training step of batch_topk and l1 against a dense autograd step, and against its floor",
+    "variants": "the same of the other dictionaries, at one batch size",
     "peers": "a training step against those of published trainers, where `make peers` has installed them",
     "harvest": "activations of texts against whole models, and against a bare truncated forward",
     "latent_scaling": "all coefficients of every latent in one pass against a dense pass per target",

@@ -12,6 +12,7 @@ import pytest
 from bench.__main__ import BENCHES
 from bench.rows import ROOT, Figure, Floor, Row, Target
 from bench.timing import Ratio, interleave
+from crosscope_proto.dictionaries import VARIANTS
 
 FIELDS = {
     *("name", "case", "sizes", "ours", "reference", "ratio", "ratio_is", "spread", "floor", "target", "met"),
@@ -72,8 +73,8 @@ def test_every_bench_has_rows_with_ratios(rows: list[dict[str, Any]]) -> None:
 
 @pytest.mark.slow
 def test_the_dense_step_computes_the_same_loss_for_every_variant(rows: list[dict[str, Any]]) -> None:
-    steps = [row["sizes"] for row in rows if row["name"] == "train_step"]
-    assert {"batch_topk", "l1"} <= {sizes["variant"] for sizes in steps}
+    steps = [row["sizes"] for row in rows if row["name"] in ("train_step", "variants")]
+    assert {sizes["variant"] for sizes in steps} == set(VARIANTS)
     for sizes in steps:
         assert sizes["loss_difference"] < 1e-5, sizes
         assert sizes["active_a_token"] > 1, sizes

@@ -55,6 +55,32 @@ def test_no_module_of_a_part_loads_what_it_must_not(package: str, forbidden: set
     assert loaded_after(_ALL_MODULES.format(package=package)) & forbidden == set()
 
 
+_NO_PROCESS = {"streamlit", "plotly", "pandas", "ray", "datasets", "fsspec", "s3fs", "botocore", "opentelemetry.sdk"}
+"""What no process loads before it is used: of a store only where one is set, of traces where spans go somewhere."""
+_NO_TORCH = _NO_PROCESS | {"torch", "transformers", "scipy", "huggingface_hub"}
+
+
+@pytest.mark.parametrize(
+    ("start", "forbidden"),
+    [
+        ("from crosscope.cli import run; run(['--help'])", _NO_TORCH | {"grpc", "google", "numpy", "pydantic", "yaml"}),
+        ("from crosscope.cli import run; run(['status', '--help'])", _NO_TORCH | {"grpc", "google", "pydantic"}),
+        ("import crosscope_server.__main__, crosscope_server.serve", _NO_TORCH),
+        ("import crosscope_worker.jobs.process", _NO_TORCH | {"pyarrow", "numpy", "grpc"}),
+        ("import crosscope_worker.jobs.entry", _NO_TORCH | {"pyarrow", "numpy", "grpc", "rq", "prometheus_client"}),
+        ("import crosscope_worker.serve.process", _NO_PROCESS - {"botocore"} | {"redis", "rq"}),  # transformers' own
+        ("import crosscope_local.supervise, crosscope_local.run", _NO_TORCH | {"pyarrow", "numpy"}),
+    ],
+    ids=["help", "status", "server", "job-worker", "job", "inference", "up"],
+)
+def test_no_process_loads_at_its_start_what_it_does_not_need(start: str, forbidden: set[str]) -> None:
+    code = f"import sys\nwas = sys.stdout; sys.stdout = sys.stderr\n{start}\nsys.stdout = was; print(*sys.modules)"
+    found = loaded_after(code)
+    assert (
+        sorted(each for each in forbidden if any(name == each or name.startswith(f"{each}.") for name in found)) == []
+    )
+
+
 @pytest.mark.parametrize(
     "statement",
     ["import crosscope", "import crosscope.cli", "from crosscope import Client; Client()", "from crosscope import *"],

@@ -145,7 +145,8 @@ class Online:
         run.free()
         held = 0 if run.dry else torch.cuda.memory_reserved() - before
         counted = sum(each.size_bytes for each in runs)
-        run.row("online.graphs", held / 2**30, "GiB", counted_gib=counted / 2**30, runs=len(runs), s=took)
+        needs = "a CPU records no graphs"
+        run.row("online.graphs", held / 2**30, "GiB", needs, counted_gib=counted / 2**30, runs=len(runs), s=took)
 
     def same(self) -> None:
         """Rows: entries that two ways have in common. Graphs without fused norms must give a plain run's, every bit."""

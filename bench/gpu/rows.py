@@ -94,8 +94,13 @@ class Run:
         self.device = torch.device("cpu" if self.dry else "cuda")
         self.sizes = DRY if self.dry else Sizes()
 
-    def row(self, name: str, value: float, unit: str, **detail: Any) -> None:
-        """Writes a row; a value that is no finite number is written as an error."""
+    def row(self, name: str, value: float, unit: str, needs_device: str = "", **detail: Any) -> None:
+        """Writes a row; a value that is no finite number is written as an error.
+
+        `needs_device`: why the value means nothing on a CPU, for a row of which that holds; a dry run says it there.
+        """
+        if needs_device and self.device.type != "cuda":
+            detail = {"means_nothing": needs_device, **detail}
         if not math.isfinite(value):
             self.error(name, f"the value is {value}")
             return

@@ -21,11 +21,16 @@ class PartState(Enum):
 @public
 @dataclass(frozen=True)
 class DeviceMemory:
-    """Memory of one device of an inference worker."""
+    """How much of a device is in use."""
 
     name: str
     used_bytes: int
+    """Memory: of an inference worker's device what it uses itself, of a job worker's what all processes use; 0 if
+    unknown."""
     limit_bytes: int
+    """0 if unknown."""
+    busy: float | None = None
+    """Share of the last second in which it worked, by all processes, 0 to 1; None if unknown."""
 
 
 @public
@@ -63,6 +68,8 @@ class JobWorker:
     memory_bytes: int | None
     silent_s: float
     """Seconds since it last said that it lives."""
+    devices: tuple[DeviceMemory, ...] = ()
+    """Each device by itself; empty of an older version."""
 
 
 @public

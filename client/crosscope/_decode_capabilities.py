@@ -79,8 +79,13 @@ def _inference_worker(message: system_pb2.InferenceWorker) -> InferenceWorker:
         max_prompt_tokens=message.max_prompt_tokens,
         queued_tokens=message.queued_tokens,
         device_busy_s=message.device_busy_s,
-        devices=tuple(DeviceMemory(each.name, each.used_bytes, each.limit_bytes) for each in message.devices),
+        devices=tuple(map(_device, message.devices)),
     )
+
+
+def _device(message: system_pb2.DeviceMemory) -> DeviceMemory:
+    busy = message.busy if message.HasField("busy") else None
+    return DeviceMemory(message.name, message.used_bytes, message.limit_bytes, busy)
 
 
 def _queue(message: system_pb2.QueueStatus) -> QueueStatus:
@@ -101,7 +106,10 @@ def _queue(message: system_pb2.QueueStatus) -> QueueStatus:
             for each in message.running
         ),
         workers=tuple(
-            JobWorker(each.device, each.name, each.memory_bytes or None, each.silent_s) for each in message.workers
+            JobWorker(
+                each.device, each.name, each.memory_bytes or None, each.silent_s, tuple(map(_device, each.devices))
+            )
+            for each in message.workers
         ),
     )
 

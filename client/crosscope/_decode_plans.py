@@ -6,6 +6,8 @@ import crosscope._plan_types as types
 from crosscope import _decode
 from crosscope_proto.v1 import jobs_pb2
 
+_FITS = {jobs_pb2.FIT_YES: True, jobs_pb2.FIT_NO: False}
+
 
 def plan(message: jobs_pb2.PlanJobResponse) -> types.Plan:
     """What a checked recipe would take."""
@@ -15,6 +17,18 @@ def plan(message: jobs_pb2.PlanJobResponse) -> types.Plan:
         warnings=tuple(message.warnings),
         devices=tuple(map(_device_plan, message.devices)),
         downloads=tuple(map(_download, message.downloads)),
+        disk=_disk_plan(message.disk),
+    )
+
+
+def _disk_plan(message: jobs_pb2.DiskPlan) -> types.DiskPlan:
+    return types.DiskPlan(
+        entries=_plan_entries(message.entries),
+        peak_bytes=message.peak_bytes,
+        kept_bytes=message.kept_bytes,
+        free_bytes=message.free_bytes if message.HasField("free_bytes") else None,
+        left_bytes=message.left_bytes if message.HasField("left_bytes") else None,
+        fits=_FITS.get(message.fit),
     )
 
 
@@ -31,7 +45,7 @@ def _device_plan(message: jobs_pb2.DevicePlan) -> types.DevicePlan:
         memory_bytes=message.memory_bytes if message.HasField("memory_bytes") else None,
         free_bytes=message.free_bytes if message.HasField("free_bytes") else None,
         memory=_plan_entries(message.memory),
-        fits={jobs_pb2.FIT_YES: True, jobs_pb2.FIT_NO: False}.get(message.fit),
+        fits=_FITS.get(message.fit),
         ways_out=tuple(message.ways_out),
         times=_plan_entries(message.times),
         rates=message.rates,

@@ -63,6 +63,25 @@ class Download:
 
 @public
 @dataclass(frozen=True)
+class DiskPlan:
+    """What a job writes to the disk of the home."""
+
+    entries: tuple[PlanEntry, ...] = ()
+    """What, in bytes at most, with how long it stays."""
+    peak_bytes: int = 0
+    """Most of it that lies there at one time, as far as sizes are known."""
+    kept_bytes: int = 0
+    """What of it stays after the job, as far as sizes are known."""
+    free_bytes: int | None = None
+    """What is free where the home lies; None if unknown."""
+    left_bytes: int | None = None
+    """What the home may still take in; None without a limit."""
+    fits: bool | None = None
+    """Whether there is room for it now; None if unknown."""
+
+
+@public
+@dataclass(frozen=True)
 class Plan:
     """A checked recipe: what its job would take, and warnings."""
 
@@ -75,6 +94,8 @@ class Plan:
     """The same job on each device: those of the job workers that listen now, or the one that was asked for."""
     downloads: tuple[Download, ...] = ()
     """What it reads from the hub, as far as that is not in the hub's cache of the server."""
+    disk: DiskPlan = DiskPlan()
+    """What it writes to the disk."""
 
 
 @public

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from crosscope import _tables
-from crosscope._plan_types import DevicePlan, Download, PlanEntry
+from crosscope._plan_types import DevicePlan, DiskPlan, Download, PlanEntry
 
 UNKNOWN = "unknown"
 
@@ -33,6 +33,19 @@ def device_rows(device: DevicePlan) -> list[tuple[str, str, str]]:
     """Times and memory of a job on a device."""
     memory = [(f"memory, {entry.name}", amount(entry), entry.note) for entry in device.memory]
     return [*((f"time, {name}", much, note) for name, much, note in rows(device.times)), *memory]
+
+
+def disk_line(disk: DiskPlan) -> str:
+    """What a job takes of the disk at most, and whether there is room, in a sentence that begins with "disk"."""
+    verdict = {True: "fits", False: "does not fit", None: "whether it fits is unknown"}[disk.fits]
+    unknown = " and what is unknown" if any(entry.value is None for entry in disk.entries) else ""
+    parts = [f"takes up to {_tables.amount(disk.peak_bytes, 'bytes')}{unknown} at one time"]
+    parts.append(f"keeps {_tables.amount(disk.kept_bytes, 'bytes')}")
+    if disk.free_bytes is not None:
+        parts.append(f"{_tables.amount(disk.free_bytes, 'bytes')} free now")
+    if disk.left_bytes is not None:
+        parts.append(f"the home may take in {_tables.amount(disk.left_bytes, 'bytes')}")
+    return f"disk: {verdict} ({', '.join(parts)})"
 
 
 def download_line(download: Download) -> str:

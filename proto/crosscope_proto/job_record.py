@@ -8,8 +8,9 @@ A job waits if its record has neither `claim` nor `end`. An attempt runs it if t
 somebody retries it, if the record has `end`.
 """
 
-from dataclasses import dataclass
-from typing import Final
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Final, Self
 
 from crosscope_proto import keys
 
@@ -23,6 +24,18 @@ CANCEL_GRACE_S: Final = 10
 SUCCEEDED: Final = "succeeded"
 FAILED: Final = "failed"
 CANCELLED: Final = "cancelled"
+
+
+@dataclass(frozen=True)
+class DeviceNote:
+    """How much of a device is in use, by all processes; None where that is not known."""
+
+    device: str
+    """In torch's words."""
+    used_bytes: int | None
+    limit_bytes: int | None
+    busy: float | None
+    """Share of the last second in which it worked, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +54,23 @@ class WorkerNote:
     """What of it is free; None if unknown."""
     num_devices: int = 1
     """Number of such devices that it has for a training."""
+    devices: tuple[DeviceNote, ...] = ()
+    """Each of them by itself; empty of an older version."""
+
+    def text(self) -> str:
+        """The note as it lies in Redis."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def of(cls, text: str) -> Self:
+        """The note of a job worker of any version: fields that are not known here are left out."""
+        found = json.loads(text)
+        devices = tuple(DeviceNote(**_known(DeviceNote, each)) for each in found.pop("devices", ()))
+        return cls(**_known(cls, found), devices=devices)
+
+
+def _known(kind: type[DeviceNote | WorkerNote], found: dict[str, Any]) -> dict[str, Any]:
+    return {each.name: found[each.name] for each in fields(kind) if each.name in found}
 
 
 TEXT_FIELDS = (

@@ -6,6 +6,7 @@ tests/worker/training/test_memory_peaks.py counts what the code allocates and co
 loss revives, take more while there are many. Pure functions of sizes: reads no file and asks no device.
 """
 
+import math
 from typing import NamedTuple
 
 from crosscope_proto.dictionaries import DictionarySpec
@@ -145,19 +146,30 @@ def _buffer_tokens(training: TrainingSpec) -> int:
 
 
 def checkpoint_bytes(
-    spec: DictionarySpec, training: TrainingSpec, d_model: tuple[int, int], num_devices: int = 1
+    spec: DictionarySpec,
+    training: TrainingSpec,
+    d_model: tuple[int, int],
+    num_devices: int = 1,
+    all_tokens: float = math.inf,
 ) -> int:
     """Size of a checkpoint at most: weights, Adam's two moments, the buffers with what waits for them, and the sample.
+
+    There are no more than `all_tokens` tokens in all epochs.
 
     It has the same size on any number of devices; only that of the first start counts, by its number of streams.
     """
     both, width = sum(d_model), spec.width(*d_model)
     num_streams, _ = streams_of(training, num_devices)
-    sample = 4 * SAMPLE_TOKENS * both if spec.calibrates else 0
-    return _state_bytes(spec.num_latents, width, _buffer_tokens(training) + num_streams * WINDOW_TOKENS, both) + sample
+    sample = 4 * round(min(SAMPLE_TOKENS, all_tokens)) * both if spec.calibrates else 0
+    held = round(min(_buffer_tokens(training) + num_streams * WINDOW_TOKENS, all_tokens))
+    return _state_bytes(spec.num_latents, width, held, both) + sample
 
 
 def _state_bytes(num_latents: int, width: int, num_tokens: int, both: int) -> int:
     """Bytes of what a checkpoint holds of so many latents, and of so many tokens of activations."""
-    weights = 4 * (2 * num_latents * width + num_latents + width)
-    return 3 * weights + 8 * num_latents + 4 * num_tokens * both
+    return 3 * weights_bytes(num_latents, width) + 8 * num_latents + 4 * num_tokens * both
+
+
+def weights_bytes(num_latents: int, width: int) -> int:
+    """A dictionary's weights in float32: encoder, decoder, and both biases."""
+    return 4 * (2 * num_latents * width + num_latents + width)

@@ -3,7 +3,6 @@
 Asks with a connection of its own, which blocks: call it off the event loop. Knows nothing about gRPC or RQ.
 """
 
-import json
 import threading
 import time
 from collections import Counter
@@ -110,7 +109,7 @@ class JobCounter:
 
     def _workers(self) -> tuple[WorkerNote, ...]:
         notes = cast("dict[str, str]", self._redis.hgetall(keys.JOB_WORKERS))
-        found = [WorkerNote(**json.loads(note)) for _, note in sorted(notes.items())]
+        found = [WorkerNote.of(note) for _, note in sorted(notes.items())]
         return tuple(note for note in found if note.at > time.time() - keys.WORKER_NOTE_S)
 
 

@@ -20,7 +20,8 @@ from crosscope_store.entries import (
     upload_path,
 )
 from crosscope_store.errors import EntryError, StoreGone, StoreTaken
-from crosscope_store.remote import Store, Tick, bytes_behind, idle
+from crosscope_store.files import Tick, bytes_behind, idle
+from crosscope_store.remote import Store
 from crosscope_store.shelf import SharedShelf
 
 LEFT_BEHIND_S = 86_400.0

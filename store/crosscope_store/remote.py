@@ -1,13 +1,14 @@
 """A store: files below a URL that fsspec opens, and what its errors mean in a sentence. Knows no home.
 
-Nothing is renamed, for object stores cannot. A file is created once, and an entry by whoever comes first.
+Nothing is renamed, for object stores cannot. A file is created once, and an entry by whoever comes first. This module
+is imported where there is a store: fsspec takes a tenth of a second, which a home alone need not pay.
 """
 
 import errno
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,12 @@ from crosscope_store.entries import (
     Entry,
     FileFact,
     Key,
-    is_safe,
     new_id,
     parse_entry,
     parse_key,
 )
 from crosscope_store.errors import EntryError, StoreAway, StoreGone, StoreRefused, StoreTaken
+from crosscope_store.files import Tick, idle
 
 BLOCK_BYTES = 32 << 20
 """Bytes that are read or written at once; after each, whoever waits is told."""
@@ -43,13 +44,6 @@ _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _REFUSALS = ("NoCredentials", "PartialCredentials", "InvalidRegion", "ParamValidation", "Unauthorized", "Forbidden")
 """Beginnings of the names of exceptions that asking again does not change."""
 _REFUSED = (errno.EINVAL, errno.EACCES, errno.EPERM, errno.EROFS)
-
-Tick = Callable[[int], None]
-"""Hears of bytes as they are read or written. What it raises ends the work."""
-
-
-def idle(_num_bytes: int) -> None:
-    """A Tick that does nothing."""
 
 
 def shown(url: str) -> str:
@@ -324,18 +318,3 @@ def _is_of_a_store(error: Exception) -> bool:
 
 def _brief(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def files_of(folder: Path) -> Iterator[tuple[str, Path]]:
-    """The files of a folder that are published, by their path with / between; hidden ones are ours and stay."""
-    for path in sorted(folder.rglob("*")):
-        file = path.relative_to(folder).as_posix()
-        if path.is_file() and not any(part.startswith(".") for part in file.split("/")):
-            if not is_safe(file):
-                raise EntryError(f"{path} cannot be published: a name there has letters, digits, '.', '_' and '-'")
-            yield file, path
-
-
-def bytes_behind(folder: Path) -> int:
-    """The bytes of all files below a folder; a link counts as what it leads to, because that is what is published."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

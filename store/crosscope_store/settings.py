@@ -6,11 +6,12 @@ from pydantic import AfterValidator, Field
 
 from crosscope_proto.settings import ProcessSettings
 from crosscope_store.errors import StoreRefused
-from crosscope_store.remote import check_shared
 from crosscope_store.shelf import LIMIT_BYTES, Shelf, open_shelf
 
 
 def _store_url(value: str) -> str:
+    from crosscope_store.remote import check_shared
+
     try:
         return check_shared(value)
     except StoreRefused as error:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
@@ -33,7 +34,10 @@ from crosscope_store.entries import (
     upload_path,
 )
 from crosscope_store.errors import EntryError, StoreAway, StoreError, StoreGone, StoreRefused
-from crosscope_store.remote import Store, Tick, files_of, idle
+from crosscope_store.files import Tick, files_of, idle
+
+if TYPE_CHECKING:
+    from crosscope_store.remote import Store
 
 LIMIT_BYTES = 200_000_000_000
 """Bytes that copies may take if nothing is set."""
@@ -120,7 +124,7 @@ class SharedShelf(Shelf):
 
     is_shared = True
 
-    def __init__(self, home: Path, store: Store, limit_bytes: int = LIMIT_BYTES, tick: Tick = idle) -> None:
+    def __init__(self, home: Path, store: "Store", limit_bytes: int = LIMIT_BYTES, tick: Tick = idle) -> None:
         """`tick` hears of bytes that are read for `need`."""
         self._home, self._store, self._limit_bytes, self._tick = home, store, limit_bytes, tick
         self._copies = Copies(home, limit_bytes)
@@ -321,4 +325,6 @@ def open_shelf(home: Path, url: str | None, limit_bytes: int | None = None, tick
     """
     if url is None:
         return ALONE
+    from crosscope_store.remote import Store
+
     return SharedShelf(home, Store(url), limit_bytes or LIMIT_BYTES, tick)

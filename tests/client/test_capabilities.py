@@ -73,10 +73,25 @@ WELL = Capabilities(
 
 
 def test_status_tells_the_memory_of_each_device() -> None:
-    each = DeviceMemory("cuda:0", 3_000_000_000, 80_000_000_000), DeviceMemory("cuda:1", 9_000_000_000, 80_000_000_000)
+    each = (
+        DeviceMemory("cuda:0", 3_000_000_000, 80_000_000_000, 0.41),
+        DeviceMemory("cuda:1", 9_000_000_000, 80_000_000_000),
+    )
     found = dataclasses.replace(WELL, **worker(device="cuda:0,cuda:1", devices=each))
     said = dict(parts_of(found))["worker 0"]
-    assert said == "cuda:0,cuda:1, 3.0 GB of 80.0 GB on cuda:0, 9.0 GB of 80.0 GB on cuda:1, 120 tokens wait"
+    assert said == "cuda:0,cuda:1, cuda:0 3.0 GB of 80.0 GB, 41% busy; cuda:1 9.0 GB of 80.0 GB, 120 tokens wait"
+
+
+def test_status_tells_the_use_of_the_devices_of_jobs() -> None:
+    cpu = JobWorker("cpu", "2 CPU cores", 8 << 30, 1.0, (DeviceMemory("cpu", 6_000_000_000, 8_000_000_000, 1.0),))
+    gpus = JobWorker("cuda", "H100", 8 << 30, 1.0, (DeviceMemory("cuda:0", 0, 0, 0.5), DeviceMemory("cuda:1", 0, 0)))
+    older = JobWorker("cuda", "H100", 8 << 30, 1.0)
+    found = dataclasses.replace(WELL, **queue(workers=(cpu, gpus, older)))
+    assert [said for name, said in parts_of(found) if name == "jobs on"] == [
+        "2 CPU cores, 6.0 GB of 8.0 GB, 100% busy",
+        "H100, cuda:0 50% busy; cuda:1 of unknown use",
+        "H100",
+    ]
 
 
 def worker(**changed: Any) -> dict[str, Any]:

@@ -391,7 +391,7 @@ class WatchedJobs(jobs_pb2_grpc.JobsServicer):
 
     def PlanJob(self, request, context):
         job = jobs_pb2.Job(kind="crosscoder", name="demo")
-        checkpoint = jobs_pb2.PlanEntry(name="checkpoint", value=2.5e9, unit="bytes", note="disk")
+        steps = jobs_pb2.PlanEntry(name="steps", value=2500, note="of 64 tokens")
         device = jobs_pb2.DevicePlan(
             name=request.device or "2 CPU cores",
             memory_bytes=2_000_000_000,
@@ -402,8 +402,19 @@ class WatchedJobs(jobs_pb2_grpc.JobsServicer):
             times=[jobs_pb2.PlanEntry(name="training", unit="seconds", note="no rates")],
         )
         gated = jobs_pb2.Download(field="pair.base", source="a/b", size_bytes=5_200_000_000, gated=True)
+        disk = jobs_pb2.DiskPlan(
+            entries=[
+                jobs_pb2.PlanEntry(name="version: weights", value=2.7e9, unit="bytes", note="kept"),
+                jobs_pb2.PlanEntry(name="parts", unit="bytes", note="nobody knows"),
+            ],
+            peak_bytes=2_700_000_000,
+            kept_bytes=2_600_000_000,
+            free_bytes=1_000_000_000,
+            left_bytes=9_000_000_000,
+            fit=jobs_pb2.FIT_NO,
+        )
         return jobs_pb2.PlanJobResponse(
-            job=job, warnings=["the warm-up is long"], entries=[checkpoint], devices=[device], downloads=[gated]
+            job=job, warnings=["the warm-up is long"], entries=[steps], devices=[device], downloads=[gated], disk=disk
         )
 
     def ReadJobLog(self, request, context):
@@ -449,8 +460,16 @@ def test_plan_check_and_retry(serve, capsys) -> None:
     assert run(["--address", address, "plan", recipe]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "crosscoder demo",
-        "what        how much  note",
-        "checkpoint  2.5 GB    disk",
+        "what   how much  note",
+        "steps  2 500     of 64 tokens",
+        "",
+        (
+            "disk: does not fit (takes up to 2.7 GB and what is unknown at one time, keeps 2.6 GB, 1.0 GB free now, "
+            "the home may take in 9.0 GB)"
+        ),
+        "what              how much  note",
+        "version: weights  2.7 GB    kept",
+        "parts             unknown   nobody knows",
         "",
         "2 CPU cores: does not fit (needs 3.0 GB, has 2.0 GB, 1.0 GB free now)",
         "  training.batch_size 16 would fit",
@@ -470,7 +489,8 @@ def test_plan_check_and_retry(serve, capsys) -> None:
     first, line = capsys.readouterr().out.splitlines()
     assert (first, line.partition(" #")[2]) == ("… 3 lines before", "2 end: failed: no disk")
     assert run(["--address", address, "plan", recipe, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["entries"][0]["value"] == 2.5e9
+    told = json.loads(capsys.readouterr().out)
+    assert (told["entries"][0]["value"], told["disk"]["peak_bytes"], told["disk"]["fits"]) == (2500, 2.7e9, False)
     assert run(["--address", address, "submit", recipe, "--check"]) == 0
     captured = capsys.readouterr()
     assert captured.out == "the recipe can run, with 1 warning: it makes crosscoder demo\n"

@@ -20,7 +20,7 @@ from metrics_table import documented
 
 from crosscope_proto.ages import Ages
 from crosscope_proto.exposition import expose
-from crosscope_worker.jobs.machine import find_machine
+from crosscope_worker.device_use import DeviceUse
 from crosscope_worker.jobs.metrics import Metrics as JobsMetrics
 from crosscope_worker.serve.metrics import Metrics as InferenceMetrics
 
@@ -144,7 +144,7 @@ async def test_a_running_prometheus_scrapes_all_three_and_answers_every_panel(
     prometheus: tuple[str, list[int]], tmp_path: Path
 ) -> None:
     address, (server, inference, jobs) = prometheus
-    of_inference, of_jobs = InferenceMetrics(Ages()), JobsMetrics(find_machine("cpu"), Ages())
+    of_inference, of_jobs = InferenceMetrics(Ages()), JobsMetrics(DeviceUse(("cpu",)), Ages())
     of_inference.ran_batch([0.1], 12, 0.2)
     of_inference.watch_device("cpu", lambda: 1, 2)
     ends = [expose(of_inference.registry, inference, "A"), expose(of_jobs.registry, jobs, "B")]

@@ -41,6 +41,7 @@ def test_a_gpu_is_described_by_its_drivers_tool(
     found = find_machine(device)
     assert found == Machine(device, "NVIDIA H100 80GB HBM3", 81559 << 20, number)
     assert found.free_bytes() is None
+    assert found.devices == ((device,) if number == 1 else tuple(f"cuda:{index}" for index in range(number)))
 
 
 @pytest.mark.parametrize(

@@ -50,15 +50,6 @@ def test_roots_are_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert JobSettings().data_roots == roots  # pyright: ignore[reportCallIssue]
 
 
-def test_neither_worker_nor_server_import_torch_for_jobs() -> None:
-    check = (
-        "import sys, crosscope_worker.jobs.process, crosscope_worker.jobs.entry, crosscope_server.jobs.service; "
-        "print(*{'torch', 'transformers', 'datasets'} & set(sys.modules))"
-    )
-    ended = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=60)
-    assert (ended.stdout, ended.stderr) == ("\n", "")
-
-
 def test_worker_and_job_end_with_the_supervisor(bare_rig: Rig) -> None:
     rig = bare_rig
     rig.start_redis()

@@ -15,7 +15,7 @@ from crosscope_proto.recipe import CrosscoderRecipe, Recipe, parse_recipe
 from crosscope_proto.training_memory import COPY, needed
 from crosscope_server.jobs.check import Findings, check
 from crosscope_server.jobs.estimate import NO_WORKER
-from crosscope_server.jobs.plan import Planned, plan
+from crosscope_server.jobs.plan import plan
 from crosscope_server.jobs.planning import named_target
 
 RECIPE: dict[str, Any] = {
@@ -87,7 +87,12 @@ def test_a_sound_recipe(home: Path) -> None:
     assert value["copy of a checkpoint"] == parts.pop(COPY)
     assert memory == {"both models": 4000, **{name.partition(", ")[0]: size for name, size in parts.items()}}
     assert (device.name, device.fits) == (NO_WORKER, None)
-    assert value["version"] == 4 * (2 * 64 * 64 + 64 + 64)
+    disk = {entry.name: entry.value for entry in planned.disk.entries}
+    assert disk["version: weights"] == 4 * (2 * 64 * 64 + 64 + 64) + 8192
+    assert "next checkpoint" not in disk  # 270 steps, and one checkpoint at their end
+    soon = changed(training={"checkpoint_every": 200})
+    disk = {entry.name: entry.value for entry in plan(soon, found, home).disk.entries}
+    assert disk["checkpoint"] == disk["next checkpoint"]
 
 
 @pytest.mark.parametrize(
@@ -203,7 +208,9 @@ def test_a_crosscoder_to_measure_must_be_there(home: Path) -> None:
     (folder / "CURRENT").write_text("1\n")
     found = check(recipe, home)
     assert (found.violations, found.warnings) == ([], [])
-    assert plan(recipe, found, home) == Planned()
+    planned = plan(recipe, found, home)
+    assert (planned.entries, planned.devices, planned.downloads, planned.warnings) == ([], (), [], [])
+    assert [each.name for each in planned.disk.entries] == ["version"]
 
 
 def test_a_recipe_that_labels_says_what_it_takes_at_most(home: Path) -> None:

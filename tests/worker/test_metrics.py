@@ -1,6 +1,5 @@
 import os
 import threading
-from pathlib import Path
 
 import prometheus_client
 import pytest
@@ -8,7 +7,7 @@ from metrics_table import documented, exposed
 
 from crosscope_proto.ages import Ages
 from crosscope_proto.exposition import expose
-from crosscope_worker.jobs.machine import Machine, find_machine
+from crosscope_worker.device_use import DeviceUse
 from crosscope_worker.jobs.metrics import Metrics as JobsMetrics
 from crosscope_worker.serve.metrics import DeviceThread
 from crosscope_worker.serve.metrics import Metrics as InferenceMetrics
@@ -29,6 +28,7 @@ def test_the_table_says_what_the_inference_process_exposes() -> None:
     metrics.ran_batch([0.5, 0.25], 30, 0.01)
     for index in (0, 1):
         metrics.watch_device(f"cuda:{index}", lambda index=index: 10 + index, 90)
+    metrics.watch_use(DeviceUse(("cpu",)))
     with metrics.part("tokenise"):
         pass
     assert exposed(page(metrics)) == described("inference")
@@ -45,7 +45,7 @@ def test_the_table_says_what_the_inference_process_exposes() -> None:
 
 
 def test_the_table_says_what_the_job_worker_exposes() -> None:
-    metrics = JobsMetrics(find_machine("cpu"), Ages())
+    metrics = JobsMetrics(DeviceUse(("cpu",)), Ages())
     metrics.began(os.getpid())
     during = page(metrics).splitlines()
     assert "crosscope_job_attempt_running 1.0" in during
@@ -78,18 +78,6 @@ def test_a_device_thread_ages_while_it_works_and_rests_between() -> None:
     busy = metrics.registry.get_sample_value("crosscope_inference_device_busy_seconds_total")
     assert busy is not None
     assert busy >= age
-
-
-def test_the_use_of_a_gpu_is_the_drivers_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text('#!/bin/sh\ncase "$1" in *memory.used,utilization.gpu*) echo "2048, 37" ;; esac\n')
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    use = Machine("cuda:0", "a GPU", 80 << 30).use()
-    assert (use.memory_bytes, use.busy) == (2 << 30, 0.37)
-    tool.unlink()
-    use = Machine("cuda:0", "a GPU", 80 << 30).use()
-    assert (use.memory_bytes, use.busy) == (None, None)
 
 
 def test_a_taken_port_is_named_with_its_variable() -> None:

@@ -17,7 +17,7 @@ from crosscope_proto.artefacts import STORE_NOTE
 from crosscope_proto.stages import Stage
 from crosscope_store.entries import MANIFESTS, Key, Kind
 from crosscope_store.errors import StoreAway, StoreError
-from crosscope_store.remote import bytes_behind
+from crosscope_store.files import bytes_behind
 from crosscope_store.shelf import ALONE, Shelf, Upload
 from crosscope_worker.disk import move, replace_folder
 from crosscope_worker.work import Progress, Workspace, silent

@@ -1,11 +1,11 @@
-"""A plan on a page: whether a job fits on each device and how long it runs there, amounts, downloads."""
+"""A plan on a page: whether a job fits on each device and how long it runs there, amounts, disk, downloads."""
 
 from collections.abc import Sequence
 from html import escape
 
 import streamlit as st
 
-from crosscope import DevicePlan, InvalidInput, Plan, _plans
+from crosscope import DevicePlan, DiskPlan, InvalidInput, Plan, _plans
 from crosscope.app import login, session, text
 
 WORKERS = "the job workers"
@@ -34,6 +34,7 @@ def draw(plan: Plan, recipe: str) -> None:
     for device in plan.devices:
         _device(device, recipe)
     _table("What the job would take", _plans.rows(plan.entries), recipe)
+    _disk(plan.disk, recipe)
     for download in plan.downloads:
         st.markdown(f"Download: {text.plain(_plans.download_line(download))}")
     warn(plan.warnings, recipe)
@@ -54,6 +55,17 @@ def _device(device: DevicePlan, recipe: str) -> None:
     _table(f"{device.name}: times and memory", _plans.device_rows(device), recipe)
     if device.rates:
         st.caption(f"Rates: {text.plain(device.rates)}.")
+
+
+def _disk(disk: DiskPlan, recipe: str) -> None:
+    if not disk.entries:
+        return
+    line = text.plain(_plans.disk_line(disk))
+    if disk.fits is False:
+        st.error(line)
+    else:
+        st.markdown(f"**{line}**")
+    _table("What the job would write", _plans.rows(disk.entries), recipe)
 
 
 def _table(label: str, rows: Sequence[tuple[str, str, str]], recipe: str) -> None:

@@ -67,6 +67,9 @@ def show_plan(options: Options, found: "Plan") -> None:
         return
     print_text(f"{found.job.kind} {found.job.name}")
     _print_amounts(_plans.rows(found.entries))
+    if found.disk.entries:
+        print_text("\n" + _tables.printable(_plans.disk_line(found.disk)))
+        _print_amounts(_plans.rows(found.disk.entries))
     for each in found.devices:
         print_text("\n" + _tables.printable(_plans.device_line(each)))
         for way in each.ways_out:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from crosscope import Capabilities, PartState, Problem
+from crosscope import Capabilities, DeviceMemory, PartState, Problem
 from crosscope.cli.output import print_text
 
 
@@ -14,9 +14,8 @@ def parts_of(found: Capabilities) -> Iterator[tuple[str, str]]:
             yield name, "hangs" if worker.says_serving else "away"
             continue
         memory = f"{_size(worker.memory_bytes)} of {_size(worker.memory_limit_bytes)}"
-        if len(worker.devices) > 1:
-            each = (f"{_size(one.used_bytes)} of {_size(one.limit_bytes)} on {one.name}" for one in worker.devices)
-            memory = ", ".join(each)
+        if worker.devices:
+            memory = _in_use(worker.devices)
         waiting = f"{worker.queued_tokens} tokens wait" if worker.queued_tokens else "nothing waits"
         yield name, f"{worker.device or 'of an older version'}, {memory}, {waiting}"
     queue = found.queue
@@ -27,7 +26,7 @@ def parts_of(found: Capabilities) -> Iterator[tuple[str, str]]:
     else:
         yield "queue", "none" if queue.state is PartState.ABSENT else "away"
     for worker in queue.workers:
-        yield "jobs on", worker.name
+        yield "jobs on", ", ".join(filter(None, (worker.name, _in_use(worker.devices))))
     yield "cache", {PartState.UP: "answers", PartState.AWAY: "away", PartState.ABSENT: "none"}[found.cache]
     if found.store.state is not PartState.ABSENT:
         copies = f"{_size(found.store.copies_bytes)} of {_size(found.store.limit_bytes)} in copies"
@@ -66,6 +65,17 @@ def print_problems(problems: Sequence[Problem]) -> None:
         print_text("All is well.")
     for problem in problems:
         print_text(f"! {problem}")
+
+
+def _in_use(devices: Sequence[DeviceMemory]) -> str:
+    """Memory and work of each device, with its name where there are several."""
+    said = []
+    for each in devices:
+        memory = f"{_size(each.used_bytes)} of {_size(each.limit_bytes)}" if each.limit_bytes else ""
+        busy = "" if each.busy is None else f"{each.busy:.0%} busy"
+        words = ", ".join(filter(None, (memory, busy))) or "of unknown use"
+        said.append(f"{each.name} {words}" if len(devices) > 1 else words)
+    return "; ".join(said)
 
 
 def _size(num_bytes: int) -> str:

@@ -63,17 +63,17 @@ class _Fit:
 class _FitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Fit.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     FIT_UNSPECIFIED: _Fit.ValueType  # 0
-    """Not known: the need or the device's memory is unknown."""
+    """Not known: the need or the room is unknown."""
     FIT_YES: _Fit.ValueType  # 1
     """It fits."""
     FIT_NO: _Fit.ValueType  # 2
     """It does not fit."""
 
 class Fit(_Fit, metaclass=_FitEnumTypeWrapper):
-    """Whether a job fits into a device's memory."""
+    """Whether a job fits into a device's memory, or onto the disk."""
 
 FIT_UNSPECIFIED: Fit.ValueType  # 0
-"""Not known: the need or the device's memory is unknown."""
+"""Not known: the need or the room is unknown."""
 FIT_YES: Fit.ValueType  # 1
 """It fits."""
 FIT_NO: Fit.ValueType  # 2
@@ -551,6 +551,57 @@ class Download(_message.Message):
 Global___Download: _TypeAlias = Download  # noqa: Y015
 
 @_typing.final
+class DiskPlan(_message.Message):
+    """What a job writes to the disk of the home."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    PEAK_BYTES_FIELD_NUMBER: _builtins.int
+    KEPT_BYTES_FIELD_NUMBER: _builtins.int
+    FREE_BYTES_FIELD_NUMBER: _builtins.int
+    LEFT_BYTES_FIELD_NUMBER: _builtins.int
+    FIT_FIELD_NUMBER: _builtins.int
+    peak_bytes: _builtins.int
+    """Most of it that lies there at one time, as far as sizes are known."""
+    kept_bytes: _builtins.int
+    """What of it stays after the job, as far as sizes are known."""
+    free_bytes: _builtins.int
+    """What is free where the home lies; unset: not known."""
+    left_bytes: _builtins.int
+    """What the home may still take in; unset: it has no limit."""
+    fit: Global___Fit.ValueType
+    """Whether there is room for it now."""
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlanEntry]:
+        """What, in bytes at most, with how long it stays."""
+
+    def __init__(
+        self,
+        *,
+        entries: _abc.Iterable[Global___PlanEntry] | None = ...,
+        peak_bytes: _builtins.int = ...,
+        kept_bytes: _builtins.int = ...,
+        free_bytes: _builtins.int | None = ...,
+        left_bytes: _builtins.int | None = ...,
+        fit: Global___Fit.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_free_bytes", b"_free_bytes", "_left_bytes", b"_left_bytes", "free_bytes", b"free_bytes", "left_bytes", b"left_bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_free_bytes", b"_free_bytes", "_left_bytes", b"_left_bytes", "entries", b"entries", "fit", b"fit", "free_bytes", b"free_bytes", "kept_bytes", b"kept_bytes", "left_bytes", b"left_bytes", "peak_bytes", b"peak_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__free_bytes: _TypeAlias = _typing.Literal["free_bytes"]  # noqa: Y015
+    _WhichOneofArgType__free_bytes: _TypeAlias = _typing.Literal["_free_bytes", b"_free_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__left_bytes: _TypeAlias = _typing.Literal["left_bytes"]  # noqa: Y015
+    _WhichOneofArgType__left_bytes: _TypeAlias = _typing.Literal["_left_bytes", b"_left_bytes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__free_bytes) -> _WhichOneofReturnType__free_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__left_bytes) -> _WhichOneofReturnType__left_bytes | None: ...
+
+Global___DiskPlan: _TypeAlias = DiskPlan  # noqa: Y015
+
+@_typing.final
 class PlanJobResponse(_message.Message):
     """What a job would take."""
 
@@ -561,6 +612,7 @@ class PlanJobResponse(_message.Message):
     ENTRIES_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
     DOWNLOADS_FIELD_NUMBER: _builtins.int
+    DISK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def job(self) -> Global___Job:
         """The job that the recipe describes; it has no id."""
@@ -581,6 +633,10 @@ class PlanJobResponse(_message.Message):
     def downloads(self) -> _containers.RepeatedCompositeFieldContainer[Global___Download]:
         """What it reads from the hub, as far as that is not in the hub's cache of the server."""
 
+    @_builtins.property
+    def disk(self) -> Global___DiskPlan:
+        """What it writes to the disk."""
+
     def __init__(
         self,
         *,
@@ -589,10 +645,11 @@ class PlanJobResponse(_message.Message):
         entries: _abc.Iterable[Global___PlanEntry] | None = ...,
         devices: _abc.Iterable[Global___DevicePlan] | None = ...,
         downloads: _abc.Iterable[Global___Download] | None = ...,
+        disk: Global___DiskPlan | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["disk", b"disk", "job", b"job"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "downloads", b"downloads", "entries", b"entries", "job", b"job", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "disk", b"disk", "downloads", b"downloads", "entries", b"entries", "job", b"job", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -72,31 +72,39 @@ Global___GetCapabilitiesRequest: _TypeAlias = GetCapabilitiesRequest  # noqa: Y0
 
 @_typing.final
 class DeviceMemory(_message.Message):
-    """Memory of a device."""
+    """How much of a device is in use."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
     USED_BYTES_FIELD_NUMBER: _builtins.int
     LIMIT_BYTES_FIELD_NUMBER: _builtins.int
+    BUSY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The device in torch's words."""
     used_bytes: _builtins.int
-    """What the worker uses of it, bytes."""
+    """What is used of its memory, bytes: of an inference worker's by itself, of a job worker's by all processes; 0 if
+    unknown.
+    """
     limit_bytes: _builtins.int
-    """All of it, bytes."""
+    """All of it, bytes; 0 if unknown."""
+    busy: _builtins.float
+    """Share of the last second in which it worked, by all processes, 0 to 1; unset: not known."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         used_bytes: _builtins.int = ...,
         limit_bytes: _builtins.int = ...,
+        busy: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_busy", b"_busy", "busy", b"busy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit_bytes", b"limit_bytes", "name", b"name", "used_bytes", b"used_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_busy", b"_busy", "busy", b"busy", "limit_bytes", b"limit_bytes", "name", b"name", "used_bytes", b"used_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__busy: _TypeAlias = _typing.Literal["busy"]  # noqa: Y015
+    _WhichOneofArgType__busy: _TypeAlias = _typing.Literal["_busy", b"_busy"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__busy) -> _WhichOneofReturnType__busy | None: ...
 
 Global___DeviceMemory: _TypeAlias = DeviceMemory  # noqa: Y015
 
@@ -176,6 +184,7 @@ class JobWorker(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     SILENT_S_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
     device: _builtins.str
     """Its device in torch's words."""
     name: _builtins.str
@@ -184,6 +193,10 @@ class JobWorker(_message.Message):
     """All memory of the device, bytes; 0 if unknown."""
     silent_s: _builtins.float
     """Seconds since it last said that it lives."""
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceMemory]:
+        """Each device by itself; empty of an older version."""
+
     def __init__(
         self,
         *,
@@ -191,10 +204,11 @@ class JobWorker(_message.Message):
         name: _builtins.str = ...,
         memory_bytes: _builtins.int = ...,
         silent_s: _builtins.float = ...,
+        devices: _abc.Iterable[Global___DeviceMemory] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "memory_bytes", b"memory_bytes", "name", b"name", "silent_s", b"silent_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "devices", b"devices", "memory_bytes", b"memory_bytes", "name", b"name", "silent_s", b"silent_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -31,7 +31,7 @@ _GATED = frozenset({*KNOWN, "lmsys/lmsys-chat-1m"})
 
 def cached_model(source: str, revision: str | None = None) -> Model | None:
     """A model in the hub's cache of this machine; None if it is not there whole."""
-    folder = _cache() / f"models--{source.replace('/', '--')}"
+    folder = cache_folder() / f"models--{source.replace('/', '--')}"
     try:
         commit = (folder / "refs" / (revision or "main")).read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError, ValueError):
@@ -76,7 +76,8 @@ def _is_remote(source: str, home: Path) -> bool:
     )
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """The hub's cache on this machine; it need not exist."""
     if given := os.environ.get("HF_HUB_CACHE"):
         return Path(given)
     return Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser() / "hub"

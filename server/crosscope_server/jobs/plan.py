@@ -6,20 +6,32 @@ Numbers of tokens are estimates from the beginning of each data set, four charac
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from crosscope_proto.footprint import SPEEDS, Speed
+from crosscope_proto.job_disk import HeldOut, Measured
 from crosscope_proto.label_specs import CHARACTERS_A_TOKEN
 from crosscope_proto.recipe import CausalRecipe, CrosscoderRecipe, DemoPairRecipe, LabelRecipe, Recipe
 from crosscope_proto.specs import DataSpec
 from crosscope_proto.training_memory import checkpoint_bytes
 from crosscope_server.jobs.check import Findings
-from crosscope_server.jobs.estimate import NO_WORKER, Amounts, DevicePlan, Entry, Target, loaded_bytes, on_device
+from crosscope_server.jobs.disk import DiskPlan, Written, no_room_for, of_analysis, of_downloads, of_others, of_training
+from crosscope_server.jobs.estimate import (
+    NO_WORKER,
+    Amounts,
+    DevicePlan,
+    Entry,
+    Target,
+    devices_of,
+    held_out_tokens,
+    loaded_bytes,
+    on_device,
+)
 from crosscope_server.jobs.hub import Download, downloads
 from crosscope_server.jobs.inputs import FirstRows
 from crosscope_server.jobs.labels import most
-from crosscope_server.jobs.room import demo_entries, too_little
+from crosscope_server.jobs.room import demo_entries, too_little_memory
 
 _MAX_SPEEDS_BYTES = 1 << 20
 
@@ -32,8 +44,9 @@ class Planned:
     """Amounts that are the same on every device."""
     devices: Sequence[DevicePlan] = ()
     downloads: Sequence[Download] = ()
+    disk: DiskPlan = field(default_factory=DiskPlan)
     warnings: Sequence[str] = ()
-    """Settings of the training that can have no effect."""
+    """Settings of the training that can have no effect, and room that is missing."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,10 @@ class Length:
     steps: int | None
     epoch_tokens: int | None
     """Tokens of one epoch."""
+    mean_text: float | None
+    """Tokens of a text on average, of the data set with the shortest ones."""
+    most_tokens: float
+    """Tokens of all epochs at most, as a token has at least one character; infinite where nothing says."""
     is_estimate: bool
 
     @property
@@ -60,16 +77,28 @@ def plan(
 
     `left_bytes` is what the home may still take in; None without a limit.
     """
+    fetched = [] if isinstance(recipe, DemoPairRecipe | LabelRecipe | CausalRecipe) else list(downloads(recipe, home))
+    if isinstance(recipe, CrosscoderRecipe):
+        return _training(recipe, found, home, targets, fetched, left_bytes)
+    entries, num_labels, warnings = list[Entry](), 0, list[str]()
     if isinstance(recipe, LabelRecipe):
-        return Planned(list(_label_entries(recipe)))
-    if isinstance(recipe, DemoPairRecipe):
-        entries = demo_entries(recipe)
-        return Planned(entries, warnings=list(too_little(entries, home, left_bytes=left_bytes)))
-    if isinstance(recipe, CausalRecipe):
-        return Planned()
-    fetched = list(downloads(recipe, home))
-    if not isinstance(recipe, CrosscoderRecipe):
-        return Planned(downloads=fetched)
+        entries, num_labels = list(_label_entries(recipe)), most(recipe)[0]
+    elif isinstance(recipe, DemoPairRecipe):
+        entries, warnings = demo_entries(recipe), list(too_little_memory(recipe))
+    written = [*of_downloads(fetched, home), *of_others(recipe, home, num_labels)]
+    disk = DiskPlan.of(written, home, left_bytes)
+    warnings += [*disk.too_little(home), *no_room_for(fetched, home)]
+    return Planned(entries, downloads=fetched, disk=disk, warnings=warnings)
+
+
+def _training(
+    recipe: CrosscoderRecipe,
+    found: Findings,
+    home: Path,
+    targets: Sequence[Target],
+    fetched: Sequence[Download],
+    left_bytes: int | None,
+) -> Planned:
     length = _length(recipe, found)
     speeds = list(_speeds(recipe, home))
     amounts = _amounts(recipe, found, length)
@@ -79,9 +108,30 @@ def plan(
     plans = [on_device(recipe, amounts, target, newest.get(target.torch_device)) for target in targets]
     used = [newest[each.torch_device] for each in targets if each.torch_device in newest]
     notes = [f"measured on {speed.device}: {speed.note}" for speed in used if speed.note]
-    entries = list(_entries(recipe, found, length, amounts))
-    warnings = [*_oddities(recipe, length), *too_little(entries, home, left_bytes=left_bytes), *notes]
-    return Planned(entries, plans, fetched, warnings)
+    num_devices = max(devices_of(recipe, each) for each in targets)
+    written = [*of_downloads(fetched, home), *_written(recipe, length, amounts, num_devices)]
+    disk = DiskPlan.of(written, home, left_bytes)
+    warnings = [*_oddities(recipe, length), *disk.too_little(home), *no_room_for(fetched, home), *notes]
+    return Planned(list(_entries(recipe, found, length, amounts, num_devices)), plans, fetched, disk, warnings)
+
+
+def _written(recipe: CrosscoderRecipe, length: Length, amounts: Amounts, num_devices: int) -> Iterator[Written]:
+    """What a training and its analysis write."""
+    if amounts.d_model is None:
+        why = "the widths of the models are not known before they are loaded"
+        yield Written("checkpoint", None, "job", why)
+        yield Written("parts", None, "job", why, is_late=True)
+        yield Written("version", None, "kept", why, is_late=True)
+        return
+    there = held_out_tokens(recipe, amounts)
+    held_out = HeldOut.of(recipe.analysis, recipe.tokens, len(recipe.data), length.mean_text, there)
+    measured = Measured(recipe.crosscoder, amounts.d_model, recipe.analysis, held_out)
+    yield from of_training(recipe.training, measured, num_devices, length.steps, length.most_tokens)
+    if recipe.training.cache:
+        known = length.epoch_tokens is not None
+        size = 4 * length.epoch_tokens * sum(amounts.d_model) if length.epoch_tokens is not None else None
+        yield Written("cache of activations", size, "kept", "" if known else "the length of an epoch is not known")
+    yield from of_analysis(measured)
 
 
 def _amounts(recipe: CrosscoderRecipe, found: Findings, length: Length) -> Amounts:
@@ -107,30 +157,43 @@ def _length(recipe: CrosscoderRecipe, found: Findings) -> Length:
     sets = [_train_tokens(spec, found, recipe) for spec in recipe.data]
     known = [tokens for tokens in sets if tokens is not None]
     whole = sum(known) if len(known) == len(sets) else None
+    limits = [math.inf if spec.max_tokens is None else spec.max_tokens for spec in recipe.data]
+    guesses = [math.inf if tokens is None else CHARACTERS_A_TOKEN * tokens for tokens in sets]
+    most = training.epochs * sum(map(min, limits, guesses))
     limit = None if training.max_steps is None else training.max_steps * training.batch_size
+    read = [found.rows.get(spec.name) for spec in recipe.data]
+    lengths = [_mean_tokens(spec, rows, recipe.tokens.max_length) for spec, rows in zip(recipe.data, read, strict=True)]
+    mean_text = min((each or 0.0 for each in lengths), default=0.0) or None
     if whole is None:
-        return Length(limit, training.max_steps, None, False)
+        return Length(limit, training.max_steps, None, mean_text, most, False)
     tokens = whole * training.epochs
     if limit is not None and limit <= tokens:
-        return Length(limit, training.max_steps, whole, False)
+        return Length(limit, training.max_steps, whole, mean_text, most, False)
     guessed = any(spec.name in found.rows and found.rows[spec.name].first for spec in recipe.data)
-    return Length(tokens, math.ceil(tokens / training.batch_size), whole, guessed)
+    return Length(tokens, math.ceil(tokens / training.batch_size), whole, mean_text, most, guessed)
 
 
 def _train_tokens(spec: DataSpec, found: Findings, recipe: CrosscoderRecipe) -> int | None:
     """About how many tokens of a data set one epoch trains on; None if nothing says."""
     tokens = None
     if (rows := found.rows.get(spec.name)) is not None and rows.first:
-        tokens = _whole_tokens(spec, rows, found.files[spec.name], recipe.tokens.max_length)
+        mean = _mean_tokens(spec, rows, recipe.tokens.max_length)
+        tokens = _whole_tokens(mean or 0.0, rows, found.files[spec.name])
         tokens = int(tokens * (1 - 1 / recipe.tokens.held_out_every))
     if spec.max_tokens is not None:
         return spec.max_tokens if tokens is None else min(tokens, spec.max_tokens)
     return tokens
 
 
-def _whole_tokens(spec: DataSpec, rows: FirstRows, files: list[Path], max_length: int) -> float:
+def _mean_tokens(spec: DataSpec, rows: FirstRows | None, max_length: int) -> float | None:
+    """About how many tokens a text of a data set has; None if nothing says."""
+    if rows is None or not rows.first:
+        return None
     lengths = [min(max_length, _characters(spec, row) / CHARACTERS_A_TOKEN + 1) for row in rows.first]
-    mean = sum(lengths) / len(lengths)
+    return sum(lengths) / len(lengths)
+
+
+def _whole_tokens(mean: float, rows: FirstRows, files: list[Path]) -> float:
     if rows.num_rows is not None:
         size = files[0].stat().st_size or 1
         return mean * rows.num_rows * sum(file.stat().st_size for file in files) / size
@@ -152,7 +215,9 @@ def _wrapped(value: object) -> object:
     return list(value.values()) if isinstance(value, dict) else value
 
 
-def _entries(recipe: CrosscoderRecipe, found: Findings, length: Length, amounts: Amounts) -> Iterator[Entry]:
+def _entries(
+    recipe: CrosscoderRecipe, found: Findings, length: Length, amounts: Amounts, num_devices: int
+) -> Iterator[Entry]:
     training = recipe.training
     limit = "at most, by max_tokens" if training.max_steps is None else ""
     guess = f"estimated at {CHARACTERS_A_TOKEN} characters a token" if length.is_estimate else limit
@@ -167,19 +232,9 @@ def _entries(recipe: CrosscoderRecipe, found: Findings, length: Length, amounts:
     base, chat = found.models.get("base"), found.models.get("chat")
     if base and chat:
         yield Entry("models", sum(loaded_bytes(each, recipe) for each in (base, chat)), "bytes", "memory of both")
-    if amounts.d_model is None:
-        yield Entry("checkpoint", None, "bytes", "the widths of the models are not known before they are loaded")
-        return
-    number = 1 if training.devices == "auto" else training.devices
-    size = checkpoint_bytes(recipe.crosscoder, training, amounts.d_model, number)
-    yield Entry("checkpoint", size, "bytes", "disk, at most, twice while written; removed once the job has succeeded")
-    yield Entry("copy of a checkpoint", size, "bytes", "memory, if there is room; else training waits for the disk")
-    width = recipe.crosscoder.width(*amounts.d_model)
-    weights = 4 * (2 * recipe.crosscoder.num_latents * width + recipe.crosscoder.num_latents + width)
-    yield Entry("version", weights, "bytes", "disk, kept: its weights; tables and examples come on top")
-    if training.cache and length.epoch_tokens is not None:
-        size = 4 * length.epoch_tokens * sum(amounts.d_model)
-        yield Entry("cache of activations", size, "bytes", "disk, at most, kept until it is deleted")
+    if amounts.d_model is not None:
+        size = checkpoint_bytes(recipe.crosscoder, training, amounts.d_model, num_devices)
+        yield Entry("copy of a checkpoint", size, "bytes", "memory, if there is room; else training waits for the disk")
 
 
 def _speeds(recipe: CrosscoderRecipe, home: Path) -> Iterator[Speed]:

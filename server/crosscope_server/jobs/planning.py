@@ -7,6 +7,7 @@ from crosscope_proto.job_record import WorkerNote
 from crosscope_proto.recipe import Recipe
 from crosscope_proto.v1 import jobs_pb2
 from crosscope_server.errors import InvalidRequest, Violation
+from crosscope_server.jobs.disk import DiskPlan
 from crosscope_server.jobs.estimate import DevicePlan, Entry, Target
 from crosscope_server.jobs.hub import Download
 from crosscope_server.jobs.plan import Planned
@@ -50,6 +51,7 @@ def reply(
         entries=[_entry(each) for each in (*planned.entries, *earlier)],
         devices=[_device(each) for each in planned.devices],
         downloads=[_download(each) for each in planned.downloads],
+        disk=_disk(planned.disk),
     )
 
 
@@ -72,6 +74,17 @@ def _device(plan: DevicePlan) -> jobs_pb2.DevicePlan:
         ways_out=plan.ways_out,
         times=[_entry(each) for each in plan.times],
         rates=plan.rates,
+    )
+
+
+def _disk(plan: DiskPlan) -> jobs_pb2.DiskPlan:
+    return jobs_pb2.DiskPlan(
+        entries=[_entry(each) for each in plan.entries],
+        peak_bytes=plan.peak_bytes,
+        kept_bytes=plan.kept_bytes,
+        free_bytes=plan.free_bytes,
+        left_bytes=plan.left_bytes,
+        fit=_FITS[plan.fits],
     )
 
 

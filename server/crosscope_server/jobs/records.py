@@ -179,7 +179,7 @@ class JobRecords:
     async def workers(self) -> list[WorkerNote]:
         """What the job workers that listen now say of themselves; those that have gone are forgotten."""
         notes = cast("dict[str, str]", await _await(self._redis.hgetall(keys.JOB_WORKERS)))
-        found = {name: WorkerNote(**json.loads(note)) for name, note in sorted(notes.items())}
+        found = {name: WorkerNote.of(note) for name, note in sorted(notes.items())}
         since = time.time() - keys.WORKER_NOTE_S
         if gone := [name for name, note in found.items() if note.at < since]:
             await _await(self._redis.hdel(keys.JOB_WORKERS, *gone))

@@ -175,6 +175,15 @@ def _figures(found: JobFigures) -> system_pb2.QueueStatus:
                 name=note.name,
                 memory_bytes=note.memory_bytes or 0,
                 silent_s=max(0.0, now - note.at),
+                devices=[
+                    system_pb2.DeviceMemory(
+                        name=each.device,
+                        used_bytes=each.used_bytes or 0,
+                        limit_bytes=each.limit_bytes or 0,
+                        busy=each.busy,
+                    )
+                    for each in note.devices
+                ],
             )
             for note in found.workers
         ],

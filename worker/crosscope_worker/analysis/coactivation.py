@@ -1,6 +1,6 @@
 """Which latents fire together: the largest Jaccard indices between the sets of tokens on which latents fire.
 
-Counted on a uniform sample of the tokens with at most SAMPLE_ENTRIES active entries, whole tokens at a time, on the
+Counted on a uniform sample of the tokens with at most CO_ACTIVE_ENTRIES active entries, whole tokens at a time, on the
 device of the blocks. Memory: 24 bytes a sampled entry, about 100 in `strongest`, and there about PAIR_BYTES a pair for
 the pairs of a chunk; time grows with the sum of squares of the tokens' active latents.
 
@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from crosscope_proto.job_disk import CO_ACTIVE_ENTRIES
 from crosscope_worker.analysis.block import Block, scratch_bytes
 from crosscope_worker.analysis.store import runs
 from crosscope_worker.dictionary.sparse import flat_indices
 
-SAMPLE_ENTRIES = 1 << 21
 CHUNK_BYTES = 64 << 20
 """Memory for the pairs of a chunk of latents on a CPU."""
 PAIR_BYTES = 80
@@ -41,7 +41,7 @@ class CoActivation:
     sampled depends on all tokens' keys alone.
     """
 
-    def __init__(self, device: torch.device | str = "cpu", sample_entries: int = SAMPLE_ENTRIES) -> None:
+    def __init__(self, device: torch.device | str = "cpu", sample_entries: int = CO_ACTIVE_ENTRIES) -> None:
         """`device`: that of the blocks."""
         self._device = device
         self._sample_entries = sample_entries

@@ -15,13 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from crosscope_proto.job_disk import HISTOGRAM_BINS
 from crosscope_proto.roles import BASE, CHAT, NUM_ROLES, TEMPLATE_ROLES
 from crosscope_worker.analysis.block import Block, row_sums
 from crosscope_worker.dictionary.crosscoder import Crosscoder
 
 Floats = NDArray[np.float64]
 
-_BINS_PER_DECADE = 8
 _LOWEST, _HIGHEST = -6, 8
 """Decades of scaled activation that the histogram resolves; values outside fall into the outermost bins."""
 _ADDED = (
@@ -92,9 +92,7 @@ class Moments:
         self._num_texts = zeros(latents)
         self._role_mass = zeros(latents, NUM_ROLES)
         self._dataset_mass = zeros(latents, num_datasets)
-        self._edges = torch.logspace(
-            _LOWEST, _HIGHEST, (_HIGHEST - _LOWEST) * _BINS_PER_DECADE + 1, dtype=torch.float64, device=device
-        )
+        self._edges = torch.logspace(_LOWEST, _HIGHEST, HISTOGRAM_BINS + 1, dtype=torch.float64, device=device)
         self._histogram = zeros(latents, len(self._edges) - 1, dtype=torch.int64)
 
     def add(self, block: Block) -> None:

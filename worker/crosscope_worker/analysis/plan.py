@@ -16,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
+from crosscope_proto.job_disk import PART_TOKENS
 from crosscope_proto.specs import TokenPolicy
 from crosscope_worker.analysis.cutting import Cut, Cutter
 from crosscope_worker.analysis.quality import Limits
@@ -24,8 +25,6 @@ from crosscope_worker.disk import sha256
 from crosscope_worker.models.norms import NormBounds
 from crosscope_worker.tokenizer.token_policy import policy_positions
 
-PART_TOKENS = 2_000_000
-"""Tokens of a part where the recipe does not say how many parts there are."""
 _TEXTS, _PLAN = "texts.arrow", "plan.json"
 _BEHAVIOUR = pa.struct([("name", pa.string()), ("decision", pa.int32()), ("start", pa.int32()), ("end", pa.int32())])
 _SCHEMA = pa.schema(

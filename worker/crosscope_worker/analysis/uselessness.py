@@ -13,8 +13,8 @@ solved). With S = {j} the minimum of the square is at
 
 which is `beta_err^base` of math §4, clipped at zero.
 
-Memory for n = |S|, at most MAX_SET: `8 n²` bytes for the normal matrix, about four times that for a moment while a
-block is added and while it is solved, `4 n d_model` for the base rows of S, and twice RESERVOIR_BYTES for the tokens
+Memory for n = |S|, at most MAX_CHAT_ONLY: `8 n²` bytes for the normal matrix, about four times that for a moment while
+a block is added and while it is solved, `4 n d_model` for the base rows of S, and twice RESERVOIR_BYTES for the tokens
 that are kept for training, which are copied in a new order for each epoch. If the models' widths differ nothing is
 defined, and everything is NaN.
 """
@@ -31,6 +31,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from crosscope_proto.job_disk import LEAST_RESERVOIR, MAX_CHAT_ONLY, RESERVOIR_BYTES
 from crosscope_proto.roles import BASE, CHAT
 from crosscope_proto.specs import AnalysisSpec
 from crosscope_worker.analysis.block import Block
@@ -39,13 +40,7 @@ from crosscope_worker.dictionary.crosscoder import Crosscoder
 
 Floats = NDArray[np.float64]
 
-MAX_SET = 8192
-"""The largest S for which the joint scores are computed. Above it they are NaN, and `set_size` in the manifest says
-why."""
-RESERVOIR_BYTES = 128 << 20
-"""Memory for residuals kept for training, as float32. If S fires on more tokens, the residuals are a uniform sample of
-these; on other tokens the loss does not depend on the scalars."""
-BATCH_TOKENS = 1024
+BATCH_TOKENS = LEAST_RESERVOIR
 """Tokens of one training step."""
 CHECK_STEPS = 100
 """Training steps, at least, from one check of convergence to the next."""
@@ -91,7 +86,7 @@ class ChatOnlySums:
         is_defined = crosscoder.d_model[BASE] == crosscoder.d_model[CHAT] and not crosscoder.keep.decoupled
         members = chat_only.nonzero().squeeze(1)
         self.set_size = len(members)
-        self.members = members if is_defined and len(members) <= MAX_SET else members[:0]
+        self.members = members if is_defined and len(members) <= MAX_CHAT_ONLY else members[:0]
         self._base = crosscoder.model_slice(BASE)
         self._rows = crosscoder.decoder(BASE)[self.members]
         device = crosscoder.device

@@ -27,7 +27,7 @@ from crosscope_proto.logs import configure_logging
 from crosscope_proto.looks import LookManifest
 from crosscope_proto.recipe import LabelRecipe, RecipeError, parse_recipe
 from crosscope_proto.stages import STAGES
-from crosscope_store.remote import Tick
+from crosscope_store.files import Tick
 from crosscope_store.shelf import open_shelf
 from crosscope_worker.disk import is_no_room, write_whole
 from crosscope_worker.jobs.claim import MAX_MESSAGE, Claim, QueueAway

@@ -1,6 +1,6 @@
 """What a job worker says of its device, for plans: name and memory.
 
-Loads no torch: of a GPU it asks the driver's own tool. Knows nothing about Redis.
+Loads no torch: of a GPU it asks the driver's own tool (device_use.py). Knows nothing about Redis.
 """
 
 import logging
@@ -11,19 +11,11 @@ from pathlib import Path
 
 import psutil
 
+from crosscope_worker.device_use import ask_driver, num_gpus
+
 _CONTAINER = Path("/sys/fs/cgroup/memory.max")
-_ASK_S = 10.0
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Use:
-    """How much of a device is in use, by all processes; None where that is not known."""
-
-    memory_bytes: int | None
-    busy: float | None
-    """Share of the last second in which the device worked, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -46,19 +38,12 @@ class Machine:
         free = psutil.virtual_memory().available
         return free if self.memory_bytes is None else min(free, self.memory_bytes)
 
-    def use(self) -> Use:
-        """How much of the device is in use now."""
-        if self.device == "cpu":
-            whole = psutil.virtual_memory()
-            return Use(whole.total - whole.available, psutil.cpu_percent() / 100)
-        if not self.device.startswith("cuda"):
-            return Use(None, None)
-        try:
-            mebibytes, percent = (int(each) for each in _ask_driver(self.device, "memory.used,utilization.gpu"))
-        except (OSError, subprocess.SubprocessError, ValueError) as error:
-            log.debug("the use of %s is not known: %s", self.device, error)
-            return Use(None, None)
-        return Use(mebibytes << 20, percent / 100)
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Each of the devices in torch's words."""
+        if self.num_devices == 1:
+            return (self.device,)
+        return tuple(f"{self.device}:{index}" for index in range(self.num_devices))
 
 
 def one_device(said: str) -> str:
@@ -68,7 +53,7 @@ def one_device(said: str) -> str:
     """
     if said.strip() == "auto":
         try:
-            _ask_driver("cuda", "name")
+            ask_driver("cuda", "name")
         except (OSError, subprocess.SubprocessError, ValueError):
             return "cpu"
         return "cuda"
@@ -99,31 +84,8 @@ def _memory() -> int:
 def _gpu(device: str) -> Machine:
     """A GPU as nvidia-smi describes it; of unknown memory if that does not answer."""
     try:
-        *names, mebibytes = _ask_driver(device, "name,memory.total")
-        return Machine(device, ",".join(names), int(mebibytes) << 20, _num_gpus(device))
+        *names, mebibytes = ask_driver(device, "name,memory.total")
+        return Machine(device, ",".join(names), int(mebibytes) << 20, 1 if ":" in device else num_gpus())
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         log.warning("the memory of %s is not known for plans: %s", device, error)
         return Machine(device, device, None)
-
-
-def _num_gpus(device: str) -> int:
-    """Number of GPUs that torch sees where it is told `device`. Raises as `_ask_driver`."""
-    if ":" in device:
-        return 1
-    if visible := [each for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each.strip()]:
-        return len(visible)
-    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=_ASK_S).stdout
-    return max(1, len(said.split()))
-
-
-def _ask_driver(device: str, fields: str) -> list[str]:
-    """What nvidia-smi says of a GPU. Raises OSError, subprocess.SubprocessError or ValueError."""
-    index = int(number) if (number := device.partition(":")[2]).isdecimal() else 0
-    visible = [each.strip() for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each.strip()]
-    which = visible[index] if index < len(visible) else str(index)
-    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits", "-i", which]
-    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=_ASK_S).stdout
-    if not (lines := said.strip().splitlines()):
-        raise ValueError("nvidia-smi says nothing")
-    return [part.strip() for part in lines[0].split(",")]

@@ -8,7 +8,7 @@ from prometheus_client import Counter, Gauge
 
 from crosscope_proto.ages import Ages
 from crosscope_proto.exposition import new_registry, show_ages
-from crosscope_worker.jobs.machine import Machine
+from crosscope_worker.device_use import DeviceUse, UseCollector
 
 PROCESS = "jobs"
 
@@ -16,7 +16,7 @@ PROCESS = "jobs"
 class Metrics:
     """Counters and gauges of one job worker."""
 
-    def __init__(self, machine: Machine, ages: Ages) -> None:
+    def __init__(self, use: DeviceUse, ages: Ages) -> None:
         self.registry = registry = new_registry()
         self.ages = ages
         show_ages(registry, ages, PROCESS, "main loop", "queue", "job")
@@ -25,17 +25,7 @@ class Metrics:
         self._running = Gauge("crosscope_job_attempt_running", "Whether a job runs here", registry=registry)
         resident = Gauge("crosscope_job_resident_bytes", "Memory of the running job's process", registry=registry)
         resident.set_function(self._resident_bytes)
-        limit = Gauge("crosscope_device_memory_limit_bytes", "All memory of a device", ["device"], registry=registry)
-        limit.labels(machine.device).set(float("nan") if machine.memory_bytes is None else machine.memory_bytes)
-        allocated = Gauge(
-            "crosscope_device_memory_allocated_bytes",
-            "Memory of a device that is in use",
-            ["device"],
-            registry=registry,
-        )
-        allocated.labels(machine.device).set_function(lambda: _or_nan(machine.use().memory_bytes))
-        utilisation = Gauge("crosscope_device_utilisation_ratio", "Share of time the device works", registry=registry)
-        utilisation.set_function(lambda: _or_nan(machine.use().busy))
+        UseCollector(use, with_memory=True, registry=registry)
 
     def began(self, pid: int) -> None:
         """Says that a job's process runs."""
@@ -58,7 +48,3 @@ class Metrics:
             return 0 if child is None else child.memory_info().rss
         except psutil.Error:  # it ended just now
             return 0
-
-
-def _or_nan(value: float | None) -> float:
-    return float("nan") if value is None else value

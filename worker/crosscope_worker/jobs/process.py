@@ -5,7 +5,6 @@ and outcome are in its record (`crosscope_proto.job_record`). Redis may go away 
 """
 
 import contextlib
-import json
 import logging
 import os
 import signal
@@ -37,11 +36,12 @@ from crosscope_proto import job_record, keys
 from crosscope_proto.artefacts import job_folder
 from crosscope_proto.beats import EVERY_S, Beats
 from crosscope_proto.exposition import expose
-from crosscope_proto.job_record import WorkerNote
+from crosscope_proto.job_record import DeviceNote, WorkerNote
 from crosscope_proto.logs import configure_logging
 from crosscope_proto.settings import SettingsError, read_settings
 from crosscope_proto.tracing import configure_tracing
 from crosscope_store.errors import StoreError
+from crosscope_worker.device_use import DeviceUse
 from crosscope_worker.jobs.child import JobProcess
 from crosscope_worker.jobs.claim import QueueAway, is_passing, patiently
 from crosscope_worker.jobs.entry import Attempt
@@ -79,6 +79,7 @@ class JobWorker(Worker):
         kinds: Mapping[str, str],
         connection: Redis,
         machine: Machine,
+        use: DeviceUse,
         metrics: Metrics,
         moves: Callable[[], None],
     ) -> None:
@@ -92,7 +93,7 @@ class JobWorker(Worker):
             serializer=JSONSerializer,
             log_job_description=False,
         )
-        self._settings, self._kinds, self._machine = settings, kinds, machine
+        self._settings, self._kinds, self._machine, self._use = settings, kinds, machine, use
         self._metrics, self._moves = metrics, moves
         self._shelf = settings.shelf()
         self._attending = False
@@ -148,8 +149,9 @@ class JobWorker(Worker):
                 machine.memory_bytes,
                 machine.free_bytes(),
                 machine.num_devices,
+                tuple(DeviceNote(**asdict(each)) for each in self._use.last()),
             )
-            self.connection.hset(keys.JOB_WORKERS, self.name, json.dumps(asdict(note)))
+            self.connection.hset(keys.JOB_WORKERS, self.name, note.text())
             self._metrics.ages.beat("queue")
         except RedisError as error:
             if not is_passing(error):
@@ -329,7 +331,8 @@ def main(kinds: Mapping[str, str] = KINDS) -> int:
     beats = Beats.from_environment()
     threading.Thread(target=_beat, args=(beats,), name="beats", daemon=True).start()
     machine = find_machine(settings.device)
-    metrics = Metrics(machine, beats.ages)
+    use = DeviceUse(machine.devices)
+    metrics = Metrics(use, beats.ages)
     if settings.jobs_metrics_port is not None:
         try:
             expose(metrics.registry, settings.jobs_metrics_port, "CROSSCOPE_WORKER_JOBS_METRICS_PORT")
@@ -340,7 +343,7 @@ def main(kinds: Mapping[str, str] = KINDS) -> int:
     def moves() -> None:
         beats("main loop", LOOP_S)
 
-    return _work(connection, lambda: JobWorker(settings, kinds, connection, machine, metrics, moves), moves)
+    return _work(connection, lambda: JobWorker(settings, kinds, connection, machine, use, metrics, moves), moves)
 
 
 def _beat(beats: Beats) -> None:

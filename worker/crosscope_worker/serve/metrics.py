@@ -13,6 +13,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from crosscope_proto.ages import Ages
 from crosscope_proto.exposition import new_registry, show_ages
+from crosscope_worker.device_use import DeviceUse, UseCollector
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -93,6 +94,10 @@ class Metrics:
         """Shows what the process uses of a device's memory, and all of it."""
         self._allocated.labels(device).set_function(allocated)
         self._limit.labels(device).set(limit_bytes)
+
+    def watch_use(self, use: DeviceUse) -> None:
+        """Shows how much of its time each device works."""
+        UseCollector(use, with_memory=False, registry=self.registry)
 
     @contextmanager
     def device_works(self) -> Generator[None]:

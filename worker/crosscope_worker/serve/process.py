@@ -26,6 +26,7 @@ from crosscope_proto.settings import SettingsError, read_settings
 from crosscope_proto.tracing import configure_tracing
 from crosscope_proto.worker.v1 import inference_pb2_grpc
 from crosscope_store.following import Following
+from crosscope_worker.device_use import DeviceUse
 from crosscope_worker.serve.access import TokenInterceptor
 from crosscope_worker.serve.batching import Batcher
 from crosscope_worker.serve.generation import Generations
@@ -80,6 +81,7 @@ class InferenceProcess:
             settings.home, settings.device, settings.max_model_bytes, self._device_thread, settings.float32, shelf
         )
         devices = self.models.placement.devices
+        use = DeviceUse(list(map(str, devices)))
         self.batcher: DeviceQueue = Batcher(
             ask,
             self._device_thread,
@@ -102,6 +104,7 @@ class InferenceProcess:
             self._long_prompts_thread,
             settings.max_prompt_tokens,
             self.metrics,
+            use,
         )
         self.metrics.watch_memory(
             lambda: self.batcher.queued_tokens,
@@ -109,6 +112,7 @@ class InferenceProcess:
         )
         for each in devices:
             self.metrics.watch_device(str(each), functools.partial(allocated_bytes, each), device_bytes(each))
+        self.metrics.watch_use(use)
         self._metrics_port = settings.metrics_port
         self._end_metrics: Callable[[], None] | None = None
         self._health = Healths()

@@ -18,6 +18,7 @@ from crosscope_proto.rich_status import abort
 from crosscope_proto.tracing import TRACEPARENT, close_span, make_current, open_span, span
 from crosscope_proto.v1 import effects_pb2, system_pb2, types_pb2
 from crosscope_proto.worker.v1 import inference_pb2, inference_pb2_grpc
+from crosscope_worker.device_use import DeviceUse
 from crosscope_worker.serve import messages, orders
 from crosscope_worker.serve.errors import status_of
 from crosscope_worker.serve.generation import Generations
@@ -63,6 +64,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         long_prompts: Executor,
         max_prompt_tokens: int,
         metrics: Metrics,
+        use: DeviceUse,
     ) -> None:
         self._models = models
         self._generations = generations
@@ -71,6 +73,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         self._long_prompts = long_prompts
         self._max_prompt_tokens = max_prompt_tokens
         self._metrics = metrics
+        self._use = use
         self._num_calls = 0
         self.idle = asyncio.Event()
         """Set while no call is in progress."""
@@ -133,8 +136,14 @@ class Inference(inference_pb2_grpc.InferenceServicer):
     ) -> inference_pb2.DescribeResponse:
         """What the worker is and how it stands."""
         placement = self._models.placement
+        busy = {each.device: each.busy for each in self._use.last()}
         devices = [
-            system_pb2.DeviceMemory(name=str(each), used_bytes=allocated_bytes(each), limit_bytes=device_bytes(each))
+            system_pb2.DeviceMemory(
+                name=str(each),
+                used_bytes=allocated_bytes(each),
+                limit_bytes=device_bytes(each),
+                busy=busy.get(str(each)),
+            )
             for each in placement.devices
         ]
         return inference_pb2.DescribeResponse(
