@@ -4,6 +4,7 @@ Everything listens on the loopback interface and asks for a token; nothing is to
 cluster is ended with it: its processes have its folder in their environment.
 """
 
+import json
 import os
 import secrets
 import shutil
@@ -19,6 +20,7 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 NODES = """
+import json
 import sys
 from ray.cluster_utils import Cluster
 
@@ -33,10 +35,18 @@ node = {
 cluster = Cluster(initialize_head=True, head_node_args=node)
 cluster.add_node(**node)
 print(cluster.address, flush=True)
-sys.stdin.read()
+added = None
+for line in sys.stdin:
+    if added is None:
+        added = cluster.add_node(**node, env_vars=json.loads(line))
+    else:
+        cluster.remove_node(added)
+        added = None
+    print(flush=True)
 cluster.shutdown()
 """
-"""A program: two nodes with a CPU each, until its standard input ends. Prints the cluster's address."""
+"""A program: two nodes with a CPU each, until its standard input ends. Prints the cluster's address. A line of input
+adds a node with these variables, JSON, the next one takes it away; then it prints an empty line."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,23 @@ class RayCluster:
     folder: Path
     environment: Mapping[str, str]
     """Of each process that uses the cluster."""
+    starter: "subprocess.Popen[str]"
+
+    @contextmanager
+    def node(self, **variables: str) -> Iterator[None]:
+        """Within it there is a third node, whose processes have `variables` in their environment."""
+        self._ask(json.dumps(variables))
+        try:
+            yield
+        finally:
+            self._ask("")
+
+    def _ask(self, line: str) -> None:
+        assert self.starter.stdin is not None
+        assert self.starter.stdout is not None
+        self.starter.stdin.write(f"{line}\n")
+        self.starter.stdin.flush()
+        assert self.starter.stdout.readline() == "\n"
 
     def ranks(self) -> list[psutil.Process]:
         """The processes that run ranks of trainings."""
@@ -95,7 +122,7 @@ def ray_cluster(**variables: str) -> Iterator[RayCluster]:
     try:
         address = starter.stdout.readline().strip()
         assert address, log.read_text()
-        yield RayCluster(address, folder, environment)
+        yield RayCluster(address, folder, environment, starter)
     finally:
         starter.stdin.close()
         with suppress(subprocess.TimeoutExpired):

@@ -34,3 +34,11 @@ def test_a_long_traceback_loses_its_middle(tmp_path: Path) -> None:
     entry = json.loads((tmp_path / JOB_LOG).read_text())
     assert "characters are left out]" in entry["traceback"]
     assert (tmp_path / JOB_LOG).stat().st_size < 250_000
+
+
+def test_what_is_said_anew_is_written_and_what_is_said_again_waits(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, 1)
+    for message in ("step 1 of 9", "step 2 of 9", "rank 1 was killed by signal 9", "step 3 of 9"):
+        journal.say("train", message)
+    lines = [json.loads(line)["message"] for line in (tmp_path / JOB_LOG).read_text().splitlines()]
+    assert lines == ["step 1 of 9", "rank 1 was killed by signal 9"]

@@ -101,6 +101,12 @@ def test_several_devices_share_latents_and_streams(tmp_path: Path) -> None:
     found = planned(on(recipe, 4, streams=2), tmp_path, h100)
     helps = "training.devices 4: 2 of them read no texts, as there are training.streams 2, and only help with latents"
     assert helps in found.warnings
+    in_vain = (
+        "data set 'fineweb' is read in 2 streams: each reads its own files if they are Parquet and at least 2; else "
+        "each reads all of it, and 50% of that in vain"
+    )
+    assert in_vain in found.warnings
+    assert not any("in vain" in each for each in planned(on(recipe, 1), tmp_path, h100).warnings)
     (two_read,) = found.devices
     assert times(two_read)["training"] == pytest.approx(200e6 / 93_230 / 2 + 97_657 * 0.014675 / 4, rel=0.02)
     assert "4 devices, of which 2 read texts" in two_read.times[0].note

@@ -5,13 +5,17 @@ the same ones in the same order.
 """
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+def _tell_nobody(_: BaseException) -> None:
+    """What a process alone does about an error, before it raises it."""
 
 
 @dataclass(frozen=True)
@@ -20,11 +24,14 @@ class Ranks:
 
     rank: int = 0
     size: int = 1
+    tell: Callable[[BaseException], None] = field(default=_tell_nobody, compare=False)
+    """Tells whoever started the ranks of an error that ends this one. Called before anything is closed, which may wait
+    for the other ranks, or for a device that waits for them; of several calls the first counts."""
 
     @classmethod
-    def of_process_group(cls) -> "Ranks":
+    def of_process_group(cls, tell: Callable[[BaseException], None] = _tell_nobody) -> "Ranks":
         """The ranks of torch's default process group, which torchrun or Ray has started."""
-        return cls(dist.get_rank(), dist.get_world_size())
+        return cls(dist.get_rank(), dist.get_world_size(), tell)
 
     def share(self, number: int) -> slice:
         """The contiguous part of `number` things that is this rank's; parts differ by one at most."""

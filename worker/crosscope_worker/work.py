@@ -47,6 +47,18 @@ class LostClaim(Stopped):
     """Another attempt has taken over this job; this one must publish nothing."""
 
 
+class RankError(ValueError):
+    """The error of one of the processes that train together, which is its cause: it names the rank."""
+
+    def __init__(self, rank: int, num_ranks: int, error: BaseException) -> None:
+        """Takes over the notes of `error`."""
+        self.where = f"rank {rank} of {num_ranks}"
+        super().__init__(f"{self.where}: {error}")
+        self.__cause__ = error
+        for note in getattr(error, "__notes__", ()):
+            self.add_note(note)
+
+
 class Progress(Protocol):
     """Reports how far a job is. Cheap enough to call every step."""
 

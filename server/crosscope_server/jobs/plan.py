@@ -254,6 +254,18 @@ def _speeds(recipe: CrosscoderRecipe, home: Path) -> Iterator[Speed]:
             continue  # A line that another version wrote, or that was cut short.
 
 
+def _read_in_vain(recipe: CrosscoderRecipe) -> Iterator[str]:
+    """A sentence for each data set of the hub of which streams may read what is others'; the job says what is so."""
+    training = recipe.training
+    streams = training.streams or (1 if training.devices == "auto" else training.devices)
+    for spec in recipe.data if streams > 1 else ():
+        if spec.source == "hub":
+            yield (
+                f"data set {spec.name!r} is read in {streams} streams: each reads its own files if they are Parquet "
+                f"and at least {streams}; else each reads all of it, and {(streams - 1) / streams:.0%} of that in vain"
+            )
+
+
 def _oddities(recipe: CrosscoderRecipe, length: Length) -> Iterator[str]:
     """Sentences about settings of a training that can have no effect."""
     training, spec, steps, tokens = recipe.training, recipe.crosscoder, length.steps, length.tokens
@@ -263,6 +275,7 @@ def _oddities(recipe: CrosscoderRecipe, length: Length) -> Iterator[str]:
             f"training.devices {devices}: {devices - streams} of them read no texts, as there are training.streams "
             f"{streams}, and only help with latents"
         )
+    yield from _read_in_vain(recipe)
     if steps is None or tokens is None:
         yield "the length of the training is not known: give training.max_steps, or max_tokens of each data set"
         return

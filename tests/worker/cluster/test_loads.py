@@ -6,7 +6,7 @@ from pathlib import Path
 import crosscope_worker
 
 ROOM = "crosscope_worker.cluster"
-WITH_RAY = {f"{ROOM}.{name}" for name in ("connected", "mailbox", "parts", "ranks")}
+WITH_RAY = {f"{ROOM}.{name}" for name in ("connected", "mailbox", "parts", "ranks", "software")}
 
 
 def loaded_by(path: Path) -> set[str]:

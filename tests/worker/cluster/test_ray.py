@@ -1,16 +1,18 @@
 """Ranks and parts on a real Ray cluster of two nodes: what dies, fails, is cancelled or has other versions."""
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fixtures_ray import RayCluster
 
+from crosscope_worker.cluster.errors import ClusterError
 from crosscope_worker.cluster.launcher import RayLauncher
 from crosscope_worker.cluster.runner import RayRunner
 from crosscope_worker.recipes.parts import PartTask
 from crosscope_worker.recipes.ranks import RankTask
-from crosscope_worker.work import Cancelled
+from crosscope_worker.work import Cancelled, RankError
 from tests.jobs.rig import is_alive, until
 from tests.worker.cluster.cluster_runs import notes_part, sums_up
 
@@ -41,7 +43,7 @@ def test_ranks_that_die_are_started_again_and_those_that_fail_are_not(cluster: R
         if message and "waiting" not in message:
             heard.append((stage, message))
 
-    with pytest.raises(ValueError, match=r"^chats\.jsonl, line 7: the turns do not alternate") as found:
+    with pytest.raises(RankError, match=r"^rank 1 of 2: chats\.jsonl, line 7: the turns do not alternate") as found:
         RayLauncher(cluster.address, sums_up)(rank_task(tmp_path), 2, progress)
     assert heard[:2] == [
         ("train", "on cpu"),
@@ -49,7 +51,9 @@ def test_ranks_that_die_are_started_again_and_those_that_fail_are_not(cluster: R
     ], "a sentence stands where the training stood"
     assert noted(tmp_path)[1][1:] == [3, 0 + 3 + 1 + 3], "it is not tried again"
     assert found.value.__notes__ == ["Half of it is kept."]
-    assert "cluster_runs.py" in str(found.value.__cause__), "the traceback of the rank"
+    cause = found.value.__cause__
+    assert type(cause) is ValueError
+    assert "cluster_runs.py" in str(cause.__cause__), "the traceback of the rank"
     until(lambda: not cluster.ranks(), 30)
     logs = [path for path in cluster.folder.rglob("logs/**/*") if path.is_file()]
     assert logs
@@ -67,6 +71,31 @@ def test_ranks_end_with_their_job(cluster: RayCluster, tmp_path: Path) -> None:
         RayLauncher(cluster.address, sums_up)(rank_task(tmp_path), 2, cancel)
     assert len(noted(tmp_path)) == 2
     until(lambda: not any(is_alive(pid) for pid, *_ in noted(tmp_path).values()), 10)
+
+
+@pytest.mark.parametrize("has", ["a package that cannot be imported", "another version"])
+def test_a_node_with_other_software_is_named_before_anything_starts_there(
+    cluster: RayCluster, tmp_path: Path, has: str
+) -> None:
+    here = version("crosscope-worker")
+    if has == "another version":
+        (tmp_path / "crosscope_worker-0.0.1.dist-info").mkdir()
+        (tmp_path / "crosscope_worker-0.0.1.dist-info/METADATA").write_text("Name: crosscope-worker\nVersion: 0.0.1\n")
+        found = r"0\.0\.1"
+    else:
+        (tmp_path / "crosscope_worker.py").write_text("raise ImportError('nothing here')")
+        found = rf"{here} that cannot be imported \(ImportError: nothing here\)"
+    said = (
+        rf"^node 127\.0\.0\.1 of the Ray cluster has crosscope-worker {found}, and the job worker has {here}; "
+        rf"install crosscope-worker=={here} there"
+    )
+    with cluster.node(PYTHONPATH=str(tmp_path)):
+        with pytest.raises(ClusterError, match=said):
+            RayLauncher(cluster.address, sums_up)(rank_task(tmp_path), 2, lambda *_, **__: None)
+        with pytest.raises(ClusterError, match=said):
+            RayRunner(cluster.address, notes_part)(part_tasks(tmp_path), lambda *_, **__: None)
+    assert not noted(tmp_path)
+    assert not list(tmp_path.glob("00*"))
 
 
 def part_tasks(folder: Path) -> list[PartTask]:

@@ -5,8 +5,9 @@ from importlib.metadata import version
 import pytest
 from ray._private.utils import check_version_info
 
-from crosscope_worker.cluster.connected import check_versions, sentence_of, versions
+from crosscope_worker.cluster.connected import sentence_of
 from crosscope_worker.cluster.errors import ClusterError
+from crosscope_worker.cluster.software import check_versions, difference, versions
 
 
 def test_another_version_of_ray_or_python() -> None:
@@ -25,6 +26,15 @@ def test_another_version_on_a_node() -> None:
     check_versions(versions())
     here = version("torch").partition("+")[0]
     with pytest.raises(
-        ClusterError, match=rf"^node .* has torch {here}, and the job worker has 1\.0; install the same"
+        ClusterError, match=rf"^node .* has torch {here}, and the job worker has 1\.0; install torch==1\.0 there"
     ):
         check_versions(versions() | {"torch": "1.0"})
+
+
+def test_a_node_without_the_package() -> None:
+    asked = {"crosscope-worker": "2.0", "torch": "1.0"}
+    assert difference("10.0.0.2", asked | {"more": "1"}, asked) == ""
+    assert difference("10.0.0.2", {"torch": "1.0"}, asked) == (
+        "node 10.0.0.2 of the Ray cluster has no crosscope-worker, and the job worker has 2.0; install "
+        "crosscope-worker==2.0 there, for the Python that `ray start` uses"
+    )

@@ -3,14 +3,20 @@
 import json
 import os
 import signal
+import sys
+import threading
 import time
+from collections.abc import Generator
 from pathlib import Path
 
 import psutil
 import torch
+from fixtures_training import PlantedSource, make_recipe
+from torch import Tensor
 
 from crosscope_worker.ranks import Ranks
 from crosscope_worker.recipes.ranks import RankTask
+from crosscope_worker.training import train_together
 from crosscope_worker.work import Progress
 
 
@@ -48,13 +54,44 @@ def dies_then_hangs(task: RankTask, ranks: Ranks, device: str, progress: Progres
 
 
 def refuses(task: RankTask, ranks: Ranks, device: str, progress: Progress) -> None:
-    """Rank 1 meets a text that it refuses, while the other waits for it."""
+    """A training of four streams, in the middle of which rank 1 meets a text that it refuses; closing never ends."""
     _started(task, ranks)
+    recipe = make_recipe(batch_size=64, checkpoint_every=4)
+    sources = [_Reading(Path(task.folder) / "refused", ranks.rank == 1 and number == 0) for number in range(2)]
+    with torch.no_grad():
+        train_together(recipe, sources, (8, 8), Path(task.folder) / "checkpoints", progress, device, ranks)
+
+
+class _Reading(PlantedSource):
+    """A source that never closes, as if a thread of it waited for a device that waits for other ranks."""
+
+    def __init__(self, refused: Path, refuses: bool) -> None:
+        """`refused`: written when it `refuses` its tenth block."""
+        super().__init__()
+        self._refused, self._refuses = refused, refuses
+
+    def blocks(self) -> Generator[Tensor]:
+        try:
+            for number, block in enumerate(super().blocks()):
+                if self._refuses and number == 10:
+                    error = Refused("chats.jsonl, line 7", "the turns do not alternate")
+                    error.add_note("Half of it is kept.")
+                    self._refused.write_text("")
+                    raise error
+                yield block
+        finally:
+            if not self._refuses:
+                threading.Event().wait()
+
+
+def exits(task: RankTask, ranks: Ranks, device: str, progress: Progress) -> None:
+    """Rank 1 leaves without a word at the first start, and by Python's own way at the second."""
+    start = _started(task, ranks)
     ranks.sum(torch.ones(1))
-    if ranks.rank == 1:
-        error = Refused("chats.jsonl, line 7", "the turns do not alternate")
-        error.add_note("Half of it is kept.")
-        raise error
+    if ranks.rank == 1 and start == 0:
+        os._exit(0)
+    if ranks.rank == 1 and start == 1:
+        sys.exit(0)
     ranks.sum(torch.ones(1))
 
 

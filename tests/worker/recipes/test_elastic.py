@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 
 from crosscope_worker.recipes.elastic import ElasticLauncher
 from crosscope_worker.recipes.ranks import RankTask
-from crosscope_worker.work import Cancelled
+from crosscope_worker.work import Cancelled, RankError
 from tests.jobs.rig import is_alive, until
 from tests.worker.recipes import rank_runs
 
@@ -53,11 +55,28 @@ def test_ranks_that_die_or_hang_are_started_again(task: RankTask) -> None:
 
 
 def test_an_error_of_one_rank_ends_all_with_its_own_sentence(task: RankTask) -> None:
-    with pytest.raises(ValueError, match=r"^chats\.jsonl, line 7: the turns do not alternate") as found:
-        ElasticLauncher(rank_runs.refuses)(task, 2, lambda *_, **__: None)
+    """Though ranks wait for each other for half an hour, and closing what is open never ends."""
+    with pytest.raises(RankError, match=r"^rank 1 of 2: chats\.jsonl, line 7: the turns do not alternate$") as found:
+        ElasticLauncher(rank_runs.refuses)(replace(task, silent_s=1800), 2, lambda *_, **__: None)
+    took = time.time() - (Path(task.folder) / "refused").stat().st_mtime
+    assert took < 300, "CLOSE_S, and what a busy machine adds"
     assert found.value.__notes__ == ["Half of it is kept."]
-    assert "rank_runs.py" in str(found.value.__cause__), "the traceback of the rank"
+    assert isinstance(found.value.__cause__, ValueError)
+    assert "rank_runs.py" in str(found.value.__cause__.__cause__), "the traceback of the rank"
     assert len(pids(task)) == 2, "it is not tried again"
+    assert not any(map(is_alive, pids(task)))
+    assert all(path.name.startswith("step-") for path in (Path(task.folder) / "checkpoints").iterdir())
+
+
+def test_a_rank_that_leaves_ends_all(task: RankTask) -> None:
+    told: list[str] = []
+
+    def progress(_stage: str, _fraction: float, message: str = "", **_: Any) -> None:
+        told.append(message)
+
+    with pytest.raises(RankError, match=r"^rank 1 of 2: SystemExit: 0$"):
+        ElasticLauncher(rank_runs.exits)(replace(task, silent_s=1800), 2, progress)
+    assert told == ["rank 1 ended before its training; training begins again (start 2 of 4)"]
     assert not any(map(is_alive, pids(task)))
 
 

@@ -8,8 +8,9 @@ import os
 import signal
 import threading
 import traceback
-from importlib.metadata import version
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
+from typing import Any
 
 import ray
 
@@ -18,9 +19,6 @@ from crosscope_worker.cluster.devices import Node
 from crosscope_worker.cluster.errors import ClusterError
 from crosscope_worker.lifeline import die_with_parent
 from crosscope_worker.recipes.rank_reports import pickled
-
-_SOFTWARE = ("crosscope-worker", "crosscope-proto", "torch", "transformers")
-"""What has to be the same on all machines; Ray compares itself and Python."""
 
 
 def serve(address: str, pipe: Connection, parent_pid: int) -> None:
@@ -84,20 +82,9 @@ def sentence_of(error: Exception, address: str) -> str:
 
 def nodes() -> list[Node]:
     """The nodes of the cluster that live."""
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [Node(each.get("CPU", 0.0), each.get("GPU", 0.0)) for each in alive]
+    return [devices_of(each) for each in ray.nodes() if each["Alive"]]
 
 
-def versions() -> dict[str, str]:
-    """The versions here of what has to be the same everywhere; a build for the CPU is like one for CUDA."""
-    return {package: version(package).partition("+")[0] for package in _SOFTWARE}
-
-
-def check_versions(asked: dict[str, str]) -> None:
-    """Raises ClusterError if this machine has other versions than the job worker, whose are `asked`."""
-    for package, here in versions().items():
-        if asked.get(package) != here:
-            raise ClusterError(
-                f"node {ray.util.get_node_ip_address()} of the Ray cluster has {package} {here}, and the job worker "
-                f"has {asked.get(package, 'none')}; install the same version on all nodes"
-            )
+def devices_of(node: Mapping[str, Any]) -> Node:
+    """What a node has, of Ray's description of it."""
+    return Node(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))

@@ -21,6 +21,11 @@ def kind_of(nodes: Sequence[Node]) -> str:
     return "cuda" if any(node.gpus >= 1 for node in nodes) else "cpu"
 
 
+def has_device(node: Node, kind: str) -> bool:
+    """Whether a node has a device of a kind, "cuda" or "cpu"."""
+    return (node.gpus if kind == "cuda" else node.cpus) >= 1
+
+
 def num_devices(nodes: Sequence[Node]) -> int:
     """Number of GPUs of the cluster; without any, of CPUs."""
     return sum(int(node.gpus if kind_of(nodes) == "cuda" else node.cpus) for node in nodes)
@@ -30,7 +35,7 @@ def num_workers(nodes: Sequence[Node]) -> int:
     """How many things run side by side, each with a device: one a GPU, or, without any, one a node that has a CPU."""
     if kind_of(nodes) == "cuda":
         return num_devices(nodes)
-    return sum(node.cpus >= 1 for node in nodes)
+    return sum(has_device(node, "cpu") for node in nodes)
 
 
 def num_ranks(wanted: int | Literal["auto"], nodes: Sequence[Node]) -> int:

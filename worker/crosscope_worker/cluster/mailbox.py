@@ -1,6 +1,6 @@
 """What ranks on other machines tell a job, by way of an actor that keeps it until it is fetched.
 
-Knows neither what is told nor who listens.
+Does not know who listens.
 """
 
 import os
@@ -11,6 +11,8 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
+
+from crosscope_worker.recipes.rank_reports import last_words
 
 EVERY_S = 0.2
 """How often a rank sends what it has to tell, and how often that is fetched."""
@@ -42,6 +44,7 @@ class Teller:
         self._mailbox, self._rank = mailbox, rank
         self._lock, self._sending = threading.Lock(), threading.Lock()
         self._letters: list[tuple[int, str, Any]] = []
+        self._has_failed = False
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._send_on, name="teller", daemon=True)
         self._thread.start()
@@ -51,6 +54,12 @@ class Teller:
         with self._lock:
             self._letters.append((self._rank, kind, what))
         self._send()
+
+    def fail(self, error: BaseException) -> None:
+        """Tells the error that ends this rank; of several the first."""
+        if not self._has_failed:
+            self._has_failed = True
+            self.tell(*last_words(error))
 
     def close(self) -> None:
         """Sends the rest."""

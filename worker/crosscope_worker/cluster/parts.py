@@ -18,10 +18,11 @@ from ray.exceptions import (
 )
 
 from crosscope_proto.logs import configure_logging
-from crosscope_worker.cluster.connected import check_versions, nodes, versions
+from crosscope_worker.cluster.connected import nodes
 from crosscope_worker.cluster.devices import cpus_each, kind_of, num_devices, num_workers
 from crosscope_worker.cluster.driver import Tell
 from crosscope_worker.cluster.errors import ClusterError
+from crosscope_worker.cluster.software import NodeCheck, check_versions, versions
 from crosscope_worker.recipes.parts import PartTask
 from crosscope_worker.recipes.rank_reports import MAX_STARTS, pickled
 
@@ -40,8 +41,11 @@ _WAIT_S = 0.5
 def measure_parts(tell: Tell, measure: MeasurePart, tasks: Sequence[PartTask]) -> None:
     """Measures all parts; tells ("done", task), ("again", (task, how, start)) and ("waits", sentence).
 
-    Tells ("failed", …) of a task's error. Raises ClusterError if a task died at each start.
+    Tells ("failed", …) of a task's error. Raises ClusterError if a task died at each start, or if a node has other
+    software than this process.
     """
+    check_nodes = NodeCheck()
+    check_nodes()
     submit = _submitter(measure)
     starts = dict.fromkeys((task.part for task in tasks), 1)
     running = {submit(task): task for task in tasks}
@@ -60,6 +64,7 @@ def measure_parts(tell: Tell, measure: MeasurePart, tasks: Sequence[PartTask]) -
                     raise ClusterError(
                         f"{part} {how} on the Ray cluster, at the last of {MAX_STARTS} starts"
                     ) from error
+                check_nodes()
                 starts[task.part] += 1
                 tell(("again", (task, how, starts[task.part])))
                 running[submit(task)] = task

@@ -8,7 +8,6 @@ import json
 import os
 import threading
 import time
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -23,13 +22,14 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from crosscope_proto.logs import configure_logging
-from crosscope_worker.cluster.connected import check_versions, nodes, versions
+from crosscope_worker.cluster.connected import nodes
 from crosscope_worker.cluster.devices import cpus_each, num_devices
 from crosscope_worker.cluster.driver import Tell
 from crosscope_worker.cluster.errors import ClusterError
 from crosscope_worker.cluster.mailbox import EVERY_S, Mailbox, Teller
+from crosscope_worker.cluster.software import NodeCheck, check_versions, versions
 from crosscope_worker.ranks import Ranks
-from crosscope_worker.recipes.rank_reports import LINGER_S, MAX_STARTS, is_of_the_group, pickled
+from crosscope_worker.recipes.rank_reports import LINGER_S, MAX_STARTS, is_of_the_group
 from crosscope_worker.recipes.ranks import RankTask, RunRank
 from crosscope_worker.training import remove_partial
 from crosscope_worker.work import CHECKPOINTS, silent
@@ -45,8 +45,10 @@ WAITING_S = 30.0
 def train(tell: Tell, run: RunRank, task: RankTask, num_ranks: int) -> bool:
     """Runs the ranks until all have ended; tells (rank, kind, what). False if ranks died at each start.
 
-    Raises ClusterError if Ray Train gives up for another reason.
+    Raises ClusterError if Ray Train gives up for another reason, or if a node has other software than this process.
     """
+    check_nodes = NodeCheck()
+    check_nodes()
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     started = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
     mailbox = cast("ActorHandle[Mailbox]", started)
@@ -73,7 +75,8 @@ def train(tell: Tell, run: RunRank, task: RankTask, num_ranks: int) -> bool:
     fitting, waiting = _Fitting(trainer), _Waiting(num_ranks)
     fitting.start()
     while fitting.is_alive():
-        _deliver(mailbox, tell, waiting)
+        if "died" in _deliver(mailbox, tell, waiting):
+            check_nodes()  # Ranks may start on one that has come since.
         if sentence := waiting.sentence():
             tell((0, "waits", sentence))
         fitting.join(EVERY_S)
@@ -84,10 +87,13 @@ def train(tell: Tell, run: RunRank, task: RankTask, num_ranks: int) -> bool:
     raise ClusterError(f"the ranks could not be run on the Ray cluster: {said[:500]}") from fitting.error
 
 
-def _deliver(mailbox: ActorHandle[Mailbox], tell: Tell, waiting: "_Waiting") -> None:
-    for letter in ray.get(mailbox.take.remote()):
+def _deliver(mailbox: ActorHandle[Mailbox], tell: Tell, waiting: "_Waiting") -> set[str]:
+    """Passes letters on; which kinds there were."""
+    letters = ray.get(mailbox.take.remote())
+    for letter in letters:
         waiting.hear(letter[1])
         tell(letter)
+    return {kind for _, kind, _ in letters}
 
 
 class _Fitting(threading.Thread):
@@ -156,8 +162,8 @@ def _cause(error: Exception) -> tuple[int, str]:
 def _rank(config: Mapping[str, Any]) -> None:
     """The process of one rank, which Ray Train starts in torch's process group."""
     configure_logging("job")
-    ranks = Ranks.of_process_group()
-    teller = Teller(config["mailbox"], ranks.rank)
+    teller = Teller(config["mailbox"], dist.get_rank())
+    ranks = Ranks.of_process_group(teller.fail)
     teller.tell("started", (ray.util.get_node_ip_address(), os.getpid()))
     try:
         check_versions(config["versions"])
@@ -166,12 +172,13 @@ def _rank(config: Mapping[str, Any]) -> None:
             remove_partial(Path(task.folder) / CHECKPOINTS)  # Of ranks that died: all of that start have ended.
         dist.barrier()
         config["run"](task, ranks, str(ray.train.torch.get_device()), teller if ranks.rank == 0 else silent)
-    except Exception as error:  # Not raised: Ray would start all again, and log what may repeat a prompt.
+    except BaseException as error:  # Not raised: Ray would start all again, and log what may repeat a prompt.
+        teller.fail(error)
         if is_of_the_group(error):
             time.sleep(LINGER_S)
             teller.close()
             raise RuntimeError(LOST) from None
-        teller.tell("failed", (pickled(error), traceback.format_exc()))
+        teller.tell("closed", None)
         teller.close()
         threading.Event().wait()  # until the job has ended this process
     teller.close()

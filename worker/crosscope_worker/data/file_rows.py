@@ -24,6 +24,7 @@ class FileRows:
         self._spec, self._roots, self._columns = spec, roots, columns
         self.files = _files(spec, folders, roots)
         self.retries = 0
+        self.deals_part = False
 
     def read(self, first: int, wanted: Wanted | None = None) -> Iterator[tuple[int, Row]]:
         """See Rows."""

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from crosscope_proto.roots import RootError, Roots
 from crosscope_proto.specs import DataSpec
+from crosscope_worker.data.hub_files import FilePlace, about_dealing, files_to_deal, rows_of
+from crosscope_worker.data.part import WHOLE, Part
 from crosscope_worker.data.rows import DataError, Row, Tell, Wanted, said
 
 if TYPE_CHECKING:
-    from datasets import IterableDataset
+    from datasets import DatasetBuilder, IterableDataset
 
 PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0, 60.0)
 """Pauses before a failed read from the hub is tried again; after the last one the data set is given up."""
@@ -30,48 +32,62 @@ _COMMIT = re.compile(r"^hf://[^@]*@([0-9a-f]{40})/")
 class HubRows:
     """The rows of a data set of the hub, or of a folder in the hub's layout, as a stream.
 
-    A failed read is tried again after a pause, from the row where it stood, at the commit that was read first.
+    A failed read is tried again after a pause, from the row where it stood, at the commit that was read first. Where
+    files can be dealt (hub_files.py), a part opens its own alone: every `of`-th from `index` on.
     """
 
-    def __init__(self, spec: DataSpec, roots: Roots, tell: Tell) -> None:
-        self._spec, self._roots, self._tell = spec, roots, tell
+    def __init__(self, spec: DataSpec, roots: Roots, tell: Tell, part: Part = WHOLE) -> None:
+        self._spec, self._roots, self._tell, self._part = spec, roots, tell, part
         self.files: list[Path] = []
         self.retries = 0
+        self._deals_files: bool | None = None
+        """Whether files are dealt to the parts; None before that is known."""
+        self._has_told = False
+        self._commit: str | None = None
+        """Commit of the hub's repository, once it is known."""
+        self._begin()
+        _check_hub_source(spec, roots)
+
+    def _begin(self) -> None:
         self._number = 0
         """Number of the next row."""
         self._position: dict[str, Any] | None = None
         """The stream's own state before that row; None: at the beginning."""
-        self._commit: str | None = None
-        """Commit of the hub's repository, once it is known."""
-        _check_hub_source(spec, roots)
+        self._place = FilePlace()
+        """Where files are dealt: which one is read."""
+
+    @property
+    def deals_part(self) -> bool:
+        """See Rows."""
+        return bool(self._deals_files)
 
     def count(self, at_most: int | None = None) -> None:
         """See Rows."""
 
     def state(self) -> dict[str, Any]:
         """See Rows."""
-        return {"row": self._number, "position": self._position, "commit": self._commit}
+        state = {"row": self._number, "position": self._position, "commit": self._commit}
+        return state | ({"file": [self._place.file, self._place.first_row]} if self._deals_files else {})
 
     def restore(self, state: Mapping[str, Any] | None) -> None:
-        """See Rows."""
+        """See Rows. A state of an earlier version, which dealt rows, goes on like that."""
         if state is not None:
             self._number, self._position, self._commit = state["row"], state["position"], state["commit"]
+            self._place = FilePlace(*state.get("file", ()))
+            has_begun = "file" in state or state["commit"] is not None or state["position"] is not None
+            self._deals_files = "file" in state if has_begun else None
 
     def read(self, first: int, wanted: Wanted | None = None) -> Iterator[tuple[int, Row]]:
         """See Rows."""
         del wanted  # Rows come with their values.
         if self._number > first:
-            self._number, self._position = 0, None
+            self._begin()
         failures = 0
         while True:
             opened = False
             try:
-                stream = self._open()
-                for values in stream:
+                for number, values in self._rows():
                     opened, failures = True, 0
-                    number = self._number
-                    # Moved on before the row is handed on, so that a saved state does not repeat it.
-                    self._number, self._position = number + 1, stream.state_dict()
                     if number >= first:
                         yield number, Row(f"{self._spec.path} ({self._spec.split}), row {number}", values)
                 return
@@ -82,7 +98,36 @@ class HubRows:
             failures += 1
             self.retries += 1
 
-    def _open(self) -> "IterableDataset":
+    def _rows(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """The rows that are left, with their numbers, from a stream that is opened anew."""
+        stream, files = self._open()
+        if not files:
+            yield from self._rows_of(stream)
+            return
+        if self._place.file < 0:
+            self._go_to(FilePlace(self._part.index, rows_of(files[: self._part.index])))
+        while self._place.file < len(files):
+            file = self._place.file
+            yield from self._rows_of(stream.shard(len(files), file))
+            after = file + self._part.of
+            others = files[file + 1 : after] if after < len(files) else []
+            self._go_to(FilePlace(after, self._number + rows_of(others)))
+
+    def _go_to(self, place: FilePlace) -> None:
+        self._place, self._number, self._position = place, place.first_row, None
+
+    def _rows_of(self, stream: "IterableDataset") -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """The rows of a stream from the position on."""
+        if self._position is not None:
+            stream.load_state_dict(self._position)
+        for values in stream:
+            number = self._number
+            # Moved on before the row is handed on, so that a saved state does not repeat it.
+            self._number, self._position = number + 1, stream.state_dict()
+            yield number, values
+
+    def _open(self) -> tuple["IterableDataset", list[str]]:
+        """The stream of all rows, and the files if they are dealt to the parts."""
         import datasets
 
         spec = self._spec
@@ -93,9 +138,23 @@ class HubRows:
                 self._commit = found[1]
         stream = builder.as_streaming_dataset(split=spec.split)
         assert isinstance(stream, datasets.IterableDataset)  # of one split
-        if self._position is not None:
-            stream.load_state_dict(self._position)
-        return stream
+        return stream, self._dealt(builder, stream)
+
+    def _dealt(self, builder: "DatasetBuilder", stream: "IterableDataset") -> list[str]:
+        """The files if they are dealt to the parts; the first part says what becomes of them, once."""
+        if self._part.of == 1 or self._deals_files is False:
+            return []
+        files, why_not = files_to_deal(builder, stream, self._spec.split, self._part.of)
+        if self._deals_files and not files:
+            raise DataError(
+                f"data set {self._spec.name!r} has changed: {why_not}, and its files were dealt to the streams when "
+                "the training began; start the job anew"
+            )
+        if self._part.index == 0 and not self._has_told:
+            self._has_told = True
+            self._tell(f"data set {self._spec.name!r}: {about_dealing(files, why_not, self._part.of)}")
+        self._deals_files = bool(files)
+        return files
 
     def _check_file(self, file: str) -> None:
         """Raises DataError for a file of this machine that jobs may not read; a repository can name one."""

@@ -7,7 +7,10 @@ from crosscope_worker.ranks import parts
 
 @dataclass(frozen=True)
 class Part:
-    """One of several parts: of each data set, every `of`-th text of the split from `index` on."""
+    """One of several parts: of each data set, every `of`-th text of the split from `index` on.
+
+    Of a hub data set whose files can be dealt (hub_files.py), the texts of the split in every `of`-th file.
+    """
 
     index: int = 0
     of: int = 1

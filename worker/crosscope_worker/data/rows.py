@@ -33,6 +33,11 @@ class Rows(Protocol):
     retries: int
     """Reads that failed and were tried again."""
 
+    @property
+    def deals_part(self) -> bool:
+        """Whether `read` gives the rows of the reader's part alone; else it gives all. Known once a row was read."""
+        ...
+
     def read(self, first: int, wanted: Wanted | None = None) -> Iterator[tuple[int, Row]]:
         """Rows with their numbers, from number `first` on. Those that are not `wanted` may come without their values.
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,7 +88,7 @@ class TextStream:
         self._policy = policy
         self._split: Split = split
         roots = roots or Roots(folders)
-        self._rows = [open_rows(spec, folders, roots, chats.columns(spec), tell) for spec in self._data]
+        self._rows = [open_rows(spec, folders, roots, chats.columns(spec), tell, part) for spec in self._data]
         self._counts = [Counts() for _ in self._data]
         self._examples: list[str | None] = [None] * len(self._data)
         """The first refusal of each data set, whole."""
@@ -206,14 +206,14 @@ class TextStream:
 
     def _texts(self, index: int) -> Iterator[Text]:
         """Texts of one set from its next row on; advances the set's state before each text is given."""
-        rows, wanted = self._rows[index], None if self.part == WHOLE else self._has
+        rows, wanted = self._rows[index], None if self.part == WHOLE else partial(self._has, index)
         first = num_rows = self._next_row[index]
         retries = rows.retries
         for number, row in rows.read(first, wanted) if not self._is_full(index) else ():
             num_rows = number + 1
             self._counts[index].retries += rows.retries - retries
             retries = rows.retries
-            if not self._has(number):
+            if not self._has(index, number):
                 continue
             self._next_row[index] = number + 1
             text = self._text(index, row)
@@ -226,14 +226,14 @@ class TextStream:
         self._counts[index].stopped += self._is_full(index)
         self._check_end(index, num_rows)
 
-    def _has(self, number: int) -> bool:
-        """Whether the row of a number is in the split and in the part."""
-        every = self._policy.held_out_every
+    def _has(self, index: int, number: int) -> bool:
+        """Whether the row of a number in a data set is in the split and in the part."""
+        part, every = WHOLE if self._rows[index].deals_part else self.part, self._policy.held_out_every
         if self._split == "all":
-            return self.part.has(number)
+            return part.has(number)
         is_held_out, num_before = number % every == every - 1, number // every
         in_split = num_before if self._split == "held_out" else number - num_before
-        return is_held_out == (self._split == "held_out") and self.part.has(in_split)
+        return is_held_out == (self._split == "held_out") and part.has(in_split)
 
     def _text(self, index: int, row: Row) -> Text | None:
         """The text of a row, counted; None if it is left out."""
@@ -276,7 +276,7 @@ class TextStream:
     def _check_end(self, index: int, num_rows: int) -> None:
         """Raises DataError at the end of a set that gave no text, or that lost too many."""
         spec, counts = self._data[index], self._counts[index]
-        if not num_rows:
+        if not num_rows and not self._rows[index].deals_part:  # files of one part may be empty
             raise DataError(f"data set {spec.name!r} is empty: {spec.path}")
         if not counts.read and self._split == "held_out" and self.part == WHOLE:
             raise self._too_small(index, num_rows)
@@ -318,15 +318,20 @@ class TextStream:
 
 
 def open_rows(
-    spec: DataSpec, folders: Sequence[Path], roots: Roots, columns: Columns | None = None, tell: Tell = lambda _: None
+    spec: DataSpec,
+    folders: Sequence[Path],
+    roots: Roots,
+    columns: Columns | None = None,
+    tell: Tell = lambda _: None,
+    part: Part = WHOLE,
 ) -> Rows:
-    """The rows of a data set. `folders`: where relative paths are looked up, in this order.
+    """The rows of a data set, at least those of a part. `folders`: where relative paths are looked up, in this order.
 
     Raises DataError if there is no such file or if jobs may not read it.
     """
     try:
         if spec.source == "hub":
-            return HubRows(spec, roots, tell)
+            return HubRows(spec, roots, tell, part)
         return FileRows(spec, list(folders), roots, columns or Columns())
     except DataError:
         raise

@@ -39,7 +39,7 @@ from crosscope_worker.jobs.stages import Shares, weights
 from crosscope_worker.lifeline import die_with_parent
 from crosscope_worker.priority import give_way
 from crosscope_worker.sharing import READING, Sharing
-from crosscope_worker.work import Cancelled, LostClaim, Manifest, Progress, Workspace, is_out_of_memory
+from crosscope_worker.work import Cancelled, LostClaim, Manifest, Progress, RankError, Workspace, is_out_of_memory
 
 RESULT = "result.json"
 """Name of the file that a published job leaves in its folder. If the attempt dies before it reports, the next attempt
@@ -236,6 +236,10 @@ def _cut(text: str, length: int) -> str:
 
 def _cause(error: Exception, folder: Path) -> str:
     """The cause of a failure in a sentence; for an unexpected error it points to the log."""
+    if isinstance(error, RankError):
+        cause = error.__cause__
+        assert isinstance(cause, Exception)
+        return f"{error.where}: {_cause(cause, folder)}"
     if isinstance(error, OSError):
         if is_no_room(error):
             return f"The disk is full ({error.filename or folder}): free some space and retry the job."

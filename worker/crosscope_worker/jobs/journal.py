@@ -6,6 +6,8 @@ process and does not stop the job.
 
 import json
 import logging
+import math
+import re
 import time
 import traceback
 from pathlib import Path
@@ -20,7 +22,10 @@ MAX_TRACEBACK = 100_000
 LEFT_OUT = "left-out"
 """The event of the line that says how many older lines have gone."""
 SAY_EVERY_S = 10.0
-"""Least time between two lines about a stage that goes on."""
+"""Least time between two lines about a stage that goes on which say the same but for numbers."""
+_MAX_SAID = 1000
+"""Different sentences that are remembered."""
+_NUMBER = re.compile(r"\d[\d.]*")
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +37,8 @@ class Journal:
         """Makes the folder if need be; raises OSError if it cannot."""
         folder.mkdir(parents=True, exist_ok=True)
         self._path, self._attempt = folder / JOB_LOG, attempt
-        self._said_at = 0.0
+        self._said_at: dict[str, float] = {}
+        """When a sentence was said last, its numbers left out."""
 
     def write(self, event: str, **fields: object) -> None:
         """Adds a line."""
@@ -47,9 +53,12 @@ class Journal:
             log.warning("cannot write to %s (%s): %s", self._path, error.strerror, entry)
 
     def say(self, stage: str, message: str) -> None:
-        """Adds a line about a stage that goes on, unless the last one is younger than SAY_EVERY_S."""
-        if message and time.monotonic() - self._said_at >= SAY_EVERY_S:
-            self._said_at = time.monotonic()
+        """Adds a line about a stage that goes on, unless one that says the same is younger than SAY_EVERY_S."""
+        now, same = time.monotonic(), _NUMBER.sub("", message)
+        if message and now - self._said_at.get(same, -math.inf) >= SAY_EVERY_S:
+            if len(self._said_at) >= _MAX_SAID:
+                self._said_at.clear()
+            self._said_at[same] = now
             self.write("say", stage=stage, message=message)
 
     def failure(self, error: BaseException) -> None:

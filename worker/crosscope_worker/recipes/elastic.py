@@ -4,23 +4,18 @@ A rank reports through a pipe of its own. The processes meet in a file and talk 
 open to other machines. Knows nothing about what a rank does.
 """
 
-import contextlib
 import logging
-import math
 import os
-import pickle
 import signal
 import sys
 import tempfile
 import threading
 import time
-import traceback
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from multiprocessing.connection import Connection, Pipe, wait
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Self, cast
 
 import torch
 import torch.distributed as dist
@@ -28,18 +23,19 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from crosscope_proto.beats import EVERY_S, Listener
+from crosscope_proto.beats import EVERY_S
 from crosscope_proto.logs import configure_logging
 from crosscope_proto.stages import Stage
 from crosscope_worker.lifeline import die_with_parent
 from crosscope_worker.phases import Following
 from crosscope_worker.ranks import Ranks
+from crosscope_worker.recipes.rank_ears import LAST_WORDS, Ears
 from crosscope_worker.recipes.rank_reports import (
     LINGER_S,
     MAX_STARTS,
-    Elsewhere,
+    error_of,
     is_of_the_group,
-    pickled,
+    last_words,
     starting_again,
 )
 from crosscope_worker.recipes.ranks import RankTask, RunRank
@@ -51,8 +47,6 @@ _FAILED = 3
 _TERMINATE_S = 5
 """How long a rank that is asked to end may take before it is killed."""
 _TORCHS_LOGS = ("torch.distributed.elastic.multiprocessing.api", "torch.multiprocessing.spawn")
-_LAST = ("failed", "lost", "ended")
-"""What a rank tells last; after that it need not show that it lives."""
 _LOOPBACK = "lo" if sys.platform == "linux" else "lo0"
 
 
@@ -84,7 +78,7 @@ class ElasticLauncher:
 
         Raises the error of a rank, and what `progress` raises.
         """
-        with tempfile.TemporaryDirectory(prefix="crosscope-ranks-") as meeting, _Ears(num_ranks, task.beat_s) as ears:
+        with tempfile.TemporaryDirectory(prefix="crosscope-ranks-") as meeting, Ears(num_ranks, task.beat_s) as ears:
             agent = _Agent(self._run, task, Path(meeting), ears.pipes)
             agent.start()
             try:
@@ -97,8 +91,8 @@ class ElasticLauncher:
                     ears.kill()
                     ears.hear(silent)
         if ears.errors:
-            error, told = ears.errors[0]
-            raise error from Elsewhere(f"in the process of a rank:\n{told}")
+            _, rank, what = min(ears.errors)  # the first
+            raise error_of(rank, num_ranks, what)
         return _how(agent, ears)
 
 
@@ -142,91 +136,20 @@ class _Agent(threading.Thread):
             self.error = error
 
 
-class _Ears:
-    """The reading ends of the ranks' pipes, and what was heard. A context: at its end they are closed."""
-
-    def __init__(self, num_ranks: int, beat_s: float) -> None:
-        """A rank that has not moved for `beat_s` seconds is killed."""
-        both = cast("list[tuple[Connection, Connection]]", [Pipe(duplex=False) for _ in range(num_ranks)])
-        self._reading, self._beat_s = [reading for reading, _ in both], beat_s
-        self._open = list(self._reading)
-        self.pipes = [writing for _, writing in both]
-        """The writing ends, open here until all ranks have them."""
-        self._pids: dict[int, int] = {}
-        self.errors: list[tuple[Exception, str]] = []
-        """Errors of ranks that starting again cannot mend, with their tracebacks."""
-        self.hung: dict[int, str] = {}
-        """How ranks hung that were killed for it."""
-        self.lost: dict[int, str] = {}
-        """What ranks said whose calls to others failed."""
-        self._beats = Listener()
-        self._beats.started()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._beats.close()
-        for pipe in (*self._reading, *self.pipes):
-            pipe.close()
-
-    def hear(self, progress: Progress, wait_s: float = 0.1) -> bool:
-        """Takes what ranks have told, at most one message each; False if there was none. Raises as `progress`."""
-        ready = wait(self._open, timeout=wait_s)
-        for pipe in ready:
-            assert isinstance(pipe, Connection)
-            try:
-                told = pipe.recv()
-            except (EOFError, OSError, pickle.UnpicklingError):  # cut short: its process was killed
-                self._open.remove(pipe)
-                continue
-            rank = self._reading.index(pipe)
-            ends = told[0] in _LAST
-            self._beats.promise(f"rank {rank}", math.inf if ends else self._beat_s)
-            self._take(rank, told, progress)
-        if (silence := self._beats.silence()) and not self.hung:
-            rank = int(silence.part.removeprefix("rank "))
-            self.hung[rank] = f"rank {rank} hung (no sign of life for {silence.for_s:.0f} s) and was killed"
-            _kill(self._pids[rank])
-        return bool(ready)
-
-    def kill(self) -> None:
-        """Kills the ranks that have told their process id."""
-        for pid in self._pids.values():
-            _kill(pid)
-        self._pids.clear()
-
-    def _take(self, rank: int, told: tuple[str, Any], progress: Progress) -> None:
-        kind, what = told
-        if kind == "started":
-            self._pids[rank] = what
-            if len(self._pids) == len(self.pipes):
-                for pipe in self.pipes:  # So that a pipe ends with its process.
-                    pipe.close()
-        elif kind == "progress":
-            positional, named = what
-            progress(*positional, **named)
-        elif kind == "failed":
-            self.errors.append((pickle.loads(what[0]), what[1]))  # from our own process
-        elif kind == "lost":
-            self.lost[rank] = what
-
-
-def _kill(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-
-
-def _how(agent: _Agent, ears: _Ears) -> str:
+def _how(agent: _Agent, ears: Ears) -> str:
     """How a rank died, as a part of a sentence; empty if none did."""
     if agent.error is not None:
         raise agent.error
-    if agent.failure is None:
+    if agent.failure is None or ears.all_ended:
         return ""
     if ears.hung:
         return next(iter(ears.hung.values()))
-    rank, failure = min(agent.failure.failures.items(), key=lambda item: (item[1].exitcode > 0, item[1].timestamp))
-    if failure.exitcode < 0:
+    failures = agent.failure.failures
+    is_ours = ears.killed and not failures.keys() & set(ears.left)
+    if is_ours and ears.left:
+        return f"rank {ears.left[0]} ended before its training"
+    rank, failure = min(failures.items(), key=lambda item: (item[1].exitcode > 0, item[1].timestamp))
+    if failure.exitcode < 0 and not is_ours:
         return f"rank {rank} was killed by signal {-failure.exitcode}"
     if ears.lost:
         rank, said = next(iter(ears.lost.items()))
@@ -249,14 +172,12 @@ def _rank(
     threading.Thread(target=teller.live, name="beats", daemon=True).start()
     try:
         device = _joined(task, rank, size, threads, meeting)
-        run(task, Ranks.of_process_group(), device, teller if rank == 0 else silent)
-    except Exception as error:  # The job's process raises it; a traceback here might repeat a prompt.
+        run(task, Ranks.of_process_group(teller.fail), device, teller if rank == 0 else silent)
+    except BaseException as error:  # The job's process raises it; a traceback here might repeat a prompt.
+        teller.fail(error)
         if is_of_the_group(error):
-            teller.tell("lost", " ".join(str(error).split())[:200])
             time.sleep(LINGER_S)
-        else:
-            teller.tell("failed", (pickled(error), traceback.format_exc()))
-        sys.exit(_FAILED)
+        os._exit(_FAILED)  # Python's own end would wait for threads, and the process group's for other ranks.
     teller.tell("ended", None)
     dist.destroy_process_group()
 
@@ -292,10 +213,15 @@ class _Teller:
             with self._lock:
                 if self._has_ended:
                     return
-                self._has_ended = kind in _LAST
+                self._has_ended = kind in LAST_WORDS
                 self._pipe.send((kind, what))
         except OSError:
             os._exit(_FAILED)
+
+    def fail(self, error: BaseException) -> None:
+        """Tells the error that ends this rank, and when it came; of several the first."""
+        kind, what = last_words(error)
+        self.tell(kind, (time.monotonic(), what))
 
     def live(self) -> None:
         """Shows for ever that this process moves."""

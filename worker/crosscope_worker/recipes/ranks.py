@@ -76,8 +76,9 @@ class Launcher(Protocol):
     def __call__(self, task: RankTask, num_ranks: int, progress: Progress) -> None:
         """Runs `rank.run_rank` in `num_ranks` processes until the training has ended.
 
-        `progress` hears what the first rank reports, and of ranks that died. Raises what the job should end with: the
-        error of a rank, TrainingError if ranks die again and again, and what `progress` raises; then no rank is left.
+        `progress` hears what the first rank reports, and of ranks that died. Raises what the job should end with:
+        RankError of the first rank that has an error, TrainingError if ranks die again and again, and what `progress`
+        raises. Then no rank is left, or none in a few seconds, whatever the ranks wait for.
         """
         ...
 

@@ -28,7 +28,8 @@ def make_crosscoder(recipe: CrosscoderRecipe, workspace: Workspace, progress: Pr
 
     Continues from the job's newest checkpoint; if this job has already published, returns what it published. Raises
     PairError, DataError, CacheError, HarvestError, TrainingError, CheckpointError, AnalysisError, ClusterError (all
-    ValueError), CacheFull, PublishError (OSError), and whatever `progress` and `workspace.fence` raise.
+    ValueError), CacheFull, PublishError (OSError), RankError with one of these as its cause, and whatever `progress`
+    and `workspace.fence` raise.
     """
     if (published := already_published(recipe.name, workspace, progress)) is not None:
         return published

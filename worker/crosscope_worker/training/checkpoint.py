@@ -101,7 +101,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, group: Group = ONE) ->
     """Writes what this rank holds of `folder/step-N`; the first rank waits for the others, and removes older ones.
 
     An existing `folder/step-N` is whole and stays. Raises OSError, for instance when the disk is full; then the
-    previous checkpoint stays.
+    previous checkpoint stays, and of several ranks also what is half written (`remove_partial`).
     """
     target = folder / f"step-{checkpoint.step:09d}"
     if target.exists():
@@ -124,7 +124,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, group: Group = ONE) ->
             ) from error
         raise
     finally:
-        if group.rank == 0:
+        if len(group.rows) == 1:  # Else others may still write there; whoever has started them removes it.
             shutil.rmtree(partial, ignore_errors=True)
 
 

@@ -7,7 +7,8 @@ nothing about models or texts: activations come from ActivationSources, one a st
 import math
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,14 +103,23 @@ def train_together(
     Gives the trainer of this rank's latents. The whole result is in the last checkpoint (`saved_result`). If `progress`
     raises Stopped on one rank, all stop at the same step.
     """
-    try:
+    with _told(recipe, d_model, torch.device(device), ranks):
         return _train(recipe, sources, d_model, folder, progress, torch.device(device), ranks)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+
+
+@contextmanager
+def _told(recipe: CrosscoderRecipe, d_model: tuple[int, int], device: torch.device, ranks: Ranks) -> Generator[None]:
+    """Tells of an error at once (`Ranks.tell`). One of memory that ran out becomes a TrainingError."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, RuntimeError | MemoryError) or not is_out_of_memory(error):
+            ranks.tell(error)
             raise
-        needed = memory.needed(recipe.crosscoder, recipe.training, d_model, torch.device(device).type, ranks.size)
-        values = memory.values_of(recipe.crosscoder, recipe.training)
-        raise TrainingError(memory.ran_out(needed, values)) from error
+        needed = memory.needed(recipe.crosscoder, recipe.training, d_model, device.type, ranks.size)
+        said = TrainingError(memory.ran_out(needed, memory.values_of(recipe.crosscoder, recipe.training)))
+        ranks.tell(said)
+        raise said from error
 
 
 def num_streams(recipe: CrosscoderRecipe, folder: Path, num_devices: int) -> int:
@@ -177,7 +187,7 @@ def _train(
 
     with Batches(sources, training, ranks, device, sum(d_model)) as batches:
         group = Group(parts(recipe.crosscoder.num_latents, ranks.size), ranks.rank, batches.num_streams, start)
-        with CheckpointWriter(folder, say, group) as checkpoints:
+        with CheckpointWriter(folder, say, group) as checkpoints, _told(recipe, d_model, device, ranks):
             if saved is not None:
                 _restore(trainer, batches, saved)
             else:
