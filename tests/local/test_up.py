@@ -15,10 +15,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from fixtures_waiting import PATIENCE_S, until
 
 from crosscope import Client, Unauthorized
 from crosscope_proto import access
-from tests.local.small_programs import alive, eventually
+from tests.local.small_programs import alive
 
 COMMAND = [sys.executable, "-c", "from crosscope.cli import main; main()"]
 
@@ -64,7 +65,7 @@ class Up:
         """Sends a signal; the exit code and the seconds that it took."""
         begun = time.monotonic()
         self.process.send_signal(number)
-        code = self.process.wait(20)
+        code = self.process.wait(PATIENCE_S)
         took = time.monotonic() - begun
         self._reader.join()
         return code, took
@@ -81,7 +82,7 @@ class Up:
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     started = Up(tmp_path_factory.mktemp("up") / "home", "--no-app")
     try:
-        assert eventually(lambda: started.said("^Ready after") or started.process.poll() is not None, 90), started.lines
+        until(lambda: started.said("^Ready after") or started.process.poll() is not None, 2 * PATIENCE_S)
         assert started.said("^Ready after"), started.lines
         yield started
     finally:
@@ -108,7 +109,7 @@ def test_a_process_that_is_killed_comes_back(up: Up, name: str) -> None:
     assert first
     up_before = up.times_said(f"^{name} is back")
     os.kill(first, signal.SIGKILL)
-    assert eventually(lambda: up.times_said(f"^{name} is back") > up_before, 60), up.lines
+    until(lambda: up.times_said(f"^{name} is back") > up_before, seen=lambda: up.lines)
     assert up.said(f"^{name} was killed by SIGKILL. Starting it again in ")
     assert process_of(up, name) not in (None, first)
     assert up.process.poll() is None
@@ -119,10 +120,10 @@ def test_a_server_that_is_stopped_comes_back(up: Up) -> None:
     assert first
     back_before = up.times_said("^server is back")
     os.kill(first, signal.SIGSTOP)
-    assert eventually(lambda: up.said("^server hung") and process_of(up, "server") not in (None, first), 60), up.lines
+    until(lambda: up.said("^server hung") and process_of(up, "server") not in (None, first), seen=lambda: up.lines)
     assert up.said("^server hung .no sign of life from its event loop for 1. s. and was killed. Starting it again in ")
     assert not alive(first)
-    assert eventually(lambda: up.times_said("^server is back") > back_before, 60), up.lines
+    until(lambda: up.times_said("^server is back") > back_before, seen=lambda: up.lines)
 
 
 def test_this_person_is_known_by_the_home_and_others_are_refused(up: Up) -> None:
