@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 from fixtures_artefacts import write_crosscoder
 from fixtures_server import Front, run_front
+from fixtures_waiting import PATIENCE_S
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
@@ -67,9 +68,9 @@ async def code_of(call: Any) -> grpc.StatusCode:
     return grpc.StatusCode.OK
 
 
-async def until(call: Any, wanted: grpc.StatusCode) -> None:
+async def ends_with(call: Any, wanted: grpc.StatusCode) -> None:
     """Asks until a call ends with a status."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while await code_of(call()) is not wanted:
             await asyncio.sleep(0.05)
 
@@ -129,14 +130,14 @@ async def test_tokens_that_are_revoked_added_or_expired_while_the_server_runs(fr
     with pytest.raises(grpc.aio.AioRpcError, match="'old' has expired"):
         await front.latents.ListCrosscoders(LIST, metadata=bearer("old"))
     write(tmp_path, entry("new", "read"))
-    await until(lambda: front.latents.ListCrosscoders(LIST, metadata=bearer("ann")), NO_TOKEN)
-    await until(lambda: front.latents.ListCrosscoders(LIST, metadata=bearer("new")), grpc.StatusCode.OK)
+    await ends_with(lambda: front.latents.ListCrosscoders(LIST, metadata=bearer("ann")), NO_TOKEN)
+    await ends_with(lambda: front.latents.ListCrosscoders(LIST, metadata=bearer("new")), grpc.StatusCode.OK)
 
 
 async def test_a_list_that_cannot_be_read_refuses_all_its_tokens_and_no_other(front: Front, tmp_path: Path) -> None:
     own = (tmp_path / access.OWN_TOKEN).read_text().strip()
     (tmp_path / access.TOKENS).write_text("{")
-    await until(lambda: front.latents.ListCrosscoders(LIST, metadata=bearer("ann")), NO_TOKEN)
+    await ends_with(lambda: front.latents.ListCrosscoders(LIST, metadata=bearer("ann")), NO_TOKEN)
     assert await code_of(front.latents.ListCrosscoders(LIST, metadata=bearer(own))) is grpc.StatusCode.OK
 
 
