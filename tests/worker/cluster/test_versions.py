@@ -1,15 +1,20 @@
-"""A cluster or a node with other versions than the job worker: a sentence with both."""
+"""A cluster or a node with other versions than the job worker: a sentence with both.
+
+Ray is loaded by the tests, not with this module, which every process of the suite reads.
+"""
 
 from importlib.metadata import version
 
 import pytest
-from ray._private.utils import check_version_info
 
-from crosscope_worker.cluster.connected import check_versions, sentence_of, versions
 from crosscope_worker.cluster.errors import ClusterError
 
 
 def test_another_version_of_ray_or_python() -> None:
+    from ray._private.utils import check_version_info
+
+    from crosscope_worker.cluster.connected import sentence_of
+
     with pytest.raises(RuntimeError) as found:  # as ray.init raises it
         check_version_info({"ray_version": "2.50.0", "python_version": "3.10.1"}, "10.0.0.1")
     said = sentence_of(found.value, "10.0.0.1:6379")
@@ -22,6 +27,8 @@ def test_another_version_of_ray_or_python() -> None:
 
 
 def test_another_version_on_a_node() -> None:
+    from crosscope_worker.cluster.connected import check_versions, versions
+
     check_versions(versions())
     here = version("torch").partition("+")[0]
     with pytest.raises(
