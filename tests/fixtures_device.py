@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc.aio
 from fixtures_server import CountingWorker, code_of, text_of, tokens_of
+from fixtures_waiting import PATIENCE_S
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from crosscope_proto.v1 import types_pb2
@@ -73,7 +74,7 @@ async def run_device(
     )
     assert process.stdout is not None
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             assert await process.stdout.readline() == b"serves\n"
         yield process
     finally:

@@ -9,7 +9,6 @@ import dataclasses
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ import torch
 from fixtures_artefacts import write_crosscoder
 from fixtures_looks import write_look
 from fixtures_messages import MARK, Maker, damaged
+from fixtures_ports import free_port
 from fixtures_serve import LATENTS, LAYER, random_crosscoder
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import DecodeError
@@ -104,7 +104,7 @@ class Stack:
         self.folder, self.home = folder, folder / "home"
         self.version_id = write_home(self.home)
         self.queue_url = f"unix://{folder}/queue.sock"
-        self.server_address, self.worker_address = (f"127.0.0.1:{_free_port()}" for _ in range(2))
+        self.server_address, self.worker_address = (f"127.0.0.1:{free_port()}" for _ in range(2))
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, **settings: str) -> None:
@@ -372,9 +372,3 @@ def leaks(log: str) -> list[str]:
     """Lines of a log that hold text of a request or a traceback, or tell of a bug."""
     signs = (MARK, "Traceback", '"exception"', '"bug"', "never retrieved")
     return [line[:1000] for line in log.splitlines() if any(sign in line for sign in signs)]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

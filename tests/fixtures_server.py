@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from fixtures_waiting import PATIENCE_S
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
@@ -178,7 +179,7 @@ class Front:
         """Waits until prompts are served, or are not."""
         wanted = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         call = self.health.Watch(health_pb2.HealthCheckRequest(service="crosscope.v1.Prompts"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             async for reply in call:
                 if reply.status == wanted:
                     break
@@ -204,7 +205,7 @@ async def run_cache(path: Path) -> AsyncGenerator[asyncio.subprocess.Process]:
     )
     assert process.stdout is not None
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while b"eady to accept connections" not in await process.stdout.readline():
                 assert process.returncode is None
         yield process

@@ -7,11 +7,12 @@ from functools import cache
 from urllib.parse import urlsplit
 
 import pytest
+from fixtures_waiting import PATIENCE_S
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from tests.app.stack import OpenPage, Stack, settle
+from tests.app.stack import SETTLED, OpenPage, Stack, settle
 
-TIMEOUT_MS = 30_000
+TIMEOUT_MS = 1000 * PATIENCE_S
 CHROMIUM_FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -60,6 +61,7 @@ def contexts(chromium: Browser) -> Iterator[Callable[[int, bool], BrowserContext
         scheme = "dark" if dark else "light"
         made = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
         made.set_default_timeout(TIMEOUT_MS)
+        made.add_init_script(SETTLED)
         return made
 
     yield context
@@ -100,6 +102,8 @@ def is_elsewhere(url: str) -> bool:
 def page(chromium: Browser) -> Iterator[Page]:
     """A page of a browser that knows nothing."""
     context = chromium.new_context()
+    context.set_default_timeout(TIMEOUT_MS)
+    context.add_init_script(SETTLED)
     expect.set_options(timeout=TIMEOUT_MS)
     yield context.new_page()
     context.close()

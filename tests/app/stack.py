@@ -1,13 +1,12 @@
 """The processes behind the app in tests: a server on planted artefacts, a queue, and a planted worker."""
 
 import contextlib
+import itertools
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Generator
@@ -15,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
+from fixtures_ports import free_port
+from fixtures_waiting import PATIENCE_S, until
 from grpc_health.v1 import health, health_pb2_grpc
 from playwright.sync_api import Page
 
@@ -39,9 +40,7 @@ class Stack:
         self._processes: list[subprocess.Popen[bytes]] = []
         self.planted = PlantedWorker()
         self._worker: grpc.Server | None = None
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
 
     def plant(self) -> None:
@@ -65,11 +64,11 @@ class Stack:
     def start_server(self) -> None:
         self._start("crosscope_server")
         with grpc.insecure_channel(self.address) as channel:
-            grpc.channel_ready_future(channel).result(timeout=60)
+            grpc.channel_ready_future(channel).result(timeout=PATIENCE_S)
 
     def start_app(self, **settings: str) -> None:
         """Starts the app; everyone who reaches it acts with the home's own token, unless the settings say otherwise."""
-        self._start("crosscope.app", **settings)
+        self.app_pid = self._start("crosscope.app", **settings).pid
         until(lambda: answers(f"{self.url}/_stcore/health"))
 
     @contextlib.contextmanager
@@ -89,7 +88,7 @@ class Stack:
             yield
         finally:
             process.terminate()
-            process.wait(10)
+            process.wait(PATIENCE_S)
 
     @property
     def queue_url(self) -> str:
@@ -99,14 +98,14 @@ class Stack:
         for process in reversed(self._processes):
             process.terminate()
         for process in self._processes:
-            process.wait(10)
+            process.wait(PATIENCE_S)
         if self._worker:
             self.planted.free.set()
             self._worker.stop(None).wait()
         self.client.close()
         shutil.rmtree(self.folder)
 
-    def _start(self, module: str, *arguments: str, **settings: str) -> None:
+    def _start(self, module: str, *arguments: str, **settings: str) -> subprocess.Popen[bytes]:
         environment = {
             **os.environ,
             "CROSSCOPE_HOME": str(self.home),
@@ -124,6 +123,7 @@ class Stack:
                 [sys.executable, "-m", module, *arguments], env=environment, stdout=log, stderr=subprocess.STDOUT
             )
         self._processes.append(process)
+        return process
 
 
 def answers(url: str) -> bool:
@@ -132,14 +132,6 @@ def answers(url: str) -> bool:
             return reply.status == 200
     except (urllib.error.URLError, OSError):
         return False
-
-
-def until(holds: Callable[[], bool], timeout_s: float = 60.0) -> None:
-    """Waits for something that tells nobody when it happens."""
-    ends_at = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < ends_at, f"not so within {timeout_s} s"
-        time.sleep(0.05)
 
 
 @contextlib.contextmanager
@@ -152,6 +144,13 @@ def slow_worker(stack: Stack) -> Generator[None]:
         stack.planted.free.set()
 
 
+SETTLED = (Path(__file__).parent / "settled.js").read_text()
+"""A script for every page of a browser's context, without which it never settles."""
+
+
+_WAITS = itertools.count()
+
+
 def settle(page: Page) -> None:
-    """Waits until Streamlit has drawn what the script gave it."""
-    page.locator('[data-testid="stApp"][data-test-script-state="notRunning"]').wait_for()
+    """Waits until all runs of the script that the page has asked for have ended and are drawn; clicks of now count."""
+    page.wait_for_function("(wait) => window.hasSettled(wait)", arg=next(_WAITS))

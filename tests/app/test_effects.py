@@ -57,10 +57,8 @@ def test_steer_page_restores_its_url_and_answers_side_by_side(stack: Stack, open
     expect(tokens.nth(1)).to_have_attribute("aria-label", re.compile("left out of training and analysis: .*norm"))
     expect(tokens).to_have_count(4)
     expect(page.locator(".strip").nth(3).locator(".left-out")).to_have_count(1)
-    left, right = (page.locator(".strip").nth(i).bounding_box() for i in (0, 1))
-    assert left is not None
-    assert right is not None
-    assert left["y"] == right["y"]
+    heights = page.locator(".strip").evaluate_all("(all) => all.map((strip) => strip.getBoundingClientRect().y)")
+    assert heights[0] == heights[1]
     first.press("Enter")
     expect(page).to_have_url(re.compile(r"token=3\.0"))
     expect(page.get_by_text("Log-probability −0.25, probability 77.9%.")).to_be_visible()

@@ -29,6 +29,7 @@ def test_labels_are_written_shown_walked_and_imported(stack: Stack, open_page: O
     settle(page)
     page.get_by_role("button", name="☆").click()
     expect(page.get_by_role("button", name="★")).to_be_visible()
+    settle(page)
     found = words.get(7)
     assert (found.text, found.star is not None) == ("refusals", True)
 

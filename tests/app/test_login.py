@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+from fixtures_waiting import until
 from playwright.sync_api import Page, expect
 
 from tests.app.stack import Stack, settle
@@ -53,8 +54,13 @@ def test_others_are_asked_and_act_as_themselves_until_their_token_is_revoked(app
     said.blur()
     expect(page.get_by_text("needs the role 'run'").first).to_be_visible()
     write(app)
-    page.wait_for_timeout(3000)  # the server looks at its tokens twice a second, the app at the cards every other one
-    page.get_by_role("link", name="Overview").click()
-    expect(page.locator("h1").first).to_have_text("Your token is refused")
+
+    def is_refused() -> bool:
+        """The server looks at its tokens twice a second, the app at the cards every other one."""
+        page.get_by_role("link", name="Overview").click()
+        settle(page)
+        return page.locator("h1").first.inner_text() == "Your token is refused"
+
+    until(is_refused)
     page.get_by_role("button", name="Log in again").click()
     expect(page.locator("h1").first).to_have_text("Who are you?")

@@ -145,12 +145,8 @@ def test_tables_say_what_columns_and_missing_or_largest_values_mean(
     settle(page)
     expect(page.locator("tbody")).not_to_contain_text("**")
     expect(page.locator("td").get_by_text(re.compile("^(None|nan)$"))).to_have_count(0)
+    page.get_by_role("link", name="useless alone").hover()
     tip = page.locator(".tip", has_text="≥ 11.5 is the largest value that the analysis can give")
-    for _ in range(20):  # A table that is drawn again under the pointer hides it.
-        page.mouse.move(0, 0)
-        page.get_by_role("link", name="useless alone").hover()
-        if tip.is_visible():
-            break
     expect(tip).to_be_visible()
     expect(page.get_by_text(re.compile("1 lie at 11.5 in base uselessness, alone"))).to_be_visible()
     with page.expect_download() as download:
@@ -213,6 +209,7 @@ def test_back_from_the_lab_shows_the_latent_that_was_left(stack: Stack, open_pag
     expect(page.locator(".strip .token").first).to_be_visible()
     page.go_back()
     expect(page.locator("h1")).to_have_text("Latent 9")
+    settle(page)
     page.get_by_role("button", name="Next").click()
     expect(page.locator("h1")).not_to_have_text("Latent 9")
     page.go_back()
@@ -268,6 +265,7 @@ def test_a_recipe_that_has_run_is_the_start_and_is_kept(stack: Stack, open_page:
     assert start == parse_recipe(json.dumps({**recipe, "name": "my-crosscoder"}))
     page.get_by_role("button", name="Check", exact=True).click()
     expect(page.get_by_role("alert")).to_contain_text("no file matches documents.jsonl")
+    settle(page)
     field.fill(field.input_value().replace("documents.jsonl", "a.jsonl").replace("chats.jsonl", "a.jsonl"))
     (stack.home / "a.jsonl").write_text(
         '{"text": "a red boat", "turns": [{"role": "user", "content": "hello"}]}\n' * 40
@@ -280,6 +278,7 @@ def test_a_recipe_that_has_run_is_the_start_and_is_kept(stack: Stack, open_page:
     expect(page.get_by_text("no job worker listens now: whether it fits is unknown")).to_be_visible()
     expect(page.get_by_role("table", name="no job worker listens now: times and memory")).to_contain_text("unknown")
     expect(page.get_by_role("alert").filter(has_text="steps")).not_to_have_count(0)
+    settle(page)
     page.get_by_role("radio", name="crosscoder").click()
     settle(page)
     page.get_by_role("combobox", name=re.compile("^.*variant")).click()
@@ -287,6 +286,7 @@ def test_a_recipe_that_has_run_is_the_start_and_is_kept(stack: Stack, open_page:
     expect(field).to_have_value(re.compile("variant: l1"))
     expect(field).not_to_have_value(re.compile(" k:"))  # the other variant's field went with it
     expect(page.locator(".xs-wrong")).to_contain_text("mu")
+    settle(page)
     field.fill("kind: mine")
     field.blur()
     settle(page)

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 from fixtures_ports import free_port
+from fixtures_waiting import until
 from playwright.sync_api import Page, expect
 
-from tests.app.stack import Stack, answers, until
+from tests.app.stack import Stack, answers
 from tests.app.tokens import ann, write
 
 pytestmark = pytest.mark.browser

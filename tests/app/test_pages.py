@@ -66,14 +66,13 @@ def test_a_verdict_stands_beside_the_class_and_filters_by_url_and_by_hand(stack:
     page.get_by_text("Filters and axes").wait_for()
     page.get_by_role("button", name="contradicted", exact=True).click()
     expect(page).to_have_url(re.compile("verdict=contradicted"))
+    settle(page)
     expect(page.get_by_text(f"{len(found)} latents", exact=True)).to_be_visible()
     cells = page.locator("tbody tr").first.locator("td")
     expect(cells.nth(2)).to_have_text("chat-only · contradicted")
     page.get_by_role("link", name="class", exact=True).click()
     expect(page).to_have_url(re.compile("order=verdict"))
-    expect(page.get_by_role("columnheader", name="class")).to_have_attribute(
-        "aria-sort", re.compile("ascending|descending")
-    )
+    settle(page)
     page.locator("tbody tr").first.click()
     expect(page.locator("h1")).to_have_text(f"Latent {found[0].id}")
     expect(page.locator(".xs-verdict")).to_have_text(str(found[0].verdict))
@@ -115,6 +114,7 @@ def test_the_most_telling_latents_are_those_that_base_lacks(judged: str, open_pa
     expect(page.get_by_text("2 of 3 · verdict, best first")).to_be_visible()
     reasons = "supported: ν err 0.05 ± 0.01 < 0.2, ν rec 0.1 ± 0.01 < 0.5; specific to chat"
     expect(page.locator(".xs-verdict")).to_have_text(reasons)
+    settle(page)
     page.get_by_role("button", name="Next").click()
     expect(page.locator(".xs-verdict")).to_have_text("weak: activation ratio 0.4 > 0.15; specific to chat")
 
@@ -296,9 +296,11 @@ def test_jobs_are_checked_submitted_and_cancelled(stack: Stack, open_page: OpenP
     recipe.fill(good.replace("layer: 2", "layer: 2\nlayr: 3"))
     page.get_by_role("button", name="Check").click()
     expect(page.get_by_role("alert")).to_contain_text("layr")
+    settle(page)
     recipe.fill(good)
     page.get_by_role("button", name="Submit", exact=True).click()
     expect(page.get_by_text("Queued as")).to_be_visible()
+    settle(page)
     expect(page.get_by_text("my-crosscoder · crosscoder · queued")).to_be_visible()
     page.get_by_role("button", name="Cancel").click()
     expect(page.get_by_text("my-crosscoder · crosscoder · cancelled")).to_be_visible()
@@ -312,10 +314,12 @@ def test_jobs_are_checked_submitted_and_cancelled(stack: Stack, open_page: OpenP
 
 def test_a_chosen_theme_holds_on_every_page(stack: Stack, open_page: OpenPage) -> None:
     page = open_page(stack.url)
-    background = "getComputedStyle(document.querySelector('.stApp')).backgroundColor"
+    app = "document.querySelector('.stApp')"
+    shows = f"(colour) => {app} && getComputedStyle({app}).backgroundColor === colour"
     for name, colour in (("dark", "rgb(20, 23, 27)"), ("as the system", "rgb(253, 253, 252)")):
         page.get_by_label("Theme").select_option(label=name)
-        page.wait_for_function(f"(colour) => document.querySelector('.stApp') && {background} === colour", arg=colour)
+        page.wait_for_function(shows, arg=colour)
         page.goto(f"{stack.url}/jobs")
         page.get_by_label("Theme").wait_for()
-        assert page.evaluate(background) == colour
+        settle(page)
+        assert page.evaluate(shows, colour)

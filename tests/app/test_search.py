@@ -4,7 +4,7 @@ import pytest
 from playwright.sync_api import expect
 
 from crosscope import _tables
-from tests.app.stack import OpenPage, Stack
+from tests.app.stack import OpenPage, Stack, settle
 
 pytestmark = pytest.mark.browser
 
@@ -20,6 +20,8 @@ def test_a_search_shows_what_the_sdk_finds_and_opens_its_latent(stack: Stack, op
     table.locator("tbody tr").first.get_by_role("link").first.click()
     expect(page.locator("h1")).to_have_text(f"Latent {found[0].latent.id}")
     page.go_back()
+    expect(page.locator("h1")).to_have_text("Search")
+    settle(page)
     page.get_by_role("textbox", name="Text").fill("<b>**x</b>")
     page.get_by_role("textbox", name="Text").press("Enter")
     expect(page.get_by_text("No latent was found.")).to_be_visible()

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from fixtures_waiting import until
 
 from bench.gpu import __main__ as command
 from bench.gpu import schedule, table, tests
@@ -75,31 +76,32 @@ def test_without_a_device_a_section_points_to_the_dry_run(capsys: pytest.Capture
     assert "no CUDA device; --dry runs" in capsys.readouterr().err
 
 
-def hold(lock: str, use: Any, seconds: float, taken: Any) -> None:
+def hold(lock: str, use: Any, may_end: Any, taken: Any) -> None:
     os.environ[LOCK] = lock
     run = Run(dry=False)
     run.sync = lambda: None  # No device is needed to take turns.
     with run.turn(use):
         taken.put((use, time.monotonic()))
-        time.sleep(seconds)
+        may_end.wait()
         taken.put((f"{use} ended", time.monotonic()))
 
 
 def test_parts_that_measure_are_alone_and_checks_are_not(tmp_path: Path):
     lock, spawn = str(tmp_path / "device"), multiprocessing.get_context("fork")
     taken: Any = spawn.SimpleQueue()
+    may_end = spawn.Event()
 
     def start(use: str) -> Any:
-        process = spawn.Process(target=hold, args=(lock, use, 0.3, taken))
+        process = spawn.Process(target=hold, args=(lock, use, may_end, taken))
         process.start()
         return process
 
     started = [start("beside"), start("beside")]
     order = [taken.get()[0], taken.get()[0]]
     started.append(start("alone"))
-    while not waits_at(lock, started[-1].pid).exists():
-        time.sleep(0.005)
+    until(waits_at(lock, started[-1].pid).exists)
     started.append(start("beside"))
+    may_end.set()
     order += [taken.get()[0] for _ in range(6)]
     for each in started:
         each.join()

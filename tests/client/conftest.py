@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import pytest
 from fixtures_ports import free_port
+from fixtures_waiting import PATIENCE_S
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
 from google.rpc.status_pb2 import Status
@@ -241,7 +242,7 @@ def server_process(home: Path, address: str, **settings: str) -> Iterator[subpro
         yield process
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(PATIENCE_S)
 
 
 def wait_until_serving(address: str, process: subprocess.Popen[bytes]) -> None:

@@ -4,6 +4,7 @@ import threading
 from typing import Any
 
 import grpc
+from fixtures_waiting import PATIENCE_S
 from google.rpc.error_details_pb2 import BadRequest
 
 from crosscope_proto.roles import LeftOut, TokenRole
@@ -100,7 +101,7 @@ class ScriptedEffects(ScriptedPrompts):
             if "fail" in request.prompt.text:
                 abort(context, grpc.StatusCode.INTERNAL, "the worker died")
             if "wait" in request.prompt.text:
-                left.wait(20)
+                left.wait(PATIENCE_S)
             if "cut" in request.prompt.text:
                 return
             for arm, sample, answer, is_changed in said:

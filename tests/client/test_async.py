@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from fixtures_waiting import PATIENCE_S
 
 from crosscope import (
     AsyncClient,
@@ -223,11 +224,11 @@ async def test_calls_that_are_under_way_at_once_answer_in_their_order() -> None:
     meet = asyncio.Barrier(2)
 
     async def call(answer: int) -> int:
-        await asyncio.wait_for(meet.wait(), 10)
+        await asyncio.wait_for(meet.wait(), PATIENCE_S)
         return answer
 
     assert await _aio.together(partial(call, 1), partial(call, 2)) == [1, 2]
-    threads = threading.Barrier(2, timeout=10)
+    threads = threading.Barrier(2, timeout=PATIENCE_S)
 
     def blocking_call(answer: int) -> int:
         threads.wait()
@@ -252,12 +253,12 @@ async def test_the_first_error_ends_calls_that_are_under_way() -> None:
 
     with pytest.raises(NotFound):
         await _aio.together(wait, fail)
-    await asyncio.wait_for(ended.wait(), 10)
+    await asyncio.wait_for(ended.wait(), PATIENCE_S)
     released = threading.Event()
 
     def blocking_fail() -> None:
         raise NotFound("gone")
 
     with pytest.raises(NotFound):
-        _blocking.together(blocking_fail, lambda: released.wait(10))
+        _blocking.together(blocking_fail, lambda: released.wait(PATIENCE_S))
     released.set()

@@ -13,6 +13,7 @@ import termios
 from typing import Any
 
 import pytest
+from fixtures_waiting import PATIENCE_S
 
 from crosscope import (
     CallerStatus,
@@ -248,5 +249,5 @@ def test_top_on_a_terminal_goes_on_until_q(server_address: str, address: str) ->
             pass
     except OSError:  # the program has closed the terminal
         pass
-    assert process.wait(30) == 0
+    assert process.wait(PATIENCE_S) == 0
     os.close(controller)

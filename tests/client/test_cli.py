@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fixtures_waiting import PATIENCE_S
 
 from crosscope import Client, LatentActivation, TokenRole
 from crosscope._tables import duration
@@ -273,7 +274,7 @@ def test_a_reader_that_ends_early(server_address: str) -> None:
     os.close(reader)
     running = subprocess.Popen(command, stdout=writer, stderr=subprocess.PIPE, env=environment)
     os.close(writer)
-    _, err = running.communicate(timeout=60)
+    _, err = running.communicate(timeout=PATIENCE_S)
     assert running.returncode == 141
     assert b"Traceback" not in err
     assert b"BrokenPipe" not in err
@@ -292,7 +293,7 @@ def in_terminal(address: str, columns: int, *arguments: str, **environment: str)
         while chunk := os.read(master, 4096):
             written += chunk
     os.close(master)
-    return running.wait(30), written
+    return running.wait(PATIENCE_S), written
 
 
 def plain_lines(written: bytes) -> list[str]:
@@ -362,9 +363,9 @@ def test_ctrl_c_leaves_the_job_and_exits_with_130(serve) -> None:
     environment = {**os.environ, "CROSSCOPE_ADDRESS": serve(jobs).address}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as running:
         try:
-            assert jobs.watched.wait(60)
+            assert jobs.watched.wait(PATIENCE_S)
             running.send_signal(signal.SIGINT)
-            _, err = running.communicate(timeout=30)
+            _, err = running.communicate(timeout=PATIENCE_S)
         finally:
             running.kill()
             jobs.release.set()
@@ -430,7 +431,7 @@ class WatchedJobs(jobs_pb2_grpc.JobsServicer):
     def WatchJob(self, request, context):
         self.watched.set()
         yield jobs_pb2.WatchJobResponse(job=self.job(jobs_pb2.JOB_STATE_RUNNING))
-        self.release.wait(30)
+        self.release.wait(PATIENCE_S)
         event = jobs_pb2.JobEvent(id="1", stage="train", fraction=0.5, message="half way")
         yield jobs_pb2.WatchJobResponse(job=self.job(jobs_pb2.JOB_STATE_FAILED), events=[event])
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures_waiting import PATIENCE_S
 
 from crosscope import Client
 from crosscope.cli import run
@@ -203,9 +204,9 @@ def test_ctrl_c_says_what_has_come(address: str, effects: ScriptedEffects, form:
     while wanted not in seen:
         seen += running.stdout.read1()  # pyright: ignore[reportAttributeAccessIssue]
     running.send_signal(signal.SIGINT)
-    out, err = running.communicate(timeout=20)
+    out, err = running.communicate(timeout=PATIENCE_S)
     assert running.returncode == 130
     assert err.decode().strip() == "Stopped. Received: 1 token of chat."
-    assert effects.left.wait(5)
+    assert effects.left.wait(PATIENCE_S)
     if form:
         assert json.loads(out.splitlines()[-1])["answer"]["reason"] == "cancelled"

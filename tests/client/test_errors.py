@@ -4,6 +4,7 @@ from typing import Any
 
 import grpc
 import pytest
+from fixtures_waiting import PATIENCE_S
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
@@ -127,7 +128,7 @@ def test_deadline(serve: Callable[..., Any]) -> None:
 
     class Slow(latents_pb2_grpc.LatentsServicer):
         def ListCrosscoders(self, request, context):
-            release.wait(10)
+            release.wait(PATIENCE_S)
             return latents_pb2.ListCrosscodersResponse()
 
     with (

@@ -6,6 +6,7 @@ from contextlib import aclosing
 
 import numpy as np
 import pytest
+from fixtures_waiting import PATIENCE_S
 
 from crosscope import (
     Arm,
@@ -169,12 +170,12 @@ def test_leaving_early_cancels_the_call(client: Client, effects: ScriptedEffects
         generation.close()
     elif leave == "drop":
         del generation
-        assert effects.left.wait(5)
+        assert effects.left.wait(PATIENCE_S)
         return
     else:
         for _ in generation:
             break
-    assert effects.left.wait(5)
+    assert effects.left.wait(PATIENCE_S)
     (answer,) = generation.answers
     assert (answer.text, answer.reason) == ("n" if leave == "break" else "", "cancelled")
     assert "the caller left" in answer.remarks[0]

@@ -7,6 +7,7 @@ from dataclasses import replace
 import grpc
 import pytest
 import yaml
+from fixtures_waiting import PATIENCE_S
 
 from crosscope import Client, Conflict, DeadlineExceeded, InvalidInput, JobCancelled, JobFailed, JobState, Unavailable
 from crosscope_proto.v1 import jobs_pb2, jobs_pb2_grpc
@@ -80,7 +81,7 @@ class ScriptedJobs(jobs_pb2_grpc.JobsServicer):
         self.asked_after.append(request.after_event)
         yield jobs_pb2.WatchJobResponse(job=self.job())
         for number in range(int(request.after_event or 0) + 1, self.num_events + 1):
-            if not self.go.acquire(timeout=20):
+            if not self.go.acquire(timeout=PATIENCE_S):
                 return
             if not context.is_active():
                 return

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import urllib.parse
 import urllib.request
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from fixtures_ports import free_port
 from fixtures_server import run_front, run_worker
 from metrics_table import documented
 
@@ -84,19 +84,11 @@ def test_alerts_fire_when_they_should_and_only_then(tmp_path: Path) -> None:
     assert all(f'alertname="{rule["alert"]}"' in cases for rule in RULES), "each alert has a case"
 
 
-def free_ports(number: int) -> list[int]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
 def configured(folder: Path, ports: list[int]) -> None:
     """Our own configuration, with other ports and scraped often."""
     shutil.copy(FILES / "alerts.yml", folder)
     config = yaml.safe_load((FILES / "prometheus.yml").read_text())
-    config["global"] = {"scrape_interval": "200ms", "scrape_timeout": "200ms", "evaluation_interval": "200ms"}
+    config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
     for scraped, port in zip(config["scrape_configs"], ports, strict=True):
         scraped["static_configs"] = [{"targets": [f"127.0.0.1:{port}"]}]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
@@ -105,7 +97,7 @@ def configured(folder: Path, ports: list[int]) -> None:
 @pytest.fixture
 def prometheus(tmp_path: Path) -> Iterator[tuple[str, list[int]]]:
     """The address of a Prometheus, and the ports that it scrapes: server, inference, jobs."""
-    *scraped, port = free_ports(4)
+    *scraped, port = (free_port() for _ in range(4))
     configured(tmp_path, scraped)
     options = [f"--web.listen-address=127.0.0.1:{port}", "--config.file=prometheus.yml", "--storage.tsdb.path=data"]
     process = subprocess.Popen(

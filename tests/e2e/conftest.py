@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from fixtures_ports import free_port
+from fixtures_waiting import PATIENCE_S
 
 from crosscope import Client, Job, Unavailable
 
@@ -29,7 +30,7 @@ chat_steps: 20
 documents: 700
 conversations: 700
 """
-READY_WITHIN_S = 90.0
+READY_WITHIN_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def wait_until_prompts_are_served(client: Client) -> None:
 def stop_stack(stack: Stack) -> None:
     stack.client.close()
     stack.process.send_signal(signal.SIGTERM)
-    stack.process.wait(timeout=10)
+    stack.process.wait(PATIENCE_S)
 
 
 @pytest.fixture(scope="session")

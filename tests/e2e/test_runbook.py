@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from fixtures_ports import free_port
+from fixtures_waiting import PATIENCE_S
 
 from .conftest import READY_WITHIN_S, ROOT
 
@@ -18,7 +19,6 @@ pytestmark = pytest.mark.slow
 
 SECTION = "A term, step by step"
 PORTS = ("50051", "8501", "9101")
-STOPS_WITHIN_S = 30.0
 
 
 def blocks() -> Iterator[str]:
@@ -47,8 +47,7 @@ class Terminals:
 
     def type(self, block: str) -> str:
         """What a block prints. One that begins with `crosscope up` goes on in its terminal, and prints nothing here."""
-        for port, ours in self._ports.items():
-            block = block.replace(port, ours)
+        block = re.sub("|".join(PORTS), lambda found: self._ports[found[0]], block)
         # A person without --port asks the default one; here it is another.
         block = re.sub(
             r"^(crosscope doctor .*)$", rf"\1 --port {free_port()} --app-port {free_port()}", block, flags=re.M
@@ -81,7 +80,7 @@ class Terminals:
         """Ctrl-C in the terminal of `crosscope up`."""
         if self._up is not None:
             self._up.send_signal(signal.SIGINT)
-            self._up.wait(STOPS_WITHIN_S)
+            self._up.wait(PATIENCE_S)
             self._up = None
 
 

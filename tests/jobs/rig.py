@@ -6,13 +6,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import grpc
 import redis
+from fixtures_waiting import PATIENCE_S, until
 
 from crosscope_proto.v1 import jobs_pb2, jobs_pb2_grpc
 
@@ -65,7 +64,7 @@ class Rig:
             CROSSCOPE_SERVER_LOG_LEVEL="warning",
             CROSSCOPE_SERVER_ALLOW_ANYONE="true",
         )
-        self.jobs.GetRecipeSchema(jobs_pb2.GetRecipeSchemaRequest(), wait_for_ready=True, timeout=30)
+        self.jobs.GetRecipeSchema(jobs_pb2.GetRecipeSchemaRequest(), wait_for_ready=True, timeout=PATIENCE_S)
         return process
 
     def start_worker(self, **environment: str) -> Process:
@@ -90,33 +89,31 @@ class Rig:
     def queue_url(self) -> str:
         return f"unix://{self.socket}"
 
-    def stop(self, process: Process) -> float:
-        """Sends SIGTERM; returns the seconds until the process ended."""
-        begun = time.monotonic()
+    def stop(self, process: Process) -> None:
+        """Sends SIGTERM, and waits until the process has ended."""
         process.terminate()
-        process.wait(15)
-        return time.monotonic() - begun
+        process.wait(PATIENCE_S)
 
     def submit(self, name: str, *after: str, key: str = "", folder: str = "") -> jobs_pb2.Job:
         recipe = f"kind: demo-pair\nname: {name}\n"
         request = jobs_pb2.SubmitJobRequest(recipe_yaml=recipe, after=after, idempotency_key=key, folder=folder)
-        return self.jobs.SubmitJob(request, timeout=10).job
+        return self.jobs.SubmitJob(request, timeout=PATIENCE_S).job
 
     def get(self, job_id: str) -> jobs_pb2.Job:
-        return self.jobs.GetJob(jobs_pb2.GetJobRequest(id=job_id), timeout=10).job
+        return self.jobs.GetJob(jobs_pb2.GetJobRequest(id=job_id), timeout=PATIENCE_S).job
 
     def cancel(self, job_id: str) -> jobs_pb2.Job:
-        return self.jobs.CancelJob(jobs_pb2.CancelJobRequest(id=job_id), timeout=10).job
+        return self.jobs.CancelJob(jobs_pb2.CancelJobRequest(id=job_id), timeout=PATIENCE_S).job
 
     def retry(self, job_id: str) -> jobs_pb2.Job:
-        return self.jobs.RetryJob(jobs_pb2.RetryJobRequest(id=job_id), timeout=10).job
+        return self.jobs.RetryJob(jobs_pb2.RetryJobRequest(id=job_id), timeout=PATIENCE_S).job
 
     def watch(
-        self, job_id: str, after: str = "", timeout_s: float = 60
+        self, job_id: str, after: str = "", timeout_s: float = PATIENCE_S
     ) -> "grpc.CallIterator[jobs_pb2.WatchJobResponse]":
         return self.jobs.WatchJob(jobs_pb2.WatchJobRequest(id=job_id, after_event=after), timeout=timeout_s)
 
-    def wait(self, job_id: str, timeout_s: float = 60) -> jobs_pb2.Job:
+    def wait(self, job_id: str, timeout_s: float = PATIENCE_S) -> jobs_pb2.Job:
         """The job once it has ended."""
         return list(self.watch(job_id, timeout_s=timeout_s))[-1].job
 
@@ -149,14 +146,6 @@ class Rig:
         return process
 
 
-def until(happens: Callable[[], bool], timeout_s: float = 20) -> None:
-    """Returns as soon as `happens` holds; for facts without an event."""
-    deadline, pause = time.monotonic() + timeout_s, threading.Event()
-    while not happens():
-        assert time.monotonic() < deadline, f"did not happen within {timeout_s} s"
-        pause.wait(0.02)
-
-
 def is_alive(pid: int) -> bool:
     """Whether a process runs."""
     try:
@@ -168,4 +157,4 @@ def is_alive(pid: int) -> bool:
 def kill(process: Process) -> None:
     """kill -9."""
     process.send_signal(signal.SIGKILL)
-    process.wait(5)
+    process.wait(PATIENCE_S)

@@ -1,7 +1,6 @@
 """The janitor repairs what a death between two steps has left."""
 
 import asyncio
-import contextlib
 import os
 import signal
 import time
@@ -106,17 +105,17 @@ async def test_workers_get_time_to_renew_leases_after_a_start_of_redis(office: O
     assert (await office.get("a")).claim == "first"
 
 
-@contextlib.asynccontextmanager
-async def stalled(office: Office, seconds: float) -> AsyncIterator[None]:
-    """Stops Redis within the block, for at least some seconds, and lets it go on meanwhile."""
+async def look_at_stopped_redis(office: Office, janitor: Janitor, seconds: float) -> None:
+    """A look during which Redis stands still for so many seconds, at least."""
     pid = office.redis.info("server")["process_id"]
     os.kill(pid, signal.SIGSTOP)
-    going_on = asyncio.get_running_loop().call_later(seconds, os.kill, pid, signal.SIGCONT)
     try:
-        yield
+        looking = asyncio.create_task(janitor.look())
+        await asyncio.sleep(0)  # it has begun, and waits for Redis
+        await asyncio.sleep(seconds)
     finally:
-        going_on.cancel()
         os.kill(pid, signal.SIGCONT)
+    await looking
 
 
 async def test_a_queue_that_stalls_during_a_look_is_no_death(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,8 +125,7 @@ async def test_a_queue_that_stalls_during_a_look_is_no_death(office: Office, mon
     janitor = office.janitor(grace_s=0.5)
     await look(janitor)
     await asyncio.sleep(0.6)  # the grace after its own start
-    async with stalled(office, 0.8):
-        await look(janitor)  # its commands wait for Redis, and find a lease that has lapsed meanwhile
+    await look_at_stopped_redis(office, janitor, 0.8)  # it finds a lease that has lapsed meanwhile
     assert (await office.get("a")).claim == "first"
     await asyncio.sleep(0.6)
     await look(janitor)

@@ -7,9 +7,10 @@ import threading
 import psutil
 from fixtures_endpoint import Answer, run_endpoint
 from fixtures_labelled import WORDS, write_planted
+from fixtures_waiting import PATIENCE_S, until
 
 from crosscope_proto.v1 import annotations_pb2, annotations_pb2_grpc, jobs_pb2
-from tests.jobs.rig import Rig, until
+from tests.jobs.rig import Rig
 
 PLANTED = annotations_pb2.WordsOf(crosscoder="planted")
 
@@ -27,7 +28,7 @@ def test_a_killed_labelling_goes_on_and_leaves_peoples_words(bare_rig: Rig) -> N
     def before(number: int, _: str) -> Answer | None:
         if number == 12:  # in the middle of the third latent
             held.set()
-            go_on.wait(60)
+            go_on.wait(PATIENCE_S)
         return None
 
     with run_endpoint() as endpoint:
@@ -38,8 +39,8 @@ name: planted
 explainer: {{by: endpoint, address: {endpoint.address}, model: rules, concurrency: 1, key: RULES_API_KEY}}
 examples: {{shown: 4, held_out: 6}}
 """
-        job = rig.jobs.SubmitJob(jobs_pb2.SubmitJobRequest(recipe_yaml=recipe), timeout=10).job
-        assert held.wait(60)
+        job = rig.jobs.SubmitJob(jobs_pb2.SubmitJobRequest(recipe_yaml=recipe), timeout=PATIENCE_S).job
+        assert held.wait(PATIENCE_S)
         answered = list(endpoint.answered)
         (child,) = [each for each in psutil.Process(worker.pid).children() if "entry" in " ".join(each.cmdline())]
         environment = child.environ()

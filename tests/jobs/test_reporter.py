@@ -9,6 +9,7 @@ from typing import cast
 
 import pytest
 import redis
+from fixtures_waiting import PATIENCE_S, until
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -19,7 +20,7 @@ from crosscope_worker.jobs.journal import Journal
 from crosscope_worker.jobs.reporter import JobPulse, Reporter
 from crosscope_worker.jobs.stages import Shares
 from crosscope_worker.work import Cancelled, LostClaim
-from tests.jobs.rig import Rig, kill, until
+from tests.jobs.rig import Rig, kill
 
 JOB = "job-1"
 STILL = JobPulse(Beats(None), 60, 60)
@@ -64,7 +65,7 @@ def test_figures_and_stages_all_arrive_and_the_rest_is_thinned(queue: redis.Redi
         if step % 500 == 0:
             report("train", step / 2000, step=step, metrics={"loss": step})
     report("publish", 1.0, "Nearly there.")
-    report.close(wait_s=5)
+    report.close(wait_s=PATIENCE_S)
     arrived = events(queue)
     assert [json.loads(event["metrics"])["loss"] for event in arrived if event["metrics"] != "{}"] == [
         0,
@@ -92,7 +93,7 @@ def test_nothing_is_lost_while_redis_is_away(bare_rig: Rig, tmp_path: Path) -> N
         for step in range(1, 1200):
             report("train", step / 1200, step=step, metrics={"loss": step})
         bare_rig.start_redis()
-        report.close(wait_s=20)
+        report.close(wait_s=PATIENCE_S)
         seen = [json.loads(event["metrics"])["loss"] for event in events(client)]
     assert seen == list(range(1200))
 
@@ -102,35 +103,35 @@ def test_a_message_stays_until_the_next_one_or_the_next_stage(queue: redis.Redis
         return lambda: queue.hget(keys.job_key(JOB), "message") == expected
 
     report("train", 0, "Filling the buffer.")
-    until(message_is("Filling the buffer."), 3)
+    until(message_is("Filling the buffer."))
     report("train", 0.5, metrics={"loss": 1})
-    until(lambda: len(events(queue)) == 2, 3)
+    until(lambda: len(events(queue)) == 2)
     assert message_is("Filling the buffer.")()
     report("publish", 0)
-    until(message_is(""), 3)
+    until(message_is(""))
 
 
 def test_the_whole_jobs_share_reaches_the_record(queue: redis.Redis, tmp_path: Path) -> None:
     shares = Shares((("load", 1.0), ("train", 3.0)), done=0.1)
     report = Reporter(Claim(queue, JOB, "mine"), Journal(tmp_path, 1), STILL, lambda: False, shares)
     report("load", 0.2)
-    until(lambda: queue.hget(keys.job_key(JOB), "total_fraction") == "0.1", 3)
+    until(lambda: queue.hget(keys.job_key(JOB), "total_fraction") == "0.1")
     report("train", 0.5)
-    report.close(wait_s=5)
+    report.close(wait_s=PATIENCE_S)
     assert queue.hget(keys.job_key(JOB), "total_fraction") == "0.625"
 
 
 def test_cancel_reaches_the_job(queue: redis.Redis, report: Reporter) -> None:
     report("train", 0)
     queue.hset(keys.job_key(JOB), "cancel_at", "1")
-    until(raises(Cancelled, lambda: report("train", 0.5)), 3)
+    until(raises(Cancelled, lambda: report("train", 0.5)))
 
 
 def test_a_lost_claim_reaches_the_job_and_silences_it(queue: redis.Redis, report: Reporter) -> None:
     report("train", 0)
     until(lambda: len(events(queue)) == 1)
     queue.hset(keys.job_key(JOB), "claim", "another's")
-    until(raises(LostClaim, lambda: report("train", 0.5)), 3)
+    until(raises(LostClaim, lambda: report("train", 0.5)))
     report.close(wait_s=1)
     assert len(events(queue)) == 1
 
@@ -151,7 +152,7 @@ def test_the_fence_waits_for_redis_only_so_long(bare_rig: Rig, queue: redis.Redi
     claim = Claim(queue, JOB, "mine")
     assert claim.standing(0, lambda: False).holds
     queue.shutdown(nosave=True)
-    with pytest.raises(QueueAway, match=r"has not answered for \d s: Error 2"):
+    with pytest.raises(QueueAway, match=r"has not answered for \d+ s: Error 2"):
         claim.standing(0.6, lambda: False)
 
 
@@ -165,7 +166,7 @@ def test_an_attempt_that_lost_its_job_in_the_middle_of_a_step_is_ended(
     report("train", 0.1)
     assert not ended.wait(0.6)
     queue.hset(keys.job_key(JOB), "claim", "another")
-    assert ended.wait(10)
+    assert ended.wait(PATIENCE_S)
     report.close(wait_s=0)
 
 

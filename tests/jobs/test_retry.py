@@ -6,10 +6,11 @@ from pathlib import Path
 
 import grpc
 import pytest
+from fixtures_waiting import until
 
 from crosscope_proto.v1 import jobs_pb2
 from crosscope_worker.jobs.retention import retry_hint, sweep
-from tests.jobs.rig import Rig, until
+from tests.jobs.rig import Rig
 
 SUCCEEDED, FAILED, CANCELLED = jobs_pb2.JOB_STATE_SUCCEEDED, jobs_pb2.JOB_STATE_FAILED, jobs_pb2.JOB_STATE_CANCELLED
 RUNNING = jobs_pb2.JOB_STATE_RUNNING
@@ -96,7 +97,7 @@ def test_checkpoints_expire_and_then_nobody_can_retry(bare_rig: Rig) -> None:
     assert folder.exists()
     until(lambda: time.time() > failed.ended_at + 1.1)
     assert rig.wait(rig.submit("plain").id).state == SUCCEEDED
-    until(lambda: not folder.exists(), 5)
+    until(lambda: not folder.exists())
     assert (folder.parent / "log.jsonl").exists()
     assert refused(rig, job.id).startswith(f"job {job.id!r} has no checkpoints any more")
     rig.stop(worker)

@@ -6,15 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from fixtures_waiting import PATIENCE_S, until
 
 from crosscope_worker.jobs.settings import JobSettings
-from tests.jobs.rig import WORKER, Rig, is_alive, kill, until
+from tests.jobs.rig import WORKER, Rig, is_alive, kill
 
 
 def jobs(**environment: str) -> subprocess.CompletedProcess[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("CROSSCOPE")}
     command = [sys.executable, "-m", "crosscope_worker", "jobs"]
-    return subprocess.run(command, env=kept | environment, capture_output=True, text=True, timeout=30)
+    return subprocess.run(command, env=kept | environment, capture_output=True, text=True, timeout=PATIENCE_S)
 
 
 def test_a_missing_setting_is_named() -> None:
@@ -59,5 +60,5 @@ def test_worker_and_job_end_with_the_supervisor(bare_rig: Rig) -> None:
     rig.holding(job.id)
     worker, child = int((rig.folder / "child.pid").read_text()), rig.pid("hold-on")
     kill(supervisor)
-    until(lambda: not is_alive(worker) and not is_alive(child), 5)
+    until(lambda: not is_alive(worker) and not is_alive(child))
     assert rig.get(job.id).message == "Its worker stopped; it will be resumed."

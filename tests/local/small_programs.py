@@ -2,7 +2,6 @@
 
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,16 +23,6 @@ while True:
 def program(name: str, source: str, **fields: object) -> Program:
     """A Program that runs Python source and counts as ready at once."""
     return Program(name=name, command=(sys.executable, "-c", source), **{"probe": lambda: True, **fields})  # pyright: ignore[reportArgumentType]
-
-
-def eventually(condition: Callable[[], object], timeout_s: float = 10.0) -> bool:
-    """Waits until a condition holds; False when time is over."""
-    end = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def alive(pid: int) -> bool:

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import pytest
+from fixtures_waiting import until
 
 from crosscope_local.child import Child
 from crosscope_local.programs import Installation
 from crosscope_proto.environment import needed
-from tests.local.small_programs import SLEEPER, eventually, program
+from tests.local.small_programs import SLEEPER, program
 
 PLANTED = {
     "CROSSCOPE_SERVER_TOKEN": {"server"},
@@ -57,9 +58,9 @@ def test_a_child_starts_without_the_supervisors_secrets(tmp_path: Path, monkeypa
     child = Child(program("one", SLEEPER, environment={"OWN": "1"}), tmp_path / "log")
     try:
         environ = Path(f"/proc/{child.pid}/environ")
-        assert eventually(lambda: b"OWN=1" in environ.read_bytes())
+        until(lambda: b"OWN=1" in environ.read_bytes())
         assert b"planted" not in environ.read_bytes()
         assert b"LC_TIME=C" in environ.read_bytes()
     finally:
         child.kill_rest()
-        eventually(child.has_ended)
+        until(child.has_ended)

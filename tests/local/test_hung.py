@@ -7,34 +7,42 @@ import threading
 import time
 from pathlib import Path
 
+from fixtures_waiting import PATIENCE_S, until
+
 from crosscope_local.readiness import redis_answers
 from crosscope_local.supervise import State, Supervisor
-from tests.local.small_programs import SLEEPER, Stage, alive, eventually, program
+from tests.local.small_programs import SLEEPER, Stage, alive, program
 
 BEATS = """
 import time
 from crosscope_proto.beats import Beats
 beats = Beats.from_environment()
 while True:
-    beats("event loop", 1)
+    beats("event loop", 2)
+    print("beats", flush=True)
     time.sleep(0.1)
 """
 
 
+def has_beaten(stage: Stage) -> None:
+    """Waits for the first beat of the program `one`."""
+    log = stage.logs / "one.log"
+    until(lambda: log.exists() and "beats" in log.read_text())
+
+
 def test_a_stopped_program_that_beats_is_started_again(stage: Stage) -> None:
     def script(supervisor: Supervisor) -> None:
-        assert supervisor.wait_ready("one", 10)
+        has_beaten(stage)
         first = supervisor.pids()["one"]
-        time.sleep(0.5)  # its first beat
         os.kill(first, signal.SIGSTOP)
-        assert eventually(lambda: supervisor.pids().get("one", first) != first)
+        until(lambda: supervisor.pids().get("one", first) != first)
         assert not alive(first)
-        assert eventually(lambda: supervisor.states()["one"] is State.READY)
+        until(lambda: supervisor.states()["one"] is State.READY)
 
     assert stage.play([program("one", BEATS)], script)
     (told,) = stage.texts("warning")
     assert told.startswith(
-        "one hung (no sign of life from its event loop for 1 s) and was killed. Starting it again in"
+        "one hung (no sign of life from its event loop for 2 s) and was killed. Starting it again in"
     )
 
 
@@ -42,7 +50,7 @@ def test_a_program_whose_loop_stands_while_a_thread_of_it_runs_is_hung(stage: St
     source = "import threading, time\n" + BEATS.replace("while True", "for _ in range(8)") + "time.sleep(1e6)"
 
     def script(supervisor: Supervisor) -> None:
-        assert eventually(lambda: stage.texts("warning"))
+        until(lambda: stage.texts("warning"))
 
     stage.play([program("one", source)], script)
     assert "one hung" in stage.texts("warning")[0]
@@ -50,7 +58,7 @@ def test_a_program_whose_loop_stands_while_a_thread_of_it_runs_is_hung(stage: St
 
 def test_a_program_that_does_not_beat_is_left_alone(stage: Stage) -> None:
     def script(supervisor: Supervisor) -> None:
-        assert supervisor.wait_ready("one", 10)
+        assert supervisor.wait_ready("one", PATIENCE_S)
         first = supervisor.pids()["one"]
         os.kill(first, signal.SIGSTOP)
         time.sleep(1)
@@ -73,16 +81,16 @@ while True:
     connection = listening.accept()[0]
     connection.recv(64)
     connection.sendall(b"+PONG\\r\\n")
+    print("answered", flush=True)
 """
-    probe = redis_answers(str(place))
+    probe, log = redis_answers(str(place)), stage.logs / "cache.log"
 
     def script(supervisor: Supervisor) -> None:
-        assert supervisor.wait_ready("cache", 10)
+        until(lambda: log.exists() and log.read_text().count("answered") > 2)  # also after it was ready
         first = supervisor.pids()["cache"]
-        time.sleep(0.5)
         os.kill(first, signal.SIGSTOP)  # its socket still takes connections
-        assert eventually(lambda: supervisor.pids().get("cache", first) != first)
-        assert eventually(lambda: supervisor.states()["cache"] is State.READY)
+        until(lambda: supervisor.pids().get("cache", first) != first)
+        until(lambda: supervisor.states()["cache"] is State.READY)
 
     assert stage.play([program("cache", source, probe=probe, answers=probe, answers_within_s=1)], script)
     assert stage.texts("warning")[0].startswith("cache hung (no sign of life from its socket for 1 s) and was killed.")
@@ -93,23 +101,22 @@ def test_nobody_is_killed_because_the_supervisor_stood_still(stage: Stage) -> No
     held = threading.Event()
 
     def script(supervisor: Supervisor) -> None:
-        assert supervisor.wait_ready("one", 10)
-        time.sleep(0.3)
+        has_beaten(stage)
         first = supervisor.pids()["one"]
         os.kill(first, signal.SIGSTOP)
         signal.raise_signal(signal.SIGUSR1)  # the handler runs in the main thread, which is the supervisor's
-        assert held.wait(10)
+        assert held.wait(PATIENCE_S)
         os.kill(first, signal.SIGCONT)
         time.sleep(0.5)
         assert supervisor.pids()["one"] == first
 
     def stand(*_: object) -> None:
-        time.sleep(2.5)
+        time.sleep(3.5)
         held.set()
 
     before = signal.signal(signal.SIGUSR1, stand)
     try:
-        stage.play([program("one", BEATS.replace('"event loop", 1', '"event loop", 2'))], script)
+        stage.play([program("one", BEATS)], script)
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert not stage.texts("warning")

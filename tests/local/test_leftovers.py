@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 import psutil
+from fixtures_waiting import until
 
 from crosscope_local.child import Child
 from crosscope_local.leftovers import end_leftovers, note
-from tests.local.small_programs import SLEEPER, alive, eventually, program
+from tests.local.small_programs import SLEEPER, alive, program
 
 
 def test_a_stopped_child_ends_with_its_supervisor(tmp_path: Path) -> None:
@@ -26,10 +27,10 @@ child._process.wait()
     with subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, text=True) as supervisor:
         assert supervisor.stdout is not None
         pid = int(supervisor.stdout.readline())
-        assert eventually(lambda: Path(f"/proc/{pid}/cmdline").read_text().split("\0")[1:3] == ["-c", SLEEPER])
+        until(lambda: Path(f"/proc/{pid}/cmdline").read_text().split("\0")[1:3] == ["-c", SLEEPER])
         os.kill(pid, signal.SIGSTOP)
         supervisor.kill()
-    assert eventually(lambda: not alive(pid))
+    until(lambda: not alive(pid))
 
 
 def test_the_next_start_ends_what_still_runs(tmp_path: Path) -> None:
@@ -38,7 +39,7 @@ def test_the_next_start_ends_what_still_runs(tmp_path: Path) -> None:
     note(noted, {"server": child.pid, "gone": 2**22 - 1})
     os.kill(child.pid, signal.SIGSTOP)
     assert end_leftovers(noted) == [f"server (process {child.pid})"]
-    assert eventually(child.is_gone)
+    until(child.is_gone)
     assert not noted.exists()
     child.beats.close()
 
@@ -52,7 +53,7 @@ def test_the_note_in_a_copy_of_a_home_that_runs_ends_nothing(tmp_path: Path) -> 
     assert not (tmp_path / "copy/processes.json").exists()
     assert alive(child.pid)
     assert end_leftovers(tmp_path / "home/processes.json") == [f"server (process {child.pid})"]
-    assert eventually(child.is_gone)
+    until(child.is_gone)
     child.beats.close()
 
 

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fixtures_waiting import PATIENCE_S
 
 from crosscope_local.logs import Keep, LogTail, Problem, empty, parse_problem, rotate
 from crosscope_proto.logs import JsonFormatter, PeopleFormatter
@@ -94,7 +95,7 @@ def test_a_log_is_emptied_while_a_process_writes_to_it(tmp_path: Path) -> None:
         problems += tail.problems()
         assert tail.empty_if_long(keep)
     writer.stdin.close()
-    assert writer.wait(10) == 0
+    assert writer.wait(PATIENCE_S) == 0
     assert [problem.text for problem in problems] == [f"number {number}" for number in range(200)]
     lines = [line for path in tmp_path.iterdir() for line in path.read_text().splitlines()]
     assert sorted(lines) == sorted(f"{_ERROR}number {number}" for number in range(200))

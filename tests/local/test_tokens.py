@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from fixtures_waiting import PATIENCE_S
 
 from crosscope.cli import run
 from crosscope_local import certs, tokens
@@ -133,7 +134,7 @@ def test_two_writers_lose_nothing(tmp_path: Path) -> None:
         "for i in range(10): tokens.add(Path(sys.argv[1]), f'{sys.argv[2]}{i}', ['read'], {}, None)"
     )
     writers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name]) for name in "ab"]
-    assert [writer.wait(60) for writer in writers] == [0, 0]
+    assert [writer.wait(PATIENCE_S) for writer in writers] == [0, 0]
     assert len(tokens.read(tmp_path)) == 20
 
 

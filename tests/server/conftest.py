@@ -6,8 +6,10 @@ import pytest
 import pytest_asyncio
 from fixtures_artefacts import write_crosscoder
 from fixtures_server import Front, RunningWorker, run_cache, run_front, run_worker
+from fixtures_waiting import PATIENCE_S
 
 from crosscope_proto.artefacts import CrosscoderManifest
+from crosscope_server import cache
 
 
 @pytest.fixture(scope="session")
@@ -38,9 +40,16 @@ async def online(planted_home: tuple[Path, CrosscoderManifest], running_worker: 
         yield running
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers wait for their cache, also where a busy machine lets it be slow for a moment."""
+    for name in ("_PATIENCE_S", "_MOST_S", "_WRITE_S"):
+        monkeypatch.setattr(cache, name, PATIENCE_S)
+
+
 @pytest_asyncio.fixture
-async def cache_socket(tmp_path: Path) -> AsyncIterator[Path]:
-    """The socket of a running cache."""
+async def cache_socket(patient: None, tmp_path: Path) -> AsyncIterator[Path]:
+    """The socket of a running cache, for which servers wait."""
     path = tmp_path / "cache.sock"
     async with run_cache(path):
         yield path

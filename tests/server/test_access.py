@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 from fixtures_artefacts import write_crosscoder
 from fixtures_server import Front, run_front
+from fixtures_waiting import PATIENCE_S
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
@@ -67,9 +68,9 @@ async def code_of(call: Any) -> grpc.StatusCode:
     return grpc.StatusCode.OK
 
 
-async def until(call: Any, wanted: grpc.StatusCode) -> None:
+async def ends_with(call: Any, wanted: grpc.StatusCode) -> None:
     """Asks until a call ends with a status."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while await code_of(call()) is not wanted:
             await asyncio.sleep(0.05)
 
@@ -169,8 +170,8 @@ async def test_tokens_that_are_revoked_added_or_expired_while_the_server_runs(fr
     with pytest.raises(grpc.aio.AioRpcError, match="'old' has expired"):
         await front.latents.ListCrosscoders(LIST, metadata=bearer("old"))
     write(tmp_path, entry("new", "read"))
-    await until(lambda: front.latents.ListCrosscoders(LIST, metadata=bearer("ann")), NO_TOKEN)
-    await until(lambda: front.latents.ListCrosscoders(LIST, metadata=bearer("new")), grpc.StatusCode.OK)
+    await ends_with(lambda: front.latents.ListCrosscoders(LIST, metadata=bearer("ann")), NO_TOKEN)
+    await ends_with(lambda: front.latents.ListCrosscoders(LIST, metadata=bearer("new")), grpc.StatusCode.OK)
 
 
 async def test_a_revoked_token_is_named_to_its_holder_and_in_the_audit_log(front: Front, tmp_path: Path) -> None:
@@ -180,7 +181,7 @@ async def test_a_revoked_token_is_named_to_its_holder_and_in_the_audit_log(front
     assert await code_of(ask("ann")) is grpc.StatusCode.OK
     assert await code_of(ask("old")) is NO_TOKEN
     write(tmp_path, entry("old", "admin", expires_at=time.time() - 1))
-    await until(lambda: ask("ann"), NO_TOKEN)
+    await ends_with(lambda: ask("ann"), NO_TOKEN)
     with pytest.raises(grpc.aio.AioRpcError, match="'ann' was revoked; ask whoever runs this server for a new one"):
         await ask("ann")
     with pytest.raises(grpc.aio.AioRpcError, match="does not know that token"):
@@ -224,7 +225,7 @@ async def test_a_stream_ends_when_its_token_is_revoked(front: Front, tmp_path: P
 async def test_a_list_that_cannot_be_read_refuses_all_its_tokens_and_no_other(front: Front, tmp_path: Path) -> None:
     own = (tmp_path / access.OWN_TOKEN).read_text().strip()
     (tmp_path / access.TOKENS).write_text("{")
-    await until(lambda: front.latents.ListCrosscoders(LIST, metadata=bearer("ann")), NO_TOKEN)
+    await ends_with(lambda: front.latents.ListCrosscoders(LIST, metadata=bearer("ann")), NO_TOKEN)
     assert await code_of(front.latents.ListCrosscoders(LIST, metadata=bearer(own))) is grpc.StatusCode.OK
 
 

@@ -14,6 +14,7 @@ import grpc.aio
 import pytest
 from fixtures_artefacts import write_crosscoder
 from fixtures_server import Front, run_front
+from fixtures_waiting import PATIENCE_S
 
 from crosscope_proto.artefacts import ANNOTATIONS
 from crosscope_proto.v1 import annotations_pb2 as pb
@@ -61,7 +62,7 @@ async def labels(home: Path) -> list[int]:
 
 async def test_two_processes_write_one_file(tmp_path: Path):
     processes = [writer(tmp_path, 0, 20), writer(tmp_path, 20, 40)]
-    assert [process.wait(60) for process in processes] == [0, 0]
+    assert [process.wait(PATIENCE_S) for process in processes] == [0, 0]
     for process in processes:
         process.communicate()
     assert await labels(tmp_path) == list(range(40))

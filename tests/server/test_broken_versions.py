@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fixtures_artefacts import write_crosscoder
+from fixtures_waiting import PATIENCE_S
 
 from crosscope_proto import artefacts as layout
 from crosscope_proto.artefacts import CrosscoderManifest, PairManifest
@@ -214,7 +215,7 @@ async def test_a_pipe_or_a_device_in_a_files_place_lets_no_list_wait(tmp_path: P
         (folder / name / layout.CURRENT).write_text("v1")
     os.mkfifo(folder / "deep/versions/v1" / layout.MANIFEST)
     (folder / "endless/versions/v1" / layout.MANIFEST).symlink_to("/dev/zero")
-    listed = await asyncio.wait_for(Asked(tmp_path).listed(), 10)
+    listed = await asyncio.wait_for(Asked(tmp_path).listed(), PATIENCE_S)
     assert list(listed) == ["whole", "deep", "endless", "pipe"]
     for name in ("deep", "endless", "pipe"):
         assert listed[name].broken.endswith("it is not a regular file")

@@ -4,6 +4,7 @@ import time
 import pytest
 import redis.asyncio
 from fixtures_server import run_cache
+from fixtures_waiting import PATIENCE_S
 
 from crosscope_server.cache import Cache
 
@@ -52,7 +53,7 @@ async def test_a_cache_that_is_away_is_asked_once_and_then_left_alone(url):
 async def test_a_cache_that_does_not_answer_is_given_up(deaf_socket):
     counts = Counts()
     cache = Cache(f"unix://{deaf_socket}", counts)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         assert await asyncio.gather(*(cache.get(f"k{i}") for i in range(100))) == [None] * 100
     assert counts == ["failed"] * 100
     assert await cache.get("k") is None
@@ -75,7 +76,8 @@ async def test_every_look_up_of_many_at_once_is_a_hit_over_three_connections(cac
     await cache.close()
 
 
-async def test_a_busy_event_loop_is_not_taken_for_a_slow_cache(cache_socket):
+async def test_a_busy_event_loop_is_not_taken_for_a_slow_cache(cache_socket, monkeypatch):
+    monkeypatch.setattr("crosscope_server.cache._PATIENCE_S", 0.5)
     counts = Counts()
     cache = Cache(f"unix://{cache_socket}", counts)
     cache.put("k", lambda: b"v" * 100_000, 100)
@@ -84,7 +86,7 @@ async def test_a_busy_event_loop_is_not_taken_for_a_slow_cache(cache_socket):
 
     async def block() -> None:
         while not is_over:
-            time.sleep(0.06)
+            time.sleep(0.6)
             await asyncio.sleep(0)
 
     blocking = asyncio.create_task(block())
@@ -110,7 +112,7 @@ async def test_a_cache_that_comes_back_is_used_again(tmp_path):
     path = tmp_path / "cache.sock"
     cache = Cache(f"unix://{path}", Counts())
     assert await cache.get("k") is None
-    async with run_cache(path), asyncio.timeout(10):
+    async with run_cache(path), asyncio.timeout(PATIENCE_S):
         while not cache.is_up:
             await asyncio.sleep(0.02)
         cache.put("k", lambda: b"v", 100)

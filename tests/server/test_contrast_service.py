@@ -11,6 +11,7 @@ import grpc.aio
 import pytest
 import pytest_asyncio
 from fixtures_server import CountingWorker, Front, details_of, run_front, run_worker
+from fixtures_waiting import PATIENCE_S
 
 from crosscope_proto.artefacts import CrosscoderManifest
 from crosscope_proto.roles import LeftOut, TokenRole
@@ -165,6 +166,6 @@ async def test_a_caller_whose_time_is_over_stops_the_work(spelled) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await front.prompts.Contrast(request(numbered("x"), numbered("y")), timeout=0.001)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while worker.under_way:
             await asyncio.sleep(0)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from fixtures_artefacts import write_crosscoder
 from fixtures_server import CountingWorker, details_of, run_front, run_worker
+from fixtures_waiting import PATIENCE_S, happening
 
 from crosscope_proto.v1 import effects_pb2, types_pb2
 
@@ -48,12 +49,13 @@ async def test_equal_questions_are_asked_once_and_remembered(planted_home, runni
         await front.prompts_serve()
         worker.may_answer.clear()
         calls = [asyncio.create_task(_of(front.prompts.Compare(compare()))) for _ in range(4)]
-        await worker.called.wait()
-        await asyncio.sleep(0.1)  # The others have joined by then.
+        other = asyncio.create_task(_of(front.prompts.Compare(compare("c a"))))
+        await happening(lambda: worker.num_calls["Compare"] == 2)  # it came behind them, so they have joined by then
         worker.may_answer.set()
         first, *same = await asyncio.gather(*calls)
         assert all(each == first for each in same)
-        assert worker.num_calls["Compare"] == 1
+        assert (await other).tokens != first.tokens
+        assert worker.num_calls["Compare"] == 2
         assert first.version_id == planted_home[1].version_id
         assert await _remembered(lambda: front.prompts.Compare(compare()), worker, "Compare") == first
         attributed = await _remembered(lambda: front.prompts.Attribute(attribute()), worker, "Attribute")
@@ -73,7 +75,7 @@ async def _of(call):
 
 async def _remembered(ask, worker: CountingWorker, method: str):
     """The first answer for which the worker was not asked: a slow cache is passed over."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             before = worker.num_calls[method]
             reply = await ask()
@@ -121,7 +123,7 @@ async def test_another_worker_is_asked_before_the_first_message_only(planted_hom
         run_front(home=planted_home[0], workers=f"{one.target},{two.target}") as front,
     ):
         await front.prompts_serve()
-        async with asyncio.timeout(10):  # The server may see one worker a little later than the other.
+        async with asyncio.timeout(PATIENCE_S):  # The server may see one worker a little later than the other.
             while not (one.worker.num_calls["Generate"] and two.worker.num_calls["Generate"]):
                 await rest_of(front.prompts.Generate(generate()))
         one.worker.num_calls.clear()
@@ -149,14 +151,19 @@ async def test_a_caller_who_goes_cancels_the_workers_call(online, running_worker
     stream = online.prompts.Generate(generate())
     assert (await stream.read()).HasField("start")
     stream.cancel()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         await worker.gone.wait()
     assert worker.cancelled == 1
-    ended = [record.status for record in caplog.records if getattr(record, "method", "").endswith("/Generate")]
-    assert ended == ["CANCELLED"]
+
+    def ended() -> list[str]:
+        return [record.status for record in caplog.records if getattr(record, "method", "").endswith("/Generate")]
+
+    await happening(ended)
+    assert ended() == ["CANCELLED"]
     worker.may_answer.set()
     await rest_of(online.prompts.Generate(generate()))
-    assert (caplog.records[-1].method, caplog.records[-1].status) == ("/crosscope.v1.Prompts/Generate", "OK")
+    await happening(lambda: ended()[1:])
+    assert ended() == ["CANCELLED", "OK"]
 
 
 async def test_streams_without_a_worker_are_unavailable(front):

@@ -15,6 +15,7 @@ import pytest
 from fixtures_device import run_device
 from fixtures_ports import free_port
 from fixtures_server import Front, details_of, run_front, run_worker
+from fixtures_waiting import PATIENCE_S, happening
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
 
@@ -60,12 +61,6 @@ def read_text(url: str) -> str:
         return reply.read().decode()
 
 
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
 def retry_after_s(error: grpc.aio.AioRpcError) -> float:
     retry = error_details_pb2.RetryInfo()
     assert any(packed.Unpack(retry) for packed in details_of(error)[0].details)
@@ -94,10 +89,10 @@ async def test_a_worker_gets_few_calls_and_another_caller_is_next(online, runnin
     worker = running_worker.worker
     worker.may_answer.clear()
     greedy = [asyncio.create_task(outcome(online.prompts.Encode(encode(f"greedy {i}")))) for i in range(100)]
-    await until(lambda: len(worker.prompts) == MIN_CALLS)
+    await happening(lambda: len(worker.prompts) == MIN_CALLS)
     async with another(online) as other:
         one = asyncio.create_task(outcome(other.prompts.Encode(encode("one"))))
-        await until(lambda: len(worker.prompts) > MIN_CALLS)
+        await happening(lambda: len(worker.prompts) > MIN_CALLS)
         assert worker.prompts[MIN_CALLS:] == ["one"]  # beside the full window
         more = [asyncio.create_task(outcome(other.prompts.Encode(encode(f"more {i}")))) for i in range(3)]
         await other.health.Check(_CHECK)
@@ -114,7 +109,7 @@ async def test_who_waits_beyond_their_deadline_costs_the_worker_nothing(online, 
     worker = running_worker.worker
     worker.may_answer.clear()
     others = [asyncio.create_task(outcome(online.prompts.Encode(encode(f"p {i}")))) for i in range(20)]
-    await until(lambda: len(worker.prompts) == MIN_CALLS)
+    await happening(lambda: len(worker.prompts) == MIN_CALLS)
     assert await outcome(online.prompts.Encode(encode("hasty"), timeout=0.3)) == "DEADLINE_EXCEEDED"
     worker.may_answer.set()
     assert set(await asyncio.gather(*others)) == {"OK"}
@@ -128,7 +123,7 @@ async def test_a_full_door_names_its_limit_and_leaves_room_for_others(planted_ho
     async with run_front(**settings) as front, another(front) as other:
         await front.prompts_serve()
         calls = [front.prompts.Encode(encode(f"p {i}")) for i in range(9)]
-        await until(lambda: sum(call.done() for call in calls) == 1)
+        await happening(lambda: sum(call.done() for call in calls) == 1)
         (refused,) = (call for call in calls if call.done())
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await refused
@@ -143,7 +138,7 @@ async def test_a_full_door_names_its_limit_and_leaves_room_for_others(planted_ho
             {"door_full": 1},
         )
         one = asyncio.create_task(outcome(other.prompts.Encode(encode("other"))))
-        await until(lambda: "other" in worker.prompts)
+        await happening(lambda: "other" in worker.prompts)
         worker.may_answer.set()
         assert await one == "OK"
 
@@ -152,7 +147,6 @@ async def test_a_full_door_refuses_before_it_reads_and_what_it_lets_in_must_send
     planted_home, running_worker, monkeypatch
 ):
     """Whoever is refused costs no reading: not even bytes that are no message are looked at."""
-    monkeypatch.setattr("crosscope_server.door.MESSAGE_S", 0.3)
     running_worker.worker.may_answer.clear()
     settings = {"home": planted_home[0], "workers": running_worker.target, "max_calls": 3}
     async with run_front(**settings) as front:
@@ -161,11 +155,13 @@ async def test_a_full_door_refuses_before_it_reads_and_what_it_lets_in_must_send
         rubbish = front.channel.unary_unary(method)
         assert await outcome(rubbish(b"\xff")) == "INVALID_ARGUMENT"
         silent = front.channel.stream_unary(method)
-        assert await outcome(silent()) == "DEADLINE_EXCEEDED"
+        with monkeypatch.context() as patch:
+            patch.setattr("crosscope_server.door.MESSAGE_S", 0.3)
+            assert await outcome(silent()) == "DEADLINE_EXCEEDED"
         await (without := silent()).done_writing()
         assert await outcome(without) == "INVALID_ARGUMENT"
         calls = [asyncio.create_task(outcome(front.prompts.Encode(encode(f"p {i}")))) for i in range(3)]
-        await until(lambda: len(running_worker.worker.prompts) == 3)
+        await happening(lambda: len(running_worker.worker.prompts) == 3)
         assert await outcome(rubbish(b"\xff")) == await outcome(silent()) == "RESOURCE_EXHAUSTED"
         running_worker.worker.may_answer.set()
         assert await asyncio.gather(*calls) == ["OK"] * 3
@@ -175,7 +171,7 @@ async def test_calls_beyond_a_connections_limit_wait_at_their_client(front):
     """So a burst of one caller does not stand in front of others."""
     watches = [front.health.Watch(health_pb2.HealthCheckRequest()) for _ in range(_LEAST_STREAMS + 8)]
     begun = [asyncio.create_task(watch.read()) for watch in watches]
-    await until(lambda: sum(task.done() for task in begun) == _LEAST_STREAMS)
+    await happening(lambda: sum(task.done() for task in begun) == _LEAST_STREAMS)
     async with another(front) as other:
         await other.health.Check(_CHECK)
     late = [task for task in begun if not task.done()]
@@ -294,7 +290,7 @@ async def test_calls_of_a_worker_that_stands_still_are_asked_of_another(planted_
 
 async def test_prompts_wait_for_a_worker_that_restarts_but_not_for_long(planted_home, tmp_path):
     target = f"unix:{tmp_path}/worker.sock"
-    async with run_front(home=planted_home[0], workers=target, hold_s=3) as front:
+    async with run_front(home=planted_home[0], workers=target, hold_s=60) as front:
         async with run_worker(tmp_path) as running:
             await front.prompts_serve()
             running.worker.may_answer.clear()
@@ -324,14 +320,14 @@ async def test_a_cache_for_each_caller_tells_nobody_what_others_asked(planted_ho
     settings = {"home": planted_home[0], "workers": running_worker.target, "cache_url": f"unix://{cache_socket}"}
     async with run_front(**settings, cache_per_caller=True) as front, another(front) as other:
         await front.prompts_serve()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while not (await front.prompts.Encode(encode("secret"))).cached:
                 pass
         assert not (await other.prompts.Encode(encode("secret"))).cached
         assert running_worker.worker.prompts.count("secret") >= 2
         running_worker.worker.may_answer.clear()
         both = [asyncio.create_task(outcome(each.prompts.Encode(encode("joint")))) for each in (front, other)]
-        await until(lambda: running_worker.worker.prompts.count("joint") == 2)  # no shared computation either
+        await happening(lambda: running_worker.worker.prompts.count("joint") == 2)  # no shared computation either
         running_worker.worker.may_answer.set()
         assert await asyncio.gather(*both) == ["OK", "OK"]
 
@@ -347,7 +343,7 @@ async def test_streams_that_do_not_read_hold_no_more_than_their_room(planted_hom
             for i in range(8):
                 await call.write(prompts_pb2.EncodeStreamRequest(sequence=i, request=encode(f"{which} {i} {words}")))
         messages = [prompts_pb2.EncodeStreamRequest(sequence=i, request=encode(f"read {i} {words}")) for i in range(10)]
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             replies = [reply async for reply in front.prompts.EncodeStream(iter(messages))]
         assert [reply.sequence for reply in replies] == list(range(10))
         for call in idle:

@@ -19,6 +19,7 @@ import pytest_asyncio
 from fixtures_artefacts import write_crosscoder, write_rows
 from fixtures_hostile import SERVER_METHODS
 from fixtures_server import Front, details_of, run_cache, run_front, run_worker
+from fixtures_waiting import PATIENCE_S
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
@@ -64,7 +65,7 @@ async def ask(
         (True, False): front.channel.stream_unary,
         (True, True): front.channel.stream_stream,
     }[streams]
-    call = make(path_of(method))(iter(requests) if method.client_streaming else requests[0], timeout=5)
+    call = make(path_of(method))(iter(requests) if method.client_streaming else requests[0], timeout=PATIENCE_S)
     replies: list[bytes] = []
     try:
         if not method.server_streaming:

@@ -13,6 +13,7 @@ import grpc.aio
 import pytest
 import pytest_asyncio
 from fixtures_server import run_cache, run_front
+from fixtures_waiting import PATIENCE_S
 from redis.asyncio import Redis
 
 from crosscope_proto.v1 import jobs_pb2, jobs_pb2_grpc, system_pb2, system_pb2_grpc
@@ -64,7 +65,7 @@ async def test_300_watchers_leave_room_for_calls_and_the_janitor(queued: Queued)
 
     # The janitor ends the second job, because the first is cancelled; all who watch hear of it.
     await queued.jobs.CancelJob(jobs_pb2.CancelJobRequest(id=first), timeout=QUITE_LONG_S)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         ends = [await last_state(watch) for watch in watches]
     assert set(ends) == {jobs_pb2.JOB_STATE_CANCELLED}
 

@@ -28,6 +28,7 @@ async def read(port: int) -> str:
 
 
 @pytest.mark.asyncio
+@pytest.mark.usefixtures("patient")
 async def test_the_table_says_what_the_server_exposes(planted_home, tmp_path: Path) -> None:
     port, queue = free_port(), f"unix://{tmp_path}/queue"
     settings = {"home": planted_home[0], "metrics_port": port, "queue_url": queue, "cache_url": queue}

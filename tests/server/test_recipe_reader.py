@@ -2,6 +2,7 @@ import asyncio
 import threading
 
 import pytest
+from fixtures_waiting import PATIENCE_S
 
 from crosscope_proto.recipe import RecipeError
 from crosscope_server.errors import Overloaded
@@ -30,7 +31,7 @@ async def test_a_crowd_of_recipes_waits_for_one_thread_of_its_own(monkeypatch):
         with pytest.raises(Overloaded, match="are waiting to be checked; try again"):
             await reader.read("kind: x")
         # Every other call's threads are free, and the event loop goes on.
-        assert await asyncio.wait_for(asyncio.to_thread(lambda: 7), 5) == 7
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: 7), PATIENCE_S) == 7
         for task in tasks[2:]:
             task.cancel()
         for task in tasks[:2]:

@@ -1,6 +1,5 @@
 """The id of a call: from the caller or new, in log lines, errors, the worker's call and the job."""
 
-import asyncio
 import json
 import logging
 import re
@@ -11,6 +10,7 @@ from typing import Any
 import grpc.aio
 import pytest
 from fixtures_server import CountingWorker, Front, details_of, run_cache, run_front, run_worker
+from fixtures_waiting import happening
 from google.rpc import error_details_pb2
 
 from crosscope import AsyncClient, DeadlineExceeded, NotFound
@@ -55,8 +55,12 @@ async def test_the_callers_id_is_in_the_error_and_in_the_line_of_the_call(
 ) -> None:
     assert await id_in_error(front, "my-run_1.A") == "my-run_1.A"
     assert await id_in_error(front, "x" * 64) == "x" * 64
-    await asyncio.sleep(0)
-    assert [line["request_id"] for line in lines if line["event"] == "call"] == ["my-run_1.A", "x" * 64]
+
+    def ids() -> list[str]:
+        return [line["request_id"] for line in lines if line["event"] == "call"]
+
+    await happening(lambda: ids()[1:])
+    assert ids() == ["my-run_1.A", "x" * 64]
 
 
 @pytest.mark.asyncio
@@ -106,7 +110,8 @@ async def test_the_sdks_errors_have_the_id(planted_home, tmp_path: Path, lines: 
     async with (
         run_worker(tmp_path) as running,
         run_front(home=planted_home[0], workers=running.target) as front,
-        AsyncClient(front.address, timeout_s=0.5) as client,
+        AsyncClient(front.address) as client,
+        AsyncClient(front.address, timeout_s=0.5) as hasty,
     ):
         await front.prompts_serve()
         with pytest.raises(NotFound) as missing:
@@ -114,7 +119,7 @@ async def test_the_sdks_errors_have_the_id(planted_home, tmp_path: Path, lines: 
         running.worker.may_answer.clear()
         crosscoder = await client.crosscoder("demo")
         with pytest.raises(DeadlineExceeded) as late:
-            await crosscoder.encode("a b")
+            await (await hasty.crosscoder("demo")).encode("a b")
         running.worker.may_answer.set()
         errors = [item async for item in crosscoder.encode_many(["a b"], top_k=70000, return_errors=True)]
     logged = [line["request_id"] for line in lines if line["event"] == "call" and line["status"] != "OK"]

@@ -10,6 +10,7 @@ import grpc
 import grpc.aio
 import pytest
 from fixtures_server import CountingWorker, code_of, run_worker, tokens_of
+from fixtures_waiting import PATIENCE_S
 
 from crosscope_proto import request_ids
 from crosscope_proto.rich_status import bad_request, rich_status
@@ -131,7 +132,7 @@ async def test_a_call_that_nobody_waits_for_any_more_is_cut_off(tmp_path: Path) 
         await worker.called.wait()
         for task in tasks:
             task.cancel()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             await worker.gone.wait()
 
 

@@ -3,14 +3,14 @@
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 import redis
 from fixtures_ports import free_port
 from fixtures_store import S3Server, files_below
+from fixtures_waiting import PATIENCE_S, until
 
 from crosscope import Client, CrosscopeError, Job, JobFailed, Unavailable
 from crosscope_local.backup import restore
@@ -48,7 +48,7 @@ class Machines:
         for process in reversed(self._processes):
             process.terminate()
         for process in self._processes:
-            process.wait(15)
+            process.wait(PATIENCE_S)
 
     def start_all(self) -> None:
         queue, worker = self.folder / "q.sock", f"unix:{self.folder}/w.sock"
@@ -83,13 +83,6 @@ def answers(client: redis.Redis) -> bool:
         return False
 
 
-def until(holds: Callable[[], object], seconds: float = 150) -> None:
-    ends_at = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < ends_at, "it did not come to that"
-        time.sleep(0.05)
-
-
 @pytest.fixture(scope="module")
 def machines(tmp_path_factory: pytest.TempPathFactory, s3: S3Server) -> Generator[Machines]:
     folder = tmp_path_factory.mktemp("m")
@@ -114,7 +107,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory, s3: S3Server) -> Generato
 @pytest.fixture(scope="module")
 def client(machines: Machines) -> Generator[Client]:
     with Client(machines.address, timeout_s=60) as asking:
-        until(lambda: serves_prompts(asking))
+        until(lambda: serves_prompts(asking), 2 * PATIENCE_S)
         yield asking
 
 
@@ -131,7 +124,7 @@ def brought(home: Path, name: str) -> set[str]:
 
 @pytest.mark.slow
 def test_what_one_machine_publishes_is_shown_and_asked_on_others(machines: Machines, client: Client, job: Job) -> None:
-    until(lambda: {each.name for each in client.crosscoders()} == {"tiny", "toy"}, seconds=30)
+    until(lambda: {each.name for each in client.crosscoders()} == {"tiny", "toy"})
     toy = client.crosscoder("toy")
     assert toy.info.version_id == job.info.version_id
     later = {"part-00.parquet", "sequences.parquet", "crosscoder.safetensors"}
@@ -158,7 +151,7 @@ def test_a_store_that_is_away_leaves_what_is_here(machines: Machines, client: Cl
     assert toy.latent(most.id).examples(limit=1)
     machines.s3.stop()
 
-    until(lambda: client.capabilities().problems, seconds=30)
+    until(lambda: client.capabilities().problems)
     problems = [str(each) for each in client.capabilities().problems]
     assert len(problems) == 1
     assert problems[0].startswith(f"What is published cannot be looked up: the store {machines.url} does not answer")
@@ -175,6 +168,7 @@ def test_a_store_that_is_away_leaves_what_is_here(machines: Machines, client: Cl
 
 @pytest.mark.slow
 def test_a_job_says_that_its_store_has_no_bucket(machines: Machines, client: Client, job: Job) -> None:
+    machines.s3.stop()
     machines.s3.start()  # moto forgets its buckets
     refused = client.jobs.submit(RECIPE.replace("name: toy", "name: other", 1))
     with pytest.raises(JobFailed, match="make the bucket, or name another"):

@@ -4,8 +4,10 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from fixtures_waiting import until
+
 from crosscope_proto.v1 import jobs_pb2
-from tests.jobs.rig import Rig, until
+from tests.jobs.rig import Rig
 from tests.stress.rows import say
 
 COUNT = 500

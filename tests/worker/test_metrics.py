@@ -3,6 +3,7 @@ import threading
 
 import prometheus_client
 import pytest
+from fixtures_waiting import PATIENCE_S
 from metrics_table import documented, exposed
 
 from crosscope_proto.ages import Ages
@@ -63,11 +64,11 @@ def test_a_device_thread_ages_while_it_works_and_rests_between() -> None:
 
         def work() -> str:
             begun.set()
-            may_end.wait(10)
+            may_end.wait(PATIENCE_S)
             return "done"
 
         answer = thread.submit(work)
-        assert begun.wait(10)
+        assert begun.wait(PATIENCE_S)
         while not (age := metrics.ages.age_s("device")):
             pass
         may_end.set()

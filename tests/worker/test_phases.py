@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+from fixtures_waiting import PATIENCE_S
 
 from crosscope_proto.specs import TrainingSpec
 from crosscope_worker.phases import Phase, TrainingProgress, loading
@@ -38,7 +39,7 @@ def test_loading_moves_and_ends_with_what_it_is_about() -> None:
             raise Cancelled
 
     with loading(progress, "loading the pair p", 10_000_000):
-        assert heard.wait(10)
+        assert heard.wait(PATIENCE_S)
     assert told[0] == ("load", 0.0, "loading the pair p")
     assert told[1][2].startswith("loading the pair p: ")
     assert "of about 10 MB after 1 s" in told[1][2]

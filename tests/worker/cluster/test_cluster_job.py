@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from fixtures_ray import ROOT, RayCluster
+from fixtures_waiting import until
 
 from crosscope_proto.artefacts import METRICS, version_folder
 from crosscope_proto.recipe import CrosscoderRecipe, parse_recipe
@@ -22,7 +23,7 @@ from crosscope_proto.v1 import jobs_pb2
 from crosscope_worker.dictionary.load import load_crosscoder
 from crosscope_worker.recipes.train import make_crosscoder
 from crosscope_worker.work import Workspace, silent
-from tests.jobs.rig import Rig, until
+from tests.jobs.rig import Rig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

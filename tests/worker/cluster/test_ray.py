@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from fixtures_ray import RayCluster
+from fixtures_waiting import until
 
 from crosscope_worker.cluster.errors import ClusterError
 from crosscope_worker.cluster.launcher import RayLauncher
@@ -13,7 +14,7 @@ from crosscope_worker.cluster.runner import RayRunner
 from crosscope_worker.recipes.parts import PartTask
 from crosscope_worker.recipes.ranks import RankTask
 from crosscope_worker.work import Cancelled, RankError
-from tests.jobs.rig import is_alive, until
+from tests.jobs.rig import is_alive
 from tests.worker.cluster.cluster_runs import notes_part, sums_up
 
 pytestmark = pytest.mark.slow
@@ -54,7 +55,7 @@ def test_ranks_that_die_are_started_again_and_those_that_fail_are_not(cluster: R
     cause = found.value.__cause__
     assert type(cause) is ValueError
     assert "cluster_runs.py" in str(cause.__cause__), "the traceback of the rank"
-    until(lambda: not cluster.ranks(), 30)
+    until(lambda: not cluster.ranks())
     logs = [path for path in cluster.folder.rglob("logs/**/*") if path.is_file()]
     assert logs
     for log in logs:
@@ -70,7 +71,7 @@ def test_ranks_end_with_their_job(cluster: RayCluster, tmp_path: Path) -> None:
     with pytest.raises(Cancelled):
         RayLauncher(cluster.address, sums_up)(rank_task(tmp_path), 2, cancel)
     assert len(noted(tmp_path)) == 2
-    until(lambda: not any(is_alive(pid) for pid, *_ in noted(tmp_path).values()), 10)
+    until(lambda: not any(is_alive(pid) for pid, *_ in noted(tmp_path).values()))
 
 
 @pytest.mark.parametrize("has", ["a package that cannot be imported", "another version"])
@@ -129,4 +130,4 @@ def test_an_error_of_a_part_ends_all(cluster: RayCluster, tmp_path: Path) -> Non
         RayRunner(cluster.address, notes_part)(part_tasks(tmp_path), lambda *_, **__: None)
     assert "cluster_runs.py" in str(found.value.__cause__), "the traceback of the part"
     pids = [int(line.split()[0]) for path in tmp_path.glob("00*") for line in path.read_text().splitlines()]
-    until(lambda: not any(map(is_alive, pids)), 10)
+    until(lambda: not any(map(is_alive, pids)))

@@ -1,16 +1,20 @@
-"""A cluster or a node with other versions than the job worker: a sentence with both."""
+"""A cluster or a node with other versions than the job worker: a sentence with both.
+
+Ray is loaded by the tests, not with this module, which every process of the suite reads.
+"""
 
 from importlib.metadata import version
 
 import pytest
-from ray._private.utils import check_version_info
 
-from crosscope_worker.cluster.connected import sentence_of
 from crosscope_worker.cluster.errors import ClusterError
-from crosscope_worker.cluster.software import check_versions, difference, versions
 
 
 def test_another_version_of_ray_or_python() -> None:
+    from ray._private.utils import check_version_info
+
+    from crosscope_worker.cluster.connected import sentence_of
+
     with pytest.raises(RuntimeError) as found:  # as ray.init raises it
         check_version_info({"ray_version": "2.50.0", "python_version": "3.10.1"}, "10.0.0.1")
     said = sentence_of(found.value, "10.0.0.1:6379")
@@ -23,6 +27,8 @@ def test_another_version_of_ray_or_python() -> None:
 
 
 def test_another_version_on_a_node() -> None:
+    from crosscope_worker.cluster.software import check_versions, versions
+
     check_versions(versions())
     here = version("torch").partition("+")[0]
     with pytest.raises(
@@ -32,6 +38,8 @@ def test_another_version_on_a_node() -> None:
 
 
 def test_a_node_without_the_package() -> None:
+    from crosscope_worker.cluster.software import difference
+
     asked = {"crosscope-worker": "2.0", "torch": "1.0"}
     assert difference("10.0.0.2", asked | {"more": "1"}, asked) == ""
     assert difference("10.0.0.2", {"torch": "1.0"}, asked) == (

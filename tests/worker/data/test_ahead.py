@@ -4,6 +4,7 @@ import threading
 from collections.abc import Generator
 
 import pytest
+from fixtures_waiting import PATIENCE_S
 
 from crosscope_worker.data.ahead import ahead
 
@@ -47,7 +48,7 @@ def test_no_more_than_depth_items_wait_while_one_more_is_made():
     assert not made.acquire(timeout=0.05), "nothing is made before the first is asked for"
     assert next(found) == 0
     for _ in range(1 + 2 + 1):
-        assert made.acquire(timeout=10)
+        assert made.acquire(timeout=PATIENCE_S)
     assert not made.acquire(timeout=0.1), "the one given, two that wait, and one more"
     found.close()
     assert not alive()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from fixtures_training import PlantedSource, make_recipe, run
+from fixtures_waiting import PATIENCE_S
 from torch import Tensor
 
 from crosscope_worker.data.activation_source import ActivationSource
@@ -46,7 +47,7 @@ def test_it_stays_a_few_blocks_ahead():
     blocks = ahead(Told()).blocks()
     next(blocks)
     for _ in range(1 + BLOCKS_AHEAD + 1):
-        assert made.acquire(timeout=10)
+        assert made.acquire(timeout=PATIENCE_S)
     assert not made.acquire(timeout=0.2), "the first block, those ahead and no more"
     assert planted.next == BLOCKS_AHEAD + 2
     blocks.close()

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures_waiting import PATIENCE_S, until
 
 from crosscope_worker.recipes.elastic import ElasticLauncher
 from crosscope_worker.recipes.ranks import RankTask
 from crosscope_worker.work import Cancelled, RankError
-from tests.jobs.rig import is_alive, until
+from tests.jobs.rig import is_alive
 from tests.worker.recipes import rank_runs
 
 
@@ -103,8 +104,8 @@ def test_ranks_end_with_the_jobs_process(task: RankTask) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     job = subprocess.Popen([sys.executable, str(path)], env=environment)
     try:
-        until(lambda: len(pids(task)) == 2, 60)
+        until(lambda: len(pids(task)) == 2)
     finally:
         job.send_signal(signal.SIGKILL)
-        job.wait(10)
-    until(lambda: not any(map(is_alive, pids(task))), 10)
+        job.wait(PATIENCE_S)
+    until(lambda: not any(map(is_alive, pids(task))))

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import pytest_asyncio
+from fixtures_waiting import PATIENCE_S
 
 from crosscope_worker.serve.batching import Batcher
 from crosscope_worker.serve.errors import Overloaded, TooLate
@@ -23,7 +24,7 @@ class Device:
 
     def __call__(self, key: str, items: Sequence[int]) -> list[int]:
         self.batches.append((key, list(items)))
-        assert self.open.wait(10)
+        assert self.open.wait(PATIENCE_S)
         if len(items) > self.max_items:
             raise MemoryError
         if any(item < 0 for item in items):

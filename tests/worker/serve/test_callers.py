@@ -15,6 +15,7 @@ import pytest_asyncio
 import torch
 from fixtures_serve import random_crosscoder, write_version
 from fixtures_server import details_of
+from fixtures_waiting import PATIENCE_S
 
 from crosscope import Arm, Client
 from crosscope.app.answering import Answering
@@ -80,7 +81,7 @@ async def test_where_memory_runs_out_in_a_step_the_newest_caller_is_told_and_oth
 
     def ends(shape: tuple[int, ...]) -> bool:
         nonlocal num_wide
-        assert shape != (2, 1) or all_are_there.wait(30)
+        assert shape != (2, 1) or all_are_there.wait(PATIENCE_S)
         num_wide += shape == (5, 1)
         return shape == (5, 1) and num_wide == 6
 
@@ -133,7 +134,7 @@ async def test_who_never_reads_is_cut_off_before_memory_fills(home: Path) -> Non
         arms = [arm(max_new_tokens=num_tokens, temperature=5.0, num_samples=num_samples)]
         silent = online.prompts.Generate(generation(*arms, crosscoder="dense", with_code=True))
         assert (await silent.read()).HasField("start")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while generations.num_running:
                 most = max(most, generations.unread_bytes)
                 await asyncio.sleep(0.001)
@@ -171,7 +172,7 @@ async def test_subjects_share_a_full_cache_in_the_order_of_their_callers(
         while len(ended) < len(small):
             await asyncio.sleep(0.001)
         before = len(ended)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             await ask("large", large)
             assert len(ended) - before < 3 * len(small), "those who came later do not overtake it"
             while ended[-len(small) :].count("small") < len(small):
@@ -187,21 +188,21 @@ async def test_a_generation_that_no_page_looks_at_frees_its_place(
     own = Decoder.step
 
     def step(decoder: Decoder, *args: Any) -> Any:
-        time.sleep(0.01)
+        time.sleep(0.02)
         return own(decoder, *args)
 
     monkeypatch.setattr(Decoder, "step", step)
     generations = online.process.generations
     with Client(online.front.address) as client:
         ask = partial(client.pair("tiny").generate, TEXTS[0], max_new_tokens=240)
-        answering = Answering(ask, [Arm()], 1, unseen_s=0.4)
-        async with asyncio.timeout(10):
+        answering = Answering(ask, [Arm()], 1, unseen_s=1.0)
+        async with asyncio.timeout(PATIENCE_S):
             while len(answering.tokens(0, 0)) < 60:  # a page that looks, for longer than the limit
                 await asyncio.sleep(0.02)
             assert generations.num_running == 1
             await online.process.idle()
         assert generations.num_running == 0
-        assert await asyncio.to_thread(answering.wait, 5.0)
+        assert await asyncio.to_thread(answering.wait, PATIENCE_S)
         (answer,) = answering.answers
         assert answer.reason == "cancelled"
         assert 60 <= len(answer.tokens) < 200

@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 import torch
 from fixtures_serve import LATENTS, LAYER, VERSION, random_crosscoder, write_version
+from fixtures_waiting import PATIENCE_S
 
 from crosscope import AsyncClient, AsyncCrosscoder, InvalidInput
 from crosscope._decode import crosscoder_info
@@ -332,7 +333,7 @@ async def test_a_caller_who_vanishes_frees_his_place_and_others_go_on(online: On
     )
     endless.cancel()
     assert texts(await other) == alone
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         await online.process.idle()
     assert online.process.generations.num_running == 0
 

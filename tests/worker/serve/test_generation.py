@@ -4,12 +4,13 @@ import asyncio
 import gc
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import pytest_asyncio
+from fixtures_waiting import PATIENCE_S, happening
 
 from crosscope_proto.roles import CHAT
 from crosscope_worker.dictionary.keep import AboveThreshold
@@ -50,7 +51,7 @@ class Steps:
         own = Decoder.step
 
         def step(decoder: Decoder, *args: Any) -> list[Event]:
-            assert self.open.wait(10)
+            assert self.open.wait(PATIENCE_S)
             self.count += 1
             return own(decoder, *args)
 
@@ -83,12 +84,6 @@ def greedy(tokenizer: TextTokenizer, text: str, num_tokens: int = 12, model: int
 
 async def collected(events: AsyncIterator[list[Event]]) -> list[Event]:
     return [event async for some in events for event in some]
-
-
-async def eventually(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not holds():
-            await asyncio.sleep(0.001)
 
 
 async def test_callers_share_steps_and_each_gets_its_own(
@@ -145,13 +140,13 @@ async def test_a_caller_who_goes_away_frees_his_place_before_the_next_step(
             await gone.aclose()  # pyright: ignore[reportAttributeAccessIssue]
         else:
             task = asyncio.create_task(collected(gone))
-            await eventually(lambda: rows[-1] == 2)
+            await happening(lambda: rows[-1] == 2)
             steps.open.clear()
             task.cancel()
             await asyncio.wait([task])
         before = len(rows)
         steps.open.set()
-        await eventually(lambda before=before: len(rows) >= before + 2)
+        await happening(lambda before=before: len(rows) >= before + 2)
         assert rows[before + 1] == 1
     assert len([event for event in await kept if isinstance(event, Token)]) == 40
 
@@ -168,7 +163,7 @@ async def test_an_encode_waits_for_one_step_at_most(
     batcher = Batcher(encode, device, 100, 1000)
     orders = [greedy(tokenizer, text, 60) for text in TEXTS[:3]]
     running = [asyncio.create_task(collected(generations.generate("a", read, order))) for order in orders]
-    await eventually(lambda: steps.count > 2)
+    await happening(lambda: steps.count > 2)
     for number in range(20):
         asked = steps.count
         await batcher.submit("x", number, 1)
@@ -195,7 +190,7 @@ async def test_too_many_that_wait_are_refused_with_a_hint(
 ) -> None:
     steps.open.clear()
     running = [asyncio.create_task(collected(generations.generate("a", read, greedy(tokenizer, "hm")))) for _ in "abc"]
-    await eventually(lambda: generations.num_waiting == 3)
+    await happening(lambda: generations.num_waiting == 3)
     with pytest.raises(Overloaded, match="3 prompts wait to be continued, and the limit is 3") as refused:
         await collected(generations.generate("a", read, greedy(tokenizer, "hm")))
     assert refused.value.retry_after_s
@@ -266,6 +261,9 @@ async def test_a_subject_is_tried_once_and_not_kept(
     assert tried == [True, False]
     seen = weakref.ref(bare)
     del bare
-    await asyncio.sleep(0.01)
-    gc.collect()
-    assert seen() is None
+
+    def is_gone() -> bool:
+        gc.collect()
+        return seen() is None
+
+    await happening(is_gone)

@@ -22,6 +22,7 @@ import pytest
 import pytest_asyncio
 import torch
 from fixtures_serve import LAYER, VERSION, random_crosscoder, write_version
+from fixtures_waiting import PATIENCE_S
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
@@ -360,15 +361,15 @@ async def test_a_busy_device_delays_no_tokens_and_refuses_a_flood(
 
     def slow(self: Any, prompts: Any) -> Any:
         entered.set()
-        assert leave.wait(20)
+        assert leave.wait(PATIENCE_S)
         return encode(self, prompts)
 
     monkeypatch.setattr(loaded.encoder.__class__, "__call__", slow)
     busy = asyncio.create_task(_await(served.inference.Encode(encode_request("a"))))
-    await asyncio.to_thread(entered.wait, 10)
+    await asyncio.to_thread(entered.wait, PATIENCE_S)
     prompt = types_pb2.Prompt(text="hi")
     request = inference_pb2.TokenizeRequest(crosscoder="demo", version_id=VERSION, prompt=prompt)
-    assert (await served.inference.Tokenize(request, timeout=5)).tokens.ids
+    assert (await served.inference.Tokenize(request, timeout=PATIENCE_S)).tokens.ids
     late = await refusal(served.inference.Encode(encode_request("b"), timeout=0.1))
     assert late[0] == grpc.StatusCode.DEADLINE_EXCEEDED
     asked = time.perf_counter()
@@ -416,10 +417,10 @@ async def test_the_process_serves_and_ends_on_sigterm(home: Path) -> None:
     try:
         async with grpc.aio.insecure_channel(address) as channel:
             stub = inference_pb2_grpc.InferenceStub(channel)
-            reply = await stub.Encode(encode_request("secret"), wait_for_ready=True, timeout=60)
+            reply = await stub.Encode(encode_request("secret"), wait_for_ready=True, timeout=PATIENCE_S)
             assert reply.code.row_starts
             process.send_signal(signal.SIGTERM)
-            _, stderr = await asyncio.wait_for(process.communicate(), 5)
+            _, stderr = await asyncio.wait_for(process.communicate(), PATIENCE_S)
     finally:
         if process.returncode is None:
             process.kill()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from fixtures_training import make_recipe, run
+from fixtures_waiting import PATIENCE_S
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -65,7 +66,7 @@ class Slow:
 
     def __call__(self, folder: Path, what: Checkpoint, group: Group) -> None:
         self.threads.append(threading.current_thread())
-        assert self.go.wait(10)
+        assert self.go.wait(PATIENCE_S)
         save_checkpoint(folder, what, group)
 
 
