@@ -55,7 +55,17 @@ def test_no_module_of_a_part_loads_what_it_must_not(package: str, forbidden: set
     assert loaded_after(_ALL_MODULES.format(package=package)) & forbidden == set()
 
 
-_NO_PROCESS = {"streamlit", "plotly", "pandas", "ray", "datasets", "fsspec", "s3fs", "botocore", "opentelemetry.sdk"}
+_NO_PROCESS = {
+    "streamlit",
+    "plotly",
+    "pandas",
+    "ray",
+    "datasets",
+    "fsspec",
+    "s3fs",
+    "botocore",
+    "opentelemetry.exporter",
+}
 """What no process loads before it is used: of a store only where one is set, of traces where spans go somewhere."""
 _NO_TORCH = _NO_PROCESS | {"torch", "transformers", "scipy", "huggingface_hub"}
 
