@@ -52,7 +52,10 @@ def hit(up: Up, name: str, number: signal.Signals, hold_s: float) -> None:
 
 
 def orphans(up: Up) -> None:
-    """kill -9 of the supervisor while its server is stopped: nothing stays, and a new start takes the same port."""
+    """kill -9 of the supervisor while its server is stopped: nothing stays, and a new start takes the same port.
+
+    In the end that start is told to stop.
+    """
     server, port = up.pid("server"), up.address.rpartition(":")[2]
     assert server is not None
     left = [pid for name in MARKS if (pid := up.pid(name))]
@@ -64,9 +67,12 @@ def orphans(up: Up) -> None:
     gone_s = time.monotonic() - begun
     again = Up(up.home, "--port", port)
     served = again.address == up.address
+    begun = time.monotonic()
     again.close()
+    ended_s = time.monotonic() - begun
     value = f"{len(left)} processes gone after {gone_s:.1f} s; served again at the same port: {served}"
     say("kill -9 of the supervisor while its server is stopped", value, "", "no process stays", ok=gone and served)
+    say("SIGTERM of crosscope up: everything has ended", ended_s, "s later", "<= 5", ok=ended_s <= 5)
 
 
 def alive(pid: int) -> bool:
