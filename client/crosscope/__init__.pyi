@@ -146,6 +146,7 @@ from ._matches import LatentMatches as LatentMatches
 from ._matches import MatchCount as MatchCount
 from ._matches import MatchedSide as MatchedSide
 from ._plan_types import DevicePlan as DevicePlan
+from ._plan_types import DiskPlan as DiskPlan
 from ._plan_types import Download as Download
 from ._plan_types import JobLog as JobLog
 from ._plan_types import LogLine as LogLine

@@ -6,7 +6,7 @@ know how many rows other streams' files have. Only Parquet says that without bei
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 import pyarrow.parquet as pq
@@ -61,6 +61,7 @@ def rows_of(files: Iterable[str]) -> int:
     """Number of rows of Parquet files in all; reads the end of each."""
     total = 0
     for file in files:
-        with fsspec.open(file, "rb") as opened:
+        remote: Any = fsspec.open(file, "rb")
+        with remote as opened:
             total += pq.read_metadata(opened).num_rows
     return total
