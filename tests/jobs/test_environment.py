@@ -34,7 +34,7 @@ data: [{{name: web, source: {source}, path: x{column}}}]
 
 def test_a_job_gets_the_keys_of_a_store_only_where_it_publishes_there(tmp_path: Path) -> None:
     recipe = RECIPE.format(pair="{name: a}", source="jsonl", column="")
-    for store, keys in ((None, set()), ("memory://x", {"AWS_SECRET_ACCESS_KEY"})):
+    for store, keys in ((None, set()), ("file:///x", {"AWS_SECRET_ACCESS_KEY"})):
         settings = JobSettings(home=tmp_path, queue_url="unix:///q", store=store)
         assert {name for name in PLANTED if name in job_environment(PLANTED, settings, recipe)} == keys
 
