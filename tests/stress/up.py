@@ -47,6 +47,7 @@ chat_steps: 10
 documents: 60
 conversations: 60
 """
+ENDED = ("succeeded", "failed", "cancelled")
 PAUSE_S = 0.05
 _TURNS = 10**9
 """More questions than a group of callers asks."""
@@ -216,6 +217,11 @@ class Work:
         with Client(self._up.address, timeout_s=30) as client:
             return any(job.state == "running" and job.info.stage for job in client.jobs.list(limit=20))
 
+    def has_ended(self, job_id: str) -> bool:
+        """Whether a job has come to its end."""
+        with Client(self._up.address, timeout_s=30) as client:
+            return patient(lambda: client.jobs.get(job_id).state) in ENDED
+
     def outcome(self, within_s: float = 900) -> tuple[int, int, int]:
         """Waits for the end of all: how many were lost, how many were published twice, the most attempts.
 
@@ -231,9 +237,9 @@ class Work:
     def _see(self, client: Client, states: dict[str, str]) -> bool:
         with contextlib.suppress(CrosscopeError):
             for job_id in self.ids:
-                if states.get(job_id) not in ("succeeded", "failed", "cancelled"):
+                if states.get(job_id) not in ENDED:
                     states[job_id] = client.jobs.get(job_id).state
-        return all(states.get(job_id) in ("succeeded", "failed", "cancelled") for job_id in self.ids)
+        return all(states.get(job_id) in ENDED for job_id in self.ids)
 
     def _ends(self, job_id: str) -> tuple[int, int]:
         """How often a job's attempts said that they succeeded, and how many attempts there were."""
