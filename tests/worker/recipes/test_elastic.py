@@ -57,8 +57,9 @@ def test_ranks_that_die_or_hang_are_started_again(task: RankTask) -> None:
 
 def test_an_error_of_one_rank_ends_all_with_its_own_sentence(task: RankTask) -> None:
     """Though ranks wait for each other for half an hour, and closing what is open never ends."""
-    with pytest.raises(RankError, match=r"^rank 1 of 2: chats\.jsonl, line 7: the turns do not alternate$") as found:
+    with pytest.raises(RankError) as found:
         ElasticLauncher(rank_runs.refuses)(replace(task, silent_s=1800), 2, lambda *_, **__: None)
+    assert str(found.value) == "rank 1 of 2: chats.jsonl, line 7: the turns do not alternate"
     took = time.time() - (Path(task.folder) / "refused").stat().st_mtime
     assert took < 300, "CLOSE_S, and what a busy machine adds"
     assert found.value.__notes__ == ["Half of it is kept."]
