@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from fixtures_artefacts import write_crosscoder
 from fixtures_looks import write_look
+from fixtures_waiting import until
 from playwright.sync_api import Page, expect
 
 from crosscope.app.frame import TITLES
@@ -92,11 +93,16 @@ def test_tab_opens_nothing_and_enter_does(stack: Stack, open_page: OpenPage) -> 
     page = open_page(f"{stack.url}/atlas?crosscoder=demo")
     before = page.url
     rows = page.locator("tbody a")
-    page.get_by_role("button", name="CSV").focus()
-    for _ in range(20):
-        page.keyboard.press("Tab")
-        if rows.first.evaluate("(row) => row === row.getRootNode().activeElement"):
-            break
+
+    def reaches_the_first_row() -> bool:
+        page.get_by_role("button", name="CSV").focus()
+        for _ in range(20):
+            page.keyboard.press("Tab")
+            if rows.first.evaluate("(row) => row === row.getRootNode().activeElement"):
+                return True
+        return False
+
+    until(reaches_the_first_row)  # What is drawn once more, as the chart is, takes the focus from its controls.
     expect(rows.first).to_be_focused()
     page.keyboard.press("ArrowDown")
     expect(rows.nth(1)).to_be_focused()
