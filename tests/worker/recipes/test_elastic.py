@@ -73,7 +73,7 @@ def test_an_error_of_one_rank_ends_all_with_its_own_sentence(task: RankTask) -> 
 def test_a_rank_that_leaves_ends_all(task: RankTask) -> None:
     told: list[str] = []
 
-    def progress(stage: str, fraction: float, message: str = "", **_: Any) -> None:  # noqa: ARG001
+    def progress(stage: str, fraction: float, message: str = "", **_: Any) -> None:
         told.append(message)
 
     with pytest.raises(RankError, match=r"^rank 1 of 2: SystemExit: 0$"):
