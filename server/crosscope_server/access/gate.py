@@ -48,7 +48,8 @@ class Gate:
             raise NoToken(f"this server asks for a token: {_HOW}")
         scheme, _, token = authorization.partition(b" ")
         token = token if scheme.lower() == b"bearer" else b""
-        caller = await self._known(token, host_of(peer))
+        hashed = digest(token)
+        caller = await self._known(token, hashed, host_of(peer))
         if rule.role not in caller.roles and Role.ADMIN not in caller.roles:
             has = ", ".join(sorted(caller.roles))
             raise PermissionDenied(
@@ -56,7 +57,7 @@ class Gate:
                 "runs this server for a token with that role",
                 caller.name,
             )
-        return Admitted(caller, digest(token))
+        return Admitted(caller, hashed)
 
     def refusal(self, hashed: str) -> NoToken | None:
         """Why a token that was let in is refused now; None while it is not."""
@@ -73,9 +74,8 @@ class Gate:
         told = self._refused[name] if self._refused[name] == 1 or is_told(self._refused[name]) else 0
         return NoToken(f"the token {name!r} {'was revoked' if known is None else 'has expired'}; {_ASK}", told, name)
 
-    async def _known(self, token: bytes, host: str) -> Caller:
+    async def _known(self, token: bytes, hashed: str, host: str) -> Caller:
         assert self._tokens is not None
-        hashed = digest(token)
         if hashed not in self._proven:
             await self._brake.before(host)
         known = self._tokens.find(hashed) if token else None
