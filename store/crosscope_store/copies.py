@@ -91,8 +91,8 @@ class Copies:
                 os.utime(path, ns=(time.time_ns(), found.st_mtime_ns))
         return True
 
-    def place(self, written: Path, folder: Path) -> None:
-        """Puts a written folder in the place of an earlier copy. A version that is here stays: it never changes.
+    def place(self, written: Path, folder: Path, entry: Entry) -> None:
+        """Puts a written folder in the place of a copy of something else. A copy of the same never changes, and stays.
 
         Several processes of a home do this at once. Whoever comes second leaves what the first has put there.
         """
@@ -100,7 +100,7 @@ class Copies:
             if not folder.exists():
                 _put(written, folder)
             return
-        if earlier.kind != "crosscoders":
+        if earlier.key != entry.key:
             hidden = self._hidden(folder)
             with contextlib.suppress(FileNotFoundError):
                 folder.rename(hidden)

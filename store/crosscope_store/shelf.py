@@ -6,11 +6,12 @@ A home has the same folders and files either way, and readers open them as ever.
 
 import contextlib
 import itertools
+import os
 import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -194,12 +195,12 @@ class SharedShelf(Shelf):
             return ""  # this home's own; `strangers` names it
         try:
             if note is not None and note.id == key.id:
-                if not (manifest := folder / MANIFESTS[key.kind]).exists():  # somebody has deleted it
-                    self._fetch(note, manifest.name, manifest)
+                if not (folder / (manifest := MANIFESTS[key.kind])).exists():  # somebody has deleted it
+                    self._fetch(note, manifest, folder)
                 return ""
             self._lay(self._store.entry(key), folder)
         except StoreGone:
-            return ""  # removed since the listing
+            return ""  # removed since the listing, or replaced by another process of this home
         except EntryError as error:
             return str(error)
         return ""
@@ -215,7 +216,7 @@ class SharedShelf(Shelf):
             manifest = MANIFESTS[entry.kind]
             self._store.get(entry.path_of(manifest), written / manifest, entry.files[manifest])
             (written / STORE_NOTE).write_text(entry_text(entry), "utf-8")
-            self._copies.place(written, folder)
+            self._copies.place(written, folder, entry)
         finally:
             shutil.rmtree(written, ignore_errors=True)
 
@@ -237,7 +238,7 @@ class SharedShelf(Shelf):
         folder, entry = found
         file = path.relative_to(folder).as_posix()
         if file in entry.files:
-            self._fetch(entry, file, path)
+            self._fetch(entry, file, folder)
             self._copies.make_room(folder)
 
     @override
@@ -247,7 +248,7 @@ class SharedShelf(Shelf):
         for file in sorted(entry.files):
             path = folder / file
             if not any(fnmatch(path.name, pattern) for pattern in but) and not self._copies.is_here(path):
-                self._fetch(entry, file, path)
+                self._fetch(entry, file, folder)
         self._copies.make_room(folder)
 
     @override
@@ -255,23 +256,34 @@ class SharedShelf(Shelf):
         entry = self._copies.note(folder)
         return {} if entry is None else {file: fact.size for file, fact in entry.files.items()}
 
-    def _fetch(self, entry: Entry, file: str, path: Path) -> None:
+    def _fetch(self, entry: Entry, file: str, folder: Path) -> None:
+        """Brings a file of a copy. Raises StoreGone if another process replaces the copy meanwhile, else as `need`."""
+        path = folder / file
         with self._lock:
             lock = self._fetching.setdefault(path, threading.Lock())
         with lock:
             if path.exists():
                 return
-            written = path.with_name(f"{PARTIAL}{uuid.uuid4().hex}")
-            fact = entry.files[file]
+            written, fact = folder.parent / f"{PARTIAL}{uuid.uuid4().hex}", entry.files[file]
             try:
-                self._asked(lambda: self._store.get(entry.path_of(file), written, fact, self._tick))
-                written.replace(path)
+                with _opened(path.parent) as place:
+                    self._check_same(folder, entry, file)
+                    self._asked(lambda: self._store.get(entry.path_of(file), written, fact, self._tick))
+                    os.replace(written, path.name, dst_dir_fd=place)  # never into a folder that has come instead
+                    self._check_same(folder, entry, file)
+            except (FileNotFoundError, NotADirectoryError):
+                self._check_same(folder, entry, file)
+                raise
             finally:
                 written.unlink(missing_ok=True)
                 with self._lock:
                     self._fetching.pop(path, None)
             with self._lock:
                 self._fetched_bytes += fact.size
+
+    def _check_same(self, folder: Path, entry: Entry, file: str) -> None:
+        if self._copies.note(folder) != entry:
+            raise StoreGone(f"{folder} was replaced while {file} was read")
 
     @override
     def stamp_for(self, kind: Kind, name: str, now: float) -> str:
@@ -316,6 +328,16 @@ class SharedShelf(Shelf):
         entry = self._store.entry(key)
         self._store.remove(key.path)
         self._store.remove_all(upload_path(key.kind, key.name, entry.upload))
+
+
+@contextlib.contextmanager
+def _opened(folder: Path) -> Generator[int]:
+    """A descriptor of a folder, which stays the same wherever the folder is moved."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def open_shelf(home: Path, url: str | None, limit_bytes: int | None = None, tick: Tick = idle) -> Shelf:

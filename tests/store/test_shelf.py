@@ -127,19 +127,69 @@ def test_the_last_published_counts_though_its_clock_is_behind(shelf_at: Shelves,
     assert shelf.stamp_for("crosscoders", "other", NOW - 3600) == stamp(NOW - 3600)
 
 
+def look_published(shelf: SharedShelf, folder: Path, number: int) -> None:
+    """Publishes a look named first; a later number replaces an earlier one."""
+    folder.mkdir()
+    (folder / "look.json").write_text(f"look {number}")
+    (folder / "texts.parquet").write_bytes(b"texts %d" % number)
+    key = Key("looks", "first", f"{stamp(NOW + number)}-x")
+    shelf.commit(shelf.upload("looks", "first", folder), key, folder)
+
+
 def test_a_look_is_replaced_whole(tmp_path: Path, shelf_at: Shelves) -> None:
     one, two = shelf_at("one"), shelf_at("two")
     for number in (1, 2):
-        folder = tmp_path / f"look{number}"
-        folder.mkdir()
-        (folder / "look.json").write_text(f"look {number}")
-        (folder / "texts.parquet").write_bytes(b"texts %d" % number)
-        key = Key("looks", "first", f"{stamp(NOW + number)}-x")
-        one.commit(one.upload("looks", "first", folder), key, folder)
+        look_published(one, tmp_path / f"look{number}", number)
         two.refresh()
         two.need(tmp_path / "two" / "looks" / "first" / "texts.parquet")
         assert (tmp_path / "two" / "looks" / "first" / "look.json").read_text() == f"look {number}"
         assert (tmp_path / "two" / "looks" / "first" / "texts.parquet").read_bytes() == b"texts %d" % number
+
+
+def test_a_look_that_two_processes_bring_is_laid_once(
+    tmp_path: Path, url: str, shelf_at: Shelves, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_published(shelf_at("one"), tmp_path / "look", 1)
+    late, here = shelf_at("two"), tmp_path / "two" / "looks" / "first"
+    laid: list[int] = []
+
+    def get(store: Store, path: str, target: Path, *more: object) -> None:
+        if not laid:  # the other process comes first, while this one reads the manifest
+            laid.append(0)
+            shelf_at("two").refresh()
+            laid[0] = here.stat().st_ino
+        read(store, path, target, *more)
+
+    read = Store.get
+    monkeypatch.setattr(Store, "get", get)
+    late.refresh()
+    assert here.stat().st_ino == laid[0]
+    assert not list((tmp_path / "two" / "looks").glob(".partial-*"))
+
+
+def test_a_file_whose_look_is_replaced_meanwhile_says_so(
+    tmp_path: Path, url: str, shelf_at: Shelves, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = shelf_at("one"), shelf_at("two")
+    look_published(one, tmp_path / "look1", 1)
+    two.refresh()
+    look_published(one, tmp_path / "look2", 2)
+    asked: list[str] = []
+
+    def get(store: Store, path: str, target: Path, *more: object) -> None:
+        asked.append(path)
+        if len(asked) == 1:  # another process of this home replaces the look, while this one reads
+            shelf_at("two").refresh()
+        read(store, path, target, *more)
+
+    read = Store.get
+    monkeypatch.setattr(Store, "get", get)
+    texts = tmp_path / "two" / "looks" / "first" / "texts.parquet"
+    with pytest.raises(StoreGone, match="first was replaced while texts.parquet was read"):
+        two.need(texts)
+    two.need(texts)
+    assert texts.read_bytes() == b"texts 2"
+    assert not list(texts.parent.glob(".partial-*"))
 
 
 def test_what_is_of_the_home_alone_stays_and_is_named(tmp_path: Path, shelf_at: Shelves) -> None:
