@@ -17,9 +17,12 @@ import psutil
 
 from crosscope_proto.beats import Listener
 from crosscope_proto.environment import needed
+from crosscope_proto.standby import Call
 
 _LAUNCH = Path(__file__).with_name("launch.py")
 _LAST_LINE_BYTES = 4096
+_FIRST_BEAT_S = 60.0
+"""How long a called standby may take to beat, so that one that was stopped while it waited is found."""
 _DEAD = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
 Probe = Callable[[], bool]
@@ -50,6 +53,8 @@ class Program:
     """How long `answers` may stay false before the process counts as hung."""
     stop_last: bool = False
     """Whether it is stopped after the others have ended, because they use it to the end."""
+    has_standby: bool = False
+    """Whether a second process is kept that has loaded everything and waits (crosscope_proto.standby). It must beat."""
     watch_log: bool = True
     """Whether its log marks warnings and errors in a form that LogTail knows."""
 
@@ -64,13 +69,14 @@ def environment_of(program: Program) -> dict[str, str]:
 class Child:
     """A process of a Program; it runs or has ended."""
 
-    def __init__(self, program: Program, log: Path) -> None:
-        """Starts it; its output is appended to `log`.
+    def __init__(self, program: Program, log: Path, *, stands_by: bool = False) -> None:
+        """Starts it; its output is appended to `log`. With `stands_by` it waits for `call`.
 
         Raises OSError if it cannot be started. Call from the main thread only: the parent-death signal is sent when
         the thread that started the process ends.
         """
-        self.beats = Listener()
+        self.beats, self._call = Listener(), Call() if stands_by else None
+        pipes = [self.beats] if self._call is None else [self.beats, self._call]
         try:
             with log.open("ab") as output:  # appended to, so that it can be emptied while the process writes
                 self._process = subprocess.Popen(
@@ -78,21 +84,36 @@ class Child:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    env={**environment_of(program), **self.beats.environment},
-                    pass_fds=self.beats.passed_on,
+                    env=environment_of(program) | {k: v for pipe in pipes for k, v in pipe.environment.items()},
+                    pass_fds=[descriptor for pipe in pipes for descriptor in pipe.passed_on],
                     start_new_session=True,
                 )
         except OSError:
-            self.beats.close()
+            for pipe in pipes:
+                pipe.close()
             raise
         finally:
-            self.beats.started()
+            for pipe in pipes:
+                pipe.started()
         self._log = log
         self._hung = ""
         self.killed_at: float | None = None
         self.pid = self._process.pid
         self.started_at = time.monotonic()
         self.ready = False
+
+    def call(self) -> None:
+        """Lets a standby work; its time counts from now."""
+        assert self._call is not None
+        self._call.give()
+        self.beats.expect(_FIRST_BEAT_S)
+        self.started_at = time.monotonic()
+
+    def close(self) -> None:
+        """Listens and calls no more."""
+        self.beats.close()
+        if self._call is not None:
+            self._call.close()
 
     def has_ended(self) -> bool:
         """Whether the process itself has ended; what it started may still live."""

@@ -155,6 +155,11 @@ _RUN = (
         help="Room that is kept aside in the home and freed when the disk is full.",
     ),
     click.option(
+        "--no-standby",
+        is_flag=True,
+        help="Keep no second inference worker ready; a restart then takes some seconds longer.",
+    ),
+    click.option(
         "--job-threads",
         type=click.IntRange(min=1),
         default=None,
@@ -186,6 +191,7 @@ def _runs(command: Callable[..., None]) -> Callable[..., None]:
         label_addresses: tuple[str, ...],
         job_threads: int | None,
         job_workers: int | None,
+        no_standby: bool,
         log_mb: float,
         log_files: int,
         reserve_mb: int,
@@ -197,6 +203,7 @@ def _runs(command: Callable[..., None]) -> Callable[..., None]:
         wanted = Wanted(
             *(home, address, *ports, data_roots, job_threads, job_workers, label_addresses, keep, reserve_bytes),
             store=store,
+            with_standby=not no_standby,
             config=config,
         )
         command(wanted=wanted, **own)
@@ -247,6 +254,8 @@ def demo(once: bool, as_json: bool, recipes: Path | None, wanted: Wanted) -> Non
     # With one thread each, jobs end with the same weights again, and two of them use two cores well.
     workers = wanted.job_workers or min(2, os.cpu_count() or 1)
     wanted = replace(wanted, job_threads=wanted.job_threads or 1, job_workers=workers)
+    if once:
+        wanted = replace(wanted, with_standby=False)
     terminal = Terminal(to_stderr=as_json)
     with _prepared(terminal, wanted) as found:
         steps = demo_jobs.read_steps(recipes or demo_jobs.find_recipes())

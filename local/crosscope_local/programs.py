@@ -56,6 +56,8 @@ class Installation:
     """The secret of the app's start address."""
     store: str | None = None
     """URL of the store that the home shares with others."""
+    with_standby: bool = True
+    """Whether a second inference worker waits, with torch loaded and no model, until the first one ends."""
 
     @property
     def own_address(self) -> str:
@@ -154,6 +156,7 @@ class Installation:
             environment={"CROSSCOPE_HOME": str(self.home), "CROSSCOPE_WORKER_LISTEN": target},
             reads=_MODELS,
             probe=lambda: answers() and is_found(),
+            has_standby=self.with_standby,
         )
 
     def _jobs(self, place: int) -> Program:

@@ -49,6 +49,8 @@ class Wanted:
     """What the reserve takes, which is freed when the disk is full; 0: none."""
     store: str | None = None
     """URL of the store that the home shares with others."""
+    with_standby: bool = True
+    """Whether a second inference worker waits for the end of the first."""
     config: Config = field(default_factory=Config)
     """The file that was given, if any; its options are in the fields above."""
 
@@ -87,6 +89,7 @@ def installation(wanted: Wanted, say: Say) -> Generator[Installation]:
         store=wanted.store,
         settings=wanted.config.settings,
         app_key=preflight.app_key(home),
+        with_standby=wanted.with_standby,
     )
     try:
         wanted.config.check(found.programs())

@@ -1,7 +1,8 @@
 """Keeps programs running: starts them, restarts what ends or hangs, stops everything. Knows no program by name.
 
-One loop in the main thread does all of this. Other threads only ask whether a program answers; they may call `stop()`
-and `wait_ready()`. Nothing is given up: what keeps ending is started again every 30 s, and that is said once.
+Of a program that loads for long a standby is kept, which takes over when the program ends. Nothing is given up: what
+keeps ending is started again every 30 s, and that is said once. One loop in the main thread does all of this. Other
+threads only ask whether a program answers; they may call `stop()` and `wait_ready()`.
 """
 
 import signal
@@ -20,6 +21,8 @@ from crosscope_local.logs import KEEP, Keep, LogTail, rotate
 Say = Callable[[str, str], None]
 """Called with a level ("info", "warning" or "error") and a sentence for the person at the terminal."""
 
+STANDBY_OF = "the standby of "
+"""How standbys are called where what runs is noted; the program's name follows."""
 _LOOP_S = 0.05
 _PROBE_EVERY_S = 0.1
 _ASK_EVERY_S = 2.0
@@ -30,6 +33,9 @@ _FAILING_AFTER = 6
 """Quick ends in a row after which a program counts as failing."""
 _STEADY_AFTER_S = 20.0
 _SLOW_START_S = 60.0
+_STANDBY_AFTER_S = 5.0
+"""How long after a program was ready its standby is started: first callers come first."""
+_STANDBY_AGAIN_AFTER_S = 60.0
 _STOP_REST_AFTER_S = 2.5
 _KILL_AFTER_S = 4.0
 _REAP_WITHIN_S = 0.8
@@ -53,6 +59,8 @@ class _Kept:
         self.log = log
         self.tail = LogTail(log)
         self.child: Child | None = None
+        self.standby: Child | None = None
+        self.standby_due_at = 0.0
         self.state = State.WAITING
         self.quick_failures = 0
         self.failing = ""
@@ -92,6 +100,10 @@ class Supervisor:
         """Process ids of the programs that run."""
         return {name: kept.child.pid for name, kept in self._kept.items() if kept.child}
 
+    def standbys(self) -> dict[str, int]:
+        """Process ids of those that wait in case a program ends, by the program's name."""
+        return {name: kept.standby.pid for name, kept in self._kept.items() if kept.standby}
+
     @property
     def stopping(self) -> bool:
         """Whether it was told to stop."""
@@ -124,6 +136,7 @@ class Supervisor:
                 now = time.monotonic()
                 for kept in self._kept.values():
                     self._advance(kept, now)
+                    self._advance_standby(kept, now)
                 if now >= next_look:
                     next_look = now + _LOG_EVERY_S
                     self._report_logs()
@@ -161,6 +174,7 @@ class Supervisor:
     def _await_start(self, kept: _Kept, child: Child, now: float) -> None:
         if child.ready:
             kept.state = State.READY
+            kept.standby_due_at = now + _STANDBY_AFTER_S
             kept.was_ready.set()
             if (kept.quick_failures or kept.due_at) and not kept.failing:
                 self._tell_back(kept)
@@ -173,17 +187,41 @@ class Supervisor:
         kept.failing = ""
         self._say("info", f"{kept.program.name} is back.")
 
+    def _advance_standby(self, kept: _Kept, now: float) -> None:
+        if kept.standby is not None and kept.standby.has_ended():
+            self._say("warning", f"{STANDBY_OF}{kept.program.name} {kept.standby.ending()}; {_see(kept)}")
+            kept.standby.kill_rest()
+            kept.standby.close()
+            kept.standby, kept.standby_due_at = None, now + _STANDBY_AGAIN_AFTER_S
+        is_due = kept.program.has_standby and kept.state is State.READY and now >= kept.standby_due_at
+        if is_due and kept.standby is None:
+            try:
+                kept.standby = Child(kept.program, kept.log, stands_by=True)
+            except OSError as error:
+                self._say("warning", f"{STANDBY_OF}{kept.program.name} could not be started: {error}")
+                kept.standby_due_at = now + _STANDBY_AGAIN_AFTER_S
+                return
+            self._note()
+
     def _start(self, kept: _Kept) -> None:
+        child, kept.standby = kept.standby, None
         try:
-            child = Child(kept.program, kept.log)
+            if child is None:
+                child = Child(kept.program, kept.log)
+            else:
+                child.call()
         except OSError as error:
             sentence = f"could not be started: {error}"
             self._schedule(kept, sentence, sentence, time.monotonic())
             return
         kept.child, kept.state = child, State.STARTING
-        if self._noted_in:
-            note(self._noted_in, self.pids())
+        self._note()
         threading.Thread(target=self._ask, args=(kept.program, child), daemon=True).start()
+
+    def _note(self) -> None:
+        if self._noted_in:
+            waiting = {f"{STANDBY_OF}{name}": pid for name, pid in self.standbys().items()}
+            note(self._noted_in, self.pids() | waiting)
 
     def _ask(self, program: Program, child: Child) -> None:
         """Waits until a child is ready; goes on asking it, if it does not beat by itself."""
@@ -197,7 +235,7 @@ class Supervisor:
 
     def _recover(self, kept: _Kept, child: Child, now: float) -> None:
         child.kill_rest()
-        child.beats.close()
+        child.close()
         if kept.state is State.READY and now - child.started_at >= _STEADY_AFTER_S:
             kept.quick_failures = 0
         self._schedule(kept, child.manner(), child.ending(), now)
@@ -227,6 +265,8 @@ class Supervisor:
         running = [kept for kept in self._kept.values() if kept.child]
         children = [kept.child for kept in running if kept.child]
         rest = [kept.child for kept in running if kept.child and kept.program.stop_last]
+        waiting = [kept.standby for kept in self._kept.values() if kept.standby]
+        children += waiting
         users = [child for child in children if child not in rest]
         begun = time.monotonic()
         for child in users:
@@ -244,7 +284,7 @@ class Supervisor:
         while time.monotonic() < end and not all(child.is_gone() for child in children):
             time.sleep(_LOOP_S)
         for child in children:
-            child.beats.close()
+            child.close()
         for kept in self._kept.values():
             kept.state = State.STOPPED
         if self._noted_in:

@@ -22,6 +22,8 @@ EVERY_S: Final = 1.0
 LONGEST_GAP_S: Final = 1.0
 """A listener that was away for longer counts only this much: then it, or the whole machine, stood still."""
 _READ_BYTES = 65536
+_START = "start"
+"""The part that `expect` waits for."""
 
 
 class Beats:
@@ -109,6 +111,10 @@ class Listener:
         """Notes a beat that did not come through the pipe. Any thread may call."""
         self._promises[part] = self._now, within_s
 
+    def expect(self, within_s: float) -> None:
+        """Counts a process that has not beaten at all after `within_s` seconds as silent."""
+        self.promise(_START, within_s)
+
     def silence(self) -> Silence | None:
         """The promise that has been broken for longest; None if all are kept. A part that never beat broke none.
 
@@ -125,6 +131,8 @@ class Listener:
         try:
             while self._is_open and (data := os.read(self._reading, _READ_BYTES)):
                 *lines, self._rest = (self._rest + data).split(b"\n")
+                if lines:
+                    self._promises.pop(_START, None)
                 for line in lines:
                     part, _, within_s = line.decode(errors="replace").rpartition(" ")
                     with contextlib.suppress(ValueError):

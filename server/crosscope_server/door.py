@@ -42,7 +42,8 @@ class Door(grpc.aio.ServerInterceptor):
     ) -> None:
         """At most `most` calls are under way, or as many of them as an event loop with this `load` bears: `least`.
 
-        `retry_after_s` says when the caller may find room. `refused` counts refusals by reason.
+        `retry_after_s` says when the caller may find room; the more were refused lately, the later they are asked to
+        come back. `refused` counts refusals by reason.
         """
         self._prefix = f"/{service}/"
         self._most, self._least = most, min(least, most)
@@ -117,7 +118,7 @@ class Door(grpc.aio.ServerInterceptor):
 
     def _full(self, reason: Reason, sentence: str) -> Overloaded:
         self._refused.add(reason)
-        retry_after_s = self._retry_after_s()
+        retry_after_s = max(self._retry_after_s(), self._refused.pace_s())
         return Overloaded(f"{sentence}; try again in {retry_after_s:.1f} s", retry_after_s=retry_after_s)
 
 

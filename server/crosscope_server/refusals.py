@@ -7,6 +7,10 @@ from enum import StrEnum
 
 WINDOW_S = 10.0
 """How far back `Refused.lately` looks."""
+RETURNS_PER_S = 50.0
+"""A refusal costs the server about half of what an answer does. So those who were refused are asked to stay away for so
+long that about so many come back in a second."""
+MAX_PACE_S = 5.0
 _MAX_REMEMBERED = 20_000
 
 
@@ -40,11 +44,27 @@ class Refused(Counter[Reason]):
         super().__init__()
         self._clock = clock
         self._lately: deque[tuple[float, Reason]] = deque(maxlen=_MAX_REMEMBERED)
+        self._second, self._in_second, self._in_last = 0, 0, 0
 
     def add(self, reason: Reason) -> None:
         """Counts a refusal."""
         self[reason] += 1
         self._lately.append((self._clock(), reason))
+        self._tick()
+        self._in_second += 1
+
+    def pace_s(self) -> float:
+        """How long those who are refused now should stay away, by how many were in this second and the last one.
+
+        If all come back after this time, N of them cause about sqrt(N RETURNS_PER_S) refusals a second.
+        """
+        self._tick()
+        return min(MAX_PACE_S, max(self._in_second, self._in_last) / RETURNS_PER_S)
+
+    def _tick(self) -> None:
+        if (second := int(self._clock())) != self._second:
+            self._in_last = self._in_second if second == self._second + 1 else 0
+            self._second, self._in_second = second, 0
 
     def lately(self) -> Counter[Reason]:
         """Refusals of the last WINDOW_S."""

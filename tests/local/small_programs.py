@@ -19,6 +19,19 @@ while True:
     signal.pause()
 """
 
+STANDBY = """
+import os, time
+from crosscope_proto.beats import Beats
+from crosscope_proto.standby import await_call
+print("loaded", os.getpid(), flush=True)
+await_call()
+beats = Beats.from_environment()
+print("works", os.getpid(), flush=True)
+while True:
+    beats("loop", 30)
+    time.sleep(0.1)
+"""
+
 
 def program(name: str, source: str, **fields: object) -> Program:
     """A Program that runs Python source and counts as ready at once."""

@@ -17,6 +17,8 @@ import pytest
 from fixtures_waiting import PATIENCE_S, until
 
 from crosscope import Client, Unauthorized
+from crosscope_local.run import PROCESSES
+from crosscope_local.supervise import STANDBY_OF
 from crosscope_proto import access
 from tests.local.small_programs import alive
 
@@ -57,6 +59,11 @@ class Up:
                 found[child.pid] = " ".join(child.cmdline())
         return found
 
+    def standbys(self) -> set[int]:
+        """Ids of processes that wait in case another ends."""
+        noted = json.loads((self.home / PROCESSES).read_text())["processes"]
+        return {pid for name, (pid, _) in noted.items() if name.startswith(STANDBY_OF)}
+
     def descendants(self) -> set[int]:
         return {each.pid for each in psutil.Process(self.process.pid).children(recursive=True)}
 
@@ -96,7 +103,12 @@ def process_of(up: Up, name: str) -> int | None:
         "jobs": "-m crosscope_worker jobs",
     }
     return next(
-        (pid for pid, line in up.children().items() if marks[name] in f"{line} " and "launch.py" not in line), None
+        (
+            pid
+            for pid, line in up.children().items()
+            if marks[name] in f"{line} " and "launch.py" not in line and pid not in up.standbys()
+        ),
+        None,
     )
 
 
@@ -110,6 +122,14 @@ def test_a_process_that_is_killed_comes_back(up: Up, name: str) -> None:
     assert up.said(f"^{name} was killed by SIGKILL. Starting it again in ")
     assert process_of(up, name) not in (None, first)
     assert up.process.poll() is None
+
+
+def test_a_worker_that_is_killed_is_replaced_by_its_standby(up: Up) -> None:
+    until(up.standbys, seen=lambda: up.lines)
+    (standby,), first = up.standbys(), process_of(up, "worker")
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    until(lambda: process_of(up, "worker") == standby, seen=lambda: up.lines)
 
 
 def test_a_server_that_is_stopped_comes_back(up: Up) -> None:

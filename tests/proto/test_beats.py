@@ -46,6 +46,18 @@ def test_a_part_that_never_beat_is_not_judged() -> None:
     listener.close()
 
 
+def test_a_first_beat_that_is_expected_and_does_not_come_is_found() -> None:
+    clock = Clock()
+    silent, beating = Listener(clock), Listener(clock)
+    for each in (silent, beating):
+        each.expect(10)
+    Beats(beating.passed_on[0])("loop", 1000)
+    assert passed(silent, clock, 10.5) == Silence("start", 10.5)
+    assert passed(beating, clock, 20) is None
+    for each in (silent, beating):
+        each.close()
+
+
 def test_a_clock_that_jumps_breaks_no_promise() -> None:
     clock = Clock()
     listener = Listener(clock)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,8 +41,8 @@ async def test_a_loop_that_never_rests_is_busy_also_beside_others() -> None:
     watching.cancel()
 
 
-def door_and_refused(most: int, share: float) -> tuple[Door, Refused]:
-    load, refused = Load(), Refused()
+def door_and_refused(most: int, share: float, clock: Callable[[], float] = time.monotonic) -> tuple[Door, Refused]:
+    load, refused = Load(), Refused(clock)
     load.share = share
     return Door("crosscope.v1.Prompts", most, lambda: 1.5, refused, load, least=16), refused
 
@@ -61,3 +62,18 @@ def test_a_refusal_says_that_the_server_has_too_much_to_do() -> None:
         with pytest.raises(Overloaded, match=said):
             inside.enter_context(door.entered())
     assert refused == {"behind": 1}
+
+
+def test_many_refusals_ask_callers_to_stay_away_for_longer() -> None:
+    """Else 256 callers who come back at once keep the server from answering anybody."""
+    door, _ = door_and_refused(1, 1.0, clock=lambda: 100.0)
+    set_calling(Caller("lena"))
+    hints: list[float] = []
+    with door.entered():
+        for _ in range(120):
+            with pytest.raises(Overloaded) as refusal, door.entered():
+                pass
+            hints.append(refusal.value.retry_after_s or 0)
+    assert hints[0] == 1.5
+    assert hints[-1] == 2.4  # 120 refusals in this second, and 50 may come back in one
+    assert hints == sorted(hints)

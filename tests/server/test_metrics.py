@@ -115,6 +115,25 @@ def test_refusals_are_counted_for_ever_and_for_ten_seconds() -> None:
     assert refused == {"door_full": 2, "late": 1}
 
 
+def test_the_more_are_refused_the_longer_they_are_asked_to_stay_away() -> None:
+    now = [100.2]
+    refused = Refused(clock=lambda: now[0])
+    assert refused.pace_s() == 0
+    for _ in range(100):
+        refused.add(Reason.BEHIND)
+    assert refused.pace_s() == 2  # 100 of them, and 50 may come back in a second
+    now[0] = 101.1
+    refused.add(Reason.DOOR_FULL)
+    assert refused.pace_s() == 2
+    now[0] = 102.0
+    assert refused.pace_s() == 1 / 50
+    now[0] = 104.0
+    assert refused.pace_s() == 0
+    for _ in range(1000):
+        refused.add(Reason.BEHIND)
+    assert refused.pace_s() == 5
+
+
 def test_traffic_of_the_last_ten_seconds() -> None:
     now = [0.0]
     metrics = Metrics(clock=lambda: now[0])

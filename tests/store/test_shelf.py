@@ -185,7 +185,7 @@ def test_a_file_whose_look_is_replaced_meanwhile_says_so(
     read = Store.get
     monkeypatch.setattr(Store, "get", get)
     texts = tmp_path / "two" / "looks" / "first" / "texts.parquet"
-    with pytest.raises(StoreGone, match="first was replaced while texts.parquet was read"):
+    with pytest.raises(StoreGone, match=r"first was replaced while texts\.parquet was read"):
         two.need(texts)
     two.need(texts)
     assert texts.read_bytes() == b"texts 2"

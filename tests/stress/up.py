@@ -23,6 +23,8 @@ from fixtures_artefacts import write_crosscoder
 from fixtures_serve import LATENTS, random_crosscoder, write_version
 
 from crosscope import Client, CrosscopeError
+from crosscope_local.run import PROCESSES
+from crosscope_local.supervise import STANDBY_OF
 from crosscope_proto.artefacts import JOB_LOG, MANIFEST, PAIR_MANIFEST, PairManifest, job_folder, version_folder
 from tests.worker.conftest import gemma_tokenizer, random_gemma
 
@@ -110,12 +112,19 @@ class Up:
 
     def pid(self, name: str) -> int | None:
         """The id of a process; None if it does not run."""
+        waiting = self.standbys()
         for each in psutil.Process(self.process.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 line = " ".join(each.cmdline()) + " "
-                if MARKS[name] in line and "launch.py" not in line and each.status() != psutil.STATUS_ZOMBIE:
+                is_it = MARKS[name] in line and "launch.py" not in line and each.pid not in waiting
+                if is_it and each.status() != psutil.STATUS_ZOMBIE:
                     return each.pid
         return None
+
+    def standbys(self) -> set[int]:
+        """Ids of processes that wait in case another ends."""
+        noted = json.loads((self.home / PROCESSES).read_text())["processes"]
+        return {pid for name, (pid, _) in noted.items() if name.startswith(STANDBY_OF)}
 
     def close(self) -> None:
         """Stops everything."""

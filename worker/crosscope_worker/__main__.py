@@ -7,6 +7,7 @@ import sys
 
 from crosscope_proto.logs import configure_logging
 from crosscope_proto.settings import check_settings, unknown_variables
+from crosscope_proto.standby import await_call
 from crosscope_worker.jobs.settings import JobSettings
 from crosscope_worker.serve.settings import ServeSettings
 
@@ -21,16 +22,17 @@ def main() -> int:
     kind, other = (JobSettings, ServeSettings) if given.process == "jobs" else (ServeSettings, JobSettings)
     if given.check is not None:
         return check_settings(kind, other, own=given.check)
-    if lines := unknown_variables(kind, other):
-        configure_logging("jobs" if given.process == "jobs" else "inference")
-        for line in lines:
-            logging.getLogger("crosscope_worker").warning(line)
     if given.process == "jobs":
         from crosscope_worker.jobs.process import main as run
     else:
         # Read by OpenMP when torch loads: idle threads would spin on cores that server and client need to answer.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-        from crosscope_worker.serve import main as run
+        from crosscope_worker.serve.process import run
+    await_call()
+    if lines := unknown_variables(kind, other):
+        configure_logging("jobs" if given.process == "jobs" else "inference")
+        for line in lines:
+            logging.getLogger("crosscope_worker").warning(line)
     return run()
 
 
