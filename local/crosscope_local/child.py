@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 
 from crosscope_proto.beats import Listener
+from crosscope_proto.ending import WRONG_SETTINGS
 from crosscope_proto.environment import needed
 from crosscope_proto.standby import Call
 
@@ -139,6 +140,11 @@ class Child:
         code = self._process.poll()
         line = last_line(self._log) if code is not None and code > 0 and not self._hung else ""
         return f"{self.manner()}: {line}" if line else self.manner()
+
+    @property
+    def has_wrong_settings(self) -> bool:
+        """Whether it ended because it cannot start with its settings."""
+        return self._process.poll() == WRONG_SETTINGS
 
     def terminate(self) -> None:
         """Sends SIGTERM to the process and its group."""

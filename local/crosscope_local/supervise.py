@@ -1,8 +1,9 @@
 """Keeps programs running: starts them, restarts what ends or hangs, stops everything. Knows no program by name.
 
 Of a program that loads for long a standby is kept, which takes over when the program ends. Nothing is given up: what
-keeps ending is started again every 30 s, and that is said once. One loop in the main thread does all of this. Other
-threads only ask whether a program answers; they may call `stop()` and `wait_ready()`.
+keeps ending is started again every 30 s, and that is said once. Only settings with which a program never started end
+the run. One loop in the main thread does all of this. Other threads only ask whether a program answers; they may call
+`stop()` and `wait_ready()`.
 """
 
 import signal
@@ -14,7 +15,7 @@ from enum import Enum
 from pathlib import Path
 from types import FrameType
 
-from crosscope_local.child import Child, Program
+from crosscope_local.child import Child, Program, last_line
 from crosscope_local.leftovers import note
 from crosscope_local.logs import KEEP, Keep, LogTail, rotate
 
@@ -126,9 +127,9 @@ class Supervisor:
         return True
 
     def run(self) -> bool:
-        """Keeps the programs running until `stop()`; then stops them all, within 5 s.
+        """Keeps the programs running until `stop()`, or until one cannot start with its settings; then stops them all.
 
-        Returns False if a program kept failing in the end. Must be called from the main thread.
+        That takes 5 s at most. Returns False if a program kept failing in the end. Must be called from the main thread.
         """
         next_look = 0.0
         try:
@@ -236,6 +237,11 @@ class Supervisor:
     def _recover(self, kept: _Kept, child: Child, now: float) -> None:
         child.kill_rest()
         child.close()
+        if child.has_wrong_settings and not kept.was_ready.is_set():
+            kept.child, kept.failing = None, child.manner()
+            self._say("error", f"{kept.program.name} cannot start: {last_line(kept.log)}; {_see(kept)}")
+            self._stopping = True
+            return
         if kept.state is State.READY and now - child.started_at >= _STEADY_AFTER_S:
             kept.quick_failures = 0
         self._schedule(kept, child.manner(), child.ending(), now)

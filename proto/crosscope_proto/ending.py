@@ -1,4 +1,4 @@
-"""Ends this process in time, whatever hangs in it. Knows nothing about what it does."""
+"""How a process ends: in time, whatever hangs in it, and with which code. Knows nothing about what it does."""
 
 import faulthandler
 import logging
@@ -8,7 +8,10 @@ import threading
 import time
 import traceback
 from pathlib import Path
+from typing import Final
 
+WRONG_SETTINGS: Final = 78
+"""The exit code of a process that cannot start with its settings (EX_CONFIG of sysexits.h): no new start helps."""
 _FOR_THE_LOG_S = 1.0
 
 log = logging.getLogger(__name__)

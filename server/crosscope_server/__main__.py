@@ -11,7 +11,7 @@ import signal
 import sys
 
 from crosscope_proto.beats import Beats
-from crosscope_proto.ending import end_within
+from crosscope_proto.ending import WRONG_SETTINGS, end_within
 from crosscope_proto.logs import configure_logging
 from crosscope_proto.settings import SettingsError, check_settings, read_settings, unknown_variables
 from crosscope_proto.tracing import configure_tracing
@@ -25,7 +25,7 @@ log = logging.getLogger("crosscope_server")
 
 
 def main() -> int:
-    """Serves until SIGTERM or SIGINT; the exit code is 1 if it could not start."""
+    """Serves until SIGTERM or SIGINT; the exit code is 1 or WRONG_SETTINGS if it could not start."""
     parser = argparse.ArgumentParser(prog="python -m crosscope_server", description="The front door.")
     said = "only say which settings are wrong or unknown; NAME: variables that are meant for this process alone"
     parser.add_argument("--check", nargs="*", metavar="NAME", help=said)
@@ -35,7 +35,7 @@ def main() -> int:
         settings = read_settings(Settings)
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
-        return 1
+        return WRONG_SETTINGS
     configure_logging("server", settings.log_level)
     for line in unknown_variables(Settings):
         log.warning(line)

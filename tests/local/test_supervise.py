@@ -9,6 +9,7 @@ from fixtures_waiting import PATIENCE_S, until
 
 from crosscope_local.child import Child, session_members
 from crosscope_local.supervise import State, Supervisor
+from crosscope_proto.ending import WRONG_SETTINGS
 from tests.local.small_programs import SLEEPER, STUBBORN, Stage, alive, program
 
 
@@ -55,6 +56,41 @@ signal.pause()
     log = stage.logs / "bad.log"
     how = "bad ended with code 1: no such model, for the 6th time in a row. It is started again at least every 0.02 s"
     assert stage.texts("error") == [f"{how}; its log is {log}"]
+
+
+def test_settings_with_which_nothing_can_start_end_the_run(stage: Stage) -> None:
+    source = f"import sys; print('SIZE: must be a number, but is many'); sys.exit({WRONG_SETTINGS})"
+
+    def script(supervisor: Supervisor) -> None:
+        until(lambda: supervisor.stopping)
+        assert not supervisor.wait_ready("bad", PATIENCE_S)
+
+    assert not stage.play([program("bad", source, probe=lambda: False), program("good", SLEEPER)], script)
+    log = stage.logs / "bad.log"
+    assert stage.texts("error") == [f"bad cannot start: SIZE: must be a number, but is many; its log is {log}"]
+    assert not stage.texts("warning")
+
+
+def test_settings_that_held_once_may_hold_again(stage: Stage, tmp_path: Path, monkeypatch) -> None:
+    """As where a device is away for a moment: what was ready is started again and again."""
+    monkeypatch.setattr("crosscope_local.supervise._RESTART_DELAYS_S", (0.02,))
+    away = tmp_path / "away"
+    source = f"""
+import pathlib, signal, sys
+if pathlib.Path({str(away)!r}).exists():
+    sys.exit({WRONG_SETTINGS})
+signal.pause()
+"""
+
+    def script(supervisor: Supervisor) -> None:
+        assert supervisor.wait_ready("one", PATIENCE_S)
+        away.touch()
+        os.kill(supervisor.pids()["one"], signal.SIGKILL)
+        until(lambda: any(f"code {WRONG_SETTINGS}" in text for text in stage.texts("warning")))
+        away.unlink()
+        until(lambda: "one is back." in stage.texts("info"))
+
+    assert stage.play([program("one", source, probe=lambda: not away.exists())], script)
 
 
 def test_what_fails_to_the_end_makes_the_run_fail(stage: Stage, monkeypatch) -> None:

@@ -23,6 +23,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from crosscope_proto.access import OWN_TOKEN
 from crosscope_proto.artefacts import PAIR_MANIFEST
+from crosscope_proto.ending import WRONG_SETTINGS
 from crosscope_proto.v1 import jobs_pb2, jobs_pb2_grpc, latents_pb2, latents_pb2_grpc, prompts_pb2, prompts_pb2_grpc
 from crosscope_server.errors import InvalidRequest, Overloaded, Violation, status_of
 from crosscope_server.settings import Settings
@@ -172,7 +173,7 @@ def test_a_port_in_use_is_one_sentence_and_exit_code_1(tmp_path):
 )
 def test_a_setting_that_makes_no_sense_is_named(name, value, says):
     ended = run(**{name: value})
-    assert ended.returncode == 1
+    assert ended.returncode == WRONG_SETTINGS
     assert ended.stderr.startswith(name)
     assert says in ended.stderr
     assert len(ended.stderr.splitlines()) == 1

@@ -16,6 +16,7 @@ from crosscope.app.files import Compressed
 from crosscope.app.guard import PARAMETER, Guard
 from crosscope.app.palette import theme_options
 from crosscope.app.settings import AppSettings, Login, SettingsError, read_settings
+from crosscope_proto.ending import WRONG_SETTINGS
 
 LOADED_AHEAD = ("pandas", "crosscope.app.frame")
 """Modules that the first visitor would wait for: what Streamlit's widgets load when they are first drawn, all pages."""
@@ -44,11 +45,12 @@ def options(settings: AppSettings) -> dict[str, object]:
 
 
 def main() -> None:
-    """Serves until it is stopped; a setting that makes no sense is one sentence, and exit code 1."""
+    """Serves until it is stopped; a setting that makes no sense is one sentence, and exit code WRONG_SETTINGS."""
     try:
         settings = read_settings()
     except SettingsError as error:
-        sys.exit(str(error))
+        sys.stderr.write(f"{error}\n")
+        sys.exit(WRONG_SETTINGS)
     key = settings.key
     if settings.login is Login.KEY and key is None:
         key = os.environ["CROSSCOPE_APP_KEY"] = secrets.token_urlsafe(32)  # the pages read it there

@@ -35,6 +35,7 @@ from rq.worker import Worker
 from crosscope_proto import job_record, keys
 from crosscope_proto.artefacts import job_folder
 from crosscope_proto.beats import EVERY_S, Beats
+from crosscope_proto.ending import WRONG_SETTINGS
 from crosscope_proto.exposition import expose
 from crosscope_proto.job_record import DeviceNote, WorkerNote
 from crosscope_proto.logs import configure_logging
@@ -310,7 +311,7 @@ class JobWorker(Worker):
 
 
 def main(kinds: Mapping[str, str] = KINDS) -> int:
-    """Runs the job worker until SIGTERM; the exit code is 1 if it could not start."""
+    """Runs the job worker until SIGTERM; the exit code is 1 or WRONG_SETTINGS if it could not start."""
     configure_logging("jobs")
     configure_tracing("jobs")
     try:
@@ -323,10 +324,10 @@ def main(kinds: Mapping[str, str] = KINDS) -> int:
         )
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
-        return 1
+        return WRONG_SETTINGS
     except ValueError as error:  # for instance a wrong parameter of the address
         sys.stderr.write(f"CROSSCOPE_WORKER_QUEUE_URL: {error}\n")
-        return 1
+        return WRONG_SETTINGS
     die_with_parent(os.getppid(), signal.SIGTERM)
     beats = Beats.from_environment()
     threading.Thread(target=_beat, args=(beats,), name="beats", daemon=True).start()

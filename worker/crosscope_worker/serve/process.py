@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from transformers.utils import logging as transformers_logging
 
 from crosscope_proto.beats import Beats
-from crosscope_proto.ending import end_within
+from crosscope_proto.ending import WRONG_SETTINGS, end_within
 from crosscope_proto.exposition import expose
 from crosscope_proto.handlers import ByName
 from crosscope_proto.healths import Healths
@@ -192,12 +192,12 @@ def _private_sockets() -> Generator[None]:
 
 
 def run() -> int:
-    """Serves until SIGTERM or SIGINT; the exit code is 1 if it could not start."""
+    """Serves until SIGTERM or SIGINT; the exit code is 1 or WRONG_SETTINGS if it could not start."""
     try:
         settings = read_settings(ServeSettings)
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
-        return 1
+        return WRONG_SETTINGS
     configure_logging("inference")
     configure_tracing("inference")
     transformers_logging.disable_progress_bar()
