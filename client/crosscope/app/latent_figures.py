@@ -4,7 +4,7 @@ Does not know its examples, nor the words about it.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import streamlit as st
@@ -58,8 +58,7 @@ def statistics(latent: Latent, info: CrosscoderInfo) -> None:
         with box:
             scaling_table("", latent.base_direction)
     uselessness(latent, session.uselessness_floor(info))
-    neighbours(latent, info)
-    coactive(latent, info)
+    relatives(latent, info)
 
 
 def tokens(latent: Latent, info: CrosscoderInfo) -> Iterator[str]:
@@ -149,29 +148,33 @@ def uselessness(latent: Latent, floor: float) -> None:
     st.caption(AXES["base_uselessness_single"].meaning)
 
 
-def neighbours(latent: Latent, info: CrosscoderInfo) -> None:
-    """The nearest latents by decoder cosine."""
-    found = [(other.latent, other.cosine) for other in latent.neighbours]
-    others("Nearest latents", "cosine", "Of both models' decoder rows side by side.", found, info)
-
-
-def coactive(latent: Latent, info: CrosscoderInfo) -> None:
-    """The latents that fire on the same tokens."""
-    found = [(other.latent, other.index) for other in latent.coactive]
+def relatives(latent: Latent, info: CrosscoderInfo) -> None:
+    """Draws the nearest latents by decoder cosine, and those that fire on the same tokens."""
+    near = [(other.latent, other.cosine) for other in latent.neighbours]
+    coactive = [(other.latent, other.index) for other in latent.coactive]
+    ids = list(dict.fromkeys(other for other, _ in near + coactive))
+    called = dict(zip(ids, words.cells(info, ids), strict=True))  # one call to the server for both tables
+    others("Nearest latents", "cosine", "Of both models' decoder rows side by side.", near, called, info)
     help_ = "Tokens on which both fire, as a share of those on which either does."
-    others("Fires with", "Jaccard index", help_, found, info)
+    others("Fires with", "Jaccard index", help_, coactive, called, info)
 
 
-def others(title: str, measure: str, help_: str, found: list[tuple[int, float]], info: CrosscoderInfo) -> None:
-    """Other latents and a measure of how near they are; a row opens one."""
+def others(
+    title: str,
+    measure: str,
+    help_: str,
+    found: Sequence[tuple[int, float]],
+    called: Mapping[int, str],
+    info: CrosscoderInfo,
+) -> None:
+    """Other latents and a measure of how near they are; a row opens one. `called` has the name of each."""
     if not found:
         return
     st.header(title)
-    called = words.cells(info, [latent for latent, _ in found])
     beside = [address.here({"beside": latent}) for latent, _ in found]
     columns = [
         Column("latent", [str(latent) for latent, _ in found]),
-        Column("name", called, tables.NAME_HELP, is_text=True, is_narrow=True),
+        Column("name", [called[latent] for latent, _ in found], tables.NAME_HELP, is_text=True, is_narrow=True),
         Column(measure, tables.figures([value for _, value in found]), help_),
         Column("beside", ["compare"] * len(found), BESIDE_HELP, is_text=True, links=beside),
     ]
