@@ -4,7 +4,12 @@ import re
 
 from crosscope._errors import CrosscopeError, Unauthorized, Unavailable
 
-NOT_REACHED = ("failed to connect to all addresses", "DNS resolution failed", "Name resolution failed")
+NOT_REACHED = (
+    "failed to connect to all addresses",
+    "errors resolving",
+    "DNS resolution failed",
+    "Name resolution failed",
+)
 """How gRPC's own errors of calls begin that were never sent."""
 _SILENT = re.compile(r"timed out before receiving SETTINGS")
 """A connection that was accepted, by the system for a process that does nothing."""
@@ -36,7 +41,7 @@ _TLS_PROBLEMS = {
 
 def no_server(address: str, details: str, *, has_tls: bool) -> CrosscopeError:
     """The exception for a connection that failed; `has_tls` says whether this client speaks TLS."""
-    last = details.rsplit(": ", 1)[-1]
+    last = details.rsplit(": ", 1)[-1].removesuffix("]")
     # The details repeat the address, whose name may say "tls" by chance.
     said = details.replace(address.removeprefix("unix:").removeprefix("//"), "")
     if _TLS.search(said):
@@ -53,7 +58,7 @@ def no_server(address: str, details: str, *, has_tls: bool) -> CrosscopeError:
         return Unavailable(f"{_closed(address, has_tls=has_tls)} ({last})")
     return Unavailable(
         f"no server answers at {address}; start one with `crosscope up`, or give the address of another with "
-        f"Client(address) or CROSSCOPE_ADDRESS ({last})"
+        f"--address, Client(address) or CROSSCOPE_ADDRESS ({last})"
     )
 
 

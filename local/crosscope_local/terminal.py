@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from crosscope import JobInfo, JobState
+from crosscope.cli.progress import time_left
 
 _STYLES = {"info": "", "warning": "yellow", "error": "bold red"}
 _STATE_STYLES = {
@@ -27,6 +28,8 @@ _STATE_STYLES = {
 }
 _PLAIN_WIDTH = 140
 """Width of tables, in columns, if there is no terminal: in files and in the logs of CI."""
+_BAR = 8
+"""Width of a bar, in columns: a terminal of 80 has room for the time left and a message beside it."""
 _PLAIN_STEPS = 4
 """Number of lines about the progress of a stage if there is no terminal."""
 
@@ -61,14 +64,14 @@ class JobBoard:
         with self._lock:
             for name, job in self._rows.items():
                 if job is None:
-                    table.add_row(name, Text("reused", "green"), "", Text("finished in an earlier run", "dim"))
+                    table.add_row(name, Text("reused", "green"), "", "", Text("finished in an earlier run", "dim"))
                     continue
                 style = _STATE_STYLES[job.state]
                 stage = job.stage if job.state is JobState.RUNNING else str(job.state)
-                bar = ProgressBar(total=1, completed=1 if job.state is JobState.SUCCEEDED else job.fraction, width=24)
-                table.add_row(
-                    name, Text(stage, style), bar, Text(job.message, "dim", no_wrap=True, overflow="ellipsis")
-                )
+                bar = ProgressBar(total=1, completed=1 if job.state is JobState.SUCCEEDED else job.fraction, width=_BAR)
+                left = time_left(job) if job.state is JobState.RUNNING else ""
+                message = Text(job.message, "dim", no_wrap=True, overflow="ellipsis")
+                table.add_row(name, Text(stage, style), bar, Text(left, no_wrap=True), message)
         return table
 
 

@@ -64,3 +64,11 @@ def test_missing_parts_are_said_one_after_the_other(bare: Stack, open_page: Open
     page.get_by_role("combobox", name="Crosscoder").click()
     expect(page.get_by_role("option")).to_have_text(["demo"])
     expect(page.locator('[data-testid="stException"]')).to_have_count(0)
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_crosscoder_that_does_not_exist_is_said_on_the_page(stack: Stack, open_page: OpenPage, width: int) -> None:
+    page = open_page(f"{stack.url}/?crosscoder=nosuch", width=width)
+    alert = page.get_by_test_id("stMain").get_by_role("alert").filter(has_text="There is no crosscoder nosuch")
+    expect(alert).to_contain_text("Showing demo")
+    expect(alert).to_be_in_viewport()

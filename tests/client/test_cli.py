@@ -138,6 +138,8 @@ def test_latent_and_crosscoder(cli) -> None:
     [
         (("latents",), 2, "Missing argument"),
         (("nonsense",), 2, "No such command"),
+        (("latnet", "demo", "7"), 2, "Did you mean latent"),
+        (("--address", "127.0.0.1:99999", "status"), 2, "not between 1 and 65535"),
         (("latents", "demo", "--where", "nu_err"), 2, "is not a condition"),
         (("latents", "demo", "--where", "nope < 1"), 2, "nope"),
         (("latents", "demo", "--where", "max < nan"), 2, "finite"),

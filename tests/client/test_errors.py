@@ -24,6 +24,7 @@ from crosscope import (
     Unauthorized,
     Unavailable,
 )
+from crosscope._unreachable import NOT_REACHED, no_server
 from crosscope_proto.v1 import latents_pb2, latents_pb2_grpc
 
 
@@ -100,6 +101,18 @@ def test_no_server_says_how_to_start_one() -> None:
         pytest.raises(Unavailable, match=r"no server answers at 127\.0\.0\.1:1; start one with `crosscope up`"),
     ):
         client.crosscoders()
+
+
+def test_a_host_without_an_address_was_not_reached() -> None:
+    details = "errors resolving nosuch:1: [field:hostname lookup error:address lookup failed for nosuch:1: Not found]"
+    assert details.startswith(NOT_REACHED)
+    assert str(no_server("nosuch:1", details, has_tls=False)).endswith("CROSSCOPE_ADDRESS (Not found)")
+
+
+@pytest.mark.parametrize("port", [0, 65_536, 99_999])
+def test_a_port_that_does_not_exist(port: int) -> None:
+    with pytest.raises(InvalidInput, match="is not between 1 and 65535"):
+        Client(f"127.0.0.1:{port}")
 
 
 @pytest.mark.parametrize("name", ["none.sock", "ssl-or-tls.sock"])

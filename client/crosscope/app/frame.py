@@ -76,16 +76,21 @@ def draw() -> None:
 def sidebar(found: list[CrosscoderInfo], current: str) -> CrosscoderInfo | None:
     """Links to the pages and the choice of a crosscoder, which is the URL's `crosscoder`. `current` is a page's title.
 
-    A crosscoder that the server cannot read cannot be chosen; the overview says why.
+    A crosscoder that the server cannot read cannot be chosen; the overview says why. What is wrong with the choice
+    stands on the page itself, because a phone shows no sidebar.
     """
+    published = [info for info in found if not info.broken]
+    if published:
+        say_if_absent([info.name for info in published], {info.name: info.broken for info in found})
     with st.sidebar:
         st.markdown("**crosscope**")
-        published = [info for info in found if not info.broken]
-        chosen = choice(published, {info.name: info.broken for info in found}) if published else None
+        chosen = choice(published) if published else None
         if chosen:
             search_box()
         st.html(links(current, chosen.name if chosen else None))
         theme.switch(["" if name == "overview" else name for name in TITLES])
+    if chosen:
+        say_if_old(published, chosen)
     return chosen
 
 
@@ -118,17 +123,24 @@ def search_box() -> None:
     )
 
 
-def choice(published: list[CrosscoderInfo], reasons: Mapping[str, str]) -> CrosscoderInfo:
-    """The crosscoder of the URL, else the newest, in the version that this session found first.
+def say_if_absent(names: list[str], reasons: Mapping[str, str]) -> None:
+    """Warns if the URL names a crosscoder that is not among `names`, and says which is shown.
 
     `reasons` says by name why a crosscoder cannot be read; empty if it can.
     """
+    wanted = st.query_params.get("crosscoder", names[0])
+    if wanted in names:
+        return
+    reason = reasons.get(wanted)
+    what = f"{text.plain(wanted)} cannot be read." if reason else f"There is no crosscoder {text.plain(wanted)}."
+    st.warning(f"{what} {text.sentence(reason) if reason else ''} Showing {text.plain(names[0])}.")
+
+
+def choice(published: list[CrosscoderInfo]) -> CrosscoderInfo:
+    """The crosscoder of the URL, else the newest, in the version that this session found first."""
     names = [info.name for info in published]
     wanted = st.query_params.get("crosscoder", names[0])
     if wanted not in names:
-        reason = reasons.get(wanted)
-        what = f"{text.plain(wanted)} cannot be read." if reason else f"There is no crosscoder {text.plain(wanted)}."
-        st.warning(f"{what} {text.sentence(reason) if reason else ''} Showing {text.plain(names[0])}.")
         wanted = names[0]
     key = f"crosscoder-{wanted}"
     st.selectbox(
@@ -139,12 +151,15 @@ def choice(published: list[CrosscoderInfo], reasons: Mapping[str, str]) -> Cross
         on_change=lambda: url.keep("crosscoder", st.session_state[key]),
     )
     url.fill_in(crosscoder=wanted)
-    current = published[names.index(wanted)]
-    chosen = session.pin(current)
-    if chosen.version_id != current.version_id:
+    return session.pin(published[names.index(wanted)])
+
+
+def say_if_old(published: list[CrosscoderInfo], chosen: CrosscoderInfo) -> None:
+    """Says if a newer version of the chosen crosscoder was published, and offers to load it."""
+    current = {info.name: info.version_id for info in published}
+    if current[chosen.name] != chosen.version_id:
         st.info("A newer version was published. This page still shows the one that you opened.")
-        st.button("Reload", on_click=session.unpin, args=(wanted,))
-    return chosen
+        st.button("Reload", on_click=session.unpin, args=(chosen.name,))
 
 
 def refused(error: Unauthorized) -> None:

@@ -1,6 +1,7 @@
 """The command group and its list of commands. A command is imported when it is called, so that help is fast."""
 
 from collections.abc import Callable
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
@@ -84,6 +85,15 @@ class LazyGroup(click.Group):
         if entry is None:
             return None
         return _local_command(cmd_name) if entry.module is None else getattr(import_module(entry.module), cmd_name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that is called. Raises UsageError for an unknown name, with the names that are like it."""
+        near = get_close_matches(args[0], _COMMANDS)
+        if args[0] not in _COMMANDS and near and not ctx.resilient_parsing:
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {' or '.join(near)}?")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002, D102
         with formatter.section("Commands"):

@@ -20,6 +20,11 @@ _BAR = 30
 """Width of a bar in a wide terminal, in columns."""
 
 
+def time_left(info: "JobInfo") -> str:
+    """How long the whole job will still take, as "about 9 min left"; empty if nobody knows."""
+    return f"about {_tables.duration(info.eta_s)} left" if info.eta_s else ""
+
+
 def print_lines(job: "Job") -> None:
     """Prints a line at each new stage and state, and at each tenth of a stage."""
     last: tuple[object, ...] = ()
@@ -63,8 +68,7 @@ def show_bars(job: "Job") -> None:
 
 def _draw(progress: "Progress", bars: "dict[str, TaskID]", update: "JobUpdate") -> None:
     info = update.job
-    left = f"about {_tables.duration(info.eta_s)} left" if info.eta_s else ""
-    progress.update(bars[_WHOLE], completed=info.total_fraction, message=left)
+    progress.update(bars[_WHOLE], completed=info.total_fraction, message=time_left(info))
     steps = [(event.stage, event.fraction, event.message) for event in update.events]
     if not info.state.is_over:
         steps.append((info.stage or str(info.state), info.fraction, info.message))
