@@ -48,6 +48,7 @@ _OF_A_PROCESS = (
     PROCESSES,
     "supervisor.lock",
     "supervisor.json",
+    artefacts.STORE_LOCK,
     f"{artefacts.ANNOTATIONS}-wal",
     f"{artefacts.ANNOTATIONS}-shm",
 )

@@ -32,6 +32,8 @@ _WRITTEN: Mapping[type, str] = {
     str: 'a text, "…"',
 }
 """How a value of each type is written."""
+_MAX_BITS = 63
+"""Of a whole number in TOML, less its sign. Python reads larger ones, and cannot print all of them."""
 _NOT_IN_FILES = ("token", "password", "secret")
 _MADE_BY_UP = {
     "server": ("listen", "workers", "queue_url", "cache_url"),
@@ -103,7 +105,7 @@ def _parsed(file: Path) -> dict[str, Any]:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # not UTF-8, not TOML, or a number of thousands of digits
         raise ConfigError(f"{file} is not TOML: {error}") from error
     except RecursionError as error:
         raise ConfigError(f"{file} nests its values too deeply") from error
@@ -116,10 +118,25 @@ def _wrong_option(name: str, value: object, options: Mapping[str, type]) -> str:
     if kind is list:
         fits = isinstance(value, list) and all(map(_is_text, value))
     elif kind is float:
-        fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and _is_finite(value)
     else:
-        fits = _is_text(value) if kind is str else type(value) is kind
-    return "" if fits else f"[up] {name}: write {_WRITTEN[kind]}; it is {str(value)[:40]!r}"
+        fits = _is_text(value) if kind is str else type(value) is kind and _is_finite(value)
+    return "" if fits else f"[up] {name}: write {_WRITTEN[kind]}; it is {_shown(value)!r}"
+
+
+def _shown(value: object) -> str:
+    """The beginning of a value, as far as Python prints it."""
+    try:
+        return str(value)[:40]
+    except ValueError:
+        return "a number of thousands of digits"
+
+
+def _is_finite(value: object) -> bool:
+    """Whether a number is one of TOML's, of 64 bits, and not infinite. Other values are."""
+    if isinstance(value, int):
+        return value.bit_length() <= _MAX_BITS
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _is_text(value: object) -> bool:
@@ -140,6 +157,8 @@ def _text(value: object) -> str | None:
     """A TOML value as a process reads it from its environment; None for one that no setting has."""
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, int) and not _is_finite(value):
+        return None
     if isinstance(value, int | float) or (isinstance(value, str) and "\0" not in value):
         return str(value)
     if isinstance(value, list) and all(map(_is_text, value)):

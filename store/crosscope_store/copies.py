@@ -6,15 +6,16 @@ touched. Asks no store.
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
-from crosscope_proto.artefacts import CURRENT, STORE_NOTE
+from crosscope_proto.artefacts import CURRENT, STORE_LOCK, STORE_NOTE
 from crosscope_store.entries import MANIFESTS, Entry, Key, parse_entry
 from crosscope_store.errors import EntryError
 
@@ -25,14 +26,22 @@ _DEPTH = 6
 """How deep below its folder a published file may lie."""
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a small text file that is there whole or as it was before. Raises OSError."""
+@contextlib.contextmanager
+def written_beside(path: Path, text: str) -> Generator[Path]:
+    """A small text file beside `path`, which takes its place when the block ends without an error. Raises OSError."""
     written = path.with_name(f"{PARTIAL}{uuid.uuid4().hex}")
     try:
         written.write_text(text, "utf-8")
+        yield written
         written.replace(path)
     finally:
         written.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a small text file that is there whole or as it was before. Raises OSError."""
+    with written_beside(path, text):
+        pass
 
 
 def _put(written: Path, folder: Path) -> None:
@@ -50,7 +59,7 @@ class Copies:
     def __init__(self, home: Path, limit_bytes: int) -> None:
         """Looks at nothing yet."""
         self._home, self._limit_bytes = home, limit_bytes
-        self._notes: dict[Path, tuple[int, Entry]] = {}
+        self._notes: dict[Path, tuple[tuple[int, int], Entry]] = {}
         self._making_room = threading.Lock()
         self.size_bytes = 0
         """Bytes of all copies but manifests, when they were last counted."""
@@ -61,14 +70,15 @@ class Copies:
         """What was published as a folder; None for a folder that is no copy."""
         path = folder / STORE_NOTE
         try:
-            changed_ns = path.stat().st_mtime_ns
-            if (known := self._notes.get(folder)) is not None and known[0] == changed_ns:
+            found = path.stat()
+            state = found.st_mtime_ns, found.st_ino
+            if (known := self._notes.get(folder)) is not None and known[0] == state:
                 return known[1]
             entry = parse_entry(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError, EntryError):
             self._notes.pop(folder, None)
             return None
-        self._notes[folder] = changed_ns, entry
+        self._notes[folder] = state, entry
         return entry
 
     def entry_of(self, path: Path) -> tuple[Path, Entry] | None:
@@ -96,16 +106,26 @@ class Copies:
 
         Several processes of a home do this at once. Whoever comes second leaves what the first has put there.
         """
-        if (earlier := self.note(folder)) is None:
-            if not folder.exists():
-                _put(written, folder)
-            return
-        if earlier.key != entry.key:
-            hidden = self._hidden(folder)
-            with contextlib.suppress(FileNotFoundError):
-                folder.rename(hidden)
+        hidden = self._hidden(folder)
+        with self._changing():
+            earlier = self.note(folder)
+            if (earlier is None and folder.exists()) or (earlier is not None and earlier.key == entry.key):
+                return
+            if earlier is not None:
+                with contextlib.suppress(FileNotFoundError):  # a job of this home replaces it just now
+                    folder.rename(hidden)
             _put(written, folder)
-            shutil.rmtree(hidden, ignore_errors=True)
+        shutil.rmtree(hidden, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _changing(self) -> Generator[None]:
+        """Keeps all other processes and threads from moving folders of copies."""
+        descriptor = os.open(self._home / STORE_LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
     def strangers(self, keys: list[Key]) -> list[str]:
         """A sentence for each thing of this home alone that has the name of something in the store."""
@@ -122,10 +142,11 @@ class Copies:
             if entry.key in keys or (entry.kind != "crosscoders" and any(key[:2] == entry.key[:2] for key in keys)):
                 continue
             with contextlib.suppress(FileNotFoundError):
-                if began - (folder / STORE_NOTE).stat().st_mtime < GRACE_S:
-                    continue
                 hidden = self._hidden(folder)
-                folder.rename(hidden)
+                with self._changing():
+                    if self.note(folder) != entry or began - (folder / STORE_NOTE).stat().st_mtime < GRACE_S:
+                        continue
+                    folder.rename(hidden)
                 shutil.rmtree(hidden, ignore_errors=True)
                 if entry.kind == "crosscoders" and not any(folder.parent.glob("[!.]*")):
                     (folder.parent.parent / CURRENT).unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from typing_extensions import override
 
 from crosscope_proto.artefacts import CURRENT, STORE_NOTE, crosscoder_folder
-from crosscope_store.copies import GRACE_S, PARTIAL, Copies, write_whole
+from crosscope_store.copies import GRACE_S, PARTIAL, Copies, write_whole, written_beside
 from crosscope_store.entries import (
     MANIFESTS,
     Entry,
@@ -34,7 +34,7 @@ from crosscope_store.entries import (
     stamp_after,
     upload_path,
 )
-from crosscope_store.errors import EntryError, StoreAway, StoreError, StoreGone, StoreRefused
+from crosscope_store.errors import EntryError, StoreAway, StoreError, StoreGone, StoreRefused, StoreTaken
 from crosscope_store.files import Tick, files_of, idle
 
 if TYPE_CHECKING:
@@ -310,9 +310,24 @@ class SharedShelf(Shelf):
         entry = Entry(*key, upload=upload.id, files=files, created_at=time.time())
         manifest = MANIFESTS[key.kind]
         fact = self._store.put(folder / manifest, entry.path_of(manifest))
-        text = entry_text(replace(entry, files=files | {manifest: fact}))
-        self._store.create(key.path, text.encode())
-        (folder / STORE_NOTE).write_text(text, "utf-8")
+        whole = replace(entry, files=files | {manifest: fact})
+        with written_beside(folder / STORE_NOTE, entry_text(whole)) as note:  # first, since a disk may be full
+            if (there := self._create(whole)) != whole:
+                note.write_text(entry_text(there), "utf-8")
+
+    def _create(self, entry: Entry) -> Entry:
+        """Writes an entry; returns that of an earlier try whose answer was lost. Raises StoreTaken, StoreError."""
+        try:
+            self._store.create(entry.key.path, entry_text(entry).encode())
+        except StoreTaken as taken:
+            try:
+                there = self._store.entry(entry.key)
+            except (EntryError, StoreGone):
+                raise taken from None
+            if there.upload != entry.upload:
+                raise
+            return there
+        return entry
 
     @override
     def retire(self, kind: Kind, name: str) -> None:

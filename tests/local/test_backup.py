@@ -33,6 +33,7 @@ def home(tmp_path: Path) -> Path:
         "logs/server.log": "x" * 20,
         "something-new": "that this test did not know",
         "supervisor.lock": "",
+        "store.lock": "",
     }
     for name, text in files.items():
         (home / name).parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +59,7 @@ def test_what_counts_comes_back_and_what_is_made_again_is_counted(home: Path, tm
     expected = {
         name: data
         for name, data in tree(home).items()
-        if name.split("/")[0] not in ("activations", "search", "logs", "supervisor.lock")
+        if name.split("/")[0] not in ("activations", "search", "logs", "supervisor.lock", "store.lock")
         and "checkpoints" not in name
         and not name.startswith("annotations")
     }

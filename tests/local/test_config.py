@@ -116,6 +116,11 @@ def test_an_option_of_another_type_is_refused_and_not_converted(write: Write, li
         ('[server]\n"a=b" = 1\n', r"\[server\] 'a=b': a setting is named in small letters"),
         ('[worker]\ndevice = "a\\u0000"\n', r"\[worker\] device: write a number, a text"),
         (f"a = {'[' * 5000}", "nests its values too deeply|is not TOML"),
+        (f"[up]\nport = {'9' * 5000}", "is not TOML: Exceeds the limit"),
+        (f"[up]\nport = 0x{'f' * 5000}", r"\[up\] port: write a whole number; it is 'a number of thousands of digits'"),
+        (f"[up]\nhome = [0x{'f' * 5000}]", r"\[up\] home: write a text"),
+        (f"[up]\nlog_mb = 0x{'f' * 300}", r"\[up\] log_mb: write a number"),
+        (f"[server]\nhome_gb = 0x{'f' * 5000}", r"\[server\] home_gb: write a number, a text"),
     ],
 )
 def test_names_and_values_that_no_environment_holds(write: Write, text: str, says: str) -> None:

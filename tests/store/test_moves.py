@@ -9,7 +9,7 @@ from fixtures_artefacts import write_crosscoder
 from fixtures_looks import write_look
 from fixtures_store import files_below
 
-from crosscope_proto.artefacts import STORE_NOTE, PairManifest
+from crosscope_proto.artefacts import STORE_LOCK, STORE_NOTE, PairManifest
 from crosscope_store.entries import Key, new_id, stamp
 from crosscope_store.errors import EntryError
 from crosscope_store.moves import LEFT_BEHIND_S, leftovers, pull, push
@@ -35,7 +35,8 @@ def test_a_home_is_pushed_once_and_pulled_whole(tmp_path: Path, url: str) -> Non
     assert [each.sentence for each in push(one, store)] == ["was there"]
 
     assert sum(each.bytes for each in pull(two, store)) > 10_000
-    after = {file: (two / file).read_bytes() for file in files_below(two) if not file.endswith(STORE_NOTE)}
+    pulled = [file for file in files_below(two) if not file.endswith((STORE_NOTE, STORE_LOCK))]
+    after = {file: (two / file).read_bytes() for file in pulled}
     assert after == before
 
 

@@ -1,5 +1,6 @@
 """What several homes promise each other over a store in memory, on a disk, and on a server that speaks S3."""
 
+import errno
 import hashlib
 import json
 import os
@@ -12,8 +13,10 @@ import pytest
 from fixtures_store import files_below
 
 from crosscope_proto.artefacts import CURRENT, STORE_NOTE, crosscoder_folder, version_folder
-from crosscope_store.entries import MAX_BYTES, Key, stamp
-from crosscope_store.errors import EntryError, StoreGone, StoreRefused, StoreTaken
+from crosscope_store import copies
+from crosscope_store.copies import Copies
+from crosscope_store.entries import MAX_BYTES, Entry, Key, stamp
+from crosscope_store.errors import EntryError, StoreAway, StoreGone, StoreRefused, StoreTaken
 from crosscope_store.remote import Store
 from crosscope_store.shelf import SharedShelf, open_shelf
 
@@ -165,6 +168,85 @@ def test_a_look_that_two_processes_bring_is_laid_once(
     late.refresh()
     assert here.stat().st_ino == laid[0]
     assert not list((tmp_path / "two" / "looks").glob(".partial-*"))
+
+
+def test_a_look_that_two_processes_replace_is_laid_once(
+    tmp_path: Path, shelf_at: Shelves, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, late, early = shelf_at("one"), shelf_at("two"), shelf_at("two")
+    look_published(one, tmp_path / "look1", 1)
+    late.refresh()
+    look_published(one, tmp_path / "look2", 2)
+    other, looked, laid = threading.Thread(target=early.refresh), list[Path](), list[Path]()
+
+    def note(of: Copies, folder: Path) -> Entry | None:
+        found = look(of, folder)
+        if threading.current_thread() is not other:
+            looked.append(folder)
+            if len(looked) == 2:  # this one has the new look, and sees that an older one is there: now comes the other
+                other.start()
+                other.join(0.5)  # it waits for this one
+        return found
+
+    def put(written: Path, folder: Path) -> None:
+        laid.append(folder)
+        lay(written, folder)
+
+    look, lay = Copies.note, copies._put
+    monkeypatch.setattr(Copies, "note", note)
+    monkeypatch.setattr(copies, "_put", put)
+    late.refresh()
+    other.join()
+    here = tmp_path / "two" / "looks" / "first"
+    assert (here / "look.json").read_text() == "look 2"
+    assert laid == [here]
+    assert not list(here.parent.glob(".partial-*"))
+
+
+@pytest.mark.stores("memory", "file", "s3")
+def test_a_publication_whose_answer_is_lost_is_not_taken_for_somebody_elses(
+    tmp_path: Path, shelf_at: Shelves, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def create_unheard(store: Store, path: str, data: bytes) -> None:
+        create(store, path, data)
+        raise StoreAway("the store does not answer: timed out")
+
+    one, create = shelf_at("one"), Store.create
+    folder, key = written(tmp_path / "made"), Key("crosscoders", "demo", f"{stamp(NOW)}-a")
+    upload = one.upload("crosscoders", "demo", folder)
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "create", create_unheard)
+        with pytest.raises(StoreAway):
+            one.commit(upload, key, folder)
+    assert not list(folder.glob(".*"))
+    one.commit(upload, key, folder)
+    two = shelf_at("two")
+    two.refresh()
+    note = Path(version_folder(tmp_path / "two", "demo", key.id)) / STORE_NOTE
+    assert (folder / STORE_NOTE).read_text() == note.read_text()
+    with pytest.raises(StoreTaken):
+        one.commit(one.upload("crosscoders", "demo", folder), key, folder)
+
+
+def test_nothing_is_published_that_a_full_disk_cannot_note(
+    tmp_path: Path, shelf_at: Shelves, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(path: Path, text: str, *more: object) -> int:
+        if path.parent == folder:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write_text(path, text)
+
+    one, folder, write_text = shelf_at("one"), written(tmp_path / "made"), Path.write_text
+    upload = one.upload("crosscoders", "demo", folder)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", write)
+        with pytest.raises(OSError, match="No space left"):
+            one.commit(upload, Key("crosscoders", "demo", f"{stamp(NOW)}-a"), folder)
+    two = shelf_at("two")
+    two.refresh()
+    standing = two.standing()
+    assert standing is not None
+    assert standing.num_published == 0
 
 
 def test_a_file_whose_look_is_replaced_meanwhile_says_so(
