@@ -22,8 +22,9 @@ from crosscope_proto.standby import Call
 
 _LAUNCH = Path(__file__).with_name("launch.py")
 _LAST_LINE_BYTES = 4096
-_FIRST_BEAT_S = 60.0
-"""How long a called standby may take to beat, so that one that was stopped while it waited is found."""
+_FIRST_BEAT_S = 180.0
+"""How long a called standby may take to beat, so that one that was stopped while it waited is found. It may be called
+while it still loads, on a machine that is busy."""
 _DEAD = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
 Probe = Callable[[], bool]

@@ -36,7 +36,8 @@ _STEADY_AFTER_S = 20.0
 _SLOW_START_S = 60.0
 _STANDBY_AFTER_S = 5.0
 """How long after a program was ready its standby is started: first callers come first."""
-_STANDBY_AGAIN_AFTER_S = 60.0
+_STANDBY_AGAIN_AFTER_S, _STANDBY_LONGEST_S = 60.0, 3600.0
+"""Pauses before a standby that ended is started again: each is twice as long as the last."""
 _STOP_REST_AFTER_S = 2.5
 _KILL_AFTER_S = 4.0
 _REAP_WITHIN_S = 0.8
@@ -62,6 +63,8 @@ class _Kept:
         self.child: Child | None = None
         self.standby: Child | None = None
         self.standby_due_at = 0.0
+        self.standby_ends = 0
+        """How often a standby has ended uncalled since the last one that was called."""
         self.state = State.WAITING
         self.quick_failures = 0
         self.failing = ""
@@ -190,19 +193,25 @@ class Supervisor:
 
     def _advance_standby(self, kept: _Kept, now: float) -> None:
         if kept.standby is not None and kept.standby.has_ended():
-            self._say("warning", f"{STANDBY_OF}{kept.program.name} {kept.standby.ending()}; {_see(kept)}")
+            self._lose_standby(kept, kept.standby.ending(), now)
             kept.standby.kill_rest()
             kept.standby.close()
-            kept.standby, kept.standby_due_at = None, now + _STANDBY_AGAIN_AFTER_S
+            kept.standby = None
         is_due = kept.program.has_standby and kept.state is State.READY and now >= kept.standby_due_at
         if is_due and kept.standby is None:
             try:
                 kept.standby = Child(kept.program, kept.log, stands_by=True)
             except OSError as error:
-                self._say("warning", f"{STANDBY_OF}{kept.program.name} could not be started: {error}")
-                kept.standby_due_at = now + _STANDBY_AGAIN_AFTER_S
+                self._lose_standby(kept, f"could not be started: {error}", now)
                 return
             self._note()
+
+    def _lose_standby(self, kept: _Kept, ending: str, now: float) -> None:
+        pause_s = min(_STANDBY_AGAIN_AFTER_S * 2**kept.standby_ends, _STANDBY_LONGEST_S)
+        kept.standby_due_at, kept.standby_ends = now + pause_s, kept.standby_ends + 1
+        if kept.standby_ends == 1:
+            again = f"another is tried after {pause_s:g} s, and ever more rarely if that ends too"
+            self._say("warning", f"{STANDBY_OF}{kept.program.name} {ending}; {again}; {_see(kept)}")
 
     def _start(self, kept: _Kept) -> None:
         child, kept.standby = kept.standby, None
@@ -211,6 +220,7 @@ class Supervisor:
                 child = Child(kept.program, kept.log)
             else:
                 child.call()
+                kept.standby_ends = 0
         except OSError as error:
             sentence = f"could not be started: {error}"
             self._schedule(kept, sentence, sentence, time.monotonic())

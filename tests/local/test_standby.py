@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -51,16 +52,30 @@ def test_a_standby_takes_over_and_gets_a_standby_of_its_own(stage: Stage) -> Non
     assert not [pid for pid in pids if alive(pid)]
 
 
-def test_a_standby_that_ends_is_told_and_started_again(stage: Stage) -> None:
+def test_a_standby_that_ends_is_told_once_and_started_again(stage: Stage) -> None:
     def script(supervisor: Supervisor) -> None:
         first = standing_by(supervisor, stage)
         os.kill(first, signal.SIGKILL)
-        standing_by(supervisor, stage, first)
+        second = standing_by(supervisor, stage, first)
+        os.kill(second, signal.SIGKILL)
+        standing_by(supervisor, stage, first, second)
         assert supervisor.states()["one"] is State.READY
 
     assert stage.play([program("one", STANDBY, has_standby=True)], script)
     (told,) = stage.texts("warning")
-    assert told.startswith("the standby of one was killed by SIGKILL; its log is ")
+    assert told.startswith("the standby of one was killed by SIGKILL; another is tried after 0.1 s, and ever")
+
+
+def test_a_standby_that_keeps_ending_is_tried_ever_more_rarely(stage: Stage) -> None:
+    source = "import os, time\nif 'CROSSCOPE_STANDBY_FD' in os.environ: raise SystemExit(3)\ntime.sleep(1e6)"
+
+    def script(supervisor: Supervisor) -> None:
+        until(lambda: supervisor._kept["one"].standby_ends == 5)
+        kept = supervisor._kept["one"]
+        assert kept.standby_due_at - time.monotonic() > 1.0  # the fifth pause is 1.6 s
+
+    assert stage.play([program("one", source, has_standby=True)], script)
+    assert len(stage.texts("warning")) == 1
 
 
 def test_a_standby_that_does_not_hear_the_call_is_killed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

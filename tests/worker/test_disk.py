@@ -75,6 +75,24 @@ def test_a_folder_appears_whole_whatever_a_killed_process_left(tmp_path: Path, s
     assert names(tmp_path) == ["made"]
 
 
+def test_a_folder_that_somebody_moves_away_meanwhile_is_replaced_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / folder.name).touch()
+
+    def moved_away(one: Path, other: Path) -> bool:
+        one.rename(tmp_path / "elsewhere")
+        return False
+
+    monkeypatch.setattr(disk, "exchanged", moved_away)
+    replace_folder(old, new)
+    assert names(old) == ["new"]
+    assert sorted(names(tmp_path)) == ["elsewhere", "old"]
+
+
 def test_a_folder_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk, "_RENAME_EXCHANGE", 1 << 20)  # a flag that no kernel knows
     old = tmp_path / "old"

@@ -127,13 +127,15 @@ def replace_folder(target: Path, written: Path) -> None:
     else:
         replaced = written.with_suffix(".old")
         shutil.rmtree(replaced, ignore_errors=True)
-        target.rename(replaced)
+        with contextlib.suppress(FileNotFoundError):  # another process of this home has moved it away just now
+            target.rename(replaced)
         try:
             move(written, target)
         except OSError:
-            replaced.rename(target)
+            with contextlib.suppress(FileNotFoundError):
+                replaced.rename(target)
             raise
-        shutil.rmtree(replaced)
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def exchanged(one: Path, other: Path) -> bool:
