@@ -15,13 +15,13 @@ from crosscope._errors import InvalidInput
 from crosscope._prompts import check_text
 from crosscope._public import public
 from crosscope_proto import access
+from crosscope_proto.ports import LAST_PORT, is_wrong_port
 
 _MAX_REPLY_BYTES = 64 * 1024 * 1024
 _MAX_AUTHOR = 100
 _TLS_SCHEME = "grpcs://"
 _LOOK_EVERY_S = 1.0
 _TOKEN = re.compile(r"[!-~]{1,4096}")
-_LAST_PORT = 65_535
 _ADDRESS = re.compile(r"unix:.+|(dns:)?[^\s/:]+:\d{1,5}|(ipv6:)?\[[0-9a-fA-F:.%]+\]:\d{1,5}")
 
 
@@ -90,9 +90,8 @@ class Connection:
         if not _ADDRESS.fullmatch(address):
             problem = f"{self.address!r} is no address; write host:port, grpcs://host:port or unix:/path/to/socket"
             raise InvalidInput.of("address", problem)
-        # gRPC takes such a port modulo 65536, and would send the token to whatever listens there.
-        if not address.startswith("unix:") and not 1 <= int(address.rpartition(":")[2]) <= _LAST_PORT:
-            raise InvalidInput.of("address", f"the port of {self.address!r} is not between 1 and {_LAST_PORT}")
+        if is_wrong_port(address):
+            raise InvalidInput.of("address", f"the port of {self.address!r} is not between 1 and {LAST_PORT}")
         if not self.timeout_s > 0:
             raise InvalidInput.of("timeout_s", f"must be more than 0 seconds, but is {self.timeout_s!r}")
         if self.token:

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from crosscope_proto.access import DEFAULT_HOME
+from crosscope_proto.ports import LAST_PORT, is_wrong_port
 
 
 class SettingsError(ValueError):
@@ -33,8 +34,16 @@ def _redis_url(value: str) -> str:
     return value
 
 
+def _listening(value: str) -> str:
+    if is_wrong_port(value, first=0):
+        raise ValueError(f"has a port that is not between 0 and {LAST_PORT}")
+    return value
+
+
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 RedisUrl = Annotated[str, AfterValidator(_redis_url)]
+ListenAddress = Annotated[str, AfterValidator(_listening)]
+"""Where a gRPC server listens: host:port, port 0 for any that is free, or unix:PATH."""
 
 
 class ProcessSettings(BaseSettings):

@@ -6,7 +6,8 @@ from pydantic import Field, FilePath, SecretStr, field_validator, model_validato
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from crosscope_proto.access import is_loopback
-from crosscope_proto.settings import RedisUrl
+from crosscope_proto.ports import LAST_PORT, is_wrong_port
+from crosscope_proto.settings import ListenAddress, RedisUrl
 from crosscope_store.settings import StoreSettings
 
 _CALLS_A_WORKER = 128
@@ -18,7 +19,7 @@ class Settings(StoreSettings):
 
     model_config = SettingsConfigDict(env_prefix="CROSSCOPE_SERVER_")
 
-    listen: str = Field(default="127.0.0.1:50051", min_length=1)
+    listen: ListenAddress = Field(default="127.0.0.1:50051", min_length=1)
     """A gRPC address: host:port or unix:PATH."""
     socket: str | None = Field(default=None, pattern="^unix:.")
     """A further address, a Unix socket of this person alone and without TLS, for those who start the server."""
@@ -73,6 +74,13 @@ class Settings(StoreSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("workers")
+    @classmethod
+    def _have_ports(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := [target for target in targets if is_wrong_port(target)]:
+            raise ValueError(f"has a port that is not between 1 and {LAST_PORT}: {wrong[0]}")
+        return targets
 
     @model_validator(mode="after")
     def _is_safe(self) -> Self:

@@ -5,6 +5,7 @@ from typing import Annotated, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from crosscope_proto.settings import ListenAddress
 from crosscope_proto.specs import Float32
 from crosscope_store.settings import StoreSettings
 
@@ -16,7 +17,7 @@ class ServeSettings(StoreSettings):
 
     model_config = SettingsConfigDict(env_prefix="CROSSCOPE_WORKER_")
 
-    listen: str = "127.0.0.1:50061"
+    listen: ListenAddress = "127.0.0.1:50061"
     """A gRPC address: host:port or unix:PATH."""
     token: SecretStr | None = None
     """Callers must send "authorization: Bearer TOKEN"; a TCP port needs one, a Unix socket is private by itself."""
