@@ -25,7 +25,7 @@ def test_the_example_is_taken_with_every_line(tmp_path: Path) -> None:
     file = tmp_path / "crosscope.toml"
     file.write_text(written_out.replace('"cuda"', '"cpu"'))
     config = read_config(file, options_of(up))
-    assert {len(config.options), *map(len, config.settings.values())} == {10, 4, 3}
+    assert {len(config.options), *map(len, config.settings.values())} == {11, 4, 3}
     config.check(Installation(tmp_path, "127.0.0.1", 1, None, tmp_path, settings=config.settings).programs())
 
 

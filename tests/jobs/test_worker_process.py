@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from fixtures_waiting import PATIENCE_S, until
 
+from crosscope_proto.ending import WRONG_SETTINGS
 from crosscope_worker.jobs.settings import JobSettings
 from tests.jobs.rig import WORKER, Rig, is_alive, kill
 
@@ -20,7 +21,7 @@ def jobs(**environment: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_missing_setting_is_named() -> None:
     ended = jobs()
-    assert (ended.returncode, ended.stderr) == (1, "CROSSCOPE_WORKER_QUEUE_URL: must be set\n")
+    assert (ended.returncode, ended.stderr) == (WRONG_SETTINGS, "CROSSCOPE_WORKER_QUEUE_URL: must be set\n")
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,7 @@ def test_a_missing_setting_is_named() -> None:
 )
 def test_a_bad_address_is_said(address: str, says: str) -> None:
     ended = jobs(CROSSCOPE_WORKER_QUEUE_URL=address)
-    assert ended.returncode == 1
+    assert ended.returncode == WRONG_SETTINGS
     assert ended.stderr.startswith(f"CROSSCOPE_WORKER_QUEUE_URL: {says}")
     assert len(ended.stderr.splitlines()) == 1
 
@@ -41,7 +42,7 @@ def test_a_bad_address_is_said(address: str, says: str) -> None:
 def test_roots_are_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = {"CROSSCOPE_WORKER_QUEUE_URL": "unix:///q.sock"}
     ended = jobs(**url, CROSSCOPE_WORKER_DATA_ROOTS=f"{tmp_path}{os.pathsep}/nowhere")
-    assert ended.returncode == 1
+    assert ended.returncode == WRONG_SETTINGS
     assert ended.stderr.startswith(
         "CROSSCOPE_WORKER_DATA_ROOTS: /nowhere is not the absolute path of a folder, but is "
     )
