@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 
 from crosscope_proto.v1 import jobs_pb2, jobs_pb2_grpc, system_pb2, system_pb2_grpc
 from crosscope_server import quota
-from crosscope_server.jobs.connections import CALLS, THREADS
+from crosscope_server.jobs.connections import CALLS, THREADS, end_task
 
 pytestmark = pytest.mark.asyncio
 
@@ -118,6 +118,21 @@ async def test_every_call_says_that_the_queue_stalls_and_goes_on_after_it(queued
     assert await queued.submit() != job_id
     watch = queued.jobs.WatchJob(jobs_pb2.WatchJobRequest(id=job_id), timeout=QUITE_LONG_S)
     assert (await watch.read()).job.id == job_id
+
+
+async def test_a_task_that_takes_its_end_for_an_error_of_redis_ends_all_the_same() -> None:
+    """As the janitor's look does whose time is over in the moment in which the server stops."""
+
+    async def for_ever() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(PATIENCE_S)
+        await asyncio.sleep(PATIENCE_S)
+
+    task = asyncio.create_task(for_ever())
+    await asyncio.sleep(0)
+    async with asyncio.timeout(PATIENCE_S / 2):
+        await end_task(task)
+    assert task.cancelled()
 
 
 async def test_every_call_says_that_the_queue_is_gone(queued: Queued) -> None:

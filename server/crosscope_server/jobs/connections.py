@@ -26,6 +26,7 @@ _CALL_S, _JANITOR_S = 1.0, 15.0
 _ANSWER_S = 1.3
 """How long a call waits in all for a queue that stalls."""
 _RETRIES = 3
+_CANCEL_AGAIN_S = 0.2
 _BACKOFF = ExponentialBackoff(cap=0.2, base=0.02)
 
 
@@ -45,6 +46,13 @@ class Connections:
             await client.aclose()
         for client in (self.calls_blocking, self.janitor_blocking):
             client.close()
+
+
+async def end_task(task: asyncio.Task[None]) -> None:
+    """Ends a task that asks Redis for ever, whose client may turn a cancellation into an error of its own."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=_CANCEL_AGAIN_S)
 
 
 def _asking(url: str, most: int, timeout_s: float) -> AsyncRedis:

@@ -21,7 +21,7 @@ from crosscope_proto.v1 import jobs_pb2, jobs_pb2_grpc
 from crosscope_server.callers import calling
 from crosscope_server.errors import Conflict, InvalidRequest, NotFound, Overloaded, Unavailable, Violation
 from crosscope_server.jobs.check import Findings, check
-from crosscope_server.jobs.connections import Connections, queue_needed
+from crosscope_server.jobs.connections import Connections, end_task, queue_needed
 from crosscope_server.jobs.estimate import Target
 from crosscope_server.jobs.expected import expected_seconds
 from crosscope_server.jobs.janitor import Janitor
@@ -84,14 +84,8 @@ async def jobs_service(
         )
         stack.callback(service.close)
         janitor = Janitor(JobRecords(connections.janitor), JobQueue(connections.janitor_blocking))
-        stack.push_async_callback(_end, asyncio.create_task(janitor.run(), name="janitor"))
+        stack.push_async_callback(end_task, asyncio.create_task(janitor.run(), name="janitor"))
         yield service
-
-
-async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
 
 
 class JobsService(jobs_pb2_grpc.JobsServicer):

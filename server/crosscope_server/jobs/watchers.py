@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 
 from crosscope_proto import keys
 from crosscope_server.errors import Overloaded, Unavailable
+from crosscope_server.jobs.connections import end_task
 
 MAX_WATCHERS = 1000
 """Most calls that watch jobs at a time."""
@@ -98,8 +99,7 @@ class Watchers:
     async def close(self) -> None:
         """Stops reading."""
         if self._reader is not None:
-            self._reader.cancel()
-            await asyncio.gather(self._reader, return_exceptions=True)
+            await end_task(self._reader)
 
     async def _read(self) -> None:
         """Reads for as long as anybody watches."""
