@@ -118,6 +118,7 @@ def test_atlas_filters_by_part_and_by_token(stack: Stack, sinks: str, open_page:
     page.keyboard.press("Enter")
     expect(page.get_by_text(f"{both} latents", exact=True)).to_be_visible()
     settle(page)
+    expect(page.locator("tbody tr")).to_have_count(both)
     page.locator("tbody tr").first.click()
     expect(page.get_by_text(f"1 of {both} ·")).to_be_visible()
 

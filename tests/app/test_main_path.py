@@ -334,6 +334,7 @@ def test_a_version_that_is_gone_is_said_and_the_newest_offered(stack: Stack, ope
     first = write_crosscoder(stack.home, "going", 16, created_at=1_500_000_000.0)
     page = open_page(f"{stack.url}/jobs?crosscoder=going")
     expect(page.locator("h1")).to_have_text("Jobs")  # drawn behind the choice of the version
+    settle(page)
     second = write_crosscoder(stack.home, "going", 32, seed=1, created_at=1_500_000_001.0)
     shutil.rmtree(version_folder(stack.home, "going", first.version_id))
     page.locator('[data-testid="stSidebar"]').get_by_role("link", name="Latent", exact=True).click()
