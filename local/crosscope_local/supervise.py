@@ -207,7 +207,7 @@ class Supervisor:
             self._note()
 
     def _lose_standby(self, kept: _Kept, ending: str, now: float) -> None:
-        pause_s = min(_STANDBY_AGAIN_AFTER_S * 2**kept.standby_ends, _STANDBY_LONGEST_S)
+        pause_s = min(_STANDBY_AGAIN_AFTER_S * 2.0 ** min(kept.standby_ends, 16), _STANDBY_LONGEST_S)
         kept.standby_due_at, kept.standby_ends = now + pause_s, kept.standby_ends + 1
         if kept.standby_ends == 1:
             again = f"another is tried after {pause_s:g} s, and ever more rarely if that ends too"
